@@ -1,0 +1,1 @@
+"""Markscheme's SDK."""

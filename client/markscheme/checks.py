@@ -1,0 +1,201 @@
+"""The closed set of declarative checks: forms of a criterion that code can decide, exactly and for free.
+
+This module is the wire shape only; the service decides them in ``markscheme_server.judge.builtin.checks``.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+
+def _without_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain the NUL character")
+    return text
+
+
+Phrase = Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_without_nul)]
+Phrases = Annotated[list[Phrase], Field(min_length=1, max_length=64)]
+Amount = Annotated[int, Field(ge=0, le=1_000_000)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class _Check(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class _Range(_Check):
+    """At least ``min`` and at most ``max``; one of them may be open."""
+
+    min: Amount | None = None
+    max: Amount | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "_Range":
+        if self.min is None and self.max is None:
+            raise ValueError("give min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("min must not be above max")
+        return self
+
+
+class MinWords(_Check):
+    """At least ``value`` words."""
+
+    kind: Literal["min_words"]
+    value: Amount
+
+
+class MaxWords(_Check):
+    """At most ``value`` words."""
+
+    kind: Literal["max_words"]
+    value: Amount
+
+
+class Count(_Range):
+    """How many of something the response has; with ``per_words`` the bounds hold for each so many words."""
+
+    kind: Literal["count"]
+    of: Literal[
+        "sentences", "bullets", "highlights", "placeholders", "capital_words", "commas",
+        "paragraphs", "starred_parts", "responses",
+    ]
+    per_words: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+
+class Occurrences(_Range):
+    """How often ``text`` occurs, case ignored."""
+
+    kind: Literal["occurrences"]
+    text: Phrase
+
+
+class LetterCount(_Range):
+    """How often one letter occurs, case ignored."""
+
+    kind: Literal["letter_count"]
+    letter: Annotated[str, StringConstraints(min_length=1, max_length=1), AfterValidator(_without_nul)]
+
+
+class Contains(_Check):
+    """All (or any) of ``texts`` occur, case ignored."""
+
+    kind: Literal["contains"]
+    texts: Phrases
+    match: Literal["all", "any"] = "all"
+
+
+class Excludes(_Check):
+    """None of ``texts`` occurs as a word or phrase, case ignored."""
+
+    kind: Literal["excludes"]
+    texts: Phrases
+
+
+class Lowercase(_Check):
+    """At least ``share`` of the letters are lower case."""
+
+    kind: Literal["lowercase"]
+    share: Share = 1.0
+
+
+class Uppercase(_Check):
+    """At least ``share`` of the letters are upper case."""
+
+    kind: Literal["uppercase"]
+    share: Share = 1.0
+
+
+class Quoted(_Check):
+    """The whole response is wrapped in double quotation marks."""
+
+    kind: Literal["quoted"]
+
+
+class Title(_Check):
+    """A title stands in double angular brackets: ``<<title>>``."""
+
+    kind: Literal["title"]
+
+
+class JsonValid(_Check):
+    """The whole response is one JSON value, a code fence around it allowed."""
+
+    kind: Literal["json_valid"]
+
+
+class StartsWith(_Check):
+    """The response begins with ``text``, case and white space ignored."""
+
+    kind: Literal["starts_with"]
+    text: Phrase
+
+
+class EndsWith(_Check):
+    """The response ends with ``text``, case and closing quotation marks ignored."""
+
+    kind: Literal["ends_with"]
+    text: Phrase
+
+
+class Postscript(_Check):
+    """A postscript introduced by ``marker`` (P.S. or P.P.S)."""
+
+    kind: Literal["postscript"]
+    marker: Phrase = "P.S."
+
+
+class Sections(_Check):
+    """At least ``min`` sections, each headed by ``marker`` and a number."""
+
+    kind: Literal["sections"]
+    marker: Phrase
+    min: Annotated[int, Field(ge=1, le=1000)]
+
+
+class ParagraphStart(_Check):
+    """Of ``paragraphs`` paragraphs (blank line between), number ``paragraph`` begins with ``word``."""
+
+    kind: Literal["paragraph_start"]
+    paragraphs: Annotated[int, Field(ge=1, le=1000)]
+    paragraph: Annotated[int, Field(ge=1, le=1000)]
+    word: Phrase
+
+
+class OneOf(_Check):
+    """The response contains one of the given options, case counted."""
+
+    kind: Literal["one_of"]
+    options: Phrases
+
+
+class Regex(_Check):
+    """``pattern`` (RE2-like: no back-references, no look-around) is found in the response."""
+
+    kind: Literal["regex"]
+    pattern: Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_without_nul)]
+    ignore_case: bool = False
+
+
+class NotEcho(_Check):
+    """At most ``max_share`` of the response's word triples stand in ``text`` (the prompt)."""
+
+    kind: Literal["not_echo"]
+    text: Annotated[str, StringConstraints(min_length=1, max_length=200_000), AfterValidator(_without_nul)]
+    max_share: Share = 0.5
+
+
+class NoRepetition(_Check):
+    """At most ``max_share`` of the words belong to repeated word triples."""
+
+    kind: Literal["no_repetition"]
+    max_share: Share = 0.3
+
+
+Check = Annotated[
+    MinWords | MaxWords | Count | Occurrences | LetterCount | Contains | Excludes | Lowercase | Uppercase | Quoted
+    | Title | JsonValid | StartsWith | EndsWith | Postscript | Sections | ParagraphStart | OneOf | Regex | NotEcho
+    | NoRepetition,
+    Field(discriminator="kind"),
+]

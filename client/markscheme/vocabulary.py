@@ -1,0 +1,32 @@
+"""The words that travel on the wire and that the service's domain shares: enumerations only.
+
+Standard library only, so that the pure domain of the service may import it.
+"""
+
+from enum import StrEnum
+from typing import Literal, get_args
+
+
+class UnscoredReason(StrEnum):
+    """Why a verdict, and with it a reward, is not known. Never stored as an answer."""
+
+    TIMEOUT = "timeout"
+    RATE_LIMITED = "rate_limited"
+    UNAVAILABLE = "unavailable"
+    PARSE_FAILURE = "parse_failure"
+    OFF_MENU = "off_menu"
+    REFUSED = "refused"
+    CANARY_FAILED = "canary_failed"
+    TOO_LARGE = "too_large"
+    BUDGET = "budget"
+    NO_RUBRIC = "no_rubric"
+
+
+Category = Literal["task_fulfilment", "observable_quality", "general_reasoning"]
+ReusePolicy = Literal["always_new", "if_fresh", "frozen"]
+VerifyMode = Literal["rollout", "group"]
+RubricOrigin = Literal["induced", "imported", "forked"]
+AssignedOrigin = Literal["induced", "reused", "given"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+CATEGORIES: tuple[Category, ...] = get_args(Category)

@@ -1,0 +1,22 @@
+"""A verdict: met, not met, or not known for a stated reason. There is no fourth way."""
+
+from dataclasses import dataclass
+
+from markscheme.vocabulary import UnscoredReason
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement of one criterion for one response. Exactly one of ``met`` and ``reason`` is set."""
+
+    criterion_id: str
+    met: bool | None
+    reason: UnscoredReason | None = None
+    evidence: str | None = None
+    cached: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.met is None) == (self.reason is None):
+            raise ValueError("a verdict is met, not met, or unscored with a reason")
+        if self.met is not None and not isinstance(self.met, bool):
+            raise TypeError("met must be a boolean")

@@ -1,0 +1,113 @@
+"""What a judge is to the rest of the service: two roles, and failures that carry a reason.
+
+``openai`` asks a model, ``builtin`` reads rules; grading cannot tell them apart.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from markscheme.vocabulary import UnscoredReason, VerifyMode
+from markscheme_server.domain.fingerprint import ChatMessage
+from markscheme_server.domain.rubric import Criterion
+
+
+class JudgeFailure(Exception):
+    """The judge gave no usable answer. ``reason`` travels to the reward's place; never a number.
+
+    The message is for people and holds no prompt, rollout or key.
+    """
+
+    def __init__(self, reason: UnscoredReason, message: str, usage: "JudgeUsage | None" = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.usage = usage or JudgeUsage()
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeUsage:
+    """What a piece of judging cost."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "JudgeUsage") -> "JudgeUsage":
+        return JudgeUsage(self.calls + other.calls, self.prompt_tokens + other.prompt_tokens,
+                          self.completion_tokens + other.completion_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response to be contrasted or judged. ``truncated``: it hit the token limit."""
+
+    text: str
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InductionTask:
+    """Everything the rubricator sees."""
+
+    prompt: tuple[ChatMessage, ...]
+    teacher_responses: tuple[str, ...]
+    student_responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Induction:
+    """What the rubricator made; ids are c1, c2, … in order."""
+
+    criteria: tuple[Criterion, ...]
+    usage: JudgeUsage = field(default_factory=JudgeUsage)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyTask:
+    """One judge call: the criteria to decide for one response, or for a blinded pool (group mode)."""
+
+    prompt: tuple[ChatMessage, ...]
+    criteria: tuple[Criterion, ...]
+    responses: tuple[str, ...]
+    verify: VerifyMode = "rollout"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Met or not, with the words that show it where the judge gave them."""
+
+    met: bool
+    evidence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Per response, in the order asked, the decision by criterion id. A failure is raised, not returned."""
+
+    decisions: tuple[Mapping[str, Decision], ...]
+    usage: JudgeUsage = field(default_factory=JudgeUsage)
+
+
+class Judge(Protocol):
+    """A named model endpoint, or the rules that stand in for one."""
+
+    @property
+    def rubricator_identity(self) -> str:
+        """Model, revision, sampling and template of the inducing role: part of an induction's address."""
+
+    @property
+    def verifier_identity(self) -> str:
+        """The same for the verifying role: part of every verdict's address."""
+
+    @property
+    def template(self) -> str:
+        """The version of the rubricator's template, for provenance."""
+
+    async def induce(self, task: InductionTask) -> Induction:
+        """Make a rubric. Raises :class:`JudgeFailure`."""
+
+    async def verify(self, task: VerifyTask) -> Verification:
+        """Decide every criterion for every response. Raises :class:`JudgeFailure`."""
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
