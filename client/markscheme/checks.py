@@ -18,6 +18,11 @@ Phrase = Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterV
 Phrases = Annotated[list[Phrase], Field(min_length=1, max_length=64)]
 Amount = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
+LanguageCode = Literal[
+    "ar", "bg", "bn", "de", "el", "en", "es", "fa", "fi", "fr", "gu", "he", "hi", "it", "ja", "kn", "ko", "ml", "mr",
+    "ne", "nl", "pa", "pl", "pt", "ru", "sv", "sw", "ta", "te", "th", "tr", "uk", "ur", "vi", "zh",
+]
+"""ISO 639-1."""
 
 
 class _Check(BaseModel):
@@ -126,7 +131,7 @@ class JsonValid(_Check):
 
 
 class StartsWith(_Check):
-    """The response begins with ``text``, case and white space ignored."""
+    """The response begins with ``text``, case and white space around it ignored."""
 
     kind: Literal["starts_with"]
     text: Phrase
@@ -170,8 +175,15 @@ class OneOf(_Check):
     options: Phrases
 
 
+class Language(_Check):
+    """Most words of the response are in one language, told by script and by common words."""
+
+    kind: Literal["language"]
+    language: LanguageCode
+
+
 class Regex(_Check):
-    """``pattern`` (RE2-like: no back-references, no look-around) is found in the response."""
+    """``pattern`` (RE2: no back-references, no look-around) is found in the response's first 100,000 characters."""
 
     kind: Literal["regex"]
     pattern: Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_without_nul)]
@@ -179,7 +191,7 @@ class Regex(_Check):
 
 
 class NotEcho(_Check):
-    """At most ``max_share`` of the response's word triples stand in ``text`` (the prompt)."""
+    """At most ``max_share`` of the response's word triples stand in ``text`` (the prompt); an empty one echoes nothing."""
 
     kind: Literal["not_echo"]
     text: Annotated[str, StringConstraints(min_length=1, max_length=200_000), AfterValidator(_without_nul)]
@@ -187,15 +199,30 @@ class NotEcho(_Check):
 
 
 class NoRepetition(_Check):
-    """At most ``max_share`` of the words belong to repeated word triples."""
+    """At most ``max_share`` of the words repeat a word triple that came before."""
 
     kind: Literal["no_repetition"]
     max_share: Share = 0.3
 
 
+SimpleCheck = Annotated[
+    MinWords | MaxWords | Count | Occurrences | LetterCount | Contains | Excludes | Lowercase | Uppercase | Quoted
+    | Title | JsonValid | StartsWith | EndsWith | Postscript | Sections | ParagraphStart | OneOf | Language | Regex
+    | NotEcho | NoRepetition,
+    Field(discriminator="kind"),
+]
+
+
+class AllOf(_Check):
+    """Every member holds: one thing asked, together with what makes a response worth looking at."""
+
+    kind: Literal["all_of"]
+    checks: Annotated[list[SimpleCheck], Field(min_length=1, max_length=16)]
+
+
 Check = Annotated[
     MinWords | MaxWords | Count | Occurrences | LetterCount | Contains | Excludes | Lowercase | Uppercase | Quoted
-    | Title | JsonValid | StartsWith | EndsWith | Postscript | Sections | ParagraphStart | OneOf | Regex | NotEcho
-    | NoRepetition,
+    | Title | JsonValid | StartsWith | EndsWith | Postscript | Sections | ParagraphStart | OneOf | Language | Regex
+    | NotEcho | NoRepetition | AllOf,
     Field(discriminator="kind"),
 ]

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from markscheme.vocabulary import Category
+from markscheme.vocabulary import Category, RubricOrigin
 
 Check = Mapping[str, Any]
 """A declarative check as on the wire: ``kind`` and its arguments (``markscheme.checks`` has the closed set)."""
@@ -48,3 +49,21 @@ def validate_criteria(criteria: tuple[Criterion, ...]) -> None:
 def maximum_score(criteria: tuple[Criterion, ...]) -> int:
     """The most points a response can earn: W = sum of the positive points."""
     return sum(c.points for c in criteria if c.points > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Rubric:
+    """A stored rubric. Immutable: a change is a new version with this one as its parent."""
+
+    id: str
+    team: str
+    prompt_key: str
+    prompt: tuple[Mapping[str, str], ...]
+    version: int
+    parent_id: str | None
+    content_hash: str
+    criteria: tuple[Criterion, ...]
+    origin: RubricOrigin
+    tags: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    created_at: datetime

@@ -1,0 +1,89 @@
+"""The commands ``markscheme train`` and ``markscheme demo``: arguments in, exit codes out.
+
+Torch is imported inside the commands, so that ``markscheme --help`` stays quick.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from markscheme.client import Client
+from markscheme.errors import MarkschemeError
+from rich.console import Console
+
+from markscheme_train.errors import TrainError
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file; its keys are TrainConfig's fields.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value pairs that beat the file.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+) -> None:
+    """Train a causal language model on rubric rewards from a running service."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from markscheme_train.config import load_config
+    from markscheme_train.live import LiveTable
+    from markscheme_train.training import quieten
+    from markscheme_train.training import train as run
+
+    console = Console()
+    quieten()
+    try:
+        settings = load_config(config, overrides or [])
+        client = Client(settings.markscheme_url, api_key=os.environ.get("MARKSCHEME_API_KEY"))
+        try:
+            with LiveTable(console, title="training") as live:
+                output = run(settings, client, resume=resume, on_record=live.show)
+        finally:
+            client.close()
+    except (TrainError, MarkschemeError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped before the step was finished; go on from the last checkpoint with --resume", INTERRUPTED)
+    console.print(f"model, checkpoints and steps.jsonl: {output}", markup=False)
+
+
+def demo(
+    room: Annotated[Path, typer.Option(help="Where the model, the service's data and the report go.")] = Path("build"),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of training and of evaluation.")] = 0,
+) -> None:
+    """Train SmolLM2-135M on IFEval prompts with rubric rewards, on this machine's processor, and report."""
+    _stay_offline()
+    from markscheme_train.demo.run import DemoSettings, run_demo
+
+    try:
+        run_demo(DemoSettings(room=room, steps=steps, seed=seed), Console())
+    except (TrainError, MarkschemeError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped; nothing was left running", INTERRUPTED)
+
+
+def control(
+    room: Annotated[Path, typer.Option(help="Where the model and the service's data go.")] = Path("build"),
+    results: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("benchmarks/results"),
+    seeds: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 3,
+) -> None:
+    """Run the demo's training with true and with shuffled rewards, paired, over several seeds (`demo-control`)."""
+    _stay_offline()
+    from markscheme_train.demo.control import run_control
+
+    try:
+        run_control(room, results, seeds=seeds, console=Console())
+    except (TrainError, MarkschemeError) as error:
+        _fail(str(error))
+
+
+def _stay_offline() -> None:
+    """Everything the demo needs is on disk once pip has fetched the model; Hugging Face's hub is never asked."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _fail(message: str, code: int = FAILED) -> None:
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False)
+    raise typer.Exit(code)

@@ -1,0 +1,141 @@
+"""The configuration of a training run: one dataclass, whose field names are the keys of the YAML file.
+
+It adds to TRL's ``GRPOConfig`` what a rubric run needs. The API key is no part of it: it is read from
+``MARKSCHEME_API_KEY`` and so is never written beside a checkpoint.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from markscheme.vocabulary import ReusePolicy, VerifyMode
+from trl import GRPOConfig
+
+from markscheme_train.errors import ConfigError
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "ropd": {
+        # ROPD (arXiv 2605.07396) as its authors released it: advantage r - mean(r) without division by the
+        # deviation, asymmetric clip with a dual clip, one token mean over the whole batch, no KL term.
+        "scale_rewards": "none",
+        "epsilon": 0.2,
+        "epsilon_high": 0.28,
+        "delta": 3.0,
+        "loss_type": "dapo",
+        "beta": 0.0,
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "temperature": 1.0,
+        "num_generations": 8,
+        "num_iterations": 1,
+        "disable_dropout": True,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_max": 2.0,
+    },
+}
+"""What a preset sets; any key given in the YAML file or on the command line beats it."""
+
+
+@dataclass
+class TrainConfig(GRPOConfig):  # type: ignore[misc]
+    """TRL's settings for one run, and where its model, its prompts and its marks come from."""
+
+    model: str = field(default="", metadata={"help": "A Hugging Face model: a directory or a hub name."})
+    data: str = field(default="", metadata={"help": "JSONL with `prompt` and optional `teacher_responses`."})
+    preset: Literal["ropd"] = field(default="ropd", metadata={"help": "Where unset keys take their values from."})
+    markscheme_url: str = field(default="http://127.0.0.1:8000", metadata={"help": "The rubric service."})
+    reuse: ReusePolicy = field(default="if_fresh", metadata={"help": "Which rubrics may be used again."})
+    verify: VerifyMode = field(default="rollout", metadata={"help": "One response a judge call, or a pool."})
+    run_id: str = field(default="", metadata={"help": "The run's name at the service; default: made up."})
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The configuration in a YAML file with ``key=value`` overrides on top. Raises :class:`ConfigError`."""
+    try:
+        given = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path} must hold keys and values, such as `model: …`")
+    return build_config({**given, **parse_overrides(overrides)})
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """``["learning_rate=1e-5"]`` as a mapping; values are read as YAML."""
+    pairs = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"`{override}` is not of the form key=value")
+        pairs[key.strip()] = yaml.safe_load(value)
+    return pairs
+
+
+def build_config(given: Mapping[str, Any]) -> TrainConfig:
+    """A checked configuration: defaults, under the preset's values, under what was given.
+
+    Unknown keys, missing ones and values of the wrong type raise :class:`ConfigError`.
+    """
+    hints = typing.get_type_hints(TrainConfig)
+    known = {f.name for f in dataclasses.fields(TrainConfig) if f.init}
+    for key in given:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.5)
+            raise ConfigError(f"unknown key `{key}`" + (f"; did you mean `{nearest[0]}`?" if nearest else ""))
+    for key in ("model", "data"):
+        if not given.get(key):
+            raise ConfigError(f"`{key}` is missing")
+    values = {key: _typed(key, value, hints[key]) for key, value in given.items()}
+    preset = values.get("preset", "ropd")
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset `{preset}`; there is {', '.join(PRESETS)}")
+    if "gradient_checkpointing" in values:
+        values.setdefault("activation_checkpointing", values.pop("gradient_checkpointing"))
+    # TRL turns both on unless told otherwise; they trade a GPU's memory for time that a CPU has not got.
+    gpu = torch.cuda.is_available()
+    local: dict[str, Any] = {"report_to": "none", "bf16": gpu, "activation_checkpointing": gpu}
+    try:
+        return TrainConfig(**{**local, **PRESETS[preset], **values})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """``value`` as the field's type wants it. YAML reads ``1e-5`` as text and ``2`` as int; a float may be either."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = typing.get_args(hint) if union else (hint,)
+    if value is None:
+        if type(None) in options:
+            return None
+        raise ConfigError(f"`{key}` must not be empty")
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return value
+            raise ConfigError(f"`{key}` must be one of {', '.join(map(str, typing.get_args(option)))}, not `{value}`")
+    if isinstance(value, bool):
+        fits = bool in options
+    elif isinstance(value, int) and float in options and int not in options:
+        return float(value)
+    elif isinstance(value, str) and str not in options and float in options:
+        try:
+            return float(value)
+        except ValueError:
+            fits = False
+    else:
+        plain = tuple(o for o in options if isinstance(o, type) and o in (int, float, str, bool))
+        fits = len(plain) < len([o for o in options if o is not type(None)]) or isinstance(value, plain)
+    if not fits:
+        raise ConfigError(f"`{key}` does not take `{value}` ({type(value).__name__})")
+    return value

@@ -1,0 +1,49 @@
+"""The demo's prompts: a small selection of IFEval with GPT-4's responses, split before anything is trained.
+
+``data/ifeval.jsonl`` holds every prompt of the source below 40 words whose one verifiable instruction is of the
+three kinds in ``KINDS`` (``data/README.md`` has origin and licence). The ten that are trained on are listed;
+the held-out ones follow from the others' ids alone.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+KINDS = {
+    "punctuation:no_comma": "no commas",
+    "keywords:forbidden_words": "forbidden words",
+    "detectable_format:constrained_response": "one of the given phrases",
+}
+TRAINED = ("ifeval-1162", "ifeval-3615", "ifeval-3323", "ifeval-2324", "ifeval-2311",
+           "ifeval-1629", "ifeval-3595", "ifeval-3749", "ifeval-3757", "ifeval-3755")
+HELD_OUT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPrompt:
+    """A prompt, the teacher's responses, and the verifiable instructions (for evaluation only)."""
+
+    id: str
+    prompt: str
+    teacher_responses: list[str]
+    instruction_id_list: list[str]
+    kwargs: list[dict[str, Any]]
+
+    @property
+    def kind(self) -> str:
+        return KINDS[self.instruction_id_list[0]]
+
+
+def load_prompts() -> tuple[list[DemoPrompt], list[DemoPrompt]]:
+    """The prompts to train on and the held-out ones."""
+    lines = files("markscheme_train.demo").joinpath("data/ifeval.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = {row["id"]: DemoPrompt(**row) for row in map(json.loads, lines)}
+    others = [prompt for prompt in prompts.values() if prompt.id not in TRAINED]
+    return [prompts[name] for name in TRAINED], sorted(others, key=held_out_order)[:HELD_OUT]
+
+
+def held_out_order(prompt: DemoPrompt) -> str:
+    """The rule: the sha256 of ``heldout:<id>``; the first ``HELD_OUT`` in this order are held out."""
+    return hashlib.sha256(f"heldout:{prompt.id}".encode()).hexdigest()

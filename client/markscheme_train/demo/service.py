@@ -1,0 +1,63 @@
+"""The rubric service as a child process of the demo: SQLite, in-process cache, builtin judge, a free port."""
+
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from markscheme_train.errors import TrainError
+
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 10
+_LISTENING = re.compile(r"listening on (http://\S+)")
+
+
+@contextmanager
+def running_service(home: Path) -> Iterator[str]:
+    """Start the service with its data under ``home``, yield its URL, and end it whatever happens.
+
+    Keys and settings in this environment are kept from it: the demo neither needs nor spends them.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "MARKSCHEME_"))}
+    environment |= {"MARKSCHEME_JUDGE": "builtin", "MARKSCHEME_HOME": str(home.resolve())}
+    log = home / "service.log"
+    with log.open("wb") as errors:
+        process = subprocess.Popen([str(Path(sys.executable).with_name("markscheme")), "serve", "--port", "0"],
+                                   env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            yield _wait_for_url(process, log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_for_url(process: "subprocess.Popen[str]", log: Path) -> str:
+    assert process.stdout is not None
+    found: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=_read_url, args=(process.stdout, found), daemon=True).start()
+    try:
+        url = found.get(timeout=START_TIMEOUT_S)
+    except queue.Empty:
+        url = None
+    if url is None:
+        raise TrainError(f"the rubric service did not start; its log is {log}")
+    return url
+
+
+def _read_url(output: IO[str], found: "queue.Queue[str | None]") -> None:
+    """Report the URL, then keep reading so that the service never waits for a full pipe."""
+    for line in output:
+        if match := _LISTENING.search(line):
+            found.put(match[1])
+    found.put(None)

@@ -1,0 +1,23 @@
+"""What stops a training run before or between steps, in words the person at the terminal can act on.
+
+TrainError
+├── ConfigError      the YAML file or an override is wrong
+├── DataError        the JSONL data is wrong; names the line
+└── ModelError       the model cannot be loaded
+"""
+
+
+class TrainError(Exception):
+    """The run cannot go on; the message says what to do."""
+
+
+class ConfigError(TrainError):
+    """A key or a value of the configuration is not usable."""
+
+
+class DataError(TrainError):
+    """The data file is not usable; the message names the line."""
+
+
+class ModelError(TrainError):
+    """The model or its tokenizer cannot be loaded."""

@@ -1,0 +1,31 @@
+"""Completion logits with each distinct prompt read once: on a CPU the update's main cost.
+
+The rollouts of a group share their prompt. One pass over the distinct prompts fills a key-value cache, whose
+rows are then handed to the completions; gradients flow back through both. Exact up to rounding, and for models
+with plain full attention only.
+"""
+
+from typing import Any
+
+import torch
+
+
+def can_share(model: Any) -> bool:
+    """Whether ``model`` keeps an ordinary key-value cache that rows can be copied from."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    return kinds == {"full_attention"} and not getattr(model, "is_activation_checkpointing", False)
+
+
+def shared_prompt_logits(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor,
+                         completion_length: int) -> torch.Tensor:
+    """Logits [B, C, V] that predict the last C tokens of ``input_ids`` [B, P + C], prompts padded on the left."""
+    width = input_ids.shape[1] - completion_length
+    keys = torch.cat([input_ids[:, :width], attention_mask[:, :width].to(input_ids.dtype)], dim=1)
+    distinct, place = torch.unique(keys, dim=0, return_inverse=True)
+    prompts = model(input_ids=distinct[:, :width], attention_mask=distinct[:, width:], use_cache=True,
+                    logits_to_keep=1)
+    cache = prompts.past_key_values
+    cache.batch_select_indices(place)
+    completions = model(input_ids=input_ids[:, width:-1], attention_mask=attention_mask[:, :-1],
+                        past_key_values=cache, use_cache=True)
+    return torch.cat([prompts.logits[place], completions.logits], dim=1)

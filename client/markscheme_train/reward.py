@@ -1,0 +1,181 @@
+"""``RubricReward``: a TRL reward function whose marks come from a Markscheme service.
+
+It groups, asks and reports; it does not judge. A rollout the service could not score gets ``None``, never a
+number. No torch here: the class also serves trainers other than ours.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from markscheme.schema import Group, GroupScore, Message, Rollout, Run, ScoreBatch
+from markscheme.vocabulary import ReusePolicy, VerifyMode
+
+PromptRow = str | list[dict[str, Any]]
+"""A prompt as TRL passes it: text, or chat messages."""
+
+
+class Scorer(Protocol):
+    """The part of ``markscheme.Client`` that a reward needs."""
+
+    def score(self, groups: Sequence[Group], *, reuse: ReusePolicy = ..., verify: VerifyMode = ...,
+              score_teachers: bool = ..., run: Run | None = ...) -> ScoreBatch:
+        """Score a whole batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class CriterionRate:
+    """How many of a group's scored rollouts met one criterion."""
+
+    group: str
+    rubric: str
+    criterion: str
+    text: str
+    category: str
+    points: int
+    met: int
+    judged: int
+
+
+@dataclass(frozen=True, slots=True)
+class RewardReport:
+    """What one call to the service said, for logs and the live table. Holds no prompt and no rollout."""
+
+    step: int
+    rewards: list[float | None]
+    reasons: dict[str, int]
+    origins: dict[str, int]
+    criteria: list[CriterionRate]
+    seconds: float
+
+    @property
+    def unscored(self) -> int:
+        return sum(reward is None for reward in self.rewards)
+
+
+class RubricReward:
+    """Scores each group of ``num_generations`` rollouts of one prompt occurrence with that prompt's rubric.
+
+    Groups are told apart by place, never by the prompt's text: TRL keeps the rows of an occurrence together,
+    so row i belongs to group i // G. ``eos_token_ids`` tell a rollout that ended from one cut off; without
+    them none is marked as cut off. ``rank`` keeps the group ids of several processes apart.
+    """
+
+    __name__ = "rubric"
+
+    def __init__(self, client: Scorer, *, num_generations: int, run_id: str, reuse: ReusePolicy = "if_fresh",
+                 verify: VerifyMode = "rollout", eos_token_ids: Sequence[int] = (), rank: int = 0) -> None:
+        self.client = client
+        self.num_generations = num_generations
+        self.run_id = run_id
+        self.reuse: ReusePolicy = reuse
+        self.verify: VerifyMode = verify
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.rank = rank
+        self.last: RewardReport | None = None
+        self._call = (-1, 0)
+
+    def __call__(self, *, prompts: Sequence[PromptRow], completions: Sequence[PromptRow],
+                 completion_ids: Sequence[Sequence[int]], trainer_state: Any,
+                 log_metric: Callable[[str, float], None] | None = None,
+                 teacher_responses: Sequence[list[str] | None] | None = None,
+                 **_columns: Any) -> list[float | None]:
+        """One reward or ``None`` per row, in the order of the rows.
+
+        Raises :class:`ValueError` when the rows are not whole groups, and the SDK's errors when the service
+        itself cannot be reached or refuses the request: a run that gets no marks at all should stop.
+        """
+        step = int(trainer_state.global_step)
+        groups = self._groups(step, prompts, completions, completion_ids, teacher_responses)
+        started = time.perf_counter()
+        batch = self.client.score(groups, reuse=self.reuse, verify=self.verify, run=Run(id=self.run_id, step=step))
+        seconds = time.perf_counter() - started
+        rewards = _rewards_in_order(groups, batch)
+        self.last = RewardReport(step=step, rewards=rewards, reasons=_reasons(batch), origins=_origins(batch),
+                                 criteria=[rate for group in batch.groups for rate in _criterion_rates(group)],
+                                 seconds=seconds)
+        if log_metric is not None:
+            _log(self.last, log_metric)
+        return rewards
+
+    def _groups(self, step: int, prompts: Sequence[PromptRow], completions: Sequence[PromptRow],
+                completion_ids: Sequence[Sequence[int]],
+                teacher_responses: Sequence[list[str] | None] | None) -> list[Group]:
+        size = self.num_generations
+        if len(prompts) % size:
+            raise ValueError(f"{len(prompts)} rows are not whole groups of {size}: make the rows of each process "
+                             f"(per_device_train_batch_size x steps_per_generation) a multiple of num_generations")
+        # A step may generate more than once (fewer steps per generation than accumulation steps): the count
+        # keeps their group ids apart, and starts anew with each step so that a resumed run repeats them.
+        self._call = (step, self._call[1] + 1 if self._call[0] == step else 0)
+        groups = []
+        for start in range(0, len(prompts), size):
+            if any(prompts[i] != prompts[start] for i in range(start, start + size)):
+                raise ValueError(f"rows {start} to {start + size - 1} are not of one prompt; RubricReward needs the "
+                                 f"{size} rollouts of a prompt side by side")
+            teachers = teacher_responses[start] if teacher_responses is not None else None
+            rollouts = [Rollout(id=f"r{i - start}", text=_completion_text(completions[i]),
+                                truncated=self._truncated(completion_ids[i])) for i in range(start, start + size)]
+            groups.append(Group(id=f"s{step}-c{self._call[1]}-k{self.rank}-p{start // size}",
+                                prompt=_wire_prompt(prompts[start]), teacher_responses=teachers, rollouts=rollouts))
+        return groups
+
+    def _truncated(self, ids: Sequence[int]) -> bool:
+        return bool(self.eos_token_ids) and (not ids or ids[-1] not in self.eos_token_ids)
+
+
+def _completion_text(completion: PromptRow) -> str:
+    if isinstance(completion, str):
+        return completion
+    return "".join(message["content"] for message in completion if message["role"] == "assistant")
+
+
+def _wire_prompt(prompt: PromptRow) -> str | list[Message]:
+    if isinstance(prompt, str):
+        return prompt
+    return [Message(role=message["role"], content=message["content"]) for message in prompt]
+
+
+def _rewards_in_order(groups: Sequence[Group], batch: ScoreBatch) -> list[float | None]:
+    """Rewards by id, not by place, so that an answer in another order cannot be credited to a neighbour."""
+    answered = {(group.id, rollout.id): rollout.reward for group in batch.groups for rollout in group.rollouts}
+    return [answered[group.id, rollout.id] for group in groups for rollout in group.rollouts]
+
+
+def _reasons(batch: ScoreBatch) -> dict[str, int]:
+    return dict(Counter(rollout.reason.value for group in batch.groups for rollout in group.rollouts
+                        if rollout.reason is not None))
+
+
+def _origins(batch: ScoreBatch) -> dict[str, int]:
+    return dict(Counter(group.rubric.origin if group.rubric else "none" for group in batch.groups))
+
+
+def _criterion_rates(group: GroupScore) -> list[CriterionRate]:
+    if group.rubric is None:
+        return []
+    rates = []
+    for criterion in group.rubric.criteria:
+        verdicts = [verdict.met for rollout in group.rollouts for verdict in rollout.verdicts
+                    if verdict.criterion_id == criterion.id and verdict.met is not None]
+        rates.append(CriterionRate(group=group.id, rubric=group.rubric.id, criterion=criterion.id or "",
+                                   text=criterion.text, category=criterion.category, points=criterion.points,
+                                   met=sum(verdicts), judged=len(verdicts)))
+    return rates
+
+
+def _log(report: RewardReport, log_metric: Callable[[str, float], None]) -> None:
+    log_metric("rubric/unscored_rate", report.unscored / len(report.rewards))
+    log_metric("rubric/wait_s", report.seconds)
+    for origin in ("induced", "reused", "given", "none"):
+        log_metric(f"rubric/origin_{origin}", report.origins.get(origin, 0) / max(1, sum(report.origins.values())))
+    judged: Counter[str] = Counter()
+    met: Counter[str] = Counter()
+    for rate in report.criteria:
+        judged[rate.category] += rate.judged
+        met[rate.category] += rate.met
+    for category in sorted(judged):
+        if judged[category]:
+            log_metric(f"rubric/met_{category}", met[category] / judged[category])

@@ -1,0 +1,140 @@
+"""One training run from its configuration: load, train, save; stop gracefully and go on later."""
+
+import os
+import secrets
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from markscheme.errors import MarkschemeError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from markscheme_train.config import TrainConfig
+from markscheme_train.data import Example, as_dataset, read_examples
+from markscheme_train.errors import ConfigError, ModelError, TrainError
+from markscheme_train.reward import RubricReward, Scorer
+from markscheme_train.steps import StepRecord, StepRecorder
+from markscheme_train.trainer import MarkschemeTrainer
+
+RUN_ID_FILE = "run_id"
+STEPS_FILE = "steps.jsonl"
+
+
+def quieten() -> None:
+    """Leave the terminal to our own view: no progress bars for loading, no warnings about TRL's own code."""
+    disable_progress_bar()
+    set_verbosity_error()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+
+def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Callable[[StepRecord], None]) -> Path:
+    """Train as configured and return the directory of the finished model.
+
+    ``resume`` goes on from the last checkpoint under ``output_dir``. Raises :class:`TrainError`; when the
+    service is lost in mid-run what was learnt so far is saved first.
+    """
+    output = Path(config.output_dir)
+    checkpoint = get_last_checkpoint(str(output)) if resume and output.is_dir() else None
+    if resume and checkpoint is None:
+        raise ConfigError(f"nothing to resume: there is no checkpoint under {output}")
+    examples = read_examples(Path(config.data))
+    model, tokenizer = load_model(config)
+    reward = RubricReward(client, num_generations=config.num_generations,
+                          run_id=run_id_of(config, output, resume=resume), reuse=config.reuse, verify=config.verify,
+                          eos_token_ids=eos_token_ids(model, tokenizer), rank=int(os.environ.get("RANK", "0")))
+    trainer = build_trainer(config, model, tokenizer, examples, reward)
+    trainer.add_callback(StopOnInterrupt())
+    trainer.add_callback(StepRecorder(trainer, output / STEPS_FILE, on_record))
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except MarkschemeError as error:
+        saved = save_checkpoint(trainer)
+        raise TrainError(f"the rubric service failed: {error}\n"
+                         + (f"Saved {saved}; go on with --resume." if saved else "No step was finished.")) from error
+    trainer.save_model(str(output))
+    return output
+
+
+def build_trainer(config: TrainConfig, model: Any, tokenizer: Any, examples: list[Example],
+                  reward: RubricReward) -> MarkschemeTrainer:
+    """A trainer that reports through callbacks only: the printers that transformers adds are taken off."""
+    dataset = as_dataset(examples, chat=tokenizer.chat_template is not None)
+    per_batch = config.generation_batch_size // config.num_generations
+    if len(dataset) < per_batch:
+        raise ConfigError(f"{config.data} has {len(dataset)} prompts, fewer than the {per_batch} of one batch")
+    trainer = MarkschemeTrainer(model, reward, config, train_dataset=dataset, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+def load_model(config: TrainConfig) -> tuple[Any, Any]:
+    """The model in full precision (bf16 on a GPU that trains in it) and its tokenizer, or :class:`ModelError`."""
+    options = {"dtype": torch.float32, **(config.model_init_kwargs or {})}
+    config.model_init_kwargs = None
+    try:
+        return (AutoModelForCausalLM.from_pretrained(config.model, **options),
+                AutoTokenizer.from_pretrained(config.model))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the model `{config.model}`: {str(error).splitlines()[0]}") from error
+
+
+def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends a response, the model's own and the tokenizer's."""
+    declared = model.generation_config.eos_token_id
+    declared = [declared] if isinstance(declared, int) else list(declared or [])
+    return sorted({*declared, tokenizer.eos_token_id} - {None})
+
+
+def run_id_of(config: TrainConfig, output: Path, *, resume: bool) -> str:
+    """The run's name at the service: as configured, or made up once and kept beside the checkpoints.
+
+    A fresh run must not take an earlier one's name, or it would be given that one's rubrics; a resumed run must.
+    """
+    file = output / RUN_ID_FILE
+    if config.run_id:
+        return config.run_id
+    if resume and file.is_file():
+        return file.read_text().strip()
+    output.mkdir(parents=True, exist_ok=True)
+    run_id = f"{output.name}-{secrets.token_hex(4)}"
+    file.write_text(run_id + "\n")
+    return run_id
+
+
+def save_checkpoint(trainer: MarkschemeTrainer) -> Path | None:
+    """Save the state after the last finished step; ``None`` when there is none."""
+    step = trainer.state.global_step
+    if step == 0:
+        return None
+    trainer._save_checkpoint(trainer.model, trial=None)
+    return Path(trainer.args.output_dir) / f"checkpoint-{step}"
+
+
+class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
+    """Ctrl-C ends the run after the step under way, with a checkpoint; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._before = signal.signal(signal.SIGINT, self._ask)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.asked:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,193 @@
+"""Reading amounts from a prompt: words, sentences, bullets, highlights, placeholders, parts, sections, paragraphs."""
+
+import re
+from collections.abc import Iterator
+
+from markscheme_server.judge.builtin.candidate import Candidate, bounded
+from markscheme_server.judge.builtin.numbers import QUANTITY, Bounds, read_bounds
+from markscheme_server.judge.builtin.prompt import PromptText, Sentence
+
+_FILLER = r"[\s-]+(?:(?!words?\b|sentences?\b|times?\b)[a-z'-]+\s+){0,2}?"
+_CAPITALS = r"(?:all[- ])?(?:caps\b|capitals?\b(?: letters)?|upper-?case)|(?:fully )?capitali[sz]ed"
+
+
+def _amount(unit: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w.¤$€£])(?:{QUANTITY}){_FILLER}(?P<unit>{unit})", re.IGNORECASE)
+
+
+_WORDS = _amount(r"words?\b(?![^.]{0,24}(?:capital|caps\b|upper))")
+_SENTENCES = _amount(r"sentences?\b")
+_BULLETS = _amount(r"bullet(?:ed)?[- ]?(?:points?|items?|lists?)?s?\b")
+_BULLETED = re.compile(rf"bullet(?:ed)?[- ]?(?:points? )?lists? (?:of|with|containing|that has) (?:{QUANTITY})\s", re.I)
+_PLACEHOLDERS = _amount(r"place-?holders?\b|blanks?\b|(?:fill-in )?fields?\b|slots?\b|gaps?\b")
+_HIGHLIGHTED = _amount(r"(?:sections?|phrases?|passages?|parts?|words?|sentences?|texts?|pieces?|areas?|highlights?|"
+                       r"titles?|points?|lines?|spans?|items?|ideas?)\b")
+_HIGHLIGHT_CUE = re.compile(r"highlight|italic|emphasi[sz]|\bbold|\*[\w][^*\n]*\*", re.IGNORECASE)
+_CAPITAL_WORDS = re.compile(
+    rf"\bwords?\b[^.]{{0,40}}(?:{_CAPITALS})|(?:{_CAPITALS})[- ](?:\w+ )?words?\b", re.IGNORECASE)
+_ANY_AMOUNT = re.compile(rf"(?<![\w.¤])(?:{QUANTITY})(?:[\s-]+(?:[a-z-]+\s+){{0,2}}?(?P<unit>times?|words?)\b|"
+                         r"(?=[\s.,]|$))", re.IGNORECASE)
+_TIMES = re.compile(rf"(?<![\w.¤])(?:{QUANTITY})[\s-]+(?:[a-z-]+\s+){{0,2}}?(?:times?|words?)\b", re.IGNORECASE)
+_PARTS = _amount(r"(?:paragraphs?|parts?|sections?|stanzas?|verses?|versions?|pieces?|snippets?|segments?)\b")
+_PARAGRAPHS = _amount(r"paragraphs?\b")
+_DIVIDER = re.compile(r"separat|divid|divis|between|split|delimit|linebreak|a line", re.IGNORECASE)
+_THREE_STARS = re.compile(r"(?<!\*)\*\*\*(?!\*)|\b(?:3|three) (?:asterisks?|asterix|aster?isk|stars?)\b", re.IGNORECASE)
+_SIX_STARS = re.compile(r"(?<!\*)\*{6}(?!\*)|\b(?:6|six) (?:asterisks?|stars?)\b", re.IGNORECASE)
+_NUMBERED = re.compile(
+    r"(?P<marker>[A-Za-z]{3,20}) ?(?:(?:X|x|N|n|#|i)\b(?![.'])|\[?[Xx1]\]?(?=[\s\"',.:;)]|$))", re.ASCII)
+_SECTIONS = _amount(r"(?:sections?|chapters?|parts?|paragraphs?|days?|scenes?|acts?|steps?|rounds?|verses?|stanzas?|"
+                    r"segments?|episodes?|lessons?|units?|volumes?)\b")
+_ORDINALS = {word: place for place, words in enumerate(
+    ("first 1st one", "second 2nd two", "third 3rd three", "fourth 4th four", "fifth 5th five", "sixth 6th six",
+     "seventh 7th seven", "eighth 8th eight", "ninth 9th nine", "tenth 10th ten"), 1) for word in words.split()}
+_NTH_PARAGRAPH = re.compile(
+    r"\b(?:(?P<ordinal>first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last|final|\d{1,2}(?:st|nd|rd|th))"
+    r"\s+paragraph|paragraph\s+(?:number\s+)?(?P<number>\d{1,2}|one|two|three|four|five|six|seven|eight|nine|ten))\b"
+    r"[^.!?]{0,60}?\b(?:start|begin|open)\w*\s+with\s+(?:the\s+)?(?:word\s*)?[\"']?", re.IGNORECASE)
+_FIRST_WORD = re.compile(r"\w[\w-]*")
+
+
+def read_counts(prompt: PromptText) -> Iterator[Candidate]:
+    """All constraints on how much of something there is."""
+    for sentence in prompt.sentences:
+        if sentence.asks:
+            yield from _in_sentence(sentence)
+    yield from _divided(prompt)
+    yield from _sections(prompt)
+    yield from _paragraphs(prompt)
+
+
+def _in_sentence(sentence: Sentence) -> Iterator[Candidate]:
+    capital = _CAPITAL_WORDS.search(sentence.masked)
+    if capital:
+        yield from _capital_words(sentence)
+    else:
+        yield from _words(sentence)
+    if found := _first(_SENTENCES, sentence):
+        yield _count("sentences", found, "sentence", sentence)
+    if found := _first(_BULLETS, sentence) or _first(_BULLETED, sentence):
+        yield _count("bullets", found, "bullet point", sentence)
+    place = _first(_PLACEHOLDERS, sentence)
+    if place and re.search(r"place-?holder|bracket", sentence.text, re.IGNORECASE):
+        low = Bounds(place.min, None, "least") if place.kind == "bare" else place
+        yield _count("placeholders", low, "placeholder in square brackets", sentence, "placeholders in square brackets")
+    if _HIGHLIGHT_CUE.search(sentence.text) and not capital and (found := _first(_HIGHLIGHTED, sentence)):
+        low = Bounds(found.min, None, "least") if found.kind in ("bare", "exact") else found
+        yield _count("highlights", low, "passage highlighted with *asterisks*", sentence,
+                     "passages highlighted with *asterisks*")
+
+
+def _first(pattern: re.Pattern[str], sentence: Sentence) -> Bounds | None:
+    match = pattern.search(sentence.masked)
+    return read_bounds(match, sentence.masked[match.end() : match.end() + 24]) if match else None
+
+
+def _count(of: str, found: Bounds, one: str, sentence: Sentence, many: str | None = None) -> Candidate:
+    check = {"kind": "count", "of": of, **found.as_arguments()}
+    return Candidate(check, f"The response has {bounded(found.min, found.max, one, many)}.", sentence.source)
+
+
+def _words(sentence: Sentence) -> Iterator[Candidate]:
+    for match in _WORDS.finditer(sentence.masked):
+        found = read_bounds(match, sentence.masked[match.end() : match.end() + 24])
+        if found is None or re.match(r"\s+(?:per|each|in (?:each|every))\b", sentence.masked[match.end() :]):
+            continue
+        firm = found.kind not in ("bare", "about")
+        if found.kind == "bare":
+            if not found.min or found.min < 20:
+                continue
+            found = Bounds(found.min * 4 // 5, -(-found.min * 6 // 5), "about")
+        for side, value in found.as_arguments().items():
+            limits = (value, None) if side == "min" else (None, value)
+            yield Candidate({"kind": f"{side}_words", "value": value},
+                            f"The response has {bounded(*limits, 'word')}.", sentence.source, firm)
+
+
+def _capital_words(sentence: Sentence) -> Iterator[Candidate]:
+    match = _TIMES.search(sentence.masked) or _ANY_AMOUNT.search(sentence.masked)
+    found = read_bounds(match, sentence.masked[match.end() : match.end() + 24]) if match else None
+    if found and found.kind != "about":
+        bounds = Bounds(found.min, None, "least") if found.kind == "bare" else found
+        yield _count("capital_words", bounds, "word in all capital letters", sentence, "words in all capital letters")
+    wants_some = re.search(r"\b(?:use|some|include|a few|with)\b[^.]{0,20}\bwords?\b", sentence.masked, re.IGNORECASE)
+    if wants_some and (found is None or found.min is None):
+        yield _count("capital_words", Bounds(1, None, "least"), "word in all capital letters", sentence)
+
+
+def _divided(prompt: PromptText) -> Iterator[Candidate]:
+    for pattern, of, divider in ((_SIX_STARS, "responses", "******"), (_THREE_STARS, "starred_parts", "***")):
+        cues = [s for s in prompt.sentences if pattern.search(s.text)]
+        divided = next((s for s in cues if _DIVIDER.search(s.text)), None)
+        if divided is None:
+            near = [s for s in prompt.sentences if _DIVIDER.search(s.masked) and s.asks]
+            divided = near[-1] if cues and near else None
+        if divided is None:
+            continue
+        found = Bounds(2, 2, "exact") if of == "responses" else _parts_of(prompt, divided)
+        noun = "answer" if of == "responses" else "part"
+        amount = bounded(found.min, found.max, noun)
+        yield Candidate({"kind": "count", "of": of, **found.as_arguments()},
+                        f"The response has {amount}, divided by {divider}.", divided.source)
+
+
+def _parts_of(prompt: PromptText, divided: Sentence) -> Bounds:
+    """How many parts: said in the sentence or elsewhere, else two things with one divider between them."""
+    for sentence in (divided, *prompt.sentences):
+        found = _first(_PARTS, sentence) if sentence.asks else None
+        if found and not _HIGHLIGHT_CUE.search(sentence.masked.split("***")[0]):
+            return Bounds(found.min, found.min, "exact") if found.kind == "bare" else found
+    return Bounds(2, 2, "inferred")
+
+
+def _sections(prompt: PromptText) -> Iterator[Candidate]:
+    for sentence in prompt.sentences:
+        if not sentence.asks or not re.search(r"mark|start|begin|head|title|label|call|name|denot|number|indicat|with|"
+                                              r"follow|form|such as|like", sentence.masked, re.IGNORECASE):
+            continue
+        match = next((m for m in _NUMBERED.finditer(sentence.text) if _names_section(m["marker"])), None)
+        if match is None:
+            continue
+        for other in (sentence, *prompt.sentences):
+            found = _first(_SECTIONS, other)
+            if found and found.min:
+                yield Candidate({"kind": "sections", "marker": match["marker"], "min": found.min},
+                                f"The response has at least {found.min} sections, each headed "
+                                f"“{match['marker']}” and a number.", sentence.source)
+                return
+
+
+def _names_section(marker: str) -> bool:
+    singular = marker.lower()
+    return bool(_SECTIONS.search(f"2 {singular}")) and not singular.endswith("s")
+
+
+def _paragraphs(prompt: PromptText) -> Iterator[Candidate]:
+    total, said = None, None
+    for sentence in prompt.sentences:
+        found = _first(_PARAGRAPHS, sentence) if sentence.asks else None
+        if found and found.min:
+            total, said = found, sentence
+            break
+    if total is None or said is None or _THREE_STARS.search(prompt.text):
+        return
+    for sentence in prompt.sentences:
+        nth = _NTH_PARAGRAPH.search(sentence.text)
+        word = _FIRST_WORD.match(sentence.text, nth.end()) if nth else None
+        if nth and word and total.min:
+            place = _place(nth, total.min)
+            if place <= total.min:
+                check = {"kind": "paragraph_start", "paragraphs": total.min, "paragraph": place,
+                         "word": word.group().lower()}
+                text = (f"The response has exactly {total.min} paragraphs, and paragraph {place} begins with "
+                        f"“{word.group()}”.")
+                yield Candidate(check, text, sentence.source)
+                return
+    exact = Bounds(total.min, total.min, "exact") if total.kind == "bare" else total
+    yield _count("paragraphs", exact, "paragraph", said)
+
+
+def _place(match: re.Match[str], total: int) -> int:
+    said = (match["ordinal"] or match["number"]).lower()
+    if said in ("last", "final"):
+        return total
+    return _ORDINALS[said] if said in _ORDINALS else int(re.sub(r"\D", "", said))

@@ -1,0 +1,101 @@
+"""From a prompt, its teacher's and its students' responses to criteria: what is asked, in rungs, behind a gate.
+
+What the prompt states comes first and carries the weight; it is never dropped because a teacher misses it. A few
+contrast words follow. Every criterion is gated: a response that is too short, echoes the prompt or repeats itself
+is no answer, and meets none of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markscheme.vocabulary import Category, UnscoredReason
+from markscheme_server.domain.rubric import Criterion
+from markscheme_server.judge.base import InductionTask, JudgeFailure, Response
+from markscheme_server.judge.builtin.candidate import Candidate
+from markscheme_server.judge.builtin.contrast import contrast_words, reach_of
+from markscheme_server.judge.builtin.guards import Gate, gate_for
+from markscheme_server.judge.builtin.ladder import rungs
+from markscheme_server.judge.builtin.reader import read_constraints
+
+MOST_CRITERIA = 12
+FULL_POINTS = 5
+CROWDED_POINTS = 4
+CROWDED = 4
+"""With more constraints than this each is worth :data:`CROWDED_POINTS`."""
+OUT_OF_REACH_POINTS = 1
+CONTRAST_SHARE = 0.25
+_ENDINGS = frozenset({"ends_with", "postscript", "json_valid", "quoted"})
+_WORDS_PER_SENTENCE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A criterion before it has an id and a gate."""
+
+    check: Mapping[str, Any]
+    text: str
+    points: int
+    source: str | None
+    category: Category = "task_fulfilment"
+
+
+def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
+    """The rubric of a task, ids c1, c2, … Raises :class:`JudgeFailure` (``no_rubric``) when the prompt states nothing."""
+    prompt = "\n\n".join(m["content"] for m in task.prompt if m["role"] in ("system", "user"))
+    candidates = read_constraints(prompt)[:MOST_CRITERIA]
+    if not candidates:
+        raise JudgeFailure(UnscoredReason.NO_RUBRIC, "the builtin judge found no constraint in the prompt that code "
+                                                     "can decide; a model judge can write a rubric for it")
+    gate = gate_for(prompt, candidates)
+    drafts = _constraints(candidates, task.student_responses)
+    drafts += _contrast(prompt, task, candidates, drafts)
+    return tuple(_criterion(number, draft, gate) for number, draft in enumerate(drafts, 1))
+
+
+def _constraints(candidates: Sequence[Candidate], students: Sequence[Response]) -> list[_Draft]:
+    reach = reach_of(students)
+    full = FULL_POINTS if len(candidates) <= CROWDED else CROWDED_POINTS
+    spare = MOST_CRITERIA - len(candidates)
+    drafts = []
+    for candidate in candidates:
+        steps = rungs(candidate.check)[:spare]
+        spare -= len(steps)
+        hard = reach is not None and _out_of_reach(candidate.check, reach)
+        top = OUT_OF_REACH_POINTS if hard else full - len(steps) if candidate.firm else 2
+        drafts.append(_Draft(candidate.check, candidate.text, top, candidate.source))
+        drafts += [_Draft(step.check, step.text, 1, candidate.source) for step in steps]
+    return drafts
+
+
+def _out_of_reach(check: Mapping[str, Any], reach: int) -> bool:
+    """Whether rollouts that were all cut off at ``reach`` words could not have met the check."""
+    kind = check["kind"]
+    if kind in _ENDINGS:
+        return True
+    if kind == "min_words":
+        return bool(check["value"] > reach)
+    if kind == "starts_with":
+        return len(check["text"].split()) > reach
+    if kind == "count" and check["of"] == "sentences":
+        return bool((check.get("min") or 0) * _WORDS_PER_SENTENCE > reach)
+    return False
+
+
+def _contrast(prompt: str, task: InductionTask, candidates: Sequence[Candidate],
+              drafts: Sequence[_Draft]) -> list[_Draft]:
+    weight = sum(draft.points for draft in drafts)
+    room = min(MOST_CRITERIA - len(drafts), int(weight * CONTRAST_SHARE / (1 - CONTRAST_SHARE)))
+    if room <= 0 or any(c.check["kind"] in ("language", "one_of") for c in candidates):
+        return []
+    settled = {text.lower() for c in candidates for text in c.check.get("texts", [c.check.get("text", "")])}
+    fresh = [w for w in contrast_words(prompt, task.teacher_responses, task.student_responses)
+             if not any(w in text.split() for text in settled)]
+    return [_Draft({"kind": "contains", "texts": [word]}, f"The response takes up “{word}” from the prompt.", 1, None,
+                   "observable_quality") for word in fresh[:room]]
+
+
+def _criterion(number: int, draft: _Draft, gate: Gate) -> Criterion:
+    check = {"kind": "all_of", "checks": [*gate.checks, dict(draft.check)]}
+    source = draft.source[:4000] if draft.source else None
+    return Criterion(f"c{number}", f"{draft.text[:3000]} {gate.text}", draft.points, draft.category, check, source)

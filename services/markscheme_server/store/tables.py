@@ -1,0 +1,125 @@
+"""The tables. Alembic's revisions build them; a test holds the two together.
+
+Content-addressed rows (prompts, texts, verdicts, inductions) are written once and never change.
+"""
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData(naming_convention={
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+})
+
+KEY = sa.String(64)
+
+
+def _created() -> sa.Column[sa.DateTime]:
+    return sa.Column("created_at", sa.DateTime(timezone=True), nullable=False)
+
+
+prompts = sa.Table(
+    "prompts", metadata,
+    sa.Column("key", KEY, primary_key=True),
+    sa.Column("messages", sa.JSON, nullable=False),
+    _created(),
+)
+
+texts = sa.Table(
+    "texts", metadata,
+    sa.Column("key", KEY, primary_key=True),
+    sa.Column("text", sa.Text, nullable=False),
+    _created(),
+)
+
+teacher_responses = sa.Table(
+    "teacher_responses", metadata,
+    sa.Column("team", sa.String(64), primary_key=True),
+    sa.Column("prompt_key", KEY, sa.ForeignKey("prompts.key"), primary_key=True),
+    sa.Column("text_key", KEY, sa.ForeignKey("texts.key"), primary_key=True),
+    sa.Column("model", sa.String(200)),
+    _created(),
+)
+
+rubrics = sa.Table(
+    "rubrics", metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("prompt_key", KEY, sa.ForeignKey("prompts.key"), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("parent_id", sa.String(40), sa.ForeignKey("rubrics.id")),
+    sa.Column("content_hash", KEY, nullable=False),
+    sa.Column("criteria", sa.JSON, nullable=False),
+    sa.Column("origin", sa.String(16), nullable=False),
+    sa.Column("tags", sa.JSON, nullable=False),
+    sa.Column("provenance", sa.JSON, nullable=False),
+    _created(),
+    sa.UniqueConstraint("team", "prompt_key", "version"),
+    sa.Index(None, "team", "created_at", "id"),
+)
+
+inductions = sa.Table(
+    "inductions", metadata,
+    sa.Column("key", KEY, primary_key=True),
+    sa.Column("rubric_id", sa.String(40), sa.ForeignKey("rubrics.id"), nullable=False),
+    _created(),
+)
+
+judge_calls = sa.Table(
+    "judge_calls", metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("judge", sa.Text, nullable=False),
+    sa.Column("criteria", sa.JSON, nullable=False),
+    sa.Column("calls", sa.Integer, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("completion_tokens", sa.Integer, nullable=False),
+    sa.Column("failure", sa.String(16)),
+    _created(),
+)
+
+verdicts = sa.Table(
+    "verdicts", metadata,
+    sa.Column("key", KEY, primary_key=True),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("prompt_key", KEY, nullable=False),
+    sa.Column("criterion_key", KEY, nullable=False),
+    sa.Column("response_key", KEY, nullable=False),
+    sa.Column("judge", sa.Text, nullable=False),
+    sa.Column("met", sa.Boolean, nullable=False),
+    sa.Column("evidence", sa.Text),
+    sa.Column("call_id", sa.String(40), sa.ForeignKey("judge_calls.id")),
+    _created(),
+)
+
+assignments = sa.Table(
+    "assignments", metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("run_id", sa.String(200)),
+    sa.Column("step", sa.Integer),
+    sa.Column("group_id", sa.String(200), nullable=False),
+    sa.Column("prompt_key", KEY, sa.ForeignKey("prompts.key"), nullable=False),
+    sa.Column("rubric_id", sa.String(40), sa.ForeignKey("rubrics.id"), nullable=False),
+    sa.Column("origin", sa.String(16), nullable=False),
+    sa.Column("reuse", sa.String(16), nullable=False),
+    sa.Column("verify", sa.String(16), nullable=False),
+    sa.Column("reward_mean", sa.Float),
+    sa.Column("reward_spread", sa.Float),
+    sa.Column("unscored", sa.Integer),
+    _created(),
+    sa.UniqueConstraint("team", "run_id", "step", "group_id", "prompt_key"),
+    sa.Index(None, "team", "rubric_id", "run_id"),
+)
+
+rollouts = sa.Table(
+    "rollouts", metadata,
+    sa.Column("assignment_id", sa.String(40), sa.ForeignKey("assignments.id"), primary_key=True),
+    sa.Column("rollout_id", sa.String(200), primary_key=True),
+    sa.Column("text_key", KEY, sa.ForeignKey("texts.key"), nullable=False),
+    sa.Column("truncated", sa.Boolean, nullable=False),
+    sa.Column("reward", sa.Float),
+    sa.Column("reason", sa.String(16)),
+)

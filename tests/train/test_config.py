@@ -1,0 +1,60 @@
+"""The configuration: preset under given values, and errors that help."""
+
+from pathlib import Path
+
+import pytest
+from markscheme_train.config import PRESETS, build_config, load_config
+from markscheme_train.errors import ConfigError
+
+NEEDED = {"model": "m", "data": "d.jsonl"}
+
+
+def test_the_preset_is_ropds_release() -> None:
+    config = build_config(NEEDED)
+    assert (config.scale_rewards, config.loss_type, config.beta) == ("none", "dapo", 0.0)
+    assert (config.epsilon, config.epsilon_high, config.delta) == (0.2, 0.28, 3.0)
+    assert (config.learning_rate, config.lr_scheduler_type.value) == (1e-6, "constant")
+    assert config.disable_dropout is True
+
+
+def test_a_given_value_beats_the_preset_and_an_override_beats_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("model: m\ndata: d.jsonl\nepsilon: 0.1\nlearning_rate: 1e-5\n")
+    config = load_config(file, ["learning_rate=3e-5", "max_steps=7"])
+    assert (config.epsilon, config.learning_rate, config.max_steps) == (0.1, 3e-5, 7)
+    assert config.epsilon_high == PRESETS["ropd"]["epsilon_high"]
+
+
+def test_an_integer_is_taken_for_a_float_field() -> None:
+    assert build_config({**NEEDED, "delta": 4}).delta == 4.0
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({**NEEDED, "lerning_rate": 1e-5}, "did you mean `learning_rate`"),
+    ({"data": "d.jsonl"}, "`model` is missing"),
+    ({**NEEDED, "max_steps": "many"}, "`max_steps` does not take `many`"),
+    ({**NEEDED, "learning_rate": True}, "`learning_rate` does not take `True`"),
+    ({**NEEDED, "reuse": "sometimes"}, "`reuse` must be one of always_new, if_fresh, frozen"),
+    ({**NEEDED, "preset": "srpo"}, "`preset` must be one of ropd"),
+    ({**NEEDED, "num_generations": 1}, "."),
+])
+def test_what_is_wrong_is_named(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_config(given)
+
+
+def test_an_override_needs_a_key_and_a_value(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("model: m\ndata: d.jsonl\n")
+    with pytest.raises(ConfigError, match="key=value"):
+        load_config(file, ["max_steps"])
+
+
+def test_a_missing_file_is_an_error_of_the_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_the_api_key_is_no_setting() -> None:
+    with pytest.raises(ConfigError, match="unknown key `api_key`"):
+        build_config({**NEEDED, "api_key": "mk_secret"})

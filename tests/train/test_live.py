@@ -1,0 +1,37 @@
+"""The live view: what a step says is on it, and criterion text is never read as markup."""
+
+import io
+
+from markscheme_train.live import LiveTable
+from markscheme_train.reward import CriterionRate
+from markscheme_train.steps import StepRecord
+from rich.console import Console
+
+
+def record(reward: float | None) -> StepRecord:
+    rate = CriterionRate(group="g", rubric="rub_1", criterion="c1", text="Has [bold]no[/bold] comma", points=5,
+                         category="task_fulfilment", met=6, judged=8)
+    return StepRecord(step=3, steps=20, reward=reward, rollouts=16, unscored=2, reasons={"timeout": 2},
+                      origins={"induced": 1, "reused": 1}, criteria=[rate], rollout_s=9.1, scoring_s=0.2, update_s=8.5)
+
+
+def drawn(*, terminal: bool, reward: float | None = 0.5) -> str:
+    output = io.StringIO()
+    with LiveTable(Console(file=output, force_terminal=terminal, width=120, color_system=None), title="t") as live:
+        live.show(record(reward))
+    return output.getvalue()
+
+
+def test_a_terminal_sees_the_step_and_its_criteria() -> None:
+    text = drawn(terminal=True)
+    for part in ("0.50", "2/16", "1 induced 1 reused", "9.1", "8.5", "Has [bold]no[/bold] comma", "0.75", "3/20"):
+        assert part in text
+
+
+def test_elsewhere_a_step_is_one_line() -> None:
+    assert drawn(terminal=False).splitlines() == [
+        "step 3/20  reward 0.50  unscored 2/16  rollout 9.1 s  scoring 0.2 s  update 8.5 s"]
+
+
+def test_an_unknown_reward_is_no_number() -> None:
+    assert "reward –" in drawn(terminal=False, reward=None)

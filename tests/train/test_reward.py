@@ -1,0 +1,108 @@
+"""RubricReward: groups by place, rewards by id, None stays None."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from markscheme.schema import Group, Rollout, ScoreBatch
+from markscheme_train.reward import RubricReward
+from train.conftest import ScriptedClient
+
+EOS = 1
+
+
+def call(reward: RubricReward, prompts: list[Any], **columns: Any) -> list[float | None]:
+    completions = columns.pop("completions", [f"answer {i}" for i in range(len(prompts))])
+    ids = columns.pop("completion_ids", [[5, EOS]] * len(prompts))
+    return reward(prompts=prompts, completions=completions, completion_ids=ids,
+                  trainer_state=SimpleNamespace(global_step=columns.pop("step", 3)), **columns)
+
+
+def reward_of(client: Any, **options: Any) -> RubricReward:
+    return RubricReward(client, num_generations=2, run_id="run", eos_token_ids=[EOS], **options)
+
+
+def test_the_same_prompt_twice_is_two_groups() -> None:
+    client = ScriptedClient(lambda place, rollout: float(place))
+    assert call(reward_of(client), ["p", "p", "p", "p"]) == [0.0, 1.0, 0.0, 1.0]
+    groups = client.calls[0]["groups"]
+    assert [group.prompt for group in groups] == ["p", "p"]
+    assert groups[0].id != groups[1].id
+    assert [rollout.text for group in groups for rollout in group.rollouts] == [f"answer {i}" for i in range(4)]
+
+
+def test_rewards_are_matched_by_id_whatever_the_order_of_the_answer() -> None:
+    class Backwards(ScriptedClient):
+        def score(self, groups: Any, **options: Any) -> ScoreBatch:
+            batch = super().score(groups, **options)
+            return batch.model_copy(update={"groups": batch.groups[::-1]})
+
+    client = Backwards(lambda place, rollout: float(rollout.text.split()[1]) / 10)
+    assert call(reward_of(client), ["p", "p", "q", "q"]) == [0.0, 0.1, 0.2, 0.3]
+
+
+def test_an_unscored_rollout_is_none_and_its_reason_is_counted() -> None:
+    reward = reward_of(ScriptedClient(lambda place, rollout: None if place else 0.5))
+    assert call(reward, ["p", "p"]) == [0.5, None]
+    assert reward.last is not None
+    assert (reward.last.unscored, reward.last.reasons) == (1, {"timeout": 1})
+    assert (reward.last.criteria[0].met, reward.last.criteria[0].judged) == (1, 1)
+
+
+def test_a_rollout_without_its_end_is_marked_as_cut_off() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    call(reward_of(client), ["p", "p"], completion_ids=[[5, EOS], [5, 6]])
+    assert [rollout.truncated for rollout in client.calls[0]["groups"][0].rollouts] == [False, True]
+
+
+def test_teacher_responses_and_run_travel_with_the_group() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    call(reward_of(client, reuse="always_new"), ["p"] * 4,
+         teacher_responses=[["t"], ["t"], None, None], other_column=[1, 2, 3, 4])
+    sent = client.calls[0]
+    assert [group.teacher_responses for group in sent["groups"]] == [["t"], None]
+    assert (sent["reuse"], sent["run"].id, sent["run"].step) == ("always_new", "run", 3)
+
+
+def test_chat_messages_are_sent_as_messages_and_only_the_assistants_words_are_scored() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    prompt = [{"role": "user", "content": "hello"}]
+    call(reward_of(client), [prompt, prompt], completions=[[{"role": "assistant", "content": "a"}]] * 2)
+    group: Group = client.calls[0]["groups"][0]
+    assert not isinstance(group.prompt, str)
+    assert group.prompt[0].content == "hello"
+    assert group.rollouts[0] == Rollout(id="r0", text="a")
+
+
+def test_two_calls_in_one_step_have_distinct_groups_and_a_repeated_step_the_same() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    reward = reward_of(client)
+    for step in (3, 3, 4):
+        call(reward, ["p", "p"], step=step)
+    again = reward_of(client)
+    call(again, ["p", "p"], step=3)
+    ids = [made["groups"][0].id for made in client.calls]
+    assert len(set(ids[:3])) == 3
+    assert ids[3] == ids[0]
+
+
+@pytest.mark.parametrize("prompts", [["p", "p", "p"], ["p", "q"]])
+def test_rows_that_are_not_whole_groups_are_refused(prompts: list[str]) -> None:
+    with pytest.raises(ValueError, match="rows"):
+        call(reward_of(ScriptedClient(lambda place, rollout: 1.0)), prompts)
+
+
+def test_metrics_name_the_unscored_rate_and_where_rubrics_came_from() -> None:
+    logged: dict[str, float] = {}
+    reward = reward_of(ScriptedClient(lambda place, rollout: None if place else 1.0))
+    call(reward, ["p", "p"], log_metric=logged.__setitem__)
+    assert logged["rubric/unscored_rate"] == 0.5
+    assert (logged["rubric/origin_induced"], logged["rubric/origin_reused"]) == (1.0, 0.0)
+    assert logged["rubric/met_task_fulfilment"] == 1.0
+
+
+def test_importing_the_reward_needs_no_torch() -> None:
+    code = "import sys, markscheme_train; assert 'torch' not in sys.modules and 'trl' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,151 @@
+"""MarkschemeTrainer on a random one-layer model: what leaves the update, what stays out of the log."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from markscheme_train.config import build_config
+from markscheme_train.data import Example
+from markscheme_train.errors import ConfigError
+from markscheme_train.prefix import shared_prompt_logits
+from markscheme_train.reward import RubricReward
+from markscheme_train.trainer import MarkschemeTrainer
+from markscheme_train.training import build_trainer
+from train.conftest import Script, ScriptedClient
+from trl import GRPOTrainer
+
+# TRL 1.16 still reads a name that transformers 5.23 has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+PROMPTS = ["w1 w2 w3", "w4"]
+Maker = Callable[[Script], MarkschemeTrainer]
+
+
+@pytest.fixture
+def make_trainer(settings: dict[str, Any], model: Any, tokenizer: Any) -> Maker:
+    def make(script: Script) -> MarkschemeTrainer:
+        config = build_config(settings)
+        reward = RubricReward(ScriptedClient(script), num_generations=4, run_id="run", eos_token_ids=[1])
+        return build_trainer(config, model, tokenizer, [Example(prompt=p) for p in PROMPTS], reward)
+
+    return make
+
+
+def generate(trainer: MarkschemeTrainer) -> dict[str, Any]:
+    trainer.model.train()
+    rows = [{"prompt": prompt, "teacher_responses": None} for prompt in PROMPTS for _ in range(4)]
+    return trainer._generate_and_score_completions(rows)
+
+
+def test_unscored_rows_leave_baseline_loss_and_denominator(make_trainer: Maker) -> None:
+    rewards = [0.0, None, 0.5, 1.0]
+    batch = generate(make_trainer(lambda place, rollout: rewards[place]))
+    assert batch["advantages"].tolist() == pytest.approx([-0.5, 0.0, 0.0, 0.5] * 2)
+    tokens = batch["completion_mask"].sum(1)
+    assert tokens.tolist() == [n if i % 4 != 1 else 0 for i, n in enumerate(tokens.tolist())]
+    assert all(tokens[i] > 0 for i in range(8) if i % 4 != 1)
+    assert int(batch["num_items_in_batch"]) == int(tokens.sum())
+
+
+def test_the_gradient_is_that_of_a_batch_without_the_unscored_rows(make_trainer: Maker) -> None:
+    rewards = [0.0, None, 0.5, 1.0]
+    trainer = make_trainer(lambda place, rollout: rewards[place])
+    batch = generate(trainer)
+    trainer.current_gradient_accumulation_steps = 1
+    kept = torch.tensor([i for i in range(8) if i % 4 != 1])
+    smaller = {key: value[kept] if value.dim() else value for key, value in batch.items()}
+    gradients = []
+    for inputs in (batch, smaller):
+        trainer.model.zero_grad()
+        trainer._compute_loss(trainer.model, inputs).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_a_group_without_any_reward_has_no_part_in_the_update(make_trainer: Maker) -> None:
+    trainer = make_trainer(lambda place, rollout: float(place % 2))
+    trainer.reward.client.script = lambda place, rollout: None  # type: ignore[attr-defined]
+    batch = generate(trainer)
+    assert int(batch["num_items_in_batch"]) == 0
+    assert batch["advantages"].abs().sum() == 0
+
+
+def test_a_step_without_any_reward_leaves_every_weight_alone(make_trainer: Maker) -> None:
+    answers = iter([0.0, 0.5, 1.0, 0.25] * 2 + [None] * 8)
+    trainer = make_trainer(lambda place, rollout: next(answers))
+    seen = []
+
+    class Keep(type(trainer.callback_handler.callbacks[0])):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()]))
+
+    before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+    trainer.add_callback(Keep())
+    trainer.train()
+    assert not torch.equal(before, seen[0])
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_prompts_and_rollouts_stay_out_of_the_log(make_trainer: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        generate(make_trainer(lambda place, rollout: None if place == 1 else 1.0))
+    assert "2 of 8 rollouts unscored ({'timeout': 2})" in caplog.text
+    assert "w1" not in caplog.text
+
+
+def test_log_probabilities_are_trls_own(make_trainer: Maker) -> None:
+    trainer = make_trainer(lambda place, rollout: place / 4)
+    batch = generate(trainer)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    width = batch["completion_ids"].shape[1]
+    mine = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, width, compute_entropy=True)
+    theirs = GRPOTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, width,
+                                                            compute_entropy=True)
+    counted = batch["completion_mask"].bool()
+    torch.testing.assert_close(mine[0][counted], theirs[0][counted])
+    assert mine[1] is not None
+    torch.testing.assert_close(mine[1][counted], theirs[1][counted])
+
+
+def test_sharing_a_prompt_changes_neither_logits_nor_gradients(model: Any) -> None:
+    model.train()
+    torch.manual_seed(1)
+    prompts = torch.tensor([[0, 0, 5, 6], [0, 0, 5, 6], [7, 8, 9, 10]])
+    ids = torch.cat([prompts, torch.randint(2, 64, (3, 5))], dim=1)
+    mask = (ids != 0).long()
+    weights = torch.randn(3, 5, 64)
+    gradients = []
+    for logits in (lambda: shared_prompt_logits(model, ids, mask, 5),
+                   lambda: model(input_ids=ids, attention_mask=mask, logits_to_keep=6).logits[:, :-1]):
+        model.zero_grad()
+        value = logits()
+        (value * weights).sum().backward()
+        gradients.append((value.detach(), *(p.grad.clone() for p in model.parameters())))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)
+
+
+def test_an_epochs_order_depends_on_seed_and_epoch_alone(make_trainer: Maker) -> None:
+    trainer = make_trainer(lambda place, rollout: 1.0)
+    rows = [{"prompt": str(i)} for i in range(6)]
+    first = list(trainer._get_train_sampler(rows))
+    trainer.state.epoch = 1.0
+    second = list(trainer._get_train_sampler(rows))
+    assert first != second
+    trainer.state.epoch = 1.5
+    assert list(trainer._get_train_sampler(rows)) == second
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_generations": 2,
+      "generation_batch_size": 4}, "must equal"),
+    ({"per_device_train_batch_size": 6}, "multiple|divisible"),
+])
+def test_a_batch_of_the_wrong_shape_is_refused_at_once(settings: dict[str, Any], change: dict[str, Any],
+                                                        message: str, model: Any, tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_trainer(build_config({**settings, **change}), model, tokenizer, [Example(prompt=p) for p in PROMPTS],
+                      RubricReward(ScriptedClient(lambda place, rollout: 1.0), num_generations=2, run_id="run"))

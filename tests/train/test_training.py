@@ -1,0 +1,116 @@
+"""A whole run on a random one-layer model: trains, resumes, stops gracefully, survives a lost service."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from markscheme.errors import MarkschemeError
+from markscheme_train.config import build_config
+from markscheme_train.errors import ConfigError, ModelError, TrainError
+from markscheme_train.steps import StepRecord
+from markscheme_train.training import train
+from train.conftest import ScriptedClient
+from transformers import AutoModelForCausalLM
+
+# TRL 1.16 still reads a name that transformers 5.23 has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def by_length(place: int, rollout: Any) -> float:
+    return len(rollout.text.split()) / 10
+
+
+def weights(directory: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def run(settings: dict[str, Any], *, resume: bool = False, client: ScriptedClient | None = None,
+        on_record: Any = lambda record: None) -> Path:
+    return train(build_config(settings), client or ScriptedClient(by_length), resume=resume, on_record=on_record)
+
+
+def test_a_run_changes_the_model_and_writes_its_steps(settings: dict[str, Any], model_directory: Path) -> None:
+    records: list[StepRecord] = []
+    output = run(settings, on_record=records.append)
+    assert not torch.equal(weights(output), weights(model_directory))
+    lines = [json.loads(line) for line in (output / "steps.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [record.step for record in records] == [1, 2]
+    assert (records[0].steps, records[0].rollouts, records[0].unscored) == (2, 8, 0)
+    assert records[0].criteria[0].judged == 4
+    assert min(records[0].rollout_s, records[0].update_s) > 0
+
+
+def test_the_mean_reward_of_a_step_is_over_known_rewards_only(settings: dict[str, Any]) -> None:
+    records: list[StepRecord] = []
+    run(settings, client=ScriptedClient(lambda place, rollout: None if place else 0.75), on_record=records.append)
+    assert (records[0].reward, records[0].unscored, records[0].reasons) == (0.75, 6, {"timeout": 6})
+    records.clear()
+    run(settings, client=ScriptedClient(lambda place, rollout: None), on_record=records.append)
+    assert records[0].reward is None
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(settings: dict[str, Any], tmp_path: Path) -> None:
+    four = {**settings, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    whole = run({**four, "output_dir": str(tmp_path / "whole")})
+
+    def interrupt(record: StepRecord) -> None:
+        if record.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    parts = {**four, "output_dir": str(tmp_path / "parts")}
+    first = ScriptedClient(by_length)
+    run(parts, client=first, on_record=interrupt)
+    second = ScriptedClient(by_length)
+    torch.rand(7)
+    resumed = run(parts, client=second, resume=True)
+    assert [call["run"].step for call in first.calls + second.calls] in ([0, 1, 2, 3], [0, 1, 2, 3, 4])
+    assert {call["run"].id for call in first.calls} == {call["run"].id for call in second.calls}
+    torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
+
+
+def test_a_fresh_run_has_a_name_of_its_own(settings: dict[str, Any]) -> None:
+    clients = [ScriptedClient(by_length), ScriptedClient(by_length)]
+    for client in clients:
+        run(settings, client=client)
+    assert clients[0].calls[0]["run"].id != clients[1].calls[0]["run"].id
+
+
+def test_a_lost_service_saves_what_was_learnt(settings: dict[str, Any]) -> None:
+    class Lost(ScriptedClient):
+        def score(self, groups: Any, **options: Any) -> Any:
+            if self.calls:
+                raise MarkschemeError("connection refused")
+            return super().score(groups, **options)
+
+    with pytest.raises(TrainError, match=r"connection refused\nSaved .*checkpoint-1; go on with --resume"):
+        run(settings, client=Lost(by_length))
+    assert (Path(settings["output_dir"]) / "checkpoint-1" / "trainer_state.json").is_file()
+
+
+def test_a_run_that_never_reached_the_service_says_so(settings: dict[str, Any]) -> None:
+    class Absent(ScriptedClient):
+        def score(self, groups: Any, **options: Any) -> Any:
+            raise MarkschemeError("connection refused")
+
+    with pytest.raises(TrainError, match="No step was finished"):
+        run(settings, client=Absent(by_length))
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"model": "/nowhere/at/all"}, ModelError, "cannot load the model `/nowhere/at/all`"),
+    ({"per_device_train_batch_size": 32}, ConfigError, "has 4 prompts, fewer than the 8 of one batch"),
+])
+def test_what_cannot_start_says_why(settings: dict[str, Any], change: dict[str, Any], error: type[Exception],
+                                    message: str) -> None:
+    with pytest.raises(error, match=message):
+        run({**settings, **change})
+
+
+def test_there_must_be_something_to_resume(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        run(settings, resume=True)
