@@ -69,7 +69,7 @@ def control(
     results: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("benchmarks/results"),
     seeds: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 3,
 ) -> None:
-    """Run the demo's training with true and with shuffled rewards, paired, over several seeds (`demo-control`)."""
+    """Run the demo's training with true and with shuffled rewards, paired, over several seeds."""
     _stay_offline()
     from markscheme_train.demo.control import run_control
 

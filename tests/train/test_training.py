@@ -97,7 +97,7 @@ def test_a_run_that_never_reached_the_service_says_so(settings: dict[str, Any]) 
         def score(self, groups: Any, **options: Any) -> Any:
             raise MarkschemeError("connection refused")
 
-    with pytest.raises(TrainError, match="No step was finished"):
+    with pytest.raises(TrainError, match="127.0.0.1:8000 failed: connection refused\nNo step was finished.*`markscheme serve`"):
         run(settings, client=Absent(by_length))
 
 

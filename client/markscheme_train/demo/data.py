@@ -1,8 +1,8 @@
 """The demo's prompts: a small selection of IFEval with GPT-4's responses, split before anything is trained.
 
-``data/ifeval.jsonl`` holds every prompt of the source below 40 words whose one verifiable instruction is of the
-three kinds in ``KINDS`` (``data/README.md`` has origin and licence). The ten that are trained on are listed;
-the held-out ones follow from the others' ids alone.
+``data/ifeval.jsonl`` holds every prompt of the source below 60 words whose one verifiable instruction is of the
+three kinds in ``KINDS`` and which the builtin judge can write a rubric for (``data/README.md`` has origin and
+licence). The ten that are trained on are listed; the held-out ones follow from the others' ids alone.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ KINDS = {
     "keywords:forbidden_words": "forbidden words",
     "detectable_format:constrained_response": "one of the given phrases",
 }
-TRAINED = ("ifeval-1162", "ifeval-3615", "ifeval-3323", "ifeval-2324", "ifeval-2311",
-           "ifeval-1629", "ifeval-3595", "ifeval-3749", "ifeval-3757", "ifeval-3755")
+TRAINED = ("ifeval-1162", "ifeval-3615", "ifeval-3323", "ifeval-2324", "ifeval-2311", "ifeval-3631",
+           "ifeval-1629", "ifeval-3595", "ifeval-3749", "ifeval-3755")
 HELD_OUT = 16
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from markscheme_train.demo.evaluate import Evaluation
 from markscheme_train.demo.result import Change, DemoResult
 
 INK = "#787878"
@@ -81,23 +82,26 @@ def seconds_plot(result: DemoResult) -> str:
 
 def sanity_plot(result: DemoResult) -> str:
     """Length and share of non-words before and after, for both splits."""
-    changes = (("trained", result.trained, TRAINED), ("held out", result.held_out, HELD_OUT))
-    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+    measures: tuple[tuple[str, Callable[[Evaluation], float]], ...] = (
+        ("mean length, tokens", lambda evaluation: evaluation.tokens),
+        ("non-words, %", lambda evaluation: 100 * evaluation.non_words))
     with rc_context(STYLE):
-        for axes, name, value in zip(figure.subplots(1, 2), ("mean length, tokens", "non-words, %"),
-                                     (lambda e: e.tokens, lambda e: 100 * e.non_words), strict=True):
-            for label, change, colour in changes:
+        figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+        for place, (name, value) in enumerate(measures, start=1):
+            axes: Any = figure.add_subplot(1, 2, place)
+            for label, change, colour in (("trained", result.trained, TRAINED),
+                                          ("held out", result.held_out, HELD_OUT)):
                 axes.plot([0, 1], [value(change.before), value(change.after)], "o-", color=colour, label=label)
             axes.set_xticks([0, 1], ["before", "after"])
             axes.set(ylabel=name, ylim=(0, None), xlim=(-0.3, 1.3))
-        axes.legend(loc="lower right", fontsize=9)
+            axes.legend(loc="lower right", fontsize=9)
         return _render(figure, "Length and non-words before and after")
 
 
 def _svg(draw: Callable[[Any], None], *, height: float, label: str) -> str:
     with rc_context(STYLE):
         figure = Figure(figsize=(7.2, height), layout="constrained")
-        draw(figure.subplots())
+        draw(figure.add_subplot())
         return _render(figure, label)
 
 

@@ -37,7 +37,7 @@ AFTER: tuple[tuple[str, str], ...] = (
     ("exact", r"exactly|precisely"),
 )
 QUANTITY = (
-    rf"(?:(?P<before>{'|'.join(f'(?:{p})' for _, p in BEFORE)})\s+(?:the\s+)?)?"
+    rf"(?:(?P<before>{'|'.join(f'(?:{p})' for _, p in BEFORE)})\s+(?:the\s+|a total of\s+)?)?"
     rf"(?:between\s+|from\s+|range of\s+)?(?P<number>{NUMBER})"
     rf"(?:\s*(?:-|–|to|and|or)\s*(?P<upto>{NUMBER}))?(?:\s?(?P<after>{'|'.join(f'(?:{p})' for _, p in AFTER)}))?"
 )

@@ -27,18 +27,20 @@ def read_constraints(prompt: str) -> list[Candidate]:
 
 def _consistent(candidates: list[Candidate]) -> list[Candidate]:
     """Drop what another candidate says better or rules out."""
-    kinds = {c.check["kind"] for c in candidates}
     required = {p.lower() for c in candidates if c.check["kind"] == "contains" for p in c.check["texts"]}
-    endings = {c.check["text"].lower() for c in candidates if c.check["kind"] in ("ends_with", "starts_with")}
+    placed = {_bare(c.check.get("text") or c.check["word"]) for c in candidates
+              if c.check["kind"] in ("ends_with", "starts_with", "paragraph_start")}
+    options = {_bare(o) for c in candidates if c.check["kind"] == "one_of" for o in c.check["options"]}
     kept = []
     for candidate in candidates:
         check = candidate.check
-        if check["kind"] == "contains" and {p.lower() for p in check["texts"]} <= endings:
+        if check["kind"] == "contains" and {_bare(p) for p in check["texts"]} <= placed | options:
             continue
         if check["kind"] == "excludes" and {p.lower() for p in check["texts"]} & required:
             continue
-        if check["kind"] == "contains" and "one_of" in kinds and any(
-                set(check["texts"]) <= set(c.check["options"]) for c in candidates if c.check["kind"] == "one_of"):
-            continue
         kept.append(candidate)
     return kept
+
+
+def _bare(phrase: str) -> str:
+    return phrase.lower().strip(" .,!?;:")

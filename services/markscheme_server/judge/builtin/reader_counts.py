@@ -19,9 +19,12 @@ _WORDS = _amount(r"words?\b(?![^.]{0,24}(?:capital|caps\b|upper))")
 _SENTENCES = _amount(r"sentences?\b")
 _BULLETS = _amount(r"bullet(?:ed)?[- ]?(?:points?|items?|lists?)?s?\b")
 _BULLETED = re.compile(rf"bullet(?:ed)?[- ]?(?:points? )?lists? (?:of|with|containing|that has) (?:{QUANTITY})\s", re.I)
+_EXACTLY = re.compile(rf"(?<![\w.¤])(?=exactly|precisely)(?:{QUANTITY})\s+(?!paragraphs?|words?|sentences?|sections?)",
+                      re.IGNORECASE)
 _PLACEHOLDERS = _amount(r"place-?holders?\b|blanks?\b|(?:fill-in )?fields?\b|slots?\b|gaps?\b")
 _HIGHLIGHTED = _amount(r"(?:sections?|phrases?|passages?|parts?|words?|sentences?|texts?|pieces?|areas?|highlights?|"
                        r"titles?|points?|lines?|spans?|items?|ideas?)\b")
+_HIGHLIGHTING = re.compile(rf"\b(?:highlight|italici[sz]e|emphasi[sz]e)\s+(?:{QUANTITY})\b", re.IGNORECASE)
 _HIGHLIGHT_CUE = re.compile(r"highlight|italic|emphasi[sz]|\bbold|\*[\w][^*\n]*\*", re.IGNORECASE)
 _CAPITAL_WORDS = re.compile(
     rf"\bwords?\b[^.]{{0,40}}(?:{_CAPITALS})|(?:{_CAPITALS})[- ](?:\w+ )?words?\b", re.IGNORECASE)
@@ -32,9 +35,11 @@ _PARTS = _amount(r"(?:paragraphs?|parts?|sections?|stanzas?|verses?|versions?|pi
 _PARAGRAPHS = _amount(r"paragraphs?\b")
 _DIVIDER = re.compile(r"separat|divid|divis|between|split|delimit|linebreak|a line", re.IGNORECASE)
 _THREE_STARS = re.compile(r"(?<!\*)\*\*\*(?!\*)|\b(?:3|three) (?:asterisks?|asterix|aster?isk|stars?)\b", re.IGNORECASE)
+_DIVIDER_LINE = re.compile(r"^[ \t]*\*\*\*[ \t]*$", re.MULTILINE)
 _SIX_STARS = re.compile(r"(?<!\*)\*{6}(?!\*)|\b(?:6|six) (?:asterisks?|stars?)\b", re.IGNORECASE)
 _NUMBERED = re.compile(
     r"(?P<marker>[A-Za-z]{3,20}) ?(?:(?:X|x|N|n|#|i)\b(?![.'])|\[?[Xx1]\]?(?=[\s\"',.:;)]|$))", re.ASCII)
+_ENUMERATED = re.compile(r"\b(?P<marker>[A-Z][A-Za-z]{2,20}) 1\b[\s\"',]+(?:and\s+)?[\"']?(?P=marker) (?P<last>[2-9])\b")
 _SECTIONS = _amount(r"(?:sections?|chapters?|parts?|paragraphs?|days?|scenes?|acts?|steps?|rounds?|verses?|stanzas?|"
                     r"segments?|episodes?|lessons?|units?|volumes?)\b")
 _ORDINALS = {word: place for place, words in enumerate(
@@ -43,7 +48,8 @@ _ORDINALS = {word: place for place, words in enumerate(
 _NTH_PARAGRAPH = re.compile(
     r"\b(?:(?P<ordinal>first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last|final|\d{1,2}(?:st|nd|rd|th))"
     r"\s+paragraph|paragraph\s+(?:number\s+)?(?P<number>\d{1,2}|one|two|three|four|five|six|seven|eight|nine|ten))\b"
-    r"[^.!?]{0,60}?\b(?:start|begin|open)\w*\s+with\s+(?:the\s+)?(?:word\s*)?[\"']?", re.IGNORECASE)
+    r"[^.!?]{0,60}?\bwith\s+(?:the\s+)?(?:word\s*)?[\"']?", re.IGNORECASE)
+_STARTS = re.compile(r"\b(?:start|begin|open)", re.IGNORECASE)
 _FIRST_WORD = re.compile(r"\w[\w-]*")
 
 
@@ -51,13 +57,13 @@ def read_counts(prompt: PromptText) -> Iterator[Candidate]:
     """All constraints on how much of something there is."""
     for sentence in prompt.sentences:
         if sentence.asks:
-            yield from _in_sentence(sentence)
+            yield from _in_sentence(sentence, prompt)
     yield from _divided(prompt)
     yield from _sections(prompt)
     yield from _paragraphs(prompt)
 
 
-def _in_sentence(sentence: Sentence) -> Iterator[Candidate]:
+def _in_sentence(sentence: Sentence, prompt: PromptText) -> Iterator[Candidate]:
     capital = _CAPITAL_WORDS.search(sentence.masked)
     if capital:
         yield from _capital_words(sentence)
@@ -67,14 +73,27 @@ def _in_sentence(sentence: Sentence) -> Iterator[Candidate]:
         yield _count("sentences", found, "sentence", sentence)
     if found := _first(_BULLETS, sentence) or _first(_BULLETED, sentence):
         yield _count("bullets", found, "bullet point", sentence)
+    elif found := _listed(sentence, prompt):
+        yield _count("bullets", found, "bullet point", sentence)
     place = _first(_PLACEHOLDERS, sentence)
     if place and re.search(r"place-?holder|bracket", sentence.text, re.IGNORECASE):
         low = Bounds(place.min, None, "least") if place.kind == "bare" else place
         yield _count("placeholders", low, "placeholder in square brackets", sentence, "placeholders in square brackets")
-    if _HIGHLIGHT_CUE.search(sentence.text) and not capital and (found := _first(_HIGHLIGHTED, sentence)):
+    if _HIGHLIGHT_CUE.search(sentence.text) and not capital and (
+            found := _first(_HIGHLIGHTED, sentence) or _first(_HIGHLIGHTING, sentence) or _some_highlighted(sentence)):
         low = Bounds(found.min, None, "least") if found.kind in ("bare", "exact") else found
         yield _count("highlights", low, "passage highlighted with *asterisks*", sentence,
                      "passages highlighted with *asterisks*")
+
+
+def _listed(sentence: Sentence, prompt: PromptText) -> Bounds | None:
+    """The number of bullets where it is said of the things listed: "List exactly 10 names … in bullet points"."""
+    if not re.search(r"\bbullet", sentence.masked, re.IGNORECASE):
+        return None
+    if any(_first(_BULLETS, s) or _first(_BULLETED, s) for s in prompt.sentences):
+        return None
+    amounts = [m for s in prompt.sentences if s.asks for m in _EXACTLY.finditer(s.masked)]
+    return read_bounds(amounts[0]) if amounts else None
 
 
 def _first(pattern: re.Pattern[str], sentence: Sentence) -> Bounds | None:
@@ -103,6 +122,11 @@ def _words(sentence: Sentence) -> Iterator[Candidate]:
                             f"The response has {bounded(*limits, 'word')}.", sentence.source, firm)
 
 
+def _some_highlighted(sentence: Sentence) -> Bounds | None:
+    some = re.search(r"\b(?:highlight|italici[sz]e|emphasi[sz]e) (?:some|a few|key|important|the)\b", sentence.masked, re.I)
+    return Bounds(1, None, "least") if some and "*" in sentence.text else None
+
+
 def _capital_words(sentence: Sentence) -> Iterator[Candidate]:
     match = _TIMES.search(sentence.masked) or _ANY_AMOUNT.search(sentence.masked)
     found = read_bounds(match, sentence.masked[match.end() : match.end() + 24]) if match else None
@@ -121,6 +145,8 @@ def _divided(prompt: PromptText) -> Iterator[Candidate]:
         if divided is None:
             near = [s for s in prompt.sentences if _DIVIDER.search(s.masked) and s.asks]
             divided = near[-1] if cues and near else None
+        if divided is None and of == "starred_parts" and _DIVIDER_LINE.search(prompt.text):
+            divided = cues[0]
         if divided is None:
             continue
         found = Bounds(2, 2, "exact") if of == "responses" else _parts_of(prompt, divided)
@@ -135,8 +161,9 @@ def _parts_of(prompt: PromptText, divided: Sentence) -> Bounds:
     for sentence in (divided, *prompt.sentences):
         found = _first(_PARTS, sentence) if sentence.asks else None
         if found and not _HIGHLIGHT_CUE.search(sentence.masked.split("***")[0]):
-            return Bounds(found.min, found.min, "exact") if found.kind == "bare" else found
-    return Bounds(2, 2, "inferred")
+            return found
+    shown = len(_DIVIDER_LINE.findall(prompt.text))
+    return Bounds(shown + 1, shown + 1, "shown") if shown else Bounds(2, 2, "inferred")
 
 
 def _sections(prompt: PromptText) -> Iterator[Candidate]:
@@ -144,16 +171,23 @@ def _sections(prompt: PromptText) -> Iterator[Candidate]:
         if not sentence.asks or not re.search(r"mark|start|begin|head|title|label|call|name|denot|number|indicat|with|"
                                               r"follow|form|such as|like", sentence.masked, re.IGNORECASE):
             continue
+        named = _ENUMERATED.search(sentence.text)
+        if named:
+            yield _sectioned(named["marker"], int(named["last"]), sentence)
+            return
         match = next((m for m in _NUMBERED.finditer(sentence.text) if _names_section(m["marker"])), None)
         if match is None:
             continue
         for other in (sentence, *prompt.sentences):
             found = _first(_SECTIONS, other)
             if found and found.min:
-                yield Candidate({"kind": "sections", "marker": match["marker"], "min": found.min},
-                                f"The response has at least {found.min} sections, each headed "
-                                f"“{match['marker']}” and a number.", sentence.source)
+                yield _sectioned(match["marker"], found.min, sentence)
                 return
+
+
+def _sectioned(marker: str, least: int, sentence: Sentence) -> Candidate:
+    return Candidate({"kind": "sections", "marker": marker, "min": least},
+                     f"The response has at least {least} sections, each headed “{marker}” and a number.", sentence.source)
 
 
 def _names_section(marker: str) -> bool:
@@ -171,7 +205,7 @@ def _paragraphs(prompt: PromptText) -> Iterator[Candidate]:
     if total is None or said is None or _THREE_STARS.search(prompt.text):
         return
     for sentence in prompt.sentences:
-        nth = _NTH_PARAGRAPH.search(sentence.text)
+        nth = _NTH_PARAGRAPH.search(sentence.text) if _STARTS.search(sentence.text) else None
         word = _FIRST_WORD.match(sentence.text, nth.end()) if nth else None
         if nth and word and total.min:
             place = _place(nth, total.min)

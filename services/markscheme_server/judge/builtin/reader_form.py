@@ -19,13 +19,14 @@ _UPPER = (r"\ball[- ]caps\b|\bcaps[- ]lock\b|\b(?:all |only |block )?capital let
 _CASE_TERM = re.compile(f"(?P<lower>{_LOWER})|(?P<upper>{_UPPER})", re.IGNORECASE)
 _NEGATED_BEFORE = re.compile(rf"{_NO}$|not a single[^.;:]{{0,60}}$|n't\b[^.;:]{{0,60}}$", re.IGNORECASE)
 _PARTIAL = re.compile(
-    r"\b(?:some|few|first|initial|names?|headings?|titles?|each sentence|key)\b|\bwords? (?:in|with)\b|"
-    r"\b(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten) (?:\w+ )?words?\b|capital(?:i[sz]ed)? words?\b|"
-    r"caps words?\b", re.IGNORECASE)
+    r"\b(?:some|few|first|initial|names?|headings?|titles?|each sentence|key)\b|"
+    r"(?<!all )(?<!all your )(?<!all the )\bwords? (?:be |are )?(?:in|with) (?:all )?(?:caps|capital|upper)|"
+    r"capital(?:i[sz]ed)? words?\b|caps words?\b|\bwords? may be\b", re.IGNORECASE)
 _MARKS = r"double[- ]?(?:quotes?|quotation)(?: ?marks?)?|double quotations? marks?|quotation marks|\bquotes\b|\" ?\""
 _QUOTED = re.compile(
-    rf"(?:wrap|enclos|surround|put|place|insid|within|encas|begin and end|start and end|bracket)[^.;]{{0,90}}(?:{_MARKS})",
-    re.IGNORECASE)
+    rf"(?:(?:wrap|enclos|surround|put|place|insid|within|encas|begin and end|start and end)[^.;]{{0,90}})?(?:{_MARKS})"
+    r"(?:[^.;]{0,40}\b(?:around|surround|enclos|wrap|begin|at the (?:start|beginning))[^.;]{0,50})?", re.IGNORECASE)
+_QUOTED_LEAD = 70
 _WHOLE = re.compile(r"\b(?:entire|whole|complete|full|response|reply|answer|output|everything|it|all)\b", re.IGNORECASE)
 _PIECE = re.compile(r"\b(?:title|each|every|the (?:word|name|phrase|sentence)s?)\b", re.IGNORECASE)
 _TITLE = re.compile(r"<<[^<>\n]*>>|<<.{0,12}>>|double[- ]angul\w* brackets?|double[- ]angle[d]? brackets?", re.IGNORECASE)
@@ -38,7 +39,8 @@ _ENDING = re.compile(
     r"\b(?:end|ends|ending|finish|finishes|conclude|close|closes|closing|sign off)\b[^.;\"']{0,80}?\b(?:with|by|using|in)\b|"
     r"\b(?:last|final|very end|ending|end of)\b[^.;\"']{0,60}?\b(?:be|is|are|read|say|with|phrase|sentence|exactly)\b",
     re.IGNORECASE)
-_UNQUOTED_PHRASE = re.compile(r"\b(?:phrase|sentence|line|words)\b[^.:?!]{0,20}[:,]?\s+(?P<phrase>[A-Z][^\n]{5,120})")
+_UNQUOTED_PHRASE = re.compile(
+    r"(?:\b(?:phrase|sentence|line|words)\b[^.:?!]{0,20}[:,]?|with:|with)\s+(?P<phrase>[A-Z][^\n]{5,120})")
 _NOT_END = re.compile(r"\b(?:each|every|paragraph|postscript|P\.? ?S\b|section)", re.IGNORECASE)
 _STARTING = re.compile(r"\b(?:start|begin|open|starts|begins|opens)\b[^.;\"']{0,50}?\b(?:with|by)\b", re.IGNORECASE)
 _NOT_START = re.compile(r"\b(?:paragraphs?|sections?|postscript|note|each|every|line|chapter|P\.? ?S\b|words? that)",
@@ -47,10 +49,9 @@ _LANGUAGE = re.compile(
     rf"\b(?:in|using|into|only|use|entirely|be)\s+(?:only\s+|entirely\s+|all\s+|solely\s+|just\s+|proper\s+|simple\s+)*"
     rf"(?:the\s+)?(?P<name>{'|'.join(NAMES)})\b(?!\s+(?:class|history|culture|literature|food|cuisine|style|king|"
     r"people|speaking|lesson|course|teacher|cinema|politics|war|parliament|company|city))", re.IGNORECASE)
-_OPTIONS = re.compile(
-    r"\b(?:options?|choices?|choose|choosing|pick|select|one of|either|reply with|answer with|respond with|answers?:|"
-    r"following|phrases)\b", re.IGNORECASE)
-_OPTION_LIST = re.compile(r"(?:[A-Z][^.,;\n\"'()]{2,60}\.(?:\s*[,/]?\s*(?:or |and )?)){2,6}")
+_OFFERS = re.compile(r"\b(?:options?|choices?|choose|choosing|pick|select|one of|either|following (?:answers|phrases))\b",
+                     re.IGNORECASE)
+_OPTION_WORDS = 10
 
 
 def read_form(prompt: PromptText) -> Iterator[Candidate]:
@@ -68,7 +69,7 @@ def _in_sentence(sentence: Sentence) -> Iterator[Candidate]:
         yield Candidate({"kind": "count", "of": "commas", "max": 0}, "The response has no commas.", sentence.source)
     yield from _case(sentence)
     quoting = _QUOTED.search(sentence.text)
-    if quoting and _WHOLE.search(quoting.group()) and not _PIECE.search(quoting.group()):
+    if quoting and _quotes_all(sentence.text, quoting):
         yield Candidate({"kind": "quoted"}, "The whole response is wrapped in double quotation marks.", sentence.source)
     if _TITLE.search(sentence.text):
         yield Candidate({"kind": "title"}, "The response has a title in double angular brackets: <<title>>.",
@@ -83,6 +84,13 @@ def _in_sentence(sentence: Sentence) -> Iterator[Candidate]:
                         sentence.source)
     yield from _starts(sentence)
     yield from _language(sentence)
+
+
+def _quotes_all(text: str, match: re.Match[str]) -> bool:
+    """Whether the quotation marks go around the whole response, rather than a title or a word of it."""
+    around = text[max(0, match.start() - _QUOTED_LEAD) : match.end()]
+    acts = re.search(r"wrap|enclos|surround|put|plac|insid|within|encas|begin|start|around", around, re.IGNORECASE)
+    return bool(acts and _WHOLE.search(around) and not _PIECE.search(match.group()))
 
 
 def _case(sentence: Sentence) -> Iterator[Candidate]:
@@ -101,7 +109,8 @@ def _starts(sentence: Sentence) -> Iterator[Candidate]:
     if cue is None or _NOT_START.search(sentence.masked[: cue.end()]):
         return
     quotes = [q for q in sentence.quotes_after(cue.end()) if q.start - cue.end() <= 30]
-    if quotes and not re.match(r"P\.? ?(?:P\.? ?)?S", quotes[0].text):
+    if quotes and not re.search(r"transl|something", sentence.masked[cue.end() : quotes[0].start], re.IGNORECASE) and (
+            not re.match(r"P\.? ?(?:P\.? ?)?S", quotes[0].text)):
         yield Candidate({"kind": "starts_with", "text": quotes[0].text},
                         f"The response begins with {listed([quotes[0].text])}.", sentence.source)
 
@@ -136,26 +145,47 @@ def _language(sentence: Sentence) -> Iterator[Candidate]:
 
 def _options(prompt: PromptText) -> Iterator[Candidate]:
     for place, sentence in enumerate(prompt.sentences):
-        if not sentence.asks or not _OPTIONS.search(sentence.masked):
+        if not sentence.asks:
             continue
-        nearby = prompt.sentences[place : place + 4]
-        quotes = [q.text for s in nearby[:2] for q in s.quotes]
-        options = quotes if len(quotes) >= 2 and _offers(sentence) else _bare_options(prompt, sentence)
+        options = _quoted_options(prompt, place) or _bare_options(prompt, place)
         if options:
             yield Candidate({"kind": "one_of", "options": options},
                             f"The response gives one of these answers: {listed(options, 'or')}.", sentence.source)
             return
 
 
-def _offers(sentence: Sentence) -> bool:
-    return bool(re.search(r"\b(?:options?|choices?|choose|pick|select|one of|either)\b", sentence.masked, re.IGNORECASE))
-
-
-def _bare_options(prompt: PromptText, sentence: Sentence) -> list[str]:
-    """Unquoted options, each a short sentence: "My answer is yes. My answer is no." """
-    match = _OPTION_LIST.search(prompt.text, sentence.start, min(len(prompt.text), sentence.start + 600))
-    if match is None or not _offers(sentence):
+def _quoted_options(prompt: PromptText, place: int) -> list[str]:
+    """Options in quotation marks: "one of" announces them, or "or" stands between them."""
+    sentence = prompt.sentences[place]
+    quotes = list(sentence.quotes)
+    if len(quotes) < 2 and _OFFERS.search(sentence.masked) and place + 1 < len(prompt.sentences):
+        quotes = list(prompt.sentences[place + 1].quotes)
+        return [q.text for q in quotes] if len(quotes) >= 2 else []
+    if len(quotes) < 2 or re.search(r"\b(?:not|n't|never|avoid|without|words?|keywords?)\b", sentence.masked, re.IGNORECASE):
         return []
-    options = [o.strip(" ,/") for o in re.findall(r"[A-Z][^.,;\n\"'()]{2,60}\.", match.group())]
-    words = [set(o.lower().split()) for o in options]
-    return options if len(options) >= 2 and set.intersection(*words) else []
+    if _OFFERS.search(sentence.masked):
+        return [q.text for q in quotes]
+    lead = re.search(r"\b(?:answer|reply|respond|say|state)\b[^.]{0,20}$", sentence.masked[: quotes[0].start], re.IGNORECASE)
+    joined = all(re.fullmatch(r"[\s,]*or\s*|[\s,]+", sentence.masked[a.end : b.start], re.IGNORECASE)
+                 for a, b in zip(quotes, quotes[1:], strict=False))
+    last = sentence.masked[quotes[-2].end : quotes[-1].start]
+    return [q.text for q in quotes] if lead and joined and "or" in last.lower() else []
+
+
+def _bare_options(prompt: PromptText, place: int) -> list[str]:
+    """Unquoted options, each a short sentence with a word in common: "My answer is yes. My answer is no." """
+    if not _OFFERS.search(prompt.sentences[place].masked):
+        return []
+    lead = prompt.sentences[place].source.rsplit(":", 1)
+    pieces = [lead[1]] if len(lead) == 2 and lead[1].strip() else []
+    pieces += [s.source for s in prompt.sentences[place + 1 : place + 9]]
+    options: list[str] = []
+    shared: set[str] = set()
+    for piece in (part.strip(" ,/()") for part in pieces):
+        known = set(re.findall(r"\w+", piece.lower()))
+        both = known & shared if options else known
+        if not 1 <= len(known) <= _OPTION_WORDS or not both or not piece.endswith((".", "!")):
+            break
+        options.append(piece)
+        shared = both
+    return options if len(options) >= 2 else []

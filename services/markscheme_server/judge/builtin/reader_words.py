@@ -7,7 +7,7 @@ from markscheme_server.judge.builtin.candidate import Candidate, bounded, listed
 from markscheme_server.judge.builtin.numbers import QUANTITY, Bounds, read_bounds
 from markscheme_server.judge.builtin.prompt import PromptText, Quote, Sentence
 
-_NOUN = r"(?:key ?)?(?:words?|phrases?|terms?|keywords?|names?|expressions?)"
+_NOUN = r"(?:(?:these|following) items|(?:key ?)?(?:words?|phrases?|terms?|expressions?|names?))"
 _CUE = re.compile(rf"\b{_NOUN}\b(?:\s+(?:are|is|like|such as|of))?\s*:?\s*", re.IGNORECASE)
 _USING = re.compile(
     r"\b(?:includ(?:e|es|ing)|contain(?:s|ing)?|mention(?:s|ing)?|us(?:e|es|ing)|incorporat(?:e|es|ing)|sa(?:y|ys|ying)|"
@@ -16,6 +16,10 @@ _USING = re.compile(
 _DIRECT = re.compile(
     r"\b(?:mention|include|say|contain|us(?:e|ing)|saying|mentioning|including|containing|incorporate)"
     r"(?: of| things like| anything like| exactly)?\s*$", re.IGNORECASE)
+_TALKED_ABOUT = re.compile(
+    r"\b(?:after|before|about|describ(?:es?|ing)|meaning of|defin(?:es?|ing)|expand|following|for)\s+(?:the|a|this)?\s*$",
+    re.IGNORECASE)
+_MENTION = re.compile(r"(?:not|n't|never|without|avoid)\s+(?:mention|say)(?:ing)?\s+(?:the\s+|of\s+)?(?=\w)", re.IGNORECASE)
 _FORGET = re.compile(r"(?:do not|don't|never) (?:forget|fail|omit|neglect) to\b", re.IGNORECASE)
 _NEGATION = re.compile(
     r"\b(?:not|n't|never|without|avoid(?:s|ing)?|refrain(?:ing)?|exclud(?:e|es|ing)|omit(?:s|ting)?|steer clear|"
@@ -33,7 +37,7 @@ _NOT_ITEMS = frozenset(
 _TIMES = re.compile(
     rf"(?<![\w.¤])(?:{QUANTITY})\s+(?:(?:separate|different|distinct|total)\s+)?(?:times?|occurrences?|instances?)\b|"
     r"(?<!\w)(?:(?P<how>at least|at most|no more than|not more than|up to|more than|less than|exactly|only)\s+)?"
-    r"(?P<few>once|twice|thrice)\b(?P<more>\s+or more)?", re.IGNORECASE)
+    r"(?P<few>once|twice|thrice)\b(?P<more>\s+or (?:more|less|fewer))?", re.IGNORECASE)
 _FEW = {"once": 1, "twice": 2, "thrice": 3}
 _HOW = {"at least": "least", "at most": "most", "no more than": "most", "not more than": "most", "up to": "most",
         "more than": "over", "less than": "under", "exactly": "exact", "only": "exact"}
@@ -47,9 +51,7 @@ def read_words(prompt: PromptText) -> Iterator[Candidate]:
     for sentence in prompt.sentences:
         if not sentence.asks:
             continue
-        if _LETTER.search(sentence.text):
-            yield from _letters(sentence)
-            continue
+        yield from _letters(sentence)
         yield from _phrases(sentence)
 
 
@@ -57,11 +59,18 @@ def _letters(sentence: Sentence) -> Iterator[Candidate]:
     for match in _LETTER.finditer(sentence.text):
         letter = (match["quoted"] or match["bare"] or match["sign"]).lower()
         found = _times(sentence.text, match.end()) or _times(sentence.text[: match.start()], 0)
-        if found is None and _negated(sentence, match.start(), match.end()):
-            found = Bounds(None, 0, "exact")
+        if _negated(sentence, match.start(), match.end()):
+            found = _turned(found)
         if found:
             text = f"The letter “{letter}” occurs {_often(found)} in the response."
             yield Candidate({"kind": "letter_count", "letter": letter, **found.as_arguments()}, text, sentence.source)
+
+
+def _turned(found: Bounds | None) -> Bounds | None:
+    """What a negation leaves of an amount: "avoid it" is nowhere, "not more than twice" at most twice."""
+    if found is None:
+        return Bounds(None, 0, "exact")
+    return Bounds(None, (found.min or 1) - 1, "most") if found.kind == "over" else found
 
 
 def _often(found: Bounds) -> str:
@@ -75,7 +84,9 @@ def _times(text: str, start: int, end: int | None = None) -> Bounds | None:
         return None
     if match["few"]:
         amount = _FEW[match["few"].lower()]
-        how = "least" if match["more"] else _HOW.get((match["how"] or "").lower(), "exact")
+        how = _HOW.get((match["how"] or "").lower(), "exact")
+        if match["more"]:
+            how = "least" if match["more"].endswith("more") else "most"
         return {"least": Bounds(amount, None, how), "most": Bounds(None, amount, how),
                 "over": Bounds(amount + 1, None, how), "under": Bounds(None, amount - 1, how),
                 "exact": Bounds(amount, amount, how)}[how]
@@ -85,7 +96,10 @@ def _times(text: str, start: int, end: int | None = None) -> Bounds | None:
 
 def _phrases(sentence: Sentence) -> Iterator[Candidate]:
     for items, start, end in _lists(sentence):
-        often = _often_of(sentence, items, start, end)
+        often = _often_of(sentence, start, end)
+        negated = _negated(sentence, start, end)
+        if negated and often:
+            often = _turned(often)
         texts = [quote.text.rstrip(",.;") if quote.text.rstrip(",.;") else quote.text for quote in items]
         if often and often.max == 0:
             yield _excluded(texts, sentence)
@@ -93,7 +107,7 @@ def _phrases(sentence: Sentence) -> Iterator[Candidate]:
             for text in texts:
                 yield Candidate({"kind": "occurrences", "text": text, **often.as_arguments()},
                                 f"“{text}” occurs {_often(often)} in the response.", sentence.source)
-        elif _negated(sentence, start, end):
+        elif negated:
             yield _excluded(texts, sentence)
         elif often or _USING.search(sentence.masked):
             any_of = bool(re.search(r"\b(?:one|any|either) of\b", sentence.masked[:start], re.IGNORECASE))
@@ -107,7 +121,7 @@ def _excluded(texts: list[str], sentence: Sentence) -> Candidate:
                      sentence.source)
 
 
-def _often_of(sentence: Sentence, items: list[Quote], start: int, end: int) -> Bounds | None:
+def _often_of(sentence: Sentence, start: int, end: int) -> Bounds | None:
     following = [q.start for q in sentence.quotes_after(end)]
     after = _times(sentence.masked, end, following[0] if following else None)
     if after:
@@ -120,12 +134,17 @@ def _lists(sentence: Sentence) -> Iterator[tuple[list[Quote], int, int]]:
     """Each list of words with the place of its cue and of its end."""
     covered = 0
     for cue in _CUE.finditer(sentence.masked):
-        if cue.start() < covered:
+        if cue.start() < covered or _TALKED_ABOUT.search(sentence.masked[: cue.start()]):
             continue
         items = _quoted_items(sentence, cue.end()) or _bare_items(sentence, cue)
         if items:
             covered = items[-1].end
             yield items, cue.start(), covered
+    for cue in _MENTION.finditer(sentence.masked):
+        items = _bare_items(sentence, cue)
+        if items and cue.start() >= covered:
+            covered = items[-1].end
+            yield items, items[0].start, covered
     for quote in sentence.quotes:
         if quote.start >= covered and _DIRECT.search(sentence.masked[: quote.start]) and len(quote.text.split()) <= 6:
             items = _quoted_items(sentence, quote.start)
@@ -138,7 +157,7 @@ def _quoted_items(sentence: Sentence, start: int) -> list[Quote]:
     items: list[Quote] = []
     for quote in sentence.quotes_after(start):
         between = sentence.masked[items[-1].end if items else start : quote.start]
-        if not re.fullmatch(r"[\s,:(&/]*(?:(?:and|or|nor)\s+)?(?:(?:the )?(?:key)?(?:words?|phrases?|terms?)\s*)?[:(]?\s*",
+        if not re.fullmatch(r"[\s,:(&/\[]*(?:(?:and|or|nor)\s+)?(?:(?:the )?(?:key)?(?:words?|phrases?|terms?)\s*)?[:(]?\s*",
                             between, re.IGNORECASE):
             break
         items.append(quote)
@@ -163,7 +182,7 @@ def _bare_items(sentence: Sentence, cue: re.Match[str]) -> list[Quote]:
 def _bare_list_is_meant(sentence: Sentence, cue: re.Match[str], items: list[Quote]) -> bool:
     """Unquoted words count only where the list is announced and closed: "the words mass, force and Newton." """
     before = re.search(r"\b(?:the|keywords?|following|these|words?|terms?)\s*$", sentence.masked[: cue.start()], re.IGNORECASE)
-    announced = before or "key" in cue.group().lower() or ":" in cue.group()
+    announced = before or "key" in cue.group().lower() or ":" in cue.group() or _MENTION.match(cue.group())
     rest = sentence.masked[items[-1].end :]
     closed = re.match(r"\s*(?:$|[.,;:!?)]|\b(?:in|at|must|should|appears?|is|are|occurs?|anywhere|somewhere|more|less|"
                       r"exactly|no|not|can|cannot|to|within|throughout|while|and|but|a|once|twice|has|turns?|for)\b)", rest,
