@@ -51,6 +51,10 @@ class ScoreService:
     def __init__(self, store: Store, rubrics: RubricService, verdicts: VerdictService, *, timeout_s: float) -> None:
         self._store, self._rubrics, self._verdicts, self._timeout_s = store, rubrics, verdicts, timeout_s
 
+    def deadline(self) -> float:
+        """When a request that starts now must be answered, on the event loop's clock."""
+        return asyncio.get_running_loop().time() + self._timeout_s
+
     async def find_given(self, team: str, request: schema.ScoreRequest) -> dict[str, Rubric]:
         """The rubrics that groups name, by id. Raises :class:`NotFound` or a mismatch before any work is done."""
         wanted = list(dict.fromkeys(g.rubric_id for g in request.groups if g.rubric_id is not None))
@@ -64,7 +68,7 @@ class ScoreService:
     async def score(self, team: str, request: schema.ScoreRequest, given: dict[str, Rubric],
                     tally: Tally) -> AsyncIterator[schema.GroupScore]:
         """Groups as they are done, in no particular order."""
-        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        deadline = self.deadline()
         tasks = [asyncio.ensure_future(self._group(team, request, g, given, deadline, tally)) for g in request.groups]
         try:
             for done in asyncio.as_completed(tasks):

@@ -21,7 +21,6 @@ Arguments = Mapping[str, Any]
 
 REGEX_CHARACTERS = 100_000
 """How much of a text a regular expression sees."""
-_GUARD_WORDS = 5_000
 _EVIDENCE_CHARACTERS = 80
 
 _COUNTED: dict[str, tuple[Callable[[str], int | None], str]] = {
@@ -239,7 +238,7 @@ def _compiled(pattern: str, ignore_case: bool) -> Any:
 
 
 def _not_echo(check: Arguments, text: str) -> Decision:
-    triples = measures.triples(measures.words(text.lower())[:_GUARD_WORDS])
+    triples = measures.triples(measures.words(text.lower())[: measures.READ_WORDS])
     known = _triples_of(check["text"])
     echoed = sum(1 for triple in triples if triple in known)
     share = echoed / len(triples) if triples else 0.0
@@ -252,7 +251,7 @@ def _triples_of(text: str) -> frozenset[tuple[str, str, str]]:
 
 
 def _no_repetition(check: Arguments, text: str) -> Decision:
-    share = measures.repeated_share(measures.words(text.lower())[:_GUARD_WORDS])
+    share = measures.repeated_share(text)
     return Decision(share <= check.get("max_share", 0.3), f"{share:.0%} of the words repeat themselves")
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from markscheme_server.judge.builtin.candidate import Candidate
 from markscheme_server.judge.builtin.measures import words
 
-LEAST_WORDS = 10
-MOST_ECHO = 0.5
-MOST_REPETITION = 0.3
+LEAST_WORDS = 8
+MOST_ECHO = 0.7
+MOST_REPETITION = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +20,20 @@ class Gate:
     text: str
 
 
-def gate_for(prompt: str, candidates: Sequence[Candidate]) -> Gate:
-    """The gate of one prompt, softened where the prompt itself asks for something short or for its own words."""
-    kinds = {c.check["kind"] for c in candidates}
-    least = _least_words(candidates)
+def gate_for(prompt: str, candidates: Sequence[Candidate], teachers: Sequence[str], reach: int | None) -> Gate:
+    """The gate of one prompt, softened where the prompt itself asks for something short or for its own words.
+
+    ``reach``: the most words a rollout can get to, where that is known. Who must repeat the prompt has to go on
+    after it.
+    """
+    least = _least_words(candidates, teachers)
+    repeated = max((len(words(c.check["text"])) for c in candidates if c.check["kind"] == "starts_with"), default=0)
+    if reach is None or repeated + least <= reach:
+        least += repeated
     checks: list[Mapping[str, Any]] = [{"kind": "min_words", "value": least}]
-    parts = [f"has {least} words or more"]
+    parts = [f"has at least {least} {'word' if least == 1 else 'words'}"]
     reference = _without_phrases(prompt, candidates)
-    if "starts_with" not in kinds and len(words(reference)) >= 3:
+    if not repeated and len(words(reference)) >= 3:
         checks.append({"kind": "not_echo", "text": reference, "max_share": MOST_ECHO})
         parts.append("is not the prompt again")
     if not any(c.check["kind"] == "occurrences" and c.check.get("min", 0) > 5 for c in candidates):
@@ -37,9 +43,9 @@ def gate_for(prompt: str, candidates: Sequence[Candidate]) -> Gate:
     return Gate(tuple(checks), f"Counts only for a response that {listed}.")
 
 
-def _least_words(candidates: Sequence[Candidate]) -> int:
-    """Ten words, or half of what a cap on words leaves, or as many as the shortest option has."""
-    least = LEAST_WORDS
+def _least_words(candidates: Sequence[Candidate], teachers: Sequence[str]) -> int:
+    """Eight words, or fewer: as the briefest teacher has, half of a cap on words, the shortest of given options."""
+    least = min([LEAST_WORDS, *(max(1, len(words(text))) for text in teachers)])
     for candidate in candidates:
         check = candidate.check
         if check["kind"] == "max_words":

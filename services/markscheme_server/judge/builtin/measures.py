@@ -7,6 +7,9 @@ or overlapping repetition, so that a hostile text cannot make them backtrack.
 
 import re
 
+READ_WORDS = 5_000
+"""How much of a text the measures of repetition and echo read."""
+
 _WORD = re.compile(r"\w+")
 _SINGLE_HIGHLIGHT = re.compile(r"\*[^\n*]*\*")
 _DOUBLE_HIGHLIGHT = re.compile(r"\*\*[^\n*]*\*\*")
@@ -113,8 +116,13 @@ def _parts(text: str, divider: str) -> int | None:
     return sum(1 for part in parts if part.strip())
 
 
-def repeated_share(text_words: list[str]) -> float:
-    """The share of words that stand in a repetition of an earlier word triple; 0 below three words."""
+def repeated_share(text: str) -> float:
+    """The share of words that stand in a repetition of an earlier word triple; 0 below three words.
+
+    Words are split at white space here, since ``\\w`` breaks Indic words apart and then finds repetition in any
+    text. Reads the first 5,000 words.
+    """
+    text_words = text.lower().split()[:READ_WORDS]
     seen: set[tuple[str, str, str]] = set()
     repeated = [False] * len(text_words)
     for start, triple in enumerate(triples(text_words)):

@@ -15,7 +15,7 @@ MASK = "¤"
 _STRAIGHT = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "\u00a0": " "})
 _QUOTE = re.compile(r"\"[^\"\n]{1,600}\"|(?<![\w'])'[^'\n]{1,200}'(?!\w)|``[^`\n]{1,200}''|`[^`\n]{1,200}`")
 _LONG_QUOTE = re.compile(r"\"[^\"]{1,4000}\"")
-_SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][)\"']))[ \t]+(?=[\w\"'(<*\[¤])|\n+|(?<=;)\s+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])[ \t]+(?=[\w\"'(<*\[])|(?<=[.!?][)\"'])[ \t]+(?=[A-Z0-9(<*\[])|\n+|(?<=;)\s+")
 _ABBREVIATED = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|mr|mrs|ms|dr|st)|\bP\.S|\bP\.P\.S|^\s*\d{1,2})\.$", re.IGNORECASE)
 
 _CUE = re.compile(

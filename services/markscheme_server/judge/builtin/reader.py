@@ -36,6 +36,10 @@ def _consistent(candidates: list[Candidate]) -> list[Candidate]:
         check = candidate.check
         if check["kind"] == "contains" and {_bare(p) for p in check["texts"]} <= placed | options:
             continue
+        if check["kind"] == "starts_with" and any(
+                other is not candidate and other.check["kind"] == "starts_with"
+                and other.check["text"].lower().startswith(check["text"].lower()) for other in candidates):
+            continue
         if check["kind"] == "excludes" and {p.lower() for p in check["texts"]} & required:
             continue
         kept.append(candidate)

@@ -171,10 +171,6 @@ def _sections(prompt: PromptText) -> Iterator[Candidate]:
         if not sentence.asks or not re.search(r"mark|start|begin|head|title|label|call|name|denot|number|indicat|with|"
                                               r"follow|form|such as|like", sentence.masked, re.IGNORECASE):
             continue
-        named = _ENUMERATED.search(sentence.text)
-        if named:
-            yield _sectioned(named["marker"], int(named["last"]), sentence)
-            return
         match = next((m for m in _NUMBERED.finditer(sentence.text) if _names_section(m["marker"])), None)
         if match is None:
             continue
@@ -183,6 +179,11 @@ def _sections(prompt: PromptText) -> Iterator[Candidate]:
             if found and found.min:
                 yield _sectioned(match["marker"], found.min, sentence)
                 return
+    for sentence in prompt.sentences:
+        named = _ENUMERATED.search(sentence.text)
+        if sentence.asks and named:
+            yield _sectioned(named["marker"], int(named["last"]), sentence)
+            return
 
 
 def _sectioned(marker: str, least: int, sentence: Sentence) -> Candidate:

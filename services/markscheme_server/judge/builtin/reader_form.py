@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from markscheme_server.judge.builtin.candidate import Candidate, listed
 from markscheme_server.judge.builtin.languages import NAMES
+from markscheme_server.judge.builtin.numbers import QUANTITY
 from markscheme_server.judge.builtin.prompt import PromptText, Sentence
 
 _NO = (r"\b(?:no|not|n't|never|without|avoid(?:ing)?|refrain(?:ing)? from|free of|free from|zero|omit(?:ting)?|"
@@ -22,6 +23,7 @@ _PARTIAL = re.compile(
     r"\b(?:some|few|first|initial|names?|headings?|titles?|each sentence|key)\b|"
     r"(?<!all )(?<!all your )(?<!all the )\bwords? (?:be |are )?(?:in|with) (?:all )?(?:caps|capital|upper)|"
     r"capital(?:i[sz]ed)? words?\b|caps words?\b|\bwords? may be\b", re.IGNORECASE)
+_SOME_WORDS = re.compile(rf"\b(?:{QUANTITY})\s+(?:\w+ )?words?\b[^.]{{0,60}}$", re.IGNORECASE)
 _MARKS = r"double[- ]?(?:quotes?|quotation)(?: ?marks?)?|double quotations? marks?|quotation marks|\bquotes\b|\" ?\""
 _QUOTED = re.compile(
     rf"(?:(?:wrap|enclos|surround|put|place|insid|within|encas|begin and end|start and end)[^.;]{{0,90}})?(?:{_MARKS})"
@@ -98,6 +100,8 @@ def _case(sentence: Sentence) -> Iterator[Candidate]:
     if not terms or _PARTIAL.search(sentence.masked):
         return
     term = terms[0]
+    if term.lastgroup == "upper" and _SOME_WORDS.search(sentence.masked[: term.end()]):
+        return
     negated = bool(_NEGATED_BEFORE.search(sentence.masked[: term.start()]))
     lower = (term.lastgroup == "lower") != negated
     kind, words = ("lowercase", "lower") if lower else ("uppercase", "upper")
@@ -129,6 +133,8 @@ def _ends(prompt: PromptText) -> Iterator[Candidate]:
             if quotes or bare is None:
                 continue
             phrase = re.split(r"(?<=[.?!])\s", bare["phrase"])[0].strip()
+        if len(re.findall(r"\w", phrase)) < 2:
+            continue
         yield Candidate({"kind": "ends_with", "text": phrase}, f"The response ends with {listed([phrase])}.",
                         sentence.source)
         return

@@ -14,10 +14,10 @@ _USING = re.compile(
     r"work(?:s|ing)? in|feature|insert|utter|have|employ|add|write|put|with|in it|in which|occurs?|appears?|turns? up|"
     r"present|in your|in the)\b", re.IGNORECASE)
 _DIRECT = re.compile(
-    r"\b(?:mention|include|say|contain|us(?:e|ing)|saying|mentioning|including|containing|incorporate)"
+    r"\b(?:mentions?|includes?|says?|contains?|us(?:es?|ing)|saying|mentioning|including|containing|incorporate)"
     r"(?: of| things like| anything like| exactly)?\s*$", re.IGNORECASE)
 _TALKED_ABOUT = re.compile(
-    r"\b(?:after|before|about|describ(?:es?|ing)|meaning of|defin(?:es?|ing)|expand|following|for)\s+(?:the|a|this)?\s*$",
+    r"\b(?:after|before|about|describ(?:es?|ing)|meaning of|defin(?:es?|ing))\s+(?:the|a|this)?\s*$",
     re.IGNORECASE)
 _MENTION = re.compile(r"(?:not|n't|never|without|avoid)\s+(?:mention|say)(?:ing)?\s+(?:the\s+|of\s+)?(?=\w)", re.IGNORECASE)
 _FORGET = re.compile(r"(?:do not|don't|never) (?:forget|fail|omit|neglect) to\b", re.IGNORECASE)
@@ -127,7 +127,9 @@ def _often_of(sentence: Sentence, start: int, end: int) -> Bounds | None:
     if after:
         return after
     lead = _TIMES.search(sentence.masked, max(0, start - 60), start)
-    return _times(sentence.masked, lead.start(), start) if lead else None
+    if lead is None or re.search(r"[,;]|\bletters?\b", sentence.masked[lead.end() : start]):
+        return None
+    return _times(sentence.masked, lead.start(), start)
 
 
 def _lists(sentence: Sentence) -> Iterator[tuple[list[Quote], int, int]]:
@@ -182,7 +184,7 @@ def _bare_items(sentence: Sentence, cue: re.Match[str]) -> list[Quote]:
 def _bare_list_is_meant(sentence: Sentence, cue: re.Match[str], items: list[Quote]) -> bool:
     """Unquoted words count only where the list is announced and closed: "the words mass, force and Newton." """
     before = re.search(r"\b(?:the|keywords?|following|these|words?|terms?)\s*$", sentence.masked[: cue.start()], re.IGNORECASE)
-    announced = before or "key" in cue.group().lower() or ":" in cue.group() or _MENTION.match(cue.group())
+    announced = before or "key" in cue.group().lower() or ":" in cue.group() or cue.re is _MENTION
     rest = sentence.masked[items[-1].end :]
     closed = re.match(r"\s*(?:$|[.,;:!?)]|\b(?:in|at|must|should|appears?|is|are|occurs?|anywhere|somewhere|more|less|"
                       r"exactly|no|not|can|cannot|to|within|throughout|while|and|but|a|once|twice|has|turns?|for)\b)", rest,

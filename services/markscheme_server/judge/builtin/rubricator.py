@@ -13,7 +13,7 @@ from markscheme.vocabulary import Category, UnscoredReason
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import InductionTask, JudgeFailure, Response
 from markscheme_server.judge.builtin.candidate import Candidate
-from markscheme_server.judge.builtin.contrast import contrast_words, reach_of
+from markscheme_server.judge.builtin.contrast import content_words, contrast_words, reach_of
 from markscheme_server.judge.builtin.guards import Gate, gate_for
 from markscheme_server.judge.builtin.ladder import rungs
 from markscheme_server.judge.builtin.reader import read_constraints
@@ -25,6 +25,7 @@ CROWDED = 4
 """With more constraints than this each is worth :data:`CROWDED_POINTS`."""
 OUT_OF_REACH_POINTS = 1
 CONTRAST_SHARE = 0.25
+TOPIC_WORDS = 24
 _ENDINGS = frozenset({"ends_with", "postscript", "json_valid", "quoted"})
 _WORDS_PER_SENTENCE = 5
 
@@ -47,8 +48,9 @@ def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
     if not candidates:
         raise JudgeFailure(UnscoredReason.NO_RUBRIC, "the builtin judge found no constraint in the prompt that code "
                                                      "can decide; a model judge can write a rubric for it")
-    gate = gate_for(prompt, candidates)
+    gate = gate_for(prompt, candidates, task.teacher_responses, reach_of(task.student_responses))
     drafts = _constraints(candidates, task.student_responses)
+    drafts += _on_topic(prompt, candidates)
     drafts += _contrast(prompt, task, candidates, drafts)
     return tuple(_criterion(number, draft, gate) for number, draft in enumerate(drafts, 1))
 
@@ -56,16 +58,26 @@ def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
 def _constraints(candidates: Sequence[Candidate], students: Sequence[Response]) -> list[_Draft]:
     reach = reach_of(students)
     full = FULL_POINTS if len(candidates) <= CROWDED else CROWDED_POINTS
-    spare = MOST_CRITERIA - len(candidates)
+    spare = MOST_CRITERIA - 1 - len(candidates)
     drafts = []
     for candidate in candidates:
-        steps = rungs(candidate.check)[:spare]
+        steps = rungs(candidate.check)[: max(spare, 0)]
         spare -= len(steps)
         hard = reach is not None and _out_of_reach(candidate.check, reach)
         top = OUT_OF_REACH_POINTS if hard else full - len(steps) if candidate.firm else 2
         drafts.append(_Draft(candidate.check, candidate.text, top, candidate.source))
         drafts += [_Draft(step.check, step.text, 1, candidate.source) for step in steps]
     return drafts
+
+
+def _on_topic(prompt: str, candidates: Sequence[Candidate]) -> list[_Draft]:
+    """One point for an answer that is about the prompt at all."""
+    if len(candidates) >= MOST_CRITERIA or any(c.check["kind"] in ("language", "one_of") for c in candidates):
+        return []
+    ruled_out = {text.lower() for c in candidates if c.check["kind"] == "excludes" for text in c.check["texts"]}
+    topic = [word for word in content_words(prompt) if word not in ruled_out][:TOPIC_WORDS]
+    check = {"kind": "contains", "texts": topic, "match": "any"}
+    return [_Draft(check, "The response takes up the subject of the prompt.", 1, None)] if topic else []
 
 
 def _out_of_reach(check: Mapping[str, Any], reach: int) -> bool:

@@ -1,0 +1,126 @@
+"""The ``markscheme`` command. Commands of the server and the trainer are found where they are installed."""
+
+import json
+import os
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from markscheme.client import Client
+from markscheme.errors import MarkschemeError
+from markscheme.schema import Group, ScoreBatch
+from markscheme.vocabulary import ReusePolicy, VerifyMode
+
+DEFAULT_URL = "http://127.0.0.1:8321"
+GROUPS_A_CALL = 32
+
+app = typer.Typer(
+    name="markscheme", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    help="Prompt-specific rubrics and rewards over HTTP, and a trainer that learns from them.\n\n"
+         "Start with 'markscheme serve' in one terminal; then 'markscheme score file.jsonl' or "
+         "'markscheme train config.yaml' in another.",
+)
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="JSONL: a line a group, {\"prompt\", \"rollouts\": [text, …]} "
+                                              "and optionally \"id\", \"teacher_responses\", \"rubric_id\".")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; default FILE.scored.jsonl.")
+                      ] = None,
+    url: Annotated[str, typer.Option(help="The service.", envvar="MARKSCHEME_URL")] = DEFAULT_URL,
+    reuse: Annotated[str, typer.Option(help="always_new, if_fresh or frozen.")] = "if_fresh",
+    verify: Annotated[str, typer.Option(help="rollout or group.")] = "rollout",
+) -> None:
+    """Score rollouts of a JSONL file; writes one scored group a line. Rewards that are not known are null.
+
+    Running it again goes on where it stopped: groups already in the output are not sent again.
+    """
+    console = Console(stderr=True)
+    target = output or file.with_suffix(".scored.jsonl")
+    try:
+        groups = read_groups(file)
+        done = {json.loads(line)["id"] for line in target.read_text().splitlines()} if target.exists() else set()
+        todo = [g for g in groups if g.id not in done]
+        if done:
+            console.print(f"{len(done)} groups are in {target} already", markup=False)
+        unscored = _score_into(target, todo, url, _choice(reuse, ReusePolicy, "--reuse"),
+                               _choice(verify, VerifyMode, "--verify"), console)
+    except (MarkschemeError, ValueError, OSError) as error:
+        console.print(str(error), style="red", markup=False)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print(f"stopped; what was scored is in {target}: run the command again to go on", markup=False)
+        raise typer.Exit(130) from None
+    console.print(f"{len(todo)} groups scored into {target}; {unscored} rollouts unscored", markup=False)
+
+
+def read_groups(file: Path) -> list[Group]:
+    """The groups of a JSONL file; a rollout may be a text or an object. Raises ``ValueError`` naming the line."""
+    groups = []
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rollouts = [{"id": f"r{i}", "text": r} if isinstance(r, str) else {"id": f"r{i}"} | r
+                        for i, r in enumerate(row.pop("rollouts"))]
+            groups.append(Group.model_validate({"id": f"line-{number}", **row, "rollouts": rollouts}))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{file}, line {number}: {error if not isinstance(error, KeyError) else 'no rollouts'}"
+                             ) from error
+    if not groups:
+        raise ValueError(f"{file} holds no groups")
+    return groups
+
+
+def _choice(value: str, options: object, name: str) -> object:
+    allowed = options.__args__  # type: ignore[attr-defined]
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}")
+    return value
+
+
+def _score_into(target: Path, groups: list[Group], url: str, reuse: object, verify: object, console: Console) -> int:
+    """Score and append; each line is on disk before the next batch is sent. Returns the unscored rollouts."""
+    unscored = 0
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Client(url, api_key=os.environ.get("MARKSCHEME_API_KEY")) as client, target.open("a", encoding="utf-8") as out, \
+            Progress(*columns, console=console) as progress:
+        bar = progress.add_task("groups", total=len(groups))
+        for start in range(0, len(groups), GROUPS_A_CALL):
+            batch: ScoreBatch = client.score(groups[start:start + GROUPS_A_CALL], reuse=reuse, verify=verify,  # type: ignore[arg-type]
+                                             on_group=lambda _: progress.advance(bar))
+            out.writelines(group.model_dump_json() + "\n" for group in batch.groups)
+            out.flush()
+            unscored += batch.counts.unscored
+    return unscored
+
+
+_NEEDS = {"serve": "server", "migrate": "server", "doctor": "server", "train": "train", "demo": "train"}
+
+
+def _missing(name: str, extra: str) -> None:
+    def command() -> None:
+        typer.echo(f"'markscheme {name}' needs the {extra} extra: pip install 'markscheme[{extra}]'", err=True)
+        raise typer.Exit(1)
+
+    app.command(name, help=f"(not installed: pip install 'markscheme[{extra}]')")(command)
+
+
+def main() -> None:
+    """Register the commands that are installed, and run."""
+    for point in sorted(entry_points(group="markscheme.commands"), key=lambda p: list(_NEEDS).index(p.name)):
+        try:
+            app.command(point.name)(point.load())
+        except ImportError:
+            _missing(point.name, _NEEDS[point.name])
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(1)

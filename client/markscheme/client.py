@@ -1,0 +1,152 @@
+"""The sync and the async client: the same methods over two transports."""
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import httpx
+from httpx_retries import RetryTransport
+
+from markscheme import protocol, requests
+from markscheme.protocol import CriterionLike, GroupLike, Model, PromptLike, StudentLike
+from markscheme.schema import GroupScore, Rubric, RubricList, Run, ScoreBatch
+from markscheme.vocabulary import ReusePolicy, VerifyMode
+
+OnGroup = Callable[[GroupScore], None]
+
+
+class Client:
+    """A service at ``base_url``. Safe to share between threads; close it, or use it as a context manager."""
+
+    def __init__(self, base_url: str, api_key: str | None = None) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._http = httpx.Client(base_url=self.base_url, headers=protocol.headers(api_key), timeout=protocol.TIMEOUT,
+                                  transport=RetryTransport(retry=protocol.retry_policy()))
+
+    def induce(self, prompt: PromptLike, *, student_responses: Sequence[StudentLike],
+               teacher_responses: Sequence[str] | None = None, reuse: ReusePolicy = "if_fresh",
+               tags: Sequence[str] = ()) -> Rubric:
+        """The rubric for a prompt, induced from the responses or reused under ``reuse``."""
+        call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags)
+        return self._send(call, Rubric, protocol.INDUCE_TIMEOUT)
+
+    def create_rubric(self, prompt: PromptLike, criteria: Sequence[CriterionLike], *,
+                      tags: Sequence[str] = ()) -> Rubric:
+        """Store a rubric of your own for a prompt."""
+        return self._send(requests.create_rubric(prompt, criteria, tags), Rubric)
+
+    def rubric(self, rubric_id: str) -> Rubric:
+        """A rubric by id. Raises :class:`markscheme.errors.NotFound`."""
+        return self._send(requests.rubric(rubric_id), Rubric)
+
+    def rubrics(self, prompt: str | None = None, *, prompt_key: str | None = None, limit: int = 20,
+                after: str | None = None) -> RubricList:
+        """A page of rubrics, newest first."""
+        return self._send(requests.rubrics(prompt, prompt_key, limit, after), RubricList)
+
+    def score(self, groups: Sequence[GroupLike], *, reuse: ReusePolicy = "if_fresh", verify: VerifyMode = "rollout",
+              score_teachers: bool = False, run: Run | None = None, on_group: OnGroup | None = None) -> ScoreBatch:
+        """Score a batch; ``on_group`` hears of each group as it is done. An unknown reward is ``None``."""
+        call, order = requests.score(groups, reuse, verify, score_teachers, run)
+        reader = protocol.BatchReader(order)
+        try:
+            with self._http.stream(call.method, call.path, json=call.json,
+                                   headers={"Accept": protocol.NDJSON}) as response:
+                if not response.is_success:
+                    response.read()
+                    protocol.raise_for_status(response)
+                for line in response.iter_lines():
+                    group = reader.line(line)
+                    if group is not None and on_group is not None:
+                        on_group(group)
+        except httpx.TransportError as error:
+            raise protocol.unreachable(self.base_url, error) from error
+        return reader.batch()
+
+    def _send(self, call: protocol.Call, model: type[Model], timeout: httpx.Timeout = protocol.TIMEOUT) -> Model:
+        try:
+            response = self._http.request(call.method, call.path, json=call.json, params=call.params, timeout=timeout)
+        except httpx.TransportError as error:
+            raise protocol.unreachable(self.base_url, error) from error
+        return protocol.read(response, model)
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """:class:`Client` for code that awaits; works inside a running event loop."""
+
+    def __init__(self, base_url: str, api_key: str | None = None) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._http = httpx.AsyncClient(base_url=self.base_url, headers=protocol.headers(api_key),
+                                       timeout=protocol.TIMEOUT,
+                                       transport=RetryTransport(retry=protocol.retry_policy()))
+
+    async def induce(self, prompt: PromptLike, *, student_responses: Sequence[StudentLike],
+                     teacher_responses: Sequence[str] | None = None, reuse: ReusePolicy = "if_fresh",
+                     tags: Sequence[str] = ()) -> Rubric:
+        """See :meth:`Client.induce`."""
+        call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags)
+        return await self._send(call, Rubric, protocol.INDUCE_TIMEOUT)
+
+    async def create_rubric(self, prompt: PromptLike, criteria: Sequence[CriterionLike], *,
+                            tags: Sequence[str] = ()) -> Rubric:
+        """See :meth:`Client.create_rubric`."""
+        return await self._send(requests.create_rubric(prompt, criteria, tags), Rubric)
+
+    async def rubric(self, rubric_id: str) -> Rubric:
+        """See :meth:`Client.rubric`."""
+        return await self._send(requests.rubric(rubric_id), Rubric)
+
+    async def rubrics(self, prompt: str | None = None, *, prompt_key: str | None = None, limit: int = 20,
+                      after: str | None = None) -> RubricList:
+        """See :meth:`Client.rubrics`."""
+        return await self._send(requests.rubrics(prompt, prompt_key, limit, after), RubricList)
+
+    async def score(self, groups: Sequence[GroupLike], *, reuse: ReusePolicy = "if_fresh",
+                    verify: VerifyMode = "rollout", score_teachers: bool = False, run: Run | None = None,
+                    on_group: OnGroup | None = None) -> ScoreBatch:
+        """See :meth:`Client.score`."""
+        call, order = requests.score(groups, reuse, verify, score_teachers, run)
+        reader = protocol.BatchReader(order)
+        try:
+            async with self._http.stream(call.method, call.path, json=call.json,
+                                         headers={"Accept": protocol.NDJSON}) as response:
+                if not response.is_success:
+                    await response.aread()
+                    protocol.raise_for_status(response)
+                async for line in response.aiter_lines():
+                    group = reader.line(line)
+                    if group is not None and on_group is not None:
+                        on_group(group)
+        except httpx.TransportError as error:
+            raise protocol.unreachable(self.base_url, error) from error
+        return reader.batch()
+
+    async def _send(self, call: protocol.Call, model: type[Model], timeout: httpx.Timeout = protocol.TIMEOUT) -> Model:
+        try:
+            response = await self._http.request(call.method, call.path, json=call.json, params=call.params,
+                                                timeout=timeout)
+        except httpx.TransportError as error:
+            raise protocol.unreachable(self.base_url, error) from error
+        return protocol.read(response, model)
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        await self.close()

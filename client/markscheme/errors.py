@@ -1,0 +1,62 @@
+"""What can go wrong between a caller and the service.
+
+    MarkschemeError
+    ├── ConnectionFailed          the service was not reached, or the answer broke off
+    └── StatusError               the service answered, but not with success (status, code, request_id)
+        ├── InvalidRequest        400, 413, 415, 422
+        ├── AuthenticationFailed  401, 403
+        ├── NotFound              404
+        ├── Conflict              409
+        └── ServiceUnavailable    429 and 5xx, after the retries
+
+A rollout that could not be scored is none of these: it is an answer with ``reward=None`` and a reason.
+"""
+
+
+class MarkschemeError(Exception):
+    """Base of all errors of the SDK."""
+
+
+class ConnectionFailed(MarkschemeError):
+    """The service was not reached, or its answer broke off."""
+
+
+class StatusError(MarkschemeError):
+    """An answer other than success."""
+
+    def __init__(self, message: str, *, status: int, code: str | None = None, request_id: str | None = None) -> None:
+        super().__init__(f"{message} (status {status}{f', request {request_id}' if request_id else ''})")
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+
+
+class InvalidRequest(StatusError):
+    """The request cannot be done as sent; sending it again will not help."""
+
+
+class AuthenticationFailed(StatusError):
+    """The key is missing or wrong."""
+
+
+class NotFound(StatusError):
+    """What was asked for is not there."""
+
+
+class Conflict(StatusError):
+    """The request contradicts what is there."""
+
+
+class ServiceUnavailable(StatusError):
+    """The service cannot answer now; the SDK has retried already."""
+
+
+def error_class(status: int) -> type[StatusError]:
+    """The class for a status."""
+    if status in (401, 403):
+        return AuthenticationFailed
+    if status == 404:
+        return NotFound
+    if status == 409:
+        return Conflict
+    return ServiceUnavailable if status == 429 or status >= 500 else InvalidRequest

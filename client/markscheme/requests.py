@@ -1,0 +1,42 @@
+"""The calls of the API as data, one function each: what a client method means on the wire."""
+
+from collections.abc import Sequence
+
+from pydantic import TypeAdapter
+
+from markscheme.protocol import Call, CriterionLike, GroupLike, PromptLike, StudentLike, sendable
+from markscheme.schema import Group, InduceRequest, RubricCreate, Run, ScoreRequest
+from markscheme.vocabulary import ReusePolicy, VerifyMode
+
+_GROUPS: TypeAdapter[list[Group]] = TypeAdapter(list[Group])
+
+
+def induce(prompt: PromptLike, student_responses: Sequence[StudentLike], teacher_responses: Sequence[str] | None,
+           reuse: ReusePolicy, tags: Sequence[str]) -> Call:
+    body = InduceRequest.model_validate(sendable({
+        "prompt": prompt, "student_responses": student_responses, "teacher_responses": teacher_responses,
+        "reuse": reuse, "tags": tags}))
+    return Call("POST", "/v1/rubrics:induce", body.model_dump(mode="json", exclude_none=True))
+
+
+def create_rubric(prompt: PromptLike, criteria: Sequence[CriterionLike], tags: Sequence[str]) -> Call:
+    body = RubricCreate.model_validate(sendable({"prompt": prompt, "criteria": criteria, "tags": tags}))
+    return Call("POST", "/v1/rubrics", body.model_dump(mode="json", exclude_none=True))
+
+
+def rubric(rubric_id: str) -> Call:
+    return Call("GET", f"/v1/rubrics/{rubric_id}")
+
+
+def rubrics(prompt: str | None, prompt_key: str | None, limit: int, after: str | None) -> Call:
+    params: dict[str, str | int] = {"limit": limit}
+    params |= {k: v for k, v in (("prompt", prompt), ("prompt_key", prompt_key), ("after", after)) if v is not None}
+    return Call("GET", "/v1/rubrics", params=params)
+
+
+def score(groups: Sequence[GroupLike], reuse: ReusePolicy, verify: VerifyMode, score_teachers: bool,
+          run: Run | None) -> tuple[Call, list[str]]:
+    """The call, and the groups' ids in order."""
+    body = ScoreRequest(groups=_GROUPS.validate_python(sendable(list(groups))), reuse=reuse, verify=verify,
+                        score_teachers=score_teachers, run=run)
+    return Call("POST", "/v1/scores", body.model_dump(mode="json", exclude_none=True)), [g.id for g in body.groups]

@@ -1,0 +1,75 @@
+"""One error body for every answer that is not a success."""
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from markscheme.schema import ErrorBody, ErrorDetail
+from markscheme_server.errors import ServiceError
+
+log = structlog.get_logger()
+
+_BY_STATUS = {
+    400: ("invalid_request_error", "bad_request"),
+    401: ("authentication_error", "unauthorised"),
+    404: ("not_found_error", "not_found"),
+    405: ("invalid_request_error", "method_not_allowed"),
+    413: ("invalid_request_error", "body_too_large"),
+    415: ("invalid_request_error", "unsupported_media_type"),
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 405, 413, 422, 500, 503)}
+"""What every route may answer besides success, for the OpenAPI document."""
+
+
+def body(request: Request, detail: ErrorDetail) -> dict[str, Any]:
+    """The error body, with the request's id."""
+    return ErrorBody(error=detail, request_id=request.scope.get("markscheme.request_id", "")).model_dump(mode="json")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error in the one shape."""
+
+    async def service_error(request: Request, error: ServiceError) -> JSONResponse:
+        headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
+        return JSONResponse(body(request, ErrorDetail(message=error.message, type=error.type, param=error.param,
+                                                      code=error.code)), error.status, headers)
+
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part != "body"]
+        # The input itself is not repeated: it may not be encodable, and it is the user's text.
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return JSONResponse(body(request, ErrorDetail(
+            message=f"{'.'.join(place)}: {message}" if place else message, type="invalid_request_error",
+            param=".".join(place) or None, code="invalid_value")), 422)
+
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        kind, code = _BY_STATUS.get(error.status_code, ("invalid_request_error", "http_error"))
+        cause = error.__cause__
+        message = str(cause) if type(cause).__name__ == "NotJSON" else str(error.detail)
+        return JSONResponse(body(request, ErrorDetail(message=message, type=kind, code=code)), error.status_code,
+                            error.headers)
+
+    async def database_error(request: Request, error: SQLAlchemyError) -> JSONResponse:
+        log.error("database_error", error=type(error).__name__)
+        return JSONResponse(body(request, ErrorDetail(
+            message="the database did not answer; try again", type="unavailable_error", code="database")), 503,
+            {"Retry-After": "1"})
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("unexpected_error", error=type(error).__name__)
+        return JSONResponse(body(request, ErrorDetail(
+            message="something went wrong on our side; nothing was scored", type="internal_error",
+            code="internal")), 500)
+
+    app.add_exception_handler(ServiceError, service_error)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
+    app.add_exception_handler(SQLAlchemyError, database_error)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, unexpected)

@@ -1,0 +1,88 @@
+"""``/v1/rubrics``: bring, induce, read and list rubrics."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+
+from markscheme import schema
+from markscheme.vocabulary import RubricOrigin, UnscoredReason
+from markscheme_server.api.body import StrictRoute
+from markscheme_server.api.errors import RESPONSES
+from markscheme_server.api.services import TEAM, UsesServices
+from markscheme_server.domain.fingerprint import messages_of, prompt_key
+from markscheme_server.domain.rubric import InvalidRubric, validate_criteria
+from markscheme_server.errors import NotFound, ServiceError, Unavailable, Unprocessable
+from markscheme_server.grading import wire
+from markscheme_server.judge.base import JudgeFailure
+from markscheme_server.judge.base import Response as StudentText
+from markscheme_server.judge.builtin.checks import validate_check
+
+router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
+_NO_NUL = r"^[^\x00]*$"
+
+
+@router.post("/rubrics", status_code=201, summary="Bring your own rubric")
+async def create_rubric(payload: schema.RubricCreate, services: UsesServices) -> schema.Rubric:
+    criteria = wire.to_criteria(payload.criteria)
+    try:
+        validate_criteria(criteria)
+        for c in criteria:
+            if c.check is not None:
+                validate_check(c.check)
+    except InvalidRubric as error:
+        raise Unprocessable(str(error), code="invalid_rubric", param="criteria") from error
+    except ValueError as error:
+        raise Unprocessable(str(error), code="invalid_check", param="criteria") from error
+    saved = await services.store.rubrics.save(team=TEAM, prompt=wire.messages(payload.prompt), criteria=criteria,
+                                              origin="imported", tags=payload.tags, provenance={})
+    return wire.from_rubric(saved)
+
+
+@router.post("/rubrics:induce", summary="Induce a rubric by contrasting teacher and student responses")
+async def induce_rubric(payload: schema.InduceRequest, services: UsesServices) -> schema.Rubric:
+    students = [StudentText(s) if isinstance(s, str) else StudentText(s.text, s.truncated)
+                for s in payload.student_responses]
+    try:
+        found = await services.rubrics.resolve(
+            team=TEAM, prompt=wire.messages(payload.prompt), teachers=payload.teacher_responses, students=students,
+            reuse=payload.reuse, run_id=payload.run, deadline=services.scores.deadline(), tags=payload.tags)
+    except JudgeFailure as failure:
+        raise _induction_error(failure) from failure
+    return wire.from_rubric(found.rubric)
+
+
+@router.get("/rubrics", summary="List rubrics, newest first")
+async def list_rubrics(
+    services: UsesServices,
+    prompt: Annotated[str | None, Query(max_length=100_000, pattern=_NO_NUL,
+                                        description="The exact text of a one-message prompt")] = None,
+    key: Annotated[str | None, Query(alias="prompt_key", pattern="^[0-9a-f]{64}$")] = None,
+    origin: RubricOrigin | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(max_length=64, pattern=_NO_NUL, description="The last id of a page")] = None,
+) -> schema.RubricList:
+    if prompt is not None:
+        key = prompt_key(messages_of(prompt))
+    found, more = await services.store.rubrics.page(TEAM, key=key, origin=origin, after=after, limit=limit)
+    return schema.RubricList(data=[wire.from_rubric(r) for r in found], has_more=more)
+
+
+@router.get("/rubrics/{rubric_id}", summary="Read a rubric")
+async def read_rubric(rubric_id: str, services: UsesServices, response: Response,
+                      if_none_match: Annotated[str | None, Header()] = None) -> schema.Rubric:
+    found = await services.store.rubrics.find(TEAM, [rubric_id]) if "\x00" not in rubric_id else {}
+    if rubric_id not in found:
+        raise NotFound("there is no such rubric", code="rubric_not_found", param="rubric_id")
+    rubric = found[rubric_id]
+    etag = f'"{rubric.content_hash}"'
+    if if_none_match is not None and etag in [tag.strip() for tag in if_none_match.split(",")]:
+        return Response(status_code=304, headers={"ETag": etag})  # type: ignore[return-value]
+    response.headers["ETag"] = etag
+    return wire.from_rubric(rubric)
+
+
+def _induction_error(failure: JudgeFailure) -> ServiceError:
+    """No rubric to be had for this prompt is the caller's to know; a judge that failed is worth another try."""
+    if failure.reason in (UnscoredReason.NO_RUBRIC, UnscoredReason.TOO_LARGE, UnscoredReason.REFUSED):
+        return Unprocessable(str(failure), code=failure.reason)
+    return Unavailable(str(failure), code=failure.reason, retry_after_s=5)

@@ -1,0 +1,54 @@
+"""``POST /v1/scores``: a whole training batch, as one JSON answer or a line a group as it is done."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+from fastapi.responses import StreamingResponse
+
+from markscheme import schema
+from markscheme_server.api.body import StrictRoute
+from markscheme_server.api.errors import RESPONSES
+from markscheme_server.api.services import TEAM, UsesServices
+from markscheme_server.grading.scores import Tally
+
+NDJSON = "application/x-ndjson"
+router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
+
+
+@router.post("/scores", response_model=schema.ScoreBatch, summary="Score a batch of rollouts",
+             responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}})
+async def score(payload: schema.ScoreRequest, services: UsesServices,
+                accept: Annotated[str, Header()] = "application/json") -> Response:
+    """Rewards that are not known are null with a reason. With ``Accept: application/x-ndjson`` each group is a
+    line as soon as it is done, heartbeat lines keep the connection alive, and a summary line ends the answer."""
+    given = await services.scores.find_given(TEAM, payload)
+    tally = Tally()
+    groups = services.scores.score(TEAM, payload, given, tally)
+    if NDJSON in accept:
+        return StreamingResponse(_lines(groups, tally, services.settings.heartbeat_s), media_type=NDJSON,
+                                 headers={"X-Accel-Buffering": "no", "Cache-Control": "no-store"})
+    by_id = {group.id: group async for group in groups}
+    batch = schema.ScoreBatch(groups=[by_id[g.id] for g in payload.groups], counts=tally.counts(), usage=tally.cost())
+    return Response(batch.model_dump_json(), media_type="application/json")
+
+
+async def _lines(groups: AsyncIterator[schema.GroupScore], tally: Tally, heartbeat_s: float) -> AsyncIterator[str]:
+    """Groups, heartbeats in between, the summary last. An answer without its summary is a broken one."""
+    source = aiter(groups)
+    pending = asyncio.ensure_future(anext(source, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait([pending], timeout=heartbeat_s)
+            if not done:
+                yield schema.Heartbeat().model_dump_json() + "\n"
+                continue
+            group = pending.result()
+            if group is None:
+                break
+            yield group.model_dump_json() + "\n"
+            pending = asyncio.ensure_future(anext(source, None))
+    finally:
+        pending.cancel()
+    yield schema.ScoreSummary(counts=tally.counts(), usage=tally.cost()).model_dump_json() + "\n"

@@ -1,0 +1,33 @@
+"""What the routes work with, as the composition root put it together."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from markscheme_server.config import Settings
+from markscheme_server.grading.rubrics import RubricService
+from markscheme_server.grading.scores import ScoreService
+from markscheme_server.grading.verdicts import VerdictService
+from markscheme_server.store.store import Store
+
+TEAM = "default"
+"""The one team there is until keys carry one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The use cases and what they stand on."""
+
+    settings: Settings
+    store: Store
+    rubrics: RubricService
+    verdicts: VerdictService
+    scores: ScoreService
+
+
+def _services(request: Request) -> Services:
+    return cast(Services, request.state.services)
+
+
+UsesServices = Annotated[Services, Depends(_services)]
