@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from markscheme_train.demo.model import ensure_model
 from markscheme_train.demo.sample import sample_responses
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PARTS = ({"prompts": 80, "per_prompt": 4, "max_new_tokens": 80, "seed": 7},
          {"prompts": 28, "per_prompt": 8, "max_new_tokens": 40, "seed": 8})

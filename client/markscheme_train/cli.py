@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from markscheme.client import Client
-from markscheme.errors import MarkschemeError
 from rich.console import Console
 
+from markscheme.client import Client
+from markscheme.errors import MarkschemeError
 from markscheme_train.errors import TrainError
 
 FAILED = 1

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from markscheme.vocabulary import ReusePolicy, VerifyMode
 from trl import GRPOConfig
 
+from markscheme.vocabulary import ReusePolicy, VerifyMode
 from markscheme_train.errors import ConfigError
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -52,7 +52,7 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
     model: str = field(default="", metadata={"help": "A Hugging Face model: a directory or a hub name."})
     data: str = field(default="", metadata={"help": "JSONL with `prompt` and optional `teacher_responses`."})
     preset: Literal["ropd"] = field(default="ropd", metadata={"help": "Where unset keys take their values from."})
-    markscheme_url: str = field(default="http://127.0.0.1:8000", metadata={"help": "The rubric service."})
+    markscheme_url: str = field(default="http://127.0.0.1:8321", metadata={"help": "The rubric service."})
     reuse: ReusePolicy = field(default="if_fresh", metadata={"help": "Which rubrics may be used again."})
     verify: VerifyMode = field(default="rollout", metadata={"help": "One response a judge call, or a pool."})
     run_id: str = field(default="", metadata={"help": "The run's name at the service; default: made up."})

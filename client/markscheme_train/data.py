@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from markscheme.schema import Prompt, TeacherResponses
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from markscheme.schema import Prompt, TeacherResponses
 from markscheme_train.errors import DataError
 
 

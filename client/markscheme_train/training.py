@@ -10,11 +10,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-from markscheme.errors import MarkschemeError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from markscheme.errors import MarkschemeError
 from markscheme_train.config import TrainConfig
 from markscheme_train.data import Example, as_dataset, read_examples
 from markscheme_train.errors import ConfigError, ModelError, TrainError

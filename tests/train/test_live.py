@@ -2,10 +2,11 @@
 
 import io
 
+from rich.console import Console
+
 from markscheme_train.live import LiveTable
 from markscheme_train.reward import CriterionRate
 from markscheme_train.steps import StepRecord
-from rich.console import Console
 
 
 def record(reward: float | None) -> StepRecord:

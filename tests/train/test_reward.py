@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from markscheme.schema import Group, Rollout, ScoreBatch
 from markscheme_train.reward import RubricReward
 from train.conftest import ScriptedClient

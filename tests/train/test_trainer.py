@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from trl import GRPOTrainer
+
 from markscheme_train.config import build_config
 from markscheme_train.data import Example
 from markscheme_train.errors import ConfigError
@@ -14,7 +16,6 @@ from markscheme_train.reward import RubricReward
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import build_trainer
 from train.conftest import Script, ScriptedClient
-from trl import GRPOTrainer
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

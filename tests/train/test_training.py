@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from markscheme.errors import MarkschemeError
 from markscheme_train.config import build_config
 from markscheme_train.errors import ConfigError, ModelError, TrainError
 from markscheme_train.steps import StepRecord
 from markscheme_train.training import train
 from train.conftest import ScriptedClient
-from transformers import AutoModelForCausalLM
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -97,7 +98,7 @@ def test_a_run_that_never_reached_the_service_says_so(settings: dict[str, Any]) 
         def score(self, groups: Any, **options: Any) -> Any:
             raise MarkschemeError("connection refused")
 
-    with pytest.raises(TrainError, match="127.0.0.1:8000 failed: connection refused\nNo step was finished.*`markscheme serve`"):
+    with pytest.raises(TrainError, match="8321 failed: connection refused\nNo step was finished.*`markscheme serve`"):
         run(settings, client=Absent(by_length))
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from markscheme.client import Client
 from rich.console import Console
 
+from markscheme.client import Client
 from markscheme_train.demo.data import DemoPrompt, load_prompts
 from markscheme_train.demo.evaluate import Evaluation, evaluate, induce_rubrics
 from markscheme_train.demo.model import ensure_model

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from markscheme.schema import Group, GroupScore, Rollout, Rubric, StudentResponse
-
 from markscheme_train.demo.data import DemoPrompt
 from markscheme_train.demo.ifeval import follows
 from markscheme_train.demo.sample import Sample, sample_responses

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from markscheme.client import Client
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from markscheme.client import Client
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.data import Example
 from markscheme_train.demo.data import DemoPrompt, load_prompts

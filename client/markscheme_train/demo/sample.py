@@ -17,7 +17,7 @@ class Sample:
 
 
 def sample_responses(model: Any, tokenizer: Any, prompts: Sequence[str], *, per_prompt: int, max_new_tokens: int,
-                     seed: int, rows: int = 32, temperature: float = 1.0,
+                     seed: int, rows: int = 64, temperature: float = 1.0,
                      progress: Callable[[int], None] | None = None) -> list[list[Sample]]:
     """Sample ``per_prompt`` responses to each prompt (one user message), in the order of ``prompts``.
 
@@ -34,7 +34,7 @@ def sample_responses(model: Any, tokenizer: Any, prompts: Sequence[str], *, per_
         torch.manual_seed(seed)
         for start in range(0, len(order), step):
             part = order[start : start + step]
-            samples = _sample_batch(model, tokenizer, [prompts[i] for i in part for _ in range(per_prompt)],
+            samples = _sample_batch(model, tokenizer, [prompts[i] for i in part], per_prompt=per_prompt,
                                     max_new_tokens=max_new_tokens, temperature=temperature)
             for place, i in enumerate(part):
                 answers[i] = samples[place * per_prompt : (place + 1) * per_prompt]
@@ -44,16 +44,28 @@ def sample_responses(model: Any, tokenizer: Any, prompts: Sequence[str], *, per_
     return answers
 
 
-def _sample_batch(model: Any, tokenizer: Any, prompts: list[str], *, max_new_tokens: int,
+def _sample_batch(model: Any, tokenizer: Any, prompts: list[str], *, per_prompt: int, max_new_tokens: int,
                   temperature: float) -> list[Sample]:
+    """Plain sampling with a cache that each prompt fills once, where ``generate`` fills it for every response.
+
+    A quarter of the time on a CPU goes there otherwise. Rows that have ended run on until all have.
+    """
     chats = [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True,
                                            tokenize=False) for prompt in prompts]
     batch = tokenizer(chats, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    batch = batch.to(model.device)
-    ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature, top_k=0,
-                         top_p=1.0, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-    completions = ids[:, batch["input_ids"].shape[1] :]
-    return [_decode(tokenizer, row.tolist()) for row in completions]
+    mask = batch["attention_mask"]
+    output = model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=True, logits_to_keep=1)
+    cache, logits = output.past_key_values, output.logits[:, -1].repeat_interleave(per_prompt, dim=0)
+    cache.batch_repeat_interleave(per_prompt)
+    mask = mask.repeat_interleave(per_prompt, dim=0)
+    drawn: list[torch.Tensor] = []
+    while True:
+        drawn.append(torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1))
+        ended = (torch.cat(drawn, dim=1) == tokenizer.eos_token_id).any(dim=1)
+        if len(drawn) == max_new_tokens or bool(ended.all()):
+            return [_decode(tokenizer, row) for row in torch.cat(drawn, dim=1).tolist()]
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        logits = model(input_ids=drawn[-1], attention_mask=mask, past_key_values=cache, use_cache=True).logits[:, -1]
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> Sample:

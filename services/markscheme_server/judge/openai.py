@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import httpx2
 import openai
 import tenacity
 from openai import AsyncOpenAI, DefaultAioHttpClient
@@ -173,8 +174,7 @@ class OpenAIJudge:
                     completion = await once()
         except (openai.OpenAIError, TimeoutError) as error:
             raise _failure(error, JudgeUsage(calls=calls)) from error
-        spent = completion.usage
-        usage = JudgeUsage(calls, spent.prompt_tokens if spent else 0, spent.completion_tokens if spent else 0)
+        usage = JudgeUsage(calls, _tokens(completion, "prompt_tokens"), _tokens(completion, "completion_tokens"))
         return _reply_text(completion, usage), usage
 
     def _step_down(self, form: str) -> bool:
@@ -204,17 +204,31 @@ class OpenAIJudge:
         return self._forms[0]
 
 
+def _tokens(completion: Any, name: str) -> int:
+    """A count the endpoint stated, where it stated one: the SDK does not validate what it reads."""
+    stated = getattr(getattr(completion, "usage", None), name, None)
+    return stated if isinstance(stated, int) and 0 <= stated < 2**31 else 0
+
+
 def _reply_text(completion: Any, usage: JudgeUsage) -> str:
-    if not isinstance(getattr(completion, "choices", None), list) or not completion.choices:
-        raise JudgeFailure(UnscoredReason.PARSE_FAILURE, "the judge's answer holds no choice", usage)
-    choice = completion.choices[0]
-    if getattr(choice.message, "refusal", None) or choice.finish_reason == "content_filter":
+    choices = getattr(completion, "choices", None)
+    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+    if message is None:
+        raise JudgeFailure(UnscoredReason.PARSE_FAILURE, "the judge's answer is not the protocol's", usage)
+    if getattr(message, "refusal", None) or getattr(choices[0], "finish_reason", None) == "content_filter":
         raise JudgeFailure(UnscoredReason.REFUSED, "the judge declined to answer", usage)
-    return choice.message.content if isinstance(choice.message.content, str) else ""
+    content = getattr(message, "content", None)
+    return content if isinstance(content, str) else ""
+
+
+def _took_too_long(error: BaseException) -> bool:
+    """Whether a call's time ran out. The SDK's aiohttp transport also calls a dropped connection a time-out."""
+    return isinstance(error, TimeoutError) or (
+        isinstance(error, openai.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout))
 
 
 def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, (TimeoutError, openai.APITimeoutError)):
+    if _took_too_long(error):
         return False  # it already took the whole time of a call
     return isinstance(error, _TRANSIENT) and (_retry_after(error) or 0.0) <= RETRY_AFTER_MOST_S
 
@@ -244,7 +258,7 @@ def _too_large(error: openai.APIStatusError) -> bool:
 
 def _failure(error: Exception, usage: JudgeUsage) -> JudgeFailure:
     """The reason for an error, in words that hold nothing of the request or the reply."""
-    if isinstance(error, (TimeoutError, openai.APITimeoutError)):
+    if _took_too_long(error):
         return JudgeFailure(UnscoredReason.TIMEOUT, "the judge did not answer in time", usage)
     if isinstance(error, openai.RateLimitError):
         return JudgeFailure(UnscoredReason.RATE_LIMITED, "the judge's rate limit held", usage)

@@ -3,6 +3,8 @@
 Content-addressed rows (prompts, texts, verdicts, inductions) are written once and never change.
 """
 
+from datetime import datetime
+
 import sqlalchemy as sa
 
 metadata = sa.MetaData(naming_convention={
@@ -15,7 +17,7 @@ metadata = sa.MetaData(naming_convention={
 KEY = sa.String(64)
 
 
-def _created() -> sa.Column[sa.DateTime]:
+def _created() -> sa.Column[datetime]:
     return sa.Column("created_at", sa.DateTime(timezone=True), nullable=False)
 
 

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from markscheme_server.judge.builtin.candidate import Candidate
+from markscheme_server.judge.builtin.languages import language_of
 from markscheme_server.judge.builtin.measures import words
 
-LEAST_WORDS = 8
+LEAST_WORDS = 5
 MOST_ECHO = 0.7
-MOST_REPETITION = 0.5
+MOST_ECHO_BESIDE_REPEAT = 0.9
+MOST_ECHO_BESIDE_OPTIONS = 0.3
+MOST_REPETITION = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +26,19 @@ class Gate:
 def gate_for(prompt: str, candidates: Sequence[Candidate], teachers: Sequence[str], reach: int | None) -> Gate:
     """The gate of one prompt, softened where the prompt itself asks for something short or for its own words.
 
-    ``reach``: the most words a rollout can get to, where that is known. Who must repeat the prompt has to go on
-    after it.
+    ``reach``: the most words a rollout can get to, where that is known.
     """
     least = _least_words(candidates, teachers)
-    repeated = max((len(words(c.check["text"])) for c in candidates if c.check["kind"] == "starts_with"), default=0)
-    if reach is None or repeated + least <= reach:
-        least += repeated
     checks: list[Mapping[str, Any]] = [{"kind": "min_words", "value": least}]
     parts = [f"has at least {least} {'word' if least == 1 else 'words'}"]
     reference = _without_phrases(prompt, candidates)
-    if not repeated and len(words(reference)) >= 3:
-        checks.append({"kind": "not_echo", "text": reference, "max_share": MOST_ECHO})
+    most = _most_echo(candidates, reach)
+    if most is not None and len(words(reference)) >= 3:
+        checks.append({"kind": "not_echo", "text": reference, "max_share": most})
         parts.append("is not the prompt again")
+    if _in_english(prompt, candidates, teachers):
+        checks.append({"kind": "language", "language": "en"})
+        parts.append("is in English")
     if not any(c.check["kind"] == "occurrences" and c.check.get("min", 0) > 5 for c in candidates):
         checks.append({"kind": "no_repetition", "max_share": MOST_REPETITION})
         parts.append("does not repeat itself")
@@ -44,7 +47,7 @@ def gate_for(prompt: str, candidates: Sequence[Candidate], teachers: Sequence[st
 
 
 def _least_words(candidates: Sequence[Candidate], teachers: Sequence[str]) -> int:
-    """Eight words, or fewer: as the briefest teacher has, half of a cap on words, the shortest of given options."""
+    """Five words, or fewer: as the briefest teacher has, half of a cap on words, the shortest of given options."""
     least = min([LEAST_WORDS, *(max(1, len(words(text))) for text in teachers)])
     for candidate in candidates:
         check = candidate.check
@@ -53,6 +56,20 @@ def _least_words(candidates: Sequence[Candidate], teachers: Sequence[str]) -> in
         elif check["kind"] == "one_of":
             least = min(least, *(max(1, len(words(option))) for option in check["options"]))
     return least
+
+
+def _in_english(prompt: str, candidates: Sequence[Candidate], teachers: Sequence[str]) -> bool:
+    """Whether English can be expected: the prompt is, and every teacher's answer. It keeps out strings of non-words."""
+    asked = any(c.check["kind"] == "language" for c in candidates)
+    return bool(teachers) and not asked and all(language_of(text) == "en" for text in (prompt, *teachers))
+
+
+def _most_echo(candidates: Sequence[Candidate], reach: int | None) -> float | None:
+    """How much may be the prompt's wording; ``None`` where rollouts are too short to get past a text to be repeated."""
+    repeated = max((len(words(c.check["text"])) for c in candidates if c.check["kind"] == "starts_with"), default=0)
+    if repeated:
+        return None if reach is not None and repeated + LEAST_WORDS > reach else MOST_ECHO_BESIDE_REPEAT
+    return MOST_ECHO_BESIDE_OPTIONS if any(c.check["kind"] == "one_of" for c in candidates) else MOST_ECHO
 
 
 def _without_phrases(prompt: str, candidates: Sequence[Candidate]) -> str:

@@ -1,17 +1,20 @@
 """Easier rungs below a check that is all or nothing, so that a weak student's group is not all zeros.
 
 Each rung is a binary criterion of its own; the points of the constraint are split between them. The rungs are
-implied by the constraint: who meets it meets them, so they never reward anything the prompt did not ask for.
+implied by the constraint: who meets it meets them (a bare JSON scalar aside), so they never reward anything that
+the prompt did not ask for.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
-from markscheme_server.judge.builtin.candidate import bounded
+from markscheme_server.judge.builtin.candidate import bounded, listed
 
 Arguments = Mapping[str, Any]
+LONGEST_PATTERN = 1000
 SHORTEST_START = 3
 """Words that the lowest rung of "begin with this text" asks for."""
 
@@ -84,6 +87,12 @@ def _letter_count(check: Arguments) -> list[Rung]:
                  f"The letter “{letter}” occurs {bounded(*pair, 'time')} in the response.") for pair in easier]
 
 
+def _contains(check: Arguments) -> list[Rung]:
+    if len(check["texts"]) < 2 or check.get("match") == "any":
+        return []
+    return [Rung({**check, "match": "any"}, f"The response contains {listed(check['texts'], 'or')}.")]
+
+
 def _uppercase(check: Arguments) -> list[Rung]:
     return [Rung({"kind": "uppercase", "share": share}, f"At least {share:.0%} of the letters are upper case.")
             for share in (0.5, 0.1)]
@@ -128,7 +137,7 @@ def _ends_with(check: Arguments) -> list[Rung]:
 def _sections(check: Arguments) -> list[Rung]:
     marker = check["marker"]
     return [Rung({"kind": "sections", "marker": marker, "min": n},
-                 f"The response has at least {bounded(None, n, 'section').removeprefix('at most ')} headed “{marker}”.")
+                 f"The response has {bounded(n, None, 'section')} headed “{marker}” and a number.")
             for n in dict.fromkeys((-(-check["min"] // 2), 1)) if n < check["min"]]
 
 
@@ -139,20 +148,25 @@ def _paragraph_start(check: Arguments) -> list[Rung]:
 
 
 def _one_of(check: Arguments) -> list[Rung]:
-    """The words that tell the options apart, then the words they share."""
+    """The words that tell the options apart, then the words that all of them begin with."""
     options = [re.findall(r"\w+", option.lower()) for option in check["options"]]
     shared = set.intersection(*map(set, options)) if options else set()
     telling = [word for option in options for word in option if word not in shared]
     if not telling:
         return []
-    pattern = rf"\b(?:{'|'.join(map(re.escape, dict.fromkeys(telling)))})\b"[:1000]
-    return [Rung({"kind": "regex", "pattern": pattern, "ignore_case": True},
-                 f"The response commits itself to one of: {', '.join(dict.fromkeys(telling))}.")]
+    pattern = rf"\b(?:{'|'.join(map(re.escape, dict.fromkeys(telling)))})\b"
+    if len(pattern) > LONGEST_PATTERN:
+        return []
+    told = Rung({"kind": "regex", "pattern": pattern, "ignore_case": True},
+                f"The response has one of the words {', '.join(dict.fromkeys(telling))}.")
+    opening = commonprefix(list(check["options"])).rstrip()
+    return [told] if len(opening.split()) < 2 else [
+        told, Rung({"kind": "contains", "texts": [opening]}, f"The response contains “{opening}”.")]
 
 
 _LADDERS: dict[str, Callable[[Arguments], list[Rung]]] = {
     "count": _count, "min_words": _min_words, "max_words": _max_words, "occurrences": _occurrences,
-    "letter_count": _letter_count, "uppercase": _uppercase, "lowercase": _lowercase, "quoted": _quoted,
+    "letter_count": _letter_count, "contains": _contains, "uppercase": _uppercase, "lowercase": _lowercase, "quoted": _quoted,
     "title": _title, "json_valid": _json_valid, "starts_with": _starts_with, "ends_with": _ends_with,
     "sections": _sections, "paragraph_start": _paragraph_start, "one_of": _one_of,
 }

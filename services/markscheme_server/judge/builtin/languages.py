@@ -25,14 +25,15 @@ _LETTERS = {script: re.compile(f"[{members}]") for script, members in _SCRIPTS.i
 
 _SHARED: dict[str, dict[str, frozenset[str]]] = {
     "latin": {
+        "en": frozenset("the of and to in is that it for you with on as are be this was have not or your i we my he she "
+                        "they at by from an me but if so what can will has had his her our their its".split()),
         "de": frozenset("der die das und ist nicht ein eine zu den mit sich auf für von dem es ich wir sie auch".split()),
-        "en": frozenset("the of and to in is that it for you with on as are be this was have not or your".split()),
         "es": frozenset("el los las de que y en un una por con no su para es del se lo como más".split()),
         "fi": frozenset("ja on ei se että oli hän mutta ovat joka myös kun niin tai minun sen ole olla sinun".split()),
         "fr": frozenset("le les des et est un une du que qui dans pour pas sur au avec vous il ce la".split()),
         "it": frozenset("il di che è la un una per non con del sono della gli le nel questo anche più ma".split()),
         "nl": frozenset("de het een en van is dat niet te op voor met zijn aan er ook je maar om als".split()),
-        "pl": frozenset("i w nie się na z do to że jest jak o ale po co tak za od dla czy".split()),
+        "pl": frozenset("nie się na że jest jak ale po co tak za od dla czy są lub przez oraz być które".split()),
         "pt": frozenset("o os as de que e do da em um uma para não com é por mais dos como ao".split()),
         "sv": frozenset("och det att i en är som på av för med den till inte om ett jag har de var".split()),
         "sw": frozenset("na ya wa kwa ni katika la za cha kuwa hii yake kama hiyo lakini watu pia huo sana vya".split()),

@@ -146,7 +146,8 @@ def _language(sentence: Sentence) -> Iterator[Candidate]:
                                re.IGNORECASE):
         name = match["name"]
         yield Candidate({"kind": "language", "language": NAMES[name.lower()]},
-                        f"The response is written in {name.capitalize()}.", sentence.source)
+                        f"The response is written in {name.capitalize()}.", sentence.source,
+                        firm=name.lower() != "english")
 
 
 def _options(prompt: PromptText) -> Iterator[Candidate]:
@@ -190,7 +191,8 @@ def _bare_options(prompt: PromptText, place: int) -> list[str]:
     for piece in (part.strip(" ,/()") for part in pieces):
         known = set(re.findall(r"\w+", piece.lower()))
         both = known & shared if options else known
-        if not 1 <= len(known) <= _OPTION_WORDS or not both or not piece.endswith((".", "!")):
+        alike = not options or piece.split()[0] == options[0].split()[0]
+        if not 1 <= len(known) <= _OPTION_WORDS or not both or not alike or not piece.endswith((".", "!")):
             break
         options.append(piece)
         shared = both

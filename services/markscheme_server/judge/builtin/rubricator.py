@@ -24,7 +24,7 @@ CROWDED_POINTS = 4
 CROWDED = 4
 """With more constraints than this each is worth :data:`CROWDED_POINTS`."""
 OUT_OF_REACH_POINTS = 1
-CONTRAST_SHARE = 0.25
+TOPIC_SHARE = 0.25
 TOPIC_WORDS = 24
 _ENDINGS = frozenset({"ends_with", "postscript", "json_valid", "quoted"})
 _WORDS_PER_SENTENCE = 5
@@ -50,8 +50,7 @@ def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
                                                      "can decide; a model judge can write a rubric for it")
     gate = gate_for(prompt, candidates, task.teacher_responses, reach_of(task.student_responses))
     drafts = _constraints(candidates, task.student_responses)
-    drafts += _on_topic(prompt, candidates)
-    drafts += _contrast(prompt, task, candidates, drafts)
+    drafts += _tied_to_topic(prompt, task, candidates, drafts)
     return tuple(_criterion(number, draft, gate) for number, draft in enumerate(drafts, 1))
 
 
@@ -70,16 +69,6 @@ def _constraints(candidates: Sequence[Candidate], students: Sequence[Response]) 
     return drafts
 
 
-def _on_topic(prompt: str, candidates: Sequence[Candidate]) -> list[_Draft]:
-    """One point for an answer that is about the prompt at all."""
-    if len(candidates) >= MOST_CRITERIA or any(c.check["kind"] in ("language", "one_of") for c in candidates):
-        return []
-    ruled_out = {text.lower() for c in candidates if c.check["kind"] == "excludes" for text in c.check["texts"]}
-    topic = [word for word in content_words(prompt) if word not in ruled_out][:TOPIC_WORDS]
-    check = {"kind": "contains", "texts": topic, "match": "any"}
-    return [_Draft(check, "The response takes up the subject of the prompt.", 1, None)] if topic else []
-
-
 def _out_of_reach(check: Mapping[str, Any], reach: int) -> bool:
     """Whether rollouts that were all cut off at ``reach`` words could not have met the check."""
     kind = check["kind"]
@@ -94,17 +83,22 @@ def _out_of_reach(check: Mapping[str, Any], reach: int) -> bool:
     return False
 
 
-def _contrast(prompt: str, task: InductionTask, candidates: Sequence[Candidate],
-              drafts: Sequence[_Draft]) -> list[_Draft]:
+def _tied_to_topic(prompt: str, task: InductionTask, candidates: Sequence[Candidate],
+                   drafts: Sequence[_Draft]) -> list[_Draft]:
+    """One point for being about the prompt at all, then one for each contrast word, a quarter of the weight at most."""
     weight = sum(draft.points for draft in drafts)
-    room = min(MOST_CRITERIA - len(drafts), int(weight * CONTRAST_SHARE / (1 - CONTRAST_SHARE)))
-    if room <= 0 or any(c.check["kind"] in ("language", "one_of") for c in candidates):
+    room = min(MOST_CRITERIA - len(drafts), int(weight * TOPIC_SHARE / (1 - TOPIC_SHARE)))
+    if any(c.check["kind"] == "one_of" or c.check.get("language", "en") != "en" for c in candidates):
         return []
-    settled = {text.lower() for c in candidates for text in c.check.get("texts", [c.check.get("text", "")])}
-    fresh = [w for w in contrast_words(prompt, task.teacher_responses, task.student_responses)
-             if not any(w in text.split() for text in settled)]
-    return [_Draft({"kind": "contains", "texts": [word]}, f"The response takes up “{word}” from the prompt.", 1, None,
-                   "observable_quality") for word in fresh[:room]]
+    settled = {word for c in candidates for text in c.check.get("texts", [c.check.get("text", "")])
+               for word in text.lower().split()}
+    topic = [word for word in content_words(prompt) if word not in settled][:TOPIC_WORDS]
+    fresh = [w for w in contrast_words(prompt, task.teacher_responses, task.student_responses) if w not in settled]
+    tied = [_Draft({"kind": "contains", "texts": topic, "match": "any"},
+                   "The response takes up the subject of the prompt.", 1, None)] if topic else []
+    tied += [_Draft({"kind": "contains", "texts": [word]}, f"The response takes up “{word}” from the prompt.", 1, None,
+                    "observable_quality") for word in fresh]
+    return tied[: max(room, 0)]
 
 
 def _criterion(number: int, draft: _Draft, gate: Gate) -> Criterion:

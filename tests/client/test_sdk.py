@@ -1,0 +1,114 @@
+"""Both clients against a real service, and what they say when there is none."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from markscheme import AsyncClient, Client
+from markscheme.errors import AuthenticationFailed, ConnectionFailed, InvalidRequest, NotFound
+from markscheme.schema import Run
+from pydantic import ValidationError
+
+PROMPT = "Describe a tree. Do not use any commas. Use at least 5 words."
+TEACHER = "An oak is a broad tree with deep roots and a rough dark bark"
+ROLLOUTS = [{"id": "a", "text": "A tree, tall, green, wide, old and full of birds in spring"},
+            {"id": "b", "text": "A tall tree stands in the field and drops its leaves in autumn"}]
+GROUP = {"id": "g", "prompt": PROMPT, "teacher_responses": [TEACHER], "rollouts": ROLLOUTS}
+
+
+def test_induce_read_list_and_score(client: Client) -> None:
+    rubric = client.induce(PROMPT, student_responses=[r["text"] for r in ROLLOUTS], teacher_responses=[TEACHER])
+    assert rubric.origin == "induced"
+    assert rubric.provenance.rubricator is not None
+    assert any(c.source and "commas" in c.source for c in rubric.criteria)
+    assert client.rubric(rubric.id) == rubric
+    assert [r.id for r in client.rubrics(PROMPT).data] == [rubric.id]
+    heard = []
+    batch = client.score([GROUP], on_group=heard.append)
+    assert heard == batch.groups
+    low, high = (r.reward for r in batch.groups[0].rollouts)
+    assert low is not None
+    assert high is not None
+    assert low < high
+    assert batch.groups[0].rollouts[0].feedback
+    assert batch.groups[0].rubric is not None
+    assert batch.groups[0].rubric.origin == "reused"
+
+
+def test_a_resent_step_gets_the_same_rubric_and_rewards(client: Client) -> None:
+    run = Run(id="run", step=3)
+    first = client.score([GROUP], run=run, reuse="always_new")
+    client.create_rubric(PROMPT, [{"text": "other", "points": 1, "check": {"kind": "max_words", "value": 1}}])
+    second = client.score([GROUP], run=run)
+    assert first.groups[0].rubric == second.groups[0].rubric
+    assert [r.reward for r in first.groups[0].rollouts] == [r.reward for r in second.groups[0].rollouts]
+
+
+def test_reuse_policies(client: Client) -> None:
+    frozen = client.score([GROUP], reuse="frozen")
+    assert [(r.reward, r.reason) for r in frozen.groups[0].rollouts] == [(None, "no_rubric")] * 2
+    origins = [client.score([GROUP | {"rollouts": [{"id": "x", "text": f"A tree number {i} stands here alone"}]}],
+                            reuse=reuse).groups[0].rubric
+               for i, reuse in enumerate(("if_fresh", "frozen", "always_new"))]
+    assert [r.origin for r in origins if r] == ["induced", "reused", "induced"]
+
+
+def test_group_and_rollout_mode_agree_for_the_builtin_judge(client: Client) -> None:
+    rewards = {mode: [r.reward for r in client.score([GROUP], verify=mode, score_teachers=True).groups[0].rollouts]
+               for mode in ("rollout", "group")}
+    assert rewards["rollout"] == rewards["group"]
+
+
+def test_nothing_to_read_is_no_rubric_and_never_a_guess(client: Client) -> None:
+    group = {"id": "g", "prompt": "Tell me about the sea.", "teacher_responses": ["The sea is large and deep."],
+             "rollouts": [{"id": "a", "text": "Waves."}]}
+    score = client.score([group]).groups[0]
+    assert (score.rollouts[0].reward, score.rollouts[0].reason) == (None, "no_rubric")
+    with pytest.raises(InvalidRequest) as caught:
+        client.induce(group["prompt"], student_responses=["Waves."])
+    assert caught.value.code == "no_rubric"
+
+
+def test_model_output_with_nul_and_surrogates_can_be_sent(client: Client) -> None:
+    odd = GROUP | {"rollouts": [{"id": "a", "text": "a\x00b\ud800 c d e f g h"}, {"id": "b", "text": ""}]}
+    assert client.score([odd]).counts.scored == 2
+
+
+async def test_the_async_client_works_inside_a_loop(service: str) -> None:
+    async with AsyncClient(service) as client:
+        rubric = await client.induce(PROMPT, student_responses=["x"], teacher_responses=[TEACHER])
+        batches = await asyncio.gather(*(client.score([GROUP | {"id": f"g{i}"}]) for i in range(4)))
+        assert {b.counts.scored for b in batches} == {2}
+        assert (await client.rubric(rubric.id)).id == rubric.id
+        assert (await client.rubrics()).has_more is False
+        with pytest.raises(NotFound):
+            await client.rubric("rub_none")
+
+
+def test_a_missing_service_is_said_plainly() -> None:
+    with Client("http://127.0.0.1:1") as client, pytest.raises(ConnectionFailed, match="markscheme serve"):
+        client.rubric("x")
+
+
+def test_the_shared_key(serve: Callable[..., str]) -> None:
+    url = serve(api_key="right")
+    for key in (None, "wrong", "right-or-not", "€"):
+        with Client(url, api_key=key and key.encode("ascii", "replace").decode()) as client, \
+                pytest.raises(AuthenticationFailed):
+            client.rubrics()
+    with Client(url, api_key="right") as client:
+        assert client.rubrics().data == []
+
+
+def test_bad_arguments_are_refused_before_sending(client: Client) -> None:
+    with pytest.raises(ValidationError):
+        client.score([{"id": "g", "prompt": PROMPT, "rollouts": []}])
+
+
+def test_the_sdk_pulls_in_neither_torch_nor_the_server() -> None:
+    code = ("import sys, markscheme; "
+            "bad = {'torch', 'numpy', 'fastapi', 'sqlalchemy', 'markscheme_server'} & set(sys.modules); print(bad)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

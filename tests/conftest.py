@@ -1,0 +1,62 @@
+"""Fixtures for every level: a clean environment, a scripted judge, a running service."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.judge import ScriptedJudge
+from fakes.service import running
+from markscheme import Client
+from markscheme_server.config import Settings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees a key or a setting of the machine it runs on."""
+    for name in list(os.environ):
+        if name.startswith(("OPENAI_", "MARKSCHEME_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def judge() -> Iterator[ScriptedJudge]:
+    scripted = ScriptedJudge()
+    yield scripted
+    scripted.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Start services with the settings given; each call is a service of its own on the same database."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running(
+            Settings(_env_file=None, **({"home": tmp_path, "judge": "builtin"} | settings))))
+
+
+@pytest.fixture
+def model_settings(judge: ScriptedJudge) -> dict[str, Any]:
+    """Settings that make the scripted judge the service's judge."""
+    return {"judge": "openai", "judge_base_url": judge.url, "judge_model": "scripted", "judge_api_key": "k-secret",
+            "judge_timeout_s": 2.0, "request_timeout_s": 20.0}
+
+
+@pytest.fixture
+def service(serve: Callable[..., str]) -> str:
+    """A service with the builtin judge."""
+    return serve()
+
+
+@pytest.fixture
+def client(service: str) -> Iterator[Client]:
+    with Client(service) as made:
+        yield made
+
+
+@pytest.fixture
+def model_client(serve: Callable[..., str], model_settings: dict[str, Any]) -> Iterator[Client]:
+    """A client of a service whose judge is the scripted one."""
+    with Client(serve(**model_settings)) as made:
+        yield made

@@ -1,0 +1,114 @@
+"""A scripted judge: an OpenAI-compatible endpoint on loopback that answers, or fails, as it is told.
+
+It is the only fake part of the tests: models cost money. It counts and keeps every request it gets.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = str | int | bytes | None
+"""A reply's text, an HTTP status, raw bytes to write in place of an answer, or ``None``: never answer."""
+Script = Callable[[dict[str, Any], int], Answer]
+
+RUBRIC = {"criteria": [
+    {"criterion": "The response names a colour.", "category": "task_fulfilment", "points": 5},
+    {"criterion": "The response is one sentence.", "category": "observable_quality", "points": 2},
+    {"criterion": "The response gives a reason.", "category": "general_reasoning", "points": 2},
+    {"criterion": "The response is polite.", "category": "observable_quality", "points": 1}]}
+
+
+def text_of(request: dict[str, Any]) -> str:
+    return "\n".join(m["content"] for m in request["messages"])
+
+
+def offered(request: dict[str, Any]) -> list[str]:
+    """The criterion ids that a verifier's prompt offers."""
+    return re.findall(r"^(c\d+): ", text_of(request), re.MULTILINE)
+
+
+def answered_texts(request: dict[str, Any]) -> list[str]:
+    """The answers that a verifier's prompt shows, in shown order."""
+    return re.findall(r"^Answer(?: \d+)?:\n<<(\S+)\n(.*?)\n\1>>", text_of(request), re.MULTILINE | re.DOTALL)
+
+
+def verdicts(request: dict[str, Any], met: Callable[[str, str], bool] = lambda criterion, answer: True) -> str:
+    """A well-formed reply: ``met(criterion id, answer text)`` decides."""
+    ids = offered(request)
+    shown = [text for _, text in answered_texts(request)]
+    pooled = '"answers"' in text_of(request).rsplit("Reply with one JSON object", 1)[-1]
+    marked = [[{"id": i, "met": met(i, text)} for i in ids] for text in shown]
+    if pooled:
+        return json.dumps({"answers": [{"answer": n, "verdicts": v} for n, v in enumerate(marked, 1)]})
+    return json.dumps({"verdicts": marked[0]})
+
+
+def well_behaved(request: dict[str, Any], _number: int) -> Answer:
+    return verdicts(request) if offered(request) else json.dumps(RUBRIC)
+
+
+class ScriptedJudge:
+    """Serves on a free loopback port until closed."""
+
+    def __init__(self) -> None:
+        self.script: Script = well_behaved
+        self.requests: list[dict[str, Any]] = []
+        self.released = threading.Event()
+        self._lock = threading.Lock()
+        judge = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with judge._lock:
+                    judge.requests.append(request)
+                    number = len(judge.requests)
+                self._answer(judge.script(request, number), request)
+
+            def _answer(self, answer: Answer, request: dict[str, Any]) -> None:
+                if answer is None:
+                    judge.released.wait(30)
+                    self.close_connection = True
+                    return
+                if isinstance(answer, bytes):
+                    self.wfile.write(answer)
+                    self.close_connection = True
+                    return
+                if isinstance(answer, int):
+                    status, body = answer, {"error": {"message": "scripted", "type": "server_error", "code": None}}
+                else:
+                    status, body = 200, {
+                        "id": "x", "object": "chat.completion", "created": 1, "model": request["model"],
+                        "choices": [{"index": 0, "finish_reason": "stop",
+                                     "message": {"role": "assistant", "content": answer}}],
+                        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}}
+                payload = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def log_message(self, *_arguments: object) -> None:
+                """Quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    @property
+    def verifications(self) -> list[dict[str, Any]]:
+        return [r for r in self.requests if offered(r)]
+
+    def close(self) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
