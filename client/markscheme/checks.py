@@ -191,7 +191,7 @@ class Regex(_Check):
 
 
 class NotEcho(_Check):
-    """At most ``max_share`` of the response's word triples stand in ``text`` (the prompt); an empty one echoes nothing."""
+    """At most ``max_share`` of the response's word triples stand in ``text``, the prompt."""
 
     kind: Literal["not_echo"]
     text: Annotated[str, StringConstraints(min_length=1, max_length=200_000), AfterValidator(_without_nul)]

@@ -163,7 +163,7 @@ def _title(check: Arguments, text: str) -> Decision:
     for line in text.split("\n"):
         start = line.find("<<")
         end = line.rfind(">>")
-        if 0 <= start and start + 2 < end and line[start + 2 : end].strip("<> \t\r"):
+        if start >= 0 and start + 2 < end and line[start + 2 : end].strip("<> \t\r"):
             return Decision(True, _shown(line[start : end + 2]))
     return Decision(False, "no <<title>>")
 

@@ -14,7 +14,7 @@ MARGIN = 0.5
 """How much larger the share of teachers with the word must be than the share of students."""
 MOST = 4
 _SHORTEST = 4
-_COMMON = frozenset(
+_COMMON_TEXT = (
     "about above across after again against all almost alone along already also although always among another answer "
     "anything around asked away because been before begin being below between both cannot come could does doing done "
     "down during each either else enough entire even every everything exactly example explain fewer first following "
@@ -24,7 +24,8 @@ _COMMON = frozenset(
     "response same section sections sentence sentences separate should since some something start starting still "
     "such sure take tell text than that their them then there these they thing things think this those three through "
     "time times today total under until upon used using very want well were what when where whether which while who "
-    "whole whom whose will with within without word words work would write writing written your yours yourself".split())
+    "whole whom whose will with within without word words work would write writing written your yours yourself")
+_COMMON = frozenset(_COMMON_TEXT.split())
 
 
 def content_words(text: str) -> list[str]:

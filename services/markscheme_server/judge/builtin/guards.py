@@ -1,4 +1,4 @@
-"""What any response must be before it can earn anything: long enough, not the prompt again, not one thing over and over."""
+"""What any response must be before it can earn anything: long enough, its own words, in English, not repetitive."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -37,7 +37,7 @@ class BuiltinJudge:
         return Induction(induce_criteria(task))
 
     async def verify(self, task: VerifyTask) -> Verification:
-        """Run every criterion's check on every response; rivals play no part. Raises ``unavailable`` without a check."""
+        """Run each check on each response; rivals play no part. Raises ``unavailable`` for a criterion without one."""
         unchecked = [criterion.id for criterion in task.criteria if criterion.check is None]
         if unchecked:
             raise JudgeFailure(UnscoredReason.UNAVAILABLE, f"the builtin judge decides checks only; {unchecked[0]} has "

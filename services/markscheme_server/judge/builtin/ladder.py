@@ -75,16 +75,20 @@ def _max_words(check: Arguments) -> list[Rung]:
 
 def _occurrences(check: Arguments) -> list[Rung]:
     text, low, high = check["text"], check.get("min"), check.get("max")
-    easier = ([(n, None) for n in (-(-low // 2), 1) if n < low] if low else [(None, high + 2)])[:2]
-    return [Rung({"kind": "occurrences", "text": text, **_sides(*pair)},
-                 f"“{text}” occurs {bounded(*pair, 'time')} in the response.") for pair in dict.fromkeys(easier)]
+    easier: list[tuple[int | None, int | None]] = []
+    if low:
+        easier = [(n, None) for n in dict.fromkeys((-(-low // 2), 1)) if n < low]
+    elif high is not None:
+        easier = [(None, high + 2)]
+    return [Rung({"kind": "occurrences", "text": text, **_sides(a, b)},
+                 f"“{text}” occurs {bounded(a, b, 'time')} in the response.") for a, b in easier]
 
 
 def _letter_count(check: Arguments) -> list[Rung]:
     letter, low, high = check["letter"], check.get("min"), check.get("max")
     easier = [(-(-low // 2), None)] if low and low > 1 else [] if high is None else [(None, 2 * high + 3)]
-    return [Rung({"kind": "letter_count", "letter": letter, **_sides(*pair)},
-                 f"The letter “{letter}” occurs {bounded(*pair, 'time')} in the response.") for pair in easier]
+    return [Rung({"kind": "letter_count", "letter": letter, **_sides(a, b)},
+                 f"The letter “{letter}” occurs {bounded(a, b, 'time')} in the response.") for a, b in easier]
 
 
 def _contains(check: Arguments) -> list[Rung]:
@@ -143,7 +147,8 @@ def _sections(check: Arguments) -> list[Rung]:
 
 def _paragraph_start(check: Arguments) -> list[Rung]:
     n = check["paragraphs"]
-    return [Rung({"kind": "count", "of": "paragraphs", "min": n, "max": n}, f"The response has exactly {n} paragraphs."),
+    return [Rung({"kind": "count", "of": "paragraphs", "min": n, "max": n},
+                 f"The response has {bounded(n, n, 'paragraph')}."),
             Rung({"kind": "contains", "texts": [check["word"]]}, f"The response contains “{check['word']}”.")]
 
 
@@ -166,7 +171,7 @@ def _one_of(check: Arguments) -> list[Rung]:
 
 _LADDERS: dict[str, Callable[[Arguments], list[Rung]]] = {
     "count": _count, "min_words": _min_words, "max_words": _max_words, "occurrences": _occurrences,
-    "letter_count": _letter_count, "contains": _contains, "uppercase": _uppercase, "lowercase": _lowercase, "quoted": _quoted,
-    "title": _title, "json_valid": _json_valid, "starts_with": _starts_with, "ends_with": _ends_with,
+    "letter_count": _letter_count, "contains": _contains, "uppercase": _uppercase, "lowercase": _lowercase,
+    "quoted": _quoted, "title": _title, "json_valid": _json_valid, "starts_with": _starts_with, "ends_with": _ends_with,
     "sections": _sections, "paragraph_start": _paragraph_start, "one_of": _one_of,
 }

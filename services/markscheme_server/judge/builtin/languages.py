@@ -23,39 +23,41 @@ _SCRIPTS = {
 }
 _LETTERS = {script: re.compile(f"[{members}]") for script, members in _SCRIPTS.items()}
 
-_SHARED: dict[str, dict[str, frozenset[str]]] = {
+_SHARED_TEXT: dict[str, dict[str, str]] = {
     "latin": {
-        "en": frozenset("the of and to in is that it for you with on as are be this was have not or your i we my he she "
-                        "they at by from an me but if so what can will has had his her our their its".split()),
-        "de": frozenset("der die das und ist nicht ein eine zu den mit sich auf für von dem es ich wir sie auch".split()),
-        "es": frozenset("el los las de que y en un una por con no su para es del se lo como más".split()),
-        "fi": frozenset("ja on ei se että oli hän mutta ovat joka myös kun niin tai minun sen ole olla sinun".split()),
-        "fr": frozenset("le les des et est un une du que qui dans pour pas sur au avec vous il ce la".split()),
-        "it": frozenset("il di che è la un una per non con del sono della gli le nel questo anche più ma".split()),
-        "nl": frozenset("de het een en van is dat niet te op voor met zijn aan er ook je maar om als".split()),
-        "pl": frozenset("nie się na że jest jak ale po co tak za od dla czy są lub przez oraz być które".split()),
-        "pt": frozenset("o os as de que e do da em um uma para não com é por mais dos como ao".split()),
-        "sv": frozenset("och det att i en är som på av för med den till inte om ett jag har de var".split()),
-        "sw": frozenset("na ya wa kwa ni katika la za cha kuwa hii yake kama hiyo lakini watu pia huo sana vya".split()),
-        "tr": frozenset("bir ve bu için ile da de çok ama ne daha gibi en olarak değil kadar var her sonra ben".split()),
-        "vi": frozenset("và là của có không được cho một những với các người trong này để đã tôi như khi bạn".split()),
+        "en": "the of and to in is that it for you with on as are be this was have not or your i we my he she "
+                        "they at by from an me but if so what can will has had his her our their its",
+        "de": "der die das und ist nicht ein eine zu den mit sich auf für von dem es ich wir sie auch",
+        "es": "el los las de que y en un una por con no su para es del se lo como más",
+        "fi": "ja on ei se että oli hän mutta ovat joka myös kun niin tai minun sen ole olla sinun",
+        "fr": "le les des et est un une du que qui dans pour pas sur au avec vous il ce la",
+        "it": "il di che è la un una per non con del sono della gli le nel questo anche più ma",
+        "nl": "de het een en van is dat niet te op voor met zijn aan er ook je maar om als",
+        "pl": "nie się na że jest jak ale po co tak za od dla czy są lub przez oraz być które",
+        "pt": "o os as de que e do da em um uma para não com é por mais dos como ao",
+        "sv": "och det att i en är som på av för med den till inte om ett jag har de var",
+        "sw": "na ya wa kwa ni katika la za cha kuwa hii yake kama hiyo lakini watu pia huo sana vya",
+        "tr": "bir ve bu için ile da de çok ama ne daha gibi en olarak değil kadar var her sonra ben",
+        "vi": "và là của có không được cho một những với các người trong này để đã tôi như khi bạn",
     },
     "cyrillic": {
-        "bg": frozenset("и на е да се за от не в с си като са ще това по че което му".split()),
-        "ru": frozenset("и в не на что с он как это по но к из у за от вы мы его для ы".split()),
-        "uk": frozenset("і в не на що з він як це по але до із у за від ви ми його для та".split()),
+        "bg": "и на е да се за от не в с си като са ще това по че което му",
+        "ru": "и в не на что с он как это по но к из у за от вы мы его для ы",
+        "uk": "і в не на що з він як це по але до із у за від ви ми його для та",
     },
     "arabic": {
-        "ar": frozenset("من في على إلى أن هذا التي الذي عن مع كان لا ما هو هي".split()),
-        "fa": frozenset("از در به که این را با است آن برای و می یک هم بود شد".split()),
-        "ur": frozenset("کے میں کی ہے اور سے کا کو نے پر یہ کہ ہیں بھی نہیں".split()),
+        "ar": "من في على إلى أن هذا التي الذي عن مع كان لا ما هو هي",
+        "fa": "از در به که این را با است آن برای و می یک هم بود شد",
+        "ur": "کے میں کی ہے اور سے کا کو نے پر یہ کہ ہیں بھی نہیں",
     },
     "devanagari": {
-        "hi": frozenset("के में की है और से का को ने पर यह कि हैं भी नहीं एक".split()),
-        "mr": frozenset("आहे आणि च्या मध्ये ते या हे तो ती आहेत नाही एक की साठी होते होता".split()),
-        "ne": frozenset("छ र को मा लाई हो छन् गर्न भएको पनि यो एक लागि गर्ने हुन्छ थियो".split()),
+        "hi": "के में की है और से का को ने पर यह कि हैं भी नहीं एक",
+        "mr": "आहे आणि च्या मध्ये ते या हे तो ती आहेत नाही एक की साठी होते होता",
+        "ne": "छ र को मा लाई हो छन् गर्न भएको पनि यो एक लागि गर्ने हुन्छ थियो",
     },
 }
+_SHARED = {script: {code: frozenset(text.split()) for code, text in languages.items()}
+           for script, languages in _SHARED_TEXT.items()}
 _SPLIT = re.compile(r"[\s.,;:!?\"'“”()\[\]*।،؟-]+")
 _READ_CHARACTERS = 20_000
 _DOMINANT = 0.6

@@ -15,10 +15,11 @@ _SINGLE_HIGHLIGHT = re.compile(r"\*[^\n*]*\*")
 _DOUBLE_HIGHLIGHT = re.compile(r"\*\*[^\n*]*\*\*")
 _TOKEN_BREAK = re.compile(r"[\s,;:?!()\[\]{}<>\"“”«»‘`@#$%&]+|\.{2,}|--+|\.(?=['’]?(?:\s|$))|(?=['’])")
 _CLOSERS = "\"'”’)]}*_»"
-_ABBREVIATIONS = frozenset(
+_ABBREVIATIONS_TEXT = (
     "mr mrs ms dr prof st jr sr vs etc e.g i.e inc ltd co corp dept est fig gen gov hon lt maj no op rep rev sen sgt "
-    "u.s u.k u.n a.m p.m d.c ph.d jan feb mar apr jun jul aug sep sept oct nov dec".split()
+    "u.s u.k u.n a.m p.m d.c ph.d jan feb mar apr jun jul aug sep sept oct nov dec"
 )
+_ABBREVIATIONS = frozenset(_ABBREVIATIONS_TEXT.split())
 
 
 def words(text: str) -> list[str]:

@@ -3,9 +3,11 @@
 import re
 from dataclasses import dataclass
 
-_UNITS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-          "seventeen eighteen nineteen").split()
-_TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
+_UNITS_TEXT = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+               "seventeen eighteen nineteen")
+_TENS_TEXT = "twenty thirty forty fifty sixty seventy eighty ninety"
+_UNITS = _UNITS_TEXT.split()
+_TENS = dict(zip(_TENS_TEXT.split(), range(20, 100, 10), strict=True))
 _WORDS: dict[str, int] = {word: value for value, word in enumerate(_UNITS)} | _TENS | {
     "no": 0, "a": 1, "an": 1, "single": 1, "a single": 1, "couple": 2, "a couple of": 2, "dozen": 12, "a dozen": 12,
     "hundred": 100, "a hundred": 100, "one hundred": 100, "thousand": 1000, "a thousand": 1000, "one thousand": 1000,

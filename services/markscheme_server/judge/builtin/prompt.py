@@ -8,8 +8,13 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-READ_CHARACTERS = 20_000
+READ_CHARACTERS = 12_000
 """How much of a prompt is read for constraints: the first half and the last half of it."""
+READ_SENTENCES = 120
+"""How many of its sentences: again from both ends."""
+SENTENCE_CHARACTERS = 1_500
+"""Longer sentences are read up to here, so that no prompt can make the rules slow."""
+LEAD_CHARACTERS = 120
 MASK = "¤"
 
 _STRAIGHT = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "\u00a0": " "})
@@ -48,7 +53,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence: ``source`` as it stands in the prompt, ``text`` with straight quotes, ``masked`` without quotations."""
+    """One sentence: ``source`` as the prompt has it, ``text`` with straight quotes, ``masked`` without quotations."""
 
     source: str
     text: str
@@ -64,6 +69,10 @@ class Sentence:
     def asks(self) -> bool:
         """Whether it can be an instruction rather than a report or a question about something."""
         return bool(_CUE.search(self.masked)) or not _REPORT.search(self.masked)
+
+    def before(self, place: int) -> str:
+        """The masked words that lead up to a place, as many as can bear on it."""
+        return self.masked[max(0, place - LEAD_CHARACTERS) : place]
 
     def quotes_after(self, place: int) -> list[Quote]:
         return [quote for quote in self.quotes if quote.start >= place]
@@ -91,9 +100,12 @@ def read_prompt(prompt: str) -> PromptText:
         piece = text[start:end].rstrip()
         lead = len(piece) - len(piece.lstrip())
         if piece.strip():
-            first, last = start + lead, start + len(piece)
+            first = start + lead
+            last = min(start + len(piece), first + SENTENCE_CHARACTERS)
             sentences.append(Sentence(prompt[first:last], text[first:last], masked[first:last], first))
         start = end
+    if len(sentences) > READ_SENTENCES:
+        sentences = sentences[: READ_SENTENCES // 2] + sentences[-READ_SENTENCES // 2 :]
     return PromptText(prompt, text, tuple(sentences))
 
 

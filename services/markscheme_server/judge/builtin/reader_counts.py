@@ -39,12 +39,16 @@ _DIVIDER_LINE = re.compile(r"^[ \t]*\*\*\*[ \t]*$", re.MULTILINE)
 _SIX_STARS = re.compile(r"(?<!\*)\*{6}(?!\*)|\b(?:6|six) (?:asterisks?|stars?)\b", re.IGNORECASE)
 _NUMBERED = re.compile(
     r"(?P<marker>[A-Za-z]{3,20}) ?(?:(?:X|x|N|n|#|i)\b(?![.'])|\[?[Xx1]\]?(?=[\s\"',.:;)]|$))", re.ASCII)
-_ENUMERATED = re.compile(r"\b(?P<marker>[A-Z][A-Za-z]{2,20}) 1\b[\s\"',]+(?:and\s+)?[\"']?(?P=marker) (?P<last>[2-9])\b")
+_ENUMERATED = re.compile(
+    r"\b(?P<marker>[A-Z][A-Za-z]{2,20}) 1\b[\s\"',]+(?:and\s+)?[\"']?(?P=marker) (?P<last>[2-9])\b")
+_HEADED = re.compile(r"mark|start|begin|head|title|label|call|name|denot|number|indicat|with|follow|form|such as|like",
+                     re.IGNORECASE)
 _SECTIONS = _amount(r"(?:sections?|chapters?|parts?|paragraphs?|days?|scenes?|acts?|steps?|rounds?|verses?|stanzas?|"
                     r"segments?|episodes?|lessons?|units?|volumes?)\b")
-_ORDINALS = {word: place for place, words in enumerate(
-    ("first 1st one", "second 2nd two", "third 3rd three", "fourth 4th four", "fifth 5th five", "sixth 6th six",
-     "seventh 7th seven", "eighth 8th eight", "ninth 9th nine", "tenth 10th ten"), 1) for word in words.split()}
+_PLACES = (
+    "first 1st one", "second 2nd two", "third 3rd three", "fourth 4th four", "fifth 5th five", "sixth 6th six",
+    "seventh 7th seven", "eighth 8th eight", "ninth 9th nine", "tenth 10th ten")
+_ORDINALS = {word: place for place, words in enumerate(_PLACES, 1) for word in words.split()}
 _NTH_PARAGRAPH = re.compile(
     r"\b(?:(?P<ordinal>first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last|final|\d{1,2}(?:st|nd|rd|th))"
     r"\s+paragraph|paragraph\s+(?:number\s+)?(?P<number>\d{1,2}|one|two|three|four|five|six|seven|eight|nine|ten))\b"
@@ -55,15 +59,16 @@ _FIRST_WORD = re.compile(r"\w[\w-]*")
 
 def read_counts(prompt: PromptText) -> Iterator[Candidate]:
     """All constraints on how much of something there is."""
+    loose = _loose_bullets(prompt)
     for sentence in prompt.sentences:
         if sentence.asks:
-            yield from _in_sentence(sentence, prompt)
+            yield from _in_sentence(sentence, loose)
     yield from _divided(prompt)
     yield from _sections(prompt)
     yield from _paragraphs(prompt)
 
 
-def _in_sentence(sentence: Sentence, prompt: PromptText) -> Iterator[Candidate]:
+def _in_sentence(sentence: Sentence, loose_bullets: Bounds | None) -> Iterator[Candidate]:
     capital = _CAPITAL_WORDS.search(sentence.masked)
     if capital:
         yield from _capital_words(sentence)
@@ -73,8 +78,8 @@ def _in_sentence(sentence: Sentence, prompt: PromptText) -> Iterator[Candidate]:
         yield _count("sentences", found, "sentence", sentence)
     if found := _first(_BULLETS, sentence) or _first(_BULLETED, sentence):
         yield _count("bullets", found, "bullet point", sentence)
-    elif found := _listed(sentence, prompt):
-        yield _count("bullets", found, "bullet point", sentence)
+    elif loose_bullets and re.search(r"\bbullet", sentence.masked, re.IGNORECASE):
+        yield _count("bullets", loose_bullets, "bullet point", sentence)
     place = _first(_PLACEHOLDERS, sentence)
     if place and re.search(r"place-?holder|bracket", sentence.text, re.IGNORECASE):
         low = Bounds(place.min, None, "least") if place.kind == "bare" else place
@@ -86,14 +91,14 @@ def _in_sentence(sentence: Sentence, prompt: PromptText) -> Iterator[Candidate]:
                      "passages highlighted with *asterisks*")
 
 
-def _listed(sentence: Sentence, prompt: PromptText) -> Bounds | None:
+def _loose_bullets(prompt: PromptText) -> Bounds | None:
     """The number of bullets where it is said of the things listed: "List exactly 10 names … in bullet points"."""
-    if not re.search(r"\bbullet", sentence.masked, re.IGNORECASE):
+    if not any(re.search(r"\bbullet", s.masked, re.IGNORECASE) for s in prompt.sentences):
         return None
     if any(_first(_BULLETS, s) or _first(_BULLETED, s) for s in prompt.sentences):
         return None
-    amounts = [m for s in prompt.sentences if s.asks for m in _EXACTLY.finditer(s.masked)]
-    return read_bounds(amounts[0]) if amounts else None
+    amount = next((m for s in prompt.sentences if s.asks and (m := _EXACTLY.search(s.masked))), None)
+    return read_bounds(amount) if amount else None
 
 
 def _first(pattern: re.Pattern[str], sentence: Sentence) -> Bounds | None:
@@ -117,13 +122,14 @@ def _words(sentence: Sentence) -> Iterator[Candidate]:
                 continue
             found = Bounds(found.min * 4 // 5, -(-found.min * 6 // 5), "about")
         for side, value in found.as_arguments().items():
-            limits = (value, None) if side == "min" else (None, value)
-            yield Candidate({"kind": f"{side}_words", "value": value},
-                            f"The response has {bounded(*limits, 'word')}.", sentence.source, firm)
+            amount = bounded(value, None, "word") if side == "min" else bounded(None, value, "word")
+            yield Candidate({"kind": f"{side}_words", "value": value}, f"The response has {amount}.", sentence.source,
+                            firm)
 
 
 def _some_highlighted(sentence: Sentence) -> Bounds | None:
-    some = re.search(r"\b(?:highlight|italici[sz]e|emphasi[sz]e) (?:some|a few|key|important|the)\b", sentence.masked, re.I)
+    some = re.search(r"\b(?:highlight|italici[sz]e|emphasi[sz]e) (?:some|a few|key|important|"
+                     r"the)\b", sentence.masked, re.I)
     return Bounds(1, None, "least") if some and "*" in sentence.text else None
 
 
@@ -167,18 +173,16 @@ def _parts_of(prompt: PromptText, divided: Sentence) -> Bounds:
 
 
 def _sections(prompt: PromptText) -> Iterator[Candidate]:
+    amounts = [found for s in prompt.sentences if (found := _first(_SECTIONS, s)) and found.min]
     for sentence in prompt.sentences:
-        if not sentence.asks or not re.search(r"mark|start|begin|head|title|label|call|name|denot|number|indicat|with|"
-                                              r"follow|form|such as|like", sentence.masked, re.IGNORECASE):
+        if not sentence.asks or not _HEADED.search(sentence.masked):
             continue
         match = next((m for m in _NUMBERED.finditer(sentence.text) if _names_section(m["marker"])), None)
-        if match is None:
-            continue
-        for other in (sentence, *prompt.sentences):
-            found = _first(_SECTIONS, other)
-            if found and found.min:
-                yield _sectioned(match["marker"], found.min, sentence)
-                return
+        own = _first(_SECTIONS, sentence)
+        found = own if own and own.min else next(iter(amounts), None)
+        if match and found and found.min:
+            yield _sectioned(match["marker"], found.min, sentence)
+            return
     for sentence in prompt.sentences:
         named = _ENUMERATED.search(sentence.text)
         if sentence.asks and named:
@@ -188,7 +192,8 @@ def _sections(prompt: PromptText) -> Iterator[Candidate]:
 
 def _sectioned(marker: str, least: int, sentence: Sentence) -> Candidate:
     return Candidate({"kind": "sections", "marker": marker, "min": least},
-                     f"The response has at least {least} sections, each headed “{marker}” and a number.", sentence.source)
+                     f"The response has at least {least} sections, each headed “{marker}” and a number.",
+                     sentence.source)
 
 
 def _names_section(marker: str) -> bool:

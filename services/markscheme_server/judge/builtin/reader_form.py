@@ -11,10 +11,12 @@ from markscheme_server.judge.builtin.prompt import PromptText, Sentence
 _NO = (r"\b(?:no|not|n't|never|without|avoid(?:ing)?|refrain(?:ing)? from|free of|free from|zero|omit(?:ting)?|"
        r"leave out|leaving out|exclud(?:e|ing)|don't|can't|mustn't|shouldn't|drop)\b[^.;:]{0,70}?")
 _COMMAS = re.compile(rf"(?:{_NO}|n't\b[^.;:]{{0,50}}?)\bcommas?\b|\bcomma[- ](?:free|less)\b|"
-                     r"\bcommas?\b[^.;]{0,20}\b(?:not allowed|forbidden|banned|off[- ]limits|prohibited|(?:should|must) not)\b",
+                     r"\bcommas?\b[^.;]{0,20}\b(?:not allowed|forbidden|banned|off[- ]limits|prohibited|(?:should|"
+                     r"must) not)\b",
                      re.IGNORECASE)
 _LOWER = r"\blower[- ]?cased?\b|\bsmall letters\b"
-_UPPER = (r"\ball[- ]caps\b|\bcaps[- ]lock\b|\b(?:all |only |block )?capital letters?\b|\b(?:all |block |in |no )capitals\b|"
+_UPPER = (r"\ball[- ]caps\b|\bcaps[- ]lock\b|\b(?:all |only |block )?capital letters?\b|\b(?:all |block |in |"
+          r"no )capitals\b|"
           r"\bcapitals only\b|\bupper[- ]?cased?\b|\bcapitali[sz]ed\b|\bcapitali[sz]ations?\b|"
           r"\bcapitali[sz]e (?:all|every|each)\b(?! first)|\ball capitals?\b|\bfull caps\b|\bin caps\b|\bcaps only\b")
 _CASE_TERM = re.compile(f"(?P<lower>{_LOWER})|(?P<upper>{_UPPER})", re.IGNORECASE)
@@ -31,14 +33,18 @@ _QUOTED = re.compile(
 _QUOTED_LEAD = 70
 _WHOLE = re.compile(r"\b(?:entire|whole|complete|full|response|reply|answer|output|everything|it|all)\b", re.IGNORECASE)
 _PIECE = re.compile(r"\b(?:title|each|every|the (?:word|name|phrase|sentence)s?)\b", re.IGNORECASE)
-_TITLE = re.compile(r"<<[^<>\n]*>>|<<.{0,12}>>|double[- ]angul\w* brackets?|double[- ]angle[d]? brackets?", re.IGNORECASE)
+_TITLE = re.compile(r"<<[^<>\n]*>>|<<.{0,12}>>|double[- ]angul\w* brackets?|"
+                    r"double[- ]angle[d]? brackets?", re.IGNORECASE)
 _JSON = re.compile(r"\bjson\b", re.IGNORECASE)
 _JSON_ASKED = re.compile(
-    r"\b(?:in|as|using|valid|into|use|a|of|only|return|output|single|be|wrapped)\s+(?:a |an |the |valid |single |proper )*json|"
+    r"\b(?:in|as|using|valid|into|use|a|of|only|return|output|single|be|wrapped)\s+(?:a |an |the |valid |single |"
+    r"proper )*json|"
     r"json\b[^.]{0,20}\b(?:format|block|object|output|only|array)", re.IGNORECASE)
-_POSTSCRIPT = re.compile(r"(?<!\w)P\. ?P\. ?S\b\.?|(?<!\w)PPS\b|(?<!\w)P\. ?S\b\.?|(?<!\w)PS\b|\bpost-?script\b", re.IGNORECASE)
+_POSTSCRIPT = re.compile(r"(?<!\w)P\. ?P\. ?S\b\.?|(?<!\w)PPS\b|(?<!\w)P\. ?S\b\.?|(?<!\w)PS\b|"
+                         r"\bpost-?script\b", re.IGNORECASE)
 _ENDING = re.compile(
-    r"\b(?:end|ends|ending|finish|finishes|conclude|close|closes|closing|sign off)\b[^.;\"']{0,80}?\b(?:with|by|using|in)\b|"
+    r"\b(?:end|ends|ending|finish|finishes|conclude|close|closes|closing|sign off)\b[^.;\"']{0,80}?\b(?:with|by|"
+    r"using|in)\b|"
     r"\b(?:last|final|very end|ending|end of)\b[^.;\"']{0,60}?\b(?:be|is|are|read|say|with|phrase|sentence|exactly)\b",
     re.IGNORECASE)
 _UNQUOTED_PHRASE = re.compile(
@@ -51,7 +57,8 @@ _LANGUAGE = re.compile(
     rf"\b(?:in|using|into|only|use|entirely|be)\s+(?:only\s+|entirely\s+|all\s+|solely\s+|just\s+|proper\s+|simple\s+)*"
     rf"(?:the\s+)?(?P<name>{'|'.join(NAMES)})\b(?!\s+(?:class|history|culture|literature|food|cuisine|style|king|"
     r"people|speaking|lesson|course|teacher|cinema|politics|war|parliament|company|city))", re.IGNORECASE)
-_OFFERS = re.compile(r"\b(?:options?|choices?|choose|choosing|pick|select|one of|either|following (?:answers|phrases))\b",
+_OFFERS = re.compile(r"\b(?:options?|choices?|choose|choosing|pick|select|one of|either|following (?:answers|"
+                     r"phrases))\b",
                      re.IGNORECASE)
 _OPTION_WORDS = 10
 
@@ -100,9 +107,9 @@ def _case(sentence: Sentence) -> Iterator[Candidate]:
     if not terms or _PARTIAL.search(sentence.masked):
         return
     term = terms[0]
-    if term.lastgroup == "upper" and _SOME_WORDS.search(sentence.masked[: term.end()]):
+    if term.lastgroup == "upper" and _SOME_WORDS.search(sentence.before(term.end())):
         return
-    negated = bool(_NEGATED_BEFORE.search(sentence.masked[: term.start()]))
+    negated = bool(_NEGATED_BEFORE.search(sentence.before(term.start())))
     lower = (term.lastgroup == "lower") != negated
     kind, words = ("lowercase", "lower") if lower else ("uppercase", "upper")
     yield Candidate({"kind": kind}, f"All letters of the response are {words} case.", sentence.source)
@@ -142,7 +149,7 @@ def _ends(prompt: PromptText) -> Iterator[Candidate]:
 
 def _language(sentence: Sentence) -> Iterator[Candidate]:
     match = _LANGUAGE.search(sentence.masked)
-    if match and not re.search(r"\b(?:translat|from|teach|learn)\w*\b[^.]{0,40}$", sentence.masked[: match.start()],
+    if match and not re.search(r"\b(?:translat|from|teach|learn)\w*\b[^.]{0,40}$", sentence.before(match.start()),
                                re.IGNORECASE):
         name = match["name"]
         yield Candidate({"kind": "language", "language": NAMES[name.lower()]},
@@ -168,11 +175,13 @@ def _quoted_options(prompt: PromptText, place: int) -> list[str]:
     if len(quotes) < 2 and _OFFERS.search(sentence.masked) and place + 1 < len(prompt.sentences):
         quotes = list(prompt.sentences[place + 1].quotes)
         return [q.text for q in quotes] if len(quotes) >= 2 else []
-    if len(quotes) < 2 or re.search(r"\b(?:not|n't|never|avoid|without|words?|keywords?)\b", sentence.masked, re.IGNORECASE):
+    if len(quotes) < 2 or re.search(r"\b(?:not|n't|never|avoid|without|words?|"
+                                    r"keywords?)\b", sentence.masked, re.IGNORECASE):
         return []
     if _OFFERS.search(sentence.masked):
         return [q.text for q in quotes]
-    lead = re.search(r"\b(?:answer|reply|respond|say|state)\b[^.]{0,20}$", sentence.masked[: quotes[0].start], re.IGNORECASE)
+    lead = re.search(r"\b(?:answer|reply|respond|say|state)\b[^.]{0,20}$", sentence.before(quotes[0].start),
+                     re.IGNORECASE)
     joined = all(re.fullmatch(r"[\s,]*or\s*|[\s,]+", sentence.masked[a.end : b.start], re.IGNORECASE)
                  for a, b in zip(quotes, quotes[1:], strict=False))
     last = sentence.masked[quotes[-2].end : quotes[-1].start]

@@ -9,10 +9,12 @@ from markscheme_server.judge.builtin.prompt import PromptText, Sentence
 _REPEAT = re.compile(
     r"\b(?:repeat|repleat|copy|restate|quote|reproduce)\b[^.;]{0,60}\b(?:line|request|prompt|question|sentence|instructions?|it|text|"
     r"above|below|task|statement|message|paragraph)\b", re.IGNORECASE)
-_FIRST = re.compile(r"\b(?:first|before|then|verbatim|word for word|without chang|exactly|at the (?:very )?(?:top|start|begin)|"
+_FIRST = re.compile(r"\b(?:first|before|then|verbatim|word for word|without chang|exactly|at the (?:very )?(?:top|"
+                    r"start|begin)|"
                     r"as it is|do not change|itself)", re.IGNORECASE)
 _ABOUT_REPEATING = re.compile(
-    r"\b(?:repeat|repleat|repeating|copy|restate|quote|reproduce|before replying)\b|\b(?:do not|don't) (?:say|change|output|add|include)\b|"
+    r"\b(?:repeat|repleat|repeating|copy|restate|quote|reproduce|before replying)\b|\b(?:do not|don't) (?:say|"
+    r"change|output|add|include)\b|"
     r"\bword for word\b|\bas it is\b|^\s*\d[.)]|\bthen (?:give|answer|reply|respond)\b", re.IGNORECASE)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from markscheme_server.judge.builtin.candidate import Candidate, bounded, listed
 from markscheme_server.judge.builtin.numbers import QUANTITY, Bounds, read_bounds
-from markscheme_server.judge.builtin.prompt import PromptText, Quote, Sentence
+from markscheme_server.judge.builtin.prompt import LEAD_CHARACTERS, PromptText, Quote, Sentence
 
 _NOUN = r"(?:(?:these|following) items|(?:key ?)?(?:words?|phrases?|terms?|expressions?|names?))"
 _CUE = re.compile(rf"\b{_NOUN}\b(?:\s+(?:are|is|like|such as|of))?\s*:?\s*", re.IGNORECASE)
@@ -19,7 +19,8 @@ _DIRECT = re.compile(
 _TALKED_ABOUT = re.compile(
     r"\b(?:after|before|about|describ(?:es?|ing)|meaning of|defin(?:es?|ing))\s+(?:the|a|this)?\s*$",
     re.IGNORECASE)
-_MENTION = re.compile(r"(?:not|n't|never|without|avoid)\s+(?:mention|say)(?:ing)?\s+(?:the\s+|of\s+)?(?=\w)", re.IGNORECASE)
+_MENTION = re.compile(r"(?:not|n't|never|without|avoid)\s+(?:mention|say)(?:ing)?\s+(?:the\s+|"
+                      r"of\s+)?(?=\w)", re.IGNORECASE)
 _FORGET = re.compile(r"(?:do not|don't|never) (?:forget|fail|omit|neglect) to\b", re.IGNORECASE)
 _NEGATION = re.compile(
     r"\b(?:not|n't|never|without|avoid(?:s|ing)?|refrain(?:ing)?|exclud(?:e|es|ing)|omit(?:s|ting)?|steer clear|"
@@ -29,11 +30,12 @@ _BANNED = re.compile(
     r"(?:should|must|can|may|do|does|is|are|to)(?: not|n't|not)\b|never\b)", re.IGNORECASE)
 _ITEM = re.compile(r"\s*(?P<item>[^\W_][\w'-]*)")
 _SEPARATOR = re.compile(r"\s*(?:,\s*(?:and|or|nor|&)?|and/or\b|\band\b|\bor\b|\bnor\b|&|/)\s*", re.IGNORECASE)
-_NOT_ITEMS = frozenset(
+_NOT_ITEMS_TEXT = (
     "appear appears appearing should must is are in at to more less exactly that which can cannot for with somewhere "
     "anywhere be occurs occur has have no only from you i it this these those they we your the a an of than as not "
     "do does will would may count limit long or and minimum maximum used use below above following used "
-    "each every all any per so but if when including such like on by".split())
+    "each every all any per so but if when including such like on by")
+_NOT_ITEMS = frozenset(_NOT_ITEMS_TEXT.split())
 _TIMES = re.compile(
     rf"(?<![\w.¤])(?:{QUANTITY})\s+(?:(?:separate|different|distinct|total)\s+)?(?:times?|occurrences?|instances?)\b|"
     r"(?<!\w)(?:(?P<how>at least|at most|no more than|not more than|up to|more than|less than|exactly|only)\s+)?"
@@ -41,9 +43,9 @@ _TIMES = re.compile(
 _FEW = {"once": 1, "twice": 2, "thrice": 3}
 _HOW = {"at least": "least", "at most": "most", "no more than": "most", "not more than": "most", "up to": "most",
         "more than": "over", "less than": "under", "exactly": "exact", "only": "exact"}
-_LETTER = re.compile(r"\b(?:letters?|character)\s+(?:[\"'`]\s*(?P<quoted>[^\s\"'`])\s*[\"'`]|(?P<bare>[A-Za-z#!])\b|(?P<sign>[#!?]))",
+_LETTER = re.compile(r"\b(?:letters?|character)\s+(?:[\"'`]\s*(?P<quoted>[^\s\"'`])\s*[\"'`]|"
+                     r"(?P<bare>[A-Za-z#!])\b|(?P<sign>[#!?]))",
                      re.IGNORECASE)
-_HASHTAGS = re.compile(rf"(?:{QUANTITY})\s+(?:[a-z]+\s+)?hashtags?\b", re.IGNORECASE)
 
 
 def read_words(prompt: PromptText) -> Iterator[Candidate]:
@@ -58,7 +60,8 @@ def read_words(prompt: PromptText) -> Iterator[Candidate]:
 def _letters(sentence: Sentence) -> Iterator[Candidate]:
     for match in _LETTER.finditer(sentence.text):
         letter = (match["quoted"] or match["bare"] or match["sign"]).lower()
-        found = _times(sentence.text, match.end()) or _times(sentence.text[: match.start()], 0)
+        found = (_times(sentence.text, match.end(), match.end() + LEAD_CHARACTERS)
+                 or _times(sentence.text, max(0, match.start() - LEAD_CHARACTERS), match.start()))
         if _negated(sentence, match.start(), match.end()):
             found = _turned(found)
         if found:
@@ -110,7 +113,7 @@ def _phrases(sentence: Sentence) -> Iterator[Candidate]:
         elif negated:
             yield _excluded(texts, sentence)
         elif often or _USING.search(sentence.masked):
-            any_of = bool(re.search(r"\b(?:one|any|either) of\b", sentence.masked[:start], re.IGNORECASE))
+            any_of = bool(re.search(r"\b(?:one|any|either) of\b", sentence.before(start), re.IGNORECASE))
             match = {"match": "any"} if any_of and len(texts) > 1 else {}
             yield Candidate({"kind": "contains", "texts": texts, **match},
                             f"The response contains {listed(texts, 'or' if match else 'and')}.", sentence.source)
@@ -136,7 +139,7 @@ def _lists(sentence: Sentence) -> Iterator[tuple[list[Quote], int, int]]:
     """Each list of words with the place of its cue and of its end."""
     covered = 0
     for cue in _CUE.finditer(sentence.masked):
-        if cue.start() < covered or _TALKED_ABOUT.search(sentence.masked[: cue.start()]):
+        if cue.start() < covered or _TALKED_ABOUT.search(sentence.before(cue.start())):
             continue
         items = _quoted_items(sentence, cue.end()) or _bare_items(sentence, cue)
         if items:
@@ -148,7 +151,7 @@ def _lists(sentence: Sentence) -> Iterator[tuple[list[Quote], int, int]]:
             covered = items[-1].end
             yield items, items[0].start, covered
     for quote in sentence.quotes:
-        if quote.start >= covered and _DIRECT.search(sentence.masked[: quote.start]) and len(quote.text.split()) <= 6:
+        if quote.start >= covered and _DIRECT.search(sentence.before(quote.start)) and len(quote.text.split()) <= 6:
             items = _quoted_items(sentence, quote.start)
             covered = items[-1].end
             yield items, quote.start, covered
@@ -159,7 +162,8 @@ def _quoted_items(sentence: Sentence, start: int) -> list[Quote]:
     items: list[Quote] = []
     for quote in sentence.quotes_after(start):
         between = sentence.masked[items[-1].end if items else start : quote.start]
-        if not re.fullmatch(r"[\s,:(&/\[]*(?:(?:and|or|nor)\s+)?(?:(?:the )?(?:key)?(?:words?|phrases?|terms?)\s*)?[:(]?\s*",
+        if not re.fullmatch(r"[\s,:(&/\[]*(?:(?:and|or|nor)\s+)?(?:(?:the )?(?:key)?(?:words?|phrases?|"
+                            r"terms?)\s*)?[:(]?\s*",
                             between, re.IGNORECASE):
             break
         items.append(quote)
@@ -183,11 +187,13 @@ def _bare_items(sentence: Sentence, cue: re.Match[str]) -> list[Quote]:
 
 def _bare_list_is_meant(sentence: Sentence, cue: re.Match[str], items: list[Quote]) -> bool:
     """Unquoted words count only where the list is announced and closed: "the words mass, force and Newton." """
-    before = re.search(r"\b(?:the|keywords?|following|these|words?|terms?)\s*$", sentence.masked[: cue.start()], re.IGNORECASE)
+    before = re.search(r"\b(?:the|keywords?|following|these|words?|terms?)\s*$", sentence.before(cue.start()),
+                       re.IGNORECASE)
     announced = before or "key" in cue.group().lower() or ":" in cue.group() or cue.re is _MENTION
     rest = sentence.masked[items[-1].end :]
     closed = re.match(r"\s*(?:$|[.,;:!?)]|\b(?:in|at|must|should|appears?|is|are|occurs?|anywhere|somewhere|more|less|"
-                      r"exactly|no|not|can|cannot|to|within|throughout|while|and|but|a|once|twice|has|turns?|for)\b)", rest,
+                      r"exactly|no|not|can|cannot|to|within|throughout|while|and|but|a|once|twice|has|turns?|"
+                      r"for)\b)", rest,
                       re.IGNORECASE)
     return bool(announced and closed) and cue.group().split()[0].lower() not in ("name", "names")
 
@@ -195,7 +201,7 @@ def _bare_list_is_meant(sentence: Sentence, cue: re.Match[str], items: list[Quot
 def _negated(sentence: Sentence, start: int, end: int) -> bool:
     """Whether a negation governs the phrase: before it in its clause, or right after ("should not appear")."""
     clause = re.split(r"[;.!?]|\bbut\b(?! do| never| without| avoid)|,\s*(?:and )?(?=(?:use|include|make|write|add)\b)",
-                      sentence.masked[:start])[-1]
+                      sentence.before(start))[-1]
     clause = _FORGET.sub(" ", clause)
     if _NEGATION.search(clause[-80:]):
         return True

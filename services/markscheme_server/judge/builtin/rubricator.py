@@ -42,7 +42,7 @@ class _Draft:
 
 
 def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
-    """The rubric of a task, ids c1, c2, … Raises :class:`JudgeFailure` (``no_rubric``) when the prompt states nothing."""
+    """The rubric of a task, ids c1, c2, …; raises :class:`JudgeFailure` when the prompt states nothing."""
     prompt = "\n\n".join(m["content"] for m in task.prompt if m["role"] in ("system", "user"))
     candidates = read_constraints(prompt)[:MOST_CRITERIA]
     if not candidates:
