@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fakes.judge import ScriptedJudge
 from fakes.service import running
 from markscheme import Client

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.config import Settings
 

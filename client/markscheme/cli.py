@@ -90,8 +90,9 @@ def _score_into(target: Path, groups: list[Group], url: str, reuse: object, veri
     """Score and append; each line is on disk before the next batch is sent. Returns the unscored rollouts."""
     unscored = 0
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Client(url, api_key=os.environ.get("MARKSCHEME_API_KEY")) as client, target.open("a", encoding="utf-8") as out, \
-            Progress(*columns, console=console) as progress:
+    key = os.environ.get("MARKSCHEME_API_KEY")
+    with (Client(url, api_key=key) as client, target.open("a", encoding="utf-8") as out,
+          Progress(*columns, console=console) as progress):
         bar = progress.add_task("groups", total=len(groups))
         for start in range(0, len(groups), GROUPS_A_CALL):
             batch: ScoreBatch = client.score(groups[start:start + GROUPS_A_CALL], reuse=reuse, verify=verify,  # type: ignore[arg-type]

@@ -78,7 +78,8 @@ class Message(Wire):
     content: Text
 
 
-Prompt = Annotated[Text, StringConstraints(min_length=1)] | Annotated[list[Message], Field(min_length=1, max_length=256)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=256)]
+Prompt = Annotated[Text, StringConstraints(min_length=1)] | Messages
 """A list of chat messages; a string stands for one user message."""
 
 

@@ -44,7 +44,7 @@ class LiveTable:
         self._steps.append(record)
         self._progress.update(self._task, total=record.steps, completed=record.step)
         if self._live is None:
-            self._console.print(_line(record), highlight=False)
+            self._console.print(_line(record), highlight=False, soft_wrap=True)
         else:
             self._live.update(Group(_step_table(list(self._steps)), self._criterion_table(record), self._progress))
 

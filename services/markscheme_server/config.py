@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     judge_base_url: str | None = Field(default=None, validation_alias=_env("JUDGE_BASE_URL", "OPENAI_BASE_URL"))
     judge_model: str | None = Field(default=None, validation_alias=_env("JUDGE_MODEL", "OPENAI_MODEL"))
     judge_api_key: SecretStr | None = Field(default=None, validation_alias=_env("JUDGE_API_KEY", "OPENAI_API_KEY"))
-    judge_revision: str | None = Field(default=None, description="Part of the judge's identity; default: the URL's host")
+    judge_revision: str | None = Field(default=None, description="Part of the identity; default: the URL's host")
     judge_timeout_s: float = Field(default=60.0, gt=0, description="One judge call")
     judge_concurrency: int = Field(default=32, ge=1, description="Judge calls in flight")
     judge_structured: StructuredOutput = Field(default="auto", description="auto steps down as the endpoint refuses")

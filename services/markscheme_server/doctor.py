@@ -14,7 +14,8 @@ from markscheme_server.store.store import Store
 
 QUESTION = VerifyTask(
     prompt=({"role": "user", "content": "Name a primary colour."},),
-    criteria=(Criterion("c1", "The answer names red, yellow or blue.", 1, check={"kind": "contains", "texts": ["blue"]}),
+    criteria=(Criterion("c1", "The answer names red, yellow or blue.", 1,
+                        check={"kind": "contains", "texts": ["blue"]}),
               Criterion("c2", "The answer is longer than a thousand words.", 1,
                         check={"kind": "min_words", "value": 1000})),
     responses=("Blue.",))

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from pydantic import ValidationError
+
 from markscheme import AsyncClient, Client
 from markscheme.errors import AuthenticationFailed, ConnectionFailed, InvalidRequest, NotFound
 from markscheme.schema import Run
-from pydantic import ValidationError
 
 PROMPT = "Describe a tree. Do not use any commas. Use at least 5 words."
 TEACHER = "An oak is a broad tree with deep roots and a rough dark bark"

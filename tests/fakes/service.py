@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+
 from markscheme_server.app import create_app
 from markscheme_server.config import Settings
 

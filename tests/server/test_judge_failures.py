@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fakes.judge import RUBRIC, ScriptedJudge, answered_texts, offered, verdicts, well_behaved
 from markscheme import Client
 

@@ -76,7 +76,7 @@ class RubricService:
             async with asyncio.timeout_at(deadline):
                 rubric, usage = await self._flight.run(induction, lead)
         except TimeoutError as error:
-            raise JudgeFailure(UnscoredReason.TIMEOUT, "the rubric was not induced within the request's time") from error
+            raise JudgeFailure(UnscoredReason.TIMEOUT, "the rubric was not induced in the request's time") from error
         return Found(rubric, "induced", usage if led else JudgeUsage())
 
     async def drain(self) -> None:

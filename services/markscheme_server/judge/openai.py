@@ -212,10 +212,11 @@ def _tokens(completion: Any, name: str) -> int:
 
 def _reply_text(completion: Any, usage: JudgeUsage) -> str:
     choices = getattr(completion, "choices", None)
-    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = getattr(choice, "message", None)
     if message is None:
         raise JudgeFailure(UnscoredReason.PARSE_FAILURE, "the judge's answer is not the protocol's", usage)
-    if getattr(message, "refusal", None) or getattr(choices[0], "finish_reason", None) == "content_filter":
+    if getattr(message, "refusal", None) or getattr(choice, "finish_reason", None) == "content_filter":
         raise JudgeFailure(UnscoredReason.REFUSED, "the judge declined to answer", usage)
     content = getattr(message, "content", None)
     return content if isinstance(content, str) else ""

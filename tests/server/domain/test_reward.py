@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.domain.reward import feedback, reward
 from markscheme_server.domain.rubric import Criterion, InvalidRubric, validate_criteria

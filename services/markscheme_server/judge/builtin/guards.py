@@ -13,6 +13,7 @@ MOST_ECHO = 0.7
 MOST_ECHO_BESIDE_REPEAT = 0.9
 MOST_ECHO_BESIDE_OPTIONS = 0.3
 MOST_REPETITION = 0.6
+REFERENCE_CHARACTERS = 4_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def gate_for(prompt: str, candidates: Sequence[Candidate], teachers: Sequence[st
     least = _least_words(candidates, teachers)
     checks: list[Mapping[str, Any]] = [{"kind": "min_words", "value": least}]
     parts = [f"has at least {least} {'word' if least == 1 else 'words'}"]
-    reference = _without_phrases(prompt, candidates)
+    reference = _without_phrases(prompt[:REFERENCE_CHARACTERS], candidates)
     most = _most_echo(candidates, reach)
     if most is not None and len(words(reference)) >= 3:
         checks.append({"kind": "not_echo", "text": reference, "max_share": most})

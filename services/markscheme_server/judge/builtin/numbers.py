@@ -38,6 +38,8 @@ AFTER: tuple[tuple[str, str], ...] = (
     ("most", rf"or (?:less|fewer|under|below)|(?:at (?:the )?)?(?:very )?{_MOST}|tops|no more"),
     ("exact", r"exactly|precisely"),
 )
+LARGEST = 100_000
+"""Larger amounts are not taken for constraints."""
 QUANTITY = (
     rf"(?:(?P<before>{'|'.join(f'(?:{p})' for _, p in BEFORE)})\s+(?:the\s+|a total of\s+)?)?"
     rf"(?:between\s+|from\s+|range of\s+)?(?P<number>{NUMBER})"
@@ -67,9 +69,11 @@ def value_of(number: str) -> int:
 def read_bounds(match: re.Match[str], tail: str = "") -> Bounds | None:
     """The bounds of a :data:`QUANTITY` match; ``tail`` is what follows the unit ("60 words at most")."""
     low = value_of(match["number"])
+    high = value_of(match["upto"]) if match["upto"] else low
+    if high < low or high > LARGEST:
+        return None
     if match["upto"]:
-        high = value_of(match["upto"])
-        return Bounds(low, high, "range") if low <= high else None
+        return Bounds(low, high, "range")
     kind = _kind_of(match["after"] or "", AFTER) or _kind_of(tail, AFTER, start=True)
     kind = _kind_of(match["before"] or "", BEFORE) or kind or "bare"
     if match["before"] and kind in ("over", "under") and re.search(r"\b(?:no|not|n't|nor)\s*$", _left(match)):

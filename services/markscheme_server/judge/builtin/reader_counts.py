@@ -215,7 +215,7 @@ def _paragraphs(prompt: PromptText) -> Iterator[Candidate]:
         word = _FIRST_WORD.match(sentence.text, nth.end()) if nth else None
         if nth and word and total.min:
             place = _place(nth, total.min)
-            if place <= total.min:
+            if 1 <= place <= total.min:
                 check = {"kind": "paragraph_start", "paragraphs": total.min, "paragraph": place,
                          "word": word.group().lower()}
                 text = (f"The response has exactly {total.min} paragraphs, and paragraph {place} begins with "

@@ -61,6 +61,7 @@ _OFFERS = re.compile(r"\b(?:options?|choices?|choose|choosing|pick|select|one of
                      r"phrases))\b",
                      re.IGNORECASE)
 _OPTION_WORDS = 10
+MOST_OPTIONS = 64
 
 
 def read_form(prompt: PromptText) -> Iterator[Candidate]:
@@ -163,6 +164,7 @@ def _options(prompt: PromptText) -> Iterator[Candidate]:
             continue
         options = _quoted_options(prompt, place) or _bare_options(prompt, place)
         if options:
+            options = options[:MOST_OPTIONS]
             yield Candidate({"kind": "one_of", "options": options},
                             f"The response gives one of these answers: {listed(options, 'or')}.", sentence.source)
             return

@@ -7,6 +7,9 @@ from markscheme_server.judge.builtin.candidate import Candidate, bounded, listed
 from markscheme_server.judge.builtin.numbers import QUANTITY, Bounds, read_bounds
 from markscheme_server.judge.builtin.prompt import LEAD_CHARACTERS, PromptText, Quote, Sentence
 
+MOST_PHRASES = 64
+"""As many as one check may hold."""
+
 _NOUN = r"(?:(?:these|following) items|(?:key ?)?(?:words?|phrases?|terms?|expressions?|names?))"
 _CUE = re.compile(rf"\b{_NOUN}\b(?:\s+(?:are|is|like|such as|of))?\s*:?\s*", re.IGNORECASE)
 _USING = re.compile(
@@ -64,7 +67,7 @@ def _letters(sentence: Sentence) -> Iterator[Candidate]:
                  or _times(sentence.text, max(0, match.start() - LEAD_CHARACTERS), match.start()))
         if _negated(sentence, match.start(), match.end()):
             found = _turned(found)
-        if found:
+        if found and len(letter) == 1:
             text = f"The letter “{letter}” occurs {_often(found)} in the response."
             yield Candidate({"kind": "letter_count", "letter": letter, **found.as_arguments()}, text, sentence.source)
 
@@ -167,7 +170,7 @@ def _quoted_items(sentence: Sentence, start: int) -> list[Quote]:
                             between, re.IGNORECASE):
             break
         items.append(quote)
-    return items
+    return items[:MOST_PHRASES]
 
 
 def _bare_items(sentence: Sentence, cue: re.Match[str]) -> list[Quote]:
@@ -182,7 +185,7 @@ def _bare_items(sentence: Sentence, cue: re.Match[str]) -> list[Quote]:
         if separator is None:
             break
         place = separator.end()
-    return items if items and _bare_list_is_meant(sentence, cue, items) else []
+    return items[:MOST_PHRASES] if items and _bare_list_is_meant(sentence, cue, items) else []
 
 
 def _bare_list_is_meant(sentence: Sentence, cue: re.Match[str], items: list[Quote]) -> bool:
