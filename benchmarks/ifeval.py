@@ -6,7 +6,7 @@ The verifier's sentence and capital counts need NLTK's ``punkt_tab`` data: unzip
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -129,3 +129,39 @@ _TRANSLATIONS: dict[str, Any] = {
         {"kind": "count", "of": "starred_parts", "min": a["num_paragraphs"], "max": a["num_paragraphs"]}],
     "end_checker": lambda a: [{"kind": "ends_with", "text": a["end_phrase"]}],
 }
+
+
+Atoms = set[tuple[Any, ...]]
+
+
+def atoms(checks: Iterable[Check]) -> Atoms:
+    """Checks in their smallest parts, so that "A and B" equals A with B, and "0 times" equals "without"."""
+    return {atom for check in checks for atom in _atoms(check)}
+
+
+def _atoms(check: Check) -> Iterator[tuple[Any, ...]]:
+    kind = check["kind"]
+    bounds = [(side, check[side]) for side in ("min", "max") if check.get(side) is not None]
+    if kind == "occurrences" and check.get("max") == 0:
+        kind, check = "excludes", {"texts": [check["text"]]}
+    if kind == "occurrences" and bounds == [("min", 1)]:
+        kind, check = "contains", {"texts": [check["text"]]}
+    if kind in ("contains", "excludes", "one_of"):
+        yield from ((kind, _plain(text)) for text in check.get("texts", check.get("options")))
+    elif kind in ("count", "occurrences", "letter_count"):
+        what = _plain(check.get("of") or check.get("text") or check["letter"])
+        yield from ((kind, what, *bound) for bound in bounds)
+    else:
+        yield (kind, *sorted((name, _plain(value)) for name, value in check.items() if name != "kind"))
+
+
+def _plain(value: Any) -> Any:
+    return (value.lower().strip(" .,!?") or value) if isinstance(value, str) else value
+
+
+def wanted_atoms(item: Item) -> Atoms:
+    """What a prompt's official instructions ask; the two about case ask for English as well."""
+    wanted = atoms(check for name, arguments in item.instructions for check in checks_of(name, arguments))
+    if any("english" in name for name, _ in item.instructions):
+        wanted |= atoms([{"kind": "language", "language": "en"}])
+    return wanted

@@ -55,9 +55,8 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
         trainer.train(resume_from_checkpoint=checkpoint)
     except MarkschemeError as error:
         saved = save_checkpoint(trainer)
-        hint = (f"Saved {saved}; go on with --resume." if saved
-                else "No step was finished. Is the service running? `markscheme serve` starts one.")
-        raise TrainError(f"the rubric service at {config.markscheme_url} failed: {error}\n{hint}") from error
+        state = f"Saved {saved}; go on with --resume." if saved else "No step was finished."
+        raise TrainError(f"the rubric service failed: {error}\n{state}") from error
     trainer.save_model(str(output))
     return output
 

@@ -37,9 +37,10 @@ class DemoSettings:
     """What may be chosen; the rest is fixed so that two runs can be compared."""
 
     room: Path
-    steps: int = 20
+    steps: int = 25
     seed: int = 0
-    samples: int = 8
+    samples: int = 12
+    held_out_samples: int = 8
 
 
 def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
@@ -59,10 +60,11 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
 
         def measure() -> tuple[Evaluation, Evaluation]:
             split = len(trained)
-            options: dict[str, Any] = {"per_prompt": settings.samples, "seed": settings.seed + EVALUATION_SEED,
-                                       "known": known}
-            return (evaluate(client, model, tokenizer, trained, rubrics[:split], **options),
-                    evaluate(client, model, tokenizer, held_out, rubrics[split:], **options))
+            options: dict[str, Any] = {"seed": settings.seed + EVALUATION_SEED, "known": known}
+            return (evaluate(client, model, tokenizer, trained, rubrics[:split], per_prompt=settings.samples,
+                             **options),
+                    evaluate(client, model, tokenizer, held_out, rubrics[split:],
+                             per_prompt=settings.held_out_samples, **options))
 
         console.print("Measuring the student before training …")
         before = measure()

@@ -6,6 +6,7 @@ call and its rivals play no part; in group mode one call sees a blinded, shuffle
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode
@@ -143,11 +144,8 @@ class VerdictService:
         order = shuffle_order(fp.pool_key(pool), len(pool))
         task = VerifyTask(job.prompt, criteria, tuple(blind(pool, order)), job.verify)
         try:
-            if job.free:
-                answer = await asyncio.to_thread(asyncio.run, job.judge.verify(task))
-            else:
-                async with self._places:
-                    answer = await job.judge.verify(task)
+            async with nullcontext() if job.free else self._places:
+                answer = await job.judge.verify(task)
         except JudgeFailure as failure:
             if failure.usage.calls:
                 await self._store.save(job.team, [], self._record(job, criteria, failure.usage, failure.reason))

@@ -6,6 +6,8 @@ question the same way every time, which makes it right for tests, demonstrations
 and wrong for judging style, truth or reasoning.
 """
 
+import asyncio
+
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.judge.base import Decision, Induction, InductionTask, JudgeFailure, Verification, VerifyTask
 from markscheme_server.judge.builtin.checks import run_check
@@ -42,11 +44,13 @@ class BuiltinJudge:
         if unchecked:
             raise JudgeFailure(UnscoredReason.UNAVAILABLE, f"the builtin judge decides checks only; {unchecked[0]} has "
                                                            "none, so it needs a model judge")
-        return Verification(tuple(self._decide(task, response) for response in task.responses))
+        return Verification(tuple(await asyncio.to_thread(self._decide_all, task)))
 
     async def aclose(self) -> None:
         """Nothing is held open."""
 
     @staticmethod
-    def _decide(task: VerifyTask, response: str) -> dict[str, Decision]:
-        return {c.id: run_check(c.check, response) for c in task.criteria if c.check is not None}
+    def _decide_all(task: VerifyTask) -> list[dict[str, Decision]]:
+        """In a thread: a long response takes milliseconds, which others on the event loop need not wait for."""
+        return [{c.id: run_check(c.check, response) for c in task.criteria if c.check is not None}
+                for response in task.responses]

@@ -140,7 +140,7 @@ any_text = st.text(st.characters(exclude_categories=()), max_size=60)
 
 
 @given(any_text)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 def test_no_check_raises_on_any_text(text: str) -> None:
     for check, _, _ in CASES:
         assert run_check(check, text).met in (True, False)
@@ -149,7 +149,7 @@ def test_no_check_raises_on_any_text(text: str) -> None:
 @given(st.lists(st.sampled_from(["*", "**", "\n", "[", "]", "<<", ">>", "{", '"', ".", "***", " ", "P.S", "ß",
                                  "\ud800"]),
                 max_size=30))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 def test_no_check_raises_on_markup(pieces: list[str]) -> None:
     for check, _, _ in CASES:
         assert run_check(check, "".join(pieces)).met in (True, False)
