@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup demo demo-control test check bench-builtin clean
+.PHONY: help setup demo demo-control test fuzz check bench-builtin clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ demo-control: setup  ## The demo's training beside shuffled rewards, 3 seeds (sl
 
 test: setup  ## Run the tests
 	$(CLEAN) $(BIN)/python -m pytest
+
+fuzz: setup  ## Schemathesis against the running service (slow, about three minutes)
+	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/api/test_schemathesis.py
 
 check: setup  ## Lint, types, import contracts
 	$(CLEAN) $(BIN)/ruff check services client tests benchmarks

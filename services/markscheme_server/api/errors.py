@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from markscheme.schema import ErrorBody, ErrorDetail
 from markscheme_server.errors import ServiceError
@@ -53,8 +54,11 @@ def install(app: FastAPI) -> None:
         kind, code = _BY_STATUS.get(error.status_code, ("invalid_request_error", "http_error"))
         cause = error.__cause__
         message = str(cause) if type(cause).__name__ == "NotJSON" else str(error.detail)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(app, request.scope["path"]))
         return JSONResponse(body(request, ErrorDetail(message=message, type=kind, code=code)), error.status_code,
-                            error.headers)
+                            headers)
 
     async def database_error(request: Request, error: SQLAlchemyError) -> JSONResponse:
         log.error("database_error", error=type(error).__name__)
@@ -73,3 +77,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
     app.add_exception_handler(SQLAlchemyError, database_error)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, unexpected)
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """All methods of a path: one route a method means that the router names only the first one's."""
+    documented = app.openapi()["paths"]
+    return sorted(m.upper() for template, operations in documented.items()
+                  if compile_path(template)[0].match(path) for m in operations)
