@@ -98,7 +98,7 @@ def test_a_run_that_never_reached_the_service_says_so(settings: dict[str, Any]) 
         def score(self, groups: Any, **options: Any) -> Any:
             raise MarkschemeError("connection refused")
 
-    with pytest.raises(TrainError, match="connection refused\nNo step was finished"):
+    with pytest.raises(TrainError, match=r"connection refused\nNo step was finished"):
         run(settings, client=Absent(by_length))
 
 
