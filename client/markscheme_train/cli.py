@@ -49,7 +49,7 @@ def train(
 
 def demo(
     room: Annotated[Path, typer.Option(help="Where the model, the service's data and the report go.")] = Path("build"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps; 5 go once through the prompts.")] = 25,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps; 5 go once through the prompts.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of training and of evaluation.")] = 0,
 ) -> None:
     """Train SmolLM2-135M on IFEval prompts with rubric rewards, on this machine's processor, and report."""

@@ -14,6 +14,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from markscheme.client import Client
+from markscheme_train.allocator import keep_freed_memory
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.data import Example
 from markscheme_train.demo.data import DemoPrompt, load_prompts
@@ -37,7 +38,7 @@ class DemoSettings:
     """What may be chosen; the rest is fixed so that two runs can be compared."""
 
     room: Path
-    steps: int = 25
+    steps: int = 20
     seed: int = 0
     samples: int = 12
     held_out_samples: int = 8
@@ -89,7 +90,8 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
 
 
 def prepare_torch() -> None:
-    """One thread for each core this process may use, and a quiet terminal."""
+    """One thread for each core this process may use, its memory kept, and a quiet terminal."""
+    keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     quieten()
 

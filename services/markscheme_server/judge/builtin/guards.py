@@ -1,7 +1,7 @@
-"""What any response must be before it can earn anything: long enough, its own words, in English, not repetitive."""
+"""What any response must be before it can earn anything: long enough, its own words, not repetitive."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markscheme_server.judge.builtin.candidate import Candidate
@@ -18,10 +18,21 @@ REFERENCE_CHARACTERS = 4_000
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Checks that every criterion carries, and how they are put in its statement."""
+    """Checks that a criterion carries, and how they are put in its statement."""
 
     checks: tuple[Mapping[str, Any], ...]
-    text: str
+    parts: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        *most, last = self.parts
+        listed = f"{', '.join(most)} and {last}" if most else last
+        return f"Counts only for a response that {listed}."
+
+    def in_english(self) -> "Gate":
+        """This gate, and English: what strings of non-words do not pass."""
+        return replace(self, checks=(*self.checks, {"kind": "language", "language": "en"}),
+                       parts=(*self.parts, "is in English"))
 
 
 def gate_for(prompt: str, candidates: Sequence[Candidate], teachers: Sequence[str], reach: int | None) -> Gate:
@@ -37,14 +48,10 @@ def gate_for(prompt: str, candidates: Sequence[Candidate], teachers: Sequence[st
     if most is not None and len(words(reference)) >= 3:
         checks.append({"kind": "not_echo", "text": reference, "max_share": most})
         parts.append("is not the prompt again")
-    if _in_english(prompt, candidates, teachers):
-        checks.append({"kind": "language", "language": "en"})
-        parts.append("is in English")
     if not any(c.check["kind"] == "occurrences" and c.check.get("min", 0) > 5 for c in candidates):
         checks.append({"kind": "no_repetition", "max_share": MOST_REPETITION})
         parts.append("does not repeat itself")
-    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return Gate(tuple(checks), f"Counts only for a response that {listed}.")
+    return Gate(tuple(checks), tuple(parts))
 
 
 def _least_words(candidates: Sequence[Candidate], teachers: Sequence[str]) -> int:
@@ -59,8 +66,8 @@ def _least_words(candidates: Sequence[Candidate], teachers: Sequence[str]) -> in
     return least
 
 
-def _in_english(prompt: str, candidates: Sequence[Candidate], teachers: Sequence[str]) -> bool:
-    """Whether English can be expected: the prompt is, and every teacher's answer. It keeps out strings of non-words."""
+def expects_english(prompt: str, candidates: Sequence[Candidate], teachers: Sequence[str]) -> bool:
+    """Whether English can be expected: the prompt is, and every teacher's answer."""
     asked = any(c.check["kind"] == "language" for c in candidates)
     return bool(teachers) and not asked and all(language_of(text) == "en" for text in (prompt, *teachers))
 

@@ -13,7 +13,7 @@ from markscheme_server.judge.base import Decision, Induction, InductionTask, Jud
 from markscheme_server.judge.builtin.checks import run_check
 from markscheme_server.judge.builtin.rubricator import induce_criteria
 
-READING_VERSION = "1"
+READING_VERSION = "2"
 """Raise when a prompt may yield other criteria than before: part of every induction's address."""
 CHECKS_VERSION = "1"
 """Raise when a check may decide otherwise than before: part of every verdict's address."""

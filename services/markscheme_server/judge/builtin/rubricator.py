@@ -2,7 +2,8 @@
 
 What the prompt states comes first and carries the weight; it is never dropped because a teacher misses it. A few
 contrast words follow. Every criterion is gated: a response that is too short, echoes the prompt or repeats itself
-is no answer, and meets none of them.
+is no answer, and meets none of them. Easier rungs and the words of the topic are also closed to strings of non-words;
+the stated constraint itself is not, since a response in no known language can still follow it to the letter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import InductionTask, JudgeFailure, Response
 from markscheme_server.judge.builtin.candidate import Candidate
 from markscheme_server.judge.builtin.contrast import content_words, contrast_words, reach_of
-from markscheme_server.judge.builtin.guards import Gate, gate_for
+from markscheme_server.judge.builtin.guards import Gate, expects_english, gate_for
 from markscheme_server.judge.builtin.ladder import rungs
 from markscheme_server.judge.builtin.reader import read_constraints
 
@@ -39,6 +40,8 @@ class _Draft:
     points: int
     source: str | None
     category: Category = "task_fulfilment"
+    stated: bool = False
+    """The constraint as the prompt states it, neither an easier rung nor a word of its topic."""
 
 
 def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
@@ -51,7 +54,8 @@ def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
     gate = gate_for(prompt, candidates, task.teacher_responses, reach_of(task.student_responses))
     drafts = _constraints(candidates, task.student_responses)
     drafts += _tied_to_topic(prompt, task, candidates, drafts)
-    return tuple(_criterion(number, draft, gate) for number, draft in enumerate(drafts, 1))
+    fluent = gate.in_english() if expects_english(prompt, candidates, task.teacher_responses) else gate
+    return tuple(_criterion(number, draft, gate if draft.stated else fluent) for number, draft in enumerate(drafts, 1))
 
 
 def _constraints(candidates: Sequence[Candidate], students: Sequence[Response]) -> list[_Draft]:
@@ -64,7 +68,7 @@ def _constraints(candidates: Sequence[Candidate], students: Sequence[Response]) 
         spare -= len(steps)
         hard = reach is not None and _out_of_reach(candidate.check, reach)
         top = OUT_OF_REACH_POINTS if hard else full - len(steps) if candidate.firm else 2
-        drafts.append(_Draft(candidate.check, candidate.text, top, candidate.source))
+        drafts.append(_Draft(candidate.check, candidate.text, top, candidate.source, stated=True))
         drafts += [_Draft(step.check, step.text, 1, candidate.source) for step in steps]
     return drafts
 

@@ -84,11 +84,17 @@ def test_system_messages_are_read_and_the_assistants_are_not() -> None:
 
 
 @pytest.mark.parametrize("cheat", ["", "ok", "ok ok ok ok", PROMPT, PROMPT + " " + PROMPT, "good " * 60, "boat " * 200,
-                                   "xoxox lemmy klaxwak xoxox zzyx", "🌦 🌦 🌦 🌦 🌦 🌦"])
+                                   "🌦 🌦 🌦 🌦 🌦 🌦"])
 def test_a_cheat_earns_nothing(cheat: str) -> None:
     criteria = induce()
     assert earned(criteria, cheat) == 0.0
     assert earned(criteria, TEACHER) == 1.0
+
+
+def test_invented_words_earn_the_stated_constraint_and_nothing_else() -> None:
+    criteria = induce()
+    stated = next(c for c in criteria if asked(c) == {"kind": "count", "of": "commas", "max": 0})
+    assert earned(criteria, "xoxox lemmy klaxwak xoxox zzyx") == stated.points / maximum_score(criteria) <= 0.5
 
 
 def test_the_gate_yields_to_what_the_prompt_asks_for() -> None:
