@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup demo demo-control test fuzz check bench-builtin clean
+.PHONY: help setup demo demo-control test fuzz check bench-builtin bench bench-peers bench-flips clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -45,6 +45,28 @@ build/nltk:
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest build/nltk-wheel llama-index-core==0.14.25
 	$(BIN)/python -m zipfile -e build/nltk-wheel/llama_index_core-*.whl $@.partial
 	mv $@.partial $@
+
+# One environment a peer: they ask for different versions of the same libraries.
+PEERS := build/bench
+PEER_rubric := rubric==2.2.0 openai[aiohttp]==3.54.0
+PEER_autorubric := autorubric==1.6.1
+PEER_openjudge := py-openjudge==0.2.4
+PEER_verifiers := verifiers==0.4.0
+PEER_ENVS := $(foreach peer,rubric autorubric openjudge verifiers,$(PEERS)/venv-$(peer)/.ready)
+
+bench: setup $(PEERS)/venv-rubric/.ready  ## The service's figures under load, rubric 2.2.0 beside it (about 20 minutes)
+	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m service.run $(BENCH_ARGS)
+
+bench-peers: setup $(PEER_ENVS)  ## All peers under the same load, dated (slow, about half an hour)
+	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m service.peers $(BENCH_ARGS)
+
+bench-flips: setup  ## How often a verdict flips when judged alone instead of among six, on SmolLM2 (about 15 minutes)
+	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m service.flips $(BENCH_ARGS)
+
+$(PEERS)/venv-%/.ready:
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(foreach package,$(PEER_$*),'$(package)')
+	touch $@
 
 clean:  ## Remove what was built, the virtual environment excepted
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from fakes.judge import ScriptedJudge
 from fakes.service import running
 from markscheme import Client
 from markscheme_server.config import Settings
+
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +45,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., str]]:
 def model_settings(judge: ScriptedJudge) -> dict[str, Any]:
     """Settings that make the scripted judge the service's judge."""
     return {"judge": "openai", "judge_base_url": judge.url, "judge_model": "scripted", "judge_api_key": "k-secret",
-            "judge_timeout_s": 2.0, "request_timeout_s": 20.0}
+            "judge_timeout_s": 1.0, "judge_breaker_wait_s": 0.5, "request_timeout_s": 20.0, "secret": "of the tests"}
 
 
 @pytest.fixture

@@ -103,8 +103,8 @@ def _score_into(target: Path, groups: list[Group], url: str, reuse: object, veri
     return unscored
 
 
-_NEEDS = {"serve": "server", "migrate": "server", "doctor": "server", "train": "train", "demo": "train",
-          "demo-control": "train"}
+_NEEDS = {"serve": "server", "migrate": "server", "doctor": "server", "prune": "server", "train": "train",
+          "demo": "train", "demo-control": "train"}
 
 
 def _missing(name: str, extra: str) -> None:

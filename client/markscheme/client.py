@@ -1,6 +1,8 @@
 """The sync and the async client: the same methods over two transports."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -8,27 +10,35 @@ import httpx
 from httpx_retries import RetryTransport
 
 from markscheme import protocol, requests
+from markscheme.deadline import Deadline
 from markscheme.protocol import CriterionLike, GroupLike, Model, PromptLike, StudentLike
 from markscheme.schema import GroupScore, Rubric, RubricList, Run, ScoreBatch
+from markscheme.transport import AsyncStampingTransport, StampingTransport
 from markscheme.vocabulary import ReusePolicy, VerifyMode
 
 OnGroup = Callable[[GroupScore], None]
 
 
 class Client:
-    """A service at ``base_url``. Safe to share between threads; close it, or use it as a context manager."""
+    """A service at ``base_url``. Safe to share between threads; close it, or use it as a context manager.
+
+    ``deadline_s`` is the time for a whole call, retries included: the service is told what is left of it, and
+    :class:`markscheme.errors.DeadlineExceeded` says that there was no answer by then. An answer that goes silent
+    half-way is given up after a minute at most. ``judge`` names one of the service's judges.
+    """
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
         self.base_url = base_url.rstrip("/")
         self._http = httpx.Client(base_url=self.base_url, headers=protocol.headers(api_key), timeout=protocol.TIMEOUT,
-                                  transport=RetryTransport(retry=protocol.retry_policy()))
+                                  transport=RetryTransport(StampingTransport()))
 
     def induce(self, prompt: PromptLike, *, student_responses: Sequence[StudentLike],
                teacher_responses: Sequence[str] | None = None, reuse: ReusePolicy = "if_fresh",
-               tags: Sequence[str] = ()) -> Rubric:
+               tags: Sequence[str] = (), judge: str | None = None, deadline_s: float | None = None) -> Rubric:
         """The rubric for a prompt, induced from the responses or reused under ``reuse``."""
-        call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags)
-        return self._send(call, Rubric, protocol.INDUCE_TIMEOUT)
+        deadline = Deadline.after(deadline_s)
+        call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags, judge)
+        return self._send(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     def create_rubric(self, prompt: PromptLike, criteria: Sequence[CriterionLike], *,
                       tags: Sequence[str] = ()) -> Rubric:
@@ -45,30 +55,37 @@ class Client:
         return self._send(requests.rubrics(prompt, prompt_key, limit, after), RubricList)
 
     def score(self, groups: Sequence[GroupLike], *, reuse: ReusePolicy = "if_fresh", verify: VerifyMode = "rollout",
-              score_teachers: bool = False, run: Run | None = None, on_group: OnGroup | None = None) -> ScoreBatch:
+              score_teachers: bool = False, run: Run | None = None, on_group: OnGroup | None = None,
+              judge: str | None = None, deadline_s: float | None = None) -> ScoreBatch:
         """Score a batch; ``on_group`` hears of each group as it is done. An unknown reward is ``None``."""
-        call, order = requests.score(groups, reuse, verify, score_teachers, run)
-        reader = protocol.BatchReader(order)
-        try:
-            with self._http.stream(call.method, call.path, json=call.json,
-                                   headers={"Accept": protocol.NDJSON}) as response:
-                if not response.is_success:
-                    response.read()
-                    protocol.raise_for_status(response)
-                for line in response.iter_lines():
-                    group = reader.line(line)
-                    if group is not None and on_group is not None:
-                        on_group(group)
-        except httpx.TransportError as error:
-            raise protocol.unreachable(self.base_url, error) from error
+        deadline = Deadline.after(deadline_s)
+        call, order = requests.score(groups, reuse, verify, score_teachers, run, judge)
+        reader = protocol.BatchReader(order, deadline)
+        with self._reaching(deadline), self._http.stream(
+                call.method, call.path, json=call.json, headers=call.headers,
+                extensions=call.extensions(deadline)) as response:
+            if not response.is_success:
+                response.read()
+                protocol.raise_for_status(response)
+            for line in response.iter_lines():
+                group = reader.line(line)
+                if group is not None and on_group is not None:
+                    on_group(group)
         return reader.batch()
 
-    def _send(self, call: protocol.Call, model: type[Model], timeout: httpx.Timeout = protocol.TIMEOUT) -> Model:
-        try:
-            response = self._http.request(call.method, call.path, json=call.json, params=call.params, timeout=timeout)
-        except httpx.TransportError as error:
-            raise protocol.unreachable(self.base_url, error) from error
+    def _send(self, call: protocol.Call, model: type[Model], timeout: httpx.Timeout = protocol.TIMEOUT,
+              deadline: Deadline | None = None) -> Model:
+        with self._reaching(deadline):
+            response = self._http.request(call.method, call.path, json=call.json, params=call.params, timeout=timeout,
+                                          headers=call.headers, extensions=call.extensions(deadline))
         return protocol.read(response, model)
+
+    @contextmanager
+    def _reaching(self, deadline: Deadline | None) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise protocol.unanswered(self.base_url, error, deadline) from error
 
     def close(self) -> None:
         """Let go of connections."""
@@ -88,15 +105,15 @@ class AsyncClient:
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
         self.base_url = base_url.rstrip("/")
         self._http = httpx.AsyncClient(base_url=self.base_url, headers=protocol.headers(api_key),
-                                       timeout=protocol.TIMEOUT,
-                                       transport=RetryTransport(retry=protocol.retry_policy()))
+                                       timeout=protocol.TIMEOUT, transport=RetryTransport(AsyncStampingTransport()))
 
     async def induce(self, prompt: PromptLike, *, student_responses: Sequence[StudentLike],
                      teacher_responses: Sequence[str] | None = None, reuse: ReusePolicy = "if_fresh",
-                     tags: Sequence[str] = ()) -> Rubric:
+                     tags: Sequence[str] = (), judge: str | None = None, deadline_s: float | None = None) -> Rubric:
         """See :meth:`Client.induce`."""
-        call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags)
-        return await self._send(call, Rubric, protocol.INDUCE_TIMEOUT)
+        deadline = Deadline.after(deadline_s)
+        call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags, judge)
+        return await self._send(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     async def create_rubric(self, prompt: PromptLike, criteria: Sequence[CriterionLike], *,
                             tags: Sequence[str] = ()) -> Rubric:
@@ -114,31 +131,43 @@ class AsyncClient:
 
     async def score(self, groups: Sequence[GroupLike], *, reuse: ReusePolicy = "if_fresh",
                     verify: VerifyMode = "rollout", score_teachers: bool = False, run: Run | None = None,
-                    on_group: OnGroup | None = None) -> ScoreBatch:
+                    on_group: OnGroup | None = None, judge: str | None = None,
+                    deadline_s: float | None = None) -> ScoreBatch:
         """See :meth:`Client.score`."""
-        call, order = requests.score(groups, reuse, verify, score_teachers, run)
-        reader = protocol.BatchReader(order)
-        try:
-            async with self._http.stream(call.method, call.path, json=call.json,
-                                         headers={"Accept": protocol.NDJSON}) as response:
-                if not response.is_success:
-                    await response.aread()
-                    protocol.raise_for_status(response)
-                async for line in response.aiter_lines():
-                    group = reader.line(line)
-                    if group is not None and on_group is not None:
-                        on_group(group)
-        except httpx.TransportError as error:
-            raise protocol.unreachable(self.base_url, error) from error
+        deadline = Deadline.after(deadline_s)
+        call, order = requests.score(groups, reuse, verify, score_teachers, run, judge)
+        reader = protocol.BatchReader(order, deadline)
+        async with self._reaching(deadline), self._http.stream(
+                call.method, call.path, json=call.json, headers=call.headers,
+                extensions=call.extensions(deadline)) as response:
+            if not response.is_success:
+                await response.aread()
+                protocol.raise_for_status(response)
+            async for line in response.aiter_lines():
+                group = reader.line(line)
+                if group is not None and on_group is not None:
+                    on_group(group)
         return reader.batch()
 
-    async def _send(self, call: protocol.Call, model: type[Model], timeout: httpx.Timeout = protocol.TIMEOUT) -> Model:
-        try:
-            response = await self._http.request(call.method, call.path, json=call.json, params=call.params,
-                                                timeout=timeout)
-        except httpx.TransportError as error:
-            raise protocol.unreachable(self.base_url, error) from error
+    async def _send(self, call: protocol.Call, model: type[Model], timeout: httpx.Timeout = protocol.TIMEOUT,
+                    deadline: Deadline | None = None) -> Model:
+        async with self._reaching(deadline):
+            response = await self._http.request(
+                call.method, call.path, json=call.json, params=call.params, timeout=timeout, headers=call.headers,
+                extensions=call.extensions(deadline))
         return protocol.read(response, model)
+
+    @asynccontextmanager
+    async def _reaching(self, deadline: Deadline | None) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(deadline.left_s if deadline is not None else None) as limit:
+                yield
+        except httpx.TransportError as error:
+            raise protocol.unanswered(self.base_url, error, deadline) from error
+        except TimeoutError as error:
+            if deadline is None or not limit.expired():
+                raise  # somebody else's, or ours already
+            raise deadline.exceeded() from error
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -2,11 +2,12 @@
 
     MarkschemeError
     ├── ConnectionFailed          the service was not reached, or the answer broke off
+    │   └── DeadlineExceeded      no answer within the call's deadline_s; a TimeoutError too
     └── StatusError               the service answered, but not with success (status, code, request_id)
         ├── InvalidRequest        400, 413, 415, 422
         ├── AuthenticationFailed  401, 403
         ├── NotFound              404
-        ├── Conflict              409
+        ├── Conflict              409; after the retries when the same call is still running
         └── ServiceUnavailable    429 and 5xx, after the retries
 
 A rollout that could not be scored is none of these: it is an answer with ``reward=None`` and a reason.
@@ -19,6 +20,10 @@ class MarkschemeError(Exception):
 
 class ConnectionFailed(MarkschemeError):
     """The service was not reached, or its answer broke off."""
+
+
+class DeadlineExceeded(ConnectionFailed, TimeoutError):
+    """The call's deadline passed before there was an answer, or would pass before another try."""
 
 
 class StatusError(MarkschemeError):

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 from httpx_retries import Retry
 from pydantic import BaseModel, ValidationError
 
+from markscheme.deadline import EXTENSION, Deadline
 from markscheme.errors import ConnectionFailed, error_class
 from markscheme.schema import (
     Criterion,
@@ -22,6 +23,7 @@ from markscheme.schema import (
 )
 
 NDJSON = "application/x-ndjson"
+IDEMPOTENCY_KEY = "Idempotency-Key"
 TIMEOUT = httpx.Timeout(connect=5.0, read=60.0, write=60.0, pool=60.0)
 """Read: between two pieces of an answer. A long batch sends heartbeats well within it."""
 INDUCE_TIMEOUT = httpx.Timeout(connect=5.0, read=630.0, write=60.0, pool=60.0)
@@ -35,14 +37,40 @@ Model = TypeVar("Model", bound=BaseModel)
 _UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-def retry_policy() -> Retry:
+class BoundedRetry(Retry):
+    """Retries that never wait past the call's deadline: better to hear at once that there is no time left."""
+
+    deadline: Deadline | None = None
+
+    def increment(self) -> Self:
+        following = super().increment()
+        assert isinstance(following, type(self))
+        following.deadline = self.deadline
+        return following
+
+    def parse_retry_after(self, retry_after: str) -> float:
+        return self._in_time(super().parse_retry_after(retry_after), "the service was busy and could not answer")
+
+    def backoff_strategy(self) -> float:
+        return self._in_time(super().backoff_strategy(), "the service did not answer")
+
+    def _in_time(self, pause_s: float, why: str) -> float:
+        if self.deadline is not None and min(pause_s, self.max_backoff_wait) >= self.deadline.left_s:
+            raise self.deadline.exceeded(why)
+        return pause_s
+
+
+def retry_policy(*, keyed: bool = False, deadline: Deadline | None = None) -> Retry:
     """Two more tries for what may pass: no connection, 429 and 5xx gateways; ``Retry-After`` is obeyed.
 
-    Every call of this API may be repeated: scoring is answered from what is stored, and a rubric with the same
-    content is the same rubric.
+    Every call of this API may be repeated: scoring is answered from what is stored, and what creates something is
+    ``keyed``. Such a call is answered 409 while an attempt that we lost sight of is still at work.
     """
-    return Retry(total=2, backoff_factor=0.5, max_backoff_wait=8.0, status_forcelist=[429, 502, 503, 504],
-                 allowed_methods=["GET", "POST"], total_timeout=60.0)
+    retry = BoundedRetry(total=2, backoff_factor=0.5, max_backoff_wait=8.0,
+                         status_forcelist=[429, 502, 503, 504, *([409] if keyed else [])],
+                         allowed_methods=["GET", "POST"], total_timeout=60.0)
+    retry.deadline = deadline
+    return retry
 
 
 def headers(api_key: str | None) -> dict[str, str]:
@@ -71,6 +99,12 @@ class Call:
     path: str
     json: Any = None
     params: dict[str, str | int] | None = None
+    headers: dict[str, str] | None = None
+
+    def extensions(self, deadline: Deadline | None) -> dict[str, Any]:
+        """What the transports are to know of this call."""
+        keyed = self.headers is not None and IDEMPOTENCY_KEY in self.headers
+        return {"retry": retry_policy(keyed=keyed, deadline=deadline), EXTENSION: deadline}
 
 
 def read(response: httpx.Response, model: type[Model]) -> Model:
@@ -96,8 +130,10 @@ def raise_for_status(response: httpx.Response) -> None:
                                             request_id=stated.request_id)
 
 
-def unreachable(base_url: str, error: Exception) -> ConnectionFailed:
-    """The error for a service that did not answer, with what to do."""
+def unanswered(base_url: str, error: Exception, deadline: Deadline | None) -> ConnectionFailed:
+    """The error for a service that did not answer, or not in time, with what to do."""
+    if deadline is not None and deadline.left_s <= 0:
+        return deadline.exceeded()
     return ConnectionFailed(f"no answer from the Markscheme service at {base_url} ({type(error).__name__}); "
                             "start it with 'markscheme serve' or check the URL")
 
@@ -105,17 +141,19 @@ def unreachable(base_url: str, error: Exception) -> ConnectionFailed:
 class BatchReader:
     """Puts a streamed score answer together, line by line."""
 
-    def __init__(self, order: Iterable[str]) -> None:
-        self._order = list(order)
+    def __init__(self, order: Iterable[str], deadline: Deadline | None = None) -> None:
+        self._order, self._deadline = list(order), deadline
         self._groups: dict[str, GroupScore] = {}
         self._summary: ScoreSummary | None = None
 
     def line(self, text: str) -> GroupScore | None:
-        """Take one line; the group, when it is one."""
-        if not text.strip() or '"object":"heartbeat"' in text[:40]:
-            return None
+        """Take one line; the group, when it is one. Raises :class:`DeadlineExceeded` when it comes too late."""
         if '"object":"score.summary"' in text[:40]:
             self._summary = ScoreSummary.model_validate_json(text)
+            return None
+        if self._deadline is not None:
+            self._deadline.check()
+        if not text.strip() or '"object":"heartbeat"' in text[:40]:
             return None
         group = GroupScore.model_validate_json(text)
         self._groups[group.id] = group

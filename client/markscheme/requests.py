@@ -1,10 +1,20 @@
 """The calls of the API as data, one function each: what a client method means on the wire."""
 
+import uuid
 from collections.abc import Sequence
 
 from pydantic import TypeAdapter
 
-from markscheme.protocol import Call, CriterionLike, GroupLike, PromptLike, StudentLike, sendable
+from markscheme.protocol import (
+    IDEMPOTENCY_KEY,
+    NDJSON,
+    Call,
+    CriterionLike,
+    GroupLike,
+    PromptLike,
+    StudentLike,
+    sendable,
+)
 from markscheme.schema import Group, InduceRequest, RubricCreate, Run, ScoreRequest
 from markscheme.vocabulary import ReusePolicy, VerifyMode
 
@@ -12,16 +22,16 @@ _GROUPS: TypeAdapter[list[Group]] = TypeAdapter(list[Group])
 
 
 def induce(prompt: PromptLike, student_responses: Sequence[StudentLike], teacher_responses: Sequence[str] | None,
-           reuse: ReusePolicy, tags: Sequence[str]) -> Call:
+           reuse: ReusePolicy, tags: Sequence[str], judge: str | None) -> Call:
     body = InduceRequest.model_validate(sendable({
         "prompt": prompt, "student_responses": student_responses, "teacher_responses": teacher_responses,
-        "reuse": reuse, "tags": tags}))
-    return Call("POST", "/v1/rubrics:induce", body.model_dump(mode="json", exclude_none=True))
+        "reuse": reuse, "tags": tags, "judge": judge}))
+    return Call("POST", "/v1/rubrics:induce", body.model_dump(mode="json", exclude_none=True), headers=_own_key())
 
 
 def create_rubric(prompt: PromptLike, criteria: Sequence[CriterionLike], tags: Sequence[str]) -> Call:
     body = RubricCreate.model_validate(sendable({"prompt": prompt, "criteria": criteria, "tags": tags}))
-    return Call("POST", "/v1/rubrics", body.model_dump(mode="json", exclude_none=True))
+    return Call("POST", "/v1/rubrics", body.model_dump(mode="json", exclude_none=True), headers=_own_key())
 
 
 def rubric(rubric_id: str) -> Call:
@@ -35,8 +45,14 @@ def rubrics(prompt: str | None, prompt_key: str | None, limit: int, after: str |
 
 
 def score(groups: Sequence[GroupLike], reuse: ReusePolicy, verify: VerifyMode, score_teachers: bool,
-          run: Run | None) -> tuple[Call, list[str]]:
+          run: Run | None, judge: str | None) -> tuple[Call, list[str]]:
     """The call, and the groups' ids in order."""
     body = ScoreRequest(groups=_GROUPS.validate_python(sendable(list(groups))), reuse=reuse, verify=verify,
-                        score_teachers=score_teachers, run=run)
-    return Call("POST", "/v1/scores", body.model_dump(mode="json", exclude_none=True)), [g.id for g in body.groups]
+                        score_teachers=score_teachers, run=run, judge=judge)
+    call = Call("POST", "/v1/scores", body.model_dump(mode="json", exclude_none=True), headers={"Accept": NDJSON})
+    return call, [g.id for g in body.groups]
+
+
+def _own_key() -> dict[str, str]:
+    """A key for this one call: all its attempts carry it, so a lost answer does not make a second rubric."""
+    return {IDEMPOTENCY_KEY: uuid.uuid4().hex}

@@ -62,6 +62,7 @@ Text = Annotated[str, AfterValidator(_without_nul)]
 """Any text without NUL; lone surrogates cannot arrive, the JSON decoder refuses them."""
 ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=4000)]
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+JudgeName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[\w.:/-]+$")]
 
 
@@ -177,6 +178,7 @@ class InduceRequest(Wire):
     reuse: ReusePolicy = "if_fresh"
     run: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     tags: Annotated[list[Tag], Field(max_length=32)] = []
+    judge: JudgeName | None = None
 
 
 class Rollout(Wire):
@@ -218,6 +220,7 @@ class ScoreRequest(Wire):
     verify: VerifyMode = "rollout"
     score_teachers: bool = False
     run: Run | None = None
+    judge: JudgeName | None = Field(default=None, description="A judge of the service by name; default: by role")
 
     @model_validator(mode="after")
     def _bounded(self) -> "ScoreRequest":

@@ -6,19 +6,28 @@ from typing import TypedDict
 
 from fastapi import FastAPI
 
+from markscheme_server import telemetry
 from markscheme_server.api import errors, health, rubrics, scores
-from markscheme_server.api.middleware import BodyLimit, RequestId, SharedKey
+from markscheme_server.api.drain import Drain
+from markscheme_server.api.middleware import BodyLimit, Observed, RequestId, SharedKey
 from markscheme_server.api.services import Services
-from markscheme_server.cache.verdicts import MemoryVerdictCache, RedisVerdictCache, VerdictCache
-from markscheme_server.config import Settings
+from markscheme_server.cache.places import Places
+from markscheme_server.cache.quotas import Quotas
+from markscheme_server.cache.redis import Redis
+from markscheme_server.cache.verdicts import VerdictCache
+from markscheme_server.config import BUILTIN, Settings
+from markscheme_server.grading.judges import Judges
 from markscheme_server.grading.rubrics import Freshness, RubricService
 from markscheme_server.grading.scores import ScoreService
 from markscheme_server.grading.verdicts import VerdictService
 from markscheme_server.judge.base import Judge
 from markscheme_server.judge.builtin.judge import BuiltinJudge
+from markscheme_server.judge.gateway import Gateway, make_endpoints
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.store.store import Store
 
+DRAIN_S = 1.0
+"""What judging still gets once its requests are over: it only goes on when nobody waits for it any more."""
 DESCRIPTION = "Prompt-specific rubrics and rewards over HTTP. A reward that is not known is null, with a reason."
 
 
@@ -28,39 +37,53 @@ class State(TypedDict):
     services: Services
 
 
-def make_judge(settings: Settings) -> Judge:
-    """The judge the settings name."""
-    return OpenAIJudge(settings) if settings.judge_kind == "openai" else BuiltinJudge()
+def make_judge(settings: Settings, name: str, *, owner: str, secret: bytes, redis: Redis | None = None) -> Judge:
+    """The judge of this name. ``owner`` names this process where processes share limits."""
+    if name == BUILTIN:
+        return BuiltinJudge()
+    chosen = settings.judges[name]
+    gateway = Gateway(
+        name, chosen, make_endpoints(name, chosen, settings.key_of(name)),
+        Places(name, chosen.concurrency, owner=owner, workers=settings.workers, redis=redis),
+        Quotas(name, rpm=chosen.rpm, tpm=chosen.tpm, workers=settings.workers, redis=redis), settings.queue_limit)
+    return OpenAIJudge(chosen, gateway, secret=secret)
 
 
-def create_app(settings: Settings, *, judge: Judge | None = None) -> FastAPI:
-    """The service. The database is migrated at start-up; ``judge`` stands in for the configured one."""
+def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
+    """The service. The database is migrated at start-up; through ``drain`` its process says that it is about to end."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-        chosen = judge or make_judge(settings)
-        cache: VerdictCache = RedisVerdictCache(settings.redis_url) if settings.redis_url else MemoryVerdictCache()
-        store = Store(settings.sqlalchemy_url)
+        store = Store(settings.sqlalchemy_url, claim_lease_s=settings.claim_lease_s)
         await store.database.migrate()
-        rubric_service = RubricService(store, chosen, Freshness(settings.reuse_max_uses, settings.reuse_mean_below))
-        verdicts = VerdictService(store.verdicts, cache, judge=chosen, checks=BuiltinJudge(),
-                                  concurrency=settings.judge_concurrency)
-        score_service = ScoreService(store, rubric_service, verdicts, timeout_s=settings.request_timeout_s)
+        secret = settings.secret.get_secret_value() if settings.secret else await store.secret("marks")
+        redis = Redis(settings.redis_url) if settings.redis_url else None
+        judges = Judges({name: make_judge(settings, name, owner=store.owner, secret=secret.encode(), redis=redis)
+                         for name in (BUILTIN, *settings.judges)}, settings.roles)
+        rubric_service = RubricService(store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below))
+        verdicts = VerdictService(store.verdicts, store.claims, VerdictCache(redis), checks=BuiltinJudge(),
+                                  reuse=settings.verdict_reuse)
+        score_service = ScoreService(store, rubric_service, verdicts, judges, timeout_s=settings.request_timeout_s)
         try:
-            yield {"services": Services(settings, store, rubric_service, verdicts, score_service)}
+            yield {"services": Services(settings, store, judges, rubric_service, verdicts, score_service)}
         finally:
-            await rubric_service.drain()
-            await verdicts.drain()
-            await chosen.aclose()
-            await cache.aclose()
-            await store.database.close()
+            await rubric_service.drain(DRAIN_S)
+            await verdicts.drain(DRAIN_S)
+            await judges.aclose()
+            await store.drain()
+            if redis is not None:
+                await redis.aclose()
+            await store.close()
 
     app = FastAPI(title="Markscheme", version="0.1.0", description=DESCRIPTION, lifespan=lifespan,
                   redirect_slashes=False)
+    app.state.drain = drain or Drain()
     errors.install(app)
     if settings.api_key is not None:
         app.add_middleware(SharedKey, key=settings.api_key.get_secret_value())
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(Observed, drain=app.state.drain)
+    telemetry.install(app)
     app.add_middleware(RequestId)
     for router in (rubrics.router, scores.router, health.router):
         app.include_router(router)

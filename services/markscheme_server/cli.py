@@ -1,14 +1,18 @@
-"""The server's commands: ``serve``, ``migrate``, ``doctor``."""
+"""The server's commands: ``serve``, ``migrate``, ``doctor``, ``prune``."""
 
 import asyncio
+import os
 import socket
+import sys
 from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
-from markscheme_server.config import Settings
+from markscheme_server import logs
+from markscheme_server.config import BUILTIN, Settings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -16,46 +20,87 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8321,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on that port; default: MARKSCHEME_WORKERS, "
+                                                            "else 1.")] = None,
+    log_level: Annotated[logs.Level, typer.Option(envvar="MARKSCHEME_LOG_LEVEL", help="From where on events are "
+                                                                                      "logged, to stderr.")] = "info",
 ) -> None:
     """Run the rubric service. Settings come from MARKSCHEME_* variables or a .env file (see the README)."""
-    import uvicorn
+    logs.configure(log_level)
+    from markscheme_server import serving
 
-    from markscheme_server.app import create_app
-
+    if workers is not None:
+        os.environ["MARKSCHEME_WORKERS"] = str(workers)
     settings = _settings()
     if host not in LOOPBACK and settings.api_key is None:
         _fail(f"refusing to listen on {host} without a key: set MARKSCHEME_API_KEY, or listen on 127.0.0.1")
+    try:
+        for name in settings.judges:
+            settings.key_of(name)
+    except ValueError as error:
+        _fail(str(error))
+    _migrate(settings)
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         _fail(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port")
     shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listener.getsockname()[1]}"
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                typer.echo(f"listening on http://{shown}:{listener.getsockname()[1]}")
-                typer.echo(f"judge: {settings.judge_kind}" + (
-                    " (rules, not a language model: it decides criteria that carry a check)"
-                    if settings.judge_kind == "builtin" else f" {settings.judge_model} at {settings.judge_origin}"))
+    def announce() -> None:
+        typer.echo("\n".join([f"listening on {address}", *_judges(settings)]))
 
-    config = uvicorn.Config(create_app(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=25,
-                            server_header=False, h11_max_incomplete_event_size=64 * 1024)
-    Server(config).run(sockets=[listener])
+    if settings.workers == 1:
+        serving.run_one(settings, listener, announce)
+        return
+    try:
+        serving.run_workers(settings, log_level, listener, announce)
+    except serving.StartFailed:
+        _fail("a worker could not start; the log above says why")
 
 
 def migrate() -> None:
     """Bring the database to the newest revision, and say which."""
-    from markscheme_server.store.store import Store
+    before, after = _migrate(_settings())
+    typer.echo(f"the database is at revision {after}" + (
+        ", as it was" if before == after else f"; it was at {before}" if before else "; it was empty"))
 
-    async def run() -> None:
-        store = Store(_settings().sqlalchemy_url)
-        await store.database.migrate()
-        await store.database.close()
 
-    asyncio.run(run())
-    typer.echo("the database is up to date")
+def prune(
+    older_than: Annotated[str, typer.Option(help="Remove what is older than this: 90d, 12h, 6w.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    vacuum: Annotated[bool, typer.Option("--vacuum", help="SQLite: write the file anew afterwards, so that it shrinks; "
+                                                          "takes its size in free disk, and writers wait.")] = False,
+) -> None:
+    """Remove what old runs left: rollouts, assignments, verdicts, judge calls, answers under idempotency keys, and
+    texts and prompts that nothing refers to any more.
+
+    Rubrics with their lineage, inductions and teacher responses stay. The service may go on running. A step that is
+    sent again after its verdicts were removed is not answered from what is stored: it simply pays again, and a group
+    whose assignment was removed gets its rubric as if it were new. PostgreSQL uses the room again by itself.
+    """
+    from markscheme_server.prune import parse_age
+    from markscheme_server.prune import prune as run
+
+    try:
+        age = parse_age(older_than)
+    except ValueError as error:
+        _fail(f"--older-than {older_than}: {error}")
+    settings = _settings()
+    if not (yes or dry_run or sys.stdin.isatty()):
+        _fail("there is no terminal to ask at: add --yes to remove, or --dry-run to see what would go")
+    try:
+        done = asyncio.run(run(
+            settings, Console(), older_than=age, dry_run=dry_run, vacuum=vacuum,
+            agreed=None if yes else lambda: typer.confirm("remove it?")))
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        _fail(f"pruning stopped ({type(error).__name__}); what was removed stays so, and running it again goes on. "
+              "Check MARKSCHEME_DATABASE_URL, and that 'markscheme migrate' was run on it")
+    except KeyboardInterrupt:
+        _fail("stopped; what was removed stays so, and running it again goes on", 130)
+    if not done:
+        _fail("nothing was removed")
 
 
 def doctor() -> None:
@@ -64,6 +109,47 @@ def doctor() -> None:
 
     if not asyncio.run(diagnose(_settings(), Console())):
         raise typer.Exit(1)
+
+
+def _migrate(settings: Settings) -> tuple[str | None, str | None]:
+    """Migrate the database; its revision before and after."""
+    from alembic.runtime.migration import MigrationContext
+
+    from markscheme_server.store.database import Database, create_engine
+
+    async def revision(database: Database) -> str | None:
+        async with database.reading() as connection:
+            return await connection.run_sync(lambda c: MigrationContext.configure(c).get_current_revision())
+
+    async def run() -> tuple[str | None, str | None]:
+        database = Database(create_engine(settings.sqlalchemy_url))
+        try:
+            before = await revision(database)
+            await database.migrate()
+            return before, await revision(database)
+        finally:
+            await database.close()
+
+    try:
+        return asyncio.run(run())
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        _fail(f"the database could not be migrated ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
+
+
+def _judges(settings: Settings) -> list[str]:
+    """What a person who starts the service should know of its judges, a line a judge."""
+    lines: dict[str, list[str]] = {}
+    for role, name in settings.roles.items():
+        lines.setdefault(name, []).append(role)
+    shown = []
+    for name, roles in lines.items():
+        what = "judge" if len(lines) == 1 else roles[0]
+        if name == BUILTIN:
+            shown.append(f"{what}: builtin (rules, not a language model: it decides criteria that carry a check)")
+        else:
+            judge = settings.judges[name]
+            shown.append(f"{what}: {name}, {judge.model} at {judge.origin}")
+    return shown
 
 
 def _settings() -> Settings:
@@ -77,6 +163,6 @@ def _settings() -> Settings:
         _fail(f"{name}: {message}" if place else message)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 1) -> NoReturn:
     typer.echo(message, err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(code)

@@ -1,83 +1,194 @@
 """Settings: one frozen object, built where the process starts and passed down.
 
 Every field is an environment variable ``MARKSCHEME_<NAME>`` or a line in ``.env``. The README's table names
-each of them; a test reads it there.
+each of them; a test reads it there. Judges beyond a single one are tables of ``markscheme.toml``.
 """
 
+import os
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 StructuredOutput = Literal["auto", "json_schema", "json_object", "text"]
+VerdictReuse = Literal["per_criterion", "exact_set"]
+BUILTIN = "builtin"
+"""The name of the judge that is always there: rules, no model."""
+DEFAULT = "default"
+"""The name of the judge that the ``MARKSCHEME_JUDGE_*`` variables describe."""
+CONFIG_FILE = "markscheme.toml"
+_NAME = r"^[A-Za-z0-9][\w.-]{0,63}$"
 
 
 def _env(name: str, *fallbacks: str) -> AliasChoices:
     return AliasChoices(f"MARKSCHEME_{name}", *fallbacks)
 
 
+class JudgeSettings(BaseModel):
+    """One named judge: a model behind one or several OpenAI-compatible endpoints. ``[judges.NAME]`` in the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    base_url: str | tuple[str, ...] | None = Field(
+        default=None, description="One endpoint, or several that serve the very same model")
+    model: str = Field(min_length=1)
+    revision: str | None = Field(default=None, description="Part of the identity; default: the URL's host and path")
+    api_key_env: str | None = Field(default=None, description="The environment variable that holds the key")
+    structured: StructuredOutput = "auto"
+    rubricator_temperature: float | None = Field(default=0.7, ge=0)
+    verifier_temperature: float | None = Field(default=0.0, ge=0)
+    concurrency: int = Field(default=32, ge=1, description="Calls in flight, over the whole deployment")
+    rpm: int | None = Field(default=None, ge=1, description="Calls a minute, over the whole deployment")
+    tpm: int | None = Field(default=None, ge=1, description="Tokens a minute, over the whole deployment")
+    timeout_s: float = Field(default=60.0, gt=0, description="One call")
+    max_criteria: int | None = Field(default=None, ge=1, description="Criteria in one verifier call; default: all")
+    max_response_tokens: int = Field(default=8192, ge=16, description="Longest response judged; its tail is kept")
+    evidence: bool = False
+    nonce: bool = False
+    canary: bool = False
+    price_input: float | None = Field(default=None, ge=0, description="Per million prompt tokens")
+    price_output: float | None = Field(default=None, ge=0, description="Per million completion tokens")
+    breaker_probe_s: float = Field(default=15.0, gt=0, description="How long an open breaker waits before a probe")
+    breaker_wait_s: float = Field(default=60.0, ge=0, description="How long a call waits for an open breaker")
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> "JudgeSettings":
+        if len(self.base_urls) > 1 and self.revision is None:
+            raise ValueError("several base_url of one judge need a revision: it says that they serve the same model")
+        return self
+
+    @property
+    def base_urls(self) -> tuple[str | None, ...]:
+        """The endpoints; ``None`` is OpenAI's own."""
+        if self.base_url is None or isinstance(self.base_url, str):
+            return (self.base_url or None,)
+        return self.base_url
+
+    @property
+    def origin(self) -> str:
+        """Host and path of the (first) URL, without credentials or query: the default revision."""
+        return origin_of(self.base_urls[0])
+
+
+def origin_of(url: str | None) -> str:
+    """Host and path of an endpoint, without credentials or query."""
+    if not url:
+        return "api.openai.com/v1"
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return f"{host}:{parts.port}{parts.path}" if parts.port else f"{host}{parts.path}"
+
+
 class Settings(BaseSettings):
     """What a deployment decides. Secrets have no default and never show in a repr."""
 
     model_config = SettingsConfigDict(
-        env_prefix="MARKSCHEME_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True,
-        hide_input_in_errors=True,
+        env_prefix="MARKSCHEME_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True,
+        populate_by_name=True, hide_input_in_errors=True,
     )
 
     home: Path = Field(default=Path("~/.markscheme"), description="Where the default SQLite file lives")
+    config: Path | None = Field(default=None, description="The judges' file; default: markscheme.toml where it is")
     database_url: str | None = Field(default=None, description="SQLAlchemy URL; SQLite or PostgreSQL")
-    redis_url: str | None = Field(default=None, description="Shared verdict cache; may vanish at any time")
+    redis_url: str | None = Field(default=None, description="Shared cache and limits; may vanish at any time")
     api_key: SecretStr | None = Field(default=None, description="When set, every /v1 call must present it")
+    secret: SecretStr | None = Field(default=None, description="Fences and nonces derive from it; default: one is made")
+    workers: int = Field(default=1, ge=1, description="Worker processes; set by serve --workers")
 
     judge: Literal["builtin", "openai"] | None = Field(default=None, description="openai when a key or URL is set")
     judge_base_url: str | None = Field(default=None, validation_alias=_env("JUDGE_BASE_URL", "OPENAI_BASE_URL"))
     judge_model: str | None = Field(default=None, validation_alias=_env("JUDGE_MODEL", "OPENAI_MODEL"))
     judge_api_key: SecretStr | None = Field(default=None, validation_alias=_env("JUDGE_API_KEY", "OPENAI_API_KEY"))
-    judge_revision: str | None = Field(default=None, description="Part of the identity; default: the URL's host")
-    judge_timeout_s: float = Field(default=60.0, gt=0, description="One judge call")
-    judge_concurrency: int = Field(default=32, ge=1, description="Judge calls in flight")
-    judge_structured: StructuredOutput = Field(default="auto", description="auto steps down as the endpoint refuses")
-    judge_max_response_tokens: int = Field(default=8192, ge=16, description="Longest response judged; its tail is kept")
+    judge_revision: str | None = None
+    judge_timeout_s: float = Field(default=60.0, gt=0)
+    judge_concurrency: int = Field(default=32, ge=1)
+    judge_rpm: int | None = Field(default=None, ge=1)
+    judge_tpm: int | None = Field(default=None, ge=1)
+    judge_structured: StructuredOutput = "auto"
+    judge_max_criteria: int | None = Field(default=None, ge=1)
+    judge_max_response_tokens: int = Field(default=8192, ge=16)
     judge_rubricator_temperature: float | None = 0.7
     judge_verifier_temperature: float | None = 0.0
-    judge_evidence: bool = Field(default=False, description="Ask for a quotation with each verdict")
-    judge_nonce: bool = Field(default=False, description="The reply must repeat a secret of the prompt")
-    judge_canary: bool = Field(default=False, description="Add a surely false criterion; met means no trust")
+    judge_evidence: bool = False
+    judge_nonce: bool = False
+    judge_canary: bool = False
+    judge_price_input: float | None = Field(default=None, ge=0)
+    judge_price_output: float | None = Field(default=None, ge=0)
+    judge_breaker_probe_s: float = Field(default=15.0, gt=0)
+    judge_breaker_wait_s: float = Field(default=60.0, ge=0)
 
     request_timeout_s: float = Field(default=600.0, gt=0, description="One request, all its judge calls")
+    queue_limit: int = Field(default=8192, ge=1, description="Judge calls admitted and not done, a worker; then 503")
+    claim_lease_s: float = Field(default=8.0, ge=0.5, description="After this a silent owner's work is taken over")
     heartbeat_s: float = Field(default=10.0, gt=0, description="Between keep-alive lines of an NDJSON answer")
+    drain_delay_s: float = Field(default=2.0, ge=0, description="Not ready, but still accepting, after SIGTERM")
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
 
+    verdict_reuse: VerdictReuse = Field(default="per_criterion", description="What makes a stored verdict reusable")
     reuse_max_uses: int = Field(default=8, ge=1, description="if_fresh: groups a rubric may serve in one run")
     reuse_mean_below: float = Field(default=0.9, description="if_fresh: mean reward at which a rubric is spent")
 
-    @field_validator("redis_url", "database_url", "judge_base_url", "judge_model", "judge_revision", mode="before")
-    @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        return None if value == "" else value
-
-    @field_validator("judge_api_key", "api_key", "judge", mode="before")
-    @classmethod
-    def _empty_secret_is_unset(cls, value: object) -> object:
-        return None if value == "" else value
-
     @model_validator(mode="after")
     def _complete(self) -> "Settings":
-        if self.judge_kind == "openai" and not self.judge_model:
+        if self.judge_kind == "openai" and not self.judge_model and not self.file:
             raise ValueError(
                 "the openai judge needs a model: set MARKSCHEME_JUDGE_MODEL (or OPENAI_MODEL), "
                 "or set MARKSCHEME_JUDGE=builtin to judge without a model"
             )
+        for role, name in self.roles.items():
+            if name != BUILTIN and name not in self.judges:
+                raise ValueError(f"the role {role} names the judge {name!r}, and there is none: "
+                                 f"there are {', '.join([BUILTIN, *self.judges])}")
         return self
 
     @property
     def judge_kind(self) -> Literal["builtin", "openai"]:
-        """The judge in use: as set, else ``openai`` when a key or a base URL is there."""
+        """The kind of the default judge: as set, else ``openai`` when a key or a base URL is there."""
         if self.judge is not None:
             return self.judge
         return "openai" if self.judge_api_key or self.judge_base_url else "builtin"
+
+    @cached_property
+    def file(self) -> Path | None:
+        """The judges' file in use."""
+        if self.config is not None:
+            return self.config.expanduser()
+        found = Path(CONFIG_FILE)
+        return found if found.is_file() else None
+
+    @cached_property
+    def judges(self) -> dict[str, JudgeSettings]:
+        """The model judges by name: those of the file, and ``default`` where the environment describes one."""
+        judges = dict(_read_file(self.file)[0]) if self.file else {}
+        if self.judge_kind == "openai" and self.judge_model:
+            own = {name: getattr(self, f"judge_{name}") for name in JudgeSettings.model_fields
+                   if name != "api_key_env"}
+            judges.setdefault(DEFAULT, JudgeSettings(**own))
+        return judges
+
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """The judge that plays each role unless a request names another."""
+        stated = _read_file(self.file)[1] if self.file else {}
+        usual = DEFAULT if DEFAULT in self.judges else BUILTIN
+        if usual == BUILTIN and self.judge != "builtin" and len(self.judges) == 1:
+            usual = next(iter(self.judges))
+        return {role: stated.get(role, usual) for role in ("rubricator", "verifier")}
+
+    def key_of(self, name: str) -> SecretStr | None:
+        """The key of a model judge: from the variable that it names, else the default judge's own."""
+        variable = self.judges[name].api_key_env
+        if variable is None:
+            return self.judge_api_key if name == DEFAULT else None
+        value = os.environ.get(variable)
+        if not value:
+            raise ValueError(f"the judge {name!r} takes its key from {variable}, and that is not set")
+        return SecretStr(value)
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -90,11 +201,33 @@ class Settings(BaseSettings):
                 return driver + self.database_url.removeprefix(plain)
         return self.database_url
 
-    @property
-    def judge_origin(self) -> str:
-        """Host and path of the judge's URL, without credentials or query: the default revision."""
-        if not self.judge_base_url:
-            return "api.openai.com/v1"
-        parts = urlsplit(self.judge_base_url)
-        host = parts.hostname or ""
-        return f"{host}:{parts.port}{parts.path}" if parts.port else f"{host}{parts.path}"
+
+class _File(BaseModel):
+    """``markscheme.toml``: ``[judges.NAME]`` tables and ``[roles]``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    judges: dict[str, JudgeSettings] = {}
+    roles: dict[Literal["rubricator", "verifier"], str] = {}
+
+    @model_validator(mode="after")
+    def _named(self) -> "_File":
+        if BUILTIN in self.judges:
+            raise ValueError(f"the name {BUILTIN!r} is taken: it is the judge without a model")
+        return self
+
+
+def _read_file(path: Path) -> tuple[Mapping[str, JudgeSettings], Mapping[str, str]]:
+    """Judges and roles of the file. Raises :class:`ValueError` that names the file and the place."""
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}; check MARKSCHEME_CONFIG") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    try:
+        read = _File.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return read.judges, {str(role): name for role, name in read.roles.items()}

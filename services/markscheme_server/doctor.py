@@ -1,14 +1,17 @@
 """``markscheme doctor``: one line a check, each with what to do when it fails."""
 
+import asyncio
+import secrets
 import time
 
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from markscheme_server.app import make_judge
-from markscheme_server.config import Settings
+from markscheme_server.config import BUILTIN, Settings
+from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.judge.base import Judge, JudgeFailure, VerifyTask
+from markscheme_server.judge.base import JudgeFailure, VerifyTask
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.store.store import Store
 
@@ -20,15 +23,14 @@ QUESTION = VerifyTask(
                         check={"kind": "min_words", "value": 1000})),
     responses=("Blue.",))
 EXPECTED = {"c1": True, "c2": False}
+LOCAL_TIMEOUT_S = 10.0
 
 
 async def diagnose(settings: Settings, console: Console) -> bool:
     """Print the checks; true when all passed."""
-    judge = make_judge(settings)
-    try:
-        passed = [await _database(settings, console), await _judge(settings, judge, console)]
-    finally:
-        await judge.aclose()
+    passed = [await _database(settings, console)]
+    for name in settings.judges or (BUILTIN,):
+        passed.append(await _judge(settings, name, console))
     return all(passed)
 
 
@@ -43,23 +45,31 @@ async def _database(settings: Settings, console: Console) -> bool:
     return _say(console, True, f"database: {store.database.engine.dialect.name} answers")
 
 
-async def _judge(settings: Settings, judge: Judge, console: Console) -> bool:
-    name = settings.judge_kind if settings.judge_kind == "builtin" else f"{settings.judge_model}"
+async def _judge(settings: Settings, name: str, console: Console) -> bool:
+    roles = " and ".join(role for role, played_by in settings.roles.items() if played_by == name)
+    shown = f"judge {name}" + (f" ({roles})" if roles else "")
+    try:
+        judge = make_judge(settings, name, owner="doctor", secret=secrets.token_bytes(16))
+    except ValueError as error:
+        return _say(console, False, f"{shown}: {error}")
     started = time.perf_counter()
     try:
-        answer = await judge.verify(QUESTION)
+        timeout_s = settings.judges[name].timeout_s if name != BUILTIN else LOCAL_TIMEOUT_S
+        answer = await judge.verify(QUESTION, Patience(Deadline(asyncio.get_running_loop().time() + timeout_s)))
     except JudgeFailure as failure:
-        return _say(console, False, f"judge {name}: {failure} ({failure.reason})")
+        return _say(console, False, f"{shown}: {failure} ({failure.reason})")
+    finally:
+        await judge.aclose()
     seconds = time.perf_counter() - started
     decided = {key: decision.met for key, decision in answer.decisions[0].items()}
     if decided != EXPECTED:
-        return _say(console, False, f"judge {name}: it answers, but got an easy question wrong; use a stronger model")
+        return _say(console, False, f"{shown}: it answers, but got an easy question wrong; use a stronger model")
     if isinstance(judge, OpenAIJudge):
-        _say(console, True, f"structured output: {judge.structured_output}")
-    elif settings.judge_kind == "builtin":
+        _say(console, True, f"{shown}: structured output: {judge.structured_output}")
+    else:
         console.print("   builtin is rules, not a language model: it decides only criteria that carry a check; "
                       "set MARKSCHEME_JUDGE_BASE_URL and _MODEL for a model", markup=False)
-    return _say(console, True, f"judge {name}: answers in {seconds:.2f} s, and right")
+    return _say(console, True, f"{shown}: answers in {seconds:.2f} s, and right")
 
 
 def _say(console: Console, passed: bool, words: str) -> bool:

@@ -75,7 +75,7 @@ def seconds_plot(result: DemoResult) -> str:
                  "update": [r.update_s for r in result.records]}
         axes.stackplot(steps, *parts.values(), labels=parts.keys(), colors=[TRAINED, HELD_OUT, THIRD], alpha=0.8)
         axes.set(xlabel="step", ylabel="seconds", ylim=(0, None))
-        axes.legend(loc="lower right", fontsize=9)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
 
     return _svg(draw, height=2.6, label="Seconds by step")
 
@@ -93,7 +93,7 @@ def sanity_plot(result: DemoResult) -> str:
                                           ("held out", result.held_out, HELD_OUT)):
                 axes.plot([0, 1], [value(change.before), value(change.after)], "o-", color=colour, label=label)
             axes.set_xticks([0, 1], ["before", "after"])
-            axes.set(ylabel=name, ylim=(0, None), xlim=(-0.3, 1.3))
+            axes.set(ylabel=name, ylim=(0, 1.1 * axes.get_ylim()[1]), xlim=(-0.3, 1.3))
             axes.legend(loc="lower right", fontsize=9)
         return _render(figure, "Length and non-words before and after")
 

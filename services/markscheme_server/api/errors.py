@@ -3,7 +3,7 @@
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from markscheme.schema import ErrorBody, ErrorDetail
+from markscheme_server.api.disconnect import ClientGone
 from markscheme_server.errors import ServiceError
 
 log = structlog.get_logger()
@@ -33,13 +34,18 @@ def body(request: Request, detail: ErrorDetail) -> dict[str, Any]:
     return ErrorBody(error=detail, request_id=request.scope.get("markscheme.request_id", "")).model_dump(mode="json")
 
 
+def answer(request: Request, error: ServiceError) -> JSONResponse:
+    """The answer that a service error stands for."""
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
+    return JSONResponse(body(request, ErrorDetail(message=error.message, type=error.type, param=error.param,
+                                                  code=error.code)), error.status, headers)
+
+
 def install(app: FastAPI) -> None:
     """Answer every error in the one shape."""
 
     async def service_error(request: Request, error: ServiceError) -> JSONResponse:
-        headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
-        return JSONResponse(body(request, ErrorDetail(message=error.message, type=error.type, param=error.param,
-                                                      code=error.code)), error.status, headers)
+        return answer(request, error)
 
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
@@ -60,7 +66,10 @@ def install(app: FastAPI) -> None:
         return JSONResponse(body(request, ErrorDetail(message=message, type=kind, code=code)), error.status_code,
                             headers)
 
-    async def database_error(request: Request, error: SQLAlchemyError) -> JSONResponse:
+    async def client_gone(_request: Request, _error: ClientGone) -> Response:
+        return Response(status_code=499)  # nobody reads it; the log's line says how the request ended
+
+    async def database_error(request: Request, error: SQLAlchemyError | OSError) -> JSONResponse:
         log.error("database_error", error=type(error).__name__)
         return JSONResponse(body(request, ErrorDetail(
             message="the database did not answer; try again", type="unavailable_error", code="database")), 503,
@@ -76,6 +85,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
     app.add_exception_handler(SQLAlchemyError, database_error)  # type: ignore[arg-type]
+    app.add_exception_handler(OSError, database_error)  # type: ignore[arg-type]  # refused, or a time-out
+    app.add_exception_handler(ClientGone, client_gone)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, unexpected)
 
 

@@ -1,19 +1,32 @@
-"""What wraps every request: an id, a bound on the body, and the key where one is set."""
+"""What wraps every request: an id, its log line and figures, a bound on the body, and the key where one is set."""
 
+import asyncio
 import hmac
 import re
 import secrets
+import time
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import Route, compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from markscheme.schema import ErrorDetail
-from markscheme_server.api.errors import body
+from markscheme_server import metrics
+from markscheme_server.api.disconnect import ClientGone
+from markscheme_server.api.drain import Drain
+from markscheme_server.api.errors import answer, body
+from markscheme_server.errors import Unavailable
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+GONE = 499
+"""The status that is counted and logged when the caller left, or the end came, before an answer began."""
 _REQUEST_ID = re.compile(r"[\w.:-]{1,100}")
+
+log = structlog.get_logger()
 
 
 class RequestId:
@@ -37,6 +50,92 @@ class RequestId:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             await self.app(scope, receive, send_with_id)
         return None
+
+
+class Observed:
+    """Measures a request and writes its one log line, with nothing in either that the caller chose but the id.
+
+    What came of it is left in the scope under ``markscheme.route`` and ``markscheme.status`` for the layers outside.
+    Probes that go well are logged at debug: they come every few seconds and say nothing.
+    """
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self.app, self.drain = app, drain
+        self._templates: list[tuple[re.Pattern[str], str]] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._lifespan(scope, receive, send)
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started, status, recorded = time.perf_counter(), 0, False
+        self.drain.last_request_at = time.monotonic()
+
+        def record() -> None:
+            nonlocal recorded
+            if not recorded:
+                recorded = True
+                self._record(scope, status or GONE, time.perf_counter() - started)
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if self.drain.draining:
+                    # A kept connection would be cut between two requests; this way the next one goes elsewhere.
+                    MutableHeaders(scope=message)["Connection"] = "close"
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                record()  # before the caller has it all: who then asks for the figures finds their own request
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except ClientGone:
+            pass  # nobody is left to be answered, and nothing is wrong
+        except asyncio.CancelledError:
+            if status or not self.drain.draining:
+                raise
+            # The end did not wait for it any longer. uvicorn would answer 500, which callers do not send again.
+            late = Unavailable("the service ended before this was done; send it again", code="draining",
+                               retry_after_s=1)
+            await answer(Request(scope), late)(scope, receive, watched)
+        except Exception:
+            status = status or 500
+            raise
+        finally:
+            record()
+        return None
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope["markscheme.route"] = self._route(scope)
+        scope["markscheme.status"] = status
+        method = scope["method"] if scope["method"] in METHODS else metrics.OTHER
+        metrics.REQUEST_SECONDS.labels(route=route, method=method, status=str(status)).observe(seconds)
+        write = log.debug if route in PROBES and status < 400 else log.warning if status >= 500 else log.info
+        write("request", method=method, route=route, status=status, seconds=round(seconds, 4))
+
+    def _route(self, scope: Scope) -> str:
+        """The template of the request's path, never the path: ids and whatever else was typed there stay out."""
+        if isinstance(route := scope.get("route"), Route):
+            return route.path
+        if "router" in scope:
+            return metrics.OTHER
+        # Without a key, or with too large a body, it was answered before it reached the router.
+        if self._templates is None:
+            paths = sorted(scope["app"].openapi()["paths"], key=lambda path: "{" in path)
+            self._templates = [(compile_path(path)[0], path) for path in paths]
+        return next((path for pattern, path in self._templates if pattern.match(scope["path"])), metrics.OTHER)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def hushed(message: Message) -> None:
+            # Starlette puts the whole traceback there, with the exception's words, and uvicorn would log it.
+            await send({**message, "message": ""} if message["type"].endswith(".failed") else message)
+
+        try:
+            await self.app(scope, receive, hushed)
+        except Exception:
+            log.error("lifespan_failed", exc_info=True)
+            raise
 
 
 class BodyTooLarge(Exception):

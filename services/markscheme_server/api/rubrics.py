@@ -2,17 +2,22 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from markscheme import schema
 from markscheme.vocabulary import RubricOrigin, UnscoredReason
+from markscheme_server.api import idempotency
 from markscheme_server.api.body import StrictRoute
+from markscheme_server.api.disconnect import while_connected
 from markscheme_server.api.errors import RESPONSES
-from markscheme_server.api.services import TEAM, UsesServices
+from markscheme_server.api.idempotency import TakesKey
+from markscheme_server.api.services import TEAM, DeadlineMs, UsesServices
+from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.fingerprint import messages_of, prompt_key
 from markscheme_server.domain.rubric import InvalidRubric, validate_criteria
 from markscheme_server.errors import NotFound, ServiceError, Unavailable, Unprocessable
 from markscheme_server.grading import wire
+from markscheme_server.grading.rubrics import Wanted
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.base import Response as StudentText
 from markscheme_server.judge.builtin.checks import validate_check
@@ -21,8 +26,9 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 _NO_NUL = r"^[^\x00]*$"
 
 
-@router.post("/rubrics", status_code=201, summary="Bring your own rubric")
-async def create_rubric(payload: schema.RubricCreate, services: UsesServices) -> schema.Rubric:
+@router.post("/rubrics", status_code=201, response_model=schema.Rubric, summary="Bring your own rubric",
+             responses=idempotency.RESPONSES)
+async def create_rubric(payload: schema.RubricCreate, services: UsesServices, once: TakesKey) -> Response:
     criteria = wire.to_criteria(payload.criteria)
     try:
         validate_criteria(criteria)
@@ -33,22 +39,34 @@ async def create_rubric(payload: schema.RubricCreate, services: UsesServices) ->
         raise Unprocessable(str(error), code="invalid_rubric", param="criteria") from error
     except ValueError as error:
         raise Unprocessable(str(error), code="invalid_check", param="criteria") from error
-    saved = await services.store.rubrics.save(team=TEAM, prompt=wire.messages(payload.prompt), criteria=criteria,
-                                              origin="imported", tags=payload.tags, provenance={})
-    return wire.from_rubric(saved)
+
+    async def save() -> schema.Rubric:
+        return wire.from_rubric(await services.store.rubrics.save(
+            team=TEAM, prompt=wire.messages(payload.prompt), criteria=criteria, origin="imported", tags=payload.tags,
+            provenance={}))
+
+    return await once.answer(payload, save, status=201)
 
 
-@router.post("/rubrics:induce", summary="Induce a rubric by contrasting teacher and student responses")
-async def induce_rubric(payload: schema.InduceRequest, services: UsesServices) -> schema.Rubric:
-    students = [StudentText(s) if isinstance(s, str) else StudentText(s.text, s.truncated)
-                for s in payload.student_responses]
-    try:
-        found = await services.rubrics.resolve(
-            team=TEAM, prompt=wire.messages(payload.prompt), teachers=payload.teacher_responses, students=students,
-            reuse=payload.reuse, run_id=payload.run, deadline=services.scores.deadline(), tags=payload.tags)
-    except JudgeFailure as failure:
-        raise _induction_error(failure) from failure
-    return wire.from_rubric(found.rubric)
+@router.post("/rubrics:induce", response_model=schema.Rubric, responses=idempotency.RESPONSES,
+             summary="Induce a rubric by contrasting teacher and student responses")
+async def induce_rubric(payload: schema.InduceRequest, services: UsesServices, once: TakesKey, request: Request,
+                        deadline_ms: DeadlineMs = None) -> Response:
+    deadline = services.scores.deadline(deadline_ms)
+    wanted = Wanted(
+        TEAM, tuple(wire.messages(payload.prompt)),
+        tuple(payload.teacher_responses) if payload.teacher_responses is not None else None,
+        tuple(StudentText(s) if isinstance(s, str) else StudentText(s.text, s.truncated)
+              for s in payload.student_responses),
+        services.judges.get(payload.judge, "rubricator"), payload.reuse, payload.run, tuple(payload.tags))
+
+    async def induce() -> schema.Rubric:
+        try:
+            return wire.from_rubric((await services.rubrics.resolve(wanted, Patience(deadline))).rubric)
+        except JudgeFailure as failure:
+            raise _induction_error(failure) from failure
+
+    return await while_connected(request, once.answer(payload, induce, status=200))
 
 
 @router.get("/rubrics", summary="List rubrics, newest first")
@@ -70,10 +88,9 @@ async def list_rubrics(
 @router.get("/rubrics/{rubric_id}", summary="Read a rubric")
 async def read_rubric(rubric_id: str, services: UsesServices, response: Response,
                       if_none_match: Annotated[str | None, Header()] = None) -> schema.Rubric:
-    found = await services.store.rubrics.find(TEAM, [rubric_id]) if "\x00" not in rubric_id else {}
-    if rubric_id not in found:
+    rubric = await services.store.rubrics.find(TEAM, rubric_id) if "\x00" not in rubric_id else None
+    if rubric is None:
         raise NotFound("there is no such rubric", code="rubric_not_found", param="rubric_id")
-    rubric = found[rubric_id]
     etag = f'"{rubric.content_hash}"'
     if if_none_match is not None and etag in [tag.strip() for tag in if_none_match.split(",")]:
         return Response(status_code=304, headers={"ETag": etag})  # type: ignore[return-value]

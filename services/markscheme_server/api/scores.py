@@ -4,34 +4,45 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
 
 from markscheme import schema
 from markscheme_server.api.body import StrictRoute
+from markscheme_server.api.disconnect import while_connected
 from markscheme_server.api.errors import RESPONSES
-from markscheme_server.api.services import TEAM, UsesServices
+from markscheme_server.api.services import TEAM, DeadlineMs, UsesServices
 from markscheme_server.grading.scores import Tally
 
 NDJSON = "application/x-ndjson"
+GRACE_S = 2.0
+"""What storing the outcome may take beyond the deadline."""
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
 
 @router.post("/scores", response_model=schema.ScoreBatch, summary="Score a batch of rollouts",
              responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}})
-async def score(payload: schema.ScoreRequest, services: UsesServices,
-                accept: Annotated[str, Header()] = "application/json") -> Response:
+async def score(payload: schema.ScoreRequest, services: UsesServices, request: Request,
+                accept: Annotated[str, Header()] = "application/json", deadline_ms: DeadlineMs = None) -> Response:
     """Rewards that are not known are null with a reason. With ``Accept: application/x-ndjson`` each group is a
     line as soon as it is done, heartbeat lines keep the connection alive, and a summary line ends the answer."""
-    given = await services.scores.find_given(TEAM, payload)
-    tally = Tally()
-    groups = services.scores.score(TEAM, payload, given, tally)
+    deadline = services.scores.deadline(deadline_ms)
+    # Judging ends at the deadline by itself; what could still hold us is a silent database.
+    async with asyncio.timeout_at(deadline.at + GRACE_S):
+        batch = await services.scores.admit(TEAM, payload, deadline)
+    groups = services.scores.score(batch)
     if NDJSON in accept:
-        return StreamingResponse(_lines(groups, tally, services.settings.heartbeat_s), media_type=NDJSON,
+        return StreamingResponse(_lines(groups, batch.tally, services.settings.heartbeat_s), media_type=NDJSON,
                                  headers={"X-Accel-Buffering": "no", "Cache-Control": "no-store"})
-    by_id = {group.id: group async for group in groups}
-    batch = schema.ScoreBatch(groups=[by_id[g.id] for g in payload.groups], counts=tally.counts(), usage=tally.cost())
-    return Response(batch.model_dump_json(), media_type="application/json")
+    async with asyncio.timeout_at(deadline.at + GRACE_S):
+        by_id = {group.id: group for group in await while_connected(request, _all(groups))}
+    whole = schema.ScoreBatch(groups=[by_id[g.id] for g in payload.groups], counts=batch.tally.counts(),
+                              usage=batch.tally.cost())
+    return Response(whole.model_dump_json(), media_type="application/json")
+
+
+async def _all(groups: AsyncIterator[schema.GroupScore]) -> list[schema.GroupScore]:
+    return [group async for group in groups]
 
 
 async def _lines(groups: AsyncIterator[schema.GroupScore], tally: Tally, heartbeat_s: float) -> AsyncIterator[str]:

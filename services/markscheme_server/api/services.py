@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
 from markscheme_server.config import Settings
+from markscheme_server.grading.judges import Judges
 from markscheme_server.grading.rubrics import RubricService
 from markscheme_server.grading.scores import ScoreService
 from markscheme_server.grading.verdicts import VerdictService
@@ -21,6 +22,7 @@ class Services:
 
     settings: Settings
     store: Store
+    judges: Judges
     rubrics: RubricService
     verdicts: VerdictService
     scores: ScoreService
@@ -31,3 +33,7 @@ def _services(request: Request) -> Services:
 
 
 UsesServices = Annotated[Services, Depends(_services)]
+
+DeadlineMs = Annotated[int | None, Header(
+    alias="X-Deadline-Ms", ge=1, le=86_400_000, description="How long the caller still waits, in milliseconds")]
+"""What a caller's remaining time is sent as."""

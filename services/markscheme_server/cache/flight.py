@@ -2,36 +2,86 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from markscheme_server.domain.deadline import Deadline
+
 T = TypeVar("T")
+Work = Callable[[Deadline], Awaitable[T]]
+
+
+class Abandoned(Exception):
+    """The work was given up while somebody still waited: the process is stopping."""
+
+
+@dataclass(slots=True)
+class _Flight(Generic[T]):
+    task: "asyncio.Task[T]"
+    deadline: Deadline
+    waiters: int = 0
 
 
 class SingleFlight(Generic[T]):
-    """One running task a key. A waiter that is cancelled leaves the task alone: others may wait for it."""
+    """One running task a key. It goes on while anyone waits for it, and is cancelled when the last one leaves."""
 
     def __init__(self) -> None:
-        self._tasks: dict[str, asyncio.Task[T]] = {}
+        self._flights: dict[str, _Flight[T]] = {}
 
-    async def run(self, key: str, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of ``work`` for ``key``, shared by all who ask while it runs; failures are shared too."""
-        task = self._tasks.get(key)
-        if task is None:
-            task = asyncio.ensure_future(_start(work))
-            self._tasks[key] = task
-            task.add_done_callback(lambda done: self._forget(key, done))
-        return await asyncio.shield(task)
+    async def run(self, key: str, work: Work[T], *, deadline: float) -> tuple[T, bool]:
+        """The result of ``work`` for ``key``, shared by all who ask while it runs, and whether this caller led.
+
+        ``work`` is told until when its result is of use to anyone; that moves as others join. Failures are shared
+        too. Raises :class:`TimeoutError` at the caller's own ``deadline`` (event loop clock), :class:`Abandoned`
+        when :meth:`drain` gave the work up.
+        """
+        flight = self._flights.get(key)
+        led = flight is None
+        if flight is None:
+            due = Deadline(deadline)
+            flight = _Flight(asyncio.ensure_future(_start(work, due)), due)
+            self._flights[key] = flight
+            flight.task.add_done_callback(lambda done: self._forget(key, done))
+        flight.deadline.extend(deadline)
+        flight.waiters += 1
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.shield(flight.task), led
+        except asyncio.CancelledError:
+            if flight.task.cancelled() and not _being_cancelled():
+                raise Abandoned from None
+            raise
+        finally:
+            flight.waiters -= 1
+            if not flight.waiters and not flight.task.done():
+                self._drop(key, flight)
+                flight.task.cancel()
+
+    def _drop(self, key: str, flight: _Flight[T]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
 
     def _forget(self, key: str, done: "asyncio.Task[T]") -> None:
-        if self._tasks.get(key) is done:
-            del self._tasks[key]
+        flight = self._flights.get(key)
+        if flight is not None and flight.task is done:
+            del self._flights[key]
         if not done.cancelled():
             done.exception()  # looked at, so that an abandoned failure is not reported as never retrieved
 
-    async def drain(self) -> None:
-        """Wait for what is under way: a verdict that is being paid for is still to be stored."""
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+    async def drain(self, within_s: float) -> None:
+        """Wait for what is under way, for what is being paid for is still to be stored; then give it up."""
+        tasks = [flight.task for flight in self._flights.values()]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=within_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
 
-async def _start(work: Callable[[], Awaitable[T]]) -> T:
-    return await work()
+def _being_cancelled() -> bool:
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
+
+
+async def _start(work: Work[T], deadline: Deadline) -> T:
+    return await work(deadline)

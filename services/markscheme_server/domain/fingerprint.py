@@ -7,6 +7,7 @@ judge is provenance, never part of a key; points, criterion order and rubric id 
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from markscheme.vocabulary import VerifyMode
@@ -68,7 +69,13 @@ def content_hash(criteria: Sequence[Criterion]) -> str:
 
 def criterion_key(criterion: Criterion) -> str:
     """The address of what is asked: the check when there is one, else the words."""
-    return digest({"check": dict(criterion.check)} if criterion.check else {"text": criterion.text})
+    return digest({"check": dict(criterion.check)}) if criterion.check else _words_key(criterion.text)
+
+
+@lru_cache(maxsize=65_536)
+def _words_key(text: str) -> str:
+    """A rubric's criteria are looked up for each of its rollouts, step after step."""
+    return digest({"text": text})
 
 
 def pool_key(texts: Sequence[str]) -> str:
@@ -76,15 +83,24 @@ def pool_key(texts: Sequence[str]) -> str:
     return digest(list(texts))
 
 
-def verdict_key(*, team: str, prompt: str, criterion: str, response: str, judge: str, verify: VerifyMode,
-                pool: str | None = None) -> str:
-    """The address of a verdict.
+class VerdictAddress:
+    """The addresses of one criterion's verdicts: everything but the response is hashed once.
 
-    ``prompt``, ``criterion`` and ``response`` are keys themselves; ``judge`` is the judge's identity (model,
-    revision, sampling, prompt template); ``pool`` is set in group mode only.
+    ``prompt`` and ``criterion`` are keys themselves; ``judge`` is the judge's identity (model, revision, sampling,
+    prompt template); ``pool`` is set in group mode only, ``judged_with`` (the criteria of the same call) only where
+    verdicts are reused by exact set.
     """
-    return digest({"team": team, "prompt": prompt, "criterion": criterion, "response": response, "judge": judge,
-                   "verify": verify, "pool": pool})
+
+    def __init__(self, *, team: str, prompt: str, criterion: str, judge: str, verify: VerifyMode, pool: str = "",
+                 judged_with: str = "") -> None:
+        self._hash = hashlib.sha256(canonical_json(
+            [team, prompt, criterion, judge, verify, pool, judged_with]).encode())
+
+    def of(self, response: str) -> str:
+        """The address for the response of this key."""
+        whole = self._hash.copy()
+        whole.update(response.encode())
+        return whole.hexdigest()
 
 
 def induction_key(*, team: str, prompt: str, teachers: Sequence[str], students: Sequence[str], rubricator: str) -> str:

@@ -1,17 +1,20 @@
 """Which rubric a group gets: given, assigned before, reused, or induced now."""
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, UnscoredReason
-from markscheme_server.cache.flight import SingleFlight
+from markscheme_server.cache.flight import Abandoned, SingleFlight
 from markscheme_server.domain import fingerprint as fp
+from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.reward import mean
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.judge.base import InductionTask, Judge, JudgeFailure, JudgeUsage, Response
+from markscheme_server.store.claims import ClaimLost
 from markscheme_server.store.store import Store
-from markscheme_server.store.verdicts import JudgeCall
+from markscheme_server.store.verdicts import JudgeCall, Reply
+
+FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,93 +31,152 @@ class Found:
 
     rubric: Rubric
     origin: AssignedOrigin
-    usage: JudgeUsage
+    usage: JudgeUsage = JudgeUsage()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a rubric is wanted for. ``teachers`` is ``None`` when they are to come from the bank."""
+
+    team: str
+    prompt: tuple[fp.ChatMessage, ...]
+    teachers: tuple[str, ...] | None
+    students: tuple[Response, ...]
+    judge: Judge
+    reuse: ReusePolicy
+    run_id: str | None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Induction:
+    """An induction that is still to be made, at its address."""
+
+    wanted: Wanted
+    teachers: tuple[str, ...]
+    key: str
 
 
 class RubricService:
     """Finds and induces rubrics; the same induction happens once."""
 
-    def __init__(self, store: Store, judge: Judge, freshness: Freshness) -> None:
-        self._store, self._judge, self._freshness = store, judge, freshness
+    def __init__(self, store: Store, freshness: Freshness) -> None:
+        self._store, self._freshness = store, freshness
         self._flight: SingleFlight[tuple[Rubric, JudgeUsage]] = SingleFlight()
 
-    async def resolve(self, *, team: str, prompt: Sequence[fp.ChatMessage], teachers: Sequence[str] | None,
-                      students: Sequence[Response], reuse: ReusePolicy, run_id: str | None, deadline: float,
-                      tags: Sequence[str] = ()) -> Found:
-        """The rubric for a prompt under a reuse policy.
+    async def find(self, wanted: Wanted) -> Found | Induction:
+        """The rubric under the reuse policy, or the induction that it takes. Asks no judge and writes nothing.
 
         ``always_new`` uses only the memo of this very induction; ``if_fresh`` the newest version while it still
-        separates in this run; ``frozen`` never induces. Raises :class:`JudgeFailure`.
+        separates in this run; ``frozen`` never induces. Raises :class:`JudgeFailure` when it is frozen and there is
+        none.
         """
-        key = fp.prompt_key(prompt)
-        if teachers is None:
-            teachers = await self._store.teachers.find(team, key)
-        elif teachers:
-            await self._store.teachers.save(team, prompt, teachers)
-        newest = await self._store.rubrics.find_newest(team, key)
-        if reuse == "frozen":
+        team, key = wanted.team, fp.prompt_key(wanted.prompt)
+        if wanted.reuse == "frozen":
+            newest = await self._store.rubrics.find_newest(team, key)
             if newest is None:
                 raise JudgeFailure(UnscoredReason.NO_RUBRIC, "there is no rubric for this prompt and reuse is frozen")
-            return Found(newest, "reused", JudgeUsage())
+            return Found(newest, "reused")
+        teachers = wanted.teachers
+        if teachers is None:
+            teachers = tuple(await self._store.teachers.find(team, key))
         induction = fp.induction_key(
             team=team, prompt=key, teachers=[fp.text_key(fp.judged_text(t)) for t in teachers],
-            students=[fp.text_key(fp.judged_text(s.text)) + ("+" if s.truncated else "") for s in students],
-            rubricator=self._judge.rubricator_identity)
+            students=[fp.text_key(fp.judged_text(s.text)) + ("+" if s.truncated else "") for s in wanted.students],
+            rubricator=wanted.judge.rubricator_identity)
         memo = await self._store.rubrics.find_induced(team, induction)
         if memo is not None:
-            return Found(memo, "reused", JudgeUsage())
-        if reuse == "if_fresh" and newest is not None and await self._is_fresh(team, newest, run_id):
-            return Found(newest, "reused", JudgeUsage())
-        led = False
+            return Found(memo, "reused")
+        if wanted.reuse == "if_fresh":
+            newest = await self._store.rubrics.find_newest(team, key)
+            if newest is not None and await self._is_fresh(team, newest, wanted.run_id):
+                return Found(newest, "reused")
+        return Induction(wanted, teachers, induction)
 
-        async def lead() -> tuple[Rubric, JudgeUsage]:
-            nonlocal led
-            led = True
-            return await self._induce(team, prompt, teachers, students, induction, run_id, tags)
-
+    async def resolve(self, wanted: Wanted, patience: Patience) -> Found:
+        """The rubric, found or induced: :meth:`find` and then, where it takes that, :meth:`induce`."""
+        if wanted.teachers:
+            await self._store.teachers.save(wanted.team, wanted.prompt, wanted.teachers)
+        found = await self.find(wanted)
+        if isinstance(found, Found):
+            return found
+        gateway = wanted.judge.gateway
+        reservation = gateway.reserve(1) if gateway is not None else None
         try:
-            async with asyncio.timeout_at(deadline):
-                rubric, usage = await self._flight.run(induction, lead)
+            return await self.induce(found, patience)
+        finally:
+            if reservation is not None:
+                reservation.release()
+
+    async def induce(self, induction: Induction, patience: Patience) -> Found:
+        """Make the rubric, once whoever asks. Raises :class:`JudgeFailure`."""
+        turn = patience.turn
+        try:
+            (rubric, usage), led = await self._flight.run(
+                induction.key, lambda due: self._settle(induction, Patience(due, turn)), deadline=patience.deadline.at)
         except TimeoutError as error:
             raise JudgeFailure(UnscoredReason.TIMEOUT, "the rubric was not induced in the request's time") from error
+        except Abandoned as error:
+            raise JudgeFailure(UnscoredReason.UNAVAILABLE, "the service is stopping; send the batch again") from error
         return Found(rubric, "induced", usage if led else JudgeUsage())
 
-    async def drain(self) -> None:
-        """Wait for inductions that outlived their requests."""
-        await self._flight.drain()
+    async def drain(self, within_s: float) -> None:
+        """Wait for inductions under way, then give up those that are left."""
+        await self._flight.drain(within_s)
 
     async def _is_fresh(self, team: str, rubric: Rubric, run_id: str | None) -> bool:
         """Of its last two groups one had spread, their mean is below the bound, and it is not used up."""
         uses = await self._store.assignments.uses(team, rubric_id=rubric.id, run_id=run_id)
-        if len(uses) >= self._freshness.max_uses:
+        if uses.count >= self._freshness.max_uses:
             return False
-        known = [u for u in uses if u.reward_spread is not None][:2]
-        if not known:
+        if not uses.newest:
             return True
-        average = mean(u.reward_mean for u in known)
-        spread = any(u.reward_spread for u in known)
-        return spread and average is not None and average < self._freshness.mean_below
+        average = mean(reward_mean for reward_mean, _ in uses.newest)
+        return any(spread for _, spread in uses.newest) and average is not None and average < self._freshness.mean_below
 
-    async def _induce(self, team: str, prompt: Sequence[fp.ChatMessage], teachers: Sequence[str],
-                      students: Sequence[Response], induction: str, run_id: str | None,
-                      tags: Sequence[str]) -> tuple[Rubric, JudgeUsage]:
-        task = InductionTask(tuple(prompt), tuple(dict.fromkeys(fp.judged_text(t) for t in teachers)),
-                             tuple(Response(fp.judged_text(s.text), s.truncated) for s in students))
+    async def _settle(self, induction: Induction, patience: Patience) -> tuple[Rubric, JudgeUsage]:
+        """Induce under a claim, or wait for the process that does."""
+        claims, pause = self._store.claims, FIRST_LOOK_S
+        while True:
+            claim = await claims.acquire(induction.key)
+            memo = await self._store.rubrics.find_induced(induction.wanted.team, induction.key)
+            if memo is not None:
+                if claim is not None:
+                    await claims.drop(claim)
+                return memo, JudgeUsage()
+            if claim is not None:
+                try:
+                    return await self._induce(induction, patience, claim)
+                except ClaimLost:
+                    continue
+                except BaseException:
+                    await claims.drop(claim)
+                    raise
+            while await claims.held(induction.key):
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, LAST_LOOK_S)
+
+    async def _induce(self, induction: Induction, patience: Patience,
+                      claim: tuple[str, int]) -> tuple[Rubric, JudgeUsage]:
+        wanted, judge = induction.wanted, induction.wanted.judge
+        task = InductionTask(wanted.prompt, tuple(dict.fromkeys(fp.judged_text(t) for t in induction.teachers)),
+                             tuple(Response(fp.judged_text(s.text), s.truncated) for s in wanted.students))
         try:
-            made = await self._judge.induce(task)
+            made = await judge.induce(task, patience)
         except JudgeFailure as failure:
-            await self._record(team, failure.usage, failure.reason)
+            await self._record(wanted, failure.usage, failure.reason)
             raise
-        await self._record(team, made.usage, None)
         rubric = await self._store.rubrics.save(
-            team=team, prompt=prompt, criteria=made.criteria, origin="induced", tags=tags, induction=induction,
-            provenance={"rubricator": self._judge.rubricator_identity, "template": self._judge.template,
+            team=wanted.team, prompt=wanted.prompt, criteria=made.criteria, origin="induced", tags=wanted.tags,
+            induction=induction.key, claim=claim,
+            provenance={"rubricator": judge.rubricator_identity, "template": judge.template,
                         "teacher_keys": [fp.text_key(t) for t in task.teacher_responses],
-                        "student_keys": [fp.text_key(s.text) for s in task.student_responses], "run": run_id})
+                        "student_keys": [fp.text_key(s.text) for s in task.student_responses], "run": wanted.run_id})
+        await self._record(wanted, made.usage, None)
         return rubric, made.usage
 
-    async def _record(self, team: str, usage: JudgeUsage, failure: UnscoredReason | None) -> None:
+    async def _record(self, wanted: Wanted, usage: JudgeUsage, failure: UnscoredReason | None) -> None:
         if usage.calls:
-            await self._store.verdicts.save(team, [], JudgeCall(
-                "rubricator", self._judge.rubricator_identity, (), usage.calls, usage.prompt_tokens,
-                usage.completion_tokens, failure))
+            await self._store.verdicts.save(Reply(wanted.team, (), JudgeCall(
+                "rubricator", wanted.judge.rubricator_identity, (), usage.calls, usage.prompt_tokens,
+                usage.completion_tokens, failure)))

@@ -1,25 +1,32 @@
 """Scoring a batch: each group gets its rubric, each rollout its verdicts and reward.
 
-A group's failure stays its own: it is answered as unscored with a reason while the others go on.
+In two passes. The first looks everything up and asks no judge, so that a batch for which there is no room is refused
+as a whole before anything has happened. The second does the work; a group's failure stays its own there: it is
+answered as unscored with a reason while the others go on.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 
 from markscheme import schema
 from markscheme.vocabulary import UnscoredReason
+from markscheme_server import metrics
 from markscheme_server.domain import fingerprint as fp
+from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.domain.reward import feedback, reward
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.verdict import Verdict
 from markscheme_server.errors import NotFound
 from markscheme_server.grading import wire
-from markscheme_server.grading.rubrics import Found, RubricService
-from markscheme_server.grading.verdicts import Judged, VerdictService
-from markscheme_server.judge.base import JudgeFailure, JudgeUsage, Response
-from markscheme_server.store.assignments import Assignment, ScoredRollout
+from markscheme_server.grading.judges import Judges
+from markscheme_server.grading.rubrics import Found, Induction, RubricService, Wanted
+from markscheme_server.grading.verdicts import Judged, Plan, VerdictService
+from markscheme_server.judge.base import Judge, JudgeFailure, JudgeUsage, Reservation, Response
+from markscheme_server.store.assignments import Assignment, Place, ScoredRollout
 from markscheme_server.store.store import Store
 
 log = structlog.get_logger()
@@ -29,105 +36,174 @@ class Tally:
     """Counts over a batch, growing group by group."""
 
     def __init__(self) -> None:
-        self.scored = self.unscored = self.cached = 0
+        self.scored = self.cached = 0
+        self.reasons: Counter[UnscoredReason] = Counter()
         self.usage = JudgeUsage()
 
     def add(self, group: schema.GroupScore) -> None:
         known = sum(r.reward is not None for r in group.rollouts)
         self.scored += known
-        self.unscored += len(group.rollouts) - known
+        self.reasons.update(r.reason for r in group.rollouts if r.reason is not None)
+        if group.rubric is not None:
+            metrics.RUBRICS.labels(origin=group.rubric.origin).inc()
 
     def counts(self) -> schema.ScoreCounts:
-        return schema.ScoreCounts(rollouts=self.scored + self.unscored, scored=self.scored, unscored=self.unscored)
+        unscored = self.reasons.total()
+        return schema.ScoreCounts(rollouts=self.scored + unscored, scored=self.scored, unscored=unscored)
 
     def cost(self) -> schema.Usage:
         return schema.Usage(judge_calls=self.usage.calls, prompt_tokens=self.usage.prompt_tokens,
                             completion_tokens=self.usage.completion_tokens, cached_verdicts=self.cached)
 
 
+@dataclass(slots=True)
+class _Survey:
+    """What the first pass knows of a group: a rubric or the induction that it takes, or why there will be none."""
+
+    group: schema.Group
+    prompt: tuple[fp.ChatMessage, ...]
+    found: Found | Induction | JudgeFailure
+    assignment: Assignment | None = None
+    plans: list[Plan] | None = None
+    teachers: list[str] = field(default_factory=list)
+    calls: int = 0
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch that was let in, ready to be scored."""
+
+    team: str
+    request: schema.ScoreRequest
+    judge: Judge
+    deadline: Deadline
+    surveys: list[_Survey]
+    reservation: Reservation | None
+    tally: Tally = field(default_factory=Tally)
+
+
 class ScoreService:
     """``POST /v1/scores``."""
 
-    def __init__(self, store: Store, rubrics: RubricService, verdicts: VerdictService, *, timeout_s: float) -> None:
-        self._store, self._rubrics, self._verdicts, self._timeout_s = store, rubrics, verdicts, timeout_s
+    def __init__(self, store: Store, rubrics: RubricService, verdicts: VerdictService, judges: Judges, *,
+                 timeout_s: float) -> None:
+        self._store, self._rubrics, self._verdicts, self._judges = store, rubrics, verdicts, judges
+        self._timeout_s = timeout_s
 
-    def deadline(self) -> float:
-        """When a request that starts now must be answered, on the event loop's clock."""
-        return asyncio.get_running_loop().time() + self._timeout_s
+    def deadline(self, deadline_ms: int | None) -> Deadline:
+        """When a request that starts now must be answered, by its caller's word and our own limit."""
+        own = self._timeout_s if deadline_ms is None else min(self._timeout_s, deadline_ms / 1000)
+        return Deadline(asyncio.get_running_loop().time() + own)
 
-    async def find_given(self, team: str, request: schema.ScoreRequest) -> dict[str, Rubric]:
-        """The rubrics that groups name, by id. Raises :class:`NotFound` or a mismatch before any work is done."""
-        wanted = list(dict.fromkeys(g.rubric_id for g in request.groups if g.rubric_id is not None))
-        found = await self._store.rubrics.find(team, wanted)
-        for i, group in enumerate(request.groups):
-            if group.rubric_id is not None and group.rubric_id not in found:
-                raise NotFound(f"there is no rubric {group.rubric_id!r}", code="rubric_not_found",
-                               param=f"groups.{i}.rubric_id")
-        return found
+    async def admit(self, team: str, request: schema.ScoreRequest, deadline: Deadline) -> Batch:
+        """Look up what is known and reserve room for the rest; nothing is written.
 
-    async def score(self, team: str, request: schema.ScoreRequest, given: dict[str, Rubric],
-                    tally: Tally) -> AsyncIterator[schema.GroupScore]:
+        Raises :class:`NotFound` for a rubric id that does not exist, 422 for an unknown judge, and 503 with
+        ``Retry-After`` when the judge's queue is full.
+        """
+        judge = self._judges.get(request.judge, "verifier")
+        surveys = await asyncio.gather(*(self._survey(team, request, i, judge) for i in range(len(request.groups))))
+        calls = sum(s.calls for s in surveys)
+        reservation = judge.gateway.reserve(calls) if calls and judge.gateway is not None else None
+        return Batch(team, request, judge, deadline, list(surveys), reservation)
+
+    async def score(self, batch: Batch) -> AsyncIterator[schema.GroupScore]:
         """Groups as they are done, in no particular order."""
-        deadline = self.deadline()
-        tasks = [asyncio.ensure_future(self._group(team, request, g, given, deadline, tally)) for g in request.groups]
+        tasks = [asyncio.ensure_future(self._group(batch, s)) for s in batch.surveys]
         try:
             for done in asyncio.as_completed(tasks):
                 answer = await done
-                tally.add(answer)
+                batch.tally.add(answer)
                 yield answer
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if batch.reservation is not None:
+                batch.reservation.release()
+            for reason, count in batch.tally.reasons.items():
+                metrics.UNSCORED.labels(reason=reason.value).inc(count)
 
-    async def _group(self, team: str, request: schema.ScoreRequest, group: schema.Group, given: dict[str, Rubric],
-                     deadline: float, tally: Tally) -> schema.GroupScore:
-        prompt = wire.messages(group.prompt)
+    async def _survey(self, team: str, request: schema.ScoreRequest, index: int, judge: Judge) -> _Survey:
+        group = request.groups[index]
+        prompt = tuple(wire.messages(group.prompt))
+        place = _place(team, request, group, prompt)
+        if group.rubric_id is not None:
+            given = await self._store.rubrics.find(team, group.rubric_id)
+            if given is None:
+                raise NotFound(f"there is no rubric {group.rubric_id!r}", code="rubric_not_found",
+                               param=f"groups.{index}.rubric_id")
+            survey = _Survey(group, prompt, Found(given, "given"))
+        elif (before := await self._store.assignments.find(place)) is not None:
+            rubric = await self._store.rubrics.find(team, before.rubric_id)
+            if rubric is None:
+                raise LookupError("an assigned rubric is gone")
+            survey = _Survey(group, prompt, Found(rubric, before.origin), before)
+        else:
+            wanted = Wanted(
+                team, prompt, tuple(group.teacher_responses) if group.teacher_responses is not None else None,
+                tuple(Response(r.text, r.truncated) for r in group.rollouts),
+                self._judges.get(request.judge, "rubricator"), request.reuse, request.run.id if request.run else None)
+            try:
+                survey = _Survey(group, prompt, await self._rubrics.find(wanted))
+            except JudgeFailure as failure:
+                survey = _Survey(group, prompt, failure)
+        survey.teachers = await self._teachers(team, request, group, prompt)
+        if isinstance(survey.found, Found):
+            survey.plans = await self._plans(team, request, survey, survey.found.rubric, judge)
+            survey.calls = sum(plan.calls for plan in survey.plans if plan.question.judge.gateway is not None)
+        elif isinstance(survey.found, Induction):
+            survey.calls = 1 + len({r.text for r in group.rollouts})
+        return survey
+
+    async def _plans(self, team: str, request: schema.ScoreRequest, survey: _Survey, rubric: Rubric,
+                     judge: Judge) -> list[Plan]:
+        texts = [fp.judged_text(r.text) for r in survey.group.rollouts] + survey.teachers
+        return await self._verdicts.plan(team=team, prompt=survey.prompt, criteria=rubric.criteria, texts=texts,
+                                         judge=judge, verify=request.verify)
+
+    async def _group(self, batch: Batch, survey: _Survey) -> schema.GroupScore:
+        patience = Patience(batch.deadline)
         try:
-            found, assignment = await self._assign(team, request, group, prompt, given, deadline)
+            if isinstance(survey.found, JudgeFailure):
+                raise survey.found
+            if survey.group.teacher_responses:
+                await self._store.teachers.save(batch.team, survey.prompt, survey.group.teacher_responses)
+            if isinstance(survey.found, Induction):
+                survey.found = await self._rubrics.induce(survey.found, patience)
+                batch.tally.usage += survey.found.usage
+            return await self._mark(batch, survey, survey.found, patience)
         except JudgeFailure as failure:
-            tally.usage += failure.usage
-            return _unscored(group, failure)
-        tally.usage += found.usage
-        teachers = await self._teachers(team, request, group, prompt)
-        students = [fp.judged_text(r.text) for r in group.rollouts]
-        judged = await self._verdicts.judge(
-            team=team, prompt=prompt, criteria=found.rubric.criteria, texts=[*teachers, *students],
-            verify=request.verify, deadline=deadline)
-        tally.usage += judged.usage
-        tally.cached += judged.cached
-        scores = [_rollout(found.rubric, rollout.id, judged.by_text[text])
-                  for rollout, text in zip(group.rollouts, students, strict=True)]
+            batch.tally.usage += failure.usage
+            log.info("group_unscored", reason=failure.reason)
+            return _unscored(survey.group, failure)
+        finally:
+            if batch.reservation is not None:
+                batch.reservation.release(survey.calls)
+
+    async def _mark(self, batch: Batch, survey: _Survey, found: Found, patience: Patience) -> schema.GroupScore:
+        """The group's rubric is written down, its rollouts are judged, and what came of it is kept."""
+        group, request = survey.group, batch.request
+        place = _place(batch.team, request, group, survey.prompt)
+        stored = found.rubric.prompt_key == place.prompt_key
+        assignment = survey.assignment or await self._store.assignments.assign(
+            place, prompt=None if stored else survey.prompt, rubric_id=found.rubric.id,
+            origin=found.origin, reuse=request.reuse, verify=request.verify)
+        if assignment.rubric_id != found.rubric.id and group.rubric_id is None:
+            # The same step was sent twice at a time, and the other one was first.
+            rubric = await self._store.rubrics.find(batch.team, assignment.rubric_id) or found.rubric
+            found, survey.plans = Found(rubric, assignment.origin), None
+        plans = survey.plans or await self._plans(batch.team, request, survey, found.rubric, batch.judge)
+        judged = await self._verdicts.judge(plans, patience)
+        batch.tally.usage += judged.usage
+        batch.tally.cached += judged.cached
+        scores = [_rollout(found.rubric, r.id, judged.by_text[fp.judged_text(r.text)]) for r in group.rollouts]
         await self._store.assignments.finish(assignment.id, [
             ScoredRollout(r.id, r.text, r.truncated, s.reward, s.reason)
             for r, s in zip(group.rollouts, scores, strict=True)])
-        return _answer(group, found, scores, _teacher_score(found.rubric, teachers, judged))
-
-    async def _assign(self, team: str, request: schema.ScoreRequest, group: schema.Group,
-                      prompt: list[fp.ChatMessage], given: dict[str, Rubric],
-                      deadline: float) -> tuple[Found, Assignment]:
-        """The group's rubric, written down. A re-sent step finds what it was assigned before."""
-        run = request.run
-        if run is not None and group.rubric_id is None:
-            before = await self._store.assignments.find(
-                team, run_id=run.id, step=run.step, group_id=group.id, prompt=fp.prompt_key(prompt))
-            if before is not None:
-                rubric = (await self._store.rubrics.find(team, [before.rubric_id]))[before.rubric_id]
-                return Found(rubric, before.origin, JudgeUsage()), before
-        if group.rubric_id is not None:
-            found = Found(given[group.rubric_id], "given", JudgeUsage())
-        else:
-            found = await self._rubrics.resolve(
-                team=team, prompt=prompt, teachers=group.teacher_responses,
-                students=[Response(r.text, r.truncated) for r in group.rollouts], reuse=request.reuse,
-                run_id=run.id if run else None, deadline=deadline)
-        assignment = await self._store.assignments.assign(
-            team, run_id=run.id if run else None, step=run.step if run else None, group_id=group.id, prompt=prompt,
-            rubric_id=found.rubric.id, origin=found.origin, reuse=request.reuse, verify=request.verify)
-        return found, assignment
+        return _answer(group, found, scores, _teacher_score(found.rubric, survey.teachers, judged))
 
     async def _teachers(self, team: str, request: schema.ScoreRequest, group: schema.Group,
-                        prompt: list[fp.ChatMessage]) -> list[str]:
+                        prompt: tuple[fp.ChatMessage, ...]) -> list[str]:
         """The teacher responses to judge beside the rollouts: when asked for, and always in group mode."""
         if not request.score_teachers and request.verify != "group":
             return []
@@ -135,7 +211,13 @@ class ScoreService:
         return [fp.judged_text(t) for t in bank]
 
 
-def _rollout(rubric: Rubric, rollout_id: str, verdicts: dict[str, Verdict]) -> schema.RolloutScore:
+def _place(team: str, request: schema.ScoreRequest, group: schema.Group,
+           prompt: tuple[fp.ChatMessage, ...]) -> Place:
+    run = request.run
+    return Place(team, run.id if run else None, run.step if run else None, group.id, fp.prompt_key(prompt))
+
+
+def _rollout(rubric: Rubric, rollout_id: str, verdicts: Mapping[str, Verdict]) -> schema.RolloutScore:
     value = reward(rubric.criteria, verdicts)
     reason = next((v.reason for c in rubric.criteria if (v := verdicts[c.id]).reason is not None), None)
     return schema.RolloutScore(

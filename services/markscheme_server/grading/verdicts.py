@@ -1,40 +1,38 @@
 """Verdicts for a group: look them up, have the missing ones judged, store each reply before it is used.
 
-Criteria with a check are decided by code and cost no call. In rollout mode each distinct response is one judge
-call and its rivals play no part; in group mode one call sees a blinded, shuffled pool.
+Criteria with a check are decided by code and cost no call. In rollout mode each distinct response is a judge call and
+its rivals play no part; in group mode one call sees a blinded, shuffled pool. Nothing is judged twice: what is stored
+is used, what another caller is at is waited for, and what nobody is at is claimed first.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode
-from markscheme_server.cache.flight import SingleFlight
+from markscheme_server import metrics
+from markscheme_server.cache.flight import Abandoned, SingleFlight
 from markscheme_server.cache.verdicts import CachedVerdict, VerdictCache
+from markscheme_server.config import VerdictReuse
 from markscheme_server.domain import fingerprint as fp
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
+from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.verdict import Verdict
 from markscheme_server.judge.base import Decision, Judge, JudgeFailure, JudgeUsage, VerifyTask
-from markscheme_server.store.verdicts import JudgeCall, StoredVerdict, VerdictStore
+from markscheme_server.store.claims import Claim, ClaimStore
+from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict, VerdictStore
 
 Verdicts = dict[str, Verdict]
 """By criterion id."""
+FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.25
+"""How often one looks whether another process is done: soon at first, then every quarter of a second."""
 
 
-@dataclass(slots=True)
-class Judged:
-    """Verdicts by judged text, what they cost, and how many were known before."""
-
-    by_text: dict[str, Verdicts] = field(default_factory=dict)
-    usage: JudgeUsage = field(default_factory=JudgeUsage)
-    cached: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One group's question to one judge."""
+@dataclass(frozen=True)
+class Question:
+    """One group's question to one judge. ``texts`` are judged texts (:func:`fingerprint.judged_text`), distinct."""
 
     team: str
     prompt: tuple[fp.ChatMessage, ...]
@@ -42,132 +40,303 @@ class _Job:
     texts: tuple[str, ...]
     judge: Judge
     verify: VerifyMode
-    free: bool
-    deadline: float
+    reuse: VerdictReuse
+
+    @property
+    def pooled(self) -> bool:
+        """Whether one call sees all responses. A check does not depend on rivals, so for checks there is no pool."""
+        return self.verify == "group" and self.judge.gateway is not None
+
+    @cached_property
+    def prompt_key(self) -> str:
+        return fp.prompt_key(self.prompt)
+
+    @cached_property
+    def criterion_keys(self) -> dict[str, str]:
+        return {c.id: fp.criterion_key(c) for c in self.criteria}
+
+    @cached_property
+    def text_keys(self) -> dict[str, str]:
+        return {text: fp.text_key(text) for text in self.texts}
+
+    @cached_property
+    def chunks(self) -> tuple[tuple[Criterion, ...], ...]:
+        """The criteria as they go into calls when all are open, in canonical order."""
+        return _chunked(self.criteria, self.judge.max_criteria)
+
+    @cached_property
+    def _keys(self) -> dict[str, dict[str, str]]:
+        """Addresses by text and criterion id; what those of one criterion have in common is hashed once."""
+        pool = fp.pool_key(self.texts) if self.pooled else ""
+        sets = {c.id: "" for c in self.criteria}
+        if self.reuse == "exact_set":
+            sets = {c.id: fp.digest([self.criterion_keys[d.id] for d in chunk]) for chunk in self.chunks for c in chunk}
+        judge = self.judge.verifier_identity
+        prefixes = {c.id: fp.VerdictAddress(
+            team=self.team, prompt=self.prompt_key, criterion=self.criterion_keys[c.id], judge=judge, pool=pool,
+            verify="group" if self.pooled else "rollout", judged_with=sets[c.id]) for c in self.criteria}
+        return {text: {criterion: prefix.of(response) for criterion, prefix in prefixes.items()}
+                for text, response in self.text_keys.items()}
 
     def key(self, criterion: Criterion, text: str) -> str:
-        """The verdict's address. A check does not depend on rivals, so in group mode too it has no pool."""
-        pooled = self.verify == "group" and not self.free
-        return fp.verdict_key(
-            team=self.team, prompt=fp.prompt_key(self.prompt), criterion=fp.criterion_key(criterion),
-            response=fp.text_key(text), judge=self.judge.verifier_identity,
-            verify="group" if pooled else "rollout", pool=fp.pool_key(self.texts) if pooled else None)
+        """The verdict's address."""
+        return self._keys[text][criterion.id]
+
+    def units(self, texts: Iterable[str]) -> list[tuple[str, ...]]:
+        """Responses as they go into calls: each alone, or all of them in one."""
+        return [self.texts] if self.pooled else [(text,) for text in texts]
+
+    def claim_key(self, unit: tuple[str, ...]) -> str:
+        """The address of judging these responses: one caller at a time, whatever criteria it asks about."""
+        return fp.digest([self.team, self.prompt_key, self.judge.verifier_identity, self.verify,
+                          [self.text_keys[text] for text in unit]])
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is known of a question, and what is left to ask."""
+
+    question: Question
+    known: dict[str, CachedVerdict]
+    units: list[tuple[str, ...]]
+    missing: tuple[Criterion, ...]
+
+    @property
+    def calls(self) -> int:
+        """Judge calls that the rest takes."""
+        return len(self.units) * len(_chunked(self.missing, self.question.judge.max_criteria))
+
+
+@dataclass(slots=True)
+class Judged:
+    """Verdicts by judged text, what they cost, and how many were known before."""
+
+    by_text: dict[str, Verdicts]
+    usage: JudgeUsage = field(default_factory=JudgeUsage)
+    cached: int = 0
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What came of one unit: verdicts by address, reasons by address where there is none, and the cost."""
+
+    decided: dict[str, CachedVerdict] = field(default_factory=dict)
+    failed: dict[str, UnscoredReason] = field(default_factory=dict)
+    usage: JudgeUsage = field(default_factory=JudgeUsage)
+    judged: bool = False
 
 
 class VerdictService:
     """Decides criteria for responses, each question once."""
 
-    def __init__(self, store: VerdictStore, cache: VerdictCache, *, judge: Judge, checks: Judge,
-                 concurrency: int) -> None:
-        self._store, self._cache, self._judge, self._checks = store, cache, judge, checks
-        self._places = asyncio.Semaphore(concurrency)
-        self._flight: SingleFlight[tuple[dict[str, CachedVerdict], JudgeUsage]] = SingleFlight()
+    def __init__(self, store: VerdictStore, claims: ClaimStore, cache: VerdictCache, *, checks: Judge,
+                 reuse: VerdictReuse) -> None:
+        self._store, self._claims, self._cache, self._checks, self._reuse = store, claims, cache, checks, reuse
+        self._flight: SingleFlight[_Outcome] = SingleFlight()
 
-    async def judge(self, *, team: str, prompt: Sequence[fp.ChatMessage], criteria: Sequence[Criterion],
-                    texts: Sequence[str], verify: VerifyMode, deadline: float) -> Judged:
-        """Every criterion for every distinct text; ``deadline`` is on the event loop's clock.
-
-        ``texts`` are judged texts (:func:`fingerprint.judged_text`). What a failing judge leaves open is an
-        unscored verdict with its reason; nothing is raised for it.
-        """
+    async def plan(self, *, team: str, prompt: Sequence[fp.ChatMessage], criteria: Sequence[Criterion],
+                   texts: Sequence[str], judge: Judge, verify: VerifyMode) -> list[Plan]:
+        """What it takes to decide every criterion for every distinct text: one plan for checks, one for the judge."""
         distinct = tuple(dict.fromkeys(texts))
-        result = Judged({text: {} for text in distinct})
         checked = tuple(c for c in criteria if c.check is not None)
+        # In canonical order: a verdict reached among others should not depend on how a rubric lists them.
         asked = tuple(sorted((c for c in criteria if c.check is None), key=fp.criterion_key))
-        jobs = [_Job(team, tuple(prompt), part, distinct, judge, verify, free, deadline)
-                for part, judge, free in ((checked, self._checks, True), (asked, self._judge, False)) if part]
-        await asyncio.gather(*(self._answer(job, result) for job in jobs))
+        questions = [Question(team, tuple(prompt), part, distinct, by, verify, self._reuse)
+                     for part, by in ((checked, self._checks), (asked, judge)) if part]
+        return list(await asyncio.gather(*(self._plan(q) for q in questions)))
+
+    async def judge(self, plans: Sequence[Plan], patience: Patience) -> Judged:
+        """Every criterion for every text of the plans.
+
+        What a failing judge leaves open is an unscored verdict with its reason; nothing is raised for it.
+        """
+        result = Judged({text: {} for plan in plans for text in plan.question.texts})
+        await asyncio.gather(*(self._carry_out(plan, patience, result) for plan in plans))
         return result
 
-    async def drain(self) -> None:
-        """Wait for judge calls that outlived their requests."""
-        await self._flight.drain()
+    async def drain(self, within_s: float) -> None:
+        """Wait for judge calls under way, then give up those that are left."""
+        await self._flight.drain(within_s)
 
-    async def _answer(self, job: _Job, result: Judged) -> None:
-        known = await self._known(job)
-        open_texts = [t for t in job.texts if any(job.key(c, t) not in known for c in job.criteria)]
-        for text in job.texts:
-            for c in job.criteria:
-                if (stored := known.get(job.key(c, text))) is not None:
-                    result.by_text[text][c.id] = Verdict(c.id, stored[0], evidence=stored[1], cached=True)
-                    result.cached += not job.free
-        if not open_texts:
-            return
-        # The same missing set for all open rollouts of the group: verdicts that are compared are reached alike.
-        missing = tuple(c for c in job.criteria if any(job.key(c, t) not in known for t in open_texts))
-        pools = [job.texts] if job.verify == "group" and not job.free else [(t,) for t in open_texts]
-        if job.free:
-            pools = [tuple(open_texts)]
-        await asyncio.gather(*(self._ask(job, missing, pool, result) for pool in pools))
+    async def _plan(self, question: Question) -> Plan:
+        keys = [question.key(c, t) for t in question.texts for c in question.criteria]
+        known = await self._known(question.team, keys)
+        return _open(question, known)
 
-    async def _known(self, job: _Job) -> dict[str, CachedVerdict]:
-        keys = [job.key(c, t) for t in job.texts for c in job.criteria]
+    async def _known(self, team: str, keys: Sequence[str]) -> dict[str, CachedVerdict]:
         known = await self._cache.find(keys)
-        rest = [k for k in keys if k not in known]
-        if rest:
-            stored = await self._store.find(job.team, rest)
-            await self._cache.save(stored)
-            known |= stored
+        if len(known) < len(keys):
+            stored = await self._store.find(team, [key for key in keys if key not in known])
+            if stored:
+                await self._cache.save(stored)
+                known |= stored
         return known
 
-    async def _ask(self, job: _Job, criteria: tuple[Criterion, ...], pool: tuple[str, ...], result: Judged) -> None:
-        """One judge call, shared with whoever asks the same at the same time."""
-        flight = fp.digest([job.key(c, t) for t in pool for c in criteria])
-        led = False
-
-        async def lead() -> tuple[dict[str, CachedVerdict], JudgeUsage]:
-            nonlocal led
-            led = True
-            return await self._call(job, criteria, pool)
-
-        try:
-            async with asyncio.timeout_at(job.deadline):
-                decided, usage = await self._flight.run(flight, lead)
-        except (JudgeFailure, TimeoutError) as error:
-            reason = error.reason if isinstance(error, JudgeFailure) else UnscoredReason.TIMEOUT
-            if led and isinstance(error, JudgeFailure):
-                result.usage += error.usage
-            for text in pool:
-                for c in criteria:
-                    result.by_text[text].setdefault(c.id, Verdict(c.id, None, reason=reason))
+    async def _carry_out(self, plan: Plan, patience: Patience, result: Judged) -> None:
+        question, free = plan.question, plan.question.judge.gateway is None
+        if plan.known:
+            for text in question.texts:
+                for c in question.criteria:
+                    if (stored := plan.known.get(question.key(c, text))) is not None:
+                        result.by_text[text][c.id] = Verdict(c.id, stored[0], evidence=stored[1], cached=True)
+            metrics.VERDICTS.labels(origin="check" if free else "cached").inc(len(plan.known))
+            result.cached += 0 if free else len(plan.known)
+        if not plan.units:
             return
-        if led:
-            result.usage += usage
-        for text in pool:
-            for c in criteria:
-                met, evidence = decided[job.key(c, text)]
-                # A verdict that was already stored stands, also when its neighbours had to be asked for.
-                result.by_text[text].setdefault(c.id, Verdict(c.id, met, evidence=evidence))
+        if free:
+            await self._check(plan, patience, result)
+        else:
+            await asyncio.gather(*(self._ask(plan, unit, patience, result) for unit in plan.units))
 
-    async def _call(self, job: _Job, criteria: tuple[Criterion, ...],
-                    pool: tuple[str, ...]) -> tuple[dict[str, CachedVerdict], JudgeUsage]:
-        order = shuffle_order(fp.pool_key(pool), len(pool))
-        task = VerifyTask(job.prompt, criteria, tuple(blind(pool, order)), job.verify)
+    async def _check(self, plan: Plan, patience: Patience, result: Judged) -> None:
+        """Decide by code, all at once; no claim, since it costs nothing."""
+        question = plan.question
+        texts = tuple(text for unit in plan.units for text in unit)
         try:
-            async with nullcontext() if job.free else self._places:
-                answer = await job.judge.verify(task)
+            answer = await question.judge.verify(VerifyTask(question.prompt, plan.missing, texts), patience)
         except JudgeFailure as failure:
-            if failure.usage.calls:
-                await self._store.save(job.team, [], self._record(job, criteria, failure.usage, failure.reason))
-            raise
-        by_text = dict(zip(pool, unblind(answer.decisions, order), strict=True))
-        return await self._keep(job, criteria, by_text, answer.usage), answer.usage
-
-    async def _keep(self, job: _Job, criteria: tuple[Criterion, ...], by_text: Mapping[str, Mapping[str, Decision]],
-                    usage: JudgeUsage) -> dict[str, CachedVerdict]:
-        rows, decided = [], {}
-        for text, choices in by_text.items():
-            for c in criteria:
-                choice, key = choices[c.id], job.key(c, text)
-                decided[key] = (choice.met, choice.evidence)
-                rows.append(StoredVerdict(key, fp.prompt_key(job.prompt), fp.criterion_key(c), fp.text_key(text),
-                                          job.judge.verifier_identity, choice.met, choice.evidence))
-        await self._store.save(job.team, rows, None if job.free else self._record(job, criteria, usage, None))
+            _fail(question, texts, plan.missing, failure.reason, result)
+            return
+        rows, decided = _rows(question, plan.missing, dict(zip(texts, answer.decisions, strict=True)))
+        await self._store.save(Reply(question.team, rows))
         await self._cache.save(decided)
-        return decided
+        _take(question, texts, plan.missing, decided, result)
+        metrics.VERDICTS.labels(origin="check").inc(len(decided))
+
+    async def _ask(self, plan: Plan, unit: tuple[str, ...], patience: Patience, result: Judged) -> None:
+        """One unit's verdicts, shared with whoever asks about the same responses at the same time."""
+        question, missing = plan.question, plan.missing
+        wanted = [question.key(c, text) for text in unit for c in missing]
+        while missing:
+            work = partial(self._settle, plan, missing, unit, patience.turn)
+            try:
+                outcome, led = await self._flight.run(question.claim_key(unit), work, deadline=patience.deadline.at)
+            except (TimeoutError, Abandoned) as error:
+                reason = UnscoredReason.TIMEOUT if isinstance(error, TimeoutError) else UnscoredReason.UNAVAILABLE
+                _fail(question, unit, missing, reason, result)
+                return
+            if led:
+                result.usage += outcome.usage
+            _take(question, unit, missing, outcome.decided, result)
+            metrics.VERDICTS.labels(origin="judged" if led and outcome.judged else "coalesced").inc(
+                sum(key in outcome.decided for key in wanted))
+            for text in unit:
+                for c in missing:
+                    if (reason_ := outcome.failed.get(question.key(c, text))) is not None:
+                        result.by_text[text].setdefault(c.id, Verdict(c.id, None, reason=reason_))
+            # Whom we waited for may have asked about other criteria: then it is our turn.
+            missing = tuple(c for c in missing if any(c.id not in result.by_text[text] for text in unit))
+            wanted = [question.key(c, text) for text in unit for c in missing]
+
+    async def _settle(self, plan: Plan, missing: tuple[Criterion, ...], unit: tuple[str, ...],
+                      turn: int, due: Deadline) -> _Outcome:
+        """Judge one unit, or wait for the process that is at it; all this under a claim."""
+        question = plan.question
+        wanted = [question.key(c, text) for text in unit for c in missing]
+        address, pause, patience = question.claim_key(unit), FIRST_LOOK_S, Patience(due, turn)
+        while True:
+            claim = await self._claims.acquire(address)
+            known = await self._known(question.team, wanted)
+            still = tuple(c for c in missing if any(question.key(c, text) not in known for text in unit))
+            if still and known.keys() <= plan.known.keys():
+                still = missing  # nobody was faster: this unit is asked what its rivals are asked
+            if not still:
+                if claim is not None:
+                    await self._claims.drop(claim)
+                return _Outcome(known)
+            if claim is not None:
+                outcome = await self._judge_claimed(question, still, unit, patience, claim)
+                if outcome is not None:
+                    outcome.decided |= known
+                    return outcome
+            while await self._claims.held(address):
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, LAST_LOOK_S)
+
+    async def _judge_claimed(self, question: Question, missing: tuple[Criterion, ...], unit: tuple[str, ...],
+                             patience: Patience, claim: Claim) -> _Outcome | None:
+        """Judge under a claim of ours; ``None`` when it was taken over meanwhile."""
+        outcome = _Outcome(judged=True)
+        # With exact_set a verdict belongs to its set, so that the sets of the whole question are kept.
+        sets = question.chunks if question.reuse == "exact_set" else _chunked(missing, question.judge.max_criteria)
+        parts = [part for part in sets if any(c in missing for c in part)]
+        try:
+            kept = await asyncio.gather(*(
+                self._call(question, part, unit, patience, claim, outcome, last=len(parts) == 1) for part in parts))
+        except BaseException:
+            await self._claims.drop(claim)
+            raise
+        if len(parts) > 1:
+            await self._claims.drop(claim)
+        return outcome if all(kept) else None
+
+    async def _call(self, question: Question, criteria: tuple[Criterion, ...], unit: tuple[str, ...],
+                    patience: Patience, claim: Claim, outcome: _Outcome, *, last: bool) -> bool:
+        """One judge call, stored before it is used; false when its claim had been taken over."""
+        order = shuffle_order(fp.pool_key(unit), len(unit))
+        task = VerifyTask(question.prompt, criteria, tuple(blind(unit, order)), question.verify)
+        try:
+            answer = await question.judge.verify(task, patience)
+        except JudgeFailure as failure:
+            outcome.usage += failure.usage
+            outcome.failed |= {question.key(c, text): failure.reason for text in unit for c in criteria}
+            call = self._record(question, criteria, failure.usage, failure.reason) if failure.usage.calls else None
+            return await self._store.save(Reply(question.team, (), call, claim, done=last))
+        outcome.usage += answer.usage
+        rows, decided = _rows(question, criteria, dict(zip(unit, unblind(answer.decisions, order), strict=True)))
+        call = self._record(question, criteria, answer.usage, None)
+        if not await self._store.save(Reply(question.team, rows, call, claim, done=last)):
+            return False
+        await self._cache.save(decided)
+        outcome.decided |= decided
+        return True
 
     @staticmethod
-    def _record(job: _Job, criteria: tuple[Criterion, ...], usage: JudgeUsage,
+    def _record(question: Question, criteria: tuple[Criterion, ...], usage: JudgeUsage,
                 failure: UnscoredReason | None) -> JudgeCall:
-        return JudgeCall("verifier", job.judge.verifier_identity, tuple(fp.criterion_key(c) for c in criteria),
+        return JudgeCall("verifier", question.judge.verifier_identity,
+                         tuple(question.criterion_keys[c.id] for c in criteria),
                          usage.calls, usage.prompt_tokens, usage.completion_tokens, failure)
+
+
+def _chunked(criteria: tuple[Criterion, ...], size: int | None) -> tuple[tuple[Criterion, ...], ...]:
+    size = size or len(criteria) or 1
+    return tuple(criteria[start:start + size] for start in range(0, len(criteria), size))
+
+
+def _open(question: Question, known: dict[str, CachedVerdict]) -> Plan:
+    """What is left. All open responses of a group are asked about the same criteria: what is compared is reached
+    alike."""
+    if len(known) == len(question.texts) * len(question.criteria):
+        return Plan(question, known, [], ())
+    open_texts = [t for t in question.texts if any(question.key(c, t) not in known for c in question.criteria)]
+    missing = tuple(c for c in question.criteria if any(question.key(c, t) not in known for t in open_texts))
+    return Plan(question, known, question.units(open_texts), missing)
+
+
+def _rows(question: Question, criteria: Sequence[Criterion],
+          by_text: Mapping[str, Mapping[str, Decision]]) -> tuple[list[StoredVerdict], dict[str, CachedVerdict]]:
+    rows, decided = [], {}
+    for text, choices in by_text.items():
+        for c in criteria:
+            choice, key = choices[c.id], question.key(c, text)
+            decided[key] = (choice.met, choice.evidence)
+            rows.append(StoredVerdict(key, question.prompt_key, question.criterion_keys[c.id], question.text_keys[text],
+                                      question.judge.verifier_identity, choice.met, choice.evidence))
+    return rows, decided
+
+
+def _take(question: Question, unit: Sequence[str], criteria: Sequence[Criterion],
+          decided: Mapping[str, CachedVerdict], result: Judged) -> None:
+    """Enter what was decided. A verdict that was already known stands, also when its neighbours had to be asked for."""
+    for text in unit:
+        for c in criteria:
+            if (verdict := decided.get(question.key(c, text))) is not None:
+                result.by_text[text].setdefault(c.id, Verdict(c.id, verdict[0], evidence=verdict[1]))
+
+
+def _fail(question: Question, unit: Sequence[str], criteria: Sequence[Criterion], reason: UnscoredReason,
+          result: Judged) -> None:
+    for text in unit:
+        for c in criteria:
+            result.by_text[text].setdefault(c.id, Verdict(c.id, None, reason=reason))

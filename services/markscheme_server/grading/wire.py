@@ -1,6 +1,7 @@
 """Between the wire contract and the domain: shapes only, no decisions."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -43,7 +44,8 @@ def from_rubric(rubric: Rubric) -> schema.Rubric:
         provenance=schema.Provenance.model_validate(dict(rubric.provenance)))
 
 
+@lru_cache(maxsize=8192)
 def from_verdict(verdict: Verdict) -> schema.VerdictView:
-    """A verdict as it travels."""
+    """A verdict as it travels. Most are one of a few: without evidence, known by criterion and outcome."""
     return schema.VerdictView(criterion_id=verdict.criterion_id, met=verdict.met, evidence=verdict.evidence,
                               cached=verdict.cached, reason=verdict.reason)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode
+from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.fingerprint import ChatMessage
 from markscheme_server.domain.rubric import Criterion
 
@@ -88,8 +89,24 @@ class Verification:
     usage: JudgeUsage = field(default_factory=JudgeUsage)
 
 
+class Reservation(Protocol):
+    """Room in a judge's queue; see :class:`markscheme_server.judge.gateway.Reservation`."""
+
+    def release(self, calls: int | None = None) -> None: ...
+
+
+class Gateway(Protocol):
+    """The part of :class:`markscheme_server.judge.gateway.Gateway` that grading needs."""
+
+    def reserve(self, calls: int) -> Reservation: ...
+
+
 class Judge(Protocol):
     """A named model endpoint, or the rules that stand in for one."""
+
+    @property
+    def name(self) -> str:
+        """What requests and settings call it."""
 
     @property
     def rubricator_identity(self) -> str:
@@ -103,10 +120,18 @@ class Judge(Protocol):
     def template(self) -> str:
         """The version of the rubricator's template, for provenance."""
 
-    async def induce(self, task: InductionTask) -> Induction:
+    @property
+    def max_criteria(self) -> int | None:
+        """The most criteria in one verifying call; ``None``: all."""
+
+    @property
+    def gateway(self) -> Gateway | None:
+        """Where its calls queue; ``None`` for a judge that makes none."""
+
+    async def induce(self, task: InductionTask, patience: Patience) -> Induction:
         """Make a rubric. Raises :class:`JudgeFailure`."""
 
-    async def verify(self, task: VerifyTask) -> Verification:
+    async def verify(self, task: VerifyTask, patience: Patience) -> Verification:
         """Decide every criterion for every response. Raises :class:`JudgeFailure`."""
 
     async def aclose(self) -> None:

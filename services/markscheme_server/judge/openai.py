@@ -1,24 +1,22 @@
 """The ``openai`` judge: any OpenAI-compatible endpoint as rubricator and verifier.
 
-The SDK's own retries are off: this module is the only retry loop. Every way of not answering becomes a
-:class:`JudgeFailure` with a reason.
+What it says and how it reads the reply is here; how often, how long and where it is asked is the gateway's. Every way
+of not answering becomes a :class:`JudgeFailure` with a reason.
 """
 
-import asyncio
-import hmac
+import json
 import re
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import httpx2
 import openai
-import tenacity
-from openai import AsyncOpenAI, DefaultAioHttpClient
+from openai import AsyncOpenAI
 
 from markscheme.vocabulary import UnscoredReason
-from markscheme_server.config import Settings
-from markscheme_server.domain.fingerprint import digest
+from markscheme_server import metrics
+from markscheme_server.config import JudgeSettings
+from markscheme_server.domain.deadline import Patience
 from markscheme_server.judge import parsing, prompts
 from markscheme_server.judge.base import (
     Decision,
@@ -29,39 +27,46 @@ from markscheme_server.judge.base import (
     Verification,
     VerifyTask,
 )
+from markscheme_server.judge.gateway import Gateway, Spent, too_large
+from markscheme_server.judge.retry import NotTheProtocol
 
-RETRIES = 2
-BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.25, 4.0
-RETRY_AFTER_MOST_S = 30.0
-_TRANSIENT = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError, openai.ConflictError)
 _STEP_DOWN = {"auto": ("json_schema", "json_object", "text"), "json_schema": ("json_schema",),
               "json_object": ("json_object",), "text": ("text",)}
+ASKS = 3
+_REPLY_TOKENS_A_CRITERION = 20
+_SHOWN_AGAIN_CHARACTERS = 20_000
 _SPACE = re.compile(r"\s+")
 
 T = TypeVar("T")
+Messages = list[dict[str, str]]
 
 
 class OpenAIJudge:
     """Asks a model over the chat-completions protocol; see :class:`markscheme_server.judge.base.Judge`."""
 
-    def __init__(self, settings: Settings) -> None:
-        key = settings.judge_api_key.get_secret_value() if settings.judge_api_key else "none"
-        self._settings = settings
-        self._client = AsyncOpenAI(api_key=key, base_url=settings.judge_base_url or None, max_retries=0,
-                                   timeout=settings.judge_timeout_s, http_client=DefaultAioHttpClient())
-        self._forms = list(_STEP_DOWN[settings.judge_structured])
-        self._canary_secret = secrets.token_bytes(16)
+    def __init__(self, settings: JudgeSettings, gateway: Gateway, *, secret: bytes) -> None:
+        self._settings, self.gateway = settings, gateway
+        self._marks = prompts.Marks(secret)
+        self._forms = list(_STEP_DOWN[settings.structured])
+
+    @property
+    def name(self) -> str:
+        return self.gateway.name
+
+    @property
+    def max_criteria(self) -> int | None:
+        return self._settings.max_criteria
 
     @property
     def rubricator_identity(self) -> str:
-        return self._identity(prompts.RUBRICATOR_VERSION, self._settings.judge_rubricator_temperature)
+        return self._identity(prompts.RUBRICATOR_VERSION, self._settings.rubricator_temperature)
 
     @property
     def verifier_identity(self) -> str:
         s = self._settings
-        extras = "".join(f"+{name}" for name, on in (("evidence", s.judge_evidence), ("nonce", s.judge_nonce),
-                                                     ("canary", s.judge_canary)) if on)
-        return self._identity(prompts.VERIFIER_VERSION + extras, s.judge_verifier_temperature)
+        extras = "".join(f"+{name}" for name, on in (("evidence", s.evidence), ("nonce", s.nonce),
+                                                     ("canary", s.canary)) if on)
+        return self._identity(prompts.VERIFIER_VERSION + extras, s.verifier_temperature)
 
     @property
     def template(self) -> str:
@@ -69,51 +74,54 @@ class OpenAIJudge:
 
     def _identity(self, template: str, temperature: float | None) -> str:
         s = self._settings
-        return (f"openai/{s.judge_model}@{s.judge_revision or s.judge_origin} template={template} "
-                f"temperature={temperature} tail={s.judge_max_response_tokens}")
+        return (f"openai/{s.model}@{s.revision or s.origin} template={template} "
+                f"temperature={temperature} tail={s.max_response_tokens}")
 
-    async def induce(self, task: InductionTask) -> Induction:
+    async def induce(self, task: InductionTask, patience: Patience) -> Induction:
         """4 to 12 criteria by contrast (ROPD, arXiv 2605.07396, section 3). Raises :class:`JudgeFailure`."""
-        message = prompts.rubricator_prompt(task, max_tokens=self._settings.judge_max_response_tokens)
-        criteria, usage = await self._ask(
-            message, "rubric", prompts.RUBRIC_SCHEMA, self._settings.judge_rubricator_temperature,
-            lambda reply: parsing.read_criteria(parsing.read_object(reply)))
+        message = prompts.rubricator_prompt(task, self._marks, max_tokens=self._settings.max_response_tokens)
+        question = _Question("rubricator", message, "rubric", prompts.RUBRIC_SCHEMA,
+                             self._settings.rubricator_temperature, parsing.MAX_CRITERIA * 2)
+        criteria, usage = await self._ask(question, patience,
+                                          lambda reply: parsing.read_criteria(parsing.read_object(reply)))
         return Induction(criteria, usage)
 
-    async def verify(self, task: VerifyTask) -> Verification:
+    async def verify(self, task: VerifyTask, patience: Patience) -> Verification:
         """One call for all criteria. Raises :class:`JudgeFailure`."""
         s = self._settings
         shown = prompts.shown_criteria(task.criteria)
-        address = digest([task.prompt, [c.text for c in task.criteria], task.responses])
-        nonce = secrets.token_hex(8) if s.judge_nonce else None
-        canary = f"c{len(shown) + 1}" if s.judge_canary else None
-        if canary is not None:
-            # Derived, so that a retried or repeated call asks the very same question; unguessable by a rollout.
-            word = hmac.new(self._canary_secret, address.encode(), "sha256").hexdigest()[:20]
-            shown.append((canary, f"The answer contains the string {word}."))
+        address = [list(task.prompt), [c.text for c in task.criteria], list(task.responses)]
+        nonce = self._marks.derive("nonce", address) if s.nonce else None
+        canary = None
+        if s.canary:
+            word = self._marks.derive("canary", address)
+            canary = (f"c{len(shown) + 1}", f"The answer contains the string {word}.")
         pool = task.verify == "group"
-        schema = prompts.verdict_schema(pool=pool, evidence=s.judge_evidence, nonce=nonce is not None)
-        message = prompts.verifier_prompt(task, shown, schema, max_tokens=s.judge_max_response_tokens, nonce=nonce)
-        ids = [i for i, _ in shown]
+        schema = prompts.verdict_schema(pool=pool, evidence=s.evidence, nonce=nonce is not None)
+        message = prompts.verifier_prompt(task, shown, schema, self._marks, max_tokens=s.max_response_tokens,
+                                          nonce=nonce, canary=canary)
+        ids = [i for i, _ in shown] + ([canary[0]] if canary else [])
 
         def read(reply: str) -> list[dict[str, Decision]]:
             found = parsing.read_object(reply)
             if nonce is not None and found.get("nonce") != nonce:
                 raise parsing.ReplyError("the nonce is missing or wrong")
             if pool:
-                return parsing.read_pool(found.get("answers"), len(task.responses), ids, evidence=s.judge_evidence)
-            return [parsing.read_verdicts(found.get("verdicts"), ids, evidence=s.judge_evidence)]
+                return parsing.read_pool(found.get("answers"), len(task.responses), ids, evidence=s.evidence)
+            return [parsing.read_verdicts(found.get("verdicts"), ids, evidence=s.evidence)]
 
-        decided, usage = await self._ask(message, "verdicts", schema, s.judge_verifier_temperature, read)
-        if canary is not None and any(decisions[canary].met for decisions in decided):
+        question = _Question("verifier", message, "verdicts", schema, s.verifier_temperature,
+                             len(ids) * len(task.responses))
+        decided, usage = await self._ask(question, patience, read)
+        if canary is not None and any(decisions[canary[0]].met for decisions in decided):
             raise JudgeFailure(UnscoredReason.CANARY_FAILED, "the judge called a surely false criterion met", usage)
-        if s.judge_evidence:
+        if s.evidence:
             self._require_evidence(decided, task, usage)
         return Verification(tuple({c.id: decisions[f"c{i}"] for i, c in enumerate(task.criteria, 1)}
                                   for decisions in decided), usage)
 
     async def aclose(self) -> None:
-        await self._client.close()
+        await self.gateway.aclose()
 
     @staticmethod
     def _require_evidence(decided: list[dict[str, Decision]], task: VerifyTask, usage: JudgeUsage) -> None:
@@ -126,14 +134,14 @@ class OpenAIJudge:
                     raise JudgeFailure(UnscoredReason.PARSE_FAILURE, "the judge's evidence is not in the response",
                                        usage)
 
-    async def _ask(self, message: str, name: str, schema: dict[str, Any], temperature: float | None,
+    async def _ask(self, question: "_Question", patience: Patience,
                    read: Callable[[str], T]) -> tuple[T, JudgeUsage]:
-        """Ask, and once more with what was wrong; then give up with the reason."""
-        messages = [{"role": "user", "content": message}]
-        usage = JudgeUsage()
-        for attempt in range(2):
+        """Ask, once more with what was wrong, and once afresh; then give up with the reason."""
+        plain: Messages = [{"role": "user", "content": question.message}]
+        messages, usage = plain, JudgeUsage()
+        for attempt in range(ASKS):
             try:
-                reply, cost = await self._complete(messages, name, schema, temperature)
+                reply, cost = await self._complete(messages, question, patience)
             except JudgeFailure as failure:
                 failure.usage += usage
                 raise
@@ -141,41 +149,53 @@ class OpenAIJudge:
             try:
                 return read(reply), usage
             except parsing.ReplyError as error:
-                if attempt:
+                if attempt + 1 == ASKS:
                     raise JudgeFailure(error.reason, f"the judge's reply was refused: {error}", usage) from error
-                messages += [{"role": "assistant", "content": reply[:20_000]},
-                             {"role": "user", "content": f"That reply cannot be used: {error}. Reply again with one "
-                                                         "JSON object as asked, and nothing else."}]
+                again = (f"That reply cannot be used: {error}. Reply again with one JSON object as asked, and "
+                         "nothing else.")
+                messages = plain if attempt else [
+                    *plain, {"role": "assistant", "content": reply[:_SHOWN_AGAIN_CHARACTERS]},
+                    {"role": "user", "content": again}]
         raise AssertionError("unreachable")
 
-    async def _complete(self, messages: list[dict[str, str]], name: str, schema: dict[str, Any],
-                        temperature: float | None) -> tuple[str, JudgeUsage]:
-        """One reply, with retries for what passes and a step down where the endpoint refuses a form."""
-        calls = 0
+    async def _complete(self, messages: Messages, question: "_Question",
+                        patience: Patience) -> tuple[str, JudgeUsage]:
+        """One reply; where the endpoint refuses a form of structured output, in the next simpler one."""
+        spent = Spent()
 
-        async def once() -> Any:
-            nonlocal calls
+        async def send(client: AsyncOpenAI) -> Any:
             while True:
                 form = self._forms[0]
-                calls += 1
                 try:
-                    async with asyncio.timeout(self._settings.judge_timeout_s):
-                        return await self._client.chat.completions.create(
-                            **self._arguments(messages, form, name, schema, temperature))
+                    # Not chat.completions.create: it walks all parameters and builds models of the reply, which
+                    # takes longer than all that we do for a call; the reply is checked below either way.
+                    return _checked(await client.post("/chat/completions", cast_to=object,
+                                                      body=self._arguments(messages, form, question)))
+                except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                    raise NotTheProtocol("the body is not JSON") from error
                 except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                    if _too_large(error) or not self._step_down(form):
+                    if too_large(error) or not self._step_down(form):
                         raise
+                    spent.calls += 1
 
+        tokens = sum(len(m["content"]) for m in messages) // prompts.CHARACTERS_PER_TOKEN + question.reply_tokens
         try:
-            async for attempt in tenacity.AsyncRetrying(
-                    retry=tenacity.retry_if_exception(lambda e: _may_pass(e)), wait=_wait, reraise=True,
-                    stop=tenacity.stop_after_attempt(RETRIES + 1)):
-                with attempt:
-                    completion = await once()
-        except (openai.OpenAIError, TimeoutError) as error:
-            raise _failure(error, JudgeUsage(calls=calls)) from error
-        usage = JudgeUsage(calls, _tokens(completion, "prompt_tokens"), _tokens(completion, "completion_tokens"))
+            completion = await self.gateway.call(send, role=question.role, tokens=tokens, patience=patience,
+                                                 spent=spent)
+        except JudgeFailure as failure:
+            failure.usage = JudgeUsage(spent.calls)
+            raise
+        usage = JudgeUsage(spent.calls, _tokens(completion, "prompt_tokens"), _tokens(completion, "completion_tokens"))
+        self._count(question.role, usage)
         return _reply_text(completion, usage), usage
+
+    def _count(self, role: str, usage: JudgeUsage) -> None:
+        s = self._settings
+        for kind, tokens, price in (("prompt", usage.prompt_tokens, s.price_input),
+                                    ("completion", usage.completion_tokens, s.price_output)):
+            metrics.TOKENS.labels(judge=self.name, role=role, kind=kind).inc(tokens)
+            if price is not None:
+                metrics.COST.labels(judge=self.name, role=role).inc(tokens * price / 1e6)
 
     def _step_down(self, form: str) -> bool:
         """Use the next simpler form from now on; false when there is none. Concurrent callers step once."""
@@ -186,14 +206,13 @@ class OpenAIJudge:
         self._forms.pop(0)
         return True
 
-    def _arguments(self, messages: list[dict[str, str]], form: str, name: str, schema: dict[str, Any],
-                   temperature: float | None) -> dict[str, Any]:
-        arguments: dict[str, Any] = {"model": self._settings.judge_model, "messages": messages}
-        if temperature is not None:
-            arguments["temperature"] = temperature
+    def _arguments(self, messages: Messages, form: str, question: "_Question") -> dict[str, Any]:
+        arguments: dict[str, Any] = {"model": self._settings.model, "messages": messages}
+        if question.temperature is not None:
+            arguments["temperature"] = question.temperature
         if form == "json_schema":
-            arguments["response_format"] = {
-                "type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
+            arguments["response_format"] = {"type": "json_schema", "json_schema": {
+                "name": question.form_name, "strict": True, "schema": question.schema}}
         elif form == "json_object":
             arguments["response_format"] = {"type": "json_object"}
         return arguments
@@ -204,75 +223,50 @@ class OpenAIJudge:
         return self._forms[0]
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What one role asks: the message, and the form that the reply must have."""
+
+    role: str
+    message: str
+    form_name: str
+    schema: dict[str, Any]
+    temperature: float | None
+    criteria: int
+
+    @property
+    def reply_tokens(self) -> int:
+        return self.criteria * _REPLY_TOKENS_A_CRITERION
+
+
+def _field(value: Any, name: str) -> Any:
+    """A field of a JSON object; ``None`` where there is none. Nothing about an endpoint's answer is taken on trust."""
+    return value.get(name) if isinstance(value, dict) else None
+
+
 def _tokens(completion: Any, name: str) -> int:
-    """A count the endpoint stated, where it stated one: the SDK does not validate what it reads."""
-    stated = getattr(getattr(completion, "usage", None), name, None)
-    return stated if isinstance(stated, int) and 0 <= stated < 2**31 else 0
+    """A count the endpoint stated, where it stated a sane one."""
+    stated = _field(_field(completion, "usage"), name)
+    sane = isinstance(stated, int) and not isinstance(stated, bool) and 0 <= stated < 2**31
+    return stated if sane else 0
+
+
+def _choice(completion: Any) -> Any:
+    choices = _field(completion, "choices")
+    return choices[0] if isinstance(choices, list) and choices else None
+
+
+def _checked(completion: Any) -> Any:
+    """The completion, if it is one."""
+    if not isinstance(_field(_choice(completion), "message"), dict):
+        raise NotTheProtocol("there is no choice with a message")
+    return completion
 
 
 def _reply_text(completion: Any, usage: JudgeUsage) -> str:
-    choices = getattr(completion, "choices", None)
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = getattr(choice, "message", None)
-    if message is None:
-        raise JudgeFailure(UnscoredReason.PARSE_FAILURE, "the judge's answer is not the protocol's", usage)
-    if getattr(message, "refusal", None) or getattr(choice, "finish_reason", None) == "content_filter":
+    choice = _choice(completion)
+    message = _field(choice, "message")
+    if _field(message, "refusal") or _field(choice, "finish_reason") == "content_filter":
         raise JudgeFailure(UnscoredReason.REFUSED, "the judge declined to answer", usage)
-    content = getattr(message, "content", None)
+    content = _field(message, "content")
     return content if isinstance(content, str) else ""
-
-
-def _took_too_long(error: BaseException) -> bool:
-    """Whether a call's time ran out. The SDK's aiohttp transport also calls a dropped connection a time-out."""
-    return isinstance(error, TimeoutError) or (
-        isinstance(error, openai.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout))
-
-
-def _may_pass(error: BaseException) -> bool:
-    if _took_too_long(error):
-        return False  # it already took the whole time of a call
-    return isinstance(error, _TRANSIENT) and (_retry_after(error) or 0.0) <= RETRY_AFTER_MOST_S
-
-
-_jitter = tenacity.wait_random_exponential(multiplier=BACKOFF_FIRST_S, max=BACKOFF_MOST_S)
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    return max(_jitter(state), (_retry_after(error) if error else None) or 0.0)
-
-
-def _retry_after(error: BaseException) -> float | None:
-    if not isinstance(error, openai.APIStatusError):
-        return None
-    headers: Mapping[str, str] = error.response.headers
-    try:
-        seconds = float(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return seconds if 0 < seconds < float("inf") else None
-
-
-def _too_large(error: openai.APIStatusError) -> bool:
-    return error.status_code == 413 or getattr(error, "code", None) == "context_length_exceeded"
-
-
-def _failure(error: Exception, usage: JudgeUsage) -> JudgeFailure:
-    """The reason for an error, in words that hold nothing of the request or the reply."""
-    if _took_too_long(error):
-        return JudgeFailure(UnscoredReason.TIMEOUT, "the judge did not answer in time", usage)
-    if isinstance(error, openai.RateLimitError):
-        return JudgeFailure(UnscoredReason.RATE_LIMITED, "the judge's rate limit held", usage)
-    if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
-        return JudgeFailure(UnscoredReason.UNAVAILABLE, "the judge refused the key: check MARKSCHEME_JUDGE_API_KEY",
-                            usage)
-    if isinstance(error, openai.NotFoundError):
-        return JudgeFailure(UnscoredReason.UNAVAILABLE,
-                            "the judge knows no such model or path: check MARKSCHEME_JUDGE_MODEL and _BASE_URL", usage)
-    if isinstance(error, openai.APIStatusError):
-        if _too_large(error):
-            return JudgeFailure(UnscoredReason.TOO_LARGE, "the material is too large for the judge", usage)
-        return JudgeFailure(UnscoredReason.UNAVAILABLE, f"the judge answered with status {error.status_code}", usage)
-    if isinstance(error, openai.APIResponseValidationError):
-        return JudgeFailure(UnscoredReason.PARSE_FAILURE, "the judge's answer is not the protocol's", usage)
-    return JudgeFailure(UnscoredReason.UNAVAILABLE, "the judge could not be reached", usage)

@@ -1,10 +1,13 @@
 """What is said to a model judge: templates, fences, and the JSON it must reply with.
 
-A template's version is the hash of its text, so a changed word is a changed judge. Material is fenced by a mark
-that depends on the material itself, and the mark is taken out of what it fences.
+A template's version is the hash of its text, so a changed word is a changed judge. Material stands between marks that
+derive from the deployment's secret and from the call, so that no rollout can know them, and a call that is made again
+is the same to the byte. What does not depend on the answer comes first: providers then read it from their prefix
+caches for all rollouts of a group.
 """
 
 import hashlib
+import hmac
 import json
 import re
 from collections.abc import Sequence
@@ -19,7 +22,10 @@ from markscheme_server.judge.base import InductionTask, VerifyTask
 
 CHARACTERS_PER_TOKEN = 4
 """The usual estimate for English; the cap it serves is a bound on cost, not a promise."""
-_INVISIBLE = re.compile("[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+_INVISIBLE = re.compile(
+    "[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]")
+"""Control, zero-width, filler, bidirectional and tag characters; tab and line ends are left."""
 
 
 def _load(name: str) -> tuple[Template, str]:
@@ -63,8 +69,19 @@ def tail(text: str, max_tokens: int) -> str:
     return text if len(text) <= keep else "[the beginning is left out]\n" + text[-keep:]
 
 
-def _fence_for(material: Sequence[str]) -> str:
-    return f"material-{digest(list(material))[:16]}"
+class Marks:
+    """Fences, nonces and canaries: unguessable without the deployment's secret, and the same for the same call."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def derive(self, what: str, material: Any) -> str:
+        """16 hexadecimal digits for this use of this material."""
+        return hmac.new(self._secret, digest([what, material]).encode(), "sha256").hexdigest()[:16]
+
+    def fence(self, material: Any) -> str:
+        """The mark around a piece of material."""
+        return f"material-{self.derive('fence', material)}"
 
 
 def _fenced(fence: str, text: str) -> str:
@@ -75,10 +92,10 @@ def _json_form(schema: dict[str, Any]) -> str:
     return "Reply with one JSON object and nothing else. It must follow this JSON schema:\n" + json.dumps(schema)
 
 
-def rubricator_prompt(task: InductionTask, *, max_tokens: int) -> str:
+def rubricator_prompt(task: InductionTask, marks: Marks, *, max_tokens: int) -> str:
     """The inducing role's whole message. The rubricator may know who is who; the verifier may not."""
     prompt = prompt_text(task.prompt)
-    fence = _fence_for([prompt, *task.teacher_responses, *(s.text for s in task.student_responses)])
+    fence = marks.fence([prompt, task.teacher_responses, [s.text for s in task.student_responses]])
     blocks = [f"Reference {i}:\n{_fenced(fence, tail(t, max_tokens))}" for i, t in enumerate(task.teacher_responses)]
     blocks += [f"Student {i}{' (cut off at its length limit)' if s.truncated else ''}:\n"
                f"{_fenced(fence, tail(s.text, max_tokens))}" for i, s in enumerate(task.student_responses)]
@@ -86,22 +103,27 @@ def rubricator_prompt(task: InductionTask, *, max_tokens: int) -> str:
                                  form=_json_form(RUBRIC_SCHEMA))
 
 
-def verifier_prompt(task: VerifyTask, criteria: Sequence[tuple[str, str]], schema: dict[str, Any], *,
-                    max_tokens: int, nonce: str | None) -> str:
+def verifier_prompt(task: VerifyTask, criteria: Sequence[tuple[str, str]], schema: dict[str, Any], marks: Marks, *,
+                    max_tokens: int, nonce: str | None, canary: tuple[str, str] | None) -> str:
     """The verifying role's whole message. Points and categories are not shown: they are not to be judged by.
 
-    ``criteria`` are (id, words) pairs as shown: c1 … cK.
+    ``criteria`` are (id, words) pairs as shown: c1 … cK. The canary, which differs from call to call, comes after the
+    material, so that what stands before it is the same for all rollouts of a group.
     """
     prompt = prompt_text(task.prompt)
-    fence = _fence_for([prompt, *task.responses])
+    task_fence, fence = marks.fence(prompt), marks.fence([prompt, [words for _, words in criteria], task.responses])
     single = len(task.responses) == 1 and task.verify == "rollout"
     blocks = [f"{'Answer' if single else f'Answer {i}'}:\n{_fenced(fence, tail(text, max_tokens))}"
               for i, text in enumerate(task.responses, 1)]
-    form = _json_form(schema)
+    closing = []
+    if canary is not None:
+        closing.append(f"One more criterion to decide for every answer:\n{canary[0]}: {canary[1]}")
     if nonce is not None:
-        form = f"nonce: {nonce}\nRepeat the nonce in your reply.\n{form}"
-    return VERIFIER.substitute(fence=fence, prompt=_inside(fence, prompt), answers="\n\n".join(blocks), form=form,
-                               criteria="\n".join(f"{i}: {words}" for i, words in criteria))
+        closing.append(f"nonce: {nonce}\nRepeat the nonce in your reply.")
+    return VERIFIER.substitute(task_fence=task_fence, fence=fence, prompt=_inside(task_fence, prompt),
+                               answers="\n\n".join(blocks), form=_json_form(schema),
+                               criteria="\n".join(f"{i}: {' '.join(words.split())}" for i, words in criteria),
+                               closing="\n\n".join([*closing, "Now give that object."]))
 
 
 def _inside(fence: str, text: str) -> str:

@@ -1,5 +1,6 @@
 """Which rubric a group got, written down before judging, and what came of it."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +9,29 @@ import sqlalchemy as sa
 
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, VerifyMode
 from markscheme_server.domain.fingerprint import ChatMessage, prompt_key, text_key
+from markscheme_server.store.batching import Batcher
 from markscheme_server.store.database import Database
 from markscheme_server.store.ids import new_id, now
 from markscheme_server.store.tables import assignments, prompts, rollouts, teacher_responses, texts
 
+REMEMBERED = 100_000
+"""Teacher responses that one process remembers having stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a group stands: team, run and step (``None`` outside a run), the caller's group id, the prompt's key."""
+
+    team: str
+    run_id: str | None
+    step: int | None
+    group_id: str
+    prompt_key: str
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A group's rubric. ``run_id`` and ``step`` are ``None`` outside a run."""
+    """A group's rubric."""
 
     id: str
     rubric_id: str
@@ -34,11 +50,21 @@ class ScoredRollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """One use of a rubric in a run: mean reward and spread (max - min) of the group, where scored."""
+class Uses:
+    """How often a rubric was used in a run, and its newest scored uses, at most two: (mean reward, spread)."""
 
-    reward_mean: float | None
-    reward_spread: float | None
+    count: int
+    newest: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    place: Place
+    prompt: Sequence[ChatMessage] | None
+    rubric_id: str
+    origin: AssignedOrigin
+    reuse: ReusePolicy
+    verify: VerifyMode
 
 
 class AssignmentStore:
@@ -46,59 +72,111 @@ class AssignmentStore:
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        a, r = assignments.c, rollouts.c
+        self._select = sa.select(a.group_id, a.prompt_key, a.id, a.rubric_id, a.origin).where(
+            a.team == sa.bindparam("team"), a.run_id == sa.bindparam("run"), a.step == sa.bindparam("step"),
+            database.in_keys(a.group_id, "keys"))
+        self._insert = database.insert_rows(assignments).on_conflict_do_nothing().returning(a.id)
+        outcome = database.rows([a.id, a.reward_mean, a.reward_spread, a.unscored])
+        self._update = sa.update(assignments).where(a.id == outcome.id).values(
+            {name: outcome[name] for name in ("reward_mean", "reward_spread", "unscored")})
+        new = database.insert_rows(rollouts)
+        self._upsert_rollouts = new.on_conflict_do_update(
+            index_elements=[r.assignment_id, r.rollout_id],
+            set_={name: new.excluded[name] for name in ("text_key", "truncated", "reward", "reason")})
+        self._finding: Batcher[Place, Assignment | None] = Batcher(self._find)
+        self._assigning: Batcher[_New, Assignment] = Batcher(self._assign)
+        self._finishing: Batcher[tuple[str, Sequence[ScoredRollout]], None] = Batcher(self._finish)
 
-    async def find(self, team: str, *, run_id: str, step: int, group_id: str, prompt: str) -> Assignment | None:
-        """The assignment that this group of this step already has."""
+    async def find(self, place: Place) -> Assignment | None:
+        """The assignment that this group of this step already has; outside a run there is none."""
+        return await self._finding.submit(place) if place.run_id is not None else None
+
+    async def assign(self, place: Place, *, prompt: Sequence[ChatMessage] | None, rubric_id: str,
+                     origin: AssignedOrigin, reuse: ReusePolicy, verify: VerifyMode) -> Assignment:
+        """Write the assignment down; if another writer was first, its assignment is the answer.
+
+        ``prompt`` is ``None`` when it is stored already, as a rubric's own prompt is.
+        """
+        return await self._assigning.submit(_New(place, prompt, rubric_id, origin, reuse, verify))
+
+    async def uses(self, team: str, *, rubric_id: str, run_id: str | None) -> Uses:
+        """The scored or running uses of a rubric in one run (``None``: outside any run)."""
         a = assignments.c
-        query = sa.select(a.id, a.rubric_id, a.origin).where(
-            a.team == team, a.run_id == run_id, a.step == step, a.group_id == group_id, a.prompt_key == prompt)
+        same = sa.and_(a.team == team, a.rubric_id == rubric_id,
+                       a.run_id.is_(None) if run_id is None else a.run_id == run_id)
+        newest = (sa.select(a.reward_mean, a.reward_spread).where(same, a.reward_spread.is_not(None))
+                  .order_by(a.created_at.desc(), a.id.desc()).limit(2))
         async with self._db.reading() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return Assignment(*row) if row else None
-
-    async def assign(self, team: str, *, run_id: str | None, step: int | None, group_id: str,
-                     prompt: Sequence[ChatMessage], rubric_id: str, origin: AssignedOrigin, reuse: ReusePolicy,
-                     verify: VerifyMode) -> Assignment:
-        """Write the assignment down; if another writer was first, its assignment is the answer."""
-        key = prompt_key(prompt)
-        made = Assignment(new_id("asg"), rubric_id, origin)
-        async with self._db.writing() as connection:
-            await self._db.insert_new(connection, prompts, [
-                {"key": key, "messages": list(prompt), "created_at": now()}])
-            await self._db.insert_new(connection, assignments, [{
-                "id": made.id, "team": team, "run_id": run_id, "step": step, "group_id": group_id, "prompt_key": key,
-                "rubric_id": rubric_id, "origin": origin, "reuse": reuse, "verify": verify, "created_at": now()}])
-        if run_id is None or step is None:
-            return made
-        return await self.find(team, run_id=run_id, step=step, group_id=group_id, prompt=key) or made
-
-    async def uses(self, team: str, *, rubric_id: str, run_id: str | None) -> list[Use]:
-        """The scored or running uses of a rubric in one run (``None``: outside any run), newest first."""
-        a = assignments.c
-        query = (sa.select(a.reward_mean, a.reward_spread)
-                 .where(a.team == team, a.rubric_id == rubric_id,
-                        a.run_id.is_(None) if run_id is None else a.run_id == run_id)
-                 .order_by(a.created_at.desc(), a.id.desc()))
-        async with self._db.reading() as connection:
-            return [Use(*row) for row in await connection.execute(query)]
+            count = (await connection.execute(sa.select(sa.func.count()).where(same))).scalar_one()
+            return Uses(count, tuple((mean, spread) for mean, spread in await connection.execute(newest)))
 
     async def finish(self, assignment_id: str, scored: Sequence[ScoredRollout]) -> None:
         """Keep the group's rollouts and rewards."""
-        rewards = [r.reward for r in scored if r.reward is not None]
-        outcome: dict[str, Any] = {
-            "reward_mean": sum(rewards) / len(rewards) if rewards else None,
-            "reward_spread": max(rewards) - min(rewards) if rewards else None,
-            "unscored": len(scored) - len(rewards),
-        }
+        await self._finishing.submit((assignment_id, scored))
+
+    async def drain(self) -> None:
+        """Wait until everything handed in is stored."""
+        for batcher in (self._assigning, self._finishing):
+            await batcher.drain()
+
+    async def _find(self, places: Sequence[Place]) -> list[Assignment | None]:
+        by_step: dict[tuple[str, str | None, int | None], list[Place]] = defaultdict(list)
+        for place in places:
+            by_step[place.team, place.run_id, place.step].append(place)
+        found: dict[Place, Assignment] = {}
+        async with self._db.reading() as connection:
+            for (team, run_id, step), group in by_step.items():
+                rows = await connection.execute(self._select, {
+                    "team": team, "run": run_id, "step": step, "keys": self._db.keys(p.group_id for p in group)})
+                found |= {Place(team, run_id, step, group_id, key): Assignment(*rest)
+                          for group_id, key, *rest in rows}
+        return [found.get(place) for place in places]
+
+    async def _assign(self, news: Sequence[_New]) -> list[Assignment]:
+        created = now()
+        made = [Assignment(new_id("asg"), n.rubric_id, n.origin) for n in news]
+        rows = [{"id": a.id, "team": n.place.team, "run_id": n.place.run_id, "step": n.place.step,
+                 "group_id": n.place.group_id, "prompt_key": n.place.prompt_key, "rubric_id": n.rubric_id,
+                 "origin": n.origin, "reuse": n.reuse, "verify": n.verify, "created_at": created}
+                for a, n in zip(made, news, strict=True)]
+        unknown = [n for n in news if n.prompt is not None]
+        if unknown:
+            async with self._db.writing() as connection:
+                await self._db.insert_new(connection, prompts, _prompt_rows(unknown, created))
+        async with self._db.writing_once() as connection:
+            written = set((await connection.execute(self._insert, {"rows": self._db.pack(rows)})).scalars())
+        taken = [n.place for a, n in zip(made, news, strict=True) if a.id not in written]
+        standing = dict(zip(taken, await self._find(taken), strict=True)) if taken else {}
+        return [standing.get(n.place) or a for a, n in zip(made, news, strict=True)]
+
+    async def _finish(self, finished: Sequence[tuple[str, Sequence[ScoredRollout]]]) -> list[None]:
+        created = now()
+        # A step that is sent again while it runs may finish twice in one batch: the later outcome stands.
+        outcomes = dict(finished)
+        kept = {text_key(r.text): r.text for scored in outcomes.values() for r in scored}
         async with self._db.writing() as connection:
             await self._db.insert_new(connection, texts, [
-                {"key": text_key(r.text), "text": r.text, "created_at": now()} for r in scored])
-            await connection.execute(sa.delete(rollouts).where(rollouts.c.assignment_id == assignment_id))
-            await connection.execute(rollouts.insert(), [
+                {"key": key, "text": kept[key], "created_at": created} for key in sorted(kept)])
+            await connection.execute(self._upsert_rollouts, {"rows": self._db.pack([
                 {"assignment_id": assignment_id, "rollout_id": r.rollout_id, "text_key": text_key(r.text),
-                 "truncated": r.truncated, "reward": r.reward, "reason": r.reason} for r in scored])
-            await connection.execute(
-                sa.update(assignments).where(assignments.c.id == assignment_id).values(**outcome))
+                 "truncated": r.truncated, "reward": r.reward, "reason": r.reason}
+                for assignment_id, scored in outcomes.items() for r in scored])})
+            await connection.execute(self._update, {"rows": self._db.pack([
+                {"id": assignment_id} | _outcome(scored) for assignment_id, scored in outcomes.items()])})
+        return [None] * len(finished)
+
+
+def _outcome(scored: Sequence[ScoredRollout]) -> dict[str, Any]:
+    rewards = [r.reward for r in scored if r.reward is not None]
+    return {"reward_mean": sum(rewards) / len(rewards) if rewards else None,
+            "reward_spread": max(rewards) - min(rewards) if rewards else None,
+            "unscored": len(scored) - len(rewards)}
+
+
+def _prompt_rows(news: Sequence[_New], created: object) -> list[dict[str, Any]]:
+    messages = {n.place.prompt_key: list(n.prompt or ()) for n in news}
+    return [{"key": key, "messages": messages[key], "created_at": created} for key in sorted(messages)]
 
 
 class TeacherBank:
@@ -106,6 +184,9 @@ class TeacherBank:
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        self._saving: Batcher[tuple[str, Sequence[ChatMessage], Sequence[str]], None] = Batcher(self._save)
+        self._saved: dict[tuple[str, str, str], None] = {}
+        """Those that are known to be there: a training step brings the same ones again and again."""
 
     async def find(self, team: str, prompt: str) -> list[str]:
         """The team's teacher responses for a prompt, oldest first."""
@@ -117,12 +198,28 @@ class TeacherBank:
 
     async def save(self, team: str, prompt: Sequence[ChatMessage], responses: Sequence[str]) -> None:
         """Add responses; those already there are left as they are."""
-        key = prompt_key(prompt)
-        async with self._db.writing() as connection:
-            await self._db.insert_new(connection, prompts, [
-                {"key": key, "messages": list(prompt), "created_at": now()}])
-            await self._db.insert_new(connection, texts, [
-                {"key": text_key(t), "text": t, "created_at": now()} for t in dict.fromkeys(responses)])
-            await self._db.insert_new(connection, teacher_responses, [
-                {"team": team, "prompt_key": key, "text_key": text_key(t), "model": None, "created_at": now()}
-                for t in dict.fromkeys(responses)])
+        await self._saving.submit((team, tuple(prompt), tuple(responses)))
+
+    async def _save(self, given: Sequence[tuple[str, Sequence[ChatMessage], Sequence[str]]]) -> list[None]:
+        created = now()
+        asked: dict[str, dict[str, Any]] = {}
+        said: dict[str, dict[str, Any]] = {}
+        bank: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for team, prompt, responses in given:
+            key = prompt_key(prompt)
+            asked[key] = {"key": key, "messages": list(prompt), "created_at": created}
+            for text in responses:
+                address = text_key(text)
+                said[address] = {"key": address, "text": text, "created_at": created}
+                bank[team, key, address] = {"team": team, "prompt_key": key, "text_key": address, "model": None,
+                                            "created_at": created}
+        new = {place: row for place, row in bank.items() if place not in self._saved}
+        if new:
+            async with self._db.writing() as connection:
+                await self._db.insert_new(connection, prompts, [asked[key] for key in sorted(asked)])
+                await self._db.insert_new(connection, texts, [said[key] for key in sorted(said)])
+                await self._db.insert_new(connection, teacher_responses, [new[place] for place in sorted(new)])
+            self._saved.update(dict.fromkeys(new))
+            while len(self._saved) > REMEMBERED:
+                self._saved.pop(next(iter(self._saved)))
+        return [None] * len(given)

@@ -4,8 +4,11 @@ SQLite runs in WAL mode; a writing transaction takes its lock at BEGIN, so that 
 timeout instead of failing at the first write. Parameters are hidden from errors: they hold users' text.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 CONNECT_TIMEOUT_S = 5
 COMMAND_TIMEOUT_S = 30
+PING_TIMEOUT_S = 2
 BUSY_TIMEOUT_MS = 30_000
+POOL_SIZE = 10
+"""Connections of one process. Reads and writes come in batches, so that few are enough; none is opened for a rush."""
 MIGRATION_LOCK = 5_270_411
 """The advisory lock that lets one migrator through at a time (PostgreSQL)."""
 
@@ -33,7 +39,7 @@ def create_engine(url: str) -> AsyncEngine:
         sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
     return create_async_engine(
-        parsed, hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=10,
+        parsed, hide_parameters=True, pool_size=POOL_SIZE, max_overflow=0, pool_timeout=COMMAND_TIMEOUT_S,
         connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S},
     )
 
@@ -52,15 +58,31 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 class Database:
-    """Transactions on one engine: ``reading`` never writes, ``writing`` commits at its end or rolls back."""
+    """Transactions on one engine: ``reading`` never writes, ``writing`` commits at its end or rolls back.
+
+    What is read in one block may be of several moments; nothing here asks for a snapshot.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        self._insert_new: dict[sa.Table, Any] = {}
+        # One pool under both: a lone statement needs no BEGIN and COMMIT around it, which are two more round trips.
+        self._statements = engine if self._is_sqlite else engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        async with self.engine.connect() as connection:
+        async with self._statements.connect() as connection:
             yield connection
+
+    @asynccontextmanager
+    async def writing_once(self) -> AsyncIterator[AsyncConnection]:
+        """For a write of one statement, which is a transaction by itself."""
+        if self._is_sqlite:
+            async with self.writing() as connection:
+                yield connection
+        else:
+            async with self._statements.connect() as connection:
+                yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
@@ -73,12 +95,76 @@ class Database:
         """Insert rows; a row whose key is taken is left as it is."""
         if not rows:
             return
-        build = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        await connection.execute(build(table).on_conflict_do_nothing(), list(rows))
+        if table not in self._insert_new:
+            self._insert_new[table] = self.insert_rows(table).on_conflict_do_nothing()
+        await connection.execute(self._insert_new[table], {"rows": self.pack(rows)})
+
+    def insert_rows(self, table: sa.Table) -> Any:
+        """An INSERT of the rows bound to the parameter ``rows``; bind what :meth:`pack` makes of them."""
+        rows = self.rows(list(table.c))
+        return self.insert(table).from_select(
+            [c.name for c in table.c], sa.select(*(rows[c.name] for c in table.c)).where(sa.true()))
+
+    def rows(self, columns: Sequence[sa.Column[Any]]) -> Any:
+        """The rows bound to the parameter ``rows``, as columns of these names and types.
+
+        They travel as one JSON text: one statement and one bound parameter for any number of rows, where the drivers'
+        own way is a statement a row.
+        """
+        if self._is_sqlite:
+            value = sa.func.json_each(sa.bindparam("rows", type_=sa.String)).table_valued("value").c.value
+            return sa.select(*(sa.func.json_extract(value, f"$.{c.name}", type_=c.type).label(c.name)
+                               for c in columns)).subquery().c
+        text = sa.cast(sa.bindparam("rows", type_=sa.String), postgresql.JSON)
+        return sa.func.json_to_recordset(text).table_valued(
+            *(sa.column(c.name, c.type) for c in columns), name="given").render_derived(with_types=True).c
+
+    def pack(self, rows: Sequence[dict[str, Any]]) -> str:
+        """Rows as :meth:`rows` takes them."""
+        return json.dumps(list(rows), ensure_ascii=False, default=self._time)
+
+    def _time(self, value: datetime) -> str:
+        return value.strftime("%Y-%m-%d %H:%M:%S.%f") if self._is_sqlite else value.isoformat()
+
+    def insert(self, table: sa.Table) -> Any:
+        """An INSERT of the dialect's own, for its ON CONFLICT clauses."""
+        return sqlite.insert(table) if self._is_sqlite else postgresql.insert(table)
+
+    def each(self, name: str) -> sa.ColumnElement[str]:
+        """The keys bound to the parameter ``name`` as a column of rows; bind what :meth:`keys` makes of them.
+
+        One parameter whatever their number, so one statement and one plan. Statements are built once: to build one
+        takes several times as long as to run it.
+        """
+        if self._is_sqlite:
+            return sa.func.json_each(sa.bindparam(name, type_=sa.String)).table_valued("value").c.value
+        return sa.func.unnest(_array(name)).column_valued()
+
+    def in_keys(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
+        """Whether ``column`` is among the keys bound to the parameter ``name``."""
+        if self._is_sqlite:
+            return column.in_(sa.select(self.each(name)))
+        return column == sa.func.any(_array(name))
+
+    def keys(self, keys: Iterable[str]) -> Any:
+        """The keys, each once and in order, as :meth:`each` and :meth:`in_keys` take them."""
+        ordered = sorted(set(keys))
+        return json.dumps(ordered) if self._is_sqlite else ordered
+
+    @property
+    def _is_sqlite(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    @property
+    def clock(self) -> sa.ColumnElement[float]:
+        """Seconds since 1970 on the database's own clock, which all processes share."""
+        if self._is_sqlite:
+            return (sa.func.julianday("now", type_=sa.Double) - 2440587.5) * 86400.0
+        return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Double)
 
     async def ping(self) -> None:
-        """Raise unless the database answers."""
-        async with self.reading() as connection:
+        """Raise unless the database answers within :data:`PING_TIMEOUT_S`."""
+        async with asyncio.timeout(PING_TIMEOUT_S), self.reading() as connection:
             await connection.execute(sa.text("SELECT 1"))
 
     async def migrate(self) -> None:
@@ -90,6 +176,10 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+def _array(name: str) -> sa.ColumnElement[Any]:
+    return sa.cast(sa.bindparam(name, type_=postgresql.ARRAY(sa.String)), postgresql.ARRAY(sa.String))
 
 
 def alembic_config(connection: sa.Connection | None = None) -> Config:

@@ -10,6 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from markscheme.vocabulary import RubricOrigin
 from markscheme_server.domain.fingerprint import ChatMessage, content_hash, prompt_key
 from markscheme_server.domain.rubric import Criterion, Rubric
+from markscheme_server.store.batching import Batcher
+from markscheme_server.store.claims import Claim, ClaimLost, ClaimStore
 from markscheme_server.store.database import Database
 from markscheme_server.store.ids import as_utc, new_id, now
 from markscheme_server.store.tables import inductions, prompts, rubrics
@@ -29,27 +31,54 @@ def _rubric(row: Mapping[str, Any]) -> Rubric:
 class RubricStore:
     """Rubrics by id, by prompt and by induction. Every read names the team."""
 
-    def __init__(self, database: Database) -> None:
-        self._db = database
+    def __init__(self, database: Database, claims: ClaimStore) -> None:
+        self._db, self._claims = database, claims
+        r = rubrics.c
+        self._by_id = _SELECT.where(database.in_keys(r.id, "keys"))
+        newest = (sa.select(r.team, r.prompt_key, sa.func.max(r.version).label("version"))
+                  .where(database.in_keys(r.team, "teams"), database.in_keys(r.prompt_key, "keys"))
+                  .group_by(r.team, r.prompt_key).subquery())
+        self._newest = _SELECT.join(newest, sa.and_(
+            r.team == newest.c.team, r.prompt_key == newest.c.prompt_key, r.version == newest.c.version))
+        self._by_induction = (_SELECT.add_columns(inductions.c.key.label("induction"))
+                              .join(inductions, inductions.c.rubric_id == r.id)
+                              .where(database.in_keys(inductions.c.key, "keys")))
+        self._finding: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find)
+        self._finding_newest: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find_newest)
+        self._finding_induced: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find_induced)
 
-    async def find(self, team: str, rubric_ids: Sequence[str]) -> dict[str, Rubric]:
-        """The team's rubrics among ``rubric_ids``, by id."""
-        if not rubric_ids:
-            return {}
-        return {r.id: r for r in await self._select(
-            _SELECT.where(rubrics.c.team == team, rubrics.c.id.in_(list(rubric_ids))))}
+    async def find(self, team: str, rubric_id: str) -> Rubric | None:
+        """The team's rubric of this id."""
+        return await self._finding.submit((team, rubric_id))
 
     async def find_newest(self, team: str, key: str) -> Rubric | None:
         """The newest version for a prompt."""
-        found = await self._select(_SELECT.where(rubrics.c.team == team, rubrics.c.prompt_key == key)
-                                   .order_by(rubrics.c.version.desc()).limit(1))
-        return found[0] if found else None
+        return await self._finding_newest.submit((team, key))
 
     async def find_induced(self, team: str, induction: str) -> Rubric | None:
         """The rubric that this very induction made before."""
-        found = await self._select(_SELECT.join(inductions, inductions.c.rubric_id == rubrics.c.id)
-                                   .where(rubrics.c.team == team, inductions.c.key == induction))
-        return found[0] if found else None
+        return await self._finding_induced.submit((team, induction))
+
+    async def _find(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
+        by_id = {(row["team"], row["id"]): _rubric(row) for row in await self._rows(self._by_id, wanted)}
+        return [by_id.get(pair) for pair in wanted]
+
+    async def _find_newest(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
+        rows = await self._rows(self._newest, wanted, teams=self._db.keys(team for team, _ in wanted))
+        by_prompt = {(row["team"], row["prompt_key"]): _rubric(row) for row in rows}
+        return [by_prompt.get(pair) for pair in wanted]
+
+    async def _find_induced(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
+        rows = await self._rows(self._by_induction, wanted)
+        by_induction = {(row["team"], row["induction"]): _rubric(row) for row in rows}
+        return [by_induction.get(pair) for pair in wanted]
+
+    async def _rows(self, query: sa.Select[Any], wanted: Sequence[tuple[str, str]],
+                    **more: Any) -> list[dict[str, Any]]:
+        """The rows whose key is the second of a wanted pair; the caller picks those of the right team."""
+        async with self._db.reading() as connection:
+            found = await connection.execute(query, {"keys": self._db.keys(key for _, key in wanted), **more})
+            return [dict(row) for row in found.mappings()]
 
     async def page(self, team: str, *, key: str | None, origin: str | None, after: str | None,
                    limit: int) -> tuple[list[Rubric], bool]:
@@ -70,7 +99,7 @@ class RubricStore:
 
     async def save(self, *, team: str, prompt: Sequence[ChatMessage], criteria: Sequence[Criterion],
                    origin: RubricOrigin, tags: Sequence[str] = (), provenance: Mapping[str, Any],
-                   induction: str | None = None) -> Rubric:
+                   induction: str | None = None, claim: Claim | None = None) -> Rubric:
         """Store a rubric as the prompt's next version and return it as stored.
 
         When the newest version has the same content it is returned instead: the same marks need no new version.
@@ -80,6 +109,8 @@ class RubricStore:
         key, hashed = prompt_key(prompt), content_hash(criteria)
         async with self._db.writing() as connection:
             await self._lock_prompt(connection, key)
+            if claim is not None and not await self._claims.release(connection, dict([claim])):
+                raise ClaimLost
             if induction is not None:
                 memo = (await connection.execute(
                     sa.select(inductions.c.rubric_id).where(inductions.c.key == induction))).scalar()

@@ -1,17 +1,45 @@
 """Everything durable, by noun."""
 
+import secrets
+
+import sqlalchemy as sa
+
+from markscheme_server.store import tables
 from markscheme_server.store.assignments import AssignmentStore, TeacherBank
+from markscheme_server.store.claims import ClaimStore
 from markscheme_server.store.database import Database, create_engine
+from markscheme_server.store.idempotency import IdempotencyStore
+from markscheme_server.store.ids import new_id
 from markscheme_server.store.rubrics import RubricStore
 from markscheme_server.store.verdicts import VerdictStore
 
 
 class Store:
-    """The stores that share one database."""
+    """The stores that share one database. ``owner`` names this process in its claims."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, claim_lease_s: float = 8.0) -> None:
+        self.owner = new_id("own")
         self.database = Database(create_engine(url))
-        self.rubrics = RubricStore(self.database)
-        self.verdicts = VerdictStore(self.database)
+        self.claims = ClaimStore(self.database, owner=self.owner, lease_s=claim_lease_s)
+        self.rubrics = RubricStore(self.database, self.claims)
+        self.verdicts = VerdictStore(self.database, self.claims)
         self.assignments = AssignmentStore(self.database)
         self.teachers = TeacherBank(self.database)
+        self.idempotency = IdempotencyStore(self.database, lease_s=claim_lease_s)
+
+    async def secret(self, name: str) -> str:
+        """A secret of this deployment, made up the first time anyone asks; the same for all its processes."""
+        table = tables.secrets
+        async with self.database.writing() as connection:
+            await self.database.insert_new(connection, table, [{"name": name, "value": secrets.token_hex(32)}])
+            return str((await connection.execute(sa.select(table.c.value).where(table.c.name == name))).scalar_one())
+
+    async def drain(self) -> None:
+        """Wait until everything handed in is stored."""
+        await self.verdicts.drain()
+        await self.assignments.drain()
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self.claims.aclose()
+        await self.database.close()

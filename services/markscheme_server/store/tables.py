@@ -1,6 +1,7 @@
 """The tables. Alembic's revisions build them; a test holds the two together.
 
-Content-addressed rows (prompts, texts, verdicts, inductions) are written once and never change.
+Content-addressed rows (prompts, texts, verdicts, inductions) are written once and never change. Columns that refer to
+another table's row have an index: without one the database reads the whole table for each row that pruning removes.
 """
 
 from datetime import datetime
@@ -42,6 +43,8 @@ teacher_responses = sa.Table(
     sa.Column("text_key", KEY, sa.ForeignKey("texts.key"), primary_key=True),
     sa.Column("model", sa.String(200)),
     _created(),
+    sa.Index(None, "prompt_key"),
+    sa.Index(None, "text_key"),
 )
 
 rubrics = sa.Table(
@@ -59,6 +62,7 @@ rubrics = sa.Table(
     _created(),
     sa.UniqueConstraint("team", "prompt_key", "version"),
     sa.Index(None, "team", "created_at", "id"),
+    sa.Index(None, "prompt_key"),
 )
 
 inductions = sa.Table(
@@ -80,6 +84,7 @@ judge_calls = sa.Table(
     sa.Column("completion_tokens", sa.Integer, nullable=False),
     sa.Column("failure", sa.String(16)),
     _created(),
+    sa.Index(None, "created_at"),
 )
 
 verdicts = sa.Table(
@@ -94,6 +99,8 @@ verdicts = sa.Table(
     sa.Column("evidence", sa.Text),
     sa.Column("call_id", sa.String(40), sa.ForeignKey("judge_calls.id")),
     _created(),
+    sa.Index(None, "created_at"),
+    sa.Index(None, "call_id"),
 )
 
 assignments = sa.Table(
@@ -114,6 +121,8 @@ assignments = sa.Table(
     _created(),
     sa.UniqueConstraint("team", "run_id", "step", "group_id", "prompt_key"),
     sa.Index(None, "team", "rubric_id", "run_id"),
+    sa.Index(None, "created_at"),
+    sa.Index(None, "prompt_key"),
 )
 
 rollouts = sa.Table(
@@ -124,4 +133,36 @@ rollouts = sa.Table(
     sa.Column("truncated", sa.Boolean, nullable=False),
     sa.Column("reward", sa.Float),
     sa.Column("reason", sa.String(16)),
+    sa.Index(None, "text_key"),
 )
+
+claims = sa.Table(
+    "claims", metadata,
+    sa.Column("key", KEY, primary_key=True),
+    sa.Column("owner", sa.String(40), nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+)
+"""Work under way: who does it, and until when that is believed (seconds since 1970 on the database's clock)."""
+
+idempotency_keys = sa.Table(
+    "idempotency_keys", metadata,
+    sa.Column("team", sa.String(64), primary_key=True),
+    sa.Column("route", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("fingerprint", KEY, nullable=False),
+    sa.Column("owner", sa.String(40), nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Column("status", sa.Integer),
+    sa.Column("body", sa.Text),
+    _created(),
+    sa.Index(None, "created_at"),
+)
+"""Answers by the caller's key. No status yet: the request is running, and its owner's lease runs to ``expires_at``."""
+
+secrets = sa.Table(
+    "secrets", metadata,
+    sa.Column("name", sa.String(40), primary_key=True),
+    sa.Column("value", sa.String(64), nullable=False),
+)
+"""What the deployment made up for itself; never a key of a person or of a judge."""

@@ -1,18 +1,21 @@
 """Verdicts and the judge calls that made them. A verdict that was paid for is stored before it is answered."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
+from markscheme_server.store.batching import Batcher
+from markscheme_server.store.claims import Claim, ClaimStore
 from markscheme_server.store.database import Database
 from markscheme_server.store.ids import new_id, now
 from markscheme_server.store.tables import judge_calls, verdicts
 
-IN_LIST = 500
-"""Keys in one IN (…) list: SQLite binds at most 999 in old builds, and plans stay small."""
-ROWS = 100
-"""Rows in one INSERT, for the same bound."""
+GATHER_S = 0.01
+"""Under load, replies of this long go into one transaction."""
+Found = dict[str, tuple[bool, str | None]]
+"""Met and evidence by address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,41 +44,85 @@ class JudgeCall:
     failure: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one judge call left behind. ``claim``: key and fence of the claim it was made under, where there is one.
+
+    ``call`` is ``None`` for checks, which cost nothing.
+    """
+
+    team: str
+    verdicts: Sequence[StoredVerdict] = ()
+    call: JudgeCall | None = None
+    claim: Claim | None = None
+    done: bool = True
+    """Whether the claim ends with this reply; else it is only seen to be ours still."""
+
+
 class VerdictStore:
     """Verdicts by address."""
 
-    def __init__(self, database: Database) -> None:
-        self._db = database
+    def __init__(self, database: Database, claims: ClaimStore) -> None:
+        self._db, self._claims = database, claims
+        v = verdicts.c
+        self._select = sa.select(v.key, v.team, v.met, v.evidence).where(database.in_keys(v.key, "keys"))
+        self._insert_calls = database.insert_rows(judge_calls)
+        self._finding: Batcher[tuple[str, tuple[str, ...]], Found] = Batcher(self._find)
+        self._saving: Batcher[Reply, bool] = Batcher(self._save, gather_s=GATHER_S)
 
-    async def find(self, team: str, keys: Iterable[str]) -> dict[str, tuple[bool, str | None]]:
+    async def find(self, team: str, keys: Iterable[str]) -> Found:
         """``{key: (met, evidence)}`` of the team's verdicts among ``keys``."""
-        wanted = list(dict.fromkeys(keys))
-        found: dict[str, tuple[bool, str | None]] = {}
-        async with self._db.reading() as connection:
-            for start in range(0, len(wanted), IN_LIST):
-                rows = await connection.execute(
-                    sa.select(verdicts.c.key, verdicts.c.met, verdicts.c.evidence)
-                    .where(verdicts.c.team == team, verdicts.c.key.in_(wanted[start:start + IN_LIST])))
-                found.update({key: (met, evidence) for key, met, evidence in rows})
-        return found
+        wanted = tuple(keys)
+        return await self._finding.submit((team, wanted)) if wanted else {}
 
-    async def save(self, team: str, rows: Sequence[StoredVerdict], call: JudgeCall | None) -> None:
-        """Store verdicts with the call that made them (none: checks, which cost nothing) in one transaction.
+    async def save(self, reply: Reply) -> bool:
+        """Store a reply, with others that come at the same time in one short transaction.
 
-        The first verdict under an address stands; a later one for it is dropped.
+        The first verdict under an address stands; a later one for it is dropped. False: the reply's claim was
+        taken over, so its verdicts were not written (the call still stands in the ledger); look up the new
+        owner's.
         """
+        return await self._saving.submit(reply)
+
+    async def drain(self) -> None:
+        """Wait until everything handed in is stored."""
+        await self._saving.drain()
+
+    async def _find(self, asked: Sequence[tuple[str, tuple[str, ...]]]) -> list[Found]:
+        wanted = self._db.keys(key for _, keys in asked for key in keys)
+        async with self._db.reading() as connection:
+            rows = await connection.execute(self._select, {"keys": wanted})
+            known = {key: (team, (met, evidence)) for key, team, met, evidence in rows}
+        return [{key: known[key][1] for key in keys if key in known and known[key][0] == team}
+                for team, keys in asked]
+
+    async def _save(self, replies: Sequence[Reply]) -> list[bool]:
         created = now()
         async with self._db.writing() as connection:
-            call_id = None
-            if call is not None:
-                call_id = new_id("call")
-                await connection.execute(judge_calls.insert().values(
-                    id=call_id, team=team, role=call.role, judge=call.judge, criteria=list(call.criteria),
-                    calls=call.calls, prompt_tokens=call.prompt_tokens, completion_tokens=call.completion_tokens,
-                    failure=call.failure, created_at=created))
-            values: list[Mapping[str, object]] = [
-                {"key": v.key, "team": team, "prompt_key": v.prompt_key, "criterion_key": v.criterion_key,
-                 "response_key": v.response_key, "judge": v.judge, "met": v.met, "evidence": v.evidence,
-                 "call_id": call_id, "created_at": created} for v in rows]
-            for start in range(0, len(values), ROWS):
-                await self._db.insert_new(connection, verdicts, [dict(v) for v in values[start:start + ROWS]])
+            ending = dict(r.claim for r in replies if r.claim is not None and r.done)
+            ours = await self._claims.release(connection, ending) if ending else set()
+            going_on = dict(r.claim for r in replies if r.claim is not None and not r.done)
+            ours |= await self._claims.confirm(connection, going_on) if going_on else set()
+            calls: list[dict[str, Any]] = []
+            rows: list[dict[str, Any]] = []
+            stored = []
+            for reply in replies:
+                call_id = None
+                if reply.call is not None:
+                    call_id = new_id("call")
+                    calls.append({
+                        "id": call_id, "team": reply.team, "role": reply.call.role, "judge": reply.call.judge,
+                        "criteria": list(reply.call.criteria), "calls": reply.call.calls,
+                        "prompt_tokens": reply.call.prompt_tokens, "completion_tokens": reply.call.completion_tokens,
+                        "failure": reply.call.failure, "created_at": created})
+                stored.append(reply.claim is None or reply.claim[0] in ours)
+                if stored[-1]:
+                    rows += [{"key": v.key, "team": reply.team, "prompt_key": v.prompt_key,
+                              "criterion_key": v.criterion_key, "response_key": v.response_key, "judge": v.judge,
+                              "met": v.met, "evidence": v.evidence, "call_id": call_id, "created_at": created}
+                             for v in reply.verdicts]
+            if calls:
+                await connection.execute(self._insert_calls, {"rows": self._db.pack(calls)})
+            # In one order, so that two writers of the same keys queue instead of locking each other out.
+            await self._db.insert_new(connection, verdicts, sorted(rows, key=lambda row: row["key"]))
+        return stored

@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from fakes.judge import ScriptedJudge
 from markscheme import Client
-from markscheme_server.cache.verdicts import MemoryVerdictCache, RedisVerdictCache
+from markscheme_server.cache.redis import Redis as Shared
+from markscheme_server.cache.verdicts import VerdictCache
 
 
 class Server:
@@ -44,20 +46,27 @@ def redis(tmp_path: Path) -> Iterator[Server]:
 
 
 async def test_what_one_process_saves_another_finds(redis: Server) -> None:
-    one, other = RedisVerdictCache(redis.url), RedisVerdictCache(redis.url)
+    shared = [Shared(redis.url), Shared(redis.url)]
+    one, other = (VerdictCache(each) for each in shared)
     await one.save({"a": (True, "words"), "b": (False, None)})
     assert await other.find(["a", "b", "c"]) == {"a": (True, "words"), "b": (False, None)}
-    await one.aclose()
-    await other.aclose()
+    for each in shared:
+        await each.aclose()
 
 
-async def test_a_dead_redis_is_a_miss(redis: Server) -> None:
-    cache = RedisVerdictCache(redis.url)
-    await cache.save({"a": (True, None)})
+async def test_a_dead_redis_is_a_miss_and_is_not_asked_again_at_once(redis: Server) -> None:
+    shared = Shared(redis.url)
+    saving, finding = VerdictCache(shared), VerdictCache(shared)
+    await saving.save({"a": (True, None)})
     redis.stop()
-    assert await cache.find(["a"]) == {}
-    await cache.save({"b": (True, None)})
-    await cache.aclose()
+    assert await finding.find(["a"]) == {}
+    assert not shared.up
+    started = time.perf_counter()
+    await saving.save({"b": (True, None)})
+    assert await finding.find(["a"]) == {}
+    assert time.perf_counter() - started < 0.05
+    assert await saving.find(["a", "b"]) == {"a": (True, None), "b": (True, None)}
+    await shared.aclose()
 
 
 def test_scoring_goes_on_when_redis_dies(redis: Server, serve: Callable[..., str], model_settings: dict[str, Any],
@@ -73,7 +82,7 @@ def test_scoring_goes_on_when_redis_dies(redis: Server, serve: Callable[..., str
 
 
 async def test_memory_keeps_the_most_recently_used() -> None:
-    cache = MemoryVerdictCache(size=2)
+    cache = VerdictCache(size=2)
     await cache.save({"a": (True, None), "b": (True, None)})
     await cache.find(["a"])
     await cache.save({"c": (False, None)})

@@ -1,5 +1,7 @@
 """Addresses change with what they depend on and with nothing else; blinding is undone exactly."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,11 @@ from hypothesis import strategies as st
 from markscheme_server.domain import fingerprint as fp
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.rubric import Criterion
+
+
+def address(*, response: str, **question: Any) -> str:
+    return fp.VerdictAddress(**question).of(response)
+
 
 BASE = {"team": "t", "prompt": "p", "criterion": "c", "response": "r", "judge": "j", "verify": "rollout"}
 
@@ -28,10 +35,10 @@ def test_unblinding_refuses_another_number_of_answers() -> None:
         unblind([1, 2], [0, 1, 2])
 
 
-@pytest.mark.parametrize("changed", [*BASE, "pool"])
+@pytest.mark.parametrize("changed", [*BASE, "pool", "judged_with"])
 def test_each_part_of_a_verdicts_address_counts(changed: str) -> None:
     other = "group" if changed == "verify" else "other"
-    assert fp.verdict_key(**BASE) != fp.verdict_key(**(BASE | {changed: other}))  # type: ignore[arg-type]
+    assert address(**BASE) != address(**(BASE | {changed: other}))
 
 
 def test_points_ids_and_categories_are_not_part_of_what_is_asked() -> None:

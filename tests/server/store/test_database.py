@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import metadata
-from markscheme_server.store.verdicts import JudgeCall, StoredVerdict
+from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,8 @@ async def test_versions_of_a_prompt_are_numbered_under_concurrent_writers(store:
     again = await store.rubrics.save(team="t", prompt=prompt, criteria=newest.criteria, origin="imported",
                                      provenance={})
     assert again.id == newest.id
-    assert await store.rubrics.find("other team", [newest.id]) == {}
+    assert await store.rubrics.find("t", newest.id) == newest
+    assert await store.rubrics.find("other team", newest.id) is None
     await store.database.close()
 
 
@@ -81,8 +82,8 @@ async def test_the_first_verdict_stands_and_teams_are_apart(store: Store) -> Non
     def verdict(met: bool) -> StoredVerdict:
         return StoredVerdict("k" * 64, "p", "c", "r", "judge", met, "words")
     call = JudgeCall("verifier", "judge", ("c",), 1, 10, 5)
-    await store.verdicts.save("t", [verdict(True)], call)
-    await store.verdicts.save("t", [verdict(False)], call)
+    assert await store.verdicts.save(Reply("t", [verdict(True)], call))
+    assert await store.verdicts.save(Reply("t", [verdict(False)], call))
     assert await store.verdicts.find("t", ["k" * 64, "absent"]) == {"k" * 64: (True, "words")}
     assert await store.verdicts.find("u", ["k" * 64]) == {}
     await store.database.close()
@@ -90,6 +91,6 @@ async def test_the_first_verdict_stands_and_teams_are_apart(store: Store) -> Non
 
 async def test_errors_do_not_show_what_users_sent(store: Store) -> None:
     with pytest.raises(Exception, match="IntegrityError|NOT NULL|null value") as caught:
-        await store.verdicts.save("t", [StoredVerdict("q" * 64, "p", "c", "r", None, True, "secret words")], None)  # type: ignore[arg-type]
+        await store.verdicts.save(Reply("t", [StoredVerdict("q" * 64, "p", "c", "r", None, True, "secret words")]))  # type: ignore[arg-type]
     assert "secret words" not in str(caught.value).split("DETAIL")[0]
     await store.database.close()

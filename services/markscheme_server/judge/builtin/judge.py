@@ -9,6 +9,8 @@ and wrong for judging style, truth or reasoning.
 import asyncio
 
 from markscheme.vocabulary import UnscoredReason
+from markscheme_server.config import BUILTIN
+from markscheme_server.domain.deadline import Patience
 from markscheme_server.judge.base import Decision, Induction, InductionTask, JudgeFailure, Verification, VerifyTask
 from markscheme_server.judge.builtin.checks import run_check
 from markscheme_server.judge.builtin.rubricator import induce_criteria
@@ -22,6 +24,10 @@ CHECKS_VERSION = "1"
 class BuiltinJudge:
     """Plays both roles by rules; see :class:`markscheme_server.judge.base.Judge`."""
 
+    name = BUILTIN
+    max_criteria = None
+    gateway = None
+
     @property
     def rubricator_identity(self) -> str:
         return f"builtin/{READING_VERSION}"
@@ -34,11 +40,11 @@ class BuiltinJudge:
     def template(self) -> str:
         return f"builtin/{READING_VERSION}"
 
-    async def induce(self, task: InductionTask) -> Induction:
+    async def induce(self, task: InductionTask, patience: Patience | None = None) -> Induction:
         """Criteria from the prompt's own constraints. Raises ``no_rubric`` when it states none that code can decide."""
         return Induction(induce_criteria(task))
 
-    async def verify(self, task: VerifyTask) -> Verification:
+    async def verify(self, task: VerifyTask, patience: Patience | None = None) -> Verification:
         """Run each check on each response; rivals play no part. Raises ``unavailable`` for a criterion without one."""
         unchecked = [criterion.id for criterion in task.criteria if criterion.check is None]
         if unchecked:

@@ -1,0 +1,46 @@
+"""The floor: the bare ``openai[aiohttp]`` SDK asking the judge the very questions the service asked, and no more.
+
+No service that uses this SDK can be faster. Neither storage, nor claims, nor HTTP in front, nor reading of verdicts.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from openai import AsyncOpenAI, DefaultAioHttpClient
+
+
+class BareSdk:
+    """One SDK client with its own bound on calls in flight, and no retries."""
+
+    def __init__(self, base_url: str, concurrency: int, timeout_s: float = 60.0) -> None:
+        self._client = AsyncOpenAI(base_url=base_url, api_key="stub", max_retries=0, timeout=timeout_s,
+                                   http_client=DefaultAioHttpClient())
+        self._slots = asyncio.Semaphore(concurrency)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        await self._client.close()
+
+    async def wall_s(self, sample: str, calls: int, name: str) -> float:
+        """Seconds for ``calls`` calls like the ``sample`` body; ``name`` makes each prompt unlike any other."""
+        bodies = _bodies(json.loads(sample), calls, name)
+        started = time.perf_counter()
+        await asyncio.gather(*(self._ask(body) for body in bodies))
+        return time.perf_counter() - started
+
+    async def _ask(self, body: dict[str, Any]) -> None:
+        async with self._slots:
+            await self._client.chat.completions.create(**body)
+
+
+def _bodies(sample: dict[str, Any], calls: int, name: str) -> Sequence[dict[str, Any]]:
+    first, *others = sample["messages"]
+    return [{**sample, "messages": [{**first, "content": f"{first['content']}\n{name} {n}"}, *others]}
+            for n in range(calls)]

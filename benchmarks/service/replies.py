@@ -1,0 +1,86 @@
+"""What the stub judge replies to each tool's prompt: the tool is known by the shape it asks for.
+
+Verdicts follow from the marks in the prompt (:mod:`service.marks`), whatever words stand around them.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from service.marks import CRITERION_MARK, chance, find_answer_mark, find_criterion_marks, is_met
+
+_OFFERED = re.compile(r"^(c\d+): (.*)$", re.MULTILINE)
+_NONCE = re.compile(r"^nonce: (\S+)$", re.MULTILINE)
+_NAMED = re.compile(r"^- ([\w-]+): ", re.MULTILINE)
+_TAGGED = re.compile(r'<rubric_criterion id="(\w+)">')
+_RUBRIC = {"criteria": [{"criterion": f"The response does the thing numbered {i}.", "category": "task_fulfilment",
+                         "points": i} for i in range(1, 5)]}
+
+
+def text_of(request: dict[str, Any]) -> str:
+    """All message texts of a chat-completions request."""
+    return "\n".join(m["content"] if isinstance(m["content"], str) else json.dumps(m["content"])
+                     for m in request["messages"])
+
+
+def reply_to(request: dict[str, Any], text: str) -> str:
+    """The well-behaved reply to a request, whose ``text`` is :func:`text_of` it."""
+    schema = json.dumps(request.get("response_format") or "")
+    offered = _OFFERED.findall(text)
+    if offered and '"id"' in schema + text:
+        return markscheme(text, offered)
+    if '"criterion"' in schema and '"points"' in schema:
+        return json.dumps(_RUBRIC)
+    answer = find_answer_mark(text)
+    met = [is_met(mark, answer) for mark in find_criterion_marks(text)] or [False]
+    if '"judgments"' in text:
+        return json.dumps({"judgments": [
+            {"criterion_id": i, "criterion_status": _status(m), "selected_option": None, "explanation": "stub"}
+            for i, m in zip(_TAGGED.findall(text), met, strict=True)]})
+    if '"criteria_evaluations"' in text:
+        return json.dumps({"criteria_evaluations": [
+            {"criterion_number": n, "criterion_status": _status(m), "explanation": "stub"}
+            for n, m in enumerate(met, 1)]})
+    if '"verdicts"' in text:
+        return json.dumps({"verdicts": [{"name": name, "reason": "stub", "verdict": "yes" if m else "no"}
+                                        for name, m in zip(_NAMED.findall(text), met, strict=False)]})
+    if "criterion_status" in schema + text:
+        return json.dumps({"criterion_status": _status(met[0]), "explanation": "stub"})
+    return json.dumps({"reason": "stub", "score": int(met[0])})
+
+
+def markscheme(text: str, offered: list[tuple[str, str]], flip: bool = False) -> str:
+    """Our own verifier's form: ids as offered, the nonce repeated where there is one. ``flip``: all verdicts wrong."""
+    answer = find_answer_mark(text)
+    reply: dict[str, Any] = {"verdicts": [
+        {"id": i, "met": is_met(_mark_in(words), answer) is not flip} for i, words in offered]}
+    nonce = _NONCE.search(text)
+    return json.dumps({"nonce": nonce.group(1), **reply} if nonce else reply)
+
+
+def garbage(text: str, key: str) -> str:
+    """A reply that must decide nothing. Where it looks like verdicts they are wrong, so a lenient reader is seen."""
+    offered = _OFFERED.findall(text) or [("c1", "")]
+    forms: list[Callable[[list[dict[str, Any]]], Any]] = [
+        lambda _: "I have read the answer and the criteria with care.",
+        lambda v: json.dumps({"verdicts": v})[:-4],
+        lambda v: {"verdicts": v[:-1]},
+        lambda v: {"verdicts": [*v, {"id": "c99", "met": True}]},
+        lambda v: {"verdicts": [*v, {"id": v[0]["id"], "met": not v[0]["met"]}]},
+        lambda v: {"verdicts": [{**one, "met": "yes" if one["met"] else "no"} for one in v]},
+        lambda v: {"verdicts": [{**one, "met": int(one["met"])} for one in v]},
+        lambda v: {"verdicts": [{**one, "id": f"x{one['id']}"} for one in v]},
+    ]
+    wrong = json.loads(markscheme(text, offered, flip=True))["verdicts"]
+    made = forms[int(chance(key) * len(forms))](wrong)
+    return made if isinstance(made, str) else json.dumps(made)
+
+
+def _mark_in(words: str) -> str | None:
+    found = CRITERION_MARK.search(words)
+    return found.group() if found else None
+
+
+def _status(met: bool) -> str:
+    return "MET" if met else "UNMET"

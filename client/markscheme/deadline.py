@@ -1,0 +1,63 @@
+"""One deadline for a whole call: its attempts, the pauses between them and the reading of the answer.
+
+The service is told what is left at each attempt, so that it stops when nobody waits any more. No I/O here.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Self
+
+import httpx
+
+from markscheme.errors import DeadlineExceeded
+
+HEADER = "X-Deadline-Ms"
+EXTENSION = "markscheme.deadline"
+"""Where a request carries its deadline down to the transport."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """``total_s`` as the caller gave it, and when that is over on the monotonic clock."""
+
+    total_s: float
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float | None) -> Self | None:
+        """A deadline from now on; ``None`` has none."""
+        if seconds is None:
+            return None
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise ValueError("deadline_s must be a finite number above 0")
+        return cls(seconds, time.monotonic() + seconds)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds to go; below 0 when it has passed."""
+        return self.at - time.monotonic()
+
+    def check(self) -> None:
+        """Raise :class:`DeadlineExceeded` when it has passed."""
+        if self.left_s <= 0:
+            raise self.exceeded()
+
+    def exceeded(self, why: str = "the service did not answer") -> DeadlineExceeded:
+        """The error for a call that did not make it."""
+        return DeadlineExceeded(f"{why} within the {self.total_s:g} s that the call was given; "
+                                "what the service has finished is stored: send it again with more time")
+
+    def stamp(self, request: httpx.Request) -> None:
+        """Put what is left on one attempt: in its header and in its timeouts. Raises :class:`DeadlineExceeded`.
+
+        The service is told a little less than that, so that the answer it gives at its deadline, with what was
+        judged by then, still arrives within ours.
+        """
+        left_s = self.left_s
+        told_ms = int((left_s - min(2.0, max(0.05, left_s * 0.05))) * 1000)
+        if told_ms < 1:
+            raise self.exceeded()
+        request.headers[HEADER] = str(told_ms)
+        request.extensions["timeout"] = {name: left_s if limit is None else min(limit, left_s)
+                                         for name, limit in request.extensions.get("timeout", {}).items()}

@@ -1,0 +1,379 @@
+"""The gateway: every call to a named judge goes through here, and nothing else limits, waits or retries.
+
+In order: an endpoint whose breaker is closed, room under the quotas, a place (earlier work first), the call under its
+time-out, and the outcome told to the breaker. What may pass is tried again, twice at most, within the caller's
+deadline; in an outage only as far as the retry budget goes.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import httpx2
+import openai
+import tenacity
+from openai import AsyncOpenAI, DefaultAioHttpClient
+from prometheus_client import Gauge
+from pydantic import SecretStr
+
+from markscheme.vocabulary import UnscoredReason
+from markscheme_server import metrics
+from markscheme_server.config import JudgeSettings, origin_of
+from markscheme_server.domain.deadline import Patience
+from markscheme_server.errors import Unavailable
+from markscheme_server.judge.base import JudgeFailure
+from markscheme_server.judge.breaker import Breaker, State
+from markscheme_server.judge.reply_cap import UnusableReply, cap_reply
+from markscheme_server.judge.retry import (
+    RETRIES,
+    RETRY_AFTER_MOST_S,
+    Kind,
+    NotTheProtocol,
+    backoff_s,
+    classify,
+    retry_after_s,
+    took_too_long,
+)
+
+OPENAI_URL = "https://api.openai.com/v1"
+RATE_WINDOW_S = 10.0
+RETRY_AFTER_LEAST_S, OVERLOADED_MOST_S = 1, 60
+
+T = TypeVar("T")
+Send = Callable[[AsyncOpenAI], Awaitable[T]]
+
+
+class Places(Protocol):
+    """Calls in flight; see :class:`markscheme_server.cache.places.Places`."""
+
+    def hold(self, turn: int) -> AbstractAsyncContextManager[None]: ...
+
+
+class Quotas(Protocol):
+    """Calls and tokens a minute; see :class:`markscheme_server.cache.quotas.Quotas`."""
+
+    async def take(self, tokens: int) -> None: ...
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """One URL of a judge."""
+
+    origin: str
+    client: AsyncOpenAI
+    breaker: Breaker
+    in_flight: int = 0
+    paused_until: float = 0.0
+
+    @property
+    def not_before(self) -> float:
+        """When a call could start at the earliest."""
+        return max(self.paused_until, self.breaker.not_before)
+
+    def ready(self, now: float) -> bool:
+        """Whether a call could start; taking it is the breaker's ``admits``."""
+        return now >= self.paused_until and self.breaker.ready(now)
+
+
+@dataclass(slots=True)
+class Spent:
+    """What one answer took: calls sent, whether they answered or not."""
+
+    calls: int = 0
+
+
+@dataclass(slots=True)
+class Reservation:
+    """Calls that an admitted request may still make; see :meth:`Gateway.reserve`."""
+
+    gateway: "Gateway"
+    calls: int
+
+    def release(self, calls: int | None = None) -> None:
+        """Give back ``calls`` that are done, or whatever is left."""
+        given = self.calls if calls is None else min(calls, self.calls)
+        self.calls -= given
+        self.gateway.reserved -= given
+
+    def __del__(self) -> None:
+        """A caller that left before its answer was begun takes nothing with it."""
+        self.release()
+
+
+@dataclass(slots=True)
+class Gateway:
+    """All calls of this process to one named judge."""
+
+    name: str
+    settings: JudgeSettings
+    endpoints: Sequence[Endpoint]
+    places: Places
+    quotas: Quotas
+    queue_limit: int
+    reserved: int = 0
+    _ended: deque[float] = field(default_factory=deque)
+
+    def reserve(self, calls: int) -> Reservation:
+        """Room for the calls of a request. Raises 503 with ``Retry-After`` when those before it fill the queue.
+
+        A request that finds the queue empty is let in whatever its size: it could never be answered otherwise.
+        """
+        if self.reserved and self.reserved + calls > self.queue_limit:
+            raise Unavailable(f"{self.reserved} judge calls are waiting already; try again later", code="overloaded",
+                              retry_after_s=self._clears_in_s())
+        self.reserved += calls
+        return Reservation(self, calls)
+
+    def _clears_in_s(self) -> int:
+        """When the calls that wait will be done at the rate of the last seconds."""
+        self._count_ended()
+        rate = len(self._ended) / RATE_WINDOW_S
+        wait = math.ceil(self.reserved / rate) if rate else RETRY_AFTER_LEAST_S
+        return max(RETRY_AFTER_LEAST_S, min(OVERLOADED_MOST_S, wait))
+
+    def _count_ended(self) -> float:
+        now = asyncio.get_running_loop().time()
+        while self._ended and self._ended[0] < now - RATE_WINDOW_S:
+            self._ended.popleft()
+        return now
+
+    async def call(self, send: Send[T], *, role: str, tokens: int, patience: Patience, spent: Spent) -> T:
+        """The judge's answer to one question. ``tokens`` is an estimate, for the quota.
+
+        Raises :class:`JudgeFailure`. ``spent`` counts the calls that were sent, also when that is raised.
+        """
+        call = _Call(role, tokens, patience, spent, asyncio.get_running_loop().time() + self.settings.breaker_wait_s)
+        attempts = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(self._may_pass), wait=_wait, reraise=True,
+            stop=tenacity.stop_any(_Enough(call), _Beyond(patience)))
+        try:
+            async for attempt in attempts:
+                with attempt:
+                    if attempt.retry_state.attempt_number > 1:
+                        metrics.JUDGE_RETRIES.labels(judge=self.name).inc()
+                    return await self._once(send, call)
+        except _Failed as failed:
+            raise _failure(failed.cause) from failed.cause
+        raise AssertionError("unreachable")
+
+    async def _once(self, send: Send[T], call: "_Call") -> T:
+        loop = asyncio.get_running_loop()
+        with _counted(metrics.QUEUE_DEPTH.labels(judge=self.name)) as waiting:
+            await self.quotas.take(call.tokens)
+            while True:
+                await self._ready(min(call.wait_until, call.patience.deadline.at))
+                async with self.places.hold(call.patience.turn):
+                    endpoint = self._admitted(loop.time(), call.failed_at)
+                    if endpoint is None:
+                        continue  # it turned while we waited for the place
+                    waiting.end()
+                    return await self._send(endpoint, send, call)
+
+    async def _ready(self, until: float) -> None:
+        """Wait until some endpoint takes calls. Raises when none does by ``until``, or as soon as that is certain."""
+        loop = asyncio.get_running_loop()
+        while not any(e.ready(loop.time()) for e in self.endpoints):
+            if loop.time() >= until or min(e.not_before for e in self.endpoints) > until:
+                raise _Failed(_BreakerOpen(), Kind.NEVER, None)
+            waits = [asyncio.ensure_future(self._wait_for(e, until)) for e in self.endpoints]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+
+    @staticmethod
+    async def _wait_for(endpoint: Endpoint, until: float) -> None:
+        loop = asyncio.get_running_loop()
+        if (pause := min(endpoint.paused_until, until) - loop.time()) > 0:
+            await asyncio.sleep(pause)
+        else:
+            await endpoint.breaker.wait(loop.time(), until)
+
+    def _admitted(self, now: float, failed_at: Endpoint | None) -> Endpoint | None:
+        """The least busy endpoint that takes a call now; the one where this call failed only for want of another,
+        since an endpoint that fails at once is never busy."""
+        for endpoint in sorted(self.endpoints, key=lambda e: (e is failed_at, e.in_flight)):
+            if now >= endpoint.paused_until and endpoint.breaker.admits(now):
+                return endpoint
+        return None
+
+    async def _send(self, endpoint: Endpoint, send: Send[T], call: "_Call") -> T:
+        loop = asyncio.get_running_loop()
+        started, breaker, patience = loop.time(), endpoint.breaker, call.patience
+        probing = breaker.state is State.HALF_OPEN
+        endpoint.in_flight += 1
+        call.spent.calls += 1
+        if call.failed_at is None:
+            breaker.first_try(started)
+        outcome = "ok"
+        try:
+            with _counted(metrics.CALLS_IN_FLIGHT.labels(judge=self.name)):
+                async with asyncio.timeout_at(min(started + self.settings.timeout_s, patience.deadline.at)):
+                    answer = await send(endpoint.client)
+        except (openai.OpenAIError, TimeoutError, UnusableReply, NotTheProtocol) as error:
+            kind = classify(error)
+            ours = took_too_long(error) and loop.time() >= patience.deadline.at
+            if ours and loop.time() < started + self.settings.timeout_s:
+                breaker.withdraw()  # the caller's time ran out before the call's: that tells nothing of the endpoint
+            else:
+                # Who answers nonsense is there all the same: waiting for it would not help.
+                breaker.record(loop.time(), failed=kind is Kind.TRANSIENT and not isinstance(error, NotTheProtocol))
+            outcome = _failure(error).reason.value
+            wait = retry_after_s(error.response.headers) if isinstance(error, openai.APIStatusError) else None
+            if kind is Kind.RATE_LIMIT and wait is not None:
+                endpoint.paused_until = max(endpoint.paused_until, loop.time() + min(wait, RETRY_AFTER_MOST_S))
+            call.failed_at = endpoint
+            call.probes += probing
+            raise _Failed(error, kind, wait, endpoint) from error
+        except BaseException:
+            outcome = "cancelled"
+            breaker.withdraw()
+            raise
+        else:
+            breaker.record(loop.time(), failed=False)
+            return answer
+        finally:
+            endpoint.in_flight -= 1
+            self._ended.append(self._count_ended())
+            metrics.JUDGE_CALL_SECONDS.labels(judge=self.name, role=call.role, outcome=outcome).observe(
+                loop.time() - started)
+
+    def _may_pass(self, error: BaseException) -> bool:
+        if not isinstance(error, _Failed) or error.kind is Kind.NEVER or (error.wait_s or 0.0) > RETRY_AFTER_MOST_S:
+            return False
+        if error.kind is Kind.RATE_LIMIT or error.endpoint is None:
+            return True
+        now = asyncio.get_running_loop().time()
+        others = [e for e in self.endpoints if e is not error.endpoint]
+        return any(e.ready(now) for e in others) or error.endpoint.breaker.allows_retry(now)
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+        for endpoint in self.endpoints:
+            await endpoint.client.close()
+
+
+def make_endpoints(name: str, settings: JudgeSettings, key: SecretStr | None) -> list[Endpoint]:
+    """The judge's endpoints, each with a connection pool of its own and as wide as the judge's concurrency."""
+    made = []
+    for url in settings.base_urls:
+        http = DefaultAioHttpClient(
+            timeout=httpx2.Timeout(settings.timeout_s), event_hooks={"response": [cap_reply]},
+            follow_redirects=False,
+            limits=httpx2.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency))
+        client = AsyncOpenAI(api_key=key.get_secret_value() if key else "none", base_url=url or OPENAI_URL,
+                             max_retries=0, timeout=settings.timeout_s, http_client=http,
+                             default_headers={"Accept-Encoding": "identity"})
+        gauge = metrics.BREAKER_STATE.labels(judge=name, endpoint=origin_of(url))
+        gauge.set(State.CLOSED)
+        made.append(Endpoint(origin_of(url), client, Breaker(settings.breaker_probe_s, changed=gauge.set)))
+    return made
+
+
+class _Failed(Exception):
+    """One call's failure, as the retry loop needs it."""
+
+    def __init__(self, cause: Exception, kind: Kind, wait_s: float | None, endpoint: Endpoint | None = None) -> None:
+        super().__init__(str(kind))
+        self.cause, self.kind, self.wait_s, self.endpoint = cause, kind, wait_s, endpoint
+
+
+class _BreakerOpen(Exception):
+    """No endpoint took calls for as long as one waits for that."""
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.wait_s if isinstance(error, _Failed) else None
+    return max(backoff_s(state.attempt_number - 1), asked or 0.0)
+
+
+@dataclass(slots=True)
+class _Call:
+    """One question's way through the gateway. ``probes``: attempts that only found the judge still out; a call that
+    waits for an open breaker serves as its probe, and has not failed by that."""
+
+    role: str
+    tokens: int
+    patience: Patience
+    spent: Spent
+    wait_until: float
+    failed_at: Endpoint | None = None
+    probes: int = 0
+
+
+class _Enough(tenacity.stop.stop_base):
+    """Stop after the first try and its retries."""
+
+    def __init__(self, call: _Call) -> None:
+        self._call = call
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        return state.attempt_number - self._call.probes > RETRIES
+
+
+class _Beyond(tenacity.stop.stop_base):
+    """Stop when the wait would reach past the deadline."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        return asyncio.get_running_loop().time() + state.upcoming_sleep >= self._patience.deadline.at
+
+
+class _Count:
+    """One unit of a gauge, given back once."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge, self._on = gauge, True
+        gauge.inc()
+
+    def end(self) -> None:
+        if self._on:
+            self._on = False
+            self._gauge.dec()
+
+
+@contextmanager
+def _counted(gauge: Gauge) -> Iterator[_Count]:
+    count = _Count(gauge)
+    try:
+        yield count
+    finally:
+        count.end()
+
+
+def _failure(error: Exception) -> JudgeFailure:
+    """The reason for an error, in words that hold nothing of the request or the reply."""
+    if isinstance(error, _BreakerOpen):
+        return JudgeFailure(UnscoredReason.UNAVAILABLE, "the judge has been failing; its breaker is open")
+    if isinstance(error, NotTheProtocol):
+        return JudgeFailure(UnscoredReason.PARSE_FAILURE, "the judge's answer is not the protocol's")
+    if isinstance(error, UnusableReply):
+        return JudgeFailure(UnscoredReason.PARSE_FAILURE, f"the judge's reply was refused: {error}")
+    if took_too_long(error):
+        return JudgeFailure(UnscoredReason.TIMEOUT, "the judge did not answer in time")
+    if isinstance(error, openai.RateLimitError):
+        return JudgeFailure(UnscoredReason.RATE_LIMITED, "the judge's rate limit held")
+    if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
+        return JudgeFailure(UnscoredReason.UNAVAILABLE,
+                            "the judge refused the key: check MARKSCHEME_JUDGE_API_KEY or the judge's api_key_env")
+    if isinstance(error, openai.NotFoundError):
+        return JudgeFailure(UnscoredReason.UNAVAILABLE,
+                            "the judge knows no such model or path: check the judge's model and base_url")
+    if isinstance(error, openai.APIStatusError):
+        if too_large(error):
+            return JudgeFailure(UnscoredReason.TOO_LARGE, "the material is too large for the judge")
+        return JudgeFailure(UnscoredReason.UNAVAILABLE, f"the judge answered with status {error.status_code}")
+    return JudgeFailure(UnscoredReason.UNAVAILABLE, "the judge could not be reached")
+
+
+def too_large(error: openai.APIStatusError) -> bool:
+    """Whether the endpoint said that the material does not fit its context."""
+    return error.status_code == 413 or getattr(error, "code", None) == "context_length_exceeded"

@@ -1,0 +1,81 @@
+"""Structured logs on stderr: JSON lines, or a readable form at a terminal. stdout is left to what a person asked for.
+
+No prompt, rollout, key, query string or header is logged. Our own events name their fields. Exceptions are the leak
+that is easy to miss: their messages quote input (a URL, a value that would not parse, a row), so a line says an
+exception's type and the code it passed through, and not its words. Of other libraries' messages one line is kept, and
+only from warnings up: their debug output holds whole requests.
+"""
+
+import logging
+import sys
+import threading
+import traceback
+from types import TracebackType
+from typing import Literal
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+Level = Literal["debug", "info", "warning", "error"]
+_FRAMES = 12
+"""Innermost frames of a traceback that a line keeps."""
+
+log = structlog.get_logger()
+
+
+def configure(level: Level = "info") -> None:
+    """Set up this process's logs; call it before the libraries that log are imported."""
+    pretty = sys.stderr.isatty()
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars, structlog.processors.add_log_level,
+        structlog.processors.TimeStamper("iso", utc=not pretty), without_words]
+    render: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer())
+    # WriteLogger gives a line and its end to one write: workers share stderr, and print would interleave them.
+    structlog.configure(
+        processors=[*shared, render], wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr), cache_logger_on_first_use=True)
+    others = logging.StreamHandler(sys.stderr)
+    others.setLevel(logging.WARNING)
+    others.setFormatter(structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.add_logger_name, one_line, *shared],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render]))
+    logging.basicConfig(handlers=[others], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    threading.excepthook = lambda failed: _unhandled("thread_failed", failed.exc_value)
+    sys.unraisablehook = lambda failed: _unhandled("finaliser_failed", failed.exc_value)
+
+
+def without_words(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Replace an exception by its type, those that caused it, and where it was raised."""
+    given = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if given is True else given[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        chain = _chain(error)
+        event["error"] = " from ".join(type(one).__qualname__ for one in chain)
+        event["at"] = _frames(chain[0].__traceback__)
+    return event
+
+
+def one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """The first line of another library's message: asyncio, for one, appends the repr of a failed task."""
+    event["event"] = str(event["event"]).partition("\n")[0].strip()
+    return event
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return found
+
+
+def _frames(trace: TracebackType | None) -> list[str]:
+    frames = traceback.extract_tb(trace)[-_FRAMES:]
+    return [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
+
+
+def _unhandled(event: str, error: BaseException | None) -> None:
+    log.error(event, exc_info=error)

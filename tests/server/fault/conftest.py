@@ -1,0 +1,83 @@
+"""What the fault tests stand on: real servers, real processes, a judge that fails to order."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.fast_judge import FastJudge
+from fakes.processes import ServiceProcess
+from fakes.stores import PostgresServer, RedisServer
+from fakes.tcp_proxy import TcpProxy
+
+Start = Callable[..., ServiceProcess]
+_names = itertools.count()
+
+
+@pytest.fixture
+def judge() -> Iterator[FastJudge]:
+    """Takes the place of the scripted judge of the other tests."""
+    made = FastJudge()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One that no test kills."""
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> str:
+    """The URL of an empty database."""
+    return postgres.create(f"test{next(_names)}")
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """One to kill."""
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """One to kill."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.thaw()
+    server.kill()
+
+
+@pytest.fixture
+def proxied() -> Iterator[Callable[[int], TcpProxy]]:
+    """Proxies to loopback ports."""
+    made: list[TcpProxy] = []
+
+    def to(port: int) -> TcpProxy:
+        made.append(TcpProxy(port))
+        return made[-1]
+
+    yield to
+    for proxy in made:
+        proxy.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts service processes, each ready when it is returned unless told otherwise; none outlives the test."""
+    made: list[ServiceProcess] = []
+
+    def one(*, ready: bool = True, arguments: tuple[str, ...] = (), **settings: Any) -> ServiceProcess:
+        made.append(ServiceProcess(tmp_path / "service", settings, arguments=arguments))
+        return made[-1].wait_ready() if ready else made[-1]
+
+    yield one
+    for process in made:
+        process.kill()

@@ -1,0 +1,101 @@
+"""The caller's remaining time is kept to: what is not decided by then is null, and the answer comes."""
+
+import json
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from fakes import fast_judge
+from fakes.bodies import PROMPT, create_rubric, induce, model_judge, score
+from fakes.fast_judge import FastJudge
+from fakes.load import send_all
+from fakes.processes import eventually
+from markscheme import Client
+
+Serve = Callable[..., str]
+
+
+def within(milliseconds: int) -> dict[str, str]:
+    return {"X-Deadline-Ms": str(milliseconds)}
+
+
+def test_what_hangs_is_a_timeout_and_the_rest_is_kept(serve: Serve, judge: FastJudge) -> None:
+    url = serve(**model_judge(judge.url))
+    rubric_id = create_rubric(url)
+    judge.mode = lambda call: fast_judge.HANG if "slow" in call.answers[0] else fast_judge.OK
+    answer = send_all([score(url, rubric_id, ["one", "slow", "two"], headers=within(800))])[0]
+    assert answer.elapsed_s <= 0.8 + 0.5
+    assert [(r["reward"], r["reason"]) for r in answer.json["groups"][0]["rollouts"]] == [
+        (1.0, None), (None, "timeout"), (1.0, None)]
+    for attempt in eventually(2):
+        with attempt:
+            assert judge.in_flight == 0
+
+
+def test_expired_work_is_dropped_before_it_is_sent(serve: Serve, judge: FastJudge) -> None:
+    """One call at a time, 0.4 s each: the deadline takes in two or three, the others are never made."""
+    url = serve(**model_judge(judge.url, judge_concurrency=1))
+    rubric_id = create_rubric(url)
+    judge.latency_s = 0.4
+    answer = send_all([score(url, rubric_id, [f"answer {i}" for i in range(10)], headers=within(1000))])[0]
+    assert answer.elapsed_s <= 1.5
+    assert 1 <= sum(r == 1.0 for r in answer.rewards) <= 3
+    assert answer.reasons == {None, "timeout"}
+    for attempt in eventually(2):
+        with attempt:
+            assert judge.in_flight == 0
+    assert judge.count <= 4
+
+
+def test_an_induction_keeps_to_it_too(serve: Serve, judge: FastJudge) -> None:
+    url = serve(**model_judge(judge.url))
+    judge.mode = fast_judge.HANG
+    answer = send_all([induce(url, headers=within(700))])[0]
+    assert (answer.status, answer.code) == (503, "timeout")
+    assert answer.elapsed_s <= 1.2
+
+
+def test_a_streamed_answer_ends_in_time_and_in_order(serve: Serve, judge: FastJudge) -> None:
+    url = serve(**model_judge(judge.url))
+    rubric_id = create_rubric(url)
+    judge.mode = lambda call: fast_judge.HANG if "slow" in call.answers[0] else fast_judge.OK
+    asked = score(url, rubric_id, ["quick", "slow"], headers=within(700) | {"Accept": "application/x-ndjson"})
+    answer = send_all([asked])[0]
+    assert answer.elapsed_s <= 1.2
+    lines = [json.loads(line) for line in answer.content.splitlines()]
+    assert lines[-1]["object"] == "score.summary"
+    assert lines[-1]["counts"] == {"rollouts": 2, "scored": 1, "unscored": 1}
+
+
+@pytest.mark.parametrize("value", ["soon", "-5", "1.5", "NaN", "99999999999999999999999"])
+def test_what_is_no_time_is_refused(value: str, serve: Serve, judge: FastJudge) -> None:
+    url = serve(**model_judge(judge.url))
+    rubric_id = create_rubric(url)
+    answer = send_all([score(url, rubric_id, ["x"], headers={"X-Deadline-Ms": value})])[0]
+    assert answer.status in (400, 422)
+    assert answer.json["request_id"]
+    assert judge.count == 0
+
+
+def test_the_sdk_passes_its_time_on(serve: Serve, judge: FastJudge) -> None:
+    url = serve(**model_judge(judge.url))
+    rubric_id = create_rubric(url)
+    judge.mode = fast_judge.HANG
+    with Client(url) as client:
+        batch = client.score([{"id": "g", "prompt": PROMPT, "rubric_id": rubric_id,
+                               "rollouts": [{"id": "a", "text": "x"}]}], deadline_s=0.7)
+    assert [(r.reward, r.reason) for r in batch.groups[0].rollouts] == [(None, "timeout")]
+
+
+def test_ids_and_metrics_are_there(serve: Serve, judge: FastJudge) -> None:
+    """A request's id comes back; every metric of ours bears the service's name."""
+    url = serve(**model_judge(judge.url))
+    rubric_id = create_rubric(url)
+    answer = send_all([score(url, rubric_id, ["x"], headers={"X-Request-ID": "step-7"})])[0]
+    assert answer.headers["X-Request-ID"] == "step-7"
+    said = httpx.get(f"{url}/metrics", verify=False)
+    assert said.status_code == 200
+    names = {line.split()[2] for line in said.text.splitlines() if line.startswith("# TYPE ")}
+    assert len(names) >= 5
+    assert [name for name in names if not name.startswith(("markscheme_", "process_", "python_"))] == []

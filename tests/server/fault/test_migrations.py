@@ -1,0 +1,148 @@
+"""Migrations: from nothing and from every earlier revision, back and forth, two at once, and never for long."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from alembic import command as alembic
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from fakes import processes
+from fakes.bodies import create_rubric
+from fakes.processes import environment
+from fakes.stores import query
+from markscheme_server.store.database import Database, alembic_config, create_engine
+from markscheme_server.store.tables import metadata
+
+Work = Callable[[sa.Connection], Any]
+REVISIONS = [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()][::-1]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, for the service."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'm.db'}"
+    return driver(str(request.getfixturevalue("database")))
+
+
+def work(url: str, *steps: Work) -> list[Any]:
+    """Run each step in a transaction of its own."""
+    async def run() -> list[Any]:
+        database, done = Database(create_engine(url)), []
+        try:
+            for step in steps:
+                async with database.writing() as connection:
+                    done.append(await connection.run_sync(step))
+        finally:
+            await database.close()
+        return done
+
+    return asyncio.run(run())
+
+
+def driver(url: str) -> str:
+    """The URL as SQLAlchemy wants it."""
+    return url.replace("postgresql://", "postgresql+asyncpg://")
+
+
+def migrate_now(url: str) -> None:
+    """What the service does when it starts."""
+    async def run() -> None:
+        database = Database(create_engine(url))
+        try:
+            await database.migrate()
+        finally:
+            await database.close()
+
+    asyncio.run(run())
+
+
+def to(revision: str, *, down: bool = False) -> Work:
+    move = alembic.downgrade if down else alembic.upgrade
+    return lambda connection: move(alembic_config(connection), revision)
+
+
+def differences(connection: sa.Connection) -> Any:
+    return compare_metadata(MigrationContext.configure(connection), metadata)
+
+
+def insert_prompt(connection: sa.Connection) -> None:
+    connection.execute(sa.text("INSERT INTO prompts (key, messages, created_at) "
+                               "VALUES ('k', '[]', '2026-01-01 00:00:00+00:00')"))
+
+
+def count_prompts(connection: sa.Connection) -> int:
+    return int(connection.execute(sa.text("SELECT count(*) FROM prompts")).scalar_one())
+
+
+@pytest.mark.parametrize("revision", ["base", *REVISIONS])
+def test_the_tables_come_out_the_same_from_everywhere(revision: str, url: str) -> None:
+    """And what was stored before is there afterwards."""
+    before = [to(revision), insert_prompt] if revision != "base" else []
+    *_, difference, count = work(url, *before, to("head"), differences, count_prompts)
+    assert difference == []
+    assert count == (1 if before else 0)
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_every_step_can_be_undone_and_done_again(revision: str, url: str) -> None:
+    script = ScriptDirectory.from_config(alembic_config()).get_revision(revision)
+    *_, difference = work(url, to("head"), to(f"{script.down_revision or 'base'}", down=True), to("head"), differences)
+    assert difference == []
+
+
+def test_two_migrators_at_once_both_succeed(database: str, tmp_path: Path) -> None:
+    running = [subprocess.Popen([processes.COMMAND, "migrate"], cwd=tmp_path, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True, env=environment({"database_url": database}))
+               for _ in range(2)]
+    said = [process.communicate(timeout=60)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert work(driver(database), differences) == [[]]
+
+
+def test_a_table_in_use_is_not_waited_for_long(serve: Callable[..., str], database: str) -> None:
+    """A migration that cannot have its lock gives up; the service answers all the while."""
+    service = serve(database_url=database)
+    rubric_id = create_rubric(service)
+    work(driver(database), to(REVISIONS[0], down=True))
+    answers: list[httpx.Response] = []
+
+    def migrate() -> float:
+        begun = time.monotonic()
+        with pytest.raises(sa.exc.DBAPIError, match=r"(?i)lock"):
+            migrate_now(driver(database))
+        return time.monotonic() - begun
+
+    def hold_and_migrate(connection: sa.Connection) -> float:
+        connection.execute(sa.text("LOCK TABLE verdicts IN ROW EXCLUSIVE MODE"))
+        with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=service, verify=False, timeout=5) as client:
+            migrating = pool.submit(migrate)
+            while not migrating.done():
+                answers.extend(client.get(path) for path in ("/readyz", "/v1/rubrics", f"/v1/rubrics/{rubric_id}"))
+            return migrating.result()
+
+    [took_s] = work(driver(database), hold_and_migrate)
+    assert took_s <= 6 + 1  # a second for the machine
+    assert query(database, "SELECT version_num FROM alembic_version") == [(REVISIONS[0],)]
+    assert len(answers) > 20
+    assert {a.status_code for a in answers} == {200}
+    assert max(a.elapsed.total_seconds() for a in answers) <= 2
+    migrate_now(driver(database))
+    assert work(driver(database), differences) == [[]]
+
+
+def test_a_newer_database_is_left_alone(url: str) -> None:
+    """An older service would not know what it writes into: it does not start."""
+    work(url, to("head"), lambda c: c.execute(sa.text("UPDATE alembic_version SET version_num = '9999'")))
+    with pytest.raises(Exception, match="9999"):
+        migrate_now(url)

@@ -1,0 +1,138 @@
+"""How much SQL a score costs: a few statements whatever its size, each by an index, none slow among many verdicts."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes.bodies import create_rubric, model_judge, score
+from fakes.fast_judge import FastJudge
+from fakes.load import send_all
+from fakes.processes import eventually
+from fakes.stores import PostgresServer, query
+
+KNOWN_MOST = 6
+"""Statements for rollouts whose verdicts are all known."""
+SLOWEST_MS = 50
+COLD_MOST = 14
+"""Statements for one rollout that is judged in one call: the same, and the claim's and the reply's."""
+
+
+@pytest.fixture(scope="module")
+def logging_postgres() -> Iterator[PostgresServer]:
+    """Writes every statement and its time into its log."""
+    server = PostgresServer(log_min_duration_statement="0", log_line_prefix="%d|", lc_messages="C")
+    yield server
+    server.close()
+
+
+class Log:
+    """The statements of one database since the last look."""
+
+    def __init__(self, path: Path, database: str) -> None:
+        self._path, self._database, self._place = path, database, 0
+
+    def new(self) -> list[tuple[float, str]]:
+        """``(milliseconds, statement)``, transaction marks and pings apart."""
+        text = self._path.read_text()
+        fresh, self._place = text[self._place:], len(text)
+        found = re.findall(rf"^{self._database}\|LOG:  duration: ([\d.]+) ms  (?:execute [^:]*|statement): (.*)", fresh,
+                           re.MULTILINE)
+        return [(float(ms), words) for ms, words in found if not re.match(
+            r"(?i)\s*(begin|commit|rollback|;|select 1\b|select pg_catalog\.version|show |select current_schema|reset"
+            r"|set |deallocate|close|with recursive typeinfo_tree|$)", words)]
+
+
+@pytest.fixture
+def served(serve: Callable[..., str], logging_postgres: PostgresServer, judge: FastJudge,
+           request: pytest.FixtureRequest) -> tuple[str, str, Log]:
+    """A service's URL, its database and the log of it."""
+    name = re.sub(r"\W", "", request.node.name)[:40].lower()
+    database = logging_postgres.create(name)
+    url = serve(**model_judge(judge.url), database_url=database, claim_lease_s=60)
+    return url, database, Log(logging_postgres.log, name)
+
+
+def settled(log: Log, known: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """All statements up to where nothing more comes: what is written after the answer counts too."""
+    for attempt in eventually(5, every_s=0.2):
+        with attempt:
+            more = log.new()
+            known += more
+            assert not more
+    return known
+
+
+def test_a_score_costs_a_few_statements_whatever_its_criteria(served: tuple[str, str, Log]) -> None:
+    url, _, log = served
+    warm = create_rubric(url, "a first prompt")
+    send_all([score(url, warm, ["what a process asks once"], prompt="a first prompt")])
+    counts: dict[str, list[int]] = {"cold": [], "known": []}
+    said = {}
+    for criteria in (1, 50):
+        rubric_id = create_rubric(url, f"prompt {criteria}", criteria=criteria)
+        settled(log, [])
+        for state in ("cold", "known"):
+            asked = score(url, rubric_id, ["an answer"], prompt=f"prompt {criteria}")
+            assert send_all([asked])[0].rewards == [1.0]
+            said[state] = settled(log, log.new())
+            counts[state].append(len(said[state]))
+    assert counts["known"][0] == counts["known"][1], said["known"]
+    assert counts["cold"][0] == counts["cold"][1], said["cold"]
+    assert counts["known"][0] <= KNOWN_MOST, "\n".join(words[:160] for _, words in said["known"])
+    assert counts["cold"][0] <= COLD_MOST, "\n".join(words[:160] for _, words in said["cold"])
+
+
+def test_rollouts_and_groups_do_not_multiply_it(served: tuple[str, str, Log]) -> None:
+    url, _, log = served
+    rubric_id = create_rubric(url, criteria=6)
+    counts = []
+    for rollouts in (2, 64):
+        texts = [f"answer {i}" for i in range(rollouts)]
+        assert None not in send_all([score(url, rubric_id, texts)])[0].rewards
+        settled(log, [])
+        again = send_all([score(url, rubric_id, texts)])[0]
+        assert again.json["usage"]["judge_calls"] == 0
+        counts.append(len(settled(log, log.new())))
+    assert counts[0] == counts[1] <= KNOWN_MOST
+
+
+@pytest.mark.parametrize("stored", [100_000])
+def test_many_verdicts_slow_nothing_down(stored: int, served: tuple[str, str, Log], judge: FastJudge) -> None:
+    """Among 100,000 verdicts no statement takes 50 ms, and none reads a big table from end to end."""
+    url, database, log = served
+    rubric_id = create_rubric(url, criteria=6)
+    texts = [f"answer {i}" for i in range(32)]
+    for statement, rows in (
+            ("INSERT INTO verdicts (key, team, prompt_key, criterion_key, response_key, judge, met, created_at) "
+             "SELECT md5(i::text) || md5((i + 1)::text), 'default', 'p', 'c', 'r', 'j', true, now() "
+             "FROM generate_series(1, $1::int) i", stored),
+            ("INSERT INTO texts SELECT md5(i::text), 'x', now() FROM generate_series(1, $1::int) i", stored // 10),
+            ("INSERT INTO judge_calls (id, team, role, judge, criteria, calls, prompt_tokens, completion_tokens, "
+             "created_at) SELECT md5(i::text), 'default', 'verifier', 'j', '[]', 1, 1, 1, now() "
+             "FROM generate_series(1, $1::int) i", stored // 10)):
+        query(database, statement, rows)
+    for statement in ("VACUUM ANALYZE verdicts", "VACUUM ANALYZE texts", "VACUUM ANALYZE judge_calls"):
+        query(database, statement)
+    settled(log, [])
+    before = _scans(database)
+    for group, calls in (("new", 32), ("again", 0)):
+        judge.forget()
+        assert send_all([score(url, rubric_id, texts, group=group)])[0].rewards == [1.0] * 32
+        assert judge.count == calls
+    statements = settled(log, log.new())
+    for attempt in eventually(15, every_s=0.5):  # idle connections tell of their scans after ten seconds
+        with attempt:
+            after = _scans(database)
+            assert after["verdicts"][1] > before["verdicts"][1]
+    assert statements
+    assert max(ms for ms, _ in statements) <= SLOWEST_MS, max(statements)
+    assert {table: after[table][0] - before[table][0] for table in after} == dict.fromkeys(after, 0)
+
+
+def _scans(database: str) -> dict[str, tuple[int, int]]:
+    """Sequential and index scans by table, once the server has told of those that were."""
+    rows = query(database, "SELECT pg_stat_force_next_flush(), relname, seq_scan, coalesce(idx_scan, 0) "
+                           "FROM pg_stat_user_tables WHERE relname IN ('verdicts', 'texts', 'judge_calls')")
+    return {name: (sequential, by_index) for _, name, sequential, by_index in rows}

@@ -1,0 +1,104 @@
+"""Settings: which judges there are, which of them plays which role, and what is refused with a word of help."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from markscheme_server.config import Settings
+
+FILE = """
+[judges.fast]
+base_url = ["http://a/v1", "http://b/v1"]
+model = "small"
+revision = "7"
+concurrency = 128
+
+[judges.strong]
+model = "large"
+api_key_env = "STRONG_KEY"
+price_input = 1.25
+
+[roles]
+rubricator = "strong"
+verifier = "fast"
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "judges.toml"
+    path.write_text(text)
+    return path
+
+
+def settings(**fields: object) -> Settings:
+    return Settings(_env_file=None, **fields)  # type: ignore[call-arg, arg-type]
+
+
+def test_without_anything_the_rules_judge() -> None:
+    bare = settings()
+    assert bare.judges == {}
+    assert bare.roles == {"rubricator": "builtin", "verifier": "builtin"}
+
+
+def test_the_variables_describe_the_default_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://user:secret@judge:8000/v1?x=1")
+    monkeypatch.setenv("OPENAI_MODEL", "m")
+    monkeypatch.setenv("MARKSCHEME_JUDGE_RPM", "90")
+    found = settings()
+    assert found.roles == {"rubricator": "default", "verifier": "default"}
+    assert found.judges["default"].rpm == 90
+    assert found.judges["default"].origin == "judge:8000/v1"
+
+
+def test_the_file_names_judges_and_roles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRONG_KEY", "k-strong")
+    found = settings(config=written(tmp_path, FILE))
+    assert list(found.judges) == ["fast", "strong"]
+    assert found.roles == {"rubricator": "strong", "verifier": "fast"}
+    assert found.judges["fast"].base_urls == ("http://a/v1", "http://b/v1")
+    key = found.key_of("strong")
+    assert key is not None
+    assert key.get_secret_value() == "k-strong"
+    assert "k-strong" not in repr(found)
+    assert found.key_of("fast") is None
+
+
+def test_a_lone_judge_of_the_file_plays_both_roles(tmp_path: Path) -> None:
+    assert set(settings(config=written(tmp_path, '[judges.one]\nmodel = "m"\n')).roles.values()) == {"one"}
+
+
+def test_a_key_that_is_not_set_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'strong' takes its key from STRONG_KEY"):
+        settings(config=written(tmp_path, FILE)).key_of("strong")
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ('[judges.x]\nmodel = "m"\nbase_url = ["http://a", "http://b"]\n', "need a revision"),
+    ('[judges.builtin]\nmodel = "m"\n', "is taken"), ('[judges.x]\nmodel = "m"\nspeed = 9\n', "judges.x.speed"),
+    ('[judges.x]\nmodel = "m"\n[roles]\nverifier = "y"\n', "names the judge 'y'"),
+    ('[roles]\ncook = "x"\n', "roles.cook"), ("[judges\n", "is not TOML"),
+    ('[judges.x]\nmodel = "m"\nconcurrency = 0\n', "concurrency"),
+])
+def test_what_is_wrong_in_the_file_is_named(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=words):
+        settings(config=written(tmp_path, text))
+
+
+def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="cannot read .*MARKSCHEME_CONFIG"):
+        settings(config=tmp_path / "absent.toml")
+
+
+def test_the_example_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRONG_JUDGE_KEY", "k")
+    example = Path(__file__).parents[2] / "examples" / "markscheme.toml"
+    assert set(settings(config=example).judges) == {"fast", "strong"}
+
+
+def test_empty_variables_are_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MARKSCHEME_JUDGE", "")
+    (tmp_path / ".env").write_text("MARKSCHEME_JUDGE_BASE_URL=\nMARKSCHEME_DATABASE_URL=\nMARKSCHEME_API_KEY=\n")
+    found = Settings()
+    assert (found.judge_base_url, found.database_url, found.api_key, found.judge_kind) == (None, None, None, "builtin")
