@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup demo demo-control test fuzz check bench-builtin bench bench-peers bench-flips clean
+.PHONY: help setup demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ test: setup  ## Run the tests
 
 fuzz: setup  ## Schemathesis against the running service (slow, about three minutes)
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/api/test_schemathesis.py
+
+fault: setup  ## The long fault tests: outages, kills, black holes, overload (slow, about half an hour)
+	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/fault
 
 check: setup  ## Lint, types, import contracts
 	$(CLEAN) $(BIN)/ruff check services client tests benchmarks

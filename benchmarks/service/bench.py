@@ -62,7 +62,8 @@ class Bench:
     def rubric(self, work: Work, latency_s: float) -> list[PeerResult]:
         """``rubric`` on this machine in this run; measured once for each load."""
         if (work, latency_s) not in self._rubric:
-            printed = measure_peer("rubric", url=self.stub.url, work=work, latency_s=latency_s, repeats=self.repeats)
+            printed = measure_peer("rubric", url=self.stub.url, work=work, latency_s=latency_s,
+                                   repeats=1 if self.quick else self.repeats)
             self._rubric[work, latency_s] = read_results(printed)
         return self._rubric[work, latency_s]
 

@@ -1,11 +1,14 @@
 """Drives a service over real HTTP with the SDK, and says of every number that comes back whether it is right."""
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import httpx
 
 from markscheme import AsyncClient
 from markscheme.schema import Run, ScoreBatch
@@ -50,6 +53,12 @@ class Accuracy:
             self.wrong += wrong_reward or wrong_verdict
 
 
+def raw_client(url: str) -> httpx.AsyncClient:
+    """HTTP without the SDK, where the client's own reading of answers would be most of what is measured."""
+    return httpx.AsyncClient(base_url=url, timeout=120.0, limits=httpx.Limits(max_connections=None),
+                             headers={"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"})
+
+
 class Scorer:
     """One service and the rubrics made on it. Use as an async context manager."""
 
@@ -81,6 +90,10 @@ class Scorer:
         return [{"id": f"g{n}", "prompt": task.prompt, "rubric_id": self._rubric_ids[task],
                  "rollouts": [{"id": f"r{i}", "text": text} for i, text in enumerate(answers)]}
                 for n, (task, answers) in enumerate(zip(batch.tasks, batch.answers, strict=True))]
+
+    def body(self, batch: Batch, *, step: int) -> bytes:
+        """The request that :meth:`score` sends, for a raw client to send."""
+        return json.dumps({"groups": self.groups(batch), "run": {"id": "bench", "step": step}}).encode()
 
     async def score(self, batch: Batch, *, step: int | None = None) -> Timed:
         """One training step: the whole batch in one request."""

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("build/smollm2"))
     arguments = parser.parse_args()
     console = Console(width=160)
+    processes.prepare()
     chosen = choose(arguments.rollouts)
     started = time.perf_counter()
     margins = ask_all(ensure_model(arguments.model), chosen, console)

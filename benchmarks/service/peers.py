@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the small load only, once; writes to build/bench")
     quick = parser.parse_args().quick
     console = Console(width=160)
+    processes.prepare()
     machine = describe()
     tools: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="markscheme-bench-") as scratch, \

@@ -7,6 +7,7 @@ can say where its time went.
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -86,8 +87,9 @@ def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **extra}
 
 
-def raise_open_files() -> None:
-    """Let this process and its children hold thousands of connections."""
+def prepare() -> None:
+    """Let this process and its children hold thousands of connections, and let SIGTERM end the children too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft < wanted:

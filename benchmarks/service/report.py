@@ -41,7 +41,8 @@ def save(stem: Path, *, title: str, notes: Sequence[str], rows: Sequence[Row], s
         parts = list(spent[0].cpu_s)
         lines += ["", "## Where the time goes", "",
                   "CPU seconds per 1,000 verdicts by part, beside the wall seconds, and what the limit was. The driver "
-                  "holds the SDK: what a trainer spends.", "",
+                  "holds the client: what a trainer spends. Waiting is for the judge, disks, or cores that others "
+                  "use.", "",
                   *markdown_table(("figure", "load", "wall", *parts, "the limit"), [_spent_line(s) for s in spent])]
     data = {"title": title, "date": today(), "machine": machine, "notes": list(notes),
             "rows": [asdict(row) for row in rows], "spent": [asdict(s) | {"limit": s.limit} for s in spent]}

@@ -32,12 +32,12 @@ class Spent:
 
     @property
     def limit(self) -> str:
-        """The part that was busy for most of the wall time, or the judge that all waited for."""
+        """The part that was busy for most of the wall time, if there is one; else all waited."""
         part, busy = max(((part, cpu / self.wall_s) for part, cpu in self.cpu_s.items()), key=lambda item: item[1])
         total = sum(self.cpu_s.values()) / self.wall_s
         if busy >= BUSY:
             return f"the {part}: {busy:.0%} of a core"
-        return f"waiting for the judge; all parts together use {total:.0%} of a core"
+        return f"waiting: all parts together compute for {total:.0%} of a core"
 
 
 BUSY = 0.6

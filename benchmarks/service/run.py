@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 from redis import Redis
 from rich.console import Console
 
@@ -40,7 +41,7 @@ FIGURES: dict[str, Callable[[Bench], list[Row]]] = {
 def main() -> None:
     arguments = _arguments()
     console = Console(width=160)
-    processes.raise_open_files()
+    processes.prepare()
     with tempfile.TemporaryDirectory(prefix="markscheme-bench-") as scratch, ExitStack() as stack:
         room = Path(scratch)
         stub = stack.enter_context(processes.stub_judge(room))
@@ -70,7 +71,7 @@ def _measure(name: str, bench: Bench) -> list[Row]:
     """One figure's rows. A service that fails under it is a result, and no reason to lose the other figures."""
     try:
         return FIGURES[name](bench)
-    except MarkschemeError as error:
+    except (MarkschemeError, httpx.HTTPError, RuntimeError) as error:
         return [Row(name, "", "the service answers", f"{type(error).__name__}: {error}", False)]
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -103,11 +104,23 @@ def prune(
         _fail("nothing was removed")
 
 
-def doctor() -> None:
-    """Check the settings, the database and the judge: does it answer, and does structured output work?"""
-    from markscheme_server.doctor import diagnose
+def doctor(
+    train: Annotated[Path | None, typer.Option(help="A training configuration: also estimate what its judge will be "
+                                                    "asked and cost, before it is run.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value pairs that beat that file.")] = None,
+) -> None:
+    """Check the settings, the database and each judge: does it answer, and does structured output work?
 
-    if not asyncio.run(diagnose(_settings(), Console())):
+    With --train it also says how many judge calls and tokens a training will take, what they cost at the judge's
+    prices, and how long at its limits. Each judge is asked one small question.
+    """
+    from markscheme_server.doctor import diagnose, estimate_training
+
+    settings, console = _settings(), Console()
+    passed, seconds = asyncio.run(diagnose(settings, console))
+    if train is not None:
+        passed = estimate_training(train, overrides or [], settings, seconds, console) and passed
+    if not passed:
         raise typer.Exit(1)
 
 

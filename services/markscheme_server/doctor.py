@@ -1,17 +1,23 @@
-"""``markscheme doctor``: one line a check, each with what to do when it fails."""
+"""``markscheme doctor``: one line a check, each with what to do when it fails; and what a training would cost."""
 
 import asyncio
 import secrets
 import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
+from markscheme.plan import GROUP, NAME, PlanError, Planner, TrainingPlan
+from markscheme_server import estimate as costs
 from markscheme_server.app import make_judge
-from markscheme_server.config import BUILTIN, Settings
+from markscheme_server.config import BUILTIN, DEFAULT, Settings
 from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.judge.base import JudgeFailure, VerifyTask
+from markscheme_server.judge.base import Judge, JudgeFailure, VerifyTask
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.store.store import Store
 
@@ -23,15 +29,27 @@ QUESTION = VerifyTask(
                         check={"kind": "min_words", "value": 1000})),
     responses=("Blue.",))
 EXPECTED = {"c1": True, "c2": False}
-LOCAL_TIMEOUT_S = 10.0
 
 
-async def diagnose(settings: Settings, console: Console) -> bool:
-    """Print the checks; true when all passed."""
-    passed = [await _database(settings, console)]
-    for name in settings.judges or (BUILTIN,):
-        passed.append(await _judge(settings, name, console))
-    return all(passed)
+async def diagnose(settings: Settings, console: Console) -> tuple[bool, dict[str, float]]:
+    """Print the checks; whether all passed, and how long each judge took to answer."""
+    passed = await _database(settings, console)
+    seconds: dict[str, float] = {}
+    for name in (*settings.judges, *({BUILTIN} & set(settings.roles.values()))):
+        try:
+            judge = make_judge(settings, name, owner="doctor", secret=secrets.token_bytes(16))
+        except ValueError as error:  # its key is not there
+            passed = _say(console, False, str(error))
+            continue
+        try:
+            took = await _judge(settings, judge, console)
+        finally:
+            await judge.aclose()
+        if took is None:
+            passed = False
+        else:
+            seconds[name] = took
+    return passed, seconds
 
 
 async def _database(settings: Settings, console: Console) -> bool:
@@ -41,37 +59,115 @@ async def _database(settings: Settings, console: Console) -> bool:
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         return _say(console, False, f"database: no answer ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
     finally:
-        await store.database.close()
+        await store.close()
     return _say(console, True, f"database: {store.database.engine.dialect.name} answers")
 
 
-async def _judge(settings: Settings, name: str, console: Console) -> bool:
-    roles = " and ".join(role for role, played_by in settings.roles.items() if played_by == name)
-    shown = f"judge {name}" + (f" ({roles})" if roles else "")
-    try:
-        judge = make_judge(settings, name, owner="doctor", secret=secrets.token_bytes(16))
-    except ValueError as error:
-        return _say(console, False, f"{shown}: {error}")
+async def _judge(settings: Settings, judge: Judge, console: Console) -> float | None:
+    """The seconds that it took to answer right; ``None`` when it did not."""
+    what = _described(settings, judge.name)
+    timeout_s = settings.judges[judge.name].timeout_s if judge.name in settings.judges else 5.0
     started = time.perf_counter()
     try:
-        timeout_s = settings.judges[name].timeout_s if name != BUILTIN else LOCAL_TIMEOUT_S
         answer = await judge.verify(QUESTION, Patience(Deadline(asyncio.get_running_loop().time() + timeout_s)))
     except JudgeFailure as failure:
-        return _say(console, False, f"{shown}: {failure} ({failure.reason})")
-    finally:
-        await judge.aclose()
+        _say(console, False, f"{what}: {failure} ({failure.reason})")
+        return None
     seconds = time.perf_counter() - started
     decided = {key: decision.met for key, decision in answer.decisions[0].items()}
     if decided != EXPECTED:
-        return _say(console, False, f"{shown}: it answers, but got an easy question wrong; use a stronger model")
+        _say(console, False, f"{what}: it answers, but got an easy question wrong; use a stronger model")
+        return None
     if isinstance(judge, OpenAIJudge):
-        _say(console, True, f"{shown}: structured output: {judge.structured_output}")
+        _say(console, True, f"{what}: structured output: {judge.structured_output}")
     else:
         console.print("   builtin is rules, not a language model: it decides only criteria that carry a check; "
-                      "set MARKSCHEME_JUDGE_BASE_URL and _MODEL for a model", markup=False)
-    return _say(console, True, f"{shown}: answers in {seconds:.2f} s, and right")
+                      "set MARKSCHEME_JUDGE_BASE_URL and _MODEL for a model", markup=False, soft_wrap=True)
+    _say(console, True, f"{what}: answers in {seconds:.2f} s, and right")
+    return seconds
+
+
+def _described(settings: Settings, name: str) -> str:
+    """``judge strong (gpt-x; rubricator, verifier)``."""
+    roles = ", ".join(role for role, of in settings.roles.items() if of == name) or "when asked for by name"
+    model = f"{settings.judges[name].model}; " if name in settings.judges else ""
+    return f"judge {name} ({model}{roles})"
 
 
 def _say(console: Console, passed: bool, words: str) -> bool:
-    console.print(f"{'ok' if passed else 'FAILED':>6}  {words}", style="" if passed else "red", markup=False)
+    console.print(f"{'ok' if passed else 'FAILED':>6}  {words}", style="" if passed else "red", markup=False,
+                  highlight=False, soft_wrap=True)
     return passed
+
+
+def estimate_training(config: Path, overrides: Sequence[str], settings: Settings, seconds: Mapping[str, float],
+                      console: Console) -> bool:
+    """Print what the judges of a training configuration come to; false when it cannot be said."""
+    try:
+        with console.status(f"reading {config}"):  # the trainer's libraries take some seconds to load
+            plan = _planner()(config, overrides)
+        estimate = costs.estimate(plan, settings, seconds)
+    except (PlanError, costs.UnknownJudge) as error:
+        return _say(console, False, f"{config}: {error}")
+    _show(config, plan, estimate, settings, console)
+    return True
+
+
+def _planner() -> Planner:
+    """The installed trainer's function. Raises :class:`PlanError`."""
+    found = entry_points(group=GROUP, name=NAME)
+    try:
+        planner: Planner = next(iter(found)).load()
+    except (StopIteration, ImportError) as error:
+        raise PlanError("reading a training configuration needs the train extra: "
+                        "pip install 'markscheme[train]'") from error
+    return planner
+
+
+def _show(config: Path, plan: TrainingPlan, estimate: costs.Estimate, settings: Settings, console: Console) -> None:
+    def line(words: str) -> None:
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+    line(f"\n{config}: {plan.steps:,} steps, {plan.groups:,} groups of {plan.rollouts_per_group} = "
+         f"{plan.rollouts:,} rollouts, over {plan.prompts:,} prompts; reuse {plan.reuse}, verify {plan.verify}")
+    if not any(load.calls for load in estimate.loads):
+        line("no judge calls, and nothing to pay: the builtin judge is rules")
+        return
+    table = Table("role", "judge", box=None, pad_edge=False)
+    for heading in ("calls", "prompt tokens", "completion tokens", "cost"):
+        table.add_column(heading, justify="right")
+    for load in estimate.loads:
+        table.add_row(load.role, load.judge, f"{load.calls:,}", f"{load.prompt_tokens:,}",
+                      f"{load.completion_tokens:,}", "?" if load.cost is None else f"{load.cost:,.2f}")
+    table.add_row("both", "", *(f"{sum(numbers):,}" for numbers in zip(*(
+        (load.calls, load.prompt_tokens, load.completion_tokens) for load in estimate.loads), strict=True)),
+        "?" if estimate.cost is None else f"{estimate.cost:,.2f}")
+    console.print(table)
+    for name in estimate.unpriced:
+        line(f"no prices for {name}: set price_input and price_output of its table in markscheme.toml"
+             + (" (or MARKSCHEME_JUDGE_PRICE_INPUT and _OUTPUT)" if name == DEFAULT else "")
+             + ", per million tokens")
+    for wait in estimate.waits:
+        line(f"{wait.judge}: at least {_hours(wait.hours)} at {wait.limit}")
+    line("assumes")
+    for assumption in _assumptions(plan, settings):
+        line(f"  {assumption}")
+
+
+def _assumptions(plan: TrainingPlan, settings: Settings) -> list[str]:
+    renewed = {"always_new": "a rubric for every visit of a prompt", "frozen": "no rubric is made",
+               "if_fresh": f"a rubric serves {settings.reuse_max_uses} groups (it is renewed sooner when it no longer "
+                           "separates)"}[plan.reuse]
+    return [
+        "one training process: with several, multiply",
+        f"prompts of {plan.prompt_characters:,} characters, {plan.teacher_responses} teacher responses of "
+        f"{plan.teacher_characters:,}, as in the data; 4 characters a token",
+        f"responses of {plan.response_tokens:,} tokens: the most there may be",
+        f"{costs.CRITERIA} criteria a rubric; {renewed}",
+        "no retries, no thinking tokens, no prefix caching; nothing taken off for criteria with a check or for "
+        "verdicts that are stored",
+        "calls as long as that of the small question above"]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.0f} min"

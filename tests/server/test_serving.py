@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -85,43 +84,43 @@ def hold_one(process: ServiceProcess, judge: FastJudge) -> tuple[threading.Threa
     return sending, answers
 
 
-def test_two_workers_count_together_and_the_dead_are_replaced(start: Start) -> None:
-    process = start(workers=2, judge="builtin")
+def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_process(start: Start) -> None:
+    process = start(workers=2, drain_delay_s=0)
+    assert process.output.read_text().count("listening on") == 1
     first, second = workers_of(process)
     healthy = 'markscheme_request_seconds_count{method="GET",route="/healthz",status="200"}'
-    for busy, frozen in ((first, second), (second, first)):
-        frozen.suspend()  # who is left serves
+    for frozen in (second, first):
+        frozen.suspend()  # the other one serves
         assert [get(f"{process.url}/healthz").status_code for _ in range(5)] == [200] * 5
         frozen.resume()
-        assert busy.is_running()
     assert figure(process.url, healthy) == 10
-    assert process.output.read_text().count("listening on") == 1
 
     first.kill()
-    for attempt in eventually(20):
+    for attempt in eventually(40):
         with attempt:
             assert len(workers_of(process)) == 2
             assert first.pid not in [worker.pid for worker in workers_of(process)]
+    assert "worker_ended" in process.output.read_text()
     assert figure(process.url, healthy) == 10
-    for attempt in eventually(20):
-        with attempt:
-            assert "worker_ended" in process.output.read_text()
-    process.terminate()
-    assert process.wait(15) == 0
+
+    left = workers_of(process)
+    process.process.kill()
+    _gone, alive = psutil.wait_procs(left, timeout=20)
+    assert not alive
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(workers: int, start: Start, fast: FastJudge) -> None:
-    process = start(workers=workers, **model_judge(fast.url, drain_delay_s=2))
-    folders = set(Path(tempfile.gettempdir()).glob("markscheme-metrics-*"))
+def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(start: Start, fast: FastJudge, tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two workers; tests/server/fault has one, and the judge that never answers."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    process = start(workers=2, **model_judge(fast.url, drain_delay_s=2))
+    assert len(list(tmp_path.glob("markscheme-metrics-*"))) == 1
     sending, answers = hold_one(process, fast)
     process.terminate()
-    told = time.monotonic()
     for attempt in eventually(0.5, every_s=0.005):
         with attempt:
             refused = get(f"{process.url}/readyz")
             assert refused.status_code == 503
-    assert time.monotonic() - told <= 0.5
     assert refused.json()["error"]["code"] == "draining"
     assert refused.headers["retry-after"] == "1"
     assert {get(f"{process.url}/readyz").status_code for _ in range(5)} == {503}
@@ -130,7 +129,7 @@ def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(workers: int, st
     sending.join(10)
     assert [answer.rewards for answer in answers] == [[1.0]]
     assert process.wait(15) == 0
-    assert not folders & set(Path(tempfile.gettempdir()).glob("markscheme-metrics-*")) or workers == 1
+    assert list(tmp_path.glob("markscheme-metrics-*")) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -141,37 +140,27 @@ def test_a_second_signal_ends_it_at_once(workers: int, start: Start, fast: FastJ
     process.terminate()
     time.sleep(0.3)
     process.terminate()
-    assert process.wait(2) == 128 + signal.SIGTERM
-    gone, alive = psutil.wait_procs(serving, timeout=2)
+    assert process.wait(5) == 128 + signal.SIGTERM
+    _gone, alive = psutil.wait_procs(serving, timeout=5)
     assert not alive
     sending.join(10)
     assert [answer.status for answer in answers] == [0]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("sent", "asked"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_nobody_waits_for_a_delay_that_nobody_uses(sent: int, asked: bool, workers: int, start: Start) -> None:
-    process = start(workers=workers, ready=asked, drain_delay_s=60)
+def test_nobody_waits_for_a_delay_that_nobody_uses(sent: int, asked: bool, start: Start) -> None:
+    process = start(ready=asked, drain_delay_s=60)
     process.process.send_signal(sent)
-    assert process.wait(8) == 0
-
-
-def test_workers_do_not_outlive_the_first_process(start: Start) -> None:
-    process = start(workers=2, drain_delay_s=0)
-    serving = workers_of(process)
-    process.process.kill()
-    _gone, alive = psutil.wait_procs(serving, timeout=10)
-    assert not alive
+    assert process.wait(10) == 0
 
 
 def test_what_cannot_start_says_why_without_a_traceback(tmp_path: Path) -> None:
     unreachable = {"database_url": "postgresql://u:planted@127.0.0.1:1/x", "judge": "builtin"}
-    for words in (("serve", "--port", "0"), ("serve", "--port", "0", "--workers", "2"), ("migrate",)):
-        done = command(*words, directory=tmp_path, settings=unreachable)
-        assert done.returncode == 1
-        assert "MARKSCHEME_DATABASE_URL" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert "planted" not in done.stderr + done.stdout
+    done = command("serve", "--port", "0", "--workers", "2", directory=tmp_path, settings=unreachable)
+    assert done.returncode == 1
+    assert "MARKSCHEME_DATABASE_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "planted" not in done.stderr + done.stdout
     done = command("serve", "--log-level", "loud", directory=tmp_path, settings={"home": tmp_path})
     assert done.returncode == 2
 
@@ -226,7 +215,7 @@ def test_secrets_show_nowhere(start: Start, judge: ScriptedJudge) -> None:
 
 def test_stdout_says_where_it_listens_and_nothing_more(tmp_path: Path) -> None:
     settings = {"MARKSCHEME_HOME": str(tmp_path), "MARKSCHEME_JUDGE": "builtin", "MARKSCHEME_LOG_LEVEL": "debug",
-                "MARKSCHEME_WORKERS": "2"}
+                "MARKSCHEME_WORKERS": "2", "MARKSCHEME_DRAIN_DELAY_S": "60"}
     with (tmp_path / "errors").open("wb") as errors, subprocess.Popen(
             [COMMAND, "serve", "--port", "0"], cwd=tmp_path, env=os.environ | settings, stdout=subprocess.PIPE,
             stderr=errors, text=True) as process:

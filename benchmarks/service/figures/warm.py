@@ -5,16 +5,13 @@ SDK's figure stands beside it.
 """
 
 import asyncio
-import json
 import time
-
-import httpx
 
 from markscheme.schema import ScoreBatch
 from service.bench import LARGE, SMALL, Bench
-from service.drive import Accuracy, Scorer, percentile
+from service.drive import Accuracy, Scorer, percentile, raw_client
 from service.peer_results import best_cache
-from service.processes import API_KEY, Process
+from service.processes import Process
 from service.rows import Row, milliseconds
 from service.stub_judge import Settings
 from service.workload import Work, make_batch
@@ -58,14 +55,12 @@ async def _measure(bench: Bench, service: Process, work: Work) -> tuple[list[flo
     batch = make_batch(work, "warm")
     accuracy = Accuracy()
     requests = QUICK_REQUESTS if bench.quick else REQUESTS
-    headers = {"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"}
     bench.stub.configure(Settings(latency_s=0.005))
-    async with Scorer(service.url) as scorer, httpx.AsyncClient(base_url=service.url, headers=headers,
-                                                                timeout=60) as http:
+    async with Scorer(service.url) as scorer, raw_client(service.url) as http:
         await scorer.prepare(batch.tasks)
         await scorer.score(batch, step=1)
         bench.stub.configure(Settings(latency_s=0.005))
-        body = json.dumps({"groups": scorer.groups(batch), "run": {"id": "bench", "step": 1}}).encode()
+        body = scorer.body(batch, step=1)
         answer = await http.post("/v1/scores", content=body)
         meter = bench.meter(FIGURE, str(work), service)
         raw = []

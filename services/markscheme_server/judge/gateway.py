@@ -269,7 +269,8 @@ def make_endpoints(name: str, settings: JudgeSettings, key: SecretStr | None) ->
         client = AsyncOpenAI(api_key=key.get_secret_value() if key else "none", base_url=url or OPENAI_URL,
                              max_retries=0, timeout=settings.timeout_s, http_client=http,
                              default_headers={"Accept-Encoding": "identity"})
-        gauge = metrics.BREAKER_STATE.labels(judge=name, endpoint=origin_of(url))
+        # Host and port only: a path may hold a key, and labels are shown to whoever may read the metrics.
+        gauge = metrics.BREAKER_STATE.labels(judge=name, endpoint=origin_of(url).partition("/")[0])
         gauge.set(State.CLOSED)
         made.append(Endpoint(origin_of(url), client, Breaker(settings.breaker_probe_s, changed=gauge.set)))
     return made

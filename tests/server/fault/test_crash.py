@@ -14,7 +14,8 @@ from fakes.processes import eventually
 from fakes.stores import query
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [
+    1, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_nothing_that_a_client_saw_is_lost(kills: int, start: Any, judge: FastJudge, database: str) -> None:
     """Under load, killed at random moments. Every reward seen is given again by the database alone."""
     chance = random.Random(1)

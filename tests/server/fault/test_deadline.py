@@ -84,7 +84,7 @@ def test_the_sdk_passes_its_time_on(serve: Serve, judge: FastJudge) -> None:
     judge.mode = fast_judge.HANG
     with Client(url) as client:
         batch = client.score([{"id": "g", "prompt": PROMPT, "rubric_id": rubric_id,
-                               "rollouts": [{"id": "a", "text": "x"}]}], deadline_s=0.7)
+                               "rollouts": [{"id": "a", "text": "x"}]}], deadline_s=4)
     assert [(r.reward, r.reason) for r in batch.groups[0].rollouts] == [(None, "timeout")]
 
 

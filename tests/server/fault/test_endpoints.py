@@ -29,25 +29,25 @@ def die(judge: FastJudge, how: str) -> None:
         judge.mode = fast_judge.HANG if how == "hangs" else status(500)
 
 
-@pytest.mark.parametrize(("how", "count"), [
-    ("refuses", 80), ("fails", 80), *(pytest.param(how, 500, marks=pytest.mark.slow)
-                                      for how in ("refuses", "fails", "hangs"))])
-def test_a_dead_endpoint_is_gone_round(how: str, count: int, serve: Serve, three: list[FastJudge],
-                                       tmp_path: Path) -> None:
-    """Scored all the same, and in little more time."""
+@pytest.mark.parametrize(("how", "count", "per_s", "spare_s"), [
+    ("refuses", 50, 15, 0.5), ("fails", 50, 15, 0.5),
+    *(pytest.param(how, 500, 40, 0.1, marks=pytest.mark.slow) for how in ("refuses", "fails", "hangs"))])
+def test_a_dead_endpoint_is_gone_round(how: str, count: int, per_s: float, spare_s: float, serve: Serve,
+                                       three: list[FastJudge], tmp_path: Path) -> None:
+    """Scored all the same, and in little more time; ``spare_s`` is the machine's."""
     config = judges_file(tmp_path / "judges.toml", {"pool": {
         "base_url": [judge.url for judge in three], "revision": "r1", "timeout_s": 2.0}}, role="pool")
     url = serve(judge=None, config=config)
     rubric_id = create_rubric(url)
-    healthy = send_at_rate(lambda i: score(url, rubric_id, [f"healthy {i}"]), per_s=40, for_s=count / 80)
+    healthy = send_at_rate(lambda i: score(url, rubric_id, [f"healthy {i}"]), per_s=per_s, for_s=count / per_s / 2)
     assert {r for a in healthy for r in a.rewards} == {1.0}
     assert all(judge.count for judge in three)
     die(three[1], how)
-    limping = send_at_rate(lambda i: score(url, rubric_id, [f"limping {i}"]), per_s=40, for_s=count / 40)
+    limping = send_at_rate(lambda i: score(url, rubric_id, [f"limping {i}"]), per_s=per_s, for_s=count / per_s)
     scored = sum(a.status == 200 and a.rewards == [1.0] for a in limping)
     assert scored >= 0.995 * len(limping)
     usual = quantile([a.elapsed_s for a in healthy], 0.95)
-    assert quantile([a.elapsed_s for a in limping], 0.95) <= 2 * usual + 0.1
+    assert quantile([a.elapsed_s for a in limping], 0.95) <= 2 * usual + spare_s
 
 
 def test_a_group_is_judged_by_the_judge_that_was_named(serve: Serve, three: list[FastJudge], tmp_path: Path,

@@ -15,6 +15,9 @@ from fakes.stores import PostgresServer, query
 KNOWN_MOST = 6
 """Statements for rollouts whose verdicts are all known."""
 SLOWEST_MS = 50
+HANG_UP = ("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+           "WHERE datname = current_database() AND pid <> pg_backend_pid()")
+"""Connections tell of what they scanned when they end, and else within a minute."""
 COLD_MOST = 14
 """Statements for one rollout that is judged in one call: the same, and the claim's and the reply's."""
 
@@ -115,6 +118,7 @@ def test_many_verdicts_slow_nothing_down(stored: int, served: tuple[str, str, Lo
         query(database, statement, rows)
     for statement in ("VACUUM ANALYZE verdicts", "VACUUM ANALYZE texts", "VACUUM ANALYZE judge_calls"):
         query(database, statement)
+    query(database, HANG_UP)
     settled(log, [])
     before = _scans(database)
     for group, calls in (("new", 32), ("again", 0)):
@@ -122,7 +126,8 @@ def test_many_verdicts_slow_nothing_down(stored: int, served: tuple[str, str, Lo
         assert send_all([score(url, rubric_id, texts, group=group)])[0].rewards == [1.0] * 32
         assert judge.count == calls
     statements = settled(log, log.new())
-    for attempt in eventually(15, every_s=0.5):  # idle connections tell of their scans after ten seconds
+    query(database, HANG_UP)
+    for attempt in eventually(15, every_s=0.1):
         with attempt:
             after = _scans(database)
             assert after["verdicts"][1] > before["verdicts"][1]

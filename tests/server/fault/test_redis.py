@@ -24,17 +24,17 @@ FAULTS: dict[str, Callable[[RedisServer, TcpProxy], None]] = {
 }
 
 
-@pytest.mark.parametrize(("before_s", "first_s", "then_s"), [
-    (1.0, 1.5, 1.5), pytest.param(5.0, 5.0, 10.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("per_s", "before_s", "first_s", "then_s", "spare_s"), [
+    (8, 1.5, 1.5, 1.5, 0.3), pytest.param(20, 5.0, 5.0, 10.0, 0.05, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_redis_goes_in_mid_run(fault: str, before_s: float, first_s: float, then_s: float, serve: Serve,
-                               judge: FastJudge, redis: RedisServer, proxied: Callable[[int], TcpProxy]) -> None:
-    """Each request is half known, half new. Added time: 0.3 s at first, then next to none."""
+def test_redis_goes_in_mid_run(fault: str, per_s: float, before_s: float, first_s: float, then_s: float,
+                               spare_s: float, serve: Serve, judge: FastJudge, redis: RedisServer,
+                               proxied: Callable[[int], TcpProxy]) -> None:
+    """Each request is half known, half new. Added time: 0.3 s at first, then 0.02 s; ``spare_s`` is the machine's."""
     proxy = proxied(redis.port)
     judge.latency_s = JUDGE_S
     url = serve(**model_judge(judge.url), redis_url=f"redis://127.0.0.1:{proxy.port}/0")
     rubric_id = create_rubric(url)
-    per_s = 20
 
     def run(part: str, for_s: float) -> list[Answer]:
         return send_at_rate(lambda i: score(url, rubric_id, [f"{part} {i // 2}", f"known {i % 4}"]),
@@ -46,8 +46,8 @@ def test_redis_goes_in_mid_run(fault: str, before_s: float, first_s: float, then
     assert {a.status for answers in whole for a in answers} == {200}
     assert {r for answers in whole for a in answers for r in a.rewards} == {1.0}
     usual, first, then = (quantile([a.elapsed_s for a in answers], 0.95) for answers in whole)
-    assert first <= usual + 0.3 + 0.1
-    assert then <= usual + 0.02 + 0.08
+    assert first <= usual + 0.3 + spare_s
+    assert then <= usual + 0.02 + spare_s
     distinct = {text for answers, part in zip(whole, ("before", "first", "then"), strict=True)
                 for text in [f"{part} {i // 2}" for i in range(len(answers))]} | {f"known {i}" for i in range(4)}
     assert judge.count == len(distinct)

@@ -1,0 +1,60 @@
+"""The training configuration in the figures that its judge's cost follows from; see :mod:`markscheme.plan`."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from markscheme.plan import PlanError, TrainingPlan
+from markscheme.schema import Prompt
+from markscheme_train.errors import TrainError
+
+if TYPE_CHECKING:
+    from markscheme_train.config import TrainConfig
+    from markscheme_train.data import Example
+
+
+def plan(path: Path, overrides: Sequence[str]) -> TrainingPlan:
+    """The plan of one training process. Raises :class:`markscheme.plan.PlanError`.
+
+    Reads the configuration as ``markscheme train`` does, so what it refuses is refused here. That imports torch: the
+    defaults are TRL's own, and a copy of them would be wrong after its next release.
+    """
+    from markscheme_train.config import load_config
+    from markscheme_train.data import read_examples
+
+    try:
+        config = load_config(path, overrides)
+        return plan_of(config, read_examples(Path(config.data)))
+    except TrainError as error:
+        raise PlanError(str(error)) from error
+
+
+def plan_of(config: "TrainConfig", examples: "list[Example]") -> TrainingPlan:
+    """The figures of a configuration and its data. Raises :class:`TrainError`."""
+    prompts_per_batch = config.generation_batch_size // config.num_generations
+    # One generated batch is looked at this many times: once a micro-step, and again for each iteration over it.
+    looks = config.steps_per_generation * config.num_iterations
+    steps = config.max_steps
+    if steps <= 0:
+        micro_steps = len(examples) // prompts_per_batch * looks
+        if micro_steps == 0:
+            raise TrainError(f"{config.data} has {len(examples)} prompts, fewer than the {prompts_per_batch} of one "
+                             "batch")
+        steps = math.ceil(config.num_train_epochs * math.ceil(micro_steps / config.gradient_accumulation_steps))
+    batches = math.ceil(steps * config.gradient_accumulation_steps / looks)
+    teachers = [e.teacher_responses for e in examples if e.teacher_responses]
+    texts = [text for responses in teachers for text in responses]
+    return TrainingPlan(
+        steps=steps, batches=batches, groups=batches * prompts_per_batch, rollouts_per_group=config.num_generations,
+        prompts=len(examples), prompt_characters=_mean([_characters(e.prompt) for e in examples]),
+        response_tokens=config.max_completion_length, teacher_responses=math.ceil(len(texts) / max(1, len(teachers))),
+        teacher_characters=_mean([len(text) for text in texts]), reuse=config.reuse, verify=config.verify)
+
+
+def _characters(prompt: Prompt) -> int:
+    return len(prompt) if isinstance(prompt, str) else sum(len(message.content) for message in prompt)
+
+
+def _mean(lengths: Sequence[int]) -> int:
+    return round(sum(lengths) / len(lengths)) if lengths else 0
