@@ -47,6 +47,6 @@ def test_help_teaches_every_command() -> None:
         [str(Path(sys.executable).with_name("markscheme")), *words, "--help"], capture_output=True, text=True,
         check=True, timeout=60).stdout
     overview = run()
-    for command in ("serve", "train", "score", "demo", "doctor", "migrate"):
+    for command in ("serve", "train", "score", "demo", "doctor", "migrate", "prune"):
         assert command in overview
         assert "Usage" in run(command)

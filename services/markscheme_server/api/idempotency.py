@@ -1,7 +1,7 @@
 """``Idempotency-Key`` on the calls that create something: sent again, they are answered again and done once.
 
 What is kept is what would come out the same: successes, and refusals by the work itself. A failure that may pass
-is not kept, so that the retry of a call gets its rubric (other services freeze a 500 under its key; decision 0006).
+is not kept, so that the retry of a call gets its rubric (other services freeze a 500 under its key; decision 0009).
 A body that is refused before any work leaves no trace under the key.
 """
 

@@ -9,13 +9,15 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from markscheme_server.cache.redis import Redis, RedisGone
 
 LEASE_S = 3.0
 """After this a process that said nothing has no places any more."""
 TICK_S, RENEW_S = 0.02, 0.1
+SPARE = 4
+"""Places kept at hand beyond those in use while nobody else waits, so that a call need not ask for one first."""
 _SHARE = """
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1e6
@@ -33,7 +35,7 @@ for i = 1, #rows, 2 do
 end
 local most = size - others
 if hungry then most = math.min(most, math.max(1, math.floor(size / live))) end
-local mine = math.max(0, math.min(wanted, most))
+local mine = math.max(0, math.min(hungry and wanted or tonumber(ARGV[6]), most))
 redis.call('HSET', KEYS[1], me, string.format('%d:%d:%.6f', math.max(used, mine), wanted, now + tonumber(ARGV[5])))
 redis.call('EXPIRE', KEYS[1], 60)
 return mine
@@ -51,6 +53,7 @@ class Places:
         self._order = itertools.count()
         self._queue: list[tuple[int, int, asyncio.Future[None]]] = []
         self._sharing: asyncio.Task[None] | None = None
+        self._asked = asyncio.Event()
 
     @property
     def used(self) -> int:
@@ -85,6 +88,8 @@ class Places:
             if not place.done():
                 self._used += 1
                 place.set_result(None)
+        if self._queue and self._allotted < self._size:
+            self._asked.set()
         if self._redis is not None and (self._sharing is None or self._sharing.done()) and self._restless:
             self._sharing = asyncio.ensure_future(self._share(self._redis))
 
@@ -98,21 +103,23 @@ class Places:
         loop = asyncio.get_running_loop()
         renewal = 0.0
         while self._restless:
-            waiting = sum(not place.done() for _, _, place in self._queue)
-            wanted = min(self._size, self._used + waiting)
+            wanted = min(self._size, self._used + len(self._queue))
             state = (self._used, wanted, self._allotted)
             # A change is told at the next tick, an unmet wish at every tick; else we ask whether others wait.
             if state != said or wanted > self._allotted or loop.time() >= renewal:
                 self._allotted = await self._ask(redis, wanted)
                 said, renewal = (self._used, wanted, self._allotted), loop.time() + RENEW_S
                 self._serve()
-            await asyncio.sleep(TICK_S)
+            self._asked.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._asked.wait()
 
     async def _ask(self, redis: Redis, wanted: int) -> int:
         used = self._used
         try:
             return int(await redis.ask(lambda client: client.eval(
-                _SHARE, 1, self._key, self._owner, used, wanted, self._size, LEASE_S)))
+                _SHARE, 1, self._key, self._owner, used, wanted, self._size, LEASE_S, wanted + (SPARE if wanted else 0))))
         except RedisGone:
             return self._alone if wanted else 0
 

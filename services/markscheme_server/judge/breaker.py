@@ -18,7 +18,7 @@ WINDOW_S = 30.0
 LEAST_CALLS = 10
 FAILURE_SHARE = 0.5
 CLOSE_AFTER = 3
-BUDGET_FROM_SHARE = 1 / 3
+BUDGET_FROM_CALLS, BUDGET_FROM_SHARE = 20, 0.4
 BUDGET_WINDOW_S = 10.0
 BUDGET_SHARE = 0.2
 BUDGET_LEAST = 3
@@ -132,7 +132,7 @@ class Breaker:
 
     @property
     def _suffering(self) -> bool:
-        return len(self._calls) >= LEAST_CALLS and self._failures >= BUDGET_FROM_SHARE * len(self._calls)
+        return len(self._calls) >= BUDGET_FROM_CALLS and self._failures >= BUDGET_FROM_SHARE * len(self._calls)
 
     def _forget(self, now: float) -> None:
         while self._calls and self._calls[0][0] < now - WINDOW_S:

@@ -141,10 +141,9 @@ class AssignmentStore:
                  "origin": n.origin, "reuse": n.reuse, "verify": n.verify, "created_at": created}
                 for a, n in zip(made, news, strict=True)]
         unknown = [n for n in news if n.prompt is not None]
-        if unknown:
-            async with self._db.writing() as connection:
-                await self._db.insert_new(connection, prompts, _prompt_rows(unknown, created))
-        async with self._db.writing_once() as connection:
+        # With its prompt in one transaction: a prompt that nothing refers to may be pruned.
+        async with (self._db.writing() if unknown else self._db.writing_once()) as connection:
+            await self._db.insert_new(connection, prompts, _prompt_rows(unknown, created))
             written = set((await connection.execute(self._insert, {"rows": self._db.pack(rows)})).scalars())
         taken = [n.place for a, n in zip(made, news, strict=True) if a.id not in written]
         standing = dict(zip(taken, await self._find(taken), strict=True)) if taken else {}
