@@ -57,7 +57,8 @@ def fast() -> Iterator[FastJudge]:
 def workers_of(process: ServiceProcess) -> list[psutil.Process]:
     """The processes that serve; beside them runs Python's own resource tracker."""
     children = psutil.Process(process.process.pid).children()
-    return [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE
+            and any("spawn_main" in word for word in child.cmdline())]
 
 
 def get(url: str) -> httpx.Response:

@@ -24,9 +24,12 @@ FAULTS: dict[str, Callable[[RedisServer, TcpProxy], None]] = {
 }
 
 
-@pytest.mark.parametrize(("per_s", "before_s", "first_s", "then_s", "spare_s"), [
-    (8, 1.5, 1.5, 1.5, 0.3), pytest.param(20, 5.0, 5.0, 10.0, 0.05, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("fault", FAULTS)
+SHORT, LONG = (8, 1.0, 1.5, 1.0, 0.3), (20, 5.0, 5.0, 10.0, 0.05)
+
+
+@pytest.mark.parametrize(("fault", "per_s", "before_s", "first_s", "then_s", "spare_s"), [
+    *((fault, *SHORT) for fault in ("killed", "black-hole", "slow")),
+    *(pytest.param(fault, *LONG, marks=pytest.mark.slow) for fault in FAULTS)])
 def test_redis_goes_in_mid_run(fault: str, per_s: float, before_s: float, first_s: float, then_s: float,
                                spare_s: float, serve: Serve, judge: FastJudge, redis: RedisServer,
                                proxied: Callable[[int], TcpProxy]) -> None:

@@ -23,31 +23,37 @@ def rubric(url: str, criteria: list[dict[str, Any]], prompt: str = PROMPT) -> st
 
 
 @pytest.fixture
-def paid(serve: Serve, judge: FastJudge) -> dict[str, Any]:
-    """Settings of a deployment that has the usual verdicts already, and its count of calls at nought."""
-    settings = model_judge(judge.url, judge_revision="r1")
+def settings(judge: FastJudge) -> dict[str, Any]:
+    return model_judge(judge.url, judge_revision="r1")
+
+
+@pytest.fixture
+def paid(serve: Serve, settings: dict[str, Any], judge: FastJudge) -> str:
+    """A service with these settings that has the usual verdicts already; the judge's calls are counted from now on."""
     url = serve(**settings)
     assert send_all([score(url, rubric(url, CRITERIA), TEXTS)])[0].rewards == [1.0, 1.0]
     assert judge.count == 2
     judge.forget()
-    return settings
+    return url
 
 
 @pytest.mark.parametrize("change", [
     {"judge_revision": "r2"}, {"judge_model": "another"}, {"judge_verifier_temperature": 0.5},
     {"judge_canary": True}, {"judge_evidence": True}, {"judge_max_response_tokens": 100}], ids=lambda c: next(iter(c)))
-def test_another_judge_judges_anew(change: dict[str, Any], serve: Serve, paid: dict[str, Any],
+@pytest.mark.usefixtures("paid")
+def test_another_judge_judges_anew(change: dict[str, Any], serve: Serve, settings: dict[str, Any],
                                    judge: FastJudge) -> None:
     judge.met = lambda criterion, answer: criterion in [c["text"] for c in CRITERIA]
-    url = serve(**(paid | change))
+    url = serve(**(settings | change))
     assert send_all([score(url, rubric(url, CRITERIA), TEXTS)])[0].rewards == [1.0, 1.0]
     assert judge.count == 2
 
 
-def test_the_same_judge_elsewhere_does_not(serve: Serve, paid: dict[str, Any], judge: FastJudge) -> None:
+@pytest.mark.usefixtures("paid")
+def test_the_same_judge_elsewhere_does_not(serve: Serve, settings: dict[str, Any], judge: FastJudge) -> None:
     """Its revision says that it is the same; where it is reached and how fast is no matter."""
-    url = serve(**(paid | {"judge_timeout_s": 5, "judge_concurrency": 3, "judge_rubricator_temperature": 0.1,
-                           "judge_base_url": judge.url.replace("127.0.0.1", "localhost")}))
+    url = serve(**(settings | {"judge_timeout_s": 5, "judge_concurrency": 3, "judge_rubricator_temperature": 0.1,
+                               "judge_base_url": judge.url.replace("127.0.0.1", "localhost")}))
     assert send_all([score(url, rubric(url, CRITERIA), TEXTS)])[0].rewards == [1.0, 1.0]
     assert judge.count == 0
 
@@ -55,9 +61,8 @@ def test_the_same_judge_elsewhere_does_not(serve: Serve, paid: dict[str, Any], j
 @pytest.mark.parametrize(("change", "calls"), [
     ("prompt", 2), ("criterion text", 2), ("response", 1), ("verify mode", 1),
     ("points", 0), ("criterion order", 0), ("rubric id", 0), ("group and rollout ids", 0), ("white space", 0)])
-def test_what_is_asked_makes_the_verdict(change: str, calls: int, serve: Serve, paid: dict[str, Any],
-                                         judge: FastJudge) -> None:
-    url = serve(**paid)
+def test_what_is_asked_makes_the_verdict(change: str, calls: int, paid: str, judge: FastJudge) -> None:
+    url = paid
     criteria, texts, prompt, more = CRITERIA, TEXTS, PROMPT, dict[str, Any]()
     match change:
         case "prompt":
@@ -83,11 +88,9 @@ def test_what_is_asked_makes_the_verdict(change: str, calls: int, serve: Serve, 
     assert judge.count == calls
 
 
-def test_one_criterion_edited_is_asked_alone(serve: Serve, paid: dict[str, Any], judge: FastJudge) -> None:
-    """By criterion the others stand; by exact set all are asked again."""
+def test_one_criterion_edited_is_asked_alone(paid: str, judge: FastJudge) -> None:
     edited = [CRITERIA[0], {"text": "It gives a good reason.", "points": 1}]
-    url = serve(**paid)
-    send_all([score(url, rubric(url, edited), TEXTS)])
+    send_all([score(paid, rubric(paid, edited), TEXTS)])
     assert [[words for _, words in call.criteria] for call in judge.calls] == [["It gives a good reason."]] * 2
 
 
