@@ -178,7 +178,8 @@ class Gateway:
         loop = asyncio.get_running_loop()
         while not any(e.ready(loop.time()) for e in self.endpoints):
             if loop.time() >= until or min(e.not_before for e in self.endpoints) > until:
-                raise _Failed(_BreakerOpen(), Kind.NEVER, None)
+                paused = any(e.paused_until > loop.time() and e.breaker.ready(loop.time()) for e in self.endpoints)
+                raise _Failed(_Paused() if paused else _BreakerOpen(), Kind.NEVER, None)
             waits = [asyncio.ensure_future(self._wait_for(e, until)) for e in self.endpoints]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -288,6 +289,10 @@ class _BreakerOpen(Exception):
     """No endpoint took calls for as long as one waits for that."""
 
 
+class _Paused(Exception):
+    """The endpoints asked us to wait for longer than there is time."""
+
+
 def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = error.wait_s if isinstance(error, _Failed) else None
@@ -354,6 +359,8 @@ def _failure(error: Exception) -> JudgeFailure:
     """The reason for an error, in words that hold nothing of the request or the reply."""
     if isinstance(error, _BreakerOpen):
         return JudgeFailure(UnscoredReason.UNAVAILABLE, "the judge has been failing; its breaker is open")
+    if isinstance(error, _Paused):
+        return JudgeFailure(UnscoredReason.RATE_LIMITED, "the judge's rate limit held")
     if isinstance(error, NotTheProtocol):
         return JudgeFailure(UnscoredReason.PARSE_FAILURE, "the judge's answer is not the protocol's")
     if isinstance(error, UnusableReply):
