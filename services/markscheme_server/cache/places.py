@@ -116,10 +116,10 @@ class Places:
                     await self._asked.wait()
 
     async def _ask(self, redis: Redis, wanted: int) -> int:
-        used = self._used
+        used, comfortable = self._used, wanted + (SPARE if wanted else 0)
         try:
             return int(await redis.ask(lambda client: client.eval(
-                _SHARE, 1, self._key, self._owner, used, wanted, self._size, LEASE_S, wanted + (SPARE if wanted else 0))))
+                _SHARE, 1, self._key, self._owner, used, wanted, self._size, LEASE_S, comfortable)))
         except RedisGone:
             return self._alone if wanted else 0
 
