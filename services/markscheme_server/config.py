@@ -9,10 +9,19 @@ import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 StructuredOutput = Literal["auto", "json_schema", "json_object", "text"]
@@ -207,7 +216,7 @@ class _File(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    judges: dict[str, JudgeSettings] = {}
+    judges: dict[Annotated[str, StringConstraints(pattern=_NAME)], JudgeSettings] = {}
     roles: dict[Literal["rubricator", "verifier"], str] = {}
 
     @model_validator(mode="after")

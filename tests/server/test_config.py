@@ -77,7 +77,7 @@ def test_a_key_that_is_not_set_is_said(tmp_path: Path) -> None:
     ('[judges.x]\nmodel = "m"\nbase_url = ["http://a", "http://b"]\n', "need a revision"),
     ('[judges.builtin]\nmodel = "m"\n', "is taken"), ('[judges.x]\nmodel = "m"\nspeed = 9\n', "judges.x.speed"),
     ('[judges.x]\nmodel = "m"\n[roles]\nverifier = "y"\n', "names the judge 'y'"),
-    ('[roles]\ncook = "x"\n', "roles.cook"), ("[judges\n", "is not TOML"),
+    ('[judges."a b"]\nmodel = "m"\n', "a b"), ('[roles]\ncook = "x"\n', "roles.cook"), ("[judges\n", "is not TOML"),
     ('[judges.x]\nmodel = "m"\nconcurrency = 0\n', "concurrency"),
 ])
 def test_what_is_wrong_in_the_file_is_named(text: str, words: str, tmp_path: Path) -> None:

@@ -245,18 +245,16 @@ class VerdictService:
                     await self._claims.drop(claim)
                 return _Outcome(known)
             if claim is not None:
-                outcome = await self._judge_claimed(question, still, unit, patience, claim)
-                if outcome is not None:
-                    outcome.decided |= known
+                outcome = _Outcome(dict(known), judged=True)
+                if await self._judge_claimed(question, still, unit, patience, claim, outcome):
                     return outcome
             while await self._claims.held(address):
                 await asyncio.sleep(pause)
                 pause = min(pause * 1.5, LAST_LOOK_S)
 
     async def _judge_claimed(self, question: Question, missing: tuple[Criterion, ...], unit: tuple[str, ...],
-                             patience: Patience, claim: Claim) -> _Outcome | None:
-        """Judge under a claim of ours; ``None`` when it was taken over meanwhile."""
-        outcome = _Outcome(judged=True)
+                             patience: Patience, claim: Claim, outcome: _Outcome) -> bool:
+        """Judge under a claim of ours, into ``outcome``; false when it was taken over meanwhile."""
         # With exact_set a verdict belongs to its set, so that the sets of the whole question are kept.
         sets = question.chunks if question.reuse == "exact_set" else _chunked(missing, question.judge.max_criteria)
         parts = [part for part in sets if any(c in missing for c in part)]
@@ -268,24 +266,30 @@ class VerdictService:
             raise
         if len(parts) > 1:
             await self._claims.drop(claim)
-        return outcome if all(kept) else None
+        return all(kept)
 
     async def _call(self, question: Question, criteria: tuple[Criterion, ...], unit: tuple[str, ...],
                     patience: Patience, claim: Claim, outcome: _Outcome, *, last: bool) -> bool:
-        """One judge call, stored before it is used; false when its claim had been taken over."""
+        """One judge call, stored before it is used; false when its claim had been taken over.
+
+        What ``outcome`` holds already stands: its criteria were asked about for their neighbours' sake.
+        """
         order = shuffle_order(fp.pool_key(unit), len(unit))
         task = VerifyTask(question.prompt, criteria, tuple(blind(unit, order)), question.verify)
         try:
             answer = await question.judge.verify(task, patience)
         except JudgeFailure as failure:
             outcome.usage += failure.usage
-            outcome.failed |= {question.key(c, text): failure.reason for text in unit for c in criteria}
+            outcome.failed |= {key: failure.reason for text in unit for c in criteria
+                               if (key := question.key(c, text)) not in outcome.decided}
             call = self._record(question, criteria, failure.usage, failure.reason) if failure.usage.calls else None
             return await self._store.save(Reply(question.team, (), call, claim, done=last))
         outcome.usage += answer.usage
         rows, decided = _rows(question, criteria, dict(zip(unit, unblind(answer.decisions, order), strict=True)))
+        decided = {key: verdict for key, verdict in decided.items() if key not in outcome.decided}
         call = self._record(question, criteria, answer.usage, None)
-        if not await self._store.save(Reply(question.team, rows, call, claim, done=last)):
+        if not await self._store.save(Reply(
+                question.team, [row for row in rows if row.key in decided], call, claim, done=last)):
             return False
         await self._cache.save(decided)
         outcome.decided |= decided

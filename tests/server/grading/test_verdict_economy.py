@@ -85,6 +85,14 @@ def test_all_open_rollouts_of_a_group_are_asked_about_the_same_criteria(
     assert len(judge.verifications) == 3
 
 
+def test_a_stored_verdict_stands_when_it_is_asked_again_for_its_neighbours_sake(
+        model_client: Client, judge: ScriptedJudge) -> None:
+    model_client.score([group(rubric(model_client, "One."), ROLLOUTS[:1])])
+    judge.script = lambda request, number: verdicts(request, lambda criterion, answer: False)
+    both = group(rubric(model_client, "One.", "Two."))
+    assert [[r.reward for r in model_client.score([both]).groups[0].rollouts] for _ in range(2)] == [[0.5, 0, 0]] * 2
+
+
 def test_what_overlaps_is_not_judged_twice_when_asked_at_once(model_client: Client, judge: ScriptedJudge) -> None:
     def slow(request: dict[str, Any], number: int) -> str:
         time.sleep(0.2)
