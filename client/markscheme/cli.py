@@ -52,7 +52,7 @@ def score(
         unscored = _score_into(target, todo, url, _choice(reuse, ReusePolicy, "--reuse"),
                                _choice(verify, VerifyMode, "--verify"), console)
     except (MarkschemeError, ValueError, OSError) as error:
-        console.print(str(error), style="red", markup=False)
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print(f"stopped; what was scored is in {target}: run the command again to go on", markup=False)

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from contextlib import suppress
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import Self
 
@@ -53,18 +53,18 @@ class Balancer:
             await asyncio.sleep(CHECK_EVERY_S)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
+        with closing(writer), suppress(OSError):
             port = self.healthy[next(self._turn) % len(self.healthy)]
             upstream, to_server = await asyncio.open_connection("127.0.0.1", port)
-            pumps = [asyncio.ensure_future(_pump(reader, to_server)), asyncio.ensure_future(_pump(upstream, writer))]
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
-                to_server.close()
-        writer.close()
+            with closing(to_server):
+                pumps = [asyncio.ensure_future(_pump(reader, to_server)),
+                         asyncio.ensure_future(_pump(upstream, writer))]
+                try:
+                    await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for pump in pumps:
+                        pump.cancel()
+                    await asyncio.gather(*pumps, return_exceptions=True)
 
 
 async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -77,9 +77,8 @@ async def _is_ready(port: int) -> bool:
     try:
         async with asyncio.timeout(2):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            said = await reader.readline()
-            writer.close()
-            return b" 200 " in said
+            with closing(writer):
+                writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                return b" 200 " in await reader.readline()
     except (OSError, TimeoutError):
         return False

@@ -124,6 +124,7 @@ class Places:
             return self._alone if wanted else 0
 
     async def aclose(self) -> None:
-        """Stop telling others about us; the lease does the rest."""
+        """Stop telling others about us; the lease does the rest. Before the Redis is closed: it is asked meanwhile."""
         if self._sharing is not None:
             self._sharing.cancel()
+            await asyncio.gather(self._sharing, return_exceptions=True)

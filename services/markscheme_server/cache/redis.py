@@ -80,5 +80,6 @@ class Redis:
         """Let go of connections."""
         if self._watching is not None:
             self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self.client.aclose()
         await self.client.connection_pool.disconnect()

@@ -52,6 +52,8 @@ class Places(Protocol):
 
     def hold(self, turn: int) -> AbstractAsyncContextManager[None]: ...
 
+    async def aclose(self) -> None: ...
+
 
 class Quotas(Protocol):
     """Calls and tokens a minute; see :class:`markscheme_server.cache.quotas.Quotas`."""
@@ -254,7 +256,8 @@ class Gateway:
         return any(e.ready(now) for e in others) or error.endpoint.breaker.allows_retry(now)
 
     async def aclose(self) -> None:
-        """Let go of connections."""
+        """Let go of places and connections."""
+        await self.places.aclose()
         for endpoint in self.endpoints:
             await endpoint.client.close()
 

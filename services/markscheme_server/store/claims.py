@@ -95,6 +95,7 @@ class ClaimStore:
         """Stop keeping claims alive."""
         if self._renewing is not None:
             self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
 
     async def _acquire(self, keys: Sequence[str]) -> list[int | None]:
         async with self._db.writing_once() as connection:

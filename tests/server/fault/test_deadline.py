@@ -15,6 +15,9 @@ from markscheme import Client
 
 Serve = Callable[..., str]
 
+MACHINE_S = 1.0
+"""What a busy machine may add; what is waited for in vain would take many times as long."""
+
 
 def within(milliseconds: int) -> dict[str, str]:
     return {"X-Deadline-Ms": str(milliseconds)}
@@ -25,7 +28,7 @@ def test_what_hangs_is_a_timeout_and_the_rest_is_kept(serve: Serve, judge: FastJ
     rubric_id = create_rubric(url)
     judge.mode = lambda call: fast_judge.HANG if "slow" in call.answers[0] else fast_judge.OK
     answer = send_all([score(url, rubric_id, ["one", "slow", "two"], headers=within(800))])[0]
-    assert answer.elapsed_s <= 0.8 + 0.5
+    assert answer.elapsed_s <= 0.8 + 0.5 + MACHINE_S
     assert [(r["reward"], r["reason"]) for r in answer.json["groups"][0]["rollouts"]] == [
         (1.0, None), (None, "timeout"), (1.0, None)]
     for attempt in eventually(2):
@@ -39,7 +42,7 @@ def test_expired_work_is_dropped_before_it_is_sent(serve: Serve, judge: FastJudg
     rubric_id = create_rubric(url)
     judge.latency_s = 0.4
     answer = send_all([score(url, rubric_id, [f"answer {i}" for i in range(10)], headers=within(1000))])[0]
-    assert answer.elapsed_s <= 1.5
+    assert answer.elapsed_s <= 1.5 + MACHINE_S
     assert 1 <= sum(r == 1.0 for r in answer.rewards) <= 3
     assert answer.reasons == {None, "timeout"}
     for attempt in eventually(2):
@@ -53,7 +56,7 @@ def test_an_induction_keeps_to_it_too(serve: Serve, judge: FastJudge) -> None:
     judge.mode = fast_judge.HANG
     answer = send_all([induce(url, headers=within(700))])[0]
     assert (answer.status, answer.code) == (503, "timeout")
-    assert answer.elapsed_s <= 1.2
+    assert answer.elapsed_s <= 0.7 + 0.5 + MACHINE_S
 
 
 def test_a_streamed_answer_ends_in_time_and_in_order(serve: Serve, judge: FastJudge) -> None:
@@ -62,7 +65,7 @@ def test_a_streamed_answer_ends_in_time_and_in_order(serve: Serve, judge: FastJu
     judge.mode = lambda call: fast_judge.HANG if "slow" in call.answers[0] else fast_judge.OK
     asked = score(url, rubric_id, ["quick", "slow"], headers=within(700) | {"Accept": "application/x-ndjson"})
     answer = send_all([asked])[0]
-    assert answer.elapsed_s <= 1.2
+    assert answer.elapsed_s <= 0.7 + 0.5 + MACHINE_S
     lines = [json.loads(line) for line in answer.content.splitlines()]
     assert lines[-1]["object"] == "score.summary"
     assert lines[-1]["counts"] == {"rollouts": 2, "scored": 1, "unscored": 1}
