@@ -61,7 +61,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         judges = Judges({name: make_judge(settings, name, owner=store.owner, secret=secret.encode(), redis=redis)
                          for name in (BUILTIN, *settings.judges)}, settings.roles)
         rubric_service = RubricService(store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below))
-        verdicts = VerdictService(store.verdicts, store.claims, VerdictCache(redis), checks=BuiltinJudge(),
+        verdicts = VerdictService(store.verdicts, store.claims, VerdictCache(), checks=BuiltinJudge(),
                                   reuse=settings.verdict_reuse)
         score_service = ScoreService(store, rubric_service, verdicts, judges, timeout_s=settings.request_timeout_s)
         try:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -42,7 +41,7 @@ def serve(
         _fail(str(error))
     _migrate(settings)
     try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = serving.listen(host, port)
     except OSError as error:
         _fail(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port")
     shown = f"[{host}]" if ":" in host else host

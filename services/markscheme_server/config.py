@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     home: Path = Field(default=Path("~/.markscheme"), description="Where the default SQLite file lives")
     config: Path | None = Field(default=None, description="The judges' file; default: markscheme.toml where it is")
     database_url: str | None = Field(default=None, description="SQLAlchemy URL; SQLite or PostgreSQL")
-    redis_url: str | None = Field(default=None, description="Shared cache and limits; may vanish at any time")
+    redis_url: str | None = Field(default=None, description="Where replicas share limits; may vanish at any time")
     api_key: SecretStr | None = Field(default=None, description="When set, every /v1 call must present it")
     secret: SecretStr | None = Field(default=None, description="Fences and nonces derive from it; default: one is made")
     workers: int = Field(default=1, ge=1, description="Worker processes; set by serve --workers")

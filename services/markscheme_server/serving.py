@@ -120,6 +120,17 @@ def _cut_short(_sig: int, _frame: FrameType | None) -> None:
     os._exit(0)
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0: a free one. Raises :class:`OSError` when the address cannot be had.
+
+    Its connections send at once. asyncio would see to that, but not for a socket that was made outside of it, and
+    then the body of a short answer waits 40 ms for the other side to confirm the head.
+    """
+    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
 def run_one(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
     """Serve on ``listener`` in this process until a signal ends it."""
     Server(settings, ready=ready).run(sockets=[listener])

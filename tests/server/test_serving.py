@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import threading
 import time
@@ -108,6 +109,18 @@ def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_pr
     process.process.kill()
     _gone, alive = psutil.wait_procs(left, timeout=20)
     assert not alive
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_short_answer_is_not_held_back(workers: int, start: Start) -> None:
+    """Nagle's algorithm would keep its body for the 40 ms after which Linux confirms the head."""
+    took = []
+    with httpx.Client(base_url=start(workers=workers).url) as client:
+        for _ in range(60):
+            began = time.perf_counter()
+            assert client.get("/healthz").status_code == 200
+            took.append(time.perf_counter() - began)
+    assert statistics.median(took) < 0.03
 
 
 def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(start: Start, fast: FastJudge, tmp_path: Path,

@@ -28,7 +28,7 @@ class Services:
     scores: ScoreService
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # a plain function would be sent to a thread
     return cast(Services, request.state.services)
 
 

@@ -99,16 +99,14 @@ class Places:
 
     async def _share(self, redis: Redis) -> None:
         """Keep our part of the allowance in step with what we use and want, until there is neither."""
-        said: tuple[int, int, int] | None = None
         loop = asyncio.get_running_loop()
         renewal = 0.0
         while self._restless:
             wanted = min(self._size, self._used + len(self._queue))
-            state = (self._used, wanted, self._allotted)
-            # A change is told at the next tick, an unmet wish at every tick; else we ask whether others wait.
-            if state != said or wanted > self._allotted or loop.time() >= renewal:
+            # An unmet wish and a surplus are told at the next tick; else we ask now and then whether others wait.
+            if wanted > self._allotted or self._allotted > wanted + 2 * SPARE or loop.time() >= renewal:
                 self._allotted = await self._ask(redis, wanted)
-                said, renewal = (self._used, wanted, self._allotted), loop.time() + RENEW_S
+                renewal = loop.time() + RENEW_S
                 self._serve()
             self._asked.clear()
             with suppress(TimeoutError):

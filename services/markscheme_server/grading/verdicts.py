@@ -164,11 +164,11 @@ class VerdictService:
         return _open(question, known)
 
     async def _known(self, team: str, keys: Sequence[str]) -> dict[str, CachedVerdict]:
-        known = await self._cache.find(keys)
+        known = self._cache.find(keys)
         if len(known) < len(keys):
             stored = await self._store.find(team, [key for key in keys if key not in known])
             if stored:
-                await self._cache.save(stored)
+                self._cache.save(stored)
                 known |= stored
         return known
 
@@ -199,7 +199,7 @@ class VerdictService:
             return
         rows, decided = _rows(question, plan.missing, dict(zip(texts, answer.decisions, strict=True)))
         await self._store.save(Reply(question.team, rows))
-        await self._cache.save(decided)
+        self._cache.save(decided)
         _take(question, texts, plan.missing, decided, result)
         metrics.VERDICTS.labels(origin="check").inc(len(decided))
 
@@ -236,7 +236,7 @@ class VerdictService:
         address, pause, patience = question.claim_key(unit), FIRST_LOOK_S, Patience(due, turn)
         while True:
             claim = await self._claims.acquire(address)
-            known = await self._known(question.team, wanted)
+            known = await self._store.find(question.team, wanted)
             still = tuple(c for c in missing if any(question.key(c, text) not in known for text in unit))
             if still and known.keys() <= plan.known.keys():
                 still = missing  # nobody was faster: this unit is asked what its rivals are asked
@@ -291,7 +291,7 @@ class VerdictService:
         if not await self._store.save(Reply(
                 question.team, [row for row in rows if row.key in decided], call, claim, done=last)):
             return False
-        await self._cache.save(decided)
+        self._cache.save(decided)
         outcome.decided |= decided
         return True
 

@@ -76,14 +76,19 @@ class AssignmentStore:
         self._select = sa.select(a.group_id, a.prompt_key, a.id, a.rubric_id, a.origin).where(
             a.team == sa.bindparam("team"), a.run_id == sa.bindparam("run"), a.step == sa.bindparam("step"),
             database.in_keys(a.group_id, "keys"))
-        self._insert = database.insert_rows(assignments).on_conflict_do_nothing().returning(a.id)
-        outcome = database.rows([a.id, a.reward_mean, a.reward_spread, a.unscored])
-        self._update = sa.update(assignments).where(a.id == outcome.id).values(
-            {name: outcome[name] for name in ("reward_mean", "reward_spread", "unscored")})
+        # With its prompt: a prompt that nothing refers to may be pruned.
+        self._assign_all = database.together(
+            database.insert_rows(prompts).on_conflict_do_nothing(),
+            database.insert_rows(assignments).on_conflict_do_nothing().returning(a.id))
+        outcome = database.rows([a.id, a.reward_mean, a.reward_spread, a.unscored], "outcomes")
         new = database.insert_rows(rollouts)
-        self._upsert_rollouts = new.on_conflict_do_update(
-            index_elements=[r.assignment_id, r.rollout_id],
-            set_={name: new.excluded[name] for name in ("text_key", "truncated", "reward", "reason")})
+        self._finish_all = database.together(
+            database.insert_rows(texts).on_conflict_do_nothing(),
+            new.on_conflict_do_update(
+                index_elements=[r.assignment_id, r.rollout_id],
+                set_={name: new.excluded[name] for name in ("text_key", "truncated", "reward", "reason")}),
+            sa.update(assignments).where(a.id == outcome.id).values(
+                {name: outcome[name] for name in ("reward_mean", "reward_spread", "unscored")}))
         self._finding: Batcher[Place, Assignment | None] = Batcher(self._find)
         self._assigning: Batcher[_New, Assignment] = Batcher(self._assign)
         self._finishing: Batcher[tuple[str, Sequence[ScoredRollout]], None] = Batcher(self._finish)
@@ -141,10 +146,8 @@ class AssignmentStore:
                  "origin": n.origin, "reuse": n.reuse, "verify": n.verify, "created_at": created}
                 for a, n in zip(made, news, strict=True)]
         unknown = [n for n in news if n.prompt is not None]
-        # With its prompt in one transaction: a prompt that nothing refers to may be pruned.
-        async with (self._db.writing() if unknown else self._db.writing_once()) as connection:
-            await self._db.insert_new(connection, prompts, _prompt_rows(unknown, created))
-            written = set((await connection.execute(self._insert, {"rows": self._db.pack(rows)})).scalars())
+        written = {id_ for id_, in await self._db.write(self._assign_all, {
+            "prompts": self._db.pack(_prompt_rows(unknown, created)), "assignments": self._db.pack(rows)})}
         taken = [n.place for a, n in zip(made, news, strict=True) if a.id not in written]
         standing = dict(zip(taken, await self._find(taken), strict=True)) if taken else {}
         return [standing.get(n.place) or a for a, n in zip(made, news, strict=True)]
@@ -154,14 +157,13 @@ class AssignmentStore:
         # A step that is sent again while it runs may finish twice in one batch: the later outcome stands.
         outcomes = dict(finished)
         kept = {text_key(r.text): r.text for scored in outcomes.values() for r in scored}
-        async with self._db.writing() as connection:
-            await self._db.insert_new(connection, texts, [
-                {"key": key, "text": kept[key], "created_at": created} for key in sorted(kept)])
-            await connection.execute(self._upsert_rollouts, {"rows": self._db.pack([
+        await self._db.write(self._finish_all, {
+            "texts": self._db.pack([{"key": key, "text": kept[key], "created_at": created} for key in sorted(kept)]),
+            "rollouts": self._db.pack([
                 {"assignment_id": assignment_id, "rollout_id": r.rollout_id, "text_key": text_key(r.text),
                  "truncated": r.truncated, "reward": r.reward, "reason": r.reason}
-                for assignment_id, scored in outcomes.items() for r in scored])})
-            await connection.execute(self._update, {"rows": self._db.pack([
+                for assignment_id, scored in outcomes.items() for r in scored]),
+            "outcomes": self._db.pack([
                 {"id": assignment_id} | _outcome(scored) for assignment_id, scored in outcomes.items()])})
         return [None] * len(finished)
 
@@ -186,6 +188,8 @@ class TeacherBank:
         self._saving: Batcher[tuple[str, Sequence[ChatMessage], Sequence[str]], None] = Batcher(self._save)
         self._saved: dict[tuple[str, str, str], None] = {}
         """Those that are known to be there: a training step brings the same ones again and again."""
+        self._save_all = database.together(*(database.insert_rows(table).on_conflict_do_nothing()
+                                             for table in (prompts, texts, teacher_responses)))
 
     async def find(self, team: str, prompt: str) -> list[str]:
         """The team's teacher responses for a prompt, oldest first."""
@@ -214,10 +218,10 @@ class TeacherBank:
                                             "created_at": created}
         new = {place: row for place, row in bank.items() if place not in self._saved}
         if new:
-            async with self._db.writing() as connection:
-                await self._db.insert_new(connection, prompts, [asked[key] for key in sorted(asked)])
-                await self._db.insert_new(connection, texts, [said[key] for key in sorted(said)])
-                await self._db.insert_new(connection, teacher_responses, [new[place] for place in sorted(new)])
+            await self._db.write(self._save_all, {
+                "prompts": self._db.pack([asked[key] for key in sorted(asked)]),
+                "texts": self._db.pack([said[key] for key in sorted(said)]),
+                "teacher_responses": self._db.pack([new[place] for place in sorted(new)])})
             self._saved.update(dict.fromkeys(new))
             while len(self._saved) > REMEMBERED:
                 self._saved.pop(next(iter(self._saved)))

@@ -6,7 +6,8 @@ higher fence; what the first owner then writes late is refused, because the row 
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -55,7 +56,6 @@ class ClaimStore:
         ).returning(c.key, c.fence)
         self._update = sa.update(claims).where(ours).values(expires_at=until)
         self._delete = sa.delete(claims).where(ours).returning(c.key, c.fence)
-        self._lock = sa.select(c.key, c.fence).where(ours).with_for_update()
         self._look = sa.select(c.key).where(db.in_keys(c.key, "keys"), c.expires_at >= db.clock)
 
     async def acquire(self, key: str) -> Claim | None:
@@ -81,15 +81,26 @@ class ClaimStore:
 
         A claim that is not among them was taken over: what it was for must not be written.
         """
-        for key in fences:
-            self._ours.pop(key, None)
+        self.forget(fences)
         deleted = await connection.execute(self._delete, {"keys": self._db.keys(fences)})
         return {key for key, fence in deleted if fences[key] == fence}
 
-    async def confirm(self, connection: AsyncConnection, fences: Fences) -> set[str]:
-        """Those claims that are still ours, locked until the caller's transaction ends."""
-        found = await connection.execute(self._lock, {"keys": self._db.keys(fences)})
-        return {key for key, fence in found if fences[key] == fence}
+    def mine(self, name: str) -> sa.CTE:
+        """Those of the claims bound to the parameter ``name`` that are ours by name and fence, locked to the end of
+        the transaction. Bind what :meth:`Database.pack` makes of rows of ``key`` and ``fence``."""
+        c = claims.c
+        given = self._db.rows([c.key, c.fence], name)
+        return sa.select(c.key).join(given.key.table, sa.and_(given.key == c.key, given.fence == c.fence)).where(
+            c.owner == self._owner).with_for_update(of=claims).cte("mine")
+
+    def end(self, mine: sa.CTE, name: str) -> Any:
+        """Delete those of our claims that are bound to the parameter ``name``; see :meth:`forget`."""
+        return sa.delete(claims).where(self._db.in_keys(claims.c.key, name), claims.c.key.in_(sa.select(mine.c.key)))
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Keep claims alive no more, whose end is being written."""
+        for key in keys:
+            self._ours.pop(key, None)
 
     async def aclose(self) -> None:
         """Stop keeping claims alive."""

@@ -6,8 +6,9 @@ timeout instead of failing at the first write. Parameters are hidden from errors
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
 
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Statements of one transaction, and which of them answers."""
+
+    statements: tuple[Any, ...]
+    answering: int
+
+
 class Database:
     """Transactions on one engine: ``reading`` never writes, ``writing`` commits at its end or rolls back.
 
@@ -76,7 +85,7 @@ class Database:
 
     @asynccontextmanager
     async def writing_once(self) -> AsyncIterator[AsyncConnection]:
-        """For a write of one statement, which is a transaction by itself."""
+        """For a write that is one statement, a transaction by itself."""
         if self._is_sqlite:
             async with self.writing() as connection:
                 yield connection
@@ -91,33 +100,60 @@ class Database:
             async with connection.begin():
                 yield connection
 
+    def together(self, *statements: Any, answering: int = -1) -> "Together":
+        """Writes that are one transaction; ``answering`` says whose rows :meth:`write` returns.
+
+        PostgreSQL takes them as one statement, where BEGIN, COMMIT and each of them are a round trip otherwise, so
+        none may rely on rows that another one has written (foreign keys are checked at the end). SQLite, which has
+        no such statements and no round trips, takes them one by one.
+        """
+        if self._is_sqlite:
+            return Together(statements, answering)
+        rest = list(statements)
+        answer = rest.pop(answering)
+        parts = [each if each.is_select else each.returning(sa.literal(1).label("written")) for each in rest]
+        return Together((answer.add_cte(*(part.cte(f"part{i}") for i, part in enumerate(parts))),), 0)
+
+    async def write(self, writes: "Together", parameters: Mapping[str, Any]) -> Sequence[sa.Row[Any]]:
+        """Run statements that belong together, all with the same parameters."""
+        answer: Sequence[sa.Row[Any]] = ()
+        async with self.writing_once() as connection:
+            for statement in writes.statements:
+                result = await connection.execute(statement, parameters)
+                if statement is writes.statements[writes.answering] and result.returns_rows:
+                    answer = result.all()
+        return answer
+
     async def insert_new(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
         """Insert rows; a row whose key is taken is left as it is."""
-        if not rows:
-            return
         if table not in self._insert_new:
             self._insert_new[table] = self.insert_rows(table).on_conflict_do_nothing()
-        await connection.execute(self._insert_new[table], {"rows": self.pack(rows)})
+        await connection.execute(self._insert_new[table], {table.name: self.pack(rows)})
 
-    def insert_rows(self, table: sa.Table) -> Any:
-        """An INSERT of the rows bound to the parameter ``rows``; bind what :meth:`pack` makes of them."""
-        rows = self.rows(list(table.c))
+    def insert_rows(self, table: sa.Table, where: Callable[[Any], sa.ColumnElement[bool]] | None = None,
+                    beside: Sequence[sa.Column[Any]] = ()) -> Any:
+        """An INSERT of the rows bound to the parameter of the table's name; bind what :meth:`pack` makes of them.
+
+        ``where``: which of them, by their columns and those ``beside`` them that the table does not have.
+        """
+        rows = self.rows([*table.c, *beside], table.name)
         return self.insert(table).from_select(
-            [c.name for c in table.c], sa.select(*(rows[c.name] for c in table.c)).where(sa.true()))
+            [c.name for c in table.c],
+            sa.select(*(rows[c.name] for c in table.c)).where(where(rows) if where else sa.true()))
 
-    def rows(self, columns: Sequence[sa.Column[Any]]) -> Any:
-        """The rows bound to the parameter ``rows``, as columns of these names and types.
+    def rows(self, columns: Sequence[sa.Column[Any]], name: str) -> Any:
+        """The rows bound to the parameter ``name``, as columns of these names and types.
 
         They travel as one JSON text: one statement and one bound parameter for any number of rows, where the drivers'
         own way is a statement a row.
         """
         if self._is_sqlite:
-            value = sa.func.json_each(sa.bindparam("rows", type_=sa.String)).table_valued("value").c.value
+            value = sa.func.json_each(sa.bindparam(name, type_=sa.String)).table_valued("value").c.value
             return sa.select(*(sa.func.json_extract(value, f"$.{c.name}", type_=c.type).label(c.name)
                                for c in columns)).subquery().c
-        text = sa.cast(sa.bindparam("rows", type_=sa.String), postgresql.JSON)
+        text = sa.cast(sa.bindparam(name, type_=sa.String), postgresql.JSON)
         return sa.func.json_to_recordset(text).table_valued(
-            *(sa.column(c.name, c.type) for c in columns), name="given").render_derived(with_types=True).c
+            *(sa.column(c.name, c.type) for c in columns), name=f"given_{name}").render_derived(with_types=True).c
 
     def pack(self, rows: Sequence[dict[str, Any]]) -> str:
         """Rows as :meth:`rows` takes them."""

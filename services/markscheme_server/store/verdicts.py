@@ -66,7 +66,15 @@ class VerdictStore:
         self._db, self._claims = database, claims
         v = verdicts.c
         self._select = sa.select(v.key, v.team, v.met, v.evidence).where(database.in_keys(v.key, "keys"))
-        self._insert_calls = database.insert_rows(judge_calls)
+        mine = claims.mine("claimed")
+        claim = sa.Column("claim", v.key.type)
+        # The verdicts of a claim that was taken over are left out, in the statement that finds out.
+        self._writes = database.together(
+            sa.select(mine.c.key),
+            database.insert_rows(judge_calls),
+            database.insert_rows(verdicts, beside=[claim], where=lambda row: sa.or_(
+                row.claim.is_(None), row.claim.in_(sa.select(mine.c.key)))).on_conflict_do_nothing(),
+            claims.end(mine, "ending"), answering=0)
         self._finding: Batcher[tuple[str, tuple[str, ...]], Found] = Batcher(self._find)
         self._saving: Batcher[Reply, bool] = Batcher(self._save, gather_s=GATHER_S)
 
@@ -98,31 +106,28 @@ class VerdictStore:
 
     async def _save(self, replies: Sequence[Reply]) -> list[bool]:
         created = now()
-        async with self._db.writing() as connection:
-            ending = dict(r.claim for r in replies if r.claim is not None and r.done)
-            ours = await self._claims.release(connection, ending) if ending else set()
-            going_on = dict(r.claim for r in replies if r.claim is not None and not r.done)
-            ours |= await self._claims.confirm(connection, going_on) if going_on else set()
-            calls: list[dict[str, Any]] = []
-            rows: list[dict[str, Any]] = []
-            stored = []
-            for reply in replies:
-                call_id = None
-                if reply.call is not None:
-                    call_id = new_id("call")
-                    calls.append({
-                        "id": call_id, "team": reply.team, "role": reply.call.role, "judge": reply.call.judge,
-                        "criteria": list(reply.call.criteria), "calls": reply.call.calls,
-                        "prompt_tokens": reply.call.prompt_tokens, "completion_tokens": reply.call.completion_tokens,
-                        "failure": reply.call.failure, "created_at": created})
-                stored.append(reply.claim is None or reply.claim[0] in ours)
-                if stored[-1]:
-                    rows += [{"key": v.key, "team": reply.team, "prompt_key": v.prompt_key,
-                              "criterion_key": v.criterion_key, "response_key": v.response_key, "judge": v.judge,
-                              "met": v.met, "evidence": v.evidence, "call_id": call_id, "created_at": created}
-                             for v in reply.verdicts]
-            if calls:
-                await connection.execute(self._insert_calls, {"rows": self._db.pack(calls)})
-            # In one order, so that two writers of the same keys queue instead of locking each other out.
-            await self._db.insert_new(connection, verdicts, sorted(rows, key=lambda row: row["key"]))
-        return stored
+        calls: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
+        for reply in replies:
+            call_id = None
+            if reply.call is not None:
+                call_id = new_id("call")
+                calls.append({
+                    "id": call_id, "team": reply.team, "role": reply.call.role, "judge": reply.call.judge,
+                    "criteria": list(reply.call.criteria), "calls": reply.call.calls,
+                    "prompt_tokens": reply.call.prompt_tokens, "completion_tokens": reply.call.completion_tokens,
+                    "failure": reply.call.failure, "created_at": created})
+            claim = reply.claim[0] if reply.claim else None
+            rows += [{"key": v.key, "team": reply.team, "prompt_key": v.prompt_key, "criterion_key": v.criterion_key,
+                      "response_key": v.response_key, "judge": v.judge, "met": v.met, "evidence": v.evidence,
+                      "call_id": call_id, "created_at": created, "claim": claim} for v in reply.verdicts]
+        claimed = {reply.claim for reply in replies if reply.claim is not None}
+        ending = [reply.claim[0] for reply in replies if reply.claim is not None and reply.done]
+        self._claims.forget(ending)
+        # In one order, so that two writers of the same keys queue instead of locking each other out.
+        mine = await self._db.write(self._writes, {
+            "judge_calls": self._db.pack(calls), "ending": self._db.keys(ending),
+            "verdicts": self._db.pack(sorted(rows, key=lambda row: row["key"])),
+            "claimed": self._db.pack([{"key": key, "fence": fence} for key, fence in sorted(claimed)])})
+        ours = {key for key, in mine}
+        return [reply.claim is None or reply.claim[0] in ours for reply in replies]

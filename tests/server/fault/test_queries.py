@@ -12,13 +12,13 @@ from fakes.load import send_all
 from fakes.processes import eventually
 from fakes.stores import PostgresServer, query
 
-KNOWN_MOST = 6
+KNOWN_MOST = 4
 """Statements for rollouts whose verdicts are all known."""
 SLOWEST_MS = 50
 HANG_UP = ("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
            "WHERE datname = current_database() AND pid <> pg_backend_pid()")
 """Connections tell of what they scanned when they end, and else within a minute."""
-COLD_MOST = 14
+COLD_MOST = 7
 """Statements for one rollout that is judged in one call: the same, and the claim's and the reply's."""
 
 
