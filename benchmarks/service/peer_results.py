@@ -71,13 +71,16 @@ class PeerFile:
                    tuple(result for printed in found["tools"] for result in read_results(printed)))
 
 
-def fastest(results: list[PeerResult], work: Work, latency_ms: int, *, default: bool = True) -> PeerResult | None:
-    """The one with most verdicts a second under this very load, among the default modes or among all."""
-    fitting = [r for r in results if r.work == work and r.latency_ms == latency_ms and (r.default or not default)]
+def fastest(results: list[PeerResult], work: Work, latency_ms: int, *, default: bool = True,
+            calls: int | None = None) -> PeerResult | None:
+    """The one with most verdicts a second under this very load: among the default modes or among all, and among those
+    that make as many ``calls``."""
+    fitting = [r for r in results if r.work == work and r.latency_ms == latency_ms and (r.default or not default)
+               and calls in (None, r.raw["calls"])]
     return max(fitting, key=lambda r: r.verdicts_per_s, default=None)
 
 
-def best_cache(results: list[PeerResult], work: Work) -> PeerResult | None:
-    """autorubric's cache at its best: the same batch again, most verdicts a second."""
-    fitting = [r for r in results if r.work == work and "cache" in r.name]
+def best_cache(results: list[PeerResult], work: Work, *, default: bool = True) -> PeerResult | None:
+    """autorubric's cache at its best, in its default mode or in any: the same batch again, most verdicts a second."""
+    fitting = [r for r in results if r.work == work and "cache" in r.name and (r.default or not default)]
     return max(fitting, key=lambda r: r.again_per_s, default=None)

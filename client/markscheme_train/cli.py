@@ -21,6 +21,8 @@ INTERRUPTED = 130
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file; its keys are TrainConfig's fields.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value pairs that beat the file.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Where unset keys take their values from: grpo, ropd, ropd-paper, "
+                                                    "sdpo, srpo or srpo-rubric; beats the file's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
 ) -> None:
     """Train a causal language model on rubric rewards from a running service."""
@@ -33,7 +35,7 @@ def train(
     console = Console()
     quieten()
     try:
-        settings = load_config(config, overrides or [])
+        settings = load_config(config, [*(overrides or []), *([f"preset={preset}"] if preset else [])])
         client = Client(settings.markscheme_url, api_key=os.environ.get("MARKSCHEME_API_KEY"))
         try:
             with LiveTable(console, title="training") as live:

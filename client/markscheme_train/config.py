@@ -20,27 +20,46 @@ from trl import GRPOConfig
 from markscheme.vocabulary import ReusePolicy, VerifyMode
 from markscheme_train.errors import ConfigError
 
+_POLICY: Mapping[str, Any] = {
+    # What ROPD's authors released and SRPO's trained with: advantage r - mean(r) without division by the deviation,
+    # asymmetric clip with a dual clip, one token mean over the whole batch, no KL term, correction of the mismatch
+    # between trainer and sampler capped at 2.
+    "scale_rewards": "none",
+    "epsilon": 0.2,
+    "epsilon_high": 0.28,
+    "delta": 3.0,
+    "loss_type": "dapo",
+    "beta": 0.0,
+    "learning_rate": 1e-6,
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "temperature": 1.0,
+    "num_generations": 8,
+    "num_iterations": 1,
+    "disable_dropout": True,
+    "vllm_importance_sampling_mode": "token_truncate",
+    "vllm_importance_sampling_clip_max": 2.0,
+}
+_WARM_UP: Mapping[str, Any] = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 10}
+_SRPO: Mapping[str, Any] = {**_POLICY, **_WARM_UP, "method": "srpo", "learning_rate": 5e-6}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "ropd": {
-        # ROPD (arXiv 2605.07396) as its authors released it: advantage r - mean(r) without division by the
-        # deviation, asymmetric clip with a dual clip, one token mean over the whole batch, no KL term.
-        "scale_rewards": "none",
-        "epsilon": 0.2,
-        "epsilon_high": 0.28,
-        "delta": 3.0,
-        "loss_type": "dapo",
-        "beta": 0.0,
-        "learning_rate": 1e-6,
-        "lr_scheduler_type": "constant",
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "temperature": 1.0,
-        "num_generations": 8,
-        "num_iterations": 1,
-        "disable_dropout": True,
-        "vllm_importance_sampling_mode": "token_truncate",
-        "vllm_importance_sampling_clip_max": 2.0,
-    },
+    # The baseline of SRPO's authors (arXiv 2604.02288, table 3).
+    "grpo": {**_POLICY, **_WARM_UP},
+    # ROPD (arXiv 2605.07396) as released.
+    "ropd": _POLICY,
+    # ROPD as its paper has it: equation 6 divides by the deviation; a new rubric for every group.
+    "ropd-paper": {**_POLICY, "scale_rewards": "group", "lr_scheduler_type": "cosine", "warmup_steps": 100,
+                   "weight_decay": 0.1, "adam_beta1": 0.9, "adam_beta2": 0.95, "reuse": "always_new"},
+    # SDPO (arXiv 2601.20802) as SRPO's authors ran it.
+    "sdpo": {**_POLICY, **_WARM_UP, "method": "sdpo", "learning_rate": 1e-5, "entropy_beta": 0.0},
+    # SRPO (arXiv 2604.02288, table 3), 32 prompts of 8 rollouts a step in the paper.
+    "srpo": _SRPO,
+    # SRPO on a rubric's continuous scores, with the criteria that a rollout missed as feedback. Nobody has published
+    # this combination.
+    "srpo-rubric": {**_SRPO, "success_threshold": 0.7, "demonstration_threshold": 0.8, "demonstration_gap": 0.2,
+                    "rubric_feedback": True},
 }
 """What a preset sets; any key given in the YAML file or on the command line beats it."""
 
@@ -51,11 +70,35 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
 
     model: str = field(default="", metadata={"help": "A Hugging Face model: a directory or a hub name."})
     data: str = field(default="", metadata={"help": "JSONL with `prompt` and optional `teacher_responses`."})
-    preset: Literal["ropd"] = field(default="ropd", metadata={"help": "Where unset keys take their values from."})
+    preset: Literal["grpo", "ropd", "ropd-paper", "sdpo", "srpo", "srpo-rubric"] = field(
+        default="ropd", metadata={"help": "Where unset keys take their values from."})
     markscheme_url: str = field(default="http://127.0.0.1:8321", metadata={"help": "The rubric service."})
     reuse: ReusePolicy = field(default="if_fresh", metadata={"help": "Which rubrics may be used again."})
     verify: VerifyMode = field(default="rollout", metadata={"help": "One response a judge call, or a pool."})
     run_id: str = field(default="", metadata={"help": "The run's name at the service; default: made up."})
+    lora_rank: int | None = field(default=None, metadata={
+        "help": "Train an adapter of this rank on all linear layers; empty: all weights."})
+    method: Literal["grpo", "sdpo", "srpo"] = field(default="grpo", metadata={
+        "help": "What teaches a rollout: its reward, a self-teacher, or the one or the other."})
+    success_threshold: float = field(default=0.5, metadata={"help": "From this score on a rollout is a success."})
+    demonstration_threshold: float | None = field(default=None, metadata={
+        "help": "From this score on a rollout may be shown to the self-teacher; default: success_threshold."})
+    demonstration_gap: float = field(default=0.0, metadata={
+        "help": "How much better than a rollout its demonstration must be."})
+    teacher_demonstration: bool = field(default=False, metadata={
+        "help": "Show the teacher's response where no rollout can be shown."})
+    rubric_feedback: bool = field(default=False, metadata={
+        "help": "Tell the self-teacher the criteria that a rollout missed."})
+    max_reprompt_length: int = field(default=10_240, metadata={"help": "Tokens of the self-teacher's prompt at most."})
+    teacher_update_rate: float = field(default=0.05, metadata={
+        "help": "How far the self-teacher follows the student after each batch; 0: not at all."})
+    distillation_alpha: float = field(default=0.5, metadata={
+        "help": "0: KL(teacher||student), 1: KL(student||teacher), 0.5: their Jensen-Shannon divergence."})
+    distillation_top_k: int | None = field(default=100, metadata={
+        "help": "The student's likeliest tokens that are compared one by one, all others as one; empty: all."})
+    entropy_beta: float = field(default=1.0, metadata={
+        "help": "How much an unsure self-teacher counts for less; 0: not at all."})
+    importance_cap: float = field(default=2.0, metadata={"help": "The most that a stale rollout's token weighs."})
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -62,19 +62,21 @@ class LiveTable:
 
 def _step_table(records: list[StepRecord]) -> Table:
     table = Table(title_justify="left", expand=True)
-    for name in ("step", "mean reward", "unscored", "rubrics", "rollout s", "scoring s", "update s"):
+    seconds = ("rollout", "scoring", *(["teacher"] if any(r.teacher_s for r in records) else []), "update")
+    for name in ("step", "mean reward", "unscored", "rubrics", *(f"{phase} s" for phase in seconds)):
         table.add_column(name, justify="right")
     for record in records:
         table.add_row(str(record.step), _number(record.reward), f"{record.unscored}/{record.rollouts}",
                       " ".join(f"{count} {origin}" for origin, count in sorted(record.origins.items())),
-                      f"{record.rollout_s:.1f}", f"{record.scoring_s:.1f}", f"{record.update_s:.1f}")
+                      *(f"{getattr(record, f'{phase}_s'):.1f}" for phase in seconds))
     return table
 
 
 def _line(record: StepRecord) -> str:
     return (f"step {record.step}/{record.steps}  reward {_number(record.reward)}  "
             f"unscored {record.unscored}/{record.rollouts}  rollout {record.rollout_s:.1f} s  "
-            f"scoring {record.scoring_s:.1f} s  update {record.update_s:.1f} s")
+            f"scoring {record.scoring_s:.1f} s  "
+            + (f"teacher {record.teacher_s:.1f} s  " if record.teacher_s else "") + f"update {record.update_s:.1f} s")
 
 
 def _share(rate: CriterionRate) -> float | None:

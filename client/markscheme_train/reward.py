@@ -40,11 +40,25 @@ class CriterionRate:
 
 
 @dataclass(frozen=True, slots=True)
+class RowMarks:
+    """What the service said of one rollout. ``feedback``: the criteria that it missed."""
+
+    reward: float | None
+    truncated: bool
+    feedback: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RewardReport:
-    """What one call to the service said, for logs and the live table. Holds no prompt and no rollout."""
+    """What one call to the service said, for logs and the live table. Holds no prompt and no rollout.
+
+    ``teacher_scores``: the rewards of each group's teacher responses, where they were asked for.
+    """
 
     step: int
     rewards: list[float | None]
+    marks: list[RowMarks]
+    teacher_scores: list[list[float | None]]
     reasons: dict[str, int]
     origins: dict[str, int]
     criteria: list[CriterionRate]
@@ -66,12 +80,14 @@ class RubricReward:
     __name__ = "rubric"
 
     def __init__(self, client: Scorer, *, num_generations: int, run_id: str, reuse: ReusePolicy = "if_fresh",
-                 verify: VerifyMode = "rollout", eos_token_ids: Sequence[int] = (), rank: int = 0) -> None:
+                 verify: VerifyMode = "rollout", score_teachers: bool = False, eos_token_ids: Sequence[int] = (),
+                 rank: int = 0) -> None:
         self.client = client
         self.num_generations = num_generations
         self.run_id = run_id
         self.reuse: ReusePolicy = reuse
         self.verify: VerifyMode = verify
+        self.score_teachers = score_teachers
         self.eos_token_ids = frozenset(eos_token_ids)
         self.rank = rank
         self.last: RewardReport | None = None
@@ -90,10 +106,15 @@ class RubricReward:
         step = int(trainer_state.global_step)
         groups = self._groups(step, prompts, completions, completion_ids, teacher_responses)
         started = time.perf_counter()
-        batch = self.client.score(groups, reuse=self.reuse, verify=self.verify, run=Run(id=self.run_id, step=step))
+        batch = self.client.score(groups, reuse=self.reuse, verify=self.verify,
+                                  score_teachers=self.score_teachers, run=Run(id=self.run_id, step=step))
         seconds = time.perf_counter() - started
-        rewards = _rewards_in_order(groups, batch)
-        self.last = RewardReport(step=step, rewards=rewards, reasons=_reasons(batch), origins=_origins(batch),
+        marks = _marks_in_order(groups, batch)
+        rewards = [mark.reward for mark in marks]
+        scores = {group.id: group.teacher.rewards if group.teacher else [] for group in batch.groups}
+        self.last = RewardReport(step=step, rewards=rewards, marks=marks,
+                                 teacher_scores=[list(scores[group.id]) for group in groups],
+                                 reasons=_reasons(batch), origins=_origins(batch),
                                  criteria=[rate for group in batch.groups for rate in _criterion_rates(group)],
                                  seconds=seconds)
         if log_metric is not None:
@@ -116,7 +137,7 @@ class RubricReward:
                 raise ValueError(f"rows {start} to {start + size - 1} are not of one prompt; RubricReward needs the "
                                  f"{size} rollouts of a prompt side by side")
             teachers = teacher_responses[start] if teacher_responses is not None else None
-            rollouts = [Rollout(id=f"r{i - start}", text=_completion_text(completions[i]),
+            rollouts = [Rollout(id=f"r{i - start}", text=completion_text(completions[i]),
                                 truncated=self._truncated(completion_ids[i])) for i in range(start, start + size)]
             groups.append(Group(id=f"s{step}-c{self._call[1]}-k{self.rank}-p{start // size}",
                                 prompt=_wire_prompt(prompts[start]), teacher_responses=teachers, rollouts=rollouts))
@@ -126,7 +147,7 @@ class RubricReward:
         return bool(self.eos_token_ids) and (not ids or ids[-1] not in self.eos_token_ids)
 
 
-def _completion_text(completion: PromptRow) -> str:
+def completion_text(completion: PromptRow) -> str:
     if isinstance(completion, str):
         return completion
     return "".join(message["content"] for message in completion if message["role"] == "assistant")
@@ -138,10 +159,15 @@ def _wire_prompt(prompt: PromptRow) -> str | list[Message]:
     return [Message(role=message["role"], content=message["content"]) for message in prompt]
 
 
-def _rewards_in_order(groups: Sequence[Group], batch: ScoreBatch) -> list[float | None]:
-    """Rewards by id, not by place, so that an answer in another order cannot be credited to a neighbour."""
-    answered = {(group.id, rollout.id): rollout.reward for group in batch.groups for rollout in group.rollouts}
-    return [answered[group.id, rollout.id] for group in groups for rollout in group.rollouts]
+def _marks_in_order(groups: Sequence[Group], batch: ScoreBatch) -> list[RowMarks]:
+    """Marks by id, not by place, so that an answer in another order cannot be credited to a neighbour."""
+    answered = {(group.id, rollout.id): rollout for group in batch.groups for rollout in group.rollouts}
+    marks = []
+    for group in groups:
+        for rollout in group.rollouts:
+            score = answered[group.id, rollout.id]
+            marks.append(RowMarks(score.reward, rollout.truncated, tuple(score.feedback)))
+    return marks
 
 
 def _reasons(batch: ScoreBatch) -> dict[str, int]:

@@ -28,6 +28,7 @@ class StepRecord:
     criteria: list[CriterionRate]
     rollout_s: float
     scoring_s: float
+    teacher_s: float
     update_s: float
 
 
@@ -42,7 +43,7 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.seconds = {"rollout": 0.0, "scoring": 0.0}
+        self._trainer.seconds = {"rollout": 0.0, "scoring": 0.0, "teacher": 0.0}
         self._started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -55,7 +56,7 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
             step=state.global_step, steps=state.max_steps, reward=sum(known) / len(known) if known else None,
             rollouts=len(report.rewards), unscored=report.unscored, reasons=report.reasons, origins=report.origins,
             criteria=report.criteria, rollout_s=spent["rollout"], scoring_s=spent["scoring"],
-            update_s=took - spent["rollout"] - spent["scoring"])
+            teacher_s=spent["teacher"], update_s=took - sum(spent.values()))
         if state.is_world_process_zero:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n")

@@ -1,24 +1,33 @@
-"""``MarkschemeTrainer``: TRL's GRPO with what a reward that may be unknown needs.
+"""``MarkschemeTrainer``: TRL's GRPO with what a reward that may be unknown needs, and self-distillation beside it.
 
 Three corrections, each where TRL 1.16 does otherwise: a row without a reward leaves the loss denominator as
 well as the baseline; prompts and rollouts stay out of the log; each epoch's order depends on the seed and the
 epoch alone, so that a resumed run sees the prompts an uninterrupted one would. On a CPU the log-probabilities
-come from one plain forward pass. The loss itself is TRL's.
+come from one plain forward pass. The policy's loss is TRL's; with the methods ``sdpo`` and ``srpo`` the self-teacher's
+term is added over the same tokens.
 """
 
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from markscheme_train.config import TrainConfig
 from markscheme_train.errors import ConfigError
 from markscheme_train.prefix import can_share, shared_prompt_logits
-from markscheme_train.reward import RubricReward
+from markscheme_train.reward import RubricReward, completion_text
+from markscheme_train.selfdistillation import Rows, SelfDistillation, StudentStates
+from markscheme_train.teacher import AdapterCopy, ModelCopy
+
+TEACHER_FILE = "self_teacher.pt"
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +44,20 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         check_batch_shape(args)
         _keep_rollouts_out_of_the_log()
         self.reward = reward
-        self.seconds = {"rollout": 0.0, "scoring": 0.0}
+        self.seconds = {"rollout": 0.0, "scoring": 0.0, "teacher": 0.0}
         self._unscored = torch.zeros(0, dtype=torch.bool)
+        self._rows: Rows | None = None
+        self._student: StudentStates | None = None
+        self._capturing = False
+        # Before TRL replaces the model's forward: a copy made later would run the student's.
+        teacher = ModelCopy(model) if args.method != "grpo" and not hasattr(model, "peft_config") else None
         super().__init__(model=model, reward_funcs=[reward], args=args, **kwargs)
+        self.distillation: SelfDistillation | None = None
+        if teacher is not None:
+            teacher.model.to(self.accelerator.device)
+        if args.method != "grpo":
+            self.distillation = SelfDistillation(args, teacher or AdapterCopy(self.model), self._tokenizer)
+            self.add_callback(FollowStudent(self))
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         """TRL's rewards of all processes, [rows, 1]; notes which of this process's rows have none."""
@@ -49,6 +69,9 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if self._unscored.any() and self.reward.last is not None:
             log.warning("%d of %d rollouts unscored (%s): left out of this update",
                         int(self._unscored.sum()), len(prompts), self.reward.last.reasons)
+        if self.reward.last is not None:
+            self._rows = Rows(prompts, [completion_text(c) for c in completions], self.reward.last.marks,
+                              _best_teachers(inputs, self.reward.last.teacher_scores, self.num_generations))
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -58,6 +81,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.seconds["rollout"] += time.perf_counter() - started - (self.seconds["scoring"] - scoring)
         scored = (~self._unscored).to(batch["completion_mask"])
         batch["completion_mask"] = batch["completion_mask"] * scored.unsqueeze(1)
+        if self.distillation is not None and self._rows is not None and self.model.training:
+            started = time.perf_counter()
+            for name, value in self.distillation.prepare(batch, self._rows, total=self._total).items():
+                self._metrics["train"][name].append(value)
+            self.seconds["teacher"] += time.perf_counter() - started
         counted = batch["completion_mask"] * batch["tool_mask"] if "tool_mask" in batch else batch["completion_mask"]
         batch["num_items_in_batch"] = self.accelerator.gather(counted.sum()).sum()
         return batch
@@ -73,6 +101,47 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if last is not None and int(last["num_items_in_batch"]) == 0:
             model.zero_grad(set_to_none=True)
         return loss
+
+    def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        """TRL's loss, whose rows for the self-teacher have no advantage, and that teacher's term over the same tokens.
+
+        Relies on TRL's ``dapo`` normaliser: the tokens of the whole generated batch over all processes.
+        """
+        if self.distillation is None or "routed" not in inputs:
+            policy: torch.Tensor = super()._compute_loss(model, inputs)
+            return policy
+        self._capturing = True
+        try:
+            loss: torch.Tensor = super()._compute_loss(model, inputs)
+            assert self._student is not None
+            term = self.distillation.term(inputs, self._student)
+        finally:
+            self._capturing, self._student = False, None
+        tokens: torch.Tensor = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        share = self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        joint: torch.Tensor = loss + term / (tokens * share)
+        return joint
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """TRL's checkpoint with the self-teacher's weights in it, written first: transformers writes its own state,
+        by which a checkpoint is known to be whole, after everything else."""
+        if self.distillation is not None and self.args.should_save:
+            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(dict(self.distillation.teacher.weights()), folder / TEACHER_FILE)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """TRL's, at which resuming a run takes its state from a checkpoint; the self-teacher's goes with it."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.distillation is not None and checkpoint is not None:
+            weights = torch.load(Path(checkpoint) / TEACHER_FILE, map_location=self.accelerator.device,
+                                 weights_only=True)
+            self.distillation.teacher.restore(weights)
+
+    def _total(self, values: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
+        return total
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         """TRL's order of prompts, drawn anew for each epoch from the seed and the epoch's number."""
@@ -97,11 +166,16 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         """
         if input_ids.device.type != "cpu" or compute_aux_loss or any(v is not None for v in images.values()):
             result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-            result = super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss,
-                **images)
+            inner = _inner(self.accelerator.unwrap_model(model))
+            with _last_states(inner) as seen:
+                result = super()._get_per_token_logps_and_entropies(
+                    model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss,
+                    **images)
+            if self._capturing:
+                states = torch.cat(seen)[:, -logits_to_keep - 1:-1]
+                self._student = StudentStates(result[0], states, inner.get_output_embeddings())
             return result
-        logps, entropies = [], []
+        logps, entropies, seen_logits = [], [], []
         size = batch_size or len(input_ids)
         share = self.accelerator.num_processes == 1 and logits_to_keep > 1 and can_share(model)
         for ids, mask in zip(torch.split(input_ids, size), torch.split(attention_mask, size), strict=True):
@@ -110,11 +184,27 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             else:
                 logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=logits_to_keep + 1,
                                use_cache=False).logits[:, :-1]
+            if self._capturing:
+                seen_logits.append(logits)
             every = torch.log_softmax(logits.float() / self.temperature, dim=-1)
             logps.append(every.gather(-1, ids[:, -logits_to_keep:].unsqueeze(-1)).squeeze(-1))
             if compute_entropy:
                 entropies.append(-(every.detach().exp() * every.detach()).sum(-1))
+        if self._capturing:
+            self._student = StudentStates(torch.cat(logps), torch.cat(seen_logits), lambda logits: logits)
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+
+class FollowStudent(TrainerCallback):  # type: ignore[misc]
+    """Moves the self-teacher once a generated batch, after its last update and before it is saved."""
+
+    def __init__(self, trainer: MarkschemeTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self._trainer
+        if trainer.distillation is not None and trainer._step % (args.steps_per_generation * args.num_iterations) == 0:
+            trainer.distillation.teacher.follow(args.teacher_update_rate)
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -137,9 +227,37 @@ def check_batch_shape(args: TrainConfig) -> None:
         raise ConfigError(f"each process generates {rows} rollouts a batch (per_device_train_batch_size "
                           f"{args.per_device_train_batch_size} x steps_per_generation {args.steps_per_generation}); "
                           f"that must be a multiple of num_generations ({args.num_generations})")
+    if args.method != "grpo" and args.loss_type != "dapo":
+        raise ConfigError(f"method {args.method} needs loss_type dapo: both branches share its token mean")
     if args.steps_per_generation != args.gradient_accumulation_steps:
         raise ConfigError(f"steps_per_generation ({args.steps_per_generation}) must equal "
                           f"gradient_accumulation_steps ({args.gradient_accumulation_steps})")
+
+
+def _best_teachers(inputs: Any, scores: Any, size: int) -> list[tuple[str, float] | None]:
+    """Each group's best-scored teacher response, where the service has scored them."""
+    found: list[tuple[str, float] | None] = []
+    for group, known in enumerate(scores):
+        texts = inputs[group * size].get("teacher_responses") or []
+        pairs = [(score, text) for score, text in zip(known, texts, strict=False) if score is not None]
+        best = max(pairs, key=lambda pair: pair[0], default=None)
+        found.append(None if best is None else (best[1], best[0]))
+    return found
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def _last_states(model: Any) -> Iterator[list[torch.Tensor]]:
+    """The last hidden states of each forward pass meanwhile, with their graph."""
+    seen: list[torch.Tensor] = []
+    hook = model.base_model.register_forward_hook(lambda _module, _given, out: seen.append(out[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 class _DropRollouts(logging.Filter):

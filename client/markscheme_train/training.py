@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -30,7 +31,7 @@ def quieten() -> None:
     """Leave the terminal to our own view: no progress bars for loading, no warnings about TRL's own code."""
     disable_progress_bar()
     set_verbosity_error()
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="`.*gradient_checkpointing.*` is deprecated", category=FutureWarning)
 
 
 def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Callable[[StepRecord], None]) -> Path:
@@ -47,6 +48,7 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
     model, tokenizer = load_model(config)
     reward = RubricReward(client, num_generations=config.num_generations,
                           run_id=run_id_of(config, output, resume=resume), reuse=config.reuse, verify=config.verify,
+                          score_teachers=config.teacher_demonstration,
                           eos_token_ids=eos_token_ids(model, tokenizer), rank=int(os.environ.get("RANK", "0")))
     trainer = build_trainer(config, model, tokenizer, examples, reward)
     trainer.add_callback(StopOnInterrupt())
@@ -79,10 +81,14 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
     options = {"dtype": torch.float32, **(config.model_init_kwargs or {})}
     config.model_init_kwargs = None
     try:
-        return (AutoModelForCausalLM.from_pretrained(config.model, **options),
-                AutoTokenizer.from_pretrained(config.model))
+        model = AutoModelForCausalLM.from_pretrained(config.model, **options)
+        tokenizer = AutoTokenizer.from_pretrained(config.model)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model `{config.model}`: {str(error).splitlines()[0]}") from error
+    if config.lora_rank is not None:
+        model = get_peft_model(model, LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank,
+                                                 target_modules="all-linear", task_type="CAUSAL_LM"))
+    return model, tokenizer
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -18,6 +18,23 @@ def test_the_preset_is_ropds_release() -> None:
     assert config.disable_dropout is True
 
 
+def test_srpo_is_its_papers_and_the_rubrics_own_thresholds_are_stricter() -> None:
+    paper = build_config({**NEEDED, "preset": "srpo"})
+    assert (paper.method, paper.learning_rate, paper.warmup_steps) == ("srpo", 5e-6, 10)
+    assert (paper.distillation_alpha, paper.distillation_top_k, paper.entropy_beta) == (0.5, 100, 1.0)
+    assert (paper.teacher_update_rate, paper.success_threshold, paper.rubric_feedback) == (0.05, 0.5, False)
+    rubric = build_config({**NEEDED, "preset": "srpo-rubric"})
+    assert (rubric.success_threshold, rubric.demonstration_threshold, rubric.demonstration_gap) == (0.7, 0.8, 0.2)
+    assert rubric.rubric_feedback
+
+
+def test_ropds_paper_differs_from_its_release() -> None:
+    config = build_config({**NEEDED, "preset": "ropd-paper"})
+    assert (config.scale_rewards, config.lr_scheduler_type.value, config.warmup_steps) == ("group", "cosine", 100)
+    assert (config.weight_decay, config.adam_beta1, config.adam_beta2) == (0.1, 0.9, 0.95)
+    assert config.reuse == "always_new"
+
+
 def test_a_given_value_beats_the_preset_and_an_override_beats_the_file(tmp_path: Path) -> None:
     file = tmp_path / "train.yaml"
     file.write_text("model: m\ndata: d.jsonl\nepsilon: 0.1\nlearning_rate: 1e-5\n")
@@ -36,7 +53,7 @@ def test_an_integer_is_taken_for_a_float_field() -> None:
     ({**NEEDED, "max_steps": "many"}, "`max_steps` does not take `many`"),
     ({**NEEDED, "learning_rate": True}, "`learning_rate` does not take `True`"),
     ({**NEEDED, "reuse": "sometimes"}, "`reuse` must be one of always_new, if_fresh, frozen"),
-    ({**NEEDED, "preset": "srpo"}, "`preset` must be one of ropd"),
+    ({**NEEDED, "preset": "ppo"}, "`preset` must be one of grpo, ropd, ropd-paper, sdpo, srpo, srpo-rubric, not `ppo`"),
     ({**NEEDED, "num_generations": 1}, "."),
 ])
 def test_what_is_wrong_is_named(given: dict[str, object], message: str) -> None:

@@ -13,7 +13,8 @@ def record(reward: float | None) -> StepRecord:
     rate = CriterionRate(group="g", rubric="rub_1", criterion="c1", text="Has [bold]no[/bold] comma", points=5,
                          category="task_fulfilment", met=6, judged=8)
     return StepRecord(step=3, steps=20, reward=reward, rollouts=16, unscored=2, reasons={"timeout": 2},
-                      origins={"induced": 1, "reused": 1}, criteria=[rate], rollout_s=9.1, scoring_s=0.2, update_s=8.5)
+                      origins={"induced": 1, "reused": 1}, criteria=[rate], rollout_s=9.1, scoring_s=0.2, teacher_s=0.0,
+                      update_s=8.5)
 
 
 def drawn(*, terminal: bool, reward: float | None = 0.5) -> str:

@@ -72,7 +72,9 @@ def cold_each(bench: Bench) -> list[Row]:
             Row(EACH, cell.load, f"≤ {most} × calls × latency ÷ concurrency",
                 f"{over_ideal:.2f} × ({cell.ideal_s:.2f} s){cell.flaws}", over_ideal <= most and cell.sound,
                 {"ratio": over_ideal}),
-            _against_peers(bench, cell, EACH, times=1.0, goal="faster than every peer"),
+            _against_peers(
+                cell, fastest(_peers(bench, cell), cell.work, cell.latency_ms, default=False, calls=cell.calls), EACH,
+                times=1.0, goal="faster than every peer, in any mode of as many calls"),
         ]
     return rows
 
@@ -81,8 +83,9 @@ def cold_all(bench: Bench) -> list[Row]:
     """All criteria of a rollout in one call, the default, against the best peer."""
     rows = []
     for cell in _cells(bench, ALL):
-        rows.append(_against_peers(bench, cell, ALL, times=TIMES_BEST_PEER,
-                                   goal=f"≥ {TIMES_BEST_PEER:.0f} × the best peer's verdicts/s"))
+        rows.append(_against_peers(cell, fastest(_peers(bench, cell), cell.work, cell.latency_ms), ALL,
+                                   times=TIMES_BEST_PEER,
+                                   goal=f"≥ {TIMES_BEST_PEER:.0f} × the best peer's verdicts/s, as documented"))
         best = fastest(_peers(bench, cell), cell.work, cell.latency_ms, default=False)
         if best is not None:
             ratio = cell.verdicts_per_s / best.verdicts_per_s
@@ -96,13 +99,12 @@ def cold_all(bench: Bench) -> list[Row]:
     return rows
 
 
-def _against_peers(bench: Bench, cell: Cell, figure: str, *, times: float, goal: str) -> Row:
-    best = fastest(_peers(bench, cell), cell.work, cell.latency_ms)
+def _against_peers(cell: Cell, best: PeerResult | None, figure: str, *, times: float, goal: str) -> Row:
     if best is None:
         return Row(figure, cell.load, goal, f"{cell.verdicts_per_s:.0f} verdicts/s; no peer measured", None)
     ratio = cell.verdicts_per_s / best.verdicts_per_s
     return Row(figure, cell.load, goal,
-               f"{ratio:.1f} × ({cell.verdicts_per_s:.0f} verdicts/s; {best.name}: {best.verdicts_per_s:.0f}/s)"
+               f"{ratio:.2f} × ({cell.verdicts_per_s:.0f} verdicts/s; {best.name}: {best.verdicts_per_s:.0f}/s)"
                f"{cell.flaws}", ratio >= times and cell.sound,
                cell.values(ratio=ratio) | {"peer": best.name, "peer_verdicts_per_s": best.verdicts_per_s})
 

@@ -1,0 +1,64 @@
+"""What self-distillation needs of whole-vocabulary distributions, a chunk of positions at a time.
+
+A model's hidden states are small, its logits are not: 2,048 positions over 151,000 tokens take 1.2 GB in fp32. Here
+logits live for one chunk, of the teacher without a gradient, of the student recomputed in the backward pass.
+Reductions are in fp32 (fp64 for fp64 states). N positions, d dimensions.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from markscheme_train.losses import generalized_jsd, with_tail
+
+Head = Callable[[Tensor], Tensor]
+"""Hidden states [N, d] to logits [N, V]."""
+CHUNK = 256
+"""Positions at a time: 151,000 tokens of as many positions are 155 MB in fp32."""
+
+
+@torch.no_grad()
+def entropies(hidden: Tensor, head: Head, *, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
+    """The entropy in nats [N] of each position's distribution over the whole vocabulary: ``log Z - Σ p z``."""
+    found = []
+    for states in torch.split(hidden, chunk):
+        logits = _scaled(head(states), temperature)
+        normaliser = logits.logsumexp(-1)
+        found.append(normaliser - ((logits - normaliser.unsqueeze(-1)).exp() * logits).sum(-1))
+    return torch.cat(found) if found else hidden.new_zeros(0, dtype=_precision(hidden))
+
+
+def divergences(student: Tensor, teacher: Tensor, student_head: Head, teacher_head: Head, *, alpha: float,
+                top_k: int | None, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
+    """The generalised Jensen-Shannon divergence [N] of student from teacher at positions with states [N, d].
+
+    With ``top_k`` over the student's likeliest tokens and a bucket for all others, else over the whole vocabulary.
+    Gradients reach the student's states and head.
+    """
+    def part(states: Tensor, others: Tensor) -> Tensor:
+        own = _scaled(student_head(states), temperature)
+        with torch.no_grad():
+            other = _scaled(teacher_head(others), temperature)
+        if top_k is None or top_k >= own.shape[-1]:
+            return generalized_jsd(own.log_softmax(-1), other.log_softmax(-1), alpha=alpha)
+        likeliest = own.detach().topk(top_k, dim=-1).indices
+        return generalized_jsd(with_tail(_log_probs_at(own, likeliest)), with_tail(_log_probs_at(other, likeliest)),
+                               alpha=alpha)
+
+    found = [checkpoint(part, states, others, use_reentrant=False)
+             for states, others in zip(torch.split(student, chunk), torch.split(teacher, chunk), strict=True)]
+    return torch.cat(found) if found else student.new_zeros(0, dtype=_precision(student)) + 0 * student.sum()
+
+
+def _log_probs_at(logits: Tensor, indices: Tensor) -> Tensor:
+    return logits.gather(-1, indices) - logits.logsumexp(-1, keepdim=True)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    return logits.to(_precision(logits)) / temperature
+
+
+def _precision(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)

@@ -1,0 +1,70 @@
+"""What the self-teacher reads: the task, a demonstration, what the attempt missed, and the task's request again.
+
+As in SDPO (arXiv 2601.20802) the attempt itself is not shown: it is what the teacher then rates, token by token. What
+does not fit is taken from the feedback first, then from the end of the demonstration, never from the task or from the
+closing instruction.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message]
+"""Plain text, or chat messages that end with the user's."""
+
+DEMONSTRATION = "A response to this task that was found to be good:\n\n{}"
+FEEDBACK = "An earlier attempt fell short of this:\n\n{}"
+CLOSING = "Now give a good response to the task above."
+_THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+
+
+def reprompt(prompt: Prompt, demonstration: str | None, feedback: Sequence[str] = ()) -> Prompt:
+    """The prompt in the same form, with what the teacher is to know in its last message.
+
+    Messages before the last one stay as they are. ``<think>`` blocks of the demonstration are left out.
+    """
+    parts = []
+    if demonstration is not None:
+        parts.append(DEMONSTRATION.format(without_thinking(demonstration)))
+    if feedback:
+        parts.append(FEEDBACK.format("\n".join(f"- {line}" for line in feedback)))
+    if isinstance(prompt, str):
+        return "\n\n".join([prompt, *parts, CLOSING]) + "\n\n"
+    last = dict(prompt[-1])
+    last["content"] = "\n\n".join([last["content"], *parts, CLOSING])
+    return [*prompt[:-1], last]
+
+
+def without_thinking(text: str) -> str:
+    """The text without its ``<think>`` blocks."""
+    return _THINKING.sub("", text)
+
+
+def fitted(tokens: Callable[[Prompt], Sequence[int]], cut: Callable[[str, int], str], prompt: Prompt,
+           demonstration: str | None, feedback: Sequence[str], *, most: int) -> Sequence[int] | None:
+    """The token ids of :func:`reprompt`, at most ``most``; ``None`` when the task alone does not leave room.
+
+    ``tokens`` renders a prompt; ``cut`` keeps the first so many tokens of a text. Lines of feedback are dropped from
+    the last on, then the demonstration is shortened as far as half its room; a demonstration that has none is dropped
+    with the row.
+    """
+    lines, shown = list(feedback), None if demonstration is None else without_thinking(demonstration)
+    while True:
+        ids = tokens(reprompt(prompt, shown, lines))
+        if len(ids) <= most:
+            return ids
+        if lines:
+            lines.pop()
+            if not lines and shown is None:
+                return None
+            continue
+        if shown is None:
+            return None
+        room = most - len(tokens(reprompt(prompt, "", ())))
+        # Tokens at the seams may differ from those counted: shorten until it fits.
+        for keep in range(room, max(0, room // 2), -max(1, room // 8)):
+            ids = tokens(reprompt(prompt, cut(shown, keep), ()))
+            if len(ids) <= most:
+                return ids
+        return None

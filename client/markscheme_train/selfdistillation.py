@@ -1,0 +1,160 @@
+"""SDPO and SRPO beside TRL's GRPO: who is routed, what the self-teacher says of them, and their term of the loss.
+
+The self-teacher runs once a generated batch, on routed rows only. What is kept of it until the update are hidden
+states, a few thousand numbers a token instead of a vocabulary, and the entropy weights, whose mean is that of the
+whole optimiser step over all processes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from markscheme_train.config import TrainConfig
+from markscheme_train.distillation import Head, divergences, entropies
+from markscheme_train.losses import capped_importance, entropy_weight_sums, entropy_weights
+from markscheme_train.reprompt import Prompt, fitted
+from markscheme_train.reward import RowMarks
+from markscheme_train.routing import TEACHER, Branch, Routes, route
+from markscheme_train.teacher import SelfTeacher
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """This process's rollouts, group after group: prompts, texts, and what the service said of each.
+
+    ``teachers``: a group's best teacher response and its score, where it was asked for.
+    """
+
+    prompts: Sequence[Prompt]
+    texts: Sequence[str]
+    marks: Sequence[RowMarks]
+    teachers: Sequence[tuple[str, float] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class StudentStates:
+    """The student's forward pass: its log-probabilities [B, C], and states [B, C, d] with the head that reads them."""
+
+    log_probs: Tensor
+    states: Tensor
+    head: Head
+
+
+class SelfDistillation:
+    """The part of SDPO and SRPO that is not GRPO."""
+
+    def __init__(self, config: TrainConfig, teacher: SelfTeacher, tokenizer: Any) -> None:
+        self.config, self.teacher, self._tokenizer = config, teacher, tokenizer
+
+    def routes(self, rows: Rows) -> list[tuple[bool, str | None, Sequence[str]]]:
+        """Per row: whether it is taught by the self-teacher, and the demonstration and feedback which that reads."""
+        size, config = self.config.num_generations, self.config
+        found: list[tuple[bool, str | None, Sequence[str]]] = []
+        for start in range(0, len(rows.marks), size):
+            marks = rows.marks[start:start + size]
+            told = [mark.feedback if config.rubric_feedback else () for mark in marks]
+            external, score = rows.teachers[start // size] or (None, None)
+            routes = route([m.reward for m in marks], success=config.success_threshold,
+                           demonstration=config.demonstration_threshold, gap=config.demonstration_gap,
+                           truncated=[m.truncated for m in marks], feedback=[bool(lines) for lines in told],
+                           teacher_score=score)
+            for own in range(size):
+                shown = routes.demonstrations[own]
+                text = external if shown == TEACHER else None if shown is None else rows.texts[start + shown]
+                found.append((self._taught(routes, own, told[own]), text, told[own]))
+        return found
+
+    def _taught(self, routes: Routes, own: int, told: Sequence[str]) -> bool:
+        if self.config.method == "sdpo":  # every rollout of which its teacher knows more than it did
+            known = routes.branches[own] is not Branch.UNSCORED
+            return known and (routes.demonstrations[own] is not None or bool(told))
+        return routes.branches[own] is Branch.SDPO
+
+    def prepare(self, batch: dict[str, Any], rows: Rows, *, total: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
+        """Add to a generated batch what :meth:`term` reads, and take routed rows out of the reward's branch.
+
+        ``total`` sums a tensor over all processes. With SDPO the rows that are not routed leave the loss. Returns
+        what to log.
+        """
+        mask = batch["completion_mask"].bool()
+        routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+        prompts: dict[int, Sequence[int]] = {}
+        for place, (taught, demonstration, feedback) in enumerate(self.routes(rows)):
+            if taught and mask[place].any():
+                ids = fitted(self._tokens, self._cut, rows.prompts[place], demonstration, feedback,
+                             most=self.config.max_reprompt_length)
+                if ids is not None:
+                    routed[place], prompts[place] = True, ids
+        states = self._teacher_states(batch, prompts)
+        entropy = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+        for place, found in states.items():
+            entropy[place, mask[place]] = entropies(found, self.teacher.head, temperature=self.config.temperature)
+        taught_tokens = mask & routed.unsqueeze(1)
+        weighed, count = total(entropy_weight_sums(entropy, taught_tokens, beta=self.config.entropy_beta))
+        batch["routed"] = routed
+        batch["distillation_weights"] = entropy_weights(entropy, taught_tokens, beta=self.config.entropy_beta,
+                                                        mean=weighed / count.clamp(min=1))
+        batch["teacher_states"] = [states.get(place) for place in range(len(mask))]
+        batch["advantages"] = batch["advantages"].masked_fill(routed, 0.0)
+        if self.config.method == "sdpo":
+            batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
+        taught, known, heat = total(torch.stack([
+            routed.sum().float(), torch.tensor(float(len(mask)), device=mask.device), entropy[taught_tokens].sum()]))
+        return {"distillation/routed_share": float(taught / known),
+                "distillation/teacher_entropy": float(heat / count.clamp(min=1))}
+
+    def term(self, batch: Mapping[str, Any], student: StudentStates) -> Tensor:
+        """``Σ w · min(ρ, cap) · divergence`` over this micro-batch's routed tokens: their part of the joint loss,
+        before it is divided by the tokens of both branches."""
+        places = batch["routed"].nonzero().flatten()
+        if not len(places):
+            return torch.zeros((), device=student.log_probs.device)
+        mask = batch["completion_mask"][places].bool()
+        taught = torch.cat([batch["teacher_states"][int(place)] for place in places])
+        divergence = divergences(student.states[places][mask], taught, student.head, self.teacher.head,
+                                 alpha=self.config.distillation_alpha, top_k=self.config.distillation_top_k,
+                                 temperature=self.config.temperature)
+        own = student.log_probs[places]
+        old = batch["old_per_token_logps"][places] if batch.get("old_per_token_logps") is not None else own.detach()
+        weights: Tensor = batch["distillation_weights"][places] * capped_importance(own, old,
+                                                                                    self.config.importance_cap)
+        if batch.get("importance_sampling_ratio") is not None:
+            weights = weights * batch["importance_sampling_ratio"][places]
+        return (weights[mask] * divergence).sum()
+
+    def _teacher_states(self, batch: Mapping[str, Any], prompts: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
+        """The self-teacher's states [T, d] of each routed row's own tokens, after its longer prompt."""
+        size, found = self.config.per_device_train_batch_size, {}
+        places = sorted(prompts, key=lambda place: len(prompts[place]))
+        for start in range(0, len(places), size):
+            part = places[start:start + size]
+            completion, mask = batch["completion_ids"][part], batch["completion_mask"][part]
+            width = max(len(prompts[place]) for place in part)
+            ids = completion.new_full((len(part), width), self._tokenizer.pad_token_id)
+            seen = torch.zeros_like(ids)
+            for row, place in enumerate(part):
+                ids[row, width - len(prompts[place]):] = torch.tensor(prompts[place], device=ids.device)
+                seen[row, width - len(prompts[place]):] = 1
+            states = self.teacher.states(torch.cat([ids, completion], 1), torch.cat([seen, mask.to(seen)], 1),
+                                         completion.shape[1])
+            for row, place in enumerate(part):
+                found[place] = states[row, mask[row].bool()].clone()
+        return found
+
+    def _tokens(self, prompt: Prompt) -> Sequence[int]:
+        if isinstance(prompt, str):
+            plain: list[int] = self._tokenizer(prompt)["input_ids"]
+            return plain
+        rendered = self._tokenizer.apply_chat_template(
+            list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True,
+            **(self.config.chat_template_kwargs or {}))
+        ids: list[int] = rendered["input_ids"]
+        return ids
+
+    def _cut(self, text: str, keep: int) -> str:
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"][:keep]
+        shorter: str = self._tokenizer.decode(ids)
+        return shorter

@@ -1,0 +1,62 @@
+"""Chunked distributions against the plain ones."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from markscheme_train import losses
+from markscheme_train.distillation import divergences, entropies
+
+POSITIONS, WIDTH, VOCABULARY = 11, 5, 17
+
+
+@pytest.fixture
+def parts() -> tuple[Tensor, Tensor, nn.Linear, nn.Linear]:
+    torch.manual_seed(1)
+    heads = [nn.Linear(WIDTH, VOCABULARY, bias=False, dtype=torch.float64) for _ in range(2)]
+    states = [torch.randn(POSITIONS, WIDTH, dtype=torch.float64) for _ in range(2)]
+    return states[0].requires_grad_(), states[1], heads[0], heads[1]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_entropies(chunk: int, parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:
+    _, states, _, head = parts
+    plain = losses.entropy((head(states) / 0.7).log_softmax(-1))
+    torch.testing.assert_close(entropies(states, head, temperature=0.7, chunk=chunk), plain.detach())
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+@pytest.mark.parametrize("top_k", [None, 3, VOCABULARY])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_divergences_and_their_gradients(chunk: int, top_k: int | None, alpha: float,
+                                         parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:
+    own, other, own_head, other_head = parts
+    student, teacher = (own_head(own) / 1.3).log_softmax(-1), (other_head(other) / 1.3).log_softmax(-1)
+    if top_k == 3:
+        top = student.topk(3).indices
+        student, teacher = losses.topk_with_tail(student, top), losses.topk_with_tail(teacher, top)
+    plain = losses.generalized_jsd(student, teacher, alpha=alpha)
+    weights = torch.rand(POSITIONS, dtype=torch.float64)
+    expected = torch.autograd.grad((plain * weights).sum(), [own, own_head.weight])
+    found = divergences(own, other, own_head, other_head, alpha=alpha, top_k=top_k, temperature=1.3, chunk=chunk)
+    torch.testing.assert_close(found, plain)
+    for one, two in zip(torch.autograd.grad((found * weights).sum(), [own, own_head.weight]), expected, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_no_positions_are_no_divergence_and_keep_the_graph(parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:
+    own, other, own_head, other_head = parts
+    nothing = divergences(own[:0], other[:0], own_head, other_head, alpha=0.5, top_k=3)
+    assert nothing.shape == (0,)
+    nothing.sum().backward()
+    assert own.grad is not None
+    assert not own.grad.any()
+    assert entropies(other[:0], other_head).shape == (0,)
+
+
+def test_half_precision_states_are_reduced_in_full(parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:
+    own, other, own_head, other_head = parts
+    low = [x.detach().bfloat16() for x in (own, other)]
+    heads = [h.bfloat16() for h in (own_head, other_head)]
+    assert divergences(*low, *heads, alpha=0.5, top_k=3).dtype == torch.float32
+    assert entropies(low[1], heads[1]).dtype == torch.float32

@@ -1,0 +1,80 @@
+"""Routing: SRPO's table, and its carry-over to continuous scores."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from markscheme_train.routing import TEACHER, Branch, route
+
+TABLES = json.loads((Path(__file__).parent / "vectors" / "srpo.json").read_text())["V6_routing"]
+BINARY = TABLES["paper_binary_tau0.5"]
+CONTINUOUS = TABLES["continuous_tau_route0.6_tau_demo0.8"]
+
+
+def expected(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
+    return tuple(row["route"].lower() for row in rows), tuple(row["demo"] for row in rows)
+
+
+@pytest.mark.parametrize("rewards", list(BINARY))
+def test_binary_rewards_are_routed_as_in_the_paper(rewards: str) -> None:
+    routes = route(json.loads(rewards))
+    assert (routes.branches, routes.demonstrations) == expected(BINARY[rewards])
+
+
+@pytest.mark.parametrize("case", list(CONTINUOUS))
+def test_continuous_scores_have_a_threshold_each_for_success_and_demonstration(case: str) -> None:
+    scores = [row["reward"] for row in CONTINUOUS[case]]
+    feedback = [i in (2, 3) for i in range(4)] if "with feedback" in case else None
+    routes = route(scores, success=0.6, demonstration=0.8, feedback=feedback)
+    assert (routes.branches, routes.demonstrations) == expected(CONTINUOUS[case])
+
+
+def test_a_near_tie_is_left_to_the_reward() -> None:
+    assert route([0.8, 0.65], success=0.7, demonstration=0.8, gap=0.2).branches == (Branch.GRPO, Branch.GRPO)
+    assert route([0.9, 0.65], success=0.7, demonstration=0.8, gap=0.2).branches == (Branch.GRPO, Branch.SDPO)
+
+
+def test_what_was_cut_off_fails_and_shows_nothing() -> None:
+    routes = route([1.0, 0.0, 1.0], truncated=[True, False, False])
+    assert routes.branches == (Branch.SDPO, Branch.SDPO, Branch.GRPO)
+    assert routes.demonstrations == (2, 2, None)
+
+
+def test_what_has_no_score_goes_nowhere_and_shows_nothing() -> None:
+    routes = route([None, 0.0, math.nan, 1.0])
+    assert routes.branches == (Branch.UNSCORED, Branch.SDPO, Branch.UNSCORED, Branch.GRPO)
+    assert routes.demonstrations == (None, 3, None, None)
+
+
+def test_the_teacher_stands_in_only_where_no_rollout_can() -> None:
+    assert route([0.0, 0.0], teacher_score=1.0).demonstrations == (TEACHER, TEACHER)
+    assert route([0.0, 1.0], teacher_score=1.0).demonstrations == (1, TEACHER)
+    assert route([0.0, 0.0], teacher_score=0.4).branches == (Branch.GRPO, Branch.GRPO)
+
+
+def test_lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="one length"):
+        route([1.0, 0.0], truncated=[True])
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=12), st.floats(0, 1), st.floats(0, 1),
+       st.floats(0, 0.5), st.data())
+def test_what_holds_for_all_groups(scores: list[float | None], success: float, least: float, gap: float,
+                                   data: st.DataObject) -> None:
+    cut = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+    routes = route(scores, success=success, demonstration=least, gap=gap, truncated=cut)
+    for own, (score, branch, shown) in enumerate(zip(scores, routes.branches, routes.demonstrations, strict=True)):
+        assert (branch is Branch.UNSCORED) == (score is None)
+        if shown is not None:
+            assert shown != own
+            assert scores[shown] is not None
+            assert scores[shown] >= (max(least, score + gap) if gap else least)  # type: ignore[operator]
+            assert not cut[shown]
+        if branch is Branch.SDPO:
+            assert shown is not None
+            assert cut[own] or score < success  # type: ignore[operator]
