@@ -13,6 +13,8 @@
 A rollout that could not be scored is none of these: it is an answer with ``reward=None`` and a reason.
 """
 
+from typing import Any
+
 
 class MarkschemeError(Exception):
     """Base of all errors of the SDK."""
@@ -34,6 +36,17 @@ class StatusError(MarkschemeError):
         self.status = status
         self.code = code
         self.request_id = request_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between the processes of a training run."""
+        return _remade, (type(self), str(self), vars(self))
+
+
+def _remade(kind: type["StatusError"], message: str, values: dict[str, Any]) -> "StatusError":
+    error = kind.__new__(kind)
+    error.args = (message,)
+    vars(error).update(values)
+    return error
 
 
 class InvalidRequest(StatusError):

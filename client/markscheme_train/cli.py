@@ -12,9 +12,11 @@ from rich.console import Console
 
 from markscheme.client import Client
 from markscheme.errors import MarkschemeError
-from markscheme_train.errors import TrainError
+from markscheme_train.errors import Interrupted, TrainError
 
 FAILED = 1
+TRY_AGAIN = 75
+"""The status (sysexits' EX_TEMPFAIL) of a run that was saved and may be started again with --resume."""
 INTERRUPTED = 130
 
 
@@ -39,9 +41,11 @@ def train(
         client = Client(settings.markscheme_url, api_key=os.environ.get("MARKSCHEME_API_KEY"))
         try:
             with LiveTable(console, title="training") as live:
-                output = run(settings, client, resume=resume, on_record=live.show)
+                output = run(settings, client, resume=resume, on_record=live.show, on_wait=live.wait)
         finally:
             client.close()
+    except Interrupted as error:
+        _fail(str(error), TRY_AGAIN)
     except (TrainError, MarkschemeError) as error:
         _fail(str(error))
     except KeyboardInterrupt:

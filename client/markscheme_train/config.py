@@ -76,6 +76,10 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
     reuse: ReusePolicy = field(default="if_fresh", metadata={"help": "Which rubrics may be used again."})
     verify: VerifyMode = field(default="rollout", metadata={"help": "One response a judge call, or a pool."})
     run_id: str = field(default="", metadata={"help": "The run's name at the service; default: made up."})
+    max_outage_s: float = field(default=600.0, metadata={
+        "help": "How long a run waits for a service that is away before it saves and ends."})
+    max_unscored: float = field(default=0.5, metadata={
+        "help": "A step of which a larger share of rollouts is unscored ends the run, with a checkpoint."})
     lora_rank: int | None = field(default=None, metadata={
         "help": "Train an adapter of this rank on all linear layers; empty: all weights."})
     method: Literal["grpo", "sdpo", "srpo"] = field(default="grpo", metadata={

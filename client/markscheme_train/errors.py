@@ -3,7 +3,9 @@
 TrainError
 ├── ConfigError      the YAML file or an override is wrong
 ├── DataError        the JSONL data is wrong; names the line
-└── ModelError       the model cannot be loaded
+├── ModelError       the model cannot be loaded
+├── Diverged         gradients that are no numbers; the step was not taken
+└── Interrupted      the run was saved and may go on with --resume: the service stayed away, or left too much unscored
 """
 
 
@@ -21,3 +23,11 @@ class DataError(TrainError):
 
 class ModelError(TrainError):
     """The model or its tokenizer cannot be loaded."""
+
+
+class Diverged(TrainError):
+    """Loss or gradients are no numbers any more; the weights are those of the step before."""
+
+
+class Interrupted(TrainError):
+    """What the run needs is not there now. It was saved; started again with ``--resume`` it goes on."""

@@ -48,6 +48,11 @@ class LiveTable:
         else:
             self._live.update(Group(_step_table(list(self._steps)), self._criterion_table(record), self._progress))
 
+    def wait(self, why: str, seconds: float) -> None:
+        """Say that the run waits for the service, and until when."""
+        self._console.print(f"waiting for the rubric service: {why}; next try in {seconds:.0f} s", style="yellow",
+                            markup=False, highlight=False, soft_wrap=True)
+
     def _criterion_table(self, record: StepRecord) -> Table:
         table = Table(title="criteria of this step's prompts", title_justify="left", expand=True)
         table.add_column("criterion", ratio=1, no_wrap=True)

@@ -10,8 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import tenacity
+
+from markscheme.errors import ConnectionFailed, ServiceUnavailable
 from markscheme.schema import Group, GroupScore, Message, Rollout, Run, ScoreBatch
 from markscheme.vocabulary import ReusePolicy, VerifyMode
+from markscheme_train.exchange import Alone, Exchange
+
+MOST_PAUSE_S = 30.0
+"""Between two tries to reach a service that is away."""
 
 PromptRow = str | list[dict[str, Any]]
 """A prompt as TRL passes it: text, or chat messages."""
@@ -69,19 +76,30 @@ class RewardReport:
         return sum(reward is None for reward in self.rewards)
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A rollout as it travels between processes."""
+
+    prompt: PromptRow
+    text: str
+    truncated: bool
+    teacher_responses: list[str] | None
+
+
 class RubricReward:
     """Scores each group of ``num_generations`` rollouts of one prompt occurrence with that prompt's rubric.
 
-    Groups are told apart by place, never by the prompt's text: TRL keeps the rows of an occurrence together,
-    so row i belongs to group i // G. ``eos_token_ids`` tell a rollout that ended from one cut off; without
-    them none is marked as cut off. ``rank`` keeps the group ids of several processes apart.
+    Groups are told apart by place, never by the prompt's text: TRL keeps the rows of an occurrence together over all
+    processes, so row i belongs to group i // G. ``eos_token_ids`` tell a rollout that ended from one cut off; without
+    them none is marked as cut off. While the service cannot be reached the run waits, at most ``max_outage_s``;
+    ``on_wait`` is told why and for how long. ``rows`` and ``last`` are of the newest batch, of all processes.
     """
 
     __name__ = "rubric"
 
     def __init__(self, client: Scorer, *, num_generations: int, run_id: str, reuse: ReusePolicy = "if_fresh",
                  verify: VerifyMode = "rollout", score_teachers: bool = False, eos_token_ids: Sequence[int] = (),
-                 rank: int = 0) -> None:
+                 max_outage_s: float = 0.0, on_wait: Callable[[str, float], None] = lambda why, seconds: None) -> None:
         self.client = client
         self.num_generations = num_generations
         self.run_id = run_id
@@ -89,7 +107,10 @@ class RubricReward:
         self.verify: VerifyMode = verify
         self.score_teachers = score_teachers
         self.eos_token_ids = frozenset(eos_token_ids)
-        self.rank = rank
+        self.max_outage_s = max_outage_s
+        self.on_wait = on_wait
+        self.exchange: Exchange = Alone()
+        self.rows: list[Row] = []
         self.last: RewardReport | None = None
         self._call = (-1, 0)
 
@@ -98,49 +119,67 @@ class RubricReward:
                  log_metric: Callable[[str, float], None] | None = None,
                  teacher_responses: Sequence[list[str] | None] | None = None,
                  **_columns: Any) -> list[float | None]:
-        """One reward or ``None`` per row, in the order of the rows.
+        """One reward or ``None`` per row of this process, in the order of the rows.
 
-        Raises :class:`ValueError` when the rows are not whole groups, and the SDK's errors when the service
-        itself cannot be reached or refuses the request: a run that gets no marks at all should stop.
+        Raises :class:`ValueError` when the rows of all processes are not whole groups, and the SDK's errors when the
+        service refuses the request or stays away for too long: a run that gets no marks at all should stop.
         """
         step = int(trainer_state.global_step)
-        groups = self._groups(step, prompts, completions, completion_ids, teacher_responses)
+        teachers = teacher_responses or [None] * len(prompts)
+        own = [Row(prompt, completion_text(completion), self._truncated(ids), responses) for
+               prompt, completion, ids, responses in zip(prompts, completions, completion_ids, teachers, strict=True)]
+        counts = self.exchange.gather([len(own)])
+        self.rows = self.exchange.gather(own)
+        groups = self._groups(step)
         started = time.perf_counter()
-        batch = self.client.score(groups, reuse=self.reuse, verify=self.verify,
-                                  score_teachers=self.score_teachers, run=Run(id=self.run_id, step=step))
+        batch = self.exchange.ask_once(lambda: self._score(groups, step))
         seconds = time.perf_counter() - started
         marks = _marks_in_order(groups, batch)
-        rewards = [mark.reward for mark in marks]
         scores = {group.id: group.teacher.rewards if group.teacher else [] for group in batch.groups}
-        self.last = RewardReport(step=step, rewards=rewards, marks=marks,
+        self.last = RewardReport(step=step, rewards=[mark.reward for mark in marks], marks=marks,
                                  teacher_scores=[list(scores[group.id]) for group in groups],
                                  reasons=_reasons(batch), origins=_origins(batch),
                                  criteria=[rate for group in batch.groups for rate in _criterion_rates(group)],
                                  seconds=seconds)
         if log_metric is not None:
             _log(self.last, log_metric)
-        return rewards
+        first = sum(counts[:self.exchange.rank])
+        return self.last.rewards[first:first + len(own)]
 
-    def _groups(self, step: int, prompts: Sequence[PromptRow], completions: Sequence[PromptRow],
-                completion_ids: Sequence[Sequence[int]],
-                teacher_responses: Sequence[list[str] | None] | None) -> list[Group]:
-        size = self.num_generations
-        if len(prompts) % size:
-            raise ValueError(f"{len(prompts)} rows are not whole groups of {size}: make the rows of each process "
-                             f"(per_device_train_batch_size x steps_per_generation) a multiple of num_generations")
+    def _score(self, groups: Sequence[Group], step: int) -> ScoreBatch:
+        """The service's answer, waited for while it is away. A request that is sent again is the same to the byte, so
+        that what was judged before it broke off is not judged again."""
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type((ConnectionFailed, ServiceUnavailable)), reraise=True,
+            stop=tenacity.stop_after_delay(self.max_outage_s), wait=tenacity.wait_exponential(1, max=MOST_PAUSE_S),
+            before_sleep=self._tell)
+        return attempts(self.client.score, groups, reuse=self.reuse, verify=self.verify,
+                        score_teachers=self.score_teachers, run=Run(id=self.run_id, step=step))
+
+    def _tell(self, state: tenacity.RetryCallState) -> None:
+        if state.outcome is not None and state.next_action is not None:
+            self.on_wait(str(state.outcome.exception()), state.next_action.sleep)
+
+    def _groups(self, step: int) -> list[Group]:
+        size, rows = self.num_generations, self.rows
+        if len(rows) % size:
+            raise ValueError(f"{len(rows)} rows are not whole groups of {size}: make the rows of all processes "
+                             f"(per_device_train_batch_size x steps_per_generation x processes) a multiple of "
+                             f"num_generations")
         # A step may generate more than once (fewer steps per generation than accumulation steps): the count
         # keeps their group ids apart, and starts anew with each step so that a resumed run repeats them.
         self._call = (step, self._call[1] + 1 if self._call[0] == step else 0)
         groups = []
-        for start in range(0, len(prompts), size):
-            if any(prompts[i] != prompts[start] for i in range(start, start + size)):
+        for start in range(0, len(rows), size):
+            group = rows[start:start + size]
+            if any(row.prompt != group[0].prompt for row in group):
                 raise ValueError(f"rows {start} to {start + size - 1} are not of one prompt; RubricReward needs the "
                                  f"{size} rollouts of a prompt side by side")
-            teachers = teacher_responses[start] if teacher_responses is not None else None
-            rollouts = [Rollout(id=f"r{i - start}", text=completion_text(completions[i]),
-                                truncated=self._truncated(completion_ids[i])) for i in range(start, start + size)]
-            groups.append(Group(id=f"s{step}-c{self._call[1]}-k{self.rank}-p{start // size}",
-                                prompt=_wire_prompt(prompts[start]), teacher_responses=teachers, rollouts=rollouts))
+            groups.append(Group(
+                id=f"s{step}-c{self._call[1]}-p{start // size}", prompt=_wire_prompt(group[0].prompt),
+                teacher_responses=group[0].teacher_responses,
+                rollouts=[Rollout(id=f"r{i}", text=row.text, truncated=row.truncated)
+                          for i, row in enumerate(group)]))
         return groups
 
     def _truncated(self, ids: Sequence[int]) -> bool:

@@ -16,22 +16,19 @@ from markscheme_train.config import TrainConfig
 from markscheme_train.distillation import Head, divergences, entropies
 from markscheme_train.losses import capped_importance, entropy_weight_sums, entropy_weights
 from markscheme_train.reprompt import Prompt, fitted
-from markscheme_train.reward import RowMarks
+from markscheme_train.reward import Row, RowMarks
 from markscheme_train.routing import TEACHER, Branch, Routes, route
 from markscheme_train.teacher import SelfTeacher
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """This process's rollouts, group after group: prompts, texts, and what the service said of each.
+    """The rollouts of all processes, group after group, what the service said of each, and of each group's teacher
+    responses, where it was asked."""
 
-    ``teachers``: a group's best teacher response and its score, where it was asked for.
-    """
-
-    prompts: Sequence[Prompt]
-    texts: Sequence[str]
+    rollouts: Sequence[Row]
     marks: Sequence[RowMarks]
-    teachers: Sequence[tuple[str, float] | None]
+    teacher_scores: Sequence[Sequence[float | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +53,14 @@ class SelfDistillation:
         for start in range(0, len(rows.marks), size):
             marks = rows.marks[start:start + size]
             told = [mark.feedback if config.rubric_feedback else () for mark in marks]
-            external, score = rows.teachers[start // size] or (None, None)
+            external, score = _best(rows.rollouts[start].teacher_responses, rows.teacher_scores[start // size])
             routes = route([m.reward for m in marks], success=config.success_threshold,
                            demonstration=config.demonstration_threshold, gap=config.demonstration_gap,
                            truncated=[m.truncated for m in marks], feedback=[bool(lines) for lines in told],
                            teacher_score=score)
             for own in range(size):
                 shown = routes.demonstrations[own]
-                text = external if shown == TEACHER else None if shown is None else rows.texts[start + shown]
+                text = external if shown == TEACHER else None if shown is None else rows.rollouts[start + shown].text
                 found.append((self._taught(routes, own, told[own]), text, told[own]))
         return found
 
@@ -73,18 +70,19 @@ class SelfDistillation:
             return known and (routes.demonstrations[own] is not None or bool(told))
         return routes.branches[own] is Branch.SDPO
 
-    def prepare(self, batch: dict[str, Any], rows: Rows, *, total: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
+    def prepare(self, batch: dict[str, Any], rows: Rows, *, first: int,
+                total: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """Add to a generated batch what :meth:`term` reads, and take routed rows out of the reward's branch.
 
-        ``total`` sums a tensor over all processes. With SDPO the rows that are not routed leave the loss. Returns
+        The batch holds this process's rows, the ``first`` of which is that one of all. ``total`` sums a tensor over all processes. With SDPO the rows that are not routed leave the loss. Returns
         what to log.
         """
         mask = batch["completion_mask"].bool()
         routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         prompts: dict[int, Sequence[int]] = {}
-        for place, (taught, demonstration, feedback) in enumerate(self.routes(rows)):
+        for place, (taught, demonstration, feedback) in enumerate(self.routes(rows)[first:first + len(mask)]):
             if taught and mask[place].any():
-                ids = fitted(self._tokens, self._cut, rows.prompts[place], demonstration, feedback,
+                ids = fitted(self._tokens, self._cut, rows.rollouts[first + place].prompt, demonstration, feedback,
                              most=self.config.max_reprompt_length)
                 if ids is not None:
                     routed[place], prompts[place] = True, ids
@@ -158,3 +156,10 @@ class SelfDistillation:
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"][:keep]
         shorter: str = self._tokenizer.decode(ids)
         return shorter
+
+
+def _best(texts: Sequence[str] | None, scores: Sequence[float | None]) -> tuple[str | None, float | None]:
+    """The best-scored teacher response and its score, where the service has scored them."""
+    pairs = [(score, text) for text, score in zip(texts or (), scores, strict=False) if score is not None]
+    score, text = max(pairs, key=lambda pair: pair[0], default=(None, None))
+    return text, score

@@ -22,8 +22,10 @@ from trl.trainer.utils import RepeatSampler
 
 from markscheme_train.config import TrainConfig
 from markscheme_train.errors import ConfigError
+from markscheme_train.exchange import exchange
+from markscheme_train.losses import group_advantages
 from markscheme_train.prefix import can_share, shared_prompt_logits
-from markscheme_train.reward import RubricReward, completion_text
+from markscheme_train.reward import RubricReward
 from markscheme_train.selfdistillation import Rows, SelfDistillation, StudentStates
 from markscheme_train.teacher import AdapterCopy, ModelCopy
 
@@ -35,10 +37,13 @@ log = logging.getLogger(__name__)
 class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     """GRPO whose rewards may be ``None``.
 
-    ``seconds`` holds what the current step spent on rollouts and on scoring; ``reward`` is the rubric reward.
-    Raises :class:`ConfigError` at once when a process would hold part of a group, or when an update would see
-    only part of a generated batch (TRL's token mean is exact only for whole ones).
+    ``seconds`` holds what the current step spent on rollouts, on scoring and on the self-teacher; ``reward`` is the
+    rubric reward. Raises :class:`ConfigError` at once when an update would see only part of a generated batch (TRL's
+    token mean is exact only for whole ones).
     """
+
+    plain_device = "cpu"
+    """Where log-probabilities come from one plain forward pass instead of TRL's fused head."""
 
     def __init__(self, model: Any, reward: RubricReward, args: TrainConfig, **kwargs: Any) -> None:
         check_batch_shape(args)
@@ -46,12 +51,13 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.reward = reward
         self.seconds = {"rollout": 0.0, "scoring": 0.0, "teacher": 0.0}
         self._unscored = torch.zeros(0, dtype=torch.bool)
-        self._rows: Rows | None = None
+        self._rewards = torch.zeros(0, 1)
         self._student: StudentStates | None = None
         self._capturing = False
         # Before TRL replaces the model's forward: a copy made later would run the student's.
         teacher = ModelCopy(model) if args.method != "grpo" and not hasattr(model, "peft_config") else None
         super().__init__(model=model, reward_funcs=[reward], args=args, **kwargs)
+        reward.exchange = exchange()
         self.distillation: SelfDistillation | None = None
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
@@ -66,12 +72,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.seconds["scoring"] += time.perf_counter() - started
         first = self.accelerator.process_index * len(prompts)
         self._unscored = rewards[first : first + len(prompts)].isnan().any(dim=1)
-        if self._unscored.any() and self.reward.last is not None:
+        if self._unscored.any() and self.reward.last is not None and self.accelerator.is_main_process:
             log.warning("%d of %d rollouts unscored (%s): left out of this update",
-                        int(self._unscored.sum()), len(prompts), self.reward.last.reasons)
-        if self.reward.last is not None:
-            self._rows = Rows(prompts, [completion_text(c) for c in completions], self.reward.last.marks,
-                              _best_teachers(inputs, self.reward.last.teacher_scores, self.num_generations))
+                        self.reward.last.unscored, len(self.reward.last.rewards), self.reward.last.reasons)
+        self._rewards = rewards
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -81,9 +85,16 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.seconds["rollout"] += time.perf_counter() - started - (self.seconds["scoring"] - scoring)
         scored = (~self._unscored).to(batch["completion_mask"])
         batch["completion_mask"] = batch["completion_mask"] * scored.unsqueeze(1)
-        if self.distillation is not None and self._rows is not None and self.model.training:
+        first = self.accelerator.process_index * len(scored)
+        if self.args.scale_rewards != "batch":
+            # TRL's differ in the constant beside the deviation, and give a lone reward one of its own.
+            marks = (self._rewards * self.reward_weights.to(self._rewards)).sum(1).view(-1, self.num_generations)
+            advantages = group_advantages(marks, scale="none" if self.args.scale_rewards == "none" else "std")
+            batch["advantages"] = advantages.flatten()[first:first + len(scored)].to(batch["advantages"])
+        if self.distillation is not None and self.reward.last is not None and self.model.training:
             started = time.perf_counter()
-            for name, value in self.distillation.prepare(batch, self._rows, total=self._total).items():
+            rows = Rows(self.reward.rows, self.reward.last.marks, self.reward.last.teacher_scores)
+            for name, value in self.distillation.prepare(batch, rows, first=first, total=self._total).items():
                 self._metrics["train"][name].append(value)
             self.seconds["teacher"] += time.perf_counter() - started
         counted = batch["completion_mask"] * batch["tool_mask"] if "tool_mask" in batch else batch["completion_mask"]
@@ -164,7 +175,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         On a CPU TRL's fused head projects the prompt's positions too: 27 times slower on a tiny model with a
         long prompt. There the completion's logits alone are computed; elsewhere TRL's own way is kept.
         """
-        if input_ids.device.type != "cpu" or compute_aux_loss or any(v is not None for v in images.values()):
+        if input_ids.device.type != self.plain_device or compute_aux_loss or any(v is not None for v in images.values()):
             result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
             inner = _inner(self.accelerator.unwrap_model(model))
             with _last_states(inner) as seen:
@@ -221,28 +232,12 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
 
 
 def check_batch_shape(args: TrainConfig) -> None:
-    """Raise :class:`ConfigError` unless each process holds whole groups and each update is one whole batch."""
-    rows = args.per_device_train_batch_size * args.steps_per_generation
-    if rows % args.num_generations:
-        raise ConfigError(f"each process generates {rows} rollouts a batch (per_device_train_batch_size "
-                          f"{args.per_device_train_batch_size} x steps_per_generation {args.steps_per_generation}); "
-                          f"that must be a multiple of num_generations ({args.num_generations})")
+    """Raise :class:`ConfigError` unless each update is one whole batch."""
     if args.method != "grpo" and args.loss_type != "dapo":
         raise ConfigError(f"method {args.method} needs loss_type dapo: both branches share its token mean")
     if args.steps_per_generation != args.gradient_accumulation_steps:
         raise ConfigError(f"steps_per_generation ({args.steps_per_generation}) must equal "
                           f"gradient_accumulation_steps ({args.gradient_accumulation_steps})")
-
-
-def _best_teachers(inputs: Any, scores: Any, size: int) -> list[tuple[str, float] | None]:
-    """Each group's best-scored teacher response, where the service has scored them."""
-    found: list[tuple[str, float] | None] = []
-    for group, known in enumerate(scores):
-        texts = inputs[group * size].get("teacher_responses") or []
-        pairs = [(score, text) for score, text in zip(known, texts, strict=False) if score is not None]
-        best = max(pairs, key=lambda pair: pair[0], default=None)
-        found.append(None if best is None else (best[1], best[0]))
-    return found
 
 
 def _inner(model: Any) -> Any:

@@ -1,6 +1,5 @@
 """One training run from its configuration: load, train, save; stop gracefully and go on later."""
 
-import os
 import secrets
 import signal
 import warnings
@@ -15,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, P
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from markscheme.errors import MarkschemeError
+from markscheme.errors import ConnectionFailed, MarkschemeError, ServiceUnavailable
 from markscheme_train.config import TrainConfig
 from markscheme_train.data import Example, as_dataset, read_examples
-from markscheme_train.errors import ConfigError, ModelError, TrainError
+from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, TrainError
 from markscheme_train.reward import RubricReward, Scorer
 from markscheme_train.steps import StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
@@ -34,11 +33,13 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="`.*gradient_checkpointing.*` is deprecated", category=FutureWarning)
 
 
-def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Callable[[StepRecord], None]) -> Path:
+def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Callable[[StepRecord], None],
+          on_wait: Callable[[str, float], None] = lambda why, seconds: None) -> Path:
     """Train as configured and return the directory of the finished model.
 
-    ``resume`` goes on from the last checkpoint under ``output_dir``. Raises :class:`TrainError`; when the
-    service is lost in mid-run what was learnt so far is saved first.
+    ``resume`` goes on from the last checkpoint under ``output_dir``. While the service is away the run waits and tells
+    ``on_wait`` why and for how long. Raises :class:`TrainError`; when the service is lost in mid-run or leaves too much
+    unscored, what was learnt so far is saved first (:class:`Interrupted`).
     """
     output = Path(config.output_dir)
     checkpoint = get_last_checkpoint(str(output)) if resume and output.is_dir() else None
@@ -49,16 +50,23 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
     reward = RubricReward(client, num_generations=config.num_generations,
                           run_id=run_id_of(config, output, resume=resume), reuse=config.reuse, verify=config.verify,
                           score_teachers=config.teacher_demonstration,
-                          eos_token_ids=eos_token_ids(model, tokenizer), rank=int(os.environ.get("RANK", "0")))
+                          eos_token_ids=eos_token_ids(model, tokenizer), max_outage_s=config.max_outage_s,
+                          on_wait=on_wait)
     trainer = build_trainer(config, model, tokenizer, examples, reward)
     trainer.add_callback(StopOnInterrupt())
     trainer.add_callback(StepRecorder(trainer, output / STEPS_FILE, on_record))
+    trainer.add_callback(RefuseNonsense(trainer))
+    unscored = StopWhenUnscored(reward, config.max_unscored)
+    trainer.add_callback(unscored)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except MarkschemeError as error:
         saved = save_checkpoint(trainer)
         state = f"Saved {saved}; go on with --resume." if saved else "No step was finished."
-        raise TrainError(f"the rubric service failed: {error}\n{state}") from error
+        lost = Interrupted if isinstance(error, ConnectionFailed | ServiceUnavailable) else TrainError
+        raise lost(f"the rubric service failed: {error}\n{state}") from error
+    if unscored.why is not None:
+        raise Interrupted(f"{unscored.why}. Saved; see to the judge, then go on with --resume")
     trainer.save_model(str(output))
     return output
 
@@ -121,6 +129,36 @@ def save_checkpoint(trainer: MarkschemeTrainer) -> Path | None:
         return None
     trainer._save_checkpoint(trainer.model, trial=None)
     return Path(trainer.args.output_dir) / f"checkpoint-{step}"
+
+
+class RefuseNonsense(TrainerCallback):  # type: ignore[misc]
+    """Raises :class:`Diverged` before a step is taken on gradients that are no numbers."""
+
+    def __init__(self, trainer: MarkschemeTrainer) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._trainer.accelerator.scaler is not None:
+            return  # fp16: what overflowed is skipped and tried again on a smaller scale
+        gradients = [p.grad for p in self._trainer.model.parameters() if p.grad is not None]
+        if gradients and not torch.stack([g.isfinite().all() for g in gradients]).all():
+            raise Diverged(f"the gradients of step {state.global_step + 1} are no numbers; the step was not taken")
+
+
+class StopWhenUnscored(TrainerCallback):  # type: ignore[misc]
+    """Ends a run, with a checkpoint, whose judge leaves more than ``most`` of a step's rollouts unscored."""
+
+    def __init__(self, reward: RubricReward, most: float) -> None:
+        self._reward, self._most = reward, most
+        self.why: str | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        report = self._reward.last
+        if report is not None and report.unscored > self._most * len(report.rewards):
+            self.why = (f"{report.unscored} of {len(report.rewards)} rollouts of step {state.global_step} are unscored "
+                        f"({', '.join(f'{count} {reason}' for reason, count in sorted(report.reasons.items()))})")
+            control.should_save = True
+            control.should_training_stop = True
 
 
 class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tenacity
 
+from markscheme.errors import ConnectionFailed, InvalidRequest, MarkschemeError
 from markscheme.schema import Group, Rollout, ScoreBatch
 from markscheme_train.reward import RubricReward
 from train.conftest import ScriptedClient
@@ -93,6 +95,41 @@ def test_two_calls_in_one_step_have_distinct_groups_and_a_repeated_step_the_same
 def test_rows_that_are_not_whole_groups_are_refused(prompts: list[str]) -> None:
     with pytest.raises(ValueError, match="rows"):
         call(reward_of(ScriptedClient(lambda place, rollout: 1.0)), prompts)
+
+
+def test_it_waits_for_a_service_that_is_away_and_asks_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda seconds: None)
+
+    class Away(ScriptedClient):
+        left = 2
+
+        def score(self, groups: Any, **options: Any) -> ScoreBatch:
+            batch = super().score(groups, **options)
+            self.left -= 1
+            if self.left >= 0:
+                raise ConnectionFailed("connection refused")
+            return batch
+
+    waits: list[tuple[str, float]] = []
+    client = Away(lambda place, rollout: float(place))
+    reward = reward_of(client, max_outage_s=60.0, on_wait=lambda why, seconds: waits.append((why, seconds)))
+    assert call(reward, ["p", "p"]) == [0.0, 1.0]
+    assert [why for why, _ in waits] == ["connection refused"] * 2
+    assert client.calls[0] == client.calls[1] == client.calls[2]
+
+
+@pytest.mark.parametrize("error", [ConnectionFailed("gone"), InvalidRequest("no such judge", status=422)])
+def test_what_will_not_pass_is_not_waited_for(error: MarkschemeError) -> None:
+    class Broken(ScriptedClient):
+        def score(self, groups: Any, **options: Any) -> ScoreBatch:
+            super().score(groups, **options)
+            raise error
+
+    client = Broken(lambda place, rollout: 1.0)
+    outage_s = 60.0 if isinstance(error, InvalidRequest) else 0.0
+    with pytest.raises(type(error)):
+        call(reward_of(client, max_outage_s=outage_s), ["p", "p"])
+    assert len(client.calls) == 1
 
 
 def test_metrics_name_the_unscored_rate_and_where_rubrics_came_from() -> None:

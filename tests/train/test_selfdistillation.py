@@ -83,7 +83,11 @@ def test_failed_rollouts_with_a_good_sibling_go_to_the_self_teacher(make_trainer
         n if routed else None for n, routed in zip(counted.sum(1).tolist(), batch["routed"].tolist(), strict=True)]
 
 
-def test_the_loss_is_the_joint_objective(make_trainer: Maker) -> None:
+@pytest.mark.parametrize("plain_device", ["cpu", "none"])
+def test_the_loss_is_the_joint_objective(plain_device: str, make_trainer: Maker,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a plain forward pass, as on a CPU, and through TRL's fused head, as on a GPU."""
+    monkeypatch.setattr(MarkschemeTrainer, "plain_device", plain_device)
     trainer = make_trainer()
     batch = generate(trainer)
     advantages = torch.tensor([0.6, -0.4, -0.4, 0.2] * 2)

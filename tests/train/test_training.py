@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from markscheme.errors import MarkschemeError
 from markscheme_train.config import build_config
-from markscheme_train.errors import ConfigError, ModelError, TrainError
+from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, TrainError
 from markscheme_train.steps import StepRecord
+from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import train
 from train.conftest import ScriptedClient
 
@@ -48,6 +49,7 @@ def test_a_run_changes_the_model_and_writes_its_steps(settings: dict[str, Any], 
 
 def test_the_mean_reward_of_a_step_is_over_known_rewards_only(settings: dict[str, Any]) -> None:
     records: list[StepRecord] = []
+    settings = {**settings, "max_unscored": 1.0}
     run(settings, client=ScriptedClient(lambda place, rollout: None if place else 0.75), on_record=records.append)
     assert (records[0].reward, records[0].unscored, records[0].reasons) == (0.75, 6, {"timeout": 6})
     records.clear()
@@ -110,6 +112,32 @@ def test_what_cannot_start_says_why(settings: dict[str, Any], change: dict[str, 
                                     message: str) -> None:
     with pytest.raises(error, match=message):
         run({**settings, **change})
+
+
+def test_a_judge_that_leaves_too_much_unscored_ends_the_run_with_a_checkpoint(settings: dict[str, Any]) -> None:
+    records: list[StepRecord] = []
+    client = ScriptedClient(lambda place, rollout: None if place and len(client.calls) == 2 else 0.5)
+    with pytest.raises(Interrupted, match=r"6 of 8 rollouts of step 2 are unscored \(6 timeout\)"):
+        run({**settings, "max_steps": 4}, client=client, on_record=records.append)
+    assert len(records) == 2
+    assert (Path(settings["output_dir"]) / "checkpoint-2" / "trainer_state.json").is_file()
+    run({**settings, "max_steps": 4}, client=ScriptedClient(by_length), resume=True, on_record=records.append)
+    assert [record.step for record in records] == [1, 2, 3, 4]
+
+
+def test_gradients_that_are_no_numbers_are_never_stepped_on(settings: dict[str, Any],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, losses = MarkschemeTrainer._compute_loss, []
+
+    def broken(self: MarkschemeTrainer, model: Any, inputs: Any) -> torch.Tensor:
+        losses.append(plain(self, model, inputs))
+        return losses[-1] * (float("nan") if len(losses) == 2 else 1.0)
+
+    monkeypatch.setattr(MarkschemeTrainer, "_compute_loss", broken)
+    with pytest.raises(Diverged, match="step 2 are no numbers"):
+        run({**settings, "save_strategy": "steps", "save_steps": 1})
+    assert weights(Path(settings["output_dir"]) / "checkpoint-1").isfinite().all()
+    assert not (Path(settings["output_dir"]) / "checkpoint-2").exists()
 
 
 def test_there_must_be_something_to_resume(settings: dict[str, Any]) -> None:

@@ -1,0 +1,58 @@
+"""Two processes on a CPU (gloo, DDP) against one, on the same recorded rollouts."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from markscheme.errors import ServiceUnavailable, error_class
+
+SCRIPT = Path(__file__).parent / "recorded_run.py"
+
+
+def run(directory: Path, settings: dict[str, Any], *, processes: int) -> dict[str, Any]:
+    file, out = directory / f"settings-{processes}.json", directory / f"out-{processes}.pt"
+    rows = 8 // processes
+    file.write_text(json.dumps(settings | {"per_device_train_batch_size": rows,
+                                           "output_dir": str(directory / f"run-{processes}")}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    finished = subprocess.run(
+        [*(command if processes > 1 else command[:1]), str(SCRIPT), str(file), str(out)], capture_output=True,
+        text=True, timeout=240, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SCRIPT.parent.parent)})
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    made: dict[str, Any] = torch.load(out, weights_only=False)
+    return made
+
+
+@pytest.mark.parametrize("change", [
+    {"num_generations": 4},
+    pytest.param({"num_generations": 4, "only_first_group_fails": True}, id="a process without routed rows"),
+    pytest.param({"num_generations": 8}, id="a group over both processes"),
+])
+def test_two_processes_do_what_one_does(change: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
+    config = {**settings, "preset": "srpo", "distillation_top_k": 5, "max_steps": 2, "logging_strategy": "steps",
+              "logging_steps": 1, **change}
+    one, two = (run(tmp_path, config, processes=count) for count in (1, 2))
+    assert (two["processes"], two["wrapper"]) == (2, "DistributedDataParallel")
+    assert two["asked"] == one["asked"] == 2  # the first process asks for both
+    assert two["groups"] == one["groups"]
+    assert 0 < one["metrics"]["distillation/routed_share"] < 1
+    for name, value in one["metrics"].items():
+        assert two["metrics"][name] == pytest.approx(value, abs=1e-5)
+    for part in ("student", "teacher"):
+        for name, value in one[part].items():
+            torch.testing.assert_close(two[part][name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_an_error_of_the_service_travels_between_processes() -> None:
+    error = error_class(503)("try later", status=503, code="overloaded", request_id="req_1")
+    there = pickle.loads(pickle.dumps(error))
+    assert isinstance(there, ServiceUnavailable)
+    assert (str(there), there.status, there.code) == (str(error), 503, "overloaded")
