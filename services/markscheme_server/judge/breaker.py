@@ -1,6 +1,6 @@
 """A circuit breaker for one endpoint, and the retry budget that goes with its evidence.
 
-    closed ── at least half of ten or more calls failed within 30 s ──► open
+    closed ── the last ten calls failed, or half of ten or more within 30 s ──► open
     open ── after ``probe_s`` ──► half-open: one call at a time is let through
     half-open ── three successes in a row ──► closed;  a failure ──► open again
 
@@ -41,6 +41,7 @@ class Breaker:
     state: State = State.CLOSED
     _calls: deque[tuple[float, bool]] = field(default_factory=deque)
     _failures: int = 0
+    _in_a_row: int = 0
     _opened_at: float = 0.0
     _probing: bool = False
     _successes: int = 0
@@ -89,13 +90,14 @@ class Breaker:
                 self._open(now)
             elif self._successes >= CLOSE_AFTER:
                 self._calls.clear()
-                self._failures = 0
+                self._failures = self._in_a_row = 0
                 self._turn(State.CLOSED)
             else:
                 self._wake()
             return
         self._calls.append((now, failed))
         self._failures += failed
+        self._in_a_row = self._in_a_row + 1 if failed else 0
         self._forget(now)
         if self.state is State.CLOSED and self._failing:
             self._open(now)
@@ -128,7 +130,9 @@ class Breaker:
 
     @property
     def _failing(self) -> bool:
-        return len(self._calls) >= LEAST_CALLS and self._failures >= FAILURE_SHARE * len(self._calls)
+        # A window alone would remember a busy endpoint's good half-minute long after it has died.
+        share = len(self._calls) >= LEAST_CALLS and self._failures >= FAILURE_SHARE * len(self._calls)
+        return share or self._in_a_row >= LEAST_CALLS
 
     @property
     def _suffering(self) -> bool:

@@ -28,8 +28,24 @@ def test_it_opens_at_half_of_ten() -> None:
 def test_few_or_old_failures_open_nothing() -> None:
     assert failing(9).state is State.CLOSED
     breaker = failing(9)
-    breaker.record(31.0, failed=True)
+    breaker.record(31.0, failed=False)
+    for _ in range(9):
+        breaker.record(31.0, failed=True)
+    assert breaker.state is State.OPEN  # nine of ten within the window
+    breaker = failing(9)
+    for failed in [False] * 10 + [True] * 5:
+        breaker.record(31.0, failed=failed)
     assert breaker.state is State.CLOSED
+
+
+def test_ten_in_a_row_open_it_whatever_a_busy_window_holds() -> None:
+    breaker = Breaker(PROBE_S)
+    for _ in range(500):
+        breaker.record(0.0, failed=False)
+    for n in range(10):
+        assert breaker.state is State.CLOSED
+        breaker.record(n / 2, failed=True)
+    assert breaker.state is State.OPEN
 
 
 def test_one_probe_at_a_time_and_three_successes_close() -> None:
