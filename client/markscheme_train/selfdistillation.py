@@ -74,8 +74,8 @@ class SelfDistillation:
                 total: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """Add to a generated batch what :meth:`term` reads, and take routed rows out of the reward's branch.
 
-        The batch holds this process's rows, the ``first`` of which is that one of all. ``total`` sums a tensor over all processes. With SDPO the rows that are not routed leave the loss. Returns
-        what to log.
+        The batch holds this process's rows, of which the first is number ``first`` of all. ``total`` sums a tensor over
+        all processes. With SDPO the rows that are not routed leave the loss. Returns what to log.
         """
         mask = batch["completion_mask"].bool()
         routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)

@@ -175,7 +175,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         On a CPU TRL's fused head projects the prompt's positions too: 27 times slower on a tiny model with a
         long prompt. There the completion's logits alone are computed; elsewhere TRL's own way is kept.
         """
-        if input_ids.device.type != self.plain_device or compute_aux_loss or any(v is not None for v in images.values()):
+        plain = input_ids.device.type == self.plain_device
+        if not plain or compute_aux_loss or any(v is not None for v in images.values()):
             result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
             inner = _inner(self.accelerator.unwrap_model(model))
             with _last_states(inner) as seen:
