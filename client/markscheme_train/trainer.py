@@ -88,7 +88,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         first = self.accelerator.process_index * len(scored)
         if self.args.scale_rewards != "batch":
             # TRL's differ in the constant beside the deviation, and give a lone reward one of its own.
-            marks = (self._rewards * self.reward_weights.to(self._rewards)).sum(1).view(-1, self.num_generations)
+            size = self.num_generations if self.model.training else self.num_generations_eval
+            marks = (self._rewards * self.reward_weights.to(self._rewards)).sum(1).view(-1, size)
             advantages = group_advantages(marks, scale="none" if self.args.scale_rewards == "none" else "std")
             batch["advantages"] = advantages.flatten()[first:first + len(scored)].to(batch["advantages"])
         if self.distillation is not None and self.reward.last is not None and self.model.training:

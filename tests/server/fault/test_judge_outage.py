@@ -33,7 +33,7 @@ def in_background(posts: list[Post]) -> tuple[threading.Thread, list[Answer]]:
 
 
 @pytest.mark.parametrize(("per_s", "for_s", "probe_s", "share", "answered_s"), [
-    (10, 4.0, 1.0, 0.5, 0.5), pytest.param(20, 60.0, 15.0, 0.99, 0.05, marks=pytest.mark.slow)])
+    (10, 4.0, 1.0, 0.5, 0.5), pytest.param(20, 60.0, 15.0, 0.99, 0.1, marks=pytest.mark.slow)])
 def test_an_outage_is_not_amplified(per_s: float, for_s: float, probe_s: float, share: float, answered_s: float,
                                     serve: Serve, judge: FastJudge) -> None:
     """At most 1.2 calls a request, then a probe at a time; refusals come at once."""
