@@ -80,7 +80,9 @@ class SelfDistillation:
         mask = batch["completion_mask"].bool()
         routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         prompts: dict[int, Sequence[int]] = {}
+        informed = 0
         for place, (taught, demonstration, feedback) in enumerate(self.routes(rows)[first:first + len(mask)]):
+            informed += demonstration is not None or bool(feedback)
             if taught and mask[place].any():
                 ids = fitted(self._tokens, self._cut, rows.rollouts[first + place].prompt, demonstration, feedback,
                              most=self.config.max_reprompt_length)
@@ -99,10 +101,16 @@ class SelfDistillation:
         batch["advantages"] = batch["advantages"].masked_fill(routed, 0.0)
         if self.config.method == "sdpo":
             batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
-        taught, known, heat = total(torch.stack([
-            routed.sum().float(), torch.tensor(float(len(mask)), device=mask.device), entropy[taught_tokens].sum()]))
-        return {"distillation/routed_share": float(taught / known),
-                "distillation/teacher_entropy": float(heat / count.clamp(min=1))}
+        sums = total(torch.tensor([float(routed.sum()), informed, len(mask), float(entropy[taught_tokens].sum())],
+                                  device=mask.device))
+        told = {"distillation/routed_share": float(sums[0] / sums[2]),
+                "distillation/informed_share": float(sums[1] / sums[2])}
+        if count:
+            told["distillation/entropy_mean"] = float(sums[3] / count)
+        if taught_tokens.any():
+            told |= _quantiles("entropy", entropy[taught_tokens])
+            told |= _quantiles("weight", batch["distillation_weights"][taught_tokens])
+        return told
 
     def term(self, batch: Mapping[str, Any], student: StudentStates) -> Tensor:
         """``Σ w · min(ρ, cap) · divergence`` over this micro-batch's routed tokens: their part of the joint loss,
@@ -156,6 +164,13 @@ class SelfDistillation:
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"][:keep]
         shorter: str = self._tokenizer.decode(ids)
         return shorter
+
+
+def _quantiles(name: str, values: Tensor) -> dict[str, float]:
+    """Of this process's tokens."""
+    ordered = values.float().sort().values
+    return {f"distillation/{name}_p{share}": float(ordered[(len(ordered) - 1) * share // 100])
+            for share in (10, 50, 90)}
 
 
 def _best(texts: Sequence[str] | None, scores: Sequence[float | None]) -> tuple[str | None, float | None]:

@@ -9,7 +9,7 @@ term is added over the same tokens.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,16 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     """GRPO whose rewards may be ``None``.
 
     ``seconds`` holds what the current step spent on rollouts, on scoring and on the self-teacher; ``reward`` is the
-    rubric reward. Raises :class:`ConfigError` at once when an update would see only part of a generated batch (TRL's
-    token mean is exact only for whole ones).
+    rubric reward. ``other_rewards`` are TRL reward functions to add to it; a rollout without a rubric reward has none
+    whatever they say, and routing goes by the rubric's score alone. Raises :class:`ConfigError` at once when an update
+    would see only part of a generated batch (TRL's token mean is exact only for whole ones).
     """
 
     plain_device = "cpu"
     """Where log-probabilities come from one plain forward pass instead of TRL's fused head."""
 
-    def __init__(self, model: Any, reward: RubricReward, args: TrainConfig, **kwargs: Any) -> None:
+    def __init__(self, model: Any, reward: RubricReward, args: TrainConfig, *, other_rewards: Sequence[Any] = (),
+                 **kwargs: Any) -> None:
         check_batch_shape(args)
         _keep_rollouts_out_of_the_log()
         self.reward = reward
@@ -56,7 +58,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._capturing = False
         # Before TRL replaces the model's forward: a copy made later would run the student's.
         teacher = ModelCopy(model) if args.method != "grpo" and not hasattr(model, "peft_config") else None
-        super().__init__(model=model, reward_funcs=[reward], args=args, **kwargs)
+        super().__init__(model=model, reward_funcs=[reward, *other_rewards], args=args, **kwargs)
         reward.exchange = exchange()
         self.distillation: SelfDistillation | None = None
         if teacher is not None:
@@ -66,12 +68,15 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             self.add_callback(FollowStudent(self))
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        """TRL's rewards of all processes, [rows, 1]; notes which of this process's rows have none."""
+        """TRL's rewards of all processes, [rows, functions]; notes which of this process's rows have none.
+
+        Where one function knows nothing TRL goes by the others; without the rubric's there is no reward here.
+        """
         started = time.perf_counter()
         rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self.seconds["scoring"] += time.perf_counter() - started
         first = self.accelerator.process_index * len(prompts)
-        self._unscored = rewards[first : first + len(prompts)].isnan().any(dim=1)
+        self._unscored = rewards[first:first + len(prompts), 0].isnan()
         if self._unscored.any() and self.reward.last is not None and self.accelerator.is_main_process:
             log.warning("%d of %d rollouts unscored (%s): left out of this update",
                         self.reward.last.unscored, len(self.reward.last.rewards), self.reward.last.reasons)
@@ -89,13 +94,16 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.args.scale_rewards != "batch":
             # TRL's differ in the constant beside the deviation, and give a lone reward one of its own.
             size = self.num_generations if self.model.training else self.num_generations_eval
-            marks = (self._rewards * self.reward_weights.to(self._rewards)).sum(1).view(-1, size)
+            marks = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1)
+            marks = marks.masked_fill(self._rewards[:, 0].isnan(), torch.nan).view(-1, size)
             advantages = group_advantages(marks, scale="none" if self.args.scale_rewards == "none" else "std")
             batch["advantages"] = advantages.flatten()[first:first + len(scored)].to(batch["advantages"])
         if self.distillation is not None and self.reward.last is not None and self.model.training:
             started = time.perf_counter()
             rows = Rows(self.reward.rows, self.reward.last.marks, self.reward.last.teacher_scores)
-            for name, value in self.distillation.prepare(batch, rows, first=first, total=self._total).items():
+            with self.accelerator.autocast():
+                told = self.distillation.prepare(batch, rows, first=first, total=self._total)
+            for name, value in told.items():
                 self._metrics["train"][name].append(value)
             self.seconds["teacher"] += time.perf_counter() - started
         counted = batch["completion_mask"] * batch["tool_mask"] if "tool_mask" in batch else batch["completion_mask"]

@@ -1,5 +1,7 @@
 """One training run from its configuration: load, train, save; stop gracefully and go on later."""
 
+import hashlib
+import json
 import secrets
 import signal
 import warnings
@@ -24,6 +26,16 @@ from markscheme_train.trainer import MarkschemeTrainer
 
 RUN_ID_FILE = "run_id"
 STEPS_FILE = "steps.jsonl"
+SETTINGS_FILE = "settings.json"
+DECISIVE = (
+    "model", "method", "reuse", "verify", "seed", "num_generations", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "num_iterations", "temperature", "max_completion_length", "lora_rank",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "max_grad_norm", "loss_type", "scale_rewards", "epsilon", "epsilon_high", "delta", "beta", "success_threshold",
+    "demonstration_threshold", "demonstration_gap", "teacher_demonstration", "rubric_feedback", "max_reprompt_length",
+    "teacher_update_rate", "distillation_alpha", "distillation_top_k", "entropy_beta", "importance_cap")
+"""Settings that decide what a run learns: a resumed run must have those of its first part. How long it goes on, where
+it is saved and whom it asks may change."""
 
 
 def quieten() -> None:
@@ -46,6 +58,7 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
     if resume and checkpoint is None:
         raise ConfigError(f"nothing to resume: there is no checkpoint under {output}")
     examples = read_examples(Path(config.data))
+    keep_settings(config, output, resume=resume)
     model, tokenizer = load_model(config)
     reward = RubricReward(client, num_generations=config.num_generations,
                           run_id=run_id_of(config, output, resume=resume), reuse=config.reuse, verify=config.verify,
@@ -104,6 +117,26 @@ def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
     declared = model.generation_config.eos_token_id
     declared = [declared] if isinstance(declared, int) else list(declared or [])
     return sorted({*declared, tokenizer.eos_token_id} - {None})
+
+
+def keep_settings(config: TrainConfig, output: Path, *, resume: bool) -> None:
+    """Write down what decides a run, or hold it against what its first part wrote. Raises :class:`ConfigError`."""
+    file = output / SETTINGS_FILE
+    now = {name: getattr(config, name) for name in DECISIVE}
+    now |= {"lr_scheduler_type": config.lr_scheduler_type.value,
+            "data": hashlib.sha256(Path(config.data).read_bytes()).hexdigest()}
+    if resume and file.is_file():
+        before = json.loads(file.read_text())
+        changed = [f"{name} was {before[name]} and is {value}" for name, value in now.items()
+                   if name in before and before[name] != value and name != "data"]
+        if before.get("data") != now["data"]:
+            changed.append(f"{config.data} has other contents")
+        if changed:
+            raise ConfigError(f"this is not the run that {output} holds: {'; '.join(changed)}. Set it back, or start "
+                              "a run in another output_dir")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(now, indent=1) + "\n")
 
 
 def run_id_of(config: TrainConfig, output: Path, *, resume: bool) -> str:

@@ -73,12 +73,18 @@ def joint(trainer: MarkschemeTrainer, batch: dict[str, Any], advantages: torch.T
 
 
 def test_failed_rollouts_with_a_good_sibling_go_to_the_self_teacher(make_trainer: Maker) -> None:
-    batch = generate(make_trainer())
+    trainer = make_trainer()
+    batch = generate(trainer)
     assert batch["routed"].tolist() == [False, True, True, False] * 2
     assert batch["advantages"].tolist() == pytest.approx([0.6, 0.0, 0.0, 0.2] * 2)
     counted = batch["completion_mask"].bool() & batch["routed"].unsqueeze(1)
     assert batch["distillation_weights"][counted].mean() == pytest.approx(1.0, abs=1e-5)
     assert not batch["distillation_weights"][~counted].any()
+    told = {name.partition("/")[2]: values[-1] for name, values in trainer._metrics["train"].items()
+            if name.startswith("distillation/")}
+    assert (told["routed_share"], told["informed_share"]) == (0.5, 1.0)
+    assert told["weight_p10"] <= told["weight_p50"] <= told["weight_p90"]
+    assert 0 < told["entropy_p10"] <= told["entropy_mean"] <= torch.log(torch.tensor(64.0))
     assert [None if s is None else len(s) for s in batch["teacher_states"]] == [
         n if routed else None for n, routed in zip(counted.sum(1).tolist(), batch["routed"].tolist(), strict=True)]
 

@@ -9,7 +9,7 @@ import torch
 from trl import GRPOTrainer
 
 from markscheme_train.config import build_config
-from markscheme_train.data import Example
+from markscheme_train.data import Example, as_dataset
 from markscheme_train.errors import ConfigError
 from markscheme_train.prefix import shared_prompt_logits
 from markscheme_train.reward import RubricReward
@@ -48,6 +48,23 @@ def test_unscored_rows_leave_baseline_loss_and_denominator(make_trainer: Maker) 
     assert tokens.tolist() == [n if i % 4 != 1 else 0 for i, n in enumerate(tokens.tolist())]
     assert all(tokens[i] > 0 for i in range(8) if i % 4 != 1)
     assert int(batch["num_items_in_batch"]) == int(tokens.sum())
+
+
+def test_another_reward_adds_to_the_rubrics_and_never_stands_in_for_it(settings: dict[str, Any], model: Any,
+                                                                        tokenizer: Any) -> None:
+    def bonus(completions: Any, **_columns: Any) -> list[float | None]:
+        return [None if i % 4 == 3 else float(i % 4 == 0) for i in range(len(completions))]
+
+    rubric = [0.0, None, 0.5, 1.0]
+    reward = RubricReward(ScriptedClient(lambda place, rollout: rubric[place]), num_generations=4, run_id="run")
+    trainer = MarkschemeTrainer(
+        model, reward, build_config({**settings, "reward_weights": [1.0, 0.5]}), other_rewards=[bonus],
+        train_dataset=as_dataset([Example(prompt=p) for p in PROMPTS], chat=False), processing_class=tokenizer)
+    batch = generate(trainer)
+    # 0 + 0.5, unscored, 0.5 + 0, 1 + nothing known
+    mean = (0.5 + 0.5 + 1.0) / 3
+    assert batch["advantages"].tolist() == pytest.approx([0.5 - mean, 0.0, 0.5 - mean, 1.0 - mean] * 2)
+    assert not batch["completion_mask"][[1, 5]].any()
 
 
 def test_the_gradient_is_that_of_a_batch_without_the_unscored_rows(make_trainer: Maker) -> None:

@@ -76,6 +76,23 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(settings: dict[str, 
     torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"learning_rate": 2e-2}, "learning_rate was 0.01 and is 0.02"), ({"seed": 7}, "seed was 42 and is 7"),
+    ({"data": "other"}, "has other contents")])
+def test_another_run_is_not_gone_on_with(change: dict[str, Any], message: str, settings: dict[str, Any],
+                                         tmp_path: Path) -> None:
+    run({**settings, "save_strategy": "steps", "save_steps": 1})
+    before = weights(Path(settings["output_dir"]))
+    if "data" in change:
+        other = tmp_path / "other.jsonl"
+        other.write_text(Path(settings["data"]).read_text() + '{"prompt": "w11"}\n')
+        change = {"data": str(other)}
+    with pytest.raises(ConfigError, match=message):
+        run({**settings, "max_steps": 3, **change}, resume=True)
+    assert torch.equal(weights(Path(settings["output_dir"])), before)
+    run({**settings, "max_steps": 3}, resume=True)  # for longer is no other run
+
+
 def test_a_fresh_run_has_a_name_of_its_own(settings: dict[str, Any]) -> None:
     clients = [ScriptedClient(by_length), ScriptedClient(by_length)]
     for client in clients:

@@ -1,0 +1,59 @@
+"""What the trainer relies on in TRL. A failure here says what to look at before TRL is taken in another version."""
+
+import inspect
+
+import pytest
+import trl
+from trl import GRPOTrainer
+
+from markscheme_train.trainer import MarkschemeTrainer
+
+OVERRIDDEN = {
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+    "_compute_loss": ["self", "model", "inputs"],
+    "_get_train_sampler": ["self", "dataset"],
+    "_get_per_token_logps_and_entropies": [
+        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
+        "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes",
+        "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+}
+"""TRL's methods that ours replace, and their parameters."""
+RELIED_ON = {
+    "_compute_loss": [
+        # The self-teacher's term is divided by what divides the policy's.
+        'inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes',
+        "self.current_gradient_accumulation_steps / self.args.steps_per_generation",
+        # Without old log-probabilities the ratio is 1 in value.
+        'old_per_token_logps = inputs.get("old_per_token_logps")'],
+    "_prepare_inputs": ["shuffle_sequence_dict(", "split_tensor_dict("],
+    "_generate_and_score_completions": ["num_items_in_batch = self.accelerator.gather(loss_mask.sum()).sum()"],
+}
+"""Lines of TRL's on which ours build."""
+
+
+def test_trl_is_the_version_that_was_read() -> None:
+    assert trl.__version__.startswith("1.16."), (
+        f"TRL is {trl.__version__}: compare its grpo_trainer.py with what docs/decisions/0011-self-distillation.md and "
+        "this file say of 1.16")
+
+
+def test_every_override_is_listed() -> None:
+    ours = {name for name, value in vars(MarkschemeTrainer).items()
+            if callable(value) and name in vars(GRPOTrainer) and not name.startswith("__")}
+    assert ours == set(OVERRIDDEN)
+
+
+@pytest.mark.parametrize("name", list(OVERRIDDEN))
+def test_an_overridden_method_takes_what_it_took(name: str) -> None:
+    taken = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
+    assert taken == OVERRIDDEN[name], f"GRPOTrainer.{name} takes other parameters: MarkschemeTrainer.{name} must follow"
+
+
+@pytest.mark.parametrize(("name", "line"), [(name, line) for name, lines in RELIED_ON.items() for line in lines])
+def test_a_line_relied_on_stands(name: str, line: str) -> None:
+    assert line in inspect.getsource(getattr(GRPOTrainer, name)), (
+        f"GRPOTrainer.{name} has no more `{line}`: see what MarkschemeTrainer makes of it")
