@@ -25,7 +25,8 @@ def run(directory: Path, settings: dict[str, Any], *, processes: int) -> dict[st
     finished = subprocess.run(
         [*(command if processes > 1 else command[:1]), str(SCRIPT), str(file), str(out)], capture_output=True,
         text=True, timeout=240, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SCRIPT.parent.parent)})
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo",
+                          "PYTHONPATH": str(SCRIPT.parent.parent)})
     assert finished.returncode == 0, finished.stderr[-3000:]
     made: dict[str, Any] = torch.load(out, weights_only=False)
     return made
