@@ -32,7 +32,7 @@ test: setup  ## Run the tests
 fuzz: setup  ## Schemathesis against the running service (slow, about three minutes)
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/api/test_schemathesis.py
 
-fault: setup  ## The long fault tests: outages, kills, black holes, overload (slow, about half an hour)
+fault: setup  ## The long fault tests: outages, kills, black holes, overload (slow, about twelve minutes)
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/fault
 
 check: setup  ## Lint, types, import contracts
