@@ -10,7 +10,7 @@ term is added over the same tokens.
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     """GRPO whose rewards may be ``None``.
 
     ``seconds`` holds what the current step spent on rollouts, on scoring and on the self-teacher; ``reward`` is the
-    rubric reward. ``other_rewards`` are TRL reward functions to add to it; a rollout without a rubric reward has none
-    whatever they say, and routing goes by the rubric's score alone. Raises :class:`ConfigError` at once when an update
+    rubric reward. ``other_rewards`` are TRL reward functions to add to it: one that returns ``None`` for a rollout does
+    not apply to it, as TRL has it; a rollout without a rubric reward has none whatever they say, and routing goes by
+    the rubric's score alone. Raises :class:`ConfigError` at once when an update
     would see only part of a generated batch (TRL's token mean is exact only for whole ones).
     """
 
@@ -188,7 +189,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if not plain or compute_aux_loss or any(v is not None for v in images.values()):
             result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
             inner = _inner(self.accelerator.unwrap_model(model))
-            with _last_states(inner) as seen:
+            with _last_states(inner) if self._capturing else nullcontext([]) as seen:
                 result = super()._get_per_token_logps_and_entropies(
                     model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss,
                     **images)

@@ -135,23 +135,26 @@ def keep_settings(config: TrainConfig, output: Path, *, resume: bool) -> None:
             raise ConfigError(f"this is not the run that {output} holds: {'; '.join(changed)}. Set it back, or start "
                               "a run in another output_dir")
         return
-    output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(now, indent=1) + "\n")
+    if config.process_index == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(now, indent=1) + "\n")
 
 
 def run_id_of(config: TrainConfig, output: Path, *, resume: bool) -> str:
     """The run's name at the service: as configured, or made up once and kept beside the checkpoints.
 
-    A fresh run must not take an earlier one's name, or it would be given that one's rubrics; a resumed run must.
+    A fresh run must not take an earlier one's name, or it would be given that one's rubrics; a resumed run must. Only
+    the first process asks the service, so only its name is kept.
     """
     file = output / RUN_ID_FILE
     if config.run_id:
         return config.run_id
     if resume and file.is_file():
         return file.read_text().strip()
-    output.mkdir(parents=True, exist_ok=True)
     run_id = f"{output.name}-{secrets.token_hex(4)}"
-    file.write_text(run_id + "\n")
+    if config.process_index == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        file.write_text(run_id + "\n")
     return run_id
 
 

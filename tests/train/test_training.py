@@ -11,11 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from markscheme.errors import MarkschemeError
-from markscheme_train.config import build_config
+from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, TrainError
 from markscheme_train.steps import StepRecord
 from markscheme_train.trainer import MarkschemeTrainer
-from markscheme_train.training import train
+from markscheme_train.training import run_id_of, train
 from train.conftest import ScriptedClient
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
@@ -98,6 +98,15 @@ def test_a_fresh_run_has_a_name_of_its_own(settings: dict[str, Any]) -> None:
     for client in clients:
         run(settings, client=client)
     assert clients[0].calls[0]["run"].id != clients[1].calls[0]["run"].id
+
+
+def test_the_first_process_alone_names_the_run(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one's name in the file would give a resumed run other rubrics than its first part had."""
+    output = Path(settings["output_dir"])
+    named = run_id_of(build_config(settings), output, resume=False)
+    monkeypatch.setattr(TrainConfig, "process_index", 1)
+    assert run_id_of(build_config(settings), output, resume=False) != named
+    assert run_id_of(build_config(settings), output, resume=True) == named
 
 
 def test_a_lost_service_saves_what_was_learnt(settings: dict[str, Any]) -> None:
