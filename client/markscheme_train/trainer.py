@@ -10,7 +10,7 @@ term is added over the same tokens.
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if not plain or compute_aux_loss or any(v is not None for v in images.values()):
             result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
             inner = _inner(self.accelerator.unwrap_model(model))
-            with _last_states(inner) if self._capturing else nullcontext([]) as seen:
+            with ExitStack() as stack:
+                seen = stack.enter_context(_last_states(inner)) if self._capturing else []
                 result = super()._get_per_token_logps_and_entropies(
                     model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss,
                     **images)
