@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips clean
+.PHONY: help setup demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -33,7 +33,7 @@ fuzz: setup  ## Schemathesis against the running service (slow, about three minu
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/api/test_schemathesis.py
 
 fault: setup  ## The long fault tests: outages, kills, black holes, overload (slow, about twelve minutes)
-	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/fault
+	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/fault tests/train
 
 check: setup  ## Lint, types, import contracts
 	$(CLEAN) $(BIN)/ruff check services client tests benchmarks
@@ -65,6 +65,12 @@ bench-peers: setup $(PEER_ENVS)  ## All peers under the same load, dated (slow, 
 
 bench-flips: setup  ## How often a verdict flips when judged alone instead of among six, on SmolLM2 (about 15 minutes)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m service.flips $(BENCH_ARGS)
+
+bench-methods: setup  ## Five training methods on SmolLM2, three seeds (slow, about an hour and a half)
+	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m training.methods $(BENCH_ARGS)
+
+bench-train: setup  ## The trainer's step beside TRL's GRPO and SDPO (about a quarter of an hour)
+	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m training.speed $(BENCH_ARGS)
 
 $(PEERS)/venv-%/.ready:
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)

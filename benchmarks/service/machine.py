@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ PACKAGES = ("markscheme", "fastapi", "uvicorn", "sqlalchemy", "asyncpg", "aiosql
             "httpx", "pydantic")
 
 
-def describe(**servers: str) -> dict[str, Any]:
-    """Cores, memory, Python, package versions, and the load found; ``servers``: versions of servers beside it."""
+def describe(packages: Sequence[str] = PACKAGES, **servers: str) -> dict[str, Any]:
+    """Cores, memory, Python, versions of ``packages``, and the load found; ``servers``: versions of servers beside it.
+    """
     return {
         "cores": os.cpu_count(),
         "cores_allowed": len(os.sched_getaffinity(0)),
@@ -21,7 +23,7 @@ def describe(**servers: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "load_at_start": round(os.getloadavg()[0], 1),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in packages},
         **servers,
     }
 

@@ -34,7 +34,7 @@ def train(
     from markscheme_train.training import quieten
     from markscheme_train.training import train as run
 
-    console = Console()
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one shows the run
     quieten()
     try:
         settings = load_config(config, [*(overrides or []), *([f"preset={preset}"] if preset else [])])

@@ -1,4 +1,4 @@
-"""What self-distillation needs of whole-vocabulary distributions, a chunk of positions at a time.
+"""What losses need of whole-vocabulary distributions, a chunk of positions at a time.
 
 A model's hidden states are small, its logits are not: 2,048 positions over 151,000 tokens take 1.2 GB in fp32. Here
 logits live for one chunk, of the teacher without a gradient, of the student recomputed in the backward pass.
@@ -30,6 +30,24 @@ def entropies(hidden: Tensor, head: Head, *, temperature: float = 1.0, chunk: in
     return torch.cat(found) if found else hidden.new_zeros(0, dtype=_precision(hidden))
 
 
+def token_log_probs(hidden: Tensor, tokens: Tensor, head: Head, *, temperature: float = 1.0,
+                    chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [N] of ``tokens`` [N] at positions with states [N, d], and entropies [N] without a gradient."""
+    def part(states: Tensor, ids: Tensor, known: list[Tensor]) -> tuple[Tensor, Tensor]:
+        logits = _scaled(head(states), temperature)
+        if not known:  # the second time, in the backward pass, it is
+            with torch.no_grad():
+                known.append(entropies(logits, lambda kept: kept))
+        return _log_probs_at(logits, ids.unsqueeze(-1)).squeeze(-1), known[0]
+
+    if not len(hidden):
+        nothing = hidden.new_zeros(0, dtype=_precision(hidden))
+        return nothing, nothing
+    found = [checkpoint(part, states, ids, [], use_reentrant=False)
+             for states, ids in zip(torch.split(hidden, chunk), torch.split(tokens, chunk), strict=True)]
+    return torch.cat([log_probs for log_probs, _ in found]), torch.cat([entropy for _, entropy in found])
+
+
 def divergences(student: Tensor, teacher: Tensor, student_head: Head, teacher_head: Head, *, alpha: float,
                 top_k: int | None, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
     """The generalised Jensen-Shannon divergence [N] of student from teacher at positions with states [N, d].
@@ -37,17 +55,21 @@ def divergences(student: Tensor, teacher: Tensor, student_head: Head, teacher_he
     With ``top_k`` over the student's likeliest tokens and a bucket for all others, else over the whole vocabulary.
     Gradients reach the student's states and head.
     """
-    def part(states: Tensor, others: Tensor) -> Tensor:
+    def part(states: Tensor, others: Tensor, support: list[tuple[Tensor, Tensor]]) -> Tensor:
         own = _scaled(student_head(states), temperature)
-        with torch.no_grad():
-            other = _scaled(teacher_head(others), temperature)
         if top_k is None or top_k >= own.shape[-1]:
-            return generalized_jsd(own.log_softmax(-1), other.log_softmax(-1), alpha=alpha)
-        likeliest = own.detach().topk(top_k, dim=-1).indices
-        return generalized_jsd(with_tail(_log_probs_at(own, likeliest)), with_tail(_log_probs_at(other, likeliest)),
-                               alpha=alpha)
+            with torch.no_grad():
+                other = _scaled(teacher_head(others), temperature).log_softmax(-1)
+            return generalized_jsd(own.log_softmax(-1), other, alpha=alpha)
+        if not support:  # the second time, in the backward pass, what needs no gradient is known
+            with torch.no_grad():
+                likeliest = own.topk(top_k, dim=-1).indices
+                support.append((likeliest, with_tail(_log_probs_at(_scaled(teacher_head(others), temperature),
+                                                                   likeliest))))
+        likeliest, other = support[0]
+        return generalized_jsd(with_tail(_log_probs_at(own, likeliest)), other, alpha=alpha)
 
-    found = [checkpoint(part, states, others, use_reentrant=False)
+    found = [checkpoint(part, states, others, [], use_reentrant=False)
              for states, others in zip(torch.split(student, chunk), torch.split(teacher, chunk), strict=True)]
     return torch.cat(found) if found else student.new_zeros(0, dtype=_precision(student)) + 0 * student.sum()
 
@@ -57,7 +79,8 @@ def _log_probs_at(logits: Tensor, indices: Tensor) -> Tensor:
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    return logits.to(_precision(logits)) / temperature
+    precise = logits.to(_precision(logits))
+    return precise if temperature == 1.0 else precise / temperature
 
 
 def _precision(values: Tensor) -> torch.dtype:

@@ -4,6 +4,7 @@ A group may span processes, and its rollouts must be judged, compared and shown 
 one that asks is an error of all, at the same place, so that none waits in a collective for a peer that has left.
 """
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -54,12 +55,21 @@ class Processes:
             try:
                 outcome[0] = question()
             except Exception as error:
-                outcome[1] = error
+                outcome[1] = _sendable(error)
         self._distributed.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
             raise outcome[1]
         answer: T = outcome[0]
         return answer
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error itself if it can travel, else one that says the same: the others must not wait for it in vain."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def exchange() -> Exchange:

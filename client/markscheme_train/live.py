@@ -15,6 +15,7 @@ from markscheme_train.steps import StepRecord
 
 STEPS_SHOWN = 10
 CRITERIA_SHOWN = 14
+ROUTED = "distillation/routed_share"
 
 
 class LiveTable:
@@ -67,21 +68,26 @@ class LiveTable:
 
 def _step_table(records: list[StepRecord]) -> Table:
     table = Table(title_justify="left", expand=True)
-    seconds = ("rollout", "scoring", *(["teacher"] if any(r.teacher_s for r in records) else []), "update")
-    for name in ("step", "mean reward", "unscored", "rubrics", *(f"{phase} s" for phase in seconds)):
+    distils = any(ROUTED in r.metrics for r in records)
+    seconds = ("rollout", "scoring", *(["teacher"] if distils else []), "update")
+    for name in ("step", "mean reward", "unscored", "rubrics", "judge calls", *(["to teacher"] if distils else []),
+                 *(f"{phase} s" for phase in seconds)):
         table.add_column(name, justify="right")
     for record in records:
         table.add_row(str(record.step), _number(record.reward), f"{record.unscored}/{record.rollouts}",
                       " ".join(f"{count} {origin}" for origin, count in sorted(record.origins.items())),
+                      str(record.judge_calls), *([f"{record.metrics.get(ROUTED, 0.0):.0%}"] if distils else []),
                       *(f"{getattr(record, f'{phase}_s'):.1f}" for phase in seconds))
     return table
 
 
 def _line(record: StepRecord) -> str:
+    distils = ROUTED in record.metrics
     return (f"step {record.step}/{record.steps}  reward {_number(record.reward)}  "
-            f"unscored {record.unscored}/{record.rollouts}  rollout {record.rollout_s:.1f} s  "
-            f"scoring {record.scoring_s:.1f} s  "
-            + (f"teacher {record.teacher_s:.1f} s  " if record.teacher_s else "") + f"update {record.update_s:.1f} s")
+            f"unscored {record.unscored}/{record.rollouts}  judge calls {record.judge_calls}  "
+            + (f"to teacher {record.metrics[ROUTED]:.0%}  " if distils else "")
+            + f"rollout {record.rollout_s:.1f} s  scoring {record.scoring_s:.1f} s  "
+            + (f"teacher {record.teacher_s:.1f} s  " if distils else "") + f"update {record.update_s:.1f} s")
 
 
 def _share(rate: CriterionRate) -> float | None:

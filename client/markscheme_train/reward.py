@@ -4,6 +4,7 @@ It groups, asks and reports; it does not judge. A rollout the service could not 
 number. No torch here: the class also serves trainers other than ours.
 """
 
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import tenacity
 
 from markscheme.errors import ConnectionFailed, ServiceUnavailable
-from markscheme.schema import Group, GroupScore, Message, Rollout, Run, ScoreBatch
+from markscheme.schema import Group, GroupScore, Message, Rollout, Run, ScoreBatch, Usage
 from markscheme.vocabulary import ReusePolicy, VerifyMode
 from markscheme_train.exchange import Alone, Exchange
 
@@ -69,6 +70,7 @@ class RewardReport:
     reasons: dict[str, int]
     origins: dict[str, int]
     criteria: list[CriterionRate]
+    usage: Usage
     seconds: float
 
     @property
@@ -140,7 +142,7 @@ class RubricReward:
                                  teacher_scores=[list(scores[group.id]) for group in groups],
                                  reasons=_reasons(batch), origins=_origins(batch),
                                  criteria=[rate for group in batch.groups for rate in _criterion_rates(group)],
-                                 seconds=seconds)
+                                 usage=batch.usage, seconds=seconds)
         if log_metric is not None:
             _log(self.last, log_metric)
         first = sum(counts[:self.exchange.rank])
@@ -153,8 +155,12 @@ class RubricReward:
             retry=tenacity.retry_if_exception_type((ConnectionFailed, ServiceUnavailable)), reraise=True,
             stop=tenacity.stop_after_delay(self.max_outage_s), wait=tenacity.wait_exponential(1, max=MOST_PAUSE_S),
             before_sleep=self._tell)
-        return attempts(self.client.score, groups, reuse=self.reuse, verify=self.verify,
-                        score_teachers=self.score_teachers, run=Run(id=self.run_id, step=step))
+        chance = random.getstate()  # retries draw their pauses from it; the run must not notice that there were any
+        try:
+            return attempts(self.client.score, groups, reuse=self.reuse, verify=self.verify,
+                            score_teachers=self.score_teachers, run=Run(id=self.run_id, step=step))
+        finally:
+            random.setstate(chance)
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
         if state.outcome is not None and state.next_action is not None:
@@ -234,6 +240,8 @@ def _criterion_rates(group: GroupScore) -> list[CriterionRate]:
 def _log(report: RewardReport, log_metric: Callable[[str, float], None]) -> None:
     log_metric("rubric/unscored_rate", report.unscored / len(report.rewards))
     log_metric("rubric/wait_s", report.seconds)
+    log_metric("rubric/judge_calls", report.usage.judge_calls)
+    log_metric("rubric/judge_tokens", report.usage.prompt_tokens + report.usage.completion_tokens)
     for origin in ("induced", "reused", "given", "none"):
         log_metric(f"rubric/origin_{origin}", report.origins.get(origin, 0) / max(1, sum(report.origins.values())))
     judged: Counter[str] = Counter()

@@ -7,6 +7,7 @@ whole optimiser step over all processes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,11 +34,15 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class StudentStates:
-    """The student's forward pass: its log-probabilities [B, C], and states [B, C, d] with the head that reads them."""
+    """The student's forward pass: its log-probabilities [B, C], and states [B, C, d] with the head that reads them.
+
+    ``hidden``: the model's last hidden states as they left it, batch by batch, for whoever watches their gradients.
+    """
 
     log_probs: Tensor
     states: Tensor
     head: Head
+    hidden: Sequence[Tensor]
 
 
 class SelfDistillation:
@@ -77,7 +82,7 @@ class SelfDistillation:
         The batch holds this process's rows, of which the first is number ``first`` of all. ``total`` sums a tensor over
         all processes. With SDPO the rows that are not routed leave the loss. Returns what to log.
         """
-        mask = batch["completion_mask"].bool()
+        mask = own_tokens(batch).bool()
         routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         prompts: dict[int, Sequence[int]] = {}
         informed = 0
@@ -118,7 +123,7 @@ class SelfDistillation:
         places = batch["routed"].nonzero().flatten()
         if not len(places):
             return torch.zeros((), device=student.log_probs.device)
-        mask = batch["completion_mask"][places].bool()
+        mask = own_tokens(batch)[places].bool()
         taught = torch.cat([batch["teacher_states"][int(place)] for place in places])
         divergence = divergences(student.states[places][mask], taught, student.head, self.teacher.head,
                                  alpha=self.config.distillation_alpha, top_k=self.config.distillation_top_k,
@@ -147,7 +152,7 @@ class SelfDistillation:
             states = self.teacher.states(torch.cat([ids, completion], 1), torch.cat([seen, mask.to(seen)], 1),
                                          completion.shape[1])
             for row, place in enumerate(part):
-                found[place] = states[row, mask[row].bool()].clone()
+                found[place] = states[row, own_tokens(batch)[place].bool()].clone()
         return found
 
     def _tokens(self, prompt: Prompt) -> Sequence[int]:
@@ -164,6 +169,36 @@ class SelfDistillation:
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"][:keep]
         shorter: str = self._tokenizer.decode(ids)
         return shorter
+
+
+class BranchNorms:
+    """How strongly each branch pulls at the student: squared norms of the loss's gradient at its last hidden states.
+
+    A row is of one branch, so there the two can be told apart at no cost; in the weights' gradient they are summed.
+    """
+
+    def __init__(self) -> None:
+        self._squares: list[Tensor] = []
+
+    def watch(self, hidden: Sequence[Tensor], routed: Tensor) -> None:
+        """Note the gradients of hidden states [b, …], whose rows together are those of ``routed`` [B]."""
+        for states, rows in zip(hidden, torch.split(routed, [len(states) for states in hidden]), strict=True):
+            states.register_hook(partial(self._note, rows))  # type: ignore[no-untyped-call]
+
+    def _note(self, routed: Tensor, gradient: Tensor) -> None:
+        squares = gradient.float().square().flatten(1).sum(1)
+        self._squares.append(torch.stack([squares[~routed].sum(), squares[routed].sum()]))
+
+    def take(self, device: torch.device) -> Tensor:
+        """``[policy, distillation]`` since the last time."""
+        squares, self._squares = self._squares, []
+        return torch.stack(squares).sum(0) if squares else torch.zeros(2, device=device)
+
+
+def own_tokens(batch: Mapping[str, Any]) -> Tensor:
+    """The mask [B, C] of what the student itself wrote: padding and what tools answered excepted."""
+    mask: Tensor = batch["completion_mask"]
+    return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
 
 
 def _quantiles(name: str, values: Tensor) -> dict[str, float]:

@@ -6,7 +6,7 @@ student's on the same base. Both start as the student and follow it by an expone
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -53,7 +53,7 @@ class ModelCopy:
         return _states(self.model, input_ids, attention_mask, keep)
 
     def head(self, states: Tensor) -> Tensor:
-        return _head(self.model, states)
+        return output_head(self.model)(states)
 
     @torch.no_grad()
     def follow(self, rate: float) -> None:
@@ -91,7 +91,7 @@ class AdapterCopy:
             return _states(self._model.get_base_model(), input_ids, attention_mask, keep)
 
     def head(self, states: Tensor) -> Tensor:
-        return _head(self._model.get_base_model(), states)
+        return output_head(self._model.get_base_model())(states)
 
     @torch.no_grad()
     def follow(self, rate: float) -> None:
@@ -128,9 +128,19 @@ def _states(model: Any, input_ids: Tensor, attention_mask: Tensor, keep: int) ->
     return states
 
 
-def _head(model: Any, states: Tensor) -> Tensor:
-    logits: Tensor = model.get_output_embeddings()(states)
-    return logits
+def output_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """Hidden states to logits as ``model`` itself does it: projected, then scaled and capped where its family does."""
+    project, config = model.get_output_embeddings(), model.config.get_text_config()
+    # Cohere multiplies, Granite divides, Gemma 2 bends: transformers does it in the models' forward, not in the head.
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def head(states: Tensor) -> Tensor:
+        logits: Tensor = project(states)
+        logits = logits if scale == 1.0 else logits * scale
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    return head
 
 
 def _move(pairs: Sequence[tuple[Tensor, Tensor]], rate: float) -> None:

@@ -8,26 +8,29 @@ term is added over the same tokens.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from markscheme_train.checkpoints import SAVING, settle
 from markscheme_train.config import TrainConfig
+from markscheme_train.distillation import token_log_probs
 from markscheme_train.errors import ConfigError
 from markscheme_train.exchange import exchange
 from markscheme_train.losses import group_advantages
-from markscheme_train.prefix import can_share, shared_prompt_logits
+from markscheme_train.prefix import can_share, shared_prompt_states
 from markscheme_train.reward import RubricReward
-from markscheme_train.selfdistillation import Rows, SelfDistillation, StudentStates
-from markscheme_train.teacher import AdapterCopy, ModelCopy
+from markscheme_train.selfdistillation import BranchNorms, Rows, SelfDistillation, StudentStates, own_tokens
+from markscheme_train.teacher import AdapterCopy, ModelCopy, output_head
 
 TEACHER_FILE = "self_teacher.pt"
 
@@ -40,8 +43,21 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     ``seconds`` holds what the current step spent on rollouts, on scoring and on the self-teacher; ``reward`` is the
     rubric reward. ``other_rewards`` are TRL reward functions to add to it: one that returns ``None`` for a rollout does
     not apply to it, as TRL has it; a rollout without a rubric reward has none whatever they say, and routing goes by
-    the rubric's score alone. Raises :class:`ConfigError` at once when an update
-    would see only part of a generated batch (TRL's token mean is exact only for whole ones).
+    the rubric's score alone. Raises :class:`ConfigError` at once when an update would see only part of a generated
+    batch (TRL's token mean is exact only for whole ones), or a self-teacher only part of the weights.
+
+    What it overrides, and what of TRL 1.16 each relies on (``tests/train/test_trl_contract.py`` holds the words):
+
+    - ``_calculate_rewards``: is given this process's rows, returns all processes', ``None`` as NaN.
+    - ``_generate_and_score_completions``: its dict is shuffled and split row by row, extra entries with it; groups are
+      contiguous in it; ``num_items_in_batch`` is the denominator.
+    - ``_compute_loss``: ``dapo`` divides by ``num_items_in_batch`` over processes and accumulation steps; a row with an
+      advantage of 0 adds nothing else to it (no KL and no entropy term).
+    - ``_get_per_token_logps_and_entropies``: the one place where the student runs in an update.
+    - ``training_step``: counts micro-batches in ``_step``.
+    - ``_get_train_sampler``: its sampler shuffles by a generator of its own.
+    - ``_save_checkpoint``, ``_get_output_dir``, ``_load_optimizer_and_scheduler``: a checkpoint is written below the
+      one folder, its trainer state last, and read back at that moment.
     """
 
     plain_device = "cpu"
@@ -56,7 +72,9 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._unscored = torch.zeros(0, dtype=torch.bool)
         self._rewards = torch.zeros(0, 1)
         self._student: StudentStates | None = None
-        self._capturing = False
+        self._routed: torch.Tensor | None = None
+        self._norms = BranchNorms()
+        self._saving: str | None = None
         # Before TRL replaces the model's forward: a copy made later would run the student's.
         teacher = ModelCopy(model) if args.method != "grpo" and not hasattr(model, "peft_config") else None
         super().__init__(model=model, reward_funcs=[reward, *other_rewards], args=args, **kwargs)
@@ -65,6 +83,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
         if args.method != "grpo":
+            refuse_shards(self)
             self.distillation = SelfDistillation(args, teacher or AdapterCopy(self.model), self._tokenizer)
             self.add_callback(FollowStudent(self))
 
@@ -107,8 +126,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             for name, value in told.items():
                 self._metrics["train"][name].append(value)
             self.seconds["teacher"] += time.perf_counter() - started
-        counted = batch["completion_mask"] * batch["tool_mask"] if "tool_mask" in batch else batch["completion_mask"]
-        batch["num_items_in_batch"] = self.accelerator.gather(counted.sum()).sum()
+        batch["num_items_in_batch"] = self.accelerator.gather(own_tokens(batch).sum()).sum()
         return batch
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -118,6 +136,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         momentum and the weight decay.
         """
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.distillation is not None and self._step % self.current_gradient_accumulation_steps == 0:
+            norms = (self._total(self._norms.take(loss.device)).sqrt() / self.accelerator.num_processes).tolist()
+            for branch, norm in zip(("policy", "distillation"), norms, strict=True):
+                self._metrics["train"][f"gradient_norm/{branch}"].append(norm)
         last = self._buffered_inputs[-1] if self._buffered_inputs else None
         if last is not None and int(last["num_items_in_batch"]) == 0:
             model.zero_grad(set_to_none=True)
@@ -131,26 +153,49 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.distillation is None or "routed" not in inputs:
             policy: torch.Tensor = super()._compute_loss(model, inputs)
             return policy
-        self._capturing = True
+        self._routed = inputs["routed"]
         try:
             loss: torch.Tensor = super()._compute_loss(model, inputs)
             assert self._student is not None
             term = self.distillation.term(inputs, self._student)
+            self._norms.watch(self._student.hidden, inputs["routed"])
         finally:
-            self._capturing, self._student = False, None
+            self._routed = self._student = None
         tokens: torch.Tensor = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
         share = self.current_gradient_accumulation_steps / self.args.steps_per_generation
         joint: torch.Tensor = loss + term / (tokens * share)
         return joint
 
+    def _get_output_dir(self, trial: Any) -> str:
+        """TRL's, and while a checkpoint is written the folder it grows in."""
+        folder: str = self._saving or super()._get_output_dir(trial)
+        return folder
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """TRL's checkpoint with the self-teacher's weights in it, written first: transformers writes its own state,
-        by which a checkpoint is known to be whole, after everything else."""
-        if self.distillation is not None and self.args.should_save:
-            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save(dict(self.distillation.teacher.weights()), folder / TEACHER_FILE)
-        super()._save_checkpoint(model, trial)
+        """TRL's checkpoint with the self-teacher's weights in it, moved to its place when it is whole and on the disk.
+
+        A run that is killed meanwhile leaves the checkpoint before. Nothing happens where this step's is there already.
+        """
+        run = Path(self.args.output_dir)
+        done, growing = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", run / SAVING
+        if done.is_dir():
+            return
+        if self.args.should_save:
+            shutil.rmtree(growing, ignore_errors=True)
+            (growing / done.name).mkdir(parents=True)
+            if self.distillation is not None:
+                torch.save(dict(self.distillation.teacher.weights()), growing / done.name / TEACHER_FILE)
+        self.accelerator.wait_for_everyone()
+        self._saving = str(growing)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            settle(growing / done.name, done)
+            growing.rmdir()
+            rotate_checkpoints(str(run), self.args.save_total_limit)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """TRL's, at which resuming a run takes its state from a checkpoint; the self-teacher's goes with it."""
@@ -183,39 +228,48 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         """Log-probabilities [B, C] and entropies [B, C] of the last ``logits_to_keep`` tokens.
 
         On a CPU TRL's fused head projects the prompt's positions too: 27 times slower on a tiny model with a
-        long prompt. There the completion's logits alone are computed; elsewhere TRL's own way is kept.
+        long prompt. There the completion's tokens alone are projected, a chunk at a time; elsewhere TRL's own way is
+        kept. Positions of padding count 0 either way.
         """
+        inner = _inner(self.accelerator.unwrap_model(model))
+        head = output_head(inner)
         plain = input_ids.device.type == self.plain_device
         if not plain or compute_aux_loss or any(v is not None for v in images.values()):
             result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-            inner = _inner(self.accelerator.unwrap_model(model))
-            with ExitStack() as stack:
-                seen = stack.enter_context(_last_states(inner)) if self._capturing else []
+            with _last_states(inner) as seen:
                 result = super()._get_per_token_logps_and_entropies(
                     model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss,
                     **images)
-            if self._capturing:
+            if self._routed is not None:
                 states = torch.cat(seen)[:, -logits_to_keep - 1:-1]
-                self._student = StudentStates(result[0], states, inner.get_output_embeddings())
+                self._student = StudentStates(result[0], states, head, seen)
             return result
-        logps, entropies, seen_logits = [], [], []
+        every = []
         size = batch_size or len(input_ids)
         share = self.accelerator.num_processes == 1 and logits_to_keep > 1 and can_share(model)
         for ids, mask in zip(torch.split(input_ids, size), torch.split(attention_mask, size), strict=True):
             if share:
-                logits = shared_prompt_logits(model, ids, mask, logits_to_keep)
+                with self.accelerator.autocast():
+                    every.append(shared_prompt_states(inner.base_model, ids, mask, logits_to_keep))
             else:
-                logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=logits_to_keep + 1,
-                               use_cache=False).logits[:, :-1]
-            if self._capturing:
-                seen_logits.append(logits)
-            every = torch.log_softmax(logits.float() / self.temperature, dim=-1)
-            logps.append(every.gather(-1, ids[:, -logits_to_keep:].unsqueeze(-1)).squeeze(-1))
-            if compute_entropy:
-                entropies.append(-(every.detach().exp() * every.detach()).sum(-1))
-        if self._capturing:
-            self._student = StudentStates(torch.cat(logps), torch.cat(seen_logits), lambda logits: logits)
-        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+                with _last_states(inner) as seen:
+                    model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
+                every += [states[:, -logits_to_keep - 1:-1] for states in seen]
+        states = torch.cat(every)
+        counted = attention_mask[:, -logits_to_keep:].bool()
+        logps, entropies = states.new_zeros(counted.shape), states.new_zeros(counted.shape)
+        # Routed rows have no advantage: their log-probabilities need no gradient.
+        routed = torch.zeros_like(counted[:, 0]) if self._routed is None else self._routed
+        for rows, learning in ((counted & ~routed.unsqueeze(1), True), (counted & routed.unsqueeze(1), False)):
+            with torch.set_grad_enabled(learning and torch.is_grad_enabled()), self.accelerator.autocast():
+                found, spread = token_log_probs(states[rows], input_ids[:, -logits_to_keep:][rows], head,
+                                                temperature=self.temperature)
+            logps[rows], entropies[rows] = found.to(logps), spread.to(entropies)
+        if not (counted & ~routed.unsqueeze(1)).any():  # DDP waits for a gradient of every weight
+            logps = logps + 0 * head(states[:1, :1]).sum()
+        if self._routed is not None:
+            self._student = StudentStates(logps, states, head, every)
+        return logps, entropies if compute_entropy else None, None
 
 
 class FollowStudent(TrainerCallback):  # type: ignore[misc]
@@ -250,6 +304,15 @@ def check_batch_shape(args: TrainConfig) -> None:
     if args.steps_per_generation != args.gradient_accumulation_steps:
         raise ConfigError(f"steps_per_generation ({args.steps_per_generation}) must equal "
                           f"gradient_accumulation_steps ({args.gradient_accumulation_steps})")
+
+
+def refuse_shards(trainer: GRPOTrainer) -> None:
+    """Raise :class:`ConfigError` where a process holds only a part of the weights: the self-teacher follows whole ones.
+    """
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    if trainer.is_fsdp_enabled or (trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3):
+        raise ConfigError(f"method {trainer.args.method} needs all weights on each process: use DDP or DeepSpeed's "
+                          "ZeRO 1 or 2, or a method without a self-teacher (presets grpo, ropd)")
 
 
 def _inner(model: Any) -> Any:

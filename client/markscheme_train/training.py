@@ -12,11 +12,18 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from markscheme.errors import ConnectionFailed, MarkschemeError, ServiceUnavailable
+from markscheme_train.checkpoints import Chance, last_checkpoint
 from markscheme_train.config import TrainConfig
 from markscheme_train.data import Example, as_dataset, read_examples
 from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, TrainError
@@ -54,9 +61,12 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
     unscored, what was learnt so far is saved first (:class:`Interrupted`).
     """
     output = Path(config.output_dir)
-    checkpoint = get_last_checkpoint(str(output)) if resume and output.is_dir() else None
+    checkpoint = last_checkpoint(output)
     if resume and checkpoint is None:
         raise ConfigError(f"nothing to resume: there is no checkpoint under {output}")
+    if checkpoint is not None and not resume:
+        raise ConfigError(f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or start "
+                          "another in a different output_dir")
     examples = read_examples(Path(config.data))
     keep_settings(config, output, resume=resume)
     model, tokenizer = load_model(config)
@@ -71,10 +81,12 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
     trainer.add_callback(RefuseNonsense(trainer))
     unscored = StopWhenUnscored(reward, config.max_unscored)
     trainer.add_callback(unscored)
+    between = BetweenBatches(trainer)
+    trainer.add_callback(between)
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except MarkschemeError as error:
-        saved = save_checkpoint(trainer)
+        saved = save_checkpoint(trainer, between.chance)
         state = f"Saved {saved}; go on with --resume." if saved else "No step was finished."
         lost = Interrupted if isinstance(error, ConnectionFailed | ServiceUnavailable) else TrainError
         raise lost(f"the rubric service failed: {error}\n{state}") from error
@@ -107,6 +119,7 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model `{config.model}`: {str(error).splitlines()[0]}") from error
     if config.lora_rank is not None:
+        set_seed(config.seed)  # an adapter starts at random
         model = get_peft_model(model, LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank,
                                                  target_modules="all-linear", task_type="CAUSAL_LM"))
     return model, tokenizer
@@ -158,13 +171,15 @@ def run_id_of(config: TrainConfig, output: Path, *, resume: bool) -> str:
     return run_id
 
 
-def save_checkpoint(trainer: MarkschemeTrainer) -> Path | None:
-    """Save the state after the last finished step; ``None`` when there is none."""
-    step = trainer.state.global_step
-    if step == 0:
-        return None
-    trainer._save_checkpoint(trainer.model, trial=None)
-    return Path(trainer.args.output_dir) / f"checkpoint-{step}"
+def save_checkpoint(trainer: MarkschemeTrainer, chance: Chance | None) -> Path | None:
+    """Save the state after the last finished batch, whose rollouts a resumed run then samples again to the letter.
+
+    ``chance``: as it was then. Returns the newest checkpoint there is; ``None`` when no batch was finished.
+    """
+    if chance is not None:
+        chance.put_back()
+        trainer._save_checkpoint(trainer.model, trial=None)
+    return last_checkpoint(Path(trainer.args.output_dir))
 
 
 class RefuseNonsense(TrainerCallback):  # type: ignore[misc]
@@ -194,6 +209,29 @@ class StopWhenUnscored(TrainerCallback):  # type: ignore[misc]
             self.why = (f"{report.unscored} of {len(report.rewards)} rollouts of step {state.global_step} are unscored "
                         f"({', '.join(f'{count} {reason}' for reason, count in sorted(report.reasons.items()))})")
             control.should_save = True
+            control.should_training_stop = True
+
+
+class BetweenBatches(TrainerCallback):  # type: ignore[misc]
+    """Puts off saving and stopping to the end of the generated batch: one that is begun is in no checkpoint.
+
+    Add it after the callbacks that ask for either. ``chance``: of the end of the last batch.
+    """
+
+    def __init__(self, trainer: MarkschemeTrainer) -> None:
+        self._trainer = trainer
+        self.chance: Chance | None = None
+        self._save = self._stop = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._save |= control.should_save
+        self._stop |= control.should_training_stop
+        control.should_save = control.should_training_stop = False
+        if self._trainer._step % (args.steps_per_generation * args.num_iterations) == 0:
+            control.should_save, control.should_training_stop = self._save, self._stop
+            self._save = self._stop = False
+            self.chance = Chance()
+        elif state.global_step >= state.max_steps:
             control.should_training_stop = True
 
 

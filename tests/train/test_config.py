@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from accelerate import DistributedType
+from accelerate.commands.config.config_args import load_config_from_file
 
 from markscheme_train.config import PRESETS, build_config, load_config
 from markscheme_train.errors import ConfigError
@@ -76,3 +78,14 @@ def test_a_missing_file_is_an_error_of_the_configuration(tmp_path: Path) -> None
 def test_the_api_key_is_no_setting() -> None:
     with pytest.raises(ConfigError, match="unknown key `api_key`"):
         build_config({**NEEDED, "api_key": "mk_secret"})
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "examples").glob("train*.yaml")), ids=str)
+def test_the_example_configurations_load(file: Path) -> None:
+    assert load_config(file).data.endswith("prompts.jsonl")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("zero2", DistributedType.DEEPSPEED), ("fsdp2", DistributedType.FSDP)])
+def test_the_example_launchers_load(name: str, kind: DistributedType) -> None:
+    file = Path(__file__).parents[2] / "examples" / "accelerate" / f"{name}.yaml"
+    assert load_config_from_file(str(file)).distributed_type == kind

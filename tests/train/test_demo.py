@@ -46,7 +46,8 @@ def evaluation(*rewards: float | None) -> Evaluation:
 
 def demo_result() -> DemoResult:
     record = StepRecord(step=1, steps=1, reward=0.5, rollouts=16, unscored=3, reasons={"timeout": 3}, origins={},
-                        criteria=[], rollout_s=1.0, scoring_s=0.1, teacher_s=0.0, update_s=1.0)
+                        criteria=[], rollout_s=1.0, scoring_s=0.1, teacher_s=0.0, update_s=1.0, judge_calls=0,
+                        judge_tokens=0, metrics={})
     return DemoResult(trained=Change(evaluation(0.2, 0.4), evaluation(0.6, 0.8)),
                       held_out=Change(evaluation(0.3, 0.3), evaluation(0.3, None)), records=[record], seconds=12.34)
 

@@ -1,11 +1,13 @@
 """Chunked distributions against the plain ones."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from markscheme_train import losses
-from markscheme_train.distillation import divergences, entropies
+from markscheme_train.distillation import divergences, entropies, token_log_probs
 
 POSITIONS, WIDTH, VOCABULARY = 11, 5, 17
 
@@ -42,6 +44,45 @@ def test_divergences_and_their_gradients(chunk: int, top_k: int | None, alpha: f
     torch.testing.assert_close(found, plain)
     for one, two in zip(torch.autograd.grad((found * weights).sum(), [own, own_head.weight]), expected, strict=True):
         torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_token_log_probs_and_their_gradients(chunk: int, parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:
+    own, _, head, _ = parts
+    tokens, weights = torch.arange(POSITIONS), torch.rand(POSITIONS, dtype=torch.float64)
+    every = (head(own) / 1.3).log_softmax(-1)
+    plain = every.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    expected = torch.autograd.grad((plain * weights).sum(), [own, head.weight])
+    found, spread = token_log_probs(own, tokens, head, temperature=1.3, chunk=chunk)
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(spread, losses.entropy(every).detach())
+    assert not spread.requires_grad
+    for one, two in zip(torch.autograd.grad((found * weights).sum(), [own, head.weight]), expected, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("top_k", [3, None])
+def test_no_more_than_a_chunk_of_logits_is_ever_there(top_k: int | None,
+                                                      parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:
+    """Neither at once nor kept for the backward pass: the largest tensor that is saved is a state or a head."""
+    own, other, own_head, other_head = parts
+    kept: list[int] = []
+    seen: list[int] = []
+
+    def watched(head: nn.Linear) -> Any:
+        return lambda states: seen.append(len(states)) or head(states)
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        found = divergences(own, other, watched(own_head), watched(other_head), alpha=0.5, top_k=top_k, chunk=4)
+        logps, _ = token_log_probs(own, torch.arange(POSITIONS), watched(own_head), chunk=4)
+    assert max(seen) == 4
+    assert max(kept, default=0) <= VOCABULARY * WIDTH
+    assert not any(size % VOCABULARY == 0 and size != VOCABULARY * WIDTH for size in kept)
+    (found.sum() + logps.sum()).backward()
+    assert max(seen) == 4
+    # Three chunks. The student's head runs twice for each loss, forward and again in the backward pass; the teacher's
+    # once, where what is needed of it is small.
+    assert len(seen) == 3 * (2 + 2 + (1 if top_k else 2))
 
 
 def test_no_positions_are_no_divergence_and_keep_the_graph(parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:

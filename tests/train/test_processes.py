@@ -12,8 +12,22 @@ import pytest
 import torch
 
 from markscheme.errors import ServiceUnavailable, error_class
+from markscheme_train.exchange import _sendable
+from markscheme_train.losses import entropy, entropy_weight_sums
+from train.conftest import tiny_model
+from train.sharded_loss import batch, gradient_of
 
 SCRIPT = Path(__file__).parent / "recorded_run.py"
+
+
+def launch(script: Path, *arguments: Path, processes: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    finished = subprocess.run(
+        [*(command if processes > 1 else command[:1]), str(script), *map(str, arguments)], capture_output=True,
+        text=True, timeout=240, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo",
+                          "PYTHONPATH": str(script.parent.parent)})
+    assert finished.returncode == 0, finished.stderr[-3000:]
 
 
 def run(directory: Path, settings: dict[str, Any], *, processes: int) -> dict[str, Any]:
@@ -21,13 +35,7 @@ def run(directory: Path, settings: dict[str, Any], *, processes: int) -> dict[st
     rows = 8 // processes
     file.write_text(json.dumps(settings | {"per_device_train_batch_size": rows,
                                            "output_dir": str(directory / f"run-{processes}")}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    finished = subprocess.run(
-        [*(command if processes > 1 else command[:1]), str(SCRIPT), str(file), str(out)], capture_output=True,
-        text=True, timeout=240, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo",
-                          "PYTHONPATH": str(SCRIPT.parent.parent)})
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    launch(SCRIPT, file, out, processes=processes)
     made: dict[str, Any] = torch.load(out, weights_only=False)
     return made
 
@@ -52,8 +60,32 @@ def test_two_processes_do_what_one_does(change: dict[str, Any], settings: dict[s
             torch.testing.assert_close(two[part][name], value, atol=1e-5, rtol=1e-4)
 
 
+def test_the_loss_of_a_model_in_parts(tmp_path: Path) -> None:
+    """FSDP2: half of the weights and half of the rows on each of two processes, the gradient of the whole."""
+    out = tmp_path / "out.pt"
+    launch(SCRIPT.with_name("sharded_loss.py"), out, processes=2)
+    found = torch.load(out, weights_only=False)
+    model, rows = tiny_model(), batch()
+    sums = entropy_weight_sums(entropy(rows["teacher"]), rows["mask"] * rows["routed"].unsqueeze(1), beta=1.0)
+    gradient_of(model, rows, rows["mask"].sum(), sums[0] / sums[1], 1)
+    assert found["world"] == 2
+    assert found["parts"] < 0.6 * sum(p.numel() for p in model.parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found["gradients"][name], parameter.grad, atol=1e-6, rtol=1e-5)
+
+
 def test_an_error_of_the_service_travels_between_processes() -> None:
     error = error_class(503)("try later", status=503, code="overloaded", request_id="req_1")
     there = pickle.loads(pickle.dumps(error))
     assert isinstance(there, ServiceUnavailable)
     assert (str(there), there.status, there.code) == (str(error), 503, "overloaded")
+
+
+def test_an_error_that_cannot_travel_is_told_by_one_that_can() -> None:
+    class Local(Exception):
+        pass
+
+    told = _sendable(Local("why"))
+    assert str(pickle.loads(pickle.dumps(told))) == "Local: why"
+    kept = ValueError("as it is")
+    assert _sendable(kept) is kept

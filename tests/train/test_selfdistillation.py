@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from markscheme_train.losses import SrpoConfig, SrpoInputs
 from markscheme_train.reward import RubricReward
 from markscheme_train.selfdistillation import SelfDistillation
 from markscheme_train.teacher import ModelCopy
-from markscheme_train.trainer import TEACHER_FILE, MarkschemeTrainer
+from markscheme_train.trainer import TEACHER_FILE, MarkschemeTrainer, refuse_shards
 from markscheme_train.training import build_trainer, train
 from train.conftest import Script, ScriptedClient
 
@@ -102,6 +103,25 @@ def test_the_loss_is_the_joint_objective(plain_device: str, make_trainer: Maker,
     loss = trainer._compute_loss(trainer.model, batch)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     torch.testing.assert_close(gradient(trainer, loss), wanted, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("plain_device", ["cpu", "none"])
+def test_how_strongly_each_branch_pulls(plain_device: str, make_trainer: Maker,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the gradients of each branch alone, at the same hidden states."""
+    monkeypatch.setattr(MarkschemeTrainer, "plain_device", plain_device)
+    trainer = make_trainer()
+    batch = generate(trainer)
+    trainer._compute_loss(trainer.model, batch).backward()
+    found = trainer._norms.take(torch.device("cpu")).sqrt().tolist()
+    assert not trainer._norms.take(torch.device("cpu")).any()
+    alone = []
+    for lone in ({"distillation_weights": torch.zeros_like(batch["distillation_weights"])},
+                 {"advantages": torch.zeros_like(batch["advantages"])}):
+        trainer._compute_loss(trainer.model, {**batch, **lone}).backward()
+        alone.append(trainer._norms.take(torch.device("cpu")).sum().sqrt().item())
+    assert min(alone) > 0
+    assert found == pytest.approx(alone, rel=1e-4)
 
 
 def test_micro_batches_add_up(make_trainer: Maker) -> None:
@@ -208,6 +228,26 @@ def test_an_adapter_is_taught_by_an_adapter(settings: dict[str, Any], tmp_path: 
     assert saved[0].keys() == saved[1].keys()
     assert all(any(not torch.equal(one[name], two[name]) for name in one)
                for one, two in ((saved[0], saved[1]), (saved[0], saved[2]), (saved[1], saved[3])))
+
+    parts = {**config, "output_dir": str(tmp_path / "parts")}
+    train(build_config({**parts, "max_steps": 2}), ScriptedClient(script), resume=False, on_record=lambda record: None)
+    resumed = train(build_config(parts), ScriptedClient(script), resume=True, on_record=lambda record: None)
+    for folder in ("", "teacher"):
+        one, two = (load_file(path / "checkpoint-3" / folder / "adapter_model.safetensors")
+                    for path in (whole, resumed))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(("fsdp", "deepspeed", "stage"), [(True, False, 0), (False, True, 3)])
+def test_weights_in_parts_are_refused(fsdp: bool, deepspeed: bool, stage: int) -> None:
+    def trainer(fsdp: bool, deepspeed: bool, stage: int) -> Any:
+        state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+        return SimpleNamespace(is_fsdp_enabled=fsdp, is_deepspeed_enabled=deepspeed,
+                               args=SimpleNamespace(method="srpo"), accelerator=SimpleNamespace(state=state))
+
+    with pytest.raises(ConfigError, match="method srpo needs all weights on each process"):
+        refuse_shards(trainer(fsdp, deepspeed, stage))
+    refuse_shards(trainer(False, True, 2))
 
 
 def test_a_loss_that_cannot_be_joined_is_refused(settings: dict[str, Any]) -> None:

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from markscheme_train.teacher import AdapterCopy, ModelCopy
+from markscheme_train.teacher import AdapterCopy, ModelCopy, output_head
 
 # PEFT 0.21 still reads a name that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -37,6 +38,22 @@ def adapted(model: Any) -> Any:
 def test_it_starts_as_the_student(model: Any) -> None:
     plain = model.eval()(input_ids=IDS, attention_mask=MASK).logits[:, -3:-1]
     torch.testing.assert_close(logits(ModelCopy(model)), plain)
+
+
+@pytest.mark.parametrize(("kind", "more"), [
+    ("LlamaForCausalLM", {}), ("Gemma2ForCausalLM", {"final_logit_softcapping": 2.0, "head_dim": 8}),
+    ("GraniteForCausalLM", {"logits_scaling": 3.0}), ("CohereForCausalLM", {"logit_scale": 0.5})])
+def test_a_head_does_to_logits_what_its_model_does(kind: str, more: dict[str, Any]) -> None:
+    made = getattr(transformers, kind)
+    torch.manual_seed(0)
+    own = made(made.config_class(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                 num_attention_heads=2, num_key_value_heads=1, pad_token_id=0, **more)).eval()
+    with torch.no_grad():
+        own.get_output_embeddings().weight.normal_()
+        states = own.base_model(input_ids=IDS, attention_mask=MASK).last_hidden_state
+        expected = own(input_ids=IDS, attention_mask=MASK).logits
+        torch.testing.assert_close(output_head(own)(states), expected)
+    torch.testing.assert_close(logits(ModelCopy(own)), expected[:, -3:-1])
 
 
 def test_it_follows_by_a_moving_average_and_no_further(model: Any) -> None:

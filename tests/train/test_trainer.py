@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 from markscheme_train.config import build_config
 from markscheme_train.data import Example, as_dataset
 from markscheme_train.errors import ConfigError
-from markscheme_train.prefix import shared_prompt_logits
+from markscheme_train.prefix import shared_prompt_states
 from markscheme_train.reward import RubricReward
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import build_trainer
@@ -137,7 +137,7 @@ def test_sharing_a_prompt_changes_neither_logits_nor_gradients(model: Any) -> No
     mask = (ids != 0).long()
     weights = torch.randn(3, 5, 64)
     gradients = []
-    for logits in (lambda: shared_prompt_logits(model, ids, mask, 5),
+    for logits in (lambda: model.lm_head(shared_prompt_states(model.base_model, ids, mask, 5)),
                    lambda: model(input_ids=ids, attention_mask=mask, logits_to_keep=6).logits[:, :-1]):
         model.zero_grad()
         value = logits()

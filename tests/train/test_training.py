@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from markscheme.errors import MarkschemeError
+from markscheme_train.checkpoints import last_checkpoint
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, TrainError
 from markscheme_train.steps import StepRecord
@@ -91,6 +92,47 @@ def test_another_run_is_not_gone_on_with(change: dict[str, Any], message: str, s
         run({**settings, "max_steps": 3, **change}, resume=True)
     assert torch.equal(weights(Path(settings["output_dir"])), before)
     run({**settings, "max_steps": 3}, resume=True)  # for longer is no other run
+
+
+def test_a_run_is_not_started_over_another(settings: dict[str, Any]) -> None:
+    run({**settings, "save_strategy": "steps", "save_steps": 1})
+    before = weights(Path(settings["output_dir"]))
+    with pytest.raises(ConfigError, match=r"holds a run that has got to checkpoint-2: go on with --resume, or start"):
+        run(settings)
+    assert torch.equal(weights(Path(settings["output_dir"])), before)
+
+
+def test_a_checkpoint_that_is_not_whole_is_passed_over(settings: dict[str, Any]) -> None:
+    output = run({**settings, "save_strategy": "steps", "save_steps": 1})
+    (output / "checkpoint-2" / "trainer_state.json").unlink()
+    (output / "checkpoint-x").mkdir()
+    assert last_checkpoint(output) == output / "checkpoint-1"
+
+
+def test_saving_and_stopping_wait_for_the_end_of_the_batch(settings: dict[str, Any]) -> None:
+    def interrupt(record: StepRecord) -> None:
+        if record.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    records: list[StepRecord] = []
+    output = run({**settings, "num_iterations": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3},
+                 on_record=lambda record: (records.append(record), interrupt(record)))
+    assert [record.step for record in records] == [1, 2]
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-2"]
+    run({**settings, "num_iterations": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}, resume=True)
+    assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+
+
+@pytest.mark.parametrize("preset", ["ropd", "ropd-paper", "sdpo", "srpo", "srpo-rubric"])
+@pytest.mark.parametrize("reward", [0.0, 0.5, 1.0])
+def test_equal_rewards_are_trained_on_without_harm(preset: str, reward: float, settings: dict[str, Any]) -> None:
+    """One group of them a step; some rollouts end at once."""
+    records: list[StepRecord] = []
+    output = run({**settings, "preset": preset, "per_device_train_batch_size": 4, "warmup_steps": 0,
+                  "distillation_top_k": 5}, client=ScriptedClient(lambda place, rollout: reward),
+                 on_record=records.append)
+    assert weights(output).isfinite().all()
+    assert [record.reward for record in records] == [reward, reward]
 
 
 def test_a_fresh_run_has_a_name_of_its_own(settings: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import trl
+from transformers import Trainer
 from trl import GRPOTrainer
 
 from markscheme_train.trainer import MarkschemeTrainer
@@ -30,6 +31,10 @@ RELIED_ON = {
         # Without old log-probabilities the ratio is 1 in value.
         'old_per_token_logps = inputs.get("old_per_token_logps")'],
     "_prepare_inputs": ["shuffle_sequence_dict(", "split_tensor_dict("],
+    # A checkpoint's folder is asked for when it is written, and the trainer's state is the last of what goes into it.
+    "super()._save_checkpoint": ["output_dir = os.path.join(run_dir, checkpoint_folder)",
+                                 "run_dir = self._get_output_dir(trial=trial)",
+                                 "self.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))"],
     "_generate_and_score_completions": ["num_items_in_batch = self.accelerator.gather(loss_mask.sum()).sum()"],
 }
 """Lines of TRL's on which ours build."""
@@ -55,5 +60,6 @@ def test_an_overridden_method_takes_what_it_took(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "line"), [(name, line) for name, lines in RELIED_ON.items() for line in lines])
 def test_a_line_relied_on_stands(name: str, line: str) -> None:
-    assert line in inspect.getsource(getattr(GRPOTrainer, name)), (
+    owner = Trainer if name.startswith("super().") else GRPOTrainer
+    assert line in inspect.getsource(getattr(owner, name.removeprefix("super()."))), (
         f"GRPOTrainer.{name} has no more `{line}`: see what MarkschemeTrainer makes of it")
