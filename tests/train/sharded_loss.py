@@ -1,4 +1,4 @@
-"""SRPO's loss on a model whose weights lie in parts (FSDP2, a CPU mesh), for ``torchrun``: its gradient, put together."""
+"""SRPO's loss on a model whose weights lie in parts (FSDP2, a CPU mesh), for ``torchrun``: the gradient, joined."""
 
 import sys
 from pathlib import Path
