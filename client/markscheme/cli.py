@@ -60,6 +60,41 @@ def score(
     console.print(f"{len(todo)} groups scored into {target}; {unscored} rollouts unscored", markup=False)
 
 
+@app.command()
+def teach(
+    file: Annotated[Path, typer.Argument(help="JSONL: a line a prompt, {\"prompt\"} and optionally "
+                                              "\"teacher_responses\", which are put into the bank as they are.")],
+    count: Annotated[int, typer.Option(min=0, max=16, help="Responses a prompt should have; 0: ask for none.")] = 4,
+    ropd_index: Annotated[Path | None, typer.Option(
+        help="A teacher index of ROPD (JSONL, v1 or v2): its answers go to the prompts of FILE that they are of.")
+        ] = None,
+    url: Annotated[str, typer.Option(help="The service.", envvar="MARKSCHEME_URL")] = DEFAULT_URL,
+    at_once: Annotated[int, typer.Option(min=1, help="Prompts asked for at a time.")] = 8,
+) -> None:
+    """Fill the service's teacher bank: from the file, and by asking the service's teacher for what is missing.
+
+    Running it again goes on where it stopped: a prompt that has enough responses costs nothing.
+    """
+    from markscheme.teaching import TeachReport, read_prompts, teach_all
+
+    console = Console(stderr=True)
+    report = TeachReport()
+    columns = (TextColumn("teaching"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        entries = read_prompts(file, ropd_index)
+        with (Client(url, api_key=os.environ.get("MARKSCHEME_API_KEY")) as client,
+              Progress(*columns, console=console) as progress):
+            bar = progress.add_task("prompts", total=len(entries))
+            teach_all(client, entries, report, count=count, at_once=at_once, on_prompt=lambda: progress.advance(bar))
+    except (MarkschemeError, ValueError, OSError) as error:
+        console.print(f"{error}\n{report}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print(f"stopped; run the command again to go on. {report}", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    console.print(str(report), markup=False, soft_wrap=True)
+
+
 def read_groups(file: Path) -> list[Group]:
     """The groups of a JSONL file; a rollout may be a text or an object. Raises ``ValueError`` naming the line."""
     groups = []

@@ -11,8 +11,17 @@ from httpx_retries import RetryTransport
 
 from markscheme import protocol, requests
 from markscheme.deadline import Deadline
-from markscheme.protocol import CriterionLike, GroupLike, Model, PromptLike, StudentLike
-from markscheme.schema import GroupScore, Rubric, RubricList, Run, ScoreBatch
+from markscheme.protocol import CriterionLike, GroupLike, Model, PromptLike, StudentLike, TeacherLike
+from markscheme.schema import (
+    GroupScore,
+    Rubric,
+    RubricList,
+    Run,
+    ScoreBatch,
+    Taught,
+    TeacherBankChange,
+    TeacherResponseList,
+)
 from markscheme.transport import AsyncStampingTransport, StampingTransport
 from markscheme.vocabulary import ReusePolicy, VerifyMode
 
@@ -54,12 +63,28 @@ class Client:
         """A page of rubrics, newest first."""
         return self._send(requests.rubrics(prompt, prompt_key, limit, after), RubricList)
 
+    def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
+        """Put teacher responses into the bank: prompts with their responses. What it holds already is left alone."""
+        return self._send(requests.save_teacher_responses(entries), TeacherBankChange)
+
+    def teacher_responses(self, prompt: str | None = None, *, prompt_key: str | None = None) -> TeacherResponseList:
+        """What the bank holds for a prompt, given by its text or its key."""
+        return self._send(requests.teacher_responses(prompt, prompt_key), TeacherResponseList)
+
+    def teach(self, prompt: PromptLike, count: int = 1, *, deadline_s: float | None = None) -> Taught:
+        """Have the service ask its teacher until the bank holds ``count`` responses to the prompt."""
+        return self._send(requests.teach(prompt, count), Taught, protocol.INDUCE_TIMEOUT, Deadline.after(deadline_s))
+
     def score(self, groups: Sequence[GroupLike], *, reuse: ReusePolicy = "if_fresh", verify: VerifyMode = "rollout",
-              score_teachers: bool = False, run: Run | None = None, on_group: OnGroup | None = None,
-              judge: str | None = None, deadline_s: float | None = None) -> ScoreBatch:
-        """Score a batch; ``on_group`` hears of each group as it is done. An unknown reward is ``None``."""
+              score_teachers: bool = False, ask_teacher: int = 0, run: Run | None = None,
+              on_group: OnGroup | None = None, judge: str | None = None,
+              deadline_s: float | None = None) -> ScoreBatch:
+        """Score a batch; ``on_group`` hears of each group as it is done. An unknown reward is ``None``.
+
+        ``ask_teacher``: how many responses the service asks its teacher for where a new rubric has none to go by.
+        """
         deadline = Deadline.after(deadline_s)
-        call, order = requests.score(groups, reuse, verify, score_teachers, run, judge)
+        call, order = requests.score(groups, reuse, verify, score_teachers, ask_teacher, run, judge)
         reader = protocol.BatchReader(order, deadline)
         with self._reaching(deadline), self._http.stream(
                 call.method, call.path, json=call.json, headers=call.headers,
@@ -129,13 +154,27 @@ class AsyncClient:
         """See :meth:`Client.rubrics`."""
         return await self._send(requests.rubrics(prompt, prompt_key, limit, after), RubricList)
 
+    async def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
+        """See :meth:`Client.save_teacher_responses`."""
+        return await self._send(requests.save_teacher_responses(entries), TeacherBankChange)
+
+    async def teacher_responses(self, prompt: str | None = None, *,
+                                prompt_key: str | None = None) -> TeacherResponseList:
+        """See :meth:`Client.teacher_responses`."""
+        return await self._send(requests.teacher_responses(prompt, prompt_key), TeacherResponseList)
+
+    async def teach(self, prompt: PromptLike, count: int = 1, *, deadline_s: float | None = None) -> Taught:
+        """See :meth:`Client.teach`."""
+        return await self._send(requests.teach(prompt, count), Taught, protocol.INDUCE_TIMEOUT,
+                                Deadline.after(deadline_s))
+
     async def score(self, groups: Sequence[GroupLike], *, reuse: ReusePolicy = "if_fresh",
-                    verify: VerifyMode = "rollout", score_teachers: bool = False, run: Run | None = None,
-                    on_group: OnGroup | None = None, judge: str | None = None,
+                    verify: VerifyMode = "rollout", score_teachers: bool = False, ask_teacher: int = 0,
+                    run: Run | None = None, on_group: OnGroup | None = None, judge: str | None = None,
                     deadline_s: float | None = None) -> ScoreBatch:
         """See :meth:`Client.score`."""
         deadline = Deadline.after(deadline_s)
-        call, order = requests.score(groups, reuse, verify, score_teachers, run, judge)
+        call, order = requests.score(groups, reuse, verify, score_teachers, ask_teacher, run, judge)
         reader = protocol.BatchReader(order, deadline)
         async with self._reaching(deadline), self._http.stream(
                 call.method, call.path, json=call.json, headers=call.headers,

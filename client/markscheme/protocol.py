@@ -20,6 +20,7 @@ from markscheme.schema import (
     ScoreBatch,
     ScoreSummary,
     StudentResponse,
+    TeacherEntry,
 )
 
 NDJSON = "application/x-ndjson"
@@ -32,6 +33,7 @@ PromptLike = str | Sequence[Message | dict[str, str]]
 CriterionLike = Criterion | dict[str, Any]
 GroupLike = Group | dict[str, Any]
 StudentLike = str | StudentResponse | dict[str, Any]
+TeacherLike = TeacherEntry | dict[str, Any]
 
 Model = TypeVar("Model", bound=BaseModel)
 _UNSENDABLE = re.compile("[\x00\ud800-\udfff]")

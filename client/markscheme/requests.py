@@ -13,9 +13,18 @@ from markscheme.protocol import (
     GroupLike,
     PromptLike,
     StudentLike,
+    TeacherLike,
     sendable,
 )
-from markscheme.schema import Group, InduceRequest, RubricCreate, Run, ScoreRequest
+from markscheme.schema import (
+    Group,
+    InduceRequest,
+    RubricCreate,
+    Run,
+    ScoreRequest,
+    TeacherResponsesCreate,
+    TeachRequest,
+)
 from markscheme.vocabulary import ReusePolicy, VerifyMode
 
 _GROUPS: TypeAdapter[list[Group]] = TypeAdapter(list[Group])
@@ -45,12 +54,27 @@ def rubrics(prompt: str | None, prompt_key: str | None, limit: int, after: str |
 
 
 def score(groups: Sequence[GroupLike], reuse: ReusePolicy, verify: VerifyMode, score_teachers: bool,
-          run: Run | None, judge: str | None) -> tuple[Call, list[str]]:
+          ask_teacher: int, run: Run | None, judge: str | None) -> tuple[Call, list[str]]:
     """The call, and the groups' ids in order."""
     body = ScoreRequest(groups=_GROUPS.validate_python(sendable(list(groups))), reuse=reuse, verify=verify,
-                        score_teachers=score_teachers, run=run, judge=judge)
+                        score_teachers=score_teachers, ask_teacher=ask_teacher, run=run, judge=judge)
     call = Call("POST", "/v1/scores", body.model_dump(mode="json", exclude_none=True), headers={"Accept": NDJSON})
     return call, [g.id for g in body.groups]
+
+
+def save_teacher_responses(entries: Sequence[TeacherLike]) -> Call:
+    body = TeacherResponsesCreate.model_validate(sendable({"entries": list(entries)}))
+    return Call("POST", "/v1/teacher-responses", body.model_dump(mode="json", exclude_none=True))
+
+
+def teacher_responses(prompt: str | None, prompt_key: str | None) -> Call:
+    return Call("GET", "/v1/teacher-responses",
+                params={k: v for k, v in (("prompt", prompt), ("prompt_key", prompt_key)) if v is not None})
+
+
+def teach(prompt: PromptLike, count: int) -> Call:
+    body = TeachRequest.model_validate(sendable({"prompt": prompt, "count": count}))
+    return Call("POST", "/v1/teacher-responses:sample", body.model_dump(mode="json", exclude_none=True))
 
 
 def _own_key() -> dict[str, str]:

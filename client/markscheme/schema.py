@@ -42,6 +42,13 @@ __all__ = [
     "ScoreCounts",
     "ScoreRequest",
     "StudentResponse",
+    "Taught",
+    "TeachRequest",
+    "TeacherBankChange",
+    "TeacherEntry",
+    "TeacherResponse",
+    "TeacherResponseList",
+    "TeacherResponsesCreate",
     "TeacherScore",
     "UnscoredReason",
     "Usage",
@@ -50,6 +57,8 @@ __all__ = [
 
 MAX_ROLLOUTS = 4096
 """Most rollouts in one ``POST /v1/scores``."""
+MAX_TEACHER_ENTRIES = 1000
+"""Most prompts in one ``POST /v1/teacher-responses``."""
 
 
 def _without_nul(text: str) -> str:
@@ -219,6 +228,8 @@ class ScoreRequest(Wire):
     reuse: ReusePolicy = "if_fresh"
     verify: VerifyMode = "rollout"
     score_teachers: bool = False
+    ask_teacher: Annotated[int, Field(ge=0, le=16)] = Field(
+        default=0, description="Responses to ask the service's teacher for where a new rubric has none to go by")
     run: Run | None = None
     judge: JudgeName | None = Field(default=None, description="A judge of the service by name; default: by role")
 
@@ -302,6 +313,51 @@ class ScoreCounts(Wire):
     unscored: int
 
 
+class TeacherEntry(Wire):
+    """Responses of a teacher to one prompt; ``model`` is what they came from, where that is known."""
+
+    prompt: Prompt
+    responses: TeacherResponses
+    model: Identifier | None = None
+
+
+class TeacherResponsesCreate(Wire):
+    """``POST /v1/teacher-responses``: put responses into the teacher bank."""
+
+    entries: Annotated[list[TeacherEntry], Field(min_length=1, max_length=MAX_TEACHER_ENTRIES)]
+
+
+class TeacherBankChange(Wire):
+    """What came of it. ``duplicates``: responses that the bank held already, or that were sent twice."""
+
+    object: Literal["teacher_responses.saved"] = "teacher_responses.saved"
+    added: int
+    duplicates: int
+
+
+class TeacherResponse(Wire):
+    """One response of the bank."""
+
+    text: str
+    model: str | None
+    created_at: datetime
+
+
+class TeacherResponseList(Wire):
+    """``GET /v1/teacher-responses``: what the bank holds for a prompt, oldest first."""
+
+    object: Literal["list"] = "list"
+    prompt_key: str
+    data: list[TeacherResponse]
+
+
+class TeachRequest(Wire):
+    """``POST /v1/teacher-responses:sample``: have the teacher asked until the bank holds ``count`` responses."""
+
+    prompt: Prompt
+    count: Annotated[int, Field(ge=1, le=16)] = 1
+
+
 class Usage(Wire):
     """What the request cost."""
 
@@ -309,6 +365,17 @@ class Usage(Wire):
     prompt_tokens: int
     completion_tokens: int
     cached_verdicts: int
+
+
+class Taught(Wire):
+    """What the bank holds now. ``duplicates``: what the teacher said again; ``data`` may then be shorter than asked."""
+
+    object: Literal["teacher_responses.sampled"] = "teacher_responses.sampled"
+    prompt_key: str
+    data: list[TeacherResponse]
+    added: int
+    duplicates: int
+    usage: Usage
 
 
 class ScoreBatch(Wire):

@@ -15,10 +15,13 @@ SAVING = ".saving"
 
 def last_checkpoint(output: Path) -> Path | None:
     """The newest whole checkpoint of a run: one that has the file which is written last."""
-    found = {int(name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")): folder
-             for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-             if (name := folder.name) and (folder / TRAINER_STATE_NAME).is_file()}
-    return found[max(found)] if found else None
+    whole = [folder for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (folder / TRAINER_STATE_NAME).is_file()]
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
 
 def settle(written: Path, place: Path) -> None:

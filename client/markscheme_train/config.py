@@ -75,6 +75,8 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
     markscheme_url: str = field(default="http://127.0.0.1:8321", metadata={"help": "The rubric service."})
     reuse: ReusePolicy = field(default="if_fresh", metadata={"help": "Which rubrics may be used again."})
     verify: VerifyMode = field(default="rollout", metadata={"help": "One response a judge call, or a pool."})
+    ask_teacher: int = field(default=0, metadata={
+        "help": "Responses the service asks its teacher for where a prompt has none; 0: it is not asked."})
     run_id: str = field(default="", metadata={"help": "The run's name at the service; default: made up."})
     max_outage_s: float = field(default=600.0, metadata={
         "help": "How long a run waits for a service that is away before it saves and ends."})

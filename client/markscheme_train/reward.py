@@ -29,7 +29,7 @@ class Scorer(Protocol):
     """The part of ``markscheme.Client`` that a reward needs."""
 
     def score(self, groups: Sequence[Group], *, reuse: ReusePolicy = ..., verify: VerifyMode = ...,
-              score_teachers: bool = ..., run: Run | None = ...) -> ScoreBatch:
+              score_teachers: bool = ..., ask_teacher: int = ..., run: Run | None = ...) -> ScoreBatch:
         """Score a whole batch."""
 
 
@@ -100,14 +100,16 @@ class RubricReward:
     __name__ = "rubric"
 
     def __init__(self, client: Scorer, *, num_generations: int, run_id: str, reuse: ReusePolicy = "if_fresh",
-                 verify: VerifyMode = "rollout", score_teachers: bool = False, eos_token_ids: Sequence[int] = (),
-                 max_outage_s: float = 0.0, on_wait: Callable[[str, float], None] = lambda why, seconds: None) -> None:
+                 verify: VerifyMode = "rollout", score_teachers: bool = False, ask_teacher: int = 0,
+                 eos_token_ids: Sequence[int] = (), max_outage_s: float = 0.0,
+                 on_wait: Callable[[str, float], None] = lambda why, seconds: None) -> None:
         self.client = client
         self.num_generations = num_generations
         self.run_id = run_id
         self.reuse: ReusePolicy = reuse
         self.verify: VerifyMode = verify
         self.score_teachers = score_teachers
+        self.ask_teacher = ask_teacher
         self.eos_token_ids = frozenset(eos_token_ids)
         self.max_outage_s = max_outage_s
         self.on_wait = on_wait
@@ -158,7 +160,8 @@ class RubricReward:
         chance = random.getstate()  # retries draw their pauses from it; the run must not notice that there were any
         try:
             return attempts(self.client.score, groups, reuse=self.reuse, verify=self.verify,
-                            score_teachers=self.score_teachers, run=Run(id=self.run_id, step=step))
+                            score_teachers=self.score_teachers, ask_teacher=self.ask_teacher,
+                            run=Run(id=self.run_id, step=step))
         finally:
             random.setstate(chance)
 

@@ -186,7 +186,7 @@ class BranchNorms:
             states.register_hook(partial(self._note, rows))  # type: ignore[no-untyped-call]
 
     def _note(self, routed: Tensor, gradient: Tensor) -> None:
-        squares = gradient.float().square().flatten(1).sum(1)
+        squares = torch.linalg.vector_norm(gradient, dim=(1, 2), dtype=torch.float32).square()
         self._squares.append(torch.stack([squares[~routed].sum(), squares[routed].sum()]))
 
     def take(self, device: torch.device) -> Tensor:

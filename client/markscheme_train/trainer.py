@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
@@ -157,7 +158,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         try:
             loss: torch.Tensor = super()._compute_loss(model, inputs)
             assert self._student is not None
-            term = self.distillation.term(inputs, self._student)
+            with self.accelerator.autocast():
+                term = self.distillation.term(inputs, self._student)
             self._norms.watch(self._student.hidden, inputs["routed"])
         finally:
             self._routed = self._student = None
@@ -178,7 +180,9 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         """
         run = Path(self.args.output_dir)
         done, growing = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", run / SAVING
-        if done.is_dir():
+        there = [done.is_dir()]
+        broadcast_object_list(there)  # one process's word for all: they must not part ways before a collective
+        if there[0]:
             return
         if self.args.should_save:
             shutil.rmtree(growing, ignore_errors=True)
@@ -196,6 +200,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             settle(growing / done.name, done)
             growing.rmdir()
             rotate_checkpoints(str(run), self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()  # who goes on may end, and a launcher ends the others with it
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """TRL's, at which resuming a run takes its state from a checkpoint; the self-teacher's goes with it."""
@@ -236,12 +241,12 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         plain = input_ids.device.type == self.plain_device
         if not plain or compute_aux_loss or any(v is not None for v in images.values()):
             result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-            with _last_states(inner) as seen:
+            with _last_states(inner, when=self._routed is not None) as seen:
                 result = super()._get_per_token_logps_and_entropies(
                     model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss,
                     **images)
             if self._routed is not None:
-                states = torch.cat(seen)[:, -logits_to_keep - 1:-1]
+                states = torch.cat([part[:, -logits_to_keep - 1:-1] for part in seen])
                 self._student = StudentStates(result[0], states, head, seen)
             return result
         every = []
@@ -252,12 +257,13 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 with self.accelerator.autocast():
                     every.append(shared_prompt_states(inner.base_model, ids, mask, logits_to_keep))
             else:
-                with _last_states(inner) as seen:
+                with _last_states(inner, when=True) as seen:
                     model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
                 every += [states[:, -logits_to_keep - 1:-1] for states in seen]
         states = torch.cat(every)
         counted = attention_mask[:, -logits_to_keep:].bool()
-        logps, entropies = states.new_zeros(counted.shape), states.new_zeros(counted.shape)
+        precise = torch.promote_types(states.dtype, torch.float32)
+        logps, entropies = (states.new_zeros(counted.shape, dtype=precise) for _ in range(2))
         # Routed rows have no advantage: their log-probabilities need no gradient.
         routed = torch.zeros_like(counted[:, 0]) if self._routed is None else self._routed
         for rows, learning in ((counted & ~routed.unsqueeze(1), True), (counted & routed.unsqueeze(1), False)):
@@ -304,6 +310,9 @@ def check_batch_shape(args: TrainConfig) -> None:
     if args.steps_per_generation != args.gradient_accumulation_steps:
         raise ConfigError(f"steps_per_generation ({args.steps_per_generation}) must equal "
                           f"gradient_accumulation_steps ({args.gradient_accumulation_steps})")
+    if args.max_steps > 0 and args.max_steps % args.num_iterations:
+        raise ConfigError(f"max_steps ({args.max_steps}) must be a multiple of num_iterations ({args.num_iterations}): "
+                          "a run ends with a whole batch")
 
 
 def refuse_shards(trainer: GRPOTrainer) -> None:
@@ -320,9 +329,12 @@ def _inner(model: Any) -> Any:
 
 
 @contextmanager
-def _last_states(model: Any) -> Iterator[list[torch.Tensor]]:
-    """The last hidden states of each forward pass meanwhile, with their graph."""
+def _last_states(model: Any, *, when: bool) -> Iterator[list[torch.Tensor]]:
+    """The last hidden states of each forward pass meanwhile, with their graph; none unless ``when``."""
     seen: list[torch.Tensor] = []
+    if not when:
+        yield seen
+        return
     hook = model.base_model.register_forward_hook(lambda _module, _given, out: seen.append(out[0]))
     try:
         yield seen

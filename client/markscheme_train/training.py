@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from markscheme.errors import ConnectionFailed, MarkschemeError, ServiceUnavailable
-from markscheme_train.checkpoints import Chance, last_checkpoint
+from markscheme_train.checkpoints import Chance, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
 from markscheme_train.data import Example, as_dataset, read_examples
 from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, TrainError
@@ -34,15 +34,14 @@ from markscheme_train.trainer import MarkschemeTrainer
 RUN_ID_FILE = "run_id"
 STEPS_FILE = "steps.jsonl"
 SETTINGS_FILE = "settings.json"
-DECISIVE = (
-    "model", "method", "reuse", "verify", "seed", "num_generations", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "num_iterations", "temperature", "max_completion_length", "lora_rank",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
-    "max_grad_norm", "loss_type", "scale_rewards", "epsilon", "epsilon_high", "delta", "beta", "success_threshold",
-    "demonstration_threshold", "demonstration_gap", "teacher_demonstration", "rubric_feedback", "max_reprompt_length",
-    "teacher_update_rate", "distillation_alpha", "distillation_top_k", "entropy_beta", "importance_cap")
-"""Settings that decide what a run learns: a resumed run must have those of its first part. How long it goes on, where
-it is saved and whom it asks may change."""
+FREE = ("output_dir", "markscheme_url", "run_id", "max_outage_s", "max_unscored", "data", "max_steps",
+        "num_train_epochs", "resume_from_checkpoint", "report_to", "run_name", "disable_tqdm", "local_rank",
+        "num_completions_to_print", "preset", "deepspeed_plugin", "project", "trackio_space_id")
+FREE_STARTS = ("save_", "logging_", "log_", "hub_", "push_to_", "eval_", "dataloader_", "vllm_server_", "vllm_group_",
+               "ddp_timeout", "skip_memory", "use_liger", "_")
+"""Settings, by name and by how they start, that a resumed run may have changed: how long it goes on, where it is saved
+and shown, whom it asks. All others decide what it learns."""
+CONSTANT = ("constant", "constant_with_warmup")
 
 
 def quieten() -> None:
@@ -62,8 +61,8 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
     """
     output = Path(config.output_dir)
     checkpoint = last_checkpoint(output)
-    if resume and checkpoint is None:
-        raise ConfigError(f"nothing to resume: there is no checkpoint under {output}")
+    if resume and checkpoint is None and not (output / SETTINGS_FILE).is_file():
+        raise ConfigError(f"nothing to resume: no run was begun under {output}")
     if checkpoint is not None and not resume:
         raise ConfigError(f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or start "
                           "another in a different output_dir")
@@ -72,22 +71,25 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
     model, tokenizer = load_model(config)
     reward = RubricReward(client, num_generations=config.num_generations,
                           run_id=run_id_of(config, output, resume=resume), reuse=config.reuse, verify=config.verify,
-                          score_teachers=config.teacher_demonstration,
+                          score_teachers=config.teacher_demonstration, ask_teacher=config.ask_teacher,
                           eos_token_ids=eos_token_ids(model, tokenizer), max_outage_s=config.max_outage_s,
                           on_wait=on_wait)
     trainer = build_trainer(config, model, tokenizer, examples, reward)
-    trainer.add_callback(StopOnInterrupt())
-    trainer.add_callback(StepRecorder(trainer, output / STEPS_FILE, on_record))
+    trainer.add_callback(StopOnInterrupt(trainer))
+    trainer.add_callback(StepRecorder(trainer, output / STEPS_FILE, on_record, resumed=resume))
     trainer.add_callback(RefuseNonsense(trainer))
     unscored = StopWhenUnscored(reward, config.max_unscored)
     trainer.add_callback(unscored)
     between = BetweenBatches(trainer)
     trainer.add_callback(between)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is not None and 0 < config.max_steps <= step_of(checkpoint):
+            trainer._load_from_checkpoint(str(checkpoint))  # there is nothing left to do but to save the model
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except MarkschemeError as error:
         saved = save_checkpoint(trainer, between.chance)
-        state = f"Saved {saved}; go on with --resume." if saved else "No step was finished."
+        state = f"Saved {saved}; go on with --resume." if saved else "No step was finished; start again with --resume."
         lost = Interrupted if isinstance(error, ConnectionFailed | ServiceUnavailable) else TrainError
         raise lost(f"the rubric service failed: {error}\n{state}") from error
     if unscored.why is not None:
@@ -110,7 +112,7 @@ def build_trainer(config: TrainConfig, model: Any, tokenizer: Any, examples: lis
 
 
 def load_model(config: TrainConfig) -> tuple[Any, Any]:
-    """The model in full precision (bf16 on a GPU that trains in it) and its tokenizer, or :class:`ModelError`."""
+    """The model, in fp32 unless ``model_init_kwargs`` says otherwise, and its tokenizer, or :class:`ModelError`."""
     options = {"dtype": torch.float32, **(config.model_init_kwargs or {})}
     config.model_init_kwargs = None
     try:
@@ -135,9 +137,7 @@ def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
 def keep_settings(config: TrainConfig, output: Path, *, resume: bool) -> None:
     """Write down what decides a run, or hold it against what its first part wrote. Raises :class:`ConfigError`."""
     file = output / SETTINGS_FILE
-    now = {name: getattr(config, name) for name in DECISIVE}
-    now |= {"lr_scheduler_type": config.lr_scheduler_type.value,
-            "data": hashlib.sha256(Path(config.data).read_bytes()).hexdigest()}
+    now = decisive(config)
     if resume and file.is_file():
         before = json.loads(file.read_text())
         changed = [f"{name} was {before[name]} and is {value}" for name, value in now.items()
@@ -151,6 +151,18 @@ def keep_settings(config: TrainConfig, output: Path, *, resume: bool) -> None:
     if config.process_index == 0:
         output.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(now, indent=1) + "\n")
+
+
+def decisive(config: TrainConfig) -> dict[str, Any]:
+    """What a run's outcome follows from, as JSON has it: the settings that are not free, the data and the number of
+    processes; how long it goes on only where the learning rate follows from that."""
+    kept = {name: value for name, value in config.to_dict().items()
+            if name not in FREE and not name.startswith(FREE_STARTS)}
+    if config.lr_scheduler_type.value not in CONSTANT:
+        kept |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
+    kept |= {"data": hashlib.sha256(Path(config.data).read_bytes()).hexdigest(), "processes": config.world_size}
+    read: dict[str, Any] = json.loads(json.dumps(kept, default=str, sort_keys=True))
+    return read
 
 
 def run_id_of(config: TrainConfig, output: Path, *, resume: bool) -> str:
@@ -215,7 +227,7 @@ class StopWhenUnscored(TrainerCallback):  # type: ignore[misc]
 class BetweenBatches(TrainerCallback):  # type: ignore[misc]
     """Puts off saving and stopping to the end of the generated batch: one that is begun is in no checkpoint.
 
-    Add it after the callbacks that ask for either. ``chance``: of the end of the last batch.
+    Add it after the callbacks that ask for either. ``chance``: as it was at the end of the last batch.
     """
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
@@ -231,14 +243,16 @@ class BetweenBatches(TrainerCallback):  # type: ignore[misc]
             control.should_save, control.should_training_stop = self._save, self._stop
             self._save = self._stop = False
             self.chance = Chance()
-        elif state.global_step >= state.max_steps:
-            control.should_training_stop = True
 
 
 class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
-    """Ctrl-C ends the run after the step under way, with a checkpoint; a second one ends it at once."""
+    """Ctrl-C ends the run after the step under way, with a checkpoint; a second one ends it at once.
 
-    def __init__(self) -> None:
+    Of several processes one may hear of it a step before the others: what one is asked they all do.
+    """
+
+    def __init__(self, trainer: MarkschemeTrainer) -> None:
+        self._trainer = trainer
         self.asked = False
         self._before: Any = None
 
@@ -246,7 +260,8 @@ class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
         self._before = signal.signal(signal.SIGINT, self._ask)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.asked:
+        accelerator = self._trainer.accelerator
+        if accelerator.reduce(torch.tensor(float(self.asked), device=accelerator.device)).item():
             control.should_save = True
             control.should_training_stop = True
 

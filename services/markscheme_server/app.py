@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from markscheme_server import telemetry
 from markscheme_server.api import errors, health, rubrics, scores
+from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
 from markscheme_server.api.middleware import BodyLimit, Observed, RequestId, SharedKey
 from markscheme_server.api.services import Services
@@ -19,6 +20,7 @@ from markscheme_server.config import BUILTIN, Settings
 from markscheme_server.grading.judges import Judges
 from markscheme_server.grading.rubrics import Freshness, RubricService
 from markscheme_server.grading.scores import ScoreService
+from markscheme_server.grading.teachers import TeacherService
 from markscheme_server.grading.verdicts import VerdictService
 from markscheme_server.judge.base import Judge
 from markscheme_server.judge.builtin.judge import BuiltinJudge
@@ -63,9 +65,12 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         rubric_service = RubricService(store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below))
         verdicts = VerdictService(store.verdicts, store.claims, VerdictCache(), checks=BuiltinJudge(),
                                   reuse=settings.verdict_reuse)
-        score_service = ScoreService(store, rubric_service, verdicts, judges, timeout_s=settings.request_timeout_s)
+        teachers = TeacherService(store, judges)
+        score_service = ScoreService(store, rubric_service, verdicts, judges, teachers,
+                                     timeout_s=settings.request_timeout_s)
         try:
-            yield {"services": Services(settings, store, judges, rubric_service, verdicts, score_service)}
+            yield {"services": Services(settings, store, judges, rubric_service, verdicts, score_service,
+                                        teachers)}
         finally:
             await rubric_service.drain(DRAIN_S)
             await verdicts.drain(DRAIN_S)
@@ -85,6 +90,6 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
     app.add_middleware(Observed, drain=app.state.drain)
     telemetry.install(app)
     app.add_middleware(RequestId)
-    for router in (rubrics.router, scores.router, health.router):
+    for router in (rubrics.router, scores.router, teacher_routes.router, health.router):
         app.include_router(router)
     return app

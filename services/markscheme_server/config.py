@@ -30,7 +30,11 @@ BUILTIN = "builtin"
 """The name of the judge that is always there: rules, no model."""
 DEFAULT = "default"
 """The name of the judge that the ``MARKSCHEME_JUDGE_*`` variables describe."""
+TEACHER = "teacher"
+"""The role of the model that is distilled, and the name of the one that ``MARKSCHEME_TEACHER_*`` describe."""
 CONFIG_FILE = "markscheme.toml"
+TEACHER_TIMEOUT_S = 300.0
+"""A teacher writes a whole response."""
 _NAME = r"^[A-Za-z0-9][\w.-]{0,63}$"
 
 
@@ -51,6 +55,8 @@ class JudgeSettings(BaseModel):
     structured: StructuredOutput = "auto"
     rubricator_temperature: float | None = Field(default=0.7, ge=0)
     verifier_temperature: float | None = Field(default=0.0, ge=0)
+    teacher_temperature: float | None = Field(default=1.0, ge=0)
+    teacher_max_tokens: int = Field(default=8192, ge=1, description="Longest response that a teacher may give")
     concurrency: int = Field(default=32, ge=1, description="Calls in flight, over the whole deployment")
     rpm: int | None = Field(default=None, ge=1, description="Calls a minute, over the whole deployment")
     tpm: int | None = Field(default=None, ge=1, description="Tokens a minute, over the whole deployment")
@@ -131,6 +137,10 @@ class Settings(BaseSettings):
     judge_breaker_probe_s: float = Field(default=15.0, gt=0)
     judge_breaker_wait_s: float = Field(default=60.0, ge=0)
 
+    teacher_model: str | None = Field(default=None, description="The model that is distilled, where it can be asked")
+    teacher_base_url: str | None = None
+    teacher_api_key: SecretStr | None = None
+
     request_timeout_s: float = Field(default=600.0, gt=0, description="One request, all its judge calls")
     queue_limit: int = Field(default=8192, ge=1, description="Judge calls admitted and not done, a worker; then 503")
     claim_lease_s: float = Field(default=8.0, ge=0.5, description="After this a silent owner's work is taken over")
@@ -149,6 +159,8 @@ class Settings(BaseSettings):
                 "the openai judge needs a model: set MARKSCHEME_JUDGE_MODEL (or OPENAI_MODEL), "
                 "or set MARKSCHEME_JUDGE=builtin to judge without a model"
             )
+        if self.roles.get(TEACHER) == BUILTIN:
+            raise ValueError("the builtin judge cannot be the teacher: it writes nothing")
         for role, name in self.roles.items():
             if name != BUILTIN and name not in self.judges:
                 raise ValueError(f"the role {role} names the judge {name!r}, and there is none: "
@@ -176,24 +188,29 @@ class Settings(BaseSettings):
         judges = dict(_read_file(self.file)[0]) if self.file else {}
         if self.judge_kind == "openai" and self.judge_model:
             own = {name: getattr(self, f"judge_{name}") for name in JudgeSettings.model_fields
-                   if name != "api_key_env"}
+                   if name != "api_key_env" and not name.startswith("teacher_")}
             judges.setdefault(DEFAULT, JudgeSettings(**own))
+        if self.teacher_model:
+            judges.setdefault(TEACHER, JudgeSettings(model=self.teacher_model, base_url=self.teacher_base_url,
+                                                     timeout_s=TEACHER_TIMEOUT_S))
         return judges
 
     @cached_property
     def roles(self) -> dict[str, str]:
-        """The judge that plays each role unless a request names another."""
+        """The judge that plays each role unless a request names another; none is the teacher unless one is named."""
         stated = _read_file(self.file)[1] if self.file else {}
         usual = DEFAULT if DEFAULT in self.judges else BUILTIN
-        if usual == BUILTIN and self.judge != "builtin" and len(self.judges) == 1:
-            usual = next(iter(self.judges))
-        return {role: stated.get(role, usual) for role in ("rubricator", "verifier")}
+        able = [name for name in self.judges if name != TEACHER]
+        if usual == BUILTIN and self.judge != "builtin" and len(able) == 1:
+            usual = able[0]
+        teacher = {TEACHER: TEACHER} if TEACHER in self.judges else {}
+        return {"rubricator": usual, "verifier": usual, **teacher, **stated}
 
     def key_of(self, name: str) -> SecretStr | None:
         """The key of a model judge: from the variable that it names, else the default judge's own."""
         variable = self.judges[name].api_key_env
         if variable is None:
-            return self.judge_api_key if name == DEFAULT else None
+            return {DEFAULT: self.judge_api_key, TEACHER: self.teacher_api_key}.get(name)
         value = os.environ.get(variable)
         if not value:
             raise ValueError(f"the judge {name!r} takes its key from {variable}, and that is not set")
@@ -217,7 +234,7 @@ class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     judges: dict[Annotated[str, StringConstraints(pattern=_NAME)], JudgeSettings] = {}
-    roles: dict[Literal["rubricator", "verifier"], str] = {}
+    roles: dict[Literal["rubricator", "verifier", "teacher"], str] = {}
 
     @model_validator(mode="after")
     def _named(self) -> "_File":

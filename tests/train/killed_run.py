@@ -27,6 +27,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "before the checkpoint": (MarkschemeTrainer, "_save_checkpoint"),
     "in mid-checkpoint": (Trainer, "_save_rng_state"),
     "before the checkpoint's move": (trainer_module, "settle"),
+    "before the model is saved": (MarkschemeTrainer, "save_model"),
 }
 """Where a run may die: as it enters this function for the given time (1: the first)."""
 

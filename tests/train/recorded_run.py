@@ -68,6 +68,7 @@ def main(settings: Path, out: Path) -> None:
             "teacher": dict(trainer.distillation.teacher.weights()), "asked": len(client.calls),
             "groups": [len(call["groups"]) for call in client.calls],
             "processes": trainer.accelerator.num_processes, "wrapper": type(trainer.model_wrapped).__name__,
+            "norms": {k: v for log in trainer.state.log_history for k, v in log.items() if "gradient_norm" in k},
             "metrics": {k: v for log in trainer.state.log_history for k, v in log.items() if "distillation" in k},
         }, out)
 

@@ -44,13 +44,21 @@ def run(directory: Path, settings: dict[str, Any], *, processes: int) -> dict[st
     {"num_generations": 4},
     pytest.param({"num_generations": 4, "only_first_group_fails": True}, id="a process without routed rows"),
     pytest.param({"num_generations": 8}, id="a group over both processes"),
+    pytest.param({"num_generations": 4, "num_iterations": 2, "max_steps": 4}, id="several iterations"),
 ])
 def test_two_processes_do_what_one_does(change: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
     config = {**settings, "preset": "srpo", "distillation_top_k": 5, "max_steps": 2, "logging_strategy": "steps",
-              "logging_steps": 1, **change}
+              "logging_steps": 1, "save_strategy": "steps", "save_steps": 2, **change}
     one, two = (run(tmp_path, config, processes=count) for count in (1, 2))
     assert (two["processes"], two["wrapper"]) == (2, "DistributedDataParallel")
     assert two["asked"] == one["asked"] == 2  # the first process asks for both
+    for count in (1, 2):
+        assert (tmp_path / f"run-{count}" / "checkpoint-2" / "trainer_state.json").is_file()
+        assert not (tmp_path / f"run-{count}" / ".saving").exists()
+    for branch in ("policy", "distillation"):
+        name = f"gradient_norm/{branch}"
+        assert one["norms"][name] > 0
+        assert two["norms"][name] == pytest.approx(one["norms"][name], rel=1e-4)
     assert two["groups"] == one["groups"]
     assert 0 < one["metrics"]["distillation/routed_share"] < 1
     for name in ("routed_share", "informed_share", "entropy_mean"):
@@ -58,6 +66,16 @@ def test_two_processes_do_what_one_does(change: dict[str, Any], settings: dict[s
     for part in ("student", "teacher"):
         for name, value in one[part].items():
             torch.testing.assert_close(two[part][name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_two_processes_that_lose_the_service_leave_together(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Each finds the checkpoint whole when it leaves: a launcher ends the others with the first that goes."""
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({**settings, "preset": "srpo", "distillation_top_k": 5, "max_steps": 3,
+                                "per_device_train_batch_size": 4, "max_outage_s": 0.0}))
+    launch(SCRIPT.with_name("lost_service.py"), file, processes=2)
+    assert (tmp_path / "out" / "checkpoint-1" / "self_teacher.pt").is_file()
+    assert not (tmp_path / "out" / ".saving").exists()
 
 
 def test_the_loss_of_a_model_in_parts(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from train.conftest import tiny_model, tiny_tokenizer
 from train.killed_run import POINTS, run
 
 APART = ("rollout_s", "scoring_s", "teacher_s", "update_s", "judge_calls", "judge_tokens", "origins")
-"""What a record says of its making rather than of the run."""
+"""What a record says of its making rather than of what was learnt."""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,8 @@ def state(run: Path) -> dict[str, Any]:
     """All that a finished run leaves: weights, optimiser, schedule, self-teacher, generators, what it logged."""
     last = run / "checkpoint-6"
     found: dict[str, Any] = dict(load_file(last / "model.safetensors"))
+    for name, value in load_file(run / "model.safetensors").items():
+        assert torch.equal(value, found[name])
     for name in ("optimizer.pt", "scheduler.pt", "self_teacher.pt", "rng_state.pth"):
         found |= flat(name, torch.load(last / name, weights_only=False))
     records = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
@@ -99,7 +101,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
     ("before the update", 6), ("in mid-checkpoint", 2), pytest.param("before the rollouts", 2, marks=SLOW),
     pytest.param("before the question", 2, marks=SLOW), pytest.param("before the teacher follows", 2, marks=SLOW),
     pytest.param("before the record", 4, marks=SLOW), pytest.param("before the checkpoint", 2, marks=SLOW),
-    pytest.param("before the checkpoint's move", 3, marks=SLOW)])
+    pytest.param("before the checkpoint's move", 3, marks=SLOW),
+    pytest.param("before the model is saved", 4, marks=SLOW)])  # a checkpoint saves it too: three times
 def test_killed_and_started_again(point: str, occasion: int, settings: dict[str, Any], judge: FastJudge,
                                   service: ServiceProcess, tmp_path: Path) -> None:
     settings = settings | {"run_id": point, "seed": list(POINTS).index(point)}  # rollouts that no other test had judged
@@ -109,6 +112,7 @@ def test_killed_and_started_again(point: str, occasion: int, settings: dict[str,
     assert run(killed, service.url, resume=True) == 0
     asked = judge.calls[before:]
     assert len({json.dumps(call.body, sort_keys=True) for call in asked}) == len(asked) > 6
+    assert paid(tmp_path / "killed") <= len(asked)
     left_alone = settings | {"output_dir": str(tmp_path / "left alone")}
     assert run(left_alone, service.url) == 0
     assert judge.count == before + len(asked)  # the very same questions, answered from what is stored
@@ -120,6 +124,11 @@ def test_killed_and_started_again(point: str, occasion: int, settings: dict[str,
     assert any(value for name, value in one.items() if "routed_share" in name)
     assert sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     assert not (tmp_path / "killed" / ".saving").exists()
+
+
+def paid(run: Path) -> int:
+    """The judge calls that its records name."""
+    return sum(json.loads(line)["judge_calls"] for line in (run / "steps.jsonl").read_text().splitlines())
 
 
 def same(one: Any, two: Any) -> bool:

@@ -105,6 +105,21 @@ def test_the_loss_is_the_joint_objective(plain_device: str, make_trainer: Maker,
     torch.testing.assert_close(gradient(trainer, loss), wanted, atol=1e-6, rtol=1e-4)
 
 
+def test_the_loss_through_trls_head_with_activation_checkpointing(make_trainer: Maker,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU with its defaults: layers run twice, the last hidden states are seen once."""
+    monkeypatch.setattr(MarkschemeTrainer, "plain_device", "none")
+    trainer = make_trainer(activation_checkpointing=True)
+    trainer.model.enable_input_require_grads()
+    trainer.model.gradient_checkpointing_enable()
+    batch = generate(trainer)
+    expected = joint(trainer, batch, torch.tensor([0.6, -0.4, -0.4, 0.2] * 2))
+    wanted = gradient(trainer, expected)
+    loss = trainer._compute_loss(trainer.model, batch)
+    torch.testing.assert_close(gradient(trainer, loss), wanted, atol=1e-6, rtol=1e-4)
+    assert trainer._norms.take(torch.device("cpu")).all()
+
+
 @pytest.mark.parametrize("plain_device", ["cpu", "none"])
 def test_how_strongly_each_branch_pulls(plain_device: str, make_trainer: Maker,
                                         monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from markscheme.errors import MarkschemeError
+from markscheme.errors import ConnectionFailed, MarkschemeError
 from markscheme_train.checkpoints import last_checkpoint
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, TrainError
 from markscheme_train.steps import StepRecord
 from markscheme_train.trainer import MarkschemeTrainer
-from markscheme_train.training import run_id_of, train
+from markscheme_train.training import decisive, run_id_of, train
 from train.conftest import ScriptedClient
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
@@ -206,6 +206,85 @@ def test_gradients_that_are_no_numbers_are_never_stepped_on(settings: dict[str, 
         run({**settings, "save_strategy": "steps", "save_steps": 1})
     assert weights(Path(settings["output_dir"]) / "checkpoint-1").isfinite().all()
     assert not (Path(settings["output_dir"]) / "checkpoint-2").exists()
+
+
+def test_a_run_that_is_done_is_resumed_to_its_model(settings: dict[str, Any], tmp_path: Path) -> None:
+    """As after a kill between the last checkpoint and the model: no step is added."""
+    output = run({**settings, "save_strategy": "steps", "save_steps": 1, "max_steps": 3})
+    model = (output / "model.safetensors").read_bytes()
+    (output / "model.safetensors").unlink()
+    client = ScriptedClient(by_length)
+    run({**settings, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}, resume=True, client=client)
+    assert (output / "model.safetensors").read_bytes() == model
+    assert client.calls == []
+
+
+def test_a_run_that_saved_nothing_yet_is_begun_again_under_its_name(settings: dict[str, Any]) -> None:
+    class Away(ScriptedClient):
+        def score(self, groups: Any, **options: Any) -> Any:
+            self.calls.append(options)
+            raise ConnectionFailed("connection refused")
+
+    away, there = Away(by_length), ScriptedClient(by_length)
+    with pytest.raises(Interrupted, match="No step was finished; start again with --resume"):
+        run({**settings, "max_outage_s": 0.0}, client=away)
+    run(settings, client=there, resume=True)
+    assert there.calls[0]["run"] == away.calls[0]["run"]
+
+
+def test_what_no_figure_can_be_taken_of_is_null(settings: dict[str, Any]) -> None:
+    """TRL logs NaN there, which is no JSON."""
+    output = run({**settings, "preset": "sdpo", "max_unscored": 1.0},
+                 client=ScriptedClient(lambda place, rollout: None))
+    lines = (output / "steps.jsonl").read_text().splitlines()
+    assert "NaN" not in "".join(lines)
+    assert json.loads(lines[0])["metrics"]["reward"] is None
+
+
+def test_what_a_killed_part_paid_is_not_forgotten(settings: dict[str, Any]) -> None:
+    class Paid(ScriptedClient):
+        def score(self, groups: Any, **options: Any) -> Any:
+            batch = super().score(groups, **options)
+            return batch.model_copy(update={"usage": batch.usage.model_copy(update={"judge_calls": self.price})})
+
+        price = 7
+
+    class Killed(Exception):
+        pass
+
+    def kill(record: StepRecord) -> None:
+        if record.step == 2:
+            raise Killed
+
+    config = {**settings, "max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(Killed):
+        run(config, client=Paid(by_length), on_record=kill)
+    cheaper = Paid(by_length)
+    cheaper.price = 1
+    output = run(config, client=cheaper, resume=True)
+    assert [json.loads(line)["judge_calls"] for line in (output / "steps.jsonl").read_text().splitlines()] == [7, 8, 1]
+
+
+def test_a_run_ends_with_a_whole_batch(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"max_steps \(3\) must be a multiple of num_iterations \(2\)"):
+        run({**settings, "num_iterations": 2, "max_steps": 3})
+
+
+@pytest.mark.parametrize(("change", "same"), [
+    ({"disable_dropout": False}, False), ({"top_p": 0.9}, False), ({"ask_teacher": 1}, False),
+    ({"optim": "sgd"}, False),
+    ({"lr_scheduler_type": "cosine"}, False), ({"save_steps": 7, "logging_steps": 3}, True),
+    ({"markscheme_url": "http://elsewhere", "max_outage_s": 1.0}, True), ({"output_dir": "/elsewhere"}, True),
+    ({"max_steps": 50}, True)])
+def test_what_decides_a_run(change: dict[str, Any], same: bool, settings: dict[str, Any]) -> None:
+    one, two = (decisive(build_config(given)) for given in (settings, {**settings, **change}))
+    assert (one == two) is same
+    json.dumps(one)
+
+
+def test_with_a_schedule_its_length_decides_too(settings: dict[str, Any]) -> None:
+    paper = {**settings, "preset": "ropd-paper"}
+    assert decisive(build_config(paper)) != decisive(build_config({**paper, "max_steps": 50}))
 
 
 def test_there_must_be_something_to_resume(settings: dict[str, Any]) -> None:

@@ -11,8 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from markscheme.schema import ErrorBody, ErrorDetail
+from markscheme.vocabulary import UnscoredReason
 from markscheme_server.api.disconnect import ClientGone
-from markscheme_server.errors import ServiceError
+from markscheme_server.errors import ServiceError, Unavailable, Unprocessable
+from markscheme_server.judge.base import JudgeFailure
 
 log = structlog.get_logger()
 
@@ -39,6 +41,13 @@ def answer(request: Request, error: ServiceError) -> JSONResponse:
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
     return JSONResponse(body(request, ErrorDetail(message=error.message, type=error.type, param=error.param,
                                                   code=error.code)), error.status, headers)
+
+
+def judge_error(failure: JudgeFailure) -> ServiceError:
+    """That a prompt allows of no rubric is the caller's to know; a model that failed is worth another try."""
+    if failure.reason in (UnscoredReason.NO_RUBRIC, UnscoredReason.TOO_LARGE, UnscoredReason.REFUSED):
+        return Unprocessable(str(failure), code=failure.reason)
+    return Unavailable(str(failure), code=failure.reason, retry_after_s=5)
 
 
 def install(app: FastAPI) -> None:

@@ -5,17 +5,17 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from markscheme import schema
-from markscheme.vocabulary import RubricOrigin, UnscoredReason
+from markscheme.vocabulary import RubricOrigin
 from markscheme_server.api import idempotency
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
-from markscheme_server.api.errors import RESPONSES
+from markscheme_server.api.errors import RESPONSES, judge_error
 from markscheme_server.api.idempotency import TakesKey
 from markscheme_server.api.services import TEAM, DeadlineMs, UsesServices
 from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.fingerprint import messages_of, prompt_key
 from markscheme_server.domain.rubric import InvalidRubric, validate_criteria
-from markscheme_server.errors import NotFound, ServiceError, Unavailable, Unprocessable
+from markscheme_server.errors import NotFound, Unprocessable
 from markscheme_server.grading import wire
 from markscheme_server.grading.rubrics import Wanted
 from markscheme_server.judge.base import JudgeFailure
@@ -64,7 +64,7 @@ async def induce_rubric(payload: schema.InduceRequest, services: UsesServices, o
         try:
             return wire.from_rubric((await services.rubrics.resolve(wanted, Patience(deadline))).rubric)
         except JudgeFailure as failure:
-            raise _induction_error(failure) from failure
+            raise judge_error(failure) from failure
 
     return await while_connected(request, once.answer(payload, induce, status=200))
 
@@ -96,10 +96,3 @@ async def read_rubric(rubric_id: str, services: UsesServices, response: Response
         return Response(status_code=304, headers={"ETag": etag})  # type: ignore[return-value]
     response.headers["ETag"] = etag
     return wire.from_rubric(rubric)
-
-
-def _induction_error(failure: JudgeFailure) -> ServiceError:
-    """No rubric to be had for this prompt is the caller's to know; a judge that failed is worth another try."""
-    if failure.reason in (UnscoredReason.NO_RUBRIC, UnscoredReason.TOO_LARGE, UnscoredReason.REFUSED):
-        return Unprocessable(str(failure), code=failure.reason)
-    return Unavailable(str(failure), code=failure.reason, retry_after_s=5)

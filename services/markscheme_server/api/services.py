@@ -9,6 +9,7 @@ from markscheme_server.config import Settings
 from markscheme_server.grading.judges import Judges
 from markscheme_server.grading.rubrics import RubricService
 from markscheme_server.grading.scores import ScoreService
+from markscheme_server.grading.teachers import TeacherService
 from markscheme_server.grading.verdicts import VerdictService
 from markscheme_server.store.store import Store
 
@@ -26,6 +27,7 @@ class Services:
     rubrics: RubricService
     verdicts: VerdictService
     scores: ScoreService
+    teachers: TeacherService
 
 
 async def _services(request: Request) -> Services:  # a plain function would be sent to a thread

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from markscheme_server.errors import Unprocessable
-from markscheme_server.judge.base import Judge
+from markscheme_server.judge.base import Judge, Teacher
 
 
 class Judges:
@@ -18,6 +18,14 @@ class Judges:
         if chosen is None:
             raise Unprocessable(f"there is no judge {name!r}; there are: {', '.join(sorted(self._by_name))}",
                                 code="unknown_judge", param="judge")
+        return chosen
+
+    def teacher(self) -> Teacher:
+        """The model that is distilled. Raises 422 where the deployment has none."""
+        chosen = self._by_name.get(self._roles.get("teacher", ""))
+        if not isinstance(chosen, Teacher):
+            raise Unprocessable("this service has no teacher to ask: set MARKSCHEME_TEACHER_MODEL, or name one under "
+                                "[roles] in markscheme.toml", code="no_teacher")
         return chosen
 
     async def aclose(self) -> None:

@@ -79,7 +79,7 @@ class RubricService:
             return Found(newest, "reused")
         teachers = wanted.teachers
         if teachers is None:
-            teachers = tuple(await self._store.teachers.find(team, key))
+            teachers = tuple(kept.text for kept in await self._store.teachers.find(team, key))
         induction = fp.induction_key(
             team=team, prompt=key, teachers=[fp.text_key(fp.judged_text(t)) for t in teachers],
             students=[fp.text_key(fp.judged_text(s.text)) + ("+" if s.truncated else "") for s in wanted.students],

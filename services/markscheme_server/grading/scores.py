@@ -8,7 +8,7 @@ answered as unscored with a reason while the others go on.
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -24,6 +24,7 @@ from markscheme_server.errors import NotFound
 from markscheme_server.grading import wire
 from markscheme_server.grading.judges import Judges
 from markscheme_server.grading.rubrics import Found, Induction, RubricService, Wanted
+from markscheme_server.grading.teachers import TeacherService
 from markscheme_server.grading.verdicts import Judged, Plan, VerdictService
 from markscheme_server.judge.base import Judge, JudgeFailure, JudgeUsage, Reservation, Response
 from markscheme_server.store.assignments import Assignment, Place, ScoredRollout
@@ -85,9 +86,10 @@ class Batch:
 class ScoreService:
     """``POST /v1/scores``."""
 
-    def __init__(self, store: Store, rubrics: RubricService, verdicts: VerdictService, judges: Judges, *,
-                 timeout_s: float) -> None:
+    def __init__(self, store: Store, rubrics: RubricService, verdicts: VerdictService, judges: Judges,
+                 teachers: TeacherService, *, timeout_s: float) -> None:
         self._store, self._rubrics, self._verdicts, self._judges = store, rubrics, verdicts, judges
+        self._teacher_service = teachers
         self._timeout_s = timeout_s
 
     def deadline(self, deadline_ms: int | None) -> Deadline:
@@ -98,10 +100,12 @@ class ScoreService:
     async def admit(self, team: str, request: schema.ScoreRequest, deadline: Deadline) -> Batch:
         """Look up what is known and reserve room for the rest; nothing is written.
 
-        Raises :class:`NotFound` for a rubric id that does not exist, 422 for an unknown judge, and 503 with
-        ``Retry-After`` when the judge's queue is full.
+        Raises :class:`NotFound` for a rubric id that does not exist, 422 for an unknown judge or where there is no
+        teacher to ask, and 503 with ``Retry-After`` when the judge's queue is full.
         """
         judge = self._judges.get(request.judge, "verifier")
+        if request.ask_teacher:
+            self._judges.teacher()
         surveys = await asyncio.gather(*(self._survey(team, request, i, judge) for i in range(len(request.groups))))
         calls = sum(s.calls for s in surveys)
         reservation = judge.gateway.reserve(calls) if calls and judge.gateway is not None else None
@@ -168,6 +172,8 @@ class ScoreService:
                 raise survey.found
             if survey.group.teacher_responses:
                 await self._store.teachers.save(batch.team, survey.prompt, survey.group.teacher_responses)
+            if batch.request.ask_teacher and isinstance(survey.found, Induction) and not survey.found.teachers:
+                survey.found = await self._taught(batch, survey, survey.found, patience)
             if isinstance(survey.found, Induction):
                 survey.found = await self._rubrics.induce(survey.found, patience)
                 batch.tally.usage += survey.found.usage
@@ -179,6 +185,16 @@ class ScoreService:
         finally:
             if batch.reservation is not None:
                 batch.reservation.release(survey.calls)
+
+    async def _taught(self, batch: Batch, survey: _Survey, induction: Induction,
+                      patience: Patience) -> Found | Induction:
+        """What is found once the teacher has been asked for the responses that there are none of."""
+        taught = await self._teacher_service.ensure(batch.team, survey.prompt, batch.request.ask_teacher, patience)
+        batch.tally.usage += taught.usage
+        wanted = replace(induction.wanted, teachers=tuple(kept.text for kept in taught.bank))
+        if batch.request.score_teachers or batch.request.verify == "group":
+            survey.teachers = [fp.judged_text(text) for text in wanted.teachers or ()]
+        return await self._rubrics.find(wanted)
 
     async def _mark(self, batch: Batch, survey: _Survey, found: Found, patience: Patience) -> schema.GroupScore:
         """The group's rubric is written down, its rollouts are judged, and what came of it is kept."""
@@ -207,7 +223,8 @@ class ScoreService:
         """The teacher responses to judge beside the rollouts: when asked for, and always in group mode."""
         if not request.score_teachers and request.verify != "group":
             return []
-        bank = group.teacher_responses or await self._store.teachers.find(team, fp.prompt_key(prompt))
+        bank = group.teacher_responses or [
+            kept.text for kept in await self._store.teachers.find(team, fp.prompt_key(prompt))]
         return [fp.judged_text(t) for t in bank]
 
 

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode
 from markscheme_server.domain.deadline import Patience
@@ -136,3 +136,23 @@ class Judge(Protocol):
 
     async def aclose(self) -> None:
         """Let go of connections."""
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A model that can be asked for responses of its own: the one that is distilled."""
+
+    @property
+    def teacher_identity(self) -> str:
+        """Model, revision and sampling: what its calls are recorded under."""
+
+    @property
+    def teacher_model(self) -> str:
+        """The model's name, kept beside its responses."""
+
+    @property
+    def gateway(self) -> Gateway | None:
+        """Where its calls queue."""
+
+    async def respond(self, prompt: tuple[ChatMessage, ...], patience: Patience) -> tuple[str, JudgeUsage]:
+        """One sampled response. Raises :class:`JudgeFailure`."""

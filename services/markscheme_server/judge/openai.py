@@ -1,4 +1,4 @@
-"""The ``openai`` judge: any OpenAI-compatible endpoint as rubricator and verifier.
+"""The ``openai`` judge: any OpenAI-compatible endpoint as rubricator and verifier, and as the teacher itself.
 
 What it says and how it reads the reply is here; how often, how long and where it is asked is the gateway's. Every way
 of not answering becomes a :class:`JudgeFailure` with a reason.
@@ -6,7 +6,7 @@ of not answering becomes a :class:`JudgeFailure` with a reason.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings
 from markscheme_server.domain.deadline import Patience
+from markscheme_server.domain.fingerprint import ChatMessage
 from markscheme_server.judge import parsing, prompts
 from markscheme_server.judge.base import (
     Decision,
@@ -120,6 +121,40 @@ class OpenAIJudge:
         return Verification(tuple({c.id: decisions[f"c{i}"] for i, c in enumerate(task.criteria, 1)}
                                   for decisions in decided), usage)
 
+    @property
+    def teacher_model(self) -> str:
+        return self._settings.model
+
+    @property
+    def teacher_identity(self) -> str:
+        s = self._settings
+        return (f"openai/{s.model}@{s.revision or s.origin} temperature={s.teacher_temperature} "
+                f"tokens={s.teacher_max_tokens}")
+
+    async def respond(self, prompt: tuple[ChatMessage, ...], patience: Patience) -> tuple[str, JudgeUsage]:
+        """The prompt itself is asked, nothing around it. A response that is empty or was cut off is none."""
+        s = self._settings
+        body = {"model": s.model, "messages": list(prompt), "max_tokens": s.teacher_max_tokens}
+        if s.teacher_temperature is not None:
+            body["temperature"] = s.teacher_temperature
+        spent = Spent()
+
+        async def send(client: AsyncOpenAI) -> Any:
+            try:
+                return _checked(await client.post("/chat/completions", cast_to=object, body=body))
+            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                raise NotTheProtocol("the body is not JSON") from error
+
+        tokens = sum(len(m["content"]) for m in prompt) // prompts.CHARACTERS_PER_TOKEN + s.teacher_max_tokens
+        completion, usage = await self._call(send, "teacher", tokens, patience, spent)
+        text = _reply_text(completion, usage)
+        if _field(_choice(completion), "finish_reason") == "length":
+            raise JudgeFailure(UnscoredReason.TOO_LARGE, "the teacher's response was cut off; raise its "
+                               "teacher_max_tokens", usage)
+        if not text.strip():
+            raise JudgeFailure(UnscoredReason.PARSE_FAILURE, "the teacher's response is empty", usage)
+        return text, usage
+
     async def aclose(self) -> None:
         await self.gateway.aclose()
 
@@ -179,15 +214,20 @@ class OpenAIJudge:
                     spent.calls += 1
 
         tokens = sum(len(m["content"]) for m in messages) // prompts.CHARACTERS_PER_TOKEN + question.reply_tokens
+        completion, usage = await self._call(send, question.role, tokens, patience, spent)
+        return _reply_text(completion, usage), usage
+
+    async def _call(self, send: Callable[[AsyncOpenAI], Awaitable[Any]], role: str, tokens: int, patience: Patience,
+                    spent: Spent) -> tuple[Any, JudgeUsage]:
+        """A completion by way of the gateway, and what it cost; a failure carries what it cost as well."""
         try:
-            completion = await self.gateway.call(send, role=question.role, tokens=tokens, patience=patience,
-                                                 spent=spent)
+            completion = await self.gateway.call(send, role=role, tokens=tokens, patience=patience, spent=spent)
         except JudgeFailure as failure:
             failure.usage = JudgeUsage(spent.calls)
             raise
         usage = JudgeUsage(spent.calls, _tokens(completion, "prompt_tokens"), _tokens(completion, "completion_tokens"))
-        self._count(question.role, usage)
-        return _reply_text(completion, usage), usage
+        self._count(role, usage)
+        return completion, usage
 
     def _count(self, role: str, usage: JudgeUsage) -> None:
         s = self._settings

@@ -8,14 +8,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, VerifyMode
-from markscheme_server.domain.fingerprint import ChatMessage, prompt_key, text_key
+from markscheme_server.domain.fingerprint import ChatMessage, text_key
 from markscheme_server.store.batching import Batcher
 from markscheme_server.store.database import Database
 from markscheme_server.store.ids import new_id, now
-from markscheme_server.store.tables import assignments, prompts, rollouts, teacher_responses, texts
-
-REMEMBERED = 100_000
-"""Teacher responses that one process remembers having stored."""
+from markscheme_server.store.tables import assignments, prompts, rollouts, texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,51 +175,3 @@ def _outcome(scored: Sequence[ScoredRollout]) -> dict[str, Any]:
 def _prompt_rows(news: Sequence[_New], created: object) -> list[dict[str, Any]]:
     messages = {n.place.prompt_key: list(n.prompt or ()) for n in news}
     return [{"key": key, "messages": messages[key], "created_at": created} for key in sorted(messages)]
-
-
-class TeacherBank:
-    """Teacher responses by prompt."""
-
-    def __init__(self, database: Database) -> None:
-        self._db = database
-        self._saving: Batcher[tuple[str, Sequence[ChatMessage], Sequence[str]], None] = Batcher(self._save)
-        self._saved: dict[tuple[str, str, str], None] = {}
-        """Those that are known to be there: a training step brings the same ones again and again."""
-        self._save_all = database.together(*(database.insert_rows(table).on_conflict_do_nothing()
-                                             for table in (prompts, texts, teacher_responses)))
-
-    async def find(self, team: str, prompt: str) -> list[str]:
-        """The team's teacher responses for a prompt, oldest first."""
-        t = teacher_responses.c
-        query = (sa.select(texts.c.text).join(teacher_responses, t.text_key == texts.c.key)
-                 .where(t.team == team, t.prompt_key == prompt).order_by(t.created_at, t.text_key))
-        async with self._db.reading() as connection:
-            return list((await connection.execute(query)).scalars())
-
-    async def save(self, team: str, prompt: Sequence[ChatMessage], responses: Sequence[str]) -> None:
-        """Add responses; those already there are left as they are."""
-        await self._saving.submit((team, tuple(prompt), tuple(responses)))
-
-    async def _save(self, given: Sequence[tuple[str, Sequence[ChatMessage], Sequence[str]]]) -> list[None]:
-        created = now()
-        asked: dict[str, dict[str, Any]] = {}
-        said: dict[str, dict[str, Any]] = {}
-        bank: dict[tuple[str, str, str], dict[str, Any]] = {}
-        for team, prompt, responses in given:
-            key = prompt_key(prompt)
-            asked[key] = {"key": key, "messages": list(prompt), "created_at": created}
-            for text in responses:
-                address = text_key(text)
-                said[address] = {"key": address, "text": text, "created_at": created}
-                bank[team, key, address] = {"team": team, "prompt_key": key, "text_key": address, "model": None,
-                                            "created_at": created}
-        new = {place: row for place, row in bank.items() if place not in self._saved}
-        if new:
-            await self._db.write(self._save_all, {
-                "prompts": self._db.pack([asked[key] for key in sorted(asked)]),
-                "texts": self._db.pack([said[key] for key in sorted(said)]),
-                "teacher_responses": self._db.pack([new[place] for place in sorted(new)])})
-            self._saved.update(dict.fromkeys(new))
-            while len(self._saved) > REMEMBERED:
-                self._saved.pop(next(iter(self._saved)))
-        return [None] * len(given)

@@ -5,12 +5,13 @@ import secrets
 import sqlalchemy as sa
 
 from markscheme_server.store import tables
-from markscheme_server.store.assignments import AssignmentStore, TeacherBank
+from markscheme_server.store.assignments import AssignmentStore
 from markscheme_server.store.claims import ClaimStore
 from markscheme_server.store.database import Database, create_engine
 from markscheme_server.store.idempotency import IdempotencyStore
 from markscheme_server.store.ids import new_id
 from markscheme_server.store.rubrics import RubricStore
+from markscheme_server.store.teachers import TeacherBank
 from markscheme_server.store.verdicts import VerdictStore
 
 

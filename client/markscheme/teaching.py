@@ -1,0 +1,161 @@
+"""``markscheme teach``: a file's prompts into the teacher bank, and the teacher asked for what they lack."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from markscheme.protocol import PromptLike, TeacherLike
+from markscheme.schema import MAX_TEACHER_ENTRIES, Message, Prompt, Taught, TeacherBankChange, TeacherEntry
+
+MOST_RESPONSES = 16
+"""In one entry of a request."""
+
+
+class Bank(Protocol):
+    """The part of :class:`markscheme.Client` that teaching needs."""
+
+    def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
+        """Put responses into the bank."""
+
+    def teach(self, prompt: PromptLike, count: int = ...) -> Taught:
+        """Have the teacher asked."""
+
+
+class Line(BaseModel):
+    """One line of the file; keys it does not name are left alone."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    prompt: Prompt
+    teacher_responses: list[str] = []
+    teacher_model: str | None = None
+
+
+@dataclass(slots=True)
+class TeachReport:
+    """What came of it, counted as it happens."""
+
+    prompts: int = 0
+    brought: int = 0
+    known: int = 0
+    sampled: int = 0
+    repeated: int = 0
+    judge_calls: int = 0
+
+    def __str__(self) -> str:
+        return (f"{self.prompts} prompts done: {self.brought} responses from the file ({self.known} were there "
+                f"already), {self.sampled} from the teacher in {self.judge_calls} calls ({self.repeated} said again)")
+
+
+def read_prompts(file: Path, ropd_index: Path | None = None) -> list[Line]:
+    """The file's lines, with the answers of a ROPD index added. Raises ``ValueError`` naming the line."""
+    lines = [line for _, line in _rows(file, Line.model_validate)]
+    if not lines:
+        raise ValueError(f"{file} holds no prompts")
+    if ropd_index is None:
+        return lines
+    answers = read_ropd_index(ropd_index)
+    found = [line.model_copy(update={"teacher_responses": [*line.teacher_responses,
+                                                           *answers.get(ropd_prompt_hash(line.prompt), [])]})
+             for line in lines]
+    matched = {ropd_prompt_hash(line.prompt) for line in lines} & answers.keys()
+    if not matched:
+        raise ValueError(f"no prompt of {file} is one of the {len(answers)} in {ropd_index}")
+    return found
+
+
+def read_ropd_index(file: Path) -> dict[str, list[str]]:
+    """Answers by prompt hash from ``ropd.teacher_index.v1`` and ``.v2`` lines. Raises ``ValueError``."""
+    answers: dict[str, list[str]] = {}
+    for prompt_hash, texts in (pair for _, pair in _rows(file, _index_line)):
+        answers.setdefault(prompt_hash, []).extend(text for text in texts if text not in answers.get(prompt_hash, []))
+    return answers
+
+
+def ropd_prompt_hash(prompt: Prompt) -> str:
+    """ROPD's ``raw_prompt_hash``: sha256 of the messages as JSON with sorted keys and the default separators."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [
+        {"role": message.role, "content": message.content} for message in prompt]
+    return hashlib.sha256(json.dumps(messages, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def teach_all(bank: Bank, lines: Sequence[Line], report: TeachReport, *, count: int, at_once: int,
+              on_prompt: Callable[[], None] = lambda: None) -> None:
+    """Bring what the lines hold, then have the teacher asked, several prompts at a time.
+
+    What is done stays done when a call fails: its error is raised once the calls under way have ended.
+    """
+    entries = [TeacherEntry(prompt=line.prompt, responses=texts[start:start + MOST_RESPONSES],
+                            model=line.teacher_model)
+               for line in lines if (texts := [t for t in line.teacher_responses if t])
+               for start in range(0, len(texts), MOST_RESPONSES)]
+    for start in range(0, len(entries), MAX_TEACHER_ENTRIES):
+        change = bank.save_teacher_responses(entries[start:start + MAX_TEACHER_ENTRIES])
+        report.brought += change.added + change.duplicates
+        report.known += change.duplicates
+    stop, counting = Event(), Lock()
+
+    def ask(line: Line) -> None:
+        if stop.is_set():
+            return
+        try:
+            taught = bank.teach(_sent(line.prompt), count) if count else None
+        except BaseException:
+            stop.set()
+            raise
+        with counting:
+            report.prompts += 1
+            if taught is not None:
+                report.sampled += taught.added
+                report.repeated += taught.duplicates
+                report.judge_calls += taught.usage.judge_calls
+            on_prompt()
+
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            outcomes = [pool.submit(ask, line) for line in lines]
+            for outcome in outcomes:
+                outcome.result()
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _sent(prompt: Prompt) -> PromptLike:
+    return prompt if isinstance(prompt, str) else list[Message | dict[str, str]](prompt)
+
+
+def _rows(file: Path, read: Callable[[Any], Any]) -> list[tuple[int, Any]]:
+    rows = []
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((number, read(json.loads(line))))
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(map(str, first["loc"][:1])) or "the line"
+            raise ValueError(f"{file}, line {number}: {where}: {first['msg']}") from error
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}") from error
+    return rows
+
+
+def _index_line(row: Any) -> tuple[str, list[str]]:
+    kind = row.get("schema_version") if isinstance(row, dict) else None
+    texts = {"ropd.teacher_index.v1": [row.get("teacher_answer")] if kind else [],
+             "ropd.teacher_index.v2": row.get("teacher_answers") if kind else []}.get(str(kind))
+    if texts is None:
+        raise ValueError(f"not a line of a ROPD teacher index (schema_version is {kind!r})")
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+        raise ValueError("a teacher's answer is missing or empty")
+    if not isinstance(row.get("raw_prompt_hash"), str):
+        raise ValueError("raw_prompt_hash is missing")
+    return row["raw_prompt_hash"], [text.strip() for text in texts]

@@ -1,0 +1,59 @@
+"""``/v1/teacher-responses``: fill, read and sample into the teacher bank."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from markscheme import schema
+from markscheme_server.api.body import StrictRoute
+from markscheme_server.api.disconnect import while_connected
+from markscheme_server.api.errors import RESPONSES, judge_error
+from markscheme_server.api.services import TEAM, DeadlineMs, UsesServices
+from markscheme_server.domain.deadline import Patience
+from markscheme_server.domain.fingerprint import messages_of, prompt_key
+from markscheme_server.errors import Unprocessable
+from markscheme_server.grading import wire
+from markscheme_server.judge.base import JudgeFailure
+from markscheme_server.store.teachers import Kept
+
+router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
+_NO_NUL = r"^[^\x00]*$"
+
+
+@router.post("/teacher-responses", summary="Put teacher responses into the bank")
+async def save(payload: schema.TeacherResponsesCreate, services: UsesServices) -> schema.TeacherBankChange:
+    added = sum([await services.store.teachers.save(TEAM, wire.messages(entry.prompt), entry.responses, entry.model)
+                 for entry in payload.entries])
+    return schema.TeacherBankChange(added=added, duplicates=sum(len(e.responses) for e in payload.entries) - added)
+
+
+@router.get("/teacher-responses", summary="Read what the bank holds for a prompt")
+async def read(
+    services: UsesServices,
+    prompt: Annotated[str | None, Query(max_length=100_000, pattern=_NO_NUL,
+                                        description="The exact text of a one-message prompt")] = None,
+    key: Annotated[str | None, Query(alias="prompt_key", pattern="^[0-9a-f]{64}$")] = None,
+) -> schema.TeacherResponseList:
+    if (prompt is None) == (key is None):
+        raise Unprocessable("give either prompt or prompt_key", code="invalid_request", param="prompt")
+    chosen = key or prompt_key(messages_of(prompt or ""))
+    return schema.TeacherResponseList(prompt_key=chosen, data=_shown(await services.store.teachers.find(TEAM, chosen)))
+
+
+@router.post("/teacher-responses:sample", summary="Have the teacher asked until the bank holds enough")
+async def sample(payload: schema.TeachRequest, services: UsesServices, request: Request,
+                 deadline_ms: DeadlineMs = None) -> schema.Taught:
+    messages = tuple(wire.messages(payload.prompt))
+    patience = Patience(services.scores.deadline(deadline_ms))
+    try:
+        taught = await while_connected(request, services.teachers.ensure(TEAM, messages, payload.count, patience))
+    except JudgeFailure as failure:
+        raise judge_error(failure) from failure
+    return schema.Taught(
+        prompt_key=prompt_key(messages), data=_shown(taught.bank), added=taught.added, duplicates=taught.duplicates,
+        usage=schema.Usage(judge_calls=taught.usage.calls, prompt_tokens=taught.usage.prompt_tokens,
+                           completion_tokens=taught.usage.completion_tokens, cached_verdicts=0))
+
+
+def _shown(bank: list[Kept]) -> list[schema.TeacherResponse]:
+    return [schema.TeacherResponse(text=kept.text, model=kept.model, created_at=kept.created_at) for kept in bank]

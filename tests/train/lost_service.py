@@ -1,0 +1,36 @@
+"""A run of several processes whose service goes away after the first step, for ``torchrun``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from markscheme.errors import ConnectionFailed
+from markscheme_train.checkpoints import last_checkpoint
+from markscheme_train.config import build_config
+from markscheme_train.errors import Interrupted
+from markscheme_train.training import quieten, train
+from train.conftest import ScriptedClient
+
+
+class Lost(ScriptedClient):
+    def score(self, groups: Any, **options: Any) -> Any:
+        if options["run"].step:
+            raise ConnectionFailed("connection refused")
+        return super().score(groups, **options)
+
+
+def main(settings: Path) -> None:
+    quieten()
+    config = build_config(json.loads(settings.read_text()))
+    output = Path(config.output_dir)
+    try:
+        train(config, Lost(lambda place, rollout: place / 4), resume=False, on_record=lambda record: None)
+    except Interrupted:
+        assert last_checkpoint(output) == output / "checkpoint-1"
+    else:
+        raise AssertionError("the run went on without a service")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
