@@ -61,7 +61,9 @@ class Watched:
         batch = self._service.score(groups, **options)
         marks = [[rollout.reward for rollout in group.rollouts if rollout.reward is not None] for group in batch.groups]
         known = [reward for group in marks for reward in group]
-        met = [[whole(reward) for reward in group] for group in marks]
+        if not known:
+            raise RuntimeError("the builtin judge has left a whole batch unscored: there is nothing to compare")
+        met = [[whole(reward) for reward in group] for group in marks if group]
         self.batches.append({
             "rubric_reward": statistics.fmean(known), "whole": statistics.fmean(whole(reward) for reward in known),
             "groups_all_wrong": sum(not any(group) for group in met) / len(met),
@@ -274,7 +276,8 @@ def report(arms: Sequence[Arm], steps: int, console: Console) -> None:
         f"Rollouts while training, first {LAST} steps and last {LAST}:", "",
         *markdown_table(("", "rubric reward", "whole met", "to self-teacher", "late: rubric reward",
                          "late: whole met", "late: to self-teacher"), course), "",
-        f"Seconds a step (median of a run, mean over seeds; early and late are {LAST} steps):", "",
+        f"Seconds a step (median of a run, mean over seeds; early and late are {LAST} steps). Arms run one after "
+        "another, not in turns: what `grpo` and `ropd`, which do the same work, differ by is the noise.", "",
         *markdown_table(("", *PHASES, "early step", "late step", "whole run"), seconds), "",
         "Beside what the papers say of models thirty to sixty times as large; differences are paired by seed, ± one "
         "standard error:", "", *markdown_table(("claim", "theirs", "here"), claims(by, first, late)), "",
@@ -296,12 +299,12 @@ def claims(by: dict[str, list[Arm]], early: slice, late: slice) -> list[tuple[st
     def rollouts(steps: slice) -> Callable[[Arm], float]:
         return lambda arm: statistics.fmean(arm.series("rubric_reward")[steps])
 
-    def seconds(steps: slice) -> str | None:
-        if not (by.get("srpo") and by.get("grpo")):
+    def seconds(steps: slice, method: str = "srpo") -> str | None:
+        if not (by.get(method) and by.get("grpo")):
             return None
-        ratios = [statistics.median(a.seconds(steps)) / statistics.median(b.seconds(steps))
-                  for a, b in zip(by["srpo"], by["grpo"], strict=True)]
-        return f"{statistics.fmean(ratios) - 1:+.0%}"
+        ratios = [statistics.median(a.seconds(steps)) / statistics.median(b.seconds(steps)) - 1
+                  for a, b in zip(by[method], by["grpo"], strict=True)]
+        return _spread(ratios, percent=True, signed=True)
 
     rows = (
         ("SRPO above SDPO early", "66.9 against 64.8 % after an hour",
@@ -312,6 +315,8 @@ def claims(by: dict[str, list[Arm]], early: slice, late: slice) -> list[tuple[st
          "in the IFEval pass rate after training"),
         ("SRPO's step dearer than GRPO's at first", "+17.4 % in the first hour", seconds(early), "in the first steps"),
         ("… and cheaper once failures thin out", "-17.2 % at ten hours", seconds(late), "in the last steps"),
+        ("(noise: ropd's step against grpo's, the same work)", "", seconds(early, "ropd"), "in the first steps"),
+        ("(noise, late)", "", seconds(late, "ropd"), "in the last steps"),
         ("SDPO falls behind GRPO late", "71.1 against 74.0 %", difference("sdpo", "grpo", rollouts(late)),
          "in the rubric reward of the last steps"),
         ("rubric above one scalar of the same judge", "65.0 against 62.5 % (AIME24), first in all 14 settings",
@@ -340,7 +345,7 @@ def _spread(values: Sequence[float], *, percent: bool = False, signed: bool = Fa
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
     if percent:
-        return f"{mean:.1%} ± {error:.1%}"
+        return f"{mean:+.1%} ± {error:.1%}" if signed else f"{mean:.1%} ± {error:.1%}"
     return f"{mean:+.3f} ± {error:.3f}" if signed else f"{mean:.3f} ± {error:.3f}"
 
 

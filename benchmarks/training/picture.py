@@ -34,15 +34,14 @@ def draw(path: Path, curves: Sequence[Curve], *, rollouts: int) -> None:
         for curve, colour in zip(curves, COLOURS, strict=False):
             count = min(map(len, curve.rewards))
             smooth = [_smoothed(series[:count]) for series in curve.rewards]
-            steps = range(SMOOTHED, count + 1)
-            mean = [fmean(values) for values in zip(*smooth, strict=True)]
-            clock = [fmean(values) for values in zip(*(accumulate(series[:count]) for series in curve.seconds),
-                                                     strict=True)]
-            for axes, places in ((by_rollouts, [rollouts * step for step in steps]),
-                                 (by_seconds, clock[SMOOTHED - 1:])):
-                for series in smooth:
-                    axes.plot(places, series, color=colour, linewidth=0.6, alpha=0.35)
-                axes.plot(places, mean, color=colour, linewidth=1.8, label=curve.name)
+            clocks = [list(accumulate(series[:count]))[SMOOTHED - 1:] for series in curve.seconds]
+            steps = [rollouts * step for step in range(SMOOTHED, count + 1)]
+            for axes, places in ((by_rollouts, [steps] * len(smooth)), (by_seconds, clocks)):
+                for place, series in zip(places, smooth, strict=True):
+                    axes.plot(place, series, color=colour, linewidth=0.6, alpha=0.35)
+                axes.plot([fmean(values) for values in zip(*places, strict=True)],
+                          [fmean(values) for values in zip(*smooth, strict=True)], color=colour, linewidth=1.8,
+                          label=curve.name)
         by_rollouts.set(xlabel="rollouts", ylabel=f"rubric reward of the rollouts, {SMOOTHED} steps", ylim=(0, 1))
         by_seconds.set(xlabel="seconds")
         by_rollouts.legend(loc="lower right")

@@ -45,16 +45,29 @@ class StudentStates:
     hidden: Sequence[Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Whether a row is taught by the self-teacher, and the demonstration and feedback which that reads.
+
+    ``external``: the demonstration is the teacher's response, no sibling's.
+    """
+
+    taught: bool
+    demonstration: str | None
+    feedback: Sequence[str]
+    external: bool
+
+
 class SelfDistillation:
     """The part of SDPO and SRPO that is not GRPO."""
 
     def __init__(self, config: TrainConfig, teacher: SelfTeacher, tokenizer: Any) -> None:
         self.config, self.teacher, self._tokenizer = config, teacher, tokenizer
 
-    def routes(self, rows: Rows) -> list[tuple[bool, str | None, Sequence[str]]]:
-        """Per row: whether it is taught by the self-teacher, and the demonstration and feedback which that reads."""
+    def routes(self, rows: Rows) -> list[Lesson]:
+        """What is to be done with each row."""
         size, config = self.config.num_generations, self.config
-        found: list[tuple[bool, str | None, Sequence[str]]] = []
+        found: list[Lesson] = []
         for start in range(0, len(rows.marks), size):
             marks = rows.marks[start:start + size]
             told = [mark.feedback if config.rubric_feedback else () for mark in marks]
@@ -66,7 +79,7 @@ class SelfDistillation:
             for own in range(size):
                 shown = routes.demonstrations[own]
                 text = external if shown == TEACHER else None if shown is None else rows.rollouts[start + shown].text
-                found.append((self._taught(routes, own, told[own]), text, told[own]))
+                found.append(Lesson(self._taught(routes, own, told[own]), text, told[own], shown == TEACHER))
         return found
 
     def _taught(self, routes: Routes, own: int, told: Sequence[str]) -> bool:
@@ -85,14 +98,15 @@ class SelfDistillation:
         mask = own_tokens(batch).bool()
         routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         prompts: dict[int, Sequence[int]] = {}
-        informed = 0
-        for place, (taught, demonstration, feedback) in enumerate(self.routes(rows)[first:first + len(mask)]):
-            informed += demonstration is not None or bool(feedback)
-            if taught and mask[place].any():
-                ids = fitted(self._tokens, self._cut, rows.rollouts[first + place].prompt, demonstration, feedback,
-                             most=self.config.max_reprompt_length)
+        informed = external = 0
+        for place, lesson in enumerate(self.routes(rows)[first:first + len(mask)]):
+            informed += lesson.demonstration is not None or bool(lesson.feedback)
+            if lesson.taught and mask[place].any():
+                ids = fitted(self._tokens, self._cut, rows.rollouts[first + place].prompt, lesson.demonstration,
+                             lesson.feedback, most=self.config.max_reprompt_length)
                 if ids is not None:
                     routed[place], prompts[place] = True, ids
+                    external += lesson.external
         states = self._teacher_states(batch, prompts)
         entropy = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
         for place, found in states.items():
@@ -106,10 +120,12 @@ class SelfDistillation:
         batch["advantages"] = batch["advantages"].masked_fill(routed, 0.0)
         if self.config.method == "sdpo":
             batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
-        sums = total(torch.tensor([float(routed.sum()), informed, len(mask), float(entropy[taught_tokens].sum())],
-                                  device=mask.device))
+        sums = total(torch.tensor([float(routed.sum()), informed, len(mask), float(entropy[taught_tokens].sum()),
+                                   external], device=mask.device))
         told = {"distillation/routed_share": float(sums[0] / sums[2]),
                 "distillation/informed_share": float(sums[1] / sums[2])}
+        if self.config.teacher_demonstration:
+            told["distillation/teacher_response_share"] = float(sums[4] / sums[2])
         if count:
             told["distillation/entropy_mean"] = float(sums[3] / count)
         if taught_tokens.any():

@@ -19,6 +19,7 @@ from markscheme.schema import (
     RubricRef,
     ScoreBatch,
     ScoreCounts,
+    TeacherScore,
     Usage,
     VerdictView,
 )
@@ -40,6 +41,10 @@ class ScriptedClient:
     def score(self, groups: Sequence[Group], **options: Any) -> ScoreBatch:
         self.calls.append({"groups": list(groups), **options})
         scored = [self._group(group) for group in groups]
+        if options.get("score_teachers"):
+            anchors = [TeacherScore(rewards=[1.0] * len(group.teacher_responses or [])) for group in groups]
+            scored = [group.model_copy(update={"teacher": anchor})
+                      for group, anchor in zip(scored, anchors, strict=True)]
         rewards = [rollout.reward for group in scored for rollout in group.rollouts]
         unscored = rewards.count(None)
         return ScoreBatch(groups=scored, usage=Usage(judge_calls=0, prompt_tokens=0, completion_tokens=0,

@@ -194,6 +194,26 @@ def test_the_teacher_reads_demonstration_and_feedback(make_trainer: Maker, monke
     assert any(best in text for text in seen)
 
 
+def test_for_want_of_a_sibling_the_teachers_response_is_shown_if_allowed_and_that_is_told(
+        settings: dict[str, Any], model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    plain = SelfDistillation._tokens
+    monkeypatch.setattr(SelfDistillation, "_tokens",
+                        lambda self, prompt: seen.append(str(prompt)) or plain(self, prompt))
+    config = build_config({**settings, "preset": "srpo", "distillation_top_k": 5, "teacher_demonstration": True})
+    # The first group has a success to show, the second one none.
+    answers = iter([1.0, 0.0, 0.0, 0.0] + [0.0] * 4)
+    reward = RubricReward(ScriptedClient(lambda place, rollout: next(answers)), num_generations=4, run_id="run",
+                          score_teachers=True)
+    trainer = build_trainer(config, model, tokenizer, [Example(prompt=p) for p in PROMPTS], reward)
+    trainer.model.train()
+    rows = [{"prompt": prompt, "teacher_responses": ["w60 w59 w58"]} for prompt in PROMPTS for _ in range(4)]
+    batch = trainer._generate_and_score_completions(rows)
+    assert batch["routed"].tolist() == [False, True, True, True] + [True] * 4
+    assert sum("w60 w59 w58" in text for text in seen) == 4
+    assert trainer._metrics["train"]["distillation/teacher_response_share"][-1] == 0.5
+
+
 def test_the_self_teacher_follows_once_a_batch_and_is_saved(settings: dict[str, Any]) -> None:
     config = {**settings, "preset": "srpo", "distillation_top_k": 5, "max_steps": 2, "save_strategy": "steps",
               "save_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
