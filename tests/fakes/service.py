@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 import uvicorn
 
 from markscheme_server.app import create_app
@@ -20,7 +21,11 @@ def running(settings: Settings) -> Iterator[str]:
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        # FastAPI builds its routes at the first request. Two services of one process that get theirs at a time build
+        # from the same parts, and pydantic warns of what it finds half done: so each is asked before the next starts.
+        httpx.get(f"{url}/healthz", timeout=30)
+        yield url
     finally:
         server.should_exit = True
         thread.join()

@@ -54,6 +54,7 @@ def test_what_is_put_in_is_read_back_and_counted_once(client: Client) -> None:
     assert (again.added, again.duplicates) == (1, 1)
     found = client.teacher_responses(PROMPT)
     assert {(r.text, r.model) for r in found.data} == {("Red.", "gpt"), ("Blue.", "gpt"), ("Green.", "other")}
+    assert all(r.created_at.tzinfo is not None for r in found.data)
     assert client.teacher_responses(prompt_key=found.prompt_key) == found
     assert client.teacher_responses("Never seen.").data == []
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from markscheme_server.domain.fingerprint import ChatMessage, prompt_key, text_key
 from markscheme_server.store.batching import Batcher
 from markscheme_server.store.database import Database
-from markscheme_server.store.ids import now
+from markscheme_server.store.ids import as_utc, now
 from markscheme_server.store.tables import prompts, teacher_responses, texts
 
 REMEMBERED = 100_000
@@ -56,7 +56,7 @@ class TeacherBank:
         query = (sa.select(texts.c.text, t.model, t.created_at).join(teacher_responses, t.text_key == texts.c.key)
                  .where(t.team == team, t.prompt_key == prompt).order_by(t.created_at, t.text_key))
         async with self._db.reading() as connection:
-            return [Kept(*row) for row in await connection.execute(query)]
+            return [Kept(text, model, as_utc(created)) for text, model, created in await connection.execute(query)]
 
     async def save(self, team: str, prompt: Sequence[ChatMessage], responses: Sequence[str],
                    model: str | None = None) -> int:
