@@ -76,7 +76,7 @@ def _step_table(records: list[StepRecord]) -> Table:
     for record in records:
         table.add_row(str(record.step), _number(record.reward), f"{record.unscored}/{record.rollouts}",
                       " ".join(f"{count} {origin}" for origin, count in sorted(record.origins.items())),
-                      str(record.judge_calls), *([f"{record.metrics.get(ROUTED) or 0.0:.0%}"] if distils else []),
+                      str(record.judge_calls), *([_percent(record.metrics.get(ROUTED))] if distils else []),
                       *(f"{getattr(record, f'{phase}_s'):.1f}" for phase in seconds))
     return table
 
@@ -85,7 +85,7 @@ def _line(record: StepRecord) -> str:
     distils = ROUTED in record.metrics
     return (f"step {record.step}/{record.steps}  reward {_number(record.reward)}  "
             f"unscored {record.unscored}/{record.rollouts}  judge calls {record.judge_calls}  "
-            + (f"to teacher {record.metrics[ROUTED] or 0.0:.0%}  " if distils else "")
+            + (f"to teacher {_percent(record.metrics[ROUTED])}  " if distils else "")
             + f"rollout {record.rollout_s:.1f} s  scoring {record.scoring_s:.1f} s  "
             + (f"teacher {record.teacher_s:.1f} s  " if distils else "") + f"update {record.update_s:.1f} s")
 
@@ -96,3 +96,7 @@ def _share(rate: CriterionRate) -> float | None:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"

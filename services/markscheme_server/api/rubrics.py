@@ -11,7 +11,7 @@ from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
 from markscheme_server.api.errors import RESPONSES, judge_error
 from markscheme_server.api.idempotency import TakesKey
-from markscheme_server.api.services import TEAM, DeadlineMs, UsesServices
+from markscheme_server.api.services import NO_NUL, TEAM, DeadlineMs, PromptKey, PromptText, UsesServices
 from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.fingerprint import messages_of, prompt_key
 from markscheme_server.domain.rubric import InvalidRubric, validate_criteria
@@ -23,7 +23,6 @@ from markscheme_server.judge.base import Response as StudentText
 from markscheme_server.judge.builtin.checks import validate_check
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
-_NO_NUL = r"^[^\x00]*$"
 
 
 @router.post("/rubrics", status_code=201, response_model=schema.Rubric, summary="Bring your own rubric",
@@ -72,12 +71,11 @@ async def induce_rubric(payload: schema.InduceRequest, services: UsesServices, o
 @router.get("/rubrics", summary="List rubrics, newest first")
 async def list_rubrics(
     services: UsesServices,
-    prompt: Annotated[str | None, Query(max_length=100_000, pattern=_NO_NUL,
-                                        description="The exact text of a one-message prompt")] = None,
-    key: Annotated[str | None, Query(alias="prompt_key", pattern="^[0-9a-f]{64}$")] = None,
+    prompt: PromptText = None,
+    key: PromptKey = None,
     origin: RubricOrigin | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=64, pattern=_NO_NUL, description="The last id of a page")] = None,
+    after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL, description="The last id of a page")] = None,
 ) -> schema.RubricList:
     if prompt is not None:
         key = prompt_key(messages_of(prompt))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, cast
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Query, Request
 
 from markscheme_server.config import Settings
 from markscheme_server.grading.judges import Judges
@@ -39,3 +39,9 @@ UsesServices = Annotated[Services, Depends(_services)]
 DeadlineMs = Annotated[int | None, Header(
     alias="X-Deadline-Ms", ge=1, le=86_400_000, description="How long the caller still waits, in milliseconds")]
 """What a caller's remaining time is sent as."""
+
+NO_NUL = r"^[^\x00]*$"
+PromptText = Annotated[str | None, Query(max_length=100_000, pattern=NO_NUL,
+                                         description="The exact text of a one-message prompt")]
+PromptKey = Annotated[str | None, Query(alias="prompt_key", pattern="^[0-9a-f]{64}$")]
+"""The two ways to name a prompt in a query."""

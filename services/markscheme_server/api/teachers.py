@@ -1,14 +1,14 @@
 """``/v1/teacher-responses``: fill, read and sample into the teacher bank."""
 
-from typing import Annotated
+import asyncio
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
 from markscheme import schema
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
 from markscheme_server.api.errors import RESPONSES, judge_error
-from markscheme_server.api.services import TEAM, DeadlineMs, UsesServices
+from markscheme_server.api.services import TEAM, DeadlineMs, PromptKey, PromptText, UsesServices
 from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.fingerprint import messages_of, prompt_key
 from markscheme_server.errors import Unprocessable
@@ -17,23 +17,18 @@ from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.store.teachers import Kept
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
-_NO_NUL = r"^[^\x00]*$"
 
 
 @router.post("/teacher-responses", summary="Put teacher responses into the bank")
 async def save(payload: schema.TeacherResponsesCreate, services: UsesServices) -> schema.TeacherBankChange:
-    added = sum([await services.store.teachers.save(TEAM, wire.messages(entry.prompt), entry.responses, entry.model)
-                 for entry in payload.entries])
+    added = sum(await asyncio.gather(*(
+        services.store.teachers.save(TEAM, wire.messages(entry.prompt), entry.responses, entry.model)
+        for entry in payload.entries)))
     return schema.TeacherBankChange(added=added, duplicates=sum(len(e.responses) for e in payload.entries) - added)
 
 
 @router.get("/teacher-responses", summary="Read what the bank holds for a prompt")
-async def read(
-    services: UsesServices,
-    prompt: Annotated[str | None, Query(max_length=100_000, pattern=_NO_NUL,
-                                        description="The exact text of a one-message prompt")] = None,
-    key: Annotated[str | None, Query(alias="prompt_key", pattern="^[0-9a-f]{64}$")] = None,
-) -> schema.TeacherResponseList:
+async def read(services: UsesServices, prompt: PromptText = None, key: PromptKey = None) -> schema.TeacherResponseList:
     if (prompt is None) == (key is None):
         raise Unprocessable("give either prompt or prompt_key", code="invalid_request", param="prompt")
     chosen = key or prompt_key(messages_of(prompt or ""))
