@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +32,8 @@ PAIRS = (("grpo", "TRL GRPO", 1.05, None), ("sdpo", "TRL SDPO", None, None), ("s
 TOGETHER = (("grpo", "TRL GRPO"), ("sdpo", "srpo", "TRL SDPO"))
 """Arms that are compared take turns; all five at once would not fit into 24 GiB."""
 AGREE = 1e-5
+ROOM = Path("build/bench-train")
+"""Finished rounds and the trainers' logs; remove it to measure anew."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def main() -> None:
         *table, "", "The same objective, the same numbers (largest difference over the rounds):", "", *agreement]
     console.print("\n".join(lines))
     data = {"date": today(), "machine": machine, "length": arguments.length,
-            "steps": {arm: [vars(step) for step in taken] for arm, taken in steps.items()}}
+            "steps": {arm: [asdict(step) for step in taken] for arm, taken in steps.items()}}
     for path in write(Path(f"benchmarks/results/train-{today()}"), "\n".join(lines) + "\n", data):
         console.print(f"written: {path}")
 
@@ -104,18 +106,22 @@ def measure(model: Path, length: int, pairs: int, console: Console) -> dict[str,
     """Each arm's steps, round by round, without the first."""
     taken: dict[str, list[Step]] = {}
     for arms in TOGETHER:
-        taken |= in_turns(arms, model, length, pairs, console)
+        kept = ROOM / f"{length}-tokens-{pairs}-pairs-{'-'.join(arms).replace(' ', '-')}.json"
+        if not kept.is_file():
+            found = in_turns(arms, model, length, pairs, console)
+            kept.write_text(json.dumps({arm: [asdict(step) for step in steps] for arm, steps in found.items()}))
+        taken |= {arm: [Step(**step) for step in steps] for arm, steps in json.loads(kept.read_text()).items()}
     return taken
 
 
 def in_turns(arms: Sequence[str], model: Path, length: int, pairs: int, console: Console) -> dict[str, list[Step]]:
+    """The steps of arms that are compared. What is finished is kept, so that an interrupted benchmark goes on."""
     taken: dict[str, list[Step]] = {arm: [] for arm in arms}
     workers: list[Worker] = []
-    logs = Path("build/bench-train")
-    logs.mkdir(parents=True, exist_ok=True)
+    ROOM.mkdir(parents=True, exist_ok=True)
     try:
         for arm in arms:
-            with (logs / f"{arm.replace(' ', '-')}.log").open("wb") as log:
+            with (ROOM / f"{arm.replace(' ', '-')}.log").open("wb") as log:
                 workers.append(Worker(arm, model, length, pairs + 1, log))
         for number in range(pairs + 1):
             for worker in [*workers[number % len(workers):], *workers[:number % len(workers)]]:
