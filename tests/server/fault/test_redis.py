@@ -24,7 +24,7 @@ FAULTS: dict[str, Callable[[RedisServer, TcpProxy], None]] = {
 }
 
 
-SHORT, LONG = (8, 1.0, 1.5, 1.0, 0.3), (20, 5.0, 5.0, 10.0, 0.05)
+SHORT, LONG = (8, 1.0, 1.5, 1.0, 0.8), (20, 5.0, 5.0, 10.0, 0.05)
 
 
 @pytest.mark.parametrize(("fault", "per_s", "before_s", "first_s", "then_s", "spare_s"), [
