@@ -1,9 +1,11 @@
 """The teacher bank over HTTP: filling, reading, having the teacher asked, and rubrics from what it said."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +17,8 @@ from fakes.stores import PostgresServer
 from markscheme import Client
 from markscheme.errors import MarkschemeError, ServiceUnavailable
 from markscheme_server.config import Settings
+from markscheme_server.domain.fingerprint import messages_of, prompt_key
+from markscheme_server.store.store import Store
 
 PROMPT = "Name a colour."
 
@@ -189,3 +193,16 @@ def test_the_teacher_of_the_environment_judges_nothing() -> None:
     assert key is not None
     assert key.get_secret_value() == "k"
     assert "k" not in json.dumps(repr(settings.teacher_api_key))
+
+
+async def test_a_response_that_is_handed_in_is_kept_though_its_caller_leaves(tmp_path: Path) -> None:
+    """As at the end of the process, which drains the store before it closes it."""
+    store = Store(f"sqlite+aiosqlite:///{tmp_path / 'bank.db'}")
+    await store.database.migrate()
+    prompt = messages_of(PROMPT)
+    leaving = asyncio.ensure_future(store.teachers.save("t", prompt, ["Red."]))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await store.drain()
+    assert [kept.text for kept in await store.teachers.find("t", prompt_key(prompt))] == ["Red."]
+    await store.close()

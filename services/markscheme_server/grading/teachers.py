@@ -35,9 +35,9 @@ class TeacherService:
     async def ensure(self, team: str, prompt: tuple[fp.ChatMessage, ...], count: int, patience: Patience) -> Taught:
         """Ask until the bank holds ``count`` responses to the prompt, each stored as it comes.
 
-        A response that the bank holds already is not asked for again in this call, so that a teacher that always says
-        the same is asked once a missing response and no more. Raises :class:`JudgeFailure` when the teacher fails for
-        any of them (the others are kept), 422 when there is none, and 503 when its queue is full.
+        Each missing response is asked for once: a teacher that says the same again leaves the bank shorter. Raises
+        :class:`JudgeFailure` when the teacher fails for any of them (the others are kept), 422 when there is none, and
+        503 when its queue is full.
         """
         teacher = self._judges.teacher()
         key, pause = fp.prompt_key(prompt), FIRST_LOOK_S

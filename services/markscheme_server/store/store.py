@@ -39,6 +39,7 @@ class Store:
         """Wait until everything handed in is stored."""
         await self.verdicts.drain()
         await self.assignments.drain()
+        await self.teachers.drain()
 
     async def close(self) -> None:
         """Let go of connections."""

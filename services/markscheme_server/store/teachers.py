@@ -63,6 +63,10 @@ class TeacherBank:
         """Add responses; those already there are left as they are. Returns how many were new."""
         return await self._saving.submit(Deposit(team, tuple(prompt), tuple(responses), model))
 
+    async def drain(self) -> None:
+        """Wait until everything handed in is stored: what a teacher said was paid for."""
+        await self._saving.drain()
+
     async def _save(self, given: Sequence[Deposit]) -> list[int]:
         created = now()
         asked: dict[str, dict[str, Any]] = {}
