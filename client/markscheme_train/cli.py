@@ -26,18 +26,22 @@ def train(
     preset: Annotated[str | None, typer.Option(help="Where unset keys take their values from: grpo, ropd, ropd-paper, "
                                                     "sdpo, srpo or srpo-rubric; beats the file's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Go on if output_dir holds a run, else begin one: "
+                                                                    "for containers and units that are "
+                                                                    "restarted.")] = False,
 ) -> None:
     """Train a causal language model on rubric rewards from a running service."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from markscheme_train.config import load_config
     from markscheme_train.live import LiveTable
-    from markscheme_train.training import quieten
+    from markscheme_train.training import begun, quieten
     from markscheme_train.training import train as run
 
     console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one shows the run
     quieten()
     try:
         settings = load_config(config, [*(overrides or []), *([f"preset={preset}"] if preset else [])])
+        resume = resume or (auto_resume and begun(Path(settings.output_dir)))
         client = Client(settings.markscheme_url, api_key=os.environ.get("MARKSCHEME_API_KEY"))
         try:
             with LiveTable(console, title="training") as live:
@@ -57,17 +61,24 @@ def demo(
     room: Annotated[Path, typer.Option(help="Where the model, the service's data and the report go.")] = Path("build"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps; 5 go once through the prompts.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of training and of evaluation.")] = 0,
+    url: Annotated[str | None, typer.Option(help="A running service, asked with the key in MARKSCHEME_API_KEY; "
+                                                 "default: one is started for the demo.")] = None,
 ) -> None:
-    """Train SmolLM2-135M on IFEval prompts with rubric rewards, on this machine's processor, and report."""
+    """Train SmolLM2-135M on IFEval prompts with rubric rewards, on this machine's processor, and report.
+
+    Stopped in the middle and started again with the same options, it goes on from its last checkpoint.
+    """
     _stay_offline()
     from markscheme_train.demo.run import DemoSettings, run_demo
 
     try:
-        run_demo(DemoSettings(room=room, steps=steps, seed=seed), Console())
+        run_demo(DemoSettings(room=room, steps=steps, seed=seed), Console(), url=url)
+    except Interrupted as error:
+        _fail(f"{str(error).splitlines()[0]}\nThe demo goes on when it is started again.", TRY_AGAIN)
     except (TrainError, MarkschemeError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("stopped; nothing was left running", INTERRUPTED)
+        _fail("stopped, and nothing was left running; started again, the demo goes on", INTERRUPTED)
 
 
 def control(

@@ -43,6 +43,12 @@ class StepRecord:
     metrics: dict[str, float | None]
 
 
+def read_records(path: Path) -> list[StepRecord]:
+    """What a run has written, in the order of its steps."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [StepRecord(**{**row, "criteria": [CriterionRate(**rate) for rate in row["criteria"]]}) for row in rows]
+
+
 class StepRecorder(TrainerCallback):  # type: ignore[misc]
     """Makes a :class:`StepRecord` of each step, appends it to ``path`` and calls ``on_record``."""
 

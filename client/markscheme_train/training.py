@@ -61,7 +61,7 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
     """
     output = Path(config.output_dir)
     checkpoint = last_checkpoint(output)
-    if resume and checkpoint is None and not (output / SETTINGS_FILE).is_file():
+    if resume and not begun(output):
         raise ConfigError(f"nothing to resume: no run was begun under {output}")
     if checkpoint is not None and not resume:
         raise ConfigError(f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or start "
@@ -96,6 +96,11 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
         raise Interrupted(f"{unscored.why}. Saved; see to the judge, then go on with --resume")
     trainer.save_model(str(output))
     return output
+
+
+def begun(output: Path) -> bool:
+    """Whether there is a run to resume under ``output``, be it one that has saved nothing yet."""
+    return (output / SETTINGS_FILE).is_file() or last_checkpoint(output) is not None
 
 
 def build_trainer(config: TrainConfig, model: Any, tokenizer: Any, examples: list[Example],

@@ -18,8 +18,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8321,
+    host: Annotated[str, typer.Option(envvar="MARKSCHEME_HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="MARKSCHEME_PORT", min=0, max=65535,
+                                      help="Port; 0 picks a free one.")] = 8321,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on that port; default: MARKSCHEME_WORKERS, "
                                                             "else 1.")] = None,
     log_level: Annotated[logs.Level, typer.Option(envvar="MARKSCHEME_LOG_LEVEL", help="From where on events are "
@@ -126,6 +127,7 @@ def doctor(
 def _migrate(settings: Settings) -> tuple[str | None, str | None]:
     """Migrate the database; its revision before and after."""
     from alembic.runtime.migration import MigrationContext
+    from alembic.util import CommandError
 
     from markscheme_server.store.database import Database, create_engine
 
@@ -144,6 +146,9 @@ def _migrate(settings: Settings) -> tuple[str | None, str | None]:
 
     try:
         return asyncio.run(run())
+    except CommandError:
+        _fail("the database is at a revision that this version does not know: a newer one has migrated it. Run that "
+              "one, or restore a backup made with this one")
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         _fail(f"the database could not be migrated ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
 

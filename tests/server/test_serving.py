@@ -4,11 +4,13 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import statistics
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,17 @@ def test_migrate_says_where_it_came_from_and_went_to(tmp_path: Path) -> None:
     first, second = (command("migrate", directory=tmp_path, settings={"home": tmp_path}).stdout for _ in range(2))
     assert re.fullmatch(r"the database is at revision \d{4}; it was empty\n", first)
     assert second == first.replace("; it was empty", ", as it was")
+
+
+@pytest.mark.parametrize("words", [("migrate",), ("serve", "--port", "0")])
+def test_a_database_of_a_newer_version_is_left_alone(words: tuple[str, ...], tmp_path: Path) -> None:
+    command("migrate", directory=tmp_path, settings={"home": tmp_path})
+    with closing(sqlite3.connect(tmp_path / "markscheme.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+    done = command(*words, directory=tmp_path, settings={"home": tmp_path})
+    assert done.returncode == 1
+    assert "a newer one has migrated it" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_secrets_show_nowhere(start: Start, judge: ScriptedJudge) -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import re
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from markscheme.schema import Criterion, Provenance, Rubric
+from markscheme_train.demo import run as demo
 from markscheme_train.demo.control import ControlRun, ShuffledReward, render_table
 from markscheme_train.demo.data import KINDS, TRAINED, DemoPrompt, held_out_order, load_prompts
 from markscheme_train.demo.evaluate import Evaluation, PromptResult, evaluate
@@ -22,6 +25,7 @@ from markscheme_train.demo.report import render_report
 from markscheme_train.demo.result import Change, DemoResult, print_result
 from markscheme_train.demo.sample import Sample, sample_responses
 from markscheme_train.demo.words import known_words, non_word_share
+from markscheme_train.live import LiveTable
 from markscheme_train.steps import StepRecord
 from train.conftest import ScriptedClient
 
@@ -183,3 +187,35 @@ def test_sampling_follows_the_models_own_distribution(model: Any, tokenizer: Any
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         greedy = model.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
         assert [sample.text for sample in samples] == [tokenizer.decode(greedy, skip_special_tokens=True)] * 2
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_demo_that_was_stopped_goes_on_and_a_finished_one_begins_anew(
+        model_directory: Path, tokenizer: Any, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole demo on a model of one layer, four prompts, and a real service."""
+    shutil.copytree(model_directory, tmp_path / "smollm2")  # where the demo looks for the model that it has made
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(tmp_path / "smollm2")
+    trained, held_out = load_prompts()
+    monkeypatch.setattr(demo, "load_prompts", lambda: (trained[:3], held_out[:1]))
+    settings, output = demo.DemoSettings(tmp_path, steps=7, samples=2, held_out_samples=2), io.StringIO()
+
+    def run(stop_at: int | None = None) -> DemoResult:
+        def show(live: LiveTable, record: StepRecord) -> None:
+            output.write(f"[{record.step}]")
+            if record.step == stop_at:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(LiveTable, "show", show)
+        return demo.run_demo(settings, Console(file=output), url=service)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=6)
+    assert not (tmp_path / "demo" / "summary.json").exists()
+    result = run()
+    assert re.findall(r"\[(\d)\]", output.getvalue()) == ["1", "2", "3", "4", "5", "6", "6", "7"]
+    assert [record.step for record in result.records] == list(range(1, 8))
+    assert json.loads((tmp_path / "demo" / "summary.json").read_text())["steps"] == 7
+    assert "<svg" in (tmp_path / "demo" / "report.html").read_text()
+    assert demo.demo_directory(settings) == tmp_path / "demo"
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == ["demo.json"]

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from markscheme.client import Client
+from markscheme_train.data import Example
 from markscheme_train.demo.data import DemoPrompt, load_prompts
 from markscheme_train.demo.evaluate import Evaluation, evaluate, induce_rubrics
 from markscheme_train.demo.model import ensure_model
@@ -25,14 +26,15 @@ from markscheme_train.demo.run import (
     EVALUATION_SEED,
     INDUCTION_SEED,
     DemoSettings,
+    demo_config,
     fresh_directory,
     load_student,
     prepare_torch,
-    train_student,
 )
 from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words
 from markscheme_train.reward import RubricReward
+from markscheme_train.training import build_trainer, eos_token_ids
 
 
 class ShuffledReward(RubricReward):
@@ -100,11 +102,20 @@ def _run_arm(directory: Path, out: Path, trained: list[DemoPrompt], settings: De
         measure: dict[str, Any] = {"per_prompt": settings.samples, "seed": settings.seed + EVALUATION_SEED,
                                    "known": known}
         before = evaluate(client, model, tokenizer, trained, rubrics, **measure)
-        train_student(model, tokenizer, client, trained, settings, out, on_record=lambda record: None,
-                      reward_class=reward_class)
+        _train(model, tokenizer, client, trained, settings, out, reward_class)
         after = evaluate(client, model, tokenizer, trained, rubrics, **measure)
         client.close()
     return ControlRun(settings.seed, arm, before, after, time.perf_counter() - started)
+
+
+def _train(model: Any, tokenizer: Any, client: Client, prompts: list[DemoPrompt], settings: DemoSettings, out: Path,
+           reward_class: type[RubricReward]) -> None:
+    """Train ``model`` in place as the demo does, with a reward of this kind."""
+    config = demo_config(settings, out, model=out, data=out, save_strategy="no")
+    reward = reward_class(client, num_generations=config.num_generations, run_id=f"{out.name}-{settings.seed}",
+                          reuse=config.reuse, verify=config.verify, eos_token_ids=eos_token_ids(model, tokenizer))
+    examples = [Example(prompt=p.prompt, teacher_responses=p.teacher_responses) for p in prompts]
+    build_trainer(config, model, tokenizer, examples, reward).train()
 
 
 def render_table(runs: Sequence[ControlRun], *, steps: int) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from markscheme.client import Client
 from markscheme_train.allocator import keep_freed_memory
 from markscheme_train.config import TrainConfig, build_config
-from markscheme_train.data import Example
 from markscheme_train.demo.data import DemoPrompt, load_prompts
-from markscheme_train.demo.evaluate import MAX_NEW_TOKENS, Evaluation, Inducer, evaluate, induce_rubrics
+from markscheme_train.demo.evaluate import MAX_NEW_TOKENS, Evaluation, evaluate, induce_rubrics
 from markscheme_train.demo.model import ensure_model
 from markscheme_train.demo.report import write_report
 from markscheme_train.demo.result import Change, DemoResult, print_result
 from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words
 from markscheme_train.live import LiveTable
-from markscheme_train.reward import RubricReward
-from markscheme_train.steps import StepRecord, StepRecorder
-from markscheme_train.training import build_trainer, eos_token_ids, quieten
+from markscheme_train.steps import read_records
+from markscheme_train.training import STEPS_FILE, begun, quieten, train
 
 INDUCTION_SEED = 1_000
 EVALUATION_SEED = 2_000
+RUN = "run"
+SUMMARY = "summary.json"
+"""Written last: a demo with one is finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +45,26 @@ class DemoSettings:
     held_out_samples: int = 8
 
 
-def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
-    """Run the demo and print where its report is. Raises :class:`markscheme_train.errors.TrainError`."""
+def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None) -> DemoResult:
+    """Run the demo, or go on with it, and print where its report is. ``url``: a service that is there already.
+
+    All but the training is simply done again when a demo goes on: the service knows its rubrics and verdicts by then.
+    Raises :class:`markscheme_train.errors.TrainError`; :class:`KeyboardInterrupt` when training was stopped halfway.
+    """
     prepare_torch()
     console.print("Preparing the model (fetched and converted once) …")
     directory = ensure_model(settings.room / "smollm2")
-    out = fresh_directory(settings.room / "demo")
+    out = demo_directory(settings)
     started = time.perf_counter()
     trained, held_out = load_prompts()
     model, tokenizer = load_student(directory)
     known = known_words(tokenizer, [text for p in trained + held_out for text in (p.prompt, *p.teacher_responses)])
-    with running_service(out / "service") as url:
-        client = Client(url)
-        console.print(f"Rubric service: {url}. Inducing one rubric for each of {len(trained + held_out)} prompts …")
+    with (running_service(out / "service") if url is None else nullcontext(url)) as address:
+        client = Client(address, api_key=os.environ.get("MARKSCHEME_API_KEY"))
+        console.print(f"Rubric service: {address}. Inducing one rubric for each of {len(trained + held_out)} prompts …")
         rubrics = induce_rubrics(client, model, tokenizer, trained + held_out, seed=settings.seed + INDUCTION_SEED)
 
-        def measure() -> tuple[Evaluation, Evaluation]:
+        def measure(model: Any) -> tuple[Evaluation, Evaluation]:
             split = len(trained)
             options: dict[str, Any] = {"seed": settings.seed + EVALUATION_SEED, "known": known}
             return (evaluate(client, model, tokenizer, trained, rubrics[:split], per_prompt=settings.samples,
@@ -68,25 +73,34 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
                              per_prompt=settings.held_out_samples, **options))
 
         console.print("Measuring the student before training …")
-        before = measure()
-        records: list[StepRecord] = []
+        before = measure(model)
+        del model
+        config = demo_config(settings, out / RUN, model=directory, data=write_prompts(trained, out / "prompts.jsonl"))
         with LiveTable(console, title="training") as live:
-
-            def keep_and_show(record: StepRecord) -> None:
-                records.append(record)
-                live.show(record)
-
-            train_student(model, tokenizer, client, trained, settings, out / "run", on_record=keep_and_show)
+            finished = train(config, client, resume=begun(out / RUN), on_record=live.show, on_wait=live.wait)
+        records = read_records(finished / STEPS_FILE)
+        if len(records) < settings.steps:
+            raise KeyboardInterrupt
         console.print("Measuring it again …")
-        after = measure()
+        after = measure(load_student(finished)[0])
         client.close()
     result = DemoResult(trained=Change(before[0], after[0]), held_out=Change(before[1], after[1]), records=records,
                         seconds=time.perf_counter() - started)
-    (out / "summary.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
     write_report(result, out / "report.html")
+    (out / SUMMARY).write_text(json.dumps(result.summary(), indent=2) + "\n")
     print_result(result, console)
-    console.print(f"report:  {out / 'report.html'}\nsummary: {out / 'summary.json'}", soft_wrap=True)
+    console.print(f"report:  {out / 'report.html'}\nsummary: {out / SUMMARY}", soft_wrap=True)
     return result
+
+
+def demo_directory(settings: DemoSettings) -> Path:
+    """Where this demo writes: what an unfinished one with the same settings left is kept, anything else removed."""
+    out = settings.room / "demo"
+    note, mine = out / "demo.json", json.dumps({"steps": settings.steps, "seed": settings.seed})
+    if (out / SUMMARY).is_file() or not note.is_file() or note.read_text() != mine:
+        fresh_directory(out)
+        note.write_text(mine)
+    return out
 
 
 def prepare_torch() -> None:
@@ -102,31 +116,26 @@ def load_student(directory: Path) -> tuple[Any, Any]:
             AutoTokenizer.from_pretrained(directory))
 
 
-def train_student(model: Any, tokenizer: Any, client: Inducer, prompts: list[DemoPrompt], settings: DemoSettings,
-                  out: Path, *, on_record: Callable[[StepRecord], None],
-                  reward_class: type[RubricReward] = RubricReward) -> None:
-    """Train ``model`` in place with ROPD on the prompts."""
-    config = demo_config(settings, out)
-    reward = reward_class(client, num_generations=config.num_generations, run_id=f"{out.name}-{settings.seed}",
-                          reuse=config.reuse, verify=config.verify,
-                          eos_token_ids=eos_token_ids(model, tokenizer))
-    examples = [Example(prompt=p.prompt, teacher_responses=p.teacher_responses) for p in prompts]
-    trainer = build_trainer(config, model, tokenizer, examples, reward)
-    trainer.add_callback(StepRecorder(trainer, out / "steps.jsonl", on_record))
-    trainer.train()
+def write_prompts(prompts: list[DemoPrompt], path: Path) -> Path:
+    """The prompts and their teacher responses as training data."""
+    path.write_text("".join(json.dumps({"prompt": p.prompt, "teacher_responses": p.teacher_responses}) + "\n"
+                            for p in prompts), encoding="utf-8")
+    return path
 
 
-def demo_config(settings: DemoSettings, out: Path) -> TrainConfig:
+def demo_config(settings: DemoSettings, out: Path, *, model: Path, data: Path,
+                save_strategy: str = "steps") -> TrainConfig:
     """Preset ``ropd`` at the scale of two cores: 2 prompts x 8 rollouts of 40 tokens a step.
 
     The learning rate is thirty times the preset's, which is meant for hundreds of steps on a larger model.
     """
     return build_config({
-        "model": "demo", "data": "demo", "output_dir": str(out), "preset": "ropd", "seed": settings.seed,
+        "model": str(model), "data": str(data), "output_dir": str(out), "preset": "ropd", "seed": settings.seed,
         "max_steps": settings.steps, "learning_rate": 3e-5, "per_device_train_batch_size": 16,
         "gradient_accumulation_steps": 1, "num_generations": 8, "max_completion_length": MAX_NEW_TOKENS,
         "use_cpu": True, "bf16": False, "activation_checkpointing": False, "dataloader_pin_memory": False,
-        "logging_strategy": "no", "save_strategy": "no", "disable_tqdm": True,
+        "logging_strategy": "no", "save_strategy": save_strategy, "save_steps": 5, "save_total_limit": 1,
+        "disable_tqdm": True,
     })
 
 

@@ -1,0 +1,356 @@
+"""The shipped compose file run for real: both images built, the demo trained in containers, parts of it killed.
+
+    python -m deployment.compose
+
+Needs a Docker engine with Compose 2.24 or later, and nothing else: no GPU, no key. The project is called
+``markscheme-test``, so a deployment on the same machine is left alone; everything of it but the images is removed at
+the end, whatever happens. On an engine without a bridge network ``host-network.yml`` is laid over the compose file.
+"""
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from service.machine import describe, sentence
+from service.report import markdown_table, today, write
+
+PROJECT = "markscheme-test"
+POSTGRES = "postgres:17"
+"""What the compose file takes unless told otherwise; where it cannot be had, one that is there is taken."""
+ADDRESS = "127.0.0.1:58321"
+ROOM = Path("build/compose-test")
+RESULT = Path("benchmarks/results/compose")
+OVERRIDE = Path(__file__).with_name("host-network.yml")
+RUN = "/checkpoints/demo"
+OUTAGE_S = 30
+"""How long the service stays away: longer than a step on two cores, so that one has to wait."""
+KILL_SERVICE_AT, KILL_TRAINER_AT = 2, 7
+"""Steps; the demo saves every fifth."""
+COUNTED = ("rubrics", "verdicts", "assignments", "rollouts", "prompts", "texts")
+
+
+class CannotRun(Exception):
+    """What is missing, and what to do."""
+
+
+@dataclass
+class Run:
+    """One pass through the pipeline: how to talk to it, and what was found."""
+
+    console: Console
+    environment: dict[str, str]
+    files: list[str]
+    checks: list[tuple[str, bool, str]] = field(default_factory=list)
+    figures: list[tuple[str, str]] = field(default_factory=list)
+
+    def compose(self, *words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """``docker compose`` on the test's project. Raises :class:`CannotRun` with the engine's own words."""
+        return self.docker("compose", "-p", PROJECT, "--env-file", str(ROOM / "env"), *self.files, *words, check=check,
+                           **options)
+
+    def docker(self, *words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(["docker", *words], env=self.environment, text=True, check=False,
+                              **{"capture_output": True, **options})
+        if check and done.returncode != 0:
+            raise CannotRun(f"docker {' '.join(words)} ended with {done.returncode}:\n{(done.stderr or '')[-2000:]}")
+        return done
+
+    def state(self, service: str) -> dict[str, Any]:
+        """What the engine says of a service's container: ``State`` and ``RestartCount``."""
+        found: dict[str, Any] = json.loads(self.docker("inspect", self.container(service)).stdout)[0]
+        return found
+
+    def container(self, service: str) -> str:
+        return self.compose("ps", "--all", "--quiet", service).stdout.strip()
+
+    def query(self, sql: str) -> str:
+        return self.compose("exec", "-T", "postgres", "psql", "-U", "markscheme", "-At", "-c", sql).stdout.strip()
+
+    def counts(self) -> dict[str, int]:
+        return {table: int(self.query(f"SELECT count(*) FROM {table}")) for table in COUNTED}  # noqa: S608
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The records of the steps that the running trainer has finished."""
+        read = self.compose("exec", "-T", "demo", "cat", f"{RUN}/run/steps.jsonl", check=False)
+        return [json.loads(line) for line in read.stdout.splitlines() if line.endswith("}")]
+
+    def log(self) -> str:
+        """What the trainer has printed; Compose's own command would add to it."""
+        return self.docker("logs", self.container("demo")).stdout
+
+    def expect(self, what: str, passed: bool, detail: str) -> None:
+        """Note whether something is as it should be, and show it."""
+        self.checks.append((what, passed, detail))
+        self.console.print(f"  {'[green]ok[/]' if passed else '[red]FAILED[/]'}  {what}: ", end="")
+        self.console.print(detail, markup=False, highlight=False)
+
+    def figure(self, what: str, value: str) -> None:
+        self.figures.append((what, value))
+        self.console.print(f"      {what}: {value}", markup=False, highlight=False)
+
+    def wait(self, until: Callable[[], bool], *, within_s: float, what: str) -> float:
+        """Seconds until it is so. Raises :class:`CannotRun` when the trainer ends first or time runs out."""
+        started = time.monotonic()
+        while not until():
+            if time.monotonic() - started > within_s:
+                raise CannotRun(f"{what}: not within {within_s:.0f} s. The trainer's last words:\n{self.log()[-2000:]}")
+            time.sleep(1)
+        return time.monotonic() - started
+
+
+def main() -> int:
+    """Run the whole, write the result, and say with the exit code whether all was as it should be."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    console = Console()
+    try:
+        run = prepare(console)
+    except CannotRun as error:
+        console.print(str(error), style="red", markup=False)
+        return 1
+    started, failure = time.monotonic(), None
+    try:
+        go_through(run)
+    except (CannotRun, httpx.HTTPError) as error:
+        failure = f"{type(error).__name__}: {error}"
+        console.print(failure, style="red", markup=False)
+    except KeyboardInterrupt:
+        failure = "stopped by hand"
+    finally:
+        console.print("Taking everything down …")
+        run.compose("--profile", "*", "down", "--volumes", "--remove-orphans", check=False)
+    mine = ("--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}")
+    left = run.docker("ps", "--all", *mine).stdout.split()
+    volumes = run.docker("volume", "ls", *mine).stdout.split()
+    run.expect("everything is taken down", not left and not volumes, f"{len(left)} containers, {len(volumes)} volumes")
+    if failure == "stopped by hand":
+        return 130
+    for path in save(run, seconds=time.monotonic() - started, failure=failure):
+        console.print(f"result: {path}")
+    return int(failure is not None or not all(passed for _, passed, _ in run.checks))
+
+
+def prepare(console: Console) -> Run:
+    """Find the engine, pick the images it can have, and write the settings of a throw-away deployment."""
+    if shutil.which("docker") is None:
+        raise CannotRun("there is no `docker` here: this test needs a Docker engine with Compose 2.24 or later")
+    shutil.rmtree(ROOM, ignore_errors=True)
+    ROOM.mkdir(parents=True)
+    # The password has what would break a URL; nobody's own settings reach the containers.
+    (ROOM / "env").write_text(f"POSTGRES_PASSWORD=p@ss:/{secrets.token_hex(12)}?#%\n"
+                              f"MARKSCHEME_API_KEY={secrets.token_urlsafe(24)}\nMARKSCHEME_PUBLISH={ADDRESS}\n"
+                              "COMPOSE_PROFILES=cpu-demo\n")
+    ours = ("MARKSCHEME_", "OPENAI_", "COMPOSE_", "TRAIN_", "POSTGRES_PASSWORD", "HF_")
+    run = Run(console, {k: v for k, v in os.environ.items() if not k.startswith(ours)} | {"DOCKER_BUILDKIT": "1"}, [])
+    if run.docker("info", check=False).returncode != 0:
+        raise CannotRun("no Docker engine answers: start one, or set DOCKER_HOST")
+    if run.docker("compose", "version", check=False).returncode != 0:
+        raise CannotRun("`docker compose` is missing: install the Compose plugin, 2.24 or later")
+    run.files = ["-f", "docker-compose.yml"]
+    if not run.docker("network", "ls", "--quiet", "--filter", "driver=bridge").stdout.strip():
+        console.print("The engine has no bridge network: the services use the host's.")
+        run.files += ["-f", str(OVERRIDE)]
+    stated = "POSTGRES_IMAGE" in run.environment
+    if not stated and run.docker("image", "inspect", POSTGRES, check=False).returncode != 0:
+        local = run.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "postgres").stdout.split()
+        if local:
+            run.environment["POSTGRES_IMAGE"] = local[0]
+    find_torch(console)
+    return run
+
+
+def find_torch(console: Console) -> None:
+    """Put PyTorch's build for processors where the image's build looks first, if this machine's pip finds one."""
+    place = Path("wheels/cpu")
+    if list(place.glob("*.whl")):
+        return
+    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(ROOM / "torch"),
+                    "torch==2.13.0"], check=False, capture_output=True)
+    for wheel in (ROOM / "torch").glob("*+cpu*.whl"):
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.move(wheel, place / wheel.name)
+        console.print(f"PyTorch for the image: {wheel.name}")
+
+
+def go_through(run: Run) -> None:
+    """The whole life of a deployment."""
+    console = run.console
+    console.print("Unfilled settings …")
+    (ROOM / "empty").write_text("")
+    refused = run.docker("compose", "-p", PROJECT, "--env-file", str(ROOM / "empty"), *run.files, "up", check=False)
+    run.expect("without a filled .env nothing starts", refused.returncode != 0 and "fill in" in refused.stderr,
+               refused.stderr.strip().splitlines()[-1].rpartition(": ")[2])
+    build(run)
+    console.print("Starting PostgreSQL, Redis and the service …")
+    started = time.monotonic()
+    run.compose("up", "--detach", "--wait", "rubric")
+    run.figure("start of PostgreSQL, Redis and the service, until it is ready", f"{time.monotonic() - started:.0f} s")
+    console.print("Training SmolLM2 in a container (about ten minutes) …")
+    run.compose("up", "--detach", "demo")
+    lose_the_service(run)
+    lose_the_trainer(run)
+    finish(run)
+    back_up_and_restore(run)
+    stop(run)
+
+
+def build(run: Run) -> None:
+    """Both images, and what is in them."""
+    run.console.print("Building both images (minutes the first time) …")
+    for service, forbidden, needed in (
+            ("rubric", ("torch", "transformers", "trl", "pip"), "markscheme_server.app"),
+            ("demo", ("sqlalchemy", "fastapi", "redis", "openai"), "markscheme_train.training")):
+        started = time.monotonic()
+        with (ROOM / f"build-{service}.log").open("w") as log:
+            run.compose("build", service, capture_output=False, stdout=log, stderr=subprocess.STDOUT)
+        image = json.loads(run.compose("config", "--format", "json").stdout)["services"][service]["image"]
+        what = json.loads(run.docker("image", "inspect", image).stdout)[0]
+        base = json.loads(run.docker("image", "inspect", os.environ.get("PYTHON_IMAGE", "python:3.11-slim")).stdout)[0]
+        run.figure(f"image {image}", f"{what['Size'] / 1e6:.0f} MB, {(what['Size'] - base['Size']) / 1e6:.0f} MB of it "
+                                     f"above its Python image; built in {time.monotonic() - started:.0f} s")
+        seen = run.docker("run", "--rm", "--network", "none", "--entrypoint", "python", image, "-c", (
+            "import os, importlib, importlib.util as u\n"
+            f"importlib.import_module({needed!r})\n"
+            f"print(os.getuid(), *[n for n in {forbidden!r} if u.find_spec(n)])")).stdout.split()
+        run.expect(f"{image} imports {needed}, has no {', '.join(forbidden)}, and is not root",
+                   seen[0] != "0" and len(seen) == 1, f"user {seen[0]}, found {seen[1:] or 'none of them'}")
+
+
+def lose_the_service(run: Run) -> None:
+    """Kill the service between two steps, and bring it back."""
+    run.wait(lambda: len(run.steps()) >= KILL_SERVICE_AT, within_s=900, what=f"step {KILL_SERVICE_AT}")
+    before = run.steps()
+    run.console.print(f"Killing the service after step {before[-1]['step']}, for {OUTAGE_S} s …")
+    run.compose("kill", "--signal", "KILL", "rubric")
+    time.sleep(OUTAGE_S)
+    during = run.steps()
+    run.compose("up", "--detach", "--wait", "--no-deps", "rubric")
+    took = run.wait(lambda: len(run.steps()) >= len(during) + 2, within_s=300, what="two steps after the outage")
+    state = run.state("demo")
+    lines = [line for line in run.log().splitlines() if line.startswith("waiting for the rubric service")]
+    run.expect("a killed service only delays the training",
+               state["State"]["Running"] and state["RestartCount"] == 0 and bool(lines),
+               f"the trainer waited ({len(lines)} tries), was not restarted, and had done two more steps {took:.0f} s "
+               "after the service was back")
+
+
+def lose_the_trainer(run: Run) -> None:
+    """Kill the trainer in the middle of a step, and start it again."""
+    run.wait(lambda: len(run.steps()) >= KILL_TRAINER_AT, within_s=900, what=f"step {KILL_TRAINER_AT}")
+    last, rows = run.steps()[-1]["step"], run.counts()["rollouts"]
+    run.console.print(f"Killing the trainer after step {last}, and starting it again …")
+    run.compose("kill", "--signal", "KILL", "demo")
+    marks = len(run.log().splitlines())
+    run.compose("start", "demo")
+    run.wait(lambda: any(line.startswith("step ") for line in run.log().splitlines()[marks:]), within_s=600,
+             what="a step of the resumed training")
+    first = next(line for line in run.log().splitlines()[marks:] if line.startswith("step ")).split()[1]
+    step = int(first.partition("/")[0])
+    run.expect("a killed trainer goes on from its checkpoint", 1 < step <= last + 1,
+               f"killed after step {last}, resumed with step {step}")
+    run.figure("rollouts stored when the trainer was killed", str(rows))
+
+
+def finish(run: Run) -> None:
+    """Wait for the end; look at the rewards and into the database."""
+    took = run.wait(lambda: not run.state("demo")["State"]["Running"], within_s=1800, what="the end of the demo")
+    run.figure("from the resumed step to the end", f"{took:.0f} s")
+    state = run.state("demo")
+    run.expect("the trainer ends with 0 and stays ended", state["State"]["ExitCode"] == 0 and not
+               state["State"]["Restarting"], f"status {state['State']['ExitCode']}, {state['RestartCount']} restarts")
+
+    def read(name: str) -> str:
+        return run.compose("run", "--rm", "--no-deps", "--entrypoint", "cat", "demo", f"{RUN}/{name}").stdout
+
+    records = [json.loads(line) for line in read("run/steps.jsonl").splitlines()]
+    run.expect("every step happened once", [r["step"] for r in records] == list(range(1, records[-1]["steps"] + 1)),
+               f"{len(records)} steps of {records[-1]['rollouts']} rollouts")
+    summary = json.loads(read("summary.json"))
+    known = sum(record["rollouts"] - record["unscored"] for record in records)
+    explained = all(sum(record["reasons"].values()) == record["unscored"] for record in records)
+    run.expect("every reward is known, or null with a reason", explained and known > 0,
+               f"{known} known, {sum(r['unscored'] for r in records)} null with a reason")
+    run.expect("the rewards rose", summary["reward_after"] > summary["reward_before"],
+               f"{summary['reward_before']:.2f} to {summary['reward_after']:.2f} on the prompts trained on "
+               f"(± {summary['reward_after_se']:.2f}), {summary['heldout_before']:.2f} to "
+               f"{summary['heldout_after']:.2f} held out")
+    counts = run.counts()
+    run.expect("rubrics and verdicts are in PostgreSQL", counts["rubrics"] > 0 and counts["verdicts"] > 0,
+               ", ".join(f"{count:,} {table}" for table, count in counts.items()))
+    for service in ("rubric", "postgres", "redis"):
+        used = run.docker("stats", "--no-stream", "--format", "{{.MemUsage}}", run.container(service)).stdout
+        run.figure(f"memory of `{service}` after the training", used.partition(" /")[0].strip())
+    trained = int(run.query("SELECT count(*) FROM rollouts r JOIN assignments a ON a.id = r.assignment_id "
+                            "WHERE a.step IS NOT NULL"))
+    expected = sum(record["rollouts"] for record in records)
+    run.expect("no rollout was stored twice, none was lost", trained == expected,
+               f"{trained} of the training in the database, {expected} trained on")
+
+
+def back_up_and_restore(run: Run) -> None:
+    """The commands of docs/deploy.md."""
+    run.console.print("Backing PostgreSQL up, dropping the database, and restoring it …")
+    before, dump = run.counts(), ROOM / "markscheme.dump"
+    with dump.open("wb") as file:
+        run.compose("exec", "-T", "postgres", "pg_dump", "-U", "markscheme", "-Fc", "markscheme",
+                    capture_output=False, stdout=file)
+    first = rubrics(run)
+    run.compose("stop", "rubric")
+    for command in ("dropdb", "createdb"):
+        run.compose("exec", "-T", "postgres", command, "-U", "markscheme", "markscheme")
+    with dump.open("rb") as file:
+        run.compose("exec", "-T", "postgres", "pg_restore", "-U", "markscheme", "--exit-on-error", "-d", "markscheme",
+                    stdin=file)
+    run.compose("up", "--detach", "--wait", "--no-deps", "rubric")
+    after = run.counts()
+    run.expect("a backup restores everything", before == after and rubrics(run) == first,
+               f"{dump.stat().st_size / 1e6:.1f} MB, {sum(after.values()):,} rows; the service answers as before")
+
+
+def rubrics(run: Run) -> Any:
+    """The newest rubrics, as the service answers them."""
+    key = next(line.partition("=")[2] for line in (ROOM / "env").read_text().splitlines() if "API_KEY" in line)
+    answer = httpx.get(f"http://{ADDRESS}/v1/rubrics", headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+    return answer.raise_for_status().json()
+
+
+def stop(run: Run) -> None:
+    """End the service as an operator does."""
+    started = time.monotonic()
+    run.compose("stop", "rubric")
+    took, code = time.monotonic() - started, run.state("rubric")["State"]["ExitCode"]
+    run.expect("the service ends by itself within its 30 s", code == 0 and took < 30,
+               f"status {code} after {took:.0f} s")
+
+
+def save(run: Run, *, seconds: float, failure: str | None) -> list[Path]:
+    """The result, dated, as Markdown and JSON."""
+    machine = describe(("markscheme",))
+    engine = run.docker("version", "--format", "{{.Server.Version}}").stdout.strip()
+    compose = run.docker("compose", "version", "--short").stdout.strip()
+    network = "the host's network (the engine has no bridge)" if str(OVERRIDE) in run.files else "a bridge network"
+    lines = [f"# `docker compose` for real, {today()}", "",
+             f"`make compose-test`: Docker {engine}, Compose {compose}, {network}, "
+             f"{run.environment.get('POSTGRES_IMAGE', POSTGRES)}; {sentence(machine)}. {seconds / 60:.0f} minutes.", "",
+              *([f"**It did not come to its end:** {failure.splitlines()[0]}", ""] if failure else []),
+             *markdown_table(("what should be", "", "what was"),
+                             [(what, "yes" if passed else "**no**", detail) for what, passed, detail in run.checks]),
+             "", *markdown_table(("figure", "measured"), run.figures)]
+    return write(RESULT, "\n".join(lines) + "\n", {
+        "date": today(), "machine": machine, "docker": engine, "compose": compose, "seconds": round(seconds),
+        "failure": failure, "checks": run.checks, "figures": run.figures})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

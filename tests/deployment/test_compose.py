@@ -1,0 +1,210 @@
+"""What is shipped to be deployed, as far as it can be held without an engine; `make compose-test` runs it for real."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from markscheme_server import metrics
+from markscheme_server.config import Settings
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+COMPOSE_FILES = ("docker-compose.yml", "deploy/balancer.yml", "benchmarks/deployment/host-network.yml")
+DOCKERFILES = ("Dockerfile.rubric", "Dockerfile.trainer")
+VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+EXAMPLE = (ROOT / ".env.example").read_text("utf-8")
+EXPLAINED = dict(re.findall(r"^(?:# )?([A-Z][A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE))
+
+
+class Loader(yaml.SafeLoader):
+    """YAML as Compose has it: ``!reset`` takes away what the file below it says."""
+
+
+Loader.add_constructor("!reset", lambda loader, node: [])
+
+
+def compose(name: str = "docker-compose.yml") -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.load((ROOT / name).read_text("utf-8"), Loader)  # noqa: S506
+    return loaded
+
+
+SERVICES = compose()["services"]
+
+
+@pytest.mark.parametrize("name", COMPOSE_FILES)
+def test_a_compose_file_is_one_by_the_specification(name: str, tmp_path: Path) -> None:
+    plain = tmp_path / "compose.yml"
+    plain.write_text(yaml.safe_dump(compose(name)))
+    done = subprocess.run([BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", plain],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_a_dockerfile_has_nothing_that_its_linter_minds(name: str) -> None:
+    done = subprocess.run([BIN / "hadolint", ROOT / name], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "# syntax" not in (ROOT / name).read_text("utf-8"), "it would ask a registry before anything is built"
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_what_a_dockerfile_copies_is_there_and_reaches_the_engine(name: str) -> None:
+    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    copied = [source for line in re.findall(r"^COPY (?!--from)(.*)$", (ROOT / name).read_text(), re.MULTILINE)
+              for source in line.split()[:-1] if not source.startswith("wheels/")]
+    assert copied
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert source.removeprefix("./") in sent, source
+
+
+def test_the_services_and_profiles_are_those_of_the_readme() -> None:
+    profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
+    assert profiles == {"postgres": [], "redis": [], "rubric": [], "trainer": ["gpu"], "demo": ["cpu-demo"],
+                        "llm": ["llm"], "prometheus": ["observability"], "grafana": ["observability"]}
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for name in SERVICES:
+        assert f"| `{name}` |" in readme
+
+
+def test_every_variable_is_explained_and_every_explained_one_is_used() -> None:
+    used = {match[1] for name in COMPOSE_FILES for match in VARIABLE.finditer((ROOT / name).read_text("utf-8"))}
+    passed_on = {name for service in SERVICES.values() for name, value in service.get("environment", {}).items()
+                 if value is None}
+    assert used - set(EXPLAINED) == set()
+    assert set(EXPLAINED) - used - passed_on == {"COMPOSE_PROFILES"}
+
+
+def test_the_defaults_are_those_that_the_example_shows() -> None:
+    for match in VARIABLE.finditer((ROOT / "docker-compose.yml").read_text("utf-8")):
+        name, kind, text = match.groups()
+        if kind == "-":
+            assert EXPLAINED[name] == text, name
+
+
+def test_what_must_be_filled_in_is_asked_for_with_a_sentence() -> None:
+    asked = {match[1]: match[3] for match in VARIABLE.finditer((ROOT / "docker-compose.yml").read_text("utf-8"))
+             if match[2] == "?"}
+    assert asked == {name: f"copy .env.example to .env and fill in {name}"
+                     for name in ("POSTGRES_PASSWORD", "MARKSCHEME_API_KEY")}
+    for name in asked:
+        assert re.search(rf"^{name}=$", EXAMPLE, re.MULTILINE), "the example must not come filled in"
+
+
+def test_every_setting_of_the_service_can_be_given_in_env() -> None:
+    given = SERVICES["rubric"]["environment"]
+    for name in set(Settings.model_fields) - {"home", "config"}:  # the image's, and a file: see docs/deploy.md
+        assert f"MARKSCHEME_{name.upper()}" in given, name
+
+
+def test_secrets_stand_in_no_command_and_in_no_address() -> None:
+    for name, service in SERVICES.items():
+        words = json.dumps([service.get("command"), service.get("ports"), service.get("build")])
+        assert not re.search(r"PASSWORD|_KEY|TOKEN|SECRET", words), name
+        for variable, value in service.get("environment", {}).items():
+            assert "URL" not in variable or "PASSWORD" not in str(value), "a password may have what a URL may not"
+
+
+def test_only_what_is_meant_to_be_reached_is_published_and_on_loopback() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {"rubric": ["${MARKSCHEME_PUBLISH:-127.0.0.1:8321}:8321"],
+                         "grafana": ["${GRAFANA_PUBLISH:-127.0.0.1:3000}:3000"]}
+
+
+@pytest.mark.parametrize("name", COMPOSE_FILES)
+def test_files_that_are_mounted_are_there(name: str) -> None:
+    text = VARIABLE.sub(lambda match: match[3] or "", (ROOT / name).read_text("utf-8"))
+    for service in yaml.load(text, Loader)["services"].values():  # noqa: S506
+        for volume in service.get("volumes", []):
+            if volume.startswith("."):
+                assert (ROOT / volume.split(":")[0]).exists(), volume
+
+
+def test_a_service_is_given_the_time_that_its_ending_takes() -> None:
+    from markscheme_server.serving import CLOSING_S, IN_FLIGHT_S
+
+    ending = Settings.model_fields["drain_delay_s"].default + IN_FLIGHT_S + CLOSING_S
+    assert ending < int(SERVICES["rubric"]["stop_grace_period"].removesuffix("s"))
+    for trainer in ("trainer", "demo"):
+        assert SERVICES[trainer]["stop_grace_period"].endswith("m"), "a step is finished and saved first"
+        assert SERVICES[trainer]["restart"] == "on-failure", "a finished run stays finished"
+        assert SERVICES[trainer]["depends_on"] == {"rubric": {"condition": "service_healthy"}}
+
+
+def test_the_image_asks_itself_whether_it_is_ready(service: str) -> None:
+    """The health check of the image, run as it stands against a service."""
+    text = (ROOT / "Dockerfile.rubric").read_text("utf-8")
+    words = json.loads("[" + re.search(r"HEALTHCHECK .*?CMD \[(.*?)\]\n", text, re.DOTALL)[1].replace("\\\n", "") + "]")  # type: ignore[index]
+
+    def check(port: str) -> int:
+        return subprocess.run([sys.executable, *words[1:]], env={"MARKSCHEME_PORT": port}, capture_output=True,
+                              timeout=30).returncode
+
+    assert words[0] == "python"
+    assert check(service.rpartition(":")[2]) == 0
+    assert check("1") != 0
+
+
+def test_the_lock_names_all_that_the_images_install() -> None:
+    locked = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower()
+              for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    for extras in (("server", "otel"), ("train", "demo")):
+        done = subprocess.run([sys.executable, ROOT / "deploy/requirements.py", *extras], capture_output=True, text=True,
+                              check=True, timeout=30)
+        names = [re.match(r"[\w.-]+", line)[0].lower() for line in done.stdout.splitlines()]  # type: ignore[index]
+        assert len(names) > 10
+        assert set(names) - {"torch"} <= locked
+    torch = re.search(r"^ARG TORCH_VERSION=(.*)$", (ROOT / "Dockerfile.trainer").read_text(), re.MULTILINE)
+    assert torch is not None
+    assert f"torch=={torch[1]}" in (ROOT / "Makefile").read_text()
+
+
+def test_the_images_say_the_version_of_the_project() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    for name in DOCKERFILES:
+        assert f"ARG VERSION={version}\n" in (ROOT / name).read_text()
+
+
+def test_the_dashboard_asks_for_figures_that_there_are() -> None:
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/markscheme.json").read_text("utf-8"))
+    known: dict[str, set[str]] = {}
+    for family in metrics.REGISTRY.collect():
+        collector = next(c for n, c in metrics.REGISTRY._names_to_collectors.items() if n == family.name)
+        kinds = {"histogram": ("_bucket", "_count", "_sum"), "counter": ("_total",), "gauge": ("",)}[family.type]
+        for ending in kinds:
+            known[family.name + ending] = {*collector._labelnames, *(["le"] if ending == "_bucket" else [])}  # type: ignore[attr-defined]
+    asked = set()
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            names = re.findall(r"\bmarkscheme_\w+", target["expr"])
+            labels = {word for group in re.findall(r"by \(([^)]*)\)", target["expr"]) for word in group.split(", ")}
+            labels |= set(re.findall(r"[{,]\s*(\w+)=", target["expr"])) - {"job"}
+            for name in names:
+                assert labels <= known[name], target["expr"]
+            asked |= set(names)
+    # A figure that nobody looks at is no figure: all of them are on the dashboard.
+    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in asked} == {
+        re.sub(r"_(bucket|count|sum)$", "", name) for name in known}
+
+
+@pytest.mark.parametrize("unit", ["markscheme.service", "markscheme-train@.service"])
+def test_the_units_call_commands_that_there_are(unit: str) -> None:
+    parsed = ConfigParser(strict=False, interpolation=None)
+    parsed.optionxform = str  # type: ignore[assignment,method-assign]
+    parsed.read(ROOT / "deploy/systemd" / unit)
+    program, command, *words = parsed["Service"]["ExecStart"].split()
+    assert program == "/opt/markscheme/bin/markscheme"
+    help_text = subprocess.run([BIN / "markscheme", command, "--help"], capture_output=True, text=True, check=True,
+                               timeout=60, env={"COLUMNS": "200", "PATH": ""}).stdout
+    options = [word for word in words if word.startswith("--")]
+    assert options
+    for option in options:
+        assert option in help_text

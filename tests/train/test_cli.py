@@ -1,0 +1,60 @@
+"""The commands of the trainer, as a shell sees them: exit codes, and going on after an end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner, Result
+
+from markscheme_train.cli import TRY_AGAIN
+from markscheme_train.cli import train as command
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.fixture
+def train(settings: dict[str, Any], service: str, tmp_path: Path) -> Callable[..., Result]:
+    """``markscheme train`` on a configuration of two steps that asks a real service."""
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(settings | {"markscheme_url": service, "save_strategy": "steps", "save_steps": 1,
+                                              "max_unscored": 1.0}))  # these words give no rubric
+    app = typer.Typer()
+    app.command()(command)
+    return lambda *words: CliRunner().invoke(app, [str(file), *words])
+
+
+def steps(settings: dict[str, Any]) -> list[int]:
+    lines = (Path(settings["output_dir"]) / "steps.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_with_auto_resume_a_run_begins_goes_on_and_stays_finished(train: Callable[..., Result],
+                                                                  settings: dict[str, Any]) -> None:
+    begun = train("--auto-resume")
+    assert (begun.exit_code, steps(settings)) == (0, [1, 2]), begun.output
+    refused = train()
+    assert refused.exit_code == 1
+    assert "--resume" in refused.output
+    longer = train("--auto-resume", "max_steps=3")
+    assert (longer.exit_code, steps(settings)) == (0, [1, 2, 3]), longer.output
+    assert "step 1/3" not in longer.output
+    finished = train("--auto-resume", "max_steps=3")
+    assert finished.exit_code == 0
+    assert "step " not in finished.output.replace("steps.jsonl", "")
+
+
+def test_a_service_that_is_away_is_worth_another_try(train: Callable[..., Result]) -> None:
+    gone = train("--auto-resume", "markscheme_url=http://127.0.0.1:1", "max_outage_s=0")
+    assert gone.exit_code == TRY_AGAIN, gone.output
+    there = train("--auto-resume")
+    assert there.exit_code == 0, there.output
+
+
+def test_a_mistake_is_not(train: Callable[..., Result]) -> None:
+    wrong = train("lerning_rate=1")
+    assert wrong.exit_code == 1
+    assert "did you mean `learning_rate`" in wrong.output
