@@ -36,7 +36,7 @@ fault: setup  ## The long fault tests: outages, kills, black holes, overload (sl
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/fault tests/train
 
 check: setup  ## Lint, types, import contracts
-	$(CLEAN) $(BIN)/ruff check services client tests benchmarks
+	$(CLEAN) $(BIN)/ruff check .
 	$(CLEAN) $(BIN)/mypy
 	$(CLEAN) $(BIN)/lint-imports
 

@@ -32,7 +32,7 @@ Loader.add_constructor("!reset", lambda loader, node: [])
 
 
 def compose(name: str = "docker-compose.yml") -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.load((ROOT / name).read_text("utf-8"), Loader)  # noqa: S506
+    loaded: dict[str, Any] = yaml.load((ROOT / name).read_text("utf-8"), Loader)
     return loaded
 
 
@@ -122,7 +122,7 @@ def test_only_what_is_meant_to_be_reached_is_published_and_on_loopback() -> None
 @pytest.mark.parametrize("name", COMPOSE_FILES)
 def test_files_that_are_mounted_are_there(name: str) -> None:
     text = VARIABLE.sub(lambda match: match[3] or "", (ROOT / name).read_text("utf-8"))
-    for service in yaml.load(text, Loader)["services"].values():  # noqa: S506
+    for service in yaml.load(text, Loader)["services"].values():
         for volume in service.get("volumes", []):
             if volume.startswith("."):
                 assert (ROOT / volume.split(":")[0]).exists(), volume
@@ -157,8 +157,8 @@ def test_the_lock_names_all_that_the_images_install() -> None:
     locked = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower()
               for line in (ROOT / "constraints.txt").read_text().splitlines()}
     for extras in (("server", "otel"), ("train", "demo")):
-        done = subprocess.run([sys.executable, ROOT / "deploy/requirements.py", *extras], capture_output=True, text=True,
-                              check=True, timeout=30)
+        done = subprocess.run([sys.executable, ROOT / "deploy/requirements.py", *extras], capture_output=True,
+                              text=True, check=True, timeout=30)
         names = [re.match(r"[\w.-]+", line)[0].lower() for line in done.stdout.splitlines()]  # type: ignore[index]
         assert len(names) > 10
         assert set(names) - {"torch"} <= locked
