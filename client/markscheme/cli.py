@@ -138,8 +138,8 @@ def _score_into(target: Path, groups: list[Group], url: str, reuse: object, veri
     return unscored
 
 
-_NEEDS = {"serve": "server", "migrate": "server", "doctor": "server", "prune": "server", "train": "train",
-          "demo": "train", "demo-control": "train"}
+_NEEDS = {"serve": "server", "migrate": "server", "doctor": "server", "prune": "server", "teams": "server",
+          "keys": "server", "train": "train", "demo": "train", "demo-control": "train"}
 
 
 def _missing(name: str, extra: str) -> None:
@@ -154,9 +154,14 @@ def main() -> None:
     """Register the commands that are installed, and run."""
     for point in sorted(entry_points(group="markscheme.commands"), key=lambda p: list(_NEEDS).index(p.name)):
         try:
-            app.command(point.name)(point.load())
+            command = point.load()
         except ImportError:
             _missing(point.name, _NEEDS[point.name])
+            continue
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=point.name)
+        else:
+            app.command(point.name)(command)
     try:
         app()
     except BrokenPipeError:

@@ -23,7 +23,7 @@ from markscheme.schema import (
     TeacherResponseList,
 )
 from markscheme.transport import AsyncStampingTransport, StampingTransport
-from markscheme.vocabulary import ReusePolicy, VerifyMode
+from markscheme.vocabulary import ReusePolicy, VerifyMode, Visibility
 
 OnGroup = Callable[[GroupScore], None]
 
@@ -57,6 +57,17 @@ class Client:
     def rubric(self, rubric_id: str) -> Rubric:
         """A rubric by id. Raises :class:`markscheme.errors.NotFound`."""
         return self._send(requests.rubric(rubric_id), Rubric)
+
+    def fork_rubric(self, rubric_id: str, criteria: Sequence[CriterionLike] | None = None, *,
+                    tags: Sequence[str] | None = None) -> Rubric:
+        """A new version with these criteria, or a copy of another team's rubric for your own team."""
+        return self._send(requests.fork_rubric(rubric_id, criteria, tags), Rubric)
+
+    def change_rubric(self, rubric_id: str, *, visibility: Visibility | None = None,
+                      shared_with: Sequence[str] | None = None, tags: Sequence[str] | None = None,
+                      retired: bool | None = None) -> Rubric:
+        """Say who sees a rubric of your team, tag it or retire it; ``None`` leaves a thing as it is."""
+        return self._send(requests.change_rubric(rubric_id, visibility, shared_with, tags, retired), Rubric)
 
     def rubrics(self, prompt: str | None = None, *, prompt_key: str | None = None, limit: int = 20,
                 after: str | None = None) -> RubricList:
@@ -148,6 +159,18 @@ class AsyncClient:
     async def rubric(self, rubric_id: str) -> Rubric:
         """See :meth:`Client.rubric`."""
         return await self._send(requests.rubric(rubric_id), Rubric)
+
+    async def fork_rubric(self, rubric_id: str, criteria: Sequence[CriterionLike] | None = None, *,
+                          tags: Sequence[str] | None = None) -> Rubric:
+        """See :meth:`Client.fork_rubric`."""
+        return await self._send(requests.fork_rubric(rubric_id, criteria, tags), Rubric)
+
+    async def change_rubric(self, rubric_id: str, *, visibility: Visibility | None = None,
+                            shared_with: Sequence[str] | None = None, tags: Sequence[str] | None = None,
+                            retired: bool | None = None) -> Rubric:
+        """See :meth:`Client.change_rubric`."""
+        return await self._send(
+            requests.change_rubric(rubric_id, visibility, shared_with, tags, retired), Rubric)
 
     async def rubrics(self, prompt: str | None = None, *, prompt_key: str | None = None, limit: int = 20,
                       after: str | None = None) -> RubricList:

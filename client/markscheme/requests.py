@@ -20,12 +20,14 @@ from markscheme.schema import (
     Group,
     InduceRequest,
     RubricCreate,
+    RubricFork,
+    RubricPatch,
     Run,
     ScoreRequest,
     TeacherResponsesCreate,
     TeachRequest,
 )
-from markscheme.vocabulary import ReusePolicy, VerifyMode
+from markscheme.vocabulary import ReusePolicy, VerifyMode, Visibility
 
 _GROUPS: TypeAdapter[list[Group]] = TypeAdapter(list[Group])
 
@@ -45,6 +47,20 @@ def create_rubric(prompt: PromptLike, criteria: Sequence[CriterionLike], tags: S
 
 def rubric(rubric_id: str) -> Call:
     return Call("GET", f"/v1/rubrics/{rubric_id}")
+
+
+def fork_rubric(rubric_id: str, criteria: Sequence[CriterionLike] | None, tags: Sequence[str] | None) -> Call:
+    body = RubricFork.model_validate(sendable({
+        "criteria": criteria, "tags": None if tags is None else list(tags)}))
+    return Call("POST", f"/v1/rubrics/{rubric_id}:fork", body.model_dump(mode="json", exclude_none=True),
+                headers=_own_key())
+
+
+def change_rubric(rubric_id: str, visibility: Visibility | None, shared_with: Sequence[str] | None,
+                  tags: Sequence[str] | None, retired: bool | None) -> Call:
+    body = RubricPatch(visibility=visibility, shared_with=None if shared_with is None else list(shared_with),
+                       tags=None if tags is None else list(tags), retired=retired)
+    return Call("PATCH", f"/v1/rubrics/{rubric_id}", body.model_dump(mode="json", exclude_none=True))
 
 
 def rubrics(prompt: str | None, prompt_key: str | None, limit: int, after: str | None) -> Call:

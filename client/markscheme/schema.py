@@ -7,7 +7,7 @@ A reward that is not known is ``None`` and carries an :class:`UnscoredReason`; i
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from markscheme.checks import Check
 from markscheme.vocabulary import (
@@ -16,8 +16,10 @@ from markscheme.vocabulary import (
     ReusePolicy,
     Role,
     RubricOrigin,
+    Scope,
     UnscoredReason,
     VerifyMode,
+    Visibility,
 )
 
 __all__ = [
@@ -28,6 +30,11 @@ __all__ = [
     "Group",
     "GroupScore",
     "InduceRequest",
+    "Key",
+    "KeyCreate",
+    "KeyCreated",
+    "KeyList",
+    "KeyRotate",
     "Message",
     "Prompt",
     "Provenance",
@@ -35,7 +42,9 @@ __all__ = [
     "RolloutScore",
     "Rubric",
     "RubricCreate",
+    "RubricFork",
     "RubricList",
+    "RubricPatch",
     "RubricRef",
     "Run",
     "ScoreBatch",
@@ -43,6 +52,9 @@ __all__ = [
     "ScoreRequest",
     "StudentResponse",
     "Taught",
+    "Team",
+    "TeamCreate",
+    "TeamList",
     "TeachRequest",
     "TeacherBankChange",
     "TeacherEntry",
@@ -72,6 +84,7 @@ Text = Annotated[str, AfterValidator(_without_nul)]
 ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=4000)]
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 JudgeName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
+TeamName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[\w.:/-]+$")]
 
 
@@ -131,33 +144,63 @@ class Rubric(Wire):
     prompt_key: str
     prompt: list[Message]
     content_hash: str
+    team: str
+    visibility: Visibility
+    shared_with: list[str] = Field(description="Which teams see it; only its own team is told")
     criteria: list[Criterion]
     maximum_score: int
     origin: RubricOrigin
     tags: list[str]
     created_at: datetime
+    retired_at: datetime | None
     provenance: Provenance
+
+
+def _usable(criteria: list[Criterion]) -> list[Criterion]:
+    given = [c.id for c in criteria if c.id is not None]
+    if given and len(given) != len(criteria):
+        raise ValueError("give every criterion an id, or none")
+    if len(set(given)) != len(given):
+        raise ValueError("criterion ids must be unique")
+    if any(c.points == 0 for c in criteria):
+        raise ValueError("points must not be 0")
+    if not any(c.points > 0 for c in criteria):
+        raise ValueError("a rubric needs at least one criterion with positive points")
+    return criteria
+
+
+Criteria = Annotated[list[Criterion], Field(min_length=1, max_length=64), AfterValidator(_usable)]
+"""The criteria of one rubric."""
 
 
 class RubricCreate(Wire):
     """``POST /v1/rubrics``: bring your own rubric for a prompt."""
 
     prompt: Prompt
-    criteria: Annotated[list[Criterion], Field(min_length=1, max_length=64)]
+    criteria: Criteria
     tags: Annotated[list[Tag], Field(max_length=32)] = []
 
-    @model_validator(mode="after")
-    def _usable(self) -> "RubricCreate":
-        given = [c.id for c in self.criteria if c.id is not None]
-        if given and len(given) != len(self.criteria):
-            raise ValueError("give every criterion an id, or none")
-        if len(set(given)) != len(given):
-            raise ValueError("criterion ids must be unique")
-        if any(c.points == 0 for c in self.criteria):
-            raise ValueError("points must not be 0")
-        if not any(c.points > 0 for c in self.criteria):
-            raise ValueError("a rubric needs at least one criterion with positive points")
-        return self
+
+class RubricFork(Wire):
+    """``POST /v1/rubrics/{id}:fork``: a new version with other criteria, or a copy of another team's for one's own.
+
+    Criteria that are left out stay as they are, and tags likewise.
+    """
+
+    criteria: Criteria | None = None
+    tags: Annotated[list[Tag], Field(max_length=32)] | None = None
+
+
+class RubricPatch(Wire):
+    """``PATCH /v1/rubrics/{id}``: who sees a rubric, its tags, whether groups still get it. What is left out stays.
+
+    What a rubric says never changes: edit it as a new version.
+    """
+
+    visibility: Visibility | None = None
+    shared_with: Annotated[list[TeamName], Field(max_length=100)] | None = None
+    tags: Annotated[list[Tag], Field(max_length=32)] | None = None
+    retired: bool | None = None
 
 
 class RubricList(Wire):
@@ -393,6 +436,69 @@ class ScoreSummary(Wire):
     object: Literal["score.summary"] = "score.summary"
     counts: ScoreCounts
     usage: Usage
+
+
+class TeamCreate(Wire):
+    """``POST /v1/teams``."""
+
+    name: TeamName
+
+
+class Team(Wire):
+    """A team of the organisation: what it makes is its own until it shares it."""
+
+    object: Literal["team"] = "team"
+    name: str
+    created_at: datetime
+
+
+class TeamList(Wire):
+    """``GET /v1/teams``: every team, by name."""
+
+    object: Literal["list"] = "list"
+    data: list[Team]
+
+
+class KeyCreate(Wire):
+    """``POST /v1/keys``: a key for a member of a team."""
+
+    team: TeamName
+    scopes: Annotated[list[Scope], Field(min_length=1)]
+    label: Identifier | None = None
+    expires_at: Annotated[AwareDatetime, Field(strict=False)] | None = None
+
+
+class Key(Wire):
+    """A key as it is kept: by its first characters, ``prefix``. It opens nothing once it expired or was revoked."""
+
+    object: Literal["key"] = "key"
+    prefix: str
+    team: str
+    scopes: list[Scope]
+    label: str | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+class KeyCreated(Key):
+    """The answer that holds the key itself: it is not kept and cannot be had again."""
+
+    key: str
+
+
+class KeyList(Wire):
+    """``GET /v1/keys``: newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Key]
+
+
+class KeyRotate(Wire):
+    """``POST /v1/keys/{prefix}:rotate``: a new key; the old one goes on for ``overlap_s`` at most."""
+
+    overlap_s: Annotated[int, Field(ge=0, le=90 * 86_400)] = 86_400
 
 
 class Heartbeat(Wire):

@@ -28,5 +28,9 @@ VerifyMode = Literal["rollout", "group"]
 RubricOrigin = Literal["induced", "imported", "forked"]
 AssignedOrigin = Literal["induced", "reused", "given"]
 Role = Literal["system", "user", "assistant", "tool"]
+Visibility = Literal["private", "organisation"]
+Scope = Literal["read", "score", "induce", "admin"]
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+"""What a key may do: read what there is; score; make rubrics and fill the teacher bank; run the organisation."""

@@ -5,18 +5,20 @@ from contextlib import asynccontextmanager
 from typing import TypedDict
 
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from markscheme_server import telemetry
-from markscheme_server.api import errors, health, rubrics, scores
+from markscheme_server.api import errors, health, rubrics, scores, teams
 from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
-from markscheme_server.api.middleware import BodyLimit, Observed, RequestId, SharedKey
+from markscheme_server.api.middleware import Authenticated, BodyLimit, Observed, RequestId
 from markscheme_server.api.services import Services
 from markscheme_server.cache.places import Places
 from markscheme_server.cache.quotas import Quotas
 from markscheme_server.cache.redis import Redis
 from markscheme_server.cache.verdicts import VerdictCache
 from markscheme_server.config import BUILTIN, Settings
+from markscheme_server.grading.identity import Identity
 from markscheme_server.grading.judges import Judges
 from markscheme_server.grading.rubrics import Freshness, RubricService
 from markscheme_server.grading.scores import ScoreService
@@ -51,6 +53,10 @@ def make_judge(settings: Settings, name: str, *, owner: str, secret: bytes, redi
     return OpenAIJudge(chosen, gateway, secret=secret)
 
 
+def _plain(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret is not None else None
+
+
 def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
     """The service. The database is migrated at start-up; through ``drain`` its process says that it is about to end."""
 
@@ -59,6 +65,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         store = Store(settings.sqlalchemy_url, claim_lease_s=settings.claim_lease_s)
         await store.database.migrate()
         secret = settings.secret.get_secret_value() if settings.secret else await store.secret("marks")
+        identity = Identity(store.teams, operator_key=_plain(settings.api_key), pepper=_plain(settings.key_pepper))
         redis = Redis(settings.redis_url) if settings.redis_url else None
         judges = Judges({name: make_judge(settings, name, owner=store.owner, secret=secret.encode(), redis=redis)
                          for name in (BUILTIN, *settings.judges)}, settings.roles)
@@ -69,8 +76,8 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         score_service = ScoreService(store, rubric_service, verdicts, judges, teachers,
                                      timeout_s=settings.request_timeout_s)
         try:
-            yield {"services": Services(settings, store, judges, rubric_service, verdicts, score_service,
-                                        teachers)}
+            yield {"services": Services(settings, store, identity, judges, rubric_service, verdicts,
+                                        score_service, teachers)}
         finally:
             await rubric_service.drain(DRAIN_S)
             await verdicts.drain(DRAIN_S)
@@ -84,12 +91,11 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
                   redirect_slashes=False)
     app.state.drain = drain or Drain()
     errors.install(app)
-    if settings.api_key is not None:
-        app.add_middleware(SharedKey, key=settings.api_key.get_secret_value())
+    app.add_middleware(Authenticated)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(Observed, drain=app.state.drain)
     telemetry.install(app)
     app.add_middleware(RequestId)
-    for router in (rubrics.router, scores.router, teacher_routes.router, health.router):
+    for router in (rubrics.router, scores.router, teacher_routes.router, teams.router, health.router):
         app.include_router(router)
     return app

@@ -32,19 +32,24 @@ def serve(
 
     if workers is not None:
         os.environ["MARKSCHEME_WORKERS"] = str(workers)
-    settings = _settings()
-    if host not in LOOPBACK and settings.api_key is None:
-        _fail(f"refusing to listen on {host} without a key: set MARKSCHEME_API_KEY, or listen on 127.0.0.1")
+    settings = read_settings()
     try:
         for name in settings.judges:
             settings.key_of(name)
     except ValueError as error:
-        _fail(str(error))
-    _migrate(settings)
+        fail(str(error))
+    migrate_database(settings)
+    guarded = settings.api_key is not None or _has_keys(settings)
+    if guarded and settings.api_key is None and settings.key_pepper is None:
+        fail("this database has API keys, and they cannot be told apart without the pepper that they were made under: "
+             "set MARKSCHEME_KEY_PEPPER")
+    if host not in LOOPBACK and not guarded:
+        fail(f"refusing to listen on {host} without a key: make one ('markscheme keys create', with "
+             "MARKSCHEME_KEY_PEPPER set) or set MARKSCHEME_API_KEY, or listen on 127.0.0.1")
     try:
         listener = serving.listen(host, port)
     except OSError as error:
-        _fail(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port")
+        fail(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port")
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"
 
@@ -57,12 +62,12 @@ def serve(
     try:
         serving.run_workers(settings, log_level, listener, announce)
     except serving.StartFailed:
-        _fail("a worker could not start; the log above says why")
+        fail("a worker could not start; the log above says why")
 
 
 def migrate() -> None:
     """Bring the database to the newest revision, and say which."""
-    before, after = _migrate(_settings())
+    before, after = migrate_database(read_settings())
     typer.echo(f"the database is at revision {after}" + (
         ", as it was" if before == after else f"; it was at {before}" if before else "; it was empty"))
 
@@ -87,21 +92,21 @@ def prune(
     try:
         age = parse_age(older_than)
     except ValueError as error:
-        _fail(f"--older-than {older_than}: {error}")
-    settings = _settings()
+        fail(f"--older-than {older_than}: {error}")
+    settings = read_settings()
     if not (yes or dry_run or sys.stdin.isatty()):
-        _fail("there is no terminal to ask at: add --yes to remove, or --dry-run to see what would go")
+        fail("there is no terminal to ask at: add --yes to remove, or --dry-run to see what would go")
     try:
         done = asyncio.run(run(
             settings, Console(), older_than=age, dry_run=dry_run, vacuum=vacuum,
             agreed=None if yes else lambda: typer.confirm("remove it?")))
     except (SQLAlchemyError, OSError, TimeoutError) as error:
-        _fail(f"pruning stopped ({type(error).__name__}); what was removed stays so, and running it again goes on. "
+        fail(f"pruning stopped ({type(error).__name__}); what was removed stays so, and running it again goes on. "
               "Check MARKSCHEME_DATABASE_URL, and that 'markscheme migrate' was run on it")
     except KeyboardInterrupt:
-        _fail("stopped; what was removed stays so, and running it again goes on", 130)
+        fail("stopped; what was removed stays so, and running it again goes on", 130)
     if not done:
-        _fail("nothing was removed")
+        fail("nothing was removed")
 
 
 def doctor(
@@ -116,7 +121,7 @@ def doctor(
     """
     from markscheme_server.doctor import diagnose, estimate_training
 
-    settings, console = _settings(), Console()
+    settings, console = read_settings(), Console()
     passed, seconds = asyncio.run(diagnose(settings, console))
     if train is not None:
         passed = estimate_training(train, overrides or [], settings, seconds, console) and passed
@@ -124,7 +129,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _migrate(settings: Settings) -> tuple[str | None, str | None]:
+def migrate_database(settings: Settings) -> tuple[str | None, str | None]:
     """Migrate the database; its revision before and after."""
     from alembic.runtime.migration import MigrationContext
     from alembic.util import CommandError
@@ -147,10 +152,25 @@ def _migrate(settings: Settings) -> tuple[str | None, str | None]:
     try:
         return asyncio.run(run())
     except CommandError:
-        _fail("the database is at a revision that this version does not know: a newer one has migrated it. Run that "
+        fail("the database is at a revision that this version does not know: a newer one has migrated it. Run that "
               "one, or restore a backup made with this one")
     except (SQLAlchemyError, OSError, TimeoutError) as error:
-        _fail(f"the database could not be migrated ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
+        fail(f"the database could not be migrated ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
+
+
+def _has_keys(settings: Settings) -> bool:
+    """Whether a key was ever made for this database."""
+    from markscheme_server.store.database import Database, create_engine
+    from markscheme_server.store.teams import TeamStore
+
+    async def run() -> bool:
+        database = Database(create_engine(settings.sqlalchemy_url))
+        try:
+            return await TeamStore(database).any_key()
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
 
 
 def _judges(settings: Settings) -> list[str]:
@@ -169,7 +189,7 @@ def _judges(settings: Settings) -> list[str]:
     return shown
 
 
-def _settings() -> Settings:
+def read_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
@@ -177,9 +197,9 @@ def _settings() -> Settings:
         place = ".".join(str(p) for p in first["loc"])
         name = place if place.startswith(("MARKSCHEME_", "OPENAI_")) else f"MARKSCHEME_{place.upper()}"
         message = str(first["msg"]).removeprefix("Value error, ")
-        _fail(f"{name}: {message}" if place else message)
+        fail(f"{name}: {message}" if place else message)
 
 
-def _fail(message: str, code: int = 1) -> NoReturn:
+def fail(message: str, code: int = 1) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(code)

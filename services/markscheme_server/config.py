@@ -111,7 +111,9 @@ class Settings(BaseSettings):
     config: Path | None = Field(default=None, description="The judges' file; default: markscheme.toml where it is")
     database_url: str | None = Field(default=None, description="SQLAlchemy URL; SQLite or PostgreSQL")
     redis_url: str | None = Field(default=None, description="Where replicas share limits; may vanish at any time")
-    api_key: SecretStr | None = Field(default=None, description="When set, every /v1 call must present it")
+    api_key: SecretStr | None = Field(default=None, description="The operator's key: every scope, as the team default")
+    key_pepper: SecretStr | None = Field(default=None, min_length=16,
+                                         description="Keys are stored under it; without it none can be made")
     secret: SecretStr | None = Field(default=None, description="Fences and nonces derive from it; default: one is made")
     workers: int = Field(default=1, ge=1, description="Worker processes; set by serve --workers")
 

@@ -3,6 +3,7 @@
     ServiceError
     ├── BadRequest (400)
     ├── Unauthorised (401)
+    ├── Forbidden (403)
     ├── NotFound (404)
     ├── Conflict (409)
     ├── Unprocessable (422)
@@ -35,6 +36,11 @@ class BadRequest(ServiceError):
 class Unauthorised(ServiceError):
     status = 401
     type = "authentication_error"
+
+
+class Forbidden(ServiceError):
+    status = 403
+    type = "permission_error"
 
 
 class NotFound(ServiceError):

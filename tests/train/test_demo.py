@@ -37,6 +37,7 @@ PHRASE = DemoPrompt("p3", "Yes?", ["ok"], ["detectable_format:constrained_respon
 
 def rubric() -> Rubric:
     return Rubric(id="rub_1", version=1, parent_id=None, prompt_key="k", prompt=[], content_hash="h",
+                  team="default", visibility="private", shared_with=[], retired_at=None,
                   criteria=[Criterion(id="c1", text=f"Short {HOSTILE}", points=5)], maximum_score=5, origin="induced",
                   tags=[], created_at=datetime(2026, 1, 1, tzinfo=UTC), provenance=Provenance())
 

@@ -21,13 +21,14 @@ log = structlog.get_logger()
 _BY_STATUS = {
     400: ("invalid_request_error", "bad_request"),
     401: ("authentication_error", "unauthorised"),
+    403: ("permission_error", "forbidden"),
     404: ("not_found_error", "not_found"),
     405: ("invalid_request_error", "method_not_allowed"),
     413: ("invalid_request_error", "body_too_large"),
     415: ("invalid_request_error", "unsupported_media_type"),
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 405, 413, 422, 500, 503)}
+    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 405, 413, 422, 500, 503)}
 """What every route may answer besides success, for the OpenAPI document."""
 
 
@@ -38,7 +39,9 @@ def body(request: Request, detail: ErrorDetail) -> dict[str, Any]:
 
 def answer(request: Request, error: ServiceError) -> JSONResponse:
     """The answer that a service error stands for."""
-    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body(request, ErrorDetail(message=error.message, type=error.type, param=error.param,
                                                   code=error.code)), error.status, headers)
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from markscheme.schema import ErrorBody
 from markscheme_server.api import errors
-from markscheme_server.api.services import TEAM, UsesServices
+from markscheme_server.api.services import UsesServices, caller_of
 from markscheme_server.domain.fingerprint import digest
 from markscheme_server.errors import Conflict, ServiceError, Unprocessable
 from markscheme_server.store.idempotency import Address, Answered, Begun, IdempotencyStore, Reused, Running
@@ -42,7 +42,7 @@ class Idempotency:
         """The answer of ``work``, or the one that this very call got before. Raises :class:`ServiceError`."""
         if self._key is None:
             return _response(status, (await work()).model_dump_json())
-        address = Address(TEAM, self._request.url.path, self._key)
+        address = Address(caller_of(self._request).team, self._request.url.path, self._key)
         # What is left out and what states a default ask for the same; a field that a later version of the
         # service adds does not make a call under way another one.
         fingerprint = digest({"team": address.team, "route": address.route,

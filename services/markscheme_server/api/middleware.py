@@ -1,12 +1,12 @@
-"""What wraps every request: an id, its log line and figures, a bound on the body, and the key where one is set."""
+"""What wraps every request: an id, its log line and figures, a bound on the body, and who asks."""
 
 import asyncio
-import hmac
 import re
 import secrets
 import time
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -18,7 +18,8 @@ from markscheme_server import metrics
 from markscheme_server.api.disconnect import ClientGone
 from markscheme_server.api.drain import Drain
 from markscheme_server.api.errors import answer, body
-from markscheme_server.errors import Unavailable
+from markscheme_server.api.services import Services
+from markscheme_server.errors import Unauthorised, Unavailable
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -190,19 +191,24 @@ class BodyLimit:
         await response(scope, receive, send)
 
 
-class SharedKey:
-    """Lets ``/v1`` calls through only with the deployment's key, when it has one."""
+class Authenticated:
+    """Lets ``/v1`` calls through with who asks, before their body is read."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        self.app, self.key = app, key.encode()
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             return await self.app(scope, receive, send)
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self.key):
-            return await self.app(scope, receive, send)
-        detail = ErrorDetail(message="send the service's key as 'Authorization: Bearer …' (MARKSCHEME_API_KEY)",
-                             type="authentication_error", code="unauthorised")
-        await JSONResponse(body(Request(scope), detail), 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
-        return None
+        services: Services = scope["state"]["services"]
+        try:
+            scope["markscheme.caller"] = await services.identity.authenticate(
+                token.strip() if scheme.lower() == "bearer" else None)
+        except Unauthorised as error:
+            return await answer(Request(scope), error)(scope, receive, send)
+        except (SQLAlchemyError, OSError) as error:
+            log.error("database_error", error=type(error).__name__)
+            late = Unavailable("the database did not answer; try again", code="database", retry_after_s=1)
+            return await answer(Request(scope), late)(scope, receive, send)
+        return await self.app(scope, receive, send)

@@ -1,8 +1,10 @@
-"""``/v1/rubrics``: bring, induce, read and list rubrics."""
+"""``/v1/rubrics``: bring, induce, read, list and share rubrics."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from markscheme import schema
 from markscheme.vocabulary import RubricOrigin
@@ -11,49 +13,73 @@ from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
 from markscheme_server.api.errors import RESPONSES, judge_error
 from markscheme_server.api.idempotency import TakesKey
-from markscheme_server.api.services import NO_NUL, TEAM, DeadlineMs, PromptKey, PromptText, UsesServices
+from markscheme_server.api.services import (
+    NO_NUL,
+    DeadlineMs,
+    Inducer,
+    PromptKey,
+    PromptText,
+    Reader,
+    Services,
+    UsesServices,
+)
+from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.deadline import Patience
-from markscheme_server.domain.fingerprint import messages_of, prompt_key
-from markscheme_server.domain.rubric import InvalidRubric, validate_criteria
-from markscheme_server.errors import NotFound, Unprocessable
+from markscheme_server.domain.fingerprint import messages_of, prompt_key, text_key
+from markscheme_server.domain.rubric import Criterion, InvalidRubric, Rubric, validate_criteria
+from markscheme_server.errors import Forbidden, NotFound, Unprocessable
 from markscheme_server.grading import wire
 from markscheme_server.grading.rubrics import Wanted
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.base import Response as StudentText
 from markscheme_server.judge.builtin.checks import validate_check
+from markscheme_server.store.rubrics import NotTheirs, UnknownTeams
 
+RubricId = Annotated[str, Path(max_length=64, pattern=NO_NUL)]
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
 
 @router.post("/rubrics", status_code=201, response_model=schema.Rubric, summary="Bring your own rubric",
              responses=idempotency.RESPONSES)
-async def create_rubric(payload: schema.RubricCreate, services: UsesServices, once: TakesKey) -> Response:
-    criteria = wire.to_criteria(payload.criteria)
-    try:
-        validate_criteria(criteria)
-        for c in criteria:
-            if c.check is not None:
-                validate_check(c.check)
-    except InvalidRubric as error:
-        raise Unprocessable(str(error), code="invalid_rubric", param="criteria") from error
-    except ValueError as error:
-        raise Unprocessable(str(error), code="invalid_check", param="criteria") from error
+async def create_rubric(payload: schema.RubricCreate, caller: Inducer, services: UsesServices,
+                        once: TakesKey) -> Response:
+    criteria = _criteria(payload.criteria)
 
     async def save() -> schema.Rubric:
-        return wire.from_rubric(await services.store.rubrics.save(
-            team=TEAM, prompt=wire.messages(payload.prompt), criteria=criteria, origin="imported", tags=payload.tags,
-            provenance={}))
+        saved = await services.store.rubrics.save(
+            team=caller.team, prompt=wire.messages(payload.prompt), criteria=criteria, origin="imported",
+            tags=payload.tags, provenance={})
+        return (await _shown(services, caller, [saved]))[0]
+
+    return await once.answer(payload, save, status=201)
+
+
+@router.post("/rubrics/{rubric_id}:fork", status_code=201, response_model=schema.Rubric,
+             responses=idempotency.RESPONSES, summary="Edit a rubric as a new version, or take another team's over")
+async def fork_rubric(rubric_id: RubricId, payload: schema.RubricFork, caller: Inducer, services: UsesServices,
+                      once: TakesKey) -> Response:
+    """The new rubric is the caller's team's, private, and names the one it comes from as its parent."""
+    source = await services.store.rubrics.find(caller.team, rubric_id)
+    if source is None:
+        raise _missing()
+    criteria = source.criteria if payload.criteria is None else _criteria(payload.criteria)
+
+    async def save() -> schema.Rubric:
+        saved = await services.store.rubrics.save(
+            team=caller.team, prompt=[dict(m) for m in source.prompt], criteria=criteria, origin="forked", parent=source,
+            tags=source.tags if payload.tags is None else payload.tags, provenance=source.provenance)
+        return (await _shown(services, caller, [saved]))[0]
 
     return await once.answer(payload, save, status=201)
 
 
 @router.post("/rubrics:induce", response_model=schema.Rubric, responses=idempotency.RESPONSES,
              summary="Induce a rubric by contrasting teacher and student responses")
-async def induce_rubric(payload: schema.InduceRequest, services: UsesServices, once: TakesKey, request: Request,
-                        deadline_ms: DeadlineMs = None) -> Response:
+async def induce_rubric(payload: schema.InduceRequest, caller: Inducer, services: UsesServices, once: TakesKey,
+                        request: Request, deadline_ms: DeadlineMs = None) -> Response:
     deadline = services.scores.deadline(deadline_ms)
     wanted = Wanted(
-        TEAM, tuple(wire.messages(payload.prompt)),
+        caller.team, tuple(wire.messages(payload.prompt)),
         tuple(payload.teacher_responses) if payload.teacher_responses is not None else None,
         tuple(StudentText(s) if isinstance(s, str) else StudentText(s.text, s.truncated)
               for s in payload.student_responses),
@@ -61,15 +87,17 @@ async def induce_rubric(payload: schema.InduceRequest, services: UsesServices, o
 
     async def induce() -> schema.Rubric:
         try:
-            return wire.from_rubric((await services.rubrics.resolve(wanted, Patience(deadline))).rubric)
+            found = await services.rubrics.resolve(wanted, Patience(deadline))
         except JudgeFailure as failure:
             raise judge_error(failure) from failure
+        return (await _shown(services, caller, [found.rubric]))[0]
 
     return await while_connected(request, once.answer(payload, induce, status=200))
 
 
 @router.get("/rubrics", summary="List rubrics, newest first")
 async def list_rubrics(
+    caller: Reader,
     services: UsesServices,
     prompt: PromptText = None,
     key: PromptKey = None,
@@ -79,18 +107,63 @@ async def list_rubrics(
 ) -> schema.RubricList:
     if prompt is not None:
         key = prompt_key(messages_of(prompt))
-    found, more = await services.store.rubrics.page(TEAM, key=key, origin=origin, after=after, limit=limit)
-    return schema.RubricList(data=[wire.from_rubric(r) for r in found], has_more=more)
+    found, more = await services.store.rubrics.page(caller.team, key=key, origin=origin, after=after, limit=limit)
+    return schema.RubricList(data=await _shown(services, caller, found), has_more=more)
 
 
 @router.get("/rubrics/{rubric_id}", summary="Read a rubric")
-async def read_rubric(rubric_id: str, services: UsesServices, response: Response,
+async def read_rubric(rubric_id: RubricId, caller: Reader, services: UsesServices,
                       if_none_match: Annotated[str | None, Header()] = None) -> schema.Rubric:
-    rubric = await services.store.rubrics.find(TEAM, rubric_id) if "\x00" not in rubric_id else None
-    if rubric is None:
-        raise NotFound("there is no such rubric", code="rubric_not_found", param="rubric_id")
-    etag = f'"{rubric.content_hash}"'
+    found = await services.store.rubrics.find(caller.team, rubric_id)
+    if found is None:
+        raise _missing()
+    text = (await _shown(services, caller, [found]))[0].model_dump_json()
+    etag = f'"{text_key(text)}"'
     if if_none_match is not None and etag in [tag.strip() for tag in if_none_match.split(",")]:
         return Response(status_code=304, headers={"ETag": etag})  # type: ignore[return-value]
-    response.headers["ETag"] = etag
-    return wire.from_rubric(rubric)
+    return Response(text, headers={"ETag": etag}, media_type="application/json")  # type: ignore[return-value]
+
+
+@router.patch("/rubrics/{rubric_id}", summary="Share a rubric, tag it, retire it")
+async def change_rubric(rubric_id: RubricId, payload: schema.RubricPatch, caller: Inducer,
+                        services: UsesServices) -> schema.Rubric:
+    """Only the team that made it may. A retired rubric can still be read and named; no group gets it by itself."""
+    try:
+        changed = await services.store.rubrics.change(
+            caller.team, rubric_id, visibility=payload.visibility, shared_with=payload.shared_with, tags=payload.tags,
+            retired=payload.retired)
+    except NotTheirs as error:
+        raise Forbidden("this rubric is another team's: only that team may change it", code="not_your_rubric",
+                        param="rubric_id") from error
+    except UnknownTeams as error:
+        raise Unprocessable(f"there is no team {', '.join(error.names)}", code="team_not_found",
+                            param="shared_with") from error
+    if changed is None:
+        raise _missing()
+    return (await _shown(services, caller, [changed]))[0]
+
+
+def _criteria(given: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
+    """Criteria as the domain keeps them, their checks tried. Raises :class:`Unprocessable`."""
+    criteria = wire.to_criteria(given)
+    try:
+        validate_criteria(criteria)
+        for criterion in criteria:
+            if criterion.check is not None:
+                validate_check(criterion.check)
+    except InvalidRubric as error:
+        raise Unprocessable(str(error), code="invalid_rubric", param="criteria") from error
+    except ValueError as error:
+        raise Unprocessable(str(error), code="invalid_check", param="criteria") from error
+    return criteria
+
+
+async def _shown(services: Services, caller: Caller, rubrics: Sequence[Rubric]) -> list[schema.Rubric]:
+    """Rubrics as a caller may see them: with whom one is shared is told to its own team only."""
+    own = [rubric.id for rubric in rubrics if rubric.team == caller.team]
+    shared = await services.store.rubrics.shared_with(caller.team, own) if own else {}
+    return [wire.from_rubric(replace(rubric, shared_with=shared.get(rubric.id, ()))) for rubric in rubrics]
+
+
+def _missing() -> NotFound:
+    return NotFound("there is no such rubric", code="rubric_not_found", param="rubric_id")

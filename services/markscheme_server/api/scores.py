@@ -11,7 +11,8 @@ from markscheme import schema
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
 from markscheme_server.api.errors import RESPONSES
-from markscheme_server.api.services import TEAM, DeadlineMs, UsesServices
+from markscheme_server.api.services import DeadlineMs, Scorer, UsesServices
+from markscheme_server.errors import Forbidden
 from markscheme_server.grading.scores import Tally
 
 NDJSON = "application/x-ndjson"
@@ -22,14 +23,17 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
 @router.post("/scores", response_model=schema.ScoreBatch, summary="Score a batch of rollouts",
              responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}})
-async def score(payload: schema.ScoreRequest, services: UsesServices, request: Request,
+async def score(payload: schema.ScoreRequest, caller: Scorer, services: UsesServices, request: Request,
                 accept: Annotated[str, Header()] = "application/json", deadline_ms: DeadlineMs = None) -> Response:
     """Rewards that are not known are null with a reason. With ``Accept: application/x-ndjson`` each group is a
     line as soon as it is done, heartbeat lines keep the connection alive, and a summary line ends the answer."""
+    if "induce" not in caller.scopes and payload.reuse != "frozen":
+        raise Forbidden("this key may not make rubrics, only score by those there are: send reuse 'frozen', or use a "
+                        "key with the scope 'induce'", code="missing_scope", param="reuse")
     deadline = services.scores.deadline(deadline_ms)
     # Judging ends at the deadline by itself; what could still hold us is a silent database.
     async with asyncio.timeout_at(deadline.at + GRACE_S):
-        batch = await services.scores.admit(TEAM, payload, deadline)
+        batch = await services.scores.admit(caller.team, payload, deadline)
     groups = services.scores.score(batch)
     if NDJSON in accept:
         return StreamingResponse(_lines(groups, batch.tally, services.settings.heartbeat_s), media_type=NDJSON,

@@ -1,20 +1,21 @@
 """What the routes work with, as the composition root put it together."""
 
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Query, Request
 
+from markscheme.vocabulary import Scope
 from markscheme_server.config import Settings
+from markscheme_server.domain.caller import Caller
+from markscheme_server.errors import Forbidden
+from markscheme_server.grading.identity import Identity
 from markscheme_server.grading.judges import Judges
 from markscheme_server.grading.rubrics import RubricService
 from markscheme_server.grading.scores import ScoreService
 from markscheme_server.grading.teachers import TeacherService
 from markscheme_server.grading.verdicts import VerdictService
 from markscheme_server.store.store import Store
-
-TEAM = "default"
-"""The one team there is until keys carry one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Services:
 
     settings: Settings
     store: Store
+    identity: Identity
     judges: Judges
     rubrics: RubricService
     verdicts: VerdictService
@@ -35,6 +37,30 @@ async def _services(request: Request) -> Services:  # a plain function would be 
 
 
 UsesServices = Annotated[Services, Depends(_services)]
+
+
+def _may(scope: Scope) -> Any:
+    """Who asks, if their key has the scope. Raises :class:`Forbidden`."""
+
+    async def caller(request: Request) -> Caller:
+        found = caller_of(request)
+        if scope not in found.scopes:
+            raise Forbidden(f"this key may not do this: it takes the scope {scope!r}, and it has "
+                            f"{', '.join(sorted(found.scopes))}", code="missing_scope")
+        return found
+
+    return Depends(caller)
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks, as :class:`~markscheme_server.api.middleware.Authenticated` found out."""
+    return cast(Caller, request.scope["markscheme.caller"])
+
+
+Reader = Annotated[Caller, _may("read")]
+Scorer = Annotated[Caller, _may("score")]
+Inducer = Annotated[Caller, _may("induce")]
+Administrator = Annotated[Caller, _may("admin")]
 
 DeadlineMs = Annotated[int | None, Header(
     alias="X-Deadline-Ms", ge=1, le=86_400_000, description="How long the caller still waits, in milliseconds")]

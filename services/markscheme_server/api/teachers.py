@@ -8,7 +8,7 @@ from markscheme import schema
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
 from markscheme_server.api.errors import RESPONSES, judge_error
-from markscheme_server.api.services import TEAM, DeadlineMs, PromptKey, PromptText, UsesServices
+from markscheme_server.api.services import DeadlineMs, Inducer, PromptKey, PromptText, Reader, UsesServices
 from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.fingerprint import messages_of, prompt_key
 from markscheme_server.errors import Unprocessable
@@ -20,28 +20,32 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
 
 @router.post("/teacher-responses", summary="Put teacher responses into the bank")
-async def save(payload: schema.TeacherResponsesCreate, services: UsesServices) -> schema.TeacherBankChange:
+async def save(payload: schema.TeacherResponsesCreate, caller: Inducer,
+               services: UsesServices) -> schema.TeacherBankChange:
     added = sum(await asyncio.gather(*(
-        services.store.teachers.save(TEAM, wire.messages(entry.prompt), entry.responses, entry.model)
+        services.store.teachers.save(caller.team, wire.messages(entry.prompt), entry.responses, entry.model)
         for entry in payload.entries)))
     return schema.TeacherBankChange(added=added, duplicates=sum(len(e.responses) for e in payload.entries) - added)
 
 
 @router.get("/teacher-responses", summary="Read what the bank holds for a prompt")
-async def read(services: UsesServices, prompt: PromptText = None, key: PromptKey = None) -> schema.TeacherResponseList:
+async def read(caller: Reader, services: UsesServices, prompt: PromptText = None,
+               key: PromptKey = None) -> schema.TeacherResponseList:
     if (prompt is None) == (key is None):
         raise Unprocessable("give either prompt or prompt_key", code="invalid_request", param="prompt")
     chosen = key or prompt_key(messages_of(prompt or ""))
-    return schema.TeacherResponseList(prompt_key=chosen, data=_shown(await services.store.teachers.find(TEAM, chosen)))
+    found = await services.store.teachers.find(caller.team, chosen)
+    return schema.TeacherResponseList(prompt_key=chosen, data=_shown(found))
 
 
 @router.post("/teacher-responses:sample", summary="Have the teacher asked until the bank holds enough")
-async def sample(payload: schema.TeachRequest, services: UsesServices, request: Request,
+async def sample(payload: schema.TeachRequest, caller: Inducer, services: UsesServices, request: Request,
                  deadline_ms: DeadlineMs = None) -> schema.Taught:
     messages = tuple(wire.messages(payload.prompt))
     patience = Patience(services.scores.deadline(deadline_ms))
     try:
-        taught = await while_connected(request, services.teachers.ensure(TEAM, messages, payload.count, patience))
+        taught = await while_connected(
+            request, services.teachers.ensure(caller.team, messages, payload.count, patience))
     except JudgeFailure as failure:
         raise judge_error(failure) from failure
     return schema.Taught(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from markscheme.vocabulary import Category, RubricOrigin
+from markscheme.vocabulary import Category, RubricOrigin, Visibility
 
 Check = Mapping[str, Any]
 """A declarative check as on the wire: ``kind`` and its arguments (``markscheme.checks`` has the closed set)."""
@@ -53,7 +53,11 @@ def maximum_score(criteria: tuple[Criterion, ...]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """A stored rubric. Immutable: a change is a new version with this one as its parent."""
+    """A stored rubric. What it says is immutable: a change is a new version with this one as its parent.
+
+    Who sees it, its tags and whether it is retired may change: other teams see it when it is the organisation's or
+    shared with them; a retired one is read as before, and no group gets it that does not name it.
+    """
 
     id: str
     team: str
@@ -67,3 +71,6 @@ class Rubric:
     tags: tuple[str, ...]
     provenance: Mapping[str, Any]
     created_at: datetime
+    visibility: Visibility = "private"
+    shared_with: tuple[str, ...] = ()
+    retired_at: datetime | None = None

@@ -67,16 +67,16 @@ class RubricService:
     async def find(self, wanted: Wanted) -> Found | Induction:
         """The rubric under the reuse policy, or the induction that it takes. Asks no judge and writes nothing.
 
-        ``always_new`` uses only the memo of this very induction; ``if_fresh`` the newest version while it still
-        separates in this run; ``frozen`` never induces. Raises :class:`JudgeFailure` when it is frozen and there is
-        none.
+        ``always_new`` uses only the memo of this very induction; ``if_fresh`` the nearest rubric that the team sees
+        (its own, else one shared with it, else the organisation's) while it still separates in this run; ``frozen``
+        never induces. Raises :class:`JudgeFailure` when it is frozen and there is none.
         """
         team, key = wanted.team, fp.prompt_key(wanted.prompt)
         if wanted.reuse == "frozen":
-            newest = await self._store.rubrics.find_newest(team, key)
-            if newest is None:
+            nearest = await self._store.rubrics.find_nearest(team, key)
+            if nearest is None:
                 raise JudgeFailure(UnscoredReason.NO_RUBRIC, "there is no rubric for this prompt and reuse is frozen")
-            return Found(newest, "reused")
+            return Found(nearest, "reused")
         teachers = wanted.teachers
         if teachers is None:
             teachers = tuple(kept.text for kept in await self._store.teachers.find(team, key))
@@ -88,9 +88,9 @@ class RubricService:
         if memo is not None:
             return Found(memo, "reused")
         if wanted.reuse == "if_fresh":
-            newest = await self._store.rubrics.find_newest(team, key)
-            if newest is not None and await self._is_fresh(team, newest, wanted.run_id):
-                return Found(newest, "reused")
+            nearest = await self._store.rubrics.find_nearest(team, key)
+            if nearest is not None and await self._is_fresh(team, nearest, wanted.run_id):
+                return Found(nearest, "reused")
         return Induction(wanted, teachers, induction)
 
     async def resolve(self, wanted: Wanted, patience: Patience) -> Found:

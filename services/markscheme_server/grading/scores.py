@@ -139,9 +139,8 @@ class ScoreService:
             survey = _Survey(group, prompt, Found(given, "given"))
         elif (before := await self._store.assignments.find(place)) is not None:
             rubric = await self._store.rubrics.find(team, before.rubric_id)
-            if rubric is None:
-                raise LookupError("an assigned rubric is gone")
-            survey = _Survey(group, prompt, Found(rubric, before.origin), before)
+            survey = _Survey(group, prompt, Found(rubric, before.origin) if rubric is not None else JudgeFailure(
+                UnscoredReason.NO_RUBRIC, "the rubric of this step is not shared with the team any more"), before)
         else:
             wanted = Wanted(
                 team, prompt, tuple(group.teacher_responses) if group.teacher_responses is not None else None,

@@ -1,6 +1,7 @@
 """Between the wire contract and the domain: shapes only, no decisions."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from markscheme import schema
 from markscheme_server.domain.fingerprint import ChatMessage, messages_of
 from markscheme_server.domain.rubric import Criterion, Rubric, maximum_score
 from markscheme_server.domain.verdict import Verdict
+from markscheme_server.store.teams import Key
 
 _CHECK: TypeAdapter[Any] = TypeAdapter(schema.Check)
 
@@ -40,8 +42,23 @@ def from_rubric(rubric: Rubric) -> schema.Rubric:
         id=rubric.id, version=rubric.version, parent_id=rubric.parent_id, prompt_key=rubric.prompt_key,
         prompt=[schema.Message.model_validate(dict(m)) for m in rubric.prompt], content_hash=rubric.content_hash,
         criteria=from_criteria(rubric.criteria), maximum_score=maximum_score(rubric.criteria), origin=rubric.origin,
-        tags=list(rubric.tags), created_at=rubric.created_at,
+        tags=list(rubric.tags), created_at=rubric.created_at, team=rubric.team, visibility=rubric.visibility,
+        shared_with=list(rubric.shared_with), retired_at=rubric.retired_at,
         provenance=schema.Provenance.model_validate(dict(rubric.provenance)))
+
+
+def from_key(key: Key) -> schema.Key:
+    """What is kept of a key, as it travels."""
+    return schema.Key(**_plain(key))
+
+
+def from_new_key(secret: str, key: Key) -> schema.KeyCreated:
+    """A key that was just made, with the key itself."""
+    return schema.KeyCreated(key=secret, **_plain(key))
+
+
+def _plain(key: Key) -> dict[str, Any]:
+    return asdict(key) | {"scopes": list(key.scopes)}
 
 
 @lru_cache(maxsize=8192)

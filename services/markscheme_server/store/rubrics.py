@@ -7,16 +7,39 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme.vocabulary import RubricOrigin
+from markscheme.vocabulary import RubricOrigin, Visibility
 from markscheme_server.domain.fingerprint import ChatMessage, content_hash, prompt_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.store.batching import Batcher
 from markscheme_server.store.claims import Claim, ClaimLost, ClaimStore
 from markscheme_server.store.database import Database
 from markscheme_server.store.ids import as_utc, new_id, now
-from markscheme_server.store.tables import inductions, prompts, rubrics
+from markscheme_server.store.tables import inductions, prompts, rubrics, shares, teams
 
 _SELECT = sa.select(rubrics, prompts.c.messages).join(prompts, prompts.c.key == rubrics.c.prompt_key)
+OWN, SHARED, ORGANISATION = 0, 1, 2
+"""How near a visible rubric is to a team: what is nearer is taken first."""
+
+
+class NotTheirs(Exception):
+    """The team sees the rubric, but it is another team's."""
+
+
+class UnknownTeams(Exception):
+    """There are no teams of these names."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(", ".join(names))
+        self.names = names
+
+
+def _shared(team: Any) -> sa.ColumnElement[bool]:
+    return sa.exists().where(shares.c.rubric_id == rubrics.c.id, shares.c.team == team)
+
+
+def visible(team: Any) -> sa.ColumnElement[bool]:
+    """Whether a team sees a rubric: its own, one shared with it, or one of the organisation."""
+    return sa.or_(rubrics.c.team == team, rubrics.c.visibility == "organisation", _shared(team))
 
 
 def _rubric(row: Mapping[str, Any]) -> Rubric:
@@ -24,73 +47,122 @@ def _rubric(row: Mapping[str, Any]) -> Rubric:
         id=row["id"], team=row["team"], prompt_key=row["prompt_key"], prompt=tuple(row["messages"]),
         version=row["version"], parent_id=row["parent_id"], content_hash=row["content_hash"],
         criteria=tuple(Criterion(**c) for c in row["criteria"]), origin=row["origin"], tags=tuple(row["tags"]),
-        provenance=row["provenance"], created_at=as_utc(row["created_at"]),
+        provenance=row["provenance"], created_at=as_utc(row["created_at"]), visibility=row["visibility"],
+        retired_at=as_utc(row["retired_at"]) if row["retired_at"] else None,
     )
 
 
 class RubricStore:
-    """Rubrics by id, by prompt and by induction. Every read names the team."""
+    """Rubrics by id, by prompt and by induction. Every read names the team that looks."""
 
     def __init__(self, database: Database, claims: ClaimStore) -> None:
         self._db, self._claims = database, claims
         r = rubrics.c
-        self._by_id = _SELECT.where(database.in_keys(r.id, "keys"))
-        newest = (sa.select(r.team, r.prompt_key, sa.func.max(r.version).label("version"))
-                  .where(database.in_keys(r.team, "teams"), database.in_keys(r.prompt_key, "keys"))
-                  .group_by(r.team, r.prompt_key).subquery())
-        self._newest = _SELECT.join(newest, sa.and_(
-            r.team == newest.c.team, r.prompt_key == newest.c.prompt_key, r.version == newest.c.version))
-        self._by_induction = (_SELECT.add_columns(inductions.c.key.label("induction"))
-                              .join(inductions, inductions.c.rubric_id == r.id)
-                              .where(database.in_keys(inductions.c.key, "keys")))
+        # Who looks for what; several teams' questions are one statement.
+        asked = database.rows([sa.Column("viewer", r.team.type), sa.Column("wanted", r.prompt_key.type)], "asked")
+        select = _SELECT.add_columns(asked.viewer, asked.wanted).where(visible(asked.viewer))
+        self._by_id = select.where(r.id == asked.wanted)
+        self._by_induction = (select.join(inductions, inductions.c.rubric_id == r.id)
+                              .where(inductions.c.key == asked.wanted, r.team == asked.viewer,
+                                     r.retired_at.is_(None)))
+        nearness = sa.case((r.team == asked.viewer, OWN), (_shared(asked.viewer), SHARED), else_=ORGANISATION)
+        ranked = (sa.select(r.id, asked.viewer, asked.wanted, sa.func.row_number().over(
+            partition_by=(asked.viewer, asked.wanted),
+            order_by=(nearness, r.created_at.desc(), r.version.desc(), r.id)).label("place"))
+            .where(r.prompt_key == asked.wanted, r.retired_at.is_(None), visible(asked.viewer)).subquery())
+        self._nearest = _SELECT.add_columns(ranked.c.viewer, ranked.c.wanted).join(
+            ranked, ranked.c.id == r.id).where(ranked.c.place == 1)
         self._finding: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find)
-        self._finding_newest: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find_newest)
+        self._finding_nearest: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find_nearest)
         self._finding_induced: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find_induced)
 
     async def find(self, team: str, rubric_id: str) -> Rubric | None:
-        """The team's rubric of this id."""
+        """The rubric of this id, if the team sees it."""
         return await self._finding.submit((team, rubric_id))
 
-    async def find_newest(self, team: str, key: str) -> Rubric | None:
-        """The newest version for a prompt."""
-        return await self._finding_newest.submit((team, key))
+    async def find_nearest(self, team: str, key: str) -> Rubric | None:
+        """The rubric for a prompt that is nearest to the team: the newest of its own, else of those shared with it,
+        else of the organisation's. Retired ones are passed over."""
+        return await self._finding_nearest.submit((team, key))
 
     async def find_induced(self, team: str, induction: str) -> Rubric | None:
-        """The rubric that this very induction made before."""
+        """The rubric that this very induction of the team made before."""
         return await self._finding_induced.submit((team, induction))
 
     async def _find(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
-        by_id = {(row["team"], row["id"]): _rubric(row) for row in await self._rows(self._by_id, wanted)}
-        return [by_id.get(pair) for pair in wanted]
+        return await self._answer(self._by_id, wanted)
 
-    async def _find_newest(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
-        rows = await self._rows(self._newest, wanted, teams=self._db.keys(team for team, _ in wanted))
-        by_prompt = {(row["team"], row["prompt_key"]): _rubric(row) for row in rows}
-        return [by_prompt.get(pair) for pair in wanted]
+    async def _find_nearest(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
+        return await self._answer(self._nearest, wanted)
 
     async def _find_induced(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
-        rows = await self._rows(self._by_induction, wanted)
-        by_induction = {(row["team"], row["induction"]): _rubric(row) for row in rows}
-        return [by_induction.get(pair) for pair in wanted]
+        return await self._answer(self._by_induction, wanted)
 
-    async def _rows(self, query: sa.Select[Any], wanted: Sequence[tuple[str, str]],
-                    **more: Any) -> list[dict[str, Any]]:
-        """The rows whose key is the second of a wanted pair; the caller picks those of the right team."""
+    async def _answer(self, query: sa.Select[Any], wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
+        pairs = self._db.pack([{"viewer": team, "wanted": key} for team, key in sorted(set(wanted))])
         async with self._db.reading() as connection:
-            found = await connection.execute(query, {"keys": self._db.keys(key for _, key in wanted), **more})
-            return [dict(row) for row in found.mappings()]
+            rows = (await connection.execute(query, {"asked": pairs})).mappings()
+            found = {(row["viewer"], row["wanted"]): _rubric(dict(row)) for row in rows}
+        return [found.get(pair) for pair in wanted]
+
+    async def shared_with(self, team: str, rubric_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """With which teams the team's own rubrics are shared; of others' it is not told."""
+        query = (sa.select(shares.c.rubric_id, shares.c.team)
+                 .where(shares.c.owner == team, self._db.in_keys(shares.c.rubric_id, "keys"))
+                 .order_by(shares.c.rubric_id, shares.c.team))
+        found: dict[str, tuple[str, ...]] = {}
+        async with self._db.reading() as connection:
+            for rubric_id, with_team in await connection.execute(query, {"keys": self._db.keys(rubric_ids)}):
+                found[rubric_id] = (*found.get(rubric_id, ()), with_team)
+        return found
+
+    async def change(self, team: str, rubric_id: str, *, visibility: Visibility | None = None,
+                     shared_with: Sequence[str] | None = None, tags: Sequence[str] | None = None,
+                     retired: bool | None = None) -> Rubric | None:
+        """Change who sees a rubric, its tags, or whether it is retired; ``None`` leaves a thing as it is.
+
+        ``None`` when the team does not see it. Raises :class:`NotTheirs` and :class:`UnknownTeams`.
+        """
+        values: dict[str, Any] = {}
+        if visibility is not None:
+            values["visibility"] = visibility
+        if tags is not None:
+            values["tags"] = list(tags)
+        if retired is not None:
+            values["retired_at"] = sa.func.coalesce(rubrics.c.retired_at, now()) if retired else None
+        async with self._db.writing() as connection:
+            seen = await self._fetch(connection, _SELECT.where(rubrics.c.id == rubric_id, visible(team)))
+            if not seen:
+                return None
+            if seen[0].team != team:
+                raise NotTheirs
+            if values:
+                await connection.execute(sa.update(rubrics).where(
+                    rubrics.c.id == rubric_id, rubrics.c.team == team).values(**values))
+            if shared_with is not None:
+                names = sorted(set(shared_with) - {team})
+                known = set((await connection.execute(sa.select(teams.c.name).where(
+                    self._db.in_keys(teams.c.name, "keys")), {"keys": self._db.keys(names)})).scalars())
+                if unknown := [name for name in names if name not in known]:
+                    raise UnknownTeams(unknown)
+                await connection.execute(sa.delete(shares).where(
+                    shares.c.rubric_id == rubric_id, shares.c.owner == team))
+                await self._db.insert_new(connection, shares, [
+                    {"rubric_id": rubric_id, "team": name, "owner": team} for name in names])
+            return (await self._fetch(connection, _SELECT.where(rubrics.c.id == rubric_id,
+                                                                rubrics.c.team == team)))[0]
 
     async def page(self, team: str, *, key: str | None, origin: str | None, after: str | None,
                    limit: int) -> tuple[list[Rubric], bool]:
-        """Newest first, from behind the rubric ``after``; and whether there are more."""
-        query = _SELECT.where(rubrics.c.team == team)
+        """What the team sees, newest first, from behind the rubric ``after``; and whether there are more."""
+        query = _SELECT.where(visible(team))
         if key is not None:
             query = query.where(rubrics.c.prompt_key == key)
         if origin is not None:
             query = query.where(rubrics.c.origin == origin)
         if after is not None:
             edge = sa.select(rubrics.c.created_at, rubrics.c.id).where(
-                rubrics.c.team == team, rubrics.c.id == after).subquery()
+                rubrics.c.id == after, visible(team)).subquery()
             query = query.join(edge, sa.or_(
                 rubrics.c.created_at < edge.c.created_at,
                 sa.and_(rubrics.c.created_at == edge.c.created_at, rubrics.c.id < edge.c.id)))
@@ -99,10 +171,12 @@ class RubricStore:
 
     async def save(self, *, team: str, prompt: Sequence[ChatMessage], criteria: Sequence[Criterion],
                    origin: RubricOrigin, tags: Sequence[str] = (), provenance: Mapping[str, Any],
-                   induction: str | None = None, claim: Claim | None = None) -> Rubric:
-        """Store a rubric as the prompt's next version and return it as stored.
+                   induction: str | None = None, claim: Claim | None = None, parent: Rubric | None = None) -> Rubric:
+        """Store a rubric as the prompt's next version and return it as stored. ``parent``: the rubric that it was
+        made from; default: the team's newest for the prompt.
 
-        When the newest version has the same content it is returned instead: the same marks need no new version.
+        When the newest version has the same content it is returned instead, unless it is retired: the same marks need
+        no new version.
         With ``induction`` the memo is written in the same transaction; if another writer was first, its rubric
         is the answer.
         """
@@ -112,19 +186,21 @@ class RubricStore:
             if claim is not None and not await self._claims.release(connection, dict([claim])):
                 raise ClaimLost
             if induction is not None:
-                memo = (await connection.execute(
-                    sa.select(inductions.c.rubric_id).where(inductions.c.key == induction))).scalar()
-                if memo is not None:
-                    return (await self._fetch(connection, _SELECT.where(rubrics.c.id == memo)))[0]
+                memo = await self._fetch(connection, _SELECT.join(
+                    inductions, inductions.c.rubric_id == rubrics.c.id).where(
+                    inductions.c.key == induction, rubrics.c.team == team, rubrics.c.retired_at.is_(None)))
+                if memo:
+                    return memo[0]
             await self._db.insert_new(connection, prompts, [
                 {"key": key, "messages": list(prompt), "created_at": now()}])
             newest = await self._fetch(connection, _SELECT.where(
                 rubrics.c.team == team, rubrics.c.prompt_key == key).order_by(rubrics.c.version.desc()).limit(1))
-            parent = newest[0] if newest else None
-            if parent is None or parent.content_hash != hashed:
+            last = newest[0] if newest else None
+            if last is None or last.content_hash != hashed or last.retired_at is not None:
+                parent = parent or last
                 saved = Rubric(
                     id=new_id("rub"), team=team, prompt_key=key, prompt=tuple(prompt),
-                    version=parent.version + 1 if parent else 1, parent_id=parent.id if parent else None,
+                    version=last.version + 1 if last else 1, parent_id=parent.id if parent else None,
                     content_hash=hashed, criteria=tuple(criteria), origin=origin, tags=tuple(tags),
                     provenance=provenance, created_at=now())
                 await connection.execute(rubrics.insert().values(
@@ -132,10 +208,11 @@ class RubricStore:
                     content_hash=hashed, criteria=[_plain(c) for c in criteria], origin=origin, tags=list(tags),
                     provenance=dict(provenance), created_at=saved.created_at))
             else:
-                saved = parent
+                saved = last
             if induction is not None:
-                await connection.execute(inductions.insert().values(
-                    key=induction, rubric_id=saved.id, created_at=now()))
+                memo_row = self._db.insert(inductions).values(key=induction, rubric_id=saved.id, created_at=now())
+                await connection.execute(memo_row.on_conflict_do_update(
+                    index_elements=[inductions.c.key], set_={"rubric_id": memo_row.excluded.rubric_id}))
         return saved
 
     @staticmethod

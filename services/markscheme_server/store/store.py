@@ -12,6 +12,7 @@ from markscheme_server.store.idempotency import IdempotencyStore
 from markscheme_server.store.ids import new_id
 from markscheme_server.store.rubrics import RubricStore
 from markscheme_server.store.teachers import TeacherBank
+from markscheme_server.store.teams import TeamStore
 from markscheme_server.store.verdicts import VerdictStore
 
 
@@ -22,6 +23,7 @@ class Store:
         self.owner = new_id("own")
         self.database = Database(create_engine(url))
         self.claims = ClaimStore(self.database, owner=self.owner, lease_s=claim_lease_s)
+        self.teams = TeamStore(self.database)
         self.rubrics = RubricStore(self.database, self.claims)
         self.verdicts = VerdictStore(self.database, self.claims)
         self.assignments = AssignmentStore(self.database)

@@ -22,6 +22,27 @@ def _created() -> sa.Column[datetime]:
     return sa.Column("created_at", sa.DateTime(timezone=True), nullable=False)
 
 
+teams = sa.Table(
+    "teams", metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    _created(),
+)
+
+api_keys = sa.Table(
+    "api_keys", metadata,
+    sa.Column("prefix", sa.String(16), primary_key=True),
+    sa.Column("digest", KEY, nullable=False, unique=True),
+    sa.Column("team", sa.String(64), sa.ForeignKey("teams.name"), nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("label", sa.String(200)),
+    sa.Column("expires_at", sa.DateTime(timezone=True)),
+    sa.Column("revoked_at", sa.DateTime(timezone=True)),
+    sa.Column("last_used_at", sa.DateTime(timezone=True)),
+    _created(),
+    sa.Index(None, "team"),
+)
+"""Of a key there is only what :func:`markscheme_server.domain.keys.digest` makes of it. Rows are never removed."""
+
 prompts = sa.Table(
     "prompts", metadata,
     sa.Column("key", KEY, primary_key=True),
@@ -59,11 +80,22 @@ rubrics = sa.Table(
     sa.Column("origin", sa.String(16), nullable=False),
     sa.Column("tags", sa.JSON, nullable=False),
     sa.Column("provenance", sa.JSON, nullable=False),
+    sa.Column("visibility", sa.String(16), nullable=False, server_default="private"),
+    sa.Column("retired_at", sa.DateTime(timezone=True)),
     _created(),
     sa.UniqueConstraint("team", "prompt_key", "version"),
     sa.Index(None, "team", "created_at", "id"),
     sa.Index(None, "prompt_key"),
 )
+
+shares = sa.Table(
+    "shares", metadata,
+    sa.Column("rubric_id", sa.String(40), sa.ForeignKey("rubrics.id"), primary_key=True),
+    sa.Column("team", sa.String(64), sa.ForeignKey("teams.name"), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Index(None, "team"),
+)
+"""Teams that see a rubric of another team, its ``owner``."""
 
 inductions = sa.Table(
     "inductions", metadata,

@@ -53,7 +53,7 @@ async def test_versions_of_a_prompt_are_numbered_under_concurrent_writers(store:
         team="t", prompt=prompt, criteria=[Criterion("c1", f"text {i}", 1)], origin="imported", provenance={})
         for i in range(6)))
     assert sorted(r.version for r in saved) == [1, 2, 3, 4, 5, 6]
-    newest = await store.rubrics.find_newest("t", saved[0].prompt_key)
+    newest = await store.rubrics.find_nearest("t", saved[0].prompt_key)
     assert newest is not None
     assert newest.version == 6
     assert newest.parent_id in {r.id for r in saved}

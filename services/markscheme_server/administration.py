@@ -1,0 +1,154 @@
+"""The commands ``markscheme teams`` and ``markscheme keys``: they work on the database, with no service running."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, TypeVar, cast
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
+
+from markscheme.schema import TeamName
+from markscheme.vocabulary import SCOPES, Scope
+from markscheme_server import logs
+from markscheme_server.cli import fail, migrate_database, read_settings
+from markscheme_server.errors import ServiceError
+from markscheme_server.grading.identity import Identity
+from markscheme_server.prune import parse_age
+from markscheme_server.store.ids import now
+from markscheme_server.store.store import Store
+from markscheme_server.store.teams import Key
+
+T = TypeVar("T")
+
+teams = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
+                    help="Teams of the organisation. What a team makes is its own until it shares it.")
+keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=(
+    "API keys. A key speaks for a team and may do what its scopes say: read (rubrics and the teacher bank), score, "
+    "induce (make rubrics, fill the bank), admin (teams, keys). Once there is one, every call needs one.\n\n"
+    "MARKSCHEME_KEY_PEPPER must be set, to the same for the service and for these commands: keys are stored under it, "
+    "and with another one none of them opens anything."))
+
+
+@teams.command("create")
+def create_team(name: Annotated[str, typer.Argument(help="Lower-case letters, digits, '.', '_' and '-'.")]) -> None:
+    """Make a team."""
+    try:
+        TypeAdapter(TeamName).validate_python(name)
+    except ValidationError:
+        fail(f"{name!r} cannot be a team's name: lower-case letters, digits, '.', '_' and '-', 64 at most, beginning "
+             "with a letter or a digit")
+    _do(lambda identity: identity.create_team(name))
+    typer.echo(f"team {name} created; make a key for it with 'markscheme keys create --team {name} --scope …'")
+
+
+@teams.command("list")
+def list_teams() -> None:
+    """List the teams."""
+    for team in _do(lambda identity: identity.teams()):
+        typer.echo(team.name)
+
+
+@keys.command("create")
+def create_key(
+    team: Annotated[str, typer.Option(help="The team that it speaks for.")],
+    scope: Annotated[list[str], typer.Option(help="read, score, induce or admin; several times, or with commas.")],
+    expires: Annotated[str | None, typer.Option(help="After which time it ends (90d, 12h), or when "
+                                                     "(2027-01-31, in UTC); default: never.")] = None,
+    label: Annotated[str | None, typer.Option(help="Whose it is or what for, to know it by in lists.")] = None,
+) -> None:
+    """Make a key. It is printed once, alone on the last line, and cannot be had again."""
+    scopes = [part.strip() for given in scope for part in given.split(",")]
+    if unknown := [part for part in scopes if part not in SCOPES]:
+        fail(f"there is no scope {unknown[0]!r}: there are {', '.join(SCOPES)}")
+    until = _time(expires) if expires is not None else None
+    secret, key = _do(lambda identity: identity.create_key(team, cast(list[Scope], scopes), label=label,
+                                                           expires_at=until))
+    _show_new(secret, key)
+
+
+@keys.command("list")
+def list_keys(team: Annotated[str | None, typer.Option(help="Only this team's.")] = None) -> None:
+    """List the keys, newest first."""
+    found = _do(lambda identity: identity.keys(team))
+    table = Table(box=None, pad_edge=False)
+    for name in ("prefix", "team", "scopes", "label", "state", "last used"):
+        table.add_column(name, no_wrap=name == "prefix")
+    for key in found:
+        table.add_row(key.prefix, key.team, ",".join(key.scopes), key.label or "", _state(key),
+                      f"{key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never")
+    Console(markup=False).print(table)
+
+
+@keys.command("rotate")
+def rotate_key(
+    prefix: Annotated[str, typer.Argument(help="The first eleven characters of the old key.")],
+    overlap: Annotated[str, typer.Option(help="How long the old key goes on beside the new one: 24h, 7d.")] = "24h",
+) -> None:
+    """Replace a key by a new one that may do the same. The old one goes on for a while, so that nothing stops."""
+    secret, key = _do(lambda identity: identity.rotate(prefix, overlap=_age("--overlap", overlap)))
+    typer.echo(f"{prefix} goes on for {overlap} at most", err=True)
+    _show_new(secret, key)
+
+
+@keys.command("revoke")
+def revoke_key(prefix: Annotated[str, typer.Argument(help="The first eleven characters of the key.")]) -> None:
+    """End a key: within a second it opens nothing, at any worker of any replica."""
+    key = _do(lambda identity: identity.revoke(prefix))
+    typer.echo(f"{key.prefix} of team {key.team} is revoked")
+
+
+def _do(work: Callable[[Identity], Awaitable[T]]) -> T:
+    logs.configure("warning")
+    settings = read_settings()
+    migrate_database(settings)
+    pepper = settings.key_pepper.get_secret_value() if settings.key_pepper is not None else None
+
+    async def run() -> T:
+        store = Store(settings.sqlalchemy_url)
+        try:
+            return await work(Identity(store.teams, operator_key=None, pepper=pepper))
+        finally:
+            await store.close()
+
+    try:
+        return asyncio.run(run())
+    except ServiceError as error:
+        fail(error.message)
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        fail(f"the database did not answer ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
+
+
+def _show_new(secret: str, key: Key) -> None:
+    """The key alone on standard output; what is to know of it beside that."""
+    ends = f", until {key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at else ""
+    typer.echo(f"{key.prefix}… for team {key.team}: {', '.join(key.scopes)}{ends}. Keep it now; it is not shown again:",
+               err=True)
+    typer.echo(secret)
+
+
+def _state(key: Key) -> str:
+    if key.revoked_at is not None:
+        return f"revoked {key.revoked_at:%Y-%m-%d}"
+    if not key.is_live(now()):
+        return f"expired {key.expires_at:%Y-%m-%d}"
+    return f"until {key.expires_at:%Y-%m-%d %H:%M}" if key.expires_at else "live"
+
+
+def _age(option: str, text: str) -> timedelta:
+    try:
+        return parse_age(text)
+    except ValueError as error:
+        fail(f"{option} {text}: {error}")
+
+
+def _time(text: str) -> datetime:
+    """``90d`` from now, or a date or time of ISO 8601, in UTC unless it says otherwise."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return now() + _age("--expires", text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

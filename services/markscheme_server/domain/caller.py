@@ -1,0 +1,21 @@
+"""Who asks: the team that a key speaks for, and what it may do."""
+
+from dataclasses import dataclass
+
+from markscheme.vocabulary import SCOPES, Scope
+
+DEFAULT_TEAM = "default"
+"""The team of whoever needs no key, and of ``MARKSCHEME_API_KEY``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A team's member. ``key``: the prefix of the key that was presented, where it is one of the database's."""
+
+    team: str
+    scopes: frozenset[Scope]
+    key: str | None = None
+
+
+OPERATOR = Caller(DEFAULT_TEAM, frozenset(SCOPES))
+"""Whoever runs the deployment: may do everything, as the default team."""

@@ -1,0 +1,135 @@
+"""Teams and their keys. The one store that does not take a team: it says which there are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from markscheme.vocabulary import Scope
+from markscheme_server.store.database import Database
+from markscheme_server.store.ids import as_utc, now
+from markscheme_server.store.tables import api_keys, teams
+
+
+class Taken(Exception):
+    """There is one of this name already."""
+
+
+class UnknownTeam(Exception):
+    """There is no team of this name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """A team of the organisation."""
+
+    name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of a key; never the key itself."""
+
+    prefix: str
+    team: str
+    scopes: tuple[Scope, ...]
+    label: str | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+    def is_live(self, at: datetime) -> bool:
+        """Whether it opens anything at that time."""
+        return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
+
+
+class TeamStore:
+    """Teams by name, keys by prefix and by digest."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    async def create(self, name: str) -> Team:
+        """A new team. Raises :class:`Taken`."""
+        team = Team(name, now())
+        try:
+            async with self._db.writing() as connection:
+                await connection.execute(teams.insert().values(name=name, created_at=team.created_at))
+        except IntegrityError as error:
+            raise Taken from error
+        return team
+
+    async def all(self) -> list[Team]:
+        """Every team, by name."""
+        async with self._db.reading() as connection:
+            rows = await connection.execute(sa.select(teams).order_by(teams.c.name))
+            return [Team(row.name, as_utc(row.created_at)) for row in rows]
+
+    async def add_key(self, key: Key, digest: str) -> None:
+        """Store a key. Raises :class:`UnknownTeam`, and :class:`Taken` where the prefix is another key's."""
+        async with self._db.writing() as connection:
+            known = await connection.execute(sa.select(teams.c.name).where(teams.c.name == key.team))
+            if known.scalar() is None:
+                raise UnknownTeam
+            try:
+                await connection.execute(api_keys.insert().values(
+                    prefix=key.prefix, digest=digest, team=key.team, scopes=list(key.scopes), label=key.label,
+                    created_at=key.created_at, expires_at=key.expires_at))
+            except IntegrityError as error:
+                raise Taken from error
+
+    async def key(self, digest: str) -> Key | None:
+        """The key of this digest, be it live or not."""
+        return await self._one(api_keys.c.digest == digest)
+
+    async def key_named(self, prefix: str) -> Key | None:
+        """The key of this prefix."""
+        return await self._one(api_keys.c.prefix == prefix)
+
+    async def keys(self, team: str | None = None) -> list[Key]:
+        """Every key, or every key of a team, newest first."""
+        query = sa.select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.prefix)
+        if team is not None:
+            query = query.where(api_keys.c.team == team)
+        async with self._db.reading() as connection:
+            return [_key(row) for row in (await connection.execute(query)).mappings()]
+
+    async def any_key(self) -> bool:
+        """Whether a key was ever made."""
+        async with self._db.reading() as connection:
+            return (await connection.execute(sa.select(api_keys.c.prefix).limit(1))).scalar() is not None
+
+    async def revoke(self, prefix: str) -> Key | None:
+        """End a key now; one that has ended before keeps its time. ``None``: there is no such key."""
+        return await self._change(prefix, revoked_at=sa.func.coalesce(api_keys.c.revoked_at, now()))
+
+    async def expire(self, prefix: str, at: datetime) -> Key | None:
+        """Let a key end at a time, unless it ends before that anyway."""
+        sooner = sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > at)
+        return await self._change(prefix, expires_at=sa.case((sooner, at), else_=api_keys.c.expires_at))
+
+    async def used(self, prefix: str) -> None:
+        """Note that a key was used just now."""
+        await self._change(prefix, last_used_at=now())
+
+    async def _change(self, prefix: str, **values: Any) -> Key | None:
+        async with self._db.writing_once() as connection:
+            rows = await connection.execute(
+                sa.update(api_keys).where(api_keys.c.prefix == prefix).values(**values).returning(api_keys))
+            row = rows.mappings().first()
+        return _key(row) if row is not None else None
+
+    async def _one(self, where: sa.ColumnElement[bool]) -> Key | None:
+        async with self._db.reading() as connection:
+            row = (await connection.execute(sa.select(api_keys).where(where))).mappings().first()
+        return _key(row) if row is not None else None
+
+
+def _key(row: Mapping[Any, Any]) -> Key:
+    return Key(row["prefix"], row["team"], tuple(row["scopes"]), row["label"], as_utc(row["created_at"]),
+               *(as_utc(row[name]) if row[name] else None for name in ("expires_at", "revoked_at", "last_used_at")))

@@ -1,0 +1,319 @@
+"""Who may call what: every route with every kind of key, on both databases, over the wire."""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from fakes.processes import command
+from fakes.service import running
+from markscheme_server.app import create_app
+from markscheme_server.config import Settings
+from markscheme_server.domain import keys
+from markscheme_server.grading.identity import Identity
+from markscheme_server.store.ids import now
+from markscheme_server.store.store import Store
+
+PEPPER = "a pepper for the tests"
+OPERATOR = "the operator's own key"
+PROMPT = "Name a colour."
+RUBRIC = {"prompt": PROMPT, "criteria": [{"text": "It names red.", "points": 1,
+                                          "check": {"kind": "contains", "texts": ["red"]}}]}
+SCORE = {"reuse": "frozen", "groups": [{"id": "g", "prompt": PROMPT, "rollouts": [{"id": "r", "text": "red"}]}]}
+CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
+    ("POST", "/v1/rubrics"): ("induce", RUBRIC),
+    ("GET", "/v1/rubrics"): ("read", None),
+    ("GET", "/v1/rubrics/{rubric_id}"): ("read", None),
+    ("POST", "/v1/rubrics/{rubric_id}:fork"): ("induce", {}),
+    ("PATCH", "/v1/rubrics/{rubric_id}"): ("induce", {"tags": ["t"]}),
+    ("POST", "/v1/rubrics:induce"): ("induce", {"prompt": "Use no commas.", "student_responses": ["a, b"]}),
+    ("POST", "/v1/scores"): ("score", SCORE),
+    ("POST", "/v1/teacher-responses"): ("induce", {"entries": [{"prompt": PROMPT, "responses": ["red"]}]}),
+    ("GET", "/v1/teacher-responses"): ("read", None),
+    ("POST", "/v1/teacher-responses:sample"): ("induce", {"prompt": PROMPT}),
+    ("POST", "/v1/teams"): ("admin", {"name": "green"}),
+    ("GET", "/v1/teams"): ("admin", None),
+    ("POST", "/v1/keys"): ("admin", {"team": "red", "scopes": ["read"]}),
+    ("GET", "/v1/keys"): ("admin", None),
+    ("POST", "/v1/keys/{prefix}:rotate"): ("admin", {}),
+    ("DELETE", "/v1/keys/{prefix}"): ("admin", None),
+}
+"""Every route: the scope that it takes, and a body that is in order."""
+
+
+class Keys:
+    """Teams and keys of a database, made as the commands make them."""
+
+    def __init__(self, url: str, pepper: str = PEPPER) -> None:
+        self.url, self.pepper = url, pepper
+
+    def do(self, work: Callable[[Identity], Any]) -> Any:
+        async def run() -> Any:
+            store = Store(Settings(_env_file=None, database_url=self.url).sqlalchemy_url)
+            try:
+                await store.database.migrate()
+                return await work(Identity(store.teams, operator_key=None, pepper=self.pepper))
+            finally:
+                await store.close()
+
+        return asyncio.run(run())
+
+    def team(self, name: str) -> None:
+        self.do(lambda identity: identity.create_team(name))
+
+    def key(self, team: str, *scopes: str, **options: Any) -> str:
+        secret, _ = self.do(lambda identity: identity.create_key(team, scopes, **options))
+        return str(secret)
+
+    def revoke(self, key: str) -> None:
+        self.do(lambda identity: identity.revoke(keys.prefix(key)))
+
+    def rotate(self, key: str, overlap_s: float) -> str:
+        secret, _ = self.do(lambda i: i.rotate(keys.prefix(key), overlap=timedelta(seconds=overlap_s)))
+        return str(secret)
+
+
+@pytest.fixture
+def organisation(database_url: str) -> Keys:
+    made = Keys(database_url)
+    for name in ("red", "blue"):
+        made.team(name)
+    return made
+
+
+@pytest.fixture
+def start(database_url: str) -> Iterator[Callable[..., str]]:
+    """Start services on the database; each call is one more."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running(Settings(
+            _env_file=None, database_url=database_url, judge="builtin", **({"key_pepper": PEPPER} | settings))))
+
+
+def call(url: str, method: str, path: str, key: str | None, body: Any = None) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
+    return httpx.request(method, url + path, json=body, headers=headers, timeout=30,
+                         params={"prompt": PROMPT} if (method, path) == ("GET", "/v1/teacher-responses") else None)
+
+
+def test_the_table_of_calls_is_whole() -> None:
+    paths = create_app(Settings(_env_file=None, judge="builtin")).openapi()["paths"]
+    assert {(method.upper(), path) for path, methods in paths.items() if path.startswith("/v1/")
+            for method in methods} == set(CALLS)
+
+
+def test_every_route_with_every_kind_of_key(organisation: Keys, start: Callable[..., str]) -> None:
+    """None, a malformed, an unknown, a revoked, an expired one, one without the scope: 401 or 403, nothing else."""
+    one_of_each = {scope: organisation.key("red", scope) for scope in ("read", "score", "induce", "admin")}
+    revoked = organisation.key("red", "read", "score", "induce", "admin")
+    organisation.revoke(revoked)
+    soon = organisation.key("red", "read", "score", "induce", "admin", expires_at=now() + timedelta(seconds=0.3))
+    foreign = Keys(organisation.url, "another pepper of the tests")
+    url = start()
+    made = call(url, "POST", "/v1/rubrics", one_of_each["induce"], RUBRIC).json()["id"]
+    spare = keys.prefix(organisation.key("blue", "read"))
+    time.sleep(0.4)
+    wrong = {None: "no_key", "mk_nonsense": "malformed_key", one_of_each["read"][:-1] + "?": "malformed_key",
+             keys.new_key(): "unknown_key", foreign.key("red", "admin"): "unknown_key", revoked: "revoked_key",
+             soon: "expired_key"}
+    for (method, path), (scope, body) in CALLS.items():
+        place = path.replace("{rubric_id}", made).replace("{prefix}", spare)
+        for key, code in wrong.items():
+            answer = call(url, method, place, key, body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, code), (method, path, code)
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+        for other in set(one_of_each) - {scope}:
+            answer = call(url, method, place, one_of_each[other], body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "missing_scope"), (method, path, other)
+    # Nothing of all this was done: not a team made, not a key ended.
+    assert [t["name"] for t in call(url, "GET", "/v1/teams", one_of_each["admin"]).json()["data"]] == [
+        "blue", "default", "red"]
+    for (method, path), (scope, body) in CALLS.items():
+        place = path.replace("{rubric_id}", made).replace("{prefix}", spare)
+        answer = call(url, method, place, one_of_each[scope], body)
+        expected = 422 if path == "/v1/teacher-responses:sample" else 201 if method == "POST" and "scores" not in path \
+            and ":induce" not in path and "teacher" not in path else 200
+        assert answer.status_code == expected, (method, path, answer.text)
+
+
+def test_another_teams_rubric_is_not_there(organisation: Keys, start: Callable[..., str]) -> None:
+    red, blue = (organisation.key(team, "read", "induce", "score") for team in ("red", "blue"))
+    url = start()
+    made = call(url, "POST", "/v1/rubrics", red, RUBRIC).json()["id"]
+    assert call(url, "GET", f"/v1/rubrics/{made}", red).status_code == 200
+    missing, others = (call(url, "GET", f"/v1/rubrics/{name}", blue) for name in ("rub_0", made))
+    assert missing.status_code == others.status_code == 404
+    assert missing.json()["error"] == others.json()["error"]
+    assert call(url, "GET", "/v1/rubrics", blue).json()["data"] == []
+    score = {**SCORE, "groups": [SCORE["groups"][0] | {"rubric_id": made}]}  # type: ignore[index]
+    assert call(url, "POST", "/v1/scores", blue, score).status_code == 404
+    frozen = call(url, "POST", "/v1/scores", blue, SCORE).json()["groups"][0]
+    assert frozen["rollouts"][0]["reason"] == "no_rubric"
+
+
+def test_scoring_without_the_right_to_make_rubrics(organisation: Keys, start: Callable[..., str]) -> None:
+    maker, scorer = organisation.key("red", "induce"), organisation.key("red", "score")
+    url = start()
+    call(url, "POST", "/v1/rubrics", maker, RUBRIC)
+    refused = call(url, "POST", "/v1/scores", scorer, SCORE | {"reuse": "if_fresh"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (403, "reuse")
+    assert call(url, "POST", "/v1/scores", scorer, SCORE).json()["groups"][0]["rollouts"][0]["reward"] == 1.0
+
+
+def test_a_revoked_key_opens_nothing_within_a_second_at_any_worker(organisation: Keys,
+                                                                   start: Callable[..., str]) -> None:
+    key, admin = organisation.key("red", "read"), organisation.key("red", "admin")
+    urls = [start(), start()]
+    assert [call(url, "GET", "/v1/rubrics", key).status_code for url in urls] == [200, 200]
+    assert call(urls[0], "DELETE", f"/v1/keys/{keys.prefix(key)}", admin).json()["revoked_at"] is not None
+    ended = time.monotonic()
+    seen: list[tuple[float, int]] = []
+    while time.monotonic() - ended < 1.5:
+        seen += [(time.monotonic() - ended, call(url, "GET", "/v1/rubrics", key).status_code) for url in urls]
+    assert {status for at, status in seen if at > 1.0} == {401}
+
+
+def test_a_rotated_key_and_the_new_one_live_side_by_side_for_a_while(organisation: Keys,
+                                                                     start: Callable[..., str]) -> None:
+    old = organisation.key("red", "read", label="nightly")
+    new = organisation.rotate(old, overlap_s=1.5)
+    url = start()
+    assert [call(url, "GET", "/v1/rubrics", key).status_code for key in (old, new)] == [200, 200]
+    time.sleep(1.7)
+    assert [call(url, "GET", "/v1/rubrics", key).status_code for key in (old, new)] == [401, 200]
+    admin = organisation.key("red", "admin")
+    again = call(url, "POST", f"/v1/keys/{keys.prefix(old)}:rotate", admin, {})
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "key_ended")
+    shown = {k["prefix"]: k for k in call(url, "GET", "/v1/keys", admin).json()["data"]}
+    assert shown[keys.prefix(new)]["label"] == "nightly"
+    assert shown[keys.prefix(new)]["last_used_at"] is not None
+
+
+def test_until_the_first_key_there_is_one_user_and_then_no_more(organisation: Keys, start: Callable[..., str]) -> None:
+    url = start()
+    assert call(url, "GET", "/v1/rubrics", None).status_code == 200
+    assert call(url, "GET", "/v1/rubrics", "whatever").status_code == 200
+    key = organisation.key("red", "read")
+    time.sleep(0.6)
+    assert [call(url, "GET", "/v1/rubrics", k).status_code for k in (None, key)] == [401, 200]
+    organisation.revoke(key)
+    time.sleep(0.6)
+    assert [call(url, "GET", "/v1/rubrics", k).status_code for k in (None, key)] == [401, 401]
+
+
+def test_the_operators_key_does_everything_and_makes_the_others(start: Callable[..., str]) -> None:
+    url = start(api_key=OPERATOR)
+    assert call(url, "GET", "/v1/rubrics", None).status_code == 401
+    assert call(url, "POST", "/v1/teams", OPERATOR, {"name": "green"}).status_code == 201
+    twice = call(url, "POST", "/v1/teams", OPERATOR, {"name": "green"})
+    assert (twice.status_code, twice.json()["error"]["code"]) == (409, "team_exists")
+    made = call(url, "POST", "/v1/keys", OPERATOR, {"team": "green", "scopes": ["read", "read"],
+                                                    "expires_at": "2999-01-01T00:00:00Z"}).json()
+    assert (made["scopes"], made["team"]) == (["read"], "green")
+    assert call(url, "GET", "/v1/rubrics", made["key"]).status_code == 200
+    assert "key" not in call(url, "GET", "/v1/keys?team=green", OPERATOR).json()["data"][0]
+
+
+@pytest.mark.parametrize(("body", "status"), [
+    ({"team": "nobody", "scopes": ["read"]}, 404), ({"team": "red", "scopes": []}, 422),
+    ({"team": "red", "scopes": ["all"]}, 422), ({"team": "Red!", "scopes": ["read"]}, 422),
+    ({"team": "red", "scopes": ["read"], "expires_at": "2001-01-01T00:00:00Z"}, 422),
+    ({"team": "red", "scopes": ["read"], "expires_at": "2999-01-01T00:00:00"}, 422),
+])
+def test_a_key_that_cannot_be_made_is_not(body: dict[str, Any], status: int, organisation: Keys,
+                                          start: Callable[..., str]) -> None:
+    url = start(api_key=OPERATOR)
+    assert call(url, "POST", "/v1/keys", OPERATOR, body).status_code == status
+    assert call(url, "GET", "/v1/keys", OPERATOR).json()["data"] == []
+
+
+def test_without_a_pepper_no_key_is_made_and_none_is_believed(organisation: Keys, start: Callable[..., str]) -> None:
+    key = organisation.key("red", "admin")
+    url = start(api_key=OPERATOR, key_pepper=None)
+    answer = call(url, "POST", "/v1/keys", OPERATOR, {"team": "red", "scopes": ["read"]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "no_pepper")
+    assert call(url, "GET", "/v1/rubrics", key).status_code == 401
+
+
+def test_the_database_holds_no_key(organisation: Keys, start: Callable[..., str]) -> None:
+    made = organisation.key("red", "read", "admin")
+    url = start(api_key=OPERATOR)
+    shown = call(url, "POST", "/v1/keys", made, {"team": "red", "scopes": ["read"]}).json()["key"]
+    assert call(url, "GET", "/v1/rubrics", shown).status_code == 200
+    everything = dump(organisation.url)
+    assert keys.prefix(made) in everything
+    assert keys.digest(made, PEPPER) in everything
+    for secret in (made, shown, made[11:], shown[11:], PEPPER, OPERATOR):
+        assert secret not in everything
+
+
+def dump(url: str) -> str:
+    """Every value of every table, as text."""
+
+    async def rows() -> str:
+        store = Store(Settings(_env_file=None, database_url=url).sqlalchemy_url)
+        try:
+            async with store.database.reading() as connection:
+                names = await connection.run_sync(lambda c: sa.inspect(c).get_table_names())
+                found = [repr(row) for name in names
+                         for row in await connection.execute(sa.text(f'SELECT * FROM "{name}"'))]  # noqa: S608
+            return "\n".join(found)
+        finally:
+            await store.close()
+
+    return asyncio.run(rows())
+
+
+class TestCommands:
+    """``markscheme teams`` and ``markscheme keys``, as a shell runs them."""
+
+    def run(self, folder: Path, *words: str, pepper: str | None = PEPPER) -> Any:
+        return command(*words, directory=folder, settings={"home": folder, "key_pepper": pepper})
+
+    def test_make_list_rotate_revoke(self, tmp_path: Path) -> None:
+        assert "red" in self.run(tmp_path, "teams", "create", "red").stdout
+        again = self.run(tmp_path, "teams", "create", "red")
+        assert (again.returncode, "already" in again.stderr) == (1, True)
+        made = self.run(tmp_path, "keys", "create", "--team", "red", "--scope", "read,score", "--scope", "induce",
+                        "--expires", "90d", "--label", "anna")
+        key = made.stdout.splitlines()[-1]
+        assert keys.is_well_formed(key)
+        assert key not in made.stderr
+        new = self.run(tmp_path, "keys", "rotate", keys.prefix(key), "--overlap", "1h").stdout.splitlines()[-1]
+        assert "revoked" in self.run(tmp_path, "keys", "revoke", keys.prefix(key)).stdout
+        listed = self.run(tmp_path, "keys", "list", "--team", "red").stdout.splitlines()
+        assert [line.split()[0] for line in listed] == ["prefix", keys.prefix(new), keys.prefix(key)]
+        assert "read,score,induce" in listed[1]
+        assert "revoked" in listed[2]
+        assert self.run(tmp_path, "teams", "list").stdout.split() == ["default", "red"]
+
+    @pytest.mark.parametrize(("words", "said"), [
+        (("keys", "create", "--team", "nobody", "--scope", "read"), "there is no team 'nobody'"),
+        (("keys", "create", "--team", "default", "--scope", "all"), "there is no scope 'all'"),
+        (("keys", "create", "--team", "default", "--scope", "read", "--expires", "soon"), "give an age such as"),
+        (("keys", "create", "--team", "default", "--scope", "read", "--expires", "2001-01-01"), "has passed"),
+        (("keys", "revoke", "mk_12345678"), "there is no key"), (("teams", "create", "Red Team"), "cannot be a team"),
+    ])
+    def test_what_cannot_be_done_is_said(self, words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+        done = self.run(tmp_path, *words)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.search(said, done.stderr)
+
+    def test_without_a_pepper(self, tmp_path: Path) -> None:
+        done = self.run(tmp_path, "keys", "create", "--team", "default", "--scope", "read", pepper=None)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "MARKSCHEME_KEY_PEPPER" in done.stderr
+
+    def test_the_service_does_not_start_where_it_could_not_guard(self, tmp_path: Path) -> None:
+        beyond = self.run(tmp_path, "serve", "--host", "0.0.0.0", "--port", "0")
+        assert (beyond.returncode, "without a key" in beyond.stderr) == (1, True)
+        self.run(tmp_path, "keys", "create", "--team", "default", "--scope", "read")
+        unpeppered = self.run(tmp_path, "serve", "--port", "0", pepper=None)
+        assert (unpeppered.returncode, "MARKSCHEME_KEY_PEPPER" in unpeppered.stderr) == (1, True)
