@@ -12,7 +12,7 @@ from rich.console import Console
 
 from markscheme.client import Client
 from markscheme.errors import MarkschemeError
-from markscheme_train.errors import Interrupted, TrainError
+from markscheme_train.errors import Interrupted, Stopped, TrainError
 
 FAILED = 1
 TRY_AGAIN = 75
@@ -50,6 +50,8 @@ def train(
             client.close()
     except Interrupted as error:
         _fail(str(error), TRY_AGAIN)
+    except Stopped as error:
+        _fail(str(error), INTERRUPTED)
     except (TrainError, MarkschemeError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -75,10 +77,10 @@ def demo(
         run_demo(DemoSettings(room=room, steps=steps, seed=seed), Console(), url=url)
     except Interrupted as error:
         _fail(f"{str(error).splitlines()[0]}\nThe demo goes on when it is started again.", TRY_AGAIN)
+    except (KeyboardInterrupt, Stopped):
+        _fail("stopped, and nothing was left running; started again, the demo goes on", INTERRUPTED)
     except (TrainError, MarkschemeError) as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("stopped, and nothing was left running; started again, the demo goes on", INTERRUPTED)
 
 
 def control(

@@ -5,6 +5,8 @@ TrainError
 ├── DataError        the JSONL data is wrong; names the line
 ├── ModelError       the model cannot be loaded
 ├── Diverged         gradients that are no numbers; the step was not taken
+├── Unscored         too much of a batch has no reward; the step was not taken
+├── Stopped          by Ctrl-C, after the step under way; saved
 └── Interrupted      the run was saved and may go on with --resume: the service stayed away, or left too much unscored
 """
 
@@ -27,6 +29,18 @@ class ModelError(TrainError):
 
 class Diverged(TrainError):
     """Loss or gradients are no numbers any more; the weights are those of the step before."""
+
+
+class Unscored(TrainError):
+    """Too much of a batch has no reward to learn from. ``may_pass``: asked again, the judge may say more."""
+
+    def __init__(self, message: str, *, may_pass: bool) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
+
+
+class Stopped(TrainError):
+    """Ctrl-C: the step under way was finished and saved, and others are left."""
 
 
 class Interrupted(TrainError):

@@ -16,10 +16,13 @@ import tenacity
 from markscheme.errors import ConnectionFailed, ServiceUnavailable
 from markscheme.schema import Group, GroupScore, Message, Rollout, Run, ScoreBatch, Usage
 from markscheme.vocabulary import ReusePolicy, VerifyMode
+from markscheme_train.errors import Unscored
 from markscheme_train.exchange import Alone, Exchange
 
 MOST_PAUSE_S = 30.0
 """Between two tries to reach a service that is away."""
+MAY_PASS = frozenset({"timeout", "rate_limited", "unavailable", "budget"})
+"""Reasons for which a rollout that is unscored now may be scored later."""
 
 PromptRow = str | list[dict[str, Any]]
 """A prompt as TRL passes it: text, or chat messages."""
@@ -94,14 +97,15 @@ class RubricReward:
     Groups are told apart by place, never by the prompt's text: TRL keeps the rows of an occurrence together over all
     processes, so row i belongs to group i // G. ``eos_token_ids`` tell a rollout that ended from one cut off; without
     them none is marked as cut off. While the service cannot be reached the run waits, at most ``max_outage_s``;
-    ``on_wait`` is told why and for how long. ``rows`` and ``last`` are of the newest batch, of all processes.
+    ``on_wait`` is told why and for how long. A batch of which more than the share ``max_unscored`` has no reward is not
+    learnt from. ``rows`` and ``last`` are of the newest batch, of all processes.
     """
 
     __name__ = "rubric"
 
     def __init__(self, client: Scorer, *, num_generations: int, run_id: str, reuse: ReusePolicy = "if_fresh",
                  verify: VerifyMode = "rollout", score_teachers: bool = False, ask_teacher: int = 0,
-                 eos_token_ids: Sequence[int] = (), max_outage_s: float = 0.0,
+                 eos_token_ids: Sequence[int] = (), max_outage_s: float = 0.0, max_unscored: float = 1.0,
                  on_wait: Callable[[str, float], None] = lambda why, seconds: None) -> None:
         self.client = client
         self.num_generations = num_generations
@@ -112,6 +116,7 @@ class RubricReward:
         self.ask_teacher = ask_teacher
         self.eos_token_ids = frozenset(eos_token_ids)
         self.max_outage_s = max_outage_s
+        self.max_unscored = max_unscored
         self.on_wait = on_wait
         self.exchange: Exchange = Alone()
         self.rows: list[Row] = []
@@ -125,8 +130,9 @@ class RubricReward:
                  **_columns: Any) -> list[float | None]:
         """One reward or ``None`` per row of this process, in the order of the rows.
 
-        Raises :class:`ValueError` when the rows of all processes are not whole groups, and the SDK's errors when the
-        service refuses the request or stays away for too long: a run that gets no marks at all should stop.
+        Raises :class:`ValueError` when the rows of all processes are not whole groups, the SDK's errors when the
+        service refuses the request or stays away for too long, and :class:`Unscored`: a run that gets no marks should
+        stop.
         """
         step = int(trainer_state.global_step)
         teachers = teacher_responses or [None] * len(prompts)
@@ -147,8 +153,17 @@ class RubricReward:
                                  usage=batch.usage, seconds=seconds)
         if log_metric is not None:
             _log(self.last, log_metric)
+        self._refuse_unscored(self.last)
         first = sum(counts[:self.exchange.rank])
         return self.last.rewards[first:first + len(own)]
+
+    def _refuse_unscored(self, report: RewardReport) -> None:
+        most = self.max_unscored * len(report.rewards)
+        if report.unscored > most:
+            why = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
+            for_good = sum(count for reason, count in report.reasons.items() if reason not in MAY_PASS)
+            raise Unscored(f"{report.unscored} of {len(report.rewards)} rollouts of step {report.step + 1} are "
+                           f"unscored ({why}); the step was not taken", may_pass=for_good <= most)
 
     def _score(self, groups: Sequence[Group], step: int) -> ScoreBatch:
         """The service's answer, waited for while it is away. A request that is sent again is the same to the byte, so

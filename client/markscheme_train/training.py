@@ -26,7 +26,7 @@ from markscheme.errors import ConnectionFailed, MarkschemeError, ServiceUnavaila
 from markscheme_train.checkpoints import Chance, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
 from markscheme_train.data import Example, as_dataset, read_examples
-from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, TrainError
+from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, Stopped, TrainError, Unscored
 from markscheme_train.reward import RubricReward, Scorer
 from markscheme_train.steps import StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
@@ -57,7 +57,8 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
 
     ``resume`` goes on from the last checkpoint under ``output_dir``. While the service is away the run waits and tells
     ``on_wait`` why and for how long. Raises :class:`TrainError`; when the service is lost in mid-run or leaves too much
-    unscored, what was learnt so far is saved first (:class:`Interrupted`).
+    unscored (:class:`Interrupted`, where that may pass), and on Ctrl-C (:class:`Stopped`), what was learnt so far is
+    saved first.
     """
     output = Path(config.output_dir)
     checkpoint = last_checkpoint(output)
@@ -67,19 +68,18 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
         raise ConfigError(f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or start "
                           "another in a different output_dir")
     examples = read_examples(Path(config.data))
-    keep_settings(config, output, resume=resume)
+    resume = keep_settings(config, output, resume=resume)
     model, tokenizer = load_model(config)
     reward = RubricReward(client, num_generations=config.num_generations,
                           run_id=run_id_of(config, output, resume=resume), reuse=config.reuse, verify=config.verify,
                           score_teachers=config.teacher_demonstration, ask_teacher=config.ask_teacher,
                           eos_token_ids=eos_token_ids(model, tokenizer), max_outage_s=config.max_outage_s,
-                          on_wait=on_wait)
+                          max_unscored=config.max_unscored, on_wait=on_wait)
     trainer = build_trainer(config, model, tokenizer, examples, reward)
-    trainer.add_callback(StopOnInterrupt(trainer))
+    stop = StopOnInterrupt(trainer)
+    trainer.add_callback(stop)
     trainer.add_callback(StepRecorder(trainer, output / STEPS_FILE, on_record, resumed=resume))
     trainer.add_callback(RefuseNonsense(trainer))
-    unscored = StopWhenUnscored(reward, config.max_unscored)
-    trainer.add_callback(unscored)
     between = BetweenBatches(trainer)
     trainer.add_callback(between)
     try:
@@ -87,14 +87,19 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
             trainer._load_from_checkpoint(str(checkpoint))  # there is nothing left to do but to save the model
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except MarkschemeError as error:
+    except (MarkschemeError, Unscored) as error:
         saved = save_checkpoint(trainer, between.chance)
         state = f"Saved {saved}; go on with --resume." if saved else "No step was finished; start again with --resume."
+        if isinstance(error, Unscored):
+            advice = "See to the judge. " if error.may_pass else (
+                "Asking again will not change that: see to these prompts, or raise max_unscored. ")
+            raise (Interrupted if error.may_pass else TrainError)(f"{error}\n{advice}{state}") from error
         lost = Interrupted if isinstance(error, ConnectionFailed | ServiceUnavailable) else TrainError
         raise lost(f"the rubric service failed: {error}\n{state}") from error
-    if unscored.why is not None:
-        raise Interrupted(f"{unscored.why}. Saved; see to the judge, then go on with --resume")
     trainer.save_model(str(output))
+    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        raise Stopped(f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; saved in "
+                      f"{output}. Go on with --resume")
     return output
 
 
@@ -139,11 +144,14 @@ def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
     return sorted({*declared, tokenizer.eos_token_id} - {None})
 
 
-def keep_settings(config: TrainConfig, output: Path, *, resume: bool) -> None:
-    """Write down what decides a run, or hold it against what its first part wrote. Raises :class:`ConfigError`."""
+def keep_settings(config: TrainConfig, output: Path, *, resume: bool) -> bool:
+    """Write down what decides a run, or hold it against what its first part wrote. Raises :class:`ConfigError`.
+
+    Says whether it is the run that was begun before: one that has learnt nothing yet may become another.
+    """
     file = output / SETTINGS_FILE
     now = decisive(config)
-    if resume and file.is_file():
+    if resume and file.is_file() and (last_checkpoint(output) is not None or json.loads(file.read_text()) == now):
         before = json.loads(file.read_text())
         changed = [f"{name} was {before[name]} and is {value}" for name, value in now.items()
                    if name in before and before[name] != value and name != "data"]
@@ -152,10 +160,11 @@ def keep_settings(config: TrainConfig, output: Path, *, resume: bool) -> None:
         if changed:
             raise ConfigError(f"this is not the run that {output} holds: {'; '.join(changed)}. Set it back, or start "
                               "a run in another output_dir")
-        return
+        return True
     if config.process_index == 0:
         output.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(now, indent=1) + "\n")
+    return False
 
 
 def decisive(config: TrainConfig) -> dict[str, Any]:
@@ -213,22 +222,6 @@ class RefuseNonsense(TrainerCallback):  # type: ignore[misc]
             raise Diverged(f"the gradients of step {state.global_step + 1} are no numbers; the step was not taken")
 
 
-class StopWhenUnscored(TrainerCallback):  # type: ignore[misc]
-    """Ends a run, with a checkpoint, whose judge leaves more than ``most`` of a step's rollouts unscored."""
-
-    def __init__(self, reward: RubricReward, most: float) -> None:
-        self._reward, self._most = reward, most
-        self.why: str | None = None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        report = self._reward.last
-        if report is not None and report.unscored > self._most * len(report.rewards):
-            self.why = (f"{report.unscored} of {len(report.rewards)} rollouts of step {state.global_step} are unscored "
-                        f"({', '.join(f'{count} {reason}' for reason, count in sorted(report.reasons.items()))})")
-            control.should_save = True
-            control.should_training_stop = True
-
-
 class BetweenBatches(TrainerCallback):  # type: ignore[misc]
     """Puts off saving and stopping to the end of the generated batch: one that is begun is in no checkpoint.
 
@@ -267,6 +260,7 @@ class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         accelerator = self._trainer.accelerator
         if accelerator.reduce(torch.tensor(float(self.asked), device=accelerator.device)).item():
+            self.asked = True
             control.should_save = True
             control.should_training_stop = True
 

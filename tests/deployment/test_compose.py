@@ -124,7 +124,10 @@ def test_files_that_are_mounted_are_there(name: str) -> None:
     text = VARIABLE.sub(lambda match: match[3] or "", (ROOT / name).read_text("utf-8"))
     for service in yaml.load(text, Loader)["services"].values():
         for volume in service.get("volumes", []):
-            if volume.startswith("."):
+            if isinstance(volume, dict):
+                assert (ROOT / volume["source"]).is_file(), volume
+                assert volume["bind"] == {"create_host_path": False}
+            elif volume.startswith("."):
                 assert (ROOT / volume.split(":")[0]).exists(), volume
 
 
@@ -135,8 +138,8 @@ def test_a_service_is_given_the_time_that_its_ending_takes() -> None:
     assert ending < int(SERVICES["rubric"]["stop_grace_period"].removesuffix("s"))
     for trainer in ("trainer", "demo"):
         assert SERVICES[trainer]["stop_grace_period"].endswith("m"), "a step is finished and saved first"
-        assert SERVICES[trainer]["restart"] == "on-failure", "a finished run stays finished"
-        assert SERVICES[trainer]["depends_on"] == {"rubric": {"condition": "service_healthy"}}
+        assert SERVICES[trainer]["restart"].startswith("on-failure"), "a finished run stays finished"
+        assert SERVICES[trainer]["depends_on"]["rubric"] == {"condition": "service_healthy"}
 
 
 def test_the_image_asks_itself_whether_it_is_ready(service: str) -> None:

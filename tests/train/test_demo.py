@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 from datetime import UTC, datetime
@@ -10,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 from rich.console import Console
 
@@ -24,6 +27,7 @@ from markscheme_train.demo.plots import criterion_changes
 from markscheme_train.demo.report import render_report
 from markscheme_train.demo.result import Change, DemoResult, print_result
 from markscheme_train.demo.sample import Sample, sample_responses
+from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words, non_word_share
 from markscheme_train.live import LiveTable
 from markscheme_train.steps import StepRecord
@@ -218,5 +222,23 @@ def test_a_demo_that_was_stopped_goes_on_and_a_finished_one_begins_anew(
     assert [record.step for record in result.records] == list(range(1, 8))
     assert json.loads((tmp_path / "demo" / "summary.json").read_text())["steps"] == 7
     assert "<svg" in (tmp_path / "demo" / "report.html").read_text()
-    assert demo.demo_directory(settings) == tmp_path / "demo"
-    assert [path.name for path in (tmp_path / "demo").iterdir()] == ["demo.json"]
+    output.truncate(0)
+    run()
+    assert re.findall(r"\[(\d)\]", output.getvalue()) == ["1", "2", "3", "4", "5", "6", "7"]
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=6)
+    settings = dataclasses.replace(settings, seed=1)  # what is left is of another training
+    output.truncate(0)
+    run()
+    assert re.findall(r"\[(\d)\]", output.getvalue()) == ["1", "2", "3", "4", "5", "6", "7"]
+
+
+def test_the_demos_service_reads_no_settings_of_the_folder_and_hears_no_ctrl_c(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("MARKSCHEME_API_KEY=somebody's\nMARKSCHEME_DATABASE_URL=postgresql://nowhere\n")
+    monkeypatch.chdir(tmp_path)
+    with running_service(tmp_path / "home") as url:
+        assert httpx.get(f"{url}/v1/rubrics").json()["data"] == []
+        children = psutil.Process().children()
+        assert [os.getpgid(child.pid) != os.getpgid(0) for child in children
+                if "serve" in child.cmdline()] == [True]

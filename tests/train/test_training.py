@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from markscheme.errors import ConnectionFailed, MarkschemeError
+from markscheme.vocabulary import UnscoredReason
 from markscheme_train.checkpoints import last_checkpoint
 from markscheme_train.config import TrainConfig, build_config
-from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, TrainError
+from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, Stopped, TrainError
 from markscheme_train.steps import StepRecord
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import decisive, run_id_of, train
@@ -68,7 +69,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(settings: dict[str, 
 
     parts = {**four, "output_dir": str(tmp_path / "parts")}
     first = ScriptedClient(by_length)
-    run(parts, client=first, on_record=interrupt)
+    with pytest.raises(Stopped, match=r"stopped after step [23] of 4; saved in .*parts"):
+        run(parts, client=first, on_record=interrupt)
     second = ScriptedClient(by_length)
     torch.rand(7)
     resumed = run(parts, client=second, resume=True)
@@ -115,8 +117,10 @@ def test_saving_and_stopping_wait_for_the_end_of_the_batch(settings: dict[str, A
             os.kill(os.getpid(), signal.SIGINT)
 
     records: list[StepRecord] = []
-    output = run({**settings, "num_iterations": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3},
-                 on_record=lambda record: (records.append(record), interrupt(record)))
+    output = Path(settings["output_dir"])
+    with pytest.raises(Stopped):
+        run({**settings, "num_iterations": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3},
+            on_record=lambda record: (records.append(record), interrupt(record)))
     assert [record.step for record in records] == [1, 2]
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-2"]
     run({**settings, "num_iterations": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}, resume=True)
@@ -182,15 +186,48 @@ def test_what_cannot_start_says_why(settings: dict[str, Any], change: dict[str, 
         run({**settings, **change})
 
 
-def test_a_judge_that_leaves_too_much_unscored_ends_the_run_with_a_checkpoint(settings: dict[str, Any]) -> None:
+def test_a_batch_of_which_too_much_is_unscored_is_not_learnt_from_and_comes_again(settings: dict[str, Any],
+                                                                                  tmp_path: Path) -> None:
+    settings = {**settings, "max_steps": 4}
     records: list[StepRecord] = []
-    client = ScriptedClient(lambda place, rollout: None if place and len(client.calls) == 2 else 0.5)
-    with pytest.raises(Interrupted, match=r"6 of 8 rollouts of step 2 are unscored \(6 timeout\)"):
-        run({**settings, "max_steps": 4}, client=client, on_record=records.append)
-    assert len(records) == 2
-    assert (Path(settings["output_dir"]) / "checkpoint-2" / "trainer_state.json").is_file()
-    run({**settings, "max_steps": 4}, client=ScriptedClient(by_length), resume=True, on_record=records.append)
+    client = ScriptedClient(lambda place, rollout: None if place and len(client.calls) == 2 else by_length(0, rollout))
+    with pytest.raises(Interrupted, match=r"6 of 8 rollouts of step 2 are unscored \(6 timeout\); the step was not"):
+        run(settings, client=client, on_record=records.append)
+    assert [record.step for record in records] == [1]
+    assert (Path(settings["output_dir"]) / "checkpoint-1" / "trainer_state.json").is_file()
+    there = ScriptedClient(by_length)
+    resumed = run(settings, client=there, resume=True, on_record=records.append)
     assert [record.step for record in records] == [1, 2, 3, 4]
+    assert there.calls[0]["groups"] == client.calls[1]["groups"], "the very rollouts that could not be marked"
+    whole = run({**settings, "output_dir": str(tmp_path / "whole")})
+    torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
+
+
+def test_what_asking_again_will_not_change_is_no_reason_to_start_again(settings: dict[str, Any]) -> None:
+    """A container would be restarted for ever."""
+    class NoRubrics(ScriptedClient):
+        def score(self, groups: Any, **options: Any) -> Any:
+            batch = super().score(groups, **options)
+            return batch.model_copy(update={"groups": [group.model_copy(update={"rollouts": [
+                rollout.model_copy(update={"reason": UnscoredReason.NO_RUBRIC}) for rollout in group.rollouts]})
+                for group in batch.groups]})
+
+    with pytest.raises(TrainError, match=r"8 no_rubric.*\n.*raise max_unscored") as refused:
+        run(settings, client=NoRubrics(lambda place, rollout: None))
+    assert not isinstance(refused.value, Interrupted)
+
+
+def test_a_run_that_has_learnt_nothing_yet_may_become_another(settings: dict[str, Any]) -> None:
+    class Absent(ScriptedClient):
+        def score(self, groups: Any, **options: Any) -> Any:
+            raise MarkschemeError("connection refused")
+
+    with pytest.raises(TrainError, match="No step was finished"):
+        run({**settings, "learning_rate": 1.0}, client=Absent(by_length))
+    first = (Path(settings["output_dir"]) / "run_id").read_text()
+    output = run(settings, resume=True)
+    assert (output / "run_id").read_text() != first
+    assert json.loads((output / "settings.json").read_text())["learning_rate"] == settings["learning_rate"]
 
 
 def test_gradients_that_are_no_numbers_are_never_stepped_on(settings: dict[str, Any],

@@ -25,10 +25,11 @@ from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words
 from markscheme_train.live import LiveTable
 from markscheme_train.steps import read_records
-from markscheme_train.training import STEPS_FILE, begun, quieten, train
+from markscheme_train.training import STEPS_FILE, begun, decisive, quieten, train
 
 INDUCTION_SEED = 1_000
 EVALUATION_SEED = 2_000
+PROMPTS = "demo-prompts.jsonl"
 RUN = "run"
 SUMMARY = "summary.json"
 """Written last: a demo with one is finished."""
@@ -49,14 +50,16 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
     """Run the demo, or go on with it, and print where its report is. ``url``: a service that is there already.
 
     All but the training is simply done again when a demo goes on: the service knows its rubrics and verdicts by then.
-    Raises :class:`markscheme_train.errors.TrainError`; :class:`KeyboardInterrupt` when training was stopped halfway.
+    Raises :class:`markscheme_train.errors.TrainError`.
     """
     prepare_torch()
     console.print("Preparing the model (fetched and converted once) …")
     directory = ensure_model(settings.room / "smollm2")
-    out = demo_directory(settings)
     started = time.perf_counter()
     trained, held_out = load_prompts()
+    out = settings.room / "demo"
+    config = demo_config(settings, out / RUN, model=directory, data=write_prompts(trained, settings.room / PROMPTS))
+    make_way(out, config)
     model, tokenizer = load_student(directory)
     known = known_words(tokenizer, [text for p in trained + held_out for text in (p.prompt, *p.teacher_responses)])
     with (running_service(out / "service") if url is None else nullcontext(url)) as address:
@@ -75,17 +78,13 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
         console.print("Measuring the student before training …")
         before = measure(model)
         del model
-        config = demo_config(settings, out / RUN, model=directory, data=write_prompts(trained, out / "prompts.jsonl"))
         with LiveTable(console, title="training") as live:
             finished = train(config, client, resume=begun(out / RUN), on_record=live.show, on_wait=live.wait)
-        records = read_records(finished / STEPS_FILE)
-        if len(records) < settings.steps:
-            raise KeyboardInterrupt
         console.print("Measuring it again …")
         after = measure(load_student(finished)[0])
         client.close()
-    result = DemoResult(trained=Change(before[0], after[0]), held_out=Change(before[1], after[1]), records=records,
-                        seconds=time.perf_counter() - started)
+    result = DemoResult(trained=Change(before[0], after[0]), held_out=Change(before[1], after[1]),
+                        records=read_records(finished / STEPS_FILE), seconds=time.perf_counter() - started)
     write_report(result, out / "report.html")
     (out / SUMMARY).write_text(json.dumps(result.summary(), indent=2) + "\n")
     print_result(result, console)
@@ -93,14 +92,13 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
     return result
 
 
-def demo_directory(settings: DemoSettings) -> Path:
-    """Where this demo writes: what an unfinished one with the same settings left is kept, anything else removed."""
-    out = settings.room / "demo"
-    note, mine = out / "demo.json", json.dumps({"steps": settings.steps, "seed": settings.seed})
+def make_way(out: Path, config: TrainConfig) -> None:
+    """Leave in ``out`` what an unfinished demo of the very same training left there, and nothing else."""
+    note = out / "demo.json"
+    mine = json.dumps(decisive(config) | {"max_steps": config.max_steps})
     if (out / SUMMARY).is_file() or not note.is_file() or note.read_text() != mine:
         fresh_directory(out)
         note.write_text(mine)
-    return out
 
 
 def prepare_torch() -> None:

@@ -28,11 +28,13 @@ def running_service(home: Path) -> Iterator[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "MARKSCHEME_"))}
     environment |= {"MARKSCHEME_JUDGE": "builtin", "MARKSCHEME_HOME": str(home.resolve())}
     log = home / "service.log"
-    with log.open("wb") as errors:
-        process = subprocess.Popen([str(Path(sys.executable).with_name("markscheme")), "serve", "--port", "0"],
-                                   env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+    with log.open("wb") as errors, subprocess.Popen(
+            [str(Path(sys.executable).with_name("markscheme")), "serve", "--port", "0"], env=environment, cwd=home,
+            start_new_session=True, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+        # In its own folder and session: it reads no .env of ours, and Ctrl-C is for the demo to hear, which ends it.
+        reader, found = _start_reading(process)
         try:
-            yield _wait_for_url(process, log)
+            yield _wait_for_url(found, log)
         finally:
             process.terminate()
             try:
@@ -40,12 +42,18 @@ def running_service(home: Path) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            reader.join()
 
 
-def _wait_for_url(process: "subprocess.Popen[str]", log: Path) -> str:
+def _start_reading(process: "subprocess.Popen[str]") -> tuple[threading.Thread, "queue.Queue[str | None]"]:
     assert process.stdout is not None
     found: queue.Queue[str | None] = queue.Queue()
-    threading.Thread(target=_read_url, args=(process.stdout, found), daemon=True).start()
+    reader = threading.Thread(target=_read_url, args=(process.stdout, found), daemon=True)
+    reader.start()
+    return reader, found
+
+
+def _wait_for_url(found: "queue.Queue[str | None]", log: Path) -> str:
     try:
         url = found.get(timeout=START_TIMEOUT_S)
     except queue.Empty:

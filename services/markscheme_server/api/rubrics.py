@@ -66,8 +66,8 @@ async def fork_rubric(rubric_id: RubricId, payload: schema.RubricFork, caller: I
 
     async def save() -> schema.Rubric:
         saved = await services.store.rubrics.save(
-            team=caller.team, prompt=[dict(m) for m in source.prompt], criteria=criteria, origin="forked", parent=source,
-            tags=source.tags if payload.tags is None else payload.tags, provenance=source.provenance)
+            team=caller.team, prompt=[dict(m) for m in source.prompt], criteria=criteria, origin="forked",
+            parent=source, tags=source.tags if payload.tags is None else payload.tags, provenance=source.provenance)
         return (await _shown(services, caller, [saved]))[0]
 
     return await once.answer(payload, save, status=201)
