@@ -275,8 +275,9 @@ def finish(run: Run) -> None:
     took = run.wait(lambda: not run.state("demo")["State"]["Running"], within_s=1800, what="the end of the demo")
     run.figure("from the resumed step to the end", f"{took:.0f} s")
     state = run.state("demo")
-    run.expect("the trainer ends with 0 and stays ended", state["State"]["ExitCode"] == 0 and not
-               state["State"]["Restarting"] and state["RestartCount"] == 1, f"status {state['State']['ExitCode']}, {state['RestartCount']} restart")
+    ended = state["State"]["ExitCode"] == 0 and not state["State"]["Restarting"] and state["RestartCount"] == 1
+    run.expect("the trainer ends with 0 and stays ended", ended,
+               f"status {state['State']['ExitCode']}, {state['RestartCount']} restart")
 
     def read(name: str) -> str:
         return run.compose("run", "--rm", "--no-deps", "--entrypoint", "cat", "demo", f"{RUN}/{name}").stdout

@@ -113,7 +113,7 @@ def read(response: httpx.Response, model: type[Model]) -> Model:
     """A successful answer as ``model``. Raises the stated error, or ``ConnectionFailed`` for a foreign body."""
     raise_for_status(response)
     try:
-        return model.model_validate_json(response.content)
+        return model.model_validate_json(response.content, extra="ignore")
     except ValidationError as error:
         raise ConnectionFailed(f"the answer is not a {model.__name__}: is this a Markscheme service of this version?"
                                ) from error
@@ -124,7 +124,7 @@ def raise_for_status(response: httpx.Response) -> None:
     if response.is_success:
         return
     try:
-        stated = ErrorBody.model_validate_json(response.content)
+        stated = ErrorBody.model_validate_json(response.content, extra="ignore")
     except ValidationError:
         raise error_class(response.status_code)(
             f"the service answered {response.reason_phrase or 'with an error'}", status=response.status_code) from None
@@ -151,13 +151,13 @@ class BatchReader:
     def line(self, text: str) -> GroupScore | None:
         """Take one line; the group, when it is one. Raises :class:`DeadlineExceeded` when it comes too late."""
         if '"object":"score.summary"' in text[:40]:
-            self._summary = ScoreSummary.model_validate_json(text)
+            self._summary = ScoreSummary.model_validate_json(text, extra="ignore")
             return None
         if self._deadline is not None:
             self._deadline.check()
         if not text.strip() or '"object":"heartbeat"' in text[:40]:
             return None
-        group = GroupScore.model_validate_json(text)
+        group = GroupScore.model_validate_json(text, extra="ignore")
         self._groups[group.id] = group
         return group
 

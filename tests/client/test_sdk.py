@@ -1,16 +1,19 @@
 """Both clients against a real service, and what they say when there is none."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
+import httpx
 import pytest
 from pydantic import ValidationError
 
-from markscheme import AsyncClient, Client
+from markscheme import AsyncClient, Client, protocol
 from markscheme.errors import AuthenticationFailed, ConnectionFailed, InvalidRequest, NotFound
-from markscheme.schema import Run
+from markscheme.schema import Rubric, Run
 
 PROMPT = "Describe a tree. Do not use any commas. Use at least 5 words."
 TEACHER = "An oak is a broad tree with deep roots and a rough dark bark"
@@ -113,3 +116,24 @@ def test_the_sdk_pulls_in_neither_torch_nor_the_server() -> None:
             "bad = {'torch', 'numpy', 'fastapi', 'sqlalchemy', 'markscheme_server'} & set(sys.modules); print(bad)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def _with_news(value: Any) -> Any:
+    """As a later version of the service may answer: a field more in every object."""
+    if isinstance(value, dict):
+        return {name: _with_news(each) for name, each in value.items()} | {"of_a_later_version": 1}
+    return [_with_news(each) for each in value] if isinstance(value, list) else value
+
+
+def test_an_older_client_reads_what_a_newer_service_answers(client: Client) -> None:
+    """Services are upgraded before those that call them."""
+    rubric = client.create_rubric(PROMPT, [{"text": "It names red.", "points": 1}])
+    batch = client.score([{"id": "g", "prompt": PROMPT, "rollouts": [{"id": "r", "text": "red"}]}], reuse="frozen")
+    newer = json.dumps(_with_news(rubric.model_dump(mode="json")))
+    assert protocol.read(httpx.Response(200, text=newer), Rubric) == rubric
+    reader = protocol.BatchReader(["g"], None)
+    assert reader.line(json.dumps(_with_news(batch.groups[0].model_dump(mode="json")))) == batch.groups[0]
+    refused = httpx.Response(404, json=_with_news({"error": {"message": "gone", "type": "not_found_error", "code": "x"},
+                                                   "request_id": "r"}))
+    with pytest.raises(NotFound, match="gone"):
+        protocol.raise_for_status(refused)

@@ -40,10 +40,13 @@ def run(directory: Path, settings: dict[str, Any], *, processes: int) -> dict[st
     return made
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize("change", [
-    {"num_generations": 4},
+    pytest.param({"num_generations": 4}, id="whole groups", marks=SLOW),
     pytest.param({"num_generations": 4, "only_first_group_fails": True}, id="a process without routed rows"),
-    pytest.param({"num_generations": 8}, id="a group over both processes"),
+    pytest.param({"num_generations": 8}, id="a group over both processes", marks=SLOW),
     pytest.param({"num_generations": 4, "num_iterations": 2, "max_steps": 4}, id="several iterations"),
 ])
 def test_two_processes_do_what_one_does(change: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:

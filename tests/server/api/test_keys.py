@@ -53,13 +53,15 @@ class Keys:
     """Teams and keys of a database, made as the commands make them."""
 
     def __init__(self, url: str, pepper: str = PEPPER) -> None:
-        self.url, self.pepper = url, pepper
+        self.url, self.pepper, self.migrated = url, pepper, False
 
     def do(self, work: Callable[[Identity], Any]) -> Any:
         async def run() -> Any:
             store = Store(Settings(_env_file=None, database_url=self.url).sqlalchemy_url)
             try:
-                await store.database.migrate()
+                if not self.migrated:
+                    await store.database.migrate()
+                    self.migrated = True
                 return await work(Identity(store.teams, operator_key=None, pepper=self.pepper))
             finally:
                 await store.close()
