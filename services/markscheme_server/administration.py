@@ -1,6 +1,7 @@
 """The commands ``markscheme teams`` and ``markscheme keys``: they work on the database, with no service running."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, TypeVar, cast
@@ -80,7 +81,7 @@ def list_keys(team: Annotated[str | None, typer.Option(help="Only this team's.")
     for key in found:
         table.add_row(key.prefix, key.team, ",".join(key.scopes), key.label or "", _state(key),
                       f"{key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never")
-    Console(markup=False).print(table)
+    Console(markup=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @keys.command("rotate")

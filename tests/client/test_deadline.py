@@ -20,6 +20,7 @@ from markscheme.schema import Rubric, ScoreBatch
 RUBRIC = {
     "object": "rubric", "id": "rub_1", "version": 1, "parent_id": None, "prompt_key": "k", "prompt": [],
     "content_hash": "h", "criteria": [], "maximum_score": 1, "origin": "induced", "tags": [],
+    "team": "default", "visibility": "private", "shared_with": [], "retired_at": None,
     "created_at": "2026-01-01T00:00:00Z", "provenance": {}}
 ONE = {"id": "g", "prompt": "p", "rollouts": [{"id": "r", "text": "x"}]}
 GROUP = {"object": "score.group", "id": "g", "status": "unscored", "error": None, "rubric": None, "teacher": None,

@@ -1,6 +1,7 @@
 """``markscheme teach``: the file, ROPD's index, going on after a stop, what it says."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from fakes.judge import ScriptedJudge
 from fakes.processes import command
 from markscheme import Client
-from markscheme.teaching import TeachReport, read_prompts, ropd_prompt_hash, teach_all
+from markscheme.teaching import read_prompts, ropd_prompt_hash
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -80,15 +81,12 @@ def test_the_command_fills_the_bank_and_goes_on(tmp_path: Path, service_url: str
 def test_a_failure_stops_it_and_what_is_done_stays(tmp_path: Path, service_url: str, judge: ScriptedJudge) -> None:
     judge.script = lambda request, number: 400 if "bad" in request["messages"][0]["content"] else f"R {number}."
     file = write(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "bad"}, {"prompt": "c"})
-    report = TeachReport()
-    with Client(service_url) as client:
-        with pytest.raises(Exception, match=r".+"):
-            teach_all(client, read_prompts(file), report, count=1, at_once=1)
-        assert report.prompts == 1
-        assert len(client.teacher_responses("a").data) == 1
-    failed = command("teach", str(file), "--count", "1", "--url", service_url, directory=tmp_path, settings={})
+    failed = command("teach", str(file), "--count", "1", "--at-once", "1", "--url", service_url, directory=tmp_path,
+                     settings={})
     assert failed.returncode == 1
-    assert "prompts done" in failed.stderr
+    assert re.search(r"1\s+prompts done", failed.stderr)
+    with Client(service_url) as client:
+        assert len(client.teacher_responses("a").data) == 1
 
 
 def test_without_a_teacher_the_file_alone_is_brought(tmp_path: Path, service: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from markscheme import schema
 from markscheme.vocabulary import RubricOrigin
@@ -35,7 +35,6 @@ from markscheme_server.judge.base import Response as StudentText
 from markscheme_server.judge.builtin.checks import validate_check
 from markscheme_server.store.rubrics import NotTheirs, UnknownTeams
 
-RubricId = Annotated[str, Path(max_length=64, pattern=NO_NUL)]
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
 
@@ -56,12 +55,10 @@ async def create_rubric(payload: schema.RubricCreate, caller: Inducer, services:
 
 @router.post("/rubrics/{rubric_id}:fork", status_code=201, response_model=schema.Rubric,
              responses=idempotency.RESPONSES, summary="Edit a rubric as a new version, or take another team's over")
-async def fork_rubric(rubric_id: RubricId, payload: schema.RubricFork, caller: Inducer, services: UsesServices,
+async def fork_rubric(rubric_id: str, payload: schema.RubricFork, caller: Inducer, services: UsesServices,
                       once: TakesKey) -> Response:
     """The new rubric is the caller's team's, private, and names the one it comes from as its parent."""
-    source = await services.store.rubrics.find(caller.team, rubric_id)
-    if source is None:
-        raise _missing()
+    source = await _found(services, caller, rubric_id)
     criteria = source.criteria if payload.criteria is None else _criteria(payload.criteria)
 
     async def save() -> schema.Rubric:
@@ -112,11 +109,9 @@ async def list_rubrics(
 
 
 @router.get("/rubrics/{rubric_id}", summary="Read a rubric")
-async def read_rubric(rubric_id: RubricId, caller: Reader, services: UsesServices,
+async def read_rubric(rubric_id: str, caller: Reader, services: UsesServices,
                       if_none_match: Annotated[str | None, Header()] = None) -> schema.Rubric:
-    found = await services.store.rubrics.find(caller.team, rubric_id)
-    if found is None:
-        raise _missing()
+    found = await _found(services, caller, rubric_id)
     text = (await _shown(services, caller, [found]))[0].model_dump_json()
     etag = f'"{text_key(text)}"'
     if if_none_match is not None and etag in [tag.strip() for tag in if_none_match.split(",")]:
@@ -125,9 +120,10 @@ async def read_rubric(rubric_id: RubricId, caller: Reader, services: UsesService
 
 
 @router.patch("/rubrics/{rubric_id}", summary="Share a rubric, tag it, retire it")
-async def change_rubric(rubric_id: RubricId, payload: schema.RubricPatch, caller: Inducer,
+async def change_rubric(rubric_id: str, payload: schema.RubricPatch, caller: Inducer,
                         services: UsesServices) -> schema.Rubric:
     """Only the team that made it may. A retired rubric can still be read and named; no group gets it by itself."""
+    await _found(services, caller, rubric_id)
     try:
         changed = await services.store.rubrics.change(
             caller.team, rubric_id, visibility=payload.visibility, shared_with=payload.shared_with, tags=payload.tags,
@@ -156,6 +152,14 @@ def _criteria(given: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
     except ValueError as error:
         raise Unprocessable(str(error), code="invalid_check", param="criteria") from error
     return criteria
+
+
+async def _found(services: Services, caller: Caller, rubric_id: str) -> Rubric:
+    """The rubric, if the caller's team sees it. PostgreSQL takes no NUL, and no id has one."""
+    found = await services.store.rubrics.find(caller.team, rubric_id) if "\x00" not in rubric_id else None
+    if found is None:
+        raise _missing()
+    return found
 
 
 async def _shown(services: Services, caller: Caller, rubrics: Sequence[Rubric]) -> list[schema.Rubric]:
