@@ -1,6 +1,6 @@
 """Teams and their keys. The one store that does not take a team: it says which there are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from markscheme.vocabulary import Scope
+from markscheme_server.store.batching import Batcher
 from markscheme_server.store.database import Database
 from markscheme_server.store.ids import as_utc, now
 from markscheme_server.store.tables import api_keys, teams
@@ -53,6 +54,9 @@ class TeamStore:
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        self._by_digest = sa.select(api_keys).where(database.in_keys(api_keys.c.digest, "keys"))
+        self._finding: Batcher[str, Key | None] = Batcher(self._find)
+        self._looking: Batcher[None, bool] = Batcher(self._look)
 
     async def create(self, name: str) -> Team:
         """A new team. Raises :class:`Taken`."""
@@ -85,11 +89,14 @@ class TeamStore:
 
     async def key(self, digest: str) -> Key | None:
         """The key of this digest, be it live or not."""
-        return await self._one(api_keys.c.digest == digest)
+        return await self._finding.submit(digest)
 
     async def key_named(self, prefix: str) -> Key | None:
         """The key of this prefix."""
-        return await self._one(api_keys.c.prefix == prefix)
+        async with self._db.reading() as connection:
+            rows = await connection.execute(sa.select(api_keys).where(api_keys.c.prefix == prefix))
+            row = rows.mappings().first()
+        return _key(row) if row is not None else None
 
     async def keys(self, team: str | None = None) -> list[Key]:
         """Every key, or every key of a team, newest first."""
@@ -101,8 +108,7 @@ class TeamStore:
 
     async def any_key(self) -> bool:
         """Whether a key was ever made."""
-        async with self._db.reading() as connection:
-            return (await connection.execute(sa.select(api_keys.c.prefix).limit(1))).scalar() is not None
+        return await self._looking.submit(None)
 
     async def revoke(self, prefix: str) -> Key | None:
         """End a key now; one that has ended before keeps its time. ``None``: there is no such key."""
@@ -124,10 +130,16 @@ class TeamStore:
             row = rows.mappings().first()
         return _key(row) if row is not None else None
 
-    async def _one(self, where: sa.ColumnElement[bool]) -> Key | None:
+    async def _find(self, digests: Sequence[str]) -> list[Key | None]:
         async with self._db.reading() as connection:
-            row = (await connection.execute(sa.select(api_keys).where(where))).mappings().first()
-        return _key(row) if row is not None else None
+            rows = (await connection.execute(self._by_digest, {"keys": self._db.keys(digests)})).mappings()
+            found = {row["digest"]: _key(row) for row in rows}
+        return [found.get(digest) for digest in digests]
+
+    async def _look(self, asked: Sequence[None]) -> list[bool]:
+        async with self._db.reading() as connection:
+            there = (await connection.execute(sa.select(api_keys.c.prefix).limit(1))).scalar() is not None
+        return [there] * len(asked)
 
 
 def _key(row: Mapping[Any, Any]) -> Key:

@@ -101,7 +101,7 @@ def start(database_url: str) -> Iterator[Callable[..., str]]:
 
 def call(url: str, method: str, path: str, key: str | None, body: Any = None) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
-    return httpx.request(method, url + path, json=body, headers=headers, timeout=30,
+    return httpx.request(method, url + path, json=body, headers=headers, timeout=30, verify=False,
                          params={"prompt": PROMPT} if (method, path) == ("GET", "/v1/teacher-responses") else None)
 
 
@@ -177,7 +177,7 @@ def test_a_revoked_key_opens_nothing_within_a_second_at_any_worker(organisation:
     assert call(urls[0], "DELETE", f"/v1/keys/{keys.prefix(key)}", admin).json()["revoked_at"] is not None
     ended = time.monotonic()
     seen: list[tuple[float, int]] = []
-    while time.monotonic() - ended < 1.5:
+    while len([at for at, _ in seen if at > 1.0]) < 4:
         seen += [(time.monotonic() - ended, call(url, "GET", "/v1/rubrics", key).status_code) for url in urls]
     assert {status for at, status in seen if at > 1.0} == {401}
 
