@@ -62,6 +62,8 @@ def create_key(
     label: Annotated[str | None, typer.Option(help="Whose it is or what for, to know it by in lists.")] = None,
 ) -> None:
     """Make a key. It is printed once, alone on the last line, and cannot be had again."""
+    if label is not None and not 0 < len(label) <= 200:
+        fail("--label: 200 characters at most")
     scopes = [part.strip() for given in scope for part in given.split(",")]
     if unknown := [part for part in scopes if part not in SCOPES]:
         fail(f"there is no scope {unknown[0]!r}: there are {', '.join(SCOPES)}")

@@ -65,7 +65,8 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         store = Store(settings.sqlalchemy_url, claim_lease_s=settings.claim_lease_s)
         await store.database.migrate()
         secret = settings.secret.get_secret_value() if settings.secret else await store.secret("marks")
-        identity = Identity(store.teams, operator_key=_plain(settings.api_key), pepper=_plain(settings.key_pepper))
+        identity = Identity(store.teams, operator_key=_plain(settings.api_key), pepper=_plain(settings.key_pepper),
+                            guarded=settings.guarded)
         redis = Redis(settings.redis_url) if settings.redis_url else None
         judges = Judges({name: make_judge(settings, name, owner=store.owner, secret=secret.encode(), redis=redis)
                          for name in (BUILTIN, *settings.judges)}, settings.roles)
@@ -82,6 +83,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             await rubric_service.drain(DRAIN_S)
             await verdicts.drain(DRAIN_S)
             await judges.aclose()
+            await identity.drain()
             await store.drain()
             if redis is not None:
                 await redis.aclose()

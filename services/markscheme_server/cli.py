@@ -46,6 +46,8 @@ def serve(
     if host not in LOOPBACK and not guarded:
         fail(f"refusing to listen on {host} without a key: make one ('markscheme keys create', with "
              "MARKSCHEME_KEY_PEPPER set) or set MARKSCHEME_API_KEY, or listen on 127.0.0.1")
+    if host not in LOOPBACK:
+        settings = settings.model_copy(update={"guarded": True})  # also if its database were exchanged
     try:
         listener = serving.listen(host, port)
     except OSError as error:
@@ -170,7 +172,10 @@ def _has_keys(settings: Settings) -> bool:
         finally:
             await database.close()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        fail(f"the database did not answer ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
 
 
 def _judges(settings: Settings) -> list[str]:

@@ -23,6 +23,8 @@ from markscheme_server.errors import Unauthorised, Unavailable
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+LOOK_UP_S = 5.0
+"""How long a silent database may keep it open who asks."""
 GONE = 499
 """The status that is counted and logged when the caller left, or the end came, before an answer began."""
 _REQUEST_ID = re.compile(r"[\w.:-]{1,100}")
@@ -203,8 +205,9 @@ class Authenticated:
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
         services: Services = scope["state"]["services"]
         try:
-            scope["markscheme.caller"] = await services.identity.authenticate(
-                token.strip() if scheme.lower() == "bearer" else None)
+            async with asyncio.timeout(LOOK_UP_S):
+                scope["markscheme.caller"] = await services.identity.authenticate(
+                    token.strip() if scheme.lower() == "bearer" else None)
         except Unauthorised as error:
             return await answer(Request(scope), error)(scope, receive, send)
         except (SQLAlchemyError, OSError) as error:

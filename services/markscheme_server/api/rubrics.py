@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
@@ -64,7 +64,8 @@ async def fork_rubric(rubric_id: str, payload: schema.RubricFork, caller: Induce
     async def save() -> schema.Rubric:
         saved = await services.store.rubrics.save(
             team=caller.team, prompt=[dict(m) for m in source.prompt], criteria=criteria, origin="forked",
-            parent=source, tags=source.tags if payload.tags is None else payload.tags, provenance=source.provenance)
+            parent=source, tags=source.tags if payload.tags is None else payload.tags,
+            provenance=source.provenance if source.team == caller.team else _told(source))
         return (await _shown(services, caller, [saved]))[0]
 
     return await once.answer(payload, save, status=201)
@@ -163,10 +164,19 @@ async def _found(services: Services, caller: Caller, rubric_id: str) -> Rubric:
 
 
 async def _shown(services: Services, caller: Caller, rubrics: Sequence[Rubric]) -> list[schema.Rubric]:
-    """Rubrics as a caller may see them: with whom one is shared is told to its own team only."""
+    """Rubrics as a caller may see them. To its own team only is told with whom one is shared, and what names that
+    team's runs, texts and other rubrics."""
     own = [rubric.id for rubric in rubrics if rubric.team == caller.team]
     shared = await services.store.rubrics.shared_with(caller.team, own) if own else {}
-    return [wire.from_rubric(replace(rubric, shared_with=shared.get(rubric.id, ()))) for rubric in rubrics]
+    return [wire.from_rubric(
+        replace(rubric, shared_with=shared.get(rubric.id, ())) if rubric.team == caller.team else
+        replace(rubric, parent_id=None, provenance=_told(rubric))) for rubric in rubrics]
+
+
+def _told(rubric: Rubric) -> dict[str, Any]:
+    """Of a rubric's provenance what other teams are told: which models made it."""
+    return {name: value for name, value in rubric.provenance.items() if name in ("rubricator", "template",
+                                                                                "teacher_model")}
 
 
 def _missing() -> NotFound:

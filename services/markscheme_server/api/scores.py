@@ -33,7 +33,7 @@ async def score(payload: schema.ScoreRequest, caller: Scorer, services: UsesServ
     deadline = services.scores.deadline(deadline_ms)
     # Judging ends at the deadline by itself; what could still hold us is a silent database.
     async with asyncio.timeout_at(deadline.at + GRACE_S):
-        batch = await services.scores.admit(caller.team, payload, deadline)
+        batch = await services.scores.admit(caller.team, payload, deadline, teaches="induce" in caller.scopes)
     groups = services.scores.score(batch)
     if NDJSON in accept:
         return StreamingResponse(_lines(groups, batch.tally, services.settings.heartbeat_s), media_type=NDJSON,

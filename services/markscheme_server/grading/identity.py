@@ -7,11 +7,12 @@ for a team, or ``MARKSCHEME_API_KEY``, which is the operator's.
 What a key may do is remembered for :data:`REMEMBERED_S`, so a key that is revoked anywhere opens nothing after that.
 """
 
+import asyncio
 import hmac
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -33,14 +34,17 @@ log = structlog.get_logger()
 
 
 class Identity:
-    """The keys of a deployment. ``operator_key``: ``MARKSCHEME_API_KEY``; ``pepper``: ``MARKSCHEME_KEY_PEPPER``."""
+    """The keys of a deployment. ``operator_key``: ``MARKSCHEME_API_KEY``; ``pepper``: ``MARKSCHEME_KEY_PEPPER``;
+    ``guarded``: a key is asked for even where there is none yet."""
 
-    def __init__(self, store: TeamStore, *, operator_key: str | None, pepper: str | None) -> None:
+    def __init__(self, store: TeamStore, *, operator_key: str | None, pepper: str | None,
+                 guarded: bool = False) -> None:
         self._store, self._pepper = store, pepper
         self._operator_key = operator_key.encode() if operator_key is not None else None
         self._known: dict[str, tuple[float, Key | None]] = {}
         self._noted: dict[str, float] = {}
-        self._guarded = operator_key is not None
+        self._notes: set[asyncio.Task[None]] = set()
+        self._guarded = guarded or operator_key is not None
         self._looked_at = -REMEMBERED_S
 
     async def authenticate(self, token: str | None) -> Caller:
@@ -65,7 +69,7 @@ class Identity:
             raise Unauthorised(f"the key {key.prefix}… was revoked", code="revoked_key")
         if not key.is_live(now()):
             raise Unauthorised(f"the key {key.prefix}… has expired", code="expired_key")
-        await self._note(key)
+        self._note(key)
         return Caller(key.team, frozenset(key.scopes), key.prefix)
 
     async def create_team(self, name: str) -> Team:
@@ -87,6 +91,12 @@ class Identity:
         if self._pepper is None:
             raise Unprocessable("the service has no pepper to store keys under: set MARKSCHEME_KEY_PEPPER",
                                 code="no_pepper")
+        if expires_at is not None:
+            try:
+                expires_at = expires_at.astimezone(UTC)
+            except OverflowError as error:
+                raise Unprocessable("this is no time that can be kept", code="invalid_value",
+                                    param="expires_at") from error
         if expires_at is not None and expires_at <= now():
             raise Unprocessable("this time has passed", code="invalid_value", param="expires_at")
         chosen = set(scopes)
@@ -104,7 +114,7 @@ class Identity:
             return secret, key
 
     async def rotate(self, prefix: str, *, overlap: timedelta) -> tuple[str, Key]:
-        """A new key with what the old one may do; the old one goes on for ``overlap`` at most.
+        """A new key with what the old one may do and as long a life; the old one goes on for ``overlap`` at most.
 
         Raises :class:`NotFound`, and :class:`Conflict` when the old one opens nothing any more.
         """
@@ -113,8 +123,12 @@ class Identity:
             raise _no_key()
         if not old.is_live(now()):
             raise Conflict("this key has ended; make a new one", code="key_ended", param="prefix")
-        made = await self.create_key(old.team, old.scopes, label=old.label)
-        await self._store.expire(prefix, now() + overlap)
+        until = now() + (old.expires_at - old.created_at) if old.expires_at is not None else None
+        made = await self.create_key(old.team, old.scopes, label=old.label, expires_at=until)
+        ended = await self._store.expire(prefix, now() + overlap)
+        if ended is None or ended.revoked_at is not None:  # in the meantime: what followed from it ends too
+            await self._store.revoke(made[1].prefix)
+            raise Conflict("this key was revoked meanwhile; make a new one", code="key_ended", param="prefix")
         log.info("key_rotated", key=prefix, to=made[1].prefix)
         return made
 
@@ -137,8 +151,9 @@ class Identity:
     async def _is_guarded(self) -> bool:
         """Whether a key is asked for. Once it is, it stays so: keys end, but their rows stay."""
         if not self._guarded and time.monotonic() - self._looked_at >= REMEMBERED_S:
-            self._guarded = await self._store.any_key()
-            self._looked_at = time.monotonic()
+            at = time.monotonic()
+            self._guarded = await self._store.any_key() or self._guarded
+            self._looked_at = at
         return self._guarded
 
     async def _find(self, digest: str) -> Key | None:
@@ -152,12 +167,21 @@ class Identity:
         self._known[digest] = at, key
         return key
 
-    async def _note(self, key: Key) -> None:
-        """Keep when the key was last used, to the minute. What cannot be written is no reason to refuse a caller."""
+    async def drain(self) -> None:
+        """Wait until it is kept when which key was last used."""
+        await asyncio.gather(*self._notes)
+
+    def _note(self, key: Key) -> None:
+        """Keep when the key was last used, to the minute. The caller does not wait for it, nor for its failure."""
         if time.monotonic() - self._noted.get(key.prefix, -NOTED_EVERY_S) >= NOTED_EVERY_S:
             self._noted[key.prefix] = time.monotonic()
-            with suppress(SQLAlchemyError, OSError):
-                await self._store.used(key.prefix)
+            task = asyncio.create_task(self._write_note(key.prefix))
+            self._notes.add(task)
+            task.add_done_callback(self._notes.discard)
+
+    async def _write_note(self, prefix: str) -> None:
+        with suppress(SQLAlchemyError, OSError):
+            await self._store.used(prefix)
 
 
 def _no_key() -> NotFound:

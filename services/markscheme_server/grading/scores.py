@@ -32,6 +32,8 @@ from markscheme_server.store.store import Store
 
 log = structlog.get_logger()
 
+NOT_SHARED = "the rubric of this step is not shared with the team any more"
+
 
 class Tally:
     """Counts over a batch, growing group by group."""
@@ -80,6 +82,7 @@ class Batch:
     deadline: Deadline
     surveys: list[_Survey]
     reservation: Reservation | None
+    teaches: bool
     tally: Tally = field(default_factory=Tally)
 
 
@@ -97,8 +100,10 @@ class ScoreService:
         own = self._timeout_s if deadline_ms is None else min(self._timeout_s, deadline_ms / 1000)
         return Deadline(asyncio.get_running_loop().time() + own)
 
-    async def admit(self, team: str, request: schema.ScoreRequest, deadline: Deadline) -> Batch:
+    async def admit(self, team: str, request: schema.ScoreRequest, deadline: Deadline, *, teaches: bool) -> Batch:
         """Look up what is known and reserve room for the rest; nothing is written.
+
+        ``teaches``: whether teacher responses that come with it are kept in the bank.
 
         Raises :class:`NotFound` for a rubric id that does not exist, 422 for an unknown judge or where there is no
         teacher to ask, and 503 with ``Retry-After`` when the judge's queue is full.
@@ -109,7 +114,7 @@ class ScoreService:
         surveys = await asyncio.gather(*(self._survey(team, request, i, judge) for i in range(len(request.groups))))
         calls = sum(s.calls for s in surveys)
         reservation = judge.gateway.reserve(calls) if calls and judge.gateway is not None else None
-        return Batch(team, request, judge, deadline, list(surveys), reservation)
+        return Batch(team, request, judge, deadline, list(surveys), reservation, teaches)
 
     async def score(self, batch: Batch) -> AsyncIterator[schema.GroupScore]:
         """Groups as they are done, in no particular order."""
@@ -140,7 +145,7 @@ class ScoreService:
         elif (before := await self._store.assignments.find(place)) is not None:
             rubric = await self._store.rubrics.find(team, before.rubric_id)
             survey = _Survey(group, prompt, Found(rubric, before.origin) if rubric is not None else JudgeFailure(
-                UnscoredReason.NO_RUBRIC, "the rubric of this step is not shared with the team any more"), before)
+                UnscoredReason.NO_RUBRIC, NOT_SHARED), before)
         else:
             wanted = Wanted(
                 team, prompt, tuple(group.teacher_responses) if group.teacher_responses is not None else None,
@@ -169,7 +174,7 @@ class ScoreService:
         try:
             if isinstance(survey.found, JudgeFailure):
                 raise survey.found
-            if survey.group.teacher_responses:
+            if survey.group.teacher_responses and batch.teaches:
                 await self._store.teachers.save(batch.team, survey.prompt, survey.group.teacher_responses)
             if batch.request.ask_teacher and isinstance(survey.found, Induction) and not survey.found.teachers:
                 survey.found = await self._taught(batch, survey, survey.found, patience)
@@ -205,7 +210,9 @@ class ScoreService:
             origin=found.origin, reuse=request.reuse, verify=request.verify)
         if assignment.rubric_id != found.rubric.id and group.rubric_id is None:
             # The same step was sent twice at a time, and the other one was first.
-            rubric = await self._store.rubrics.find(batch.team, assignment.rubric_id) or found.rubric
+            rubric = await self._store.rubrics.find(batch.team, assignment.rubric_id)
+            if rubric is None:
+                raise JudgeFailure(UnscoredReason.NO_RUBRIC, NOT_SHARED)
             found, survey.plans = Found(rubric, assignment.origin), None
         plans = survey.plans or await self._plans(batch.team, request, survey, found.rubric, batch.judge)
         judged = await self._verdicts.judge(plans, patience)

@@ -54,9 +54,10 @@ class Batcher(Generic[Item, Result]):
     async def _settle(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         try:
             results = await self._handled([item for item, _ in batch])
-        except (IntegrityError, DataError) as error:
-            if len(batch) == 1:
-                _fail(batch[0][1], error)
+        except DBAPIError as error:
+            if len(batch) == 1 or not _items_fault(error):
+                for _, future in batch:
+                    _fail(future, error)
                 return
             for one in batch:  # one bad item does not take its neighbours with it
                 await self._settle([one])
@@ -82,6 +83,15 @@ class Batcher(Generic[Item, Result]):
                     stop=tenacity.stop_after_delay(PATIENCE_S), wait=tenacity.wait_exponential(0.1, max=1.0))
     async def _handled_patiently(self, items: Sequence[Item]) -> Sequence[Result]:
         return await self._handle(items)
+
+
+def _items_fault(error: DBAPIError) -> bool:
+    """Whether the database minds what it was given: of a batch, perhaps of one item only.
+
+    22 is the class of SQL states for data; the driver's errors of it are not all SQLAlchemy's ``DataError``.
+    """
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, IntegrityError | DataError) or state.startswith("22")
 
 
 def _connection_lost(error: BaseException) -> bool:

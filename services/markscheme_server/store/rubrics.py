@@ -59,7 +59,8 @@ class RubricStore:
         self._db, self._claims = database, claims
         r = rubrics.c
         # Who looks for what; several teams' questions are one statement.
-        asked = database.rows([sa.Column("viewer", r.team.type), sa.Column("wanted", r.prompt_key.type)], "asked")
+        # As text of any length: what a caller asks for may be longer than anything there is.
+        asked = database.rows([sa.Column("viewer", sa.Text), sa.Column("wanted", sa.Text)], "asked")
         select = _SELECT.add_columns(asked.viewer, asked.wanted).where(visible(asked.viewer))
         self._by_id = select.where(r.id == asked.wanted)
         self._by_induction = (select.join(inductions, inductions.c.rubric_id == r.id)
@@ -131,7 +132,8 @@ class RubricStore:
         if retired is not None:
             values["retired_at"] = sa.func.coalesce(rubrics.c.retired_at, now()) if retired else None
         async with self._db.writing() as connection:
-            seen = await self._fetch(connection, _SELECT.where(rubrics.c.id == rubric_id, visible(team)))
+            seen = await self._fetch(connection, _SELECT.where(
+                rubrics.c.id == rubric_id, visible(team)).with_for_update(of=rubrics))
             if not seen:
                 return None
             if seen[0].team != team:

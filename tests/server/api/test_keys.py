@@ -198,6 +198,45 @@ def test_a_rotated_key_and_the_new_one_live_side_by_side_for_a_while(organisatio
     assert shown[keys.prefix(new)]["last_used_at"] is not None
 
 
+def test_a_new_key_lives_as_long_as_the_old_one_and_times_are_kept_in_utc(organisation: Keys,
+                                                                          start: Callable[..., str]) -> None:
+    url = start(api_key=OPERATOR)
+    made = call(url, "POST", "/v1/keys", OPERATOR, {
+        "team": "red", "scopes": ["read"], "expires_at": "2999-01-01T00:00:00+14:00"}).json()
+    assert made["expires_at"] == "2998-12-31T10:00:00Z"
+    listed = call(url, "GET", "/v1/keys", OPERATOR).json()["data"]
+    assert [key["expires_at"] for key in listed] == ["2998-12-31T10:00:00Z"]
+    never = call(url, "POST", "/v1/keys", OPERATOR, {
+        "team": "red", "scopes": ["read"], "expires_at": "9999-12-31T23:59:59-14:00"})
+    assert never.status_code == 422
+    new = call(url, "POST", f"/v1/keys/{made['prefix']}:rotate", OPERATOR, {}).json()
+    assert new["expires_at"][:4] in ("2998", "2999")
+
+
+def test_who_may_not_induce_does_not_fill_the_bank(organisation: Keys, start: Callable[..., str]) -> None:
+    maker, scorer = organisation.key("red", "induce", "read"), organisation.key("red", "score")
+    url = start()
+    call(url, "POST", "/v1/rubrics", maker, RUBRIC)
+    brought = {**SCORE, "groups": [SCORE["groups"][0] | {"teacher_responses": ["bad"]}]}  # type: ignore[index]
+    assert call(url, "POST", "/v1/scores", scorer, brought).json()["groups"][0]["rollouts"][0]["reward"] == 1.0
+    assert call(url, "GET", "/v1/teacher-responses", maker).json()["data"] == []
+
+
+def test_beyond_loopback_a_key_is_asked_for_even_before_there_is_one(organisation: Keys,
+                                                                     start: Callable[..., str]) -> None:
+    assert call(start(guarded=True), "GET", "/v1/rubrics", None).status_code == 401
+
+
+def test_an_id_longer_than_any_is_not_there(organisation: Keys, start: Callable[..., str]) -> None:
+    key = organisation.key("red", "read", "score", "induce")
+    url = start()
+    long = "a" * 190
+    assert call(url, "GET", f"/v1/rubrics/{long}", key).status_code == 404
+    assert call(url, "PATCH", f"/v1/rubrics/{long}", key, {"tags": []}).status_code == 404
+    score = {**SCORE, "groups": [SCORE["groups"][0] | {"rubric_id": long}]}  # type: ignore[index]
+    assert call(url, "POST", "/v1/scores", key, score).status_code == 404
+
+
 def test_until_the_first_key_there_is_one_user_and_then_no_more(organisation: Keys, start: Callable[..., str]) -> None:
     url = start()
     assert call(url, "GET", "/v1/rubrics", None).status_code == 200

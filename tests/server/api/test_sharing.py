@@ -64,6 +64,22 @@ def test_a_rubric_is_its_teams_until_it_is_shared(member: Team) -> None:
     assert [team.sees(made) for team in (red, blue, green)] == [True, False, False]
 
 
+def test_another_team_is_told_which_models_made_a_rubric_and_not_from_what(member: Team) -> None:
+    red, blue = member("red"), member("blue")
+    red.make("red")
+    induced = red("POST", "/v1/rubrics:induce", {
+        "prompt": "Describe autumn. Do not use any commas.", "student_responses": ["red, brown"],
+        "teacher_responses": ["Golden leaves fall"], "run": "secret run", "reuse": "always_new"}).json()
+    edited = red("POST", f"/v1/rubrics/{induced['id']}:fork", {"criteria": rubric("leaves")["criteria"]}).json()
+    red("PATCH", f"/v1/rubrics/{edited['id']}", {"visibility": "organisation"})
+    own, seen = (team("GET", f"/v1/rubrics/{edited['id']}").json() for team in (red, blue))
+    assert (own["parent_id"], own["provenance"]["run"]) == (induced["id"], "secret run")
+    assert (seen["parent_id"], seen["provenance"]["run"], seen["provenance"]["teacher_keys"]) == (None, None, [])
+    assert seen["provenance"]["rubricator"] == own["provenance"]["rubricator"] is not None
+    taken = blue("POST", f"/v1/rubrics/{edited['id']}:fork", {}).json()
+    assert (taken["parent_id"], taken["provenance"]["run"]) == (edited["id"], None)
+
+
 def test_only_its_team_changes_a_rubric(member: Team) -> None:
     red, blue = member("red"), member("blue")
     made = red.make("red")
