@@ -102,7 +102,7 @@ def test_a_teacher_that_says_the_same_is_asked_once_a_response(taught_client: Cl
 def test_what_the_teacher_said_is_kept_when_it_fails_later(taught_client: Client, judge: ScriptedJudge) -> None:
     judge.script = teacher_says(lambda n: "Red." if n == 1 else 400)
     with pytest.raises(MarkschemeError):
-        taught_client.teach(PROMPT, 3)
+        taught_client.teach(PROMPT, 3, deadline_s=3)  # no time to ask again
     assert [r.text for r in taught_client.teacher_responses(PROMPT).data] == ["Red."]
     judge.script = teacher_says(lambda n: f"Colour {n}.")
     assert taught_client.teach(PROMPT, 3).added == 2
@@ -112,7 +112,7 @@ def test_what_the_teacher_said_is_kept_when_it_fails_later(taught_client: Client
 def test_an_empty_response_is_none(reply: str, taught_client: Client, judge: ScriptedJudge) -> None:
     judge.script = teacher_says(lambda n: reply)
     with pytest.raises(ServiceUnavailable, match="the teacher's response is empty"):
-        taught_client.teach(PROMPT, 1)
+        taught_client.teach(PROMPT, 1, deadline_s=3)  # no time to ask again
     assert taught_client.teacher_responses(PROMPT).data == []
 
 
