@@ -57,7 +57,8 @@ async def create_rubric(payload: schema.RubricCreate, caller: Inducer, services:
              responses=idempotency.RESPONSES, summary="Edit a rubric as a new version, or take another team's over")
 async def fork_rubric(rubric_id: str, payload: schema.RubricFork, caller: Inducer, services: UsesServices,
                       once: TakesKey) -> Response:
-    """The new rubric is the caller's team's, private, and names the one it comes from as its parent."""
+    """The new rubric is the caller's team's, private, and names the one it comes from as its parent. Where the team's
+    newest for the prompt has these criteria already, that one is the answer, as it stands."""
     source = await _found(services, caller, rubric_id)
     criteria = source.criteria if payload.criteria is None else _criteria(payload.criteria)
 
