@@ -1,0 +1,70 @@
+"""What the other modules of the contract are made of: bounded texts, chat messages, errors, the closed base model."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from markscheme.vocabulary import Role
+
+MAX_ROLLOUTS = 4096
+"""Most rollouts in one ``POST /v1/scores``."""
+MAX_TEACHER_ENTRIES = 1000
+"""Most prompts in one ``POST /v1/teacher-responses``."""
+
+
+def _without_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain the NUL character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]
+"""Any text without NUL; lone surrogates cannot arrive, the JSON decoder refuses them."""
+ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=4000)]
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+JudgeName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
+TeamName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[\w.:/-]+$")]
+
+
+class Wire(BaseModel):
+    """Base of everything on the wire: strict, closed, finite, immutable."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Message(Wire):
+    """One chat message of a prompt."""
+
+    role: Role
+    content: Text
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=256)]
+Prompt = Annotated[Text, StringConstraints(min_length=1)] | Messages
+"""A list of chat messages; a string stands for one user message."""
+
+
+class ErrorDetail(Wire):
+    """What went wrong, in words a caller can act on."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str
+
+
+class ErrorBody(Wire):
+    """The one error shape of the service."""
+
+    error: ErrorDetail
+    request_id: str
+
+
+class Usage(Wire):
+    """What the request cost."""
+
+    judge_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_verdicts: int

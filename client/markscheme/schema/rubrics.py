@@ -1,0 +1,144 @@
+"""Rubrics: criteria, where they came from, who sees them, and how one is made."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from markscheme.checks import Check
+from markscheme.schema.base import (
+    JudgeName,
+    Message,
+    Prompt,
+    ShortText,
+    Tag,
+    TeamName,
+    Text,
+    Wire,
+)
+from markscheme.schema.teachers import TeacherResponses
+from markscheme.vocabulary import Category, ReusePolicy, RubricOrigin, Visibility
+
+
+class Criterion(Wire):
+    """One binary statement about a response, worth ``points`` when it is met.
+
+    Negative points mark a pitfall: meeting it takes points away. ``check`` makes it decidable by code.
+    ``source`` is the span of the prompt that the criterion was read from, where there is one.
+    """
+
+    id: Annotated[str, StringConstraints(pattern=r"^c[1-9]\d{0,2}$")] | None = Field(
+        default=None, description="c1, c2, …; numbered in order when left out"
+    )
+    text: ShortText
+    category: Category = "task_fulfilment"
+    points: Annotated[int, Field(ge=-100, le=100)]
+    check: Check | None = None
+    source: Annotated[Text, StringConstraints(max_length=4000)] | None = None
+
+
+class Provenance(Wire):
+    """Where a rubric came from: enough to say later what made it."""
+
+    rubricator: str | None = None
+    template: str | None = None
+    teacher_model: str | None = None
+    teacher_keys: list[str] = []
+    student_keys: list[str] = []
+    run: str | None = None
+
+
+class Rubric(Wire):
+    """A stored rubric: immutable; a changed one is a new version with a parent."""
+
+    object: Literal["rubric"] = "rubric"
+    id: str
+    version: int
+    parent_id: str | None
+    prompt_key: str
+    prompt: list[Message]
+    content_hash: str
+    team: str
+    visibility: Visibility
+    shared_with: list[str] = Field(description="Which teams see it; only its own team is told")
+    criteria: list[Criterion]
+    maximum_score: int
+    origin: RubricOrigin
+    tags: list[str]
+    created_at: datetime
+    retired_at: datetime | None
+    provenance: Provenance
+
+
+def _usable(criteria: list[Criterion]) -> list[Criterion]:
+    given = [c.id for c in criteria if c.id is not None]
+    if given and len(given) != len(criteria):
+        raise ValueError("give every criterion an id, or none")
+    if len(set(given)) != len(given):
+        raise ValueError("criterion ids must be unique")
+    if any(c.points == 0 for c in criteria):
+        raise ValueError("points must not be 0")
+    if not any(c.points > 0 for c in criteria):
+        raise ValueError("a rubric needs at least one criterion with positive points")
+    return criteria
+
+
+Criteria = Annotated[list[Criterion], Field(min_length=1, max_length=64), AfterValidator(_usable)]
+"""The criteria of one rubric."""
+
+
+class RubricCreate(Wire):
+    """``POST /v1/rubrics``: bring your own rubric for a prompt."""
+
+    prompt: Prompt
+    criteria: Criteria
+    tags: Annotated[list[Tag], Field(max_length=32)] = []
+
+
+class RubricFork(Wire):
+    """``POST /v1/rubrics/{id}:fork``: a new version with other criteria, or a copy of another team's for one's own.
+
+    Criteria that are left out stay as they are, and tags likewise.
+    """
+
+    criteria: Criteria | None = None
+    tags: Annotated[list[Tag], Field(max_length=32)] | None = None
+
+
+class RubricPatch(Wire):
+    """``PATCH /v1/rubrics/{id}``: who sees a rubric, its tags, whether groups still get it. What is left out stays.
+
+    What a rubric says never changes: edit it as a new version.
+    """
+
+    visibility: Visibility | None = None
+    shared_with: Annotated[list[TeamName], Field(max_length=100)] | None = None
+    tags: Annotated[list[Tag], Field(max_length=32)] | None = None
+    retired: bool | None = None
+
+
+class RubricList(Wire):
+    """One page of rubrics, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Rubric]
+    has_more: bool
+
+
+class StudentResponse(Wire):
+    """A student's rollout as the rubricator sees it."""
+
+    text: Text
+    truncated: bool = False
+
+
+class InduceRequest(Wire):
+    """``POST /v1/rubrics:induce``: contrast teacher and student responses into a rubric for the prompt."""
+
+    prompt: Prompt
+    teacher_responses: TeacherResponses | None = None
+    student_responses: Annotated[list[Text | StudentResponse], Field(min_length=1, max_length=256)]
+    reuse: ReusePolicy = "if_fresh"
+    run: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    tags: Annotated[list[Tag], Field(max_length=32)] = []
+    judge: JudgeName | None = None

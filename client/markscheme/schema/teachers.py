@@ -1,0 +1,66 @@
+"""The teacher bank."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from markscheme.schema.base import MAX_TEACHER_ENTRIES, Identifier, Prompt, Text, Usage, Wire
+
+TeacherResponses = Annotated[list[Annotated[Text, StringConstraints(min_length=1)]], Field(min_length=1, max_length=16)]
+
+
+class TeacherEntry(Wire):
+    """Responses of a teacher to one prompt; ``model`` is what they came from, where that is known."""
+
+    prompt: Prompt
+    responses: TeacherResponses
+    model: Identifier | None = None
+
+
+class TeacherResponsesCreate(Wire):
+    """``POST /v1/teacher-responses``: put responses into the teacher bank."""
+
+    entries: Annotated[list[TeacherEntry], Field(min_length=1, max_length=MAX_TEACHER_ENTRIES)]
+
+
+class TeacherBankChange(Wire):
+    """What came of it. ``duplicates``: responses that the bank held already, or that were sent twice."""
+
+    object: Literal["teacher_responses.saved"] = "teacher_responses.saved"
+    added: int
+    duplicates: int
+
+
+class TeacherResponse(Wire):
+    """One response of the bank."""
+
+    text: str
+    model: str | None
+    created_at: datetime
+
+
+class TeacherResponseList(Wire):
+    """``GET /v1/teacher-responses``: what the bank holds for a prompt, oldest first."""
+
+    object: Literal["list"] = "list"
+    prompt_key: str
+    data: list[TeacherResponse]
+
+
+class TeachRequest(Wire):
+    """``POST /v1/teacher-responses:sample``: have the teacher asked until the bank holds ``count`` responses."""
+
+    prompt: Prompt
+    count: Annotated[int, Field(ge=1, le=16)] = 1
+
+
+class Taught(Wire):
+    """What the bank holds now. ``duplicates``: what the teacher said again; ``data`` may then be shorter than asked."""
+
+    object: Literal["teacher_responses.sampled"] = "teacher_responses.sampled"
+    prompt_key: str
+    data: list[TeacherResponse]
+    added: int
+    duplicates: int
+    usage: Usage

@@ -1,0 +1,72 @@
+"""Teams and their keys."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field
+
+from markscheme.schema.base import Identifier, TeamName, Wire
+from markscheme.vocabulary import Scope
+
+
+class TeamCreate(Wire):
+    """``POST /v1/teams``."""
+
+    name: TeamName
+
+
+class Team(Wire):
+    """A team of the organisation: what it makes is its own until it shares it."""
+
+    object: Literal["team"] = "team"
+    name: str
+    created_at: datetime
+
+
+class TeamList(Wire):
+    """``GET /v1/teams``: every team, by name."""
+
+    object: Literal["list"] = "list"
+    data: list[Team]
+
+
+class KeyCreate(Wire):
+    """``POST /v1/keys``: a key for a member of a team."""
+
+    team: TeamName
+    scopes: Annotated[list[Scope], Field(min_length=1)]
+    label: Identifier | None = None
+    expires_at: Annotated[AwareDatetime, Field(strict=False)] | None = None
+
+
+class Key(Wire):
+    """A key as it is kept: by its first characters, ``prefix``. It opens nothing once it expired or was revoked."""
+
+    object: Literal["key"] = "key"
+    prefix: str
+    team: str
+    scopes: list[Scope]
+    label: str | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+class KeyCreated(Key):
+    """The answer that holds the key itself: it is not kept and cannot be had again."""
+
+    key: str
+
+
+class KeyList(Wire):
+    """``GET /v1/keys``: newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Key]
+
+
+class KeyRotate(Wire):
+    """``POST /v1/keys/{prefix}:rotate``: a new key; the old one goes on for ``overlap_s`` at most."""
+
+    overlap_s: Annotated[int, Field(ge=0, le=90 * 86_400)] = 86_400
