@@ -152,6 +152,9 @@ def _missing(name: str, extra: str) -> None:
 
 def main() -> None:
     """Register the commands that are installed, and run."""
+    from markscheme.rubrics_cli import rubrics
+
+    app.add_typer(rubrics, name="rubrics")
     for point in sorted(entry_points(group="markscheme.commands"), key=lambda p: list(_NEEDS).index(p.name)):
         try:
             command = point.load()

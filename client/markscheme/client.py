@@ -1,20 +1,24 @@
 """The sync and the async client: the same methods over two transports."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 from httpx_retries import RetryTransport
+from pydantic_core import from_json
 
 from markscheme import protocol, requests
 from markscheme.deadline import Deadline
+from markscheme.errors import ConnectionFailed
+from markscheme.exchange import LOSSES_HEADER, Exported, losses_of
 from markscheme.protocol import CriterionLike, GroupLike, Model, PromptLike, StudentLike, TeacherLike
 from markscheme.schema import (
     GroupScore,
     Rubric,
+    RubricImported,
     RubricList,
     Run,
     ScoreBatch,
@@ -23,7 +27,7 @@ from markscheme.schema import (
     TeacherResponseList,
 )
 from markscheme.transport import AsyncStampingTransport, StampingTransport
-from markscheme.vocabulary import ReusePolicy, VerifyMode, Visibility
+from markscheme.vocabulary import ExchangeFormat, ReusePolicy, VerifyMode, Visibility
 
 OnGroup = Callable[[GroupScore], None]
 
@@ -69,6 +73,20 @@ class Client:
         """Say who sees a rubric of your team, tag it or retire it; ``None`` leaves a thing as it is."""
         return self._send(requests.change_rubric(rubric_id, visibility, shared_with, tags, retired), Rubric)
 
+    def import_rubric(self, content: Mapping[str, Any], format: ExchangeFormat, *, prompt: PromptLike | None = None,
+                      tags: Sequence[str] = (), allow_loss: bool = False) -> RubricImported:
+        """Store a rubric that is in another format; ``prompt`` for the formats that hold none.
+
+        What cannot be held is refused (:class:`markscheme.errors.InvalidRequest`) or, with ``allow_loss``, left out
+        and named in ``losses``.
+        """
+        return self._send(requests.import_rubric(content, format, prompt, tags, allow_loss), RubricImported)
+
+    def export_rubric(self, rubric_id: str, format: ExchangeFormat = "native", *,
+                      allow_loss: bool = False) -> Exported:
+        """A rubric in another format: its ``content``, and the ``losses`` that were allowed."""
+        return _exported(self._ask(requests.export_rubric(rubric_id, format, allow_loss)))
+
     def rubrics(self, prompt: str | None = None, *, prompt_key: str | None = None, limit: int = 20,
                 after: str | None = None) -> RubricList:
         """A page of rubrics, newest first."""
@@ -111,10 +129,13 @@ class Client:
 
     def _send(self, call: protocol.Call, model: type[Model], timeout: httpx.Timeout = protocol.TIMEOUT,
               deadline: Deadline | None = None) -> Model:
+        return protocol.read(self._ask(call, timeout, deadline), model)
+
+    def _ask(self, call: protocol.Call, timeout: httpx.Timeout = protocol.TIMEOUT,
+             deadline: Deadline | None = None) -> httpx.Response:
         with self._reaching(deadline):
-            response = self._http.request(call.method, call.path, json=call.json, params=call.params, timeout=timeout,
-                                          headers=call.headers, extensions=call.extensions(deadline))
-        return protocol.read(response, model)
+            return self._http.request(call.method, call.path, json=call.json, params=call.params, timeout=timeout,
+                                      headers=call.headers, extensions=call.extensions(deadline))
 
     @contextmanager
     def _reaching(self, deadline: Deadline | None) -> Iterator[None]:
@@ -172,6 +193,17 @@ class AsyncClient:
         return await self._send(
             requests.change_rubric(rubric_id, visibility, shared_with, tags, retired), Rubric)
 
+    async def import_rubric(self, content: Mapping[str, Any], format: ExchangeFormat, *,
+                            prompt: PromptLike | None = None, tags: Sequence[str] = (),
+                            allow_loss: bool = False) -> RubricImported:
+        """See :meth:`Client.import_rubric`."""
+        return await self._send(requests.import_rubric(content, format, prompt, tags, allow_loss), RubricImported)
+
+    async def export_rubric(self, rubric_id: str, format: ExchangeFormat = "native", *,
+                            allow_loss: bool = False) -> Exported:
+        """See :meth:`Client.export_rubric`."""
+        return _exported(await self._ask(requests.export_rubric(rubric_id, format, allow_loss)))
+
     async def rubrics(self, prompt: str | None = None, *, prompt_key: str | None = None, limit: int = 20,
                       after: str | None = None) -> RubricList:
         """See :meth:`Client.rubrics`."""
@@ -213,11 +245,14 @@ class AsyncClient:
 
     async def _send(self, call: protocol.Call, model: type[Model], timeout: httpx.Timeout = protocol.TIMEOUT,
                     deadline: Deadline | None = None) -> Model:
+        return protocol.read(await self._ask(call, timeout, deadline), model)
+
+    async def _ask(self, call: protocol.Call, timeout: httpx.Timeout = protocol.TIMEOUT,
+                   deadline: Deadline | None = None) -> httpx.Response:
         async with self._reaching(deadline):
-            response = await self._http.request(
+            return await self._http.request(
                 call.method, call.path, json=call.json, params=call.params, timeout=timeout, headers=call.headers,
                 extensions=call.extensions(deadline))
-        return protocol.read(response, model)
 
     @asynccontextmanager
     async def _reaching(self, deadline: Deadline | None) -> AsyncIterator[None]:
@@ -241,3 +276,13 @@ class AsyncClient:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
         await self.close()
+
+
+def _exported(response: httpx.Response) -> Exported:
+    """An export, which is a foreign format's JSON and no model of ours."""
+    protocol.raise_for_status(response)
+    try:
+        content = from_json(response.content, allow_inf_nan=False)
+    except ValueError as error:
+        raise ConnectionFailed("the answer is not JSON: is this a Markscheme service of this version?") from error
+    return Exported(content, losses_of(response.headers.get(LOSSES_HEADER, "")))

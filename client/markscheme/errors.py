@@ -5,6 +5,7 @@
     │   └── DeadlineExceeded      no answer within the call's deadline_s; a TimeoutError too
     └── StatusError               the service answered, but not with success (status, code, request_id)
         ├── InvalidRequest        400, 413, 415, 422
+        ├── InsufficientQuota     402: a hard budget is reached
         ├── AuthenticationFailed  401, 403
         ├── NotFound              404
         ├── Conflict              409; after the retries when the same call is still running
@@ -53,6 +54,10 @@ class InvalidRequest(StatusError):
     """The request cannot be done as sent; sending it again will not help."""
 
 
+class InsufficientQuota(StatusError):
+    """A hard budget is reached; the same call will not do until it is raised or its next window begins."""
+
+
 class AuthenticationFailed(StatusError):
     """The key is missing or wrong."""
 
@@ -71,6 +76,8 @@ class ServiceUnavailable(StatusError):
 
 def error_class(status: int) -> type[StatusError]:
     """The class for a status."""
+    if status == 402:
+        return InsufficientQuota
     if status in (401, 403):
         return AuthenticationFailed
     if status == 404:

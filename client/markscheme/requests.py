@@ -1,7 +1,8 @@
 """The calls of the API as data, one function each: what a client method means on the wire."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -21,13 +22,14 @@ from markscheme.schema import (
     InduceRequest,
     RubricCreate,
     RubricFork,
+    RubricImport,
     RubricPatch,
     Run,
     ScoreRequest,
     TeacherResponsesCreate,
     TeachRequest,
 )
-from markscheme.vocabulary import ReusePolicy, VerifyMode, Visibility
+from markscheme.vocabulary import ExchangeFormat, ReusePolicy, VerifyMode, Visibility
 
 _GROUPS: TypeAdapter[list[Group]] = TypeAdapter(list[Group])
 
@@ -61,6 +63,17 @@ def change_rubric(rubric_id: str, visibility: Visibility | None, shared_with: Se
     body = RubricPatch(visibility=visibility, shared_with=None if shared_with is None else list(shared_with),
                        tags=None if tags is None else list(tags), retired=retired)
     return Call("PATCH", f"/v1/rubrics/{rubric_id}", body.model_dump(mode="json", exclude_none=True))
+
+
+def import_rubric(content: Mapping[str, Any], format: ExchangeFormat, prompt: PromptLike | None, tags: Sequence[str],
+                  allow_loss: bool) -> Call:
+    body = RubricImport(format=format, content=dict(content), prompt=sendable(prompt), tags=list(tags),
+                        allow_loss=allow_loss)
+    return Call("POST", "/v1/rubrics:import", body.model_dump(mode="json"), headers=_own_key())
+
+
+def export_rubric(rubric_id: str, format: ExchangeFormat, allow_loss: bool) -> Call:
+    return Call("GET", f"/v1/rubrics/{rubric_id}/export", params={"format": format, "allow_loss": int(allow_loss)})
 
 
 def rubrics(prompt: str | None, prompt_key: str | None, limit: int, after: str | None) -> Call:

@@ -29,8 +29,11 @@ RubricOrigin = Literal["induced", "imported", "forked"]
 AssignedOrigin = Literal["induced", "reused", "given"]
 Role = Literal["system", "user", "assistant", "tool"]
 Visibility = Literal["private", "organisation"]
+BudgetWindow = Literal["day", "month", "total"]
 Scope = Literal["read", "score", "induce", "admin"]
+ExchangeFormat = Literal["native", "ropd", "healthbench", "rar", "verifiers"]
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
+EXCHANGE_FORMATS: tuple[ExchangeFormat, ...] = get_args(ExchangeFormat)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 """What a key may do: read what there is; score; make rubrics and fill the teacher bank; run the organisation."""

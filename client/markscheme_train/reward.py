@@ -21,7 +21,7 @@ from markscheme_train.exchange import Alone, Exchange
 
 MOST_PAUSE_S = 30.0
 """Between two tries to reach a service that is away."""
-MAY_PASS = frozenset({"timeout", "rate_limited", "unavailable", "budget"})
+MAY_PASS = frozenset({"timeout", "rate_limited", "unavailable"})
 """Reasons for which a rollout that is unscored now may be scored later."""
 
 PromptRow = str | list[dict[str, Any]]

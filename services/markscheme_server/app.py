@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypedDict
 
+import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 
 from markscheme_server import telemetry
-from markscheme_server.api import errors, health, rubrics, scores, teams
+from markscheme_server.api import errors, exchange, health, rubrics, scores, teams
 from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
 from markscheme_server.api.middleware import Authenticated, BodyLimit, Observed, RequestId
@@ -18,6 +19,7 @@ from markscheme_server.cache.quotas import Quotas
 from markscheme_server.cache.redis import Redis
 from markscheme_server.cache.verdicts import VerdictCache
 from markscheme_server.config import BUILTIN, Settings
+from markscheme_server.grading.budgets import Treasury
 from markscheme_server.grading.identity import Identity
 from markscheme_server.grading.judges import Judges
 from markscheme_server.grading.rubrics import Freshness, RubricService
@@ -28,10 +30,15 @@ from markscheme_server.judge.base import Judge
 from markscheme_server.judge.builtin.judge import BuiltinJudge
 from markscheme_server.judge.gateway import Gateway, make_endpoints
 from markscheme_server.judge.openai import OpenAIJudge
+from markscheme_server.store import migrating
 from markscheme_server.store.store import Store
+
+log = structlog.get_logger()
 
 DRAIN_S = 1.0
 """What judging still gets once its requests are over: it only goes on when nobody waits for it any more."""
+HOLD_GRACE_S = 60.0
+"""How long beyond a request's time the money set aside for its calls is believed to be needed."""
 DESCRIPTION = "Prompt-specific rubrics and rewards over HTTP. A reward that is not known is null, with a reason."
 
 
@@ -62,23 +69,27 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-        store = Store(settings.sqlalchemy_url, claim_lease_s=settings.claim_lease_s)
-        await store.database.migrate()
+        store = Store(settings.sqlalchemy_url, claim_lease_s=settings.claim_lease_s,
+                      hold_lease_s=settings.request_timeout_s + HOLD_GRACE_S)
+        await migrating.prepare(settings.sqlalchemy_url, settings.sqlalchemy_migration_url)
+        if not settings.is_sqlite and not await migrating.is_walled(store.database):
+            log.warning("row_level_security_off", why="the database's role is a superuser or has BYPASSRLS")
         secret = settings.secret.get_secret_value() if settings.secret else await store.secret("marks")
         identity = Identity(store.teams, operator_key=_plain(settings.api_key), pepper=_plain(settings.key_pepper),
                             guarded=settings.guarded)
         redis = Redis(settings.redis_url) if settings.redis_url else None
         judges = Judges({name: make_judge(settings, name, owner=store.owner, secret=secret.encode(), redis=redis)
                          for name in (BUILTIN, *settings.judges)}, settings.roles)
-        rubric_service = RubricService(store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below))
-        verdicts = VerdictService(store.verdicts, store.claims, VerdictCache(), checks=BuiltinJudge(),
+        treasury = Treasury(store.budgets)
+        rubric_service = RubricService(store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below), treasury)
+        verdicts = VerdictService(store.verdicts, store.claims, VerdictCache(), treasury, checks=BuiltinJudge(),
                                   reuse=settings.verdict_reuse)
-        teachers = TeacherService(store, judges)
+        teachers = TeacherService(store, judges, treasury)
         score_service = ScoreService(store, rubric_service, verdicts, judges, teachers,
                                      timeout_s=settings.request_timeout_s)
         try:
             yield {"services": Services(settings, store, identity, judges, rubric_service, verdicts,
-                                        score_service, teachers)}
+                                        score_service, teachers, treasury)}
         finally:
             await rubric_service.drain(DRAIN_S)
             await verdicts.drain(DRAIN_S)
@@ -98,6 +109,6 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
     app.add_middleware(Observed, drain=app.state.drain)
     telemetry.install(app)
     app.add_middleware(RequestId)
-    for router in (rubrics.router, scores.router, teacher_routes.router, teams.router, health.router):
+    for router in (rubrics.router, exchange.router, scores.router, teacher_routes.router, teams.router, health.router):
         app.include_router(router)
     return app

@@ -133,26 +133,12 @@ def doctor(
 
 def migrate_database(settings: Settings) -> tuple[str | None, str | None]:
     """Migrate the database; its revision before and after."""
-    from alembic.runtime.migration import MigrationContext
     from alembic.util import CommandError
 
-    from markscheme_server.store.database import Database, create_engine
-
-    async def revision(database: Database) -> str | None:
-        async with database.reading() as connection:
-            return await connection.run_sync(lambda c: MigrationContext.configure(c).get_current_revision())
-
-    async def run() -> tuple[str | None, str | None]:
-        database = Database(create_engine(settings.sqlalchemy_url))
-        try:
-            before = await revision(database)
-            await database.migrate()
-            return before, await revision(database)
-        finally:
-            await database.close()
+    from markscheme_server.store.migrating import prepare
 
     try:
-        return asyncio.run(run())
+        return asyncio.run(prepare(settings.sqlalchemy_url, settings.sqlalchemy_migration_url))
     except CommandError:
         fail("the database is at a revision that this version does not know: a newer one has migrated it. Run that "
               "one, or restore a backup made with this one")

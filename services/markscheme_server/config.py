@@ -66,8 +66,10 @@ class JudgeSettings(BaseModel):
     evidence: bool = False
     nonce: bool = False
     canary: bool = False
-    price_input: float | None = Field(default=None, ge=0, description="Per million prompt tokens")
-    price_output: float | None = Field(default=None, ge=0, description="Per million completion tokens")
+    price_input: float | None = Field(default=None, ge=0, description="USD per million prompt tokens")
+    price_output: float | None = Field(default=None, ge=0, description="USD per million completion tokens")
+    price_cached: float | None = Field(default=None, ge=0, description="The same, for prompt tokens that the endpoint "
+                                                                       "had cached; default: price_input")
     breaker_probe_s: float = Field(default=15.0, gt=0, description="How long an open breaker waits before a probe")
     breaker_wait_s: float = Field(default=60.0, ge=0, description="How long a call waits for an open breaker")
 
@@ -76,6 +78,13 @@ class JudgeSettings(BaseModel):
         if len(self.base_urls) > 1 and self.revision is None:
             raise ValueError("several base_url of one judge need a revision: it says that they serve the same model")
         return self
+
+    def cost_usd(self, prompt: int, cached: int, completion: int) -> float | None:
+        """What tokens come to, ``cached`` of the prompt's; ``None`` without prices."""
+        if self.price_input is None or self.price_output is None:
+            return None
+        low = self.price_input if self.price_cached is None else self.price_cached
+        return ((prompt - cached) * self.price_input + cached * low + completion * self.price_output) / 1e6
 
     @property
     def base_urls(self) -> tuple[str | None, ...]:
@@ -110,6 +119,7 @@ class Settings(BaseSettings):
     home: Path = Field(default=Path("~/.markscheme"), description="Where the default SQLite file lives")
     config: Path | None = Field(default=None, description="The judges' file; default: markscheme.toml where it is")
     database_url: str | None = Field(default=None, description="SQLAlchemy URL; SQLite or PostgreSQL")
+    migration_url: str | None = Field(default=None, description="PostgreSQL: as whom to migrate, when as another role")
     redis_url: str | None = Field(default=None, description="Where replicas share limits; may vanish at any time")
     api_key: SecretStr | None = Field(default=None, description="The operator's key: every scope, as the team default")
     key_pepper: SecretStr | None = Field(default=None, min_length=16,
@@ -137,6 +147,7 @@ class Settings(BaseSettings):
     judge_canary: bool = False
     judge_price_input: float | None = Field(default=None, ge=0)
     judge_price_output: float | None = Field(default=None, ge=0)
+    judge_price_cached: float | None = Field(default=None, ge=0)
     judge_breaker_probe_s: float = Field(default=15.0, gt=0)
     judge_breaker_wait_s: float = Field(default=60.0, ge=0)
 
@@ -222,13 +233,24 @@ class Settings(BaseSettings):
     @property
     def sqlalchemy_url(self) -> str:
         """The database, with the async driver named."""
-        if self.database_url is None:
-            return f"sqlite+aiosqlite:///{self.home.expanduser().resolve() / 'markscheme.db'}"
-        for plain, driver in (("postgresql://", "postgresql+asyncpg://"), ("postgres://", "postgresql+asyncpg://"),
-                              ("sqlite://", "sqlite+aiosqlite://")):
-            if self.database_url.startswith(plain):
-                return driver + self.database_url.removeprefix(plain)
-        return self.database_url
+        return _with_driver(self.database_url or f"sqlite:///{self.home.expanduser().resolve() / 'markscheme.db'}")
+
+    @property
+    def sqlalchemy_migration_url(self) -> str | None:
+        """The same database as the role that owns its tables, where that is another one."""
+        return _with_driver(self.migration_url) if self.migration_url else None
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.sqlalchemy_url.startswith("sqlite")
+
+
+def _with_driver(url: str) -> str:
+    for plain, driver in (("postgresql://", "postgresql+asyncpg://"), ("postgres://", "postgresql+asyncpg://"),
+                          ("sqlite://", "sqlite+aiosqlite://")):
+        if url.startswith(plain):
+            return driver + url.removeprefix(plain)
+    return url
 
 
 class _File(BaseModel):

@@ -3,10 +3,12 @@
     ServiceError
     ├── BadRequest (400)
     ├── Unauthorised (401)
+    ├── PaymentRequired (402)
     ├── Forbidden (403)
     ├── NotFound (404)
     ├── Conflict (409)
     ├── Unprocessable (422)
+    ├── TooManyRequests (429)
     └── Unavailable (503)
 
 A judge's failure is not here: inside a batch it becomes a null reward with a reason
@@ -38,6 +40,13 @@ class Unauthorised(ServiceError):
     type = "authentication_error"
 
 
+class PaymentRequired(ServiceError):
+    """A hard budget is reached: the same call will not do until someone raises it or its next window begins."""
+
+    status = 402
+    type = "insufficient_quota"
+
+
 class Forbidden(ServiceError):
     status = 403
     type = "permission_error"
@@ -56,6 +65,11 @@ class Conflict(ServiceError):
 class Unprocessable(ServiceError):
     status = 422
     type = "invalid_request_error"
+
+
+class TooManyRequests(ServiceError):
+    status = 429
+    type = "rate_limit_error"
 
 
 class Unavailable(ServiceError):

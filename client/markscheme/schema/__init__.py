@@ -22,6 +22,7 @@ from markscheme.schema.base import (
     Usage,
     Wire,
 )
+from markscheme.schema.exchange import RubricImport, RubricImported
 from markscheme.schema.rubrics import (
     Criteria,
     Criterion,
@@ -99,6 +100,8 @@ __all__ = [
     "Rubric",
     "RubricCreate",
     "RubricFork",
+    "RubricImport",
+    "RubricImported",
     "RubricList",
     "RubricPatch",
     "RubricRef",

@@ -21,6 +21,7 @@ def _without_nul(text: str) -> str:
 Text = Annotated[str, AfterValidator(_without_nul)]
 """Any text without NUL; lone surrogates cannot arrive, the JSON decoder refuses them."""
 ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=4000)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 JudgeName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
 TeamName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -62,9 +63,13 @@ class ErrorBody(Wire):
 
 
 class Usage(Wire):
-    """What the request cost."""
+    """What the request cost. ``cached_tokens``: those of the prompts' that the endpoint had at hand; ``cost_usd`` is
+    ``None`` when a judge that was asked has no prices; ``saved_usd``: what stored verdicts and rubrics had cost."""
 
     judge_calls: int
     prompt_tokens: int
     completion_tokens: int
     cached_verdicts: int
+    cached_tokens: int = 0
+    cost_usd: float | None = None
+    saved_usd: float = 0.0

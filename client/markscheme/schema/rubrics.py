@@ -7,8 +7,10 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from markscheme.checks import Check
 from markscheme.schema.base import (
+    Identifier,
     JudgeName,
     Message,
+    ModelName,
     Prompt,
     ShortText,
     Tag,
@@ -125,6 +127,13 @@ class RubricList(Wire):
     has_more: bool
 
 
+ReusedTeacherModel = Annotated[ModelName | None, Field(
+    description="Reuse only rubrics that this model's responses were contrasted for")]
+ReusedRubricator = Annotated[ModelName | None, Field(
+    description="Reuse only rubrics whose provenance.rubricator begins so, as in openai/MODEL@")]
+"""Which rubrics are reused under ``if_fresh`` and ``frozen``; any, where they are left out."""
+
+
 class StudentResponse(Wire):
     """A student's rollout as the rubricator sees it."""
 
@@ -139,6 +148,8 @@ class InduceRequest(Wire):
     teacher_responses: TeacherResponses | None = None
     student_responses: Annotated[list[Text | StudentResponse], Field(min_length=1, max_length=256)]
     reuse: ReusePolicy = "if_fresh"
-    run: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    teacher_model: ReusedTeacherModel = None
+    rubricator: ReusedRubricator = None
+    run: Identifier | None = None
     tags: Annotated[list[Tag], Field(max_length=32)] = []
     judge: JudgeName | None = None

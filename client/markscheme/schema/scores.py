@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from markscheme.schema.base import MAX_ROLLOUTS, ErrorDetail, Identifier, JudgeName, Prompt, Text, Usage, Wire
-from markscheme.schema.rubrics import Criterion
+from markscheme.schema.rubrics import Criterion, ReusedRubricator, ReusedTeacherModel
 from markscheme.schema.teachers import TeacherResponses
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, UnscoredReason, VerifyMode
 
@@ -50,6 +50,8 @@ class ScoreRequest(Wire):
     score_teachers: bool = False
     ask_teacher: Annotated[int, Field(ge=0, le=16)] = Field(
         default=0, description="Responses to ask the service's teacher for where a new rubric has none to go by")
+    teacher_model: ReusedTeacherModel = None
+    rubricator: ReusedRubricator = None
     run: Run | None = None
     judge: JudgeName | None = Field(default=None, description="A judge of the service by name; default: by role")
 

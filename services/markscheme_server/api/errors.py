@@ -13,7 +13,7 @@ from starlette.routing import compile_path
 from markscheme.schema import ErrorBody, ErrorDetail
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.api.disconnect import ClientGone
-from markscheme_server.errors import ServiceError, Unavailable, Unprocessable
+from markscheme_server.errors import PaymentRequired, ServiceError, Unavailable, Unprocessable
 from markscheme_server.judge.base import JudgeFailure
 
 log = structlog.get_logger()
@@ -28,7 +28,7 @@ _BY_STATUS = {
     415: ("invalid_request_error", "unsupported_media_type"),
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 405, 413, 422, 500, 503)}
+    status: {"model": ErrorBody} for status in (400, 401, 402, 403, 404, 405, 413, 422, 429, 500, 503)}
 """What every route may answer besides success, for the OpenAPI document."""
 
 
@@ -50,6 +50,8 @@ def judge_error(failure: JudgeFailure) -> ServiceError:
     """That a prompt allows of no rubric is the caller's to know; a model that failed is worth another try."""
     if failure.reason in (UnscoredReason.NO_RUBRIC, UnscoredReason.TOO_LARGE, UnscoredReason.REFUSED):
         return Unprocessable(str(failure), code=failure.reason)
+    if failure.reason is UnscoredReason.BUDGET:
+        return PaymentRequired(str(failure), code="insufficient_quota")
     return Unavailable(str(failure), code=failure.reason, retry_after_s=5)
 
 

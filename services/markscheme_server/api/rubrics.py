@@ -14,7 +14,9 @@ from markscheme_server.api.disconnect import while_connected
 from markscheme_server.api.errors import RESPONSES, judge_error
 from markscheme_server.api.idempotency import TakesKey
 from markscheme_server.api.services import (
+    BUDGET_WARNING,
     NO_NUL,
+    WARNS,
     DeadlineMs,
     Inducer,
     PromptKey,
@@ -33,7 +35,8 @@ from markscheme_server.grading.rubrics import Wanted
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.base import Response as StudentText
 from markscheme_server.judge.builtin.checks import validate_check
-from markscheme_server.store.rubrics import NotTheirs, UnknownTeams
+from markscheme_server.store.audit import actor_of
+from markscheme_server.store.rubrics import Filters, NotTheirs, UnknownTeams
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
@@ -42,13 +45,13 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
              responses=idempotency.RESPONSES)
 async def create_rubric(payload: schema.RubricCreate, caller: Inducer, services: UsesServices,
                         once: TakesKey) -> Response:
-    criteria = _criteria(payload.criteria)
+    criteria = checked_criteria(payload.criteria)
 
     async def save() -> schema.Rubric:
         saved = await services.store.rubrics.save(
             team=caller.team, prompt=wire.messages(payload.prompt), criteria=criteria, origin="imported",
-            tags=payload.tags, provenance={})
-        return (await _shown(services, caller, [saved]))[0]
+            tags=payload.tags, provenance={}, actor=actor_of(caller))
+        return (await shown_rubrics(services, caller, [saved]))[0]
 
     return await once.answer(payload, save, status=201)
 
@@ -59,20 +62,21 @@ async def fork_rubric(rubric_id: str, payload: schema.RubricFork, caller: Induce
                       once: TakesKey) -> Response:
     """The new rubric is the caller's team's, private, and names the one it comes from as its parent. Where the team's
     newest for the prompt has these criteria already, that one is the answer, as it stands."""
-    source = await _found(services, caller, rubric_id)
-    criteria = source.criteria if payload.criteria is None else _criteria(payload.criteria)
+    source = await get_rubric(services, caller, rubric_id)
+    criteria = source.criteria if payload.criteria is None else checked_criteria(payload.criteria)
 
     async def save() -> schema.Rubric:
         saved = await services.store.rubrics.save(
             team=caller.team, prompt=[dict(m) for m in source.prompt], criteria=criteria, origin="forked",
             parent=source, tags=source.tags if payload.tags is None else payload.tags,
-            provenance=source.provenance if source.team == caller.team else _told(source))
-        return (await _shown(services, caller, [saved]))[0]
+            provenance=source.provenance if source.team == caller.team else _told(source), actor=actor_of(caller))
+        return (await shown_rubrics(services, caller, [saved]))[0]
 
     return await once.answer(payload, save, status=201)
 
 
-@router.post("/rubrics:induce", response_model=schema.Rubric, responses=idempotency.RESPONSES,
+@router.post("/rubrics:induce", response_model=schema.Rubric,
+             responses=idempotency.RESPONSES | {200: {"headers": WARNS}},
              summary="Induce a rubric by contrasting teacher and student responses")
 async def induce_rubric(payload: schema.InduceRequest, caller: Inducer, services: UsesServices, once: TakesKey,
                         request: Request, deadline_ms: DeadlineMs = None) -> Response:
@@ -82,16 +86,20 @@ async def induce_rubric(payload: schema.InduceRequest, caller: Inducer, services
         tuple(payload.teacher_responses) if payload.teacher_responses is not None else None,
         tuple(StudentText(s) if isinstance(s, str) else StudentText(s.text, s.truncated)
               for s in payload.student_responses),
-        services.judges.get(payload.judge, "rubricator"), payload.reuse, payload.run, tuple(payload.tags))
+        services.judges.get(payload.judge, "rubricator"), payload.reuse, payload.run, tuple(payload.tags),
+        caller.key, Filters(payload.teacher_model, payload.rubricator))
 
     async def induce() -> schema.Rubric:
         try:
             found = await services.rubrics.resolve(wanted, Patience(deadline))
         except JudgeFailure as failure:
             raise judge_error(failure) from failure
-        return (await _shown(services, caller, [found.rubric]))[0]
+        return (await shown_rubrics(services, caller, [found.rubric]))[0]
 
-    return await while_connected(request, once.answer(payload, induce, status=200))
+    answer = await while_connected(request, once.answer(payload, induce, status=200))
+    if warning := await services.treasury.warning(caller.team, payload.run):
+        answer.headers[BUDGET_WARNING] = warning
+    return answer
 
 
 @router.get("/rubrics", summary="List rubrics, newest first")
@@ -107,14 +115,14 @@ async def list_rubrics(
     if prompt is not None:
         key = prompt_key(messages_of(prompt))
     found, more = await services.store.rubrics.page(caller.team, key=key, origin=origin, after=after, limit=limit)
-    return schema.RubricList(data=await _shown(services, caller, found), has_more=more)
+    return schema.RubricList(data=await shown_rubrics(services, caller, found), has_more=more)
 
 
 @router.get("/rubrics/{rubric_id}", summary="Read a rubric")
 async def read_rubric(rubric_id: str, caller: Reader, services: UsesServices,
                       if_none_match: Annotated[str | None, Header()] = None) -> schema.Rubric:
-    found = await _found(services, caller, rubric_id)
-    text = (await _shown(services, caller, [found]))[0].model_dump_json()
+    found = await get_rubric(services, caller, rubric_id)
+    text = (await shown_rubrics(services, caller, [found]))[0].model_dump_json()
     etag = f'"{text_key(text)}"'
     if if_none_match is not None and etag in [tag.strip() for tag in if_none_match.split(",")]:
         return Response(status_code=304, headers={"ETag": etag})  # type: ignore[return-value]
@@ -125,11 +133,11 @@ async def read_rubric(rubric_id: str, caller: Reader, services: UsesServices,
 async def change_rubric(rubric_id: str, payload: schema.RubricPatch, caller: Inducer,
                         services: UsesServices) -> schema.Rubric:
     """Only the team that made it may. A retired rubric can still be read and named; no group gets it by itself."""
-    await _found(services, caller, rubric_id)
+    await get_rubric(services, caller, rubric_id)
     try:
         changed = await services.store.rubrics.change(
             caller.team, rubric_id, visibility=payload.visibility, shared_with=payload.shared_with, tags=payload.tags,
-            retired=payload.retired)
+            retired=payload.retired, actor=actor_of(caller))
     except NotTheirs as error:
         raise Forbidden("this rubric is another team's: only that team may change it", code="not_your_rubric",
                         param="rubric_id") from error
@@ -138,10 +146,10 @@ async def change_rubric(rubric_id: str, payload: schema.RubricPatch, caller: Ind
                             param="shared_with") from error
     if changed is None:
         raise _missing()
-    return (await _shown(services, caller, [changed]))[0]
+    return (await shown_rubrics(services, caller, [changed]))[0]
 
 
-def _criteria(given: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
+def checked_criteria(given: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
     """Criteria as the domain keeps them, their checks tried. Raises :class:`Unprocessable`."""
     criteria = wire.to_criteria(given)
     try:
@@ -156,7 +164,7 @@ def _criteria(given: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
     return criteria
 
 
-async def _found(services: Services, caller: Caller, rubric_id: str) -> Rubric:
+async def get_rubric(services: Services, caller: Caller, rubric_id: str) -> Rubric:
     """The rubric, if the caller's team sees it. PostgreSQL takes no NUL, and no id has one."""
     found = await services.store.rubrics.find(caller.team, rubric_id) if "\x00" not in rubric_id else None
     if found is None:
@@ -164,7 +172,7 @@ async def _found(services: Services, caller: Caller, rubric_id: str) -> Rubric:
     return found
 
 
-async def _shown(services: Services, caller: Caller, rubrics: Sequence[Rubric]) -> list[schema.Rubric]:
+async def shown_rubrics(services: Services, caller: Caller, rubrics: Sequence[Rubric]) -> list[schema.Rubric]:
     """Rubrics as a caller may see them. To its own team only is told with whom one is shared, and what names that
     team's runs, texts and other rubrics."""
     own = [rubric.id for rubric in rubrics if rubric.team == caller.team]

@@ -11,7 +11,7 @@ from markscheme import schema
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
 from markscheme_server.api.errors import RESPONSES
-from markscheme_server.api.services import DeadlineMs, Scorer, UsesServices
+from markscheme_server.api.services import BUDGET_WARNING, WARNS, DeadlineMs, Scorer, UsesServices
 from markscheme_server.errors import Forbidden
 from markscheme_server.grading.scores import Tally
 
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
 
 @router.post("/scores", response_model=schema.ScoreBatch, summary="Score a batch of rollouts",
-             responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}})
+             responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}, "headers": WARNS}})
 async def score(payload: schema.ScoreRequest, caller: Scorer, services: UsesServices, request: Request,
                 accept: Annotated[str, Header()] = "application/json", deadline_ms: DeadlineMs = None) -> Response:
     """Rewards that are not known are null with a reason. With ``Accept: application/x-ndjson`` each group is a
@@ -33,16 +33,18 @@ async def score(payload: schema.ScoreRequest, caller: Scorer, services: UsesServ
     deadline = services.scores.deadline(deadline_ms)
     # Judging ends at the deadline by itself; what could still hold us is a silent database.
     async with asyncio.timeout_at(deadline.at + GRACE_S):
-        batch = await services.scores.admit(caller.team, payload, deadline, teaches="induce" in caller.scopes)
+        batch = await services.scores.admit(caller, payload, deadline)
+    warning = await services.treasury.warning(caller.team, payload.run.id if payload.run else None)
+    headers = {BUDGET_WARNING: warning} if warning else {}
     groups = services.scores.score(batch)
     if NDJSON in accept:
         return StreamingResponse(_lines(groups, batch.tally, services.settings.heartbeat_s), media_type=NDJSON,
-                                 headers={"X-Accel-Buffering": "no", "Cache-Control": "no-store"})
+                                 headers=headers | {"X-Accel-Buffering": "no", "Cache-Control": "no-store"})
     async with asyncio.timeout_at(deadline.at + GRACE_S):
         by_id = {group.id: group for group in await while_connected(request, _all(groups))}
     whole = schema.ScoreBatch(groups=[by_id[g.id] for g in payload.groups], counts=batch.tally.counts(),
                               usage=batch.tally.cost())
-    return Response(whole.model_dump_json(), media_type="application/json")
+    return Response(whole.model_dump_json(), headers=headers, media_type="application/json")
 
 
 async def _all(groups: AsyncIterator[schema.GroupScore]) -> list[schema.GroupScore]:

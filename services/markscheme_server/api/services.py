@@ -9,6 +9,7 @@ from markscheme.vocabulary import Scope
 from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
+from markscheme_server.grading.budgets import Treasury
 from markscheme_server.grading.identity import Identity
 from markscheme_server.grading.judges import Judges
 from markscheme_server.grading.rubrics import RubricService
@@ -30,6 +31,7 @@ class Services:
     verdicts: VerdictService
     scores: ScoreService
     teachers: TeacherService
+    treasury: Treasury
 
 
 async def _services(request: Request) -> Services:  # a plain function would be sent to a thread
@@ -71,3 +73,8 @@ PromptText = Annotated[str | None, Query(max_length=100_000, pattern=NO_NUL,
                                          description="The exact text of a one-message prompt")]
 PromptKey = Annotated[str | None, Query(alias="prompt_key", pattern="^[0-9a-f]{64}$")]
 """The two ways to name a prompt in a query."""
+
+BUDGET_WARNING = "X-Budget-Warning"
+WARNS = {BUDGET_WARNING: {"description": "That a soft or hard budget of the team or the run is reached",
+                          "schema": {"type": "string"}}}
+"""What tells a caller of its budgets while its calls still succeed."""

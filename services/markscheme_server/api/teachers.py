@@ -51,7 +51,8 @@ async def sample(payload: schema.TeachRequest, caller: Inducer, services: UsesSe
     return schema.Taught(
         prompt_key=prompt_key(messages), data=_shown(taught.bank), added=taught.added, duplicates=taught.duplicates,
         usage=schema.Usage(judge_calls=taught.usage.calls, prompt_tokens=taught.usage.prompt_tokens,
-                           completion_tokens=taught.usage.completion_tokens, cached_verdicts=0))
+                           completion_tokens=taught.usage.completion_tokens, cached_verdicts=0,
+                           cached_tokens=taught.usage.cached_tokens, cost_usd=taught.usage.cost_usd))
 
 
 def _shown(bank: list[Kept]) -> list[schema.TeacherResponse]:

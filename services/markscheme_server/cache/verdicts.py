@@ -7,8 +7,8 @@ has stored is read from the database, which answers as fast as a shared cache wo
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
-CachedVerdict = tuple[bool, str | None]
-"""Met, and the evidence where there is some."""
+CachedVerdict = tuple[bool, str | None, float | None]
+"""Met, the evidence where there is some, and the verdict's part of what its call cost (USD), where that is known."""
 
 
 class VerdictCache:

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Protocol
 
 _turns = itertools.count()
 
@@ -17,9 +18,18 @@ class Deadline:
         self.at = max(self.at, at)
 
 
+class Purse(Protocol):
+    """Who pays for a question; see :class:`markscheme_server.grading.budgets.TeamPurse`."""
+
+    async def hold(self, usd: float, deadline: Deadline) -> None:
+        """Set aside the most that the next call may cost. Raises ``JudgeFailure`` when the budget is spent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a caller waits, and its turn: what began earlier is finished before what came later is begun."""
+    """How long a caller waits, its turn (what began earlier is finished before what came later is begun), and who
+    pays, where there is a budget to keep."""
 
     deadline: Deadline
     turn: int = field(default_factory=lambda: next(_turns))
+    purse: Purse | None = None

@@ -56,7 +56,8 @@ class Rubric:
     """A stored rubric. What it says is immutable: a change is a new version with this one as its parent.
 
     Who sees it, its tags and whether it is retired may change: other teams see it when it is the organisation's or
-    shared with them; a retired one is read as before, and no group gets it that does not name it.
+    shared with them; a retired one is read as before, and no group gets it that does not name it. ``cost_usd``: what
+    inducing it cost, where that is known.
     """
 
     id: str
@@ -74,3 +75,4 @@ class Rubric:
     visibility: Visibility = "private"
     shared_with: tuple[str, ...] = ()
     retired_at: datetime | None = None
+    cost_usd: float | None = None

@@ -1,7 +1,7 @@
 """Which rubric a group gets: given, assigned before, reused, or induced now."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, UnscoredReason
 from markscheme_server.cache.flight import Abandoned, SingleFlight
@@ -9,9 +9,15 @@ from markscheme_server.domain import fingerprint as fp
 from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.reward import mean
 from markscheme_server.domain.rubric import Rubric
-from markscheme_server.judge.base import InductionTask, Judge, JudgeFailure, JudgeUsage, Response
+from markscheme_server.domain.usage import JudgeUsage
+from markscheme_server.grading.budgets import TeamPurse, Treasury
+from markscheme_server.judge.base import Induction as Made
+from markscheme_server.judge.base import InductionTask, Judge, JudgeFailure, Response
+from markscheme_server.store.audit import Actor
 from markscheme_server.store.claims import ClaimLost
+from markscheme_server.store.rubrics import Filters
 from markscheme_server.store.store import Store
+from markscheme_server.store.teachers import Kept
 from markscheme_server.store.verdicts import JudgeCall, Reply
 
 FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.25
@@ -46,6 +52,8 @@ class Wanted:
     reuse: ReusePolicy
     run_id: str | None
     tags: tuple[str, ...] = ()
+    key: str | None = None
+    filters: Filters = Filters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +63,14 @@ class Induction:
     wanted: Wanted
     teachers: tuple[str, ...]
     key: str
+    teacher_model: str | None = None
 
 
 class RubricService:
     """Finds and induces rubrics; the same induction happens once."""
 
-    def __init__(self, store: Store, freshness: Freshness) -> None:
-        self._store, self._freshness = store, freshness
+    def __init__(self, store: Store, freshness: Freshness, treasury: Treasury) -> None:
+        self._store, self._freshness, self._treasury = store, freshness, treasury
         self._flight: SingleFlight[tuple[Rubric, JudgeUsage]] = SingleFlight()
 
     async def find(self, wanted: Wanted) -> Found | Induction:
@@ -73,13 +82,15 @@ class RubricService:
         """
         team, key = wanted.team, fp.prompt_key(wanted.prompt)
         if wanted.reuse == "frozen":
-            nearest = await self._store.rubrics.find_nearest(team, key)
+            nearest = await self._store.rubrics.find_nearest(team, key, wanted.filters)
             if nearest is None:
                 raise JudgeFailure(UnscoredReason.NO_RUBRIC, "there is no rubric for this prompt and reuse is frozen")
             return Found(nearest, "reused")
         teachers = wanted.teachers
+        bank: list[Kept] = []
         if teachers is None:
-            teachers = tuple(kept.text for kept in await self._store.teachers.find(team, key))
+            bank = await self._store.teachers.find(team, key)
+            teachers = tuple(kept.text for kept in bank)
         induction = fp.induction_key(
             team=team, prompt=key, teachers=[fp.text_key(fp.judged_text(t)) for t in teachers],
             students=[fp.text_key(fp.judged_text(s.text)) + ("+" if s.truncated else "") for s in wanted.students],
@@ -88,10 +99,11 @@ class RubricService:
         if memo is not None:
             return Found(memo, "reused")
         if wanted.reuse == "if_fresh":
-            nearest = await self._store.rubrics.find_nearest(team, key)
+            nearest = await self._store.rubrics.find_nearest(team, key, wanted.filters)
             if nearest is not None and await self._is_fresh(team, nearest, wanted.run_id):
                 return Found(nearest, "reused")
-        return Induction(wanted, teachers, induction)
+        models = {kept.model for kept in bank}
+        return Induction(wanted, teachers, induction, models.pop() if len(models) == 1 else None)
 
     async def resolve(self, wanted: Wanted, patience: Patience) -> Found:
         """The rubric, found or induced: :meth:`find` and then, where it takes that, :meth:`induce`."""
@@ -161,22 +173,29 @@ class RubricService:
         wanted, judge = induction.wanted, induction.wanted.judge
         task = InductionTask(wanted.prompt, tuple(dict.fromkeys(fp.judged_text(t) for t in induction.teachers)),
                              tuple(Response(fp.judged_text(s.text), s.truncated) for s in wanted.students))
-        try:
-            made = await judge.induce(task, patience)
-        except JudgeFailure as failure:
-            await self._record(wanted, failure.usage, failure.reason)
-            raise
-        rubric = await self._store.rubrics.save(
-            team=wanted.team, prompt=wanted.prompt, criteria=made.criteria, origin="induced", tags=wanted.tags,
-            induction=induction.key, claim=claim,
-            provenance={"rubricator": judge.rubricator_identity, "template": judge.template,
-                        "teacher_keys": [fp.text_key(t) for t in task.teacher_responses],
-                        "student_keys": [fp.text_key(s.text) for s in task.student_responses], "run": wanted.run_id})
-        await self._record(wanted, made.usage, None)
+        async with self._treasury.purse(wanted.team, wanted.run_id) as purse:
+            try:
+                made = await judge.induce(task, replace(patience, purse=purse))
+            except JudgeFailure as failure:
+                await self._record(wanted, failure.usage, failure.reason, None, purse)
+                raise
+            rubric = await self._keep(induction, task, made, claim)
+            await self._record(wanted, made.usage, None, rubric.id, purse)
         return rubric, made.usage
 
-    async def _record(self, wanted: Wanted, usage: JudgeUsage, failure: UnscoredReason | None) -> None:
+    async def _keep(self, induction: Induction, task: InductionTask, made: Made, claim: tuple[str, int]) -> Rubric:
+        wanted, judge = induction.wanted, induction.wanted.judge
+        return await self._store.rubrics.save(
+            team=wanted.team, prompt=wanted.prompt, criteria=made.criteria, origin="induced", tags=wanted.tags,
+            induction=induction.key, claim=claim, cost_usd=made.usage.cost_usd, actor=Actor(wanted.team, wanted.key),
+            provenance={"rubricator": judge.rubricator_identity, "template": judge.template,
+                        "teacher_model": induction.teacher_model,
+                        "teacher_keys": [fp.text_key(t) for t in task.teacher_responses],
+                        "student_keys": [fp.text_key(s.text) for s in task.student_responses], "run": wanted.run_id})
+
+    async def _record(self, wanted: Wanted, usage: JudgeUsage, failure: UnscoredReason | None, rubric_id: str | None,
+                      purse: TeamPurse) -> None:
         if usage.calls:
             await self._store.verdicts.save(Reply(wanted.team, (), JudgeCall(
-                "rubricator", wanted.judge.rubricator_identity, (), usage.calls, usage.prompt_tokens,
-                usage.completion_tokens, failure)))
+                "rubricator", wanted.judge.rubricator_identity, (), usage, failure, wanted.run_id, rubric_id,
+                purse.take())))

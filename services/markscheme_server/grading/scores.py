@@ -16,18 +16,22 @@ from markscheme import schema
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics
 from markscheme_server.domain import fingerprint as fp
+from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.domain.reward import feedback, reward
 from markscheme_server.domain.rubric import Rubric
+from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import Verdict
 from markscheme_server.errors import NotFound
 from markscheme_server.grading import wire
+from markscheme_server.grading.budgets import SPENT
 from markscheme_server.grading.judges import Judges
 from markscheme_server.grading.rubrics import Found, Induction, RubricService, Wanted
 from markscheme_server.grading.teachers import TeacherService
 from markscheme_server.grading.verdicts import Judged, Plan, VerdictService
-from markscheme_server.judge.base import Judge, JudgeFailure, JudgeUsage, Reservation, Response
-from markscheme_server.store.assignments import Assignment, Place, ScoredRollout
+from markscheme_server.judge.base import Judge, JudgeFailure, Reservation, Response
+from markscheme_server.store.assignments import Assignment, Outcome, Place, ScoredRollout
+from markscheme_server.store.rubrics import Filters
 from markscheme_server.store.store import Store
 
 log = structlog.get_logger()
@@ -40,6 +44,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.scored = self.cached = 0
+        self.saved_usd = 0.0
         self.reasons: Counter[UnscoredReason] = Counter()
         self.usage = JudgeUsage()
 
@@ -56,7 +61,9 @@ class Tally:
 
     def cost(self) -> schema.Usage:
         return schema.Usage(judge_calls=self.usage.calls, prompt_tokens=self.usage.prompt_tokens,
-                            completion_tokens=self.usage.completion_tokens, cached_verdicts=self.cached)
+                            completion_tokens=self.usage.completion_tokens, cached_verdicts=self.cached,
+                            cached_tokens=self.usage.cached_tokens, cost_usd=self.usage.cost_usd,
+                            saved_usd=self.saved_usd)
 
 
 @dataclass(slots=True)
@@ -76,14 +83,26 @@ class _Survey:
 class Batch:
     """A batch that was let in, ready to be scored."""
 
-    team: str
     request: schema.ScoreRequest
     judge: Judge
     deadline: Deadline
     surveys: list[_Survey]
     reservation: Reservation | None
-    teaches: bool
+    caller: Caller
     tally: Tally = field(default_factory=Tally)
+
+    @property
+    def team(self) -> str:
+        return self.caller.team
+
+    @property
+    def run_id(self) -> str | None:
+        return self.request.run.id if self.request.run else None
+
+    @property
+    def teaches(self) -> bool:
+        """Whether teacher responses that come with it are kept in the bank."""
+        return "induce" in self.caller.scopes
 
 
 class ScoreService:
@@ -100,10 +119,8 @@ class ScoreService:
         own = self._timeout_s if deadline_ms is None else min(self._timeout_s, deadline_ms / 1000)
         return Deadline(asyncio.get_running_loop().time() + own)
 
-    async def admit(self, team: str, request: schema.ScoreRequest, deadline: Deadline, *, teaches: bool) -> Batch:
+    async def admit(self, caller: Caller, request: schema.ScoreRequest, deadline: Deadline) -> Batch:
         """Look up what is known and reserve room for the rest; nothing is written.
-
-        ``teaches``: whether teacher responses that come with it are kept in the bank.
 
         Raises :class:`NotFound` for a rubric id that does not exist, 422 for an unknown judge or where there is no
         teacher to ask, and 503 with ``Retry-After`` when the judge's queue is full.
@@ -111,10 +128,10 @@ class ScoreService:
         judge = self._judges.get(request.judge, "verifier")
         if request.ask_teacher:
             self._judges.teacher()
-        surveys = await asyncio.gather(*(self._survey(team, request, i, judge) for i in range(len(request.groups))))
+        surveys = await asyncio.gather(*(self._survey(caller, request, i, judge) for i in range(len(request.groups))))
         calls = sum(s.calls for s in surveys)
         reservation = judge.gateway.reserve(calls) if calls and judge.gateway is not None else None
-        return Batch(team, request, judge, deadline, list(surveys), reservation, teaches)
+        return Batch(request, judge, deadline, list(surveys), reservation, caller)
 
     async def score(self, batch: Batch) -> AsyncIterator[schema.GroupScore]:
         """Groups as they are done, in no particular order."""
@@ -132,8 +149,8 @@ class ScoreService:
             for reason, count in batch.tally.reasons.items():
                 metrics.UNSCORED.labels(reason=reason.value).inc(count)
 
-    async def _survey(self, team: str, request: schema.ScoreRequest, index: int, judge: Judge) -> _Survey:
-        group = request.groups[index]
+    async def _survey(self, caller: Caller, request: schema.ScoreRequest, index: int, judge: Judge) -> _Survey:
+        group, team = request.groups[index], caller.team
         prompt = tuple(wire.messages(group.prompt))
         place = _place(team, request, group, prompt)
         if group.rubric_id is not None:
@@ -150,7 +167,8 @@ class ScoreService:
             wanted = Wanted(
                 team, prompt, tuple(group.teacher_responses) if group.teacher_responses is not None else None,
                 tuple(Response(r.text, r.truncated) for r in group.rollouts),
-                self._judges.get(request.judge, "rubricator"), request.reuse, request.run.id if request.run else None)
+                self._judges.get(request.judge, "rubricator"), request.reuse, request.run.id if request.run else None,
+                key=caller.key, filters=Filters(request.teacher_model, request.rubricator))
             try:
                 survey = _Survey(group, prompt, await self._rubrics.find(wanted))
             except JudgeFailure as failure:
@@ -166,8 +184,8 @@ class ScoreService:
     async def _plans(self, team: str, request: schema.ScoreRequest, survey: _Survey, rubric: Rubric,
                      judge: Judge) -> list[Plan]:
         texts = [fp.judged_text(r.text) for r in survey.group.rollouts] + survey.teachers
-        return await self._verdicts.plan(team=team, prompt=survey.prompt, criteria=rubric.criteria, texts=texts,
-                                         judge=judge, verify=request.verify)
+        return await self._verdicts.plan(team=team, prompt=survey.prompt, rubric=rubric, texts=texts, judge=judge,
+                                         verify=request.verify, run_id=request.run.id if request.run else None)
 
     async def _group(self, batch: Batch, survey: _Survey) -> schema.GroupScore:
         patience = Patience(batch.deadline)
@@ -193,7 +211,8 @@ class ScoreService:
     async def _taught(self, batch: Batch, survey: _Survey, induction: Induction,
                       patience: Patience) -> Found | Induction:
         """What is found once the teacher has been asked for the responses that there are none of."""
-        taught = await self._teacher_service.ensure(batch.team, survey.prompt, batch.request.ask_teacher, patience)
+        taught = await self._teacher_service.ensure(batch.team, survey.prompt, batch.request.ask_teacher, patience,
+                                                   batch.run_id)
         batch.tally.usage += taught.usage
         wanted = replace(induction.wanted, teachers=tuple(kept.text for kept in taught.bank))
         if batch.request.score_teachers or batch.request.verify == "group":
@@ -219,9 +238,12 @@ class ScoreService:
         batch.tally.usage += judged.usage
         batch.tally.cached += judged.cached
         scores = [_rollout(found.rubric, r.id, judged.by_text[fp.judged_text(r.text)]) for r in group.rollouts]
-        await self._store.assignments.finish(assignment.id, [
+        # What was there already: verdicts, and, where the group would have had one induced, the rubric.
+        saved = judged.saved_usd + ((found.rubric.cost_usd or 0.0) if found.origin == "reused" else 0.0)
+        batch.tally.saved_usd += saved
+        await self._store.assignments.finish(batch.team, assignment.id, Outcome([
             ScoredRollout(r.id, r.text, r.truncated, s.reward, s.reason)
-            for r, s in zip(group.rollouts, scores, strict=True)])
+            for r, s in zip(group.rollouts, scores, strict=True)], judged.cached, saved))
         return _answer(group, found, scores, _teacher_score(found.rubric, survey.teachers, judged))
 
     async def _teachers(self, team: str, request: schema.ScoreRequest, group: schema.Group,
@@ -260,8 +282,10 @@ def _answer(group: schema.Group, found: Found, scores: list[schema.RolloutScore]
     known = sum(s.reward is not None for s in scores)
     status = "scored" if known == len(scores) else "partial" if known else "unscored"
     rubric = found.rubric
+    spent = all(s.reason is UnscoredReason.BUDGET for s in scores)
+    error = _error(UnscoredReason.BUDGET, SPENT) if spent else None
     return schema.GroupScore(
-        id=group.id, status=status, error=None, teacher=teacher, rollouts=scores,  # type: ignore[arg-type]
+        id=group.id, status=status, error=error, teacher=teacher, rollouts=scores,  # type: ignore[arg-type]
         rubric=schema.RubricRef(id=rubric.id, version=rubric.version, content_hash=rubric.content_hash,
                                 origin=found.origin, criteria=wire.from_criteria(rubric.criteria)))
 
@@ -270,6 +294,11 @@ def _unscored(group: schema.Group, failure: JudgeFailure) -> schema.GroupScore:
     """A group without a rubric: every reward is null with the reason."""
     return schema.GroupScore(
         id=group.id, status="unscored", rubric=None, teacher=None,
-        error=schema.ErrorDetail(message=str(failure), type="judge_error", code=failure.reason),
+        error=_error(failure.reason, str(failure)),
         rollouts=[schema.RolloutScore(id=r.id, reward=None, status="unscored", reason=UnscoredReason(failure.reason),
                                       verdicts=[], feedback=[]) for r in group.rollouts])
+
+
+def _error(reason: UnscoredReason, message: str) -> schema.ErrorDetail:
+    kind, code = ("insufficient_quota",) * 2 if reason is UnscoredReason.BUDGET else ("judge_error", reason.value)
+    return schema.ErrorDetail(message=message, type=kind, code=code)

@@ -1,13 +1,15 @@
 """The teacher bank and the model that fills it."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.domain import fingerprint as fp
 from markscheme_server.domain.deadline import Patience
+from markscheme_server.domain.usage import JudgeUsage
+from markscheme_server.grading.budgets import TeamPurse, Treasury
 from markscheme_server.grading.judges import Judges
-from markscheme_server.judge.base import JudgeFailure, JudgeUsage, Teacher
+from markscheme_server.judge.base import JudgeFailure, Teacher
 from markscheme_server.store.claims import Claim
 from markscheme_server.store.store import Store
 from markscheme_server.store.teachers import Kept
@@ -29,10 +31,11 @@ class Taught:
 class TeacherService:
     """Asks the teacher for responses that the bank lacks; for one prompt one asks at a time, over all processes."""
 
-    def __init__(self, store: Store, judges: Judges) -> None:
-        self._store, self._judges = store, judges
+    def __init__(self, store: Store, judges: Judges, treasury: Treasury) -> None:
+        self._store, self._judges, self._treasury = store, judges, treasury
 
-    async def ensure(self, team: str, prompt: tuple[fp.ChatMessage, ...], count: int, patience: Patience) -> Taught:
+    async def ensure(self, team: str, prompt: tuple[fp.ChatMessage, ...], count: int, patience: Patience,
+                     run_id: str | None = None) -> Taught:
         """Ask until the bank holds ``count`` responses to the prompt, each stored as it comes.
 
         Each missing response is asked for once: a teacher that says the same again leaves the bank shorter. Raises
@@ -48,7 +51,7 @@ class TeacherService:
                 return Taught(bank, 0, 0, JudgeUsage())
             claim = await self._store.claims.acquire(work)
             if claim is not None:
-                return await self._ask(teacher, team, prompt, count, patience, claim)
+                return await self._ask(teacher, team, prompt, count, patience, run_id, claim)
             while await self._store.claims.held(work):
                 if asyncio.get_running_loop().time() >= patience.deadline.at:
                     raise JudgeFailure(UnscoredReason.TIMEOUT, "the teacher did not respond in the request's time")
@@ -56,13 +59,14 @@ class TeacherService:
                 pause = min(pause * 1.5, LAST_LOOK_S)
 
     async def _ask(self, teacher: Teacher, team: str, prompt: tuple[fp.ChatMessage, ...], count: int,
-                   patience: Patience, claim: Claim) -> Taught:
+                   patience: Patience, run_id: str | None, claim: Claim) -> Taught:
         try:
             missing = count - len(await self._store.teachers.find(team, fp.prompt_key(prompt)))
             reservation = teacher.gateway.reserve(missing) if teacher.gateway is not None and missing > 0 else None
             try:
-                outcomes = await asyncio.gather(*(self._once(teacher, team, prompt, patience) for _ in range(missing)),
-                                                return_exceptions=True)
+                outcomes = await asyncio.gather(
+                    *(self._once(teacher, team, prompt, patience, run_id) for _ in range(missing)),
+                    return_exceptions=True)
             finally:
                 if reservation is not None:
                     reservation.release()
@@ -77,19 +81,20 @@ class TeacherService:
                       sum((usage for _, usage in done), JudgeUsage()))
 
     async def _once(self, teacher: Teacher, team: str, prompt: tuple[fp.ChatMessage, ...],
-                    patience: Patience) -> tuple[int, JudgeUsage]:
+                    patience: Patience, run_id: str | None) -> tuple[int, JudgeUsage]:
         """One response, stored; how many were new and what it cost."""
-        try:
-            text, usage = await teacher.respond(prompt, patience)
-        except JudgeFailure as failure:
-            await self._record(team, teacher, failure.usage, failure.reason)
-            raise
-        added = await self._store.teachers.save(team, prompt, [text], teacher.teacher_model)
-        await self._record(team, teacher, usage, None)
+        async with self._treasury.purse(team, run_id) as purse:
+            try:
+                text, usage = await teacher.respond(prompt, replace(patience, purse=purse))
+            except JudgeFailure as failure:
+                await self._record(team, teacher, failure.usage, failure.reason, run_id, purse)
+                raise
+            added = await self._store.teachers.save(team, prompt, [text], teacher.teacher_model)
+            await self._record(team, teacher, usage, None, run_id, purse)
         return added, usage
 
-    async def _record(self, team: str, teacher: Teacher, usage: JudgeUsage, failure: UnscoredReason | None) -> None:
+    async def _record(self, team: str, teacher: Teacher, usage: JudgeUsage, failure: UnscoredReason | None,
+                      run_id: str | None, purse: TeamPurse) -> None:
         if usage.calls:
             await self._store.verdicts.save(Reply(team, (), JudgeCall(
-                "teacher", teacher.teacher_identity, (), usage.calls, usage.prompt_tokens, usage.completion_tokens,
-                failure)))
+                "teacher", teacher.teacher_identity, (), usage, failure, run_id, None, purse.take())))

@@ -7,7 +7,7 @@ is used, what another caller is at is waited for, and what nobody is at is claim
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode
@@ -18,9 +18,11 @@ from markscheme_server.config import VerdictReuse
 from markscheme_server.domain import fingerprint as fp
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.deadline import Deadline, Patience
-from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.rubric import Criterion, Rubric
+from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import Verdict
-from markscheme_server.judge.base import Decision, Judge, JudgeFailure, JudgeUsage, VerifyTask
+from markscheme_server.grading.budgets import TeamPurse, Treasury
+from markscheme_server.judge.base import Decision, Judge, JudgeFailure, VerifyTask
 from markscheme_server.store.claims import Claim, ClaimStore
 from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict, VerdictStore
 
@@ -41,6 +43,8 @@ class Question:
     judge: Judge
     verify: VerifyMode
     reuse: VerdictReuse
+    run_id: str | None = None
+    rubric_id: str | None = None
 
     @property
     def pooled(self) -> bool:
@@ -109,11 +113,12 @@ class Plan:
 
 @dataclass(slots=True)
 class Judged:
-    """Verdicts by judged text, what they cost, and how many were known before."""
+    """Verdicts by judged text, what they cost, how many were known before, and what those had cost."""
 
     by_text: dict[str, Verdicts]
     usage: JudgeUsage = field(default_factory=JudgeUsage)
     cached: int = 0
+    saved_usd: float = 0.0
 
 
 @dataclass(slots=True)
@@ -129,19 +134,21 @@ class _Outcome:
 class VerdictService:
     """Decides criteria for responses, each question once."""
 
-    def __init__(self, store: VerdictStore, claims: ClaimStore, cache: VerdictCache, *, checks: Judge,
-                 reuse: VerdictReuse) -> None:
+    def __init__(self, store: VerdictStore, claims: ClaimStore, cache: VerdictCache, treasury: Treasury, *,
+                 checks: Judge, reuse: VerdictReuse) -> None:
         self._store, self._claims, self._cache, self._checks, self._reuse = store, claims, cache, checks, reuse
+        self._treasury = treasury
         self._flight: SingleFlight[_Outcome] = SingleFlight()
 
-    async def plan(self, *, team: str, prompt: Sequence[fp.ChatMessage], criteria: Sequence[Criterion],
-                   texts: Sequence[str], judge: Judge, verify: VerifyMode) -> list[Plan]:
+    async def plan(self, *, team: str, prompt: Sequence[fp.ChatMessage], rubric: Rubric, texts: Sequence[str],
+                   judge: Judge, verify: VerifyMode, run_id: str | None) -> list[Plan]:
         """What it takes to decide every criterion for every distinct text: one plan for checks, one for the judge."""
+        criteria = rubric.criteria
         distinct = tuple(dict.fromkeys(texts))
         checked = tuple(c for c in criteria if c.check is not None)
         # In canonical order: a verdict reached among others should not depend on how a rubric lists them.
         asked = tuple(sorted((c for c in criteria if c.check is None), key=fp.criterion_key))
-        questions = [Question(team, tuple(prompt), part, distinct, by, verify, self._reuse)
+        questions = [Question(team, tuple(prompt), part, distinct, by, verify, self._reuse, run_id, rubric.id)
                      for part, by in ((checked, self._checks), (asked, judge)) if part]
         return list(await asyncio.gather(*(self._plan(q) for q in questions)))
 
@@ -180,7 +187,9 @@ class VerdictService:
                     if (stored := plan.known.get(question.key(c, text))) is not None:
                         result.by_text[text][c.id] = Verdict(c.id, stored[0], evidence=stored[1], cached=True)
             metrics.VERDICTS.labels(origin="check" if free else "cached").inc(len(plan.known))
-            result.cached += 0 if free else len(plan.known)
+            if not free:
+                result.cached += len(plan.known)
+                result.saved_usd += sum(cost for _, _, cost in plan.known.values() if cost)
         if not plan.units:
             return
         if free:
@@ -197,7 +206,7 @@ class VerdictService:
         except JudgeFailure as failure:
             _fail(question, texts, plan.missing, failure.reason, result)
             return
-        rows, decided = _rows(question, plan.missing, dict(zip(texts, answer.decisions, strict=True)))
+        rows, decided = _rows(question, plan.missing, dict(zip(texts, answer.decisions, strict=True)), 0.0)
         await self._store.save(Reply(question.team, rows))
         self._cache.save(decided)
         _take(question, texts, plan.missing, decided, result)
@@ -276,31 +285,34 @@ class VerdictService:
         """
         order = shuffle_order(fp.pool_key(unit), len(unit))
         task = VerifyTask(question.prompt, criteria, tuple(blind(unit, order)), question.verify)
-        try:
-            answer = await question.judge.verify(task, patience)
-        except JudgeFailure as failure:
-            outcome.usage += failure.usage
-            outcome.failed |= {key: failure.reason for text in unit for c in criteria
-                               if (key := question.key(c, text)) not in outcome.decided}
-            call = self._record(question, criteria, failure.usage, failure.reason) if failure.usage.calls else None
-            return await self._store.save(Reply(question.team, (), call, claim, done=last))
-        outcome.usage += answer.usage
-        rows, decided = _rows(question, criteria, dict(zip(unit, unblind(answer.decisions, order), strict=True)))
-        decided = {key: verdict for key, verdict in decided.items() if key not in outcome.decided}
-        call = self._record(question, criteria, answer.usage, None)
-        if not await self._store.save(Reply(
-                question.team, [row for row in rows if row.key in decided], call, claim, done=last)):
-            return False
+        async with self._treasury.purse(question.team, question.run_id) as purse:
+            try:
+                answer = await question.judge.verify(task, replace(patience, purse=purse))
+            except JudgeFailure as failure:
+                outcome.usage += failure.usage
+                outcome.failed |= {key: failure.reason for text in unit for c in criteria
+                                   if (key := question.key(c, text)) not in outcome.decided}
+                call = (self._record(question, criteria, failure.usage, purse, failure.reason)
+                        if failure.usage.calls else None)
+                return await self._store.save(Reply(question.team, (), call, claim, done=last))
+            outcome.usage += answer.usage
+            rows, decided = _rows(question, criteria, dict(zip(unit, unblind(answer.decisions, order), strict=True)),
+                                  answer.usage.cost_usd)
+            decided = {key: verdict for key, verdict in decided.items() if key not in outcome.decided}
+            call = self._record(question, criteria, answer.usage, purse)
+            if not await self._store.save(Reply(
+                    question.team, [row for row in rows if row.key in decided], call, claim, done=last)):
+                return False
         self._cache.save(decided)
         outcome.decided |= decided
         return True
 
     @staticmethod
-    def _record(question: Question, criteria: tuple[Criterion, ...], usage: JudgeUsage,
-                failure: UnscoredReason | None) -> JudgeCall:
+    def _record(question: Question, criteria: tuple[Criterion, ...], usage: JudgeUsage, purse: TeamPurse,
+                failure: UnscoredReason | None = None) -> JudgeCall:
         return JudgeCall("verifier", question.judge.verifier_identity,
-                         tuple(question.criterion_keys[c.id] for c in criteria),
-                         usage.calls, usage.prompt_tokens, usage.completion_tokens, failure)
+                         tuple(question.criterion_keys[c.id] for c in criteria), usage, failure, question.run_id,
+                         question.rubric_id, purse.take())
 
 
 def _chunked(criteria: tuple[Criterion, ...], size: int | None) -> tuple[tuple[Criterion, ...], ...]:
@@ -318,15 +330,17 @@ def _open(question: Question, known: dict[str, CachedVerdict]) -> Plan:
     return Plan(question, known, question.units(open_texts), missing)
 
 
-def _rows(question: Question, criteria: Sequence[Criterion],
-          by_text: Mapping[str, Mapping[str, Decision]]) -> tuple[list[StoredVerdict], dict[str, CachedVerdict]]:
+def _rows(question: Question, criteria: Sequence[Criterion], by_text: Mapping[str, Mapping[str, Decision]],
+          cost_usd: float | None) -> tuple[list[StoredVerdict], dict[str, CachedVerdict]]:
+    """Verdicts as they are kept; each bears an even part of its call's cost."""
     rows, decided = [], {}
+    part = cost_usd / (len(criteria) * len(by_text)) if cost_usd is not None else None
     for text, choices in by_text.items():
         for c in criteria:
             choice, key = choices[c.id], question.key(c, text)
-            decided[key] = (choice.met, choice.evidence)
+            decided[key] = (choice.met, choice.evidence, part)
             rows.append(StoredVerdict(key, question.prompt_key, question.criterion_keys[c.id], question.text_keys[text],
-                                      question.judge.verifier_identity, choice.met, choice.evidence))
+                                      question.judge.verifier_identity, choice.met, choice.evidence, part))
     return rows, decided
 
 

@@ -11,6 +11,7 @@ from markscheme.vocabulary import UnscoredReason, VerifyMode
 from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.fingerprint import ChatMessage
 from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.usage import JudgeUsage
 
 
 class JudgeFailure(Exception):
@@ -19,23 +20,10 @@ class JudgeFailure(Exception):
     The message is for people and holds no prompt, rollout or key.
     """
 
-    def __init__(self, reason: UnscoredReason, message: str, usage: "JudgeUsage | None" = None) -> None:
+    def __init__(self, reason: UnscoredReason, message: str, usage: JudgeUsage | None = None) -> None:
         super().__init__(message)
         self.reason = reason
         self.usage = usage or JudgeUsage()
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeUsage:
-    """What a piece of judging cost."""
-
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def __add__(self, other: "JudgeUsage") -> "JudgeUsage":
-        return JudgeUsage(self.calls + other.calls, self.prompt_tokens + other.prompt_tokens,
-                          self.completion_tokens + other.completion_tokens)
 
 
 @dataclass(frozen=True, slots=True)

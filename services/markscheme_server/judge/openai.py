@@ -6,7 +6,7 @@ of not answering becomes a :class:`JudgeFailure` with a reason.
 
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,16 +18,9 @@ from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings
 from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.fingerprint import ChatMessage
+from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge import parsing, prompts
-from markscheme_server.judge.base import (
-    Decision,
-    Induction,
-    InductionTask,
-    JudgeFailure,
-    JudgeUsage,
-    Verification,
-    VerifyTask,
-)
+from markscheme_server.judge.base import Decision, Induction, InductionTask, JudgeFailure, Verification, VerifyTask
 from markscheme_server.judge.gateway import Gateway, Spent, too_large
 from markscheme_server.judge.retry import NotTheProtocol
 
@@ -35,6 +28,8 @@ _STEP_DOWN = {"auto": ("json_schema", "json_object", "text"), "json_schema": ("j
               "json_object": ("json_object",), "text": ("text",)}
 ASKS = 3
 _REPLY_TOKENS_A_CRITERION = 20
+LONG_REPLY = 4
+"""How many times as long as usual a reply is feared to be, where a budget is to be kept."""
 _SHOWN_AGAIN_CHARACTERS = 20_000
 _SPACE = re.compile(r"\s+")
 
@@ -49,6 +44,7 @@ class OpenAIJudge:
         self._settings, self.gateway = settings, gateway
         self._marks = prompts.Marks(secret)
         self._forms = list(_STEP_DOWN[settings.structured])
+        self._longest_reply = 0
 
     @property
     def name(self) -> str:
@@ -146,7 +142,8 @@ class OpenAIJudge:
                 raise NotTheProtocol("the body is not JSON") from error
 
         tokens = sum(len(m["content"]) for m in prompt) // prompts.CHARACTERS_PER_TOKEN + s.teacher_max_tokens
-        completion, usage = await self._call(send, "teacher", tokens, patience, spent)
+        bound = self._bound(prompt, s.teacher_max_tokens)
+        completion, usage = await self._call(send, "teacher", tokens, bound, patience, spent)
         text = _reply_text(completion, usage)
         if _field(_choice(completion), "finish_reason") == "length":
             raise JudgeFailure(UnscoredReason.TOO_LARGE, "the teacher's response was cut off; raise its "
@@ -214,28 +211,40 @@ class OpenAIJudge:
                     spent.calls += 1
 
         tokens = sum(len(m["content"]) for m in messages) // prompts.CHARACTERS_PER_TOKEN + question.reply_tokens
-        completion, usage = await self._call(send, question.role, tokens, patience, spent)
+        bound = self._bound(messages, max(LONG_REPLY * question.reply_tokens, 2 * self._longest_reply))
+        completion, usage = await self._call(send, question.role, tokens, bound, patience, spent)
         return _reply_text(completion, usage), usage
 
-    async def _call(self, send: Callable[[AsyncOpenAI], Awaitable[Any]], role: str, tokens: int, patience: Patience,
-                    spent: Spent) -> tuple[Any, JudgeUsage]:
+    def _bound(self, messages: Sequence[ChatMessage], reply_tokens: int) -> float | None:
+        """The most that a call is thought to cost, USD: a token is a byte at least. ``None``: there are no prices."""
+        return self._settings.cost_usd(sum(len(m["content"].encode()) for m in messages), 0, reply_tokens)
+
+    async def _call(self, send: Callable[[AsyncOpenAI], Awaitable[Any]], role: str, tokens: int, bound: float | None,
+                    patience: Patience, spent: Spent) -> tuple[Any, JudgeUsage]:
         """A completion by way of the gateway, and what it cost; a failure carries what it cost as well."""
+        if patience.purse is not None and bound is not None:
+            await patience.purse.hold(bound, patience.deadline)
         try:
             completion = await self.gateway.call(send, role=role, tokens=tokens, patience=patience, spent=spent)
         except JudgeFailure as failure:
-            failure.usage = JudgeUsage(spent.calls)
+            failure.usage = JudgeUsage(spent.calls, cost_usd=self._settings.cost_usd(0, 0, 0))
             raise
-        usage = JudgeUsage(spent.calls, _tokens(completion, "prompt_tokens"), _tokens(completion, "completion_tokens"))
+        usage = self._usage(completion, spent.calls)
+        self._longest_reply = max(self._longest_reply, usage.completion_tokens if role != "teacher" else 0)
         self._count(role, usage)
         return completion, usage
 
+    def _usage(self, completion: Any, calls: int) -> JudgeUsage:
+        usage = _field(completion, "usage")
+        prompt, reply = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+        cached = min(prompt, _tokens(_field(usage, "prompt_tokens_details"), "cached_tokens"))
+        return JudgeUsage(calls, prompt, reply, cached, self._settings.cost_usd(prompt, cached, reply))
+
     def _count(self, role: str, usage: JudgeUsage) -> None:
-        s = self._settings
-        for kind, tokens, price in (("prompt", usage.prompt_tokens, s.price_input),
-                                    ("completion", usage.completion_tokens, s.price_output)):
+        for kind, tokens in (("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)):
             metrics.TOKENS.labels(judge=self.name, role=role, kind=kind).inc(tokens)
-            if price is not None:
-                metrics.COST.labels(judge=self.name, role=role).inc(tokens * price / 1e6)
+        if usage.cost_usd is not None:
+            metrics.COST.labels(judge=self.name, role=role).inc(usage.cost_usd)
 
     def _step_down(self, form: str) -> bool:
         """Use the next simpler form from now on; false when there is none. Concurrent callers step once."""
@@ -284,9 +293,9 @@ def _field(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, dict) else None
 
 
-def _tokens(completion: Any, name: str) -> int:
+def _tokens(usage: Any, name: str) -> int:
     """A count the endpoint stated, where it stated a sane one."""
-    stated = _field(_field(completion, "usage"), name)
+    stated = _field(usage, name)
     sane = isinstance(stated, int) and not isinstance(stated, bool) and 0 <= stated < 2**31
     return stated if sane else 0
 

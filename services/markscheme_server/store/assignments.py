@@ -10,9 +10,11 @@ import sqlalchemy as sa
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, VerifyMode
 from markscheme_server.domain.fingerprint import ChatMessage, text_key
 from markscheme_server.store.batching import Batcher
-from markscheme_server.store.database import Database
+from markscheme_server.store.database import Database, sight_of
 from markscheme_server.store.ids import new_id, now
 from markscheme_server.store.tables import assignments, prompts, rollouts, texts
+
+_OUTCOME = ("reward_mean", "reward_spread", "unscored", "cached_verdicts", "saved_usd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,15 @@ class ScoredRollout:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a group: its rollouts, and what stored verdicts and a rubric that was there saved it."""
+
+    rollouts: Sequence[ScoredRollout]
+    cached_verdicts: int = 0
+    saved_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Uses:
     """How often a rubric was used in a run, and its newest scored uses, at most two: (mean reward, spread)."""
 
@@ -77,18 +88,18 @@ class AssignmentStore:
         self._assign_all = database.together(
             database.insert_rows(prompts).on_conflict_do_nothing(),
             database.insert_rows(assignments).on_conflict_do_nothing().returning(a.id))
-        outcome = database.rows([a.id, a.reward_mean, a.reward_spread, a.unscored], "outcomes")
+        outcome = database.rows([a.id, a.team, *(a[name] for name in _OUTCOME)], "outcomes")
         new = database.insert_rows(rollouts)
         self._finish_all = database.together(
             database.insert_rows(texts).on_conflict_do_nothing(),
             new.on_conflict_do_update(
                 index_elements=[r.assignment_id, r.rollout_id],
                 set_={name: new.excluded[name] for name in ("text_key", "truncated", "reward", "reason")}),
-            sa.update(assignments).where(a.id == outcome.id).values(
-                {name: outcome[name] for name in ("reward_mean", "reward_spread", "unscored")}))
+            sa.update(assignments).where(a.id == outcome.id, a.team == outcome.team).values(
+                {name: outcome[name] for name in _OUTCOME}))
         self._finding: Batcher[Place, Assignment | None] = Batcher(self._find)
         self._assigning: Batcher[_New, Assignment] = Batcher(self._assign)
-        self._finishing: Batcher[tuple[str, Sequence[ScoredRollout]], None] = Batcher(self._finish)
+        self._finishing: Batcher[tuple[str, str, Outcome], None] = Batcher(self._finish)
 
     async def find(self, place: Place) -> Assignment | None:
         """The assignment that this group of this step already has; outside a run there is none."""
@@ -109,13 +120,13 @@ class AssignmentStore:
                        a.run_id.is_(None) if run_id is None else a.run_id == run_id)
         newest = (sa.select(a.reward_mean, a.reward_spread).where(same, a.reward_spread.is_not(None))
                   .order_by(a.created_at.desc(), a.id.desc()).limit(2))
-        async with self._db.reading() as connection:
+        async with self._db.reading(sight_of(team)) as connection:
             count = (await connection.execute(sa.select(sa.func.count()).where(same))).scalar_one()
             return Uses(count, tuple((mean, spread) for mean, spread in await connection.execute(newest)))
 
-    async def finish(self, assignment_id: str, scored: Sequence[ScoredRollout]) -> None:
+    async def finish(self, team: str, assignment_id: str, outcome: Outcome) -> None:
         """Keep the group's rollouts and rewards."""
-        await self._finishing.submit((assignment_id, scored))
+        await self._finishing.submit((team, assignment_id, outcome))
 
     async def drain(self) -> None:
         """Wait until everything handed in is stored."""
@@ -127,7 +138,7 @@ class AssignmentStore:
         for place in places:
             by_step[place.team, place.run_id, place.step].append(place)
         found: dict[Place, Assignment] = {}
-        async with self._db.reading() as connection:
+        async with self._db.reading(sight_of(*(place.team for place in places))) as connection:
             for (team, run_id, step), group in by_step.items():
                 rows = await connection.execute(self._select, {
                     "team": team, "run": run_id, "step": step, "keys": self._db.keys(p.group_id for p in group)})
@@ -143,33 +154,35 @@ class AssignmentStore:
                  "origin": n.origin, "reuse": n.reuse, "verify": n.verify, "created_at": created}
                 for a, n in zip(made, news, strict=True)]
         unknown = [n for n in news if n.prompt is not None]
-        written = {id_ for id_, in await self._db.write(self._assign_all, {
+        written = {id_ for id_, in await self._db.write(sight_of(*(n.place.team for n in news)), self._assign_all, {
             "prompts": self._db.pack(_prompt_rows(unknown, created)), "assignments": self._db.pack(rows)})}
         taken = [n.place for a, n in zip(made, news, strict=True) if a.id not in written]
         standing = dict(zip(taken, await self._find(taken), strict=True)) if taken else {}
         return [standing.get(n.place) or a for a, n in zip(made, news, strict=True)]
 
-    async def _finish(self, finished: Sequence[tuple[str, Sequence[ScoredRollout]]]) -> list[None]:
+    async def _finish(self, finished: Sequence[tuple[str, str, Outcome]]) -> list[None]:
         created = now()
         # A step that is sent again while it runs may finish twice in one batch: the later outcome stands.
-        outcomes = dict(finished)
-        kept = {text_key(r.text): r.text for scored in outcomes.values() for r in scored}
-        await self._db.write(self._finish_all, {
+        outcomes = {assignment_id: (team, outcome) for team, assignment_id, outcome in finished}
+        kept = {text_key(r.text): r.text for _, outcome in outcomes.values() for r in outcome.rollouts}
+        await self._db.write(sight_of(*(team for team, _ in outcomes.values())), self._finish_all, {
             "texts": self._db.pack([{"key": key, "text": kept[key], "created_at": created} for key in sorted(kept)]),
             "rollouts": self._db.pack([
                 {"assignment_id": assignment_id, "rollout_id": r.rollout_id, "text_key": text_key(r.text),
                  "truncated": r.truncated, "reward": r.reward, "reason": r.reason}
-                for assignment_id, scored in outcomes.items() for r in scored]),
+                for assignment_id, (_, outcome) in outcomes.items() for r in outcome.rollouts]),
             "outcomes": self._db.pack([
-                {"id": assignment_id} | _outcome(scored) for assignment_id, scored in outcomes.items()])})
+                {"id": assignment_id, "team": team} | _outcome_row(outcome)
+                for assignment_id, (team, outcome) in outcomes.items()])})
         return [None] * len(finished)
 
 
-def _outcome(scored: Sequence[ScoredRollout]) -> dict[str, Any]:
-    rewards = [r.reward for r in scored if r.reward is not None]
+def _outcome_row(outcome: Outcome) -> dict[str, Any]:
+    rewards = [r.reward for r in outcome.rollouts if r.reward is not None]
     return {"reward_mean": sum(rewards) / len(rewards) if rewards else None,
             "reward_spread": max(rewards) - min(rewards) if rewards else None,
-            "unscored": len(scored) - len(rewards)}
+            "unscored": len(outcome.rollouts) - len(rewards), "cached_verdicts": outcome.cached_verdicts,
+            "saved_usd": outcome.saved_usd}
 
 
 def _prompt_rows(news: Sequence[_New], created: object) -> list[dict[str, Any]]:

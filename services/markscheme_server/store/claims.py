@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme_server.store.batching import Batcher
-from markscheme_server.store.database import Database
+from markscheme_server.store.database import NOBODY, Database
 from markscheme_server.store.tables import claims
 
 Claim = tuple[str, int]
@@ -109,7 +109,7 @@ class ClaimStore:
             await asyncio.gather(self._renewing, return_exceptions=True)
 
     async def _acquire(self, keys: Sequence[str]) -> list[int | None]:
-        async with self._db.writing_once() as connection:
+        async with self._db.writing(NOBODY) as connection:
             rows = await connection.execute(self._insert, {"keys": self._db.keys(keys)})
             got = {key: fence for key, fence in rows}  # noqa: C416
         self._ours |= got
@@ -124,18 +124,18 @@ class ClaimStore:
             if not self._ours:
                 return
             try:
-                async with self._db.writing_once() as connection:
+                async with self._db.writing(NOBODY) as connection:
                     await connection.execute(self._update, {"keys": self._db.keys(self._ours)})
             except (SQLAlchemyError, OSError, TimeoutError) as error:
                 log.warning("claims_not_renewed", error=type(error).__name__)
 
     async def _held(self, keys: Sequence[str]) -> list[bool]:
-        async with self._db.reading() as connection:
+        async with self._db.reading(NOBODY) as connection:
             held = set((await connection.execute(self._look, {"keys": self._db.keys(keys)})).scalars())
         return [key in held for key in keys]
 
     async def _drop(self, dropped: Sequence[Claim]) -> list[None]:
-        async with self._db.writing_once() as connection:
+        async with self._db.writing(NOBODY) as connection:
             await self.release(connection, dict(dropped))
         return [None] * len(dropped)
 

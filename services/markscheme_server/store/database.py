@@ -1,4 +1,4 @@
-"""The engine: SQLite and PostgreSQL behind the same few lines, and the migrations that build the tables.
+"""The engine: SQLite and PostgreSQL behind the same few lines.
 
 SQLite runs in WAL mode; a writing transaction takes its lock at BEGIN, so that two writers queue on the busy
 timeout instead of failing at the first write. Parameters are hidden from errors: they hold users' text.
@@ -6,16 +6,16 @@ timeout instead of failing at the first write. Parameters are hidden from errors
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 
+import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -25,8 +25,24 @@ PING_TIMEOUT_S = 2
 BUSY_TIMEOUT_MS = 30_000
 POOL_SIZE = 10
 """Connections of one process. Reads and writes come in batches, so that few are enough; none is opened for a rush."""
-MIGRATION_LOCK = 5_270_411
-"""The advisory lock that lets one migrator through at a time (PostgreSQL)."""
+_TEAM = re.compile(r"[a-z0-9._-]+")
+
+Sight = NewType("Sight", str)
+"""Whose rows a transaction sees and may write. Every transaction says so when it begins: PostgreSQL's row-level
+security then shows it no others, whatever its statements forgot to ask for. SQLite has no such second wall."""
+NOBODY = Sight("")
+"""Nobody's: for tables that belong to no team."""
+EVERYONE = Sight("*")
+"""All teams': for maintenance, and for what the organisation's administrator may see."""
+
+
+def sight_of(*teams: str) -> Sight:
+    """The rows of these teams, and what other teams let them see. Raises :class:`ValueError` for what is no team's
+    name: it goes into a statement as it is."""
+    for team in teams:
+        if not _TEAM.fullmatch(team):
+            raise ValueError("this is not the name of a team")
+    return Sight(",".join(sorted(set(teams))))
 
 
 def create_engine(url: str) -> AsyncEngine:
@@ -41,8 +57,20 @@ def create_engine(url: str) -> AsyncEngine:
         return engine
     return create_async_engine(
         parsed, hide_parameters=True, pool_size=POOL_SIZE, max_overflow=0, pool_timeout=COMMAND_TIMEOUT_S,
-        connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S},
+        connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S,
+                      "connection_class": _Connection},
     )
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """Says whose rows a transaction sees in the round trip that begins it."""
+
+    sight = NOBODY
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        if query.startswith("BEGIN"):
+            query += f" SET LOCAL markscheme.teams = '{self.sight}';"
+        return str(await super().execute(query, *args, timeout=timeout))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -75,37 +103,32 @@ class Database:
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         self._insert_new: dict[sa.Table, Any] = {}
-        # One pool under both: a lone statement needs no BEGIN and COMMIT around it, which are two more round trips.
-        self._statements = engine if self._is_sqlite else engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        async with self._statements.connect() as connection:
+    async def reading(self, sight: Sight) -> AsyncIterator[AsyncConnection]:
+        async with self.engine.connect() as connection:
+            await self._look(connection, sight)
             yield connection
 
     @asynccontextmanager
-    async def writing_once(self) -> AsyncIterator[AsyncConnection]:
-        """For a write that is one statement, a transaction by itself."""
-        if self._is_sqlite:
-            async with self.writing() as connection:
-                yield connection
-        else:
-            async with self._statements.connect() as connection:
-                yield connection
-
-    @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
+    async def writing(self, sight: Sight) -> AsyncIterator[AsyncConnection]:
         async with self.engine.connect() as connection:
+            await self._look(connection, sight)
             await connection.execution_options(writing=True)
             async with connection.begin():
                 yield connection
 
+    async def _look(self, connection: AsyncConnection, sight: Sight) -> None:
+        if not self._is_sqlite:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            driver.sight = sight
+
     def together(self, *statements: Any, answering: int = -1) -> "Together":
         """Writes that are one transaction; ``answering`` says whose rows :meth:`write` returns.
 
-        PostgreSQL takes them as one statement, where BEGIN, COMMIT and each of them are a round trip otherwise, so
-        none may rely on rows that another one has written (foreign keys are checked at the end). SQLite, which has
-        no such statements and no round trips, takes them one by one.
+        PostgreSQL takes them as one statement, where each of them is a round trip otherwise, so none may rely on rows
+        that another one has written (foreign keys are checked at the end). SQLite, which has no such statements and
+        no round trips, takes them one by one.
         """
         if self._is_sqlite:
             return Together(statements, answering)
@@ -114,10 +137,10 @@ class Database:
         parts = [each if each.is_select else each.returning(sa.literal(1).label("written")) for each in rest]
         return Together((answer.add_cte(*(part.cte(f"part{i}") for i, part in enumerate(parts))),), 0)
 
-    async def write(self, writes: "Together", parameters: Mapping[str, Any]) -> Sequence[sa.Row[Any]]:
+    async def write(self, sight: Sight, writes: "Together", parameters: Mapping[str, Any]) -> Sequence[sa.Row[Any]]:
         """Run statements that belong together, all with the same parameters."""
         answer: Sequence[sa.Row[Any]] = ()
-        async with self.writing_once() as connection:
+        async with self.writing(sight) as connection:
             for statement in writes.statements:
                 result = await connection.execute(statement, parameters)
                 if statement is writes.statements[writes.answering] and result.returns_rows:
@@ -200,15 +223,8 @@ class Database:
 
     async def ping(self) -> None:
         """Raise unless the database answers within :data:`PING_TIMEOUT_S`."""
-        async with asyncio.timeout(PING_TIMEOUT_S), self.reading() as connection:
+        async with asyncio.timeout(PING_TIMEOUT_S), self.reading(NOBODY) as connection:
             await connection.execute(sa.text("SELECT 1"))
-
-    async def migrate(self) -> None:
-        """Bring the tables to the newest revision; a second migrator waits and then finds nothing to do."""
-        async with self.engine.connect() as connection:
-            await connection.execution_options(writing=True)
-            async with connection.begin():
-                await connection.run_sync(_upgrade)
 
     async def close(self) -> None:
         await self.engine.dispose()
@@ -216,18 +232,3 @@ class Database:
 
 def _array(name: str) -> sa.ColumnElement[Any]:
     return sa.cast(sa.bindparam(name, type_=postgresql.ARRAY(sa.String)), postgresql.ARRAY(sa.String))
-
-
-def alembic_config(connection: sa.Connection | None = None) -> Config:
-    """Alembic's settings for the revisions beside this module, bound to ``connection``."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.attributes["connection"] = connection
-    return config
-
-
-def _upgrade(connection: sa.Connection) -> None:
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-    command.upgrade(alembic_config(connection), "head")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from markscheme_server.store.database import Database
+from markscheme_server.store.database import Database, sight_of
 from markscheme_server.store.ids import new_id, now
 from markscheme_server.store.tables import idempotency_keys as keys
 
@@ -60,7 +60,7 @@ class IdempotencyStore:
     async def begin(self, address: Address, fingerprint: str) -> Begun | Answered | Running | Reused:
         """Claim the key for a request, or say how the request under it stands."""
         owner = new_id("own")
-        async with self._db.writing() as connection:
+        async with self._db.writing(sight_of(address.team)) as connection:
             new = self._db.insert(keys).values(
                 team=address.team, route=address.route, key=address.key, fingerprint=fingerprint, owner=owner,
                 expires_at=self._db.clock + self.lease_s, created_at=now())
@@ -86,19 +86,19 @@ class IdempotencyStore:
     async def renew(self, address: Address, owner: str) -> bool:
         """Go on holding the row; false when it is no longer the owner's."""
         return await self._change(
-            sa.update(keys).where(_running(address, owner)).values(expires_at=self._db.clock + self.lease_s))
+            address, sa.update(keys).where(_running(address, owner)).values(expires_at=self._db.clock + self.lease_s))
 
     async def finish(self, address: Address, owner: str, *, status: int, body: str) -> bool:
         """Keep the answer; false when the row is no longer the owner's, and then nothing is written."""
         return await self._change(
-            sa.update(keys).where(_running(address, owner)).values(status=status, body=body))
+            address, sa.update(keys).where(_running(address, owner)).values(status=status, body=body))
 
     async def release(self, address: Address, owner: str) -> None:
         """Forget the request, so that it can be sent again at once."""
-        await self._change(sa.delete(keys).where(_running(address, owner)))
+        await self._change(address, sa.delete(keys).where(_running(address, owner)))
 
-    async def _change(self, statement: sa.Update | sa.Delete) -> bool:
-        async with self._db.writing_once() as connection:
+    async def _change(self, address: Address, statement: sa.Update | sa.Delete) -> bool:
+        async with self._db.writing(sight_of(address.team)) as connection:
             return (await connection.execute(statement)).rowcount == 1
 
 

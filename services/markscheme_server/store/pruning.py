@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme_server.store.database import Database
+from markscheme_server.store.database import EVERYONE, Database
 from markscheme_server.store.tables import (
     assignments,
     claims,
@@ -73,7 +73,7 @@ class Pruner:
 
     async def total(self) -> int:
         """The rows that :meth:`run` walks past."""
-        async with self._db.reading() as connection:
+        async with self._db.reading(EVERYONE) as connection:
             return sum([(await connection.execute(
                 sa.select(sa.func.count()).select_from(walk.table).where(walk.walked))).scalar_one()
                 for walk in self._walks])
@@ -97,11 +97,11 @@ class Pruner:
         edge = (sa.select(walk.along).where(walk.walked, behind).order_by(walk.along)
                 .offset(walk.window - 1).limit(1))
         if self._dry:
-            async with self._db.reading() as connection:
+            async with self._db.reading(EVERYONE) as connection:
                 return await self._pass(connection, walk, behind, edge)
         for tries_left in reversed(range(LOCK_TRIES)):
             try:
-                async with self._db.writing() as connection:
+                async with self._db.writing(EVERYONE) as connection:
                     if walk.guarded:
                         await self._guard(connection, walk.table)
                     return await self._pass(connection, walk, behind, edge)

@@ -1,7 +1,7 @@
 """Rubrics, the prompts they are for, and the memo of inductions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,15 +10,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from markscheme.vocabulary import RubricOrigin, Visibility
 from markscheme_server.domain.fingerprint import ChatMessage, content_hash, prompt_key
 from markscheme_server.domain.rubric import Criterion, Rubric
+from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.batching import Batcher
 from markscheme_server.store.claims import Claim, ClaimLost, ClaimStore
-from markscheme_server.store.database import Database
+from markscheme_server.store.database import Database, sight_of
 from markscheme_server.store.ids import as_utc, new_id, now
 from markscheme_server.store.tables import inductions, prompts, rubrics, shares, teams
 
 _SELECT = sa.select(rubrics, prompts.c.messages).join(prompts, prompts.c.key == rubrics.c.prompt_key)
+_WISH = ("viewer", "wanted", "teacher_model", "rubricator")
 OWN, SHARED, ORGANISATION = 0, 1, 2
 """How near a visible rubric is to a team: what is nearer is taken first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which rubrics are good enough to be reused: by the teacher's model, and by how the name of what induced them
+    begins. ``None``: any."""
+
+    teacher_model: str | None = None
+    rubricator: str | None = None
 
 
 class NotTheirs(Exception):
@@ -42,13 +53,17 @@ def visible(team: Any) -> sa.ColumnElement[bool]:
     return sa.or_(rubrics.c.team == team, rubrics.c.visibility == "organisation", _shared(team))
 
 
+def _begins(text: Any, with_: Any) -> sa.ColumnElement[bool]:
+    return sa.func.substr(text, 1, sa.func.length(with_), type_=sa.Text) == sa.cast(with_, sa.Text)
+
+
 def _rubric(row: Mapping[str, Any]) -> Rubric:
     return Rubric(
         id=row["id"], team=row["team"], prompt_key=row["prompt_key"], prompt=tuple(row["messages"]),
         version=row["version"], parent_id=row["parent_id"], content_hash=row["content_hash"],
         criteria=tuple(Criterion(**c) for c in row["criteria"]), origin=row["origin"], tags=tuple(row["tags"]),
         provenance=row["provenance"], created_at=as_utc(row["created_at"]), visibility=row["visibility"],
-        retired_at=as_utc(row["retired_at"]) if row["retired_at"] else None,
+        retired_at=as_utc(row["retired_at"]) if row["retired_at"] else None, cost_usd=row["cost_usd"],
     )
 
 
@@ -66,25 +81,29 @@ class RubricStore:
         self._by_induction = (select.join(inductions, inductions.c.rubric_id == r.id)
                               .where(inductions.c.key == asked.wanted, r.team == asked.viewer,
                                      r.retired_at.is_(None)))
-        nearness = sa.case((r.team == asked.viewer, OWN), (_shared(asked.viewer), SHARED), else_=ORGANISATION)
-        ranked = (sa.select(r.id, asked.viewer, asked.wanted, sa.func.row_number().over(
-            partition_by=(asked.viewer, asked.wanted),
-            order_by=(nearness, r.created_at.desc(), r.version.desc(), r.id)).label("place"))
-            .where(r.prompt_key == asked.wanted, r.retired_at.is_(None), visible(asked.viewer)).subquery())
-        self._nearest = _SELECT.add_columns(ranked.c.viewer, ranked.c.wanted).join(
+        wishes = database.rows([sa.Column(name, sa.Text) for name in _WISH], "asked")
+        told = {name: r.provenance[name].as_string() for name in ("teacher_model", "rubricator")}
+        nearness = sa.case((r.team == wishes.viewer, OWN), (_shared(wishes.viewer), SHARED), else_=ORGANISATION)
+        wish = [wishes[name] for name in _WISH]
+        ranked = (sa.select(r.id, *wish, sa.func.row_number().over(
+            partition_by=wish, order_by=(nearness, r.created_at.desc(), r.version.desc(), r.id)).label("place"))
+            .where(r.prompt_key == wishes.wanted, r.retired_at.is_(None), visible(wishes.viewer),
+                   sa.or_(wishes.teacher_model.is_(None), told["teacher_model"] == wishes.teacher_model),
+                   sa.or_(wishes.rubricator.is_(None), _begins(told["rubricator"], wishes.rubricator))).subquery())
+        self._nearest = _SELECT.add_columns(*(ranked.c[name] for name in _WISH)).join(
             ranked, ranked.c.id == r.id).where(ranked.c.place == 1)
         self._finding: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find)
-        self._finding_nearest: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find_nearest)
+        self._finding_nearest: Batcher[tuple[str, str, Filters], Rubric | None] = Batcher(self._find_nearest)
         self._finding_induced: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find_induced)
 
     async def find(self, team: str, rubric_id: str) -> Rubric | None:
         """The rubric of this id, if the team sees it."""
         return await self._finding.submit((team, rubric_id))
 
-    async def find_nearest(self, team: str, key: str) -> Rubric | None:
+    async def find_nearest(self, team: str, key: str, filters: Filters) -> Rubric | None:
         """The rubric for a prompt that is nearest to the team: the newest of its own, else of those shared with it,
-        else of the organisation's. Retired ones are passed over."""
-        return await self._finding_nearest.submit((team, key))
+        else of the organisation's. Retired ones are passed over, and those that the filters leave out."""
+        return await self._finding_nearest.submit((team, key, filters))
 
     async def find_induced(self, team: str, induction: str) -> Rubric | None:
         """The rubric that this very induction of the team made before."""
@@ -93,18 +112,20 @@ class RubricStore:
     async def _find(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
         return await self._answer(self._by_id, wanted)
 
-    async def _find_nearest(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
-        return await self._answer(self._nearest, wanted)
+    async def _find_nearest(self, wanted: Sequence[tuple[str, str, Filters]]) -> list[Rubric | None]:
+        wishes = [(team, key, filters.teacher_model, filters.rubricator) for team, key, filters in wanted]
+        return await self._answer(self._nearest, wishes, _WISH)
 
     async def _find_induced(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
         return await self._answer(self._by_induction, wanted)
 
-    async def _answer(self, query: sa.Select[Any], wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
-        pairs = self._db.pack([{"viewer": team, "wanted": key} for team, key in sorted(set(wanted))])
-        async with self._db.reading() as connection:
-            rows = (await connection.execute(query, {"asked": pairs})).mappings()
-            found = {(row["viewer"], row["wanted"]): _rubric(dict(row)) for row in rows}
-        return [found.get(pair) for pair in wanted]
+    async def _answer(self, query: sa.Select[Any], wanted: Sequence[tuple[str | None, ...]],
+                      names: Sequence[str] = ("viewer", "wanted")) -> list[Rubric | None]:
+        asked = self._db.pack([dict(zip(names, wish, strict=True)) for wish in dict.fromkeys(wanted)])
+        async with self._db.reading(sight_of(*(str(wish[0]) for wish in wanted))) as connection:
+            rows = (await connection.execute(query, {"asked": asked})).mappings()
+            found = {tuple(row[name] for name in names): _rubric(dict(row)) for row in rows}
+        return [found.get(wish) for wish in wanted]
 
     async def shared_with(self, team: str, rubric_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """With which teams the team's own rubrics are shared; of others' it is not told."""
@@ -112,14 +133,14 @@ class RubricStore:
                  .where(shares.c.owner == team, self._db.in_keys(shares.c.rubric_id, "keys"))
                  .order_by(shares.c.rubric_id, shares.c.team))
         found: dict[str, tuple[str, ...]] = {}
-        async with self._db.reading() as connection:
+        async with self._db.reading(sight_of(team)) as connection:
             for rubric_id, with_team in await connection.execute(query, {"keys": self._db.keys(rubric_ids)}):
                 found[rubric_id] = (*found.get(rubric_id, ()), with_team)
         return found
 
     async def change(self, team: str, rubric_id: str, *, visibility: Visibility | None = None,
                      shared_with: Sequence[str] | None = None, tags: Sequence[str] | None = None,
-                     retired: bool | None = None) -> Rubric | None:
+                     retired: bool | None = None, actor: Actor) -> Rubric | None:
         """Change who sees a rubric, its tags, or whether it is retired; ``None`` leaves a thing as it is.
 
         ``None`` when the team does not see it. Raises :class:`NotTheirs` and :class:`UnknownTeams`.
@@ -131,13 +152,14 @@ class RubricStore:
             values["tags"] = list(tags)
         if retired is not None:
             values["retired_at"] = sa.func.coalesce(rubrics.c.retired_at, now()) if retired else None
-        async with self._db.writing() as connection:
-            seen = await self._fetch(connection, _SELECT.where(
-                rubrics.c.id == rubric_id, visible(team)).with_for_update(of=rubrics))
+        async with self._db.writing(sight_of(team, actor.team)) as connection:
+            seen = await self._fetch(connection, _SELECT.where(rubrics.c.id == rubric_id, visible(team)))
             if not seen:
                 return None
             if seen[0].team != team:
                 raise NotTheirs
+            await connection.execute(sa.select(rubrics.c.id).where(
+                rubrics.c.id == rubric_id, rubrics.c.team == team).with_for_update())
             if values:
                 await connection.execute(sa.update(rubrics).where(
                     rubrics.c.id == rubric_id, rubrics.c.team == team).values(**values))
@@ -151,6 +173,10 @@ class RubricStore:
                     shares.c.rubric_id == rubric_id, shares.c.owner == team))
                 await self._db.insert_new(connection, shares, [
                     {"rubric_id": rubric_id, "team": name, "owner": team} for name in names])
+            told = {"visibility": visibility, "shared_with": None if shared_with is None else sorted(set(shared_with)),
+                    "tags": None if tags is None else list(tags), "retired": retired}
+            await record(connection, actor, "rubric.changed", f"rubric:{rubric_id}",
+                         {name: value for name, value in told.items() if value is not None})
             return (await self._fetch(connection, _SELECT.where(rubrics.c.id == rubric_id,
                                                                 rubrics.c.team == team)))[0]
 
@@ -168,14 +194,16 @@ class RubricStore:
             query = query.join(edge, sa.or_(
                 rubrics.c.created_at < edge.c.created_at,
                 sa.and_(rubrics.c.created_at == edge.c.created_at, rubrics.c.id < edge.c.id)))
-        found = await self._select(query.order_by(rubrics.c.created_at.desc(), rubrics.c.id.desc()).limit(limit + 1))
+        query = query.order_by(rubrics.c.created_at.desc(), rubrics.c.id.desc()).limit(limit + 1)
+        found = await self._select(team, query)
         return found[:limit], len(found) > limit
 
     async def save(self, *, team: str, prompt: Sequence[ChatMessage], criteria: Sequence[Criterion],
                    origin: RubricOrigin, tags: Sequence[str] = (), provenance: Mapping[str, Any],
-                   induction: str | None = None, claim: Claim | None = None, parent: Rubric | None = None) -> Rubric:
+                   actor: Actor, cost_usd: float | None = None, induction: str | None = None,
+                   claim: Claim | None = None, parent: Rubric | None = None) -> Rubric:
         """Store a rubric as the prompt's next version and return it as stored. ``parent``: the rubric that it was
-        made from; default: the team's newest for the prompt.
+        made from; default: the team's newest for the prompt. ``cost_usd``: what inducing it cost, where that is known.
 
         When the newest version has the same content it is returned instead, unless it is retired: the same marks need
         no new version.
@@ -183,7 +211,7 @@ class RubricStore:
         is the answer.
         """
         key, hashed = prompt_key(prompt), content_hash(criteria)
-        async with self._db.writing() as connection:
+        async with self._db.writing(sight_of(team, actor.team)) as connection:
             await self._lock_prompt(connection, key)
             if claim is not None and not await self._claims.release(connection, dict([claim])):
                 raise ClaimLost
@@ -204,11 +232,13 @@ class RubricStore:
                     id=new_id("rub"), team=team, prompt_key=key, prompt=tuple(prompt),
                     version=last.version + 1 if last else 1, parent_id=parent.id if parent else None,
                     content_hash=hashed, criteria=tuple(criteria), origin=origin, tags=tuple(tags),
-                    provenance=provenance, created_at=now())
+                    provenance=provenance, created_at=now(), cost_usd=cost_usd)
                 await connection.execute(rubrics.insert().values(
                     id=saved.id, team=team, prompt_key=key, version=saved.version, parent_id=saved.parent_id,
                     content_hash=hashed, criteria=[_plain(c) for c in criteria], origin=origin, tags=list(tags),
-                    provenance=dict(provenance), created_at=saved.created_at))
+                    provenance=dict(provenance), created_at=saved.created_at, cost_usd=cost_usd,
+                    words="\n".join([*(m["content"] for m in prompt), *(c.text for c in criteria)])))
+                await record(connection, actor, f"rubric.{origin}", f"rubric:{saved.id}", {"version": saved.version})
             else:
                 saved = last
             if induction is not None:
@@ -224,8 +254,8 @@ class RubricStore:
             await connection.execute(sa.text("SELECT pg_advisory_xact_lock(:k)"),
                                      {"k": int(key[:15], 16)})
 
-    async def _select(self, query: sa.Select[Any]) -> list[Rubric]:
-        async with self._db.reading() as connection:
+    async def _select(self, team: str, query: sa.Select[Any]) -> list[Rubric]:
+        async with self._db.reading(sight_of(team)) as connection:
             return await self._fetch(connection, query)
 
     @staticmethod

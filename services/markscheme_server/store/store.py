@@ -6,8 +6,10 @@ import sqlalchemy as sa
 
 from markscheme_server.store import tables
 from markscheme_server.store.assignments import AssignmentStore
+from markscheme_server.store.audit import AuditStore
+from markscheme_server.store.budgets import BudgetStore
 from markscheme_server.store.claims import ClaimStore
-from markscheme_server.store.database import Database, create_engine
+from markscheme_server.store.database import NOBODY, Database, create_engine
 from markscheme_server.store.idempotency import IdempotencyStore
 from markscheme_server.store.ids import new_id
 from markscheme_server.store.rubrics import RubricStore
@@ -17,9 +19,9 @@ from markscheme_server.store.verdicts import VerdictStore
 
 
 class Store:
-    """The stores that share one database. ``owner`` names this process in its claims."""
+    """The stores that share one database. ``owner`` names this process in its claims and holds."""
 
-    def __init__(self, url: str, *, claim_lease_s: float = 8.0) -> None:
+    def __init__(self, url: str, *, claim_lease_s: float = 8.0, hold_lease_s: float = 660.0) -> None:
         self.owner = new_id("own")
         self.database = Database(create_engine(url))
         self.claims = ClaimStore(self.database, owner=self.owner, lease_s=claim_lease_s)
@@ -28,12 +30,14 @@ class Store:
         self.verdicts = VerdictStore(self.database, self.claims)
         self.assignments = AssignmentStore(self.database)
         self.teachers = TeacherBank(self.database)
+        self.budgets = BudgetStore(self.database, owner=self.owner, lease_s=hold_lease_s)
+        self.audit = AuditStore(self.database)
         self.idempotency = IdempotencyStore(self.database, lease_s=claim_lease_s)
 
     async def secret(self, name: str) -> str:
         """A secret of this deployment, made up the first time anyone asks; the same for all its processes."""
         table = tables.secrets
-        async with self.database.writing() as connection:
+        async with self.database.writing(NOBODY) as connection:
             await self.database.insert_new(connection, table, [{"name": name, "value": secrets.token_hex(32)}])
             return str((await connection.execute(sa.select(table.c.value).where(table.c.name == name))).scalar_one())
 
@@ -42,6 +46,7 @@ class Store:
         await self.verdicts.drain()
         await self.assignments.drain()
         await self.teachers.drain()
+        await self.budgets.drain()
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -25,8 +25,12 @@ def _created() -> sa.Column[datetime]:
 teams = sa.Table(
     "teams", metadata,
     sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("rpm", sa.Integer),
+    sa.Column("erased_at", sa.DateTime(timezone=True)),
     _created(),
 )
+"""``rpm``: requests a minute, where the team has a limit of its own. An erased team keeps its row, so that its name is
+never another's."""
 
 api_keys = sa.Table(
     "api_keys", metadata,
@@ -82,6 +86,8 @@ rubrics = sa.Table(
     sa.Column("provenance", sa.JSON, nullable=False),
     sa.Column("visibility", sa.String(16), nullable=False, server_default="private"),
     sa.Column("retired_at", sa.DateTime(timezone=True)),
+    sa.Column("cost_usd", sa.Double),
+    sa.Column("words", sa.Text, nullable=False, server_default=""),
     _created(),
     sa.UniqueConstraint("team", "prompt_key", "version"),
     sa.Index(None, "team", "created_at", "id"),
@@ -115,9 +121,15 @@ judge_calls = sa.Table(
     sa.Column("prompt_tokens", sa.Integer, nullable=False),
     sa.Column("completion_tokens", sa.Integer, nullable=False),
     sa.Column("failure", sa.String(16)),
+    sa.Column("run_id", sa.String(200)),
+    sa.Column("rubric_id", sa.String(40)),
+    sa.Column("cached_tokens", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("cost_usd", sa.Double),
     _created(),
     sa.Index(None, "created_at"),
+    sa.Index(None, "team", "created_at"),
 )
+"""The ledger: what was asked of judges and teachers, by whom and for what. No cost: the judge has no prices."""
 
 verdicts = sa.Table(
     "verdicts", metadata,
@@ -130,6 +142,7 @@ verdicts = sa.Table(
     sa.Column("met", sa.Boolean, nullable=False),
     sa.Column("evidence", sa.Text),
     sa.Column("call_id", sa.String(40), sa.ForeignKey("judge_calls.id")),
+    sa.Column("cost_usd", sa.Double),
     _created(),
     sa.Index(None, "created_at"),
     sa.Index(None, "call_id"),
@@ -150,9 +163,12 @@ assignments = sa.Table(
     sa.Column("reward_mean", sa.Float),
     sa.Column("reward_spread", sa.Float),
     sa.Column("unscored", sa.Integer),
+    sa.Column("cached_verdicts", sa.Integer),
+    sa.Column("saved_usd", sa.Double),
     _created(),
     sa.UniqueConstraint("team", "run_id", "step", "group_id", "prompt_key"),
     sa.Index(None, "team", "rubric_id", "run_id"),
+    sa.Index(None, "rubric_id"),
     sa.Index(None, "created_at"),
     sa.Index(None, "prompt_key"),
 )
@@ -191,6 +207,63 @@ idempotency_keys = sa.Table(
     sa.Index(None, "created_at"),
 )
 """Answers by the caller's key. No status yet: the request is running, and its owner's lease runs to ``expires_at``."""
+
+past_usage = sa.Table(
+    "past_usage", metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("day", sa.String(10), nullable=False),
+    sa.Column("run_id", sa.String(200)),
+    sa.Column("rubric_id", sa.String(40)),
+    sa.Column("role", sa.String(16)),
+    sa.Column("judge", sa.Text),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in (
+        "calls", "failed_calls", "unpriced_calls", "prompt_tokens", "cached_tokens", "completion_tokens",
+        "cached_verdicts")),
+    sa.Column("cost_usd", sa.Double, nullable=False),
+    sa.Column("saved_usd", sa.Double, nullable=False),
+    sa.Index(None, "team", "day"),
+)
+"""What pruning adds up before it removes the rows: money that was spent stays on the books."""
+
+budgets = sa.Table(
+    "budgets", metadata,
+    sa.Column("team", sa.String(64), sa.ForeignKey("teams.name"), primary_key=True),
+    sa.Column("run_id", sa.String(200), primary_key=True),
+    sa.Column("hard_usd", sa.Double),
+    sa.Column("soft_usd", sa.Double),
+    sa.Column("period", sa.String(8), nullable=False),
+    sa.Column("since", sa.Double, nullable=False),
+    sa.Column("spent_usd", sa.Double, nullable=False),
+)
+"""What a team may spend in a window that began at ``since`` (seconds since 1970). ``run_id`` "": on everything."""
+
+holds = sa.Table(
+    "holds", metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("run_id", sa.String(200), nullable=False),
+    sa.Column("owner", sa.String(40), nullable=False),
+    sa.Column("usd", sa.Double, nullable=False),
+    sa.Column("settled", sa.Boolean, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Index(None, "team"),
+)
+"""Money set aside for calls under way. Once settled, ``usd`` is what a call cost, until its budgets have counted it."""
+
+audit_entries = sa.Table(
+    "audit_entries", metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("key", sa.String(16)),
+    sa.Column("action", sa.String(40), nullable=False),
+    sa.Column("subject", sa.String(240), nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
+    _created(),
+    sa.Index(None, "team", "id"),
+    sa.Index(None, "subject", "id"),
+)
+"""Who did what to which rubric, key, team or budget. Rows are only ever added: triggers refuse anything else."""
 
 secrets = sa.Table(
     "secrets", metadata,

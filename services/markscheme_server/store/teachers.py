@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from markscheme_server.domain.fingerprint import ChatMessage, prompt_key, text_key
 from markscheme_server.store.batching import Batcher
-from markscheme_server.store.database import Database
+from markscheme_server.store.database import Database, sight_of
 from markscheme_server.store.ids import as_utc, now
 from markscheme_server.store.tables import prompts, teacher_responses, texts
 
@@ -55,7 +55,7 @@ class TeacherBank:
         t = teacher_responses.c
         query = (sa.select(texts.c.text, t.model, t.created_at).join(teacher_responses, t.text_key == texts.c.key)
                  .where(t.team == team, t.prompt_key == prompt).order_by(t.created_at, t.text_key))
-        async with self._db.reading() as connection:
+        async with self._db.reading(sight_of(team)) as connection:
             return [Kept(text, model, as_utc(created)) for text, model, created in await connection.execute(query)]
 
     async def save(self, team: str, prompt: Sequence[ChatMessage], responses: Sequence[str],
@@ -85,7 +85,7 @@ class TeacherBank:
         new = {place: row for place, row in bank.items() if place not in self._saved}
         added: set[tuple[str, str, str]] = set()
         if new:
-            rows = await self._db.write(self._save_all, {
+            rows = await self._db.write(sight_of(*(deposit.team for deposit in given)), self._save_all, {
                 "prompts": self._db.pack([asked[key] for key in sorted(asked)]),
                 "texts": self._db.pack([said[key] for key in sorted(said)]),
                 "teacher_responses": self._db.pack([new[place] for place in sorted(new)])})

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from markscheme.vocabulary import Scope
 from markscheme_server.store.batching import Batcher
-from markscheme_server.store.database import Database
+from markscheme_server.store.database import NOBODY, Database
 from markscheme_server.store.ids import as_utc, now
 from markscheme_server.store.tables import api_keys, teams
 
@@ -62,7 +62,7 @@ class TeamStore:
         """A new team. Raises :class:`Taken`."""
         team = Team(name, now())
         try:
-            async with self._db.writing() as connection:
+            async with self._db.writing(NOBODY) as connection:
                 await connection.execute(teams.insert().values(name=name, created_at=team.created_at))
         except IntegrityError as error:
             raise Taken from error
@@ -70,13 +70,13 @@ class TeamStore:
 
     async def all(self) -> list[Team]:
         """Every team, by name."""
-        async with self._db.reading() as connection:
+        async with self._db.reading(NOBODY) as connection:
             rows = await connection.execute(sa.select(teams).order_by(teams.c.name))
             return [Team(row.name, as_utc(row.created_at)) for row in rows]
 
     async def add_key(self, key: Key, digest: str) -> None:
         """Store a key. Raises :class:`UnknownTeam`, and :class:`Taken` where the prefix is another key's."""
-        async with self._db.writing() as connection:
+        async with self._db.writing(NOBODY) as connection:
             known = await connection.execute(sa.select(teams.c.name).where(teams.c.name == key.team))
             if known.scalar() is None:
                 raise UnknownTeam
@@ -93,7 +93,7 @@ class TeamStore:
 
     async def key_named(self, prefix: str) -> Key | None:
         """The key of this prefix."""
-        async with self._db.reading() as connection:
+        async with self._db.reading(NOBODY) as connection:
             rows = await connection.execute(sa.select(api_keys).where(api_keys.c.prefix == prefix))
             row = rows.mappings().first()
         return _key(row) if row is not None else None
@@ -103,7 +103,7 @@ class TeamStore:
         query = sa.select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.prefix)
         if team is not None:
             query = query.where(api_keys.c.team == team)
-        async with self._db.reading() as connection:
+        async with self._db.reading(NOBODY) as connection:
             return [_key(row) for row in (await connection.execute(query)).mappings()]
 
     async def any_key(self) -> bool:
@@ -124,20 +124,20 @@ class TeamStore:
         await self._change(prefix, last_used_at=now())
 
     async def _change(self, prefix: str, **values: Any) -> Key | None:
-        async with self._db.writing_once() as connection:
+        async with self._db.writing(NOBODY) as connection:
             rows = await connection.execute(
                 sa.update(api_keys).where(api_keys.c.prefix == prefix).values(**values).returning(api_keys))
             row = rows.mappings().first()
         return _key(row) if row is not None else None
 
     async def _find(self, digests: Sequence[str]) -> list[Key | None]:
-        async with self._db.reading() as connection:
+        async with self._db.reading(NOBODY) as connection:
             rows = (await connection.execute(self._by_digest, {"keys": self._db.keys(digests)})).mappings()
             found = {row["digest"]: _key(row) for row in rows}
         return [found.get(digest) for digest in digests]
 
     async def _look(self, asked: Sequence[None]) -> list[bool]:
-        async with self._db.reading() as connection:
+        async with self._db.reading(NOBODY) as connection:
             there = (await connection.execute(sa.select(api_keys.c.prefix).limit(1))).scalar() is not None
         return [there] * len(asked)
 

@@ -1,21 +1,26 @@
 """Verdicts and the judge calls that made them. A verdict that was paid for is stored before it is answered."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.store.batching import Batcher
+from markscheme_server.store.budgets import settle, settlement
 from markscheme_server.store.claims import Claim, ClaimStore
-from markscheme_server.store.database import Database
+from markscheme_server.store.database import Database, sight_of
 from markscheme_server.store.ids import new_id, now
 from markscheme_server.store.tables import judge_calls, verdicts
 
 GATHER_S = 0.01
 """Under load, replies of this long go into one transaction."""
-Found = dict[str, tuple[bool, str | None]]
-"""Met and evidence by address."""
+Kept = tuple[bool, str | None, float | None]
+"""Met, evidence, and the verdict's part of what its call cost (``None``: not known)."""
+Found = dict[str, Kept]
+"""By address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +34,25 @@ class StoredVerdict:
     judge: str
     met: bool
     evidence: str | None
+    cost_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeCall:
-    """What was asked of a judge and what it cost. ``failure``: the reason it gave nothing."""
+    """A line of the ledger: what was asked of a judge, for which run and rubric, and what it cost.
+
+    ``failure``: the reason it gave nothing. ``holds``: the money that was set aside for it.
+    """
 
     role: str
     judge: str
     criteria: tuple[str, ...]
-    calls: int
-    prompt_tokens: int
-    completion_tokens: int
+    usage: JudgeUsage
     failure: str | None = None
+    run_id: str | None = None
+    rubric_id: str | None = None
+    holds: tuple[str, ...] = ()
+    id: str = field(default_factory=lambda: new_id("call"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +76,21 @@ class VerdictStore:
     def __init__(self, database: Database, claims: ClaimStore) -> None:
         self._db, self._claims = database, claims
         v = verdicts.c
-        self._select = sa.select(v.key, v.team, v.met, v.evidence).where(database.in_keys(v.key, "keys"))
+        self._select = sa.select(v.key, v.team, v.met, v.evidence, v.cost_usd).where(database.in_keys(v.key, "keys"))
         mine = claims.mine("claimed")
         claim = sa.Column("claim", v.key.type)
         # The verdicts of a claim that was taken over are left out, in the statement that finds out.
         self._writes = database.together(
             sa.select(mine.c.key),
-            database.insert_rows(judge_calls),
+            database.insert_rows(judge_calls).on_conflict_do_nothing(),
             database.insert_rows(verdicts, beside=[claim], where=lambda row: sa.or_(
                 row.claim.is_(None), row.claim.in_(sa.select(mine.c.key)))).on_conflict_do_nothing(),
-            claims.end(mine, "ending"), answering=0)
+            claims.end(mine, "ending"), settle(database), answering=0)
         self._finding: Batcher[tuple[str, tuple[str, ...]], Found] = Batcher(self._find)
         self._saving: Batcher[Reply, bool] = Batcher(self._save, gather_s=GATHER_S)
 
     async def find(self, team: str, keys: Iterable[str]) -> Found:
-        """``{key: (met, evidence)}`` of the team's verdicts among ``keys``."""
+        """The team's verdicts among ``keys``."""
         wanted = tuple(keys)
         return await self._finding.submit((team, wanted)) if wanted else {}
 
@@ -98,9 +109,9 @@ class VerdictStore:
 
     async def _find(self, asked: Sequence[tuple[str, tuple[str, ...]]]) -> list[Found]:
         wanted = self._db.keys(key for _, keys in asked for key in keys)
-        async with self._db.reading() as connection:
+        async with self._db.reading(sight_of(*(team for team, _ in asked))) as connection:
             rows = await connection.execute(self._select, {"keys": wanted})
-            known = {key: (team, (met, evidence)) for key, team, met, evidence in rows}
+            known = {key: (team, (met, evidence, cost)) for key, team, met, evidence, cost in rows}
         return [{key: known[key][1] for key in keys if key in known and known[key][0] == team}
                 for team, keys in asked]
 
@@ -108,26 +119,33 @@ class VerdictStore:
         created = now()
         calls: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = []
+        settled: list[dict[str, Any]] = []
         for reply in replies:
-            call_id = None
-            if reply.call is not None:
-                call_id = new_id("call")
-                calls.append({
-                    "id": call_id, "team": reply.team, "role": reply.call.role, "judge": reply.call.judge,
-                    "criteria": list(reply.call.criteria), "calls": reply.call.calls,
-                    "prompt_tokens": reply.call.prompt_tokens, "completion_tokens": reply.call.completion_tokens,
-                    "failure": reply.call.failure, "created_at": created})
+            call = reply.call
+            if call is not None:
+                calls.append(_call_row(reply.team, call, created))
+                settled += settlement(reply.team, call.holds, call.usage.cost_usd)
             claim = reply.claim[0] if reply.claim else None
             rows += [{"key": v.key, "team": reply.team, "prompt_key": v.prompt_key, "criterion_key": v.criterion_key,
                       "response_key": v.response_key, "judge": v.judge, "met": v.met, "evidence": v.evidence,
-                      "call_id": call_id, "created_at": created, "claim": claim} for v in reply.verdicts]
+                      "call_id": call.id if call else None, "cost_usd": v.cost_usd, "created_at": created,
+                      "claim": claim} for v in reply.verdicts]
         claimed = {reply.claim for reply in replies if reply.claim is not None}
         ending = [reply.claim[0] for reply in replies if reply.claim is not None and reply.done]
         self._claims.forget(ending)
         # In one order, so that two writers of the same keys queue instead of locking each other out.
-        mine = await self._db.write(self._writes, {
+        mine = await self._db.write(sight_of(*(reply.team for reply in replies)), self._writes, {
             "judge_calls": self._db.pack(calls), "ending": self._db.keys(ending),
+            "settlements": self._db.pack(sorted(settled, key=lambda row: row["id"])),
             "verdicts": self._db.pack(sorted(rows, key=lambda row: row["key"])),
             "claimed": self._db.pack([{"key": key, "fence": fence} for key, fence in sorted(claimed)])})
         ours = {key for key, in mine}
         return [reply.claim is None or reply.claim[0] in ours for reply in replies]
+
+
+def _call_row(team: str, call: JudgeCall, created: datetime) -> dict[str, Any]:
+    usage = call.usage
+    return {"id": call.id, "team": team, "role": call.role, "judge": call.judge, "criteria": list(call.criteria),
+            "calls": usage.calls, "prompt_tokens": usage.prompt_tokens, "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens, "cost_usd": usage.cost_usd, "failure": call.failure,
+            "run_id": call.run_id, "rubric_id": call.rubric_id, "created_at": created}

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from fakes.judge import ScriptedJudge, well_behaved
 from fakes.service import running
 from markscheme_server.config import Settings
+from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import idempotency_keys
 
@@ -53,7 +54,7 @@ def change(settings: dict[str, Any], **values: Any) -> int:
     """Write into all rows, past the service; how many there are."""
     async def run() -> int:
         store = Store(Settings(_env_file=None, **settings).sqlalchemy_url)
-        async with store.database.writing() as connection:
+        async with store.database.writing(EVERYONE) as connection:
             changed = await connection.execute(sa.update(idempotency_keys).values(**values))
         await store.close()
         return int(changed.rowcount)

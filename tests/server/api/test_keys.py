@@ -19,7 +19,9 @@ from markscheme_server.app import create_app
 from markscheme_server.config import Settings
 from markscheme_server.domain import keys
 from markscheme_server.grading.identity import Identity
+from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.ids import now
+from markscheme_server.store.migrating import migrate
 from markscheme_server.store.store import Store
 
 PEPPER = "a pepper for the tests"
@@ -34,6 +36,9 @@ CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
     ("GET", "/v1/rubrics/{rubric_id}"): ("read", None),
     ("POST", "/v1/rubrics/{rubric_id}:fork"): ("induce", {}),
     ("PATCH", "/v1/rubrics/{rubric_id}"): ("induce", {"tags": ["t"]}),
+    ("POST", "/v1/rubrics:import"): ("induce", {"format": "rar", "content": {
+        "question": PROMPT, "rubric": [{"title": "c1", "description": "It names red.", "weight": 1}]}}),
+    ("GET", "/v1/rubrics/{rubric_id}/export"): ("read", None),
     ("POST", "/v1/rubrics:induce"): ("induce", {"prompt": "Use no commas.", "student_responses": ["a, b"]}),
     ("POST", "/v1/scores"): ("score", SCORE),
     ("POST", "/v1/teacher-responses"): ("induce", {"entries": [{"prompt": PROMPT, "responses": ["red"]}]}),
@@ -60,7 +65,7 @@ class Keys:
             store = Store(Settings(_env_file=None, database_url=self.url).sqlalchemy_url)
             try:
                 if not self.migrated:
-                    await store.database.migrate()
+                    await migrate(store.database)
                     self.migrated = True
                 return await work(Identity(store.teams, operator_key=None, pepper=self.pepper))
             finally:
@@ -301,7 +306,7 @@ def dump(url: str) -> str:
     async def rows() -> str:
         store = Store(Settings(_env_file=None, database_url=url).sqlalchemy_url)
         try:
-            async with store.database.reading() as connection:
+            async with store.database.reading(EVERYONE) as connection:
                 names = await connection.run_sync(lambda c: sa.inspect(c).get_table_names())
                 found = [repr(row) for name in names
                          for row in await connection.execute(sa.text(f'SELECT * FROM "{name}"'))]  # noqa: S608

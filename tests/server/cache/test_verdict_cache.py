@@ -5,7 +5,7 @@ from markscheme_server.cache.verdicts import VerdictCache
 
 def test_it_keeps_the_most_recently_used() -> None:
     cache = VerdictCache(size=2)
-    cache.save({"a": (True, "words"), "b": (True, None)})
+    cache.save({"a": (True, "words", None), "b": (True, None, 0.1)})
     cache.find(["a"])
-    cache.save({"c": (False, None)})
-    assert cache.find(["a", "b", "c"]) == {"a": (True, "words"), "c": (False, None)}
+    cache.save({"c": (False, None, None)})
+    assert cache.find(["a", "b", "c"]) == {"a": (True, "words", None), "c": (False, None, None)}

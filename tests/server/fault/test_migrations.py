@@ -13,18 +13,16 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from alembic import command as alembic
-from alembic.autogenerate import compare_metadata
 from alembic.config import Config
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from fakes import processes
 from fakes.bodies import create_rubric
 from fakes.processes import environment
-from fakes.stores import query
-from markscheme_server.store import database as database_module
-from markscheme_server.store.database import Database, alembic_config, create_engine
-from markscheme_server.store.tables import metadata
+from fakes.stores import differences, query
+from markscheme_server.store import migrating
+from markscheme_server.store.database import EVERYONE, Database, create_engine
+from markscheme_server.store.migrating import alembic_config, migrate
 
 Work = Callable[[sa.Connection], Any]
 REVISIONS = [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()][::-1]
@@ -44,7 +42,7 @@ def work(url: str, *steps: Work) -> list[Any]:
         database, done = Database(create_engine(url)), []
         try:
             for step in steps:
-                async with database.writing() as connection:
+                async with database.writing(EVERYONE) as connection:
                     done.append(await connection.run_sync(step))
         finally:
             await database.close()
@@ -63,7 +61,7 @@ def migrate_now(url: str) -> None:
     async def run() -> None:
         database = Database(create_engine(url))
         try:
-            await database.migrate()
+            await migrate(database)
         finally:
             await database.close()
 
@@ -73,10 +71,6 @@ def migrate_now(url: str) -> None:
 def to(revision: str, *, down: bool = False) -> Work:
     move = alembic.downgrade if down else alembic.upgrade
     return lambda connection: move(alembic_config(connection), revision)
-
-
-def differences(connection: sa.Connection) -> Any:
-    return compare_metadata(MigrationContext.configure(connection), metadata)
 
 
 def insert_prompt(connection: sa.Connection) -> None:
@@ -144,7 +138,7 @@ def test_a_table_in_use_is_not_waited_for_long(serve: Callable[..., str], databa
                                f"{config.get_main_option('script_location')}/versions{os.pathsep}{tmp_path}")
         return config
 
-    monkeypatch.setattr(database_module, "alembic_config", with_next)
+    monkeypatch.setattr(migrating, "alembic_config", with_next)
     answers: list[httpx.Response] = []
 
     def migrate() -> float:

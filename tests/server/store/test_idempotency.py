@@ -21,7 +21,9 @@ from hypothesis.stateful import (
 )
 
 from markscheme_server.config import Settings
+from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.idempotency import Address, Answered, Begun, IdempotencyStore, Reused, Running
+from markscheme_server.store.migrating import migrate
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import idempotency_keys
 
@@ -38,7 +40,7 @@ def url(database_url: str) -> str:
 @pytest.fixture
 async def store(url: str) -> Any:
     made = Store(url, claim_lease_s=LEASE_S)
-    await made.database.migrate()
+    await migrate(made.database)
     yield made
     await made.database.close()
 
@@ -46,7 +48,7 @@ async def store(url: str) -> Any:
 async def expire(store: Store, address: Address) -> bool:
     """Let the lease run out, as time does when an owner was killed; whether there was one."""
     k = idempotency_keys.c
-    async with store.database.writing() as connection:
+    async with store.database.writing(EVERYONE) as connection:
         changed = await connection.execute(
             sa.update(idempotency_keys).values(expires_at=1.0).where(
                 k.team == address.team, k.route == address.route, k.key == address.key, k.status.is_(None)))
@@ -138,7 +140,7 @@ def machine(store: Store, loop: asyncio.AbstractEventLoop) -> type[RuleBasedStat
 def test_a_key_behaves_as_its_model(url: str) -> None:
     loop = asyncio.new_event_loop()
     store = Store(url, claim_lease_s=LEASE_S)
-    loop.run_until_complete(store.database.migrate())
+    loop.run_until_complete(migrate(store.database))
     try:
         run_state_machine_as_test(machine(store, loop), settings=settings(
             max_examples=25, stateful_step_count=25, deadline=None))
@@ -171,7 +173,7 @@ async def test_an_answer_outlives_the_process(url: str) -> None:
     address = Address("t", "/r", "k" * 255)
     for _ in range(2):
         store = Store(url)
-        await store.database.migrate()
+        await migrate(store.database)
         standing = await store.idempotency.begin(address, FIRST)
         if isinstance(standing, Begun):
             await store.idempotency.finish(address, standing.owner, status=201, body='{"ü": "\\u0000"}')

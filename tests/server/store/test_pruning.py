@@ -12,10 +12,14 @@ import sqlalchemy as sa
 from markscheme_server.config import Settings
 from markscheme_server.domain.fingerprint import prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
+from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.store import pruning, tables
-from markscheme_server.store.assignments import Place, ScoredRollout
+from markscheme_server.store.assignments import Outcome, Place, ScoredRollout
+from markscheme_server.store.audit import Actor
+from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.idempotency import Address, Begun
 from markscheme_server.store.ids import now
+from markscheme_server.store.migrating import migrate
 from markscheme_server.store.pruning import Pruner
 from markscheme_server.store.store import Store
 from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
@@ -28,7 +32,7 @@ AGE = timedelta(days=90)
 async def store(database_url: str) -> AsyncIterator[Store]:
     made = Store(Settings(_env_file=None, database_url=database_url, judge="builtin").sqlalchemy_url,
                  claim_lease_s=600)
-    await made.database.migrate()
+    await migrate(made.database)
     yield made
     await made.drain()
     await made.close()
@@ -40,7 +44,7 @@ def prompt(name: str) -> list[dict[str, str]]:
 
 async def rubric(store: Store, name: str) -> Rubric:
     return await store.rubrics.save(team="t", prompt=prompt(name), criteria=[Criterion("c1", "words", 1)],
-                                    origin="induced", provenance={}, induction=text_key(name))
+                                    origin="induced", provenance={}, actor=Actor("t"), induction=text_key(name))
 
 
 async def group(store: Store, name: str, texts: Sequence[str], under: Rubric, *, group_id: str = "g") -> str:
@@ -48,15 +52,15 @@ async def group(store: Store, name: str, texts: Sequence[str], under: Rubric, *,
     place = Place("t", "run", 1, group_id, prompt_key(prompt(name)))
     made = await store.assignments.assign(place, prompt=prompt(name), rubric_id=under.id, origin="induced",
                                           reuse="if_fresh", verify="rollout")
-    await store.assignments.finish(made.id, [ScoredRollout(f"r{i}", text, False, 0.5, None)
-                                             for i, text in enumerate(texts)])
+    await store.assignments.finish("t", made.id, Outcome([
+        ScoredRollout(f"r{i}", text, False, 0.5, None) for i, text in enumerate(texts)]))
     return made.id
 
 
 async def verdict(store: Store, name: str) -> None:
     key = text_key(name)
     await store.verdicts.save(Reply("t", [StoredVerdict(key, "p", "c", key, "judge", True, None)],
-                                    JudgeCall("verifier", "judge", ("c",), 1, 10, 5)))
+                                    JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 10, 5))))
 
 
 async def answered(store: Store, key: str, *, finished: bool = True) -> None:
@@ -69,16 +73,16 @@ async def answered(store: Store, key: str, *, finished: bool = True) -> None:
 
 async def age(store: Store, by: timedelta = OLD) -> None:
     """Everything that is stored now was stored this long ago."""
-    async with store.database.writing() as connection:
+    async with store.database.writing(EVERYONE) as connection:
         for table in tables.metadata.sorted_tables:
-            if "created_at" in table.c:
+            if "created_at" in table.c and table is not tables.audit_entries:
                 await connection.execute(sa.update(table).values(created_at=now() - by))
         await connection.execute(sa.update(tables.claims).values(expires_at=tables.claims.c.expires_at
                                                                  - by.total_seconds()))
 
 
 async def contents(store: Store) -> dict[str, int]:
-    async with store.database.reading() as connection:
+    async with store.database.reading(EVERYONE) as connection:
         return {table.name: (await connection.execute(sa.select(sa.func.count()).select_from(table))).scalar_one()
                 for table in tables.metadata.sorted_tables}
 
@@ -102,7 +106,7 @@ async def old_and_new(store: Store) -> None:
     await group(store, "shared", ["old", "a teacher's words"], shared)
     for i in range(30):
         await verdict(store, f"old-{i}")
-    await store.verdicts.save(Reply("t", (), JudgeCall("rubricator", "judge", (), 3, 0, 0, "unavailable")))
+    await store.verdicts.save(Reply("t", (), JudgeCall("rubricator", "judge", (), JudgeUsage(3), "unavailable")))
     await store.teachers.save("t", prompt("taught"), ["a teacher's words"])
     await answered(store, "old")
     await answered(store, "left running", finished=False)
@@ -139,7 +143,7 @@ async def test_a_running_request_loses_its_row_only_with_its_lease(store: Store)
     await answered(store, "stuck", finished=False)
     await age(store)
     assert (await run(store))["idempotency_keys"] == 0
-    async with store.database.writing() as connection:
+    async with store.database.writing(EVERYONE) as connection:
         await connection.execute(sa.update(tables.idempotency_keys).values(expires_at=1.0))
     assert (await run(store))["idempotency_keys"] == 1
 
@@ -193,7 +197,7 @@ async def test_a_text_that_is_being_referred_to_again_is_waited_for(store: Store
     await age(store)
     new = await store.assignments.assign(Place("t", "run", 2, "g", made.prompt_key), prompt=prompt("p"),
                                          rubric_id=made.id, origin="reused", reuse="if_fresh", verify="rollout")
-    async with store.database.writing() as connection:
+    async with store.database.writing(EVERYONE) as connection:
         await store.database.insert_new(connection, tables.texts, [
             {"key": text_key("said"), "text": "said", "created_at": now()}])
         pruning_it = asyncio.create_task(run(store))
@@ -207,7 +211,7 @@ async def test_a_text_that_is_being_referred_to_again_is_waited_for(store: Store
 async def test_a_sqlite_file_shrinks_when_asked(tmp_path: Any) -> None:
     file = tmp_path / "m.db"
     store = Store(f"sqlite+aiosqlite:///{file}")
-    await store.database.migrate()
+    await migrate(store.database)
     made = await rubric(store, "p")
     for i in range(20):
         await group(store, f"old-{i}", [f"{i} " + "words " * 20_000], made)

@@ -1,0 +1,119 @@
+"""What the formats share: errors, results, the account of what is lost, and its words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import quote, unquote
+
+from markscheme.schema.base import Message
+from markscheme.schema.rubrics import Criterion
+from markscheme.vocabulary import EXCHANGE_FORMATS
+
+LOSSES_HEADER = "X-Markscheme-Losses"
+"""Where an export says what it leaves out, as :func:`losses_line` writes it."""
+NATIVE, ROPD = "markscheme.rubric.v1", "ropd.rubric.v1"
+MOST_CRITERIA, MOST_POINTS, MOST_TAGS, LONGEST_TEXT = 64, 100, 32, 4000
+"""Our own limits, as ``markscheme.schema`` has them."""
+_SHOWN = 20
+
+
+class Malformed(ValueError):
+    """The content is not of the format, or the prompt is missing or given twice (``param`` says which)."""
+
+    def __init__(self, message: str, param: Literal["content", "prompt"] = "content") -> None:
+        super().__init__(message, param)
+        self.param = param
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class NotRepresentable(ValueError):
+    """The other side cannot hold all of it. ``losses``: a sentence each, with its place.
+
+    ``allowable``: whether ``allow_loss`` would help.
+    """
+
+    def __init__(self, losses: list[str], allowable: bool = False) -> None:
+        super().__init__(losses, allowable)
+        self.losses = losses
+        self.allowable = allowable
+
+    def __str__(self) -> str:
+        return _some(self.losses) + ("; allow_loss goes on without it" if self.allowable else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A rubric in a format, and what the format could not hold."""
+
+    content: dict[str, Any]
+    losses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What a content says, in our words, and what of it we could not hold."""
+
+    prompt: tuple[Message, ...]
+    criteria: tuple[Criterion, ...]
+    tags: tuple[str, ...]
+    losses: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Notes:
+    """What cannot be carried over: with leave, or not at all."""
+
+    losses: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    def settle(self, allow_loss: bool) -> tuple[str, ...]:
+        """The losses, if they are allowed. Raises :class:`NotRepresentable`."""
+        if self.refusals or (self.losses and not allow_loss):
+            raise NotRepresentable(self.refusals + ([] if allow_loss else self.losses), not self.refusals)
+        return tuple(self.losses)
+
+
+def losses_line(losses: Sequence[str], most_bytes: int = 2000) -> str:
+    """Losses as one line of ASCII for a header; those beyond ``most_bytes`` are counted."""
+    line = ""
+    for number, loss in enumerate(losses):
+        longer = (f"{line}; " if line else "") + quote(loss, safe=" ,.:()'/-")
+        if len(longer) > most_bytes:
+            return f"{line}; and {len(losses) - number} more" if line else f"{len(losses)} losses"
+        line = longer
+    return line
+
+
+def losses_of(line: str) -> tuple[str, ...]:
+    """The sentences of a :func:`losses_line`."""
+    return tuple(unquote(loss) for loss in line.split("; ")) if line else ()
+
+
+def known(format: str) -> str:
+    """The format, if there is one of this name. Raises :class:`Malformed`."""
+    if format not in EXCHANGE_FORMATS:
+        raise Malformed(f"there is no such format; there are {', '.join(EXCHANGE_FORMATS)}")
+    return format
+
+
+def numbered(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
+    """The criteria, those without an id numbered in order."""
+    return tuple(c if c.id is not None else c.model_copy(update={"id": f"c{number}"})
+                 for number, c in enumerate(criteria, 1))
+
+
+def quoted(text: str) -> str:
+    """The beginning of a text, on one line and with nothing in it that could not be shown."""
+    return repr(text if len(text) <= 40 else text[:40] + "…")
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Texts in a sentence."""
+    return _some([quoted(text) for text in texts], ", ")
+
+
+def _some(parts: Sequence[str], between: str = "; ") -> str:
+    more = len(parts) - _SHOWN
+    return between.join(parts[:_SHOWN]) + (f"{between}and {more} more" if more > 0 else "")

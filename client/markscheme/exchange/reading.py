@@ -1,0 +1,253 @@
+"""Reading a rubric from a format: what of it we can hold."""
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from markscheme.exchange.base import (
+    LONGEST_TEXT,
+    MOST_CRITERIA,
+    MOST_POINTS,
+    MOST_TAGS,
+    Imported,
+    Malformed,
+    Notes,
+    NotRepresentable,
+    known,
+    listed,
+    numbered,
+    quoted,
+)
+from markscheme.exchange.shapes import HealthBench, Native, Rar, Ropd, Row, Verifiers
+from markscheme.schema.base import Message, Prompt, Tag
+from markscheme.schema.exchange import plain_json
+from markscheme.schema.rubrics import Criteria, Criterion
+from markscheme.vocabulary import CATEGORIES, Category, ExchangeFormat
+
+_OUR_ID = re.compile(r"c[1-9][0-9]{0,2}")
+_ROPD_ID = re.compile(r"[cC]0*([1-9][0-9]{0,2})")
+_ROPD_CATEGORIES: dict[str, Category] = {
+    "task fulfilment": "task_fulfilment",
+    "task fulfillment": "task_fulfilment",
+    "task completion": "task_fulfilment",
+    "task fulfillment & requirement compliance": "task_fulfilment",
+    "observable quality": "observable_quality",
+    "observable response quality": "observable_quality",
+    "general reasoning": "general_reasoning",
+    "general reasoning quality": "general_reasoning",
+}
+"""The names that ROPD's paper and its released prompts use, and ours."""
+_HEALTHBENCH_KEYS = {
+    "canary", "prompt_id", "completion", "completion_id", "category", "binary_labels", "anonymized_physician_ids",
+    "ideal_completions_data", "ideal_completions_group", "ideal_completions_ref_completions"}
+"""What else rows of HealthBench hold: about responses and the benchmark, nothing that a rubric says."""
+_CRITERIA: TypeAdapter[list[Criterion]] = TypeAdapter(Criteria)
+_PROMPT: TypeAdapter[str | list[Message]] = TypeAdapter(Prompt)
+_TAG: TypeAdapter[str] = TypeAdapter(Tag)
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What a content says, its criteria not yet held to our limits."""
+
+    prompt: str | list[Message] | None
+    criteria: Sequence[Criterion | dict[str, Any]]
+    tags: Sequence[str] = ()
+
+
+def load(content: object, format: ExchangeFormat, *, prompt: str | Sequence[Message] | None = None,
+         allow_loss: bool = False) -> Imported:
+    """What a content of this format says. ``prompt`` is for the formats that hold none, and only for them.
+
+    Raises :class:`Malformed`, and :class:`NotRepresentable` as :func:`dump` does.
+    """
+    read = _READERS[known(format)]
+    try:
+        plain_json(content)
+    except ValueError as error:
+        raise Malformed(f"the content: {error}") from None
+    if not isinstance(content, dict):
+        raise Malformed("the content must be a JSON object")
+    notes = Notes()
+    try:
+        draft = read(content, notes)
+    except ValidationError as error:
+        raise Malformed(_told(error)[0]) from None
+    messages = _messages(draft.prompt, prompt, format)
+    losses = notes.settle(allow_loss)
+    try:
+        criteria = _CRITERIA.validate_python(list(draft.criteria))
+    except ValidationError as error:
+        raise NotRepresentable(_told(error, "criteria")) from None
+    return Imported(messages, numbered(criteria), tuple(draft.tags), losses)
+
+
+def _messages(own: str | list[Message] | None, given: str | Sequence[Message] | None,
+              format: ExchangeFormat) -> tuple[Message, ...]:
+    if own is not None and given is not None:
+        raise Malformed(f"a rubric in the format {format} brings its prompt itself; give none beside it", "prompt")
+    prompt = own
+    if given is not None:
+        try:
+            prompt = _PROMPT.validate_python(given if isinstance(given, str) else list(given))
+            plain_json([prompt] if isinstance(prompt, str) else [message.content for message in prompt])
+        except ValidationError as error:
+            raise Malformed(_told(error, "prompt")[0], "prompt") from None
+        except ValueError as error:
+            raise Malformed(f"the prompt: {error}", "prompt") from None
+    if prompt is None:
+        raise Malformed(f"the format {format} holds no prompt: give the one that the rubric is for", "prompt")
+    return (Message(role="user", content=prompt),) if isinstance(prompt, str) else tuple(prompt)
+
+
+def _read_native(content: dict[str, Any], _: Notes) -> _Draft:
+    native = Native.model_validate(content)
+    return _Draft(native.prompt, native.criteria, native.tags)
+
+
+def _read_ropd(content: dict[str, Any], notes: Notes) -> _Draft:
+    ropd = Ropd.model_validate(content)
+    total = sum(c.points for c in ropd.rubrics)
+    if ropd.maximum_score != total:
+        raise Malformed(f"maximum_score is {ropd.maximum_score}, and the points come to {total}: "
+                        "a criterion or its points may be missing")
+    criteria: dict[str, dict[str, Any]] = {}
+    for row in ropd.rubrics:
+        match = _ROPD_ID.fullmatch(row.criterion_id)
+        if match is None:
+            raise Malformed(f"criterion_id {quoted(row.criterion_id)}: ids are c1 to c999")
+        name = f"c{match[1]}"
+        if name in criteria:
+            raise Malformed(f"criterion_id {name} is there twice")
+        category = _ROPD_CATEGORIES.get(" ".join(row.category.lower().replace("_", " ").split()))
+        if category is None:
+            notes.losses.append(f"criterion {name}: the category {quoted(row.category)} is none of "
+                                f"{', '.join(CATEGORIES)}; it would be task_fulfilment")
+        criteria[name] = {"id": name, "text": _text(row.criterion, f"criterion {name}", notes), "points": row.points,
+                          "category": category or "task_fulfilment"}
+    return _Draft(None, list(criteria.values()))
+
+
+def _read_healthbench(content: dict[str, Any], notes: Notes) -> _Draft:
+    bench = HealthBench.model_validate(content)
+    _note_extra(bench, "the row", notes, _HEALTHBENCH_KEYS)
+    criteria = []
+    for number, row in enumerate(_bounded(bench.rubrics), 1):
+        place = f"criterion {number}"
+        _note_extra(row, place, notes)
+        ours = next((c for c in CATEGORIES if f"category:{c}" in row.tags), None)
+        if others := [tag for tag in row.tags if tag != f"category:{ours}"]:
+            notes.losses.append(f"{place}: we have no place for the tags of a criterion: {listed(others)}")
+        criteria.append({"text": _text(row.criterion, place, notes), "points": _points(row.points, place, notes),
+                         "category": ours or "task_fulfilment"})
+    return _Draft(bench.prompt, criteria, _tags(bench.example_tags, notes))
+
+
+def _read_rar(content: dict[str, Any], notes: Notes) -> _Draft:
+    rar = Rar.model_validate(content)
+    _note_extra(rar, "the row", notes)
+    criteria = []
+    ids = _ids([row.title for row in _bounded(rar.rubric)], "title", notes)
+    for number, (own, row) in enumerate(zip(ids, rar.rubric, strict=True), 1):
+        place = f"criterion {number}"
+        _note_extra(row, place, notes)
+        criteria.append({"id": own, "text": _text(row.description, place, notes),
+                         "points": _points(row.weight, place, notes)})
+    return _Draft(rar.question, criteria)
+
+
+def _read_verifiers(content: dict[str, Any], notes: Notes) -> _Draft:
+    verifiers = Verifiers.model_validate(content)
+    _note_extra(verifiers, "the file", notes)
+    names = [row.name for row in _bounded(verifiers.criteria)]
+    if len(set(names)) != len(names):
+        raise Malformed("names of criteria must be unique")
+    criteria = []
+    for number, (own, row) in enumerate(zip(_ids(names, "name", notes), verifiers.criteria, strict=True), 1):
+        place = f"criterion {number}"
+        _note_extra(row, place, notes)
+        if [choice.strip().lower() for choice in row.choices] != ["no", "yes"]:
+            notes.refusals.append(f"{place}: its choices are {listed(row.choices)}; ours are met or not: put it as a "
+                                  "question for no and yes, in this order")
+        criteria.append({"id": own, "text": _text(row.text, place, notes),
+                         "points": _points(row.weight, place, notes)})
+    return _Draft(None, criteria)
+
+
+_READERS: dict[str, Callable[[dict[str, Any], Notes], _Draft]] = {
+    "native": _read_native, "ropd": _read_ropd, "healthbench": _read_healthbench, "rar": _read_rar,
+    "verifiers": _read_verifiers}
+
+
+def _bounded(rows: list[R]) -> list[R]:
+    """Before each of them is looked at."""
+    if len(rows) > MOST_CRITERIA:
+        raise NotRepresentable([f"there are {len(rows)} criteria; a rubric has {MOST_CRITERIA} at most"])
+    return rows
+
+
+def _text(text: str, place: str, notes: Notes) -> str:
+    if len(text) > LONGEST_TEXT:
+        notes.refusals.append(f"{place}: its text has {len(text)} characters; there may be {LONGEST_TEXT}")
+    return text
+
+
+def _points(weight: float, place: str, notes: Notes) -> int:
+    """A weight as points; one that is none is noted, so nothing comes of what is returned then."""
+    if not weight.is_integer():
+        notes.refusals.append(f"{place}: {weight:g} is no whole number of points; multiply all of the rubric's "
+                              "by the same number")
+    elif weight == 0:
+        notes.refusals.append(f"{place}: it is worth 0 points; leave it out")
+    elif abs(weight) > MOST_POINTS:
+        notes.refusals.append(f"{place}: {weight:g} points; there are at most {MOST_POINTS}: divide all of the "
+                              "rubric's by the same number")
+    else:
+        return int(weight)
+    return 1
+
+
+def _ids(names: Sequence[str], word: str, notes: Notes) -> list[str | None]:
+    """The names as ids, if that is what they are; else ``None`` for each, and what is lost is noted."""
+    if all(_OUR_ID.fullmatch(name) for name in names) and len(set(names)) == len(names):
+        return list(names)
+    notes.losses.extend(f"criterion {number}: we number criteria; its {word} {quoted(name)} has no place"
+                        for number, name in enumerate(names, 1) if name.strip())
+    return [None] * len(names)
+
+
+def _tags(given: Sequence[str], notes: Notes) -> list[str]:
+    kept: list[str] = []
+    for tag in dict.fromkeys(given):
+        try:
+            _TAG.validate_python(tag)
+        except ValidationError:
+            notes.losses.append(f"the tag {quoted(tag)}: ours have up to 64 letters, digits and . : / _ -")
+            continue
+        if len(kept) == MOST_TAGS:
+            notes.losses.append(f"the tag {quoted(tag)}: there are {MOST_TAGS} already")
+        else:
+            kept.append(tag)
+    return kept
+
+
+def _note_extra(row: Row, place: str, notes: Notes, passed_over: Collection[str] = ()) -> None:
+    if extra := [name for name in row.model_extra or {} if name not in passed_over]:
+        notes.losses.append(f"{place}: we have no place for {listed(extra)}")
+
+
+def _told(error: ValidationError, root: str = "") -> list[str]:
+    """What a model says of its input, the places as one would write them: ``rubrics[2].points: …``."""
+    sentences = []
+    for found in error.errors(include_input=False, include_url=False, include_context=False):
+        place = root
+        for part in found["loc"]:
+            place += f"[{part}]" if isinstance(part, int) else f".{quoted(part)[1:-1]}"
+        said = found["msg"].removeprefix("Value error, ")
+        sentences.append(f"{place.lstrip('.')}: {said}" if place else said)
+    return sentences

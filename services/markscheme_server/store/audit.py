@@ -1,0 +1,75 @@
+"""The audit trail: who did what to which rubric, key, team or budget.
+
+An entry is written in the transaction of what it tells of: there is neither without the other. Triggers refuse to
+change or remove one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from markscheme_server.domain.caller import DEFAULT_TEAM, Caller
+from markscheme_server.store.database import EVERYONE, Database, sight_of
+from markscheme_server.store.ids import as_utc, new_id, now
+from markscheme_server.store.tables import audit_entries
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who does something: a team, by one of its keys (its prefix) or, with none, by the operator."""
+
+    team: str = DEFAULT_TEAM
+    key: str | None = None
+
+
+def actor_of(caller: Caller) -> Actor:
+    """The caller, as the trail names them."""
+    return Actor(caller.team, caller.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the trail."""
+
+    id: str
+    team: str
+    key: str | None
+    action: str
+    subject: str
+    detail: Mapping[str, Any]
+    created_at: datetime
+
+
+async def record(connection: AsyncConnection, actor: Actor, action: str, subject: str,
+                 detail: Mapping[str, Any] | None = None) -> None:
+    """Add an entry, in the caller's transaction. ``subject``: ``rubric:ID``, ``key:PREFIX`` or ``team:NAME``."""
+    await connection.execute(audit_entries.insert().values(
+        id=new_id("aud"), team=actor.team, key=actor.key, action=action, subject=subject, detail=dict(detail or {}),
+        created_at=now()))
+
+
+class AuditStore:
+    """The trail, to be read."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    async def page(self, *, team: str | None, subject: str | None, action: str | None, after: str | None,
+                   limit: int) -> tuple[list[Entry], bool]:
+        """Entries, newest first, of one team's doing or of everybody's; and whether there are more."""
+        c = audit_entries.c
+        query = sa.select(audit_entries)
+        for column, wanted in ((c.team, team), (c.subject, subject), (c.action, action)):
+            if wanted is not None:
+                query = query.where(column == wanted)
+        if after is not None:
+            query = query.where(c.id < after)
+        async with self._db.reading(sight_of(team) if team is not None else EVERYONE) as connection:
+            rows = (await connection.execute(query.order_by(c.id.desc()).limit(limit + 1))).all()
+        found = [Entry(row.id, row.team, row.key, row.action, row.subject, row.detail, as_utc(row.created_at))
+                 for row in rows]
+        return found[:limit], len(found) > limit

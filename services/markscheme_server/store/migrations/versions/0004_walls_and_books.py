@@ -1,0 +1,193 @@
+"""Row-level security, the ledger with budgets, an audit trail, and the words of rubrics to search in"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = '0004'
+down_revision = '0003'
+branch_labels = None
+depends_on = None
+
+SIGHT = "(SELECT current_setting('markscheme.teams', true))"
+EVERYONE = f"{SIGHT} = '*'"
+SEEN = "(SELECT string_to_array(current_setting('markscheme.teams', true), ','))::text[]"
+OWN = f"{EVERYONE} OR team = ANY ({SEEN})"
+
+
+def _through(*references: tuple[str, str]) -> str:
+    """Whether the transaction sees a row that refers to this one, given as (table, condition)."""
+    return " OR ".join([EVERYONE, *(f"EXISTS (SELECT FROM {table} AS t WHERE {on})"
+                                    for table, on in references)])
+
+
+# Reading, and writing where that is not the same.
+POLICIES = {
+    "rubrics": (f"{OWN} OR ({SIGHT} <> '' AND visibility = 'organisation') OR "
+                + _through(("shares", f"t.rubric_id = id AND t.team = ANY ({SEEN})")), OWN),
+    "shares": (f"{OWN} OR owner = ANY ({SEEN})", f"{EVERYONE} OR owner = ANY ({SEEN})"),
+    "rollouts": (_through(("assignments", "t.id = assignment_id")), None),
+    "inductions": (_through(("rubrics", f"t.id = rubric_id AND t.team = ANY ({SEEN})")), None),
+    "prompts": (_through(*((table, "t.prompt_key = key") for table in ("rubrics", "assignments", "teacher_responses"))),
+                EVERYONE),
+    "texts": (_through(*((table, "t.text_key = key") for table in ("rollouts", "teacher_responses"))), EVERYONE),
+    **dict.fromkeys(("teacher_responses", "judge_calls", "verdicts", "assignments", "idempotency_keys", "past_usage",
+                     "budgets", "holds", "audit_entries"), (OWN, None)),
+}
+ADDRESSED = ("prompts", "texts")
+"""Named by the hash of what they hold: whoever brings one may add it, and sees it by what refers to it."""
+
+
+def upgrade() -> None:
+    with op.batch_alter_table('teams', schema=None) as batch_op:
+        batch_op.add_column(sa.Column('rpm', sa.Integer(), nullable=True))
+        batch_op.add_column(sa.Column('erased_at', sa.DateTime(timezone=True), nullable=True))
+    with op.batch_alter_table('rubrics', schema=None) as batch_op:
+        batch_op.add_column(sa.Column('cost_usd', sa.Double(), nullable=True))
+        batch_op.add_column(sa.Column('words', sa.Text(), server_default='', nullable=False))
+    with op.batch_alter_table('judge_calls', schema=None) as batch_op:
+        batch_op.add_column(sa.Column('run_id', sa.String(length=200), nullable=True))
+        batch_op.add_column(sa.Column('rubric_id', sa.String(length=40), nullable=True))
+        batch_op.add_column(sa.Column('cached_tokens', sa.Integer(), server_default='0', nullable=False))
+        batch_op.add_column(sa.Column('cost_usd', sa.Double(), nullable=True))
+        batch_op.create_index(batch_op.f('ix_judge_calls_team_created_at'), ['team', 'created_at'], unique=False)
+    with op.batch_alter_table('verdicts', schema=None) as batch_op:
+        batch_op.add_column(sa.Column('cost_usd', sa.Double(), nullable=True))
+    with op.batch_alter_table('assignments', schema=None) as batch_op:
+        batch_op.add_column(sa.Column('cached_verdicts', sa.Integer(), nullable=True))
+        batch_op.add_column(sa.Column('saved_usd', sa.Double(), nullable=True))
+        batch_op.create_index(batch_op.f('ix_assignments_rubric_id'), ['rubric_id'], unique=False)
+    op.create_table('past_usage',
+    sa.Column('id', sa.String(length=40), nullable=False),
+    sa.Column('team', sa.String(length=64), nullable=False),
+    sa.Column('day', sa.String(length=10), nullable=False),
+    sa.Column('run_id', sa.String(length=200), nullable=True),
+    sa.Column('rubric_id', sa.String(length=40), nullable=True),
+    sa.Column('role', sa.String(length=16), nullable=True),
+    sa.Column('judge', sa.Text(), nullable=True),
+    *(sa.Column(name, sa.BigInteger(), nullable=False) for name in (
+        'calls', 'failed_calls', 'unpriced_calls', 'prompt_tokens', 'cached_tokens', 'completion_tokens',
+        'cached_verdicts')),
+    sa.Column('cost_usd', sa.Double(), nullable=False),
+    sa.Column('saved_usd', sa.Double(), nullable=False),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_past_usage'))
+    )
+    op.create_index(op.f('ix_past_usage_team_day'), 'past_usage', ['team', 'day'], unique=False)
+    op.create_table('budgets',
+    sa.Column('team', sa.String(length=64), nullable=False),
+    sa.Column('run_id', sa.String(length=200), nullable=False),
+    sa.Column('hard_usd', sa.Double(), nullable=True),
+    sa.Column('soft_usd', sa.Double(), nullable=True),
+    sa.Column('period', sa.String(length=8), nullable=False),
+    sa.Column('since', sa.Double(), nullable=False),
+    sa.Column('spent_usd', sa.Double(), nullable=False),
+    sa.ForeignKeyConstraint(['team'], ['teams.name'], name=op.f('fk_budgets_team')),
+    sa.PrimaryKeyConstraint('team', 'run_id', name=op.f('pk_budgets'))
+    )
+    op.create_table('holds',
+    sa.Column('id', sa.String(length=40), nullable=False),
+    sa.Column('team', sa.String(length=64), nullable=False),
+    sa.Column('run_id', sa.String(length=200), nullable=False),
+    sa.Column('owner', sa.String(length=40), nullable=False),
+    sa.Column('usd', sa.Double(), nullable=False),
+    sa.Column('settled', sa.Boolean(), nullable=False),
+    sa.Column('expires_at', sa.Double(), nullable=False),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_holds'))
+    )
+    op.create_index(op.f('ix_holds_team'), 'holds', ['team'], unique=False)
+    op.create_table('audit_entries',
+    sa.Column('id', sa.String(length=40), nullable=False),
+    sa.Column('team', sa.String(length=64), nullable=False),
+    sa.Column('key', sa.String(length=16), nullable=True),
+    sa.Column('action', sa.String(length=40), nullable=False),
+    sa.Column('subject', sa.String(length=240), nullable=False),
+    sa.Column('detail', sa.JSON(), nullable=False),
+    sa.Column('created_at', sa.DateTime(timezone=True), nullable=False),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_audit_entries'))
+    )
+    op.create_index(op.f('ix_audit_entries_team_id'), 'audit_entries', ['team', 'id'], unique=False)
+    op.create_index(op.f('ix_audit_entries_subject_id'), 'audit_entries', ['subject', 'id'], unique=False)
+    _fill_words()
+    for statement in POSTGRESQL if _is_postgresql() else SQLITE:
+        op.execute(statement)
+    if _is_postgresql():
+        for table, (reads, writes) in POLICIES.items():
+            _secure(table, reads, writes)
+
+
+def downgrade() -> None:
+    for statement in POSTGRESQL_BACK if _is_postgresql() else SQLITE_BACK:
+        op.execute(statement)
+    if _is_postgresql():
+        for table in POLICIES:
+            for policy in ("reading", "adding", "writing"):
+                op.execute(f"DROP POLICY IF EXISTS {policy} ON {table}")
+            op.execute(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
+            op.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
+    for table in ('audit_entries', 'holds', 'budgets', 'past_usage'):
+        op.drop_table(table)
+    for table, columns, index in (
+            ('assignments', ('saved_usd', 'cached_verdicts'), 'ix_assignments_rubric_id'), ('verdicts', ('cost_usd',), None),
+            ('judge_calls', ('cost_usd', 'cached_tokens', 'rubric_id', 'run_id'), 'ix_judge_calls_team_created_at'),
+            ('rubrics', ('words', 'cost_usd'), None), ('teams', ('erased_at', 'rpm'), None)):
+        with op.batch_alter_table(table, schema=None) as batch_op:
+            if index:
+                batch_op.drop_index(index)
+            for column in columns:
+                batch_op.drop_column(column)
+
+
+def _is_postgresql() -> bool:
+    return op.get_bind().dialect.name == "postgresql"
+
+
+def _secure(table: str, reads: str, writes: str | None) -> None:
+    """Let rows be read and written by these conditions only, also by the tables' owner."""
+    op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+    op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
+    if writes is None:
+        op.execute(f"CREATE POLICY writing ON {table} USING ({reads})")
+        return
+    op.execute(f"CREATE POLICY reading ON {table} FOR SELECT USING ({reads})")
+    if table in ADDRESSED:
+        op.execute(f"CREATE POLICY adding ON {table} FOR INSERT WITH CHECK (true)")
+    op.execute(f"CREATE POLICY writing ON {table} USING ({writes})")
+
+
+def _fill_words() -> None:
+    """What a rubric is found by: its prompt's texts and its criteria's."""
+    connection = op.get_bind()
+    rubrics = sa.table("rubrics", sa.column("id"), sa.column("prompt_key"), sa.column("criteria", sa.JSON),
+                       sa.column("words"))
+    prompts = sa.table("prompts", sa.column("key"), sa.column("messages", sa.JSON))
+    found = connection.execute(sa.select(rubrics.c.id, rubrics.c.criteria, prompts.c.messages).join(
+        prompts, prompts.c.key == rubrics.c.prompt_key)).all()
+    for rubric_id, criteria, messages in found:
+        words = "\n".join([message["content"] for message in messages] + [each["text"] for each in criteria])
+        connection.execute(sa.update(rubrics).where(rubrics.c.id == rubric_id).values(words=words))
+
+
+POSTGRESQL = (
+    "CREATE INDEX ix_rubrics_words ON rubrics USING gin (to_tsvector('english', words))",
+    """CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS
+       $$BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END$$""",
+    """CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_entries
+       EXECUTE FUNCTION refuse_change()""",
+)
+POSTGRESQL_BACK = ("DROP INDEX ix_rubrics_words", "DROP TRIGGER append_only ON audit_entries",
+                   "DROP FUNCTION refuse_change")
+# The index is a table of its own: rows of "rubrics" have no number that would stay the same.
+SQLITE = (
+    "CREATE VIRTUAL TABLE rubric_words USING fts5(rubric_id UNINDEXED, words, tokenize = 'porter unicode61')",
+    "INSERT INTO rubric_words (rubric_id, words) SELECT id, words FROM rubrics",
+    """CREATE TRIGGER rubric_words_added AFTER INSERT ON rubrics
+       BEGIN INSERT INTO rubric_words (rubric_id, words) VALUES (new.id, new.words); END""",
+    """CREATE TRIGGER rubric_words_changed AFTER UPDATE OF words ON rubrics
+       BEGIN UPDATE rubric_words SET words = new.words WHERE rubric_id = new.id; END""",
+    """CREATE TRIGGER rubric_words_removed AFTER DELETE ON rubrics
+       BEGIN DELETE FROM rubric_words WHERE rubric_id = old.id; END""",
+    *(f"""CREATE TRIGGER append_only_{change} BEFORE {change} ON audit_entries
+          BEGIN SELECT RAISE(ABORT, 'audit_entries is append-only'); END""" for change in ("update", "delete")),
+)
+SQLITE_BACK = ("DROP TRIGGER rubric_words_added", "DROP TRIGGER rubric_words_changed",
+               "DROP TRIGGER rubric_words_removed", "DROP TABLE rubric_words", "DROP TRIGGER append_only_update",
+               "DROP TRIGGER append_only_delete")
