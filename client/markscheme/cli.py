@@ -153,8 +153,10 @@ def _missing(name: str, extra: str) -> None:
 def main() -> None:
     """Register the commands that are installed, and run."""
     from markscheme.rubrics_cli import rubrics
+    from markscheme.usage_cli import usage
 
     app.add_typer(rubrics, name="rubrics")
+    app.command()(usage)
     for point in sorted(entry_points(group="markscheme.commands"), key=lambda p: list(_NEEDS).index(p.name)):
         try:
             command = point.load()

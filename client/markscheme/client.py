@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import date
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,9 +26,10 @@ from markscheme.schema import (
     Taught,
     TeacherBankChange,
     TeacherResponseList,
+    UsageReport,
 )
 from markscheme.transport import AsyncStampingTransport, StampingTransport
-from markscheme.vocabulary import ExchangeFormat, ReusePolicy, VerifyMode, Visibility
+from markscheme.vocabulary import ExchangeFormat, ReusePolicy, UsageKey, VerifyMode, Visibility
 
 OnGroup = Callable[[GroupScore], None]
 
@@ -47,10 +49,16 @@ class Client:
 
     def induce(self, prompt: PromptLike, *, student_responses: Sequence[StudentLike],
                teacher_responses: Sequence[str] | None = None, reuse: ReusePolicy = "if_fresh",
-               tags: Sequence[str] = (), judge: str | None = None, deadline_s: float | None = None) -> Rubric:
-        """The rubric for a prompt, induced from the responses or reused under ``reuse``."""
+               tags: Sequence[str] = (), judge: str | None = None, teacher_model: str | None = None,
+               rubricator: str | None = None, deadline_s: float | None = None) -> Rubric:
+        """The rubric for a prompt, induced from the responses or reused under ``reuse``.
+
+        ``teacher_model``, ``rubricator``: reuse only rubrics that were made from this model's responses, or by a
+        rubricator whose name begins so.
+        """
         deadline = Deadline.after(deadline_s)
-        call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags, judge)
+        call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags, judge, teacher_model,
+                               rubricator)
         return self._send(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     def create_rubric(self, prompt: PromptLike, criteria: Sequence[CriterionLike], *,
@@ -106,14 +114,16 @@ class Client:
 
     def score(self, groups: Sequence[GroupLike], *, reuse: ReusePolicy = "if_fresh", verify: VerifyMode = "rollout",
               score_teachers: bool = False, ask_teacher: int = 0, run: Run | None = None,
-              on_group: OnGroup | None = None, judge: str | None = None,
-              deadline_s: float | None = None) -> ScoreBatch:
+              on_group: OnGroup | None = None, judge: str | None = None, teacher_model: str | None = None,
+              rubricator: str | None = None, deadline_s: float | None = None) -> ScoreBatch:
         """Score a batch; ``on_group`` hears of each group as it is done. An unknown reward is ``None``.
 
         ``ask_teacher``: how many responses the service asks its teacher for where a new rubric has none to go by.
+        ``teacher_model``, ``rubricator``: see :meth:`induce`.
         """
         deadline = Deadline.after(deadline_s)
-        call, order = requests.score(groups, reuse, verify, score_teachers, ask_teacher, run, judge)
+        call, order = requests.score(groups, reuse, verify, score_teachers, ask_teacher, run, judge,
+                                     teacher_model, rubricator)
         reader = protocol.BatchReader(order, deadline)
         with self._reaching(deadline), self._http.stream(
                 call.method, call.path, json=call.json, headers=call.headers,
@@ -126,6 +136,12 @@ class Client:
                 if group is not None and on_group is not None:
                     on_group(group)
         return reader.batch()
+
+    def usage(self, group_by: Sequence[UsageKey] = ("team",), *, since: date | None = None,
+              until: date | None = None, team: str | None = None) -> UsageReport:
+        """What judging cost and what re-use saved, up to the day before ``until`` (UTC). A key with the scope
+        ``admin`` sees every team's, or that of ``team``."""
+        return self._send(requests.usage(group_by, since, until, team), UsageReport)
 
     def _send(self, call: protocol.Call, model: type[Model], timeout: httpx.Timeout = protocol.TIMEOUT,
               deadline: Deadline | None = None) -> Model:
@@ -166,10 +182,12 @@ class AsyncClient:
 
     async def induce(self, prompt: PromptLike, *, student_responses: Sequence[StudentLike],
                      teacher_responses: Sequence[str] | None = None, reuse: ReusePolicy = "if_fresh",
-                     tags: Sequence[str] = (), judge: str | None = None, deadline_s: float | None = None) -> Rubric:
+                     tags: Sequence[str] = (), judge: str | None = None, teacher_model: str | None = None,
+                     rubricator: str | None = None, deadline_s: float | None = None) -> Rubric:
         """See :meth:`Client.induce`."""
         deadline = Deadline.after(deadline_s)
-        call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags, judge)
+        call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags, judge, teacher_model,
+                               rubricator)
         return await self._send(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     async def create_rubric(self, prompt: PromptLike, criteria: Sequence[CriterionLike], *,
@@ -226,10 +244,12 @@ class AsyncClient:
     async def score(self, groups: Sequence[GroupLike], *, reuse: ReusePolicy = "if_fresh",
                     verify: VerifyMode = "rollout", score_teachers: bool = False, ask_teacher: int = 0,
                     run: Run | None = None, on_group: OnGroup | None = None, judge: str | None = None,
+                    teacher_model: str | None = None, rubricator: str | None = None,
                     deadline_s: float | None = None) -> ScoreBatch:
         """See :meth:`Client.score`."""
         deadline = Deadline.after(deadline_s)
-        call, order = requests.score(groups, reuse, verify, score_teachers, ask_teacher, run, judge)
+        call, order = requests.score(groups, reuse, verify, score_teachers, ask_teacher, run, judge,
+                                     teacher_model, rubricator)
         reader = protocol.BatchReader(order, deadline)
         async with self._reaching(deadline), self._http.stream(
                 call.method, call.path, json=call.json, headers=call.headers,
@@ -242,6 +262,11 @@ class AsyncClient:
                 if group is not None and on_group is not None:
                     on_group(group)
         return reader.batch()
+
+    async def usage(self, group_by: Sequence[UsageKey] = ("team",), *, since: date | None = None,
+                    until: date | None = None, team: str | None = None) -> UsageReport:
+        """See :meth:`Client.usage`."""
+        return await self._send(requests.usage(group_by, since, until, team), UsageReport)
 
     async def _send(self, call: protocol.Call, model: type[Model], timeout: httpx.Timeout = protocol.TIMEOUT,
                     deadline: Deadline | None = None) -> Model:

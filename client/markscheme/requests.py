@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -29,16 +30,17 @@ from markscheme.schema import (
     TeacherResponsesCreate,
     TeachRequest,
 )
-from markscheme.vocabulary import ExchangeFormat, ReusePolicy, VerifyMode, Visibility
+from markscheme.vocabulary import ExchangeFormat, ReusePolicy, UsageKey, VerifyMode, Visibility
 
 _GROUPS: TypeAdapter[list[Group]] = TypeAdapter(list[Group])
 
 
 def induce(prompt: PromptLike, student_responses: Sequence[StudentLike], teacher_responses: Sequence[str] | None,
-           reuse: ReusePolicy, tags: Sequence[str], judge: str | None) -> Call:
+           reuse: ReusePolicy, tags: Sequence[str], judge: str | None, teacher_model: str | None,
+           rubricator: str | None) -> Call:
     body = InduceRequest.model_validate(sendable({
         "prompt": prompt, "student_responses": student_responses, "teacher_responses": teacher_responses,
-        "reuse": reuse, "tags": tags, "judge": judge}))
+        "reuse": reuse, "tags": tags, "judge": judge, "teacher_model": teacher_model, "rubricator": rubricator}))
     return Call("POST", "/v1/rubrics:induce", body.model_dump(mode="json", exclude_none=True), headers=_own_key())
 
 
@@ -82,11 +84,19 @@ def rubrics(prompt: str | None, prompt_key: str | None, limit: int, after: str |
     return Call("GET", "/v1/rubrics", params=params)
 
 
+def usage(group_by: Sequence[UsageKey], since: date | None, until: date | None, team: str | None) -> Call:
+    params = {"group_by": ",".join(group_by), "since": since.isoformat() if since else None,
+              "until": until.isoformat() if until else None, "team": team}
+    return Call("GET", "/v1/usage", params={name: value for name, value in params.items() if value is not None})
+
+
 def score(groups: Sequence[GroupLike], reuse: ReusePolicy, verify: VerifyMode, score_teachers: bool,
-          ask_teacher: int, run: Run | None, judge: str | None) -> tuple[Call, list[str]]:
+          ask_teacher: int, run: Run | None, judge: str | None, teacher_model: str | None,
+          rubricator: str | None) -> tuple[Call, list[str]]:
     """The call, and the groups' ids in order."""
     body = ScoreRequest(groups=_GROUPS.validate_python(sendable(list(groups))), reuse=reuse, verify=verify,
-                        score_teachers=score_teachers, ask_teacher=ask_teacher, run=run, judge=judge)
+                        score_teachers=score_teachers, ask_teacher=ask_teacher, run=run, judge=judge,
+                        teacher_model=teacher_model, rubricator=rubricator)
     call = Call("POST", "/v1/scores", body.model_dump(mode="json", exclude_none=True), headers={"Accept": NDJSON})
     return call, [g.id for g in body.groups]
 

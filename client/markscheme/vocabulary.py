@@ -31,9 +31,12 @@ Role = Literal["system", "user", "assistant", "tool"]
 Visibility = Literal["private", "organisation"]
 BudgetWindow = Literal["day", "month", "total"]
 Scope = Literal["read", "score", "induce", "admin"]
+UsageKey = Literal["team", "run", "rubric", "role", "judge", "day", "month"]
 ExchangeFormat = Literal["native", "ropd", "healthbench", "rar", "verifiers"]
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 EXCHANGE_FORMATS: tuple[ExchangeFormat, ...] = get_args(ExchangeFormat)
+USAGE_KEYS: tuple[UsageKey, ...] = get_args(UsageKey)
+"""By what the ledger can be added up."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 """What a key may do: read what there is; score; make rubrics and fill the teacher bank; run the organisation."""

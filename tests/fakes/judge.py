@@ -86,7 +86,8 @@ class ScriptedJudge:
                         "id": "x", "object": "chat.completion", "created": 1, "model": request["model"],
                         "choices": [{"index": 0, "finish_reason": "stop",
                                      "message": {"role": "assistant", "content": answer}}],
-                        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}}
+                        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15,
+                                  "prompt_tokens_details": {"cached_tokens": 4}}}
                 payload = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("content-type", "application/json")

@@ -5,6 +5,7 @@ A reward that is not known is ``None`` and carries an :class:`UnscoredReason`; i
 """
 
 from markscheme.checks import Check
+from markscheme.schema.audit import AuditEntry, AuditList
 from markscheme.schema.base import (
     MAX_ROLLOUTS,
     MAX_TEACHER_ENTRIES,
@@ -23,6 +24,7 @@ from markscheme.schema.base import (
     Wire,
 )
 from markscheme.schema.exchange import RubricImport, RubricImported
+from markscheme.schema.money import Budget, BudgetPut, UsageBucket, UsageReport
 from markscheme.schema.rubrics import (
     Criteria,
     Criterion,
@@ -73,6 +75,10 @@ from markscheme.schema.teams import (
 from markscheme.vocabulary import UnscoredReason
 
 __all__ = [
+    "AuditEntry",
+    "AuditList",
+    "Budget",
+    "BudgetPut",
     "Check",
     "Criteria",
     "Criterion",
@@ -129,6 +135,8 @@ __all__ = [
     "Text",
     "UnscoredReason",
     "Usage",
+    "UsageBucket",
+    "UsageReport",
     "VerdictView",
     "Wire",
 ]

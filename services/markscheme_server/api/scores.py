@@ -33,8 +33,8 @@ async def score(payload: schema.ScoreRequest, caller: Scorer, services: UsesServ
     deadline = services.scores.deadline(deadline_ms)
     # Judging ends at the deadline by itself; what could still hold us is a silent database.
     async with asyncio.timeout_at(deadline.at + GRACE_S):
+        warning = await services.treasury.warning(caller.team, payload.run.id if payload.run else None)
         batch = await services.scores.admit(caller, payload, deadline)
-    warning = await services.treasury.warning(caller.team, payload.run.id if payload.run else None)
     headers = {BUDGET_WARNING: warning} if warning else {}
     groups = services.scores.score(batch)
     if NDJSON in accept:

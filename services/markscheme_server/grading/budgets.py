@@ -96,7 +96,7 @@ class TeamPurse:
 
     async def hold(self, usd: float, deadline: Deadline) -> None:
         """Set aside the most that the next call may cost. Raises :class:`JudgeFailure`."""
-        if not any(budget.hard_usd is not None for budget in await self._treasury.budgets(self._team, self._run_id)):
+        if not await self._treasury.budgets(self._team, self._run_id):
             return
         wish = Wish(new_id("hold"), self._team, self._run_id, usd)
         while (grant := await self._treasury.store.hold(wish)) == "wait":

@@ -238,8 +238,9 @@ class ScoreService:
         batch.tally.usage += judged.usage
         batch.tally.cached += judged.cached
         scores = [_rollout(found.rubric, r.id, judged.by_text[fp.judged_text(r.text)]) for r in group.rollouts]
-        # What was there already: verdicts, and, where the group would have had one induced, the rubric.
-        saved = judged.saved_usd + ((found.rubric.cost_usd or 0.0) if found.origin == "reused" else 0.0)
+        # What was there already: verdicts, and the rubric, where the group would have had one induced.
+        reused = found.origin == "reused" and request.reuse != "frozen"
+        saved = judged.saved_usd + ((found.rubric.cost_usd or 0.0) if reused else 0.0)
         batch.tally.saved_usd += saved
         await self._store.assignments.finish(batch.team, assignment.id, Outcome([
             ScoredRollout(r.id, r.text, r.truncated, s.reward, s.reason)

@@ -20,7 +20,7 @@ from markscheme.vocabulary import BudgetWindow
 from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.batching import Batcher
 from markscheme_server.store.database import Database, sight_of
-from markscheme_server.store.tables import budgets, holds, judge_calls, teams
+from markscheme_server.store.tables import budgets, holds, judge_calls, past_usage, teams
 
 EVERYTHING = ""
 """In place of a run: the budget for all that a team does."""
@@ -69,25 +69,24 @@ class BudgetStore:
         """The team's budgets, that on everything first, each with what was spent in its window so far."""
         return await self._finding.submit(team)
 
-    async def put(self, budget: Budget, actor: Actor) -> Budget:
+    async def put(self, team: str, run_id: str | None, *, hard_usd: float | None, soft_usd: float | None,
+                  window: BudgetWindow, actor: Actor) -> Budget:
         """Set a budget. What the ledger says was spent in its window counts. Raises :class:`UnknownTeam`."""
-        run_id = budget.run_id or EVERYTHING
-        async with self._db.writing(sight_of(budget.team, actor.team)) as connection:
+        async with self._db.writing(sight_of(team, actor.team)) as connection:
             if not (await connection.execute(sa.select(teams.c.name).where(
-                    teams.c.name == budget.team, teams.c.erased_at.is_(None)))).scalar():
+                    teams.c.name == team, teams.c.erased_at.is_(None)))).scalar():
                 raise UnknownTeam
-            await self._lock(connection, [budget.team])
-            since = _begins(budget.window, await self._now(connection))
-            row = {"team": budget.team, "run_id": run_id, "hard_usd": budget.hard_usd, "soft_usd": budget.soft_usd,
-                   "period": budget.window, "since": since,
-                   "spent_usd": await self._on_the_books(connection, budget.team, run_id, since)}
+            await self._lock(connection, [team])
+            since = _begins(window, await self._now(connection))
+            row = {"team": team, "run_id": run_id or EVERYTHING, "hard_usd": hard_usd, "soft_usd": soft_usd,
+                   "period": window, "since": since,
+                   "spent_usd": await self._on_the_books(connection, team, run_id or EVERYTHING, since)}
             new = self._db.insert(budgets).values(row)
             await connection.execute(new.on_conflict_do_update(
                 index_elements=[budgets.c.team, budgets.c.run_id], set_={
                     name: new.excluded[name] for name in ("hard_usd", "soft_usd", "period", "since", "spent_usd")}))
-            await record(connection, actor, "budget.set", f"team:{budget.team}", {
-                "run": budget.run_id, "hard_usd": budget.hard_usd, "soft_usd": budget.soft_usd,
-                "window": budget.window})
+            await record(connection, actor, "budget.set", f"team:{team}", {
+                "run": run_id, "hard_usd": hard_usd, "soft_usd": soft_usd, "window": window})
         return _budget(row)
 
     async def remove(self, team: str, run_id: str | None, actor: Actor) -> bool:
@@ -181,11 +180,15 @@ class BudgetStore:
         return limits
 
     async def _on_the_books(self, connection: AsyncConnection, team: str, run_id: str, since: float) -> float:
-        """What the ledger says was spent since then."""
-        c = judge_calls.c
-        query = sa.select(sa.func.coalesce(sa.func.sum(c.cost_usd), 0.0)).where(
-            c.team == team, c.created_at >= datetime.fromtimestamp(since, UTC))
-        return float((await connection.execute(query.where(c.run_id == run_id) if run_id else query)).scalar_one())
+        """What the ledger says was spent since then, which is when a day begins."""
+        begun = datetime.fromtimestamp(since, UTC)
+        spent = 0.0
+        for table, is_since in ((judge_calls, judge_calls.c.created_at >= begun),
+                                (past_usage, past_usage.c.day >= f"{begun:%Y-%m-%d}")):
+            query = sa.select(sa.func.coalesce(sa.func.sum(table.c.cost_usd), 0.0)).where(
+                table.c.team == team, is_since)
+            spent += (await connection.execute(query.where(table.c.run_id == run_id) if run_id else query)).scalar_one()
+        return spent
 
     async def _now(self, connection: AsyncConnection) -> float:
         return float((await connection.execute(sa.select(self._db.clock))).scalar_one())

@@ -221,6 +221,12 @@ class Database:
             return (sa.func.julianday("now", type_=sa.Double) - 2440587.5) * 86400.0
         return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Double)
 
+    def day(self, moment: sa.ColumnElement[datetime]) -> sa.ColumnElement[str]:
+        """The day of a time in UTC, as YYYY-MM-DD."""
+        if self._is_sqlite:
+            return sa.func.strftime("%Y-%m-%d", moment, type_=sa.String)
+        return sa.func.to_char(sa.func.timezone("UTC", moment), "YYYY-MM-DD", type_=sa.String)
+
     async def ping(self) -> None:
         """Raise unless the database answers within :data:`PING_TIMEOUT_S`."""
         async with asyncio.timeout(PING_TIMEOUT_S), self.reading(NOBODY) as connection:

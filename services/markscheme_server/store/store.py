@@ -15,6 +15,7 @@ from markscheme_server.store.ids import new_id
 from markscheme_server.store.rubrics import RubricStore
 from markscheme_server.store.teachers import TeacherBank
 from markscheme_server.store.teams import TeamStore
+from markscheme_server.store.usage import UsageStore
 from markscheme_server.store.verdicts import VerdictStore
 
 
@@ -31,6 +32,7 @@ class Store:
         self.assignments = AssignmentStore(self.database)
         self.teachers = TeacherBank(self.database)
         self.budgets = BudgetStore(self.database, owner=self.owner, lease_s=hold_lease_s)
+        self.usage = UsageStore(self.database)
         self.audit = AuditStore(self.database)
         self.idempotency = IdempotencyStore(self.database, lease_s=claim_lease_s)
 

@@ -1,0 +1,82 @@
+"""The ledger added up: calls that stand, what re-use saved, and what pruning has added up before."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+import sqlalchemy as sa
+
+from markscheme.vocabulary import UsageKey
+from markscheme_server.store.database import EVERYONE, Database, sight_of
+from markscheme_server.store.tables import assignments, judge_calls, past_usage
+
+MOST_BUCKETS = 1000
+_SUMS = ("calls", "failed_calls", "unpriced_calls", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd",
+         "cached_verdicts", "saved_usd")
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Sums over the calls of one ``group``: (key, value) pairs."""
+
+    group: tuple[tuple[UsageKey, str | None], ...]
+    sums: dict[str, Any]
+
+
+class UsageStore:
+    """What teams spent and saved."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    async def add_up(self, team: str | None, group_by: Sequence[UsageKey], *, since: date | None,
+                     until: date | None) -> tuple[list[Bucket], Bucket, bool]:
+        """The buckets of a team, or of all (``None``); their total; and whether there are more than are returned.
+
+        By day or month they come in order of time, else the most expensive first.
+        """
+        books = self._books(team, since, until)
+        sums = [sa.func.coalesce(sa.func.sum(books.c[name]), 0).label(name) for name in _SUMS]
+        keys = [(sa.func.substr(books.c.day, 1, 7) if key == "month" else books.c[key]).label(key) for key in group_by]
+        times = [column for key, column in zip(group_by, keys, strict=True) if key in ("day", "month")]
+        cost = sa.func.sum(books.c.cost_usd + books.c.saved_usd).desc()
+        query = (sa.select(*keys, *sums).group_by(*keys)
+                 .order_by(*times, cost, *(key.nulls_last() for key in keys)).limit(MOST_BUCKETS + 1))
+        async with self._db.reading(EVERYONE if team is None else sight_of(team)) as connection:
+            total = (await connection.execute(sa.select(*sums))).mappings().one()
+            rows = (await connection.execute(query)).mappings().all() if keys else []
+        found = [_bucket(tuple((key, row[key]) for key in group_by), row) for row in rows]
+        return found[:MOST_BUCKETS], _bucket((), total), len(found) > MOST_BUCKETS
+
+    def _books(self, team: str | None, since: date | None, until: date | None) -> sa.Subquery:
+        c, a, p = judge_calls.c, assignments.c, past_usage.c
+        none, zero, no_money = sa.null(), sa.literal(0), sa.literal(0.0)
+        calls = sa.select(
+            c.team, c.run_id.label("run"), c.rubric_id.label("rubric"), c.role, c.judge,
+            self._db.day(c.created_at).label("day"), c.calls,
+            sa.case((c.failure.is_not(None), 1), else_=0).label("failed_calls"),
+            sa.case((c.cost_usd.is_(None), c.calls), else_=0).label("unpriced_calls"), c.prompt_tokens,
+            c.cached_tokens, c.completion_tokens, sa.func.coalesce(c.cost_usd, 0.0).label("cost_usd"),
+            zero.label("cached_verdicts"), no_money.label("saved_usd")).where(*_within(c, team, since, until))
+        savings = sa.select(
+            a.team, a.run_id, a.rubric_id, sa.cast(none, sa.String), sa.cast(none, sa.Text),
+            self._db.day(a.created_at), *(zero,) * 6, no_money, a.cached_verdicts, a.saved_usd).where(
+            a.cached_verdicts.is_not(None), *_within(a, team, since, until))
+        past = sa.select(p.team, p.run_id, p.rubric_id, p.role, p.judge, p.day, *(p[name] for name in _SUMS)).where(
+            *([p.team == team] if team is not None else []), *([p.day >= since.isoformat()] if since else []),
+            *([p.day < until.isoformat()] if until else []))
+        return sa.union_all(calls, savings, past).subquery("books")
+
+
+def _within(columns: Any, team: str | None, since: date | None, until: date | None) -> list[sa.ColumnElement[bool]]:
+    conditions = [columns.team == team] if team is not None else []
+    if since is not None:
+        conditions.append(columns.created_at >= datetime.combine(since, time(), UTC))
+    if until is not None:
+        conditions.append(columns.created_at < datetime.combine(until, time(), UTC))
+    return conditions
+
+
+def _bucket(group: tuple[tuple[UsageKey, str | None], ...], row: Any) -> Bucket:
+    return Bucket(group, {name: float(row[name]) if name.endswith("_usd") else int(row[name]) for name in _SUMS})
