@@ -105,7 +105,8 @@ def install(app: FastAPI) -> None:
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:
-    """All methods of a path: one route a method means that the router names only the first one's."""
+    """All methods of a path: one route a method means that the router names only the first one's. Of two templates
+    that match, as of ``{id}`` and ``{id}:fork``, the longer one says more."""
     documented = app.openapi()["paths"]
-    return sorted(m.upper() for template, operations in documented.items()
-                  if compile_path(template)[0].match(path) for m in operations)
+    matching = [template for template in documented if compile_path(template)[0].match(path)]
+    return sorted(method.upper() for method in documented[max(matching, key=len)]) if matching else []

@@ -37,16 +37,16 @@ class Log:
         self._path, self._database, self._place = path, database, 0
 
     def new(self) -> list[tuple[float, str]]:
-        """``(milliseconds, statement)``, transaction marks and pings apart, and what is asked every half second: whether
-        there is a key, and which budgets bind the team."""
+        """``(milliseconds, statement)``, transaction marks and pings apart, and what is asked every half second:
+        whether there is a key, and which budgets bind the team."""
         text = self._path.read_text()
         fresh, self._place = text[self._place:], len(text)
         found = re.findall(rf"^{self._database}\|LOG:  duration: ([\d.]+) ms  (?:execute [^:]*|statement): (.*)", fresh,
                            re.MULTILINE)
         return [(float(ms), words) for ms, words in found if not re.match(
-            r"(?i)\s*(begin|commit|rollback|;|select 1\b|select api_keys\.prefix\b|select budgets\.|select pg_catalog\.version|show "
-            r"|select current_schema|reset"
-            r"|set |deallocate|close|with recursive typeinfo_tree|$)", words)]
+            r"(?i)\s*(begin|commit|rollback|;|select 1\b|select api_keys\.prefix\b|select budgets\."
+            r"|select pg_catalog\.version|show |select current_schema|reset|set |deallocate|close"
+            r"|with recursive typeinfo_tree|$)", words)]
 
 
 @pytest.fixture
