@@ -1,18 +1,21 @@
-"""Schemathesis drives the service from its own OpenAPI document (slow: ``make fuzz``)."""
+"""Schemathesis drives the service from its own OpenAPI document, without a key and with one (slow: ``make fuzz``)."""
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_service_keeps_its_contract(service: str, tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "key"), [(1, None), (2, "the operator's own key")])
+def test_the_service_keeps_its_contract(seed: int, key: str | None, serve: Callable[..., str], tmp_path: Path) -> None:
     """All checks but one: a body may fit the schema and still contradict itself (two groups of one id)."""
+    url = serve(api_key=key, key_pepper="a pepper for the tests" if key else None)
+    presented = ["-H", f"Authorization: Bearer {key}"] if key else []
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("schemathesis")), "run", f"{service}/openapi.json", "--phases",
+        [str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json", "--phases",
          "examples,coverage,fuzzing", "-n", "40", "--checks", "all", "--exclude-checks", "positive_data_acceptance",
-         "--seed", str(seed)], capture_output=True, text=True, timeout=280, cwd=tmp_path)
+         "--seed", str(seed), *presented], capture_output=True, text=True, timeout=280, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-4000:]
