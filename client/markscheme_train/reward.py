@@ -260,6 +260,8 @@ def _log(report: RewardReport, log_metric: Callable[[str, float], None]) -> None
     log_metric("rubric/wait_s", report.seconds)
     log_metric("rubric/judge_calls", report.usage.judge_calls)
     log_metric("rubric/judge_tokens", report.usage.prompt_tokens + report.usage.completion_tokens)
+    if report.usage.cost_usd is not None:
+        log_metric("rubric/judge_cost_usd", report.usage.cost_usd)
     for origin in ("induced", "reused", "given", "none"):
         log_metric(f"rubric/origin_{origin}", report.origins.get(origin, 0) / max(1, sum(report.origins.values())))
     judged: Counter[str] = Counter()

@@ -7,6 +7,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
+from markscheme_server.api import paths  # noqa: F401 (the paths of all routes use its convertor)
 from markscheme_server.errors import BadRequest
 
 

@@ -6,9 +6,9 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
-from starlette.routing import compile_path
 
 from markscheme.schema import ErrorBody, ErrorDetail
 from markscheme.vocabulary import UnscoredReason
@@ -105,8 +105,6 @@ def install(app: FastAPI) -> None:
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:
-    """All methods of a path: one route a method means that the router names only the first one's. Of two templates
-    that match, as of ``{id}`` and ``{id}:fork``, the longer one says more."""
-    documented = app.openapi()["paths"]
-    matching = [template for template in documented if compile_path(template)[0].match(path)]
-    return sorted(method.upper() for method in documented[max(matching, key=len)]) if matching else []
+    """All methods of a path: one route a method means that the router names only the first one's."""
+    return sorted({method for route in app.routes if isinstance(route, APIRoute) and route.path_regex.match(path)
+                   for method in route.methods or ()})

@@ -56,7 +56,7 @@ async def import_rubric(payload: schema.RubricImport, caller: Inducer, services:
     return await once.answer(payload, save, status=201)
 
 
-@router.get("/rubrics/{rubric_id}/export", response_class=Response, responses=_EXPORTED,
+@router.get("/rubrics/{rubric_id:id}/export", response_class=Response, responses=_EXPORTED,
             summary="Read a rubric in another format")
 async def export_rubric(
     rubric_id: str,

@@ -120,7 +120,7 @@ class Observed:
     def _route(self, scope: Scope) -> str:
         """The template of the request's path, never the path: ids and whatever else was typed there stay out."""
         if isinstance(route := scope.get("route"), Route):
-            return route.path
+            return route.path_format
         if "router" in scope:
             return metrics.OTHER
         # Without a key, or with too large a body, it was answered before it reached the router.

@@ -1,9 +1,10 @@
 """``/v1/usage``, budgets and the audit trail: what judging cost, what it may cost, who did what."""
 
-from datetime import date
+from datetime import date, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
+from pydantic import BeforeValidator
 
 from markscheme import schema
 from markscheme.vocabulary import USAGE_KEYS, UsageKey
@@ -17,7 +18,9 @@ from markscheme_server.store.budgets import Budget, UnknownTeam
 from markscheme_server.store.usage import Bucket
 
 TEAM = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
+Day = Annotated[date, BeforeValidator(lambda text: _day(text))]
 TeamPath = Annotated[str, Path(pattern=TEAM)]
 TeamQuery = Annotated[str | None, Query(pattern=TEAM, description="One team's; default: your own, an administrator's "
                                                                   "all")]
@@ -30,8 +33,8 @@ async def usage(
     caller: Reader,
     services: UsesServices,
     group_by: Annotated[str, Query(max_length=100, description=f"Of {', '.join(USAGE_KEYS)}; with commas")] = "team",
-    since: Annotated[date | None, Query(description="From this day on (UTC)")] = None,
-    until: Annotated[date | None, Query(description="Up to the day before this one (UTC)")] = None,
+    since: Annotated[Day | None, Query(description="From this day on (UTC)")] = None,
+    until: Annotated[Day | None, Query(description="Up to the day before this one (UTC)")] = None,
     team: TeamQuery = None,
 ) -> schema.UsageReport:
     """A team sees its own; the scope ``admin`` sees every team's."""
@@ -46,7 +49,7 @@ async def usage(
                               truncated=more)
 
 
-@router.put("/teams/{name}/budget", summary="Say what a team, or a run of it, may spend")
+@router.put("/teams/{name:id}/budget", summary="Say what a team, or a run of it, may spend")
 async def put_budget(name: TeamPath, payload: schema.BudgetPut, caller: Administrator, services: UsesServices,
                      run: RunQuery = None) -> schema.Budget:
     """It binds within a second, at every worker. What was spent in the window so far counts."""
@@ -59,7 +62,7 @@ async def put_budget(name: TeamPath, payload: schema.BudgetPut, caller: Administ
     return _shown(services, made)
 
 
-@router.get("/teams/{name}/budget", summary="Read a budget and what was spent of it")
+@router.get("/teams/{name:id}/budget", summary="Read a budget and what was spent of it")
 async def read_budget(name: TeamPath, caller: Reader, services: UsesServices, run: RunQuery = None) -> schema.Budget:
     """A team reads its own; the scope ``admin`` reads every team's."""
     budgets = await services.store.budgets.find(name) if _may_see(caller, name) else []
@@ -69,7 +72,7 @@ async def read_budget(name: TeamPath, caller: Reader, services: UsesServices, ru
     return _shown(services, found)
 
 
-@router.delete("/teams/{name}/budget", status_code=204, summary="Take a budget away")
+@router.delete("/teams/{name:id}/budget", status_code=204, summary="Take a budget away")
 async def remove_budget(name: TeamPath, caller: Administrator, services: UsesServices,
                         run: RunQuery = None) -> Response:
     if not await services.store.budgets.remove(name, run, actor_of(caller)):
@@ -92,6 +95,13 @@ async def audit(
     return schema.AuditList(has_more=more, data=[schema.AuditEntry(
         id=entry.id, team=entry.team, key=entry.key, action=entry.action, subject=entry.subject,
         detail=dict(entry.detail), created_at=entry.created_at) for entry in found])
+
+
+def _day(text: str) -> date:
+    """Nothing but YYYY-MM-DD: pydantic would also take seconds since 1970."""
+    if len(text) != len("YYYY-MM-DD"):
+        raise ValueError("a day is written as YYYY-MM-DD")
+    return datetime.strptime(text, "%Y-%m-%d").date()
 
 
 def _keys(text: str) -> list[UsageKey]:

@@ -56,7 +56,7 @@ async def create_rubric(payload: schema.RubricCreate, caller: Inducer, services:
     return await once.answer(payload, save, status=201)
 
 
-@router.post("/rubrics/{rubric_id}:fork", status_code=201, response_model=schema.Rubric,
+@router.post("/rubrics/{rubric_id:id}:fork", status_code=201, response_model=schema.Rubric,
              responses=idempotency.RESPONSES, summary="Edit a rubric as a new version, or take another team's over")
 async def fork_rubric(rubric_id: str, payload: schema.RubricFork, caller: Inducer, services: UsesServices,
                       once: TakesKey) -> Response:
@@ -118,7 +118,7 @@ async def list_rubrics(
     return schema.RubricList(data=await shown_rubrics(services, caller, found), has_more=more)
 
 
-@router.get("/rubrics/{rubric_id}", summary="Read a rubric")
+@router.get("/rubrics/{rubric_id:id}", summary="Read a rubric")
 async def read_rubric(rubric_id: str, caller: Reader, services: UsesServices,
                       if_none_match: Annotated[str | None, Header()] = None) -> schema.Rubric:
     found = await get_rubric(services, caller, rubric_id)
@@ -129,7 +129,7 @@ async def read_rubric(rubric_id: str, caller: Reader, services: UsesServices,
     return Response(text, headers={"ETag": etag}, media_type="application/json")  # type: ignore[return-value]
 
 
-@router.patch("/rubrics/{rubric_id}", summary="Share a rubric, tag it, retire it")
+@router.patch("/rubrics/{rubric_id:id}", summary="Share a rubric, tag it, retire it")
 async def change_rubric(rubric_id: str, payload: schema.RubricPatch, caller: Inducer,
                         services: UsesServices) -> schema.Rubric:
     """Only the team that made it may. A retired rubric can still be read and named; no group gets it by itself."""

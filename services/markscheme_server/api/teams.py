@@ -43,13 +43,14 @@ async def list_keys(_caller: Administrator, services: UsesServices,
     return schema.KeyList(data=[wire.from_key(key) for key in await services.identity.keys(team)])
 
 
-@router.post("/keys/{prefix}:rotate", status_code=201, summary="Replace a key by a new one, with time to change over")
+@router.post("/keys/{prefix:id}:rotate", status_code=201,
+             summary="Replace a key by a new one, with time to change over")
 async def rotate_key(prefix: Prefix, payload: schema.KeyRotate, _caller: Administrator,
                      services: UsesServices) -> schema.KeyCreated:
     secret, key = await services.identity.rotate(prefix, overlap=timedelta(seconds=payload.overlap_s))
     return wire.from_new_key(secret, key)
 
 
-@router.delete("/keys/{prefix}", summary="Revoke a key: within a second it opens nothing")
+@router.delete("/keys/{prefix:id}", summary="Revoke a key: within a second it opens nothing")
 async def revoke_key(prefix: Prefix, _caller: Administrator, services: UsesServices) -> schema.Key:
     return wire.from_key(await services.identity.revoke(prefix))

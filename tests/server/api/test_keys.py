@@ -1,6 +1,7 @@
 """Who may call what: every route with every kind of key, on both databases, over the wire."""
 
 import asyncio
+import atexit
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -58,6 +59,7 @@ CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
 }
 """Every route: the scope that it takes, and a body that is in order."""
 _HTTP = httpx.Client(timeout=30, verify=False)
+atexit.register(_HTTP.close)
 
 
 class Keys:
@@ -123,8 +125,9 @@ def test_the_table_of_calls_is_whole() -> None:
 
 
 def test_every_route_with_every_kind_of_key(organisation: Keys, start: Callable[..., str]) -> None:
-    """None, a malformed, an unknown, a revoked, an expired one, one without the scope: 401 or 403, nothing else."""
+    """None, a malformed, an unknown, a revoked, an expired one: 401; without the scope: 403; another team's: 404."""
     one_of_each = {scope: organisation.key("red", scope) for scope in ("read", "score", "induce", "admin")}
+    another_teams = {scope: organisation.key("blue", scope) for scope in ("read", "induce")}
     revoked = organisation.key("red", "read", "score", "induce", "admin")
     organisation.revoke(revoked)
     ends = now() + timedelta(seconds=2)
@@ -146,6 +149,9 @@ def test_every_route_with_every_kind_of_key(organisation: Keys, start: Callable[
         for other in set(one_of_each) - {scope}:
             answer = call(url, method, place, one_of_each[other], body)
             assert (answer.status_code, answer.json()["error"]["code"]) == (403, "missing_scope"), (method, path, other)
+        if "{rubric_id}" in path or (method, path) == ("GET", "/v1/teams/{name}/budget"):
+            answer = call(url, method, place, another_teams[scope], body)
+            assert answer.status_code == 404, (method, path)
     # Nothing of all this was done: not a team made, not a key ended.
     assert [t["name"] for t in call(url, "GET", "/v1/teams", one_of_each["admin"]).json()["data"]] == [
         "blue", "default", "red"]
