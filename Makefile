@@ -26,8 +26,12 @@ demo: setup  ## Train a real small model on rubric rewards, from start to report
 demo-control: setup  ## The demo's training beside shuffled rewards, 3 seeds (slow, about an hour)
 	$(CLEAN) $(BIN)/markscheme demo-control
 
+# Those that measure time or compute much are run alone, the others two at a time: they mostly wait.
+ALONE := tests/server/fault tests/train
+
 test: setup  ## Run the tests
-	$(CLEAN) $(BIN)/python -m pytest
+	$(CLEAN) $(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore %)
+	$(CLEAN) $(BIN)/python -m pytest $(ALONE)
 
 fuzz: setup  ## Schemathesis against the running service (slow, about three minutes)
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/api/test_schemathesis.py

@@ -19,8 +19,17 @@ from markscheme_server.store.usage import Bucket
 
 TEAM = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
+
+
+def _day(text: str) -> date:
+    """Nothing but YYYY-MM-DD: pydantic would also take seconds since 1970."""
+    if len(text) != len("YYYY-MM-DD"):
+        raise ValueError("a day is written as YYYY-MM-DD")
+    return datetime.strptime(text, "%Y-%m-%d").date()
+
+
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
-Day = Annotated[date, BeforeValidator(lambda text: _day(text))]
+Day = Annotated[date, BeforeValidator(_day)]
 TeamPath = Annotated[str, Path(pattern=TEAM)]
 TeamQuery = Annotated[str | None, Query(pattern=TEAM, description="One team's; default: your own, an administrator's "
                                                                   "all")]
@@ -95,13 +104,6 @@ async def audit(
     return schema.AuditList(has_more=more, data=[schema.AuditEntry(
         id=entry.id, team=entry.team, key=entry.key, action=entry.action, subject=entry.subject,
         detail=dict(entry.detail), created_at=entry.created_at) for entry in found])
-
-
-def _day(text: str) -> date:
-    """Nothing but YYYY-MM-DD: pydantic would also take seconds since 1970."""
-    if len(text) != len("YYYY-MM-DD"):
-        raise ValueError("a day is written as YYYY-MM-DD")
-    return datetime.strptime(text, "%Y-%m-%d").date()
 
 
 def _keys(text: str) -> list[UsageKey]:
