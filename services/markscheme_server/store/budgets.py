@@ -207,6 +207,18 @@ def settle(database: Database) -> sa.Update:
     return sa.update(holds).where(holds.c.id == row.id, holds.c.team == row.team).values(usd=row.usd, settled=True)
 
 
+def count_unheld(database: Database) -> Any:
+    """Calls that began before their team had a budget are counted too: bind ``unheld`` to their id, team, run_id and
+    usd. It must come before the calls are written: one that is there has been counted."""
+    row = database.rows([holds.c.id, holds.c.team, holds.c.run_id, holds.c.usd], "unheld")
+    bound = sa.exists().where(budgets.c.team == row.team, budgets.c.run_id.in_([EVERYTHING, row.run_id]))
+    counted = sa.exists().where(judge_calls.c.id == row.id)
+    return database.insert(holds).from_select(
+        ["id", "team", "run_id", "usd", "owner", "settled", "expires_at"],
+        sa.select(row.id, row.team, row.run_id, row.usd, sa.literal(""), sa.true(), sa.literal(0.0)).where(
+            bound, ~counted)).on_conflict_do_nothing()
+
+
 def settlement(team: str, hold_ids: Sequence[str], cost_usd: float | None) -> list[dict[str, Any]]:
     """What a call's holds come to: the first its whole cost, the others nothing."""
     return [{"id": hold_id, "team": team, "usd": (cost_usd or 0.0) if i == 0 else 0.0}

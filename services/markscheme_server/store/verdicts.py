@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.store.batching import Batcher
-from markscheme_server.store.budgets import settle, settlement
+from markscheme_server.store.budgets import EVERYTHING, count_unheld, settle, settlement
 from markscheme_server.store.claims import Claim, ClaimStore
 from markscheme_server.store.database import Database, sight_of
 from markscheme_server.store.ids import new_id, now
@@ -81,7 +81,7 @@ class VerdictStore:
         claim = sa.Column("claim", v.key.type)
         # The verdicts of a claim that was taken over are left out, in the statement that finds out.
         self._writes = database.together(
-            sa.select(mine.c.key),
+            sa.select(mine.c.key), count_unheld(database),
             database.insert_rows(judge_calls).on_conflict_do_nothing(),
             database.insert_rows(verdicts, beside=[claim], where=lambda row: sa.or_(
                 row.claim.is_(None), row.claim.in_(sa.select(mine.c.key)))).on_conflict_do_nothing(),
@@ -120,11 +120,15 @@ class VerdictStore:
         calls: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = []
         settled: list[dict[str, Any]] = []
+        unheld: list[dict[str, Any]] = []
         for reply in replies:
             call = reply.call
             if call is not None:
                 calls.append(_call_row(reply.team, call, created))
                 settled += settlement(reply.team, call.holds, call.usage.cost_usd)
+                if call.usage.cost_usd and not call.holds:
+                    unheld.append({"id": call.id, "team": reply.team, "run_id": call.run_id or EVERYTHING,
+                                   "usd": call.usage.cost_usd})
             claim = reply.claim[0] if reply.claim else None
             rows += [{"key": v.key, "team": reply.team, "prompt_key": v.prompt_key, "criterion_key": v.criterion_key,
                       "response_key": v.response_key, "judge": v.judge, "met": v.met, "evidence": v.evidence,
@@ -136,6 +140,7 @@ class VerdictStore:
         # In one order, so that two writers of the same keys queue instead of locking each other out.
         mine = await self._db.write(sight_of(*(reply.team for reply in replies)), self._writes, {
             "judge_calls": self._db.pack(calls), "ending": self._db.keys(ending),
+            "unheld": self._db.pack(unheld),
             "settlements": self._db.pack(sorted(settled, key=lambda row: row["id"])),
             "verdicts": self._db.pack(sorted(rows, key=lambda row: row["key"])),
             "claimed": self._db.pack([{"key": key, "fence": fence} for key, fence in sorted(claimed)])})

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -207,6 +208,25 @@ def test_a_failed_call_gives_back_what_was_set_aside(office: Office, judge: Scri
     assert score(url, red, ["Red."]).json()["groups"][0]["rollouts"][0]["reason"] == "unavailable"
     judge.script = lambda request, number: verdicts(request) if offered(request) else 500
     assert score(url, red, ["Red."]).json()["counts"]["scored"] == 1
+    assert score(url, red, ["Blue."]).json()["groups"][0]["rollouts"][0]["reason"] == "budget"
+
+
+def test_a_call_that_began_before_there_was_a_budget_counts(office: Office, judge: ScriptedJudge) -> None:
+    red = office.team("red")
+    url = office.start()
+    with Client(url, red) as client:
+        client.create_rubric(PROMPT, CRITERIA)
+
+    def budget_first(request: dict[str, Any], number: int) -> str:
+        put = office.admin(url, "PUT", "/v1/teams/red/budget", json={"hard_usd": CALL_USD, "window": "day"})
+        assert put.json()["spent_usd"] == 0.0
+        return verdicts(request)
+
+    judge.script = budget_first
+    assert score(url, red, ["Red."]).json()["counts"]["scored"] == 1
+    judge.script = well_behaved
+    assert office.admin(url, "GET", "/v1/teams/red/budget").json()["spent_usd"] == pytest.approx(CALL_USD)
+    time.sleep(0.6)  # a budget is known everywhere within the second
     assert score(url, red, ["Blue."]).json()["groups"][0]["rollouts"][0]["reason"] == "budget"
 
 
