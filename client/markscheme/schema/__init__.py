@@ -69,6 +69,7 @@ from markscheme.schema.teams import (
     Team,
     TeamCreate,
     TeamList,
+    TeamPatch,
 )
 from markscheme.vocabulary import UnscoredReason
 
@@ -126,6 +127,7 @@ __all__ = [
     "TeamCreate",
     "TeamList",
     "TeamName",
+    "TeamPatch",
     "Text",
     "UnscoredReason",
     "Usage",

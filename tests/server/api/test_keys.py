@@ -19,6 +19,7 @@ from markscheme_server.app import create_app
 from markscheme_server.config import Settings
 from markscheme_server.domain import keys
 from markscheme_server.grading.identity import Identity
+from markscheme_server.store.audit import Actor
 from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.ids import now
 from markscheme_server.store.migrating import migrate
@@ -46,6 +47,7 @@ CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
     ("POST", "/v1/teacher-responses:sample"): ("induce", {"prompt": PROMPT}),
     ("POST", "/v1/teams"): ("admin", {"name": "green"}),
     ("GET", "/v1/teams"): ("admin", None),
+    ("PATCH", "/v1/teams/{name}"): ("admin", {"rpm": 100_000}),
     ("POST", "/v1/keys"): ("admin", {"team": "red", "scopes": ["read"]}),
     ("GET", "/v1/keys"): ("admin", None),
     ("POST", "/v1/keys/{prefix}:rotate"): ("admin", {}),
@@ -74,17 +76,20 @@ class Keys:
         return asyncio.run(run())
 
     def team(self, name: str) -> None:
-        self.do(lambda identity: identity.create_team(name))
+        self.do(lambda identity: identity.create_team(name, actor=Actor()))
+
+    def limit(self, team: str, rpm: int | None) -> None:
+        self.do(lambda identity: identity.limit_team(team, rpm, actor=Actor()))
 
     def key(self, team: str, *scopes: str, **options: Any) -> str:
-        secret, _ = self.do(lambda identity: identity.create_key(team, scopes, **options))
+        secret, _ = self.do(lambda identity: identity.create_key(team, scopes, actor=Actor(), **options))
         return str(secret)
 
     def revoke(self, key: str) -> None:
-        self.do(lambda identity: identity.revoke(keys.prefix(key)))
+        self.do(lambda identity: identity.revoke(keys.prefix(key), actor=Actor()))
 
     def rotate(self, key: str, overlap_s: float) -> str:
-        secret, _ = self.do(lambda i: i.rotate(keys.prefix(key), overlap=timedelta(seconds=overlap_s)))
+        secret, _ = self.do(lambda i: i.rotate(keys.prefix(key), overlap=timedelta(seconds=overlap_s), actor=Actor()))
         return str(secret)
 
 
@@ -131,7 +136,7 @@ def test_every_route_with_every_kind_of_key(organisation: Keys, start: Callable[
              keys.new_key(): "unknown_key", foreign.key("red", "admin"): "unknown_key", revoked: "revoked_key",
              soon: "expired_key"}
     for (method, path), (scope, body) in CALLS.items():
-        place = path.replace("{rubric_id}", made).replace("{prefix}", spare)
+        place = path.replace("{rubric_id}", made).replace("{prefix}", spare).replace("{name}", "red")
         for key, code in wrong.items():
             answer = call(url, method, place, key, body)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, code), (method, path, code)
@@ -143,7 +148,7 @@ def test_every_route_with_every_kind_of_key(organisation: Keys, start: Callable[
     assert [t["name"] for t in call(url, "GET", "/v1/teams", one_of_each["admin"]).json()["data"]] == [
         "blue", "default", "red"]
     for (method, path), (scope, body) in CALLS.items():
-        place = path.replace("{rubric_id}", made).replace("{prefix}", spare)
+        place = path.replace("{rubric_id}", made).replace("{prefix}", spare).replace("{name}", "red")
         answer = call(url, method, place, one_of_each[scope], body)
         expected = 422 if path == "/v1/teacher-responses:sample" else 201 if method == "POST" and "scores" not in path \
             and ":induce" not in path and "teacher" not in path else 200

@@ -38,14 +38,14 @@ class Log:
 
     def new(self) -> list[tuple[float, str]]:
         """``(milliseconds, statement)``, transaction marks and pings apart, and what is asked every half second while
-        there is no key: whether there is one."""
+        nobody has a key: whether there is one, and what is the operator's limit."""
         text = self._path.read_text()
         fresh, self._place = text[self._place:], len(text)
         found = re.findall(rf"^{self._database}\|LOG:  duration: ([\d.]+) ms  (?:execute [^:]*|statement): (.*)", fresh,
                            re.MULTILINE)
         return [(float(ms), words) for ms, words in found if not re.match(
-            r"(?i)\s*(begin|commit|rollback|;|select 1\b|select api_keys\.prefix\b|select pg_catalog\.version|show "
-            r"|select current_schema|reset"
+            r"(?i)\s*(begin|commit|rollback|;|select 1\b|select exists \(select api_keys|select pg_catalog\.version"
+            r"|show |select current_schema|reset"
             r"|set |deallocate|close|with recursive typeinfo_tree|$)", words)]
 
 
