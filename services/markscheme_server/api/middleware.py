@@ -250,7 +250,7 @@ class RateLimited:
 
 def duration(seconds: float) -> str:
     """Seconds as OpenAI's headers have them: ``120ms``, ``1.2s``, ``1m3s``."""
-    if seconds < 1:
+    if seconds <= 0.999:
         return f"{math.ceil(seconds * 1000)}ms"
     minutes, rest = divmod(math.ceil(seconds * 10), 600)
     return (f"{minutes}m" if minutes else "") + f"{rest / 10:g}s"
