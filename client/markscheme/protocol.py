@@ -28,6 +28,8 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 TIMEOUT = httpx.Timeout(connect=5.0, read=60.0, write=60.0, pool=60.0)
 """Read: between two pieces of an answer. A long batch sends heartbeats well within it."""
 INDUCE_TIMEOUT = httpx.Timeout(connect=5.0, read=630.0, write=60.0, pool=60.0)
+LONGEST_WAIT_S = 65.0
+"""All the waiting between the attempts of a call: a limit by the minute has room again within 61 s."""
 
 PromptLike = str | Sequence[Message | dict[str, str]]
 CriterionLike = Criterion | dict[str, Any]
@@ -64,14 +66,15 @@ class BoundedRetry(Retry):
 
 
 def retry_policy(*, keyed: bool = False, deadline: Deadline | None = None) -> Retry:
-    """Two more tries for what may pass: no connection, 429 and 5xx gateways; ``Retry-After`` is obeyed.
+    """Two more tries for what may pass: no connection, 429 and 5xx gateways; ``Retry-After`` is obeyed, up to what a
+    team whose requests a minute are used up may be told.
 
     Every call of this API may be repeated: scoring is answered from what is stored, and what creates something is
     ``keyed``. Such a call is answered 409 while an attempt that we lost sight of is still at work.
     """
-    retry = BoundedRetry(total=2, backoff_factor=0.5, max_backoff_wait=8.0,
+    retry = BoundedRetry(total=2, backoff_factor=0.5, max_backoff_wait=LONGEST_WAIT_S,
                          status_forcelist=[429, 502, 503, 504, *([409] if keyed else [])],
-                         allowed_methods=["GET", "POST"], total_timeout=60.0)
+                         allowed_methods=["GET", "POST"], total_timeout=LONGEST_WAIT_S)
     retry.deadline = deadline
     return retry
 

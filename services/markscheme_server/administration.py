@@ -19,6 +19,7 @@ from markscheme_server.cli import fail, migrate_database, read_settings
 from markscheme_server.errors import ServiceError
 from markscheme_server.grading.identity import Identity
 from markscheme_server.prune import parse_age
+from markscheme_server.store.audit import Actor
 from markscheme_server.store.ids import now
 from markscheme_server.store.store import Store
 from markscheme_server.store.teams import Key
@@ -42,15 +43,30 @@ def create_team(name: Annotated[str, typer.Argument(help="Lower-case letters, di
     except ValidationError:
         fail(f"{name!r} cannot be a team's name: lower-case letters, digits, '.', '_' and '-', 64 at most, beginning "
              "with a letter or a digit")
-    _do(lambda identity: identity.create_team(name))
+    _do(lambda identity: identity.create_team(name, actor=Actor()))
     typer.echo(f"team {name} created; make a key for it with 'markscheme keys create --team {name} --scope …'")
 
 
 @teams.command("list")
 def list_teams() -> None:
-    """List the teams."""
+    """List the teams, with their limits where they have one of their own."""
     for team in _do(lambda identity: identity.teams()):
-        typer.echo(team.name)
+        typer.echo(team.name if team.rpm is None else f"{team.name}  {team.rpm} requests a minute")
+
+
+@teams.command("limit")
+def limit_team(
+    name: Annotated[str, typer.Argument(help="The team.")],
+    rpm: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Requests a minute.")] = None,
+    default: Annotated[bool, typer.Option("--default", help="The deployment's limit again (MARKSCHEME_TEAM_RPM), if it "
+                                                            "has one.")] = False,
+) -> None:
+    """Limit a team's requests a minute: within a second it holds at every worker."""
+    if (rpm is None) is not default:
+        fail("say --rpm N or --default")
+    _do(lambda identity: identity.limit_team(name, rpm, actor=Actor()))
+    typer.echo(f"team {name} may send {rpm} requests a minute" if rpm is not None else
+               f"team {name} has the deployment's limit, if there is one")
 
 
 @keys.command("create")
@@ -69,7 +85,7 @@ def create_key(
         fail(f"there is no scope {unknown[0]!r}: there are {', '.join(SCOPES)}")
     until = _time(expires) if expires is not None else None
     secret, key = _do(lambda identity: identity.create_key(team, cast(list[Scope], scopes), label=label,
-                                                           expires_at=until))
+                                                           expires_at=until, actor=Actor()))
     _show_new(secret, key)
 
 
@@ -92,7 +108,7 @@ def rotate_key(
     overlap: Annotated[str, typer.Option(help="How long the old key goes on beside the new one: 24h, 7d.")] = "24h",
 ) -> None:
     """Replace a key by a new one that may do the same. The old one goes on for a while, so that nothing stops."""
-    secret, key = _do(lambda identity: identity.rotate(prefix, overlap=_age("--overlap", overlap)))
+    secret, key = _do(lambda identity: identity.rotate(prefix, overlap=_age("--overlap", overlap), actor=Actor()))
     typer.echo(f"{prefix} goes on for {overlap} at most", err=True)
     _show_new(secret, key)
 
@@ -100,7 +116,7 @@ def rotate_key(
 @keys.command("revoke")
 def revoke_key(prefix: Annotated[str, typer.Argument(help="The first eleven characters of the key.")]) -> None:
     """End a key: within a second it opens nothing, at any worker of any replica."""
-    key = _do(lambda identity: identity.revoke(prefix))
+    key = _do(lambda identity: identity.revoke(prefix, actor=Actor()))
     typer.echo(f"{key.prefix} of team {key.team} is revoked")
 
 

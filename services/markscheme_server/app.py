@@ -12,12 +12,14 @@ from markscheme_server import telemetry
 from markscheme_server.api import errors, exchange, health, lineage, money, rubrics, scores, teams
 from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
-from markscheme_server.api.middleware import Authenticated, BodyLimit, Observed, RequestId
+from markscheme_server.api.middleware import Authenticated, BodyLimit, Observed, RateLimited, RequestId
 from markscheme_server.api.services import Services
 from markscheme_server.cache.places import Places
 from markscheme_server.cache.quotas import Quotas
+from markscheme_server.cache.rates import TeamRates
 from markscheme_server.cache.redis import Redis
 from markscheme_server.cache.verdicts import VerdictCache
+from markscheme_server.cache.windows import Windows
 from markscheme_server.config import BUILTIN, Settings
 from markscheme_server.grading.budgets import Treasury
 from markscheme_server.grading.identity import Identity
@@ -56,7 +58,8 @@ def make_judge(settings: Settings, name: str, *, owner: str, secret: bytes, redi
     gateway = Gateway(
         name, chosen, make_endpoints(name, chosen, settings.key_of(name)),
         Places(name, chosen.concurrency, owner=owner, workers=settings.workers, redis=redis),
-        Quotas(name, rpm=chosen.rpm, tpm=chosen.tpm, workers=settings.workers, redis=redis), settings.queue_limit)
+        Quotas(name, Windows(workers=settings.workers, redis=redis), rpm=chosen.rpm, tpm=chosen.tpm),
+        settings.queue_limit)
     return OpenAIJudge(chosen, gateway, secret=secret)
 
 
@@ -76,10 +79,11 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             log.warning("row_level_security_off", why="the database's role is a superuser or has BYPASSRLS")
         secret = settings.secret.get_secret_value() if settings.secret else await store.secret("marks")
         identity = Identity(store.teams, operator_key=_plain(settings.api_key), pepper=_plain(settings.key_pepper),
-                            guarded=settings.guarded)
+                            guarded=settings.guarded, team_rpm=settings.team_rpm)
         redis = Redis(settings.redis_url) if settings.redis_url else None
         judges = Judges({name: make_judge(settings, name, owner=store.owner, secret=secret.encode(), redis=redis)
                          for name in (BUILTIN, *settings.judges)}, settings.roles)
+        rates = TeamRates(Windows(workers=settings.workers, redis=redis))
         treasury = Treasury(store.budgets)
         rubric_service = RubricService(store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below), treasury)
         verdicts = VerdictService(store.verdicts, store.claims, VerdictCache(), treasury, checks=BuiltinJudge(),
@@ -88,7 +92,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         score_service = ScoreService(store, rubric_service, verdicts, judges, teachers,
                                      timeout_s=settings.request_timeout_s)
         try:
-            yield {"services": Services(settings, store, identity, judges, rubric_service, verdicts,
+            yield {"services": Services(settings, store, identity, rates, judges, rubric_service, verdicts,
                                         score_service, teachers, treasury)}
         finally:
             await rubric_service.drain(DRAIN_S)
@@ -104,6 +108,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
                   redirect_slashes=False)
     app.state.drain = drain or Drain()
     errors.install(app)
+    app.add_middleware(RateLimited)
     app.add_middleware(Authenticated)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(Observed, drain=app.state.drain)

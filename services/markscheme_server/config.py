@@ -124,6 +124,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(default=None, description="The operator's key: every scope, as the team default")
     key_pepper: SecretStr | None = Field(default=None, min_length=16,
                                          description="Keys are stored under it; without it none can be made")
+    team_rpm: int | None = Field(default=None, ge=1, description="Requests a minute of each team without its own limit")
     guarded: bool = Field(default=False, description="Ask for a key even before there is one; so beyond loopback")
     secret: SecretStr | None = Field(default=None, description="Fences and nonces derive from it; default: one is made")
     workers: int = Field(default=1, ge=1, description="Worker processes; set by serve --workers")

@@ -69,6 +69,9 @@ TOKENS = Counter(
 COST = Counter(
     "markscheme_cost_total", "What judge calls cost, in the currency of the configured prices",
     ["judge", "role"], registry=REGISTRY)
+RATE_LIMITED = Counter(
+    "markscheme_rate_limited_total", "Requests turned away because their team had sent its requests a minute",
+    registry=REGISTRY)
 RUBRICS = Counter(
     "markscheme_rubrics_total", "Groups by where their rubric came from: induced, reused, given",
     ["origin"], registry=REGISTRY)

@@ -84,6 +84,7 @@ from markscheme.schema.teams import (
     Team,
     TeamCreate,
     TeamList,
+    TeamPatch,
 )
 from markscheme.vocabulary import UnscoredReason
 
@@ -156,6 +157,7 @@ __all__ = [
     "TeamCreate",
     "TeamList",
     "TeamName",
+    "TeamPatch",
     "Text",
     "UnscoredReason",
     "Usage",

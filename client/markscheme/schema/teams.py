@@ -15,12 +15,20 @@ class TeamCreate(Wire):
     name: TeamName
 
 
+class TeamPatch(Wire):
+    """``PATCH /v1/teams/{name}``. ``rpm``: requests a minute; null: the deployment's default again."""
+
+    rpm: Annotated[int, Field(ge=1, le=1_000_000)] | None
+
+
 class Team(Wire):
-    """A team of the organisation: what it makes is its own until it shares it."""
+    """A team of the organisation: what it makes is its own until it shares it. ``rpm``: requests a minute, where it has
+    a limit of its own."""
 
     object: Literal["team"] = "team"
     name: str
     created_at: datetime
+    rpm: int | None = None
 
 
 class TeamList(Wire):

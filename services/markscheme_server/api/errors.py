@@ -93,7 +93,8 @@ def install(app: FastAPI) -> None:
         log.error("unexpected_error", error=type(error).__name__)
         return JSONResponse(body(request, ErrorDetail(
             message="something went wrong on our side; nothing was scored", type="internal_error",
-            code="internal")), 500, {"X-Request-ID": request.scope.get("markscheme.request_id", "")})
+            code="internal")), 500, {"X-Request-ID": request.scope.get("markscheme.request_id", ""),
+                              **request.scope.get("markscheme.headers", {})})
 
     app.add_exception_handler(ServiceError, service_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]

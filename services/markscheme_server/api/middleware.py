@@ -1,6 +1,7 @@
-"""What wraps every request: an id, its log line and figures, a bound on the body, and who asks."""
+"""What wraps every request: an id, its log line and figures, a bound on the body, who asks, and how often they may."""
 
 import asyncio
+import math
 import re
 import secrets
 import time
@@ -19,12 +20,15 @@ from markscheme_server.api.disconnect import ClientGone
 from markscheme_server.api.drain import Drain
 from markscheme_server.api.errors import answer, body
 from markscheme_server.api.services import Services
-from markscheme_server.errors import Unauthorised, Unavailable
+from markscheme_server.domain.caller import Caller
+from markscheme_server.errors import TooManyRequests, Unauthorised, Unavailable
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 LOOK_UP_S = 5.0
 """How long a silent database may keep it open who asks."""
+HEADERS = "markscheme.headers"
+"""Where a layer inside leaves what is to stand on the answer, whichever layer gives it."""
 GONE = 499
 """The status that is counted and logged when the caller left, or the end came, before an answer began."""
 _REQUEST_ID = re.compile(r"[\w.:-]{1,100}")
@@ -84,6 +88,8 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if HEADERS in scope:
+                    MutableHeaders(scope=message).update(scope[HEADERS])
                 if self.drain.draining:
                     # A kept connection would be cut between two requests; this way the next one goes elsewhere.
                     MutableHeaders(scope=message)["Connection"] = "close"
@@ -215,3 +221,36 @@ class Authenticated:
             late = Unavailable("the database did not answer; try again", code="database", retry_after_s=1)
             return await answer(Request(scope), late)(scope, receive, send)
         return await self.app(scope, receive, send)
+
+
+class RateLimited:
+    """Turns away what a team sends beyond its requests a minute, before the body is read; who has a limit is told with
+    every answer what is left of it, in OpenAI's headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller: Caller | None = scope.get("markscheme.caller")
+        if caller is None or caller.rpm is None:
+            return await self.app(scope, receive, send)
+        services: Services = scope["state"]["services"]
+        answered = await services.rates.take(caller.team, caller.rpm)
+        scope[HEADERS] = {"x-ratelimit-limit-requests": str(caller.rpm),
+                          "x-ratelimit-remaining-requests": str(answered.room.remaining),
+                          "x-ratelimit-reset-requests": duration(answered.room.whole_s)}
+        if answered.admitted:
+            return await self.app(scope, receive, send)
+        metrics.RATE_LIMITED.inc()
+        error = TooManyRequests(f"the team {caller.team!r} may send {caller.rpm} requests a minute; send this one "
+                                "again after Retry-After seconds", code="rate_limited",
+                                retry_after_s=max(1, math.ceil(answered.room.wait_s)))
+        return await answer(Request(scope), error)(scope, receive, send)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as OpenAI's headers have them: ``120ms``, ``1.2s``, ``1m3s``."""
+    if seconds <= 0.999:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(math.ceil(seconds * 10), 600)
+    return (f"{minutes}m" if minutes else "") + f"{rest / 10:g}s"

@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Header, Query, Request
 
 from markscheme.vocabulary import Scope
+from markscheme_server.cache.rates import TeamRates
 from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
@@ -26,6 +27,7 @@ class Services:
     settings: Settings
     store: Store
     identity: Identity
+    rates: TeamRates
     judges: Judges
     rubrics: RubricService
     verdicts: VerdictService

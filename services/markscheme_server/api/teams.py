@@ -10,29 +10,35 @@ from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import Administrator, UsesServices
 from markscheme_server.grading import wire
+from markscheme_server.store.audit import actor_of
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute,
                    responses=RESPONSES | {409: {"model": schema.ErrorBody, "description": "There is one already"}})
+Name = Annotated[str, Path(max_length=64, pattern=r"^[a-z0-9._-]+$", description="A team's name")]
 Prefix = Annotated[str, Path(pattern=r"^mk_[0-9A-Za-z]{8}$", description="The first eleven characters of a key")]
 
 
 @router.post("/teams", status_code=201, summary="Make a team")
-async def create_team(payload: schema.TeamCreate, _caller: Administrator, services: UsesServices) -> schema.Team:
-    team = await services.identity.create_team(payload.name)
-    return schema.Team(name=team.name, created_at=team.created_at)
+async def create_team(payload: schema.TeamCreate, caller: Administrator, services: UsesServices) -> schema.Team:
+    return wire.from_team(await services.identity.create_team(payload.name, actor=actor_of(caller)))
 
 
 @router.get("/teams", summary="List teams")
 async def list_teams(_caller: Administrator, services: UsesServices) -> schema.TeamList:
-    return schema.TeamList(data=[schema.Team(name=team.name, created_at=team.created_at)
-                                 for team in await services.identity.teams()])
+    return schema.TeamList(data=[wire.from_team(team) for team in await services.identity.teams()])
+
+
+@router.patch("/teams/{name:id}", summary="Limit a team's requests a minute")
+async def change_team(name: Name, payload: schema.TeamPatch, caller: Administrator,
+                      services: UsesServices) -> schema.Team:
+    return wire.from_team(await services.identity.limit_team(name, payload.rpm, actor=actor_of(caller)))
 
 
 # No Idempotency-Key here: the answer would be kept under it, and with it the key.
 @router.post("/keys", status_code=201, summary="Make a key; the answer is the only place where it is shown")
-async def create_key(payload: schema.KeyCreate, _caller: Administrator, services: UsesServices) -> schema.KeyCreated:
+async def create_key(payload: schema.KeyCreate, caller: Administrator, services: UsesServices) -> schema.KeyCreated:
     secret, key = await services.identity.create_key(payload.team, payload.scopes, label=payload.label,
-                                                     expires_at=payload.expires_at)
+                                                     expires_at=payload.expires_at, actor=actor_of(caller))
     return wire.from_new_key(secret, key)
 
 
@@ -45,12 +51,13 @@ async def list_keys(_caller: Administrator, services: UsesServices,
 
 @router.post("/keys/{prefix:id}:rotate", status_code=201,
              summary="Replace a key by a new one, with time to change over")
-async def rotate_key(prefix: Prefix, payload: schema.KeyRotate, _caller: Administrator,
+async def rotate_key(prefix: Prefix, payload: schema.KeyRotate, caller: Administrator,
                      services: UsesServices) -> schema.KeyCreated:
-    secret, key = await services.identity.rotate(prefix, overlap=timedelta(seconds=payload.overlap_s))
+    secret, key = await services.identity.rotate(prefix, overlap=timedelta(seconds=payload.overlap_s),
+                                                 actor=actor_of(caller))
     return wire.from_new_key(secret, key)
 
 
 @router.delete("/keys/{prefix:id}", summary="Revoke a key: within a second it opens nothing")
-async def revoke_key(prefix: Prefix, _caller: Administrator, services: UsesServices) -> schema.Key:
-    return wire.from_key(await services.identity.revoke(prefix))
+async def revoke_key(prefix: Prefix, caller: Administrator, services: UsesServices) -> schema.Key:
+    return wire.from_key(await services.identity.revoke(prefix, actor=actor_of(caller)))

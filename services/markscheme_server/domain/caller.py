@@ -10,11 +10,13 @@ DEFAULT_TEAM = "default"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A team's member. ``key``: the prefix of the key that was presented, where it is one of the database's."""
+    """A team's member. ``key``: the prefix of the key that was presented, where it is one of the database's; ``rpm``:
+    the requests a minute that the team may send, where it has a limit."""
 
     team: str
     scopes: frozenset[Scope]
     key: str | None = None
+    rpm: int | None = None
 
 
 OPERATOR = Caller(DEFAULT_TEAM, frozenset(SCOPES))

@@ -11,7 +11,7 @@ from markscheme import schema
 from markscheme_server.domain.fingerprint import ChatMessage, messages_of
 from markscheme_server.domain.rubric import Criterion, Rubric, maximum_score
 from markscheme_server.domain.verdict import Verdict
-from markscheme_server.store.teams import Key
+from markscheme_server.store.teams import Key, Team
 
 _CHECK: TypeAdapter[Any] = TypeAdapter(schema.Check)
 
@@ -45,6 +45,11 @@ def from_rubric(rubric: Rubric) -> schema.Rubric:
         tags=list(rubric.tags), created_at=rubric.created_at, team=rubric.team, visibility=rubric.visibility,
         shared_with=list(rubric.shared_with), retired_at=rubric.retired_at,
         provenance=schema.Provenance.model_validate(dict(rubric.provenance)))
+
+
+def from_team(team: Team) -> schema.Team:
+    """A team as it travels."""
+    return schema.Team(**asdict(team))
 
 
 def from_key(key: Key) -> schema.Key:

@@ -7,10 +7,13 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme.vocabulary import Scope
+from markscheme_server.domain.caller import DEFAULT_TEAM
+from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.batching import Batcher
-from markscheme_server.store.database import NOBODY, Database
+from markscheme_server.store.database import NOBODY, Database, sight_of
 from markscheme_server.store.ids import as_utc, now
 from markscheme_server.store.tables import api_keys, teams
 
@@ -25,10 +28,11 @@ class UnknownTeam(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """A team of the organisation."""
+    """A team of the organisation. ``rpm``: requests a minute, where the team has a limit of its own."""
 
     name: str
     created_at: datetime
+    rpm: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +53,54 @@ class Key:
         return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
 
 
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """A key that somebody presents, and the limit of its team's own, where there is one."""
+
+    key: Key
+    rpm: int | None
+
+
 class TeamStore:
-    """Teams by name, keys by prefix and by digest."""
+    """Teams by name, keys by prefix and by digest. Each change is on the audit trail, by whom it was made."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
-        self._by_digest = sa.select(api_keys).where(database.in_keys(api_keys.c.digest, "keys"))
-        self._finding: Batcher[str, Key | None] = Batcher(self._find)
-        self._looking: Batcher[None, bool] = Batcher(self._look)
+        self._by_digest = sa.select(api_keys, teams.c.rpm).join(teams, teams.c.name == api_keys.c.team).where(
+            database.in_keys(api_keys.c.digest, "keys"))
+        self._finding: Batcher[str, Presented | None] = Batcher(self._find)
+        self._looking: Batcher[None, tuple[bool, int | None]] = Batcher(self._look)
 
-    async def create(self, name: str) -> Team:
+    async def create(self, name: str, actor: Actor) -> Team:
         """A new team. Raises :class:`Taken`."""
         team = Team(name, now())
         try:
-            async with self._db.writing(NOBODY) as connection:
+            async with self._db.writing(sight_of(actor.team)) as connection:
                 await connection.execute(teams.insert().values(name=name, created_at=team.created_at))
+                await record(connection, actor, "team.created", f"team:{name}")
         except IntegrityError as error:
             raise Taken from error
         return team
+
+    async def limit(self, name: str, rpm: int | None, actor: Actor) -> Team | None:
+        """Give a team a limit of its own, or none. ``None``: there is no such team."""
+        found = sa.select(teams).where(teams.c.name == name, teams.c.erased_at.is_(None)).with_for_update()
+        async with self._db.writing(sight_of(actor.team)) as connection:
+            before = (await connection.execute(found)).one_or_none()
+            if before is not None and before.rpm != rpm:
+                await connection.execute(sa.update(teams).where(teams.c.name == name).values(rpm=rpm))
+                await record(connection, actor, "team.changed", f"team:{name}", {"rpm": rpm, "rpm_before": before.rpm})
+        return Team(name, as_utc(before.created_at), rpm) if before is not None else None
 
     async def all(self) -> list[Team]:
         """Every team, by name."""
         async with self._db.reading(NOBODY) as connection:
             rows = await connection.execute(sa.select(teams).order_by(teams.c.name))
-            return [Team(row.name, as_utc(row.created_at)) for row in rows]
+            return [Team(row.name, as_utc(row.created_at), row.rpm) for row in rows]
 
-    async def add_key(self, key: Key, digest: str) -> None:
+    async def add_key(self, key: Key, digest: str, actor: Actor) -> None:
         """Store a key. Raises :class:`UnknownTeam`, and :class:`Taken` where the prefix is another key's."""
-        async with self._db.writing(NOBODY) as connection:
+        async with self._db.writing(sight_of(actor.team)) as connection:
             known = await connection.execute(sa.select(teams.c.name).where(teams.c.name == key.team))
             if known.scalar() is None:
                 raise UnknownTeam
@@ -86,8 +110,10 @@ class TeamStore:
                     created_at=key.created_at, expires_at=key.expires_at))
             except IntegrityError as error:
                 raise Taken from error
+            await record(connection, actor, "key.created", f"key:{key.prefix}", {
+                "team": key.team, "scopes": list(key.scopes), "expires_at": _told(key.expires_at)})
 
-    async def key(self, digest: str) -> Key | None:
+    async def key(self, digest: str) -> Presented | None:
         """The key of this digest, be it live or not."""
         return await self._finding.submit(digest)
 
@@ -108,38 +134,63 @@ class TeamStore:
 
     async def any_key(self) -> bool:
         """Whether a key was ever made."""
+        return (await self.look())[0]
+
+    async def look(self) -> tuple[bool, int | None]:
+        """Whether a key was ever made, and the limit of the operator's team's own."""
         return await self._looking.submit(None)
 
-    async def revoke(self, prefix: str) -> Key | None:
-        """End a key now; one that has ended before keeps its time. ``None``: there is no such key."""
-        return await self._change(prefix, revoked_at=sa.func.coalesce(api_keys.c.revoked_at, now()))
+    async def revoke(self, prefix: str, actor: Actor) -> Key | None:
+        """End a key now; one that has been revoked before keeps its time. ``None``: there is no such key."""
+        async with self._db.writing(sight_of(actor.team)) as connection:
+            key = await _change(connection, _LIVING, prefix, revoked_at=now())
+            if key is not None:
+                await record(connection, actor, "key.revoked", f"key:{prefix}", {"team": key.team})
+        return key or await self.key_named(prefix)
 
-    async def expire(self, prefix: str, at: datetime) -> Key | None:
-        """Let a key end at a time, unless it ends before that anyway."""
-        sooner = sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > at)
-        return await self._change(prefix, expires_at=sa.case((sooner, at), else_=api_keys.c.expires_at))
+    async def replace(self, prefix: str, *, by: str, at: datetime, actor: Actor) -> bool:
+        """Let a key end at a time, unless it ends before that anyway: another one takes its place. False: it was
+        revoked, or there is no such key."""
+        later = sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > at)
+        async with self._db.writing(sight_of(actor.team)) as connection:
+            key = await _change(connection, _LIVING, prefix,
+                                expires_at=sa.case((later, at), else_=api_keys.c.expires_at))
+            if key is not None:
+                await record(connection, actor, "key.rotated", f"key:{prefix}", {
+                    "team": key.team, "to": by, "expires_at": _told(key.expires_at)})
+        return key is not None
 
     async def used(self, prefix: str) -> None:
         """Note that a key was used just now."""
-        await self._change(prefix, last_used_at=now())
-
-    async def _change(self, prefix: str, **values: Any) -> Key | None:
         async with self._db.writing(NOBODY) as connection:
-            rows = await connection.execute(
-                sa.update(api_keys).where(api_keys.c.prefix == prefix).values(**values).returning(api_keys))
-            row = rows.mappings().first()
-        return _key(row) if row is not None else None
+            await _change(connection, sa.true(), prefix, last_used_at=now())
 
-    async def _find(self, digests: Sequence[str]) -> list[Key | None]:
+    async def _find(self, digests: Sequence[str]) -> list[Presented | None]:
         async with self._db.reading(NOBODY) as connection:
             rows = (await connection.execute(self._by_digest, {"keys": self._db.keys(digests)})).mappings()
-            found = {row["digest"]: _key(row) for row in rows}
+            found = {row["digest"]: Presented(_key(row), row["rpm"]) for row in rows}
         return [found.get(digest) for digest in digests]
 
-    async def _look(self, asked: Sequence[None]) -> list[bool]:
+    async def _look(self, asked: Sequence[None]) -> list[tuple[bool, int | None]]:
         async with self._db.reading(NOBODY) as connection:
-            there = (await connection.execute(sa.select(api_keys.c.prefix).limit(1))).scalar() is not None
-        return [there] * len(asked)
+            there, rpm = (await connection.execute(_OUTSET)).one()
+        return [(bool(there), rpm)] * len(asked)
+
+
+_LIVING = api_keys.c.revoked_at.is_(None)
+_OUTSET = sa.select(sa.exists(sa.select(api_keys.c.prefix)),
+                    sa.select(teams.c.rpm).where(teams.c.name == DEFAULT_TEAM).scalar_subquery())
+
+
+async def _change(connection: AsyncConnection, which: sa.ColumnElement[bool], prefix: str, **values: Any) -> Key | None:
+    rows = await connection.execute(
+        sa.update(api_keys).where(api_keys.c.prefix == prefix, which).values(**values).returning(api_keys))
+    row = rows.mappings().first()
+    return _key(row) if row is not None else None
+
+
+def _told(time: datetime | None) -> str | None:
+    return time.isoformat() if time is not None else None
 
 
 def _key(row: Mapping[Any, Any]) -> Key:

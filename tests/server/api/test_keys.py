@@ -20,6 +20,7 @@ from markscheme_server.app import create_app
 from markscheme_server.config import Settings
 from markscheme_server.domain import keys
 from markscheme_server.grading.identity import Identity
+from markscheme_server.store.audit import Actor
 from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.ids import now
 from markscheme_server.store.migrating import migrate
@@ -48,6 +49,7 @@ CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
     ("POST", "/v1/teacher-responses:sample"): ("induce", {"prompt": PROMPT}),
     ("POST", "/v1/teams"): ("admin", {"name": "green"}),
     ("GET", "/v1/teams"): ("admin", None),
+    ("PATCH", "/v1/teams/{name}"): ("admin", {"rpm": 100_000}),
     ("POST", "/v1/keys"): ("admin", {"team": "red", "scopes": ["read"]}),
     ("GET", "/v1/keys"): ("admin", None),
     ("POST", "/v1/keys/{prefix}:rotate"): ("admin", {}),
@@ -83,17 +85,20 @@ class Keys:
         return asyncio.run(run())
 
     def team(self, name: str) -> None:
-        self.do(lambda identity: identity.create_team(name))
+        self.do(lambda identity: identity.create_team(name, actor=Actor()))
+
+    def limit(self, team: str, rpm: int | None) -> None:
+        self.do(lambda identity: identity.limit_team(team, rpm, actor=Actor()))
 
     def key(self, team: str, *scopes: str, **options: Any) -> str:
-        secret, _ = self.do(lambda identity: identity.create_key(team, scopes, **options))
+        secret, _ = self.do(lambda identity: identity.create_key(team, scopes, actor=Actor(), **options))
         return str(secret)
 
     def revoke(self, key: str) -> None:
-        self.do(lambda identity: identity.revoke(keys.prefix(key)))
+        self.do(lambda identity: identity.revoke(keys.prefix(key), actor=Actor()))
 
     def rotate(self, key: str, overlap_s: float) -> str:
-        secret, _ = self.do(lambda i: i.rotate(keys.prefix(key), overlap=timedelta(seconds=overlap_s)))
+        secret, _ = self.do(lambda i: i.rotate(keys.prefix(key), overlap=timedelta(seconds=overlap_s), actor=Actor()))
         return str(secret)
 
 

@@ -38,13 +38,13 @@ class Log:
 
     def new(self) -> list[tuple[float, str]]:
         """``(milliseconds, statement)``, transaction marks and pings apart, and what is asked every half second:
-        whether there is a key, and which budgets bind the team."""
+        whether there is a key and what is the operator's limit, and which budgets bind the team."""
         text = self._path.read_text()
         fresh, self._place = text[self._place:], len(text)
         found = re.findall(rf"^{self._database}\|LOG:  duration: ([\d.]+) ms  (?:execute [^:]*|statement): (.*)", fresh,
                            re.MULTILINE)
         return [(float(ms), words) for ms, words in found if not re.match(
-            r"(?i)\s*(begin|commit|rollback|;|select 1\b|select api_keys\.prefix\b|select budgets\."
+            r"(?i)\s*(begin|commit|rollback|;|select 1\b|select exists \(select api_keys|select budgets\."
             r"|select pg_catalog\.version|show |select current_schema|reset|set |deallocate|close"
             r"|with recursive typeinfo_tree|$)", words)]
 

@@ -1,0 +1,56 @@
+"""Requests a minute of the teams that have a limit."""
+
+import time
+from dataclasses import dataclass, replace
+
+from limits import RateLimitItemPerMinute
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+
+from markscheme_server.cache.windows import Room, Windows, room_of
+
+REMEMBERED_S = 1.0
+"""How long it is believed at most that a team's limit is used up. Counts only fall while nothing is let in, so nothing
+is refused that a question would have let in, unless Redis was emptied or has come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Whether a request is let in, and the room that its team's limit has left."""
+
+    admitted: bool
+    room: Room
+
+
+class TeamRates:
+    """Counts requests by team. A limit that is changed begins with nothing counted."""
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+        self._used_up: dict[str, tuple[int, float, Room]] = {}
+
+    async def take(self, team: str, rpm: int) -> Answer:
+        """Count one request of a team that may send ``rpm`` a minute. Refusals are not counted, and most of them ask
+        nobody."""
+        known = self._refused(team, rpm)
+        if known is not None:
+            return Answer(False, known)
+        at = time.monotonic()
+        answer = await self._windows.ask(rpm, lambda limiter, item: _take(limiter, item, "team", team, "requests"))
+        if answer.admitted:
+            self._used_up.pop(team, None)
+        else:
+            self._used_up[team] = rpm, at, answer.room
+        return answer
+
+    def _refused(self, team: str, rpm: int) -> Room | None:
+        """What a request is to be told, when it is known that there is no room for it yet."""
+        limit, since, room = self._used_up.get(team, (0, 0.0, None))
+        passed_s = time.monotonic() - since
+        if room is None or limit != rpm or passed_s >= min(room.wait_s, REMEMBERED_S):
+            return None
+        return replace(room, wait_s=room.wait_s - passed_s, whole_s=room.whole_s - passed_s)
+
+
+async def _take(limiter: SlidingWindowCounterRateLimiter, item: RateLimitItemPerMinute, *names: str) -> Answer:
+    admitted = await limiter.hit(item, *names)
+    return Answer(admitted, await room_of(limiter, item, 1, *names))
