@@ -68,6 +68,7 @@ from markscheme.schema.teams import (
     KeyRotate,
     Team,
     TeamCreate,
+    TeamErased,
     TeamList,
 )
 from markscheme.vocabulary import UnscoredReason
@@ -124,6 +125,7 @@ __all__ = [
     "TeacherScore",
     "Team",
     "TeamCreate",
+    "TeamErased",
     "TeamList",
     "TeamName",
     "Text",

@@ -10,9 +10,12 @@ from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import Administrator, UsesServices
 from markscheme_server.grading import wire
+from markscheme_server.grading.erasing import erase_team
+from markscheme_server.store.audit import actor_of
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute,
                    responses=RESPONSES | {409: {"model": schema.ErrorBody, "description": "There is one already"}})
+Name = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="A team's name")]
 Prefix = Annotated[str, Path(pattern=r"^mk_[0-9A-Za-z]{8}$", description="The first eleven characters of a key")]
 
 
@@ -26,6 +29,15 @@ async def create_team(payload: schema.TeamCreate, _caller: Administrator, servic
 async def list_teams(_caller: Administrator, services: UsesServices) -> schema.TeamList:
     return schema.TeamList(data=[schema.Team(name=team.name, created_at=team.created_at)
                                  for team in await services.identity.teams()])
+
+
+@router.delete("/teams/{name}", summary="Erase a team and all that it made")
+async def erase(name: Name, caller: Administrator, services: UsesServices) -> schema.TeamErased:
+    """Nobody can undo it, and the name is given to no other team. It takes as long as there is much to remove; sent
+    again, it goes on where it was broken off. The operator's own team is refused."""
+    erased = await erase_team(services.store, name, actor_of(caller))
+    return schema.TeamErased(name=erased.team, erased_at=erased.erased_at, removed=dict(erased.removed),
+                             tombstones=erased.tombstones)
 
 
 # No Idempotency-Key here: the answer would be kept under it, and with it the key.

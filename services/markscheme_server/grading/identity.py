@@ -22,7 +22,7 @@ from markscheme_server.domain import keys
 from markscheme_server.domain.caller import OPERATOR, Caller
 from markscheme_server.errors import Conflict, NotFound, Unauthorised, Unprocessable
 from markscheme_server.store.ids import now
-from markscheme_server.store.teams import Key, Taken, Team, TeamStore, UnknownTeam
+from markscheme_server.store.teams import Erased, Key, Taken, Team, TeamStore, UnknownTeam
 
 REMEMBERED_S = 0.5
 """Half of the second within which a revocation reaches every worker."""
@@ -73,9 +73,12 @@ class Identity:
         return Caller(key.team, frozenset(key.scopes), key.prefix)
 
     async def create_team(self, name: str) -> Team:
-        """Make a team. Raises :class:`Conflict` when there is one of this name."""
+        """Make a team. Raises :class:`Conflict` when there is one of this name, or was."""
         try:
             team = await self._store.create(name)
+        except Erased as error:
+            raise Conflict(f"{name!r} was the name of a team that was erased, and is given to no other",
+                           code="team_erased", param="name") from error
         except Taken as error:
             raise Conflict(f"there is a team {name!r} already", code="team_exists", param="name") from error
         log.info("team_created", team=name)

@@ -20,7 +20,7 @@ from markscheme.vocabulary import BudgetWindow
 from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.batching import Batcher
 from markscheme_server.store.database import Database, sight_of
-from markscheme_server.store.tables import budgets, holds, judge_calls, teams
+from markscheme_server.store.tables import budgets, holds, judge_calls, past_usage, teams
 
 EVERYTHING = ""
 """In place of a run: the budget for all that a team does."""
@@ -181,11 +181,15 @@ class BudgetStore:
         return limits
 
     async def _on_the_books(self, connection: AsyncConnection, team: str, run_id: str, since: float) -> float:
-        """What the ledger says was spent since then."""
-        c = judge_calls.c
-        query = sa.select(sa.func.coalesce(sa.func.sum(c.cost_usd), 0.0)).where(
-            c.team == team, c.created_at >= datetime.fromtimestamp(since, UTC))
-        return float((await connection.execute(query.where(c.run_id == run_id) if run_id else query)).scalar_one())
+        """What the ledger says was spent since then, with what pruning took out of it. All windows begin with a day."""
+        began = datetime.fromtimestamp(since, UTC)
+        spent = 0.0
+        for table, after in ((judge_calls, judge_calls.c.created_at >= began),
+                             (past_usage, past_usage.c.day >= began.strftime("%Y-%m-%d"))):
+            query = sa.select(sa.func.coalesce(sa.func.sum(table.c.cost_usd), 0.0)).where(table.c.team == team, after)
+            spent += float((await connection.execute(
+                query.where(table.c.run_id == run_id) if run_id else query)).scalar_one())
+        return spent
 
     async def _now(self, connection: AsyncConnection) -> float:
         return float((await connection.execute(sa.select(self._db.clock))).scalar_one())

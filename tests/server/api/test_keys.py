@@ -50,6 +50,7 @@ CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
     ("GET", "/v1/keys"): ("admin", None),
     ("POST", "/v1/keys/{prefix}:rotate"): ("admin", {}),
     ("DELETE", "/v1/keys/{prefix}"): ("admin", None),
+    ("DELETE", "/v1/teams/{name}"): ("admin", None),
 }
 """Every route: the scope that it takes, and a body that is in order."""
 
@@ -131,7 +132,7 @@ def test_every_route_with_every_kind_of_key(organisation: Keys, start: Callable[
              keys.new_key(): "unknown_key", foreign.key("red", "admin"): "unknown_key", revoked: "revoked_key",
              soon: "expired_key"}
     for (method, path), (scope, body) in CALLS.items():
-        place = path.replace("{rubric_id}", made).replace("{prefix}", spare)
+        place = path.replace("{rubric_id}", made).replace("{prefix}", spare).replace("{name}", "blue")
         for key, code in wrong.items():
             answer = call(url, method, place, key, body)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, code), (method, path, code)
@@ -143,7 +144,7 @@ def test_every_route_with_every_kind_of_key(organisation: Keys, start: Callable[
     assert [t["name"] for t in call(url, "GET", "/v1/teams", one_of_each["admin"]).json()["data"]] == [
         "blue", "default", "red"]
     for (method, path), (scope, body) in CALLS.items():
-        place = path.replace("{rubric_id}", made).replace("{prefix}", spare)
+        place = path.replace("{rubric_id}", made).replace("{prefix}", spare).replace("{name}", "blue")
         answer = call(url, method, place, one_of_each[scope], body)
         expected = 422 if path == "/v1/teacher-responses:sample" else 201 if method == "POST" and "scores" not in path \
             and ":induce" not in path and "teacher" not in path else 200

@@ -13,7 +13,7 @@ from markscheme_server.config import Settings
 from markscheme_server.domain.fingerprint import prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.store import pruning, tables
+from markscheme_server.store import tables, walking
 from markscheme_server.store.assignments import Outcome, Place, ScoredRollout
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.database import EVERYONE
@@ -125,7 +125,7 @@ GONE = {"assignments": 41, "rollouts": 122, "verdicts": 30, "judge_calls": 31, "
 
 
 async def test_old_runs_go_and_rubrics_and_teachers_stay(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning, "WINDOW", 7)
+    monkeypatch.setattr(walking, "WINDOW", 7)
     await old_and_new(store)
     before = await contents(store)
     assert await run(store, dry=True) == GONE
