@@ -117,7 +117,7 @@ def erase(
     The name is given to no other team. What other teams made of its rubrics is theirs and stays, and so does the audit
     trail, which holds names and no texts. The service may go on running. Running it again goes on where it stopped.
     """
-    if not (yes or sys.stdin.isatty()):
+    if not (yes or _at_a_terminal()):
         fail("there is no terminal to ask at: add --yes to erase")
     if not yes and not typer.confirm(f"erase team {name} and all that it made?"):
         fail("nothing was erased")
@@ -159,6 +159,10 @@ def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
         fail(error.message)
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         fail(f"the database did not answer ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
+
+
+def _at_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _show_new(secret: str, key: Key) -> None:

@@ -102,7 +102,7 @@ def start(database_url: str) -> Iterator[Callable[..., str]]:
     """Start services on the database; each call is one more."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(running(Settings(
-            _env_file=None, database_url=database_url, judge="builtin", **({"key_pepper": PEPPER} | settings))))
+            _env_file=None, database_url=database_url, **({"judge": "builtin", "key_pepper": PEPPER} | settings))))
 
 
 def call(url: str, method: str, path: str, key: str | None, body: Any = None) -> httpx.Response:
