@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme_server.store.database import EVERYONE, NOBODY, Database, create_engine
-from markscheme_server.store.tables import audit_entries
+from markscheme_server.store.tables import api_keys, audit_entries, secrets, teams
 
 MIGRATION_LOCK = 5_270_411
 """The advisory lock that lets one migrator through at a time (PostgreSQL)."""
@@ -78,7 +78,8 @@ def _revision(connection: sa.Connection) -> str | None:
 
 
 async def _admit(database: Database, url: sa.URL) -> None:
-    """Make the service's role where it is missing, and grant it what it needs: rows, and of the audit only to add."""
+    """Make the service's role where it is missing, and grant it what it needs: rows, and of what is only ever added
+    nothing more than to add it."""
     if database.engine.dialect.name != "postgresql" or url.username in (None, database.engine.url.username):
         return
     role = database.engine.dialect.identifier_preparer.quote(str(url.username))
@@ -92,7 +93,8 @@ async def _admit(database: Database, url: sa.URL) -> None:
                 f"GRANT USAGE ON SCHEMA public TO {role}",
                 f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
                 f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {role}",
-                f"REVOKE UPDATE, DELETE ON {audit_entries.name} FROM {role}"):
+                f"REVOKE UPDATE, DELETE ON {audit_entries.name}, {secrets.name} FROM {role}",
+                f"REVOKE DELETE ON {teams.name}, {api_keys.name} FROM {role}"):
             await connection.execute(sa.text(grant))
 
 
