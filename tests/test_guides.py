@@ -27,9 +27,12 @@ def run(guide: str, url: str, home: Path) -> list[str]:
 def test_two_teams_one_rubric(serve: Callable[..., str], tmp_path: Path) -> None:
     said = run("teams.md", serve(key_pepper=PEPPER), tmp_path)
     begin = said.index("blue reads it: 404")
-    shared, chosen, origin, reward, forked, taken_back, revoked, *listed = said[begin + 1:]
+    erased = said.index("team red is erased; removed by this command:")
+    shared, chosen, origin, reward, forked, taken_back, revoked, *listed = said[begin + 1:erased]
     assert (shared, origin, reward, forked, taken_back) == ("['blue']", "reused", "1.0", "blue", "[]")
     assert re.fullmatch(r"rub_[0-9a-f]+", chosen)
     assert re.fullmatch(r"mk_\w{8} of team blue is revoked", revoked)
     assert ["revoked" in line for line in listed] == [False, True, False]
     assert "blue's trainer" in listed[2]
+    assert {name: int(rows) for rows, name in (line.split() for line in said[erased + 1:-1])}["rubrics"] == 0
+    assert said[-1].startswith("1 rubrics are left as ids"), "blue scored by it, and forked it"

@@ -23,11 +23,16 @@ _CREATE_ROLE = sa.text("""DO $$ BEGIN EXECUTE format('CREATE ROLE %I LOGIN NOBYP
     current_setting('markscheme.role'), nullif(current_setting('markscheme.password'), '')); END $$""")
 
 
+class OtherDatabase(Exception):
+    """What was migrated is not the database that the service uses."""
+
+
 async def prepare(url: str, migration_url: str | None = None) -> tuple[str | None, str | None]:
     """Bring the tables to the newest revision, as the role of ``migration_url`` where one is given, and let the role
     of ``url`` work on them. The revision before and after.
 
-    A second one waits and then finds nothing to do. Raises alembic's ``CommandError`` for a newer database.
+    A second one waits and then finds nothing to do. Raises alembic's ``CommandError`` for a newer database, and
+    :class:`OtherDatabase` where the two are not addresses of one.
     """
     database = Database(create_engine(migration_url or url))
     try:
@@ -38,7 +43,18 @@ async def prepare(url: str, migration_url: str | None = None) -> tuple[str | Non
             after = await connection.run_sync(_revision)
         if migration_url is not None:
             await _admit(database, sa.make_url(url))
+            await _check(url, after)
         return before, after
+    finally:
+        await database.close()
+
+
+async def _check(url: str, revision: str | None) -> None:
+    database = Database(create_engine(url))
+    try:
+        async with database.reading(NOBODY) as connection:
+            if await connection.run_sync(_revision) != revision:
+                raise OtherDatabase
     finally:
         await database.close()
 

@@ -16,7 +16,7 @@ from fakes.stores import query
 from markscheme_server.config import Settings
 from markscheme_server.store.database import EVERYONE, NOBODY, Database, Sight, create_engine, sight_of
 from markscheme_server.store.ids import now
-from markscheme_server.store.migrating import is_walled, prepare
+from markscheme_server.store.migrating import OtherDatabase, is_walled, prepare
 from markscheme_server.store.pruning import Pruner
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import metadata
@@ -261,6 +261,11 @@ async def test_the_audit_trail_is_only_added_to_also_by_its_owner(url: str) -> N
         await owner.close()
 
 
+def test_two_databases_are_not_taken_for_one(url: str, new_postgres: Callable[[], str]) -> None:
+    with pytest.raises(OtherDatabase):
+        asyncio.run(prepare(driver(new_postgres()), driver(url, "markscheme")))
+
+
 def test_a_service_runs_as_the_role(new_postgres: Callable[[], str]) -> None:
     """From an empty database: it migrates as the owner, and makes, scores, shares, prunes and erases as itself."""
     owner = new_postgres()
@@ -289,7 +294,7 @@ def test_a_service_runs_as_the_role(new_postgres: Callable[[], str]) -> None:
         assert scored()["reward"] == 1.0
         assert call(url, "DELETE", "/v1/teams/red", OPERATOR).json()["tombstones"] == 1
         assert scored()["reason"] == "no_rubric"
-    assert query(owner.replace("markscheme@", "markscheme_app@"), "SELECT count(*) FROM rubrics") == [(0,)]
+    assert query(app, "SELECT count(*) FROM rubrics") == [(0,)]
 
 
 async def pruned(url: str) -> dict[str, int]:
