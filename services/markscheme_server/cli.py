@@ -84,7 +84,8 @@ def prune(
     """Remove what old runs left: rollouts, assignments, verdicts, judge calls, answers under idempotency keys, and
     texts and prompts that nothing refers to any more.
 
-    Rubrics with their lineage, inductions and teacher responses stay. The service may go on running. A step that is
+    Rubrics with their lineage, inductions and teacher responses stay, and so do the books: what the judge calls cost
+    and what was saved is added up by day, run and rubric. The service may go on running. A step that is
     sent again after its verdicts were removed is not answered from what is stored: it simply pays again, and a group
     whose assignment was removed gets its rubric as if it were new. PostgreSQL uses the room again by itself.
     """

@@ -62,7 +62,10 @@ class Eraser:
         self._unused = sa.and_(unreferenced(assignments.c.rubric_id, rubrics.c.id),
                                unreferenced(child.c.parent_id, rubrics.c.id))
         self._erasing = Walker(database, [
-            self._walk(idempotency_keys.c.key),
+            # Answers that others were given may be rubrics of the team's that they were let to use.
+            Walk(idempotency_keys, idempotency_keys.c.key, sa.or_(
+                idempotency_keys.c.team == team,
+                idempotency_keys.c.body.contains(f'"team":"{team}"', autoescape=True)), sa.true()),
             Walk(assignments, assignments.c.id, assignments.c.team == team, sa.true(), ASSIGNMENTS_A_WINDOW,
                  takes=((rollouts, rollouts.c.assignment_id, assignments.c.id),)),
             self._walk(verdicts.c.created_at),

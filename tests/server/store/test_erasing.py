@@ -18,6 +18,7 @@ from markscheme_server.errors import Conflict, NotFound, Unauthorised
 from markscheme_server.grading import erasing as grading_erasing
 from markscheme_server.grading.erasing import Erased, erase_team
 from markscheme_server.grading.identity import Identity
+from markscheme_server.grading.wire import from_rubric
 from markscheme_server.store import erasing, walking
 from markscheme_server.store.assignments import Outcome, Place, ScoredRollout
 from markscheme_server.store.audit import Actor
@@ -76,6 +77,13 @@ async def group(store: Store, team: str, prompt: list[dict[str, str]], rubric_id
         ScoredRollout(f"r{i} {word(team)}", text, False, 0.5, None) for i, text in enumerate(texts)], 3, 0.25))
 
 
+async def answer(store: Store, team: str, key: str, body: str) -> None:
+    address = Address(team, f"/r/{word(team)}", key)
+    begun = await store.idempotency.begin(address, "f" * 64)
+    assert isinstance(begun, Begun)
+    await store.idempotency.finish(address, begun.owner, status=200, body=body)
+
+
 async def fill(store: Store) -> dict[str, Any]:
     """Three teams with a row of every kind, and with what ties them together; red's shared rubrics by use."""
     for team in TEAMS:
@@ -96,10 +104,7 @@ async def fill(store: Store) -> dict[str, Any]:
         verdict = StoredVerdict(text_key(f"v {team}"), "p", "c", "r", f"judge {word(team)}", True, word(team), 0.1)
         await store.verdicts.save(Reply(team, [verdict], JudgeCall(
             "verifier", "judge", ("c",), usage, None, run_id(team), first.id)))
-        address = Address(team, f"/r/{word(team)}", word(team))
-        begun = await store.idempotency.begin(address, "f" * 64)
-        assert isinstance(begun, Begun)
-        await store.idempotency.finish(address, begun.owner, status=200, body=word(team))
+        await answer(store, team, word(team), word(team))
         await store.budgets.put(Budget(team, run_id(team), 9.0, None, "day", now(), 0.0), Actor(team))
         assert await store.budgets.hold(Wish(new_id("hold"), team, run_id(team), 0.1)) == "granted"
         async with store.database.writing(EVERYONE) as connection:
@@ -117,6 +122,7 @@ async def fill(store: Store) -> dict[str, Any]:
         team="blue", prompt=COMMON, criteria=[Criterion("c1", word("blue"), 2)], origin="forked", provenance={},
         actor=Actor("blue"), parent=forked)
     assert fork.parent_id == forked.id
+    await answer(store, "blue", f"red's {word('blue')}", from_rubric(used).model_dump_json())
     await group(store, "blue", COMMON, used.id, 7, f"by red's {word('blue')}")
     return {"tombstones": {forked.id, used.id}, "used": used, "fork": fork}
 
@@ -191,6 +197,7 @@ async def test_nothing_of_the_team_is_left_and_the_others_keep_all(store: Store)
     assert done.tombstones == 2
     assert done.removed["rubrics"] == 2
     assert done.removed["texts"] == 3
+    assert done.removed["idempotency_keys"] == 2, "its own, and blue's that was given a rubric of red's"
     entry, = [row for row in (await dump(store))["audit_entries"] if row["action"] == "team.erased"]
     assert (entry["team"], entry["key"], entry["subject"]) == ("default", "mk_operator", "team:red")
     assert entry["detail"] == {name: rows for name, rows in done.removed.items() if rows} | {"tombstones": 2}
