@@ -27,8 +27,9 @@ def run(guide: str, url: str, home: Path) -> list[str]:
 def test_two_teams_one_rubric(serve: Callable[..., str], tmp_path: Path) -> None:
     said = run("teams.md", serve(key_pepper=PEPPER), tmp_path)
     begin = said.index("blue reads it: 404")
+    erased = said.index("team red is erased; removed by this command:")
     (shared, found, chosen, origin, reward, forked, edge, hidden, cost, spent, taken_back, revoked,
-     *listed) = said[begin + 1:]
+     *listed) = said[begin + 1:erased]
     assert (shared, origin, reward, forked, taken_back) == ("['blue']", "reused", "1.0", "blue", "[]")
     assert (cost, spent) == ("0.0", "0.0")
     assert re.fullmatch(r"rub_[0-9a-f]+", chosen)
@@ -36,3 +37,5 @@ def test_two_teams_one_rubric(serve: Callable[..., str], tmp_path: Path) -> None
     assert re.fullmatch(r"mk_\w{8} of team blue is revoked", revoked)
     assert ["revoked" in line for line in listed] == [False, True, False]
     assert "blue's trainer" in listed[2]
+    assert {name: int(rows) for rows, name in (line.split() for line in said[erased + 1:-1])}["rubrics"] == 0
+    assert said[-1].startswith("1 rubrics are left as ids"), "blue scored by it, and forked it"

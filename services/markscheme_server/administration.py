@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar, cast
 import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -17,6 +18,7 @@ from markscheme.vocabulary import SCOPES, Scope
 from markscheme_server import logs
 from markscheme_server.cli import fail, migrate_database, read_settings
 from markscheme_server.errors import ServiceError
+from markscheme_server.grading.erasing import erase_team
 from markscheme_server.grading.identity import Identity
 from markscheme_server.prune import parse_age
 from markscheme_server.store.audit import Actor
@@ -120,16 +122,49 @@ def revoke_key(prefix: Annotated[str, typer.Argument(help="The first eleven char
     typer.echo(f"{key.prefix} of team {key.team} is revoked")
 
 
+@teams.command("erase")
+def erase(
+    name: Annotated[str, typer.Argument(help="The team.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Erase a team: its keys, rubrics, verdicts, rollouts, teacher responses, budgets and books. Nobody can undo it.
+
+    The name is given to no other team. What other teams made of its rubrics is theirs and stays, and so does the audit
+    trail, which holds names and no texts. The service may go on running. Running it again goes on where it stopped.
+    """
+    if not (yes or _at_a_terminal()):
+        fail("there is no terminal to ask at: add --yes to erase")
+    if not yes and not typer.confirm(f"erase team {name} and all that it made?"):
+        fail("nothing was erased")
+    console = Console(stderr=True)
+    with Progress(TextColumn("erasing {task.description}"), BarColumn(), TimeElapsedColumn(), console=console,
+                  transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        done = _with_store(lambda store: erase_team(
+            store, name, Actor(), on_total=lambda rows: progress.update(bar, total=rows),
+            on_window=lambda window: progress.update(bar, advance=window.walked, description=window.table)))
+    typer.echo(f"team {name} is erased; removed by this command:")
+    for table, rows in done.removed.items():
+        typer.echo(f"{rows:>12,}  {table}")
+    if done.tombstones:
+        typer.echo(f"{done.tombstones:,} rubrics are left as ids without content: other teams' records refer to them")
+
+
 def _do(work: Callable[[Identity], Awaitable[T]]) -> T:
+    settings = read_settings()
+    pepper = settings.key_pepper.get_secret_value() if settings.key_pepper is not None else None
+    return _with_store(lambda store: work(Identity(store.teams, operator_key=None, pepper=pepper)))
+
+
+def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
     logs.configure("warning")
     settings = read_settings()
     migrate_database(settings)
-    pepper = settings.key_pepper.get_secret_value() if settings.key_pepper is not None else None
 
     async def run() -> T:
         store = Store(settings.sqlalchemy_url)
         try:
-            return await work(Identity(store.teams, operator_key=None, pepper=pepper))
+            return await work(store)
         finally:
             await store.close()
 
@@ -139,6 +174,10 @@ def _do(work: Callable[[Identity], Awaitable[T]]) -> T:
         fail(error.message)
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         fail(f"the database did not answer ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
+
+
+def _at_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _show_new(secret: str, key: Key) -> None:

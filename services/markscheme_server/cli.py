@@ -84,7 +84,8 @@ def prune(
     """Remove what old runs left: rollouts, assignments, verdicts, judge calls, answers under idempotency keys, and
     texts and prompts that nothing refers to any more.
 
-    Rubrics with their lineage, inductions and teacher responses stay. The service may go on running. A step that is
+    Rubrics with their lineage, inductions and teacher responses stay, and so do the books: what the judge calls cost
+    and what was saved is added up by day, run and rubric. The service may go on running. A step that is
     sent again after its verdicts were removed is not answered from what is stored: it simply pays again, and a group
     whose assignment was removed gets its rubric as if it were new. PostgreSQL uses the room again by itself.
     """
@@ -135,15 +136,19 @@ def migrate_database(settings: Settings) -> tuple[str | None, str | None]:
     """Migrate the database; its revision before and after."""
     from alembic.util import CommandError
 
-    from markscheme_server.store.migrating import prepare
+    from markscheme_server.store.migrating import OtherDatabase, prepare
 
     try:
         return asyncio.run(prepare(settings.sqlalchemy_url, settings.sqlalchemy_migration_url))
     except CommandError:
         fail("the database is at a revision that this version does not know: a newer one has migrated it. Run that "
               "one, or restore a backup made with this one")
+    except OtherDatabase:
+        fail("MARKSCHEME_MIGRATION_URL and MARKSCHEME_DATABASE_URL must name one database, as two roles: what was "
+             "migrated is not what the service would use")
     except (SQLAlchemyError, OSError, TimeoutError) as error:
-        fail(f"the database could not be migrated ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
+        fail(f"the database could not be migrated ({type(error).__name__}); check MARKSCHEME_DATABASE_URL"
+             + (" and MARKSCHEME_MIGRATION_URL" if settings.migration_url else ""))
 
 
 def _has_keys(settings: Settings) -> bool:

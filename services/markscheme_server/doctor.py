@@ -19,6 +19,7 @@ from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import Judge, JudgeFailure, VerifyTask
 from markscheme_server.judge.openai import OpenAIJudge
+from markscheme_server.store.migrating import is_walled
 from markscheme_server.store.store import Store
 
 QUESTION = VerifyTask(
@@ -56,11 +57,23 @@ async def _database(settings: Settings, console: Console) -> bool:
     store = Store(settings.sqlalchemy_url)
     try:
         await store.database.ping()
+        walled = await is_walled(store.database)
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         return _say(console, False, f"database: no answer ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
     finally:
         await store.close()
-    return _say(console, True, f"database: {store.database.engine.dialect.name} answers")
+    _say(console, True, f"database: {store.database.engine.dialect.name} answers")
+    if walled:
+        return _say(console, True, "teams: row-level security holds for the service's role, behind its own filters")
+    if settings.is_sqlite:
+        console.print("        teams: kept apart by the service's own filters; SQLite has no row-level security behind "
+                      "them", markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.print("  warn  teams: row-level security does not hold, since the service's role is a superuser or has "
+                      "BYPASSRLS: keep this role for MARKSCHEME_MIGRATION_URL and name another one in "
+                      "MARKSCHEME_DATABASE_URL; 'markscheme migrate' makes it", style="yellow", markup=False,
+                      highlight=False, soft_wrap=True)
+    return True
 
 
 async def _judge(settings: Settings, judge: Judge, console: Console) -> float | None:

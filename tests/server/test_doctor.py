@@ -6,6 +6,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from rich.console import Console
 
 from fakes.judge import ScriptedJudge, verdicts
@@ -69,6 +70,20 @@ def test_without_a_model_the_rules_are_checked(tmp_path: Path) -> None:
     assert passed
     assert list(seconds) == ["builtin"]
     assert "rules, not a language model" in said
+    assert "SQLite has no row-level security" in said
+
+
+@pytest.mark.parametrize(("superuser", "said"), [(False, "ok  teams: row-level security holds"),
+                                                 (True, "warn  teams: row-level security does not hold")])
+def test_it_says_whether_teams_have_a_second_wall(superuser: bool, said: str, tmp_path: Path,
+                                                  new_postgres: Callable[..., str]) -> None:
+    url = sa.make_url(new_postgres())
+    if superuser:
+        url = url.set(username="postgres")
+    passed, _, shown = examined(Settings(_env_file=None, home=tmp_path, database_url=url.render_as_string(False)))
+    assert passed
+    assert said in shown
+    assert ("MARKSCHEME_MIGRATION_URL" in shown) == superuser
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_without_a_terminal_it_removes_only_when_told(home: Path) -> None:
     assert left(home) == 1
     for said in (dry.stdout, real.stdout):
         assert counts(said) == {"rollouts": 0, "assignments": 0, "verdicts": 2, "judge_calls": 2,
-                                "idempotency_keys": 0, "claims": 0, "texts": 0, "prompts": 0}
+                                "idempotency_keys": 0, "claims": 0, "holds": 0, "texts": 0, "prompts": 0}
 
 
 @pytest.mark.parametrize(("answer", "remaining", "status"), [("y\n", 1, 0), ("n\n", 3, 1)])

@@ -83,6 +83,7 @@ from markscheme.schema.teams import (
     KeyRotate,
     Team,
     TeamCreate,
+    TeamErased,
     TeamList,
     TeamPatch,
 )
@@ -155,6 +156,7 @@ __all__ = [
     "TeacherScore",
     "Team",
     "TeamCreate",
+    "TeamErased",
     "TeamList",
     "TeamName",
     "TeamPatch",

@@ -38,6 +38,17 @@ class TeamList(Wire):
     data: list[Team]
 
 
+class TeamErased(Wire):
+    """``DELETE /v1/teams/{name}``: what this call removed, in rows by table. Of ``tombstones`` rubrics the id stays,
+    because other teams' assignments or rubrics refer to it."""
+
+    object: Literal["team.erased"] = "team.erased"
+    name: str
+    erased_at: datetime
+    removed: dict[str, int]
+    tombstones: int
+
+
 class KeyCreate(Wire):
     """``POST /v1/keys``: a key for a member of a team."""
 

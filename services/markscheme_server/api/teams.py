@@ -10,11 +10,12 @@ from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import Administrator, UsesServices
 from markscheme_server.grading import wire
+from markscheme_server.grading.erasing import erase_team
 from markscheme_server.store.audit import actor_of
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute,
                    responses=RESPONSES | {409: {"model": schema.ErrorBody, "description": "There is one already"}})
-Name = Annotated[str, Path(max_length=64, pattern=r"^[a-z0-9._-]+$", description="A team's name")]
+Name = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="A team's name")]
 Prefix = Annotated[str, Path(pattern=r"^mk_[0-9A-Za-z]{8}$", description="The first eleven characters of a key")]
 
 
@@ -32,6 +33,15 @@ async def list_teams(_caller: Administrator, services: UsesServices) -> schema.T
 async def change_team(name: Name, payload: schema.TeamPatch, caller: Administrator,
                       services: UsesServices) -> schema.Team:
     return wire.from_team(await services.identity.limit_team(name, payload.rpm, actor=actor_of(caller)))
+
+
+@router.delete("/teams/{name:id}", summary="Erase a team and all that it made")
+async def erase(name: Name, caller: Administrator, services: UsesServices) -> schema.TeamErased:
+    """Nobody can undo it, and the name is given to no other team. It takes as long as there is much to remove; sent
+    again, it goes on where it was broken off. The operator's own team is refused."""
+    erased = await erase_team(services.store, name, actor_of(caller))
+    return schema.TeamErased(name=erased.team, erased_at=erased.erased_at, removed=dict(erased.removed),
+                             tombstones=erased.tombstones)
 
 
 # No Idempotency-Key here: the answer would be kept under it, and with it the key.

@@ -25,7 +25,7 @@ from markscheme_server.domain.caller import OPERATOR, Caller
 from markscheme_server.errors import Conflict, NotFound, Unauthorised, Unprocessable
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.ids import now
-from markscheme_server.store.teams import Key, Presented, Taken, Team, TeamStore, UnknownTeam
+from markscheme_server.store.teams import Erased, Key, Presented, Taken, Team, TeamStore, UnknownTeam
 
 REMEMBERED_S = 0.5
 """Half of the second within which a revocation, or another limit, reaches every worker."""
@@ -81,9 +81,12 @@ class Identity:
         return Caller(key.team, frozenset(key.scopes), key.prefix, self._limit(found.rpm))
 
     async def create_team(self, name: str, *, actor: Actor) -> Team:
-        """Make a team. Raises :class:`Conflict` when there is one of this name."""
+        """Make a team. Raises :class:`Conflict` when there is one of this name, or was."""
         try:
             team = await self._store.create(name, actor)
+        except Erased as error:
+            raise Conflict(f"{name!r} was the name of a team that was erased, and is given to no other",
+                           code="team_erased", param="name") from error
         except Taken as error:
             raise Conflict(f"there is a team {name!r} already", code="team_exists", param="name") from error
         log.info("team_created", team=name)

@@ -1,7 +1,8 @@
 """The engine: SQLite and PostgreSQL behind the same few lines.
 
 SQLite runs in WAL mode; a writing transaction takes its lock at BEGIN, so that two writers queue on the busy
-timeout instead of failing at the first write. Parameters are hidden from errors: they hold users' text.
+timeout instead of failing at the first write; and it overwrites what it removes. Parameters are hidden from errors:
+they hold users' text.
 """
 
 import asyncio
@@ -78,7 +79,8 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "secure_delete=ON",
+                   f"busy_timeout={BUSY_TIMEOUT_MS}"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme_server.store.database import EVERYONE, NOBODY, Database, create_engine
-from markscheme_server.store.tables import audit_entries
+from markscheme_server.store.tables import api_keys, audit_entries, secrets, teams
 
 MIGRATION_LOCK = 5_270_411
 """The advisory lock that lets one migrator through at a time (PostgreSQL)."""
@@ -23,11 +23,16 @@ _CREATE_ROLE = sa.text("""DO $$ BEGIN EXECUTE format('CREATE ROLE %I LOGIN NOBYP
     current_setting('markscheme.role'), nullif(current_setting('markscheme.password'), '')); END $$""")
 
 
+class OtherDatabase(Exception):
+    """What was migrated is not the database that the service uses."""
+
+
 async def prepare(url: str, migration_url: str | None = None) -> tuple[str | None, str | None]:
     """Bring the tables to the newest revision, as the role of ``migration_url`` where one is given, and let the role
     of ``url`` work on them. The revision before and after.
 
-    A second one waits and then finds nothing to do. Raises alembic's ``CommandError`` for a newer database.
+    A second one waits and then finds nothing to do. Raises alembic's ``CommandError`` for a newer database, and
+    :class:`OtherDatabase` where the two are not addresses of one.
     """
     database = Database(create_engine(migration_url or url))
     try:
@@ -38,7 +43,18 @@ async def prepare(url: str, migration_url: str | None = None) -> tuple[str | Non
             after = await connection.run_sync(_revision)
         if migration_url is not None:
             await _admit(database, sa.make_url(url))
+            await _check(url, after)
         return before, after
+    finally:
+        await database.close()
+
+
+async def _check(url: str, revision: str | None) -> None:
+    database = Database(create_engine(url))
+    try:
+        async with database.reading(NOBODY) as connection:
+            if await connection.run_sync(_revision) != revision:
+                raise OtherDatabase
     finally:
         await database.close()
 
@@ -78,7 +94,8 @@ def _revision(connection: sa.Connection) -> str | None:
 
 
 async def _admit(database: Database, url: sa.URL) -> None:
-    """Make the service's role where it is missing, and grant it what it needs: rows, and of the audit only to add."""
+    """Make the service's role where it is missing, and grant it what it needs: rows, and of what is only ever added
+    nothing more than to add it."""
     if database.engine.dialect.name != "postgresql" or url.username in (None, database.engine.url.username):
         return
     role = database.engine.dialect.identifier_preparer.quote(str(url.username))
@@ -92,7 +109,8 @@ async def _admit(database: Database, url: sa.URL) -> None:
                 f"GRANT USAGE ON SCHEMA public TO {role}",
                 f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
                 f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {role}",
-                f"REVOKE UPDATE, DELETE ON {audit_entries.name} FROM {role}"):
+                f"REVOKE UPDATE, DELETE ON {audit_entries.name}, {secrets.name} FROM {role}",
+                f"REVOKE DELETE ON {teams.name}, {api_keys.name} FROM {role}"):
             await connection.execute(sa.text(grant))
 
 

@@ -1,30 +1,30 @@
-"""Removing what old runs left, in short transactions beside a running service.
+"""Removing what old runs left.
 
-What ages: assignments with their rollouts, verdicts, judge calls, answers under idempotency keys, expired claims; and
-texts and prompts once nothing refers to them. What stays whatever its age: rubrics with their lineage, inductions and
-teacher responses, and what those refer to. (A rubric's provenance names students' texts by hash; a hash keeps no text.)
+What ages: assignments with their rollouts, verdicts, judge calls, answers under idempotency keys, expired claims and
+holds; and texts and prompts once nothing refers to them. What stays whatever its age: rubrics with their lineage,
+inductions and teacher responses, and what those refer to. (A rubric's provenance names students' texts by hash; a hash
+keeps no text.)
 
-Each table is walked along one indexed column in windows of about ``WINDOW`` rows, one transaction a window: a killed
-run has removed whole windows, and the next one goes on with the rest.
+What was spent and saved stays on the books: it is added up by team, day, run, rubric and judge in the transaction that
+removes the rows.
 """
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme_server.store.database import EVERYONE, Database
+from markscheme_server.store.database import Database
+from markscheme_server.store.ids import as_utc, new_id
 from markscheme_server.store.tables import (
     assignments,
     claims,
+    holds,
     idempotency_keys,
     judge_calls,
+    past_usage,
     prompts,
     rollouts,
     rubrics,
@@ -32,114 +32,20 @@ from markscheme_server.store.tables import (
     texts,
     verdicts,
 )
+from markscheme_server.store.walking import Walk, Walker, unreferenced
 
-WINDOW = 1000
 ASSIGNMENTS_A_WINDOW = 32
 """A group has up to 1,024 rollouts, and they go with it."""
-LOCK_TIMEOUT_S, LOCK_TRIES = 0.5, 20
-PAUSE_LEAST_S = 0.005
+_PLACE = ("team", "day", "run_id", "rubric_id", "role", "judge")
+_FIGURES = ("calls", "failed_calls", "unpriced_calls", "prompt_tokens", "cached_tokens", "completion_tokens",
+            "cached_verdicts", "cost_usd", "saved_usd")
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """What one transaction did: rows walked past in ``table``, and rows removed (or to be removed) by table."""
-
-    table: str
-    walked: int
-    removed: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Walk:
-    """A table, the column along which it is walked, which rows are walked past, and which of them go."""
-
-    table: sa.Table
-    along: sa.Column[Any]
-    walked: sa.ColumnElement[bool]
-    goes: sa.ColumnElement[bool]
-    window: int = WINDOW
-    takes: tuple[tuple[sa.Table, sa.Column[Any], sa.Column[Any]], ...] = ()
-    """Tables whose rows go with these: (table, its column, the column of ours that it refers to)."""
-    guarded: bool = False
-    """Rows of other tables may come to refer to this one at any moment."""
-
-
-class Pruner:
+class Pruner(Walker):
     """Removes, or with ``dry`` counts, what is older than ``before``."""
 
     def __init__(self, database: Database, before: datetime, *, dry: bool) -> None:
-        self._db, self._dry = database, dry
-        self._walks = _walks(before, self._db.clock, dry=dry)
-
-    async def total(self) -> int:
-        """The rows that :meth:`run` walks past."""
-        async with self._db.reading(EVERYONE) as connection:
-            return sum([(await connection.execute(
-                sa.select(sa.func.count()).select_from(walk.table).where(walk.walked))).scalar_one()
-                for walk in self._walks])
-
-    async def run(self) -> AsyncIterator[Window]:
-        """Walk all tables, in the order in which rows cease to be referred to."""
-        for walk in self._walks:
-            after: Any = None
-            while True:
-                started = time.perf_counter()
-                window, after = await self._window(walk, after)
-                yield window
-                if after is None:
-                    break
-                # As long as it took: a writer that waits for SQLite's one lock polls, and must find it free.
-                await asyncio.sleep(0 if self._dry else max(PAUSE_LEAST_S, time.perf_counter() - started))
-
-    async def _window(self, walk: _Walk, after: Any) -> tuple[Window, Any]:
-        """One transaction: the rows behind ``after``; and where the next window begins, ``None`` at the end."""
-        behind = sa.true() if after is None else walk.along > after
-        edge = (sa.select(walk.along).where(walk.walked, behind).order_by(walk.along)
-                .offset(walk.window - 1).limit(1))
-        if self._dry:
-            async with self._db.reading(EVERYONE) as connection:
-                return await self._pass(connection, walk, behind, edge)
-        for tries_left in reversed(range(LOCK_TRIES)):
-            try:
-                async with self._db.writing(EVERYONE) as connection:
-                    if walk.guarded:
-                        await self._guard(connection, walk.table)
-                    return await self._pass(connection, walk, behind, edge)
-            except DBAPIError as error:
-                if not tries_left or getattr(error.orig, "sqlstate", None) not in ("55P03", "40P01"):
-                    raise
-                await asyncio.sleep(LOCK_TIMEOUT_S)
-        raise AssertionError("unreachable")
-
-    async def _pass(self, connection: AsyncConnection, walk: _Walk, behind: sa.ColumnElement[bool],
-                    edge: sa.Select[Any]) -> tuple[Window, Any]:
-        last = (await connection.execute(edge)).scalar()
-        inside = sa.and_(walk.walked, behind, sa.true() if last is None else walk.along <= last)
-        walked = (await connection.execute(
-            sa.select(sa.func.count()).select_from(walk.table).where(inside))).scalar_one()
-        doomed = sa.and_(inside, walk.goes)
-        removed = {}
-        for table, column, ours in walk.takes:
-            removed[table.name] = await self._remove(connection, table, column.in_(sa.select(ours).where(doomed)))
-        removed[walk.table.name] = await self._remove(connection, walk.table, doomed)
-        return Window(walk.table.name, walked, removed), last
-
-    async def _remove(self, connection: AsyncConnection, table: sa.Table, doomed: sa.ColumnElement[bool]) -> int:
-        if self._dry:
-            return int((await connection.execute(
-                sa.select(sa.func.count()).select_from(table).where(doomed))).scalar_one())
-        return (await connection.execute(sa.delete(table).where(doomed))).rowcount
-
-    async def _guard(self, connection: AsyncConnection, table: sa.Table) -> None:
-        """Let no writer into ``table`` until this transaction ends (SQLite: BEGIN IMMEDIATE has done that).
-
-        The service stores a text and what refers to it in one transaction, but a text that is there already it
-        only passes by: without this it could vanish between the two. The time limit is for those who would queue
-        behind us while we wait, say, for a vacuum.
-        """
-        if connection.dialect.name == "postgresql":
-            await connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}"))
-            await connection.execute(sa.text(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE"))
+        super().__init__(database, _walks(before, database.clock, dry=dry), dry=dry)
 
     async def give_back(self) -> None:
         """Shrink a SQLite file to what it holds. It is written anew: that takes its size in free disk, and writers
@@ -150,32 +56,61 @@ class Pruner:
             await driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def _walks(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Sequence[_Walk]:
+def _walks(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Sequence[Walk]:
     def aged(table: sa.Table) -> sa.ColumnElement[bool]:
         return table.c.created_at < before
 
-    def unreferenced(by: sa.Column[Any], key: sa.Column[Any],
-                     staying: sa.ColumnElement[bool] | None = None) -> sa.ColumnElement[bool]:
+    def free(by: sa.Column[Any], key: sa.Column[Any], staying: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
         """No row refers to ``key``; a dry run leaves out those that would have gone by then."""
-        refers = by == key
-        return ~sa.exists().where(sa.and_(refers, staying) if dry and staying is not None else refers)
+        return unreferenced(by, key, staying) if dry else unreferenced(by, key)
 
     key = idempotency_keys.c
     recent_rollout = sa.exists().where(assignments.c.id == rollouts.c.assignment_id, ~aged(assignments))
     return (
-        _Walk(assignments, assignments.c.created_at, aged(assignments), sa.true(), ASSIGNMENTS_A_WINDOW,
-              takes=((rollouts, rollouts.c.assignment_id, assignments.c.id),)),
-        _Walk(verdicts, verdicts.c.created_at, aged(verdicts), sa.true()),
-        _Walk(judge_calls, judge_calls.c.created_at, aged(judge_calls),
-              unreferenced(verdicts.c.call_id, judge_calls.c.id, ~aged(verdicts))),
-        _Walk(idempotency_keys, key.created_at, aged(idempotency_keys),
-              sa.or_(key.status.is_not(None), key.expires_at < clock)),
-        _Walk(claims, claims.c.key, claims.c.expires_at < before.timestamp(), sa.true()),
-        _Walk(texts, texts.c.key, sa.true(), sa.and_(
-            unreferenced(rollouts.c.text_key, texts.c.key, recent_rollout),
+        Walk(assignments, assignments.c.created_at, aged(assignments), sa.true(), ASSIGNMENTS_A_WINDOW,
+             takes=((rollouts, rollouts.c.assignment_id, assignments.c.id),), then=_book_savings),
+        Walk(verdicts, verdicts.c.created_at, aged(verdicts), sa.true()),
+        Walk(judge_calls, judge_calls.c.created_at, aged(judge_calls),
+             free(verdicts.c.call_id, judge_calls.c.id, ~aged(verdicts)), then=_book_calls),
+        Walk(idempotency_keys, key.created_at, aged(idempotency_keys),
+             sa.or_(key.status.is_not(None), key.expires_at < clock)),
+        Walk(claims, claims.c.key, claims.c.expires_at < before.timestamp(), sa.true()),
+        Walk(holds, holds.c.id, sa.and_(~holds.c.settled, holds.c.expires_at < before.timestamp()), sa.true()),
+        Walk(texts, texts.c.key, sa.true(), sa.and_(
+            free(rollouts.c.text_key, texts.c.key, recent_rollout),
             unreferenced(teacher_responses.c.text_key, texts.c.key), aged(texts)), guarded=True),
-        _Walk(prompts, prompts.c.key, sa.true(), sa.and_(
-            unreferenced(assignments.c.prompt_key, prompts.c.key, ~aged(assignments)),
+        Walk(prompts, prompts.c.key, sa.true(), sa.and_(
+            free(assignments.c.prompt_key, prompts.c.key, ~aged(assignments)),
             unreferenced(rubrics.c.prompt_key, prompts.c.key),
             unreferenced(teacher_responses.c.prompt_key, prompts.c.key), aged(prompts)), guarded=True),
     )
+
+
+async def _book_calls(connection: AsyncConnection, calls: Sequence[sa.Row[Any]]) -> None:
+    """Keep what calls to judges took and cost."""
+    await _add_up(connection, [(call, call.role, call.judge, {
+        "calls": call.calls, "failed_calls": int(call.failure is not None),
+        "unpriced_calls": call.calls if call.cost_usd is None else 0, "prompt_tokens": call.prompt_tokens,
+        "cached_tokens": call.cached_tokens, "completion_tokens": call.completion_tokens,
+        "cost_usd": call.cost_usd or 0.0}) for call in calls])
+
+
+async def _book_savings(connection: AsyncConnection, groups: Sequence[sa.Row[Any]]) -> None:
+    """Keep what stored verdicts and rubrics saved."""
+    await _add_up(connection, [(group, None, None, {
+        "cached_verdicts": group.cached_verdicts or 0, "saved_usd": group.saved_usd or 0.0}) for group in groups])
+
+
+async def _add_up(connection: AsyncConnection,
+                  rows: Sequence[tuple[sa.Row[Any], str | None, str | None, Mapping[str, Any]]]) -> None:
+    """Add (row, role, judge, figures) up into ``past_usage``; what comes to nothing makes no row."""
+    sums: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row, role, judge, figures in rows:
+        place = row.team, as_utc(row.created_at).strftime("%Y-%m-%d"), row.run_id, row.rubric_id, role, judge
+        summed = sums.setdefault(place, dict.fromkeys(_FIGURES, 0))
+        for name, value in figures.items():
+            summed[name] += value
+    new = [{"id": new_id("use")} | dict(zip(_PLACE, place, strict=True)) | summed
+           for place, summed in sums.items() if any(summed.values())]
+    if new:
+        await connection.execute(past_usage.insert(), new)

@@ -195,7 +195,8 @@ class RubricStore:
             if shared_with is not None:
                 names = sorted(set(shared_with) - {team})
                 known = set((await connection.execute(sa.select(teams.c.name).where(
-                    self._db.in_keys(teams.c.name, "keys")), {"keys": self._db.keys(names)})).scalars())
+                    self._db.in_keys(teams.c.name, "keys"), teams.c.erased_at.is_(None)),
+                    {"keys": self._db.keys(names)})).scalars())
                 if unknown := [name for name in names if name not in known]:
                     raise UnknownTeams(unknown)
                 await connection.execute(sa.delete(shares).where(
@@ -203,7 +204,7 @@ class RubricStore:
                 await self._db.insert_new(connection, shares, [
                     {"rubric_id": rubric_id, "team": name, "owner": team} for name in names])
             told = {"visibility": visibility, "shared_with": None if shared_with is None else sorted(set(shared_with)),
-                    "tags": None if tags is None else list(tags), "retired": retired}
+                    "tags": None if tags is None else len(tags), "retired": retired}
             await record(connection, actor, "rubric.changed", f"rubric:{rubric_id}",
                          {name: value for name, value in told.items() if value is not None})
             return (await self._fetch(connection, _SELECT.where(rubrics.c.id == rubric_id,

@@ -22,6 +22,10 @@ class Taken(Exception):
     """There is one of this name already."""
 
 
+class Erased(Taken):
+    """It was the name of a team that was erased."""
+
+
 class UnknownTeam(Exception):
     """There is no team of this name."""
 
@@ -72,14 +76,14 @@ class TeamStore:
         self._looking: Batcher[None, tuple[bool, int | None]] = Batcher(self._look)
 
     async def create(self, name: str, actor: Actor) -> Team:
-        """A new team. Raises :class:`Taken`."""
+        """A new team. Raises :class:`Taken`, and :class:`Erased` where the name was another's."""
         team = Team(name, now())
         try:
             async with self._db.writing(sight_of(actor.team)) as connection:
                 await connection.execute(teams.insert().values(name=name, created_at=team.created_at))
                 await record(connection, actor, "team.created", f"team:{name}")
         except IntegrityError as error:
-            raise Taken from error
+            raise (Taken if name in {there.name for there in await self.all()} else Erased) from error
         return team
 
     async def limit(self, name: str, rpm: int | None, actor: Actor) -> Team | None:
@@ -93,15 +97,17 @@ class TeamStore:
         return Team(name, as_utc(before.created_at), rpm) if before is not None else None
 
     async def all(self) -> list[Team]:
-        """Every team, by name."""
+        """Every team that there is, by name."""
         async with self._db.reading(NOBODY) as connection:
-            rows = await connection.execute(sa.select(teams).order_by(teams.c.name))
+            rows = await connection.execute(
+                sa.select(teams).where(teams.c.erased_at.is_(None)).order_by(teams.c.name))
             return [Team(row.name, as_utc(row.created_at), row.rpm) for row in rows]
 
     async def add_key(self, key: Key, digest: str, actor: Actor) -> None:
         """Store a key. Raises :class:`UnknownTeam`, and :class:`Taken` where the prefix is another key's."""
         async with self._db.writing(sight_of(actor.team)) as connection:
-            known = await connection.execute(sa.select(teams.c.name).where(teams.c.name == key.team))
+            known = await connection.execute(sa.select(teams.c.name).where(
+                teams.c.name == key.team, teams.c.erased_at.is_(None)))
             if known.scalar() is None:
                 raise UnknownTeam
             try:

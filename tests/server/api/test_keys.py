@@ -59,6 +59,7 @@ CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
     ("GET", "/v1/teams/{name}/budget"): ("read", None),
     ("DELETE", "/v1/teams/{name}/budget"): ("admin", None),
     ("GET", "/v1/audit"): ("admin", None),
+    ("DELETE", "/v1/teams/{name}"): ("admin", None),
 }
 """Every route: the scope that it takes, and a body that is in order."""
 _HTTP = httpx.Client(timeout=30, verify=False)
@@ -115,7 +116,7 @@ def start(database_url: str) -> Iterator[Callable[..., str]]:
     """Start services on the database; each call is one more."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(running(Settings(
-            _env_file=None, database_url=database_url, judge="builtin", **({"key_pepper": PEPPER} | settings))))
+            _env_file=None, database_url=database_url, **({"judge": "builtin", "key_pepper": PEPPER} | settings))))
 
 
 def call(url: str, method: str, path: str, key: str | None, body: Any = None) -> httpx.Response:
@@ -147,7 +148,7 @@ def test_every_route_with_every_kind_of_key(organisation: Keys, start: Callable[
              keys.new_key(): "unknown_key", foreign.key("red", "admin"): "unknown_key", revoked: "revoked_key",
              soon: "expired_key"}
     for (method, path), (scope, body) in CALLS.items():
-        place = path.replace("{rubric_id}", made).replace("{prefix}", spare).replace("{name}", "red")
+        place = _place(method, path, made, spare)
         for key, code in wrong.items():
             answer = call(url, method, place, key, body)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, code), (method, path, code)
@@ -162,7 +163,7 @@ def test_every_route_with_every_kind_of_key(organisation: Keys, start: Callable[
     assert [t["name"] for t in call(url, "GET", "/v1/teams", one_of_each["admin"]).json()["data"]] == [
         "blue", "default", "red"]
     for (method, path), (scope, body) in CALLS.items():
-        place = path.replace("{rubric_id}", made).replace("{prefix}", spare).replace("{name}", "red")
+        place = _place(method, path, made, spare)
         answer = call(url, method, place, one_of_each[scope], body)
         expected = {"POST": 201, "DELETE": 204 if "budget" in path else 200}.get(method, 200)
         if path in ("/v1/scores", "/v1/rubrics:induce", "/v1/teacher-responses"):
@@ -170,6 +171,12 @@ def test_every_route_with_every_kind_of_key(organisation: Keys, start: Callable[
         elif path == "/v1/teacher-responses:sample":
             expected = 422
         assert answer.status_code == expected, (method, path, answer.text)
+
+
+def _place(method: str, path: str, rubric: str, prefix: str) -> str:
+    """The path of a call; what is erased is the team that a call before it made."""
+    name = "green" if (method, path) == ("DELETE", "/v1/teams/{name}") else "red"
+    return path.replace("{rubric_id}", rubric).replace("{prefix}", prefix).replace("{name}", name)
 
 
 def test_another_teams_rubric_is_not_there(organisation: Keys, start: Callable[..., str]) -> None:

@@ -48,8 +48,9 @@ class Office:
             try:
                 await migrate(store.database)
                 identity = Identity(store.teams, operator_key=None, pepper=PEPPER)
-                await identity.create_team(name)
-                secret, _ = await identity.create_key(name, scopes or ("read", "score", "induce"))  # type: ignore[arg-type]
+                await identity.create_team(name, actor=Actor())
+                chosen: Any = scopes or ("read", "score", "induce")
+                secret, _ = await identity.create_key(name, chosen, actor=Actor())
                 return secret
             finally:
                 await store.close()
@@ -292,7 +293,7 @@ def _settles(look: Callable[[], Any], to: Any) -> bool:
 async def store(database_url: str) -> Any:
     made = Store(Settings(_env_file=None, database_url=database_url).sqlalchemy_url)
     await migrate(made.database)
-    await made.teams.create("red")
+    await made.teams.create("red", Actor())
     yield made
     await made.close()
 

@@ -13,9 +13,10 @@ from markscheme_server.config import Settings
 from markscheme_server.domain.fingerprint import prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.store import pruning, tables
+from markscheme_server.store import tables, walking
 from markscheme_server.store.assignments import Outcome, Place, ScoredRollout
 from markscheme_server.store.audit import Actor
+from markscheme_server.store.budgets import Budget, Wish
 from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.idempotency import Address, Begun
 from markscheme_server.store.ids import now
@@ -77,8 +78,8 @@ async def age(store: Store, by: timedelta = OLD) -> None:
         for table in tables.metadata.sorted_tables:
             if "created_at" in table.c and table is not tables.audit_entries:
                 await connection.execute(sa.update(table).values(created_at=now() - by))
-        await connection.execute(sa.update(tables.claims).values(expires_at=tables.claims.c.expires_at
-                                                                 - by.total_seconds()))
+        for table in (tables.claims, tables.holds):
+            await connection.execute(sa.update(table).values(expires_at=table.c.expires_at - by.total_seconds()))
 
 
 async def contents(store: Store) -> dict[str, int]:
@@ -111,28 +112,31 @@ async def old_and_new(store: Store) -> None:
     await answered(store, "old")
     await answered(store, "left running", finished=False)
     await store.claims.acquire("k" * 64)
+    await store.budgets.hold(Wish("hold_old", "t", None, 1.0))
     await age(store)
     await group(store, "new", ["said again", "new"], shared)
     await verdict(store, "new")
     await answered(store, "new")
     await answered(store, "at work", finished=False)
     await store.claims.acquire("l" * 64)
+    await store.budgets.hold(Wish("hold_new", "t", None, 1.0))
 
 
 GONE = {"assignments": 41, "rollouts": 122, "verdicts": 30, "judge_calls": 31, "idempotency_keys": 1, "claims": 1,
-        "texts": 81, "prompts": 40}
+        "holds": 1, "texts": 81, "prompts": 40}
 """``idempotency_keys``: the one left running is old, but its lease was not set back with it."""
 
 
 async def test_old_runs_go_and_rubrics_and_teachers_stay(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning, "WINDOW", 7)
+    monkeypatch.setattr(walking, "WINDOW", 7)
     await old_and_new(store)
     before = await contents(store)
     assert await run(store, dry=True) == GONE
     assert await contents(store) == before
     assert await run(store) == GONE
     after = await contents(store)
-    assert {name: before[name] - after[name] for name in before} == dict.fromkeys(before, 0) | GONE
+    assert {name: before[name] - after[name] for name in before} == dict.fromkeys(before, 0) | GONE | {
+        "past_usage": -2}  # the verifier's calls and the rubricator's, all of one day
     assert [kept.text for kept in await store.teachers.find("t", prompt_key(prompt("taught")))] == ["a teacher's words"]
     assert await store.rubrics.find_induced("t", text_key("shared")) is not None
     assert set(await store.verdicts.find("t", [text_key("old-1"), text_key("new")])) == {text_key("new")}
@@ -158,6 +162,96 @@ async def test_a_step_sent_again_after_pruning_is_a_new_one(store: Store) -> Non
     assert (await contents(store))["rollouts"] == 1
 
 
+Books = dict[tuple[Any, ...], dict[str, float]]
+
+
+async def books(store: Store) -> Books:
+    """What was asked, spent and saved, by team, day, run, rubric, role and judge: in the ledger and beside it."""
+    summed: Books = {}
+    async with store.database.reading(EVERYONE) as connection:
+        for table, figures in ((tables.judge_calls, spent), (tables.assignments, saved),
+                               (tables.past_usage, lambda row: {name: row[name] for name in FIGURES})):
+            for row in (await connection.execute(sa.select(table))).mappings():
+                day = row["day"] if "day" in row else row["created_at"].strftime("%Y-%m-%d")
+                place = (row["team"], day, row["run_id"], row["rubric_id"], row.get("role"), row.get("judge"))
+                there = summed.setdefault(place, dict.fromkeys(FIGURES, 0.0))
+                for name, value in figures(row).items():
+                    there[name] += value
+    return {place: {name: pytest.approx(value) for name, value in there.items()} for place, there in summed.items()
+            if any(there.values())}
+
+
+FIGURES = ("calls", "failed_calls", "unpriced_calls", "prompt_tokens", "cached_tokens", "completion_tokens",
+           "cached_verdicts", "cost_usd", "saved_usd")
+
+
+def spent(call: Any) -> dict[str, float]:
+    return {name: call[name] for name in FIGURES[3:6]} | {
+        "calls": call["calls"], "failed_calls": call["failure"] is not None, "cost_usd": call["cost_usd"] or 0.0,
+        "unpriced_calls": 0 if call["cost_usd"] is not None else call["calls"]}
+
+
+def saved(group: Any) -> dict[str, float]:
+    return {name: group[name] or 0 for name in ("cached_verdicts", "saved_usd")}
+
+
+async def fill_books(store: Store) -> None:
+    """Calls and groups of 40 days, two runs, two teams: cheap, dear and of no known price, failed and not."""
+    made = await rubric(store, "p")
+    for i in range(40):
+        team, run_id, cost = "tu"[i % 2], f"run {i % 3}" if i % 5 else None, i / 100 if i % 4 else None
+        usage = JudgeUsage(1 + i % 2, 100 + i, 10 + i, cached_tokens=i, cost_usd=cost)
+        call = JudgeCall("verifier" if i % 7 else "teacher", f"judge {i % 2}", ("c",), usage,
+                         "timeout" if i % 6 == 0 else None, run_id, made.id if i % 3 else None)
+        key = text_key(f"{i}")
+        await store.verdicts.save(Reply(
+            team, [StoredVerdict(key, "p", "c", key, "judge", True, None)] if i % 8 else (), call))
+        group_id = await group(store, "p", [f"text {i}"], made, group_id=f"g{i}")
+        if i % 10:
+            await store.assignments.finish("t", group_id, Outcome([], cached_verdicts=i, saved_usd=i / 50))
+    async with store.database.writing(EVERYONE) as connection:
+        await connection.execute(tables.teams.insert().values(name="u", created_at=now()))
+        for table in (tables.judge_calls, tables.verdicts, tables.assignments):
+            key_column = table.primary_key.columns[0]
+            keys = (await connection.execute(sa.select(key_column).order_by(table.c.created_at))).scalars().all()
+            for i, key in enumerate(keys):
+                await connection.execute(sa.update(table).where(key_column == key).values(
+                    created_at=now() - timedelta(days=80 + i)))
+        # A verdict that is younger than its call keeps it.
+        await connection.execute(sa.update(tables.verdicts).where(tables.verdicts.c.key == text_key("39")).values(
+            created_at=now()))
+
+
+async def test_pruning_keeps_the_books_at_any_age(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walking, "WINDOW", 7)
+    await fill_books(store)
+    before, rows = await books(store), await contents(store)
+    spent_before = await store.budgets.put(Budget("u", None, 9.0, None, "total", now(), 0.0), Actor("u"))
+    for days in (200, 100, 90, 90, 1, 1):
+        dry = Pruner(store.database, now() - timedelta(days=days), dry=True)
+        counted = [window async for window in dry.run()]
+        past = (await contents(store))["past_usage"]
+        pruners = [Pruner(store.database, now() - timedelta(days=days), dry=False) for _ in range(2)]
+        removed = await asyncio.gather(*(every(pruner) for pruner in pruners))
+        assert await books(store) == before
+        gone = sum(each["judge_calls"] for each in removed)
+        assert gone == sum(window.removed.get("judge_calls", 0) for window in counted)
+        assert ((await contents(store))["past_usage"] > past) == (gone > 0)
+    left = await contents(store)
+    assert (left["judge_calls"], left["assignments"]) == (1, 0)
+    assert rows["judge_calls"] == rows["assignments"] == 40
+    again = await store.budgets.put(Budget("u", None, 9.0, None, "total", now(), 0.0), Actor("u"))
+    assert again.spent_usd == pytest.approx(spent_before.spent_usd)
+    assert again.spent_usd > 1
+
+
+async def every(pruner: Pruner) -> Counter[str]:
+    removed: Counter[str] = Counter()
+    async for window in pruner.run():
+        removed.update(window.removed)
+    return removed
+
+
 async def test_writers_beside_it_find_what_they_refer_to(store: Store) -> None:
     """New groups keep saying what old ones said, while that is being removed by two at once."""
     made = await rubric(store, "shared")
@@ -174,15 +268,9 @@ async def test_writers_beside_it_find_what_they_refer_to(store: Store) -> None:
             turn += 1
         return turn
 
-    async def prune() -> Counter[str]:
-        removed: Counter[str] = Counter()
-        async for window in Pruner(store.database, now() - AGE, dry=False).run():
-            removed.update(window.removed)
-        return removed
-
     writers = [asyncio.create_task(write(number)) for number in range(4)]
     await asyncio.sleep(0.05)
-    removed = await asyncio.gather(prune(), prune())
+    removed = await asyncio.gather(*(every(Pruner(store.database, now() - AGE, dry=False)) for _ in range(2)))
     stopped = True
     turns = await asyncio.gather(*writers)
     assert sum(r["assignments"] for r in removed) == 60

@@ -24,7 +24,8 @@ def _through(*references: tuple[str, str]) -> str:
 # Reading, and writing where that is not the same.
 POLICIES = {
     "rubrics": (f"{OWN} OR ({SIGHT} <> '' AND visibility = 'organisation') OR "
-                + _through(("shares", f"t.rubric_id = id AND t.team = ANY ({SEEN})")), OWN),
+                + _through(("shares", f"t.rubric_id = rubrics.id AND t.owner = rubrics.team AND t.team = ANY ({SEEN})")),
+                OWN),
     "shares": (f"{OWN} OR owner = ANY ({SEEN})", f"{EVERYONE} OR owner = ANY ({SEEN})"),
     "rollouts": (_through(("assignments", "t.id = assignment_id")), None),
     "inductions": (_through(("rubrics", f"t.id = rubric_id AND t.team = ANY ({SEEN})")), None),
@@ -35,7 +36,12 @@ POLICIES = {
                      "budgets", "holds", "audit_entries"), (OWN, None)),
 }
 ADDRESSED = ("prompts", "texts")
-"""Named by the hash of what they hold: whoever brings one may add it, and sees it by what refers to it."""
+"""Named by the hash of what they hold: whoever brings one may add it, and sees it by what refers to it. So whoever has
+such a hash has what it is of; the service works it out from what a caller sent and takes none from a caller."""
+OF_TEAMS = ("api_keys", "teacher_responses", "rubrics", "shares", "judge_calls", "verdicts", "assignments",
+            "idempotency_keys", "budgets", "holds")
+"""Take no rows of a team that was erased, whoever brings them: a request that ends late leaves nothing behind. What
+pruning adds up is not among them: that goes after what it was added up from."""
 
 
 def upgrade() -> None:
@@ -114,12 +120,16 @@ def upgrade() -> None:
     _fill_words()
     for statement in POSTGRESQL if _is_postgresql() else SQLITE:
         op.execute(statement)
+    for table in OF_TEAMS:
+        op.execute((ERASED_POSTGRESQL if _is_postgresql() else ERASED_SQLITE).format(table=table))
     if _is_postgresql():
         for table, (reads, writes) in POLICIES.items():
             _secure(table, reads, writes)
 
 
 def downgrade() -> None:
+    for table in OF_TEAMS:
+        op.execute(f"DROP TRIGGER refuse_erased ON {table}" if _is_postgresql() else f"DROP TRIGGER refuse_erased_{table}")
     for statement in POSTGRESQL_BACK if _is_postgresql() else SQLITE_BACK:
         op.execute(statement)
     if _is_postgresql():
@@ -178,8 +188,17 @@ POSTGRESQL = (
        $$BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END$$""",
     """CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_entries
        EXECUTE FUNCTION refuse_change()""",
+    """CREATE FUNCTION refuse_erased() RETURNS trigger LANGUAGE plpgsql AS
+       $$BEGIN IF EXISTS (SELECT FROM added AS a JOIN teams AS t ON t.name = a.team WHERE t.erased_at IS NOT NULL) THEN
+       RAISE EXCEPTION 'this team was erased' USING ERRCODE = 'check_violation'; END IF; RETURN NULL; END$$""",
 )
-POSTGRESQL_BACK = ("DROP TRIGGER append_only ON audit_entries", "DROP FUNCTION refuse_change")
+POSTGRESQL_BACK = ("DROP TRIGGER append_only ON audit_entries", "DROP FUNCTION refuse_change",
+                   "DROP FUNCTION refuse_erased")
+ERASED_POSTGRESQL = """CREATE TRIGGER refuse_erased AFTER INSERT ON {table} REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_erased()"""
+ERASED_SQLITE = """CREATE TRIGGER refuse_erased_{table} BEFORE INSERT ON {table}
+    WHEN (SELECT erased_at FROM teams WHERE name = new.team) IS NOT NULL
+    BEGIN SELECT RAISE(ABORT, 'this team was erased'); END"""
 # The index is a table of its own: rows of "rubrics" have no number that would stay the same.
 SQLITE = (
     "CREATE VIRTUAL TABLE rubric_words USING fts5(rubric_id UNINDEXED, words, tokenize = 'porter unicode61')",
