@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fakes.judge import ScriptedJudge, text_of, well_behaved
 from fakes.processes import eventually
-from markscheme_server import administration
+from markscheme_server import administration, logs
 from server.api.test_keys import OPERATOR, Keys, call, dump, organisation, start  # noqa: F401 (fixtures)
 
 WORDS = "canary of red"
@@ -102,6 +102,7 @@ def test_a_request_that_runs_meanwhile_leaves_nothing_behind(
 def test_the_command_asks_and_erases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where no .env lies
     monkeypatch.setenv("MARKSCHEME_HOME", str(tmp_path))
+    monkeypatch.setattr(logs, "configure", lambda level: None)  # it would log to the runner's output from then on
 
     def run(*words: str, answer: str | None = None) -> Any:
         monkeypatch.setattr(administration, "_at_a_terminal", lambda: answer is not None)
