@@ -18,6 +18,7 @@ from markscheme.exchange import LOSSES_HEADER, Exported, losses_of
 from markscheme.protocol import CriterionLike, GroupLike, Model, PromptLike, StudentLike, TeacherLike
 from markscheme.schema import (
     GroupScore,
+    Lineage,
     Rubric,
     RubricImported,
     RubricList,
@@ -29,7 +30,15 @@ from markscheme.schema import (
     UsageReport,
 )
 from markscheme.transport import AsyncStampingTransport, StampingTransport
-from markscheme.vocabulary import ExchangeFormat, ReusePolicy, UsageKey, VerifyMode, Visibility
+from markscheme.vocabulary import (
+    Category,
+    ExchangeFormat,
+    ReusePolicy,
+    RubricOrigin,
+    UsageKey,
+    VerifyMode,
+    Visibility,
+)
 
 OnGroup = Callable[[GroupScore], None]
 
@@ -95,10 +104,24 @@ class Client:
         """A rubric in another format: its ``content``, and the ``losses`` that were allowed."""
         return _exported(self._ask(requests.export_rubric(rubric_id, format, allow_loss)))
 
-    def rubrics(self, prompt: str | None = None, *, prompt_key: str | None = None, limit: int = 20,
+    def rubrics(self, prompt: str | None = None, *, prompt_key: str | None = None, text: str | None = None,
+                tags: Sequence[str] = (), category: Category | None = None, team: str | None = None,
+                teacher_model: str | None = None, rubricator: str | None = None, origin: RubricOrigin | None = None,
+                min_quality: float | None = None, retired: bool | None = None, limit: int = 20,
                 after: str | None = None) -> RubricList:
-        """A page of rubrics, newest first."""
-        return self._send(requests.rubrics(prompt, prompt_key, limit, after), RubricList)
+        """A page of the rubrics that your team sees, newest first; all that is given narrows it down.
+
+        ``text``: words of the prompt and the criteria; ``tags``: all of them; ``team``: who made it; ``rubricator``:
+        how its name begins; ``min_quality``: the least share of scored groups whose rewards have spread.
+        """
+        return self._send(requests.rubrics(
+            prompt=prompt, prompt_key=prompt_key, text=text, tag=list(tags), category=category, team=team,
+            teacher_model=teacher_model, rubricator=rubricator, origin=origin, min_quality=min_quality,
+            retired=retired, limit=limit, after=after), RubricList)
+
+    def lineage(self, rubric_id: str) -> Lineage:
+        """What a rubric was made from, what was made from it, and what came of training on it."""
+        return self._send(requests.lineage(rubric_id), Lineage)
 
     def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
         """Put teacher responses into the bank: prompts with their responses. What it holds already is left alone."""
@@ -222,10 +245,20 @@ class AsyncClient:
         """See :meth:`Client.export_rubric`."""
         return _exported(await self._ask(requests.export_rubric(rubric_id, format, allow_loss)))
 
-    async def rubrics(self, prompt: str | None = None, *, prompt_key: str | None = None, limit: int = 20,
-                      after: str | None = None) -> RubricList:
+    async def rubrics(self, prompt: str | None = None, *, prompt_key: str | None = None, text: str | None = None,
+                      tags: Sequence[str] = (), category: Category | None = None, team: str | None = None,
+                      teacher_model: str | None = None, rubricator: str | None = None,
+                      origin: RubricOrigin | None = None, min_quality: float | None = None,
+                      retired: bool | None = None, limit: int = 20, after: str | None = None) -> RubricList:
         """See :meth:`Client.rubrics`."""
-        return await self._send(requests.rubrics(prompt, prompt_key, limit, after), RubricList)
+        return await self._send(requests.rubrics(
+            prompt=prompt, prompt_key=prompt_key, text=text, tag=list(tags), category=category, team=team,
+            teacher_model=teacher_model, rubricator=rubricator, origin=origin, min_quality=min_quality,
+            retired=retired, limit=limit, after=after), RubricList)
+
+    async def lineage(self, rubric_id: str) -> Lineage:
+        """See :meth:`Client.lineage`."""
+        return await self._send(requests.lineage(rubric_id), Lineage)
 
     async def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
         """See :meth:`Client.save_teacher_responses`."""

@@ -1,7 +1,7 @@
 """The SDK's one core: what to send and how to read what comes back. No I/O; both clients stand on it."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -34,6 +34,7 @@ CriterionLike = Criterion | dict[str, Any]
 GroupLike = Group | dict[str, Any]
 StudentLike = str | StudentResponse | dict[str, Any]
 TeacherLike = TeacherEntry | dict[str, Any]
+Param = str | float | Sequence[str]
 
 Model = TypeVar("Model", bound=BaseModel)
 _UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
@@ -100,7 +101,7 @@ class Call:
     method: str
     path: str
     json: Any = None
-    params: dict[str, str | int] | None = None
+    params: Mapping[str, Param] | None = None
     headers: dict[str, str] | None = None
 
     def extensions(self, deadline: Deadline | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from markscheme.protocol import (
     Call,
     CriterionLike,
     GroupLike,
+    Param,
     PromptLike,
     StudentLike,
     TeacherLike,
@@ -78,10 +79,12 @@ def export_rubric(rubric_id: str, format: ExchangeFormat, allow_loss: bool) -> C
     return Call("GET", f"/v1/rubrics/{rubric_id}/export", params={"format": format, "allow_loss": int(allow_loss)})
 
 
-def rubrics(prompt: str | None, prompt_key: str | None, limit: int, after: str | None) -> Call:
-    params: dict[str, str | int] = {"limit": limit}
-    params |= {k: v for k, v in (("prompt", prompt), ("prompt_key", prompt_key), ("after", after)) if v is not None}
-    return Call("GET", "/v1/rubrics", params=params)
+def rubrics(**filters: Param | None) -> Call:
+    return Call("GET", "/v1/rubrics", params={name: value for name, value in filters.items() if value is not None})
+
+
+def lineage(rubric_id: str) -> Call:
+    return Call("GET", f"/v1/rubrics/{rubric_id}/lineage")
 
 
 def usage(group_by: Sequence[UsageKey], since: date | None, until: date | None, team: str | None) -> Call:

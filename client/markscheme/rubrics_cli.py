@@ -1,7 +1,8 @@
-"""``markscheme rubrics``: rubrics into the service and out of it, one or a whole data set."""
+"""``markscheme rubrics``: finding rubrics and their lineage; rubrics into the service and out of it."""
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,20 +13,39 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.tree import Tree
 
 from markscheme.cli import DEFAULT_URL
 from markscheme.client import Client
 from markscheme.errors import InvalidRequest, MarkschemeError
 from markscheme.exchange import Imported, load
-from markscheme.schema import Criterion, Message, RubricImported, Tag
-from markscheme.vocabulary import ExchangeFormat
+from markscheme.schema import (
+    Criterion,
+    Lineage,
+    LineageMaker,
+    LineageNode,
+    LineageResponse,
+    LineageRubric,
+    LineageRun,
+    Message,
+    RubricImported,
+    RubricList,
+    Tag,
+)
+from markscheme.vocabulary import Category, ExchangeFormat
 
 Url = Annotated[str, typer.Option(help="The service.", envvar="MARKSCHEME_URL")]
 Format = Annotated[ExchangeFormat, typer.Option(help="What the file is.")]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+WIDTH = 160
+"""Of what is printed into no terminal."""
+SHOWN_LENGTH = 60
+"""Characters of a prompt or a response."""
 
 rubrics = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-                      help="Bring rubrics in other formats into the service, and take them out.")
+                      help="Find rubrics, see where they come from; bring them in other formats into the service "
+                             "and take them out.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +151,125 @@ def export(
         _say(console, str(error))
         raise typer.Exit(1) from error
     _tell(console, exported.losses)
+
+
+@rubrics.command("search")
+def search(
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Words of the prompt and the criteria.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag; may be given several times: all of them.")] = None,
+    team: Annotated[str | None, typer.Option(help="The team that made it.")] = None,
+    category: Annotated[Category | None, typer.Option(help="Of one of the criteria.")] = None,
+    min_quality: Annotated[float | None, typer.Option(
+        min=0, max=1, help="The least share of its scored groups whose rewards have spread.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="The newest of them.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="The answer as it is.")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Find the rubrics that your team sees, newest first. Of what is given a rubric has everything."""
+    try:
+        with Client(url, api_key=os.environ.get("MARKSCHEME_API_KEY")) as client:
+            found = client.rubrics(text=text, tags=tag or (), team=team, category=category, min_quality=min_quality,
+                                   limit=limit)
+    except (MarkschemeError, ValueError) as error:
+        _say(Console(stderr=True), str(error))
+        raise typer.Exit(1) from error
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    console = _screen()
+    console.print(_table(found))
+    if found.has_more:
+        console.print("there are more than are shown: --limit, or more words")
+
+
+@rubrics.command("lineage")
+def lineage(
+    rubric_id: Annotated[str, typer.Argument(metavar="ID", help="The rubric.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The answer as it is.")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Show what a rubric was made from, what was made from it, and what came of training on it."""
+    try:
+        with Client(url, api_key=os.environ.get("MARKSCHEME_API_KEY")) as client:
+            found = client.lineage(rubric_id)
+    except (MarkschemeError, ValueError) as error:
+        _say(Console(stderr=True), str(error))
+        raise typer.Exit(1) from error
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    console = _screen()
+    for tree in _trees(found):
+        console.print(tree)
+    verdicts, use = found.verdicts, found.use
+    console.print(f"{use.groups} groups of your team and {use.other_teams_groups} of others, "
+                  f"quality {_share(use.quality)}; verdicts: {verdicts.met} met, {verdicts.not_met} not met, "
+                  f"{verdicts.unscored} rollouts unscored")
+    if found.truncated:
+        console.print("there is more than is shown")
+
+
+def _table(found: RubricList) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("id", no_wrap=True)
+    table.add_column("version", justify="right")
+    table.add_column("team")
+    table.add_column("quality", justify="right")
+    table.add_column("tags")
+    table.add_column("prompt", no_wrap=True)
+    for rubric in found.data:
+        table.add_row(rubric.id, str(rubric.version), rubric.team, _share(found.quality.get(rubric.id)),
+                      " ".join(rubric.tags), _beginning(rubric.prompt[-1].content))
+    return table
+
+
+def _trees(found: Lineage) -> list[Tree]:
+    """Rubrics under what they were made from; first what made a rubric, its responses and its runs."""
+    nodes = {node.id: node for node in found.nodes}
+    trees = {node.id: Tree(_line(node, node.id == found.rubric_id)) for node in found.nodes
+             if isinstance(node, LineageRubric)}
+    children = {edge.target: edge for edge in found.edges if edge.kind in ("version", "fork")}
+    for edge in found.edges:
+        if edge.kind == "scored":
+            trees[edge.source].add(_line(nodes[edge.target]))
+        elif edge.kind not in ("version", "fork"):
+            trees[edge.target].add(_line(nodes[edge.source]))
+    for target, edge in reversed(children.items()):
+        trees[edge.source].children.append(trees[target])
+    return [tree for rubric_id, tree in trees.items() if rubric_id not in children]
+
+
+def _line(node: LineageNode, asked: bool = False) -> str:
+    match node:
+        case LineageRubric():
+            marks = [node.origin, *(["retired"] if node.retired_at else []),
+                     *(["its parent is not shown to you any more"] if node.parent_hidden else [])]
+            return (f"{'* ' if asked else ''}{node.id}  version {node.version} of {node.team}  "
+                    f"quality {_share(node.quality)}  ({', '.join(marks)})")
+        case LineageMaker():
+            return f"{node.role.replace('_', ' ')}: {node.name}"
+        case LineageResponse():
+            said = f"“{_beginning(node.text)}”" if node.text is not None else "(text not kept)"
+            return f"{node.role} {node.key[:12]}: {said}"
+        case LineageRun():
+            change = "" if node.reward_change is None else (
+                f", reward {node.first_reward:.2f} → {node.last_reward:.2f} ({node.reward_change:+.2f})")
+            return (f"run {node.run}: {node.groups} groups, {node.groups_with_spread} with spread, "
+                    f"steps {node.first_step} to {node.last_step}{change}")
+
+
+def _beginning(text: str) -> str:
+    """A line of a text, without what a terminal would obey."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[:10 * SHOWN_LENGTH]).split())
+    return line if len(line) <= SHOWN_LENGTH else line[:SHOWN_LENGTH - 1] + "…"
+
+
+def _share(quality: float | None) -> str:
+    return "-" if quality is None else f"{quality:.2f}"
+
+
+def _screen() -> Console:
+    return Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def _import_one(file: Path, brought: Brought, console: Console) -> None:

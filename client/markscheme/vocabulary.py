@@ -32,9 +32,14 @@ Visibility = Literal["private", "organisation"]
 BudgetWindow = Literal["day", "month", "total"]
 Scope = Literal["read", "score", "induce", "admin"]
 UsageKey = Literal["team", "run", "rubric", "role", "judge", "day", "month"]
+EdgeKind = Literal["version", "fork", "contrasted", "made", "scored"]
+MakerRole = Literal["rubricator", "template", "teacher_model"]
+ResponseRole = Literal["teacher", "student"]
 ExchangeFormat = Literal["native", "ropd", "healthbench", "rar", "verifiers"]
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
+MAKER_ROLES: tuple[MakerRole, ...] = get_args(MakerRole)
+RESPONSE_ROLES: tuple[ResponseRole, ...] = get_args(ResponseRole)
 EXCHANGE_FORMATS: tuple[ExchangeFormat, ...] = get_args(ExchangeFormat)
 USAGE_KEYS: tuple[UsageKey, ...] = get_args(UsageKey)
 """By what the ledger can be added up."""

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from markscheme_server import telemetry
-from markscheme_server.api import errors, exchange, health, money, rubrics, scores, teams
+from markscheme_server.api import errors, exchange, health, lineage, money, rubrics, scores, teams
 from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
 from markscheme_server.api.middleware import Authenticated, BodyLimit, Observed, RequestId
@@ -109,7 +109,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
     app.add_middleware(Observed, drain=app.state.drain)
     telemetry.install(app)
     app.add_middleware(RequestId)
-    for router in (rubrics.router, exchange.router, scores.router, teacher_routes.router, teams.router, money.router,
-                   health.router):
+    for router in (rubrics.router, lineage.router, exchange.router, scores.router, teacher_routes.router, teams.router,
+                   money.router, health.router):
         app.include_router(router)
     return app

@@ -13,6 +13,7 @@ import pytest
 
 from fakes.processes import command
 from markscheme import Client
+from markscheme.schema import Run
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 CRITERIA = [{"text": f"It is {i}.", "points": i} for i in range(1, 5)]
@@ -45,6 +46,49 @@ def test_a_rubric_goes_out_into_a_file_and_comes_in(
     assert client.rubric(elsewhere.stdout.strip()).tags == ["a", "b"]
     shown = rubrics("export", made.id)
     assert json.loads(shown.stdout)["tags"] == ["numbers"]
+
+
+def test_rubrics_are_searched(rubrics: Callable[..., "subprocess.CompletedProcess[str]"], client: Client) -> None:
+    for i in range(3):
+        client.create_rubric(f"Count to {i},\x1b[31m slowly.", CRITERIA[:1], tags=["numbers", f"n{i}"])
+    poem = client.create_rubric("Write a [bold]poem.", [CRITERIA[0] | {"category": "observable_quality"}])
+    client.score([{"id": "g", "prompt": "Write a [bold]poem.", "rubric_id": poem.id, "rollouts": [
+        {"id": "a", "text": "x"}]}])
+    shown = rubrics("search", "counting", "--tag", "numbers", "--limit", "2")
+    lines = shown.stdout.splitlines()
+    assert lines[0].split() == ["id", "version", "team", "quality", "tags", "prompt"]
+    assert [line.split()[1:6] for line in lines[1:3]] == [["1", "default", "-", "numbers", f"n{i}"] for i in (2, 1)]
+    assert "\x1b" not in shown.stdout
+    assert "there are more" in lines[3]
+    one = json.loads(rubrics("search", "--category", "observable_quality", "--team", "default", "--json").stdout)
+    assert [rubric["id"] for rubric in one["data"]] == [poem.id]
+    assert "[bold]poem" in rubrics("search", "poem").stdout
+    assert rubrics("search", "--min-quality", "0.5").stdout.splitlines()[1:] == []
+    refused = rubrics("search", "--tag", "two words")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "tag" in refused.stderr
+    assert [r.id for r in client.rubrics(text="count", tags=["numbers", "n0"], retired=False).data] == [
+        client.rubrics(tags=["n0"]).data[0].id]
+
+
+def test_a_lineage_is_shown(rubrics: Callable[..., "subprocess.CompletedProcess[str]"], client: Client) -> None:
+    prompt = "Describe autumn. Do not use any commas."
+    made = client.induce(prompt, student_responses=["red, brown"], teacher_responses=["Golden\nleaves fall"])
+    edited = client.fork_rubric(made.id, [CRITERIA[0] | {"check": {"kind": "contains", "texts": ["leaves"]}}])
+    for step, text in enumerate(("leaves", "wind")):
+        client.score([{"id": "g", "prompt": prompt, "rubric_id": edited.id, "rollouts": [
+            {"id": "a", "text": text}, {"id": "b", "text": "leaves, wind"}]}], run=Run(id="run-7", step=step))
+    done = rubrics("lineage", edited.id)
+    lines = [line.strip(" │├└─") for line in done.stdout.splitlines()]
+    assert lines[0] == f"{made.id}  version 1 of default  quality -  (induced)"
+    assert f"* {edited.id}  version 2 of default  quality 0.50  (forked)" in lines
+    assert "“Golden leaves fall”" in done.stdout
+    assert "student" in done.stdout
+    assert "run run-7: 2 groups, 1 with spread, steps 0 to 1, reward 1.00 → 0.50 (-0.50)" in lines
+    assert lines[-1] == ("2 groups of your team and 0 of others, quality 0.50; verdicts: 2 met, 1 not met, "
+                         "0 rollouts unscored")
+    assert json.loads(rubrics("lineage", edited.id, "--json").stdout)["rubric_id"] == edited.id
+    assert "there is no such rubric" in rubrics("lineage", "rub_none").stderr
 
 
 def test_what_cannot_be_imported_is_explained(rubrics: Callable[..., "subprocess.CompletedProcess[str]"],

@@ -125,6 +125,8 @@ class RubricList(Wire):
     object: Literal["list"] = "list"
     data: list[Rubric]
     has_more: bool
+    quality: dict[str, float] = Field(default={}, description=(
+        "By rubric id, where it has scored groups: the share of them, of all teams, whose rewards have spread"))
 
 
 ReusedTeacherModel = Annotated[ModelName | None, Field(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from markscheme import schema
-from markscheme.vocabulary import RubricOrigin
+from markscheme.vocabulary import Category, RubricOrigin
 from markscheme_server.api import idempotency
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
@@ -36,7 +36,7 @@ from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.base import Response as StudentText
 from markscheme_server.judge.builtin.checks import validate_check
 from markscheme_server.store.audit import actor_of
-from markscheme_server.store.rubrics import Filters, NotTheirs, UnknownTeams
+from markscheme_server.store.rubrics import Filters, NotTheirs, Search, UnknownTeams
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
@@ -102,20 +102,37 @@ async def induce_rubric(payload: schema.InduceRequest, caller: Inducer, services
     return answer
 
 
-@router.get("/rubrics", summary="List rubrics, newest first")
+@router.get("/rubrics", summary="Find rubrics, newest first")
 async def list_rubrics(
     caller: Reader,
     services: UsesServices,
     prompt: PromptText = None,
     key: PromptKey = None,
     origin: RubricOrigin | None = None,
+    text: Annotated[str | None, Query(max_length=1000, pattern=NO_NUL, description=(
+        "Words that are all in the prompt or the criteria, whatever their endings"))] = None,
+    tag: Annotated[list[schema.Tag] | None, Query(max_length=32, description="All of them")] = None,
+    category: Annotated[Category | None, Query(description="Of one of the criteria")] = None,
+    team: Annotated[schema.TeamName | None, Query(description="The team that made it")] = None,
+    teacher_model: Annotated[schema.ModelName | None, Query()] = None,
+    rubricator: Annotated[schema.ModelName | None, Query(
+        description="How provenance.rubricator begins, as in openai/MODEL@")] = None,
+    min_quality: Annotated[float | None, Query(ge=0, le=1, description=(
+        "The least share of its scored groups whose rewards have spread"))] = None,
+    retired: Annotated[bool | None, Query(description="Only retired ones, or only others")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL, description="The last id of a page")] = None,
 ) -> schema.RubricList:
+    """What the caller's team sees; all that is given narrows it down. ``quality`` counts every team's groups."""
     if prompt is not None:
         key = prompt_key(messages_of(prompt))
-    found, more = await services.store.rubrics.page(caller.team, key=key, origin=origin, after=after, limit=limit)
-    return schema.RubricList(data=await shown_rubrics(services, caller, found), has_more=more)
+    found, more = await services.store.rubrics.page(caller.team, Search(
+        prompt_key=key, origin=origin, text=text, tags=tag or (), category=category, team=team,
+        teacher_model=teacher_model, rubricator=rubricator, min_quality=min_quality, retired=retired, after=after,
+        limit=limit))
+    return schema.RubricList(
+        data=await shown_rubrics(services, caller, found), has_more=more,
+        quality=await services.store.rubrics.quality(caller.team, [rubric.id for rubric in found]) if found else {})
 
 
 @router.get("/rubrics/{rubric_id:id}", summary="Read a rubric")

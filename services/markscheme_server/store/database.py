@@ -26,6 +26,8 @@ BUSY_TIMEOUT_MS = 30_000
 POOL_SIZE = 10
 """Connections of one process. Reads and writes come in batches, so that few are enough; none is opened for a rush."""
 _TEAM = re.compile(r"[a-z0-9._-]+")
+_WORD = re.compile(r"[^\W_]+")
+_ENGLISH: sa.ColumnElement[Any] = sa.literal_column("'english'")
 
 Sight = NewType("Sight", str)
 """Whose rows a transaction sees and may write. Every transaction says so when it begins: PostgreSQL's row-level
@@ -209,6 +211,28 @@ class Database:
         """The keys, each once and in order, as :meth:`each` and :meth:`in_keys` take them."""
         ordered = sorted(set(keys))
         return json.dumps(ordered) if self._is_sqlite else ordered
+
+    def contains(self, column: sa.Column[Any], element: str | Mapping[str, str]) -> sa.ColumnElement[bool]:
+        """Whether the JSON array in ``column`` has this text among its elements, or an object with these fields."""
+        if not self._is_sqlite:
+            return sa.cast(column, postgresql.JSONB).contains([element])
+        each = sa.func.json_each(column).table_valued("value").c.value
+        same = [each == element] if isinstance(element, str) else [
+            sa.func.json_extract(each, f"$.{name}") == value for name, value in element.items()]
+        return sa.exists(sa.select(each).where(*same))
+
+    def searchable(self, words: str) -> Any:
+        """Words as a column that is searched in keeps them."""
+        return words if self._is_sqlite else sa.func.to_tsvector(_ENGLISH, words)
+
+    def finds(self, text: str, column: sa.Column[Any], key: sa.Column[Any],
+              index: sa.TableClause) -> sa.ColumnElement[bool]:
+        """Whether all words of ``text`` are in ``column``, whatever their endings; nothing in it is syntax. A text
+        without anything to search for finds nothing. ``index``: SQLite's, which holds the words beside the ``key``."""
+        if not self._is_sqlite:
+            return column.bool_op("@@")(sa.func.plainto_tsquery(_ENGLISH, text))
+        words = " ".join(f'"{word}"' for word in dict.fromkeys(_WORD.findall(text)))
+        return key.in_(sa.select(index.c.rubric_id).where(index.c.words.match(words))) if words else sa.false()
 
     @property
     def _is_sqlite(self) -> bool:

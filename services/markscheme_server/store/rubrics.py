@@ -1,26 +1,33 @@
 """Rubrics, the prompts they are for, and the memo of inductions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme.vocabulary import RubricOrigin, Visibility
+from markscheme.vocabulary import Category, RubricOrigin, Visibility
 from markscheme_server.domain.fingerprint import ChatMessage, content_hash, prompt_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.batching import Batcher
 from markscheme_server.store.claims import Claim, ClaimLost, ClaimStore
-from markscheme_server.store.database import Database, sight_of
+from markscheme_server.store.database import EVERYONE, Database, sight_of
 from markscheme_server.store.ids import as_utc, new_id, now
-from markscheme_server.store.tables import inductions, prompts, rubrics, shares, teams
+from markscheme_server.store.tables import assignments, inductions, prompts, rubric_words, rubrics, shares, teams
 
-_SELECT = sa.select(rubrics, prompts.c.messages).join(prompts, prompts.c.key == rubrics.c.prompt_key)
+_SELECT = sa.select(*(c for c in rubrics.c if c is not rubrics.c.words), prompts.c.messages).join(
+    prompts, prompts.c.key == rubrics.c.prompt_key)
+_NEWEST_FIRST = (rubrics.c.created_at.desc(), rubrics.c.id.desc())
 _WISH = ("viewer", "wanted", "teacher_model", "rubricator")
 OWN, SHARED, ORGANISATION = 0, 1, 2
 """How near a visible rubric is to a team: what is nearer is taken first."""
+SEARCHED_LENGTH = 50_000
+"""Characters of a rubric that are searched in: what PostgreSQL can hold of any text."""
+QUALITY = sa.func.avg(sa.case((assignments.c.reward_spread > 0, 1.0), else_=0.0), type_=sa.Double).filter(
+    assignments.c.reward_spread.is_not(None))
+"""Of a rubric's scored groups, the share whose rewards have spread. No groups: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,28 @@ class Filters:
 
     teacher_model: str | None = None
     rubricator: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Which rubrics to list, ``limit`` of them from behind the rubric ``after``. ``None``: any.
+
+    ``text``: words of its prompt and criteria; ``tags``: it has all of them; ``category``: of one of its criteria;
+    ``rubricator``: how the name of what induced it begins; ``min_quality``: the least :data:`QUALITY`.
+    """
+
+    prompt_key: str | None = None
+    origin: RubricOrigin | None = None
+    text: str | None = None
+    tags: Sequence[str] = ()
+    category: Category | None = None
+    team: str | None = None
+    teacher_model: str | None = None
+    rubricator: str | None = None
+    min_quality: float | None = None
+    retired: bool | None = None
+    after: str | None = None
+    limit: int = 20
 
 
 class NotTheirs(Exception):
@@ -180,23 +209,58 @@ class RubricStore:
             return (await self._fetch(connection, _SELECT.where(rubrics.c.id == rubric_id,
                                                                 rubrics.c.team == team)))[0]
 
-    async def page(self, team: str, *, key: str | None, origin: str | None, after: str | None,
-                   limit: int) -> tuple[list[Rubric], bool]:
-        """What the team sees, newest first, from behind the rubric ``after``; and whether there are more."""
-        query = _SELECT.where(visible(team))
-        if key is not None:
-            query = query.where(rubrics.c.prompt_key == key)
-        if origin is not None:
-            query = query.where(rubrics.c.origin == origin)
-        if after is not None:
+    async def page(self, team: str, search: Search) -> tuple[list[Rubric], bool]:
+        """What the team sees and looks for, newest first; and whether there are more."""
+        query = _SELECT.where(visible(team), *self._conditions(search))
+        if search.after is not None:
             edge = sa.select(rubrics.c.created_at, rubrics.c.id).where(
-                rubrics.c.id == after, visible(team)).subquery()
+                rubrics.c.id == search.after, visible(team)).subquery()
             query = query.join(edge, sa.or_(
                 rubrics.c.created_at < edge.c.created_at,
                 sa.and_(rubrics.c.created_at == edge.c.created_at, rubrics.c.id < edge.c.id)))
-        query = query.order_by(rubrics.c.created_at.desc(), rubrics.c.id.desc()).limit(limit + 1)
-        found = await self._select(team, query)
-        return found[:limit], len(found) > limit
+        query = query.order_by(*_NEWEST_FIRST).limit(search.limit + 1)
+        if search.min_quality is None:
+            async with self._db.reading(sight_of(team)) as connection:
+                found = await self._fetch(connection, query)
+        else:
+            # Every team's groups count, and no team sees another's.
+            quality = sa.select(QUALITY).where(assignments.c.rubric_id == rubrics.c.id).scalar_subquery()
+            async with self._db.reading(EVERYONE) as connection:
+                ids = (await connection.execute(query.with_only_columns(rubrics.c.id).where(
+                    quality >= search.min_quality))).scalars().all()
+            found = await self.read(team, ids)
+        return found[:search.limit], len(found) > search.limit
+
+    async def read(self, team: str, rubric_ids: Sequence[str]) -> list[Rubric]:
+        """Those of these rubrics that the team sees, newest first."""
+        query = _SELECT.where(self._db.in_keys(rubrics.c.id, "keys"), visible(team)).order_by(*_NEWEST_FIRST)
+        async with self._db.reading(sight_of(team)) as connection:
+            return await self._fetch(connection, query, {"keys": self._db.keys(rubric_ids)})
+
+    async def quality(self, team: str, rubric_ids: Sequence[str]) -> dict[str, float]:
+        """The :data:`QUALITY` of those of these rubrics that the team sees, where it is known."""
+        query = (sa.select(rubrics.c.id, QUALITY).join(assignments, assignments.c.rubric_id == rubrics.c.id)
+                 .where(self._db.in_keys(rubrics.c.id, "keys"), visible(team)).group_by(rubrics.c.id))
+        async with self._db.reading(EVERYONE) as connection:
+            rows = await connection.execute(query, {"keys": self._db.keys(rubric_ids)})
+            return {rubric_id: quality for rubric_id, quality in rows if quality is not None}
+
+    def _conditions(self, search: Search) -> Iterator[sa.ColumnElement[bool]]:
+        r = rubrics.c
+        for column, wanted in ((r.prompt_key, search.prompt_key), (r.origin, search.origin), (r.team, search.team),
+                               (r.provenance["teacher_model"].as_string(), search.teacher_model)):
+            if wanted is not None:
+                yield column == wanted
+        if search.text is not None:
+            yield self._db.finds(search.text, r.words, r.id, rubric_words)
+        for tag in search.tags:
+            yield self._db.contains(r.tags, tag)
+        if search.category is not None:
+            yield self._db.contains(r.criteria, {"category": search.category})
+        if search.rubricator is not None:
+            yield _begins(r.provenance["rubricator"].as_string(), search.rubricator)
+        if search.retired is not None:
+            yield r.retired_at.is_not(None) if search.retired else r.retired_at.is_(None)
 
     async def save(self, *, team: str, prompt: Sequence[ChatMessage], criteria: Sequence[Criterion],
                    origin: RubricOrigin, tags: Sequence[str] = (), provenance: Mapping[str, Any],
@@ -237,7 +301,8 @@ class RubricStore:
                     id=saved.id, team=team, prompt_key=key, version=saved.version, parent_id=saved.parent_id,
                     content_hash=hashed, criteria=[_plain(c) for c in criteria], origin=origin, tags=list(tags),
                     provenance=dict(provenance), created_at=saved.created_at, cost_usd=cost_usd,
-                    words="\n".join([*(m["content"] for m in prompt), *(c.text for c in criteria)])))
+                    words=self._db.searchable("\n".join([
+                        *(c.text for c in criteria), *(m["content"] for m in prompt)])[:SEARCHED_LENGTH])))
                 await record(connection, actor, f"rubric.{origin}", f"rubric:{saved.id}", {"version": saved.version})
             else:
                 saved = last
@@ -254,13 +319,10 @@ class RubricStore:
             await connection.execute(sa.text("SELECT pg_advisory_xact_lock(:k)"),
                                      {"k": int(key[:15], 16)})
 
-    async def _select(self, team: str, query: sa.Select[Any]) -> list[Rubric]:
-        async with self._db.reading(sight_of(team)) as connection:
-            return await self._fetch(connection, query)
-
     @staticmethod
-    async def _fetch(connection: AsyncConnection, query: sa.Select[Any]) -> list[Rubric]:
-        return [_rubric(dict(row)) for row in (await connection.execute(query)).mappings()]
+    async def _fetch(connection: AsyncConnection, query: sa.Select[Any],
+                     parameters: Mapping[str, Any] | None = None) -> list[Rubric]:
+        return [_rubric(dict(row)) for row in (await connection.execute(query, parameters)).mappings()]
 
 
 def _plain(criterion: Criterion) -> dict[str, Any]:

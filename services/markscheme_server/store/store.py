@@ -12,6 +12,7 @@ from markscheme_server.store.claims import ClaimStore
 from markscheme_server.store.database import NOBODY, Database, create_engine
 from markscheme_server.store.idempotency import IdempotencyStore
 from markscheme_server.store.ids import new_id
+from markscheme_server.store.lineage import LineageStore
 from markscheme_server.store.rubrics import RubricStore
 from markscheme_server.store.teachers import TeacherBank
 from markscheme_server.store.teams import TeamStore
@@ -28,6 +29,7 @@ class Store:
         self.claims = ClaimStore(self.database, owner=self.owner, lease_s=claim_lease_s)
         self.teams = TeamStore(self.database)
         self.rubrics = RubricStore(self.database, self.claims)
+        self.lineage = LineageStore(self.database, self.rubrics)
         self.verdicts = VerdictStore(self.database, self.claims)
         self.assignments = AssignmentStore(self.database)
         self.teachers = TeacherBank(self.database)

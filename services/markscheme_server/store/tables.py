@@ -7,6 +7,7 @@ another table's row have an index: without one the database reads the whole tabl
 from datetime import datetime
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 metadata = sa.MetaData(naming_convention={
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -16,6 +17,8 @@ metadata = sa.MetaData(naming_convention={
 })
 
 KEY = sa.String(64)
+WORDS = sa.Text().with_variant(postgresql.TSVECTOR(), "postgresql")
+"""What is searched in: PostgreSQL keeps its words as it compares them, for SQLite triggers copy them into an index."""
 
 
 def _created() -> sa.Column[datetime]:
@@ -87,12 +90,16 @@ rubrics = sa.Table(
     sa.Column("visibility", sa.String(16), nullable=False, server_default="private"),
     sa.Column("retired_at", sa.DateTime(timezone=True)),
     sa.Column("cost_usd", sa.Double),
-    sa.Column("words", sa.Text, nullable=False, server_default=""),
+    sa.Column("words", WORDS, nullable=False, server_default=""),
     _created(),
     sa.UniqueConstraint("team", "prompt_key", "version"),
     sa.Index(None, "team", "created_at", "id"),
     sa.Index(None, "prompt_key"),
+    sa.Index(None, "parent_id"),
 )
+
+rubric_words = sa.table("rubric_words", sa.column("rubric_id"), sa.column("words"))
+"""SQLite's full-text index of :data:`rubrics`; there is none in PostgreSQL."""
 
 shares = sa.Table(
     "shares", metadata,
@@ -146,6 +153,7 @@ verdicts = sa.Table(
     _created(),
     sa.Index(None, "created_at"),
     sa.Index(None, "call_id"),
+    sa.Index(None, "prompt_key", "criterion_key"),
 )
 
 assignments = sa.Table(

@@ -25,6 +25,7 @@ class Known:
     team: str
     number: int
     word: str
+    parent: str | None = None
     open_to_all: bool = False
     shared: set[str] = field(default_factory=set)
     retired: bool = False
@@ -58,7 +59,7 @@ def machine(url: str, keys: dict[str, str]) -> type[RuleBasedStateMachine]:
                 assert self.known[name] is newest
                 assert (newest.word, newest.retired) == (word, False)
                 return multiple()
-            self.known[name] = Known(team, len(self.known), word)
+            self.known[name] = Known(team, len(self.known), word, answer.json()["parent_id"])
             return name
 
         @rule(target=rubrics, team=teams, word=st.sampled_from(("red", "blue")))
@@ -88,6 +89,29 @@ def machine(url: str, keys: dict[str, str]) -> type[RuleBasedStateMachine]:
             known.shared = set(change["shared_with"]) - {team} if "shared_with" in change else known.shared
             known.retired = change.get("retired", known.retired)
             assert set(answer.json()["shared_with"]) == known.shared
+
+        def relatives(self, name: str, team: str) -> set[str]:
+            """The rubrics that are reached from one over those that the team sees."""
+            seen = {other: known for other, known in self.known.items() if known.seen_by(team)}
+            found, above = {name}, seen[name].parent
+            while above in seen:
+                found.add(above)
+                above = seen[above].parent
+            below = {name}
+            while below:
+                found |= below
+                below = {other for other, known in seen.items() if known.parent in below}
+            return found
+
+        @rule(name=rubrics, team=teams)
+        def history(self, name: str, team: str) -> None:
+            answer = clients[team].get(f"/v1/rubrics/{name}/lineage")
+            if not self.known[name].seen_by(team):
+                assert answer.status_code == 404
+                return
+            told = {node["id"] for node in answer.json()["nodes"] if node["kind"] == "rubric"}
+            assert told == self.relatives(name, team)
+            assert not any(other in answer.text for other in set(self.known) - told)
 
         @invariant()
         def each_team_sees_what_it_may_and_gets_the_nearest(self) -> None:

@@ -40,6 +40,7 @@ CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
     ("POST", "/v1/rubrics:import"): ("induce", {"format": "rar", "content": {
         "question": PROMPT, "rubric": [{"title": "c1", "description": "It names red.", "weight": 1}]}}),
     ("GET", "/v1/rubrics/{rubric_id}/export"): ("read", None),
+    ("GET", "/v1/rubrics/{rubric_id}/lineage"): ("read", None),
     ("POST", "/v1/rubrics:induce"): ("induce", {"prompt": "Use no commas.", "student_responses": ["a, b"]}),
     ("POST", "/v1/scores"): ("score", SCORE),
     ("POST", "/v1/teacher-responses"): ("induce", {"entries": [{"prompt": PROMPT, "responses": ["red"]}]}),

@@ -13,7 +13,7 @@ from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.migrating import migrate
-from markscheme_server.store.rubrics import Filters
+from markscheme_server.store.rubrics import Filters, Search
 from markscheme_server.store.store import Store
 from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
 
@@ -73,7 +73,7 @@ async def test_pages_hold_each_rubric_once(store: Store) -> None:
                                      actor=Actor("pages")) for i in range(5)]
     seen, after, more = [], None, True
     while more:
-        page, more = await store.rubrics.page("pages", key=None, origin=None, after=after, limit=2)
+        page, more = await store.rubrics.page("pages", Search(after=after, limit=2))
         seen += [r.id for r in page]
         after = page[-1].id
     assert seen == [r.id for r in reversed(made)]

@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 revision = '0004'
 down_revision = '0003'
@@ -43,7 +44,9 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column('erased_at', sa.DateTime(timezone=True), nullable=True))
     with op.batch_alter_table('rubrics', schema=None) as batch_op:
         batch_op.add_column(sa.Column('cost_usd', sa.Double(), nullable=True))
-        batch_op.add_column(sa.Column('words', sa.Text(), server_default='', nullable=False))
+        batch_op.add_column(sa.Column('words', sa.Text().with_variant(postgresql.TSVECTOR(), 'postgresql'),
+                                      server_default='', nullable=False))
+        batch_op.create_index(batch_op.f('ix_rubrics_parent_id'), ['parent_id'], unique=False)
     with op.batch_alter_table('judge_calls', schema=None) as batch_op:
         batch_op.add_column(sa.Column('run_id', sa.String(length=200), nullable=True))
         batch_op.add_column(sa.Column('rubric_id', sa.String(length=40), nullable=True))
@@ -52,6 +55,8 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f('ix_judge_calls_team_created_at'), ['team', 'created_at'], unique=False)
     with op.batch_alter_table('verdicts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('cost_usd', sa.Double(), nullable=True))
+        batch_op.create_index(batch_op.f('ix_verdicts_prompt_key_criterion_key'), ['prompt_key', 'criterion_key'],
+                              unique=False)
     with op.batch_alter_table('assignments', schema=None) as batch_op:
         batch_op.add_column(sa.Column('cached_verdicts', sa.Integer(), nullable=True))
         batch_op.add_column(sa.Column('saved_usd', sa.Double(), nullable=True))
@@ -126,9 +131,10 @@ def downgrade() -> None:
     for table in ('audit_entries', 'holds', 'budgets', 'past_usage'):
         op.drop_table(table)
     for table, columns, index in (
-            ('assignments', ('saved_usd', 'cached_verdicts'), 'ix_assignments_rubric_id'), ('verdicts', ('cost_usd',), None),
+            ('assignments', ('saved_usd', 'cached_verdicts'), 'ix_assignments_rubric_id'),
+            ('verdicts', ('cost_usd',), 'ix_verdicts_prompt_key_criterion_key'),
             ('judge_calls', ('cost_usd', 'cached_tokens', 'rubric_id', 'run_id'), 'ix_judge_calls_team_created_at'),
-            ('rubrics', ('words', 'cost_usd'), None), ('teams', ('erased_at', 'rpm'), None)):
+            ('rubrics', ('words', 'cost_usd'), 'ix_rubrics_parent_id'), ('teams', ('erased_at', 'rpm'), None)):
         with op.batch_alter_table(table, schema=None) as batch_op:
             if index:
                 batch_op.drop_index(index)
@@ -154,7 +160,7 @@ def _secure(table: str, reads: str, writes: str | None) -> None:
 
 
 def _fill_words() -> None:
-    """What a rubric is found by: its prompt's texts and its criteria's."""
+    """What a rubric is found by: the beginning of its prompt's texts and its criteria's."""
     connection = op.get_bind()
     rubrics = sa.table("rubrics", sa.column("id"), sa.column("prompt_key"), sa.column("criteria", sa.JSON),
                        sa.column("words"))
@@ -162,19 +168,18 @@ def _fill_words() -> None:
     found = connection.execute(sa.select(rubrics.c.id, rubrics.c.criteria, prompts.c.messages).join(
         prompts, prompts.c.key == rubrics.c.prompt_key)).all()
     for rubric_id, criteria, messages in found:
-        words = "\n".join([message["content"] for message in messages] + [each["text"] for each in criteria])
-        connection.execute(sa.update(rubrics).where(rubrics.c.id == rubric_id).values(words=words))
+        words = "\n".join([each["text"] for each in criteria] + [message["content"] for message in messages])[:50_000]
+        connection.execute(sa.update(rubrics).where(rubrics.c.id == rubric_id).values(
+            words=sa.func.to_tsvector(sa.text("'english'"), words) if _is_postgresql() else words))
 
 
 POSTGRESQL = (
-    "CREATE INDEX ix_rubrics_words ON rubrics USING gin (to_tsvector('english', words))",
     """CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS
        $$BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END$$""",
     """CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_entries
        EXECUTE FUNCTION refuse_change()""",
 )
-POSTGRESQL_BACK = ("DROP INDEX ix_rubrics_words", "DROP TRIGGER append_only ON audit_entries",
-                   "DROP FUNCTION refuse_change")
+POSTGRESQL_BACK = ("DROP TRIGGER append_only ON audit_entries", "DROP FUNCTION refuse_change")
 # The index is a table of its own: rows of "rubrics" have no number that would stay the same.
 SQLITE = (
     "CREATE VIRTUAL TABLE rubric_words USING fts5(rubric_id UNINDEXED, words, tokenize = 'porter unicode61')",
