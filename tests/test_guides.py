@@ -27,10 +27,12 @@ def run(guide: str, url: str, home: Path) -> list[str]:
 def test_two_teams_one_rubric(serve: Callable[..., str], tmp_path: Path) -> None:
     said = run("teams.md", serve(key_pepper=PEPPER), tmp_path)
     begin = said.index("blue reads it: 404")
-    shared, chosen, origin, reward, forked, cost, spent, taken_back, revoked, *listed = said[begin + 1:]
+    shared, found, chosen, origin, reward, forked, edge, hidden, cost, spent, taken_back, revoked, *listed = said[
+        begin + 1:]
     assert (shared, origin, reward, forked, taken_back) == ("['blue']", "reused", "1.0", "blue", "[]")
     assert (cost, spent) == ("0.0", "0.0")
     assert re.fullmatch(r"rub_[0-9a-f]+", chosen)
+    assert (found, edge, hidden) == (chosen, "'fork'", "[]")
     assert re.fullmatch(r"mk_\w{8} of team blue is revoked", revoked)
     assert ["revoked" in line for line in listed] == [False, True, False]
     assert "blue's trainer" in listed[2]

@@ -141,6 +141,23 @@ def test_a_service_that_is_away_ends_it_at_once(rubrics: Callable[..., "subproce
     assert done.stderr.count("markscheme serve") == 1
 
 
+def test_the_readmes_examples_of_finding_work_as_printed(serve: Callable[..., str], tmp_path: Path) -> None:
+    url = serve(api_key="k")
+    with Client(url, api_key="k") as client:
+        made = client.create_rubric("Name a primary colour.", CRITERIA[:1], tags=["colours"])
+    blocks = [re.findall(r"^```bash\n(.*?)^```$", README[README.index(f"#### {name}\n"):], re.MULTILINE | re.DOTALL)[0]
+              for name in ("Finding rubrics", "Lineage")]
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "".join(blocks).replace("localhost:8321", url.removeprefix("http://"))],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, env=os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "ID": made.id, "KEY": "k",
+            "MARKSCHEME_URL": url, "MARKSCHEME_API_KEY": "k"})
+    assert done.returncode == 0, done.stderr
+    assert f'"id":"{made.id}"' in done.stdout
+    assert f"* {made.id}  version 1 of default" in done.stdout
+    assert '"object":"lineage"' in done.stdout
+
+
 def test_the_block_of_the_readme_works_as_printed(serve: Callable[..., str], tmp_path: Path) -> None:
     url = serve(api_key="k")
     with Client(url, api_key="k") as client:

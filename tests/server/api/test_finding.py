@@ -141,8 +141,9 @@ def test_hostile_questions(member: Team) -> None:  # noqa: F811
     red = member("red")
     rubric = make(red, "Compare apples AND oranges, near the words: column*")
     for text in ('"apples', "apples'", "apples AND oranges", "NEAR(apples oranges)", "words:apples", "apples*",
-                 "^apples", "apples; DROP TABLE rubrics", "(apples", "apples\\", "{apples oranges}", "apples & oranges | !compare",
-                 "apples:*B", "%apples%", "-apples", '"apples oranges"', "apples\noranges", "𝔞𝔭 apples", "a" * 1000,
+                 "^apples", "apples; DROP TABLE rubrics", "(apples", "apples\\", "{apples oranges}",
+                 "apples & oranges | !compare", "apples:*B", "%apples%", "-apples", '"apples oranges"',
+                 "apples\noranges", "𝔞𝔭 apples", "a" * 1000,
                  " ".join("a" * 500), "apples " * 125, "+".join(f"w{i}" for i in range(200)), "😀 é ǆ", "apples --",
                  "' OR 1=1 --"):
         assert ask(red, text=text).status_code == 200, text
@@ -152,5 +153,6 @@ def test_hostile_questions(member: Team) -> None:  # noqa: F811
         assert found(red, text=text) == [], text
     for wrong in ({"text": "a" * 1001}, {"text": "a\x00b"}, {"tag": "two words"}, {"tag": "a\x00"}, {"tag": "'--"},
                   {"category": "none"}, {"team": "Red!"}, {"team": "\x00"}, {"min_quality": 1.1},
-                  {"min_quality": "nan"}, {"retired": "maybe"}, {"teacher_model": "a\x00b"}, {"rubricator": ""}, {"tag": ["t"] * 33}, {"origin": "stolen"}):
+                  {"min_quality": "nan"}, {"retired": "maybe"}, {"teacher_model": "a\x00b"}, {"rubricator": ""},
+                  {"tag": ["t"] * 33}, {"origin": "stolen"}):
         assert ask(red, **wrong).status_code == 422, wrong
