@@ -24,7 +24,7 @@ TEXT_LENGTH = 4000
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
 
-@router.get("/rubrics/{rubric_id}/lineage", summary="What a rubric was made from, and what came of it")
+@router.get("/rubrics/{rubric_id:id}/lineage", summary="What a rubric was made from, and what came of it")
 async def read_lineage(rubric_id: str, caller: Reader, services: UsesServices) -> schema.Lineage:
     """Parents, later versions and forks; the responses it was contrasted from, and what made it; the caller's team's
     runs and verdicts; of other teams' use, how much there was."""

@@ -83,7 +83,8 @@ def test_bad_bodies(connection: http.client.HTTPConnection, path: str, body: byt
     status, answer = ask(connection, "POST", path, body)
     assert 400 <= status < 500
     ErrorBody.model_validate(answer)
-    assert ask(connection, "GET", "/v1/rubrics") == (200, {"object": "list", "data": [], "has_more": False})
+    assert ask(connection, "GET", "/v1/rubrics") == (
+        200, {"object": "list", "data": [], "has_more": False, "quality": {}})
 
 
 @pytest.mark.parametrize(("method", "path", "expected"), [
