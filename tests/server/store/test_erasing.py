@@ -22,10 +22,10 @@ from markscheme_server.grading.wire import from_rubric
 from markscheme_server.store import erasing, walking
 from markscheme_server.store.assignments import Outcome, Place, ScoredRollout
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.budgets import Budget, UnknownTeam, Wish
+from markscheme_server.store.budgets import UnknownTeam, Wish
 from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.idempotency import Address, Begun
-from markscheme_server.store.ids import new_id, now
+from markscheme_server.store.ids import new_id
 from markscheme_server.store.migrating import migrate
 from markscheme_server.store.rubrics import UnknownTeams
 from markscheme_server.store.store import Store
@@ -87,8 +87,8 @@ async def answer(store: Store, team: str, key: str, body: str) -> None:
 async def fill(store: Store) -> dict[str, Any]:
     """Three teams with a row of every kind, and with what ties them together; red's shared rubrics by use."""
     for team in TEAMS:
-        await identity(store).create_team(team)
-        _, key = await identity(store).create_key(team, ["read"], label=word(team))
+        await identity(store).create_team(team, actor=Actor())
+        _, key = await identity(store).create_key(team, ["read"], label=word(team), actor=Actor())
         await store.teams.used(key.prefix)
     for team in TEAMS:
         own = [{"role": "user", "content": f"Tell of {word(team)}."}]
@@ -105,7 +105,7 @@ async def fill(store: Store) -> dict[str, Any]:
         await store.verdicts.save(Reply(team, [verdict], JudgeCall(
             "verifier", "judge", ("c",), usage, None, run_id(team), first.id)))
         await answer(store, team, word(team), word(team))
-        await store.budgets.put(Budget(team, run_id(team), 9.0, None, "day", now(), 0.0), Actor(team))
+        await store.budgets.put(team, run_id(team), hard_usd=9.0, soft_usd=None, window="day", actor=Actor(team))
         assert await store.budgets.hold(Wish(new_id("hold"), team, run_id(team), 0.1)) == "granted"
         async with store.database.writing(EVERYONE) as connection:
             await connection.execute(past_usage.insert().values(
@@ -262,25 +262,25 @@ async def test_what_is_brought_late_is_refused_and_its_neighbours_are_kept(store
 
 async def test_the_name_is_never_anothers_and_nothing_can_be_done_with_it(store: Store) -> None:
     known = await fill(store)
-    secret, key = await identity(store).create_key("red", ["admin"])
+    secret, key = await identity(store).create_key("red", ["admin"], actor=Actor())
     used: Rubric = known["used"]
     assert await store.rubrics.find("green", used.id) is not None
     await erase_team(store, "red", Actor())
     who = identity(store)
     with pytest.raises(Conflict, match="was the name of a team that was erased"):
-        await who.create_team("red")
+        await who.create_team("red", actor=Actor())
     with pytest.raises(Conflict, match="already"):
-        await who.create_team("blue")
+        await who.create_team("blue", actor=Actor())
     with pytest.raises(NotFound):
-        await who.create_key("red", ["read"])
+        await who.create_key("red", ["read"], actor=Actor())
     with pytest.raises(Conflict):
-        await who.rotate(key.prefix, overlap=timedelta(days=1))
+        await who.rotate(key.prefix, overlap=timedelta(days=1), actor=Actor())
     with pytest.raises(Unauthorised, match="was revoked"):
         await who.authenticate(secret)
     with pytest.raises(UnknownTeams):
         await store.rubrics.change("blue", known["fork"].id, shared_with=["red"], actor=Actor("blue"))
     with pytest.raises(UnknownTeam):
-        await store.budgets.put(Budget("red", None, 1.0, None, "day", now(), 0.0), Actor())
+        await store.budgets.put("red", None, hard_usd=1.0, soft_usd=None, window="day", actor=Actor())
     assert "red" not in [team.name for team in await who.teams()]
     assert [await store.rubrics.find(team, used.id) for team in TEAMS[1:]] == [None, None]
     # A step that was scored by it is found as it was, and there is no rubric for it.

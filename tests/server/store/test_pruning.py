@@ -16,7 +16,7 @@ from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.store import tables, walking
 from markscheme_server.store.assignments import Outcome, Place, ScoredRollout
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.budgets import Budget, Wish
+from markscheme_server.store.budgets import Wish
 from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.idempotency import Address, Begun
 from markscheme_server.store.ids import now
@@ -226,7 +226,7 @@ async def test_pruning_keeps_the_books_at_any_age(store: Store, monkeypatch: pyt
     monkeypatch.setattr(walking, "WINDOW", 7)
     await fill_books(store)
     before, rows = await books(store), await contents(store)
-    spent_before = await store.budgets.put(Budget("u", None, 9.0, None, "total", now(), 0.0), Actor("u"))
+    spent_before = await store.budgets.put("u", None, hard_usd=9.0, soft_usd=None, window="total", actor=Actor("u"))
     for days in (200, 100, 90, 90, 1, 1):
         dry = Pruner(store.database, now() - timedelta(days=days), dry=True)
         counted = [window async for window in dry.run()]
@@ -240,7 +240,7 @@ async def test_pruning_keeps_the_books_at_any_age(store: Store, monkeypatch: pyt
     left = await contents(store)
     assert (left["judge_calls"], left["assignments"]) == (1, 0)
     assert rows["judge_calls"] == rows["assignments"] == 40
-    again = await store.budgets.put(Budget("u", None, 9.0, None, "total", now(), 0.0), Actor("u"))
+    again = await store.budgets.put("u", None, hard_usd=9.0, soft_usd=None, window="total", actor=Actor("u"))
     assert again.spent_usd == pytest.approx(spent_before.spent_usd)
     assert again.spent_usd > 1
 
