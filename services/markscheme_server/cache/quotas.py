@@ -2,10 +2,7 @@
 
 import asyncio
 
-from limits import RateLimitItemPerMinute
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
-
-from markscheme_server.cache.windows import Windows, room_of
+from markscheme_server.cache.windows import Windows
 
 LEAST_WAIT_S, MOST_WAIT_S = 0.05, 1.0
 
@@ -24,17 +21,6 @@ class Quotas:
             await self._wait("tokens", self._tpm, tokens)
 
     async def _wait(self, what: str, limit: int, cost: int) -> None:
-        while True:
-            wait_s = await self._windows.ask(
-                limit, lambda limiter, item: _try(limiter, item, min(cost, item.amount), self._name, what))
-            if wait_s is None:
-                return
-            await asyncio.sleep(min(max(LEAST_WAIT_S, wait_s), MOST_WAIT_S))
-
-
-async def _try(limiter: SlidingWindowCounterRateLimiter, item: RateLimitItemPerMinute, cost: int,
-               *names: str) -> float | None:
-    """Take ``cost``, or say after how many seconds to try again."""
-    if await limiter.hit(item, *names, cost=cost):
-        return None
-    return (await room_of(limiter, item, cost, *names)).wait_s
+        while not await self._windows.take(limit, cost, self._name, what):
+            room = await self._windows.room(limit, cost, self._name, what)
+            await asyncio.sleep(min(max(LEAST_WAIT_S, room.wait_s), MOST_WAIT_S))

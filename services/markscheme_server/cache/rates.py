@@ -3,10 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 
-from limits import RateLimitItemPerMinute
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
-
-from markscheme_server.cache.windows import Room, Windows, room_of
+from markscheme_server.cache.windows import Room, Windows
 
 REMEMBERED_S = 1.0
 """How long it is believed at most that a team's limit is used up. Counts only fall while nothing is let in, so nothing
@@ -34,13 +31,14 @@ class TeamRates:
         known = self._refused(team, rpm)
         if known is not None:
             return Answer(False, known)
-        at = time.monotonic()
-        answer = await self._windows.ask(rpm, lambda limiter, item: _take(limiter, item, "team", team, "requests"))
-        if answer.admitted:
+        names = "team", team, "requests"
+        admitted, at = await self._windows.take(rpm, 1, *names), time.monotonic()
+        room = await self._windows.room(rpm, 1, *names)
+        if admitted:
             self._used_up.pop(team, None)
         else:
-            self._used_up[team] = rpm, at, answer.room
-        return answer
+            self._used_up[team] = rpm, at, room
+        return Answer(admitted, room)
 
     def _refused(self, team: str, rpm: int) -> Room | None:
         """What a request is to be told, when it is known that there is no room for it yet."""
@@ -49,8 +47,3 @@ class TeamRates:
         if room is None or limit != rpm or passed_s >= min(room.wait_s, REMEMBERED_S):
             return None
         return replace(room, wait_s=room.wait_s - passed_s, whole_s=room.whole_s - passed_s)
-
-
-async def _take(limiter: SlidingWindowCounterRateLimiter, item: RateLimitItemPerMinute, *names: str) -> Answer:
-    admitted = await limiter.hit(item, *names)
-    return Answer(admitted, await room_of(limiter, item, 1, *names))

@@ -20,7 +20,7 @@ TICK_S = 0.001
 """Room comes back just after the moment at which the count is still full."""
 
 T = TypeVar("T")
-Work = Callable[[SlidingWindowCounterRateLimiter, RateLimitItemPerMinute], Awaitable[T]]
+Question = Callable[[SlidingWindowCounterRateLimiter, RateLimitItemPerMinute], Awaitable[T]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,27 +33,48 @@ class Room:
 
 
 class Windows:
-    """The counts of one process and of the deployment. ``workers``: who shares a limit where there is no Redis."""
+    """The counts of one process and of the deployment. ``workers``: who shares a limit where there is no Redis.
+
+    What is taken of the shared count is taken of the worker's part too: a Redis that is called gone for a second, as a
+    busy process does, does not hand everybody a second helping.
+    """
 
     def __init__(self, *, workers: int = 1, redis: Redis | None = None) -> None:
         self._workers, self._redis = workers, redis
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = SlidingWindowCounterRateLimiter(_storage(redis)) if redis is not None else None
 
-    async def ask(self, limit: int, work: Work[T]) -> T:
-        """Have ``work`` done on what all workers count, or on this worker's part of ``limit`` while Redis is gone."""
-        if self._shared is not None and self._redis is not None and self._redis.up:
-            shared = self._shared
-            try:
-                return await self._redis.ask(lambda _: work(shared, RateLimitItemPerMinute(limit)))
-            except RedisGone:
-                pass
-        return await work(self._own, RateLimitItemPerMinute(max(1, limit // self._workers)))
+    async def take(self, limit: int, cost: int, *names: str) -> bool:
+        """Take ``cost`` of a limit, at most all there can be; false: there is no room for it."""
+        part = self._part(limit)
+        shared = await self._ask(limit, lambda limiter, item: limiter.hit(item, *names, cost=min(cost, limit)))
+        if shared is not None and not shared:
+            return False
+        own = await self._own.hit(part, *names, cost=min(cost, part.amount))
+        return own if shared is None else shared
+
+    async def room(self, limit: int, cost: int, *names: str) -> Room:
+        """The room that a limit has for whoever wants ``cost``."""
+        part = self._part(limit)
+        return (await self._ask(limit, lambda limiter, item: _room(limiter, item, min(cost, limit), *names))
+                or await _room(self._own, part, min(cost, part.amount), *names))
+
+    def _part(self, limit: int) -> RateLimitItemPerMinute:
+        return RateLimitItemPerMinute(max(1, limit // self._workers))
+
+    async def _ask(self, limit: int, question: Question[T]) -> T | None:
+        """What Redis says; ``None`` where there is none, or it is gone."""
+        if self._shared is None or self._redis is None or not self._redis.up:
+            return None
+        shared = self._shared
+        try:
+            return await self._redis.ask(lambda _: question(shared, RateLimitItemPerMinute(limit)))
+        except RedisGone:
+            return None
 
 
-async def room_of(limiter: SlidingWindowCounterRateLimiter, item: RateLimitItemPerMinute, cost: int,
-                  *names: str) -> Room:
-    """The room under these names, for whoever wants ``cost``."""
+async def _room(limiter: SlidingWindowCounterRateLimiter, item: RateLimitItemPerMinute, cost: int,
+                *names: str) -> Room:
     counts = cast(SlidingWindowCounterSupport, limiter.storage)
     return room(item.amount, cost, *await counts.get_sliding_window(item.key_for(*names), MINUTE_S))
 

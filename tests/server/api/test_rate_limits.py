@@ -163,20 +163,20 @@ class TestWithRedis:
         assert [answer.status_code for answer in answers] == [200] * 7 + [429] * 5
         assert [answer.headers[REMAINING] for answer in answers[:8]] == ["6", "5", "4", "3", "2", "1", "0", "0"]
 
-    def test_redis_that_dies_refuses_nobody(self, organisation: Keys, start: Start,  # noqa: F811
-                                            redis: RedisServer) -> None:
-        """Each worker then has its part, until Redis is back."""
+    def test_without_redis_each_worker_goes_on_with_its_part(self, organisation: Keys, start: Start,  # noqa: F811
+                                                             redis: RedisServer) -> None:
+        """Less what it has let in before: Redis may be gone for a second, again and again."""
         key = organisation.key("red", "read")
         organisation.limit("red", 8)
-        url = start(redis_url=redis.url, workers=2)
-        assert statuses(url, key, 5) == [200] * 5
+        one, other = (start(redis_url=redis.url, workers=2) for _ in range(2))
         before_the_turn()
+        assert statuses(one, key, 3) == [200] * 3
         redis.kill()
-        assert statuses(url, key, 5) == [200] * 4 + [429]
+        assert [statuses(url, key, 5) for url in (one, other)] == [[200, 429, 429, 429, 429], [200] * 4 + [429]]
         redis.start()
         for attempt in eventually(5):
             with attempt:
-                assert asked(url, key)[0].status_code == 200
+                assert asked(one, key)[0].status_code == 200
 
     def test_the_sdk_waits_as_it_is_told_and_succeeds(self, organisation: Keys, start: Start,  # noqa: F811
                                                       redis: RedisServer) -> None:

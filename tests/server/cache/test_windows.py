@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from markscheme_server.cache.rates import TeamRates
-from markscheme_server.cache.windows import TICK_S, Room, Windows, Work, room
-from markscheme_server.cache.windows import T as Answer
+from markscheme_server.cache.windows import TICK_S, Room, Windows, room
 
 
 def weight(previous: int, current: int, current_s: float, after_s: float) -> int:
@@ -40,9 +39,9 @@ class Counting(Windows):
 
     asked = 0
 
-    async def ask(self, limit: int, work: Work[Answer]) -> Answer:
+    async def take(self, limit: int, cost: int, *names: str) -> bool:
         self.asked += 1
-        return await super().ask(limit, work)
+        return await super().take(limit, cost, *names)
 
 
 def test_a_refusal_asks_nobody_while_it_must_be_one() -> None:
