@@ -57,7 +57,8 @@ def score(
     except KeyboardInterrupt:
         console.print(f"stopped; what was scored is in {target}: run the command again to go on", markup=False)
         raise typer.Exit(130) from None
-    console.print(f"{len(todo)} groups scored into {target}; {unscored} rollouts unscored", markup=False)
+    console.print(f"{len(todo)} groups scored into {target}; {unscored} rollouts unscored", markup=False,
+                  soft_wrap=True)
 
 
 @app.command()
@@ -138,6 +139,7 @@ def _score_into(target: Path, groups: list[Group], url: str, reuse: object, veri
     return unscored
 
 
+_OWN = ("score", "teach", "rubrics", "usage")
 _NEEDS = {"serve": "server", "migrate": "server", "doctor": "server", "prune": "server", "teams": "server",
           "keys": "server", "train": "train", "demo": "train", "demo-control": "train"}
 
@@ -157,7 +159,10 @@ def main() -> None:
 
     app.add_typer(rubrics, name="rubrics")
     app.command()(usage)
+    asked = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     for point in sorted(entry_points(group="markscheme.commands"), key=lambda p: list(_NEEDS).index(p.name)):
+        if asked in (*_OWN, *_NEEDS) and asked != point.name:
+            continue  # to load the server for 'markscheme score' takes longer than the rest of the start
         try:
             command = point.load()
         except ImportError:
