@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
-from markscheme.schema import TeamName
-from markscheme.vocabulary import SCOPES, Scope
+from markscheme.schema import BudgetPut, TeamName
+from markscheme.vocabulary import SCOPES, BudgetWindow, Scope
 from markscheme_server import logs
 from markscheme_server.cli import fail, migrate_database, read_settings
 from markscheme_server.errors import ServiceError
@@ -22,6 +22,7 @@ from markscheme_server.grading.erasing import erase_team
 from markscheme_server.grading.identity import Identity
 from markscheme_server.prune import parse_age
 from markscheme_server.store.audit import Actor
+from markscheme_server.store.budgets import UnknownTeam
 from markscheme_server.store.ids import now
 from markscheme_server.store.store import Store
 from markscheme_server.store.teams import Key
@@ -69,6 +70,47 @@ def limit_team(
     _do(lambda identity: identity.limit_team(name, rpm, actor=Actor()))
     typer.echo(f"team {name} may send {rpm} requests a minute" if rpm is not None else
                f"team {name} has the deployment's limit, if there is one")
+
+
+@teams.command("budget")
+def budget_of_team(
+    name: Annotated[str, typer.Argument(help="The team.")],
+    hard_usd: Annotated[float | None, typer.Option(help="No more calls are made once this is spent.")] = None,
+    soft_usd: Annotated[float | None, typer.Option(help="From here on answers carry a warning.")] = None,
+    window: Annotated[BudgetWindow | None, typer.Option(help="Default: month, and total for a run.")] = None,
+    run: Annotated[str | None, typer.Option(help="The budget of this run, instead of that on everything.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the budget away.")] = False,
+) -> None:
+    """Set or remove a team's budget for judging; with none of these, show its budgets. It holds within a second."""
+    if remove:
+        if not _with_store(lambda store: store.budgets.remove(name, run, Actor())):
+            fail(f"there is no such budget of {name!r}")
+    elif hard_usd is not None or soft_usd is not None:
+        try:
+            wanted = BudgetPut(hard_usd=hard_usd, soft_usd=soft_usd, window=window)
+        except ValidationError as error:
+            fail(str(error.errors()[0]["msg"]).removeprefix("Value error, "))
+        try:
+            _with_store(lambda store: store.budgets.put(
+                name, run, hard_usd=wanted.hard_usd, soft_usd=wanted.soft_usd, window=wanted.window_of(run),
+                actor=Actor()))
+        except UnknownTeam:
+            fail(f"there is no team {name!r}")
+    elif window is not None:
+        fail("say --hard-usd, --soft-usd or both")
+    try:
+        found = _with_store(lambda store: store.budgets.find(name))
+    except ValueError as error:  # not even a team's name
+        fail(str(error))
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "window", "hard USD", "soft USD", "spent USD", "since"):
+        table.add_column(column, justify="right" if "USD" in column else "left")
+    for budget in found:
+        limits = (f"{usd:g}" if usd is not None else "-" for usd in (budget.hard_usd, budget.soft_usd))
+        table.add_row(budget.run_id or "(all)", budget.window, *limits, f"{budget.spent_usd:.4f}",
+                      f"{budget.since:%Y-%m-%d}" if budget.window != "total" else "ever")
+    Console(markup=False, width=None if sys.stdout.isatty() else 160).print(
+        table if found else f"team {name} has no budget")
 
 
 @keys.command("create")

@@ -67,6 +67,10 @@ class BudgetPut(Wire):
             raise ValueError("soft_usd is the warning before hard_usd: it cannot be larger")
         return self
 
+    def window_of(self, run: str | None) -> BudgetWindow:
+        """The window of a budget on this run, or on everything."""
+        return self.window or ("total" if run else "month")
+
 
 class Budget(Wire):
     """A budget and what was spent of it. Calls of ``unpriced_judges`` cost nothing that is known: it does not bind

@@ -62,10 +62,9 @@ async def usage(
 async def put_budget(name: TeamPath, payload: schema.BudgetPut, caller: Administrator, services: UsesServices,
                      run: RunQuery = None) -> schema.Budget:
     """It binds within a second, at every worker. What was spent in the window so far counts."""
-    window = payload.window or ("total" if run else "month")
     try:
         made = await services.store.budgets.put(name, run, hard_usd=payload.hard_usd, soft_usd=payload.soft_usd,
-                                                window=window, actor=actor_of(caller))
+                                                window=payload.window_of(run), actor=actor_of(caller))
     except UnknownTeam as error:
         raise NotFound(f"there is no team {name!r}", code="team_not_found", param="name") from error
     return _shown(services, made)

@@ -123,13 +123,7 @@ class BudgetStore:
                 now = await self._now(connection)
                 due = (await connection.execute(settled, {"keys": self._db.keys(asked)})).all()
                 for row in rows:
-                    if (begun := _begins(row["period"], now)) > row["since"]:
-                        row |= {"since": begun, "spent_usd": await self._on_the_books(
-                            connection, row["team"], row["run_id"], begun)}
-                    else:
-                        row["spent_usd"] += sum(usd for team, run_id, usd in due
-                                                if team == row["team"] and row["run_id"] in (EVERYTHING, run_id))
-                    found[row["team"]].append(_budget(row))
+                    found[row["team"]].append(_budget(await self._as_of(connection, row, due, now)))
         return [found[team] for team in asked]
 
     async def _hold(self, wishes: Sequence[Wish]) -> list[Grant]:
@@ -165,19 +159,23 @@ class BudgetStore:
             self._db.in_keys(holds.c.team, "keys"), holds.c.settled).returning(
             holds.c.team, holds.c.run_id, holds.c.usd), keys)).all()
         now = await self._now(connection)
-        for limit in limits:
-            before = dict(limit)
-            if (begun := _begins(limit["period"], now)) > limit["since"]:
-                limit |= {"since": begun, "spent_usd": await self._on_the_books(
-                    connection, limit["team"], limit["run_id"], begun)}
-            else:
-                limit["spent_usd"] += sum(usd for team, run_id, usd in settled
-                                          if team == limit["team"] and limit["run_id"] in (EVERYTHING, run_id))
+        current = [await self._as_of(connection, limit, settled, now) for limit in limits]
+        for before, limit in zip(limits, current, strict=True):
             if limit != before:
                 await connection.execute(sa.update(budgets).where(
                     budgets.c.team == limit["team"], budgets.c.run_id == limit["run_id"]).values(
                     since=limit["since"], spent_usd=limit["spent_usd"]))
-        return limits
+        return current
+
+    async def _as_of(self, connection: AsyncConnection, limit: dict[str, Any], settled: Sequence[Any],
+                     now: float) -> dict[str, Any]:
+        """A budget as it stands now: with what was ``settled`` since it was written, or in a window begun since."""
+        if (begun := _begins(limit["period"], now)) > limit["since"]:
+            spent = await self._on_the_books(connection, limit["team"], limit["run_id"], begun)
+            return limit | {"since": begun, "spent_usd": spent}
+        due = sum(usd for team, run_id, usd in settled
+                  if team == limit["team"] and limit["run_id"] in (EVERYTHING, run_id))
+        return limit | {"spent_usd": limit["spent_usd"] + due}
 
     async def _on_the_books(self, connection: AsyncConnection, team: str, run_id: str, since: float) -> float:
         """What the ledger says was spent since then, which is when a day begins."""

@@ -20,6 +20,7 @@ from markscheme import Client
 from markscheme.errors import InsufficientQuota, NotFound
 from markscheme_server.config import Settings
 from markscheme_server.grading.identity import Identity
+from markscheme_server.store import usage as usage_store
 from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.budgets import BudgetStore, Wish
 from markscheme_server.store.database import EVERYONE, NOBODY, sight_of
@@ -86,7 +87,8 @@ def score(url: str, key: str, texts: list[str], **more: Any) -> httpx.Response:
                       headers={"Authorization": f"Bearer {key}"})
 
 
-def test_what_was_spent_and_saved_is_told_by_whatever_one_asks_for(office: Office, judge: ScriptedJudge) -> None:
+def test_what_was_spent_and_saved_is_told_by_whatever_one_asks_for(office: Office, judge: ScriptedJudge,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     red, blue = office.team("red"), office.team("blue")
     url = office.start()
     judge.script = lambda request, number: verdicts(request, lambda _, text: "Red" in text) if offered(request) else \
@@ -122,6 +124,10 @@ def test_what_was_spent_and_saved_is_told_by_whatever_one_asks_for(office: Offic
         [by_month] = client.usage(["month"]).data
         assert by_month.month == f"{today:%Y-%m}"
         assert {b.rubric for b in client.usage(["rubric"]).data} == {induced.id}
+        with monkeypatch.context() as patch:
+            patch.setattr(usage_store, "MOST_BUCKETS", 1)
+            cut = client.usage(["run", "role"])
+            assert (len(cut.data), cut.truncated, cut.total) == (1, True, report.total)
         assert client.usage(["judge"], until=today).data == []
         assert client.usage(["judge"], since=today + timedelta(days=1)).total.calls == 0
 
@@ -333,7 +339,7 @@ async def test_no_entry_of_the_trail_is_changed_or_removed(store: Store) -> None
         assert len((await connection.execute(sa.select(audit_entries))).all()) == (0 if hidden else 2)
 
 
-def test_the_command_shows_usage(office: Office, tmp_path: Any) -> None:
+def test_the_commands_show_usage_and_set_budgets(office: Office, tmp_path: Any) -> None:
     red = office.team("red")
     url = office.start()
     with Client(url, red) as client:
@@ -342,6 +348,19 @@ def test_the_command_shows_usage(office: Office, tmp_path: Any) -> None:
     shown = command("usage", "--group-by", "run", "--url", url, directory=tmp_path, settings={"api_key": red})
     assert shown.returncode == 0, shown.stderr
     assert re.search(rf"nightly +1 +0 +10 +4 +5 +{CALL_USD:.4f}", shown.stdout)
+    office_settings = {"database_url": office.url}
+    made = command("teams", "budget", "red", "--hard-usd", "2", "--window", "day", directory=tmp_path,
+                   settings=office_settings)
+    assert re.search(rf"\(all\) +day +2 +- +{CALL_USD:.4f} +20", made.stdout), made.stderr
+    for words, said in ((("red", "--hard-usd", "1", "--soft-usd", "2"), "cannot be larger"),
+                        (("green", "--hard-usd", "1"), "there is no team"),
+                        (("red", "--window", "day"), "say --hard-usd"),
+                        (("red", "--remove", "--run", "r"), "no such budget")):
+        refused = command("teams", "budget", *words, directory=tmp_path, settings=office_settings)
+        assert (refused.returncode, said in refused.stderr) == (1, True), refused.stderr
+    assert office.admin(url, "GET", "/v1/teams/red/budget").json()["hard_usd"] == 2.0
+    gone = command("teams", "budget", "red", "--remove", directory=tmp_path, settings=office_settings)
+    assert "no budget" in gone.stdout
     wrong = command("usage", "--group-by", "colour", "--url", url, directory=tmp_path, settings={"api_key": red})
     assert wrong.returncode == 1
     assert "there is no 'colour'" in wrong.stderr
