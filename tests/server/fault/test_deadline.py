@@ -63,9 +63,9 @@ def test_a_streamed_answer_ends_in_time_and_in_order(serve: Serve, judge: FastJu
     url = serve(**model_judge(judge.url))
     rubric_id = create_rubric(url)
     judge.mode = lambda call: fast_judge.HANG if "slow" in call.answers[0] else fast_judge.OK
-    asked = score(url, rubric_id, ["quick", "slow"], headers=within(700) | {"Accept": "application/x-ndjson"})
+    asked = score(url, rubric_id, ["quick", "slow"], headers=within(1500) | {"Accept": "application/x-ndjson"})
     answer = send_all([asked])[0]
-    assert answer.elapsed_s <= 0.7 + 0.5 + MACHINE_S
+    assert answer.elapsed_s <= 1.5 + 0.5 + MACHINE_S
     lines = [json.loads(line) for line in answer.content.splitlines()]
     assert lines[-1]["object"] == "score.summary"
     assert lines[-1]["counts"] == {"rollouts": 2, "scored": 1, "unscored": 1}

@@ -263,7 +263,8 @@ async def test_the_audit_trail_is_only_added_to_also_by_its_owner(url: str) -> N
 
 def test_two_databases_are_not_taken_for_one(url: str, new_postgres: Callable[[], str]) -> None:
     with pytest.raises(OtherDatabase):
-        asyncio.run(prepare(driver(new_postgres()), driver(url, "markscheme")))
+        empty = sa.make_url(new_postgres()).set(database="postgres").render_as_string(hide_password=False)
+        asyncio.run(prepare(driver(empty), driver(url, "markscheme")))
 
 
 def test_a_service_runs_as_the_role(new_postgres: Callable[[], str]) -> None:
