@@ -339,6 +339,7 @@ async def test_no_entry_of_the_trail_is_changed_or_removed(store: Store) -> None
         assert len((await connection.execute(sa.select(audit_entries))).all()) == (0 if hidden else 2)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_the_commands_show_usage_and_set_budgets(office: Office, tmp_path: Any) -> None:
     red = office.team("red")
     url = office.start()

@@ -53,6 +53,7 @@ def spoken(http: httpx.Client, key: str) -> None:
         assert http.request(method, path, **more).status_code != 500
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_logs_figures_and_redis_hold_no_key_and_no_callers_word(
         organisation: Keys, judge: ScriptedJudge, redis: RedisServer, tmp_path: Path,  # noqa: F811
         model_settings: dict[str, Any]) -> None:
