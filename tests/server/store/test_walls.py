@@ -262,8 +262,8 @@ async def test_the_audit_trail_is_only_added_to_also_by_its_owner(url: str) -> N
 
 
 def test_two_databases_are_not_taken_for_one(url: str, new_postgres: Callable[[], str]) -> None:
+    empty = sa.make_url(new_postgres()).set(database="postgres").render_as_string(hide_password=False)
     with pytest.raises(OtherDatabase):
-        empty = sa.make_url(new_postgres()).set(database="postgres").render_as_string(hide_password=False)
         asyncio.run(prepare(driver(empty), driver(url, "markscheme")))
 
 
