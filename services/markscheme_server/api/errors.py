@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from markscheme.schema import ErrorBody, ErrorDetail
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.api.disconnect import ClientGone
-from markscheme_server.errors import PaymentRequired, ServiceError, Unavailable, Unprocessable
+from markscheme_server.errors import PaymentRequired, ServiceError, Unauthorised, Unavailable, Unprocessable
 from markscheme_server.judge.base import JudgeFailure
 
 log = structlog.get_logger()
@@ -84,6 +84,8 @@ def install(app: FastAPI) -> None:
         return Response(status_code=499)  # nobody reads it; the log's line says how the request ended
 
     async def database_error(request: Request, error: SQLAlchemyError | OSError) -> JSONResponse:
+        if "this team was erased" in str(getattr(error, "orig", "")):
+            return answer(request, Unauthorised("the team of this key was erased", code="team_erased"))
         log.error("database_error", error=type(error).__name__)
         return JSONResponse(body(request, ErrorDetail(
             message="the database did not answer; try again", type="unavailable_error", code="database")), 503,
