@@ -204,6 +204,10 @@ def go_through(run: Run) -> None:
     started = time.monotonic()
     run.compose("up", "--detach", "--wait", "rubric")
     run.figure("start of PostgreSQL, Redis and the service, until it is ready", f"{time.monotonic() - started:.0f} s")
+    held = run.query("SELECT count(*) FROM pg_stat_activity a JOIN pg_roles r ON r.rolname = a.usename "
+                     "WHERE r.rolname = 'markscheme_app' AND NOT (r.rolsuper OR r.rolbypassrls)")
+    run.expect("the service works as a role that row-level security holds for", int(held) > 0,
+               f"{held} connections as markscheme_app")
     console.print("Training SmolLM2 in a container (about ten minutes) …")
     run.compose("up", "--detach", "demo")
     lose_the_service(run)
