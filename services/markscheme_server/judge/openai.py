@@ -238,7 +238,9 @@ class OpenAIJudge:
         usage = _field(completion, "usage")
         prompt, reply = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
         cached = min(prompt, _tokens(_field(usage, "prompt_tokens_details"), "cached_tokens"))
-        return JudgeUsage(calls, prompt, reply, cached, self._settings.cost_usd(prompt, cached, reply))
+        # An endpoint that states no tokens was not free: what it cost is not known.
+        cost = self._settings.cost_usd(prompt, cached, reply) if isinstance(usage, dict) else None
+        return JudgeUsage(calls, prompt, reply, cached, cost)
 
     def _count(self, role: str, usage: JudgeUsage) -> None:
         for kind, tokens in (("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)):

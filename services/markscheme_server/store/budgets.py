@@ -202,7 +202,8 @@ class BudgetStore:
 def settle(database: Database) -> sa.Update:
     """Holds become what their calls cost; bind ``settlements`` to what :func:`settlement` makes. Harmless to repeat."""
     row = database.rows([holds.c.id, holds.c.team, holds.c.usd], "settlements")
-    return sa.update(holds).where(holds.c.id == row.id, holds.c.team == row.team).values(usd=row.usd, settled=True)
+    return sa.update(holds).where(holds.c.id == row.id, holds.c.team == row.team).values(
+        usd=sa.func.coalesce(row.usd, holds.c.usd), settled=True)
 
 
 def count_unheld(database: Database) -> Any:
@@ -218,8 +219,9 @@ def count_unheld(database: Database) -> Any:
 
 
 def settlement(team: str, hold_ids: Sequence[str], cost_usd: float | None) -> list[dict[str, Any]]:
-    """What a call's holds come to: the first its whole cost, the others nothing."""
-    return [{"id": hold_id, "team": team, "usd": (cost_usd or 0.0) if i == 0 else 0.0}
+    """What a call's holds come to: the first its whole cost, the others nothing. Where the cost is not known, what was
+    set aside counts."""
+    return [{"id": hold_id, "team": team, "usd": cost_usd if i == 0 or cost_usd is None else 0.0}
             for i, hold_id in enumerate(hold_ids)]
 
 

@@ -237,6 +237,20 @@ def test_a_call_that_began_before_there_was_a_budget_counts(office: Office, judg
     assert score(url, red, ["Blue."]).json()["groups"][0]["rollouts"][0]["reason"] == "budget"
 
 
+def test_what_an_endpoint_does_not_state_is_not_free(office: Office, judge: ScriptedJudge) -> None:
+    red = office.team("red")
+    url = office.start()
+    with Client(url, red) as client:
+        client.create_rubric(PROMPT, CRITERIA)
+    office.admin(url, "PUT", "/v1/teams/red/budget", json={"hard_usd": CALL_USD, "window": "day"})
+    judge.states_usage = False
+    assert score(url, red, ["Red."]).json()["usage"]["cost_usd"] is None
+    total = office.admin(url, "GET", "/v1/usage").json()["total"]
+    assert (total["calls"], total["unpriced_calls"]) == (1, 1)
+    assert office.admin(url, "GET", "/v1/teams/red/budget").json()["spent_usd"] > CALL_USD  # what was set aside
+    assert score(url, red, ["Blue."]).json()["groups"][0]["rollouts"][0]["reason"] == "budget"
+
+
 def test_budgets_that_make_no_sense_and_budgets_of_others(office: Office) -> None:
     red, blue = office.team("red"), office.team("blue")
     url = office.start(judge_price_output=None)
