@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Threads of the model jobs: all cores, none left idle and none fought over.
 export OMP_NUM_THREADS ?= $(shell nproc)
+# Waiting threads sleep instead of spinning: beside another busy process spinning costs torch a factor of ten.
+export OMP_WAIT_POLICY ?= PASSIVE
 # Tests and checks never spend money: whatever keys the environment holds are not passed on.
 CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
@@ -26,12 +28,12 @@ demo: setup  ## Train a real small model on rubric rewards, from start to report
 demo-control: setup  ## The demo's training beside shuffled rewards, 3 seeds (slow, about an hour)
 	$(CLEAN) $(BIN)/markscheme demo-control
 
-# Those that measure time or compute much are run alone, the others two at a time: they mostly wait.
-ALONE := tests/server/fault tests/train
+# Tests that measure time run alone; all others run two at a time, with one thread each.
+TIMED := tests/server/fault
 
-test: setup  ## Run the tests
-	$(CLEAN) $(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore %)
-	$(CLEAN) $(BIN)/python -m pytest $(ALONE)
+test: check  ## Lint, types, import contracts, then the tests
+	$(CLEAN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore $(TIMED)
+	$(CLEAN) $(BIN)/python -m pytest $(TIMED)
 
 fuzz: setup  ## Schemathesis against the running service (slow, about three minutes)
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/api/test_schemathesis.py

@@ -1,7 +1,10 @@
 """Fixtures for every level: a clean environment, a scripted judge, a running service."""
 
-import asyncio
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before anything imports torch
+
+import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

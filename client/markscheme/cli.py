@@ -154,6 +154,8 @@ def _missing(name: str, extra: str) -> None:
 
 def main() -> None:
     """Register the commands that are installed, and run."""
+    # OpenMP reads this when torch is imported: its waiting threads sleep instead of spinning beside other processes.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from markscheme.rubrics_cli import rubrics
     from markscheme.usage_cli import usage
 

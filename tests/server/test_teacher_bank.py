@@ -13,7 +13,6 @@ import pytest
 from pydantic import ValidationError
 
 from fakes.judge import ScriptedJudge, offered, text_of, well_behaved
-from fakes.stores import PostgresServer
 from markscheme import Client
 from markscheme.errors import MarkschemeError
 from markscheme_server.config import Settings
@@ -164,16 +163,12 @@ def test_a_teacher_that_fails_leaves_the_group_unscored(taught_client: Client, j
     assert batch.groups[0].rollouts[0].reason is not None
 
 
-def test_postgres_counts_alike(serve: Callable[..., str]) -> None:
-    server = PostgresServer()
-    try:
-        with Client(serve(database_url=server.create("bank"))) as client:
-            entry = {"prompt": PROMPT, "responses": ["Red.", "Blue."]}
-            assert client.save_teacher_responses([entry]).added == 2
-            assert client.save_teacher_responses([entry | {"responses": ["Red.", "Green."]}]).added == 1
-            assert len(client.teacher_responses(PROMPT).data) == 3
-    finally:
-        server.close()
+def test_postgres_counts_alike(serve: Callable[..., str], new_postgres: Callable[[], str]) -> None:
+    with Client(serve(database_url=new_postgres())) as client:
+        entry = {"prompt": PROMPT, "responses": ["Red.", "Blue."]}
+        assert client.save_teacher_responses([entry]).added == 2
+        assert client.save_teacher_responses([entry | {"responses": ["Red.", "Green."]}]).added == 1
+        assert len(client.teacher_responses(PROMPT).data) == 3
 
 
 def test_the_teacher_of_the_judges_file(tmp_path: Any) -> None:

@@ -24,14 +24,6 @@ def judge() -> Iterator[FastJudge]:
     made.close()
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """One that no test kills."""
-    server = PostgresServer()
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def database(postgres: PostgresServer) -> str:
     """The URL of an empty database."""

