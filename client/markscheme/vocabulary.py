@@ -18,6 +18,9 @@ class UnscoredReason(StrEnum):
     REFUSED = "refused"
     CANARY_FAILED = "canary_failed"
     TOO_LARGE = "too_large"
+    TRUNCATED = "truncated"
+    QUOTA = "quota"
+    MISCONFIGURED = "misconfigured"
     BUDGET = "budget"
     NO_RUBRIC = "no_rubric"
 
@@ -25,6 +28,7 @@ class UnscoredReason(StrEnum):
 Category = Literal["task_fulfilment", "observable_quality", "general_reasoning"]
 ReusePolicy = Literal["always_new", "if_fresh", "frozen"]
 VerifyMode = Literal["rollout", "group"]
+Thinking = Literal["auto", "strip", "keep"]
 RubricOrigin = Literal["induced", "imported", "forked"]
 AssignedOrigin = Literal["induced", "reused", "given"]
 Role = Literal["system", "user", "assistant", "tool"]
@@ -37,6 +41,7 @@ MakerRole = Literal["rubricator", "template", "teacher_model"]
 ResponseRole = Literal["teacher", "student"]
 ExchangeFormat = Literal["native", "ropd", "healthbench", "rar", "verifiers"]
 
+THINKING_MODES: tuple[Thinking, ...] = get_args(Thinking)
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 MAKER_ROLES: tuple[MakerRole, ...] = get_args(MakerRole)
 RESPONSE_ROLES: tuple[ResponseRole, ...] = get_args(ResponseRole)

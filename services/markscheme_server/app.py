@@ -63,6 +63,16 @@ def make_judge(settings: Settings, name: str, *, owner: str, secret: bytes, redi
     return OpenAIJudge(chosen, gateway, secret=secret)
 
 
+async def recall_probes(store: Store, judge: Judge) -> None:
+    """Begin in the form of structured output that ``doctor`` found an endpoint to enforce, where that is known."""
+    if not isinstance(judge, OpenAIJudge):
+        return
+    for endpoint in judge.gateway.endpoints:
+        probe = await store.probes.find(endpoint.origin, judge.model)
+        if probe is not None:
+            endpoint.capabilities.first = probe.form
+
+
 def _plain(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret is not None else None
 
@@ -81,8 +91,11 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         identity = Identity(store.teams, operator_key=_plain(settings.api_key), pepper=_plain(settings.key_pepper),
                             guarded=settings.guarded, team_rpm=settings.team_rpm)
         redis = Redis(settings.redis_url) if settings.redis_url else None
-        judges = Judges({name: make_judge(settings, name, owner=store.owner, secret=secret.encode(), redis=redis)
-                         for name in (BUILTIN, *settings.judges)}, settings.roles)
+        made = {name: make_judge(settings, name, owner=store.owner, secret=secret.encode(), redis=redis)
+                for name in (BUILTIN, *settings.judges)}
+        for judge in made.values():
+            await recall_probes(store, judge)
+        judges = Judges(made, settings.roles)
         rates = TeamRates(Windows(workers=settings.workers, redis=redis))
         treasury = Treasury(store.budgets)
         rubric_service = RubricService(store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below), treasury)

@@ -25,6 +25,9 @@ def serve(
                                                             "else 1.")] = None,
     log_level: Annotated[logs.Level, typer.Option(envvar="MARKSCHEME_LOG_LEVEL", help="From where on events are "
                                                                                       "logged, to stderr.")] = "info",
+    probe: Annotated[bool, typer.Option("--probe", help="First ask each judge what form of structured output it "
+                                                        "enforces, as doctor does; the answer is stored for seven "
+                                                        "days.")] = False,
 ) -> None:
     """Run the rubric service. Settings come from MARKSCHEME_* variables or a .env file (see the README)."""
     logs.configure(log_level)
@@ -39,6 +42,10 @@ def serve(
     except ValueError as error:
         fail(str(error))
     migrate_database(settings)
+    if probe:
+        from markscheme_server.doctor import probe_judges
+
+        asyncio.run(probe_judges(settings, Console(stderr=True)))
     guarded = settings.api_key is not None or _has_keys(settings)
     if guarded and settings.api_key is None and settings.key_pepper is None:
         fail("this database has API keys, and they cannot be told apart without the pepper that they were made under: "
@@ -117,10 +124,12 @@ def doctor(
                                                     "asked and cost, before it is run.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value pairs that beat that file.")] = None,
 ) -> None:
-    """Check the settings, the database and each judge: does it answer, and does structured output work?
+    """Check the settings, the database and each judge: does it answer, and right; does it write a rubric; does it
+    enforce structured output?
 
-    With --train it also says how many judge calls and tokens a training will take, what they cost at the judge's
-    prices, and how long at its limits. Each judge is asked one small question.
+    Each judge is asked two to four small questions. What form of structured output it enforces is stored for seven
+    days, and a service that starts in that time begins with it. With --train it also says how many judge calls and
+    tokens a training will take, what they cost at the judge's prices, and how long at its limits.
     """
     from markscheme_server.doctor import diagnose, estimate_training
 

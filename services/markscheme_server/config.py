@@ -25,6 +25,9 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 StructuredOutput = Literal["auto", "json_schema", "json_object", "text"]
+Temperature = Annotated[float, Field(ge=0)] | Literal["default"] | None
+"""``default``: not sent, the endpoint's own. ``None``: not set."""
+Rationale = Literal["off", "short"]
 VerdictReuse = Literal["per_criterion", "exact_set"]
 BUILTIN = "builtin"
 """The name of the judge that is always there: rules, no model."""
@@ -35,6 +38,11 @@ TEACHER = "teacher"
 CONFIG_FILE = "markscheme.toml"
 TEACHER_TIMEOUT_S = 300.0
 """A teacher writes a whole response."""
+Role = Literal["rubricator", "verifier", "teacher"]
+_TEMPERATURES: Mapping[Role, float] = {"rubricator": 0.7, "verifier": 0.0, "teacher": 1.0}
+_OURS = frozenset({"model", "messages", "stream", "n", "max_tokens", "max_completion_tokens", "temperature",
+                   "response_format", "reasoning_effort", "seed"})
+_OURS_ADVICE = "they have settings of their own, or are the service's to set"
 _NAME = r"^[A-Za-z0-9][\w.-]{0,63}$"
 
 
@@ -53,10 +61,19 @@ class JudgeSettings(BaseModel):
     revision: str | None = Field(default=None, description="Part of the identity; default: the URL's host and path")
     api_key_env: str | None = Field(default=None, description="The environment variable that holds the key")
     structured: StructuredOutput = "auto"
-    rubricator_temperature: float | None = Field(default=0.7, ge=0)
-    verifier_temperature: float | None = Field(default=0.0, ge=0)
-    teacher_temperature: float | None = Field(default=1.0, ge=0)
+    temperature: Temperature = Field(default=None, description="Of all roles that have none of their own")
+    rubricator_temperature: Temperature = None
+    verifier_temperature: Temperature = None
+    teacher_temperature: Temperature = None
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest reply, thinking included; default: "
+                                                                   "computed from the number of criteria")
     teacher_max_tokens: int = Field(default=8192, ge=1, description="Longest response that a teacher may give")
+    reasoning_effort: str | None = Field(default=None, pattern=r"^[a-z]{1,20}$",
+                                         description="Sent as it is: minimal, low, medium, high, …")
+    seed: int | None = Field(default=None, description="Sent as it is")
+    extra_body: dict[str, Any] = Field(default={}, description="More fields of the request's body")
+    extra_headers: dict[str, str] = Field(default={}, description="More headers of the request")
+    rationale: Rationale = Field(default="off", description="short: a sentence with each verdict, said before it")
     concurrency: int = Field(default=32, ge=1, description="Calls in flight, over the whole deployment")
     rpm: int | None = Field(default=None, ge=1, description="Calls a minute, over the whole deployment")
     tpm: int | None = Field(default=None, ge=1, description="Tokens a minute, over the whole deployment")
@@ -77,7 +94,24 @@ class JudgeSettings(BaseModel):
     def _one_identity(self) -> "JudgeSettings":
         if len(self.base_urls) > 1 and self.revision is None:
             raise ValueError("several base_url of one judge need a revision: it says that they serve the same model")
+        for url in self.base_urls:
+            if url is not None and not url.startswith(("http://", "https://")):
+                raise ValueError(f"the base_url {url!r} has no scheme: write 'http://{url}' or 'https://{url}'")
+        if ours := sorted(_OURS & self.extra_body.keys()):
+            raise ValueError(f"extra_body must not hold {', '.join(ours)}: {_OURS_ADVICE}")
+        if any(name.lower() == "authorization" for name in self.extra_headers):
+            raise ValueError("extra_headers must not hold Authorization: the key goes into api_key_env")
         return self
+
+    def temperature_of(self, role: Role) -> float | None:
+        """What is sent for a role; ``None``: nothing is sent."""
+        stated = next((value for value in (getattr(self, f"{role}_temperature"), self.temperature)
+                       if value is not None), _TEMPERATURES[role])
+        return None if stated == "default" else stated
+
+    def sets_temperature(self, role: Role) -> bool:
+        """Whether the operator chose the temperature of a role."""
+        return getattr(self, f"{role}_temperature") is not None or self.temperature is not None
 
     def cost_usd(self, prompt: int, cached: int, completion: int) -> float | None:
         """What tokens come to, ``cached`` of the prompt's; ``None`` without prices."""
@@ -139,10 +173,17 @@ class Settings(BaseSettings):
     judge_rpm: int | None = Field(default=None, ge=1)
     judge_tpm: int | None = Field(default=None, ge=1)
     judge_structured: StructuredOutput = "auto"
+    judge_temperature: Temperature = None
+    judge_max_tokens: int | None = Field(default=None, ge=1)
+    judge_reasoning_effort: str | None = None
+    judge_seed: int | None = None
+    judge_extra_body: dict[str, Any] = {}
+    judge_extra_headers: dict[str, str] = {}
+    judge_rationale: Rationale = "off"
     judge_max_criteria: int | None = Field(default=None, ge=1)
     judge_max_response_tokens: int = Field(default=8192, ge=16)
-    judge_rubricator_temperature: float | None = 0.7
-    judge_verifier_temperature: float | None = 0.0
+    judge_rubricator_temperature: Temperature = None
+    judge_verifier_temperature: Temperature = None
     judge_evidence: bool = False
     judge_nonce: bool = False
     judge_canary: bool = False
@@ -155,6 +196,12 @@ class Settings(BaseSettings):
     teacher_model: str | None = Field(default=None, description="The model that is distilled, where it can be asked")
     teacher_base_url: str | None = None
     teacher_api_key: SecretStr | None = None
+    teacher_temperature: Temperature = None
+    teacher_max_tokens: int = Field(default=8192, ge=1)
+    teacher_reasoning_effort: str | None = None
+    teacher_seed: int | None = None
+    teacher_extra_body: dict[str, Any] = {}
+    teacher_extra_headers: dict[str, str] = {}
 
     request_timeout_s: float = Field(default=600.0, gt=0, description="One request, all its judge calls")
     queue_limit: int = Field(default=8192, ge=1, description="Judge calls admitted and not done, a worker; then 503")
@@ -206,8 +253,11 @@ class Settings(BaseSettings):
                    if name != "api_key_env" and not name.startswith("teacher_")}
             judges.setdefault(DEFAULT, JudgeSettings(**own))
         if self.teacher_model:
-            judges.setdefault(TEACHER, JudgeSettings(model=self.teacher_model, base_url=self.teacher_base_url,
-                                                     timeout_s=TEACHER_TIMEOUT_S))
+            judges.setdefault(TEACHER, JudgeSettings(
+                model=self.teacher_model, base_url=self.teacher_base_url, timeout_s=TEACHER_TIMEOUT_S,
+                teacher_temperature=self.teacher_temperature, teacher_max_tokens=self.teacher_max_tokens,
+                reasoning_effort=self.teacher_reasoning_effort, seed=self.teacher_seed,
+                extra_body=self.teacher_extra_body, extra_headers=self.teacher_extra_headers))
         return judges
 
     @cached_property

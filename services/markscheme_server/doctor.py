@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from markscheme.plan import GROUP, NAME, PlanError, Planner, TrainingPlan
 from markscheme_server import estimate as costs
 from markscheme_server.app import make_judge
-from markscheme_server.config import BUILTIN, DEFAULT, Settings
+from markscheme_server.config import BUILTIN, DEFAULT, TEACHER, Settings
 from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.judge.base import Judge, JudgeFailure, VerifyTask
+from markscheme_server.judge.base import InductionTask, Judge, JudgeFailure, Response, VerifyTask
 from markscheme_server.judge.openai import OpenAIJudge
+from markscheme_server.judge.probing import listed_models, probe_schema
 from markscheme_server.store.migrating import is_walled
+from markscheme_server.store.probes import Probe
 from markscheme_server.store.store import Store
 
 QUESTION = VerifyTask(
@@ -30,27 +33,50 @@ QUESTION = VerifyTask(
                         check={"kind": "min_words", "value": 1000})),
     responses=("Blue.",))
 EXPECTED = {"c1": True, "c2": False}
+CONTRAST = InductionTask(
+    prompt=({"role": "user", "content": "Describe autumn in two sentences and name one fruit."},),
+    teacher_responses=("Leaves turn gold and fall while the evenings grow cold. Apples are ripe now.",),
+    student_responses=(Response("It is cold and it rains."),))
 
 
 async def diagnose(settings: Settings, console: Console) -> tuple[bool, dict[str, float]]:
     """Print the checks; whether all passed, and how long each judge took to answer."""
     passed = await _database(settings, console)
     seconds: dict[str, float] = {}
-    for name in (*settings.judges, *({BUILTIN} & set(settings.roles.values()))):
-        try:
-            judge = make_judge(settings, name, owner="doctor", secret=secrets.token_bytes(16))
-        except ValueError as error:  # its key is not there
-            passed = _say(console, False, str(error))
-            continue
-        try:
-            took = await _judge(settings, judge, console)
-        finally:
-            await judge.aclose()
-        if took is None:
-            passed = False
-        else:
-            seconds[name] = took
+    store = Store(settings.sqlalchemy_url)
+    try:
+        for name in (*settings.judges, *({BUILTIN} & set(settings.roles.values()))):
+            try:
+                judge = make_judge(settings, name, owner="doctor", secret=secrets.token_bytes(16))
+            except ValueError as error:  # its key is not there
+                passed = _say(console, False, str(error))
+                continue
+            try:
+                took = await _examine(settings, judge, store, console)
+            finally:
+                await judge.aclose()
+            if took is None:
+                passed = False
+            else:
+                seconds[name] = took
+    finally:
+        await store.close()
     return passed, seconds
+
+
+async def probe_judges(settings: Settings, console: Console) -> None:
+    """Find out and store what form of structured output each judge's endpoints enforce."""
+    store = Store(settings.sqlalchemy_url)
+    try:
+        for name, judge_settings in settings.judges.items():
+            judge = make_judge(settings, name, owner="probe", secret=secrets.token_bytes(16))
+            try:
+                if isinstance(judge, OpenAIJudge) and name != TEACHER:
+                    await _check_schema(settings, judge, store, judge_settings.timeout_s, f"judge {name}", console)
+            finally:
+                await judge.aclose()
+    finally:
+        await store.close()
 
 
 async def _database(settings: Settings, console: Console) -> bool:
@@ -69,35 +95,137 @@ async def _database(settings: Settings, console: Console) -> bool:
         console.print("        teams: kept apart by the service's own filters; SQLite has no row-level security behind "
                       "them", markup=False, highlight=False, soft_wrap=True)
     else:
-        console.print("  warn  teams: row-level security does not hold, since the service's role is a superuser or has "
-                      "BYPASSRLS: keep this role for MARKSCHEME_MIGRATION_URL and name another one in "
-                      "MARKSCHEME_DATABASE_URL; 'markscheme migrate' makes it", style="yellow", markup=False,
-                      highlight=False, soft_wrap=True)
+        _warn(console, "teams: row-level security does not hold, since the service's role is a superuser or has "
+                       "BYPASSRLS: keep this role for MARKSCHEME_MIGRATION_URL and name another one in "
+                       "MARKSCHEME_DATABASE_URL; 'markscheme migrate' makes it")
     return True
 
 
-async def _judge(settings: Settings, judge: Judge, console: Console) -> float | None:
-    """The seconds that it took to answer right; ``None`` when it did not."""
+async def _examine(settings: Settings, judge: Judge, store: Store, console: Console) -> float | None:
+    """Ask a judge a small question for each role that it plays.
+
+    The seconds that a verdict took; ``None`` when something failed.
+    """
     what = _described(settings, judge.name)
-    timeout_s = settings.judges[judge.name].timeout_s if judge.name in settings.judges else 5.0
+    roles = [role for role, name in settings.roles.items() if name == judge.name]
+    if not isinstance(judge, OpenAIJudge):
+        seconds = await _verifies(judge, 5.0, what, console)
+        console.print("   builtin is rules, not a language model: it decides only criteria that carry a check; "
+                      "set MARKSCHEME_JUDGE_BASE_URL and _MODEL for a model", markup=False, soft_wrap=True)
+        return seconds
+    timeout_s = settings.judges[judge.name].timeout_s
+    await _check_models(judge, what, console)
+    if roles == [TEACHER]:
+        return await _responds(judge, timeout_s, what, console)
+    if not await _check_schema(settings, judge, store, timeout_s, what, console):
+        return None
+    seconds = await _verifies(judge, timeout_s, what, console)
+    _say_learnt(judge, what, console)
+    if seconds is not None and "rubricator" in roles and not await _induces(judge, timeout_s, what, console):
+        return None
+    return seconds
+
+
+async def _verifies(judge: Judge, timeout_s: float, what: str, console: Console) -> float | None:
+    """Whether it decides an easy question right; the seconds that took."""
     started = time.perf_counter()
     try:
-        answer = await judge.verify(QUESTION, Patience(Deadline(asyncio.get_running_loop().time() + timeout_s)))
+        answer = await judge.verify(QUESTION, _patience(timeout_s))
     except JudgeFailure as failure:
-        _say(console, False, f"{what}: {failure} ({failure.reason})")
+        _say_failure(console, what, failure)
         return None
     seconds = time.perf_counter() - started
     decided = {key: decision.met for key, decision in answer.decisions[0].items()}
     if decided != EXPECTED:
         _say(console, False, f"{what}: it answers, but got an easy question wrong; use a stronger model")
         return None
-    if isinstance(judge, OpenAIJudge):
-        _say(console, True, f"{what}: structured output: {judge.structured_output}")
-    else:
-        console.print("   builtin is rules, not a language model: it decides only criteria that carry a check; "
-                      "set MARKSCHEME_JUDGE_BASE_URL and _MODEL for a model", markup=False, soft_wrap=True)
     _say(console, True, f"{what}: answers in {seconds:.2f} s, and right")
     return seconds
+
+
+async def _induces(judge: Judge, timeout_s: float, what: str, console: Console) -> bool:
+    """Whether it writes a rubric that can be used."""
+    try:
+        made = await judge.induce(CONTRAST, _patience(timeout_s))
+    except JudgeFailure as failure:
+        _say_failure(console, f"{what}: asked for a rubric", failure)
+        return False
+    return _say(console, True, f"{what}: writes a rubric of {len(made.criteria)} criteria")
+
+
+async def _responds(judge: OpenAIJudge, timeout_s: float, what: str, console: Console) -> float | None:
+    """Whether a teacher responds to a prompt; the seconds that took."""
+    started = time.perf_counter()
+    try:
+        await judge.respond(QUESTION.prompt, _patience(timeout_s))
+    except JudgeFailure as failure:
+        _say_failure(console, what, failure)
+        return None
+    seconds = time.perf_counter() - started
+    _say(console, True, f"{what}: responds in {seconds:.2f} s")
+    _say_learnt(judge, what, console)
+    return seconds
+
+
+async def _check_schema(settings: Settings, judge: OpenAIJudge, store: Store, timeout_s: float, what: str,
+                        console: Console) -> bool:
+    """Find out, where the setting is 'auto', what form of structured output each endpoint enforces, and store it."""
+    if settings.judges[judge.name].structured != "auto":
+        return _say(console, True, f"{what}: structured output: {settings.judges[judge.name].structured}, as it is set")
+    for endpoint in judge.gateway.endpoints:
+        try:
+            support = await probe_schema(judge, endpoint, _patience(timeout_s))
+        except JudgeFailure as failure:
+            _say_failure(console, f"{what} at {endpoint.origin}", failure)
+            return False
+        endpoint.capabilities.first = support.form
+        _say(console, True, f"{what}: structured output: {support.words}")
+        try:
+            await store.probes.save(Probe(endpoint.origin, judge.model, support.json_schema, support.form))
+        except (SQLAlchemyError, OSError) as error:
+            _warn(console, f"{what}: this could not be stored for the service to read ({type(error).__name__}); run "
+                           "'markscheme migrate' first")
+    return True
+
+
+async def _check_models(judge: OpenAIJudge, what: str, console: Console) -> None:
+    """Warn of a model that the endpoint does not list. Many endpoints list none."""
+    for endpoint in judge.gateway.endpoints:
+        models = await listed_models(endpoint)
+        if models and judge.model not in models:
+            near = get_close_matches(judge.model, models, n=3) or sorted(models)[:3]
+            _warn(console, f"{what}: {endpoint.origin} does not list this model; it lists {', '.join(near)}"
+                           + (" and others" if len(models) > len(near) else ""))
+
+
+def _patience(timeout_s: float) -> Patience:
+    return Patience(Deadline(asyncio.get_running_loop().time() + timeout_s))
+
+
+def _say_learnt(judge: OpenAIJudge, what: str, console: Console) -> None:
+    """What the endpoints refused and are asked without."""
+    for endpoint in judge.gateway.endpoints:
+        known = endpoint.capabilities
+        learnt = [f"{name} is not sent" for name in sorted(known.left_out)]
+        if known.length_name != "max_tokens":
+            learnt.append(f"{known.length_name} is sent in place of max_tokens")
+        if known.most_tokens is not None:
+            learnt.append(f"a reply may have {known.most_tokens:,} tokens")
+        if known.form != known.best:
+            learnt.append(f"structured output steps down to {known.form}")
+        if learnt:
+            _warn(console, f"{what}: learnt from refusals of {endpoint.origin}: {'; '.join(learnt)}")
+
+
+def _say_failure(console: Console, what: str, failure: JudgeFailure) -> None:
+    """The reason in our words, and the endpoint's own sentence: this is the operator's terminal."""
+    _say(console, False, f"{what}: {failure} ({failure.reason})")
+    if failure.detail:
+        console.print(f"        it said: {failure.detail}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _warn(console: Console, words: str) -> None:
+    console.print(f"  warn  {words}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _described(settings: Settings, name: str) -> str:

@@ -9,6 +9,7 @@
     ├── Conflict (409)
     ├── Unprocessable (422)
     ├── TooManyRequests (429)
+    ├── BadGateway (502)
     └── Unavailable (503)
 
 A judge's failure is not here: inside a batch it becomes a null reward with a reason
@@ -70,6 +71,13 @@ class Unprocessable(ServiceError):
 class TooManyRequests(ServiceError):
     status = 429
     type = "rate_limit_error"
+
+
+class BadGateway(ServiceError):
+    """A judge or teacher replied, and the reply is of no use. Asking again costs again."""
+
+    status = 502
+    type = "judge_error"
 
 
 class Unavailable(ServiceError):

@@ -46,6 +46,11 @@ JUDGE_CALL_SECONDS = Histogram(
 JUDGE_RETRIES = Counter(
     "markscheme_judge_retries_total", "Judge calls made again after a failure that may pass",
     ["judge"], registry=REGISTRY)
+ADAPTATIONS = Counter(
+    "markscheme_endpoint_adaptations_total",
+    "Times that calls to an endpoint were changed for good or for a while because it refused something; what: "
+    "structured_output, left_out, length_name, most_tokens",
+    ["judge", "endpoint", "what"], registry=REGISTRY)
 VERDICTS = Counter(
     "markscheme_verdicts_total",
     "Verdicts in answers, by where they came from: judged, cached (stored before), coalesced (another caller was at "

@@ -1,9 +1,19 @@
 """What the other modules of the contract are made of: bounded texts, chat messages, errors, the closed base model."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+)
+from pydantic import Tag as Branch
 
+from markscheme.text import visible
 from markscheme.vocabulary import Role
 
 MAX_ROLLOUTS = 4096
@@ -18,8 +28,14 @@ def _without_nul(text: str) -> str:
     return text
 
 
+def _visible(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) else value
+
+
 Text = Annotated[str, AfterValidator(_without_nul)]
-"""Any text without NUL; lone surrogates cannot arrive, the JSON decoder refuses them."""
+"""Any text without NUL; pydantic refuses lone surrogates."""
+ModelText = Annotated[str, BeforeValidator(_visible)]
+"""A model's output: NUL and lone surrogates in it are made visible as U+FFFD."""
 ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=4000)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -42,8 +58,10 @@ class Message(Wire):
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=256)]
-Prompt = Annotated[Text, StringConstraints(min_length=1)] | Messages
-"""A list of chat messages; a string stands for one user message."""
+Prompt = Annotated[
+    Annotated[Text, StringConstraints(min_length=1), Branch("<text>")] | Annotated[Messages, Branch("<messages>")],
+    Discriminator(lambda value: "<messages>" if isinstance(value, list) else "<text>")]
+"""A list of chat messages; a string stands for one user message. Errors name the field of the message at fault."""
 
 
 class ErrorDetail(Wire):

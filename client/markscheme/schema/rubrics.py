@@ -11,6 +11,7 @@ from markscheme.schema.base import (
     JudgeName,
     Message,
     ModelName,
+    ModelText,
     Prompt,
     ShortText,
     Tag,
@@ -19,7 +20,7 @@ from markscheme.schema.base import (
     Wire,
 )
 from markscheme.schema.teachers import TeacherResponses
-from markscheme.vocabulary import Category, ReusePolicy, RubricOrigin, Visibility
+from markscheme.vocabulary import Category, ReusePolicy, RubricOrigin, Thinking, Visibility
 
 
 class Criterion(Wire):
@@ -139,7 +140,7 @@ ReusedRubricator = Annotated[ModelName | None, Field(
 class StudentResponse(Wire):
     """A student's rollout as the rubricator sees it."""
 
-    text: Text
+    text: ModelText
     truncated: bool = False
 
 
@@ -148,7 +149,8 @@ class InduceRequest(Wire):
 
     prompt: Prompt
     teacher_responses: TeacherResponses | None = None
-    student_responses: Annotated[list[Text | StudentResponse], Field(min_length=1, max_length=256)]
+    student_responses: Annotated[list[ModelText | StudentResponse], Field(min_length=1, max_length=256)]
+    thinking: Thinking = Field(default="auto", description="Of student responses, as in scoring")
     reuse: ReusePolicy = "if_fresh"
     teacher_model: ReusedTeacherModel = None
     rubricator: ReusedRubricator = None

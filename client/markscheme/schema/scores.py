@@ -4,17 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from markscheme.schema.base import MAX_ROLLOUTS, ErrorDetail, Identifier, JudgeName, Prompt, Text, Usage, Wire
+from markscheme.schema.base import MAX_ROLLOUTS, ErrorDetail, Identifier, JudgeName, ModelText, Prompt, Usage, Wire
 from markscheme.schema.rubrics import Criterion, ReusedRubricator, ReusedTeacherModel
 from markscheme.schema.teachers import TeacherResponses
-from markscheme.vocabulary import AssignedOrigin, ReusePolicy, UnscoredReason, VerifyMode
+from markscheme.vocabulary import AssignedOrigin, ReusePolicy, Thinking, UnscoredReason, VerifyMode
 
 
 class Rollout(Wire):
     """One sampled student response. ``truncated``: it hit the token limit, so its end is not its own."""
 
     id: Identifier
-    text: Text
+    text: ModelText
     truncated: bool = False
 
 
@@ -47,6 +47,10 @@ class ScoreRequest(Wire):
     groups: Annotated[list[Group], Field(min_length=1, max_length=MAX_ROLLOUTS)]
     reuse: ReusePolicy = "if_fresh"
     verify: VerifyMode = "rollout"
+    thinking: Thinking = Field(
+        default="auto", description="What of a rollout is judged. strip: it begins inside a thought, which the chat "
+                                    "template opened; auto: a thought at its beginning is cut off when the rollout "
+                                    "opens it itself; keep: all of it")
     score_teachers: bool = False
     ask_teacher: Annotated[int, Field(ge=0, le=16)] = Field(
         default=0, description="Responses to ask the service's teacher for where a new rubric has none to go by")
@@ -65,11 +69,15 @@ class ScoreRequest(Wire):
 
 
 class VerdictView(Wire):
-    """Met, not met, or not known (``met`` is ``None`` and ``reason`` says why)."""
+    """Met, not met, or not known (``met`` is ``None`` and ``reason`` says why).
+
+    ``evidence`` quotes the response, ``rationale`` argues the verdict, where the judge is set to give them.
+    """
 
     criterion_id: str
     met: bool | None
     evidence: str | None = None
+    rationale: str | None = None
     cached: bool = False
     reason: UnscoredReason | None = None
 

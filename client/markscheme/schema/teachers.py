@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from markscheme.schema.base import MAX_TEACHER_ENTRIES, Identifier, Prompt, Text, Usage, Wire
+from markscheme.schema.base import MAX_TEACHER_ENTRIES, Identifier, ModelText, Prompt, Usage, Wire
 
-TeacherResponses = Annotated[list[Annotated[Text, StringConstraints(min_length=1)]], Field(min_length=1, max_length=16)]
+TeacherResponses = Annotated[
+    list[Annotated[ModelText, StringConstraints(min_length=1)]], Field(min_length=1, max_length=16)]
 
 
 class TeacherEntry(Wire):

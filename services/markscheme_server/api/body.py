@@ -1,5 +1,6 @@
 """Reading request bodies: JSON that is JSON, checked before it becomes an object."""
 
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,13 +13,29 @@ from markscheme_server.errors import BadRequest
 
 
 class StrictRequest(Request):
-    """A request whose body is refused when it is not UTF-8 JSON: no NaN, no lone surrogate, no deep nesting."""
+    """A request whose body is refused when it is not UTF-8 JSON: no NaN, no deep nesting."""
 
     async def json(self) -> Any:
+        body = await self.body()
         try:
-            return from_json(await self.body(), allow_inf_nan=False)
+            return from_json(body, allow_inf_nan=False)
         except ValueError as error:
+            if "surrogate" in str(error):
+                return _with_surrogates(body)
             raise NotJSON(f"the body is not valid JSON: {error}") from error
+
+
+def _with_surrogates(body: bytes) -> Any:
+    """JSON that escapes half a surrogate pair, as a model's output may. The fields decide what becomes of it: a
+    rollout's text shows it as U+FFFD, a prompt or an id is refused."""
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise NotJSON(f"the body is not valid JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 class NotJSON(Exception):

@@ -1,5 +1,6 @@
 """One error body for every answer that is not a success."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -10,10 +11,11 @@ from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from markscheme import schema
 from markscheme.schema import ErrorBody, ErrorDetail
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.api.disconnect import ClientGone
-from markscheme_server.errors import PaymentRequired, ServiceError, Unauthorised, Unavailable, Unprocessable
+from markscheme_server.errors import BadGateway, PaymentRequired, ServiceError, Unauthorised, Unavailable, Unprocessable
 from markscheme_server.judge.base import JudgeFailure
 
 log = structlog.get_logger()
@@ -27,8 +29,9 @@ _BY_STATUS = {
     413: ("invalid_request_error", "body_too_large"),
     415: ("invalid_request_error", "unsupported_media_type"),
 }
+_TYPE_NAMES = frozenset({"str", "int", "float", "bool", *(name for name in dir(schema) if name[0].isupper())})
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 402, 403, 404, 405, 413, 422, 429, 500, 503)}
+    status: {"model": ErrorBody} for status in (400, 401, 402, 403, 404, 405, 413, 422, 429, 500, 502, 503)}
 """What every route may answer besides success, for the OpenAPI document."""
 
 
@@ -47,11 +50,16 @@ def answer(request: Request, error: ServiceError) -> JSONResponse:
 
 
 def judge_error(failure: JudgeFailure) -> ServiceError:
-    """That a prompt allows of no rubric is the caller's to know; a model that failed is worth another try."""
+    """The caller may mend what is wrong with the material (422) and may try again later where the model was away
+    (503); what it replied, or that it is set up wrongly, is neither (502)."""
     if failure.reason in (UnscoredReason.NO_RUBRIC, UnscoredReason.TOO_LARGE, UnscoredReason.REFUSED):
         return Unprocessable(str(failure), code=failure.reason)
     if failure.reason is UnscoredReason.BUDGET:
         return PaymentRequired(str(failure), code="insufficient_quota")
+    if failure.reason in (UnscoredReason.PARSE_FAILURE, UnscoredReason.OFF_MENU, UnscoredReason.TRUNCATED):
+        return BadGateway(str(failure), code="judge_reply")
+    if failure.reason in (UnscoredReason.MISCONFIGURED, UnscoredReason.QUOTA):
+        return BadGateway(str(failure), code=failure.reason)
     return Unavailable(str(failure), code=failure.reason, retry_after_s=5)
 
 
@@ -62,8 +70,8 @@ def install(app: FastAPI) -> None:
         return answer(request, error)
 
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part != "body"]
+        first = _at_fault(error.errors())
+        place = [str(part) for part in first["loc"] if part != "body" and _names_a_field(part)]
         # The input itself is not repeated: it may not be encodable, and it is the user's text.
         message = str(first["msg"]).removeprefix("Value error, ")
         return JSONResponse(body(request, ErrorDetail(
@@ -105,6 +113,22 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(OSError, database_error)  # type: ignore[arg-type]  # refused, or a time-out
     app.add_exception_handler(ClientGone, client_gone)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, unexpected)
+
+
+def _at_fault(errors: Sequence[Any]) -> Any:
+    """The first error; where a value fits none of several types, that of the type it came furthest in."""
+    start = errors[0]["loc"][:_fields(errors[0]["loc"])]
+    return max((error for error in errors if error["loc"][:len(start)] == start), key=lambda e: len(e["loc"]))
+
+
+def _fields(place: Sequence[Any]) -> int:
+    """How many parts of a place name fields, before the first that names one of several types."""
+    return next((i for i, part in enumerate(place) if not _names_a_field(part)), len(place))
+
+
+def _names_a_field(part: Any) -> bool:
+    """Whether a part of a place is a field or an index, not pydantic's own name of a type or a validator."""
+    return isinstance(part, int) or (part.isidentifier() and part not in _TYPE_NAMES)
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:

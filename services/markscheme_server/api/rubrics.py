@@ -27,7 +27,7 @@ from markscheme_server.api.services import (
 )
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.deadline import Patience
-from markscheme_server.domain.fingerprint import messages_of, prompt_key, text_key
+from markscheme_server.domain.fingerprint import judged_text, messages_of, prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, InvalidRubric, Rubric, validate_criteria
 from markscheme_server.errors import Forbidden, NotFound, Unprocessable
 from markscheme_server.grading import wire
@@ -84,7 +84,8 @@ async def induce_rubric(payload: schema.InduceRequest, caller: Inducer, services
     wanted = Wanted(
         caller.team, tuple(wire.messages(payload.prompt)),
         tuple(payload.teacher_responses) if payload.teacher_responses is not None else None,
-        tuple(StudentText(s) if isinstance(s, str) else StudentText(s.text, s.truncated)
+        tuple(StudentText(judged_text(s, payload.thinking)) if isinstance(s, str)
+              else StudentText(judged_text(s.text, payload.thinking), s.truncated)
               for s in payload.student_responses),
         services.judges.get(payload.judge, "rubricator"), payload.reuse, payload.run, tuple(payload.tags),
         caller.key, Filters(payload.teacher_model, payload.rubricator))

@@ -18,6 +18,8 @@ from markscheme_server.grading.scores import Tally
 NDJSON = "application/x-ndjson"
 GRACE_S = 2.0
 """What storing the outcome may take beyond the deadline."""
+_LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
 
@@ -59,13 +61,19 @@ async def _lines(groups: AsyncIterator[schema.GroupScore], tally: Tally, heartbe
         while True:
             done, _ = await asyncio.wait([pending], timeout=heartbeat_s)
             if not done:
-                yield schema.Heartbeat().model_dump_json() + "\n"
+                yield _line(schema.Heartbeat())
                 continue
             group = pending.result()
             if group is None:
                 break
-            yield group.model_dump_json() + "\n"
+            yield _line(group)
             pending = asyncio.ensure_future(anext(source, None))
     finally:
         pending.cancel()
-    yield schema.ScoreSummary(counts=tally.counts(), usage=tally.cost()).model_dump_json() + "\n"
+    yield _line(schema.ScoreSummary(counts=tally.counts(), usage=tally.cost()))
+
+
+def _line(value: schema.Wire) -> str:
+    """One NDJSON line. Characters that some readers take for line ends are escaped, so that none splits it there."""
+    line = value.model_dump_json()
+    return (line if line.isascii() else line.translate(_LINE_ENDS)) + "\n"

@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 
 from markscheme_server.domain.deadline import Deadline
 
+GRACE_S = 0.25
+"""Work ends itself at its deadline. Who waits for it waits this much longer, so that what it came to is known."""
 T = TypeVar("T")
 Work = Callable[[Deadline], Awaitable[T]]
 
@@ -32,8 +34,8 @@ class SingleFlight(Generic[T]):
         """The result of ``work`` for ``key``, shared by all who ask while it runs, and whether this caller led.
 
         ``work`` is told until when its result is of use to anyone; that moves as others join. Failures are shared
-        too. Raises :class:`TimeoutError` at the caller's own ``deadline`` (event loop clock), :class:`Abandoned`
-        when :meth:`drain` gave the work up.
+        too. Raises :class:`TimeoutError` just after the caller's own ``deadline`` (event loop clock),
+        :class:`Abandoned` when :meth:`drain` gave the work up.
         """
         flight = self._flights.get(key)
         led = flight is None
@@ -45,7 +47,7 @@ class SingleFlight(Generic[T]):
         flight.deadline.extend(deadline)
         flight.waiters += 1
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline + GRACE_S):
                 return await asyncio.shield(flight.task), led
         except asyncio.CancelledError:
             if flight.task.cancelled() and not _being_cancelled():

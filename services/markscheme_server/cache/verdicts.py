@@ -7,8 +7,7 @@ has stored is read from the database, which answers as fast as a shared cache wo
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
-CachedVerdict = tuple[bool, str | None, float | None]
-"""Met, the evidence where there is some, and the verdict's part of what its call cost (USD), where that is known."""
+from markscheme_server.domain.verdict import StoredDecision
 
 
 class VerdictCache:
@@ -16,9 +15,9 @@ class VerdictCache:
 
     def __init__(self, *, size: int = 200_000) -> None:
         self._size = size
-        self._verdicts: OrderedDict[str, CachedVerdict] = OrderedDict()
+        self._verdicts: OrderedDict[str, StoredDecision] = OrderedDict()
 
-    def find(self, keys: Iterable[str]) -> dict[str, CachedVerdict]:
+    def find(self, keys: Iterable[str]) -> dict[str, StoredDecision]:
         """The verdicts that are here."""
         own, found = self._verdicts, {}
         for key in keys:
@@ -27,7 +26,7 @@ class VerdictCache:
                 found[key] = verdict
         return found
 
-    def save(self, verdicts: Mapping[str, CachedVerdict]) -> None:
+    def save(self, verdicts: Mapping[str, StoredDecision]) -> None:
         """Keep verdicts that the database holds."""
         self._verdicts.update(verdicts)
         while len(self._verdicts) > self._size:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from markscheme.vocabulary import VerifyMode
+from markscheme.thinking import split_thinking
+from markscheme.vocabulary import Thinking, VerifyMode
 from markscheme_server.domain.rubric import Criterion
 
 ChatMessage = dict[str, str]
@@ -46,14 +47,15 @@ def prompt_key(messages: Sequence[ChatMessage]) -> str:
     return digest(list(messages))
 
 
-def judged_text(text: str) -> str:
-    """The part of a response that is judged: what follows the last ``</think>``, white space trimmed.
+def judged_text(text: str, thinking: Thinking = "auto") -> str:
+    """The part of a response that is judged: its answer, white space trimmed.
 
-    When nothing follows the tag the whole text is judged, so that an unfinished thought is not mistaken
-    for an empty answer.
+    ``auto`` cuts off a thought that the response itself opens at its beginning; ``strip`` also one that
+    the chat template had opened; ``keep`` nothing. A thought without an answer is an empty answer.
     """
-    tail = text.rsplit("</think>", 1)[-1].strip()
-    return tail or text.strip()
+    if thinking == "keep":
+        return text.strip()
+    return split_thinking(text, opened=thinking == "strip").answer.strip()
 
 
 def text_key(text: str) -> str:

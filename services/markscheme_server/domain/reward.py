@@ -24,17 +24,24 @@ def reward(criteria: tuple[Criterion, ...], verdicts: Mapping[str, Verdict]) -> 
 
 
 def feedback(criteria: tuple[Criterion, ...], verdicts: Mapping[str, Verdict]) -> list[str]:
-    """What the response missed, most points first: unmet criteria, and pitfalls it fell into."""
+    """What the response missed, most points first: unmet criteria, and pitfalls it fell into.
+
+    A judge's rationale stands behind the criterion it argues.
+    """
     missed: list[tuple[int, str]] = []
     for criterion in criteria:
         verdict = verdicts.get(criterion.id)
         if verdict is None or verdict.met is None:
             continue
         if criterion.points > 0 and not verdict.met:
-            missed.append((criterion.points, criterion.text))
+            missed.append((criterion.points, criterion.text + _argued(verdict)))
         elif criterion.points < 0 and verdict.met:
-            missed.append((-criterion.points, f"Avoid: {criterion.text}"))
+            missed.append((-criterion.points, f"Avoid: {criterion.text}{_argued(verdict)}"))
     return [text for _, text in sorted(missed, key=lambda m: -m[0])]
+
+
+def _argued(verdict: Verdict) -> str:
+    return f" ({verdict.rationale})" if verdict.rationale else ""
 
 
 def mean(values: Iterable[float | None]) -> float | None:

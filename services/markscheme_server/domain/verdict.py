@@ -1,8 +1,18 @@
 """A verdict: met, not met, or not known for a stated reason. There is no fourth way."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from markscheme.vocabulary import UnscoredReason
+
+
+class StoredDecision(NamedTuple):
+    """What is kept of a decided verdict. ``cost_usd``: its part of what its call cost; ``None``: not known."""
+
+    met: bool
+    evidence: str | None
+    cost_usd: float | None
+    rationale: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +24,7 @@ class Verdict:
     reason: UnscoredReason | None = None
     evidence: str | None = None
     cached: bool = False
+    rationale: str | None = None
 
     def __post_init__(self) -> None:
         if (self.met is None) == (self.reason is None):

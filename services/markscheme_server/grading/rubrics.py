@@ -11,8 +11,9 @@ from markscheme_server.domain.reward import mean
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.grading.budgets import TeamPurse, Treasury
+from markscheme_server.grading.failed_inductions import FailedInductions
+from markscheme_server.judge.base import ASKS, InductionTask, Judge, JudgeFailure, Response
 from markscheme_server.judge.base import Induction as Made
-from markscheme_server.judge.base import InductionTask, Judge, JudgeFailure, Response
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.claims import ClaimLost
 from markscheme_server.store.rubrics import Filters
@@ -42,7 +43,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a rubric is wanted for. ``teachers`` is ``None`` when they are to come from the bank."""
+    """What a rubric is wanted for. ``teachers`` is ``None`` when they are to come from the bank; ``students`` are
+    judged texts (:func:`fingerprint.judged_text`)."""
 
     team: str
     prompt: tuple[fp.ChatMessage, ...]
@@ -71,6 +73,7 @@ class RubricService:
 
     def __init__(self, store: Store, freshness: Freshness, treasury: Treasury) -> None:
         self._store, self._freshness, self._treasury = store, freshness, treasury
+        self._failed = FailedInductions()
         self._flight: SingleFlight[tuple[Rubric, JudgeUsage]] = SingleFlight()
 
     async def find(self, wanted: Wanted) -> Found | Induction:
@@ -93,7 +96,7 @@ class RubricService:
             teachers = tuple(kept.text for kept in bank)
         induction = fp.induction_key(
             team=team, prompt=key, teachers=[fp.text_key(fp.judged_text(t)) for t in teachers],
-            students=[fp.text_key(fp.judged_text(s.text)) + ("+" if s.truncated else "") for s in wanted.students],
+            students=[fp.text_key(s.text) + ("+" if s.truncated else "") for s in wanted.students],
             rubricator=wanted.judge.rubricator_identity)
         memo = await self._store.rubrics.find_induced(team, induction)
         if memo is not None:
@@ -121,7 +124,9 @@ class RubricService:
                 reservation.release()
 
     async def induce(self, induction: Induction, patience: Patience) -> Found:
-        """Make the rubric, once whoever asks. Raises :class:`JudgeFailure`."""
+        """Make the rubric, once whoever asks. Raises :class:`JudgeFailure`, also where the same failed lately."""
+        if (failed := self._failed.find(induction.key)) is not None:
+            raise failed
         turn = patience.turn
         try:
             (rubric, usage), led = await self._flight.run(
@@ -172,13 +177,18 @@ class RubricService:
                       claim: tuple[str, int]) -> tuple[Rubric, JudgeUsage]:
         wanted, judge = induction.wanted, induction.wanted.judge
         task = InductionTask(wanted.prompt, tuple(dict.fromkeys(fp.judged_text(t) for t in induction.teachers)),
-                             tuple(Response(fp.judged_text(s.text), s.truncated) for s in wanted.students))
+                             wanted.students)
+        # After a failure other responses are worth a try, but not three calls at each step.
+        about = fp.digest([wanted.team, fp.prompt_key(wanted.prompt), judge.rubricator_identity])
+        asks = 1 if self._failed.find(about) is not None else ASKS
         async with self._treasury.purse(wanted.team, wanted.run_id) as purse:
             try:
-                made = await judge.induce(task, replace(patience, purse=purse))
+                made = await judge.induce(task, replace(patience, purse=purse), asks=asks)
             except JudgeFailure as failure:
+                self._failed.remember(failure, induction.key, about)
                 await self._record(wanted, failure.usage, failure.reason, None, purse)
                 raise
+            self._failed.forget(about)
             rubric = await self._keep(induction, task, made, claim)
             await self._record(wanted, made.usage, None, rubric.id, purse)
         return rubric, made.usage

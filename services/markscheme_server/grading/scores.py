@@ -6,9 +6,11 @@ answered as unscored with a reason while the others go on.
 """
 
 import asyncio
+import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import structlog
 
@@ -31,6 +33,7 @@ from markscheme_server.grading.teachers import TeacherService
 from markscheme_server.grading.verdicts import Judged, Plan, VerdictService
 from markscheme_server.judge.base import Judge, JudgeFailure, Reservation, Response
 from markscheme_server.store.assignments import Assignment, Outcome, Place, ScoredRollout
+from markscheme_server.store.database import is_outage
 from markscheme_server.store.rubrics import Filters
 from markscheme_server.store.store import Store
 
@@ -166,7 +169,7 @@ class ScoreService:
         else:
             wanted = Wanted(
                 team, prompt, tuple(group.teacher_responses) if group.teacher_responses is not None else None,
-                tuple(Response(r.text, r.truncated) for r in group.rollouts),
+                tuple(Response(_judged(request, r), r.truncated) for r in group.rollouts),
                 self._judges.get(request.judge, "rubricator"), request.reuse, request.run.id if request.run else None,
                 key=caller.key, filters=Filters(request.teacher_model, request.rubricator))
             try:
@@ -183,7 +186,7 @@ class ScoreService:
 
     async def _plans(self, team: str, request: schema.ScoreRequest, survey: _Survey, rubric: Rubric,
                      judge: Judge) -> list[Plan]:
-        texts = [fp.judged_text(r.text) for r in survey.group.rollouts] + survey.teachers
+        texts = [_judged(request, r) for r in survey.group.rollouts] + survey.teachers
         return await self._verdicts.plan(team=team, prompt=survey.prompt, rubric=rubric, texts=texts, judge=judge,
                                          verify=request.verify, run_id=request.run.id if request.run else None)
 
@@ -204,6 +207,15 @@ class ScoreService:
             batch.tally.usage += failure.usage
             log.info("group_unscored", reason=failure.reason)
             return _unscored(survey.group, failure)
+        except TimeoutError:
+            return _unscored(survey.group, JudgeFailure(UnscoredReason.TIMEOUT, "the request's time ran out"))
+        except Exception as error:
+            if is_outage(error):
+                raise  # the database is gone for all groups alike: the caller is told to send the batch again
+            # Whatever it was, it is this group's: what its neighbours were judged for is paid and stays answered.
+            log.error("group_failed", group=survey.group.id, error=type(error).__name__, at=_raised_at(error))
+            return _unscored(survey.group, JudgeFailure(UnscoredReason.UNAVAILABLE, "scoring this group failed; the "
+                                                        "service's log has the request's id"))
         finally:
             if batch.reservation is not None:
                 batch.reservation.release(survey.calls)
@@ -237,7 +249,7 @@ class ScoreService:
         judged = await self._verdicts.judge(plans, patience)
         batch.tally.usage += judged.usage
         batch.tally.cached += judged.cached
-        scores = [_rollout(found.rubric, r.id, judged.by_text[fp.judged_text(r.text)]) for r in group.rollouts]
+        scores = [_rollout(found.rubric, r.id, judged.by_text[_judged(request, r)]) for r in group.rollouts]
         # What was there already: verdicts, and the rubric, where the group would have had one induced.
         reused = found.origin == "reused" and request.reuse != "frozen"
         saved = judged.saved_usd + ((found.rubric.cost_usd or 0.0) if reused else 0.0)
@@ -257,10 +269,21 @@ class ScoreService:
         return [fp.judged_text(t) for t in bank]
 
 
+def _raised_at(error: Exception) -> str:
+    """File and line; the error's own words may hold a rollout."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames[-4:]))
+
+
 def _place(team: str, request: schema.ScoreRequest, group: schema.Group,
            prompt: tuple[fp.ChatMessage, ...]) -> Place:
     run = request.run
     return Place(team, run.id if run else None, run.step if run else None, group.id, fp.prompt_key(prompt))
+
+
+def _judged(request: schema.ScoreRequest, rollout: schema.Rollout) -> str:
+    """The part of a rollout that is judged."""
+    return fp.judged_text(rollout.text, request.thinking)
 
 
 def _rollout(rubric: Rubric, rollout_id: str, verdicts: Mapping[str, Verdict]) -> schema.RolloutScore:

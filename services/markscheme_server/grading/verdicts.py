@@ -13,14 +13,14 @@ from functools import cached_property, partial
 from markscheme.vocabulary import UnscoredReason, VerifyMode
 from markscheme_server import metrics
 from markscheme_server.cache.flight import Abandoned, SingleFlight
-from markscheme_server.cache.verdicts import CachedVerdict, VerdictCache
+from markscheme_server.cache.verdicts import VerdictCache
 from markscheme_server.config import VerdictReuse
 from markscheme_server.domain import fingerprint as fp
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.domain.verdict import Verdict
+from markscheme_server.domain.verdict import StoredDecision, Verdict
 from markscheme_server.grading.budgets import TeamPurse, Treasury
 from markscheme_server.judge.base import Decision, Judge, JudgeFailure, VerifyTask
 from markscheme_server.store.claims import Claim, ClaimStore
@@ -101,7 +101,7 @@ class Plan:
     """What is known of a question, and what is left to ask."""
 
     question: Question
-    known: dict[str, CachedVerdict]
+    known: dict[str, StoredDecision]
     units: list[tuple[str, ...]]
     missing: tuple[Criterion, ...]
 
@@ -125,7 +125,7 @@ class Judged:
 class _Outcome:
     """What came of one unit: verdicts by address, reasons by address where there is none, and the cost."""
 
-    decided: dict[str, CachedVerdict] = field(default_factory=dict)
+    decided: dict[str, StoredDecision] = field(default_factory=dict)
     failed: dict[str, UnscoredReason] = field(default_factory=dict)
     usage: JudgeUsage = field(default_factory=JudgeUsage)
     judged: bool = False
@@ -170,7 +170,7 @@ class VerdictService:
         known = await self._known(question.team, keys)
         return _open(question, known)
 
-    async def _known(self, team: str, keys: Sequence[str]) -> dict[str, CachedVerdict]:
+    async def _known(self, team: str, keys: Sequence[str]) -> dict[str, StoredDecision]:
         known = self._cache.find(keys)
         if len(known) < len(keys):
             stored = await self._store.find(team, [key for key in keys if key not in known])
@@ -185,11 +185,11 @@ class VerdictService:
             for text in question.texts:
                 for c in question.criteria:
                     if (stored := plan.known.get(question.key(c, text))) is not None:
-                        result.by_text[text][c.id] = Verdict(c.id, stored[0], evidence=stored[1], cached=True)
+                        result.by_text[text][c.id] = _verdict(c, stored, cached=True)
             metrics.VERDICTS.labels(origin="check" if free else "cached").inc(len(plan.known))
             if not free:
                 result.cached += len(plan.known)
-                result.saved_usd += sum(cost for _, _, cost in plan.known.values() if cost)
+                result.saved_usd += sum(stored.cost_usd for stored in plan.known.values() if stored.cost_usd)
         if not plan.units:
             return
         if free:
@@ -320,7 +320,7 @@ def _chunked(criteria: tuple[Criterion, ...], size: int | None) -> tuple[tuple[C
     return tuple(criteria[start:start + size] for start in range(0, len(criteria), size))
 
 
-def _open(question: Question, known: dict[str, CachedVerdict]) -> Plan:
+def _open(question: Question, known: dict[str, StoredDecision]) -> Plan:
     """What is left. All open responses of a group are asked about the same criteria: what is compared is reached
     alike."""
     if len(known) == len(question.texts) * len(question.criteria):
@@ -331,26 +331,31 @@ def _open(question: Question, known: dict[str, CachedVerdict]) -> Plan:
 
 
 def _rows(question: Question, criteria: Sequence[Criterion], by_text: Mapping[str, Mapping[str, Decision]],
-          cost_usd: float | None) -> tuple[list[StoredVerdict], dict[str, CachedVerdict]]:
+          cost_usd: float | None) -> tuple[list[StoredVerdict], dict[str, StoredDecision]]:
     """Verdicts as they are kept; each bears an even part of its call's cost."""
     rows, decided = [], {}
     part = cost_usd / (len(criteria) * len(by_text)) if cost_usd is not None else None
     for text, choices in by_text.items():
         for c in criteria:
             choice, key = choices[c.id], question.key(c, text)
-            decided[key] = (choice.met, choice.evidence, part)
+            decided[key] = StoredDecision(choice.met, choice.evidence, part, choice.rationale)
             rows.append(StoredVerdict(key, question.prompt_key, question.criterion_keys[c.id], question.text_keys[text],
-                                      question.judge.verifier_identity, choice.met, choice.evidence, part))
+                                      question.judge.verifier_identity, choice.met, choice.evidence, part,
+                                      choice.rationale))
     return rows, decided
 
 
 def _take(question: Question, unit: Sequence[str], criteria: Sequence[Criterion],
-          decided: Mapping[str, CachedVerdict], result: Judged) -> None:
+          decided: Mapping[str, StoredDecision], result: Judged) -> None:
     """Enter what was decided. A verdict that was already known stands, also when its neighbours had to be asked for."""
     for text in unit:
         for c in criteria:
             if (verdict := decided.get(question.key(c, text))) is not None:
-                result.by_text[text].setdefault(c.id, Verdict(c.id, verdict[0], evidence=verdict[1]))
+                result.by_text[text].setdefault(c.id, _verdict(c, verdict))
+
+
+def _verdict(criterion: Criterion, stored: StoredDecision, *, cached: bool = False) -> Verdict:
+    return Verdict(criterion.id, stored.met, evidence=stored.evidence, cached=cached, rationale=stored.rationale)
 
 
 def _fail(question: Question, unit: Sequence[str], criteria: Sequence[Criterion], reason: UnscoredReason,

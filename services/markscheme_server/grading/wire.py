@@ -70,4 +70,4 @@ def _plain(key: Key) -> dict[str, Any]:
 def from_verdict(verdict: Verdict) -> schema.VerdictView:
     """A verdict as it travels. Most are one of a few: without evidence, known by criterion and outcome."""
     return schema.VerdictView(criterion_id=verdict.criterion_id, met=verdict.met, evidence=verdict.evidence,
-                              cached=verdict.cached, reason=verdict.reason)
+                              rationale=verdict.rationale, cached=verdict.cached, reason=verdict.reason)

@@ -13,17 +13,23 @@ from markscheme_server.domain.fingerprint import ChatMessage
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import JudgeUsage
 
+ASKS = 3
+"""At most so many times a question is asked: as it is, once with what was wrong, once in other words."""
+
 
 class JudgeFailure(Exception):
     """The judge gave no usable answer. ``reason`` travels to the reward's place; never a number.
 
-    The message is for people and holds no prompt, rollout or key.
+    The message is for people and holds no prompt, rollout or key. ``detail`` is the endpoint's own
+    sentence, for the operator only.
     """
 
-    def __init__(self, reason: UnscoredReason, message: str, usage: JudgeUsage | None = None) -> None:
+    def __init__(self, reason: UnscoredReason, message: str, usage: JudgeUsage | None = None, *,
+                 detail: str = "") -> None:
         super().__init__(message)
         self.reason = reason
         self.usage = usage or JudgeUsage()
+        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +69,11 @@ class VerifyTask:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Met or not, with the words that show it where the judge gave them."""
+    """Met or not, with a quotation that shows it and a sentence that argues it, where the judge gave them."""
 
     met: bool
     evidence: str | None = None
+    rationale: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +123,8 @@ class Judge(Protocol):
     def gateway(self) -> Gateway | None:
         """Where its calls queue; ``None`` for a judge that makes none."""
 
-    async def induce(self, task: InductionTask, patience: Patience) -> Induction:
-        """Make a rubric. Raises :class:`JudgeFailure`."""
+    async def induce(self, task: InductionTask, patience: Patience, *, asks: int = ASKS) -> Induction:
+        """Make a rubric, asking at most ``asks`` times. Raises :class:`JudgeFailure`."""
 
     async def verify(self, task: VerifyTask, patience: Patience) -> Verification:
         """Decide every criterion for every response. Raises :class:`JudgeFailure`."""

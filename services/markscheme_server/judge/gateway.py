@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 import httpx2
 import openai
+import structlog
 import tenacity
 from openai import AsyncOpenAI, DefaultAioHttpClient
 from prometheus_client import Gauge
@@ -25,13 +26,15 @@ from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, origin_of
 from markscheme_server.domain.deadline import Patience
 from markscheme_server.errors import Unavailable
+from markscheme_server.judge import retry
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.breaker import Breaker, State
+from markscheme_server.judge.capabilities import FORMS, Capabilities
+from markscheme_server.judge.refusals import Kind, Refusal, Refused
 from markscheme_server.judge.reply_cap import UnusableReply, cap_reply
 from markscheme_server.judge.retry import (
     RETRIES,
     RETRY_AFTER_MOST_S,
-    Kind,
     NotTheProtocol,
     backoff_s,
     classify,
@@ -43,8 +46,12 @@ OPENAI_URL = "https://api.openai.com/v1"
 RATE_WINDOW_S = 10.0
 RETRY_AFTER_LEAST_S, OVERLOADED_MOST_S = 1, 60
 
+LOG_EVERY_S = 60.0
+"""A kind of refusal is logged once in this time for each endpoint, with how often it came."""
+
 T = TypeVar("T")
-Send = Callable[[AsyncOpenAI], Awaitable[T]]
+Send = Callable[["Endpoint"], Awaitable[T]]
+log = structlog.get_logger()
 
 
 class Places(Protocol):
@@ -68,8 +75,20 @@ class Endpoint:
     origin: str
     client: AsyncOpenAI
     breaker: Breaker
+    capabilities: Capabilities = field(default_factory=Capabilities)
     in_flight: int = 0
     paused_until: float = 0.0
+    _logged: dict[Kind, tuple[float, int]] = field(default_factory=dict)
+
+    def log_refusal(self, judge: str, refusal: Refusal, now: float) -> None:
+        """Tell the operator in the endpoint's own words; not more often than once a minute for each kind."""
+        last, times = self._logged.get(refusal.kind, (-LOG_EVERY_S, 0))
+        if now < last + LOG_EVERY_S:
+            self._logged[refusal.kind] = (last, times + 1)
+            return
+        self._logged[refusal.kind] = (now, 0)
+        log.warning("judge_refused", judge=judge, endpoint=self.origin, kind=refusal.kind.value,
+                    status=refusal.status, parameter=refusal.parameter, said=refusal.words, not_logged=times)
 
     @property
     def not_before(self) -> float:
@@ -159,7 +178,7 @@ class Gateway:
                         metrics.JUDGE_RETRIES.labels(judge=self.name).inc()
                     return await self._once(send, call)
         except _Failed as failed:
-            raise _failure(failed.cause) from failed.cause
+            raise failure_of(failed.cause) from failed.cause
         raise AssertionError("unreachable")
 
     async def _once(self, send: Send[T], call: "_Call") -> T:
@@ -181,7 +200,7 @@ class Gateway:
         while not any(e.ready(loop.time()) for e in self.endpoints):
             if loop.time() >= until or min(e.not_before for e in self.endpoints) > until:
                 paused = any(e.paused_until > loop.time() and e.breaker.ready(loop.time()) for e in self.endpoints)
-                raise _Failed(_Paused() if paused else _BreakerOpen(), Kind.NEVER, None)
+                raise _Failed(_Paused() if paused else _BreakerOpen(), retry.Kind.NEVER, None)
             waits = [asyncio.ensure_future(self._wait_for(e, until)) for e in self.endpoints]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -217,18 +236,21 @@ class Gateway:
         try:
             with _counted(metrics.CALLS_IN_FLIGHT.labels(judge=self.name)):
                 async with asyncio.timeout_at(min(started + self.settings.timeout_s, patience.deadline.at)):
-                    answer = await send(endpoint.client)
-        except (openai.OpenAIError, TimeoutError, UnusableReply, NotTheProtocol) as error:
+                    answer = await send(endpoint)
+        except (openai.OpenAIError, Refused, TimeoutError, UnusableReply, NotTheProtocol) as error:
             kind = classify(error)
             ours = took_too_long(error) and loop.time() >= patience.deadline.at
             if ours and loop.time() < started + self.settings.timeout_s:
                 breaker.withdraw()  # the caller's time ran out before the call's: that tells nothing of the endpoint
             else:
                 # Who answers nonsense is there all the same: waiting for it would not help.
-                breaker.record(loop.time(), failed=kind is Kind.TRANSIENT and not isinstance(error, NotTheProtocol))
-            outcome = _failure(error).reason.value
-            wait = retry_after_s(error.response.headers) if isinstance(error, openai.APIStatusError) else None
-            if kind is Kind.RATE_LIMIT and wait is not None:
+                down = kind is retry.Kind.TRANSIENT and not isinstance(error, NotTheProtocol)
+                breaker.record(loop.time(), failed=down)
+            outcome = failure_of(error).reason.value
+            wait = retry_after_s(error.headers) if isinstance(error, Refused) else None
+            if isinstance(error, Refused):
+                endpoint.log_refusal(self.name, error.refusal, loop.time())
+            if kind is retry.Kind.RATE_LIMIT and wait is not None:
                 endpoint.paused_until = max(endpoint.paused_until, loop.time() + min(wait, RETRY_AFTER_MOST_S))
             call.failed_at = endpoint
             call.probes += probing
@@ -247,9 +269,11 @@ class Gateway:
                 loop.time() - started)
 
     def _may_pass(self, error: BaseException) -> bool:
-        if not isinstance(error, _Failed) or error.kind is Kind.NEVER or (error.wait_s or 0.0) > RETRY_AFTER_MOST_S:
+        if not isinstance(error, _Failed) or error.kind is retry.Kind.NEVER:
             return False
-        if error.kind is Kind.RATE_LIMIT or error.endpoint is None:
+        if (error.wait_s or 0.0) > RETRY_AFTER_MOST_S:
+            return False
+        if error.kind is retry.Kind.RATE_LIMIT or error.endpoint is None:
             return True
         now = asyncio.get_running_loop().time()
         others = [e for e in self.endpoints if e is not error.endpoint]
@@ -265,6 +289,7 @@ class Gateway:
 def make_endpoints(name: str, settings: JudgeSettings, key: SecretStr | None) -> list[Endpoint]:
     """The judge's endpoints, each with a connection pool of its own and as wide as the judge's concurrency."""
     made = []
+    forms = FORMS if settings.structured == "auto" else (settings.structured,)
     for url in settings.base_urls:
         http = DefaultAioHttpClient(
             timeout=httpx2.Timeout(settings.timeout_s), event_hooks={"response": [cap_reply]},
@@ -276,14 +301,25 @@ def make_endpoints(name: str, settings: JudgeSettings, key: SecretStr | None) ->
         # Host and port only: a path may hold a key, and labels are shown to whoever may read the metrics.
         gauge = metrics.BREAKER_STATE.labels(judge=name, endpoint=origin_of(url).partition("/")[0])
         gauge.set(State.CLOSED)
-        made.append(Endpoint(origin_of(url), client, Breaker(settings.breaker_probe_s, changed=gauge.set)))
+        made.append(Endpoint(origin_of(url), client, Breaker(settings.breaker_probe_s, changed=gauge.set),
+                             Capabilities(forms, changed=_announce(name, origin_of(url)))))
     return made
+
+
+def _announce(judge: str, origin: str) -> Callable[[str, str], None]:
+    """What hears of each thing learnt of an endpoint: the log, and a metric."""
+    def changed(what: str, detail: str) -> None:
+        log.warning("endpoint_asked_differently", judge=judge, endpoint=origin, what=what, detail=detail)
+        metrics.ADAPTATIONS.labels(judge=judge, endpoint=origin.partition("/")[0], what=what).inc()
+
+    return changed
 
 
 class _Failed(Exception):
     """One call's failure, as the retry loop needs it."""
 
-    def __init__(self, cause: Exception, kind: Kind, wait_s: float | None, endpoint: Endpoint | None = None) -> None:
+    def __init__(self, cause: Exception, kind: retry.Kind, wait_s: float | None,
+                 endpoint: Endpoint | None = None) -> None:
         super().__init__(str(kind))
         self.cause, self.kind, self.wait_s, self.endpoint = cause, kind, wait_s, endpoint
 
@@ -358,7 +394,7 @@ def _counted(gauge: Gauge) -> Iterator[_Count]:
         count.end()
 
 
-def _failure(error: Exception) -> JudgeFailure:
+def failure_of(error: Exception) -> JudgeFailure:
     """The reason for an error, in words that hold nothing of the request or the reply."""
     if isinstance(error, _BreakerOpen):
         return JudgeFailure(UnscoredReason.UNAVAILABLE, "the judge has been failing; its breaker is open")
@@ -370,21 +406,35 @@ def _failure(error: Exception) -> JudgeFailure:
         return JudgeFailure(UnscoredReason.PARSE_FAILURE, f"the judge's reply was refused: {error}")
     if took_too_long(error):
         return JudgeFailure(UnscoredReason.TIMEOUT, "the judge did not answer in time")
-    if isinstance(error, openai.RateLimitError):
-        return JudgeFailure(UnscoredReason.RATE_LIMITED, "the judge's rate limit held")
-    if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
-        return JudgeFailure(UnscoredReason.UNAVAILABLE,
-                            "the judge refused the key: check MARKSCHEME_JUDGE_API_KEY or the judge's api_key_env")
-    if isinstance(error, openai.NotFoundError):
-        return JudgeFailure(UnscoredReason.UNAVAILABLE,
-                            "the judge knows no such model or path: check the judge's model and base_url")
-    if isinstance(error, openai.APIStatusError):
-        if too_large(error):
-            return JudgeFailure(UnscoredReason.TOO_LARGE, "the material is too large for the judge")
-        return JudgeFailure(UnscoredReason.UNAVAILABLE, f"the judge answered with status {error.status_code}")
+    if isinstance(error, Refused):
+        refusal = error.refusal
+        return JudgeFailure(refusal.reason, _message(refusal), detail=refusal.words)
     return JudgeFailure(UnscoredReason.UNAVAILABLE, "the judge could not be reached")
 
 
-def too_large(error: openai.APIStatusError) -> bool:
-    """Whether the endpoint said that the material does not fit its context."""
-    return error.status_code == 413 or getattr(error, "code", None) == "context_length_exceeded"
+def _message(refusal: Refusal) -> str:
+    """What happened and what to do, for callers; the endpoint's own words are the operator's."""
+    match refusal.kind:
+        case Kind.REFUSED:
+            return "the judge's provider refused this material"
+        case Kind.TOO_LARGE:
+            return "the material is too large for the judge"
+        case Kind.RATE_LIMITED:
+            return "the judge's rate limit held"
+        case Kind.QUOTA:
+            return "the judge's quota or credit is used up; waiting does not help"
+        case Kind.UNAVAILABLE:
+            return f"the judge answered with status {refusal.status}"
+        case Kind.GENERATION:
+            return "the judge's output failed its endpoint's own check"
+        case Kind.PARAMETER:
+            return (f"the judge's endpoint does not take {refusal.parameter!r} as it is set: take it out of the "
+                    "judge's settings (a temperature of 'default' is not sent)")
+        case Kind.FORM:
+            return ("the judge's endpoint takes no form of structured output that it was asked for: "
+                    "set the judge's structured to 'auto' or 'text'")
+    if refusal.status in (401, 403):
+        return "the judge refused the key: check MARKSCHEME_JUDGE_API_KEY or the judge's api_key_env"
+    if refusal.status in (404, 405, 410):
+        return "the judge knows no such model or path: check the judge's model and base_url"
+    return f"the judge refused the request (status {refusal.status}); 'markscheme doctor' shows its own words"

@@ -1,37 +1,53 @@
 """The ``openai`` judge: any OpenAI-compatible endpoint as rubricator and verifier, and as the teacher itself.
 
-What it says and how it reads the reply is here; how often, how long and where it is asked is the gateway's. Every way
-of not answering becomes a :class:`JudgeFailure` with a reason.
+What is asked is here. How often, how long and which endpoint is asked is the gateway's; how an
+answer is read is in :mod:`replies`, why there is none in :mod:`refusals`. Every way of not answering
+becomes a :class:`JudgeFailure` with a reason.
 """
 
-import json
-import re
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import httpx2
 import openai
-from openai import AsyncOpenAI
 
+from markscheme.text import visible
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics
-from markscheme_server.config import JudgeSettings
+from markscheme_server.config import JudgeSettings, Role
 from markscheme_server.domain.deadline import Patience
-from markscheme_server.domain.fingerprint import ChatMessage
+from markscheme_server.domain.fingerprint import ChatMessage, digest, prompt_text
 from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.judge import parsing, prompts
-from markscheme_server.judge.base import Decision, Induction, InductionTask, JudgeFailure, Verification, VerifyTask
-from markscheme_server.judge.gateway import Gateway, Spent, too_large
+from markscheme_server.judge import prompts, refusals, replies
+from markscheme_server.judge.base import (
+    ASKS,
+    Decision,
+    Induction,
+    InductionTask,
+    JudgeFailure,
+    Verification,
+    VerifyTask,
+)
+from markscheme_server.judge.capabilities import Capabilities, StructuredForm
+from markscheme_server.judge.gateway import Endpoint, Gateway, Spent, failure_of
+from markscheme_server.judge.refusals import Kind, Refusal, Refused
+from markscheme_server.judge.replies import ReplyError, Truncated
+from markscheme_server.judge.reply_cap import UnusableReply
 from markscheme_server.judge.retry import NotTheProtocol
+from markscheme_server.judge.sanitise import quotes
 
-_STEP_DOWN = {"auto": ("json_schema", "json_object", "text"), "json_schema": ("json_schema",),
-              "json_object": ("json_object",), "text": ("text",)}
-ASKS = 3
-_REPLY_TOKENS_A_CRITERION = 20
-LONG_REPLY = 4
-"""How many times as long as usual a reply is feared to be, where a budget is to be kept."""
+THINKING_TOKENS = 4096
+"""Allowance for thinking in the computed length of a reply."""
+PROBE_TOKENS = 1024
+"""Longest reply to a small question."""
+LARGER = 4
+"""By this much the length grows when a reply was cut off."""
+_TOKENS = {"verdict": 20, "criterion": 40, "evidence": 100, "rationale": 60, "reply": 16}
+"""Usual lengths of a reply's parts."""
 _SHOWN_AGAIN_CHARACTERS = 20_000
-_SPACE = re.compile(r"\s+")
+_ONCE_MORE = "Reply with the JSON object alone: the first character is {{ and the last one is }}. {error}"
 
 T = TypeVar("T")
 Messages = list[dict[str, str]]
@@ -43,12 +59,14 @@ class OpenAIJudge:
     def __init__(self, settings: JudgeSettings, gateway: Gateway, *, secret: bytes) -> None:
         self._settings, self.gateway = settings, gateway
         self._marks = prompts.Marks(secret)
-        self._forms = list(_STEP_DOWN[settings.structured])
-        self._longest_reply = 0
 
     @property
     def name(self) -> str:
         return self.gateway.name
+
+    @property
+    def model(self) -> str:
+        return self._settings.model
 
     @property
     def max_criteria(self) -> int | None:
@@ -56,31 +74,33 @@ class OpenAIJudge:
 
     @property
     def rubricator_identity(self) -> str:
-        return self._identity(prompts.RUBRICATOR_VERSION, self._settings.rubricator_temperature)
+        return self._identity(prompts.RUBRICATOR_VERSION, "rubricator")
 
     @property
     def verifier_identity(self) -> str:
         s = self._settings
-        extras = "".join(f"+{name}" for name, on in (("evidence", s.evidence), ("nonce", s.nonce),
-                                                     ("canary", s.canary)) if on)
-        return self._identity(prompts.VERIFIER_VERSION + extras, s.verifier_temperature)
+        extras = "".join(f"+{name}" for name, on in (
+            ("evidence", s.evidence), ("nonce", s.nonce), ("canary", s.canary),
+            ("rationale", s.rationale != "off")) if on)
+        return self._identity(prompts.VERIFIER_VERSION + extras, "verifier")
 
     @property
     def template(self) -> str:
         return f"rubricator/{prompts.RUBRICATOR_VERSION}"
 
-    def _identity(self, template: str, temperature: float | None) -> str:
+    def _identity(self, template: str, role: Role) -> str:
+        """What the operator configured. Lengths of replies and what was learnt of an endpoint are not in it."""
         s = self._settings
         return (f"openai/{s.model}@{s.revision or s.origin} template={template} "
-                f"temperature={temperature} tail={s.max_response_tokens}")
+                f"temperature={_stated(s, role)} tail={s.max_response_tokens}{_sampling(s)}")
 
-    async def induce(self, task: InductionTask, patience: Patience) -> Induction:
+    async def induce(self, task: InductionTask, patience: Patience, *, asks: int = ASKS) -> Induction:
         """4 to 12 criteria by contrast (ROPD, arXiv 2605.07396, section 3). Raises :class:`JudgeFailure`."""
         message = prompts.rubricator_prompt(task, self._marks, max_tokens=self._settings.max_response_tokens)
         question = _Question("rubricator", message, "rubric", prompts.RUBRIC_SCHEMA,
-                             self._settings.rubricator_temperature, parsing.MAX_CRITERIA * 2)
-        criteria, usage = await self._ask(question, patience,
-                                          lambda reply: parsing.read_criteria(parsing.read_object(reply)))
+                             replies.MAX_CRITERIA * _TOKENS["criterion"])
+        prompt = prompt_text(task.prompt)
+        criteria, usage = await self._ask(question, patience, lambda reply: replies.read_criteria(reply, prompt), asks)
         return Induction(criteria, usage)
 
     async def verify(self, task: VerifyTask, patience: Patience) -> Verification:
@@ -93,27 +113,28 @@ class OpenAIJudge:
         if s.canary:
             word = self._marks.derive("canary", address)
             canary = (f"c{len(shown) + 1}", f"The answer contains the string {word}.")
-        pool = task.verify == "group"
-        schema = prompts.verdict_schema(pool=pool, evidence=s.evidence, nonce=nonce is not None)
+        pool, rationale = task.verify == "group", s.rationale != "off"
+        schema = prompts.verdict_schema(pool=pool, evidence=s.evidence, nonce=nonce is not None, rationale=rationale)
         message = prompts.verifier_prompt(task, shown, schema, self._marks, max_tokens=s.max_response_tokens,
-                                          nonce=nonce, canary=canary)
+                                          nonce=nonce, canary=canary, rationale=rationale)
         ids = [i for i, _ in shown] + ([canary[0]] if canary else [])
 
-        def read(reply: str) -> list[dict[str, Decision]]:
-            found = parsing.read_object(reply)
-            if nonce is not None and found.get("nonce") != nonce:
-                raise parsing.ReplyError("the nonce is missing or wrong")
+        def read(reply: Any) -> list[dict[str, Decision]]:
+            if nonce is not None and (not isinstance(reply, dict) or reply.get("nonce") != nonce):
+                raise ReplyError("the nonce is missing or wrong")
             if pool:
-                return parsing.read_pool(found.get("answers"), len(task.responses), ids, evidence=s.evidence)
-            return [parsing.read_verdicts(found.get("verdicts"), ids, evidence=s.evidence)]
+                decided = replies.read_pool(reply, len(task.responses), ids, evidence=s.evidence, rationale=rationale)
+            else:
+                decided = [replies.read_verdicts(reply, ids, evidence=s.evidence, rationale=rationale)]
+            if s.evidence:
+                self._require_evidence(decided, task.responses)
+            return decided
 
-        question = _Question("verifier", message, "verdicts", schema, s.verifier_temperature,
-                             len(ids) * len(task.responses))
+        each = _TOKENS["verdict"] + s.evidence * _TOKENS["evidence"] + rationale * _TOKENS["rationale"]
+        question = _Question("verifier", message, "verdicts", schema, len(ids) * len(task.responses) * each)
         decided, usage = await self._ask(question, patience, read)
         if canary is not None and any(decisions[canary[0]].met for decisions in decided):
             raise JudgeFailure(UnscoredReason.CANARY_FAILED, "the judge called a surely false criterion met", usage)
-        if s.evidence:
-            self._require_evidence(decided, task, usage)
         return Verification(tuple({c.id: decisions[f"c{i}"] for i, c in enumerate(task.criteria, 1)}
                                   for decisions in decided), usage)
 
@@ -124,120 +145,119 @@ class OpenAIJudge:
     @property
     def teacher_identity(self) -> str:
         s = self._settings
-        return (f"openai/{s.model}@{s.revision or s.origin} temperature={s.teacher_temperature} "
-                f"tokens={s.teacher_max_tokens}")
+        return (f"openai/{s.model}@{s.revision or s.origin} temperature={_stated(s, 'teacher')} "
+                f"tokens={s.teacher_max_tokens}{_sampling(s)}")
 
     async def respond(self, prompt: tuple[ChatMessage, ...], patience: Patience) -> tuple[str, JudgeUsage]:
         """The prompt itself is asked, nothing around it. A response that is empty or was cut off is none."""
-        s = self._settings
-        body = {"model": s.model, "messages": list(prompt), "max_tokens": s.teacher_max_tokens}
-        if s.teacher_temperature is not None:
-            body["temperature"] = s.teacher_temperature
-        spent = Spent()
-
-        async def send(client: AsyncOpenAI) -> Any:
-            try:
-                return _checked(await client.post("/chat/completions", cast_to=object, body=body))
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise NotTheProtocol("the body is not JSON") from error
-
-        tokens = sum(len(m["content"]) for m in prompt) // prompts.CHARACTERS_PER_TOKEN + s.teacher_max_tokens
-        bound = self._bound(prompt, s.teacher_max_tokens)
-        completion, usage = await self._call(send, "teacher", tokens, bound, patience, spent)
-        text = _reply_text(completion, usage)
-        if _field(_choice(completion), "finish_reason") == "length":
-            raise JudgeFailure(UnscoredReason.TOO_LARGE, "the teacher's response was cut off; raise its "
-                               "teacher_max_tokens", usage)
+        longest = self._settings.teacher_max_tokens
+        request = _Request("teacher", list(prompt), longest, fixed=True)
+        completion, usage = await self._call(request, longest, patience)
+        try:
+            text = visible(replies.read_text(completion, response=True))
+        except Truncated as error:
+            raise JudgeFailure(UnscoredReason.TRUNCATED, "the teacher's response was cut off; raise its "
+                               "teacher_max_tokens", usage) from error
+        except ReplyError as error:
+            raise JudgeFailure(error.reason, f"the teacher's response cannot be used: {error}", usage) from error
         if not text.strip():
             raise JudgeFailure(UnscoredReason.PARSE_FAILURE, "the teacher's response is empty", usage)
         return text, usage
 
+    async def probe(self, question: str, schema: dict[str, Any], form: StructuredForm, endpoint: Endpoint,
+                    patience: Patience) -> str | Refusal:
+        """One small question to one endpoint in one form, past the gateway: the reply's text, or the refusal.
+
+        For :mod:`probing`. Raises :class:`JudgeFailure` where neither came.
+        """
+        request = _Request("verifier", _user(question), self._settings.max_tokens or PROBE_TOKENS,
+                           fixed=self._settings.max_tokens is not None, schema=schema, form_name="probe",
+                           forms=(form,))
+        try:
+            async with asyncio.timeout_at(patience.deadline.at):
+                return replies.read_text(await _Sender(self._settings, request, Spent()).send(endpoint))
+        except Refused as refused:
+            return refused.refusal
+        except ReplyError as error:
+            raise JudgeFailure(error.reason, str(error)) from error
+        except (openai.OpenAIError, TimeoutError, UnusableReply, NotTheProtocol) as error:
+            raise failure_of(error) from error
+
     async def aclose(self) -> None:
         await self.gateway.aclose()
 
-    @staticmethod
-    def _require_evidence(decided: list[dict[str, Decision]], task: VerifyTask, usage: JudgeUsage) -> None:
-        """A quotation that is not in the response is a made-up one, and the verdict with it."""
-        for decisions, response in zip(decided, task.responses, strict=True):
-            folded = _SPACE.sub(" ", response).casefold()
-            for decision in decisions.values():
-                quoted = _SPACE.sub(" ", decision.evidence or "").casefold().strip()
-                if decision.met and (not quoted or quoted not in folded):
-                    raise JudgeFailure(UnscoredReason.PARSE_FAILURE, "the judge's evidence is not in the response",
-                                       usage)
+    def _require_evidence(self, decided: list[dict[str, Decision]], responses: Sequence[str]) -> None:
+        """A quotation that is not in what the judge was shown is a made-up one, and the verdict with it."""
+        for decisions, response in zip(decided, responses, strict=True):
+            shown = prompts.shown(response, self._settings.max_response_tokens)
+            for name, decision in decisions.items():
+                if decision.met and not quotes(decision.evidence or "", shown):
+                    raise ReplyError(f"the evidence for {name} is not in the answer: quote the answer word for word")
 
-    async def _ask(self, question: "_Question", patience: Patience,
-                   read: Callable[[str], T]) -> tuple[T, JudgeUsage]:
-        """Ask, once more with what was wrong, and once afresh; then give up with the reason."""
-        plain: Messages = [{"role": "user", "content": question.message}]
-        messages, usage = plain, JudgeUsage()
-        for attempt in range(ASKS):
+    async def _ask(self, question: "_Question", patience: Patience, read: Callable[[Any], T],
+                   asks: int = ASKS) -> tuple[T, JudgeUsage]:
+        """Ask, once more with what was wrong, and once in other words; then give up with the reason.
+
+        A reply that was cut off is asked for once more with more room. No ask repeats an earlier one to the
+        byte: at temperature 0 it would be answered in the same way.
+        """
+        s = self._settings
+        request = _Request(question.role, _user(question.message), self._cap(question.usual_tokens),
+                           fixed=s.max_tokens is not None, schema=question.schema, form_name=question.form_name)
+        usage, text = JudgeUsage(), ""
+        for attempt in range(1, asks + 1):
             try:
-                reply, cost = await self._complete(messages, question, patience)
+                completion, cost = await self._call(request, question.usual_tokens, patience)
             except JudgeFailure as failure:
-                failure.usage += usage
-                raise
+                usage += failure.usage
+                failure.usage = usage
+                if attempt == asks or not _failed_generation(failure):
+                    raise
+                request = replace(request, messages=_reworded(question.message, attempt, "", str(failure)))
+                continue
             usage += cost
             try:
-                return read(reply), usage
-            except parsing.ReplyError as error:
-                if attempt + 1 == ASKS:
+                text = replies.read_text(completion)
+                return read(replies.read_object(text)), usage
+            except Truncated as error:
+                larger = request.enlarged()
+                if attempt == asks or larger is None or request.cap > self._cap(question.usual_tokens):
+                    advice = "; raise MARKSCHEME_JUDGE_MAX_TOKENS" if request.fixed else ""
+                    raise JudgeFailure(error.reason, f"the judge gave no verdict: {error}{advice}", usage) from error
+                request = larger
+            except ReplyError as error:
+                if attempt == asks or not error.again:
                     raise JudgeFailure(error.reason, f"the judge's reply was refused: {error}", usage) from error
-                again = (f"That reply cannot be used: {error}. Reply again with one JSON object as asked, and "
-                         "nothing else.")
-                messages = plain if attempt else [
-                    *plain, {"role": "assistant", "content": reply[:_SHOWN_AGAIN_CHARACTERS]},
-                    {"role": "user", "content": again}]
+                request = replace(request, messages=_reworded(question.message, attempt, text, str(error)))
         raise AssertionError("unreachable")
 
-    async def _complete(self, messages: Messages, question: "_Question",
-                        patience: Patience) -> tuple[str, JudgeUsage]:
-        """One reply; where the endpoint refuses a form of structured output, in the next simpler one."""
-        spent = Spent()
+    def _cap(self, usual_tokens: int) -> int:
+        """The longest reply to ask for, tokens: what the operator set, else four times the usual and room to think."""
+        return self._settings.max_tokens or LARGER * (_TOKENS["reply"] + usual_tokens) + THINKING_TOKENS
 
-        async def send(client: AsyncOpenAI) -> Any:
-            while True:
-                form = self._forms[0]
-                try:
-                    # Not chat.completions.create: it walks all parameters and builds models of the reply, which
-                    # takes longer than all that we do for a call; the reply is checked below either way.
-                    return _checked(await client.post("/chat/completions", cast_to=object,
-                                                      body=self._arguments(messages, form, question)))
-                except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                    raise NotTheProtocol("the body is not JSON") from error
-                except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                    if too_large(error) or not self._step_down(form):
-                        raise
-                    spent.calls += 1
-
-        tokens = sum(len(m["content"]) for m in messages) // prompts.CHARACTERS_PER_TOKEN + question.reply_tokens
-        bound = self._bound(messages, max(LONG_REPLY * question.reply_tokens, 2 * self._longest_reply))
-        completion, usage = await self._call(send, question.role, tokens, bound, patience, spent)
-        return _reply_text(completion, usage), usage
-
-    def _bound(self, messages: Sequence[ChatMessage], reply_tokens: int) -> float | None:
-        """The most that a call is thought to cost, USD: a token is a byte at least. ``None``: there are no prices."""
-        return self._settings.cost_usd(sum(len(m["content"].encode()) for m in messages), 0, reply_tokens)
-
-    async def _call(self, send: Callable[[AsyncOpenAI], Awaitable[Any]], role: str, tokens: int, bound: float | None,
-                    patience: Patience, spent: Spent) -> tuple[Any, JudgeUsage]:
+    async def _call(self, request: "_Request", usual_tokens: int, patience: Patience) -> tuple[Any, JudgeUsage]:
         """A completion by way of the gateway, and what it cost; a failure carries what it cost as well."""
-        if patience.purse is not None and bound is not None:
-            await patience.purse.hold(bound, patience.deadline)
+        s, spent = self._settings, Spent()
+        most = s.cost_usd(sum(len(m["content"].encode()) for m in request.messages), 0, request.cap)
+        if patience.purse is not None and most is not None:
+            await patience.purse.hold(most, patience.deadline)
+        tokens = sum(len(m["content"]) for m in request.messages) // prompts.CHARACTERS_PER_TOKEN + usual_tokens
+        sender = _Sender(s, request, spent)
         try:
-            completion = await self.gateway.call(send, role=role, tokens=tokens, patience=patience, spent=spent)
+            completion = await self.gateway.call(sender.send, role=request.role, tokens=tokens, patience=patience,
+                                                 spent=spent)
         except JudgeFailure as failure:
-            failure.usage = JudgeUsage(spent.calls, cost_usd=self._settings.cost_usd(0, 0, 0))
+            failure.usage = JudgeUsage(spent.calls, cost_usd=s.cost_usd(0, 0, 0))
             raise
         usage = self._usage(completion, spent.calls)
-        self._longest_reply = max(self._longest_reply, usage.completion_tokens if role != "teacher" else 0)
-        self._count(role, usage)
+        self._count(request.role, usage)
         return completion, usage
 
     def _usage(self, completion: Any, calls: int) -> JudgeUsage:
-        usage = _field(completion, "usage")
+        usage = completion.get("usage")
         prompt, reply = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
-        cached = min(prompt, _tokens(_field(usage, "prompt_tokens_details"), "cached_tokens"))
+        details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+        cached = min(prompt, _tokens(details, "cached_tokens"))
         # An endpoint that states no tokens was not free: what it cost is not known.
         cost = self._settings.cost_usd(prompt, cached, reply) if isinstance(usage, dict) else None
         return JudgeUsage(calls, prompt, reply, cached, cost)
@@ -248,76 +268,195 @@ class OpenAIJudge:
         if usage.cost_usd is not None:
             metrics.COST.labels(judge=self.name, role=role).inc(usage.cost_usd)
 
-    def _step_down(self, form: str) -> bool:
-        """Use the next simpler form from now on; false when there is none. Concurrent callers step once."""
-        if self._forms[0] != form:
-            return True
-        if len(self._forms) == 1:
-            return False
-        self._forms.pop(0)
-        return True
-
-    def _arguments(self, messages: Messages, form: str, question: "_Question") -> dict[str, Any]:
-        arguments: dict[str, Any] = {"model": self._settings.model, "messages": messages}
-        if question.temperature is not None:
-            arguments["temperature"] = question.temperature
-        if form == "json_schema":
-            arguments["response_format"] = {"type": "json_schema", "json_schema": {
-                "name": question.form_name, "strict": True, "schema": question.schema}}
-        elif form == "json_object":
-            arguments["response_format"] = {"type": "json_object"}
-        return arguments
-
-    @property
-    def structured_output(self) -> str:
-        """The form in use: what the endpoint has not refused so far."""
-        return self._forms[0]
-
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What one role asks: the message, and the form that the reply must have."""
+    """What one role asks: the message, and the form that the reply must have. ``usual_tokens``: of a reply."""
 
-    role: str
+    role: Role
     message: str
     form_name: str
     schema: dict[str, Any]
-    temperature: float | None
-    criteria: int
+    usual_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One request, before an endpoint's ways are known. ``cap``: the longest reply, tokens; ``fixed``: the
+    operator set it. Without a ``schema`` plain text is asked for."""
+
+    role: Role
+    messages: Messages
+    cap: int
+    fixed: bool
+    schema: dict[str, Any] | None = None
+    form_name: str = ""
+    forms: tuple[StructuredForm, ...] | None = None
+    """Only these forms of structured output, whatever the endpoint is known to take."""
 
     @property
-    def reply_tokens(self) -> int:
-        return self.criteria * _REPLY_TOKENS_A_CRITERION
+    def material(self) -> str:
+        """All text of the request."""
+        return "\n".join(message["content"] for message in self.messages)
+
+    def enlarged(self) -> "_Request | None":
+        """The same with more room for the reply; ``None`` where the operator set how much there is."""
+        return None if self.fixed else replace(self, cap=self.cap * LARGER)
 
 
-def _field(value: Any, name: str) -> Any:
-    """A field of a JSON object; ``None`` where there is none. Nothing about an endpoint's answer is taken on trust."""
-    return value.get(name) if isinstance(value, dict) else None
+class _Sender:
+    """Sends one request in the way an endpoint takes it, and learns from its refusals."""
+
+    def __init__(self, settings: JudgeSettings, request: _Request, spent: Spent) -> None:
+        self._settings, self._request, self._spent = settings, request, spent
+
+    async def send(self, endpoint: Endpoint) -> Any:
+        """The completion. Raises :class:`Refused`, :class:`NotTheProtocol` and the SDK's connection errors."""
+        now = asyncio.get_running_loop().time()
+        known, request = endpoint.capabilities, self._request
+        start = form = self._first_form(known, now)
+        unexplained: Refused | None = None
+        while True:
+            try:
+                completion = await self._post(endpoint, self._body(request, form, known))
+            except Refused as refused:
+                refusal = refused.refusal
+                simpler = self._simpler(known, form) if refusal.kind in (Kind.FORM, Kind.UNEXPLAINED) else None
+                if simpler is not None:
+                    # Words that do not say what is wrong: only if a simpler form is answered was it the form.
+                    unexplained = unexplained or (refused if refusal.kind is Kind.UNEXPLAINED else None)
+                    form = simpler
+                elif (adapted := self._adapt(refusal, request, known)) is not None:
+                    request = adapted
+                else:
+                    raise unexplained or refused from None
+                self._spent.calls += 1
+                continue
+            if form is not None and (form != start or form != known.form) and request.forms is None:
+                known.use_form(form, now)
+            return completion
+
+    def _first_form(self, known: Capabilities, now: float) -> StructuredForm | None:
+        if self._request.schema is None:
+            return None
+        return self._request.forms[0] if self._request.forms else known.choose_form(now)
+
+    def _simpler(self, known: Capabilities, form: StructuredForm | None) -> StructuredForm | None:
+        return known.simpler(form) if form is not None and self._request.forms is None else None
+
+    async def _post(self, endpoint: Endpoint, body: dict[str, Any]) -> Any:
+        # Not chat.completions.create: it walks all parameters and builds models of the reply, which takes longer
+        # than all that we do for a call. Not cast_to=object either: it decodes what may not be JSON.
+        sent = [name for name in body if name not in ("model", "messages", "response_format")]
+        try:
+            response: httpx2.Response = await endpoint.client.post(
+                "/chat/completions", cast_to=httpx2.Response, body=body,
+                options={"headers": self._settings.extra_headers} if self._settings.extra_headers else {})
+        except openai.APIStatusError as error:
+            refusal = refusals.of_response(error.status_code, _error_body(error.response), sent,
+                                           self._request.material)
+            raise Refused(refusal, error.response.headers) from error
+        completion = replies.decode(response.content)
+        refusal_in_it = refusals.of_completion(completion, sent, self._request.material)
+        if refusal_in_it is not None:
+            raise Refused(refusal_in_it, response.headers)
+        replies.check_protocol(completion)
+        return completion
+
+    def _body(self, request: _Request, form: StructuredForm | None, known: Capabilities) -> dict[str, Any]:
+        s = self._settings
+        body: dict[str, Any] = {"model": s.model, "messages": request.messages}
+        temperature = s.temperature_of(request.role)
+        if temperature is not None and ("temperature" not in known.left_out or s.sets_temperature(request.role)):
+            body["temperature"] = temperature
+        if request.fixed or "max_tokens" not in known.left_out:
+            most = known.most_tokens
+            body[known.length_name] = request.cap if request.fixed or most is None else min(request.cap, most)
+        if s.reasoning_effort is not None:
+            body["reasoning_effort"] = s.reasoning_effort
+        if s.seed is not None:
+            body["seed"] = s.seed
+        if form == "json_schema":
+            body["response_format"] = {"type": "json_schema", "json_schema": {
+                "name": request.form_name, "strict": True, "schema": request.schema}}
+        elif form == "json_object":
+            body["response_format"] = {"type": "json_object"}
+        return body | s.extra_body
+
+    def _adapt(self, refusal: Refusal, request: _Request, known: Capabilities) -> _Request | None:
+        """The request to send in place of the refused one; ``None``: there is none that could do better."""
+        if refusal.kind is Kind.TOO_LARGE:
+            room = refusal.room
+            if room is None or request.fixed or not _TOKENS["reply"] * 4 <= room < request.cap:
+                return None
+            return replace(request, cap=room)
+        if refusal.kind is not Kind.PARAMETER:
+            return None
+        if refusal.parameter == "temperature":
+            if "temperature" in known.left_out or self._settings.sets_temperature(request.role):
+                return None
+            known.leave_out("temperature")
+            return request
+        if refusal.parameter in ("max_tokens", "max_completion_tokens"):
+            return self._adapt_length(refusal, request, known)
+        return None
+
+    @staticmethod
+    def _adapt_length(refusal: Refusal, request: _Request, known: Capabilities) -> _Request | None:
+        sent = min(request.cap, known.most_tokens or request.cap)
+        if refusal.most is not None and not request.fixed and refusal.most < sent:
+            known.cap_length(refusal.most)
+        elif refusal.parameter == "max_tokens" and known.length_name == "max_tokens":
+            known.rename_length()
+        elif not request.fixed and "max_tokens" not in known.left_out:
+            known.leave_out("max_tokens")
+        else:
+            return None
+        return request
+
+
+def _error_body(response: httpx2.Response) -> object:
+    """What came with an error: JSON where it is, else its text."""
+    try:
+        return replies.decode(response.content)
+    except NotTheProtocol:
+        return response.text
+
+
+def _user(message: str) -> Messages:
+    return [{"role": "user", "content": message}]
+
+
+def _reworded(message: str, attempt: int, reply: str, error: str) -> Messages:
+    """The question after a reply that could not be used: with that reply at first, afterwards without it."""
+    if attempt == 1 and reply:
+        return [*_user(message), {"role": "assistant", "content": visible(reply[:_SHOWN_AGAIN_CHARACTERS])},
+                *_user(f"That reply cannot be used: {error}. Reply again with one JSON object as asked, and "
+                       "nothing else.")]
+    said = "A reply before was refused." if attempt == 1 else "Two replies before were refused."
+    return _user(f"{message}\n\n{_ONCE_MORE.format(error=said)}")
+
+
+def _failed_generation(failure: JudgeFailure) -> bool:
+    cause = failure.__cause__
+    return isinstance(cause, Refused) and cause.refusal.kind is Kind.GENERATION
+
+
+def _stated(settings: JudgeSettings, role: Role) -> str:
+    temperature = settings.temperature_of(role)
+    return "default" if temperature is None else str(temperature)
+
+
+def _sampling(settings: JudgeSettings) -> str:
+    """Settings beyond the temperature that change what is sampled; nothing where none is set."""
+    parts = [("effort", settings.reasoning_effort), ("seed", settings.seed),
+             ("extra", digest(settings.extra_body)[:12] if settings.extra_body else None)]
+    return "".join(f" {name}={value}" for name, value in parts if value is not None)
 
 
 def _tokens(usage: Any, name: str) -> int:
     """A count the endpoint stated, where it stated a sane one."""
-    stated = _field(usage, name)
-    sane = isinstance(stated, int) and not isinstance(stated, bool) and 0 <= stated < 2**31
-    return stated if sane else 0
-
-
-def _choice(completion: Any) -> Any:
-    choices = _field(completion, "choices")
-    return choices[0] if isinstance(choices, list) and choices else None
-
-
-def _checked(completion: Any) -> Any:
-    """The completion, if it is one."""
-    if not isinstance(_field(_choice(completion), "message"), dict):
-        raise NotTheProtocol("there is no choice with a message")
-    return completion
-
-
-def _reply_text(completion: Any, usage: JudgeUsage) -> str:
-    choice = _choice(completion)
-    message = _field(choice, "message")
-    if _field(message, "refusal") or _field(choice, "finish_reason") == "content_filter":
-        raise JudgeFailure(UnscoredReason.REFUSED, "the judge declined to answer", usage)
-    content = _field(message, "content")
-    return content if isinstance(content, str) else ""
+    stated = usage.get(name) if isinstance(usage, dict) else None
+    if not isinstance(stated, int) or isinstance(stated, bool) or not 0 <= stated < 2**31:
+        return 0
+    return stated

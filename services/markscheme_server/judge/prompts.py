@@ -19,13 +19,13 @@ from markscheme.vocabulary import CATEGORIES
 from markscheme_server.domain.fingerprint import digest, prompt_text
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import InductionTask, VerifyTask
+from markscheme_server.judge.sanitise import sanitise
 
 CHARACTERS_PER_TOKEN = 4
 """The usual estimate for English; the cap it serves is a bound on cost, not a promise."""
-_INVISIBLE = re.compile(
-    "[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e"
-    "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]")
-"""Control, zero-width, filler, bidirectional and tag characters; tab and line ends are left."""
+_FENCE = re.compile(r"material-[0-9a-f]{16}")
+_CUT = "[the beginning is left out]\n"
+_RATIONALE = "\nSay before each met, in its rationale, what in the answer decides it: one sentence of at most 30 words."
 
 
 def _load(name: str) -> tuple[Template, str]:
@@ -45,11 +45,16 @@ RUBRIC_SCHEMA: dict[str, Any] = {
 }
 
 
-def verdict_schema(*, pool: bool, evidence: bool, nonce: bool) -> dict[str, Any]:
-    """The reply's schema: an array of objects with the criterion's id, per answer where there is a pool."""
+def verdict_schema(*, pool: bool, evidence: bool, nonce: bool, rationale: bool = False) -> dict[str, Any]:
+    """The reply's schema: an array of objects with the criterion's id, per answer where there is a pool.
+
+    Evidence and rationale come before the verdict, so that the judge has said them when it decides.
+    """
     fields: dict[str, Any] = {"id": {"type": "string"}}
     if evidence:
         fields["evidence"] = {"type": "string"}
+    if rationale:
+        fields["rationale"] = {"type": "string"}
     fields["met"] = {"type": "boolean"}
     verdicts: dict[str, Any] = {"type": "array", "items": {
         "type": "object", "additionalProperties": False, "required": list(fields), "properties": fields}}
@@ -66,7 +71,7 @@ def verdict_schema(*, pool: bool, evidence: bool, nonce: bool) -> dict[str, Any]
 def tail(text: str, max_tokens: int) -> str:
     """The end of ``text`` within ``max_tokens`` (estimated): an answer's conclusion is at its end."""
     keep = max_tokens * CHARACTERS_PER_TOKEN
-    return text if len(text) <= keep else "[the beginning is left out]\n" + text[-keep:]
+    return text if len(text) <= keep else _CUT + text[-keep:]
 
 
 class Marks:
@@ -84,27 +89,39 @@ class Marks:
         return f"material-{self.derive('fence', material)}"
 
 
-def _fenced(fence: str, text: str) -> str:
-    return f"<<{fence}\n{_inside(fence, text)}\n{fence}>>"
+def shown(text: str, max_tokens: int) -> str:
+    """The copy of a response that a judge is shown: its end within ``max_tokens``, safe to show."""
+    return _safe(tail(text, max_tokens))
 
 
-def _json_form(schema: dict[str, Any]) -> str:
-    return "Reply with one JSON object and nothing else. It must follow this JSON schema:\n" + json.dumps(schema)
+def _fenced(fence: str, text: str, max_tokens: int) -> str:
+    return f"<<{fence}\n{shown(text, max_tokens)}\n{fence}>>"
+
+
+def _safe(text: str) -> str:
+    """A copy without what hides or deceives, and without a fence of any call."""
+    return _FENCE.sub("[mark]", sanitise(text))
+
+
+def _json_form(schema: dict[str, Any], *, rationale: bool = False) -> str:
+    return ("Reply with one JSON object and nothing else. It must follow this JSON schema:\n" + json.dumps(schema)
+            + (_RATIONALE if rationale else ""))
 
 
 def rubricator_prompt(task: InductionTask, marks: Marks, *, max_tokens: int) -> str:
     """The inducing role's whole message. The rubricator may know who is who; the verifier may not."""
     prompt = prompt_text(task.prompt)
     fence = marks.fence([prompt, task.teacher_responses, [s.text for s in task.student_responses]])
-    blocks = [f"Reference {i}:\n{_fenced(fence, tail(t, max_tokens))}" for i, t in enumerate(task.teacher_responses)]
+    blocks = [f"Reference {i}:\n{_fenced(fence, t, max_tokens)}" for i, t in enumerate(task.teacher_responses)]
     blocks += [f"Student {i}{' (cut off at its length limit)' if s.truncated else ''}:\n"
-               f"{_fenced(fence, tail(s.text, max_tokens))}" for i, s in enumerate(task.student_responses)]
-    return RUBRICATOR.substitute(fence=fence, prompt=_inside(fence, prompt), answers="\n\n".join(blocks),
+               f"{_fenced(fence, s.text, max_tokens)}" for i, s in enumerate(task.student_responses)]
+    return RUBRICATOR.substitute(fence=fence, prompt=_safe(prompt), answers="\n\n".join(blocks),
                                  form=_json_form(RUBRIC_SCHEMA))
 
 
 def verifier_prompt(task: VerifyTask, criteria: Sequence[tuple[str, str]], schema: dict[str, Any], marks: Marks, *,
-                    max_tokens: int, nonce: str | None, canary: tuple[str, str] | None) -> str:
+                    max_tokens: int, nonce: str | None, canary: tuple[str, str] | None,
+                    rationale: bool = False) -> str:
     """The verifying role's whole message. Points and categories are not shown: they are not to be judged by.
 
     ``criteria`` are (id, words) pairs as shown: c1 … cK. The canary, which differs from call to call, comes after the
@@ -113,22 +130,17 @@ def verifier_prompt(task: VerifyTask, criteria: Sequence[tuple[str, str]], schem
     prompt = prompt_text(task.prompt)
     task_fence, fence = marks.fence(prompt), marks.fence([prompt, [words for _, words in criteria], task.responses])
     single = len(task.responses) == 1 and task.verify == "rollout"
-    blocks = [f"{'Answer' if single else f'Answer {i}'}:\n{_fenced(fence, tail(text, max_tokens))}"
+    blocks = [f"{'Answer' if single else f'Answer {i}'}:\n{_fenced(fence, text, max_tokens)}"
               for i, text in enumerate(task.responses, 1)]
     closing = []
     if canary is not None:
         closing.append(f"One more criterion to decide for every answer:\n{canary[0]}: {canary[1]}")
     if nonce is not None:
         closing.append(f"nonce: {nonce}\nRepeat the nonce in your reply.")
-    return VERIFIER.substitute(task_fence=task_fence, fence=fence, prompt=_inside(task_fence, prompt),
-                               answers="\n\n".join(blocks), form=_json_form(schema),
-                               criteria="\n".join(f"{i}: {' '.join(words.split())}" for i, words in criteria),
+    return VERIFIER.substitute(task_fence=task_fence, fence=fence, prompt=_safe(prompt),
+                               answers="\n\n".join(blocks), form=_json_form(schema, rationale=rationale),
+                               criteria="\n".join(f"{i}: {' '.join(_safe(words).split())}" for i, words in criteria),
                                closing="\n\n".join([*closing, "Now give that object."]))
-
-
-def _inside(fence: str, text: str) -> str:
-    """A judged copy: invisible characters made visible, the fence's own mark taken out."""
-    return _INVISIBLE.sub("\ufffd", text).replace(fence, "[mark]")
 
 
 def shown_criteria(criteria: Sequence[Criterion]) -> list[tuple[str, str]]:

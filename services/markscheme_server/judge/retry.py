@@ -15,10 +15,12 @@ from enum import StrEnum
 import httpx2
 import openai
 
+from markscheme_server.judge import refusals
+from markscheme_server.judge.refusals import Refused
+
 RETRIES = 2
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.25, 4.0
 RETRY_AFTER_MOST_S = 30.0
-_TRANSIENT_STATUS = frozenset({408, 409})
 _RESET = ("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens")
 _SPAN = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
 
@@ -41,18 +43,17 @@ def took_too_long(error: BaseException) -> bool:
         isinstance(error, openai.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout))
 
 
+_PASSING = {refusals.Kind.RATE_LIMITED: Kind.RATE_LIMIT, refusals.Kind.UNAVAILABLE: Kind.TRANSIENT}
+
+
 def classify(error: BaseException) -> Kind:
     """The kind of an error of one call. The endpoint's own ``x-should-retry`` overrides the status."""
-    if isinstance(error, openai.APIStatusError):
-        advice = error.response.headers.get("x-should-retry")
-        if advice in ("true", "false"):
-            rate_limit = error.status_code == 429
-            return (Kind.RATE_LIMIT if rate_limit else Kind.TRANSIENT) if advice == "true" else Kind.NEVER
-        if error.status_code == 429:
-            # A spent quota reads like a rate limit and does not pass.
-            return Kind.NEVER if getattr(error, "code", None) == "insufficient_quota" else Kind.RATE_LIMIT
-        transient = error.status_code >= 500 or error.status_code in _TRANSIENT_STATUS
-        return Kind.TRANSIENT if transient else Kind.NEVER
+    if isinstance(error, Refused):
+        kind = _PASSING.get(error.refusal.kind, Kind.NEVER)
+        advice = error.headers.get("x-should-retry")
+        if advice == "true":
+            return Kind.RATE_LIMIT if error.refusal.status == 429 else Kind.TRANSIENT
+        return Kind.NEVER if advice == "false" else kind
     passing = (openai.APIConnectionError, TimeoutError, NotTheProtocol)
     return Kind.TRANSIENT if isinstance(error, passing) else Kind.NEVER
 

@@ -65,6 +65,16 @@ def create_engine(url: str) -> AsyncEngine:
     )
 
 
+def is_outage(error: BaseException) -> bool:
+    """Whether an error of a query says that the database is away, or that it refuses everyone; not that it refuses
+    these data."""
+    if isinstance(error, sa.exc.DBAPIError):
+        code = str(getattr(error.orig, "sqlstate", None) or "")
+        return not (isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError)) or code[:2] in ("22", "23"))
+    return isinstance(error, (sa.exc.SQLAlchemyError, OSError)) and not isinstance(
+        error, (sa.exc.StatementError, TimeoutError))
+
+
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
     """Says whose rows a transaction sees in the round trip that begins it."""
 

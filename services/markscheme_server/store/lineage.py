@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from markscheme.vocabulary import THINKING_MODES
 from markscheme_server.domain.fingerprint import judged_text, text_key
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.store.database import EVERYONE, Database, sight_of
@@ -83,7 +84,8 @@ class LineageStore:
         async with self._db.reading(sight_of(team)) as connection:
             found = (await connection.execute(query, {
                 "rubrics": self._db.keys(rubric_ids), "keys": self._db.keys(keys)})).scalars()
-            judged = {text_key(part): part for part in map(judged_text, found)}
+            parts = {judged_text(text, thinking) for text in found for thinking in THINKING_MODES}
+            judged = {text_key(part): part for part in parts}
         return {key: judged[key] for key in keys if key in judged}
 
     async def runs(self, team: str, rubric_id: str) -> tuple[list[RunUse], bool]:

@@ -13,6 +13,7 @@ from markscheme_server.store.database import NOBODY, Database, create_engine
 from markscheme_server.store.idempotency import IdempotencyStore
 from markscheme_server.store.ids import new_id
 from markscheme_server.store.lineage import LineageStore
+from markscheme_server.store.probes import ProbeStore
 from markscheme_server.store.rubrics import RubricStore
 from markscheme_server.store.teachers import TeacherBank
 from markscheme_server.store.teams import TeamStore
@@ -35,6 +36,7 @@ class Store:
         self.teachers = TeacherBank(self.database)
         self.budgets = BudgetStore(self.database, owner=self.owner, lease_s=hold_lease_s)
         self.usage = UsageStore(self.database)
+        self.probes = ProbeStore(self.database)
         self.audit = AuditStore(self.database)
         self.idempotency = IdempotencyStore(self.database, lease_s=claim_lease_s)
 

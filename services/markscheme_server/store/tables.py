@@ -151,6 +151,7 @@ verdicts = sa.Table(
     sa.Column("call_id", sa.String(40), sa.ForeignKey("judge_calls.id")),
     sa.Column("cost_usd", sa.Double),
     _created(),
+    sa.Column("rationale", sa.Text),
     sa.Index(None, "created_at"),
     sa.Index(None, "call_id"),
     sa.Index(None, "prompt_key", "criterion_key"),
@@ -272,6 +273,16 @@ audit_entries = sa.Table(
     sa.Index(None, "subject", "id"),
 )
 """Who did what to which rubric, key, team or budget. Rows are only ever added: triggers refuse anything else."""
+
+endpoint_probes = sa.Table(
+    "endpoint_probes", metadata,
+    sa.Column("endpoint", sa.String(400), primary_key=True),
+    sa.Column("model", sa.String(400), primary_key=True),
+    sa.Column("json_schema", sa.String(16), nullable=False),
+    sa.Column("form", sa.String(16), nullable=False),
+    sa.Column("probed_at", sa.DateTime(timezone=True), nullable=False),
+)
+"""What ``doctor`` found out. ``endpoint``: host and path, no credentials."""
 
 secrets = sa.Table(
     "secrets", metadata,

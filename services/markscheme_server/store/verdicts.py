@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from markscheme_server.domain.usage import JudgeUsage
+from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store.batching import Batcher
 from markscheme_server.store.budgets import EVERYTHING, count_unheld, settle, settlement
 from markscheme_server.store.claims import Claim, ClaimStore
@@ -17,9 +18,7 @@ from markscheme_server.store.tables import judge_calls, verdicts
 
 GATHER_S = 0.01
 """Under load, replies of this long go into one transaction."""
-Kept = tuple[bool, str | None, float | None]
-"""Met, evidence, and the verdict's part of what its call cost (``None``: not known)."""
-Found = dict[str, Kept]
+Found = dict[str, StoredDecision]
 """By address."""
 
 
@@ -35,6 +34,7 @@ class StoredVerdict:
     met: bool
     evidence: str | None
     cost_usd: float | None = None
+    rationale: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ class VerdictStore:
     def __init__(self, database: Database, claims: ClaimStore) -> None:
         self._db, self._claims = database, claims
         v = verdicts.c
-        self._select = sa.select(v.key, v.team, v.met, v.evidence, v.cost_usd).where(database.in_keys(v.key, "keys"))
+        self._select = sa.select(v.key, v.team, v.met, v.evidence, v.cost_usd, v.rationale).where(
+            database.in_keys(v.key, "keys"))
         mine = claims.mine("claimed")
         claim = sa.Column("claim", v.key.type)
         # The verdicts of a claim that was taken over are left out, in the statement that finds out.
@@ -111,7 +112,8 @@ class VerdictStore:
         wanted = self._db.keys(key for _, keys in asked for key in keys)
         async with self._db.reading(sight_of(*(team for team, _ in asked))) as connection:
             rows = await connection.execute(self._select, {"keys": wanted})
-            known = {key: (team, (met, evidence, cost)) for key, team, met, evidence, cost in rows}
+            known = {key: (team, StoredDecision(met, evidence, cost, rationale))
+                     for key, team, met, evidence, cost, rationale in rows}
         return [{key: known[key][1] for key in keys if key in known and known[key][0] == team}
                 for team, keys in asked]
 
@@ -133,7 +135,7 @@ class VerdictStore:
             rows += [{"key": v.key, "team": reply.team, "prompt_key": v.prompt_key, "criterion_key": v.criterion_key,
                       "response_key": v.response_key, "judge": v.judge, "met": v.met, "evidence": v.evidence,
                       "call_id": call.id if call else None, "cost_usd": v.cost_usd, "created_at": created,
-                      "claim": claim} for v in reply.verdicts]
+                      "rationale": v.rationale, "claim": claim} for v in reply.verdicts]
         claimed = {reply.claim for reply in replies if reply.claim is not None}
         ending = [reply.claim[0] for reply in replies if reply.claim is not None and reply.done]
         self._claims.forget(ending)

@@ -40,7 +40,7 @@ class BuiltinJudge:
     def template(self) -> str:
         return f"builtin/{READING_VERSION}"
 
-    async def induce(self, task: InductionTask, patience: Patience | None = None) -> Induction:
+    async def induce(self, task: InductionTask, patience: Patience | None = None, *, asks: int = 1) -> Induction:
         """Criteria from the prompt's own constraints. Raises ``no_rubric`` when it states none that code can decide."""
         return Induction(induce_criteria(task))
 

@@ -1,0 +1,123 @@
+"""Split a model's output into its thinking and its answer, for every markup in use.
+
+Standard library only: the service, the SDK and the trainer share this module, so that all of them
+cut at the same place.
+"""
+
+import re
+from dataclasses import dataclass
+
+MARKS: tuple[tuple[str, str], ...] = (
+    ("<think>", "</think>"),  # DeepSeek-R1, Qwen3, GLM, most open models
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("◁think▷", "◁/think▷"),  # Kimi
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1
+    ("<|channel>thought", "<channel|>"),  # Gemma 4
+    ("<unused94>thought", "<unused95>"),  # MedGemma
+)
+"""Opening and closing marks of a thought."""
+
+_SPACE = re.compile("[\ufeff \\t\\r\\n]+")
+_LONE_CLOSE = re.compile("|".join(re.escape(close) for _, close in MARKS))
+_CLOSE_ON_A_LINE = re.compile(rf"^[ \t]*(?:{_LONE_CLOSE.pattern})[ \t]*$", re.MULTILINE)
+# Harmony (gpt-oss): `<|channel|>final <|constrain|>json<|message|>` begins the answer. Servers that
+# drop special tokens leave the bare words "analysis … assistantfinal …".
+_HARMONY = ("<|channel|>", "<|start|>assistant<|channel|>")
+_FINAL = "<|channel|>final"
+_MESSAGE = "<|message|>"
+_HARMONY_ENDS = ("<|return|>", "<|end|>", "<|call|>")
+_BARE_ANALYSIS, _BARE_FINAL = "analysis", "assistantfinal"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A model's output in two parts.
+
+    ``finished`` is false when a thought began and did not end: then there is no answer.
+    """
+
+    thinking: str
+    answer: str
+    finished: bool = True
+
+
+def split_thinking(text: str, *, opened: bool = False) -> Output:
+    """Split ``text`` at the end of the thought that it begins with.
+
+    A closing mark that stands in an answer cuts nothing: only a thought that begins the text ends at
+    one. ``opened``: the chat template has opened the thought already, so that the text begins inside
+    it. Runs in linear time.
+    """
+    at = _skip_space(text, 0)
+    if text.startswith(_HARMONY, at):
+        return _split_harmony(text, at)
+    if text.startswith(_BARE_ANALYSIS, at) and (final := text.rfind(_BARE_FINAL, at)) != -1:
+        end = final + len(_BARE_FINAL)
+        return Output(text[:end], text[end:])
+    began = opened and _opening(text, at) is None
+    if began:
+        close = _LONE_CLOSE.search(text, at)
+        if close is None:
+            return Output(text, "", finished=False)
+        at = _skip_space(text, close.end())
+    while (mark := _opening(text, at)) is not None:
+        began = True
+        start, close_mark = mark
+        end = text.find(close_mark, at + len(start))
+        if end == -1:
+            return Output(text, "", finished=False)
+        at = _skip_space(text, end + len(close_mark))
+    return Output(text[:at], text[at:]) if began else Output("", text)
+
+
+def split_reply(text: str) -> Output:
+    """Split a judge's reply, where a closing mark alone ends a thought too.
+
+    Chat templates open the thought in the prompt, so that the reply shows its end only. A reply that
+    begins as JSON or as a code fence has no thought before it.
+    """
+    split = split_thinking(text)
+    if split.thinking or not split.finished or text.startswith(("{", "[", "`"), _skip_space(text, 0)):
+        return split
+    return after_last_close(text) or split
+
+
+def after_last_close(text: str) -> Output | None:
+    """What follows the last closing mark; ``None`` where there is none."""
+    end = max((at + len(close) for _, close in MARKS if (at := text.rfind(close)) != -1), default=None)
+    return None if end is None else Output(text[:end], text[end:])
+
+
+def split_response(text: str) -> Output:
+    """Split a teacher's response: a lone closing mark counts where it has a line to itself."""
+    split = split_thinking(text)
+    if split.thinking or not split.finished:
+        return split
+    close = _CLOSE_ON_A_LINE.search(text)
+    return split if close is None else Output(text[:close.end()], text[close.end():])
+
+
+def _skip_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _opening(text: str, at: int) -> tuple[str, str] | None:
+    return next((mark for mark in MARKS if text.startswith(mark[0], at)), None)
+
+
+def _split_harmony(text: str, at: int) -> Output:
+    final = text.rfind(_FINAL, at)
+    message = text.find(_MESSAGE, final) if final != -1 else -1
+    if message == -1:
+        return Output(text, "", finished=False)
+    start = message + len(_MESSAGE)
+    answer = text[start:].rstrip()
+    for end in _HARMONY_ENDS:
+        answer = answer.removesuffix(end).rstrip()
+    return Output(text[:start], answer)

@@ -1,0 +1,82 @@
+"""Find out what form of structured output an endpoint enforces: one or two small questions.
+
+Only ``doctor`` and ``serve --probe`` ask them. Some servers take a schema and ignore it, and their
+answers to real questions do not show it: so a question about the weather is asked under a schema
+that no sentence about the weather meets.
+"""
+
+import secrets
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import httpx2
+import openai
+
+from markscheme_server.domain.deadline import Patience
+from markscheme_server.judge.base import JudgeFailure
+from markscheme_server.judge.capabilities import StructuredForm
+from markscheme_server.judge.gateway import Endpoint
+from markscheme_server.judge.openai import OpenAIJudge
+from markscheme_server.judge.refusals import Kind, Refusal
+from markscheme_server.judge.replies import ReplyError, decode, read_object
+from markscheme_server.judge.retry import NotTheProtocol
+
+_QUESTION = "Say in one short sentence of plain words, not json, what the weather is like in autumn."
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaSupport:
+    """What became of a schema, and the strictest form that holds."""
+
+    json_schema: Literal["enforced", "ignored", "refused"]
+    form: StructuredForm
+
+    @property
+    def words(self) -> str:
+        """As ``doctor`` says it."""
+        said = {"enforced": "enforced", "ignored": "accepted but ignored", "refused": "refused"}[self.json_schema]
+        in_use = "" if self.form == "json_schema" else f"; 'auto' asks for {self.form}"
+        return f"json_schema: {said}{in_use}"
+
+
+async def probe_schema(judge: OpenAIJudge, endpoint: Endpoint, patience: Patience) -> SchemaSupport:
+    """Ask under a schema, and under JSON mode where that does not hold. Raises :class:`JudgeFailure`."""
+    word = secrets.token_hex(4)
+    schema = {"type": "object", "additionalProperties": False, "required": ["word"],
+              "properties": {"word": {"type": "string", "enum": [word]}}}
+    strict = await _ask(judge, endpoint, schema, "json_schema", patience)
+    if isinstance(strict, str) and _object(strict).get("word") == word:
+        return SchemaSupport("enforced", "json_schema")
+    support: Literal["ignored", "refused"] = "ignored" if isinstance(strict, str) else "refused"
+    loose = await _ask(judge, endpoint, schema, "json_object", patience)
+    holds = isinstance(loose, str) and bool(_object(loose))
+    return SchemaSupport(support, "json_object" if holds else "text")
+
+
+async def listed_models(endpoint: Endpoint) -> frozenset[str]:
+    """The models that the endpoint says it has; empty where it does not say."""
+    try:
+        response = await endpoint.client.get("/models", cast_to=httpx2.Response)
+        models = decode(response.content)
+    except (openai.OpenAIError, NotTheProtocol, TimeoutError):
+        return frozenset()
+    data = models.get("data") if isinstance(models, dict) else None
+    return frozenset(m["id"] for m in data if isinstance(m, dict) and isinstance(m.get("id"), str)) \
+        if isinstance(data, list) else frozenset()
+
+
+async def _ask(judge: OpenAIJudge, endpoint: Endpoint, schema: dict[str, Any], form: StructuredForm,
+               patience: Patience) -> str | Refusal:
+    """The reply's text, or the refusal of the form. Raises :class:`JudgeFailure` for other failures."""
+    reply = await judge.probe(_QUESTION, schema, form, endpoint, patience)
+    if isinstance(reply, Refusal) and reply.kind not in (Kind.FORM, Kind.UNEXPLAINED, Kind.GENERATION):
+        raise JudgeFailure(reply.reason, "the judge refused a small question", detail=reply.words)
+    return reply
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = read_object(text)
+    except ReplyError:
+        return {}
+    return found if isinstance(found, dict) else {}

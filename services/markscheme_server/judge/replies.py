@@ -1,0 +1,284 @@
+"""Read what an endpoint sent: the one path from a response's bytes to a verdict, a rubric or a text.
+
+    bytes ─► decode ─► completion ─► read_text ─► text ─► read_object ─► JSON ─► read_verdicts …
+
+All three roles take it. A reply decides only by its last word: thinking is cut off, and the JSON
+must be all of what is left. What deviates raises :class:`ReplyError`; what cannot change a verdict
+(a trailing comma, an array without its object, ``5.0``, ``C1``) is forgiven. Every step takes linear
+time and bounded memory, because a rollout may make a judge repeat anything.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from markscheme.text import visible
+from markscheme.thinking import after_last_close, split_reply, split_response
+from markscheme.vocabulary import CATEGORIES, UnscoredReason
+from markscheme_server.domain.rubric import Criterion
+from markscheme_server.judge.base import Decision
+from markscheme_server.judge.retry import NotTheProtocol
+
+MIN_CRITERIA, MAX_CRITERIA = 4, 12
+MIN_POINTS, MAX_POINTS = 1, 5
+MAX_CRITERION_CHARACTERS = 1000
+MAX_QUOTED_CHARACTERS = 4000
+"""Of evidence or a rationale; the rest is cut off."""
+MOST_REPLY_CHARACTERS = 256 * 1024
+MOST_OBJECTS = 20_000
+"""JSON objects in a reply. More than any rubric and pool can need, and quick to read."""
+_CUT_OFF = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "max_completion_tokens",
+                      "model_context_window_exceeded"})
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+_THINKING_PARTS = frozenset({"thinking", "reasoning", "redacted_thinking", "reasoning_text"})
+_FENCE = re.compile(r"```[A-Za-z0-9_+-]*")
+# A string, or a comma before a closing bracket. An unterminated string runs to the end, so that no
+# part of the text is read twice.
+_TRAILING_COMMA = re.compile(r'"(?:[^"\\]|\\.|\\\Z)*(?:"|\Z)|,(?=\s*[}\]])', re.DOTALL)
+_NUMBERED = re.compile(r"\b(student|reference)s? ?#?(\d+)\b", re.IGNORECASE)
+_FENCE_MARK = re.compile(r"material-[0-9a-f]{8,}", re.IGNORECASE)
+
+
+class ReplyError(ValueError):
+    """A reply that decides nothing. The message can be shown to the judge when it is asked again.
+
+    ``again``: whether asking again can help.
+    """
+
+    def __init__(self, message: str, reason: UnscoredReason = UnscoredReason.PARSE_FAILURE, *,
+                 again: bool = True) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.again = again
+
+
+class Truncated(ReplyError):
+    """A reply that ends before its last word."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, UnscoredReason.TRUNCATED)
+
+
+def decode(content: bytes) -> Any:
+    """The JSON of a response's body. Raises :class:`NotTheProtocol` for anything else."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep, a number too long
+        raise NotTheProtocol("the body is not JSON") from error
+
+
+def check_protocol(completion: Any) -> None:
+    """Raise :class:`NotTheProtocol` where there is not one choice with a message, or one that was cut off."""
+    choice = _first_choice(completion)
+    if not isinstance(choice.get("message"), dict) and not _is_cut_off(choice):
+        raise NotTheProtocol("there is no choice with a message")
+
+
+def read_text(completion: Any, *, response: bool = False) -> str:
+    """The text that decides: the first choice's content without its thinking.
+
+    ``response``: it is a teacher's response, not a judge's reply. Raises :class:`Truncated` for a
+    completion or a thought that does not end, :class:`ReplyError` where there is reasoning and no
+    reply, and :class:`NotTheProtocol` where there is no choice with a message.
+    """
+    choice = _first_choice(completion)
+    if _is_cut_off(choice):
+        raise Truncated("the reply was cut off at its length limit")
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise NotTheProtocol("there is no choice with a message")
+    content = _content(message.get("content"))
+    if not content.strip() and any(message.get(name) for name in _REASONING_FIELDS):
+        raise ReplyError("the reply has reasoning_content and no content: only content decides. Switch the "
+                         "endpoint's reasoning parser off, or allow more tokens", again=False)
+    output = split_response(content) if response else split_reply(content)
+    if not output.finished:
+        raise Truncated("the reply ends inside its thinking")
+    return output.answer.strip("\ufeff \t\r\n")
+
+
+def read_object(text: str) -> Any:
+    """The JSON object or array that is the whole of ``text``; a code fence around it is allowed.
+
+    Two objects, or an object in prose, are refused: which was meant is a guess, and one may be
+    quoted from the material.
+    """
+    if len(text) > MOST_REPLY_CHARACTERS:
+        raise ReplyError(f"the reply is longer than {MOST_REPLY_CHARACTERS:,} characters")
+    try:
+        return _parse(_without_fence(text.strip("\ufeff \t\r\n")))
+    except ReplyError:
+        # A draft, a closing mark of a thought that the template had opened, and then the reply.
+        split = after_last_close(text)
+        if split is None:
+            raise
+        return _parse(_without_fence(split.answer.strip()))
+
+
+def read_verdicts(reply: Any, ids: Sequence[str], *, evidence: bool = False,
+                  rationale: bool = False) -> dict[str, Decision]:
+    """``[{"id", "met", …}]`` as decisions by id: exactly the ids offered, booleans only."""
+    if isinstance(reply, dict):
+        reply = reply.get("verdicts")
+    if not isinstance(reply, list):
+        raise ReplyError("verdicts must be an array")
+    decisions: dict[str, Decision] = {}
+    for item in reply:
+        if not isinstance(item, dict) or not isinstance(item.get("id"), str):
+            raise ReplyError("each verdict must be an object with an id")
+        name = item["id"].strip().lower()
+        if name not in ids:
+            raise ReplyError(f"a verdict names a criterion that was not offered; offered: {', '.join(ids)}",
+                             UnscoredReason.OFF_MENU)
+        if name in decisions:
+            raise ReplyError(f"{name} is decided twice")
+        if not isinstance(item.get("met"), bool):
+            raise ReplyError(f"met must be true or false for {name}")
+        decisions[name] = Decision(item["met"], _quoted(item, "evidence") if evidence else None,
+                                   _quoted(item, "rationale") if rationale else None)
+    missing = [i for i in ids if i not in decisions]
+    if missing:
+        raise ReplyError(f"not decided: {', '.join(missing)}")
+    return decisions
+
+
+def read_pool(reply: Any, size: int, ids: Sequence[str], *, evidence: bool = False,
+              rationale: bool = False) -> list[dict[str, Decision]]:
+    """Group mode: one entry an answer, numbered 1 … ``size``, each once."""
+    if isinstance(reply, dict):
+        reply = reply.get("answers")
+    if not isinstance(reply, list):
+        raise ReplyError("answers must be an array")
+    decided: dict[int, dict[str, Decision]] = {}
+    for item in reply:
+        number = _whole(item.get("answer")) if isinstance(item, dict) else None
+        if number is None or not 1 <= number <= size or number in decided:
+            raise ReplyError(f"answers must be numbered 1 to {size}, each once")
+        decided[number] = read_verdicts(item.get("verdicts"), ids, evidence=evidence, rationale=rationale)
+    if len(decided) != size:
+        raise ReplyError(f"{size} answers were given, {len(decided)} were marked")
+    return [decided[i] for i in range(1, size + 1)]
+
+
+def read_criteria(reply: Any, prompt: str = "") -> tuple[Criterion, ...]:
+    """The rubricator's criteria: 4 to 12, whole points 1 to 5; the ids are ours.
+
+    ``prompt`` is the task's own text: what it says itself, a criterion may say too.
+    """
+    items = reply.get("criteria") if isinstance(reply, dict) else reply
+    if not isinstance(items, list) or not MIN_CRITERIA <= len(items) <= MAX_CRITERIA:
+        raise ReplyError(f"criteria must be an array of {MIN_CRITERIA} to {MAX_CRITERIA}")
+    return tuple(_criterion(f"c{i}", item, prompt) for i, item in enumerate(items, 1))
+
+
+def _criterion(criterion_id: str, item: Any, prompt: str) -> Criterion:
+    if not isinstance(item, dict):
+        raise ReplyError("each criterion must be an object")
+    text, points = item.get("criterion"), _whole(item.get("points"))
+    if not isinstance(text, str) or not text.strip() or len(text) > MAX_CRITERION_CHARACTERS:
+        raise ReplyError(f"criterion must be text of 1 to {MAX_CRITERION_CHARACTERS} characters")
+    if points is None or not MIN_POINTS <= points <= MAX_POINTS:
+        raise ReplyError(f"points must be a whole number from {MIN_POINTS} to {MAX_POINTS}")
+    category = _category(item.get("category"))
+    if category not in CATEGORIES:
+        raise ReplyError(f"category must be one of {', '.join(CATEGORIES)}")
+    _refuse_names_of_this_call(text, prompt)
+    return Criterion(criterion_id, visible(text.strip()), points, category)
+
+
+def _refuse_names_of_this_call(text: str, prompt: str) -> None:
+    """A criterion is decided from one answer alone: it must not point at the answers of this call."""
+    stated = {match.group().lower() for match in _NUMBERED.finditer(prompt)}
+    if _FENCE_MARK.search(text) or any(m.group().lower() not in stated for m in _NUMBERED.finditer(text)):
+        raise ReplyError("a criterion must not name an answer of this call, such as Student 3 or Reference 2, "
+                         "or a mark around the material")
+
+
+def _category(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    folded = re.sub(r"[\s-]+", "_", value.strip().lower())
+    return folded.replace("fulfillment", "fulfilment")
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, also written ``5.0``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return int(value) if isinstance(value, int) or value.is_integer() else None
+
+
+def _quoted(item: dict[str, Any], name: str) -> str | None:
+    value = item.get(name)
+    return visible(value[:MAX_QUOTED_CHARACTERS]) if isinstance(value, str) and value else None
+
+
+def _first_choice(completion: Any) -> dict[str, Any]:
+    choices = completion.get("choices") if isinstance(completion, dict) else None
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        raise NotTheProtocol("there is not exactly one choice")
+    return choices[0]
+
+
+def _is_cut_off(choice: dict[str, Any]) -> bool:
+    return str(choice.get("finish_reason") or "").lower() in _CUT_OFF
+
+
+def _content(content: Any) -> str:
+    """A message's text: a string, or a list of parts of which those with thinking are passed over."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict) and part.get("type") not in _THINKING_PARTS and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+    return "".join(texts)
+
+
+def _without_fence(text: str) -> str:
+    """What stands in a code fence that is the whole of ``text``; else ``text``."""
+    if not (text.startswith("```") and text.endswith("```") and len(text) >= 6):
+        return text
+    opening = _FENCE.match(text)
+    assert opening is not None
+    return text[opening.end():-3].strip()
+
+
+def _parse(text: str) -> Any:
+    if not text.startswith(("{", "[")):
+        raise ReplyError("the reply holds no JSON object" if "{" not in text and "[" not in text else
+                         "the reply must be one JSON object, without words around it")
+    if text.count("{") > MOST_OBJECTS:
+        raise ReplyError(f"the reply holds more than {MOST_OBJECTS:,} objects")
+    try:
+        return _loads(text)
+    except ReplyError:
+        raise
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return _loads(_TRAILING_COMMA.sub(lambda match: "" if match.group() == "," else match.group(), text))
+    except ReplyError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ReplyError("the reply must be exactly one JSON object, complete and without words around it") from error
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ReplyError(f"{name} is not JSON")
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ReplyError("a key stands twice in one object")
+    return made

@@ -1,0 +1,48 @@
+"""What ``doctor`` found out about endpoints: whether they enforce a schema, and which form to ask in."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import sqlalchemy as sa
+
+from markscheme_server.store.database import NOBODY, Database
+from markscheme_server.store.ids import now
+from markscheme_server.store.tables import endpoint_probes
+
+Form = Literal["json_schema", "json_object", "text"]
+VALID_FOR = timedelta(days=7)
+"""A server behind an address is replaced now and then; an older answer is not used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One endpoint and model. ``json_schema``: enforced, ignored or refused; ``form``: the strictest that holds."""
+
+    endpoint: str
+    model: str
+    json_schema: str
+    form: Form
+
+
+class ProbeStore:
+    """Probes by endpoint and model. They belong to no team."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    async def find(self, endpoint: str, model: str) -> Probe | None:
+        """The probe that still counts, if there is one."""
+        p = endpoint_probes.c
+        async with self._db.reading(NOBODY) as connection:
+            row = (await connection.execute(
+                sa.select(p.json_schema, p.form).where(p.endpoint == endpoint, p.model == model,
+                                                       p.probed_at > now() - VALID_FOR))).first()
+        return None if row is None else Probe(endpoint, model, row.json_schema, row.form)
+
+    async def save(self, probe: Probe) -> None:
+        """Replace what was known of the endpoint and model."""
+        values = {"json_schema": probe.json_schema, "form": probe.form, "probed_at": now()}
+        insert = self._db.insert(endpoint_probes).values(endpoint=probe.endpoint, model=probe.model, **values)
+        async with self._db.writing(NOBODY) as connection:
+            await connection.execute(insert.on_conflict_do_update(index_elements=["endpoint", "model"], set_=values))
