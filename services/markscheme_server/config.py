@@ -67,7 +67,8 @@ class JudgeSettings(BaseModel):
     teacher_temperature: Temperature = None
     max_tokens: int | None = Field(default=None, ge=1, description="Longest reply, thinking included; default: "
                                                                    "computed from the number of criteria")
-    teacher_max_tokens: int = Field(default=8192, ge=1, description="Longest response that a teacher may give")
+    teacher_max_tokens: int | None = Field(default=None, ge=1, description="Longest response that a teacher may give; "
+                                                                           "default: 8192")
     reasoning_effort: str | None = Field(default=None, pattern=r"^[a-z]{1,20}$",
                                          description="Sent as it is: minimal, low, medium, high, …")
     seed: int | None = Field(default=None, description="Sent as it is")
@@ -197,7 +198,7 @@ class Settings(BaseSettings):
     teacher_base_url: str | None = None
     teacher_api_key: SecretStr | None = None
     teacher_temperature: Temperature = None
-    teacher_max_tokens: int = Field(default=8192, ge=1)
+    teacher_max_tokens: int | None = Field(default=None, ge=1)
     teacher_reasoning_effort: str | None = None
     teacher_seed: int | None = None
     teacher_extra_body: dict[str, Any] = {}

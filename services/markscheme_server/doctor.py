@@ -176,7 +176,8 @@ async def _check_schema(settings: Settings, judge: OpenAIJudge, store: Store, ti
         try:
             support = await probe_schema(judge, endpoint, _patience(timeout_s))
         except JudgeFailure as failure:
-            _say_failure(console, f"{what} at {endpoint.origin}", failure)
+            where = f" at {endpoint.origin}" if len(judge.gateway.endpoints) > 1 else ""
+            _say_failure(console, what + where, failure)
             return False
         endpoint.capabilities.first = support.form
         _say(console, True, f"{what}: structured output: {support.words}")

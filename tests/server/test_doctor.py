@@ -1,17 +1,24 @@
 """The doctor: each judge by name, and what a training would cost, through whatever trainer is installed."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from pydantic import ValidationError
 from rich.console import Console
 
-from fakes.judge import ScriptedJudge, verdicts
+from fakes.judge import RUBRIC, ScriptedJudge, offered, text_of, verdicts
+from fakes.service import running
+from markscheme import Client
 from markscheme_server import doctor
 from markscheme_server.config import Settings
+from markscheme_server.store.migrating import prepare
+from markscheme_server.store.store import Store
 
 PLAN = {"steps": 10, "batches": 10, "groups": 20, "rollouts_per_group": 4, "prompts": 5, "prompt_characters": 80,
         "response_tokens": 64, "teacher_responses": 1, "teacher_characters": 90, "reuse": "always_new",
@@ -28,9 +35,17 @@ def configured(tmp_path: Path, judge: ScriptedJudge) -> Callable[..., Settings]:
                         '[roles]\nrubricator = "good"\nverifier = "good"\n')
         return Settings(_env_file=None, home=tmp_path, config=file)
 
-    judge.script = lambda request, number: (
-        404 if request["model"] == "b" else verdicts(request, lambda criterion, _: criterion == "c1"))
+    judge.script = lambda request, number: 404 if request["model"] == "b" else right(request)
     return make
+
+
+def right(request: dict[str, Any]) -> str:
+    """The right reply to each of the doctor's questions: the schema is kept, c1 is met, the rubric is one."""
+    form = request.get("response_format", {})
+    schema = form.get("json_schema", {}).get("schema", {})
+    if "word" in schema.get("properties", {}):
+        return json.dumps({"word": schema["properties"]["word"]["enum"][0]})
+    return verdicts(request, lambda criterion, _: criterion == "c1") if offered(request) else json.dumps(RUBRIC)
 
 
 def examined(settings: Settings) -> tuple[bool, dict[str, float], str]:
@@ -43,19 +58,75 @@ def test_each_judge_is_asked_and_named(configured: Callable[..., Settings], judg
     passed, seconds, said = examined(configured())
     assert not passed
     assert list(seconds) == ["good"]
-    assert "ok  judge good (g; rubricator, verifier): structured output: json_schema" in said
+    assert "ok  judge good (g; rubricator, verifier): structured output: json_schema: enforced" in said
+    assert "ok  judge good (g; rubricator, verifier): writes a rubric of 4 criteria" in said
     assert "FAILED  judge bad (b; when asked for by name):" in said
     assert "builtin" not in said
-    judge.script = lambda request, number: verdicts(request, lambda criterion, _: criterion == "c1")
+    judge.script = lambda request, number: right(request)
     assert examined(configured())[0]
 
 
 def test_a_judge_that_errs_on_an_easy_question_fails(configured: Callable[..., Settings],
                                                      judge: ScriptedJudge) -> None:
-    judge.script = lambda request, number: verdicts(request)
+    judge.script = lambda request, number: verdicts(request) if offered(request) else right(request)
     passed, seconds, said = examined(configured())
     assert (passed, seconds) == (False, {})
     assert said.count("easy question wrong") == 2
+
+
+def test_a_judge_that_writes_no_rubric_fails(configured: Callable[..., Settings], judge: ScriptedJudge) -> None:
+    judge.script = lambda request, number: "no" if '"category"' in text_of(request) else right(request)
+    passed, _, said = examined(configured())
+    assert not passed
+    assert "FAILED  judge good (g; rubricator, verifier): asked for a rubric: the judge's reply was refused" in said
+
+
+@pytest.mark.parametrize(("obeys", "said", "stored"), [
+    ((), "json_schema: accepted but ignored; 'auto' asks for text", ("ignored", "text")),
+    (("json_object",), "json_schema: accepted but ignored; 'auto' asks for json_object", ("ignored", "json_object"))])
+def test_a_schema_that_is_ignored_is_found_out_and_remembered(
+        obeys: tuple[str, ...], said: str, stored: tuple[str, str], tmp_path: Path, judge: ScriptedJudge) -> None:
+    def script(request: dict[str, Any], _number: int) -> str:
+        if "weather" in text_of(request):
+            form = request.get("response_format", {}).get("type")
+            return '{"weather": "mild"}' if form in obeys else "It is mild and wet."
+        return right(request)
+
+    judge.script = script
+    settings = Settings(_env_file=None, home=tmp_path, judge_base_url=judge.url, judge_model="m")
+    migrated(settings)
+    assert said in examined(settings)[2]
+    assert asyncio.run(known_of(settings)) == stored
+    judge.requests.clear()
+    with running(settings) as url, Client(url) as client:
+        rubric = client.create_rubric("p", [{"text": "It is short.", "points": 1}])
+        client.score([{"id": "g", "prompt": "p", "rubric_id": rubric.id, "rollouts": [{"id": "r", "text": "a"}]}])
+    assert [r.get("response_format", {}).get("type", "text") for r in judge.requests] == [stored[1]]
+
+
+def migrated(settings: Settings) -> None:
+    asyncio.run(prepare(settings.sqlalchemy_url))
+
+
+async def known_of(settings: Settings) -> tuple[str, str] | None:
+    store = Store(settings.sqlalchemy_url)
+    try:
+        probe = await store.probes.find(settings.judges["default"].origin, "m")
+        return None if probe is None else (probe.json_schema, probe.form)
+    finally:
+        await store.close()
+
+
+def test_the_endpoints_own_words_are_shown(tmp_path: Path, judge: ScriptedJudge) -> None:
+    judge.script = lambda request, number: 401
+    _, _, said = examined(Settings(_env_file=None, home=tmp_path, judge_base_url=judge.url, judge_model="m"))
+    assert "the judge refused the key" in said
+    assert "it said: scripted" in said
+
+
+def test_a_url_without_a_scheme_is_said() -> None:
+    with pytest.raises(ValidationError, match="no scheme: write 'http://127.0.0.1:1/v1'"):
+        Settings(_env_file=None, judge_base_url="127.0.0.1:1/v1", judge_model="m")
 
 
 def test_a_missing_key_does_not_hide_the_other_judges(configured: Callable[..., Settings]) -> None:

@@ -41,7 +41,9 @@ def twice(request: dict[str, Any], _number: int) -> str:
 FAILURES = {
     "status 500": (lambda request, number: 500, "unavailable"),
     "status 429": (lambda request, number: 429, "rate_limited"),
-    "status 401": (lambda request, number: 401, "unavailable"),
+    "status 400": (lambda request, number: 400, "misconfigured"),
+    "status 401": (lambda request, number: 401, "misconfigured"),
+    "status 404": (lambda request, number: 404, "misconfigured"),
     "hang": (lambda request, number: None, "timeout"),
     "no JSON": (lambda request, number: "All criteria are met. Full marks!", "parse_failure"),
     "empty": (lambda request, number: "", "parse_failure"),
@@ -91,7 +93,7 @@ def test_one_criterion_failing_makes_the_reward_null_and_keeps_the_check(
         {"text": "It is short.", "points": 1, "check": {"kind": "max_words", "value": 9}}])
     score = model_client.score([group(model_client, rubric_id=rubric.id)]).groups[0].rollouts[0]
     assert score.reward is None
-    assert [(v.met, v.reason) for v in score.verdicts] == [(None, "unavailable"), (True, None)]
+    assert [(v.met, v.reason) for v in score.verdicts] == [(None, "misconfigured"), (True, None)]
 
 
 def test_a_malformed_reply_is_asked_again_once_with_what_was_wrong(

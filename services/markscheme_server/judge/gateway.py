@@ -425,6 +425,8 @@ def _message(refusal: Refusal) -> str:
             return "the judge's quota or credit is used up; waiting does not help"
         case Kind.UNAVAILABLE:
             return f"the judge answered with status {refusal.status}"
+        case Kind.TRUNCATED:
+            return "the judge's reply was cut off at its length limit"
         case Kind.GENERATION:
             return "the judge's output failed its endpoint's own check"
         case Kind.PARAMETER:

@@ -40,6 +40,8 @@ from markscheme_server.judge.sanitise import quotes
 
 THINKING_TOKENS = 4096
 """Allowance for thinking in the computed length of a reply."""
+TEACHER_TOKENS = 8192
+"""Longest response of a teacher where the operator sets none."""
 PROBE_TOKENS = 1024
 """Longest reply to a small question."""
 LARGER = 4
@@ -146,12 +148,13 @@ class OpenAIJudge:
     def teacher_identity(self) -> str:
         s = self._settings
         return (f"openai/{s.model}@{s.revision or s.origin} temperature={_stated(s, 'teacher')} "
-                f"tokens={s.teacher_max_tokens}{_sampling(s)}")
+                f"tokens={s.teacher_max_tokens or TEACHER_TOKENS}{_sampling(s)}")
 
     async def respond(self, prompt: tuple[ChatMessage, ...], patience: Patience) -> tuple[str, JudgeUsage]:
         """The prompt itself is asked, nothing around it. A response that is empty or was cut off is none."""
-        longest = self._settings.teacher_max_tokens
-        request = _Request("teacher", list(prompt), longest, fixed=True)
+        s = self._settings
+        longest = s.teacher_max_tokens or TEACHER_TOKENS
+        request = _Request("teacher", list(prompt), longest, fixed=s.teacher_max_tokens is not None)
         completion, usage = await self._call(request, longest, patience)
         try:
             text = visible(replies.read_text(completion, response=True))
@@ -211,17 +214,18 @@ class OpenAIJudge:
             except JudgeFailure as failure:
                 usage += failure.usage
                 failure.usage = usage
-                if attempt == asks or not _failed_generation(failure):
+                again = self._after_refusal(failure, request, question, attempt)
+                if attempt == asks or again is None:
                     raise
-                request = replace(request, messages=_reworded(question.message, attempt, "", str(failure)))
+                request = again
                 continue
             usage += cost
             try:
                 text = replies.read_text(completion)
                 return read(replies.read_object(text)), usage
             except Truncated as error:
-                larger = request.enlarged()
-                if attempt == asks or larger is None or request.cap > self._cap(question.usual_tokens):
+                larger = self._enlarged(request, question)
+                if attempt == asks or larger is None:
                     advice = "; raise MARKSCHEME_JUDGE_MAX_TOKENS" if request.fixed else ""
                     raise JudgeFailure(error.reason, f"the judge gave no verdict: {error}{advice}", usage) from error
                 request = larger
@@ -230,6 +234,22 @@ class OpenAIJudge:
                     raise JudgeFailure(error.reason, f"the judge's reply was refused: {error}", usage) from error
                 request = replace(request, messages=_reworded(question.message, attempt, text, str(error)))
         raise AssertionError("unreachable")
+
+    def _after_refusal(self, failure: JudgeFailure, request: "_Request", question: "_Question",
+                       attempt: int) -> "_Request | None":
+        """What to ask after an endpoint refused its own model's output; ``None``: the refusal stands."""
+        cause = failure.__cause__
+        kind = cause.refusal.kind if isinstance(cause, Refused) else None
+        if kind is Kind.TRUNCATED:
+            return self._enlarged(request, question)
+        if kind is Kind.GENERATION:
+            return replace(request, messages=_reworded(question.message, attempt, "", str(failure)))
+        return None
+
+    def _enlarged(self, request: "_Request", question: "_Question") -> "_Request | None":
+        """The same with more room for the reply, once; ``None`` where the operator set how much there is."""
+        first = self._cap(question.usual_tokens)
+        return None if request.fixed or request.cap > first else replace(request, cap=first * LARGER)
 
     def _cap(self, usual_tokens: int) -> int:
         """The longest reply to ask for, tokens: what the operator set, else four times the usual and room to think."""
@@ -298,10 +318,6 @@ class _Request:
     def material(self) -> str:
         """All text of the request."""
         return "\n".join(message["content"] for message in self.messages)
-
-    def enlarged(self) -> "_Request | None":
-        """The same with more room for the reply; ``None`` where the operator set how much there is."""
-        return None if self.fixed else replace(self, cap=self.cap * LARGER)
 
 
 class _Sender:
@@ -435,11 +451,6 @@ def _reworded(message: str, attempt: int, reply: str, error: str) -> Messages:
                        "nothing else.")]
     said = "A reply before was refused." if attempt == 1 else "Two replies before were refused."
     return _user(f"{message}\n\n{_ONCE_MORE.format(error=said)}")
-
-
-def _failed_generation(failure: JudgeFailure) -> bool:
-    cause = failure.__cause__
-    return isinstance(cause, Refused) and cause.refusal.kind is Kind.GENERATION
 
 
 def _stated(settings: JudgeSettings, role: Role) -> str:

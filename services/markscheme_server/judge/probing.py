@@ -13,11 +13,10 @@ import httpx2
 import openai
 
 from markscheme_server.domain.deadline import Patience
-from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.capabilities import StructuredForm
-from markscheme_server.judge.gateway import Endpoint
+from markscheme_server.judge.gateway import Endpoint, failure_of
 from markscheme_server.judge.openai import OpenAIJudge
-from markscheme_server.judge.refusals import Kind, Refusal
+from markscheme_server.judge.refusals import Kind, Refusal, Refused
 from markscheme_server.judge.replies import ReplyError, decode, read_object
 from markscheme_server.judge.retry import NotTheProtocol
 
@@ -70,7 +69,7 @@ async def _ask(judge: OpenAIJudge, endpoint: Endpoint, schema: dict[str, Any], f
     """The reply's text, or the refusal of the form. Raises :class:`JudgeFailure` for other failures."""
     reply = await judge.probe(_QUESTION, schema, form, endpoint, patience)
     if isinstance(reply, Refusal) and reply.kind not in (Kind.FORM, Kind.UNEXPLAINED, Kind.GENERATION):
-        raise JudgeFailure(reply.reason, "the judge refused a small question", detail=reply.words)
+        raise failure_of(Refused(reply))
     return reply
 
 

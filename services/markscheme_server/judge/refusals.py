@@ -38,6 +38,8 @@ class Kind(StrEnum):
     """Structured output in this form is not taken."""
     GENERATION = "generation"
     """The model's output failed the endpoint's own check of its form."""
+    TRUNCATED = "truncated"
+    """The model's output reached its length limit, told as an error."""
     MISCONFIGURED = "misconfigured"
     """Key, model or path are wrong."""
     UNEXPLAINED = "unexplained"
@@ -53,6 +55,7 @@ REASONS: Mapping[Kind, UnscoredReason] = {
     Kind.PARAMETER: UnscoredReason.MISCONFIGURED,
     Kind.FORM: UnscoredReason.MISCONFIGURED,
     Kind.GENERATION: UnscoredReason.PARSE_FAILURE,
+    Kind.TRUNCATED: UnscoredReason.TRUNCATED,
     Kind.MISCONFIGURED: UnscoredReason.MISCONFIGURED,
     Kind.UNEXPLAINED: UnscoredReason.MISCONFIGURED,
 }
@@ -130,7 +133,7 @@ _LONG = _words(
     r"|contextwindowexceeded|exceed_context|too many (?:input )?tokens"
     r"|(?:prompt|input|message|request|content)s?(?: \S+){0,3} (?:is|are) too (?:long|large)"
     r"|(?:prompt|input) (?:has|contains|with) [\d,]+ tokens"
-    r"|longer than the model|(?:input|prompt)(?: tokens?| token count| length)"
+    r"|longer than the (?:model|max)|must be at least 1, got -|(?:input|prompt)(?: tokens?| token count| length)"
     r"[^.]{0,80}(?:exceed|greater than|larger than|longer than)"
     r"|reduce the length|reduce your message size"
     r"|maximum (?:allowed )?(?:input|prompt|number of (?:input )?tokens)"
@@ -138,10 +141,9 @@ _LONG = _words(
     r"|exceeds? (?:the )?(?:max|model|limit|available|allowed)[^.]{0,60}(?:token|context|length)"
     r"|(?:max(?:imum)?|total) (?:input )?(?:token|sequence) ?(?:length|limit)[^.]{0,40}exceed"
     r"|token limit exceeded")
-_PASSES_SOON = _words(
-    r"per[ _-]?minute|perminute|retrydelay|retry in"
-    r"|try again in|retry after|tokens per min|requests per min")
+_PASSES = _words(r"retrydelay|retry in|try again in|retry after")
 _BY_THE_DAY = _words(r"per[ _-]?day|perday|daily")
+_BY_THE_MINUTE = _words(r"per[ _-]?min|perminute")
 _MONEY = _words(
     r"insufficient[ _](?:quota|balance|credit|fund)"
     r"|exceeded your (?:current |monthly |assigned )?quota|quota (?:has been )?exceeded"
@@ -186,6 +188,8 @@ _NOT_TAKEN = re.compile(
 # Read from the top; the first row that fits decides.
 _TABLE: tuple[tuple[Kind, Callable[[_Error], bool]], ...] = (
     (Kind.GENERATION, _GENERATION),
+    (Kind.TRUNCATED, _words(r"(?:max_tokens|output limit|output length)[^.]{0,60} (?:was|were) reached")),
+    (Kind.REFUSED, _all(_status(403), _words(r"flagged|moderation|guardrail|content polic"))),
     (Kind.REFUSED, _codes("content_filter", "content_policy_violation", "responsibleaipolicyviolation",
                           "data_inspection_failed", "moderation_blocked", "invalid_prompt", "content_filtered",
                           "cyber_policy", "1301")),
@@ -197,14 +201,15 @@ _TABLE: tuple[tuple[Kind, Callable[[_Error], bool]], ...] = (
                         "insufficient_balance", "insufficient_credits", "insufficient_user_quota", "arrearage",
                         "exceeded_current_quota_error", "1113", "budget_exceeded")),
     (Kind.TOO_LARGE, _all(_status(429), _words(r"request too large|tokens must be reduced"))),
-    (Kind.RATE_LIMITED, _all(_status(429), _PASSES_SOON)),
-    (Kind.QUOTA, _all(_status(429), _words(r"(?:free|quota|limit)[^.]{0,60}(?:per[ _-]?day|perday|daily)"
-                                          r"|(?:per[ _-]?day|perday|daily)[^.]{0,40}(?:quota|limit)"))),
+    (Kind.QUOTA, _all(_status(429), _words(r"limit: 0\b"))),  # the plan does not have this model at all
+    (Kind.RATE_LIMITED, _all(_status(429), _PASSES)),
+    (Kind.QUOTA, _all(_status(429), _BY_THE_DAY)),
+    (Kind.RATE_LIMITED, _all(_status(429), _BY_THE_MINUTE)),
     (Kind.QUOTA, _MONEY),
     (Kind.RATE_LIMITED, _status(429)),
     (Kind.RATE_LIMITED, _codes("rate_limit_exceeded", "rate_limit_error", "too_many_requests",
                                "throttlingexception")),
-    (Kind.MISCONFIGURED, _codes("invalid_api_key", "model_not_found", "deploymentnotfound",
+    (Kind.MISCONFIGURED, _codes("invalid_api_key", "model_not_found", "model_decommissioned", "deploymentnotfound",
                                 "authentication_error", "permission_denied", "unauthenticated")),
     (Kind.REFUSED, _all(_status(400, 403, 422, 451, 200), _POLICY)),
     (Kind.MISCONFIGURED, _status(401, 403)),
@@ -344,7 +349,8 @@ def _read(error: _Error, sent: Collection[str]) -> Refusal:
     room = _room(error.text)
     # A parameter's words may speak of schemas or lengths too; what names it outright is about it.
     if parameter is not None and kind in (Kind.FORM, Kind.TOO_LARGE, Kind.UNEXPLAINED, Kind.MISCONFIGURED) \
-            and not (kind is Kind.TOO_LARGE and (room is not None or not _names_a_length(parameter))):
+            and not (kind is Kind.TOO_LARGE and (room is not None or not _names_a_length(parameter)
+                                                 or "got -" in error.text)):
         return Refusal(Kind.PARAMETER, error.status, words, parameter, _most(error.text, parameter))
     return Refusal(kind, error.status, words, room=room if kind is Kind.TOO_LARGE else None)
 

@@ -53,8 +53,21 @@ def test_an_induction_is_addressed_by_sets() -> None:
     assert key(["x", "y"]) == key(["y", "x", "x"]) != key(["x"])
 
 
-@pytest.mark.parametrize(("text", "judged"), [
-    (" plain ", "plain"), ("<think>a</think> b </think> answer ", "answer"), ("<think>never ends", "<think>never ends"),
-    ("thought</think>  ", "thought</think>"), ("", "")])
-def test_what_follows_the_last_thought_is_judged(text: str, judged: str) -> None:
-    assert fp.judged_text(text) == judged
+@pytest.mark.parametrize(("text", "auto", "strip", "keep"), [
+    (" plain ", "plain", "", "plain"),
+    ("<think>a</think> answer ", "answer", "answer", "<think>a</think> answer"),
+    ("<think>a</think> `</think>` ends it", "`</think>` ends it", "`</think>` ends it",
+     "<think>a</think> `</think>` ends it"),
+    ("a thought</think> answer", "a thought</think> answer", "answer", "a thought</think> answer"),
+    ("Write `</think>` here.", "Write `</think>` here.", "` here.", "Write `</think>` here."),
+    ("<think>never ends", "", "", "<think>never ends"),
+    ("<think>no answer</think>  ", "", "", "<think>no answer</think>"),
+    ("[THINK]a[/THINK]b", "b", "b", "[THINK]a[/THINK]b"),
+    ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|return|>", "b", "b",
+     "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|return|>"),
+    ("", "", "", "")])
+def test_a_thought_is_cut_off_when_the_rollout_or_its_template_opens_it(
+        text: str, auto: str, strip: str, keep: str) -> None:
+    assert fp.judged_text(text) == fp.judged_text(text, "auto") == auto
+    assert fp.judged_text(text, "strip") == strip
+    assert fp.judged_text(text, "keep") == keep

@@ -6,17 +6,16 @@ import httpx2
 import openai
 import pytest
 
+from markscheme_server.judge.refusals import Refused, of_response
 from markscheme_server.judge.retry import BACKOFF_MOST_S, Kind, backoff_s, classify, retry_after_s, took_too_long
 
 REQUEST = httpx2.Request("POST", "http://judge/v1")
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
 
-def status(code: int, headers: dict[str, str] | None = None, error_code: str | None = None) -> openai.APIStatusError:
-    response = httpx2.Response(code, headers=headers or {}, request=REQUEST)
-    error = openai.APIStatusError("scripted", response=response, body=None)
-    error.code = error_code
-    return error
+def status(code: int, headers: dict[str, str] | None = None, error_code: str | None = None) -> Refused:
+    body = {"error": {"message": "scripted", "code": error_code}}
+    return Refused(of_response(code, body), headers)
 
 
 @pytest.mark.parametrize(("error", "kind"), [
