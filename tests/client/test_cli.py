@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fakes.judge import ScriptedJudge, verdicts
+from fakes.judge import RUBRIC, ScriptedJudge, offered, text_of, verdicts
 
 MARKSCHEME = str(Path(sys.executable).with_name("markscheme"))
 ROWS = [{"prompt": "Describe a tree. Do not use any commas.", "teacher_responses": ["A tall oak stands alone here"],
@@ -52,10 +52,13 @@ def test_score_names_the_bad_line_and_the_missing_service(tmp_path: Path) -> Non
 def test_doctor_says_what_works(judge: ScriptedJudge, tmp_path: Path) -> None:
     settings = {"MARKSCHEME_HOME": str(tmp_path), "OPENAI_BASE_URL": judge.url, "OPENAI_API_KEY": "sk-hidden",
                 "OPENAI_MODEL": "scripted"}
-    judge.script = lambda request, number: verdicts(request, lambda c, t: c == "c1")
+    judge.script = lambda request, number: (
+        verdicts(request, lambda c, t: c == "c1") if offered(request)
+        else "It is mild." if "weather" in text_of(request) else json.dumps(RUBRIC))
     done = run("doctor", **settings)
     assert done.returncode == 0, done.stdout
-    assert "structured output: json_schema" in done.stdout
+    assert "structured output: json_schema: accepted but ignored" in done.stdout
+    assert "writes a rubric of 4 criteria" in done.stdout
     judge.script = lambda request, number: 401
     done = run("doctor", **settings)
     assert done.returncode == 1

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = str | int | bytes | None
-"""A reply's text, an HTTP status, raw bytes to write in place of an answer, or ``None``: never answer."""
+Answer = str | int | tuple[int, dict[str, Any]] | bytes | None
+"""A reply's text, an HTTP status (with its body), raw bytes in place of an answer, or ``None``: never answer."""
 Script = Callable[[dict[str, Any], int], Answer]
 
 RUBRIC = {"criteria": [
@@ -57,6 +57,7 @@ class ScriptedJudge:
         self.script: Script = well_behaved
         self.requests: list[dict[str, Any]] = []
         self.states_usage = True
+        self.finish: Callable[[dict[str, Any]], str] = lambda request: "stop"
         self.released = threading.Event()
         self._lock = threading.Lock()
         judge = self
@@ -81,13 +82,15 @@ class ScriptedJudge:
                     self.close_connection = True
                     return
                 if isinstance(answer, int):
-                    status, body = answer, {"error": {"message": "scripted", "type": "server_error", "code": None}}
+                    answer = (answer, {"error": {"message": "scripted", "type": "server_error", "code": None}})
+                if isinstance(answer, tuple):
+                    status, body = answer
                 else:
                     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15,
                              "prompt_tokens_details": {"cached_tokens": 4}}
                     status, body = 200, {
                         "id": "x", "object": "chat.completion", "created": 1, "model": request["model"],
-                        "choices": [{"index": 0, "finish_reason": "stop",
+                        "choices": [{"index": 0, "finish_reason": judge.finish(request),
                                      "message": {"role": "assistant", "content": answer}}],
                         **({"usage": usage} if judge.states_usage else {})}
                 payload = json.dumps(body).encode()

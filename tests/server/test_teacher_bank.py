@@ -65,7 +65,7 @@ def test_what_is_put_in_is_read_back_and_counted_once(client: Client) -> None:
 
 @pytest.mark.parametrize(("body", "code"), [
     ({"entries": []}, 422), ({"entries": [{"prompt": PROMPT, "responses": []}]}, 422),
-    ({"entries": [{"prompt": PROMPT, "responses": ["a\u0000b"]}]}, 422),
+    ({"entries": [{"prompt": "a\u0000b", "responses": ["x"]}]}, 422),
     ({"entries": [{"prompt": PROMPT, "responses": ["x"], "price": 1}]}, 422)])
 def test_bad_entries_change_nothing(body: dict[str, Any], code: int, service: str) -> None:
     assert httpx.post(f"{service}/v1/teacher-responses", json=body).status_code == code
@@ -112,7 +112,7 @@ def test_what_the_teacher_said_is_kept_when_it_fails_later(taught_client: Client
 def test_an_empty_response_is_none(reply: str, taught_client: Client, judge: ScriptedJudge) -> None:
     judge.script = teacher_says(lambda n: reply)
     refused = httpx.post(f"{taught_client.base_url}/v1/teacher-responses:sample", json={"prompt": PROMPT}, timeout=30)
-    assert (refused.status_code, "the teacher's response is empty" in refused.text) == (503, True)
+    assert (refused.status_code, "the teacher's response is empty" in refused.text) == (502, True)
     assert taught_client.teacher_responses(PROMPT).data == []
 
 

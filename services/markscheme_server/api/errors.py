@@ -17,6 +17,7 @@ from markscheme.vocabulary import UnscoredReason
 from markscheme_server.api.disconnect import ClientGone
 from markscheme_server.errors import BadGateway, PaymentRequired, ServiceError, Unauthorised, Unavailable, Unprocessable
 from markscheme_server.judge.base import JudgeFailure
+from markscheme_server.store.database import ERASED
 
 log = structlog.get_logger()
 
@@ -92,7 +93,7 @@ def install(app: FastAPI) -> None:
         return Response(status_code=499)  # nobody reads it; the log's line says how the request ended
 
     async def database_error(request: Request, error: SQLAlchemyError | OSError) -> JSONResponse:
-        if "this team was erased" in str(getattr(error, "orig", "")):
+        if ERASED in str(getattr(error, "orig", "")):
             return answer(request, Unauthorised("the team of this key was erased", code="team_erased"))
         log.error("database_error", error=type(error).__name__)
         return JSONResponse(body(request, ErrorDetail(

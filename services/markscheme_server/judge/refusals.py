@@ -409,12 +409,20 @@ def without_echo(words: str, material: str) -> str:
     A passage of twice ``_ECHO_CHARACTERS`` is always found; a shorter one may stay.
     """
     size = _ECHO_CHARACTERS
-    echoed = [start for start in range(0, len(words) - size + 1, size)
-              if words[start:start + size] in material] if material else []
-    if not echoed:
-        return words
-    kept = list(words)
-    for start in echoed:
-        first, last = max(0, start - size + 1), min(len(words), start + 2 * size - 1)
-        kept[first:last] = "\x00" * (last - first)
-    return re.sub("\x00+", "…", "".join(kept))
+    runs: list[list[int]] = []
+    for start in range(0, len(words) - size + 1, size) if material else ():
+        if words[start:start + size] not in material:
+            continue
+        if runs and runs[-1][1] == start:
+            runs[-1][1] = start + size
+        else:
+            runs.append([start, start + size])
+    kept, at = [], 0
+    for first, last in runs:
+        while first > at and words[first - 1:first + size - 1] in material:
+            first -= 1
+        while last < len(words) and words[last - size + 1:last + 1] in material:
+            last += 1
+        kept.append(words[at:first])
+        at = last
+    return "…".join([*kept, words[at:]]) if runs else words

@@ -30,6 +30,9 @@ _TEAM = re.compile(r"[a-z0-9._-]+")
 _WORD = re.compile(r"[^\W_]+")
 _ENGLISH: sa.ColumnElement[Any] = sa.literal_column("'english'")
 
+ERASED = "this team was erased"
+"""What the database says to whoever brings it rows of a team that was erased."""
+
 Sight = NewType("Sight", str)
 """Whose rows a transaction sees and may write. Every transaction says so when it begins: PostgreSQL's row-level
 security then shows it no others, whatever its statements forgot to ask for. SQLite has no such second wall."""
@@ -66,9 +69,11 @@ def create_engine(url: str) -> AsyncEngine:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an error of a query says that the database is away, or that it refuses everyone; not that it refuses
+    """Whether an error of a query says that the database is away, or that the team was erased; not that it refuses
     these data."""
     if isinstance(error, sa.exc.DBAPIError):
+        if ERASED in str(error.orig):
+            return True
         code = str(getattr(error.orig, "sqlstate", None) or "")
         return not (isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError)) or code[:2] in ("22", "23"))
     return isinstance(error, (sa.exc.SQLAlchemyError, OSError)) and not isinstance(

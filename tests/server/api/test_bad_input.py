@@ -25,7 +25,9 @@ ANY_PATH: dict[str, bytes] = {
     "big key": b'{"' + b"k" * 1_000_000 + b'": 1}',
 }
 SCORES: dict[str, str] = {
-    "NUL in a text": SCORE % ('"a\\u0000b"', ""), "lone surrogate in a text": SCORE % ('"\\ud800"', ""),
+    "lone surrogate in a prompt": (SCORE % ('"x"', "")).replace("Use no commas.", "\\ud800"),
+    "NUL in a prompt": (SCORE % ('"x"', "")).replace("Use no commas.", "\\u0000"),
+    "lone surrogate in an id": (SCORE % ('"x"', "")).replace('"g"', '"\\ud800"'),
     "number for a text": SCORE % ("1", ""), "null for a text": SCORE % ("null", ""),
     "unknown field": SCORE % ('"x"', ',"tenant":1'), "unknown policy": SCORE % ('"x"', ',"reuse":"sometimes"'),
     "string for a boolean": SCORE % ('"x"', ',"score_teachers":"true"'),
@@ -85,6 +87,27 @@ def test_bad_bodies(connection: http.client.HTTPConnection, path: str, body: byt
     ErrorBody.model_validate(answer)
     assert ask(connection, "GET", "/v1/rubrics") == (
         200, {"object": "list", "data": [], "has_more": False, "quality": {}})
+
+
+@pytest.mark.parametrize("text", ['"a\\u0000b"', '"\\ud83d"', '"\\udc00 x"'])
+def test_what_models_write_is_made_visible_and_judged(client: Client, text: str) -> None:
+    body = SCORE.replace("Use no commas.", "Describe autumn. Do not use any commas.") % (text, "")
+    response = client._http.post("/v1/scores", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 200
+    assert response.json()["counts"]["scored"] == 1
+
+
+@pytest.mark.parametrize(("body", "param", "words"), [
+    (SCORES["wrong role"], "groups.0.prompt.0.role", "'system'"),
+    ('{"groups":[{"id":"g","prompt":7,"rollouts":[{"id":"r","text":"x"}]}]}', "groups.0.prompt", "valid string"),
+    ('{"groups":[{"id":"g","prompt":[{"role":"user"}],"rollouts":[{"id":"r","text":"x"}]}]}',
+     "groups.0.prompt.0.content", "required")])
+def test_an_error_names_the_field_at_fault(connection: http.client.HTTPConnection, body: str, param: str,
+                                           words: str) -> None:
+    status, answer = ask(connection, "POST", "/v1/scores", body.encode())
+    assert status == 422
+    assert answer["error"]["param"] == param
+    assert words in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(("method", "path", "expected"), [

@@ -154,7 +154,7 @@ def test_of_many_senders_at_once_one_creates(http: httpx.Client) -> None:
 
 def test_a_failure_of_the_judge_is_not_kept(http: httpx.Client, judge: ScriptedJudge) -> None:
     judge.script = lambda request, number: 401
-    assert post(http, "k", ASK, INDUCE).status_code == 503
+    assert post(http, "k", ASK, INDUCE).status_code == 502
     judge.script = well_behaved
     second = post(http, "k", ASK, INDUCE)
     assert second.status_code == 200

@@ -212,7 +212,7 @@ def test_a_failed_call_gives_back_what_was_set_aside(office: Office, judge: Scri
         client.create_rubric(PROMPT, CRITERIA)
     office.admin(url, "PUT", "/v1/teams/red/budget", json={"hard_usd": CALL_USD, "window": "day"})
     judge.script = lambda request, number: 400
-    assert score(url, red, ["Red."]).json()["groups"][0]["rollouts"][0]["reason"] == "unavailable"
+    assert score(url, red, ["Red."]).json()["groups"][0]["rollouts"][0]["reason"] == "misconfigured"
     judge.script = lambda request, number: verdicts(request) if offered(request) else 500
     assert score(url, red, ["Red."]).json()["counts"]["scored"] == 1
     assert score(url, red, ["Blue."]).json()["groups"][0]["rollouts"][0]["reason"] == "budget"

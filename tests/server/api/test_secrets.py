@@ -40,7 +40,7 @@ def spoken(http: httpx.Client, key: str) -> None:
         {"id": CANARY, "prompt": prompt, "rollouts": rollouts}]})
     assert scored.json()["counts"]["scored"] == 2
     induced = http.post("/v1/rubrics:induce", json={"prompt": f"{CANARY}?", "student_responses": [CANARY]})
-    assert induced.status_code == 503  # the judge replies with a canary and no rubric
+    assert induced.status_code == 502  # the judge replies with a canary and no rubric
     for method, path, more in (
             ("GET", f"/v1/rubrics/{CANARY}", {}), ("GET", f"/{CANARY}", {}),
             ("POST", "/v1/scores", {"content": CANARY}),

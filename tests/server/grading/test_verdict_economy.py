@@ -114,7 +114,7 @@ def test_a_part_that_failed_is_all_that_is_paid_for_again(
     asked = group(rubric(client, "One.", "Two.", "Three."))
     first = client.score([asked])
     assert [r.reward for r in first.groups[0].rollouts] == [None] * 3
-    assert {r.reason for r in first.groups[0].rollouts} == {"unavailable"}
+    assert {r.reason for r in first.groups[0].rollouts} == {"misconfigured"}
     judge.script = well_behaved
     judge.requests.clear()
     second = client.score([asked])

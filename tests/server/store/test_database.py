@@ -8,6 +8,7 @@ import pytest
 from fakes.stores import PostgresServer, differences
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import JudgeUsage
+from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.migrating import migrate
@@ -83,7 +84,7 @@ async def test_the_first_verdict_stands_and_teams_are_apart(store: Store) -> Non
     call = JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 10, 5))
     assert await store.verdicts.save(Reply("t", [verdict(True)], call))
     assert await store.verdicts.save(Reply("t", [verdict(False)], call))
-    assert await store.verdicts.find("t", ["k" * 64, "absent"]) == {"k" * 64: (True, "words", None)}
+    assert await store.verdicts.find("t", ["k" * 64, "absent"]) == {"k" * 64: StoredDecision(True, "words", None)}
     assert await store.verdicts.find("u", ["k" * 64]) == {}
     await store.database.close()
 

@@ -191,7 +191,7 @@ async def test_nothing_of_the_team_is_left_and_the_others_keep_all(store: Store)
     # A table that is not named here, or in which red has no row, is one that this test does not know of yet.
     ids = ids_of_red(before)
     assert {name for name, rows in before.items() if not any(of_red(row, ids) for row in rows)} == {
-        "claims", "secrets"}
+        "claims", "secrets", "endpoint_probes"}
     done = await erase_team(store, "red", Actor("default", "mk_operator"))
     check(before, await dump(store), known)
     assert done.tombstones == 2

@@ -29,6 +29,7 @@ OPEN = {
     "api_keys": "who calls is found out by them, before there is a team; of a key there is only a digest",
     "claims": "their keys are hashes, which name the team's work and nobody else's",
     "secrets": "the deployment's own",
+    "endpoint_probes": "what doctor found out about judges' endpoints",
     "alembic_version": "the revision",
 }
 """The tables without row-level security, and why they need none. A new one is behind the wall, or it is named here."""

@@ -1,0 +1,65 @@
+"""Where a model's thinking ends and its answer begins."""
+
+import time
+
+import pytest
+
+from markscheme.thinking import MARKS, split_reply, split_response, split_thinking
+
+
+@pytest.mark.parametrize(("opening", "closing"), MARKS)
+def test_every_markup_is_cut(opening: str, closing: str) -> None:
+    split = split_thinking(f" {opening}a draft{closing}\n the answer")
+    assert (split.answer, split.finished) == ("the answer", True)
+    assert not split_thinking(f"{opening}a draft").finished
+
+
+def test_several_thoughts_in_a_row_are_cut() -> None:
+    assert split_thinking("<think>a</think> <think>b</think>c").answer == "c"
+
+
+def test_a_closing_mark_in_an_answer_cuts_nothing() -> None:
+    text = "Templates end a thought with </think>, as you see."
+    assert split_thinking(text).answer == text
+    assert split_response(text).answer == text
+
+
+def test_a_template_that_opened_the_thought_is_heard_of() -> None:
+    assert split_thinking("a draft</think>answer", opened=True).answer == "answer"
+    assert not split_thinking("a draft without an end", opened=True).finished
+
+
+def test_a_reply_may_show_only_the_end_of_its_thought() -> None:
+    assert split_reply('a draft {"a": 1}\n</think>\n{"b": 2}').answer.strip() == '{"b": 2}'
+    assert split_reply('{"evidence": "it says </think>"}').answer == '{"evidence": "it says </think>"}'
+
+
+def test_a_response_may_show_only_the_end_of_its_thought_on_a_line_of_its_own() -> None:
+    assert split_response("a draft\n</think>\n\nanswer").answer.strip() == "answer"
+
+
+@pytest.mark.parametrize(("text", "answer", "finished"), [
+    ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|return|>", "b", True),
+    ("<|channel|>final <|constrain|>json<|message|>{}", "{}", True),
+    ("<|channel|>analysis<|message|>only thoughts", "", False),
+    ("analysisWe think.assistantfinalThe answer.", "The answer.", True),
+    ("analysis of the poem", "analysis of the poem", True)])
+def test_harmony_answers_in_its_final_channel(text: str, answer: str, finished: bool) -> None:
+    split = split_thinking(text)
+    assert (split.answer, split.finished) == (answer, finished)
+
+
+@pytest.mark.parametrize("piece", ["<think></think>", "<think>", "</think>", "<|channel|>", "analysis", " \n",
+                                   "[THINK]"])
+def test_hostile_repetition_takes_linear_time(piece: str) -> None:
+    def seconds(size: int) -> float:
+        text, best = piece * (size // len(piece)), 9.9
+        for _ in range(3):
+            start = time.process_time()
+            for split in (split_thinking, split_reply, split_response):
+                split(text)
+            best = min(best, time.process_time() - start)
+        return best
+
+    once, twice = seconds(500_000), seconds(1_000_000)
+    assert twice < max(3.0 * once, 0.05)
