@@ -3,7 +3,7 @@
 Each entry of ``dialects/*.json`` is one answer that the endpoint gives to every call. ``want`` says
 what must become of it: verdicts (``met``), a number of ``criteria``, a ``text``, or a ``reason``
 with the class that it ``follows`` from. ``calls_most`` is how often the endpoint may be asked;
-``says`` is a part of the failure's message; ``parameter`` is the request parameter that was refused.
+``says`` is a part of the failure's message; ``parameter`` is the parameter that was refused.
 
 ``content`` stands for a well-formed completion with that text, ``body`` for a body as it is. The
 ``built_`` forms are lists of ``[text, times]``, joined: for what is too long to be written out.
@@ -144,7 +144,7 @@ class Endpoint:
                     self.end_headers()
                     self.wfile.write(body)
                 except ConnectionError:
-                    self.close_connection = True  # the service stops reading a body that is too long
+                    self.close_connection = True  # the service reads no body that is too long
 
             def log_message(self, *_: Any) -> None:
                 """Quiet."""
