@@ -1,11 +1,11 @@
 """The ``markscheme`` command. Commands of the server and the trainer are found where they are installed."""
 
-import json
 import os
 import sys
+from collections import Counter
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from markscheme.client import Client
 from markscheme.errors import MarkschemeError
+from markscheme.rows import given, read_rows
 from markscheme.schema import Group, ScoreBatch
-from markscheme.vocabulary import ReusePolicy, VerifyMode
+from markscheme.vocabulary import ReusePolicy, VerifyMode, in_words
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 GROUPS_A_CALL = 32
@@ -45,20 +46,23 @@ def score(
     target = output or file.with_suffix(".scored.jsonl")
     try:
         groups = read_groups(file)
-        done = {json.loads(line)["id"] for line in target.read_text().splitlines()} if target.exists() else set()
+        done = scored_already(target)
         todo = [g for g in groups if g.id not in done]
         if done:
             console.print(f"{len(done)} groups are in {target} already", markup=False)
-        unscored = _score_into(target, todo, url, _choice(reuse, ReusePolicy, "--reuse"),
-                               _choice(verify, VerifyMode, "--verify"), console)
+        reasons = _score_into(target, todo, url, _choice(reuse, ReusePolicy, "--reuse"),
+                              _choice(verify, VerifyMode, "--verify"), console)
     except (MarkschemeError, ValueError, OSError) as error:
         console.print(str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print(f"stopped; what was scored is in {target}: run the command again to go on", markup=False)
         raise typer.Exit(130) from None
-    console.print(f"{len(todo)} groups scored into {target}; {unscored} rollouts unscored", markup=False,
-                  soft_wrap=True)
+    summary = [f"{len(todo)} groups scored into {target}; {reasons.total()} rollouts unscored"]
+    if reasons:
+        summary += [*in_words(reasons),
+                    f"To have a group scored anew, take its line out of {target} and run this again."]
+    console.print("\n".join(summary), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -98,21 +102,47 @@ def teach(
 
 def read_groups(file: Path) -> list[Group]:
     """The groups of a JSONL file; a rollout may be a text or an object. Raises ``ValueError`` naming the line."""
-    groups = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            rollouts = [{"id": f"r{i}", "text": r} if isinstance(r, str) else {"id": f"r{i}"} | r
-                        for i, r in enumerate(row.pop("rollouts"))]
-            groups.append(Group.model_validate({"id": f"line-{number}", **row, "rollouts": rollouts}))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{file}, line {number}: {error if not isinstance(error, KeyError) else 'no rollouts'}"
-                             ) from error
+    groups = [group if named else group.model_copy(update={"id": f"line-{number}"})
+              for number, (named, group) in read_rows(file, _group)]
     if not groups:
         raise ValueError(f"{file} holds no groups")
     return groups
+
+
+def scored_already(target: Path) -> set[str]:
+    """The ids of the groups in a scored file. Raises ``ValueError`` naming a line that is none."""
+    return {name for _, name in read_rows(target, _scored_id)} if target.exists() else set()
+
+
+def _group(row: Any) -> tuple[bool, Group]:
+    """Whether the row names its group, and the group."""
+    columns = given(row)
+    rollouts = columns.get("rollouts")
+    if isinstance(rollouts, list):
+        columns["rollouts"] = [_rollout(i, rollout) for i, rollout in enumerate(rollouts)]
+    return "id" in columns, Group.model_validate({"id": "unnamed", **columns})
+
+
+def _rollout(place: int, row: Any) -> Any:
+    if isinstance(row, str):
+        return {"id": f"r{place}", "text": row}
+    return {"id": f"r{place}", **row} if isinstance(row, dict) else row
+
+
+def _scored_id(row: Any) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+        raise ValueError("not a scored group")
+    name: str = row["id"]
+    return name
+
+
+def _unended(file: Path) -> bool:
+    """Whether the last line of a file has no end."""
+    if not file.exists() or not file.stat().st_size:
+        return False
+    with file.open("rb") as content:
+        content.seek(-1, os.SEEK_END)
+        return content.read() != b"\n"
 
 
 def _choice(value: str, options: object, name: str) -> object:
@@ -122,21 +152,28 @@ def _choice(value: str, options: object, name: str) -> object:
     return value
 
 
-def _score_into(target: Path, groups: list[Group], url: str, reuse: object, verify: object, console: Console) -> int:
-    """Score and append; each line is on disk before the next batch is sent. Returns the unscored rollouts."""
-    unscored = 0
+def _score_into(target: Path, groups: list[Group], url: str, reuse: object, verify: object,
+                console: Console) -> Counter[str]:
+    """Score and append; each line is on disk before the next batch is sent.
+
+    Returns how many rollouts are unscored for each reason.
+    """
+    reasons = Counter[str]()
+    unended = _unended(target)
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     key = os.environ.get("MARKSCHEME_API_KEY")
     with (Client(url, api_key=key) as client, target.open("a", encoding="utf-8") as out,
           Progress(*columns, console=console) as progress):
+        if unended:
+            out.write("\n")
         bar = progress.add_task("groups", total=len(groups))
         for start in range(0, len(groups), GROUPS_A_CALL):
             batch: ScoreBatch = client.score(groups[start:start + GROUPS_A_CALL], reuse=reuse, verify=verify,  # type: ignore[arg-type]
                                              on_group=lambda _: progress.advance(bar))
             out.writelines(group.model_dump_json() + "\n" for group in batch.groups)
             out.flush()
-            unscored += batch.counts.unscored
-    return unscored
+            reasons.update(batch.reasons)
+    return reasons
 
 
 _OWN = ("score", "teach", "rubrics", "usage")

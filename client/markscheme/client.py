@@ -154,7 +154,7 @@ class Client:
             if not response.is_success:
                 response.read()
                 protocol.raise_for_status(response)
-            for line in response.iter_lines():
+            for line in protocol.answer_lines(response.iter_bytes()):
                 group = reader.line(line)
                 if group is not None and on_group is not None:
                     on_group(group)
@@ -180,7 +180,7 @@ class Client:
     def _reaching(self, deadline: Deadline | None) -> Iterator[None]:
         try:
             yield
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise protocol.unanswered(self.base_url, error, deadline) from error
 
     def close(self) -> None:
@@ -290,7 +290,7 @@ class AsyncClient:
             if not response.is_success:
                 await response.aread()
                 protocol.raise_for_status(response)
-            async for line in response.aiter_lines():
+            async for line in protocol.answer_lines_async(response.aiter_bytes()):
                 group = reader.line(line)
                 if group is not None and on_group is not None:
                     on_group(group)
@@ -317,7 +317,7 @@ class AsyncClient:
         try:
             async with asyncio.timeout(deadline.left_s if deadline is not None else None) as limit:
                 yield
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise protocol.unanswered(self.base_url, error, deadline) from error
         except TimeoutError as error:
             if deadline is None or not limit.expired():

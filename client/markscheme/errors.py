@@ -2,6 +2,7 @@
 
     MarkschemeError
     ├── ConnectionFailed          the service was not reached, or the answer broke off
+    │   ├── AnswerUnreadable      the answer is not what a Markscheme service of this version says
     │   └── DeadlineExceeded      no answer within the call's deadline_s; a TimeoutError too
     └── StatusError               the service answered, but not with success (status, code, request_id)
         ├── InvalidRequest        400, 413, 415, 422
@@ -9,12 +10,16 @@
         ├── AuthenticationFailed  401, 403
         ├── NotFound              404
         ├── Conflict              409; after the retries when the same call is still running
-        └── ServiceUnavailable    429 and 5xx, after the retries
+        ├── JudgeReplyUnreadable  502 with the code judge_reply: not retried, each try is paid for
+        └── ServiceUnavailable    429 and other 5xx, after the retries
 
 A rollout that could not be scored is none of these: it is an answer with ``reward=None`` and a reason.
 """
 
 from typing import Any
+
+JUDGE_REPLY = "judge_reply"
+"""The code of a judge's reply that could not be read; its status, 502, is a broken proxy's too."""
 
 
 class MarkschemeError(Exception):
@@ -23,6 +28,10 @@ class MarkschemeError(Exception):
 
 class ConnectionFailed(MarkschemeError):
     """The service was not reached, or its answer broke off."""
+
+
+class AnswerUnreadable(ConnectionFailed):
+    """What came is not what a Markscheme service of this version says; asking again rarely helps."""
 
 
 class DeadlineExceeded(ConnectionFailed, TimeoutError):
@@ -70,12 +79,18 @@ class Conflict(StatusError):
     """The request contradicts what is there."""
 
 
+class JudgeReplyUnreadable(StatusError):
+    """The judge answered, but not with what it was asked for. Another try is another paid call."""
+
+
 class ServiceUnavailable(StatusError):
     """The service cannot answer now; the SDK has retried already."""
 
 
-def error_class(status: int) -> type[StatusError]:
-    """The class for a status."""
+def error_class(status: int, code: str | None = None) -> type[StatusError]:
+    """The class for a status, and for a code where the status alone does not say it."""
+    if (status, code) == (502, JUDGE_REPLY):
+        return JudgeReplyUnreadable
     if status == 402:
         return InsufficientQuota
     if status in (401, 403):

@@ -1,7 +1,7 @@
 """The SDK's one core: what to send and how to read what comes back. No I/O; both clients stand on it."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -10,7 +10,8 @@ from httpx_retries import Retry
 from pydantic import BaseModel, ValidationError
 
 from markscheme.deadline import EXTENSION, Deadline
-from markscheme.errors import ConnectionFailed, error_class
+from markscheme.errors import AnswerUnreadable, ConnectionFailed, StatusError, error_class
+from markscheme.lines import BLANK, LineError, split_lines, split_lines_async
 from markscheme.schema import (
     Criterion,
     ErrorBody,
@@ -39,6 +40,8 @@ TeacherLike = TeacherEntry | dict[str, Any]
 Param = str | float | Sequence[str]
 
 Model = TypeVar("Model", bound=BaseModel)
+_FOREIGN = "is this a Markscheme service of this version?"
+_BROKE_OFF = "the answer broke off; send the batch again: what was judged is stored"
 _UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -67,7 +70,8 @@ class BoundedRetry(Retry):
 
 def retry_policy(*, keyed: bool = False, deadline: Deadline | None = None) -> Retry:
     """Two more tries for what may pass: no connection, 429 and 5xx gateways; ``Retry-After`` is obeyed, up to what a
-    team whose requests a minute are used up may be told.
+    team whose requests a minute are used up may be told. A judge's reply that could not be read, a 502 too, does not
+    come this far: see :mod:`markscheme.transport`.
 
     Every call of this API may be repeated: scoring is answered from what is stored, and what creates something is
     ``keyed``. Such a call is answered 409 while an attempt that we lost sight of is still at work.
@@ -114,26 +118,34 @@ class Call:
 
 
 def read(response: httpx.Response, model: type[Model]) -> Model:
-    """A successful answer as ``model``. Raises the stated error, or ``ConnectionFailed`` for a foreign body."""
+    """A successful answer as ``model``.
+
+    Raises the stated error, or :class:`AnswerUnreadable` for a foreign body.
+    """
     raise_for_status(response)
     try:
         return model.model_validate_json(response.content, extra="ignore")
     except ValidationError as error:
-        raise ConnectionFailed(f"the answer is not a {model.__name__}: is this a Markscheme service of this version?"
-                               ) from error
+        raise AnswerUnreadable(f"the answer is not a {model.__name__}: {_FOREIGN}") from error
 
 
 def raise_for_status(response: httpx.Response) -> None:
     """Raise the error that the service stated; the body must have been read."""
-    if response.is_success:
-        return
+    if not response.is_success:
+        raise stated_error(response)
+
+
+def stated_error(response: httpx.Response) -> StatusError:
+    """The error that an answer states, or its status stands for; the body must have been read."""
+    status = response.status_code
     try:
         stated = ErrorBody.model_validate_json(response.content, extra="ignore")
     except ValidationError:
-        raise error_class(response.status_code)(
-            f"the service answered {response.reason_phrase or 'with an error'}", status=response.status_code) from None
-    raise error_class(response.status_code)(stated.error.message, status=response.status_code, code=stated.error.code,
-                                            request_id=stated.request_id)
+        said = response.reason_phrase or "with an error"
+        return error_class(status)(f"the service answered {said}", status=status)
+    code = stated.error.code
+    return error_class(status, code)(stated.error.message, status=status, code=code,
+                                     request_id=stated.request_id)
 
 
 def unanswered(base_url: str, error: Exception, deadline: Deadline | None) -> ConnectionFailed:
@@ -144,6 +156,29 @@ def unanswered(base_url: str, error: Exception, deadline: Deadline | None) -> Co
                             "start it with 'markscheme serve' or check the URL")
 
 
+def answer_lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a streamed answer. Raises :class:`ConnectionFailed` for what is no text."""
+    try:
+        yield from split_lines(pieces)
+    except LineError as error:
+        raise _unreadable(error) from error
+
+
+async def answer_lines_async(pieces: AsyncIterable[bytes]) -> AsyncIterator[str]:
+    """:func:`answer_lines` for code that awaits."""
+    try:
+        async for line in split_lines_async(pieces):
+            yield line
+    except LineError as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: LineError) -> ConnectionFailed:
+    if not error.ended:
+        return ConnectionFailed(_BROKE_OFF)
+    return AnswerUnreadable(f"the answer, {error}: {_FOREIGN}")
+
+
 class BatchReader:
     """Puts a streamed score answer together, line by line."""
 
@@ -151,23 +186,39 @@ class BatchReader:
         self._order, self._deadline = list(order), deadline
         self._groups: dict[str, GroupScore] = {}
         self._summary: ScoreSummary | None = None
+        self._lines = 0
 
     def line(self, text: str) -> GroupScore | None:
-        """Take one line; the group, when it is one. Raises :class:`DeadlineExceeded` when it comes too late."""
+        """Take one line; the group, when it is one.
+
+        Raises :class:`DeadlineExceeded` when it comes too late, and :class:`ConnectionFailed` for a
+        line that was cut off or is not the service's.
+        """
+        self._lines += 1
         if '"object":"score.summary"' in text[:40]:
-            self._summary = ScoreSummary.model_validate_json(text, extra="ignore")
+            self._summary = self._read(text, ScoreSummary)
             return None
         if self._deadline is not None:
             self._deadline.check()
-        if not text.strip() or '"object":"heartbeat"' in text[:40]:
+        if not text.strip(BLANK) or '"object":"heartbeat"' in text[:40]:
             return None
-        group = GroupScore.model_validate_json(text, extra="ignore")
+        group = self._read(text, GroupScore)
         self._groups[group.id] = group
         return group
+
+    def _read(self, text: str, model: type[Model]) -> Model:
+        try:
+            return model.model_validate_json(text, extra="ignore")
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            if first["type"] == "json_invalid" and "EOF" in first["msg"]:
+                raise ConnectionFailed(_BROKE_OFF) from error
+            raise AnswerUnreadable(f"the answer, line {self._lines}: not a {model.__name__}: "
+                                   f"{_FOREIGN}") from error
 
     def batch(self) -> ScoreBatch:
         """The whole answer. Raises :class:`ConnectionFailed` when it broke off."""
         if self._summary is None or any(i not in self._groups for i in self._order):
-            raise ConnectionFailed("the answer broke off; send the batch again: what was judged is stored")
+            raise ConnectionFailed(_BROKE_OFF)
         return ScoreBatch(groups=[self._groups[i] for i in self._order], counts=self._summary.counts,
                           usage=self._summary.usage)

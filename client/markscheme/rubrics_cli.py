@@ -20,6 +20,7 @@ from markscheme.cli import DEFAULT_URL
 from markscheme.client import Client
 from markscheme.errors import InvalidRequest, MarkschemeError
 from markscheme.exchange import Imported, load
+from markscheme.lines import BLANK, LineError, raw_lines, without_mark
 from markscheme.schema import (
     Criterion,
     Lineage,
@@ -37,7 +38,6 @@ from markscheme.vocabulary import Category, ExchangeFormat
 
 Url = Annotated[str, typer.Option(help="The service.", envvar="MARKSCHEME_URL")]
 Format = Annotated[ExchangeFormat, typer.Option(help="What the file is.")]
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WIDTH = 160
 """Of what is printed into no terminal."""
 SHOWN_LENGTH = 60
@@ -273,7 +273,11 @@ def _screen() -> Console:
 
 
 def _import_one(file: Path, brought: Brought, console: Console) -> None:
-    content, _ = brought.read(file.read_bytes().removeprefix(BYTE_ORDER_MARK))
+    try:
+        text = without_mark(file.read_bytes())
+    except LineError as error:
+        raise ValueError(f"{file}, {error}") from None
+    content, _ = brought.read(text)
     made = brought.send(content)
     _tell(console, made.losses)
     typer.echo(made.rubric.id)
@@ -301,9 +305,9 @@ def _import_line(number: int, text: bytes, brought: Brought, report: ImportRepor
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank. Of bytes: JSON strings may hold what ``str`` takes for ends of lines."""
-    for number, line in enumerate(file.read_bytes().removeprefix(BYTE_ORDER_MARK).split(b"\n"), 1):
-        if line.strip():
+    """Numbered lines that are not blank, as bytes: one that is no UTF-8 fails alone."""
+    for number, line in enumerate(raw_lines(file), 1):
+        if line.strip(BLANK.encode()):
             yield number, line
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from markscheme.protocol import PromptLike, TeacherLike
+from markscheme.rows import given, read_rows, sound
 from markscheme.schema import MAX_TEACHER_ENTRIES, Message, Prompt, Taught, TeacherBankChange, TeacherEntry
 
 MOST_RESPONSES = 16
@@ -56,7 +57,7 @@ class TeachReport:
 
 def read_prompts(file: Path, ropd_index: Path | None = None) -> list[Line]:
     """The file's lines, with the answers of a ROPD index added. Raises ``ValueError`` naming the line."""
-    lines = [line for _, line in _rows(file, Line.model_validate)]
+    lines = [line for _, line in read_rows(file, _prompt_line)]
     if not lines:
         raise ValueError(f"{file} holds no prompts")
     if ropd_index is None:
@@ -74,7 +75,7 @@ def read_prompts(file: Path, ropd_index: Path | None = None) -> list[Line]:
 def read_ropd_index(file: Path) -> dict[str, list[str]]:
     """Answers by prompt hash from ``ropd.teacher_index.v1`` and ``.v2`` lines. Raises ``ValueError``."""
     answers: dict[str, list[str]] = {}
-    for prompt_hash, texts in (pair for _, pair in _rows(file, _index_line)):
+    for prompt_hash, texts in (pair for _, pair in read_rows(file, _index_line)):
         answers.setdefault(prompt_hash, []).extend(text for text in texts if text not in answers.get(prompt_hash, []))
     return answers
 
@@ -132,20 +133,10 @@ def _sent(prompt: Prompt) -> PromptLike:
     return prompt if isinstance(prompt, str) else list[Message | dict[str, str]](prompt)
 
 
-def _rows(file: Path, read: Callable[[Any], Any]) -> list[tuple[int, Any]]:
-    rows = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((number, read(json.loads(line))))
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(map(str, first["loc"][:1])) or "the line"
-            raise ValueError(f"{file}, line {number}: {where}: {first['msg']}") from error
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number}: {error}") from error
-    return rows
+def _prompt_line(row: Any) -> Line:
+    columns = given(row)
+    known = {name: columns[name] for name in Line.model_fields if name in columns}
+    return Line.model_validate(sound(known))
 
 
 def _index_line(row: Any) -> tuple[str, list[str]]:

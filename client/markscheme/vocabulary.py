@@ -1,8 +1,9 @@
-"""The words that travel on the wire and that the service's domain shares: enumerations only.
+"""The words that travel on the wire and that the service's domain shares, and what they mean.
 
 Standard library only, so that the pure domain of the service may import it.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal, get_args
 
@@ -23,6 +24,69 @@ class UnscoredReason(StrEnum):
     MISCONFIGURED = "misconfigured"
     BUDGET = "budget"
     NO_RUBRIC = "no_rubric"
+
+
+MAY_PASS = frozenset({
+    UnscoredReason.TIMEOUT, UnscoredReason.RATE_LIMITED, UnscoredReason.UNAVAILABLE})
+"""The reasons that pass by waiting. All others stay until someone mends what they name."""
+
+REASON_WORDS: Mapping[UnscoredReason, str] = {
+    UnscoredReason.TIMEOUT: (
+        "The judge did not answer in time. Wait; if it stays so, raise "
+        "MARKSCHEME_JUDGE_TIMEOUT_S or lower MARKSCHEME_JUDGE_CONCURRENCY."
+    ),
+    UnscoredReason.RATE_LIMITED: (
+        "The judge's rate limit held. Wait; if it stays so, have the limit raised or lower "
+        "MARKSCHEME_JUDGE_CONCURRENCY."
+    ),
+    UnscoredReason.UNAVAILABLE: (
+        "The judge could not be reached or was failing. Wait; if it stays so, see what "
+        "'markscheme doctor' says."
+    ),
+    UnscoredReason.PARSE_FAILURE: (
+        "The judge's replies could not be read. See what 'markscheme doctor' says of structured "
+        "output, or take another judge."
+    ),
+    UnscoredReason.OFF_MENU: (
+        "The judge answered for criteria that it was not asked about. Take another judge."
+    ),
+    UnscoredReason.REFUSED: (
+        "The judge or its provider's filter declined the material. Leave these prompts out, or "
+        "take another judge."
+    ),
+    UnscoredReason.CANARY_FAILED: (
+        "The judge called a surely false criterion met. Take another judge."
+    ),
+    UnscoredReason.TOO_LARGE: (
+        "The material is too large for the judge. Shorten it, or take a judge with a longer "
+        "context."
+    ),
+    UnscoredReason.TRUNCATED: (
+        "The judge's replies were cut off before their verdict. Raise "
+        "MARKSCHEME_JUDGE_MAX_TOKENS."
+    ),
+    UnscoredReason.QUOTA: (
+        "The judge's account has no credit left. Top it up, or take another judge."
+    ),
+    UnscoredReason.MISCONFIGURED: (
+        "The judge refuses requests as they are set up: key, model, address or a setting. See "
+        "what 'markscheme doctor' says, and mend it."
+    ),
+    UnscoredReason.BUDGET: (
+        "A hard budget is spent. Raise it, or wait for its next window."
+    ),
+    UnscoredReason.NO_RUBRIC: (
+        "There is no rubric for the prompt and none could be made. Bring one, or give teacher "
+        "responses."
+    ),
+}
+"""What a reason means and what to do."""
+
+
+def in_words(reasons: Mapping[str, int]) -> list[str]:
+    """How many rollouts have each reason, what it means and what to do; the most frequent first."""
+    return [f"{count} {name}: {REASON_WORDS[UnscoredReason(name)]}"
+            for name, count in sorted(reasons.items(), key=lambda each: (-each[1], each[0]))]
 
 
 Category = Literal["task_fulfilment", "observable_quality", "general_reasoning"]

@@ -76,7 +76,8 @@ def demo(
     try:
         run_demo(DemoSettings(room=room, steps=steps, seed=seed), Console(), url=url)
     except Interrupted as error:
-        _fail(f"{str(error).splitlines()[0]}\nThe demo goes on when it is started again.", TRY_AGAIN)
+        why = str(error).partition("\n")[0]
+        _fail(f"{why}\nThe demo goes on when it is started again.", TRY_AGAIN)
     except (KeyboardInterrupt, Stopped):
         _fail("stopped, and nothing was left running; started again, the demo goes on", INTERRUPTED)
     except (TrainError, MarkschemeError) as error:
@@ -104,5 +105,5 @@ def _stay_offline() -> None:
 
 
 def _fail(message: str, code: int = FAILED) -> None:
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False)
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)

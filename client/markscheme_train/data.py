@@ -1,12 +1,13 @@
 """Prompts and teacher responses from a JSONL file, as the rows TRL trains on."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from markscheme.lines import LineError
+from markscheme.rows import given, read_rows, sound
 from markscheme.schema import Prompt, TeacherResponses
 from markscheme_train.errors import DataError
 
@@ -21,26 +22,26 @@ class Example(BaseModel):
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Every line of the file. Raises :class:`DataError` naming the first line that is not usable."""
+    """Every line of the file.
+
+    A prompt's messages may have parts of text for content, and columns that are empty. Raises
+    :class:`DataError` naming the first line that is not usable, and the field.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        examples = [example for _, example in read_rows(path, _example)]
+    except LineError as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from error
-    examples = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            examples.append(Example.model_validate(json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"][:1]) or "the line"
-            raise DataError(f"{path}, line {number}: {where}: {first['msg']}") from error
     if not examples:
         raise DataError(f"{path} has no prompts; each line needs at least {{\"prompt\": \"…\"}}")
     return examples
+
+
+def _example(row: Any) -> Example:
+    columns = given(row)
+    known = {name: columns[name] for name in Example.model_fields if name in columns}
+    return Example.model_validate(sound(known))
 
 
 def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:

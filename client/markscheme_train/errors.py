@@ -2,7 +2,7 @@
 
 TrainError
 ├── ConfigError      the YAML file or an override is wrong
-├── DataError        the JSONL data is wrong; names the line
+├── DataError        the JSONL data is wrong, or a message is no text; names the line or the place
 ├── ModelError       the model cannot be loaded
 ├── Diverged         gradients that are no numbers; the step was not taken
 ├── Unscored         too much of a batch has no reward; the step was not taken
@@ -20,7 +20,7 @@ class ConfigError(TrainError):
 
 
 class DataError(TrainError):
-    """The data file is not usable; the message names the line."""
+    """The data is not usable; the message names the line, or the message that is no text."""
 
 
 class ModelError(TrainError):
@@ -32,11 +32,16 @@ class Diverged(TrainError):
 
 
 class Unscored(TrainError):
-    """Too much of a batch has no reward to learn from. ``may_pass``: asked again, the judge may say more."""
+    """Too much of a batch has no reward to learn from.
 
-    def __init__(self, message: str, *, may_pass: bool) -> None:
+    ``may_pass``: by waiting alone enough of it would have one. ``advice``: the reasons in words and
+    what to do about them, on one line.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool, advice: str) -> None:
         super().__init__(message)
         self.may_pass = may_pass
+        self.advice = advice
 
 
 class Stopped(TrainError):

@@ -7,22 +7,22 @@ number. No torch here: the class also serves trainers other than ours.
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import tenacity
 
-from markscheme.errors import ConnectionFailed, ServiceUnavailable
+from markscheme.errors import AnswerUnreadable, ConnectionFailed, ServiceUnavailable
+from markscheme.messages import MessageError, plain_message, role_of, text_of
+from markscheme.protocol import sendable
 from markscheme.schema import Group, GroupScore, Message, Rollout, Run, ScoreBatch, Usage
-from markscheme.vocabulary import ReusePolicy, VerifyMode
-from markscheme_train.errors import Unscored
+from markscheme.vocabulary import MAY_PASS, ReusePolicy, VerifyMode, in_words
+from markscheme_train.errors import DataError, Unscored
 from markscheme_train.exchange import Alone, Exchange
 
 MOST_PAUSE_S = 30.0
 """Between two tries to reach a service that is away."""
-MAY_PASS = frozenset({"timeout", "rate_limited", "unavailable"})
-"""Reasons for which a rollout that is unscored now may be scored later."""
 
 PromptRow = str | list[dict[str, Any]]
 """A prompt as TRL passes it: text, or chat messages."""
@@ -98,7 +98,9 @@ class RubricReward:
     processes, so row i belongs to group i // G. ``eos_token_ids`` tell a rollout that ended from one cut off; without
     them none is marked as cut off. While the service cannot be reached the run waits, at most ``max_outage_s``;
     ``on_wait`` is told why and for how long. A batch of which more than the share ``max_unscored`` has no reward is not
-    learnt from. ``rows`` and ``last`` are of the newest batch, of all processes.
+    learnt from: it raises :class:`Unscored`, which ``may_pass`` if those that stay unscored however
+    long one waits would not be too many by themselves. A rate limit beside a few refusals may pass; a
+    batch of refusals does not. ``rows`` and ``last`` are of the newest batch, of all processes.
     """
 
     __name__ = "rubric"
@@ -131,8 +133,8 @@ class RubricReward:
         """One reward or ``None`` per row of this process, in the order of the rows.
 
         Raises :class:`ValueError` when the rows of all processes are not whole groups, the SDK's errors when the
-        service refuses the request or stays away for too long, and :class:`Unscored`: a run that gets no marks should
-        stop.
+        service refuses the request or stays away for too long, :class:`DataError` for a message that
+        is no text, and :class:`Unscored`: a run that gets no marks should stop.
         """
         step = int(trainer_state.global_step)
         teachers = teacher_responses or [None] * len(prompts)
@@ -148,7 +150,7 @@ class RubricReward:
         scores = {group.id: group.teacher.rewards if group.teacher else [] for group in batch.groups}
         self.last = RewardReport(step=step, rewards=[mark.reward for mark in marks], marks=marks,
                                  teacher_scores=[list(scores[group.id]) for group in groups],
-                                 reasons=_reasons(batch), origins=_origins(batch),
+                                 reasons=dict(batch.reasons), origins=_origins(batch),
                                  criteria=[rate for group in batch.groups for rate in _criterion_rates(group)],
                                  usage=batch.usage, seconds=seconds)
         if log_metric is not None:
@@ -158,18 +160,25 @@ class RubricReward:
         return self.last.rewards[first:first + len(own)]
 
     def _refuse_unscored(self, report: RewardReport) -> None:
+        """Raise :class:`Unscored` when too much has no reward.
+
+        Of several reasons those that do not pass decide: while they alone would let the step be
+        taken, waiting helps.
+        """
         most = self.max_unscored * len(report.rewards)
         if report.unscored > most:
             why = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
             for_good = sum(count for reason, count in report.reasons.items() if reason not in MAY_PASS)
+            may_pass = for_good <= most
             raise Unscored(f"{report.unscored} of {len(report.rewards)} rollouts of step {report.step + 1} are "
-                           f"unscored ({why}); the step was not taken", may_pass=for_good <= most)
+                           f"unscored ({why}); the step was not taken",
+                           may_pass=may_pass, advice=_advice(report.reasons, may_pass))
 
     def _score(self, groups: Sequence[Group], step: int) -> ScoreBatch:
         """The service's answer, waited for while it is away. A request that is sent again is the same to the byte, so
         that what was judged before it broke off is not judged again."""
         attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((ConnectionFailed, ServiceUnavailable)), reraise=True,
+            retry=tenacity.retry_if_exception(is_outage), reraise=True,
             stop=tenacity.stop_after_delay(self.max_outage_s), wait=tenacity.wait_exponential(1, max=MOST_PAUSE_S),
             before_sleep=self._tell)
         chance = random.getstate()  # retries draw their pauses from it; the run must not notice that there were any
@@ -200,9 +209,9 @@ class RubricReward:
                 raise ValueError(f"rows {start} to {start + size - 1} are not of one prompt; RubricReward needs the "
                                  f"{size} rollouts of a prompt side by side")
             groups.append(Group(
-                id=f"s{step}-c{self._call[1]}-p{start // size}", prompt=_wire_prompt(group[0].prompt),
+                id=f"s{step}-c{self._call[1]}-p{start // size}", prompt=wire_prompt(group[0].prompt),
                 teacher_responses=group[0].teacher_responses,
-                rollouts=[Rollout(id=f"r{i}", text=row.text, truncated=row.truncated)
+                rollouts=[Rollout(id=f"r{i}", text=sendable(row.text), truncated=row.truncated)
                           for i, row in enumerate(group)]))
         return groups
 
@@ -211,15 +220,49 @@ class RubricReward:
 
 
 def completion_text(completion: PromptRow) -> str:
+    """What the assistant says in a completion: the text of its messages, one after the other.
+
+    A tool call without text says nothing. Raises :class:`DataError` for content that is no text,
+    such as an image.
+    """
     if isinstance(completion, str):
         return completion
-    return "".join(message["content"] for message in completion if message["role"] == "assistant")
+    try:
+        return "".join(text_of(message.get("content"), f"completion[{number}].content")
+                       for number, message in enumerate(completion)
+                       if role_of(message, f"completion[{number}]") == "assistant")
+    except MessageError as error:
+        raise DataError(str(error)) from error
 
 
-def _wire_prompt(prompt: PromptRow) -> str | list[Message]:
+def wire_prompt(prompt: PromptRow) -> str | list[Message]:
+    """A prompt as the service takes it: roles and text of its messages; tool calls are not told.
+
+    Raises :class:`DataError` for content that is no text and for a role that is not known.
+    """
     if isinstance(prompt, str):
-        return prompt
-    return [Message(role=message["role"], content=message["content"]) for message in prompt]
+        return str(sendable(prompt))
+    try:
+        return [Message.model_validate(sendable(plain_message(message, f"prompt[{number}]")))
+                for number, message in enumerate(prompt)]
+    except MessageError as error:
+        raise DataError(str(error)) from error
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the service is away and may come back. An answer that is not its own is no outage."""
+    return (isinstance(error, ConnectionFailed | ServiceUnavailable)
+            and not isinstance(error, AnswerUnreadable))
+
+
+def _advice(reasons: Mapping[str, int], may_pass: bool) -> str:
+    """The reasons in words and what helps, on one line."""
+    if may_pass:
+        passing = " and ".join(sorted(name for name in reasons if name in MAY_PASS))
+        helps = f"Once {passing} has passed, --resume helps: it asks for the very same rollouts."
+    else:
+        helps = "--resume alone does not help: mend that first, or raise max_unscored, then use it."
+    return " ".join([*in_words(reasons), helps])
 
 
 def _marks_in_order(groups: Sequence[Group], batch: ScoreBatch) -> list[RowMarks]:
@@ -231,11 +274,6 @@ def _marks_in_order(groups: Sequence[Group], batch: ScoreBatch) -> list[RowMarks
             score = answered[group.id, rollout.id]
             marks.append(RowMarks(score.reward, rollout.truncated, tuple(score.feedback)))
     return marks
-
-
-def _reasons(batch: ScoreBatch) -> dict[str, int]:
-    return dict(Counter(rollout.reason.value for group in batch.groups for rollout in group.rollouts
-                        if rollout.reason is not None))
 
 
 def _origins(batch: ScoreBatch) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from markscheme.lines import read_lines
 from markscheme_train.reward import CriterionRate, RewardReport
 from markscheme_train.trainer import MarkschemeTrainer
 
@@ -45,8 +46,8 @@ class StepRecord:
 
 def read_records(path: Path) -> list[StepRecord]:
     """What a run has written, in the order of its steps."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [StepRecord(**{**row, "criteria": [CriterionRate(**rate) for rate in row["criteria"]]}) for row in rows]
+    return [StepRecord(**{**row, "criteria": [CriterionRate(**rate) for rate in row["criteria"]]})
+            for row in map(json.loads, read_lines(path))]
 
 
 class StepRecorder(TrainerCallback):  # type: ignore[misc]
@@ -66,9 +67,8 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop what an earlier part of the run noted of steps that come again; what they cost is kept for then."""
         if state.is_world_process_zero and self._path.is_file():
-            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-            kept = [line for line, record in whole if record["step"] <= state.global_step]
+            whole = [(line, json.loads(line)) for line in read_lines(self._path, whole=True)]
+            kept = [line + "\n" for line, record in whole if record["step"] <= state.global_step]
             if self._resumed:
                 self._paid = {record["step"]: (record["judge_calls"], record["judge_tokens"])
                               for _, record in whole if record["step"] > state.global_step}

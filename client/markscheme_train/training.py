@@ -22,12 +22,12 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from markscheme.errors import ConnectionFailed, MarkschemeError, ServiceUnavailable
+from markscheme.errors import MarkschemeError
 from markscheme_train.checkpoints import Chance, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
 from markscheme_train.data import Example, as_dataset, read_examples
 from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, Stopped, TrainError, Unscored
-from markscheme_train.reward import RubricReward, Scorer
+from markscheme_train.reward import RubricReward, Scorer, is_outage
 from markscheme_train.steps import StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 
@@ -89,12 +89,13 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (MarkschemeError, Unscored) as error:
         saved = save_checkpoint(trainer, between.chance)
+        if isinstance(error, Unscored) and not error.may_pass:
+            state = f"Saved {saved}." if saved else "No step was finished."
+            raise TrainError(f"{error}\n{error.advice} {state}") from error
         state = f"Saved {saved}; go on with --resume." if saved else "No step was finished; start again with --resume."
         if isinstance(error, Unscored):
-            advice = "See to the judge. " if error.may_pass else (
-                "Asking again will not change that: see to these prompts, or raise max_unscored. ")
-            raise (Interrupted if error.may_pass else TrainError)(f"{error}\n{advice}{state}") from error
-        lost = Interrupted if isinstance(error, ConnectionFailed | ServiceUnavailable) else TrainError
+            raise Interrupted(f"{error}\n{error.advice} {state}") from error
+        lost = Interrupted if is_outage(error) else TrainError
         raise lost(f"the rubric service failed: {error}\n{state}") from error
     trainer.save_model(str(output))
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
@@ -129,7 +130,8 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(config.model, **options)
         tokenizer = AutoTokenizer.from_pretrained(config.model)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the model `{config.model}`: {str(error).splitlines()[0]}") from error
+        why = str(error).partition("\n")[0]
+        raise ModelError(f"cannot load the model `{config.model}`: {why}") from error
     if config.lora_rank is not None:
         set_seed(config.seed)  # an adapter starts at random
         model = get_peft_model(model, LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank,

@@ -54,6 +54,15 @@ def test_a_service_that_is_away_is_worth_another_try(train: Callable[..., Result
     assert there.exit_code == 0, there.output
 
 
+def test_what_stays_unscored_ends_it_saying_why_on_its_last_line(
+        train: Callable[..., Result]) -> None:
+    ended = train("--auto-resume", "max_unscored=0.5")
+    assert ended.exit_code == 1
+    last = ended.output.strip().rpartition("\n")[2]
+    assert last.startswith("8 no_rubric: There is no rubric for the prompt")
+    assert "--resume alone does not help" in last
+
+
 def test_a_mistake_is_not(train: Callable[..., Result]) -> None:
     wrong = train("lerning_rate=1")
     assert wrong.exit_code == 1

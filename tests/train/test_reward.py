@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 import tenacity
 
-from markscheme.errors import ConnectionFailed, InvalidRequest, MarkschemeError
+from markscheme.errors import (
+    AnswerUnreadable,
+    ConnectionFailed,
+    InvalidRequest,
+    JudgeReplyUnreadable,
+    MarkschemeError,
+)
 from markscheme.schema import Group, Rollout, ScoreBatch
+from markscheme.vocabulary import MAY_PASS, REASON_WORDS, UnscoredReason
+from markscheme_train.errors import Unscored
 from markscheme_train.reward import RubricReward
 from train.conftest import ScriptedClient
 
@@ -118,7 +126,9 @@ def test_it_waits_for_a_service_that_is_away_and_asks_the_same_again(monkeypatch
     assert client.calls[0] == client.calls[1] == client.calls[2]
 
 
-@pytest.mark.parametrize("error", [ConnectionFailed("gone"), InvalidRequest("no such judge", status=422)])
+@pytest.mark.parametrize("error", [
+    ConnectionFailed("gone"), InvalidRequest("no such judge", status=422), AnswerUnreadable("not ours"),
+    JudgeReplyUnreadable("no JSON", status=502, code="judge_reply")])
 def test_what_will_not_pass_is_not_waited_for(error: MarkschemeError) -> None:
     class Broken(ScriptedClient):
         def score(self, groups: Any, **options: Any) -> ScoreBatch:
@@ -126,10 +136,61 @@ def test_what_will_not_pass_is_not_waited_for(error: MarkschemeError) -> None:
             raise error
 
     client = Broken(lambda place, rollout: 1.0)
-    outage_s = 60.0 if isinstance(error, InvalidRequest) else 0.0
+    outage_s = 0.0 if type(error) is ConnectionFailed else 60.0
     with pytest.raises(type(error)):
         call(reward_of(client, max_outage_s=outage_s), ["p", "p"])
     assert len(client.calls) == 1
+
+
+def unscored_for(*reasons: str) -> dict[str, Any]:
+    """A client and the rows it leaves unscored, one for each reason; ``-``: it has a reward."""
+    class Reasons(ScriptedClient):
+        def score(self, groups: Any, **options: Any) -> ScoreBatch:
+            batch, left = super().score(groups, **options), iter(reasons)
+            return batch.model_copy(update={"groups": [group.model_copy(update={"rollouts": [
+                rollout if (reason := next(left)) == "-" else rollout.model_copy(
+                    update={"reward": None, "status": "unscored", "reason": UnscoredReason(reason)})
+                for rollout in group.rollouts]}) for group in batch.groups]})
+
+    return {"reward": reward_of(Reasons(lambda place, rollout: 1.0), max_unscored=0.5),
+            "prompts": ["p"] * len(reasons)}
+
+
+@pytest.mark.parametrize("reason", UnscoredReason)
+def test_a_batch_unscored_for_one_reason_may_pass_as_that_reason(reason: UnscoredReason) -> None:
+    said = rf"4 of 4 rollouts of step 4 are unscored \(4 {reason.value}\)"
+    with pytest.raises(Unscored, match=said) as caught:
+        call(**unscored_for(*[reason.value] * 4))
+    assert caught.value.may_pass is (reason in MAY_PASS)
+    assert caught.value.advice.startswith(f"4 {reason.value}: {REASON_WORDS[reason]} ")
+    assert ("--resume alone does not help" in caught.value.advice) is not caught.value.may_pass
+    assert "\n" not in caught.value.advice
+
+
+@pytest.mark.parametrize(("reasons", "may_pass"), [
+    (["rate_limited", "rate_limited", "rate_limited", "refused"], True),
+    (["rate_limited", "timeout", "refused", "quota"], True),
+    (["rate_limited", "refused", "misconfigured", "quota"], False),
+    (["unavailable", "rate_limited", "refused", "-"], True),
+    (["refused", "refused", "misconfigured", "-"], False)])
+def test_of_several_reasons_those_that_stay_decide(reasons: list[str], may_pass: bool) -> None:
+    """Whether they alone would be too many: then waiting for the others is in vain."""
+    with pytest.raises(Unscored) as caught:
+        call(**unscored_for(*reasons))
+    assert caught.value.may_pass is may_pass
+    known = {UnscoredReason(reason) for reason in reasons if reason != "-"}
+    assert all(REASON_WORDS[reason] in caught.value.advice for reason in known)
+
+
+def test_a_refused_rollout_alone_stops_nothing() -> None:
+    assert call(**unscored_for("refused", "-", "misconfigured", "-")) == [None, 1.0, None, 1.0]
+
+
+def test_a_rollout_with_nul_is_sent_with_it_made_visible() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    call(reward_of(client), ["p\0", "p\0"], completions=["a\0", "b"])
+    group = client.calls[0]["groups"][0]
+    assert (group.prompt, group.rollouts[0].text) == ("p\ufffd", "a\ufffd")
 
 
 def test_metrics_name_the_unscored_rate_and_where_rubrics_came_from() -> None:

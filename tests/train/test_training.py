@@ -11,14 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from markscheme.errors import ConnectionFailed, MarkschemeError
-from markscheme.vocabulary import UnscoredReason
+from markscheme.vocabulary import REASON_WORDS, UnscoredReason
 from markscheme_train.checkpoints import last_checkpoint
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, Stopped, TrainError
-from markscheme_train.steps import StepRecord
+from markscheme_train.steps import StepRecord, read_records
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import decisive, run_id_of, train
-from train.conftest import ScriptedClient
+from train.conftest import CRITERION, ScriptedClient
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -191,7 +191,10 @@ def test_a_batch_of_which_too_much_is_unscored_is_not_learnt_from_and_comes_agai
     settings = {**settings, "max_steps": 4}
     records: list[StepRecord] = []
     client = ScriptedClient(lambda place, rollout: None if place and len(client.calls) == 2 else by_length(0, rollout))
-    with pytest.raises(Interrupted, match=r"6 of 8 rollouts of step 2 are unscored \(6 timeout\); the step was not"):
+    with pytest.raises(Interrupted, match=r"6 of 8 rollouts of step 2 are unscored \(6 timeout\); the step was not"
+                                          r".*\n6 timeout: The judge did not answer in time\. .*"
+                                          r"Once timeout has passed, --resume helps.* "
+                                          r"Saved .*checkpoint-1; go on with --resume\.$"):
         run(settings, client=client, on_record=records.append)
     assert [record.step for record in records] == [1]
     assert (Path(settings["output_dir"]) / "checkpoint-1" / "trainer_state.json").is_file()
@@ -215,6 +218,10 @@ def test_what_asking_again_will_not_change_is_no_reason_to_start_again(settings:
     with pytest.raises(TrainError, match=r"8 no_rubric.*\n.*raise max_unscored") as refused:
         run(settings, client=NoRubrics(lambda place, rollout: None))
     assert not isinstance(refused.value, Interrupted)
+    last = str(refused.value).rpartition("\n")[2]
+    assert last == (f"8 no_rubric: {REASON_WORDS[UnscoredReason.NO_RUBRIC]} --resume alone does "
+                    "not help: mend that first, or raise max_unscored, then use it. "
+                    "No step was finished.")
 
 
 def test_a_run_that_has_learnt_nothing_yet_may_become_another(settings: dict[str, Any]) -> None:
@@ -300,6 +307,23 @@ def test_what_a_killed_part_paid_is_not_forgotten(settings: dict[str, Any]) -> N
     cheaper.price = 1
     output = run(config, client=cheaper, resume=True)
     assert [json.loads(line)["judge_calls"] for line in (output / "steps.jsonl").read_text().splitlines()] == [7, 8, 1]
+
+
+def test_a_criterion_with_odd_characters_breaks_no_record(settings: dict[str, Any]) -> None:
+    class Odd(ScriptedClient):
+        def score(self, groups: Any, **options: Any) -> Any:
+            batch = super().score(groups, **options)
+            criterion = CRITERION.model_copy(update={"text": "It is\u2028\x85 short."})
+            return batch.model_copy(update={"groups": [group.model_copy(update={
+                "rubric": group.rubric.model_copy(update={"criteria": [criterion]})})
+                for group in batch.groups if group.rubric is not None]})
+
+    config = {**settings, "save_strategy": "steps", "save_steps": 1}
+    run(config, client=Odd(by_length))
+    output = run({**config, "max_steps": 3}, client=Odd(by_length), resume=True)
+    records = read_records(output / "steps.jsonl")
+    assert [record.step for record in records] == [1, 2, 3]
+    assert {rate.text for record in records for rate in record.criteria} == {"It is\u2028\x85 short."}
 
 
 def test_a_run_ends_with_a_whole_batch(settings: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Scoring a batch: groups of rollouts in, rewards that are known or null with a reason out."""
 
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -134,6 +135,12 @@ class ScoreBatch(Wire):
     groups: list[GroupScore]
     counts: ScoreCounts
     usage: Usage
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many rollouts are unscored for each reason."""
+        return Counter(rollout.reason.value for group in self.groups for rollout in group.rollouts
+                       if rollout.reason is not None)
 
 
 class ScoreSummary(Wire):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from markscheme.lines import split_lines
+
 KINDS = {
     "punctuation:no_comma": "no commas",
     "keywords:forbidden_words": "forbidden words",
@@ -38,8 +40,8 @@ class DemoPrompt:
 
 def load_prompts() -> tuple[list[DemoPrompt], list[DemoPrompt]]:
     """The prompts to train on and the held-out ones."""
-    lines = files("markscheme_train.demo").joinpath("data/ifeval.jsonl").read_text(encoding="utf-8").splitlines()
-    prompts = {row["id"]: DemoPrompt(**row) for row in map(json.loads, lines)}
+    with files("markscheme_train.demo").joinpath("data/ifeval.jsonl").open("rb") as file:
+        prompts = {row["id"]: DemoPrompt(**row) for row in map(json.loads, split_lines(file))}
     others = [prompt for prompt in prompts.values() if prompt.id not in TRAINED]
     return [prompts[name] for name in TRAINED], sorted(others, key=held_out_order)[:HELD_OUT]
 

@@ -1,0 +1,131 @@
+"""Chat messages as data sets and chat templates have them, made the service's plain messages."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from markscheme.vocabulary import Role
+
+ROLES: tuple[Role, ...] = get_args(Role)
+_OTHER_NAMES: dict[str, Role] = {"developer": "system", "function": "tool"}
+"""What newer and older APIs call our roles."""
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+class MessageError(ValueError):
+    """A message that cannot be told as text; the error names its place."""
+
+
+def text_of(content: object, place: str = "content") -> str:
+    """The text of a message's content: a text, parts of text, or nothing.
+
+    Raises :class:`MessageError` for a part that is no text, such as an image: it is never left out.
+    """
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Mapping):
+        return _part(content, place)
+    if isinstance(content, Sequence) and not isinstance(content, bytes | bytearray):
+        return "".join(_part(part, f"{place}[{number}]") for number, part in enumerate(content))
+    raise MessageError(f"{place}: must be a text or a list of text parts, not {_kind(content)}")
+
+
+def role_of(message: object, place: str) -> str:
+    """What a message calls the role of its author. Raises :class:`MessageError`."""
+    if not isinstance(message, Mapping):
+        raise MessageError(
+            f"{place}: must be a message with role and content, not {_kind(message)}"
+        )
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise MessageError(
+            f"{place}.role: "
+            + ("is missing" if role is None else f"must be a text, not {_kind(role)}")
+        )
+    return role
+
+
+def plain_message(message: object, place: str) -> dict[str, str]:
+    """Role and text of a message. Tool calls and what else it holds stay out.
+
+    Raises :class:`MessageError`.
+    """
+    said = role_of(message, place)
+    assert isinstance(message, Mapping)
+    role = _OTHER_NAMES.get(said, said)
+    if role not in ROLES:
+        raise MessageError(
+            f"{place}.role: {said!r} is none of {', '.join([*ROLES, *_OTHER_NAMES])}"
+        )
+    return {"role": role, "content": text_of(message.get("content"), f"{place}.content")}
+
+
+def plain_prompt(prompt: Any, place: str = "prompt") -> Any:
+    """A prompt of a file with its messages made plain; what is no list of them is left as it is.
+
+    Columns that are empty are passed over. What would be lost is refused: tool calls, names and the
+    like, and a message without content. Raises :class:`MessageError`.
+    """
+    if not isinstance(prompt, list):
+        return prompt
+    plain = []
+    for number, message in enumerate(prompt):
+        here = f"{place}[{number}]"
+        plain.append(plain_message(message, here))
+        for name, value in message.items():
+            if name not in ("role", "content") and not _empty(value):
+                raise MessageError(
+                    f"{here}.{name}: a message of a prompt has role and content only; "
+                    f"leave {name} out, or say it in the content"
+                )
+        if message.get("content") is None:
+            raise MessageError(f"{here}.content: is missing")
+    return plain
+
+
+def _part(part: object, place: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise MessageError(f"{place}: must be a part with type and text, not {_kind(part)}")
+    kind, text = part.get("type"), part.get("text")
+    other = [
+        str(name)
+        for name, value in part.items()
+        if name not in ("type", "text") and not _empty(value)
+    ]
+    if kind is None and (other or text is None):
+        raise MessageError(
+            f"{place}: a part without a type ({', '.join(other) or 'empty'}); only text can be used"
+        )
+    if kind is not None and kind not in _TEXT_PARTS:
+        raise MessageError(f"{place}: a part of type {kind!r}; only text can be used")
+    if not isinstance(text, str):
+        raise MessageError(
+            f"{place}.text: "
+            + ("is missing" if text is None else f"must be a text, not {_kind(text)}")
+        )
+    return text
+
+
+def _empty(value: object) -> bool:
+    """Whether a column holds nothing: tables fill up what a row has not."""
+    if isinstance(value, Mapping):
+        return all(_empty(each) for each in value.values())
+    if isinstance(value, list | tuple):
+        return all(_empty(each) for each in value)
+    return value is None or value is False or value == ""
+
+
+def _kind(value: object) -> str:
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+        type(None): "null",
+    }
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,115 @@
+"""Rows of a JSON Lines file, each read as something; errors name file, line and field at fault."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from markscheme.lines import BLANK, LineError, parse, read_lines
+from markscheme.messages import plain_prompt
+
+T = TypeVar("T")
+
+_WORDS = {
+    "missing": "is missing",
+    "string_type": "must be a text",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "bool_type": "must be true or false",
+    "extra_forbidden": "is not known here",
+}
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def read_rows(path: Path, read: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
+    """The lines of a file that are not blank, each with its number and read from its JSON value.
+
+    Raises :class:`LineError` for the first line that cannot be used, and ``OSError``.
+    """
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip(BLANK):
+            continue
+        row: Any = None
+        try:
+            row = parse(line)
+            made = read(row)
+        except ValidationError as error:
+            raise LineError(f"{path}, line {number}: {fault(error, row)}") from error
+        except ValueError as error:
+            raise LineError(f"{path}, line {number}: {error}") from error
+        yield number, made
+
+
+def given(row: Any) -> dict[str, Any]:
+    """The columns of a row that hold something, its prompt's messages made plain.
+
+    Raises ``ValueError``.
+    """
+    if not isinstance(row, dict):
+        raise ValueError("must be a JSON object")
+    filled = {name: value for name, value in row.items() if value is not None}
+    if "prompt" in filled:
+        filled["prompt"] = plain_prompt(filled["prompt"])
+    return filled
+
+
+def sound(value: Any, place: str = "") -> Any:
+    """The value, if its texts hold whole characters only. Raises ``ValueError``.
+
+    JSON can spell half a surrogate pair, which can be neither stored nor tokenised.
+    """
+    if isinstance(value, str) and (half := _HALF.search(value)):
+        raise ValueError(
+            f"{place}: half a character ({ascii(half[0])[1:-1]}) at character {half.start() + 1}"
+        )
+    if isinstance(value, list):
+        for number, each in enumerate(value):
+            sound(each, f"{place}[{number}]")
+    if isinstance(value, dict):
+        for name, each in value.items():
+            sound(each, f"{place}.{name}".lstrip("."))
+    return value
+
+
+def fault(error: ValidationError, value: Any) -> str:
+    """What a model says of ``value``, at the place that it is about: ``prompt[2].content: …``.
+
+    Of the alternatives that a field has, the one that was followed furthest speaks. One of another
+    kind than the value is silent where another has something to say.
+    """
+    found = [
+        (_walk(each["loc"], value, missing=each["type"] == "missing"), each)
+        for each in error.errors(include_input=False, include_url=False)
+    ]
+    place = max((place for place, _ in found), key=len)
+    here = [each for at, each in found if at == place]
+    here = [each for each in here if not each["type"].endswith("_type")] or here
+    said = " or ".join(dict.fromkeys(map(_said, here))).replace(" or must be ", " or ")
+    written = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in place
+    ).lstrip(".")
+    return f"{written}: {said}" if written else said
+
+
+def _said(each: ErrorDetails) -> str:
+    if each["type"].endswith("too_short") and 1 in each.get("ctx", {}).values():
+        return "must not be empty"
+    return _WORDS.get(each["type"], each["msg"].removeprefix("Value error, "))
+
+
+def _walk(loc: tuple[int | str, ...], value: Any, *, missing: bool) -> tuple[int | str, ...]:
+    """The parts of a place that lead into the value; names of alternatives lead nowhere."""
+    place: list[int | str] = []
+    for number, part in enumerate(loc):
+        if (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and 0 <= part < len(value)
+        ):
+            place.append(part)
+            value = value[part]  # type: ignore[index]
+        elif missing and number == len(loc) - 1:
+            place.append(part)
+    return tuple(place)

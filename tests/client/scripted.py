@@ -1,0 +1,134 @@
+"""A service that answers, refuses or stays silent as told, and calls of both clients to it."""
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from markscheme import AsyncClient, Client
+from markscheme.schema import Rubric, ScoreBatch
+
+RUBRIC = {
+    "object": "rubric", "id": "rub_1", "version": 1, "parent_id": None, "prompt_key": "k", "prompt": [],
+    "content_hash": "h", "criteria": [], "maximum_score": 1, "origin": "induced", "tags": [],
+    "team": "default", "visibility": "private", "shared_with": [], "retired_at": None,
+    "created_at": "2026-01-01T00:00:00Z", "provenance": {}}
+ONE = {"id": "g", "prompt": "p", "rollouts": [{"id": "r", "text": "x"}]}
+GROUP = {"object": "score.group", "id": "g", "status": "unscored", "error": None, "rubric": None, "teacher": None,
+         "rollouts": []}
+SUMMARY = {"object": "score.summary", "counts": {"rollouts": 1, "scored": 0, "unscored": 1}, "usage": {
+    "judge_calls": 0, "prompt_tokens": 0, "completion_tokens": 0, "cached_verdicts": 0}}
+HEARTBEAT = {"object": "heartbeat"}
+
+
+@dataclass
+class Reply:
+    """One answer: after ``wait_s``, its lines ``every_s`` apart; bytes are sent as they are. No status: the connection
+    is dropped."""
+
+    status: int | None = 200
+    lines: list[Any] = field(default_factory=lambda: [RUBRIC])
+    headers: dict[str, str] = field(default_factory=dict)
+    wait_s: float = 0.0
+    every_s: float = 0.0
+
+
+def refusal(status: int, code: str, retry_after: str | None = None) -> Reply:
+    body = {"error": {"message": "scripted", "type": "t", "param": None, "code": code}, "request_id": "req_1"}
+    return Reply(status, [body], {"Retry-After": retry_after} if retry_after else {})
+
+
+def as_line(value: Any) -> bytes:
+    """As the service writes it: no spaces, and all but control characters as they are."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+class ScriptedService:
+    """Gives its replies in order, the last one again and again; keeps when and with which headers it was asked."""
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = [Reply()]
+        self.asked: list[tuple[float, dict[str, str], Any]] = []
+        self.closed = threading.Event()
+        service, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with lock:
+                    reply = service.replies[min(len(service.asked), len(service.replies) - 1)]
+                    service.asked.append((time.monotonic(), {k.lower(): v for k, v in self.headers.items()}, body))
+                service.closed.wait(reply.wait_s)
+                self.close_connection = True
+                if reply.status is None:
+                    return
+                # The client may have left: that is what it is tested for.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self._write(reply)
+
+            def _write(self, reply: Reply) -> None:
+                assert reply.status is not None
+                self.send_response(reply.status)
+                for name, value in (reply.headers | {"connection": "close"}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                for line in reply.lines:
+                    service.closed.wait(reply.every_s)
+                    self.wfile.write(line if isinstance(line, bytes) else as_line(line))
+
+            def log_message(self, *_arguments: object) -> None:
+                """Quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def header(self, name: str) -> list[str | None]:
+        return [headers.get(name) for _, headers, _ in self.asked]
+
+    def close(self) -> None:
+        self.closed.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def induce(url: str, **options: Any) -> Rubric:
+    with Client(url) as client:
+        return client.induce("p", student_responses=["s"], **options)
+
+
+def induce_async(url: str, **options: Any) -> Rubric:
+    async def run() -> Rubric:
+        async with AsyncClient(url) as client:
+            return await client.induce("p", student_responses=["s"], **options)
+    return asyncio.run(run())
+
+
+def score(url: str, **options: Any) -> ScoreBatch:
+    with Client(url) as client:
+        return client.score([ONE], **options)
+
+
+def score_async(url: str, **options: Any) -> ScoreBatch:
+    async def run() -> ScoreBatch:
+        async with AsyncClient(url) as client:
+            return await client.score([ONE], **options)
+    return asyncio.run(run())
+
+
+BOTH_INDUCE = pytest.mark.parametrize("call", [induce, induce_async])
+BOTH_SCORE = pytest.mark.parametrize("call", [score, score_async])
+ALL = pytest.mark.parametrize("call", [induce, induce_async, score, score_async])
+Call = Callable[..., Any]
