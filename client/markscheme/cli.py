@@ -15,7 +15,7 @@ from markscheme.client import Client
 from markscheme.errors import MarkschemeError
 from markscheme.rows import given, read_rows
 from markscheme.schema import Group, ScoreBatch
-from markscheme.vocabulary import ReusePolicy, VerifyMode, in_words
+from markscheme.vocabulary import ReusePolicy, Thinking, VerifyMode, in_words
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 GROUPS_A_CALL = 32
@@ -37,6 +37,9 @@ def score(
     url: Annotated[str, typer.Option(help="The service.", envvar="MARKSCHEME_URL")] = DEFAULT_URL,
     reuse: Annotated[str, typer.Option(help="always_new, if_fresh or frozen.")] = "if_fresh",
     verify: Annotated[str, typer.Option(help="rollout or group.")] = "rollout",
+    thinking: Annotated[str, typer.Option(help="What of a rollout is judged: auto cuts off a thought that it opens "
+                                               "itself, strip one that its chat template opened, keep nothing.")
+                        ] = "auto",
 ) -> None:
     """Score rollouts of a JSONL file; writes one scored group a line. Rewards that are not known are null.
 
@@ -51,7 +54,8 @@ def score(
         if done:
             console.print(f"{len(done)} groups are in {target} already", markup=False)
         reasons = _score_into(target, todo, url, _choice(reuse, ReusePolicy, "--reuse"),
-                              _choice(verify, VerifyMode, "--verify"), console)
+                              _choice(verify, VerifyMode, "--verify"), _choice(thinking, Thinking, "--thinking"),
+                              console)
     except (MarkschemeError, ValueError, OSError) as error:
         console.print(str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
@@ -153,7 +157,7 @@ def _choice(value: str, options: object, name: str) -> object:
 
 
 def _score_into(target: Path, groups: list[Group], url: str, reuse: object, verify: object,
-                console: Console) -> Counter[str]:
+                thinking: object, console: Console) -> Counter[str]:
     """Score and append; each line is on disk before the next batch is sent.
 
     Returns how many rollouts are unscored for each reason.
@@ -168,8 +172,9 @@ def _score_into(target: Path, groups: list[Group], url: str, reuse: object, veri
             out.write("\n")
         bar = progress.add_task("groups", total=len(groups))
         for start in range(0, len(groups), GROUPS_A_CALL):
-            batch: ScoreBatch = client.score(groups[start:start + GROUPS_A_CALL], reuse=reuse, verify=verify,  # type: ignore[arg-type]
-                                             on_group=lambda _: progress.advance(bar))
+            batch: ScoreBatch = client.score(
+                groups[start:start + GROUPS_A_CALL], reuse=reuse, verify=verify, thinking=thinking,  # type: ignore[arg-type]
+                on_group=lambda _: progress.advance(bar))
             out.writelines(group.model_dump_json() + "\n" for group in batch.groups)
             out.flush()
             reasons.update(batch.reasons)

@@ -35,6 +35,7 @@ from markscheme.vocabulary import (
     ExchangeFormat,
     ReusePolicy,
     RubricOrigin,
+    Thinking,
     UsageKey,
     VerifyMode,
     Visibility,
@@ -59,7 +60,7 @@ class Client:
     def induce(self, prompt: PromptLike, *, student_responses: Sequence[StudentLike],
                teacher_responses: Sequence[str] | None = None, reuse: ReusePolicy = "if_fresh",
                tags: Sequence[str] = (), judge: str | None = None, teacher_model: str | None = None,
-               rubricator: str | None = None, deadline_s: float | None = None) -> Rubric:
+               rubricator: str | None = None, thinking: Thinking = "auto", deadline_s: float | None = None) -> Rubric:
         """The rubric for a prompt, induced from the responses or reused under ``reuse``.
 
         ``teacher_model``, ``rubricator``: reuse only rubrics that were made from this model's responses, or by a
@@ -67,7 +68,7 @@ class Client:
         """
         deadline = Deadline.after(deadline_s)
         call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags, judge, teacher_model,
-                               rubricator)
+                               rubricator, thinking)
         return self._send(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     def create_rubric(self, prompt: PromptLike, criteria: Sequence[CriterionLike], *,
@@ -138,15 +139,18 @@ class Client:
     def score(self, groups: Sequence[GroupLike], *, reuse: ReusePolicy = "if_fresh", verify: VerifyMode = "rollout",
               score_teachers: bool = False, ask_teacher: int = 0, run: Run | None = None,
               on_group: OnGroup | None = None, judge: str | None = None, teacher_model: str | None = None,
-              rubricator: str | None = None, deadline_s: float | None = None) -> ScoreBatch:
+              rubricator: str | None = None, thinking: Thinking = "auto",
+              deadline_s: float | None = None) -> ScoreBatch:
         """Score a batch; ``on_group`` hears of each group as it is done. An unknown reward is ``None``.
 
         ``ask_teacher``: how many responses the service asks its teacher for where a new rubric has none to go by.
-        ``teacher_model``, ``rubricator``: see :meth:`induce`.
+        ``teacher_model``, ``rubricator``: see :meth:`induce`. ``thinking``: ``strip`` when the chat template opens
+        the student's thought, so that rollouts begin inside it; ``auto`` cuts off a thought that a rollout opens
+        itself; ``keep`` has all of it judged.
         """
         deadline = Deadline.after(deadline_s)
         call, order = requests.score(groups, reuse, verify, score_teachers, ask_teacher, run, judge,
-                                     teacher_model, rubricator)
+                                     teacher_model, rubricator, thinking)
         reader = protocol.BatchReader(order, deadline)
         with self._reaching(deadline), self._http.stream(
                 call.method, call.path, json=call.json, headers=call.headers,
@@ -206,11 +210,12 @@ class AsyncClient:
     async def induce(self, prompt: PromptLike, *, student_responses: Sequence[StudentLike],
                      teacher_responses: Sequence[str] | None = None, reuse: ReusePolicy = "if_fresh",
                      tags: Sequence[str] = (), judge: str | None = None, teacher_model: str | None = None,
-                     rubricator: str | None = None, deadline_s: float | None = None) -> Rubric:
+                     rubricator: str | None = None, thinking: Thinking = "auto",
+                     deadline_s: float | None = None) -> Rubric:
         """See :meth:`Client.induce`."""
         deadline = Deadline.after(deadline_s)
         call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags, judge, teacher_model,
-                               rubricator)
+                               rubricator, thinking)
         return await self._send(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     async def create_rubric(self, prompt: PromptLike, criteria: Sequence[CriterionLike], *,
@@ -278,11 +283,11 @@ class AsyncClient:
                     verify: VerifyMode = "rollout", score_teachers: bool = False, ask_teacher: int = 0,
                     run: Run | None = None, on_group: OnGroup | None = None, judge: str | None = None,
                     teacher_model: str | None = None, rubricator: str | None = None,
-                    deadline_s: float | None = None) -> ScoreBatch:
+                    thinking: Thinking = "auto", deadline_s: float | None = None) -> ScoreBatch:
         """See :meth:`Client.score`."""
         deadline = Deadline.after(deadline_s)
         call, order = requests.score(groups, reuse, verify, score_teachers, ask_teacher, run, judge,
-                                     teacher_model, rubricator)
+                                     teacher_model, rubricator, thinking)
         reader = protocol.BatchReader(order, deadline)
         async with self._reaching(deadline), self._http.stream(
                 call.method, call.path, json=call.json, headers=call.headers,

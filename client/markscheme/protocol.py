@@ -1,6 +1,5 @@
 """The SDK's one core: what to send and how to read what comes back. No I/O; both clients stand on it."""
 
-import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -23,6 +22,7 @@ from markscheme.schema import (
     StudentResponse,
     TeacherEntry,
 )
+from markscheme.text import visible
 
 NDJSON = "application/x-ndjson"
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -42,7 +42,6 @@ Param = str | float | Sequence[str]
 Model = TypeVar("Model", bound=BaseModel)
 _FOREIGN = "is this a Markscheme service of this version?"
 _BROKE_OFF = "the answer broke off; send the batch again: what was judged is stored"
-_UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class BoundedRetry(Retry):
@@ -91,7 +90,7 @@ def headers(api_key: str | None) -> dict[str, str]:
 def sendable(value: Any) -> Any:
     """The value with NUL and lone surrogates in its texts made visible as U+FFFD: model output may hold them."""
     if isinstance(value, str):
-        return _UNSENDABLE.sub("\ufffd", value)
+        return visible(value)
     if isinstance(value, BaseModel):
         return sendable(value.model_dump(exclude_none=True))
     if isinstance(value, dict):

@@ -30,6 +30,8 @@ _CLOSE_ON_A_LINE = re.compile(rf"^[ \t]*(?:{_LONE_CLOSE.pattern})[ \t]*$", re.MU
 _HARMONY = ("<|channel|>", "<|start|>assistant<|channel|>")
 _FINAL = "<|channel|>final"
 _MESSAGE = "<|message|>"
+_MOST_THOUGHTS = 1000
+"""Thoughts in a row that are cut off; a text that begins with more has no answer."""
 _HARMONY_ENDS = ("<|return|>", "<|end|>", "<|call|>")
 _BARE_ANALYSIS, _BARE_FINAL = "analysis", "assistantfinal"
 
@@ -65,14 +67,17 @@ def split_thinking(text: str, *, opened: bool = False) -> Output:
         if close is None:
             return Output(text, "", finished=False)
         at = _skip_space(text, close.end())
-    while (mark := _opening(text, at)) is not None:
+    for _ in range(_MOST_THOUGHTS):
+        mark = _opening(text, at)
+        if mark is None:
+            return Output(text[:at], text[at:]) if began else Output("", text)
         began = True
         start, close_mark = mark
         end = text.find(close_mark, at + len(start))
         if end == -1:
-            return Output(text, "", finished=False)
+            break
         at = _skip_space(text, end + len(close_mark))
-    return Output(text[:at], text[at:]) if began else Output("", text)
+    return Output(text, "", finished=False)
 
 
 def split_reply(text: str) -> Output:
@@ -100,6 +105,12 @@ def split_response(text: str) -> Output:
         return split
     close = _CLOSE_ON_A_LINE.search(text)
     return split if close is None else Output(text[:close.end()], text[close.end():])
+
+
+def opens_thought(prompt: str) -> bool:
+    """Whether a rendered prompt ends by opening a thought, so that what follows begins inside it."""
+    end = prompt[-200:].rstrip()
+    return any(end.endswith(opening) for opening, _ in MARKS)
 
 
 def _skip_space(text: str, at: int) -> int:

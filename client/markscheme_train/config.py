@@ -17,7 +17,7 @@ import torch
 import yaml
 from trl import GRPOConfig
 
-from markscheme.vocabulary import ReusePolicy, VerifyMode
+from markscheme.vocabulary import ReusePolicy, Thinking, VerifyMode
 from markscheme_train.errors import ConfigError
 
 _POLICY: Mapping[str, Any] = {
@@ -75,6 +75,9 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
     markscheme_url: str = field(default="http://127.0.0.1:8321", metadata={"help": "The rubric service."})
     reuse: ReusePolicy = field(default="if_fresh", metadata={"help": "Which rubrics may be used again."})
     verify: VerifyMode = field(default="rollout", metadata={"help": "One response a judge call, or a pool."})
+    thinking: Thinking = field(default="auto", metadata={
+        "help": "What of a rollout is judged: auto leaves out a thought that the rollout or its chat template opens, "
+                "strip and keep say so."})
     ask_teacher: int = field(default=0, metadata={
         "help": "Responses the service asks its teacher for where a prompt has none; 0: it is not asked."})
     run_id: str = field(default="", metadata={"help": "The run's name at the service; default: made up."})

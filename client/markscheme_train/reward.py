@@ -17,7 +17,7 @@ from markscheme.errors import AnswerUnreadable, ConnectionFailed, ServiceUnavail
 from markscheme.messages import MessageError, plain_message, role_of, text_of
 from markscheme.protocol import sendable
 from markscheme.schema import Group, GroupScore, Message, Rollout, Run, ScoreBatch, Usage
-from markscheme.vocabulary import MAY_PASS, ReusePolicy, VerifyMode, in_words
+from markscheme.vocabulary import MAY_PASS, ReusePolicy, Thinking, VerifyMode, in_words
 from markscheme_train.errors import DataError, Unscored
 from markscheme_train.exchange import Alone, Exchange
 
@@ -106,14 +106,15 @@ class RubricReward:
     __name__ = "rubric"
 
     def __init__(self, client: Scorer, *, num_generations: int, run_id: str, reuse: ReusePolicy = "if_fresh",
-                 verify: VerifyMode = "rollout", score_teachers: bool = False, ask_teacher: int = 0,
-                 eos_token_ids: Sequence[int] = (), max_outage_s: float = 0.0, max_unscored: float = 1.0,
-                 on_wait: Callable[[str, float], None] = lambda why, seconds: None) -> None:
+                 verify: VerifyMode = "rollout", thinking: Thinking = "auto", score_teachers: bool = False,
+                 ask_teacher: int = 0, eos_token_ids: Sequence[int] = (), max_outage_s: float = 0.0,
+                 max_unscored: float = 1.0, on_wait: Callable[[str, float], None] = lambda why, seconds: None) -> None:
         self.client = client
         self.num_generations = num_generations
         self.run_id = run_id
         self.reuse: ReusePolicy = reuse
         self.verify: VerifyMode = verify
+        self.thinking: Thinking = thinking
         self.score_teachers = score_teachers
         self.ask_teacher = ask_teacher
         self.eos_token_ids = frozenset(eos_token_ids)
@@ -183,7 +184,7 @@ class RubricReward:
             before_sleep=self._tell)
         chance = random.getstate()  # retries draw their pauses from it; the run must not notice that there were any
         try:
-            return attempts(self.client.score, groups, reuse=self.reuse, verify=self.verify,
+            return attempts(self.client.score, groups, reuse=self.reuse, verify=self.verify, thinking=self.thinking,
                             score_teachers=self.score_teachers, ask_teacher=self.ask_teacher,
                             run=Run(id=self.run_id, step=step))
         finally:

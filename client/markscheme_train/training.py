@@ -23,6 +23,8 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from markscheme.errors import MarkschemeError
+from markscheme.thinking import opens_thought
+from markscheme.vocabulary import Thinking
 from markscheme_train.checkpoints import Chance, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
 from markscheme_train.data import Example, as_dataset, read_examples
@@ -72,6 +74,7 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
     model, tokenizer = load_model(config)
     reward = RubricReward(client, num_generations=config.num_generations,
                           run_id=run_id_of(config, output, resume=resume), reuse=config.reuse, verify=config.verify,
+                          thinking=thinking_of(config, tokenizer),
                           score_teachers=config.teacher_demonstration, ask_teacher=config.ask_teacher,
                           eos_token_ids=eos_token_ids(model, tokenizer), max_outage_s=config.max_outage_s,
                           max_unscored=config.max_unscored, on_wait=on_wait)
@@ -179,6 +182,16 @@ def decisive(config: TrainConfig) -> dict[str, Any]:
     kept |= {"data": hashlib.sha256(Path(config.data).read_bytes()).hexdigest(), "processes": config.world_size}
     read: dict[str, Any] = json.loads(json.dumps(kept, default=str, sort_keys=True))
     return read
+
+
+def thinking_of(config: TrainConfig, tokenizer: Any) -> Thinking:
+    """What of a rollout is judged: as configured, else by whether the chat template opens a thought."""
+    if config.thinking != "auto" or tokenizer.chat_template is None:
+        return config.thinking
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True,
+        **(config.chat_template_kwargs or {}))
+    return "strip" if opens_thought(rendered) else "auto"
 
 
 def run_id_of(config: TrainConfig, output: Path, *, resume: bool) -> str:

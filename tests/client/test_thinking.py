@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from markscheme.thinking import MARKS, split_reply, split_response, split_thinking
+from markscheme.thinking import MARKS, opens_thought, split_reply, split_response, split_thinking
 
 
 @pytest.mark.parametrize(("opening", "closing"), MARKS)
@@ -27,6 +27,13 @@ def test_a_closing_mark_in_an_answer_cuts_nothing() -> None:
 def test_a_template_that_opened_the_thought_is_heard_of() -> None:
     assert split_thinking("a draft</think>answer", opened=True).answer == "answer"
     assert not split_thinking("a draft without an end", opened=True).finished
+
+
+@pytest.mark.parametrize(("prompt", "opens"), [
+    ("<|im_start|>assistant\n<think>\n", True), ("[THINK]", True), ("<|im_start|>assistant\n", False),
+    ("<|im_start|>assistant\n<think>\n\n</think>\n\n", False)])
+def test_a_template_that_opens_a_thought_is_recognised(prompt: str, opens: bool) -> None:
+    assert opens_thought(prompt) == opens
 
 
 def test_a_reply_may_show_only_the_end_of_its_thought() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from markscheme.errors import ConnectionFailed, MarkschemeError
 from markscheme.vocabulary import REASON_WORDS, UnscoredReason
@@ -17,7 +17,7 @@ from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, Stopped, TrainError
 from markscheme_train.steps import StepRecord, read_records
 from markscheme_train.trainer import MarkschemeTrainer
-from markscheme_train.training import decisive, run_id_of, train
+from markscheme_train.training import decisive, run_id_of, thinking_of, train
 from train.conftest import CRITERION, ScriptedClient
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
@@ -351,3 +351,14 @@ def test_with_a_schedule_its_length_decides_too(settings: dict[str, Any]) -> Non
 def test_there_must_be_something_to_resume(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="nothing to resume"):
         run(settings, resume=True)
+
+
+@pytest.mark.parametrize(("template", "configured", "sent"), [
+    (None, "auto", "auto"), ("{{ messages[0]['content'] }} :", "auto", "auto"),
+    ("{{ messages[0]['content'] }}\n<think>\n", "auto", "strip"),
+    ("{{ messages[0]['content'] }}\n<think>\n", "keep", "keep")])
+def test_a_template_that_opens_the_thought_is_told_to_the_service(
+        template: str | None, configured: str, sent: str, settings: dict[str, Any],
+        tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = template
+    assert thinking_of(build_config(settings | {"thinking": configured}), tokenizer) == sent

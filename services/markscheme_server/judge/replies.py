@@ -235,7 +235,8 @@ def _content(content: Any) -> str:
     for part in content:
         if isinstance(part, str):
             texts.append(part)
-        elif isinstance(part, dict) and part.get("type") not in _THINKING_PARTS and isinstance(part.get("text"), str):
+        elif isinstance(part, dict) and isinstance(part.get("text"), str) and (
+                str(part.get("type")) not in _THINKING_PARTS):
             texts.append(part["text"])
     return "".join(texts)
 
