@@ -91,9 +91,13 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
 
 
 def test_the_example_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STRONG_JUDGE_KEY", "k")
     example = Path(__file__).parents[2] / "examples" / "markscheme.toml"
-    assert set(settings(config=example).judges) == {"fast", "strong"}
+    made = settings(config=example)
+    assert {"fast", "strong", "openai", "azure", "anthropic", "gemini", "vllm", "ollama"} <= set(made.judges)
+    assert made.roles["verifier"] == "fast"
+    assert made.judges["strong"].temperature_of("verifier") is None
+    monkeypatch.setenv("STRONG_JUDGE_KEY", "k")
+    assert made.key_of("strong") is not None
 
 
 def test_empty_variables_are_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

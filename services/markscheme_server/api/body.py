@@ -1,6 +1,7 @@
 """Reading request bodies: JSON that is JSON, checked before it becomes an object."""
 
 import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,6 +13,9 @@ from markscheme_server.api import paths  # noqa: F401 (the paths of all routes u
 from markscheme_server.errors import BadRequest
 
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
 class StrictRequest(Request):
     """A request whose body is refused when it is not UTF-8 JSON: no NaN, no deep nesting."""
 
@@ -20,7 +24,7 @@ class StrictRequest(Request):
         try:
             return from_json(body, allow_inf_nan=False)
         except ValueError as error:
-            if "surrogate" in str(error):
+            if _SURROGATE.search(body):
                 return _with_surrogates(body)
             raise NotJSON(f"the body is not valid JSON: {error}") from error
 
@@ -29,7 +33,7 @@ def _with_surrogates(body: bytes) -> Any:
     """JSON that escapes half a surrogate pair, as a model's output may. The fields decide what becomes of it: a
     rollout's text shows it as U+FFFD, a prompt or an id is refused."""
     try:
-        return json.loads(body, parse_constant=_refuse_constant)
+        return json.loads(body.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise NotJSON(f"the body is not valid JSON: {error}") from error
 
