@@ -18,8 +18,15 @@ from gpu.shapes import MIDDLE, TINY, question, recorded, save_model
 from markscheme_train.training import quieten
 from training.worker import OURS, ROWS, assemble, shared
 
-AT_MOST = {"fp32": 1e-4, "bf16": 5e-2}
-"""Relative error of all gradients together. bf16 keeps 8 bits: it rounds by up to 0.4 %."""
+PRECISIONS = ("fp32", "bf16")
+FP32_AT_MOST, BF16_AT_MOST = 1e-4, 5e-2
+"""Relative error of all gradients together, where there is nothing of TRL's to compare with."""
+PEERS = {"grpo": "TRL GRPO", "sdpo": "TRL SDPO"}
+"""The very same objective here: rollouts of one length. What bf16 costs depends on the objective
+(SDPO takes the difference of two distributions that are near each other), so theirs is the measure.
+"""
+PEER_AT_MOST = 1.1
+TABLE = "Gradients against the CPU's in fp32"
 Gradients = dict[str, Tensor]
 
 
@@ -42,38 +49,41 @@ def run(part: Part, directory: Path, small: bool) -> None:
     shape, length = (TINY, 24) if small else (MIDDLE, 256)
     gpu = torch.cuda.is_available()
     name = "GPU" if gpu else "CPU by the GPU's path"
-    goals = {
-        (method, precision): f"{method}, {name} in {precision}: relative error of the gradients"
-        for method in OURS
-        for precision in AT_MOST
-    }
-    part.expect(*(Goal(goal, at_most=AT_MOST[precision]) for (_, precision), goal in goals.items()))
+    goals = {}
+    for method in OURS:
+        goal = f"{method}, {name} in fp32: relative error"
+        goals[method, "fp32"] = Goal(goal, at_most=FP32_AT_MOST)
+    goals["srpo", "bf16"] = Goal(f"srpo, {name} in bf16: relative error", at_most=BF16_AT_MOST)
+    for ours, theirs in PEERS.items():
+        goals[ours, "bf16"] = Goal(f"{ours}, {name} in bf16: relative error / {theirs}'s",
+                                   at_most=PEER_AT_MOST)  # fmt: skip
+    part.expect(*goals.values())
     part.note(f"{shape}; {ROWS} recorded rollouts of {length} tokens, no activation checkpointing.")
     model = directory / "model"
     tokenizer = save_model(shape, model)
 
-    def of(method: str, **options: Any) -> Gradients:
+    def of(arm: str, **options: Any) -> Gradients:
         rollouts = recorded(shape, length)
-        return gradients(method, model, tokenizer, rollouts, directory / "run", **options)
+        return gradients(arm, model, tokenizer, rollouts, directory / "run", **options)
 
     for method in OURS:
         reference = of(method, cpu=True, bf16=False, fused=False)
-        for precision in AT_MOST:
-            found = of(method, cpu=not gpu, bf16=precision == "bf16", fused=True)
-            whole, worst, where = compare(found, reference)
-            part.measured(goals[method, precision], whole)
-            part.row(
-                "Gradients against the CPU's in fp32",
-                method=method,
-                precision=precision,
-                relative_error=whole,
-                of_the_worst_weight=worst,
-                which=where,
-            )
+        arms = [(method, precision) for precision in PRECISIONS]
+        if method in PEERS:
+            arms.append((PEERS[method], "bf16"))
+        errors = {}
+        for arm, precision in arms:
+            found = of(arm, cpu=not gpu, bf16=precision == "bf16", fused=True)
+            errors[arm, precision], worst, where = compare(found, reference)
+            part.row(TABLE, trainer=arm, precision=precision, relative_error=errors[arm, precision],
+                     of_the_worst_weight=worst, which=where)  # fmt: skip
+        part.measured(goals[method, "fp32"].name, errors[method, "fp32"])
+        beside = errors[PEERS[method], "bf16"] if method in PEERS else 1.0
+        part.measured(goals[method, "bf16"].name, errors[method, "bf16"] / beside)
 
 
 def gradients(
-    method: str,
+    arm: str,
     model: Path,
     tokenizer: Any,
     rollouts: list[list[int]],
@@ -83,7 +93,7 @@ def gradients(
     bf16: bool,
     fused: bool,
 ) -> Gradients:
-    """The gradients of one step, unclipped. ``fused``: by TRL's head, also on a CPU."""
+    """The gradients of one step, unclipped. ``fused``: ours by TRL's head, also on a CPU."""
     settings = {
         **shared(len(rollouts[0]), 1, str(out)),
         "use_cpu": cpu,
@@ -91,8 +101,8 @@ def gradients(
         "max_grad_norm": 0.0,
         "activation_checkpointing": False,
     }
-    trainer = assemble(method, model, tokenizer, question(), rollouts, settings)
-    if fused:
+    trainer = assemble(arm, model, tokenizer, question(), rollouts, settings)
+    if fused and arm in OURS:
         trainer.plain_device = "none"
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

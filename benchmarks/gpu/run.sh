@@ -41,8 +41,8 @@ child=
 trap 'kill $child 2>/dev/null; exit 143' TERM
 trap 'kill $child 2>/dev/null; exit 130' INT
 
-export PYTHONPATH=$paths PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
+export PYTHONPATH=$paths PYTHONUNBUFFERED=1
+export TRL_EXPERIMENTAL_SILENCE=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
 # The interpreter may be that of a virtual environment, and then a second one made from it would not see its torch.
 # So the wheels are laid into a folder that is searched first.

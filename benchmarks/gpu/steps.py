@@ -26,7 +26,7 @@ from gpu.part import Goal, Part, run_part
 from gpu.shapes import QWEN3_06B, TINY, Shape, question, recorded, save_model
 from markscheme_train.distillation import CHUNK, divergences
 from markscheme_train.training import quieten
-from training.worker import ROWS, assemble, shared
+from training.worker import OURS, ROWS, assemble, shared
 
 GPU = torch.cuda.is_available()
 GIB = 2**30
@@ -148,14 +148,16 @@ def steps(arm: str, directory: Path, tokenizer: Any, length: int, plan: Plan) ->
     settings = {
         **shared(length, plan.steps, str(directory / "run")),
         "use_cpu": not GPU,
-        "bf16": GPU,
-        "activation_checkpointing": GPU,
+        "bf16": True,
+        "activation_checkpointing": True,
         "per_device_train_batch_size": plan.at_once(length),
         "gradient_accumulation_steps": ROWS // plan.at_once(length),
     }
     foreign = torch.cuda.memory_allocated() if GPU else 0
     rollouts = recorded(plan.shape, length)
     trainer = assemble(arm, directory / "model", tokenizer, question(), rollouts, settings)
+    if arm in OURS:
+        trainer.plain_device = "none"  # without a GPU, too, take the way that a GPU takes
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     watch = Stopwatch(trainer, foreign)
@@ -168,10 +170,9 @@ def steps(arm: str, directory: Path, tokenizer: Any, length: int, plan: Plan) ->
 def expect(part: Part, plan: Plan) -> None:
     """Goals hold on a GPU; elsewhere the same figures only inform."""
     shape = plan.shape
-    precision = "bf16 autocast over fp32 weights, activation checkpointing" if GPU else "fp32"
     part.note(
-        f"{shape}, {precision}; {ROWS} recorded rollouts a step; median of the counted steps. "
-        "A step is everything after the rollouts."
+        f"{shape}, bf16 autocast over fp32 weights, activation checkpointing; {ROWS} recorded "
+        "rollouts a step; median of the counted steps. A step is everything after the rollouts."
     )
     for length in plan.lengths:
         part.expect(
