@@ -21,10 +21,10 @@ for word in "$@"; do
     esac
 done
 if [ -n "$small" ]; then
-    parts=${PARTS:-gpu.environment:30 gpu.gradients:75 gpu.steps:75 gpu.service_run:75}
+    parts=${PARTS:-gpu.environment:60 gpu.gradients:75 gpu.steps:75 gpu.service_run:75}
     total_s=${TOTAL_S:-180}
 else
-    parts=${PARTS:-gpu.environment:60 gpu.gradients:90 gpu.steps:240 gpu.service_run:120}
+    parts=${PARTS:-gpu.environment:75 gpu.gradients:90 gpu.steps:240 gpu.service_run:120}
     total_s=${TOTAL_S:-480}
 fi
 python=${PYTHON:-python3}
