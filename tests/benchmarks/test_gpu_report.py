@@ -18,7 +18,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def room(tmp_path: Path) -> Path:
     """A part that is done, one that failed halfway, one that was killed, and one that never ran."""
     (tmp_path / "parts.tsv").write_text(
-        "gpu.done\t30\t0\t1.5\ngpu.broken\t60\t1\t2.0\ngpu.killed\t9\t124\t9.0\ngpu.never\t90\t\t\n")
+        "gpu.done\t30\t0\t1.5\ngpu.broken\t60\t1\t2.0\ngpu.killed\t9\t124\t9.0\ngpu.never\t90\t\t\n"
+    )
     done = Part(tmp_path / "gpu.done.json", machine={"card": None})
     done.expect(Goal("ratio", at_most=1.05), Goal("slow", at_most=0.9), Goal("noticed"))
     done.measured("ratio", 0.0)
@@ -39,22 +40,28 @@ def text(room: Path) -> str:
     return markdown(read_outcomes(room), small=False, total_s=12.0)
 
 
-@pytest.mark.parametrize("line", [
-    "| done | done | 1.500 | 30 |",
-    "| broken | failed (status 1) | 2.000 | 60 |",
-    "| killed | stopped at its limit | 9.000 | 9 |",
-    "| never | not run | not known | 90 |",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "| done | done | 1.500 | 30 |",
+        "| broken | failed (status 1) | 2.000 | 60 |",
+        "| killed | stopped at its limit | 9.000 | 9 |",
+        "| never | not run | not known | 90 |",
+    ],
+)
 def test_each_planned_part_has_its_end(text: str, line: str) -> None:
     assert line in text
 
 
-@pytest.mark.parametrize("line", [
-    "| done | ratio | 0.000 | ≤ 1.05 | met |  |",
-    "| done | slow | 1.250 | ≤ 0.9 | **missed** |  |",
-    "| done | noticed | 7.000 |  |  |  |",
-    "| broken | unscored | not known | ≤ 0 | not known |  |",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "| done | ratio | 0.000 | ≤ 1.05 | met |  |",
+        "| done | slow | 1.250 | ≤ 0.9 | **missed** |  |",
+        "| done | noticed | 7.000 |  |  |  |",
+        "| broken | unscored | not known | ≤ 0 | not known |  |",
+    ],
+)
 def test_a_goal_is_met_missed_or_not_known(text: str, line: str) -> None:
     assert line in text
 
@@ -82,43 +89,79 @@ def test_an_unknown_machine_and_card_are_called_so(room: Path) -> None:
 
 
 def test_the_json_has_null_for_what_is_not_known(room: Path) -> None:
-    data: dict[str, Any] = json.loads(json.dumps(as_json(read_outcomes(room), small=True, total_s=1.0)))
+    data: dict[str, Any] = json.loads(
+        json.dumps(as_json(read_outcomes(room), small=True, total_s=1.0))
+    )
     done, broken, killed, never = data["parts"]
     assert [goal["met"] for goal in done["goals"]] == [True, False, None]
     assert broken["goals"][0] | {"name": ""} == {
-        "name": "", "value": None, "at_most": 0, "at_least": None, "note": "", "met": None}
-    assert (killed["goals"], killed["tables"], never["exit"], never["seconds"]) == (None, None, None, None)
+        "name": "",
+        "value": None,
+        "at_most": 0,
+        "at_least": None,
+        "note": "",
+        "met": None,
+    }
+    assert (killed["goals"], killed["tables"], never["exit"], never["seconds"]) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert broken["log_end"][-1] == "RuntimeError: no kernel image"
 
 
-@pytest.mark.parametrize(("goal", "met"), [
-    (Goal("g", 1.0, at_most=1.0), True), (Goal("g", 1.01, at_most=1.0), False),
-    (Goal("g", 0.2, at_least=0.1), True), (Goal("g", 0.0, at_least=0.1), False),
-    (Goal("g", float("nan"), at_most=1.0), False), (Goal("g", None, at_most=1.0), None), (Goal("g", 3.0), None)])
+@pytest.mark.parametrize(
+    ("goal", "met"),
+    [
+        (Goal("g", 1.0, at_most=1.0), True),
+        (Goal("g", 1.01, at_most=1.0), False),
+        (Goal("g", 0.2, at_least=0.1), True),
+        (Goal("g", 0.0, at_least=0.1), False),
+        (Goal("g", float("nan"), at_most=1.0), False),
+        (Goal("g", None, at_most=1.0), None),
+        (Goal("g", 3.0), None),
+    ],
+)
 def test_a_goal_that_is_not_known_is_neither_met_nor_missed(goal: Goal, met: bool | None) -> None:
     assert goal.met is met
 
 
-@pytest.mark.parametrize(("value", "said"), [
-    (None, "not known"), (0.0, "0.000"), (2.5e-6, "2.5e-06"), (12.34567, "12.346"), (1234.5, "1234"), ("a", "a")])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "not known"),
+        (0.0, "0.000"),
+        (2.5e-6, "2.5e-06"),
+        (12.34567, "12.346"),
+        (1234.5, "1234"),
+        ("a", "a"),
+    ],
+)
 def test_numbers_are_shown_with_what_can_be_relied_on(value: float | str | None, said: str) -> None:
     assert shown(value) == said
 
 
 def test_a_killed_part_leaves_what_it_had_measured(tmp_path: Path) -> None:
-    script = ("import os, signal\n"
-              "from gpu.part import Goal, run_part\n"
-              "def run(part, directory, small):\n"
-              "    part.expect(Goal('first'), Goal('second'))\n"
-              "    part.measured('first', 1.0)\n"
-              "    try:\n"
-              "        os.kill(os.getpid(), signal.SIGTERM)\n"
-              "        signal.pause()\n"
-              "    finally:\n"
-              "        part.note('ended its service')\n"
-              "run_part('gpu.test', run)\n")
-    done = subprocess.run([sys.executable, "-c", script, "--out", str(tmp_path / "part.json")],
-                          env={"PYTHONPATH": str(BENCHMARKS)}, timeout=30, check=False)
+    script = (
+        "import os, signal\n"
+        "from gpu.part import Goal, run_part\n"
+        "def run(part, directory, small):\n"
+        "    part.expect(Goal('first'), Goal('second'))\n"
+        "    part.measured('first', 1.0)\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "    finally:\n"
+        "        part.note('ended its service')\n"
+        "run_part('gpu.test', run)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--out", str(tmp_path / "part.json")],
+        env={"PYTHONPATH": str(BENCHMARKS)},
+        timeout=30,
+        check=False,
+    )
     found = json.loads((tmp_path / "part.json").read_text())
     assert done.returncode == 143
     assert [goal["value"] for goal in found["goals"]] == [1.0, None]

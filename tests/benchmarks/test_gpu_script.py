@@ -1,4 +1,4 @@
-"""``benchmarks/gpu/run.sh``: its bounds and its report on parts made for this, and all of it at small sizes."""
+"""``benchmarks/gpu/run.sh``: bounds and report on parts made for this, and a small run of all."""
 
 import json
 import os
@@ -14,16 +14,25 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.sh"
 MODULES = {
     "fine": "part.expect(Goal('ratio', at_most=1))\n    part.measured('ratio', 0.5)",
     "broken": "part.expect(Goal('share', at_most=1))\n    raise RuntimeError('no kernel image')",
-    "endless": "part.expect(Goal('a', at_most=1), Goal('b', at_most=1))\n    part.measured('a', 0.25)\n"
-               "    import time\n    time.sleep(60)",
+    "endless": "part.expect(Goal('a', at_most=1), Goal('b', at_most=1))\n"
+    "    part.measured('a', 0.25)\n"
+    "    import time\n    time.sleep(60)",
 }
 HEAD = "from gpu.part import Goal, run_part\n\n\ndef run(part, directory, small):\n    "
 
 
-def run(out: Path, *words: str, **environment: str) -> tuple[subprocess.CompletedProcess[str], float]:
+def run(
+    out: Path, *words: str, **environment: str
+) -> tuple[subprocess.CompletedProcess[str], float]:
     started = time.monotonic()
-    done = subprocess.run(["bash", str(SCRIPT), *words], capture_output=True, text=True, timeout=280, check=False,
-                          env=os.environ | {"PYTHON": sys.executable, "OUT": str(out), **environment})
+    done = subprocess.run(
+        ["bash", str(SCRIPT), *words],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env=os.environ | {"PYTHON": sys.executable, "OUT": str(out), **environment},
+    )
     return done, time.monotonic() - started
 
 
@@ -42,18 +51,27 @@ def parts(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_part_that_fails_or_hangs_takes_nothing_from_the_others(parts: Path, tmp_path: Path) -> None:
+def test_a_part_that_fails_or_hangs_takes_nothing_from_the_others(
+    parts: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    done, took = run(out, "--small", PYTHONPATH=str(parts),
-                     PARTS="part_broken:20 part_endless:2 part_fine:20")
+    done, took = run(
+        out, "--small", PYTHONPATH=str(parts), PARTS="part_broken:20 part_endless:2 part_fine:20"
+    )
     assert done.returncode == 1, done.stderr
     broken, endless, fine = report(out)["parts"]
     assert (broken["status"], endless["status"], fine["status"]) == (
-        "failed (status 1)", "stopped at its limit", "done")
+        "failed (status 1)",
+        "stopped at its limit",
+        "done",
+    )
     assert broken["log_end"][-1] == "RuntimeError: no kernel image"
     assert [goal["value"] for goal in endless["goals"]] == [0.25, None]
     assert [goal["met"] for goal in fine["goals"]] == [True]
-    assert "| broken | share | not known | ≤ 1 | not known |".replace("broken", "part_broken") in done.stdout
+    assert (
+        "| broken | share | not known | ≤ 1 | not known |".replace("broken", "part_broken")
+        in done.stdout
+    )
     assert took < 30
     assert "no kernel image" in next(out.glob("gpu-small-*.log")).read_text()
 
@@ -69,8 +87,13 @@ def test_without_packages_and_wheels_it_says_what_to_do(tmp_path: Path) -> None:
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
-    done, _ = run(tmp_path / "out", "--small", PYTHON=str(bare), WHEELS=str(tmp_path / "none"),
-                  PARTS="gpu.environment:20")
+    done, _ = run(
+        tmp_path / "out",
+        "--small",
+        PYTHON=str(bare),
+        WHEELS=str(tmp_path / "none"),
+        PARTS="gpu.environment:20",
+    )
     assert done.returncode == 1
     assert "run 'make gpu-wheels' where there is a package index" in done.stdout
     assert "gpu.environment: status 1" in done.stdout
@@ -92,7 +115,9 @@ def test_all_of_it_at_small_sizes(tmp_path: Path) -> None:
     gradients = parts["gradients"]["goals"]
     assert len(gradients) == 6
     assert all(goal["met"] for goal in gradients), gradients
-    steps = {(row["arm"], row["response_tokens"]): row for row in parts["steps"]["tables"]["A step"]}
+    steps = {
+        (row["arm"], row["response_tokens"]): row for row in parts["steps"]["tables"]["A step"]
+    }
     assert {arm for arm, _ in steps} == {"grpo", "sdpo", "srpo", "TRL GRPO", "TRL SDPO"}
     assert not [row["problem"] for row in steps.values() if row["problem"]]
     unscored, gain = parts["service_run"]["goals"]

@@ -18,7 +18,11 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A card on which 700 bytes were the most that was ever allocated."""
     monkeypatch.setattr(steps, "GPU", True)
     monkeypatch.setattr(steps, "held", lambda trainer: 500)
-    for name, answer in (("synchronize", None), ("reset_peak_memory_stats", None), ("max_memory_allocated", 700)):
+    for name, answer in (
+        ("synchronize", None),
+        ("reset_peak_memory_stats", None),
+        ("max_memory_allocated", 700),
+    ):
         monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
 
 
@@ -50,14 +54,25 @@ def test_a_short_run_counts_its_last_step() -> None:
 def test_ours_are_held_against_theirs(card: None) -> None:
     chunk = chunk_bytes(FULL.shape)
     assert chunk == 256 * 151_936 * 4
-    found = goals({"grpo": Taken([1.0, 1.1, 5.0], 10 * chunk), "TRL GRPO": Taken([1.0, 1.0, 1.0], 10 * chunk),
-                   "srpo": Taken([1.6], 13 * chunk), "TRL SDPO": Taken([2.0], 52 * chunk)})
-    known = {name: (pytest.approx(goal.value), goal.met) for name, goal in found.items() if goal.value is not None}
+    found = goals(
+        {
+            "grpo": Taken([1.0, 1.1, 5.0], 10 * chunk),
+            "TRL GRPO": Taken([1.0, 1.0, 1.0], 10 * chunk),
+            "srpo": Taken([1.6], 13 * chunk),
+            "TRL SDPO": Taken([2.0], 52 * chunk),
+        }
+    )
+    known = {
+        name: (pytest.approx(goal.value), goal.met)
+        for name, goal in found.items()
+        if goal.value is not None
+    }
     assert known == {
         "grpo / TRL GRPO, 8192 tokens: seconds": (1.1, False),
         "srpo / TRL SDPO, 8192 tokens: seconds": (0.8, True),
         "srpo / TRL SDPO, 8192 tokens: memory": (0.25, True),
-        "srpo beyond grpo, 8192 tokens: peak memory in chunks of logits": (3.0, False)}
+        "srpo beyond grpo, 8192 tokens: peak memory in chunks of logits": (3.0, False),
+    }
 
 
 def test_what_the_peer_could_not_run_is_not_known(card: None) -> None:
