@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train compose-test clean
+.PHONY: help setup demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train gpu-wheels test-gpu compose-test clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -77,6 +77,12 @@ bench-methods: setup  ## Five training methods on SmolLM2, three seeds (slow, ab
 
 bench-train: setup  ## The trainer's step beside TRL's GRPO and SDPO (about a quarter of an hour)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m training.speed $(BENCH_ARGS)
+
+gpu-wheels: setup  ## Wheels for benchmarks/gpu/run.sh on a machine without a package index
+	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m gpu.collect_wheels build/gpu-wheels
+
+test-gpu: setup  ## benchmarks/gpu/run.sh at small sizes, also without a GPU (slow, at most three minutes)
+	$(CLEAN) $(BIN)/python -m pytest -m slow tests/benchmarks
 
 compose-test: setup  ## The compose file for real: builds both images, trains, kills, restores (slow, about twenty minutes; needs Docker)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m deployment.compose

@@ -57,24 +57,30 @@ def shared(length: int, steps: int, out: str) -> dict[str, Any]:
         "scale_rewards", "epsilon", "epsilon_high", "max_grad_norm", "weight_decay", "temperature", "disable_dropout")}
     return {**same, "learning_rate": 1e-6, "lr_scheduler_type": "constant", "warmup_steps": 0, "output_dir": out,
             "max_steps": steps, "num_generations": ROWS, "per_device_train_batch_size": ROWS,
-            "gradient_accumulation_steps": 1, "max_completion_length": length, "seed": 0, "bf16": False,
-            "use_cpu": True, "logging_strategy": "steps", "logging_steps": 1, "save_strategy": "no",
+            "gradient_accumulation_steps": 1, "max_completion_length": length, "seed": 0,
+            "logging_strategy": "steps", "logging_steps": 1, "save_strategy": "no",
             "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
 
 
 def build(arm: str, directory: Path, length: int, steps: int, out: str) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(directory)
+    question: list[dict[str, str]] = [{"role": "user", "content": prompt()}]
+    return assemble(arm, directory, tokenizer, question, rollouts(tokenizer, length), {
+        **shared(length, steps, out), "bf16": False, "use_cpu": True, "activation_checkpointing": False})
+
+
+def assemble(arm: str, directory: Path, tokenizer: Any, question: Any, recorded: list[list[int]],
+             settings: dict[str, Any]) -> Any:
+    """The trainer of ``arm`` on the model in ``directory``; ``question`` is answered by ``recorded`` token ids."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    recorded = rollouts(tokenizer, length)
-    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": prompt()}]}])
-    settings = shared(length, steps, out)
+    rows = Dataset.from_list([{"prompt": question}])
     if arm in OURS:
         class Ours(MarkschemeTrainer):
             def _generate_single_turn(self, prompt_ids: Any, *_more: Any, **_kwargs: Any) -> Any:
                 return recorded, None
 
         config = build_config({**settings, "model": "given", "data": "given", "preset": arm,
-                               "activation_checkpointing": False, "entropy_beta": 1.0 if arm == "srpo" else 0.0})
+                               "entropy_beta": 1.0 if arm == "srpo" else 0.0})
         reward = RubricReward(Recorded(), num_generations=ROWS, run_id="bench")
         return Ours(model, reward, config, train_dataset=rows.add_column("teacher_responses", [None]),
                     processing_class=tokenizer)
@@ -84,7 +90,7 @@ def build(arm: str, directory: Path, length: int, steps: int, out: str) -> Any:
                 return recorded, None
 
         return Theirs(model, by_place, args=GRPOConfig(
-            **settings, loss_type="dapo", beta=0.0, delta=PRESETS["grpo"]["delta"], activation_checkpointing=False),
+            **settings, loss_type="dapo", beta=0.0, delta=PRESETS["grpo"]["delta"]),
             train_dataset=rows, processing_class=tokenizer)
 
     class TheirsSdpo(SDPOTrainer):  # type: ignore[misc]
@@ -93,7 +99,7 @@ def build(arm: str, directory: Path, length: int, steps: int, out: str) -> Any:
 
     braced = DEMONSTRATION.replace("{}", "{successful_previous_attempt}")
     return TheirsSdpo(model, by_place, args=SDPOConfig(
-        **settings, gradient_checkpointing=False, distillation_mode="topk_logits", distillation_topk=100,
+        **settings, distillation_mode="topk_logits", distillation_topk=100,
         distillation_alpha=0.5, distillation_add_tail=True, distillation_is_clip=2.0, success_reward_threshold=0.5,
         teacher_model_kind="ema", teacher_update_rate=0.05, max_prompt_length=None,
         solution_template=f"\n\n{braced}", reprompt_template="{prompt}{solution}{feedback}\n\n" + CLOSING),

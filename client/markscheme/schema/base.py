@@ -22,9 +22,9 @@ MAX_TEACHER_ENTRIES = 1000
 """Most prompts in one ``POST /v1/teacher-responses``."""
 
 
-def _without_nul(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("must not contain the NUL character")
+def _usable(text: str) -> str:
+    if visible(text) != text:
+        raise ValueError("must not contain the NUL character or half of a surrogate pair")
     return text
 
 
@@ -32,8 +32,8 @@ def _visible(value: Any) -> Any:
     return visible(value) if isinstance(value, str) else value
 
 
-Text = Annotated[str, AfterValidator(_without_nul)]
-"""Any text without NUL; pydantic refuses lone surrogates."""
+Text = Annotated[str, AfterValidator(_usable)]
+"""Any text without NUL and lone surrogates."""
 ModelText = Annotated[str, BeforeValidator(_visible)]
 """A model's output: NUL and lone surrogates in it are made visible as U+FFFD."""
 ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=4000)]

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -15,11 +15,12 @@ from markscheme_train.errors import TrainError
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 10
+SERVE = (str(Path(sys.executable).with_name("markscheme")), "serve", "--port", "0")
 _LISTENING = re.compile(r"listening on (http://\S+)")
 
 
 @contextmanager
-def running_service(home: Path) -> Iterator[str]:
+def running_service(home: Path, *, command: Sequence[str] = SERVE) -> Iterator[str]:
     """Start the service with its data under ``home``, yield its URL, and end it whatever happens.
 
     Keys and settings in this environment are kept from it: the demo neither needs nor spends them.
@@ -29,8 +30,8 @@ def running_service(home: Path) -> Iterator[str]:
     environment |= {"MARKSCHEME_JUDGE": "builtin", "MARKSCHEME_HOME": str(home.resolve())}
     log = home / "service.log"
     with log.open("wb") as errors, subprocess.Popen(
-            [str(Path(sys.executable).with_name("markscheme")), "serve", "--port", "0"], env=environment, cwd=home,
-            start_new_session=True, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            command, env=environment, cwd=home, start_new_session=True, stdout=subprocess.PIPE, stderr=errors,
+            text=True) as process:
         # In its own folder and session: it reads no .env of ours, and Ctrl-C is for the demo to hear, which ends it.
         reader, found = _start_reading(process)
         try:

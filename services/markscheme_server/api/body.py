@@ -12,7 +12,6 @@ from pydantic_core import from_json
 from markscheme_server.api import paths  # noqa: F401 (the paths of all routes use its convertor)
 from markscheme_server.errors import BadRequest
 
-
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

@@ -79,6 +79,11 @@ def install(app: FastAPI) -> None:
             message=f"{'.'.join(place)}: {message}" if place else message, type="invalid_request_error",
             param=".".join(place) or None, code="invalid_value")), 422)
 
+    async def not_unicode(request: Request, _error: UnicodeEncodeError) -> JSONResponse:
+        return JSONResponse(body(request, ErrorDetail(
+            message="the body holds half of a surrogate pair where it must not", type="invalid_request_error",
+            code="invalid_value")), 422)
+
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         kind, code = _BY_STATUS.get(error.status_code, ("invalid_request_error", "http_error"))
         cause = error.__cause__
@@ -109,6 +114,7 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(ServiceError, service_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
+    app.add_exception_handler(UnicodeEncodeError, not_unicode)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
     app.add_exception_handler(SQLAlchemyError, database_error)  # type: ignore[arg-type]
     app.add_exception_handler(OSError, database_error)  # type: ignore[arg-type]  # refused, or a time-out

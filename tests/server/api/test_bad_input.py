@@ -54,6 +54,8 @@ RUBRICS: dict[str, str] = {
     "bad regex": CREATE % ("1", ',"check":{"kind":"regex","pattern":"(("}'),
     "look-ahead": CREATE % ("1", ',"check":{"kind":"regex","pattern":"(?=a)"}'),
     "no criteria": '{"prompt":"p","criteria":[]}',
+    "lone surrogate in a criterion": CREATE.replace('"t"', '"\\ud800"') % ("1", ""),
+    "lone surrogate in a tag": '{"prompt":"p","tags":["\\ud800"],"criteria":[{"text":"t","points":1}]}',
     "half the ids": '{"prompt":"p","criteria":[{"id":"c1","text":"a","points":1},{"text":"b","points":1}]}',
 }
 CASES = [pytest.param(path, body, id=f"{path} {name}") for path in PATHS for name, body in ANY_PATH.items()]

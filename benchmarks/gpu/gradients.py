@@ -1,0 +1,137 @@
+"""Gradients of one recorded batch: the GPU's, in fp32 and in bf16, against the CPU's in fp32.
+
+    python -m gpu.gradients --out FILE [--small]
+
+The CPU takes our own forward pass and the GPU TRL's fused head, so this compares the two ways as
+well. Without a GPU the fused head runs on the CPU.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from gpu.part import Goal, Part, run_part
+from gpu.shapes import MIDDLE, TINY, question, recorded, save_model
+from markscheme_train.training import quieten
+from training.worker import OURS, ROWS, assemble, shared
+
+PRECISIONS = ("fp32", "bf16")
+FP32_AT_MOST, BF16_AT_MOST = 1e-4, 5e-2
+"""Relative error of all gradients together, where there is nothing of TRL's to compare with."""
+PEERS = {"grpo": "TRL GRPO", "sdpo": "TRL SDPO"}
+"""The very same objective here: rollouts of one length. What bf16 costs depends on the objective
+(SDPO takes the difference of two distributions that are near each other), so theirs is the measure.
+"""
+PEER_AT_MOST = 1.1
+TABLE = "Gradients against the CPU's in fp32"
+Gradients = dict[str, Tensor]
+
+
+class TakeGradients(TrainerCallback):  # type: ignore[misc]
+    """Copies the gradients of the first step to the CPU before the optimiser sees them."""
+
+    def __init__(self) -> None:
+        self.found: Gradients = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.found = {
+            name: parameter.grad.detach().float().cpu().clone()
+            for name, parameter in kwargs["model"].named_parameters()
+            if parameter.grad is not None
+        }
+
+
+def run(part: Part, directory: Path, small: bool) -> None:
+    quieten()
+    shape, length = (TINY, 24) if small else (MIDDLE, 256)
+    gpu = torch.cuda.is_available()
+    name = "GPU" if gpu else "CPU by the GPU's path"
+    goals = {}
+    for method in OURS:
+        goal = f"{method}, {name} in fp32: relative error"
+        goals[method, "fp32"] = Goal(goal, at_most=FP32_AT_MOST)
+    goals["srpo", "bf16"] = Goal(f"srpo, {name} in bf16: relative error", at_most=BF16_AT_MOST)
+    for ours, theirs in PEERS.items():
+        goals[ours, "bf16"] = Goal(f"{ours}, {name} in bf16: relative error / {theirs}'s",
+                                   at_most=PEER_AT_MOST)  # fmt: skip
+    part.expect(*goals.values())
+    part.note(f"{shape}; {ROWS} recorded rollouts of {length} tokens, no activation checkpointing.")
+    model = directory / "model"
+    tokenizer = save_model(shape, model)
+
+    def of(arm: str, **options: Any) -> Gradients:
+        rollouts = recorded(shape, length)
+        return gradients(arm, model, tokenizer, rollouts, directory / "run", **options)
+
+    for method in OURS:
+        reference = of(method, cpu=True, bf16=False, fused=False)
+        arms = [(method, precision) for precision in PRECISIONS]
+        if method in PEERS:
+            arms.append((PEERS[method], "bf16"))
+        errors = {}
+        for arm, precision in arms:
+            found = of(arm, cpu=not gpu, bf16=precision == "bf16", fused=True)
+            errors[arm, precision], worst, where = compare(found, reference)
+            part.row(TABLE, trainer=arm, precision=precision, relative_error=errors[arm, precision],
+                     of_the_worst_weight=worst, which=where)  # fmt: skip
+        part.measured(goals[method, "fp32"].name, errors[method, "fp32"])
+        beside = errors[PEERS[method], "bf16"] if method in PEERS else 1.0
+        part.measured(goals[method, "bf16"].name, errors[method, "bf16"] / beside)
+
+
+def gradients(
+    arm: str,
+    model: Path,
+    tokenizer: Any,
+    rollouts: list[list[int]],
+    out: Path,
+    *,
+    cpu: bool,
+    bf16: bool,
+    fused: bool,
+) -> Gradients:
+    """The gradients of one step, unclipped. ``fused``: ours by TRL's head, also on a CPU."""
+    settings = {
+        **shared(len(rollouts[0]), 1, str(out)),
+        "use_cpu": cpu,
+        "bf16": bf16,
+        "max_grad_norm": 0.0,
+        "activation_checkpointing": False,
+    }
+    trainer = assemble(arm, model, tokenizer, question(), rollouts, settings)
+    if fused and arm in OURS:
+        trainer.plain_device = "none"
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    taken = TakeGradients()
+    trainer.add_callback(taken)
+    trainer.train()
+    return taken.found
+
+
+def compare(found: Gradients, reference: Gradients) -> tuple[float, float, str]:
+    """Relative error over all weights, the largest of one weight, and that weight's name."""
+    if found.keys() != reference.keys():
+        raise ValueError(
+            f"gradients of other weights: {sorted(found.keys() ^ reference.keys())[:5]}"
+        )
+    squares = {
+        name: (
+            (found[name].double() - right.double()).square().sum().item(),
+            right.double().square().sum().item(),
+        )
+        for name, right in reference.items()
+    }
+    error, norm = (sum(pair[i] for pair in squares.values()) for i in (0, 1))
+    worst, where = max(
+        (float((one / two) ** 0.5) if two else float("inf") if one else 0.0, name)
+        for name, (one, two) in squares.items()
+    )
+    return float((error / norm) ** 0.5), worst, where
+
+
+if __name__ == "__main__":
+    run_part("gpu.gradients", run)
