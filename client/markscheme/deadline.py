@@ -17,12 +17,14 @@ EXTENSION = "markscheme.deadline"
 """Where a request carries its deadline down to the transport."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Deadline:
-    """``total_s`` as the caller gave it, and when that is over on the monotonic clock."""
+    """``total_s`` as the caller gave it, and when that is over on the monotonic clock. ``said``: the message of the
+    service's last answer that was none."""
 
     total_s: float
     at: float
+    said: str = ""
 
     @classmethod
     def after(cls, seconds: float | None) -> Self | None:
@@ -45,7 +47,8 @@ class Deadline:
 
     def exceeded(self, why: str = "the service did not answer") -> DeadlineExceeded:
         """The error for a call that did not make it."""
-        return DeadlineExceeded(f"{why} within the {self.total_s:g} s that the call was given; "
+        said = f" (it said: {self.said})" if self.said else ""
+        return DeadlineExceeded(f"{why} within the {self.total_s:g} s that the call was given{said}; "
                                 "what the service has finished is stored: send it again with more time")
 
     def stamp(self, request: httpx.Request) -> None:

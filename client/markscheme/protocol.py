@@ -56,7 +56,7 @@ class BoundedRetry(Retry):
         return following
 
     def parse_retry_after(self, retry_after: str) -> float:
-        return self._in_time(super().parse_retry_after(retry_after), "the service was busy and could not answer")
+        return self._in_time(super().parse_retry_after(retry_after), "the service could not answer")
 
     def backoff_strategy(self) -> float:
         return self._in_time(super().backoff_strategy(), "the service did not answer")

@@ -1,16 +1,17 @@
 """The transports beneath the retries: each attempt passes here, and is told how much time is left for it.
 
-What the retries cannot see, an answer's code, is looked at here: a judge's reply that could not be
-read is raised at once, for each try is paid for. Any other answer goes up to them.
+What the retries cannot see, an answer's code and message, is looked at here: a judge's reply that
+could not be read is raised at once, for each try is paid for. Any other answer goes up to them.
 """
 
 import httpx
 
 from markscheme.deadline import EXTENSION
-from markscheme.errors import JudgeReplyUnreadable
 from markscheme.protocol import stated_error
 
 BAD_GATEWAY = 502
+FINAL_CODES = frozenset({"judge_reply", "misconfigured", "quota"})
+"""Codes of a 502 that another try meets again."""
 
 
 def _stamp(request: httpx.Request) -> None:
@@ -19,24 +20,28 @@ def _stamp(request: httpx.Request) -> None:
         deadline.stamp(request)
 
 
-def _refuse_paid_tries(response: httpx.Response) -> None:
+def _look_at(request: httpx.Request, response: httpx.Response) -> None:
+    """Raise what another try would only pay for again; note what the service said, for when time runs out."""
     error = stated_error(response)
-    if isinstance(error, JudgeReplyUnreadable):
+    if response.status_code == BAD_GATEWAY and error.code in FINAL_CODES:
         raise error
+    deadline = request.extensions.get(EXTENSION)
+    if deadline is not None and error.code is not None:
+        deadline.said = error.message
 
 
 class StampingTransport(httpx.HTTPTransport):
     """Sends as httpx does, once the attempt bears its deadline.
 
-    Raises :class:`JudgeReplyUnreadable`.
+    Raises :class:`StatusError` for a 502 that is the judge's and not a proxy's.
     """
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         _stamp(request)
         response = super().handle_request(request)
-        if response.status_code == BAD_GATEWAY:
+        if response.status_code >= 400:
             response.read()
-            _refuse_paid_tries(response)
+            _look_at(request, response)
         return response
 
 
@@ -46,7 +51,7 @@ class AsyncStampingTransport(httpx.AsyncHTTPTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         _stamp(request)
         response = await super().handle_async_request(request)
-        if response.status_code == BAD_GATEWAY:
+        if response.status_code >= 400:
             await response.aread()
-            _refuse_paid_tries(response)
+            _look_at(request, response)
         return response

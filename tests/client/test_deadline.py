@@ -75,7 +75,7 @@ def test_silence_ends_at_the_deadline_and_is_not_retried(call: Call, service: Sc
 def test_a_pause_past_the_deadline_is_not_begun(call: Call, service: ScriptedService) -> None:
     service.replies = [refusal(503, "overloaded", "5")]
     started = time.monotonic()
-    with pytest.raises(DeadlineExceeded, match="busy"):
+    with pytest.raises(DeadlineExceeded, match=r"could not answer within the 2 s .*it said: "):
         call(service.url, deadline_s=2)
     assert time.monotonic() - started < 1.5
     assert len(service.asked) == 1
