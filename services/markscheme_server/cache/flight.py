@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from markscheme_server.domain.deadline import Deadline
 
-GRACE_S = 0.25
+GRACE_S = 0.1
 """Work ends itself at its deadline. Who waits for it waits this much longer, so that what it came to is known."""
 T = TypeVar("T")
 Work = Callable[[Deadline], Awaitable[T]]

@@ -104,7 +104,7 @@ def test_what_is_no_fault_of_the_endpoint_opens_nothing(code: int, serve: Serve,
     rubric_id = create_rubric(url)
     judge.mode = status(code)
     failed = send_all([score(url, rubric_id, [f"answer {i}"]) for i in range(15)])
-    assert {r for a in failed for r in a.reasons} == {"rate_limited" if code == 429 else "unavailable"}
+    assert {r for a in failed for r in a.reasons} == {"rate_limited" if code == 429 else "misconfigured"}
     judge.mode = fast_judge.OK
     assert send_all([score(url, rubric_id, ["one more"])])[0].rewards == [1.0]
 
