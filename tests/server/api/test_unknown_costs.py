@@ -1,4 +1,4 @@
-"""Budgets against endpoints that state nonsense, write as much as they may, or are not waited for; on both databases."""
+"""Budgets against endpoints that state nonsense, write as much as they may, or are not waited for."""
 
 import asyncio
 import time
