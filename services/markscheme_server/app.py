@@ -97,7 +97,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             await recall_probes(store, judge)
         judges = Judges(made, settings.roles)
         rates = TeamRates(Windows(workers=settings.workers, redis=redis))
-        treasury = Treasury(store.budgets)
+        treasury = Treasury(store.budgets, store.verdicts)
         rubric_service = RubricService(store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below), treasury)
         verdicts = VerdictService(store.verdicts, store.claims, VerdictCache(), treasury, checks=BuiltinJudge(),
                                   reuse=settings.verdict_reuse)
@@ -110,6 +110,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         finally:
             await rubric_service.drain(DRAIN_S)
             await verdicts.drain(DRAIN_S)
+            await treasury.drain(DRAIN_S)
             await judges.aclose()
             await identity.drain()
             await store.drain()

@@ -7,6 +7,7 @@ each of them; a test reads it there. Judges beyond a single one are tables of ``
 import os
 import tomllib
 from collections.abc import Mapping
+from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,9 +25,13 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from markscheme_server.domain.usage import NANO
+
 StructuredOutput = Literal["auto", "json_schema", "json_object", "text"]
 Temperature = Annotated[float, Field(ge=0)] | Literal["default"] | None
 """``default``: not sent, the endpoint's own. ``None``: not set."""
+Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None
+"""USD per million tokens; a dollar a token at most."""
 Rationale = Literal["off", "short"]
 VerdictReuse = Literal["per_criterion", "exact_set"]
 BUILTIN = "builtin"
@@ -84,10 +89,10 @@ class JudgeSettings(BaseModel):
     evidence: bool = False
     nonce: bool = False
     canary: bool = False
-    price_input: float | None = Field(default=None, ge=0, description="USD per million prompt tokens")
-    price_output: float | None = Field(default=None, ge=0, description="USD per million completion tokens")
-    price_cached: float | None = Field(default=None, ge=0, description="The same, for prompt tokens that the endpoint "
-                                                                       "had cached; default: price_input")
+    price_input: Price = Field(default=None, description="USD per million prompt tokens")
+    price_output: Price = Field(default=None, description="USD per million completion tokens")
+    price_cached: Price = Field(default=None, description="The same, for prompt tokens that the endpoint "
+                                                          "had cached; default: price_input")
     breaker_probe_s: float = Field(default=15.0, gt=0, description="How long an open breaker waits before a probe")
     breaker_wait_s: float = Field(default=60.0, ge=0, description="How long a call waits for an open breaker")
 
@@ -114,12 +119,23 @@ class JudgeSettings(BaseModel):
         """Whether the operator chose the temperature of a role."""
         return getattr(self, f"{role}_temperature") is not None or self.temperature is not None
 
-    def cost_usd(self, prompt: int, cached: int, completion: int) -> float | None:
-        """What tokens come to, ``cached`` of the prompt's; ``None`` without prices."""
+    @property
+    def priced(self) -> bool:
+        """Whether it is known what tokens cost."""
+        return self.price_input is not None and self.price_output is not None
+
+    def cost(self, prompt: int, cached: int, completion: int) -> int:
+        """What tokens come to, ``cached`` of the prompt's, in nano-dollars; 0 without prices."""
         if self.price_input is None or self.price_output is None:
-            return None
+            return 0
         low = self.price_input if self.price_cached is None else self.price_cached
-        return ((prompt - cached) * self.price_input + cached * low + completion * self.price_output) / 1e6
+        per_million = sum((tokens * Decimal(repr(price)) for tokens, price in (
+            (prompt - cached, self.price_input), (cached, low), (completion, self.price_output))), Decimal())
+        return int((per_million * NANO / 10**6).to_integral_value(ROUND_HALF_EVEN))
+
+    def most(self, prompt: int, completion: int) -> int:
+        """The most that so many tokens can come to, in nano-dollars; 0 without prices."""
+        return max(self.cost(prompt, 0, completion), self.cost(prompt, prompt, completion))
 
     @property
     def base_urls(self) -> tuple[str | None, ...]:
@@ -188,9 +204,9 @@ class Settings(BaseSettings):
     judge_evidence: bool = False
     judge_nonce: bool = False
     judge_canary: bool = False
-    judge_price_input: float | None = Field(default=None, ge=0)
-    judge_price_output: float | None = Field(default=None, ge=0)
-    judge_price_cached: float | None = Field(default=None, ge=0)
+    judge_price_input: Price = None
+    judge_price_output: Price = None
+    judge_price_cached: Price = None
     judge_breaker_probe_s: float = Field(default=15.0, gt=0)
     judge_breaker_wait_s: float = Field(default=60.0, ge=0)
 

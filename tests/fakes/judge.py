@@ -58,6 +58,8 @@ class ScriptedJudge:
         self.requests: list[dict[str, Any]] = []
         self.states_usage = True
         self.finish: Callable[[dict[str, Any]], str] = lambda request: "stop"
+        self.usage: Any = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15,
+                           "prompt_tokens_details": {"cached_tokens": 4}}
         self.released = threading.Event()
         self._lock = threading.Lock()
         judge = self
@@ -86,13 +88,11 @@ class ScriptedJudge:
                 if isinstance(answer, tuple):
                     status, body = answer
                 else:
-                    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15,
-                             "prompt_tokens_details": {"cached_tokens": 4}}
                     status, body = 200, {
                         "id": "x", "object": "chat.completion", "created": 1, "model": request["model"],
                         "choices": [{"index": 0, "finish_reason": judge.finish(request),
                                      "message": {"role": "assistant", "content": answer}}],
-                        **({"usage": usage} if judge.states_usage else {})}
+                        **({"usage": judge.usage} if judge.states_usage else {})}
                 payload = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("content-type", "application/json")

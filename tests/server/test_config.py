@@ -106,3 +106,16 @@ def test_empty_variables_are_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / ".env").write_text("MARKSCHEME_JUDGE_BASE_URL=\nMARKSCHEME_DATABASE_URL=\nMARKSCHEME_API_KEY=\n")
     found = Settings()
     assert (found.judge_base_url, found.database_url, found.api_key, found.judge_kind) == (None, None, None, "builtin")
+
+
+@pytest.mark.parametrize("price", ["inf", "nan", "-inf", "1e400", "1e7", "-1"])
+@pytest.mark.parametrize("name", ["price_input", "price_output", "price_cached"])
+def test_a_price_is_a_finite_number_of_dollars(name: str, price: str, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"MARKSCHEME_JUDGE_{name.upper()}", price)
+    with pytest.raises(ValidationError, match=f"(?is){name}.*(finite number|greater than or equal|less than or equal)"):
+        settings()
+    monkeypatch.delenv(f"MARKSCHEME_JUDGE_{name.upper()}")
+    stated = "inf" if price == "1e400" else price
+    with pytest.raises(ValueError, match=f"{name}: .*(finite number|greater than or equal|less than or equal)"):
+        settings(config=written(tmp_path, f'[judges.x]\nmodel = "m"\n{name} = {stated}\n')).judges  # noqa: B018

@@ -81,8 +81,12 @@ class ErrorBody(Wire):
 
 
 class Usage(Wire):
-    """What the request cost. ``cached_tokens``: those of the prompts' that the endpoint had at hand; ``cost_usd`` is
-    ``None`` when a judge that was asked has no prices; ``saved_usd``: what stored verdicts and rubrics had cost."""
+    """What the request cost.
+
+    ``cached_tokens``: those of the prompts' that the endpoint had at hand. ``cost_usd`` is ``None`` when the cost of
+    any call is not known: the judge has no prices, or did not state what it used. ``saved_usd``: what stored verdicts
+    and rubrics had cost.
+    """
 
     judge_calls: int
     prompt_tokens: int

@@ -14,9 +14,9 @@ Usd = Annotated[float, Field(ge=0, le=1e9)]
 class UsageBucket(Wire):
     """What calls of judges and teachers came to. The names by which they are grouped are set, the others ``None``.
 
-    ``cost_usd`` is the sum of what is known: ``unpriced_calls`` were made to judges without prices. What re-use saved
-    is of no role and no judge: ``cached_verdicts`` were not asked for again, ``saved_usd`` is what they, and rubrics
-    that were there already, had cost.
+    ``cost_usd`` is the sum of what is known: ``unpriced_calls`` were made to judges without prices, or were sent and
+    it was never stated what they used. What re-use saved is of no role and no judge: ``cached_verdicts`` were not
+    asked for again, ``saved_usd`` is what they, and rubrics that were there already, had cost.
     """
 
     team: str | None = None

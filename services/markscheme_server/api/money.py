@@ -128,7 +128,7 @@ def _no_budget() -> NotFound:
 
 
 def _shown(services: Services, budget: Budget) -> schema.Budget:
-    unpriced = [name for name, judge in services.settings.judges.items() if judge.cost_usd(0, 0, 0) is None]
+    unpriced = [name for name, judge in services.settings.judges.items() if not judge.priced]
     return schema.Budget(team=budget.team, run=budget.run_id, hard_usd=budget.hard_usd, soft_usd=budget.soft_usd,
                          window=budget.window, since=budget.since, spent_usd=budget.spent_usd,
                          unpriced_judges=unpriced)

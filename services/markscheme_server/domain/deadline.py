@@ -4,6 +4,8 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from markscheme_server.domain.usage import JudgeUsage
+
 _turns = itertools.count()
 
 
@@ -19,10 +21,11 @@ class Deadline:
 
 
 class Purse(Protocol):
-    """Who pays for a question; see :class:`markscheme_server.grading.budgets.TeamPurse`."""
+    """Who pays for a question; see :class:`markscheme_server.domain.purse.Purse`."""
 
-    async def hold(self, usd: float, deadline: Deadline) -> None:
-        """Set aside the most that the next call may cost. Raises ``JudgeFailure`` when the budget is spent."""
+    usage: JudgeUsage
+
+    async def hold(self, nano: int, deadline: Deadline) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

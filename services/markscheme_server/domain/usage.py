@@ -1,23 +1,51 @@
-"""What judging costs."""
+"""What judging costs. Money is counted in whole nano-dollars, so that no sum drifts."""
 
 from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal
+
+NANO = 10**9
+"""Nano-dollars in a dollar."""
+
+
+def to_nano(usd: float) -> int:
+    """The nearest whole number of nano-dollars. ``usd`` is finite."""
+    return int((Decimal(repr(float(usd))) * NANO).to_integral_value(ROUND_HALF_EVEN))
+
+
+def to_usd(nano: int) -> float:
+    """Dollars, as answers state them."""
+    return nano / NANO
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeUsage:
     """What a piece of judging cost. ``cached_tokens``: those of the prompt's that the endpoint had at hand.
 
-    ``cost_usd`` is what the tokens come to that the endpoint stated; ``None`` when the judge has no prices.
+    ``cost`` is what the calls of known cost come to, in nano-dollars. ``unpriced_calls`` are those whose cost is
+    not known: the judge has no prices, or the endpoint did not state what it used. ``unknown`` is the most that
+    those can have cost, in nano-dollars, as far as there are prices.
     """
 
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    cost_usd: float | None = 0.0
+    cost: int = 0
+    unpriced_calls: int = 0
+    unknown: int = 0
+
+    @property
+    def settled(self) -> int:
+        """What counts against budgets, nano-dollars: an unknown cost is taken for the most that it can be."""
+        return self.cost + self.unknown
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Dollars; ``None`` when the cost of any call is not known."""
+        return None if self.unpriced_calls else to_usd(self.cost)
 
     def __add__(self, other: "JudgeUsage") -> "JudgeUsage":
-        known = self.cost_usd is not None and other.cost_usd is not None
         return JudgeUsage(self.calls + other.calls, self.prompt_tokens + other.prompt_tokens,
                           self.completion_tokens + other.completion_tokens, self.cached_tokens + other.cached_tokens,
-                          (self.cost_usd or 0.0) + (other.cost_usd or 0.0) if known else None)
+                          self.cost + other.cost, self.unpriced_calls + other.unpriced_calls,
+                          self.unknown + other.unknown)

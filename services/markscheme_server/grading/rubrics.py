@@ -10,7 +10,7 @@ from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.reward import mean
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.grading.budgets import TeamPurse, Treasury
+from markscheme_server.grading.budgets import Line, Treasury
 from markscheme_server.grading.failed_inductions import FailedInductions
 from markscheme_server.judge.base import ASKS, InductionTask, Judge, JudgeFailure, Response
 from markscheme_server.judge.base import Induction as Made
@@ -181,16 +181,17 @@ class RubricService:
         # After a failure other responses are worth a try, but not three calls at each step.
         about = fp.digest([wanted.team, fp.prompt_key(wanted.prompt), judge.rubricator_identity])
         asks = 1 if self._failed.find(about) is not None else ASKS
-        async with self._treasury.purse(wanted.team, wanted.run_id) as purse:
+        line = Line(wanted.team, wanted.run_id, "rubricator", judge.rubricator_identity)
+        async with self._treasury.purse(line) as purse:
             try:
                 made = await judge.induce(task, replace(patience, purse=purse), asks=asks)
             except JudgeFailure as failure:
                 self._failed.remember(failure, induction.key, about)
-                await self._record(wanted, failure.usage, failure.reason, None, purse)
+                await self._record(purse.entry(failure.reason), wanted.team)
                 raise
             self._failed.forget(about)
             rubric = await self._keep(induction, task, made, claim)
-            await self._record(wanted, made.usage, None, rubric.id, purse)
+            await self._record(purse.entry(rubric_id=rubric.id), wanted.team)
         return rubric, made.usage
 
     async def _keep(self, induction: Induction, task: InductionTask, made: Made, claim: tuple[str, int]) -> Rubric:
@@ -203,9 +204,6 @@ class RubricService:
                         "teacher_keys": [fp.text_key(t) for t in task.teacher_responses],
                         "student_keys": [fp.text_key(s.text) for s in task.student_responses], "run": wanted.run_id})
 
-    async def _record(self, wanted: Wanted, usage: JudgeUsage, failure: UnscoredReason | None, rubric_id: str | None,
-                      purse: TeamPurse) -> None:
-        if usage.calls:
-            await self._store.verdicts.save(Reply(wanted.team, (), JudgeCall(
-                "rubricator", wanted.judge.rubricator_identity, (), usage, failure, wanted.run_id, rubric_id,
-                purse.take())))
+    async def _record(self, call: JudgeCall | None, team: str) -> None:
+        if call is not None:
+            await self._store.verdicts.save(Reply(team, call=call))

@@ -7,7 +7,7 @@ from markscheme.vocabulary import UnscoredReason
 from markscheme_server.domain import fingerprint as fp
 from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.grading.budgets import TeamPurse, Treasury
+from markscheme_server.grading.budgets import Line, Treasury
 from markscheme_server.grading.judges import Judges
 from markscheme_server.judge.base import JudgeFailure, Teacher
 from markscheme_server.store.claims import Claim
@@ -83,18 +83,16 @@ class TeacherService:
     async def _once(self, teacher: Teacher, team: str, prompt: tuple[fp.ChatMessage, ...],
                     patience: Patience, run_id: str | None) -> tuple[int, JudgeUsage]:
         """One response, stored; how many were new and what it cost."""
-        async with self._treasury.purse(team, run_id) as purse:
+        async with self._treasury.purse(Line(team, run_id, "teacher", teacher.teacher_identity)) as purse:
             try:
                 text, usage = await teacher.respond(prompt, replace(patience, purse=purse))
             except JudgeFailure as failure:
-                await self._record(team, teacher, failure.usage, failure.reason, run_id, purse)
+                await self._record(purse.entry(failure.reason), team)
                 raise
             added = await self._store.teachers.save(team, prompt, [text], teacher.teacher_model)
-            await self._record(team, teacher, usage, None, run_id, purse)
+            await self._record(purse.entry(), team)
         return added, usage
 
-    async def _record(self, team: str, teacher: Teacher, usage: JudgeUsage, failure: UnscoredReason | None,
-                      run_id: str | None, purse: TeamPurse) -> None:
-        if usage.calls:
-            await self._store.verdicts.save(Reply(team, (), JudgeCall(
-                "teacher", teacher.teacher_identity, (), usage, failure, run_id, None, purse.take())))
+    async def _record(self, call: JudgeCall | None, team: str) -> None:
+        if call is not None:
+            await self._store.verdicts.save(Reply(team, call=call))

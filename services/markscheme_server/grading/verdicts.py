@@ -21,10 +21,10 @@ from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision, Verdict
-from markscheme_server.grading.budgets import TeamPurse, Treasury
+from markscheme_server.grading.budgets import Line, Treasury
 from markscheme_server.judge.base import Decision, Judge, JudgeFailure, VerifyTask
 from markscheme_server.store.claims import Claim, ClaimStore
-from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict, VerdictStore
+from markscheme_server.store.verdicts import Reply, StoredVerdict, VerdictStore
 
 Verdicts = dict[str, Verdict]
 """By criterion id."""
@@ -285,34 +285,26 @@ class VerdictService:
         """
         order = shuffle_order(fp.pool_key(unit), len(unit))
         task = VerifyTask(question.prompt, criteria, tuple(blind(unit, order)), question.verify)
-        async with self._treasury.purse(question.team, question.run_id) as purse:
+        line = Line(question.team, question.run_id, "verifier", question.judge.verifier_identity,
+                    tuple(question.criterion_keys[c.id] for c in criteria), question.rubric_id)
+        async with self._treasury.purse(line) as purse:
             try:
                 answer = await question.judge.verify(task, replace(patience, purse=purse))
             except JudgeFailure as failure:
                 outcome.usage += failure.usage
                 outcome.failed |= {key: failure.reason for text in unit for c in criteria
                                    if (key := question.key(c, text)) not in outcome.decided}
-                call = (self._record(question, criteria, failure.usage, purse, failure.reason)
-                        if failure.usage.calls else None)
-                return await self._store.save(Reply(question.team, (), call, claim, done=last))
+                return await self._store.save(Reply(question.team, (), purse.entry(failure.reason), claim, done=last))
             outcome.usage += answer.usage
             rows, decided = _rows(question, criteria, dict(zip(unit, unblind(answer.decisions, order), strict=True)),
                                   answer.usage.cost_usd)
             decided = {key: verdict for key, verdict in decided.items() if key not in outcome.decided}
-            call = self._record(question, criteria, answer.usage, purse)
-            if not await self._store.save(Reply(
-                    question.team, [row for row in rows if row.key in decided], call, claim, done=last)):
+            if not await self._store.save(Reply(question.team, [row for row in rows if row.key in decided],
+                                                purse.entry(), claim, done=last)):
                 return False
         self._cache.save(decided)
         outcome.decided |= decided
         return True
-
-    @staticmethod
-    def _record(question: Question, criteria: tuple[Criterion, ...], usage: JudgeUsage, purse: TeamPurse,
-                failure: UnscoredReason | None = None) -> JudgeCall:
-        return JudgeCall("verifier", question.judge.verifier_identity,
-                         tuple(question.criterion_keys[c.id] for c in criteria), usage, failure, question.run_id,
-                         question.rubric_id, purse.take())
 
 
 def _chunked(criteria: tuple[Criterion, ...], size: int | None) -> tuple[tuple[Criterion, ...], ...]:

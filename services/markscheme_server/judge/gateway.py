@@ -51,6 +51,7 @@ LOG_EVERY_S = 60.0
 
 T = TypeVar("T")
 Send = Callable[["Endpoint"], Awaitable[T]]
+Cover = Callable[[], Awaitable[None]]
 log = structlog.get_logger()
 
 
@@ -98,13 +99,6 @@ class Endpoint:
     def ready(self, now: float) -> bool:
         """Whether a call could start; taking it is the breaker's ``admits``."""
         return now >= self.paused_until and self.breaker.ready(now)
-
-
-@dataclass(slots=True)
-class Spent:
-    """What one answer took: calls sent, whether they answered or not."""
-
-    calls: int = 0
 
 
 @dataclass(slots=True)
@@ -162,12 +156,12 @@ class Gateway:
             self._ended.popleft()
         return now
 
-    async def call(self, send: Send[T], *, role: str, tokens: int, patience: Patience, spent: Spent) -> T:
+    async def call(self, send: Send[T], *, cover: Cover, role: str, tokens: int, patience: Patience) -> T:
         """The judge's answer to one question. ``tokens`` is an estimate, for the quota.
 
-        Raises :class:`JudgeFailure`. ``spent`` counts the calls that were sent, also when that is raised.
+        ``cover`` sees to the money for one try, before that waits for anything else. Raises :class:`JudgeFailure`.
         """
-        call = _Call(role, tokens, patience, spent, asyncio.get_running_loop().time() + self.settings.breaker_wait_s)
+        call = _Call(role, tokens, patience, cover, asyncio.get_running_loop().time() + self.settings.breaker_wait_s)
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(self._may_pass), wait=_wait, reraise=True,
             stop=tenacity.stop_any(_Enough(call), _Beyond(patience)))
@@ -183,6 +177,7 @@ class Gateway:
 
     async def _once(self, send: Send[T], call: "_Call") -> T:
         loop = asyncio.get_running_loop()
+        await call.cover()
         with _counted(metrics.QUEUE_DEPTH.labels(judge=self.name)) as waiting:
             await self.quotas.take(call.tokens)
             while True:
@@ -229,7 +224,6 @@ class Gateway:
         started, breaker, patience = loop.time(), endpoint.breaker, call.patience
         probing = breaker.state is State.HALF_OPEN
         endpoint.in_flight += 1
-        call.spent.calls += 1
         if call.failed_at is None:
             breaker.first_try(started)
         outcome = "ok"
@@ -346,7 +340,7 @@ class _Call:
     role: str
     tokens: int
     patience: Patience
-    spent: Spent
+    cover: Cover
     wait_until: float
     failed_at: Endpoint | None = None
     probes: int = 0

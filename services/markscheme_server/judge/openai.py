@@ -15,10 +15,10 @@ import openai
 
 from markscheme.text import visible
 from markscheme.vocabulary import UnscoredReason
-from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, Role
 from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.fingerprint import ChatMessage, digest, prompt_text
+from markscheme_server.domain.purse import Purse
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge import prompts, refusals, replies
 from markscheme_server.judge.base import (
@@ -31,12 +31,13 @@ from markscheme_server.judge.base import (
     VerifyTask,
 )
 from markscheme_server.judge.capabilities import Capabilities, StructuredForm
-from markscheme_server.judge.gateway import Endpoint, Gateway, Spent, failure_of
+from markscheme_server.judge.gateway import Endpoint, Gateway, failure_of
 from markscheme_server.judge.refusals import Kind, Refusal, Refused
 from markscheme_server.judge.replies import ReplyError, Truncated
 from markscheme_server.judge.reply_cap import UnusableReply
 from markscheme_server.judge.retry import NotTheProtocol
 from markscheme_server.judge.sanitise import quotes
+from markscheme_server.judge.spending import LONGEST_REPLY_TOKENS, Spending
 
 THINKING_TOKENS = 4096
 """Allowance for thinking in the computed length of a reply."""
@@ -155,7 +156,8 @@ class OpenAIJudge:
         s = self._settings
         longest = s.teacher_max_tokens or TEACHER_TOKENS
         request = _Request("teacher", list(prompt), longest, fixed=s.teacher_max_tokens is not None)
-        completion, usage = await self._call(request, longest, patience)
+        spending = self._spending("teacher", patience)
+        completion, usage = await self._call(request, longest, patience, spending), spending.usage
         try:
             text = visible(replies.read_text(completion, response=True))
         except Truncated as error:
@@ -178,7 +180,8 @@ class OpenAIJudge:
                            forms=(form,))
         try:
             async with asyncio.timeout_at(patience.deadline.at):
-                return replies.read_text(await _Sender(self._settings, request, Spent()).send(endpoint))
+                spending = self._spending("verifier", patience)
+                return replies.read_text(await _Sender(self._settings, request, spending).send(endpoint))
         except Refused as refused:
             return refused.refusal
         except ReplyError as error:
@@ -207,19 +210,17 @@ class OpenAIJudge:
         s = self._settings
         request = _Request(question.role, _user(question.message), self._cap(question.usual_tokens),
                            fixed=s.max_tokens is not None, schema=question.schema, form_name=question.form_name)
-        usage, text = JudgeUsage(), ""
+        spending, text = self._spending(question.role, patience), ""
         for attempt in range(1, asks + 1):
             try:
-                completion, cost = await self._call(request, question.usual_tokens, patience)
+                completion = await self._call(request, question.usual_tokens, patience, spending)
             except JudgeFailure as failure:
-                usage += failure.usage
-                failure.usage = usage
                 again = self._after_refusal(failure, request, question, attempt)
                 if attempt == asks or again is None:
                     raise
                 request = again
                 continue
-            usage += cost
+            usage = spending.usage
             try:
                 text = replies.read_text(completion)
                 return read(replies.read_object(text)), usage
@@ -255,38 +256,19 @@ class OpenAIJudge:
         """The longest reply to ask for, tokens: what the operator set, else four times the usual and room to think."""
         return self._settings.max_tokens or LARGER * (_TOKENS["reply"] + usual_tokens) + THINKING_TOKENS
 
-    async def _call(self, request: "_Request", usual_tokens: int, patience: Patience) -> tuple[Any, JudgeUsage]:
-        """A completion by way of the gateway, and what it cost; a failure carries what it cost as well."""
-        s, spent = self._settings, Spent()
-        most = s.cost_usd(sum(len(m["content"].encode()) for m in request.messages), 0, request.cap)
-        if patience.purse is not None and most is not None:
-            await patience.purse.hold(most, patience.deadline)
+    def _spending(self, role: Role, patience: Patience) -> Spending:
+        return Spending(self._settings, self.name, role, patience.purse or Purse(), patience.deadline)
+
+    async def _call(self, request: "_Request", usual_tokens: int, patience: Patience, spending: Spending) -> Any:
+        """A completion by way of the gateway. A failure carries what the question has cost so far."""
         tokens = sum(len(m["content"]) for m in request.messages) // prompts.CHARACTERS_PER_TOKEN + usual_tokens
-        sender = _Sender(s, request, spent)
+        sender = _Sender(self._settings, request, spending)
         try:
-            completion = await self.gateway.call(sender.send, role=request.role, tokens=tokens, patience=patience,
-                                                 spent=spent)
+            return await self.gateway.call(sender.send, cover=lambda: sender.cover(self.gateway.endpoints),
+                                           role=request.role, tokens=tokens, patience=patience)
         except JudgeFailure as failure:
-            failure.usage = JudgeUsage(spent.calls, cost_usd=s.cost_usd(0, 0, 0))
+            failure.usage = spending.usage
             raise
-        usage = self._usage(completion, spent.calls)
-        self._count(request.role, usage)
-        return completion, usage
-
-    def _usage(self, completion: Any, calls: int) -> JudgeUsage:
-        usage = completion.get("usage")
-        prompt, reply = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
-        details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
-        cached = min(prompt, _tokens(details, "cached_tokens"))
-        # An endpoint that states no tokens was not free: what it cost is not known.
-        cost = self._settings.cost_usd(prompt, cached, reply) if isinstance(usage, dict) else None
-        return JudgeUsage(calls, prompt, reply, cached, cost)
-
-    def _count(self, role: str, usage: JudgeUsage) -> None:
-        for kind, tokens in (("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)):
-            metrics.TOKENS.labels(judge=self.name, role=role, kind=kind).inc(tokens)
-        if usage.cost_usd is not None:
-            metrics.COST.labels(judge=self.name, role=role).inc(usage.cost_usd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,8 +305,14 @@ class _Request:
 class _Sender:
     """Sends one request in the way an endpoint takes it, and learns from its refusals."""
 
-    def __init__(self, settings: JudgeSettings, request: _Request, spent: Spent) -> None:
-        self._settings, self._request, self._spent = settings, request, spent
+    def __init__(self, settings: JudgeSettings, request: _Request, spending: Spending) -> None:
+        self._settings, self._request, self._spending = settings, request, spending
+        self._prompt_bytes = sum(len(message["content"].encode()) for message in request.messages)
+
+    async def cover(self, endpoints: Sequence[Endpoint]) -> None:
+        """See to the money for one request, whichever of the endpoints it will go to."""
+        most = max(_most_tokens(self._length(self._request, endpoint.capabilities)) for endpoint in endpoints)
+        await self._spending.cover(self._prompt_bytes, most)
 
     async def send(self, endpoint: Endpoint) -> Any:
         """The completion. Raises :class:`Refused`, :class:`NotTheProtocol` and the SDK's connection errors."""
@@ -346,7 +334,6 @@ class _Sender:
                     request = adapted
                 else:
                     raise unexplained or refused from None
-                self._spent.calls += 1
                 continue
             if form is not None and (form != start or form != known.form) and request.forms is None:
                 known.use_form(form, now)
@@ -364,18 +351,27 @@ class _Sender:
         # Not chat.completions.create: it walks all parameters and builds models of the reply, which takes longer
         # than all that we do for a call. Not cast_to=object either: it decodes what may not be JSON.
         sent = [name for name in body if name not in ("model", "messages", "response_format")]
+        most = _most_tokens(body.get(endpoint.capabilities.length_name))
+        await self._spending.cover(self._prompt_bytes, most)
+        call = self._spending.begin(self._prompt_bytes, most)
         try:
             response: httpx2.Response = await endpoint.client.post(
                 "/chat/completions", cast_to=httpx2.Response, body=body,
                 options={"headers": self._settings.extra_headers} if self._settings.extra_headers else {})
         except openai.APIStatusError as error:
-            refusal = refusals.of_response(error.status_code, _error_body(error.response), sent,
-                                           self._request.material)
+            content = _error_body(error.response)
+            refusal = refusals.of_response(error.status_code, content, sent, self._request.material)
+            call.refused(refusal, content)
             raise Refused(refusal, error.response.headers) from error
+        except openai.APIConnectionError as error:
+            call.disconnected(error)
+            raise
         completion = replies.decode(response.content)
         refusal_in_it = refusals.of_completion(completion, sent, self._request.material)
         if refusal_in_it is not None:
+            call.refused(refusal_in_it, completion)
             raise Refused(refusal_in_it, response.headers)
+        call.answered(completion)
         replies.check_protocol(completion)
         return completion
 
@@ -385,9 +381,9 @@ class _Sender:
         temperature = s.temperature_of(request.role)
         if temperature is not None and ("temperature" not in known.left_out or s.sets_temperature(request.role)):
             body["temperature"] = temperature
-        if request.fixed or "max_tokens" not in known.left_out:
-            most = known.most_tokens
-            body[known.length_name] = request.cap if request.fixed or most is None else min(request.cap, most)
+        length = self._length(request, known)
+        if length is not None:
+            body[known.length_name] = length
         if s.reasoning_effort is not None:
             body["reasoning_effort"] = s.reasoning_effort
         if s.seed is not None:
@@ -398,6 +394,15 @@ class _Sender:
         elif form == "json_object":
             body["response_format"] = {"type": "json_object"}
         return body | s.extra_body
+
+    @staticmethod
+    def _length(request: _Request, known: Capabilities) -> int | None:
+        """The longest reply that is asked for, tokens; ``None``: the endpoint takes no length."""
+        if request.fixed:
+            return request.cap
+        if "max_tokens" in known.left_out:
+            return None
+        return request.cap if known.most_tokens is None else min(request.cap, known.most_tokens)
 
     def _adapt(self, refusal: Refusal, request: _Request, known: Capabilities) -> _Request | None:
         """The request to send in place of the refused one; ``None``: there is none that could do better."""
@@ -465,9 +470,6 @@ def _sampling(settings: JudgeSettings) -> str:
     return "".join(f" {name}={value}" for name, value in parts if value is not None)
 
 
-def _tokens(usage: Any, name: str) -> int:
-    """A count the endpoint stated, where it stated a sane one."""
-    stated = usage.get(name) if isinstance(usage, dict) else None
-    if not isinstance(stated, int) or isinstance(stated, bool) or not 0 <= stated < 2**31:
-        return 0
-    return stated
+def _most_tokens(length: int | None) -> int:
+    """The longest reply that can come where ``length`` was asked for, tokens."""
+    return LONGEST_REPLY_TOKENS if length is None else length

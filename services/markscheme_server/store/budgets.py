@@ -1,10 +1,11 @@
 """Budgets: what teams and runs may spend, and the money set aside for calls under way.
 
-A call of a team that has a budget is preceded by a hold: a row with the most that the call is thought to cost. Holds
-are granted under the budgets' row lock, over all processes, so that what is spent and what is held stay within the
-hard limit; beyond it each process may have one more call under way, as long as less than the limit is spent. When the
-call is recorded its hold is settled: it stands for what the call cost until a later grant has added that to
-``spent_usd``. What a dead process held is believed until its lease ends.
+A request of a team that has a budget is preceded by a hold: a row with the most that it can cost. Holds are granted
+under the budgets' row lock, over all processes, so that what is spent and what is held stay within the hard limit;
+beyond it each process may have one more request under way, as long as less than the limit is spent. A question that
+takes another request has its hold raised, by the same rule. When the question is recorded its hold is settled: it
+stands for what the question cost until a later grant has added that to ``spent_usd``. What a dead process held is
+believed until its lease ends. Money is whole nano-dollars here, but for :class:`Budget`.
 """
 
 from collections import defaultdict
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme.vocabulary import BudgetWindow
+from markscheme_server.domain.usage import to_nano, to_usd
 from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.batching import Batcher
 from markscheme_server.store.database import Database, sight_of
@@ -33,7 +35,7 @@ class UnknownTeam(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """``run_id`` ``None``: on everything that the team does. ``since``: when the window began."""
+    """``run_id`` ``None``: on everything that the team does. ``since``: when the window began. Money is in dollars."""
 
     team: str
     run_id: str | None
@@ -46,12 +48,14 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Money that is to be set aside for one call."""
+    """Money that is to be set aside for a question's next request: ``most``, and ``spent`` on those before it. Nano-
+    dollars."""
 
     id: str
     team: str
     run_id: str | None
-    usd: float
+    most: int
+    spent: int = 0
 
 
 class BudgetStore:
@@ -63,7 +67,7 @@ class BudgetStore:
         self._holding: Batcher[Wish, Grant] = Batcher(self._hold)
         self._releasing: Batcher[tuple[str, str], None] = Batcher(self._release)
         self._in_team = database.in_keys(budgets.c.team, "keys")
-        self._settle = settle(database)
+        self._put = self._putting()
 
     async def find(self, team: str) -> list[Budget]:
         """The team's budgets, that on everything first, each with what was spent in its window so far."""
@@ -78,7 +82,8 @@ class BudgetStore:
                 raise UnknownTeam
             await self._lock(connection, [team])
             since = _begins(window, await self._now(connection))
-            row = {"team": team, "run_id": run_id or EVERYTHING, "hard_usd": hard_usd, "soft_usd": soft_usd,
+            hard, soft = (None if usd is None else to_nano(usd) for usd in (hard_usd, soft_usd))
+            row = {"team": team, "run_id": run_id or EVERYTHING, "hard_usd": hard, "soft_usd": soft,
                    "period": window, "since": since,
                    "spent_usd": await self._on_the_books(connection, team, run_id or EVERYTHING, since)}
             new = self._db.insert(budgets).values(row)
@@ -99,7 +104,8 @@ class BudgetStore:
         return bool(done.rowcount)
 
     async def hold(self, wish: Wish) -> Grant:
-        """Set money aside. ``wait``: only once a call of ours has ended; ``spent``: a hard limit is reached."""
+        """Set money aside. ``wait``: only once a request of ours has ended; ``spent``: a hard limit is reached. What
+        the question held before then comes down to what it has spent."""
         return await self._holding.submit(wish)
 
     async def release(self, team: str, hold_id: str) -> None:
@@ -110,6 +116,15 @@ class BudgetStore:
         """Wait until everything handed in is stored."""
         for batcher in (self._holding, self._releasing):
             await batcher.drain()
+
+    def _putting(self) -> Any:
+        """Holds made, or changed as long as they are not settled; bind ``changed`` to their rows."""
+        names = ("id", "team", "run_id", "owner", "usd", "spent_usd", "settled")
+        row = self._db.rows([holds.c[name] for name in names], "changed")
+        new = self._db.insert(holds).from_select([*names, "expires_at"], sa.select(
+            *(row[name] for name in names), self._db.clock + self._lease_s).where(sa.true()))
+        return new.on_conflict_do_update(index_elements=[holds.c.id], where=~holds.c.settled, set_={
+            name: new.excluded[name] for name in ("usd", "spent_usd", "expires_at")})
 
     async def _find(self, asked: Sequence[str]) -> list[list[Budget]]:
         query = sa.select(budgets).where(self._in_team).order_by(budgets.c.team, budgets.c.run_id)
@@ -130,24 +145,22 @@ class BudgetStore:
         asked = {wish.team for wish in wishes}
         async with self._db.writing(sight_of(*asked)) as connection:
             limits = await self._lock(connection, asked)
-            held = [dict(row) for row in (await connection.execute(sa.select(
-                holds.c.team, holds.c.run_id, holds.c.owner, holds.c.usd).where(
+            held = {row["id"]: dict(row) for row in (await connection.execute(sa.select(
+                holds.c.id, holds.c.team, holds.c.run_id, holds.c.owner, holds.c.usd, holds.c.spent_usd).where(
                 self._db.in_keys(holds.c.team, "keys"), holds.c.expires_at > self._db.clock),
-                {"keys": self._db.keys(asked)})).mappings()]
+                {"keys": self._db.keys(asked)})).mappings()}
             answers: list[Grant] = []
-            granted = []
+            changed: dict[str, dict[str, Any]] = {}
             for wish in wishes:
-                answers.append(answer := _decide(wish, limits, held, self._owner))
-                if answer == "granted":
-                    held.append({"team": wish.team, "run_id": wish.run_id or EVERYTHING, "owner": self._owner,
-                                 "usd": wish.usd})
-                    granted.append({"id": wish.id, "settled": False} | held[-1])
-            if granted:
-                new = self._db.rows([holds.c[name] for name in granted[0]], "granted")
-                await connection.execute(self._db.insert(holds).from_select(
-                    [*granted[0], "expires_at"],
-                    sa.select(*(new[name] for name in granted[0]), self._db.clock + self._lease_s).where(sa.true()),
-                ).on_conflict_do_nothing(), {"granted": self._db.pack(granted)})
+                answers.append(answer := _decide(wish, limits, held.values(), self._owner))
+                if answer == "granted" or wish.spent or wish.id in held:
+                    held[wish.id] = changed[wish.id] = {
+                        "id": wish.id, "team": wish.team, "run_id": wish.run_id or EVERYTHING, "owner": self._owner,
+                        "usd": wish.spent + (wish.most if answer == "granted" else 0), "spent_usd": wish.spent}
+            if changed:
+                await connection.execute(self._put, {"changed": self._db.pack([
+                    row | {"usd": self._db.usd(row["usd"]), "spent_usd": self._db.usd(row["spent_usd"]),
+                           "settled": False} for row in changed.values()])})
         return answers
 
     async def _lock(self, connection: AsyncConnection, asked: Iterable[str]) -> list[dict[str, Any]]:
@@ -177,15 +190,16 @@ class BudgetStore:
                   if team == limit["team"] and limit["run_id"] in (EVERYTHING, run_id))
         return limit | {"spent_usd": limit["spent_usd"] + due}
 
-    async def _on_the_books(self, connection: AsyncConnection, team: str, run_id: str, since: float) -> float:
+    async def _on_the_books(self, connection: AsyncConnection, team: str, run_id: str, since: float) -> int:
         """What the ledger says was spent since then, which is when a day begins."""
         begun = datetime.fromtimestamp(since, UTC)
-        spent = 0.0
+        spent = 0
         for table, is_since in ((judge_calls, judge_calls.c.created_at >= begun),
                                 (past_usage, past_usage.c.day >= f"{begun:%Y-%m-%d}")):
-            query = sa.select(sa.func.coalesce(sa.func.sum(table.c.cost_usd), 0.0)).where(
+            query = sa.select(sa.func.sum(sa.func.coalesce(table.c.settled_usd, table.c.cost_usd))).where(
                 table.c.team == team, is_since)
-            spent += (await connection.execute(query.where(table.c.run_id == run_id) if run_id else query)).scalar_one()
+            row = await connection.execute(query.where(table.c.run_id == run_id) if run_id else query)
+            spent += row.scalar_one() or 0
         return spent
 
     async def _now(self, connection: AsyncConnection) -> float:
@@ -200,10 +214,10 @@ class BudgetStore:
 
 
 def settle(database: Database) -> sa.Update:
-    """Holds become what their calls cost; bind ``settlements`` to what :func:`settlement` makes. Harmless to repeat."""
+    """Holds become what their questions cost; bind ``settlements`` to their id, team and usd. Harmless to repeat."""
     row = database.rows([holds.c.id, holds.c.team, holds.c.usd], "settlements")
     return sa.update(holds).where(holds.c.id == row.id, holds.c.team == row.team).values(
-        usd=sa.func.coalesce(row.usd, holds.c.usd), settled=True)
+        usd=row.usd, settled=True)
 
 
 def count_unheld(database: Database) -> Any:
@@ -218,23 +232,18 @@ def count_unheld(database: Database) -> Any:
             bound, ~counted)).on_conflict_do_nothing()
 
 
-def settlement(team: str, hold_ids: Sequence[str], cost_usd: float | None) -> list[dict[str, Any]]:
-    """What a call's holds come to: the first its whole cost, the others nothing. Where the cost is not known, what was
-    set aside counts."""
-    return [{"id": hold_id, "team": team, "usd": cost_usd if i == 0 or cost_usd is None else 0.0}
-            for i, hold_id in enumerate(hold_ids)]
-
-
-def _decide(wish: Wish, limits: Sequence[dict[str, Any]], held: Sequence[dict[str, Any]], owner: str) -> Grant:
+def _decide(wish: Wish, limits: Sequence[dict[str, Any]], held: Iterable[dict[str, Any]], owner: str) -> Grant:
+    others = [each for each in held if each["team"] == wish.team and each["id"] != wish.id]
     for limit in limits:
         if limit["team"] != wish.team or limit["run_id"] not in (EVERYTHING, wish.run_id) or limit["hard_usd"] is None:
             continue
-        if limit["spent_usd"] >= limit["hard_usd"]:
+        beside = [each for each in others if limit["run_id"] in (EVERYTHING, each["run_id"])]
+        spent = limit["spent_usd"] + sum(each["spent_usd"] for each in beside) + wish.spent
+        if spent >= limit["hard_usd"]:
             return "spent"
-        beside = [each for each in held if each["team"] == wish.team
-                  and limit["run_id"] in (EVERYTHING, each["run_id"])]
-        if limit["spent_usd"] + sum(each["usd"] for each in beside) + wish.usd > limit["hard_usd"] and any(
-                each["owner"] == owner for each in beside):
+        under_way = [each for each in beside if each["usd"] > each["spent_usd"]]
+        open_usd = sum(each["usd"] - each["spent_usd"] for each in under_way)
+        if spent + open_usd + wish.most > limit["hard_usd"] and any(each["owner"] == owner for each in under_way):
             return "wait"
     return "granted"
 
@@ -248,5 +257,6 @@ def _begins(window: str, now: float) -> float:
 
 
 def _budget(row: dict[str, Any]) -> Budget:
-    return Budget(row["team"], row["run_id"] or None, row["hard_usd"], row["soft_usd"], row["period"],
-                  datetime.fromtimestamp(row["since"], UTC), row["spent_usd"])
+    hard, soft = (None if row[name] is None else to_usd(row[name]) for name in ("hard_usd", "soft_usd"))
+    return Budget(row["team"], row["run_id"] or None, hard, soft, row["period"],
+                  datetime.fromtimestamp(row["since"], UTC), to_usd(row["spent_usd"]))

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NewType
 
@@ -200,6 +201,10 @@ class Database:
     def pack(self, rows: Sequence[dict[str, Any]]) -> str:
         """Rows as :meth:`rows` takes them."""
         return json.dumps(list(rows), ensure_ascii=False, default=self._time)
+
+    def usd(self, nano: int | None) -> int | str | None:
+        """Nano-dollars as :meth:`pack` takes them for a column of money."""
+        return nano if nano is None or self._is_sqlite else str(Decimal(nano).scaleb(-9))
 
     def _time(self, value: datetime) -> str:
         return value.strftime("%Y-%m-%d %H:%M:%S.%f") if self._is_sqlite else value.isoformat()

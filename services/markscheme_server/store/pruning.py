@@ -38,7 +38,7 @@ ASSIGNMENTS_A_WINDOW = 32
 """A group has up to 1,024 rollouts, and they go with it."""
 _PLACE = ("team", "day", "run_id", "rubric_id", "role", "judge")
 _FIGURES = ("calls", "failed_calls", "unpriced_calls", "prompt_tokens", "cached_tokens", "completion_tokens",
-            "cached_verdicts", "cost_usd", "saved_usd")
+            "cached_verdicts", "cost_usd", "saved_usd", "settled_usd")
 
 
 class Pruner(Walker):
@@ -90,9 +90,15 @@ async def _book_calls(connection: AsyncConnection, calls: Sequence[sa.Row[Any]])
     """Keep what calls to judges took and cost."""
     await _add_up(connection, [(call, call.role, call.judge, {
         "calls": call.calls, "failed_calls": int(call.failure is not None),
-        "unpriced_calls": call.calls if call.cost_usd is None else 0, "prompt_tokens": call.prompt_tokens,
+        "unpriced_calls": _unpriced(call), "prompt_tokens": call.prompt_tokens,
         "cached_tokens": call.cached_tokens, "completion_tokens": call.completion_tokens,
-        "cost_usd": call.cost_usd or 0.0}) for call in calls])
+        "cost_usd": call.cost_usd or 0,
+        "settled_usd": call.settled_usd if call.settled_usd is not None else call.cost_usd or 0}) for call in calls])
+
+
+def _unpriced(call: sa.Row[Any]) -> int:
+    """The calls whose cost is not known; a row of an older version tells it by having no cost."""
+    return int(call.unpriced_calls if call.unpriced_calls is not None else call.calls * (call.cost_usd is None))
 
 
 async def _book_savings(connection: AsyncConnection, groups: Sequence[sa.Row[Any]]) -> None:

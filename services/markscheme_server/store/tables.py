@@ -5,6 +5,8 @@ another table's row have an index: without one the database reads the whole tabl
 """
 
 from datetime import datetime
+from decimal import Decimal
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -15,6 +17,25 @@ metadata = sa.MetaData(naming_convention={
     "fk": "fk_%(table_name)s_%(column_0_N_name)s",
     "pk": "pk_%(table_name)s",
 })
+
+
+
+class Usd(sa.types.TypeDecorator[int]):
+    """Money: whole nano-dollars in the code. PostgreSQL keeps it as dollars with nine decimals; SQLite, which has no
+    exact decimals, as whole nano-dollars."""
+
+    impl = sa.Numeric(28, 9)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(sa.BigInteger() if dialect.name == "sqlite" else sa.Numeric(28, 9))
+
+    def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> int | Decimal | None:
+        return value if value is None or dialect.name == "sqlite" else Decimal(value).scaleb(-9)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> int | None:
+        return value if value is None or dialect.name == "sqlite" else int(value.scaleb(9))
+
 
 KEY = sa.String(64)
 WORDS = sa.Text().with_variant(postgresql.TSVECTOR(), "postgresql")
@@ -131,12 +152,16 @@ judge_calls = sa.Table(
     sa.Column("run_id", sa.String(200)),
     sa.Column("rubric_id", sa.String(40)),
     sa.Column("cached_tokens", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("cost_usd", sa.Double),
+    sa.Column("cost_usd", Usd),
+    sa.Column("unpriced_calls", sa.Integer),
+    sa.Column("settled_usd", Usd),
     _created(),
     sa.Index(None, "created_at"),
     sa.Index(None, "team", "created_at"),
 )
-"""The ledger: what was asked of judges and teachers, by whom and for what. No cost: the judge has no prices."""
+"""The ledger: what was asked of judges and teachers, by whom and for what. ``cost_usd``: of the calls whose cost is
+known, which ``unpriced_calls`` are not. ``settled_usd``: what counts against budgets. A row of an older version has
+neither: then it is the cost, and without a cost no call of it is priced."""
 
 verdicts = sa.Table(
     "verdicts", metadata,
@@ -229,21 +254,23 @@ past_usage = sa.Table(
     *(sa.Column(name, sa.BigInteger, nullable=False) for name in (
         "calls", "failed_calls", "unpriced_calls", "prompt_tokens", "cached_tokens", "completion_tokens",
         "cached_verdicts")),
-    sa.Column("cost_usd", sa.Double, nullable=False),
+    sa.Column("cost_usd", Usd, nullable=False),
     sa.Column("saved_usd", sa.Double, nullable=False),
+    sa.Column("settled_usd", Usd),
     sa.Index(None, "team", "day"),
 )
-"""What pruning adds up before it removes the rows: money that was spent stays on the books."""
+"""What pruning adds up before it removes the rows: money that was spent stays on the books. ``settled_usd``: as in
+the ledger."""
 
 budgets = sa.Table(
     "budgets", metadata,
     sa.Column("team", sa.String(64), sa.ForeignKey("teams.name"), primary_key=True),
     sa.Column("run_id", sa.String(200), primary_key=True),
-    sa.Column("hard_usd", sa.Double),
-    sa.Column("soft_usd", sa.Double),
+    sa.Column("hard_usd", Usd),
+    sa.Column("soft_usd", Usd),
     sa.Column("period", sa.String(8), nullable=False),
     sa.Column("since", sa.Double, nullable=False),
-    sa.Column("spent_usd", sa.Double, nullable=False),
+    sa.Column("spent_usd", Usd, nullable=False),
 )
 """What a team may spend in a window that began at ``since`` (seconds since 1970). ``run_id`` "": on everything."""
 
@@ -253,12 +280,14 @@ holds = sa.Table(
     sa.Column("team", sa.String(64), nullable=False),
     sa.Column("run_id", sa.String(200), nullable=False),
     sa.Column("owner", sa.String(40), nullable=False),
-    sa.Column("usd", sa.Double, nullable=False),
+    sa.Column("usd", Usd, nullable=False),
     sa.Column("settled", sa.Boolean, nullable=False),
     sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Column("spent_usd", Usd, nullable=False, server_default="0"),
     sa.Index(None, "team"),
 )
-"""Money set aside for calls under way. Once settled, ``usd`` is what a call cost, until its budgets have counted it."""
+"""Money set aside for questions under way: ``usd`` is the most that one can cost, ``spent_usd`` of it is spent on
+requests that have ended. Once settled, ``usd`` is what the question cost, until its budgets have counted it."""
 
 audit_entries = sa.Table(
     "audit_entries", metadata,

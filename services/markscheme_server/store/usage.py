@@ -8,8 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from markscheme.vocabulary import UsageKey
+from markscheme_server.domain.usage import to_usd
 from markscheme_server.store.database import EVERYONE, Database, sight_of
-from markscheme_server.store.tables import assignments, judge_calls, past_usage
+from markscheme_server.store.tables import Usd, assignments, judge_calls, past_usage
 
 MOST_BUCKETS = 1000
 _SUMS = ("calls", "failed_calls", "unpriced_calls", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd",
@@ -37,12 +38,12 @@ class UsageStore:
         By day or month they come in order of time, else the most expensive first.
         """
         books = self._books(team, since, until)
-        sums = [sa.func.coalesce(sa.func.sum(books.c[name]), 0).label(name) for name in _SUMS]
+        sums = [sa.func.sum(books.c[name]).label(name) for name in _SUMS]
         keys = [(sa.func.substr(books.c.day, 1, 7) if key == "month" else books.c[key]).label(key) for key in group_by]
         times = [column for key, column in zip(group_by, keys, strict=True) if key in ("day", "month")]
-        cost = sa.func.sum(books.c.cost_usd + books.c.saved_usd).desc()
+        dearest = (sa.func.sum(books.c.cost_usd).desc(), sa.func.sum(books.c.saved_usd).desc())
         query = (sa.select(*keys, *sums).group_by(*keys)
-                 .order_by(*times, cost, *(key.nulls_last() for key in keys)).limit(MOST_BUCKETS + 1))
+                 .order_by(*times, *dearest, *(key.nulls_last() for key in keys)).limit(MOST_BUCKETS + 1))
         async with self._db.reading(EVERYONE if team is None else sight_of(team)) as connection:
             total = (await connection.execute(sa.select(*sums))).mappings().one()
             rows = (await connection.execute(query)).mappings().all() if keys else []
@@ -51,17 +52,19 @@ class UsageStore:
 
     def _books(self, team: str | None, since: date | None, until: date | None) -> sa.Subquery:
         c, a, p = judge_calls.c, assignments.c, past_usage.c
-        none, zero, no_money = sa.null(), sa.literal(0), sa.literal(0.0)
+        none, zero, nothing = sa.null(), sa.literal(0), sa.literal(0, Usd)
         calls = sa.select(
             c.team, c.run_id.label("run"), c.rubric_id.label("rubric"), c.role, c.judge,
             self._db.day(c.created_at).label("day"), c.calls,
             sa.case((c.failure.is_not(None), 1), else_=0).label("failed_calls"),
-            sa.case((c.cost_usd.is_(None), c.calls), else_=0).label("unpriced_calls"), c.prompt_tokens,
-            c.cached_tokens, c.completion_tokens, sa.func.coalesce(c.cost_usd, 0.0).label("cost_usd"),
-            zero.label("cached_verdicts"), no_money.label("saved_usd")).where(*_within(c, team, since, until))
+            sa.func.coalesce(c.unpriced_calls, sa.case((c.cost_usd.is_(None), c.calls), else_=0)).label(
+                "unpriced_calls"),
+            c.prompt_tokens, c.cached_tokens, c.completion_tokens,
+            sa.func.coalesce(c.cost_usd, nothing).label("cost_usd"), zero.label("cached_verdicts"),
+            sa.literal(0.0).label("saved_usd")).where(*_within(c, team, since, until))
         savings = sa.select(
             a.team, a.run_id, a.rubric_id, sa.cast(none, sa.String), sa.cast(none, sa.Text),
-            self._db.day(a.created_at), *(zero,) * 6, no_money, a.cached_verdicts, a.saved_usd).where(
+            self._db.day(a.created_at), *(zero,) * 6, nothing, a.cached_verdicts, a.saved_usd).where(
             a.cached_verdicts.is_not(None), *_within(a, team, since, until))
         past = sa.select(p.team, p.run_id, p.rubric_id, p.role, p.judge, p.day, *(p[name] for name in _SUMS)).where(
             *([p.team == team] if team is not None else []), *([p.day >= since.isoformat()] if since else []),
@@ -79,4 +82,5 @@ def _within(columns: Any, team: str | None, since: date | None, until: date | No
 
 
 def _bucket(group: tuple[tuple[UsageKey, str | None], ...], row: Any) -> Bucket:
-    return Bucket(group, {name: float(row[name]) if name.endswith("_usd") else int(row[name]) for name in _SUMS})
+    sums = {name: int(row[name] or 0) for name in _SUMS if name != "saved_usd"}
+    return Bucket(group, sums | {"cost_usd": to_usd(sums["cost_usd"]), "saved_usd": float(row["saved_usd"] or 0)})

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store.batching import Batcher
-from markscheme_server.store.budgets import EVERYTHING, count_unheld, settle, settlement
+from markscheme_server.store.budgets import EVERYTHING, count_unheld, settle
 from markscheme_server.store.claims import Claim, ClaimStore
 from markscheme_server.store.database import Database, sight_of
 from markscheme_server.store.ids import new_id, now
@@ -41,7 +41,7 @@ class StoredVerdict:
 class JudgeCall:
     """A line of the ledger: what was asked of a judge, for which run and rubric, and what it cost.
 
-    ``failure``: the reason it gave nothing. ``holds``: the money that was set aside for it.
+    ``failure``: the reason it gave nothing. ``hold``: the money that was set aside for it.
     """
 
     role: str
@@ -51,7 +51,7 @@ class JudgeCall:
     failure: str | None = None
     run_id: str | None = None
     rubric_id: str | None = None
-    holds: tuple[str, ...] = ()
+    hold: str | None = None
     id: str = field(default_factory=lambda: new_id("call"))
 
 
@@ -126,11 +126,13 @@ class VerdictStore:
         for reply in replies:
             call = reply.call
             if call is not None:
-                calls.append(_call_row(reply.team, call, created))
-                settled += settlement(reply.team, call.holds, call.usage.cost_usd)
-                if call.usage.cost_usd and not call.holds:
+                calls.append(self._call_row(reply.team, call, created))
+                cost = self._db.usd(call.usage.settled)
+                if call.hold is not None:
+                    settled.append({"id": call.hold, "team": reply.team, "usd": cost})
+                elif call.usage.settled:
                     unheld.append({"id": call.id, "team": reply.team, "run_id": call.run_id or EVERYTHING,
-                                   "usd": call.usage.cost_usd})
+                                   "usd": cost})
             claim = reply.claim[0] if reply.claim else None
             rows += [{"key": v.key, "team": reply.team, "prompt_key": v.prompt_key, "criterion_key": v.criterion_key,
                       "response_key": v.response_key, "judge": v.judge, "met": v.met, "evidence": v.evidence,
@@ -149,10 +151,10 @@ class VerdictStore:
         ours = {key for key, in mine}
         return [reply.claim is None or reply.claim[0] in ours for reply in replies]
 
-
-def _call_row(team: str, call: JudgeCall, created: datetime) -> dict[str, Any]:
-    usage = call.usage
-    return {"id": call.id, "team": team, "role": call.role, "judge": call.judge, "criteria": list(call.criteria),
-            "calls": usage.calls, "prompt_tokens": usage.prompt_tokens, "cached_tokens": usage.cached_tokens,
-            "completion_tokens": usage.completion_tokens, "cost_usd": usage.cost_usd, "failure": call.failure,
-            "run_id": call.run_id, "rubric_id": call.rubric_id, "created_at": created}
+    def _call_row(self, team: str, call: JudgeCall, created: datetime) -> dict[str, Any]:
+        usage = call.usage
+        return {"id": call.id, "team": team, "role": call.role, "judge": call.judge, "criteria": list(call.criteria),
+                "calls": usage.calls, "prompt_tokens": usage.prompt_tokens, "cached_tokens": usage.cached_tokens,
+                "completion_tokens": usage.completion_tokens, "cost_usd": self._db.usd(usage.cost),
+                "unpriced_calls": usage.unpriced_calls, "settled_usd": self._db.usd(usage.settled),
+                "failure": call.failure, "run_id": call.run_id, "rubric_id": call.rubric_id, "created_at": created}

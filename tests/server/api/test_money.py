@@ -19,6 +19,7 @@ from fakes.service import running
 from markscheme import Client
 from markscheme.errors import InsufficientQuota, NotFound
 from markscheme_server.config import Settings
+from markscheme_server.domain.usage import to_nano
 from markscheme_server.grading.identity import Identity
 from markscheme_server.store import usage as usage_store
 from markscheme_server.store.audit import Actor, record
@@ -322,23 +323,23 @@ async def test_a_dead_processs_holds_are_believed_until_their_lease_ends(store: 
     ours, dead = (BudgetStore(store.database, owner=name, lease_s=lease) for name, lease in (("own_1", 60.0),
                                                                                             ("own_2", 0.3)))
     await ours.put("red", None, hard_usd=1.0, soft_usd=None, window="day", actor=Actor())
-    assert await dead.hold(Wish("hold_1", "red", None, 0.9)) == "granted"
-    assert await ours.hold(Wish("hold_2", "red", None, 0.9)) == "granted"  # each process may have one more
-    assert await ours.hold(Wish("hold_3", "red", None, 0.9)) == "wait"
+    assert await dead.hold(Wish("hold_1", "red", None, to_nano(0.9))) == "granted"
+    assert await ours.hold(Wish("hold_2", "red", None, to_nano(0.9))) == "granted"  # each process may have one more
+    assert await ours.hold(Wish("hold_3", "red", None, to_nano(0.9))) == "wait"
     await ours.release("red", "hold_2")
-    assert await ours.hold(Wish("hold_4", "red", None, 0.05)) == "granted"
+    assert await ours.hold(Wish("hold_4", "red", None, to_nano(0.05))) == "granted"
     await asyncio.sleep(0.4)
-    assert await ours.hold(Wish("hold_5", "red", None, 0.9)) == "granted"
+    assert await ours.hold(Wish("hold_5", "red", None, to_nano(0.9))) == "granted"
 
 
 async def test_a_window_that_ended_begins_anew(store: Store) -> None:
     await store.budgets.put("red", None, hard_usd=1.0, soft_usd=None, window="day", actor=Actor())
     async with store.database.writing(EVERYONE) as connection:
-        await connection.execute(sa.update(budgets).values(since=budgets.c.since - 86_400, spent_usd=5.0))
+        await connection.execute(sa.update(budgets).values(since=budgets.c.since - 86_400, spent_usd=to_nano(5.0)))
     [budget] = await store.budgets.find("red")
     assert budget.spent_usd == 0.0
     assert budget.since.date() == datetime.now(UTC).date()
-    assert await store.budgets.hold(Wish("hold_1", "red", None, 0.5)) == "granted"
+    assert await store.budgets.hold(Wish("hold_1", "red", None, to_nano(0.5))) == "granted"
 
 
 async def test_no_entry_of_the_trail_is_changed_or_removed(store: Store) -> None:

@@ -21,8 +21,10 @@ from fakes.bodies import create_rubric
 from fakes.processes import environment
 from fakes.stores import differences, query
 from markscheme_server.store import migrating
+from markscheme_server.store.audit import Actor
 from markscheme_server.store.database import EVERYONE, Database, create_engine
 from markscheme_server.store.migrating import alembic_config, migrate
+from markscheme_server.store.store import Store
 
 Work = Callable[[sa.Connection], Any]
 REVISIONS = [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()][::-1]
@@ -96,6 +98,35 @@ def test_every_step_can_be_undone_and_done_again(revision: str, url: str) -> Non
     script = ScriptDirectory.from_config(alembic_config()).get_revision(revision)
     *_, difference = work(url, to("head"), to(f"{script.down_revision or 'base'}", down=True), to("head"), differences)
     assert difference == []
+
+
+def test_what_was_spent_before_money_was_exact_is_converted(url: str) -> None:
+    def spend(connection: sa.Connection) -> None:
+        for i, cost in enumerate((0.1, 0.2, 0.000123457, None)):
+            connection.execute(sa.text(
+                "INSERT INTO judge_calls (id, team, role, judge, criteria, calls, prompt_tokens, completion_tokens, "
+                "cost_usd, created_at) VALUES (:id, 'red', 'verifier', 'j', '[]', 2, 1, 1, :cost, "
+                "'2026-01-01 00:00:00+00:00')"), {"id": f"call_{i}", "cost": cost})
+        connection.execute(sa.text("INSERT INTO teams (name, created_at) "
+                                   "VALUES ('red', '2026-01-01 00:00:00+00:00')"))
+        connection.execute(sa.text("INSERT INTO budgets (team, run_id, hard_usd, period, since, spent_usd) "
+                                   "VALUES ('red', '', 2.5, 'total', 0, 0.1 + 0.2)"))
+
+    work(url, to("0005"), spend, to("head"))
+
+    async def look() -> None:
+        store = Store(url)
+        try:
+            _, total, _ = await store.usage.add_up("red", [], since=None, until=None)
+            assert (total.sums["cost_usd"], total.sums["unpriced_calls"]) == (0.300123457, 2)
+            [budget] = await store.budgets.find("red")
+            assert (budget.hard_usd, budget.soft_usd, budget.spent_usd) == (2.5, None, 0.3)
+            again = await store.budgets.put("red", None, hard_usd=3.0, soft_usd=None, window="total", actor=Actor())
+            assert again.spent_usd == 0.300123457
+        finally:
+            await store.close()
+
+    asyncio.run(look())
 
 
 def test_two_migrators_at_once_both_succeed(database: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from markscheme_server.config import Settings
 from markscheme_server.domain.fingerprint import prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
-from markscheme_server.domain.usage import JudgeUsage
+from markscheme_server.domain.usage import JudgeUsage, to_nano
 from markscheme_server.errors import Conflict, NotFound, Unauthorised
 from markscheme_server.grading import erasing as grading_erasing
 from markscheme_server.grading.erasing import Erased, erase_team
@@ -100,13 +100,13 @@ async def fill(store: Store) -> dict[str, Any]:
             await group(store, team, own, first.id, 0, f"otherwise {word(team)}", "said by all")
         await store.teachers.save(team, own, [f"taught {word(team)}"], f"model {word(team)}")
         await store.teachers.save(team, COMMON, ["said by all"])
-        usage = JudgeUsage(1, 10, 5, cost_usd=0.1)
+        usage = JudgeUsage(1, 10, 5, cost=to_nano(0.1))
         verdict = StoredVerdict(text_key(f"v {team}"), "p", "c", "r", f"judge {word(team)}", True, word(team), 0.1)
         await store.verdicts.save(Reply(team, [verdict], JudgeCall(
             "verifier", "judge", ("c",), usage, None, run_id(team), first.id)))
         await answer(store, team, word(team), word(team))
         await store.budgets.put(team, run_id(team), hard_usd=9.0, soft_usd=None, window="day", actor=Actor(team))
-        assert await store.budgets.hold(Wish(new_id("hold"), team, run_id(team), 0.1)) == "granted"
+        assert await store.budgets.hold(Wish(new_id("hold"), team, run_id(team), to_nano(0.1))) == "granted"
         async with store.database.writing(EVERYONE) as connection:
             await connection.execute(past_usage.insert().values(
                 {c.name: 0 for c in past_usage.c} | {"id": new_id("use"), "team": team, "day": "2026-01-01",

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from markscheme_server.config import Settings
 from markscheme_server.domain.fingerprint import prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
-from markscheme_server.domain.usage import JudgeUsage
+from markscheme_server.domain.usage import JudgeUsage, to_nano
 from markscheme_server.store import tables, walking
 from markscheme_server.store.assignments import Outcome, Place, ScoredRollout
 from markscheme_server.store.audit import Actor
@@ -112,14 +112,14 @@ async def old_and_new(store: Store) -> None:
     await answered(store, "old")
     await answered(store, "left running", finished=False)
     await store.claims.acquire("k" * 64)
-    await store.budgets.hold(Wish("hold_old", "t", None, 1.0))
+    await store.budgets.hold(Wish("hold_old", "t", None, to_nano(1.0)))
     await age(store)
     await group(store, "new", ["said again", "new"], shared)
     await verdict(store, "new")
     await answered(store, "new")
     await answered(store, "at work", finished=False)
     await store.claims.acquire("l" * 64)
-    await store.budgets.hold(Wish("hold_new", "t", None, 1.0))
+    await store.budgets.hold(Wish("hold_new", "t", None, to_nano(1.0)))
 
 
 GONE = {"assignments": 41, "rollouts": 122, "verdicts": 30, "judge_calls": 31, "idempotency_keys": 1, "claims": 1,
@@ -182,13 +182,13 @@ async def books(store: Store) -> Books:
 
 
 FIGURES = ("calls", "failed_calls", "unpriced_calls", "prompt_tokens", "cached_tokens", "completion_tokens",
-           "cached_verdicts", "cost_usd", "saved_usd")
+           "cached_verdicts", "cost_usd", "saved_usd", "settled_usd")
 
 
 def spent(call: Any) -> dict[str, float]:
     return {name: call[name] for name in FIGURES[3:6]} | {
-        "calls": call["calls"], "failed_calls": call["failure"] is not None, "cost_usd": call["cost_usd"] or 0.0,
-        "unpriced_calls": 0 if call["cost_usd"] is not None else call["calls"]}
+        "calls": call["calls"], "failed_calls": call["failure"] is not None, "cost_usd": call["cost_usd"] or 0,
+        "unpriced_calls": call["unpriced_calls"], "settled_usd": call["settled_usd"]}
 
 
 def saved(group: Any) -> dict[str, float]:
@@ -200,7 +200,8 @@ async def fill_books(store: Store) -> None:
     made = await rubric(store, "p")
     for i in range(40):
         team, run_id, cost = "tu"[i % 2], f"run {i % 3}" if i % 5 else None, i / 100 if i % 4 else None
-        usage = JudgeUsage(1 + i % 2, 100 + i, 10 + i, cached_tokens=i, cost_usd=cost)
+        unknown = {"cost": to_nano(cost)} if cost is not None else {"unpriced_calls": 1, "unknown": i}
+        usage = JudgeUsage(1 + i % 2, 100 + i, 10 + i, cached_tokens=i, **unknown)
         call = JudgeCall("verifier" if i % 7 else "teacher", f"judge {i % 2}", ("c",), usage,
                          "timeout" if i % 6 == 0 else None, run_id, made.id if i % 3 else None)
         key = text_key(f"{i}")

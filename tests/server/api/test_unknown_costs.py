@@ -1,0 +1,212 @@
+"""Budgets against endpoints that state nonsense, write as much as they may, or are not waited for."""
+
+import asyncio
+import time
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from fakes.judge import ScriptedJudge, verdicts
+from markscheme import Client
+from markscheme_server.config import Settings
+from markscheme_server.domain.deadline import Deadline
+from markscheme_server.domain.usage import JudgeUsage, to_nano
+from markscheme_server.grading.budgets import Line, Treasury
+from markscheme_server.store.audit import Actor
+from markscheme_server.store.budgets import Wish
+from markscheme_server.store.database import EVERYONE
+from markscheme_server.store.store import Store
+from markscheme_server.store.tables import budgets, judge_calls
+from server.api.test_money import CALL_USD, CRITERIA, PROMPT, Office, group, office, score, store
+
+__all__ = ["office", "store"]
+
+
+def begin(office: Office, hard_usd: float, window: str = "day", **settings: Any) -> tuple[str, str]:
+    """A service, and the key of a team with a rubric and a budget."""
+    red = office.team("red")
+    url = office.start(**settings)
+    with Client(url, red) as client:
+        client.create_rubric(PROMPT, CRITERIA)
+    office.admin(url, "PUT", "/v1/teams/red/budget", json={"hard_usd": hard_usd, "window": window})
+    return url, red
+
+
+def spent(office: Office, url: str) -> float:
+    return float(office.admin(url, "GET", "/v1/teams/red/budget").json()["spent_usd"])
+
+
+def total(office: Office, url: str) -> dict[str, Any]:
+    return dict(office.admin(url, "GET", "/v1/usage?team=red").json()["total"])
+
+
+def most(request: dict[str, Any]) -> float:
+    """What the request can cost at the tests' prices, dollars."""
+    return (sum(len(m["content"].encode()) for m in request["messages"]) + request["max_tokens"]) / 1000
+
+
+def eventually(look: Any, expected: Any) -> Any:
+    until = time.monotonic() + 5
+    while (seen := look()) != expected and time.monotonic() < until:
+        time.sleep(0.02)
+    return seen
+
+
+@pytest.mark.parametrize("usage", [{}, {"prompt_tokens": "10", "completion_tokens": "5"}, {"total_tokens": 15},
+                                   {"prompt_tokens": -10, "completion_tokens": -5}])
+def test_nonsense_settles_at_what_was_held_and_stays_settled(office: Office, judge: ScriptedJudge, usage: Any) -> None:
+    url, red = begin(office, CALL_USD)
+    judge.usage = usage
+    assert score(url, red, ["Red."]).json()["usage"]["cost_usd"] is None
+    held = most(judge.requests[0])
+    assert score(url, red, ["Blue."]).json()["groups"][0]["rollouts"][0]["reason"] == "budget"
+    assert len(judge.requests) == 1
+    assert (total(office, url)["unpriced_calls"], total(office, url)["cost_usd"]) == (1, 0.0)
+    assert spent(office, url) == pytest.approx(held, abs=1e-9)
+    put = office.admin(url, "PUT", "/v1/teams/red/budget", json={"hard_usd": 2 * CALL_USD, "window": "month"})
+    assert put.json()["spent_usd"] == spent(office, url) == pytest.approx(held, abs=1e-9)
+
+
+def test_a_new_window_counts_what_was_settled_in_it(office: Office, judge: ScriptedJudge) -> None:
+    url, red = begin(office, 1000.0)
+    judge.usage = {}
+    score(url, red, ["Red."])
+
+    async def turn() -> None:
+        """The budget's row is still of yesterday."""
+        store = Store(Settings(_env_file=None, database_url=office.url).sqlalchemy_url)
+        try:
+            async with store.database.writing(EVERYONE) as connection:
+                await connection.execute(sa.update(budgets).values(since=budgets.c.since - 86_400))
+        finally:
+            await store.close()
+
+    asyncio.run(turn())
+    assert spent(office, url) == pytest.approx(most(judge.requests[0]), abs=1e-9)
+
+
+def test_a_first_wave_of_the_longest_replies_overruns_by_one_call_at_most(office: Office,
+                                                                          judge: ScriptedJudge) -> None:
+    url, red = begin(office, 20.0)
+    judge.usage = {"prompt_tokens": 500, "completion_tokens": 16_000}
+
+    def slow(request: dict[str, Any], _number: int) -> str:
+        time.sleep(0.1)
+        return verdicts(request)
+
+    judge.script = slow
+    done = score(url, red, [f"text {i}" for i in range(30)]).json()
+    dearest = max(most(request) for request in judge.requests)
+    assert 20.0 <= spent(office, url) <= 20.0 + dearest
+    assert done["counts"]["scored"] == len(judge.requests)
+    assert total(office, url)["completion_tokens"] == sum(r["max_tokens"] for r in judge.requests)
+
+
+def test_asking_again_is_covered_and_does_not_wait_for_itself(office: Office, judge: ScriptedJudge) -> None:
+    url, red = begin(office, 1.5 * CALL_USD)
+    judge.script = lambda request, number: "no JSON"
+    began = time.monotonic()
+    batch = score(url, red, ["Red."]).json()
+    assert time.monotonic() - began < 5
+    assert (len(judge.requests), batch["groups"][0]["rollouts"][0]["reason"]) == (2, "budget")
+    assert spent(office, url) == pytest.approx(2 * CALL_USD)
+    assert total(office, url)["failed_calls"] == 1
+
+
+def test_one_odd_reply_slows_nobody_down(office: Office, judge: ScriptedJudge) -> None:
+    url, red = begin(office, 1000.0)
+    usual = judge.usage
+    judge.usage = {"prompt_tokens": 10, "completion_tokens": 2**31 - 1}
+    score(url, red, ["odd"])
+    judge.usage = usual
+    score(url, red, ["even"])
+    held = [request["max_tokens"] for request in judge.requests]
+    assert held[0] == held[1]
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_call_that_was_sent_is_on_the_books_whoever_left(office: Office, judge: ScriptedJudge,
+                                                           leaves: bool) -> None:
+    url, red = begin(office, 100.0)
+
+    def slow(request: dict[str, Any], _number: int) -> str:
+        judge.released.wait(5)
+        return verdicts(request)
+
+    judge.script = slow
+    body = {"groups": [group(["Red.", "Blue."])], "reuse": "frozen"}
+    headers = {"Authorization": f"Bearer {red}"}
+    if leaves:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/scores", json=body, headers=headers, timeout=0.5)
+    else:
+        late = httpx.post(f"{url}/v1/scores", json=body, headers=headers | {"X-Deadline-Ms": "500"}, timeout=30)
+        assert late.json()["counts"]["unscored"] == 2
+        assert (late.json()["usage"]["judge_calls"], late.json()["usage"]["cost_usd"]) == (2, None)
+    assert eventually(lambda: total(office, url)["calls"], 2) == 2
+    books = total(office, url)
+    assert (books["failed_calls"], books["unpriced_calls"], books["cost_usd"]) == (2, 2, 0.0)
+    assert spent(office, url) == pytest.approx(sum(map(most, judge.requests)), abs=1e-9)
+
+
+async def test_what_a_cancelled_question_sent_is_recorded_before_the_end(store: Store) -> None:
+    treasury = Treasury(store.budgets, store.verdicts)
+    await store.budgets.put("red", None, hard_usd=9.0, soft_usd=None, window="day", actor=Actor())
+
+    async def ask(cost: int) -> None:
+        async with treasury.purse(Line("red", "run", "verifier", "judge")) as purse:
+            await purse.hold(to_nano(1.0), Deadline(asyncio.get_running_loop().time() + 5))
+            purse.usage += JudgeUsage(bool(cost), unpriced_calls=bool(cost), unknown=cost)
+            await asyncio.Event().wait()
+
+    asking = [asyncio.ensure_future(ask(cost)) for cost in (to_nano(0.75), 0)]
+    await asyncio.sleep(0.2)
+    for task in asking:
+        task.cancel()
+    await treasury.drain(1.0)
+    await store.drain()
+    async with store.database.reading(EVERYONE) as connection:
+        [row] = (await connection.execute(sa.select(judge_calls))).all()
+    assert (row.failure, row.unpriced_calls, row.settled_usd, row.run_id) == ("abandoned", 1, to_nano(0.75), "run")
+    [budget] = await store.budgets.find("red")
+    assert budget.spent_usd == 0.75
+    assert await store.budgets.hold(Wish("hold_1", "red", None, to_nano(8.25))) == "granted"  # nothing else is held
+
+
+async def test_questions_that_ask_again_do_not_wait_for_each_other(store: Store) -> None:
+    """Both have spent part of what they held, and neither has a request under way."""
+    await store.budgets.put("red", None, hard_usd=10.0, soft_usd=None, window="day", actor=Actor())
+    assert await store.budgets.hold(Wish("hold_1", "red", None, to_nano(5))) == "granted"
+    assert await store.budgets.hold(Wish("hold_2", "red", None, to_nano(5))) == "granted"
+    assert await store.budgets.hold(Wish("hold_1", "red", None, to_nano(6), spent=to_nano(4))) == "wait"
+    assert await store.budgets.hold(Wish("hold_2", "red", None, to_nano(6), spent=to_nano(4))) == "granted"
+    assert await store.budgets.hold(Wish("hold_1", "red", None, to_nano(6), spent=to_nano(4))) == "wait"
+    assert await store.budgets.hold(Wish("hold_2", "red", None, to_nano(6), spent=to_nano(6))) == "spent"
+    assert await store.budgets.hold(Wish("hold_3", "red", None, to_nano(1))) == "spent"
+
+
+async def test_a_hold_that_alone_is_beyond_the_limit_is_granted_once(store: Store) -> None:
+    await store.budgets.put("red", None, hard_usd=1.0, soft_usd=None, window="day", actor=Actor())
+    assert await store.budgets.hold(Wish("hold_1", "red", None, to_nano(50))) == "granted"
+    assert await store.budgets.hold(Wish("hold_2", "red", None, to_nano(50))) == "wait"
+
+
+async def test_a_million_calls_add_up_exactly(store: Store) -> None:
+    cost = to_nano(0.000123457)
+    async with store.database.writing(EVERYONE) as connection:
+        each = "SELECT value AS i FROM generate_series(1, 1000000) AS s(value)" \
+            if connection.dialect.name == "postgresql" else \
+            "WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < 1000000) SELECT i FROM s"
+        await connection.execute(sa.insert(judge_calls).from_select(
+            ["id", "team", "role", "judge", "criteria", "calls", "prompt_tokens", "completion_tokens", "cost_usd",
+             "settled_usd", "unpriced_calls", "created_at"],
+            sa.select(sa.cast(sa.column("i"), sa.String), sa.literal("red"), sa.literal("verifier"),
+                      sa.literal("judge"), sa.literal([], sa.JSON), *(sa.literal(1),) * 3,
+                      *(sa.literal(cost, judge_calls.c.cost_usd.type),) * 2, sa.literal(0),
+                      sa.func.current_timestamp()).select_from(sa.text(f"({each}) AS numbers"))))
+    _, bucket, _ = await store.usage.add_up("red", [], since=None, until=None)
+    assert (bucket.sums["calls"], bucket.sums["cost_usd"]) == (1_000_000, 123.457)
+    made = await store.budgets.put("red", None, hard_usd=500.0, soft_usd=None, window="total", actor=Actor())
+    assert made.spent_usd == 123.457
