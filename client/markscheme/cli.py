@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from markscheme.client import Client
 from markscheme.errors import MarkschemeError
 from markscheme.schema import Group, ScoreBatch
-from markscheme.vocabulary import ReusePolicy, VerifyMode
+from markscheme.vocabulary import ReusePolicy, ReuseScope, VerifyMode
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 GROUPS_A_CALL = 32
@@ -36,6 +36,9 @@ def score(
     url: Annotated[str, typer.Option(help="The service.", envvar="MARKSCHEME_URL")] = DEFAULT_URL,
     reuse: Annotated[str, typer.Option(help="always_new, if_fresh or frozen.")] = "if_fresh",
     verify: Annotated[str, typer.Option(help="rollout or group.")] = "rollout",
+    reuse_scope: Annotated[str | None, typer.Option(help=(
+        "Whose rubrics are reused: own, shared (also those shared with your team) or organisation. Default: the "
+        "team's setting; without one, own where a group has a teacher to go by."))] = None,
 ) -> None:
     """Score rollouts of a JSONL file; writes one scored group a line. Rewards that are not known are null.
 
@@ -50,7 +53,9 @@ def score(
         if done:
             console.print(f"{len(done)} groups are in {target} already", markup=False)
         unscored = _score_into(target, todo, url, _choice(reuse, ReusePolicy, "--reuse"),
-                               _choice(verify, VerifyMode, "--verify"), console)
+                               _choice(verify, VerifyMode, "--verify"),
+                               _choice(reuse_scope, ReuseScope, "--reuse-scope") if reuse_scope is not None else None,
+                               console)
     except (MarkschemeError, ValueError, OSError) as error:
         console.print(str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
@@ -122,7 +127,8 @@ def _choice(value: str, options: object, name: str) -> object:
     return value
 
 
-def _score_into(target: Path, groups: list[Group], url: str, reuse: object, verify: object, console: Console) -> int:
+def _score_into(target: Path, groups: list[Group], url: str, reuse: object, verify: object,
+                reuse_scope: object, console: Console) -> int:
     """Score and append; each line is on disk before the next batch is sent. Returns the unscored rollouts."""
     unscored = 0
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -132,7 +138,7 @@ def _score_into(target: Path, groups: list[Group], url: str, reuse: object, veri
         bar = progress.add_task("groups", total=len(groups))
         for start in range(0, len(groups), GROUPS_A_CALL):
             batch: ScoreBatch = client.score(groups[start:start + GROUPS_A_CALL], reuse=reuse, verify=verify,  # type: ignore[arg-type]
-                                             on_group=lambda _: progress.advance(bar))
+                                             reuse_scope=reuse_scope, on_group=lambda _: progress.advance(bar))  # type: ignore[arg-type]
             out.writelines(group.model_dump_json() + "\n" for group in batch.groups)
             out.flush()
             unscored += batch.counts.unscored
