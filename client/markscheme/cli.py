@@ -15,7 +15,7 @@ from markscheme.client import Client
 from markscheme.errors import MarkschemeError
 from markscheme.rows import given, read_rows
 from markscheme.schema import Group, ScoreBatch
-from markscheme.vocabulary import ReusePolicy, Thinking, VerifyMode, in_words
+from markscheme.vocabulary import ReusePolicy, ReuseScope, Thinking, VerifyMode, in_words
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 GROUPS_A_CALL = 32
@@ -40,6 +40,9 @@ def score(
     thinking: Annotated[str, typer.Option(help="What of a rollout is judged: auto cuts off a thought that it opens "
                                                "itself, strip one that its chat template opened, keep nothing.")
                         ] = "auto",
+    reuse_scope: Annotated[str | None, typer.Option(help=(
+        "Whose rubrics are reused: own, shared (also those shared with your team) or organisation. Default: the "
+        "team's setting; without one, own where a group has a teacher to go by."))] = None,
 ) -> None:
     """Score rollouts of a JSONL file; writes one scored group a line. Rewards that are not known are null.
 
@@ -55,6 +58,7 @@ def score(
             console.print(f"{len(done)} groups are in {target} already", markup=False)
         reasons = _score_into(target, todo, url, _choice(reuse, ReusePolicy, "--reuse"),
                               _choice(verify, VerifyMode, "--verify"), _choice(thinking, Thinking, "--thinking"),
+                              _choice(reuse_scope, ReuseScope, "--reuse-scope") if reuse_scope is not None else None,
                               console)
     except (MarkschemeError, ValueError, OSError) as error:
         console.print(str(error), style="red", markup=False, soft_wrap=True)
@@ -157,7 +161,7 @@ def _choice(value: str, options: object, name: str) -> object:
 
 
 def _score_into(target: Path, groups: list[Group], url: str, reuse: object, verify: object,
-                thinking: object, console: Console) -> Counter[str]:
+                thinking: object, reuse_scope: object, console: Console) -> Counter[str]:
     """Score and append; each line is on disk before the next batch is sent.
 
     Returns how many rollouts are unscored for each reason.
@@ -174,6 +178,7 @@ def _score_into(target: Path, groups: list[Group], url: str, reuse: object, veri
         for start in range(0, len(groups), GROUPS_A_CALL):
             batch: ScoreBatch = client.score(
                 groups[start:start + GROUPS_A_CALL], reuse=reuse, verify=verify, thinking=thinking,  # type: ignore[arg-type]
+                reuse_scope=reuse_scope,  # type: ignore[arg-type]
                 on_group=lambda _: progress.advance(bar))
             out.writelines(group.model_dump_json() + "\n" for group in batch.groups)
             out.flush()

@@ -34,6 +34,7 @@ from markscheme.vocabulary import (
     Category,
     ExchangeFormat,
     ReusePolicy,
+    ReuseScope,
     RubricOrigin,
     Thinking,
     UsageKey,
@@ -60,15 +61,18 @@ class Client:
     def induce(self, prompt: PromptLike, *, student_responses: Sequence[StudentLike],
                teacher_responses: Sequence[str] | None = None, reuse: ReusePolicy = "if_fresh",
                tags: Sequence[str] = (), judge: str | None = None, teacher_model: str | None = None,
-               rubricator: str | None = None, thinking: Thinking = "auto", deadline_s: float | None = None) -> Rubric:
+               rubricator: str | None = None, thinking: Thinking = "auto",
+               reuse_scope: ReuseScope | None = None, deadline_s: float | None = None) -> Rubric:
         """The rubric for a prompt, induced from the responses or reused under ``reuse``.
 
-        ``teacher_model``, ``rubricator``: reuse only rubrics that were made from this model's responses, or by a
-        rubricator whose name begins so.
+        ``teacher_model``, ``rubricator``: reuse only induced rubrics that were made from this model's responses, or by
+        a rubricator whose name begins so. ``reuse_scope``: reuse only your team's rubrics (``own``), also those shared
+        with it (``shared``), or also the organisation's; ``None``: as the team's setting says, and without one
+        ``own`` where there is a teacher to go by and a rubric may be induced.
         """
         deadline = Deadline.after(deadline_s)
         call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags, judge, teacher_model,
-                               rubricator, thinking)
+                               rubricator, thinking, reuse_scope)
         return self._send(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     def create_rubric(self, prompt: PromptLike, criteria: Sequence[CriterionLike], *,
@@ -113,7 +117,8 @@ class Client:
         """A page of the rubrics that your team sees, newest first; all that is given narrows it down.
 
         ``text``: words of the prompt and the criteria; ``tags``: all of them; ``team``: who made it; ``rubricator``:
-        how its name begins; ``min_quality``: the least share of scored groups whose rewards have spread.
+        how its name begins; ``min_quality``: the least :attr:`markscheme.schema.RubricList.quality`, which has to be
+        known.
         """
         return self._send(requests.rubrics(
             prompt=prompt, prompt_key=prompt_key, text=text, tag=list(tags), category=category, team=team,
@@ -140,17 +145,17 @@ class Client:
               score_teachers: bool = False, ask_teacher: int = 0, run: Run | None = None,
               on_group: OnGroup | None = None, judge: str | None = None, teacher_model: str | None = None,
               rubricator: str | None = None, thinking: Thinking = "auto",
-              deadline_s: float | None = None) -> ScoreBatch:
+              reuse_scope: ReuseScope | None = None, deadline_s: float | None = None) -> ScoreBatch:
         """Score a batch; ``on_group`` hears of each group as it is done. An unknown reward is ``None``.
 
         ``ask_teacher``: how many responses the service asks its teacher for where a new rubric has none to go by.
-        ``teacher_model``, ``rubricator``: see :meth:`induce`. ``thinking``: ``strip`` when the chat template opens
+        ``teacher_model``, ``rubricator``, ``reuse_scope``: see :meth:`induce`. ``thinking``: ``strip`` when the chat template opens
         the student's thought, so that rollouts begin inside it; ``auto`` cuts off a thought that a rollout opens
         itself; ``keep`` has all of it judged.
         """
         deadline = Deadline.after(deadline_s)
         call, order = requests.score(groups, reuse, verify, score_teachers, ask_teacher, run, judge,
-                                     teacher_model, rubricator, thinking)
+                                     teacher_model, rubricator, thinking, reuse_scope)
         reader = protocol.BatchReader(order, deadline)
         with self._reaching(deadline), self._http.stream(
                 call.method, call.path, json=call.json, headers=call.headers,
@@ -211,11 +216,11 @@ class AsyncClient:
                      teacher_responses: Sequence[str] | None = None, reuse: ReusePolicy = "if_fresh",
                      tags: Sequence[str] = (), judge: str | None = None, teacher_model: str | None = None,
                      rubricator: str | None = None, thinking: Thinking = "auto",
-                     deadline_s: float | None = None) -> Rubric:
+                     reuse_scope: ReuseScope | None = None, deadline_s: float | None = None) -> Rubric:
         """See :meth:`Client.induce`."""
         deadline = Deadline.after(deadline_s)
         call = requests.induce(prompt, student_responses, teacher_responses, reuse, tags, judge, teacher_model,
-                               rubricator, thinking)
+                               rubricator, thinking, reuse_scope)
         return await self._send(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     async def create_rubric(self, prompt: PromptLike, criteria: Sequence[CriterionLike], *,
@@ -283,11 +288,12 @@ class AsyncClient:
                     verify: VerifyMode = "rollout", score_teachers: bool = False, ask_teacher: int = 0,
                     run: Run | None = None, on_group: OnGroup | None = None, judge: str | None = None,
                     teacher_model: str | None = None, rubricator: str | None = None,
-                    thinking: Thinking = "auto", deadline_s: float | None = None) -> ScoreBatch:
+                    thinking: Thinking = "auto", reuse_scope: ReuseScope | None = None,
+                    deadline_s: float | None = None) -> ScoreBatch:
         """See :meth:`Client.score`."""
         deadline = Deadline.after(deadline_s)
         call, order = requests.score(groups, reuse, verify, score_teachers, ask_teacher, run, judge,
-                                     teacher_model, rubricator, thinking)
+                                     teacher_model, rubricator, thinking, reuse_scope)
         reader = protocol.BatchReader(order, deadline)
         async with self._reaching(deadline), self._http.stream(
                 call.method, call.path, json=call.json, headers=call.headers,

@@ -31,18 +31,18 @@ from markscheme.schema import (
     TeacherResponsesCreate,
     TeachRequest,
 )
-from markscheme.vocabulary import ExchangeFormat, ReusePolicy, Thinking, UsageKey, VerifyMode, Visibility
+from markscheme.vocabulary import ExchangeFormat, ReusePolicy, ReuseScope, Thinking, UsageKey, VerifyMode, Visibility
 
 _GROUPS: TypeAdapter[list[Group]] = TypeAdapter(list[Group])
 
 
 def induce(prompt: PromptLike, student_responses: Sequence[StudentLike], teacher_responses: Sequence[str] | None,
            reuse: ReusePolicy, tags: Sequence[str], judge: str | None, teacher_model: str | None,
-           rubricator: str | None, thinking: Thinking) -> Call:
+           rubricator: str | None, thinking: Thinking, reuse_scope: ReuseScope | None) -> Call:
     body = InduceRequest.model_validate(sendable({
         "prompt": prompt, "student_responses": student_responses, "teacher_responses": teacher_responses,
         "reuse": reuse, "tags": tags, "judge": judge, "teacher_model": teacher_model, "rubricator": rubricator,
-        "thinking": thinking}))
+        "thinking": thinking, "reuse_scope": reuse_scope}))
     return Call("POST", "/v1/rubrics:induce", body.model_dump(mode="json", exclude_none=True), headers=_own_key())
 
 
@@ -96,11 +96,13 @@ def usage(group_by: Sequence[UsageKey], since: date | None, until: date | None, 
 
 def score(groups: Sequence[GroupLike], reuse: ReusePolicy, verify: VerifyMode, score_teachers: bool,
           ask_teacher: int, run: Run | None, judge: str | None, teacher_model: str | None,
-          rubricator: str | None, thinking: Thinking) -> tuple[Call, list[str]]:
+          rubricator: str | None, thinking: Thinking,
+          reuse_scope: ReuseScope | None) -> tuple[Call, list[str]]:
     """The call, and the groups' ids in order."""
     body = ScoreRequest(groups=_GROUPS.validate_python(sendable(list(groups))), reuse=reuse, verify=verify,
                         score_teachers=score_teachers, ask_teacher=ask_teacher, run=run, judge=judge,
-                        teacher_model=teacher_model, rubricator=rubricator, thinking=thinking)
+                        teacher_model=teacher_model, rubricator=rubricator, thinking=thinking,
+                        reuse_scope=reuse_scope)
     call = Call("POST", "/v1/scores", body.model_dump(mode="json", exclude_none=True), headers={"Accept": NDJSON})
     return call, [g.id for g in body.groups]
 

@@ -91,6 +91,7 @@ def in_words(reasons: Mapping[str, int]) -> list[str]:
 
 Category = Literal["task_fulfilment", "observable_quality", "general_reasoning"]
 ReusePolicy = Literal["always_new", "if_fresh", "frozen"]
+ReuseScope = Literal["own", "shared", "organisation"]
 VerifyMode = Literal["rollout", "group"]
 Thinking = Literal["auto", "strip", "keep"]
 RubricOrigin = Literal["induced", "imported", "forked"]

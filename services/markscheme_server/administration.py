@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, TypeVar, cast, get_args
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -14,7 +14,7 @@ from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from markscheme.schema import BudgetPut, TeamName
-from markscheme.vocabulary import SCOPES, BudgetWindow, Scope
+from markscheme.vocabulary import SCOPES, BudgetWindow, ReuseScope, Scope
 from markscheme_server import logs
 from markscheme_server.cli import fail, migrate_database, read_settings
 from markscheme_server.errors import ServiceError
@@ -52,9 +52,14 @@ def create_team(name: Annotated[str, typer.Argument(help="Lower-case letters, di
 
 @teams.command("list")
 def list_teams() -> None:
-    """List the teams, with their limits where they have one of their own."""
+    """List the teams, with what is set for them."""
     for team in _do(lambda identity: identity.teams()):
-        typer.echo(team.name if team.rpm is None else f"{team.name}  {team.rpm} requests a minute")
+        said = [team.name]
+        if team.rpm is not None:
+            said.append(f"{team.rpm} requests a minute")
+        if team.reuse_scope is not None:
+            said.append(f"reuse scope {team.reuse_scope}")
+        typer.echo("  ".join(said))
 
 
 @teams.command("limit")
@@ -70,6 +75,22 @@ def limit_team(
     _do(lambda identity: identity.limit_team(name, rpm, actor=Actor()))
     typer.echo(f"team {name} may send {rpm} requests a minute" if rpm is not None else
                f"team {name} has the deployment's limit, if there is one")
+
+
+@teams.command("set")
+def set_team(
+    name: Annotated[str, typer.Argument(help="The team.")],
+    reuse_scope: Annotated[ReuseScope | None, typer.Option(help=(
+        "Whose rubrics its groups get where a request does not say: its own, also those shared with it, or also the "
+        "organisation's."))] = None,
+    default: Annotated[bool, typer.Option("--default", help="The default again: its own where there is a teacher to "
+                                                            "go by and a rubric may be induced.")] = False,
+) -> None:
+    """Set whose rubrics a team reuses: within a second it holds at every worker."""
+    if (reuse_scope is None) is not default:
+        fail(f"say --reuse-scope {'|'.join(get_args(ReuseScope))} or --default")
+    _do(lambda identity: identity.change_team(name, {"reuse_scope": reuse_scope}, actor=Actor()))
+    typer.echo(f"team {name} has the reuse scope {reuse_scope or 'of the default'}")
 
 
 @teams.command("budget")

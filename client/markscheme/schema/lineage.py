@@ -10,9 +10,11 @@ from markscheme.vocabulary import EdgeKind, MakerRole, ResponseRole, RubricOrigi
 
 
 class LineageRubric(Wire):
-    """A rubric that the caller's team sees. ``quality``: the share of its scored groups, of all teams, whose rewards
-    have spread. Only its own team is told the run in which it was induced, and that it has a parent which the team
-    does not see any more (``parent_hidden``)."""
+    """A rubric that the caller's team sees. ``quality``: as in :class:`markscheme.schema.RubricList`.
+
+    Only its own team is told the run in which it was induced, and that it has a parent which the team does not see any
+    more (``parent_hidden``).
+    """
 
     kind: Literal["rubric"] = "rubric"
     id: str
@@ -97,7 +99,10 @@ class LineageVerdicts(Wire):
 
 
 class LineageUse(Wire):
-    """Groups that were given the rubric. Of other teams' there is only the number, and the quality of all together."""
+    """Groups that were given the rubric. Of other teams' there is only the number, up to yesterday (UTC).
+
+    ``quality``: as in :class:`markscheme.schema.RubricList`.
+    """
 
     groups: int
     other_teams_groups: int

@@ -20,7 +20,14 @@ from markscheme.schema.base import (
     Wire,
 )
 from markscheme.schema.teachers import TeacherResponses
-from markscheme.vocabulary import Category, ReusePolicy, RubricOrigin, Thinking, Visibility
+from markscheme.vocabulary import (
+    Category,
+    ReusePolicy,
+    ReuseScope,
+    RubricOrigin,
+    Thinking,
+    Visibility,
+)
 
 
 class Criterion(Wire):
@@ -127,14 +134,19 @@ class RubricList(Wire):
     data: list[Rubric]
     has_more: bool
     quality: dict[str, float] = Field(default={}, description=(
-        "By rubric id, where it has scored groups: the share of them, of all teams, whose rewards have spread"))
+        "By rubric id: the share of the caller's team's scored groups whose rewards have spread; where the team has "
+        "none, the mean over other teams that used it enough, on days that are over"))
 
 
 ReusedTeacherModel = Annotated[ModelName | None, Field(
-    description="Reuse only rubrics that this model's responses were contrasted for")]
+    description="Reuse only induced rubrics that this model's responses were contrasted for")]
 ReusedRubricator = Annotated[ModelName | None, Field(
-    description="Reuse only rubrics whose provenance.rubricator begins so, as in openai/MODEL@")]
+    description="Reuse only induced rubrics whose provenance.rubricator begins so, as in openai/MODEL@")]
 """Which rubrics are reused under ``if_fresh`` and ``frozen``; any, where they are left out."""
+ReusedScope = Annotated[ReuseScope | None, Field(description=(
+    "Whose rubrics are reused. own: the team's; shared: also those shared with the team; organisation: also the "
+    "organisation's. Default: the team's setting; without one, own where there is a teacher to go by and a rubric may "
+    "be induced, else organisation"))]
 
 
 class StudentResponse(Wire):
@@ -154,6 +166,7 @@ class InduceRequest(Wire):
     reuse: ReusePolicy = "if_fresh"
     teacher_model: ReusedTeacherModel = None
     rubricator: ReusedRubricator = None
+    reuse_scope: ReusedScope = None
     run: Identifier | None = None
     tags: Annotated[list[Tag], Field(max_length=32)] = []
     judge: JudgeName | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from markscheme.schema.base import MAX_ROLLOUTS, ErrorDetail, Identifier, JudgeName, ModelText, Prompt, Usage, Wire
-from markscheme.schema.rubrics import Criterion, ReusedRubricator, ReusedTeacherModel
+from markscheme.schema.rubrics import Criterion, ReusedRubricator, ReusedScope, ReusedTeacherModel
 from markscheme.schema.teachers import TeacherResponses
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, Thinking, UnscoredReason, VerifyMode
 
@@ -57,6 +57,7 @@ class ScoreRequest(Wire):
         default=0, description="Responses to ask the service's teacher for where a new rubric has none to go by")
     teacher_model: ReusedTeacherModel = None
     rubricator: ReusedRubricator = None
+    reuse_scope: ReusedScope = None
     run: Run | None = None
     judge: JudgeName | None = Field(default=None, description="A judge of the service by name; default: by role")
 
@@ -95,12 +96,14 @@ class RolloutScore(Wire):
 
 
 class RubricRef(Wire):
-    """Which rubric a group was judged with, and how it came by it."""
+    """Which rubric a group was judged with, and how it came by it. ``team``: the team that made it; ``None`` only
+    from a service of an older version."""
 
     id: str
     version: int
     content_hash: str
     origin: AssignedOrigin
+    team: str | None = None
     criteria: list[Criterion]
 
 

@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, model_validator
 
 from markscheme.schema.base import Identifier, TeamName, Wire
-from markscheme.vocabulary import Scope
+from markscheme.vocabulary import ReuseScope, Scope
 
 
 class TeamCreate(Wire):
@@ -16,19 +16,28 @@ class TeamCreate(Wire):
 
 
 class TeamPatch(Wire):
-    """``PATCH /v1/teams/{name}``. ``rpm``: requests a minute; null: the deployment's default again."""
+    """``PATCH /v1/teams/{name}``. ``rpm``: requests a minute. ``reuse_scope``: whose rubrics the team's groups get
+    where a request does not say. What is left out stays; null: the default again."""
 
-    rpm: Annotated[int, Field(ge=1, le=1_000_000)] | None
+    rpm: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    reuse_scope: ReuseScope | None = None
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "TeamPatch":
+        if not self.model_fields_set:
+            raise ValueError("say rpm, reuse_scope or both")
+        return self
 
 
 class Team(Wire):
     """A team of the organisation: what it makes is its own until it shares it. ``rpm``: requests a minute, where it has
-    a limit of its own."""
+    a limit of its own; ``reuse_scope``: whose rubrics its groups get, where that is set."""
 
     object: Literal["team"] = "team"
     name: str
     created_at: datetime
     rpm: int | None = None
+    reuse_scope: ReuseScope | None = None
 
 
 class TeamList(Wire):

@@ -36,7 +36,7 @@ from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.base import Response as StudentText
 from markscheme_server.judge.builtin.checks import validate_check
 from markscheme_server.store.audit import actor_of
-from markscheme_server.store.rubrics import Filters, NotTheirs, Search, UnknownTeams
+from markscheme_server.store.rubrics import Filters, NotTheirs, Search
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
@@ -61,15 +61,17 @@ async def create_rubric(payload: schema.RubricCreate, caller: Inducer, services:
 async def fork_rubric(rubric_id: str, payload: schema.RubricFork, caller: Inducer, services: UsesServices,
                       once: TakesKey) -> Response:
     """The new rubric is the caller's team's, private, and names the one it comes from as its parent. Where the team's
-    newest for the prompt has these criteria already, that one is the answer, as it stands."""
+    newest for the prompt has these criteria already, that one is the answer, as it stands. With other criteria its
+    author is the caller's team, and what made the source is not its provenance."""
     source = await get_rubric(services, caller, rubric_id)
     criteria = source.criteria if payload.criteria is None else checked_criteria(payload.criteria)
+    provenance = source.provenance if source.team == caller.team else _told(source)
 
     async def save() -> schema.Rubric:
         saved = await services.store.rubrics.save(
             team=caller.team, prompt=[dict(m) for m in source.prompt], criteria=criteria, origin="forked",
             parent=source, tags=source.tags if payload.tags is None else payload.tags,
-            provenance=source.provenance if source.team == caller.team else _told(source), actor=actor_of(caller))
+            provenance=provenance if criteria == source.criteria else {}, actor=actor_of(caller))
         return (await shown_rubrics(services, caller, [saved]))[0]
 
     return await once.answer(payload, save, status=201)
@@ -88,7 +90,8 @@ async def induce_rubric(payload: schema.InduceRequest, caller: Inducer, services
               else StudentText(judged_text(s.text, payload.thinking), s.truncated)
               for s in payload.student_responses),
         services.judges.get(payload.judge, "rubricator"), payload.reuse, payload.run, tuple(payload.tags),
-        caller.key, Filters(payload.teacher_model, payload.rubricator))
+        caller.key, Filters(payload.teacher_model, payload.rubricator),
+        payload.reuse_scope or caller.reuse_scope)
 
     async def induce() -> schema.Rubric:
         try:
@@ -115,16 +118,17 @@ async def list_rubrics(
     tag: Annotated[list[schema.Tag] | None, Query(max_length=32, description="All of them")] = None,
     category: Annotated[Category | None, Query(description="Of one of the criteria")] = None,
     team: Annotated[schema.TeamName | None, Query(description="The team that made it")] = None,
-    teacher_model: Annotated[schema.ModelName | None, Query()] = None,
+    teacher_model: Annotated[schema.ModelName | None, Query(
+        description="Of an induced rubric: whose responses it was contrasted for")] = None,
     rubricator: Annotated[schema.ModelName | None, Query(
-        description="How provenance.rubricator begins, as in openai/MODEL@")] = None,
+        description="How provenance.rubricator of an induced rubric begins, as in openai/MODEL@")] = None,
     min_quality: Annotated[float | None, Query(ge=0, le=1, description=(
-        "The least share of its scored groups whose rewards have spread"))] = None,
+        "The least quality; one that is not known is too low"))] = None,
     retired: Annotated[bool | None, Query(description="Only retired ones, or only others")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL, description="The last id of a page")] = None,
 ) -> schema.RubricList:
-    """What the caller's team sees; all that is given narrows it down. ``quality`` counts every team's groups."""
+    """What the caller's team sees; all that is given narrows it down."""
     if prompt is not None:
         key = prompt_key(messages_of(prompt))
     found, more = await services.store.rubrics.page(caller.team, Search(
@@ -150,7 +154,8 @@ async def read_rubric(rubric_id: str, caller: Reader, services: UsesServices,
 @router.patch("/rubrics/{rubric_id:id}", summary="Share a rubric, tag it, retire it")
 async def change_rubric(rubric_id: str, payload: schema.RubricPatch, caller: Inducer,
                         services: UsesServices) -> schema.Rubric:
-    """Only the team that made it may. A retired rubric can still be read and named; no group gets it by itself."""
+    """Only the team that made it may. A retired rubric can still be read and named; no group gets it by itself.
+    Whether there is a team of a name is not told: any name may stand in ``shared_with``."""
     await get_rubric(services, caller, rubric_id)
     try:
         changed = await services.store.rubrics.change(
@@ -159,9 +164,6 @@ async def change_rubric(rubric_id: str, payload: schema.RubricPatch, caller: Ind
     except NotTheirs as error:
         raise Forbidden("this rubric is another team's: only that team may change it", code="not_your_rubric",
                         param="rubric_id") from error
-    except UnknownTeams as error:
-        raise Unprocessable(f"there is no team {', '.join(error.names)}", code="team_not_found",
-                            param="shared_with") from error
     if changed is None:
         raise _missing()
     return (await shown_rubrics(services, caller, [changed]))[0]

@@ -29,10 +29,11 @@ async def list_teams(_caller: Administrator, services: UsesServices) -> schema.T
     return schema.TeamList(data=[wire.from_team(team) for team in await services.identity.teams()])
 
 
-@router.patch("/teams/{name:id}", summary="Limit a team's requests a minute")
+@router.patch("/teams/{name:id}", summary="Set a team's requests a minute, and whose rubrics it reuses")
 async def change_team(name: Name, payload: schema.TeamPatch, caller: Administrator,
                       services: UsesServices) -> schema.Team:
-    return wire.from_team(await services.identity.limit_team(name, payload.rpm, actor=actor_of(caller)))
+    return wire.from_team(await services.identity.change_team(
+        name, payload.model_dump(exclude_unset=True), actor=actor_of(caller)))
 
 
 @router.delete("/teams/{name:id}", summary="Erase a team and all that it made")

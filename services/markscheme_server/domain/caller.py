@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from markscheme.vocabulary import SCOPES, Scope
+from markscheme.vocabulary import SCOPES, ReuseScope, Scope
 
 DEFAULT_TEAM = "default"
 """The team of whoever needs no key, and of ``MARKSCHEME_API_KEY``."""
@@ -11,12 +11,14 @@ DEFAULT_TEAM = "default"
 @dataclass(frozen=True, slots=True)
 class Caller:
     """A team's member. ``key``: the prefix of the key that was presented, where it is one of the database's; ``rpm``:
-    the requests a minute that the team may send, where it has a limit."""
+    the requests a minute that the team may send, where it has a limit; ``reuse_scope``: whose rubrics its groups get,
+    where that is set."""
 
     team: str
     scopes: frozenset[Scope]
     key: str | None = None
     rpm: int | None = None
+    reuse_scope: ReuseScope | None = None
 
 
 OPERATOR = Caller(DEFAULT_TEAM, frozenset(SCOPES))

@@ -4,17 +4,18 @@ A deployment is one organisation. Until its first key is made and while ``MARKSC
 user, who needs no key and may do everything. From then on every call needs a key: one of the database's, which speaks
 for a team, or ``MARKSCHEME_API_KEY``, which is the operator's.
 
-What a key may do, and its team's limit, is remembered for :data:`REMEMBERED_S`, so a key that is revoked anywhere opens
-nothing after that.
+What a key may do, and what is set for its team, is remembered for :data:`REMEMBERED_S`, so a key that is revoked
+anywhere opens nothing after that.
 """
 
 import asyncio
 import hmac
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -78,7 +79,8 @@ class Identity:
         if not key.is_live(now()):
             raise Unauthorised(f"the key {key.prefix}… has expired", code="expired_key")
         self._note(key)
-        return Caller(key.team, frozenset(key.scopes), key.prefix, self._limit(found.rpm))
+        return Caller(key.team, frozenset(key.scopes), key.prefix, self._limit(found.rpm),
+                      found.reuse_scope)
 
     async def create_team(self, name: str, *, actor: Actor) -> Team:
         """Make a team. Raises :class:`Conflict` when there is one of this name, or was."""
@@ -94,10 +96,14 @@ class Identity:
 
     async def limit_team(self, name: str, rpm: int | None, *, actor: Actor) -> Team:
         """Limit a team's requests a minute (``None``: as the deployment says). Raises :class:`NotFound`."""
-        team = await self._store.limit(name, rpm, actor)
+        return await self.change_team(name, {"rpm": rpm}, actor=actor)
+
+    async def change_team(self, name: str, values: Mapping[str, Any], *, actor: Actor) -> Team:
+        """Set ``rpm``, ``reuse_scope`` or both of a team; ``None``: the default again. Raises :class:`NotFound`."""
+        team = await self._store.change(name, values, actor)
         if team is None:
             raise _no_team(name, "name")
-        log.info("team_limited", team=name, rpm=rpm)
+        log.info("team_changed", team=name, **values)
         return team
 
     async def create_key(self, team: str, scopes: Iterable[Scope], *, actor: Actor, label: str | None = None,
@@ -167,12 +173,14 @@ class Identity:
         return await self._store.keys(team)
 
     async def _look(self) -> None:
-        """See whether a key is asked for (for good then: keys end, but their rows stay), and the operator's limit."""
+        """See whether a key is asked for (for good then: keys end, but their rows stay), and what is set for the
+        operator's team."""
         if time.monotonic() - self._looked_at >= REMEMBERED_S:
             at = time.monotonic()
-            any_key, rpm = await self._store.look()
+            any_key, rpm, reuse_scope = await self._store.look()
             self._guarded = any_key or self._guarded
-            self._operator, self._looked_at = replace(OPERATOR, rpm=self._limit(rpm)), at
+            self._operator = replace(OPERATOR, rpm=self._limit(rpm), reuse_scope=reuse_scope)
+            self._looked_at = at
 
     def _limit(self, own: int | None) -> int | None:
         return own if own is not None else self._team_rpm

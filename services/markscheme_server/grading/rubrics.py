@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass, replace
 
-from markscheme.vocabulary import AssignedOrigin, ReusePolicy, UnscoredReason
+from markscheme.vocabulary import AssignedOrigin, ReusePolicy, ReuseScope, UnscoredReason
 from markscheme_server.cache.flight import Abandoned, SingleFlight
 from markscheme_server.domain import fingerprint as fp
 from markscheme_server.domain.deadline import Patience
@@ -44,7 +44,8 @@ class Found:
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a rubric is wanted for. ``teachers`` is ``None`` when they are to come from the bank; ``students`` are
-    judged texts (:func:`fingerprint.judged_text`)."""
+    judged texts (:func:`fingerprint.judged_text`). ``reuse_scope``: as the request or the team's setting says;
+    ``asks_teacher``: the teacher is asked where there are no responses."""
 
     team: str
     prompt: tuple[fp.ChatMessage, ...]
@@ -56,6 +57,13 @@ class Wanted:
     tags: tuple[str, ...] = ()
     key: str | None = None
     filters: Filters = Filters()
+    reuse_scope: ReuseScope | None = None
+    asks_teacher: bool = False
+
+    def scope(self, *, teacher: bool) -> ReuseScope:
+        """Whose rubrics may be reused. ``teacher``: there is one to go by, and a rubric may be induced from what it
+        says; another team's rubric is then taken only where that was asked for."""
+        return self.reuse_scope or ("own" if teacher else "organisation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +87,14 @@ class RubricService:
     async def find(self, wanted: Wanted) -> Found | Induction:
         """The rubric under the reuse policy, or the induction that it takes. Asks no judge and writes nothing.
 
-        ``always_new`` uses only the memo of this very induction; ``if_fresh`` the nearest rubric that the team sees
-        (its own, else one shared with it, else the organisation's) while it still separates in this run; ``frozen``
-        never induces. Raises :class:`JudgeFailure` when it is frozen and there is none.
+        ``always_new`` uses only the memo of this very induction. ``if_fresh`` uses what a person of the team brought
+        or edited, else the memo, else the nearest rubric in the scope of reuse while it is fresh. ``frozen`` uses the
+        nearest and never induces. Raises :class:`JudgeFailure` when it is frozen and there is none.
         """
         team, key = wanted.team, fp.prompt_key(wanted.prompt)
         if wanted.reuse == "frozen":
-            nearest = await self._store.rubrics.find_nearest(team, key, wanted.filters)
+            nearest = await self._store.rubrics.find_nearest(
+                team, key, wanted.filters, scope=wanted.scope(teacher=False), run_id=wanted.run_id)
             if nearest is None:
                 raise JudgeFailure(UnscoredReason.NO_RUBRIC, "there is no rubric for this prompt and reuse is frozen")
             return Found(nearest, "reused")
@@ -94,6 +103,13 @@ class RubricService:
         if teachers is None:
             bank = await self._store.teachers.find(team, key)
             teachers = tuple(kept.text for kept in bank)
+        nearest = None
+        if wanted.reuse == "if_fresh":
+            nearest = await self._store.rubrics.find_nearest(
+                team, key, wanted.filters, scope=wanted.scope(teacher=bool(teachers) or wanted.asks_teacher),
+                run_id=wanted.run_id)
+            if nearest is not None and nearest.team == team and nearest.origin != "induced":
+                return Found(nearest, "reused")
         induction = fp.induction_key(
             team=team, prompt=key, teachers=[fp.text_key(fp.judged_text(t)) for t in teachers],
             students=[fp.text_key(s.text) + ("+" if s.truncated else "") for s in wanted.students],
@@ -101,10 +117,8 @@ class RubricService:
         memo = await self._store.rubrics.find_induced(team, induction)
         if memo is not None:
             return Found(memo, "reused")
-        if wanted.reuse == "if_fresh":
-            nearest = await self._store.rubrics.find_nearest(team, key, wanted.filters)
-            if nearest is not None and await self._is_fresh(team, nearest, wanted.run_id):
-                return Found(nearest, "reused")
+        if nearest is not None and await self._is_fresh(team, nearest, wanted.run_id):
+            return Found(nearest, "reused")
         models = {kept.model for kept in bank}
         return Induction(wanted, teachers, induction, models.pop() if len(models) == 1 else None)
 
@@ -142,7 +156,10 @@ class RubricService:
         await self._flight.drain(within_s)
 
     async def _is_fresh(self, team: str, rubric: Rubric, run_id: str | None) -> bool:
-        """Of its last two groups one had spread, their mean is below the bound, and it is not used up."""
+        """Of its last two groups one had spread, their mean is below the bound, and it is not used up. What a person
+        brought or edited stays until it is retired."""
+        if rubric.origin != "induced":
+            return True
         uses = await self._store.assignments.uses(team, rubric_id=rubric.id, run_id=run_id)
         if uses.count >= self._freshness.max_uses:
             return False

@@ -171,7 +171,8 @@ class ScoreService:
                 team, prompt, tuple(group.teacher_responses) if group.teacher_responses is not None else None,
                 tuple(Response(_judged(request, r), r.truncated) for r in group.rollouts),
                 self._judges.get(request.judge, "rubricator"), request.reuse, request.run.id if request.run else None,
-                key=caller.key, filters=Filters(request.teacher_model, request.rubricator))
+                key=caller.key, filters=Filters(request.teacher_model, request.rubricator),
+                reuse_scope=request.reuse_scope or caller.reuse_scope, asks_teacher=request.ask_teacher > 0)
             try:
                 survey = _Survey(group, prompt, await self._rubrics.find(wanted))
             except JudgeFailure as failure:
@@ -238,7 +239,8 @@ class ScoreService:
         stored = found.rubric.prompt_key == place.prompt_key
         assignment = survey.assignment or await self._store.assignments.assign(
             place, prompt=None if stored else survey.prompt, rubric_id=found.rubric.id,
-            origin=found.origin, reuse=request.reuse, verify=request.verify)
+            origin=found.origin, reuse=request.reuse, verify=request.verify,
+            distinct=len({_judged(request, r) for r in group.rollouts}))
         if assignment.rubric_id != found.rubric.id and group.rubric_id is None:
             # The same step was sent twice at a time, and the other one was first.
             rubric = await self._store.rubrics.find(batch.team, assignment.rubric_id)
@@ -256,7 +258,8 @@ class ScoreService:
         batch.tally.saved_usd += saved
         await self._store.assignments.finish(batch.team, assignment.id, Outcome([
             ScoredRollout(r.id, r.text, r.truncated, s.reward, s.reason)
-            for r, s in zip(group.rollouts, scores, strict=True)], judged.cached, saved))
+            for r, s in zip(group.rollouts, scores, strict=True)], judged.cached, saved,
+            len({_judged(request, r) for r, s in zip(group.rollouts, scores, strict=True) if s.reward is not None})))
         return _answer(group, found, scores, _teacher_score(found.rubric, survey.teachers, judged))
 
     async def _teachers(self, team: str, request: schema.ScoreRequest, group: schema.Group,
@@ -311,7 +314,7 @@ def _answer(group: schema.Group, found: Found, scores: list[schema.RolloutScore]
     return schema.GroupScore(
         id=group.id, status=status, error=error, teacher=teacher, rollouts=scores,  # type: ignore[arg-type]
         rubric=schema.RubricRef(id=rubric.id, version=rubric.version, content_hash=rubric.content_hash,
-                                origin=found.origin, criteria=wire.from_criteria(rubric.criteria)))
+                                origin=found.origin, team=rubric.team, criteria=wire.from_criteria(rubric.criteria)))
 
 
 def _unscored(group: schema.Group, failure: JudgeFailure) -> schema.GroupScore:

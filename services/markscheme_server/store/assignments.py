@@ -50,16 +50,23 @@ class ScoredRollout:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a group: its rollouts, and what stored verdicts and a rubric that was there saved it."""
+    """What came of a group: its rollouts, and what stored verdicts and a rubric that was there saved it.
+
+    ``distinct``: texts with a reward that are judged differently. Fewer than two can have no spread.
+    """
 
     rollouts: Sequence[ScoredRollout]
     cached_verdicts: int = 0
     saved_usd: float = 0.0
+    distinct: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Uses:
-    """How often a rubric was used in a run, and its newest scored uses, at most two: (mean reward, spread)."""
+    """How often a rubric was used in a run, and its newest scored uses, at most two: (mean reward, spread).
+
+    Groups that can have no spread are none of them: they do not say whether a rubric tells rollouts apart.
+    """
 
     count: int
     newest: tuple[tuple[float, float], ...]
@@ -73,6 +80,7 @@ class _New:
     origin: AssignedOrigin
     reuse: ReusePolicy
     verify: VerifyMode
+    distinct: int
 
 
 class AssignmentStore:
@@ -106,17 +114,18 @@ class AssignmentStore:
         return await self._finding.submit(place) if place.run_id is not None else None
 
     async def assign(self, place: Place, *, prompt: Sequence[ChatMessage] | None, rubric_id: str,
-                     origin: AssignedOrigin, reuse: ReusePolicy, verify: VerifyMode) -> Assignment:
+                     origin: AssignedOrigin, reuse: ReusePolicy, verify: VerifyMode, distinct: int = 0) -> Assignment:
         """Write the assignment down; if another writer was first, its assignment is the answer.
 
-        ``prompt`` is ``None`` when it is stored already, as a rubric's own prompt is.
+        ``prompt`` is ``None`` when it is stored already, as a rubric's own prompt is; ``distinct``: the group's texts
+        that are judged differently.
         """
-        return await self._assigning.submit(_New(place, prompt, rubric_id, origin, reuse, verify))
+        return await self._assigning.submit(_New(place, prompt, rubric_id, origin, reuse, verify, distinct))
 
     async def uses(self, team: str, *, rubric_id: str, run_id: str | None) -> Uses:
-        """The scored or running uses of a rubric in one run (``None``: outside any run)."""
+        """The scored or running uses of a rubric in one run (``None``: outside any run) that can have spread."""
         a = assignments.c
-        same = sa.and_(a.team == team, a.rubric_id == rubric_id,
+        same = sa.and_(a.team == team, a.rubric_id == rubric_id, a.distinct_rollouts >= 2,
                        a.run_id.is_(None) if run_id is None else a.run_id == run_id)
         newest = (sa.select(a.reward_mean, a.reward_spread).where(same, a.reward_spread.is_not(None))
                   .order_by(a.created_at.desc(), a.id.desc()).limit(2))
@@ -151,7 +160,8 @@ class AssignmentStore:
         made = [Assignment(new_id("asg"), n.rubric_id, n.origin) for n in news]
         rows = [{"id": a.id, "team": n.place.team, "run_id": n.place.run_id, "step": n.place.step,
                  "group_id": n.place.group_id, "prompt_key": n.place.prompt_key, "rubric_id": n.rubric_id,
-                 "origin": n.origin, "reuse": n.reuse, "verify": n.verify, "created_at": created}
+                 "origin": n.origin, "reuse": n.reuse, "verify": n.verify, "distinct_rollouts": n.distinct,
+                 "created_at": created}
                 for a, n in zip(made, news, strict=True)]
         unknown = [n for n in news if n.prompt is not None]
         written = {id_ for id_, in await self._db.write(sight_of(*(n.place.team for n in news)), self._assign_all, {
@@ -180,7 +190,7 @@ class AssignmentStore:
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     rewards = [r.reward for r in outcome.rollouts if r.reward is not None]
     return {"reward_mean": sum(rewards) / len(rewards) if rewards else None,
-            "reward_spread": max(rewards) - min(rewards) if rewards else None,
+            "reward_spread": max(rewards) - min(rewards) if outcome.distinct >= 2 else None,
             "unscored": len(outcome.rollouts) - len(rewards), "cached_verdicts": outcome.cached_verdicts,
             "saved_usd": outcome.saved_usd}
 

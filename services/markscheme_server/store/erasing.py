@@ -95,7 +95,8 @@ class Eraser:
             if row is None:
                 raise UnknownTeam
             at = as_utc(row.erased_at) if row.erased_at is not None else now()
-            await connection.execute(sa.update(teams).where(teams.c.name == self._team).values(erased_at=at, rpm=None))
+            await connection.execute(sa.update(teams).where(teams.c.name == self._team).values(
+                erased_at=at, rpm=None, reuse_scope=None))
             await connection.execute(sa.update(api_keys).where(api_keys.c.team == self._team).values(
                 revoked_at=sa.func.coalesce(api_keys.c.revoked_at, at), label=None))
             if row.erased_at is None:

@@ -10,7 +10,7 @@ from markscheme.vocabulary import THINKING_MODES
 from markscheme_server.domain.fingerprint import judged_text, text_key
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.store.database import EVERYONE, Database, sight_of
-from markscheme_server.store.rubrics import RubricStore, visible
+from markscheme_server.store.rubrics import RubricStore, start_of_day, visible
 from markscheme_server.store.tables import assignments, rollouts, rubrics, teacher_responses, texts, verdicts
 
 MOST_RELATIVES = 100
@@ -47,7 +47,8 @@ class RunUse:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """The groups that were given a rubric, the unscored rollouts in the team's own, and other teams' groups."""
+    """The groups that were given a rubric, the unscored rollouts in the team's own, and other teams' groups on days
+    that are over."""
 
     groups: int
     unscored: int
@@ -131,7 +132,7 @@ class LineageStore:
         a = assignments.c
         query = (sa.select(sa.func.count(sa.case((a.team == team, 1))),
                            sa.func.coalesce(sa.func.sum(sa.case((a.team == team, a.unscored))), 0),
-                           sa.func.count(sa.case((a.team != team, 1))))
+                           sa.func.count(sa.case((sa.and_(a.team != team, a.created_at < start_of_day()), 1))))
                  .join(rubrics, rubrics.c.id == a.rubric_id).where(rubrics.c.id == rubric_id, visible(team)))
         async with self._db.reading(EVERYONE) as connection:
             groups, unscored, others = (await connection.execute(query)).one()

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme.vocabulary import Category, RubricOrigin, Visibility
+from markscheme.vocabulary import Category, ReuseScope, RubricOrigin, Visibility
 from markscheme_server.domain.fingerprint import ChatMessage, content_hash, prompt_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.store.audit import Actor, record
@@ -15,25 +16,24 @@ from markscheme_server.store.batching import Batcher
 from markscheme_server.store.claims import Claim, ClaimLost, ClaimStore
 from markscheme_server.store.database import EVERYONE, Database, sight_of
 from markscheme_server.store.ids import as_utc, new_id, now
-from markscheme_server.store.tables import assignments, inductions, prompts, rubric_words, rubrics, shares, teams
+from markscheme_server.store.tables import assignments, inductions, prompts, rubric_words, rubrics, shares
 
 _SELECT = sa.select(*(c for c in rubrics.c if c is not rubrics.c.words), prompts.c.messages).join(
     prompts, prompts.c.key == rubrics.c.prompt_key)
 _NEWEST_FIRST = (rubrics.c.created_at.desc(), rubrics.c.id.desc())
-_WISH = ("viewer", "wanted", "teacher_model", "rubricator")
-OWN, SHARED, ORGANISATION = 0, 1, 2
+NEARNESS: dict[ReuseScope, int] = {"own": 0, "shared": 1, "organisation": 2}
 """How near a visible rubric is to a team: what is nearer is taken first."""
+LEAST_GROUPS = 5
+"""Of what another team scored by a rubric on one day nothing is told below this number of groups."""
 SEARCHED_LENGTH = 50_000
 """Characters of a rubric that are searched in: what PostgreSQL can hold of any text."""
-QUALITY = sa.func.avg(sa.case((assignments.c.reward_spread > 0, 1.0), else_=0.0), type_=sa.Double).filter(
-    assignments.c.reward_spread.is_not(None))
-"""Of a rubric's scored groups, the share whose rewards have spread. No groups: not known."""
+_SPREAD_SHARE = sa.func.avg(sa.case((assignments.c.reward_spread > 0, 1.0), else_=0.0), type_=sa.Double)
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
     """Which rubrics are good enough to be reused: by the teacher's model, and by how the name of what induced them
-    begins. ``None``: any."""
+    begins. ``None``: any. Only what was induced has a teacher and a rubricator."""
 
     teacher_model: str | None = None
     rubricator: str | None = None
@@ -44,7 +44,7 @@ class Search:
     """Which rubrics to list, ``limit`` of them from behind the rubric ``after``. ``None``: any.
 
     ``text``: words of its prompt and criteria; ``tags``: it has all of them; ``category``: of one of its criteria;
-    ``rubricator``: how the name of what induced it begins; ``min_quality``: the least :data:`QUALITY`.
+    ``rubricator``: how the name of what induced it begins; ``min_quality``: the least :func:`quality`.
     """
 
     prompt_key: str | None = None
@@ -65,14 +65,6 @@ class NotTheirs(Exception):
     """The team sees the rubric, but it is another team's."""
 
 
-class UnknownTeams(Exception):
-    """There are no teams of these names."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__(", ".join(names))
-        self.names = names
-
-
 def _shared(team: Any) -> sa.ColumnElement[bool]:
     return sa.exists().where(shares.c.rubric_id == rubrics.c.id, shares.c.team == team)
 
@@ -80,6 +72,31 @@ def _shared(team: Any) -> sa.ColumnElement[bool]:
 def visible(team: Any) -> sa.ColumnElement[bool]:
     """Whether a team sees a rubric: its own, one shared with it, or one of the organisation."""
     return sa.or_(rubrics.c.team == team, rubrics.c.visibility == "organisation", _shared(team))
+
+
+def start_of_day() -> datetime:
+    """When the day began, in UTC."""
+    return now().replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def quality(database: Database, team: str) -> sa.ColumnElement[Any]:
+    """Of the groups scored by a rubric, the share whose rewards have spread, as the team is told. Null: not known.
+
+    The team's own groups, where it has any. Else of each other team the mean over its days, and the mean of these: of
+    days that are over, and on which the team scored :data:`LEAST_GROUPS` at least, so that nobody can read off what
+    came of one group. Groups that can have no spread do not count.
+    """
+    a = assignments.c
+    scored = (a.rubric_id == rubrics.c.id, a.reward_spread.is_not(None))
+    own = sa.select(_SPREAD_SHARE).where(*scored, a.team == team).correlate(rubrics).scalar_subquery()
+    days = (sa.select(a.team, _SPREAD_SHARE.label("share"))
+            .where(*scored, a.team != team, a.created_at < start_of_day())
+            .group_by(a.team, database.day(a.created_at)).having(sa.func.count() >= LEAST_GROUPS)
+            .correlate(rubrics).subquery("days"))
+    others = (sa.select(sa.func.avg(days.c.share, type_=sa.Double).label("share"))
+              .group_by(days.c.team).correlate(rubrics).subquery("others"))
+    return sa.func.coalesce(own, sa.select(sa.func.avg(others.c.share, type_=sa.Double))
+                            .correlate(rubrics).scalar_subquery())
 
 
 def _begins(text: Any, with_: Any) -> sa.ColumnElement[bool]:
@@ -96,6 +113,44 @@ def _rubric(row: Mapping[str, Any]) -> Rubric:
     )
 
 
+_WISH = ("viewer", "wanted", "teacher_model", "rubricator", "run", "furthest")
+_Wish = tuple[str, str, str | None, str | None, str | None, int]
+
+
+def _nearest(database: Database) -> sa.Select[Any]:
+    """The rubric of each of the wishes that are bound to the parameter ``asked``."""
+    r, a = rubrics.c, assignments.c
+    asked = database.rows([sa.Column(name, sa.Integer if name == "furthest" else sa.Text) for name in _WISH], "asked")
+    began = sa.select(sa.func.min(a.created_at)).where(
+        a.team == asked.viewer, a.run_id == asked.run).scalar_subquery()
+    wishes = sa.select(*(asked[name] for name in _WISH), began.label("began")).cte("wishes")
+    w = wishes.c
+
+    def before_run(moment: sa.ColumnElement[datetime]) -> sa.ColumnElement[bool]:
+        return sa.or_(w.began.is_(None), moment <= w.began)
+
+    shared = sa.exists().where(shares.c.rubric_id == r.id, shares.c.team == w.viewer,
+                               before_run(shares.c.created_at))
+    opened = sa.and_(r.visibility == "organisation", before_run(sa.func.coalesce(r.offered_at, r.created_at)))
+    nearness = sa.case((r.team == w.viewer, NEARNESS["own"]), (shared, NEARNESS["shared"]),
+                       (opened, NEARNESS["organisation"]))
+    unfiltered = sa.and_(w.teacher_model.is_(None), w.rubricator.is_(None))
+    told = {name: r.provenance[name].as_string() for name in ("teacher_model", "rubricator")}
+    found = (sa.select(r.id, *(w[name] for name in _WISH), nearness.label("nearness"),
+                       (r.origin == "induced").label("induced"), r.created_at, r.version)
+             .where(r.prompt_key == w.wanted, r.retired_at.is_(None), visible(w.viewer),
+                    sa.or_(unfiltered, r.origin == "induced"),
+                    sa.or_(w.teacher_model.is_(None), told["teacher_model"] == w.teacher_model),
+                    sa.or_(w.rubricator.is_(None), _begins(told["rubricator"], w.rubricator))).subquery())
+    f = found.c
+    wish = [f[name] for name in _WISH]
+    ranked = (sa.select(f.id, *wish, sa.func.row_number().over(
+        partition_by=wish, order_by=(f.nearness, f.induced, f.created_at.desc(), f.version.desc(), f.id),
+    ).label("place")).where(f.nearness <= f.furthest).subquery())
+    return _SELECT.add_columns(*(ranked.c[name] for name in _WISH)).join(
+        ranked, ranked.c.id == r.id).where(ranked.c.place == 1)
+
+
 class RubricStore:
     """Rubrics by id, by prompt and by induction. Every read names the team that looks."""
 
@@ -110,29 +165,26 @@ class RubricStore:
         self._by_induction = (select.join(inductions, inductions.c.rubric_id == r.id)
                               .where(inductions.c.key == asked.wanted, r.team == asked.viewer,
                                      r.retired_at.is_(None)))
-        wishes = database.rows([sa.Column(name, sa.Text) for name in _WISH], "asked")
-        told = {name: r.provenance[name].as_string() for name in ("teacher_model", "rubricator")}
-        nearness = sa.case((r.team == wishes.viewer, OWN), (_shared(wishes.viewer), SHARED), else_=ORGANISATION)
-        wish = [wishes[name] for name in _WISH]
-        ranked = (sa.select(r.id, *wish, sa.func.row_number().over(
-            partition_by=wish, order_by=(nearness, r.created_at.desc(), r.version.desc(), r.id)).label("place"))
-            .where(r.prompt_key == wishes.wanted, r.retired_at.is_(None), visible(wishes.viewer),
-                   sa.or_(wishes.teacher_model.is_(None), told["teacher_model"] == wishes.teacher_model),
-                   sa.or_(wishes.rubricator.is_(None), _begins(told["rubricator"], wishes.rubricator))).subquery())
-        self._nearest = _SELECT.add_columns(*(ranked.c[name] for name in _WISH)).join(
-            ranked, ranked.c.id == r.id).where(ranked.c.place == 1)
+        self._nearest = _nearest(database)
         self._finding: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find)
-        self._finding_nearest: Batcher[tuple[str, str, Filters], Rubric | None] = Batcher(self._find_nearest)
+        self._finding_nearest: Batcher[_Wish, Rubric | None] = Batcher(self._find_nearest)
         self._finding_induced: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find_induced)
 
     async def find(self, team: str, rubric_id: str) -> Rubric | None:
         """The rubric of this id, if the team sees it."""
         return await self._finding.submit((team, rubric_id))
 
-    async def find_nearest(self, team: str, key: str, filters: Filters) -> Rubric | None:
-        """The rubric for a prompt that is nearest to the team: the newest of its own, else of those shared with it,
-        else of the organisation's. Retired ones are passed over, and those that the filters leave out."""
-        return await self._finding_nearest.submit((team, key, filters))
+    async def find_nearest(self, team: str, key: str, filters: Filters, *, scope: ReuseScope = "organisation",
+                           run_id: str | None = None) -> Rubric | None:
+        """The rubric for a prompt that is nearest to the team: one of its own, else of those shared with it, else of
+        the organisation's, as far as ``scope``; at each distance what a person brought or edited before what was
+        induced, and the newest first.
+
+        Retired ones are passed over, those that the filters leave out, and what other teams offered after the first
+        group of the run was given its rubric.
+        """
+        return await self._finding_nearest.submit(
+            (team, key, filters.teacher_model, filters.rubricator, run_id, NEARNESS[scope]))
 
     async def find_induced(self, team: str, induction: str) -> Rubric | None:
         """The rubric that this very induction of the team made before."""
@@ -141,14 +193,13 @@ class RubricStore:
     async def _find(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
         return await self._answer(self._by_id, wanted)
 
-    async def _find_nearest(self, wanted: Sequence[tuple[str, str, Filters]]) -> list[Rubric | None]:
-        wishes = [(team, key, filters.teacher_model, filters.rubricator) for team, key, filters in wanted]
-        return await self._answer(self._nearest, wishes, _WISH)
+    async def _find_nearest(self, wanted: Sequence[_Wish]) -> list[Rubric | None]:
+        return await self._answer(self._nearest, wanted, _WISH)
 
     async def _find_induced(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
         return await self._answer(self._by_induction, wanted)
 
-    async def _answer(self, query: sa.Select[Any], wanted: Sequence[tuple[str | None, ...]],
+    async def _answer(self, query: sa.Select[Any], wanted: Sequence[tuple[str | int | None, ...]],
                       names: Sequence[str] = ("viewer", "wanted")) -> list[Rubric | None]:
         asked = self._db.pack([dict(zip(names, wish, strict=True)) for wish in dict.fromkeys(wanted)])
         async with self._db.reading(sight_of(*(str(wish[0]) for wish in wanted))) as connection:
@@ -172,15 +223,24 @@ class RubricStore:
                      retired: bool | None = None, actor: Actor) -> Rubric | None:
         """Change who sees a rubric, its tags, or whether it is retired; ``None`` leaves a thing as it is.
 
-        ``None`` when the team does not see it. Raises :class:`NotTheirs` and :class:`UnknownTeams`.
+        Whether there is a team of a name in ``shared_with`` is not told: any name is kept. What is shared with a team
+        already goes on being shared since when it was. ``None`` when the team does not see the rubric. Raises
+        :class:`NotTheirs`.
         """
+        offered = []
         values: dict[str, Any] = {}
         if visibility is not None:
             values["visibility"] = visibility
+            if visibility == "organisation":
+                offered.append(rubrics.c.visibility != "organisation")
         if tags is not None:
             values["tags"] = list(tags)
         if retired is not None:
             values["retired_at"] = sa.func.coalesce(rubrics.c.retired_at, now()) if retired else None
+            if not retired:
+                offered.append(rubrics.c.retired_at.is_not(None))
+        if offered:
+            values["offered_at"] = sa.case((sa.or_(*offered), now()), else_=rubrics.c.offered_at)
         async with self._db.writing(sight_of(team, actor.team)) as connection:
             seen = await self._fetch(connection, _SELECT.where(rubrics.c.id == rubric_id, visible(team)))
             if not seen:
@@ -189,20 +249,21 @@ class RubricStore:
                 raise NotTheirs
             await connection.execute(sa.select(rubrics.c.id).where(
                 rubrics.c.id == rubric_id, rubrics.c.team == team).with_for_update())
+            if retired is False:
+                await connection.execute(sa.update(shares).where(
+                    shares.c.rubric_id == rubric_id, shares.c.owner == team,
+                    sa.exists().where(rubrics.c.id == rubric_id, rubrics.c.retired_at.is_not(None)),
+                ).values(created_at=now()))
             if values:
                 await connection.execute(sa.update(rubrics).where(
                     rubrics.c.id == rubric_id, rubrics.c.team == team).values(**values))
             if shared_with is not None:
                 names = sorted(set(shared_with) - {team})
-                known = set((await connection.execute(sa.select(teams.c.name).where(
-                    self._db.in_keys(teams.c.name, "keys"), teams.c.erased_at.is_(None)),
-                    {"keys": self._db.keys(names)})).scalars())
-                if unknown := [name for name in names if name not in known]:
-                    raise UnknownTeams(unknown)
                 await connection.execute(sa.delete(shares).where(
-                    shares.c.rubric_id == rubric_id, shares.c.owner == team))
+                    shares.c.rubric_id == rubric_id, shares.c.owner == team,
+                    ~self._db.in_keys(shares.c.team, "keys")), {"keys": self._db.keys(names)})
                 await self._db.insert_new(connection, shares, [
-                    {"rubric_id": rubric_id, "team": name, "owner": team} for name in names])
+                    {"rubric_id": rubric_id, "team": name, "owner": team, "created_at": now()} for name in names])
             told = {"visibility": visibility, "shared_with": None if shared_with is None else sorted(set(shared_with)),
                     "tags": None if tags is None else len(tags), "retired": retired}
             await record(connection, actor, "rubric.changed", f"rubric:{rubric_id}",
@@ -224,11 +285,10 @@ class RubricStore:
             async with self._db.reading(sight_of(team)) as connection:
                 found = await self._fetch(connection, query)
         else:
-            # Every team's groups count, and no team sees another's.
-            quality = sa.select(QUALITY).where(assignments.c.rubric_id == rubrics.c.id).scalar_subquery()
+            # Other teams' groups count, and no team sees another's.
             async with self._db.reading(EVERYONE) as connection:
                 ids = (await connection.execute(query.with_only_columns(rubrics.c.id).where(
-                    quality >= search.min_quality))).scalars().all()
+                    quality(self._db, team) >= search.min_quality))).scalars().all()
             found = await self.read(team, ids)
         return found[:search.limit], len(found) > search.limit
 
@@ -239,12 +299,12 @@ class RubricStore:
             return await self._fetch(connection, query, {"keys": self._db.keys(rubric_ids)})
 
     async def quality(self, team: str, rubric_ids: Sequence[str]) -> dict[str, float]:
-        """The :data:`QUALITY` of those of these rubrics that the team sees, where it is known."""
-        query = (sa.select(rubrics.c.id, QUALITY).join(assignments, assignments.c.rubric_id == rubrics.c.id)
-                 .where(self._db.in_keys(rubrics.c.id, "keys"), visible(team)).group_by(rubrics.c.id))
+        """The :func:`quality` of those of these rubrics that the team sees, where it is known."""
+        query = sa.select(rubrics.c.id, quality(self._db, team)).where(
+            self._db.in_keys(rubrics.c.id, "keys"), visible(team))
         async with self._db.reading(EVERYONE) as connection:
             rows = await connection.execute(query, {"keys": self._db.keys(rubric_ids)})
-            return {rubric_id: quality for rubric_id, quality in rows if quality is not None}
+            return {rubric_id: share for rubric_id, share in rows if share is not None}
 
     def _conditions(self, search: Search) -> Iterator[sa.ColumnElement[bool]]:
         r = rubrics.c
@@ -260,6 +320,8 @@ class RubricStore:
             yield self._db.contains(r.criteria, {"category": search.category})
         if search.rubricator is not None:
             yield _begins(r.provenance["rubricator"].as_string(), search.rubricator)
+        if search.rubricator is not None or search.teacher_model is not None:
+            yield r.origin == "induced"
         if search.retired is not None:
             yield r.retired_at.is_not(None) if search.retired else r.retired_at.is_(None)
 

@@ -50,10 +50,12 @@ teams = sa.Table(
     "teams", metadata,
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("rpm", sa.Integer),
+    sa.Column("reuse_scope", sa.String(16)),
     sa.Column("erased_at", sa.DateTime(timezone=True)),
     _created(),
 )
-"""``rpm``: requests a minute, where the team has a limit of its own. An erased team keeps its row, so that its name is
+"""``rpm``: requests a minute, where the team has a limit of its own. ``reuse_scope``: whose rubrics its groups get,
+where that is set. An erased team keeps its row, so that its name is
 never another's."""
 
 api_keys = sa.Table(
@@ -110,6 +112,7 @@ rubrics = sa.Table(
     sa.Column("provenance", sa.JSON, nullable=False),
     sa.Column("visibility", sa.String(16), nullable=False, server_default="private"),
     sa.Column("retired_at", sa.DateTime(timezone=True)),
+    sa.Column("offered_at", sa.DateTime(timezone=True)),
     sa.Column("cost_usd", sa.Double),
     sa.Column("words", WORDS, nullable=False, server_default=""),
     _created(),
@@ -118,6 +121,8 @@ rubrics = sa.Table(
     sa.Index(None, "prompt_key"),
     sa.Index(None, "parent_id"),
 )
+"""``offered_at``: when it was last opened to the organisation or taken back from retirement; null: neither happened
+since it was made."""
 
 rubric_words = sa.table("rubric_words", sa.column("rubric_id"), sa.column("words"))
 """SQLite's full-text index of :data:`rubrics`; there is none in PostgreSQL."""
@@ -125,11 +130,13 @@ rubric_words = sa.table("rubric_words", sa.column("rubric_id"), sa.column("words
 shares = sa.Table(
     "shares", metadata,
     sa.Column("rubric_id", sa.String(40), sa.ForeignKey("rubrics.id"), primary_key=True),
-    sa.Column("team", sa.String(64), sa.ForeignKey("teams.name"), primary_key=True),
+    sa.Column("team", sa.String(64), primary_key=True),
     sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
     sa.Index(None, "team"),
 )
-"""Teams that see a rubric of another team, its ``owner``."""
+"""Teams that see a rubric of another team, its ``owner``. A name may be no team's: whether it is one is not told.
+``created_at`` begins anew when the rubric is taken back from retirement."""
 
 inductions = sa.Table(
     "inductions", metadata,
@@ -199,13 +206,17 @@ assignments = sa.Table(
     sa.Column("unscored", sa.Integer),
     sa.Column("cached_verdicts", sa.Integer),
     sa.Column("saved_usd", sa.Double),
+    sa.Column("distinct_rollouts", sa.Integer, nullable=False, server_default="0"),
     _created(),
     sa.UniqueConstraint("team", "run_id", "step", "group_id", "prompt_key"),
     sa.Index(None, "team", "rubric_id", "run_id"),
+    sa.Index(None, "team", "run_id", "created_at"),
     sa.Index(None, "rubric_id"),
     sa.Index(None, "created_at"),
     sa.Index(None, "prompt_key"),
 )
+"""``distinct_rollouts``: texts of the group that are judged differently. ``reward_spread``: null where fewer than two
+of them have a reward, since they can have none."""
 
 rollouts = sa.Table(
     "rollouts", metadata,

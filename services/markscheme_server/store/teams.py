@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme.vocabulary import Scope
+from markscheme.vocabulary import ReuseScope, Scope
 from markscheme_server.domain.caller import DEFAULT_TEAM
 from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.batching import Batcher
@@ -32,11 +32,13 @@ class UnknownTeam(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """A team of the organisation. ``rpm``: requests a minute, where the team has a limit of its own."""
+    """A team of the organisation. ``rpm``: requests a minute, where the team has a limit of its own; ``reuse_scope``:
+    whose rubrics its groups get, where that is set."""
 
     name: str
     created_at: datetime
     rpm: int | None = None
+    reuse_scope: ReuseScope | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,11 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """A key that somebody presents, and the limit of its team's own, where there is one."""
+    """A key that somebody presents, and what is set for its team: see :class:`Team`."""
 
     key: Key
     rpm: int | None
+    reuse_scope: ReuseScope | None
 
 
 class TeamStore:
@@ -70,10 +73,10 @@ class TeamStore:
 
     def __init__(self, database: Database) -> None:
         self._db = database
-        self._by_digest = sa.select(api_keys, teams.c.rpm).join(teams, teams.c.name == api_keys.c.team).where(
-            database.in_keys(api_keys.c.digest, "keys"))
+        self._by_digest = sa.select(api_keys, teams.c.rpm, teams.c.reuse_scope).join(
+            teams, teams.c.name == api_keys.c.team).where(database.in_keys(api_keys.c.digest, "keys"))
         self._finding: Batcher[str, Presented | None] = Batcher(self._find)
-        self._looking: Batcher[None, tuple[bool, int | None]] = Batcher(self._look)
+        self._looking: Batcher[None, tuple[bool, int | None, ReuseScope | None]] = Batcher(self._look)
 
     async def create(self, name: str, actor: Actor) -> Team:
         """A new team. Raises :class:`Taken`, and :class:`Erased` where the name was another's."""
@@ -88,20 +91,28 @@ class TeamStore:
 
     async def limit(self, name: str, rpm: int | None, actor: Actor) -> Team | None:
         """Give a team a limit of its own, or none. ``None``: there is no such team."""
+        return await self.change(name, {"rpm": rpm}, actor)
+
+    async def change(self, name: str, values: Mapping[str, Any], actor: Actor) -> Team | None:
+        """Set ``rpm``, ``reuse_scope`` or both of a team. ``None``: there is no such team."""
         found = sa.select(teams).where(teams.c.name == name, teams.c.erased_at.is_(None)).with_for_update()
         async with self._db.writing(sight_of(actor.team)) as connection:
-            before = (await connection.execute(found)).one_or_none()
-            if before is not None and before.rpm != rpm:
-                await connection.execute(sa.update(teams).where(teams.c.name == name).values(rpm=rpm))
-                await record(connection, actor, "team.changed", f"team:{name}", {"rpm": rpm, "rpm_before": before.rpm})
-        return Team(name, as_utc(before.created_at), rpm) if before is not None else None
+            before = (await connection.execute(found)).mappings().one_or_none()
+            if before is None:
+                return None
+            changed = {column: value for column, value in values.items() if before[column] != value}
+            if changed:
+                await connection.execute(sa.update(teams).where(teams.c.name == name).values(**changed))
+                await record(connection, actor, "team.changed", f"team:{name}", changed | {
+                    f"{column}_before": before[column] for column in changed})
+        return _team({**before, **changed})
 
     async def all(self) -> list[Team]:
         """Every team that there is, by name."""
         async with self._db.reading(NOBODY) as connection:
             rows = await connection.execute(
                 sa.select(teams).where(teams.c.erased_at.is_(None)).order_by(teams.c.name))
-            return [Team(row.name, as_utc(row.created_at), row.rpm) for row in rows]
+            return [_team(row) for row in rows.mappings()]
 
     async def add_key(self, key: Key, digest: str, actor: Actor) -> None:
         """Store a key. Raises :class:`UnknownTeam`, and :class:`Taken` where the prefix is another key's."""
@@ -142,8 +153,8 @@ class TeamStore:
         """Whether a key was ever made."""
         return (await self.look())[0]
 
-    async def look(self) -> tuple[bool, int | None]:
-        """Whether a key was ever made, and the limit of the operator's team's own."""
+    async def look(self) -> tuple[bool, int | None, ReuseScope | None]:
+        """Whether a key was ever made, and the limit and the scope of reuse that are set for the operator's team."""
         return await self._looking.submit(None)
 
     async def revoke(self, prefix: str, actor: Actor) -> Key | None:
@@ -174,18 +185,19 @@ class TeamStore:
     async def _find(self, digests: Sequence[str]) -> list[Presented | None]:
         async with self._db.reading(NOBODY) as connection:
             rows = (await connection.execute(self._by_digest, {"keys": self._db.keys(digests)})).mappings()
-            found = {row["digest"]: Presented(_key(row), row["rpm"]) for row in rows}
+            found = {row["digest"]: Presented(_key(row), row["rpm"], row["reuse_scope"]) for row in rows}
         return [found.get(digest) for digest in digests]
 
-    async def _look(self, asked: Sequence[None]) -> list[tuple[bool, int | None]]:
+    async def _look(self, asked: Sequence[None]) -> list[tuple[bool, int | None, ReuseScope | None]]:
         async with self._db.reading(NOBODY) as connection:
-            there, rpm = (await connection.execute(_OUTSET)).one()
-        return [(bool(there), rpm)] * len(asked)
+            there, rpm, reuse_scope = (await connection.execute(_OUTSET)).one()
+        return [(bool(there), rpm, reuse_scope)] * len(asked)
 
 
 _LIVING = api_keys.c.revoked_at.is_(None)
 _OUTSET = sa.select(sa.exists(sa.select(api_keys.c.prefix)),
-                    sa.select(teams.c.rpm).where(teams.c.name == DEFAULT_TEAM).scalar_subquery())
+                    *(sa.select(column).where(teams.c.name == DEFAULT_TEAM).scalar_subquery()
+                      for column in (teams.c.rpm, teams.c.reuse_scope)))
 
 
 async def _change(connection: AsyncConnection, which: sa.ColumnElement[bool], prefix: str, **values: Any) -> Key | None:
@@ -197,6 +209,10 @@ async def _change(connection: AsyncConnection, which: sa.ColumnElement[bool], pr
 
 def _told(time: datetime | None) -> str | None:
     return time.isoformat() if time is not None else None
+
+
+def _team(row: Mapping[Any, Any]) -> Team:
+    return Team(row["name"], as_utc(row["created_at"]), row["rpm"], row["reuse_scope"])
 
 
 def _key(row: Mapping[Any, Any]) -> Key:

@@ -71,13 +71,16 @@ def test_another_team_is_told_which_models_made_a_rubric_and_not_from_what(membe
         "prompt": "Describe autumn. Do not use any commas.", "student_responses": ["red, brown"],
         "teacher_responses": ["Golden leaves fall"], "run": "secret run", "reuse": "always_new"}).json()
     edited = red("POST", f"/v1/rubrics/{induced['id']}:fork", {"criteria": rubric("leaves")["criteria"]}).json()
-    red("PATCH", f"/v1/rubrics/{edited['id']}", {"visibility": "organisation"})
-    own, seen = (team("GET", f"/v1/rubrics/{edited['id']}").json() for team in (red, blue))
-    assert (own["parent_id"], own["provenance"]["run"]) == (induced["id"], "secret run")
+    again = red("POST", f"/v1/rubrics/{edited['id']}:fork", {"criteria": induced["criteria"]}).json()
+    red("PATCH", f"/v1/rubrics/{induced['id']}", {"visibility": "organisation"})
+    own, seen = (team("GET", f"/v1/rubrics/{induced['id']}").json() for team in (red, blue))
+    assert own["provenance"]["run"] == "secret run"
     assert (seen["parent_id"], seen["provenance"]["run"], seen["provenance"]["teacher_keys"]) == (None, None, [])
     assert seen["provenance"]["rubricator"] == own["provenance"]["rubricator"] is not None
-    taken = blue("POST", f"/v1/rubrics/{edited['id']}:fork", {}).json()
-    assert (taken["parent_id"], taken["provenance"]["run"]) == (edited["id"], None)
+    assert (again["parent_id"], again["provenance"]["run"]) == (edited["id"], None)
+    taken = blue("POST", f"/v1/rubrics/{induced['id']}:fork", {}).json()
+    assert (taken["parent_id"], taken["provenance"]["run"]) == (induced["id"], None)
+    assert taken["provenance"]["rubricator"] == own["provenance"]["rubricator"], "the same criteria"
 
 
 def test_only_its_team_changes_a_rubric(member: Team) -> None:
@@ -93,7 +96,7 @@ def test_only_its_team_changes_a_rubric(member: Team) -> None:
 
 
 @pytest.mark.parametrize(("body", "status"), [
-    ({"shared_with": ["nobody"]}, 422), ({"visibility": "public"}, 422), ({"criteria": []}, 422),
+    ({"visibility": "public"}, 422), ({"criteria": []}, 422),
     ({"shared_with": ["Blue!"]}, 422), ({"retired": "yes"}, 422),
 ])
 def test_a_change_that_cannot_be_made_changes_nothing(body: dict[str, Any], status: int, member: Team) -> None:
@@ -140,8 +143,8 @@ def test_a_shared_rubric_spares_the_induction_and_one_teams_runs_do_not_change_a
         found = team("POST", "/v1/scores", body).json()["groups"][0]["rubric"]
         return str(found["id"]) if found else "none"
 
-    # Every rollout meets it: after one group it separates nothing in red's run any more, and none can be induced.
-    assert [step(red, 0), step(red, 1)] == [made, "none"]
+    # Every rollout meets it: were it induced, it would be spent. A person wrote it, so it stays.
+    assert [step(red, 0), step(red, 1)] == [made, made]
     assert step(blue, 0) == made
     red("PATCH", f"/v1/rubrics/{made}", {"shared_with": []})
     again = blue("POST", "/v1/scores", SCORE | {"run": {"id": "run", "step": 0}, "groups": [
