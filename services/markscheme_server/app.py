@@ -99,11 +99,13 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         rates = TeamRates(Windows(workers=settings.workers, redis=redis))
         treasury = Treasury(store.budgets)
         rubric_service = RubricService(store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below), treasury)
-        verdicts = VerdictService(store.verdicts, store.claims, VerdictCache(), treasury, checks=BuiltinJudge(),
+        verdicts = VerdictService(store.verdicts, store.claims, VerdictCache(), treasury, checks=made[BUILTIN],
                                   reuse=settings.verdict_reuse)
         teachers = TeacherService(store, judges, treasury)
         score_service = ScoreService(store, rubric_service, verdicts, judges, teachers,
-                                     timeout_s=settings.request_timeout_s)
+                                     timeout_s=settings.request_timeout_s,
+                                     checks_timeout_s=settings.checks_timeout_s,
+                                     max_verdicts=settings.max_verdicts)
         try:
             yield {"services": Services(settings, store, identity, rates, judges, rubric_service, verdicts,
                                         score_service, teachers, treasury)}

@@ -92,7 +92,7 @@ async def induce_rubric(payload: schema.InduceRequest, caller: Inducer, services
 
     async def induce() -> schema.Rubric:
         try:
-            found = await services.rubrics.resolve(wanted, Patience(deadline))
+            found = await services.rubrics.resolve(wanted, Patience(deadline, team=caller.team))
         except JudgeFailure as failure:
             raise judge_error(failure) from failure
         return (await shown_rubrics(services, caller, [found.rubric]))[0]

@@ -44,13 +44,23 @@ async def score(payload: schema.ScoreRequest, caller: Scorer, services: UsesServ
                                  headers=headers | {"X-Accel-Buffering": "no", "Cache-Control": "no-store"})
     async with asyncio.timeout_at(deadline.at + GRACE_S):
         by_id = {group.id: group for group in await while_connected(request, _all(groups))}
-    whole = schema.ScoreBatch(groups=[by_id[g.id] for g in payload.groups], counts=batch.tally.counts(),
-                              usage=batch.tally.cost())
-    return Response(whole.model_dump_json(), headers=headers, media_type="application/json")
+    whole = schema.ScoreBatch(groups=[], counts=batch.tally.counts(), usage=batch.tally.cost())
+    return Response(await _dumped(whole, [by_id[g.id] for g in payload.groups]), headers=headers,
+                    media_type="application/json")
 
 
 async def _all(groups: AsyncIterator[schema.GroupScore]) -> list[schema.GroupScore]:
     return [group async for group in groups]
+
+
+async def _dumped(whole: schema.ScoreBatch, groups: list[schema.GroupScore]) -> str:
+    """The JSON of a batch with these groups, made group by group so that others come in between."""
+    start, end = whole.model_dump_json().split('"groups":[]')
+    parts = []
+    for group in groups:
+        parts.append(group.model_dump_json())
+        await asyncio.sleep(0)
+    return f'{start}"groups":[{",".join(parts)}]{end}'
 
 
 async def _lines(groups: AsyncIterator[schema.GroupScore], tally: Tally, heartbeat_s: float) -> AsyncIterator[str]:

@@ -78,7 +78,8 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Per response, in the order asked, the decision by criterion id. A failure is raised, not returned."""
+    """Per response, in the order asked, the decision by criterion id; where one is missing there was no time for it.
+    Any other failure is raised, not returned."""
 
     decisions: tuple[Mapping[str, Decision], ...]
     usage: JudgeUsage = field(default_factory=JudgeUsage)
@@ -93,7 +94,7 @@ class Reservation(Protocol):
 class Gateway(Protocol):
     """The part of :class:`markscheme_server.judge.gateway.Gateway` that grading needs."""
 
-    def reserve(self, calls: int) -> Reservation: ...
+    def reserve(self, calls: int, team: str) -> Reservation: ...
 
 
 class Judge(Protocol):

@@ -19,6 +19,7 @@ from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, Role
 from markscheme_server.domain.deadline import Patience
 from markscheme_server.domain.fingerprint import ChatMessage, digest, prompt_text
+from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge import prompts, refusals, replies
 from markscheme_server.judge.base import (
@@ -51,6 +52,9 @@ _TOKENS = {"verdict": 20, "criterion": 40, "evidence": 100, "rationale": 60, "re
 _SHOWN_AGAIN_CHARACTERS = 20_000
 _ONCE_MORE = "Reply with the JSON object alone: the first character is {{ and the last one is }}. {error}"
 
+_CANNED = VerifyTask(({"role": "user", "content": "Say hello."},),
+                     (Criterion(id="c1", text="It is a greeting.", points=1),), ("Hello!",))
+
 T = TypeVar("T")
 Messages = list[dict[str, str]]
 
@@ -61,6 +65,7 @@ class OpenAIJudge:
     def __init__(self, settings: JudgeSettings, gateway: Gateway, *, secret: bytes) -> None:
         self._settings, self.gateway = settings, gateway
         self._marks = prompts.Marks(secret)
+        gateway.canned = self._ask_canned
 
     @property
     def name(self) -> str:
@@ -185,6 +190,21 @@ class OpenAIJudge:
             raise JudgeFailure(error.reason, str(error)) from error
         except (openai.OpenAIError, TimeoutError, UnusableReply, NotTheProtocol) as error:
             raise failure_of(error) from error
+
+    async def _ask_canned(self, endpoint: Endpoint) -> None:
+        """One criterion about one response, none of it a caller's. Raises as a call does.
+
+        What it takes is in the metrics with the role ``canned``, and on no team's books.
+        """
+        s = self._settings
+        schema = prompts.verdict_schema(pool=False, evidence=False, nonce=False, rationale=False)
+        message = prompts.verifier_prompt(_CANNED, prompts.shown_criteria(_CANNED.criteria), schema, self._marks,
+                                          max_tokens=s.max_response_tokens, nonce=None, canary=None, rationale=False)
+        request = _Request("verifier", _user(message), s.max_tokens or PROBE_TOKENS, fixed=s.max_tokens is not None,
+                           schema=schema, form_name="verdicts")
+        spent = Spent(1)
+        completion = await _Sender(s, request, spent).send(endpoint)
+        self._count("canned", self._usage(completion, spent.calls))
 
     async def aclose(self) -> None:
         await self.gateway.aclose()
