@@ -37,11 +37,10 @@ class TeamRates:
         if known is not None:
             return Answer(False, known)
         names = "team", team, "requests"
-        short = min(rpm, max(LEAST_AT_ONCE, math.ceil(rpm * SHORT_S / MINUTE_S)))
-        # The shorter one is only looked at first: a refusal is to take nothing of either.
-        soon = await self._short.room(short, 1, *names)
-        admitted = (soon.remaining > 0 and await self._minute.take(rpm, 1, *names)
-                    and await self._short.take(short, 1, *names))
+        soon = await self._soon(rpm, *names)
+        admitted = soon.remaining > 0 and await self._minute.take(rpm, 1, *names)
+        if admitted and (short := _short(rpm)) is not None:
+            admitted = await self._short.take(short, 1, *names)
         at, room = time.monotonic(), await self._minute.room(rpm, 1, *names)
         if not admitted:
             room = replace(room, remaining=min(room.remaining, soon.remaining), wait_s=max(room.wait_s, soon.wait_s))
@@ -51,6 +50,11 @@ class TeamRates:
             self._used_up[team] = rpm, at, room
         return Answer(admitted, room)
 
+    async def _soon(self, rpm: int, *names: str) -> Room:
+        """The room in the shorter window. It is only looked at: a refusal is to take nothing of either."""
+        short = _short(rpm)
+        return Room(rpm, 0.0, 0.0) if short is None else await self._short.room(short, 1, *names)
+
     def _refused(self, team: str, rpm: int) -> Room | None:
         """What a request is to be told, when it is known that there is no room for it yet."""
         limit, since, room = self._used_up.get(team, (0, 0.0, None))
@@ -58,3 +62,9 @@ class TeamRates:
         if room is None or limit != rpm or passed_s >= min(room.wait_s, REMEMBERED_S):
             return None
         return replace(room, wait_s=room.wait_s - passed_s, whole_s=room.whole_s - passed_s)
+
+
+def _short(rpm: int) -> int | None:
+    """How many of ``rpm`` requests a minute may come in the shorter window; ``None``: all of them."""
+    short = max(LEAST_AT_ONCE, math.ceil(rpm * SHORT_S / MINUTE_S))
+    return short if short < rpm else None

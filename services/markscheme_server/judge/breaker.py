@@ -91,6 +91,8 @@ class Breaker:
 
     async def wait(self, now: float, until: float) -> None:
         """Return when the state has changed or a question is due, or at ``until``; whichever comes first."""
+        if self.admits:
+            return
         turned = self._turned
         try:
             async with asyncio.timeout(max(0.0, min(until, self.not_before or until) - now)):
