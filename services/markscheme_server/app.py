@@ -32,6 +32,7 @@ from markscheme_server.judge.base import Judge
 from markscheme_server.judge.builtin.judge import BuiltinJudge
 from markscheme_server.judge.gateway import Gateway, make_endpoints
 from markscheme_server.judge.openai import OpenAIJudge
+from markscheme_server.judge.queue import Queue
 from markscheme_server.store import migrating
 from markscheme_server.store.store import Store
 
@@ -59,7 +60,7 @@ def make_judge(settings: Settings, name: str, *, owner: str, secret: bytes, redi
         name, chosen, make_endpoints(name, chosen, settings.key_of(name)),
         Places(name, chosen.concurrency, owner=owner, workers=settings.workers, redis=redis),
         Quotas(name, Windows(workers=settings.workers, redis=redis), rpm=chosen.rpm, tpm=chosen.tpm),
-        settings.queue_limit)
+        Queue(settings.queue_limit))
     return OpenAIJudge(chosen, gateway, secret=secret)
 
 

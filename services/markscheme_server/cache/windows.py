@@ -52,7 +52,8 @@ class Windows:
     async def take(self, limit: int, cost: int, *names: str) -> bool:
         """Take ``cost`` of a limit, at most all there can be; false: there is no room for it."""
         part = self._part(limit)
-        shared = await self._ask(self._item(limit), lambda limiter, item: limiter.hit(item, *names, cost=min(cost, limit)))
+        shared = await self._ask(
+            self._item(limit), lambda limiter, item: limiter.hit(item, *names, cost=min(cost, limit)))
         if shared is not None and not shared:
             return False
         own = await self._own.hit(part, *names, cost=min(cost, part.amount))

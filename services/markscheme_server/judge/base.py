@@ -86,7 +86,7 @@ class Verification:
 
 
 class Reservation(Protocol):
-    """Room in a judge's queue; see :class:`markscheme_server.judge.gateway.Reservation`."""
+    """Room in a judge's queue; see :class:`markscheme_server.judge.queue.Reservation`."""
 
     def release(self, calls: int | None = None) -> None: ...
 

@@ -7,8 +7,6 @@ endpoint is not held against the endpoint: before its breaker opens, and while i
 """
 
 import asyncio
-import math
-from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -26,11 +24,11 @@ from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, origin_of
 from markscheme_server.domain.deadline import Patience
-from markscheme_server.errors import Unavailable
 from markscheme_server.judge import retry
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.breaker import Breaker, State
 from markscheme_server.judge.capabilities import FORMS, Capabilities
+from markscheme_server.judge.queue import Queue, Reservation
 from markscheme_server.judge.refusals import Kind, Refusal, Refused
 from markscheme_server.judge.reply_cap import UnusableReply, cap_reply
 from markscheme_server.judge.retry import (
@@ -44,8 +42,6 @@ from markscheme_server.judge.retry import (
 )
 
 OPENAI_URL = "https://api.openai.com/v1"
-RATE_WINDOW_S = 10.0
-RETRY_AFTER_LEAST_S, OVERLOADED_MOST_S = 1, 60
 
 CANNED_TIMEOUT_S = 15.0
 """A small question is answered in less, or the endpoint is as good as out."""
@@ -112,25 +108,6 @@ class Spent:
 
 
 @dataclass(slots=True)
-class Reservation:
-    """Calls that an admitted request may still make; see :meth:`Gateway.reserve`."""
-
-    gateway: "Gateway"
-    calls: int
-    team: str
-
-    def release(self, calls: int | None = None) -> None:
-        """Give back ``calls`` that are done, or whatever is left."""
-        given = self.calls if calls is None else min(calls, self.calls)
-        self.calls -= given
-        self.gateway.give_back(given, self.team)
-
-    def __del__(self) -> None:
-        """A caller that left before its answer was begun takes nothing with it."""
-        self.release()
-
-
-@dataclass(slots=True)
 class Gateway:
     """All calls of this process to one named judge."""
 
@@ -139,46 +116,14 @@ class Gateway:
     endpoints: Sequence[Endpoint]
     places: Places
     quotas: Quotas
-    queue_limit: int
+    queue: Queue
     canned: Send[object] = field(init=False)
     """Asks an endpoint a question that holds nothing of any caller's; set by the judge whose gateway this is."""
     _asking: set[asyncio.Task[None]] = field(default_factory=set)
-    _reserved: Counter[str] = field(default_factory=Counter)
-    _ended: deque[float] = field(default_factory=deque)
 
     def reserve(self, calls: int, team: str) -> Reservation:
-        """Room for the calls of a team's request. Raises 503 with ``Retry-After`` when there is none.
-
-        A team may fill the queue where it is alone. Each team has an even part of it for itself: whoever finds the
-        queue full of others' calls may still fill that part, so that the queue may then hold more than its limit. A
-        team that has nothing in it is let in whatever the size of its request: it could never be answered otherwise.
-        """
-        own, others = self._reserved[team], self._reserved.total() - self._reserved[team]
-        teams = len(self._reserved) + (team not in self._reserved)
-        if own and own + others + calls > self.queue_limit and own + calls > self.queue_limit // teams:
-            raise Unavailable(f"{own} judge calls of the team are waiting already; try again later",
-                              code="overloaded", retry_after_s=self._clears_in_s())
-        self._reserved[team] += calls
-        return Reservation(self, calls, team)
-
-    def give_back(self, calls: int, team: str) -> None:
-        """Room that a team's request no longer needs."""
-        self._reserved[team] -= calls
-        if self._reserved[team] <= 0:
-            del self._reserved[team]
-
-    def _clears_in_s(self) -> int:
-        """When the calls that wait will be done at the rate of the last seconds."""
-        self._count_ended()
-        rate = len(self._ended) / RATE_WINDOW_S
-        wait = math.ceil(self._reserved.total() / rate) if rate else RETRY_AFTER_LEAST_S
-        return max(RETRY_AFTER_LEAST_S, min(OVERLOADED_MOST_S, wait))
-
-    def _count_ended(self) -> float:
-        now = asyncio.get_running_loop().time()
-        while self._ended and self._ended[0] < now - RATE_WINDOW_S:
-            self._ended.popleft()
-        return now
+        """Room for the calls of a team's request; see :meth:`Queue.reserve`."""
+        return self.queue.reserve(calls, team)
 
     async def call(self, send: Send[T], *, role: str, tokens: int, patience: Patience, spent: Spent) -> T:
         """The judge's answer to one question. ``tokens`` is an estimate, for the quota.
@@ -280,7 +225,7 @@ class Gateway:
             return answer
         finally:
             endpoint.in_flight -= 1
-            self._ended.append(self._count_ended())
+            self.queue.count_ended()
             metrics.JUDGE_CALL_SECONDS.labels(judge=self.name, role=call.role, outcome=outcome).observe(
                 loop.time() - started)
 

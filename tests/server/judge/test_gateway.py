@@ -17,6 +17,7 @@ from markscheme_server.errors import Unavailable
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.breaker import Breaker, State
 from markscheme_server.judge.gateway import Endpoint, Gateway, Spent
+from markscheme_server.judge.queue import Queue
 
 Send = Callable[[Endpoint], Awaitable[object]]
 
@@ -34,7 +35,7 @@ def gateway(*, canned: Send = answers, queue_limit: int = 100, concurrency: int 
     settings = JudgeSettings(model="m", concurrency=concurrency, breaker_wait_s=wait_s)
     endpoint = Endpoint("judge.test", cast(Any, None), Breaker(probe_s))
     made = Gateway("j", settings, [endpoint], Places("j", concurrency, owner="a"),
-                   Quotas("j", Windows(), rpm=None, tpm=None), queue_limit)
+                   Quotas("j", Windows(), rpm=None, tpm=None), Queue(queue_limit))
     made.canned = canned
     return made
 
