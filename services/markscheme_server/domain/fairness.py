@@ -104,3 +104,28 @@ class FairShares:
                     self._served.pop(team, None)
         able = [team for team in self._waiting if self._most is None or self._used[team] < self._most]
         return min(able, key=lambda team: (self._used[team], self._served[team]), default=None)
+
+
+class Pace:
+    """Bounds what is computed in one turn of the event loop, by all tasks together: others come in between.
+
+    A pause in each task alone would not do, since all that are ready run before anyone else does.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = self._left = most
+        self._door = FairShares(1)
+        self._renewing = False
+
+    async def step(self, size: int, team: str, turn: int = 0) -> None:
+        """Return when work of this size may be done without a further pause; teams take turns."""
+        if self._left < size:
+            async with self._door.hold(team, turn):
+                await asyncio.sleep(0)
+        if not self._renewing:
+            self._renewing = True
+            asyncio.get_running_loop().call_soon(self._renew)
+        self._left -= size
+
+    def _renew(self) -> None:
+        self._renewing, self._left = False, self._most

@@ -276,9 +276,9 @@ class ScoreService:
         scores: list[schema.RolloutScore] = []
         texts = [_judged(request, r) for r in group.rollouts]
         for part in sliced(texts, len(found.rubric.criteria)):
-            async with self._verdicts.steps.hold(batch.team, patience.turn):
-                scores += [_rollout(found.rubric, r.id, judged.by_text[text])
-                           for r, text in zip(group.rollouts[len(scores):], part, strict=False)]
+            await self._verdicts.pace.step(len(part) * len(found.rubric.criteria), batch.team, patience.turn)
+            scores += [_rollout(found.rubric, r.id, judged.by_text[text])
+                       for r, text in zip(group.rollouts[len(scores):], part, strict=False)]
         # What was there already: verdicts, and the rubric, where the group would have had one induced.
         reused = found.origin == "reused" and request.reuse != "frozen"
         saved = judged.saved_usd + ((found.rubric.cost_usd or 0.0) if reused else 0.0)

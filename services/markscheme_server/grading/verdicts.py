@@ -18,7 +18,7 @@ from markscheme_server.config import VerdictReuse
 from markscheme_server.domain import fingerprint as fp
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.deadline import Deadline, Patience
-from markscheme_server.domain.fairness import FairShares
+from markscheme_server.domain.fairness import Pace
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision, Verdict
@@ -147,8 +147,8 @@ class VerdictService:
         self._store, self._claims, self._cache, self._checks, self._reuse = store, claims, cache, checks, reuse
         self._treasury = treasury
         self._flight: SingleFlight[_Outcome] = SingleFlight()
-        self.steps = FairShares(1)
-        """Who works on a large part of the verdicts of a group: one at a time, so that others come in between."""
+        self.pace = Pace(STRIDE)
+        """Of work on verdicts, counted by the verdict."""
 
     async def plan(self, *, team: str, prompt: Sequence[fp.ChatMessage], rubric: Rubric, texts: Sequence[str],
                    judge: Judge, verify: VerifyMode, run_id: str | None) -> list[Plan]:
@@ -180,8 +180,8 @@ class VerdictService:
         open_texts: list[str] = []
         open_criteria: set[str] = set()
         for texts in sliced(question.texts, len(question.criteria)):
-            async with self.steps.hold(question.team):
-                keys = [question.key(c, t) for t in texts for c in question.criteria]
+            await self.pace.step(len(texts) * len(question.criteria), question.team)
+            keys = [question.key(c, t) for t in texts for c in question.criteria]
             known |= await self._known(question.team, keys)
             for text in texts:
                 missing = [c.id for c in question.criteria if question.key(c, text) not in known]
@@ -207,11 +207,11 @@ class VerdictService:
         question, free = plan.question, plan.question.judge.gateway is None
         if plan.known:
             for texts in sliced(question.texts, len(question.criteria)):
-                async with self.steps.hold(question.team, patience.turn):
-                    for text in texts:
-                        for c in question.criteria:
-                            if (stored := plan.known.get(question.key(c, text))) is not None:
-                                result.by_text[text][c.id] = _verdict(c, stored, cached=True)
+                await self.pace.step(len(texts) * len(question.criteria), question.team, patience.turn)
+                for text in texts:
+                    for c in question.criteria:
+                        if (stored := plan.known.get(question.key(c, text))) is not None:
+                            result.by_text[text][c.id] = _verdict(c, stored, cached=True)
             metrics.VERDICTS.labels(origin="check" if free else "cached").inc(len(plan.known))
             if not free:
                 result.cached += len(plan.known)
@@ -232,14 +232,14 @@ class VerdictService:
             except JudgeFailure as failure:
                 _fail(texts, plan.missing, failure.reason, result)
                 continue
-            async with self.steps.hold(question.team, patience.turn):
-                rows, decided = _rows(question, plan.missing, dict(zip(texts, answer.decisions, strict=True)), 0.0)
+            await self.pace.step(len(texts) * len(plan.missing), question.team, patience.turn)
+            rows, decided = _rows(question, plan.missing, dict(zip(texts, answer.decisions, strict=True)), 0.0)
             if rows:
                 await self._store.save(Reply(question.team, rows))
-            async with self.steps.hold(question.team, patience.turn):
-                self._cache.save(decided)
-                _take(question, texts, plan.missing, decided, result)
-                _fail(texts, plan.missing, UnscoredReason.TIMEOUT, result)  # what there was no time for
+            await self.pace.step(len(texts) * len(plan.missing), question.team, patience.turn)
+            self._cache.save(decided)
+            _take(question, texts, plan.missing, decided, result)
+            _fail(texts, plan.missing, UnscoredReason.TIMEOUT, result)  # what there was no time for
             metrics.VERDICTS.labels(origin="check").inc(len(decided))
 
     async def _ask(self, plan: Plan, unit: tuple[str, ...], patience: Patience, result: Judged) -> None:

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 MOST_ITEMS = 512
 """Items in one batch: bounds a transaction's length and what a failure makes us repeat."""
-MOST_WEIGHT = 4096
+MOST_WEIGHT = 2048
 """What the items of one batch weigh together: bounds how long handling it keeps the event loop."""
 PATIENCE_S = 10.0
 """How long a batch waits for a database that restarts. What was paid for is worth the wait."""
