@@ -149,9 +149,9 @@ class Client:
         """Score a batch; ``on_group`` hears of each group as it is done. An unknown reward is ``None``.
 
         ``ask_teacher``: how many responses the service asks its teacher for where a new rubric has none to go by.
-        ``teacher_model``, ``rubricator``, ``reuse_scope``: see :meth:`induce`. ``thinking``: ``strip`` when the chat template opens
-        the student's thought, so that rollouts begin inside it; ``auto`` cuts off a thought that a rollout opens
-        itself; ``keep`` has all of it judged.
+        ``teacher_model``, ``rubricator``, ``reuse_scope``: see :meth:`induce`. ``thinking``: ``strip`` when the chat
+        template opens the student's thought, so that rollouts begin inside it; ``auto`` cuts off a thought that a
+        rollout opens itself; ``keep`` has all of it judged.
         """
         deadline = Deadline.after(deadline_s)
         call, order = requests.score(groups, reuse, verify, score_teachers, ask_teacher, run, judge,

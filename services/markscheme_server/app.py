@@ -32,6 +32,7 @@ from markscheme_server.judge.base import Judge
 from markscheme_server.judge.builtin.judge import BuiltinJudge
 from markscheme_server.judge.gateway import Gateway, make_endpoints
 from markscheme_server.judge.openai import OpenAIJudge
+from markscheme_server.judge.queue import Queue
 from markscheme_server.store import migrating
 from markscheme_server.store.store import Store
 
@@ -59,7 +60,7 @@ def make_judge(settings: Settings, name: str, *, owner: str, secret: bytes, redi
         name, chosen, make_endpoints(name, chosen, settings.key_of(name)),
         Places(name, chosen.concurrency, owner=owner, workers=settings.workers, redis=redis),
         Quotas(name, Windows(workers=settings.workers, redis=redis), rpm=chosen.rpm, tpm=chosen.tpm),
-        settings.queue_limit)
+        Queue(settings.queue_limit))
     return OpenAIJudge(chosen, gateway, secret=secret)
 
 
@@ -99,11 +100,13 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         rates = TeamRates(Windows(workers=settings.workers, redis=redis))
         treasury = Treasury(store.budgets, store.verdicts)
         rubric_service = RubricService(store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below), treasury)
-        verdicts = VerdictService(store.verdicts, store.claims, VerdictCache(), treasury, checks=BuiltinJudge(),
+        verdicts = VerdictService(store.verdicts, store.claims, VerdictCache(), treasury, checks=made[BUILTIN],
                                   reuse=settings.verdict_reuse)
         teachers = TeacherService(store, judges, treasury)
         score_service = ScoreService(store, rubric_service, verdicts, judges, teachers,
-                                     timeout_s=settings.request_timeout_s)
+                                     timeout_s=settings.request_timeout_s,
+                                     checks_timeout_s=settings.checks_timeout_s,
+                                     max_verdicts=settings.max_verdicts)
         try:
             yield {"services": Services(settings, store, identity, rates, judges, rubric_service, verdicts,
                                         score_service, teachers, treasury)}

@@ -226,6 +226,8 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(default=10.0, gt=0, description="Between keep-alive lines of an NDJSON answer")
     drain_delay_s: float = Field(default=2.0, ge=0, description="Not ready, but still accepting, after SIGTERM")
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    max_verdicts: int = Field(default=65_536, ge=1, description="Rollouts times criteria of one scoring request")
+    checks_timeout_s: float = Field(default=60.0, gt=0, description="Computing time of one request's checks")
 
     verdict_reuse: VerdictReuse = Field(default="per_criterion", description="What makes a stored verdict reusable")
     reuse_max_uses: int = Field(default=8, ge=1, description="if_fresh: groups a rubric may serve in one run")

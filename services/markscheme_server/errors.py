@@ -7,6 +7,7 @@
     ├── Forbidden (403)
     ├── NotFound (404)
     ├── Conflict (409)
+    ├── TooLarge (413)
     ├── Unprocessable (422)
     ├── TooManyRequests (429)
     ├── BadGateway (502)
@@ -61,6 +62,11 @@ class NotFound(ServiceError):
 class Conflict(ServiceError):
     status = 409
     type = "conflict_error"
+
+
+class TooLarge(ServiceError):
+    status = 413
+    type = "invalid_request_error"
 
 
 class Unprocessable(ServiceError):

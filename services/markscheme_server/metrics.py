@@ -46,6 +46,10 @@ JUDGE_CALL_SECONDS = Histogram(
 JUDGE_RETRIES = Counter(
     "markscheme_judge_retries_total", "Judge calls made again after a failure that may pass",
     ["judge"], registry=REGISTRY)
+CANNED_QUESTIONS = Counter(
+    "markscheme_canned_questions_total",
+    "Small questions of the service's own, asked to find out whether an endpoint whose calls fail is out; outcome: "
+    "answered, failed. No team pays for them", ["judge", "outcome"], registry=REGISTRY)
 ADAPTATIONS = Counter(
     "markscheme_endpoint_adaptations_total",
     "Times that calls to an endpoint were changed for good or for a while because it refused something; what: "

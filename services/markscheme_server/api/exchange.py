@@ -40,7 +40,7 @@ async def import_rubric(payload: schema.RubricImport, caller: Inducer, services:
         raise Unprocessable(str(error), code="malformed_content", param=error.param) from error
     except exchange.NotRepresentable as error:
         raise Unprocessable(str(error), code="not_representable", param="content") from error
-    criteria = checked_criteria(found.criteria)
+    criteria = await checked_criteria(found.criteria)
     tags = list(dict.fromkeys([*payload.tags, *found.tags]))
     if len(tags) > MOST_TAGS:
         raise Unprocessable(f"with the tags of the content there are {len(tags)}; a rubric has {MOST_TAGS} at most",

@@ -1,5 +1,6 @@
 """``/v1/rubrics``: bring, induce, read, list and share rubrics."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -45,7 +46,7 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
              responses=idempotency.RESPONSES)
 async def create_rubric(payload: schema.RubricCreate, caller: Inducer, services: UsesServices,
                         once: TakesKey) -> Response:
-    criteria = checked_criteria(payload.criteria)
+    criteria = await checked_criteria(payload.criteria)
 
     async def save() -> schema.Rubric:
         saved = await services.store.rubrics.save(
@@ -64,7 +65,7 @@ async def fork_rubric(rubric_id: str, payload: schema.RubricFork, caller: Induce
     newest for the prompt has these criteria already, that one is the answer, as it stands. With other criteria its
     author is the caller's team, and what made the source is not its provenance."""
     source = await get_rubric(services, caller, rubric_id)
-    criteria = source.criteria if payload.criteria is None else checked_criteria(payload.criteria)
+    criteria = source.criteria if payload.criteria is None else await checked_criteria(payload.criteria)
     provenance = source.provenance if source.team == caller.team else _told(source)
 
     async def save() -> schema.Rubric:
@@ -95,7 +96,7 @@ async def induce_rubric(payload: schema.InduceRequest, caller: Inducer, services
 
     async def induce() -> schema.Rubric:
         try:
-            found = await services.rubrics.resolve(wanted, Patience(deadline))
+            found = await services.rubrics.resolve(wanted, Patience(deadline, team=caller.team))
         except JudgeFailure as failure:
             raise judge_error(failure) from failure
         return (await shown_rubrics(services, caller, [found.rubric]))[0]
@@ -169,7 +170,7 @@ async def change_rubric(rubric_id: str, payload: schema.RubricPatch, caller: Ind
     return (await shown_rubrics(services, caller, [changed]))[0]
 
 
-def checked_criteria(given: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
+async def checked_criteria(given: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
     """Criteria as the domain keeps them, their checks tried. Raises :class:`Unprocessable`."""
     criteria = wire.to_criteria(given)
     try:
@@ -177,6 +178,7 @@ def checked_criteria(given: Sequence[schema.Criterion]) -> tuple[Criterion, ...]
         for criterion in criteria:
             if criterion.check is not None:
                 validate_check(criterion.check)
+                await asyncio.sleep(0)  # large patterns take milliseconds to compile
     except InvalidRubric as error:
         raise Unprocessable(str(error), code="invalid_rubric", param="criteria") from error
     except ValueError as error:

@@ -14,6 +14,7 @@ from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import BUDGET_WARNING, WARNS, DeadlineMs, Scorer, UsesServices
 from markscheme_server.errors import Forbidden
 from markscheme_server.grading.scores import Tally
+from markscheme_server.grading.verdicts import STRIDE
 
 NDJSON = "application/x-ndjson"
 GRACE_S = 2.0
@@ -44,13 +45,38 @@ async def score(payload: schema.ScoreRequest, caller: Scorer, services: UsesServ
                                  headers=headers | {"X-Accel-Buffering": "no", "Cache-Control": "no-store"})
     async with asyncio.timeout_at(deadline.at + GRACE_S):
         by_id = {group.id: group for group in await while_connected(request, _all(groups))}
-    whole = schema.ScoreBatch(groups=[by_id[g.id] for g in payload.groups], counts=batch.tally.counts(),
-                              usage=batch.tally.cost())
-    return Response(whole.model_dump_json(), headers=headers, media_type="application/json")
+    whole = schema.ScoreBatch(groups=[], counts=batch.tally.counts(), usage=batch.tally.cost())
+    return Response(await _dumped(whole, [by_id[g.id] for g in payload.groups]), headers=headers,
+                    media_type="application/json")
 
 
 async def _all(groups: AsyncIterator[schema.GroupScore]) -> list[schema.GroupScore]:
     return [group async for group in groups]
+
+
+async def _dumped(whole: schema.ScoreBatch, groups: list[schema.GroupScore]) -> str:
+    """The JSON of a batch with these groups, made group by group so that others come in between."""
+    start, end = whole.model_dump_json().split('"groups":[]')
+    parts = []
+    for group in groups:
+        parts.append(await _dumped_group(group))
+    return f'{start}"groups":[{",".join(parts)}]{end}'
+
+
+async def _dumped_group(group: schema.GroupScore) -> str:
+    """The JSON of a group, of a large one rollout by rollout."""
+    await asyncio.sleep(0)
+    if sum(len(rollout.verdicts) for rollout in group.rollouts) <= STRIDE:
+        return group.model_dump_json()
+    start, end = group.model_copy(update={"rollouts": []}).model_dump_json().split('"rollouts":[]')
+    parts, verdicts = [], 0
+    for rollout in group.rollouts:
+        parts.append(rollout.model_dump_json())
+        verdicts += len(rollout.verdicts)
+        if verdicts > STRIDE:
+            verdicts = 0
+            await asyncio.sleep(0)
+    return f'{start}"rollouts":[{",".join(parts)}]{end}'
 
 
 async def _lines(groups: AsyncIterator[schema.GroupScore], tally: Tally, heartbeat_s: float) -> AsyncIterator[str]:
@@ -66,7 +92,7 @@ async def _lines(groups: AsyncIterator[schema.GroupScore], tally: Tally, heartbe
             group = pending.result()
             if group is None:
                 break
-            yield _line(group)
+            yield _escaped(await _dumped_group(group))
             pending = asyncio.ensure_future(anext(source, None))
     finally:
         pending.cancel()
@@ -75,5 +101,8 @@ async def _lines(groups: AsyncIterator[schema.GroupScore], tally: Tally, heartbe
 
 def _line(value: schema.Wire) -> str:
     """One NDJSON line. Characters that some readers take for line ends are escaped, so that none splits it there."""
-    line = value.model_dump_json()
+    return _escaped(value.model_dump_json())
+
+
+def _escaped(line: str) -> str:
     return (line if line.isascii() else line.translate(_LINE_ENDS)) + "\n"

@@ -42,7 +42,7 @@ async def read(caller: Reader, services: UsesServices, prompt: PromptText = None
 async def sample(payload: schema.TeachRequest, caller: Inducer, services: UsesServices, request: Request,
                  deadline_ms: DeadlineMs = None) -> schema.Taught:
     messages = tuple(wire.messages(payload.prompt))
-    patience = Patience(services.scores.deadline(deadline_ms))
+    patience = Patience(services.scores.deadline(deadline_ms), team=caller.team)
     try:
         taught = await while_connected(
             request, services.teachers.ensure(caller.team, messages, payload.count, patience))

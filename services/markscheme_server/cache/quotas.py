@@ -3,6 +3,7 @@
 import asyncio
 
 from markscheme_server.cache.windows import Windows
+from markscheme_server.domain.fairness import FairShares
 
 LEAST_WAIT_S, MOST_WAIT_S = 0.05, 1.0
 
@@ -12,13 +13,18 @@ class Quotas:
 
     def __init__(self, name: str, windows: Windows, *, rpm: int | None, tpm: int | None) -> None:
         self._name, self._windows, self._rpm, self._tpm = name, windows, rpm, tpm
+        self._door = FairShares(1)
 
-    async def take(self, tokens: int) -> None:
-        """Return when a call of about ``tokens`` tokens is within the limits."""
-        if self._rpm is not None:
-            await self._wait("calls", self._rpm, 1)
-        if self._tpm is not None:
-            await self._wait("tokens", self._tpm, tokens)
+    async def take(self, tokens: int, turn: int, team: str) -> None:
+        """Return when a call of about ``tokens`` tokens is within the limits. One call at a time waits for room, and
+        teams take turns at that."""
+        if self._rpm is None and self._tpm is None:
+            return
+        async with self._door.hold(team, turn):
+            if self._rpm is not None:
+                await self._wait("calls", self._rpm, 1)
+            if self._tpm is not None:
+                await self._wait("tokens", self._tpm, tokens)
 
     async def _wait(self, what: str, limit: int, cost: int) -> None:
         while not await self._windows.take(limit, cost, self._name, what):

@@ -1,6 +1,7 @@
 """Until when an answer is of use, and whose turn it is."""
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +21,13 @@ class Deadline:
         self.at = max(self.at, at)
 
 
+@dataclass(slots=True)
+class Allowance:
+    """Seconds of computing that the checks of one request may still take."""
+
+    left_s: float = math.inf
+
+
 class Purse(Protocol):
     """Who pays for a question; see :class:`markscheme_server.domain.purse.Purse`."""
 
@@ -30,9 +38,11 @@ class Purse(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a caller waits, its turn (what began earlier is finished before what came later is begun), and who
-    pays, where there is a budget to keep."""
+    """How long a caller waits, its turn (what began earlier is finished before what came later is begun), who pays,
+    where there is a budget to keep, which team's share it is, and what computing its request has left."""
 
     deadline: Deadline
     turn: int = field(default_factory=lambda: next(_turns))
     purse: Purse | None = None
+    team: str = ""
+    allowance: Allowance = field(default_factory=Allowance)

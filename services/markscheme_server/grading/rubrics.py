@@ -130,7 +130,7 @@ class RubricService:
         if isinstance(found, Found):
             return found
         gateway = wanted.judge.gateway
-        reservation = gateway.reserve(1) if gateway is not None else None
+        reservation = gateway.reserve(1, wanted.team) if gateway is not None else None
         try:
             return await self.induce(found, patience)
         finally:
@@ -141,10 +141,10 @@ class RubricService:
         """Make the rubric, once whoever asks. Raises :class:`JudgeFailure`, also where the same failed lately."""
         if (failed := self._failed.find(induction.key)) is not None:
             raise failed
-        turn = patience.turn
         try:
             (rubric, usage), led = await self._flight.run(
-                induction.key, lambda due: self._settle(induction, Patience(due, turn)), deadline=patience.deadline.at)
+                induction.key, lambda due: self._settle(induction, replace(patience, deadline=due)),
+                deadline=patience.deadline.at)
         except TimeoutError as error:
             raise JudgeFailure(UnscoredReason.TIMEOUT, "the rubric was not induced in the request's time") from error
         except Abandoned as error:

@@ -6,6 +6,7 @@ answered as unscored with a reason while the others go on.
 """
 
 import asyncio
+import math
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,19 +20,20 @@ from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics
 from markscheme_server.domain import fingerprint as fp
 from markscheme_server.domain.caller import Caller
-from markscheme_server.domain.deadline import Deadline, Patience
+from markscheme_server.domain.deadline import Allowance, Deadline, Patience
 from markscheme_server.domain.reward import feedback, reward
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import Verdict
-from markscheme_server.errors import NotFound
+from markscheme_server.errors import NotFound, TooLarge
 from markscheme_server.grading import wire
 from markscheme_server.grading.budgets import SPENT
 from markscheme_server.grading.judges import Judges
 from markscheme_server.grading.rubrics import Found, Induction, RubricService, Wanted
 from markscheme_server.grading.teachers import TeacherService
-from markscheme_server.grading.verdicts import Judged, Plan, VerdictService
+from markscheme_server.grading.verdicts import Judged, Plan, VerdictService, sliced
 from markscheme_server.judge.base import Judge, JudgeFailure, Reservation, Response
+from markscheme_server.judge.replies import MAX_CRITERIA
 from markscheme_server.store.assignments import Assignment, Outcome, Place, ScoredRollout
 from markscheme_server.store.database import is_outage
 from markscheme_server.store.rubrics import Filters
@@ -81,6 +83,13 @@ class _Survey:
     teachers: list[str] = field(default_factory=list)
     calls: int = 0
 
+    @property
+    def criteria(self) -> int:
+        """How many each rollout is judged by; the most that there can be where the rubric is yet to be made."""
+        if isinstance(self.found, Found):
+            return len(self.found.rubric.criteria)
+        return MAX_CRITERIA if isinstance(self.found, Induction) else 0
+
 
 @dataclass(slots=True)
 class Batch:
@@ -92,6 +101,7 @@ class Batch:
     surveys: list[_Survey]
     reservation: Reservation | None
     caller: Caller
+    allowance: Allowance
     tally: Tally = field(default_factory=Tally)
 
     @property
@@ -112,10 +122,11 @@ class ScoreService:
     """``POST /v1/scores``."""
 
     def __init__(self, store: Store, rubrics: RubricService, verdicts: VerdictService, judges: Judges,
-                 teachers: TeacherService, *, timeout_s: float) -> None:
+                 teachers: TeacherService, *, timeout_s: float, checks_timeout_s: float = math.inf,
+                 max_verdicts: int | None = None) -> None:
         self._store, self._rubrics, self._verdicts, self._judges = store, rubrics, verdicts, judges
         self._teacher_service = teachers
-        self._timeout_s = timeout_s
+        self._timeout_s, self._checks_timeout_s, self._max_verdicts = timeout_s, checks_timeout_s, max_verdicts
 
     def deadline(self, deadline_ms: int | None) -> Deadline:
         """When a request that starts now must be answered, by its caller's word and our own limit."""
@@ -126,15 +137,18 @@ class ScoreService:
         """Look up what is known and reserve room for the rest; nothing is written.
 
         Raises :class:`NotFound` for a rubric id that does not exist, 422 for an unknown judge or where there is no
-        teacher to ask, and 503 with ``Retry-After`` when the judge's queue is full.
+        teacher to ask, 413 for too many verdicts, and 503 with ``Retry-After`` when the judge's queue is full.
         """
         judge = self._judges.get(request.judge, "verifier")
         if request.ask_teacher:
             self._judges.teacher()
         surveys = await asyncio.gather(*(self._survey(caller, request, i, judge) for i in range(len(request.groups))))
+        self._require_bounded(surveys)
+        await asyncio.gather(*(self._plan(caller.team, request, survey, judge) for survey in surveys))
         calls = sum(s.calls for s in surveys)
-        reservation = judge.gateway.reserve(calls) if calls and judge.gateway is not None else None
-        return Batch(request, judge, deadline, list(surveys), reservation, caller)
+        reservation = judge.gateway.reserve(calls, caller.team) if calls and judge.gateway is not None else None
+        return Batch(request, judge, deadline, list(surveys), reservation, caller,
+                     Allowance(self._checks_timeout_s))
 
     async def score(self, batch: Batch) -> AsyncIterator[schema.GroupScore]:
         """Groups as they are done, in no particular order."""
@@ -178,12 +192,22 @@ class ScoreService:
             except JudgeFailure as failure:
                 survey = _Survey(group, prompt, failure)
         survey.teachers = await self._teachers(team, request, group, prompt)
+        return survey
+
+    def _require_bounded(self, surveys: Sequence[_Survey]) -> None:
+        """Raise 413 when more verdicts are asked for than a request may ask for."""
+        asked = sum((len(s.group.rollouts) + len(s.teachers)) * s.criteria for s in surveys)
+        if self._max_verdicts is not None and asked > self._max_verdicts:
+            raise TooLarge(f"the batch asks for {asked} verdicts (rollouts times criteria), and one request may ask "
+                           f"for {self._max_verdicts}: send several requests", code="too_many_verdicts", param="groups")
+
+    async def _plan(self, team: str, request: schema.ScoreRequest, survey: _Survey, judge: Judge) -> None:
+        """Work out what a group takes."""
         if isinstance(survey.found, Found):
             survey.plans = await self._plans(team, request, survey, survey.found.rubric, judge)
             survey.calls = sum(plan.calls for plan in survey.plans if plan.question.judge.gateway is not None)
         elif isinstance(survey.found, Induction):
-            survey.calls = 1 + len({r.text for r in group.rollouts})
-        return survey
+            survey.calls = 1 + len({r.text for r in survey.group.rollouts})
 
     async def _plans(self, team: str, request: schema.ScoreRequest, survey: _Survey, rubric: Rubric,
                      judge: Judge) -> list[Plan]:
@@ -192,7 +216,7 @@ class ScoreService:
                                          verify=request.verify, run_id=request.run.id if request.run else None)
 
     async def _group(self, batch: Batch, survey: _Survey) -> schema.GroupScore:
-        patience = Patience(batch.deadline)
+        patience = Patience(batch.deadline, team=batch.team, allowance=batch.allowance)
         try:
             if isinstance(survey.found, JudgeFailure):
                 raise survey.found
@@ -251,7 +275,12 @@ class ScoreService:
         judged = await self._verdicts.judge(plans, patience)
         batch.tally.usage += judged.usage
         batch.tally.cached += judged.cached
-        scores = [_rollout(found.rubric, r.id, judged.by_text[_judged(request, r)]) for r in group.rollouts]
+        scores: list[schema.RolloutScore] = []
+        texts = [_judged(request, r) for r in group.rollouts]
+        for part in sliced(texts, len(found.rubric.criteria)):
+            await self._verdicts.pace.step(len(part) * len(found.rubric.criteria), batch.team, patience.turn)
+            scores += [_rollout(found.rubric, r.id, judged.by_text[text])
+                       for r, text in zip(group.rollouts[len(scores):], part, strict=False)]
         # What was there already: verdicts, and the rubric, where the group would have had one induced.
         reused = found.origin == "reused" and request.reuse != "frozen"
         saved = judged.saved_usd + ((found.rubric.cost_usd or 0.0) if reused else 0.0)

@@ -62,7 +62,8 @@ class TeacherService:
                    patience: Patience, run_id: str | None, claim: Claim) -> Taught:
         try:
             missing = count - len(await self._store.teachers.find(team, fp.prompt_key(prompt)))
-            reservation = teacher.gateway.reserve(missing) if teacher.gateway is not None and missing > 0 else None
+            gateway = teacher.gateway
+            reservation = gateway.reserve(missing, team) if gateway is not None and missing > 0 else None
             try:
                 outcomes = await asyncio.gather(
                     *(self._once(teacher, team, prompt, patience, run_id) for _ in range(missing)),

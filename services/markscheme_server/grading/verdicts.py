@@ -6,7 +6,7 @@ is used, what another caller is at is waited for, and what nobody is at is claim
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -18,6 +18,7 @@ from markscheme_server.config import VerdictReuse
 from markscheme_server.domain import fingerprint as fp
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.deadline import Deadline, Patience
+from markscheme_server.domain.fairness import Pace
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision, Verdict
@@ -28,6 +29,8 @@ from markscheme_server.store.verdicts import Reply, StoredVerdict, VerdictStore
 
 Verdicts = dict[str, Verdict]
 """By criterion id."""
+STRIDE = 1024
+"""Verdicts that are worked on without a pause: some milliseconds."""
 FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.25
 """How often one looks whether another process is done: soon at first, then every quarter of a second."""
 
@@ -45,6 +48,8 @@ class Question:
     reuse: VerdictReuse
     run_id: str | None = None
     rubric_id: str | None = None
+    _text_keys: dict[str, str] = field(default_factory=dict, compare=False)
+    _keys: dict[str, dict[str, str]] = field(default_factory=dict, compare=False)
 
     @property
     def pooled(self) -> bool:
@@ -59,9 +64,10 @@ class Question:
     def criterion_keys(self) -> dict[str, str]:
         return {c.id: fp.criterion_key(c) for c in self.criteria}
 
-    @cached_property
-    def text_keys(self) -> dict[str, str]:
-        return {text: fp.text_key(text) for text in self.texts}
+    def text_key(self, text: str) -> str:
+        if (key := self._text_keys.get(text)) is None:
+            key = self._text_keys[text] = fp.text_key(text)
+        return key
 
     @cached_property
     def chunks(self) -> tuple[tuple[Criterion, ...], ...]:
@@ -69,22 +75,24 @@ class Question:
         return _chunked(self.criteria, self.judge.max_criteria)
 
     @cached_property
-    def _keys(self) -> dict[str, dict[str, str]]:
-        """Addresses by text and criterion id; what those of one criterion have in common is hashed once."""
+    def _addresses(self) -> dict[str, fp.VerdictAddress]:
+        """By criterion id: what the addresses of one criterion have in common is hashed once."""
         pool = fp.pool_key(self.texts) if self.pooled else ""
         sets = {c.id: "" for c in self.criteria}
         if self.reuse == "exact_set":
             sets = {c.id: fp.digest([self.criterion_keys[d.id] for d in chunk]) for chunk in self.chunks for c in chunk}
         judge = self.judge.verifier_identity
-        prefixes = {c.id: fp.VerdictAddress(
+        return {c.id: fp.VerdictAddress(
             team=self.team, prompt=self.prompt_key, criterion=self.criterion_keys[c.id], judge=judge, pool=pool,
             verify="group" if self.pooled else "rollout", judged_with=sets[c.id]) for c in self.criteria}
-        return {text: {criterion: prefix.of(response) for criterion, prefix in prefixes.items()}
-                for text, response in self.text_keys.items()}
 
     def key(self, criterion: Criterion, text: str) -> str:
-        """The verdict's address."""
-        return self._keys[text][criterion.id]
+        """The verdict's address. A text's are worked out when the first of them is asked for: all texts' at once would
+        keep others waiting."""
+        if (keys := self._keys.get(text)) is None:
+            response = self.text_key(text)
+            keys = self._keys[text] = {c: address.of(response) for c, address in self._addresses.items()}
+        return keys[criterion.id]
 
     def units(self, texts: Iterable[str]) -> list[tuple[str, ...]]:
         """Responses as they go into calls: each alone, or all of them in one."""
@@ -93,7 +101,7 @@ class Question:
     def claim_key(self, unit: tuple[str, ...]) -> str:
         """The address of judging these responses: one caller at a time, whatever criteria it asks about."""
         return fp.digest([self.team, self.prompt_key, self.judge.verifier_identity, self.verify,
-                          [self.text_keys[text] for text in unit]])
+                          [self.text_key(text) for text in unit]])
 
 
 @dataclass(slots=True)
@@ -139,6 +147,8 @@ class VerdictService:
         self._store, self._claims, self._cache, self._checks, self._reuse = store, claims, cache, checks, reuse
         self._treasury = treasury
         self._flight: SingleFlight[_Outcome] = SingleFlight()
+        self.pace = Pace(STRIDE)
+        """Of work on verdicts, counted by the verdict."""
 
     async def plan(self, *, team: str, prompt: Sequence[fp.ChatMessage], rubric: Rubric, texts: Sequence[str],
                    judge: Judge, verify: VerifyMode, run_id: str | None) -> list[Plan]:
@@ -166,9 +176,23 @@ class VerdictService:
         await self._flight.drain(within_s)
 
     async def _plan(self, question: Question) -> Plan:
-        keys = [question.key(c, t) for t in question.texts for c in question.criteria]
-        known = await self._known(question.team, keys)
-        return _open(question, known)
+        known: dict[str, StoredDecision] = {}
+        open_texts: list[str] = []
+        open_criteria: set[str] = set()
+        for texts in sliced(question.texts, len(question.criteria)):
+            await self.pace.step(len(texts) * len(question.criteria), question.team)
+            keys = [question.key(c, t) for t in texts for c in question.criteria]
+            known |= await self._known(question.team, keys)
+            for text in texts:
+                missing = [c.id for c in question.criteria if question.key(c, text) not in known]
+                if missing:
+                    open_texts.append(text)
+                    open_criteria.update(missing)
+        if not open_texts:
+            return Plan(question, known, [], ())
+        # All open responses of a group are asked about the same criteria: what is compared is reached alike.
+        return Plan(question, known, question.units(open_texts),
+                    tuple(c for c in question.criteria if c.id in open_criteria))
 
     async def _known(self, team: str, keys: Sequence[str]) -> dict[str, StoredDecision]:
         known = self._cache.find(keys)
@@ -182,10 +206,12 @@ class VerdictService:
     async def _carry_out(self, plan: Plan, patience: Patience, result: Judged) -> None:
         question, free = plan.question, plan.question.judge.gateway is None
         if plan.known:
-            for text in question.texts:
-                for c in question.criteria:
-                    if (stored := plan.known.get(question.key(c, text))) is not None:
-                        result.by_text[text][c.id] = _verdict(c, stored, cached=True)
+            for texts in sliced(question.texts, len(question.criteria)):
+                await self.pace.step(len(texts) * len(question.criteria), question.team, patience.turn)
+                for text in texts:
+                    for c in question.criteria:
+                        if (stored := plan.known.get(question.key(c, text))) is not None:
+                            result.by_text[text][c.id] = _verdict(c, stored, cached=True)
             metrics.VERDICTS.labels(origin="check" if free else "cached").inc(len(plan.known))
             if not free:
                 result.cached += len(plan.known)
@@ -198,31 +224,35 @@ class VerdictService:
             await asyncio.gather(*(self._ask(plan, unit, patience, result) for unit in plan.units))
 
     async def _check(self, plan: Plan, patience: Patience, result: Judged) -> None:
-        """Decide by code, all at once; no claim, since it costs nothing."""
+        """Decide by code, some texts at a time; no claim, since it costs nothing."""
         question = plan.question
-        texts = tuple(text for unit in plan.units for text in unit)
-        try:
-            answer = await question.judge.verify(VerifyTask(question.prompt, plan.missing, texts), patience)
-        except JudgeFailure as failure:
-            _fail(question, texts, plan.missing, failure.reason, result)
-            return
-        rows, decided = _rows(question, plan.missing, dict(zip(texts, answer.decisions, strict=True)), 0.0)
-        await self._store.save(Reply(question.team, rows))
-        self._cache.save(decided)
-        _take(question, texts, plan.missing, decided, result)
-        metrics.VERDICTS.labels(origin="check").inc(len(decided))
+        for texts in sliced([text for unit in plan.units for text in unit], len(plan.missing)):
+            try:
+                answer = await question.judge.verify(VerifyTask(question.prompt, plan.missing, texts), patience)
+            except JudgeFailure as failure:
+                _fail(texts, plan.missing, failure.reason, result)
+                continue
+            await self.pace.step(len(texts) * len(plan.missing), question.team, patience.turn)
+            rows, decided = _rows(question, plan.missing, dict(zip(texts, answer.decisions, strict=True)), 0.0)
+            if rows:
+                await self._store.save(Reply(question.team, rows))
+            await self.pace.step(len(texts) * len(plan.missing), question.team, patience.turn)
+            self._cache.save(decided)
+            _take(question, texts, plan.missing, decided, result)
+            _fail(texts, plan.missing, UnscoredReason.TIMEOUT, result)  # what there was no time for
+            metrics.VERDICTS.labels(origin="check").inc(len(decided))
 
     async def _ask(self, plan: Plan, unit: tuple[str, ...], patience: Patience, result: Judged) -> None:
         """One unit's verdicts, shared with whoever asks about the same responses at the same time."""
         question, missing = plan.question, plan.missing
         wanted = [question.key(c, text) for text in unit for c in missing]
         while missing:
-            work = partial(self._settle, plan, missing, unit, patience.turn)
+            work = partial(self._settle, plan, missing, unit, patience)
             try:
                 outcome, led = await self._flight.run(question.claim_key(unit), work, deadline=patience.deadline.at)
             except (TimeoutError, Abandoned) as error:
                 reason = UnscoredReason.TIMEOUT if isinstance(error, TimeoutError) else UnscoredReason.UNAVAILABLE
-                _fail(question, unit, missing, reason, result)
+                _fail(unit, missing, reason, result)
                 return
             if led:
                 result.usage += outcome.usage
@@ -238,11 +268,11 @@ class VerdictService:
             wanted = [question.key(c, text) for text in unit for c in missing]
 
     async def _settle(self, plan: Plan, missing: tuple[Criterion, ...], unit: tuple[str, ...],
-                      turn: int, due: Deadline) -> _Outcome:
+                      patience: Patience, due: Deadline) -> _Outcome:
         """Judge one unit, or wait for the process that is at it; all this under a claim."""
         question = plan.question
         wanted = [question.key(c, text) for text in unit for c in missing]
-        address, pause, patience = question.claim_key(unit), FIRST_LOOK_S, Patience(due, turn)
+        address, pause, patience = question.claim_key(unit), FIRST_LOOK_S, replace(patience, deadline=due)
         while True:
             claim = await self._claims.acquire(address)
             known = await self._store.find(question.team, wanted)
@@ -307,19 +337,16 @@ class VerdictService:
         return True
 
 
+def sliced(texts: Sequence[str], criteria: int) -> Iterator[tuple[str, ...]]:
+    """Texts in parts of ``STRIDE`` verdicts."""
+    count = max(1, STRIDE // max(1, criteria))
+    for start in range(0, len(texts), count):
+        yield tuple(texts[start:start + count])
+
+
 def _chunked(criteria: tuple[Criterion, ...], size: int | None) -> tuple[tuple[Criterion, ...], ...]:
     size = size or len(criteria) or 1
     return tuple(criteria[start:start + size] for start in range(0, len(criteria), size))
-
-
-def _open(question: Question, known: dict[str, StoredDecision]) -> Plan:
-    """What is left. All open responses of a group are asked about the same criteria: what is compared is reached
-    alike."""
-    if len(known) == len(question.texts) * len(question.criteria):
-        return Plan(question, known, [], ())
-    open_texts = [t for t in question.texts if any(question.key(c, t) not in known for c in question.criteria)]
-    missing = tuple(c for c in question.criteria if any(question.key(c, t) not in known for t in open_texts))
-    return Plan(question, known, question.units(open_texts), missing)
 
 
 def _rows(question: Question, criteria: Sequence[Criterion], by_text: Mapping[str, Mapping[str, Decision]],
@@ -329,9 +356,11 @@ def _rows(question: Question, criteria: Sequence[Criterion], by_text: Mapping[st
     part = cost_usd / (len(criteria) * len(by_text)) if cost_usd is not None else None
     for text, choices in by_text.items():
         for c in criteria:
-            choice, key = choices[c.id], question.key(c, text)
+            if (choice := choices.get(c.id)) is None:
+                continue
+            key = question.key(c, text)
             decided[key] = StoredDecision(choice.met, choice.evidence, part, choice.rationale)
-            rows.append(StoredVerdict(key, question.prompt_key, question.criterion_keys[c.id], question.text_keys[text],
+            rows.append(StoredVerdict(key, question.prompt_key, question.criterion_keys[c.id], question.text_key(text),
                                       question.judge.verifier_identity, choice.met, choice.evidence, part,
                                       choice.rationale))
     return rows, decided
@@ -350,8 +379,10 @@ def _verdict(criterion: Criterion, stored: StoredDecision, *, cached: bool = Fal
     return Verdict(criterion.id, stored.met, evidence=stored.evidence, cached=cached, rationale=stored.rationale)
 
 
-def _fail(question: Question, unit: Sequence[str], criteria: Sequence[Criterion], reason: UnscoredReason,
+def _fail(unit: Sequence[str], criteria: Sequence[Criterion], reason: UnscoredReason,
           result: Judged) -> None:
+    """Enter the reason wherever there is no verdict."""
     for text in unit:
         for c in criteria:
-            result.by_text[text].setdefault(c.id, Verdict(c.id, None, reason=reason))
+            if c.id not in result.by_text[text]:
+                result.by_text[text][c.id] = Verdict(c.id, None, reason=reason)

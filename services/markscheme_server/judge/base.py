@@ -78,14 +78,15 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Per response, in the order asked, the decision by criterion id. A failure is raised, not returned."""
+    """Per response, in the order asked, the decision by criterion id; where one is missing there was no time for it.
+    Any other failure is raised, not returned."""
 
     decisions: tuple[Mapping[str, Decision], ...]
     usage: JudgeUsage = field(default_factory=JudgeUsage)
 
 
 class Reservation(Protocol):
-    """Room in a judge's queue; see :class:`markscheme_server.judge.gateway.Reservation`."""
+    """Room in a judge's queue; see :class:`markscheme_server.judge.queue.Reservation`."""
 
     def release(self, calls: int | None = None) -> None: ...
 
@@ -93,7 +94,7 @@ class Reservation(Protocol):
 class Gateway(Protocol):
     """The part of :class:`markscheme_server.judge.gateway.Gateway` that grading needs."""
 
-    def reserve(self, calls: int) -> Reservation: ...
+    def reserve(self, calls: int, team: str) -> Reservation: ...
 
 
 class Judge(Protocol):

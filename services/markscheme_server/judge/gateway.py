@@ -1,13 +1,12 @@
 """The gateway: every call to a named judge goes through here, and nothing else limits, waits or retries.
 
-In order: an endpoint whose breaker is closed, room under the quotas, a place (earlier work first), the call under its
-time-out, and the outcome told to the breaker. What may pass is tried again, twice at most, within the caller's
-deadline; in an outage only as far as the retry budget goes.
+In order: an endpoint whose breaker is closed, room under the quotas, a place (teams take turns, within one earlier work
+first), the call under its time-out, and the outcome told to the breaker. What may pass is tried again, twice at most,
+within the caller's deadline; in an outage only as far as the retry budget goes. What a caller's material does to an
+endpoint is not held against the endpoint: before its breaker opens, and while it is open, a canned question decides.
 """
 
 import asyncio
-import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -25,11 +24,11 @@ from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, origin_of
 from markscheme_server.domain.deadline import Patience
-from markscheme_server.errors import Unavailable
 from markscheme_server.judge import retry
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.breaker import Breaker, State
 from markscheme_server.judge.capabilities import FORMS, Capabilities
+from markscheme_server.judge.queue import Queue, Reservation
 from markscheme_server.judge.refusals import Kind, Refusal, Refused
 from markscheme_server.judge.reply_cap import UnusableReply, cap_reply
 from markscheme_server.judge.retry import (
@@ -43,12 +42,13 @@ from markscheme_server.judge.retry import (
 )
 
 OPENAI_URL = "https://api.openai.com/v1"
-RATE_WINDOW_S = 10.0
-RETRY_AFTER_LEAST_S, OVERLOADED_MOST_S = 1, 60
 
+CANNED_TIMEOUT_S = 15.0
+"""A small question is answered in less, or the endpoint is as good as out."""
 LOG_EVERY_S = 60.0
 """A kind of refusal is logged once in this time for each endpoint, with how often it came."""
 
+_FAILURES = (openai.OpenAIError, Refused, TimeoutError, UnusableReply, NotTheProtocol)
 T = TypeVar("T")
 Send = Callable[["Endpoint"], Awaitable[T]]
 Cover = Callable[[], Awaitable[None]]
@@ -58,7 +58,7 @@ log = structlog.get_logger()
 class Places(Protocol):
     """Calls in flight; see :class:`markscheme_server.cache.places.Places`."""
 
-    def hold(self, turn: int) -> AbstractAsyncContextManager[None]: ...
+    def hold(self, turn: int, team: str) -> AbstractAsyncContextManager[None]: ...
 
     async def aclose(self) -> None: ...
 
@@ -66,7 +66,7 @@ class Places(Protocol):
 class Quotas(Protocol):
     """Calls and tokens a minute; see :class:`markscheme_server.cache.quotas.Quotas`."""
 
-    async def take(self, tokens: int) -> None: ...
+    async def take(self, tokens: int, turn: int, team: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -97,26 +97,8 @@ class Endpoint:
         return max(self.paused_until, self.breaker.not_before)
 
     def ready(self, now: float) -> bool:
-        """Whether a call could start; taking it is the breaker's ``admits``."""
-        return now >= self.paused_until and self.breaker.ready(now)
-
-
-@dataclass(slots=True)
-class Reservation:
-    """Calls that an admitted request may still make; see :meth:`Gateway.reserve`."""
-
-    gateway: "Gateway"
-    calls: int
-
-    def release(self, calls: int | None = None) -> None:
-        """Give back ``calls`` that are done, or whatever is left."""
-        given = self.calls if calls is None else min(calls, self.calls)
-        self.calls -= given
-        self.gateway.reserved -= given
-
-    def __del__(self) -> None:
-        """A caller that left before its answer was begun takes nothing with it."""
-        self.release()
+        """Whether a call may start."""
+        return now >= self.paused_until and self.breaker.admits
 
 
 @dataclass(slots=True)
@@ -128,33 +110,14 @@ class Gateway:
     endpoints: Sequence[Endpoint]
     places: Places
     quotas: Quotas
-    queue_limit: int
-    reserved: int = 0
-    _ended: deque[float] = field(default_factory=deque)
+    queue: Queue
+    canned: Send[object] = field(init=False)
+    """Asks an endpoint a question that holds nothing of any caller's; set by the judge whose gateway this is."""
+    _asking: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def reserve(self, calls: int) -> Reservation:
-        """Room for the calls of a request. Raises 503 with ``Retry-After`` when those before it fill the queue.
-
-        A request that finds the queue empty is let in whatever its size: it could never be answered otherwise.
-        """
-        if self.reserved and self.reserved + calls > self.queue_limit:
-            raise Unavailable(f"{self.reserved} judge calls are waiting already; try again later", code="overloaded",
-                              retry_after_s=self._clears_in_s())
-        self.reserved += calls
-        return Reservation(self, calls)
-
-    def _clears_in_s(self) -> int:
-        """When the calls that wait will be done at the rate of the last seconds."""
-        self._count_ended()
-        rate = len(self._ended) / RATE_WINDOW_S
-        wait = math.ceil(self.reserved / rate) if rate else RETRY_AFTER_LEAST_S
-        return max(RETRY_AFTER_LEAST_S, min(OVERLOADED_MOST_S, wait))
-
-    def _count_ended(self) -> float:
-        now = asyncio.get_running_loop().time()
-        while self._ended and self._ended[0] < now - RATE_WINDOW_S:
-            self._ended.popleft()
-        return now
+    def reserve(self, calls: int, team: str) -> Reservation:
+        """Room for the calls of a team's request; see :meth:`Queue.reserve`."""
+        return self.queue.reserve(calls, team)
 
     async def call(self, send: Send[T], *, cover: Cover, role: str, tokens: int, patience: Patience) -> T:
         """The judge's answer to one question. ``tokens`` is an estimate, for the quota.
@@ -164,7 +127,7 @@ class Gateway:
         call = _Call(role, tokens, patience, cover, asyncio.get_running_loop().time() + self.settings.breaker_wait_s)
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(self._may_pass), wait=_wait, reraise=True,
-            stop=tenacity.stop_any(_Enough(call), _Beyond(patience)))
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(1 + RETRIES), _Beyond(patience)))
         try:
             async for attempt in attempts:
                 with attempt:
@@ -179,10 +142,10 @@ class Gateway:
         loop = asyncio.get_running_loop()
         await call.cover()
         with _counted(metrics.QUEUE_DEPTH.labels(judge=self.name)) as waiting:
-            await self.quotas.take(call.tokens)
+            await self.quotas.take(call.tokens, call.patience.turn, call.patience.team)
             while True:
                 await self._ready(min(call.wait_until, call.patience.deadline.at))
-                async with self.places.hold(call.patience.turn):
+                async with self.places.hold(call.patience.turn, call.patience.team):
                     endpoint = self._admitted(loop.time(), call.failed_at)
                     if endpoint is None:
                         continue  # it turned while we waited for the place
@@ -193,8 +156,10 @@ class Gateway:
         """Wait until some endpoint takes calls. Raises when none does by ``until``, or as soon as that is certain."""
         loop = asyncio.get_running_loop()
         while not any(e.ready(loop.time()) for e in self.endpoints):
+            for endpoint in self.endpoints:
+                self._ask_if_due(endpoint)
             if loop.time() >= until or min(e.not_before for e in self.endpoints) > until:
-                paused = any(e.paused_until > loop.time() and e.breaker.ready(loop.time()) for e in self.endpoints)
+                paused = any(e.paused_until > loop.time() and e.breaker.admits for e in self.endpoints)
                 raise _Failed(_Paused() if paused else _BreakerOpen(), retry.Kind.NEVER, None)
             waits = [asyncio.ensure_future(self._wait_for(e, until)) for e in self.endpoints]
             try:
@@ -215,14 +180,13 @@ class Gateway:
         """The least busy endpoint that takes a call now; the one where this call failed only for want of another,
         since an endpoint that fails at once is never busy."""
         for endpoint in sorted(self.endpoints, key=lambda e: (e is failed_at, e.in_flight)):
-            if now >= endpoint.paused_until and endpoint.breaker.admits(now):
+            if endpoint.ready(now):
                 return endpoint
         return None
 
     async def _send(self, endpoint: Endpoint, send: Send[T], call: "_Call") -> T:
         loop = asyncio.get_running_loop()
         started, breaker, patience = loop.time(), endpoint.breaker, call.patience
-        probing = breaker.state is State.HALF_OPEN
         endpoint.in_flight += 1
         if call.failed_at is None:
             breaker.first_try(started)
@@ -231,15 +195,14 @@ class Gateway:
             with _counted(metrics.CALLS_IN_FLIGHT.labels(judge=self.name)):
                 async with asyncio.timeout_at(min(started + self.settings.timeout_s, patience.deadline.at)):
                     answer = await send(endpoint)
-        except (openai.OpenAIError, Refused, TimeoutError, UnusableReply, NotTheProtocol) as error:
+        except _FAILURES as error:
             kind = classify(error)
             ours = took_too_long(error) and loop.time() >= patience.deadline.at
             if ours and loop.time() < started + self.settings.timeout_s:
-                breaker.withdraw()  # the caller's time ran out before the call's: that tells nothing of the endpoint
+                pass  # the caller's time ran out before the call's: that tells nothing of the endpoint
             else:
-                # Who answers nonsense is there all the same: waiting for it would not help.
-                down = kind is retry.Kind.TRANSIENT and not isinstance(error, NotTheProtocol)
-                breaker.record(loop.time(), failed=down)
+                breaker.record(loop.time(), failed=_is_down(error))
+                self._ask_if_due(endpoint)
             outcome = failure_of(error).reason.value
             wait = retry_after_s(error.headers) if isinstance(error, Refused) else None
             if isinstance(error, Refused):
@@ -247,20 +210,42 @@ class Gateway:
             if kind is retry.Kind.RATE_LIMIT and wait is not None:
                 endpoint.paused_until = max(endpoint.paused_until, loop.time() + min(wait, RETRY_AFTER_MOST_S))
             call.failed_at = endpoint
-            call.probes += probing
             raise _Failed(error, kind, wait, endpoint) from error
         except BaseException:
             outcome = "cancelled"
-            breaker.withdraw()
             raise
         else:
             breaker.record(loop.time(), failed=False)
             return answer
         finally:
             endpoint.in_flight -= 1
-            self._ended.append(self._count_ended())
+            self.queue.count_ended()
             metrics.JUDGE_CALL_SECONDS.labels(judge=self.name, role=call.role, outcome=outcome).observe(
                 loop.time() - started)
+
+    def _ask_if_due(self, endpoint: Endpoint) -> None:
+        """Have the canned question asked in the background where the breaker wants it."""
+        if endpoint.breaker.begin_question(asyncio.get_running_loop().time()):
+            task = asyncio.ensure_future(self._ask_canned(endpoint))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def _ask_canned(self, endpoint: Endpoint) -> None:
+        """Ask until the breaker knows enough. No place is taken: callers' calls may hold them all."""
+        loop, breaker = asyncio.get_running_loop(), endpoint.breaker
+        more = True
+        while more:
+            answered: bool | None = None
+            try:
+                async with asyncio.timeout(min(self.settings.timeout_s, CANNED_TIMEOUT_S)):
+                    await self.canned(endpoint)
+                answered = True
+            except _FAILURES as error:
+                answered = not _is_down(error)
+            finally:
+                breaker.end_question(loop.time(), answered=answered)
+            metrics.CANNED_QUESTIONS.labels(judge=self.name, outcome="answered" if answered else "failed").inc()
+            more = not breaker.admits and breaker.begin_question(loop.time())
 
     def _may_pass(self, error: BaseException) -> bool:
         if not isinstance(error, _Failed) or error.kind is retry.Kind.NEVER:
@@ -275,20 +260,30 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Let go of places and connections."""
+        for task in self._asking:
+            task.cancel()
+        await asyncio.gather(*self._asking, return_exceptions=True)
         await self.places.aclose()
         for endpoint in self.endpoints:
             await endpoint.client.close()
 
 
+def _is_down(error: Exception) -> bool:
+    """Whether a failure says that the endpoint is out. Who answers nonsense is there all the same."""
+    return classify(error) is retry.Kind.TRANSIENT and not isinstance(error, NotTheProtocol)
+
+
 def make_endpoints(name: str, settings: JudgeSettings, key: SecretStr | None) -> list[Endpoint]:
-    """The judge's endpoints, each with a connection pool of its own and as wide as the judge's concurrency."""
+    """The judge's endpoints, each with a connection pool of its own and as wide as the judge's concurrency, with
+    room for the canned question."""
     made = []
     forms = FORMS if settings.structured == "auto" else (settings.structured,)
     for url in settings.base_urls:
         http = DefaultAioHttpClient(
             timeout=httpx2.Timeout(settings.timeout_s), event_hooks={"response": [cap_reply]},
             follow_redirects=False,
-            limits=httpx2.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency))
+            limits=httpx2.Limits(max_connections=settings.concurrency + 1,
+                                 max_keepalive_connections=settings.concurrency))
         client = AsyncOpenAI(api_key=key.get_secret_value() if key else "none", base_url=url or OPENAI_URL,
                              max_retries=0, timeout=settings.timeout_s, http_client=http,
                              default_headers={"Accept-Encoding": "identity"})
@@ -334,8 +329,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
 
 @dataclass(slots=True)
 class _Call:
-    """One question's way through the gateway. ``probes``: attempts that only found the judge still out; a call that
-    waits for an open breaker serves as its probe, and has not failed by that."""
+    """One question's way through the gateway."""
 
     role: str
     tokens: int
@@ -343,17 +337,6 @@ class _Call:
     cover: Cover
     wait_until: float
     failed_at: Endpoint | None = None
-    probes: int = 0
-
-
-class _Enough(tenacity.stop.stop_base):
-    """Stop after the first try and its retries."""
-
-    def __init__(self, call: _Call) -> None:
-        self._call = call
-
-    def __call__(self, state: tenacity.RetryCallState) -> bool:
-        return state.attempt_number - self._call.probes > RETRIES
 
 
 class _Beyond(tenacity.stop.stop_base):

@@ -6,6 +6,7 @@ becomes a :class:`JudgeFailure` with a reason.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -16,9 +17,10 @@ import openai
 from markscheme.text import visible
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.config import JudgeSettings, Role
-from markscheme_server.domain.deadline import Patience
+from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.domain.fingerprint import ChatMessage, digest, prompt_text
 from markscheme_server.domain.purse import Purse
+from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge import prompts, refusals, replies
 from markscheme_server.judge.base import (
@@ -52,6 +54,9 @@ _TOKENS = {"verdict": 20, "criterion": 40, "evidence": 100, "rationale": 60, "re
 _SHOWN_AGAIN_CHARACTERS = 20_000
 _ONCE_MORE = "Reply with the JSON object alone: the first character is {{ and the last one is }}. {error}"
 
+_CANNED = VerifyTask(({"role": "user", "content": "Say hello."},),
+                     (Criterion(id="c1", text="It is a greeting.", points=1),), ("Hello!",))
+
 T = TypeVar("T")
 Messages = list[dict[str, str]]
 
@@ -62,6 +67,7 @@ class OpenAIJudge:
     def __init__(self, settings: JudgeSettings, gateway: Gateway, *, secret: bytes) -> None:
         self._settings, self.gateway = settings, gateway
         self._marks = prompts.Marks(secret)
+        gateway.canned = self._ask_canned
 
     @property
     def name(self) -> str:
@@ -188,6 +194,20 @@ class OpenAIJudge:
             raise JudgeFailure(error.reason, str(error)) from error
         except (openai.OpenAIError, TimeoutError, UnusableReply, NotTheProtocol) as error:
             raise failure_of(error) from error
+
+    async def _ask_canned(self, endpoint: Endpoint) -> None:
+        """One criterion about one response, none of it a caller's. Raises as a call does.
+
+        What it takes is in the metrics with the role ``canned``, and on no team's books.
+        """
+        s = self._settings
+        schema = prompts.verdict_schema(pool=False, evidence=False, nonce=False, rationale=False)
+        message = prompts.verifier_prompt(_CANNED, prompts.shown_criteria(_CANNED.criteria), schema, self._marks,
+                                          max_tokens=s.max_response_tokens, nonce=None, canary=None, rationale=False)
+        request = _Request("verifier", _user(message), s.max_tokens or PROBE_TOKENS, fixed=s.max_tokens is not None,
+                           schema=schema, form_name="verdicts")
+        spending = Spending(s, self.name, "canned", Purse(), Deadline(math.inf))
+        await _Sender(s, request, spending).send(endpoint)
 
     async def aclose(self) -> None:
         await self.gateway.aclose()

@@ -11,7 +11,7 @@ import aiohttp
 import openai
 
 from markscheme_server import metrics
-from markscheme_server.config import JudgeSettings, Role
+from markscheme_server.config import JudgeSettings
 from markscheme_server.domain.deadline import Deadline, Purse
 from markscheme_server.domain.usage import JudgeUsage, to_usd
 from markscheme_server.judge.refusals import Kind, Refusal
@@ -28,7 +28,7 @@ _GENERATED = frozenset({Kind.GENERATION, Kind.TRUNCATED})
 class Spending:
     """One question's requests, one after the other, and who pays for them."""
 
-    def __init__(self, settings: JudgeSettings, judge: str, role: Role, purse: Purse, deadline: Deadline) -> None:
+    def __init__(self, settings: JudgeSettings, judge: str, role: str, purse: Purse, deadline: Deadline) -> None:
         self.settings, self.judge, self.role = settings, judge, role
         self._purse, self._deadline = purse, deadline
 

@@ -16,6 +16,8 @@ Result = TypeVar("Result")
 
 MOST_ITEMS = 512
 """Items in one batch: bounds a transaction's length and what a failure makes us repeat."""
+MOST_WEIGHT = 2048
+"""What the items of one batch weigh together: bounds how long handling it keeps the event loop."""
 PATIENCE_S = 10.0
 """How long a batch waits for a database that restarts. What was paid for is worth the wait."""
 
@@ -24,8 +26,8 @@ class Batcher(Generic[Item, Result]):
     """Answers items one by one to its callers and handles them many at a time."""
 
     def __init__(self, handle: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], *,
-                 gather_s: float = 0.0) -> None:
-        self._handle, self._gather_s = handle, gather_s
+                 gather_s: float = 0.0, weigh: Callable[[Item], int] = lambda _: 1) -> None:
+        self._handle, self._gather_s, self._weigh = handle, gather_s, weigh
         self._last_size = 0
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._runner: asyncio.Task[None] | None = None
@@ -47,9 +49,19 @@ class Batcher(Generic[Item, Result]):
         while self._waiting:
             if self._gather_s and self._last_size > 1:
                 await asyncio.sleep(self._gather_s)
-            batch, self._waiting = self._waiting[:MOST_ITEMS], self._waiting[MOST_ITEMS:]
+            count = self._fitting()
+            batch, self._waiting = self._waiting[:count], self._waiting[count:]
             self._last_size = len(batch)
             await self._settle(batch)
+
+    def _fitting(self) -> int:
+        """How many of those that wait go into one batch; one at least."""
+        weight = 0
+        for count, (item, _) in enumerate(self._waiting[:MOST_ITEMS]):
+            weight += self._weigh(item)
+            if count and weight > MOST_WEIGHT:
+                return count
+        return min(len(self._waiting), MOST_ITEMS)
 
     async def _settle(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         try:

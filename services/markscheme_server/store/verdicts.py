@@ -87,8 +87,10 @@ class VerdictStore:
             database.insert_rows(verdicts, beside=[claim], where=lambda row: sa.or_(
                 row.claim.is_(None), row.claim.in_(sa.select(mine.c.key)))).on_conflict_do_nothing(),
             claims.end(mine, "ending"), settle(database), answering=0)
-        self._finding: Batcher[tuple[str, tuple[str, ...]], Found] = Batcher(self._find)
-        self._saving: Batcher[Reply, bool] = Batcher(self._save, gather_s=GATHER_S)
+        self._finding: Batcher[tuple[str, tuple[str, ...]], Found] = Batcher(
+            self._find, weigh=lambda asked: len(asked[1]))
+        self._saving: Batcher[Reply, bool] = Batcher(
+            self._save, gather_s=GATHER_S, weigh=lambda reply: 1 + len(reply.verdicts))
 
     async def find(self, team: str, keys: Iterable[str]) -> Found:
         """The team's verdicts among ``keys``."""

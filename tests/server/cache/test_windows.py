@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markscheme_server.cache.rates import TeamRates
+from markscheme_server.cache.rates import LEAST_AT_ONCE, SHORT_S, TeamRates
 from markscheme_server.cache.windows import TICK_S, Room, Windows, room
 
 
@@ -58,6 +58,29 @@ def test_a_refusal_asks_nobody_while_it_must_be_one() -> None:
     assert (last.remaining, 0 < last.wait_s <= 60, 60 < last.whole_s <= 120) == (0, True, True)
 
 
+def test_a_minutes_worth_does_not_come_at_once() -> None:
+    async def run() -> tuple[int, Room]:
+        rates = TeamRates(Windows())
+        answers = [await rates.take("red", 300) for _ in range(300)]
+        return sum(answer.admitted for answer in answers), answers[-1].room
+
+    before_the_turn(SHORT_S)
+    admitted, last = asyncio.run(run())
+    assert admitted == 30
+    assert (last.remaining, 0 < last.wait_s <= SHORT_S) == (0, True)
+
+
+def test_what_the_shorter_window_refuses_takes_nothing_of_the_minute() -> None:
+    async def run() -> tuple[list[bool], int]:
+        windows = Windows()
+        rates = TeamRates(windows)
+        admitted = [(await rates.take("red", 20)).admitted for _ in range(30)]
+        return admitted, (await windows.room(20, 1, "team", "red", "requests")).remaining
+
+    before_the_turn(SHORT_S)
+    assert asyncio.run(run()) == ([True] * LEAST_AT_ONCE + [False] * (30 - LEAST_AT_ONCE), 20 - LEAST_AT_ONCE)
+
+
 def test_another_limit_begins_with_nothing_counted() -> None:
     async def run() -> list[bool]:
         rates = TeamRates(Windows())
@@ -77,8 +100,8 @@ def test_without_redis_each_worker_has_a_part(limit: int, workers: int, part: in
     assert asyncio.run(run()) == part
 
 
-def before_the_turn() -> None:
-    """Wait, if need be, until a minute of the clock has a while to go: in one process counts change over with it."""
-    left_s = 60 - time.time() % 60
+def before_the_turn(window_s: int = 60) -> None:
+    """Wait, if need be, until a window of the clock has a while to go: in one process counts change over with it."""
+    left_s = window_s - time.time() % window_s
     if left_s < 2:
         time.sleep(left_s + 0.01)

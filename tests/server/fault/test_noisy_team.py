@@ -13,37 +13,39 @@ from fakes.bodies import model_judge, rubric_body, score
 from fakes.fast_judge import FastJudge
 from fakes.load import Answer, Post, quantile, send_at_rate
 from fakes.stores import RedisServer
+from markscheme_server.cache.rates import LEAST_AT_ONCE, SHORT_S
 
 OPERATOR = {"Authorization": "Bearer the operator's own key"}
-RPM, TIMES = 60, 10
+TIMES = 10
 USUAL_PER_S, PHASE_S, ROUNDS = 8.0, 8.0, 5
 P95_MOST = 1.25
 
 
 @pytest.mark.slow
-def test_a_noisy_team_hardly_slows_another(start: Any, judge: FastJudge, database: str, redis: RedisServer) -> None:
+@pytest.mark.parametrize("rpm", [60, 300])
+def test_a_noisy_team_hardly_slows_another(rpm: int, start: Any, judge: FastJudge, database: str,
+                                           redis: RedisServer) -> None:
     """The same requests, of four new answers each, from both. Phases with and without the noise take turns; what counts
     is the ratio of the other team's p95 in the two. The load comes from the cores that the service has."""
     judge.latency_s = 0.05
     url = start(**model_judge(judge.url), database_url=database, redis_url=redis.url, api_key="the operator's own key",
                 key_pepper="a pepper for the tests").url
     usual, noisy = team(url, "usual"), team(url, "noisy")
-    assert httpx.patch(f"{url}/v1/teams/noisy", json={"rpm": RPM}, headers=OPERATOR, timeout=30).status_code == 200
+    assert httpx.patch(f"{url}/v1/teams/noisy", json={"rpm": rpm}, headers=OPERATOR, timeout=30).status_code == 200
     send_at_rate(usual, per_s=USUAL_PER_S, for_s=3)
-    noise = send_at_rate(noisy, per_s=20, for_s=1.5 * RPM / 20)
-    assert [answer.status for answer in noise].count(200) == RPM
-    redis.hasten("markscheme:quota*", left_ms=60_000)  # the minute is over: from now on room comes back evenly
+    noise = send_at_rate(noisy, per_s=20, for_s=SHORT_S)
+    assert [answer.status for answer in noise].count(200) <= 2.5 * max(LEAST_AT_ONCE, rpm / 10)  # not a minute's worth
     ratios, noise = [], []
     with ThreadPoolExecutor(1) as pool:
         for _ in range(ROUNDS):
             alone = p95(send_at_rate(usual, per_s=USUAL_PER_S, for_s=PHASE_S))
-            sending = pool.submit(send_at_rate, noisy, per_s=TIMES * RPM / 60, for_s=PHASE_S)
+            sending = pool.submit(send_at_rate, noisy, per_s=TIMES * rpm / 60, for_s=PHASE_S)
             beside = p95(send_at_rate(usual, per_s=USUAL_PER_S, for_s=PHASE_S))
             noise += sending.result()
             ratios.append(beside / alone)
     refused = [answer for answer in noise if answer.status == 429]
     assert {(answer.status, answer.code) for answer in noise if answer.status != 200} == {(429, "rate_limited")}
-    assert len(noise) - len(refused) <= RPM * 1.5
+    assert len(noise) - len(refused) <= rpm * 1.5
     assert quantile([answer.elapsed_s for answer in refused], 0.5) <= 0.02
     assert statistics.median(ratios) <= P95_MOST, ratios
 

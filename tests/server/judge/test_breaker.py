@@ -1,8 +1,8 @@
-"""The breaker: opens on a share of failures, probes one call at a time, closes on three successes."""
+"""The breaker: opens when calls and a canned question fail, is probed with that question, closes on three answers."""
 
 import asyncio
 
-from markscheme_server.judge.breaker import Breaker, State
+from markscheme_server.judge.breaker import TRUSTED_S, Breaker, State
 
 PROBE_S = 15.0
 
@@ -10,71 +10,102 @@ PROBE_S = 15.0
 def failing(calls: int = 10, at: float = 0.0) -> Breaker:
     breaker = Breaker(PROBE_S)
     for _ in range(calls):
-        assert breaker.admits(at)
         breaker.record(at, failed=True)
     return breaker
 
 
-def test_it_opens_at_half_of_ten() -> None:
+def opened(at: float = 0.0) -> Breaker:
+    breaker = failing(at=at)
+    assert breaker.begin_question(at)
+    breaker.end_question(at, answered=False)
+    return breaker
+
+
+def test_a_question_is_due_at_half_of_ten() -> None:
     breaker = Breaker(PROBE_S)
     for failed in [True, False] * 4 + [False]:
         breaker.record(0.0, failed=failed)
-    assert breaker.state is State.CLOSED
+    assert not breaker.begin_question(0.0)
     breaker.record(0.0, failed=True)
+    assert breaker.begin_question(0.0)
+    assert breaker.admits  # calls go on until it is known
+
+
+def test_it_opens_when_the_question_fails_too() -> None:
+    breaker = opened()
+    assert (breaker.state, breaker.admits) == (State.OPEN, False)
+    assert not breaker.begin_question(PROBE_S - 0.1)
+
+
+def test_it_stays_closed_while_the_question_is_answered() -> None:
+    breaker = failing()
+    assert breaker.begin_question(0.0)
+    assert not breaker.begin_question(0.0)  # one at a time
+    breaker.end_question(0.0, answered=True)
+    assert breaker.state is State.CLOSED
+    for _ in range(100):
+        breaker.record(1.0, failed=True)
+    assert not breaker.begin_question(TRUSTED_S - 0.1)  # however many calls fail
+    assert breaker.begin_question(TRUSTED_S)
+    breaker.end_question(TRUSTED_S, answered=False)
     assert breaker.state is State.OPEN
-    assert not breaker.admits(PROBE_S - 0.1)
 
 
-def test_few_or_old_failures_open_nothing() -> None:
-    assert failing(9).state is State.CLOSED
+def test_few_or_old_failures_ask_nothing() -> None:
+    assert not failing(9).begin_question(0.0)
     breaker = failing(9)
     breaker.record(31.0, failed=False)
     for _ in range(9):
         breaker.record(31.0, failed=True)
-    assert breaker.state is State.OPEN  # nine of ten within the window
+    assert breaker.begin_question(31.0)  # nine of ten within the window
     breaker = failing(9)
     for failed in [False] * 10 + [True] * 5:
         breaker.record(31.0, failed=failed)
-    assert breaker.state is State.CLOSED
+    assert not breaker.begin_question(31.0)
 
 
-def test_ten_in_a_row_open_it_whatever_a_busy_window_holds() -> None:
+def test_ten_in_a_row_are_enough_whatever_a_busy_window_holds() -> None:
     breaker = Breaker(PROBE_S)
     for _ in range(500):
         breaker.record(0.0, failed=False)
     for n in range(10):
-        assert breaker.state is State.CLOSED
+        assert not breaker.begin_question(n / 2)
         breaker.record(n / 2, failed=True)
-    assert breaker.state is State.OPEN
+    assert breaker.begin_question(5.0)
 
 
-def test_one_probe_at_a_time_and_three_successes_close() -> None:
-    breaker = failing()
+def test_once_open_only_the_question_is_asked_and_three_answers_close() -> None:
+    breaker = opened()
     for i in range(3):
         now = PROBE_S + i
-        assert breaker.admits(now)
-        assert not breaker.ready(now)
-        assert not breaker.admits(now)
-        assert breaker.state is State.HALF_OPEN
-        breaker.record(now, failed=False)
+        assert breaker.begin_question(now)
+        assert not breaker.begin_question(now)
+        assert (breaker.state, breaker.admits) == (State.HALF_OPEN, False)
+        breaker.end_question(now, answered=True)
     assert breaker.state is State.CLOSED
-    assert breaker.admits(20.0)
-    assert breaker.admits(20.0)
+    assert breaker.admits
 
 
-def test_a_failing_probe_opens_again_for_the_whole_time() -> None:
-    breaker = failing()
-    assert breaker.admits(PROBE_S)
-    breaker.record(PROBE_S + 1, failed=True)
+def test_a_question_that_fails_opens_again_for_the_whole_time() -> None:
+    breaker = opened()
+    assert breaker.begin_question(PROBE_S)
+    breaker.end_question(PROBE_S + 1, answered=False)
     assert breaker.state is State.OPEN
     assert breaker.not_before == 2 * PROBE_S + 1
 
 
-def test_a_withdrawn_probe_leaves_its_place() -> None:
-    breaker = failing()
-    assert breaker.admits(PROBE_S)
-    breaker.withdraw()
-    assert breaker.admits(PROBE_S)
+def test_a_question_that_was_given_up_may_be_asked_again() -> None:
+    breaker = opened()
+    assert breaker.begin_question(PROBE_S)
+    breaker.end_question(PROBE_S, answered=None)
+    assert breaker.begin_question(PROBE_S)
+
+
+def test_calls_that_end_after_it_opened_change_nothing() -> None:
+    breaker = opened()
+    for _ in range(20):
+        breaker.record(1.0, failed=False)
+    assert breaker.state is State.OPEN
 
 
 def test_retries_are_free_while_calls_succeed_and_a_fifth_when_many_fail() -> None:
@@ -95,22 +126,20 @@ def test_retries_are_free_while_calls_succeed_and_a_fifth_when_many_fail() -> No
 
 
 async def test_who_waits_hears_of_each_turn() -> None:
-    breaker, loop = failing(), asyncio.get_running_loop()
-    assert breaker.admits(PROBE_S)
-    waiting = asyncio.ensure_future(breaker.wait(PROBE_S, PROBE_S + 5))
+    breaker, loop = opened(), asyncio.get_running_loop()
+    waiting = asyncio.ensure_future(breaker.wait(1.0, PROBE_S))
     await asyncio.sleep(0)
     started = loop.time()
-    breaker.record(PROBE_S + 1, failed=False)
+    assert breaker.begin_question(PROBE_S)
     await waiting
     assert loop.time() - started < 1
 
 
 def test_each_new_state_is_told() -> None:
     told: list[State] = []
-    breaker = Breaker(PROBE_S, changed=told.append)
-    for _ in range(10):
-        breaker.record(0.0, failed=True)
+    breaker = opened()
+    breaker.changed = told.append
     for i in range(3):
-        assert breaker.admits(PROBE_S + i)
-        breaker.record(PROBE_S + i, failed=False)
-    assert told == [State.OPEN, State.HALF_OPEN, State.CLOSED]
+        assert breaker.begin_question(PROBE_S + i)
+        breaker.end_question(PROBE_S + i, answered=True)
+    assert told == [State.HALF_OPEN, State.CLOSED]

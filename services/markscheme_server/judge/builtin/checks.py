@@ -16,12 +16,18 @@ import re2
 from markscheme_server.judge.base import Decision
 from markscheme_server.judge.builtin import measures
 from markscheme_server.judge.builtin.languages import language_of
+from markscheme_server.judge.builtin.patterns import Patterns
 
 Arguments = Mapping[str, Any]
 
 REGEX_CHARACTERS = 100_000
 """How much of a text a regular expression sees."""
 _EVIDENCE_CHARACTERS = 80
+_STEPS_PER_S = 1e8
+"""Instructions of a regular expression that are surely carried out in a second, on a core that others use too."""
+_CHARACTER_S, _PHRASE_CHARACTER_S = 5e-7, 2e-8
+"""What other checks take at most for a character of the text, and for each phrase that is sought in it."""
+_patterns = Patterns()
 
 _COUNTED: dict[str, tuple[Callable[[str], int | None], str]] = {
     "sentences": (measures.sentences, "sentences"),
@@ -46,12 +52,30 @@ def run_check(check: Arguments, text: str) -> Decision:
     return _DECIDERS[check["kind"]](check, text)
 
 
+def most_s(check: Arguments, text: str) -> float:
+    """The most seconds that a valid check may take for a text. Most take a small part of it."""
+    characters = len(text)
+    size = characters if text.isascii() else 4 * characters
+    match check["kind"]:
+        case "all_of":
+            return sum(most_s(member, text) for member in check["checks"])
+        case "regex":
+            seen = size * min(1.0, REGEX_CHARACTERS / characters) if characters else 0
+            compiled = _patterns.find(check["pattern"], check.get("ignore_case", False))
+            return float(seen * compiled.programsize / _STEPS_PER_S)
+        case "excludes":
+            # Of such a pattern's program only the phrase counts: the classes around it are one step at a time.
+            return size * sum(16 + len(phrase) for phrase in check["texts"]) / _STEPS_PER_S
+    phrases = len(check.get("texts", ())) + len(check.get("options", ()))
+    return characters * (_CHARACTER_S + phrases * _PHRASE_CHARACTER_S)
+
+
 def validate_check(check: Arguments) -> None:
     """Raise ``ValueError`` with a sentence when a well-formed check still cannot be run."""
     for member in check.get("checks", [check]):
         if member["kind"] == "regex":
             try:
-                _compiled(member["pattern"], member.get("ignore_case", False))
+                _patterns.find(member["pattern"], member.get("ignore_case", False), old=False)
             except re2.error as error:
                 raise ValueError(f"the pattern is not a regular expression that RE2 accepts: {_words(error)}") from None
 
@@ -126,7 +150,8 @@ def _excludes(check: Arguments, text: str) -> Decision:
     seen = _encodable(text)
     for phrase in check["texts"]:
         # RE2, since a long phrase of one repeated letter makes a backtracking search quadratic.
-        match = _compiled(rf"(?:^|[^\pL\pN_])({re2.escape(_encodable(phrase))})(?:[^\pL\pN_]|$)", True).search(seen)
+        pattern = rf"(?:^|[^\pL\pN_])({re2.escape(_encodable(phrase))})(?:[^\pL\pN_]|$)"
+        match = _patterns.find(pattern, True).search(seen)
         if match:
             return Decision(False, _shown(match.group(1)))
     return Decision(True, "none of them")
@@ -225,16 +250,9 @@ def _language(check: Arguments, text: str) -> Decision:
 
 
 def _regex(check: Arguments, text: str) -> Decision:
-    match = _compiled(check["pattern"], check.get("ignore_case", False)).search(_encodable(text[:REGEX_CHARACTERS]))
+    compiled = _patterns.find(check["pattern"], check.get("ignore_case", False))
+    match = compiled.search(_encodable(text[:REGEX_CHARACTERS]))
     return Decision(match is not None, _shown(match.group()) if match else "no match")
-
-
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str, ignore_case: bool) -> Any:
-    options = re2.Options()
-    options.case_sensitive = not ignore_case
-    options.log_errors = False
-    return re2.compile(pattern, options=options)
 
 
 def _not_echo(check: Arguments, text: str) -> Decision:

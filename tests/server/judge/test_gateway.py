@@ -1,0 +1,160 @@
+"""The gateway's queue and its canned question, with endpoints that are functions."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import httpx2
+import openai
+import pytest
+
+from markscheme_server.cache.places import Places
+from markscheme_server.cache.quotas import Quotas
+from markscheme_server.cache.windows import Windows
+from markscheme_server.config import JudgeSettings
+from markscheme_server.domain.deadline import Deadline, Patience
+from markscheme_server.errors import Unavailable
+from markscheme_server.judge.base import JudgeFailure
+from markscheme_server.judge.breaker import Breaker, State
+from markscheme_server.judge.gateway import Endpoint, Gateway, Spent
+from markscheme_server.judge.queue import Queue
+
+Send = Callable[[Endpoint], Awaitable[object]]
+
+
+async def answers(_: Endpoint) -> str:
+    return "yes"
+
+
+async def breaks(_: Endpoint) -> str:
+    raise openai.APIConnectionError(request=httpx2.Request("POST", "http://judge.test/v1"))
+
+
+def gateway(*, canned: Send = answers, queue_limit: int = 100, concurrency: int = 4, probe_s: float = 15.0,
+            wait_s: float = 0.0) -> Gateway:
+    settings = JudgeSettings(model="m", concurrency=concurrency, breaker_wait_s=wait_s)
+    endpoint = Endpoint("judge.test", cast(Any, None), Breaker(probe_s))
+    made = Gateway("j", settings, [endpoint], Places("j", concurrency, owner="a"),
+                   Quotas("j", Windows(), rpm=None, tpm=None), Queue(queue_limit))
+    made.canned = canned
+    return made
+
+
+async def ask(to: Gateway, send: Send, team: str = "a") -> object:
+    patience = Patience(Deadline(asyncio.get_running_loop().time() + 5), team=team)
+    return await to.call(send, role="verifier", tokens=1, patience=patience, spent=Spent())
+
+
+@pytest.fixture(autouse=True)
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("markscheme_server.judge.gateway.backoff_s", lambda attempt: 0.0)
+
+
+async def test_poison_of_one_team_opens_nothing() -> None:
+    asked = 0
+
+    async def canned(_: Endpoint) -> str:
+        nonlocal asked
+        asked += 1
+        return "yes"
+
+    judge = gateway(canned=canned)
+    for _ in range(30):
+        with pytest.raises(JudgeFailure):
+            await ask(judge, breaks, "poisonous")
+        assert await ask(judge, answers, "other") == "yes"
+    assert judge.endpoints[0].breaker.state is State.CLOSED
+    assert 1 <= asked <= 2  # an answer is believed for a while
+
+
+async def test_an_outage_opens_the_breaker_with_one_question_and_sends_nothing_more() -> None:
+    sent = canned = 0
+
+    async def out(endpoint: Endpoint) -> object:
+        nonlocal sent
+        sent += 1
+        return await breaks(endpoint)
+
+    async def question(endpoint: Endpoint) -> object:
+        nonlocal canned
+        canned += 1
+        return await breaks(endpoint)
+
+    judge = gateway(canned=question)
+    for _ in range(40):
+        with pytest.raises(JudgeFailure):
+            await ask(judge, out)
+    assert judge.endpoints[0].breaker.state is State.OPEN
+    assert (canned, 10 <= sent <= 15) == (1, True)
+
+
+async def test_an_open_breaker_is_probed_with_the_question_and_no_call() -> None:
+    back, sent = False, []
+
+    async def question(endpoint: Endpoint) -> object:
+        return await answers(endpoint) if back else await breaks(endpoint)
+
+    async def call(endpoint: Endpoint) -> object:
+        sent.append(back)
+        return await question(endpoint)
+
+    judge = gateway(canned=question, probe_s=0.02, wait_s=5)
+    now, breaker = asyncio.get_running_loop().time(), judge.endpoints[0].breaker
+    for _ in range(10):
+        breaker.record(now, failed=True)
+    assert breaker.begin_question(now)
+    breaker.end_question(now, answered=False)
+    waiting = [asyncio.ensure_future(ask(judge, call)) for _ in range(8)]
+    await asyncio.sleep(0.1)  # several probes
+    assert sent == []
+    back = True
+    assert await asyncio.gather(*waiting) == ["yes"] * 8
+    assert sent == [True] * 8
+
+
+async def test_a_team_that_fills_the_queue_leaves_others_their_part() -> None:
+    judge = gateway(queue_limit=100)
+    held = [judge.reserve(50, "many"), judge.reserve(50, "many")]
+    with pytest.raises(Unavailable):
+        judge.reserve(1, "many")
+    held += [judge.reserve(25, "other"), judge.reserve(25, "other")]
+    with pytest.raises(Unavailable):
+        judge.reserve(1, "other")  # half of the queue is its part
+    with pytest.raises(Unavailable):
+        judge.reserve(1, "many")
+    for one in held:
+        one.release()
+    held = [judge.reserve(60, "other"), judge.reserve(40, "other")]  # alone it may fill it
+
+
+async def test_a_team_with_nothing_in_the_queue_is_let_in_whatever_it_asks_for() -> None:
+    judge = gateway(queue_limit=10)
+    held = [judge.reserve(500, "many"), judge.reserve(400, "other")]
+    for team in ("many", "other"):
+        with pytest.raises(Unavailable):
+            judge.reserve(1, team)
+    held[1].release()
+    held.append(judge.reserve(400, "other"))
+
+
+async def test_one_call_behind_another_teams_many_waits_for_one_of_them() -> None:
+    judge, begun = gateway(concurrency=4), list[str]()
+    ends = [asyncio.Event() for _ in range(41)]
+
+    def call(team: str, end: asyncio.Event) -> Send:
+        async def send(_: Endpoint) -> None:
+            begun.append(team)
+            await end.wait()
+        return send
+
+    many = [asyncio.ensure_future(ask(judge, call("many", end), "many")) for end in ends[:40]]
+    await asyncio.sleep(0.01)
+    one = asyncio.ensure_future(ask(judge, call("one", ends[40]), "one"))
+    await asyncio.sleep(0.01)
+    assert begun == ["many"] * 4
+    ends[0].set()
+    await asyncio.sleep(0.01)
+    assert begun == ["many"] * 4 + ["one"]
+    for end in ends:
+        end.set()
+    await asyncio.gather(*many, one)
