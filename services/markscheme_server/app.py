@@ -12,7 +12,7 @@ from markscheme_server import telemetry
 from markscheme_server.api import errors, exchange, health, lineage, money, rubrics, scores, teams
 from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
-from markscheme_server.api.middleware import Authenticated, BodyLimit, Observed, RateLimited, RequestId
+from markscheme_server.api.middleware import Authenticated, BodyLimit, HeadAsGet, Observed, RateLimited, RequestId
 from markscheme_server.api.services import Services
 from markscheme_server.cache.places import Places
 from markscheme_server.cache.quotas import Quotas
@@ -121,6 +121,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
                   redirect_slashes=False)
     app.state.drain = drain or Drain()
     errors.install(app)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RateLimited)
     app.add_middleware(Authenticated)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
