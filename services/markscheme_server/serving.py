@@ -59,7 +59,6 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings, *, ready: Callable[[], None], worker: bool = False) -> None:
         from markscheme_server.app import create_app  # a first process with workers needs none of it
-
         from markscheme_server.connections import Connection, Waiting, most_connections
 
         self.drain = Drain()
