@@ -90,7 +90,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         secret = settings.secret.get_secret_value() if settings.secret else await store.secret("marks")
         identity = Identity(store.teams, operator_key=_plain(settings.api_key), pepper=_plain(settings.key_pepper),
                             guarded=settings.guarded, team_rpm=settings.team_rpm)
-        redis = Redis(settings.redis_url) if settings.redis_url else None
+        redis = Redis(settings.redis_url, _plain(settings.redis_password)) if settings.redis_url else None
         made = {name: make_judge(settings, name, owner=store.owner, secret=secret.encode(), redis=redis)
                 for name in (BUILTIN, *settings.judges)}
         for judge in made.values():

@@ -1,14 +1,15 @@
 """Settings: one frozen object, built where the process starts and passed down.
 
 Every field is an environment variable ``MARKSCHEME_<NAME>`` or a line of the settings file: the one that
-``--env-file`` names, else ``.env`` in ``MARKSCHEME_HOME``. The README's table names each of them; a test reads it there.
-Judges beyond a single one are tables of ``markscheme.toml`` in ``MARKSCHEME_HOME``, or of ``MARKSCHEME_CONFIG``. What lies
-in the working directory is never read: whoever wrote it would choose where keys and prompts are sent.
+``--env-file`` names, else ``.env`` in ``MARKSCHEME_HOME``. The README's table names each of them; a test reads it
+there. Judges beyond a single one are tables of ``markscheme.toml`` in ``MARKSCHEME_HOME``, or of
+``MARKSCHEME_CONFIG``. What lies in the working directory is never read: whoever wrote it would choose where keys and
+prompts are sent.
 """
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from sqlalchemy import make_url
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 StructuredOutput = Literal["auto", "json_schema", "json_object", "text"]
@@ -69,6 +71,19 @@ def withheld(environment: Mapping[str, str | None], file: Mapping[str, str | Non
         elif any(file.get(name) for name in urls):
             from_environment += [name for name in keys if environment.get(name)]
     return from_environment, from_file
+
+
+def _with_secrets(variables: Mapping[str, str | None], fields: Iterable[str]) -> Mapping[str, str | None]:
+    """Variables (in lower case, as pydantic has them) with the contents of the files that ``…_file`` ones name."""
+    found = dict(variables)
+    for name in (f"markscheme_{field}" for field in fields):
+        path = found.get(f"{name}_file")
+        if path:
+            try:
+                found[name] = Path(path).read_text("utf-8").strip()
+            except OSError as error:
+                raise ValueError(f"cannot read {path}: {error.strerror}; check {name.upper()}_FILE") from error
+    return found
 
 
 def _env(name: str, *fallbacks: str) -> AliasChoices:
@@ -180,6 +195,9 @@ class Settings(BaseSettings):
     config: Path | None = Field(default=None, description="The judges' file; default: markscheme.toml in home")
     database_url: str | None = Field(default=None, description="SQLAlchemy URL; SQLite or PostgreSQL")
     migration_url: str | None = Field(default=None, description="PostgreSQL: as whom to migrate, when as another role")
+    database_password: SecretStr | None = Field(default=None, description="Of database_url's user")
+    migration_password: SecretStr | None = Field(default=None, description="Of migration_url's user")
+    redis_password: SecretStr | None = Field(default=None, description="Of the Redis at redis_url")
     redis_url: str | None = Field(default=None, description="Where replicas share limits; may vanish at any time")
     api_key: SecretStr | None = Field(default=None, description="The operator's key: every scope, as the team default")
     key_pepper: SecretStr | None = Field(default=None, min_length=16,
@@ -245,8 +263,11 @@ class Settings(BaseSettings):
             cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
             env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment before the file, each without the keys that :func:`withheld` names."""
+        """The environment before the file, each without the keys that :func:`withheld` names. A setting
+        ``MARKSCHEME_<NAME>`` may also stand in the file that ``MARKSCHEME_<NAME>_FILE`` names."""
         sources = [source for source in (env_settings, dotenv_settings) if isinstance(source, EnvSettingsSource)]
+        for source in sources:
+            source.env_vars = _with_secrets(source.env_vars, cls.model_fields)
         read = [{name.upper(): value for name, value in source.env_vars.items()} for source in sources]
         for source, names in zip(sources, withheld(*read), strict=True):
             source.env_vars = {name: value for name, value in source.env_vars.items() if name.upper() not in names}
@@ -326,16 +347,25 @@ class Settings(BaseSettings):
     @property
     def sqlalchemy_url(self) -> str:
         """The database, with the async driver named."""
-        return _with_driver(self.database_url or f"sqlite:///{self.home.expanduser().resolve() / 'markscheme.db'}")
+        return _complete_url(self.database_url or f"sqlite:///{self.home.expanduser().resolve() / 'markscheme.db'}",
+                             self.database_password)
 
     @property
     def sqlalchemy_migration_url(self) -> str | None:
         """The same database as the role that owns its tables, where that is another one."""
-        return _with_driver(self.migration_url) if self.migration_url else None
+        return _complete_url(self.migration_url, self.migration_password) if self.migration_url else None
 
     @property
     def is_sqlite(self) -> bool:
         return self.sqlalchemy_url.startswith("sqlite")
+
+
+def _complete_url(url: str, password: SecretStr | None) -> str:
+    """The URL with its driver, and with the password where one is set apart from it."""
+    full = _with_driver(url)
+    if password is None:
+        return full
+    return make_url(full).set(password=password.get_secret_value()).render_as_string(hide_password=False)
 
 
 def _with_driver(url: str) -> str:

@@ -1,6 +1,7 @@
 """Running the service, as one process or as several on one socket, and ending it without breaking a request.
 
-SIGTERM, or SIGHUP when its terminal is closed: ``/readyz`` says 503 at once, so that a balancer sends no more here; requests are still taken for
+SIGTERM, or SIGHUP when its terminal is closed: ``/readyz`` says 503 at once, so that a balancer sends no more here;
+requests are still taken for
 ``drain_delay_s``, the time the balancer needs to notice; then the socket closes, what is in flight gets
 ``IN_FLIGHT_S`` to finish, resources are closed, and the exit status is 0. Whatever hangs, it is over within
 ``drain_delay_s + IN_FLIGHT_S + CLOSING_S``, less than the 30 s that orchestrators allow.
