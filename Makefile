@@ -9,18 +9,27 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train gpu-wheels test-gpu compose-test clean
+.PHONY: help setup lock demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train gpu-wheels test-gpu compose-test clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready  ## Create .venv with everything, from the lock
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
+LOCKED := $(INSTALL) --require-hashes
+
+# A build of PyTorch for CUDA asks for NVIDIA's packages, one for processors does not.
+$(VENV)/.ready: pyproject.toml $(wildcard lock/*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,train,demo,dev]'
+	$(LOCKED) -r lock/build.txt -r lock/torch.txt
+	! grep -q '^Requires-Dist: nvidia' $(VENV)/lib/python3*/site-packages/torch-*.dist-info/METADATA || $(LOCKED) -r lock/cuda.txt
+	$(LOCKED) -r lock/all.txt
+	$(INSTALL) --editable .
 	touch $@
+
+lock:  ## Renew lock/*.txt from pyproject.toml and constraints.txt (needs uv)
+	sh deploy/lock.sh
 
 demo: setup  ## Train a real small model on rubric rewards, from start to report (about ten minutes)
 	$(CLEAN) $(BIN)/markscheme demo

@@ -157,6 +157,9 @@ def prepare(console: Console) -> Run:
     ROOM.mkdir(parents=True)
     # The password has what would break a URL; nobody's own settings reach the containers.
     (ROOM / "env").write_text(f"POSTGRES_PASSWORD=p@ss:/{secrets.token_hex(12)}?#%\n"
+                              f"POSTGRES_APP_PASSWORD=a@ss:/{secrets.token_hex(12)}?#%\n"
+                              f"REDIS_PASSWORD={secrets.token_hex(12)}\n"
+                              f"MARKSCHEME_KEY_PEPPER={secrets.token_hex(16)}\n"
                               f"MARKSCHEME_API_KEY={secrets.token_urlsafe(24)}\nMARKSCHEME_PUBLISH={ADDRESS}\n"
                               "COMPOSE_PROFILES=cpu-demo\n")
     ours = ("MARKSCHEME_", "OPENAI_", "COMPOSE_", "TRAIN_", "POSTGRES_PASSWORD", "HF_")

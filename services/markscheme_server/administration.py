@@ -16,7 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from markscheme.schema import BudgetPut, TeamName
 from markscheme.vocabulary import SCOPES, BudgetWindow, ReuseScope, Scope
 from markscheme_server import logs
-from markscheme_server.cli import fail, migrate_database, read_settings
+from markscheme_server.cli import EnvFile, fail, migrate_database, read_settings
+from markscheme_server.config import Settings
 from markscheme_server.errors import ServiceError
 from markscheme_server.grading.erasing import erase_team
 from markscheme_server.grading.identity import Identity
@@ -38,8 +39,17 @@ keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=(
     "and with another one none of them opens anything."))
 
 
+@teams.callback()
+@keys.callback()
+def _before_any(_env_file: EnvFile = None) -> None:
+    pass
+
+
 @teams.command("create")
-def create_team(name: Annotated[str, typer.Argument(help="Lower-case letters, digits, '.', '_' and '-'.")]) -> None:
+def create_team(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits, '.', '_' and '-'.")],
+    _env_file: EnvFile = None,
+) -> None:
     """Make a team."""
     try:
         TypeAdapter(TeamName).validate_python(name)
@@ -51,7 +61,7 @@ def create_team(name: Annotated[str, typer.Argument(help="Lower-case letters, di
 
 
 @teams.command("list")
-def list_teams() -> None:
+def list_teams(_env_file: EnvFile = None) -> None:
     """List the teams, with what is set for them."""
     for team in _do(lambda identity: identity.teams()):
         said = [team.name]
@@ -68,6 +78,7 @@ def limit_team(
     rpm: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Requests a minute.")] = None,
     default: Annotated[bool, typer.Option("--default", help="The deployment's limit again (MARKSCHEME_TEAM_RPM), if it "
                                                             "has one.")] = False,
+    _env_file: EnvFile = None,
 ) -> None:
     """Limit a team's requests a minute: within a second it holds at every worker."""
     if (rpm is None) is not default:
@@ -101,6 +112,7 @@ def budget_of_team(
     window: Annotated[BudgetWindow | None, typer.Option(help="Default: month, and total for a run.")] = None,
     run: Annotated[str | None, typer.Option(help="The budget of this run, instead of that on everything.")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Take the budget away.")] = False,
+    _env_file: EnvFile = None,
 ) -> None:
     """Set or remove a team's budget for judging; with none of these, show its budgets. It holds within a second."""
     if remove:
@@ -141,6 +153,7 @@ def create_key(
     expires: Annotated[str | None, typer.Option(help="After which time it ends (90d, 12h), or when "
                                                      "(2027-01-31, in UTC); default: never.")] = None,
     label: Annotated[str | None, typer.Option(help="Whose it is or what for, to know it by in lists.")] = None,
+    _env_file: EnvFile = None,
 ) -> None:
     """Make a key. It is printed once, alone on the last line, and cannot be had again."""
     if label is not None and not 0 < len(label) <= 200:
@@ -155,7 +168,10 @@ def create_key(
 
 
 @keys.command("list")
-def list_keys(team: Annotated[str | None, typer.Option(help="Only this team's.")] = None) -> None:
+def list_keys(
+    team: Annotated[str | None, typer.Option(help="Only this team's.")] = None,
+    _env_file: EnvFile = None,
+) -> None:
     """List the keys, newest first."""
     found = _do(lambda identity: identity.keys(team))
     table = Table(box=None, pad_edge=False)
@@ -169,26 +185,31 @@ def list_keys(team: Annotated[str | None, typer.Option(help="Only this team's.")
 
 @keys.command("rotate")
 def rotate_key(
-    prefix: Annotated[str, typer.Argument(help="The first eleven characters of the old key.")],
+    key: Annotated[str, typer.Argument(help="The old key, or as much of its beginning as no other key has.")],
     overlap: Annotated[str, typer.Option(help="How long the old key goes on beside the new one: 24h, 7d.")] = "24h",
+    _env_file: EnvFile = None,
 ) -> None:
     """Replace a key by a new one that may do the same. The old one goes on for a while, so that nothing stops."""
-    secret, key = _do(lambda identity: identity.rotate(prefix, overlap=_age("--overlap", overlap), actor=Actor()))
-    typer.echo(f"{prefix} goes on for {overlap} at most", err=True)
-    _show_new(secret, key)
+    secret, made = _do(lambda identity: identity.rotate(key, overlap=_age("--overlap", overlap), actor=Actor()))
+    typer.echo(f"the old key goes on for {overlap} at most", err=True)
+    _show_new(secret, made)
 
 
 @keys.command("revoke")
-def revoke_key(prefix: Annotated[str, typer.Argument(help="The first eleven characters of the key.")]) -> None:
+def revoke_key(
+    key: Annotated[str, typer.Argument(help="The key, or as much of its beginning as no other key has.")],
+    _env_file: EnvFile = None,
+) -> None:
     """End a key: within a second it opens nothing, at any worker of any replica."""
-    key = _do(lambda identity: identity.revoke(prefix, actor=Actor()))
-    typer.echo(f"{key.prefix} of team {key.team} is revoked")
+    revoked = _do(lambda identity: identity.revoke(key, actor=Actor()))
+    typer.echo(f"{revoked.prefix} of team {revoked.team} is revoked")
 
 
 @teams.command("erase")
 def erase(
     name: Annotated[str, typer.Argument(help="The team.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    _env_file: EnvFile = None,
 ) -> None:
     """Erase a team: its keys, rubrics, verdicts, rollouts, teacher responses, budgets and books. Nobody can undo it.
 
@@ -214,20 +235,26 @@ def erase(
 
 
 def _do(work: Callable[[Identity], Awaitable[T]]) -> T:
-    settings = read_settings()
-    pepper = settings.key_pepper.get_secret_value() if settings.key_pepper is not None else None
-    return _with_store(lambda store: work(Identity(store.teams, operator_key=None, pepper=pepper)))
+    def over(store: Store, settings: Settings) -> Awaitable[T]:
+        pepper = settings.key_pepper.get_secret_value() if settings.key_pepper is not None else None
+        return work(Identity(store.teams, operator_key=None, pepper=pepper))
+
+    return _with_settings_and_store(over)
 
 
 def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
-    logs.configure("warning")
+    return _with_settings_and_store(lambda store, _settings: work(store))
+
+
+def _with_settings_and_store(work: Callable[[Store, Settings], Awaitable[T]]) -> T:
     settings = read_settings()
+    logs.configure("warning")
     migrate_database(settings)
 
     async def run() -> T:
         store = Store(settings.sqlalchemy_url)
         try:
-            return await work(store)
+            return await work(store, settings)
         finally:
             await store.close()
 

@@ -12,7 +12,7 @@ from markscheme_server import telemetry
 from markscheme_server.api import errors, exchange, health, lineage, money, rubrics, scores, teams
 from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
-from markscheme_server.api.middleware import Authenticated, BodyLimit, Observed, RateLimited, RequestId
+from markscheme_server.api.middleware import Authenticated, BodyLimit, HeadAsGet, Observed, RateLimited, RequestId
 from markscheme_server.api.services import Services
 from markscheme_server.cache.places import Places
 from markscheme_server.cache.quotas import Quotas
@@ -91,7 +91,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         secret = settings.secret.get_secret_value() if settings.secret else await store.secret("marks")
         identity = Identity(store.teams, operator_key=_plain(settings.api_key), pepper=_plain(settings.key_pepper),
                             guarded=settings.guarded, team_rpm=settings.team_rpm)
-        redis = Redis(settings.redis_url) if settings.redis_url else None
+        redis = Redis(settings.redis_url, _plain(settings.redis_password)) if settings.redis_url else None
         made = {name: make_judge(settings, name, owner=store.owner, secret=secret.encode(), redis=redis)
                 for name in (BUILTIN, *settings.judges)}
         for judge in made.values():
@@ -125,6 +125,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
                   redirect_slashes=False)
     app.state.drain = drain or Drain()
     errors.install(app)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RateLimited)
     app.add_middleware(Authenticated)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)

@@ -6,15 +6,33 @@ import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import click
+import structlog
 import typer
+from dotenv import dotenv_values
 from pydantic import ValidationError
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from markscheme_server import logs
-from markscheme_server.config import BUILTIN, Settings
+from markscheme_server.config import BUILTIN, CONFIG_FILE, ENV_FILE, HOME, Settings, withheld
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_CHOSEN = "markscheme.env_file"
+
+log = structlog.get_logger()
+
+
+def _choose(context: typer.Context, path: Path | None) -> Path | None:
+    if path is not None:
+        context.meta[_CHOSEN] = path
+    return path
+
+
+EnvFile = Annotated[Path | None, typer.Option(
+    "--env-file", exists=True, dir_okay=False, callback=_choose, is_eager=True,
+    help="Read settings from this file beside the environment; default: .env in MARKSCHEME_HOME.")]
+"""The option of every command that reads settings; :func:`read_settings` finds what was chosen."""
 
 
 def serve(
@@ -28,8 +46,9 @@ def serve(
     probe: Annotated[bool, typer.Option("--probe", help="First ask each judge what form of structured output it "
                                                         "enforces, as doctor does; the answer is stored for seven "
                                                         "days.")] = False,
+    _env_file: EnvFile = None,
 ) -> None:
-    """Run the rubric service. Settings come from MARKSCHEME_* variables or a .env file (see the README)."""
+    """Run the rubric service. Settings are MARKSCHEME_* variables, in the environment or in a file (see the README)."""
     logs.configure(log_level)
     from markscheme_server import serving
 
@@ -74,7 +93,7 @@ def serve(
         fail("a worker could not start; the log above says why")
 
 
-def migrate() -> None:
+def migrate(_env_file: EnvFile = None) -> None:
     """Bring the database to the newest revision, and say which."""
     before, after = migrate_database(read_settings())
     typer.echo(f"the database is at revision {after}" + (
@@ -87,6 +106,7 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     vacuum: Annotated[bool, typer.Option("--vacuum", help="SQLite: write the file anew afterwards, so that it shrinks; "
                                                           "takes its size in free disk, and writers wait.")] = False,
+    _env_file: EnvFile = None,
 ) -> None:
     """Remove what old runs left: rollouts, assignments, verdicts, judge calls, answers under idempotency keys, and
     texts and prompts that nothing refers to any more.
@@ -123,6 +143,7 @@ def doctor(
     train: Annotated[Path | None, typer.Option(help="A training configuration: also estimate what its judge will be "
                                                     "asked and cost, before it is run.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value pairs that beat that file.")] = None,
+    _env_file: EnvFile = None,
 ) -> None:
     """Check the settings, the database and each judge: does it answer, and right; does it write a rubric; does it
     enforce structured output?
@@ -195,14 +216,49 @@ def _judges(settings: Settings) -> list[str]:
 
 
 def read_settings() -> Settings:
+    """The settings of the environment and of the settings file; the log says which file that is, and of a file in
+    the working directory that it is not read."""
+    if not structlog.is_configured():
+        logs.configure()
+    file = _settings_file()
     try:
-        return Settings()
+        settings = Settings(_env_file=file)  # type: ignore[call-arg]
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(p) for p in first["loc"])
         name = place if place.startswith(("MARKSCHEME_", "OPENAI_")) else f"MARKSCHEME_{place.upper()}"
         message = str(first["msg"]).removeprefix("Value error, ")
         fail(f"{name}: {message}" if place else message)
+    _say_what_was_read(file, settings)
+    if settings.database_url is None:
+        from markscheme_server.store.database import tighten
+
+        tighten(settings.home.expanduser(), 0o700)
+    return settings
+
+
+def _settings_file() -> Path | None:
+    context = click.get_current_context(silent=True)
+    chosen: Path | None = context.meta.get(_CHOSEN) if context is not None else None
+    if chosen is not None:
+        return chosen
+    found = Path(os.environ.get("MARKSCHEME_HOME") or HOME).expanduser() / ENV_FILE
+    return found if found.is_file() else None
+
+
+def _say_what_was_read(file: Path | None, settings: Settings) -> None:
+    read = [each.resolve() for each in (file, settings.file) if each is not None]
+    for each in read:
+        log.info("settings_read", file=str(each))
+    if file is not None:
+        for names, where in zip(withheld(os.environ, dotenv_values(file)), ("environment", str(file)), strict=True):
+            for name in names:
+                log.warning("key_not_used", key=name, of=where,
+                            why="the URL that it would be sent to is stated elsewhere: put both in one place")
+    for name, hint in ((ENV_FILE, "name it with --env-file"), (CONFIG_FILE, "name it in MARKSCHEME_CONFIG")):
+        here = Path(name).resolve()
+        if here.is_file() and here not in read:
+            log.warning("settings_not_read", file=str(here), hint=f"{hint}, or move it into MARKSCHEME_HOME")
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

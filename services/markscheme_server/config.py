@@ -1,12 +1,15 @@
 """Settings: one frozen object, built where the process starts and passed down.
 
-Every field is an environment variable ``MARKSCHEME_<NAME>`` or a line in ``.env``. The README's table names
-each of them; a test reads it there. Judges beyond a single one are tables of ``markscheme.toml``.
+Every field is an environment variable ``MARKSCHEME_<NAME>`` or a line of the settings file: the one that
+``--env-file`` names, else ``.env`` in ``MARKSCHEME_HOME``. The README's table names each of them; a test reads it
+there. Judges beyond a single one are tables of ``markscheme.toml`` in ``MARKSCHEME_HOME``, or of
+``MARKSCHEME_CONFIG``. What lies in the working directory is never read: whoever wrote it would choose where keys and
+prompts are sent.
 """
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +26,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from sqlalchemy import make_url
 
 from markscheme_server.domain.usage import NANO
 
@@ -41,6 +45,9 @@ DEFAULT = "default"
 TEACHER = "teacher"
 """The role of the model that is distilled, and the name of the one that ``MARKSCHEME_TEACHER_*`` describe."""
 CONFIG_FILE = "markscheme.toml"
+ENV_FILE = ".env"
+HOME = Path("~/.markscheme")
+OPENAI_HOST = "api.openai.com"
 TEACHER_TIMEOUT_S = 300.0
 """A teacher writes a whole response."""
 Role = Literal["rubricator", "verifier", "teacher"]
@@ -49,6 +56,39 @@ _OURS = frozenset({"model", "messages", "stream", "n", "max_tokens", "max_comple
                    "response_format", "reasoning_effort", "seed"})
 _OURS_ADVICE = "they have settings of their own, or are the service's to set"
 _NAME = r"^[A-Za-z0-9][\w.-]{0,63}$"
+
+
+_ENDPOINTS = (
+    (("MARKSCHEME_JUDGE_BASE_URL", "OPENAI_BASE_URL"), ("MARKSCHEME_JUDGE_API_KEY", "OPENAI_API_KEY")),
+    (("MARKSCHEME_TEACHER_BASE_URL",), ("MARKSCHEME_TEACHER_API_KEY",)),
+)
+"""Names of the URL and of the key of each endpoint that variables describe."""
+
+
+def withheld(environment: Mapping[str, str | None], file: Mapping[str, str | None]) -> tuple[list[str], list[str]]:
+    """The keys that are not used, of the environment and of the settings file: those of an endpoint whose URL is
+    stated in the other one. A key goes only to a URL that was written beside it."""
+    from_environment: list[str] = []
+    from_file: list[str] = []
+    for urls, keys in _ENDPOINTS:
+        if any(environment.get(name) for name in urls):
+            from_file += [name for name in keys if file.get(name)]
+        elif any(file.get(name) for name in urls):
+            from_environment += [name for name in keys if environment.get(name)]
+    return from_environment, from_file
+
+
+def _with_secrets(variables: Mapping[str, str | None], fields: Iterable[str]) -> Mapping[str, str | None]:
+    """Variables (in lower case, as pydantic has them) with the contents of the files that ``…_file`` ones name."""
+    found = dict(variables)
+    for name in (f"markscheme_{field}" for field in fields):
+        path = found.get(f"{name}_file")
+        if path:
+            try:
+                found[name] = Path(path).read_text("utf-8").strip()
+            except OSError as error:
+                raise ValueError(f"cannot read {path}: {error.strerror}; check {name.upper()}_FILE") from error
+    return found
 
 
 def _env(name: str, *fallbacks: str) -> AliasChoices:
@@ -153,7 +193,7 @@ class JudgeSettings(BaseModel):
 def origin_of(url: str | None) -> str:
     """Host and path of an endpoint, without credentials or query."""
     if not url:
-        return "api.openai.com/v1"
+        return f"{OPENAI_HOST}/v1"
     parts = urlsplit(url)
     host = parts.hostname or ""
     return f"{host}:{parts.port}{parts.path}" if parts.port else f"{host}{parts.path}"
@@ -163,14 +203,17 @@ class Settings(BaseSettings):
     """What a deployment decides. Secrets have no default and never show in a repr."""
 
     model_config = SettingsConfigDict(
-        env_prefix="MARKSCHEME_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True,
+        env_prefix="MARKSCHEME_", env_ignore_empty=True, extra="ignore", frozen=True,
         populate_by_name=True, hide_input_in_errors=True,
     )
 
-    home: Path = Field(default=Path("~/.markscheme"), description="Where the default SQLite file lives")
-    config: Path | None = Field(default=None, description="The judges' file; default: markscheme.toml where it is")
+    home: Path = Field(default=HOME, description="Where the default SQLite file lives")
+    config: Path | None = Field(default=None, description="The judges' file; default: markscheme.toml in home")
     database_url: str | None = Field(default=None, description="SQLAlchemy URL; SQLite or PostgreSQL")
     migration_url: str | None = Field(default=None, description="PostgreSQL: as whom to migrate, when as another role")
+    database_password: SecretStr | None = Field(default=None, description="Of database_url's user")
+    migration_password: SecretStr | None = Field(default=None, description="Of migration_url's user")
+    redis_password: SecretStr | None = Field(default=None, description="Of the Redis at redis_url")
     redis_url: str | None = Field(default=None, description="Where replicas share limits; may vanish at any time")
     api_key: SecretStr | None = Field(default=None, description="The operator's key: every scope, as the team default")
     key_pepper: SecretStr | None = Field(default=None, min_length=16,
@@ -233,6 +276,21 @@ class Settings(BaseSettings):
     reuse_max_uses: int = Field(default=8, ge=1, description="if_fresh: groups a rubric may serve in one run")
     reuse_mean_below: float = Field(default=0.9, description="if_fresh: mean reward at which a rubric is spent")
 
+    @classmethod
+    def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment before the file, each without the keys that :func:`withheld` names. A setting
+        ``MARKSCHEME_<NAME>`` may also stand in the file that ``MARKSCHEME_<NAME>_FILE`` names."""
+        sources = [source for source in (env_settings, dotenv_settings) if isinstance(source, EnvSettingsSource)]
+        for source in sources:
+            source.env_vars = _with_secrets(source.env_vars, cls.model_fields)
+        read = [{name.upper(): value for name, value in source.env_vars.items()} for source in sources]
+        for source, names in zip(sources, withheld(*read), strict=True):
+            source.env_vars = {name: value for name, value in source.env_vars.items() if name.upper() not in names}
+        return init_settings, env_settings, dotenv_settings
+
     @model_validator(mode="after")
     def _complete(self) -> "Settings":
         if self.judge_kind == "openai" and not self.judge_model and not self.file:
@@ -260,7 +318,7 @@ class Settings(BaseSettings):
         """The judges' file in use."""
         if self.config is not None:
             return self.config.expanduser()
-        found = Path(CONFIG_FILE)
+        found = self.home.expanduser() / CONFIG_FILE
         return found if found.is_file() else None
 
     @cached_property
@@ -295,6 +353,10 @@ class Settings(BaseSettings):
         variable = self.judges[name].api_key_env
         if variable is None:
             return {DEFAULT: self.judge_api_key, TEACHER: self.teacher_api_key}.get(name)
+        if variable.startswith("OPENAI_") and any(origin_of(url).split("/")[0] != OPENAI_HOST
+                                                  for url in self.judges[name].base_urls):
+            raise ValueError(f"the judge {name!r} would be sent {variable}, which is OpenAI's: give the key of its "
+                             "base_url a variable of its own, and name that in api_key_env")
         value = os.environ.get(variable)
         if not value:
             raise ValueError(f"the judge {name!r} takes its key from {variable}, and that is not set")
@@ -303,16 +365,25 @@ class Settings(BaseSettings):
     @property
     def sqlalchemy_url(self) -> str:
         """The database, with the async driver named."""
-        return _with_driver(self.database_url or f"sqlite:///{self.home.expanduser().resolve() / 'markscheme.db'}")
+        return _complete_url(self.database_url or f"sqlite:///{self.home.expanduser().resolve() / 'markscheme.db'}",
+                             self.database_password)
 
     @property
     def sqlalchemy_migration_url(self) -> str | None:
         """The same database as the role that owns its tables, where that is another one."""
-        return _with_driver(self.migration_url) if self.migration_url else None
+        return _complete_url(self.migration_url, self.migration_password) if self.migration_url else None
 
     @property
     def is_sqlite(self) -> bool:
         return self.sqlalchemy_url.startswith("sqlite")
+
+
+def _complete_url(url: str, password: SecretStr | None) -> str:
+    """The URL with its driver, and with the password where one is set apart from it."""
+    full = _with_driver(url)
+    if password is None:
+        return full
+    return make_url(full).set(password=password.get_secret_value()).render_as_string(hide_password=False)
 
 
 def _with_driver(url: str) -> str:

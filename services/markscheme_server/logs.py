@@ -6,12 +6,15 @@ exception's type and the code it passed through, and not its words. Of other lib
 only from warnings up: their debug output holds whole requests.
 """
 
+import io
 import logging
 import sys
 import threading
+import time
 import traceback
+from contextlib import suppress
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -21,6 +24,40 @@ _FRAMES = 12
 """Innermost frames of a traceback that a line keeps."""
 
 log = structlog.get_logger()
+
+
+class OnceASecond(logging.Filter):
+    """Passes a message that begins with ``words`` at most once a second."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self._words, self._passed_at = words, -1.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not str(record.msg).startswith(self._words):
+            return True
+        passes = time.monotonic() - self._passed_at >= 1.0
+        if passes:
+            self._passed_at = time.monotonic()
+        return passes
+
+
+_PROVOKED = {"asyncio": OnceASecond("socket.accept() out of system resource"),
+             "uvicorn.error": OnceASecond("Invalid HTTP request")}
+"""Messages that anyone who can connect can cause, by logger."""
+
+
+class _Stderr(io.TextIOBase):
+    """Standard error, written to as long as there is one: without its terminal or reader a request goes on."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return sys.stderr.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def configure(level: Level = "info") -> None:
@@ -34,13 +71,15 @@ def configure(level: Level = "info") -> None:
     # WriteLogger gives a line and its end to one write: workers share stderr, and print would interleave them.
     structlog.configure(
         processors=[*shared, render], wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr), cache_logger_on_first_use=True)
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Stderr())), cache_logger_on_first_use=True)
     others = logging.StreamHandler(sys.stderr)
     others.setLevel(logging.WARNING)
     others.setFormatter(structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[structlog.stdlib.add_logger_name, one_line, *shared],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render]))
     logging.basicConfig(handlers=[others], level=logging.WARNING, force=True)
+    for name, once in _PROVOKED.items():
+        logging.getLogger(name).addFilter(once)
     logging.captureWarnings(True)
     threading.excepthook = lambda failed: _unhandled("thread_failed", failed.exc_value)
     sys.unraisablehook = lambda failed: _unhandled("finaliser_failed", failed.exc_value)

@@ -1,19 +1,21 @@
 """Running the service, as one process or as several on one socket, and ending it without breaking a request.
 
-SIGTERM: ``/readyz`` says 503 at once, so that a balancer sends no more here; requests are still taken for
+SIGTERM, or SIGHUP when its terminal is closed: ``/readyz`` says 503 at once, so that a balancer sends no more here;
+requests are still taken for
 ``drain_delay_s``, the time the balancer needs to notice; then the socket closes, what is in flight gets
 ``IN_FLIGHT_S`` to finish, resources are closed, and the exit status is 0. Whatever hangs, it is over within
 ``drain_delay_s + IN_FLIGHT_S + CLOSING_S``, less than the 30 s that orchestrators allow.
 
 The delay is left out where nobody would use it: on SIGINT (a person at a terminal waits for nothing but requests in
 flight), and when no request, a balancer's probe included, came within the last ``RECENT_S``. A second signal ends
-everything at once.
+everything at once, but for SIGHUP: a closing terminal sends it more than once. Under ``nohup`` it is ignored.
 
 With several workers the first process serves nothing: it owns the socket, starts a worker again when one dies, and
 passes signals on. uvicorn's own supervisor is not used: it looks at signals every half second, waits seconds for a
 frozen worker while the others wait for their signal, and has no place for this ending.
 """
 
+import asyncio
 import gc
 import multiprocessing
 import os
@@ -25,9 +27,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from types import FrameType
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -56,12 +60,14 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings, *, ready: Callable[[], None], worker: bool = False) -> None:
         from markscheme_server.app import create_app  # a first process with workers needs none of it
+        from markscheme_server.connections import Connection, Waiting, most_connections
 
         self.drain = Drain()
+        self.waiting = Waiting(most_connections(sum(judge.concurrency for judge in settings.judges.values())))
         super().__init__(uvicorn.Config(
             create_app(settings, drain=self.drain), lifespan="on", log_config=None, log_level="warning",
-            access_log=False, server_header=False, h11_max_incomplete_event_size=64 * 1024,
-            timeout_graceful_shutdown=IN_FLIGHT_S))
+            access_log=False, server_header=False, h11_max_incomplete_event_size=64 * 1024, ws="none",
+            http=cast(Any, partial(Connection, waiting=self.waiting)), timeout_graceful_shutdown=IN_FLIGHT_S))
         self.delay_s, self.ready, self.worker = settings.drain_delay_s, ready, worker
         self._stop_at: float | None = None
 
@@ -73,7 +79,7 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals; unlike uvicorn's, do not raise them again at the end: a drained process exits with 0."""
-        handled = (signal.SIGTERM, HURRY) if self.worker else (signal.SIGTERM, signal.SIGINT)
+        handled = (signal.SIGTERM, HURRY) if self.worker else (signal.SIGTERM, signal.SIGINT, *_hangup())
         before = {each: signal.signal(each, self.handle_exit) for each in handled}
         try:
             yield
@@ -84,11 +90,13 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end. Nothing is logged here: the interrupted code may hold the log's lock."""
         if self.drain.draining:
+            if sig == signal.SIGHUP:
+                return
             os._exit(128 + sig)
         self.drain.draining = True
         now, last = time.monotonic(), self.drain.last_request_at
         watched = last is not None and now - last < RECENT_S
-        delay_s = self.delay_s if sig == signal.SIGTERM and watched else 0.0
+        delay_s = self.delay_s if sig in (signal.SIGTERM, signal.SIGHUP) and watched else 0.0
         self._stop_at = now + delay_s
         signal.signal(signal.SIGALRM, _cut_short)
         signal.setitimer(signal.ITIMER_REAL, delay_s + IN_FLIGHT_S + CLOSING_S)
@@ -98,6 +106,8 @@ class Server(uvicorn.Server):
         if parent is not None and not parent.is_alive() and not self.drain.draining:
             log.error("supervisor_gone")
             self.handle_exit(signal.SIGTERM, None)
+        if counter % 10 == 0:
+            self.waiting.expire(asyncio.get_running_loop().time())
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             log.info("stopping", in_flight=len(self.server_state.tasks))
             self.should_exit = True
@@ -113,6 +123,11 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def _hangup() -> tuple[signal.Signals, ...]:
+    """SIGHUP, unless whoever started the process had it ignored."""
+    return () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
 
 
 def _cut_short(_sig: int, _frame: FrameType | None) -> None:
@@ -166,7 +181,7 @@ class Supervisor:
         self._next_start_at = 0.0
 
     def run(self, ready: Callable[[], None]) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in (signal.SIGTERM, signal.SIGINT, *_hangup()):
             signal.signal(each, self._end)
         announced = False
         try:
@@ -196,12 +211,12 @@ class Supervisor:
             receiving, sending = multiprocessing.Pipe(duplex=False)
             process = multiprocessing.get_context("spawn").Process(
                 target=_work, args=(self.settings, self.level, self.listener, sending))
-            # A blocked signal stays so in what is started here: Ctrl-C at a terminal goes to the whole group, and
+            # A blocked signal stays so in what is started here: a terminal sends these two to the whole group, and
             # what the workers should hear of it comes from us.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
             process.start()
             self.workers.append(Worker(process, receiving))
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
             sending.close()
             if self._ending:  # the signal came while it was being started, and was passed on to the others only
                 return _send(self.workers[-1], self._signal)
@@ -228,8 +243,10 @@ class Supervisor:
 
     def _end(self, sig: int, _frame: FrameType | None) -> None:
         if self._ending:
+            if sig == signal.SIGHUP:
+                return
             raise SystemExit(128 + sig)
-        self._signal = signal.SIGTERM if sig == signal.SIGTERM else HURRY
+        self._signal = HURRY if sig == signal.SIGINT else signal.SIGTERM
         self._give_up_at = time.monotonic() + self.settings.drain_delay_s + IN_FLIGHT_S + CLOSING_S + 1
         for worker in self.workers:
             _send(worker, self._signal)

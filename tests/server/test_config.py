@@ -104,7 +104,7 @@ def test_empty_variables_are_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MARKSCHEME_JUDGE", "")
     (tmp_path / ".env").write_text("MARKSCHEME_JUDGE_BASE_URL=\nMARKSCHEME_DATABASE_URL=\nMARKSCHEME_API_KEY=\n")
-    found = Settings()
+    found = Settings(_env_file=tmp_path / ".env")  # type: ignore[call-arg]
     assert (found.judge_base_url, found.database_url, found.api_key, found.judge_kind) == (None, None, None, "builtin")
 
 

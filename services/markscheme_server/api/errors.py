@@ -7,9 +7,9 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from markscheme import schema
 from markscheme.schema import ErrorBody, ErrorDetail
@@ -17,7 +17,7 @@ from markscheme.vocabulary import UnscoredReason
 from markscheme_server.api.disconnect import ClientGone
 from markscheme_server.errors import BadGateway, PaymentRequired, ServiceError, Unauthorised, Unavailable, Unprocessable
 from markscheme_server.judge.base import JudgeFailure
-from markscheme_server.store.database import ERASED
+from markscheme_server.store.database import fault_of, is_full
 
 log = structlog.get_logger()
 
@@ -31,6 +31,7 @@ _BY_STATUS = {
     415: ("invalid_request_error", "unsupported_media_type"),
 }
 _TYPE_NAMES = frozenset({"str", "int", "float", "bool", *(name for name in dir(schema) if name[0].isupper())})
+_INTERNAL = "something went wrong on our side; nothing was scored"
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 402, 403, 404, 405, 413, 422, 429, 500, 502, 503)}
 """What every route may answer besides success, for the OpenAPI document."""
@@ -48,6 +49,23 @@ def answer(request: Request, error: ServiceError) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body(request, ErrorDetail(message=error.message, type=error.type, param=error.param,
                                                   code=error.code)), error.status, headers)
+
+
+def database_error(error: SQLAlchemyError) -> ServiceError:
+    """The answer to an error of a query, which is logged: 503 only where the database is away or cannot store."""
+    if ERASED in str(getattr(error, "orig", "")):
+        return Unauthorised("the team of this key was erased", code="team_erased")
+    fault = fault_of(error)
+    if fault == "database":
+        log.error("database_error", error=type(error).__name__)
+        return Unavailable("the disk of the database is full; nothing was stored" if is_full(error)
+                           else "the database did not answer; try again", code="database", retry_after_s=1)
+    if fault == "data":
+        log.warning("value_refused", error=type(error).__name__)
+        return Unprocessable("a value of this request cannot be stored: a number or a text is out of bounds",
+                             code="invalid_value")
+    log.error("query_failed", exc_info=error)
+    return ServiceError(_INTERNAL, code="internal")
 
 
 def judge_error(failure: JudgeFailure) -> ServiceError:
@@ -97,27 +115,25 @@ def install(app: FastAPI) -> None:
     async def client_gone(_request: Request, _error: ClientGone) -> Response:
         return Response(status_code=499)  # nobody reads it; the log's line says how the request ended
 
-    async def database_error(request: Request, error: SQLAlchemyError | OSError) -> JSONResponse:
-        if ERASED in str(getattr(error, "orig", "")):
-            return answer(request, Unauthorised("the team of this key was erased", code="team_erased"))
-        log.error("database_error", error=type(error).__name__)
-        return JSONResponse(body(request, ErrorDetail(
-            message="the database did not answer; try again", type="unavailable_error", code="database")), 503,
-            {"Retry-After": "1"})
+    async def of_database(request: Request, error: SQLAlchemyError) -> JSONResponse:
+        return answer(request, database_error(error))
+
+    async def overrun(request: Request, _error: TimeoutError) -> JSONResponse:
+        return answer(request, Unavailable("the request's time ran out", code=UnscoredReason.TIMEOUT, retry_after_s=1))
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("unexpected_error", error=type(error).__name__)
-        return JSONResponse(body(request, ErrorDetail(
-            message="something went wrong on our side; nothing was scored", type="internal_error",
-            code="internal")), 500, {"X-Request-ID": request.scope.get("markscheme.request_id", ""),
-                              **request.scope.get("markscheme.headers", {})})
+        response = answer(request, ServiceError(_INTERNAL, code="internal"))
+        response.headers.update({"X-Request-ID": request.scope.get("markscheme.request_id", ""),
+                                 **request.scope.get("markscheme.headers", {})})
+        return response
 
     app.add_exception_handler(ServiceError, service_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
     app.add_exception_handler(UnicodeEncodeError, not_unicode)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
-    app.add_exception_handler(SQLAlchemyError, database_error)  # type: ignore[arg-type]
-    app.add_exception_handler(OSError, database_error)  # type: ignore[arg-type]  # refused, or a time-out
+    app.add_exception_handler(SQLAlchemyError, of_database)  # type: ignore[arg-type]
+    app.add_exception_handler(TimeoutError, overrun)  # type: ignore[arg-type]  # the database's are SQLAlchemyErrors
     app.add_exception_handler(ClientGone, client_gone)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, unexpected)
 
@@ -140,5 +156,7 @@ def _names_a_field(part: Any) -> bool:
 
 def _methods(app: FastAPI, path: str) -> list[str]:
     """All methods of a path: one route a method means that the router names only the first one's."""
-    return sorted({method for route in app.routes if isinstance(route, APIRoute) and route.path_regex.match(path)
-                   for method in route.methods or ()})
+    paths = app.openapi()["paths"]
+    matching = [template for template in paths if compile_path(template)[0].match(path)]
+    methods = {method.upper() for method in paths[max(matching, key=len)]} if matching else set()
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))

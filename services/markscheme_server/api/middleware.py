@@ -18,10 +18,11 @@ from markscheme.schema import ErrorDetail
 from markscheme_server import metrics
 from markscheme_server.api.disconnect import ClientGone
 from markscheme_server.api.drain import Drain
-from markscheme_server.api.errors import answer, body
+from markscheme_server.api.errors import answer, body, database_error
 from markscheme_server.api.services import Services
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import TooManyRequests, Unauthorised, Unavailable
+from markscheme_server.store.database import DatabaseUnreachable
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -31,7 +32,7 @@ HEADERS = "markscheme.headers"
 """Where a layer inside leaves what is to stand on the answer, whichever layer gives it."""
 GONE = 499
 """The status that is counted and logged when the caller left, or the end came, before an answer began."""
-_REQUEST_ID = re.compile(r"[\w.:-]{1,100}")
+_REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 
 log = structlog.get_logger()
 
@@ -159,13 +160,21 @@ class BodyLimit:
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self.limit = app, limit
+        self._too_large = ErrorDetail(message=f"the body is larger than {limit} bytes; send several requests",
+                                      type="invalid_request_error", code="body_too_large")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        declared = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "")
+        if declared and "transfer-encoding" in headers:
+            # Two lengths: a proxy in front may have gone by the other one, and what follows is then no request.
+            detail = ErrorDetail(message="send Content-Length or Transfer-Encoding, not both",
+                                 type="invalid_request_error", code="bad_request")
+            return await self._refuse(detail, 400, scope, receive, send)
         if declared.isdecimal() and int(declared[:20]) > self.limit:
-            return await self._refuse(scope, receive, send)
+            return await self._refuse(self._too_large, 413, scope, receive, send)
         size, started, refused = 0, False, False
 
         async def counted() -> Message:
@@ -189,14 +198,28 @@ class BodyLimit:
         except BodyTooLarge:
             refused = True
         if refused and not started:
-            await self._refuse(scope, receive, send)
+            await self._refuse(self._too_large, 413, scope, receive, send)
         return None
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        detail = ErrorDetail(message=f"the body is larger than {self.limit} bytes; send several requests",
-                             type="invalid_request_error", code="body_too_large")
-        response = JSONResponse(body(Request(scope), detail), 413, {"Connection": "close"})
+    async def _refuse(self, detail: ErrorDetail, status: int, scope: Scope, receive: Receive, send: Send) -> None:
+        response = JSONResponse(body(Request(scope), detail), status, {"Connection": "close"})
         await response(scope, receive, send)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET, without the body: FastAPI's routes do not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self.app(scope, receive, send)
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        return await self.app({**scope, "method": "GET"}, receive, without_body)
 
 
 class Authenticated:
@@ -216,10 +239,10 @@ class Authenticated:
                     token.strip() if scheme.lower() == "bearer" else None)
         except Unauthorised as error:
             return await answer(Request(scope), error)(scope, receive, send)
-        except (SQLAlchemyError, OSError) as error:
-            log.error("database_error", error=type(error).__name__)
-            late = Unavailable("the database did not answer; try again", code="database", retry_after_s=1)
-            return await answer(Request(scope), late)(scope, receive, send)
+        except TimeoutError as error:
+            return await answer(Request(scope), database_error(DatabaseUnreachable(str(error))))(scope, receive, send)
+        except SQLAlchemyError as error:
+            return await answer(Request(scope), database_error(error))(scope, receive, send)
         return await self.app(scope, receive, send)
 
 

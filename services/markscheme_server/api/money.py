@@ -10,7 +10,7 @@ from markscheme import schema
 from markscheme.vocabulary import USAGE_KEYS, UsageKey
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.errors import RESPONSES
-from markscheme_server.api.services import NO_NUL, Administrator, Reader, Services, UsesServices
+from markscheme_server.api.services import NO_NUL, Administrator, Limit, Reader, Services, UsesServices
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden, NotFound, Unprocessable
 from markscheme_server.store.audit import actor_of
@@ -96,7 +96,7 @@ async def audit(
     subject: Annotated[str | None, Query(max_length=240, pattern=NO_NUL,
                                          description="rubric:ID, key:PREFIX or team:NAME")] = None,
     action: Annotated[str | None, Query(max_length=40, pattern=NO_NUL, description="As in rubric.changed")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL, description="The last id of a page")] = None,
 ) -> schema.AuditList:
     found, more = await services.store.audit.page(team=team, subject=subject, action=action, after=after, limit=limit)

@@ -20,6 +20,7 @@ from markscheme_server.api.services import (
     WARNS,
     DeadlineMs,
     Inducer,
+    Limit,
     PromptKey,
     PromptText,
     Reader,
@@ -126,7 +127,7 @@ async def list_rubrics(
     min_quality: Annotated[float | None, Query(ge=0, le=1, description=(
         "The least quality; one that is not known is too low"))] = None,
     retired: Annotated[bool | None, Query(description="Only retired ones, or only others")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL, description="The last id of a page")] = None,
 ) -> schema.RubricList:
     """What the caller's team sees; all that is given narrows it down."""

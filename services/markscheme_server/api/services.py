@@ -1,9 +1,11 @@
 """What the routes work with, as the composition root put it together."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Query, Request
+from pydantic import BeforeValidator
 
 from markscheme.vocabulary import Scope
 from markscheme_server.cache.rates import TeamRates
@@ -66,7 +68,19 @@ Scorer = Annotated[Caller, _may("score")]
 Inducer = Annotated[Caller, _may("induce")]
 Administrator = Annotated[Caller, _may("admin")]
 
-DeadlineMs = Annotated[int | None, Header(
+_DIGITS = re.compile(r"[0-9]{1,15}")
+
+
+def _plain_integer(text: Any) -> Any:
+    if isinstance(text, str) and not _DIGITS.fullmatch(text):
+        raise ValueError("write a whole number with the digits 0 to 9 only")
+    return text
+
+
+PlainInteger = BeforeValidator(_plain_integer)
+"""For numbers in headers and queries: Python's own reading takes ``1_000``, ``+1``, `` 1`` and ``1.0`` too."""
+
+DeadlineMs = Annotated[int | None, PlainInteger, Header(
     alias="X-Deadline-Ms", ge=1, le=86_400_000, description="How long the caller still waits, in milliseconds")]
 """What a caller's remaining time is sent as."""
 
@@ -75,6 +89,9 @@ PromptText = Annotated[str | None, Query(max_length=100_000, pattern=NO_NUL,
                                          description="The exact text of a one-message prompt")]
 PromptKey = Annotated[str | None, Query(alias="prompt_key", pattern="^[0-9a-f]{64}$")]
 """The two ways to name a prompt in a query."""
+
+Limit = Annotated[int, PlainInteger, Query(ge=1, le=100)]
+"""How many entries of a list are asked for."""
 
 BUDGET_WARNING = "X-Budget-Warning"
 WARNS = {BUDGET_WARNING: {"description": "That a soft or hard budget of the team or the run is reached",

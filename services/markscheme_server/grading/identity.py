@@ -138,14 +138,14 @@ class Identity:
             log.info("key_created", key=key.prefix, team=team, scopes=list(ordered))
             return secret, key
 
-    async def rotate(self, prefix: str, *, overlap: timedelta, actor: Actor) -> tuple[str, Key]:
-        """A new key with what the old one may do and as long a life; the old one goes on for ``overlap`` at most.
+    async def rotate(self, named: str, *, overlap: timedelta, actor: Actor) -> tuple[str, Key]:
+        """A new key with what the old one may do and as long a life; the old one, which is named as in
+        :meth:`revoke`, goes on for ``overlap`` at most.
 
         Raises :class:`NotFound`, and :class:`Conflict` when the old one opens nothing any more.
         """
-        old = await self._store.key_named(prefix)
-        if old is None:
-            raise _no_key()
+        old = await self._named(named)
+        prefix = old.prefix
         if not old.is_live(now()):
             raise Conflict("this key has ended; make a new one", code="key_ended", param="prefix")
         until = now() + (old.expires_at - old.created_at) if old.expires_at is not None else None
@@ -156,13 +156,25 @@ class Identity:
         log.info("key_rotated", key=prefix, to=made[1].prefix)
         return made
 
-    async def revoke(self, prefix: str, *, actor: Actor) -> Key:
-        """End a key now. Raises :class:`NotFound`."""
+    async def revoke(self, named: str, *, actor: Actor) -> Key:
+        """End a key now, named by the whole of it or by a beginning that no other key has.
+
+        Raises :class:`NotFound`, and :class:`Conflict` where several keys begin so.
+        """
+        prefix = (await self._named(named)).prefix
         key = await self._store.revoke(prefix, actor)
         if key is None:
             raise _no_key()
         log.info("key_revoked", key=prefix, team=key.team)
         return key
+
+    async def _named(self, named: str) -> Key:
+        found = await self._store.keys_beginning(keys.prefix(named.strip()))
+        if not found:
+            raise _no_key()
+        if len(found) > 1:
+            raise Conflict(f"{len(found)} keys begin so; give more of the key", code="ambiguous_key", param="prefix")
+        return found[0]
 
     async def teams(self) -> list[Team]:
         """Every team, by name."""

@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 import tenacity
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
+from markscheme_server.store.database import DatabaseUnreachable
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -86,7 +88,7 @@ class Batcher(Generic[Item, Result]):
         handlers must be harmless to repeat."""
         try:
             return await self._handle(items)
-        except (OSError, DBAPIError) as error:
+        except (OSError, DBAPIError, DatabaseUnreachable) as error:
             if not _connection_lost(error):
                 raise
         return await self._handled_patiently(items)
@@ -107,7 +109,8 @@ def _items_fault(error: DBAPIError) -> bool:
 
 
 def _connection_lost(error: BaseException) -> bool:
-    return isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+    return isinstance(error, (OSError, DatabaseUnreachable)) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated)
 
 
 def _fail(future: "asyncio.Future[Result]", error: Exception) -> None:

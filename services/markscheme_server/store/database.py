@@ -7,17 +7,20 @@ they hold users' text.
 
 import asyncio
 import json
+import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NewType
+from typing import Any, Literal, NewType
 
 import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -27,12 +30,22 @@ PING_TIMEOUT_S = 2
 BUSY_TIMEOUT_MS = 30_000
 POOL_SIZE = 10
 """Connections of one process. Reads and writes come in batches, so that few are enough; none is opened for a rush."""
+_DATABASE_STATES = frozenset({"08", "25", "28", "3D", "40", "53", "55", "57", "58", "F0", "XX"})
+"""Classes of SQL states that are the server's own condition: connections, roles, locks, resources, shutdown."""
+_DATA_STATES = frozenset({"22", "54"})
+"""Classes that say that a value cannot be taken: of the wrong form, or too large."""
+_OUR_SQLITE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_INTERNAL, sqlite3.SQLITE_CONSTRAINT,
+                         sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_RANGE})
+_DATA_SQLITE = frozenset({sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH})
+_FULL = frozenset({"53100", sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE})
 _TEAM = re.compile(r"[a-z0-9._-]+")
 _WORD = re.compile(r"[^\W_]+")
 _ENGLISH: sa.ColumnElement[Any] = sa.literal_column("'english'")
 
 ERASED = "this team was erased"
 """What the database says to whoever brings it rows of a team that was erased."""
+
+log = structlog.get_logger()
 
 Sight = NewType("Sight", str)
 """Whose rows a transaction sees and may write. Every transaction says so when it begins: PostgreSQL's row-level
@@ -53,11 +66,12 @@ def sight_of(*teams: str) -> Sight:
 
 
 def create_engine(url: str) -> AsyncEngine:
-    """An engine for ``url``; the folder of a SQLite file is made when it is missing."""
+    """An engine for ``url``. A SQLite file and its folder are made when they are missing; nobody but their owner may
+    read the file."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            _make_private(Path(parsed.database))
         engine = create_async_engine(parsed, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
         sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -69,16 +83,84 @@ def create_engine(url: str) -> AsyncEngine:
     )
 
 
+def _make_private(file: Path) -> None:
+    """Make the file with mode 0600, which SQLite gives to the files beside it too; tighten those that are there."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not file.exists():
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
+    for each in (file, *(file.with_name(file.name + ending) for ending in ("-wal", "-shm"))):
+        tighten(each, 0o600)
+
+
+def tighten(path: Path, mode: int) -> None:
+    """Take from everyone but the owner what ``mode`` does not give them, where ``path`` is there; say so."""
+    try:
+        before = path.stat().st_mode & 0o777
+        if before & ~mode & 0o077:
+            path.chmod(before & mode)
+            log.warning("permissions_tightened", path=str(path), before=f"{before:04o}", now=f"{before & mode:04o}")
+    except FileNotFoundError:
+        pass
+    except PermissionError:
+        log.warning("permissions_too_wide", path=str(path), why="it belongs to another user")
+
+
+class DatabaseUnreachable(sa.exc.SQLAlchemyError):
+    """The database could not be reached, or did not answer in time."""
+
+
+class ValueRefused(sa.exc.SQLAlchemyError):
+    """The driver cannot pass a value on."""
+
+
+def fault_of(error: sa.exc.SQLAlchemyError) -> Literal["database", "data", "ours"]:
+    """Whose fault an error of a query is: the database is away or in a bad condition, a value of the request cannot
+    be stored, or the query is wrong."""
+    if isinstance(error, (DatabaseUnreachable, sa.exc.TimeoutError)):
+        return "database"
+    if isinstance(error, ValueRefused):
+        return "data"
+    if not isinstance(error, sa.exc.DBAPIError):
+        return "ours"
+    if isinstance(getattr(error.orig, "__cause__", None), asyncpg.DataError):
+        return "data"
+    if error.connection_invalidated:
+        return "database"
+    code = _code_of(error)
+    if isinstance(code, str):
+        return "database" if code[:2] in _DATABASE_STATES else "data" if code[:2] in _DATA_STATES else "ours"
+    if isinstance(code, int):
+        return "data" if code & 0xFF in _DATA_SQLITE else "ours" if code & 0xFF in _OUR_SQLITE else "database"
+    return "database" if isinstance(error, sa.exc.InterfaceError) else "ours"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the database had no room to write."""
+    return isinstance(error, sa.exc.DBAPIError) and _code_of(error) in _FULL
+
+
+def _code_of(error: sa.exc.DBAPIError) -> str | int | None:
+    """PostgreSQL's SQL state, or SQLite's result code."""
+    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorcode", None)
+
+
 def is_outage(error: BaseException) -> bool:
     """Whether an error of a query says that the database is away, or that the team was erased; not that it refuses
     these data."""
-    if isinstance(error, sa.exc.DBAPIError):
-        if ERASED in str(error.orig):
-            return True
-        code = str(getattr(error.orig, "sqlstate", None) or "")
-        return not (isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError)) or code[:2] in ("22", "23"))
-    return isinstance(error, (sa.exc.SQLAlchemyError, OSError)) and not isinstance(
-        error, (sa.exc.StatementError, TimeoutError))
+    return isinstance(error, sa.exc.SQLAlchemyError) and (
+        ERASED in str(getattr(error, "orig", "")) or fault_of(error) == "database")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise as SQLAlchemy's what a driver raises as Python's own: time-outs and refused connections, and values that
+    it cannot encode."""
+    try:
+        yield
+    except OSError as error:
+        raise DatabaseUnreachable(type(error).__name__) from error
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise ValueRefused(type(error).__name__) from error
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
@@ -123,20 +205,36 @@ class Database:
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         self._insert_new: dict[sa.Table, Any] = {}
+        self.full = False
+        """Whether the last write found no room on the database's disk."""
 
     @asynccontextmanager
     async def reading(self, sight: Sight) -> AsyncIterator[AsyncConnection]:
-        async with self.engine.connect() as connection:
-            await self._look(connection, sight)
-            yield connection
+        """Raises :class:`sqlalchemy.exc.SQLAlchemyError`, also where the driver raises something else."""
+        with _translated():
+            async with self.engine.connect() as connection:
+                await self._look(connection, sight)
+                yield connection
 
     @asynccontextmanager
     async def writing(self, sight: Sight) -> AsyncIterator[AsyncConnection]:
-        async with self.engine.connect() as connection:
-            await self._look(connection, sight)
-            await connection.execution_options(writing=True)
-            async with connection.begin():
-                yield connection
+        """As :meth:`reading`; commits at the end of the block."""
+        try:
+            with _translated():
+                async with self.engine.connect() as connection:
+                    await self._look(connection, sight)
+                    await connection.execution_options(writing=True)
+                    async with connection.begin():
+                        yield connection
+        except sa.exc.SQLAlchemyError as error:
+            if is_full(error) and not self.full:
+                self.full = True
+                log.error("disk_full", what="the disk of the database is full: nothing can be stored until there is "
+                                            "room, and until then this process is not ready")
+            raise
+        if self.full:
+            self.full = False
+            log.warning("disk_has_room", what="the database stores again")
 
     async def _look(self, connection: AsyncConnection, sight: Sight) -> None:
         if not self._is_sqlite:

@@ -1,5 +1,6 @@
 """Everything durable, by noun."""
 
+import asyncio
 import secrets
 
 import sqlalchemy as sa
@@ -9,7 +10,7 @@ from markscheme_server.store.assignments import AssignmentStore
 from markscheme_server.store.audit import AuditStore
 from markscheme_server.store.budgets import BudgetStore
 from markscheme_server.store.claims import ClaimStore
-from markscheme_server.store.database import NOBODY, Database, create_engine
+from markscheme_server.store.database import NOBODY, PING_TIMEOUT_S, Database, create_engine
 from markscheme_server.store.idempotency import IdempotencyStore
 from markscheme_server.store.ids import new_id
 from markscheme_server.store.lineage import LineageStore
@@ -39,6 +40,17 @@ class Store:
         self.probes = ProbeStore(self.database)
         self.audit = AuditStore(self.database)
         self.idempotency = IdempotencyStore(self.database, lease_s=claim_lease_s)
+
+    async def ready(self) -> None:
+        """Raise unless the database answers, and writes again where it had no room, within
+        :data:`~markscheme_server.store.database.PING_TIMEOUT_S`."""
+        await self.database.ping()
+        if self.database.full:
+            row = {"key": f"ready-{self.owner}", "owner": self.owner, "fence": 0, "expires_at": 0.0}
+            claims = tables.claims
+            async with asyncio.timeout(PING_TIMEOUT_S), self.database.writing(NOBODY) as connection:
+                await connection.execute(claims.insert().values(row))
+                await connection.execute(claims.delete().where(claims.c.key == row["key"]))
 
     async def secret(self, name: str) -> str:
         """A secret of this deployment, made up the first time anyone asks; the same for all its processes."""

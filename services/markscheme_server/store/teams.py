@@ -134,6 +134,15 @@ class TeamStore:
         """The key of this digest, be it live or not."""
         return await self._finding.submit(digest)
 
+    async def keys_beginning(self, text: str) -> list[Key]:
+        """The keys whose prefix begins with ``text``; none where it is empty."""
+        if not text:
+            return []
+        query = sa.select(api_keys).where(api_keys.c.prefix.startswith(text, autoescape=True))
+        async with self._db.reading(NOBODY) as connection:
+            # LIKE of SQLite takes one case for the other.
+            return [_key(row) for row in (await connection.execute(query)).mappings() if row["prefix"].startswith(text)]
+
     async def key_named(self, prefix: str) -> Key | None:
         """The key of this prefix."""
         async with self._db.reading(NOBODY) as connection:
