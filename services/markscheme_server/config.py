@@ -25,8 +25,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from sqlalchemy import make_url
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from sqlalchemy import make_url
 
 StructuredOutput = Literal["auto", "json_schema", "json_object", "text"]
 Temperature = Annotated[float, Field(ge=0)] | Literal["default"] | None
