@@ -19,10 +19,14 @@ setup: $(VENV)/.ready  ## Create .venv with everything, from the lock
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
 LOCKED := $(INSTALL) --require-hashes
 
-# A build of PyTorch for CUDA asks for NVIDIA's packages, one for processors does not.
+# PyTorch is the build that this machine's pip prefers, the index's own or one for processors; both have their hash in the
+# lock. pip itself would take the one whose hash the index states. A build for CUDA asks for NVIDIA's packages, one for processors does not.
 $(VENV)/.ready: pyproject.toml $(wildcard lock/*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(LOCKED) -r lock/build.txt -r lock/torch.txt
+	$(LOCKED) -r lock/build.txt
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/torch torch==2.13.0
+	$(LOCKED) --no-index --find-links $(VENV)/torch -r lock/torch.txt
+	rm -r $(VENV)/torch
 	! grep -q '^Requires-Dist: nvidia' $(VENV)/lib/python3*/site-packages/torch-*.dist-info/METADATA || $(LOCKED) -r lock/cuda.txt
 	$(LOCKED) -r lock/all.txt
 	$(INSTALL) --editable .

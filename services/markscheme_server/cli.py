@@ -3,10 +3,10 @@
 import asyncio
 import os
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import click
 import structlog
 import typer
 from dotenv import dotenv_values
@@ -18,14 +18,15 @@ from markscheme_server import logs
 from markscheme_server.config import BUILTIN, CONFIG_FILE, ENV_FILE, HOME, Settings, withheld
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_CHOSEN = "markscheme.env_file"
+_chosen: ContextVar[Path | None] = ContextVar("settings file", default=None)
 
 log = structlog.get_logger()
 
 
 def _choose(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
-        context.meta[_CHOSEN] = path
+        context.meta[_chosen.name] = path
+    _chosen.set(context.meta.get(_chosen.name))  # a group's, where its command states none
     return path
 
 
@@ -222,7 +223,7 @@ def read_settings() -> Settings:
         logs.configure()
     file = _settings_file()
     try:
-        settings = Settings(_env_file=file)  # type: ignore[call-arg]
+        settings = Settings(_env_file=file)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(p) for p in first["loc"])
@@ -238,8 +239,7 @@ def read_settings() -> Settings:
 
 
 def _settings_file() -> Path | None:
-    context = click.get_current_context(silent=True)
-    chosen: Path | None = context.meta.get(_CHOSEN) if context is not None else None
+    chosen = _chosen.get()
     if chosen is not None:
         return chosen
     found = Path(os.environ.get("MARKSCHEME_HOME") or HOME).expanduser() / ENV_FILE

@@ -56,6 +56,8 @@ class ScriptedJudge:
     def __init__(self) -> None:
         self.script: Script = well_behaved
         self.requests: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        """What each request said in ``Authorization``."""
         self.states_usage = True
         self.finish: Callable[[dict[str, Any]], str] = lambda request: "stop"
         self.usage: Any = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15,
@@ -71,6 +73,7 @@ class ScriptedJudge:
                 request = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 with judge._lock:
                     judge.requests.append(request)
+                    judge.keys.append(self.headers["authorization"])
                     number = len(judge.requests)
                 self._answer(judge.script(request, number), request)
 

@@ -31,10 +31,10 @@ class RedisGone(Exception):
 class Redis:
     """A connection pool behind a breaker of its own."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, password: str | None = None) -> None:
         pool: redis.asyncio.BlockingConnectionPool = redis.asyncio.BlockingConnectionPool.from_url(
-            url, max_connections=32, timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0))
+            url, password=password, max_connections=32, timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0))
         self.client = redis.asyncio.Redis(connection_pool=pool)
         self._watching: asyncio.Task[None] | None = None
 
