@@ -1,7 +1,7 @@
-"""A judge for a proxy to stand before: replies as it is asked by the schema, in one of three manners by its model.
+"""A judge for a proxy to stand before: it replies by the schema, in a manner that its model names.
 
-``good`` replies in JSON, ``thinks`` with a thought that holds something like it and then JSON in a code fence, and
-``prose`` in words.
+``good`` replies in JSON, ``thinks`` with a thought that looks like JSON and then JSON in a code
+fence, ``prose`` in words.
 """
 
 import json
@@ -12,11 +12,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 _VERDICTS = {"verdicts": [{"id": "c1", "met": True}, {"id": "c2", "met": False}]}
-_RUBRIC = {"criteria": [{"criterion": text, "points": points, "category": "task_fulfilment"} for text, points in (
-    ("It names a colour.", 5), ("It is one sentence.", 2), ("It gives an example.", 2), ("It has no filler.", 1))]}
+_RUBRIC = {
+    "criteria": [
+        {"criterion": text, "points": points, "category": "task_fulfilment"}
+        for text, points in (
+            ("It names a colour.", 5),
+            ("It is one sentence.", 2),
+            ("It gives an example.", 2),
+            ("It has no filler.", 1),
+        )
+    ]
+}
 REPLIES: Mapping[str, Callable[[str], str]] = {
     "good": lambda json_text: json_text,
-    "thinks": lambda json_text: '<think>c1: {"met": maybe}. Fine.</think>```json\n' + json_text + "\n```",
+    "thinks": lambda json_text: (
+        '<think>c1: {"met": maybe}. Fine.</think>```json\n' + json_text + "\n```"
+    ),
     "prose": lambda _json_text: "Sure! c1 is met, c2 is not.",
 }
 
@@ -40,10 +51,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         message = {"role": "assistant", "content": reply_to(request)}
-        body = json.dumps({
-            "id": "mock", "object": "chat.completion", "created": 1, "model": request["model"],
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-            "usage": {"prompt_tokens": 600, "completion_tokens": 40, "total_tokens": 640}}).encode()
+        body = json.dumps(
+            {
+                "id": "mock",
+                "object": "chat.completion",
+                "created": 1,
+                "model": request["model"],
+                "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+                "usage": {"prompt_tokens": 600, "completion_tokens": 40, "total_tokens": 640},
+            }
+        ).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))

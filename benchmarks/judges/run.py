@@ -1,30 +1,65 @@
-"""The service against real servers: what doctor says of each, and what inducing and scoring come to.
+"""The service against real servers: what doctor says of each, and how it induces and scores.
 
     python -m judges.run [--only NAME]
 
-Prints a table and writes ``benchmarks/results/judges-<date>.{md,json}``; with ``--only`` it writes to ``build/judges/``.
-Ends with 1 where something is not as it should be. A server that is not installed or does not start is a row.
+Prints a table and writes ``benchmarks/results/judges-<date>.{md,json}``; of some servers only it
+writes to ``build/judges/``. Ends with 1 where something is not as it should be. A server that is
+not installed or does not start is a row that says why.
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from markscheme_train.demo.model import ensure_model
 from rich.console import Console
 
 from judges.mock import mocking
-from judges.servers import MODEL, SERVERS, NotRunning, Server, Trial, running
-from judges.trial import Outcome, carry_out
+from judges.servers import SERVERS, NotRunning, Server, Trial, running
+from judges.trial import (
+    AFTER_S,
+    CALL_S,
+    DOCTOR_S,
+    INDUCE_S,
+    LONG,
+    SCORE_S,
+    Outcome,
+    carry_out,
+)
+from markscheme import MarkschemeError
 from service import processes
 from service.machine import describe, sentence
 from service.report import markdown_table, today, write
 
-COLUMNS = ("server", "model", "json_schema (doctor)", "doctor", "learnt", "induce", "right", "wrong", "over-long",
-           "one more", "calls", "seconds", "json_schema afterwards", "as it should be")
+COLUMNS = (
+    "server",
+    "model",
+    "json_schema (doctor)",
+    "doctor",
+    "learnt",
+    "induce",
+    "right",
+    "wrong",
+    "over-long",
+    "one more",
+    "calls",
+    "seconds",
+    "json_schema afterwards",
+    "as it should be",
+)
+NOTES = (
+    "Command: `make test-judges`. Each server in its own virtual environment, on loopback; a real "
+    "`markscheme serve` with SQLite for each row, through a tap that counts its calls.",
+    "SmolLM2-135M is far too small to judge: what is tried is that every rollout gets a reward or "
+    "the right reason, in time. “right” and “wrong” are short rollouts; “over-long” has "
+    f"{len(LONG):,} characters, of which the judge is shown the last 32,000; “one more” is a "
+    "short rollout after these. Calls: of doctor, the induction, the batch of three, and the one "
+    f"more. One call may take {CALL_S:.0f} s; doctor {DOCTOR_S:.0f} s, the induction "
+    f"{INDUCE_S:.0f} s, the batch {SCORE_S:.0f} s, the one more {AFTER_S:.0f} s.",
+)
 
 
 @dataclass(frozen=True)
@@ -39,79 +74,115 @@ class Row:
 
     @property
     def faults(self) -> list[str]:
-        return self.outcome.faults(self.trial) if self.outcome and self.trial else []
+        """What is not as it should be. A server that is not there is no fault of the service."""
+        if self.trial is None:
+            return []
+        return [self.why_not] if self.outcome is None else self.outcome.faults(self.trial)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m judges.run")
-    parser.add_argument("--only", action="append", choices=SERVERS, metavar="NAME",
-                        help=f"one server; may be repeated. {', '.join(SERVERS)}")
-    only = parser.parse_args().only
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=SERVERS,
+        metavar="NAME",
+        help=f"one server; may be repeated. {', '.join(SERVERS)}",
+    )
+    names: list[str] = parser.parse_args().only or [*SERVERS]
     console = Console(width=200)
     processes.prepare()
-    model = ensure_model(Path("build/smollm2")).absolute()
     machine = describe()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="markscheme-judges-") as scratch:
-        for name in only or SERVERS:
-            with mocking() as url:
-                for row in try_server(SERVERS[name], Path(scratch) / name, model, url):
+        room = Path(scratch)
+        for name in names:
+            with ExitStack() as stack:
+                url = stack.enter_context(mocking())
+                found = stack.enter_context(closing(try_server(SERVERS[name], room / name, url)))
+                for row in found:
                     rows.append(row)
                     show(row, console)
-    markdown = "\n".join([
-        f"# Real servers as judges, {today()}", "", f"Machine: {sentence(machine)}.",
-        "Command: `make test-judges`. Each server in its own virtual environment; `markscheme serve` with SQLite, asked "
-        "through a tap that counts the calls. SmolLM2-135M is far too small to judge: what is tried is whether every "
-        "rollout gets a reward or the right reason. “Over-long”: a rollout of "
-        "160,000 characters, of which the judge is shown the last 32,000. “One more”: a short rollout after it.",
-        "", *markdown_table(COLUMNS, [cells(row) for row in rows]), "", "## What doctor said", "",
-        *(line for row in rows if row.outcome and row.trial for line in _doctor(row, row.outcome, row.trial))]) + "\n"
-    stem = Path("build/judges/judges-partial") if only else Path(f"benchmarks/results/judges-{today()}")
-    for path in write(stem, markdown, {"date": today(), "machine": machine, "rows": [asdict(row) for row in rows]}):
+    complete = set(names) == set(SERVERS)
+    stem = Path(f"benchmarks/results/judges-{today()}" if complete else "build/judges/partial")
+    data = {"date": today(), "machine": machine, "rows": [asdict(row) for row in rows]}
+    for path in write(stem, report(rows, sentence(machine)), data):
         console.print(f"written: {path}")
     if any(row.faults for row in rows):
         sys.exit(1)
 
 
-def try_server(server: Server, room: Path, model: Path, upstream: str | None = None) -> Iterator[Row]:
+def report(rows: Sequence[Row], machine: str) -> str:
+    """The Markdown file."""
+    table = markdown_table(COLUMNS, [cells(row) for row in rows])
+    said = [line for row in rows for line in details(row)]
+    head = [f"# Real servers as judges, {today()}", "", f"Machine: {machine}.", *NOTES, ""]
+    said_head = ["", "## What doctor said, and the refusals word for word", ""]
+    return "\n".join([*head, *table, *said_head, *said]) + "\n"
+
+
+def try_server(server: Server, room: Path, upstream: str) -> Generator[Row]:
     """A row for each of its trials, and for those of the proxies before it."""
     room.mkdir(parents=True)
-    (room / MODEL).symlink_to(model)
     version = ""
     try:
         version = server.version()
         with running(server, room, upstream) as url:
             for number, trial in enumerate(server.trials):
-                yield Row(server.name, version, trial, carry_out(trial, url, room / f"trial-{number}"))
+                yield _tried(server, version, trial, url, room / f"trial-{number}")
             for number, proxy in enumerate(server.proxies):
-                yield from try_server(proxy, room / f"proxy-{number}", model, url)
+                yield from try_server(proxy, room / f"proxy-{number}", url)
     except NotRunning as error:
         yield Row(server.name, version, None, None, str(error))
+
+
+def _tried(server: Server, version: str, trial: Trial, url: str, room: Path) -> Row:
+    try:
+        return Row(server.name, version, trial, carry_out(trial, url, room))
+    except (MarkschemeError, RuntimeError) as error:
+        return Row(server.name, version, trial, None, f"{type(error).__name__}: {error}")
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """One line of the table."""
     server = f"{row.server} {row.version}".strip()
     if row.outcome is None or row.trial is None:
-        return (server, "", f"not tried: {_plain(row.why_not)}", *[""] * (len(COLUMNS) - 3))
+        model = f"{row.trial.model}: {row.trial.what}" if row.trial else ""
+        return (server, model, f"not tried: {_plain(row.why_not)}", *[""] * (len(COLUMNS) - 3))
     outcome = row.outcome
     after = outcome.form_after or "no call"
-    return (server, f"{row.trial.model}: {row.trial.what}", schema_verdict(outcome), doctor_verdict(outcome),
-            "; ".join(outcome.learnt) or "-", outcome.induce,
-            *(outcome.scores.get(name, "nothing") for name in ("right", "wrong", "long", "after")),
-            " + ".join(str(count) for count in outcome.calls.values()), f"{outcome.seconds:.0f}",
-            "yes" if after == "json_schema" else f"no ({after})", "; ".join(row.faults) or "yes")
+    return (
+        server,
+        f"{row.trial.model}: {row.trial.what}",
+        schema_verdict(outcome),
+        doctor_verdict(outcome),
+        "; ".join(outcome.learnt) or "-",
+        outcome.induce,
+        *(outcome.scores.get(name, "nothing") for name in ("right", "wrong", "long", "after")),
+        " + ".join(str(count) for count in outcome.calls.values()),
+        f"{outcome.seconds:.0f}",
+        "yes" if after == "json_schema" else f"no ({after})",
+        "; ".join(row.faults) or "yes",
+    )
 
 
 def schema_verdict(outcome: Outcome) -> str:
     """Enforced, accepted but ignored, or refused, in doctor's words."""
-    said = [line.partition("json_schema: ")[2].partition(";")[0] for line in outcome.doctor if "json_schema: " in line]
+    said = [
+        line.partition("json_schema: ")[2].partition(";")[0]
+        for line in outcome.doctor
+        if "json_schema: " in line
+    ]
     return ", ".join(dict.fromkeys(said)) or "-"
 
 
 def doctor_verdict(outcome: Outcome) -> str:
     """The first thing that failed, else ok."""
-    failed = [line.partition("FAILED")[2].strip() for line in outcome.doctor if line.strip().startswith("FAILED")]
+    failed = [
+        line.partition("FAILED")[2].strip()
+        for line in outcome.doctor
+        if line.strip().startswith("FAILED")
+    ]
     return _plain(failed[0].partition("): ")[2] or failed[0]) if failed else "ok"
 
 
@@ -123,9 +194,23 @@ def show(row: Row, console: Console) -> None:
     console.print()
 
 
-def _doctor(row: Row, outcome: Outcome, trial: Trial) -> list[str]:
-    return [f"{row.server} {row.version}, {trial.model} ({trial.what}), {outcome.doctor_s:.0f} s:", "", "```",
-            *outcome.doctor, "```", ""]
+def details(row: Row) -> list[str]:
+    """What doctor printed, and one refusal of each kind as the server sent it."""
+    if row.outcome is None or row.trial is None:
+        return []
+    refusals = [
+        f"{said['status']} {' '.join(said['body'].split())}" for said in row.outcome.refusals
+    ]
+    return [
+        f"{row.server} {row.version}, {row.trial.model} ({row.trial.what}), "
+        f"{row.outcome.doctor_s:.0f} s:",
+        "",
+        "```",
+        *row.outcome.doctor,
+        *refusals,
+        "```",
+        "",
+    ]
 
 
 def _plain(words: str) -> str:

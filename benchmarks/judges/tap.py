@@ -1,10 +1,10 @@
-"""A tap between the service and a server: forwards every call, and writes down how it was asked and answered.
+"""A tap between the service and a server: it forwards each call and records how it went.
 
-What the service says of its calls is then held against what was sent. A caller that leaves takes its call at the
-server with it, as without the tap.
+When the caller leaves, the call to the server is dropped too, as without the tap.
 """
 
 import asyncio
+import hashlib
 import json
 import threading
 import time
@@ -26,11 +26,17 @@ _FORWARDED = ("authorization", "content-type")
 
 @dataclass(frozen=True)
 class Call:
-    """One chat-completions call. ``status``: ``None`` where the caller left first; ``body``: of a refusal."""
+    """One chat-completions call.
+
+    ``form``: of structured output; ``length``: the longest reply, under the name it was sent as;
+    ``digest``: of the request's body; ``status``: ``None`` where the caller left first; ``body``: of
+    a refusal.
+    """
 
     form: str
     length: dict[str, int]
     characters: int
+    digest: str
     status: int | None
     seconds: float
     body: str = ""
@@ -48,9 +54,14 @@ class Tap:
         body = await request.body()
         started = time.monotonic()
         async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
-            headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
-            answer = asyncio.ensure_future(client.request(
-                request.method, self.upstream + request.url.path, content=body, headers=headers))
+            headers = {
+                name: request.headers[name] for name in _FORWARDED if name in request.headers
+            }
+            answer = asyncio.ensure_future(
+                client.request(
+                    request.method, self.upstream + request.url.path, content=body, headers=headers
+                )
+            )
             gone = asyncio.ensure_future(_left(request))
             try:
                 await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -61,11 +72,12 @@ class Tap:
                 answer.cancel()
                 gone.cancel()
         if request.method == "POST":
-            self.calls.append(_described(json.loads(body), response, time.monotonic() - started))
+            self.calls.append(_described(body, response, time.monotonic() - started))
         if response is None:
             return Response(status_code=499)
-        return Response(response.content, response.status_code,
-                        media_type=response.headers.get("content-type"))
+        return Response(
+            response.content, response.status_code, media_type=response.headers.get("content-type")
+        )
 
 
 async def _left(request: Request) -> None:
@@ -73,13 +85,19 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _described(asked: dict[str, Any], response: httpx.Response | None, seconds: float) -> Call:
+def _described(body: bytes, response: httpx.Response | None, seconds: float) -> Call:
+    asked: dict[str, Any] = json.loads(body)
     return Call(
         form=(asked.get("response_format") or {}).get("type", "none"),
-        length={name: asked[name] for name in ("max_tokens", "max_completion_tokens") if name in asked},
+        length={
+            name: asked[name] for name in ("max_tokens", "max_completion_tokens") if name in asked
+        },
         characters=sum(len(message["content"]) for message in asked["messages"]),
-        status=None if response is None else response.status_code, seconds=round(seconds, 2),
-        body="" if response is None or response.is_success else response.text[:SHOWN_CHARACTERS])
+        digest=hashlib.sha256(body).hexdigest()[:16],
+        status=None if response is None else response.status_code,
+        seconds=round(seconds, 2),
+        body="" if response is None or response.is_success else response.text[:SHOWN_CHARACTERS],
+    )
 
 
 @contextmanager
@@ -87,8 +105,16 @@ def tapping(upstream: str) -> Iterator[Tap]:
     """A tap on a free port of loopback, in a thread."""
     tap = Tap(upstream)
     app = Starlette(routes=[Route("/{path:path}", tap.forward, methods=["GET", "POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off",
-                                           timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host="127.0.0.1",
+            port=0,
+            log_level="critical",
+            lifespan="off",
+            timeout_graceful_shutdown=2,
+        )
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
