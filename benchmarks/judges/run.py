@@ -157,7 +157,7 @@ def cells(row: Row) -> tuple[str, ...]:
         schema_verdict(outcome),
         doctor_verdict(outcome),
         "; ".join(outcome.learnt) or "-",
-        outcome.induce,
+        _plain(outcome.induce.partition(":")[0]),
         *(outcome.scores.get(name, "nothing") for name in ("right", "wrong", "long", "after")),
         " + ".join(str(count) for count in outcome.calls.values()),
         f"{outcome.seconds:.0f}",

@@ -29,8 +29,8 @@ class Call:
     """One chat-completions call.
 
     ``form``: of structured output; ``length``: the longest reply, under the name it was sent as;
-    ``digest``: of the request's body; ``status``: ``None`` where the caller left first; ``body``: of
-    a refusal.
+    ``digest``: of the request's body; ``status``: ``None`` where the caller left first; ``body``:
+    of a refusal.
     """
 
     form: str

@@ -47,8 +47,8 @@ class Outcome:
 
     ``scores``: a reward or a reason for each rollout. ``form_before``, ``form_after``: the form of
     structured output in the service's first call, and in that for the one more rollout. ``calls``:
-    by step; ``repeated``: those that repeat, to the byte, a call that got a reply. ``refusals``: one
-    call of each kind.
+    by step; ``repeated``: those that repeat, to the byte, a call that got a reply. ``refusals``:
+    one call of each kind.
     """
 
     doctor: list[str] = field(default_factory=list)
