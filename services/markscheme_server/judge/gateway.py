@@ -42,7 +42,8 @@ from markscheme_server.judge.retry import (
 )
 
 OPENAI_URL = "https://api.openai.com/v1"
-
+CONNECT_S = 5.0
+"""A host that does not answer by then is not there: the call was not sent."""
 CANNED_TIMEOUT_S = 15.0
 """A small question is answered in less, or the endpoint is as good as out."""
 LOG_EVERY_S = 60.0
@@ -279,13 +280,14 @@ def make_endpoints(name: str, settings: JudgeSettings, key: SecretStr | None) ->
     made = []
     forms = FORMS if settings.structured == "auto" else (settings.structured,)
     for url in settings.base_urls:
+        timeout = httpx2.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s / 2))
         http = DefaultAioHttpClient(
-            timeout=httpx2.Timeout(settings.timeout_s), event_hooks={"response": [cap_reply]},
+            timeout=timeout, event_hooks={"response": [cap_reply]},
             follow_redirects=False,
             limits=httpx2.Limits(max_connections=settings.concurrency + 1,
                                  max_keepalive_connections=settings.concurrency))
         client = AsyncOpenAI(api_key=key.get_secret_value() if key else "none", base_url=url or OPENAI_URL,
-                             max_retries=0, timeout=settings.timeout_s, http_client=http,
+                             max_retries=0, timeout=timeout, http_client=http,
                              default_headers={"Accept-Encoding": "identity"})
         # Host and port only: a path may hold a key, and labels are shown to whoever may read the metrics.
         gauge = metrics.BREAKER_STATE.labels(judge=name, endpoint=origin_of(url).partition("/")[0])

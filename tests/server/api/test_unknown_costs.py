@@ -155,14 +155,17 @@ async def test_what_a_cancelled_question_sent_is_recorded_before_the_end(store: 
     treasury = Treasury(store.budgets, store.verdicts)
     await store.budgets.put("red", None, hard_usd=9.0, soft_usd=None, window="day", actor=Actor())
 
-    async def ask(cost: int) -> None:
+    async def ask(cost: int, sent: asyncio.Event) -> None:
         async with treasury.purse(Line("red", "run", "verifier", "judge")) as purse:
             await purse.hold(to_nano(1.0), Deadline(asyncio.get_running_loop().time() + 5))
             purse.usage += JudgeUsage(bool(cost), unpriced_calls=bool(cost), unknown=cost)
+            sent.set()
             await asyncio.Event().wait()
 
-    asking = [asyncio.ensure_future(ask(cost)) for cost in (to_nano(0.75), 0)]
-    await asyncio.sleep(0.2)
+    sent = [asyncio.Event(), asyncio.Event()]
+    asking = [asyncio.ensure_future(ask(cost, event)) for cost, event in zip((to_nano(0.75), 0), sent, strict=True)]
+    for event in sent:
+        await event.wait()
     for task in asking:
         task.cancel()
     await treasury.drain(1.0)
