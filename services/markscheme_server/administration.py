@@ -101,7 +101,8 @@ def set_team(
     if (reuse_scope is None) is not default:
         fail(f"say --reuse-scope {'|'.join(get_args(ReuseScope))} or --default")
     _do(lambda identity: identity.change_team(name, {"reuse_scope": reuse_scope}, actor=Actor()))
-    typer.echo(f"team {name} has the reuse scope {reuse_scope or 'of the default'}")
+    typer.echo(f"team {name} has the reuse scope {reuse_scope}" if reuse_scope is not None else
+               f"team {name} has the default reuse scope")
 
 
 @teams.command("budget")

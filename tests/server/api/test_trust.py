@@ -1,12 +1,17 @@
 """What one team may do to another's rewards, quality and names: over the wire, on both databases."""
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from fakes.processes import command
+from markscheme import Client
+from markscheme.cli import app
 from markscheme_server.administration import teams as commands
 from markscheme_server.store import lineage as lineage_store
 from markscheme_server.store import rubrics as rubrics_store
@@ -126,6 +131,38 @@ def test_a_teams_setting_holds_where_a_request_does_not_say(member: Team, organi
     entries = call(blue.url, "GET", "/v1/audit?subject=team:blue", admin).json()["data"]
     assert [entry["detail"] for entry in entries if entry["action"] == "team.changed"][-1] == {
         "reuse_scope": "own", "reuse_scope_before": None}
+
+
+def test_the_sdk_and_the_command_say_how_far_to_reuse(member: Team, tmp_path: Path,  # noqa: F811
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    red, blue = member("red"), member("blue")
+    everyones = planted(red)
+    row = {"id": "g", "prompt": PROMPT, "teacher_responses": TEACHER,
+           "rollouts": [{"id": "a", "text": "x"}, {"id": "b", "text": "y"}]}
+    with Client(blue.url, blue.key) as client:
+        taken = client.score([row], reuse_scope="organisation").groups[0].rubric
+        own = client.score([row]).groups[0].rubric
+        assert taken is not None
+        assert own is not None
+        assert (taken.id, taken.team, own.team) == (everyones, "red", "blue")
+        assert client.induce(PROMPT, student_responses=["z"], reuse_scope="organisation").team == "blue", "it is nearer"
+    (tmp_path / "groups.jsonl").write_text(json.dumps(row))
+    monkeypatch.setenv("MARKSCHEME_API_KEY", member("green").key)
+    for scope, team in (("organisation", "red"), ("own", "green")):
+        done = CliRunner().invoke(app, ["score", str(tmp_path / "groups.jsonl"), "--url", blue.url, "-o",
+                                        str(tmp_path / scope), "--reuse-scope", scope])
+        assert done.exit_code == 0, done.output
+        assert json.loads((tmp_path / scope).read_text())["rubric"]["team"] == team
+
+
+def test_the_command_sets_how_far_a_team_reuses(tmp_path: Path) -> None:
+    def run(*words: str) -> str:
+        return command("teams", *words, directory=tmp_path, settings={"home": tmp_path}).stdout
+
+    assert run("set", "default", "--reuse-scope", "own") == "team default has the reuse scope own\n"
+    assert run("list") == "default  reuse scope own\n"
+    run("set", "default", "--default")
+    assert run("list") == "default\n"
 
 
 @pytest.mark.parametrize("words", [(), ("--reuse-scope", "own", "--default"), ("--reuse-scope", "mine")])

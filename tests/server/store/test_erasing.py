@@ -242,14 +242,15 @@ async def test_what_is_brought_late_is_refused_and_its_neighbours_are_kept(store
         JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 1, 1))))) for team in ("blue", "red", "green")]
     outcomes = await asyncio.gather(*late, return_exceptions=True)
     assert [isinstance(outcome, IntegrityError) for outcome in outcomes] == [False, True, False]
-    # Any row that names the team, in any table that has such a column; it refers to what is still there.
+    # Any row of the team, in any table that has such a column; it refers to what is still there.
     fork: Rubric = known["fork"]
     there = {"prompt_key": fork.prompt_key, "rubric_id": fork.id, "text_key": text_key("said by all"),
              "parent_id": None, "call_id": None}
     for table in metadata.sorted_tables:
         if "team" not in table.c or table in (audit_entries, past_usage):
             continue
-        row = next(row for row in before[table.name] if row["team"] == "red")
+        whose = "owner" if table.name == "shares" else "team"
+        row = next(row for row in before[table.name] if row[whose] == "red")
         changed = {name: value for name, value in there.items() if name in table.c}
         for name in ("prefix", "digest"):
             if name in table.c:
