@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from markscheme_server.domain.fairness import FairShares
+from markscheme_server.domain.fairness import FairShares, Pace
 
 
 class Calls:
@@ -112,3 +112,26 @@ async def test_who_is_given_a_place_while_leaving_gives_it_back() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert (shares.used, shares.wanted) == (0, 0)
+
+
+async def test_work_of_many_tasks_is_spread_over_turns_of_the_loop() -> None:
+    pace, turns, done = Pace(10), 0, list[int]()
+
+    async def work() -> None:
+        for _ in range(3):
+            await pace.step(5, "a")
+            done.append(turns)
+
+    tasks = [asyncio.ensure_future(work()) for _ in range(20)]
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        turns += 1
+    assert len(done) == 60
+    assert max(Counter(done).values()) <= 3  # two a turn, and one at the border
+
+
+async def test_small_work_alone_is_not_paused() -> None:
+    pace = Pace(10)
+    step = asyncio.ensure_future(pace.step(10, "a"))
+    await asyncio.sleep(0)
+    assert step.done()

@@ -8,6 +8,7 @@ from fakes import fast_judge
 from fakes.bodies import model_judge, score
 from fakes.fast_judge import Call, FastJudge, Reply, status
 from fakes.load import Answer, Post, quantile, send_all, send_at_rate
+from fakes.processes import eventually
 from server.fault.test_judge_outage import in_background
 
 OPERATOR = {"Authorization": "Bearer the operator's own key"}
@@ -45,8 +46,9 @@ def test_one_rollout_behind_another_teams_many_waits_for_one_call(start: Any, ju
     url, (many, one) = serve_teams(start, judge, judge_concurrency=8)
     rubrics = create(url, many), create(url, one)
     sending, _ = in_background([score(url, rubrics[0], [f"answer {i}" for i in range(200)], prompt="p", headers=many)])
-    while judge.in_flight < 8:
-        pass
+    for attempt in eventually(10):
+        with attempt:
+            assert judge.in_flight == 8
     answer = send_all([score(url, rubrics[1], ["an answer"], prompt="p", headers=one)])[0]
     assert answer.rewards == [1.0]
     assert answer.elapsed_s <= 3 * CALL_S  # its own call, the one it waits for, and the machine
