@@ -223,7 +223,7 @@ def read_settings() -> Settings:
         logs.configure()
     file = _settings_file()
     try:
-        settings = Settings(_env_file=file)  # type: ignore[call-arg]
+        settings = Settings(_env_file=file)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(p) for p in first["loc"])

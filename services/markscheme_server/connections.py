@@ -90,7 +90,7 @@ class Connection(H11Protocol):
             if longest is not None:
                 longest.drop()
             else:
-                self.app = _overloaded  # type: ignore[assignment]
+                self.app = _overloaded
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -68,7 +68,8 @@ def test_what_a_dockerfile_copies_is_there_and_reaches_the_engine(name: str) -> 
 
 def test_the_services_and_profiles_are_those_of_the_readme() -> None:
     profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
-    assert profiles == {"postgres": [], "redis": [], "migrate": [], "trainer-key": [], "rubric": [], "trainer": ["gpu"], "demo": ["cpu-demo"],
+    assert profiles == {"postgres": [], "redis": [], "migrate": [], "trainer-key": [], "rubric": [],
+                        "trainer": ["gpu"], "demo": ["cpu-demo"],
                         "llm": ["llm"], "prometheus": ["observability"], "grafana": ["observability"]}
     readme = (ROOT / "README.md").read_text("utf-8")
     for name in SERVICES:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,7 @@ async def test_nobody_there_and_no_answer_in_time_are_the_databases() -> None:
 
 
 async def test_a_full_disk_is_said_once_in_words_and_passes(tmp_path: Path, migrated_sqlite: Path) -> None:
-    path = tmp_path / "m.db"
-    path.write_bytes(migrated_sqlite.read_bytes())
+    path = shutil.copy(migrated_sqlite, tmp_path / "m.db")
     store = Store(f"sqlite+aiosqlite:///{path}")
     pages = 1
 
