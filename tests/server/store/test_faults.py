@@ -70,7 +70,7 @@ async def test_nobody_there_and_no_answer_in_time_are_the_databases() -> None:
 
 
 async def test_a_full_disk_is_said_once_in_words_and_passes(tmp_path: Path, migrated_sqlite: Path) -> None:
-    path = Path(shutil.copy(migrated_sqlite, tmp_path / "m.db"))
+    path = shutil.copy(migrated_sqlite, tmp_path / "m.db")
     store = Store(f"sqlite+aiosqlite:///{path}")
     pages = 1
 
