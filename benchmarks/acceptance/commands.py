@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 FIGURE = "figure"
 """The property under which a test records a figure for the table (``record_property``)."""
 BETWEEN_KILLS_S = 5.0
-_TESTS = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+_TESTS = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1"]
 
 
 @dataclass(frozen=True)
