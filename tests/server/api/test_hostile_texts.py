@@ -141,8 +141,8 @@ def test_a_field_keeps_them_or_refuses_them(each: int, asking: httpx.Client,
             assert told in (None, text), (name, text[:60], told and told[:60])
     assert asking.get(f"/v1/rubrics/{rubric}").json()["criteria"][0]["text"] == CRITERION["text"]
     assert min(taken, refused) > 1000 / each
-    record_property("figure", f"{len(HOSTILE_TEXTS[::each])} texts in {len(FIELDS)} fields: {taken} taken, {refused} refused, "
-                              "no 5xx")
+    record_property("figure", f"{len(HOSTILE_TEXTS[::each])} texts in {len(FIELDS)} fields: {taken} taken, "
+                              f"{refused} refused, no 5xx")
 
 
 def test_what_was_stored_is_read_back_unchanged(asking: httpx.Client) -> None:
