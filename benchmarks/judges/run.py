@@ -127,11 +127,14 @@ def try_server(server: Server, room: Path, upstream: str) -> Generator[Row]:
     version = ""
     try:
         version = server.version()
-        with running(server, room, upstream) as url:
-            for number, trial in enumerate(server.trials):
-                yield _tried(server, version, trial, url, room / f"trial-{number}")
-            for number, proxy in enumerate(server.proxies):
-                yield from try_server(proxy, room / f"proxy-{number}", url)
+        jobs = [*enumerate([*server.trials, *server.proxies])]
+        for part in [[job] for job in jobs] if server.fresh else [jobs]:
+            with running(server, room, upstream) as url:
+                for number, job in part:
+                    if isinstance(job, Trial):
+                        yield _tried(server, version, job, url, room / str(number))
+                    else:
+                        yield from try_server(job, room / str(number), url)
     except NotRunning as error:
         yield Row(server.name, version, None, None, str(error))
 
