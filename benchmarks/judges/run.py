@@ -127,7 +127,7 @@ def try_server(server: Server, room: Path, upstream: str) -> Generator[Row]:
     version = ""
     try:
         version = server.version()
-        jobs = [*enumerate([*server.trials, *server.proxies])]
+        jobs: list[tuple[int, Trial | Server]] = [*enumerate((*server.trials, *server.proxies))]
         for part in [[job] for job in jobs] if server.fresh else [jobs]:
             with running(server, room, upstream) as url:
                 for number, job in part:
