@@ -127,8 +127,9 @@ def try_server(server: Server, room: Path, upstream: str) -> Generator[Row]:
     version = ""
     try:
         version = server.version()
-        jobs: list[tuple[int, Trial | Server]] = [*enumerate((*server.trials, *server.proxies))]
-        for part in [[job] for job in jobs] if server.fresh else [jobs]:
+        jobs: tuple[Trial | Server, ...] = (*server.trials, *server.proxies)
+        numbered = list(enumerate(jobs))
+        for part in [[one] for one in numbered] if server.fresh else [numbered]:
             with running(server, room, upstream) as url:
                 for number, job in part:
                     if isinstance(job, Trial):
