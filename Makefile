@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train gpu-wheels test-gpu compose-test test-judges clean
+.PHONY: help setup lock demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train gpu-wheels test-gpu compose-test test-judges acceptance clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -114,6 +114,9 @@ INSTALL_S := 900
 test-judges: setup  ## The service against real servers: LiteLLM, transformers serve, vLLM (slow, about 25 minutes; JUDGES="vllm" for one)
 	-$(CLEAN) $(MAKE) --keep-going $(foreach judge,$(JUDGES),$(JUDGE_ENVS)/venv-$(judge)/.ready)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m judges.run $(addprefix --only ,$(JUDGES))
+
+acceptance: setup  ## The 58 checks of docs/reliability.md, and the table of what shows them (slow, about two hours; CHECKS=4,5 for some)
+	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m acceptance.run $(if $(CHECKS),--only $(CHECKS))
 
 $(JUDGE_ENVS)/venv-%/.ready:
 	rm -rf $(@D) && mkdir -p $(@D)

@@ -63,6 +63,10 @@ VERDICTS = Counter(
 UNSCORED = Counter(
     "markscheme_unscored_total", "Rollouts answered with a null reward, by reason",
     ["reason"], registry=REGISTRY)
+CANARY_FAILURES = Counter(
+    "markscheme_canary_failures_total",
+    "Judge calls thrown away because the judge called a surely false criterion met. By team they are failed calls of "
+    "GET /v1/usage", ["judge"], registry=REGISTRY)
 QUEUE_DEPTH = Gauge(
     "markscheme_queue_depth", "Judge calls that wait for a place, over all workers of this replica",
     ["judge"], registry=REGISTRY, multiprocess_mode="livesum")

@@ -7,17 +7,56 @@ from contextlib import contextmanager
 
 import httpx
 import uvicorn
+from pydantic import ValidationError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from markscheme.schema import ErrorBody
+from markscheme_server.api.middleware import GONE
 from markscheme_server.app import create_app
 from markscheme_server.config import Settings
 from markscheme_server.serving import listen
 
 
+class OneErrorShape:
+    """Notes every answer that is no success and has not the one error shape, in whatever test it is given."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.faults: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        status, content = 0, b""
+
+        async def watched(message: Message) -> None:
+            nonlocal status, content
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif status >= 400 and status != GONE:
+                content += message.get("body", b"")
+                if not message.get("more_body", False):
+                    self._check(scope, status, content)
+            await send(message)
+
+        await self.app(scope, receive, watched)
+        return None
+
+    def _check(self, scope: Scope, status: int, content: bytes) -> None:
+        if scope["method"] == "HEAD" and not content:
+            return
+        try:
+            ErrorBody.model_validate_json(content)
+        except ValidationError:
+            self.faults.append(f"{scope['method']} {scope['path']}: {status} {content[:200]!r}")
+
+
 @contextmanager
 def running(settings: Settings) -> Iterator[str]:
-    """Serve until the block ends; yields the URL."""
+    """Serve until the block ends; yields the URL. Then no answer may have had another error shape than the one."""
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="error", timeout_graceful_shutdown=5))
+    app = OneErrorShape(create_app(settings))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     try:
@@ -30,3 +69,4 @@ def running(settings: Settings) -> Iterator[str]:
         server.should_exit = True
         thread.join()
         listener.close()
+    assert app.faults == []

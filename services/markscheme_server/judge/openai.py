@@ -16,6 +16,7 @@ import openai
 
 from markscheme.text import visible
 from markscheme.vocabulary import UnscoredReason
+from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, Role
 from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.domain.fingerprint import ChatMessage, digest, prompt_text
@@ -143,6 +144,7 @@ class OpenAIJudge:
         question = _Question("verifier", message, "verdicts", schema, len(ids) * len(task.responses) * each)
         decided, usage = await self._ask(question, patience, read)
         if canary is not None and any(decisions[canary[0]].met for decisions in decided):
+            metrics.CANARY_FAILURES.labels(judge=self.name).inc()
             raise JudgeFailure(UnscoredReason.CANARY_FAILED, "the judge called a surely false criterion met", usage)
         return Verification(tuple({c.id: decisions[f"c{i}"] for i, c in enumerate(task.criteria, 1)}
                                   for decisions in decided), usage)

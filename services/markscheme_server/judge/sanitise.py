@@ -57,7 +57,8 @@ def _needed(char: str, before: str, after: str, text: str, at: int) -> bool:
     if char == _SOFT_HYPHEN:
         return before.isalpha() and after.isalpha()
     if char == _ZWJ:
-        return _is_joining(before) or (_is_emoji(before) and _is_emoji(after))
+        styled = before != "" and before in _EMOJI_STYLE
+        return _is_joining(before) or (_is_emoji(text[at - 2:at - 1] if styled else before) and _is_emoji(after))
     if char == _ZWNJ:
         return _is_joining(before) and _is_joining(after)
     if char == _ZWSP:
@@ -108,9 +109,8 @@ def _is_ideograph(char: str) -> bool:
 
 
 def _is_emoji(char: str) -> bool:
-    """A symbol, a skin tone, or the style character that may stand after one."""
-    return char != "" and (unicodedata.category(char) in ("So", "Sk") or char in _EMOJI_STYLE
-                           or char in "\u2139\u27a1\u2194\u2195")
+    """A symbol or a skin tone."""
+    return char != "" and (unicodedata.category(char) in ("So", "Sk") or char in "\u2139\u27a1\u2194\u2195")
 
 
 def _takes_emoji_style(before: str, after: str) -> bool:

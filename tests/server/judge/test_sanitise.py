@@ -33,6 +33,7 @@ def test_a_run_of_hidden_characters_is_not_excused_by_a_letter() -> None:
     assert sanitise("می\u200c\u200c\u200dخ").count(HIDDEN) >= 2
     assert sanitise("\U0001f3f4" + "\U000e0041" * 40).count(HIDDEN) == 40
     assert sanitise("\u2764" + "\ufe0f" * 9).count(HIDDEN) == 8
+    assert sanitise("\ufe0f\u200d\ufe0f\u200d\U0001f525").count(HIDDEN) == 4
 
 
 @pytest.mark.parametrize("mark", [

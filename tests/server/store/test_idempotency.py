@@ -137,13 +137,15 @@ def machine(store: Store, loop: asyncio.AbstractEventLoop) -> type[RuleBasedStat
     return Keys
 
 
-def test_a_key_behaves_as_its_model(url: str) -> None:
+@pytest.mark.parametrize(("runs", "steps"), [
+    (25, 25), pytest.param(200, 50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+def test_a_key_behaves_as_its_model(runs: int, steps: int, url: str) -> None:
     loop = asyncio.new_event_loop()
     store = Store(url, claim_lease_s=LEASE_S)
     loop.run_until_complete(migrate(store.database))
     try:
         run_state_machine_as_test(machine(store, loop), settings=settings(
-            max_examples=25, stateful_step_count=25, deadline=None))
+            max_examples=runs, stateful_step_count=steps, deadline=None))
     finally:
         loop.run_until_complete(store.database.close())
         loop.close()

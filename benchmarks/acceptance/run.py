@@ -1,0 +1,152 @@
+"""Show what the service and the trainer promise: run the checks and write the table ``docs/reliability.md``.
+
+    python -m acceptance.run [--only N[,N]] [--list]
+
+Each check is shown by commands, mostly tests. Rows of checks that were not run this time stay as they were, with
+their own dates; they are kept in ``benchmarks/results/acceptance.json``. Ends with 1 if a check that was run failed.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from acceptance.checks import CHECKS, Check
+from acceptance.commands import Outcome, run, total
+from service.machine import describe, sentence
+from service.report import markdown_table, today
+
+ROWS = Path("benchmarks/results/acceptance.json")
+TABLE = Path("docs/reliability.md")
+SHOWN, PART, NOT_APPLICABLE, FAILED, NOT_RUN = "shown", "part", "not applicable", "failed", "not run yet"
+COLUMNS = ("check", "holds", "status", "command", "figure", "date")
+INTRODUCTION = """\
+# Reliability: 58 checks, and what shows them
+
+Written by `make acceptance`: do not edit. `make acceptance CHECKS=4,5` runs these again and keeps the other rows with
+their dates; without `CHECKS` all are run (slow, about two hours on two cores).
+
+- shown: every command of the check passed. part: it passed and shows less than the check asks for; the row says
+  what is missing. not applicable: there is nothing to check, and why. failed: a command failed or took too long.
+- The commands are run in the project's root. The figure is how many tests passed and in what time, and what the tests
+  measured.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a run of a check came to."""
+
+    status: str
+    figure: str
+    date: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m acceptance.run")
+    parser.add_argument("--only", type=numbers, metavar="N[,N]", help="run these checks; the other rows stay")
+    parser.add_argument("--list", action="store_true", help="show the checks and their commands and run nothing")
+    arguments = parser.parse_args()
+    console = Console(width=160, highlight=False)
+    chosen: list[int] = arguments.only or [*CHECKS]
+    if arguments.list:
+        for number in chosen:
+            console.print(f"{number:>2}  {CHECKS[number].holds}", markup=False)
+            for command in CHECKS[number].commands:
+                console.print(f"    {command.words}", markup=False, soft_wrap=True)
+        return
+    rows, failed = load(), False
+    for number in chosen:
+        check = CHECKS[number]
+        if not check.commands:
+            continue
+        console.print(f"{number:>2}  {check.holds}", markup=False)
+        row = judge(check, [run(command) for command in check.commands])
+        console.print(f"    {row.status}: {row.figure}", markup=False)
+        failed = failed or row.status == FAILED
+        rows[number] = row
+        save(rows)
+    save(rows)
+    console.print(f"written: {TABLE} ({', '.join(f'{count} {status}' for status, count in counts(rows).items())})")
+    sys.exit(int(failed))
+
+
+def numbers(words: str) -> list[int]:
+    """The checks that ``--only`` names. Raises ``ArgumentTypeError`` for what is none."""
+    try:
+        found = [int(word) for word in words.split(",")]
+    except ValueError:
+        found = []
+    if not found or not set(found) <= set(CHECKS):
+        raise argparse.ArgumentTypeError(f"numbers from 1 to {max(CHECKS)}, as in 4,5: {words!r}")
+    return found
+
+
+def judge(check: Check, outcomes: Sequence[Outcome]) -> Row:
+    """The row of a check whose commands came to this."""
+    outcome = total(outcomes)
+    status = FAILED if outcome.fault else PART if check.part or outcome.skipped else SHOWN
+    said = [f"{outcome.passed} passed" + (f", {outcome.failed} failed" if outcome.failed else "")
+            + f" in {outcome.seconds:.0f} s", *outcome.figures]
+    if outcome.fault:
+        said.append(outcome.fault)
+    said += [f"skipped: {why}" for why in outcome.skipped]
+    return Row(status, "; ".join(said), today())
+
+
+def row_of(check: Check, rows: Mapping[int, Row]) -> Row:
+    """The row to show: of the last run, or that there was none."""
+    if check.not_applicable:
+        return Row(NOT_APPLICABLE, check.not_applicable, "")
+    return rows.get(check.number, Row(NOT_RUN, "", ""))
+
+
+def counts(rows: Mapping[int, Row]) -> dict[str, int]:
+    """How many checks have each status."""
+    found = [row_of(check, rows).status for check in CHECKS.values()]
+    return {status: found.count(status) for status in (SHOWN, PART, NOT_APPLICABLE, FAILED, NOT_RUN)
+            if status in found}
+
+
+def load() -> dict[int, Row]:
+    """The rows of earlier runs; those of checks whose commands changed since are left out."""
+    if not ROWS.exists():
+        return {}
+    kept = json.loads(ROWS.read_text("utf-8"))["rows"]
+    return {number: Row(row["status"], row["figure"], row["date"]) for number, check in CHECKS.items()
+            if (row := kept.get(str(number))) is not None and row["commands"] == [c.words for c in check.commands]}
+
+
+def save(rows: Mapping[int, Row]) -> None:
+    """Write both files."""
+    machine = describe()
+    kept = {str(number): asdict(row) | {"commands": [c.words for c in CHECKS[number].commands]}
+            for number, row in sorted(rows.items())}
+    ROWS.write_text(json.dumps({"machine": machine, "rows": kept}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    TABLE.write_text(table(rows, sentence(machine)), "utf-8")
+
+
+def table(rows: Mapping[int, Row], machine: str) -> str:
+    """The Markdown file."""
+    parts = [INTRODUCTION, f"Last run on: {machine}.\n",
+             f"Now: {', '.join(f'{count} {status}' for status, count in counts(rows).items())}.\n"]
+    for area in dict.fromkeys(check.area for check in CHECKS.values()):
+        lines = [cells(check, row_of(check, rows)) for check in CHECKS.values() if check.area == area]
+        parts.append("\n".join([f"## {area}", "", *markdown_table(COLUMNS, lines), ""]))
+    return "\n".join(parts)
+
+
+def cells(check: Check, row: Row) -> tuple[str, ...]:
+    """One line of the table."""
+    status = f"{row.status}: {check.part}" if check.part and row.status in (PART, NOT_RUN) else row.status
+    commands = "<br>".join(f"`{command.words}`" for command in check.commands)
+    return tuple(cell.replace("|", "\\|") for cell in (
+        str(check.number), check.holds, status, commands, row.figure, row.date))
+
+
+if __name__ == "__main__":
+    main()
