@@ -103,7 +103,7 @@ def test_a_request_that_runs_meanwhile_leaves_nothing_behind(
 def test_the_command_asks_and_erases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where no .env lies
     monkeypatch.setenv("MARKSCHEME_HOME", str(tmp_path))
-    monkeypatch.setattr(logs, "configure", lambda level="info": None)  # it would log to the runner's output from then on
+    monkeypatch.setattr(logs, "configure", lambda level="info": None)
 
     def run(*words: str, answer: str | None = None) -> Any:
         monkeypatch.setattr(administration, "_at_a_terminal", lambda: answer is not None)
