@@ -98,7 +98,7 @@ def _load() -> list[Check]:
                       "tests/server/domain/test_fairness.py", slow=True, limit_s=600),)),
         Check(20, area, "2,000 mixed requests leave memory and file descriptors as they were.",
               (pytest(f"{FAULT}test_soak.py", slow=True, limit_s=600),),
-              part="2,000 requests in a minute or so, not 15 minutes"),
+              part="2,000 requests after 2,000 others, in about a minute, not 15 minutes"),
     ]
 
 
@@ -174,7 +174,8 @@ def _security() -> list[Check]:
                      f"{SERVER}test_serving.py::test_secrets_show_nowhere"),)),
         Check(40, area, "100 hostile texts in each text field come back unchanged or are refused, and change nothing "
               "else; no SQL is built from strings.",
-              (pytest(f"{API}test_hostile_texts.py", f"{API}test_finding.py::test_hostile_questions"),
+              (pytest(f"{API}test_hostile_texts.py", f"{API}test_finding.py::test_hostile_questions", slow=True,
+                      limit_s=600),
                Command(("ruff", "check", "--select", "S608", "services"), 60, is_pytest=False))),
         Check(41, area, "The containers are confined, run as nobody, and hold no secret that they do not need.",
               (pytest("tests/deployment/test_compose.py", f"{CLIENT}test_sdk.py"),),

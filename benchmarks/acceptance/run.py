@@ -59,7 +59,8 @@ def main() -> None:
             for command in CHECKS[number].commands:
                 console.print(f"    {command.words}", markup=False, soft_wrap=True)
         return
-    rows, failed = load(), False
+    failed = False
+    rows = load()
     for number in chosen:
         check = CHECKS[number]
         if not check.commands:
@@ -68,9 +69,8 @@ def main() -> None:
         row = judge(check, [run(command) for command in check.commands])
         console.print(f"    {row.status}: {row.figure}", markup=False)
         failed = failed or row.status == FAILED
-        rows[number] = row
+        rows = load() | {number: row}
         save(rows)
-    save(rows)
     console.print(f"written: {TABLE} ({', '.join(f'{count} {status}' for status, count in counts(rows).items())})")
     sys.exit(int(failed))
 

@@ -18,6 +18,8 @@ PROMPT = "Name a colour."
 CRITERION = {"text": "It names red.", "points": 1, "check": {"kind": "contains", "texts": ["red"]}}
 RUBRIC = {"prompt": PROMPT, "criteria": [CRITERION]}
 Body = dict[str, Any]
+EACH = pytest.mark.parametrize("each", [6, pytest.param(1, marks=pytest.mark.slow)])
+"""Every sixth of the texts, or (slow) each of them."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,15 @@ def test_there_are_a_hundred() -> None:
     assert len(set(HOSTILE_TEXTS)) >= 100
 
 
-def test_a_field_keeps_them_or_refuses_them(asking: httpx.Client, record_property: Callable[[str, str], None]) -> None:
+@EACH
+def test_a_field_keeps_them_or_refuses_them(each: int, asking: httpx.Client,
+                                            record_property: Callable[[str, str], None]) -> None:
     """Never a 5xx; what is told again is what was sent; what holds no text is refused."""
     rubric = send(asking, "POST", RUBRICS, RUBRIC).json()["id"]
     taken = refused = 0
     for name, field in FIELDS.items():
         path = field.path.replace("{rubric}", rubric)
-        for text in HOSTILE_TEXTS:
+        for text in HOSTILE_TEXTS[::each]:
             answer = send(asking, field.method, path, field.body(text))
             assert answer.status_code in (200, 201, 400, 404, 409, 422), (name, text[:60], answer.text[:300])
             if answer.status_code >= 400:
@@ -136,10 +140,9 @@ def test_a_field_keeps_them_or_refuses_them(asking: httpx.Client, record_propert
             told = field.told(answer.json())
             assert told in (None, text), (name, text[:60], told and told[:60])
     assert asking.get(f"/v1/rubrics/{rubric}").json()["criteria"][0]["text"] == CRITERION["text"]
-    assert taken > 1000
-    assert refused > 1000
-    record_property("figure", f"{len(HOSTILE_TEXTS)} texts in {len(FIELDS)} fields: {taken} taken, {refused} refused, "
-                              "no 5xx")
+    assert min(taken, refused) > 1000 / each
+    record_property("figure", f"{len(HOSTILE_TEXTS[::each])} texts in {len(FIELDS)} fields: {taken} taken, "
+                              f"{refused} refused, no 5xx")
 
 
 def test_what_was_stored_is_read_back_unchanged(asking: httpx.Client) -> None:
@@ -158,9 +161,10 @@ def test_what_was_stored_is_read_back_unchanged(asking: httpx.Client) -> None:
     assert set(told) == {"red", *(visible(text) for text in bank)}
 
 
-def test_a_query_or_a_path_finds_nothing_by_them_and_changes_nothing(asking: httpx.Client) -> None:
+@EACH
+def test_a_query_or_a_path_finds_nothing_by_them_and_changes_nothing(each: int, asking: httpx.Client) -> None:
     rubric = send(asking, "POST", RUBRICS, RUBRIC).json()["id"]
-    for text in HOSTILE_TEXTS:
+    for text in HOSTILE_TEXTS[::each]:
         sent = quote(text.encode("utf-8", "surrogatepass")[:4000])
         for path, names in QUERIES.items():
             for name in names:

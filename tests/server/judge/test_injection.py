@@ -28,6 +28,8 @@ HIDING = ("\u200b\u200c\u200d\u200e\u202a\u202e\u2060\u2066\u2069\ufeff\ufe00\uf
 PIECES = st.sampled_from([*INJECTIONS, *HIDING, "material-", "<<", ">>", "\n", "0123456789abcdef", "[mark]",
                           "Answer 1:"])
 TEXTS = st.lists(PIECES | st.text(max_size=20), max_size=8).map("".join).filter(lambda t: len(t) < 4 * MAX_TOKENS)
+PATIENT = {"judge_timeout_s": 30.0, "request_timeout_s": 120.0}
+"""For a hundred calls at once on a busy machine."""
 EXAMPLES = pytest.mark.parametrize("examples", [300, pytest.param(10_000, marks=[
     pytest.mark.slow, pytest.mark.timeout(900)])])
 
@@ -120,15 +122,15 @@ def test_an_injection_earns_what_the_judge_says_and_no_more(
         return json.dumps(({"nonce": said[-1]} if nonce else {}) | {"verdicts": [{"id": "c1", "met": False}]})
 
     judge.script = strict
-    with Client(serve(**model_settings, judge_nonce=nonce)) as client:
-        assert {r.reward for r in score(client, INJECTIONS)} == {0.0}
+    with Client(serve(**model_settings | PATIENT, judge_nonce=nonce)) as client:
+        assert {(r.reward, r.reason) for r in score(client, INJECTIONS)} == {(0.0, None)}
 
 
 def test_a_judge_that_repeats_a_rollout_scores_nothing(
         serve: Callable[..., str], model_settings: dict[str, Any], judge: ScriptedJudge) -> None:
     """Not one of the replies that rollouts bring along holds the nonce of its call."""
     judge.script = lambda request, number: answered_texts(request)[0][1]
-    with Client(serve(**model_settings, judge_nonce=True)) as client:
+    with Client(serve(**model_settings | PATIENT, judge_nonce=True)) as client:
         rollouts = score(client, INJECTIONS)
     assert {r.reward for r in rollouts} == {None}
     assert {r.reason for r in rollouts} <= {UnscoredReason.PARSE_FAILURE, UnscoredReason.OFF_MENU,

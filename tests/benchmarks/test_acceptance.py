@@ -1,0 +1,115 @@
+"""The table of the 58 checks says what was run and what came of it, and nothing that was not run."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from acceptance import run as acceptance
+from acceptance.checks import CHECKS, Check
+from acceptance.commands import Command, Outcome, read, run
+
+PASSES = "def test_one(record_property):\n    record_property('figure', '7 apples')\n"
+FAILS = "def test_two():\n    assert False\n"
+SKIPS = "import pytest\n\n\ndef test_three():\n    pytest.skip('no apples here')\n"
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a project's own, with room for the two files."""
+    for name in ("docs", "benchmarks/results"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def of(room: Path, text: str, limit_s: float = 60) -> Outcome:
+    (room / "test_it.py").write_text(text)
+    return run(Command(("test_it.py",), limit_s))
+
+
+def test_the_checks_are_58_and_each_has_a_command_or_a_reason() -> None:
+    assert list(CHECKS) == list(range(1, 59))
+    for check in CHECKS.values():
+        assert bool(check.commands) != bool(check.not_applicable), check.number
+
+
+def test_what_the_commands_name_is_there() -> None:
+    root = Path(__file__).parents[2]
+    for check in CHECKS.values():
+        for command in check.commands:
+            for word in (w for w in command.arguments if w.startswith("tests/")):
+                path, _, name = word.partition("::")
+                assert (root / path).exists(), word
+                assert name.rpartition("::")[2] in (root / path).read_text("utf-8") if name else True, word
+
+
+@pytest.mark.parametrize(("text", "status", "said"), [
+    (PASSES, "shown", "7 apples"), (PASSES + FAILS, "failed", "failed: test_two"),
+    (PASSES + SKIPS, "part", "no apples here"), ("", "failed", "no test ran"),
+    ("import nothing_of_that", "failed", "1 failed")])
+def test_a_row_says_what_came_of_it(room: Path, text: str, status: str, said: str) -> None:
+    row = acceptance.judge(CHECKS[4], [of(room, text)])
+    assert row.status == status
+    assert said in row.figure
+
+
+def test_what_takes_too_long_is_ended_with_all_that_it_started(room: Path) -> None:
+    hangs = f"import subprocess, sys\n\n\ndef test_it():\n    subprocess.run([{sys.executable!r}, '-c', '{{}}'])\n"
+    begun = time.monotonic()
+    outcome = of(room, hangs.format("import time; open(\"began\", \"w\"); time.sleep(600)"), limit_s=3)
+    assert time.monotonic() - begun < 20
+    assert outcome.fault == "not done within 3 s"
+    assert acceptance.judge(CHECKS[4], [outcome]).status == "failed"
+
+
+def test_what_shows_less_is_part_and_what_fails_is_failed_all_the_same() -> None:
+    check = Check(1, "a", "It holds.", (Command(("x",), 1),), part="half of it")
+    assert acceptance.judge(check, [Outcome(passed=1)]).status == "part"
+    assert acceptance.judge(check, [Outcome(passed=1), Outcome(failed=1, fault="failed: x")]).status == "failed"
+
+
+def test_rows_of_other_checks_stay_and_what_was_not_run_is_said(room: Path) -> None:
+    acceptance.save({4: acceptance.Row("shown", "3 passed in 1 s", "2026-01-01")})
+    acceptance.save(acceptance.load() | {5: acceptance.Row("failed", "1 failed | x", "2026-01-02")})
+    lines = (room / "docs/reliability.md").read_text().splitlines()
+    rows = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("| ")}
+    assert "shown" in rows["4"]
+    assert "2026-01-01" in rows["4"]
+    assert "1 failed \\| x" in rows["5"]
+    assert "not run yet" in rows["6"]
+    assert "not applicable" in rows["26"]
+    assert acceptance.counts(acceptance.load())["not run yet"] == 58 - 2 - sum(
+        bool(check.not_applicable) for check in CHECKS.values())
+
+
+def test_a_row_of_another_command_is_not_kept(room: Path) -> None:
+    acceptance.save({4: acceptance.Row("shown", "3 passed in 1 s", "2026-01-01")})
+    kept = json.loads(acceptance.ROWS.read_text())
+    kept["rows"]["4"]["commands"] = ["pytest tests/of_once.py"]
+    acceptance.ROWS.write_text(json.dumps(kept))
+    assert acceptance.load() == {}
+
+
+@pytest.mark.parametrize("words", ["0", "59", "four", "4,", ""])
+def test_a_check_that_there_is_not_is_refused(words: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "acceptance.run", "--only", words], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[2] / "benchmarks", timeout=60, check=False)
+    assert done.returncode == 2
+    assert "numbers from 1 to 58" in done.stderr
+
+
+def test_a_failed_check_ends_with_one(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptance, "run", lambda command: Outcome(failed=1, fault="failed: it"))
+    monkeypatch.setattr(sys, "argv", ["run", "--only", "4"])
+    with pytest.raises(SystemExit) as ended:
+        acceptance.main()
+    assert ended.value.code == 1
+    assert acceptance.load()[4].status == "failed"
+
+
+def test_a_report_without_tests_is_no_success() -> None:
+    assert read("<testsuites/>", status=5, seconds=1).fault
