@@ -41,11 +41,11 @@ demo: setup  ## Train a real small model on rubric rewards, from start to report
 demo-control: setup  ## The demo's training beside shuffled rewards, 3 seeds (slow, about an hour)
 	$(CLEAN) $(BIN)/markscheme demo-control
 
-# Tests that measure time run alone; all others run two at a time, with one thread each.
+# Tests that measure time run alone. The others mostly wait: three at a time keep two cores busy, one thread each.
 TIMED := tests/server/fault
 
 test: check  ## Lint, types, import contracts, then the tests
-	$(CLEAN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore $(TIMED)
+	$(CLEAN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --ignore $(TIMED)
 	$(CLEAN) $(BIN)/python -m pytest $(TIMED)
 
 fuzz: setup  ## Schemathesis against the running service (slow, about three minutes)

@@ -127,11 +127,15 @@ def try_server(server: Server, room: Path, upstream: str) -> Generator[Row]:
     version = ""
     try:
         version = server.version()
-        with running(server, room, upstream) as url:
-            for number, trial in enumerate(server.trials):
-                yield _tried(server, version, trial, url, room / f"trial-{number}")
-            for number, proxy in enumerate(server.proxies):
-                yield from try_server(proxy, room / f"proxy-{number}", url)
+        jobs: tuple[Trial | Server, ...] = (*server.trials, *server.proxies)
+        numbered = list(enumerate(jobs))
+        for part in [[one] for one in numbered] if server.fresh else [numbered]:
+            with running(server, room, upstream) as url:
+                for number, job in part:
+                    if isinstance(job, Trial):
+                        yield _tried(server, version, job, url, room / str(number))
+                    else:
+                        yield from try_server(job, room / str(number), url)
     except NotRunning as error:
         yield Row(server.name, version, None, None, str(error))
 

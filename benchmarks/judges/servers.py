@@ -75,7 +75,8 @@ class Server:
 
     ``environment``: its virtual environment; ``distribution``: the package whose version it has.
     ``ready``: the path that answers 200 once it can be asked, which takes ``start_s`` at most.
-    ``proxies`` are tried in front of it while it runs.
+    ``proxies`` are tried in front of it while it runs. ``fresh``: start it anew for each of them
+    and for each trial, since it goes on with calls that their callers have left.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Server:
     trials: tuple[Trial, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
     proxies: tuple["Server", ...] = ()
+    fresh: bool = False
 
     @property
     def home(self) -> Path:
@@ -265,7 +267,9 @@ def _put_model(place: Place) -> None:
         model = ensure_model(MODEL_DIRECTORY)
     except ModelUnavailable as error:
         raise NotRunning(f"there is no model: {error}") from error
-    (place.room / MODEL).symlink_to(model.absolute())
+    link = place.room / MODEL
+    if not link.exists():
+        link.symlink_to(model.absolute())
 
 
 def _transformers(place: Place) -> list[str]:
@@ -360,6 +364,7 @@ SERVERS: Mapping[str, Server] = {
         120,
         trials=(_small(), _small(max_tokens=MAX_TOKENS)),
         proxies=(_before("transformers serve", max_tokens=MAX_TOKENS),),
+        fresh=True,
     ),
     "vllm": Server(
         "vLLM",

@@ -19,6 +19,7 @@ from markscheme_server.config import BUILTIN, DEFAULT, TEACHER, Settings
 from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import InductionTask, Judge, JudgeFailure, Response, VerifyTask
+from markscheme_server.judge.gateway import SEE_DOCTOR
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.judge.probing import listed_models, probe_schema
 from markscheme_server.store.migrating import is_walled
@@ -220,7 +221,8 @@ def _say_learnt(judge: OpenAIJudge, what: str, console: Console) -> None:
 
 def _say_failure(console: Console, what: str, failure: JudgeFailure) -> None:
     """The reason in our words, and the endpoint's own sentence: this is the operator's terminal."""
-    _say(console, False, f"{what}: {failure} ({failure.reason})")
+    words = str(failure).removesuffix(SEE_DOCTOR)
+    _say(console, False, f"{what}: {words} ({failure.reason})")
     if failure.detail:
         console.print(f"        it said: {failure.detail}", style="red", markup=False, highlight=False, soft_wrap=True)
 

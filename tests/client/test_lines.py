@@ -158,10 +158,10 @@ def test_every_reader_of_files_keeps_what_is_inside_a_line(
         ({"prompt": "p", "rollouts": "abc"}, "rollouts: must be a list"),
         ({"prompt": "p", "rollouts": ["a", 3]}, r"rollouts\[1\]: must be an object"),
         ({"prompt": "p", "rollouts": ["a", {"text": 1}]}, r"rollouts\[1\]\.text: must be a text"),
-        ({"prompt": 5, "rollouts": ["a"]}, "prompt: must be a text or a list"),
+        ({"prompt": 5, "rollouts": ["a"]}, "prompt: must be a text or a list of messages"),
         (
             {"prompt": [{"role": "user", "content": "a\0"}], "rollouts": ["a"]},
-            r"prompt\[0\]\.content: .*NUL character",
+            r"prompt\[0\]\.content: .*NUL character or half of a surrogate pair",
         ),
         (["p"], "must be a JSON object"),
     ],

@@ -59,6 +59,8 @@ class ScriptedJudge:
         self.keys: list[str | None] = []
         """What each request said in ``Authorization``."""
         self.states_usage = True
+        self.models: list[str] = []
+        """What ``GET /models`` lists; an endpoint without any answers 404."""
         self.finish: Callable[[dict[str, Any]], str] = lambda request: "stop"
         self.usage: Any = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15,
                            "prompt_tokens_details": {"cached_tokens": 4}}
@@ -68,6 +70,15 @@ class ScriptedJudge:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                data = [{"id": name, "object": "model"} for name in judge.models]
+                payload = json.dumps({"object": "list", "data": data}).encode()
+                self.send_response(200 if judge.models else 404)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
 
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["content-length"])))

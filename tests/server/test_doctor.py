@@ -124,6 +124,16 @@ def test_the_endpoints_own_words_are_shown(tmp_path: Path, judge: ScriptedJudge)
     assert "it said: scripted" in said
 
 
+def test_a_model_that_the_endpoint_does_not_list_is_warned_of(
+        configured: Callable[..., Settings], judge: ScriptedJudge) -> None:
+    judge.models = ["g-large", "other"]
+    _, _, said = examined(configured())
+    assert "warn  judge good (g; rubricator, verifier)" in said
+    assert "does not list this model; it lists g-large" in said
+    judge.models = ["g", "b"]
+    assert "does not list" not in examined(configured())[2]
+
+
 def test_a_url_without_a_scheme_is_said() -> None:
     with pytest.raises(ValidationError, match="no scheme: write 'http://127.0.0.1:1/v1'"):
         Settings(_env_file=None, judge_base_url="127.0.0.1:1/v1", judge_model="m")

@@ -115,6 +115,18 @@ def test_a_reply_that_was_cut_off_is_asked_for_once_with_more_room(
     assert len(judge.requests) == 4
 
 
+def test_an_endpoint_that_takes_no_more_is_not_asked_for_more(
+        connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+    too_large = {"error": {"message": "max_tokens is too large. This model supports at most 500 completion tokens.",
+                           "param": "max_tokens", "code": "invalid_value"}}
+    judge.script = lambda request, number: (400, too_large) if request["max_tokens"] > 500 else verdicts(request)
+    judge.finish = lambda request: "length"
+    client = connect()
+    (rollout,) = client.score([asked(client)]).groups[0].rollouts
+    assert rollout.reason == "truncated"
+    assert [request["max_tokens"] for request in judge.requests][1:] == [500]
+
+
 def test_no_ask_repeats_an_earlier_one(connect: Callable[..., Client], judge: ScriptedJudge) -> None:
     judge.script = lambda request, number: "no"
     client = connect()

@@ -14,7 +14,7 @@ from markscheme_train.errors import DataError
     ('{"prompt": "a", "teacher_responses": []}\n', "line 1: teacher_responses"),
     ('{"prompt": "a", "teacher_responses": "b"}\n', "line 1: teacher_responses"),
     ('["a"]\n', "line 1: must be a JSON object"),
-    ('{"prompt": 5}\n', "line 1: prompt: must be a text or a list"),
+    ('{"prompt": 5}\n', "line 1: prompt: must be a text or a list of messages"),
     ('{"prompt": "a\\ud83d"}\n', "line 1: prompt: half a character"),
     ('{"prompt": "a", "teacher_responses": ["b", 3]}\n',
      r"line 1: teacher_responses\[1\]: must be a text"),

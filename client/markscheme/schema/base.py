@@ -60,7 +60,8 @@ class Message(Wire):
 Messages = Annotated[list[Message], Field(min_length=1, max_length=256)]
 Prompt = Annotated[
     Annotated[Text, StringConstraints(min_length=1), Branch("<text>")] | Annotated[Messages, Branch("<messages>")],
-    Discriminator(lambda value: "<messages>" if isinstance(value, list) else "<text>")]
+    Discriminator(lambda value: {list: "<messages>", str: "<text>"}.get(type(value)),
+                  custom_error_type="prompt_type", custom_error_message="must be a text or a list of messages")]
 """A list of chat messages; a string stands for one user message. Errors name the field of the message at fault."""
 
 

@@ -46,6 +46,7 @@ CONNECT_S = 5.0
 """A host that does not answer by then is not there: the call was not sent."""
 CANNED_TIMEOUT_S = 15.0
 """A small question is answered in less, or the endpoint is as good as out."""
+SEE_DOCTOR = "; 'markscheme doctor' shows its own words"
 LOG_EVERY_S = 60.0
 """A kind of refusal is logged once in this time for each endpoint, with how often it came."""
 
@@ -418,4 +419,4 @@ def _message(refusal: Refusal) -> str:
         return "the judge refused the key: check MARKSCHEME_JUDGE_API_KEY or the judge's api_key_env"
     if refusal.status in (404, 405, 410):
         return "the judge knows no such model or path: check the judge's model and base_url"
-    return f"the judge refused the request (status {refusal.status}); 'markscheme doctor' shows its own words"
+    return f"the judge refused the request (status {refusal.status}){SEE_DOCTOR}"

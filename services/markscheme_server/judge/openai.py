@@ -165,7 +165,8 @@ class OpenAIJudge:
         longest = s.teacher_max_tokens or TEACHER_TOKENS
         request = _Request("teacher", list(prompt), longest, fixed=s.teacher_max_tokens is not None)
         spending = self._spending("teacher", patience)
-        completion, usage = await self._call(request, longest, patience, spending), spending.usage
+        completion, _ = await self._call(request, longest, patience, spending)
+        usage = spending.usage
         try:
             text = visible(replies.read_text(completion, response=True))
         except Truncated as error:
@@ -235,7 +236,7 @@ class OpenAIJudge:
         spending, text = self._spending(question.role, patience), ""
         for attempt in range(1, asks + 1):
             try:
-                completion = await self._call(request, question.usual_tokens, patience, spending)
+                completion, length = await self._call(request, question.usual_tokens, patience, spending)
             except JudgeFailure as failure:
                 again = self._after_refusal(failure, request, question, attempt)
                 if attempt == asks or again is None:
@@ -247,7 +248,7 @@ class OpenAIJudge:
                 text = replies.read_text(completion)
                 return read(replies.read_object(text)), usage
             except Truncated as error:
-                larger = self._enlarged(request, question)
+                larger = self._enlarged(request, question, length)
                 if attempt == asks or larger is None:
                     advice = "; raise MARKSCHEME_JUDGE_MAX_TOKENS" if request.fixed else ""
                     raise JudgeFailure(error.reason, f"the judge gave no verdict: {error}{advice}", usage) from error
@@ -264,15 +265,19 @@ class OpenAIJudge:
         cause = failure.__cause__
         kind = cause.refusal.kind if isinstance(cause, Refused) else None
         if kind is Kind.TRUNCATED:
-            return self._enlarged(request, question)
+            return self._enlarged(request, question, request.cap)
         if kind is Kind.GENERATION:
             return replace(request, messages=_reworded(question.message, attempt, "", str(failure)))
         return None
 
-    def _enlarged(self, request: "_Request", question: "_Question") -> "_Request | None":
-        """The same with more room for the reply, once; ``None`` where the operator set how much there is."""
+    def _enlarged(self, request: "_Request", question: "_Question", length: int | None) -> "_Request | None":
+        """The same with more room for the reply, once; ``None`` where there cannot be more.
+
+        ``length`` is what was asked for in the end: less than the request's cap where the endpoint takes no more.
+        """
         first = self._cap(question.usual_tokens)
-        return None if request.fixed or request.cap > first else replace(request, cap=first * LARGER)
+        full = length is None or length < request.cap
+        return None if request.fixed or full or request.cap > first else replace(request, cap=first * LARGER)
 
     def _cap(self, usual_tokens: int) -> int:
         """The longest reply to ask for, tokens: what the operator set, else four times the usual and room to think."""
@@ -281,16 +286,21 @@ class OpenAIJudge:
     def _spending(self, role: Role, patience: Patience) -> Spending:
         return Spending(self._settings, self.name, role, patience.purse or Purse(), patience.deadline)
 
-    async def _call(self, request: "_Request", usual_tokens: int, patience: Patience, spending: Spending) -> Any:
-        """A completion by way of the gateway. A failure carries what the question has cost so far."""
+    async def _call(self, request: "_Request", usual_tokens: int, patience: Patience,
+                    spending: Spending) -> tuple[Any, int | None]:
+        """A completion by way of the gateway, and the longest reply that was asked for in the end (``None``: none).
+
+        A failure carries what the question has cost so far.
+        """
         tokens = sum(len(m["content"]) for m in request.messages) // prompts.CHARACTERS_PER_TOKEN + usual_tokens
         sender = _Sender(self._settings, request, spending)
         try:
-            return await self.gateway.call(sender.send, cover=lambda: sender.cover(self.gateway.endpoints),
-                                           role=request.role, tokens=tokens, patience=patience)
+            completion = await self.gateway.call(sender.send, cover=lambda: sender.cover(self.gateway.endpoints),
+                                                 role=request.role, tokens=tokens, patience=patience)
         except JudgeFailure as failure:
             failure.usage = spending.usage
             raise
+        return completion, sender.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +339,8 @@ class _Sender:
 
     def __init__(self, settings: JudgeSettings, request: _Request, spending: Spending) -> None:
         self._settings, self._request, self._spending = settings, request, spending
+        self.length: int | None = None
+        """The longest reply that the last request asked for, tokens."""
         self._prompt_bytes = sum(len(message["content"].encode()) for message in request.messages)
 
     async def cover(self, endpoints: Sequence[Endpoint]) -> None:
@@ -373,7 +385,8 @@ class _Sender:
         # Not chat.completions.create: it walks all parameters and builds models of the reply, which takes longer
         # than all that we do for a call. Not cast_to=object either: it decodes what may not be JSON.
         sent = [name for name in body if name not in ("model", "messages", "response_format")]
-        most = _most_tokens(body.get(endpoint.capabilities.length_name))
+        self.length = body.get(endpoint.capabilities.length_name)
+        most = _most_tokens(self.length)
         await self._spending.cover(self._prompt_bytes, most)
         call = self._spending.begin(self._prompt_bytes, most)
         try:

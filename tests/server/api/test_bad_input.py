@@ -101,7 +101,8 @@ def test_what_models_write_is_made_visible_and_judged(client: Client, text: str)
 
 @pytest.mark.parametrize(("body", "param", "words"), [
     (SCORES["wrong role"], "groups.0.prompt.0.role", "'system'"),
-    ('{"groups":[{"id":"g","prompt":7,"rollouts":[{"id":"r","text":"x"}]}]}', "groups.0.prompt", "valid string"),
+    ('{"groups":[{"id":"g","prompt":7,"rollouts":[{"id":"r","text":"x"}]}]}', "groups.0.prompt",
+     "a text or a list of messages"),
     ('{"groups":[{"id":"g","prompt":[{"role":"user"}],"rollouts":[{"id":"r","text":"x"}]}]}',
      "groups.0.prompt.0.content", "required")])
 def test_an_error_names_the_field_at_fault(connection: http.client.HTTPConnection, body: str, param: str,

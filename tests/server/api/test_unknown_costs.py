@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.judge import ScriptedJudge, verdicts
+from fakes.service import running
 from markscheme import Client
 from markscheme_server.config import Settings
 from markscheme_server.domain.deadline import Deadline
@@ -19,7 +21,7 @@ from markscheme_server.store.budgets import Wish
 from markscheme_server.store.database import EVERYONE
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import budgets, judge_calls
-from server.api.test_money import CALL_USD, CRITERIA, PROMPT, Office, group, office, score, store
+from server.api.test_money import CALL_USD, CRITERIA, PEPPER, PRICES, PROMPT, Office, group, office, score, store
 
 __all__ = ["office", "store"]
 
@@ -151,6 +153,25 @@ def test_a_call_that_was_sent_is_on_the_books_whoever_left(office: Office, judge
     assert spent(office, url) == pytest.approx(sum(map(most, judge.requests)), abs=1e-9)
 
 
+def test_a_call_cut_off_by_the_end_of_the_service_is_on_the_books(office: Office, judge: ScriptedJudge,
+                                                                  model_settings: dict[str, Any]) -> None:
+    url, red = begin(office, 100.0)
+
+    def stuck(request: dict[str, Any], _number: int) -> str:
+        judge.released.wait(30)
+        return verdicts(request)
+
+    judge.script = stuck
+    more = {"judge_timeout_s": 60.0}
+    ending = Settings(_env_file=None, database_url=office.url, key_pepper=PEPPER, **(model_settings | PRICES | more))
+    with ThreadPoolExecutor() as pool, running(ending) as ends:
+        pool.submit(score, ends, red, ["Red."])
+        assert eventually(lambda: len(judge.requests), 1) == 1
+    books = total(office, url)
+    assert (books["calls"], books["failed_calls"], books["unpriced_calls"]) == (1, 1, 1)
+    assert spent(office, url) == pytest.approx(most(judge.requests[0]), abs=1e-9)
+
+
 async def test_what_a_cancelled_question_sent_is_recorded_before_the_end(store: Store) -> None:
     treasury = Treasury(store.budgets, store.verdicts)
     await store.budgets.put("red", None, hard_usd=9.0, soft_usd=None, window="day", actor=Actor())
@@ -196,20 +217,20 @@ async def test_a_hold_that_alone_is_beyond_the_limit_is_granted_once(store: Stor
     assert await store.budgets.hold(Wish("hold_2", "red", None, to_nano(50))) == "wait"
 
 
-async def test_a_million_calls_add_up_exactly(store: Store) -> None:
+@pytest.mark.parametrize("count", [1000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+async def test_a_million_calls_add_up_exactly(store: Store, count: int) -> None:
     cost = to_nano(0.000123457)
     async with store.database.writing(EVERYONE) as connection:
-        each = "SELECT value AS i FROM generate_series(1, 1000000) AS s(value)" \
-            if connection.dialect.name == "postgresql" else \
-            "WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < 1000000) SELECT i FROM s"
+        each = sa.select(sa.literal(1).label("i")).cte("each", recursive=True)
+        each = each.union_all(sa.select(each.c.i + 1).where(each.c.i < count))
         await connection.execute(sa.insert(judge_calls).from_select(
             ["id", "team", "role", "judge", "criteria", "calls", "prompt_tokens", "completion_tokens", "cost_usd",
              "settled_usd", "unpriced_calls", "created_at"],
-            sa.select(sa.cast(sa.column("i"), sa.String), sa.literal("red"), sa.literal("verifier"),
+            sa.select(sa.cast(each.c.i, sa.String), sa.literal("red"), sa.literal("verifier"),
                       sa.literal("judge"), sa.literal([], sa.JSON), *(sa.literal(1),) * 3,
                       *(sa.literal(cost, judge_calls.c.cost_usd.type),) * 2, sa.literal(0),
-                      sa.func.current_timestamp()).select_from(sa.text(f"({each}) AS numbers"))))
+                      sa.func.current_timestamp())))
     _, bucket, _ = await store.usage.add_up("red", [], since=None, until=None)
-    assert (bucket.sums["calls"], bucket.sums["cost_usd"]) == (1_000_000, 123.457)
+    assert (bucket.sums["calls"], bucket.sums["cost_usd"]) == (count, count * 123_457 / 1e9)
     made = await store.budgets.put("red", None, hard_usd=500.0, soft_usd=None, window="total", actor=Actor())
-    assert made.spent_usd == 123.457
+    assert made.spent_usd == count * 123_457 / 1e9

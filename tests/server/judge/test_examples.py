@@ -92,9 +92,9 @@ def test_there_is_a_block_for_each_provider() -> None:
 async def test_a_block_fits_its_providers_dialect(
         provider: str, judge: ScriptedJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     block = tomllib.loads(FILE.read_text("utf-8"))["judges"][provider]
-    if "api_key_env" in block:
-        monkeypatch.setenv(block["api_key_env"], "k")
-    lines = [f"{name} = {_toml(value)}" for name, value in (block | {"base_url": judge.url}).items()]
+    monkeypatch.setenv("KEY_OF_THE_FAKE", "k")
+    own = {"base_url": judge.url, "api_key_env": "KEY_OF_THE_FAKE"}
+    lines = [f"{name} = {_toml(value)}" for name, value in (block | own).items()]
     file = tmp_path / "markscheme.toml"
     file.write_text("\n".join(["[judges.one]", *lines]))
     judge.script = lambda request, number: DIALECTS[provider](request)

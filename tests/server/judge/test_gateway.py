@@ -16,10 +16,14 @@ from markscheme_server.domain.deadline import Deadline, Patience
 from markscheme_server.errors import Unavailable
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.breaker import Breaker, State
-from markscheme_server.judge.gateway import Endpoint, Gateway, Spent
+from markscheme_server.judge.gateway import Endpoint, Gateway
 from markscheme_server.judge.queue import Queue
 
 Send = Callable[[Endpoint], Awaitable[object]]
+
+
+async def free() -> None:
+    """No money to see to."""
 
 
 async def answers(_: Endpoint) -> str:
@@ -42,7 +46,7 @@ def gateway(*, canned: Send = answers, queue_limit: int = 100, concurrency: int 
 
 async def ask(to: Gateway, send: Send, team: str = "a") -> object:
     patience = Patience(Deadline(asyncio.get_running_loop().time() + 5), team=team)
-    return await to.call(send, role="verifier", tokens=1, patience=patience, spent=Spent())
+    return await to.call(send, role="verifier", tokens=1, patience=patience, cover=free)
 
 
 @pytest.fixture(autouse=True)
