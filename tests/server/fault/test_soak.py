@@ -17,7 +17,7 @@ from fakes.processes import eventually
 from server.fault.conftest import Start
 
 COUNT, AT_ONCE, WARM_UP = 2000, 16, 2000
-MEMORY_BYTES, DESCRIPTORS = 24 * 1024 * 1024, 5
+MEMORY_BYTES, DESCRIPTORS = 16 * 1024 * 1024, 5
 
 
 def requests(rubric: str, count: int, seed: int) -> Iterator[tuple[str, str, Any, dict[str, str]]]:
