@@ -153,10 +153,10 @@ def doctor(
     days, and a service that starts in that time begins with it. With --train it also says how many judge calls and
     tokens a training will take, what they cost at the judge's prices, and how long at its limits.
     """
-    logs.configure("error")  # what is learnt of endpoints is in the report
     from markscheme_server.doctor import diagnose, estimate_training
 
     settings, console = read_settings(), Console()
+    logs.configure("error")  # what is learnt of endpoints is in the report
     passed, seconds = asyncio.run(diagnose(settings, console))
     if train is not None:
         passed = estimate_training(train, overrides or [], settings, seconds, console) and passed

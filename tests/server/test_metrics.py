@@ -27,7 +27,7 @@ def test_everything_is_named_after_the_service_and_explained() -> None:
     assert names() == {f"markscheme_{name}" for name in (
         "request_seconds", "judge_call_seconds", "judge_retries", "verdicts", "unscored", "queue_depth",
         "calls_in_flight", "breaker_state", "tokens", "cost", "rubrics", "rate_limited",
-        "endpoint_adaptations", "canned_questions")}
+        "endpoint_adaptations", "canned_questions", "canary_failures")}
 
 
 @pytest.mark.parametrize("reason", UnscoredReason)
