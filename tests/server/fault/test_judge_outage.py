@@ -49,7 +49,7 @@ def test_an_outage_is_not_amplified(per_s: float, for_s: float, probe_s: float, 
     later = [at for at in judge.arrivals if at > begun + opened_s]
     assert len(later) <= (for_s - opened_s) / probe_s + 1
     assert quantile([a.elapsed_s for a in answers if a.sent > begun + opened_s], share) <= answered_s
-    refused = send_all([induce(url)])[0]
+    refused = send_all([induce(url, "A prompt without a rubric.")])[0]
     assert (refused.status, refused.code) == (503, "unavailable")
     assert int(refused.headers["Retry-After"]) >= 1
 
