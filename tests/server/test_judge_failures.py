@@ -48,7 +48,8 @@ FAILURES = {
     "no JSON": (lambda request, number: "All criteria are met. Full marks!", "parse_failure"),
     "empty": (lambda request, number: "", "parse_failure"),
     "cut off": (lambda request, number: verdicts(request)[:-9], "parse_failure"),
-    "broken HTTP": (lambda request, number: b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", "parse_failure"),
+    "broken HTTP": (lambda request, number: (
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello"), "parse_failure"),
     "reset": (lambda request, number: b"", "unavailable"),
     "one missing": (one_missing, "parse_failure"),
     "wrong id": (wrong_id, "off_menu"),

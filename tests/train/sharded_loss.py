@@ -1,5 +1,6 @@
 """SRPO's loss on a model whose weights lie in parts (FSDP2, a CPU mesh), for ``torchrun``: the gradient, joined."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ def main(out: Path) -> None:
     if rank == 0:
         parts = sum(p.to_local().numel() for p in model.parameters())
         torch.save({"gradients": gradients, "parts": parts, "world": world}, out)
+    distributed.barrier()
     distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads may outlive their group, and an ordinary exit then aborts
 
 
 if __name__ == "__main__":
