@@ -24,11 +24,11 @@ from rich.table import Table
 from ifeval import DATA, Item, Rollout, atoms, checks_of, load_items, load_rollouts, official, wanted_atoms
 from markscheme_server.domain.rubric import Criterion, maximum_score
 from markscheme_server.judge.base import InductionTask, JudgeFailure, Response
-from markscheme_server.judge.builtin.checks import run_check
-from markscheme_server.judge.builtin.contrast import contrast_words
-from markscheme_server.judge.builtin.languages import language_of
-from markscheme_server.judge.builtin.reader import read_constraints
-from markscheme_server.judge.builtin.rubricator import induce_criteria
+from markscheme_server.rules.checks import run_check
+from markscheme_server.rules.contrast import contrast_words
+from markscheme_server.rules.languages import language_of
+from markscheme_server.rules.parse import read_constraints
+from markscheme_server.rules.rubricator import induce_criteria
 
 MACHINE = "2 shared CPU cores, no GPU; single-threaded Python 3.11"
 GUARD_SHARE = 0.2

@@ -18,7 +18,7 @@ from fakes.judge import ScriptedJudge
 from fakes.service import running
 from markscheme import Client
 from markscheme_server.config import Settings
-from markscheme_server.store.migrating import prepare
+from markscheme_server.store.maintenance.migrate import prepare
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")

@@ -173,7 +173,7 @@ def service(room: Path, *, name: str, database: str, redis_url: str | None, judg
             "judge_concurrency": str(JUDGE_CONCURRENCY), "api_key": API_KEY, "home": str(room),
             "drain_delay_s": "0", **settings}
     environment = clean_environment({f"MARKSCHEME_{k.upper()}": v for k, v in told.items()})
-    command = [sys.executable, "-c", "from markscheme.cli import main; main()", "serve", "--port", "0"]
+    command = [sys.executable, "-c", "from markscheme.cli.app import main; main()", "serve", "--port", "0"]
     if workers > 1:
         command += ["--workers", str(workers)]
     with listening(command, environment, room / f"service-{name}.log") as process:

@@ -31,7 +31,7 @@ from markscheme_train.demo.run import load_student, prepare_torch
 from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words
 from markscheme_train.reward import RubricReward, Scorer
-from markscheme_train.steps import StepRecord, StepRecorder
+from markscheme_train.step_log import StepRecord, StepRecorder
 from markscheme_train.training import build_trainer, eos_token_ids
 from service.machine import describe, sentence
 from service.report import markdown_table, today, write

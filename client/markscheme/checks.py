@@ -1,6 +1,6 @@
 """The closed set of declarative checks: forms of a criterion that code can decide, exactly and for free.
 
-This module is the wire shape only; the service decides them in ``markscheme_server.judge.builtin.checks``.
+This module is the wire shape only; the service decides them in ``markscheme_server.rules.checks``.
 """
 
 from typing import Annotated, Literal

@@ -33,7 +33,7 @@ def train(
     """Train a causal language model on rubric rewards from a running service."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from markscheme_train.config import load_config
-    from markscheme_train.live import LiveTable
+    from markscheme_train.progress import LiveTable
     from markscheme_train.training import begun, quieten
     from markscheme_train.training import train as run
 

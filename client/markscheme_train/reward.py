@@ -18,8 +18,8 @@ from markscheme.messages import MessageError, plain_message, role_of, text_of
 from markscheme.protocol import sendable
 from markscheme.schema import Group, GroupScore, Message, Rollout, Run, ScoreBatch, Usage
 from markscheme.vocabulary import MAY_PASS, ReusePolicy, Thinking, VerifyMode, in_words
+from markscheme_train.distributed import Alone, Exchange
 from markscheme_train.errors import DataError, Unscored
-from markscheme_train.exchange import Alone, Exchange
 
 MOST_PAUSE_S = 30.0
 """Between two tries to reach a service that is away."""

@@ -25,13 +25,13 @@ from trl.trainer.utils import RepeatSampler
 from markscheme_train.checkpoints import SAVING, settle
 from markscheme_train.config import TrainConfig
 from markscheme_train.distillation import token_log_probs
+from markscheme_train.distributed import exchange
 from markscheme_train.errors import ConfigError
-from markscheme_train.exchange import exchange
 from markscheme_train.losses import group_advantages
 from markscheme_train.prefix import can_share, shared_prompt_states
 from markscheme_train.reward import RubricReward
-from markscheme_train.selfdistillation import BranchNorms, Rows, SelfDistillation, StudentStates, own_tokens
-from markscheme_train.teacher import AdapterCopy, ModelCopy, output_head
+from markscheme_train.self_distillation import BranchNorms, Rows, SelfDistillation, StudentStates, own_tokens
+from markscheme_train.self_teacher import AdapterCopy, ModelCopy, output_head
 
 TEACHER_FILE = "self_teacher.pt"
 

@@ -30,7 +30,7 @@ from markscheme_train.config import TrainConfig
 from markscheme_train.data import Example, as_dataset, read_examples
 from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, Stopped, TrainError, Unscored
 from markscheme_train.reward import RubricReward, Scorer, is_outage
-from markscheme_train.steps import StepRecord, StepRecorder
+from markscheme_train.step_log import StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 
 RUN_ID_FILE = "run_id"

@@ -9,31 +9,30 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from markscheme_server import telemetry
-from markscheme_server.api import errors, exchange, health, lineage, money, rubrics, scores, teams
+from markscheme_server.accounts.auth import Identity
+from markscheme_server.accounts.budgets import Treasury
+from markscheme_server.accounts.rate_limit import TeamRates
+from markscheme_server.api import errors, exchange, health, lineage, rubrics, scores, teams, usage
 from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
 from markscheme_server.api.middleware import Authenticated, BodyLimit, HeadAsGet, Observed, RateLimited, RequestId
 from markscheme_server.api.services import Services
-from markscheme_server.cache.places import Places
-from markscheme_server.cache.quotas import Quotas
-from markscheme_server.cache.rates import TeamRates
-from markscheme_server.cache.redis import Redis
-from markscheme_server.cache.verdicts import VerdictCache
-from markscheme_server.cache.windows import Windows
 from markscheme_server.config import BUILTIN, Settings
-from markscheme_server.grading.budgets import Treasury
-from markscheme_server.grading.identity import Identity
-from markscheme_server.grading.judges import Judges
-from markscheme_server.grading.rubrics import Freshness, RubricService
-from markscheme_server.grading.scores import ScoreService
-from markscheme_server.grading.teachers import TeacherService
-from markscheme_server.grading.verdicts import VerdictService
 from markscheme_server.judge.base import Judge
-from markscheme_server.judge.builtin.judge import BuiltinJudge
 from markscheme_server.judge.gateway import Gateway, make_endpoints
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.judge.queue import Queue
-from markscheme_server.store import migrating
+from markscheme_server.limits.concurrency import Places
+from markscheme_server.limits.quotas import Quotas
+from markscheme_server.limits.redis import Redis
+from markscheme_server.limits.sliding_window import Windows
+from markscheme_server.rules.judge import BuiltinJudge
+from markscheme_server.scoring.judges import Judges
+from markscheme_server.scoring.rubrics import Freshness, RubricService
+from markscheme_server.scoring.scores import ScoreService
+from markscheme_server.scoring.teachers import TeacherService
+from markscheme_server.scoring.verdict_cache import VerdictCache
+from markscheme_server.scoring.verdicts import VerdictService
 from markscheme_server.store.store import Store
 
 log = structlog.get_logger()
@@ -85,8 +84,8 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
         store = Store(settings.sqlalchemy_url, claim_lease_s=settings.claim_lease_s,
                       hold_lease_s=settings.request_timeout_s + HOLD_GRACE_S)
-        await migrating.prepare(settings.sqlalchemy_url, settings.sqlalchemy_migration_url)
-        if not settings.is_sqlite and not await migrating.is_walled(store.database):
+        await migrate.prepare(settings.sqlalchemy_url, settings.sqlalchemy_migration_url)
+        if not settings.is_sqlite and not await migrate.is_walled(store.database):
             log.warning("row_level_security_off", why="the database's role is a superuser or has BYPASSRLS")
         secret = settings.secret.get_secret_value() if settings.secret else await store.secret("marks")
         identity = Identity(store.teams, operator_key=_plain(settings.api_key), pepper=_plain(settings.key_pepper),
@@ -133,6 +132,6 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
     telemetry.install(app)
     app.add_middleware(RequestId)
     for router in (rubrics.router, lineage.router, exchange.router, scores.router, teacher_routes.router, teams.router,
-                   money.router, health.router):
+                   usage.router, health.router):
         app.include_router(router)
     return app

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markscheme.cli import read_groups
+from markscheme.cli.app import read_groups
 from markscheme.lines import LineError, parse, read_lines, split_lines, split_lines_async
 from markscheme.teaching import read_prompts, read_ropd_index
 

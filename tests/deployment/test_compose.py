@@ -135,7 +135,7 @@ def test_files_that_are_mounted_are_there(name: str) -> None:
 
 
 def test_a_service_is_given_the_time_that_its_ending_takes() -> None:
-    from markscheme_server.serving import CLOSING_S, IN_FLIGHT_S
+    from markscheme_server.cli.server import CLOSING_S, IN_FLIGHT_S
 
     ending = Settings.model_fields["drain_delay_s"].default + IN_FLIGHT_S + CLOSING_S
     assert ending < int(SERVICES["rubric"]["stop_grace_period"].removesuffix("s"))

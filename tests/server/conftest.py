@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from fakes.stores import PostgresServer
 from markscheme_server.config import Settings
-from markscheme_server.store.migrating import prepare
+from markscheme_server.store.maintenance.migrate import prepare
 
 
 @pytest.fixture(scope="session")

@@ -228,7 +228,7 @@ def test_one_poisonous_reply_takes_no_neighbour_along(
 
 
 def test_a_fault_of_ours_stays_in_its_group(connect: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
-    from markscheme_server.grading.scores import ScoreService
+    from markscheme_server.scoring.scores import ScoreService
 
     whole = ScoreService._mark
 

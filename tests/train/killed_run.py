@@ -13,8 +13,8 @@ from markscheme import Client
 from markscheme_train import trainer as trainer_module
 from markscheme_train.config import build_config
 from markscheme_train.reward import RubricReward
-from markscheme_train.steps import StepRecorder
-from markscheme_train.teacher import ModelCopy
+from markscheme_train.self_teacher import ModelCopy
+from markscheme_train.step_log import StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import quieten, train
 

@@ -29,8 +29,8 @@ from markscheme_train.demo.result import Change, DemoResult, print_result
 from markscheme_train.demo.sample import Sample, sample_responses
 from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words, non_word_share
-from markscheme_train.live import LiveTable
-from markscheme_train.steps import StepRecord
+from markscheme_train.progress import LiveTable
+from markscheme_train.step_log import StepRecord
 from train.conftest import ScriptedClient
 
 HOSTILE = "<script>alert(1)</script> [bold]x[/bold]"

@@ -24,7 +24,7 @@ from markscheme import Client
 from markscheme.errors import ConnectionFailed
 from markscheme_train.config import build_config
 from markscheme_train.errors import Interrupted
-from markscheme_train.steps import StepRecord
+from markscheme_train.step_log import StepRecord
 from markscheme_train.training import train
 from train.conftest import tiny_model, tiny_tokenizer
 from train.killed_run import POINTS, run

@@ -15,7 +15,7 @@ from markscheme.vocabulary import REASON_WORDS, UnscoredReason
 from markscheme_train.checkpoints import last_checkpoint
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, Stopped, TrainError
-from markscheme_train.steps import StepRecord, read_records
+from markscheme_train.step_log import StepRecord, read_records
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import decisive, run_id_of, thinking_of, train
 from train.conftest import CRITERION, ScriptedClient

@@ -37,7 +37,6 @@ from markscheme.schema.lineage import (
     LineageUse,
     LineageVerdicts,
 )
-from markscheme.schema.money import Budget, BudgetPut, UsageBucket, UsageReport
 from markscheme.schema.rubrics import (
     Criteria,
     Criterion,
@@ -87,6 +86,7 @@ from markscheme.schema.teams import (
     TeamList,
     TeamPatch,
 )
+from markscheme.schema.usage import Budget, BudgetPut, UsageBucket, UsageReport
 from markscheme.vocabulary import UnscoredReason
 
 __all__ = [

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from markscheme_train.demo.evaluate import Evaluation, PromptResult
-from markscheme_train.steps import StepRecord
+from markscheme_train.step_log import StepRecord
 
 
 @dataclass(frozen=True, slots=True)

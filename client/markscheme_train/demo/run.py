@@ -23,8 +23,8 @@ from markscheme_train.demo.report import write_report
 from markscheme_train.demo.result import Change, DemoResult, print_result
 from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words
-from markscheme_train.live import LiveTable
-from markscheme_train.steps import read_records
+from markscheme_train.progress import LiveTable
+from markscheme_train.step_log import read_records
 from markscheme_train.training import STEPS_FILE, begun, decisive, quieten, train
 
 INDUCTION_SEED = 1_000

@@ -17,7 +17,7 @@ from markscheme.vocabulary import UnscoredReason
 from markscheme_server.api.disconnect import ClientGone
 from markscheme_server.errors import BadGateway, PaymentRequired, ServiceError, Unauthorised, Unavailable, Unprocessable
 from markscheme_server.judge.base import JudgeFailure
-from markscheme_server.store.database import ERASED, fault_of, is_full
+from markscheme_server.store.engine.database import ERASED, fault_of, is_full
 
 log = structlog.get_logger()
 

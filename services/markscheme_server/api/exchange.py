@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Response
 
 from markscheme import exchange, schema
 from markscheme.vocabulary import ExchangeFormat
+from markscheme_server import wire
 from markscheme_server.api import idempotency
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.errors import RESPONSES
@@ -14,7 +15,6 @@ from markscheme_server.api.idempotency import TakesKey
 from markscheme_server.api.rubrics import checked_criteria, get_rubric, shown_rubrics
 from markscheme_server.api.services import Inducer, Reader, UsesServices
 from markscheme_server.errors import Unprocessable
-from markscheme_server.grading import wire
 from markscheme_server.store.audit import actor_of
 
 MOST_TAGS = 32

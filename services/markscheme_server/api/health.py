@@ -11,7 +11,7 @@ from markscheme_server.api.drain import Drain
 from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import UsesServices
 from markscheme_server.errors import Unavailable
-from markscheme_server.store.database import is_full
+from markscheme_server.store.engine.database import is_full
 
 router = APIRouter()
 

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from markscheme.schema import ErrorBody
 from markscheme_server.api import errors
 from markscheme_server.api.services import UsesServices, caller_of
-from markscheme_server.domain.fingerprint import digest
+from markscheme_server.domain.hashing import digest
 from markscheme_server.errors import Conflict, ServiceError, Unprocessable
 from markscheme_server.store.idempotency import Address, Answered, Begun, IdempotencyStore, Reused, Running
 

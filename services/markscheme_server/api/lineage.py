@@ -14,7 +14,7 @@ from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.rubrics import get_rubric
 from markscheme_server.api.services import Reader, UsesServices
-from markscheme_server.domain.fingerprint import criterion_key
+from markscheme_server.domain.hashing import criterion_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.store.lineage import Family, RunUse
 

@@ -22,7 +22,7 @@ from markscheme_server.api.errors import answer, body, database_error
 from markscheme_server.api.services import Services
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import TooManyRequests, Unauthorised, Unavailable
-from markscheme_server.store.database import DatabaseUnreachable
+from markscheme_server.store.engine.database import DatabaseUnreachable
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})

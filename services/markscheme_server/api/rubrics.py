@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from markscheme import schema
 from markscheme.vocabulary import Category, RubricOrigin
+from markscheme_server import wire
 from markscheme_server.api import idempotency
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
@@ -27,16 +28,15 @@ from markscheme_server.api.services import (
     Services,
     UsesServices,
 )
+from markscheme_server.domain.call_context import Patience
 from markscheme_server.domain.caller import Caller
-from markscheme_server.domain.deadline import Patience
-from markscheme_server.domain.fingerprint import judged_text, messages_of, prompt_key, text_key
+from markscheme_server.domain.hashing import judged_text, messages_of, prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, InvalidRubric, Rubric, validate_criteria
 from markscheme_server.errors import Forbidden, NotFound, Unprocessable
-from markscheme_server.grading import wire
-from markscheme_server.grading.rubrics import Wanted
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.base import Response as StudentText
-from markscheme_server.judge.builtin.checks import validate_check
+from markscheme_server.rules.checks import validate_check
+from markscheme_server.scoring.rubrics import Wanted
 from markscheme_server.store.audit import actor_of
 from markscheme_server.store.rubrics import Filters, NotTheirs, Search
 

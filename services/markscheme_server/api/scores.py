@@ -13,8 +13,8 @@ from markscheme_server.api.disconnect import while_connected
 from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import BUDGET_WARNING, WARNS, DeadlineMs, Scorer, UsesServices
 from markscheme_server.errors import Forbidden
-from markscheme_server.grading.scores import Tally
-from markscheme_server.grading.verdicts import STRIDE
+from markscheme_server.scoring.scores import Tally
+from markscheme_server.scoring.verdicts import STRIDE
 
 NDJSON = "application/x-ndjson"
 GRACE_S = 2.0

@@ -8,17 +8,17 @@ from fastapi import Depends, Header, Query, Request
 from pydantic import BeforeValidator
 
 from markscheme.vocabulary import Scope
-from markscheme_server.cache.rates import TeamRates
+from markscheme_server.accounts.auth import Identity
+from markscheme_server.accounts.budgets import Treasury
+from markscheme_server.accounts.rate_limit import TeamRates
 from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
-from markscheme_server.grading.budgets import Treasury
-from markscheme_server.grading.identity import Identity
-from markscheme_server.grading.judges import Judges
-from markscheme_server.grading.rubrics import RubricService
-from markscheme_server.grading.scores import ScoreService
-from markscheme_server.grading.teachers import TeacherService
-from markscheme_server.grading.verdicts import VerdictService
+from markscheme_server.scoring.judges import Judges
+from markscheme_server.scoring.rubrics import RubricService
+from markscheme_server.scoring.scores import ScoreService
+from markscheme_server.scoring.teachers import TeacherService
+from markscheme_server.scoring.verdicts import VerdictService
 from markscheme_server.store.store import Store
 
 

@@ -5,14 +5,14 @@ import asyncio
 from fastapi import APIRouter, Request
 
 from markscheme import schema
+from markscheme_server import wire
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
 from markscheme_server.api.errors import RESPONSES, judge_error
 from markscheme_server.api.services import DeadlineMs, Inducer, PromptKey, PromptText, Reader, UsesServices
-from markscheme_server.domain.deadline import Patience
-from markscheme_server.domain.fingerprint import messages_of, prompt_key
+from markscheme_server.domain.call_context import Patience
+from markscheme_server.domain.hashing import messages_of, prompt_key
 from markscheme_server.errors import Unprocessable
-from markscheme_server.grading import wire
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.store.teachers import Kept
 

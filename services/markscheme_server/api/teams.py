@@ -6,11 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from markscheme import schema
+from markscheme_server import wire
+from markscheme_server.accounts.erasure import erase_team
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import Administrator, UsesServices
-from markscheme_server.grading import wire
-from markscheme_server.grading.erasing import erase_team
 from markscheme_server.store.audit import actor_of
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode
-from markscheme_server.domain.deadline import Patience
-from markscheme_server.domain.fingerprint import ChatMessage
+from markscheme_server.domain.call_context import Patience
+from markscheme_server.domain.hashing import ChatMessage
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import JudgeUsage
 

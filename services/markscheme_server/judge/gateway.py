@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, origin_of
-from markscheme_server.domain.deadline import Patience
+from markscheme_server.domain.call_context import Patience
 from markscheme_server.judge import retry
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.breaker import Breaker, State
@@ -58,7 +58,7 @@ log = structlog.get_logger()
 
 
 class Places(Protocol):
-    """Calls in flight; see :class:`markscheme_server.cache.places.Places`."""
+    """Calls in flight; see :class:`markscheme_server.limits.concurrency.Places`."""
 
     def hold(self, turn: int, team: str) -> AbstractAsyncContextManager[None]: ...
 
@@ -66,7 +66,7 @@ class Places(Protocol):
 
 
 class Quotas(Protocol):
-    """Calls and tokens a minute; see :class:`markscheme_server.cache.quotas.Quotas`."""
+    """Calls and tokens a minute; see :class:`markscheme_server.limits.quotas.Quotas`."""
 
     async def take(self, tokens: int, turn: int, team: str) -> None: ...
 

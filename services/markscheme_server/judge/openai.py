@@ -18,10 +18,10 @@ from markscheme.text import visible
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, Role
-from markscheme_server.domain.deadline import Deadline, Patience
-from markscheme_server.domain.fingerprint import ChatMessage, digest, prompt_text
-from markscheme_server.domain.purse import Purse
+from markscheme_server.domain.call_context import Deadline, Patience
+from markscheme_server.domain.hashing import ChatMessage, digest, prompt_text
 from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.spend_guard import Purse
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge import prompts, refusals, replies
 from markscheme_server.judge.base import (
@@ -40,7 +40,7 @@ from markscheme_server.judge.replies import ReplyError, Truncated
 from markscheme_server.judge.reply_cap import UnusableReply
 from markscheme_server.judge.retry import NotTheProtocol
 from markscheme_server.judge.sanitise import quotes
-from markscheme_server.judge.spending import LONGEST_REPLY_TOKENS, Spending
+from markscheme_server.judge.spend import LONGEST_REPLY_TOKENS, Spending
 
 THINKING_TOKENS = 4096
 """Allowance for thinking in the computed length of a reply."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import httpx2
 import openai
 
-from markscheme_server.domain.deadline import Patience
+from markscheme_server.domain.call_context import Patience
 from markscheme_server.judge.capabilities import StructuredForm
 from markscheme_server.judge.gateway import Endpoint, failure_of
 from markscheme_server.judge.openai import OpenAIJudge

@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 from markscheme.vocabulary import CATEGORIES
-from markscheme_server.domain.fingerprint import digest, prompt_text
+from markscheme_server.domain.hashing import digest, prompt_text
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import InductionTask, VerifyTask
 from markscheme_server.judge.sanitise import sanitise

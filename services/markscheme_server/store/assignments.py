@@ -8,10 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, VerifyMode
-from markscheme_server.domain.fingerprint import ChatMessage, text_key
-from markscheme_server.store.batching import Batcher
-from markscheme_server.store.database import Database, sight_of
-from markscheme_server.store.ids import new_id, now
+from markscheme_server.domain.hashing import ChatMessage, text_key
+from markscheme_server.store.engine.database import Database, sight_of
+from markscheme_server.store.engine.ids import new_id, now
+from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import assignments, prompts, rollouts, texts
 
 _OUTCOME = ("reward_mean", "reward_spread", "unscored", "cached_verdicts", "saved_usd")

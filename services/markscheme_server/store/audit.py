@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme_server.domain.caller import DEFAULT_TEAM, Caller
-from markscheme_server.store.database import EVERYONE, Database, sight_of
-from markscheme_server.store.ids import as_utc, new_id, now
+from markscheme_server.store.engine.database import EVERYONE, Database, sight_of
+from markscheme_server.store.engine.ids import as_utc, new_id, now
 from markscheme_server.store.tables import audit_entries
 
 

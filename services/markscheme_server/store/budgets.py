@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from markscheme.vocabulary import BudgetWindow
 from markscheme_server.domain.usage import to_nano, to_usd
 from markscheme_server.store.audit import Actor, record
-from markscheme_server.store.batching import Batcher
-from markscheme_server.store.database import Database, sight_of
+from markscheme_server.store.engine.database import Database, sight_of
+from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import budgets, holds, judge_calls, past_usage, teams
 
 EVERYTHING = ""

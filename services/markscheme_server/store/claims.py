@@ -14,8 +14,8 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme_server.store.batching import Batcher
-from markscheme_server.store.database import NOBODY, Database
+from markscheme_server.store.engine.database import NOBODY, Database
+from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import claims
 
 Claim = tuple[str, int]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from markscheme_server.store.database import Database, sight_of
-from markscheme_server.store.ids import new_id, now
+from markscheme_server.store.engine.database import Database, sight_of
+from markscheme_server.store.engine.ids import new_id, now
 from markscheme_server.store.tables import idempotency_keys as keys
 
 

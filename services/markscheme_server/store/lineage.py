@@ -7,9 +7,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from markscheme.vocabulary import THINKING_MODES
-from markscheme_server.domain.fingerprint import judged_text, text_key
+from markscheme_server.domain.hashing import judged_text, text_key
 from markscheme_server.domain.rubric import Rubric
-from markscheme_server.store.database import EVERYONE, Database, sight_of
+from markscheme_server.store.engine.database import EVERYONE, Database, sight_of
 from markscheme_server.store.rubrics import RubricStore, start_of_day, visible
 from markscheme_server.store.tables import assignments, rollouts, rubrics, teacher_responses, texts, verdicts
 

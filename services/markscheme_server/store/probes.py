@@ -6,8 +6,8 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from markscheme_server.store.database import NOBODY, Database
-from markscheme_server.store.ids import now
+from markscheme_server.store.engine.database import NOBODY, Database
+from markscheme_server.store.engine.ids import now
 from markscheme_server.store.tables import endpoint_probes
 
 Form = Literal["json_schema", "json_object", "text"]

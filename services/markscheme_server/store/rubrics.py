@@ -9,13 +9,13 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme.vocabulary import Category, ReuseScope, RubricOrigin, Visibility
-from markscheme_server.domain.fingerprint import ChatMessage, content_hash, prompt_key
+from markscheme_server.domain.hashing import ChatMessage, content_hash, prompt_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.store.audit import Actor, record
-from markscheme_server.store.batching import Batcher
 from markscheme_server.store.claims import Claim, ClaimLost, ClaimStore
-from markscheme_server.store.database import EVERYONE, Database, sight_of
-from markscheme_server.store.ids import as_utc, new_id, now
+from markscheme_server.store.engine.database import EVERYONE, Database, sight_of
+from markscheme_server.store.engine.ids import as_utc, new_id, now
+from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import assignments, inductions, prompts, rubric_words, rubrics, shares
 
 _SELECT = sa.select(*(c for c in rubrics.c if c is not rubrics.c.words), prompts.c.messages).join(

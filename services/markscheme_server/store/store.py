@@ -10,9 +10,9 @@ from markscheme_server.store.assignments import AssignmentStore
 from markscheme_server.store.audit import AuditStore
 from markscheme_server.store.budgets import BudgetStore
 from markscheme_server.store.claims import ClaimStore
-from markscheme_server.store.database import NOBODY, PING_TIMEOUT_S, Database, create_engine
+from markscheme_server.store.engine.database import NOBODY, PING_TIMEOUT_S, Database, create_engine
+from markscheme_server.store.engine.ids import new_id
 from markscheme_server.store.idempotency import IdempotencyStore
-from markscheme_server.store.ids import new_id
 from markscheme_server.store.lineage import LineageStore
 from markscheme_server.store.probes import ProbeStore
 from markscheme_server.store.rubrics import RubricStore
@@ -43,7 +43,7 @@ class Store:
 
     async def ready(self) -> None:
         """Raise unless the database answers, and writes again where it had no room, within
-        :data:`~markscheme_server.store.database.PING_TIMEOUT_S`."""
+        :data:`~markscheme_server.store.engine.database.PING_TIMEOUT_S`."""
         await self.database.ping()
         if self.database.full:
             row = {"key": f"ready-{self.owner}", "owner": self.owner, "fence": 0, "expires_at": 0.0}

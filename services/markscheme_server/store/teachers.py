@@ -7,10 +7,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from markscheme_server.domain.fingerprint import ChatMessage, prompt_key, text_key
-from markscheme_server.store.batching import Batcher
-from markscheme_server.store.database import Database, sight_of
-from markscheme_server.store.ids import as_utc, now
+from markscheme_server.domain.hashing import ChatMessage, prompt_key, text_key
+from markscheme_server.store.engine.database import Database, sight_of
+from markscheme_server.store.engine.ids import as_utc, now
+from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import prompts, teacher_responses, texts
 
 REMEMBERED = 100_000

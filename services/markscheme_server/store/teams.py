@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from markscheme.vocabulary import ReuseScope, Scope
 from markscheme_server.domain.caller import DEFAULT_TEAM
 from markscheme_server.store.audit import Actor, record
-from markscheme_server.store.batching import Batcher
-from markscheme_server.store.database import NOBODY, Database, sight_of
-from markscheme_server.store.ids import as_utc, now
+from markscheme_server.store.engine.database import NOBODY, Database, sight_of
+from markscheme_server.store.engine.ids import as_utc, now
+from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import api_keys, teams
 
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from markscheme.vocabulary import UsageKey
 from markscheme_server.domain.usage import to_usd
-from markscheme_server.store.database import EVERYONE, Database, sight_of
+from markscheme_server.store.engine.database import EVERYONE, Database, sight_of
 from markscheme_server.store.tables import Usd, assignments, judge_calls, past_usage
 
 MOST_BUCKETS = 1000

@@ -9,11 +9,11 @@ import sqlalchemy as sa
 
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision
-from markscheme_server.store.batching import Batcher
 from markscheme_server.store.budgets import EVERYTHING, count_unheld, settle
 from markscheme_server.store.claims import Claim, ClaimStore
-from markscheme_server.store.database import Database, sight_of
-from markscheme_server.store.ids import new_id, now
+from markscheme_server.store.engine.database import Database, sight_of
+from markscheme_server.store.engine.ids import new_id, now
+from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import judge_calls, verdicts
 
 GATHER_S = 0.01

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from fakes.judge import ScriptedJudge, well_behaved
 from fakes.service import running
 from markscheme_server.config import Settings
-from markscheme_server.store.database import EVERYONE
+from markscheme_server.store.engine.database import EVERYONE
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import idempotency_keys
 
@@ -132,8 +132,8 @@ def test_a_running_call_is_a_conflict_and_then_replays(http: httpx.Client, judge
 def test_a_lease_is_kept_alive_while_the_work_goes_on(
         serve: Callable[..., str], settings: dict[str, Any], judge: ScriptedJudge) -> None:
     judge.script = held = Held()
-    with httpx.Client(base_url=serve(**settings | {"claim_lease_s": 1.0, "judge_timeout_s": 30.0}), timeout=30) as http, \
-            ThreadPoolExecutor() as pool:
+    url = serve(**settings | {"claim_lease_s": 1.0, "judge_timeout_s": 30.0})
+    with httpx.Client(base_url=url, timeout=30) as http, ThreadPoolExecutor() as pool:
         first = pool.submit(post, http, "k", ASK, INDUCE)
         assert held.asked.wait(10)
         for _ in range(3):

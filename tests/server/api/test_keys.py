@@ -16,14 +16,14 @@ import sqlalchemy as sa
 
 from fakes.processes import command
 from fakes.service import running
+from markscheme_server.accounts.auth import Identity
 from markscheme_server.app import create_app
 from markscheme_server.config import Settings
 from markscheme_server.domain import keys
-from markscheme_server.grading.identity import Identity
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.database import EVERYONE
-from markscheme_server.store.ids import now
-from markscheme_server.store.migrating import migrate
+from markscheme_server.store.engine.database import EVERYONE
+from markscheme_server.store.engine.ids import now
+from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.store import Store
 
 PEPPER = "a pepper for the tests"

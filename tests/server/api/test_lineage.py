@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from markscheme_server.store import lineage as lineage_store
-from server.api.test_finding import FLAT, SPREAD, make, score
 from server.api.test_keys import organisation, start  # noqa: F401 (fixtures)
+from server.api.test_search import FLAT, SPREAD, make, score
 from server.api.test_sharing import Member, Team, member  # noqa: F401 (fixtures)
 
 PROMPT = "Name a colour."

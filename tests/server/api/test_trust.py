@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from fakes.processes import command
 from markscheme import Client
-from markscheme.cli import app
-from markscheme_server.administration import teams as commands
+from markscheme.cli.app import app
+from markscheme_server.cli.teams import teams as commands
 from markscheme_server.store import lineage as lineage_store
 from markscheme_server.store import rubrics as rubrics_store
-from markscheme_server.store.ids import now
-from server.api.test_finding import FLAT, SPREAD, ask, found, make, score
+from markscheme_server.store.engine.ids import now
 from server.api.test_keys import Keys, call, organisation, start  # noqa: F401 (fixtures)
 from server.api.test_lineage import fork, read
+from server.api.test_search import FLAT, SPREAD, ask, found, make, score
 from server.api.test_sharing import Member, Team, member  # noqa: F401 (fixtures)
 
 PROMPT = "Describe autumn. Do not use any commas. Use at least five words."

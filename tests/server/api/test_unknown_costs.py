@@ -12,16 +12,16 @@ import sqlalchemy as sa
 from fakes.judge import ScriptedJudge, verdicts
 from fakes.service import running
 from markscheme import Client
+from markscheme_server.accounts.budgets import Line, Treasury
 from markscheme_server.config import Settings
-from markscheme_server.domain.deadline import Deadline
+from markscheme_server.domain.call_context import Deadline
 from markscheme_server.domain.usage import JudgeUsage, to_nano
-from markscheme_server.grading.budgets import Line, Treasury
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.budgets import Wish
-from markscheme_server.store.database import EVERYONE
+from markscheme_server.store.engine.database import EVERYONE
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import budgets, judge_calls
-from server.api.test_money import CALL_USD, CRITERIA, PEPPER, PRICES, PROMPT, Office, group, office, score, store
+from server.api.test_usage import CALL_USD, CRITERIA, PEPPER, PRICES, PROMPT, Office, group, office, score, store
 
 __all__ = ["office", "store"]
 

@@ -15,8 +15,8 @@ import pytest
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 
-from markscheme_server.store.database import Database, create_engine
-from markscheme_server.store.migrating import alembic_config, migrate
+from markscheme_server.store.engine.database import Database, create_engine
+from markscheme_server.store.maintenance.migrate import alembic_config, migrate
 
 LOCKS = re.compile(r"\s*(?:ALTER|DROP|TRUNCATE|LOCK|CREATE (?!TABLE|ROLE)|REINDEX|CLUSTER|VACUUM|COMMENT|GRANT|REVOKE|"
                    r"UPDATE|DELETE|INSERT|SELECT pg_advisory)", re.IGNORECASE)

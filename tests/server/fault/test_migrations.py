@@ -20,10 +20,10 @@ from fakes import processes
 from fakes.bodies import create_rubric
 from fakes.processes import environment
 from fakes.stores import differences, query
-from markscheme_server.store import migrating
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.database import EVERYONE, Database, create_engine
-from markscheme_server.store.migrating import alembic_config, migrate
+from markscheme_server.store.engine.database import EVERYONE, Database, create_engine
+from markscheme_server.store.maintenance import migrate as migrating
+from markscheme_server.store.maintenance.migrate import alembic_config, migrate
 from markscheme_server.store.store import Store
 
 Work = Callable[[sa.Connection], Any]

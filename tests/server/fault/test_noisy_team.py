@@ -13,7 +13,7 @@ from fakes.bodies import model_judge, rubric_body, score
 from fakes.fast_judge import FastJudge
 from fakes.load import Answer, Post, quantile, send_at_rate
 from fakes.stores import RedisServer
-from markscheme_server.cache.rates import LEAST_AT_ONCE, SHORT_S
+from markscheme_server.accounts.rate_limit import LEAST_AT_ONCE, SHORT_S
 
 OPERATOR = {"Authorization": "Bearer the operator's own key"}
 TIMES = 10

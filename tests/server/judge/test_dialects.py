@@ -26,7 +26,7 @@ import pytest
 
 from markscheme_server.app import make_judge
 from markscheme_server.config import Settings
-from markscheme_server.domain.deadline import Deadline, Patience
+from markscheme_server.domain.call_context import Deadline, Patience
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge import gateway, retry
 from markscheme_server.judge.base import InductionTask, JudgeFailure, Response, VerifyTask

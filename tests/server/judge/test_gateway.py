@@ -8,16 +8,16 @@ import httpx2
 import openai
 import pytest
 
-from markscheme_server.cache.places import Places
-from markscheme_server.cache.quotas import Quotas
-from markscheme_server.cache.windows import Windows
 from markscheme_server.config import JudgeSettings
-from markscheme_server.domain.deadline import Deadline, Patience
+from markscheme_server.domain.call_context import Deadline, Patience
 from markscheme_server.errors import Unavailable
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.breaker import Breaker, State
 from markscheme_server.judge.gateway import Endpoint, Gateway
 from markscheme_server.judge.queue import Queue
+from markscheme_server.limits.concurrency import Places
+from markscheme_server.limits.quotas import Quotas
+from markscheme_server.limits.sliding_window import Windows
 
 Send = Callable[[Endpoint], Awaitable[object]]
 

@@ -21,9 +21,9 @@ from hypothesis.stateful import (
 )
 
 from markscheme_server.config import Settings
-from markscheme_server.store.database import EVERYONE
+from markscheme_server.store.engine.database import EVERYONE
 from markscheme_server.store.idempotency import Address, Answered, Begun, IdempotencyStore, Reused, Running
-from markscheme_server.store.migrating import migrate
+from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import idempotency_keys
 
