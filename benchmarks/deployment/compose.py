@@ -63,28 +63,52 @@ class Run:
     checks: list[tuple[str, bool, str]] = field(default_factory=list)
     figures: list[tuple[str, str]] = field(default_factory=list)
 
-    def compose(self, *words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
+    def compose(
+        self, *words: str, check: bool = True, **options: Any
+    ) -> "subprocess.CompletedProcess[str]":
         """``docker compose`` on the test's project. Raises :class:`CannotRun` with the engine's own words."""
-        return self.docker("compose", "-p", PROJECT, "--env-file", str(ROOM / "env"), *self.files, *words, check=check,
-                           **options)
+        return self.docker(
+            "compose",
+            "-p",
+            PROJECT,
+            "--env-file",
+            str(ROOM / "env"),
+            *self.files,
+            *words,
+            check=check,
+            **options,
+        )
 
-    def docker(self, *words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run(["docker", *words], env=self.environment, text=True, check=False,
-                              **{"capture_output": True, **options})
+    def docker(
+        self, *words: str, check: bool = True, **options: Any
+    ) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            ["docker", *words],
+            env=self.environment,
+            text=True,
+            check=False,
+            **{"capture_output": True, **options},
+        )
         if check and done.returncode != 0:
-            raise CannotRun(f"docker {' '.join(words)} ended with {done.returncode}:\n{(done.stderr or '')[-2000:]}")
+            raise CannotRun(
+                f"docker {' '.join(words)} ended with {done.returncode}:\n{(done.stderr or '')[-2000:]}"
+            )
         return done
 
     def state(self, service: str) -> dict[str, Any]:
         """What the engine says of a service's container: ``State`` and ``RestartCount``."""
-        found: dict[str, Any] = json.loads(self.docker("inspect", self.container(service)).stdout)[0]
+        found: dict[str, Any] = json.loads(self.docker("inspect", self.container(service)).stdout)[
+            0
+        ]
         return found
 
     def container(self, service: str) -> str:
         return self.compose("ps", "--all", "--quiet", service).stdout.strip()
 
     def query(self, sql: str) -> str:
-        return self.compose("exec", "-T", "postgres", "psql", "-U", "markscheme", "-At", "-c", sql).stdout.strip()
+        return self.compose(
+            "exec", "-T", "postgres", "psql", "-U", "markscheme", "-At", "-c", sql
+        ).stdout.strip()
 
     def counts(self) -> dict[str, int]:
         return {table: int(self.query(f"SELECT count(*) FROM {table}")) for table in COUNTED}  # noqa: S608
@@ -113,14 +137,18 @@ class Run:
         started = time.monotonic()
         while not until():
             if time.monotonic() - started > within_s:
-                raise CannotRun(f"{what}: not within {within_s:.0f} s. The trainer's last words:\n{self.log()[-2000:]}")
+                raise CannotRun(
+                    f"{what}: not within {within_s:.0f} s. The trainer's last words:\n{self.log()[-2000:]}"
+                )
             time.sleep(1)
         return time.monotonic() - started
 
 
 def main() -> int:
     """Run the whole, write the result, and say with the exit code whether all was as it should be."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     console = Console()
     try:
         run = prepare(console)
@@ -141,7 +169,11 @@ def main() -> int:
     mine = ("--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}")
     left = run.docker("ps", "--all", *mine).stdout.split()
     volumes = run.docker("volume", "ls", *mine).stdout.split()
-    run.expect("everything is taken down", not left and not volumes, f"{len(left)} containers, {len(volumes)} volumes")
+    run.expect(
+        "everything is taken down",
+        not left and not volumes,
+        f"{len(left)} containers, {len(volumes)} volumes",
+    )
     if failure == "stopped by hand":
         return 130
     for path in save(run, seconds=time.monotonic() - started, failure=failure):
@@ -152,18 +184,26 @@ def main() -> int:
 def prepare(console: Console) -> Run:
     """Find the engine, pick the images it can have, and write the settings of a throw-away deployment."""
     if shutil.which("docker") is None:
-        raise CannotRun("there is no `docker` here: this test needs a Docker engine with Compose 2.24 or later")
+        raise CannotRun(
+            "there is no `docker` here: this test needs a Docker engine with Compose 2.24 or later"
+        )
     shutil.rmtree(ROOM, ignore_errors=True)
     ROOM.mkdir(parents=True)
     # The password has what would break a URL; nobody's own settings reach the containers.
-    (ROOM / "env").write_text(f"POSTGRES_PASSWORD=p@ss:/{secrets.token_hex(12)}?#%\n"
-                              f"POSTGRES_APP_PASSWORD=a@ss:/{secrets.token_hex(12)}?#%\n"
-                              f"REDIS_PASSWORD={secrets.token_hex(12)}\n"
-                              f"MARKSCHEME_KEY_PEPPER={secrets.token_hex(16)}\n"
-                              f"MARKSCHEME_API_KEY={secrets.token_urlsafe(24)}\nMARKSCHEME_PUBLISH={ADDRESS}\n"
-                              "COMPOSE_PROFILES=cpu-demo\n")
+    (ROOM / "env").write_text(
+        f"POSTGRES_PASSWORD=p@ss:/{secrets.token_hex(12)}?#%\n"
+        f"POSTGRES_APP_PASSWORD=a@ss:/{secrets.token_hex(12)}?#%\n"
+        f"REDIS_PASSWORD={secrets.token_hex(12)}\n"
+        f"MARKSCHEME_KEY_PEPPER={secrets.token_hex(16)}\n"
+        f"MARKSCHEME_API_KEY={secrets.token_urlsafe(24)}\nMARKSCHEME_PUBLISH={ADDRESS}\n"
+        "COMPOSE_PROFILES=cpu-demo\n"
+    )
     ours = ("MARKSCHEME_", "OPENAI_", "COMPOSE_", "TRAIN_", "POSTGRES_PASSWORD", "HF_")
-    run = Run(console, {k: v for k, v in os.environ.items() if not k.startswith(ours)} | {"DOCKER_BUILDKIT": "1"}, [])
+    run = Run(
+        console,
+        {k: v for k, v in os.environ.items() if not k.startswith(ours)} | {"DOCKER_BUILDKIT": "1"},
+        [],
+    )
     if run.docker("info", check=False).returncode != 0:
         raise CannotRun("no Docker engine answers: start one, or set DOCKER_HOST")
     if run.docker("compose", "version", check=False).returncode != 0:
@@ -174,7 +214,9 @@ def prepare(console: Console) -> Run:
         run.files += ["-f", str(OVERRIDE)]
     stated = "POSTGRES_IMAGE" in run.environment
     if not stated and run.docker("image", "inspect", POSTGRES, check=False).returncode != 0:
-        local = run.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "postgres").stdout.split()
+        local = run.docker(
+            "images", "--format", "{{.Repository}}:{{.Tag}}", "postgres"
+        ).stdout.split()
         if local:
             run.environment["POSTGRES_IMAGE"] = local[0]
     find_torch(console)
@@ -186,8 +228,21 @@ def find_torch(console: Console) -> None:
     place = Path("wheels/cpu")
     if list(place.glob("*.whl")):
         return
-    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(ROOM / "torch"),
-                    "torch==2.13.0"], check=False, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(ROOM / "torch"),
+            "torch==2.13.0",
+        ],
+        check=False,
+        capture_output=True,
+    )
     for wheel in (ROOM / "torch").glob("*+cpu*.whl"):
         place.mkdir(parents=True, exist_ok=True)
         shutil.move(wheel, place / wheel.name)
@@ -199,18 +254,31 @@ def go_through(run: Run) -> None:
     console = run.console
     console.print("Unfilled settings …")
     (ROOM / "empty").write_text("")
-    refused = run.docker("compose", "-p", PROJECT, "--env-file", str(ROOM / "empty"), *run.files, "up", check=False)
-    run.expect("without a filled .env nothing starts", refused.returncode != 0 and "fill in" in refused.stderr,
-               refused.stderr.strip().splitlines()[-1].rpartition(": ")[2])
+    refused = run.docker(
+        "compose", "-p", PROJECT, "--env-file", str(ROOM / "empty"), *run.files, "up", check=False
+    )
+    run.expect(
+        "without a filled .env nothing starts",
+        refused.returncode != 0 and "fill in" in refused.stderr,
+        refused.stderr.strip().splitlines()[-1].rpartition(": ")[2],
+    )
     build(run)
     console.print("Starting PostgreSQL, Redis and the service …")
     started = time.monotonic()
     run.compose("up", "--detach", "--wait", "rubric")
-    run.figure("start of PostgreSQL, Redis and the service, until it is ready", f"{time.monotonic() - started:.0f} s")
-    held = run.query("SELECT count(*) FROM pg_stat_activity a JOIN pg_roles r ON r.rolname = a.usename "
-                     "WHERE r.rolname = 'markscheme_app' AND NOT (r.rolsuper OR r.rolbypassrls)")
-    run.expect("the service works as a role that row-level security holds for", int(held) > 0,
-               f"{held} connections as markscheme_app")
+    run.figure(
+        "start of PostgreSQL, Redis and the service, until it is ready",
+        f"{time.monotonic() - started:.0f} s",
+    )
+    held = run.query(
+        "SELECT count(*) FROM pg_stat_activity a JOIN pg_roles r ON r.rolname = a.usename "
+        "WHERE r.rolname = 'markscheme_app' AND NOT (r.rolsuper OR r.rolbypassrls)"
+    )
+    run.expect(
+        "the service works as a role that row-level security holds for",
+        int(held) > 0,
+        f"{held} connections as markscheme_app",
+    )
     console.print("Training SmolLM2 in a container (about ten minutes) …")
     run.compose("up", "--detach", "demo")
     lose_the_service(run)
@@ -224,94 +292,170 @@ def build(run: Run) -> None:
     """Both images, and what is in them."""
     run.console.print("Building both images (minutes the first time) …")
     for service, forbidden, needed in (
-            ("rubric", ("torch", "transformers", "trl", "pip"), "markscheme_server.app"),
-            ("demo", ("sqlalchemy", "fastapi", "redis", "openai"), "markscheme_train.training")):
+        ("rubric", ("torch", "transformers", "trl", "pip"), "markscheme_server.app"),
+        ("demo", ("sqlalchemy", "fastapi", "redis", "openai"), "markscheme_train.training"),
+    ):
         started = time.monotonic()
         with (ROOM / f"build-{service}.log").open("w") as log:
-            run.compose("build", service, capture_output=False, stdout=log, stderr=subprocess.STDOUT)
-        image = json.loads(run.compose("config", "--format", "json").stdout)["services"][service]["image"]
+            run.compose(
+                "build", service, capture_output=False, stdout=log, stderr=subprocess.STDOUT
+            )
+        image = json.loads(run.compose("config", "--format", "json").stdout)["services"][service][
+            "image"
+        ]
         what = json.loads(run.docker("image", "inspect", image).stdout)[0]
-        base = json.loads(run.docker("image", "inspect", os.environ.get("PYTHON_IMAGE", "python:3.11-slim")).stdout)[0]
-        run.figure(f"image {image}", f"{what['Size'] / 1e6:.0f} MB, {(what['Size'] - base['Size']) / 1e6:.0f} MB of it "
-                                     f"above its Python image; built in {time.monotonic() - started:.0f} s")
-        seen = run.docker("run", "--rm", "--network", "none", "--entrypoint", "python", image, "-c", (
-            "import os, importlib, importlib.util as u\n"
-            f"importlib.import_module({needed!r})\n"
-            f"print(os.getuid(), *[n for n in {forbidden!r} if u.find_spec(n)])")).stdout.split()
-        run.expect(f"{image} imports {needed}, has no {', '.join(forbidden)}, and is not root",
-                   seen[0] != "0" and len(seen) == 1, f"user {seen[0]}, found {seen[1:] or 'none of them'}")
+        base = json.loads(
+            run.docker(
+                "image", "inspect", os.environ.get("PYTHON_IMAGE", "python:3.11-slim")
+            ).stdout
+        )[0]
+        run.figure(
+            f"image {image}",
+            f"{what['Size'] / 1e6:.0f} MB, {(what['Size'] - base['Size']) / 1e6:.0f} MB of it "
+            f"above its Python image; built in {time.monotonic() - started:.0f} s",
+        )
+        seen = run.docker(
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--entrypoint",
+            "python",
+            image,
+            "-c",
+            (
+                "import os, importlib, importlib.util as u\n"
+                f"importlib.import_module({needed!r})\n"
+                f"print(os.getuid(), *[n for n in {forbidden!r} if u.find_spec(n)])"
+            ),
+        ).stdout.split()
+        run.expect(
+            f"{image} imports {needed}, has no {', '.join(forbidden)}, and is not root",
+            seen[0] != "0" and len(seen) == 1,
+            f"user {seen[0]}, found {seen[1:] or 'none of them'}",
+        )
 
 
 def lose_the_service(run: Run) -> None:
     """Kill the service between two steps, and bring it back."""
-    run.wait(lambda: len(run.steps()) >= KILL_SERVICE_AT, within_s=900, what=f"step {KILL_SERVICE_AT}")
+    run.wait(
+        lambda: len(run.steps()) >= KILL_SERVICE_AT, within_s=900, what=f"step {KILL_SERVICE_AT}"
+    )
     before = run.steps()
     run.console.print(f"Killing the service after step {before[-1]['step']}, for {OUTAGE_S} s …")
     run.compose("kill", "--signal", "KILL", "rubric")
     time.sleep(OUTAGE_S)
     during = run.steps()
     run.compose("up", "--detach", "--wait", "--no-deps", "rubric")
-    took = run.wait(lambda: len(run.steps()) >= len(during) + 2, within_s=300, what="two steps after the outage")
+    took = run.wait(
+        lambda: len(run.steps()) >= len(during) + 2, within_s=300, what="two steps after the outage"
+    )
     state = run.state("demo")
-    lines = [line for line in run.log().splitlines() if line.startswith("waiting for the rubric service")]
-    run.expect("a killed service only delays the training",
-               state["State"]["Running"] and state["RestartCount"] == 0 and bool(lines),
-               f"the trainer waited ({len(lines)} tries), was not restarted, and had done two more steps {took:.0f} s "
-               "after the service was back")
+    lines = [
+        line for line in run.log().splitlines() if line.startswith("waiting for the rubric service")
+    ]
+    run.expect(
+        "a killed service only delays the training",
+        state["State"]["Running"] and state["RestartCount"] == 0 and bool(lines),
+        f"the trainer waited ({len(lines)} tries), was not restarted, and had done two more steps {took:.0f} s "
+        "after the service was back",
+    )
 
 
 def lose_the_trainer(run: Run) -> None:
     """Kill the trainer's process in the middle of a step; its restart policy is to start it again."""
-    run.wait(lambda: len(run.steps()) >= KILL_TRAINER_AT, within_s=900, what=f"step {KILL_TRAINER_AT}")
+    run.wait(
+        lambda: len(run.steps()) >= KILL_TRAINER_AT, within_s=900, what=f"step {KILL_TRAINER_AT}"
+    )
     last, rows = run.steps()[-1]["step"], run.counts()["rollouts"]
     run.console.print(f"Killing the trainer's process after step {last} …")
     marks = len(run.log().splitlines())
     run.compose("exec", "-T", "demo", "python", "-c", KILL, check=False)
-    run.wait(lambda: any(line.startswith("step ") for line in run.log().splitlines()[marks:]), within_s=600,
-             what="a step of the resumed training")
-    first = next(line for line in run.log().splitlines()[marks:] if line.startswith("step ")).split()[1]
+    run.wait(
+        lambda: any(line.startswith("step ") for line in run.log().splitlines()[marks:]),
+        within_s=600,
+        what="a step of the resumed training",
+    )
+    first = next(
+        line for line in run.log().splitlines()[marks:] if line.startswith("step ")
+    ).split()[1]
     step = int(first.partition("/")[0])
     restarts = run.state("demo")["RestartCount"]
-    run.expect("a killed trainer is restarted and goes on from its checkpoint", restarts == 1 and 1 < step <= last + 1,
-               f"killed after step {last}, {restarts} restart, went on with step {step}")
+    run.expect(
+        "a killed trainer is restarted and goes on from its checkpoint",
+        restarts == 1 and 1 < step <= last + 1,
+        f"killed after step {last}, {restarts} restart, went on with step {step}",
+    )
     run.figure("rollouts stored when the trainer was killed", str(rows))
 
 
 def finish(run: Run) -> None:
     """Wait for the end; look at the rewards and into the database."""
-    took = run.wait(lambda: not run.state("demo")["State"]["Running"], within_s=1800, what="the end of the demo")
+    took = run.wait(
+        lambda: not run.state("demo")["State"]["Running"], within_s=1800, what="the end of the demo"
+    )
     run.figure("from the resumed step to the end", f"{took:.0f} s")
     state = run.state("demo")
-    ended = state["State"]["ExitCode"] == 0 and not state["State"]["Restarting"] and state["RestartCount"] == 1
-    run.expect("the trainer ends with 0 and stays ended", ended,
-               f"status {state['State']['ExitCode']}, {state['RestartCount']} restart")
+    ended = (
+        state["State"]["ExitCode"] == 0
+        and not state["State"]["Restarting"]
+        and state["RestartCount"] == 1
+    )
+    run.expect(
+        "the trainer ends with 0 and stays ended",
+        ended,
+        f"status {state['State']['ExitCode']}, {state['RestartCount']} restart",
+    )
 
     def read(name: str) -> str:
-        return run.compose("run", "--rm", "--no-deps", "--entrypoint", "cat", "demo", f"{RUN}/{name}").stdout
+        return run.compose(
+            "run", "--rm", "--no-deps", "--entrypoint", "cat", "demo", f"{RUN}/{name}"
+        ).stdout
 
     records = [json.loads(line) for line in read("run/steps.jsonl").splitlines()]
-    run.expect("every step happened once", [r["step"] for r in records] == list(range(1, records[-1]["steps"] + 1)),
-               f"{len(records)} steps of {records[-1]['rollouts']} rollouts")
+    run.expect(
+        "every step happened once",
+        [r["step"] for r in records] == list(range(1, records[-1]["steps"] + 1)),
+        f"{len(records)} steps of {records[-1]['rollouts']} rollouts",
+    )
     summary = json.loads(read("summary.json"))
     known = sum(record["rollouts"] - record["unscored"] for record in records)
     explained = all(sum(record["reasons"].values()) == record["unscored"] for record in records)
-    run.expect("every reward is known, or null with a reason", explained and known > 0,
-               f"{known} known, {sum(r['unscored'] for r in records)} null with a reason")
-    run.expect("the rewards rose", summary["reward_after"] > summary["reward_before"],
-               f"{summary['reward_before']:.2f} to {summary['reward_after']:.2f} on the prompts trained on "
-               f"(± {summary['reward_after_se']:.2f}), {summary['heldout_before']:.2f} to "
-               f"{summary['heldout_after']:.2f} held out")
+    run.expect(
+        "every reward is known, or null with a reason",
+        explained and known > 0,
+        f"{known} known, {sum(r['unscored'] for r in records)} null with a reason",
+    )
+    run.expect(
+        "the rewards rose",
+        summary["reward_after"] > summary["reward_before"],
+        f"{summary['reward_before']:.2f} to {summary['reward_after']:.2f} on the prompts trained on "
+        f"(± {summary['reward_after_se']:.2f}), {summary['heldout_before']:.2f} to "
+        f"{summary['heldout_after']:.2f} held out",
+    )
     counts = run.counts()
-    run.expect("rubrics and verdicts are in PostgreSQL", counts["rubrics"] > 0 and counts["verdicts"] > 0,
-               ", ".join(f"{count:,} {table}" for table, count in counts.items()))
+    run.expect(
+        "rubrics and verdicts are in PostgreSQL",
+        counts["rubrics"] > 0 and counts["verdicts"] > 0,
+        ", ".join(f"{count:,} {table}" for table, count in counts.items()),
+    )
     for service in ("rubric", "postgres", "redis"):
-        used = run.docker("stats", "--no-stream", "--format", "{{.MemUsage}}", run.container(service)).stdout
+        used = run.docker(
+            "stats", "--no-stream", "--format", "{{.MemUsage}}", run.container(service)
+        ).stdout
         run.figure(f"memory of `{service}` after the training", used.partition(" /")[0].strip())
-    trained = int(run.query("SELECT count(*) FROM rollouts r JOIN assignments a ON a.id = r.assignment_id "
-                            "WHERE a.step IS NOT NULL"))
+    trained = int(
+        run.query(
+            "SELECT count(*) FROM rollouts r JOIN assignments a ON a.id = r.assignment_id "
+            "WHERE a.step IS NOT NULL"
+        )
+    )
     expected = sum(record["rollouts"] for record in records)
-    run.expect("no rollout was stored twice, none was lost", trained == expected,
-               f"{trained} of the training in the database, {expected} trained on")
+    run.expect(
+        "no rollout was stored twice, none was lost",
+        trained == expected,
+        f"{trained} of the training in the database, {expected} trained on",
+    )
 
 
 def back_up_and_restore(run: Run) -> None:
@@ -319,25 +463,54 @@ def back_up_and_restore(run: Run) -> None:
     run.console.print("Backing PostgreSQL up, dropping the database, and restoring it …")
     before, dump = run.counts(), ROOM / "markscheme.dump"
     with dump.open("wb") as file:
-        run.compose("exec", "-T", "postgres", "pg_dump", "-U", "markscheme", "-Fc", "markscheme",
-                    capture_output=False, stdout=file)
+        run.compose(
+            "exec",
+            "-T",
+            "postgres",
+            "pg_dump",
+            "-U",
+            "markscheme",
+            "-Fc",
+            "markscheme",
+            capture_output=False,
+            stdout=file,
+        )
     first = rubrics(run)
     run.compose("stop", "rubric")
     for command in ("dropdb", "createdb"):
         run.compose("exec", "-T", "postgres", command, "-U", "markscheme", "markscheme")
     with dump.open("rb") as file:
-        run.compose("exec", "-T", "postgres", "pg_restore", "-U", "markscheme", "--exit-on-error", "-d", "markscheme",
-                    stdin=file)
+        run.compose(
+            "exec",
+            "-T",
+            "postgres",
+            "pg_restore",
+            "-U",
+            "markscheme",
+            "--exit-on-error",
+            "-d",
+            "markscheme",
+            stdin=file,
+        )
     run.compose("up", "--detach", "--wait", "--no-deps", "rubric")
     after = run.counts()
-    run.expect("a backup restores everything", before == after and rubrics(run) == first,
-               f"{dump.stat().st_size / 1e6:.1f} MB, {sum(after.values()):,} rows; the service answers as before")
+    run.expect(
+        "a backup restores everything",
+        before == after and rubrics(run) == first,
+        f"{dump.stat().st_size / 1e6:.1f} MB, {sum(after.values()):,} rows; the service answers as before",
+    )
 
 
 def rubrics(run: Run) -> Any:
     """The newest rubrics, as the service answers them."""
-    key = next(line.partition("=")[2] for line in (ROOM / "env").read_text().splitlines() if "API_KEY" in line)
-    answer = httpx.get(f"http://{ADDRESS}/v1/rubrics", headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+    key = next(
+        line.partition("=")[2]
+        for line in (ROOM / "env").read_text().splitlines()
+        if "API_KEY" in line
+    )
+    answer = httpx.get(
+        f"http://{ADDRESS}/v1/rubrics", headers={"Authorization": f"Bearer {key}"}, trust_env=False
+    )
     return answer.raise_for_status().json()
 
 
@@ -346,8 +519,11 @@ def stop(run: Run) -> None:
     started = time.monotonic()
     run.compose("stop", "rubric")
     took, code = time.monotonic() - started, run.state("rubric")["State"]["ExitCode"]
-    run.expect("the service ends by itself within its 30 s", code == 0 and took < 30,
-               f"status {code} after {took:.0f} s")
+    run.expect(
+        "the service ends by itself within its 30 s",
+        code == 0 and took < 30,
+        f"status {code} after {took:.0f} s",
+    )
 
 
 def save(run: Run, *, seconds: float, failure: str | None) -> list[Path]:
@@ -355,17 +531,39 @@ def save(run: Run, *, seconds: float, failure: str | None) -> list[Path]:
     machine = describe(("markscheme",))
     engine = run.docker("version", "--format", "{{.Server.Version}}").stdout.strip()
     compose = run.docker("compose", "version", "--short").stdout.strip()
-    network = "the host's network (the engine has no bridge)" if str(OVERRIDE) in run.files else "a bridge network"
-    lines = [f"# `docker compose` for real, {today()}", "",
-             f"`make compose-test`: Docker {engine}, Compose {compose}, {network}, "
-             f"{run.environment.get('POSTGRES_IMAGE', POSTGRES)}; {sentence(machine)}. {seconds / 60:.0f} minutes.", "",
-              *([f"**It did not come to its end:** {failure.splitlines()[0]}", ""] if failure else []),
-             *markdown_table(("what should be", "", "what was"),
-                             [(what, "yes" if passed else "**no**", detail) for what, passed, detail in run.checks]),
-             "", *markdown_table(("figure", "measured"), run.figures)]
-    return write(RESULT, "\n".join(lines) + "\n", {
-        "date": today(), "machine": machine, "docker": engine, "compose": compose, "seconds": round(seconds),
-        "failure": failure, "checks": run.checks, "figures": run.figures})
+    network = (
+        "the host's network (the engine has no bridge)"
+        if str(OVERRIDE) in run.files
+        else "a bridge network"
+    )
+    lines = [
+        f"# `docker compose` for real, {today()}",
+        "",
+        f"`make compose-test`: Docker {engine}, Compose {compose}, {network}, "
+        f"{run.environment.get('POSTGRES_IMAGE', POSTGRES)}; {sentence(machine)}. {seconds / 60:.0f} minutes.",
+        "",
+        *([f"**It did not come to its end:** {failure.splitlines()[0]}", ""] if failure else []),
+        *markdown_table(
+            ("what should be", "", "what was"),
+            [(what, "yes" if passed else "**no**", detail) for what, passed, detail in run.checks],
+        ),
+        "",
+        *markdown_table(("figure", "measured"), run.figures),
+    ]
+    return write(
+        RESULT,
+        "\n".join(lines) + "\n",
+        {
+            "date": today(),
+            "machine": machine,
+            "docker": engine,
+            "compose": compose,
+            "seconds": round(seconds),
+            "failure": failure,
+            "checks": run.checks,
+            "figures": run.figures,
+        },
+    )
 
 
 if __name__ == "__main__":

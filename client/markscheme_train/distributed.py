@@ -19,11 +19,11 @@ class Exchange(Protocol):
     def gather(self, rows: Sequence[T]) -> list[T]:
         """The rows of all processes, in the order of their ranks."""
 
-    def ask_once(self, question: Callable[[], T]) -> T:
+    def broadcast_from_rank_0(self, question: Callable[[], T]) -> T:
         """The first process's answer; what it raises is raised everywhere."""
 
 
-class Alone:
+class SingleProcess:
     """A run of one process."""
 
     rank = 0
@@ -31,11 +31,11 @@ class Alone:
     def gather(self, rows: Sequence[T]) -> list[T]:
         return list(rows)
 
-    def ask_once(self, question: Callable[[], T]) -> T:
+    def broadcast_from_rank_0(self, question: Callable[[], T]) -> T:
         return question()
 
 
-class Processes:
+class Distributed:
     """A run of several, through torch.distributed, whichever backend it was started with."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Processes:
         self._distributed.all_gather_object(parts, list(rows))
         return [row for part in parts for row in part]
 
-    def ask_once(self, question: Callable[[], T]) -> T:
+    def broadcast_from_rank_0(self, question: Callable[[], T]) -> T:
         outcome: list[Any] = [None, None]
         if self.rank == 0:
             try:
@@ -76,5 +76,9 @@ def exchange() -> Exchange:
     """That of the running process group, if there is one."""
     import torch.distributed as distributed
 
-    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    return Processes() if several else Alone()
+    several = (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
+    return Distributed() if several else SingleProcess()

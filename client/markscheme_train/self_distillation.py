@@ -16,7 +16,7 @@ from torch import Tensor
 from markscheme_train.config import TrainConfig
 from markscheme_train.distillation import Head, divergences, entropies
 from markscheme_train.losses import capped_importance, entropy_weight_sums, entropy_weights
-from markscheme_train.reprompt import Prompt, fitted
+from markscheme_train.reprompt import Prompt, build_teacher_prompt
 from markscheme_train.reward import Row, RowMarks
 from markscheme_train.routing import TEACHER, Branch, Routes, route
 from markscheme_train.self_teacher import SelfTeacher
@@ -46,7 +46,7 @@ class StudentStates:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TeacherContext:
     """Whether a row is taught by the self-teacher, and the demonstration and feedback which that reads.
 
     ``external``: the demonstration is the teacher's response, no sibling's.
@@ -64,66 +64,109 @@ class SelfDistillation:
     def __init__(self, config: TrainConfig, teacher: SelfTeacher, tokenizer: Any) -> None:
         self.config, self.teacher, self._tokenizer = config, teacher, tokenizer
 
-    def routes(self, rows: Rows) -> list[Lesson]:
+    def routes(self, rows: Rows) -> list[TeacherContext]:
         """What is to be done with each row."""
         size, config = self.config.num_generations, self.config
-        found: list[Lesson] = []
+        found: list[TeacherContext] = []
         for start in range(0, len(rows.marks), size):
-            marks = rows.marks[start:start + size]
+            marks = rows.marks[start : start + size]
             told = [mark.feedback if config.rubric_feedback else () for mark in marks]
-            external, score = _best(rows.rollouts[start].teacher_responses, rows.teacher_scores[start // size])
-            routes = route([m.reward for m in marks], success=config.success_threshold,
-                           demonstration=config.demonstration_threshold, gap=config.demonstration_gap,
-                           truncated=[m.truncated for m in marks], feedback=[bool(lines) for lines in told],
-                           teacher_score=score)
+            external, score = _best(
+                rows.rollouts[start].teacher_responses, rows.teacher_scores[start // size]
+            )
+            routes = route(
+                [m.reward for m in marks],
+                success=config.success_threshold,
+                demonstration=config.demonstration_threshold,
+                gap=config.demonstration_gap,
+                truncated=[m.truncated for m in marks],
+                feedback=[bool(lines) for lines in told],
+                teacher_score=score,
+            )
             for own in range(size):
                 shown = routes.demonstrations[own]
-                text = external if shown == TEACHER else None if shown is None else rows.rollouts[start + shown].text
-                found.append(Lesson(self._taught(routes, own, told[own]), text, told[own], shown == TEACHER))
+                text = (
+                    external
+                    if shown == TEACHER
+                    else None
+                    if shown is None
+                    else rows.rollouts[start + shown].text
+                )
+                found.append(
+                    TeacherContext(
+                        self._taught(routes, own, told[own]), text, told[own], shown == TEACHER
+                    )
+                )
         return found
 
     def _taught(self, routes: Routes, own: int, told: Sequence[str]) -> bool:
-        if self.config.method == "sdpo":  # every rollout of which its teacher knows more than it did
+        if (
+            self.config.method == "sdpo"
+        ):  # every rollout of which its teacher knows more than it did
             known = routes.branches[own] is not Branch.UNSCORED
             return known and (routes.demonstrations[own] is not None or bool(told))
         return routes.branches[own] is Branch.SDPO
 
-    def prepare(self, batch: dict[str, Any], rows: Rows, *, first: int,
-                total: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
+    def prepare(
+        self, batch: dict[str, Any], rows: Rows, *, first: int, total: Callable[[Tensor], Tensor]
+    ) -> Mapping[str, float]:
         """Add to a generated batch what :meth:`term` reads, and take routed rows out of the reward's branch.
 
         The batch holds this process's rows, of which the first is number ``first`` of all. ``total`` sums a tensor over
         all processes. With SDPO the rows that are not routed leave the loss. Returns what to log.
         """
-        mask = own_tokens(batch).bool()
+        mask = student_token_mask(batch).bool()
         routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         prompts: dict[int, Sequence[int]] = {}
         informed = external = 0
-        for place, lesson in enumerate(self.routes(rows)[first:first + len(mask)]):
+        for place, lesson in enumerate(self.routes(rows)[first : first + len(mask)]):
             informed += lesson.demonstration is not None or bool(lesson.feedback)
             if lesson.taught and mask[place].any():
-                ids = fitted(self._tokens, self._cut, rows.rollouts[first + place].prompt, lesson.demonstration,
-                             lesson.feedback, most=self.config.max_reprompt_length)
+                ids = build_teacher_prompt(
+                    self._tokens,
+                    self._cut,
+                    rows.rollouts[first + place].prompt,
+                    lesson.demonstration,
+                    lesson.feedback,
+                    most=self.config.max_reprompt_length,
+                )
                 if ids is not None:
                     routed[place], prompts[place] = True, ids
                     external += lesson.external
         states = self._teacher_states(batch, prompts)
         entropy = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
         for place, found in states.items():
-            entropy[place, mask[place]] = entropies(found, self.teacher.head, temperature=self.config.temperature)
+            entropy[place, mask[place]] = entropies(
+                found, self.teacher.head, temperature=self.config.temperature
+            )
         taught_tokens = mask & routed.unsqueeze(1)
-        weighed, count = total(entropy_weight_sums(entropy, taught_tokens, beta=self.config.entropy_beta))
+        weighed, count = total(
+            entropy_weight_sums(entropy, taught_tokens, beta=self.config.entropy_beta)
+        )
         batch["routed"] = routed
-        batch["distillation_weights"] = entropy_weights(entropy, taught_tokens, beta=self.config.entropy_beta,
-                                                        mean=weighed / count.clamp(min=1))
+        batch["distillation_weights"] = entropy_weights(
+            entropy, taught_tokens, beta=self.config.entropy_beta, mean=weighed / count.clamp(min=1)
+        )
         batch["teacher_states"] = [states.get(place) for place in range(len(mask))]
         batch["advantages"] = batch["advantages"].masked_fill(routed, 0.0)
         if self.config.method == "sdpo":
             batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
-        sums = total(torch.tensor([float(routed.sum()), informed, len(mask), float(entropy[taught_tokens].sum()),
-                                   external], device=mask.device))
-        told = {"distillation/routed_share": float(sums[0] / sums[2]),
-                "distillation/informed_share": float(sums[1] / sums[2])}
+        sums = total(
+            torch.tensor(
+                [
+                    float(routed.sum()),
+                    informed,
+                    len(mask),
+                    float(entropy[taught_tokens].sum()),
+                    external,
+                ],
+                device=mask.device,
+            )
+        )
+        told = {
+            "distillation/routed_share": float(sums[0] / sums[2]),
+            "distillation/informed_share": float(sums[1] / sums[2]),
+        }
         if self.config.teacher_demonstration:
             told["distillation/teacher_response_share"] = float(sums[4] / sums[2])
         if count:
@@ -139,36 +182,54 @@ class SelfDistillation:
         places = batch["routed"].nonzero().flatten()
         if not len(places):
             return torch.zeros((), device=student.log_probs.device)
-        mask = own_tokens(batch)[places].bool()
+        mask = student_token_mask(batch)[places].bool()
         taught = torch.cat([batch["teacher_states"][int(place)] for place in places])
-        divergence = divergences(student.states[places][mask], taught, student.head, self.teacher.head,
-                                 alpha=self.config.distillation_alpha, top_k=self.config.distillation_top_k,
-                                 temperature=self.config.temperature)
+        divergence = divergences(
+            student.states[places][mask],
+            taught,
+            student.head,
+            self.teacher.head,
+            alpha=self.config.distillation_alpha,
+            top_k=self.config.distillation_top_k,
+            temperature=self.config.temperature,
+        )
         own = student.log_probs[places]
-        old = batch["old_per_token_logps"][places] if batch.get("old_per_token_logps") is not None else own.detach()
-        weights: Tensor = batch["distillation_weights"][places] * capped_importance(own, old,
-                                                                                    self.config.importance_cap)
+        old = (
+            batch["old_per_token_logps"][places]
+            if batch.get("old_per_token_logps") is not None
+            else own.detach()
+        )
+        weights: Tensor = batch["distillation_weights"][places] * capped_importance(
+            own, old, self.config.importance_cap
+        )
         if batch.get("importance_sampling_ratio") is not None:
             weights = weights * batch["importance_sampling_ratio"][places]
         return (weights[mask] * divergence).sum()
 
-    def _teacher_states(self, batch: Mapping[str, Any], prompts: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
+    def _teacher_states(
+        self, batch: Mapping[str, Any], prompts: Mapping[int, Sequence[int]]
+    ) -> dict[int, Tensor]:
         """The self-teacher's states [T, d] of each routed row's own tokens, after its longer prompt."""
         size, found = self.config.per_device_train_batch_size, {}
         places = sorted(prompts, key=lambda place: len(prompts[place]))
         for start in range(0, len(places), size):
-            part = places[start:start + size]
+            part = places[start : start + size]
             completion, mask = batch["completion_ids"][part], batch["completion_mask"][part]
             width = max(len(prompts[place]) for place in part)
             ids = completion.new_full((len(part), width), self._tokenizer.pad_token_id)
             seen = torch.zeros_like(ids)
             for row, place in enumerate(part):
-                ids[row, width - len(prompts[place]):] = torch.tensor(prompts[place], device=ids.device)
-                seen[row, width - len(prompts[place]):] = 1
-            states = self.teacher.states(torch.cat([ids, completion], 1), torch.cat([seen, mask.to(seen)], 1),
-                                         completion.shape[1])
+                ids[row, width - len(prompts[place]) :] = torch.tensor(
+                    prompts[place], device=ids.device
+                )
+                seen[row, width - len(prompts[place]) :] = 1
+            states = self.teacher.states(
+                torch.cat([ids, completion], 1),
+                torch.cat([seen, mask.to(seen)], 1),
+                completion.shape[1],
+            )
             for row, place in enumerate(part):
-                found[place] = states[row, own_tokens(batch)[place].bool()].clone()
+                found[place] = states[row, student_token_mask(batch)[place].bool()].clone()
         return found
 
     def _tokens(self, prompt: Prompt) -> Sequence[int]:
@@ -176,8 +237,12 @@ class SelfDistillation:
             plain: list[int] = self._tokenizer(prompt)["input_ids"]
             return plain
         rendered = self._tokenizer.apply_chat_template(
-            list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True,
-            **(self.config.chat_template_kwargs or {}))
+            list(prompt),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **(self.config.chat_template_kwargs or {}),
+        )
         ids: list[int] = rendered["input_ids"]
         return ids
 
@@ -198,7 +263,9 @@ class BranchNorms:
 
     def watch(self, hidden: Sequence[Tensor], routed: Tensor) -> None:
         """Note the gradients of hidden states [b, …], whose rows together are those of ``routed`` [B]."""
-        for states, rows in zip(hidden, torch.split(routed, [len(states) for states in hidden]), strict=True):
+        for states, rows in zip(
+            hidden, torch.split(routed, [len(states) for states in hidden]), strict=True
+        ):
             states.register_hook(partial(self._note, rows))  # type: ignore[no-untyped-call]
 
     def _note(self, routed: Tensor, gradient: Tensor) -> None:
@@ -211,7 +278,7 @@ class BranchNorms:
         return torch.stack(squares).sum(0) if squares else torch.zeros(2, device=device)
 
 
-def own_tokens(batch: Mapping[str, Any]) -> Tensor:
+def student_token_mask(batch: Mapping[str, Any]) -> Tensor:
     """The mask [B, C] of what the student itself wrote: padding and what tools answered excepted."""
     mask: Tensor = batch["completion_mask"]
     return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
@@ -220,12 +287,18 @@ def own_tokens(batch: Mapping[str, Any]) -> Tensor:
 def _quantiles(name: str, values: Tensor) -> dict[str, float]:
     """Of this process's tokens."""
     ordered = values.float().sort().values
-    return {f"distillation/{name}_p{share}": float(ordered[(len(ordered) - 1) * share // 100])
-            for share in (10, 50, 90)}
+    return {
+        f"distillation/{name}_p{share}": float(ordered[(len(ordered) - 1) * share // 100])
+        for share in (10, 50, 90)
+    }
 
 
-def _best(texts: Sequence[str] | None, scores: Sequence[float | None]) -> tuple[str | None, float | None]:
+def _best(
+    texts: Sequence[str] | None, scores: Sequence[float | None]
+) -> tuple[str | None, float | None]:
     """The best-scored teacher response and its score, where the service has scored them."""
-    pairs = [(score, text) for text, score in zip(texts or (), scores, strict=False) if score is not None]
+    pairs = [
+        (score, text) for text, score in zip(texts or (), scores, strict=False) if score is not None
+    ]
     score, text = max(pairs, key=lambda pair: pair[0], default=(None, None))
     return text, score

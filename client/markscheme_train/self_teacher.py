@@ -44,7 +44,9 @@ class ModelCopy:
 
     def __init__(self, student: nn.Module) -> None:
         if "forward" in vars(student):
-            raise ValueError("the self-teacher must be copied before the model's forward is replaced")
+            raise ValueError(
+                "the self-teacher must be copied before the model's forward is replaced"
+            )
         self._student = student
         self.model = copy.deepcopy(student).float().eval().requires_grad_(False)
 
@@ -57,8 +59,10 @@ class ModelCopy:
 
     @torch.no_grad()
     def follow(self, rate: float) -> None:
-        pairs = [(own, other.to(own)) for own, other in
-                 zip(self.model.parameters(), self._student.parameters(), strict=True)]
+        pairs = [
+            (own, other.to(own))
+            for own, other in zip(self.model.parameters(), self._student.parameters(), strict=True)
+        ]
         _move(pairs, rate)
 
     def weights(self) -> Mapping[str, Tensor]:
@@ -124,7 +128,7 @@ class AdapterCopy:
 
 def _states(model: Any, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
     out = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    states: Tensor = out.last_hidden_state[:, -keep - 1:-1]
+    states: Tensor = out.last_hidden_state[:, -keep - 1 : -1]
     return states
 
 
@@ -132,7 +136,9 @@ def output_head(model: Any) -> Callable[[Tensor], Tensor]:
     """Hidden states to logits as ``model`` itself does it: projected, then scaled and capped where its family does."""
     project, config = model.get_output_embeddings(), model.config.get_text_config()
     # Cohere multiplies, Granite divides, Gemma 2 bends: transformers does it in the models' forward, not in the head.
-    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (
+        getattr(config, "logits_scaling", None) or 1.0
+    )
     cap = getattr(config, "final_logit_softcapping", None)
 
     def head(states: Tensor) -> Tensor:

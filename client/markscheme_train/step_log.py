@@ -46,15 +46,23 @@ class StepRecord:
 
 def read_records(path: Path) -> list[StepRecord]:
     """What a run has written, in the order of its steps."""
-    return [StepRecord(**{**row, "criteria": [CriterionRate(**rate) for rate in row["criteria"]]})
-            for row in map(json.loads, read_lines(path))]
+    return [
+        StepRecord(**{**row, "criteria": [CriterionRate(**rate) for rate in row["criteria"]]})
+        for row in map(json.loads, read_lines(path))
+    ]
 
 
 class StepRecorder(TrainerCallback):  # type: ignore[misc]
     """Makes a :class:`StepRecord` of each step, appends it to ``path`` and calls ``on_record``."""
 
-    def __init__(self, trainer: MarkschemeTrainer, path: Path, on_record: Callable[[StepRecord], None], *,
-                 resumed: bool = False) -> None:
+    def __init__(
+        self,
+        trainer: MarkschemeTrainer,
+        path: Path,
+        on_record: Callable[[StepRecord], None],
+        *,
+        resumed: bool = False,
+    ) -> None:
         self._trainer = trainer
         self._path = path
         self._on_record = on_record
@@ -70,15 +78,20 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
             whole = [(line, json.loads(line)) for line in read_lines(self._path, whole=True)]
             kept = [line + "\n" for line, record in whole if record["step"] <= state.global_step]
             if self._resumed:
-                self._paid = {record["step"]: (record["judge_calls"], record["judge_tokens"])
-                              for _, record in whole if record["step"] > state.global_step}
+                self._paid = {
+                    record["step"]: (record["judge_calls"], record["judge_tokens"])
+                    for _, record in whole
+                    if record["step"] > state.global_step
+                }
             shorter = self._path.with_suffix(".partial")
             shorter.write_text("".join(kept), encoding="utf-8")
             shorter.replace(self._path)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.seconds = {"rollout": 0.0, "scoring": 0.0, "teacher": 0.0}
-        self._metrics_before = {name: len(values) for name, values in self._trainer._metrics["train"].items()}
+        self._metrics_before = {
+            name: len(values) for name, values in self._trainer._metrics["train"].items()
+        }
         self._started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -87,20 +100,36 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
             return
         took, spent = time.perf_counter() - self._started, self._trainer.seconds
         calls, tokens = self._paid.pop(state.global_step, (0, 0))
-        if report is not self._counted:  # a batch is asked for once, however many steps it is looked at
+        if (
+            report is not self._counted
+        ):  # a batch is asked for once, however many steps it is looked at
             self._counted = report
             calls += report.usage.judge_calls
             tokens += report.usage.prompt_tokens + report.usage.completion_tokens
         known = [reward for reward in report.rewards if reward is not None]
         record = StepRecord(
-            step=state.global_step, steps=state.max_steps, reward=sum(known) / len(known) if known else None,
-            rollouts=len(report.rewards), unscored=report.unscored, reasons=report.reasons, origins=report.origins,
-            criteria=report.criteria, rollout_s=spent["rollout"], scoring_s=spent["scoring"],
-            teacher_s=spent["teacher"], update_s=took - sum(spent.values()), judge_calls=calls, judge_tokens=tokens,
-            metrics=self._metrics())
+            step=state.global_step,
+            steps=state.max_steps,
+            reward=sum(known) / len(known) if known else None,
+            rollouts=len(report.rewards),
+            unscored=report.unscored,
+            reasons=report.reasons,
+            origins=report.origins,
+            criteria=report.criteria,
+            rollout_s=spent["rollout"],
+            scoring_s=spent["scoring"],
+            teacher_s=spent["teacher"],
+            update_s=took - sum(spent.values()),
+            judge_calls=calls,
+            judge_tokens=tokens,
+            metrics=self._metrics(),
+        )
         if state.is_world_process_zero:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(
+                    json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False)
+                    + "\n"
+                )
             self._on_record(record)
 
     def _metrics(self) -> dict[str, float | None]:
@@ -108,8 +137,18 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
 
         TRL puts a NaN where it has nothing to take a figure of: it is no value, and a mean of none is ``None``.
         """
-        added = {name: values[self._metrics_before.get(name, 0):]
-                 for name, values in self._trainer._metrics["train"].items()
-                 if name != "num_tokens" and not name.startswith("rubric/") and not name.endswith("_time")}
-        known = {name: [value for value in values if not math.isnan(value)] for name, values in added.items() if values}
-        return {name: sum(values) / len(values) if values else None for name, values in known.items()}
+        added = {
+            name: values[self._metrics_before.get(name, 0) :]
+            for name, values in self._trainer._metrics["train"].items()
+            if name != "num_tokens"
+            and not name.startswith("rubric/")
+            and not name.endswith("_time")
+        }
+        known = {
+            name: [value for value in values if not math.isnan(value)]
+            for name, values in added.items()
+            if values
+        }
+        return {
+            name: sum(values) / len(values) if values else None for name, values in known.items()
+        }

@@ -46,7 +46,11 @@ def new_postgres(postgres: PostgresServer) -> Callable[[], str]:
         asyncio.run(execute(f"CREATE DATABASE {name} TEMPLATE migrated OWNER markscheme"))
         return url(name)
 
-    asyncio.run(execute("CREATE ROLE markscheme LOGIN CREATEROLE", "CREATE DATABASE migrated OWNER markscheme"))
+    asyncio.run(
+        execute(
+            "CREATE ROLE markscheme LOGIN CREATEROLE", "CREATE DATABASE migrated OWNER markscheme"
+        )
+    )
     asyncio.run(prepare(Settings(_env_file=None, database_url=url("migrated")).sqlalchemy_url))
     return make
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from markscheme_train.self_teacher import AdapterCopy, ModelCopy, output_head
 
 # PEFT 0.21 still reads a name that transformers 5.23 has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 IDS = torch.tensor([[0, 0, 5, 6, 7, 8], [3, 4, 5, 6, 7, 8]])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
@@ -30,8 +32,12 @@ def change(model: Any, by: float = 0.5) -> None:
 
 @pytest.fixture
 def adapted(model: Any) -> Any:
-    made = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.5,
-                                            init_lora_weights=False))
+    made = get_peft_model(
+        model,
+        LoraConfig(
+            r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.5, init_lora_weights=False
+        ),
+    )
     return made.train()
 
 
@@ -40,14 +46,30 @@ def test_it_starts_as_the_student(model: Any) -> None:
     torch.testing.assert_close(logits(ModelCopy(model)), plain)
 
 
-@pytest.mark.parametrize(("kind", "more"), [
-    ("LlamaForCausalLM", {}), ("Gemma2ForCausalLM", {"final_logit_softcapping": 2.0, "head_dim": 8}),
-    ("GraniteForCausalLM", {"logits_scaling": 3.0}), ("CohereForCausalLM", {"logit_scale": 0.5})])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("LlamaForCausalLM", {}),
+        ("Gemma2ForCausalLM", {"final_logit_softcapping": 2.0, "head_dim": 8}),
+        ("GraniteForCausalLM", {"logits_scaling": 3.0}),
+        ("CohereForCausalLM", {"logit_scale": 0.5}),
+    ],
+)
 def test_a_head_does_to_logits_what_its_model_does(kind: str, more: dict[str, Any]) -> None:
     made = getattr(transformers, kind)
     torch.manual_seed(0)
-    own = made(made.config_class(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                 num_attention_heads=2, num_key_value_heads=1, pad_token_id=0, **more)).eval()
+    own = made(
+        made.config_class(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            pad_token_id=0,
+            **more,
+        )
+    ).eval()
     with torch.no_grad():
         own.get_output_embeddings().weight.normal_()
         states = own.base_model(input_ids=IDS, attention_mask=MASK).last_hidden_state
@@ -63,7 +85,9 @@ def test_it_follows_by_a_moving_average_and_no_further(model: Any) -> None:
     assert all(torch.equal(value, before[name]) for name, value in teacher.weights().items())
     teacher.follow(0.05)
     for name, own in model.named_parameters():
-        torch.testing.assert_close(teacher.weights()[name], 0.95 * before[name] + 0.05 * own.detach())
+        torch.testing.assert_close(
+            teacher.weights()[name], 0.95 * before[name] + 0.05 * own.detach()
+        )
     teacher.follow(0.0)
     assert not any(p.requires_grad for p in teacher.model.parameters())
 

@@ -43,9 +43,12 @@ WIDTH = 160
 SHOWN_LENGTH = 60
 """Characters of a prompt or a response."""
 
-rubrics = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-                      help="Find rubrics, see where they come from; bring them in other formats into the service "
-                             "and take them out.")
+rubrics = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Find rubrics, see where they come from; bring them in other formats into the service "
+    "and take them out.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,9 @@ class Brought:
         return content, load(content, self.format, prompt=self.prompt, allow_loss=self.allow_loss)
 
     def send(self, content: dict[str, Any]) -> RubricImported:
-        return self.client.import_rubric(content, self.format, prompt=self.prompt, tags=self.tags,
-                                         allow_loss=self.allow_loss)
+        return self.client.import_rubric(
+            content, self.format, prompt=self.prompt, tags=self.tags, allow_loss=self.allow_loss
+        )
 
 
 @dataclass(slots=True)
@@ -76,7 +80,9 @@ class ImportReport:
     failed: int = 0
     losses: int = 0
     first_loss: str = ""
-    prompts: dict[tuple[Message, ...], tuple[int, tuple[Criterion, ...]]] = field(default_factory=dict)
+    prompts: dict[tuple[Message, ...], tuple[int, tuple[Criterion, ...]]] = field(
+        default_factory=dict
+    )
 
     def __str__(self) -> str:
         lost = f"; {self.losses} losses, the first: {self.first_loss}" if self.losses else ""
@@ -87,11 +93,18 @@ class ImportReport:
 def import_file(
     file: Annotated[Path, typer.Argument(help="JSON: one rubric; JSONL: a rubric a line.")],
     format: Format,
-    prompt: Annotated[str | None, typer.Option(help="What the rubric is for, where the format (ropd, verifiers) "
-                                                    "holds no prompt.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="A tag for each rubric; may be given several times.")] = None,
-    allow_loss: Annotated[bool, typer.Option("--allow-loss", help="Leave out what cannot be held, and say what.")
-                          ] = False,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="What the rubric is for, where the format (ropd, verifiers) holds no prompt."
+        ),
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="A tag for each rubric; may be given several times.")
+    ] = None,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Leave out what cannot be held, and say what.")
+    ] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Bring rubrics of a file into the service; prints the id of a single one.
@@ -110,18 +123,31 @@ def import_file(
             lines = list(_lines(file))
             if not lines:
                 raise ValueError(f"{file} holds no rubrics")
-            columns = (TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("importing"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
             with Progress(*columns, console=console) as progress:
                 bar = progress.add_task("rubrics", total=len(lines))
                 for number, text in lines:
-                    _import_line(number, text, brought, report, lambda said: _say(console, f"{file}, {said}"))
+                    _import_line(
+                        number, text, brought, report, lambda said: _say(console, f"{file}, {said}")
+                    )
                     progress.advance(bar)
     except (MarkschemeError, ValueError, OSError) as error:
-        stopped = f"\nstopped; run it again to go on. {report}" if report.imported or report.failed else ""
+        stopped = (
+            f"\nstopped; run it again to go on. {report}"
+            if report.imported or report.failed
+            else ""
+        )
         _say(console, f"{error}{stopped}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        console.print(f"stopped; run the command again to go on. {report}", markup=False, soft_wrap=True)
+        console.print(
+            f"stopped; run the command again to go on. {report}", markup=False, soft_wrap=True
+        )
         raise typer.Exit(130) from None
     console.print(str(report), markup=False, soft_wrap=True)
     if report.failed:
@@ -132,9 +158,13 @@ def import_file(
 def export(
     rubric_id: Annotated[str, typer.Argument(metavar="ID", help="The rubric.")],
     format: Format = "native",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; default: the screen.")] = None,
-    allow_loss: Annotated[bool, typer.Option("--allow-loss", help="Leave out what the format cannot hold, and say "
-                                                                  "what.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write; default: the screen.")
+    ] = None,
+    allow_loss: Annotated[
+        bool,
+        typer.Option("--allow-loss", help="Leave out what the format cannot hold, and say what."),
+    ] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Write a rubric of the service in another format."""
@@ -155,12 +185,20 @@ def export(
 
 @rubrics.command("search")
 def search(
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Words of the prompt and the criteria.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="A tag; may be given several times: all of them.")] = None,
+    text: Annotated[
+        str | None, typer.Argument(metavar="[TEXT]", help="Words of the prompt and the criteria.")
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="A tag; may be given several times: all of them.")
+    ] = None,
     team: Annotated[str | None, typer.Option(help="The team that made it.")] = None,
     category: Annotated[Category | None, typer.Option(help="Of one of the criteria.")] = None,
-    min_quality: Annotated[float | None, typer.Option(
-        min=0, max=1, help="The least share of its scored groups whose rewards have spread.")] = None,
+    min_quality: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="The least share of its scored groups whose rewards have spread."
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="The newest of them.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="The answer as it is.")] = False,
     url: Url = DEFAULT_URL,
@@ -168,8 +206,14 @@ def search(
     """Find the rubrics that your team sees, newest first. Of what is given a rubric has everything."""
     try:
         with Client(url, api_key=os.environ.get("MARKSCHEME_API_KEY")) as client:
-            found = client.rubrics(text=text, tags=tag or (), team=team, category=category, min_quality=min_quality,
-                                   limit=limit)
+            found = client.rubrics(
+                text=text,
+                tags=tag or (),
+                team=team,
+                category=category,
+                min_quality=min_quality,
+                limit=limit,
+            )
     except (MarkschemeError, ValueError) as error:
         _say(Console(stderr=True), str(error))
         raise typer.Exit(1) from error
@@ -202,9 +246,11 @@ def lineage(
     for tree in _trees(found):
         console.print(tree)
     verdicts, use = found.verdicts, found.use
-    console.print(f"{use.groups} groups of your team and {use.other_teams_groups} of others, "
-                  f"quality {_share(use.quality)}; verdicts: {verdicts.met} met, {verdicts.not_met} not met, "
-                  f"{verdicts.unscored} rollouts unscored")
+    console.print(
+        f"{use.groups} groups of your team and {use.other_teams_groups} of others, "
+        f"quality {_share(use.quality)}; verdicts: {verdicts.met} met, {verdicts.not_met} not met, "
+        f"{verdicts.unscored} rollouts unscored"
+    )
     if found.truncated:
         console.print("there is more than is shown")
 
@@ -218,16 +264,25 @@ def _table(found: RubricList) -> Table:
     table.add_column("tags")
     table.add_column("prompt", no_wrap=True)
     for rubric in found.data:
-        table.add_row(rubric.id, str(rubric.version), rubric.team, _share(found.quality.get(rubric.id)),
-                      " ".join(rubric.tags), _beginning(rubric.prompt[-1].content))
+        table.add_row(
+            rubric.id,
+            str(rubric.version),
+            rubric.team,
+            _share(found.quality.get(rubric.id)),
+            " ".join(rubric.tags),
+            _beginning(rubric.prompt[-1].content),
+        )
     return table
 
 
 def _trees(found: Lineage) -> list[Tree]:
     """Rubrics under what they were made from; first what made a rubric, its responses and its runs."""
     nodes = {node.id: node for node in found.nodes}
-    trees = {node.id: Tree(_line(node, node.id == found.rubric_id)) for node in found.nodes
-             if isinstance(node, LineageRubric)}
+    trees = {
+        node.id: Tree(_line(node, node.id == found.rubric_id))
+        for node in found.nodes
+        if isinstance(node, LineageRubric)
+    }
     children = {edge.target: edge for edge in found.edges if edge.kind in ("version", "fork")}
     for edge in found.edges:
         if edge.kind == "scored":
@@ -242,26 +297,40 @@ def _trees(found: Lineage) -> list[Tree]:
 def _line(node: LineageNode, asked: bool = False) -> str:
     match node:
         case LineageRubric():
-            marks = [node.origin, *(["retired"] if node.retired_at else []),
-                     *(["its parent is not shown to you any more"] if node.parent_hidden else [])]
-            return (f"{'* ' if asked else ''}{node.id}  version {node.version} of {node.team}  "
-                    f"quality {_share(node.quality)}  ({', '.join(marks)})")
+            marks = [
+                node.origin,
+                *(["retired"] if node.retired_at else []),
+                *(["its parent is not shown to you any more"] if node.parent_hidden else []),
+            ]
+            return (
+                f"{'* ' if asked else ''}{node.id}  version {node.version} of {node.team}  "
+                f"quality {_share(node.quality)}  ({', '.join(marks)})"
+            )
         case LineageMaker():
             return f"{node.role.replace('_', ' ')}: {node.name}"
         case LineageResponse():
             said = f"“{_beginning(node.text)}”" if node.text is not None else "(text not kept)"
             return f"{node.role} {node.key[:12]}: {said}"
         case LineageRun():
-            change = "" if node.reward_change is None else (
-                f", reward {node.first_reward:.2f} → {node.last_reward:.2f} ({node.reward_change:+.2f})")
-            return (f"run {node.run}: {node.groups} groups, {node.groups_with_spread} with spread, "
-                    f"steps {node.first_step} to {node.last_step}{change}")
+            change = (
+                ""
+                if node.reward_change is None
+                else (
+                    f", reward {node.first_reward:.2f} → {node.last_reward:.2f} ({node.reward_change:+.2f})"
+                )
+            )
+            return (
+                f"run {node.run}: {node.groups} groups, {node.groups_with_spread} with spread, "
+                f"steps {node.first_step} to {node.last_step}{change}"
+            )
 
 
 def _beginning(text: str) -> str:
     """A line of a text, without what a terminal would obey."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[:10 * SHOWN_LENGTH]).split())
-    return line if len(line) <= SHOWN_LENGTH else line[:SHOWN_LENGTH - 1] + "…"
+    line = " ".join(
+        "".join(c if c.isprintable() else " " for c in text[: 10 * SHOWN_LENGTH]).split()
+    )
+    return line if len(line) <= SHOWN_LENGTH else line[: SHOWN_LENGTH - 1] + "…"
 
 
 def _share(quality: float | None) -> str:
@@ -269,7 +338,9 @@ def _share(quality: float | None) -> str:
 
 
 def _screen() -> Console:
-    return Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    return Console(
+        markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH
+    )
 
 
 def _import_one(file: Path, brought: Brought, console: Console) -> None:
@@ -283,7 +354,9 @@ def _import_one(file: Path, brought: Brought, console: Console) -> None:
     typer.echo(made.rubric.id)
 
 
-def _import_line(number: int, text: bytes, brought: Brought, report: ImportReport, say: Callable[[str], None]) -> None:
+def _import_line(
+    number: int, text: bytes, brought: Brought, report: ImportReport, say: Callable[[str], None]
+) -> None:
     """Bring one line in, or say why not. What has nothing to do with the line (no service, no key) is raised."""
     try:
         content, found = brought.read(text)
@@ -291,7 +364,9 @@ def _import_line(number: int, text: bytes, brought: Brought, report: ImportRepor
         if criteria != found.criteria:
             # Groups get a prompt's newest rubric: of two in one file it would be the last by chance, and running
             # the command again would make both anew.
-            raise ValueError(f"its prompt is that of line {before}, with other criteria: keep one of the two")
+            raise ValueError(
+                f"its prompt is that of line {before}, with other criteria: keep one of the two"
+            )
         made = brought.send(content)
         report.prompts[found.prompt] = before, criteria
     except (ValueError, InvalidRequest) as error:

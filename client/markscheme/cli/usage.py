@@ -19,10 +19,18 @@ _WIDTH = 160
 
 
 def usage(
-    group_by: Annotated[str, typer.Option(help=f"Any of {', '.join(USAGE_KEYS)}; with commas.")] = "team",
-    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="From this day on (UTC).")] = None,
-    until: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Up to the day before this one.")] = None,
-    team: Annotated[str | None, typer.Option(help="One team's; takes a key with the scope admin.")] = None,
+    group_by: Annotated[
+        str, typer.Option(help=f"Any of {', '.join(USAGE_KEYS)}; with commas.")
+    ] = "team",
+    since: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="From this day on (UTC).")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Up to the day before this one.")
+    ] = None,
+    team: Annotated[
+        str | None, typer.Option(help="One team's; takes a key with the scope admin.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The answer as it is.")] = False,
     url: Annotated[str, typer.Option(help="The service.", envvar="MARKSCHEME_URL")] = DEFAULT_URL,
 ) -> None:
@@ -31,10 +39,16 @@ def usage(
     console = Console(markup=False, width=None if sys.stdout.isatty() else _WIDTH)
     try:
         if unknown := [key for key in keys if key not in USAGE_KEYS]:
-            raise ValueError(f"--group-by: there is no {unknown[0]!r}: there are {', '.join(USAGE_KEYS)}")
+            raise ValueError(
+                f"--group-by: there is no {unknown[0]!r}: there are {', '.join(USAGE_KEYS)}"
+            )
         with Client(url, api_key=os.environ.get("MARKSCHEME_API_KEY")) as client:
-            report = client.usage(cast(list[UsageKey], keys), since=since.date() if since else None,
-                                  until=until.date() if until else None, team=team)
+            report = client.usage(
+                cast(list[UsageKey], keys),
+                since=since.date() if since else None,
+                until=until.date() if until else None,
+                team=team,
+            )
     except (MarkschemeError, ValueError) as error:
         Console(stderr=True).print(str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
@@ -45,7 +59,9 @@ def usage(
     if report.truncated:
         console.print("there are more rows than are shown; the total counts them all")
     if report.total.unpriced_calls:
-        console.print(f"{report.total.unpriced_calls} calls went to judges without prices: their cost is not known")
+        console.print(
+            f"{report.total.unpriced_calls} calls went to judges without prices: their cost is not known"
+        )
 
 
 def _table(report: UsageReport, keys: list[str]) -> Table:
@@ -56,16 +72,23 @@ def _table(report: UsageReport, keys: list[str]) -> Table:
     for name, cell in cells.items():
         table.add_column(name, justify="right", no_wrap=True, footer=cell)
     for bucket in report.data:
-        table.add_row(*(str(value) if (value := getattr(bucket, key)) is not None else "-" for key in keys),
-                      *_cells(bucket).values())
+        table.add_row(
+            *(str(value) if (value := getattr(bucket, key)) is not None else "-" for key in keys),
+            *_cells(bucket).values(),
+        )
     if not keys:
         table.add_row(*cells.values())
     return table
 
 
 def _cells(bucket: UsageBucket) -> dict[str, str]:
-    return {"calls": f"{bucket.calls:,}", "failed": f"{bucket.failed_calls:,}",
-            "tokens in": f"{bucket.prompt_tokens:,}", "cached": f"{bucket.cached_tokens:,}",
-            "out": f"{bucket.completion_tokens:,}",
-            "cost USD": f"{bucket.cost_usd:,.4f}", "verdicts reused": f"{bucket.cached_verdicts:,}",
-            "saved USD": f"{bucket.saved_usd:,.4f}"}
+    return {
+        "calls": f"{bucket.calls:,}",
+        "failed": f"{bucket.failed_calls:,}",
+        "tokens in": f"{bucket.prompt_tokens:,}",
+        "cached": f"{bucket.cached_tokens:,}",
+        "out": f"{bucket.completion_tokens:,}",
+        "cost USD": f"{bucket.cost_usd:,.4f}",
+        "verdicts reused": f"{bucket.cached_verdicts:,}",
+        "saved USD": f"{bucket.saved_usd:,.4f}",
+    }

@@ -65,7 +65,6 @@ from markscheme.schema.scores import (
     VerdictView,
 )
 from markscheme.schema.teachers import (
-    Taught,
     TeacherBankChange,
     TeacherEntry,
     TeacherResponse,
@@ -73,6 +72,7 @@ from markscheme.schema.teachers import (
     TeacherResponses,
     TeacherResponsesCreate,
     TeachRequest,
+    TeachResult,
 )
 from markscheme.schema.teams import (
     Key,
@@ -145,7 +145,7 @@ __all__ = [
     "ShortText",
     "StudentResponse",
     "Tag",
-    "Taught",
+    "TeachResult",
     "TeachRequest",
     "TeacherBankChange",
     "TeacherEntry",

@@ -45,7 +45,9 @@ class UsageReport(Wire):
     until: date | None
     data: list[UsageBucket]
     total: UsageBucket
-    truncated: bool = Field(description="There are more buckets than are shown; the total counts them all")
+    truncated: bool = Field(
+        description="There are more buckets than are shown; the total counts them all"
+    )
 
 
 class BudgetPut(Wire):
@@ -57,13 +59,19 @@ class BudgetPut(Wire):
 
     hard_usd: Usd | None = None
     soft_usd: Usd | None = None
-    window: BudgetWindow | None = Field(default=None, description="Default: month, and total for a run")
+    window: BudgetWindow | None = Field(
+        default=None, description="Default: month, and total for a run"
+    )
 
     @model_validator(mode="after")
     def _useful(self) -> "BudgetPut":
         if self.hard_usd is None and self.soft_usd is None:
             raise ValueError("give hard_usd, soft_usd, or both")
-        if self.hard_usd is not None and self.soft_usd is not None and self.soft_usd > self.hard_usd:
+        if (
+            self.hard_usd is not None
+            and self.soft_usd is not None
+            and self.soft_usd > self.hard_usd
+        ):
             raise ValueError("soft_usd is the warning before hard_usd: it cannot be larger")
         return self
 

@@ -26,7 +26,15 @@ from markscheme_server.domain.caller import OPERATOR, Caller
 from markscheme_server.errors import Conflict, NotFound, Unauthorised, Unprocessable
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine.ids import now
-from markscheme_server.store.teams import Erased, Key, Presented, Taken, Team, TeamStore, UnknownTeam
+from markscheme_server.store.teams import (
+    AuthenticatedKey,
+    Erased,
+    Key,
+    Taken,
+    Team,
+    TeamStore,
+    UnknownTeam,
+)
 
 REMEMBERED_S = 0.5
 """Half of the second within which a revocation, or another limit, reaches every worker."""
@@ -37,16 +45,23 @@ NOTED_EVERY_S = 60.0
 log = structlog.get_logger()
 
 
-class Identity:
+class Authenticator:
     """The keys of a deployment. ``operator_key``: ``MARKSCHEME_API_KEY``; ``pepper``: ``MARKSCHEME_KEY_PEPPER``;
     ``guarded``: a key is asked for even where there is none yet; ``team_rpm``: the limit of teams without one of their
     own."""
 
-    def __init__(self, store: TeamStore, *, operator_key: str | None, pepper: str | None,
-                 guarded: bool = False, team_rpm: int | None = None) -> None:
+    def __init__(
+        self,
+        store: TeamStore,
+        *,
+        operator_key: str | None,
+        pepper: str | None,
+        guarded: bool = False,
+        team_rpm: int | None = None,
+    ) -> None:
         self._store, self._pepper, self._team_rpm = store, pepper, team_rpm
         self._operator_key = operator_key.encode() if operator_key is not None else None
-        self._known: dict[str, tuple[float, Presented | None]] = {}
+        self._known: dict[str, tuple[float, AuthenticatedKey | None]] = {}
         self._noted: dict[str, float] = {}
         self._notes: set[asyncio.Task[None]] = set()
         self._guarded = guarded or operator_key is not None
@@ -59,17 +74,25 @@ class Identity:
         if not self._guarded:
             return self._operator
         if token is None:
-            raise Unauthorised("send a key as 'Authorization: Bearer mk_…' ('markscheme keys create' makes one)",
-                               code="no_key")
-        if self._operator_key is not None and hmac.compare_digest(token.encode(), self._operator_key):
+            raise Unauthorised(
+                "send a key as 'Authorization: Bearer mk_…' ('markscheme keys create' makes one)",
+                code="no_key",
+            )
+        if self._operator_key is not None and hmac.compare_digest(
+            token.encode(), self._operator_key
+        ):
             await self._look()
             return self._operator
         if not keys.is_well_formed(token):
-            raise Unauthorised("this is not a key of this service; check that it was copied whole",
-                               code="malformed_key")
+            raise Unauthorised(
+                "this is not a key of this service; check that it was copied whole",
+                code="malformed_key",
+            )
         if self._pepper is None:
-            raise Unauthorised("this service cannot tell keys apart: its operator must set MARKSCHEME_KEY_PEPPER",
-                               code="unknown_key")
+            raise Unauthorised(
+                "this service cannot tell keys apart: its operator must set MARKSCHEME_KEY_PEPPER",
+                code="unknown_key",
+            )
         found = await self._find(keys.digest(token, self._pepper))
         if found is None:
             raise Unauthorised("there is no such key", code="unknown_key")
@@ -79,18 +102,24 @@ class Identity:
         if not key.is_live(now()):
             raise Unauthorised(f"the key {key.prefix}… has expired", code="expired_key")
         self._note(key)
-        return Caller(key.team, frozenset(key.scopes), key.prefix, self._limit(found.rpm),
-                      found.reuse_scope)
+        return Caller(
+            key.team, frozenset(key.scopes), key.prefix, self._limit(found.rpm), found.reuse_scope
+        )
 
     async def create_team(self, name: str, *, actor: Actor) -> Team:
         """Make a team. Raises :class:`Conflict` when there is one of this name, or was."""
         try:
             team = await self._store.create(name, actor)
         except Erased as error:
-            raise Conflict(f"{name!r} was the name of a team that was erased, and is given to no other",
-                           code="team_erased", param="name") from error
+            raise Conflict(
+                f"{name!r} was the name of a team that was erased, and is given to no other",
+                code="team_erased",
+                param="name",
+            ) from error
         except Taken as error:
-            raise Conflict(f"there is a team {name!r} already", code="team_exists", param="name") from error
+            raise Conflict(
+                f"there is a team {name!r} already", code="team_exists", param="name"
+            ) from error
         log.info("team_created", team=name)
         return team
 
@@ -106,22 +135,32 @@ class Identity:
         log.info("team_changed", team=name, **values)
         return team
 
-    async def create_key(self, team: str, scopes: Iterable[Scope], *, actor: Actor, label: str | None = None,
-                         expires_at: datetime | None = None) -> tuple[str, Key]:
+    async def create_key(
+        self,
+        team: str,
+        scopes: Iterable[Scope],
+        *,
+        actor: Actor,
+        label: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> tuple[str, Key]:
         """Make a key for a team: the key itself, which is never to be had again, and what is kept of it.
 
         Raises :class:`NotFound` for a team that there is not, and :class:`Unprocessable` where no pepper is set or
         ``expires_at`` has passed.
         """
         if self._pepper is None:
-            raise Unprocessable("the service has no pepper to store keys under: set MARKSCHEME_KEY_PEPPER",
-                                code="no_pepper")
+            raise Unprocessable(
+                "the service has no pepper to store keys under: set MARKSCHEME_KEY_PEPPER",
+                code="no_pepper",
+            )
         if expires_at is not None:
             try:
                 expires_at = expires_at.astimezone(UTC)
             except OverflowError as error:
-                raise Unprocessable("this is no time that can be kept", code="invalid_value",
-                                    param="expires_at") from error
+                raise Unprocessable(
+                    "this is no time that can be kept", code="invalid_value", param="expires_at"
+                ) from error
         if expires_at is not None and expires_at <= now():
             raise Unprocessable("this time has passed", code="invalid_value", param="expires_at")
         chosen = set(scopes)
@@ -149,10 +188,18 @@ class Identity:
         if not old.is_live(now()):
             raise Conflict("this key has ended; make a new one", code="key_ended", param="prefix")
         until = now() + (old.expires_at - old.created_at) if old.expires_at is not None else None
-        made = await self.create_key(old.team, old.scopes, label=old.label, expires_at=until, actor=actor)
-        if not await self._store.replace(prefix, by=made[1].prefix, at=now() + overlap, actor=actor):
-            await self._store.revoke(made[1].prefix, actor)  # it was revoked meanwhile: so is what followed from it
-            raise Conflict("this key was revoked meanwhile; make a new one", code="key_ended", param="prefix")
+        made = await self.create_key(
+            old.team, old.scopes, label=old.label, expires_at=until, actor=actor
+        )
+        if not await self._store.replace(
+            prefix, by=made[1].prefix, at=now() + overlap, actor=actor
+        ):
+            await self._store.revoke(
+                made[1].prefix, actor
+            )  # it was revoked meanwhile: so is what followed from it
+            raise Conflict(
+                "this key was revoked meanwhile; make a new one", code="key_ended", param="prefix"
+            )
         log.info("key_rotated", key=prefix, to=made[1].prefix)
         return made
 
@@ -173,7 +220,11 @@ class Identity:
         if not found:
             raise _no_key()
         if len(found) > 1:
-            raise Conflict(f"{len(found)} keys begin so; give more of the key", code="ambiguous_key", param="prefix")
+            raise Conflict(
+                f"{len(found)} keys begin so; give more of the key",
+                code="ambiguous_key",
+                param="prefix",
+            )
         return found[0]
 
     async def teams(self) -> list[Team]:
@@ -197,11 +248,13 @@ class Identity:
     def _limit(self, own: int | None) -> int | None:
         return own if own is not None else self._team_rpm
 
-    async def _find(self, digest: str) -> Presented | None:
+    async def _find(self, digest: str) -> AuthenticatedKey | None:
         at, found = self._known.get(digest, (-REMEMBERED_S, None))
         if time.monotonic() - at < REMEMBERED_S:
             return found
-        at = time.monotonic()  # before the question: what is revoked while it is answered is asked for in time
+        at = (
+            time.monotonic()
+        )  # before the question: what is revoked while it is answered is asked for in time
         found = await self._store.key(digest)
         if len(self._known) >= MOST_REMEMBERED:
             self._known.clear()

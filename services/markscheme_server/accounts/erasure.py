@@ -12,7 +12,7 @@ from markscheme_server.accounts.auth import REMEMBERED_S
 from markscheme_server.domain.caller import DEFAULT_TEAM
 from markscheme_server.errors import Conflict, NotFound
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.maintenance.batch_delete import Window
+from markscheme_server.store.maintenance.batch_delete import Batch
 from markscheme_server.store.maintenance.team_deletion import TOMBSTONES, Eraser
 from markscheme_server.store.store import Store
 from markscheme_server.store.teams import UnknownTeam
@@ -33,15 +33,25 @@ class Erased:
     tombstones: int
 
 
-async def erase_team(store: Store, team: str, actor: Actor, *, on_total: Callable[[int], None] | None = None,
-                     on_window: Callable[[Window], None] | None = None) -> Erased:
+async def erase_team(
+    store: Store,
+    team: str,
+    actor: Actor,
+    *,
+    on_total: Callable[[int], None] | None = None,
+    on_window: Callable[[Batch], None] | None = None,
+) -> Erased:
     """Erase a team, or go on with it: a second call finishes what a killed one left.
 
     Raises :class:`NotFound`, and :class:`Conflict` for the operator's own team.
     """
     if team == DEFAULT_TEAM:
-        raise Conflict(f"{DEFAULT_TEAM!r} is the operator's own team and cannot be erased: 'markscheme prune' removes "
-                       "what old runs left, and another database begins anew", code="operators_team", param="name")
+        raise Conflict(
+            f"{DEFAULT_TEAM!r} is the operator's own team and cannot be erased: 'markscheme prune' removes "
+            "what old runs left, and another database begins anew",
+            code="operators_team",
+            param="name",
+        )
     eraser = Eraser(store.database, team, actor)
     try:
         at = await eraser.mark()

@@ -54,9 +54,11 @@ class Waiting:
 
     def longest(self, now: float) -> "Connection | None":
         """The connection whose client has used up the largest part of its time."""
-        first = [(now - since, allowed, connection)
-                 for queue, allowed in ((self.heads, HEAD_S), (self.bodies, BODY_S))
-                 for connection, since in list(queue.items())[:1]]
+        first = [
+            (now - since, allowed, connection)
+            for queue, allowed in ((self.heads, HEAD_S), (self.bodies, BODY_S))
+            for connection, since in list(queue.items())[:1]
+        ]
         return max(first, key=lambda each: each[0] / each[1])[2] if first else None
 
     def expire(self, now: float) -> None:
@@ -74,8 +76,15 @@ class Waiting:
 class Connection(H11Protocol):
     """uvicorn's connection with a limit on the client's time. ``waiting``: shared by those of one process."""
 
-    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any],
-                 _loop: asyncio.AbstractEventLoop | None = None, *, waiting: Waiting) -> None:
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        waiting: Waiting,
+    ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.waiting = waiting
         self._queue: OrderedDict[Connection, float] | None = None
@@ -141,8 +150,15 @@ class Connection(H11Protocol):
     def _wait(self) -> None:
         """Note since when the connection waits for its client, and for which part of a request."""
         state = self.conn.their_state
-        queue = (None if self._refused or self.transport.is_closing() else self.waiting.heads if state is h11.IDLE
-                 else self.waiting.bodies if state is h11.SEND_BODY else None)
+        queue = (
+            None
+            if self._refused or self.transport.is_closing()
+            else self.waiting.heads
+            if state is h11.IDLE
+            else self.waiting.bodies
+            if state is h11.SEND_BODY
+            else None
+        )
         if queue is not self._queue:
             self._leave()
             if queue is not None:
@@ -161,8 +177,11 @@ class Connection(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             request_id = f"req_{secrets.token_hex(12)}"
             content, headers = _error(status, code, message, request_id)
-            for event in (h11.Response(status_code=status, headers=list(headers.items())), h11.Data(data=content),
-                          h11.EndOfMessage()):
+            for event in (
+                h11.Response(status_code=status, headers=list(headers.items())),
+                h11.Data(data=content),
+                h11.EndOfMessage(),
+            ):
                 self.transport.write(self.conn.send(event) or b"")
         # Closed at once, with bytes of the client unread, the connection would be reset and the answer lost.
         self._refused = True
@@ -171,17 +190,35 @@ class Connection(H11Protocol):
 
 
 async def _overloaded(scope: Scope, _receive: Receive, send: Send) -> None:
-    content, headers = _error(503, "overloaded", "the service has as many connections as it can take; send it again",
-                              f"req_{secrets.token_hex(12)}")
-    await send({"type": "http.response.start", "status": 503,
-                "headers": [(name.encode(), value.encode()) for name, value in headers.items()]})
+    content, headers = _error(
+        503,
+        "overloaded",
+        "the service has as many connections as it can take; send it again",
+        f"req_{secrets.token_hex(12)}",
+    )
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 503,
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        }
+    )
     await send({"type": "http.response.body", "body": content})
 
 
-def _error(status: int, code: str, message: str, request_id: str) -> tuple[bytes, Mapping[str, str]]:
+def _error(
+    status: int, code: str, message: str, request_id: str
+) -> tuple[bytes, Mapping[str, str]]:
     kind = "unavailable_error" if status == 503 else "invalid_request_error"
-    content = ErrorBody(error=ErrorDetail(message=message, type=kind, code=code),
-                        request_id=request_id).model_dump_json().encode()
-    headers = {"content-type": "application/json", "content-length": str(len(content)), "connection": "close",
-               "x-request-id": request_id}
+    content = (
+        ErrorBody(error=ErrorDetail(message=message, type=kind, code=code), request_id=request_id)
+        .model_dump_json()
+        .encode()
+    )
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(content)),
+        "connection": "close",
+        "x-request-id": request_id,
+    }
     return content, headers | ({"retry-after": str(RETRY_AFTER_S)} if status == 503 else {})

@@ -30,23 +30,47 @@ def _choose(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-EnvFile = Annotated[Path | None, typer.Option(
-    "--env-file", exists=True, dir_okay=False, callback=_choose, is_eager=True,
-    help="Read settings from this file beside the environment; default: .env in MARKSCHEME_HOME.")]
+EnvFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--env-file",
+        exists=True,
+        dir_okay=False,
+        callback=_choose,
+        is_eager=True,
+        help="Read settings from this file beside the environment; default: .env in MARKSCHEME_HOME.",
+    ),
+]
 """The option of every command that reads settings; :func:`read_settings` finds what was chosen."""
 
 
 def serve(
-    host: Annotated[str, typer.Option(envvar="MARKSCHEME_HOST", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="MARKSCHEME_PORT", min=0, max=65535,
-                                      help="Port; 0 picks a free one.")] = 8321,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes on that port; default: MARKSCHEME_WORKERS, "
-                                                            "else 1.")] = None,
-    log_level: Annotated[logs.Level, typer.Option(envvar="MARKSCHEME_LOG_LEVEL", help="From where on events are "
-                                                                                      "logged, to stderr.")] = "info",
-    probe: Annotated[bool, typer.Option("--probe", help="First ask each judge what form of structured output it "
-                                                        "enforces, as doctor does; the answer is stored for seven "
-                                                        "days.")] = False,
+    host: Annotated[
+        str, typer.Option(envvar="MARKSCHEME_HOST", help="Address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(envvar="MARKSCHEME_PORT", min=0, max=65535, help="Port; 0 picks a free one."),
+    ] = 8321,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on that port; default: MARKSCHEME_WORKERS, else 1."),
+    ] = None,
+    log_level: Annotated[
+        logs.Level,
+        typer.Option(
+            envvar="MARKSCHEME_LOG_LEVEL", help="From where on events are logged, to stderr."
+        ),
+    ] = "info",
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="First ask each judge what form of structured output it "
+            "enforces, as doctor does; the answer is stored for seven "
+            "days.",
+        ),
+    ] = False,
     _env_file: EnvFile = None,
 ) -> None:
     """Run the rubric service. Settings are MARKSCHEME_* variables, in the environment or in a file (see the README)."""
@@ -68,13 +92,19 @@ def serve(
         asyncio.run(probe_judges(settings, Console(stderr=True)))
     guarded = settings.api_key is not None or _has_keys(settings)
     if guarded and settings.api_key is None and settings.key_pepper is None:
-        fail("this database has API keys, and they cannot be told apart without the pepper that they were made under: "
-             "set MARKSCHEME_KEY_PEPPER")
+        fail(
+            "this database has API keys, and they cannot be told apart without the pepper that they were made under: "
+            "set MARKSCHEME_KEY_PEPPER"
+        )
     if host not in LOOPBACK and not guarded:
-        fail(f"refusing to listen on {host} without a key: make one ('markscheme keys create', with "
-             "MARKSCHEME_KEY_PEPPER set) or set MARKSCHEME_API_KEY, or listen on 127.0.0.1")
+        fail(
+            f"refusing to listen on {host} without a key: make one ('markscheme keys create', with "
+            "MARKSCHEME_KEY_PEPPER set) or set MARKSCHEME_API_KEY, or listen on 127.0.0.1"
+        )
     if host not in LOOPBACK:
-        settings = settings.model_copy(update={"guarded": True})  # also if its database were exchanged
+        settings = settings.model_copy(
+            update={"guarded": True}
+        )  # also if its database were exchanged
     try:
         listener = serving.listen(host, port)
     except OSError as error:
@@ -97,16 +127,30 @@ def serve(
 def migrate(_env_file: EnvFile = None) -> None:
     """Bring the database to the newest revision, and say which."""
     before, after = migrate_database(read_settings())
-    typer.echo(f"the database is at revision {after}" + (
-        ", as it was" if before == after else f"; it was at {before}" if before else "; it was empty"))
+    typer.echo(
+        f"the database is at revision {after}"
+        + (
+            ", as it was"
+            if before == after
+            else f"; it was at {before}"
+            if before
+            else "; it was empty"
+        )
+    )
 
 
 def prune(
     older_than: Annotated[str, typer.Option(help="Remove what is older than this: 90d, 12h, 6w.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    vacuum: Annotated[bool, typer.Option("--vacuum", help="SQLite: write the file anew afterwards, so that it shrinks; "
-                                                          "takes its size in free disk, and writers wait.")] = False,
+    vacuum: Annotated[
+        bool,
+        typer.Option(
+            "--vacuum",
+            help="SQLite: write the file anew afterwards, so that it shrinks; "
+            "takes its size in free disk, and writers wait.",
+        ),
+    ] = False,
     _env_file: EnvFile = None,
 ) -> None:
     """Remove what old runs left: rollouts, assignments, verdicts, judge calls, answers under idempotency keys, and
@@ -126,14 +170,25 @@ def prune(
         fail(f"--older-than {older_than}: {error}")
     settings = read_settings()
     if not (yes or dry_run or sys.stdin.isatty()):
-        fail("there is no terminal to ask at: add --yes to remove, or --dry-run to see what would go")
+        fail(
+            "there is no terminal to ask at: add --yes to remove, or --dry-run to see what would go"
+        )
     try:
-        done = asyncio.run(run(
-            settings, Console(), older_than=age, dry_run=dry_run, vacuum=vacuum,
-            agreed=None if yes else lambda: typer.confirm("remove it?")))
+        done = asyncio.run(
+            run(
+                settings,
+                Console(),
+                older_than=age,
+                dry_run=dry_run,
+                vacuum=vacuum,
+                agreed=None if yes else lambda: typer.confirm("remove it?"),
+            )
+        )
     except (SQLAlchemyError, OSError, TimeoutError) as error:
-        fail(f"pruning stopped ({type(error).__name__}); what was removed stays so, and running it again goes on. "
-              "Check MARKSCHEME_DATABASE_URL, and that 'markscheme migrate' was run on it")
+        fail(
+            f"pruning stopped ({type(error).__name__}); what was removed stays so, and running it again goes on. "
+            "Check MARKSCHEME_DATABASE_URL, and that 'markscheme migrate' was run on it"
+        )
     except KeyboardInterrupt:
         fail("stopped; what was removed stays so, and running it again goes on", 130)
     if not done:
@@ -141,9 +196,16 @@ def prune(
 
 
 def doctor(
-    train: Annotated[Path | None, typer.Option(help="A training configuration: also estimate what its judge will be "
-                                                    "asked and cost, before it is run.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value pairs that beat that file.")] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(
+            help="A training configuration: also estimate what its judge will be "
+            "asked and cost, before it is run."
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value pairs that beat that file.")
+    ] = None,
     _env_file: EnvFile = None,
 ) -> None:
     """Check the settings, the database and each judge: does it answer, and right; does it write a rubric; does it
@@ -173,14 +235,20 @@ def migrate_database(settings: Settings) -> tuple[str | None, str | None]:
     try:
         return asyncio.run(prepare(settings.sqlalchemy_url, settings.sqlalchemy_migration_url))
     except CommandError:
-        fail("the database is at a revision that this version does not know: a newer one has migrated it. Run that "
-              "one, or restore a backup made with this one")
+        fail(
+            "the database is at a revision that this version does not know: a newer one has migrated it. Run that "
+            "one, or restore a backup made with this one"
+        )
     except OtherDatabase:
-        fail("MARKSCHEME_MIGRATION_URL and MARKSCHEME_DATABASE_URL must name one database, as two roles: what was "
-             "migrated is not what the service would use")
+        fail(
+            "MARKSCHEME_MIGRATION_URL and MARKSCHEME_DATABASE_URL must name one database, as two roles: what was "
+            "migrated is not what the service would use"
+        )
     except (SQLAlchemyError, OSError, TimeoutError) as error:
-        fail(f"the database could not be migrated ({type(error).__name__}); check MARKSCHEME_DATABASE_URL"
-             + (" and MARKSCHEME_MIGRATION_URL" if settings.migration_url else ""))
+        fail(
+            f"the database could not be migrated ({type(error).__name__}); check MARKSCHEME_DATABASE_URL"
+            + (" and MARKSCHEME_MIGRATION_URL" if settings.migration_url else "")
+        )
 
 
 def _has_keys(settings: Settings) -> bool:
@@ -210,7 +278,9 @@ def _judges(settings: Settings) -> list[str]:
     for name, roles in lines.items():
         what = "judge" if len(lines) == 1 else roles[0]
         if name == BUILTIN:
-            shown.append(f"{what}: builtin (rules, not a language model: it decides criteria that carry a check)")
+            shown.append(
+                f"{what}: builtin (rules, not a language model: it decides criteria that carry a check)"
+            )
         else:
             judge = settings.judges[name]
             shown.append(f"{what}: {name}, {judge.model} at {judge.origin}")
@@ -228,7 +298,9 @@ def read_settings() -> Settings:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(p) for p in first["loc"])
-        name = place if place.startswith(("MARKSCHEME_", "OPENAI_")) else f"MARKSCHEME_{place.upper()}"
+        name = (
+            place if place.startswith(("MARKSCHEME_", "OPENAI_")) else f"MARKSCHEME_{place.upper()}"
+        )
         message = str(first["msg"]).removeprefix("Value error, ")
         fail(f"{name}: {message}" if place else message)
     _say_what_was_read(file, settings)
@@ -252,14 +324,25 @@ def _say_what_was_read(file: Path | None, settings: Settings) -> None:
     for each in read:
         log.info("settings_read", file=str(each))
     if file is not None:
-        for names, where in zip(withheld(os.environ, dotenv_values(file)), ("environment", str(file)), strict=True):
+        for names, where in zip(
+            withheld(os.environ, dotenv_values(file)), ("environment", str(file)), strict=True
+        ):
             for name in names:
-                log.warning("key_not_used", key=name, of=where,
-                            why="the URL that it would be sent to is stated elsewhere: put both in one place")
-    for name, hint in ((ENV_FILE, "name it with --env-file"), (CONFIG_FILE, "name it in MARKSCHEME_CONFIG")):
+                log.warning(
+                    "key_not_used",
+                    key=name,
+                    of=where,
+                    why="the URL that it would be sent to is stated elsewhere: put both in one place",
+                )
+    for name, hint in (
+        (ENV_FILE, "name it with --env-file"),
+        (CONFIG_FILE, "name it in MARKSCHEME_CONFIG"),
+    ):
         here = Path(name).resolve()
         if here.is_file() and here not in read:
-            log.warning("settings_not_read", file=str(here), hint=f"{hint}, or move it into MARKSCHEME_HOME")
+            log.warning(
+                "settings_not_read", file=str(here), hint=f"{hint}, or move it into MARKSCHEME_HOME"
+            )
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

@@ -62,16 +62,31 @@ class Estimate:
     @property
     def unpriced(self) -> tuple[str, ...]:
         """The judges that have calls and no prices."""
-        return tuple(dict.fromkeys(load.judge for load in self.loads if load.calls and load.cost is None))
+        return tuple(
+            dict.fromkeys(load.judge for load in self.loads if load.calls and load.cost is None)
+        )
 
 
 def estimate(plan: TrainingPlan, settings: Settings, seconds: Mapping[str, float]) -> Estimate:
     """``seconds``: how long one call of a judge takes, for those of which it is known. Raises :class:`UnknownJudge`."""
     loads = tuple(_load(plan, role, _judge(plan, role, settings), settings) for role in ROLES)
-    cost = None if any(load.calls and load.cost is None for load in loads) else sum(load.cost or 0 for load in loads)
+    cost = (
+        None
+        if any(load.calls and load.cost is None for load in loads)
+        else sum(load.cost or 0 for load in loads)
+    )
     names = dict.fromkeys(load.judge for load in loads if load.calls)
-    waits = tuple(wait for name in names for wait in _waits(
-        plan, settings.judges[name], name, [load for load in loads if load.judge == name], seconds.get(name)))
+    waits = tuple(
+        wait
+        for name in names
+        for wait in _waits(
+            plan,
+            settings.judges[name],
+            name,
+            [load for load in loads if load.judge == name],
+            seconds.get(name),
+        )
+    )
     return Estimate(loads, waits, cost)
 
 
@@ -86,14 +101,18 @@ def inductions(plan: TrainingPlan, max_uses: int) -> int:
         return plan.groups
     visited = min(plan.prompts, plan.groups)
     visits, once_more = divmod(plan.groups, visited)
-    return (once_more * math.ceil((visits + 1) / max_uses) + (visited - once_more) * math.ceil(visits / max_uses))
+    return once_more * math.ceil((visits + 1) / max_uses) + (visited - once_more) * math.ceil(
+        visits / max_uses
+    )
 
 
 def _judge(plan: TrainingPlan, role: Role, settings: Settings) -> str:
     name = plan.judge or settings.roles[role]
     if name != BUILTIN and name not in settings.judges:
-        raise UnknownJudge(f"the training names the judge {name!r}, and there is none: there are "
-                           f"{', '.join([BUILTIN, *settings.judges])}")
+        raise UnknownJudge(
+            f"the training names the judge {name!r}, and there is none: there are "
+            f"{', '.join([BUILTIN, *settings.judges])}"
+        )
     return name
 
 
@@ -103,13 +122,20 @@ def _load(plan: TrainingPlan, role: Role, name: str, settings: Settings) -> Load
     judge = settings.judges[name]
     if role == "rubricator":
         calls = inductions(plan, settings.reuse_max_uses)
-        prompt_tokens, completion_tokens = calls * _induction_tokens(plan, judge), calls * _rubric_tokens()
+        prompt_tokens, completion_tokens = (
+            calls * _induction_tokens(plan, judge),
+            calls * _rubric_tokens(),
+        )
     else:
         pools = plan.groups if plan.verify == "group" else plan.rollouts
         parts = _parts(judge)
         calls = pools * len(parts)
-        prompt_tokens = pools * sum(_verification_tokens(plan, judge, criteria) for criteria in parts)
-        completion_tokens = pools * sum(_verdict_tokens(plan, judge, criteria) for criteria in parts)
+        prompt_tokens = pools * sum(
+            _verification_tokens(plan, judge, criteria) for criteria in parts
+        )
+        completion_tokens = pools * sum(
+            _verdict_tokens(plan, judge, criteria) for criteria in parts
+        )
     cost = None
     if judge.price_input is not None and judge.price_output is not None:
         cost = (prompt_tokens * judge.price_input + completion_tokens * judge.price_output) / 1e6
@@ -122,19 +148,24 @@ def _parts(judge: JudgeSettings) -> list[int]:
     return [min(most, CRITERIA - start) for start in range(0, CRITERIA, most)]
 
 
-def _marks() -> prompts.Marks:
-    return prompts.Marks(b"filler")
+def _marks() -> prompts.PromptSecrets:
+    return prompts.PromptSecrets(b"filler")
 
 
 def _filler(characters: int) -> str:
     return "x" * characters
 
 
-def _material(plan: TrainingPlan) -> tuple[tuple[dict[str, str], ...], tuple[str, ...], tuple[str, ...]]:
+def _material(
+    plan: TrainingPlan,
+) -> tuple[tuple[dict[str, str], ...], tuple[str, ...], tuple[str, ...]]:
     """Prompt, teacher responses and a group's responses, of the expected lengths."""
     response = _filler(plan.response_tokens * prompts.CHARACTERS_PER_TOKEN)
-    return (({"role": "user", "content": _filler(plan.prompt_characters)},),
-            (_filler(plan.teacher_characters),) * plan.teacher_responses, (response,) * plan.rollouts_per_group)
+    return (
+        ({"role": "user", "content": _filler(plan.prompt_characters)},),
+        (_filler(plan.teacher_characters),) * plan.teacher_responses,
+        (response,) * plan.rollouts_per_group,
+    )
 
 
 def _induction_tokens(plan: TrainingPlan, judge: JudgeSettings) -> int:
@@ -146,26 +177,50 @@ def _induction_tokens(plan: TrainingPlan, judge: JudgeSettings) -> int:
 def _verification_tokens(plan: TrainingPlan, judge: JudgeSettings, criteria: int) -> int:
     prompt, teachers, responses = _material(plan)
     pool = plan.verify == "group"
-    task = VerifyTask(prompt, tuple(Criterion(f"c{i}", _filler(CRITERION_CHARACTERS), 1)
-                                    for i in range(1, criteria + 1)),
-                      responses + teachers if pool else responses[:1], plan.verify)
+    task = VerifyTask(
+        prompt,
+        tuple(Criterion(f"c{i}", _filler(CRITERION_CHARACTERS), 1) for i in range(1, criteria + 1)),
+        responses + teachers if pool else responses[:1],
+        plan.verify,
+    )
     schema = prompts.verdict_schema(pool=pool, evidence=judge.evidence, nonce=judge.nonce)
     marked = _filler(16)
-    return _tokens(prompts.verifier_prompt(
-        task, prompts.shown_criteria(task.criteria), schema, _marks(), max_tokens=judge.max_response_tokens,
-        nonce=marked if judge.nonce else None,
-        canary=(f"c{criteria + 1}", f"The answer contains the string {marked}.") if judge.canary else None))
+    return _tokens(
+        prompts.verifier_prompt(
+            task,
+            prompts.shown_criteria(task.criteria),
+            schema,
+            _marks(),
+            max_tokens=judge.max_response_tokens,
+            nonce=marked if judge.nonce else None,
+            canary=(f"c{criteria + 1}", f"The answer contains the string {marked}.")
+            if judge.canary
+            else None,
+        )
+    )
 
 
 def _verdict_tokens(plan: TrainingPlan, judge: JudgeSettings, criteria: int) -> int:
-    verdict = {"id": "c10", "met": False} | ({"evidence": _filler(EVIDENCE_CHARACTERS)} if judge.evidence else {})
+    verdict = {"id": "c10", "met": False} | (
+        {"evidence": _filler(EVIDENCE_CHARACTERS)} if judge.evidence else {}
+    )
     marked = plan.rollouts_per_group + plan.teacher_responses if plan.verify == "group" else 1
     return _json_tokens({"verdicts": [verdict] * (criteria + judge.canary)}) * marked
 
 
 def _rubric_tokens() -> int:
-    return _json_tokens({"criteria": [{"criterion": _filler(CRITERION_CHARACTERS), "category": "observable_quality",
-                                       "points": 2}] * CRITERIA})
+    return _json_tokens(
+        {
+            "criteria": [
+                {
+                    "criterion": _filler(CRITERION_CHARACTERS),
+                    "category": "observable_quality",
+                    "points": 2,
+                }
+            ]
+            * CRITERIA
+        }
+    )
 
 
 def _tokens(text: str) -> int:
@@ -176,8 +231,9 @@ def _json_tokens(value: object) -> int:
     return math.ceil(len(json.dumps(value)) / JSON_CHARACTERS_PER_TOKEN)
 
 
-def _waits(plan: TrainingPlan, judge: JudgeSettings, name: str, loads: list[Load],
-           call_s: float | None) -> list[Wait]:
+def _waits(
+    plan: TrainingPlan, judge: JudgeSettings, name: str, loads: list[Load], call_s: float | None
+) -> list[Wait]:
     calls = sum(load.calls for load in loads)
     tokens = sum(load.prompt_tokens + load.completion_tokens for load in loads)
     waits = []
@@ -187,7 +243,14 @@ def _waits(plan: TrainingPlan, judge: JudgeSettings, name: str, loads: list[Load
         waits.append(Wait(name, f"{judge.tpm:,} tokens a minute", tokens / judge.tpm / 60))
     if call_s is not None:
         # The roles follow each other within a batch, and no batch begins before the last one was trained on.
-        rounds = sum(math.ceil(load.calls / plan.batches / judge.concurrency) for load in loads if load.calls)
-        waits.append(Wait(name, f"{judge.concurrency} at a time, {call_s:.2f} s each",
-                          rounds * plan.batches * call_s / 3600))
+        rounds = sum(
+            math.ceil(load.calls / plan.batches / judge.concurrency) for load in loads if load.calls
+        )
+        waits.append(
+            Wait(
+                name,
+                f"{judge.concurrency} at a time, {call_s:.2f} s each",
+                rounds * plan.batches * call_s / 3600,
+            )
+        )
     return waits

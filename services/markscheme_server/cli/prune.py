@@ -25,8 +25,15 @@ def parse_age(text: str) -> timedelta:
     return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
-async def prune(settings: Settings, console: Console, *, older_than: timedelta, dry_run: bool, vacuum: bool,
-                agreed: Callable[[], bool] | None) -> bool:
+async def prune(
+    settings: Settings,
+    console: Console,
+    *,
+    older_than: timedelta,
+    dry_run: bool,
+    vacuum: bool,
+    agreed: Callable[[], bool] | None,
+) -> bool:
     """Remove, with a progress bar and counts by table. ``agreed`` is asked once it is known what would go; ``None``:
     it need not be. False when the answer was no."""
     database = Database(create_engine(settings.sqlalchemy_url))
@@ -34,8 +41,11 @@ async def prune(settings: Settings, console: Console, *, older_than: timedelta, 
     before = now() - older_than
     try:
         if dry_run or agreed is not None:
-            _show(console, f"to be removed, as of {before:%Y-%m-%d %H:%M} UTC",
-                  await _walk(Pruner(database, before, dry=True), console, "counting"))
+            _show(
+                console,
+                f"to be removed, as of {before:%Y-%m-%d %H:%M} UTC",
+                await _walk(Pruner(database, before, dry=True), console, "counting"),
+            )
         if dry_run:
             return True
         if agreed is not None and not agreed():
@@ -45,7 +55,10 @@ async def prune(settings: Settings, console: Console, *, older_than: timedelta, 
         if sqlite and vacuum:
             await Pruner(database, before, dry=True).give_back()
         elif sqlite and removed.total():
-            console.print("the file keeps its size and fills the room again; --vacuum shrinks it", markup=False)
+            console.print(
+                "the file keeps its size and fills the room again; --vacuum shrinks it",
+                markup=False,
+            )
     finally:
         await database.close()
     return True
@@ -53,7 +66,12 @@ async def prune(settings: Settings, console: Console, *, older_than: timedelta, 
 
 async def _walk(pruner: Pruner, console: Console, doing: str) -> Counter[str]:
     removed: Counter[str] = Counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(doing, total=await pruner.total())
         async for window in pruner.run():

@@ -58,16 +58,32 @@ class StartFailed(Exception):
 class Server(uvicorn.Server):
     """uvicorn's server with the ending that this module describes. ``ready`` is called once it serves."""
 
-    def __init__(self, settings: Settings, *, ready: Callable[[], None], worker: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, *, ready: Callable[[], None], worker: bool = False
+    ) -> None:
         from markscheme_server.api.connections import Connection, Waiting, most_connections
-        from markscheme_server.app import create_app  # a first process with workers needs none of it
+        from markscheme_server.app import (
+            create_app,  # a first process with workers needs none of it
+        )
 
         self.drain = Drain()
-        self.waiting = Waiting(most_connections(sum(judge.concurrency for judge in settings.judges.values())))
-        super().__init__(uvicorn.Config(
-            create_app(settings, drain=self.drain), lifespan="on", log_config=None, log_level="warning",
-            access_log=False, server_header=False, h11_max_incomplete_event_size=64 * 1024, ws="none",
-            http=cast(Any, partial(Connection, waiting=self.waiting)), timeout_graceful_shutdown=IN_FLIGHT_S))
+        self.waiting = Waiting(
+            most_connections(sum(judge.concurrency for judge in settings.judges.values()))
+        )
+        super().__init__(
+            uvicorn.Config(
+                create_app(settings, drain=self.drain),
+                lifespan="on",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                h11_max_incomplete_event_size=64 * 1024,
+                ws="none",
+                http=cast(Any, partial(Connection, waiting=self.waiting)),
+                timeout_graceful_shutdown=IN_FLIGHT_S,
+            )
+        )
         self.delay_s, self.ready, self.worker = settings.drain_delay_s, ready, worker
         self._stop_at: float | None = None
 
@@ -79,7 +95,9 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals; unlike uvicorn's, do not raise them again at the end: a drained process exits with 0."""
-        handled = (signal.SIGTERM, HURRY) if self.worker else (signal.SIGTERM, signal.SIGINT, *_hangup())
+        handled = (
+            (signal.SIGTERM, HURRY) if self.worker else (signal.SIGTERM, signal.SIGINT, *_hangup())
+        )
         before = {each: signal.signal(each, self.handle_exit) for each in handled}
         try:
             yield
@@ -141,7 +159,9 @@ def listen(host: str, port: int) -> socket.socket:
     Its connections send at once. asyncio would see to that, but not for a socket that was made outside of it, and
     then the body of a short answer waits 40 ms for the other side to confirm the head.
     """
-    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener = socket.create_server(
+        (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+    )
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -151,7 +171,9 @@ def run_one(settings: Settings, listener: socket.socket, ready: Callable[[], Non
     Server(settings, ready=ready).run(sockets=[listener])
 
 
-def run_workers(settings: Settings, level: logs.Level, listener: socket.socket, ready: Callable[[], None]) -> None:
+def run_workers(
+    settings: Settings, level: logs.Level, listener: socket.socket, ready: Callable[[], None]
+) -> None:
     """Serve with ``settings.workers`` processes until a signal ends them; ``ready`` is called when all serve.
 
     Raises :class:`StartFailed` when one cannot begin. Their metrics are files of a folder that goes with us.
@@ -173,8 +195,15 @@ class Worker:
 class Supervisor:
     """Keeps as many workers as the settings ask for, and ends them."""
 
-    def __init__(self, settings: Settings, level: logs.Level, listener: socket.socket, metrics_folder: str) -> None:
-        self.settings, self.level, self.listener, self.metrics_folder = settings, level, listener, metrics_folder
+    def __init__(
+        self, settings: Settings, level: logs.Level, listener: socket.socket, metrics_folder: str
+    ) -> None:
+        self.settings, self.level, self.listener, self.metrics_folder = (
+            settings,
+            level,
+            listener,
+            metrics_folder,
+        )
         self.workers: list[Worker] = []
         self._give_up_at: float | None = None
         self._signal = 0
@@ -188,8 +217,11 @@ class Supervisor:
             while self.workers or not self._ending:
                 if not self._ending and time.monotonic() >= self._next_start_at:
                     self._fill()
-                connection.wait([w.process.sentinel for w in self.workers] +
-                                [w.says for w in self.workers if not w.serves], timeout=0.2)
+                connection.wait(
+                    [w.process.sentinel for w in self.workers]
+                    + [w.says for w in self.workers if not w.serves],
+                    timeout=0.2,
+                )
                 for worker in list(self.workers):
                     self._look_at(worker, failing_is_fatal=not announced)
                 if not announced and not self._ending and all(w.serves for w in self.workers):
@@ -210,7 +242,8 @@ class Supervisor:
         while len(self.workers) < self.settings.workers:
             receiving, sending = multiprocessing.Pipe(duplex=False)
             process = multiprocessing.get_context("spawn").Process(
-                target=_work, args=(self.settings, self.level, self.listener, sending))
+                target=_work, args=(self.settings, self.level, self.listener, sending)
+            )
             # A blocked signal stays so in what is started here: a terminal sends these two to the whole group, and
             # what the workers should hear of it comes from us.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
@@ -218,7 +251,9 @@ class Supervisor:
             self.workers.append(Worker(process, receiving))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
             sending.close()
-            if self._ending:  # the signal came while it was being started, and was passed on to the others only
+            if (
+                self._ending
+            ):  # the signal came while it was being started, and was passed on to the others only
                 return _send(self.workers[-1], self._signal)
         return None
 
@@ -247,7 +282,9 @@ class Supervisor:
                 return
             raise SystemExit(128 + sig)
         self._signal = HURRY if sig == signal.SIGINT else signal.SIGTERM
-        self._give_up_at = time.monotonic() + self.settings.drain_delay_s + IN_FLIGHT_S + CLOSING_S + 1
+        self._give_up_at = (
+            time.monotonic() + self.settings.drain_delay_s + IN_FLIGHT_S + CLOSING_S + 1
+        )
         for worker in self.workers:
             _send(worker, self._signal)
 
@@ -264,7 +301,9 @@ def _send(worker: Worker, sig: int) -> None:
             os.kill(worker.process.pid, sig)
 
 
-def _work(settings: Settings, level: logs.Level, listener: socket.socket, says: connection.Connection) -> None:
+def _work(
+    settings: Settings, level: logs.Level, listener: socket.socket, says: connection.Connection
+) -> None:
     """A worker's whole life."""
     logs.configure(level)
     try:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from markscheme.schema import BudgetPut, TeamName
 from markscheme.vocabulary import SCOPES, BudgetWindow, ReuseScope, Scope
 from markscheme_server import logs
-from markscheme_server.accounts.auth import Identity
+from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.erasure import erase_team
 from markscheme_server.cli.commands import EnvFile, fail, migrate_database, read_settings
 from markscheme_server.cli.prune import parse_age
@@ -30,13 +30,21 @@ from markscheme_server.store.teams import Key
 
 T = TypeVar("T")
 
-teams = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-                    help="Teams of the organisation. What a team makes is its own until it shares it.")
-keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=(
-    "API keys. A key speaks for a team and may do what its scopes say: read (rubrics and the teacher bank), score, "
-    "induce (make rubrics, fill the bank), admin (teams, keys). Once there is one, every call needs one.\n\n"
-    "MARKSCHEME_KEY_PEPPER must be set, to the same for the service and for these commands: keys are stored under it, "
-    "and with another one none of them opens anything."))
+teams = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Teams of the organisation. What a team makes is its own until it shares it.",
+)
+keys = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help=(
+        "API keys. A key speaks for a team and may do what its scopes say: read (rubrics and the teacher bank), score, "
+        "induce (make rubrics, fill the bank), admin (teams, keys). Once there is one, every call needs one.\n\n"
+        "MARKSCHEME_KEY_PEPPER must be set, to the same for the service and for these commands: keys are stored under it, "
+        "and with another one none of them opens anything."
+    ),
+)
 
 
 @teams.callback()
@@ -54,10 +62,14 @@ def create_team(
     try:
         TypeAdapter(TeamName).validate_python(name)
     except ValidationError:
-        fail(f"{name!r} cannot be a team's name: lower-case letters, digits, '.', '_' and '-', 64 at most, beginning "
-             "with a letter or a digit")
+        fail(
+            f"{name!r} cannot be a team's name: lower-case letters, digits, '.', '_' and '-', 64 at most, beginning "
+            "with a letter or a digit"
+        )
     _do(lambda identity: identity.create_team(name, actor=Actor()))
-    typer.echo(f"team {name} created; make a key for it with 'markscheme keys create --team {name} --scope …'")
+    typer.echo(
+        f"team {name} created; make a key for it with 'markscheme keys create --team {name} --scope …'"
+    )
 
 
 @teams.command("list")
@@ -75,43 +87,75 @@ def list_teams(_env_file: EnvFile = None) -> None:
 @teams.command("limit")
 def limit_team(
     name: Annotated[str, typer.Argument(help="The team.")],
-    rpm: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Requests a minute.")] = None,
-    default: Annotated[bool, typer.Option("--default", help="The deployment's limit again (MARKSCHEME_TEAM_RPM), if it "
-                                                            "has one.")] = False,
+    rpm: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Requests a minute.")
+    ] = None,
+    default: Annotated[
+        bool,
+        typer.Option(
+            "--default", help="The deployment's limit again (MARKSCHEME_TEAM_RPM), if it has one."
+        ),
+    ] = False,
     _env_file: EnvFile = None,
 ) -> None:
     """Limit a team's requests a minute: within a second it holds at every worker."""
     if (rpm is None) is not default:
         fail("say --rpm N or --default")
     _do(lambda identity: identity.limit_team(name, rpm, actor=Actor()))
-    typer.echo(f"team {name} may send {rpm} requests a minute" if rpm is not None else
-               f"team {name} has the deployment's limit, if there is one")
+    typer.echo(
+        f"team {name} may send {rpm} requests a minute"
+        if rpm is not None
+        else f"team {name} has the deployment's limit, if there is one"
+    )
 
 
 @teams.command("set")
 def set_team(
     name: Annotated[str, typer.Argument(help="The team.")],
-    reuse_scope: Annotated[ReuseScope | None, typer.Option(help=(
-        "Whose rubrics its groups get where a request does not say: its own, also those shared with it, or also the "
-        "organisation's."))] = None,
-    default: Annotated[bool, typer.Option("--default", help="The default again: its own where there is a teacher to "
-                                                            "go by and a rubric may be induced.")] = False,
+    reuse_scope: Annotated[
+        ReuseScope | None,
+        typer.Option(
+            help=(
+                "Whose rubrics its groups get where a request does not say: its own, also those shared with it, or also the "
+                "organisation's."
+            )
+        ),
+    ] = None,
+    default: Annotated[
+        bool,
+        typer.Option(
+            "--default",
+            help="The default again: its own where there is a teacher to "
+            "go by and a rubric may be induced.",
+        ),
+    ] = False,
 ) -> None:
     """Set whose rubrics a team reuses: within a second it holds at every worker."""
     if (reuse_scope is None) is not default:
         fail(f"say --reuse-scope {'|'.join(get_args(ReuseScope))} or --default")
     _do(lambda identity: identity.change_team(name, {"reuse_scope": reuse_scope}, actor=Actor()))
-    typer.echo(f"team {name} has the reuse scope {reuse_scope}" if reuse_scope is not None else
-               f"team {name} has the default reuse scope")
+    typer.echo(
+        f"team {name} has the reuse scope {reuse_scope}"
+        if reuse_scope is not None
+        else f"team {name} has the default reuse scope"
+    )
 
 
 @teams.command("budget")
 def budget_of_team(
     name: Annotated[str, typer.Argument(help="The team.")],
-    hard_usd: Annotated[float | None, typer.Option(help="No more calls are made once this is spent.")] = None,
-    soft_usd: Annotated[float | None, typer.Option(help="From here on answers carry a warning.")] = None,
-    window: Annotated[BudgetWindow | None, typer.Option(help="Default: month, and total for a run.")] = None,
-    run: Annotated[str | None, typer.Option(help="The budget of this run, instead of that on everything.")] = None,
+    hard_usd: Annotated[
+        float | None, typer.Option(help="No more calls are made once this is spent.")
+    ] = None,
+    soft_usd: Annotated[
+        float | None, typer.Option(help="From here on answers carry a warning.")
+    ] = None,
+    window: Annotated[
+        BudgetWindow | None, typer.Option(help="Default: month, and total for a run.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="The budget of this run, instead of that on everything.")
+    ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Take the budget away.")] = False,
     _env_file: EnvFile = None,
 ) -> None:
@@ -125,9 +169,16 @@ def budget_of_team(
         except ValidationError as error:
             fail(str(error.errors()[0]["msg"]).removeprefix("Value error, "))
         try:
-            _with_store(lambda store: store.budgets.put(
-                name, run, hard_usd=wanted.hard_usd, soft_usd=wanted.soft_usd, window=wanted.window_of(run),
-                actor=Actor()))
+            _with_store(
+                lambda store: store.budgets.put(
+                    name,
+                    run,
+                    hard_usd=wanted.hard_usd,
+                    soft_usd=wanted.soft_usd,
+                    window=wanted.window_of(run),
+                    actor=Actor(),
+                )
+            )
         except UnknownTeam:
             fail(f"there is no team {name!r}")
     elif window is not None:
@@ -140,20 +191,37 @@ def budget_of_team(
     for column in ("run", "window", "hard USD", "soft USD", "spent USD", "since"):
         table.add_column(column, justify="right" if "USD" in column else "left")
     for budget in found:
-        limits = (f"{usd:g}" if usd is not None else "-" for usd in (budget.hard_usd, budget.soft_usd))
-        table.add_row(budget.run_id or "(all)", budget.window, *limits, f"{budget.spent_usd:.4f}",
-                      f"{budget.since:%Y-%m-%d}" if budget.window != "total" else "ever")
+        limits = (
+            f"{usd:g}" if usd is not None else "-" for usd in (budget.hard_usd, budget.soft_usd)
+        )
+        table.add_row(
+            budget.run_id or "(all)",
+            budget.window,
+            *limits,
+            f"{budget.spent_usd:.4f}",
+            f"{budget.since:%Y-%m-%d}" if budget.window != "total" else "ever",
+        )
     Console(markup=False, width=None if sys.stdout.isatty() else 160).print(
-        table if found else f"team {name} has no budget")
+        table if found else f"team {name} has no budget"
+    )
 
 
 @keys.command("create")
 def create_key(
     team: Annotated[str, typer.Option(help="The team that it speaks for.")],
-    scope: Annotated[list[str], typer.Option(help="read, score, induce or admin; several times, or with commas.")],
-    expires: Annotated[str | None, typer.Option(help="After which time it ends (90d, 12h), or when "
-                                                     "(2027-01-31, in UTC); default: never.")] = None,
-    label: Annotated[str | None, typer.Option(help="Whose it is or what for, to know it by in lists.")] = None,
+    scope: Annotated[
+        list[str], typer.Option(help="read, score, induce or admin; several times, or with commas.")
+    ],
+    expires: Annotated[
+        str | None,
+        typer.Option(
+            help="After which time it ends (90d, 12h), or when "
+            "(2027-01-31, in UTC); default: never."
+        ),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Whose it is or what for, to know it by in lists.")
+    ] = None,
     _env_file: EnvFile = None,
 ) -> None:
     """Make a key. It is printed once, alone on the last line, and cannot be had again."""
@@ -163,8 +231,11 @@ def create_key(
     if unknown := [part for part in scopes if part not in SCOPES]:
         fail(f"there is no scope {unknown[0]!r}: there are {', '.join(SCOPES)}")
     until = _time(expires) if expires is not None else None
-    secret, key = _do(lambda identity: identity.create_key(team, cast(list[Scope], scopes), label=label,
-                                                           expires_at=until, actor=Actor()))
+    secret, key = _do(
+        lambda identity: identity.create_key(
+            team, cast(list[Scope], scopes), label=label, expires_at=until, actor=Actor()
+        )
+    )
     _show_new(secret, key)
 
 
@@ -179,26 +250,40 @@ def list_keys(
     for name in ("prefix", "team", "scopes", "label", "state", "last used"):
         table.add_column(name, no_wrap=name == "prefix")
     for key in found:
-        table.add_row(key.prefix, key.team, ",".join(key.scopes), key.label or "", _state(key),
-                      f"{key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never")
+        table.add_row(
+            key.prefix,
+            key.team,
+            ",".join(key.scopes),
+            key.label or "",
+            _state(key),
+            f"{key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never",
+        )
     Console(markup=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @keys.command("rotate")
 def rotate_key(
-    key: Annotated[str, typer.Argument(help="The old key, or as much of its beginning as no other key has.")],
-    overlap: Annotated[str, typer.Option(help="How long the old key goes on beside the new one: 24h, 7d.")] = "24h",
+    key: Annotated[
+        str, typer.Argument(help="The old key, or as much of its beginning as no other key has.")
+    ],
+    overlap: Annotated[
+        str, typer.Option(help="How long the old key goes on beside the new one: 24h, 7d.")
+    ] = "24h",
     _env_file: EnvFile = None,
 ) -> None:
     """Replace a key by a new one that may do the same. The old one goes on for a while, so that nothing stops."""
-    secret, made = _do(lambda identity: identity.rotate(key, overlap=_age("--overlap", overlap), actor=Actor()))
+    secret, made = _do(
+        lambda identity: identity.rotate(key, overlap=_age("--overlap", overlap), actor=Actor())
+    )
     typer.echo(f"the old key goes on for {overlap} at most", err=True)
     _show_new(secret, made)
 
 
 @keys.command("revoke")
 def revoke_key(
-    key: Annotated[str, typer.Argument(help="The key, or as much of its beginning as no other key has.")],
+    key: Annotated[
+        str, typer.Argument(help="The key, or as much of its beginning as no other key has.")
+    ],
     _env_file: EnvFile = None,
 ) -> None:
     """End a key: within a second it opens nothing, at any worker of any replica."""
@@ -222,23 +307,38 @@ def erase(
     if not yes and not typer.confirm(f"erase team {name} and all that it made?"):
         fail("nothing was erased")
     console = Console(stderr=True)
-    with Progress(TextColumn("erasing {task.description}"), BarColumn(), TimeElapsedColumn(), console=console,
-                  transient=True) as progress:
+    with Progress(
+        TextColumn("erasing {task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
         bar = progress.add_task("", total=None)
-        done = _with_store(lambda store: erase_team(
-            store, name, Actor(), on_total=lambda rows: progress.update(bar, total=rows),
-            on_window=lambda window: progress.update(bar, advance=window.walked, description=window.table)))
+        done = _with_store(
+            lambda store: erase_team(
+                store,
+                name,
+                Actor(),
+                on_total=lambda rows: progress.update(bar, total=rows),
+                on_window=lambda window: progress.update(
+                    bar, advance=window.walked, description=window.table
+                ),
+            )
+        )
     typer.echo(f"team {name} is erased; removed by this command:")
     for table, rows in done.removed.items():
         typer.echo(f"{rows:>12,}  {table}")
     if done.tombstones:
-        typer.echo(f"{done.tombstones:,} rubrics are left as ids without content: other teams' records refer to them")
+        typer.echo(
+            f"{done.tombstones:,} rubrics are left as ids without content: other teams' records refer to them"
+        )
 
 
-def _do(work: Callable[[Identity], Awaitable[T]]) -> T:
+def _do(work: Callable[[Authenticator], Awaitable[T]]) -> T:
     def over(store: Store, settings: Settings) -> Awaitable[T]:
         pepper = settings.key_pepper.get_secret_value() if settings.key_pepper is not None else None
-        return work(Identity(store.teams, operator_key=None, pepper=pepper))
+        return work(Authenticator(store.teams, operator_key=None, pepper=pepper))
 
     return _with_settings_and_store(over)
 
@@ -274,8 +374,10 @@ def _at_a_terminal() -> bool:
 def _show_new(secret: str, key: Key) -> None:
     """The key alone on standard output; what is to know of it beside that."""
     ends = f", until {key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at else ""
-    typer.echo(f"{key.prefix}… for team {key.team}: {', '.join(key.scopes)}{ends}. Keep it now; it is not shown again:",
-               err=True)
+    typer.echo(
+        f"{key.prefix}… for team {key.team}: {', '.join(key.scopes)}{ends}. Keep it now; it is not shown again:",
+        err=True,
+    )
     typer.echo(secret)
 
 

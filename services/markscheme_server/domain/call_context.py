@@ -28,8 +28,8 @@ class Allowance:
     left_s: float = math.inf
 
 
-class Purse(Protocol):
-    """Who pays for a question; see :class:`markscheme_server.domain.spend_guard.Purse`."""
+class SpendGuard(Protocol):
+    """Who pays for a question; see :class:`markscheme_server.domain.spend_guard.SpendGuard`."""
 
     usage: JudgeUsage
 
@@ -37,12 +37,12 @@ class Purse(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class CallContext:
     """How long a caller waits, its turn (what began earlier is finished before what came later is begun), who pays,
     where there is a budget to keep, which team's share it is, and what computing its request has left."""
 
     deadline: Deadline
     turn: int = field(default_factory=lambda: next(_turns))
-    purse: Purse | None = None
+    budget: SpendGuard | None = None
     team: str = ""
     allowance: Allowance = field(default_factory=Allowance)

@@ -20,7 +20,9 @@ ChatMessage = dict[str, str]
 
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces, UTF-8 kept."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(
+        value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
 
 
 def digest(value: Any) -> str:
@@ -65,13 +67,25 @@ def text_key(text: str) -> str:
 
 def content_hash(criteria: Sequence[Criterion]) -> str:
     """The address of a rubric's content: what would change a reward, in the rubric's own order."""
-    return digest([{"id": c.id, "text": c.text, "points": c.points, "category": c.category,
-                    "check": dict(c.check) if c.check else None} for c in criteria])
+    return digest(
+        [
+            {
+                "id": c.id,
+                "text": c.text,
+                "points": c.points,
+                "category": c.category,
+                "check": dict(c.check) if c.check else None,
+            }
+            for c in criteria
+        ]
+    )
 
 
 def criterion_key(criterion: Criterion) -> str:
     """The address of what is asked: the check when there is one, else the words."""
-    return digest({"check": dict(criterion.check)}) if criterion.check else _words_key(criterion.text)
+    return (
+        digest({"check": dict(criterion.check)}) if criterion.check else _words_key(criterion.text)
+    )
 
 
 @lru_cache(maxsize=65_536)
@@ -93,10 +107,20 @@ class VerdictAddress:
     verdicts are reused by exact set.
     """
 
-    def __init__(self, *, team: str, prompt: str, criterion: str, judge: str, verify: VerifyMode, pool: str = "",
-                 judged_with: str = "") -> None:
-        self._hash = hashlib.sha256(canonical_json(
-            [team, prompt, criterion, judge, verify, pool, judged_with]).encode())
+    def __init__(
+        self,
+        *,
+        team: str,
+        prompt: str,
+        criterion: str,
+        judge: str,
+        verify: VerifyMode,
+        pool: str = "",
+        judged_with: str = "",
+    ) -> None:
+        self._hash = hashlib.sha256(
+            canonical_json([team, prompt, criterion, judge, verify, pool, judged_with]).encode()
+        )
 
     def of(self, response: str) -> str:
         """The address for the response of this key."""
@@ -105,10 +129,19 @@ class VerdictAddress:
         return whole.hexdigest()
 
 
-def induction_key(*, team: str, prompt: str, teachers: Sequence[str], students: Sequence[str], rubricator: str) -> str:
+def induction_key(
+    *, team: str, prompt: str, teachers: Sequence[str], students: Sequence[str], rubricator: str
+) -> str:
     """The address of an induction: the exact question, so that asking twice pays once.
 
     ``teachers`` and ``students`` are sets of text keys; order and repeats do not matter.
     """
-    return digest({"team": team, "prompt": prompt, "teachers": sorted(set(teachers)),
-                   "students": sorted(set(students)), "rubricator": rubricator})
+    return digest(
+        {
+            "team": team,
+            "prompt": prompt,
+            "teachers": sorted(set(teachers)),
+            "students": sorted(set(students)),
+            "rubricator": rubricator,
+        }
+    )

@@ -4,7 +4,7 @@ from markscheme_server.domain.call_context import Deadline
 from markscheme_server.domain.usage import JudgeUsage
 
 
-class Purse:
+class SpendGuard:
     """What one question has cost so far, and the money for its next request. This one has no limit.
 
     ``usage`` is kept up to date by the judge: a request counts at its highest cost from the moment it is sent,

@@ -12,7 +12,7 @@ import openai
 
 from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings
-from markscheme_server.domain.call_context import Deadline, Purse
+from markscheme_server.domain.call_context import Deadline, SpendGuard
 from markscheme_server.domain.usage import JudgeUsage, to_usd
 from markscheme_server.judge.refusals import Kind, Refusal
 
@@ -28,36 +28,43 @@ _GENERATED = frozenset({Kind.GENERATION, Kind.TRUNCATED})
 class Spending:
     """One question's requests, one after the other, and who pays for them."""
 
-    def __init__(self, settings: JudgeSettings, judge: str, role: str, purse: Purse, deadline: Deadline) -> None:
+    def __init__(
+        self, settings: JudgeSettings, judge: str, role: str, budget: SpendGuard, deadline: Deadline
+    ) -> None:
         self.settings, self.judge, self.role = settings, judge, role
-        self._purse, self._deadline = purse, deadline
+        self._budget, self._deadline = budget, deadline
 
     @property
     def usage(self) -> JudgeUsage:
         """What the question has cost so far."""
-        return self._purse.usage
+        return self._budget.usage
 
     async def cover(self, prompt_bytes: int, reply_tokens: int) -> None:
         """See to the money for a request of this size. Raises ``JudgeFailure`` when the budget is spent."""
         if self.settings.priced:
-            await self._purse.hold(self.settings.most(prompt_bytes, reply_tokens), self._deadline)
+            await self._budget.hold(self.settings.most(prompt_bytes, reply_tokens), self._deadline)
 
     def begin(self, prompt_bytes: int, reply_tokens: int) -> "Request":
         """Book a request, which is sent now."""
         before = self.usage
         request = Request(self, prompt_bytes, reply_tokens, before)
-        self.book(before, JudgeUsage(1, unpriced_calls=1, unknown=self.settings.most(prompt_bytes, reply_tokens)))
+        self.book(
+            before,
+            JudgeUsage(1, unpriced_calls=1, unknown=self.settings.most(prompt_bytes, reply_tokens)),
+        )
         return request
 
     def book(self, before: JudgeUsage, usage: JudgeUsage) -> None:
         """Say what the request after ``before`` came to."""
-        self._purse.usage = before + usage
+        self._budget.usage = before + usage
 
 
 class Request:
     """One request that was sent. Until it is known what it cost, it is booked at the most that it can."""
 
-    def __init__(self, spending: Spending, prompt_bytes: int, reply_tokens: int, before: JudgeUsage) -> None:
+    def __init__(
+        self, spending: Spending, prompt_bytes: int, reply_tokens: int, before: JudgeUsage
+    ) -> None:
         self._spending, self._before = spending, before
         self._prompt_bytes, self._reply_tokens = prompt_bytes, reply_tokens
 
@@ -69,9 +76,18 @@ class Request:
         prompt, reply = min(prompt or 0, self._prompt_bytes), min(reply or 0, self._reply_tokens)
         cached = min(cached, prompt)
         cost = settings.cost(prompt, cached, reply) if known else 0
-        self._spending.book(self._before, JudgeUsage(
-            1, prompt, reply, cached, cost, unpriced_calls=0 if known else 1,
-            unknown=0 if known else settings.most(self._prompt_bytes, self._reply_tokens)))
+        self._spending.book(
+            self._before,
+            JudgeUsage(
+                1,
+                prompt,
+                reply,
+                cached,
+                cost,
+                unpriced_calls=0 if known else 1,
+                unknown=0 if known else settings.most(self._prompt_bytes, self._reply_tokens),
+            ),
+        )
         for kind, tokens in (("prompt", prompt), ("completion", reply)):
             metrics.TOKENS.labels(judge=judge, role=role, kind=kind).inc(tokens)
         metrics.COST.labels(judge=judge, role=role).inc(to_usd(cost))
@@ -92,7 +108,9 @@ class Request:
             cause = cause.__cause__
 
     def _free(self) -> None:
-        self._spending.book(self._before, JudgeUsage(1, unpriced_calls=0 if self._spending.settings.priced else 1))
+        self._spending.book(
+            self._before, JudgeUsage(1, unpriced_calls=0 if self._spending.settings.priced else 1)
+        )
 
 
 def read_usage(completion: Any) -> tuple[int | None, int, int | None]:
@@ -122,4 +140,6 @@ def _says_something(completion: Any) -> bool:
     choices = completion.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
-    return isinstance(message, dict) and any(said for name, said in message.items() if name != "role")
+    return isinstance(message, dict) and any(
+        said for name, said in message.items() if name != "role"
+    )

@@ -1,4 +1,4 @@
-"""Places at a judge: so many calls in flight over the whole deployment, shared fairly between teams.
+"""ConcurrencyLimiter at a judge: so many calls in flight over the whole deployment, shared fairly between teams.
 
 With a Redis the processes share one allowance: each says how many places it uses and wants, and is allotted some;
 where another one waits in vain, who holds more than an even share gets it back down as its calls end. Without one, or
@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from markscheme_server.domain.fairness import FairShares
-from markscheme_server.limits.redis import Redis, RedisGone
+from markscheme_server.limits.redis import Redis, RedisUnavailable
 
 LEASE_S = 3.0
 """After this a process that said nothing has no places any more."""
 TICK_S, RENEW_S = 0.02, 0.1
 SPARE = 4
-"""Places kept at hand beyond those in use while nobody else waits, so that a call need not ask for one first."""
+"""ConcurrencyLimiter kept at hand beyond those in use while nobody else waits, so that a call need not ask for one first."""
 _SHARE = """
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1e6
@@ -41,19 +41,28 @@ return mine
 """
 
 
-class Places:
+class ConcurrencyLimiter:
     """``size`` places of a judge; ``workers`` processes divide them when no Redis says otherwise."""
 
-    def __init__(self, name: str, size: int, *, owner: str, workers: int = 1, redis: Redis | None = None) -> None:
-        self._key, self._size, self._owner, self._redis = f"markscheme:places:{name}", size, owner, redis
+    def __init__(
+        self, name: str, size: int, *, owner: str, workers: int = 1, redis: Redis | None = None
+    ) -> None:
+        self._key, self._size, self._owner, self._redis = (
+            f"markscheme:places:{name}",
+            size,
+            owner,
+            redis,
+        )
         self._alone = max(1, size // workers)
-        self._shares = FairShares(0 if redis is not None else self._alone, changed=self._ask_for_more)
+        self._shares = FairShares(
+            0 if redis is not None else self._alone, changed=self._ask_for_more
+        )
         self._sharing: asyncio.Task[None] | None = None
         self._asked = asyncio.Event()
 
     @property
     def used(self) -> int:
-        """Places taken by this process."""
+        """ConcurrencyLimiter taken by this process."""
         return self._shares.used
 
     @asynccontextmanager
@@ -65,7 +74,11 @@ class Places:
     def _ask_for_more(self) -> None:
         if self._shares.wanted and self._shares.size < self._size:
             self._asked.set()
-        if self._redis is not None and (self._sharing is None or self._sharing.done()) and self._restless:
+        if (
+            self._redis is not None
+            and (self._sharing is None or self._sharing.done())
+            and self._restless
+        ):
             self._sharing = asyncio.ensure_future(self._share(self._redis))
 
     @property
@@ -91,9 +104,22 @@ class Places:
     async def _ask(self, redis: Redis, wanted: int) -> int:
         used, comfortable = self._shares.used, wanted + (SPARE if wanted else 0)
         try:
-            return int(await redis.ask(lambda client: client.eval(
-                _SHARE, 1, self._key, self._owner, used, wanted, self._size, LEASE_S, comfortable)))
-        except RedisGone:
+            return int(
+                await redis.ask(
+                    lambda client: client.eval(
+                        _SHARE,
+                        1,
+                        self._key,
+                        self._owner,
+                        used,
+                        wanted,
+                        self._size,
+                        LEASE_S,
+                        comfortable,
+                    )
+                )
+            )
+        except RedisUnavailable:
             return self._alone if wanted else 0
 
     async def aclose(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 
 from markscheme_server.domain.fairness import FairShares
-from markscheme_server.limits.sliding_window import Windows
+from markscheme_server.limits.sliding_window import SlidingWindows
 
 LEAST_WAIT_S, MOST_WAIT_S = 0.05, 1.0
 
@@ -11,7 +11,9 @@ LEAST_WAIT_S, MOST_WAIT_S = 0.05, 1.0
 class Quotas:
     """``rpm`` calls and ``tpm`` tokens a minute of one judge; ``None``: no such limit."""
 
-    def __init__(self, name: str, windows: Windows, *, rpm: int | None, tpm: int | None) -> None:
+    def __init__(
+        self, name: str, windows: SlidingWindows, *, rpm: int | None, tpm: int | None
+    ) -> None:
         self._name, self._windows, self._rpm, self._tpm = name, windows, rpm, tpm
         self._door = FairShares(1)
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-class RedisGone(Exception):
+class RedisUnavailable(Exception):
     """Redis did not answer, or did not a moment ago."""
 
 
@@ -33,8 +33,14 @@ class Redis:
 
     def __init__(self, url: str, password: str | None = None) -> None:
         pool: redis.asyncio.BlockingConnectionPool = redis.asyncio.BlockingConnectionPool.from_url(
-            url, password=password, max_connections=32, timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0))
+            url,
+            password=password,
+            max_connections=32,
+            timeout=TIMEOUT_S,
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
         self.client = redis.asyncio.Redis(connection_pool=pool)
         self._watching: asyncio.Task[None] | None = None
 
@@ -44,9 +50,9 @@ class Redis:
         return self._watching is None
 
     async def ask(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
-        """Run ``command``; raises :class:`RedisGone` within about 0.2 s, at once while Redis is known to be gone."""
+        """Run ``command``; raises :class:`RedisUnavailable` within about 0.2 s, at once while Redis is known to be gone."""
         if not self.up:
-            raise RedisGone
+            raise RedisUnavailable
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
@@ -54,7 +60,7 @@ class Redis:
                 answer = await command(self.client)
         except FAILURES as error:
             self._leave_alone(type(error).__name__)
-            raise RedisGone from error
+            raise RedisUnavailable from error
         if loop.time() - started > SLOW_S:
             self._leave_alone("slow")
         return answer

@@ -14,18 +14,18 @@ from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
 from limits.aio.storage import MemoryStorage, RedisStorage, SlidingWindowCounterSupport
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
-from markscheme_server.limits.redis import Redis, RedisGone
+from markscheme_server.limits.redis import Redis, RedisUnavailable
 
 MINUTE_S = 60
 TICK_S = 0.001
-"""Room comes back just after the moment at which the count is still full."""
+"""LimitState comes back just after the moment at which the count is still full."""
 
 T = TypeVar("T")
 Question = Callable[[SlidingWindowCounterRateLimiter, RateLimitItem], Awaitable[T]]
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class LimitState:
     """What a limit lets through: ``remaining`` now, what was asked for in ``wait_s``, all of it in ``whole_s``."""
 
     remaining: int
@@ -33,44 +33,55 @@ class Room:
     whole_s: float
 
 
-class Windows:
+class SlidingWindows:
     """The counts of one process and of the deployment. ``workers``: who shares a limit where there is no Redis.
 
     What is taken of the shared count is taken of the worker's part too: a Redis that is called gone for a second, as a
     busy process does, does not hand everybody a second helping.
     """
 
-    def __init__(self, *, workers: int = 1, redis: Redis | None = None, window_s: int = MINUTE_S) -> None:
+    def __init__(
+        self, *, workers: int = 1, redis: Redis | None = None, window_s: int = MINUTE_S
+    ) -> None:
         self._workers, self._redis, self._window_s = workers, redis, window_s
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._shared = SlidingWindowCounterRateLimiter(_storage(redis)) if redis is not None else None
+        self._shared = (
+            SlidingWindowCounterRateLimiter(_storage(redis)) if redis is not None else None
+        )
 
-    def of(self, window_s: int) -> "Windows":
+    def of(self, window_s: int) -> "SlidingWindows":
         """Counts of the same processes over another window, from nothing."""
-        return Windows(workers=self._workers, redis=self._redis, window_s=window_s)
+        return SlidingWindows(workers=self._workers, redis=self._redis, window_s=window_s)
 
     async def take(self, limit: int, cost: int, *names: str) -> bool:
         """Take ``cost`` of a limit, at most all there can be; false: there is no room for it."""
         part = self._part(limit)
         shared = await self._ask(
-            self._item(limit), lambda limiter, item: limiter.hit(item, *names, cost=min(cost, limit)))
+            self._item(limit),
+            lambda limiter, item: limiter.hit(item, *names, cost=min(cost, limit)),
+        )
         if shared is not None and not shared:
             return False
         own = await self._own.hit(part, *names, cost=min(cost, part.amount))
         return own if shared is None else shared
 
-    async def room(self, limit: int, cost: int, *names: str) -> Room:
+    async def room(self, limit: int, cost: int, *names: str) -> LimitState:
         """The room that a limit has for whoever wants ``cost``."""
         part = self._part(limit)
-        return (await self._ask(self._item(limit), lambda limiter, item: _room(limiter, item, min(cost, limit), *names))
-                or await _room(self._own, part, min(cost, part.amount), *names))
+        return await self._ask(
+            self._item(limit), lambda limiter, item: _room(limiter, item, min(cost, limit), *names)
+        ) or await _room(self._own, part, min(cost, part.amount), *names)
 
     def _part(self, limit: int) -> RateLimitItem:
         return self._item(max(1, limit // self._workers))
 
     def _item(self, limit: int) -> RateLimitItem:
         minute = self._window_s == MINUTE_S
-        return RateLimitItemPerMinute(limit) if minute else RateLimitItemPerSecond(limit, self._window_s)
+        return (
+            RateLimitItemPerMinute(limit)
+            if minute
+            else RateLimitItemPerSecond(limit, self._window_s)
+        )
 
     async def _ask(self, item: RateLimitItem, question: Question[T]) -> T | None:
         """What Redis says; ``None`` where there is none, or it is gone."""
@@ -79,20 +90,33 @@ class Windows:
         shared = self._shared
         try:
             return await self._redis.ask(lambda _: question(shared, item))
-        except RedisGone:
+        except RedisUnavailable:
             return None
 
 
-async def _room(limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, cost: int,
-                *names: str) -> Room:
+async def _room(
+    limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, cost: int, *names: str
+) -> LimitState:
     counts = cast(SlidingWindowCounterSupport, limiter.storage)
     window_s = item.get_expiry()
-    return room(item.amount, cost, *await counts.get_sliding_window(item.key_for(*names), window_s),
-                window_s=window_s)
+    return room(
+        item.amount,
+        cost,
+        *await counts.get_sliding_window(item.key_for(*names), window_s),
+        window_s=window_s,
+    )
 
 
-def room(limit: int, cost: int, previous: int, previous_s: float, current: int, current_s: float, *,
-         window_s: int = MINUTE_S) -> Room:
+def room(
+    limit: int,
+    cost: int,
+    previous: int,
+    previous_s: float,
+    current: int,
+    current_s: float,
+    *,
+    window_s: int = MINUTE_S,
+) -> LimitState:
     """The room that two windows' counts leave, with the seconds until each weighs nothing.
 
     The last window's weighs ⌊previous · previous_s / window_s⌋; the present one's all, until it is the last one.
@@ -100,10 +124,14 @@ def room(limit: int, cost: int, previous: int, previous_s: float, current: int, 
     remaining = max(0, limit - floor(previous * previous_s / window_s) - current)
     whole_s = current_s if current else previous_s if previous else 0.0
     if remaining >= cost:
-        return Room(remaining, 0.0, whole_s)
+        return LimitState(remaining, 0.0, whole_s)
     if current + cost <= limit:
-        return Room(remaining, _falls(previous, previous_s, limit - current - cost, window_s), whole_s)
-    return Room(remaining, current_s - window_s + _falls(current, window_s, limit - cost, window_s), whole_s)
+        return LimitState(
+            remaining, _falls(previous, previous_s, limit - current - cost, window_s), whole_s
+        )
+    return LimitState(
+        remaining, current_s - window_s + _falls(current, window_s, limit - cost, window_s), whole_s
+    )
 
 
 def _falls(count: int, weighs_s: float, to: int, window_s: int) -> float:
@@ -112,5 +140,10 @@ def _falls(count: int, weighs_s: float, to: int, window_s: int) -> float:
 
 
 def _storage(redis: Redis) -> RedisStorage:
-    return RedisStorage("async+redis://", implementation="redispy", connection_pool=redis.client.connection_pool,  # type: ignore[arg-type]
-                        key_prefix="markscheme:quota", wrap_exceptions=False)
+    return RedisStorage(
+        "async+redis://",
+        implementation="redispy",
+        connection_pool=redis.client.connection_pool,  # type: ignore[arg-type]
+        key_prefix="markscheme:quota",
+        wrap_exceptions=False,
+    )

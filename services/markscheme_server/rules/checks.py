@@ -77,7 +77,9 @@ def validate_check(check: Arguments) -> None:
             try:
                 _patterns.find(member["pattern"], member.get("ignore_case", False), old=False)
             except re2.error as error:
-                raise ValueError(f"the pattern is not a regular expression that RE2 accepts: {_words(error)}") from None
+                raise ValueError(
+                    f"the pattern is not a regular expression that RE2 accepts: {_words(error)}"
+                ) from None
 
 
 def kinds() -> frozenset[str]:
@@ -96,7 +98,11 @@ def _counted(found: int, noun: str) -> str:
 
 def _shown(text: str) -> str:
     one_line = " ".join(text.split())
-    return one_line if len(one_line) <= _EVIDENCE_CHARACTERS else one_line[: _EVIDENCE_CHARACTERS - 1] + "…"
+    return (
+        one_line
+        if len(one_line) <= _EVIDENCE_CHARACTERS
+        else one_line[: _EVIDENCE_CHARACTERS - 1] + "…"
+    )
 
 
 def _within(found: float, check: Arguments) -> bool:
@@ -143,7 +149,9 @@ def _contains(check: Arguments, text: str) -> Decision:
     if check.get("match", "all") == "any":
         return Decision(bool(present), _shown(", ".join(present)) if present else "none of them")
     missing = [phrase for phrase in check["texts"] if phrase not in present]
-    return Decision(not missing, _shown(f"missing: {', '.join(missing)}" if missing else ", ".join(present)))
+    return Decision(
+        not missing, _shown(f"missing: {', '.join(missing)}" if missing else ", ".join(present))
+    )
 
 
 def _excludes(check: Arguments, text: str) -> Decision:
@@ -175,7 +183,9 @@ def _cased(text: str, share: float, *, upper: bool) -> Decision:
     if found is None:
         return Decision(False, "no letters")
     found = found if upper else 1.0 - found
-    return Decision(found >= share, f"{found:.0%} of the letters are {'upper' if upper else 'lower'} case")
+    return Decision(
+        found >= share, f"{found:.0%} of the letters are {'upper' if upper else 'lower'} case"
+    )
 
 
 def _quoted(check: Arguments, text: str) -> Decision:
@@ -260,7 +270,9 @@ def _not_echo(check: Arguments, text: str) -> Decision:
     known = _triples_of(check["text"])
     echoed = sum(1 for triple in triples if triple in known)
     share = echoed / len(triples) if triples else 0.0
-    return Decision(share <= check.get("max_share", 0.5), f"{share:.0%} of the wording is the prompt's")
+    return Decision(
+        share <= check.get("max_share", 0.5), f"{share:.0%} of the wording is the prompt's"
+    )
 
 
 @lru_cache(maxsize=512)
@@ -270,7 +282,9 @@ def _triples_of(text: str) -> frozenset[tuple[str, str, str]]:
 
 def _no_repetition(check: Arguments, text: str) -> Decision:
     share = measures.repeated_share(text)
-    return Decision(share <= check.get("max_share", 0.3), f"{share:.0%} of the words repeat themselves")
+    return Decision(
+        share <= check.get("max_share", 0.3), f"{share:.0%} of the words repeat themselves"
+    )
 
 
 def _all_of(check: Arguments, text: str) -> Decision:

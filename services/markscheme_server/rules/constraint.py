@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Constraint:
     """``text`` is the criterion's statement; ``source`` the prompt's own words; ``firm``: stated, not inferred."""
 
     check: Mapping[str, Any]
@@ -22,7 +22,7 @@ def listed(phrases: list[str], last: str = "and") -> str:
 
 
 def bounded(low: int | None, high: int | None, one: str, many: str | None = None) -> str:
-    """"at least 3 words", "exactly 1 title", "no commas": bounds in words."""
+    """ "at least 3 words", "exactly 1 title", "no commas": bounds in words."""
     many = many or f"{one}s"
     if high == 0:
         return f"no {many}"

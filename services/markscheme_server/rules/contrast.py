@@ -24,14 +24,18 @@ _COMMON_TEXT = (
     "response same section sections sentence sentences separate should since some something start starting still "
     "such sure take tell text than that their them then there these they thing things think this those three through "
     "time times today total under until upon used using very want well were what when where whether which while who "
-    "whole whom whose will with within without word words work would write writing written your yours yourself")
+    "whole whom whose will with within without word words work would write writing written your yours yourself"
+)
 _COMMON = frozenset(_COMMON_TEXT.split())
 
 
 def content_words(text: str) -> list[str]:
     """The words that carry a text's topic: lower case, four letters or more, each once, in order."""
-    return [w for w in dict.fromkeys(words(text.lower()))
-            if len(w) >= _SHORTEST and w.isalpha() and w not in _COMMON]
+    return [
+        w
+        for w in dict.fromkeys(words(text.lower()))
+        if len(w) >= _SHORTEST and w.isalpha() and w not in _COMMON
+    ]
 
 
 def contrast_words(prompt: str, teachers: Sequence[str], students: Sequence[Response]) -> list[str]:
@@ -48,7 +52,9 @@ def contrast_words(prompt: str, teachers: Sequence[str], students: Sequence[Resp
     chosen = []
     for word in content_words(prompt):
         stem = _stem(word)
-        margin = sum(stem in s for s in taught) / len(taught) - sum(stem in s for s in learnt) / len(learnt)
+        margin = sum(stem in s for s in taught) / len(taught) - sum(
+            stem in s for s in learnt
+        ) / len(learnt)
         if margin >= MARGIN:
             chosen.append(word)
     return chosen[:MOST]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from markscheme_server.rules.constraint import Candidate
+from markscheme_server.rules.constraint import Constraint
 from markscheme_server.rules.languages import language_of
 from markscheme_server.rules.text_metrics import words
 
@@ -31,11 +31,16 @@ class Gate:
 
     def in_english(self) -> "Gate":
         """This gate, and English: what strings of non-words do not pass."""
-        return replace(self, checks=(*self.checks, {"kind": "language", "language": "en"}),
-                       parts=(*self.parts, "is in English"))
+        return replace(
+            self,
+            checks=(*self.checks, {"kind": "language", "language": "en"}),
+            parts=(*self.parts, "is in English"),
+        )
 
 
-def gate_for(prompt: str, candidates: Sequence[Candidate], teachers: Sequence[str], reach: int | None) -> Gate:
+def gate_for(
+    prompt: str, candidates: Sequence[Constraint], teachers: Sequence[str], reach: int | None
+) -> Gate:
     """The gate of one prompt, softened where the prompt itself asks for something short or for its own words.
 
     ``reach``: the most words a rollout can get to, where that is known.
@@ -54,7 +59,7 @@ def gate_for(prompt: str, candidates: Sequence[Candidate], teachers: Sequence[st
     return Gate(tuple(checks), tuple(parts))
 
 
-def _least_words(candidates: Sequence[Candidate], teachers: Sequence[str]) -> int:
+def _least_words(candidates: Sequence[Constraint], teachers: Sequence[str]) -> int:
     """Five words, or fewer: as the briefest teacher has, half of a cap on words, the shortest of given options."""
     least = min([LEAST_WORDS, *(max(1, len(words(text))) for text in teachers)])
     for candidate in candidates:
@@ -66,21 +71,36 @@ def _least_words(candidates: Sequence[Candidate], teachers: Sequence[str]) -> in
     return least
 
 
-def expects_english(prompt: str, candidates: Sequence[Candidate], teachers: Sequence[str]) -> bool:
+def expects_english(prompt: str, candidates: Sequence[Constraint], teachers: Sequence[str]) -> bool:
     """Whether English can be expected: the prompt is, and every teacher's answer."""
     asked = any(c.check["kind"] == "language" for c in candidates)
-    return bool(teachers) and not asked and all(language_of(text) == "en" for text in (prompt, *teachers))
+    return (
+        bool(teachers)
+        and not asked
+        and all(language_of(text) == "en" for text in (prompt, *teachers))
+    )
 
 
-def _most_echo(candidates: Sequence[Candidate], reach: int | None) -> float | None:
+def _most_echo(candidates: Sequence[Constraint], reach: int | None) -> float | None:
     """How much may be the prompt's wording; ``None`` where rollouts are too short to get past a text to be repeated."""
-    repeated = max((len(words(c.check["text"])) for c in candidates if c.check["kind"] == "starts_with"), default=0)
+    repeated = max(
+        (len(words(c.check["text"])) for c in candidates if c.check["kind"] == "starts_with"),
+        default=0,
+    )
     if repeated:
-        return None if reach is not None and repeated + LEAST_WORDS > reach else MOST_ECHO_BESIDE_REPEAT
-    return MOST_ECHO_BESIDE_OPTIONS if any(c.check["kind"] == "one_of" for c in candidates) else MOST_ECHO
+        return (
+            None
+            if reach is not None and repeated + LEAST_WORDS > reach
+            else MOST_ECHO_BESIDE_REPEAT
+        )
+    return (
+        MOST_ECHO_BESIDE_OPTIONS
+        if any(c.check["kind"] == "one_of" for c in candidates)
+        else MOST_ECHO
+    )
 
 
-def _without_phrases(prompt: str, candidates: Sequence[Candidate]) -> str:
+def _without_phrases(prompt: str, candidates: Sequence[Constraint]) -> str:
     """The prompt without the phrases that it asks to be used."""
     for candidate in candidates:
         for phrase in (*candidate.check.get("options", ()), candidate.check.get("text", "")):

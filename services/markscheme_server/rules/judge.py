@@ -15,9 +15,16 @@ from itertools import islice
 
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.config import BUILTIN
-from markscheme_server.domain.call_context import Deadline, Patience
+from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.judge.base import Decision, Induction, InductionTask, JudgeFailure, Verification, VerifyTask
+from markscheme_server.judge.base import (
+    Decision,
+    Induction,
+    InductionTask,
+    JudgeFailure,
+    Verification,
+    VerifyTask,
+)
 from markscheme_server.rules.checks import most_s, run_check
 from markscheme_server.rules.pool import CheckPool
 from markscheme_server.rules.rubricator import induce_criteria
@@ -55,41 +62,62 @@ class BuiltinJudge:
     def template(self) -> str:
         return f"builtin/{READING_VERSION}"
 
-    async def induce(self, task: InductionTask, patience: Patience | None = None, *, asks: int = 1) -> Induction:
+    async def induce(
+        self, task: InductionTask, context: CallContext | None = None, *, asks: int = 1
+    ) -> Induction:
         """Criteria from the prompt's own constraints. Raises ``no_rubric`` when it states none that code can decide."""
         return Induction(induce_criteria(task))
 
-    async def verify(self, task: VerifyTask, patience: Patience | None = None) -> Verification:
+    async def verify(self, task: VerifyTask, context: CallContext | None = None) -> Verification:
         """Run each check on each response; rivals play no part. Raises ``unavailable`` for a criterion without one.
 
         A decision that is missing was not reached in the caller's time, or in the computing time of its request.
         """
         unchecked = [criterion.id for criterion in task.criteria if criterion.check is None]
         if unchecked:
-            raise JudgeFailure(UnscoredReason.UNAVAILABLE, f"the builtin judge decides checks only; {unchecked[0]} has "
-                                                           "none, so it needs a model judge")
-        patience = patience or Patience(Deadline(math.inf))
+            raise JudgeFailure(
+                UnscoredReason.UNAVAILABLE,
+                f"the builtin judge decides checks only; {unchecked[0]} has "
+                "none, so it needs a model judge",
+            )
+        context = context or CallContext(Deadline(math.inf))
         # One check after the other, so that a pattern is compiled once for all responses.
-        questions = [(criterion, i) for criterion in task.criteria for i in range(len(task.responses))]
+        questions = [
+            (criterion, i) for criterion in task.criteria for i in range(len(task.responses))
+        ]
         decisions: list[dict[str, Decision]] = [{} for _ in task.responses]
         try:
-            async with asyncio.timeout_at(None if math.isinf(patience.deadline.at) else patience.deadline.at):
-                await self._decide(task, questions, decisions, patience)
+            async with asyncio.timeout_at(
+                None if math.isinf(context.deadline.at) else context.deadline.at
+            ):
+                await self._decide(task, questions, decisions, context)
         except TimeoutError:
             pass  # what was decided stands
         return Verification(tuple(decisions))
 
-    async def _decide(self, task: VerifyTask, questions: Sequence[tuple[Criterion, int]],
-                      decisions: list[dict[str, Decision]], patience: Patience) -> None:
+    async def _decide(
+        self,
+        task: VerifyTask,
+        questions: Sequence[tuple[Criterion, int]],
+        decisions: list[dict[str, Decision]],
+        context: CallContext,
+    ) -> None:
         loop, done = asyncio.get_running_loop(), 0
         while done < len(questions):
-            until = time.monotonic() + min(patience.deadline.at - loop.time(), patience.allowance.left_s)
-            made, took_s = await self._pool.run(partial(_piece, task.responses, questions, done, until),
-                                                team=patience.team, turn=patience.turn)
+            until = time.monotonic() + min(
+                context.deadline.at - loop.time(), context.allowance.left_s
+            )
+            made, took_s = await self._pool.run(
+                partial(_piece, task.responses, questions, done, until),
+                team=context.team,
+                turn=context.turn,
+            )
             if not made:
                 return  # there is no time left
-            patience.allowance.left_s -= took_s
-            for (criterion, i), decision in zip(questions[done:done + len(made)], made, strict=True):
+            context.allowance.left_s -= took_s
+            for (criterion, i), decision in zip(
+                questions[done : done + len(made)], made, strict=True
+            ):
                 if decision is not None:
                     decisions[i][criterion.id] = decision
             done += len(made)
@@ -99,8 +127,9 @@ class BuiltinJudge:
         self._pool.close()
 
 
-def _piece(responses: Sequence[str], questions: Sequence[tuple[Criterion, int]], first: int,
-           until: float) -> tuple[list[Decision | None], float]:
+def _piece(
+    responses: Sequence[str], questions: Sequence[tuple[Criterion, int]], first: int, until: float
+) -> tuple[list[Decision | None], float]:
     """Decisions from the ``first`` question on, for about ``PIECE_S`` and never beyond ``until`` (monotonic clock), and
     how long they took. ``None``: there may not be time enough for that one."""
     started = now = time.monotonic()

@@ -7,26 +7,70 @@ language's common words or letters to be more frequent than those of the others.
 import re
 
 NAMES = {
-    "arabic": "ar", "bengali": "bn", "bulgarian": "bg", "chinese": "zh", "dutch": "nl", "english": "en",
-    "farsi": "fa", "finnish": "fi", "french": "fr", "german": "de", "greek": "el", "gujarati": "gu", "hebrew": "he",
-    "hindi": "hi", "italian": "it", "japanese": "ja", "kannada": "kn", "korean": "ko", "malayalam": "ml",
-    "marathi": "mr", "nepali": "ne", "persian": "fa", "polish": "pl", "portuguese": "pt", "punjabi": "pa",
-    "russian": "ru", "spanish": "es", "swahili": "sw", "swedish": "sv", "tamil": "ta", "telugu": "te", "thai": "th",
-    "turkish": "tr", "ukrainian": "uk", "urdu": "ur", "vietnamese": "vi",
+    "arabic": "ar",
+    "bengali": "bn",
+    "bulgarian": "bg",
+    "chinese": "zh",
+    "dutch": "nl",
+    "english": "en",
+    "farsi": "fa",
+    "finnish": "fi",
+    "french": "fr",
+    "german": "de",
+    "greek": "el",
+    "gujarati": "gu",
+    "hebrew": "he",
+    "hindi": "hi",
+    "italian": "it",
+    "japanese": "ja",
+    "kannada": "kn",
+    "korean": "ko",
+    "malayalam": "ml",
+    "marathi": "mr",
+    "nepali": "ne",
+    "persian": "fa",
+    "polish": "pl",
+    "portuguese": "pt",
+    "punjabi": "pa",
+    "russian": "ru",
+    "spanish": "es",
+    "swahili": "sw",
+    "swedish": "sv",
+    "tamil": "ta",
+    "telugu": "te",
+    "thai": "th",
+    "turkish": "tr",
+    "ukrainian": "uk",
+    "urdu": "ur",
+    "vietnamese": "vi",
 }
 """English names of the languages, lower case, to ISO 639-1."""
 
 _SCRIPTS = {
-    "latin": "A-Za-zÀ-ɏḀ-ỿ", "cyrillic": "Ѐ-ӿ", "arabic": "؀-ۿݐ-ݿ", "devanagari": "ऀ-ॣ०-ॿ",
-    "bn": "ঀ-৿", "el": "Ͱ-Ͽ", "gu": "઀-૿", "he": "֐-׿", "kn": "ಀ-೿", "ko": "가-힣ᄀ-ᇿ", "ml": "ഀ-ൿ", "pa": "਀-੿",
-    "ta": "஀-௿", "te": "ఀ-౿", "th": "฀-๿", "ja": "぀-ヿ", "zh": "一-鿿",
+    "latin": "A-Za-zÀ-ɏḀ-ỿ",
+    "cyrillic": "Ѐ-ӿ",
+    "arabic": "؀-ۿݐ-ݿ",
+    "devanagari": "ऀ-ॣ०-ॿ",
+    "bn": "ঀ-৿",
+    "el": "Ͱ-Ͽ",
+    "gu": "઀-૿",
+    "he": "֐-׿",
+    "kn": "ಀ-೿",
+    "ko": "가-힣ᄀ-ᇿ",
+    "ml": "ഀ-ൿ",
+    "pa": "਀-੿",
+    "ta": "஀-௿",
+    "te": "ఀ-౿",
+    "th": "฀-๿",
+    "ja": "぀-ヿ",
+    "zh": "一-鿿",
 }
 _LETTERS = {script: re.compile(f"[{members}]") for script, members in _SCRIPTS.items()}
 
 _SHARED_TEXT: dict[str, dict[str, str]] = {
     "latin": {
         "en": "the of and to in is that it for you with on as are be this was have not or your i we my he she "
-                        "they at by from an me but if so what can will has had his her our their its",
+        "they at by from an me but if so what can will has had his her our their its",
         "de": "der die das und ist nicht ein eine zu den mit sich auf für von dem es ich wir sie auch",
         "es": "el los las de que y en un una por con no su para es del se lo como más",
         "fi": "ja on ei se että oli hän mutta ovat joka myös kun niin tai minun sen ole olla sinun",
@@ -56,8 +100,10 @@ _SHARED_TEXT: dict[str, dict[str, str]] = {
         "ne": "छ र को मा लाई हो छन् गर्न भएको पनि यो एक लागि गर्ने हुन्छ थियो",
     },
 }
-_SHARED = {script: {code: frozenset(text.split()) for code, text in languages.items()}
-           for script, languages in _SHARED_TEXT.items()}
+_SHARED = {
+    script: {code: frozenset(text.split()) for code, text in languages.items()}
+    for script, languages in _SHARED_TEXT.items()
+}
 _SPLIT = re.compile(r"[\s.,;:!?\"'“”()\[\]*।،؟-]+")
 _READ_CHARACTERS = 20_000
 _DOMINANT = 0.6
@@ -80,6 +126,8 @@ def language_of(text: str) -> str | None:
 
 def _by_common_words(text: str, script: str) -> str | None:
     tokens = _SPLIT.split(text.lower())
-    hits = {code: sum(token in common for token in tokens) for code, common in _SHARED[script].items()}
+    hits = {
+        code: sum(token in common for token in tokens) for code, common in _SHARED[script].items()
+    }
     best = max(hits, key=lambda code: hits[code])
     return best if hits[best] else None

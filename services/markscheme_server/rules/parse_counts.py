@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from markscheme_server.rules.constraint import Candidate, bounded
+from markscheme_server.rules.constraint import Constraint, bounded
 from markscheme_server.rules.numbers import QUANTITY, Bounds, read_bounds
 from markscheme_server.rules.prompt import PromptText, Sentence
 
@@ -18,46 +18,82 @@ def _amount(unit: str) -> re.Pattern[str]:
 _WORDS = _amount(r"words?\b(?![^.]{0,24}(?:capital|caps\b|upper))")
 _SENTENCES = _amount(r"sentences?\b")
 _BULLETS = _amount(r"bullet(?:ed)?[- ]?(?:points?|items?|lists?)?s?\b")
-_BULLETED = re.compile(rf"bullet(?:ed)?[- ]?(?:points? )?lists? (?:of|with|containing|that has) (?:{QUANTITY})\s", re.I)
-_EXACTLY = re.compile(rf"(?<![\w.¤])(?=exactly|precisely)(?:{QUANTITY})\s+(?!paragraphs?|words?|sentences?|sections?)",
-                      re.IGNORECASE)
+_BULLETED = re.compile(
+    rf"bullet(?:ed)?[- ]?(?:points? )?lists? (?:of|with|containing|that has) (?:{QUANTITY})\s", re.I
+)
+_EXACTLY = re.compile(
+    rf"(?<![\w.¤])(?=exactly|precisely)(?:{QUANTITY})\s+(?!paragraphs?|words?|sentences?|sections?)",
+    re.IGNORECASE,
+)
 _PLACEHOLDERS = _amount(r"place-?holders?\b|blanks?\b|(?:fill-in )?fields?\b|slots?\b|gaps?\b")
-_HIGHLIGHTED = _amount(r"(?:sections?|phrases?|passages?|parts?|words?|sentences?|texts?|pieces?|areas?|highlights?|"
-                       r"titles?|points?|lines?|spans?|items?|ideas?)\b")
-_HIGHLIGHTING = re.compile(rf"\b(?:highlight|italici[sz]e|emphasi[sz]e)\s+(?:{QUANTITY})\b", re.IGNORECASE)
+_HIGHLIGHTED = _amount(
+    r"(?:sections?|phrases?|passages?|parts?|words?|sentences?|texts?|pieces?|areas?|highlights?|"
+    r"titles?|points?|lines?|spans?|items?|ideas?)\b"
+)
+_HIGHLIGHTING = re.compile(
+    rf"\b(?:highlight|italici[sz]e|emphasi[sz]e)\s+(?:{QUANTITY})\b", re.IGNORECASE
+)
 _HIGHLIGHT_CUE = re.compile(r"highlight|italic|emphasi[sz]|\bbold|\*[\w][^*\n]*\*", re.IGNORECASE)
 _CAPITAL_WORDS = re.compile(
-    rf"\bwords?\b[^.]{{0,40}}(?:{_CAPITALS})|(?:{_CAPITALS})[- ](?:\w+ )?words?\b", re.IGNORECASE)
-_ANY_AMOUNT = re.compile(rf"(?<![\w.¤])(?:{QUANTITY})(?:[\s-]+(?:[a-z-]+\s+){{0,2}}?(?P<unit>times?|words?)\b|"
-                         r"(?=[\s.,]|$))", re.IGNORECASE)
-_TIMES = re.compile(rf"(?<![\w.¤])(?:{QUANTITY})[\s-]+(?:[a-z-]+\s+){{0,2}}?(?:times?|words?)\b", re.IGNORECASE)
-_PARTS = _amount(r"(?:paragraphs?|parts?|sections?|stanzas?|verses?|versions?|pieces?|snippets?|segments?)\b")
+    rf"\bwords?\b[^.]{{0,40}}(?:{_CAPITALS})|(?:{_CAPITALS})[- ](?:\w+ )?words?\b", re.IGNORECASE
+)
+_ANY_AMOUNT = re.compile(
+    rf"(?<![\w.¤])(?:{QUANTITY})(?:[\s-]+(?:[a-z-]+\s+){{0,2}}?(?P<unit>times?|words?)\b|"
+    r"(?=[\s.,]|$))",
+    re.IGNORECASE,
+)
+_TIMES = re.compile(
+    rf"(?<![\w.¤])(?:{QUANTITY})[\s-]+(?:[a-z-]+\s+){{0,2}}?(?:times?|words?)\b", re.IGNORECASE
+)
+_PARTS = _amount(
+    r"(?:paragraphs?|parts?|sections?|stanzas?|verses?|versions?|pieces?|snippets?|segments?)\b"
+)
 _PARAGRAPHS = _amount(r"paragraphs?\b")
 _DIVIDER = re.compile(r"separat|divid|divis|between|split|delimit|linebreak|a line", re.IGNORECASE)
-_THREE_STARS = re.compile(r"(?<!\*)\*\*\*(?!\*)|\b(?:3|three) (?:asterisks?|asterix|aster?isk|stars?)\b", re.IGNORECASE)
+_THREE_STARS = re.compile(
+    r"(?<!\*)\*\*\*(?!\*)|\b(?:3|three) (?:asterisks?|asterix|aster?isk|stars?)\b", re.IGNORECASE
+)
 _DIVIDER_LINE = re.compile(r"^[ \t]*\*\*\*[ \t]*$", re.MULTILINE)
 _SIX_STARS = re.compile(r"(?<!\*)\*{6}(?!\*)|\b(?:6|six) (?:asterisks?|stars?)\b", re.IGNORECASE)
 _NUMBERED = re.compile(
-    r"(?P<marker>[A-Za-z]{3,20}) ?(?:(?:X|x|N|n|#|i)\b(?![.'])|\[?[Xx1]\]?(?=[\s\"',.:;)]|$))", re.ASCII)
+    r"(?P<marker>[A-Za-z]{3,20}) ?(?:(?:X|x|N|n|#|i)\b(?![.'])|\[?[Xx1]\]?(?=[\s\"',.:;)]|$))",
+    re.ASCII,
+)
 _ENUMERATED = re.compile(
-    r"\b(?P<marker>[A-Z][A-Za-z]{2,20}) 1\b[\s\"',]+(?:and\s+)?[\"']?(?P=marker) (?P<last>[2-9])\b")
-_HEADED = re.compile(r"mark|start|begin|head|title|label|call|name|denot|number|indicat|with|follow|form|such as|like",
-                     re.IGNORECASE)
-_SECTIONS = _amount(r"(?:sections?|chapters?|parts?|paragraphs?|days?|scenes?|acts?|steps?|rounds?|verses?|stanzas?|"
-                    r"segments?|episodes?|lessons?|units?|volumes?)\b")
+    r"\b(?P<marker>[A-Z][A-Za-z]{2,20}) 1\b[\s\"',]+(?:and\s+)?[\"']?(?P=marker) (?P<last>[2-9])\b"
+)
+_HEADED = re.compile(
+    r"mark|start|begin|head|title|label|call|name|denot|number|indicat|with|follow|form|such as|like",
+    re.IGNORECASE,
+)
+_SECTIONS = _amount(
+    r"(?:sections?|chapters?|parts?|paragraphs?|days?|scenes?|acts?|steps?|rounds?|verses?|stanzas?|"
+    r"segments?|episodes?|lessons?|units?|volumes?)\b"
+)
 _PLACES = (
-    "first 1st one", "second 2nd two", "third 3rd three", "fourth 4th four", "fifth 5th five", "sixth 6th six",
-    "seventh 7th seven", "eighth 8th eight", "ninth 9th nine", "tenth 10th ten")
+    "first 1st one",
+    "second 2nd two",
+    "third 3rd three",
+    "fourth 4th four",
+    "fifth 5th five",
+    "sixth 6th six",
+    "seventh 7th seven",
+    "eighth 8th eight",
+    "ninth 9th nine",
+    "tenth 10th ten",
+)
 _ORDINALS = {word: place for place, words in enumerate(_PLACES, 1) for word in words.split()}
 _NTH_PARAGRAPH = re.compile(
     r"\b(?:(?P<ordinal>first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last|final|\d{1,2}(?:st|nd|rd|th))"
     r"\s+paragraph|paragraph\s+(?:number\s+)?(?P<number>\d{1,2}|one|two|three|four|five|six|seven|eight|nine|ten))\b"
-    r"[^.!?]{0,60}?\bwith\s+(?:the\s+)?(?:word\s*)?[\"']?", re.IGNORECASE)
+    r"[^.!?]{0,60}?\bwith\s+(?:the\s+)?(?:word\s*)?[\"']?",
+    re.IGNORECASE,
+)
 _STARTS = re.compile(r"\b(?:start|begin|open)", re.IGNORECASE)
 _FIRST_WORD = re.compile(r"\w[\w-]*")
 
 
-def read_counts(prompt: PromptText) -> Iterator[Candidate]:
+def read_counts(prompt: PromptText) -> Iterator[Constraint]:
     """All constraints on how much of something there is."""
     loose = _loose_bullets(prompt)
     for sentence in prompt.sentences:
@@ -68,7 +104,7 @@ def read_counts(prompt: PromptText) -> Iterator[Candidate]:
     yield from _paragraphs(prompt)
 
 
-def _in_sentence(sentence: Sentence, loose_bullets: Bounds | None) -> Iterator[Candidate]:
+def _in_sentence(sentence: Sentence, loose_bullets: Bounds | None) -> Iterator[Constraint]:
     capital = _CAPITAL_WORDS.search(sentence.masked)
     if capital:
         yield from _capital_words(sentence)
@@ -83,12 +119,30 @@ def _in_sentence(sentence: Sentence, loose_bullets: Bounds | None) -> Iterator[C
     place = _first(_PLACEHOLDERS, sentence)
     if place and re.search(r"place-?holder|bracket", sentence.text, re.IGNORECASE):
         low = Bounds(place.min, None, "least") if place.kind == "bare" else place
-        yield _count("placeholders", low, "placeholder in square brackets", sentence, "placeholders in square brackets")
-    if _HIGHLIGHT_CUE.search(sentence.text) and not capital and (
-            found := _first(_HIGHLIGHTED, sentence) or _first(_HIGHLIGHTING, sentence) or _some_highlighted(sentence)):
+        yield _count(
+            "placeholders",
+            low,
+            "placeholder in square brackets",
+            sentence,
+            "placeholders in square brackets",
+        )
+    if (
+        _HIGHLIGHT_CUE.search(sentence.text)
+        and not capital
+        and (
+            found := _first(_HIGHLIGHTED, sentence)
+            or _first(_HIGHLIGHTING, sentence)
+            or _some_highlighted(sentence)
+        )
+    ):
         low = Bounds(found.min, None, "least") if found.kind in ("bare", "exact") else found
-        yield _count("highlights", low, "passage highlighted with *asterisks*", sentence,
-                     "passages highlighted with *asterisks*")
+        yield _count(
+            "highlights",
+            low,
+            "passage highlighted with *asterisks*",
+            sentence,
+            "passages highlighted with *asterisks*",
+        )
 
 
 def _loose_bullets(prompt: PromptText) -> Bounds | None:
@@ -97,7 +151,9 @@ def _loose_bullets(prompt: PromptText) -> Bounds | None:
         return None
     if any(_first(_BULLETS, s) or _first(_BULLETED, s) for s in prompt.sentences):
         return None
-    amount = next((m for s in prompt.sentences if s.asks and (m := _EXACTLY.search(s.masked))), None)
+    amount = next(
+        (m for s in prompt.sentences if s.asks and (m := _EXACTLY.search(s.masked))), None
+    )
     return read_bounds(amount) if amount else None
 
 
@@ -106,15 +162,21 @@ def _first(pattern: re.Pattern[str], sentence: Sentence) -> Bounds | None:
     return read_bounds(match, sentence.masked[match.end() : match.end() + 24]) if match else None
 
 
-def _count(of: str, found: Bounds, one: str, sentence: Sentence, many: str | None = None) -> Candidate:
+def _count(
+    of: str, found: Bounds, one: str, sentence: Sentence, many: str | None = None
+) -> Constraint:
     check = {"kind": "count", "of": of, **found.as_arguments()}
-    return Candidate(check, f"The response has {bounded(found.min, found.max, one, many)}.", sentence.source)
+    return Constraint(
+        check, f"The response has {bounded(found.min, found.max, one, many)}.", sentence.source
+    )
 
 
-def _words(sentence: Sentence) -> Iterator[Candidate]:
+def _words(sentence: Sentence) -> Iterator[Constraint]:
     for match in _WORDS.finditer(sentence.masked):
         found = read_bounds(match, sentence.masked[match.end() : match.end() + 24])
-        if found is None or re.match(r"\s+(?:per|each|in (?:each|every))\b", sentence.masked[match.end() :]):
+        if found is None or re.match(
+            r"\s+(?:per|each|in (?:each|every))\b", sentence.masked[match.end() :]
+        ):
             continue
         firm = found.kind not in ("bare", "about")
         if found.kind == "bare":
@@ -123,29 +185,50 @@ def _words(sentence: Sentence) -> Iterator[Candidate]:
             found = Bounds(found.min * 4 // 5, -(-found.min * 6 // 5), "about")
         for side, value in found.as_arguments().items():
             amount = bounded(value, None, "word") if side == "min" else bounded(None, value, "word")
-            yield Candidate({"kind": f"{side}_words", "value": value}, f"The response has {amount}.", sentence.source,
-                            firm)
+            yield Constraint(
+                {"kind": f"{side}_words", "value": value},
+                f"The response has {amount}.",
+                sentence.source,
+                firm,
+            )
 
 
 def _some_highlighted(sentence: Sentence) -> Bounds | None:
-    some = re.search(r"\b(?:highlight|italici[sz]e|emphasi[sz]e) (?:some|a few|key|important|"
-                     r"the)\b", sentence.masked, re.I)
+    some = re.search(
+        r"\b(?:highlight|italici[sz]e|emphasi[sz]e) (?:some|a few|key|important|"
+        r"the)\b",
+        sentence.masked,
+        re.I,
+    )
     return Bounds(1, None, "least") if some and "*" in sentence.text else None
 
 
-def _capital_words(sentence: Sentence) -> Iterator[Candidate]:
+def _capital_words(sentence: Sentence) -> Iterator[Constraint]:
     match = _TIMES.search(sentence.masked) or _ANY_AMOUNT.search(sentence.masked)
     found = read_bounds(match, sentence.masked[match.end() : match.end() + 24]) if match else None
     if found and found.kind != "about":
         bounds = Bounds(found.min, None, "least") if found.kind == "bare" else found
-        yield _count("capital_words", bounds, "word in all capital letters", sentence, "words in all capital letters")
-    wants_some = re.search(r"\b(?:use|some|include|a few|with)\b[^.]{0,20}\bwords?\b", sentence.masked, re.IGNORECASE)
+        yield _count(
+            "capital_words",
+            bounds,
+            "word in all capital letters",
+            sentence,
+            "words in all capital letters",
+        )
+    wants_some = re.search(
+        r"\b(?:use|some|include|a few|with)\b[^.]{0,20}\bwords?\b", sentence.masked, re.IGNORECASE
+    )
     if wants_some and (found is None or found.min is None):
-        yield _count("capital_words", Bounds(1, None, "least"), "word in all capital letters", sentence)
+        yield _count(
+            "capital_words", Bounds(1, None, "least"), "word in all capital letters", sentence
+        )
 
 
-def _divided(prompt: PromptText) -> Iterator[Candidate]:
-    for pattern, of, divider in ((_SIX_STARS, "responses", "******"), (_THREE_STARS, "starred_parts", "***")):
+def _divided(prompt: PromptText) -> Iterator[Constraint]:
+    for pattern, of, divider in (
+        (_SIX_STARS, "responses", "******"),
+        (_THREE_STARS, "starred_parts", "***"),
+    ):
         cues = [s for s in prompt.sentences if pattern.search(s.text)]
         divided = next((s for s in cues if _DIVIDER.search(s.text)), None)
         if divided is None:
@@ -158,8 +241,11 @@ def _divided(prompt: PromptText) -> Iterator[Candidate]:
         found = Bounds(2, 2, "exact") if of == "responses" else _parts_of(prompt, divided)
         noun = "answer" if of == "responses" else "part"
         amount = bounded(found.min, found.max, noun)
-        yield Candidate({"kind": "count", "of": of, **found.as_arguments()},
-                        f"The response has {amount}, divided by {divider}.", divided.source)
+        yield Constraint(
+            {"kind": "count", "of": of, **found.as_arguments()},
+            f"The response has {amount}, divided by {divider}.",
+            divided.source,
+        )
 
 
 def _parts_of(prompt: PromptText, divided: Sentence) -> Bounds:
@@ -172,12 +258,14 @@ def _parts_of(prompt: PromptText, divided: Sentence) -> Bounds:
     return Bounds(shown + 1, shown + 1, "shown") if shown else Bounds(2, 2, "inferred")
 
 
-def _sections(prompt: PromptText) -> Iterator[Candidate]:
+def _sections(prompt: PromptText) -> Iterator[Constraint]:
     amounts = [found for s in prompt.sentences if (found := _first(_SECTIONS, s)) and found.min]
     for sentence in prompt.sentences:
         if not sentence.asks or not _HEADED.search(sentence.masked):
             continue
-        match = next((m for m in _NUMBERED.finditer(sentence.text) if _names_section(m["marker"])), None)
+        match = next(
+            (m for m in _NUMBERED.finditer(sentence.text) if _names_section(m["marker"])), None
+        )
         own = _first(_SECTIONS, sentence)
         found = own if own and own.min else next(iter(amounts), None)
         if match and found and found.min:
@@ -190,10 +278,12 @@ def _sections(prompt: PromptText) -> Iterator[Candidate]:
             return
 
 
-def _sectioned(marker: str, least: int, sentence: Sentence) -> Candidate:
-    return Candidate({"kind": "sections", "marker": marker, "min": least},
-                     f"The response has at least {least} sections, each headed “{marker}” and a number.",
-                     sentence.source)
+def _sectioned(marker: str, least: int, sentence: Sentence) -> Constraint:
+    return Constraint(
+        {"kind": "sections", "marker": marker, "min": least},
+        f"The response has at least {least} sections, each headed “{marker}” and a number.",
+        sentence.source,
+    )
 
 
 def _names_section(marker: str) -> bool:
@@ -201,7 +291,7 @@ def _names_section(marker: str) -> bool:
     return bool(_SECTIONS.search(f"2 {singular}")) and not singular.endswith("s")
 
 
-def _paragraphs(prompt: PromptText) -> Iterator[Candidate]:
+def _paragraphs(prompt: PromptText) -> Iterator[Constraint]:
     total, said = None, None
     for sentence in prompt.sentences:
         found = _first(_PARAGRAPHS, sentence) if sentence.asks else None
@@ -216,11 +306,17 @@ def _paragraphs(prompt: PromptText) -> Iterator[Candidate]:
         if nth and word and total.min:
             place = _place(nth, total.min)
             if 1 <= place <= total.min:
-                check = {"kind": "paragraph_start", "paragraphs": total.min, "paragraph": place,
-                         "word": word.group().lower()}
-                text = (f"The response has exactly {total.min} paragraphs, and paragraph {place} begins with "
-                        f"“{word.group()}”.")
-                yield Candidate(check, text, sentence.source)
+                check = {
+                    "kind": "paragraph_start",
+                    "paragraphs": total.min,
+                    "paragraph": place,
+                    "word": word.group().lower(),
+                }
+                text = (
+                    f"The response has exactly {total.min} paragraphs, and paragraph {place} begins with "
+                    f"“{word.group()}”."
+                )
+                yield Constraint(check, text, sentence.source)
                 return
     exact = Bounds(total.min, total.min, "exact") if total.kind == "bare" else total
     yield _count("paragraphs", exact, "paragraph", said)

@@ -3,29 +3,41 @@
 import re
 from collections.abc import Iterator
 
-from markscheme_server.rules.constraint import Candidate
+from markscheme_server.rules.constraint import Constraint
 from markscheme_server.rules.prompt import PromptText, Sentence
 
 _REPEAT = re.compile(
     r"\b(?:repeat|repleat|copy|restate|quote|reproduce)\b[^.;]{0,60}\b(?:line|request|prompt|question|sentence|instructions?|it|text|"
-    r"above|below|task|statement|message|paragraph)\b", re.IGNORECASE)
-_FIRST = re.compile(r"\b(?:first|before|then|verbatim|word for word|without chang|exactly|at the (?:very )?(?:top|"
-                    r"start|begin)|"
-                    r"as it is|do not change|itself)", re.IGNORECASE)
+    r"above|below|task|statement|message|paragraph)\b",
+    re.IGNORECASE,
+)
+_FIRST = re.compile(
+    r"\b(?:first|before|then|verbatim|word for word|without chang|exactly|at the (?:very )?(?:top|"
+    r"start|begin)|"
+    r"as it is|do not change|itself)",
+    re.IGNORECASE,
+)
 _ABOUT_REPEATING = re.compile(
     r"\b(?:repeat|repleat|repeating|copy|restate|quote|reproduce|before replying)\b|\b(?:do not|don't) (?:say|"
     r"change|output|add|include)\b|"
-    r"\bword for word\b|\bas it is\b|^\s*\d[.)]|\bthen (?:give|answer|reply|respond)\b", re.IGNORECASE)
+    r"\bword for word\b|\bas it is\b|^\s*\d[.)]|\bthen (?:give|answer|reply|respond)\b",
+    re.IGNORECASE,
+)
 
 
-def read_repeat(prompt: PromptText) -> Iterator[Candidate]:
+def read_repeat(prompt: PromptText) -> Iterator[Constraint]:
     """At most one constraint: the response begins with the named text."""
     for place, sentence in enumerate(prompt.sentences):
-        if _REPEAT.search(sentence.masked) and _FIRST.search(sentence.masked + _after(prompt, place)):
+        if _REPEAT.search(sentence.masked) and _FIRST.search(
+            sentence.masked + _after(prompt, place)
+        ):
             target = _target(prompt, place)
             if target:
-                yield Candidate({"kind": "starts_with", "text": target[:2000]},
-                                f"The response begins by repeating this, unchanged: “{target[:1500]}”", sentence.source)
+                yield Constraint(
+                    {"kind": "starts_with", "text": target[:2000]},
+                    f"The response begins by repeating this, unchanged: “{target[:1500]}”",
+                    sentence.source,
+                )
             return
 
 
@@ -36,7 +48,9 @@ def _after(prompt: PromptText, place: int) -> str:
 def _target(prompt: PromptText, place: int) -> str:
     """What is to be repeated: all that stands before the talk about repeating, or all that follows it."""
     last = place
-    while last + 1 < len(prompt.sentences) and _ABOUT_REPEATING.search(prompt.sentences[last + 1].masked):
+    while last + 1 < len(prompt.sentences) and _ABOUT_REPEATING.search(
+        prompt.sentences[last + 1].masked
+    ):
         last += 1
     first = place
     while first > 0 and _ABOUT_REPEATING.search(prompt.sentences[first - 1].masked):

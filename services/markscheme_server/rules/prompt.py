@@ -18,10 +18,16 @@ LEAD_CHARACTERS = 120
 MASK = "¤"
 
 _STRAIGHT = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "\u00a0": " "})
-_QUOTE = re.compile(r"\"[^\"\n]{1,600}\"|(?<![\w'])'[^'\n]{1,200}'(?!\w)|``[^`\n]{1,200}''|`[^`\n]{1,200}`")
+_QUOTE = re.compile(
+    r"\"[^\"\n]{1,600}\"|(?<![\w'])'[^'\n]{1,200}'(?!\w)|``[^`\n]{1,200}''|`[^`\n]{1,200}`"
+)
 _LONG_QUOTE = re.compile(r"\"[^\"]{1,4000}\"")
-_SENTENCE_END = re.compile(r"(?<=[.!?])[ \t]+(?=[\w\"'(<*\[])|(?<=[.!?][)\"'])[ \t]+(?=[A-Z0-9(<*\[])|\n+|(?<=;)\s+")
-_ABBREVIATED = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|mr|mrs|ms|dr|st)|\bP\.S|\bP\.P\.S|^\s*\d{1,2})\.$", re.IGNORECASE)
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?])[ \t]+(?=[\w\"'(<*\[])|(?<=[.!?][)\"'])[ \t]+(?=[A-Z0-9(<*\[])|\n+|(?<=;)\s+"
+)
+_ABBREVIATED = re.compile(
+    r"(?:\b(?:e\.g|i\.e|etc|vs|mr|mrs|ms|dr|st)|\bP\.S|\bP\.P\.S|^\s*\d{1,2})\.$", re.IGNORECASE
+)
 
 _CUE = re.compile(
     r"\b(?:must|should|shall|need|needs|have to|has to|had better|ought|please|make sure|ensure|be sure|do not|don't|"
@@ -62,8 +68,11 @@ class Sentence:
 
     @cached_property
     def quotes(self) -> tuple[Quote, ...]:
-        return tuple(Quote(m.group().strip("\"'`").strip(), m.start(), m.end()) for m in _QUOTE.finditer(self.text)
-                     if m.group().strip("\"'` "))
+        return tuple(
+            Quote(m.group().strip("\"'`").strip(), m.start(), m.end())
+            for m in _QUOTE.finditer(self.text)
+            if m.group().strip("\"'` ")
+        )
 
     @cached_property
     def asks(self) -> bool:
@@ -96,13 +105,18 @@ def read_prompt(prompt: str) -> PromptText:
     masked = _LONG_QUOTE.sub(_mask, masked)
     sentences = []
     start = 0
-    for end in [*(m.end() for m in _SENTENCE_END.finditer(masked) if not _joins(masked, start, m.start())), len(text)]:
+    for end in [
+        *(m.end() for m in _SENTENCE_END.finditer(masked) if not _joins(masked, start, m.start())),
+        len(text),
+    ]:
         piece = text[start:end].rstrip()
         lead = len(piece) - len(piece.lstrip())
         if piece.strip():
             first = start + lead
             last = min(start + len(piece), first + SENTENCE_CHARACTERS)
-            sentences.append(Sentence(prompt[first:last], text[first:last], masked[first:last], first))
+            sentences.append(
+                Sentence(prompt[first:last], text[first:last], masked[first:last], first)
+            )
         start = end
     if len(sentences) > READ_SENTENCES:
         sentences = sentences[: READ_SENTENCES // 2] + sentences[-READ_SENTENCES // 2 :]

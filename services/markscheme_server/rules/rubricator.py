@@ -13,7 +13,7 @@ from typing import Any
 from markscheme.vocabulary import Category, UnscoredReason
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import InductionTask, JudgeFailure, Response
-from markscheme_server.rules.constraint import Candidate
+from markscheme_server.rules.constraint import Constraint
 from markscheme_server.rules.contrast import content_words, contrast_words, reach_of
 from markscheme_server.rules.gate import Gate, expects_english, gate_for
 from markscheme_server.rules.parse import read_constraints
@@ -49,16 +49,24 @@ def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
     prompt = "\n\n".join(m["content"] for m in task.prompt if m["role"] in ("system", "user"))
     candidates = read_constraints(prompt)[:MOST_CRITERIA]
     if not candidates:
-        raise JudgeFailure(UnscoredReason.NO_RUBRIC, "the builtin judge found no constraint in the prompt that code "
-                                                     "can decide; a model judge can write a rubric for it")
+        raise JudgeFailure(
+            UnscoredReason.NO_RUBRIC,
+            "the builtin judge found no constraint in the prompt that code "
+            "can decide; a model judge can write a rubric for it",
+        )
     gate = gate_for(prompt, candidates, task.teacher_responses, reach_of(task.student_responses))
     drafts = _constraints(candidates, task.student_responses)
     drafts += _tied_to_topic(prompt, task, candidates, drafts)
-    fluent = gate.in_english() if expects_english(prompt, candidates, task.teacher_responses) else gate
-    return tuple(_criterion(number, draft, gate if draft.stated else fluent) for number, draft in enumerate(drafts, 1))
+    fluent = (
+        gate.in_english() if expects_english(prompt, candidates, task.teacher_responses) else gate
+    )
+    return tuple(
+        _criterion(number, draft, gate if draft.stated else fluent)
+        for number, draft in enumerate(drafts, 1)
+    )
 
 
-def _constraints(candidates: Sequence[Candidate], students: Sequence[Response]) -> list[_Draft]:
+def _constraints(candidates: Sequence[Constraint], students: Sequence[Response]) -> list[_Draft]:
     reach = reach_of(students)
     full = FULL_POINTS if len(candidates) <= CROWDED else CROWDED_POINTS
     spare = MOST_CRITERIA - 1 - len(candidates)
@@ -87,25 +95,61 @@ def _out_of_reach(check: Mapping[str, Any], reach: int) -> bool:
     return False
 
 
-def _tied_to_topic(prompt: str, task: InductionTask, candidates: Sequence[Candidate],
-                   drafts: Sequence[_Draft]) -> list[_Draft]:
+def _tied_to_topic(
+    prompt: str, task: InductionTask, candidates: Sequence[Constraint], drafts: Sequence[_Draft]
+) -> list[_Draft]:
     """One point for being about the prompt at all, then one for each contrast word, a quarter of the weight at most."""
     weight = sum(draft.points for draft in drafts)
     room = min(MOST_CRITERIA - len(drafts), int(weight * TOPIC_SHARE / (1 - TOPIC_SHARE)))
-    if any(c.check["kind"] == "one_of" or c.check.get("language", "en") != "en" for c in candidates):
+    if any(
+        c.check["kind"] == "one_of" or c.check.get("language", "en") != "en" for c in candidates
+    ):
         return []
-    settled = {word for c in candidates for text in c.check.get("texts", [c.check.get("text", "")])
-               for word in text.lower().split()}
+    settled = {
+        word
+        for c in candidates
+        for text in c.check.get("texts", [c.check.get("text", "")])
+        for word in text.lower().split()
+    }
     topic = [word for word in content_words(prompt) if word not in settled][:TOPIC_WORDS]
-    fresh = [w for w in contrast_words(prompt, task.teacher_responses, task.student_responses) if w not in settled]
-    tied = [_Draft({"kind": "contains", "texts": topic, "match": "any"},
-                   "The response takes up the subject of the prompt.", 1, None)] if topic else []
-    tied += [_Draft({"kind": "contains", "texts": [word]}, f"The response takes up “{word}” from the prompt.", 1, None,
-                    "observable_quality") for word in fresh]
+    fresh = [
+        w
+        for w in contrast_words(prompt, task.teacher_responses, task.student_responses)
+        if w not in settled
+    ]
+    tied = (
+        [
+            _Draft(
+                {"kind": "contains", "texts": topic, "match": "any"},
+                "The response takes up the subject of the prompt.",
+                1,
+                None,
+            )
+        ]
+        if topic
+        else []
+    )
+    tied += [
+        _Draft(
+            {"kind": "contains", "texts": [word]},
+            f"The response takes up “{word}” from the prompt.",
+            1,
+            None,
+            "observable_quality",
+        )
+        for word in fresh
+    ]
     return tied[: max(room, 0)]
 
 
 def _criterion(number: int, draft: _Draft, gate: Gate) -> Criterion:
     check = {"kind": "all_of", "checks": [*gate.checks, dict(draft.check)]}
     source = draft.source[:4000] if draft.source else None
-    return Criterion(f"c{number}", f"{draft.text[:3000]} {gate.text}", draft.points, draft.category, check, source)
+    return Criterion(
+        f"c{number}",
+        f"{draft.text[:3000]} {gate.text}",
+        draft.points,
+        draft.category,
+        check,
+        source,
+    )

@@ -13,7 +13,9 @@ READ_WORDS = 5_000
 _WORD = re.compile(r"\w+")
 _SINGLE_HIGHLIGHT = re.compile(r"\*[^\n*]*\*")
 _DOUBLE_HIGHLIGHT = re.compile(r"\*\*[^\n*]*\*\*")
-_TOKEN_BREAK = re.compile(r"[\s,;:?!()\[\]{}<>\"“”«»‘`@#$%&]+|\.{2,}|--+|\.(?=['’]?(?:\s|$))|(?=['’])")
+_TOKEN_BREAK = re.compile(
+    r"[\s,;:?!()\[\]{}<>\"“”«»‘`@#$%&]+|\.{2,}|--+|\.(?=['’]?(?:\s|$))|(?=['’])"
+)
 _CLOSERS = "\"'”’)]}*_»"
 _ABBREVIATIONS_TEXT = (
     "mr mrs ms dr prof st jr sr vs etc e.g i.e inc ltd co corp dept est fig gen gov hon lt maj no op rep rev sen sgt "

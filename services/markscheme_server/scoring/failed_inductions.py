@@ -10,8 +10,15 @@ from markscheme_server.judge.base import JudgeFailure
 
 REMEMBER_S = 600.0
 MOST = 4096
-LASTING = frozenset({UnscoredReason.PARSE_FAILURE, UnscoredReason.OFF_MENU, UnscoredReason.REFUSED,
-                     UnscoredReason.TOO_LARGE, UnscoredReason.TRUNCATED})
+LASTING = frozenset(
+    {
+        UnscoredReason.PARSE_FAILURE,
+        UnscoredReason.OFF_MENU,
+        UnscoredReason.REFUSED,
+        UnscoredReason.TOO_LARGE,
+        UnscoredReason.TRUNCATED,
+    }
+)
 """Reasons that the same question would meet again. An outage or a limit is no such reason."""
 
 
@@ -53,5 +60,8 @@ class FailedInductions:
         if age > REMEMBER_S:
             del self._failed[address]
             return None
-        return JudgeFailure(failed.reason, f"{failed.message} (this failed {age:.0f} s ago; it is asked again when the "
-                                           f"responses change or {REMEMBER_S:.0f} s have passed)")
+        return JudgeFailure(
+            failed.reason,
+            f"{failed.message} (this failed {age:.0f} s ago; it is asked again when the "
+            f"responses change or {REMEMBER_S:.0f} s have passed)",
+        )

@@ -20,7 +20,7 @@ from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics, wire
 from markscheme_server.accounts.budgets import SPENT
 from markscheme_server.domain import hashing as fp
-from markscheme_server.domain.call_context import Allowance, Deadline, Patience
+from markscheme_server.domain.call_context import Allowance, CallContext, Deadline
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.reward import feedback, reward
 from markscheme_server.domain.rubric import Rubric
@@ -30,10 +30,15 @@ from markscheme_server.errors import NotFound, TooLarge
 from markscheme_server.judge.base import Judge, JudgeFailure, Reservation, Response
 from markscheme_server.judge.replies import MAX_CRITERIA
 from markscheme_server.scoring.judges import Judges
-from markscheme_server.scoring.rubrics import Found, Induction, RubricService, Wanted
+from markscheme_server.scoring.rubrics import (
+    Induction,
+    ResolvedRubric,
+    RubricRequest,
+    RubricService,
+)
 from markscheme_server.scoring.teachers import TeacherService
-from markscheme_server.scoring.verdicts import Judged, Plan, VerdictService, sliced
-from markscheme_server.store.assignments import Assignment, Outcome, Place, ScoredRollout
+from markscheme_server.scoring.verdicts import GroupVerdicts, Plan, VerdictService, sliced
+from markscheme_server.store.assignments import Assignment, GroupRef, Outcome, ScoredRollout
 from markscheme_server.store.engine.database import is_outage
 from markscheme_server.store.rubrics import Filters
 from markscheme_server.store.store import Store
@@ -61,13 +66,20 @@ class Tally:
 
     def counts(self) -> schema.ScoreCounts:
         unscored = self.reasons.total()
-        return schema.ScoreCounts(rollouts=self.scored + unscored, scored=self.scored, unscored=unscored)
+        return schema.ScoreCounts(
+            rollouts=self.scored + unscored, scored=self.scored, unscored=unscored
+        )
 
     def cost(self) -> schema.Usage:
-        return schema.Usage(judge_calls=self.usage.calls, prompt_tokens=self.usage.prompt_tokens,
-                            completion_tokens=self.usage.completion_tokens, cached_verdicts=self.cached,
-                            cached_tokens=self.usage.cached_tokens, cost_usd=self.usage.cost_usd,
-                            saved_usd=self.saved_usd)
+        return schema.Usage(
+            judge_calls=self.usage.calls,
+            prompt_tokens=self.usage.prompt_tokens,
+            completion_tokens=self.usage.completion_tokens,
+            cached_verdicts=self.cached,
+            cached_tokens=self.usage.cached_tokens,
+            cost_usd=self.usage.cost_usd,
+            saved_usd=self.saved_usd,
+        )
 
 
 @dataclass(slots=True)
@@ -76,7 +88,7 @@ class _Survey:
 
     group: schema.Group
     prompt: tuple[fp.ChatMessage, ...]
-    found: Found | Induction | JudgeFailure
+    found: ResolvedRubric | Induction | JudgeFailure
     assignment: Assignment | None = None
     plans: list[Plan] | None = None
     teachers: list[str] = field(default_factory=list)
@@ -85,7 +97,7 @@ class _Survey:
     @property
     def criteria(self) -> int:
         """How many each rollout is judged by; the most that there can be where the rubric is yet to be made."""
-        if isinstance(self.found, Found):
+        if isinstance(self.found, ResolvedRubric):
             return len(self.found.rubric.criteria)
         return MAX_CRITERIA if isinstance(self.found, Induction) else 0
 
@@ -120,19 +132,34 @@ class Batch:
 class ScoreService:
     """``POST /v1/scores``."""
 
-    def __init__(self, store: Store, rubrics: RubricService, verdicts: VerdictService, judges: Judges,
-                 teachers: TeacherService, *, timeout_s: float, checks_timeout_s: float = math.inf,
-                 max_verdicts: int | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rubrics: RubricService,
+        verdicts: VerdictService,
+        judges: Judges,
+        teachers: TeacherService,
+        *,
+        timeout_s: float,
+        checks_timeout_s: float = math.inf,
+        max_verdicts: int | None = None,
+    ) -> None:
         self._store, self._rubrics, self._verdicts, self._judges = store, rubrics, verdicts, judges
         self._teacher_service = teachers
-        self._timeout_s, self._checks_timeout_s, self._max_verdicts = timeout_s, checks_timeout_s, max_verdicts
+        self._timeout_s, self._checks_timeout_s, self._max_verdicts = (
+            timeout_s,
+            checks_timeout_s,
+            max_verdicts,
+        )
 
     def deadline(self, deadline_ms: int | None) -> Deadline:
         """When a request that starts now must be answered, by its caller's word and our own limit."""
         own = self._timeout_s if deadline_ms is None else min(self._timeout_s, deadline_ms / 1000)
         return Deadline(asyncio.get_running_loop().time() + own)
 
-    async def admit(self, caller: Caller, request: schema.ScoreRequest, deadline: Deadline) -> Batch:
+    async def admit(
+        self, caller: Caller, request: schema.ScoreRequest, deadline: Deadline
+    ) -> Batch:
         """Look up what is known and reserve room for the rest; nothing is written.
 
         Raises :class:`NotFound` for a rubric id that does not exist, 422 for an unknown judge or where there is no
@@ -141,13 +168,28 @@ class ScoreService:
         judge = self._judges.get(request.judge, "verifier")
         if request.ask_teacher:
             self._judges.teacher()
-        surveys = await asyncio.gather(*(self._survey(caller, request, i, judge) for i in range(len(request.groups))))
+        surveys = await asyncio.gather(
+            *(self._survey(caller, request, i, judge) for i in range(len(request.groups)))
+        )
         self._require_bounded(surveys)
-        await asyncio.gather(*(self._plan(caller.team, request, survey, judge) for survey in surveys))
+        await asyncio.gather(
+            *(self._plan(caller.team, request, survey, judge) for survey in surveys)
+        )
         calls = sum(s.calls for s in surveys)
-        reservation = judge.gateway.reserve(calls, caller.team) if calls and judge.gateway is not None else None
-        return Batch(request, judge, deadline, list(surveys), reservation, caller,
-                     Allowance(self._checks_timeout_s))
+        reservation = (
+            judge.gateway.reserve(calls, caller.team)
+            if calls and judge.gateway is not None
+            else None
+        )
+        return Batch(
+            request,
+            judge,
+            deadline,
+            list(surveys),
+            reservation,
+            caller,
+            Allowance(self._checks_timeout_s),
+        )
 
     async def score(self, batch: Batch) -> AsyncIterator[schema.GroupScore]:
         """Groups as they are done, in no particular order."""
@@ -165,27 +207,45 @@ class ScoreService:
             for reason, count in batch.tally.reasons.items():
                 metrics.UNSCORED.labels(reason=reason.value).inc(count)
 
-    async def _survey(self, caller: Caller, request: schema.ScoreRequest, index: int, judge: Judge) -> _Survey:
+    async def _survey(
+        self, caller: Caller, request: schema.ScoreRequest, index: int, judge: Judge
+    ) -> _Survey:
         group, team = request.groups[index], caller.team
         prompt = tuple(wire.messages(group.prompt))
         place = _place(team, request, group, prompt)
         if group.rubric_id is not None:
             given = await self._store.rubrics.find(team, group.rubric_id)
             if given is None:
-                raise NotFound(f"there is no rubric {group.rubric_id!r}", code="rubric_not_found",
-                               param=f"groups.{index}.rubric_id")
-            survey = _Survey(group, prompt, Found(given, "given"))
+                raise NotFound(
+                    f"there is no rubric {group.rubric_id!r}",
+                    code="rubric_not_found",
+                    param=f"groups.{index}.rubric_id",
+                )
+            survey = _Survey(group, prompt, ResolvedRubric(given, "given"))
         elif (before := await self._store.assignments.find(place)) is not None:
             rubric = await self._store.rubrics.find(team, before.rubric_id)
-            survey = _Survey(group, prompt, Found(rubric, before.origin) if rubric is not None else JudgeFailure(
-                UnscoredReason.NO_RUBRIC, NOT_SHARED), before)
+            survey = _Survey(
+                group,
+                prompt,
+                ResolvedRubric(rubric, before.origin)
+                if rubric is not None
+                else JudgeFailure(UnscoredReason.NO_RUBRIC, NOT_SHARED),
+                before,
+            )
         else:
-            wanted = Wanted(
-                team, prompt, tuple(group.teacher_responses) if group.teacher_responses is not None else None,
+            wanted = RubricRequest(
+                team,
+                prompt,
+                tuple(group.teacher_responses) if group.teacher_responses is not None else None,
                 tuple(Response(_judged(request, r), r.truncated) for r in group.rollouts),
-                self._judges.get(request.judge, "rubricator"), request.reuse, request.run.id if request.run else None,
-                key=caller.key, filters=Filters(request.teacher_model, request.rubricator),
-                reuse_scope=request.reuse_scope or caller.reuse_scope, asks_teacher=request.ask_teacher > 0)
+                self._judges.get(request.judge, "rubricator"),
+                request.reuse,
+                request.run.id if request.run else None,
+                key=caller.key,
+                filters=Filters(request.teacher_model, request.rubricator),
+                reuse_scope=request.reuse_scope or caller.reuse_scope,
+                asks_teacher=request.ask_teacher > 0,
+            )
             try:
                 survey = _Survey(group, prompt, await self._rubrics.find(wanted))
             except JudgeFailure as failure:
@@ -197,119 +257,194 @@ class ScoreService:
         """Raise 413 when more verdicts are asked for than a request may ask for."""
         asked = sum((len(s.group.rollouts) + len(s.teachers)) * s.criteria for s in surveys)
         if self._max_verdicts is not None and asked > self._max_verdicts:
-            raise TooLarge(f"the batch asks for {asked} verdicts (rollouts times criteria), and one request may ask "
-                           f"for {self._max_verdicts}: send several requests", code="too_many_verdicts", param="groups")
+            raise TooLarge(
+                f"the batch asks for {asked} verdicts (rollouts times criteria), and one request may ask "
+                f"for {self._max_verdicts}: send several requests",
+                code="too_many_verdicts",
+                param="groups",
+            )
 
-    async def _plan(self, team: str, request: schema.ScoreRequest, survey: _Survey, judge: Judge) -> None:
+    async def _plan(
+        self, team: str, request: schema.ScoreRequest, survey: _Survey, judge: Judge
+    ) -> None:
         """Work out what a group takes."""
-        if isinstance(survey.found, Found):
+        if isinstance(survey.found, ResolvedRubric):
             survey.plans = await self._plans(team, request, survey, survey.found.rubric, judge)
-            survey.calls = sum(plan.calls for plan in survey.plans if plan.question.judge.gateway is not None)
+            survey.calls = sum(
+                plan.calls for plan in survey.plans if plan.question.judge.gateway is not None
+            )
         elif isinstance(survey.found, Induction):
             survey.calls = 1 + len({r.text for r in survey.group.rollouts})
 
-    async def _plans(self, team: str, request: schema.ScoreRequest, survey: _Survey, rubric: Rubric,
-                     judge: Judge) -> list[Plan]:
+    async def _plans(
+        self, team: str, request: schema.ScoreRequest, survey: _Survey, rubric: Rubric, judge: Judge
+    ) -> list[Plan]:
         texts = [_judged(request, r) for r in survey.group.rollouts] + survey.teachers
-        return await self._verdicts.plan(team=team, prompt=survey.prompt, rubric=rubric, texts=texts, judge=judge,
-                                         verify=request.verify, run_id=request.run.id if request.run else None)
+        return await self._verdicts.plan(
+            team=team,
+            prompt=survey.prompt,
+            rubric=rubric,
+            texts=texts,
+            judge=judge,
+            verify=request.verify,
+            run_id=request.run.id if request.run else None,
+        )
 
     async def _group(self, batch: Batch, survey: _Survey) -> schema.GroupScore:
-        patience = Patience(batch.deadline, team=batch.team, allowance=batch.allowance)
+        context = CallContext(batch.deadline, team=batch.team, allowance=batch.allowance)
         try:
             if isinstance(survey.found, JudgeFailure):
                 raise survey.found
             if survey.group.teacher_responses and batch.teaches:
-                await self._store.teachers.save(batch.team, survey.prompt, survey.group.teacher_responses)
-            if batch.request.ask_teacher and isinstance(survey.found, Induction) and not survey.found.teachers:
-                survey.found = await self._taught(batch, survey, survey.found, patience)
+                await self._store.teachers.save(
+                    batch.team, survey.prompt, survey.group.teacher_responses
+                )
+            if (
+                batch.request.ask_teacher
+                and isinstance(survey.found, Induction)
+                and not survey.found.teachers
+            ):
+                survey.found = await self._taught(batch, survey, survey.found, context)
             if isinstance(survey.found, Induction):
-                survey.found = await self._rubrics.induce(survey.found, patience)
+                survey.found = await self._rubrics.induce(survey.found, context)
                 batch.tally.usage += survey.found.usage
-            return await self._mark(batch, survey, survey.found, patience)
+            return await self._mark(batch, survey, survey.found, context)
         except JudgeFailure as failure:
             batch.tally.usage += failure.usage
             log.info("group_unscored", reason=failure.reason)
             return _unscored(survey.group, failure)
         except TimeoutError:
-            return _unscored(survey.group, JudgeFailure(UnscoredReason.TIMEOUT, "the request's time ran out"))
+            return _unscored(
+                survey.group, JudgeFailure(UnscoredReason.TIMEOUT, "the request's time ran out")
+            )
         except Exception as error:
             if is_outage(error):
                 raise  # the database is gone for all groups alike: the caller is told to send the batch again
             # Whatever it was, it is this group's: what its neighbours were judged for is paid and stays answered.
-            log.error("group_failed", group=survey.group.id, error=type(error).__name__, at=_raised_at(error))
-            return _unscored(survey.group, JudgeFailure(UnscoredReason.UNAVAILABLE, "scoring this group failed; the "
-                                                        "service's log has the request's id"))
+            log.error(
+                "group_failed",
+                group=survey.group.id,
+                error=type(error).__name__,
+                at=_raised_at(error),
+            )
+            return _unscored(
+                survey.group,
+                JudgeFailure(
+                    UnscoredReason.UNAVAILABLE,
+                    "scoring this group failed; the service's log has the request's id",
+                ),
+            )
         finally:
             if batch.reservation is not None:
                 batch.reservation.release(survey.calls)
 
-    async def _taught(self, batch: Batch, survey: _Survey, induction: Induction,
-                      patience: Patience) -> Found | Induction:
+    async def _taught(
+        self, batch: Batch, survey: _Survey, induction: Induction, context: CallContext
+    ) -> ResolvedRubric | Induction:
         """What is found once the teacher has been asked for the responses that there are none of."""
-        taught = await self._teacher_service.ensure(batch.team, survey.prompt, batch.request.ask_teacher, patience,
-                                                   batch.run_id)
+        taught = await self._teacher_service.ensure(
+            batch.team, survey.prompt, batch.request.ask_teacher, context, batch.run_id
+        )
         batch.tally.usage += taught.usage
         wanted = replace(induction.wanted, teachers=tuple(kept.text for kept in taught.bank))
         if batch.request.score_teachers or batch.request.verify == "group":
             survey.teachers = [fp.judged_text(text) for text in wanted.teachers or ()]
         return await self._rubrics.find(wanted)
 
-    async def _mark(self, batch: Batch, survey: _Survey, found: Found, patience: Patience) -> schema.GroupScore:
+    async def _mark(
+        self, batch: Batch, survey: _Survey, found: ResolvedRubric, context: CallContext
+    ) -> schema.GroupScore:
         """The group's rubric is written down, its rollouts are judged, and what came of it is kept."""
         group, request = survey.group, batch.request
         place = _place(batch.team, request, group, survey.prompt)
         stored = found.rubric.prompt_key == place.prompt_key
         assignment = survey.assignment or await self._store.assignments.assign(
-            place, prompt=None if stored else survey.prompt, rubric_id=found.rubric.id,
-            origin=found.origin, reuse=request.reuse, verify=request.verify,
-            distinct=len({_judged(request, r) for r in group.rollouts}))
+            place,
+            prompt=None if stored else survey.prompt,
+            rubric_id=found.rubric.id,
+            origin=found.origin,
+            reuse=request.reuse,
+            verify=request.verify,
+            distinct=len({_judged(request, r) for r in group.rollouts}),
+        )
         if assignment.rubric_id != found.rubric.id and group.rubric_id is None:
             # The same step was sent twice at a time, and the other one was first.
             rubric = await self._store.rubrics.find(batch.team, assignment.rubric_id)
             if rubric is None:
                 raise JudgeFailure(UnscoredReason.NO_RUBRIC, NOT_SHARED)
-            found, survey.plans = Found(rubric, assignment.origin), None
-        plans = survey.plans or await self._plans(batch.team, request, survey, found.rubric, batch.judge)
-        judged = await self._verdicts.judge(plans, patience)
+            found, survey.plans = ResolvedRubric(rubric, assignment.origin), None
+        plans = survey.plans or await self._plans(
+            batch.team, request, survey, found.rubric, batch.judge
+        )
+        judged = await self._verdicts.judge(plans, context)
         batch.tally.usage += judged.usage
         batch.tally.cached += judged.cached
         scores: list[schema.RolloutScore] = []
         texts = [_judged(request, r) for r in group.rollouts]
         for part in sliced(texts, len(found.rubric.criteria)):
-            await self._verdicts.pace.step(len(part) * len(found.rubric.criteria), batch.team, patience.turn)
-            scores += [_rollout(found.rubric, r.id, judged.by_text[text])
-                       for r, text in zip(group.rollouts[len(scores):], part, strict=False)]
+            await self._verdicts.pace.step(
+                len(part) * len(found.rubric.criteria), batch.team, context.turn
+            )
+            scores += [
+                _rollout(found.rubric, r.id, judged.by_text[text])
+                for r, text in zip(group.rollouts[len(scores) :], part, strict=False)
+            ]
         # What was there already: verdicts, and the rubric, where the group would have had one induced.
         reused = found.origin == "reused" and request.reuse != "frozen"
         saved = judged.saved_usd + ((found.rubric.cost_usd or 0.0) if reused else 0.0)
         batch.tally.saved_usd += saved
-        await self._store.assignments.finish(batch.team, assignment.id, Outcome([
-            ScoredRollout(r.id, r.text, r.truncated, s.reward, s.reason)
-            for r, s in zip(group.rollouts, scores, strict=True)], judged.cached, saved,
-            len({_judged(request, r) for r, s in zip(group.rollouts, scores, strict=True) if s.reward is not None})))
+        await self._store.assignments.finish(
+            batch.team,
+            assignment.id,
+            Outcome(
+                [
+                    ScoredRollout(r.id, r.text, r.truncated, s.reward, s.reason)
+                    for r, s in zip(group.rollouts, scores, strict=True)
+                ],
+                judged.cached,
+                saved,
+                len(
+                    {
+                        _judged(request, r)
+                        for r, s in zip(group.rollouts, scores, strict=True)
+                        if s.reward is not None
+                    }
+                ),
+            ),
+        )
         return _answer(group, found, scores, _teacher_score(found.rubric, survey.teachers, judged))
 
-    async def _teachers(self, team: str, request: schema.ScoreRequest, group: schema.Group,
-                        prompt: tuple[fp.ChatMessage, ...]) -> list[str]:
+    async def _teachers(
+        self,
+        team: str,
+        request: schema.ScoreRequest,
+        group: schema.Group,
+        prompt: tuple[fp.ChatMessage, ...],
+    ) -> list[str]:
         """The teacher responses to judge beside the rollouts: when asked for, and always in group mode."""
         if not request.score_teachers and request.verify != "group":
             return []
         bank = group.teacher_responses or [
-            kept.text for kept in await self._store.teachers.find(team, fp.prompt_key(prompt))]
+            kept.text for kept in await self._store.teachers.find(team, fp.prompt_key(prompt))
+        ]
         return [fp.judged_text(t) for t in bank]
 
 
 def _raised_at(error: Exception) -> str:
     """File and line; the error's own words may hold a rollout."""
     frames = traceback.extract_tb(error.__traceback__)
-    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames[-4:]))
+    return " < ".join(
+        f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames[-4:])
+    )
 
 
-def _place(team: str, request: schema.ScoreRequest, group: schema.Group,
-           prompt: tuple[fp.ChatMessage, ...]) -> Place:
+def _place(
+    team: str, request: schema.ScoreRequest, group: schema.Group, prompt: tuple[fp.ChatMessage, ...]
+) -> GroupRef:
     run = request.run
-    return Place(team, run.id if run else None, run.step if run else None, group.id, fp.prompt_key(prompt))
+    return GroupRef(
+        team, run.id if run else None, run.step if run else None, group.id, fp.prompt_key(prompt)
+    )
 
 
 def _judged(request: schema.ScoreRequest, rollout: schema.Rollout) -> str:
@@ -317,43 +452,87 @@ def _judged(request: schema.ScoreRequest, rollout: schema.Rollout) -> str:
     return fp.judged_text(rollout.text, request.thinking)
 
 
-def _rollout(rubric: Rubric, rollout_id: str, verdicts: Mapping[str, Verdict]) -> schema.RolloutScore:
+def _rollout(
+    rubric: Rubric, rollout_id: str, verdicts: Mapping[str, Verdict]
+) -> schema.RolloutScore:
     value = reward(rubric.criteria, verdicts)
-    reason = next((v.reason for c in rubric.criteria if (v := verdicts[c.id]).reason is not None), None)
+    reason = next(
+        (v.reason for c in rubric.criteria if (v := verdicts[c.id]).reason is not None), None
+    )
     return schema.RolloutScore(
-        id=rollout_id, reward=value, status="unscored" if value is None else "scored", reason=reason,
+        id=rollout_id,
+        reward=value,
+        status="unscored" if value is None else "scored",
+        reason=reason,
         verdicts=[wire.from_verdict(verdicts[c.id]) for c in rubric.criteria],
-        feedback=feedback(rubric.criteria, verdicts))
+        feedback=feedback(rubric.criteria, verdicts),
+    )
 
 
-def _teacher_score(rubric: Rubric, teachers: Sequence[str], judged: Judged) -> schema.TeacherScore | None:
+def _teacher_score(
+    rubric: Rubric, teachers: Sequence[str], judged: GroupVerdicts
+) -> schema.TeacherScore | None:
     if not teachers:
         return None
-    return schema.TeacherScore(rewards=[reward(rubric.criteria, judged.by_text[t]) for t in teachers])
+    return schema.TeacherScore(
+        rewards=[reward(rubric.criteria, judged.by_text[t]) for t in teachers]
+    )
 
 
-def _answer(group: schema.Group, found: Found, scores: list[schema.RolloutScore],
-            teacher: schema.TeacherScore | None) -> schema.GroupScore:
+def _answer(
+    group: schema.Group,
+    found: ResolvedRubric,
+    scores: list[schema.RolloutScore],
+    teacher: schema.TeacherScore | None,
+) -> schema.GroupScore:
     known = sum(s.reward is not None for s in scores)
     status = "scored" if known == len(scores) else "partial" if known else "unscored"
     rubric = found.rubric
     spent = all(s.reason is UnscoredReason.BUDGET for s in scores)
     error = _error(UnscoredReason.BUDGET, SPENT) if spent else None
     return schema.GroupScore(
-        id=group.id, status=status, error=error, teacher=teacher, rollouts=scores,  # type: ignore[arg-type]
-        rubric=schema.RubricRef(id=rubric.id, version=rubric.version, content_hash=rubric.content_hash,
-                                origin=found.origin, team=rubric.team, criteria=wire.from_criteria(rubric.criteria)))
+        id=group.id,
+        status=status,
+        error=error,
+        teacher=teacher,
+        rollouts=scores,  # type: ignore[arg-type]
+        rubric=schema.RubricRef(
+            id=rubric.id,
+            version=rubric.version,
+            content_hash=rubric.content_hash,
+            origin=found.origin,
+            team=rubric.team,
+            criteria=wire.from_criteria(rubric.criteria),
+        ),
+    )
 
 
 def _unscored(group: schema.Group, failure: JudgeFailure) -> schema.GroupScore:
     """A group without a rubric: every reward is null with the reason."""
     return schema.GroupScore(
-        id=group.id, status="unscored", rubric=None, teacher=None,
+        id=group.id,
+        status="unscored",
+        rubric=None,
+        teacher=None,
         error=_error(failure.reason, str(failure)),
-        rollouts=[schema.RolloutScore(id=r.id, reward=None, status="unscored", reason=UnscoredReason(failure.reason),
-                                      verdicts=[], feedback=[]) for r in group.rollouts])
+        rollouts=[
+            schema.RolloutScore(
+                id=r.id,
+                reward=None,
+                status="unscored",
+                reason=UnscoredReason(failure.reason),
+                verdicts=[],
+                feedback=[],
+            )
+            for r in group.rollouts
+        ],
+    )
 
 
 def _error(reason: UnscoredReason, message: str) -> schema.ErrorDetail:
-    kind, code = ("insufficient_quota",) * 2 if reason is UnscoredReason.BUDGET else ("judge_error", reason.value)
+    kind, code = (
+        ("insufficient_quota",) * 2
+        if reason is UnscoredReason.BUDGET
+        else ("judge_error", reason.value)
+    )
     return schema.ErrorDetail(message=message, type=kind, code=code)

@@ -12,11 +12,11 @@ from functools import cached_property, partial
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode
 from markscheme_server import metrics
-from markscheme_server.accounts.budgets import Line, Treasury
+from markscheme_server.accounts.budgets import BudgetService, Line
 from markscheme_server.config import VerdictReuse
 from markscheme_server.domain import hashing as fp
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
-from markscheme_server.domain.call_context import Deadline, Patience
+from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.fairness import Pace
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage
@@ -80,18 +80,33 @@ class Question:
         pool = fp.pool_key(self.texts) if self.pooled else ""
         sets = {c.id: "" for c in self.criteria}
         if self.reuse == "exact_set":
-            sets = {c.id: fp.digest([self.criterion_keys[d.id] for d in chunk]) for chunk in self.chunks for c in chunk}
+            sets = {
+                c.id: fp.digest([self.criterion_keys[d.id] for d in chunk])
+                for chunk in self.chunks
+                for c in chunk
+            }
         judge = self.judge.verifier_identity
-        return {c.id: fp.VerdictAddress(
-            team=self.team, prompt=self.prompt_key, criterion=self.criterion_keys[c.id], judge=judge, pool=pool,
-            verify="group" if self.pooled else "rollout", judged_with=sets[c.id]) for c in self.criteria}
+        return {
+            c.id: fp.VerdictAddress(
+                team=self.team,
+                prompt=self.prompt_key,
+                criterion=self.criterion_keys[c.id],
+                judge=judge,
+                pool=pool,
+                verify="group" if self.pooled else "rollout",
+                judged_with=sets[c.id],
+            )
+            for c in self.criteria
+        }
 
     def key(self, criterion: Criterion, text: str) -> str:
         """The verdict's address. A text's are worked out when the first of them is asked for: all texts' at once would
         keep others waiting."""
         if (keys := self._keys.get(text)) is None:
             response = self.text_key(text)
-            keys = self._keys[text] = {c: address.of(response) for c, address in self._addresses.items()}
+            keys = self._keys[text] = {
+                c: address.of(response) for c, address in self._addresses.items()
+            }
         return keys[criterion.id]
 
     def units(self, texts: Iterable[str]) -> list[tuple[str, ...]]:
@@ -100,8 +115,15 @@ class Question:
 
     def claim_key(self, unit: tuple[str, ...]) -> str:
         """The address of judging these responses: one caller at a time, whatever criteria it asks about."""
-        return fp.digest([self.team, self.prompt_key, self.judge.verifier_identity, self.verify,
-                          [self.text_key(text) for text in unit]])
+        return fp.digest(
+            [
+                self.team,
+                self.prompt_key,
+                self.judge.verifier_identity,
+                self.verify,
+                [self.text_key(text) for text in unit],
+            ]
+        )
 
 
 @dataclass(slots=True)
@@ -120,7 +142,7 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Judged:
+class GroupVerdicts:
     """Verdicts by judged text, what they cost, how many were known before, and what those had cost."""
 
     by_text: dict[str, Verdicts]
@@ -142,33 +164,61 @@ class _Outcome:
 class VerdictService:
     """Decides criteria for responses, each question once."""
 
-    def __init__(self, store: VerdictStore, claims: ClaimStore, cache: VerdictCache, treasury: Treasury, *,
-                 checks: Judge, reuse: VerdictReuse) -> None:
-        self._store, self._claims, self._cache, self._checks, self._reuse = store, claims, cache, checks, reuse
-        self._treasury = treasury
+    def __init__(
+        self,
+        store: VerdictStore,
+        claims: ClaimStore,
+        cache: VerdictCache,
+        budgets: BudgetService,
+        *,
+        checks: Judge,
+        reuse: VerdictReuse,
+    ) -> None:
+        self._store, self._claims, self._cache, self._checks, self._reuse = (
+            store,
+            claims,
+            cache,
+            checks,
+            reuse,
+        )
+        self._budgets = budgets
         self._flight: SingleFlight[_Outcome] = SingleFlight()
         self.pace = Pace(STRIDE)
         """Of work on verdicts, counted by the verdict."""
 
-    async def plan(self, *, team: str, prompt: Sequence[fp.ChatMessage], rubric: Rubric, texts: Sequence[str],
-                   judge: Judge, verify: VerifyMode, run_id: str | None) -> list[Plan]:
+    async def plan(
+        self,
+        *,
+        team: str,
+        prompt: Sequence[fp.ChatMessage],
+        rubric: Rubric,
+        texts: Sequence[str],
+        judge: Judge,
+        verify: VerifyMode,
+        run_id: str | None,
+    ) -> list[Plan]:
         """What it takes to decide every criterion for every distinct text: one plan for checks, one for the judge."""
         criteria = rubric.criteria
         distinct = tuple(dict.fromkeys(texts))
         checked = tuple(c for c in criteria if c.check is not None)
         # In canonical order: a verdict reached among others should not depend on how a rubric lists them.
         asked = tuple(sorted((c for c in criteria if c.check is None), key=fp.criterion_key))
-        questions = [Question(team, tuple(prompt), part, distinct, by, verify, self._reuse, run_id, rubric.id)
-                     for part, by in ((checked, self._checks), (asked, judge)) if part]
+        questions = [
+            Question(
+                team, tuple(prompt), part, distinct, by, verify, self._reuse, run_id, rubric.id
+            )
+            for part, by in ((checked, self._checks), (asked, judge))
+            if part
+        ]
         return list(await asyncio.gather(*(self._plan(q) for q in questions)))
 
-    async def judge(self, plans: Sequence[Plan], patience: Patience) -> Judged:
+    async def judge(self, plans: Sequence[Plan], context: CallContext) -> GroupVerdicts:
         """Every criterion for every text of the plans.
 
         What a failing judge leaves open is an unscored verdict with its reason; nothing is raised for it.
         """
-        result = Judged({text: {} for plan in plans for text in plan.question.texts})
-        await asyncio.gather(*(self._carry_out(plan, patience, result) for plan in plans))
+        result = GroupVerdicts({text: {} for plan in plans for text in plan.question.texts})
+        await asyncio.gather(*(self._carry_out(plan, context, result) for plan in plans))
         return result
 
     async def drain(self, within_s: float) -> None:
@@ -191,8 +241,12 @@ class VerdictService:
         if not open_texts:
             return Plan(question, known, [], ())
         # All open responses of a group are asked about the same criteria: what is compared is reached alike.
-        return Plan(question, known, question.units(open_texts),
-                    tuple(c for c in question.criteria if c.id in open_criteria))
+        return Plan(
+            question,
+            known,
+            question.units(open_texts),
+            tuple(c for c in question.criteria if c.id in open_criteria),
+        )
 
     async def _known(self, team: str, keys: Sequence[str]) -> dict[str, StoredDecision]:
         known = self._cache.find(keys)
@@ -203,11 +257,13 @@ class VerdictService:
                 known |= stored
         return known
 
-    async def _carry_out(self, plan: Plan, patience: Patience, result: Judged) -> None:
+    async def _carry_out(self, plan: Plan, context: CallContext, result: GroupVerdicts) -> None:
         question, free = plan.question, plan.question.judge.gateway is None
         if plan.known:
             for texts in sliced(question.texts, len(question.criteria)):
-                await self.pace.step(len(texts) * len(question.criteria), question.team, patience.turn)
+                await self.pace.step(
+                    len(texts) * len(question.criteria), question.team, context.turn
+                )
                 for text in texts:
                     for c in question.criteria:
                         if (stored := plan.known.get(question.key(c, text))) is not None:
@@ -215,68 +271,97 @@ class VerdictService:
             metrics.VERDICTS.labels(origin="check" if free else "cached").inc(len(plan.known))
             if not free:
                 result.cached += len(plan.known)
-                result.saved_usd += sum(stored.cost_usd for stored in plan.known.values() if stored.cost_usd)
+                result.saved_usd += sum(
+                    stored.cost_usd for stored in plan.known.values() if stored.cost_usd
+                )
         if not plan.units:
             return
         if free:
-            await self._check(plan, patience, result)
+            await self._check(plan, context, result)
         else:
-            await asyncio.gather(*(self._ask(plan, unit, patience, result) for unit in plan.units))
+            await asyncio.gather(*(self._ask(plan, unit, context, result) for unit in plan.units))
 
-    async def _check(self, plan: Plan, patience: Patience, result: Judged) -> None:
+    async def _check(self, plan: Plan, context: CallContext, result: GroupVerdicts) -> None:
         """Decide by code, some texts at a time; no claim, since it costs nothing."""
         question = plan.question
         for texts in sliced([text for unit in plan.units for text in unit], len(plan.missing)):
             try:
-                answer = await question.judge.verify(VerifyTask(question.prompt, plan.missing, texts), patience)
+                answer = await question.judge.verify(
+                    VerifyTask(question.prompt, plan.missing, texts), context
+                )
             except JudgeFailure as failure:
                 _fail(texts, plan.missing, failure.reason, result)
                 continue
-            await self.pace.step(len(texts) * len(plan.missing), question.team, patience.turn)
-            rows, decided = _rows(question, plan.missing, dict(zip(texts, answer.decisions, strict=True)), 0.0)
+            await self.pace.step(len(texts) * len(plan.missing), question.team, context.turn)
+            rows, decided = _rows(
+                question, plan.missing, dict(zip(texts, answer.decisions, strict=True)), 0.0
+            )
             if rows:
                 await self._store.save(Reply(question.team, rows))
-            await self.pace.step(len(texts) * len(plan.missing), question.team, patience.turn)
+            await self.pace.step(len(texts) * len(plan.missing), question.team, context.turn)
             self._cache.save(decided)
             _take(question, texts, plan.missing, decided, result)
             _fail(texts, plan.missing, UnscoredReason.TIMEOUT, result)  # what there was no time for
             metrics.VERDICTS.labels(origin="check").inc(len(decided))
 
-    async def _ask(self, plan: Plan, unit: tuple[str, ...], patience: Patience, result: Judged) -> None:
+    async def _ask(
+        self, plan: Plan, unit: tuple[str, ...], context: CallContext, result: GroupVerdicts
+    ) -> None:
         """One unit's verdicts, shared with whoever asks about the same responses at the same time."""
         question, missing = plan.question, plan.missing
         wanted = [question.key(c, text) for text in unit for c in missing]
         while missing:
-            work = partial(self._settle, plan, missing, unit, patience)
+            work = partial(self._settle, plan, missing, unit, context)
             try:
-                outcome, led = await self._flight.run(question.claim_key(unit), work, deadline=patience.deadline.at)
+                outcome, led = await self._flight.run(
+                    question.claim_key(unit), work, deadline=context.deadline.at
+                )
             except (TimeoutError, Abandoned) as error:
-                reason = UnscoredReason.TIMEOUT if isinstance(error, TimeoutError) else UnscoredReason.UNAVAILABLE
+                reason = (
+                    UnscoredReason.TIMEOUT
+                    if isinstance(error, TimeoutError)
+                    else UnscoredReason.UNAVAILABLE
+                )
                 _fail(unit, missing, reason, result)
                 return
             if led:
                 result.usage += outcome.usage
             _take(question, unit, missing, outcome.decided, result)
             metrics.VERDICTS.labels(origin="judged" if led and outcome.judged else "coalesced").inc(
-                sum(key in outcome.decided for key in wanted))
+                sum(key in outcome.decided for key in wanted)
+            )
             for text in unit:
                 for c in missing:
                     if (reason_ := outcome.failed.get(question.key(c, text))) is not None:
                         result.by_text[text].setdefault(c.id, Verdict(c.id, None, reason=reason_))
             # Whom we waited for may have asked about other criteria: then it is our turn.
-            missing = tuple(c for c in missing if any(c.id not in result.by_text[text] for text in unit))
+            missing = tuple(
+                c for c in missing if any(c.id not in result.by_text[text] for text in unit)
+            )
             wanted = [question.key(c, text) for text in unit for c in missing]
 
-    async def _settle(self, plan: Plan, missing: tuple[Criterion, ...], unit: tuple[str, ...],
-                      patience: Patience, due: Deadline) -> _Outcome:
+    async def _settle(
+        self,
+        plan: Plan,
+        missing: tuple[Criterion, ...],
+        unit: tuple[str, ...],
+        context: CallContext,
+        due: Deadline,
+    ) -> _Outcome:
         """Judge one unit, or wait for the process that is at it; all this under a claim."""
         question = plan.question
         wanted = [question.key(c, text) for text in unit for c in missing]
-        address, pause, patience = question.claim_key(unit), FIRST_LOOK_S, replace(patience, deadline=due)
+        address, pause, context = (
+            question.claim_key(unit),
+            FIRST_LOOK_S,
+            replace(context, deadline=due),
+        )
         while True:
             claim = await self._claims.acquire(address)
             known = await self._store.find(question.team, wanted)
-            still = tuple(c for c in missing if any(question.key(c, text) not in known for text in unit))
+            still = tuple(
+                c for c in missing if any(question.key(c, text) not in known for text in unit)
+            )
             if still and known.keys() <= plan.known.keys():
                 still = missing  # nobody was faster: this unit is asked what its rivals are asked
             if not still:
@@ -285,21 +370,36 @@ class VerdictService:
                 return _Outcome(known)
             if claim is not None:
                 outcome = _Outcome(dict(known), judged=True)
-                if await self._judge_claimed(question, still, unit, patience, claim, outcome):
+                if await self._judge_claimed(question, still, unit, context, claim, outcome):
                     return outcome
             while await self._claims.held(address):
                 await asyncio.sleep(pause)
                 pause = min(pause * 1.5, LAST_LOOK_S)
 
-    async def _judge_claimed(self, question: Question, missing: tuple[Criterion, ...], unit: tuple[str, ...],
-                             patience: Patience, claim: Claim, outcome: _Outcome) -> bool:
+    async def _judge_claimed(
+        self,
+        question: Question,
+        missing: tuple[Criterion, ...],
+        unit: tuple[str, ...],
+        context: CallContext,
+        claim: Claim,
+        outcome: _Outcome,
+    ) -> bool:
         """Judge under a claim of ours, into ``outcome``; false when it was taken over meanwhile."""
         # With exact_set a verdict belongs to its set, so that the sets of the whole question are kept.
-        sets = question.chunks if question.reuse == "exact_set" else _chunked(missing, question.judge.max_criteria)
+        sets = (
+            question.chunks
+            if question.reuse == "exact_set"
+            else _chunked(missing, question.judge.max_criteria)
+        )
         parts = [part for part in sets if any(c in missing for c in part)]
         try:
-            kept = await asyncio.gather(*(
-                self._call(question, part, unit, patience, claim, outcome, last=len(parts) == 1) for part in parts))
+            kept = await asyncio.gather(
+                *(
+                    self._call(question, part, unit, context, claim, outcome, last=len(parts) == 1)
+                    for part in parts
+                )
+            )
         except BaseException:
             await self._claims.drop(claim)
             raise
@@ -307,30 +407,64 @@ class VerdictService:
             await self._claims.drop(claim)
         return all(kept)
 
-    async def _call(self, question: Question, criteria: tuple[Criterion, ...], unit: tuple[str, ...],
-                    patience: Patience, claim: Claim, outcome: _Outcome, *, last: bool) -> bool:
+    async def _call(
+        self,
+        question: Question,
+        criteria: tuple[Criterion, ...],
+        unit: tuple[str, ...],
+        context: CallContext,
+        claim: Claim,
+        outcome: _Outcome,
+        *,
+        last: bool,
+    ) -> bool:
         """One judge call, stored before it is used; false when its claim had been taken over.
 
         What ``outcome`` holds already stands: its criteria were asked about for their neighbours' sake.
         """
         order = shuffle_order(fp.pool_key(unit), len(unit))
         task = VerifyTask(question.prompt, criteria, tuple(blind(unit, order)), question.verify)
-        line = Line(question.team, question.run_id, "verifier", question.judge.verifier_identity,
-                    tuple(question.criterion_keys[c.id] for c in criteria), question.rubric_id)
-        async with self._treasury.purse(line) as purse:
+        line = Line(
+            question.team,
+            question.run_id,
+            "verifier",
+            question.judge.verifier_identity,
+            tuple(question.criterion_keys[c.id] for c in criteria),
+            question.rubric_id,
+        )
+        async with self._budgets.reserve(line) as budget:
             try:
-                answer = await question.judge.verify(task, replace(patience, purse=purse))
+                answer = await question.judge.verify(task, replace(context, budget=budget))
             except JudgeFailure as failure:
                 outcome.usage += failure.usage
-                outcome.failed |= {key: failure.reason for text in unit for c in criteria
-                                   if (key := question.key(c, text)) not in outcome.decided}
-                return await self._store.save(Reply(question.team, (), purse.entry(failure.reason), claim, done=last))
+                outcome.failed |= {
+                    key: failure.reason
+                    for text in unit
+                    for c in criteria
+                    if (key := question.key(c, text)) not in outcome.decided
+                }
+                return await self._store.save(
+                    Reply(question.team, (), budget.entry(failure.reason), claim, done=last)
+                )
             outcome.usage += answer.usage
-            rows, decided = _rows(question, criteria, dict(zip(unit, unblind(answer.decisions, order), strict=True)),
-                                  answer.usage.cost_usd)
-            decided = {key: verdict for key, verdict in decided.items() if key not in outcome.decided}
-            if not await self._store.save(Reply(question.team, [row for row in rows if row.key in decided],
-                                                purse.entry(), claim, done=last)):
+            rows, decided = _rows(
+                question,
+                criteria,
+                dict(zip(unit, unblind(answer.decisions, order), strict=True)),
+                answer.usage.cost_usd,
+            )
+            decided = {
+                key: verdict for key, verdict in decided.items() if key not in outcome.decided
+            }
+            if not await self._store.save(
+                Reply(
+                    question.team,
+                    [row for row in rows if row.key in decided],
+                    budget.entry(),
+                    claim,
+                    done=last,
+                )
+            ):
                 return False
         self._cache.save(decided)
         outcome.decided |= decided
@@ -341,16 +475,22 @@ def sliced(texts: Sequence[str], criteria: int) -> Iterator[tuple[str, ...]]:
     """Texts in parts of ``STRIDE`` verdicts."""
     count = max(1, STRIDE // max(1, criteria))
     for start in range(0, len(texts), count):
-        yield tuple(texts[start:start + count])
+        yield tuple(texts[start : start + count])
 
 
-def _chunked(criteria: tuple[Criterion, ...], size: int | None) -> tuple[tuple[Criterion, ...], ...]:
+def _chunked(
+    criteria: tuple[Criterion, ...], size: int | None
+) -> tuple[tuple[Criterion, ...], ...]:
     size = size or len(criteria) or 1
-    return tuple(criteria[start:start + size] for start in range(0, len(criteria), size))
+    return tuple(criteria[start : start + size] for start in range(0, len(criteria), size))
 
 
-def _rows(question: Question, criteria: Sequence[Criterion], by_text: Mapping[str, Mapping[str, Decision]],
-          cost_usd: float | None) -> tuple[list[StoredVerdict], dict[str, StoredDecision]]:
+def _rows(
+    question: Question,
+    criteria: Sequence[Criterion],
+    by_text: Mapping[str, Mapping[str, Decision]],
+    cost_usd: float | None,
+) -> tuple[list[StoredVerdict], dict[str, StoredDecision]]:
     """Verdicts as they are kept; each bears an even part of its call's cost."""
     rows, decided = [], {}
     part = cost_usd / (len(criteria) * len(by_text)) if cost_usd is not None else None
@@ -360,14 +500,29 @@ def _rows(question: Question, criteria: Sequence[Criterion], by_text: Mapping[st
                 continue
             key = question.key(c, text)
             decided[key] = StoredDecision(choice.met, choice.evidence, part, choice.rationale)
-            rows.append(StoredVerdict(key, question.prompt_key, question.criterion_keys[c.id], question.text_key(text),
-                                      question.judge.verifier_identity, choice.met, choice.evidence, part,
-                                      choice.rationale))
+            rows.append(
+                StoredVerdict(
+                    key,
+                    question.prompt_key,
+                    question.criterion_keys[c.id],
+                    question.text_key(text),
+                    question.judge.verifier_identity,
+                    choice.met,
+                    choice.evidence,
+                    part,
+                    choice.rationale,
+                )
+            )
     return rows, decided
 
 
-def _take(question: Question, unit: Sequence[str], criteria: Sequence[Criterion],
-          decided: Mapping[str, StoredDecision], result: Judged) -> None:
+def _take(
+    question: Question,
+    unit: Sequence[str],
+    criteria: Sequence[Criterion],
+    decided: Mapping[str, StoredDecision],
+    result: GroupVerdicts,
+) -> None:
     """Enter what was decided. A verdict that was already known stands, also when its neighbours had to be asked for."""
     for text in unit:
         for c in criteria:
@@ -376,11 +531,21 @@ def _take(question: Question, unit: Sequence[str], criteria: Sequence[Criterion]
 
 
 def _verdict(criterion: Criterion, stored: StoredDecision, *, cached: bool = False) -> Verdict:
-    return Verdict(criterion.id, stored.met, evidence=stored.evidence, cached=cached, rationale=stored.rationale)
+    return Verdict(
+        criterion.id,
+        stored.met,
+        evidence=stored.evidence,
+        cached=cached,
+        rationale=stored.rationale,
+    )
 
 
-def _fail(unit: Sequence[str], criteria: Sequence[Criterion], reason: UnscoredReason,
-          result: Judged) -> None:
+def _fail(
+    unit: Sequence[str],
+    criteria: Sequence[Criterion],
+    reason: UnscoredReason,
+    result: GroupVerdicts,
+) -> None:
     """Enter the reason wherever there is no verdict."""
     for text in unit:
         for c in criteria:

@@ -29,7 +29,9 @@ from server.api.test_keys import (  # noqa: F401 (fixtures)
 from server.limits.test_sliding_window import before_the_turn
 
 Start = Callable[..., str]
-LIMIT, REMAINING, RESET = (f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset"))
+LIMIT, REMAINING, RESET = (
+    f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")
+)
 LATER_S = 0.6
 """After it every worker knows of a change."""
 
@@ -49,7 +51,9 @@ def statuses(url: str, key: str | None, times: int) -> list[int]:
     return [answer.status_code for answer in asked(url, key, times)]
 
 
-def test_a_team_beyond_its_limit_is_turned_away_and_no_other(organisation: Keys, start: Start) -> None:  # noqa: F811
+def test_a_team_beyond_its_limit_is_turned_away_and_no_other(
+    organisation: Keys, start: Start
+) -> None:
     red, red_too, blue = (organisation.key(team, "read") for team in ("red", "red", "blue"))
     organisation.limit("red", 4)
     url = start()
@@ -61,9 +65,15 @@ def test_a_team_beyond_its_limit_is_turned_away_and_no_other(organisation: Keys,
     assert [answer.headers[REMAINING] for answer in answers] == ["3", "2", "1", "0", "0"]
     assert all(answer.headers[RESET].startswith("1m") for answer in answers)
     last = answers[-1]
-    assert last.json() == {"request_id": last.headers["X-Request-ID"], "error": {
-        "type": "rate_limit_error", "code": "rate_limited", "param": None,
-        "message": "the team 'red' may send 4 requests a minute; send this one again after Retry-After seconds"}}
+    assert last.json() == {
+        "request_id": last.headers["X-Request-ID"],
+        "error": {
+            "type": "rate_limit_error",
+            "code": "rate_limited",
+            "param": None,
+            "message": "the team 'red' may send 4 requests a minute; send this one again after Retry-After seconds",
+        },
+    }
     assert 1 <= int(last.headers["Retry-After"]) <= 61
     for answer in asked(url, blue, 6):
         assert answer.status_code == 200
@@ -73,7 +83,7 @@ def test_a_team_beyond_its_limit_is_turned_away_and_no_other(organisation: Keys,
     assert httpx.get(f"{url}/readyz", headers={"Authorization": f"Bearer {red}"}).status_code == 200
 
 
-def test_it_is_turned_away_before_its_body_is_read(organisation: Keys, start: Start) -> None:  # noqa: F811
+def test_it_is_turned_away_before_its_body_is_read(organisation: Keys, start: Start) -> None:
     key = organisation.key("red", "score")
     organisation.limit("red", 1)
     url = httpx.URL(start())
@@ -85,8 +95,10 @@ def test_it_is_turned_away_before_its_body_is_read(organisation: Keys, start: St
         assert connection.recv(12) == b"HTTP/1.1 429"
 
 
-def test_a_batch_is_one_request_and_every_answer_tells_what_is_left(organisation: Keys,  # noqa: F811
-                                                                    start: Start) -> None:  # noqa: F811
+def test_a_batch_is_one_request_and_every_answer_tells_what_is_left(
+    organisation: Keys,
+    start: Start,
+) -> None:
     key = organisation.key("red", "score", "induce")
     organisation.limit("red", 100)
     url = start(max_body_bytes=20_000)
@@ -95,21 +107,33 @@ def test_a_batch_is_one_request_and_every_answer_tells_what_is_left(organisation
     sent = [
         (201, {"method": "POST", "url": "/v1/rubrics", "json": RUBRIC}),
         (200, {"method": "POST", "url": "/v1/scores", "json": SCORE | {"groups": groups}}),
-        (200, {"method": "POST", "url": "/v1/scores", "json": SCORE, "headers": {"Accept": "application/x-ndjson"}}),
+        (
+            200,
+            {
+                "method": "POST",
+                "url": "/v1/scores",
+                "json": SCORE,
+                "headers": {"Accept": "application/x-ndjson"},
+            },
+        ),
         (403, {"method": "GET", "url": "/v1/rubrics"}),
         (404, {"method": "POST", "url": "/v1/nothing"}),
         (405, {"method": "DELETE", "url": "/v1/scores"}),
         (413, {"method": "POST", "url": "/v1/scores", "content": iter([b" " * 15_000] * 2)}),
         (422, {"method": "POST", "url": "/v1/scores", "json": {}}),
     ]
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as client:
+    with httpx.Client(
+        base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30
+    ) as client:
         for left, (status, request) in zip(itertools.count(99, -1), sent):
             answer = client.request(**request)
             assert (answer.status_code, answer.headers[REMAINING]) == (status, str(left)), request
 
 
-def test_a_change_reaches_every_worker_and_null_is_the_deployments_limit(organisation: Keys,  # noqa: F811
-                                                                         start: Start) -> None:  # noqa: F811
+def test_a_change_reaches_every_worker_and_null_is_the_deployments_limit(
+    organisation: Keys,
+    start: Start,
+) -> None:
     key = organisation.key("red", "read")
     urls = [start(api_key=OPERATOR, team_rpm=50) for _ in range(2)]
     assert [asked(url, key)[0].headers[LIMIT] for url in urls] == ["50", "50"]
@@ -119,22 +143,44 @@ def test_a_change_reaches_every_worker_and_null_is_the_deployments_limit(organis
         time.sleep(LATER_S)
         assert [asked(url, key)[0].headers[LIMIT] for url in urls] == [expected, expected]
     listed = call(urls[1], "GET", "/v1/teams", OPERATOR).json()["data"]
-    assert {team["name"]: team["rpm"] for team in listed} == {"blue": None, "default": None, "red": 1_000_000}
+    assert {team["name"]: team["rpm"] for team in listed} == {
+        "blue": None,
+        "default": None,
+        "red": 1_000_000,
+    }
 
 
-@pytest.mark.parametrize(("path", "body", "status", "code"), [
-    *(("red", body, 422, "invalid_value") for body in (
-        {}, {"rpm": 0}, {"rpm": -1}, {"rpm": 1.5}, {"rpm": "600"}, {"rpm": True}, {"rpm": 10**7},
-        {"rpm": 5, "name": "x"})),
-    ("nobody", {"rpm": 5}, 404, "team_not_found"), ("Red!", {"rpm": 5}, 422, "invalid_value"),
-])
-def test_a_limit_that_cannot_be_is_not(path: str, body: dict[str, Any], status: int, code: str, service: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        *(
+            ("red", body, 422, "invalid_value")
+            for body in (
+                {},
+                {"rpm": 0},
+                {"rpm": -1},
+                {"rpm": 1.5},
+                {"rpm": "600"},
+                {"rpm": True},
+                {"rpm": 10**7},
+                {"rpm": 5, "name": "x"},
+            )
+        ),
+        ("nobody", {"rpm": 5}, 404, "team_not_found"),
+        ("Red!", {"rpm": 5}, 422, "invalid_value"),
+    ],
+)
+def test_a_limit_that_cannot_be_is_not(
+    path: str, body: dict[str, Any], status: int, code: str, service: str
+) -> None:
     answer = call(service, "PATCH", f"/v1/teams/{path}", None, body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-    assert [team["rpm"] for team in call(service, "GET", "/v1/teams", None).json()["data"]] == [None]
+    assert [team["rpm"] for team in call(service, "GET", "/v1/teams", None).json()["data"]] == [
+        None
+    ]
 
 
-def test_the_operator_is_limited_as_the_team_default_is(organisation: Keys, start: Start) -> None:  # noqa: F811
+def test_the_operator_is_limited_as_the_team_default_is(organisation: Keys, start: Start) -> None:
     guarded, single = start(api_key=OPERATOR), start()
     assert LIMIT not in asked(guarded, OPERATOR)[0].headers
     assert LIMIT not in asked(single, None)[0].headers
@@ -143,7 +189,9 @@ def test_the_operator_is_limited_as_the_team_default_is(organisation: Keys, star
     before_the_turn()
     assert statuses(guarded, OPERATOR, 3) == [200, 200, 429]
     assert statuses(single, None, 3) == [200, 200, 429]
-    organisation.limit("default", None)  # the commands work on the database, so nobody shuts themselves out
+    organisation.limit(
+        "default", None
+    )  # the commands work on the database, so nobody shuts themselves out
     time.sleep(LATER_S)
     assert statuses(guarded, OPERATOR, 3) == [200, 200, 200]
 
@@ -155,16 +203,31 @@ class TestWithRedis:
     def database_url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'm.db'}"
 
-    def test_it_is_one_count_for_all(self, organisation: Keys, start: Start, redis: RedisServer) -> None:  # noqa: F811
+    def test_it_is_one_count_for_all(
+        self, organisation: Keys, start: Start, redis: RedisServer
+    ) -> None:
         key = organisation.key("red", "read")
         organisation.limit("red", 7)
         urls = [start(redis_url=redis.url, workers=2) for _ in range(2)]
         answers = [asked(url, key)[0] for _ in range(6) for url in urls]
         assert [answer.status_code for answer in answers] == [200] * 7 + [429] * 5
-        assert [answer.headers[REMAINING] for answer in answers[:8]] == ["6", "5", "4", "3", "2", "1", "0", "0"]
+        assert [answer.headers[REMAINING] for answer in answers[:8]] == [
+            "6",
+            "5",
+            "4",
+            "3",
+            "2",
+            "1",
+            "0",
+            "0",
+        ]
 
-    def test_without_redis_each_worker_goes_on_with_its_part(self, organisation: Keys, start: Start,  # noqa: F811
-                                                             redis: RedisServer) -> None:
+    def test_without_redis_each_worker_goes_on_with_its_part(
+        self,
+        organisation: Keys,
+        start: Start,
+        redis: RedisServer,
+    ) -> None:
         """Less what it has let in before: Redis may be gone for a second, again and again."""
         key = organisation.key("red", "read")
         organisation.limit("red", 8)
@@ -172,14 +235,21 @@ class TestWithRedis:
         before_the_turn()
         assert statuses(one, key, 3) == [200] * 3
         redis.kill()
-        assert [statuses(url, key, 5) for url in (one, other)] == [[200, 429, 429, 429, 429], [200] * 4 + [429]]
+        assert [statuses(url, key, 5) for url in (one, other)] == [
+            [200, 429, 429, 429, 429],
+            [200] * 4 + [429],
+        ]
         redis.start()
         for attempt in eventually(5):
             with attempt:
                 assert asked(one, key)[0].status_code == 200
 
-    def test_the_sdk_waits_as_it_is_told_and_succeeds(self, organisation: Keys, start: Start,  # noqa: F811
-                                                      redis: RedisServer) -> None:
+    def test_the_sdk_waits_as_it_is_told_and_succeeds(
+        self,
+        organisation: Keys,
+        start: Start,
+        redis: RedisServer,
+    ) -> None:
         key = organisation.key("red", "read")
         organisation.limit("red", 2)
         url = start(redis_url=redis.url)
@@ -195,7 +265,9 @@ def test_the_command_limits_a_team(tmp_path: Path) -> None:
     def run(*words: str) -> str:
         return command("teams", *words, directory=tmp_path, settings={"home": tmp_path}).stdout
 
-    assert run("limit", "default", "--rpm", "600") == "team default may send 600 requests a minute\n"
+    assert (
+        run("limit", "default", "--rpm", "600") == "team default may send 600 requests a minute\n"
+    )
     assert run("list") == "default  600 requests a minute\n"
 
 
@@ -206,7 +278,18 @@ def test_a_command_that_says_no_limit_or_two_does_nothing(words: tuple[str, ...]
     assert "--rpm" in done.stderr
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0, "0ms"), (0.0123, "13ms"), (0.9995, "1s"), (1.14, "1.2s"),
-                                               (30, "30s"), (59.97, "1m0s"), (63.25, "1m3.3s"), (120, "2m0s")])
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0, "0ms"),
+        (0.0123, "13ms"),
+        (0.9995, "1s"),
+        (1.14, "1.2s"),
+        (30, "30s"),
+        (59.97, "1m0s"),
+        (63.25, "1m3.3s"),
+        (120, "2m0s"),
+    ],
+)
 def test_how_a_duration_is_told(seconds: float, told: str) -> None:
     assert duration(seconds) == told

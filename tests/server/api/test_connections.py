@@ -68,7 +68,9 @@ class Door:
             await send({"type": "http.response.body", "body": b""})
 
         self.config = uvicorn.Config(cast(Any, app), lifespan="off", log_config=None)
-        self.make = partial(Connection, self.config, self.state, {}, cast(Any, self.clock), waiting=self.waiting)
+        self.make = partial(
+            Connection, self.config, self.state, {}, cast(Any, self.clock), waiting=self.waiting
+        )
 
     async def open(self, sent: bytes = b"") -> tuple[Connection, Transport]:
         connection, transport = self.make(), Transport()
@@ -96,7 +98,10 @@ async def test_a_head_has_its_time_and_no_more_though_bytes_keep_coming() -> Non
     assert not transport.closed
     door.later(HEAD_S - 9)
     assert transport.closed
-    assert json.loads(transport.written.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
+    assert (
+        json.loads(transport.written.partition(b"\r\n\r\n")[2])["error"]["code"]
+        == "request_timeout"
+    )
 
 
 async def test_a_body_that_trickles_has_its_time_and_no_more() -> None:
@@ -147,7 +152,9 @@ async def test_a_second_head_on_a_connection_has_its_own_time() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(b"", HEAD), (HEAD, b"GET /")])
-async def test_the_client_that_used_up_most_of_its_time_gives_way(first: bytes, second: bytes) -> None:
+async def test_the_client_that_used_up_most_of_its_time_gives_way(
+    first: bytes, second: bytes
+) -> None:
     door = Door(most=2)
     _, longest = await door.open(first)
     door.later(5)

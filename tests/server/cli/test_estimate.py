@@ -13,9 +13,19 @@ from markscheme_server.cli.estimate import Estimate, Load, UnknownJudge, estimat
 from markscheme_server.config import Settings
 from markscheme_server.judge import prompts
 
-PLAN = {"steps": 100, "batches": 100, "groups": 800, "rollouts_per_group": 8, "prompts": 50, "prompt_characters": 400,
-        "response_tokens": 100, "teacher_responses": 2, "teacher_characters": 600, "reuse": "if_fresh",
-        "verify": "rollout"}
+PLAN = {
+    "steps": 100,
+    "batches": 100,
+    "groups": 800,
+    "rollouts_per_group": 8,
+    "prompts": 50,
+    "prompt_characters": 400,
+    "response_tokens": 100,
+    "teacher_responses": 2,
+    "teacher_characters": 600,
+    "reuse": "if_fresh",
+    "verify": "rollout",
+}
 PRICES = {"judge_price_input": 2.0, "judge_price_output": 10.0}
 
 
@@ -33,14 +43,17 @@ def loads(estimated: Estimate) -> tuple[Load, Load]:
     return rubricator, verifier
 
 
-@pytest.mark.parametrize(("changes", "expected"), [
-    ({"reuse": "frozen"}, 0),
-    ({"reuse": "always_new"}, 800),
-    ({}, 100),                                    # 16 visits a prompt, 8 a rubric
-    ({"groups": 850}, 150),                       # 17 visits: a third rubric each
-    ({"groups": 810}, 110),                       # ten of the prompts are visited a 17th time
-    ({"groups": 30}, 30),                         # not all are visited
-])
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"reuse": "frozen"}, 0),
+        ({"reuse": "always_new"}, 800),
+        ({}, 100),  # 16 visits a prompt, 8 a rubric
+        ({"groups": 850}, 150),  # 17 visits: a third rubric each
+        ({"groups": 810}, 110),  # ten of the prompts are visited a 17th time
+        ({"groups": 30}, 30),  # not all are visited
+    ],
+)
 def test_inductions_follow_the_reuse(changes: dict[str, Any], expected: int) -> None:
     assert inductions(plan(**changes), 8) == expected
 
@@ -75,21 +88,28 @@ def test_sizes_are_those_of_the_real_messages() -> None:
 
 
 def test_a_response_counts_no_further_than_it_is_judged() -> None:
-    short, long = (loads(estimate(plan(response_tokens=tokens), settings(judge_max_response_tokens=64), {}))[1]
-                   for tokens in (200, 4000))
+    short, long = (
+        loads(estimate(plan(response_tokens=tokens), settings(judge_max_response_tokens=64), {}))[1]
+        for tokens in (200, 4000)
+    )
     assert short.prompt_tokens == long.prompt_tokens
 
 
 def test_hardening_is_paid_for() -> None:
     bare = loads(estimate(plan(), settings(), {}))[1]
     for extra in ("judge_evidence", "judge_nonce", "judge_canary"):
-        assert loads(estimate(plan(), settings(**{extra: True}), {}))[1].prompt_tokens > bare.prompt_tokens
+        assert (
+            loads(estimate(plan(), settings(**{extra: True}), {}))[1].prompt_tokens
+            > bare.prompt_tokens
+        )
 
 
 def test_money_is_tokens_at_the_configured_prices() -> None:
     priced = estimate(plan(), settings(**PRICES), {})
     for load in priced.loads:
-        assert load.cost == pytest.approx((load.prompt_tokens * 2 + load.completion_tokens * 10) / 1e6)
+        assert load.cost == pytest.approx(
+            (load.prompt_tokens * 2 + load.completion_tokens * 10) / 1e6
+        )
     assert priced.cost == pytest.approx(sum(load.cost or 0 for load in priced.loads))
     unpriced = estimate(plan(), settings(judge_price_input=2.0), {})
     assert unpriced.cost is None
@@ -97,14 +117,17 @@ def test_money_is_tokens_at_the_configured_prices() -> None:
 
 
 def test_limits_say_how_long_it_takes_at_least() -> None:
-    estimated = estimate(plan(), settings(judge_rpm=100, judge_tpm=50_000, judge_concurrency=16), {"default": 1.5})
+    estimated = estimate(
+        plan(), settings(judge_rpm=100, judge_tpm=50_000, judge_concurrency=16), {"default": 1.5}
+    )
     calls = sum(load.calls for load in estimated.loads)
     tokens = sum(load.prompt_tokens + load.completion_tokens for load in estimated.loads)
     # A batch: one of the 100 inductions, then 64 verifications in 4 rounds of 16.
     assert [(wait.limit, wait.hours) for wait in estimated.waits] == [
         ("100 calls a minute", pytest.approx(calls / 100 / 60)),
         ("50,000 tokens a minute", pytest.approx(tokens / 50_000 / 60)),
-        ("16 at a time, 1.50 s each", pytest.approx(100 * (1 + 4) * 1.5 / 3600))]
+        ("16 at a time, 1.50 s each", pytest.approx(100 * (1 + 4) * 1.5 / 3600)),
+    ]
     assert estimate(plan(), settings(), {}).waits == ()
 
 
@@ -117,8 +140,10 @@ def test_rules_cost_nothing() -> None:
 
 def test_each_role_is_priced_at_its_own_judge(tmp_path: Path) -> None:
     file = tmp_path / "markscheme.toml"
-    file.write_text('[judges.strong]\nmodel = "big"\nprice_input = 3\nprice_output = 15\n'
-                    '[judges.cheap]\nmodel = "small"\n[roles]\nrubricator = "strong"\nverifier = "cheap"\n')
+    file.write_text(
+        '[judges.strong]\nmodel = "big"\nprice_input = 3\nprice_output = 15\n'
+        '[judges.cheap]\nmodel = "small"\n[roles]\nrubricator = "strong"\nverifier = "cheap"\n'
+    )
     both = Settings(_env_file=None, config=file)
     estimated = estimate(plan(), both, {})
     assert [load.judge for load in estimated.loads] == ["strong", "cheap"]
@@ -135,5 +160,7 @@ def test_completion_tokens_grow_with_what_is_decided() -> None:
     each = alone.completion_tokens / alone.calls
     assert pooled.completion_tokens / pooled.calls == 10 * each
     assert 8 * 8 < each < 8 * 20
-    assert math.isclose(loads(estimate(plan(groups=1600), settings(), {}))[1].completion_tokens,
-                        2 * alone.completion_tokens)
+    assert math.isclose(
+        loads(estimate(plan(groups=1600), settings(), {}))[1].completion_tokens,
+        2 * alone.completion_tokens,
+    )

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from fakes.processes import COMMAND, command, environment
 from markscheme_server.cli.prune import parse_age
 from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.store.engine.database import EVERYONE
+from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.store import Store
@@ -24,17 +24,25 @@ from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A home with two old verdicts and a new one."""
+
     async def fill() -> None:
         store = Store(f"sqlite+aiosqlite:///{tmp_path / 'markscheme.db'}")
         await migrate(store.database)
         for name in "abc":
-            await store.verdicts.save(Reply("t", [StoredVerdict(name * 64, "p", "c", "r", "judge", True, None)],
-                                            JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 10, 5))))
+            await store.verdicts.save(
+                Reply(
+                    "t",
+                    [StoredVerdict(name * 64, "p", "c", "r", "judge", True, None)],
+                    JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 10, 5)),
+                )
+            )
             if name == "b":
-                async with store.database.writing(EVERYONE) as connection:
+                async with store.database.writing(ALL_TEAMS) as connection:
                     for table in metadata.sorted_tables:
                         if "created_at" in table.c and table is not audit_entries:
-                            await connection.execute(sa.update(table).values(created_at=now() - timedelta(days=8)))
+                            await connection.execute(
+                                sa.update(table).values(created_at=now() - timedelta(days=8))
+                            )
         await store.close()
 
     asyncio.run(fill())
@@ -69,15 +77,33 @@ def test_without_a_terminal_it_removes_only_when_told(home: Path) -> None:
     assert real.returncode == 0, real.stderr
     assert left(home) == 1
     for said in (dry.stdout, real.stdout):
-        assert counts(said) == {"rollouts": 0, "assignments": 0, "verdicts": 2, "judge_calls": 2,
-                                "idempotency_keys": 0, "claims": 0, "holds": 0, "texts": 0, "prompts": 0}
+        assert counts(said) == {
+            "rollouts": 0,
+            "assignments": 0,
+            "verdicts": 2,
+            "judge_calls": 2,
+            "idempotency_keys": 0,
+            "claims": 0,
+            "holds": 0,
+            "texts": 0,
+            "prompts": 0,
+        }
 
 
 @pytest.mark.parametrize(("answer", "remaining", "status"), [("y\n", 1, 0), ("n\n", 3, 1)])
-def test_at_a_terminal_it_shows_and_asks(home: Path, answer: str, remaining: int, status: int) -> None:
+def test_at_a_terminal_it_shows_and_asks(
+    home: Path, answer: str, remaining: int, status: int
+) -> None:
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([COMMAND, "prune", "--older-than", "1w"], stdin=theirs, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, env=environment({"home": home}), cwd=home)
+    process = subprocess.Popen(
+        [COMMAND, "prune", "--older-than", "1w"],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment({"home": home}),
+        cwd=home,
+    )
     os.close(theirs)
     os.write(ours, answer.encode())
     said, _ = process.communicate(timeout=60)
@@ -103,8 +129,10 @@ def test_a_database_that_was_never_migrated_is_explained(tmp_path: Path) -> None
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("text", "age"), [
-    ("90d", timedelta(days=90)), ("12h", timedelta(hours=12)), (" 6w ", timedelta(weeks=6))])
+@pytest.mark.parametrize(
+    ("text", "age"),
+    [("90d", timedelta(days=90)), ("12h", timedelta(hours=12)), (" 6w ", timedelta(weeks=6))],
+)
 def test_ages(text: str, age: timedelta) -> None:
     assert parse_age(text) == age
 

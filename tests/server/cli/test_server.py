@@ -35,8 +35,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     made: list[ServiceProcess] = []
 
     def one(*, workers: int = 1, ready: bool = True, **settings: Any) -> ServiceProcess:
-        process = ServiceProcess(tmp_path / "service", {"judge": "builtin"} | settings,
-                                 arguments=("--workers", str(workers)))
+        process = ServiceProcess(
+            tmp_path / "service",
+            {"judge": "builtin"} | settings,
+            arguments=("--workers", str(workers)),
+        )
         made.append(process)
         if ready:
             return process.wait_ready()
@@ -60,8 +63,12 @@ def fast() -> Iterator[FastJudge]:
 def workers_of(process: ServiceProcess) -> list[psutil.Process]:
     """The processes that serve; beside them runs Python's own resource tracker."""
     children = psutil.Process(process.process.pid).children()
-    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE
-            and any("spawn_main" in word for word in child.cmdline())]
+    return [
+        child
+        for child in children
+        if child.status() != psutil.STATUS_ZOMBIE
+        and any("spawn_main" in word for word in child.cmdline())
+    ]
 
 
 def get(url: str) -> httpx.Response:
@@ -80,7 +87,9 @@ def hold_one(process: ServiceProcess, judge: FastJudge) -> tuple[threading.Threa
     rubric_id = create_rubric(process.url)
     judge.mode = fast_judge.HELD
     answers: list[Answer] = []
-    sending = threading.Thread(target=lambda: answers.extend(send_all([score(process.url, rubric_id, ["answer"])])))
+    sending = threading.Thread(
+        target=lambda: answers.extend(send_all([score(process.url, rubric_id, ["answer"])]))
+    )
     sending.start()
     for attempt in eventually(10):
         with attempt:
@@ -88,7 +97,9 @@ def hold_one(process: ServiceProcess, judge: FastJudge) -> tuple[threading.Threa
     return sending, answers
 
 
-def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_process(start: Start) -> None:
+def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_process(
+    start: Start,
+) -> None:
     process = start(workers=2, drain_delay_s=0)
     assert process.output.read_text().count("listening on") == 1
     first, second = workers_of(process)
@@ -125,8 +136,9 @@ def test_a_short_answer_is_not_held_back(workers: int, start: Start) -> None:
     assert statistics.median(took) < 0.03
 
 
-def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(start: Start, fast: FastJudge, tmp_path: Path,
-                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(
+    start: Start, fast: FastJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With two workers; tests/server/fault has one, and the judge that never answers."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     process = start(workers=2, **model_judge(fast.url, drain_delay_s=2))
@@ -172,7 +184,9 @@ def test_nobody_waits_for_a_delay_that_nobody_uses(sent: int, asked: bool, start
 
 def test_what_cannot_start_says_why_without_a_traceback(tmp_path: Path) -> None:
     unreachable = {"database_url": "postgresql://u:planted@127.0.0.1:1/x", "judge": "builtin"}
-    done = command("serve", "--port", "0", "--workers", "2", directory=tmp_path, settings=unreachable)
+    done = command(
+        "serve", "--port", "0", "--workers", "2", directory=tmp_path, settings=unreachable
+    )
     assert done.returncode == 1
     assert "MARKSCHEME_DATABASE_URL" in done.stderr
     assert "Traceback" not in done.stderr
@@ -182,13 +196,17 @@ def test_what_cannot_start_says_why_without_a_traceback(tmp_path: Path) -> None:
 
 
 def test_migrate_says_where_it_came_from_and_went_to(tmp_path: Path) -> None:
-    first, second = (command("migrate", directory=tmp_path, settings={"home": tmp_path}).stdout for _ in range(2))
+    first, second = (
+        command("migrate", directory=tmp_path, settings={"home": tmp_path}).stdout for _ in range(2)
+    )
     assert re.fullmatch(r"the database is at revision \d{4}; it was empty\n", first)
     assert second == first.replace("; it was empty", ", as it was")
 
 
 @pytest.mark.parametrize("words", [("migrate",), ("serve", "--port", "0")])
-def test_a_database_of_a_newer_version_is_left_alone(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_database_of_a_newer_version_is_left_alone(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
     command("migrate", directory=tmp_path, settings={"home": tmp_path})
     with closing(sqlite3.connect(tmp_path / "markscheme.db")) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -202,11 +220,26 @@ def test_secrets_show_nowhere(start: Start, judge: ScriptedJudge) -> None:
     """Planted in keys, headers, URLs, bodies and the judge's reply; looked for in output, errors and figures."""
     secret = "planted7f3a"
     judge.script = lambda request, number: f"{secret} is no JSON"
-    process = start(judge="openai", judge_base_url=f"{judge.url}?token={secret}-url", judge_model="scripted",
-                    judge_api_key=f"{secret}-judge", api_key=f"{secret}-key", secret=f"{secret}-fence")
-    key = {"Authorization": f"Bearer {secret}-key", "X-Other": secret, "Cookie": secret, "User-Agent": secret}
-    group = {"id": "g", "prompt": f"{secret}?", "rollouts": [{"id": "r", "text": f"{secret}!"}],
-             "teacher_responses": [f"{secret}."]}
+    process = start(
+        judge="openai",
+        judge_base_url=f"{judge.url}?token={secret}-url",
+        judge_model="scripted",
+        judge_api_key=f"{secret}-judge",
+        api_key=f"{secret}-key",
+        secret=f"{secret}-fence",
+    )
+    key = {
+        "Authorization": f"Bearer {secret}-key",
+        "X-Other": secret,
+        "Cookie": secret,
+        "User-Agent": secret,
+    }
+    group = {
+        "id": "g",
+        "prompt": f"{secret}?",
+        "rollouts": [{"id": "r", "text": f"{secret}!"}],
+        "teacher_responses": [f"{secret}."],
+    }
     seen: list[str] = []
     with httpx.Client(base_url=process.url, timeout=30, verify=False) as client:
         answer = client.post("/v1/scores", json={"groups": [group]}, headers=key)
@@ -219,10 +252,15 @@ def test_secrets_show_nowhere(start: Start, judge: ScriptedJudge) -> None:
             client.get("/v1/rubrics", params={"limit": secret}, headers=key),
             client.request(secret.upper(), f"/{secret}", headers=key),
             client.post("/v1/scores", content=f'{{"groups": "{secret}'.encode(), headers=key),
-            client.post("/v1/scores", json={"groups": [group | {"id": {secret: secret}}]}, headers=key),
-            client.post("/v1/rubrics:induce", headers=key,
-                        json={k: v for k, v in group.items() if k in ("prompt", "teacher_responses")}
-                        | {"student_responses": [secret]}),
+            client.post(
+                "/v1/scores", json={"groups": [group | {"id": {secret: secret}}]}, headers=key
+            ),
+            client.post(
+                "/v1/rubrics:induce",
+                headers=key,
+                json={k: v for k, v in group.items() if k in ("prompt", "teacher_responses")}
+                | {"student_responses": [secret]},
+            ),
         ):
             assert response.status_code >= 400
             seen.append(response.text)
@@ -237,15 +275,33 @@ def test_secrets_show_nowhere(start: Start, judge: ScriptedJudge) -> None:
     assert len(requests) == 9
     assert all(line["request_id"] and line["seconds"] >= 0 and line["route"] for line in requests)
     assert {line["route"] for line in requests} == {
-        "/v1/scores", "/v1/rubrics", "/v1/rubrics/{rubric_id}", "/v1/rubrics:induce", "other"}
+        "/v1/scores",
+        "/v1/rubrics",
+        "/v1/rubrics/{rubric_id}",
+        "/v1/rubrics:induce",
+        "other",
+    }
 
 
 def test_stdout_says_where_it_listens_and_nothing_more(tmp_path: Path) -> None:
-    settings = {"MARKSCHEME_HOME": str(tmp_path), "MARKSCHEME_JUDGE": "builtin", "MARKSCHEME_LOG_LEVEL": "debug",
-                "MARKSCHEME_WORKERS": "2", "MARKSCHEME_DRAIN_DELAY_S": "60"}
-    with (tmp_path / "errors").open("wb") as errors, subprocess.Popen(
-            [COMMAND, "serve", "--port", "0"], cwd=tmp_path, env=os.environ | settings, stdout=subprocess.PIPE,
-            stderr=errors, text=True) as process:
+    settings = {
+        "MARKSCHEME_HOME": str(tmp_path),
+        "MARKSCHEME_JUDGE": "builtin",
+        "MARKSCHEME_LOG_LEVEL": "debug",
+        "MARKSCHEME_WORKERS": "2",
+        "MARKSCHEME_DRAIN_DELAY_S": "60",
+    }
+    with (
+        (tmp_path / "errors").open("wb") as errors,
+        subprocess.Popen(
+            [COMMAND, "serve", "--port", "0"],
+            cwd=tmp_path,
+            env=os.environ | settings,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             url = process.stdout.readline().split()[-1]
@@ -255,6 +311,9 @@ def test_stdout_says_where_it_listens_and_nothing_more(tmp_path: Path) -> None:
             assert process.wait(15) == 0
         finally:
             process.kill()
-    assert rest == "judge: builtin (rules, not a language model: it decides criteria that carry a check)\n"
+    assert (
+        rest
+        == "judge: builtin (rules, not a language model: it decides criteria that carry a check)\n"
+    )
     logged = [json.loads(line) for line in (tmp_path / "errors").read_text().splitlines()]
     assert ("/healthz", 200) in [(line.get("route"), line.get("status")) for line in logged]

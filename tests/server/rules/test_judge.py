@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from markscheme.vocabulary import UnscoredReason
-from markscheme_server.domain.call_context import Allowance, Deadline, Patience
+from markscheme_server.domain.call_context import Allowance, CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import InductionTask, JudgeFailure, Response, VerifyTask
 from markscheme_server.rules.judge import BuiltinJudge
@@ -19,13 +19,17 @@ PROMPT = ({"role": "user", "content": "Describe a harbour. Use no commas. Use at
 
 
 async def induced() -> tuple[Criterion, ...]:
-    task = InductionTask(PROMPT, ("The harbour is quiet and the boats are asleep.",), (Response("Boats, nets."),))
+    task = InductionTask(
+        PROMPT, ("The harbour is quiet and the boats are asleep.",), (Response("Boats, nets."),)
+    )
     return (await BuiltinJudge().induce(task)).criteria
 
 
 async def test_decisions_come_by_criterion_with_evidence() -> None:
     criteria = await induced()
-    task = VerifyTask(PROMPT, criteria, ("Boats, nets, ropes and the sea are what the harbour has.",))
+    task = VerifyTask(
+        PROMPT, criteria, ("Boats, nets, ropes and the sea are what the harbour has.",)
+    )
     verification = await BuiltinJudge().verify(task)
     (decisions,) = verification.decisions
     assert set(decisions) == {c.id for c in criteria}
@@ -60,12 +64,16 @@ SLOW = {"kind": "regex", "pattern": "(?:.{0,30}a){30}c"}
 SHORT = {"kind": "max_words", "value": 5}
 
 
-async def decided(texts: tuple[str, ...], checks: list[dict[str, object]], patience: Patience) -> list[set[str]]:
+async def decided(
+    texts: tuple[str, ...], checks: list[dict[str, object]], context: CallContext
+) -> list[set[str]]:
     """Which criteria were decided for each text."""
-    criteria = tuple(Criterion(f"c{i}", f"Number {i}.", 1, check=check) for i, check in enumerate(checks, 1))
+    criteria = tuple(
+        Criterion(f"c{i}", f"Number {i}.", 1, check=check) for i, check in enumerate(checks, 1)
+    )
     judge = BuiltinJudge()
     try:
-        answer = await judge.verify(VerifyTask(PROMPT, criteria, texts), patience)
+        answer = await judge.verify(VerifyTask(PROMPT, criteria, texts), context)
     finally:
         await judge.aclose()
     return [set(decisions) for decisions in answer.decisions]
@@ -74,22 +82,23 @@ async def decided(texts: tuple[str, ...], checks: list[dict[str, object]], patie
 async def test_what_may_not_end_in_time_is_not_begun_and_the_rest_is_decided() -> None:
     loop = asyncio.get_running_loop()
     due = loop.time() + 1.0
-    assert await decided(("ab" * 50_000, "a short one"), [SLOW, SHORT], Patience(Deadline(due))) == [
-        {"c2"}, {"c1", "c2"}]
+    assert await decided(
+        ("ab" * 50_000, "a short one"), [SLOW, SHORT], CallContext(Deadline(due))
+    ) == [{"c2"}, {"c1", "c2"}]
     assert loop.time() < due
 
 
 async def test_a_costly_check_is_decided_where_there_is_time() -> None:
-    assert await decided(("ab" * 5000,), [SLOW], Patience(Deadline(math.inf))) == [{"c1"}]
+    assert await decided(("ab" * 5000,), [SLOW], CallContext(Deadline(math.inf))) == [{"c1"}]
 
 
 async def test_all_groups_of_a_request_spend_its_computing_time() -> None:
-    patience = Patience(Deadline(math.inf), allowance=Allowance(0.05))
+    context = CallContext(Deadline(math.inf), allowance=Allowance(0.05))
     texts = tuple(f"{i} " * 2000 for i in range(2000))
-    first = await decided(texts, [SHORT], patience)
+    first = await decided(texts, [SHORT], context)
     assert {"c1"} in first
     assert set() in first
-    assert await decided(("x " * 2000,), [SHORT], patience) == [set()]
+    assert await decided(("x " * 2000,), [SHORT], context) == [set()]
 
 
 async def test_a_team_never_holds_the_last_thread() -> None:

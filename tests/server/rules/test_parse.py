@@ -40,27 +40,55 @@ def test_a_paraphrase_is_read_as_meant(prompt: str, expected: list[Check]) -> No
 
 
 TRAPS: list[tuple[str, list[Check]]] = [
-    ("Write about tea. Don't forget to include the word \"leaf\".", [{"kind": "contains", "texts": ["leaf"]}]),
+    (
+        'Write about tea. Don\'t forget to include the word "leaf".',
+        [{"kind": "contains", "texts": ["leaf"]}],
+    ),
     ("Write about tea. Your answer must not contain lowercase letters.", [{"kind": "uppercase"}]),
     ("Write about tea without any capital letters.", [{"kind": "lowercase"}]),
     ("Write a poem about the German language and its long nouns.", []),
     ("Translate this from French: 'Bonjour'.", []),
-    ("Describe tea in the range of 40 to 60 words.", [{"kind": "min_words", "value": 40},
-                                                    {"kind": "max_words", "value": 60}]),
-    ("Write three parts about tea and put *** between them.\nExample:\npart one\n***\npart two",
-     [{"kind": "count", "of": "starred_parts", "min": 3, "max": 3}]),
-    ("Use exactly this format, with *** as divider:\none\n***\ntwo\n***\nthree",
-     [{"kind": "count", "of": "starred_parts", "min": 3, "max": 3}]),
-    ("Write about tea. Finish with this exact phrase: Would you like a cup?",
-     [{"kind": "ends_with", "text": "Would you like a cup?"}]),
+    (
+        "Describe tea in the range of 40 to 60 words.",
+        [{"kind": "min_words", "value": 40}, {"kind": "max_words", "value": 60}],
+    ),
+    (
+        "Write three parts about tea and put *** between them.\nExample:\npart one\n***\npart two",
+        [{"kind": "count", "of": "starred_parts", "min": 3, "max": 3}],
+    ),
+    (
+        "Use exactly this format, with *** as divider:\none\n***\ntwo\n***\nthree",
+        [{"kind": "count", "of": "starred_parts", "min": 3, "max": 3}],
+    ),
+    (
+        "Write about tea. Finish with this exact phrase: Would you like a cup?",
+        [{"kind": "ends_with", "text": "Would you like a cup?"}],
+    ),
     ('Explain the saying "use 300 words or more, with no commas".', []),
-    ("Write about tea. At least 5 words should be in all caps.", [{"kind": "count", "of": "capital_words", "min": 5}]),
-    ("Write about tea using the letter q no more than twice.", [{"kind": "letter_count", "letter": "q", "max": 2}]),
-    ("Write about tea and avoid the letter q more than twice.", [{"kind": "letter_count", "letter": "q", "max": 2}]),
-    ('Write about tea. Use "cup" once or less.', [{"kind": "occurrences", "text": "cup", "max": 1}]),
+    (
+        "Write about tea. At least 5 words should be in all caps.",
+        [{"kind": "count", "of": "capital_words", "min": 5}],
+    ),
+    (
+        "Write about tea using the letter q no more than twice.",
+        [{"kind": "letter_count", "letter": "q", "max": 2}],
+    ),
+    (
+        "Write about tea and avoid the letter q more than twice.",
+        [{"kind": "letter_count", "letter": "q", "max": 2}],
+    ),
+    (
+        'Write about tea. Use "cup" once or less.',
+        [{"kind": "occurrences", "text": "cup", "max": 1}],
+    ),
     ("Write an essay of 1,200+ words about tea.", [{"kind": "min_words", "value": 1200}]),
-    ("Write exactly 3 paragraphs about tea. Paragraph 0 must start with the word leaf.",
-     [{"kind": "count", "of": "paragraphs", "min": 3, "max": 3}, {"kind": "contains", "texts": ["leaf"]}]),
+    (
+        "Write exactly 3 paragraphs about tea. Paragraph 0 must start with the word leaf.",
+        [
+            {"kind": "count", "of": "paragraphs", "min": 3, "max": 3},
+            {"kind": "contains", "texts": ["leaf"]},
+        ],
+    ),
     ("Write 99,999,999 words about tea.", []),
     ("Tell me about tea.", []),
     ("", []),
@@ -80,7 +108,10 @@ def test_a_rough_length_is_inferred_not_firm() -> None:
 def test_the_source_is_the_prompts_own_words() -> None:
     prompt = "Tell me about tea. Please don’t use any commas! Then say “leaf” at least twice."
     candidates = read_constraints(prompt)
-    assert [c.source for c in candidates] == ["Please don’t use any commas!", "Then say “leaf” at least twice."]
+    assert [c.source for c in candidates] == [
+        "Please don’t use any commas!",
+        "Then say “leaf” at least twice.",
+    ]
     assert all(c.source in prompt for c in candidates)
 
 
@@ -98,10 +129,39 @@ def test_statements_name_no_teacher_and_are_sentences() -> None:
             assert candidate.text.startswith(("The ", "All ", "“"))
 
 
-PIECES = ['"', "'", "at least ", "no ", "3 ", "words ", "the word ", "letter x ", "commas. ", "*** ", "******",
-          "<<t>> ", "\n", "repeat the request ", "in German ", "either ", "or ", "end with ", "P.P.S ", "Section 1 ",
-          "all caps ",
-          "paragraph 2 ", "start with ", "bullet points ", "twice ", "not ", "İ", "“", "¤", "tea. ", "exactly "]
+PIECES = [
+    '"',
+    "'",
+    "at least ",
+    "no ",
+    "3 ",
+    "words ",
+    "the word ",
+    "letter x ",
+    "commas. ",
+    "*** ",
+    "******",
+    "<<t>> ",
+    "\n",
+    "repeat the request ",
+    "in German ",
+    "either ",
+    "or ",
+    "end with ",
+    "P.P.S ",
+    "Section 1 ",
+    "all caps ",
+    "paragraph 2 ",
+    "start with ",
+    "bullet points ",
+    "twice ",
+    "not ",
+    "İ",
+    "“",
+    "¤",
+    "tea. ",
+    "exactly ",
+]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join) | st.text(max_size=80))
@@ -112,8 +172,23 @@ def test_whatever_is_read_is_a_valid_check_with_an_exact_source(prompt: str) -> 
         assert candidate.source in prompt
 
 
-@pytest.mark.parametrize("piece", ["the letter ", "<<\nbullet ", "# first the letter ", "words n't ", '"a" or "b" ',
-                                   "*", "the words a, ", " ", "\n", "'a' 3 to 4 ", "between three ", "a"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "the letter ",
+        "<<\nbullet ",
+        "# first the letter ",
+        "words n't ",
+        '"a" or "b" ',
+        "*",
+        "the words a, ",
+        " ",
+        "\n",
+        "'a' 3 to 4 ",
+        "between three ",
+        "a",
+    ],
+)
 def test_a_hostile_prompt_costs_little(piece: str) -> None:
     started = time.process_time()
     read_constraints(piece * 20_000)

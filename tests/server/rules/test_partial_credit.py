@@ -31,7 +31,10 @@ EXAMPLES: list[tuple[Check, str]] = [
     ({"kind": "quoted"}, '"said"'),
     ({"kind": "title"}, "<<Tea>>"),
     ({"kind": "json_valid"}, '```json\n{"a": 1}```'),
-    ({"kind": "starts_with", "text": "Tell me:\nwhat is tea made of?"}, "Tell me:\nwhat is tea made of? Leaf."),
+    (
+        {"kind": "starts_with", "text": "Tell me:\nwhat is tea made of?"},
+        "Tell me:\nwhat is tea made of? Leaf.",
+    ),
     ({"kind": "ends_with", "text": "Goodbye."}, "Well, goodbye."),
     ({"kind": "sections", "marker": "PART", "min": 3}, "PART 1 PART 2 PART 3"),
     ({"kind": "paragraph_start", "paragraphs": 2, "paragraph": 2, "word": "then"}, "a\n\nThen b"),
@@ -47,8 +50,14 @@ def test_who_meets_the_check_meets_its_rungs(check: Check, text: str) -> None:
     assert all(run_check(step.check, text).met for step in steps)
 
 
-@given(st.lists(st.sampled_from(["sea", "Salt", ",", ".", "* ", "\n", '"', "***", "q", "A", " ", "PART 1 ", "<<t>>"]),
-                max_size=20).map("".join))
+@given(
+    st.lists(
+        st.sampled_from(
+            ["sea", "Salt", ",", ".", "* ", "\n", '"', "***", "q", "A", " ", "PART 1 ", "<<t>>"]
+        ),
+        max_size=20,
+    ).map("".join)
+)
 @settings(max_examples=150, deadline=None)
 def test_rungs_are_implied_on_any_text(text: str) -> None:
     for check, _ in EXAMPLES:
@@ -65,8 +74,11 @@ def test_rungs_are_valid_checks_with_statements() -> None:
 
 
 def test_commas_give_a_slope_that_brevity_alone_does_not_climb() -> None:
-    commas = [{"kind": "count", "of": "commas", "max": 0}, *(s.check for s in rungs({"kind": "count", "of": "commas",
-                                                                                    "max": 0}))]
+    commas = [
+        {"kind": "count", "of": "commas", "max": 0},
+        *(s.check for s in rungs({"kind": "count", "of": "commas", "max": 0})),
+    ]
+
     def met(text: str) -> int:
         return sum(run_check(check, text).met for check in commas)
 
@@ -76,4 +88,6 @@ def test_commas_give_a_slope_that_brevity_alone_does_not_climb() -> None:
 def test_no_slope_where_there_is_none() -> None:
     assert rungs({"kind": "postscript", "marker": "P.S."}) == []
     assert rungs({"kind": "excludes", "texts": ["sea"]}) == []
-    assert rungs({"kind": "one_of", "options": ["a b " * 300 + "x", "a b " * 300 + "y" * 1200]}) == []
+    assert (
+        rungs({"kind": "one_of", "options": ["a b " * 300 + "x", "a b " * 300 + "y" * 1200]}) == []
+    )

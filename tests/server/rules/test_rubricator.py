@@ -17,14 +17,28 @@ from markscheme_server.rules.checks import run_check
 from markscheme_server.rules.rubricator import MOST_CRITERIA, TOPIC_SHARE, induce_criteria
 
 PROMPT = "Write a short note about the old harbour at night. Do not use any commas."
-TEACHER = "The old harbour sleeps under the night sky and the boats creak as they wait for the morning."
-STUDENTS = ("A cat sat on the mat, and it was, I think, very happy about that.", "The town is quiet now.")
+TEACHER = (
+    "The old harbour sleeps under the night sky and the boats creak as they wait for the morning."
+)
+STUDENTS = (
+    "A cat sat on the mat, and it was, I think, very happy about that.",
+    "The town is quiet now.",
+)
 
 
-def induce(prompt: str = PROMPT, teachers: tuple[str, ...] = (TEACHER,), students: tuple[str, ...] = STUDENTS,
-           truncated: bool = False) -> tuple[Criterion, ...]:
-    return induce_criteria(InductionTask(({"role": "user", "content": prompt},), teachers,
-                                         tuple(Response(text, truncated) for text in students)))
+def induce(
+    prompt: str = PROMPT,
+    teachers: tuple[str, ...] = (TEACHER,),
+    students: tuple[str, ...] = STUDENTS,
+    truncated: bool = False,
+) -> tuple[Criterion, ...]:
+    return induce_criteria(
+        InductionTask(
+            ({"role": "user", "content": prompt},),
+            teachers,
+            tuple(Response(text, truncated) for text in students),
+        )
+    )
 
 
 def earned(criteria: tuple[Criterion, ...], text: str) -> float:
@@ -56,7 +70,9 @@ def test_ids_run_from_c1_and_the_rubric_is_valid() -> None:
 
 
 def test_a_constraint_stays_when_the_teacher_misses_it() -> None:
-    criteria = induce(teachers=("Boats, nets, ropes, and gulls are what the old harbour has at night.",))
+    criteria = induce(
+        teachers=("Boats, nets, ropes, and gulls are what the old harbour has at night.",)
+    )
     assert asked(criteria[0]) == {"kind": "count", "of": "commas", "max": 0}
 
 
@@ -77,14 +93,28 @@ def test_the_same_task_gives_the_same_rubric() -> None:
 
 
 def test_system_messages_are_read_and_the_assistants_are_not() -> None:
-    messages = ({"role": "system", "content": "Use no commas."}, {"role": "user", "content": "Hello there"},
-                {"role": "assistant", "content": "I will answer in all caps."})
+    messages = (
+        {"role": "system", "content": "Use no commas."},
+        {"role": "user", "content": "Hello there"},
+        {"role": "assistant", "content": "I will answer in all caps."},
+    )
     criteria = induce_criteria(InductionTask(messages, (), (Response("hi"),)))
     assert {asked(c)["kind"] for c in criteria if c.source} == {"count"}
 
 
-@pytest.mark.parametrize("cheat", ["", "ok", "ok ok ok ok", PROMPT, PROMPT + " " + PROMPT, "good " * 60, "boat " * 200,
-                                   "🌦 🌦 🌦 🌦 🌦 🌦"])
+@pytest.mark.parametrize(
+    "cheat",
+    [
+        "",
+        "ok",
+        "ok ok ok ok",
+        PROMPT,
+        PROMPT + " " + PROMPT,
+        "good " * 60,
+        "boat " * 200,
+        "🌦 🌦 🌦 🌦 🌦 🌦",
+    ],
+)
 def test_a_cheat_earns_nothing(cheat: str) -> None:
     criteria = induce()
     assert earned(criteria, cheat) == 0.0
@@ -94,28 +124,55 @@ def test_a_cheat_earns_nothing(cheat: str) -> None:
 def test_invented_words_earn_the_stated_constraint_and_nothing_else() -> None:
     criteria = induce()
     stated = next(c for c in criteria if asked(c) == {"kind": "count", "of": "commas", "max": 0})
-    assert earned(criteria, "xoxox lemmy klaxwak xoxox zzyx") == stated.points / maximum_score(criteria) <= 0.5
+    assert (
+        earned(criteria, "xoxox lemmy klaxwak xoxox zzyx")
+        == stated.points / maximum_score(criteria)
+        <= 0.5
+    )
 
 
 def test_the_gate_yields_to_what_the_prompt_asks_for() -> None:
     options = induce('Is it open? Answer with one of these: "Yes.", "No."', teachers=("Yes.",))
     assert earned(options, "Yes.") == 1.0
     assert earned(options, 'Is it open? Answer with one of these: "Yes.", "No."') == 0.0
-    repeat = induce("Copy my question at the top of your answer before replying. How do bees make honey?",
-                    teachers=("How do bees make honey? They gather nectar and fan it dry in the comb.",))
-    assert earned(repeat, "How do bees make honey? They gather nectar and fan it dry in the comb.") == 1.0
-    assert earned(repeat, "Copy my question at the top of your answer before replying. How do bees make honey?") == 0.0
-    german = induce("Describe the sea. Write your answer in German.", ("Das Meer ist weit und tief und blau.",))
+    repeat = induce(
+        "Copy my question at the top of your answer before replying. How do bees make honey?",
+        teachers=("How do bees make honey? They gather nectar and fan it dry in the comb.",),
+    )
+    assert (
+        earned(repeat, "How do bees make honey? They gather nectar and fan it dry in the comb.")
+        == 1.0
+    )
+    assert (
+        earned(
+            repeat,
+            "Copy my question at the top of your answer before replying. How do bees make honey?",
+        )
+        == 0.0
+    )
+    german = induce(
+        "Describe the sea. Write your answer in German.", ("Das Meer ist weit und tief und blau.",)
+    )
     assert earned(german, "Das Meer ist groß und die Wellen sind hoch.") == 1.0
 
 
 def test_contrast_is_tied_to_the_prompt_and_capped() -> None:
-    prompt = ("Write about the lighthouse keeper and the storm with the sailors and the island. Do not use any commas. "
-              "Use at least 10 words. Include the word \"lamp\".")
+    prompt = (
+        "Write about the lighthouse keeper and the storm with the sailors and the island. Do not use any commas. "
+        'Use at least 10 words. Include the word "lamp".'
+    )
     teacher = "The lighthouse keeper lit the lamp for the sailors when the storm came over the island that evening."
-    criteria = induce(prompt, (teacher,), ("Something else is said in this place today and nothing more.",))
+    criteria = induce(
+        prompt, (teacher,), ("Something else is said in this place today and nothing more.",)
+    )
     words = [c for c in criteria if c.category == "observable_quality"]
-    assert {asked(c)["texts"][0] for c in words} <= {"lighthouse", "keeper", "storm", "sailors", "island"}
+    assert {asked(c)["texts"][0] for c in words} <= {
+        "lighthouse",
+        "keeper",
+        "storm",
+        "sailors",
+        "island",
+    }
     assert 1 <= len(words) <= 4
     tied = sum(c.points for c in criteria if c.source is None)
     assert tied <= TOPIC_SHARE * maximum_score(criteria)
@@ -123,12 +180,16 @@ def test_contrast_is_tied_to_the_prompt_and_capped() -> None:
 
 
 def test_another_prompts_teacher_gives_no_contrast() -> None:
-    other = induce(teachers=("Bake the bread until the crust is brown and let it cool on a rack for an hour.",))
+    other = induce(
+        teachers=("Bake the bread until the crust is brown and let it cool on a rack for an hour.",)
+    )
     assert [c for c in other if c.category == "observable_quality"] == []
 
 
 def test_truncated_rollouts_do_not_vote_on_what_comes_later() -> None:
-    prompt = 'Write about the lighthouse. Include the word "lamp". Use no commas. Use at most 90 words.'
+    prompt = (
+        'Write about the lighthouse. Include the word "lamp". Use no commas. Use at most 90 words.'
+    )
     teacher = "On the coast there is a tall white tower that many people know and it is called the lighthouse by all."
     students = ("On the coast there is a",)
     ended = induce(prompt, (teacher,), students)
@@ -140,6 +201,7 @@ def test_truncated_rollouts_do_not_vote_on_what_comes_later() -> None:
 def test_what_truncated_rollouts_cannot_reach_weighs_little() -> None:
     prompt = 'Write about tea. Use at least 300 words. Use no commas. End with "Good night."'
     ended, cut = (induce(prompt, truncated=truncated) for truncated in (False, True))
+
     def strict(criteria: tuple[Criterion, ...], kind: str) -> int:
         return next(c.points for c in criteria if asked(c)["kind"] == kind)
 
@@ -155,15 +217,32 @@ def test_a_crowded_prompt_keeps_to_the_most_criteria() -> None:
     assert {c.points for c in criteria} == {4}
 
 
-PIECES = ["Use no commas. ", "Answer in all caps. ", "Write 40 words or more. ", '"', "tea ", "\n",
-          "Say 'leaf' twice. ", 'End with "Bye." ', "in French ", "*** between parts ", "ß", "5 "]
+PIECES = [
+    "Use no commas. ",
+    "Answer in all caps. ",
+    "Write 40 words or more. ",
+    '"',
+    "tea ",
+    "\n",
+    "Say 'leaf' twice. ",
+    'End with "Bye." ',
+    "in French ",
+    "*** between parts ",
+    "ß",
+    "5 ",
+]
 
 
-@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map("".join),
-       st.lists(st.text(min_size=1, max_size=40), max_size=2), st.booleans())
+@given(
+    st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map("".join),
+    st.lists(st.text(min_size=1, max_size=40), max_size=2),
+    st.booleans(),
+)
 @settings(max_examples=100, deadline=None)
 def test_every_rubric_fits_the_wire(prompt: str, teachers: list[str], truncated: bool) -> None:
-    criteria = induce(f"Describe tea without commas. {prompt}", tuple(teachers), truncated=truncated)
+    criteria = induce(
+        f"Describe tea without commas. {prompt}", tuple(teachers), truncated=truncated
+    )
     assert 1 <= len(criteria) <= MOST_CRITERIA
     for c in criteria:
         schema.Criterion.model_validate(dataclasses.asdict(c))

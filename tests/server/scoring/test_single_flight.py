@@ -43,7 +43,9 @@ async def test_work_goes_on_for_whoever_is_left_and_ends_with_the_last() -> None
             raise
         return "done"
 
-    leader, follower = (asyncio.ensure_future(flights.run("k", work, deadline=soon())) for _ in range(2))
+    leader, follower = (
+        asyncio.ensure_future(flights.run("k", work, deadline=soon())) for _ in range(2)
+    )
     await asyncio.sleep(0.01)
     leader.cancel()
     await asyncio.sleep(0.01)

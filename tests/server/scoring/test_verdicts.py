@@ -22,9 +22,12 @@ ROLLOUTS = [{"id": f"r{i}", "text": text} for i, text in enumerate(TEXTS)]
 
 def questions(judge: ScriptedJudge) -> Counter[tuple[str, str]]:
     """How often each (criterion, answer) was asked."""
-    return Counter((words, answer) for request in judge.verifications
-                   for words in re.findall(r"^c\d+: (.*)$", text_of(request), re.MULTILINE)
-                   for _, answer in answered_texts(request))
+    return Counter(
+        (words, answer)
+        for request in judge.verifications
+        for words in re.findall(r"^c\d+: (.*)$", text_of(request), re.MULTILINE)
+        for _, answer in answered_texts(request)
+    )
 
 
 def rubric(client: Client, *words: str, points: int = 1) -> Rubric:
@@ -36,7 +39,9 @@ def group(of: Rubric, rollouts: list[dict[str, str]] = ROLLOUTS) -> dict[str, An
 
 
 @pytest.fixture
-def with_settings(serve: Callable[..., str], model_settings: dict[str, Any]) -> Iterator[Callable[..., Client]]:
+def with_settings(
+    serve: Callable[..., str], model_settings: dict[str, Any]
+) -> Iterator[Callable[..., Client]]:
     clients: list[Client] = []
 
     def make(**more: Any) -> Client:
@@ -56,7 +61,8 @@ def test_identical_rollouts_are_judged_once(model_client: Client, judge: Scripte
 
 
 def test_other_points_cost_nothing_and_another_criterion_only_itself(
-        model_client: Client, judge: ScriptedJudge) -> None:
+    model_client: Client, judge: ScriptedJudge
+) -> None:
     model_client.score([group(rubric(model_client, "One.", "Two.", "Three."))])
     judge.requests.clear()
     again = model_client.score([group(rubric(model_client, "Three.", "One.", "Two.", points=4))])
@@ -66,34 +72,46 @@ def test_other_points_cost_nothing_and_another_criterion_only_itself(
 
 
 def test_with_exact_set_other_company_is_another_question(
-        with_settings: Callable[..., Client], judge: ScriptedJudge) -> None:
+    with_settings: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     client = with_settings(verdict_reuse="exact_set")
     client.score([group(rubric(client, "One.", "Two."))])
     judge.requests.clear()
     assert client.score([group(rubric(client, "Two.", "One.", points=3))]).usage.judge_calls == 0
     client.score([group(rubric(client, "One.", "Three."))])
-    assert set(questions(judge)) == {(words, text) for words in ("One.", "Three.") for text in TEXTS}
+    assert set(questions(judge)) == {
+        (words, text) for words in ("One.", "Three.") for text in TEXTS
+    }
 
 
 def test_all_open_rollouts_of_a_group_are_asked_about_the_same_criteria(
-        model_client: Client, judge: ScriptedJudge) -> None:
+    model_client: Client, judge: ScriptedJudge
+) -> None:
     model_client.score([group(rubric(model_client, "One."), ROLLOUTS[:1])])
     judge.requests.clear()
     model_client.score([group(rubric(model_client, "One.", "Two."))])
-    asked = {frozenset(re.findall(r"^c\d+: (.*)$", text_of(r), re.MULTILINE)) for r in judge.verifications}
+    asked = {
+        frozenset(re.findall(r"^c\d+: (.*)$", text_of(r), re.MULTILINE))
+        for r in judge.verifications
+    }
     assert asked == {frozenset({"One.", "Two."})}
     assert len(judge.verifications) == 3
 
 
 def test_a_stored_verdict_stands_when_it_is_asked_again_for_its_neighbours_sake(
-        model_client: Client, judge: ScriptedJudge) -> None:
+    model_client: Client, judge: ScriptedJudge
+) -> None:
     model_client.score([group(rubric(model_client, "One."), ROLLOUTS[:1])])
     judge.script = lambda request, number: verdicts(request, lambda criterion, answer: False)
     both = group(rubric(model_client, "One.", "Two."))
-    assert [[r.reward for r in model_client.score([both]).groups[0].rollouts] for _ in range(2)] == [[0.5, 0, 0]] * 2
+    assert [
+        [r.reward for r in model_client.score([both]).groups[0].rollouts] for _ in range(2)
+    ] == [[0.5, 0, 0]] * 2
 
 
-def test_what_overlaps_is_not_judged_twice_when_asked_at_once(model_client: Client, judge: ScriptedJudge) -> None:
+def test_what_overlaps_is_not_judged_twice_when_asked_at_once(
+    model_client: Client, judge: ScriptedJudge
+) -> None:
     def slow(request: dict[str, Any], number: int) -> str:
         time.sleep(0.2)
         return verdicts(request)
@@ -108,9 +126,12 @@ def test_what_overlaps_is_not_judged_twice_when_asked_at_once(model_client: Clie
 
 
 def test_a_part_that_failed_is_all_that_is_paid_for_again(
-        with_settings: Callable[..., Client], judge: ScriptedJudge) -> None:
+    with_settings: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     client = with_settings(judge_max_criteria=1)
-    judge.script = lambda request, number: 401 if "Two." in text_of(request) else well_behaved(request, number)
+    judge.script = lambda request, number: (
+        401 if "Two." in text_of(request) else well_behaved(request, number)
+    )
     asked = group(rubric(client, "One.", "Two.", "Three."))
     first = client.score([asked])
     assert [r.reward for r in first.groups[0].rollouts] == [None] * 3
@@ -123,17 +144,21 @@ def test_a_part_that_failed_is_all_that_is_paid_for_again(
     assert second.usage.cached_verdicts == 6
 
 
-def test_what_comes_before_the_answer_is_the_same_for_all_rollouts(model_client: Client, judge: ScriptedJudge) -> None:
+def test_what_comes_before_the_answer_is_the_same_for_all_rollouts(
+    model_client: Client, judge: ScriptedJudge
+) -> None:
     model_client.score([group(rubric(model_client, "One.", "Two."))])
     messages = [text_of(r) for r in judge.verifications]
-    prefixes = {m[:m.index("Everything between the marks")] for m in messages}
+    prefixes = {m[: m.index("Everything between the marks")] for m in messages}
     assert len(prefixes) == 1
     assert "Two." in prefixes.pop()
     fences = {answered_texts(r)[0][0] for r in judge.verifications}
     assert len(fences) == 3
 
 
-def test_an_answer_that_imitates_a_fence_stays_inside_its_own(model_client: Client, judge: ScriptedJudge) -> None:
+def test_an_answer_that_imitates_a_fence_stays_inside_its_own(
+    model_client: Client, judge: ScriptedJudge
+) -> None:
     known = rubric(model_client, "One.")
     model_client.score([group(known, [{"id": "a", "text": "plain"}])])
     fence = answered_texts(judge.verifications[0])[0][0]
@@ -146,18 +171,23 @@ def test_an_answer_that_imitates_a_fence_stays_inside_its_own(model_client: Clie
 
 
 def test_invisible_characters_are_shown_in_the_judged_copy_and_kept_in_the_store(
-        model_client: Client, judge: ScriptedJudge) -> None:
+    model_client: Client, judge: ScriptedJudge
+) -> None:
     hidden = "He\u200bllo \u202eolleh\U000e0041 \u00adend"
     model_client.score([group(rubric(model_client, "One."), [{"id": "a", "text": hidden}])])
     ((_, shown),) = answered_texts(judge.verifications[0])
     assert shown == "He\ufffdllo \ufffdolleh\ufffd \ufffdend"
 
 
-def test_judges_are_picked_by_name(serve: Callable[..., str], judge: ScriptedJudge, tmp_path: Path) -> None:
+def test_judges_are_picked_by_name(
+    serve: Callable[..., str], judge: ScriptedJudge, tmp_path: Path
+) -> None:
     file = tmp_path / "judges.toml"
-    file.write_text(f'[judges.one]\nbase_url = "{judge.url}"\nmodel = "m-one"\n'
-                    f'[judges.two]\nbase_url = "{judge.url}"\nmodel = "m-two"\n'
-                    '[roles]\nverifier = "one"\nrubricator = "two"\n')
+    file.write_text(
+        f'[judges.one]\nbase_url = "{judge.url}"\nmodel = "m-one"\n'
+        f'[judges.two]\nbase_url = "{judge.url}"\nmodel = "m-two"\n'
+        '[roles]\nverifier = "one"\nrubricator = "two"\n'
+    )
     with Client(serve(judge=None, config=file)) as client:
         known = rubric(client, "One.")
         client.score([group(known)])

@@ -34,8 +34,15 @@ _DATABASE_STATES = frozenset({"08", "25", "28", "3D", "40", "53", "55", "57", "5
 """Classes of SQL states that are the server's own condition: connections, roles, locks, resources, shutdown."""
 _DATA_STATES = frozenset({"22", "54"})
 """Classes that say that a value cannot be taken: of the wrong form, or too large."""
-_OUR_SQLITE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_INTERNAL, sqlite3.SQLITE_CONSTRAINT,
-                         sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_RANGE})
+_OUR_SQLITE = frozenset(
+    {
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_INTERNAL,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISUSE,
+        sqlite3.SQLITE_RANGE,
+    }
+)
 _DATA_SQLITE = frozenset({sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH})
 _FULL = frozenset({"53100", sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE})
 _TEAM = re.compile(r"[a-z0-9._-]+")
@@ -47,22 +54,22 @@ ERASED = "this team was erased"
 
 log = structlog.get_logger()
 
-Sight = NewType("Sight", str)
+TeamScope = NewType("TeamScope", str)
 """Whose rows a transaction sees and may write. Every transaction says so when it begins: PostgreSQL's row-level
 security then shows it no others, whatever its statements forgot to ask for. SQLite has no such second wall."""
-NOBODY = Sight("")
+NO_TEAM = TeamScope("")
 """Nobody's: for tables that belong to no team."""
-EVERYONE = Sight("*")
+ALL_TEAMS = TeamScope("*")
 """All teams': for maintenance, and for what the organisation's administrator may see."""
 
 
-def sight_of(*teams: str) -> Sight:
+def team_scope(*teams: str) -> TeamScope:
     """The rows of these teams, and what other teams let them see. Raises :class:`ValueError` for what is no team's
     name: it goes into a statement as it is."""
     for team in teams:
         if not _TEAM.fullmatch(team):
             raise ValueError("this is not the name of a team")
-    return Sight(",".join(sorted(set(teams))))
+    return TeamScope(",".join(sorted(set(teams))))
 
 
 def create_engine(url: str) -> AsyncEngine:
@@ -72,14 +79,23 @@ def create_engine(url: str) -> AsyncEngine:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
             _make_private(Path(parsed.database))
-        engine = create_async_engine(parsed, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+        engine = create_async_engine(
+            parsed, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}
+        )
         sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
     return create_async_engine(
-        parsed, hide_parameters=True, pool_size=POOL_SIZE, max_overflow=0, pool_timeout=COMMAND_TIMEOUT_S,
-        connect_args={"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S,
-                      "connection_class": _Connection},
+        parsed,
+        hide_parameters=True,
+        pool_size=POOL_SIZE,
+        max_overflow=0,
+        pool_timeout=COMMAND_TIMEOUT_S,
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_S,
+            "command_timeout": COMMAND_TIMEOUT_S,
+            "connection_class": _Connection,
+        },
     )
 
 
@@ -98,7 +114,12 @@ def tighten(path: Path, mode: int) -> None:
         before = path.stat().st_mode & 0o777
         if before & ~mode & 0o077:
             path.chmod(before & mode)
-            log.warning("permissions_tightened", path=str(path), before=f"{before:04o}", now=f"{before & mode:04o}")
+            log.warning(
+                "permissions_tightened",
+                path=str(path),
+                before=f"{before:04o}",
+                now=f"{before & mode:04o}",
+            )
     except FileNotFoundError:
         pass
     except PermissionError:
@@ -128,9 +149,21 @@ def fault_of(error: sa.exc.SQLAlchemyError) -> Literal["database", "data", "ours
         return "database"
     code = _code_of(error)
     if isinstance(code, str):
-        return "database" if code[:2] in _DATABASE_STATES else "data" if code[:2] in _DATA_STATES else "ours"
+        return (
+            "database"
+            if code[:2] in _DATABASE_STATES
+            else "data"
+            if code[:2] in _DATA_STATES
+            else "ours"
+        )
     if isinstance(code, int):
-        return "data" if code & 0xFF in _DATA_SQLITE else "ours" if code & 0xFF in _OUR_SQLITE else "database"
+        return (
+            "data"
+            if code & 0xFF in _DATA_SQLITE
+            else "ours"
+            if code & 0xFF in _OUR_SQLITE
+            else "database"
+        )
     return "database" if isinstance(error, sa.exc.InterfaceError) else "ours"
 
 
@@ -148,7 +181,8 @@ def is_outage(error: BaseException) -> bool:
     """Whether an error of a query says that the database is away, or that the team was erased; not that it refuses
     these data."""
     return isinstance(error, sa.exc.SQLAlchemyError) and (
-        ERASED in str(getattr(error, "orig", "")) or fault_of(error) == "database")
+        ERASED in str(getattr(error, "orig", "")) or fault_of(error) == "database"
+    )
 
 
 @contextmanager
@@ -166,7 +200,7 @@ def _translated() -> Iterator[None]:
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
     """Says whose rows a transaction sees in the round trip that begins it."""
 
-    sight = NOBODY
+    sight = NO_TEAM
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         if query.startswith("BEGIN"):
@@ -177,8 +211,13 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "secure_delete=ON",
-                   f"busy_timeout={BUSY_TIMEOUT_MS}"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        "foreign_keys=ON",
+        "secure_delete=ON",
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+    ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -189,7 +228,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class WriteBatch:
     """Statements of one transaction, and which of them answers."""
 
     statements: tuple[Any, ...]
@@ -209,7 +248,7 @@ class Database:
         """Whether the last write found no room on the database's disk."""
 
     @asynccontextmanager
-    async def reading(self, sight: Sight) -> AsyncIterator[AsyncConnection]:
+    async def reading(self, sight: TeamScope) -> AsyncIterator[AsyncConnection]:
         """Raises :class:`sqlalchemy.exc.SQLAlchemyError`, also where the driver raises something else."""
         with _translated():
             async with self.engine.connect() as connection:
@@ -217,7 +256,7 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def writing(self, sight: Sight) -> AsyncIterator[AsyncConnection]:
+    async def writing(self, sight: TeamScope) -> AsyncIterator[AsyncConnection]:
         """As :meth:`reading`; commits at the end of the block."""
         try:
             with _translated():
@@ -229,19 +268,22 @@ class Database:
         except sa.exc.SQLAlchemyError as error:
             if is_full(error) and not self.full:
                 self.full = True
-                log.error("disk_full", what="the disk of the database is full: nothing can be stored until there is "
-                                            "room, and until then this process is not ready")
+                log.error(
+                    "disk_full",
+                    what="the disk of the database is full: nothing can be stored until there is "
+                    "room, and until then this process is not ready",
+                )
             raise
         if self.full:
             self.full = False
             log.warning("disk_has_room", what="the database stores again")
 
-    async def _look(self, connection: AsyncConnection, sight: Sight) -> None:
+    async def _look(self, connection: AsyncConnection, sight: TeamScope) -> None:
         if not self._is_sqlite:
             driver: Any = (await connection.get_raw_connection()).driver_connection
             driver.sight = sight
 
-    def together(self, *statements: Any, answering: int = -1) -> "Together":
+    def combine(self, *statements: Any, answering: int = -1) -> "WriteBatch":
         """Writes that are one transaction; ``answering`` says whose rows :meth:`write` returns.
 
         PostgreSQL takes them as one statement, where each of them is a round trip otherwise, so none may rely on rows
@@ -249,14 +291,21 @@ class Database:
         no round trips, takes them one by one.
         """
         if self._is_sqlite:
-            return Together(statements, answering)
+            return WriteBatch(statements, answering)
         rest = list(statements)
         answer = rest.pop(answering)
-        parts = [each if each.is_select else each.returning(sa.literal(1).label("written")) for each in rest]
-        return Together((answer.add_cte(*(part.cte(f"part{i}") for i, part in enumerate(parts))),), 0)
+        parts = [
+            each if each.is_select else each.returning(sa.literal(1).label("written"))
+            for each in rest
+        ]
+        return WriteBatch(
+            (answer.add_cte(*(part.cte(f"part{i}") for i, part in enumerate(parts))),), 0
+        )
 
-    async def write(self, sight: Sight, writes: "Together", parameters: Mapping[str, Any]) -> Sequence[sa.Row[Any]]:
-        """Run statements that belong together, all with the same parameters."""
+    async def write(
+        self, sight: TeamScope, writes: "WriteBatch", parameters: Mapping[str, Any]
+    ) -> Sequence[sa.Row[Any]]:
+        """Run statements that belong combine, all with the same parameters."""
         answer: Sequence[sa.Row[Any]] = ()
         async with self.writing(sight) as connection:
             for statement in writes.statements:
@@ -265,14 +314,20 @@ class Database:
                     answer = result.all()
         return answer
 
-    async def insert_new(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+    async def insert_new(
+        self, connection: AsyncConnection, table: sa.Table, rows: Sequence[dict[str, Any]]
+    ) -> None:
         """Insert rows; a row whose key is taken is left as it is."""
         if table not in self._insert_new:
             self._insert_new[table] = self.insert_rows(table).on_conflict_do_nothing()
         await connection.execute(self._insert_new[table], {table.name: self.pack(rows)})
 
-    def insert_rows(self, table: sa.Table, where: Callable[[Any], sa.ColumnElement[bool]] | None = None,
-                    beside: Sequence[sa.Column[Any]] = ()) -> Any:
+    def insert_rows(
+        self,
+        table: sa.Table,
+        where: Callable[[Any], sa.ColumnElement[bool]] | None = None,
+        beside: Sequence[sa.Column[Any]] = (),
+    ) -> Any:
         """An INSERT of the rows bound to the parameter of the table's name; bind what :meth:`pack` makes of them.
 
         ``where``: which of them, by their columns and those ``beside`` them that the table does not have.
@@ -280,7 +335,8 @@ class Database:
         rows = self.rows([*table.c, *beside], table.name)
         return self.insert(table).from_select(
             [c.name for c in table.c],
-            sa.select(*(rows[c.name] for c in table.c)).where(where(rows) if where else sa.true()))
+            sa.select(*(rows[c.name] for c in table.c)).where(where(rows) if where else sa.true()),
+        )
 
     def rows(self, columns: Sequence[sa.Column[Any]], name: str) -> Any:
         """The rows bound to the parameter ``name``, as columns of these names and types.
@@ -289,12 +345,26 @@ class Database:
         own way is a statement a row.
         """
         if self._is_sqlite:
-            value = sa.func.json_each(sa.bindparam(name, type_=sa.String)).table_valued("value").c.value
-            return sa.select(*(sa.func.json_extract(value, f"$.{c.name}", type_=c.type).label(c.name)
-                               for c in columns)).subquery().c
+            value = (
+                sa.func.json_each(sa.bindparam(name, type_=sa.String)).table_valued("value").c.value
+            )
+            return (
+                sa.select(
+                    *(
+                        sa.func.json_extract(value, f"$.{c.name}", type_=c.type).label(c.name)
+                        for c in columns
+                    )
+                )
+                .subquery()
+                .c
+            )
         text = sa.cast(sa.bindparam(name, type_=sa.String), postgresql.JSON)
-        return sa.func.json_to_recordset(text).table_valued(
-            *(sa.column(c.name, c.type) for c in columns), name=f"given_{name}").render_derived(with_types=True).c
+        return (
+            sa.func.json_to_recordset(text)
+            .table_valued(*(sa.column(c.name, c.type) for c in columns), name=f"given_{name}")
+            .render_derived(with_types=True)
+            .c
+        )
 
     def pack(self, rows: Sequence[dict[str, Any]]) -> str:
         """Rows as :meth:`rows` takes them."""
@@ -318,7 +388,9 @@ class Database:
         takes several times as long as to run it.
         """
         if self._is_sqlite:
-            return sa.func.json_each(sa.bindparam(name, type_=sa.String)).table_valued("value").c.value
+            return (
+                sa.func.json_each(sa.bindparam(name, type_=sa.String)).table_valued("value").c.value
+            )
         return sa.func.unnest(_array(name)).column_valued()
 
     def in_keys(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
@@ -332,27 +404,39 @@ class Database:
         ordered = sorted(set(keys))
         return json.dumps(ordered) if self._is_sqlite else ordered
 
-    def contains(self, column: sa.Column[Any], element: str | Mapping[str, str]) -> sa.ColumnElement[bool]:
+    def contains(
+        self, column: sa.Column[Any], element: str | Mapping[str, str]
+    ) -> sa.ColumnElement[bool]:
         """Whether the JSON array in ``column`` has this text among its elements, or an object with these fields."""
         if not self._is_sqlite:
             return sa.cast(column, postgresql.JSONB).contains([element])
         each = sa.func.json_each(column).table_valued("value").c.value
-        same = [each == element] if isinstance(element, str) else [
-            sa.func.json_extract(each, f"$.{name}") == value for name, value in element.items()]
+        same = (
+            [each == element]
+            if isinstance(element, str)
+            else [
+                sa.func.json_extract(each, f"$.{name}") == value for name, value in element.items()
+            ]
+        )
         return sa.exists(sa.select(each).where(*same))
 
     def searchable(self, words: str) -> Any:
         """Words as a column that is searched in keeps them."""
         return words if self._is_sqlite else sa.func.to_tsvector(_ENGLISH, words)
 
-    def finds(self, text: str, column: sa.Column[Any], key: sa.Column[Any],
-              index: sa.TableClause) -> sa.ColumnElement[bool]:
+    def finds(
+        self, text: str, column: sa.Column[Any], key: sa.Column[Any], index: sa.TableClause
+    ) -> sa.ColumnElement[bool]:
         """Whether all words of ``text`` are in ``column``, whatever their endings; nothing in it is syntax. A text
         without anything to search for finds nothing. ``index``: SQLite's, which holds the words beside the ``key``."""
         if not self._is_sqlite:
             return column.bool_op("@@")(sa.func.plainto_tsquery(_ENGLISH, text))
         words = " ".join(f'"{word}"' for word in dict.fromkeys(_WORD.findall(text)))
-        return key.in_(sa.select(index.c.rubric_id).where(index.c.words.match(words))) if words else sa.false()
+        return (
+            key.in_(sa.select(index.c.rubric_id).where(index.c.words.match(words)))
+            if words
+            else sa.false()
+        )
 
     @property
     def _is_sqlite(self) -> bool:
@@ -373,7 +457,7 @@ class Database:
 
     async def ping(self) -> None:
         """Raise unless the database answers within :data:`PING_TIMEOUT_S`."""
-        async with asyncio.timeout(PING_TIMEOUT_S), self.reading(NOBODY) as connection:
+        async with asyncio.timeout(PING_TIMEOUT_S), self.reading(NO_TEAM) as connection:
             await connection.execute(sa.text("SELECT 1"))
 
     async def close(self) -> None:
@@ -381,4 +465,6 @@ class Database:
 
 
 def _array(name: str) -> sa.ColumnElement[Any]:
-    return sa.cast(sa.bindparam(name, type_=postgresql.ARRAY(sa.String)), postgresql.ARRAY(sa.String))
+    return sa.cast(
+        sa.bindparam(name, type_=postgresql.ARRAY(sa.String)), postgresql.ARRAY(sa.String)
+    )

@@ -27,8 +27,13 @@ PATIENCE_S = 10.0
 class Batcher(Generic[Item, Result]):
     """Answers items one by one to its callers and handles them many at a time."""
 
-    def __init__(self, handle: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], *,
-                 gather_s: float = 0.0, weigh: Callable[[Item], int] = lambda _: 1) -> None:
+    def __init__(
+        self,
+        handle: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        gather_s: float = 0.0,
+        weigh: Callable[[Item], int] = lambda _: 1,
+    ) -> None:
         self._handle, self._gather_s, self._weigh = handle, gather_s, weigh
         self._last_size = 0
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -93,8 +98,12 @@ class Batcher(Generic[Item, Result]):
                 raise
         return await self._handled_patiently(items)
 
-    @tenacity.retry(retry=tenacity.retry_if_exception(lambda error: _connection_lost(error)), reraise=True,
-                    stop=tenacity.stop_after_delay(PATIENCE_S), wait=tenacity.wait_exponential(0.1, max=1.0))
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception(lambda error: _connection_lost(error)),
+        reraise=True,
+        stop=tenacity.stop_after_delay(PATIENCE_S),
+        wait=tenacity.wait_exponential(0.1, max=1.0),
+    )
     async def _handled_patiently(self, items: Sequence[Item]) -> Sequence[Result]:
         return await self._handle(items)
 
@@ -110,7 +119,8 @@ def _items_fault(error: DBAPIError) -> bool:
 
 def _connection_lost(error: BaseException) -> bool:
     return isinstance(error, (OSError, DatabaseUnreachable)) or (
-        isinstance(error, DBAPIError) and error.connection_invalidated)
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    )
 
 
 def _fail(future: "asyncio.Future[Result]", error: Exception) -> None:

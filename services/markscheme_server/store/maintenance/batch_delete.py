@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme_server.store.engine.database import EVERYONE, Database
+from markscheme_server.store.engine.database import ALL_TEAMS, Database
 
 WINDOW = 1000
 LOCK_TIMEOUT_S, LOCK_TRIES = 0.5, 20
@@ -24,7 +24,7 @@ PASSING = ("55P03", "40P01", "23503")
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class Batch:
     """What one transaction did: rows walked past in ``table``, and rows removed (or to be removed) by table."""
 
     table: str
@@ -33,7 +33,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class DeleteStep:
     """A table, the column along which it is walked, which rows are walked past, and which of them go."""
 
     table: sa.Table
@@ -46,27 +46,38 @@ class Walk:
     """Tables whose rows go with these: (table, its column, the column of ours that it refers to)."""
     guarded: bool = False
     """Rows of other tables may come to refer to this one at any moment."""
-    first: Callable[[AsyncConnection, sa.ColumnElement[bool]], Awaitable[dict[str, int]]] | None = None
+    first: Callable[[AsyncConnection, sa.ColumnElement[bool]], Awaitable[dict[str, int]]] | None = (
+        None
+    )
     """What is done in a window before anything is removed; what it counts is told with what was removed."""
     then: Callable[[AsyncConnection, Sequence[sa.Row[Any]]], Awaitable[None]] | None = None
     """What is done with the rows of ours that were removed, in the transaction that removed them."""
 
 
-class Walker:
+class BatchDeleter:
     """Takes the walks in order, or with ``dry`` only counts."""
 
-    def __init__(self, database: Database, walks: Sequence[Walk], *, dry: bool = False) -> None:
+    def __init__(
+        self, database: Database, walks: Sequence[DeleteStep], *, dry: bool = False
+    ) -> None:
         self._db, self._walks, self._dry = database, walks, dry
 
     async def total(self) -> int:
         """The rows that :meth:`run` walks past."""
-        async with self._db.reading(EVERYONE) as connection:
-            return sum([(await connection.execute(
-                sa.select(sa.func.count()).select_from(walk.table).where(walk.walked))).scalar_one()
-                for walk in self._walks])
+        async with self._db.reading(ALL_TEAMS) as connection:
+            return sum(
+                [
+                    (
+                        await connection.execute(
+                            sa.select(sa.func.count()).select_from(walk.table).where(walk.walked)
+                        )
+                    ).scalar_one()
+                    for walk in self._walks
+                ]
+            )
 
-    async def run(self) -> AsyncIterator[Window]:
-        """Walk all tables."""
+    async def run(self) -> AsyncIterator[Batch]:
+        """DeleteStep all tables."""
         for walk in self._walks:
             after: Any = None
             while True:
@@ -76,19 +87,26 @@ class Walker:
                 if after is None:
                     break
                 # As long as it took: a writer that waits for SQLite's one lock polls, and must find it free.
-                await asyncio.sleep(0 if self._dry else max(PAUSE_LEAST_S, time.perf_counter() - started))
+                await asyncio.sleep(
+                    0 if self._dry else max(PAUSE_LEAST_S, time.perf_counter() - started)
+                )
 
-    async def _window(self, walk: Walk, after: Any) -> tuple[Window, Any]:
+    async def _window(self, walk: DeleteStep, after: Any) -> tuple[Batch, Any]:
         """One transaction: the rows behind ``after``; and where the next window begins, ``None`` at the end."""
         behind = sa.true() if after is None else walk.along > after
-        edge = (sa.select(walk.along).where(walk.walked, behind).order_by(walk.along)
-                .offset((walk.window or WINDOW) - 1).limit(1))
+        edge = (
+            sa.select(walk.along)
+            .where(walk.walked, behind)
+            .order_by(walk.along)
+            .offset((walk.window or WINDOW) - 1)
+            .limit(1)
+        )
         if self._dry:
-            async with self._db.reading(EVERYONE) as connection:
+            async with self._db.reading(ALL_TEAMS) as connection:
                 return await self._pass(connection, walk, behind, edge)
         for tries_left in reversed(range(LOCK_TRIES)):
             try:
-                async with self._db.writing(EVERYONE) as connection:
+                async with self._db.writing(ALL_TEAMS) as connection:
                     if walk.guarded:
                         await self._guard(connection, walk.table)
                     return await self._pass(connection, walk, behind, edge)
@@ -98,24 +116,46 @@ class Walker:
                 await asyncio.sleep(LOCK_TIMEOUT_S)
         raise AssertionError("unreachable")
 
-    async def _pass(self, connection: AsyncConnection, walk: Walk, behind: sa.ColumnElement[bool],
-                    edge: sa.Select[Any]) -> tuple[Window, Any]:
+    async def _pass(
+        self,
+        connection: AsyncConnection,
+        walk: DeleteStep,
+        behind: sa.ColumnElement[bool],
+        edge: sa.Select[Any],
+    ) -> tuple[Batch, Any]:
         last = (await connection.execute(edge)).scalar()
         inside = sa.and_(walk.walked, behind, sa.true() if last is None else walk.along <= last)
-        walked = (await connection.execute(
-            sa.select(sa.func.count()).select_from(walk.table).where(inside))).scalar_one()
-        removed = await walk.first(connection, inside) if walk.first is not None and not self._dry else {}
+        walked = (
+            await connection.execute(
+                sa.select(sa.func.count()).select_from(walk.table).where(inside)
+            )
+        ).scalar_one()
+        removed = (
+            await walk.first(connection, inside) if walk.first is not None and not self._dry else {}
+        )
         doomed = sa.and_(inside, walk.goes)
         for table, column, ours in walk.takes:
-            removed[table.name] = await self._remove(connection, table, column.in_(sa.select(ours).where(doomed)))
+            removed[table.name] = await self._remove(
+                connection, table, column.in_(sa.select(ours).where(doomed))
+            )
         removed[walk.table.name] = await self._remove(connection, walk.table, doomed, walk.then)
-        return Window(walk.table.name, walked, removed), last
+        return Batch(walk.table.name, walked, removed), last
 
-    async def _remove(self, connection: AsyncConnection, table: sa.Table, doomed: sa.ColumnElement[bool],
-                      then: Callable[[AsyncConnection, Sequence[sa.Row[Any]]], Awaitable[None]] | None = None) -> int:
+    async def _remove(
+        self,
+        connection: AsyncConnection,
+        table: sa.Table,
+        doomed: sa.ColumnElement[bool],
+        then: Callable[[AsyncConnection, Sequence[sa.Row[Any]]], Awaitable[None]] | None = None,
+    ) -> int:
         if self._dry:
-            return int((await connection.execute(
-                sa.select(sa.func.count()).select_from(table).where(doomed))).scalar_one())
+            return int(
+                (
+                    await connection.execute(
+                        sa.select(sa.func.count()).select_from(table).where(doomed)
+                    )
+                ).scalar_one()
+            )
         if then is None:
             return (await connection.execute(sa.delete(table).where(doomed))).rowcount
         # The rows that this statement removed, and no others: two walkers may be at the same ones.
@@ -131,10 +171,16 @@ class Walker:
         behind us while we wait, say, for a vacuum.
         """
         if connection.dialect.name == "postgresql":
-            await connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}"))
-            await connection.execute(sa.text(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE"))
+            await connection.execute(
+                sa.text(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
+            )
+            await connection.execute(
+                sa.text(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE")
+            )
 
 
-def unreferenced(by: sa.Column[Any], key: sa.Column[Any], *which: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+def unreferenced(
+    by: sa.Column[Any], key: sa.Column[Any], *which: sa.ColumnElement[bool]
+) -> sa.ColumnElement[bool]:
     """No row (of those ``which``) refers to ``key``."""
     return ~sa.exists().where(by == key, *which)

@@ -14,7 +14,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme_server.store.engine.database import EVERYONE, NOBODY, Database, create_engine
+from markscheme_server.store.engine.database import ALL_TEAMS, NO_TEAM, Database, create_engine
 from markscheme_server.store.tables import api_keys, audit_entries, secrets, teams
 
 MIGRATION_LOCK = 5_270_411
@@ -36,10 +36,10 @@ async def prepare(url: str, migration_url: str | None = None) -> tuple[str | Non
     """
     database = Database(create_engine(migration_url or url))
     try:
-        async with database.reading(NOBODY) as connection:
+        async with database.reading(NO_TEAM) as connection:
             before = await connection.run_sync(_revision)
         await migrate(database)
-        async with database.reading(NOBODY) as connection:
+        async with database.reading(NO_TEAM) as connection:
             after = await connection.run_sync(_revision)
         if migration_url is not None:
             await _admit(database, sa.make_url(url))
@@ -52,7 +52,7 @@ async def prepare(url: str, migration_url: str | None = None) -> tuple[str | Non
 async def _check(url: str, revision: str | None) -> None:
     database = Database(create_engine(url))
     try:
-        async with database.reading(NOBODY) as connection:
+        async with database.reading(NO_TEAM) as connection:
             if await connection.run_sync(_revision) != revision:
                 raise OtherDatabase
     finally:
@@ -61,17 +61,22 @@ async def _check(url: str, revision: str | None) -> None:
 
 async def migrate(database: Database) -> None:
     """Bring the tables to the newest revision."""
-    async with database.writing(EVERYONE) as connection:
+    async with database.writing(ALL_TEAMS) as connection:
         await connection.run_sync(_upgrade)
 
 
-async def is_walled(database: Database) -> bool:
+async def rls_enforced(database: Database) -> bool:
     """Whether row-level security holds for the role that we are: on PostgreSQL, unless it may pass it by."""
     if database.engine.dialect.name != "postgresql":
         return False
-    async with database.reading(NOBODY) as connection:
-        return not (await connection.execute(sa.text(
-            "SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user"))).scalar_one()
+    async with database.reading(NO_TEAM) as connection:
+        return not (
+            await connection.execute(
+                sa.text(
+                    "SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user"
+                )
+            )
+        ).scalar_one()
 
 
 def alembic_config(connection: sa.Connection | None = None) -> Config:
@@ -96,27 +101,40 @@ def _revision(connection: sa.Connection) -> str | None:
 async def _admit(database: Database, url: sa.URL) -> None:
     """Make the service's role where it is missing, and grant it what it needs: rows, and of what is only ever added
     nothing more than to add it."""
-    if database.engine.dialect.name != "postgresql" or url.username in (None, database.engine.url.username):
+    if database.engine.dialect.name != "postgresql" or url.username in (
+        None,
+        database.engine.url.username,
+    ):
         return
     role = database.engine.dialect.identifier_preparer.quote(str(url.username))
-    async with database.writing(NOBODY) as connection:
-        await connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-        known = await connection.execute(sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role"),
-                                         {"role": url.username})
+    async with database.writing(NO_TEAM) as connection:
+        await connection.execute(
+            sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK}
+        )
+        known = await connection.execute(
+            sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": url.username}
+        )
         if known.scalar() is None:
-            await _create_role(connection, str(url.username), str(url.password or os.environ.get("PGPASSWORD", "")))
+            await _create_role(
+                connection, str(url.username), str(url.password or os.environ.get("PGPASSWORD", ""))
+            )
         for grant in (
-                f"GRANT USAGE ON SCHEMA public TO {role}",
-                f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
-                f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {role}",
-                f"REVOKE UPDATE, DELETE ON {audit_entries.name}, {secrets.name} FROM {role}",
-                f"REVOKE DELETE ON {teams.name}, {api_keys.name} FROM {role}"):
+            f"GRANT USAGE ON SCHEMA public TO {role}",
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
+            f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {role}",
+            f"REVOKE UPDATE, DELETE ON {audit_entries.name}, {secrets.name} FROM {role}",
+            f"REVOKE DELETE ON {teams.name}, {api_keys.name} FROM {role}",
+        ):
             await connection.execute(sa.text(grant))
 
 
 async def _create_role(connection: AsyncConnection, role: str, password: str) -> None:
     """The names travel as parameters, the database quotes them."""
-    await connection.execute(sa.text("SELECT set_config('markscheme.role', :role, true), "
-                                     "set_config('markscheme.password', :password, true)"),
-                             {"role": role, "password": password})
+    await connection.execute(
+        sa.text(
+            "SELECT set_config('markscheme.role', :role, true), "
+            "set_config('markscheme.password', :password, true)"
+        ),
+        {"role": role, "password": password},
+    )
     await connection.execute(_CREATE_ROLE)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fakes.processes import ServiceProcess, eventually
 from markscheme_server.api.errors import database_error
 from markscheme_server.config import Settings
-from markscheme_server.store.engine.database import EVERYONE, Database, create_engine, fault_of
+from markscheme_server.store.engine.database import ALL_TEAMS, Database, create_engine, fault_of
 from markscheme_server.store.store import Store
 
 
@@ -25,36 +25,56 @@ def url(database_url: str) -> str:
     return Settings(_env_file=None, database_url=database_url).sqlalchemy_url  # type: ignore[call-arg]
 
 
-async def failure(url: str, statement: str, parameters: dict[str, Any] | None = None) -> SQLAlchemyError:
+async def failure(
+    url: str, statement: str, parameters: dict[str, Any] | None = None
+) -> SQLAlchemyError:
     """What a statement raises."""
     database = Database(create_engine(url))
     try:
         with pytest.raises(SQLAlchemyError) as raised:
-            async with database.writing(EVERYONE) as connection:
+            async with database.writing(ALL_TEAMS) as connection:
                 await connection.execute(sa.text(statement), parameters or {})
         return raised.value
     finally:
         await database.close()
 
 
-@pytest.mark.parametrize(("statement", "parameters", "status"), [
-    ("SELECT * FROM no_such_table", {}, 500),
-    ("SELEC 1", {}, 500),
-    ("INSERT INTO teams (name) VALUES (NULL)", {}, 500),
-    ("UPDATE claims SET owner = :value", {"value": "\ud800"}, 422),
-    ("UPDATE claims SET fence = :value", {"value": 2**80}, 422),
-])
-async def test_a_wrong_query_is_ours_and_a_bad_value_the_callers(statement: str, parameters: dict[str, Any],
-                                                                 status: int, url: str) -> None:
+@pytest.mark.parametrize(
+    ("statement", "parameters", "status"),
+    [
+        ("SELECT * FROM no_such_table", {}, 500),
+        ("SELEC 1", {}, 500),
+        ("INSERT INTO teams (name) VALUES (NULL)", {}, 500),
+        ("UPDATE claims SET owner = :value", {"value": "\ud800"}, 422),
+        ("UPDATE claims SET fence = :value", {"value": 2**80}, 422),
+    ],
+)
+async def test_a_wrong_query_is_ours_and_a_bad_value_the_callers(
+    statement: str, parameters: dict[str, Any], status: int, url: str
+) -> None:
     assert database_error(await failure(url, statement, parameters)).status == status
 
 
-@pytest.mark.parametrize(("state", "status"), [
-    ("57P03", 503), ("53100", 503), ("53300", 503), ("40P01", 503), ("55P03", 503), ("25006", 503), ("22P05", 422),
-    ("54000", 422), ("42P01", 500), ("23505", 500)])
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        ("57P03", 503),
+        ("53100", 503),
+        ("53300", 503),
+        ("40P01", 503),
+        ("55P03", 503),
+        ("25006", 503),
+        ("22P05", 422),
+        ("54000", 422),
+        ("42P01", 500),
+        ("23505", 500),
+    ],
+)
 def test_the_states_of_postgresql(state: str, status: int, new_postgres: Any) -> None:
     url = Settings(_env_file=None, database_url=new_postgres()).sqlalchemy_url  # type: ignore[call-arg]
-    error = asyncio.run(failure(url, f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$"))
+    error = asyncio.run(
+        failure(url, f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$")
+    )
     assert database_error(error).status == status
 
 
@@ -63,13 +83,15 @@ async def test_nobody_there_and_no_answer_in_time_are_the_databases() -> None:
     assert fault_of(error) == "database"
     database = Database(create_engine("sqlite+aiosqlite:///:memory:"))
     with pytest.raises(SQLAlchemyError) as raised:
-        async with database.reading(EVERYONE):
+        async with database.reading(ALL_TEAMS):
             raise TimeoutError
     assert fault_of(raised.value) == "database"
     await database.close()
 
 
-async def test_a_full_disk_is_said_once_in_words_and_passes(tmp_path: Path, migrated_sqlite: Path) -> None:
+async def test_a_full_disk_is_said_once_in_words_and_passes(
+    tmp_path: Path, migrated_sqlite: Path
+) -> None:
     path = shutil.copy(migrated_sqlite, tmp_path / "m.db")
     store = Store(f"sqlite+aiosqlite:///{path}")
     pages = 1
@@ -81,8 +103,10 @@ async def test_a_full_disk_is_said_once_in_words_and_passes(tmp_path: Path, migr
     with structlog.testing.capture_logs() as logged:
         for _ in range(3):
             with pytest.raises(SQLAlchemyError) as raised:
-                async with store.database.writing(EVERYONE) as connection:
-                    await connection.execute(sa.text("CREATE TABLE more AS SELECT zeroblob(100000) AS bytes"))
+                async with store.database.writing(ALL_TEAMS) as connection:
+                    await connection.execute(
+                        sa.text("CREATE TABLE more AS SELECT zeroblob(100000) AS bytes")
+                    )
             answer = database_error(raised.value)
             assert (answer.status, answer.code) == (503, "database")
             assert "disk" in answer.message
@@ -161,6 +185,8 @@ def test_readyz_says_that_the_disk_is_full_until_there_is_room(tmp_path: Path) -
         running.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         for attempt in eventually(5):
             with attempt:
-                assert httpx.get(f"{process.url}/readyz", timeout=30, verify=False).status_code == 200
+                assert (
+                    httpx.get(f"{process.url}/readyz", timeout=30, verify=False).status_code == 200
+                )
     finally:
         process.kill()
