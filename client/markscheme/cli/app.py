@@ -242,8 +242,8 @@ def _score_into(
         for start in range(0, len(groups), GROUPS_A_CALL):
             batch: ScoreBatch = client.score(
                 groups[start : start + GROUPS_A_CALL],
-                reuse=reuse,
-                verify=verify,
+                reuse=reuse,  # type: ignore[arg-type]
+                verify=verify,  # type: ignore[arg-type]
                 thinking=thinking,  # type: ignore[arg-type]
                 reuse_scope=reuse_scope,  # type: ignore[arg-type]
                 on_group=lambda _: progress.advance(bar),

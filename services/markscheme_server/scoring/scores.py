@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
@@ -486,7 +487,9 @@ def _answer(
     teacher: schema.TeacherScore | None,
 ) -> schema.GroupScore:
     known = sum(s.reward is not None for s in scores)
-    status = "scored" if known == len(scores) else "partial" if known else "unscored"
+    status: Literal["scored", "partial", "unscored"] = (
+        "scored" if known == len(scores) else "partial" if known else "unscored"
+    )
     rubric = found.rubric
     spent = all(s.reason is UnscoredReason.BUDGET for s in scores)
     error = _error(UnscoredReason.BUDGET, SPENT) if spent else None
@@ -495,7 +498,7 @@ def _answer(
         status=status,
         error=error,
         teacher=teacher,
-        rollouts=scores,  # type: ignore[arg-type]
+        rollouts=scores,
         rubric=schema.RubricRef(
             id=rubric.id,
             version=rubric.version,
