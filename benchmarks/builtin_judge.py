@@ -33,7 +33,7 @@ from ifeval import (
     wanted_atoms,
 )
 from markscheme_server.domain.rubric import Criterion, maximum_score
-from markscheme_server.judge.base import InductionTask, JudgeFailure, Response
+from markscheme_server.judge.base import InductionTask, JudgeFailure, StudentResponse
 from markscheme_server.rules.checks import run_check
 from markscheme_server.rules.contrast import contrast_words
 from markscheme_server.rules.languages import language_of
@@ -163,7 +163,7 @@ def induce(item: Item, teachers: Sequence[str], students: Iterable[Rollout]) -> 
     task = InductionTask(
         ({"role": "user", "content": item.prompt},),
         tuple(teachers),
-        tuple(Response(r.text, r.truncated) for r in students),
+        tuple(StudentResponse(r.text, r.truncated) for r in students),
     )
     try:
         return induce_criteria(task)
@@ -276,7 +276,7 @@ def null_test(items: Sequence[Item], rollouts: dict[str, list[Rollout]]) -> Sect
     for item, other in zip(items, [*items[1:], items[0]], strict=True):
         if item.id not in rollouts:
             continue
-        students = [Response(r.text, r.truncated) for r in rollouts[item.id]]
+        students = [StudentResponse(r.text, r.truncated) for r in rollouts[item.id]]
         for name, teacher, rest in (
             ("its own teacher", item.teacher, students),
             ("another prompt's teacher", other.teacher, students),

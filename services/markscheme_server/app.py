@@ -27,9 +27,10 @@ from markscheme_server.api.middleware import (
 from markscheme_server.api.services import Services
 from markscheme_server.config import BUILTIN, Settings
 from markscheme_server.judge.base import Judge
-from markscheme_server.judge.gateway import Gateway, make_endpoints
+from markscheme_server.judge.endpoint import make_endpoints
+from markscheme_server.judge.gateway import Gateway
 from markscheme_server.judge.openai import OpenAIJudge
-from markscheme_server.judge.queue import Queue
+from markscheme_server.judge.queue import CallQueue
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.quotas import Quotas
 from markscheme_server.limits.redis import Redis
@@ -80,7 +81,7 @@ def make_judge(
             rpm=chosen.rpm,
             tpm=chosen.tpm,
         ),
-        Queue(settings.queue_limit),
+        CallQueue(settings.queue_limit),
     )
     return OpenAIJudge(chosen, gateway, secret=secret)
 
@@ -92,7 +93,7 @@ async def recall_probes(store: Store, judge: Judge) -> None:
     for endpoint in judge.gateway.endpoints:
         probe = await store.probes.find(endpoint.origin, judge.model)
         if probe is not None:
-            endpoint.capabilities.first = probe.form
+            endpoint.capabilities.initial_form = probe.form
 
 
 def _plain(secret: SecretStr | None) -> str | None:

@@ -27,7 +27,7 @@ class TeamRates:
     """Counts requests by team. A limit that is changed begins with nothing counted."""
 
     def __init__(self, windows: SlidingWindows) -> None:
-        self._minute, self._short = windows, windows.of(SHORT_S)
+        self._minute, self._short = windows, windows.with_window(SHORT_S)
         self._used_up: dict[str, tuple[int, float, LimitState]] = {}
 
     async def take(self, team: str, rpm: int) -> RateDecision:
@@ -38,15 +38,15 @@ class TeamRates:
             return RateDecision(False, known)
         names = "team", team, "requests"
         soon = await self._soon(rpm, *names)
-        admitted = soon.remaining > 0 and await self._minute.take(rpm, 1, *names)
+        admitted = soon.remaining > 0 and await self._minute.hit(rpm, 1, *names)
         if admitted and (short := _short(rpm)) is not None:
-            admitted = await self._short.take(short, 1, *names)
-        at, room = time.monotonic(), await self._minute.room(rpm, 1, *names)
+            admitted = await self._short.hit(short, 1, *names)
+        at, room = time.monotonic(), await self._minute.limit_state(rpm, 1, *names)
         if not admitted:
             room = replace(
                 room,
                 remaining=min(room.remaining, soon.remaining),
-                wait_s=max(room.wait_s, soon.wait_s),
+                retry_after_s=max(room.retry_after_s, soon.retry_after_s),
             )
         if admitted:
             self._used_up.pop(team, None)
@@ -58,16 +58,20 @@ class TeamRates:
         """The room in the shorter window. It is only looked at: a refusal is to take nothing of either."""
         short = _short(rpm)
         return (
-            LimitState(rpm, 0.0, 0.0) if short is None else await self._short.room(short, 1, *names)
+            LimitState(rpm, 0.0, 0.0)
+            if short is None
+            else await self._short.limit_state(short, 1, *names)
         )
 
     def _refused(self, team: str, rpm: int) -> LimitState | None:
         """What a request is to be told, when it is known that there is no room for it yet."""
         limit, since, room = self._used_up.get(team, (0, 0.0, None))
         passed_s = time.monotonic() - since
-        if room is None or limit != rpm or passed_s >= min(room.wait_s, REMEMBERED_S):
+        if room is None or limit != rpm or passed_s >= min(room.retry_after_s, REMEMBERED_S):
             return None
-        return replace(room, wait_s=room.wait_s - passed_s, whole_s=room.whole_s - passed_s)
+        return replace(
+            room, retry_after_s=room.retry_after_s - passed_s, reset_s=room.reset_s - passed_s
+        )
 
 
 def _short(rpm: int) -> int | None:

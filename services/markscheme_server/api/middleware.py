@@ -291,7 +291,7 @@ class RateLimited:
         scope[HEADERS] = {
             "x-ratelimit-limit-requests": str(caller.rpm),
             "x-ratelimit-remaining-requests": str(answered.room.remaining),
-            "x-ratelimit-reset-requests": duration(answered.room.whole_s),
+            "x-ratelimit-reset-requests": duration(answered.room.reset_s),
         }
         if answered.admitted:
             return await self.app(scope, receive, send)
@@ -300,7 +300,7 @@ class RateLimited:
             f"the team {caller.team!r} may send {caller.rpm} requests a minute; send this one "
             "again after Retry-After seconds",
             code="rate_limited",
-            retry_after_s=max(1, math.ceil(answered.room.wait_s)),
+            retry_after_s=max(1, math.ceil(answered.room.retry_after_s)),
         )
         return await answer(Request(scope), error)(scope, receive, send)
 

@@ -18,8 +18,14 @@ from markscheme_server.cli import estimate as costs
 from markscheme_server.config import BUILTIN, DEFAULT, TEACHER, Settings
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.judge.base import InductionTask, Judge, JudgeFailure, Response, VerifyTask
-from markscheme_server.judge.gateway import SEE_DOCTOR
+from markscheme_server.judge.base import (
+    InductionTask,
+    Judge,
+    JudgeFailure,
+    StudentResponse,
+    VerifyTask,
+)
+from markscheme_server.judge.failures import SEE_DOCTOR
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.judge.probing import listed_models, probe_schema
 from markscheme_server.store.maintenance.migrate import rls_enforced
@@ -50,7 +56,7 @@ CONTRAST = InductionTask(
     teacher_responses=(
         "Leaves turn gold and fall while the evenings grow cold. Apples are ripe now.",
     ),
-    student_responses=(Response("It is cold and it rains."),),
+    student_responses=(StudentResponse("It is cold and it rains."),),
 )
 
 
@@ -238,8 +244,8 @@ async def _check_schema(
             where = f" at {endpoint.origin}" if len(judge.gateway.endpoints) > 1 else ""
             _say_failure(console, what + where, failure)
             return False
-        endpoint.capabilities.first = support.form
-        _say(console, True, f"{what}: structured output: {support.words}")
+        endpoint.capabilities.initial_form = support.form
+        _say(console, True, f"{what}: structured output: {support.summary}")
         try:
             await store.probes.save(
                 Probe(endpoint.origin, judge.model, support.json_schema, support.form)
@@ -274,11 +280,11 @@ def _say_learnt(judge: OpenAIJudge, what: str, console: Console) -> None:
     """What the endpoints refused and are asked without."""
     for endpoint in judge.gateway.endpoints:
         known = endpoint.capabilities
-        learnt = [f"{name} is not sent" for name in sorted(known.left_out)]
+        learnt = [f"{name} is not sent" for name in sorted(known.omitted)]
         if known.length_name != "max_tokens":
             learnt.append(f"{known.length_name} is sent in place of max_tokens")
-        if known.most_tokens is not None:
-            learnt.append(f"a reply may have {known.most_tokens:,} tokens")
+        if known.max_reply_tokens is not None:
+            learnt.append(f"a reply may have {known.max_reply_tokens:,} tokens")
         if known.form != known.best:
             learnt.append(f"structured output steps down to {known.form}")
         if learnt:

@@ -7,7 +7,7 @@ another prompt's answer; words that stand in the prompt as well do not.
 import re
 from collections.abc import Sequence
 
-from markscheme_server.judge.base import Response
+from markscheme_server.judge.base import StudentResponse
 from markscheme_server.rules.text_metrics import words
 
 MARGIN = 0.5
@@ -38,7 +38,9 @@ def content_words(text: str) -> list[str]:
     ]
 
 
-def contrast_words(prompt: str, teachers: Sequence[str], students: Sequence[Response]) -> list[str]:
+def contrast_words(
+    prompt: str, teachers: Sequence[str], students: Sequence[StudentResponse]
+) -> list[str]:
     """Prompt words that the teachers use and the students do not, by a share of :data:`MARGIN` or more.
 
     Where rollouts were cut off, teachers are read only as far as the longest rollout goes: what comes later
@@ -60,7 +62,7 @@ def contrast_words(prompt: str, teachers: Sequence[str], students: Sequence[Resp
     return chosen[:MOST]
 
 
-def reach_of(students: Sequence[Response]) -> int | None:
+def reach_of(students: Sequence[StudentResponse]) -> int | None:
     """The most words a rollout got to when all were cut off at the token limit; ``None`` when one ended by itself."""
     if not students or not all(response.truncated for response in students):
         return None

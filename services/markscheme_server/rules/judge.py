@@ -45,7 +45,7 @@ class BuiltinJudge:
 
     name = BUILTIN
     max_criteria = None
-    gateway = None
+    queue = None
 
     def __init__(self) -> None:
         self._pool = CheckPool()
@@ -63,7 +63,7 @@ class BuiltinJudge:
         return f"builtin/{READING_VERSION}"
 
     async def induce(
-        self, task: InductionTask, context: CallContext | None = None, *, asks: int = 1
+        self, task: InductionTask, context: CallContext | None = None, *, max_attempts: int = 1
     ) -> Induction:
         """Criteria from the prompt's own constraints. Raises ``no_rubric`` when it states none that code can decide."""
         return Induction(induce_criteria(task))

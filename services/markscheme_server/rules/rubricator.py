@@ -12,7 +12,7 @@ from typing import Any
 
 from markscheme.vocabulary import Category, UnscoredReason
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.judge.base import InductionTask, JudgeFailure, Response
+from markscheme_server.judge.base import InductionTask, JudgeFailure, StudentResponse
 from markscheme_server.rules.constraint import Constraint
 from markscheme_server.rules.contrast import content_words, contrast_words, reach_of
 from markscheme_server.rules.gate import Gate, expects_english, gate_for
@@ -66,7 +66,9 @@ def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
     )
 
 
-def _constraints(candidates: Sequence[Constraint], students: Sequence[Response]) -> list[_Draft]:
+def _constraints(
+    candidates: Sequence[Constraint], students: Sequence[StudentResponse]
+) -> list[_Draft]:
     reach = reach_of(students)
     full = FULL_POINTS if len(candidates) <= CROWDED else CROWDED_POINTS
     spare = MOST_CRITERIA - 1 - len(candidates)

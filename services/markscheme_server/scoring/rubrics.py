@@ -10,7 +10,13 @@ from markscheme_server.domain.call_context import CallContext
 from markscheme_server.domain.reward import mean
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.judge.base import ASKS, InductionTask, Judge, JudgeFailure, Response
+from markscheme_server.judge.base import (
+    MAX_ATTEMPTS,
+    InductionTask,
+    Judge,
+    JudgeFailure,
+    StudentResponse,
+)
 from markscheme_server.judge.base import Induction as Made
 from markscheme_server.scoring.failed_inductions import FailedInductions
 from markscheme_server.scoring.single_flight import Abandoned, SingleFlight
@@ -50,7 +56,7 @@ class RubricRequest:
     team: str
     prompt: tuple[fp.ChatMessage, ...]
     teachers: tuple[str, ...] | None
-    students: tuple[Response, ...]
+    students: tuple[StudentResponse, ...]
     judge: Judge
     reuse: ReusePolicy
     run_id: str | None
@@ -140,8 +146,8 @@ class RubricService:
         found = await self.find(wanted)
         if isinstance(found, ResolvedRubric):
             return found
-        gateway = wanted.judge.gateway
-        reservation = gateway.reserve(1, wanted.team) if gateway is not None else None
+        queue = wanted.judge.queue
+        reservation = queue.reserve(1, wanted.team) if queue is not None else None
         try:
             return await self.induce(found, context)
         finally:
@@ -224,11 +230,13 @@ class RubricService:
         )
         # After a failure other responses are worth a try, but not three calls at each step.
         about = fp.digest([wanted.team, fp.prompt_key(wanted.prompt), judge.rubricator_identity])
-        asks = 1 if self._failed.find(about) is not None else ASKS
+        max_attempts = 1 if self._failed.find(about) is not None else MAX_ATTEMPTS
         line = Line(wanted.team, wanted.run_id, "rubricator", judge.rubricator_identity)
         async with self._budgets.reserve(line) as budget:
             try:
-                made = await judge.induce(task, replace(context, budget=budget), asks=asks)
+                made = await judge.induce(
+                    task, replace(context, budget=budget), max_attempts=max_attempts
+                )
             except JudgeFailure as failure:
                 self._failed.remember(failure, induction.key, about)
                 await self._record(budget.entry(failure.reason), wanted.team)

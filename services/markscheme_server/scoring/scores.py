@@ -28,7 +28,8 @@ from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import Verdict
 from markscheme_server.errors import NotFound, TooLarge
-from markscheme_server.judge.base import Judge, JudgeFailure, Reservation, Response
+from markscheme_server.judge.base import Judge, JudgeFailure, StudentResponse
+from markscheme_server.judge.queue import QueueReservation
 from markscheme_server.judge.replies import MAX_CRITERIA
 from markscheme_server.scoring.judges import Judges
 from markscheme_server.scoring.rubrics import (
@@ -111,7 +112,7 @@ class Batch:
     judge: Judge
     deadline: Deadline
     surveys: list[_Survey]
-    reservation: Reservation | None
+    reservation: QueueReservation | None
     caller: Caller
     allowance: Allowance
     tally: Tally = field(default_factory=Tally)
@@ -178,9 +179,7 @@ class ScoreService:
         )
         calls = sum(s.calls for s in surveys)
         reservation = (
-            judge.gateway.reserve(calls, caller.team)
-            if calls and judge.gateway is not None
-            else None
+            judge.queue.reserve(calls, caller.team) if calls and judge.queue is not None else None
         )
         return Batch(
             request,
@@ -238,7 +237,7 @@ class ScoreService:
                 team,
                 prompt,
                 tuple(group.teacher_responses) if group.teacher_responses is not None else None,
-                tuple(Response(_judged(request, r), r.truncated) for r in group.rollouts),
+                tuple(StudentResponse(_judged(request, r), r.truncated) for r in group.rollouts),
                 self._judges.get(request.judge, "rubricator"),
                 request.reuse,
                 request.run.id if request.run else None,
@@ -272,7 +271,7 @@ class ScoreService:
         if isinstance(survey.found, ResolvedRubric):
             survey.plans = await self._plans(team, request, survey, survey.found.rubric, judge)
             survey.calls = sum(
-                plan.calls for plan in survey.plans if plan.question.judge.gateway is not None
+                plan.calls for plan in survey.plans if plan.question.judge.queue is not None
             )
         elif isinstance(survey.found, Induction):
             survey.calls = 1 + len({r.text for r in survey.group.rollouts})

@@ -54,7 +54,7 @@ class Question:
     @property
     def pooled(self) -> bool:
         """Whether one call sees all responses. A check does not depend on rivals, so for checks there is no pool."""
-        return self.verify == "group" and self.judge.gateway is not None
+        return self.verify == "group" and self.judge.queue is not None
 
     @cached_property
     def prompt_key(self) -> str:
@@ -258,7 +258,7 @@ class VerdictService:
         return known
 
     async def _carry_out(self, plan: Plan, context: CallContext, result: GroupVerdicts) -> None:
-        question, free = plan.question, plan.question.judge.gateway is None
+        question, free = plan.question, plan.question.judge.queue is None
         if plan.known:
             for texts in sliced(question.texts, len(question.criteria)):
                 await self.pace.step(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.domain.call_context import Allowance, CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.judge.base import InductionTask, JudgeFailure, Response, VerifyTask
+from markscheme_server.judge.base import InductionTask, JudgeFailure, StudentResponse, VerifyTask
 from markscheme_server.rules.judge import BuiltinJudge
 from markscheme_server.rules.pool import CheckPool
 
@@ -20,7 +20,9 @@ PROMPT = ({"role": "user", "content": "Describe a harbour. Use no commas. Use at
 
 async def induced() -> tuple[Criterion, ...]:
     task = InductionTask(
-        PROMPT, ("The harbour is quiet and the boats are asleep.",), (Response("Boats, nets."),)
+        PROMPT,
+        ("The harbour is quiet and the boats are asleep.",),
+        (StudentResponse("Boats, nets."),),
     )
     return (await BuiltinJudge().induce(task)).criteria
 

@@ -12,7 +12,7 @@ from markscheme.vocabulary import UnscoredReason
 from markscheme_server.domain.reward import reward
 from markscheme_server.domain.rubric import Criterion, maximum_score, validate_criteria
 from markscheme_server.domain.verdict import Verdict
-from markscheme_server.judge.base import InductionTask, JudgeFailure, Response
+from markscheme_server.judge.base import InductionTask, JudgeFailure, StudentResponse
 from markscheme_server.rules.checks import run_check
 from markscheme_server.rules.rubricator import MOST_CRITERIA, TOPIC_SHARE, induce_criteria
 
@@ -36,7 +36,7 @@ def induce(
         InductionTask(
             ({"role": "user", "content": prompt},),
             teachers,
-            tuple(Response(text, truncated) for text in students),
+            tuple(StudentResponse(text, truncated) for text in students),
         )
     )
 
@@ -98,7 +98,7 @@ def test_system_messages_are_read_and_the_assistants_are_not() -> None:
         {"role": "user", "content": "Hello there"},
         {"role": "assistant", "content": "I will answer in all caps."},
     )
-    criteria = induce_criteria(InductionTask(messages, (), (Response("hi"),)))
+    criteria = induce_criteria(InductionTask(messages, (), (StudentResponse("hi"),)))
     assert {asked(c)["kind"] for c in criteria if c.source} == {"count"}
 
 
