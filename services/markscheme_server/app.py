@@ -118,11 +118,11 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         secret = (
             settings.secret.get_secret_value() if settings.secret else await store.secret("marks")
         )
-        identity = Authenticator(
+        authenticator = Authenticator(
             store.teams,
             operator_key=_plain(settings.api_key),
             pepper=_plain(settings.key_pepper),
-            guarded=settings.guarded,
+            require_key=settings.guarded,
             team_rpm=settings.team_rpm,
         )
         redis = (
@@ -138,7 +138,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             await recall_probes(store, judge)
         judges = Judges(made, settings.roles)
         rates = TeamRates(SlidingWindows(workers=settings.workers, redis=redis))
-        budgets = BudgetService(store.budgets, store.verdicts)
+        budgets = BudgetService(store.budgets, store.ledger)
         rubric_service = RubricService(
             store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below), budgets
         )
@@ -166,7 +166,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
                 "services": Services(
                     settings,
                     store,
-                    identity,
+                    authenticator,
                     rates,
                     judges,
                     rubric_service,
@@ -190,7 +190,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             await verdicts.drain(DRAIN_S)
             await budgets.drain(DRAIN_S)
             await judges.aclose()
-            await identity.drain()
+            await authenticator.drain()
             await store.drain()
             if redis is not None:
                 await redis.aclose()

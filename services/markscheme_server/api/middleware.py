@@ -261,7 +261,7 @@ class Authenticated:
         services: Services = scope["state"]["services"]
         try:
             async with asyncio.timeout(LOOK_UP_S):
-                scope["markscheme.caller"] = await services.identity.authenticate(
+                scope["markscheme.caller"] = await services.authenticator.authenticate(
                     token.strip() if scheme.lower() == "bearer" else None
                 )
         except Unauthorised as error:
@@ -287,20 +287,20 @@ class RateLimited:
         if caller is None or caller.rpm is None:
             return await self.app(scope, receive, send)
         services: Services = scope["state"]["services"]
-        answered = await services.rates.take(caller.team, caller.rpm)
+        decision = await services.rates.hit(caller.team, caller.rpm)
         scope[HEADERS] = {
             "x-ratelimit-limit-requests": str(caller.rpm),
-            "x-ratelimit-remaining-requests": str(answered.room.remaining),
-            "x-ratelimit-reset-requests": duration(answered.room.reset_s),
+            "x-ratelimit-remaining-requests": str(decision.state.remaining),
+            "x-ratelimit-reset-requests": duration(decision.state.reset_s),
         }
-        if answered.admitted:
+        if decision.admitted:
             return await self.app(scope, receive, send)
         metrics.RATE_LIMITED.inc()
         error = TooManyRequests(
             f"the team {caller.team!r} may send {caller.rpm} requests a minute; send this one "
             "again after Retry-After seconds",
             code="rate_limited",
-            retry_after_s=max(1, math.ceil(answered.room.retry_after_s)),
+            retry_after_s=max(1, math.ceil(decision.state.retry_after_s)),
         )
         return await answer(Request(scope), error)(scope, receive, send)
 

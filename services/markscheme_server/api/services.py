@@ -30,7 +30,7 @@ class Services:
 
     settings: Settings
     store: Store
-    identity: Authenticator
+    authenticator: Authenticator
     rates: TeamRates
     judges: Judges
     rubrics: RubricService

@@ -28,12 +28,16 @@ Prefix = Annotated[
 async def create_team(
     payload: schema.TeamCreate, caller: Administrator, services: UsesServices
 ) -> schema.Team:
-    return wire.from_team(await services.identity.create_team(payload.name, actor=actor_of(caller)))
+    return wire.from_team(
+        await services.authenticator.create_team(payload.name, actor=actor_of(caller))
+    )
 
 
 @router.get("/teams", summary="List teams")
 async def list_teams(_caller: Administrator, services: UsesServices) -> schema.TeamList:
-    return schema.TeamList(data=[wire.from_team(team) for team in await services.identity.teams()])
+    return schema.TeamList(
+        data=[wire.from_team(team) for team in await services.authenticator.teams()]
+    )
 
 
 @router.patch(
@@ -43,7 +47,7 @@ async def change_team(
     name: Name, payload: schema.TeamPatch, caller: Administrator, services: UsesServices
 ) -> schema.Team:
     return wire.from_team(
-        await services.identity.change_team(
+        await services.authenticator.change_team(
             name, payload.model_dump(exclude_unset=True), actor=actor_of(caller)
         )
     )
@@ -69,7 +73,7 @@ async def erase(name: Name, caller: Administrator, services: UsesServices) -> sc
 async def create_key(
     payload: schema.KeyCreate, caller: Administrator, services: UsesServices
 ) -> schema.KeyCreated:
-    secret, key = await services.identity.create_key(
+    secret, key = await services.authenticator.create_key(
         payload.team,
         payload.scopes,
         label=payload.label,
@@ -85,7 +89,9 @@ async def list_keys(
     services: UsesServices,
     team: Annotated[str | None, Query(max_length=64, pattern=r"^[a-z0-9._-]*$")] = None,
 ) -> schema.KeyList:
-    return schema.KeyList(data=[wire.from_key(key) for key in await services.identity.keys(team)])
+    return schema.KeyList(
+        data=[wire.from_key(key) for key in await services.authenticator.keys(team)]
+    )
 
 
 @router.post(
@@ -96,7 +102,7 @@ async def list_keys(
 async def rotate_key(
     prefix: Prefix, payload: schema.KeyRotate, caller: Administrator, services: UsesServices
 ) -> schema.KeyCreated:
-    secret, key = await services.identity.rotate(
+    secret, key = await services.authenticator.rotate(
         prefix, overlap=timedelta(seconds=payload.overlap_s), actor=actor_of(caller)
     )
     return wire.from_new_key(secret, key)
@@ -104,4 +110,4 @@ async def rotate_key(
 
 @router.delete("/keys/{prefix:id}", summary="Revoke a key: within a second it opens nothing")
 async def revoke_key(prefix: Prefix, caller: Administrator, services: UsesServices) -> schema.Key:
-    return wire.from_key(await services.identity.revoke(prefix, actor=actor_of(caller)))
+    return wire.from_key(await services.authenticator.revoke(prefix, actor=actor_of(caller)))

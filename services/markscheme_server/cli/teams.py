@@ -23,10 +23,9 @@ from markscheme_server.cli.prune import parse_age
 from markscheme_server.config import Settings
 from markscheme_server.errors import ServiceError
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.budgets import UnknownTeam
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.store import Store
-from markscheme_server.store.teams import Key
+from markscheme_server.store.teams import Key, UnknownTeam
 
 T = TypeVar("T")
 
@@ -66,7 +65,7 @@ def create_team(
             f"{name!r} cannot be a team's name: lower-case letters, digits, '.', '_' and '-', 64 at most, beginning "
             "with a letter or a digit"
         )
-    _do(lambda identity: identity.create_team(name, actor=Actor()))
+    _do(lambda authenticator: authenticator.create_team(name, actor=Actor()))
     typer.echo(
         f"team {name} created; make a key for it with 'markscheme keys create --team {name} --scope …'"
     )
@@ -75,7 +74,7 @@ def create_team(
 @teams.command("list")
 def list_teams(_env_file: EnvFile = None) -> None:
     """List the teams, with what is set for them."""
-    for team in _do(lambda identity: identity.teams()):
+    for team in _do(lambda authenticator: authenticator.teams()):
         said = [team.name]
         if team.rpm is not None:
             said.append(f"{team.rpm} requests a minute")
@@ -101,7 +100,7 @@ def limit_team(
     """Limit a team's requests a minute: within a second it holds at every worker."""
     if (rpm is None) is not default:
         fail("say --rpm N or --default")
-    _do(lambda identity: identity.limit_team(name, rpm, actor=Actor()))
+    _do(lambda authenticator: authenticator.limit_team(name, rpm, actor=Actor()))
     typer.echo(
         f"team {name} may send {rpm} requests a minute"
         if rpm is not None
@@ -133,7 +132,11 @@ def set_team(
     """Set whose rubrics a team reuses: within a second it holds at every worker."""
     if (reuse_scope is None) is not default:
         fail(f"say --reuse-scope {'|'.join(get_args(ReuseScope))} or --default")
-    _do(lambda identity: identity.change_team(name, {"reuse_scope": reuse_scope}, actor=Actor()))
+    _do(
+        lambda authenticator: authenticator.change_team(
+            name, {"reuse_scope": reuse_scope}, actor=Actor()
+        )
+    )
     typer.echo(
         f"team {name} has the reuse scope {reuse_scope}"
         if reuse_scope is not None
@@ -232,7 +235,7 @@ def create_key(
         fail(f"there is no scope {unknown[0]!r}: there are {', '.join(SCOPES)}")
     until = _time(expires) if expires is not None else None
     secret, key = _do(
-        lambda identity: identity.create_key(
+        lambda authenticator: authenticator.create_key(
             team, cast(list[Scope], scopes), label=label, expires_at=until, actor=Actor()
         )
     )
@@ -245,7 +248,7 @@ def list_keys(
     _env_file: EnvFile = None,
 ) -> None:
     """List the keys, newest first."""
-    found = _do(lambda identity: identity.keys(team))
+    found = _do(lambda authenticator: authenticator.keys(team))
     table = Table(box=None, pad_edge=False)
     for name in ("prefix", "team", "scopes", "label", "state", "last used"):
         table.add_column(name, no_wrap=name == "prefix")
@@ -273,7 +276,9 @@ def rotate_key(
 ) -> None:
     """Replace a key by a new one that may do the same. The old one goes on for a while, so that nothing stops."""
     secret, made = _do(
-        lambda identity: identity.rotate(key, overlap=_age("--overlap", overlap), actor=Actor())
+        lambda authenticator: authenticator.rotate(
+            key, overlap=_age("--overlap", overlap), actor=Actor()
+        )
     )
     typer.echo(f"the old key goes on for {overlap} at most", err=True)
     _show_new(secret, made)
@@ -287,7 +292,7 @@ def revoke_key(
     _env_file: EnvFile = None,
 ) -> None:
     """End a key: within a second it opens nothing, at any worker of any replica."""
-    revoked = _do(lambda identity: identity.revoke(key, actor=Actor()))
+    revoked = _do(lambda authenticator: authenticator.revoke(key, actor=Actor()))
     typer.echo(f"{revoked.prefix} of team {revoked.team} is revoked")
 
 
@@ -321,8 +326,8 @@ def erase(
                 name,
                 Actor(),
                 on_total=lambda rows: progress.update(bar, total=rows),
-                on_window=lambda window: progress.update(
-                    bar, advance=window.walked, description=window.table
+                on_batch=lambda batch: progress.update(
+                    bar, advance=batch.walked, description=batch.table
                 ),
             )
         )

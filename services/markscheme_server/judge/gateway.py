@@ -104,10 +104,10 @@ class Gateway:
         loop, context = asyncio.get_running_loop(), call.context
         await call.reserve_budget()
         with _counted(metrics.QUEUE_DEPTH.labels(judge=self.name)) as waiting:
-            await self.quotas.acquire(call.tokens, context.turn, context.team)
+            await self.quotas.acquire(call.tokens, context.priority, context.team)
             while True:
                 await self._wait_until_ready(min(call.wait_until, context.deadline.at))
-                async with self.limiter.slot(context.turn, context.team):
+                async with self.limiter.slot(context.priority, context.team):
                     endpoint = self._pick_endpoint(loop.time(), call.failed_endpoint)
                     if endpoint is None:
                         continue  # its breaker opened while we waited for the slot

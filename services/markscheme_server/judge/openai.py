@@ -17,10 +17,9 @@ from markscheme.text import visible
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, Role
-from markscheme_server.domain.call_context import CallContext, Deadline
+from markscheme_server.domain.call_context import CallContext, Deadline, SpendGuard
 from markscheme_server.domain.hashing import ChatMessage, digest, prompt_text
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.domain.spend_guard import SpendGuard
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge import prompts, replies
 from markscheme_server.judge.base import (

@@ -110,7 +110,7 @@ class BuiltinJudge:
             made, took_s = await self._pool.run(
                 partial(_piece, task.responses, questions, done, until),
                 team=context.team,
-                turn=context.turn,
+                priority=context.priority,
             )
             if not made:
                 return  # there is no time left

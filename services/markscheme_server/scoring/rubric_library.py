@@ -19,7 +19,7 @@ from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import ChatMessage, judged_text
 from markscheme_server.domain.rubric import Criterion, InvalidRubric, Rubric, validate_criteria
 from markscheme_server.errors import Forbidden, NotFound, Unprocessable
-from markscheme_server.judge.base import Response
+from markscheme_server.judge.base import StudentResponse
 from markscheme_server.rules.checks import validate_check
 from markscheme_server.scoring.judges import Judges
 from markscheme_server.scoring.lineage import read_lineage
@@ -185,9 +185,9 @@ class RubricLibrary:
             prompt=tuple(wire.messages(payload.prompt)),
             teachers=None if teachers is None else tuple(teachers),
             students=tuple(
-                Response(judged_text(student, payload.thinking))
+                StudentResponse(judged_text(student, payload.thinking))
                 if isinstance(student, str)
-                else Response(judged_text(student.text, payload.thinking), student.truncated)
+                else StudentResponse(judged_text(student.text, payload.thinking), student.truncated)
                 for student in payload.student_responses
             ),
             judge=self._judges.get(payload.judge, "rubricator"),

@@ -76,7 +76,7 @@ api_keys = sa.Table(
     _created(),
     sa.Index(None, "team"),
 )
-"""Of a key there is only what :func:`markscheme_server.domain.keys.digest` makes of it. Rows are never removed."""
+"""Of a key there is only what :func:`markscheme_server.domain.keys.key_hash` makes of it. Rows are never removed."""
 
 prompts = sa.Table(
     "prompts",

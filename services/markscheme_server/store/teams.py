@@ -18,11 +18,11 @@ from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import api_keys, teams
 
 
-class Taken(Exception):
+class NameTaken(Exception):
     """There is one of this name already."""
 
 
-class Erased(Taken):
+class NameOfErasedTeam(NameTaken):
     """It was the name of a team that was erased."""
 
 
@@ -84,7 +84,7 @@ class TeamStore:
         )
 
     async def create(self, name: str, actor: Actor) -> Team:
-        """A new team. Raises :class:`Taken`, and :class:`Erased` where the name was another's."""
+        """A new team. Raises :class:`NameTaken`, and :class:`NameOfErasedTeam` where the name was another's."""
         team = Team(name, now())
         try:
             async with self._db.writing(team_scope(actor.team)) as connection:
@@ -94,7 +94,9 @@ class TeamStore:
                 await record(connection, actor, "team.created", f"team:{name}")
         except IntegrityError as error:
             raise (
-                Taken if name in {there.name for there in await self.all()} else Erased
+                NameTaken
+                if name in {there.name for there in await self.all()}
+                else NameOfErasedTeam
             ) from error
         return team
 
@@ -136,7 +138,7 @@ class TeamStore:
             return [_team(row) for row in rows.mappings()]
 
     async def add_key(self, key: Key, digest: str, actor: Actor) -> None:
-        """Store a key. Raises :class:`UnknownTeam`, and :class:`Taken` where the prefix is another key's."""
+        """Store a key. Raises :class:`UnknownTeam`, and :class:`NameTaken` where the prefix is another key's."""
         async with self._db.writing(team_scope(actor.team)) as connection:
             known = await connection.execute(
                 sa.select(teams.c.name).where(teams.c.name == key.team, teams.c.erased_at.is_(None))
@@ -156,7 +158,7 @@ class TeamStore:
                     )
                 )
             except IntegrityError as error:
-                raise Taken from error
+                raise NameTaken from error
             await record(
                 connection,
                 actor,
