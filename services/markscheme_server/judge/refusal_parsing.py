@@ -264,7 +264,8 @@ def _stated_limit(text: str, parameter: str) -> int | None:
     if not _is_length(parameter):
         return None
     stated = re.search(
-        r"(?:at most|less than or equal to|maximum(?: allowed)?(?: value)?(?: \S+){0,6}?|up to|<=|, )"
+        r"(?:at most|less than or equal to|maximum(?: allowed)?(?: value)?(?: \S+){0,6}?"
+        r"|up to|<=|, )"
         r" ?`?(\d{2,7})",
         text,
     )
