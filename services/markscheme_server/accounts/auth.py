@@ -28,9 +28,9 @@ from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.teams import (
     AuthenticatedKey,
-    Erased,
     Key,
-    Taken,
+    NameErased,
+    NameTaken,
     Team,
     TeamStore,
     UnknownTeam,
@@ -110,13 +110,13 @@ class Authenticator:
         """Make a team. Raises :class:`Conflict` when there is one of this name, or was."""
         try:
             team = await self._store.create(name, actor)
-        except Erased as error:
+        except NameErased as error:
             raise Conflict(
                 f"{name!r} was the name of a team that was erased, and is given to no other",
                 code="team_erased",
                 param="name",
             ) from error
-        except Taken as error:
+        except NameTaken as error:
             raise Conflict(
                 f"there is a team {name!r} already", code="team_exists", param="name"
             ) from error
@@ -172,7 +172,7 @@ class Authenticator:
                 await self._store.add_key(key, keys.digest(secret, self._pepper), actor)
             except UnknownTeam as error:
                 raise _no_team(team, "team") from error
-            except Taken:  # another key begins with the same eight characters
+            except NameTaken:  # another key begins with the same eight characters
                 continue
             log.info("key_created", key=key.prefix, team=team, scopes=list(ordered))
             return secret, key
@@ -240,7 +240,7 @@ class Authenticator:
         operator's team."""
         if time.monotonic() - self._looked_at >= REMEMBERED_S:
             at = time.monotonic()
-            any_key, rpm, reuse_scope = await self._store.look()
+            any_key, rpm, reuse_scope = await self._store.read_defaults()
             self._guarded = any_key or self._guarded
             self._operator = replace(OPERATOR, rpm=self._limit(rpm), reuse_scope=reuse_scope)
             self._looked_at = at

@@ -39,7 +39,7 @@ async def erase_team(
     actor: Actor,
     *,
     on_total: Callable[[int], None] | None = None,
-    on_window: Callable[[Batch], None] | None = None,
+    on_batch: Callable[[Batch], None] | None = None,
 ) -> Erased:
     """Erase a team, or go on with it: a second call finishes what a killed one left.
 
@@ -54,18 +54,18 @@ async def erase_team(
         )
     eraser = Eraser(store.database, team, actor)
     try:
-        at = await eraser.mark()
+        at = await eraser.mark_erased()
     except UnknownTeam as error:
         raise NotFound(f"there is no team {team!r}", code="team_not_found", param="name") from error
-    await eraser.hide()
+    await eraser.withdraw_rubrics()
     await asyncio.sleep(SETTLES_IN_S)
     if on_total is not None:
         on_total(await eraser.total())
     removed: Counter[str] = Counter()
-    async for window in eraser.run():
-        removed.update(window.removed)
-        if on_window is not None:
-            on_window(window)
+    async for batch in eraser.run():
+        removed.update(batch.deleted)
+        if on_batch is not None:
+            on_batch(batch)
     tombstones = removed.pop(TOMBSTONES, 0)
     log.info("team_erased", team=team, rows=removed.total(), tombstones=tombstones)
     return Erased(team, at, removed, tombstones)

@@ -42,7 +42,7 @@ async def read_lineage(rubric_id: str, caller: Reader, services: UsesServices) -
     runs, more_runs = await store.runs(caller.team, asked.id)
     keys = {criterion.id: criterion_key(criterion) for criterion in asked.criteria}
     counts = await store.verdicts(caller.team, asked.prompt_key, list(keys.values()))
-    use = await store.use(caller.team, asked.id)
+    use = await store.usage(caller.team, asked.id)
     quality = await services.store.rubrics.quality(
         caller.team, [rubric.id for rubric in family.rubrics]
     )
@@ -86,7 +86,7 @@ class _Graph:
                 retired_at=rubric.retired_at,
                 quality=quality.get(rubric.id),
                 run=rubric.provenance.get("run") if own else None,
-                parent_hidden=own and parent is not None and parent not in family.seen,
+                parent_hidden=own and parent is not None and parent not in family.visible,
             )
             if parent in teams:
                 self._join(parent, rubric.id, "version" if teams[parent] == rubric.team else "fork")

@@ -33,12 +33,11 @@ from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import judged_text, messages_of, prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, InvalidRubric, Rubric, validate_criteria
 from markscheme_server.errors import Forbidden, NotFound, Unprocessable
-from markscheme_server.judge.base import JudgeFailure
-from markscheme_server.judge.base import Response as StudentText
+from markscheme_server.judge.base import JudgeFailure, StudentResponse
 from markscheme_server.rules.checks import validate_check
 from markscheme_server.scoring.rubrics import RubricRequest
 from markscheme_server.store.audit import actor_of
-from markscheme_server.store.rubrics import Filters, NotTheirs, Search
+from markscheme_server.store.rubrics import Filters, NotOwner, Search
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
@@ -129,9 +128,9 @@ async def induce_rubric(
         tuple(wire.messages(payload.prompt)),
         tuple(payload.teacher_responses) if payload.teacher_responses is not None else None,
         tuple(
-            StudentText(judged_text(s, payload.thinking))
+            StudentResponse(judged_text(s, payload.thinking))
             if isinstance(s, str)
-            else StudentText(judged_text(s.text, payload.thinking), s.truncated)
+            else StudentResponse(judged_text(s.text, payload.thinking), s.truncated)
             for s in payload.student_responses
         ),
         services.judges.get(payload.judge, "rubricator"),
@@ -257,7 +256,7 @@ async def change_rubric(
             retired=payload.retired,
             actor=actor_of(caller),
         )
-    except NotTheirs as error:
+    except NotOwner as error:
         raise Forbidden(
             "this rubric is another team's: only that team may change it",
             code="not_your_rubric",

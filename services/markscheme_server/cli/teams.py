@@ -321,8 +321,8 @@ def erase(
                 name,
                 Actor(),
                 on_total=lambda rows: progress.update(bar, total=rows),
-                on_window=lambda window: progress.update(
-                    bar, advance=window.walked, description=window.table
+                on_batch=lambda batch: progress.update(
+                    bar, advance=batch.scanned, description=batch.table
                 ),
             )
         )

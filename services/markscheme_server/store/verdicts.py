@@ -88,12 +88,12 @@ class VerdictStore:
             database.insert_rows(judge_calls).on_conflict_do_nothing(),
             database.insert_rows(
                 verdicts,
-                beside=[claim],
+                extra=[claim],
                 where=lambda row: sa.or_(row.claim.is_(None), row.claim.in_(sa.select(mine.c.key))),
             ).on_conflict_do_nothing(),
             claims.end(mine, "ending"),
             settle(database),
-            answering=0,
+            returning=0,
         )
         self._finding: Batcher[tuple[str, tuple[str, ...]], StoredVerdicts] = Batcher(
             self._find, weigh=lambda asked: len(asked[1])
