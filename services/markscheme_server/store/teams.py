@@ -105,7 +105,7 @@ class TeamStore:
         return await self.change(name, {"rpm": rpm}, actor)
 
     async def change(self, name: str, values: Mapping[str, Any], actor: Actor) -> Team | None:
-        """Set a team's ``rpm``, ``reuse_scope`` or both; return ``None`` if there is no such team."""
+        """Set ``rpm``, ``reuse_scope`` or both; return ``None`` if there is no such team."""
         query = (
             sa.select(teams)
             .where(teams.c.name == name, teams.c.erased_at.is_(None))
@@ -208,7 +208,7 @@ class TeamStore:
         return (await self.read_defaults())[0]
 
     async def read_defaults(self) -> tuple[bool, int | None, ReuseScope | None]:
-        """Return whether a key was ever created, and the ``rpm`` and reuse scope of the operator."""
+        """Return whether a key was ever created, and the operator's ``rpm`` and reuse scope."""
         return await self._reading_defaults.submit(None)
 
     async def revoke(self, prefix: str, actor: Actor) -> Key | None:

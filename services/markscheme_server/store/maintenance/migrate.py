@@ -20,8 +20,10 @@ from markscheme_server.store.tables import api_keys, audit_entries, secrets, tea
 
 MIGRATION_LOCK = 5_270_411
 """The advisory lock of a migration (PostgreSQL): one runs at a time."""
-_CREATE_ROLE = sa.text("""DO $$ BEGIN EXECUTE format('CREATE ROLE %I LOGIN NOBYPASSRLS PASSWORD %L',
-    current_setting('markscheme.role'), nullif(current_setting('markscheme.password'), '')); END $$""")
+_CREATE_ROLE = sa.text("""DO $$ BEGIN
+    EXECUTE format('CREATE ROLE %I LOGIN NOBYPASSRLS PASSWORD %L',
+        current_setting('markscheme.role'), nullif(current_setting('markscheme.password'), ''));
+    END $$""")
 
 
 class OtherDatabase(Exception):
