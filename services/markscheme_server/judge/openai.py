@@ -37,7 +37,6 @@ from markscheme_server.judge.chat_request import ChatRequest, ChatSender, Messag
 from markscheme_server.judge.endpoint import Endpoint
 from markscheme_server.judge.failures import failure_of
 from markscheme_server.judge.gateway import Gateway
-from markscheme_server.judge.queue import CallQueue
 from markscheme_server.judge.refusals import Refusal, RefusalKind, Refused
 from markscheme_server.judge.replies import ReplyError, Truncated
 from markscheme_server.judge.reply_cap import UnusableReply
@@ -81,11 +80,6 @@ class OpenAIJudge:
     def name(self) -> str:
         """The name in requests and settings."""
         return self.gateway.name
-
-    @property
-    def queue(self) -> CallQueue:
-        """The queue of its calls."""
-        return self.gateway.queue
 
     @property
     def model(self) -> str:

@@ -44,7 +44,7 @@ class BuiltinJudge:
 
     name = BUILTIN
     max_criteria = None
-    queue = None
+    gateway = None
 
     def __init__(self) -> None:
         self._pool = CheckPool()

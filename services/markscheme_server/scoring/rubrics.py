@@ -146,8 +146,8 @@ class RubricService:
         found = await self.find(wanted)
         if isinstance(found, ResolvedRubric):
             return found
-        queue = wanted.judge.queue
-        reservation = queue.reserve(1, wanted.team) if queue is not None else None
+        gateway = wanted.judge.gateway
+        reservation = gateway.reserve(1, wanted.team) if gateway is not None else None
         try:
             return await self.induce(found, context)
         finally:

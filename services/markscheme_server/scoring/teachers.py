@@ -78,9 +78,9 @@ class TeacherService:
     ) -> SampleResult:
         try:
             missing = count - len(await self._store.teachers.find(team, fp.prompt_key(prompt)))
-            queue = teacher.queue
+            gateway = teacher.gateway
             reservation = (
-                queue.reserve(missing, team) if queue is not None and missing > 0 else None
+                gateway.reserve(missing, team) if gateway is not None and missing > 0 else None
             )
             try:
                 outcomes = await asyncio.gather(

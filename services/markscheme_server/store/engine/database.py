@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NewType
 
@@ -30,6 +31,11 @@ PING_TIMEOUT_S = 2
 BUSY_TIMEOUT_MS = 30_000
 POOL_SIZE = 10
 """Connections of one process; few are enough, because reads and writes come in batches."""
+_POOL: dict[str, Any] = {
+    "pool_size": POOL_SIZE,
+    "max_overflow": 0,
+    "pool_timeout": COMMAND_TIMEOUT_S,
+}
 _DATABASE_STATES = frozenset({"08", "25", "28", "3D", "40", "53", "55", "57", "58", "F0", "XX"})
 """Classes of SQL states of the server: connections, roles, locks, resources, shutdown."""
 _DATA_STATES = frozenset({"22", "54"})
@@ -84,10 +90,12 @@ def create_engine(url: str) -> AsyncEngine:
     """
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
+        pool = {}
         if parsed.database and parsed.database != ":memory:":
             _make_private(Path(parsed.database))
+            pool = _POOL
         engine = create_async_engine(
-            parsed, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}
+            parsed, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **pool
         )
         sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -95,9 +103,7 @@ def create_engine(url: str) -> AsyncEngine:
     return create_async_engine(
         parsed,
         hide_parameters=True,
-        pool_size=POOL_SIZE,
-        max_overflow=0,
-        pool_timeout=COMMAND_TIMEOUT_S,
+        **_POOL,
         connect_args={
             "timeout": CONNECT_TIMEOUT_S,
             "command_timeout": COMMAND_TIMEOUT_S,
@@ -334,11 +340,21 @@ class Database:
         )
 
     async def write(
-        self, scope: TeamScope, batch: "WriteBatch", parameters: Mapping[str, Any]
+        self,
+        scope: TeamScope,
+        batch: "WriteBatch",
+        parameters: Mapping[str, Any],
+        *,
+        first: Iterable[tuple[Any, Mapping[str, Any]]] = (),
     ) -> Sequence[sa.Row[Any]]:
-        """Execute a batch in one transaction, all statements with the same parameters."""
+        """Execute a batch in one transaction, all its statements with the same parameters.
+
+        ``first`` are statements to execute before it, each with parameters of its own.
+        """
         rows: Sequence[sa.Row[Any]] = ()
         async with self.writing(scope) as connection:
+            for statement, own_parameters in first:
+                await connection.execute(statement, own_parameters)
             for statement in batch.statements:
                 result = await connection.execute(statement, parameters)
                 if statement is batch.statements[batch.returning] and result.returns_rows:
@@ -399,7 +415,8 @@ class Database:
 
     def pack(self, rows: Sequence[dict[str, Any]]) -> str:
         """Encode rows as the parameter of `rows`."""
-        return json.dumps(list(rows), ensure_ascii=False, default=self._time)
+        # Encode a time once: the rows of a batch have few different ones.
+        return json.dumps(list(rows), ensure_ascii=False, default=lru_cache(maxsize=4)(self._time))
 
     def usd(self, nano: int | None) -> int | str | None:
         """Encode nano-dollars as `pack` needs them for a column of money."""
