@@ -138,6 +138,7 @@ class Gateway:
                 )
                 cause = RateLimited() if paused else BreakerOpen()
                 raise _AttemptFailed(cause, RetryKind.NEVER, None)
+            # Whichever endpoint changes first; then look at all of them again.
             waits = [asyncio.ensure_future(self._wait_for(e, until)) for e in self.endpoints]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -241,6 +242,7 @@ class Gateway:
             return False
         if error.kind is RetryKind.RATE_LIMIT or error.endpoint is None:
             return True
+        # Another endpoint may take the retry at once; the same one only within its retry budget.
         now = asyncio.get_running_loop().time()
         others = [e for e in self.endpoints if e is not error.endpoint]
         return any(e.is_ready(now) for e in others) or error.endpoint.breaker.allows_retry(now)

@@ -156,6 +156,7 @@ class OpenAIJudge:
         nonce = self._secrets.derive("nonce", material) if s.nonce else None
         canary = None
         if s.canary:
+            # The answer cannot contain a word that derives from a secret: a "met" convicts the judge.
             word = self._secrets.derive("canary", material)
             canary = (f"c{len(shown) + 1}", f"The answer contains the string {word}.")
         pool, rationale = task.verify == "group", s.rationale != "off"
@@ -196,6 +197,7 @@ class OpenAIJudge:
             "verifier", message, "verdicts", schema, len(ids) * len(task.responses) * each
         )
         decided, usage = await self._ask(question, context, read)
+        # A judge that calls the canary met would call anything met: none of its verdicts counts.
         if canary is not None and any(decisions[canary[0]].met for decisions in decided):
             metrics.CANARY_FAILURES.labels(judge=self.name).inc()
             raise JudgeFailure(
@@ -407,6 +409,7 @@ class OpenAIJudge:
         ``length`` is the length that was sent: less than the request's cap where the endpoint
         accepts no more.
         """
+        # Larger only once: a model that needs still more usually never ends.
         first_cap = self._cap(question.usual_tokens)
         at_limit = length is None or length < request.cap
         if request.fixed or at_limit or request.cap > first_cap:

@@ -56,6 +56,7 @@ def gate_for(
     if max_echo is not None and len(words(reference)) >= 3:
         checks.append({"kind": "not_echo", "text": reference, "max_share": max_echo})
         parts.append("is not the prompt again")
+    # A prompt that asks for a word many times asks for repetition.
     if not any(c.check["kind"] == "occurrences" and c.check.get("min", 0) > 5 for c in constraints):
         checks.append({"kind": "no_repetition", "max_share": MAX_REPETITION})
         parts.append("does not repeat itself")

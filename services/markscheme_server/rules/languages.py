@@ -122,6 +122,7 @@ def language_of(text: str) -> str | None:
     total = sum(counts.values())
     if not total:
         return None
+    # Japanese mixes kana with Chinese characters; Chinese has no kana.
     if counts["ja"] and counts["ja"] + counts["zh"] >= _DOMINANT * total:
         return "ja"
     script = max(counts, key=lambda name: counts[name])

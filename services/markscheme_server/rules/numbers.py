@@ -131,6 +131,7 @@ def parse_bounds(match: re.Match[str], tail: str = "") -> Bounds | None:
         return Bounds(low, high, "range")
     kind = _kind_of(match["after"] or "", AFTER) or _kind_of(tail, AFTER, start=True)
     kind = _kind_of(match["before"] or "", BEFORE) or kind or "bare"
+    # "Not more than" is a maximum, "not less than" a minimum.
     if (
         match["before"]
         and kind in ("over", "under")
@@ -143,7 +144,7 @@ def parse_bounds(match: re.Match[str], tail: str = "") -> Bounds | None:
         "over": Bounds(low + 1, None, kind),
         "under": Bounds(None, max(low - 1, 0), kind),
         "exact": Bounds(low, low, kind),
-        "about": Bounds(low * 4 // 5, -(-low * 6 // 5), kind),
+        "about": Bounds(low * 4 // 5, -(-low * 6 // 5), kind),  # 20 % either way, rounded outwards
         "bare": Bounds(low, low, kind),
     }[kind]
 

@@ -100,16 +100,16 @@ _FIRST_WORD = re.compile(r"\w[\w-]*")
 
 def parse_counts(prompt: PromptText) -> Iterator[Constraint]:
     """Yield the constraints on amounts."""
-    loose = _loose_bullets(prompt)
+    item_bullets = _bullets_of_items(prompt)
     for sentence in prompt.sentences:
         if sentence.is_instruction:
-            yield from _in_sentence(sentence, loose)
+            yield from _in_sentence(sentence, item_bullets)
     yield from _divided(prompt)
     yield from _sections(prompt)
     yield from _paragraphs(prompt)
 
 
-def _in_sentence(sentence: Sentence, loose_bullets: Bounds | None) -> Iterator[Constraint]:
+def _in_sentence(sentence: Sentence, item_bullets: Bounds | None) -> Iterator[Constraint]:
     capital = _CAPITAL_WORDS.search(sentence.masked)
     if capital:
         yield from _capital_words(sentence)
@@ -119,11 +119,13 @@ def _in_sentence(sentence: Sentence, loose_bullets: Bounds | None) -> Iterator[C
         yield _count("sentences", found, "sentence", sentence)
     if found := _first(_BULLETS, sentence) or _first(_BULLETED, sentence):
         yield _count("bullets", found, "bullet point", sentence)
-    elif loose_bullets and re.search(r"\bbullet", sentence.masked, re.IGNORECASE):
-        yield _count("bullets", loose_bullets, "bullet point", sentence)
-    position = _first(_PLACEHOLDERS, sentence)
-    if position and re.search(r"place-?holder|bracket", sentence.text, re.IGNORECASE):
-        low = Bounds(position.min, None, "least") if position.kind == "bare" else position
+    elif item_bullets and re.search(r"\bbullet", sentence.masked, re.IGNORECASE):
+        yield _count("bullets", item_bullets, "bullet point", sentence)
+    found = _first(_PLACEHOLDERS, sentence)
+    # "Blanks" and "fields" are common words: they count only beside placeholders or brackets.
+    if found and re.search(r"place-?holder|bracket", sentence.text, re.IGNORECASE):
+        # "3 placeholders" means at least 3, as IFEval counts them.
+        low = Bounds(found.min, None, "least") if found.kind == "bare" else found
         yield _count(
             "placeholders",
             low,
@@ -140,6 +142,7 @@ def _in_sentence(sentence: Sentence, loose_bullets: Bounds | None) -> Iterator[C
             or _some_highlighted(sentence)
         )
     ):
+        # More highlights than asked for are accepted, as in IFEval.
         low = Bounds(found.min, None, "least") if found.kind in ("bare", "exact") else found
         yield _count(
             "highlights",
@@ -150,7 +153,7 @@ def _in_sentence(sentence: Sentence, loose_bullets: Bounds | None) -> Iterator[C
         )
 
 
-def _loose_bullets(prompt: PromptText) -> Bounds | None:
+def _bullets_of_items(prompt: PromptText) -> Bounds | None:
     """Return the number of bullets where the prompt counts the items instead.
 
     Such as "List exactly 10 names … in bullet points".
@@ -188,6 +191,7 @@ def _words(sentence: Sentence) -> Iterator[Constraint]:
             continue
         firm = found.kind not in ("bare", "about")
         if found.kind == "bare":
+            # A small bare number, as in "three words", rarely is a length; a large one is "about".
             if not found.min or found.min < 20:
                 continue
             found = Bounds(found.min * 4 // 5, -(-found.min * 6 // 5), "about")
@@ -242,12 +246,14 @@ def _divided(prompt: PromptText) -> Iterator[Constraint]:
         cues = [s for s in prompt.sentences if pattern.search(s.text)]
         divided = next((s for s in cues if _DIVIDER.search(s.text)), None)
         if divided is None:
+            # The asterisks may stand alone, apart from the sentence that asks for a divider.
             near = [s for s in prompt.sentences if _DIVIDER.search(s.masked) and s.is_instruction]
             divided = near[-1] if cues and near else None
         if divided is None and of == "starred_parts" and _DIVIDER_LINE.search(prompt.text):
             divided = cues[0]
         if divided is None:
             continue
+        # Six asterisks always divide two answers, as in IFEval's instruction.
         found = Bounds(2, 2, "exact") if of == "responses" else _parts_of(prompt, divided)
         noun = "answer" if of == "responses" else "part"
         amount = in_words(found.min, found.max, noun)
@@ -309,12 +315,12 @@ def _paragraphs(prompt: PromptText) -> Iterator[Constraint]:
             total, said = found, sentence
             break
     if total is None or said is None or _THREE_STARS.search(prompt.text):
-        return
+        return  # with three asterisks the paragraphs are parts; see _divided
     for sentence in prompt.sentences:
         nth = _NTH_PARAGRAPH.search(sentence.text) if _STARTS.search(sentence.text) else None
         word = _FIRST_WORD.match(sentence.text, nth.end()) if nth else None
         if nth and word and total.min:
-            position = _place(nth, total.min)
+            position = _paragraph_number(nth, total.min)
             if 1 <= position <= total.min:
                 check = {
                     "kind": "paragraph_start",
@@ -328,12 +334,12 @@ def _paragraphs(prompt: PromptText) -> Iterator[Constraint]:
                     f"“{word.group()}”."
                 )
                 yield Constraint(check, text, sentence.source)
-                return
+                return  # the check decides the number of paragraphs too
     exact = Bounds(total.min, total.min, "exact") if total.kind == "bare" else total
     yield _count("paragraphs", exact, "paragraph", said)
 
 
-def _place(match: re.Match[str], total: int) -> int:
+def _paragraph_number(match: re.Match[str], total: int) -> int:
     said = (match["ordinal"] or match["number"]).lower()
     if said in ("last", "final"):
         return total

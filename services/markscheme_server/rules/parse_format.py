@@ -182,6 +182,7 @@ def _case(sentence: Sentence) -> Iterator[Constraint]:
     term = terms[0]
     if term.lastgroup == "upper" and _SOME_WORDS.search(sentence.before(term.end())):
         return
+    # "No capital letters" asks for lower case.
     negated = bool(_NEGATED_BEFORE.search(sentence.before(term.start())))
     lower = (term.lastgroup == "lower") != negated
     kind, words = ("lowercase", "lower") if lower else ("uppercase", "upper")
@@ -227,7 +228,7 @@ def _ends(prompt: PromptText) -> Iterator[Constraint]:
                 continue
             phrase = re.split(r"(?<=[.?!])\s", bare["phrase"])[0].strip()
         if len(re.findall(r"\w", phrase)) < 2:
-            continue
+            continue  # such as a lone punctuation mark
         yield Constraint(
             {"kind": "ends_with", "text": phrase},
             f"The response ends with {quoted_list([phrase])}.",

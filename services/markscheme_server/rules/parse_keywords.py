@@ -191,6 +191,7 @@ def _excluded(texts: list[str], sentence: Sentence) -> Constraint:
 
 def _often_of(sentence: Sentence, start: int, end: int) -> Bounds | None:
     following = [q.start for q in sentence.quotes_after(end)]
+    # An amount after the words wins: 'use "cup" twice'. One before them must be close.
     after = _times(sentence.masked, end, following[0] if following else None)
     if after:
         return after
@@ -210,11 +211,13 @@ def _lists(sentence: Sentence) -> Iterator[tuple[list[Quote], int, int]]:
         if items:
             covered = items[-1].end
             yield items, cue.start(), covered
+    # "Do not mention rain": no quotation marks and no noun such as "word".
     for cue in _MENTION.finditer(sentence.masked):
         items = _bare_items(sentence, cue)
         if items and cue.start() >= covered:
             covered = items[-1].end
             yield items, items[0].start, covered
+    # 'Say "yes"': a verb directly before a short quotation.
     for quote in sentence.quotes:
         if (
             quote.start >= covered
@@ -290,8 +293,8 @@ def _negated(sentence: Sentence, start: int, end: int) -> bool:
         r"|add)\b)",
         sentence.before(start),
     )[-1]
-    clause = _FORGET.sub(" ", clause)
-    if _NEGATION.search(clause[-80:]):
+    clause = _FORGET.sub(" ", clause)  # "do not forget to" asks for the word
+    if _NEGATION.search(clause[-80:]):  # farther away it is about something else
         return True
     tail = re.split(r"[;.!?,]|\b(?:and|but)\b", sentence.masked[end : end + 70])[0]
     return bool(_BANNED.search(tail))

@@ -29,11 +29,11 @@ _ABOUT_REPEATING = re.compile(
 
 def parse_repeat(prompt: PromptText) -> Iterator[Constraint]:
     """Yield at most one constraint: the response begins with the text to repeat."""
-    for position, sentence in enumerate(prompt.sentences):
+    for index, sentence in enumerate(prompt.sentences):
         if _REPEAT.search(sentence.masked) and _FIRST.search(
-            sentence.masked + _after(prompt, position)
+            sentence.masked + _after(prompt, index)
         ):
-            target = _target(prompt, position)
+            target = _target(prompt, index)
             if target:
                 yield Constraint(
                     {"kind": "starts_with", "text": target[:2000]},
@@ -43,23 +43,24 @@ def parse_repeat(prompt: PromptText) -> Iterator[Constraint]:
             return
 
 
-def _after(prompt: PromptText, position: int) -> str:
-    return " ".join(s.masked for s in prompt.sentences[position + 1 : position + 3])
+def _after(prompt: PromptText, index: int) -> str:
+    return " ".join(s.masked for s in prompt.sentences[index + 1 : index + 3])
 
 
-def _target(prompt: PromptText, position: int) -> str:
+def _target(prompt: PromptText, index: int) -> str:
     """Return the text to repeat: all before the sentences about repeating, or all after them."""
-    last = position
+    # Skip the neighbouring sentences that are about the repetition itself.
+    last = index
     while last + 1 < len(prompt.sentences) and _ABOUT_REPEATING.search(
         prompt.sentences[last + 1].masked
     ):
         last += 1
-    first = position
+    first = index
     while first > 0 and _ABOUT_REPEATING.search(prompt.sentences[first - 1].masked):
         first -= 1
     before = prompt.source[: prompt.sentences[first].start].strip()
     after = prompt.source[_end(prompt.sentences[last]) :].strip()
-    said = prompt.sentences[position].masked.lower()
+    said = prompt.sentences[index].masked.lower()
     if "above" in said:
         return before
     if "below" in said or "following" in said:

@@ -72,6 +72,7 @@ def _count(check: Arguments) -> list[EasierCheck]:
     )
     easier = []
     if low:
+        # Half of the minimum (rounded up), then one. A maximum is relaxed along with it.
         limits = sorted({n for n in (-(-low // 2), 1) if n < low}, reverse=True)
         easier = [(n, None if high is None else max(high, 2 * low)) for n in limits]
     elif high:

@@ -74,7 +74,7 @@ def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
 
 def _draft_constraints(constraints: Sequence[Constraint], word_limit: int | None) -> list[_Draft]:
     full = FULL_POINTS if len(constraints) <= MANY_CONSTRAINTS else REDUCED_POINTS
-    spare = MAX_CRITERIA - 1 - len(constraints)
+    spare = MAX_CRITERIA - 1 - len(constraints)  # one criterion is reserved for the topic
     drafts = []
     for constraint in constraints:
         easier = easier_checks(constraint.check)[: max(spare, 0)]
@@ -82,7 +82,7 @@ def _draft_constraints(constraints: Sequence[Constraint], word_limit: int | None
         if word_limit is not None and _is_unreachable(constraint.check, word_limit):
             points = UNREACHABLE_POINTS
         else:
-            points = full - len(easier) if constraint.firm else 2
+            points = full - len(easier) if constraint.firm else 2  # easier checks share the points
         drafts.append(
             _Draft(constraint.check, constraint.text, points, constraint.source, stated=True)
         )

@@ -55,7 +55,7 @@ def _period_closes(token: str, following: str) -> bool:
     stem = token[:-1].lstrip("\"'“‘([*_").lower()
     starts_upper = following.lstrip("\"'“‘([*_")[:1].isupper()
     if token.endswith("..") or stem.endswith("."):
-        return starts_upper
+        return starts_upper  # an ellipsis, or an abbreviation such as "e.g."
     if stem in _ABBREVIATIONS:
         return False
     return not (len(stem) == 1 and stem.isalpha())

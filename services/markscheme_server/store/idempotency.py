@@ -72,6 +72,7 @@ class IdempotencyStore:
                 expires_at=self._db.clock + self.lease_s,
                 created_at=now(),
             )
+            # Take over a row of the same request that is unfinished and whose lease has expired.
             statement = new.on_conflict_do_update(
                 index_elements=[keys.c.team, keys.c.route, keys.c.key],
                 set_={"owner": new.excluded.owner, "expires_at": new.excluded.expires_at},

@@ -158,6 +158,7 @@ class LineageStore:
             .limit(MAX_RUNS + 1)
             .subquery()
         )
+        # Join each run with its first and its last scored step, for their rewards.
         first, last = steps.alias("first"), steps.alias("last")
         query = (
             sa.select(

@@ -357,12 +357,14 @@ class RubricStore:
                 return None
             if seen[0].team != team:
                 raise NotOwner
+            # Lock the row: concurrent changes of the same rubric are applied one after the other.
             await connection.execute(
                 sa.select(rubrics.c.id)
                 .where(rubrics.c.id == rubric_id, rubrics.c.team == team)
                 .with_for_update()
             )
             if retired is False:
+                # It is offered anew from now on, also to the teams that it is shared with.
                 await connection.execute(
                     sa.update(shares)
                     .where(
@@ -421,6 +423,7 @@ class RubricStore:
         """Return the rubrics found that the team may see, newest first, and whether more exist."""
         query = _SELECT.where(visible(team), *self._conditions(search))
         if search.after is not None:
+            # Continue behind the last rubric of the previous page, in the same order.
             edge = (
                 sa.select(rubrics.c.created_at, rubrics.c.id)
                 .where(rubrics.c.id == search.after, visible(team))

@@ -98,6 +98,7 @@ class UsageStore:
             zero.label("cached_verdicts"),
             sa.literal(0.0).label("saved_usd"),
         ).where(*_within(c, team, since, until))
+        # Reuse is recorded with the groups that it saved calls for, not with calls.
         savings = sa.select(
             a.team,
             a.run_id,

@@ -482,6 +482,7 @@ class Database:
         """
         if not self._is_sqlite:
             return column.bool_op("@@")(sa.func.plainto_tsquery(_ENGLISH, text))
+        # Quoted words are literals in FTS5; only letters and digits are left of the text.
         words = " ".join(f'"{word}"' for word in dict.fromkeys(_WORD.findall(text)))
         return (
             key.in_(sa.select(index.c.rubric_id).where(index.c.words.match(words)))

@@ -126,6 +126,7 @@ async def _grant_privileges(database: Database, url: sa.URL) -> None:
         for grant in (
             f"GRANT USAGE ON SCHEMA public TO {role}",
             f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
+            # Append-only tables, and tables whose rows are only marked, never deleted.
             f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {role}",
             f"REVOKE UPDATE, DELETE ON {audit_entries.name}, {secrets.name} FROM {role}",
             f"REVOKE DELETE ON {teams.name}, {api_keys.name} FROM {role}",
