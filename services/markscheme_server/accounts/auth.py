@@ -216,7 +216,7 @@ class Authenticator:
         return key
 
     async def _named(self, named: str) -> Key:
-        found = await self._store.keys_beginning(keys.prefix(named.strip()))
+        found = await self._store.keys_with_prefix(keys.prefix(named.strip()))
         if not found:
             raise _no_key()
         if len(found) > 1:
@@ -255,7 +255,7 @@ class Authenticator:
         at = (
             time.monotonic()
         )  # before the question: what is revoked while it is answered is asked for in time
-        found = await self._store.key(digest)
+        found = await self._store.key_by_digest(digest)
         if len(self._known) >= MOST_REMEMBERED:
             self._known.clear()
         self._known[digest] = at, found
@@ -275,7 +275,7 @@ class Authenticator:
 
     async def _write_note(self, prefix: str) -> None:
         with suppress(SQLAlchemyError, OSError):
-            await self._store.used(prefix)
+            await self._store.record_use(prefix)
 
 
 def _no_team(name: str, param: str) -> NotFound:

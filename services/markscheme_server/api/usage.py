@@ -73,7 +73,7 @@ async def usage(
                 param="team",
             )
         team = caller.team
-    found, total, more = await services.store.usage.add_up(team, keys, since=since, until=until)
+    found, total, more = await services.store.usage.aggregate(team, keys, since=since, until=until)
     return schema.UsageReport(
         since=since,
         until=until,

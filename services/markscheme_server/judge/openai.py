@@ -156,7 +156,7 @@ class OpenAIJudge:
         nonce = self._secrets.derive("nonce", material) if s.nonce else None
         canary = None
         if s.canary:
-            # The answer cannot contain a word that derives from a secret: a "met" convicts the judge.
+            # No answer can contain a word that derives from a secret: "met" is surely false.
             word = self._secrets.derive("canary", material)
             canary = (f"c{len(shown) + 1}", f"The answer contains the string {word}.")
         pool, rationale = task.verify == "group", s.rationale != "off"

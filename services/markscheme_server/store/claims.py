@@ -49,7 +49,7 @@ class ClaimStore:
         # The keys come in one order, so that two processes that want the same ones cannot lock each other out.
         new = db.insert(claims).from_select(
             ["key", "owner", "fence", "expires_at"],
-            sa.select(db.each("keys"), sa.literal(self._owner), sa.literal(1), until).where(
+            sa.select(db.key_rows("keys"), sa.literal(self._owner), sa.literal(1), until).where(
                 sa.true()
             ),
         )

@@ -171,11 +171,11 @@ class TeamStore:
                 },
             )
 
-    async def key(self, digest: str) -> AuthenticatedKey | None:
+    async def key_by_digest(self, digest: str) -> AuthenticatedKey | None:
         """Return the key with this digest, whether it is valid or not."""
         return await self._finding.submit(digest)
 
-    async def keys_beginning(self, text: str) -> list[Key]:
+    async def keys_with_prefix(self, text: str) -> list[Key]:
         """Return the keys whose prefix begins with ``text``; none where it is empty."""
         if not text:
             return []
@@ -188,7 +188,7 @@ class TeamStore:
                 if row["prefix"].startswith(text)
             ]
 
-    async def key_named(self, prefix: str) -> Key | None:
+    async def key_by_prefix(self, prefix: str) -> Key | None:
         """Return the key with this prefix."""
         async with self._db.reading(NO_TEAM) as connection:
             rows = await connection.execute(sa.select(api_keys).where(api_keys.c.prefix == prefix))
@@ -217,7 +217,7 @@ class TeamStore:
             key = await _change(connection, _NOT_REVOKED, prefix, revoked_at=now())
             if key is not None:
                 await record(connection, actor, "key.revoked", f"key:{prefix}", {"team": key.team})
-        return key or await self.key_named(prefix)
+        return key or await self.key_by_prefix(prefix)
 
     async def replace(self, prefix: str, *, by: str, at: datetime, actor: Actor) -> bool:
         """Let a key expire at a time, or earlier if it does: the key ``by`` replaces it.
@@ -242,7 +242,7 @@ class TeamStore:
                 )
         return key is not None
 
-    async def used(self, prefix: str) -> None:
+    async def record_use(self, prefix: str) -> None:
         """Record that a key was used just now."""
         async with self._db.writing(NO_TEAM) as connection:
             await _change(connection, sa.true(), prefix, last_used_at=now())

@@ -40,7 +40,7 @@ class UsageStore:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    async def add_up(
+    async def aggregate(
         self,
         team: str | None,
         group_by: Sequence[UsageKey],

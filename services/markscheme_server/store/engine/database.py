@@ -429,7 +429,7 @@ class Database:
         """Return the dialect's own INSERT, for its ON CONFLICT clauses."""
         return sqlite.insert(table) if self._is_sqlite else postgresql.insert(table)
 
-    def each(self, name: str) -> sa.ColumnElement[str]:
+    def key_rows(self, name: str) -> sa.ColumnElement[str]:
         """Return the keys bound to the parameter ``name`` as a column of rows; see `keys`.
 
         One parameter for any number of keys makes one statement and one plan. Build statements
@@ -444,11 +444,11 @@ class Database:
     def in_keys(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
         """Return the condition that ``column`` is among the keys bound to ``name``."""
         if self._is_sqlite:
-            return column.in_(sa.select(self.each(name)))
+            return column.in_(sa.select(self.key_rows(name)))
         return column == sa.func.any(_array(name))
 
     def keys(self, keys: Iterable[str]) -> Any:
-        """Encode keys as the parameter of `each` and `in_keys`: unique and sorted."""
+        """Encode keys as the parameter of `key_rows` and `in_keys`: unique and sorted."""
         ordered = sorted(set(keys))
         return json.dumps(ordered) if self._is_sqlite else ordered
 

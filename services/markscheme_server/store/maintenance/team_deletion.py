@@ -195,7 +195,7 @@ class Eraser:
     async def run(self) -> AsyncIterator[Batch]:
         """Delete everything, and record the counts in the audit trail."""
         deleted: Counter[str] = Counter()
-        # Repeat: deleting a rubric makes its parent unreferenced, and so deletable.
+        # Repeat until nothing is left: a pass may make rows deletable that it has passed.
         found = True
         while found:
             found = False
