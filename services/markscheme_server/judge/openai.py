@@ -382,7 +382,7 @@ class OpenAIJudge:
             except ReplyError as error:
                 if attempt == max_attempts or not error.again:
                     raise JudgeFailure(
-                        error.reason, f"the judge's reply was refused: {error}", usage
+                        error.reason, f"the judge's reply cannot be used: {error}", usage
                     ) from error
                 request = replace(
                     request, messages=_reworded(question.message, attempt, text, str(error))
