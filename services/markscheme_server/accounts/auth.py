@@ -30,7 +30,7 @@ from markscheme_server.store.engine.ids import now
 from markscheme_server.store.teams import (
     AuthenticatedKey,
     Key,
-    NameOfErasedTeam,
+    NameErased,
     NameTaken,
     Team,
     TeamStore,
@@ -122,7 +122,7 @@ class Authenticator:
         """Create a team. Raises `Conflict` when the name is, or was, another team's."""
         try:
             team = await self._store.create(name, actor)
-        except NameOfErasedTeam as error:
+        except NameErased as error:
             raise Conflict(
                 f"{name!r} was the name of a team that was erased, and is given to no other",
                 code="team_erased",
@@ -225,7 +225,7 @@ class Authenticator:
         return key
 
     async def _find_named(self, named: str) -> Key:
-        found = await self._store.keys_beginning(keys.prefix(named.strip()))
+        found = await self._store.keys_with_prefix(keys.prefix(named.strip()))
         if not found:
             raise _no_key()
         if len(found) > 1:
@@ -255,7 +255,7 @@ class Authenticator:
         """
         if self._clock() - self._refreshed_at >= CACHE_S:
             refreshed_at = self._clock()
-            any_key, rpm, reuse_scope = await self._store.look()
+            any_key, rpm, reuse_scope = await self._store.read_defaults()
             self._require_key = any_key or self._require_key
             self._operator = replace(OPERATOR, rpm=self._rpm(rpm), reuse_scope=reuse_scope)
             self._refreshed_at = refreshed_at
@@ -269,7 +269,7 @@ class Authenticator:
             return found
         # Count from before the query: a revocation while it runs must not be cached for longer.
         cached_at = self._clock()
-        found = await self._store.key(key_hash)
+        found = await self._store.key_by_digest(key_hash)
         if len(self._cache) >= MAX_CACHED:
             self._cache.clear()
         self._cache[key_hash] = cached_at, found
@@ -285,7 +285,7 @@ class Authenticator:
 
     async def _write_use(self, prefix: str) -> None:
         with suppress(SQLAlchemyError, OSError):
-            await self._store.used(prefix)
+            await self._store.record_use(prefix)
 
 
 def _no_team(name: str, param: str) -> NotFound:

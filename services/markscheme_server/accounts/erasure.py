@@ -59,16 +59,16 @@ async def erase_team(
         )
     eraser = Eraser(store.database, team, actor)
     try:
-        erased_at = await eraser.mark()
+        erased_at = await eraser.mark_erased()
     except UnknownTeam as error:
         raise NotFound(f"there is no team {team!r}", code="team_not_found", param="name") from error
-    await eraser.hide()
+    await eraser.withdraw_rubrics()
     await asyncio.sleep(SETTLE_S)
     if on_total is not None:
         on_total(await eraser.total())
     removed: Counter[str] = Counter()
     async for batch in eraser.run():
-        removed.update(batch.removed)
+        removed.update(batch.deleted)
         if on_batch is not None:
             on_batch(batch)
     tombstones = removed.pop(TOMBSTONES, 0)

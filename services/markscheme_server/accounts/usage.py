@@ -53,7 +53,7 @@ class UsageService:
                     param="team",
                 )
             team = caller.team
-        buckets, total, more = await self._usage.add_up(team, group_by, since=since, until=until)
+        buckets, total, more = await self._usage.aggregate(team, group_by, since=since, until=until)
         return schema.UsageReport(
             since=since,
             until=until,

@@ -21,12 +21,12 @@ from markscheme_server.api.services import UsesServices, caller_of
 from markscheme_server.domain.hashing import digest
 from markscheme_server.errors import Conflict, ServiceError, Unprocessable
 from markscheme_server.store.idempotency import (
-    Address,
     Answered,
-    Begun,
     IdempotencyStore,
-    Reused,
+    KeyReused,
+    RequestKey,
     Running,
+    Started,
 )
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -61,7 +61,7 @@ class Idempotency:
         """The answer of ``work``, or the one that this very call got before. Raises :class:`ServiceError`."""
         if self._key is None:
             return _response(status, (await work()).model_dump_json())
-        address = Address(caller_of(self._request).team, self._request.url.path, self._key)
+        address = RequestKey(caller_of(self._request).team, self._request.url.path, self._key)
         # What is left out and what states a default ask for the same; a field that a later version of the
         # service adds does not make a call under way another one.
         fingerprint = digest(
@@ -72,7 +72,7 @@ class Idempotency:
             }
         )
         standing = await self._store.begin(address, fingerprint)
-        if not isinstance(standing, Begun):
+        if not isinstance(standing, Started):
             return _standing(standing)
         try:
             async with _kept_alive(self._store, address, standing.owner):
@@ -88,7 +88,7 @@ class Idempotency:
         ):
             # Taken over in the meantime: every sender of this call is to hear the same, so theirs counts.
             standing = await self._store.begin(address, fingerprint)
-            if not isinstance(standing, Begun):
+            if not isinstance(standing, Started):
                 return _standing(standing)
         return response
 
@@ -105,7 +105,7 @@ class Idempotency:
 TakesKey = Annotated[Idempotency, Depends()]
 
 
-def _standing(standing: Answered | Running | Reused) -> Response:
+def _standing(standing: Answered | Running | KeyReused) -> Response:
     if isinstance(standing, Answered):
         return _response(standing.status, standing.body, {"Idempotent-Replayed": "true"})
     if isinstance(standing, Running):
@@ -126,7 +126,9 @@ def _response(status: int, body: str, headers: dict[str, str] | None = None) -> 
 
 
 @asynccontextmanager
-async def _kept_alive(store: IdempotencyStore, address: Address, owner: str) -> AsyncIterator[None]:
+async def _kept_alive(
+    store: IdempotencyStore, address: RequestKey, owner: str
+) -> AsyncIterator[None]:
     """Renew the lease while the block runs."""
 
     async def renew() -> None:

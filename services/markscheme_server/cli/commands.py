@@ -305,9 +305,9 @@ def read_settings() -> Settings:
         fail(f"{name}: {message}" if place else message)
     _say_what_was_read(file, settings)
     if settings.database_url is None:
-        from markscheme_server.store.engine.database import tighten
+        from markscheme_server.store.engine.database import tighten_permissions
 
-        tighten(settings.home.expanduser(), 0o700)
+        tighten_permissions(settings.home.expanduser(), 0o700)
     return settings
 
 

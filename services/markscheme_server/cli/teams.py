@@ -327,7 +327,7 @@ def erase(
                 Actor(),
                 on_total=lambda rows: progress.update(bar, total=rows),
                 on_batch=lambda batch: progress.update(
-                    bar, advance=batch.walked, description=batch.table
+                    bar, advance=batch.scanned, description=batch.table
                 ),
             )
         )

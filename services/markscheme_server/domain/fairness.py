@@ -138,7 +138,8 @@ class LoopThrottle:
         """Return when work of this size may be done; teams are served fairly."""
         if self._left < size:
             async with self._queue.slot(team, priority):
-                await asyncio.sleep(0)
+                if self._left < size:  # the limit may have been renewed while we waited
+                    await asyncio.sleep(0)
         if not self._renewing:
             self._renewing = True
             asyncio.get_running_loop().call_soon(self._renew)

@@ -5,14 +5,16 @@ The ``openai`` judge asks a model; the ``builtin`` judge applies rules. Scoring 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.domain.hashing import ChatMessage
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.judge.queue import CallQueue
+
+if TYPE_CHECKING:
+    from markscheme_server.judge.gateway import Gateway  # which imports this module
 
 MAX_ATTEMPTS = 3
 """Times a question is asked: as it is, with the error of the first reply, and reworded."""
@@ -119,8 +121,8 @@ class Judge(Protocol):
         """The maximum number of criteria per verifying call; ``None``: no maximum."""
 
     @property
-    def queue(self) -> CallQueue | None:
-        """The queue of its calls; ``None`` for a judge that makes none."""
+    def gateway(self) -> "Gateway | None":
+        """Limits and retries its calls; ``None`` for a judge that makes none."""
 
     async def induce(
         self, task: InductionTask, context: CallContext, *, max_attempts: int = MAX_ATTEMPTS
@@ -147,8 +149,8 @@ class Teacher(Protocol):
         """The model's name, stored with its responses."""
 
     @property
-    def queue(self) -> CallQueue | None:
-        """The queue of its calls."""
+    def gateway(self) -> "Gateway | None":
+        """Limits and retries its calls."""
 
     async def respond(
         self, prompt: tuple[ChatMessage, ...], context: CallContext

@@ -199,6 +199,7 @@ class ChatSender:
         if refusal.kind is not RefusalKind.PARAMETER:
             return None
         if refusal.parameter == "temperature":
+            # What the operator set is never dropped: the identity of the verdicts states it.
             if "temperature" in known.omitted or self._settings.sets_temperature(request.role):
                 return None
             known.omit("temperature")
@@ -211,6 +212,7 @@ class ChatSender:
     def _adapt_length(
         refusal: Refusal, request: ChatRequest, known: Capabilities
     ) -> ChatRequest | None:
+        # In this order: a smaller length, the other name, and no length at all.
         sent = min(request.cap, known.max_reply_tokens or request.cap)
         if refusal.limit is not None and not request.fixed and refusal.limit < sent:
             known.cap_length(refusal.limit)

@@ -21,16 +21,22 @@ def failure_of(error: Exception) -> JudgeFailure:
     """Return the failure for an error. The message holds nothing of the request or the reply."""
     if isinstance(error, BreakerOpen):
         return JudgeFailure(
-            UnscoredReason.UNAVAILABLE, "the judge has been failing; its breaker is open"
+            UnscoredReason.UNAVAILABLE,
+            "the judge keeps failing, and its breaker is open; try again later",
         )
     if isinstance(error, RateLimited):
-        return JudgeFailure(UnscoredReason.RATE_LIMITED, "the judge's rate limit held")
+        return JudgeFailure(
+            UnscoredReason.RATE_LIMITED, "the judge is at its rate limit; try again later"
+        )
     if isinstance(error, ProtocolError):
         return JudgeFailure(
-            UnscoredReason.PARSE_FAILURE, "the judge's answer is not the protocol's"
+            UnscoredReason.PARSE_FAILURE,
+            "the judge's answer is not a chat completion; check its base_url",
         )
     if isinstance(error, UnusableReply):
-        return JudgeFailure(UnscoredReason.PARSE_FAILURE, f"the judge's reply was refused: {error}")
+        return JudgeFailure(
+            UnscoredReason.PARSE_FAILURE, f"the judge's reply cannot be used: {error}"
+        )
     if is_timeout(error):
         return JudgeFailure(UnscoredReason.TIMEOUT, "the judge did not answer in time")
     if isinstance(error, Refused):
@@ -47,7 +53,7 @@ def _message(refusal: Refusal) -> str:
         case RefusalKind.TOO_LARGE:
             return "the material is too large for the judge"
         case RefusalKind.RATE_LIMITED:
-            return "the judge's rate limit held"
+            return "the judge is at its rate limit; try again later"
         case RefusalKind.QUOTA:
             return "the judge's quota or credit is used up; waiting does not help"
         case RefusalKind.UNAVAILABLE:

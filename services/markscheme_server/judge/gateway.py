@@ -22,7 +22,7 @@ from markscheme_server.config import JudgeSettings
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.judge.endpoint import Endpoint
 from markscheme_server.judge.failures import BreakerOpen, RateLimited, failure_of
-from markscheme_server.judge.queue import CallQueue
+from markscheme_server.judge.queue import CallQueue, QueueReservation
 from markscheme_server.judge.refusals import Refused
 from markscheme_server.judge.reply_cap import UnusableReply
 from markscheme_server.judge.retry import (
@@ -60,6 +60,15 @@ class Gateway:
     ask_canned: Send[object] = field(init=False)
     """Asks an endpoint the canned question; set by the judge that owns this gateway."""
     _canned_tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def concurrency(self) -> int:
+        """The maximum number of calls in flight, over the whole deployment."""
+        return self.settings.concurrency
+
+    def reserve(self, calls: int, team: str) -> QueueReservation:
+        """Reserve room for the calls of a team's request; see `CallQueue.reserve`."""
+        return self.queue.reserve(calls, team)
 
     async def call(
         self,
@@ -129,6 +138,7 @@ class Gateway:
                 )
                 cause = RateLimited() if paused else BreakerOpen()
                 raise _AttemptFailed(cause, RetryKind.NEVER, None)
+            # Whichever endpoint changes first; then look at all of them again.
             waits = [asyncio.ensure_future(self._wait_for(e, until)) for e in self.endpoints]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -232,6 +242,7 @@ class Gateway:
             return False
         if error.kind is RetryKind.RATE_LIMIT or error.endpoint is None:
             return True
+        # Another endpoint may take the retry at once; the same one only within its retry budget.
         now = asyncio.get_running_loop().time()
         others = [e for e in self.endpoints if e is not error.endpoint]
         return any(e.is_ready(now) for e in others) or error.endpoint.breaker.allows_retry(now)

@@ -36,7 +36,6 @@ from markscheme_server.judge.chat_request import ChatRequest, ChatSender, Messag
 from markscheme_server.judge.endpoint import Endpoint
 from markscheme_server.judge.failures import failure_of
 from markscheme_server.judge.gateway import Gateway
-from markscheme_server.judge.queue import CallQueue
 from markscheme_server.judge.refusals import Refusal, RefusalKind, Refused
 from markscheme_server.judge.replies import ReplyError, Truncated
 from markscheme_server.judge.reply_cap import UnusableReply
@@ -80,11 +79,6 @@ class OpenAIJudge:
     def name(self) -> str:
         """The name in requests and settings."""
         return self.gateway.name
-
-    @property
-    def queue(self) -> CallQueue:
-        """The queue of its calls."""
-        return self.gateway.queue
 
     @property
     def model(self) -> str:
@@ -161,6 +155,7 @@ class OpenAIJudge:
         nonce = self._secrets.derive("nonce", material) if s.nonce else None
         canary = None
         if s.canary:
+            # No answer can contain a word that derives from a secret: "met" is surely false.
             word = self._secrets.derive("canary", material)
             canary = (f"c{len(shown) + 1}", f"The answer contains the string {word}.")
         pool, rationale = task.verify == "group", s.rationale != "off"
@@ -201,6 +196,7 @@ class OpenAIJudge:
             "verifier", message, "verdicts", schema, len(ids) * len(task.responses) * each
         )
         decided, usage = await self._ask(question, context, read)
+        # A judge that calls the canary met would call anything met: none of its verdicts counts.
         if canary is not None and any(decisions[canary[0]].met for decisions in decided):
             metrics.CANARY_FAILURES.labels(judge=self.name).inc()
             raise JudgeFailure(
@@ -385,7 +381,7 @@ class OpenAIJudge:
             except ReplyError as error:
                 if attempt == max_attempts or not error.again:
                     raise JudgeFailure(
-                        error.reason, f"the judge's reply was refused: {error}", usage
+                        error.reason, f"the judge's reply cannot be used: {error}", usage
                     ) from error
                 request = replace(
                     request, messages=_reworded(question.message, attempt, text, str(error))
@@ -412,6 +408,7 @@ class OpenAIJudge:
         ``length`` is the length that was sent: less than the request's cap where the endpoint
         accepts no more.
         """
+        # Larger only once: a model that needs still more usually never ends.
         first_cap = self._cap(question.usual_tokens)
         at_limit = length is None or length < request.cap
         if request.fixed or at_limit or request.cap > first_cap:

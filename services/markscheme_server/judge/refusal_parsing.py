@@ -146,6 +146,7 @@ def _error(status: int, body: object, material: str) -> ProviderError:
         error = error["error"]
     if not isinstance(error, Mapping):
         error = {"message": error}
+    # Codes may stand in the error, in Azure's inner error, and beside the error.
     codes = {
         str(error[name]).lower()
         for name in ("code", "type", "status")
@@ -264,10 +265,12 @@ def _stated_limit(text: str, parameter: str) -> int | None:
     if not _is_length(parameter):
         return None
     stated = re.search(
-        r"(?:at most|less than or equal to|maximum(?: allowed)?(?: value)?(?: \S+){0,6}?|up to|<=|, )"
+        r"(?:at most|less than or equal to|maximum(?: allowed)?(?: value)?(?: \S+){0,6}?"
+        r"|up to|<=|, )"
         r" ?`?(\d{2,7})",
         text,
     )
+    # "9000 > 4096": the second number is the limit.
     over = re.search(r"(\d{2,9}) ?> ?(\d{2,7})", text)
     if over:
         return int(over[2])

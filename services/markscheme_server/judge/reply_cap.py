@@ -50,7 +50,7 @@ class _CappedStream(httpx2.AsyncByteStream):
             try:
                 piece = self._decompressor.decompress(chunk, PIECE_BYTES)
             except zlib.error as error:
-                raise UnusableReply("the reply does not inflate") from error
+                raise UnusableReply("the reply cannot be decompressed") from error
             chunk = self._decompressor.unconsumed_tail
             yield piece
 

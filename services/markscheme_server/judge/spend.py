@@ -102,6 +102,7 @@ class RequestCost:
     def on_disconnect(self, error: openai.APIConnectionError) -> None:
         """Record a lost connection: free only if it was never established."""
         cause: BaseException | None = error
+        # The SDK wraps aiohttp's error, which alone tells whether a connection was established.
         while cause is not None:
             if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
                 self._record_free()

@@ -1,1 +1,1 @@
-"""Limits on judge calls and requests, shared between the processes of a deployment through Redis."""
+"""Limits on judge calls and requests, shared between processes through Redis."""

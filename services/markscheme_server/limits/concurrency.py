@@ -17,7 +17,7 @@ LEASE_S = 3.0
 """A process that has not reported for this long loses its slots."""
 TICK_S, RENEW_S = 0.02, 0.1
 SPARE_SLOTS = 4
-"""Slots held beyond those in use while no other process waits; a new call then needs no round trip."""
+"""Slots held in reserve while no other process waits, so that a call needs no round trip."""
 _ALLOT = """
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1e6

@@ -28,8 +28,8 @@ Query = Callable[[SlidingWindowCounterRateLimiter, RateLimitItem], Awaitable[T]]
 class LimitState:
     """What a limit admits: ``remaining`` hits now, and when it admits more.
 
-    ``retry_after_s``: seconds until the cost that was asked about fits; ``reset_s``: until the whole
-    limit is available.
+    ``retry_after_s``: seconds until the cost that was asked about fits; ``reset_s``: seconds until
+    the whole limit is available.
     """
 
     remaining: int

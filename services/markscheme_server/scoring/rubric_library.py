@@ -26,7 +26,7 @@ from markscheme_server.scoring.lineage import read_lineage
 from markscheme_server.scoring.rubrics import RubricRequest, RubricService
 from markscheme_server.store.audit import actor_of
 from markscheme_server.store.lineage import LineageStore
-from markscheme_server.store.rubrics import Filters, NotTheirs, RubricStore, Search
+from markscheme_server.store.rubrics import Filters, NotOwner, RubricStore, Search
 
 MAX_TAGS = 32
 PUBLIC_PROVENANCE = frozenset({"rubricator", "template", "teacher_model"})
@@ -225,7 +225,7 @@ class RubricLibrary:
                 retired=payload.retired,
                 actor=actor_of(caller),
             )
-        except NotTheirs as error:
+        except NotOwner as error:
             raise Forbidden(
                 "this rubric is another team's: only that team may change it",
                 code="not_your_rubric",

@@ -166,8 +166,8 @@ class RubricService:
         found = await self.find(request)
         if isinstance(found, ResolvedRubric):
             return found
-        queue = request.judge.queue
-        reservation = queue.reserve(1, request.team) if queue is not None else None
+        gateway = request.judge.gateway
+        reservation = gateway.reserve(1, request.team) if gateway is not None else None
         try:
             return await self.induce(found, context)
         finally:

@@ -49,6 +49,8 @@ from markscheme_server.store.store import Store
 
 log = structlog.get_logger()
 
+TEXT_WEIGHT = 8
+"""The computing for reading one rollout, counted in verdicts."""
 RUBRIC_NOT_VISIBLE = "the rubric of this step is not shared with the team any more"
 
 
@@ -201,8 +203,8 @@ class ScoreService:
             *(self._plan_group(request, lookup, judge) for lookup in lookups)
         )
         calls, reservation = sum(group.calls for group in groups), None
-        if calls and judge.queue is not None:
-            reservation = judge.queue.reserve(calls, caller.team)
+        if calls and judge.gateway is not None:
+            reservation = judge.gateway.reserve(calls, caller.team)
         return Batch(
             request=request,
             judge=judge,
@@ -237,7 +239,7 @@ class ScoreService:
         prompt = tuple(wire.messages(group.prompt))
         run_id, step = (request.run.id, request.run.step) if request.run else (None, None)
         ref = GroupRef(team, run_id, step, group.id, prompt_key(prompt))
-        texts = [judged_text(rollout.text, request.thinking) for rollout in group.rollouts]
+        texts = await self._judged_texts(team, request, group)
         rubric: ResolvedRubric | PendingInduction | JudgeFailure
         assignment = None
         if group.rubric_id is not None:
@@ -286,6 +288,16 @@ class ScoreService:
             rubric=rubric,
             assignment=assignment,
         )
+
+    async def _judged_texts(
+        self, team: str, request: schema.ScoreRequest, group: schema.Group
+    ) -> list[str]:
+        """Return the part of each rollout that is judged."""
+        texts: list[str] = []
+        for part in sliced(group.rollouts, TEXT_WEIGHT):
+            await self._verdicts.throttle.wait(len(part) * TEXT_WEIGHT, team)
+            texts += [judged_text(rollout.text, request.thinking) for rollout in part]
+        return texts
 
     async def _teacher_texts(
         self, request: schema.ScoreRequest, group: schema.Group, ref: GroupRef

@@ -111,8 +111,8 @@ class TeacherService:
     ) -> SampleResult:
         """Sample the missing responses under a claim."""
         before = await self._store.teachers.find(sampling.team, sampling.prompt_key)
-        missing, queue = max(0, sampling.count - len(before)), sampling.teacher.queue
-        reservation = queue.reserve(missing, sampling.team) if queue and missing else None
+        missing, gateway = max(0, sampling.count - len(before)), sampling.teacher.gateway
+        reservation = gateway.reserve(missing, sampling.team) if gateway and missing else None
         try:
             results = await asyncio.gather(
                 *(self._sample_one(sampling, context) for _ in range(missing)),

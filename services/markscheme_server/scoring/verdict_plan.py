@@ -46,7 +46,7 @@ class VerdictQuery:
     @property
     def is_free(self) -> bool:
         """Whether the judge makes no calls: then nothing is queued, claimed or paid."""
-        return self.judge.queue is None
+        return self.judge.gateway is None
 
     @property
     def is_pooled(self) -> bool:

@@ -7,6 +7,7 @@ before it is judged.
 """
 
 import asyncio
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +19,7 @@ from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.config import VerdictReuse
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.call_context import CallContext, Deadline
-from markscheme_server.domain.fairness import LoopThrottle
+from markscheme_server.domain.fairness import FairQueue, LoopThrottle
 from markscheme_server.domain.hashing import ChatMessage, criterion_key, pool_key
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.usage import JudgeUsage
@@ -33,6 +34,12 @@ from markscheme_server.store.verdicts import JudgeReply, StoredVerdict, VerdictS
 
 SLICE_VERDICTS = 1024
 """Verdicts that are worked on in one go: some milliseconds of the event loop."""
+CALL_WEIGHT = SLICE_VERDICTS // 8
+"""The computing for one judge call, about 3 ms in all, counted in verdicts."""
+UNITS_PER_SLOT, MIN_UNITS = 2, 64
+"""Units of one team that are under way at a time: so many per concurrent call of the judge, and
+at least `MIN_UNITS`. While one wave is at the judge the next is claimed and looked up; the rest of
+a large request takes no memory meanwhile."""
 T = TypeVar("T")
 
 
@@ -85,6 +92,8 @@ class VerdictService:
         self._store, self._claims, self._cache, self._budgets = store, claims, cache, budgets
         self._checks, self._reuse = checks, reuse
         self._flights: SingleFlight[_Decided] = SingleFlight()
+        # By judge; no limit over all teams, so that a team waits only for itself.
+        self._under_way: dict[str, FairQueue] = {}
         self.throttle = LoopThrottle(SLICE_VERDICTS)
         """Counts verdicts that are worked on."""
 
@@ -184,9 +193,36 @@ class VerdictService:
         metrics.VERDICTS.labels(origin=origin).inc(len(plan.known))
         if plan.query.is_free:
             return await self._check(plan, context)
-        return _merged(
-            await asyncio.gather(*(self._ask(plan, unit, context) for unit in plan.units))
+        return await self._ask_all(plan, context)
+
+    async def _ask_all(self, plan: VerdictPlan, context: CallContext) -> _Decided:
+        """Decide all units, a bounded number of them at a time."""
+        query, gateway = plan.query, plan.query.judge.gateway
+        limit = max(MIN_UNITS, UNITS_PER_SLOT * (gateway.concurrency if gateway else 0))
+        under_way = self._under_way.setdefault(
+            query.judge.name, FairQueue(sys.maxsize, max_per_team=limit)
         )
+        units, results = iter(plan.units), list[_Decided]()
+
+        async def ask_next() -> None:
+            for unit in units:
+                try:
+                    async with asyncio.timeout_at(context.deadline.at):
+                        size = len(unit) * len(plan.missing)
+                        await self.throttle.wait(size, query.team, context.priority)
+                        await under_way.acquire(query.team, context.priority)
+                except TimeoutError:
+                    keys = query.keys(plan.missing, unit)
+                    late = dict.fromkeys(keys, UnscoredReason.TIMEOUT)
+                    results.append(_Decided(failures=late))
+                    continue
+                try:
+                    results.append(await self._ask(plan, unit, context))
+                finally:
+                    under_way.release(query.team)
+
+        await asyncio.gather(*(ask_next() for _ in range(min(limit, len(plan.units)))))
+        return _merged(results)
 
     async def _check(self, plan: VerdictPlan, context: CallContext) -> _Decided:
         """Decide by code, some texts at a time. It costs nothing, so nothing is claimed."""
@@ -299,6 +335,7 @@ class VerdictService:
         Verdicts that are `stored` already stand, even if they were asked for again. Returns `None`
         if the claim was taken over meanwhile: then only the call's cost was stored.
         """
+        await self.throttle.wait(CALL_WEIGHT, query.team, context.priority)
         keys = [key for key in query.keys(criteria, unit) if key not in stored]
         order = shuffle_order(pool_key(unit), len(unit))
         task = VerifyTask(query.prompt, criteria, tuple(blind(unit, order)), query.verify)

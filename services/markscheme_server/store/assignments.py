@@ -1,9 +1,10 @@
 """Which rubric a group got, stored before it is judged, and its outcome."""
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -14,6 +15,9 @@ from markscheme_server.store.engine.ids import new_id, now
 from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import assignments, prompts, rollouts, texts
 
+PART_CHARACTERS = 1024 * 1024
+"""Characters of texts in one statement: some milliseconds to hash and to pack."""
+T = TypeVar("T")
 _OUTCOME = ("reward_mean", "reward_spread", "unscored", "cached_verdicts", "saved_usd")
 
 
@@ -105,8 +109,9 @@ class AssignmentStore:
         )
         outcome = database.rows([a.id, a.team, *(a[name] for name in _OUTCOME)], "outcomes")
         new = database.insert_rows(rollouts)
+        self._insert_texts = database.insert_rows(texts).on_conflict_do_nothing()
         self._finish_all = database.combine(
-            database.insert_rows(texts).on_conflict_do_nothing(),
+            self._insert_texts,
             new.on_conflict_do_update(
                 index_elements=[r.assignment_id, r.rollout_id],
                 set_={
@@ -120,7 +125,9 @@ class AssignmentStore:
         )
         self._finding: Batcher[GroupRef, Assignment | None] = Batcher(self._find)
         self._assigning: Batcher[_NewAssignment, Assignment] = Batcher(self._assign)
-        self._finishing: Batcher[tuple[str, str, GroupOutcome], None] = Batcher(self._finish)
+        self._finishing: Batcher[tuple[str, str, GroupOutcome], None] = Batcher(
+            self._finish, weigh=lambda finished: len(finished[2].rollouts)
+        )
 
     async def find(self, group: GroupRef) -> Assignment | None:
         """Return the assignment that a group of a step already has; outside a run there is none."""
@@ -234,42 +241,57 @@ class AssignmentStore:
         # A step that is sent again while it runs may finish twice in one batch: the later outcome
         # stands.
         outcomes = {assignment_id: (team, outcome) for team, assignment_id, outcome in finished}
-        text_by_key = {
-            text_key(r.text): r.text for _, outcome in outcomes.values() for r in outcome.rollouts
-        }
+        rollouts = [(id_, r) for id_, (_, outcome) in outcomes.items() for r in outcome.rollouts]
+        rows: list[dict[str, Any]] = []
+        text_by_key: dict[str, str] = {}
+        for part in _split(rollouts, lambda item: item[1].text):
+            for assignment_id, r in part:
+                key = text_key(r.text)
+                text_by_key[key] = r.text
+                rows.append(
+                    {
+                        "assignment_id": assignment_id,
+                        "rollout_id": r.rollout_id,
+                        "text_key": key,
+                        "truncated": r.truncated,
+                        "reward": r.reward,
+                        "reason": r.reason,
+                    }
+                )
+            await asyncio.sleep(0)  # hashing a part takes milliseconds
+
+        def pack_texts(keys: Sequence[str]) -> dict[str, str]:
+            texts = [{"key": key, "text": text_by_key[key], "created_at": created} for key in keys]
+            return {"texts": self._db.pack(texts)}
+
+        # Long texts go in several statements: one would block the event loop and copy all texts.
+        *first, last = list(_split(sorted(text_by_key), text_by_key.__getitem__)) or [[]]
+        outcome_rows = [
+            {"id": assignment_id, "team": team} | _outcome_row(outcome)
+            for assignment_id, (team, outcome) in outcomes.items()
+        ]
         await self._db.write(
             team_scope(*(team for team, _ in outcomes.values())),
             self._finish_all,
-            {
-                "texts": self._db.pack(
-                    [
-                        {"key": key, "text": text_by_key[key], "created_at": created}
-                        for key in sorted(text_by_key)
-                    ]
-                ),
-                "rollouts": self._db.pack(
-                    [
-                        {
-                            "assignment_id": assignment_id,
-                            "rollout_id": r.rollout_id,
-                            "text_key": text_key(r.text),
-                            "truncated": r.truncated,
-                            "reward": r.reward,
-                            "reason": r.reason,
-                        }
-                        for assignment_id, (_, outcome) in outcomes.items()
-                        for r in outcome.rollouts
-                    ]
-                ),
-                "outcomes": self._db.pack(
-                    [
-                        {"id": assignment_id, "team": team} | _outcome_row(outcome)
-                        for assignment_id, (team, outcome) in outcomes.items()
-                    ]
-                ),
-            },
+            pack_texts(last)
+            | {"rollouts": self._db.pack(rows), "outcomes": self._db.pack(outcome_rows)},
+            first=((self._insert_texts, pack_texts(keys)) for keys in first),
         )
         return [None] * len(finished)
+
+
+def _split(items: Iterable[T], text_of: Callable[[T], str]) -> Iterator[list[T]]:
+    """Split items into parts whose texts have about `PART_CHARACTERS`."""
+    part: list[T] = []
+    size = 0
+    for item in items:
+        part.append(item)
+        size += len(text_of(item))
+        if size >= PART_CHARACTERS:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _outcome_row(outcome: GroupOutcome) -> dict[str, Any]:

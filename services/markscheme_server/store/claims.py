@@ -64,9 +64,9 @@ class ClaimStore:
         # other out.
         new = db.insert(claims).from_select(
             ["key", "owner", "fence", "expires_at"],
-            sa.select(db.each("keys"), sa.literal(self._owner), sa.literal(1), expires_at).where(
-                sa.true()
-            ),
+            sa.select(
+                db.key_rows("keys"), sa.literal(self._owner), sa.literal(1), expires_at
+            ).where(sa.true()),
         )
         self._insert = new.on_conflict_do_update(
             index_elements=[c.key],

@@ -66,11 +66,11 @@ class VerdictStore:
             *ledger.statements,
             database.insert_rows(
                 verdicts,
-                beside=[claim],
+                extra=[claim],
                 where=lambda row: sa.or_(row.claim.is_(None), row.claim.in_(sa.select(ours.c.key))),
             ).on_conflict_do_nothing(),
             claims.end(ours, "ending"),
-            answering=0,
+            returning=0,
         )
         self._finding: Batcher[tuple[str, tuple[str, ...]], Decisions] = Batcher(
             self._find, weigh=lambda query: len(query[1])

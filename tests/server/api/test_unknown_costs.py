@@ -311,7 +311,7 @@ async def test_a_million_calls_add_up_exactly(store: Store, count: int) -> None:
                 ),
             )
         )
-    _, bucket, _ = await store.usage.add_up("red", [], since=None, until=None)
+    _, bucket, _ = await store.usage.aggregate("red", [], since=None, until=None)
     assert (bucket.sums["calls"], bucket.sums["cost_usd"]) == (count, count * 123_457 / 1e9)
     made = await store.budgets.put(
         "red", None, hard_usd=500.0, soft_usd=None, window="total", actor=Actor()

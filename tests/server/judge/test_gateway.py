@@ -131,40 +131,40 @@ async def test_an_open_breaker_is_probed_with_the_question_and_no_call() -> None
 
 async def test_a_team_that_fills_the_queue_leaves_others_their_even_share() -> None:
     judge = gateway(queue_limit=100)
-    held = [judge.queue.reserve(50, "many"), judge.queue.reserve(50, "many")]
+    held = [judge.reserve(50, "many"), judge.reserve(50, "many")]
     with pytest.raises(Unavailable):
-        judge.queue.reserve(1, "many")
-    held += [judge.queue.reserve(25, "other"), judge.queue.reserve(25, "other")]
+        judge.reserve(1, "many")
+    held += [judge.reserve(25, "other"), judge.reserve(25, "other")]
     with pytest.raises(Unavailable):
-        judge.queue.reserve(1, "other")  # its even share is half of the queue
+        judge.reserve(1, "other")  # its even share is half of the queue
     with pytest.raises(Unavailable):
-        judge.queue.reserve(1, "many")
+        judge.reserve(1, "many")
     for one in held:
         one.release()
     held = [
-        judge.queue.reserve(60, "other"),
-        judge.queue.reserve(40, "other"),
+        judge.reserve(60, "other"),
+        judge.reserve(40, "other"),
     ]  # a lone team may fill it
 
 
 async def test_a_team_without_reserved_calls_is_always_admitted() -> None:
     judge = gateway(queue_limit=10)
-    held = [judge.queue.reserve(500, "many"), judge.queue.reserve(400, "other")]
+    held = [judge.reserve(500, "many"), judge.reserve(400, "other")]
     for team in ("many", "other"):
         with pytest.raises(Unavailable):
-            judge.queue.reserve(1, team)
+            judge.reserve(1, team)
     held[1].release()
-    held.append(judge.queue.reserve(400, "other"))
+    held.append(judge.reserve(400, "other"))
 
 
 async def test_a_reservation_ends_with_the_task_that_made_it() -> None:
     judge = gateway(queue_limit=10)
 
     async def request() -> None:
-        judge.queue.reserve(10, "many")  # the response is dropped before it has begun
+        judge.reserve(10, "many")  # the response is dropped before it has begun
 
     await asyncio.create_task(request())
-    judge.queue.reserve(10, "many")
+    judge.reserve(10, "many")
 
 
 async def test_one_call_behind_another_teams_many_waits_for_one_of_them() -> None:

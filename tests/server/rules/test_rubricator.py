@@ -1,4 +1,4 @@
-"""The rubric: constraints first, rungs, topic, gate; and what must never become a rubric."""
+"""The rubric: constraints first, easier_checks, topic, gate; and what must never become a rubric."""
 
 import dataclasses
 from typing import Any
@@ -14,7 +14,7 @@ from markscheme_server.domain.rubric import Criterion, maximum_score, validate_c
 from markscheme_server.domain.verdict import Verdict
 from markscheme_server.judge.base import InductionTask, JudgeFailure, StudentResponse
 from markscheme_server.rules.checks import run_check
-from markscheme_server.rules.rubricator import MOST_CRITERIA, TOPIC_SHARE, induce_criteria
+from markscheme_server.rules.rubricator import MAX_CRITERIA, TOPIC_SHARE, induce_criteria
 
 PROMPT = "Write a short note about the old harbour at night. Do not use any commas."
 TEACHER = (
@@ -213,7 +213,7 @@ def test_what_truncated_rollouts_cannot_reach_weighs_little() -> None:
 def test_a_crowded_prompt_keeps_to_the_most_criteria() -> None:
     prompt = " ".join(f'Use the word "w{n}" at least {n + 2} times.' for n in range(20))
     criteria = induce(prompt)
-    assert len(criteria) == MOST_CRITERIA
+    assert len(criteria) == MAX_CRITERIA
     assert {c.points for c in criteria} == {4}
 
 
@@ -243,6 +243,6 @@ def test_every_rubric_fits_the_wire(prompt: str, teachers: list[str], truncated:
     criteria = induce(
         f"Describe tea without commas. {prompt}", tuple(teachers), truncated=truncated
     )
-    assert 1 <= len(criteria) <= MOST_CRITERIA
+    assert 1 <= len(criteria) <= MAX_CRITERIA
     for c in criteria:
         schema.Criterion.model_validate(dataclasses.asdict(c))

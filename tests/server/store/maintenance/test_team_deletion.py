@@ -24,10 +24,9 @@ from markscheme_server.store.audit import Actor
 from markscheme_server.store.budgets import HoldRequest
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import new_id
-from markscheme_server.store.idempotency import Address, Begun
+from markscheme_server.store.idempotency import RequestKey, Started
 from markscheme_server.store.ledger import CallDescription, JudgeCall
-from markscheme_server.store.maintenance import batch_delete as walking
-from markscheme_server.store.maintenance import team_deletion as erasing
+from markscheme_server.store.maintenance import batch_delete, team_deletion
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import audit_entries, metadata, past_usage, prompts, rubrics
@@ -107,9 +106,9 @@ async def group(
 
 
 async def answer(store: Store, team: str, key: str, body: str) -> None:
-    address = Address(team, f"/r/{word(team)}", key)
+    address = RequestKey(team, f"/r/{word(team)}", key)
     begun = await store.idempotency.begin(address, "f" * 64)
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, Started)
     await store.idempotency.finish(address, begun.owner, status=200, body=body)
 
 
@@ -324,7 +323,10 @@ async def test_killed_after_any_transaction_it_is_finished_by_the_next(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each call is killed one transaction later than the one before."""
-    for module, name, size in ((walking, "WINDOW", 2), (erasing, "RUBRICS_A_WINDOW", 1)):
+    for module, name, size in (
+        (batch_delete, "BATCH_SIZE", 2),
+        (team_deletion, "RUBRICS_PER_BATCH", 1),
+    ):
         monkeypatch.setattr(module, name, size)
     known = await fill(store)
     before = await dump(store)
@@ -332,7 +334,7 @@ async def test_killed_after_any_transaction_it_is_finished_by_the_next(
     async def erase(transactions: int) -> ErasureReport:
         left = transactions
 
-        def count(_window: walking.Batch) -> None:
+        def count(_batch: batch_delete.Batch) -> None:
             nonlocal left
             left -= 1
             if left <= 0:
@@ -480,7 +482,7 @@ async def test_a_sqlite_file_holds_none_of_its_bytes(
 
 
 def test_the_tables_that_the_others_keep_their_prompts_in_are_known() -> None:
-    """Texts and prompts go when none of these refers to them: a new one must be entered in store/erasing.py."""
+    """Texts and prompts go when none of these refers to them: add a new one to store/maintenance/team_deletion.py."""
     assert {
         table.name
         for table in metadata.sorted_tables
