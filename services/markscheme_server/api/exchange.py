@@ -13,7 +13,6 @@ from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.idempotency import TakesKey
 from markscheme_server.api.services import Inducer, Reader, UsesServices
 
-MOST_TAGS = 32
 _EXPORTED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The rubric in the format asked for, and nothing around it",

@@ -26,26 +26,6 @@ class Criterion:
     source: str | None = None
 
 
-class InvalidRubric(ValueError):
-    """The criteria do not make a rubric; the message says why."""
-
-
-def validate_criteria(criteria: tuple[Criterion, ...]) -> None:
-    """Raise `InvalidRubric` unless `criteria` can yield a reward.
-
-    Ids must be unique and points non-zero. At least one criterion must have positive points:
-    otherwise the reward's denominator is zero.
-    """
-    if not criteria:
-        raise InvalidRubric("a rubric needs at least one criterion")
-    if len({c.id for c in criteria}) != len(criteria):
-        raise InvalidRubric("criterion ids must be unique")
-    if any(c.points == 0 for c in criteria):
-        raise InvalidRubric("points must not be 0")
-    if not any(c.points > 0 for c in criteria):
-        raise InvalidRubric("a rubric needs at least one criterion with positive points")
-
-
 def maximum_score(criteria: tuple[Criterion, ...]) -> int:
     """Return the most points a response can earn: W, the sum of the positive points."""
     return sum(c.points for c in criteria if c.points > 0)

@@ -101,8 +101,9 @@ class LedgerStore:
     async def spent_since(
         self, connection: AsyncConnection, team: str, run_id: str, since: float
     ) -> int:
-        """Return what a run (`ALL_RUNS`: the team) spent, in nano-dollars, in the caller's
-        transaction. `since`: the beginning of a day, in seconds since 1970.
+        """Return what a run (`ALL_RUNS`: the team) spent, in nano-dollars.
+
+        Reads in the caller's transaction. `since`: the beginning of a day, in seconds since 1970.
         """
         begin = datetime.fromtimestamp(since, UTC)
         spent = 0
