@@ -29,14 +29,15 @@ class Work:
 
     def __init__(self) -> None:
         self.outcome: str | None = None
-        self.begun, self.allowed = 0, asyncio.Event()
+        self.runs, self.begun, self.allowed = 0, asyncio.Event(), asyncio.Event()
 
     async def find(self) -> str | None:
         return self.outcome
 
     async def run(self, store: Store, deadline: float = float("inf")) -> str:
         async def make(claim: Claim) -> str:
-            self.begun += 1
+            self.runs += 1
+            self.begun.set()
             await self.allowed.wait()
             self.outcome = "made"
             await store.claims.drop(claim)
@@ -48,11 +49,10 @@ class Work:
 async def test_work_is_done_once_by_whichever_process_is_first(stores: list[Store]) -> None:
     work = Work()
     asking = [asyncio.ensure_future(work.run(stores[i % 2])) for i in range(6)]
-    while not work.begun:
-        await asyncio.sleep(0)
+    await work.begun.wait()
     work.allowed.set()
     assert await asyncio.gather(*asking) == ["made"] * 6
-    assert work.begun == 1
+    assert work.runs == 1
     assert not await stores[0].claims.is_held(KEY)
 
 
@@ -97,8 +97,7 @@ async def test_after_a_lost_claim_everything_begins_again(stores: list[Store]) -
 async def test_waiting_ends_at_the_deadline(stores: list[Store]) -> None:
     work = Work()
     first = asyncio.ensure_future(work.run(stores[0]))
-    while not work.begun:
-        await asyncio.sleep(0)
+    await work.begun.wait()
     with pytest.raises(ClaimTimeout):
         await work.run(stores[1], deadline=asyncio.get_running_loop().time())
     work.allowed.set()
