@@ -98,7 +98,7 @@ class Authenticator:
             )
         if self._pepper is None:
             raise Unauthorised(
-                "this service cannot tell keys apart: its operator must set MARKSCHEME_KEY_PEPPER",
+                "this service cannot check keys: its operator must set MARKSCHEME_KEY_PEPPER",
                 code="unknown_key",
             )
         found = await self._find_key(keys.key_hash(token, self._pepper))
@@ -124,7 +124,7 @@ class Authenticator:
             team = await self._store.create(name, actor)
         except NameErased as error:
             raise Conflict(
-                f"{name!r} was the name of a team that was erased, and is given to no other",
+                f"the name {name!r} belonged to a team that was erased, and cannot be used again",
                 code="team_erased",
                 param="name",
             ) from error
@@ -163,7 +163,7 @@ class Authenticator:
         """
         if self._pepper is None:
             raise Unprocessable(
-                "the service has no pepper to store keys under: set MARKSCHEME_KEY_PEPPER",
+                "the service cannot store keys without a pepper: set MARKSCHEME_KEY_PEPPER",
                 code="no_pepper",
             )
         if expires_at is not None:
@@ -171,10 +171,12 @@ class Authenticator:
                 expires_at = expires_at.astimezone(UTC)
             except OverflowError as error:
                 raise Unprocessable(
-                    "this is no time that can be kept", code="invalid_value", param="expires_at"
+                    "this time is out of range", code="invalid_value", param="expires_at"
                 ) from error
         if expires_at is not None and expires_at <= now():
-            raise Unprocessable("this time has passed", code="invalid_value", param="expires_at")
+            raise Unprocessable(
+                "this time is in the past", code="invalid_value", param="expires_at"
+            )
         requested = set(scopes)
         ordered = tuple(scope for scope in SCOPES if scope in requested)
         while True:
@@ -198,7 +200,11 @@ class Authenticator:
         old = await self._find_named(named)
         prefix = old.prefix
         if not old.is_live(now()):
-            raise Conflict("this key has ended; make a new one", code="key_ended", param="prefix")
+            raise Conflict(
+                "this key has expired or was revoked; create a new one",
+                code="key_ended",
+                param="prefix",
+            )
         until = now() + (old.expires_at - old.created_at) if old.expires_at is not None else None
         secret, new = await self.create_key(
             old.team, old.scopes, label=old.label, expires_at=until, actor=actor
@@ -207,7 +213,7 @@ class Authenticator:
             # The old key was revoked meanwhile, so the new one must not outlive it.
             await self._store.revoke(new.prefix, actor)
             raise Conflict(
-                "this key was revoked meanwhile; make a new one", code="key_ended", param="prefix"
+                "this key was revoked meanwhile; create a new one", code="key_ended", param="prefix"
             )
         log.info("key_rotated", key=prefix, to=new.prefix)
         return secret, new
@@ -230,7 +236,7 @@ class Authenticator:
             raise _no_key()
         if len(found) > 1:
             raise Conflict(
-                f"{len(found)} keys begin so; give more of the key",
+                f"{len(found)} keys begin like this; give more of the key",
                 code="ambiguous_key",
                 param="prefix",
             )
@@ -293,4 +299,4 @@ def _no_team(name: str, param: str) -> NotFound:
 
 
 def _no_key() -> NotFound:
-    return NotFound("there is no key of this prefix", code="key_not_found", param="prefix")
+    return NotFound("there is no key with this prefix", code="key_not_found", param="prefix")

@@ -168,7 +168,7 @@ class BudgetReservation(SpendGuard):
         if result == "spent":
             raise JudgeFailure(UnscoredReason.BUDGET, BUDGET_SPENT)
         raise JudgeFailure(
-            UnscoredReason.TIMEOUT, "no money was left free by the budget in the request's time"
+            UnscoredReason.TIMEOUT, "the budget had no money free within the request's time"
         )
 
     async def record(self, failure: str | None = None, *, rubric_id: str | None = None) -> None:

@@ -53,7 +53,7 @@ async def erase_team(
     if team == DEFAULT_TEAM:
         raise Conflict(
             f"{DEFAULT_TEAM!r} is the operator's own team and cannot be erased: 'markscheme prune' "
-            "removes what old runs left, and another database begins anew",
+            "removes what old runs left; to begin anew, use another database",
             code="operators_team",
             param="name",
         )

@@ -51,7 +51,7 @@ log = structlog.get_logger()
 
 TEXT_WEIGHT = 8
 """The computing for reading one rollout, counted in verdicts."""
-RUBRIC_NOT_VISIBLE = "the rubric of this step is not shared with the team any more"
+RUBRIC_NOT_VISIBLE = "the rubric of this step is no longer shared with the team"
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,7 +398,7 @@ class ScoreService:
             return GroupResult(_unscored(lookup.group, failure), usage)
         except Exception as error:
             if is_outage(error):
-                raise  # it concerns all groups alike: the caller is told to send the batch again
+                raise  # it concerns all groups: the caller should send the batch again
             # Whatever it was, it is this group's: what its neighbours were judged for is paid,
             # and is answered.
             log.error(
@@ -409,7 +409,7 @@ class ScoreService:
             )
             failure = JudgeFailure(
                 UnscoredReason.UNAVAILABLE,
-                "scoring this group failed; the service's log has the request's id",
+                "scoring this group failed; find the request's id in the service's log",
             )
             return GroupResult(_unscored(lookup.group, failure), usage)
         finally:
