@@ -24,7 +24,7 @@ from markscheme_server.api.middleware import (
     RequestId,
 )
 from markscheme_server.api.services import Services
-from markscheme_server.config import BUILTIN, Settings
+from markscheme_server.config import BUILTIN, Settings, VerdictReuse
 from markscheme_server.judge.base import Judge
 from markscheme_server.judge.gateway import Gateway, make_endpoints
 from markscheme_server.judge.openai import OpenAIJudge
@@ -46,9 +46,19 @@ from markscheme_server.store.store import Store
 log = structlog.get_logger()
 
 DRAIN_S = 1.0
-"""What judging still gets once its requests are over: it only goes on when nobody waits for it any more."""
+"""Seconds that judge calls in flight get at shutdown, once every request is answered."""
 HOLD_GRACE_S = 60.0
-"""How long beyond a request's time the money set aside for its calls is believed to be needed."""
+"""Seconds beyond a request's own time after which budget that a dead process reserved is freed."""
+CLAIM_LEASE_S = 8.0
+"""Seconds after which the work of a process that fell silent is taken over."""
+QUEUE_LIMIT = 8192
+"""Judge calls admitted and not done, in one process; beyond them a request is answered 503."""
+MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_VERDICTS = 65_536
+"""Texts judged times criteria, in one scoring request; beyond them it is answered 413."""
+CHECKS_TIMEOUT_S = 60.0
+"""Computing time of the checks of one request; what is not decided by then is `timeout`."""
+VERDICT_REUSE: VerdictReuse = "per_criterion"
 DESCRIPTION = "Prompt-specific rubrics and rewards over HTTP. A reward that is not known is null, with a reason."
 
 
@@ -78,7 +88,7 @@ def make_judge(
             rpm=chosen.rpm,
             tpm=chosen.tpm,
         ),
-        Queue(settings.queue_limit),
+        Queue(QUEUE_LIMIT),
     )
     return OpenAIJudge(chosen, gateway, secret=secret)
 
@@ -104,7 +114,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
         store = Store(
             settings.sqlalchemy_url,
-            claim_lease_s=settings.claim_lease_s,
+            claim_lease_s=CLAIM_LEASE_S,
             hold_lease_s=settings.request_timeout_s + HOLD_GRACE_S,
         )
         await migrate.prepare(settings.sqlalchemy_url, settings.sqlalchemy_migration_url)
@@ -112,14 +122,12 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             log.warning(
                 "row_level_security_off", why="the database's role is a superuser or has BYPASSRLS"
             )
-        secret = (
-            settings.secret.get_secret_value() if settings.secret else await store.secret("marks")
-        )
+        secret = await store.secret("marks")
         identity = Authenticator(
             store.teams,
             operator_key=_plain(settings.api_key),
             pepper=_plain(settings.key_pepper),
-            guarded=settings.guarded,
+            guarded=settings.require_api_key,
             team_rpm=settings.team_rpm,
         )
         redis = (
@@ -137,7 +145,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         rates = TeamRates(SlidingWindows(workers=settings.workers, redis=redis))
         budgets = BudgetService(store.budgets, store.verdicts)
         rubric_service = RubricService(
-            store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below), budgets
+            store, Freshness(settings.reuse_max_uses, settings.reuse_max_mean_reward), budgets
         )
         verdicts = VerdictService(
             store.verdicts,
@@ -145,7 +153,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             VerdictCache(),
             budgets,
             checks=made[BUILTIN],
-            reuse=settings.verdict_reuse,
+            reuse=VERDICT_REUSE,
         )
         teachers = TeacherService(store, judges, budgets)
         score_service = ScoreService(
@@ -155,8 +163,8 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             judges,
             teachers,
             timeout_s=settings.request_timeout_s,
-            checks_timeout_s=settings.checks_timeout_s,
-            max_verdicts=settings.max_verdicts,
+            checks_timeout_s=CHECKS_TIMEOUT_S,
+            max_verdicts=MAX_VERDICTS,
         )
         try:
             yield {
@@ -196,7 +204,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
     app.add_middleware(HeadAsGet)
     app.add_middleware(RateLimited)
     app.add_middleware(Authenticated)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=MAX_BODY_BYTES)
     app.add_middleware(Observed, drain=app.state.drain)
     telemetry.install(app)
     app.add_middleware(RequestId)

@@ -17,6 +17,8 @@ from markscheme_server.scoring.scores import Tally
 from markscheme_server.scoring.verdicts import STRIDE
 
 NDJSON = "application/x-ndjson"
+HEARTBEAT_S = 10.0
+"""Seconds without a group after which an NDJSON answer gets a heartbeat line."""
 GRACE_S = 2.0
 """What storing the outcome may take beyond the deadline."""
 _LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
@@ -58,7 +60,7 @@ async def score(
     groups = services.scores.score(batch)
     if NDJSON in accept:
         return StreamingResponse(
-            _lines(groups, batch.tally, services.settings.heartbeat_s),
+            _lines(groups, batch.tally),
             media_type=NDJSON,
             headers=headers | {"X-Accel-Buffering": "no", "Cache-Control": "no-store"},
         )
@@ -101,15 +103,13 @@ async def _dumped_group(group: schema.GroupScore) -> str:
     return f'{start}"rollouts":[{",".join(parts)}]{end}'
 
 
-async def _lines(
-    groups: AsyncIterator[schema.GroupScore], tally: Tally, heartbeat_s: float
-) -> AsyncIterator[str]:
+async def _lines(groups: AsyncIterator[schema.GroupScore], tally: Tally) -> AsyncIterator[str]:
     """Groups, heartbeats in between, the summary last. An answer without its summary is a broken one."""
     source = aiter(groups)
     pending = asyncio.ensure_future(anext(source, None))
     try:
         while True:
-            done, _ = await asyncio.wait([pending], timeout=heartbeat_s)
+            done, _ = await asyncio.wait([pending], timeout=HEARTBEAT_S)
             if not done:
                 yield _line(schema.Heartbeat())
                 continue

@@ -15,7 +15,15 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from markscheme_server import logs
-from markscheme_server.config import BUILTIN, CONFIG_FILE, ENV_FILE, HOME, Settings, withheld
+from markscheme_server.config import (
+    BUILTIN,
+    CONFIG_FILE,
+    ENV_FILE,
+    HOME,
+    Settings,
+    unused_keys,
+    variable_of,
+)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _chosen: ContextVar[Path | None] = ContextVar("settings file", default=None)
@@ -103,7 +111,7 @@ def serve(
         )
     if host not in LOOPBACK:
         settings = settings.model_copy(
-            update={"guarded": True}
+            update={"require_api_key": True}
         )  # also if its database were exchanged
     try:
         listener = serving.listen(host, port)
@@ -297,12 +305,9 @@ def read_settings() -> Settings:
         settings = Settings(_env_file=file)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(p) for p in first["loc"])
-        name = (
-            place if place.startswith(("MARKSCHEME_", "OPENAI_")) else f"MARKSCHEME_{place.upper()}"
-        )
+        name = variable_of(first["loc"])
         message = str(first["msg"]).removeprefix("Value error, ")
-        fail(f"{name}: {message}" if place else message)
+        fail(f"{name}: {message}" if name else message)
     _say_what_was_read(file, settings)
     if settings.database_url is None:
         from markscheme_server.store.engine.database import tighten
@@ -325,7 +330,7 @@ def _say_what_was_read(file: Path | None, settings: Settings) -> None:
         log.info("settings_read", file=str(each))
     if file is not None:
         for names, where in zip(
-            withheld(os.environ, dotenv_values(file)), ("environment", str(file)), strict=True
+            unused_keys(os.environ, dotenv_values(file)), ("environment", str(file)), strict=True
         ):
             for name in names:
                 log.warning(

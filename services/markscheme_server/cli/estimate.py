@@ -183,7 +183,7 @@ def _verification_tokens(plan: TrainingPlan, judge: JudgeSettings, criteria: int
         responses + teachers if pool else responses[:1],
         plan.verify,
     )
-    schema = prompts.verdict_schema(pool=pool, evidence=judge.evidence, nonce=judge.nonce)
+    schema = prompts.verdict_schema(pool=pool, evidence=judge.evidence, nonce=judge.hardening)
     marked = _filler(16)
     return _tokens(
         prompts.verifier_prompt(
@@ -192,9 +192,9 @@ def _verification_tokens(plan: TrainingPlan, judge: JudgeSettings, criteria: int
             schema,
             _marks(),
             max_tokens=judge.max_response_tokens,
-            nonce=marked if judge.nonce else None,
+            nonce=marked if judge.hardening else None,
             canary=(f"c{criteria + 1}", f"The answer contains the string {marked}.")
-            if judge.canary
+            if judge.hardening
             else None,
         )
     )
@@ -205,7 +205,7 @@ def _verdict_tokens(plan: TrainingPlan, judge: JudgeSettings, criteria: int) -> 
         {"evidence": _filler(EVIDENCE_CHARACTERS)} if judge.evidence else {}
     )
     marked = plan.rollouts_per_group + plan.teacher_responses if plan.verify == "group" else 1
-    return _json_tokens({"verdicts": [verdict] * (criteria + judge.canary)}) * marked
+    return _json_tokens({"verdicts": [verdict] * (criteria + judge.hardening)}) * marked
 
 
 def _rubric_tokens() -> int:

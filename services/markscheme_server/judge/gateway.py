@@ -44,6 +44,10 @@ from markscheme_server.judge.retry import (
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_S = 5.0
 """A host that does not answer by then is not there: the call was not sent."""
+BREAKER_PROBE_S = 15.0
+"""How long an open breaker waits before it asks the canned question."""
+BREAKER_WAIT_S = 60.0
+"""How long a call waits for an open breaker before it fails."""
 CANNED_TIMEOUT_S = 15.0
 """A small question is answered in less, or the endpoint is as good as out."""
 SEE_DOCTOR = "; 'markscheme doctor' shows its own words"
@@ -141,7 +145,7 @@ class Gateway:
             tokens,
             context,
             cover,
-            asyncio.get_running_loop().time() + self.settings.breaker_wait_s,
+            asyncio.get_running_loop().time() + BREAKER_WAIT_S,
         )
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(self._may_pass),
@@ -334,7 +338,7 @@ def make_endpoints(name: str, settings: JudgeSettings, key: SecretStr | None) ->
             Endpoint(
                 origin_of(url),
                 client,
-                Breaker(settings.breaker_probe_s, changed=gauge.set),
+                Breaker(BREAKER_PROBE_S, changed=gauge.set),
                 Capabilities(forms, changed=_announce(name, origin_of(url))),
             )
         )

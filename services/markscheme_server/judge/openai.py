@@ -98,8 +98,7 @@ class OpenAIJudge:
             f"+{name}"
             for name, on in (
                 ("evidence", s.evidence),
-                ("nonce", s.nonce),
-                ("canary", s.canary),
+                ("hardening", s.hardening),
                 ("rationale", s.rationale != "off"),
             )
             if on
@@ -143,9 +142,9 @@ class OpenAIJudge:
         s = self._settings
         shown = prompts.shown_criteria(task.criteria)
         address = [list(task.prompt), [c.text for c in task.criteria], list(task.responses)]
-        nonce = self._marks.derive("nonce", address) if s.nonce else None
+        nonce = self._marks.derive("nonce", address) if s.hardening else None
         canary = None
-        if s.canary:
+        if s.hardening:
             word = self._marks.derive("canary", address)
             canary = (f"c{len(shown) + 1}", f"The answer contains the string {word}.")
         pool, rationale = task.verify == "group", s.rationale != "off"

@@ -42,7 +42,9 @@ class Spending:
     async def cover(self, prompt_bytes: int, reply_tokens: int) -> None:
         """See to the money for a request of this size. Raises ``JudgeFailure`` when the budget is spent."""
         if self.settings.priced:
-            await self._budget.hold(self.settings.most(prompt_bytes, reply_tokens), self._deadline)
+            await self._budget.hold(
+                self.settings.max_cost(prompt_bytes, reply_tokens), self._deadline
+            )
 
     def begin(self, prompt_bytes: int, reply_tokens: int) -> "Request":
         """Book a request, which is sent now."""
@@ -50,7 +52,9 @@ class Spending:
         request = Request(self, prompt_bytes, reply_tokens, before)
         self.book(
             before,
-            JudgeUsage(1, unpriced_calls=1, unknown=self.settings.most(prompt_bytes, reply_tokens)),
+            JudgeUsage(
+                1, unpriced_calls=1, unknown=self.settings.max_cost(prompt_bytes, reply_tokens)
+            ),
         )
         return request
 
@@ -85,7 +89,7 @@ class Request:
                 cached,
                 cost,
                 unpriced_calls=0 if known else 1,
-                unknown=0 if known else settings.most(self._prompt_bytes, self._reply_tokens),
+                unknown=0 if known else settings.max_cost(self._prompt_bytes, self._reply_tokens),
             ),
         )
         for kind, tokens in (("prompt", prompt), ("completion", reply)):

@@ -98,10 +98,12 @@ def test_it_is_turned_away_before_its_body_is_read(organisation: Keys, start: St
 def test_a_batch_is_one_request_and_every_answer_tells_what_is_left(
     organisation: Keys,
     start: Start,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     key = organisation.key("red", "score", "induce")
     organisation.limit("red", 100)
-    url = start(max_body_bytes=20_000)
+    monkeypatch.setattr("markscheme_server.app.MAX_BODY_BYTES", 20_000)
+    url = start()
     before_the_turn()
     groups = [SCORE["groups"][0] | {"id": f"g{i}"} for i in range(20)]  # type: ignore[index]
     sent = [

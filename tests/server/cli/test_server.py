@@ -226,7 +226,6 @@ def test_secrets_show_nowhere(start: Start, judge: ScriptedJudge) -> None:
         judge_model="scripted",
         judge_api_key=f"{secret}-judge",
         api_key=f"{secret}-key",
-        secret=f"{secret}-fence",
     )
     key = {
         "Authorization": f"Bearer {secret}-key",

@@ -129,7 +129,7 @@ def test_costly_checks_keep_their_deadline_and_hold_nobody_up(start: Any, judge:
 def test_a_batch_of_too_many_verdicts_is_refused_with_the_figures(
     start: Any, judge: FastJudge
 ) -> None:
-    url, (many, _) = serve_teams(start, judge, max_verdicts=20)
+    url, (many, _) = serve_teams(start, judge, constants={"markscheme_server.app.MAX_VERDICTS": 20})
     rubric = create(url, many, {}, {}, {})
     refused, taken = send_all(
         [
