@@ -296,7 +296,7 @@ class JudgeSettings(JudgeOptions):
         return int((per_million * NANO / 10**6).to_integral_value(ROUND_HALF_EVEN))
 
     def max_cost(self, prompt: int, completion: int) -> int:
-        """Return the most that tokens can cost, cached or not, in nano-dollars; 0 without prices."""
+        """Return the most that tokens can cost in nano-dollars, cached or not; 0 without prices."""
         return max(self.cost(prompt, 0, completion), self.cost(prompt, prompt, completion))
 
     @property
@@ -536,7 +536,7 @@ def variables() -> list[str]:
 
 
 def _judge_settings() -> list[str]:
-    """List `judge_<field>` and `teacher_<field>`, but for fields of a role that one does not have."""
+    """List `judge_<field>` and `teacher_<field>`, without fields that belong to another role."""
     return [
         f"{prefix}{field}"
         for prefix, others in (

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.processes import COMMAND, command, environment
-from markscheme_server.cli.prune import parse_age
+from markscheme_server.cli.common import parse_age
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import now
