@@ -12,6 +12,7 @@ from markscheme_server import telemetry
 from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.accounts.rate_limit import TeamRates
+from markscheme_server.accounts.usage import UsageService
 from markscheme_server.api import errors, exchange, health, lineage, rubrics, scores, teams, usage
 from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
@@ -35,6 +36,7 @@ from markscheme_server.limits.redis import Redis
 from markscheme_server.limits.sliding_window import SlidingWindows
 from markscheme_server.rules.judge import BuiltinJudge
 from markscheme_server.scoring.judges import Judges
+from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.rubrics import Freshness, RubricService
 from markscheme_server.scoring.scores import ScoreService
 from markscheme_server.scoring.teachers import TeacherService
@@ -175,10 +177,19 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
                     rates,
                     judges,
                     rubric_service,
+                    RubricLibrary(store.rubrics, store.lineage, rubric_service, judges),
                     verdicts,
                     score_service,
                     teachers,
                     budgets,
+                    UsageService(
+                        store.usage,
+                        store.budgets,
+                        store.audit,
+                        unpriced_judges=[
+                            name for name, judge in settings.judges.items() if not judge.priced
+                        ],
+                    ),
                 )
             }
         finally:

@@ -7,15 +7,11 @@ from fastapi import APIRouter, Query, Response
 
 from markscheme import exchange, schema
 from markscheme.vocabulary import ExchangeFormat
-from markscheme_server import wire
 from markscheme_server.api import idempotency
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.idempotency import TakesKey
-from markscheme_server.api.rubrics import checked_criteria, get_rubric, shown_rubrics
 from markscheme_server.api.services import Inducer, Reader, UsesServices
-from markscheme_server.errors import Unprocessable
-from markscheme_server.store.audit import actor_of
 
 MOST_TAGS = 32
 _EXPORTED: dict[int | str, dict[str, Any]] = {
@@ -46,36 +42,11 @@ async def import_rubric(
 ) -> Response:
     """What the format says is stored as ``POST /v1/rubrics`` would store it. What we cannot hold is refused, or, with
     ``allow_loss``, left out and told."""
-    try:
-        found = exchange.load(
-            payload.content, payload.format, prompt=payload.prompt, allow_loss=payload.allow_loss
-        )
-    except exchange.Malformed as error:
-        raise Unprocessable(str(error), code="malformed_content", param=error.param) from error
-    except exchange.NotRepresentable as error:
-        raise Unprocessable(str(error), code="not_representable", param="content") from error
-    criteria = await checked_criteria(found.criteria)
-    tags = list(dict.fromkeys([*payload.tags, *found.tags]))
-    if len(tags) > MOST_TAGS:
-        raise Unprocessable(
-            f"with the tags of the content there are {len(tags)}; a rubric has {MOST_TAGS} at most",
-            code="too_many_tags",
-            param="tags",
-        )
+    draft = await services.library.draft_import(payload)
 
     async def save() -> schema.RubricImported:
-        saved = await services.store.rubrics.save(
-            team=caller.team,
-            prompt=wire.messages(found.prompt),
-            criteria=criteria,
-            origin="imported",
-            tags=tags,
-            provenance={},
-            actor=actor_of(caller),
-        )
-        return schema.RubricImported(
-            rubric=(await shown_rubrics(services, caller, [saved]))[0], losses=list(found.losses)
-        )
+        rubric = await services.library.save(caller, draft)
+        return schema.RubricImported(rubric=rubric, losses=list(draft.losses))
 
     return await once.answer(payload, save, status=201)
 
@@ -94,13 +65,7 @@ async def export_rubric(
     allow_loss: Annotated[bool, Query(description="Leave out what the format cannot hold")] = False,
 ) -> Response:
     """The answer is the file: prompt, criteria and tags, no id, team or provenance."""
-    found = (
-        await shown_rubrics(services, caller, [await get_rubric(services, caller, rubric_id)])
-    )[0]
-    try:
-        exported = exchange.dump(found, format, allow_loss=allow_loss)
-    except exchange.NotRepresentable as error:
-        raise Unprocessable(str(error), code="not_representable", param="format") from error
+    exported = await services.library.export(caller, rubric_id, format, allow_loss=allow_loss)
     headers = (
         {exchange.LOSSES_HEADER: exchange.losses_line(exported.losses)} if exported.losses else None
     )

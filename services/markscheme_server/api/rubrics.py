@@ -1,15 +1,11 @@
 """``/v1/rubrics``: bring, induce, read, list and share rubrics."""
 
-import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from markscheme import schema
 from markscheme.vocabulary import Category, RubricOrigin
-from markscheme_server import wire
 from markscheme_server.api import idempotency
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
@@ -25,20 +21,12 @@ from markscheme_server.api.services import (
     PromptKey,
     PromptText,
     Reader,
-    Services,
     UsesServices,
 )
 from markscheme_server.domain.call_context import CallContext
-from markscheme_server.domain.caller import Caller
-from markscheme_server.domain.hashing import judged_text, messages_of, prompt_key, text_key
-from markscheme_server.domain.rubric import Criterion, InvalidRubric, Rubric, validate_criteria
-from markscheme_server.errors import Forbidden, NotFound, Unprocessable
+from markscheme_server.domain.hashing import messages_of, prompt_key, text_key
 from markscheme_server.judge.base import JudgeFailure
-from markscheme_server.judge.base import Response as StudentText
-from markscheme_server.rules.checks import validate_check
-from markscheme_server.scoring.rubrics import RubricRequest
-from markscheme_server.store.audit import actor_of
-from markscheme_server.store.rubrics import Filters, NotTheirs, Search
+from markscheme_server.store.rubrics import Search
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 
@@ -53,21 +41,8 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 async def create_rubric(
     payload: schema.RubricCreate, caller: Inducer, services: UsesServices, once: TakesKey
 ) -> Response:
-    criteria = await checked_criteria(payload.criteria)
-
-    async def save() -> schema.Rubric:
-        saved = await services.store.rubrics.save(
-            team=caller.team,
-            prompt=wire.messages(payload.prompt),
-            criteria=criteria,
-            origin="imported",
-            tags=payload.tags,
-            provenance={},
-            actor=actor_of(caller),
-        )
-        return (await shown_rubrics(services, caller, [saved]))[0]
-
-    return await once.answer(payload, save, status=201)
+    draft = await services.library.draft_create(payload)
+    return await once.answer(payload, lambda: services.library.save(caller, draft), status=201)
 
 
 @router.post(
@@ -87,26 +62,8 @@ async def fork_rubric(
     """The new rubric is the caller's team's, private, and names the one it comes from as its parent. Where the team's
     newest for the prompt has these criteria already, that one is the answer, as it stands. With other criteria its
     author is the caller's team, and what made the source is not its provenance."""
-    source = await get_rubric(services, caller, rubric_id)
-    criteria = (
-        source.criteria if payload.criteria is None else await checked_criteria(payload.criteria)
-    )
-    provenance = source.provenance if source.team == caller.team else _told(source)
-
-    async def save() -> schema.Rubric:
-        saved = await services.store.rubrics.save(
-            team=caller.team,
-            prompt=[dict(m) for m in source.prompt],
-            criteria=criteria,
-            origin="forked",
-            parent=source,
-            tags=source.tags if payload.tags is None else payload.tags,
-            provenance=provenance if criteria == source.criteria else {},
-            actor=actor_of(caller),
-        )
-        return (await shown_rubrics(services, caller, [saved]))[0]
-
-    return await once.answer(payload, save, status=201)
+    draft = await services.library.draft_fork(caller, rubric_id, payload)
+    return await once.answer(payload, lambda: services.library.save(caller, draft), status=201)
 
 
 @router.post(
@@ -123,32 +80,14 @@ async def induce_rubric(
     request: Request,
     deadline_ms: DeadlineMs = None,
 ) -> Response:
-    deadline = services.scores.deadline(deadline_ms)
-    wanted = RubricRequest(
-        caller.team,
-        tuple(wire.messages(payload.prompt)),
-        tuple(payload.teacher_responses) if payload.teacher_responses is not None else None,
-        tuple(
-            StudentText(judged_text(s, payload.thinking))
-            if isinstance(s, str)
-            else StudentText(judged_text(s.text, payload.thinking), s.truncated)
-            for s in payload.student_responses
-        ),
-        services.judges.get(payload.judge, "rubricator"),
-        payload.reuse,
-        payload.run,
-        tuple(payload.tags),
-        caller.key,
-        Filters(payload.teacher_model, payload.rubricator),
-        payload.reuse_scope or caller.reuse_scope,
-    )
+    context = CallContext(services.scores.deadline(deadline_ms), team=caller.team)
+    draft = services.library.draft_induction(caller, payload)
 
     async def induce() -> schema.Rubric:
         try:
-            found = await services.rubrics.resolve(wanted, CallContext(deadline, team=caller.team))
+            return await services.library.induce(caller, draft, context)
         except JudgeFailure as failure:
             raise judge_error(failure) from failure
-        return (await shown_rubrics(services, caller, [found.rubric]))[0]
 
     answer = await while_connected(request, once.answer(payload, induce, status=200))
     if warning := await services.budgets.warning(caller.team, payload.run):
@@ -199,8 +138,8 @@ async def list_rubrics(
     """What the caller's team sees; all that is given narrows it down."""
     if prompt is not None:
         key = prompt_key(messages_of(prompt))
-    found, more = await services.store.rubrics.page(
-        caller.team,
+    return await services.library.list_rubrics(
+        caller,
         Search(
             prompt_key=key,
             origin=origin,
@@ -216,13 +155,6 @@ async def list_rubrics(
             limit=limit,
         ),
     )
-    return schema.RubricList(
-        data=await shown_rubrics(services, caller, found),
-        has_more=more,
-        quality=await services.store.rubrics.quality(caller.team, [rubric.id for rubric in found])
-        if found
-        else {},
-    )
 
 
 @router.get("/rubrics/{rubric_id:id}", summary="Read a rubric")
@@ -232,8 +164,7 @@ async def read_rubric(
     services: UsesServices,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> schema.Rubric:
-    found = await get_rubric(services, caller, rubric_id)
-    text = (await shown_rubrics(services, caller, [found]))[0].model_dump_json()
+    text = (await services.library.get(caller, rubric_id)).model_dump_json()
     etag = f'"{text_key(text)}"'
     if if_none_match is not None and etag in [tag.strip() for tag in if_none_match.split(",")]:
         return Response(status_code=304, headers={"ETag": etag})  # type: ignore[return-value]
@@ -246,81 +177,4 @@ async def change_rubric(
 ) -> schema.Rubric:
     """Only the team that made it may. A retired rubric can still be read and named; no group gets it by itself.
     Whether there is a team of a name is not told: any name may stand in ``shared_with``."""
-    await get_rubric(services, caller, rubric_id)
-    try:
-        changed = await services.store.rubrics.change(
-            caller.team,
-            rubric_id,
-            visibility=payload.visibility,
-            shared_with=payload.shared_with,
-            tags=payload.tags,
-            retired=payload.retired,
-            actor=actor_of(caller),
-        )
-    except NotTheirs as error:
-        raise Forbidden(
-            "this rubric is another team's: only that team may change it",
-            code="not_your_rubric",
-            param="rubric_id",
-        ) from error
-    if changed is None:
-        raise _missing()
-    return (await shown_rubrics(services, caller, [changed]))[0]
-
-
-async def checked_criteria(given: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
-    """Criteria as the domain keeps them, their checks tried. Raises :class:`Unprocessable`."""
-    criteria = wire.to_criteria(given)
-    try:
-        validate_criteria(criteria)
-        for criterion in criteria:
-            if criterion.check is not None:
-                validate_check(criterion.check)
-                await asyncio.sleep(0)  # large patterns take milliseconds to compile
-    except InvalidRubric as error:
-        raise Unprocessable(str(error), code="invalid_rubric", param="criteria") from error
-    except ValueError as error:
-        raise Unprocessable(str(error), code="invalid_check", param="criteria") from error
-    return criteria
-
-
-async def get_rubric(services: Services, caller: Caller, rubric_id: str) -> Rubric:
-    """The rubric, if the caller's team sees it. PostgreSQL takes no NUL, and no id has one."""
-    found = (
-        await services.store.rubrics.find(caller.team, rubric_id)
-        if "\x00" not in rubric_id
-        else None
-    )
-    if found is None:
-        raise _missing()
-    return found
-
-
-async def shown_rubrics(
-    services: Services, caller: Caller, rubrics: Sequence[Rubric]
-) -> list[schema.Rubric]:
-    """Rubrics as a caller may see them. To its own team only is told with whom one is shared, and what names that
-    team's runs, texts and other rubrics."""
-    own = [rubric.id for rubric in rubrics if rubric.team == caller.team]
-    shared = await services.store.rubrics.shared_with(caller.team, own) if own else {}
-    return [
-        wire.from_rubric(
-            replace(rubric, shared_with=shared.get(rubric.id, ()))
-            if rubric.team == caller.team
-            else replace(rubric, parent_id=None, provenance=_told(rubric))
-        )
-        for rubric in rubrics
-    ]
-
-
-def _told(rubric: Rubric) -> dict[str, Any]:
-    """Of a rubric's provenance what other teams are told: which models made it."""
-    return {
-        name: value
-        for name, value in rubric.provenance.items()
-        if name in ("rubricator", "template", "teacher_model")
-    }
-
-
-def _missing() -> NotFound:
-    return NotFound("there is no such rubric", code="rubric_not_found", param="rubric_id")
+    return await services.library.change(caller, rubric_id, payload)

@@ -11,10 +11,12 @@ from markscheme.vocabulary import Scope
 from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.accounts.rate_limit import TeamRates
+from markscheme_server.accounts.usage import UsageService
 from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
 from markscheme_server.scoring.judges import Judges
+from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.rubrics import RubricService
 from markscheme_server.scoring.scores import ScoreService
 from markscheme_server.scoring.teachers import TeacherService
@@ -32,10 +34,12 @@ class Services:
     rates: TeamRates
     judges: Judges
     rubrics: RubricService
+    library: RubricLibrary
     verdicts: VerdictService
     scores: ScoreService
     teachers: TeacherService
     budgets: BudgetService
+    usage: UsageService
 
 
 async def _services(request: Request) -> Services:  # a plain function would be sent to a thread

@@ -1,7 +1,5 @@
 """``/v1/teacher-responses``: fill, read and sample into the teacher bank."""
 
-import asyncio
-
 from fastapi import APIRouter, Request
 
 from markscheme import schema
@@ -30,16 +28,7 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
 async def save(
     payload: schema.TeacherResponsesCreate, caller: Inducer, services: UsesServices
 ) -> schema.TeacherBankChange:
-    added = sum(
-        await asyncio.gather(
-            *(
-                services.store.teachers.save(
-                    caller.team, wire.messages(entry.prompt), entry.responses, entry.model
-                )
-                for entry in payload.entries
-            )
-        )
-    )
+    added = await services.teachers.add(caller.team, payload.entries)
     return schema.TeacherBankChange(
         added=added, duplicates=sum(len(e.responses) for e in payload.entries) - added
     )
@@ -54,7 +43,7 @@ async def read(
             "give either prompt or prompt_key", code="invalid_request", param="prompt"
         )
     chosen = key or prompt_key(messages_of(prompt or ""))
-    found = await services.store.teachers.find(caller.team, chosen)
+    found = await services.teachers.list_responses(caller.team, chosen)
     return schema.TeacherResponseList(prompt_key=chosen, data=_shown(found))
 
 

@@ -15,14 +15,9 @@ from markscheme_server.api.services import (
     Administrator,
     Limit,
     Reader,
-    Services,
     UsesServices,
 )
-from markscheme_server.domain.caller import Caller
-from markscheme_server.errors import Forbidden, NotFound, Unprocessable
-from markscheme_server.store.audit import actor_of
-from markscheme_server.store.budgets import Budget, UnknownTeam
-from markscheme_server.store.usage import Bucket
+from markscheme_server.errors import Unprocessable
 
 TEAM = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
@@ -65,22 +60,7 @@ async def usage(
 ) -> schema.UsageReport:
     """A team sees its own; the scope ``admin`` sees every team's."""
     keys = _keys(group_by)
-    if "admin" not in caller.scopes:
-        if team not in (None, caller.team):
-            raise Forbidden(
-                "this key sees its own team's usage; another's takes the scope 'admin'",
-                code="missing_scope",
-                param="team",
-            )
-        team = caller.team
-    found, total, more = await services.store.usage.add_up(team, keys, since=since, until=until)
-    return schema.UsageReport(
-        since=since,
-        until=until,
-        data=[_bucket(each) for each in found],
-        total=_bucket(total),
-        truncated=more,
-    )
+    return await services.usage.report(caller, keys, team=team, since=since, until=until)
 
 
 @router.put("/teams/{name:id}/budget", summary="Say what a team, or a run of it, may spend")
@@ -92,18 +72,7 @@ async def put_budget(
     run: RunQuery = None,
 ) -> schema.Budget:
     """It binds within a second, at every worker. What was spent in the window so far counts."""
-    try:
-        made = await services.store.budgets.put(
-            name,
-            run,
-            hard_usd=payload.hard_usd,
-            soft_usd=payload.soft_usd,
-            window=payload.window_of(run),
-            actor=actor_of(caller),
-        )
-    except UnknownTeam as error:
-        raise NotFound(f"there is no team {name!r}", code="team_not_found", param="name") from error
-    return _shown(services, made)
+    return await services.usage.put_budget(caller, name, run, payload)
 
 
 @router.get("/teams/{name:id}/budget", summary="Read a budget and what was spent of it")
@@ -111,19 +80,14 @@ async def read_budget(
     name: TeamPath, caller: Reader, services: UsesServices, run: RunQuery = None
 ) -> schema.Budget:
     """A team reads its own; the scope ``admin`` reads every team's."""
-    budgets = await services.store.budgets.find(name) if _may_see(caller, name) else []
-    found = next((budget for budget in budgets if budget.run_id == run), None)
-    if found is None:
-        raise _no_budget()
-    return _shown(services, found)
+    return await services.usage.get_budget(caller, name, run)
 
 
 @router.delete("/teams/{name:id}/budget", status_code=204, summary="Take a budget away")
 async def remove_budget(
     name: TeamPath, caller: Administrator, services: UsesServices, run: RunQuery = None
 ) -> Response:
-    if not await services.store.budgets.remove(name, run, actor_of(caller)):
-        raise _no_budget()
+    await services.usage.remove_budget(caller, name, run)
     return Response(status_code=204)
 
 
@@ -144,23 +108,8 @@ async def audit(
         str | None, Query(max_length=64, pattern=NO_NUL, description="The last id of a page")
     ] = None,
 ) -> schema.AuditList:
-    found, more = await services.store.audit.page(
+    return await services.usage.audit(
         team=team, subject=subject, action=action, after=after, limit=limit
-    )
-    return schema.AuditList(
-        has_more=more,
-        data=[
-            schema.AuditEntry(
-                id=entry.id,
-                team=entry.team,
-                key=entry.key,
-                action=entry.action,
-                subject=entry.subject,
-                detail=dict(entry.detail),
-                created_at=entry.created_at,
-            )
-            for entry in found
-        ],
     )
 
 
@@ -174,33 +123,3 @@ def _keys(text: str) -> list[UsageKey]:
             param="group_by",
         )
     return keys
-
-
-def _bucket(bucket: Bucket) -> schema.UsageBucket:
-    group = {
-        key: date.fromisoformat(value) if key == "day" and value else value
-        for key, value in bucket.group
-    }
-    return schema.UsageBucket.model_validate(group | bucket.sums)
-
-
-def _may_see(caller: Caller, team: str) -> bool:
-    return team == caller.team or "admin" in caller.scopes
-
-
-def _no_budget() -> NotFound:
-    return NotFound("there is no such budget", code="budget_not_found", param="name")
-
-
-def _shown(services: Services, budget: Budget) -> schema.Budget:
-    unpriced = [name for name, judge in services.settings.judges.items() if not judge.priced]
-    return schema.Budget(
-        team=budget.team,
-        run=budget.run_id,
-        hard_usd=budget.hard_usd,
-        soft_usd=budget.soft_usd,
-        window=budget.window,
-        since=budget.since,
-        spent_usd=budget.spent_usd,
-        unpriced_judges=unpriced,
-    )

@@ -1,9 +1,12 @@
 """The teacher bank and the model that fills it."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from markscheme import schema
 from markscheme.vocabulary import UnscoredReason
+from markscheme_server import wire
 from markscheme_server.accounts.budgets import BudgetService, Line
 from markscheme_server.domain import hashing as fp
 from markscheme_server.domain.call_context import CallContext
@@ -33,6 +36,22 @@ class TeacherService:
 
     def __init__(self, store: Store, judges: Judges, budgets: BudgetService) -> None:
         self._store, self._judges, self._budgets = store, judges, budgets
+
+    async def add(self, team: str, entries: Sequence[schema.TeacherEntry]) -> int:
+        """Store teacher responses. Returns how many the bank did not hold before."""
+        added = await asyncio.gather(
+            *(
+                self._store.teachers.save(
+                    team, wire.messages(entry.prompt), entry.responses, entry.model
+                )
+                for entry in entries
+            )
+        )
+        return sum(added)
+
+    async def list_responses(self, team: str, prompt_key: str) -> list[TeacherResponse]:
+        """Return the team's teacher responses for a prompt, oldest first."""
+        return await self._store.teachers.find(team, prompt_key)
 
     async def ensure(
         self,
