@@ -1,16 +1,20 @@
-"""The composition root: settings in, an application out."""
+"""Build the application from settings."""
 
+import importlib.metadata
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypedDict
 
 import structlog
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 
 from markscheme_server import telemetry
 from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.budgets import BudgetService
+from markscheme_server.accounts.erasure import erase_team
 from markscheme_server.accounts.rate_limit import TeamRates
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.api import errors, exchange, health, lineage, rubrics, scores, teams, usage
@@ -61,11 +65,22 @@ MAX_VERDICTS = 65_536
 CHECKS_TIMEOUT_S = 60.0
 """Computing time of the checks of one request; what is not decided by then is `timeout`."""
 VERDICT_REUSE: VerdictReuse = "per_criterion"
-DESCRIPTION = "Prompt-specific rubrics and rewards over HTTP. A reward that is not known is null, with a reason."
+VERSION = importlib.metadata.version("markscheme")
+DESCRIPTION = (
+    "Prompt-specific rubrics and rewards over HTTP. An unknown reward is null, with a reason."
+)
+TAGS = [
+    {"name": "Scores", "description": "Score rollouts by rubrics."},
+    {"name": "Rubrics", "description": "Create, induce, find and share rubrics."},
+    {"name": "Teacher bank", "description": "Responses of the model that is distilled."},
+    {"name": "Usage and budgets", "description": "What was spent, may be spent, and by whom."},
+    {"name": "Teams and keys", "description": "Administration; needs the scope `admin`."},
+    {"name": "Operations", "description": "Probes and metrics, without a key."},
+]
 
 
 class State(TypedDict):
-    """What a request finds under ``request.state``."""
+    """The state that every request sees as `request.state`."""
 
     services: Services
 
@@ -73,7 +88,18 @@ class State(TypedDict):
 def make_judge(
     settings: Settings, name: str, *, owner: str, secret: bytes, redis: Redis | None = None
 ) -> Judge:
-    """The judge of this name. ``owner`` names this process where processes share limits."""
+    """Build the judge of this name.
+
+    Args:
+        settings: Where its table or variables are.
+        name: `builtin`, or one of `settings.judges`.
+        owner: Names this process where processes share limits.
+        secret: The key that fences and nonces of its prompts derive from.
+        redis: Where processes share limits; `None`: this process alone.
+
+    Raises:
+        ValueError: The variable of its key is not set.
+    """
     if name == BUILTIN:
         return BuiltinJudge()
     chosen = settings.judges[name]
@@ -96,7 +122,7 @@ def make_judge(
 
 
 async def recall_probes(store: Store, judge: Judge) -> None:
-    """Begin in the form of structured output that ``doctor`` found an endpoint to enforce, where that is known."""
+    """Start with the structured output that `doctor` found each endpoint to enforce, if known."""
     if not isinstance(judge, OpenAIJudge):
         return
     for endpoint in judge.gateway.endpoints:
@@ -105,12 +131,17 @@ async def recall_probes(store: Store, judge: Judge) -> None:
             endpoint.capabilities.first = probe.form
 
 
-def _plain(secret: SecretStr | None) -> str | None:
+def _reveal(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret is not None else None
 
 
 def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
-    """The service. The database is migrated at start-up; through ``drain`` its process says that it is about to end."""
+    """Build the service. It migrates the database when it starts.
+
+    Args:
+        settings: What the deployment decides.
+        drain: The shutdown state that the server sets.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
@@ -125,15 +156,15 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
                 "row_level_security_off", why="the database's role is a superuser or has BYPASSRLS"
             )
         secret = await store.secret("marks")
-        identity = Authenticator(
+        authenticator = Authenticator(
             store.teams,
-            operator_key=_plain(settings.api_key),
-            pepper=_plain(settings.key_pepper),
+            operator_key=_reveal(settings.api_key),
+            pepper=_reveal(settings.key_pepper),
             guarded=settings.require_api_key,
             team_rpm=settings.team_rpm,
         )
         redis = (
-            Redis(settings.redis_url, _plain(settings.redis_password))
+            Redis(settings.redis_url, _reveal(settings.redis_password))
             if settings.redis_url
             else None
         )
@@ -172,8 +203,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             yield {
                 "services": Services(
                     settings,
-                    store,
-                    identity,
+                    authenticator,
                     rates,
                     judges,
                     rubric_service,
@@ -190,6 +220,9 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
                             name for name, judge in settings.judges.items() if not judge.priced
                         ],
                     ),
+                    store.idempotency,
+                    partial(erase_team, store),
+                    store.ready,
                 )
             }
         finally:
@@ -197,16 +230,21 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             await verdicts.drain(DRAIN_S)
             await budgets.drain(DRAIN_S)
             await judges.aclose()
-            await identity.drain()
+            await authenticator.drain()
             await store.drain()
             if redis is not None:
                 await redis.aclose()
             await store.close()
 
-    app = FastAPI(
+    # Its page at /docs loads Swagger UI from this service instead of from the internet.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="Markscheme",
-        version="0.1.0",
+        version=VERSION,
         description=DESCRIPTION,
+        openapi_tags=TAGS,
+        # Operation ids are the names of the route functions.
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
         redirect_slashes=False,
     )
@@ -220,13 +258,13 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
     telemetry.install(app)
     app.add_middleware(RequestId)
     for router in (
+        scores.router,
         rubrics.router,
         lineage.router,
         exchange.router,
-        scores.router,
         teacher_routes.router,
-        teams.router,
         usage.router,
+        teams.router,
         health.router,
     ):
         app.include_router(router)

@@ -66,12 +66,12 @@ class Server(uvicorn.Server):
     def __init__(
         self, settings: Settings, *, ready: Callable[[], None], worker: bool = False
     ) -> None:
-        from markscheme_server.api.connections import Connection, Waiting, most_connections
+        from markscheme_server.api.connections import Connection, Waiting, max_connections
         from markscheme_server.app import create_app  # here: the supervisor needs none of it
 
         self.drain = Drain()
         self.waiting = Waiting(
-            most_connections(sum(judge.concurrency for judge in settings.judges.values()))
+            max_connections(sum(judge.concurrency for judge in settings.judges.values()))
         )
         super().__init__(
             uvicorn.Config(
@@ -100,7 +100,9 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Handle signals, without raising them again at the end as uvicorn does: exit with 0."""
         handled = (
-            (signal.SIGTERM, STOP_WITHOUT_DELAY) if self.worker else (signal.SIGTERM, signal.SIGINT, *_sighup())
+            (signal.SIGTERM, STOP_WITHOUT_DELAY)
+            if self.worker
+            else (signal.SIGTERM, signal.SIGINT, *_sighup())
         )
         before = {each: signal.signal(each, self.handle_exit) for each in handled}
         try:

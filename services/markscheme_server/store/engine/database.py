@@ -49,8 +49,8 @@ _TEAM = re.compile(r"[a-z0-9._-]+")
 _WORD = re.compile(r"[^\W_]+")
 _ENGLISH: sa.ColumnElement[Any] = sa.literal_column("'english'")
 
-ERASED = "this team was erased"
-"""What the database says to whoever brings it rows of a team that was erased."""
+_ERASED = "this team was erased"
+"""The message of the trigger that refuses rows of a team that was erased (migration 0004)."""
 
 log = structlog.get_logger()
 
@@ -134,6 +134,10 @@ class ValueRefused(sa.exc.SQLAlchemyError):
     """The driver cannot pass a value on."""
 
 
+class TeamErased(sa.exc.SQLAlchemyError):
+    """The rows belong to a team that was erased."""
+
+
 def fault_of(error: sa.exc.SQLAlchemyError) -> Literal["database", "data", "ours"]:
     """Whose fault an error of a query is: the database is away or in a bad condition, a value of the request cannot
     be stored, or the query is wrong."""
@@ -180,8 +184,8 @@ def _code_of(error: sa.exc.DBAPIError) -> str | int | None:
 def is_outage(error: BaseException) -> bool:
     """Whether an error of a query says that the database is away, or that the team was erased; not that it refuses
     these data."""
-    return isinstance(error, sa.exc.SQLAlchemyError) and (
-        ERASED in str(getattr(error, "orig", "")) or fault_of(error) == "database"
+    return isinstance(error, TeamErased) or (
+        isinstance(error, sa.exc.SQLAlchemyError) and fault_of(error) == "database"
     )
 
 
@@ -195,6 +199,11 @@ def _translated() -> Iterator[None]:
         raise DatabaseUnreachable(type(error).__name__) from error
     except (OverflowError, UnicodeEncodeError) as error:
         raise ValueRefused(type(error).__name__) from error
+    except sa.exc.IntegrityError as error:
+        # The trigger's SQL state is that of every violated check, so its message tells it apart.
+        if _ERASED in str(error.orig):
+            raise TeamErased(_ERASED) from error
+        raise
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
