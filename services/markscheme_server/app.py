@@ -202,13 +202,9 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         try:
             yield {
                 "services": Services(
-                    settings,
                     authenticator,
                     rates,
-                    judges,
-                    rubric_service,
                     RubricLibrary(store.rubrics, store.lineage, rubric_service, judges),
-                    verdicts,
                     score_service,
                     teachers,
                     budgets,
@@ -223,6 +219,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
                     store.idempotency,
                     partial(erase_team, store),
                     store.ready,
+                    settings.judge_kind,
                 )
             }
         finally:

@@ -477,14 +477,16 @@ class Settings(BaseSettings):
     @cached_property
     def roles(self) -> dict[str, str]:
         """The judge of each role where a request names none. No teacher unless one is set."""
-        stated = _read_file(self.file).roles if self.file else {}
+        stated: dict[Role, str] = _read_file(self.file).roles if self.file else {}
         usual = DEFAULT if DEFAULT in self.judges else BUILTIN
         # A file with one judge and no roles means that judge.
         able = [name for name in self.judges if name != TEACHER]
         if usual == BUILTIN and self.judge != "builtin" and len(able) == 1:
             usual = able[0]
-        teacher = {TEACHER: TEACHER} if TEACHER in self.judges else {}
-        return {"rubricator": usual, "verifier": usual, **teacher, **stated}
+        roles = {"rubricator": usual, "verifier": usual}
+        if TEACHER in self.judges:
+            roles[TEACHER] = TEACHER
+        return roles | {str(role): name for role, name in stated.items()}
 
     def key_of(self, name: str) -> SecretStr | None:
         """Return the key of a model judge, from the variable that its table names.

@@ -42,13 +42,13 @@ async def check_readiness(request: Request, services: UsesServices) -> dict[str,
             "this process is shutting down; ask another", code="draining", retry_after_s=1
         )
     try:
-        await services.ready()
+        await services.check_ready()
     except (SQLAlchemyError, TimeoutError) as error:
         why = (
             "the disk of the database is full" if is_full(error) else "the database does not answer"
         )
         raise Unavailable(why, code="database", retry_after_s=1) from error
-    return {"status": "ready", "judge": services.settings.judge_kind}
+    return {"status": "ready", "judge": services.judge_kind}
 
 
 # Not async: reading the files of all workers takes milliseconds, so it runs in a thread.

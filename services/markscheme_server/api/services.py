@@ -3,7 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import Depends, Header, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -15,37 +15,34 @@ from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.accounts.erasure import Erased
 from markscheme_server.accounts.rate_limit import TeamRates
 from markscheme_server.accounts.usage import UsageService
-from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
-from markscheme_server.scoring.judges import Judges
 from markscheme_server.scoring.rubric_library import RubricLibrary
-from markscheme_server.scoring.rubrics import RubricService
 from markscheme_server.scoring.scores import ScoreService
 from markscheme_server.scoring.teachers import TeacherService
-from markscheme_server.scoring.verdicts import VerdictService
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.idempotency import IdempotencyStore
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a request may use. `ready` raises when the database does not answer."""
+    """What routes and middleware use.
 
-    settings: Settings
+    `check_ready` raises when the database does not answer. `judge_kind` is that of the default
+    judge.
+    """
+
     authenticator: Authenticator
     rates: TeamRates
-    judges: Judges
-    rubrics: RubricService
     library: RubricLibrary
-    verdicts: VerdictService
     scores: ScoreService
     teachers: TeacherService
     budgets: BudgetService
     usage: UsageService
     idempotency: IdempotencyStore
     erase_team: Callable[[str, Actor], Awaitable[Erased]]
-    ready: Callable[[], Awaitable[None]]
+    check_ready: Callable[[], Awaitable[None]]
+    judge_kind: Literal["builtin", "openai"]
 
 
 async def _services(request: Request) -> Services:  # FastAPI runs plain functions in a thread

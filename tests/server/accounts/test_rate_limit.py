@@ -15,7 +15,7 @@ from fakes.processes import command, eventually
 from fakes.stores import RedisServer
 from markscheme import Client
 from markscheme_server import metrics
-from markscheme_server.api.middleware import duration
+from markscheme_server.api.middleware import format_duration
 from markscheme_server.cli.teams import teams
 from server.api.test_keys import (  # noqa: F401 (fixtures)
     OPERATOR,
@@ -294,4 +294,4 @@ def test_a_command_that_says_no_limit_or_two_does_nothing(words: tuple[str, ...]
     ],
 )
 def test_how_a_duration_is_told(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+    assert format_duration(seconds) == told
