@@ -50,6 +50,11 @@ CLOSING_S = 4
 RECENT_S = 30.0
 RESTART_PAUSE_S = 1.0
 """Before a worker that failed to start is restarted: its database may be away for a while."""
+SWITCH_S = 0.0005
+"""Interval at which threads that run checks yield the interpreter to the event loop.
+
+Measured at Python's default of 5 ms: a probe that takes 2 ms took 97 ms beside two such threads.
+"""
 STOP_WITHOUT_DELAY = signal.SIGUSR1
 """Sent by the supervisor to its workers: stop without the delay. They do not get SIGINT itself."""
 
@@ -94,6 +99,7 @@ class Server(uvicorn.Server):
         """Start to serve."""
         await super().startup(sockets)
         _tune_garbage_collector()
+        sys.setswitchinterval(SWITCH_S)
         self.ready()
 
     @contextmanager
