@@ -146,7 +146,6 @@ def test_a_query_that_is_none(http_client: httpx.Client, method: str, path: str)
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/nowhere",
         "/v1",
         "/v1/rubrics/",

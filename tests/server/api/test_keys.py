@@ -496,7 +496,9 @@ class TestCommands:
         ]
         assert "read,score,induce" in listed[1]
         assert "revoked" in listed[2]
-        assert self.run(tmp_path, "teams", "list").stdout.split() == ["default", "red"]
+        assert [
+            line.split()[0] for line in self.run(tmp_path, "teams", "list").stdout.splitlines()
+        ] == ["team", "default", "red"]
 
     @pytest.mark.parametrize(
         ("words", "said"),

@@ -209,8 +209,8 @@ def test_without_a_model_the_rules_are_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("superuser", "said"),
     [
-        (False, "ok  teams: row-level security holds"),
-        (True, "warn  teams: row-level security does not hold"),
+        (False, "ok  teams: row-level security is enforced"),
+        (True, "warn  teams: row-level security is not enforced"),
     ],
 )
 def test_it_says_whether_teams_have_a_second_wall(
@@ -266,7 +266,7 @@ def test_the_estimate_shows_calls_money_time_and_what_it_assumes(
         "prompts of 80 characters",
         "64 tokens",
         "8 criteria",
-        "every visit",
+        "each time a prompt is visited",
         "no retries",
     ):
         assert stated in said

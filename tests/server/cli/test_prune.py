@@ -145,5 +145,5 @@ def test_what_is_no_age_is_refused(text: str) -> None:
 
 def test_the_help_says_what_is_paid_for_again(tmp_path: Path) -> None:
     said = " ".join(prune(tmp_path, "--help").stdout.split())
-    assert "pays again" in said
-    assert "teacher responses stay" in said
+    assert "judged and paid again" in said
+    assert "Keeps rubrics with their lineage, inductions, teacher responses" in said

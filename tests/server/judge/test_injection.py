@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fakes.judge import ScriptedJudge, answered_texts
+from fakes.judge import ScriptedJudge, answered_texts, verdicts
 from markscheme import Client
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.domain.rubric import Criterion
@@ -151,10 +151,7 @@ def test_an_injection_earns_what_the_judge_says_and_no_more(
     """A judge that is not talked over says no to each; what the rollouts say is not taken for its reply."""
 
     def strict(request: dict[str, Any], _number: int) -> str:
-        said = re.findall(r"^nonce: (\S+)$", request["messages"][-1]["content"], re.MULTILINE)
-        return json.dumps(
-            ({"nonce": said[-1]} if hardening else {}) | {"verdicts": [{"id": "c1", "met": False}]}
-        )
+        return verdicts(request, lambda criterion, answer: False)
 
     judge.script = strict
     with Client(serve(**model_settings | PATIENT, judge_hardening=hardening)) as client:

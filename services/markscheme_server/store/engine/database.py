@@ -140,7 +140,7 @@ class ValueRefused(sa.exc.SQLAlchemyError):
     """The driver cannot pass a value on."""
 
 
-class TeamErased(sa.exc.SQLAlchemyError):
+class TeamErased(sa.exc.IntegrityError):
     """The rows belong to a team that was erased."""
 
 
@@ -207,8 +207,10 @@ def _translated() -> Iterator[None]:
         raise ValueRefused(type(error).__name__) from error
     except sa.exc.IntegrityError as error:
         # The trigger's SQL state is that of every violated check, so its message tells it apart.
-        if _ERASED in str(error.orig):
-            raise TeamErased(_ERASED) from error
+        if error.orig is not None and _ERASED in str(error.orig):
+            raise TeamErased(
+                error.statement, error.params, error.orig, hide_parameters=True
+            ) from error
         raise
 
 
