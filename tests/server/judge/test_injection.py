@@ -1,6 +1,5 @@
 """What a rollout says stays inside its fence and changes nothing else of the message, whatever it says."""
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
