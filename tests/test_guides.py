@@ -11,20 +11,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+DOCS = Path(__file__).parents[1] / "docs"
 PEPPER = "a pepper for the guides"
 BLOCK = re.compile(r"^```(bash|python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 END = "=== end of block ==="
 
 
-def run(page: str, url: str, home: Path) -> list[tuple[str, str | None]]:
+def run(page: Path, url: str, home: Path) -> list[tuple[str, str | None]]:
     """Run a page's blocks as one script; all must succeed.
 
     Returns:
         For each block what it printed, and what the page says that it prints, if it says so.
     """
     script, shown = "", []
-    for language, text in BLOCK.findall((ROOT / page).read_text("utf-8")):
+    for language, text in BLOCK.findall(page.read_text("utf-8")):
         if language == "text":
             shown[-1] = text
             continue
@@ -62,13 +62,13 @@ def assert_as_shown(blocks: list[tuple[str, str | None]]) -> None:
 
 
 def test_the_quickstart_prints_what_it_shows(service: str, tmp_path: Path) -> None:
-    blocks = run("docs/quickstart.md", service, tmp_path)
+    blocks = run(DOCS / "quickstart.md", service, tmp_path)
     assert len([shown for _, shown in blocks if shown is not None]) == 8
     assert_as_shown(blocks)
 
 
 def test_two_teams_share_one_rubric(serve: Callable[..., str], tmp_path: Path) -> None:
-    blocks = run("docs/teams.md", serve(key_pepper=PEPPER), tmp_path)
+    blocks = run(DOCS / "teams.md", serve(key_pepper=PEPPER), tmp_path)
     said = "".join(printed for printed, _ in blocks).splitlines()
     begin = said.index("blue reads it: 404")
     erased = said.index("team red is erased; removed by this command:")

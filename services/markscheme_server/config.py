@@ -1,8 +1,8 @@
 """Settings: one frozen object, built where the process starts and passed down.
 
 Every field is an environment variable ``MARKSCHEME_<NAME>`` or a line of the settings file: the one that
-``--env-file`` names, else ``.env`` in ``MARKSCHEME_HOME``. The README's table names each of them; a test reads it
-there. Judges beyond a single one are tables of ``markscheme.toml`` in ``MARKSCHEME_HOME``, or of
+``--env-file`` names, else ``.env`` in ``MARKSCHEME_HOME``. docs/configuration.md lists each of them; a test
+reads it there. Judges beyond a single one are tables of ``markscheme.toml`` in ``MARKSCHEME_HOME``, or of
 ``MARKSCHEME_CONFIG``. What lies in the working directory is never read: whoever wrote it would choose where keys and
 prompts are sent.
 """

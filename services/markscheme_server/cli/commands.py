@@ -73,7 +73,7 @@ def serve(
     ] = False,
     _env_file: EnvFile = None,
 ) -> None:
-    """Run the rubric service. Settings are MARKSCHEME_* variables, in the environment or in a file (see the README)."""
+    """Run the rubric service. Settings are MARKSCHEME_* variables, in the environment or in a file (see docs/configuration.md)."""
     logs.configure(log_level)
     from markscheme_server.cli import server as serving
 
