@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,23 +11,14 @@ PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text("utf-8")
 
 
 def test_the_example_of_a_second_reward_trains(
-    model_directory: Path, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = tmp_path / "prompts.jsonl"
-    prompts = [f"{word}. Use at most 3 words." for word in ("one", "two")]
-    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    config = {
-        "model": str(model_directory),
-        "data": str(data),
-        "output_dir": str(tmp_path / "run"),
-        "markscheme_url": service,
-        "num_generations": 2,
-        "per_device_train_batch_size": 2,
-        "max_completion_length": 4,
-        "max_steps": 1,
-        "save_strategy": "no",
-    }
-    (tmp_path / "config.yaml").write_text(json.dumps(config), "utf-8")
+    prompts = [f"Name {word}. Use at most 3 words." for word in ("one", "two")]
+    data = Path(settings["data"])
+    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), "utf-8")
+    logs = {"markscheme_url": service, "max_steps": 1, "logging_strategy": "steps"}
+    config = settings | logs | {"logging_steps": 1, "report_to": "none"}
+    (tmp_path / "config.yaml").write_text(json.dumps(config), "utf-8")  # JSON is YAML
     monkeypatch.chdir(tmp_path)
     section = PAGE.partition("## A second reward")[2]
     example = re.search(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
