@@ -3,8 +3,8 @@
 Every field is an environment variable `MARKSCHEME_<NAME>` or a line of the settings file: the one
 that `--env-file` names, else `.env` in `MARKSCHEME_HOME`. The variables `MARKSCHEME_JUDGE_<FIELD>`
 and `MARKSCHEME_TEACHER_<FIELD>` describe one judge and one teacher with the fields of
-`JudgeOptions`; further judges are tables of `markscheme.toml` with the same fields. The table of
-settings in the documentation names every variable, and a test reads it there.
+`JudgeOptions`; further judges are tables of `markscheme.toml` with the same fields.
+docs/configuration.md lists every variable, and a test reads it there.
 
 No file of the working directory is read: whoever wrote it would choose where keys and prompts go.
 """

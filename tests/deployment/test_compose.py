@@ -86,7 +86,7 @@ def test_what_a_dockerfile_copies_is_there_and_reaches_the_engine(name: str) -> 
         assert source.removeprefix("./").split("/")[0] in sent, source
 
 
-def test_the_services_and_profiles_are_those_of_the_readme() -> None:
+def test_the_services_and_profiles_are_those_of_the_guide() -> None:
     profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
     assert profiles == {
         "postgres": [],
@@ -100,9 +100,9 @@ def test_the_services_and_profiles_are_those_of_the_readme() -> None:
         "prometheus": ["observability"],
         "grafana": ["observability"],
     }
-    readme = (ROOT / "README.md").read_text("utf-8")
+    guide = (ROOT / "docs/deploy.md").read_text("utf-8")
     for name in SERVICES:
-        assert f"| `{name}` |" in readme
+        assert f"| `{name}` |" in guide
 
 
 def test_every_variable_is_explained_and_every_explained_one_is_used() -> None:
@@ -266,7 +266,7 @@ def test_the_locks_agree_with_the_versions_that_were_chosen() -> None:
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if "==" in line
     }
-    for name in ("build.txt", "torch.txt", "service.txt", "trainer.txt", "all.txt"):
+    for name in ("build.txt", "torch.txt", "service.txt", "trainer.txt", "all.txt", "docs.txt"):
         for package, version in locked(name).items():
             assert chosen.get(package, version) == version, package
     torch = re.search(
