@@ -76,26 +76,26 @@ class Idempotency:
                 "body": payload.model_dump(mode="json", exclude_defaults=True),
             }
         )
-        standing = await self._store.begin(address, fingerprint)
-        if not isinstance(standing, Begun):
-            return _replay(standing)
+        state = await self._store.begin(address, fingerprint)
+        if not isinstance(state, Begun):
+            return _replay(state)
         try:
-            async with _renewed(self._store, address, standing.owner):
+            async with _renewed(self._store, address, state.owner):
                 response = await self._outcome(work, status)
         except BaseException:
             # When this fails too, the row is freed when its lease ends.
             with suppress(SQLAlchemyError, OSError):
-                await asyncio.shield(self._store.release(address, standing.owner))
+                await asyncio.shield(self._store.release(address, state.owner))
             raise
         text = bytes(response.body).decode()
         while not await self._store.finish(
-            address, standing.owner, status=response.status_code, body=text
+            address, state.owner, status=response.status_code, body=text
         ):
             # Another attempt took over when our lease ended. All senders must get the same
             # answer, so theirs counts.
-            standing = await self._store.begin(address, fingerprint)
-            if not isinstance(standing, Begun):
-                return _replay(standing)
+            state = await self._store.begin(address, fingerprint)
+            if not isinstance(state, Begun):
+                return _replay(state)
         return response
 
     async def _outcome(self, work: Callable[[], Awaitable[BaseModel]], status: int) -> Response:
@@ -111,14 +111,14 @@ class Idempotency:
 TakesKey = Annotated[Idempotency, Depends()]
 
 
-def _replay(standing: Answered | Running | Reused) -> Response:
-    if isinstance(standing, Answered):
-        return _response(standing.status, standing.body, {"Idempotent-Replayed": "true"})
-    if isinstance(standing, Running):
+def _replay(state: Answered | Running | Reused) -> Response:
+    if isinstance(state, Answered):
+        return _response(state.status, state.body, {"Idempotent-Replayed": "true"})
+    if isinstance(state, Running):
         raise Conflict(
             "a request with this Idempotency-Key is running; retry after Retry-After seconds",
             code="idempotency_key_running",
-            retry_after_s=max(1, math.ceil(standing.lease_left_s)),
+            retry_after_s=max(1, math.ceil(state.lease_left_s)),
         )
     raise Unprocessable(
         "this Idempotency-Key was used with another body; use a new key for a new call",
