@@ -162,8 +162,8 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         kind, code = _BY_STATUS.get(error.status_code, ("invalid_request_error", "http_error"))
         headers = dict(error.headers or {})
-        if error.status_code == 405:
-            headers["Allow"] = ", ".join(_methods(app, request.scope["path"]))
+        if error.status_code == 405 and (methods := _methods(app, request.scope["path"])):
+            headers["Allow"] = ", ".join(methods)
         return JSONResponse(
             body(request, ErrorDetail(message=str(error.detail), type=kind, code=code)),
             error.status_code,
