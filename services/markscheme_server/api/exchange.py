@@ -1,4 +1,4 @@
-"""Rubrics in and out in other formats."""
+"""`/v1/rubrics:import` and `…/export`: rubrics in other formats."""
 
 import json
 from typing import Annotated, Any
@@ -15,18 +15,19 @@ from markscheme_server.api.services import Inducer, Reader, UsesServices
 
 _EXPORTED: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The rubric in the format asked for, and nothing around it",
+        "description": "The rubric in the chosen format, and nothing else",
         "content": {"application/json": {"schema": {"type": "object"}}},
         "headers": {
             exchange.LOSSES_HEADER: {
-                "description": "What the format could not hold: sentences, percent-encoded, joined by '; '",
+                "description": "What the format could not hold: sentences, percent-encoded, "
+                "joined by '; '",
                 "schema": {"type": "string"},
             }
         },
     }
 }
 
-router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
+router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES, tags=["Rubrics"])
 
 
 @router.post(
@@ -34,13 +35,15 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
     status_code=201,
     response_model=schema.RubricImported,
     responses=idempotency.RESPONSES,
-    summary="Bring a rubric in another format",
+    summary="Import a rubric from another format",
 )
 async def import_rubric(
     payload: schema.RubricImport, caller: Inducer, services: UsesServices, once: TakesKey
 ) -> Response:
-    """What the format says is stored as ``POST /v1/rubrics`` would store it. What we cannot hold is refused, or, with
-    ``allow_loss``, left out and told."""
+    """Create a rubric from the content, as `POST /v1/rubrics` would.
+
+    What cannot be represented is refused or, with `allow_loss`, left out and listed in `losses`.
+    """
     draft = await services.library.draft_import(payload)
 
     async def save() -> schema.RubricImported:
@@ -54,7 +57,7 @@ async def import_rubric(
     "/rubrics/{rubric_id:id}/export",
     response_class=Response,
     responses=_EXPORTED,
-    summary="Read a rubric in another format",
+    summary="Export a rubric to another format",
 )
 async def export_rubric(
     rubric_id: str,
@@ -63,7 +66,7 @@ async def export_rubric(
     format: ExchangeFormat = "native",
     allow_loss: Annotated[bool, Query(description="Leave out what the format cannot hold")] = False,
 ) -> Response:
-    """The answer is the file: prompt, criteria and tags, no id, team or provenance."""
+    """Return the file: prompt, criteria and tags, without id, team and provenance."""
     exported = await services.library.export(caller, rubric_id, format, allow_loss=allow_loss)
     headers = (
         {exchange.LOSSES_HEADER: exchange.losses_line(exported.losses)} if exported.losses else None

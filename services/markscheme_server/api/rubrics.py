@@ -1,4 +1,4 @@
-"""``/v1/rubrics``: bring, induce, read, list and share rubrics."""
+"""`/v1/rubrics`: create, induce, read, list and share rubrics."""
 
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from markscheme_server.api.services import (
     BUDGET_WARNING,
     NO_NUL,
     WARNS,
+    After,
     DeadlineMs,
     Inducer,
     Limit,
@@ -28,19 +29,23 @@ from markscheme_server.domain.hashing import messages_of, prompt_key, text_key
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.store.rubrics import Search
 
-router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
+router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES, tags=["Rubrics"])
 
 
 @router.post(
     "/rubrics",
     status_code=201,
     response_model=schema.Rubric,
-    summary="Bring your own rubric",
+    summary="Create a rubric from your own criteria",
     responses=idempotency.RESPONSES,
 )
 async def create_rubric(
     payload: schema.RubricCreate, caller: Inducer, services: UsesServices, once: TakesKey
 ) -> Response:
+    """Create a private rubric of the caller's team.
+
+    When the team's newest rubric for the prompt has the same criteria, that one is returned.
+    """
     draft = await services.library.draft_create(payload)
     return await once.answer(payload, lambda: services.library.save(caller, draft), status=201)
 
@@ -50,7 +55,7 @@ async def create_rubric(
     status_code=201,
     response_model=schema.Rubric,
     responses=idempotency.RESPONSES,
-    summary="Edit a rubric as a new version, or take another team's over",
+    summary="Create a new version of a rubric, or a copy of another team's",
 )
 async def fork_rubric(
     rubric_id: str,
@@ -59,9 +64,12 @@ async def fork_rubric(
     services: UsesServices,
     once: TakesKey,
 ) -> Response:
-    """The new rubric is the caller's team's, private, and names the one it comes from as its parent. Where the team's
-    newest for the prompt has these criteria already, that one is the answer, as it stands. With other criteria its
-    author is the caller's team, and what made the source is not its provenance."""
+    """Create a private rubric of the caller's team whose parent is the given one.
+
+    When the team's newest rubric for the prompt has these criteria, that one is returned
+    unchanged. An unchanged copy keeps the provenance of its source; with other criteria its
+    author is the caller's team.
+    """
     draft = await services.library.draft_fork(caller, rubric_id, payload)
     return await once.answer(payload, lambda: services.library.save(caller, draft), status=201)
 
@@ -70,7 +78,7 @@ async def fork_rubric(
     "/rubrics:induce",
     response_model=schema.Rubric,
     responses=idempotency.RESPONSES | {200: {"headers": WARNS}},
-    summary="Induce a rubric by contrasting teacher and student responses",
+    summary="Induce a rubric from teacher and student responses",
 )
 async def induce_rubric(
     payload: schema.InduceRequest,
@@ -80,6 +88,11 @@ async def induce_rubric(
     request: Request,
     deadline_ms: DeadlineMs = None,
 ) -> Response:
+    """Have the rubricator contrast teacher responses with student responses.
+
+    Without `teacher_responses` the team's teacher bank is used. `reuse` decides whether a stored
+    rubric is returned instead.
+    """
     context = CallContext(services.scores.deadline(deadline_ms), team=caller.team)
     draft = services.library.draft_induction(caller, payload)
 
@@ -95,7 +108,7 @@ async def induce_rubric(
     return answer
 
 
-@router.get("/rubrics", summary="Find rubrics, newest first")
+@router.get("/rubrics", summary="List rubrics, newest first")
 async def list_rubrics(
     caller: Reader,
     services: UsesServices,
@@ -107,35 +120,38 @@ async def list_rubrics(
         Query(
             max_length=1000,
             pattern=NO_NUL,
-            description=(
-                "Words that are all in the prompt or the criteria, whatever their endings"
-            ),
+            description="Words that all occur in the prompt or the criteria, in any inflection",
         ),
     ] = None,
-    tag: Annotated[list[schema.Tag] | None, Query(max_length=32, description="All of them")] = None,
-    category: Annotated[Category | None, Query(description="Of one of the criteria")] = None,
+    tag: Annotated[
+        list[schema.Tag] | None, Query(max_length=32, description="All of these tags")
+    ] = None,
+    category: Annotated[
+        Category | None, Query(description="Category of at least one criterion")
+    ] = None,
     team: Annotated[schema.TeamName | None, Query(description="The team that made it")] = None,
     teacher_model: Annotated[
         schema.ModelName | None,
-        Query(description="Of an induced rubric: whose responses it was contrasted for"),
+        Query(description="Induced rubrics: the model whose responses it was contrasted with"),
     ] = None,
     rubricator: Annotated[
         schema.ModelName | None,
-        Query(
-            description="How provenance.rubricator of an induced rubric begins, as in openai/MODEL@"
-        ),
+        Query(description="Induced rubrics: prefix of provenance.rubricator, as in openai/MODEL@"),
     ] = None,
     min_quality: Annotated[
         float | None,
-        Query(ge=0, le=1, description=("The least quality; one that is not known is too low")),
+        Query(ge=0, le=1, description="Minimum quality; excludes rubrics of unknown quality"),
     ] = None,
-    retired: Annotated[bool | None, Query(description="Only retired ones, or only others")] = None,
+    retired: Annotated[
+        bool | None, Query(description="true: only retired ones; false: only others")
+    ] = None,
     limit: Limit = 20,
-    after: Annotated[
-        str | None, Query(max_length=64, pattern=NO_NUL, description="The last id of a page")
-    ] = None,
+    after: After = None,
 ) -> schema.RubricList:
-    """What the caller's team sees; all that is given narrows it down."""
+    """List the rubrics that the caller's team sees. All filters must match.
+
+    `quality` is the share of a rubric's scored groups in which rollouts got different rewards.
+    """
     if prompt is not None:
         key = prompt_key(messages_of(prompt))
     return await services.library.list_rubrics(
@@ -157,13 +173,14 @@ async def list_rubrics(
     )
 
 
-@router.get("/rubrics/{rubric_id:id}", summary="Read a rubric")
-async def read_rubric(
+@router.get("/rubrics/{rubric_id:id}", summary="Get a rubric")
+async def get_rubric(
     rubric_id: str,
     caller: Reader,
     services: UsesServices,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> schema.Rubric:
+    """Return a rubric that the caller's team sees, with an ETag."""
     text = (await services.library.get(caller, rubric_id)).model_dump_json()
     etag = f'"{text_key(text)}"'
     if if_none_match is not None and etag in [tag.strip() for tag in if_none_match.split(",")]:
@@ -171,10 +188,13 @@ async def read_rubric(
     return Response(text, headers={"ETag": etag}, media_type="application/json")  # type: ignore[return-value]
 
 
-@router.patch("/rubrics/{rubric_id:id}", summary="Share a rubric, tag it, retire it")
+@router.patch("/rubrics/{rubric_id:id}", summary="Share, tag or retire a rubric")
 async def change_rubric(
     rubric_id: str, payload: schema.RubricPatch, caller: Inducer, services: UsesServices
 ) -> schema.Rubric:
-    """Only the team that made it may. A retired rubric can still be read and named; no group gets it by itself.
-    Whether there is a team of a name is not told: any name may stand in ``shared_with``."""
+    """Change a rubric of the caller's own team.
+
+    A retired rubric can still be read and named, but no group gets it by itself. `shared_with`
+    takes any team name, so that the answer does not reveal which teams exist.
+    """
     return await services.library.change(caller, rubric_id, payload)

@@ -103,8 +103,7 @@ class OpenAIJudge:
             f"+{name}"
             for name, on in (
                 ("evidence", s.evidence),
-                ("nonce", s.nonce),
-                ("canary", s.canary),
+                ("hardening", s.hardening),
                 ("rationale", s.rationale != "off"),
             )
             if on
@@ -152,9 +151,9 @@ class OpenAIJudge:
         s = self._settings
         shown = prompts.number_criteria(task.criteria)
         material = [list(task.prompt), [c.text for c in task.criteria], list(task.responses)]
-        nonce = self._secrets.derive("nonce", material) if s.nonce else None
+        nonce = self._secrets.derive("nonce", material) if s.hardening else None
         canary = None
-        if s.canary:
+        if s.hardening:
             # No answer can contain a word that derives from a secret: "met" is surely false.
             word = self._secrets.derive("canary", material)
             canary = (f"c{len(shown) + 1}", f"The answer contains the string {word}.")

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.processes import COMMAND, command, environment
-from markscheme_server.cli.prune import parse_age
+from markscheme_server.cli.common import parse_age
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store.engine.database import ALL_TEAMS
@@ -154,5 +154,5 @@ def test_what_is_no_age_is_refused(text: str) -> None:
 
 def test_the_help_says_what_is_paid_for_again(tmp_path: Path) -> None:
     said = " ".join(prune(tmp_path, "--help").stdout.split())
-    assert "pays again" in said
-    assert "teacher responses stay" in said
+    assert "judged and paid again" in said
+    assert "Keeps rubrics with their lineage, inductions, teacher responses" in said
