@@ -132,7 +132,7 @@ def test_a_running_call_is_a_conflict_and_then_replays(http: httpx.Client, judge
 def test_a_lease_is_kept_alive_while_the_work_goes_on(
         serve: Callable[..., str], settings: dict[str, Any], judge: ScriptedJudge) -> None:
     judge.script = held = Held()
-    with httpx.Client(base_url=serve(**settings | {"claim_lease_s": 1.0}), timeout=30) as http, \
+    with httpx.Client(base_url=serve(**settings | {"claim_lease_s": 1.0, "judge_timeout_s": 30.0}), timeout=30) as http, \
             ThreadPoolExecutor() as pool:
         first = pool.submit(post, http, "k", ASK, INDUCE)
         assert held.asked.wait(10)

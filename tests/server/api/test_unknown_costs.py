@@ -134,7 +134,7 @@ def test_a_call_that_was_sent_is_on_the_books_whoever_left(office: Office, judge
     url, red = begin(office, 100.0)
 
     def slow(request: dict[str, Any], _number: int) -> str:
-        judge.released.wait(5)
+        judge.released.wait(20)
         return verdicts(request)
 
     judge.script = slow
@@ -142,9 +142,9 @@ def test_a_call_that_was_sent_is_on_the_books_whoever_left(office: Office, judge
     headers = {"Authorization": f"Bearer {red}"}
     if leaves:
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/v1/scores", json=body, headers=headers, timeout=0.5)
+            httpx.post(f"{url}/v1/scores", json=body, headers=headers, timeout=3)
     else:
-        late = httpx.post(f"{url}/v1/scores", json=body, headers=headers | {"X-Deadline-Ms": "500"}, timeout=30)
+        late = httpx.post(f"{url}/v1/scores", json=body, headers=headers | {"X-Deadline-Ms": "3000"}, timeout=30)
         assert late.json()["counts"]["unscored"] == 2
         assert (late.json()["usage"]["judge_calls"], late.json()["usage"]["cost_usd"]) == (2, None)
     assert eventually(lambda: total(office, url)["calls"], 2) == 2
