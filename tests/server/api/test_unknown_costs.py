@@ -131,7 +131,7 @@ def test_one_odd_reply_slows_nobody_down(office: Office, judge: ScriptedJudge) -
 @pytest.mark.parametrize("leaves", [False, True])
 def test_a_call_that_was_sent_is_on_the_books_whoever_left(office: Office, judge: ScriptedJudge,
                                                            leaves: bool) -> None:
-    url, red = begin(office, 100.0)
+    url, red = begin(office, 100.0, judge_timeout_s=30.0)
 
     def slow(request: dict[str, Any], _number: int) -> str:
         judge.released.wait(20)
