@@ -54,7 +54,8 @@ fuzz: setup  ## Schemathesis against the running service (slow, about three minu
 fault: setup  ## The long fault tests: outages, kills, black holes, overload (slow, about twelve minutes)
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/fault tests/train
 
-check: setup  ## Lint, types, import contracts
+check: setup  ## Format, lint, types, import contracts
+	$(CLEAN) $(BIN)/ruff format --check services client tests benchmarks examples
 	$(CLEAN) $(BIN)/ruff check .
 	$(CLEAN) $(BIN)/mypy
 	$(CLEAN) $(BIN)/lint-imports

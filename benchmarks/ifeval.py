@@ -41,8 +41,15 @@ def load_items() -> list[Item]:
         row = json.loads(line)
         arguments = [{k: v for k, v in kwargs.items() if v is not None} for kwargs in row["kwargs"]]
         blind = int(hashlib.sha256(f"blind:{row['id']}".encode()).hexdigest(), 16) % 4 == 0
-        items.append(Item(row["id"], row["prompt"], row["teacher_responses"][0],
-                          tuple(zip(row["instruction_id_list"], arguments, strict=True)), blind))
+        items.append(
+            Item(
+                row["id"],
+                row["prompt"],
+                row["teacher_responses"][0],
+                tuple(zip(row["instruction_id_list"], arguments, strict=True)),
+                blind,
+            )
+        )
     return items
 
 
@@ -60,7 +67,9 @@ def _verifier() -> Any:
     langdetect.DetectorFactory.seed = 0
 
     def verify(prompt: str, ids: tuple[str, ...], arguments: str, text: str) -> tuple[bool, ...]:
-        sample = IFEvalSample(key=0, prompt=prompt, instruction_id_list=list(ids), kwargs=json.loads(arguments))
+        sample = IFEvalSample(
+            key=0, prompt=prompt, instruction_id_list=list(ids), kwargs=json.loads(arguments)
+        )
         # The verifier draws a letter at random where the one given ("#") is not in the alphabet.
         random.seed(0)
         results, _ = evaluate_output_for_sample("ifeval", sample, text)
@@ -105,31 +114,66 @@ _PLAIN: dict[str, Check] = {
     "title": {"kind": "title"},
     "no_comma": {"kind": "count", "of": "commas", "max": 0},
     "quotation": {"kind": "quoted"},
-    "constrained_response": {"kind": "one_of", "options": ["My answer is yes.", "My answer is no.",
-                                                           "My answer is maybe."]},
+    "constrained_response": {
+        "kind": "one_of",
+        "options": ["My answer is yes.", "My answer is no.", "My answer is maybe."],
+    },
 }
 _TRANSLATIONS: dict[str, Any] = {
     "number_words": _words,
-    "number_sentences": lambda a: [{"kind": "count", "of": "sentences", **_bounds(a["relation"], a["num_sentences"])}],
+    "number_sentences": lambda a: [
+        {"kind": "count", "of": "sentences", **_bounds(a["relation"], a["num_sentences"])}
+    ],
     "capital_word_frequency": lambda a: [
-        {"kind": "count", "of": "capital_words", **_bounds(a["capital_relation"], a["capital_frequency"])}],
+        {
+            "kind": "count",
+            "of": "capital_words",
+            **_bounds(a["capital_relation"], a["capital_frequency"]),
+        }
+    ],
     "repeat_prompt": lambda a: [{"kind": "starts_with", "text": a["prompt_to_repeat"]}],
-    "number_placeholders": lambda a: [{"kind": "count", "of": "placeholders", "min": a["num_placeholders"]}],
+    "number_placeholders": lambda a: [
+        {"kind": "count", "of": "placeholders", "min": a["num_placeholders"]}
+    ],
     "postscript": lambda a: [{"kind": "postscript", "marker": a["postscript_marker"]}],
-    "multiple_sections": lambda a: [{"kind": "sections", "marker": a["section_spliter"], "min": a["num_sections"]}],
+    "multiple_sections": lambda a: [
+        {"kind": "sections", "marker": a["section_spliter"], "min": a["num_sections"]}
+    ],
     "number_bullet_lists": lambda a: [
-        {"kind": "count", "of": "bullets", "min": a["num_bullets"], "max": a["num_bullets"]}],
-    "number_highlighted_sections": lambda a: [{"kind": "count", "of": "highlights", "min": a["num_highlights"]}],
+        {"kind": "count", "of": "bullets", "min": a["num_bullets"], "max": a["num_bullets"]}
+    ],
+    "number_highlighted_sections": lambda a: [
+        {"kind": "count", "of": "highlights", "min": a["num_highlights"]}
+    ],
     "existence": lambda a: [{"kind": "contains", "texts": list(a["keywords"])}],
     "forbidden_words": lambda a: [{"kind": "excludes", "texts": list(a["forbidden_words"])}],
-    "frequency": lambda a: [{"kind": "occurrences", "text": a["keyword"], **_bounds(a["relation"], a["frequency"])}],
+    "frequency": lambda a: [
+        {"kind": "occurrences", "text": a["keyword"], **_bounds(a["relation"], a["frequency"])}
+    ],
     "letter_frequency": lambda a: [
-        {"kind": "letter_count", "letter": a["letter"], **_bounds(a["let_relation"], a["let_frequency"])}],
+        {
+            "kind": "letter_count",
+            "letter": a["letter"],
+            **_bounds(a["let_relation"], a["let_frequency"]),
+        }
+    ],
     "response_language": lambda a: [{"kind": "language", "language": a["language"]}],
-    "nth_paragraph_first_word": lambda a: [{"kind": "paragraph_start", "paragraphs": a["num_paragraphs"],
-                                            "paragraph": a["nth_paragraph"], "word": a["first_word"]}],
+    "nth_paragraph_first_word": lambda a: [
+        {
+            "kind": "paragraph_start",
+            "paragraphs": a["num_paragraphs"],
+            "paragraph": a["nth_paragraph"],
+            "word": a["first_word"],
+        }
+    ],
     "number_paragraphs": lambda a: [
-        {"kind": "count", "of": "starred_parts", "min": a["num_paragraphs"], "max": a["num_paragraphs"]}],
+        {
+            "kind": "count",
+            "of": "starred_parts",
+            "min": a["num_paragraphs"],
+            "max": a["num_paragraphs"],
+        }
+    ],
     "end_checker": lambda a: [{"kind": "ends_with", "text": a["end_phrase"]}],
 }
 
@@ -155,7 +199,10 @@ def _atoms(check: Check) -> Iterator[tuple[Any, ...]]:
         what = _plain(check.get("of") or check.get("text") or check["letter"])
         yield from ((kind, what, *bound) for bound in bounds)
     else:
-        yield (kind, *sorted((name, _plain(value)) for name, value in check.items() if name != "kind"))
+        yield (
+            kind,
+            *sorted((name, _plain(value)) for name, value in check.items() if name != "kind"),
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -164,7 +211,9 @@ def _plain(value: Any) -> Any:
 
 def wanted_atoms(item: Item) -> Atoms:
     """What a prompt's official instructions ask; the two about case ask for English as well."""
-    wanted = atoms(check for name, arguments in item.instructions for check in checks_of(name, arguments))
+    wanted = atoms(
+        check for name, arguments in item.instructions for check in checks_of(name, arguments)
+    )
     if any("english" in name for name, _ in item.instructions):
         wanted |= atoms([{"kind": "language", "language": "en"}])
     return wanted

@@ -20,15 +20,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from markscheme_train.demo.model import ensure_model
 from markscheme_train.demo.sample import sample_responses
 
-PARTS = ({"prompts": 80, "per_prompt": 4, "max_new_tokens": 80, "seed": 7},
-         {"prompts": 28, "per_prompt": 8, "max_new_tokens": 40, "seed": 8})
+PARTS = (
+    {"prompts": 80, "per_prompt": 4, "max_new_tokens": 80, "seed": 7},
+    {"prompts": 28, "per_prompt": 8, "max_new_tokens": 40, "seed": 8},
+)
 MAX_PROMPT_WORDS = 60
 
 
 def choose(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The short prompts in hash order."""
     short = [row for row in rows if len(row["prompt"].split()) < MAX_PROMPT_WORDS]
-    return sorted(short, key=lambda row: hashlib.sha256(f"students:{row['id']}".encode()).hexdigest())
+    return sorted(
+        short, key=lambda row: hashlib.sha256(f"students:{row['id']}".encode()).hexdigest()
+    )
 
 
 def main() -> None:
@@ -46,12 +50,20 @@ def main() -> None:
     with arguments.out.open("w") as out:
         for part in PARTS:
             chosen, rows = rows[: part["prompts"]], rows[part["prompts"] :]
-            answers = sample_responses(model, tokenizer, [row["prompt"] for row in chosen],
-                                       per_prompt=part["per_prompt"], max_new_tokens=part["max_new_tokens"],
-                                       seed=part["seed"], progress=lambda n: print(f"+{n}", end=" ", flush=True))
+            answers = sample_responses(
+                model,
+                tokenizer,
+                [row["prompt"] for row in chosen],
+                per_prompt=part["per_prompt"],
+                max_new_tokens=part["max_new_tokens"],
+                seed=part["seed"],
+                progress=lambda n: print(f"+{n}", end=" ", flush=True),
+            )
             for row, samples in zip(chosen, answers, strict=True):
                 rollouts = [{"text": s.text, "truncated": s.truncated} for s in samples]
-                out.write(json.dumps({"id": row["id"], "rollouts": rollouts}, ensure_ascii=False) + "\n")
+                out.write(
+                    json.dumps({"id": row["id"], "rollouts": rollouts}, ensure_ascii=False) + "\n"
+                )
             out.flush()
     print(f"\n{arguments.out}: {time.perf_counter() - started:.0f} s")
 

@@ -18,7 +18,7 @@ from fakes.judge import ScriptedJudge
 from fakes.service import running
 from markscheme import Client
 from markscheme_server.config import Settings
-from markscheme_server.store.migrating import prepare
+from markscheme_server.store.maintenance.migrate import prepare
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
@@ -52,15 +52,24 @@ def serve(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Callable[..., str]]
     """Start services with the settings given; each call is a service of its own on the same database."""
     shutil.copy(migrated_sqlite, tmp_path / "markscheme.db")
     with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(running(
-            Settings(_env_file=None, **({"home": tmp_path, "judge": "builtin"} | settings))))
+        yield lambda **settings: stack.enter_context(
+            running(Settings(_env_file=None, **({"home": tmp_path, "judge": "builtin"} | settings)))
+        )
 
 
 @pytest.fixture
 def model_settings(judge: ScriptedJudge) -> dict[str, Any]:
     """Settings that make the scripted judge the service's judge."""
-    return {"judge": "openai", "judge_base_url": judge.url, "judge_model": "scripted", "judge_api_key": "k-secret",
-            "judge_timeout_s": 1.0, "judge_breaker_wait_s": 0.5, "request_timeout_s": 20.0, "secret": "of the tests"}
+    return {
+        "judge": "openai",
+        "judge_base_url": judge.url,
+        "judge_model": "scripted",
+        "judge_api_key": "k-secret",
+        "judge_timeout_s": 1.0,
+        "judge_breaker_wait_s": 0.5,
+        "request_timeout_s": 20.0,
+        "secret": "of the tests",
+    }
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,8 +29,13 @@ def test_the_curl_examples_work_as_printed(service: str) -> None:
     assert len(examples) == 5
     answers = []
     for example in examples:
-        done = subprocess.run(["bash", "-c", example.replace("localhost:8321", service.removeprefix("http://"))],
-                              capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(
+            ["bash", "-c", example.replace("localhost:8321", service.removeprefix("http://"))],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
         answers.append(json.loads(done.stdout))
     brought, induced, listed, scored, unknown = answers
     assert brought["object"] == induced["object"] == "rubric"
@@ -39,13 +43,22 @@ def test_the_curl_examples_work_as_printed(service: str) -> None:
     rewards = [r["reward"] for r in scored["groups"][0]["rollouts"]]
     assert rewards[0] > rewards[1]
     assert unknown["groups"][0]["rollouts"][0] | {"verdicts": [], "feedback": []} == {
-        "id": "r0", "reward": None, "status": "unscored", "reason": "no_rubric", "verdicts": [], "feedback": []}
+        "id": "r0",
+        "reward": None,
+        "status": "unscored",
+        "reason": "no_rubric",
+        "verdicts": [],
+        "feedback": [],
+    }
 
 
 def test_help_teaches_every_command() -> None:
-    run: Callable[..., str] = lambda *words: subprocess.run(  # noqa: E731
-        [str(Path(sys.executable).with_name("markscheme")), *words, "--help"], capture_output=True, text=True,
-        check=True, timeout=60).stdout
+    def run(*words: str) -> str:
+        command = [str(Path(sys.executable).with_name("markscheme")), *words, "--help"]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+
     overview = run()
     for command in ("serve", "train", "score", "demo", "doctor", "migrate", "prune"):
         assert command in overview

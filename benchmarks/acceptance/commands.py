@@ -15,7 +15,16 @@ from xml.etree import ElementTree
 FIGURE = "figure"
 """The property under which a test records a figure for the table (``record_property``)."""
 BETWEEN_KILLS_S = 5.0
-_TESTS = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1"]
+_TESTS = [
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-o",
+    "junit_family=xunit1",
+]
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,9 @@ class Command:
         """As a person types it in the project's root."""
         if not self.is_pytest:
             return shlex.join(self.arguments)
-        return shlex.join(["pytest", *(["-m", "slow or not slow"] if self.slow else []), *self.arguments])
+        return shlex.join(
+            ["pytest", *(["-m", "slow or not slow"] if self.slow else []), *self.arguments]
+        )
 
     def argv(self, report: Path) -> list[str]:
         """As it is run. pytest writes its results to ``report``."""
@@ -63,8 +74,13 @@ def run(command: Command, environment: Mapping[str, str] = os.environ) -> Outcom
         report, said = Path(folder) / "report.xml", Path(folder) / "said"
         begun = time.monotonic()
         with said.open("wb") as output:
-            process = subprocess.Popen(command.argv(report), stdout=output, stderr=subprocess.STDOUT,
-                                       env=dict(environment), start_new_session=True)
+            process = subprocess.Popen(
+                command.argv(report),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
+            )
             try:
                 status: int | None = process.wait(command.limit_s)
             except subprocess.TimeoutExpired:
@@ -77,26 +93,48 @@ def run(command: Command, environment: Mapping[str, str] = os.environ) -> Outcom
             return Outcome(fault=f"not done within {command.limit_s:.0f} s", seconds=seconds)
         if not command.is_pytest:
             words = last[0] if last else ""
-            return Outcome(passed=int(status == 0), failed=int(status != 0), seconds=seconds,
-                           figures=(words,) if status == 0 and words else (),
-                           fault="" if status == 0 else f"status {status}: {words}")
+            return Outcome(
+                passed=int(status == 0),
+                failed=int(status != 0),
+                seconds=seconds,
+                figures=(words,) if status == 0 and words else (),
+                fault="" if status == 0 else f"status {status}: {words}",
+            )
         if not report.exists():
-            return Outcome(fault=f"status {status}: {last[0] if last else 'nothing was said'}", seconds=seconds)
+            return Outcome(
+                fault=f"status {status}: {last[0] if last else 'nothing was said'}", seconds=seconds
+            )
         return read(report.read_text("utf-8"), status=status, seconds=seconds)
 
 
 def read(report: str, *, status: int, seconds: float) -> Outcome:
     """The outcome from pytest's JUnit report and exit status."""
     cases = list(ElementTree.fromstring(report).iter("testcase"))
-    bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skips = [(skip.get("message") or "").strip() for case in cases if (skip := case.find("skipped")) is not None]
+    bad = [
+        case for case in cases if case.find("failure") is not None or case.find("error") is not None
+    ]
+    skips = [
+        (skip.get("message") or "").strip()
+        for case in cases
+        if (skip := case.find("skipped")) is not None
+    ]
     passed = sum(case.find("skipped") is None for case in cases) - len(bad)
-    figures = [str(entry.get("value")) for case in cases for entry in case.iter("property")
-               if entry.get("name") == FIGURE]
-    fault = f"failed: {', '.join(dict.fromkeys(str(case.get('name')) for case in bad[:3]))}" if bad else ""
+    figures = [
+        str(entry.get("value"))
+        for case in cases
+        for entry in case.iter("property")
+        if entry.get("name") == FIGURE
+    ]
+    fault = (
+        f"failed: {', '.join(dict.fromkeys(str(case.get('name')) for case in bad[:3]))}"
+        if bad
+        else ""
+    )
     if not fault and status != 0:
         fault = f"status {status}: no test ran" if not cases else f"status {status}"
-    return Outcome(passed, len(bad), tuple(dict.fromkeys(skips)), tuple(dict.fromkeys(figures)), fault, seconds)
+    return Outcome(
+        passed, len(bad), tuple(dict.fromkeys(skips)), tuple(dict.fromkeys(figures)), fault, seconds
+    )
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -116,7 +154,10 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 def total(outcomes: Sequence[Outcome]) -> Outcome:
     """Several commands of one check as one."""
     return Outcome(
-        sum(o.passed for o in outcomes), sum(o.failed for o in outcomes),
+        sum(o.passed for o in outcomes),
+        sum(o.failed for o in outcomes),
         tuple(dict.fromkeys(why for o in outcomes for why in o.skipped)),
         tuple(dict.fromkeys(figure for o in outcomes for figure in o.figures)),
-        "; ".join(o.fault for o in outcomes if o.fault), sum(o.seconds for o in outcomes))
+        "; ".join(o.fault for o in outcomes if o.fault),
+        sum(o.seconds for o in outcomes),
+    )

@@ -22,7 +22,13 @@ from service.report import markdown_table, today
 
 ROWS = Path("benchmarks/results/acceptance.json")
 TABLE = Path("docs/reliability.md")
-SHOWN, PART, NOT_APPLICABLE, FAILED, NOT_RUN = "shown", "part", "not applicable", "failed", "not run yet"
+SHOWN, PART, NOT_APPLICABLE, FAILED, NOT_RUN = (
+    "shown",
+    "part",
+    "not applicable",
+    "failed",
+    "not run yet",
+)
 COLUMNS = ("check", "holds", "status", "command", "figure", "date")
 INTRODUCTION = """\
 # Reliability: 58 checks, and what shows them
@@ -48,8 +54,12 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m acceptance.run")
-    parser.add_argument("--only", type=numbers, metavar="N[,N]", help="run these checks; the other rows stay")
-    parser.add_argument("--list", action="store_true", help="show the checks and their commands and run nothing")
+    parser.add_argument(
+        "--only", type=numbers, metavar="N[,N]", help="run these checks; the other rows stay"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="show the checks and their commands and run nothing"
+    )
     arguments = parser.parse_args()
     console = Console(width=160, highlight=False)
     chosen: list[int] = arguments.only or [*CHECKS]
@@ -71,7 +81,9 @@ def main() -> None:
         failed = failed or row.status == FAILED
         rows = load() | {number: row}
         save(rows)
-    console.print(f"written: {TABLE} ({', '.join(f'{count} {status}' for status, count in counts(rows).items())})")
+    console.print(
+        f"written: {TABLE} ({', '.join(f'{count} {status}' for status, count in counts(rows).items())})"
+    )
     sys.exit(int(failed))
 
 
@@ -90,8 +102,12 @@ def judge(check: Check, outcomes: Sequence[Outcome]) -> Row:
     """The row of a check whose commands came to this."""
     outcome = total(outcomes)
     status = FAILED if outcome.fault else PART if check.part or outcome.skipped else SHOWN
-    said = [f"{outcome.passed} passed" + (f", {outcome.failed} failed" if outcome.failed else "")
-            + f" in {outcome.seconds:.0f} s", *outcome.figures]
+    said = [
+        f"{outcome.passed} passed"
+        + (f", {outcome.failed} failed" if outcome.failed else "")
+        + f" in {outcome.seconds:.0f} s",
+        *outcome.figures,
+    ]
     if outcome.fault:
         said.append(outcome.fault)
     said += [f"skipped: {why}" for why in outcome.skipped]
@@ -108,8 +124,11 @@ def row_of(check: Check, rows: Mapping[int, Row]) -> Row:
 def counts(rows: Mapping[int, Row]) -> dict[str, int]:
     """How many checks have each status."""
     found = [row_of(check, rows).status for check in CHECKS.values()]
-    return {status: found.count(status) for status in (SHOWN, PART, NOT_APPLICABLE, FAILED, NOT_RUN)
-            if status in found}
+    return {
+        status: found.count(status)
+        for status in (SHOWN, PART, NOT_APPLICABLE, FAILED, NOT_RUN)
+        if status in found
+    }
 
 
 def load() -> dict[int, Row]:
@@ -117,35 +136,54 @@ def load() -> dict[int, Row]:
     if not ROWS.exists():
         return {}
     kept = json.loads(ROWS.read_text("utf-8"))["rows"]
-    return {number: Row(row["status"], row["figure"], row["date"]) for number, check in CHECKS.items()
-            if (row := kept.get(str(number))) is not None and row["commands"] == [c.words for c in check.commands]}
+    return {
+        number: Row(row["status"], row["figure"], row["date"])
+        for number, check in CHECKS.items()
+        if (row := kept.get(str(number))) is not None
+        and row["commands"] == [c.words for c in check.commands]
+    }
 
 
 def save(rows: Mapping[int, Row]) -> None:
     """Write both files."""
     machine = describe()
-    kept = {str(number): asdict(row) | {"commands": [c.words for c in CHECKS[number].commands]}
-            for number, row in sorted(rows.items())}
-    ROWS.write_text(json.dumps({"machine": machine, "rows": kept}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    kept = {
+        str(number): asdict(row) | {"commands": [c.words for c in CHECKS[number].commands]}
+        for number, row in sorted(rows.items())
+    }
+    ROWS.write_text(
+        json.dumps({"machine": machine, "rows": kept}, indent=1, ensure_ascii=False) + "\n", "utf-8"
+    )
     TABLE.write_text(table(rows, sentence(machine)), "utf-8")
 
 
 def table(rows: Mapping[int, Row], machine: str) -> str:
     """The Markdown file."""
-    parts = [INTRODUCTION, f"Last run on: {machine}.\n",
-             f"Now: {', '.join(f'{count} {status}' for status, count in counts(rows).items())}.\n"]
+    parts = [
+        INTRODUCTION,
+        f"Last run on: {machine}.\n",
+        f"Now: {', '.join(f'{count} {status}' for status, count in counts(rows).items())}.\n",
+    ]
     for area in dict.fromkeys(check.area for check in CHECKS.values()):
-        lines = [cells(check, row_of(check, rows)) for check in CHECKS.values() if check.area == area]
+        lines = [
+            cells(check, row_of(check, rows)) for check in CHECKS.values() if check.area == area
+        ]
         parts.append("\n".join([f"## {area}", "", *markdown_table(COLUMNS, lines), ""]))
     return "\n".join(parts)
 
 
 def cells(check: Check, row: Row) -> tuple[str, ...]:
     """One line of the table."""
-    status = f"{row.status}: {check.part}" if check.part and row.status in (PART, NOT_RUN) else row.status
+    status = (
+        f"{row.status}: {check.part}"
+        if check.part and row.status in (PART, NOT_RUN)
+        else row.status
+    )
     commands = "<br>".join(f"`{command.words}`" for command in check.commands)
-    return tuple(cell.replace("|", "\\|") for cell in (
-        str(check.number), check.holds, status, commands, row.figure, row.date))
+    return tuple(
+        cell.replace("|", "\\|")
+        for cell in (str(check.number), check.holds, status, commands, row.figure, row.date)
+    )
 
 
 if __name__ == "__main__":

@@ -57,29 +57,45 @@ HOLDERS = {
 """The secrets of .env, and the services whose containers have each."""
 FROM_FILES = {
     "redis": {"REDIS_PASSWORD_FILE": "REDIS_PASSWORD"},
-    "migrate": {"MARKSCHEME_DATABASE_PASSWORD_FILE": "POSTGRES_APP_PASSWORD",
-                "MARKSCHEME_MIGRATION_PASSWORD_FILE": "POSTGRES_PASSWORD"},
-    "trainer-key": {"MARKSCHEME_DATABASE_PASSWORD_FILE": "POSTGRES_APP_PASSWORD",
-                    "MARKSCHEME_KEY_PEPPER_FILE": "MARKSCHEME_KEY_PEPPER"},
-    "rubric": {"MARKSCHEME_API_KEY_FILE": "MARKSCHEME_API_KEY",
-               "MARKSCHEME_DATABASE_PASSWORD_FILE": "POSTGRES_APP_PASSWORD",
-               "MARKSCHEME_REDIS_PASSWORD_FILE": "REDIS_PASSWORD",
-               "MARKSCHEME_KEY_PEPPER_FILE": "MARKSCHEME_KEY_PEPPER"},
+    "migrate": {
+        "MARKSCHEME_DATABASE_PASSWORD_FILE": "POSTGRES_APP_PASSWORD",
+        "MARKSCHEME_MIGRATION_PASSWORD_FILE": "POSTGRES_PASSWORD",
+    },
+    "trainer-key": {
+        "MARKSCHEME_DATABASE_PASSWORD_FILE": "POSTGRES_APP_PASSWORD",
+        "MARKSCHEME_KEY_PEPPER_FILE": "MARKSCHEME_KEY_PEPPER",
+    },
+    "rubric": {
+        "MARKSCHEME_API_KEY_FILE": "MARKSCHEME_API_KEY",
+        "MARKSCHEME_DATABASE_PASSWORD_FILE": "POSTGRES_APP_PASSWORD",
+        "MARKSCHEME_REDIS_PASSWORD_FILE": "REDIS_PASSWORD",
+        "MARKSCHEME_KEY_PEPPER_FILE": "MARKSCHEME_KEY_PEPPER",
+    },
 }
 """By service, the variables that name a file, and the secret in it."""
 FORBIDDEN = (
-    "ALTER TABLE rubrics ADD COLUMN x int", "ALTER TABLE rubrics DISABLE ROW LEVEL SECURITY", "DROP TABLE verdicts",
-    "TRUNCATE verdicts", "CREATE TABLE x (y int)", "CREATE ROLE x", "SET ROLE markscheme",
-    "ALTER ROLE markscheme_app BYPASSRLS", "DELETE FROM audit_entries", "UPDATE audit_entries SET action = 'x'",
-    "DELETE FROM alembic_version", "SELECT rolpassword FROM pg_authid", "COPY rubrics TO PROGRAM 'id'")
+    "ALTER TABLE rubrics ADD COLUMN x int",
+    "ALTER TABLE rubrics DISABLE ROW LEVEL SECURITY",
+    "DROP TABLE verdicts",
+    "TRUNCATE verdicts",
+    "CREATE TABLE x (y int)",
+    "CREATE ROLE x",
+    "SET ROLE markscheme",
+    "ALTER ROLE markscheme_app BYPASSRLS",
+    "DELETE FROM audit_entries",
+    "UPDATE audit_entries SET action = 'x'",
+    "DELETE FROM alembic_version",
+    "SELECT rolpassword FROM pg_authid",
+    "COPY rubrics TO PROGRAM 'id'",
+)
 STATEMENTS = """
 import asyncio, json, sys
 import sqlalchemy as sa
 from markscheme_server.config import Settings
-from markscheme_server.store.database import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 async def allowed(url, statement):
-    engine = create_engine(url)
+    engine = create_async_engine(url)
     try:
         async with engine.connect() as connection:
             await connection.execute(sa.text(statement))
@@ -130,32 +146,61 @@ class Run:
     checks: list[tuple[str, bool, str]] = field(default_factory=list)
     figures: list[tuple[str, str]] = field(default_factory=list)
 
-    def compose(self, *words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
+    def compose(
+        self, *words: str, check: bool = True, **options: Any
+    ) -> "subprocess.CompletedProcess[str]":
         """``docker compose`` on the test's project. Raises :class:`CannotRun` with the engine's own words."""
-        return self.docker("compose", "-p", PROJECT, "--env-file", str(ROOM / "env"), *self.files, *words, check=check,
-                           **options)
+        return self.docker(
+            "compose",
+            "-p",
+            PROJECT,
+            "--env-file",
+            str(ROOM / "env"),
+            *self.files,
+            *words,
+            check=check,
+            **options,
+        )
 
-    def docker(self, *words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run(["docker", *words], env=self.environment, text=True, check=False,
-                              **{"capture_output": True, **options})
+    def docker(
+        self, *words: str, check: bool = True, **options: Any
+    ) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            ["docker", *words],
+            env=self.environment,
+            text=True,
+            check=False,
+            **{"capture_output": True, **options},
+        )
         if check and done.returncode != 0:
-            raise CannotRun(f"docker {' '.join(words)} ended with {done.returncode}:\n{(done.stderr or '')[-2000:]}")
+            raise CannotRun(
+                f"docker {' '.join(words)} ended with {done.returncode}:\n{(done.stderr or '')[-2000:]}"
+            )
         return done
 
     def state(self, service: str) -> dict[str, Any]:
         """What the engine says of a service's container: ``State`` and ``RestartCount``."""
-        found: dict[str, Any] = json.loads(self.docker("inspect", self.container(service)).stdout)[0]
+        found: dict[str, Any] = json.loads(self.docker("inspect", self.container(service)).stdout)[
+            0
+        ]
         return found
 
     def containers(self) -> dict[str, dict[str, Any]]:
         """All that the engine says of the project's containers, by service, those that have ended too."""
-        found = json.loads(self.docker("inspect", *self.compose("ps", "--all", "--quiet").stdout.split()).stdout)
-        return {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in found}
+        found = json.loads(
+            self.docker("inspect", *self.compose("ps", "--all", "--quiet").stdout.split()).stdout
+        )
+        return {
+            container["Config"]["Labels"]["com.docker.compose.service"]: container
+            for container in found
+        }
 
     def holders(self, secret: str) -> set[str]:
         """The services whose containers show this text to who may ask the engine."""
         text = json.dumps(secret)[1:-1]
-        return {service for service, found in self.containers().items() if text in json.dumps(found)}
+        return {
+            service for service, found in self.containers().items() if text in json.dumps(found)
+        }
 
     def python(self, service: str, code: str, *words: str) -> str:
         """What a script prints that is run in a service's container."""
@@ -163,14 +208,21 @@ class Run:
 
     def call(self, method: str, path: str, key: str) -> httpx.Response:
         """The service's answer, from outside of its container. An empty ``key`` is none."""
-        return httpx.request(method, f"http://{ADDRESS}{path}", trust_env=False, timeout=30,
-                             headers={"Authorization": f"Bearer {key}"} if key else {})
+        return httpx.request(
+            method,
+            f"http://{ADDRESS}{path}",
+            trust_env=False,
+            timeout=30,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+        )
 
     def container(self, service: str) -> str:
         return self.compose("ps", "--all", "--quiet", service).stdout.strip()
 
     def query(self, sql: str) -> str:
-        return self.compose("exec", "-T", "postgres", "psql", "-U", "markscheme", "-At", "-c", sql).stdout.strip()
+        return self.compose(
+            "exec", "-T", "postgres", "psql", "-U", "markscheme", "-At", "-c", sql
+        ).stdout.strip()
 
     def counts(self) -> dict[str, int]:
         return {table: int(self.query(f"SELECT count(*) FROM {table}")) for table in COUNTED}  # noqa: S608
@@ -199,14 +251,18 @@ class Run:
         started = time.monotonic()
         while not until():
             if time.monotonic() - started > within_s:
-                raise CannotRun(f"{what}: not within {within_s:.0f} s. The trainer's last words:\n{self.log()[-2000:]}")
+                raise CannotRun(
+                    f"{what}: not within {within_s:.0f} s. The trainer's last words:\n{self.log()[-2000:]}"
+                )
             time.sleep(1)
         return time.monotonic() - started
 
 
 def main() -> int:
     """Run the whole, write the result, and say with the exit code whether all was as it should be."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     console = Console()
     try:
         run = prepare(console)
@@ -214,7 +270,9 @@ def main() -> int:
         console.print(str(error), style="red", markup=False)
         return 1
     started, failure = time.monotonic(), None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is taken down then, too
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # what was started is taken down then, too
     try:
         go_through(run)
     except (CannotRun, httpx.HTTPError) as error:
@@ -228,7 +286,11 @@ def main() -> int:
     mine = ("--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}")
     left = run.docker("ps", "--all", *mine).stdout.split()
     volumes = run.docker("volume", "ls", *mine).stdout.split()
-    run.expect("everything is taken down", not left and not volumes, f"{len(left)} containers, {len(volumes)} volumes")
+    run.expect(
+        "everything is taken down",
+        not left and not volumes,
+        f"{len(left)} containers, {len(volumes)} volumes",
+    )
     if failure == "stopped by hand":
         return 130
     for path in save(run, seconds=time.monotonic() - started, failure=failure):
@@ -239,19 +301,36 @@ def main() -> int:
 def prepare(console: Console) -> Run:
     """Find the engine, pick the images it can have, and write the settings of a throw-away deployment."""
     if shutil.which("docker") is None:
-        raise CannotRun("there is no `docker` here: this test needs a Docker engine with Compose 2.24 or later")
+        raise CannotRun(
+            "there is no `docker` here: this test needs a Docker engine with Compose 2.24 or later"
+        )
     shutil.rmtree(ROOM, ignore_errors=True)
     ROOM.mkdir(parents=True)
     # The passwords have what would break a URL or a line of configuration; nobody's own settings reach the containers.
-    given = {"POSTGRES_PASSWORD": f"p@ss:/{secrets.token_hex(12)}?#%",
-             "POSTGRES_APP_PASSWORD": f"a@ss:/{secrets.token_hex(12)}?#%",
-             "REDIS_PASSWORD": f'r"\\{secrets.token_hex(12)}?#%', "MARKSCHEME_KEY_PEPPER": secrets.token_hex(16),
-             "MARKSCHEME_API_KEY": secrets.token_urlsafe(24)}
+    given = {
+        "POSTGRES_PASSWORD": f"p@ss:/{secrets.token_hex(12)}?#%",
+        "POSTGRES_APP_PASSWORD": f"a@ss:/{secrets.token_hex(12)}?#%",
+        "REDIS_PASSWORD": f'r"\\{secrets.token_hex(12)}?#%',
+        "MARKSCHEME_KEY_PEPPER": secrets.token_hex(16),
+        "MARKSCHEME_API_KEY": secrets.token_urlsafe(24),
+    }
     write_settings(given)
-    ours = ("MARKSCHEME_", "OPENAI_", "COMPOSE_", "TRAIN_", "POSTGRES_PASSWORD", "POSTGRES_APP_PASSWORD",
-            "REDIS_PASSWORD", "HF_")
-    run = Run(console, {k: v for k, v in os.environ.items() if not k.startswith(ours)} | {"DOCKER_BUILDKIT": "1"}, [],
-              given)
+    ours = (
+        "MARKSCHEME_",
+        "OPENAI_",
+        "COMPOSE_",
+        "TRAIN_",
+        "POSTGRES_PASSWORD",
+        "POSTGRES_APP_PASSWORD",
+        "REDIS_PASSWORD",
+        "HF_",
+    )
+    run = Run(
+        console,
+        {k: v for k, v in os.environ.items() if not k.startswith(ours)} | {"DOCKER_BUILDKIT": "1"},
+        [],
+        given,
+    )
     if run.docker("info", check=False).returncode != 0:
         raise CannotRun("no Docker engine answers: start one, or set DOCKER_HOST")
     if run.docker("compose", "version", check=False).returncode != 0:
@@ -262,7 +341,9 @@ def prepare(console: Console) -> Run:
         run.files += ["-f", str(OVERRIDE)]
     stated = "POSTGRES_IMAGE" in run.environment
     if not stated and run.docker("image", "inspect", POSTGRES, check=False).returncode != 0:
-        local = run.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "postgres").stdout.split()
+        local = run.docker(
+            "images", "--format", "{{.Repository}}:{{.Tag}}", "postgres"
+        ).stdout.split()
         if local:
             run.environment["POSTGRES_IMAGE"] = local[0]
     find_torch(console)
@@ -280,8 +361,21 @@ def find_torch(console: Console) -> None:
     place = Path("wheels/cpu")
     if list(place.glob("*.whl")):
         return
-    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(ROOM / "torch"),
-                    "torch==2.13.0"], check=False, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(ROOM / "torch"),
+            "torch==2.13.0",
+        ],
+        check=False,
+        capture_output=True,
+    )
     for wheel in (ROOM / "torch").glob("*+cpu*.whl"):
         place.mkdir(parents=True, exist_ok=True)
         shutil.move(wheel, place / wheel.name)
@@ -293,9 +387,14 @@ def go_through(run: Run) -> None:
     console = run.console
     console.print("Unfilled settings …")
     (ROOM / "empty").write_text("")
-    refused = run.docker("compose", "-p", PROJECT, "--env-file", str(ROOM / "empty"), *run.files, "up", check=False)
-    run.expect("without a filled .env nothing starts", refused.returncode != 0 and "fill in" in refused.stderr,
-               refused.stderr.strip().splitlines()[-1].rpartition(": ")[2])
+    refused = run.docker(
+        "compose", "-p", PROJECT, "--env-file", str(ROOM / "empty"), *run.files, "up", check=False
+    )
+    run.expect(
+        "without a filled .env nothing starts",
+        refused.returncode != 0 and "fill in" in refused.stderr,
+        refused.stderr.strip().splitlines()[-1].rpartition(": ")[2],
+    )
     build(run)
     start_alone(run)
     start_demo(run)
@@ -312,22 +411,48 @@ def build(run: Run) -> None:
     """Both images, and what is in them."""
     run.console.print("Building both images (minutes the first time) …")
     for service, forbidden, needed in (
-            ("rubric", ("torch", "transformers", "trl", "pip"), "markscheme_server.app"),
-            ("demo", ("sqlalchemy", "fastapi", "redis", "openai"), "markscheme_train.training")):
+        ("rubric", ("torch", "transformers", "trl", "pip"), "markscheme_server.app"),
+        ("demo", ("sqlalchemy", "fastapi", "redis", "openai"), "markscheme_train.training"),
+    ):
         started = time.monotonic()
         with (ROOM / f"build-{service}.log").open("w") as log:
-            run.compose("build", service, capture_output=False, stdout=log, stderr=subprocess.STDOUT)
-        image = json.loads(run.compose("config", "--format", "json").stdout)["services"][service]["image"]
+            run.compose(
+                "build", service, capture_output=False, stdout=log, stderr=subprocess.STDOUT
+            )
+        image = json.loads(run.compose("config", "--format", "json").stdout)["services"][service][
+            "image"
+        ]
         what = json.loads(run.docker("image", "inspect", image).stdout)[0]
-        base = json.loads(run.docker("image", "inspect", os.environ.get("PYTHON_IMAGE", "python:3.11-slim")).stdout)[0]
-        run.figure(f"image {image}", f"{what['Size'] / 1e6:.0f} MB, {(what['Size'] - base['Size']) / 1e6:.0f} MB of it "
-                                     f"above its Python image; built in {time.monotonic() - started:.0f} s")
-        seen = run.docker("run", "--rm", "--network", "none", "--entrypoint", "python", image, "-c", (
-            "import os, importlib, importlib.util as u\n"
-            f"importlib.import_module({needed!r})\n"
-            f"print(os.getuid(), *[n for n in {forbidden!r} if u.find_spec(n)])")).stdout.split()
-        run.expect(f"{image} imports {needed}, has no {', '.join(forbidden)}, and is not root",
-                   seen[0] != "0" and len(seen) == 1, f"user {seen[0]}, found {seen[1:] or 'none of them'}")
+        base = json.loads(
+            run.docker(
+                "image", "inspect", os.environ.get("PYTHON_IMAGE", "python:3.11-slim")
+            ).stdout
+        )[0]
+        run.figure(
+            f"image {image}",
+            f"{what['Size'] / 1e6:.0f} MB, {(what['Size'] - base['Size']) / 1e6:.0f} MB of it "
+            f"above its Python image; built in {time.monotonic() - started:.0f} s",
+        )
+        seen = run.docker(
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--entrypoint",
+            "python",
+            image,
+            "-c",
+            (
+                "import os, importlib, importlib.util as u\n"
+                f"importlib.import_module({needed!r})\n"
+                f"print(os.getuid(), *[n for n in {forbidden!r} if u.find_spec(n)])"
+            ),
+        ).stdout.split()
+        run.expect(
+            f"{image} imports {needed}, has no {', '.join(forbidden)}, and is not root",
+            seen[0] != "0" and len(seen) == 1,
+            f"user {seen[0]}, found {seen[1:] or 'none of them'}",
+        )
 
 
 def start_alone(run: Run) -> None:
@@ -335,38 +460,70 @@ def start_alone(run: Run) -> None:
     run.console.print("Starting PostgreSQL, Redis and the service …")
     started = time.monotonic()
     run.compose("up", "--detach", "--wait", "rubric")
-    run.figure("start of PostgreSQL, Redis and the service, until it is ready", f"{time.monotonic() - started:.0f} s")
+    run.figure(
+        "start of PostgreSQL, Redis and the service, until it is ready",
+        f"{time.monotonic() - started:.0f} s",
+    )
     states = {service: found["State"] for service, found in run.containers().items()}
-    run.expect("`docker compose up rubric` starts the service, what it needs, and nothing else",
-               set(states) == {"postgres", "redis", "migrate", "rubric"} and states["migrate"]["ExitCode"] == 0,
-               ", ".join(f"{service} {state['Status']}" for service, state in sorted(states.items())))
+    run.expect(
+        "`docker compose up rubric` starts the service, what it needs, and nothing else",
+        set(states) == {"postgres", "redis", "migrate", "rubric"}
+        and states["migrate"]["ExitCode"] == 0,
+        ", ".join(f"{service} {state['Status']}" for service, state in sorted(states.items())),
+    )
     judges = [line for line in run.log("rubric").splitlines() if line.startswith("judge")]
-    run.expect("the service says at its start which judge it has", len(judges) == 1, "; ".join(judges))
+    run.expect(
+        "the service says at its start which judge it has", len(judges) == 1, "; ".join(judges)
+    )
     keys = (run.secrets["MARKSCHEME_API_KEY"], "wrong", "")
     codes = [run.call("GET", "/v1/rubrics", key).status_code for key in keys]
-    run.expect("the service answers to the operator's key and to no other", codes == [200, 401, 401],
-               f"{codes[0]} with it, {codes[1]} with another, {codes[2]} without")
-    held = run.query("SELECT count(*) FROM pg_stat_activity a JOIN pg_roles r ON r.rolname = a.usename "
-                     "WHERE r.rolname = 'markscheme_app' AND NOT (r.rolsuper OR r.rolbypassrls)")
-    run.expect("the service works as a role that row-level security holds for", int(held) > 0,
-               f"{held} connections as markscheme_app")
+    run.expect(
+        "the service answers to the operator's key and to no other",
+        codes == [200, 401, 401],
+        f"{codes[0]} with it, {codes[1]} with another, {codes[2]} without",
+    )
+    held = run.query(
+        "SELECT count(*) FROM pg_stat_activity a JOIN pg_roles r ON r.rolname = a.usename "
+        "WHERE r.rolname = 'markscheme_app' AND NOT (r.rolsuper OR r.rolbypassrls)"
+    )
+    run.expect(
+        "the service works as a role that row-level security holds for",
+        int(held) > 0,
+        f"{held} connections as markscheme_app",
+    )
     allowed = json.loads(run.python("rubric", STATEMENTS, "SELECT 1", *FORBIDDEN))
-    run.expect("the service's role can change no table, role or audit entry, and its password is not the owner's",
-               allowed == ["SELECT 1"], f"refused: {len(FORBIDDEN)} statements, and to log in as the owner"
-               if allowed == ["SELECT 1"] else f"allowed: {allowed}")
+    run.expect(
+        "the service's role can change no table, role or audit entry, and its password is not the owner's",
+        allowed == ["SELECT 1"],
+        f"refused: {len(FORBIDDEN)} statements, and to log in as the owner"
+        if allowed == ["SELECT 1"]
+        else f"allowed: {allowed}",
+    )
     password = run.secrets["REDIS_PASSWORD"]
     said = [redis_says(run, given) for given in ("", "wrong", password)]
     shown = password in run.docker("top", run.container("redis"), "-eo", "pid,args").stdout
-    run.expect("Redis refuses who has no password or another, and no command line shows it",
-               "NOAUTH" in said[0] and "WRONGPASS" in said[1] and said[2] == "PONG" and not shown,
-               "; ".join(words[:60] for words in said))
+    run.expect(
+        "Redis refuses who has no password or another, and no command line shows it",
+        "NOAUTH" in said[0] and "WRONGPASS" in said[1] and said[2] == "PONG" and not shown,
+        "; ".join(words[:60] for words in said),
+    )
 
 
 def redis_says(run: Run, password: str) -> str:
     """What Redis answers to a ping under this password; the empty one is none."""
-    return " ".join(run.compose("exec", "-T", "-e", f"REDISCLI_AUTH={password}", "redis", "sh", "-c",
-                                'test -n "$REDISCLI_AUTH" || unset REDISCLI_AUTH; '
-                                'redis-cli -p "${REDIS_PORT:-6379}" ping 2>&1').stdout.split())
+    return " ".join(
+        run.compose(
+            "exec",
+            "-T",
+            "-e",
+            f"REDISCLI_AUTH={password}",
+            "redis",
+            "sh",
+            "-c",
+            'test -n "$REDISCLI_AUTH" || unset REDISCLI_AUTH; '
+            'redis-cli -p "${REDIS_PORT:-6379}" ping 2>&1',
+        ).stdout.split()
+    )
 
 
 def start_demo(run: Run) -> None:
@@ -375,16 +532,32 @@ def start_demo(run: Run) -> None:
     run.compose("up", "--detach", "demo")
     run.wait(lambda: bool(run.log().strip()), within_s=60, what="the trainer's first line")
     first = run.log().splitlines()[0]
-    run.expect("the trainer says what it will do before it does it",
-               first.startswith("Trains SmolLM2-135M") and "judge in .env: none" in first, first)
-    run.expect("every container is confined: no capabilities but PostgreSQL's to start, none to be gained, "
-               "bounded logs, a read-only root but for the demo's", *confinement(run))
-    run.expect("no container runs as root, none has a capability, and none can write to its root", *processes(run))
-    wrong = [f"{name} in {', '.join(sorted(found))}" for name, holders in HOLDERS.items()
-             if (found := run.holders(run.secrets[name])) != holders]
-    run.expect("each secret is in the containers that need it: the owner's of the database in PostgreSQL and "
-               "`migrate` only, the operator's key in the service only", not wrong,
-               "; ".join(wrong) or f"{len(HOLDERS)} secrets, searched for in all that the engine knows of a container")
+    run.expect(
+        "the trainer says what it will do before it does it",
+        first.startswith("Trains SmolLM2-135M") and "judge in .env: none" in first,
+        first,
+    )
+    run.expect(
+        "every container is confined: no capabilities but PostgreSQL's to start, none to be gained, "
+        "bounded logs, a read-only root but for the demo's",
+        *confinement(run),
+    )
+    run.expect(
+        "no container runs as root, none has a capability, and none can write to its root",
+        *processes(run),
+    )
+    wrong = [
+        f"{name} in {', '.join(sorted(found))}"
+        for name, holders in HOLDERS.items()
+        if (found := run.holders(run.secrets[name])) != holders
+    ]
+    run.expect(
+        "each secret is in the containers that need it: the owner's of the database in PostgreSQL and "
+        "`migrate` only, the operator's key in the service only",
+        not wrong,
+        "; ".join(wrong)
+        or f"{len(HOLDERS)} secrets, searched for in all that the engine knows of a container",
+    )
     trainers_key(run)
     reach(run)
 
@@ -395,11 +568,14 @@ def confinement(run: Run) -> tuple[bool, str]:
     found = run.containers()
     for service, container in found.items():
         host = container["HostConfig"]
-        held = {"read-only root": host["ReadonlyRootfs"] or service == "demo",
-                "drops all capabilities": host["CapDrop"] == ["ALL"],
-                "adds none": service == "postgres" or not host["CapAdd"],
-                "no-new-privileges": "no-new-privileges:true" in host["SecurityOpt"] and not host["Privileged"],
-                "bounded logs": {"max-size", "max-file"} <= set(host["LogConfig"]["Config"])}
+        held = {
+            "read-only root": host["ReadonlyRootfs"] or service == "demo",
+            "drops all capabilities": host["CapDrop"] == ["ALL"],
+            "adds none": service == "postgres" or not host["CapAdd"],
+            "no-new-privileges": "no-new-privileges:true" in host["SecurityOpt"]
+            and not host["Privileged"],
+            "bounded logs": {"max-size", "max-file"} <= set(host["LogConfig"]["Config"]),
+        }
         faults += [f"{service}: {what}" for what, so in held.items() if not so]
     return not faults, f"not so: {faults}" if faults else ", ".join(sorted(found))
 
@@ -411,12 +587,19 @@ def processes(run: Run) -> tuple[bool, str]:
         if not container["State"]["Running"]:
             continue
         status = run.compose("exec", "-T", service, "cat", "/proc/1/status").stdout.splitlines()
-        fields = {name: value.split() for name, _, value in (line.partition(":") for line in status)}
+        fields = {
+            name: value.split() for name, _, value in (line.partition(":") for line in status)
+        }
         users.append(f"{service} {fields['Uid'][0]}")
-        held = {"root": "0" in fields["Uid"], "capabilities": int(fields["CapEff"][0], 16) != 0,
-                "can gain privileges": fields["NoNewPrivs"] != ["1"],
-                "writes to its root": run.compose("exec", "-T", service, "sh", "-c", "echo > /probe",
-                                                  check=False).returncode == 0}
+        held = {
+            "root": "0" in fields["Uid"],
+            "capabilities": int(fields["CapEff"][0], 16) != 0,
+            "can gain privileges": fields["NoNewPrivs"] != ["1"],
+            "writes to its root": run.compose(
+                "exec", "-T", service, "sh", "-c", "echo > /probe", check=False
+            ).returncode
+            == 0,
+        }
         faults += [f"{service}: {what}" for what, so in held.items() if so]
     return not faults, f"{faults}" if faults else "users: " + ", ".join(users)
 
@@ -425,11 +608,18 @@ def trainers_key(run: Run) -> None:
     """What the key that the trainer was given can do."""
     key = run.compose("exec", "-T", "demo", "cat", "/keys/trainer").stdout.strip()
     stored = run.query("SELECT team || ': ' || (scopes::text) FROM api_keys")
-    others = (("GET", "/v1/rubrics"), ("GET", "/v1/usage"), ("GET", "/v1/keys"), ("POST", "/v1/teams"))
+    others = (
+        ("GET", "/v1/rubrics"),
+        ("GET", "/v1/usage"),
+        ("GET", "/v1/keys"),
+        ("POST", "/v1/teams"),
+    )
     codes = {f"{method} {path}": run.call(method, path, key).status_code for method, path in others}
-    run.expect("the trainer has a key of its own, to score and to induce and nothing else",
-               stored == 'trainer: ["score", "induce"]' and set(codes.values()) == {403},
-               f"{stored}; " + ", ".join(f"{call} {code}" for call, code in codes.items()))
+    run.expect(
+        "the trainer has a key of its own, to score and to induce and nothing else",
+        stored == 'trainer: ["score", "induce"]' and set(codes.values()) == {403},
+        f"{stored}; " + ", ".join(f"{call} {code}" for call, code in codes.items()),
+    )
 
 
 def reach(run: Run) -> None:
@@ -442,82 +632,138 @@ def reach(run: Run) -> None:
     for service, port in (("postgres", 5432), ("redis", 6379)):
         networks = run.containers()[service]["NetworkSettings"]["Networks"].values()
         data += [f"{network['IPAddress']}:{port}" for network in networks]
-    reached = {service: run.python(service, CONNECT, "rubric:8321", *data).split() for service in ("demo", "rubric")}
-    run.expect(what, reached["demo"] == ["rubric:8321"] and reached["rubric"] == ["rubric:8321", *data],
-               f"of {', '.join(data)} the service reaches {len(reached['rubric']) - 1}, "
-               f"the trainer {len(reached['demo']) - 1}")
+    reached = {
+        service: run.python(service, CONNECT, "rubric:8321", *data).split()
+        for service in ("demo", "rubric")
+    }
+    run.expect(
+        what,
+        reached["demo"] == ["rubric:8321"] and reached["rubric"] == ["rubric:8321", *data],
+        f"of {', '.join(data)} the service reaches {len(reached['rubric']) - 1}, "
+        f"the trainer {len(reached['demo']) - 1}",
+    )
 
 
 def lose_the_service(run: Run) -> None:
     """Kill the service between two steps, and bring it back."""
-    run.wait(lambda: len(run.steps()) >= KILL_SERVICE_AT, within_s=900, what=f"step {KILL_SERVICE_AT}")
+    run.wait(
+        lambda: len(run.steps()) >= KILL_SERVICE_AT, within_s=900, what=f"step {KILL_SERVICE_AT}"
+    )
     before = run.steps()
     run.console.print(f"Killing the service after step {before[-1]['step']}, for {OUTAGE_S} s …")
     run.compose("kill", "--signal", "KILL", "rubric")
     time.sleep(OUTAGE_S)
     during = run.steps()
     run.compose("up", "--detach", "--wait", "--no-deps", "rubric")
-    took = run.wait(lambda: len(run.steps()) >= len(during) + 2, within_s=300, what="two steps after the outage")
+    took = run.wait(
+        lambda: len(run.steps()) >= len(during) + 2, within_s=300, what="two steps after the outage"
+    )
     state = run.state("demo")
-    lines = [line for line in run.log().splitlines() if line.startswith("waiting for the rubric service")]
-    run.expect("a killed service only delays the training",
-               state["State"]["Running"] and state["RestartCount"] == 0 and bool(lines),
-               f"the trainer waited ({len(lines)} tries), was not restarted, and had done two more steps {took:.0f} s "
-               "after the service was back")
+    lines = [
+        line for line in run.log().splitlines() if line.startswith("waiting for the rubric service")
+    ]
+    run.expect(
+        "a killed service only delays the training",
+        state["State"]["Running"] and state["RestartCount"] == 0 and bool(lines),
+        f"the trainer waited ({len(lines)} tries), was not restarted, and had done two more steps {took:.0f} s "
+        "after the service was back",
+    )
 
 
 def lose_the_trainer(run: Run) -> None:
     """Kill the trainer's process in the middle of a step; its restart policy is to start it again."""
-    run.wait(lambda: len(run.steps()) >= KILL_TRAINER_AT, within_s=900, what=f"step {KILL_TRAINER_AT}")
+    run.wait(
+        lambda: len(run.steps()) >= KILL_TRAINER_AT, within_s=900, what=f"step {KILL_TRAINER_AT}"
+    )
     last, rows = run.steps()[-1]["step"], run.counts()["rollouts"]
     run.console.print(f"Killing the trainer's process after step {last} …")
     marks = len(run.log().splitlines())
     run.compose("exec", "-T", "demo", "python", "-c", KILL, check=False)
-    run.wait(lambda: any(line.startswith("step ") for line in run.log().splitlines()[marks:]), within_s=600,
-             what="a step of the resumed training")
-    first = next(line for line in run.log().splitlines()[marks:] if line.startswith("step ")).split()[1]
+    run.wait(
+        lambda: any(line.startswith("step ") for line in run.log().splitlines()[marks:]),
+        within_s=600,
+        what="a step of the resumed training",
+    )
+    first = next(
+        line for line in run.log().splitlines()[marks:] if line.startswith("step ")
+    ).split()[1]
     step = int(first.partition("/")[0])
     restarts = run.state("demo")["RestartCount"]
-    run.expect("a killed trainer is restarted and goes on from its checkpoint", restarts == 1 and 1 < step <= last + 1,
-               f"killed after step {last}, {restarts} restart, went on with step {step}")
+    run.expect(
+        "a killed trainer is restarted and goes on from its checkpoint",
+        restarts == 1 and 1 < step <= last + 1,
+        f"killed after step {last}, {restarts} restart, went on with step {step}",
+    )
     run.figure("rollouts stored when the trainer was killed", str(rows))
 
 
 def finish(run: Run) -> None:
     """Wait for the end; look at the rewards and into the database."""
-    took = run.wait(lambda: not run.state("demo")["State"]["Running"], within_s=1800, what="the end of the demo")
+    took = run.wait(
+        lambda: not run.state("demo")["State"]["Running"], within_s=1800, what="the end of the demo"
+    )
     run.figure("from the resumed step to the end", f"{took:.0f} s")
     state = run.state("demo")
-    ended = state["State"]["ExitCode"] == 0 and not state["State"]["Restarting"] and state["RestartCount"] == 1
-    run.expect("the trainer ends with 0 and stays ended", ended,
-               f"status {state['State']['ExitCode']}, {state['RestartCount']} restart")
+    ended = (
+        state["State"]["ExitCode"] == 0
+        and not state["State"]["Restarting"]
+        and state["RestartCount"] == 1
+    )
+    run.expect(
+        "the trainer ends with 0 and stays ended",
+        ended,
+        f"status {state['State']['ExitCode']}, {state['RestartCount']} restart",
+    )
 
     def read(name: str) -> str:
-        return run.compose("run", "--rm", "--no-deps", "--entrypoint", "cat", "demo", f"{RUN}/{name}").stdout
+        return run.compose(
+            "run", "--rm", "--no-deps", "--entrypoint", "cat", "demo", f"{RUN}/{name}"
+        ).stdout
 
     records = [json.loads(line) for line in read("run/steps.jsonl").splitlines()]
-    run.expect("every step happened once", [r["step"] for r in records] == list(range(1, records[-1]["steps"] + 1)),
-               f"{len(records)} steps of {records[-1]['rollouts']} rollouts")
+    run.expect(
+        "every step happened once",
+        [r["step"] for r in records] == list(range(1, records[-1]["steps"] + 1)),
+        f"{len(records)} steps of {records[-1]['rollouts']} rollouts",
+    )
     summary = json.loads(read("summary.json"))
     known = sum(record["rollouts"] - record["unscored"] for record in records)
     explained = all(sum(record["reasons"].values()) == record["unscored"] for record in records)
-    run.expect("every reward is known, or null with a reason", explained and known > 0,
-               f"{known} known, {sum(r['unscored'] for r in records)} null with a reason")
-    run.expect("the rewards rose", summary["reward_after"] > summary["reward_before"],
-               f"{summary['reward_before']:.2f} to {summary['reward_after']:.2f} on the prompts trained on "
-               f"(± {summary['reward_after_se']:.2f}), {summary['heldout_before']:.2f} to "
-               f"{summary['heldout_after']:.2f} held out")
+    run.expect(
+        "every reward is known, or null with a reason",
+        explained and known > 0,
+        f"{known} known, {sum(r['unscored'] for r in records)} null with a reason",
+    )
+    run.expect(
+        "the rewards rose",
+        summary["reward_after"] > summary["reward_before"],
+        f"{summary['reward_before']:.2f} to {summary['reward_after']:.2f} on the prompts trained on "
+        f"(± {summary['reward_after_se']:.2f}), {summary['heldout_before']:.2f} to "
+        f"{summary['heldout_after']:.2f} held out",
+    )
     counts = run.counts()
-    run.expect("rubrics and verdicts are in PostgreSQL", counts["rubrics"] > 0 and counts["verdicts"] > 0,
-               ", ".join(f"{count:,} {table}" for table, count in counts.items()))
+    run.expect(
+        "rubrics and verdicts are in PostgreSQL",
+        counts["rubrics"] > 0 and counts["verdicts"] > 0,
+        ", ".join(f"{count:,} {table}" for table, count in counts.items()),
+    )
     for service in ("rubric", "postgres", "redis"):
-        used = run.docker("stats", "--no-stream", "--format", "{{.MemUsage}}", run.container(service)).stdout
+        used = run.docker(
+            "stats", "--no-stream", "--format", "{{.MemUsage}}", run.container(service)
+        ).stdout
         run.figure(f"memory of `{service}` after the training", used.partition(" /")[0].strip())
-    trained = int(run.query("SELECT count(*) FROM rollouts r JOIN assignments a ON a.id = r.assignment_id "
-                            "WHERE a.step IS NOT NULL"))
+    trained = int(
+        run.query(
+            "SELECT count(*) FROM rollouts r JOIN assignments a ON a.id = r.assignment_id "
+            "WHERE a.step IS NOT NULL"
+        )
+    )
     expected = sum(record["rollouts"] for record in records)
-    run.expect("no rollout was stored twice, none was lost", trained == expected,
-               f"{trained} of the training in the database, {expected} trained on")
+    run.expect(
+        "no rollout was stored twice, none was lost",
+        trained == expected,
+        f"{trained} of the training in the database, {expected} trained on",
+    )
 
 
 def back_up_and_restore(run: Run) -> None:
@@ -525,24 +771,49 @@ def back_up_and_restore(run: Run) -> None:
     run.console.print("Backing PostgreSQL up, dropping the database, and restoring it …")
     before, dump = run.counts(), ROOM / "markscheme.dump"
     with dump.open("wb") as file:
-        run.compose("exec", "-T", "postgres", "pg_dump", "-U", "markscheme", "-Fc", "markscheme",
-                    capture_output=False, stdout=file)
+        run.compose(
+            "exec",
+            "-T",
+            "postgres",
+            "pg_dump",
+            "-U",
+            "markscheme",
+            "-Fc",
+            "markscheme",
+            capture_output=False,
+            stdout=file,
+        )
     first = rubrics(run)
     run.compose("stop", "rubric")
     for command in ("dropdb", "createdb"):
         run.compose("exec", "-T", "postgres", command, "-U", "markscheme", "markscheme")
     with dump.open("rb") as file:
-        run.compose("exec", "-T", "postgres", "pg_restore", "-U", "markscheme", "--exit-on-error", "-d", "markscheme",
-                    stdin=file)
+        run.compose(
+            "exec",
+            "-T",
+            "postgres",
+            "pg_restore",
+            "-U",
+            "markscheme",
+            "--exit-on-error",
+            "-d",
+            "markscheme",
+            stdin=file,
+        )
     run.compose("up", "--detach", "--wait", "--no-deps", "rubric")
     after = run.counts()
-    run.expect("a backup restores everything", before == after and rubrics(run) == first,
-               f"{dump.stat().st_size / 1e6:.1f} MB, {sum(after.values()):,} rows; the service answers as before")
+    run.expect(
+        "a backup restores everything",
+        before == after and rubrics(run) == first,
+        f"{dump.stat().st_size / 1e6:.1f} MB, {sum(after.values()):,} rows; the service answers as before",
+    )
 
 
 def rubrics(run: Run) -> Any:
     """The newest rubrics, as the service answers them."""
-    return run.call("GET", "/v1/rubrics", run.secrets["MARKSCHEME_API_KEY"]).raise_for_status().json()
+    return (
+        run.call("GET", "/v1/rubrics", run.secrets["MARKSCHEME_API_KEY"]).raise_for_status().json()
+    )
 
 
 def renew_the_key(run: Run) -> None:
@@ -552,14 +823,19 @@ def renew_the_key(run: Run) -> None:
     run.compose("up", "--no-deps", "trainer-key")
     same = run.compose(*read).stdout.strip() == old
     run.compose("exec", "-T", "rubric", "markscheme", "keys", "revoke", old[:11])
-    run.wait(lambda: run.call("GET", "/v1/rubrics", old).status_code == 401, within_s=5,
-             what="the end of a revoked key")
+    run.wait(
+        lambda: run.call("GET", "/v1/rubrics", old).status_code == 401,
+        within_s=5,
+        what="the end of a revoked key",
+    )
     run.compose("up", "--no-deps", "trainer-key")
     new = run.compose(*read).stdout.strip()
     again = run.call("GET", "/v1/rubrics", new).status_code
-    run.expect("the trainer's key stays, and a new one is made when it was revoked",
-               same and new != old and again == 403,
-               f"the revoked one is answered 401, the new one {again} where it lacks the scope")
+    run.expect(
+        "the trainer's key stays, and a new one is made when it was revoked",
+        same and new != old and again == 403,
+        f"the revoked one is answered 401, the new one {again} where it lacks the scope",
+    )
 
 
 def secrets_from_files(run: Run) -> None:
@@ -570,10 +846,21 @@ def secrets_from_files(run: Run) -> None:
     for name, value in run.secrets.items():
         (folder / name).write_text(value + "\n")
     write_settings(dict.fromkeys(run.secrets, "in-a-file"))
-    services = {service: {"environment": {variable: f"/run/secrets/{name}" for variable, name in given.items()},
-                          "secrets": sorted(set(given.values()))} for service, given in FROM_FILES.items()}
-    (ROOM / "secrets.json").write_text(json.dumps({
-        "services": services, "secrets": {name: {"file": str(folder / name)} for name in run.secrets}}))
+    services = {
+        service: {
+            "environment": {variable: f"/run/secrets/{name}" for variable, name in given.items()},
+            "secrets": sorted(set(given.values())),
+        }
+        for service, given in FROM_FILES.items()
+    }
+    (ROOM / "secrets.json").write_text(
+        json.dumps(
+            {
+                "services": services,
+                "secrets": {name: {"file": str(folder / name)} for name in run.secrets},
+            }
+        )
+    )
     run.files += ["-f", str(ROOM / "secrets.json")]
     run.compose("up", "--detach", "--wait", "rubric")
     run.compose("up", "--no-deps", "trainer-key")
@@ -581,13 +868,20 @@ def secrets_from_files(run: Run) -> None:
     codes = [run.call("GET", "/v1/rubrics", key).status_code for key in keys]
     said = [redis_says(run, given) for given in ("in-a-file", run.secrets["REDIS_PASSWORD"])]
     held = {service for name in HOLDERS for service in run.holders(run.secrets[name])}
-    ended = {service: run.state(service)["State"]["ExitCode"] for service in ("migrate", "trainer-key")}
-    run.expect("secrets from files do as well, and then the engine knows none of them",
-               codes == [200, 401] and "WRONGPASS" in said[0] and said[1] == "PONG" and not held
-               and not any(ended.values()),
-               f"the service answers {codes[0]} to the key in the file, {codes[1]} to the word in .env; "
-               f"Redis {said[1]} to the password in the file; "
-               f"containers that show a secret: {', '.join(sorted(held)) or 'none'}")
+    ended = {
+        service: run.state(service)["State"]["ExitCode"] for service in ("migrate", "trainer-key")
+    }
+    run.expect(
+        "secrets from files do as well, and then the engine knows none of them",
+        codes == [200, 401]
+        and "WRONGPASS" in said[0]
+        and said[1] == "PONG"
+        and not held
+        and not any(ended.values()),
+        f"the service answers {codes[0]} to the key in the file, {codes[1]} to the word in .env; "
+        f"Redis {said[1]} to the password in the file; "
+        f"containers that show a secret: {', '.join(sorted(held)) or 'none'}",
+    )
 
 
 def stop(run: Run) -> None:
@@ -595,8 +889,11 @@ def stop(run: Run) -> None:
     started = time.monotonic()
     run.compose("stop", "rubric")
     took, code = time.monotonic() - started, run.state("rubric")["State"]["ExitCode"]
-    run.expect("the service ends by itself within its 30 s", code == 0 and took < 30,
-               f"status {code} after {took:.0f} s")
+    run.expect(
+        "the service ends by itself within its 30 s",
+        code == 0 and took < 30,
+        f"status {code} after {took:.0f} s",
+    )
 
 
 def save(run: Run, *, seconds: float, failure: str | None) -> list[Path]:
@@ -604,17 +901,39 @@ def save(run: Run, *, seconds: float, failure: str | None) -> list[Path]:
     machine = describe(("markscheme",))
     engine = run.docker("version", "--format", "{{.Server.Version}}").stdout.strip()
     compose = run.docker("compose", "version", "--short").stdout.strip()
-    network = "the host's network (the engine has no bridge)" if str(OVERRIDE) in run.files else "a bridge network"
-    lines = [f"# `docker compose` for real, {today()}", "",
-             f"`make compose-test`: Docker {engine}, Compose {compose}, {network}, "
-             f"{run.environment.get('POSTGRES_IMAGE', POSTGRES)}; {sentence(machine)}. {seconds / 60:.0f} minutes.", "",
-              *([f"**It did not come to its end:** {failure.splitlines()[0]}", ""] if failure else []),
-             *markdown_table(("what should be", "", "what was"),
-                             [(what, "yes" if passed else "**no**", detail) for what, passed, detail in run.checks]),
-             "", *markdown_table(("figure", "measured"), run.figures)]
-    return write(RESULT, "\n".join(lines) + "\n", {
-        "date": today(), "machine": machine, "docker": engine, "compose": compose, "seconds": round(seconds),
-        "failure": failure, "checks": run.checks, "figures": run.figures})
+    network = (
+        "the host's network (the engine has no bridge)"
+        if str(OVERRIDE) in run.files
+        else "a bridge network"
+    )
+    lines = [
+        f"# `docker compose` for real, {today()}",
+        "",
+        f"`make compose-test`: Docker {engine}, Compose {compose}, {network}, "
+        f"{run.environment.get('POSTGRES_IMAGE', POSTGRES)}; {sentence(machine)}. {seconds / 60:.0f} minutes.",
+        "",
+        *([f"**It did not come to its end:** {failure.splitlines()[0]}", ""] if failure else []),
+        *markdown_table(
+            ("what should be", "", "what was"),
+            [(what, "yes" if passed else "**no**", detail) for what, passed, detail in run.checks],
+        ),
+        "",
+        *markdown_table(("figure", "measured"), run.figures),
+    ]
+    return write(
+        RESULT,
+        "\n".join(lines) + "\n",
+        {
+            "date": today(),
+            "machine": machine,
+            "docker": engine,
+            "compose": compose,
+            "seconds": round(seconds),
+            "failure": failure,
+            "checks": run.checks,
+            "figures": run.figures,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ from markscheme import Client
 from markscheme_train import reprompt
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.demo.service import running_service
-from markscheme_train.steps import StepRecord
+from markscheme_train.step_log import StepRecord
 from markscheme_train.training import quieten, train
 
 SERVE = (
     sys.executable,
     "-c",
-    "import typer; from markscheme_server.cli import serve; typer.run(serve)",
+    "import typer; from markscheme_server.cli.commands import serve; typer.run(serve)",
     "--port",
     "0",
 )

@@ -38,7 +38,7 @@ ROLLOUTS = {
     "long": LONG,
 }
 _REASONS = frozenset(UnscoredReason)
-_MAIN = [sys.executable, "-c", "from markscheme.cli import main; main()"]
+_MAIN = [sys.executable, "-c", "from markscheme.cli.app import main; main()"]
 
 
 @dataclass

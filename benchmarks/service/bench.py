@@ -50,20 +50,37 @@ class Bench:
         return self.postgres.fresh(f"bench{self._databases}")
 
     @contextmanager
-    def service(self, settings: Mapping[str, str] = MappingProxyType({}), *, database: str | None = None,
-                redis: bool = True, workers: int = 1) -> Iterator[Process]:
+    def service(
+        self,
+        settings: Mapping[str, str] = MappingProxyType({}),
+        *,
+        database: str | None = None,
+        redis: bool = True,
+        workers: int = 1,
+    ) -> Iterator[Process]:
         """A running service, on a database of its own unless one is named. ``settings``: as
         :func:`service.processes.service` takes them."""
-        with service(self.room, name=str(time.monotonic_ns()), database=database or self.fresh_database(),
-                     redis_url=self.redis.url if redis else None, judge_url=self.stub.base_url, workers=workers,
-                     settings=settings) as process:
+        with service(
+            self.room,
+            name=str(time.monotonic_ns()),
+            database=database or self.fresh_database(),
+            redis_url=self.redis.url if redis else None,
+            judge_url=self.stub.base_url,
+            workers=workers,
+            settings=settings,
+        ) as process:
             yield process
 
     def rubric(self, work: Work, latency_s: float) -> list[PeerResult]:
         """``rubric`` on this machine in this run; measured once for each load."""
         if (work, latency_s) not in self._rubric:
-            printed = measure_peer("rubric", url=self.stub.url, work=work, latency_s=latency_s,
-                                   repeats=1 if self.quick else self.repeats)
+            printed = measure_peer(
+                "rubric",
+                url=self.stub.url,
+                work=work,
+                latency_s=latency_s,
+                repeats=1 if self.quick else self.repeats,
+            )
             self._rubric[work, latency_s] = read_results(printed)
         return self._rubric[work, latency_s]
 
@@ -82,8 +99,12 @@ class Meter:
 
     def __init__(self, bench: Bench, figure: str, work: str, service_process: Process) -> None:
         self._bench, self._figure, self._work = bench, figure, work
-        self._parts = {"service": service_process, "PostgreSQL": bench.postgres, "Redis": bench.redis,
-                       "stub judge": bench.stub}
+        self._parts = {
+            "service": service_process,
+            "PostgreSQL": bench.postgres,
+            "Redis": bench.redis,
+            "stub judge": bench.stub,
+        }
         self._cpu = dict.fromkeys(("driver", *self._parts), 0.0)
         self._wall_s = 0.0
         self._verdicts = 0
@@ -100,7 +121,12 @@ class Meter:
 
     def close(self) -> None:
         """Hand the sums to the report."""
-        self._bench.spent.append(Spent(self._figure, self._work, self._wall_s, self._verdicts, self._cpu))
+        self._bench.spent.append(
+            Spent(self._figure, self._work, self._wall_s, self._verdicts, self._cpu)
+        )
 
     def _now(self) -> dict[str, float]:
-        return {"driver": time.process_time(), **{part: process.cpu_s() for part, process in self._parts.items()}}
+        return {
+            "driver": time.process_time(),
+            **{part: process.cpu_s() for part, process in self._parts.items()},
+        }

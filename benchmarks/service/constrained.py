@@ -51,7 +51,9 @@ def skeleton(request: dict[str, Any], text: str) -> tuple[list[tuple[str, str]],
         properties = request["response_format"]["json_schema"]["schema"]["properties"]
         fields = properties["verdicts"]["items"]["properties"]
     except (KeyError, TypeError) as error:
-        raise Unsupported("only the verdicts of one answer, by JSON schema, are answered") from error
+        raise Unsupported(
+            "only the verdicts of one answer, by JSON schema, are answered"
+        ) from error
     criteria = offered_criteria(text)
     if not criteria or set(fields) != {"id", "met"}:
         raise Unsupported("verdicts need criteria c1, c2, … and the fields id and met, no others")
@@ -62,7 +64,9 @@ def skeleton(request: dict[str, Any], text: str) -> tuple[list[tuple[str, str]],
     return criteria, [*pieces, "}]}"]
 
 
-def decide(criteria: Sequence[tuple[str, str]], pieces: Sequence[str], margin: Margin) -> tuple[str, list[Decision]]:
+def decide(
+    criteria: Sequence[tuple[str, str]], pieces: Sequence[str], margin: Margin
+) -> tuple[str, list[Decision]]:
     """The finished reply and the decisions in it. Each is made in sight of those before it, as in free decoding."""
     reply, unread, decisions = "", "", []
     for (_, words), piece in zip(criteria, pieces, strict=False):

@@ -47,16 +47,24 @@ class Accuracy:
             self.scored += score.reward is not None
             if score.reason is not None:
                 self.reasons[score.reason] += 1
-            wrong_reward = score.reward is not None and abs(score.reward - task.reward(answer)) > TOLERANCE
+            wrong_reward = (
+                score.reward is not None and abs(score.reward - task.reward(answer)) > TOLERANCE
+            )
             right = {f"c{i}": met for i, met in enumerate(task.verdicts(answer), 1)}
-            wrong_verdict = any(v.met is not None and v.met is not right[v.criterion_id] for v in score.verdicts)
+            wrong_verdict = any(
+                v.met is not None and v.met is not right[v.criterion_id] for v in score.verdicts
+            )
             self.wrong += wrong_reward or wrong_verdict
 
 
 def raw_client(url: str) -> httpx.AsyncClient:
     """HTTP without the SDK, where the client's own reading of answers would be most of what is measured."""
-    return httpx.AsyncClient(base_url=url, timeout=120.0, limits=httpx.Limits(max_connections=None),
-                             headers={"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"})
+    return httpx.AsyncClient(
+        base_url=url,
+        timeout=120.0,
+        limits=httpx.Limits(max_connections=None),
+        headers={"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"},
+    )
 
 
 class Scorer:
@@ -78,7 +86,8 @@ class Scorer:
         for task in tasks:
             if task not in self._rubric_ids:
                 made = await self.client.create_rubric(
-                    task.prompt, [{"text": c.text, "points": c.points} for c in task.criteria])
+                    task.prompt, [{"text": c.text, "points": c.points} for c in task.criteria]
+                )
                 self._rubric_ids[task] = made.id
 
     def share_rubrics(self, other: "Scorer") -> None:
@@ -87,13 +96,21 @@ class Scorer:
 
     def groups(self, batch: Batch) -> list[dict[str, Any]]:
         """The batch as the API takes it."""
-        return [{"id": f"g{n}", "prompt": task.prompt, "rubric_id": self._rubric_ids[task],
-                 "rollouts": [{"id": f"r{i}", "text": text} for i, text in enumerate(answers)]}
-                for n, (task, answers) in enumerate(zip(batch.tasks, batch.answers, strict=True))]
+        return [
+            {
+                "id": f"g{n}",
+                "prompt": task.prompt,
+                "rubric_id": self._rubric_ids[task],
+                "rollouts": [{"id": f"r{i}", "text": text} for i, text in enumerate(answers)],
+            }
+            for n, (task, answers) in enumerate(zip(batch.tasks, batch.answers, strict=True))
+        ]
 
     def body(self, batch: Batch, *, step: int) -> bytes:
         """The request that :meth:`score` sends, for a raw client to send."""
-        return json.dumps({"groups": self.groups(batch), "run": {"id": "bench", "step": step}}).encode()
+        return json.dumps(
+            {"groups": self.groups(batch), "run": {"id": "bench", "step": step}}
+        ).encode()
 
     async def score(self, batch: Batch, *, step: int | None = None) -> Timed:
         """One training step: the whole batch in one request."""
@@ -113,6 +130,10 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, -(-round(share * 1000) * len(ordered) // 1000) - 1)]
 
 
-async def score_at_once(scorers: Sequence[Scorer], batch: Batch, step: int) -> list[Timed | BaseException]:
+async def score_at_once(
+    scorers: Sequence[Scorer], batch: Batch, step: int
+) -> list[Timed | BaseException]:
     """The same batch through every scorer at once; a request that fails is its error."""
-    return await asyncio.gather(*(scorer.score(batch, step=step) for scorer in scorers), return_exceptions=True)
+    return await asyncio.gather(
+        *(scorer.score(batch, step=step) for scorer in scorers), return_exceptions=True
+    )

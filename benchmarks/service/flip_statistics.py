@@ -31,18 +31,27 @@ def compare(one: Margins, other: Margins, *, balanced: bool = False) -> Comparis
     leaning towards one answer out: what is left are flips of order between rollouts.
     """
     left, right = (_centred(margins) if balanced else margins for margins in (one, other))
-    differs = [[(a > 0) is not (b > 0) for a, b in zip(x, y, strict=True)] for x, y in zip(left, right, strict=True)]
+    differs = [
+        [(a > 0) is not (b > 0) for a, b in zip(x, y, strict=True)]
+        for x, y in zip(left, right, strict=True)
+    ]
     shares = [statistics.fmean(row) for row in differs]
     met = (_share_met(left), _share_met(right))
     return Comparison(
-        verdicts=sum(map(len, differs)), flips=statistics.fmean(shares),
+        verdicts=sum(map(len, differs)),
+        flips=statistics.fmean(shares),
         error=statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan,
-        met=met, expected=met[0] * (1 - met[1]) + met[1] * (1 - met[0]), correlation=_correlation(one, other))
+        met=met,
+        expected=met[0] * (1 - met[1]) + met[1] * (1 - met[0]),
+        correlation=_correlation(one, other),
+    )
 
 
 def _centred(margins: Margins) -> Margins:
     medians = [statistics.median(column) for column in zip(*margins, strict=True)]
-    return [[margin - median for margin, median in zip(row, medians, strict=True)] for row in margins]
+    return [
+        [margin - median for margin, median in zip(row, medians, strict=True)] for row in margins
+    ]
 
 
 def _share_met(margins: Margins) -> float:

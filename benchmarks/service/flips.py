@@ -53,23 +53,52 @@ def main() -> None:
     chosen = choose(arguments.rollouts)
     started = time.perf_counter()
     margins = ask_all(ensure_model(arguments.model), chosen, console)
-    rows = [(f"{one} against {other}", threshold, compare(margins[one], margins[other], balanced=balanced))
-            for one, other in PAIRS for threshold, balanced in (("0", False), ("its median", True))]
+    rows = [
+        (
+            f"{one} against {other}",
+            threshold,
+            compare(margins[one], margins[other], balanced=balanced),
+        )
+        for one, other in PAIRS
+        for threshold, balanced in (("0", False), ("its median", True))
+    ]
     table = markdown_table(
-        ("asked", "threshold", "verdicts", "flipped", "if the two knew nothing in common", "met", "correlation of "
-         "margins"), [(pair, threshold, *_cells(comparison)) for pair, threshold, comparison in rows])
+        (
+            "asked",
+            "threshold",
+            "verdicts",
+            "flipped",
+            "if the two knew nothing in common",
+            "met",
+            "correlation of margins",
+        ),
+        [(pair, threshold, *_cells(comparison)) for pair, threshold, comparison in rows],
+    )
     machine = describe()
     lines = [
-        f"# Verdicts alone and among six, {today()}", "", f"Machine: {sentence(machine)}.",
+        f"# Verdicts alone and among six, {today()}",
+        "",
+        f"Machine: {sentence(machine)}.",
         f"Command: `make bench-flips` ({time.perf_counter() - started:.0f} s). Judge: SmolLM2-135M-Instruct, the JSON "
         f"forced, `met` by the larger of the logits of true and false; {len(chosen)} of its own responses to IFEval "
         f"prompts, {len(CRITERIA)} general criteria. ± one standard error, clustered by rollout.",
         "Threshold 0 is what the judge says. “Its median” calls met what is above the median margin of that criterion "
-        "asked that way: it takes out the judge's leaning towards one answer.", "",
-        *table, "", "The criteria:", "", *(f"{n}. {text}" for n, text in enumerate(CRITERIA, 1))]
+        "asked that way: it takes out the judge's leaning towards one answer.",
+        "",
+        *table,
+        "",
+        "The criteria:",
+        "",
+        *(f"{n}. {text}" for n, text in enumerate(CRITERIA, 1)),
+    ]
     console.print("\n".join(table))
-    data = {"date": today(), "machine": machine, "criteria": CRITERIA, "margins": margins,
-            "comparisons": [{"asked": pair, "threshold": t, **asdict(c)} for pair, t, c in rows]}
+    data = {
+        "date": today(),
+        "machine": machine,
+        "criteria": CRITERIA,
+        "margins": margins,
+        "comparisons": [{"asked": pair, "threshold": t, **asdict(c)} for pair, t, c in rows],
+    }
     for path in write(Path(f"benchmarks/results/flips-{today()}"), "\n".join(lines) + "\n", data):
         console.print(f"written: {path}")
 
@@ -77,13 +106,20 @@ def main() -> None:
 def choose(count: int) -> list[tuple[str, str]]:
     """(prompt, response) pairs: first one response of every prompt, then the second of each, until there are enough."""
     prompts = {item.id: item.prompt for item in load_items()}
-    groups = [(prompts[i], [r.text for r in rollouts if r.text.strip()]) for i, rollouts in load_rollouts().items()]
+    groups = [
+        (prompts[i], [r.text for r in rollouts if r.text.strip()])
+        for i, rollouts in load_rollouts().items()
+    ]
     longest = max(len(texts) for _, texts in groups)
-    pairs = [(prompt, texts[n]) for n in range(longest) for prompt, texts in groups if n < len(texts)]
+    pairs = [
+        (prompt, texts[n]) for n in range(longest) for prompt, texts in groups if n < len(texts)
+    ]
     return list(dict.fromkeys((prompt, text.strip()) for prompt, text in pairs))[:count]
 
 
-def ask_all(model: Path, chosen: Sequence[tuple[str, str]], console: Console) -> dict[str, list[list[float]]]:
+def ask_all(
+    model: Path, chosen: Sequence[tuple[str, str]], console: Console
+) -> dict[str, list[list[float]]]:
     """The margins of every rollout's criteria, by way of asking."""
     margins: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(prefix="markscheme-flips-") as scratch, ExitStack() as stack:
@@ -101,22 +137,43 @@ def ask_all(model: Path, chosen: Sequence[tuple[str, str]], console: Console) ->
 
 def _client(stack: ExitStack, room: Path, way: str, judge_url: str) -> Client:
     name = "".join(c if c.isalnum() else "-" for c in way)
-    settings = {"judge_model": "SmolLM2-135M-Instruct", "judge_concurrency": "1",
-                "secret": f"{'other' if way == REFENCED else 'same'} secret of this benchmark",
-                "judge_timeout_s": str(JUDGE_TIMEOUT_S), "request_timeout_s": str(REQUEST_TIMEOUT_S)}
+    settings = {
+        "judge_model": "SmolLM2-135M-Instruct",
+        "judge_concurrency": "1",
+        "secret": f"{'other' if way == REFENCED else 'same'} secret of this benchmark",
+        "judge_timeout_s": str(JUDGE_TIMEOUT_S),
+        "request_timeout_s": str(REQUEST_TIMEOUT_S),
+    }
     if way == ALONE:
         settings["judge_max_criteria"] = "1"
-    service = stack.enter_context(processes.service(
-        room, name=name, database=f"sqlite+aiosqlite:///{room / name}.db", redis_url=None,
-        judge_url=f"{judge_url}/v1", settings=settings))
+    service = stack.enter_context(
+        processes.service(
+            room,
+            name=name,
+            database=f"sqlite+aiosqlite:///{room / name}.db",
+            redis_url=None,
+            judge_url=f"{judge_url}/v1",
+            settings=settings,
+        )
+    )
     return Client(service.url, api_key=processes.API_KEY)
 
 
 def _ask(client: Client, judge_url: str, prompt: str, text: str) -> list[float]:
     """Score one rollout; the margins behind its verdicts, in the criteria's order."""
-    rubric = client.create_rubric(prompt, [{"text": criterion, "points": 1} for criterion in CRITERIA])
-    batch = client.score([{"id": "g", "prompt": prompt, "rubric_id": rubric.id,
-                           "rollouts": [{"id": "r", "text": text}]}])
+    rubric = client.create_rubric(
+        prompt, [{"text": criterion, "points": 1} for criterion in CRITERIA]
+    )
+    batch = client.score(
+        [
+            {
+                "id": "g",
+                "prompt": prompt,
+                "rubric_id": rubric.id,
+                "rollouts": [{"id": "r", "text": text}],
+            }
+        ]
+    )
     decisions = httpx.get(f"{judge_url}/decisions").raise_for_status().json()
     margins = {decision["criterion"]: decision["margin"] for decision in decisions}
     for criterion, verdict in zip(CRITERIA, batch.groups[0].rollouts[0].verdicts, strict=True):
@@ -126,8 +183,13 @@ def _ask(client: Client, judge_url: str, prompt: str, text: str) -> list[float]:
 
 
 def _cells(c: Comparison) -> tuple[str, ...]:
-    return (str(c.verdicts), f"{c.flips:.1%} ± {c.error:.1%}", f"{c.expected:.1%}", f"{c.met[0]:.0%} / {c.met[1]:.0%}",
-            f"{c.correlation:.2f}")
+    return (
+        str(c.verdicts),
+        f"{c.flips:.1%} ± {c.error:.1%}",
+        f"{c.expected:.1%}",
+        f"{c.met[0]:.0%} / {c.met[1]:.0%}",
+        f"{c.correlation:.2f}",
+    )
 
 
 if __name__ == "__main__":

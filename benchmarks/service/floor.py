@@ -17,15 +17,24 @@ class BareSdk:
     """One SDK client with its own bound on calls in flight, and no retries."""
 
     def __init__(self, base_url: str, concurrency: int, timeout_s: float = 60.0) -> None:
-        self._client = AsyncOpenAI(base_url=base_url, api_key="stub", max_retries=0, timeout=timeout_s,
-                                   http_client=DefaultAioHttpClient())
+        self._client = AsyncOpenAI(
+            base_url=base_url,
+            api_key="stub",
+            max_retries=0,
+            timeout=timeout_s,
+            http_client=DefaultAioHttpClient(),
+        )
         self._slots = asyncio.Semaphore(concurrency)
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self._client.close()
 
     async def wall_s(self, sample: str, calls: int, name: str) -> float:
@@ -42,5 +51,7 @@ class BareSdk:
 
 def _bodies(sample: dict[str, Any], calls: int, name: str) -> Sequence[dict[str, Any]]:
     first, *others = sample["messages"]
-    return [{**sample, "messages": [{**first, "content": f"{first['content']}\n{name} {n}"}, *others]}
-            for n in range(calls)]
+    return [
+        {**sample, "messages": [{**first, "content": f"{first['content']}\n{name} {n}"}, *others]}
+        for n in range(calls)
+    ]

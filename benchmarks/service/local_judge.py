@@ -37,13 +37,19 @@ class SmallModel:
     def start(self, messages: list[dict[str, str]]) -> str:
         """Forget everything; returns the prompt in the model's chat form, to be read with the first margin."""
         self._cache, self.tokens_read = None, 0
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(
+            self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        )
 
     @torch.inference_mode()
     def margin(self, text: str) -> float:
         """Read on; logit(true) − logit(false) of the next token."""
         tokens = torch.tensor([self._encode(text)])
-        read = self._model(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        read = self._model(
+            input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        )
         self._cache = read.past_key_values
         self.tokens_read += tokens.shape[1]
         logits = read.logits[0, -1]
@@ -76,10 +82,24 @@ class LocalJudge:
             reply, decisions = decide(criteria, pieces, margin)
             self._decisions += decisions
             read = self._model.tokens_read
-        return {"id": "local", "object": "chat.completion", "created": 1, "model": request.get("model", "local"),
-                "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}],
-                "usage": {"prompt_tokens": read, "completion_tokens": len(criteria),
-                          "total_tokens": read + len(criteria)}}
+        return {
+            "id": "local",
+            "object": "chat.completion",
+            "created": 1,
+            "model": request.get("model", "local"),
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": "stop",
+                    "message": {"role": "assistant", "content": reply},
+                }
+            ],
+            "usage": {
+                "prompt_tokens": read,
+                "completion_tokens": len(criteria),
+                "total_tokens": read + len(criteria),
+            },
+        }
 
     def take_decisions(self) -> list[dict[str, Any]]:
         """The decisions since the last call."""
@@ -102,7 +122,16 @@ def serve(judge: LocalJudge, port: int) -> None:
             try:
                 self._write(200, judge.complete(request))
             except Unsupported as error:
-                self._write(400, {"error": {"message": str(error), "type": "invalid_request_error", "code": None}})
+                self._write(
+                    400,
+                    {
+                        "error": {
+                            "message": str(error),
+                            "type": "invalid_request_error",
+                            "code": None,
+                        }
+                    },
+                )
 
         def _write(self, status: int, body: Any) -> None:
             payload = json.dumps(body).encode()

@@ -8,13 +8,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("markscheme", "fastapi", "uvicorn", "sqlalchemy", "asyncpg", "aiosqlite", "redis", "openai", "aiohttp",
-            "httpx", "pydantic")
+PACKAGES = (
+    "markscheme",
+    "fastapi",
+    "uvicorn",
+    "sqlalchemy",
+    "asyncpg",
+    "aiosqlite",
+    "redis",
+    "openai",
+    "aiohttp",
+    "httpx",
+    "pydantic",
+)
 
 
 def describe(packages: Sequence[str] = PACKAGES, **servers: str) -> dict[str, Any]:
-    """Cores, memory, Python, versions of ``packages``, and the load found; ``servers``: versions of servers beside it.
-    """
+    """Cores, memory, Python, versions of ``packages``, and the load found; ``servers``: versions of servers beside it."""
     return {
         "cores": os.cpu_count(),
         "cores_allowed": len(os.sched_getaffinity(0)),
@@ -30,18 +40,32 @@ def describe(packages: Sequence[str] = PACKAGES, **servers: str) -> dict[str, An
 
 def same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two descriptions may be of one machine: figures are only compared when they are."""
-    return all(one.get(key) == other.get(key) for key in ("cores", "cores_allowed", "cpu", "memory_gib", "system"))
+    return all(
+        one.get(key) == other.get(key)
+        for key in ("cores", "cores_allowed", "cpu", "memory_gib", "system")
+    )
 
 
 def sentence(machine: dict[str, Any]) -> str:
     """One line for a report."""
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
-    servers = "".join(f", {name} {machine[name.lower()]}" for name in ("PostgreSQL", "Redis")
-                      if name.lower() in machine)
-    allowed = "" if machine["cores_allowed"] == machine["cores"] else f" ({machine['cores_allowed']} of them allowed)"
-    return (f"{machine['cores']} cores{allowed} of {machine['cpu'] or 'an unnamed CPU'}, {machine['memory_gib']} GiB, "
-            f"{machine['system']}, Python {machine['python']}{servers}; {packages}; "
-            f"load average {machine['load_at_start']} at the start")
+    packages = ", ".join(
+        f"{name} {version}" for name, version in machine["packages"].items() if version
+    )
+    servers = "".join(
+        f", {name} {machine[name.lower()]}"
+        for name in ("PostgreSQL", "Redis")
+        if name.lower() in machine
+    )
+    allowed = (
+        ""
+        if machine["cores_allowed"] == machine["cores"]
+        else f" ({machine['cores_allowed']} of them allowed)"
+    )
+    return (
+        f"{machine['cores']} cores{allowed} of {machine['cpu'] or 'an unnamed CPU'}, {machine['memory_gib']} GiB, "
+        f"{machine['system']}, Python {machine['python']}{servers}; {packages}; "
+        f"load average {machine['load_at_start']} at the start"
+    )
 
 
 def _first(path: Path, pattern: str) -> str | None:

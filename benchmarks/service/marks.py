@@ -1,4 +1,4 @@
-"""Marks in the benchmark's texts, from which every verdict and every reward follows.
+"""PromptSecrets in the benchmark's texts, from which every verdict and every reward follows.
 
 An answer's text carries ``ref-…`` and a criterion's ``req-…``, each a digest of the words around it. The stub judge
 reads the marks out of whatever prompt a tool writes around the texts, so one rule decides for all tools, and the

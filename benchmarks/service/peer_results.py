@@ -29,19 +29,44 @@ class PeerResult:
 
     @classmethod
     def read(cls, tool: str, version: str, raw: dict[str, Any]) -> "PeerResult":
-        return cls(f"{tool} {version}, {raw['mode']}", raw["default"], raw["one_call"], Work.parse(raw["work"]),
-                   raw["latency_ms"], raw["wall_s"], raw["verdicts_per_s"], raw["same_batch_again"]["verdicts_per_s"],
-                   raw)
+        return cls(
+            f"{tool} {version}, {raw['mode']}",
+            raw["default"],
+            raw["one_call"],
+            Work.parse(raw["work"]),
+            raw["latency_ms"],
+            raw["wall_s"],
+            raw["verdicts_per_s"],
+            raw["same_batch_again"]["verdicts_per_s"],
+            raw,
+        )
 
 
-def measure_peer(tool: str, *, url: str, work: Work, latency_s: float, repeats: int) -> dict[str, Any]:
+def measure_peer(
+    tool: str, *, url: str, work: Work, latency_s: float, repeats: int
+) -> dict[str, Any]:
     """What one tool's driver prints, run in the tool's own virtual environment."""
     module = tool.removeprefix("py-")
     python = (VENVS / f"venv-{module}" / "bin" / "python").absolute()
-    command = [str(python), "-m", f"service.tools.with_{module}", "--url", url, "--work", str(work),
-               "--latency-s", str(latency_s), "--repeats", str(repeats)]
-    environment = clean_environment({"PYTHONPATH": str(BENCHMARKS), "LITELLM_LOCAL_MODEL_COST_MAP": "True"})
-    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    command = [
+        str(python),
+        "-m",
+        f"service.tools.with_{module}",
+        "--url",
+        url,
+        "--work",
+        str(work),
+        "--latency-s",
+        str(latency_s),
+        "--repeats",
+        str(repeats),
+    ]
+    environment = clean_environment(
+        {"PYTHONPATH": str(BENCHMARKS), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    )
+    answer = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
     if answer.returncode:
         raise RuntimeError(f"{tool}'s driver failed: {answer.stderr[-2000:]}")
     printed: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
@@ -67,20 +92,37 @@ class PeerFile:
         if not files:
             return None
         found = json.loads(files[-1].read_text(encoding="utf-8"))
-        return cls(found["date"], found["machine"],
-                   tuple(result for printed in found["tools"] for result in read_results(printed)))
+        return cls(
+            found["date"],
+            found["machine"],
+            tuple(result for printed in found["tools"] for result in read_results(printed)),
+        )
 
 
-def fastest(results: list[PeerResult], work: Work, latency_ms: int, *, default: bool = True,
-            calls: int | None = None) -> PeerResult | None:
+def fastest(
+    results: list[PeerResult],
+    work: Work,
+    latency_ms: int,
+    *,
+    default: bool = True,
+    calls: int | None = None,
+) -> PeerResult | None:
     """The one with most verdicts a second under this very load: among the default modes or among all, and among those
     that make as many ``calls``."""
-    fitting = [r for r in results if r.work == work and r.latency_ms == latency_ms and (r.default or not default)
-               and calls in (None, r.raw["calls"])]
+    fitting = [
+        r
+        for r in results
+        if r.work == work
+        and r.latency_ms == latency_ms
+        and (r.default or not default)
+        and calls in (None, r.raw["calls"])
+    ]
     return max(fitting, key=lambda r: r.verdicts_per_s, default=None)
 
 
 def best_cache(results: list[PeerResult], work: Work, *, default: bool = True) -> PeerResult | None:
     """autorubric's cache at its best, in its default mode or in any: the same batch again, most verdicts a second."""
-    fitting = [r for r in results if r.work == work and "cache" in r.name and (r.default or not default)]
+    fitting = [
+        r for r in results if r.work == work and "cache" in r.name and (r.default or not default)
+    ]
     return max(fitting, key=lambda r: r.again_per_s, default=None)

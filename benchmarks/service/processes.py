@@ -100,7 +100,9 @@ def prepare() -> None:
 def listening(command: list[str], environment: dict[str, str], log: Path) -> Iterator[Process]:
     """A process that prints ``listening on URL``; it runs in the log's directory, far from any ``.env``."""
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, cwd=log.parent, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, env=environment, cwd=log.parent, stdout=output, stderr=output
+        )
     try:
         yield Process(_wait_for_url(process, log), process.pid)
     finally:
@@ -124,7 +126,9 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
 @contextmanager
 def stub_judge(room: Path) -> Iterator[Stub]:
     environment = clean_environment({"PYTHONPATH": str(BENCHMARKS)})
-    with listening([sys.executable, "-m", "service.stub_judge"], environment, room / "stub.log") as process:
+    with listening(
+        [sys.executable, "-m", "service.stub_judge"], environment, room / "stub.log"
+    ) as process:
         yield Stub(process.url, process.pid)
 
 
@@ -143,8 +147,20 @@ def postgres(room: Path) -> Iterator[Postgres]:
 def redis(room: Path) -> Iterator[Process]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    process = subprocess.Popen([str(REDIS_SERVER_PATH), "--port", str(port), "--bind", "127.0.0.1", "--save", "",
-                                "--dir", str(room)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [
+            str(REDIS_SERVER_PATH),
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            str(room),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
     try:
         _wait_for_port(port)
         yield Process(f"redis://127.0.0.1:{port}/0", process.pid)
@@ -165,17 +181,41 @@ def _wait_for_port(port: int) -> None:
 
 
 @contextmanager
-def service(room: Path, *, name: str, database: str, redis_url: str | None, judge_url: str,
-            settings: Mapping[str, str], workers: int = 1) -> Iterator[Process]:
+def service(
+    room: Path,
+    *,
+    name: str,
+    database: str,
+    redis_url: str | None,
+    judge_url: str,
+    settings: Mapping[str, str],
+    workers: int = 1,
+) -> Iterator[Process]:
     """``markscheme serve`` on a free port. ``settings``: further ``MARKSCHEME_*`` variables, in lower case."""
-    told = {"database_url": database, "redis_url": redis_url or "", "judge": "openai", "judge_base_url": judge_url,
-            "judge_model": "stub", "judge_api_key": "stub", "judge_structured": "json_schema",
-            "judge_concurrency": str(JUDGE_CONCURRENCY), "api_key": API_KEY, "home": str(room),
-            "drain_delay_s": "0", **settings}
+    told = {
+        "database_url": database,
+        "redis_url": redis_url or "",
+        "judge": "openai",
+        "judge_base_url": judge_url,
+        "judge_model": "stub",
+        "judge_api_key": "stub",
+        "judge_structured": "json_schema",
+        "judge_concurrency": str(JUDGE_CONCURRENCY),
+        "api_key": API_KEY,
+        "home": str(room),
+        "drain_delay_s": "0",
+        **settings,
+    }
     environment = clean_environment({f"MARKSCHEME_{k.upper()}": v for k, v in told.items()})
-    command = [sys.executable, "-c", "from markscheme.cli import main; main()", "serve", "--port", "0"]
+    command = [
+        sys.executable,
+        "-c",
+        "from markscheme.cli.app import main; main()",
+        "serve",
+        "--port",
+        "0",
+    ]
     if workers > 1:
         command += ["--workers", str(workers)]
     with listening(command, environment, room / f"service-{name}.log") as process:
         yield process
-

@@ -14,14 +14,24 @@ _OFFERED = re.compile(r"^(c\d+): (.*)$", re.MULTILINE)
 _NONCE = re.compile(r"^nonce: (\S+)$", re.MULTILINE)
 _NAMED = re.compile(r"^- ([\w-]+): ", re.MULTILINE)
 _TAGGED = re.compile(r'<rubric_criterion id="(\w+)">')
-_RUBRIC = {"criteria": [{"criterion": f"The response does the thing numbered {i}.", "category": "task_fulfilment",
-                         "points": i} for i in range(1, 5)]}
+_RUBRIC = {
+    "criteria": [
+        {
+            "criterion": f"The response does the thing numbered {i}.",
+            "category": "task_fulfilment",
+            "points": i,
+        }
+        for i in range(1, 5)
+    ]
+}
 
 
 def text_of(request: dict[str, Any]) -> str:
     """All message texts of a chat-completions request."""
-    return "\n".join(m["content"] if isinstance(m["content"], str) else json.dumps(m["content"])
-                     for m in request["messages"])
+    return "\n".join(
+        m["content"] if isinstance(m["content"], str) else json.dumps(m["content"])
+        for m in request["messages"]
+    )
 
 
 def reply_to(request: dict[str, Any], text: str) -> str:
@@ -35,16 +45,37 @@ def reply_to(request: dict[str, Any], text: str) -> str:
     answer = find_answer_mark(text)
     met = [is_met(mark, answer) for mark in find_criterion_marks(text)] or [False]
     if '"judgments"' in text:
-        return json.dumps({"judgments": [
-            {"criterion_id": i, "criterion_status": _status(m), "selected_option": None, "explanation": "stub"}
-            for i, m in zip(_TAGGED.findall(text), met, strict=True)]})
+        return json.dumps(
+            {
+                "judgments": [
+                    {
+                        "criterion_id": i,
+                        "criterion_status": _status(m),
+                        "selected_option": None,
+                        "explanation": "stub",
+                    }
+                    for i, m in zip(_TAGGED.findall(text), met, strict=True)
+                ]
+            }
+        )
     if '"criteria_evaluations"' in text:
-        return json.dumps({"criteria_evaluations": [
-            {"criterion_number": n, "criterion_status": _status(m), "explanation": "stub"}
-            for n, m in enumerate(met, 1)]})
+        return json.dumps(
+            {
+                "criteria_evaluations": [
+                    {"criterion_number": n, "criterion_status": _status(m), "explanation": "stub"}
+                    for n, m in enumerate(met, 1)
+                ]
+            }
+        )
     if '"verdicts"' in text:
-        return json.dumps({"verdicts": [{"name": name, "reason": "stub", "verdict": "yes" if m else "no"}
-                                        for name, m in zip(_NAMED.findall(text), met, strict=False)]})
+        return json.dumps(
+            {
+                "verdicts": [
+                    {"name": name, "reason": "stub", "verdict": "yes" if m else "no"}
+                    for name, m in zip(_NAMED.findall(text), met, strict=False)
+                ]
+            }
+        )
     if "criterion_status" in schema + text:
         return json.dumps({"criterion_status": _status(met[0]), "explanation": "stub"})
     return json.dumps({"reason": "stub", "score": int(met[0])})
@@ -53,8 +84,11 @@ def reply_to(request: dict[str, Any], text: str) -> str:
 def markscheme(text: str, offered: list[tuple[str, str]], flip: bool = False) -> str:
     """Our own verifier's form: ids as offered, the nonce repeated where there is one. ``flip``: all verdicts wrong."""
     answer = find_answer_mark(text)
-    reply: dict[str, Any] = {"verdicts": [
-        {"id": i, "met": is_met(_mark_in(words), answer) is not flip} for i, words in offered]}
+    reply: dict[str, Any] = {
+        "verdicts": [
+            {"id": i, "met": is_met(_mark_in(words), answer) is not flip} for i, words in offered
+        ]
+    }
     nonce = _NONCE.search(text)
     return json.dumps({"nonce": nonce.group(1), **reply} if nonce else reply)
 

@@ -27,25 +27,55 @@ def show(rows: Sequence[Row], console: Console) -> None:
     for column in ("figure", "load", "goal", "measured", ""):
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(row.figure, row.work, row.goal, row.measured, f"[{_COLOURS[row.met]}]{row.verdict}[/]")
+        table.add_row(
+            row.figure, row.work, row.goal, row.measured, f"[{_COLOURS[row.met]}]{row.verdict}[/]"
+        )
     console.print(table)
 
 
-def save(stem: Path, *, title: str, notes: Sequence[str], rows: Sequence[Row], spent: Sequence[Spent],
-         machine: dict[str, Any]) -> list[Path]:
+def save(
+    stem: Path,
+    *,
+    title: str,
+    notes: Sequence[str],
+    rows: Sequence[Row],
+    spent: Sequence[Spent],
+    machine: dict[str, Any],
+) -> list[Path]:
     """Write ``stem``.md and ``stem``.json; returns the paths."""
-    lines = [f"# {title}, {today()}", "", f"Machine: {sentence(machine)}.", *notes, "",
-             *markdown_table(("figure", "load", "goal", "measured", ""),
-                             [(r.figure, r.work, r.goal, r.measured, r.verdict) for r in rows])]
+    lines = [
+        f"# {title}, {today()}",
+        "",
+        f"Machine: {sentence(machine)}.",
+        *notes,
+        "",
+        *markdown_table(
+            ("figure", "load", "goal", "measured", ""),
+            [(r.figure, r.work, r.goal, r.measured, r.verdict) for r in rows],
+        ),
+    ]
     if spent:
         parts = list(spent[0].cpu_s)
-        lines += ["", "## Where the time goes", "",
-                  "CPU seconds per 1,000 verdicts by part, beside the wall seconds, and what the limit was. The driver "
-                  "holds the client: what a trainer spends. Waiting is for the judge, disks, or cores that others "
-                  "use.", "",
-                  *markdown_table(("figure", "load", "wall", *parts, "the limit"), [_spent_line(s) for s in spent])]
-    data = {"title": title, "date": today(), "machine": machine, "notes": list(notes),
-            "rows": [asdict(row) for row in rows], "spent": [asdict(s) | {"limit": s.limit} for s in spent]}
+        lines += [
+            "",
+            "## Where the time goes",
+            "",
+            "CPU seconds per 1,000 verdicts by part, beside the wall seconds, and what the limit was. The driver "
+            "holds the client: what a trainer spends. Waiting is for the judge, disks, or cores that others "
+            "use.",
+            "",
+            *markdown_table(
+                ("figure", "load", "wall", *parts, "the limit"), [_spent_line(s) for s in spent]
+            ),
+        ]
+    data = {
+        "title": title,
+        "date": today(),
+        "machine": machine,
+        "notes": list(notes),
+        "rows": [asdict(row) for row in rows],
+        "spent": [asdict(s) | {"limit": s.limit} for s in spent],
+    }
     return write(stem, "\n".join(lines) + "\n", data)
 
 
@@ -60,11 +90,19 @@ def write(stem: Path, markdown: str, data: dict[str, Any]) -> list[Path]:
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """A Markdown table, line by line."""
-    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns),
-            *(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows)]
+    return [
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
+        *(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows),
+    ]
 
 
 def _spent_line(spent: Spent) -> tuple[object, ...]:
     thousands = spent.verdicts / 1000
     numbers = (spent.wall_s, *spent.cpu_s.values())
-    return (spent.figure, spent.work, *(f"{seconds / thousands:.3f}" for seconds in numbers), spent.limit)
+    return (
+        spent.figure,
+        spent.work,
+        *(f"{seconds / thousands:.3f}" for seconds in numbers),
+        spent.limit,
+    )

@@ -33,7 +33,10 @@ class Spent:
     @property
     def limit(self) -> str:
         """The part that was busy for most of the wall time, if there is one; else all waited."""
-        part, busy = max(((part, cpu / self.wall_s) for part, cpu in self.cpu_s.items()), key=lambda item: item[1])
+        part, busy = max(
+            ((part, cpu / self.wall_s) for part, cpu in self.cpu_s.items()),
+            key=lambda item: item[1],
+        )
         total = sum(self.cpu_s.values()) / self.wall_s
         if busy >= BUSY:
             return f"the {part}: {busy:.0%} of a core"

@@ -33,8 +33,15 @@ from service.rows import Row
 RESULTS, PARTIAL = Path("benchmarks/results"), Path("build/bench")
 REPEATS, QUICK_REPEATS = 5, 2
 FIGURES: dict[str, Callable[[Bench], list[Row]]] = {
-    "cold-each": cold_each, "cold-all": cold_all, "warm": warm, "sharing": sharing, "faults": faults, "many": many,
-    "overhead": overhead, "scaling": scaling, "growth": growth,
+    "cold-each": cold_each,
+    "cold-all": cold_all,
+    "warm": warm,
+    "sharing": sharing,
+    "faults": faults,
+    "many": many,
+    "overhead": overhead,
+    "scaling": scaling,
+    "growth": growth,
 }
 
 
@@ -48,9 +55,16 @@ def main() -> None:
         postgres = stack.enter_context(processes.postgres(room))
         redis = stack.enter_context(processes.redis(room))
         machine = describe(postgresql=_postgres_version(postgres), redis=_redis_version(redis.url))
-        bench = Bench(room=room, stub=stub, postgres=postgres, redis=redis, machine=machine,
-                      peers=PeerFile.find(RESULTS), quick=arguments.quick,
-                      repeats=QUICK_REPEATS if arguments.quick else REPEATS)
+        bench = Bench(
+            room=room,
+            stub=stub,
+            postgres=postgres,
+            redis=redis,
+            machine=machine,
+            peers=PeerFile.find(RESULTS),
+            quick=arguments.quick,
+            repeats=QUICK_REPEATS if arguments.quick else REPEATS,
+        )
         rows: list[Row] = []
         for name in arguments.only or FIGURES:
             started = time.perf_counter()
@@ -60,8 +74,14 @@ def main() -> None:
             console.print(f"{name}: {time.perf_counter() - started:.0f} s")
     partial = arguments.quick or arguments.only
     stem = (PARTIAL / "service-partial") if partial else (RESULTS / f"service-{today()}")
-    for path in save(stem, title="The service under load", notes=_notes(bench), rows=rows, spent=bench.spent,
-                     machine=machine):
+    for path in save(
+        stem,
+        title="The service under load",
+        notes=_notes(bench),
+        rows=rows,
+        spent=bench.spent,
+        machine=machine,
+    ):
         console.print(f"written: {path}")
     missed = sum(row.met is False for row in rows)
     console.print(f"{sum(row.met is True for row in rows)} goals met, {missed} not met")
@@ -77,9 +97,16 @@ def _measure(name: str, bench: Bench) -> list[Row]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m service.run")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: small work, 50 ms, two repetitions")
-    parser.add_argument("--only", action="append", choices=FIGURES, metavar="NAME",
-                        help=f"one figure; may be repeated. {', '.join(FIGURES)}")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke run: small work, 50 ms, two repetitions"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=FIGURES,
+        metavar="NAME",
+        help=f"one figure; may be repeated. {', '.join(FIGURES)}",
+    )
     return parser.parse_args()
 
 

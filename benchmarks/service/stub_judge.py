@@ -20,7 +20,9 @@ from service.marks import chance, find_answer_mark, find_criterion_marks
 from service.replies import garbage, reply_to, text_of
 
 BACKLOG = 8192
-_FAILED = json.dumps({"error": {"message": "the stub was told to fail", "type": "server_error", "code": None}}).encode()
+_FAILED = json.dumps(
+    {"error": {"message": "the stub was told to fail", "type": "server_error", "code": None}}
+).encode()
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,16 @@ class Counts:
 
     def shown(self) -> dict[str, Any]:
         """The counts as JSON: sets as their sizes."""
-        return {"calls": self.calls, "most_in_flight": self.most_in_flight, "failed": self.failed,
-                "garbled": self.garbled, "prompts": len(self.prompts), "answers": len(self.answers),
-                "mean_body_bytes": self.body_bytes / max(self.calls, 1), "sample": self.sample}
+        return {
+            "calls": self.calls,
+            "most_in_flight": self.most_in_flight,
+            "failed": self.failed,
+            "garbled": self.garbled,
+            "prompts": len(self.prompts),
+            "answers": len(self.answers),
+            "mean_body_bytes": self.body_bytes / max(self.calls, 1),
+            "sample": self.sample,
+        }
 
 
 class StubJudge:
@@ -140,8 +149,10 @@ class Connection(asyncio.Protocol):
 
     def _write(self, status: int, payload: bytes) -> None:
         if not self._transport.is_closing():
-            self._transport.write(b"HTTP/1.1 %d stub\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-                                  % (status, len(payload), payload))
+            self._transport.write(
+                b"HTTP/1.1 %d stub\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+                % (status, len(payload), payload)
+            )
 
 
 def _content_length(head: bytes) -> int:
@@ -153,17 +164,30 @@ def _content_length(head: bytes) -> int:
 
 
 def _completion(request: dict[str, Any], content: str) -> bytes:
-    return json.dumps({
-        "id": "stub", "object": "chat.completion", "created": 1, "model": request.get("model", "stub"),
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}],
-        "usage": {"prompt_tokens": 600, "completion_tokens": 40, "total_tokens": 640}}).encode()
+    return json.dumps(
+        {
+            "id": "stub",
+            "object": "chat.completion",
+            "created": 1,
+            "model": request.get("model", "stub"),
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": "stop",
+                    "message": {"role": "assistant", "content": content},
+                }
+            ],
+            "usage": {"prompt_tokens": 600, "completion_tokens": 40, "total_tokens": 640},
+        }
+    ).encode()
 
 
 async def serve(port: int, settings: Settings) -> None:
     """Listen on loopback until ended, and say where."""
     judge = StubJudge(settings)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(judge), "127.0.0.1", port,
-                                                            backlog=BACKLOG)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Connection(judge), "127.0.0.1", port, backlog=BACKLOG
+    )
     print(f"listening on http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
@@ -176,7 +200,11 @@ def main() -> None:
     parser.add_argument("--garbage", type=float, default=Settings.garbage)
     arguments = parser.parse_args()
     try:
-        asyncio.run(serve(arguments.port, Settings(arguments.latency_s, arguments.failing, arguments.garbage)))
+        asyncio.run(
+            serve(
+                arguments.port, Settings(arguments.latency_s, arguments.failing, arguments.garbage)
+            )
+        )
     except KeyboardInterrupt:
         sys.exit(0)
 

@@ -88,7 +88,11 @@ class Batch:
 
     def pairs(self) -> Iterator[tuple[Task, str]]:
         """Every answer beside its task."""
-        return ((task, answer) for task, answers in zip(self.tasks, self.answers, strict=True) for answer in answers)
+        return (
+            (task, answer)
+            for task, answers in zip(self.tasks, self.answers, strict=True)
+            for answer in answers
+        )
 
 
 def make_tasks(work: Work, name: str) -> tuple[Task, ...]:
@@ -98,9 +102,14 @@ def make_tasks(work: Work, name: str) -> tuple[Task, ...]:
 
 def make_batch(work: Work, name: str, tasks: tuple[Task, ...] | None = None) -> Batch:
     """A batch of answers that no other name has, to tasks that other batches may share."""
-    return Batch(name, tasks or make_tasks(work, name), tuple(
-        tuple(_answer(random.Random(f"answer {name} {p} {r}")) for r in range(work.rollouts))
-        for p in range(work.prompts)))
+    return Batch(
+        name,
+        tasks or make_tasks(work, name),
+        tuple(
+            tuple(_answer(random.Random(f"answer {name} {p} {r}")) for r in range(work.rollouts))
+            for p in range(work.prompts)
+        ),
+    )
 
 
 def _task(work: Work, chance: random.Random) -> Task:

@@ -27,7 +27,11 @@ from service.machine import describe, sentence
 from service.processes import BENCHMARKS, clean_environment
 from service.report import markdown_table, today, write
 
-PAIRS = (("grpo", "TRL GRPO", 1.05, None), ("sdpo", "TRL SDPO", None, None), ("srpo", "TRL SDPO", 0.9, 0.9))
+PAIRS = (
+    ("grpo", "TRL GRPO", 1.05, None),
+    ("sdpo", "TRL SDPO", None, None),
+    ("srpo", "TRL SDPO", 0.9, 0.9),
+)
 """Ours, theirs, and the goals: at most this share of their seconds, at most this share of their memory."""
 TOGETHER = (("grpo", "TRL GRPO"), ("sdpo", "srpo", "TRL SDPO"))
 """Arms that are compared take turns; all five at once would not fit into 24 GiB."""
@@ -52,10 +56,24 @@ class Worker:
     def __init__(self, arm: str, model: Path, length: int, steps: int, log: IO[bytes]) -> None:
         self.arm = arm
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "training.worker", arm, "--model", str(model.absolute()), "--length", str(length),
-             "--steps", str(steps)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-            env=clean_environment({"PYTHONPATH": str(BENCHMARKS), "HF_HUB_OFFLINE": "1"}))
+            [
+                sys.executable,
+                "-m",
+                "training.worker",
+                arm,
+                "--model",
+                str(model.absolute()),
+                "--length",
+                str(length),
+                "--steps",
+                str(steps),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=clean_environment({"PYTHONPATH": str(BENCHMARKS), "HF_HUB_OFFLINE": "1"}),
+        )
         self._answer()
 
     def step(self) -> Step:
@@ -87,17 +105,29 @@ def main() -> None:
     steps = measure(ensure_model(arguments.model), arguments.length, arguments.pairs, console)
     table, agreement = compared(steps), agreed(steps)
     lines = [
-        f"# A step of the trainer beside TRL's, {today()}", "", f"Machine: {sentence(machine)}.",
+        f"# A step of the trainer beside TRL's, {today()}",
+        "",
+        f"Machine: {sentence(machine)}.",
         f"Command: `make bench-train`. SmolLM2-135M in fp32, one prompt, five recorded rollouts of {arguments.length} "
         f"tokens, two of them failed; {arguments.pairs} rounds of all arms in turns after one to warm up. A step is "
         "everything after the rollouts. Memory is the process's peak above what lies there between steps (weights, "
         "optimiser, self-teacher). Ratios are of the two steps of one round: median, and lowest to highest.",
         "On a CPU TRL's GRPO projects the prompt's positions onto the vocabulary as well; ours the rollouts' alone, "
-        "and reads the prompt that they share once. No GPU was at hand: what holds there was not measured.", "",
-        *table, "", "The same objective, the same numbers (largest difference over the rounds):", "", *agreement]
+        "and reads the prompt that they share once. No GPU was at hand: what holds there was not measured.",
+        "",
+        *table,
+        "",
+        "The same objective, the same numbers (largest difference over the rounds):",
+        "",
+        *agreement,
+    ]
     console.print("\n".join(lines))
-    data = {"date": today(), "machine": machine, "length": arguments.length,
-            "steps": {arm: [asdict(step) for step in taken] for arm, taken in steps.items()}}
+    data = {
+        "date": today(),
+        "machine": machine,
+        "length": arguments.length,
+        "steps": {arm: [asdict(step) for step in taken] for arm, taken in steps.items()},
+    }
     for path in write(Path(f"benchmarks/results/train-{today()}"), "\n".join(lines) + "\n", data):
         console.print(f"written: {path}")
 
@@ -109,12 +139,19 @@ def measure(model: Path, length: int, pairs: int, console: Console) -> dict[str,
         kept = ROOM / f"{length}-tokens-{pairs}-pairs-{'-'.join(arms).replace(' ', '-')}.json"
         if not kept.is_file():
             found = in_turns(arms, model, length, pairs, console)
-            kept.write_text(json.dumps({arm: [asdict(step) for step in steps] for arm, steps in found.items()}))
-        taken |= {arm: [Step(**step) for step in steps] for arm, steps in json.loads(kept.read_text()).items()}
+            kept.write_text(
+                json.dumps({arm: [asdict(step) for step in steps] for arm, steps in found.items()})
+            )
+        taken |= {
+            arm: [Step(**step) for step in steps]
+            for arm, steps in json.loads(kept.read_text()).items()
+        }
     return taken
 
 
-def in_turns(arms: Sequence[str], model: Path, length: int, pairs: int, console: Console) -> dict[str, list[Step]]:
+def in_turns(
+    arms: Sequence[str], model: Path, length: int, pairs: int, console: Console
+) -> dict[str, list[Step]]:
     """The steps of arms that are compared. What is finished is kept, so that an interrupted benchmark goes on."""
     taken: dict[str, list[Step]] = {arm: [] for arm in arms}
     workers: list[Worker] = []
@@ -124,12 +161,15 @@ def in_turns(arms: Sequence[str], model: Path, length: int, pairs: int, console:
             with (ROOM / f"{arm.replace(' ', '-')}.log").open("wb") as log:
                 workers.append(Worker(arm, model, length, pairs + 1, log))
         for number in range(pairs + 1):
-            for worker in [*workers[number % len(workers):], *workers[:number % len(workers)]]:
+            for worker in [*workers[number % len(workers) :], *workers[: number % len(workers)]]:
                 step = worker.step()
                 if number:
                     taken[worker.arm].append(step)
-                console.print(f"round {number} of {pairs}  {worker.arm:8}  {step.seconds:6.1f} s  "
-                              f"{step.peak_gib:.2f} GiB", highlight=False)
+                console.print(
+                    f"round {number} of {pairs}  {worker.arm:8}  {step.seconds:6.1f} s  "
+                    f"{step.peak_gib:.2f} GiB",
+                    highlight=False,
+                )
     finally:
         for worker in workers:
             worker.close()
@@ -146,10 +186,17 @@ def compared(steps: Mapping[str, Sequence[Step]]) -> list[str]:
             middle = statistics.median(ratios)
             met = "" if goal is None else "met" if middle <= goal else "missed"
             unit = "s" if name == "seconds" else "GiB"
-            rows.append((f"{ours} / {theirs}", "seconds" if name == "seconds" else "memory",
-                         f"{statistics.median(own):.2f} {unit}", f"{statistics.median(other):.2f} {unit}",
-                         f"**{middle:.2f}** ({min(ratios):.2f} to {max(ratios):.2f})",
-                         "" if goal is None else f"≤ {goal}", met))
+            rows.append(
+                (
+                    f"{ours} / {theirs}",
+                    "seconds" if name == "seconds" else "memory",
+                    f"{statistics.median(own):.2f} {unit}",
+                    f"{statistics.median(other):.2f} {unit}",
+                    f"**{middle:.2f}** ({min(ratios):.2f} to {max(ratios):.2f})",
+                    "" if goal is None else f"≤ {goal}",
+                    met,
+                )
+            )
     return markdown_table(("", "", "ours", "TRL's", "ratio", "goal", ""), rows)
 
 
@@ -164,7 +211,9 @@ def agreed(steps: Mapping[str, Sequence[Step]]) -> list[str]:
         loss = max(abs(one.loss - two.loss) for one, two in pairs)
         norm = max(abs(one.grad_norm - two.grad_norm) / two.grad_norm for one, two in pairs)
         met = max(loss, norm) <= AGREE
-        rows.append((f"{ours} / {theirs}", f"{loss:.1e}", f"{norm:.1e}", "met" if met else "missed"))
+        rows.append(
+            (f"{ours} / {theirs}", f"{loss:.1e}", f"{norm:.1e}", "met" if met else "missed")
+        )
     return markdown_table(("", "loss", "gradient norm, relative", f"both within {AGREE:g}"), rows)
 
 

@@ -21,12 +21,27 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+)
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
 from ifeval import load_items
-from markscheme.schema import Criterion, Group, GroupScore, RolloutScore, RubricRef, ScoreBatch, ScoreCounts, Usage
+from markscheme.schema import (
+    Criterion,
+    Group,
+    GroupScore,
+    RolloutScore,
+    RubricRef,
+    ScoreBatch,
+    ScoreCounts,
+    Usage,
+)
 from markscheme_train.config import PRESETS, build_config
 from markscheme_train.reprompt import CLOSING, DEMONSTRATION
 from markscheme_train.reward import RubricReward
@@ -48,62 +63,135 @@ def rollouts(tokenizer: Any, length: int) -> list[list[int]]:
     """``ROWS`` texts of exactly ``length`` tokens: GPT-4's responses to other prompts, one after another."""
     texts = [item.teacher for item in load_items()[1:]]
     tokens = tokenizer("\n\n".join(texts), add_special_tokens=False)["input_ids"]
-    return [tokens[row * length:(row + 1) * length] for row in range(ROWS)]
+    return [tokens[row * length : (row + 1) * length] for row in range(ROWS)]
 
 
 def shared(length: int, steps: int, out: str) -> dict[str, Any]:
     """What every arm is told: Markscheme's preset where TRL has the same setting."""
-    same = {name: PRESETS["grpo"][name] for name in (
-        "scale_rewards", "epsilon", "epsilon_high", "max_grad_norm", "weight_decay", "temperature", "disable_dropout")}
-    return {**same, "learning_rate": 1e-6, "lr_scheduler_type": "constant", "warmup_steps": 0, "output_dir": out,
-            "max_steps": steps, "num_generations": ROWS, "per_device_train_batch_size": ROWS,
-            "gradient_accumulation_steps": 1, "max_completion_length": length, "seed": 0,
-            "logging_strategy": "steps", "logging_steps": 1, "save_strategy": "no",
-            "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
+    same = {
+        name: PRESETS["grpo"][name]
+        for name in (
+            "scale_rewards",
+            "epsilon",
+            "epsilon_high",
+            "max_grad_norm",
+            "weight_decay",
+            "temperature",
+            "disable_dropout",
+        )
+    }
+    return {
+        **same,
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "output_dir": out,
+        "max_steps": steps,
+        "num_generations": ROWS,
+        "per_device_train_batch_size": ROWS,
+        "gradient_accumulation_steps": 1,
+        "max_completion_length": length,
+        "seed": 0,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
 
 
 def build(arm: str, directory: Path, length: int, steps: int, out: str) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     question: list[dict[str, str]] = [{"role": "user", "content": prompt()}]
-    return assemble(arm, directory, tokenizer, question, rollouts(tokenizer, length), {
-        **shared(length, steps, out), "bf16": False, "use_cpu": True, "activation_checkpointing": False})
+    return assemble(
+        arm,
+        directory,
+        tokenizer,
+        question,
+        rollouts(tokenizer, length),
+        {
+            **shared(length, steps, out),
+            "bf16": False,
+            "use_cpu": True,
+            "activation_checkpointing": False,
+        },
+    )
 
 
-def assemble(arm: str, directory: Path, tokenizer: Any, question: Any, recorded: list[list[int]],
-             settings: dict[str, Any]) -> Any:
+def assemble(
+    arm: str,
+    directory: Path,
+    tokenizer: Any,
+    question: Any,
+    recorded: list[list[int]],
+    settings: dict[str, Any],
+) -> Any:
     """The trainer of ``arm`` on the model in ``directory``; ``question`` is answered by ``recorded`` token ids."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     rows = Dataset.from_list([{"prompt": question}])
     if arm in OURS:
+
         class Ours(MarkschemeTrainer):
             def _generate_single_turn(self, prompt_ids: Any, *_more: Any, **_kwargs: Any) -> Any:
                 return recorded, None
 
-        config = build_config({**settings, "model": "given", "data": "given", "preset": arm,
-                               "entropy_beta": 1.0 if arm == "srpo" else 0.0})
+        config = build_config(
+            {
+                **settings,
+                "model": "given",
+                "data": "given",
+                "preset": arm,
+                "entropy_beta": 1.0 if arm == "srpo" else 0.0,
+            }
+        )
         reward = RubricReward(Recorded(), num_generations=ROWS, run_id="bench")
-        return Ours(model, reward, config, train_dataset=rows.add_column("teacher_responses", [None]),
-                    processing_class=tokenizer)
+        return Ours(
+            model,
+            reward,
+            config,
+            train_dataset=rows.add_column("teacher_responses", [None]),
+            processing_class=tokenizer,
+        )
     if arm == "TRL GRPO":
+
         class Theirs(GRPOTrainer):  # type: ignore[misc]
             def _generate_single_turn(self, prompt_ids: Any, *_more: Any, **_kwargs: Any) -> Any:
                 return recorded, None
 
-        return Theirs(model, by_place, args=GRPOConfig(
-            **settings, loss_type="dapo", beta=0.0, delta=PRESETS["grpo"]["delta"]),
-            train_dataset=rows, processing_class=tokenizer)
+        return Theirs(
+            model,
+            by_place,
+            args=GRPOConfig(**settings, loss_type="dapo", beta=0.0, delta=PRESETS["grpo"]["delta"]),
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
 
     class TheirsSdpo(SDPOTrainer):  # type: ignore[misc]
         def _generate_transformers(self, prompt_ids: Any) -> Any:
             return prompt_ids, recorded
 
     braced = DEMONSTRATION.replace("{}", "{successful_previous_attempt}")
-    return TheirsSdpo(model, by_place, args=SDPOConfig(
-        **settings, distillation_mode="topk_logits", distillation_topk=100,
-        distillation_alpha=0.5, distillation_add_tail=True, distillation_is_clip=2.0, success_reward_threshold=0.5,
-        teacher_model_kind="ema", teacher_update_rate=0.05, max_prompt_length=None,
-        solution_template=f"\n\n{braced}", reprompt_template="{prompt}{solution}{feedback}\n\n" + CLOSING),
-        train_dataset=rows, processing_class=tokenizer)
+    return TheirsSdpo(
+        model,
+        by_place,
+        args=SDPOConfig(
+            **settings,
+            distillation_mode="topk_logits",
+            distillation_topk=100,
+            distillation_alpha=0.5,
+            distillation_add_tail=True,
+            distillation_is_clip=2.0,
+            success_reward_threshold=0.5,
+            teacher_model_kind="ema",
+            teacher_update_rate=0.05,
+            max_prompt_length=None,
+            solution_template=f"\n\n{braced}",
+            reprompt_template="{prompt}{solution}{feedback}\n\n" + CLOSING,
+        ),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
 
 
 def by_place(completions: Sequence[Any], **_columns: Any) -> list[float]:
@@ -114,13 +202,39 @@ class Recorded:
     """A service that gives the recorded rewards."""
 
     def score(self, groups: Sequence[Group], **_options: Any) -> ScoreBatch:
-        rubric = RubricRef(id="rub_1", version=1, content_hash="0", origin="given",
-                           criteria=[Criterion(id="c1", text="It is good.", points=1)])
-        scored = [GroupScore(id=group.id, status="scored", error=None, rubric=rubric, teacher=None, rollouts=[
-            RolloutScore(id=rollout.id, reward=REWARDS[place], status="scored", reason=None, feedback=[], verdicts=[])
-            for place, rollout in enumerate(group.rollouts)]) for group in groups]
-        return ScoreBatch(groups=scored, counts=ScoreCounts(rollouts=ROWS, scored=ROWS, unscored=0),
-                          usage=Usage(judge_calls=0, prompt_tokens=0, completion_tokens=0, cached_verdicts=0))
+        rubric = RubricRef(
+            id="rub_1",
+            version=1,
+            content_hash="0",
+            origin="given",
+            criteria=[Criterion(id="c1", text="It is good.", points=1)],
+        )
+        scored = [
+            GroupScore(
+                id=group.id,
+                status="scored",
+                error=None,
+                rubric=rubric,
+                teacher=None,
+                rollouts=[
+                    RolloutScore(
+                        id=rollout.id,
+                        reward=REWARDS[place],
+                        status="scored",
+                        reason=None,
+                        feedback=[],
+                        verdicts=[],
+                    )
+                    for place, rollout in enumerate(group.rollouts)
+                ],
+            )
+            for group in groups
+        ]
+        return ScoreBatch(
+            groups=scored,
+            counts=ScoreCounts(rollouts=ROWS, scored=ROWS, unscored=0),
+            usage=Usage(judge_calls=0, prompt_tokens=0, completion_tokens=0, cached_verdicts=0),
+        )
 
 
 class OneAtATime(TrainerCallback):  # type: ignore[misc]
@@ -146,8 +260,14 @@ class OneAtATime(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "grad_norm" in logs:
-            self._say({"seconds": self._seconds, "peak_gib": self._peak / 2**20, "loss": logs["loss"],
-                       "grad_norm": logs["grad_norm"]})
+            self._say(
+                {
+                    "seconds": self._seconds,
+                    "peak_gib": self._peak / 2**20,
+                    "loss": logs["loss"],
+                    "grad_norm": logs["grad_norm"],
+                }
+            )
 
 
 def _memory(name: str) -> int:

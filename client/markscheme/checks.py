@@ -1,11 +1,18 @@
 """The closed set of declarative checks: forms of a criterion that code can decide, exactly and for free.
 
-This module is the wire shape only; the service decides them in ``markscheme_server.judge.builtin.checks``.
+This module is the wire shape only; the service decides them in ``markscheme_server.rules.checks``.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 
 def _without_nul(text: str) -> str:
@@ -14,13 +21,48 @@ def _without_nul(text: str) -> str:
     return text
 
 
-Phrase = Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_without_nul)]
+Phrase = Annotated[
+    str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_without_nul)
+]
 Phrases = Annotated[list[Phrase], Field(min_length=1, max_length=64)]
 Amount = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 LanguageCode = Literal[
-    "ar", "bg", "bn", "de", "el", "en", "es", "fa", "fi", "fr", "gu", "he", "hi", "it", "ja", "kn", "ko", "ml", "mr",
-    "ne", "nl", "pa", "pl", "pt", "ru", "sv", "sw", "ta", "te", "th", "tr", "uk", "ur", "vi", "zh",
+    "ar",
+    "bg",
+    "bn",
+    "de",
+    "el",
+    "en",
+    "es",
+    "fa",
+    "fi",
+    "fr",
+    "gu",
+    "he",
+    "hi",
+    "it",
+    "ja",
+    "kn",
+    "ko",
+    "ml",
+    "mr",
+    "ne",
+    "nl",
+    "pa",
+    "pl",
+    "pt",
+    "ru",
+    "sv",
+    "sw",
+    "ta",
+    "te",
+    "th",
+    "tr",
+    "uk",
+    "ur",
+    "vi",
+    "zh",
 ]
 """ISO 639-1."""
 
@@ -63,8 +105,15 @@ class Count(_Range):
 
     kind: Literal["count"]
     of: Literal[
-        "sentences", "bullets", "highlights", "placeholders", "capital_words", "commas",
-        "paragraphs", "starred_parts", "responses",
+        "sentences",
+        "bullets",
+        "highlights",
+        "placeholders",
+        "capital_words",
+        "commas",
+        "paragraphs",
+        "starred_parts",
+        "responses",
     ]
     per_words: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
@@ -80,7 +129,9 @@ class LetterCount(_Range):
     """How often one letter occurs, case ignored."""
 
     kind: Literal["letter_count"]
-    letter: Annotated[str, StringConstraints(min_length=1, max_length=1), AfterValidator(_without_nul)]
+    letter: Annotated[
+        str, StringConstraints(min_length=1, max_length=1), AfterValidator(_without_nul)
+    ]
 
 
 class Contains(_Check):
@@ -186,7 +237,9 @@ class Regex(_Check):
     """``pattern`` (RE2: no back-references, no look-around) is found in the response's first 100,000 characters."""
 
     kind: Literal["regex"]
-    pattern: Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_without_nul)]
+    pattern: Annotated[
+        str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_without_nul)
+    ]
     ignore_case: bool = False
 
 
@@ -194,7 +247,9 @@ class NotEcho(_Check):
     """At most ``max_share`` of the response's word triples stand in ``text``, the prompt."""
 
     kind: Literal["not_echo"]
-    text: Annotated[str, StringConstraints(min_length=1, max_length=200_000), AfterValidator(_without_nul)]
+    text: Annotated[
+        str, StringConstraints(min_length=1, max_length=200_000), AfterValidator(_without_nul)
+    ]
     max_share: Share = 0.5
 
 
@@ -206,9 +261,28 @@ class NoRepetition(_Check):
 
 
 SimpleCheck = Annotated[
-    MinWords | MaxWords | Count | Occurrences | LetterCount | Contains | Excludes | Lowercase | Uppercase | Quoted
-    | Title | JsonValid | StartsWith | EndsWith | Postscript | Sections | ParagraphStart | OneOf | Language | Regex
-    | NotEcho | NoRepetition,
+    MinWords
+    | MaxWords
+    | Count
+    | Occurrences
+    | LetterCount
+    | Contains
+    | Excludes
+    | Lowercase
+    | Uppercase
+    | Quoted
+    | Title
+    | JsonValid
+    | StartsWith
+    | EndsWith
+    | Postscript
+    | Sections
+    | ParagraphStart
+    | OneOf
+    | Language
+    | Regex
+    | NotEcho
+    | NoRepetition,
     Field(discriminator="kind"),
 ]
 
@@ -221,8 +295,28 @@ class AllOf(_Check):
 
 
 Check = Annotated[
-    MinWords | MaxWords | Count | Occurrences | LetterCount | Contains | Excludes | Lowercase | Uppercase | Quoted
-    | Title | JsonValid | StartsWith | EndsWith | Postscript | Sections | ParagraphStart | OneOf | Language | Regex
-    | NotEcho | NoRepetition | AllOf,
+    MinWords
+    | MaxWords
+    | Count
+    | Occurrences
+    | LetterCount
+    | Contains
+    | Excludes
+    | Lowercase
+    | Uppercase
+    | Quoted
+    | Title
+    | JsonValid
+    | StartsWith
+    | EndsWith
+    | Postscript
+    | Sections
+    | ParagraphStart
+    | OneOf
+    | Language
+    | Regex
+    | NotEcho
+    | NoRepetition
+    | AllOf,
     Field(discriminator="kind"),
 ]

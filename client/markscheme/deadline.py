@@ -48,8 +48,10 @@ class Deadline:
     def exceeded(self, why: str = "the service did not answer") -> DeadlineExceeded:
         """The error for a call that did not make it."""
         said = f" (it said: {self.said})" if self.said else ""
-        return DeadlineExceeded(f"{why} within the {self.total_s:g} s that the call was given{said}; "
-                                "what the service has finished is stored: send it again with more time")
+        return DeadlineExceeded(
+            f"{why} within the {self.total_s:g} s that the call was given{said}; "
+            "what the service has finished is stored: send it again with more time"
+        )
 
     def stamp(self, request: httpx.Request) -> None:
         """Put what is left on one attempt: in its header and in its timeouts. Raises :class:`DeadlineExceeded`.
@@ -62,5 +64,7 @@ class Deadline:
         if told_ms < 1:
             raise self.exceeded()
         request.headers[HEADER] = str(told_ms)
-        request.extensions["timeout"] = {name: left_s if limit is None else min(limit, left_s)
-                                         for name, limit in request.extensions.get("timeout", {}).items()}
+        request.extensions["timeout"] = {
+            name: left_s if limit is None else min(limit, left_s)
+            for name, limit in request.extensions.get("timeout", {}).items()
+        }

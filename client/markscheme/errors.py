@@ -41,8 +41,12 @@ class DeadlineExceeded(ConnectionFailed, TimeoutError):
 class StatusError(MarkschemeError):
     """An answer other than success."""
 
-    def __init__(self, message: str, *, status: int, code: str | None = None, request_id: str | None = None) -> None:
-        super().__init__(f"{message} (status {status}{f', request {request_id}' if request_id else ''})")
+    def __init__(
+        self, message: str, *, status: int, code: str | None = None, request_id: str | None = None
+    ) -> None:
+        super().__init__(
+            f"{message} (status {status}{f', request {request_id}' if request_id else ''})"
+        )
         self.message = message
         self.status = status
         self.code = code

@@ -24,7 +24,9 @@ class TrainingPlan(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(ge=1)
-    batches: int = Field(ge=1, description="Requests to the service: a batch may serve several steps, or the reverse")
+    batches: int = Field(
+        ge=1, description="Requests to the service: a batch may serve several steps, or the reverse"
+    )
     groups: int = Field(ge=1)
     rollouts_per_group: int = Field(ge=1)
     prompts: int = Field(ge=1, description="Prompts in the data")

@@ -62,7 +62,10 @@ class BoundedRetry(Retry):
         return self._in_time(super().backoff_strategy(), "the service did not answer")
 
     def _in_time(self, pause_s: float, why: str) -> float:
-        if self.deadline is not None and min(pause_s, self.max_backoff_wait) >= self.deadline.left_s:
+        if (
+            self.deadline is not None
+            and min(pause_s, self.max_backoff_wait) >= self.deadline.left_s
+        ):
             raise self.deadline.exceeded(why)
         return pause_s
 
@@ -75,9 +78,14 @@ def retry_policy(*, keyed: bool = False, deadline: Deadline | None = None) -> Re
     Every call of this API may be repeated: scoring is answered from what is stored, and what creates something is
     ``keyed``. Such a call is answered 409 while an attempt that we lost sight of is still at work.
     """
-    retry = BoundedRetry(total=2, backoff_factor=0.5, max_backoff_wait=LONGEST_WAIT_S,
-                         status_forcelist=[429, 502, 503, 504, *([409] if keyed else [])],
-                         allowed_methods=["GET", "POST"], total_timeout=LONGEST_WAIT_S)
+    retry = BoundedRetry(
+        total=2,
+        backoff_factor=0.5,
+        max_backoff_wait=LONGEST_WAIT_S,
+        status_forcelist=[429, 502, 503, 504, *([409] if keyed else [])],
+        allowed_methods=["GET", "POST"],
+        total_timeout=LONGEST_WAIT_S,
+    )
     retry.deadline = deadline
     return retry
 
@@ -143,16 +151,19 @@ def stated_error(response: httpx.Response) -> StatusError:
         said = response.reason_phrase or "with an error"
         return error_class(status)(f"the service answered {said}", status=status)
     code = stated.error.code
-    return error_class(status, code)(stated.error.message, status=status, code=code,
-                                     request_id=stated.request_id)
+    return error_class(status, code)(
+        stated.error.message, status=status, code=code, request_id=stated.request_id
+    )
 
 
 def unanswered(base_url: str, error: Exception, deadline: Deadline | None) -> ConnectionFailed:
     """The error for a service that did not answer, or not in time, with what to do."""
     if deadline is not None and deadline.left_s <= 0:
         return deadline.exceeded()
-    return ConnectionFailed(f"no answer from the Markscheme service at {base_url} ({type(error).__name__}); "
-                            "start it with 'markscheme serve' or check the URL")
+    return ConnectionFailed(
+        f"no answer from the Markscheme service at {base_url} ({type(error).__name__}); "
+        "start it with 'markscheme serve' or check the URL"
+    )
 
 
 def answer_lines(pieces: Iterable[bytes]) -> Iterator[str]:
@@ -212,12 +223,16 @@ class BatchReader:
             first = error.errors(include_input=False, include_url=False)[0]
             if first["type"] == "json_invalid" and "EOF" in first["msg"]:
                 raise ConnectionFailed(_BROKE_OFF) from error
-            raise AnswerUnreadable(f"the answer, line {self._lines}: not a {model.__name__}: "
-                                   f"{_FOREIGN}") from error
+            raise AnswerUnreadable(
+                f"the answer, line {self._lines}: not a {model.__name__}: {_FOREIGN}"
+            ) from error
 
     def batch(self) -> ScoreBatch:
         """The whole answer. Raises :class:`ConnectionFailed` when it broke off."""
         if self._summary is None or any(i not in self._groups for i in self._order):
             raise ConnectionFailed(_BROKE_OFF)
-        return ScoreBatch(groups=[self._groups[i] for i in self._order], counts=self._summary.counts,
-                          usage=self._summary.usage)
+        return ScoreBatch(
+            groups=[self._groups[i] for i in self._order],
+            counts=self._summary.counts,
+            usage=self._summary.usage,
+        )

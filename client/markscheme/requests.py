@@ -31,79 +31,188 @@ from markscheme.schema import (
     TeacherResponsesCreate,
     TeachRequest,
 )
-from markscheme.vocabulary import ExchangeFormat, ReusePolicy, ReuseScope, Thinking, UsageKey, VerifyMode, Visibility
+from markscheme.vocabulary import (
+    ExchangeFormat,
+    ReusePolicy,
+    ReuseScope,
+    Thinking,
+    UsageKey,
+    VerifyMode,
+    Visibility,
+)
 
 _GROUPS: TypeAdapter[list[Group]] = TypeAdapter(list[Group])
 
 
-def induce(prompt: PromptLike, student_responses: Sequence[StudentLike], teacher_responses: Sequence[str] | None,
-           reuse: ReusePolicy, tags: Sequence[str], judge: str | None, teacher_model: str | None,
-           rubricator: str | None, thinking: Thinking, reuse_scope: ReuseScope | None) -> Call:
-    body = InduceRequest.model_validate(sendable({
-        "prompt": prompt, "student_responses": student_responses, "teacher_responses": teacher_responses,
-        "reuse": reuse, "tags": tags, "judge": judge, "teacher_model": teacher_model, "rubricator": rubricator,
-        "thinking": thinking, "reuse_scope": reuse_scope}))
-    return Call("POST", "/v1/rubrics:induce", body.model_dump(mode="json", exclude_none=True), headers=_own_key())
+def induce(
+    prompt: PromptLike,
+    student_responses: Sequence[StudentLike],
+    teacher_responses: Sequence[str] | None,
+    reuse: ReusePolicy,
+    tags: Sequence[str],
+    judge: str | None,
+    teacher_model: str | None,
+    rubricator: str | None,
+    thinking: Thinking,
+    reuse_scope: ReuseScope | None,
+) -> Call:
+    body = InduceRequest.model_validate(
+        sendable(
+            {
+                "prompt": prompt,
+                "student_responses": student_responses,
+                "teacher_responses": teacher_responses,
+                "reuse": reuse,
+                "tags": tags,
+                "judge": judge,
+                "teacher_model": teacher_model,
+                "rubricator": rubricator,
+                "thinking": thinking,
+                "reuse_scope": reuse_scope,
+            }
+        )
+    )
+    return Call(
+        "POST",
+        "/v1/rubrics:induce",
+        body.model_dump(mode="json", exclude_none=True),
+        headers=_own_key(),
+    )
 
 
-def create_rubric(prompt: PromptLike, criteria: Sequence[CriterionLike], tags: Sequence[str]) -> Call:
-    body = RubricCreate.model_validate(sendable({"prompt": prompt, "criteria": criteria, "tags": tags}))
-    return Call("POST", "/v1/rubrics", body.model_dump(mode="json", exclude_none=True), headers=_own_key())
+def create_rubric(
+    prompt: PromptLike, criteria: Sequence[CriterionLike], tags: Sequence[str]
+) -> Call:
+    body = RubricCreate.model_validate(
+        sendable({"prompt": prompt, "criteria": criteria, "tags": tags})
+    )
+    return Call(
+        "POST", "/v1/rubrics", body.model_dump(mode="json", exclude_none=True), headers=_own_key()
+    )
 
 
 def rubric(rubric_id: str) -> Call:
     return Call("GET", f"/v1/rubrics/{rubric_id}")
 
 
-def fork_rubric(rubric_id: str, criteria: Sequence[CriterionLike] | None, tags: Sequence[str] | None) -> Call:
-    body = RubricFork.model_validate(sendable({
-        "criteria": criteria, "tags": None if tags is None else list(tags)}))
-    return Call("POST", f"/v1/rubrics/{rubric_id}:fork", body.model_dump(mode="json", exclude_none=True),
-                headers=_own_key())
+def fork_rubric(
+    rubric_id: str, criteria: Sequence[CriterionLike] | None, tags: Sequence[str] | None
+) -> Call:
+    body = RubricFork.model_validate(
+        sendable({"criteria": criteria, "tags": None if tags is None else list(tags)})
+    )
+    return Call(
+        "POST",
+        f"/v1/rubrics/{rubric_id}:fork",
+        body.model_dump(mode="json", exclude_none=True),
+        headers=_own_key(),
+    )
 
 
-def change_rubric(rubric_id: str, visibility: Visibility | None, shared_with: Sequence[str] | None,
-                  tags: Sequence[str] | None, retired: bool | None) -> Call:
-    body = RubricPatch(visibility=visibility, shared_with=None if shared_with is None else list(shared_with),
-                       tags=None if tags is None else list(tags), retired=retired)
-    return Call("PATCH", f"/v1/rubrics/{rubric_id}", body.model_dump(mode="json", exclude_none=True))
+def change_rubric(
+    rubric_id: str,
+    visibility: Visibility | None,
+    shared_with: Sequence[str] | None,
+    tags: Sequence[str] | None,
+    retired: bool | None,
+) -> Call:
+    body = RubricPatch(
+        visibility=visibility,
+        shared_with=None if shared_with is None else list(shared_with),
+        tags=None if tags is None else list(tags),
+        retired=retired,
+    )
+    return Call(
+        "PATCH", f"/v1/rubrics/{rubric_id}", body.model_dump(mode="json", exclude_none=True)
+    )
 
 
-def import_rubric(content: Mapping[str, Any], format: ExchangeFormat, prompt: PromptLike | None, tags: Sequence[str],
-                  allow_loss: bool) -> Call:
-    body = RubricImport(format=format, content=dict(content), prompt=sendable(prompt), tags=list(tags),
-                        allow_loss=allow_loss)
+def import_rubric(
+    content: Mapping[str, Any],
+    format: ExchangeFormat,
+    prompt: PromptLike | None,
+    tags: Sequence[str],
+    allow_loss: bool,
+) -> Call:
+    body = RubricImport(
+        format=format,
+        content=dict(content),
+        prompt=sendable(prompt),
+        tags=list(tags),
+        allow_loss=allow_loss,
+    )
     return Call("POST", "/v1/rubrics:import", body.model_dump(mode="json"), headers=_own_key())
 
 
 def export_rubric(rubric_id: str, format: ExchangeFormat, allow_loss: bool) -> Call:
-    return Call("GET", f"/v1/rubrics/{rubric_id}/export", params={"format": format, "allow_loss": int(allow_loss)})
+    return Call(
+        "GET",
+        f"/v1/rubrics/{rubric_id}/export",
+        params={"format": format, "allow_loss": int(allow_loss)},
+    )
 
 
 def rubrics(**filters: Param | None) -> Call:
-    return Call("GET", "/v1/rubrics", params={name: value for name, value in filters.items() if value is not None})
+    return Call(
+        "GET",
+        "/v1/rubrics",
+        params={name: value for name, value in filters.items() if value is not None},
+    )
 
 
 def lineage(rubric_id: str) -> Call:
     return Call("GET", f"/v1/rubrics/{rubric_id}/lineage")
 
 
-def usage(group_by: Sequence[UsageKey], since: date | None, until: date | None, team: str | None) -> Call:
-    params = {"group_by": ",".join(group_by), "since": since.isoformat() if since else None,
-              "until": until.isoformat() if until else None, "team": team}
-    return Call("GET", "/v1/usage", params={name: value for name, value in params.items() if value is not None})
+def usage(
+    group_by: Sequence[UsageKey], since: date | None, until: date | None, team: str | None
+) -> Call:
+    params = {
+        "group_by": ",".join(group_by),
+        "since": since.isoformat() if since else None,
+        "until": until.isoformat() if until else None,
+        "team": team,
+    }
+    return Call(
+        "GET",
+        "/v1/usage",
+        params={name: value for name, value in params.items() if value is not None},
+    )
 
 
-def score(groups: Sequence[GroupLike], reuse: ReusePolicy, verify: VerifyMode, score_teachers: bool,
-          ask_teacher: int, run: Run | None, judge: str | None, teacher_model: str | None,
-          rubricator: str | None, thinking: Thinking,
-          reuse_scope: ReuseScope | None) -> tuple[Call, list[str]]:
+def score(
+    groups: Sequence[GroupLike],
+    reuse: ReusePolicy,
+    verify: VerifyMode,
+    score_teachers: bool,
+    ask_teacher: int,
+    run: Run | None,
+    judge: str | None,
+    teacher_model: str | None,
+    rubricator: str | None,
+    thinking: Thinking,
+    reuse_scope: ReuseScope | None,
+) -> tuple[Call, list[str]]:
     """The call, and the groups' ids in order."""
-    body = ScoreRequest(groups=_GROUPS.validate_python(sendable(list(groups))), reuse=reuse, verify=verify,
-                        score_teachers=score_teachers, ask_teacher=ask_teacher, run=run, judge=judge,
-                        teacher_model=teacher_model, rubricator=rubricator, thinking=thinking,
-                        reuse_scope=reuse_scope)
-    call = Call("POST", "/v1/scores", body.model_dump(mode="json", exclude_none=True), headers={"Accept": NDJSON})
+    body = ScoreRequest(
+        groups=_GROUPS.validate_python(sendable(list(groups))),
+        reuse=reuse,
+        verify=verify,
+        score_teachers=score_teachers,
+        ask_teacher=ask_teacher,
+        run=run,
+        judge=judge,
+        teacher_model=teacher_model,
+        rubricator=rubricator,
+        thinking=thinking,
+        reuse_scope=reuse_scope,
+    )
+    call = Call(
+        "POST",
+        "/v1/scores",
+        body.model_dump(mode="json", exclude_none=True),
+        headers={"Accept": NDJSON},
+    )
     return call, [g.id for g in body.groups]
 
 
@@ -113,13 +222,18 @@ def save_teacher_responses(entries: Sequence[TeacherLike]) -> Call:
 
 
 def teacher_responses(prompt: str | None, prompt_key: str | None) -> Call:
-    return Call("GET", "/v1/teacher-responses",
-                params={k: v for k, v in (("prompt", prompt), ("prompt_key", prompt_key)) if v is not None})
+    return Call(
+        "GET",
+        "/v1/teacher-responses",
+        params={k: v for k, v in (("prompt", prompt), ("prompt_key", prompt_key)) if v is not None},
+    )
 
 
 def teach(prompt: PromptLike, count: int) -> Call:
     body = TeachRequest.model_validate(sendable({"prompt": prompt, "count": count}))
-    return Call("POST", "/v1/teacher-responses:sample", body.model_dump(mode="json", exclude_none=True))
+    return Call(
+        "POST", "/v1/teacher-responses:sample", body.model_dump(mode="json", exclude_none=True)
+    )
 
 
 def _own_key() -> dict[str, str]:

@@ -13,7 +13,14 @@ from pydantic import BaseModel, ConfigDict
 
 from markscheme.protocol import PromptLike, TeacherLike
 from markscheme.rows import given, read_rows, sound
-from markscheme.schema import MAX_TEACHER_ENTRIES, Message, Prompt, Taught, TeacherBankChange, TeacherEntry
+from markscheme.schema import (
+    MAX_TEACHER_ENTRIES,
+    Message,
+    Prompt,
+    TeacherBankChange,
+    TeacherEntry,
+    TeachResult,
+)
 
 MOST_RESPONSES = 16
 """In one entry of a request."""
@@ -25,7 +32,7 @@ class Bank(Protocol):
     def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
         """Put responses into the bank."""
 
-    def teach(self, prompt: PromptLike, count: int = ...) -> Taught:
+    def teach(self, prompt: PromptLike, count: int = ...) -> TeachResult:
         """Have the teacher asked."""
 
 
@@ -51,8 +58,10 @@ class TeachReport:
     judge_calls: int = 0
 
     def __str__(self) -> str:
-        return (f"{self.prompts} prompts done: {self.brought} responses from the file ({self.known} were there "
-                f"already), {self.sampled} from the teacher in {self.judge_calls} calls ({self.repeated} said again)")
+        return (
+            f"{self.prompts} prompts done: {self.brought} responses from the file ({self.known} were there "
+            f"already), {self.sampled} from the teacher in {self.judge_calls} calls ({self.repeated} said again)"
+        )
 
 
 def read_prompts(file: Path, ropd_index: Path | None = None) -> list[Line]:
@@ -63,9 +72,17 @@ def read_prompts(file: Path, ropd_index: Path | None = None) -> list[Line]:
     if ropd_index is None:
         return lines
     answers = read_ropd_index(ropd_index)
-    found = [line.model_copy(update={"teacher_responses": [*line.teacher_responses,
-                                                           *answers.get(ropd_prompt_hash(line.prompt), [])]})
-             for line in lines]
+    found = [
+        line.model_copy(
+            update={
+                "teacher_responses": [
+                    *line.teacher_responses,
+                    *answers.get(ropd_prompt_hash(line.prompt), []),
+                ]
+            }
+        )
+        for line in lines
+    ]
     matched = {ropd_prompt_hash(line.prompt) for line in lines} & answers.keys()
     if not matched:
         raise ValueError(f"no prompt of {file} is one of the {len(answers)} in {ropd_index}")
@@ -76,29 +93,49 @@ def read_ropd_index(file: Path) -> dict[str, list[str]]:
     """Answers by prompt hash from ``ropd.teacher_index.v1`` and ``.v2`` lines. Raises ``ValueError``."""
     answers: dict[str, list[str]] = {}
     for prompt_hash, texts in (pair for _, pair in read_rows(file, _index_line)):
-        answers.setdefault(prompt_hash, []).extend(text for text in texts if text not in answers.get(prompt_hash, []))
+        answers.setdefault(prompt_hash, []).extend(
+            text for text in texts if text not in answers.get(prompt_hash, [])
+        )
     return answers
 
 
 def ropd_prompt_hash(prompt: Prompt) -> str:
     """ROPD's ``raw_prompt_hash``: sha256 of the messages as JSON with sorted keys and the default separators."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [
-        {"role": message.role, "content": message.content} for message in prompt]
-    return hashlib.sha256(json.dumps(messages, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+    messages = (
+        [{"role": "user", "content": prompt}]
+        if isinstance(prompt, str)
+        else [{"role": message.role, "content": message.content} for message in prompt]
+    )
+    return hashlib.sha256(
+        json.dumps(messages, ensure_ascii=False, sort_keys=True).encode()
+    ).hexdigest()
 
 
-def teach_all(bank: Bank, lines: Sequence[Line], report: TeachReport, *, count: int, at_once: int,
-              on_prompt: Callable[[], None] = lambda: None) -> None:
+def teach_all(
+    bank: Bank,
+    lines: Sequence[Line],
+    report: TeachReport,
+    *,
+    count: int,
+    at_once: int,
+    on_prompt: Callable[[], None] = lambda: None,
+) -> None:
     """Bring what the lines hold, then have the teacher asked, several prompts at a time.
 
     What is done stays done when a call fails: its error is raised once the calls under way have ended.
     """
-    entries = [TeacherEntry(prompt=line.prompt, responses=texts[start:start + MOST_RESPONSES],
-                            model=line.teacher_model)
-               for line in lines if (texts := [t for t in line.teacher_responses if t])
-               for start in range(0, len(texts), MOST_RESPONSES)]
+    entries = [
+        TeacherEntry(
+            prompt=line.prompt,
+            responses=texts[start : start + MOST_RESPONSES],
+            model=line.teacher_model,
+        )
+        for line in lines
+        if (texts := [t for t in line.teacher_responses if t])
+        for start in range(0, len(texts), MOST_RESPONSES)
+    ]
     for start in range(0, len(entries), MAX_TEACHER_ENTRIES):
-        change = bank.save_teacher_responses(entries[start:start + MAX_TEACHER_ENTRIES])
+        change = bank.save_teacher_responses(entries[start : start + MAX_TEACHER_ENTRIES])
         report.brought += change.added + change.duplicates
         report.known += change.duplicates
     stop, counting = Event(), Lock()
@@ -141,11 +178,17 @@ def _prompt_line(row: Any) -> Line:
 
 def _index_line(row: Any) -> tuple[str, list[str]]:
     kind = row.get("schema_version") if isinstance(row, dict) else None
-    texts = {"ropd.teacher_index.v1": [row.get("teacher_answer")] if kind else [],
-             "ropd.teacher_index.v2": row.get("teacher_answers") if kind else []}.get(str(kind))
+    texts = {
+        "ropd.teacher_index.v1": [row.get("teacher_answer")] if kind else [],
+        "ropd.teacher_index.v2": row.get("teacher_answers") if kind else [],
+    }.get(str(kind))
     if texts is None:
         raise ValueError(f"not a line of a ROPD teacher index (schema_version is {kind!r})")
-    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+    if (
+        not isinstance(texts, list)
+        or not texts
+        or not all(isinstance(t, str) and t.strip() for t in texts)
+    ):
         raise ValueError("a teacher's answer is missing or empty")
     if not isinstance(row.get("raw_prompt_hash"), str):
         raise ValueError("raw_prompt_hash is missing")

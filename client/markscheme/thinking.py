@@ -87,14 +87,20 @@ def split_reply(text: str) -> Output:
     begins as JSON or as a code fence has no thought before it.
     """
     split = split_thinking(text)
-    if split.thinking or not split.finished or text.startswith(("{", "[", "`"), _skip_space(text, 0)):
+    if (
+        split.thinking
+        or not split.finished
+        or text.startswith(("{", "[", "`"), _skip_space(text, 0))
+    ):
         return split
     return after_last_close(text) or split
 
 
 def after_last_close(text: str) -> Output | None:
     """What follows the last closing mark; ``None`` where there is none."""
-    end = max((at + len(close) for _, close in MARKS if (at := text.rfind(close)) != -1), default=None)
+    end = max(
+        (at + len(close) for _, close in MARKS if (at := text.rfind(close)) != -1), default=None
+    )
     return None if end is None else Output(text[:end], text[end:])
 
 
@@ -104,7 +110,7 @@ def split_response(text: str) -> Output:
     if split.thinking or not split.finished:
         return split
     close = _CLOSE_ON_A_LINE.search(text)
-    return split if close is None else Output(text[:close.end()], text[close.end():])
+    return split if close is None else Output(text[: close.end()], text[close.end() :])
 
 
 def opens_thought(prompt: str) -> bool:

@@ -26,8 +26,9 @@ class UnscoredReason(StrEnum):
     NO_RUBRIC = "no_rubric"
 
 
-MAY_PASS = frozenset({
-    UnscoredReason.TIMEOUT, UnscoredReason.RATE_LIMITED, UnscoredReason.UNAVAILABLE})
+MAY_PASS = frozenset(
+    {UnscoredReason.TIMEOUT, UnscoredReason.RATE_LIMITED, UnscoredReason.UNAVAILABLE}
+)
 """The reasons that pass by waiting. All others stay until someone mends what they name."""
 
 REASON_WORDS: Mapping[UnscoredReason, str] = {
@@ -62,8 +63,7 @@ REASON_WORDS: Mapping[UnscoredReason, str] = {
         "context."
     ),
     UnscoredReason.TRUNCATED: (
-        "The judge's replies were cut off before their verdict. Raise "
-        "MARKSCHEME_JUDGE_MAX_TOKENS."
+        "The judge's replies were cut off before their verdict. Raise MARKSCHEME_JUDGE_MAX_TOKENS."
     ),
     UnscoredReason.QUOTA: (
         "The judge's account has no credit left. Top it up, or take another judge."
@@ -72,9 +72,7 @@ REASON_WORDS: Mapping[UnscoredReason, str] = {
         "The judge refuses requests as they are set up: key, model, address or a setting. See "
         "what 'markscheme doctor' says, and mend it."
     ),
-    UnscoredReason.BUDGET: (
-        "A hard budget is spent. Raise it, or wait for its next window."
-    ),
+    UnscoredReason.BUDGET: ("A hard budget is spent. Raise it, or wait for its next window."),
     UnscoredReason.NO_RUBRIC: (
         "There is no rubric for the prompt and none could be made. Bring one, or give teacher "
         "responses."
@@ -85,8 +83,10 @@ REASON_WORDS: Mapping[UnscoredReason, str] = {
 
 def in_words(reasons: Mapping[str, int]) -> list[str]:
     """How many rollouts have each reason, what it means and what to do; the most frequent first."""
-    return [f"{count} {name}: {REASON_WORDS[UnscoredReason(name)]}"
-            for name, count in sorted(reasons.items(), key=lambda each: (-each[1], each[0]))]
+    return [
+        f"{count} {name}: {REASON_WORDS[UnscoredReason(name)]}"
+        for name, count in sorted(reasons.items(), key=lambda each: (-each[1], each[0]))
+    ]
 
 
 Category = Literal["task_fulfilment", "observable_quality", "general_reasoning"]

@@ -15,7 +15,11 @@ SAVING = ".saving"
 
 def last_checkpoint(output: Path) -> Path | None:
     """The newest whole checkpoint of a run: one that has the file which is written last."""
-    whole = [folder for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (folder / TRAINER_STATE_NAME).is_file()]
+    whole = [
+        folder
+        for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (folder / TRAINER_STATE_NAME).is_file()
+    ]
     return max(whole, key=step_of, default=None)
 
 
@@ -40,11 +44,15 @@ def settle(written: Path, place: Path) -> None:
         os.close(handle)
 
 
-class Chance:
+class RngState:
     """Where the random number generators stand, to be put back there."""
 
     def __init__(self) -> None:
-        self._python, self._numpy, self._torch = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+        self._python, self._numpy, self._torch = (
+            random.getstate(),
+            numpy.random.get_state(),
+            torch.get_rng_state(),
+        )
         self._devices = torch.cuda.get_rng_state_all()
 
     def put_back(self) -> None:

@@ -22,30 +22,51 @@ INTERRUPTED = 130
 
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file; its keys are TrainConfig's fields.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value pairs that beat the file.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Where unset keys take their values from: grpo, ropd, ropd-paper, "
-                                                    "sdpo, srpo or srpo-rubric; beats the file's.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Go on if output_dir holds a run, else begin one: "
-                                                                    "for containers and units that are "
-                                                                    "restarted.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value pairs that beat the file.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Where unset keys take their values from: grpo, ropd, ropd-paper, "
+            "sdpo, srpo or srpo-rubric; beats the file's."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+    auto_resume: Annotated[
+        bool,
+        typer.Option(
+            "--auto-resume",
+            help="Go on if output_dir holds a run, else begin one: "
+            "for containers and units that are "
+            "restarted.",
+        ),
+    ] = False,
 ) -> None:
     """Train a causal language model on rubric rewards from a running service."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from markscheme_train.config import load_config
-    from markscheme_train.live import LiveTable
+    from markscheme_train.progress import LiveTable
     from markscheme_train.training import begun, quieten
     from markscheme_train.training import train as run
 
-    console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one shows the run
+    console = Console(
+        quiet=os.environ.get("RANK", "0") != "0"
+    )  # of several processes the first one shows the run
     quieten()
     try:
-        settings = load_config(config, [*(overrides or []), *([f"preset={preset}"] if preset else [])])
+        settings = load_config(
+            config, [*(overrides or []), *([f"preset={preset}"] if preset else [])]
+        )
         resume = resume or (auto_resume and begun(Path(settings.output_dir)))
         client = Client(settings.markscheme_url, api_key=os.environ.get("MARKSCHEME_API_KEY"))
         try:
             with LiveTable(console, title="training") as live:
-                output = run(settings, client, resume=resume, on_record=live.show, on_wait=live.wait)
+                output = run(
+                    settings, client, resume=resume, on_record=live.show, on_wait=live.wait
+                )
         finally:
             client.close()
     except Interrupted as error:
@@ -55,16 +76,28 @@ def train(
     except (TrainError, MarkschemeError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("stopped before the step was finished; go on from the last checkpoint with --resume", INTERRUPTED)
+        _fail(
+            "stopped before the step was finished; go on from the last checkpoint with --resume",
+            INTERRUPTED,
+        )
     console.print(f"model, checkpoints and steps.jsonl: {output}", markup=False)
 
 
 def demo(
-    room: Annotated[Path, typer.Option(help="Where the model, the service's data and the report go.")] = Path("build"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps; 5 go once through the prompts.")] = 20,
+    room: Annotated[
+        Path, typer.Option(help="Where the model, the service's data and the report go.")
+    ] = Path("build"),
+    steps: Annotated[
+        int, typer.Option(min=1, help="Training steps; 5 go once through the prompts.")
+    ] = 20,
     seed: Annotated[int, typer.Option(help="Seed of training and of evaluation.")] = 0,
-    url: Annotated[str | None, typer.Option(help="A running service, asked with the key in MARKSCHEME_API_KEY; "
-                                                 "default: one is started for the demo.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="A running service, asked with the key in MARKSCHEME_API_KEY; "
+            "default: one is started for the demo."
+        ),
+    ] = None,
 ) -> None:
     """Train SmolLM2-135M on IFEval prompts with rubric rewards, on this machine's processor, and report.
 
@@ -85,8 +118,12 @@ def demo(
 
 
 def control(
-    room: Annotated[Path, typer.Option(help="Where the model and the service's data go.")] = Path("build"),
-    results: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("benchmarks/results"),
+    room: Annotated[Path, typer.Option(help="Where the model and the service's data go.")] = Path(
+        "build"
+    ),
+    results: Annotated[Path, typer.Option(help="Where the table goes.")] = Path(
+        "benchmarks/results"
+    ),
     seeds: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 3,
 ) -> None:
     """Run the demo's training with true and with shuffled rewards, paired, over several seeds."""

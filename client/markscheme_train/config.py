@@ -50,16 +50,29 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # ROPD (arXiv 2605.07396) as released.
     "ropd": _POLICY,
     # ROPD as its paper has it: equation 6 divides by the deviation; a new rubric for every group.
-    "ropd-paper": {**_POLICY, "scale_rewards": "group", "lr_scheduler_type": "cosine", "warmup_steps": 100,
-                   "weight_decay": 0.1, "adam_beta1": 0.9, "adam_beta2": 0.95, "reuse": "always_new"},
+    "ropd-paper": {
+        **_POLICY,
+        "scale_rewards": "group",
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 100,
+        "weight_decay": 0.1,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "reuse": "always_new",
+    },
     # SDPO (arXiv 2601.20802) as SRPO's authors ran it.
     "sdpo": {**_POLICY, **_WARM_UP, "method": "sdpo", "learning_rate": 1e-5, "entropy_beta": 0.0},
     # SRPO (arXiv 2604.02288, table 3), 32 prompts of 8 rollouts a step in the paper.
     "srpo": _SRPO,
     # SRPO on a rubric's continuous scores, with the criteria that a rollout missed as feedback. Nobody has published
     # this combination.
-    "srpo-rubric": {**_SRPO, "success_threshold": 0.7, "demonstration_threshold": 0.8, "demonstration_gap": 0.2,
-                    "rubric_feedback": True},
+    "srpo-rubric": {
+        **_SRPO,
+        "success_threshold": 0.7,
+        "demonstration_threshold": 0.8,
+        "demonstration_gap": 0.2,
+        "rubric_feedback": True,
+    },
 }
 """What a preset sets; any key given in the YAML file or on the command line beats it."""
 
@@ -68,46 +81,112 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 class TrainConfig(GRPOConfig):  # type: ignore[misc]
     """TRL's settings for one run, and where its model, its prompts and its marks come from."""
 
-    model: str = field(default="", metadata={"help": "A Hugging Face model: a directory or a hub name."})
-    data: str = field(default="", metadata={"help": "JSONL with `prompt` and optional `teacher_responses`."})
+    model: str = field(
+        default="", metadata={"help": "A Hugging Face model: a directory or a hub name."}
+    )
+    data: str = field(
+        default="", metadata={"help": "JSONL with `prompt` and optional `teacher_responses`."}
+    )
     preset: Literal["grpo", "ropd", "ropd-paper", "sdpo", "srpo", "srpo-rubric"] = field(
-        default="ropd", metadata={"help": "Where unset keys take their values from."})
-    markscheme_url: str = field(default="http://127.0.0.1:8321", metadata={"help": "The rubric service."})
-    reuse: ReusePolicy = field(default="if_fresh", metadata={"help": "Which rubrics may be used again."})
-    verify: VerifyMode = field(default="rollout", metadata={"help": "One response a judge call, or a pool."})
-    thinking: Thinking = field(default="auto", metadata={
-        "help": "What of a rollout is judged: auto leaves out a thought that the rollout or its chat template opens, "
-                "strip and keep say so."})
-    ask_teacher: int = field(default=0, metadata={
-        "help": "Responses the service asks its teacher for where a prompt has none; 0: it is not asked."})
-    run_id: str = field(default="", metadata={"help": "The run's name at the service; default: made up."})
-    max_outage_s: float = field(default=600.0, metadata={
-        "help": "How long a run waits for a service that is away before it saves and ends."})
-    max_unscored: float = field(default=0.5, metadata={
-        "help": "A step of which a larger share of rollouts is unscored ends the run, with a checkpoint."})
-    lora_rank: int | None = field(default=None, metadata={
-        "help": "Train an adapter of this rank on all linear layers; empty: all weights."})
-    method: Literal["grpo", "sdpo", "srpo"] = field(default="grpo", metadata={
-        "help": "What teaches a rollout: its reward, a self-teacher, or the one or the other."})
-    success_threshold: float = field(default=0.5, metadata={"help": "From this score on a rollout is a success."})
-    demonstration_threshold: float | None = field(default=None, metadata={
-        "help": "From this score on a rollout may be shown to the self-teacher; default: success_threshold."})
-    demonstration_gap: float = field(default=0.0, metadata={
-        "help": "How much better than a rollout its demonstration must be."})
-    teacher_demonstration: bool = field(default=False, metadata={
-        "help": "Show the teacher's response where no rollout can be shown."})
-    rubric_feedback: bool = field(default=False, metadata={
-        "help": "Tell the self-teacher the criteria that a rollout missed."})
-    max_reprompt_length: int = field(default=10_240, metadata={"help": "Tokens of the self-teacher's prompt at most."})
-    teacher_update_rate: float = field(default=0.05, metadata={
-        "help": "How far the self-teacher follows the student after each batch; 0: not at all."})
-    distillation_alpha: float = field(default=0.5, metadata={
-        "help": "0: KL(teacher||student), 1: KL(student||teacher), 0.5: their Jensen-Shannon divergence."})
-    distillation_top_k: int | None = field(default=100, metadata={
-        "help": "The student's likeliest tokens that are compared one by one, all others as one; empty: all."})
-    entropy_beta: float = field(default=1.0, metadata={
-        "help": "How much an unsure self-teacher counts for less; 0: not at all."})
-    importance_cap: float = field(default=2.0, metadata={"help": "The most that a stale rollout's token weighs."})
+        default="ropd", metadata={"help": "Where unset keys take their values from."}
+    )
+    markscheme_url: str = field(
+        default="http://127.0.0.1:8321", metadata={"help": "The rubric service."}
+    )
+    reuse: ReusePolicy = field(
+        default="if_fresh", metadata={"help": "Which rubrics may be used again."}
+    )
+    verify: VerifyMode = field(
+        default="rollout", metadata={"help": "One response a judge call, or a pool."}
+    )
+    thinking: Thinking = field(
+        default="auto",
+        metadata={
+            "help": "What of a rollout is judged: auto leaves out a thought that the rollout or its chat template opens, "
+            "strip and keep say so."
+        },
+    )
+    ask_teacher: int = field(
+        default=0,
+        metadata={
+            "help": "Responses the service asks its teacher for where a prompt has none; 0: it is not asked."
+        },
+    )
+    run_id: str = field(
+        default="", metadata={"help": "The run's name at the service; default: made up."}
+    )
+    max_outage_s: float = field(
+        default=600.0,
+        metadata={
+            "help": "How long a run waits for a service that is away before it saves and ends."
+        },
+    )
+    max_unscored: float = field(
+        default=0.5,
+        metadata={
+            "help": "A step of which a larger share of rollouts is unscored ends the run, with a checkpoint."
+        },
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train an adapter of this rank on all linear layers; empty: all weights."
+        },
+    )
+    method: Literal["grpo", "sdpo", "srpo"] = field(
+        default="grpo",
+        metadata={
+            "help": "What teaches a rollout: its reward, a self-teacher, or the one or the other."
+        },
+    )
+    success_threshold: float = field(
+        default=0.5, metadata={"help": "From this score on a rollout is a success."}
+    )
+    demonstration_threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "From this score on a rollout may be shown to the self-teacher; default: success_threshold."
+        },
+    )
+    demonstration_gap: float = field(
+        default=0.0, metadata={"help": "How much better than a rollout its demonstration must be."}
+    )
+    teacher_demonstration: bool = field(
+        default=False,
+        metadata={"help": "Show the teacher's response where no rollout can be shown."},
+    )
+    rubric_feedback: bool = field(
+        default=False,
+        metadata={"help": "Tell the self-teacher the criteria that a rollout missed."},
+    )
+    max_reprompt_length: int = field(
+        default=10_240, metadata={"help": "Tokens of the self-teacher's prompt at most."}
+    )
+    teacher_update_rate: float = field(
+        default=0.05,
+        metadata={
+            "help": "How far the self-teacher follows the student after each batch; 0: not at all."
+        },
+    )
+    distillation_alpha: float = field(
+        default=0.5,
+        metadata={
+            "help": "0: KL(teacher||student), 1: KL(student||teacher), 0.5: their Jensen-Shannon divergence."
+        },
+    )
+    distillation_top_k: int | None = field(
+        default=100,
+        metadata={
+            "help": "The student's likeliest tokens that are compared one by one, all others as one; empty: all."
+        },
+    )
+    entropy_beta: float = field(
+        default=1.0,
+        metadata={"help": "How much an unsure self-teacher counts for less; 0: not at all."},
+    )
+    importance_cap: float = field(
+        default=2.0, metadata={"help": "The most that a stale rollout's token weighs."}
+    )
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -144,7 +223,9 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
     for key in given:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.5)
-            raise ConfigError(f"unknown key `{key}`" + (f"; did you mean `{nearest[0]}`?" if nearest else ""))
+            raise ConfigError(
+                f"unknown key `{key}`" + (f"; did you mean `{nearest[0]}`?" if nearest else "")
+            )
     for key in ("model", "data"):
         if not given.get(key):
             raise ConfigError(f"`{key}` is missing")
@@ -175,7 +256,9 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         if typing.get_origin(option) is Literal:
             if value in typing.get_args(option):
                 return value
-            raise ConfigError(f"`{key}` must be one of {', '.join(map(str, typing.get_args(option)))}, not `{value}`")
+            raise ConfigError(
+                f"`{key}` must be one of {', '.join(map(str, typing.get_args(option)))}, not `{value}`"
+            )
     if isinstance(value, bool):
         fits = bool in options
     elif isinstance(value, int) and float in options and int not in options:
@@ -187,7 +270,9 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
             fits = False
     else:
         plain = tuple(o for o in options if isinstance(o, type) and o in (int, float, str, bool))
-        fits = len(plain) < len([o for o in options if o is not type(None)]) or isinstance(value, plain)
+        fits = len(plain) < len([o for o in options if o is not type(None)]) or isinstance(
+            value, plain
+        )
     if not fits:
         raise ConfigError(f"`{key}` does not take `{value}` ({type(value).__name__})")
     return value

@@ -34,7 +34,7 @@ def read_examples(path: Path) -> list[Example]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from error
     if not examples:
-        raise DataError(f"{path} has no prompts; each line needs at least {{\"prompt\": \"…\"}}")
+        raise DataError(f'{path} has no prompts; each line needs at least {{"prompt": "…"}}')
     return examples
 
 
@@ -53,10 +53,15 @@ def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:
     rows = []
     for number, example in enumerate(examples, start=1):
         if not chat and not isinstance(example.prompt, str):
-            raise DataError(f"prompt {number} is a list of messages, but this model's tokenizer has no chat template")
+            raise DataError(
+                f"prompt {number} is a list of messages, but this model's tokenizer has no chat template"
+            )
         prompt: Any = example.prompt
         if chat:
-            prompt = ([{"role": "user", "content": prompt}] if isinstance(prompt, str)
-                      else [message.model_dump() for message in prompt])
+            prompt = (
+                [{"role": "user", "content": prompt}]
+                if isinstance(prompt, str)
+                else [message.model_dump() for message in prompt]
+            )
         rows.append({"prompt": prompt, "teacher_responses": example.teacher_responses})
     return Dataset.from_list(rows)

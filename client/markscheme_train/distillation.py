@@ -20,7 +20,9 @@ CHUNK = 256
 
 
 @torch.no_grad()
-def entropies(hidden: Tensor, head: Head, *, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
+def entropies(
+    hidden: Tensor, head: Head, *, temperature: float = 1.0, chunk: int = CHUNK
+) -> Tensor:
     """The entropy in nats [N] of each position's distribution over the whole vocabulary: ``log Z - Σ p z``."""
     found = []
     for states in torch.split(hidden, chunk):
@@ -30,9 +32,11 @@ def entropies(hidden: Tensor, head: Head, *, temperature: float = 1.0, chunk: in
     return torch.cat(found) if found else hidden.new_zeros(0, dtype=_precision(hidden))
 
 
-def token_log_probs(hidden: Tensor, tokens: Tensor, head: Head, *, temperature: float = 1.0,
-                    chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+def token_log_probs(
+    hidden: Tensor, tokens: Tensor, head: Head, *, temperature: float = 1.0, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities [N] of ``tokens`` [N] at positions with states [N, d], and entropies [N] without a gradient."""
+
     def part(states: Tensor, ids: Tensor, known: list[Tensor]) -> tuple[Tensor, Tensor]:
         logits = _scaled(head(states), temperature)
         if not known:  # the second time, in the backward pass, it is
@@ -43,18 +47,32 @@ def token_log_probs(hidden: Tensor, tokens: Tensor, head: Head, *, temperature: 
     if not len(hidden):
         nothing = hidden.new_zeros(0, dtype=_precision(hidden))
         return nothing, nothing
-    found = [checkpoint(part, states, ids, [], use_reentrant=False)
-             for states, ids in zip(torch.split(hidden, chunk), torch.split(tokens, chunk), strict=True)]
-    return torch.cat([log_probs for log_probs, _ in found]), torch.cat([entropy for _, entropy in found])
+    found = [
+        checkpoint(part, states, ids, [], use_reentrant=False)
+        for states, ids in zip(torch.split(hidden, chunk), torch.split(tokens, chunk), strict=True)
+    ]
+    return torch.cat([log_probs for log_probs, _ in found]), torch.cat(
+        [entropy for _, entropy in found]
+    )
 
 
-def divergences(student: Tensor, teacher: Tensor, student_head: Head, teacher_head: Head, *, alpha: float,
-                top_k: int | None, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
+def divergences(
+    student: Tensor,
+    teacher: Tensor,
+    student_head: Head,
+    teacher_head: Head,
+    *,
+    alpha: float,
+    top_k: int | None,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+) -> Tensor:
     """The generalised Jensen-Shannon divergence [N] of student from teacher at positions with states [N, d].
 
     With ``top_k`` over the student's likeliest tokens and a bucket for all others, else over the whole vocabulary.
     Gradients reach the student's states and head.
     """
+
     def part(states: Tensor, others: Tensor, support: list[tuple[Tensor, Tensor]]) -> Tensor:
         own = _scaled(student_head(states), temperature)
         if top_k is None or top_k >= own.shape[-1]:
@@ -64,14 +82,28 @@ def divergences(student: Tensor, teacher: Tensor, student_head: Head, teacher_he
         if not support:  # the second time, in the backward pass, what needs no gradient is known
             with torch.no_grad():
                 likeliest = own.topk(top_k, dim=-1).indices
-                support.append((likeliest, with_tail(_log_probs_at(_scaled(teacher_head(others), temperature),
-                                                                   likeliest))))
+                support.append(
+                    (
+                        likeliest,
+                        with_tail(
+                            _log_probs_at(_scaled(teacher_head(others), temperature), likeliest)
+                        ),
+                    )
+                )
         likeliest, other = support[0]
         return generalized_jsd(with_tail(_log_probs_at(own, likeliest)), other, alpha=alpha)
 
-    found = [checkpoint(part, states, others, [], use_reentrant=False)
-             for states, others in zip(torch.split(student, chunk), torch.split(teacher, chunk), strict=True)]
-    return torch.cat(found) if found else student.new_zeros(0, dtype=_precision(student)) + 0 * student.sum()
+    found = [
+        checkpoint(part, states, others, [], use_reentrant=False)
+        for states, others in zip(
+            torch.split(student, chunk), torch.split(teacher, chunk), strict=True
+        )
+    ]
+    return (
+        torch.cat(found)
+        if found
+        else student.new_zeros(0, dtype=_precision(student)) + 0 * student.sum()
+    )
 
 
 def _log_probs_at(logits: Tensor, indices: Tensor) -> Tensor:

@@ -23,8 +23,9 @@ TAIL_LEAST = 1e-7
 """The least that the log of a head's mass lies below 0: a tail bucket is never quite empty."""
 
 
-def group_advantages(rewards: Tensor, *, scale: Scale = "none", valid: Tensor | None = None,
-                     min_group: int = 2) -> Tensor:
+def group_advantages(
+    rewards: Tensor, *, scale: Scale = "none", valid: Tensor | None = None, min_group: int = 2
+) -> Tensor:
     """Advantages [P, G] of rewards [P, G] within each group: ``r - mean``, with ``"std"`` over ``std + 1e-6``.
 
     The deviation is the sample's (n - 1). Rows outside ``valid`` [P, G] (default: those whose reward is a number) are
@@ -49,8 +50,15 @@ def log_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     return (log_probs - old_log_probs).clamp(-LOG_RATIO_MOST, LOG_RATIO_MOST)
 
 
-def clipped_surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip_low: float,
-                      clip_high: float, dual_clip: float | None) -> Tensor:
+def clipped_surrogate(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+) -> Tensor:
     """The policy-gradient loss of each token [B, T], to be minimised; ``advantages`` are [B] or [B, T].
 
     With ρ = exp(log_probs - old_log_probs): ``max(-A ρ, -A clamp(ρ, 1 - clip_low, 1 + clip_high))``, for A < 0 at
@@ -58,7 +66,9 @@ def clipped_surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tens
     """
     advantages = advantages.unsqueeze(-1) if advantages.dim() == 1 else advantages
     ratio = log_ratio(log_probs, old_log_probs).exp()
-    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    loss = torch.maximum(
+        -advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    )
     if dual_clip is None:
         return loss
     return torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
@@ -73,7 +83,9 @@ def capped_importance(log_probs: Tensor, old_log_probs: Tensor, cap: float) -> T
     return log_ratio(log_probs.detach(), old_log_probs.detach()).exp().clamp(max=cap)
 
 
-def generalized_jsd(student_log_probs: Tensor, teacher_log_probs: Tensor, *, alpha: float) -> Tensor:
+def generalized_jsd(
+    student_log_probs: Tensor, teacher_log_probs: Tensor, *, alpha: float
+) -> Tensor:
     """The divergence between distributions [..., V], as [...].
 
     With m = (1 - α) student + α teacher it is ``(1 - α) KL(student‖m) + α KL(teacher‖m)``: for α = 0.5 the
@@ -123,10 +135,14 @@ def entropy(log_probs: Tensor) -> Tensor:
 def entropy_weight_sums(entropy: Tensor, mask: Tensor, *, beta: float) -> Tensor:
     """``[Σ exp(-β H), count]`` over the masked tokens: sums that add up over micro-batches and processes."""
     kept = mask.bool()
-    return torch.stack([torch.where(kept, (-beta * entropy).exp(), 0.0).sum(), kept.sum().to(entropy.dtype)])
+    return torch.stack(
+        [torch.where(kept, (-beta * entropy).exp(), 0.0).sum(), kept.sum().to(entropy.dtype)]
+    )
 
 
-def entropy_weights(entropy: Tensor, mask: Tensor, *, beta: float, mean: Tensor | None = None) -> Tensor:
+def entropy_weights(
+    entropy: Tensor, mask: Tensor, *, beta: float, mean: Tensor | None = None
+) -> Tensor:
     """SRPO's weights [B, T] of a self-teacher's entropies [B, T]: ``exp(-β H)`` over its mean on the masked tokens.
 
     Their mean is 1, so the size of the loss is kept; off the mask they are 0. ``mean``: that of the whole optimiser
@@ -185,25 +201,42 @@ def srpo_loss(inputs: SrpoInputs, config: SrpoConfig) -> tuple[Tensor, Mapping[s
     distilled = mask & inputs.routed.bool().unsqueeze(1)
     reinforced = mask & ~distilled
     tokens = inputs.token_count if inputs.token_count is not None else mask.sum()
-    surrogate = clipped_surrogate(inputs.log_probs, inputs.old_log_probs, inputs.advantages, clip_low=config.clip_low,
-                                  clip_high=config.clip_high, dual_clip=config.dual_clip)
+    surrogate = clipped_surrogate(
+        inputs.log_probs,
+        inputs.old_log_probs,
+        inputs.advantages,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+    )
     corrected = surrogate if inputs.sampler_weights is None else surrogate * inputs.sampler_weights
     policy = torch.where(reinforced, corrected, 0.0).sum()
     metrics: dict[str, Tensor] = {"clip_share": _clip_share(inputs, config, reinforced)}
     if inputs.divergence is None or inputs.entropy is None:
         if distilled.any():
-            raise ValueError("rows are routed to self-distillation but there is no divergence or entropy")
+            raise ValueError(
+                "rows are routed to self-distillation but there is no divergence or entropy"
+            )
         distillation = torch.zeros_like(policy)
     else:
-        weights = entropy_weights(inputs.entropy, distilled, beta=config.beta, mean=inputs.weight_mean)
-        token = weights * capped_importance(inputs.log_probs, inputs.old_log_probs, config.importance_cap)
+        weights = entropy_weights(
+            inputs.entropy, distilled, beta=config.beta, mean=inputs.weight_mean
+        )
+        token = weights * capped_importance(
+            inputs.log_probs, inputs.old_log_probs, config.importance_cap
+        )
         if inputs.sampler_weights is not None:
             token = token * inputs.sampler_weights
         distillation = torch.where(distilled, token * inputs.divergence, 0.0).sum()
-        metrics |= {"teacher_entropy": _mean(inputs.entropy, distilled),
-                    "divergence": _mean(inputs.divergence, distilled)}
+        metrics |= {
+            "teacher_entropy": _mean(inputs.entropy, distilled),
+            "divergence": _mean(inputs.divergence, distilled),
+        }
     tokens = torch.as_tensor(tokens, device=policy.device).clamp(min=1)
-    metrics |= {"policy_loss": policy.detach() / tokens, "distillation_loss": distillation.detach() / tokens}
+    metrics |= {
+        "policy_loss": policy.detach() / tokens,
+        "distillation_loss": distillation.detach() / tokens,
+    }
     return (policy + distillation) / tokens, metrics
 
 
@@ -222,9 +255,13 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
 
 def _clip_share(inputs: SrpoInputs, config: SrpoConfig, mask: Tensor) -> Tensor:
     """The share of policy-gradient tokens whose gradient a clip has taken."""
-    advantages = inputs.advantages if inputs.advantages.dim() == 2 else inputs.advantages.unsqueeze(1)
+    advantages = (
+        inputs.advantages if inputs.advantages.dim() == 2 else inputs.advantages.unsqueeze(1)
+    )
     ratio = log_ratio(inputs.log_probs.detach(), inputs.old_log_probs.detach()).exp()
-    clipped = ((advantages > 0) & (ratio > 1 + config.clip_high)) | ((advantages < 0) & (ratio < 1 - config.clip_low))
+    clipped = ((advantages > 0) & (ratio > 1 + config.clip_high)) | (
+        (advantages < 0) & (ratio < 1 - config.clip_low)
+    )
     if config.dual_clip is not None:
         clipped = clipped | ((advantages < 0) & (ratio > config.dual_clip))
     return _mean(clipped.to(ratio.dtype), mask)

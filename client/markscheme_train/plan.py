@@ -39,21 +39,35 @@ def plan_of(config: "TrainConfig", examples: "list[Example]") -> TrainingPlan:
     if steps <= 0:
         micro_steps = len(examples) // prompts_per_batch * looks
         if micro_steps == 0:
-            raise TrainError(f"{config.data} has {len(examples)} prompts, fewer than the {prompts_per_batch} of one "
-                             "batch")
-        steps = math.ceil(config.num_train_epochs * math.ceil(micro_steps / config.gradient_accumulation_steps))
+            raise TrainError(
+                f"{config.data} has {len(examples)} prompts, fewer than the {prompts_per_batch} of one "
+                "batch"
+            )
+        steps = math.ceil(
+            config.num_train_epochs * math.ceil(micro_steps / config.gradient_accumulation_steps)
+        )
     batches = math.ceil(steps * config.gradient_accumulation_steps / looks)
     teachers = [e.teacher_responses for e in examples if e.teacher_responses]
     texts = [text for responses in teachers for text in responses]
     return TrainingPlan(
-        steps=steps, batches=batches, groups=batches * prompts_per_batch, rollouts_per_group=config.num_generations,
-        prompts=len(examples), prompt_characters=_mean([_characters(e.prompt) for e in examples]),
-        response_tokens=config.max_completion_length, teacher_responses=math.ceil(len(texts) / max(1, len(teachers))),
-        teacher_characters=_mean([len(text) for text in texts]), reuse=config.reuse, verify=config.verify)
+        steps=steps,
+        batches=batches,
+        groups=batches * prompts_per_batch,
+        rollouts_per_group=config.num_generations,
+        prompts=len(examples),
+        prompt_characters=_mean([_characters(e.prompt) for e in examples]),
+        response_tokens=config.max_completion_length,
+        teacher_responses=math.ceil(len(texts) / max(1, len(teachers))),
+        teacher_characters=_mean([len(text) for text in texts]),
+        reuse=config.reuse,
+        verify=config.verify,
+    )
 
 
 def _characters(prompt: Prompt) -> int:
-    return len(prompt) if isinstance(prompt, str) else sum(len(message.content) for message in prompt)
+    return (
+        len(prompt) if isinstance(prompt, str) else sum(len(message.content) for message in prompt)
+    )
 
 
 def _mean(lengths: Sequence[int]) -> int:

@@ -16,16 +16,23 @@ def can_share(model: Any) -> bool:
     return kinds == {"full_attention"} and not getattr(model, "is_activation_checkpointing", False)
 
 
-def shared_prompt_states(backbone: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor,
-                         completion_length: int) -> torch.Tensor:
+def shared_prompt_states(
+    backbone: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
+) -> torch.Tensor:
     """The last hidden states [B, C, d] that predict the last C tokens of ``input_ids`` [B, P + C], prompts padded on
     the left. ``backbone``: the model without its head."""
     width = input_ids.shape[1] - completion_length
     keys = torch.cat([input_ids[:, :width], attention_mask[:, :width].to(input_ids.dtype)], dim=1)
     distinct, place = torch.unique(keys, dim=0, return_inverse=True)
-    prompts = backbone(input_ids=distinct[:, :width], attention_mask=distinct[:, width:], use_cache=True)
+    prompts = backbone(
+        input_ids=distinct[:, :width], attention_mask=distinct[:, width:], use_cache=True
+    )
     cache = prompts.past_key_values
     cache.batch_select_indices(place)
-    completions = backbone(input_ids=input_ids[:, width:-1], attention_mask=attention_mask[:, :-1],
-                           past_key_values=cache, use_cache=True)
+    completions = backbone(
+        input_ids=input_ids[:, width:-1],
+        attention_mask=attention_mask[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+    )
     return torch.cat([prompts.last_hidden_state[place, -1:], completions.last_hidden_state], dim=1)

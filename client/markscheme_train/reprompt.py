@@ -41,15 +41,25 @@ def without_thinking(text: str) -> str:
     return _THINKING.sub("", text)
 
 
-def fitted(tokens: Callable[[Prompt], Sequence[int]], cut: Callable[[str, int], str], prompt: Prompt,
-           demonstration: str | None, feedback: Sequence[str], *, most: int) -> Sequence[int] | None:
+def build_teacher_prompt(
+    tokens: Callable[[Prompt], Sequence[int]],
+    cut: Callable[[str, int], str],
+    prompt: Prompt,
+    demonstration: str | None,
+    feedback: Sequence[str],
+    *,
+    most: int,
+) -> Sequence[int] | None:
     """The token ids of :func:`reprompt`, at most ``most``; ``None`` when the task alone does not leave room.
 
     ``tokens`` renders a prompt; ``cut`` keeps the first so many tokens of a text. Lines of feedback are dropped from
     the last on, then the demonstration is shortened as far as half its room; a demonstration that has none is dropped
     with the row.
     """
-    lines, shown = list(feedback), None if demonstration is None else without_thinking(demonstration)
+    lines, shown = (
+        list(feedback),
+        None if demonstration is None else without_thinking(demonstration),
+    )
     while True:
         ids = tokens(reprompt(prompt, shown, lines))
         if len(ids) <= most:

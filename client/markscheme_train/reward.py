@@ -18,8 +18,8 @@ from markscheme.messages import MessageError, plain_message, role_of, text_of
 from markscheme.protocol import sendable
 from markscheme.schema import Group, GroupScore, Message, Rollout, Run, ScoreBatch, Usage
 from markscheme.vocabulary import MAY_PASS, ReusePolicy, Thinking, VerifyMode, in_words
+from markscheme_train.distributed import Exchange, SingleProcess
 from markscheme_train.errors import DataError, Unscored
-from markscheme_train.exchange import Alone, Exchange
 
 MOST_PAUSE_S = 30.0
 """Between two tries to reach a service that is away."""
@@ -31,8 +31,16 @@ PromptRow = str | list[dict[str, Any]]
 class Scorer(Protocol):
     """The part of ``markscheme.Client`` that a reward needs."""
 
-    def score(self, groups: Sequence[Group], *, reuse: ReusePolicy = ..., verify: VerifyMode = ...,
-              score_teachers: bool = ..., ask_teacher: int = ..., run: Run | None = ...) -> ScoreBatch:
+    def score(
+        self,
+        groups: Sequence[Group],
+        *,
+        reuse: ReusePolicy = ...,
+        verify: VerifyMode = ...,
+        score_teachers: bool = ...,
+        ask_teacher: int = ...,
+        run: Run | None = ...,
+    ) -> ScoreBatch:
         """Score a whole batch."""
 
 
@@ -105,10 +113,22 @@ class RubricReward:
 
     __name__ = "rubric"
 
-    def __init__(self, client: Scorer, *, num_generations: int, run_id: str, reuse: ReusePolicy = "if_fresh",
-                 verify: VerifyMode = "rollout", thinking: Thinking = "auto", score_teachers: bool = False,
-                 ask_teacher: int = 0, eos_token_ids: Sequence[int] = (), max_outage_s: float = 0.0,
-                 max_unscored: float = 1.0, on_wait: Callable[[str, float], None] = lambda why, seconds: None) -> None:
+    def __init__(
+        self,
+        client: Scorer,
+        *,
+        num_generations: int,
+        run_id: str,
+        reuse: ReusePolicy = "if_fresh",
+        verify: VerifyMode = "rollout",
+        thinking: Thinking = "auto",
+        score_teachers: bool = False,
+        ask_teacher: int = 0,
+        eos_token_ids: Sequence[int] = (),
+        max_outage_s: float = 0.0,
+        max_unscored: float = 1.0,
+        on_wait: Callable[[str, float], None] = lambda why, seconds: None,
+    ) -> None:
         self.client = client
         self.num_generations = num_generations
         self.run_id = run_id
@@ -121,16 +141,22 @@ class RubricReward:
         self.max_outage_s = max_outage_s
         self.max_unscored = max_unscored
         self.on_wait = on_wait
-        self.exchange: Exchange = Alone()
+        self.exchange: Exchange = SingleProcess()
         self.rows: list[Row] = []
         self.last: RewardReport | None = None
         self._call = (-1, 0)
 
-    def __call__(self, *, prompts: Sequence[PromptRow], completions: Sequence[PromptRow],
-                 completion_ids: Sequence[Sequence[int]], trainer_state: Any,
-                 log_metric: Callable[[str, float], None] | None = None,
-                 teacher_responses: Sequence[list[str] | None] | None = None,
-                 **_columns: Any) -> list[float | None]:
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[PromptRow],
+        completions: Sequence[PromptRow],
+        completion_ids: Sequence[Sequence[int]],
+        trainer_state: Any,
+        log_metric: Callable[[str, float], None] | None = None,
+        teacher_responses: Sequence[list[str] | None] | None = None,
+        **_columns: Any,
+    ) -> list[float | None]:
         """One reward or ``None`` per row of this process, in the order of the rows.
 
         Raises :class:`ValueError` when the rows of all processes are not whole groups, the SDK's errors when the
@@ -139,26 +165,38 @@ class RubricReward:
         """
         step = int(trainer_state.global_step)
         teachers = teacher_responses or [None] * len(prompts)
-        own = [Row(prompt, completion_text(completion), self._truncated(ids), responses) for
-               prompt, completion, ids, responses in zip(prompts, completions, completion_ids, teachers, strict=True)]
+        own = [
+            Row(prompt, completion_text(completion), self._truncated(ids), responses)
+            for prompt, completion, ids, responses in zip(
+                prompts, completions, completion_ids, teachers, strict=True
+            )
+        ]
         counts = self.exchange.gather([len(own)])
         self.rows = self.exchange.gather(own)
         groups = self._groups(step)
         started = time.perf_counter()
-        batch = self.exchange.ask_once(lambda: self._score(groups, step))
+        batch = self.exchange.broadcast_from_rank_0(lambda: self._score(groups, step))
         seconds = time.perf_counter() - started
         marks = _marks_in_order(groups, batch)
-        scores = {group.id: group.teacher.rewards if group.teacher else [] for group in batch.groups}
-        self.last = RewardReport(step=step, rewards=[mark.reward for mark in marks], marks=marks,
-                                 teacher_scores=[list(scores[group.id]) for group in groups],
-                                 reasons=dict(batch.reasons), origins=_origins(batch),
-                                 criteria=[rate for group in batch.groups for rate in _criterion_rates(group)],
-                                 usage=batch.usage, seconds=seconds)
+        scores = {
+            group.id: group.teacher.rewards if group.teacher else [] for group in batch.groups
+        }
+        self.last = RewardReport(
+            step=step,
+            rewards=[mark.reward for mark in marks],
+            marks=marks,
+            teacher_scores=[list(scores[group.id]) for group in groups],
+            reasons=dict(batch.reasons),
+            origins=_origins(batch),
+            criteria=[rate for group in batch.groups for rate in _criterion_rates(group)],
+            usage=batch.usage,
+            seconds=seconds,
+        )
         if log_metric is not None:
             _log(self.last, log_metric)
         self._refuse_unscored(self.last)
-        first = sum(counts[:self.exchange.rank])
-        return self.last.rewards[first:first + len(own)]
+        first = sum(counts[: self.exchange.rank])
+        return self.last.rewards[first : first + len(own)]
 
     def _refuse_unscored(self, report: RewardReport) -> None:
         """Raise :class:`Unscored` when too much has no reward.
@@ -169,24 +207,41 @@ class RubricReward:
         most = self.max_unscored * len(report.rewards)
         if report.unscored > most:
             why = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
-            for_good = sum(count for reason, count in report.reasons.items() if reason not in MAY_PASS)
+            for_good = sum(
+                count for reason, count in report.reasons.items() if reason not in MAY_PASS
+            )
             may_pass = for_good <= most
-            raise Unscored(f"{report.unscored} of {len(report.rewards)} rollouts of step {report.step + 1} are "
-                           f"unscored ({why}); the step was not taken",
-                           may_pass=may_pass, advice=_advice(report.reasons, may_pass))
+            raise Unscored(
+                f"{report.unscored} of {len(report.rewards)} rollouts of step {report.step + 1} are "
+                f"unscored ({why}); the step was not taken",
+                may_pass=may_pass,
+                advice=_advice(report.reasons, may_pass),
+            )
 
     def _score(self, groups: Sequence[Group], step: int) -> ScoreBatch:
         """The service's answer, waited for while it is away. A request that is sent again is the same to the byte, so
         that what was judged before it broke off is not judged again."""
         attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_outage), reraise=True,
-            stop=tenacity.stop_after_delay(self.max_outage_s), wait=tenacity.wait_exponential(1, max=MOST_PAUSE_S),
-            before_sleep=self._tell)
-        chance = random.getstate()  # retries draw their pauses from it; the run must not notice that there were any
+            retry=tenacity.retry_if_exception(is_outage),
+            reraise=True,
+            stop=tenacity.stop_after_delay(self.max_outage_s),
+            wait=tenacity.wait_exponential(1, max=MOST_PAUSE_S),
+            before_sleep=self._tell,
+        )
+        chance = (
+            random.getstate()
+        )  # retries draw their pauses from it; the run must not notice that there were any
         try:
-            return attempts(self.client.score, groups, reuse=self.reuse, verify=self.verify, thinking=self.thinking,
-                            score_teachers=self.score_teachers, ask_teacher=self.ask_teacher,
-                            run=Run(id=self.run_id, step=step))
+            return attempts(
+                self.client.score,
+                groups,
+                reuse=self.reuse,
+                verify=self.verify,
+                thinking=self.thinking,
+                score_teachers=self.score_teachers,
+                ask_teacher=self.ask_teacher,
+                run=Run(id=self.run_id, step=step),
+            )
         finally:
             random.setstate(chance)
 
@@ -197,23 +252,33 @@ class RubricReward:
     def _groups(self, step: int) -> list[Group]:
         size, rows = self.num_generations, self.rows
         if len(rows) % size:
-            raise ValueError(f"{len(rows)} rows are not whole groups of {size}: make the rows of all processes "
-                             f"(per_device_train_batch_size x steps_per_generation x processes) a multiple of "
-                             f"num_generations")
+            raise ValueError(
+                f"{len(rows)} rows are not whole groups of {size}: make the rows of all processes "
+                f"(per_device_train_batch_size x steps_per_generation x processes) a multiple of "
+                f"num_generations"
+            )
         # A step may generate more than once (fewer steps per generation than accumulation steps): the count
         # keeps their group ids apart, and starts anew with each step so that a resumed run repeats them.
         self._call = (step, self._call[1] + 1 if self._call[0] == step else 0)
         groups = []
         for start in range(0, len(rows), size):
-            group = rows[start:start + size]
+            group = rows[start : start + size]
             if any(row.prompt != group[0].prompt for row in group):
-                raise ValueError(f"rows {start} to {start + size - 1} are not of one prompt; RubricReward needs the "
-                                 f"{size} rollouts of a prompt side by side")
-            groups.append(Group(
-                id=f"s{step}-c{self._call[1]}-p{start // size}", prompt=wire_prompt(group[0].prompt),
-                teacher_responses=group[0].teacher_responses,
-                rollouts=[Rollout(id=f"r{i}", text=sendable(row.text), truncated=row.truncated)
-                          for i, row in enumerate(group)]))
+                raise ValueError(
+                    f"rows {start} to {start + size - 1} are not of one prompt; RubricReward needs the "
+                    f"{size} rollouts of a prompt side by side"
+                )
+            groups.append(
+                Group(
+                    id=f"s{step}-c{self._call[1]}-p{start // size}",
+                    prompt=wire_prompt(group[0].prompt),
+                    teacher_responses=group[0].teacher_responses,
+                    rollouts=[
+                        Rollout(id=f"r{i}", text=sendable(row.text), truncated=row.truncated)
+                        for i, row in enumerate(group)
+                    ],
+                )
+            )
         return groups
 
     def _truncated(self, ids: Sequence[int]) -> bool:
@@ -229,9 +294,11 @@ def completion_text(completion: PromptRow) -> str:
     if isinstance(completion, str):
         return completion
     try:
-        return "".join(text_of(message.get("content"), f"completion[{number}].content")
-                       for number, message in enumerate(completion)
-                       if role_of(message, f"completion[{number}]") == "assistant")
+        return "".join(
+            text_of(message.get("content"), f"completion[{number}].content")
+            for number, message in enumerate(completion)
+            if role_of(message, f"completion[{number}]") == "assistant"
+        )
     except MessageError as error:
         raise DataError(str(error)) from error
 
@@ -244,16 +311,19 @@ def wire_prompt(prompt: PromptRow) -> str | list[Message]:
     if isinstance(prompt, str):
         return str(sendable(prompt))
     try:
-        return [Message.model_validate(sendable(plain_message(message, f"prompt[{number}]")))
-                for number, message in enumerate(prompt)]
+        return [
+            Message.model_validate(sendable(plain_message(message, f"prompt[{number}]")))
+            for number, message in enumerate(prompt)
+        ]
     except MessageError as error:
         raise DataError(str(error)) from error
 
 
 def is_outage(error: BaseException) -> bool:
     """Whether the service is away and may come back. An answer that is not its own is no outage."""
-    return (isinstance(error, ConnectionFailed | ServiceUnavailable)
-            and not isinstance(error, AnswerUnreadable))
+    return isinstance(error, ConnectionFailed | ServiceUnavailable) and not isinstance(
+        error, AnswerUnreadable
+    )
 
 
 def _advice(reasons: Mapping[str, int], may_pass: bool) -> str:
@@ -268,7 +338,9 @@ def _advice(reasons: Mapping[str, int], may_pass: bool) -> str:
 
 def _marks_in_order(groups: Sequence[Group], batch: ScoreBatch) -> list[RowMarks]:
     """Marks by id, not by place, so that an answer in another order cannot be credited to a neighbour."""
-    answered = {(group.id, rollout.id): rollout for group in batch.groups for rollout in group.rollouts}
+    answered = {
+        (group.id, rollout.id): rollout for group in batch.groups for rollout in group.rollouts
+    }
     marks = []
     for group in groups:
         for rollout in group.rollouts:
@@ -286,11 +358,24 @@ def _criterion_rates(group: GroupScore) -> list[CriterionRate]:
         return []
     rates = []
     for criterion in group.rubric.criteria:
-        verdicts = [verdict.met for rollout in group.rollouts for verdict in rollout.verdicts
-                    if verdict.criterion_id == criterion.id and verdict.met is not None]
-        rates.append(CriterionRate(group=group.id, rubric=group.rubric.id, criterion=criterion.id or "",
-                                   text=criterion.text, category=criterion.category, points=criterion.points,
-                                   met=sum(verdicts), judged=len(verdicts)))
+        verdicts = [
+            verdict.met
+            for rollout in group.rollouts
+            for verdict in rollout.verdicts
+            if verdict.criterion_id == criterion.id and verdict.met is not None
+        ]
+        rates.append(
+            CriterionRate(
+                group=group.id,
+                rubric=group.rubric.id,
+                criterion=criterion.id or "",
+                text=criterion.text,
+                category=criterion.category,
+                points=criterion.points,
+                met=sum(verdicts),
+                judged=len(verdicts),
+            )
+        )
     return rates
 
 
@@ -302,7 +387,10 @@ def _log(report: RewardReport, log_metric: Callable[[str, float], None]) -> None
     if report.usage.cost_usd is not None:
         log_metric("rubric/judge_cost_usd", report.usage.cost_usd)
     for origin in ("induced", "reused", "given", "none"):
-        log_metric(f"rubric/origin_{origin}", report.origins.get(origin, 0) / max(1, sum(report.origins.values())))
+        log_metric(
+            f"rubric/origin_{origin}",
+            report.origins.get(origin, 0) / max(1, sum(report.origins.values())),
+        )
     judged: Counter[str] = Counter()
     met: Counter[str] = Counter()
     for rate in report.criteria:

@@ -37,9 +37,16 @@ class Routes:
     demonstrations: tuple[int | None, ...]
 
 
-def route(scores: Sequence[float | None], *, success: float = 0.5, demonstration: float | None = None,
-          gap: float = 0.0, truncated: Sequence[bool] | None = None, feedback: Sequence[bool] | None = None,
-          teacher_score: float | None = None) -> Routes:
+def route(
+    scores: Sequence[float | None],
+    *,
+    success: float = 0.5,
+    demonstration: float | None = None,
+    gap: float = 0.0,
+    truncated: Sequence[bool] | None = None,
+    feedback: Sequence[bool] | None = None,
+    teacher_score: float | None = None,
+) -> Routes:
     """Route one group's rollouts by their scores; ``None`` or NaN is a rollout without one.
 
     A rollout fails below ``success``, or when it was ``truncated``. Its demonstration is the best other rollout that
@@ -72,7 +79,12 @@ def route(scores: Sequence[float | None], *, success: float = 0.5, demonstration
     return Routes(tuple(branches), tuple(demonstrations))
 
 
-def _best(scores: Sequence[float | None], truncated: Sequence[bool], own: int, least: float) -> int | None:
-    others = [(score, -index) for index, score in enumerate(scores)
-              if index != own and score is not None and not truncated[index] and score >= least]
+def _best(
+    scores: Sequence[float | None], truncated: Sequence[bool], own: int, least: float
+) -> int | None:
+    others = [
+        (score, -index)
+        for index, score in enumerate(scores)
+        if index != own and score is not None and not truncated[index] and score >= least
+    ]
     return -max(others)[1] if others else None

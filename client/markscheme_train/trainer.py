@@ -25,13 +25,19 @@ from trl.trainer.utils import RepeatSampler
 from markscheme_train.checkpoints import SAVING, settle
 from markscheme_train.config import TrainConfig
 from markscheme_train.distillation import token_log_probs
+from markscheme_train.distributed import exchange
 from markscheme_train.errors import ConfigError
-from markscheme_train.exchange import exchange
 from markscheme_train.losses import group_advantages
 from markscheme_train.prefix import can_share, shared_prompt_states
 from markscheme_train.reward import RubricReward
-from markscheme_train.selfdistillation import BranchNorms, Rows, SelfDistillation, StudentStates, own_tokens
-from markscheme_train.teacher import AdapterCopy, ModelCopy, output_head
+from markscheme_train.self_distillation import (
+    BranchNorms,
+    Rows,
+    SelfDistillation,
+    StudentStates,
+    student_token_mask,
+)
+from markscheme_train.self_teacher import AdapterCopy, ModelCopy, output_head
 
 TEACHER_FILE = "self_teacher.pt"
 
@@ -64,8 +70,15 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     plain_device = "cpu"
     """Where log-probabilities come from one plain forward pass instead of TRL's fused head."""
 
-    def __init__(self, model: Any, reward: RubricReward, args: TrainConfig, *, other_rewards: Sequence[Any] = (),
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        reward: RubricReward,
+        args: TrainConfig,
+        *,
+        other_rewards: Sequence[Any] = (),
+        **kwargs: Any,
+    ) -> None:
         check_batch_shape(args)
         _keep_rollouts_out_of_the_log()
         self.reward = reward
@@ -77,7 +90,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._norms = BranchNorms()
         self._saving: str | None = None
         # Before TRL replaces the model's forward: a copy made later would run the student's.
-        teacher = ModelCopy(model) if args.method != "grpo" and not hasattr(model, "peft_config") else None
+        teacher = (
+            ModelCopy(model)
+            if args.method != "grpo" and not hasattr(model, "peft_config")
+            else None
+        )
         super().__init__(model=model, reward_funcs=[reward, *other_rewards], args=args, **kwargs)
         reward.exchange = exchange()
         self.distillation: SelfDistillation | None = None
@@ -85,22 +102,36 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             teacher.model.to(self.accelerator.device)
         if args.method != "grpo":
             refuse_shards(self)
-            self.distillation = SelfDistillation(args, teacher or AdapterCopy(self.model), self._tokenizer)
+            self.distillation = SelfDistillation(
+                args, teacher or AdapterCopy(self.model), self._tokenizer
+            )
             self.add_callback(FollowStudent(self))
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> torch.Tensor:
         """TRL's rewards of all processes, [rows, functions]; notes which of this process's rows have none.
 
         Where one function knows nothing TRL goes by the others; without the rubric's there is no reward here.
         """
         started = time.perf_counter()
-        rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards: torch.Tensor = super()._calculate_rewards(
+            inputs, prompts, completions, completion_ids_list
+        )
         self.seconds["scoring"] += time.perf_counter() - started
         first = self.accelerator.process_index * len(prompts)
-        self._unscored = rewards[first:first + len(prompts), 0].isnan()
-        if self._unscored.any() and self.reward.last is not None and self.accelerator.is_main_process:
-            log.warning("%d of %d rollouts unscored (%s): left out of this update",
-                        self.reward.last.unscored, len(self.reward.last.rewards), self.reward.last.reasons)
+        self._unscored = rewards[first : first + len(prompts), 0].isnan()
+        if (
+            self._unscored.any()
+            and self.reward.last is not None
+            and self.accelerator.is_main_process
+        ):
+            log.warning(
+                "%d of %d rollouts unscored (%s): left out of this update",
+                self.reward.last.unscored,
+                len(self.reward.last.rewards),
+                self.reward.last.reasons,
+            )
         self._rewards = rewards
         return rewards
 
@@ -108,7 +139,9 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         """TRL's batch with the rows that have no reward taken out of the loss mask and its token count."""
         started, scoring = time.perf_counter(), self.seconds["scoring"]
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        self.seconds["rollout"] += time.perf_counter() - started - (self.seconds["scoring"] - scoring)
+        self.seconds["rollout"] += (
+            time.perf_counter() - started - (self.seconds["scoring"] - scoring)
+        )
         scored = (~self._unscored).to(batch["completion_mask"])
         batch["completion_mask"] = batch["completion_mask"] * scored.unsqueeze(1)
         first = self.accelerator.process_index * len(scored)
@@ -117,8 +150,12 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             size = self.num_generations if self.model.training else self.num_generations_eval
             marks = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1)
             marks = marks.masked_fill(self._rewards[:, 0].isnan(), torch.nan).view(-1, size)
-            advantages = group_advantages(marks, scale="none" if self.args.scale_rewards == "none" else "std")
-            batch["advantages"] = advantages.flatten()[first:first + len(scored)].to(batch["advantages"])
+            advantages = group_advantages(
+                marks, scale="none" if self.args.scale_rewards == "none" else "std"
+            )
+            batch["advantages"] = advantages.flatten()[first : first + len(scored)].to(
+                batch["advantages"]
+            )
         if self.distillation is not None and self.reward.last is not None and self.model.training:
             started = time.perf_counter()
             rows = Rows(self.reward.rows, self.reward.last.marks, self.reward.last.teacher_scores)
@@ -127,18 +164,25 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             for name, value in told.items():
                 self._metrics["train"][name].append(value)
             self.seconds["teacher"] += time.perf_counter() - started
-        batch["num_items_in_batch"] = self.accelerator.gather(own_tokens(batch).sum()).sum()
+        batch["num_items_in_batch"] = self.accelerator.gather(student_token_mask(batch).sum()).sum()
         return batch
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         """TRL's step; when no rollout of the batch was scored, without gradients rather than with zeros.
 
         The optimiser passes over parameters without a gradient, but would move them on a zero one, by its
         momentum and the weight decay.
         """
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self.distillation is not None and self._step % self.current_gradient_accumulation_steps == 0:
-            norms = (self._total(self._norms.take(loss.device)).sqrt() / self.accelerator.num_processes).tolist()
+        if (
+            self.distillation is not None
+            and self._step % self.current_gradient_accumulation_steps == 0
+        ):
+            norms = (
+                self._total(self._norms.take(loss.device)).sqrt() / self.accelerator.num_processes
+            ).tolist()
             for branch, norm in zip(("policy", "distillation"), norms, strict=True):
                 self._metrics["train"][f"gradient_norm/{branch}"].append(norm)
         last = self._buffered_inputs[-1] if self._buffered_inputs else None
@@ -163,7 +207,9 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             self._norms.watch(self._student.hidden, inputs["routed"])
         finally:
             self._routed = self._student = None
-        tokens: torch.Tensor = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        tokens: torch.Tensor = (
+            inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        )
         share = self.current_gradient_accumulation_steps / self.args.steps_per_generation
         joint: torch.Tensor = loss + term / (tokens * share)
         return joint
@@ -181,14 +227,18 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         run = Path(self.args.output_dir)
         done, growing = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", run / SAVING
         there = [done.is_dir()]
-        broadcast_object_list(there)  # one process's word for all: they must not part ways before a collective
+        broadcast_object_list(
+            there
+        )  # one process's word for all: they must not part ways before a collective
         if there[0]:
             return
         if self.args.should_save:
             shutil.rmtree(growing, ignore_errors=True)
             (growing / done.name).mkdir(parents=True)
             if self.distillation is not None:
-                torch.save(dict(self.distillation.teacher.weights()), growing / done.name / TEACHER_FILE)
+                torch.save(
+                    dict(self.distillation.teacher.weights()), growing / done.name / TEACHER_FILE
+                )
         self.accelerator.wait_for_everyone()
         self._saving = str(growing)
         try:
@@ -206,8 +256,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         """TRL's, at which resuming a run takes its state from a checkpoint; the self-teacher's goes with it."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.distillation is not None and checkpoint is not None:
-            weights = torch.load(Path(checkpoint) / TEACHER_FILE, map_location=self.accelerator.device,
-                                 weights_only=True)
+            weights = torch.load(
+                Path(checkpoint) / TEACHER_FILE,
+                map_location=self.accelerator.device,
+                weights_only=True,
+            )
             self.distillation.teacher.restore(weights)
 
     def _total(self, values: torch.Tensor) -> torch.Tensor:
@@ -227,8 +280,15 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         )
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,
-        batch_size: int | None = None, compute_entropy: bool = False, compute_aux_loss: bool = False, **images: Any,
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **images: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Log-probabilities [B, C] and entropies [B, C] of the last ``logits_to_keep`` tokens.
 
@@ -243,33 +303,52 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
             with _last_states(inner, when=self._routed is not None) as seen:
                 result = super()._get_per_token_logps_and_entropies(
-                    model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss,
-                    **images)
+                    model,
+                    input_ids,
+                    attention_mask,
+                    logits_to_keep,
+                    batch_size,
+                    compute_entropy,
+                    compute_aux_loss,
+                    **images,
+                )
             if self._routed is not None:
-                states = torch.cat([part[:, -logits_to_keep - 1:-1] for part in seen])
+                states = torch.cat([part[:, -logits_to_keep - 1 : -1] for part in seen])
                 self._student = StudentStates(result[0], states, head, seen)
             return result
         every = []
         size = batch_size or len(input_ids)
         share = self.accelerator.num_processes == 1 and logits_to_keep > 1 and can_share(model)
-        for ids, mask in zip(torch.split(input_ids, size), torch.split(attention_mask, size), strict=True):
+        for ids, mask in zip(
+            torch.split(input_ids, size), torch.split(attention_mask, size), strict=True
+        ):
             if share:
                 with self.accelerator.autocast():
                     every.append(shared_prompt_states(inner.base_model, ids, mask, logits_to_keep))
             else:
                 with _last_states(inner, when=True) as seen:
                     model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
-                every += [states[:, -logits_to_keep - 1:-1] for states in seen]
+                every += [states[:, -logits_to_keep - 1 : -1] for states in seen]
         states = torch.cat(every)
         counted = attention_mask[:, -logits_to_keep:].bool()
         precise = torch.promote_types(states.dtype, torch.float32)
         logps, entropies = (states.new_zeros(counted.shape, dtype=precise) for _ in range(2))
         # Routed rows have no advantage: their log-probabilities need no gradient.
         routed = torch.zeros_like(counted[:, 0]) if self._routed is None else self._routed
-        for rows, learning in ((counted & ~routed.unsqueeze(1), True), (counted & routed.unsqueeze(1), False)):
-            with torch.set_grad_enabled(learning and torch.is_grad_enabled()), self.accelerator.autocast():
-                found, spread = token_log_probs(states[rows], input_ids[:, -logits_to_keep:][rows], head,
-                                                temperature=self.temperature)
+        for rows, learning in (
+            (counted & ~routed.unsqueeze(1), True),
+            (counted & routed.unsqueeze(1), False),
+        ):
+            with (
+                torch.set_grad_enabled(learning and torch.is_grad_enabled()),
+                self.accelerator.autocast(),
+            ):
+                found, spread = token_log_probs(
+                    states[rows],
+                    input_ids[:, -logits_to_keep:][rows],
+                    head,
+                    temperature=self.temperature,
+                )
             logps[rows], entropies[rows] = found.to(logps), spread.to(entropies)
         if not (counted & ~routed.unsqueeze(1)).any():  # DDP waits for a gradient of every weight
             logps = logps + 0 * head(states[:1, :1]).sum()
@@ -286,7 +365,10 @@ class FollowStudent(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self._trainer
-        if trainer.distillation is not None and trainer._step % (args.steps_per_generation * args.num_iterations) == 0:
+        if (
+            trainer.distillation is not None
+            and trainer._step % (args.steps_per_generation * args.num_iterations) == 0
+        ):
             trainer.distillation.teacher.follow(args.teacher_update_rate)
 
 
@@ -306,22 +388,31 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
 def check_batch_shape(args: TrainConfig) -> None:
     """Raise :class:`ConfigError` unless each update is one whole batch."""
     if args.method != "grpo" and args.loss_type != "dapo":
-        raise ConfigError(f"method {args.method} needs loss_type dapo: both branches share its token mean")
+        raise ConfigError(
+            f"method {args.method} needs loss_type dapo: both branches share its token mean"
+        )
     if args.steps_per_generation != args.gradient_accumulation_steps:
-        raise ConfigError(f"steps_per_generation ({args.steps_per_generation}) must equal "
-                          f"gradient_accumulation_steps ({args.gradient_accumulation_steps})")
+        raise ConfigError(
+            f"steps_per_generation ({args.steps_per_generation}) must equal "
+            f"gradient_accumulation_steps ({args.gradient_accumulation_steps})"
+        )
     if args.max_steps > 0 and args.max_steps % args.num_iterations:
-        raise ConfigError(f"max_steps ({args.max_steps}) must be a multiple of num_iterations ({args.num_iterations}): "
-                          "a run ends with a whole batch")
+        raise ConfigError(
+            f"max_steps ({args.max_steps}) must be a multiple of num_iterations ({args.num_iterations}): "
+            "a run ends with a whole batch"
+        )
 
 
 def refuse_shards(trainer: GRPOTrainer) -> None:
-    """Raise :class:`ConfigError` where a process holds only a part of the weights: the self-teacher follows whole ones.
-    """
+    """Raise :class:`ConfigError` where a process holds only a part of the weights: the self-teacher follows whole ones."""
     plugin = trainer.accelerator.state.deepspeed_plugin
-    if trainer.is_fsdp_enabled or (trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3):
-        raise ConfigError(f"method {trainer.args.method} needs all weights on each process: use DDP or DeepSpeed's "
-                          "ZeRO 1 or 2, or a method without a self-teacher (presets grpo, ropd)")
+    if trainer.is_fsdp_enabled or (
+        trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3
+    ):
+        raise ConfigError(
+            f"method {trainer.args.method} needs all weights on each process: use DDP or DeepSpeed's "
+            "ZeRO 1 or 2, or a method without a self-teacher (presets grpo, ropd)"
+        )
 
 
 def _inner(model: Any) -> Any:

@@ -25,22 +25,60 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from markscheme.errors import MarkschemeError
 from markscheme.thinking import opens_thought
 from markscheme.vocabulary import Thinking
-from markscheme_train.checkpoints import Chance, last_checkpoint, step_of
+from markscheme_train.checkpoints import RngState, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
 from markscheme_train.data import Example, as_dataset, read_examples
-from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, Stopped, TrainError, Unscored
+from markscheme_train.errors import (
+    ConfigError,
+    Diverged,
+    Interrupted,
+    ModelError,
+    Stopped,
+    TrainError,
+    Unscored,
+)
 from markscheme_train.reward import RubricReward, Scorer, is_outage
-from markscheme_train.steps import StepRecord, StepRecorder
+from markscheme_train.step_log import StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 
 RUN_ID_FILE = "run_id"
 STEPS_FILE = "steps.jsonl"
 SETTINGS_FILE = "settings.json"
-FREE = ("output_dir", "markscheme_url", "run_id", "max_outage_s", "max_unscored", "data", "max_steps",
-        "num_train_epochs", "resume_from_checkpoint", "report_to", "run_name", "disable_tqdm", "local_rank",
-        "num_completions_to_print", "preset", "deepspeed_plugin", "project", "trackio_space_id")
-FREE_STARTS = ("save_", "logging_", "log_", "hub_", "push_to_", "eval_", "dataloader_", "vllm_server_", "vllm_group_",
-               "ddp_timeout", "skip_memory", "use_liger", "_")
+CHANGEABLE_ON_RESUME = (
+    "output_dir",
+    "markscheme_url",
+    "run_id",
+    "max_outage_s",
+    "max_unscored",
+    "data",
+    "max_steps",
+    "num_train_epochs",
+    "resume_from_checkpoint",
+    "report_to",
+    "run_name",
+    "disable_tqdm",
+    "local_rank",
+    "num_completions_to_print",
+    "preset",
+    "deepspeed_plugin",
+    "project",
+    "trackio_space_id",
+)
+FREE_STARTS = (
+    "save_",
+    "logging_",
+    "log_",
+    "hub_",
+    "push_to_",
+    "eval_",
+    "dataloader_",
+    "vllm_server_",
+    "vllm_group_",
+    "ddp_timeout",
+    "skip_memory",
+    "use_liger",
+    "_",
+)
 """Settings, by name and by how they start, that a resumed run may have changed: how long it goes on, where it is saved
 and shown, whom it asks. All others decide what it learns."""
 CONSTANT = ("constant", "constant_with_warmup")
@@ -50,11 +88,19 @@ def quieten() -> None:
     """Leave the terminal to our own view: no progress bars for loading, no warnings about TRL's own code."""
     disable_progress_bar()
     set_verbosity_error()
-    warnings.filterwarnings("ignore", message="`.*gradient_checkpointing.*` is deprecated", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore", message="`.*gradient_checkpointing.*` is deprecated", category=FutureWarning
+    )
 
 
-def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Callable[[StepRecord], None],
-          on_wait: Callable[[str, float], None] = lambda why, seconds: None) -> Path:
+def train(
+    config: TrainConfig,
+    client: Scorer,
+    *,
+    resume: bool,
+    on_record: Callable[[StepRecord], None],
+    on_wait: Callable[[str, float], None] = lambda why, seconds: None,
+) -> Path:
     """Train as configured and return the directory of the finished model.
 
     ``resume`` goes on from the last checkpoint under ``output_dir``. While the service is away the run waits and tells
@@ -67,27 +113,39 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
     if resume and not begun(output):
         raise ConfigError(f"nothing to resume: no run was begun under {output}")
     if checkpoint is not None and not resume:
-        raise ConfigError(f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or start "
-                          "another in a different output_dir")
+        raise ConfigError(
+            f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or start "
+            "another in a different output_dir"
+        )
     examples = read_examples(Path(config.data))
-    resume = keep_settings(config, output, resume=resume)
+    resume = check_resume_config(config, output, resume=resume)
     model, tokenizer = load_model(config)
-    reward = RubricReward(client, num_generations=config.num_generations,
-                          run_id=run_id_of(config, output, resume=resume), reuse=config.reuse, verify=config.verify,
-                          thinking=thinking_of(config, tokenizer),
-                          score_teachers=config.teacher_demonstration, ask_teacher=config.ask_teacher,
-                          eos_token_ids=eos_token_ids(model, tokenizer), max_outage_s=config.max_outage_s,
-                          max_unscored=config.max_unscored, on_wait=on_wait)
+    reward = RubricReward(
+        client,
+        num_generations=config.num_generations,
+        run_id=run_id_of(config, output, resume=resume),
+        reuse=config.reuse,
+        verify=config.verify,
+        thinking=thinking_of(config, tokenizer),
+        score_teachers=config.teacher_demonstration,
+        ask_teacher=config.ask_teacher,
+        eos_token_ids=eos_token_ids(model, tokenizer),
+        max_outage_s=config.max_outage_s,
+        max_unscored=config.max_unscored,
+        on_wait=on_wait,
+    )
     trainer = build_trainer(config, model, tokenizer, examples, reward)
     stop = StopOnInterrupt(trainer)
     trainer.add_callback(stop)
     trainer.add_callback(StepRecorder(trainer, output / STEPS_FILE, on_record, resumed=resume))
-    trainer.add_callback(RefuseNonsense(trainer))
-    between = BetweenBatches(trainer)
+    trainer.add_callback(StopOnNonFinite(trainer))
+    between = SaveAtBatchEnd(trainer)
     trainer.add_callback(between)
     try:
         if checkpoint is not None and 0 < config.max_steps <= step_of(checkpoint):
-            trainer._load_from_checkpoint(str(checkpoint))  # there is nothing left to do but to save the model
+            trainer._load_from_checkpoint(
+                str(checkpoint)
+            )  # there is nothing left to do but to save the model
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (MarkschemeError, Unscored) as error:
@@ -95,15 +153,21 @@ def train(config: TrainConfig, client: Scorer, *, resume: bool, on_record: Calla
         if isinstance(error, Unscored) and not error.may_pass:
             state = f"Saved {saved}." if saved else "No step was finished."
             raise TrainError(f"{error}\n{error.advice} {state}") from error
-        state = f"Saved {saved}; go on with --resume." if saved else "No step was finished; start again with --resume."
+        state = (
+            f"Saved {saved}; go on with --resume."
+            if saved
+            else "No step was finished; start again with --resume."
+        )
         if isinstance(error, Unscored):
             raise Interrupted(f"{error}\n{error.advice} {state}") from error
         lost = Interrupted if is_outage(error) else TrainError
         raise lost(f"the rubric service failed: {error}\n{state}") from error
     trainer.save_model(str(output))
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-        raise Stopped(f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; saved in "
-                      f"{output}. Go on with --resume")
+        raise Stopped(
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; saved in "
+            f"{output}. Go on with --resume"
+        )
     return output
 
 
@@ -112,14 +176,19 @@ def begun(output: Path) -> bool:
     return (output / SETTINGS_FILE).is_file() or last_checkpoint(output) is not None
 
 
-def build_trainer(config: TrainConfig, model: Any, tokenizer: Any, examples: list[Example],
-                  reward: RubricReward) -> MarkschemeTrainer:
+def build_trainer(
+    config: TrainConfig, model: Any, tokenizer: Any, examples: list[Example], reward: RubricReward
+) -> MarkschemeTrainer:
     """A trainer that reports through callbacks only: the printers that transformers adds are taken off."""
     dataset = as_dataset(examples, chat=tokenizer.chat_template is not None)
     per_batch = config.generation_batch_size // config.num_generations
     if len(dataset) < per_batch:
-        raise ConfigError(f"{config.data} has {len(dataset)} prompts, fewer than the {per_batch} of one batch")
-    trainer = MarkschemeTrainer(model, reward, config, train_dataset=dataset, processing_class=tokenizer)
+        raise ConfigError(
+            f"{config.data} has {len(dataset)} prompts, fewer than the {per_batch} of one batch"
+        )
+    trainer = MarkschemeTrainer(
+        model, reward, config, train_dataset=dataset, processing_class=tokenizer
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
@@ -137,8 +206,15 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
         raise ModelError(f"cannot load the model `{config.model}`: {why}") from error
     if config.lora_rank is not None:
         set_seed(config.seed)  # an adapter starts at random
-        model = get_peft_model(model, LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank,
-                                                 target_modules="all-linear", task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                r=config.lora_rank,
+                lora_alpha=2 * config.lora_rank,
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            ),
+        )
     return model, tokenizer
 
 
@@ -149,22 +225,31 @@ def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
     return sorted({*declared, tokenizer.eos_token_id} - {None})
 
 
-def keep_settings(config: TrainConfig, output: Path, *, resume: bool) -> bool:
+def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> bool:
     """Write down what decides a run, or hold it against what its first part wrote. Raises :class:`ConfigError`.
 
     Says whether it is the run that was begun before: one that has learnt nothing yet may become another.
     """
     file = output / SETTINGS_FILE
-    now = decisive(config)
-    if resume and file.is_file() and (last_checkpoint(output) is not None or json.loads(file.read_text()) == now):
+    now = config_fingerprint(config)
+    if (
+        resume
+        and file.is_file()
+        and (last_checkpoint(output) is not None or json.loads(file.read_text()) == now)
+    ):
         before = json.loads(file.read_text())
-        changed = [f"{name} was {before[name]} and is {value}" for name, value in now.items()
-                   if name in before and before[name] != value and name != "data"]
+        changed = [
+            f"{name} was {before[name]} and is {value}"
+            for name, value in now.items()
+            if name in before and before[name] != value and name != "data"
+        ]
         if before.get("data") != now["data"]:
             changed.append(f"{config.data} has other contents")
         if changed:
-            raise ConfigError(f"this is not the run that {output} holds: {'; '.join(changed)}. Set it back, or start "
-                              "a run in another output_dir")
+            raise ConfigError(
+                f"this is not the run that {output} holds: {'; '.join(changed)}. Set it back, or start "
+                "a run in another output_dir"
+            )
         return True
     if config.process_index == 0:
         output.mkdir(parents=True, exist_ok=True)
@@ -172,14 +257,20 @@ def keep_settings(config: TrainConfig, output: Path, *, resume: bool) -> bool:
     return False
 
 
-def decisive(config: TrainConfig) -> dict[str, Any]:
+def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
     """What a run's outcome follows from, as JSON has it: the settings that are not free, the data and the number of
     processes; how long it goes on only where the learning rate follows from that."""
-    kept = {name: value for name, value in config.to_dict().items()
-            if name not in FREE and not name.startswith(FREE_STARTS)}
+    kept = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in CHANGEABLE_ON_RESUME and not name.startswith(FREE_STARTS)
+    }
     if config.lr_scheduler_type.value not in CONSTANT:
         kept |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
-    kept |= {"data": hashlib.sha256(Path(config.data).read_bytes()).hexdigest(), "processes": config.world_size}
+    kept |= {
+        "data": hashlib.sha256(Path(config.data).read_bytes()).hexdigest(),
+        "processes": config.world_size,
+    }
     read: dict[str, Any] = json.loads(json.dumps(kept, default=str, sort_keys=True))
     return read
 
@@ -189,8 +280,11 @@ def thinking_of(config: TrainConfig, tokenizer: Any) -> Thinking:
     if config.thinking != "auto" or tokenizer.chat_template is None:
         return config.thinking
     rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True,
-        **(config.chat_template_kwargs or {}))
+        [{"role": "user", "content": "x"}],
+        tokenize=False,
+        add_generation_prompt=True,
+        **(config.chat_template_kwargs or {}),
+    )
     return "strip" if opens_thought(rendered) else "auto"
 
 
@@ -212,7 +306,7 @@ def run_id_of(config: TrainConfig, output: Path, *, resume: bool) -> str:
     return run_id
 
 
-def save_checkpoint(trainer: MarkschemeTrainer, chance: Chance | None) -> Path | None:
+def save_checkpoint(trainer: MarkschemeTrainer, chance: RngState | None) -> Path | None:
     """Save the state after the last finished batch, whose rollouts a resumed run then samples again to the letter.
 
     ``chance``: as it was then. Returns the newest checkpoint there is; ``None`` when no batch was finished.
@@ -223,7 +317,7 @@ def save_checkpoint(trainer: MarkschemeTrainer, chance: Chance | None) -> Path |
     return last_checkpoint(Path(trainer.args.output_dir))
 
 
-class RefuseNonsense(TrainerCallback):  # type: ignore[misc]
+class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
     """Raises :class:`Diverged` before a step is taken on gradients that are no numbers."""
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
@@ -234,10 +328,12 @@ class RefuseNonsense(TrainerCallback):  # type: ignore[misc]
             return  # fp16: what overflowed is skipped and tried again on a smaller scale
         gradients = [p.grad for p in self._trainer.model.parameters() if p.grad is not None]
         if gradients and not torch.stack([g.isfinite().all() for g in gradients]).all():
-            raise Diverged(f"the gradients of step {state.global_step + 1} are no numbers; the step was not taken")
+            raise Diverged(
+                f"the gradients of step {state.global_step + 1} are no numbers; the step was not taken"
+            )
 
 
-class BetweenBatches(TrainerCallback):  # type: ignore[misc]
+class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
     """Puts off saving and stopping to the end of the generated batch: one that is begun is in no checkpoint.
 
     Add it after the callbacks that ask for either. ``chance``: as it was at the end of the last batch.
@@ -245,7 +341,7 @@ class BetweenBatches(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
         self._trainer = trainer
-        self.chance: Chance | None = None
+        self.chance: RngState | None = None
         self._save = self._stop = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -255,7 +351,7 @@ class BetweenBatches(TrainerCallback):  # type: ignore[misc]
         if self._trainer._step % (args.steps_per_generation * args.num_iterations) == 0:
             control.should_save, control.should_training_stop = self._save, self._stop
             self._save = self._stop = False
-            self.chance = Chance()
+            self.chance = RngState()
 
 
 class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]

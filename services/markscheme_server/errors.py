@@ -24,7 +24,9 @@ class ServiceError(Exception):
     status = 500
     type = "internal_error"
 
-    def __init__(self, message: str, *, code: str, param: str | None = None, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code

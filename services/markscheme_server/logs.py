@@ -42,8 +42,10 @@ class OnceASecond(logging.Filter):
         return passes
 
 
-_PROVOKED = {"asyncio": OnceASecond("socket.accept() out of system resource"),
-             "uvicorn.error": OnceASecond("Invalid HTTP request")}
+_PROVOKED = {
+    "asyncio": OnceASecond("socket.accept() out of system resource"),
+    "uvicorn.error": OnceASecond("Invalid HTTP request"),
+}
 """Messages that anyone who can connect can cause, by logger."""
 
 
@@ -64,19 +66,29 @@ def configure(level: Level = "info") -> None:
     """Set up this process's logs; call it before the libraries that log are imported."""
     pretty = sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars, structlog.processors.add_log_level,
-        structlog.processors.TimeStamper("iso", utc=not pretty), without_words]
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper("iso", utc=not pretty),
+        without_words,
+    ]
     render: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer())
+        structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
+    )
     # WriteLogger gives a line and its end to one write: workers share stderr, and print would interleave them.
     structlog.configure(
-        processors=[*shared, render], wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Stderr())), cache_logger_on_first_use=True)
+        processors=[*shared, render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Stderr())),
+        cache_logger_on_first_use=True,
+    )
     others = logging.StreamHandler(sys.stderr)
     others.setLevel(logging.WARNING)
-    others.setFormatter(structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[structlog.stdlib.add_logger_name, one_line, *shared],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render]))
+    others.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, one_line, *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+        )
+    )
     logging.basicConfig(handlers=[others], level=logging.WARNING, force=True)
     for name, once in _PROVOKED.items():
         logging.getLogger(name).addFilter(once)
@@ -107,13 +119,18 @@ def _chain(error: BaseException) -> list[BaseException]:
     current: BaseException | None = error
     while current is not None and current not in found:
         found.append(current)
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+        current = current.__cause__ or (
+            None if current.__suppress_context__ else current.__context__
+        )
     return found
 
 
 def _frames(trace: TracebackType | None) -> list[str]:
     frames = traceback.extract_tb(trace)[-_FRAMES:]
-    return [f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
+    return [
+        f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno} {frame.name}"
+        for frame in frames
+    ]
 
 
 def _unhandled(event: str, error: BaseException | None) -> None:

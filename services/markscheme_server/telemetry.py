@@ -31,7 +31,10 @@ def install(app: FastAPI, provider: "TracerProvider | None" = None) -> None:
         try:
             provider = _exporting()
         except ImportError:
-            log.warning("not_traced", hint="pip install 'markscheme[otel]', or unset OTEL_EXPORTER_OTLP_ENDPOINT")
+            log.warning(
+                "not_traced",
+                hint="pip install 'markscheme[otel]', or unset OTEL_EXPORTER_OTLP_ENDPOINT",
+            )
     if provider is not None:
         app.add_middleware(Traced, provider=provider)
 
@@ -66,20 +69,31 @@ class Traced:
             return await self.app(scope, receive, send)
         from opentelemetry.trace import SpanKind, StatusCode
 
-        parent = self.propagator.extract({"traceparent": Headers(scope=scope).get("traceparent", "")})
+        parent = self.propagator.extract(
+            {"traceparent": Headers(scope=scope).get("traceparent", "")}
+        )
         method = scope["method"] if scope["method"] in METHODS else OTHER
-        with self.tracer.start_as_current_span(method, parent, SpanKind.SERVER, record_exception=False,
-                                               set_status_on_exception=False) as span:
+        with self.tracer.start_as_current_span(
+            method, parent, SpanKind.SERVER, record_exception=False, set_status_on_exception=False
+        ) as span:
             trace_id = f"{span.get_span_context().trace_id:032x}"
             with structlog.contextvars.bound_contextvars(trace_id=trace_id):
                 try:
                     await self.app(scope, receive, send)
                 finally:
-                    route, status = scope.get("markscheme.route", OTHER), scope.get("markscheme.status", GONE)
+                    route, status = (
+                        scope.get("markscheme.route", OTHER),
+                        scope.get("markscheme.status", GONE),
+                    )
                     span.update_name(f"{method} {route}")
-                    span.set_attributes({"http.request.method": method, "http.route": route,
-                                         "http.response.status_code": status,
-                                         "markscheme.request_id": scope.get("markscheme.request_id", "")})
+                    span.set_attributes(
+                        {
+                            "http.request.method": method,
+                            "http.route": route,
+                            "http.response.status_code": status,
+                            "markscheme.request_id": scope.get("markscheme.request_id", ""),
+                        }
+                    )
                     if status >= 500:
                         span.set_status(StatusCode.ERROR)
         return None

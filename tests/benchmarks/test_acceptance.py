@@ -44,13 +44,21 @@ def test_what_the_commands_name_is_there() -> None:
             for word in (w for w in command.arguments if w.startswith("tests/")):
                 path, _, name = word.partition("::")
                 assert (root / path).exists(), word
-                assert name.rpartition("::")[2] in (root / path).read_text("utf-8") if name else True, word
+                assert (
+                    name.rpartition("::")[2] in (root / path).read_text("utf-8") if name else True
+                ), word
 
 
-@pytest.mark.parametrize(("text", "status", "said"), [
-    (PASSES, "shown", "7 apples"), (PASSES + FAILS, "failed", "failed: test_two"),
-    (PASSES + SKIPS, "part", "no apples here"), ("", "failed", "no test ran"),
-    ("import nothing_of_that", "failed", "1 failed")])
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        (PASSES, "shown", "7 apples"),
+        (PASSES + FAILS, "failed", "failed: test_two"),
+        (PASSES + SKIPS, "part", "no apples here"),
+        ("", "failed", "no test ran"),
+        ("import nothing_of_that", "failed", "1 failed"),
+    ],
+)
 def test_a_row_says_what_came_of_it(room: Path, text: str, status: str, said: str) -> None:
     row = acceptance.judge(CHECKS[4], [of(room, text)])
     assert row.status == status
@@ -60,7 +68,7 @@ def test_a_row_says_what_came_of_it(room: Path, text: str, status: str, said: st
 def test_what_takes_too_long_is_ended_with_all_that_it_started(room: Path) -> None:
     hangs = f"import subprocess, sys\n\n\ndef test_it():\n    subprocess.run([{sys.executable!r}, '-c', '{{}}'])\n"
     begun = time.monotonic()
-    outcome = of(room, hangs.format("import time; open(\"began\", \"w\"); time.sleep(600)"), limit_s=3)
+    outcome = of(room, hangs.format('import time; open("began", "w"); time.sleep(600)'), limit_s=3)
     assert time.monotonic() - begun < 20
     assert outcome.fault == "not done within 3 s"
     assert acceptance.judge(CHECKS[4], [outcome]).status == "failed"
@@ -69,7 +77,10 @@ def test_what_takes_too_long_is_ended_with_all_that_it_started(room: Path) -> No
 def test_what_shows_less_is_part_and_what_fails_is_failed_all_the_same() -> None:
     check = Check(1, "a", "It holds.", (Command(("x",), 1),), part="half of it")
     assert acceptance.judge(check, [Outcome(passed=1)]).status == "part"
-    assert acceptance.judge(check, [Outcome(passed=1), Outcome(failed=1, fault="failed: x")]).status == "failed"
+    assert (
+        acceptance.judge(check, [Outcome(passed=1), Outcome(failed=1, fault="failed: x")]).status
+        == "failed"
+    )
 
 
 def test_rows_of_other_checks_stay_and_what_was_not_run_is_said(room: Path) -> None:
@@ -83,7 +94,8 @@ def test_rows_of_other_checks_stay_and_what_was_not_run_is_said(room: Path) -> N
     assert "not run yet" in rows["6"]
     assert "not applicable" in rows["26"]
     assert acceptance.counts(acceptance.load())["not run yet"] == 58 - 2 - sum(
-        bool(check.not_applicable) for check in CHECKS.values())
+        bool(check.not_applicable) for check in CHECKS.values()
+    )
 
 
 def test_a_row_of_another_command_is_not_kept(room: Path) -> None:
@@ -96,8 +108,14 @@ def test_a_row_of_another_command_is_not_kept(room: Path) -> None:
 
 @pytest.mark.parametrize("words", ["0", "59", "four", "4,", ""])
 def test_a_check_that_there_is_not_is_refused(words: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "acceptance.run", "--only", words], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[2] / "benchmarks", timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "acceptance.run", "--only", words],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2] / "benchmarks",
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 2
     assert "numbers from 1 to 58" in done.stderr
 

@@ -16,15 +16,39 @@ from markscheme import AsyncClient, Client
 from markscheme.schema import Rubric, ScoreBatch
 
 RUBRIC = {
-    "object": "rubric", "id": "rub_1", "version": 1, "parent_id": None, "prompt_key": "k", "prompt": [],
-    "content_hash": "h", "criteria": [], "maximum_score": 1, "origin": "induced", "tags": [],
-    "team": "default", "visibility": "private", "shared_with": [], "retired_at": None,
-    "created_at": "2026-01-01T00:00:00Z", "provenance": {}}
+    "object": "rubric",
+    "id": "rub_1",
+    "version": 1,
+    "parent_id": None,
+    "prompt_key": "k",
+    "prompt": [],
+    "content_hash": "h",
+    "criteria": [],
+    "maximum_score": 1,
+    "origin": "induced",
+    "tags": [],
+    "team": "default",
+    "visibility": "private",
+    "shared_with": [],
+    "retired_at": None,
+    "created_at": "2026-01-01T00:00:00Z",
+    "provenance": {},
+}
 ONE = {"id": "g", "prompt": "p", "rollouts": [{"id": "r", "text": "x"}]}
-GROUP = {"object": "score.group", "id": "g", "status": "unscored", "error": None, "rubric": None, "teacher": None,
-         "rollouts": []}
-SUMMARY = {"object": "score.summary", "counts": {"rollouts": 1, "scored": 0, "unscored": 1}, "usage": {
-    "judge_calls": 0, "prompt_tokens": 0, "completion_tokens": 0, "cached_verdicts": 0}}
+GROUP = {
+    "object": "score.group",
+    "id": "g",
+    "status": "unscored",
+    "error": None,
+    "rubric": None,
+    "teacher": None,
+    "rollouts": [],
+}
+SUMMARY = {
+    "object": "score.summary",
+    "counts": {"rollouts": 1, "scored": 0, "unscored": 1},
+    "usage": {"judge_calls": 0, "prompt_tokens": 0, "completion_tokens": 0, "cached_verdicts": 0},
+}
 HEARTBEAT = {"object": "heartbeat"}
 
 
@@ -41,7 +65,10 @@ class Reply:
 
 
 def refusal(status: int, code: str, retry_after: str | None = None) -> Reply:
-    body = {"error": {"message": "scripted", "type": "t", "param": None, "code": code}, "request_id": "req_1"}
+    body = {
+        "error": {"message": "scripted", "type": "t", "param": None, "code": code},
+        "request_id": "req_1",
+    }
     return Reply(status, [body], {"Retry-After": retry_after} if retry_after else {})
 
 
@@ -66,7 +93,9 @@ class ScriptedService:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 with lock:
                     reply = service.replies[min(len(service.asked), len(service.replies) - 1)]
-                    service.asked.append((time.monotonic(), {k.lower(): v for k, v in self.headers.items()}, body))
+                    service.asked.append(
+                        (time.monotonic(), {k.lower(): v for k, v in self.headers.items()}, body)
+                    )
                 service.closed.wait(reply.wait_s)
                 self.close_connection = True
                 if reply.status is None:
@@ -90,7 +119,9 @@ class ScriptedService:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}
+        )
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -113,6 +144,7 @@ def induce_async(url: str, **options: Any) -> Rubric:
     async def run() -> Rubric:
         async with AsyncClient(url) as client:
             return await client.induce("p", student_responses=["s"], **options)
+
     return asyncio.run(run())
 
 
@@ -125,6 +157,7 @@ def score_async(url: str, **options: Any) -> ScoreBatch:
     async def run() -> ScoreBatch:
         async with AsyncClient(url) as client:
             return await client.score([ONE], **options)
+
     return asyncio.run(run())
 
 

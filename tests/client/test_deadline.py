@@ -61,7 +61,9 @@ def test_each_attempt_states_what_is_left(call: Call, service: ScriptedService) 
 
 
 @ALL
-def test_silence_ends_at_the_deadline_and_is_not_retried(call: Call, service: ScriptedService) -> None:
+def test_silence_ends_at_the_deadline_and_is_not_retried(
+    call: Call, service: ScriptedService
+) -> None:
     service.replies = [Reply(wait_s=20)]
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"within the 0\.6 s") as caught:
@@ -82,7 +84,9 @@ def test_a_pause_past_the_deadline_is_not_begun(call: Call, service: ScriptedSer
 
 
 @BOTH_SCORE
-def test_heartbeats_do_not_carry_a_call_past_its_deadline(call: Call, service: ScriptedService) -> None:
+def test_heartbeats_do_not_carry_a_call_past_its_deadline(
+    call: Call, service: ScriptedService
+) -> None:
     service.replies = [Reply(lines=[HEARTBEAT] * 200, every_s=0.1)]
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
@@ -91,7 +95,9 @@ def test_heartbeats_do_not_carry_a_call_past_its_deadline(call: Call, service: S
 
 
 @BOTH_SCORE
-def test_an_answer_given_at_the_stated_time_still_arrives(call: Call, service: ScriptedService) -> None:
+def test_an_answer_given_at_the_stated_time_still_arrives(
+    call: Call, service: ScriptedService
+) -> None:
     service.replies = [Reply(lines=[HEARTBEAT, GROUP, SUMMARY], every_s=0.6)]
     assert call(service.url, deadline_s=2).counts.unscored == 1
 
@@ -110,7 +116,9 @@ def test_no_service_is_no_connection_while_there_is_time(call: Call) -> None:
 
 
 @BOTH_INDUCE
-def test_all_attempts_of_a_creating_call_carry_one_key(call: Call, service: ScriptedService) -> None:
+def test_all_attempts_of_a_creating_call_carry_one_key(
+    call: Call, service: ScriptedService
+) -> None:
     service.replies = [Reply(None), refusal(409, "idempotency_key_running", "1"), Reply()]
     assert call(service.url).id == "rub_1"
     keys = service.header("idempotency-key")

@@ -17,23 +17,53 @@ PROMPT = (Message(role="user", content="Name a colour."),)
 WITHOUT_PROMPT = ("ropd", "verifiers")
 
 
-def rubric(*criteria: Criterion, prompt: tuple[Message, ...] = PROMPT, tags: tuple[str, ...] = ()) -> Rubric:
+def rubric(
+    *criteria: Criterion, prompt: tuple[Message, ...] = PROMPT, tags: tuple[str, ...] = ()
+) -> Rubric:
     return Rubric(
-        id="rub_1", version=1, parent_id=None, prompt_key="k", prompt=list(prompt), content_hash="h", team="red",
-        visibility="private", shared_with=[], criteria=list(criteria), maximum_score=1, origin="imported",
-        tags=list(tags), created_at=datetime(2026, 1, 1, tzinfo=UTC), retired_at=None, provenance=Provenance())
+        id="rub_1",
+        version=1,
+        parent_id=None,
+        prompt_key="k",
+        prompt=list(prompt),
+        content_hash="h",
+        team="red",
+        visibility="private",
+        shared_with=[],
+        criteria=list(criteria),
+        maximum_score=1,
+        origin="imported",
+        tags=list(tags),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        retired_at=None,
+        provenance=Provenance(),
+    )
 
 
 def four(**change: Any) -> list[Criterion]:
     """Four criteria that every format holds; the third changed."""
-    return [Criterion(**({"id": f"c{i}", "text": f"It is {i}.", "points": i} | (change if i == 3 else {})))
-            for i in range(1, 5)]
+    return [
+        Criterion(
+            **({"id": f"c{i}", "text": f"It is {i}.", "points": i} | (change if i == 3 else {}))
+        )
+        for i in range(1, 5)
+    ]
 
 
 def ropd(**change: Any) -> dict[str, Any]:
-    return {"schema_version": "ropd.rubric.v1", "maximum_score": 10, "rubrics": [
-        {"criterion_id": f"c{i}", "category": "Task Completion", "criterion": f"It is {i}.", "points": i}
-        for i in range(1, 5)]} | change
+    return {
+        "schema_version": "ropd.rubric.v1",
+        "maximum_score": 10,
+        "rubrics": [
+            {
+                "criterion_id": f"c{i}",
+                "category": "Task Completion",
+                "criterion": f"It is {i}.",
+                "points": i,
+            }
+            for i in range(1, 5)
+        ],
+    } | change
 
 
 def ropd_row(**change: Any) -> dict[str, Any]:
@@ -43,19 +73,36 @@ def ropd_row(**change: Any) -> dict[str, Any]:
 
 
 def healthbench(**change: Any) -> dict[str, Any]:
-    return {"prompt": [{"role": "user", "content": "My arm is numb."}], "prompt_id": "p", "canary": "x",
-            "example_tags": ["theme:emergency_referrals"], "ideal_completions_data": None,
-            "rubrics": [{"criterion": "It says to call for help.", "points": 10, "tags": []},
-                        {"criterion": "It names a medicine.", "points": -6, "tags": []}]} | change
+    return {
+        "prompt": [{"role": "user", "content": "My arm is numb."}],
+        "prompt_id": "p",
+        "canary": "x",
+        "example_tags": ["theme:emergency_referrals"],
+        "ideal_completions_data": None,
+        "rubrics": [
+            {"criterion": "It says to call for help.", "points": 10, "tags": []},
+            {"criterion": "It names a medicine.", "points": -6, "tags": []},
+        ],
+    } | change
 
 
 def rar(*weights: Any, **change: Any) -> dict[str, Any]:
-    return {"question": "Why?", "rubric": [{"title": f"c{i}", "description": f"It is {i}.", "weight": weight}
-                                           for i, weight in enumerate(weights or (5,), 1)]} | change
+    return {
+        "question": "Why?",
+        "rubric": [
+            {"title": f"c{i}", "description": f"It is {i}.", "weight": weight}
+            for i, weight in enumerate(weights or (5,), 1)
+        ],
+    } | change
 
 
 def verifiers(**change: Any) -> dict[str, Any]:
-    return {"criteria": [{"name": "c1", "text": "It is kind."}, {"name": "c2", "text": "It is short."} | change]}
+    return {
+        "criteria": [
+            {"name": "c1", "text": "It is kind."},
+            {"name": "c2", "text": "It is short."} | change,
+        ]
+    }
 
 
 # What each format says
@@ -69,8 +116,11 @@ def test_ropd_is_read_as_its_reference_reads_it() -> None:
     content["rubrics"][2]["category"] = "General  Reasoning Quality"
     found = load(content, "ropd", prompt="Count.")
     assert [(c.id, c.points, c.category) for c in found.criteria] == [
-        ("c1", 1, "task_fulfilment"), ("c2", 2, "observable_quality"), ("c3", 3, "general_reasoning"),
-        ("c4", 4, "task_fulfilment")]
+        ("c1", 1, "task_fulfilment"),
+        ("c2", 2, "observable_quality"),
+        ("c3", 3, "general_reasoning"),
+        ("c4", 4, "task_fulfilment"),
+    ]
     assert found.prompt == (Message(role="user", content="Count."),)
     assert found.losses == ()
 
@@ -78,14 +128,20 @@ def test_ropd_is_read_as_its_reference_reads_it() -> None:
 def test_a_rubric_is_written_as_ropds_reference() -> None:
     written = dump(rubric(*four(category="general_reasoning")), "ropd").content
     assert written["maximum_score"] == 10
-    assert written["rubrics"][2] == {"criterion_id": "c3", "category": "general_reasoning", "criterion": "It is 3.",
-                                     "points": 3}
+    assert written["rubrics"][2] == {
+        "criterion_id": "c3",
+        "category": "general_reasoning",
+        "criterion": "It is 3.",
+        "points": 3,
+    }
 
 
 def test_a_row_of_healthbench() -> None:
     found = load(healthbench(), "healthbench")
     assert [(c.id, c.text, c.points) for c in found.criteria] == [
-        ("c1", "It says to call for help.", 10), ("c2", "It names a medicine.", -6)]
+        ("c1", "It says to call for help.", 10),
+        ("c2", "It names a medicine.", -6),
+    ]
     assert found.tags == ("theme:emergency_referrals",)
     assert found.losses == ()
 
@@ -93,7 +149,9 @@ def test_a_row_of_healthbench() -> None:
 def test_tags_of_healthbenchs_criteria_are_a_loss() -> None:
     content = healthbench()
     content["rubrics"][1]["tags"] = ["level:example", "axis:accuracy", "category:general_reasoning"]
-    with pytest.raises(NotRepresentable, match="criterion 2: .*'level:example', 'axis:accuracy'; allow_loss") as caught:
+    with pytest.raises(
+        NotRepresentable, match="criterion 2: .*'level:example', 'axis:accuracy'; allow_loss"
+    ) as caught:
         load(content, "healthbench")
     assert caught.value.allowable
     found = load(content, "healthbench", allow_loss=True)
@@ -108,40 +166,75 @@ def test_a_row_of_rubrics_as_rewards() -> None:
     content["rubric"][0]["title"] = "Names the Cause"
     with pytest.raises(NotRepresentable) as caught:
         load(content, "rar")
-    assert caught.value.losses == ["the row: we have no place for 'reference_answer', 'rubric_count'",
-                                   "criterion 1: we number criteria; its title 'Names the Cause' has no place"]
+    assert caught.value.losses == [
+        "the row: we have no place for 'reference_answer', 'rubric_count'",
+        "criterion 1: we number criteria; its title 'Names the Cause' has no place",
+    ]
     assert [c.id for c in load(content, "rar", allow_loss=True).criteria] == ["c1"]
 
 
 def test_a_file_of_verifiers() -> None:
     found = load(verifiers(weight=4.0, choices=["No", "YES"]), "verifiers", prompt="Be kind.")
-    assert [(c.id, c.text, c.points) for c in found.criteria] == [("c1", "It is kind.", 1), ("c2", "It is short.", 4)]
+    assert [(c.id, c.text, c.points) for c in found.criteria] == [
+        ("c1", "It is kind.", 1),
+        ("c2", "It is short.", 4),
+    ]
     named = load(verifiers(name="brevity"), "verifiers", prompt="Be kind.", allow_loss=True)
-    assert named.losses == ("criterion 1: we number criteria; its name 'c1' has no place",
-                            "criterion 2: we number criteria; its name 'brevity' has no place")
+    assert named.losses == (
+        "criterion 1: we number criteria; its name 'c1' has no place",
+        "criterion 2: we number criteria; its name 'brevity' has no place",
+    )
 
 
 def test_native_holds_all_that_a_rubric_says() -> None:
-    full = rubric(Criterion(id="c7", text="Short.", points=-100, category="general_reasoning", source="be short",
-                            check={"kind": "count", "of": "commas", "min": 1}),  # type: ignore[arg-type]
-                  Criterion(id="c2", text=" ", points=100),
-                  prompt=(Message(role="system", content=""), Message(role="tool", content="x")), tags=("a:b", "ü"))
+    full = rubric(
+        Criterion(
+            id="c7",
+            text="Short.",
+            points=-100,
+            category="general_reasoning",
+            source="be short",
+            check={"kind": "count", "of": "commas", "min": 1},
+        ),  # type: ignore[arg-type]
+        Criterion(id="c2", text=" ", points=100),
+        prompt=(Message(role="system", content=""), Message(role="tool", content="x")),
+        tags=("a:b", "ü"),
+    )
     exported = dump(full, "native")
     assert exported.losses == ()
     assert exported.content["schema_version"] == "markscheme.rubric.v1"
     found = load(json.loads(json.dumps(exported.content)), "native")
-    assert (list(found.prompt), list(found.criteria), list(found.tags)) == (full.prompt, full.criteria, full.tags)
+    assert (list(found.prompt), list(found.criteria), list(found.tags)) == (
+        full.prompt,
+        full.criteria,
+        full.tags,
+    )
 
 
 # What is lost, and what is refused whatever is allowed
 
 
-@pytest.mark.parametrize(("change", "format", "loss"), [
-    ({"check": {"kind": "quoted"}}, "ropd", "criterion c3: ROPD knows no checks"),
-    ({"source": "three"}, "healthbench", "criterion c3: HealthBench has no place for its source"),
-    ({"category": "general_reasoning"}, "rar", "c3: Rubrics as Rewards has no place for its category general_reas"),
-    ({"id": "c9"}, "healthbench", "criterion c9: HealthBench knows no ids; it would come back as c3"),
-])
+@pytest.mark.parametrize(
+    ("change", "format", "loss"),
+    [
+        ({"check": {"kind": "quoted"}}, "ropd", "criterion c3: ROPD knows no checks"),
+        (
+            {"source": "three"},
+            "healthbench",
+            "criterion c3: HealthBench has no place for its source",
+        ),
+        (
+            {"category": "general_reasoning"},
+            "rar",
+            "c3: Rubrics as Rewards has no place for its category general_reas",
+        ),
+        (
+            {"id": "c9"},
+            "healthbench",
+            "criterion c9: HealthBench knows no ids; it would come back as c3",
+        ),
+    ],
+)
 def test_what_may_be_left_out(change: dict[str, Any], format: ExchangeFormat, loss: str) -> None:
     made = rubric(*four(**change))
     with pytest.raises(NotRepresentable, match=loss) as caught:
@@ -158,16 +251,33 @@ def test_tags_are_left_out_where_there_is_no_place_for_them() -> None:
     assert load(dump(made, "healthbench").content, "healthbench").tags == ("a", "b")
 
 
-@pytest.mark.parametrize(("made", "format", "refusal"), [
-    (rubric(*four(points=-2)), "ropd", "criterion c3: ROPD knows no negative points (-2)"),
-    (rubric(*four(points=-2)), "verifiers", "criterion c3: verifiers knows no negative points (-2)"),
-    (rubric(*four(points=7)), "ropd", "criterion c3: ROPD knows at most 5 points (7)"),
-    (rubric(*four()[:3]), "ropd", "ROPD takes 4 to 12 criteria; there are 3"),
-    (rubric(*four(text=" ")), "healthbench", "criterion c3: HealthBench takes no blank text"),
-    (rubric(*four(), prompt=(*PROMPT, *PROMPT)), "rar", "Rubrics as Rewards holds one question"),
-    (rubric(*four(), prompt=(Message(role="user", content=" "),)), "rar", "the prompt is blank"),
-])
-def test_what_would_change_a_reward_is_not_written(made: Rubric, format: ExchangeFormat, refusal: str) -> None:
+@pytest.mark.parametrize(
+    ("made", "format", "refusal"),
+    [
+        (rubric(*four(points=-2)), "ropd", "criterion c3: ROPD knows no negative points (-2)"),
+        (
+            rubric(*four(points=-2)),
+            "verifiers",
+            "criterion c3: verifiers knows no negative points (-2)",
+        ),
+        (rubric(*four(points=7)), "ropd", "criterion c3: ROPD knows at most 5 points (7)"),
+        (rubric(*four()[:3]), "ropd", "ROPD takes 4 to 12 criteria; there are 3"),
+        (rubric(*four(text=" ")), "healthbench", "criterion c3: HealthBench takes no blank text"),
+        (
+            rubric(*four(), prompt=(*PROMPT, *PROMPT)),
+            "rar",
+            "Rubrics as Rewards holds one question",
+        ),
+        (
+            rubric(*four(), prompt=(Message(role="user", content=" "),)),
+            "rar",
+            "the prompt is blank",
+        ),
+    ],
+)
+def test_what_would_change_a_reward_is_not_written(
+    made: Rubric, format: ExchangeFormat, refusal: str
+) -> None:
     with pytest.raises(NotRepresentable) as caught:
         dump(made, format, allow_loss=True)
     assert refusal in str(caught.value)
@@ -175,20 +285,36 @@ def test_what_would_change_a_reward_is_not_written(made: Rubric, format: Exchang
     assert "allow_loss" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "format", "refusal"), [
-    (rar(0.5, 1), "rar", "criterion 1: 0.5 is no whole number of points; multiply all of the rubric's by the same"),
-    (rar(5, 0), "rar", "criterion 2: it is worth 0 points; leave it out"),
-    (rar(5, -250), "rar", "criterion 2: -250 points; there are at most 100: divide all"),
-    (rar(-5), "rar", "at least one criterion with positive points"),
-    (rar(*[1] * 65), "rar", "there are 65 criteria; a rubric has 64 at most"),
-    (rar(5, rubric=[{"title": "", "description": "x" * 4001, "weight": 1}]), "rar",
-     "criterion 1: its text has 4001 characters; there may be 4000"),
-    (verifiers(weight=0.25), "verifiers", "criterion 2: 0.25 is no whole number"),
-    (verifiers(choices=["bad", "fair", "good"]), "verifiers", "criterion 2: its choices are 'bad', 'fair', 'good'"),
-    (verifiers(choices=["yes", "no"]), "verifiers", "criterion 2: its choices are 'yes', 'no'"),
-    (ropd_row(criterion="x" * 4001), "ropd", "criterion c1: its text has 4001"),
-])
-def test_what_would_change_a_reward_is_not_read(content: Any, format: ExchangeFormat, refusal: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "format", "refusal"),
+    [
+        (
+            rar(0.5, 1),
+            "rar",
+            "criterion 1: 0.5 is no whole number of points; multiply all of the rubric's by the same",
+        ),
+        (rar(5, 0), "rar", "criterion 2: it is worth 0 points; leave it out"),
+        (rar(5, -250), "rar", "criterion 2: -250 points; there are at most 100: divide all"),
+        (rar(-5), "rar", "at least one criterion with positive points"),
+        (rar(*[1] * 65), "rar", "there are 65 criteria; a rubric has 64 at most"),
+        (
+            rar(5, rubric=[{"title": "", "description": "x" * 4001, "weight": 1}]),
+            "rar",
+            "criterion 1: its text has 4001 characters; there may be 4000",
+        ),
+        (verifiers(weight=0.25), "verifiers", "criterion 2: 0.25 is no whole number"),
+        (
+            verifiers(choices=["bad", "fair", "good"]),
+            "verifiers",
+            "criterion 2: its choices are 'bad', 'fair', 'good'",
+        ),
+        (verifiers(choices=["yes", "no"]), "verifiers", "criterion 2: its choices are 'yes', 'no'"),
+        (ropd_row(criterion="x" * 4001), "ropd", "criterion c1: its text has 4001"),
+    ],
+)
+def test_what_would_change_a_reward_is_not_read(
+    content: Any, format: ExchangeFormat, refusal: str
+) -> None:
     with pytest.raises(NotRepresentable) as caught:
         load(content, format, prompt="x" if format in WITHOUT_PROMPT else None, allow_loss=True)
     assert refusal in str(caught.value)
@@ -196,7 +322,9 @@ def test_what_would_change_a_reward_is_not_read(content: Any, format: ExchangeFo
 
 
 def test_a_category_that_is_none_of_ours_is_loud() -> None:
-    with pytest.raises(NotRepresentable, match="criterion c1: the category 'style' is none of task_fulfilment"):
+    with pytest.raises(
+        NotRepresentable, match="criterion c1: the category 'style' is none of task_fulfilment"
+    ):
         load(ropd_row(category="style"), "ropd", prompt="x")
     found = load(ropd_row(category="style"), "ropd", prompt="x", allow_loss=True)
     assert (found.criteria[0].category, len(found.losses)) == ("task_fulfilment", 1)
@@ -212,43 +340,50 @@ def test_tags_that_are_none_of_ours_are_a_loss() -> None:
 # What is not of the format
 
 
-@pytest.mark.parametrize(("content", "format", "message"), [
-    (ropd(maximum_score=11), "ropd", "maximum_score is 11, and the points come to 10"),
-    (ropd(note="x"), "ropd", "note: Extra inputs"),
-    (ropd_row(why="x"), "ropd", "rubrics[0].why: Extra inputs"),
-    (ropd_row(points=6), "ropd", "rubrics[0].points: "),
-    (ropd_row(points=1.0), "ropd", "rubrics[0].points: "),
-    (ropd_row(points=True), "ropd", "rubrics[0].points: "),
-    (ropd_row(criterion=" "), "ropd", "rubrics[0].criterion: must not be blank"),
-    (ropd_row(criterion_id="k1"), "ropd", "criterion_id 'k1': ids are c1 to c999"),
-    (ropd_row(criterion_id="c0"), "ropd", "criterion_id 'c0'"),
-    (ropd_row(criterion_id="c" + "9" * 5000), "ropd", "criterion_id 'c9999"),
-    (ropd_row(criterion_id="c٣"), "ropd", "criterion_id"),
-    (ropd_row(criterion_id="C02"), "ropd", "criterion_id c2 is there twice"),
-    (ropd(rubrics=ropd()["rubrics"][:3]), "ropd", "rubrics: List should have at least 4"),
-    (ropd(schema_version="ropd.rubric.v2"), "ropd", "schema_version: "),
-    (rar(True), "rar", "rubric[0].weight: "),
-    (rar("5"), "rar", "rubric[0].weight: "),
-    (rar(float("nan")), "rar", "every number must be finite"),
-    (rar(float("-inf")), "rar", "every number must be finite"),
-    (rar(10**5000), "rar", "a number is too large"),
-    (rar(rubric=[]), "rar", "rubric: List should have at least 1"),
-    (rar(question=" "), "rar", "question: must not be blank"),
-    (rar(question="a\x00"), "rar", "must not contain the NUL character"),
-    (rar(note={"\ud800": 1}), "rar", "must not contain lone surrogates"),
-    (rar(note={1: 1}), "rar", "every name in it must be a string"),
-    (rar(note=b"x"), "rar", "a bytes is not JSON"),
-    (rar(note=[0] * 100_001), "rar", "more than 100000 values"),
-    (verifiers(weight=-1), "verifiers", "criteria[1].weight: "),
-    (verifiers(name="c1"), "verifiers", "names of criteria must be unique"),
-    (verifiers(choices=None), "verifiers", "criteria[1].choices: "),
-    (healthbench(prompt="x"), "healthbench", "prompt: "),
-    (healthbench(prompt=[{"role": "developer", "content": "x"}]), "healthbench", "prompt[0].role: "),
-    ({"prompt": "x", "criteria": []}, "native", "schema_version: Field required"),
-    ([], "native", "must be a JSON object"),
-    (None, "rar", "must be a JSON object"),
-    ({}, "toml", "there are native, ropd,"),
-])
+@pytest.mark.parametrize(
+    ("content", "format", "message"),
+    [
+        (ropd(maximum_score=11), "ropd", "maximum_score is 11, and the points come to 10"),
+        (ropd(note="x"), "ropd", "note: Extra inputs"),
+        (ropd_row(why="x"), "ropd", "rubrics[0].why: Extra inputs"),
+        (ropd_row(points=6), "ropd", "rubrics[0].points: "),
+        (ropd_row(points=1.0), "ropd", "rubrics[0].points: "),
+        (ropd_row(points=True), "ropd", "rubrics[0].points: "),
+        (ropd_row(criterion=" "), "ropd", "rubrics[0].criterion: must not be blank"),
+        (ropd_row(criterion_id="k1"), "ropd", "criterion_id 'k1': ids are c1 to c999"),
+        (ropd_row(criterion_id="c0"), "ropd", "criterion_id 'c0'"),
+        (ropd_row(criterion_id="c" + "9" * 5000), "ropd", "criterion_id 'c9999"),
+        (ropd_row(criterion_id="c٣"), "ropd", "criterion_id"),
+        (ropd_row(criterion_id="C02"), "ropd", "criterion_id c2 is there twice"),
+        (ropd(rubrics=ropd()["rubrics"][:3]), "ropd", "rubrics: List should have at least 4"),
+        (ropd(schema_version="ropd.rubric.v2"), "ropd", "schema_version: "),
+        (rar(True), "rar", "rubric[0].weight: "),
+        (rar("5"), "rar", "rubric[0].weight: "),
+        (rar(float("nan")), "rar", "every number must be finite"),
+        (rar(float("-inf")), "rar", "every number must be finite"),
+        (rar(10**5000), "rar", "a number is too large"),
+        (rar(rubric=[]), "rar", "rubric: List should have at least 1"),
+        (rar(question=" "), "rar", "question: must not be blank"),
+        (rar(question="a\x00"), "rar", "must not contain the NUL character"),
+        (rar(note={"\ud800": 1}), "rar", "must not contain lone surrogates"),
+        (rar(note={1: 1}), "rar", "every name in it must be a string"),
+        (rar(note=b"x"), "rar", "a bytes is not JSON"),
+        (rar(note=[0] * 100_001), "rar", "more than 100000 values"),
+        (verifiers(weight=-1), "verifiers", "criteria[1].weight: "),
+        (verifiers(name="c1"), "verifiers", "names of criteria must be unique"),
+        (verifiers(choices=None), "verifiers", "criteria[1].choices: "),
+        (healthbench(prompt="x"), "healthbench", "prompt: "),
+        (
+            healthbench(prompt=[{"role": "developer", "content": "x"}]),
+            "healthbench",
+            "prompt[0].role: ",
+        ),
+        ({"prompt": "x", "criteria": []}, "native", "schema_version: Field required"),
+        ([], "native", "must be a JSON object"),
+        (None, "rar", "must be a JSON object"),
+        ({}, "toml", "there are native, ropd,"),
+    ],
+)
 def test_what_is_not_of_the_format_is_named(content: Any, format: Any, message: str) -> None:
     with pytest.raises(Malformed) as caught:
         load(content, format, prompt="x" if format in WITHOUT_PROMPT else None, allow_loss=True)
@@ -283,25 +418,52 @@ def test_the_prompt_is_given_where_there_is_none_and_only_there(format: Exchange
 
 # Any rubric, anything
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=60)
-CHECKS: st.SearchStrategy[Any] = st.none() | st.sampled_from([
-    {"kind": "max_words", "value": 3}, {"kind": "lowercase", "share": 0.3}, {"kind": "count", "of": "commas", "max": 2},
-    {"kind": "all_of", "checks": [{"kind": "quoted"}, {"kind": "regex", "pattern": "a+"}]}])
+TEXTS = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=60
+)
+CHECKS: st.SearchStrategy[Any] = st.none() | st.sampled_from(
+    [
+        {"kind": "max_words", "value": 3},
+        {"kind": "lowercase", "share": 0.3},
+        {"kind": "count", "of": "commas", "max": 2},
+        {"kind": "all_of", "checks": [{"kind": "quoted"}, {"kind": "regex", "pattern": "a+"}]},
+    ]
+)
 
 
 @st.composite
 def rubrics(draw: st.DrawFn) -> Rubric:
-    ids = draw(st.lists(st.integers(1, 999), min_size=1, max_size=13, unique=True) | st.integers(1, 13).map(
-        lambda n: list(range(1, n + 1))))
+    ids = draw(
+        st.lists(st.integers(1, 999), min_size=1, max_size=13, unique=True)
+        | st.integers(1, 13).map(lambda n: list(range(1, n + 1)))
+    )
     points = st.integers(1, 5) | st.integers(-100, 100).filter(bool)
     bare = draw(st.booleans())
-    criteria = [Criterion(
-        id=f"c{i}", text=draw(TEXTS), points=draw(points), category=draw(st.sampled_from(CATEGORIES)),
-        check=None if bare else draw(CHECKS), source=None if bare else draw(st.none() | TEXTS)) for i in ids]
+    criteria = [
+        Criterion(
+            id=f"c{i}",
+            text=draw(TEXTS),
+            points=draw(points),
+            category=draw(st.sampled_from(CATEGORIES)),
+            check=None if bare else draw(CHECKS),
+            source=None if bare else draw(st.none() | TEXTS),
+        )
+        for i in ids
+    ]
     criteria[0] = criteria[0].model_copy(update={"points": abs(criteria[0].points)})
-    prompt = draw(st.lists(st.builds(Message, role=st.sampled_from(get_args(Role)), content=TEXTS | st.just("")),
-                           min_size=1, max_size=3) | TEXTS.map(lambda text: [Message(role="user", content=text)]))
-    tags = [] if bare else draw(st.lists(st.sampled_from(("a", "b:c", "d/e")), max_size=3, unique=True))
+    prompt = draw(
+        st.lists(
+            st.builds(Message, role=st.sampled_from(get_args(Role)), content=TEXTS | st.just("")),
+            min_size=1,
+            max_size=3,
+        )
+        | TEXTS.map(lambda text: [Message(role="user", content=text)])
+    )
+    tags = (
+        []
+        if bare
+        else draw(st.lists(st.sampled_from(("a", "b:c", "d/e")), max_size=3, unique=True))
+    )
     return rubric(*criteria, prompt=tuple(prompt), tags=tuple(tags))
 
 
@@ -317,24 +479,42 @@ def test_what_is_written_is_read_again(made: Rubric, format: ExchangeFormat) -> 
     content = json.loads(json.dumps(exported.content, allow_nan=False))
     found = load(content, format, prompt=prompt)
     assert list(found.prompt) == made.prompt
-    assert [(c.text, c.points) for c in found.criteria] == [(c.text, c.points) for c in made.criteria]
+    assert [(c.text, c.points) for c in found.criteria] == [
+        (c.text, c.points) for c in made.criteria
+    ]
     if not exported.losses:
         assert (list(found.criteria), list(found.tags)) == (made.criteria, made.tags)
         assert dump(made, format) == exported
     again = dump(rubric(*found.criteria, prompt=found.prompt, tags=found.tags), format)
-    assert (again.content, again.losses) == (exported.content, ()), "what came back is held without loss"
+    assert (again.content, again.losses) == (exported.content, ()), (
+        "what came back is held without loss"
+    )
 
 
 ODD: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=8)
     | st.sampled_from([10**400, "c1", "ropd.rubric.v1", "\ud800", "\x00", b"x", object()]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.sampled_from(["model_config", "__class__", "points", "tags", "x", "\ud800"]) | st.text(max_size=4), inner,
-        max_size=4), max_leaves=8)
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["model_config", "__class__", "points", "tags", "x", "\ud800"])
+            | st.text(max_size=4),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
 
 
 @given(data=st.data(), format=st.sampled_from(EXCHANGE_FORMATS), allow=st.booleans())
-def test_whatever_is_sent_is_read_or_refused(data: st.DataObject, format: ExchangeFormat, allow: bool) -> None:
+def test_whatever_is_sent_is_read_or_refused(
+    data: st.DataObject, format: ExchangeFormat, allow: bool
+) -> None:
     """A sound content with anything in any one place of it, or beside what is there."""
     content: Any = dump(rubric(*four()), format).content
     places = [(content, key) for key in content]
@@ -344,7 +524,9 @@ def test_whatever_is_sent_is_read_or_refused(data: st.DataObject, format: Exchan
     place, key = data.draw(st.sampled_from([*places, (content, "x")]))
     place[key] = data.draw(ODD)
     try:
-        found = load(content, format, prompt="x" if format in WITHOUT_PROMPT else None, allow_loss=allow)
+        found = load(
+            content, format, prompt="x" if format in WITHOUT_PROMPT else None, allow_loss=allow
+        )
         said = ""
     except (Malformed, NotRepresentable) as error:
         found, said = None, str(error)
@@ -353,7 +535,11 @@ def test_whatever_is_sent_is_read_or_refused(data: st.DataObject, format: Exchan
     assert len(said) < 20_000
 
 
-@given(losses=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), max_size=5))
+@given(
+    losses=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), max_size=5
+    )
+)
 def test_losses_travel_in_a_header(losses: list[str]) -> None:
     line = losses_line(losses)
     assert all(" " <= letter <= "~" for letter in line)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markscheme.cli import read_groups
+from markscheme.cli.app import read_groups
 from markscheme.lines import LineError, parse, read_lines, split_lines, split_lines_async
 from markscheme.teaching import read_prompts, read_ropd_index
 
@@ -43,7 +43,8 @@ def read_async(pieces: list[bytes]) -> list[str]:
 def test_lines_are_the_same_however_a_stream_is_cut(texts: list[str], cuts: list[int]) -> None:
     content = "\n".join(texts)
     *ended, rest = content.split("\n")
-    wanted = [line.removesuffix("\r") for line in [*ended, *([rest] if rest else [])]]
+    rest = rest.removesuffix("\r")
+    wanted = [*(line.removesuffix("\r") for line in ended), *([rest] if rest else [])]
     pieces = in_pieces(content.encode(), cuts)
     assert list(split_lines(pieces)) == wanted
     assert read_async(pieces) == wanted

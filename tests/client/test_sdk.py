@@ -17,13 +17,17 @@ from markscheme.schema import Rubric, Run
 
 PROMPT = "Describe a tree. Do not use any commas. Use at least 5 words."
 TEACHER = "An oak is a broad tree with deep roots and a rough dark bark"
-ROLLOUTS = [{"id": "a", "text": "A tree, tall, green, wide, old and full of birds in spring"},
-            {"id": "b", "text": "A tall tree stands in the field and drops its leaves in autumn"}]
+ROLLOUTS = [
+    {"id": "a", "text": "A tree, tall, green, wide, old and full of birds in spring"},
+    {"id": "b", "text": "A tall tree stands in the field and drops its leaves in autumn"},
+]
 GROUP = {"id": "g", "prompt": PROMPT, "teacher_responses": [TEACHER], "rollouts": ROLLOUTS}
 
 
 def test_induce_read_list_and_score(client: Client) -> None:
-    rubric = client.induce(PROMPT, student_responses=[r["text"] for r in ROLLOUTS], teacher_responses=[TEACHER])
+    rubric = client.induce(
+        PROMPT, student_responses=[r["text"] for r in ROLLOUTS], teacher_responses=[TEACHER]
+    )
     assert rubric.origin == "induced"
     assert rubric.provenance.rubricator is not None
     assert any(c.source and "commas" in c.source for c in rubric.criteria)
@@ -44,30 +48,49 @@ def test_induce_read_list_and_score(client: Client) -> None:
 def test_a_resent_step_gets_the_same_rubric_and_rewards(client: Client) -> None:
     run = Run(id="run", step=3)
     first = client.score([GROUP], run=run, reuse="always_new")
-    client.create_rubric(PROMPT, [{"text": "other", "points": 1, "check": {"kind": "max_words", "value": 1}}])
+    client.create_rubric(
+        PROMPT, [{"text": "other", "points": 1, "check": {"kind": "max_words", "value": 1}}]
+    )
     second = client.score([GROUP], run=run)
     assert first.groups[0].rubric == second.groups[0].rubric
-    assert [r.reward for r in first.groups[0].rollouts] == [r.reward for r in second.groups[0].rollouts]
+    assert [r.reward for r in first.groups[0].rollouts] == [
+        r.reward for r in second.groups[0].rollouts
+    ]
 
 
 def test_reuse_policies(client: Client) -> None:
     frozen = client.score([GROUP], reuse="frozen")
     assert [(r.reward, r.reason) for r in frozen.groups[0].rollouts] == [(None, "no_rubric")] * 2
-    origins = [client.score([GROUP | {"rollouts": [{"id": "x", "text": f"A tree number {i} stands here alone"}]}],
-                            reuse=reuse).groups[0].rubric
-               for i, reuse in enumerate(("if_fresh", "frozen", "always_new"))]
+    origins = [
+        client.score(
+            [GROUP | {"rollouts": [{"id": "x", "text": f"A tree number {i} stands here alone"}]}],
+            reuse=reuse,
+        )
+        .groups[0]
+        .rubric
+        for i, reuse in enumerate(("if_fresh", "frozen", "always_new"))
+    ]
     assert [r.origin for r in origins if r] == ["induced", "reused", "induced"]
 
 
 def test_group_and_rollout_mode_agree_for_the_builtin_judge(client: Client) -> None:
-    rewards = {mode: [r.reward for r in client.score([GROUP], verify=mode, score_teachers=True).groups[0].rollouts]
-               for mode in ("rollout", "group")}
+    rewards = {
+        mode: [
+            r.reward
+            for r in client.score([GROUP], verify=mode, score_teachers=True).groups[0].rollouts
+        ]
+        for mode in ("rollout", "group")
+    }
     assert rewards["rollout"] == rewards["group"]
 
 
 def test_nothing_to_read_is_no_rubric_and_never_a_guess(client: Client) -> None:
-    group = {"id": "g", "prompt": "Tell me about the sea.", "teacher_responses": ["The sea is large and deep."],
-             "rollouts": [{"id": "a", "text": "Waves."}]}
+    group = {
+        "id": "g",
+        "prompt": "Tell me about the sea.",
+        "teacher_responses": ["The sea is large and deep."],
+        "rollouts": [{"id": "a", "text": "Waves."}],
+    }
     score = client.score([group]).groups[0]
     assert (score.rollouts[0].reward, score.rollouts[0].reason) == (None, "no_rubric")
     with pytest.raises(InvalidRequest) as caught:
@@ -76,7 +99,9 @@ def test_nothing_to_read_is_no_rubric_and_never_a_guess(client: Client) -> None:
 
 
 def test_model_output_with_nul_and_surrogates_can_be_sent(client: Client) -> None:
-    odd = GROUP | {"rollouts": [{"id": "a", "text": "a\x00b\ud800 c d e f g h"}, {"id": "b", "text": ""}]}
+    odd = GROUP | {
+        "rollouts": [{"id": "a", "text": "a\x00b\ud800 c d e f g h"}, {"id": "b", "text": ""}]
+    }
     assert client.score([odd]).counts.scored == 2
 
 
@@ -92,15 +117,20 @@ async def test_the_async_client_works_inside_a_loop(service: str) -> None:
 
 
 def test_a_missing_service_is_said_plainly() -> None:
-    with Client("http://127.0.0.1:1") as client, pytest.raises(ConnectionFailed, match="markscheme serve"):
+    with (
+        Client("http://127.0.0.1:1") as client,
+        pytest.raises(ConnectionFailed, match="markscheme serve"),
+    ):
         client.rubric("x")
 
 
 def test_the_shared_key(serve: Callable[..., str]) -> None:
     url = serve(api_key="right")
     for key in (None, "wrong", "right-or-not", "€"):
-        with Client(url, api_key=key and key.encode("ascii", "replace").decode()) as client, \
-                pytest.raises(AuthenticationFailed):
+        with (
+            Client(url, api_key=key and key.encode("ascii", "replace").decode()) as client,
+            pytest.raises(AuthenticationFailed),
+        ):
             client.rubrics()
     with Client(url, api_key="right") as client:
         assert client.rubrics().data == []
@@ -112,8 +142,10 @@ def test_bad_arguments_are_refused_before_sending(client: Client) -> None:
 
 
 def test_the_sdk_pulls_in_neither_torch_nor_the_server() -> None:
-    code = ("import sys, markscheme; "
-            "bad = {'torch', 'numpy', 'fastapi', 'sqlalchemy', 'markscheme_server'} & set(sys.modules); print(bad)")
+    code = (
+        "import sys, markscheme; "
+        "bad = {'torch', 'numpy', 'fastapi', 'sqlalchemy', 'markscheme_server'} & set(sys.modules); print(bad)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -128,12 +160,24 @@ def _with_news(value: Any) -> Any:
 def test_an_older_client_reads_what_a_newer_service_answers(client: Client) -> None:
     """Services are upgraded before those that call them."""
     rubric = client.create_rubric(PROMPT, [{"text": "It names red.", "points": 1}])
-    batch = client.score([{"id": "g", "prompt": PROMPT, "rollouts": [{"id": "r", "text": "red"}]}], reuse="frozen")
+    batch = client.score(
+        [{"id": "g", "prompt": PROMPT, "rollouts": [{"id": "r", "text": "red"}]}], reuse="frozen"
+    )
     newer = json.dumps(_with_news(rubric.model_dump(mode="json")))
     assert protocol.read(httpx.Response(200, text=newer), Rubric) == rubric
     reader = protocol.BatchReader(["g"], None)
-    assert reader.line(json.dumps(_with_news(batch.groups[0].model_dump(mode="json")))) == batch.groups[0]
-    refused = httpx.Response(404, json=_with_news({"error": {"message": "gone", "type": "not_found_error", "code": "x"},
-                                                   "request_id": "r"}))
+    assert (
+        reader.line(json.dumps(_with_news(batch.groups[0].model_dump(mode="json"))))
+        == batch.groups[0]
+    )
+    refused = httpx.Response(
+        404,
+        json=_with_news(
+            {
+                "error": {"message": "gone", "type": "not_found_error", "code": "x"},
+                "request_id": "r",
+            }
+        ),
+    )
     with pytest.raises(NotFound, match="gone"):
         protocol.raise_for_status(refused)

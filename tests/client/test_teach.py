@@ -20,14 +20,23 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def test_prompts_and_what_they_bring(tmp_path: Path) -> None:
-    file = write(tmp_path / "p.jsonl", {"prompt": "a", "teacher_responses": ["x"], "id": 7},
-                 {"prompt": [{"role": "user", "content": "b"}]})
+    file = write(
+        tmp_path / "p.jsonl",
+        {"prompt": "a", "teacher_responses": ["x"], "id": 7},
+        {"prompt": [{"role": "user", "content": "b"}]},
+    )
     lines = read_prompts(file)
     assert [line.teacher_responses for line in lines] == [["x"], []]
 
 
-@pytest.mark.parametrize(("row", "message"), [
-    ("{", "line 2: "), (json.dumps({"prompt": ""}), "line 2: prompt"), (json.dumps({"text": "x"}), "line 2: prompt")])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "line 2: "),
+        (json.dumps({"prompt": ""}), "line 2: prompt"),
+        (json.dumps({"text": "x"}), "line 2: prompt"),
+    ],
+)
 def test_a_bad_line_is_named(row: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps({"prompt": "a"}) + "\n" + row + "\n")
@@ -38,11 +47,21 @@ def test_a_bad_line_is_named(row: str, message: str, tmp_path: Path) -> None:
 def test_ropds_index_finds_its_prompts(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", {"prompt": "Name a colour."}, {"prompt": "b"})
     own = ropd_prompt_hash("Name a colour.")
-    index = write(tmp_path / "i.jsonl",
-                  {"schema_version": "ropd.teacher_index.v1", "uid": "0", "raw_prompt_hash": own,
-                   "teacher_answer": "Red."},
-                  {"schema_version": "ropd.teacher_index.v2", "uid": "1", "raw_prompt_hash": own,
-                   "teacher_answers": [" Blue. ", "Red."]})
+    index = write(
+        tmp_path / "i.jsonl",
+        {
+            "schema_version": "ropd.teacher_index.v1",
+            "uid": "0",
+            "raw_prompt_hash": own,
+            "teacher_answer": "Red.",
+        },
+        {
+            "schema_version": "ropd.teacher_index.v2",
+            "uid": "1",
+            "raw_prompt_hash": own,
+            "teacher_answers": [" Blue. ", "Red."],
+        },
+    )
     assert [line.teacher_responses for line in read_prompts(file, index)] == [["Red.", "Blue."], []]
     other = write(tmp_path / "o.jsonl", {"prompt": "c"})
     with pytest.raises(ValueError, match="no prompt of .* is one of the 1 in"):
@@ -60,29 +79,58 @@ def test_the_hash_is_ropds() -> None:
 
 
 @pytest.fixture
-def service_url(serve: Callable[..., str], model_settings: dict[str, Any], judge: ScriptedJudge) -> str:
+def service_url(
+    serve: Callable[..., str], model_settings: dict[str, Any], judge: ScriptedJudge
+) -> str:
     judge.script = lambda request, number: f"Response {number}."
     return serve(**model_settings, teacher_model="t", teacher_base_url=judge.url)
 
 
-def test_the_command_fills_the_bank_and_goes_on(tmp_path: Path, service_url: str, judge: ScriptedJudge) -> None:
-    file = write(tmp_path / "p.jsonl", {"prompt": "a", "teacher_responses": ["Mine.", "Mine."]}, {"prompt": "b"})
-    first = command("teach", str(file), "--count", "2", "--url", service_url, directory=tmp_path, settings={})
+def test_the_command_fills_the_bank_and_goes_on(
+    tmp_path: Path, service_url: str, judge: ScriptedJudge
+) -> None:
+    file = write(
+        tmp_path / "p.jsonl",
+        {"prompt": "a", "teacher_responses": ["Mine.", "Mine."]},
+        {"prompt": "b"},
+    )
+    first = command(
+        "teach", str(file), "--count", "2", "--url", service_url, directory=tmp_path, settings={}
+    )
     assert first.returncode == 0, first.stderr
     said = " ".join(first.stderr.split())
-    assert "2 prompts done: 2 responses from the file (1 were there already), 3 from the teacher in 3 calls" in said
-    again = command("teach", str(file), "--count", "2", "--url", service_url, directory=tmp_path, settings={})
+    assert (
+        "2 prompts done: 2 responses from the file (1 were there already), 3 from the teacher in 3 calls"
+        in said
+    )
+    again = command(
+        "teach", str(file), "--count", "2", "--url", service_url, directory=tmp_path, settings={}
+    )
     assert "0 from the teacher in 0 calls" in " ".join(again.stderr.split())
     assert len(judge.requests) == 3
     with Client(service_url) as client:
         assert {len(client.teacher_responses(prompt).data) for prompt in ("a", "b")} == {2}
 
 
-def test_a_failure_stops_it_and_what_is_done_stays(tmp_path: Path, service_url: str, judge: ScriptedJudge) -> None:
-    judge.script = lambda request, number: 400 if "bad" in request["messages"][0]["content"] else f"R {number}."
+def test_a_failure_stops_it_and_what_is_done_stays(
+    tmp_path: Path, service_url: str, judge: ScriptedJudge
+) -> None:
+    judge.script = lambda request, number: (
+        400 if "bad" in request["messages"][0]["content"] else f"R {number}."
+    )
     file = write(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "bad"}, {"prompt": "c"})
-    failed = command("teach", str(file), "--count", "1", "--at-once", "1", "--url", service_url, directory=tmp_path,
-                     settings={})
+    failed = command(
+        "teach",
+        str(file),
+        "--count",
+        "1",
+        "--at-once",
+        "1",
+        "--url",
+        service_url,
+        directory=tmp_path,
+        settings={},
+    )
     assert failed.returncode == 1
     assert re.search(r"1\s+prompts done", failed.stderr)
     with Client(service_url) as client:
@@ -91,7 +139,9 @@ def test_a_failure_stops_it_and_what_is_done_stays(tmp_path: Path, service_url: 
 
 def test_without_a_teacher_the_file_alone_is_brought(tmp_path: Path, service: str) -> None:
     file = write(tmp_path / "p.jsonl", {"prompt": "a", "teacher_responses": ["Mine."]})
-    none = command("teach", str(file), "--count", "0", "--url", service, directory=tmp_path, settings={})
+    none = command(
+        "teach", str(file), "--count", "0", "--url", service, directory=tmp_path, settings={}
+    )
     assert none.returncode == 0
     asked = command("teach", str(file), "--url", service, directory=tmp_path, settings={})
     assert asked.returncode == 1

@@ -36,8 +36,12 @@ class Balancer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._thread.loop.call_soon_threadsafe(self._server.close)
         self._thread.close()
 
@@ -57,8 +61,10 @@ class Balancer:
             port = self.healthy[next(self._turn) % len(self.healthy)]
             upstream, to_server = await asyncio.open_connection("127.0.0.1", port)
             with closing(to_server):
-                pumps = [asyncio.ensure_future(_pump(reader, to_server)),
-                         asyncio.ensure_future(_pump(upstream, writer))]
+                pumps = [
+                    asyncio.ensure_future(_pump(reader, to_server)),
+                    asyncio.ensure_future(_pump(upstream, writer)),
+                ]
                 try:
                     await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
                 finally:

@@ -19,37 +19,72 @@ def rubric_body(prompt: str = PROMPT, *, criteria: int = 1, tag: str = "") -> di
 
 def create_rubric(url: str, prompt: str = PROMPT, *, criteria: int = 1, tag: str = "") -> str:
     """The id of a rubric that no check can decide."""
-    answer = httpx.post(f"{url}/v1/rubrics", json=rubric_body(prompt, criteria=criteria, tag=tag), timeout=30,
-                        verify=False)
+    answer = httpx.post(
+        f"{url}/v1/rubrics",
+        json=rubric_body(prompt, criteria=criteria, tag=tag),
+        timeout=30,
+        verify=False,
+    )
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
 
-def score(url: str, rubric_id: str, texts: Sequence[str], *, prompt: str = PROMPT, group: str = "g",
-          headers: Mapping[str, str] | None = None, **more: Any) -> Post:
+def score(
+    url: str,
+    rubric_id: str,
+    texts: Sequence[str],
+    *,
+    prompt: str = PROMPT,
+    group: str = "g",
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Post:
     """One group of rollouts with these texts."""
     rollouts = [{"id": f"r{i}", "text": text} for i, text in enumerate(texts)]
     groups = [{"id": group, "prompt": prompt, "rubric_id": rubric_id, "rollouts": rollouts}]
     return Post(f"{url}/v1/scores", {"groups": groups} | more, headers or {})
 
 
-def induce(url: str, prompt: str = PROMPT, *, headers: Mapping[str, str] | None = None, **more: Any) -> Post:
+def induce(
+    url: str, prompt: str = PROMPT, *, headers: Mapping[str, str] | None = None, **more: Any
+) -> Post:
     """A rubric to be induced from a teacher's response and two of a student's."""
-    return Post(f"{url}/v1/rubrics:induce", {
-        "prompt": prompt, "teacher_responses": ["Blue: air scatters short waves most."],
-        "student_responses": ["Blue.", "It is green."]} | more, headers or {})
+    return Post(
+        f"{url}/v1/rubrics:induce",
+        {
+            "prompt": prompt,
+            "teacher_responses": ["Blue: air scatters short waves most."],
+            "student_responses": ["Blue.", "It is green."],
+        }
+        | more,
+        headers or {},
+    )
 
 
 def model_judge(url: str, **settings: Any) -> dict[str, Any]:
     """Settings that make the endpoint at ``url`` the judge."""
-    return {"judge": "openai", "judge_base_url": url, "judge_model": "scripted", "judge_api_key": "k-secret"} | settings
+    return {
+        "judge": "openai",
+        "judge_base_url": url,
+        "judge_model": "scripted",
+        "judge_api_key": "k-secret",
+    } | settings
 
 
-def judges_file(path: Path, judges: Mapping[str, Mapping[str, Any]], *, role: str | None = None) -> Path:
+def judges_file(
+    path: Path, judges: Mapping[str, Mapping[str, Any]], *, role: str | None = None
+) -> Path:
     """A ``markscheme.toml`` with these judges; ``role`` names the one that plays both roles."""
-    lines = [f"roles.rubricator = {json.dumps(role)}", f"roles.verifier = {json.dumps(role)}"] if role else []
+    lines = (
+        [f"roles.rubricator = {json.dumps(role)}", f"roles.verifier = {json.dumps(role)}"]
+        if role
+        else []
+    )
     for name, settings in judges.items():
         lines += [f"[judges.{json.dumps(name)}]"]
-        lines += [f"{key} = {json.dumps(value)}" for key, value in ({"model": "scripted"} | dict(settings)).items()]
+        lines += [
+            f"{key} = {json.dumps(value)}"
+            for key, value in ({"model": "scripted"} | dict(settings)).items()
+        ]
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -14,11 +14,18 @@ Answer = str | int | tuple[int, dict[str, Any]] | bytes | None
 """A reply's text, an HTTP status (with its body), raw bytes in place of an answer, or ``None``: never answer."""
 Script = Callable[[dict[str, Any], int], Answer]
 
-RUBRIC = {"criteria": [
-    {"criterion": "The response names a colour.", "category": "task_fulfilment", "points": 5},
-    {"criterion": "The response is one sentence.", "category": "observable_quality", "points": 2},
-    {"criterion": "The response gives a reason.", "category": "general_reasoning", "points": 2},
-    {"criterion": "The response is polite.", "category": "observable_quality", "points": 1}]}
+RUBRIC = {
+    "criteria": [
+        {"criterion": "The response names a colour.", "category": "task_fulfilment", "points": 5},
+        {
+            "criterion": "The response is one sentence.",
+            "category": "observable_quality",
+            "points": 2,
+        },
+        {"criterion": "The response gives a reason.", "category": "general_reasoning", "points": 2},
+        {"criterion": "The response is polite.", "category": "observable_quality", "points": 1},
+    ]
+}
 
 
 def text_of(request: dict[str, Any]) -> str:
@@ -32,17 +39,23 @@ def offered(request: dict[str, Any]) -> list[str]:
 
 def answered_texts(request: dict[str, Any]) -> list[str]:
     """The answers that a verifier's prompt shows, in shown order."""
-    return re.findall(r"^Answer(?: \d+)?:\n<<(\S+)\n(.*?)\n\1>>", text_of(request), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        r"^Answer(?: \d+)?:\n<<(\S+)\n(.*?)\n\1>>", text_of(request), re.MULTILINE | re.DOTALL
+    )
 
 
-def verdicts(request: dict[str, Any], met: Callable[[str, str], bool] = lambda criterion, answer: True) -> str:
+def verdicts(
+    request: dict[str, Any], met: Callable[[str, str], bool] = lambda criterion, answer: True
+) -> str:
     """A well-formed reply: ``met(criterion id, answer text)`` decides."""
     ids = offered(request)
     shown = [text for _, text in answered_texts(request)]
     pooled = '"answers"' in text_of(request).rsplit("Reply with one JSON object", 1)[-1]
     marked = [[{"id": i, "met": met(i, text)} for i in ids] for text in shown]
     if pooled:
-        return json.dumps({"answers": [{"answer": n, "verdicts": v} for n, v in enumerate(marked, 1)]})
+        return json.dumps(
+            {"answers": [{"answer": n, "verdicts": v} for n, v in enumerate(marked, 1)]}
+        )
     return json.dumps({"verdicts": marked[0]})
 
 
@@ -62,8 +75,12 @@ class ScriptedJudge:
         self.models: list[str] = []
         """What ``GET /models`` lists; an endpoint without any answers 404."""
         self.finish: Callable[[dict[str, Any]], str] = lambda request: "stop"
-        self.usage: Any = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15,
-                           "prompt_tokens_details": {"cached_tokens": 4}}
+        self.usage: Any = {
+            "prompt_tokens": 10,
+            "completion_tokens": 5,
+            "total_tokens": 15,
+            "prompt_tokens_details": {"cached_tokens": 4},
+        }
         self.released = threading.Event()
         self._lock = threading.Lock()
         judge = self
@@ -98,15 +115,30 @@ class ScriptedJudge:
                     self.close_connection = True
                     return
                 if isinstance(answer, int):
-                    answer = (answer, {"error": {"message": "scripted", "type": "server_error", "code": None}})
+                    answer = (
+                        answer,
+                        {"error": {"message": "scripted", "type": "server_error", "code": None}},
+                    )
                 if isinstance(answer, tuple):
                     status, body = answer
                 else:
-                    status, body = 200, {
-                        "id": "x", "object": "chat.completion", "created": 1, "model": request["model"],
-                        "choices": [{"index": 0, "finish_reason": judge.finish(request),
-                                     "message": {"role": "assistant", "content": answer}}],
-                        **({"usage": judge.usage} if judge.states_usage else {})}
+                    status, body = (
+                        200,
+                        {
+                            "id": "x",
+                            "object": "chat.completion",
+                            "created": 1,
+                            "model": request["model"],
+                            "choices": [
+                                {
+                                    "index": 0,
+                                    "finish_reason": judge.finish(request),
+                                    "message": {"role": "assistant", "content": answer},
+                                }
+                            ],
+                            **({"usage": judge.usage} if judge.states_usage else {}),
+                        },
+                    )
                 payload = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
@@ -119,7 +151,9 @@ class ScriptedJudge:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}
+        )
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 

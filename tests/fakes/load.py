@@ -58,14 +58,18 @@ class Answer:
 
 def send_all(posts: Sequence[Post], *, timeout_s: float = 60) -> list[Answer]:
     """Send all at once; the answers in the order of ``posts``."""
+
     async def run(session: aiohttp.ClientSession) -> list[Answer]:
         return await asyncio.gather(*(_send(session, post) for post in posts))
 
     return _with_session(run, timeout_s)
 
 
-def send_at_rate(make: Callable[[int], Post], *, per_s: float, for_s: float, timeout_s: float = 60) -> list[Answer]:
+def send_at_rate(
+    make: Callable[[int], Post], *, per_s: float, for_s: float, timeout_s: float = 60
+) -> list[Answer]:
     """Send ``make(0)``, ``make(1)``, … at a steady rate whatever becomes of them (an open loop)."""
+
     async def run(session: aiohttp.ClientSession) -> list[Answer]:
         loop, running = asyncio.get_running_loop(), []
         start = loop.time()
@@ -77,11 +81,14 @@ def send_at_rate(make: Callable[[int], Post], *, per_s: float, for_s: float, tim
     return _with_session(run, timeout_s)
 
 
-def send_in_turns(make: Callable[[int], Post], *, callers: int, for_s: float, timeout_s: float = 60) -> list[Answer]:
+def send_in_turns(
+    make: Callable[[int], Post], *, callers: int, for_s: float, timeout_s: float = 60
+) -> list[Answer]:
     """``callers`` of them, each sending its next when the last is answered (a closed loop).
 
     A caller that gets no answer stops.
     """
+
     async def run(session: aiohttp.ClientSession) -> list[Answer]:
         loop, answers = asyncio.get_running_loop(), []
         end, number = loop.time() + for_s, iter(range(10**9))
@@ -98,6 +105,7 @@ def send_in_turns(make: Callable[[int], Post], *, callers: int, for_s: float, ti
 
 def abandon_all(posts: Sequence[Post], *, when: Callable[[], bool], within_s: float = 10) -> None:
     """Send all at once, and break every connection off as soon as ``when()`` holds."""
+
     async def run(session: aiohttp.ClientSession) -> None:
         running = [asyncio.ensure_future(_send(session, post)) for post in posts]
         try:
@@ -122,10 +130,13 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def _with_session(run: Callable[[aiohttp.ClientSession], Coroutine[Any, Any, T]], timeout_s: float) -> T:
+def _with_session(
+    run: Callable[[aiohttp.ClientSession], Coroutine[Any, Any, T]], timeout_s: float
+) -> T:
     async def whole() -> T:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0),
-                                         timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=timeout_s)
+        ) as session:
             return await run(session)
 
     return asyncio.run(whole())

@@ -29,7 +29,9 @@ class LoopThread:
 
 
 async def _cancel_the_rest() -> None:
-    await asyncio.sleep(0.01)  # what was just accepted begins: cancelled before, it could not close its connection
+    await asyncio.sleep(
+        0.01
+    )  # what was just accepted begins: cancelled before, it could not close its connection
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in others:
         task.cancel()

@@ -25,34 +25,56 @@ class NotYet(Exception):
 
 def eventually(within_s: float, *, every_s: float = 0.02) -> Retrying:
     """Try the block until it passes: ``for attempt in eventually(5): with attempt: assert …``."""
-    return Retrying(stop=stop_after_delay(within_s), wait=wait_fixed(every_s), reraise=True,
-                    retry=retry_if_exception_type((AssertionError, NotYet, OSError, httpx.TransportError)))
+    return Retrying(
+        stop=stop_after_delay(within_s),
+        wait=wait_fixed(every_s),
+        reraise=True,
+        retry=retry_if_exception_type((AssertionError, NotYet, OSError, httpx.TransportError)),
+    )
 
 
 def environment(settings: Mapping[str, Any]) -> dict[str, str]:
     """This process's environment with these settings and no others."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "MARKSCHEME_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OPENAI_", "MARKSCHEME_"))
+    }
     return kept | {f"MARKSCHEME_{name.upper()}": str(value) for name, value in settings.items()}
 
 
-def command(*words: str, directory: Path, settings: Mapping[str, Any], timeout_s: float = 60) -> (
-        subprocess.CompletedProcess[str]):
+def command(
+    *words: str, directory: Path, settings: Mapping[str, Any], timeout_s: float = 60
+) -> subprocess.CompletedProcess[str]:
     """Run one ``markscheme`` command to its end."""
-    return subprocess.run([COMMAND, *words], cwd=directory, env=environment(settings), capture_output=True, text=True,
-                          timeout=timeout_s, check=False)
+    return subprocess.run(
+        [COMMAND, *words],
+        cwd=directory,
+        env=environment(settings),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 class ServiceProcess:
     """``markscheme serve --port 0`` with these settings, in a folder where no ``.env`` lies."""
 
-    def __init__(self, directory: Path, settings: Mapping[str, Any], *, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, directory: Path, settings: Mapping[str, Any], *, arguments: tuple[str, ...] = ()
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.output = directory / f"serve-{time.monotonic_ns()}.log"
         with self.output.open("wb") as log:
             self.process = subprocess.Popen(
-                [COMMAND, "serve", "--port", "0", *arguments], cwd=directory, stdout=log, stderr=subprocess.STDOUT,
+                [COMMAND, "serve", "--port", "0", *arguments],
+                cwd=directory,
+                stdout=log,
+                stderr=subprocess.STDOUT,
                 env=environment({"home": directory} | dict(settings)) | {"PYTHONUNBUFFERED": "1"},
-                start_new_session=True)
+                start_new_session=True,
+            )
         self.url = ""
 
     @property
@@ -65,7 +87,9 @@ class ServiceProcess:
             with attempt:
                 said = self.output.read_text()
                 if self.process.poll() is not None:
-                    raise RuntimeError(f"the service ended with {self.process.returncode}: {said[-3000:]}")
+                    raise RuntimeError(
+                        f"the service ended with {self.process.returncode}: {said[-3000:]}"
+                    )
                 found = re.search(r"listening on (http://\S+)", said)
                 if found is None:
                     raise NotYet(said[-3000:])

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from markscheme.schema import ErrorBody
 from markscheme_server.api.middleware import GONE
 from markscheme_server.app import create_app
+from markscheme_server.cli.server import listen
 from markscheme_server.config import Settings
-from markscheme_server.serving import listen
 
 
 class OneErrorShape:

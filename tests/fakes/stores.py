@@ -44,10 +44,23 @@ class RedisServer:
     def start(self) -> None:
         """Start it (again, empty), and wait until it answers."""
         self.process = subprocess.Popen(
-            [REDIS_SERVER_PATH, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir",
-             str(self._directory)], stdout=subprocess.DEVNULL)
+            [
+                REDIS_SERVER_PATH,
+                "--port",
+                str(self.port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--dir",
+                str(self._directory),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
         with Redis.from_url(self.url) as client:
-            for attempt in Retrying(stop=stop_after_delay(STARTS_WITHIN_S), wait=wait_fixed(0.02), reraise=True):
+            for attempt in Retrying(
+                stop=stop_after_delay(STARTS_WITHIN_S), wait=wait_fixed(0.02), reraise=True
+            ):
                 with attempt:
                     client.ping()
 
@@ -90,8 +103,14 @@ class PostgresServer:
         self._made.ensure_pgdata_inited()
         self.port = free_port()
         self.log = directory / "server.log"
-        self._options = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": "",
-                         "fsync": "off", "max_connections": "200", "logging_collector": "off"} | options
+        self._options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "max_connections": "200",
+            "logging_collector": "off",
+        } | options
         self.start()
 
     def url(self, database: str = "postgres", *, port: int | None = None) -> str:
@@ -102,18 +121,33 @@ class PostgresServer:
         """Start it (again, on the same data), and wait until it takes queries."""
         account = pwd.getpwnam(self._made.system_user) if self._made.system_user else None
         command = [str(self._made.bin_path / "postgres"), "-D", str(self._made.pgdata)]
-        command += [part for name, value in self._options.items() for part in ("-c", f"{name}={value}")]
-        for attempt in Retrying(stop=stop_after_delay(STARTS_WITHIN_S), wait=wait_fixed(0.05), reraise=True):
-            with attempt:  # after kill -9 the old server's last children may hold its memory for a moment
+        command += [
+            part for name, value in self._options.items() for part in ("-c", f"{name}={value}")
+        ]
+        for attempt in Retrying(
+            stop=stop_after_delay(STARTS_WITHIN_S), wait=wait_fixed(0.05), reraise=True
+        ):
+            with (
+                attempt
+            ):  # after kill -9 the old server's last children may hold its memory for a moment
                 with self.log.open("ab") as log:
                     self.process = subprocess.Popen(
-                        command, stdout=log, stderr=log, cwd=self._made.pgdata,
-                        user=account.pw_uid if account else None, group=account.pw_gid if account else None)
+                        command,
+                        stdout=log,
+                        stderr=log,
+                        cwd=self._made.pgdata,
+                        user=account.pw_uid if account else None,
+                        group=account.pw_gid if account else None,
+                    )
                 self._await_queries()
 
     def _await_queries(self) -> None:
-        for attempt in Retrying(stop=stop_after_delay(STARTS_WITHIN_S), wait=wait_fixed(0.03), reraise=True,
-                                retry=retry_if_exception_type((OSError, asyncpg.PostgresError))):
+        for attempt in Retrying(
+            stop=stop_after_delay(STARTS_WITHIN_S),
+            wait=wait_fixed(0.03),
+            reraise=True,
+            retry=retry_if_exception_type((OSError, asyncpg.PostgresError)),
+        ):
             with attempt:
                 if self.process.poll() is not None:
                     raise RuntimeError(f"PostgreSQL ended at once: {self.log.read_text()[-500:]}")
@@ -144,21 +178,27 @@ class PostgresServer:
         self.query(f'CREATE DATABASE "{name}"')
         return self.url(name)
 
-    def query(self, statement: str, *parameters: Any, database: str = "postgres") -> list[tuple[Any, ...]]:
+    def query(
+        self, statement: str, *parameters: Any, database: str = "postgres"
+    ) -> list[tuple[Any, ...]]:
         """The rows of one statement, past the service."""
         return query(self.url(database), statement, *parameters)
 
 
 def differences(connection: sa.Connection) -> Any:
     """How the tables differ from what the code says they are. SQLite's search index is none of those."""
+
     def is_table(_object: object, name: str | None, *_: object) -> bool:
         return not (name or "").startswith("rubric_words")
 
-    return compare_metadata(MigrationContext.configure(connection, opts={"include_object": is_table}), metadata)
+    return compare_metadata(
+        MigrationContext.configure(connection, opts={"include_object": is_table}), metadata
+    )
 
 
 def query(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
     """The rows of one statement on the PostgreSQL at ``url``."""
+
     async def run() -> Sequence[Sequence[Any]]:
         connection = await asyncpg.connect(url, timeout=10)
         try:

@@ -111,7 +111,9 @@ class TcpProxy:
 
     async def _listen(self) -> None:
         if self._server is None:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=1024)
+            self._server = await asyncio.start_server(
+                self._accept, "127.0.0.1", self.port, backlog=1024
+            )
 
     async def _close(self) -> None:
         if self._server is not None:
@@ -152,7 +154,10 @@ class _Connection:
 
     def find(self, kind: type[Kind]) -> Kind | None:
         """The fault of this kind, when it is on and touches this connection."""
-        return next((t for t in self._proxy._toxics if isinstance(t, kind) and self._draw < t.toxicity), None)
+        return next(
+            (t for t in self._proxy._toxics if isinstance(t, kind) and self._draw < t.toxicity),
+            None,
+        )
 
     def abort(self) -> None:
         for end in self._ends:
@@ -160,11 +165,15 @@ class _Connection:
 
     def reset(self) -> None:
         for end in self._ends:
-            end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            end.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
         self.abort()
 
     async def forward(self, reader: asyncio.StreamReader, port: int) -> None:
-        with suppress(OSError):  # either side may go at any time: that is what the other side then sees
+        with suppress(
+            OSError
+        ):  # either side may go at any time: that is what the other side then sees
             upstream, to_server = await asyncio.open_connection("127.0.0.1", port)
             to_client = self._ends[0]
             self._ends.append(to_server)
@@ -181,7 +190,9 @@ class _Connection:
                 to_client.close()  # in order: what was written still arrives before the end does
                 await to_client.wait_closed()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool
+    ) -> None:
         while data := await source.read(65536):
             while hole := self.find(Timeout):
                 try:
@@ -198,9 +209,11 @@ class _Connection:
 
     async def _spoil(self, data: bytes) -> bytes:
         if late := self.find(Latency):
-            await asyncio.sleep(max(0.0, late.latency_s + self._proxy._chance.uniform(-1, 1) * late.jitter_s))
+            await asyncio.sleep(
+                max(0.0, late.latency_s + self._proxy._chance.uniform(-1, 1) * late.jitter_s)
+            )
         if limit := self.find(LimitData):
-            data = data[:max(0, limit.bytes - self._answered)]
+            data = data[: max(0, limit.bytes - self._answered)]
         self._answered += len(data)
         return data
 
@@ -208,7 +221,7 @@ class _Connection:
         slicer = self.find(Slicer) if sliced else None
         size = slicer.average_size if slicer else len(data)
         for start in range(0, len(data), max(1, size)):
-            sink.write(data[start:start + size])
+            sink.write(data[start : start + size])
             await sink.drain()
             if slicer:
                 await asyncio.sleep(slicer.delay_s)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from fakes.stores import PostgresServer
 from markscheme_server.config import Settings
-from markscheme_server.store.migrating import prepare
+from markscheme_server.store.maintenance.migrate import prepare
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,11 @@ def new_postgres(postgres: PostgresServer) -> Callable[[], str]:
         asyncio.run(execute(f"CREATE DATABASE {name} TEMPLATE migrated OWNER markscheme"))
         return url(name)
 
-    asyncio.run(execute("CREATE ROLE markscheme LOGIN CREATEROLE", "CREATE DATABASE migrated OWNER markscheme"))
+    asyncio.run(
+        execute(
+            "CREATE ROLE markscheme LOGIN CREATEROLE", "CREATE DATABASE migrated OWNER markscheme"
+        )
+    )
     asyncio.run(prepare(Settings(_env_file=None, database_url=url("migrated")).sqlalchemy_url))
     return make
 

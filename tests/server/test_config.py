@@ -65,7 +65,9 @@ def test_the_file_names_judges_and_roles(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_lone_judge_of_the_file_plays_both_roles(tmp_path: Path) -> None:
-    assert set(settings(config=written(tmp_path, '[judges.one]\nmodel = "m"\n')).roles.values()) == {"one"}
+    assert set(
+        settings(config=written(tmp_path, '[judges.one]\nmodel = "m"\n')).roles.values()
+    ) == {"one"}
 
 
 def test_a_key_that_is_not_set_is_said(tmp_path: Path) -> None:
@@ -73,13 +75,19 @@ def test_a_key_that_is_not_set_is_said(tmp_path: Path) -> None:
         settings(config=written(tmp_path, FILE)).key_of("strong")
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ('[judges.x]\nmodel = "m"\nbase_url = ["http://a", "http://b"]\n', "need a revision"),
-    ('[judges.builtin]\nmodel = "m"\n', "is taken"), ('[judges.x]\nmodel = "m"\nspeed = 9\n', "judges.x.speed"),
-    ('[judges.x]\nmodel = "m"\n[roles]\nverifier = "y"\n', "names the judge 'y'"),
-    ('[judges."a b"]\nmodel = "m"\n', "a b"), ('[roles]\ncook = "x"\n', "roles.cook"), ("[judges\n", "is not TOML"),
-    ('[judges.x]\nmodel = "m"\nconcurrency = 0\n', "concurrency"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[judges.x]\nmodel = "m"\nbase_url = ["http://a", "http://b"]\n', "need a revision"),
+        ('[judges.builtin]\nmodel = "m"\n', "is taken"),
+        ('[judges.x]\nmodel = "m"\nspeed = 9\n', "judges.x.speed"),
+        ('[judges.x]\nmodel = "m"\n[roles]\nverifier = "y"\n', "names the judge 'y'"),
+        ('[judges."a b"]\nmodel = "m"\n', "a b"),
+        ('[roles]\ncook = "x"\n', "roles.cook"),
+        ("[judges\n", "is not TOML"),
+        ('[judges.x]\nmodel = "m"\nconcurrency = 0\n', "concurrency"),
+    ],
+)
 def test_what_is_wrong_in_the_file_is_named(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=words):
         settings(config=written(tmp_path, text))
@@ -93,7 +101,9 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
 def test_the_example_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     example = Path(__file__).parents[2] / "examples" / "markscheme.toml"
     made = settings(config=example)
-    assert {"fast", "strong", "openai", "azure", "anthropic", "gemini", "vllm", "ollama"} <= set(made.judges)
+    assert {"fast", "strong", "openai", "azure", "anthropic", "gemini", "vllm", "ollama"} <= set(
+        made.judges
+    )
     assert made.roles["verifier"] == "fast"
     assert made.judges["strong"].temperature_of("verifier") is None
     monkeypatch.setenv("STRONG_JUDGE_KEY", "k")
@@ -103,19 +113,32 @@ def test_the_example_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_empty_variables_are_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MARKSCHEME_JUDGE", "")
-    (tmp_path / ".env").write_text("MARKSCHEME_JUDGE_BASE_URL=\nMARKSCHEME_DATABASE_URL=\nMARKSCHEME_API_KEY=\n")
+    (tmp_path / ".env").write_text(
+        "MARKSCHEME_JUDGE_BASE_URL=\nMARKSCHEME_DATABASE_URL=\nMARKSCHEME_API_KEY=\n"
+    )
     found = Settings(_env_file=tmp_path / ".env")  # type: ignore[call-arg]
-    assert (found.judge_base_url, found.database_url, found.api_key, found.judge_kind) == (None, None, None, "builtin")
+    assert (found.judge_base_url, found.database_url, found.api_key, found.judge_kind) == (
+        None,
+        None,
+        None,
+        "builtin",
+    )
 
 
 @pytest.mark.parametrize("price", ["inf", "nan", "-inf", "1e400", "1e7", "-1"])
 @pytest.mark.parametrize("name", ["price_input", "price_output", "price_cached"])
-def test_a_price_is_a_finite_number_of_dollars(name: str, price: str, tmp_path: Path,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_price_is_a_finite_number_of_dollars(
+    name: str, price: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(f"MARKSCHEME_JUDGE_{name.upper()}", price)
-    with pytest.raises(ValidationError, match=f"(?is){name}.*(finite number|greater than or equal|less than or equal)"):
+    with pytest.raises(
+        ValidationError,
+        match=f"(?is){name}.*(finite number|greater than or equal|less than or equal)",
+    ):
         settings()
     monkeypatch.delenv(f"MARKSCHEME_JUDGE_{name.upper()}")
     stated = "inf" if price == "1e400" else price
-    with pytest.raises(ValueError, match=f"{name}: .*(finite number|greater than or equal|less than or equal)"):
+    with pytest.raises(
+        ValueError, match=f"{name}: .*(finite number|greater than or equal|less than or equal)"
+    ):
         settings(config=written(tmp_path, f'[judges.x]\nmodel = "m"\n{name} = {stated}\n')).judges  # noqa: B018

@@ -38,8 +38,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
     made: list[ServiceProcess] = []
 
     def one(*, workers: int = 1, **settings: Any) -> ServiceProcess:
-        made.append(ServiceProcess(tmp_path / "service", {"judge": "builtin", "drain_delay_s": 0} | settings,
-                                   arguments=("--workers", str(workers))))
+        made.append(
+            ServiceProcess(
+                tmp_path / "service",
+                {"judge": "builtin", "drain_delay_s": 0} | settings,
+                arguments=("--workers", str(workers)),
+            )
+        )
         return made[-1].wait_ready()
 
     yield one
@@ -55,7 +60,12 @@ def fast() -> Iterator[FastJudge]:
 
 
 def healthy(url: str) -> bool:
-    return httpx.get(f"{url}/healthz", headers={"Connection": "close"}, timeout=3, verify=False).status_code == 200
+    return (
+        httpx.get(
+            f"{url}/healthz", headers={"Connection": "close"}, timeout=3, verify=False
+        ).status_code
+        == 200
+    )
 
 
 def connect(port: int, sent: bytes) -> socket.socket:
@@ -110,15 +120,24 @@ def test_half_a_head_is_given_ten_seconds(start: Start) -> None:
         assert received(silent, 3) == b""
 
 
-@pytest.mark.parametrize(("sent", "code"), [
-    (b"what is this\r\n\r\n", "bad_request"),
-    (b"GET /healthz HTTP/1.1\r\n\r\n", "bad_request"),
-    (b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"A: " + b"a" * 600_000 + b"\r\n\r\n", "bad_request"),
-    (HEAD + b"Content-Length: -1\r\n\r\n", "bad_request"),
-    (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "bad_request"),
-    (HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", "bad_request"),
-], ids=["no HTTP", "no host", "a long head", "a negative length", "a bad chunk", "two lengths"])
-def test_what_is_no_http_is_refused_in_the_one_error_shape(sent: bytes, code: str, start: Start) -> None:
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b"what is this\r\n\r\n", "bad_request"),
+        (b"GET /healthz HTTP/1.1\r\n\r\n", "bad_request"),
+        (
+            b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"A: " + b"a" * 600_000 + b"\r\n\r\n",
+            "bad_request",
+        ),
+        (HEAD + b"Content-Length: -1\r\n\r\n", "bad_request"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "bad_request"),
+        (HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", "bad_request"),
+    ],
+    ids=["no HTTP", "no host", "a long head", "a negative length", "a bad chunk", "two lengths"],
+)
+def test_what_is_no_http_is_refused_in_the_one_error_shape(
+    sent: bytes, code: str, start: Start
+) -> None:
     process = start()
     for _ in range(20):
         with connect(process.port, sent) as connection:
@@ -133,9 +152,16 @@ def test_what_is_no_http_is_refused_in_the_one_error_shape(sent: bytes, code: st
 
 def test_a_request_to_speak_another_protocol_is_answered_in_this_one(start: Start) -> None:
     process = start()
-    answer = httpx.get(f"{process.url}/healthz", verify=False, headers={
-        "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
-        "Sec-WebSocket-Version": "13"})
+    answer = httpx.get(
+        f"{process.url}/healthz",
+        verify=False,
+        headers={
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+            "Sec-WebSocket-Version": "13",
+        },
+    )
     assert answer.status_code == 200
     assert "pgrade" not in process.output.read_text()
 
@@ -144,7 +170,9 @@ def hold_one(process: ServiceProcess, judge: FastJudge) -> tuple[threading.Threa
     rubric_id = create_rubric(process.url)
     judge.mode = fast_judge.HELD
     answers: list[Answer] = []
-    sending = threading.Thread(target=lambda: answers.extend(send_all([score(process.url, rubric_id, ["answer"])])))
+    sending = threading.Thread(
+        target=lambda: answers.extend(send_all([score(process.url, rubric_id, ["answer"])]))
+    )
     sending.start()
     for attempt in eventually(10):
         with attempt:
@@ -169,9 +197,17 @@ def test_a_hang_up_finishes_what_is_in_flight(workers: int, start: Start, fast: 
 
 
 def test_under_nohup_a_hang_up_is_nothing(tmp_path: Path) -> None:
-    with (tmp_path / "said").open("wb") as said, subprocess.Popen(
-            ["nohup", COMMAND, "serve", "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=said, text=True,
-            env=environment({"home": tmp_path, "judge": "builtin", "drain_delay_s": 0})) as process:
+    with (
+        (tmp_path / "said").open("wb") as said,
+        subprocess.Popen(
+            ["nohup", COMMAND, "serve", "--port", "0"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=environment({"home": tmp_path, "judge": "builtin", "drain_delay_s": 0}),
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             url = process.stdout.readline().split()[-1]
@@ -186,9 +222,14 @@ def test_requests_go_on_when_the_terminal_is_gone(tmp_path: Path) -> None:
     """Its log lines then reach nobody, and writing one is an error."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-            [COMMAND, "serve", "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, text=True,
-            env=environment({"home": tmp_path, "judge": "builtin", "drain_delay_s": 0}),
-            start_new_session=True) as process:
+        [COMMAND, "serve", "--port", "0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        env=environment({"home": tmp_path, "judge": "builtin", "drain_delay_s": 0}),
+        start_new_session=True,
+    ) as process:
         try:
             os.close(theirs)
             assert process.stdout is not None
@@ -202,7 +243,9 @@ def test_requests_go_on_when_the_terminal_is_gone(tmp_path: Path) -> None:
             process.kill()
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v1/rubrics", "/openapi.json", "/v1/usage"])
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/metrics", "/v1/rubrics", "/openapi.json", "/v1/usage"]
+)
 def test_head_is_answered_where_get_is(path: str, service: str) -> None:
     got, asked = (httpx.request(method, service + path, verify=False) for method in ("GET", "HEAD"))
     assert asked.status_code == got.status_code == 200
@@ -216,10 +259,14 @@ def test_head_where_there_is_no_get_is_refused_like_any_other_method(service: st
     assert httpx.post(f"{service}/v1/usage", verify=False).headers["allow"] == "GET, HEAD"
 
 
-@pytest.mark.parametrize("text", ["1_000", "+1000", "1000.0", "0x10", "١٠٠٠", "1e3", "-1", "", "9" * 400])
+@pytest.mark.parametrize(
+    "text", ["1_000", "+1000", "1000.0", "0x10", "١٠٠٠", "1e3", "-1", "", "9" * 400]
+)
 def test_a_number_in_a_header_is_digits(text: str, service: str) -> None:
     body = {"groups": [{"id": "g", "prompt": "p", "rollouts": [{"id": "r", "text": "t"}]}]}
-    answer = httpx.post(f"{service}/v1/scores", json=body, headers={"X-Deadline-Ms": text.encode()}, verify=False)
+    answer = httpx.post(
+        f"{service}/v1/scores", json=body, headers={"X-Deadline-Ms": text.encode()}, verify=False
+    )
     assert answer.status_code == 422
     assert answer.json()["error"]["code"] == "invalid_value"
     listed = httpx.get(f"{service}/v1/rubrics", params={"limit": text}, verify=False)

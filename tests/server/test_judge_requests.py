@@ -7,24 +7,46 @@ from typing import Any
 
 import pytest
 
-from fakes.judge import RUBRIC, ScriptedJudge, answered_texts, offered, text_of, verdicts, well_behaved
+from fakes.judge import (
+    RUBRIC,
+    ScriptedJudge,
+    answered_texts,
+    offered,
+    text_of,
+    verdicts,
+    well_behaved,
+)
 from markscheme import Client
 from markscheme.errors import MarkschemeError, StatusError
 
 PROMPT = "Which colour is the sky, and why?"
-NO_TEMPERATURE = {"error": {
-    "message": "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is "
-               "supported.", "type": "invalid_request_error", "param": "temperature", "code": "unsupported_value"}}
-NO_MAX_TOKENS = {"error": {
-    "message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
-               "instead.", "type": "invalid_request_error", "param": "max_tokens", "code": "unsupported_parameter"}}
+NO_TEMPERATURE = {
+    "error": {
+        "message": "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is "
+        "supported.",
+        "type": "invalid_request_error",
+        "param": "temperature",
+        "code": "unsupported_value",
+    }
+}
+NO_MAX_TOKENS = {
+    "error": {
+        "message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
+        "instead.",
+        "type": "invalid_request_error",
+        "param": "max_tokens",
+        "code": "unsupported_parameter",
+    }
+}
 
 Serve = Callable[..., str]
 
 
 def asked(client: Client, *texts: str, **more: Any) -> dict[str, Any]:
-    rubric = client.create_rubric(PROMPT, [{"text": "It names a colour.", "points": 3},
-                                           {"text": "It gives a reason.", "points": 1}])
+    rubric = client.create_rubric(
+        PROMPT,
+        [{"text": "It names a colour.", "points": 3}, {"text": "It gives a reason.", "points": 1}],
+    )
     rollouts = [{"id": f"r{i}", "text": text} for i, text in enumerate(texts or ("Blue.",))]
     return {"id": "g", "prompt": PROMPT, "rubric_id": rubric.id, "rollouts": rollouts, **more}
 
@@ -36,7 +58,9 @@ def connect(serve: Serve, model_settings: dict[str, Any]) -> Iterator[Callable[.
         yield lambda **settings: stack.enter_context(Client(serve(**(model_settings | settings))))
 
 
-def test_a_call_says_how_long_a_reply_may_be(connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+def test_a_call_says_how_long_a_reply_may_be(
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     client = connect()
     client.score([asked(client)])
     client.score([asked(client, "Red.", "Green.")], verify="group")
@@ -45,9 +69,16 @@ def test_a_call_says_how_long_a_reply_may_be(connect: Callable[..., Client], jud
     assert 4096 < one["max_tokens"] < pool["max_tokens"] < 8192
 
 
-def test_what_the_operator_sets_is_what_is_sent(connect: Callable[..., Client], judge: ScriptedJudge) -> None:
-    client = connect(judge_max_tokens=777, judge_temperature="default", judge_reasoning_effort="low", judge_seed=7,
-                     judge_extra_body={"chat_template_kwargs": {"enable_thinking": False}})
+def test_what_the_operator_sets_is_what_is_sent(
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
+    client = connect(
+        judge_max_tokens=777,
+        judge_temperature="default",
+        judge_reasoning_effort="low",
+        judge_seed=7,
+        judge_extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+    )
     client.score([asked(client)])
     (request,) = judge.requests
     assert request["max_tokens"] == 777
@@ -56,18 +87,23 @@ def test_what_the_operator_sets_is_what_is_sent(connect: Callable[..., Client], 
     assert request["chat_template_kwargs"] == {"enable_thinking": False}
 
 
-@pytest.mark.parametrize("name", ["messages", "model", "stream", "max_tokens", "temperature", "response_format"])
+@pytest.mark.parametrize(
+    "name", ["messages", "model", "stream", "max_tokens", "temperature", "response_format"]
+)
 def test_extra_fields_must_not_replace_ours(connect: Callable[..., Client], name: str) -> None:
     with pytest.raises(ValueError, match=f"extra_body must not hold {name}"):
         connect(judge_extra_body={name: 1})
 
 
 def refusing(name: str, error: dict[str, Any]) -> Callable[[dict[str, Any], int], Any]:
-    return lambda request, number: (400, error) if name in request else well_behaved(request, number)
+    return lambda request, number: (
+        (400, error) if name in request else well_behaved(request, number)
+    )
 
 
 def test_a_parameter_that_we_added_is_left_out_once_it_is_refused(
-        connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     judge.script = refusing("temperature", NO_TEMPERATURE)
     client = connect()
     batch = client.score([asked(client)])
@@ -78,7 +114,8 @@ def test_a_parameter_that_we_added_is_left_out_once_it_is_refused(
 
 
 def test_a_parameter_that_the_operator_set_is_not_left_out(
-        connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     judge.script = refusing("temperature", NO_TEMPERATURE)
     client = connect(judge_verifier_temperature=0.0)
     (rollout,) = client.score([asked(client)]).groups[0].rollouts
@@ -86,14 +123,18 @@ def test_a_parameter_that_the_operator_set_is_not_left_out(
     assert len(judge.requests) == 1
 
 
-def test_the_length_is_named_as_the_endpoint_names_it(connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+def test_the_length_is_named_as_the_endpoint_names_it(
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     judge.script = refusing("max_tokens", NO_MAX_TOKENS)
     client = connect(judge_max_tokens=900)
     assert client.score([asked(client)]).counts.scored == 1
     assert judge.requests[-1]["max_completion_tokens"] == 900
 
 
-def test_what_is_learnt_changes_no_verdicts_address(connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+def test_what_is_learnt_changes_no_verdicts_address(
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     judge.script = refusing("temperature", NO_TEMPERATURE)
     client = connect()
     group = asked(client)
@@ -103,7 +144,8 @@ def test_what_is_learnt_changes_no_verdicts_address(connect: Callable[..., Clien
 
 
 def test_a_reply_that_was_cut_off_is_asked_for_once_with_more_room(
-        connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     judge.finish = lambda request: "length" if request["max_tokens"] < 10_000 else "stop"
     client = connect()
     batch = client.score([asked(client)])
@@ -116,10 +158,18 @@ def test_a_reply_that_was_cut_off_is_asked_for_once_with_more_room(
 
 
 def test_an_endpoint_that_takes_no_more_is_not_asked_for_more(
-        connect: Callable[..., Client], judge: ScriptedJudge) -> None:
-    too_large = {"error": {"message": "max_tokens is too large. This model supports at most 500 completion tokens.",
-                           "param": "max_tokens", "code": "invalid_value"}}
-    judge.script = lambda request, number: (400, too_large) if request["max_tokens"] > 500 else verdicts(request)
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
+    too_large = {
+        "error": {
+            "message": "max_tokens is too large. This model supports at most 500 completion tokens.",
+            "param": "max_tokens",
+            "code": "invalid_value",
+        }
+    }
+    judge.script = lambda request, number: (
+        (400, too_large) if request["max_tokens"] > 500 else verdicts(request)
+    )
     judge.finish = lambda request: "length"
     client = connect()
     (rollout,) = client.score([asked(client)]).groups[0].rollouts
@@ -127,7 +177,9 @@ def test_an_endpoint_that_takes_no_more_is_not_asked_for_more(
     assert [request["max_tokens"] for request in judge.requests][1:] == [500]
 
 
-def test_no_ask_repeats_an_earlier_one(connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+def test_no_ask_repeats_an_earlier_one(
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     judge.script = lambda request, number: "no"
     client = connect()
     (rollout,) = client.score([asked(client)]).groups[0].rollouts
@@ -136,12 +188,23 @@ def test_no_ask_repeats_an_earlier_one(connect: Callable[..., Client], judge: Sc
     assert len(bodies) == len(set(bodies)) == 3
 
 
-def test_a_rationale_is_asked_for_stored_and_told(connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+def test_a_rationale_is_asked_for_stored_and_told(
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     def argued(request: dict[str, Any], _number: int) -> str:
-        assert list(request["response_format"]["json_schema"]["schema"]["properties"]["verdicts"]["items"][
-            "properties"]) == ["id", "rationale", "met"]
-        return json.dumps({"verdicts": [{"id": "c1", "rationale": "It says blue.", "met": True},
-                                        {"id": "c2", "rationale": "No cause is given.", "met": False}]})
+        assert list(
+            request["response_format"]["json_schema"]["schema"]["properties"]["verdicts"]["items"][
+                "properties"
+            ]
+        ) == ["id", "rationale", "met"]
+        return json.dumps(
+            {
+                "verdicts": [
+                    {"id": "c1", "rationale": "It says blue.", "met": True},
+                    {"id": "c2", "rationale": "No cause is given.", "met": False},
+                ]
+            }
+        )
 
     judge.script = argued
     client = connect(judge_rationale="short")
@@ -156,34 +219,51 @@ def test_a_rationale_is_asked_for_stored_and_told(connect: Callable[..., Client]
 
 
 def test_without_a_rationale_prompts_and_schemas_are_as_they_were(
-        connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     client = connect()
     client.score([asked(client)])
     assert "rationale" not in json.dumps(judge.requests[0])
 
 
-def test_evidence_is_looked_for_in_what_was_shown(connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+def test_evidence_is_looked_for_in_what_was_shown(
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     def quoting(request: dict[str, Any], _number: int) -> str:
         shown = answered_texts(request)[0][1]
-        return json.dumps({"verdicts": [{"id": i, "evidence": shown, "met": True} for i in offered(request)]})
+        return json.dumps(
+            {"verdicts": [{"id": i, "evidence": shown, "met": True} for i in offered(request)]}
+        )
 
     judge.script = quoting
     client = connect(judge_evidence=True)
-    texts = ("می\u200cخواهم سلام", "Hel\u00adlo\u200b there", "Fine \U0001f468\u200d\U0001f469\u200d\U0001f467",
-             "a\u2028b c")
+    texts = (
+        "می\u200cخواهم سلام",
+        "Hel\u00adlo\u200b there",
+        "Fine \U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "a\u2028b c",
+    )
     batch = client.score([asked(client, *texts)])
     assert [r.reward for r in batch.groups[0].rollouts] == [1.0] * 4
     assert batch.usage.judge_calls == 4
-    judge.script = lambda request, number: verdicts(request).replace('"met"', '"evidence": "e", "met"')
+    judge.script = lambda request, number: verdicts(request).replace(
+        '"met"', '"evidence": "e", "met"'
+    )
     (rollout,) = client.score([asked(client, "hello there")]).groups[0].rollouts
     assert rollout.reason == "parse_failure"
 
 
-@pytest.mark.parametrize(("thinking", "shown"), [
-    ("auto", ["a thought</think>Blue.", "Red."]), ("strip", ["Blue.", "Red."]),
-    ("keep", ["a thought</think>Blue.", "<think>x</think>Red."])])
+@pytest.mark.parametrize(
+    ("thinking", "shown"),
+    [
+        ("auto", ["a thought</think>Blue.", "Red."]),
+        ("strip", ["Blue.", "Red."]),
+        ("keep", ["a thought</think>Blue.", "<think>x</think>Red."]),
+    ],
+)
 def test_the_run_says_whether_its_student_thinks(
-        thinking: str, shown: list[str], connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+    thinking: str, shown: list[str], connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     client = connect()
     group = asked(client, "a thought</think>Blue.", "<think>x</think>Red.")
     response = client._http.post("/v1/scores", json={"groups": [group], "thinking": thinking})
@@ -204,17 +284,36 @@ POISON = {
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
 @pytest.mark.parametrize("poison", POISON)
 def test_one_poisonous_reply_takes_no_neighbour_along(
-        poison: str, accept: str, serve: Serve, model_settings: dict[str, Any], judge: ScriptedJudge,
-        database_url: str) -> None:
-    judge.script = lambda request, number: POISON[poison] if "cursed" in text_of(request) else verdicts(request)
-    url = serve(**(model_settings | {"database_url": database_url, "judge_evidence": poison.endswith("evidence")}))
+    poison: str,
+    accept: str,
+    serve: Serve,
+    model_settings: dict[str, Any],
+    judge: ScriptedJudge,
+    database_url: str,
+) -> None:
+    judge.script = lambda request, number: (
+        POISON[poison] if "cursed" in text_of(request) else verdicts(request)
+    )
+    url = serve(
+        **(
+            model_settings
+            | {"database_url": database_url, "judge_evidence": poison.endswith("evidence")}
+        )
+    )
     judge_evidence = '"evidence": "Blue", "met"' if poison.endswith("evidence") else '"met"'
     judge.script = lambda request, number: (
-        POISON[poison] if "cursed" in text_of(request) else verdicts(request).replace('"met"', judge_evidence))
+        POISON[poison]
+        if "cursed" in text_of(request)
+        else verdicts(request).replace('"met"', judge_evidence)
+    )
     with Client(url) as client:
-        groups = [asked(client, "Blue sky.", "Blue sea.") | {"id": "a"},
-                  asked(client, "Blue moon.", "cursed") | {"id": "b"}]
-        answer = client._http.post("/v1/scores", json={"groups": groups}, headers={"accept": accept})
+        groups = [
+            asked(client, "Blue sky.", "Blue sea.") | {"id": "a"},
+            asked(client, "Blue moon.", "cursed") | {"id": "b"},
+        ]
+        answer = client._http.post(
+            "/v1/scores", json={"groups": groups}, headers={"accept": accept}
+        )
         assert answer.status_code == 200
         lines = [json.loads(line) for line in answer.text.split("\n") if line]
         told = {g["id"]: g for line in lines for g in line.get("groups", [line]) if "rollouts" in g}
@@ -227,8 +326,10 @@ def test_one_poisonous_reply_takes_no_neighbour_along(
         assert len(judge.requests) - calls <= 3
 
 
-def test_a_fault_of_ours_stays_in_its_group(connect: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
-    from markscheme_server.grading.scores import ScoreService
+def test_a_fault_of_ours_stays_in_its_group(
+    connect: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from markscheme_server.scoring.scores import ScoreService
 
     whole = ScoreService._mark
 
@@ -250,11 +351,16 @@ def bad_rubric(_request: dict[str, Any], _number: int) -> str:
 
 
 def test_a_failed_induction_is_remembered_until_the_responses_change(
-        connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     judge.script = bad_rubric
     client = connect()
-    group = {"id": "g", "prompt": PROMPT, "teacher_responses": ["Blue, since…"],
-             "rollouts": [{"id": "r", "text": "Blue."}]}
+    group = {
+        "id": "g",
+        "prompt": PROMPT,
+        "teacher_responses": ["Blue, since…"],
+        "rollouts": [{"id": "r", "text": "Blue."}],
+    }
     for _ in range(5):
         assert client.score([group]).groups[0].rollouts[0].reason == "parse_failure"
     assert len(judge.requests) == 3
@@ -265,7 +371,9 @@ def test_a_failed_induction_is_remembered_until_the_responses_change(
     assert client.score([group | {"rollouts": [{"id": "r", "text": "Green."}]}]).counts.scored == 1
 
 
-def test_a_reply_that_cannot_be_read_is_no_outage(connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+def test_a_reply_that_cannot_be_read_is_no_outage(
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     judge.script = bad_rubric
     client = connect()
     with pytest.raises(StatusError) as error:
@@ -274,14 +382,27 @@ def test_a_reply_that_cannot_be_read_is_no_outage(connect: Callable[..., Client]
     assert len(judge.requests) == 3
 
 
-def test_a_fair_criterion_is_not_refused_for_a_word(connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+def test_a_fair_criterion_is_not_refused_for_a_word(
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     def says(*texts: str) -> str:
-        return json.dumps({"criteria": [{"criterion": text, "category": "Task-Fulfillment", "points": 2.0}
-                                        for text in (*texts, "It is short.", "It is polite.", "It is true.")]})
+        return json.dumps(
+            {
+                "criteria": [
+                    {"criterion": text, "category": "Task-Fulfillment", "points": 2.0}
+                    for text in (*texts, "It is short.", "It is polite.", "It is true.")
+                ]
+            }
+        )
 
     client = connect()
-    for text in ("Says how many hours a student visa allows", "States that the judge may dismiss the claim",
-                 "Uses x >> 3", "The title stands as <<title>>", "Cites a reference for each claim"):
+    for text in (
+        "Says how many hours a student visa allows",
+        "States that the judge may dismiss the claim",
+        "Uses x >> 3",
+        "The title stands as <<title>>",
+        "Cites a reference for each claim",
+    ):
         judge.script = lambda request, number, text=text: says(text)
         made = client.induce(f"Q {text}", student_responses=["a"], teacher_responses=["b"])
         assert made.criteria[0].text == text
@@ -289,13 +410,19 @@ def test_a_fair_criterion_is_not_refused_for_a_word(connect: Callable[..., Clien
     with pytest.raises(MarkschemeError, match="must not name an answer of this call"):
         client.induce("Q", student_responses=["a"], teacher_responses=["b"])
     judge.script = lambda request, number: says("It names Student 3")
-    assert client.induce("Who is student 3 of the list?", student_responses=["a"], teacher_responses=["b"]).criteria
+    assert client.induce(
+        "Who is student 3 of the list?", student_responses=["a"], teacher_responses=["b"]
+    ).criteria
 
 
-def test_a_call_that_was_cut_off_is_counted(connect: Callable[..., Client], judge: ScriptedJudge) -> None:
+def test_a_call_that_was_cut_off_is_counted(
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
     judge.script = lambda request, number: None
     client = connect(judge_timeout_s=30.0)
-    response = client._http.post("/v1/scores", json={"groups": [asked(client)]}, headers={"X-Deadline-Ms": "600"})
+    response = client._http.post(
+        "/v1/scores", json={"groups": [asked(client)]}, headers={"X-Deadline-Ms": "600"}
+    )
     answer = response.json()
     assert answer["groups"][0]["rollouts"][0]["reason"] == "timeout"
     assert answer["usage"]["judge_calls"] == 1

@@ -57,7 +57,9 @@ warnings.warn("old")
 
 @pytest.fixture(scope="module")
 def lines() -> list[dict[str, object]]:
-    done = subprocess.run([sys.executable, "-c", NOISY], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", NOISY], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout == ""
     assert SECRET not in done.stderr
     return [json.loads(line) for line in done.stderr.splitlines()]
@@ -68,11 +70,22 @@ def test_every_line_is_json_with_a_time_and_a_level(lines: list[dict[str, object
     assert all(line["timestamp"] and line["level"] for line in lines)
 
 
-def test_levels_are_kept_and_libraries_speak_from_warnings_up(lines: list[dict[str, object]]) -> None:
-    assert lines[0] | {"timestamp": ""} == {"event": "said", "number": 1, "level": "info", "timestamp": ""}
+def test_levels_are_kept_and_libraries_speak_from_warnings_up(
+    lines: list[dict[str, object]],
+) -> None:
+    assert lines[0] | {"timestamp": ""} == {
+        "event": "said",
+        "number": 1,
+        "level": "info",
+        "timestamp": "",
+    }
     assert [line["event"] for line in lines[1:6]] == [
-        "caught", "Exception in ASGI application", "Future exception was never retrieved", "thread_failed",
-        "finaliser_failed"]
+        "caught",
+        "Exception in ASGI application",
+        "Future exception was never retrieved",
+        "thread_failed",
+        "finaliser_failed",
+    ]
     assert "old" in str(lines[6]["event"])
 
 
@@ -93,4 +106,6 @@ def test_a_cycle_of_causes_ends() -> None:
 
 
 def test_only_the_first_line_of_a_foreign_message_is_kept() -> None:
-    assert one_line(None, "error", {"event": f"Task failed\nfuture: {SECRET}"}) == {"event": "Task failed"}
+    assert one_line(None, "error", {"event": f"Task failed\nfuture: {SECRET}"}) == {
+        "event": "Task failed"
+    }

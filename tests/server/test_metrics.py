@@ -24,27 +24,50 @@ def test_everything_is_named_after_the_service_and_explained() -> None:
     for metric in metrics.REGISTRY.collect():
         assert metric.name.startswith("markscheme_")
         assert metric.documentation
-    assert names() == {f"markscheme_{name}" for name in (
-        "request_seconds", "judge_call_seconds", "judge_retries", "verdicts", "unscored", "queue_depth",
-        "calls_in_flight", "breaker_state", "tokens", "cost", "rubrics", "rate_limited",
-        "endpoint_adaptations", "canned_questions", "canary_failures")}
+    assert names() == {
+        f"markscheme_{name}"
+        for name in (
+            "request_seconds",
+            "judge_call_seconds",
+            "judge_retries",
+            "verdicts",
+            "unscored",
+            "queue_depth",
+            "calls_in_flight",
+            "breaker_state",
+            "tokens",
+            "cost",
+            "rubrics",
+            "rate_limited",
+            "endpoint_adaptations",
+            "canned_questions",
+            "canary_failures",
+        )
+    }
 
 
 @pytest.mark.parametrize("reason", UnscoredReason)
 def test_what_has_not_happened_shows_as_zero(reason: UnscoredReason) -> None:
-    assert metrics.REGISTRY.get_sample_value("markscheme_unscored_total", {"reason": reason.value}) is not None
+    assert (
+        metrics.REGISTRY.get_sample_value("markscheme_unscored_total", {"reason": reason.value})
+        is not None
+    )
 
 
-@pytest.mark.parametrize(("method", "path", "route", "as_method", "status"), [
-    ("GET", "/healthz?key=planted", "/healthz", "GET", 200),
-    ("GET", "/v1/rubrics/rub_planted", "/v1/rubrics/{rubric_id}", "GET", 404),
-    ("DELETE", "/v1/rubrics/rub_planted", "/v1/rubrics/{rubric_id}", "DELETE", 405),
-    ("GET", "/planted/path", "other", "GET", 404),
-    ("PLANTED", "/planted", "other", "other", 404),
-    ("POST", "/v1/scores", "/v1/scores", "POST", 422),
-])
-def test_a_request_counts_under_its_template(service: str, method: str, path: str, route: str, as_method: str,
-                                             status: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "route", "as_method", "status"),
+    [
+        ("GET", "/healthz?key=planted", "/healthz", "GET", 200),
+        ("GET", "/v1/rubrics/rub_planted", "/v1/rubrics/{rubric_id}", "GET", 404),
+        ("DELETE", "/v1/rubrics/rub_planted", "/v1/rubrics/{rubric_id}", "DELETE", 405),
+        ("GET", "/planted/path", "other", "GET", 404),
+        ("PLANTED", "/planted", "other", "other", 404),
+        ("POST", "/v1/scores", "/v1/scores", "POST", 422),
+    ],
+)
+def test_a_request_counts_under_its_template(
+    service: str, method: str, path: str, route: str, as_method: str, status: int
+) -> None:
     before = count(route, as_method, status)
     answer = httpx.request(method, f"{service}{path}", verify=False)
     assert answer.status_code == status, answer.text
@@ -61,7 +84,9 @@ def test_the_exposition_needs_no_key_and_is_plain_text(settings_with_key: Settin
     assert "# TYPE markscheme_verdicts_total counter" in answer.text
 
 
-def test_what_is_refused_before_the_router_counts_under_its_template(settings_with_key: Settings) -> None:
+def test_what_is_refused_before_the_router_counts_under_its_template(
+    settings_with_key: Settings,
+) -> None:
     refused, too_large = count("/v1/scores", "POST", 401), count("/v1/scores", "POST", 413)
     with running(settings_with_key) as url:
         assert httpx.post(f"{url}/v1/scores", content=b"{}", verify=False).status_code == 401
@@ -74,4 +99,6 @@ def test_what_is_refused_before_the_router_counts_under_its_template(settings_wi
 
 @pytest.fixture
 def settings_with_key(tmp_path: object) -> Settings:
-    return Settings(_env_file=None, home=tmp_path, judge="builtin", api_key="mk_k", max_body_bytes=1024)
+    return Settings(
+        _env_file=None, home=tmp_path, judge="builtin", api_key="mk_k", max_body_bytes=1024
+    )

@@ -20,8 +20,15 @@ def run(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProc
     """A command in a folder of somebody else's, with a home of one's own."""
     (folder.parent / "home").mkdir(exist_ok=True)
     kept = environment({"home": folder.parent / "home"})
-    return subprocess.run([COMMAND, *words], cwd=folder, env=kept | variables, capture_output=True, text=True,
-                          timeout=60, check=False)
+    return subprocess.run(
+        [COMMAND, *words],
+        cwd=folder,
+        env=kept | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def logged(done: subprocess.CompletedProcess[str], event: str) -> list[dict[str, Any]]:
@@ -37,24 +44,47 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("words", [("doctor",), ("migrate",), ("teams", "list")])
-def test_files_of_the_working_directory_are_not_read_and_that_is_said(words: tuple[str, ...], folder: Path,
-                                                                      judge: ScriptedJudge) -> None:
-    (folder / ".env").write_text(f"{URL}={judge.url}\nMARKSCHEME_JUDGE_MODEL=m\nMARKSCHEME_DATABASE_URL=sqlite:///x.db\n")
-    (folder / "markscheme.toml").write_text(f'[judges.evil]\nbase_url = "{judge.url}"\nmodel = "m"\n')
+def test_files_of_the_working_directory_are_not_read_and_that_is_said(
+    words: tuple[str, ...], folder: Path, judge: ScriptedJudge
+) -> None:
+    (folder / ".env").write_text(
+        f"{URL}={judge.url}\nMARKSCHEME_JUDGE_MODEL=m\nMARKSCHEME_DATABASE_URL=sqlite:///x.db\n"
+    )
+    (folder / "markscheme.toml").write_text(
+        f'[judges.evil]\nbase_url = "{judge.url}"\nmodel = "m"\n'
+    )
     done = run(*words, folder=folder, OPENAI_API_KEY=SHELLS, MARKSCHEME_JUDGE="builtin")
     assert judge.requests == []
     assert not (folder / "x.db").exists()
-    assert {Path(line["file"]).name for line in logged(done, "settings_not_read")} == {".env", "markscheme.toml"}
+    assert {Path(line["file"]).name for line in logged(done, "settings_not_read")} == {
+        ".env",
+        "markscheme.toml",
+    }
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("words", [
-    ("migrate", "--env-file", "mine"), ("teams", "list", "--env-file", "mine"), ("teams", "--env-file", "mine", "list"),
-    ("keys", "list", "--env-file", "mine"), ("doctor", "--env-file", "mine"),
-    ("prune", "--older-than", "1d", "--yes", "--env-file", "mine")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("migrate", "--env-file", "mine"),
+        ("teams", "list", "--env-file", "mine"),
+        ("teams", "--env-file", "mine", "list"),
+        ("keys", "list", "--env-file", "mine"),
+        ("doctor", "--env-file", "mine"),
+        ("prune", "--older-than", "1d", "--yes", "--env-file", "mine"),
+    ],
+)
 def test_a_file_is_read_where_it_is_named(words: tuple[str, ...], folder: Path) -> None:
-    (folder / "mine").write_text("MARKSCHEME_DATABASE_URL=sqlite:///named.db\nMARKSCHEME_JUDGE=builtin\n")
-    subprocess.run([COMMAND, "migrate", "--env-file", "mine"], cwd=folder, env=environment({}), check=True, timeout=60)
+    (folder / "mine").write_text(
+        "MARKSCHEME_DATABASE_URL=sqlite:///named.db\nMARKSCHEME_JUDGE=builtin\n"
+    )
+    subprocess.run(
+        [COMMAND, "migrate", "--env-file", "mine"],
+        cwd=folder,
+        env=environment({}),
+        check=True,
+        timeout=60,
+    )
     done = run(*words, folder=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "named.db").exists()
@@ -80,20 +110,34 @@ def test_a_file_that_is_named_and_not_there_is_an_error(folder: Path) -> None:
     assert "absent" in done.stderr
 
 
-@pytest.mark.parametrize(("in_environment", "in_file", "url", "key"), [
-    ({"OPENAI_API_KEY": SHELLS}, {URL: "http://elsewhere/v1"}, "http://elsewhere/v1", None),
-    ({KEY: SHELLS}, {URL: "http://elsewhere/v1"}, "http://elsewhere/v1", None),
-    ({"OPENAI_API_KEY": SHELLS}, {URL: "http://a/v1", KEY: "k-file"}, "http://a/v1", "k-file"),
-    ({"OPENAI_API_KEY": SHELLS}, {"OPENAI_BASE_URL": "http://a/v1"}, "http://a/v1", None),
-    ({"openai_api_key": SHELLS}, {URL: "http://a/v1"}, "http://a/v1", None),
-    ({URL: "http://a/v1"}, {KEY: "k-file"}, "http://a/v1", None),
-    ({URL: "http://a/v1", KEY: "k"}, {URL: "http://b/v1", KEY: "k-file"}, "http://a/v1", "k"),
-    ({"OPENAI_BASE_URL": "http://a/v1", "OPENAI_API_KEY": "k"}, {KEY: "k-file"}, "http://a/v1", "k"),
-    ({"OPENAI_API_KEY": SHELLS}, {"MARKSCHEME_JUDGE_MODEL": "m"}, None, SHELLS),
-    ({}, {KEY: "k-file"}, None, "k-file"),
-])
-def test_key_and_url_come_from_one_source(in_environment: dict[str, str], in_file: dict[str, str], url: str | None,
-                                          key: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("in_environment", "in_file", "url", "key"),
+    [
+        ({"OPENAI_API_KEY": SHELLS}, {URL: "http://elsewhere/v1"}, "http://elsewhere/v1", None),
+        ({KEY: SHELLS}, {URL: "http://elsewhere/v1"}, "http://elsewhere/v1", None),
+        ({"OPENAI_API_KEY": SHELLS}, {URL: "http://a/v1", KEY: "k-file"}, "http://a/v1", "k-file"),
+        ({"OPENAI_API_KEY": SHELLS}, {"OPENAI_BASE_URL": "http://a/v1"}, "http://a/v1", None),
+        ({"openai_api_key": SHELLS}, {URL: "http://a/v1"}, "http://a/v1", None),
+        ({URL: "http://a/v1"}, {KEY: "k-file"}, "http://a/v1", None),
+        ({URL: "http://a/v1", KEY: "k"}, {URL: "http://b/v1", KEY: "k-file"}, "http://a/v1", "k"),
+        (
+            {"OPENAI_BASE_URL": "http://a/v1", "OPENAI_API_KEY": "k"},
+            {KEY: "k-file"},
+            "http://a/v1",
+            "k",
+        ),
+        ({"OPENAI_API_KEY": SHELLS}, {"MARKSCHEME_JUDGE_MODEL": "m"}, None, SHELLS),
+        ({}, {KEY: "k-file"}, None, "k-file"),
+    ],
+)
+def test_key_and_url_come_from_one_source(
+    in_environment: dict[str, str],
+    in_file: dict[str, str],
+    url: str | None,
+    key: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     file = tmp_path / "settings"
     file.write_text("".join(f"{name}={value}\n" for name, value in in_file.items()))
     monkeypatch.setenv("MARKSCHEME_JUDGE", "builtin")
@@ -104,7 +148,9 @@ def test_key_and_url_come_from_one_source(in_environment: dict[str, str], in_fil
     assert (found.judge_api_key.get_secret_value() if found.judge_api_key else None) == key
 
 
-def test_the_teachers_key_follows_its_url_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teachers_key_follows_its_url_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "settings"
     file.write_text("MARKSCHEME_TEACHER_BASE_URL=http://elsewhere/v1\n")
     monkeypatch.setenv("MARKSCHEME_TEACHER_API_KEY", SHELLS)
@@ -114,9 +160,11 @@ def test_the_teachers_key_follows_its_url_too(tmp_path: Path, monkeypatch: pytes
 def test_openais_key_goes_to_openai_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SHELLS)
     file = tmp_path / "judges.toml"
-    file.write_text('[judges.a]\nmodel = "m"\nbase_url = "http://elsewhere/v1"\napi_key_env = "OPENAI_API_KEY"\n'
-                    '[judges.b]\nmodel = "m"\napi_key_env = "OPENAI_API_KEY"\n'
-                    '[judges.c]\nmodel = "m"\nbase_url = "https://api.openai.com/v1"\napi_key_env = "OPENAI_API_KEY"\n')
+    file.write_text(
+        '[judges.a]\nmodel = "m"\nbase_url = "http://elsewhere/v1"\napi_key_env = "OPENAI_API_KEY"\n'
+        '[judges.b]\nmodel = "m"\napi_key_env = "OPENAI_API_KEY"\n'
+        '[judges.c]\nmodel = "m"\nbase_url = "https://api.openai.com/v1"\napi_key_env = "OPENAI_API_KEY"\n'
+    )
     found = Settings(config=file, judge="builtin")
     for name in ("b", "c"):
         key = found.key_of(name)
@@ -126,7 +174,9 @@ def test_openais_key_goes_to_openai_only(tmp_path: Path, monkeypatch: pytest.Mon
         found.key_of("a")
 
 
-def test_doctor_sends_no_key_of_the_shell_to_a_url_of_a_file(folder: Path, judge: ScriptedJudge) -> None:
+def test_doctor_sends_no_key_of_the_shell_to_a_url_of_a_file(
+    folder: Path, judge: ScriptedJudge
+) -> None:
     (folder / "theirs").write_text(f"{URL}={judge.url}\nMARKSCHEME_JUDGE_MODEL=scripted\n")
     done = run("doctor", "--env-file", "theirs", folder=folder, OPENAI_API_KEY=SHELLS)
     assert judge.requests != []
@@ -139,8 +189,12 @@ def test_doctor_sends_no_key_of_the_shell_to_a_url_of_a_file(folder: Path, judge
 def test_a_key_is_named_by_any_beginning_that_no_other_has(length: int, folder: Path) -> None:
     pepper = {"MARKSCHEME_KEY_PEPPER": "p" * 32}
     run("teams", "create", "red", folder=folder, **pepper)
-    made = [run("keys", "create", "--team", "red", "--scope", "read", folder=folder, **pepper).stdout.split()[-1]
-            for _ in range(2)]
+    made = [
+        run(
+            "keys", "create", "--team", "red", "--scope", "read", folder=folder, **pepper
+        ).stdout.split()[-1]
+        for _ in range(2)
+    ]
     done = run("keys", "revoke", made[0][:length], folder=folder, **pepper)
     shared = len(os.path.commonprefix(made))
     assert done.returncode == (0 if length > shared else 1)

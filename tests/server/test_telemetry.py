@@ -52,27 +52,42 @@ def app(exporter: InMemorySpanExporter) -> FastAPI:
     return made
 
 
-async def spans(app: FastAPI, exporter: InMemorySpanExporter, path: str, **headers: str) -> tuple[ReadableSpan, ...]:
+async def spans(
+    app: FastAPI, exporter: InMemorySpanExporter, path: str, **headers: str
+) -> tuple[ReadableSpan, ...]:
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         await client.get(path, headers=headers)
     return exporter.get_finished_spans()
 
 
-async def test_a_request_is_one_span_in_the_callers_trace(app: FastAPI, exporter: InMemorySpanExporter) -> None:
-    [span] = await spans(app, exporter, f"/things/{SECRET}?key={SECRET}", traceparent=PARENT, authorization=SECRET,
-                         **{"X-Request-ID": "req-1"})
+async def test_a_request_is_one_span_in_the_callers_trace(
+    app: FastAPI, exporter: InMemorySpanExporter
+) -> None:
+    [span] = await spans(
+        app,
+        exporter,
+        f"/things/{SECRET}?key={SECRET}",
+        traceparent=PARENT,
+        authorization=SECRET,
+        **{"X-Request-ID": "req-1"},
+    )
     assert span.name == "GET /things/{name}"
     assert span.kind == SpanKind.SERVER
     assert dict(span.attributes or {}) == {
-        "http.request.method": "GET", "http.route": "/things/{name}", "http.response.status_code": 200,
-        "markscheme.request_id": "req-1"}
+        "http.request.method": "GET",
+        "http.route": "/things/{name}",
+        "http.response.status_code": 200,
+        "markscheme.request_id": "req-1",
+    }
     assert span.parent is not None
     assert f"{span.parent.trace_id:032x}-{span.parent.span_id:016x}" == PARENT[3:52]
     assert SECRET not in span.to_json()
 
 
-async def test_a_failure_is_an_error_without_its_words(app: FastAPI, exporter: InMemorySpanExporter) -> None:
+async def test_a_failure_is_an_error_without_its_words(
+    app: FastAPI, exporter: InMemorySpanExporter
+) -> None:
     [span] = await spans(app, exporter, "/broken")
     assert span.status.status_code == StatusCode.ERROR
     assert (span.attributes or {})["http.response.status_code"] == 500
@@ -84,9 +99,12 @@ async def test_probes_are_not_traced(app: FastAPI, exporter: InMemorySpanExporte
     assert await spans(app, exporter, "/healthz") == ()
 
 
-@pytest.mark.parametrize(("endpoint", "traced"), [(None, False), ("", False), ("http://127.0.0.1:9", True)])
-def test_the_environment_decides(endpoint: str | None, traced: bool, monkeypatch: pytest.MonkeyPatch,
-                                 tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("endpoint", "traced"), [(None, False), ("", False), ("http://127.0.0.1:9", True)]
+)
+def test_the_environment_decides(
+    endpoint: str | None, traced: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     if endpoint is not None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
@@ -95,8 +113,9 @@ def test_the_environment_decides(endpoint: str | None, traced: bool, monkeypatch
     assert [layer.cls for layer in app.user_middleware] == ([Traced] if traced else [])
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_extra_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def missing() -> TracerProvider:
         raise ImportError("opentelemetry")
 

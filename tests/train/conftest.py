@@ -42,43 +42,81 @@ class ScriptedClient:
         self.calls.append({"groups": list(groups), **options})
         scored = [self._group(group) for group in groups]
         if options.get("score_teachers"):
-            anchors = [TeacherScore(rewards=[1.0] * len(group.teacher_responses or [])) for group in groups]
-            scored = [group.model_copy(update={"teacher": anchor})
-                      for group, anchor in zip(scored, anchors, strict=True)]
+            anchors = [
+                TeacherScore(rewards=[1.0] * len(group.teacher_responses or [])) for group in groups
+            ]
+            scored = [
+                group.model_copy(update={"teacher": anchor})
+                for group, anchor in zip(scored, anchors, strict=True)
+            ]
         rewards = [rollout.reward for group in scored for rollout in group.rollouts]
         unscored = rewards.count(None)
-        return ScoreBatch(groups=scored, usage=Usage(judge_calls=0, prompt_tokens=0, completion_tokens=0,
-                                                     cached_verdicts=0),
-                          counts=ScoreCounts(rollouts=len(rewards), scored=len(rewards) - unscored,
-                                             unscored=unscored))
+        return ScoreBatch(
+            groups=scored,
+            usage=Usage(judge_calls=0, prompt_tokens=0, completion_tokens=0, cached_verdicts=0),
+            counts=ScoreCounts(
+                rollouts=len(rewards), scored=len(rewards) - unscored, unscored=unscored
+            ),
+        )
 
     def _group(self, group: Group) -> GroupScore:
-        rubric = RubricRef(id="rub_1", version=1, content_hash="0", origin="induced", criteria=[CRITERION])
-        return GroupScore(id=group.id, status="partial", error=None, rubric=rubric, teacher=None,
-                          rollouts=[_rollout(rollout, self.script(place, rollout))
-                                    for place, rollout in enumerate(group.rollouts)])
+        rubric = RubricRef(
+            id="rub_1", version=1, content_hash="0", origin="induced", criteria=[CRITERION]
+        )
+        return GroupScore(
+            id=group.id,
+            status="partial",
+            error=None,
+            rubric=rubric,
+            teacher=None,
+            rollouts=[
+                _rollout(rollout, self.script(place, rollout))
+                for place, rollout in enumerate(group.rollouts)
+            ],
+        )
 
 
 def _rollout(rollout: Rollout, reward: float | None) -> RolloutScore:
     reason = UnscoredReason.TIMEOUT if reward is None else None
     met = None if reward is None else reward >= 0.5
-    return RolloutScore(id=rollout.id, reward=reward, status="unscored" if reward is None else "scored",
-                        reason=reason, feedback=[],
-                        verdicts=[VerdictView(criterion_id="c1", met=met, reason=reason)])
+    return RolloutScore(
+        id=rollout.id,
+        reward=reward,
+        status="unscored" if reward is None else "scored",
+        reason=reason,
+        feedback=[],
+        verdicts=[VerdictView(criterion_id="c1", met=met, reason=reason)],
+    )
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     words = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(61))]
-    plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    plain = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
 
 
 def tiny_model(**config: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0, eos_token_id=1, bos_token_id=None, **config))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+            **config,
+        )
+    )
 
 
 @pytest.fixture
@@ -92,7 +130,9 @@ def model() -> LlamaForCausalLM:
 
 
 @pytest.fixture
-def model_directory(tmp_path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
+def model_directory(
+    tmp_path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> Path:
     directory = tmp_path / "model"
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -102,15 +142,28 @@ def model_directory(tmp_path: Path, model: LlamaForCausalLM, tokenizer: PreTrain
 @pytest.fixture
 def data_file(tmp_path: Path) -> Path:
     file = tmp_path / "data.jsonl"
-    file.write_text('{"prompt": "w1 w2 w3"}\n{"prompt": "w4", "teacher_responses": ["w5 w6"]}\n'
-                    '{"prompt": "w7 w8"}\n{"prompt": "w9 w10"}\n')
+    file.write_text(
+        '{"prompt": "w1 w2 w3"}\n{"prompt": "w4", "teacher_responses": ["w5 w6"]}\n'
+        '{"prompt": "w7 w8"}\n{"prompt": "w9 w10"}\n'
+    )
     return file
 
 
 @pytest.fixture
 def settings(tmp_path: Path, model_directory: Path, data_file: Path) -> dict[str, Any]:
     """What a tiny run needs: 2 prompts x 4 rollouts of 6 tokens a step."""
-    return {"model": str(model_directory), "data": str(data_file), "output_dir": str(tmp_path / "out"),
-            "num_generations": 4, "per_device_train_batch_size": 8, "max_completion_length": 6, "max_steps": 2,
-            "learning_rate": 1e-2, "use_cpu": True, "save_strategy": "no", "logging_strategy": "no",
-            "disable_tqdm": True, "dataloader_pin_memory": False}
+    return {
+        "model": str(model_directory),
+        "data": str(data_file),
+        "output_dir": str(tmp_path / "out"),
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 6,
+        "max_steps": 2,
+        "learning_rate": 1e-2,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }

@@ -13,8 +13,8 @@ from markscheme import Client
 from markscheme_train import trainer as trainer_module
 from markscheme_train.config import build_config
 from markscheme_train.reward import RubricReward
-from markscheme_train.steps import StepRecorder
-from markscheme_train.teacher import ModelCopy
+from markscheme_train.self_teacher import ModelCopy
+from markscheme_train.step_log import StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import quieten, train
 
@@ -32,7 +32,9 @@ POINTS: dict[str, tuple[Any, str]] = {
 """Where a run may die: as it enters this function for the given time (1: the first)."""
 
 
-def main(settings: dict[str, Any], url: str, resume: bool, point: str | None, occasion: int) -> None:
+def main(
+    settings: dict[str, Any], url: str, resume: bool, point: str | None, occasion: int
+) -> None:
     torch.set_num_threads(1)
     quieten()
     if point is not None:
@@ -55,8 +57,15 @@ def dying(function: Callable[..., Any], occasion: int) -> Callable[..., Any]:
     return called
 
 
-def run(settings: dict[str, Any], url: str, *, resume: bool = False, point: str | None = None, occasion: int = 1,
-        within_s: float = 120) -> int | None:
+def run(
+    settings: dict[str, Any],
+    url: str,
+    *,
+    resume: bool = False,
+    point: str | None = None,
+    occasion: int = 1,
+    within_s: float = 120,
+) -> int | None:
     """Its exit code; killed: ``-9``. Forked from a process that has everything imported already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])

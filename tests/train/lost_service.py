@@ -25,7 +25,12 @@ def main(settings: Path) -> None:
     config = build_config(json.loads(settings.read_text()))
     output = Path(config.output_dir)
     try:
-        train(config, Lost(lambda place, rollout: place / 4), resume=False, on_record=lambda record: None)
+        train(
+            config,
+            Lost(lambda place, rollout: place / 4),
+            resume=False,
+            on_record=lambda record: None,
+        )
     except Interrupted:
         assert last_checkpoint(output) == output / "checkpoint-1"
     else:

@@ -31,7 +31,9 @@ class Recorded(MarkschemeTrainer):
 
     batch = 0
 
-    def _generate_single_turn(self, prompt_ids: Any, *_more: Any, **_kwargs: Any) -> tuple[list[list[int]], None]:
+    def _generate_single_turn(
+        self, prompt_ids: Any, *_more: Any, **_kwargs: Any
+    ) -> tuple[list[list[int]], None]:
         first = self.accelerator.process_index * len(prompt_ids)
         self.batch += 1
         return [recorded(self.batch, first + i) for i in range(len(prompt_ids))], None
@@ -56,21 +58,45 @@ def main(settings: Path, out: Path) -> None:
             return super()._group(group)
 
     client = Client(script)
-    reward = RubricReward(client, num_generations=config.num_generations, run_id="run", eos_token_ids=[EOS])
+    reward = RubricReward(
+        client, num_generations=config.num_generations, run_id="run", eos_token_ids=[EOS]
+    )
     examples = [Example(prompt=f"w{i} w{i + 1}") for i in range(4)]
-    trainer = Recorded(model, reward, config, train_dataset=as_dataset(examples, chat=False),
-                       processing_class=tokenizer)
+    trainer = Recorded(
+        model,
+        reward,
+        config,
+        train_dataset=as_dataset(examples, chat=False),
+        processing_class=tokenizer,
+    )
     trainer.train()
     if trainer.accelerator.is_main_process:
         assert trainer.distillation is not None
-        torch.save({
-            "student": dict(trainer.accelerator.unwrap_model(trainer.model_wrapped).state_dict()),
-            "teacher": dict(trainer.distillation.teacher.weights()), "asked": len(client.calls),
-            "groups": [len(call["groups"]) for call in client.calls],
-            "processes": trainer.accelerator.num_processes, "wrapper": type(trainer.model_wrapped).__name__,
-            "norms": {k: v for log in trainer.state.log_history for k, v in log.items() if "gradient_norm" in k},
-            "metrics": {k: v for log in trainer.state.log_history for k, v in log.items() if "distillation" in k},
-        }, out)
+        torch.save(
+            {
+                "student": dict(
+                    trainer.accelerator.unwrap_model(trainer.model_wrapped).state_dict()
+                ),
+                "teacher": dict(trainer.distillation.teacher.weights()),
+                "asked": len(client.calls),
+                "groups": [len(call["groups"]) for call in client.calls],
+                "processes": trainer.accelerator.num_processes,
+                "wrapper": type(trainer.model_wrapped).__name__,
+                "norms": {
+                    k: v
+                    for log in trainer.state.log_history
+                    for k, v in log.items()
+                    if "gradient_norm" in k
+                },
+                "metrics": {
+                    k: v
+                    for log in trainer.state.log_history
+                    for k, v in log.items()
+                    if "distillation" in k
+                },
+            },
+            out,
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,14 @@ import torch.distributed as distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from markscheme_train.losses import SrpoConfig, SrpoInputs, entropy, entropy_weight_sums, generalized_jsd, srpo_loss
+from markscheme_train.losses import (
+    SrpoConfig,
+    SrpoInputs,
+    entropy,
+    entropy_weight_sums,
+    generalized_jsd,
+    srpo_loss,
+)
 from train.conftest import tiny_model
 
 
@@ -20,19 +27,34 @@ def batch() -> dict[str, torch.Tensor]:
     ids = torch.randint(2, 64, (6, 8), generator=chance)
     mask = torch.ones(6, 4)
     mask[1, 2:] = mask[4, 3:] = 0
-    return {"ids": ids, "mask": mask, "advantages": torch.randn(6, generator=chance),
-            "routed": torch.tensor([False, False, False, True, True, True]),
-            "teacher": torch.randn(6, 4, 64, generator=chance).log_softmax(-1)}
+    return {
+        "ids": ids,
+        "mask": mask,
+        "advantages": torch.randn(6, generator=chance),
+        "routed": torch.tensor([False, False, False, True, True, True]),
+        "teacher": torch.randn(6, 4, 64, generator=chance).log_softmax(-1),
+    }
 
 
-def gradient_of(model: Any, rows: dict[str, torch.Tensor], count: torch.Tensor, mean: torch.Tensor,
-                share: int) -> None:
+def gradient_of(
+    model: Any, rows: dict[str, torch.Tensor], count: torch.Tensor, mean: torch.Tensor, share: int
+) -> None:
     student = model(input_ids=rows["ids"]).logits[:, 3:-1].log_softmax(-1)
     own = student.gather(-1, rows["ids"][:, 4:].unsqueeze(-1)).squeeze(-1)
-    loss, _ = srpo_loss(SrpoInputs(
-        own, own.detach(), rows["advantages"], rows["mask"], rows["routed"],
-        generalized_jsd(student, rows["teacher"], alpha=0.5), entropy(rows["teacher"]), token_count=count,
-        weight_mean=mean), SrpoConfig())
+    loss, _ = srpo_loss(
+        SrpoInputs(
+            own,
+            own.detach(),
+            rows["advantages"],
+            rows["mask"],
+            rows["routed"],
+            generalized_jsd(student, rows["teacher"], alpha=0.5),
+            entropy(rows["teacher"]),
+            token_count=count,
+            weight_mean=mean,
+        ),
+        SrpoConfig(),
+    )
     (loss * share).backward()  # FSDP averages over the processes
 
 
@@ -45,12 +67,22 @@ def main(out: Path) -> None:
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    own = {name: value[rank * 6 // world:(rank + 1) * 6 // world] for name, value in whole.items()}
-    sums = torch.stack([own["mask"].sum(), *entropy_weight_sums(
-        entropy(own["teacher"]), own["mask"] * own["routed"].unsqueeze(1), beta=1.0)])
+    own = {
+        name: value[rank * 6 // world : (rank + 1) * 6 // world] for name, value in whole.items()
+    }
+    sums = torch.stack(
+        [
+            own["mask"].sum(),
+            *entropy_weight_sums(
+                entropy(own["teacher"]), own["mask"] * own["routed"].unsqueeze(1), beta=1.0
+            ),
+        ]
+    )
     distributed.all_reduce(sums)
     gradient_of(model, own, sums[0], sums[1] / sums[2], world)
-    gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {
+        name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None
+    }
     if rank == 0:
         parts = sum(p.to_local().numel() for p in model.parameters())
         torch.save({"gradients": gradients, "parts": parts, "world": world}, out)

@@ -13,15 +13,26 @@ from typer.testing import CliRunner, Result
 from markscheme_train.cli import TRY_AGAIN
 from markscheme_train.cli import train as command
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 
 @pytest.fixture
 def train(settings: dict[str, Any], service: str, tmp_path: Path) -> Callable[..., Result]:
     """``markscheme train`` on a configuration of two steps that asks a real service."""
     file = tmp_path / "train.yaml"
-    file.write_text(yaml.safe_dump(settings | {"markscheme_url": service, "save_strategy": "steps", "save_steps": 1,
-                                              "max_unscored": 1.0}))  # these words give no rubric
+    file.write_text(
+        yaml.safe_dump(
+            settings
+            | {
+                "markscheme_url": service,
+                "save_strategy": "steps",
+                "save_steps": 1,
+                "max_unscored": 1.0,
+            }
+        )
+    )  # these words give no rubric
     app = typer.Typer()
     app.command()(command)
     return lambda *words: CliRunner().invoke(app, [str(file), *words])
@@ -32,8 +43,9 @@ def steps(settings: dict[str, Any]) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-def test_with_auto_resume_a_run_begins_goes_on_and_stays_finished(train: Callable[..., Result],
-                                                                  settings: dict[str, Any]) -> None:
+def test_with_auto_resume_a_run_begins_goes_on_and_stays_finished(
+    train: Callable[..., Result], settings: dict[str, Any]
+) -> None:
     begun = train("--auto-resume")
     assert (begun.exit_code, steps(settings)) == (0, [1, 2]), begun.output
     refused = train()
@@ -55,7 +67,8 @@ def test_a_service_that_is_away_is_worth_another_try(train: Callable[..., Result
 
 
 def test_what_stays_unscored_ends_it_saying_why_on_its_last_line(
-        train: Callable[..., Result]) -> None:
+    train: Callable[..., Result],
+) -> None:
     ended = train("--auto-resume", "max_unscored=0.5")
     assert ended.exit_code == 1
     last = ended.output.strip().rpartition("\n")[2]

@@ -23,16 +23,32 @@ def test_the_preset_is_ropds_release() -> None:
 def test_srpo_is_its_papers_and_the_rubrics_own_thresholds_are_stricter() -> None:
     paper = build_config({**NEEDED, "preset": "srpo"})
     assert (paper.method, paper.learning_rate, paper.warmup_steps) == ("srpo", 5e-6, 10)
-    assert (paper.distillation_alpha, paper.distillation_top_k, paper.entropy_beta) == (0.5, 100, 1.0)
-    assert (paper.teacher_update_rate, paper.success_threshold, paper.rubric_feedback) == (0.05, 0.5, False)
+    assert (paper.distillation_alpha, paper.distillation_top_k, paper.entropy_beta) == (
+        0.5,
+        100,
+        1.0,
+    )
+    assert (paper.teacher_update_rate, paper.success_threshold, paper.rubric_feedback) == (
+        0.05,
+        0.5,
+        False,
+    )
     rubric = build_config({**NEEDED, "preset": "srpo-rubric"})
-    assert (rubric.success_threshold, rubric.demonstration_threshold, rubric.demonstration_gap) == (0.7, 0.8, 0.2)
+    assert (rubric.success_threshold, rubric.demonstration_threshold, rubric.demonstration_gap) == (
+        0.7,
+        0.8,
+        0.2,
+    )
     assert rubric.rubric_feedback
 
 
 def test_ropds_paper_differs_from_its_release() -> None:
     config = build_config({**NEEDED, "preset": "ropd-paper"})
-    assert (config.scale_rewards, config.lr_scheduler_type.value, config.warmup_steps) == ("group", "cosine", 100)
+    assert (config.scale_rewards, config.lr_scheduler_type.value, config.warmup_steps) == (
+        "group",
+        "cosine",
+        100,
+    )
     assert (config.weight_decay, config.adam_beta1, config.adam_beta2) == (0.1, 0.9, 0.95)
     assert config.reuse == "always_new"
 
@@ -49,15 +65,21 @@ def test_an_integer_is_taken_for_a_float_field() -> None:
     assert build_config({**NEEDED, "delta": 4}).delta == 4.0
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    ({**NEEDED, "lerning_rate": 1e-5}, "did you mean `learning_rate`"),
-    ({"data": "d.jsonl"}, "`model` is missing"),
-    ({**NEEDED, "max_steps": "many"}, "`max_steps` does not take `many`"),
-    ({**NEEDED, "learning_rate": True}, "`learning_rate` does not take `True`"),
-    ({**NEEDED, "reuse": "sometimes"}, "`reuse` must be one of always_new, if_fresh, frozen"),
-    ({**NEEDED, "preset": "ppo"}, "`preset` must be one of grpo, ropd, ropd-paper, sdpo, srpo, srpo-rubric, not `ppo`"),
-    ({**NEEDED, "num_generations": 1}, "."),
-])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({**NEEDED, "lerning_rate": 1e-5}, "did you mean `learning_rate`"),
+        ({"data": "d.jsonl"}, "`model` is missing"),
+        ({**NEEDED, "max_steps": "many"}, "`max_steps` does not take `many`"),
+        ({**NEEDED, "learning_rate": True}, "`learning_rate` does not take `True`"),
+        ({**NEEDED, "reuse": "sometimes"}, "`reuse` must be one of always_new, if_fresh, frozen"),
+        (
+            {**NEEDED, "preset": "ppo"},
+            "`preset` must be one of grpo, ropd, ropd-paper, sdpo, srpo, srpo-rubric, not `ppo`",
+        ),
+        ({**NEEDED, "num_generations": 1}, "."),
+    ],
+)
 def test_what_is_wrong_is_named(given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_config(given)
@@ -80,12 +102,16 @@ def test_the_api_key_is_no_setting() -> None:
         build_config({**NEEDED, "api_key": "mk_secret"})
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "examples").glob("train*.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "examples").glob("train*.yaml")), ids=str
+)
 def test_the_example_configurations_load(file: Path) -> None:
     assert load_config(file).data.endswith("prompts.jsonl")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("zero2", DistributedType.DEEPSPEED), ("fsdp2", DistributedType.FSDP)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("zero2", DistributedType.DEEPSPEED), ("fsdp2", DistributedType.FSDP)]
+)
 def test_the_example_launchers_load(name: str, kind: DistributedType) -> None:
     file = Path(__file__).parents[2] / "examples" / "accelerate" / f"{name}.yaml"
     assert load_config_from_file(str(file)).distributed_type == kind

@@ -29,39 +29,77 @@ from markscheme_train.demo.result import Change, DemoResult, print_result
 from markscheme_train.demo.sample import Sample, sample_responses
 from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words, non_word_share
-from markscheme_train.live import LiveTable
-from markscheme_train.steps import StepRecord
+from markscheme_train.progress import LiveTable
+from markscheme_train.step_log import StepRecord
 from train.conftest import ScriptedClient
 
 HOSTILE = "<script>alert(1)</script> [bold]x[/bold]"
 NO_COMMA = DemoPrompt("p1", f"Be brief. {HOSTILE}", ["ok"], ["punctuation:no_comma"], [{}])
-FORBIDDEN = DemoPrompt("p2", "Say it.", ["ok"], ["keywords:forbidden_words"], [{"forbidden_words": ["rose"]}])
+FORBIDDEN = DemoPrompt(
+    "p2", "Say it.", ["ok"], ["keywords:forbidden_words"], [{"forbidden_words": ["rose"]}]
+)
 PHRASE = DemoPrompt("p3", "Yes?", ["ok"], ["detectable_format:constrained_response"], [{}])
 
 
 def rubric() -> Rubric:
-    return Rubric(id="rub_1", version=1, parent_id=None, prompt_key="k", prompt=[], content_hash="h",
-                  team="default", visibility="private", shared_with=[], retired_at=None,
-                  criteria=[Criterion(id="c1", text=f"Short {HOSTILE}", points=5)], maximum_score=5, origin="induced",
-                  tags=[], created_at=datetime(2026, 1, 1, tzinfo=UTC), provenance=Provenance())
+    return Rubric(
+        id="rub_1",
+        version=1,
+        parent_id=None,
+        prompt_key="k",
+        prompt=[],
+        content_hash="h",
+        team="default",
+        visibility="private",
+        shared_with=[],
+        retired_at=None,
+        criteria=[Criterion(id="c1", text=f"Short {HOSTILE}", points=5)],
+        maximum_score=5,
+        origin="induced",
+        tags=[],
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        provenance=Provenance(),
+    )
 
 
 def evaluation(*rewards: float | None) -> Evaluation:
     samples = [Sample(HOSTILE, False, 4) for _ in rewards]
-    results = [PromptResult(prompt, rubric(), samples, list(rewards), {"c1": 0.25}, [True] * len(rewards))
-               for prompt in (NO_COMMA, FORBIDDEN, PHRASE)]
+    results = [
+        PromptResult(prompt, rubric(), samples, list(rewards), {"c1": 0.25}, [True] * len(rewards))
+        for prompt in (NO_COMMA, FORBIDDEN, PHRASE)
+    ]
     return Evaluation(results, 0.01)
 
 
 def demo_result() -> DemoResult:
-    record = StepRecord(step=1, steps=1, reward=0.5, rollouts=16, unscored=3, reasons={"timeout": 3}, origins={},
-                        criteria=[], rollout_s=1.0, scoring_s=0.1, teacher_s=0.0, update_s=1.0, judge_calls=0,
-                        judge_tokens=0, metrics={})
-    return DemoResult(trained=Change(evaluation(0.2, 0.4), evaluation(0.6, 0.8)),
-                      held_out=Change(evaluation(0.3, 0.3), evaluation(0.3, None)), records=[record], seconds=12.34)
+    record = StepRecord(
+        step=1,
+        steps=1,
+        reward=0.5,
+        rollouts=16,
+        unscored=3,
+        reasons={"timeout": 3},
+        origins={},
+        criteria=[],
+        rollout_s=1.0,
+        scoring_s=0.1,
+        teacher_s=0.0,
+        update_s=1.0,
+        judge_calls=0,
+        judge_tokens=0,
+        metrics={},
+    )
+    return DemoResult(
+        trained=Change(evaluation(0.2, 0.4), evaluation(0.6, 0.8)),
+        held_out=Change(evaluation(0.3, 0.3), evaluation(0.3, None)),
+        records=[record],
+        seconds=12.34,
+    )
 
 
-def test_the_held_out_prompts_follow_from_the_rule_and_share_no_prompt_with_the_trained_ones() -> None:
+def test_the_held_out_prompts_follow_from_the_rule_and_share_no_prompt_with_the_trained_ones() -> (
+    None
+):
     trained, held_out = load_prompts()
     assert [prompt.id for prompt in trained] == list(TRAINED)
     assert len(held_out) == 16
@@ -70,12 +108,18 @@ def test_the_held_out_prompts_follow_from_the_rule_and_share_no_prompt_with_the_
     assert {p.kind for p in trained} == {p.kind for p in held_out} == set(KINDS.values())
 
 
-@pytest.mark.parametrize(("prompt", "text", "expected"), [
-    (NO_COMMA, "No comma here.", True), (NO_COMMA, "One, two.", False),
-    (FORBIDDEN, "A red flower.", True), (FORBIDDEN, "A red Rose.", False),
-    (PHRASE, "Well. My answer is yes.", True), (PHRASE, "my answer is yes", False),
-    (NO_COMMA, "  ", False),
-])
+@pytest.mark.parametrize(
+    ("prompt", "text", "expected"),
+    [
+        (NO_COMMA, "No comma here.", True),
+        (NO_COMMA, "One, two.", False),
+        (FORBIDDEN, "A red flower.", True),
+        (FORBIDDEN, "A red Rose.", False),
+        (PHRASE, "Well. My answer is yes.", True),
+        (PHRASE, "my answer is yes", False),
+        (NO_COMMA, "  ", False),
+    ],
+)
 def test_the_official_verdict(prompt: DemoPrompt, text: str, expected: bool) -> None:
     assert follows(prompt, text) is expected
 
@@ -100,7 +144,9 @@ def test_sampling_keeps_the_order_of_prompts_and_repeats_itself(model: Any, toke
     prompts = ["w1 w2 w3 w4", "w5", "w6 w7"]
 
     def draw(seed: int) -> list[list[Sample]]:
-        return sample_responses(model, tokenizer, prompts, per_prompt=2, max_new_tokens=5, seed=seed, rows=4)
+        return sample_responses(
+            model, tokenizer, prompts, per_prompt=2, max_new_tokens=5, seed=seed, rows=4
+        )
 
     first = draw(1)
     assert [len(samples) for samples in first] == [2, 2, 2]
@@ -109,22 +155,50 @@ def test_sampling_keeps_the_order_of_prompts_and_repeats_itself(model: Any, toke
     assert all(sample.truncated == (sample.tokens == 5) for samples in first for sample in samples)
 
 
-def test_evaluation_asks_for_the_given_rubric_and_keeps_the_shares(model: Any, tokenizer: Any) -> None:
+def test_evaluation_asks_for_the_given_rubric_and_keeps_the_shares(
+    model: Any, tokenizer: Any
+) -> None:
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     client = ScriptedClient(lambda place, rollout: float(place))
-    result = evaluate(client, model, tokenizer, [NO_COMMA, PHRASE], [rubric(), rubric()], per_prompt=2, seed=1,
-                      known=frozenset())
+    result = evaluate(
+        client,
+        model,
+        tokenizer,
+        [NO_COMMA, PHRASE],
+        [rubric(), rubric()],
+        per_prompt=2,
+        seed=1,
+        known=frozenset(),
+    )
     sent = client.calls[0]
-    assert ([group.rubric_id for group in sent["groups"]], sent["reuse"]) == (["rub_1", "rub_1"], "frozen")
+    assert ([group.rubric_id for group in sent["groups"]], sent["reuse"]) == (
+        ["rub_1", "rub_1"],
+        "frozen",
+    )
     assert result.reward == 0.5
     assert [r.met for r in result.results] == [{"c1": 0.5}, {"c1": 0.5}]
 
 
 def test_the_summary_has_the_promised_keys_and_is_json() -> None:
     summary = json.loads(json.dumps(demo_result().summary()))
-    assert {"reward_before", "reward_after", "heldout_before", "heldout_after", "ifeval_before", "ifeval_after",
-            "ifeval_heldout_before", "ifeval_heldout_after", "steps", "unscored", "seconds"} <= set(summary)
-    assert (summary["reward_before"], summary["unscored"], summary["steps"]) == (pytest.approx(0.3), 6, 1)
+    assert {
+        "reward_before",
+        "reward_after",
+        "heldout_before",
+        "heldout_after",
+        "ifeval_before",
+        "ifeval_after",
+        "ifeval_heldout_before",
+        "ifeval_heldout_after",
+        "steps",
+        "unscored",
+        "seconds",
+    } <= set(summary)
+    assert (summary["reward_before"], summary["unscored"], summary["steps"]) == (
+        pytest.approx(0.3),
+        6,
+        1,
+    )
 
 
 def test_the_page_holds_no_markup_of_the_models() -> None:
@@ -149,12 +223,19 @@ def test_like_criteria_of_several_prompts_are_one_row() -> None:
 
 def test_shuffling_keeps_each_groups_rewards_and_leaves_unknown_ones_in_place() -> None:
     rewards = [0.1, None, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
-    reward = ShuffledReward(ScriptedClient(lambda place, rollout: rewards[int(rollout.text)]), num_generations=4,
-                            run_id="run")
+    reward = ShuffledReward(
+        ScriptedClient(lambda place, rollout: rewards[int(rollout.text)]),
+        num_generations=4,
+        run_id="run",
+    )
 
     def call(step: int) -> list[float | None]:
-        return reward(prompts=["p"] * 8, completions=[str(i) for i in range(8)], completion_ids=[[1]] * 8,
-                      trainer_state=SimpleNamespace(global_step=step))
+        return reward(
+            prompts=["p"] * 8,
+            completions=[str(i) for i in range(8)],
+            completion_ids=[[1]] * 8,
+            trainer_state=SimpleNamespace(global_step=step),
+        )
 
     dealt = [call(step) for step in range(4)]
     assert any(one != rewards for one in dealt)
@@ -165,8 +246,10 @@ def test_shuffling_keeps_each_groups_rewards_and_leaves_unknown_ones_in_place() 
 
 
 def test_the_controls_table_gives_every_run_and_the_mean_gain() -> None:
-    runs = [ControlRun(0, "true", evaluation(0.2, 0.2), evaluation(0.6, 0.6), 60.0),
-            ControlRun(0, "shuffled", evaluation(0.2, 0.2), evaluation(0.3, 0.3), 60.0)]
+    runs = [
+        ControlRun(0, "true", evaluation(0.2, 0.2), evaluation(0.6, 0.6), 60.0),
+        ControlRun(0, "shuffled", evaluation(0.2, 0.2), evaluation(0.3, 0.3), 60.0),
+    ]
     table = render_table(runs, steps=20)
     assert "| mean | true | | | +0.400 |" in table
     assert "| mean | shuffled | | | +0.100 |" in table
@@ -187,23 +270,37 @@ def test_a_model_already_there_is_left_alone_and_a_strange_wheel_is_refused(tmp_
 def test_sampling_follows_the_models_own_distribution(model: Any, tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     prompts = ["w1 w2 w3 w4", "w5"]
-    cold = sample_responses(model, tokenizer, prompts, per_prompt=2, max_new_tokens=5, seed=1, temperature=1e-4)
+    cold = sample_responses(
+        model, tokenizer, prompts, per_prompt=2, max_new_tokens=5, seed=1, temperature=1e-4
+    )
     for prompt, samples in zip(prompts, cold, strict=True):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         greedy = model.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
-        assert [sample.text for sample in samples] == [tokenizer.decode(greedy, skip_special_tokens=True)] * 2
+        assert [sample.text for sample in samples] == [
+            tokenizer.decode(greedy, skip_special_tokens=True)
+        ] * 2
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_demo_that_was_stopped_goes_on_and_a_finished_one_begins_anew(
-        model_directory: Path, tokenizer: Any, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_directory: Path,
+    tokenizer: Any,
+    service: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The whole demo on a model of one layer, four prompts, and a real service."""
-    shutil.copytree(model_directory, tmp_path / "smollm2")  # where the demo looks for the model that it has made
+    shutil.copytree(
+        model_directory, tmp_path / "smollm2"
+    )  # where the demo looks for the model that it has made
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     tokenizer.save_pretrained(tmp_path / "smollm2")
     trained, held_out = load_prompts()
     monkeypatch.setattr(demo, "load_prompts", lambda: (trained[:3], held_out[:1]))
-    settings, output = demo.DemoSettings(tmp_path, steps=7, samples=2, held_out_samples=2), io.StringIO()
+    settings, output = (
+        demo.DemoSettings(tmp_path, steps=7, samples=2, held_out_samples=2),
+        io.StringIO(),
+    )
 
     def run(stop_at: int | None = None) -> DemoResult:
         def show(live: LiveTable, record: StepRecord) -> None:
@@ -234,11 +331,17 @@ def test_a_demo_that_was_stopped_goes_on_and_a_finished_one_begins_anew(
 
 
 def test_the_demos_service_reads_no_settings_of_the_folder_and_hears_no_ctrl_c(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / ".env").write_text("MARKSCHEME_API_KEY=somebody's\nMARKSCHEME_DATABASE_URL=postgresql://nowhere\n")
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text(
+        "MARKSCHEME_API_KEY=somebody's\nMARKSCHEME_DATABASE_URL=postgresql://nowhere\n"
+    )
     monkeypatch.chdir(tmp_path)
     with running_service(tmp_path / "home") as url:
         assert httpx.get(f"{url}/v1/rubrics").json()["data"] == []
         children = psutil.Process().children()
-        assert [os.getpgid(child.pid) != os.getpgid(0) for child in children
-                if "serve" in child.cmdline()] == [True]
+        assert [
+            os.getpgid(child.pid) != os.getpgid(0)
+            for child in children
+            if "serve" in child.cmdline()
+        ] == [True]

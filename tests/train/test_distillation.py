@@ -24,30 +24,42 @@ def parts() -> tuple[Tensor, Tensor, nn.Linear, nn.Linear]:
 def test_entropies(chunk: int, parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:
     _, states, _, head = parts
     plain = losses.entropy((head(states) / 0.7).log_softmax(-1))
-    torch.testing.assert_close(entropies(states, head, temperature=0.7, chunk=chunk), plain.detach())
+    torch.testing.assert_close(
+        entropies(states, head, temperature=0.7, chunk=chunk), plain.detach()
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 @pytest.mark.parametrize("top_k", [None, 3, VOCABULARY])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_divergences_and_their_gradients(chunk: int, top_k: int | None, alpha: float,
-                                         parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:
+def test_divergences_and_their_gradients(
+    chunk: int, top_k: int | None, alpha: float, parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]
+) -> None:
     own, other, own_head, other_head = parts
-    student, teacher = (own_head(own) / 1.3).log_softmax(-1), (other_head(other) / 1.3).log_softmax(-1)
+    student, teacher = (
+        (own_head(own) / 1.3).log_softmax(-1),
+        (other_head(other) / 1.3).log_softmax(-1),
+    )
     if top_k == 3:
         top = student.topk(3).indices
         student, teacher = losses.topk_with_tail(student, top), losses.topk_with_tail(teacher, top)
     plain = losses.generalized_jsd(student, teacher, alpha=alpha)
     weights = torch.rand(POSITIONS, dtype=torch.float64)
     expected = torch.autograd.grad((plain * weights).sum(), [own, own_head.weight])
-    found = divergences(own, other, own_head, other_head, alpha=alpha, top_k=top_k, temperature=1.3, chunk=chunk)
+    found = divergences(
+        own, other, own_head, other_head, alpha=alpha, top_k=top_k, temperature=1.3, chunk=chunk
+    )
     torch.testing.assert_close(found, plain)
-    for one, two in zip(torch.autograd.grad((found * weights).sum(), [own, own_head.weight]), expected, strict=True):
+    for one, two in zip(
+        torch.autograd.grad((found * weights).sum(), [own, own_head.weight]), expected, strict=True
+    ):
         torch.testing.assert_close(one, two)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_token_log_probs_and_their_gradients(chunk: int, parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:
+def test_token_log_probs_and_their_gradients(
+    chunk: int, parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]
+) -> None:
     own, _, head, _ = parts
     tokens, weights = torch.arange(POSITIONS), torch.rand(POSITIONS, dtype=torch.float64)
     every = (head(own) / 1.3).log_softmax(-1)
@@ -57,13 +69,16 @@ def test_token_log_probs_and_their_gradients(chunk: int, parts: tuple[Tensor, Te
     torch.testing.assert_close(found, plain)
     torch.testing.assert_close(spread, losses.entropy(every).detach())
     assert not spread.requires_grad
-    for one, two in zip(torch.autograd.grad((found * weights).sum(), [own, head.weight]), expected, strict=True):
+    for one, two in zip(
+        torch.autograd.grad((found * weights).sum(), [own, head.weight]), expected, strict=True
+    ):
         torch.testing.assert_close(one, two)
 
 
 @pytest.mark.parametrize("top_k", [3, None])
-def test_no_more_than_a_chunk_of_logits_is_ever_there(top_k: int | None,
-                                                      parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:
+def test_no_more_than_a_chunk_of_logits_is_ever_there(
+    top_k: int | None, parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]
+) -> None:
     """Neither at once nor kept for the backward pass: the largest tensor that is saved is a state or a head."""
     own, other, own_head, other_head = parts
     kept: list[int] = []
@@ -72,8 +87,12 @@ def test_no_more_than_a_chunk_of_logits_is_ever_there(top_k: int | None,
     def watched(head: nn.Linear) -> Any:
         return lambda states: seen.append(len(states)) or head(states)
 
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        found = divergences(own, other, watched(own_head), watched(other_head), alpha=0.5, top_k=top_k, chunk=4)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
+        found = divergences(
+            own, other, watched(own_head), watched(other_head), alpha=0.5, top_k=top_k, chunk=4
+        )
         logps, _ = token_log_probs(own, torch.arange(POSITIONS), watched(own_head), chunk=4)
     assert max(seen) == 4
     assert max(kept, default=0) <= VOCABULARY * WIDTH
@@ -85,7 +104,9 @@ def test_no_more_than_a_chunk_of_logits_is_ever_there(top_k: int | None,
     assert len(seen) == 3 * (2 + 2 + (1 if top_k else 2))
 
 
-def test_no_positions_are_no_divergence_and_keep_the_graph(parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:
+def test_no_positions_are_no_divergence_and_keep_the_graph(
+    parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear],
+) -> None:
     own, other, own_head, other_head = parts
     nothing = divergences(own[:0], other[:0], own_head, other_head, alpha=0.5, top_k=3)
     assert nothing.shape == (0,)
@@ -95,7 +116,9 @@ def test_no_positions_are_no_divergence_and_keep_the_graph(parts: tuple[Tensor, 
     assert entropies(other[:0], other_head).shape == (0,)
 
 
-def test_half_precision_states_are_reduced_in_full(parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]) -> None:
+def test_half_precision_states_are_reduced_in_full(
+    parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear],
+) -> None:
     own, other, own_head, other_head = parts
     low = [x.detach().bfloat16() for x in (own, other)]
     heads = [h.bfloat16() for h in (own_head, other_head)]

@@ -43,10 +43,15 @@ def test_what_has_no_reward_is_in_no_baseline() -> None:
     rewards = t([[1.0, nan, 0.0, 0.5], [nan, 1.0, nan, nan], [nan] * 4])
     for scale in ("none", "std"):
         advantages = losses.group_advantages(rewards, scale=scale)
-        close(advantages[0, [0, 2, 3]], losses.group_advantages(t([[1.0, 0.0, 0.5]]), scale=scale)[0].tolist())
+        close(
+            advantages[0, [0, 2, 3]],
+            losses.group_advantages(t([[1.0, 0.0, 0.5]]), scale=scale)[0].tolist(),
+        )
         assert advantages[0, 1] == 0
         assert not advantages[1:].any()  # one known reward is no group
-    left_out = losses.group_advantages(t([[1.0, 9.0, 0.0]]), valid=torch.tensor([[True, False, True]]))
+    left_out = losses.group_advantages(
+        t([[1.0, 9.0, 0.0]]), valid=torch.tensor([[True, False, True]])
+    )
     close(left_out, [[0.5, 0.0, -0.5]])
     with pytest.raises(ValueError, match="infinite"):
         losses.group_advantages(t([[1.0, float("inf")]]))
@@ -73,7 +78,9 @@ def test_clipped_surrogate() -> None:
 def test_generalized_jsd(alpha: str) -> None:
     v = ORACLE["V3_generalized_jsd"]
     logits = t(v["student_probs"]).log().requires_grad_()
-    value = losses.generalized_jsd(logits.log_softmax(-1), t(v["teacher_probs"]).log(), alpha=float(alpha))
+    value = losses.generalized_jsd(
+        logits.log_softmax(-1), t(v["teacher_probs"]).log(), alpha=float(alpha)
+    )
     close(value, v["alpha"][alpha]["value"])
     value.backward()
     close(logits.grad, v["alpha"][alpha]["grad_wrt_student_logits"], GRADIENT)
@@ -122,7 +129,10 @@ def test_all_tokens_in_the_head_leave_an_empty_tail() -> None:
     assert every[-1].exp() < 1e-6
     teacher = torch.randn(4, dtype=torch.float64).log_softmax(-1)
     full = losses.generalized_jsd(logits.log_softmax(-1), teacher, alpha=0.5)
-    close(losses.generalized_jsd(every, losses.topk_with_tail(teacher, torch.arange(4)), alpha=0.5), full.tolist())
+    close(
+        losses.generalized_jsd(every, losses.topk_with_tail(teacher, torch.arange(4)), alpha=0.5),
+        full.tolist(),
+    )
 
 
 @pytest.mark.parametrize("beta", ["0.0", "0.5", "1.0", "2.0"])
@@ -138,10 +148,14 @@ def test_entropy_weights_of_parts_are_those_of_the_whole() -> None:
     entropy, mask = torch.rand(6, 5, dtype=torch.float64) * 3, torch.rand(6, 5) > 0.3
     whole = losses.entropy_weights(entropy, mask, beta=1.0)
     assert whole[mask].mean() == pytest.approx(1.0)
-    total, count = sum(losses.entropy_weight_sums(e, m, beta=1.0)
-                       for e, m in zip(entropy.split(2), mask.split(2), strict=True))
-    parts = [losses.entropy_weights(e, m, beta=1.0, mean=total / count)
-             for e, m in zip(entropy.split(2), mask.split(2), strict=True)]
+    total, count = sum(
+        losses.entropy_weight_sums(e, m, beta=1.0)
+        for e, m in zip(entropy.split(2), mask.split(2), strict=True)
+    )
+    parts = [
+        losses.entropy_weights(e, m, beta=1.0, mean=total / count)
+        for e, m in zip(entropy.split(2), mask.split(2), strict=True)
+    ]
     close(torch.cat(parts), whole.tolist(), 1e-12)
     assert not losses.entropy_weights(entropy, torch.zeros_like(mask), beta=1.0).any()
 
@@ -154,7 +168,9 @@ class Combined:
         self.logits = padded([v["student_logits"][i] for i in order])
         lengths = [len(v["token_ids"][i]) for i in order]
         if padding:
-            self.logits = torch.cat([self.logits, torch.randn(4, padding, 4, dtype=torch.float64)], dim=1)
+            self.logits = torch.cat(
+                [self.logits, torch.randn(4, padding, 4, dtype=torch.float64)], dim=1
+            )
         self.logits.requires_grad_()
         width = self.logits.shape[1]
         fill = [[0.0] * (width - n) for n in lengths]
@@ -166,32 +182,45 @@ class Combined:
         teachers = v["teacher_logits_for_SDPO_rows"]
         blank = [[0.0] * 4] * width
         rows = [teachers.get(str(i), []) for i in order]
-        self.teacher = t([row + blank[len(row):] for row in rows]).log_softmax(-1)
+        self.teacher = t([row + blank[len(row) :] for row in rows]).log_softmax(-1)
         self.order, self.lengths = order, lengths
 
     def inputs(self, rows: slice = slice(None), **more: Any) -> SrpoInputs:
         student = self.logits[rows].log_softmax(-1)
         return SrpoInputs(
-            log_probs=student.gather(-1, self.ids[rows].unsqueeze(-1)).squeeze(-1), old_log_probs=self.old[rows],
-            advantages=self.advantages[rows], mask=self.mask[rows], routed=self.routed[rows],
+            log_probs=student.gather(-1, self.ids[rows].unsqueeze(-1)).squeeze(-1),
+            old_log_probs=self.old[rows],
+            advantages=self.advantages[rows],
+            mask=self.mask[rows],
+            routed=self.routed[rows],
             divergence=losses.generalized_jsd(student, self.teacher[rows], alpha=0.5),
-            entropy=losses.entropy(self.teacher[rows]), **more)
+            entropy=losses.entropy(self.teacher[rows]),
+            **more,
+        )
 
     def gradient(self) -> list[list[list[float]]]:
         """By the oracle's row order, without padding."""
         assert self.logits.grad is not None
-        rows = {i: self.logits.grad[place, :n].tolist()
-                for place, (i, n) in enumerate(zip(self.order, self.lengths, strict=True))}
+        rows = {
+            i: self.logits.grad[place, :n].tolist()
+            for place, (i, n) in enumerate(zip(self.order, self.lengths, strict=True))
+        }
         return [rows[i] for i in range(4)]
 
 
 def check_gradient(actual: list[Any], tolerance: float = GRADIENT) -> None:
-    for row, expected in zip(actual, ORACLE["V7_srpo_combined"]["grad_wrt_student_logits"], strict=True):
+    for row, expected in zip(
+        actual, ORACLE["V7_srpo_combined"]["grad_wrt_student_logits"], strict=True
+    ):
         close(t(row), expected, tolerance)
 
 
-@pytest.mark.parametrize(("order", "padding"), [((0, 1, 2, 3), 0), ((2, 0, 3, 1), 0), ((0, 1, 2, 3), 5)])
-def test_the_joint_loss_whatever_the_order_and_the_padding(order: tuple[int, ...], padding: int) -> None:
+@pytest.mark.parametrize(
+    ("order", "padding"), [((0, 1, 2, 3), 0), ((2, 0, 3, 1), 0), ((0, 1, 2, 3), 5)]
+)
+def test_the_joint_loss_whatever_the_order_and_the_padding(
+    order: tuple[int, ...], padding: int
+) -> None:
     step = Combined(order, padding)
     loss, metrics = losses.srpo_loss(step.inputs(), SrpoConfig())
     v = ORACLE["V7_srpo_combined"]
@@ -214,10 +243,14 @@ def test_micro_batches_add_up_to_the_step(size: int) -> None:
     losses.srpo_loss(whole.inputs(), SrpoConfig())[0].backward()
     split = Combined()
     full = split.inputs()
-    total, count = losses.entropy_weight_sums(full.entropy, full.mask.bool() & full.routed[:, None], beta=1.0)
+    total, count = losses.entropy_weight_sums(
+        full.entropy, full.mask.bool() & full.routed[:, None], beta=1.0
+    )
     value = 0.0
     for start in range(0, 4, size):
-        part = split.inputs(slice(start, start + size), token_count=split.mask.sum(), weight_mean=total / count)
+        part = split.inputs(
+            slice(start, start + size), token_count=split.mask.sum(), weight_mean=total / count
+        )
         loss, _ = losses.srpo_loss(part, SrpoConfig())
         loss.backward()
         value += loss.item()
@@ -230,9 +263,18 @@ def test_importance_is_capped_above_and_carries_no_gradient() -> None:
     v = ORACLE["V9_sdpo_is_clip"]
     own = t([v["student_logp"]]).requires_grad_()
     divergence, ones = t([v["token_divergence"]]).requires_grad_(), torch.ones(1, 3)
-    loss, _ = losses.srpo_loss(SrpoInputs(
-        log_probs=own, old_log_probs=t([v["old_logp"]]), advantages=t([0.7]), mask=ones, routed=torch.tensor([True]),
-        divergence=divergence, entropy=t([[0.3, 0.3, 0.3]])), SrpoConfig(importance_cap=v["is_clip"]))
+    loss, _ = losses.srpo_loss(
+        SrpoInputs(
+            log_probs=own,
+            old_log_probs=t([v["old_logp"]]),
+            advantages=t([0.7]),
+            mask=ones,
+            routed=torch.tensor([True]),
+            divergence=divergence,
+            entropy=t([[0.3, 0.3, 0.3]]),
+        ),
+        SrpoConfig(importance_cap=v["is_clip"]),
+    )
     close(loss, v["token_mean"])
     loss.backward()
     close(divergence.grad * 3, [v["ratio_clipped"]])
@@ -251,13 +293,23 @@ def test_no_routed_rows_leave_grpo() -> None:
     step.routed = torch.zeros(4, dtype=torch.bool)
     whole, _ = losses.srpo_loss(step.inputs(), SrpoConfig())
     plain = step.inputs()
-    surrogate = losses.clipped_surrogate(plain.log_probs, plain.old_log_probs, plain.advantages, clip_low=0.2,
-                                         clip_high=0.28, dual_clip=3.0)
+    surrogate = losses.clipped_surrogate(
+        plain.log_probs,
+        plain.old_log_probs,
+        plain.advantages,
+        clip_low=0.2,
+        clip_high=0.28,
+        dual_clip=3.0,
+    )
     close(whole, ((surrogate * step.mask).sum() / step.mask.sum()).item(), 1e-12)
     step.routed[1] = True
     with pytest.raises(ValueError, match="no divergence"):
-        losses.srpo_loss(SrpoInputs(plain.log_probs, plain.old_log_probs, plain.advantages, step.mask, step.routed),
-                         SrpoConfig())
+        losses.srpo_loss(
+            SrpoInputs(
+                plain.log_probs, plain.old_log_probs, plain.advantages, step.mask, step.routed
+            ),
+            SrpoConfig(),
+        )
 
 
 def test_masked_rows_and_an_empty_step_are_harmless() -> None:
@@ -289,10 +341,20 @@ def test_gradients_numerically() -> None:
         own = student.gather(-1, ids).squeeze(-1)
         if k is not None:
             top = student.detach().topk(k).indices
-            student, other = losses.topk_with_tail(student, top), losses.topk_with_tail(teacher, top)
+            student, other = (
+                losses.topk_with_tail(student, top),
+                losses.topk_with_tail(teacher, top),
+            )
         # The importance weight is a constant to autograd: with the old policy its own, numerically too.
-        inputs = SrpoInputs(own, torch.where(routed[:, None], own.detach(), old), advantages, mask, routed,
-                            losses.generalized_jsd(student, other, alpha=alpha), losses.entropy(teacher))
+        inputs = SrpoInputs(
+            own,
+            torch.where(routed[:, None], own.detach(), old),
+            advantages,
+            mask,
+            routed,
+            losses.generalized_jsd(student, other, alpha=alpha),
+            losses.entropy(teacher),
+        )
         return losses.srpo_loss(inputs, SrpoConfig())[0]
 
     for alpha in (0.0, 0.3, 0.5, 1.0):

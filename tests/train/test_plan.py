@@ -11,22 +11,38 @@ from markscheme_train.data import Example
 from markscheme_train.errors import TrainError
 from markscheme_train.plan import plan, plan_of
 
-CONFIG = {"generation_batch_size": 16, "num_generations": 8, "steps_per_generation": 1, "num_iterations": 1,
-          "gradient_accumulation_steps": 1, "max_steps": -1, "num_train_epochs": 3, "max_completion_length": 64,
-          "reuse": "if_fresh", "verify": "rollout", "data": "d.jsonl"}
-EXAMPLES = [Example(prompt="ten chars!", teacher_responses=["abcd", "abcdef"]), *[Example(prompt="x" * 20)] * 9]
+CONFIG = {
+    "generation_batch_size": 16,
+    "num_generations": 8,
+    "steps_per_generation": 1,
+    "num_iterations": 1,
+    "gradient_accumulation_steps": 1,
+    "max_steps": -1,
+    "num_train_epochs": 3,
+    "max_completion_length": 64,
+    "reuse": "if_fresh",
+    "verify": "rollout",
+    "data": "d.jsonl",
+}
+EXAMPLES = [
+    Example(prompt="ten chars!", teacher_responses=["abcd", "abcdef"]),
+    *[Example(prompt="x" * 20)] * 9,
+]
 
 
-@pytest.mark.parametrize(("changes", "steps", "batches"), [
-    ({}, 15, 15),                                                                # 5 batches of 2 prompts, 3 times
-    ({"max_steps": 7}, 7, 7),
-    ({"num_train_epochs": 0.5}, 3, 3),
-    ({"steps_per_generation": 2, "gradient_accumulation_steps": 2}, 15, 15),
-    ({"num_iterations": 2}, 30, 15),                                             # each batch is trained on twice
-    ({"num_iterations": 2, "max_steps": 7}, 7, 4),
-    ({"gradient_accumulation_steps": 2, "max_steps": 7}, 7, 14),                 # a step takes two batches
-    ({"generation_batch_size": 64}, 3, 3),                                       # 8 of the 10 prompts an epoch
-])
+@pytest.mark.parametrize(
+    ("changes", "steps", "batches"),
+    [
+        ({}, 15, 15),  # 5 batches of 2 prompts, 3 times
+        ({"max_steps": 7}, 7, 7),
+        ({"num_train_epochs": 0.5}, 3, 3),
+        ({"steps_per_generation": 2, "gradient_accumulation_steps": 2}, 15, 15),
+        ({"num_iterations": 2}, 30, 15),  # each batch is trained on twice
+        ({"num_iterations": 2, "max_steps": 7}, 7, 4),
+        ({"gradient_accumulation_steps": 2, "max_steps": 7}, 7, 14),  # a step takes two batches
+        ({"generation_batch_size": 64}, 3, 3),  # 8 of the 10 prompts an epoch
+    ],
+)
 def test_steps_and_batches(changes: dict[str, Any], steps: int, batches: int) -> None:
     made = plan_of(SimpleNamespace(**(CONFIG | changes)), EXAMPLES)  # type: ignore[arg-type]
     assert (made.steps, made.batches) == (steps, batches)

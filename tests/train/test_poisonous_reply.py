@@ -22,7 +22,8 @@ POISON = {
 
 @pytest.mark.parametrize("poison", POISON)
 def test_a_step_with_one_poisonous_reply_takes_the_others_rewards(
-        poison: str, serve: Callable[..., str], model_settings: dict[str, Any], judge: ScriptedJudge) -> None:
+    poison: str, serve: Callable[..., str], model_settings: dict[str, Any], judge: ScriptedJudge
+) -> None:
     def script(request: dict[str, Any], _number: int) -> str:
         if not offered(request):
             return json.dumps(RUBRIC)
@@ -31,10 +32,17 @@ def test_a_step_with_one_poisonous_reply_takes_the_others_rewards(
     judge.script = script
     texts = ["Blue sky.", "cursed", "Red sun.", "Green sea."]
     with Client(serve(**model_settings)) as client:
-        reward = RubricReward(client, num_generations=4, run_id="run", max_outage_s=60.0, max_unscored=0.5)
+        reward = RubricReward(
+            client, num_generations=4, run_id="run", max_outage_s=60.0, max_unscored=0.5
+        )
         started = time.monotonic()
-        rewards = reward(prompts=["Name a colour."] * 4, completions=texts, completion_ids=[[1]] * 4,
-                         trainer_state=SimpleNamespace(global_step=0), teacher_responses=[["Blue."]] * 4)
+        rewards = reward(
+            prompts=["Name a colour."] * 4,
+            completions=texts,
+            completion_ids=[[1]] * 4,
+            trainer_state=SimpleNamespace(global_step=0),
+            teacher_responses=[["Blue."]] * 4,
+        )
     assert rewards == [1.0, None, 1.0, 1.0]
     assert time.monotonic() - started < 20
     assert len(judge.verifications) <= 3 + 3

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from markscheme.errors import ServiceUnavailable, error_class
-from markscheme_train.exchange import _sendable
+from markscheme_train.distributed import _sendable
 from markscheme_train.losses import entropy, entropy_weight_sums
 from train.conftest import tiny_model
 from train.sharded_loss import batch, gradient_of
@@ -21,20 +21,43 @@ SCRIPT = Path(__file__).parent / "recorded_run.py"
 
 
 def launch(script: Path, *arguments: Path, processes: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(processes),
+    ]
     finished = subprocess.run(
-        [*(command if processes > 1 else command[:1]), str(script), *map(str, arguments)], capture_output=True,
-        text=True, timeout=240, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo",
-                          "PYTHONPATH": str(script.parent.parent)})
+        [*(command if processes > 1 else command[:1]), str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "PYTHONPATH": str(script.parent.parent),
+        },
+    )
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 
 def run(directory: Path, settings: dict[str, Any], *, processes: int) -> dict[str, Any]:
     file, out = directory / f"settings-{processes}.json", directory / f"out-{processes}.pt"
     rows = 8 // processes
-    file.write_text(json.dumps(settings | {"per_device_train_batch_size": rows,
-                                           "output_dir": str(directory / f"run-{processes}")}))
+    file.write_text(
+        json.dumps(
+            settings
+            | {
+                "per_device_train_batch_size": rows,
+                "output_dir": str(directory / f"run-{processes}"),
+            }
+        )
+    )
     launch(SCRIPT, file, out, processes=processes)
     made: dict[str, Any] = torch.load(out, weights_only=False)
     return made
@@ -43,15 +66,34 @@ def run(directory: Path, settings: dict[str, Any], *, processes: int) -> dict[st
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("change", [
-    pytest.param({"num_generations": 4}, id="whole groups", marks=SLOW),
-    pytest.param({"num_generations": 4, "only_first_group_fails": True}, id="a process without routed rows"),
-    pytest.param({"num_generations": 8}, id="a group over both processes", marks=SLOW),
-    pytest.param({"num_generations": 4, "num_iterations": 2, "max_steps": 4}, id="several iterations"),
-])
-def test_two_processes_do_what_one_does(change: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
-    config = {**settings, "preset": "srpo", "distillation_top_k": 5, "max_steps": 2, "logging_strategy": "steps",
-              "logging_steps": 1, "save_strategy": "steps", "save_steps": 2, **change}
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"num_generations": 4}, id="whole groups", marks=SLOW),
+        pytest.param(
+            {"num_generations": 4, "only_first_group_fails": True},
+            id="a process without routed rows",
+        ),
+        pytest.param({"num_generations": 8}, id="a group over both processes", marks=SLOW),
+        pytest.param(
+            {"num_generations": 4, "num_iterations": 2, "max_steps": 4}, id="several iterations"
+        ),
+    ],
+)
+def test_two_processes_do_what_one_does(
+    change: dict[str, Any], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    config = {
+        **settings,
+        "preset": "srpo",
+        "distillation_top_k": 5,
+        "max_steps": 2,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        **change,
+    }
     one, two = (run(tmp_path, config, processes=count) for count in (1, 2))
     assert (two["processes"], two["wrapper"]) == (2, "DistributedDataParallel")
     assert two["asked"] == one["asked"] == 2  # the first process asks for both
@@ -65,17 +107,31 @@ def test_two_processes_do_what_one_does(change: dict[str, Any], settings: dict[s
     assert two["groups"] == one["groups"]
     assert 0 < one["metrics"]["distillation/routed_share"] < 1
     for name in ("routed_share", "informed_share", "entropy_mean"):
-        assert two["metrics"][f"distillation/{name}"] == pytest.approx(one["metrics"][f"distillation/{name}"], abs=1e-5)
+        assert two["metrics"][f"distillation/{name}"] == pytest.approx(
+            one["metrics"][f"distillation/{name}"], abs=1e-5
+        )
     for part in ("student", "teacher"):
         for name, value in one[part].items():
             torch.testing.assert_close(two[part][name], value, atol=1e-5, rtol=1e-4)
 
 
-def test_two_processes_that_lose_the_service_leave_together(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_that_lose_the_service_leave_together(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     """Each finds the checkpoint whole when it leaves: a launcher ends the others with the first that goes."""
     file = tmp_path / "settings.json"
-    file.write_text(json.dumps({**settings, "preset": "srpo", "distillation_top_k": 5, "max_steps": 3,
-                                "per_device_train_batch_size": 4, "max_outage_s": 0.0}))
+    file.write_text(
+        json.dumps(
+            {
+                **settings,
+                "preset": "srpo",
+                "distillation_top_k": 5,
+                "max_steps": 3,
+                "per_device_train_batch_size": 4,
+                "max_outage_s": 0.0,
+            }
+        )
+    )
     launch(SCRIPT.with_name("lost_service.py"), file, processes=2)
     assert (tmp_path / "out" / "checkpoint-1" / "self_teacher.pt").is_file()
     assert not (tmp_path / "out" / ".saving").exists()
@@ -87,7 +143,9 @@ def test_the_loss_of_a_model_in_parts(tmp_path: Path) -> None:
     launch(SCRIPT.with_name("sharded_loss.py"), out, processes=2)
     found = torch.load(out, weights_only=False)
     model, rows = tiny_model(), batch()
-    sums = entropy_weight_sums(entropy(rows["teacher"]), rows["mask"] * rows["routed"].unsqueeze(1), beta=1.0)
+    sums = entropy_weight_sums(
+        entropy(rows["teacher"]), rows["mask"] * rows["routed"].unsqueeze(1), beta=1.0
+    )
     gradient_of(model, rows, rows["mask"].sum(), sums[0] / sums[1], 1)
     assert found["world"] == 2
     assert found["parts"] < 0.6 * sum(p.numel() for p in model.parameters())

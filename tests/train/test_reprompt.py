@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markscheme_train.reprompt import CLOSING, Prompt, fitted, reprompt
+from markscheme_train.reprompt import CLOSING, Prompt, build_teacher_prompt, reprompt
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a colour."}]
 
@@ -48,21 +48,25 @@ def test_thoughts_are_not_shown() -> None:
 def test_feedback_gives_way_before_the_demonstration() -> None:
     feedback = [f"line {i} of what was missed" for i in range(5)]
     whole = words(reprompt(CHAT, "Blue it is.", feedback))
-    assert fitted(words, cut, CHAT, "Blue it is.", feedback, most=len(whole)) == whole
-    fewer = fitted(words, cut, CHAT, "Blue it is.", feedback, most=len(whole) - 1)
+    assert build_teacher_prompt(words, cut, CHAT, "Blue it is.", feedback, most=len(whole)) == whole
+    fewer = build_teacher_prompt(words, cut, CHAT, "Blue it is.", feedback, most=len(whole) - 1)
     assert fewer == words(reprompt(CHAT, "Blue it is.", feedback[:4]))
 
 
 def test_what_cannot_be_told_is_not_told() -> None:
-    assert fitted(words, cut, CHAT, "Blue.", [], most=8) is None
-    assert fitted(words, cut, CHAT, None, ["a line"], most=12) is None
+    assert build_teacher_prompt(words, cut, CHAT, "Blue.", [], most=8) is None
+    assert build_teacher_prompt(words, cut, CHAT, None, ["a line"], most=12) is None
 
 
 @given(st.integers(1, 120), st.integers(0, 6), st.integers(10, 200))
-def test_it_never_exceeds_its_bound_nor_loses_the_instruction(length: int, lines: int, most: int) -> None:
+def test_it_never_exceeds_its_bound_nor_loses_the_instruction(
+    length: int, lines: int, most: int
+) -> None:
     demonstration = " ".join(f"w{i}" for i in range(length))
-    ids = fitted(words, cut, CHAT, demonstration, [f"miss {i}" for i in range(lines)], most=most)
+    ids = build_teacher_prompt(
+        words, cut, CHAT, demonstration, [f"miss {i}" for i in range(lines)], most=most
+    )
     if ids is not None:
         assert len(ids) <= most
-        assert list(ids[-len(CLOSING.split()):]) == [hash(word) for word in CLOSING.split()]
+        assert list(ids[-len(CLOSING.split()) :]) == [hash(word) for word in CLOSING.split()]
         assert hash("w0") in ids

@@ -24,12 +24,20 @@ from markscheme import Client
 from markscheme.errors import ConnectionFailed
 from markscheme_train.config import build_config
 from markscheme_train.errors import Interrupted
-from markscheme_train.steps import StepRecord
+from markscheme_train.step_log import StepRecord
 from markscheme_train.training import train
 from train.conftest import tiny_model, tiny_tokenizer
 from train.killed_run import POINTS, run
 
-APART = ("rollout_s", "scoring_s", "teacher_s", "update_s", "judge_calls", "judge_tokens", "origins")
+APART = (
+    "rollout_s",
+    "scoring_s",
+    "teacher_s",
+    "update_s",
+    "judge_calls",
+    "judge_tokens",
+    "origins",
+)
 """What a record says of its making rather than of what was learnt."""
 
 
@@ -43,7 +51,12 @@ def judge() -> Iterator[FastJudge]:
 
 
 def service_settings(judge: FastJudge) -> dict[str, Any]:
-    return {"judge": "openai", "judge_base_url": judge.url, "judge_model": "coin", "judge_api_key": "k"}
+    return {
+        "judge": "openai",
+        "judge_base_url": judge.url,
+        "judge_model": "coin",
+        "judge_api_key": "k",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +72,34 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("student")
     tiny_model(attention_dropout=0.3).save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    (folder / "data.jsonl").write_text("".join(json.dumps({"prompt": f"w{i} w{i + 1}"}) + "\n" for i in range(4)))
-    return {"model": str(folder / "model"), "data": str(folder / "data.jsonl"), "preset": "srpo-rubric",
-            "success_threshold": 0.5, "demonstration_threshold": 0.5, "demonstration_gap": 0.0,
-            "distillation_top_k": 5, "disable_dropout": False, "num_iterations": 2, "num_generations": 4,
-            "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_completion_length": 6,
-            "max_steps": 6, "learning_rate": 1e-2, "warmup_steps": 0, "save_strategy": "steps", "save_steps": 1,
-            "use_cpu": True, "logging_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False,
-            "save_total_limit": 2}
+    (folder / "data.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"w{i} w{i + 1}"}) + "\n" for i in range(4))
+    )
+    return {
+        "model": str(folder / "model"),
+        "data": str(folder / "data.jsonl"),
+        "preset": "srpo-rubric",
+        "success_threshold": 0.5,
+        "demonstration_threshold": 0.5,
+        "demonstration_gap": 0.0,
+        "distillation_top_k": 5,
+        "disable_dropout": False,
+        "num_iterations": 2,
+        "num_generations": 4,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_completion_length": 6,
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "use_cpu": True,
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "save_total_limit": 2,
+    }
 
 
 def state(run: Path) -> dict[str, Any]:
@@ -80,32 +113,62 @@ def state(run: Path) -> dict[str, Any]:
     records = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     for record in records:
-        found |= flat(f"step {record['step']}", {name: value for name, value in record.items() if name not in APART})
+        found |= flat(
+            f"step {record['step']}",
+            {name: value for name, value in record.items() if name not in APART},
+        )
     return found
 
 
 def flat(name: str, value: Any) -> dict[str, Any]:
     if isinstance(value, dict):
-        return {key: leaf for part, inner in value.items() for key, leaf in flat(f"{name}/{part}", inner).items()}
+        return {
+            key: leaf
+            for part, inner in value.items()
+            for key, leaf in flat(f"{name}/{part}", inner).items()
+        }
     if isinstance(value, list | tuple):
-        return {key: leaf for part, inner in enumerate(value) for key, leaf in flat(f"{name}/{part}", inner).items()}
+        return {
+            key: leaf
+            for part, inner in enumerate(value)
+            for key, leaf in flat(f"{name}/{part}", inner).items()
+        }
     return {name: value}
 
 
 SLOW = pytest.mark.slow
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 
-@pytest.mark.parametrize(("point", "occasion"), [
-    ("before the update", 6), ("in mid-checkpoint", 2), pytest.param("before the rollouts", 2, marks=SLOW),
-    pytest.param("before the question", 2, marks=SLOW), pytest.param("before the teacher follows", 2, marks=SLOW),
-    pytest.param("before the record", 4, marks=SLOW), pytest.param("before the checkpoint", 2, marks=SLOW),
-    pytest.param("before the checkpoint's move", 3, marks=SLOW),
-    pytest.param("before the model is saved", 4, marks=SLOW)])  # a checkpoint saves it too: three times
-def test_killed_and_started_again(point: str, occasion: int, settings: dict[str, Any], judge: FastJudge,
-                                  service: ServiceProcess, tmp_path: Path) -> None:
-    settings = settings | {"run_id": point, "seed": list(POINTS).index(point)}  # rollouts that no other test had judged
+@pytest.mark.parametrize(
+    ("point", "occasion"),
+    [
+        ("before the update", 6),
+        ("in mid-checkpoint", 2),
+        pytest.param("before the rollouts", 2, marks=SLOW),
+        pytest.param("before the question", 2, marks=SLOW),
+        pytest.param("before the teacher follows", 2, marks=SLOW),
+        pytest.param("before the record", 4, marks=SLOW),
+        pytest.param("before the checkpoint", 2, marks=SLOW),
+        pytest.param("before the checkpoint's move", 3, marks=SLOW),
+        pytest.param("before the model is saved", 4, marks=SLOW),
+    ],
+)  # a checkpoint saves it too: three times
+def test_killed_and_started_again(
+    point: str,
+    occasion: int,
+    settings: dict[str, Any],
+    judge: FastJudge,
+    service: ServiceProcess,
+    tmp_path: Path,
+) -> None:
+    settings = settings | {
+        "run_id": point,
+        "seed": list(POINTS).index(point),
+    }  # rollouts that no other test had judged
     before = judge.count
     killed = settings | {"output_dir": str(tmp_path / "killed")}
     assert run(killed, service.url, point=point, occasion=occasion) == -signal.SIGKILL
@@ -115,20 +178,27 @@ def test_killed_and_started_again(point: str, occasion: int, settings: dict[str,
     assert paid(tmp_path / "killed") <= len(asked)
     left_alone = settings | {"output_dir": str(tmp_path / "left alone")}
     assert run(left_alone, service.url) == 0
-    assert judge.count == before + len(asked)  # the very same questions, answered from what is stored
+    assert judge.count == before + len(
+        asked
+    )  # the very same questions, answered from what is stored
 
     one, two = state(tmp_path / "killed"), state(tmp_path / "left alone")
     assert one.keys() == two.keys()
     different = [name for name, value in one.items() if not same(value, two[name])]
     assert different == []
     assert any(value for name, value in one.items() if "routed_share" in name)
-    assert sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*")) == [
+        "checkpoint-4",
+        "checkpoint-6",
+    ]
     assert not (tmp_path / "killed" / ".saving").exists()
 
 
 def paid(run: Path) -> int:
     """The judge calls that its records name."""
-    return sum(json.loads(line)["judge_calls"] for line in (run / "steps.jsonl").read_text().splitlines())
+    return sum(
+        json.loads(line)["judge_calls"] for line in (run / "steps.jsonl").read_text().splitlines()
+    )
 
 
 def same(one: Any, two: Any) -> bool:
@@ -138,15 +208,19 @@ def same(one: Any, two: Any) -> bool:
 
 
 @pytest.mark.parametrize("down_s", [2.0, pytest.param(60.0, marks=SLOW)])
-def test_a_service_that_is_away_for_a_while_changes_nothing(down_s: float, settings: dict[str, Any], judge: FastJudge,
-                                                            tmp_path: Path) -> None:
+def test_a_service_that_is_away_for_a_while_changes_nothing(
+    down_s: float, settings: dict[str, Any], judge: FastJudge, tmp_path: Path
+) -> None:
     first = ServiceProcess(tmp_path / "service", service_settings(judge)).wait_ready()
     services = [first]
     waits: list[tuple[str, float]] = []
 
     def start_again() -> None:
-        services.append(ServiceProcess(tmp_path / "service", service_settings(judge),
-                                       arguments=("--port", str(first.port))).wait_ready())
+        services.append(
+            ServiceProcess(
+                tmp_path / "service", service_settings(judge), arguments=("--port", str(first.port))
+            ).wait_ready()
+        )
 
     back = threading.Timer(down_s, start_again)
 
@@ -158,10 +232,17 @@ def test_a_service_that_is_away_for_a_while_changes_nothing(down_s: float, setti
     started = time.monotonic()
     try:
         for name, on_record in (("left", kill_once), ("left alone", lambda record: None)):
-            config = build_config(settings | {"run_id": "away", "seed": 77, "output_dir": str(tmp_path / name)})
+            config = build_config(
+                settings | {"run_id": "away", "seed": 77, "output_dir": str(tmp_path / name)}
+            )
             with Client(first.url) as client:
-                train(config, client, resume=False, on_record=on_record,
-                      on_wait=lambda why, seconds: waits.append((why, seconds)))
+                train(
+                    config,
+                    client,
+                    resume=False,
+                    on_record=on_record,
+                    on_wait=lambda why, seconds: waits.append((why, seconds)),
+                )
     finally:
         back.cancel()
         for service in services:
@@ -176,7 +257,8 @@ def test_a_service_that_is_away_for_a_while_changes_nothing(down_s: float, setti
 
 
 def test_a_run_that_gives_up_waiting_asks_the_same_again_when_it_is_resumed(
-        settings: dict[str, Any], judge: FastJudge, service: ServiceProcess, tmp_path: Path) -> None:
+    settings: dict[str, Any], judge: FastJudge, service: ServiceProcess, tmp_path: Path
+) -> None:
     """The rollouts of the batch that found no service are sampled again to the letter."""
     config = settings | {"run_id": "given up", "seed": 78}
 

@@ -27,8 +27,13 @@ EOS = 1
 def call(reward: RubricReward, prompts: list[Any], **columns: Any) -> list[float | None]:
     completions = columns.pop("completions", [f"answer {i}" for i in range(len(prompts))])
     ids = columns.pop("completion_ids", [[5, EOS]] * len(prompts))
-    return reward(prompts=prompts, completions=completions, completion_ids=ids,
-                  trainer_state=SimpleNamespace(global_step=columns.pop("step", 3)), **columns)
+    return reward(
+        prompts=prompts,
+        completions=completions,
+        completion_ids=ids,
+        trainer_state=SimpleNamespace(global_step=columns.pop("step", 3)),
+        **columns,
+    )
 
 
 def reward_of(client: Any, **options: Any) -> RubricReward:
@@ -41,7 +46,9 @@ def test_the_same_prompt_twice_is_two_groups() -> None:
     groups = client.calls[0]["groups"]
     assert [group.prompt for group in groups] == ["p", "p"]
     assert groups[0].id != groups[1].id
-    assert [rollout.text for group in groups for rollout in group.rollouts] == [f"answer {i}" for i in range(4)]
+    assert [rollout.text for group in groups for rollout in group.rollouts] == [
+        f"answer {i}" for i in range(4)
+    ]
 
 
 def test_rewards_are_matched_by_id_whatever_the_order_of_the_answer() -> None:
@@ -70,8 +77,12 @@ def test_a_rollout_without_its_end_is_marked_as_cut_off() -> None:
 
 def test_teacher_responses_and_run_travel_with_the_group() -> None:
     client = ScriptedClient(lambda place, rollout: 1.0)
-    call(reward_of(client, reuse="always_new"), ["p"] * 4,
-         teacher_responses=[["t"], ["t"], None, None], other_column=[1, 2, 3, 4])
+    call(
+        reward_of(client, reuse="always_new"),
+        ["p"] * 4,
+        teacher_responses=[["t"], ["t"], None, None],
+        other_column=[1, 2, 3, 4],
+    )
     sent = client.calls[0]
     assert [group.teacher_responses for group in sent["groups"]] == [["t"], None]
     assert (sent["reuse"], sent["run"].id, sent["run"].step) == ("always_new", "run", 3)
@@ -80,7 +91,11 @@ def test_teacher_responses_and_run_travel_with_the_group() -> None:
 def test_chat_messages_are_sent_as_messages_and_only_the_assistants_words_are_scored() -> None:
     client = ScriptedClient(lambda place, rollout: 1.0)
     prompt = [{"role": "user", "content": "hello"}]
-    call(reward_of(client), [prompt, prompt], completions=[[{"role": "assistant", "content": "a"}]] * 2)
+    call(
+        reward_of(client),
+        [prompt, prompt],
+        completions=[[{"role": "assistant", "content": "a"}]] * 2,
+    )
     group: Group = client.calls[0]["groups"][0]
     assert not isinstance(group.prompt, str)
     assert group.prompt[0].content == "hello"
@@ -105,7 +120,9 @@ def test_rows_that_are_not_whole_groups_are_refused(prompts: list[str]) -> None:
         call(reward_of(ScriptedClient(lambda place, rollout: 1.0)), prompts)
 
 
-def test_it_waits_for_a_service_that_is_away_and_asks_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_waits_for_a_service_that_is_away_and_asks_the_same_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(tenacity.nap.time, "sleep", lambda seconds: None)
 
     class Away(ScriptedClient):
@@ -120,15 +137,23 @@ def test_it_waits_for_a_service_that_is_away_and_asks_the_same_again(monkeypatch
 
     waits: list[tuple[str, float]] = []
     client = Away(lambda place, rollout: float(place))
-    reward = reward_of(client, max_outage_s=60.0, on_wait=lambda why, seconds: waits.append((why, seconds)))
+    reward = reward_of(
+        client, max_outage_s=60.0, on_wait=lambda why, seconds: waits.append((why, seconds))
+    )
     assert call(reward, ["p", "p"]) == [0.0, 1.0]
     assert [why for why, _ in waits] == ["connection refused"] * 2
     assert client.calls[0] == client.calls[1] == client.calls[2]
 
 
-@pytest.mark.parametrize("error", [
-    ConnectionFailed("gone"), InvalidRequest("no such judge", status=422), AnswerUnreadable("not ours"),
-    JudgeReplyUnreadable("no JSON", status=502, code="judge_reply")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionFailed("gone"),
+        InvalidRequest("no such judge", status=422),
+        AnswerUnreadable("not ours"),
+        JudgeReplyUnreadable("no JSON", status=502, code="judge_reply"),
+    ],
+)
 def test_what_will_not_pass_is_not_waited_for(error: MarkschemeError) -> None:
     class Broken(ScriptedClient):
         def score(self, groups: Any, **options: Any) -> ScoreBatch:
@@ -144,16 +169,38 @@ def test_what_will_not_pass_is_not_waited_for(error: MarkschemeError) -> None:
 
 def unscored_for(*reasons: str) -> dict[str, Any]:
     """A client and the rows it leaves unscored, one for each reason; ``-``: it has a reward."""
+
     class Reasons(ScriptedClient):
         def score(self, groups: Any, **options: Any) -> ScoreBatch:
             batch, left = super().score(groups, **options), iter(reasons)
-            return batch.model_copy(update={"groups": [group.model_copy(update={"rollouts": [
-                rollout if (reason := next(left)) == "-" else rollout.model_copy(
-                    update={"reward": None, "status": "unscored", "reason": UnscoredReason(reason)})
-                for rollout in group.rollouts]}) for group in batch.groups]})
+            return batch.model_copy(
+                update={
+                    "groups": [
+                        group.model_copy(
+                            update={
+                                "rollouts": [
+                                    rollout
+                                    if (reason := next(left)) == "-"
+                                    else rollout.model_copy(
+                                        update={
+                                            "reward": None,
+                                            "status": "unscored",
+                                            "reason": UnscoredReason(reason),
+                                        }
+                                    )
+                                    for rollout in group.rollouts
+                                ]
+                            }
+                        )
+                        for group in batch.groups
+                    ]
+                }
+            )
 
-    return {"reward": reward_of(Reasons(lambda place, rollout: 1.0), max_unscored=0.5),
-            "prompts": ["p"] * len(reasons)}
+    return {
+        "reward": reward_of(Reasons(lambda place, rollout: 1.0), max_unscored=0.5),
+        "prompts": ["p"] * len(reasons),
+    }
 
 
 @pytest.mark.parametrize("reason", UnscoredReason)
@@ -167,12 +214,16 @@ def test_a_batch_unscored_for_one_reason_may_pass_as_that_reason(reason: Unscore
     assert "\n" not in caught.value.advice
 
 
-@pytest.mark.parametrize(("reasons", "may_pass"), [
-    (["rate_limited", "rate_limited", "rate_limited", "refused"], True),
-    (["rate_limited", "timeout", "refused", "quota"], True),
-    (["rate_limited", "refused", "misconfigured", "quota"], False),
-    (["unavailable", "rate_limited", "refused", "-"], True),
-    (["refused", "refused", "misconfigured", "-"], False)])
+@pytest.mark.parametrize(
+    ("reasons", "may_pass"),
+    [
+        (["rate_limited", "rate_limited", "rate_limited", "refused"], True),
+        (["rate_limited", "timeout", "refused", "quota"], True),
+        (["rate_limited", "refused", "misconfigured", "quota"], False),
+        (["unavailable", "rate_limited", "refused", "-"], True),
+        (["refused", "refused", "misconfigured", "-"], False),
+    ],
+)
 def test_of_several_reasons_those_that_stay_decide(reasons: list[str], may_pass: bool) -> None:
     """Whether they alone would be too many: then waiting for the others is in vain."""
     with pytest.raises(Unscored) as caught:

@@ -35,8 +35,14 @@ def test_continuous_scores_have_a_threshold_each_for_success_and_demonstration(c
 
 
 def test_a_near_tie_is_left_to_the_reward() -> None:
-    assert route([0.8, 0.65], success=0.7, demonstration=0.8, gap=0.2).branches == (Branch.GRPO, Branch.GRPO)
-    assert route([0.9, 0.65], success=0.7, demonstration=0.8, gap=0.2).branches == (Branch.GRPO, Branch.SDPO)
+    assert route([0.8, 0.65], success=0.7, demonstration=0.8, gap=0.2).branches == (
+        Branch.GRPO,
+        Branch.GRPO,
+    )
+    assert route([0.9, 0.65], success=0.7, demonstration=0.8, gap=0.2).branches == (
+        Branch.GRPO,
+        Branch.SDPO,
+    )
 
 
 def test_what_was_cut_off_fails_and_shows_nothing() -> None:
@@ -62,13 +68,21 @@ def test_lengths_must_agree() -> None:
         route([1.0, 0.0], truncated=[True])
 
 
-@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=12), st.floats(0, 1), st.floats(0, 1),
-       st.floats(0, 0.5), st.data())
-def test_what_holds_for_all_groups(scores: list[float | None], success: float, least: float, gap: float,
-                                   data: st.DataObject) -> None:
+@given(
+    st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1, max_size=12),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.floats(0, 0.5),
+    st.data(),
+)
+def test_what_holds_for_all_groups(
+    scores: list[float | None], success: float, least: float, gap: float, data: st.DataObject
+) -> None:
     cut = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
     routes = route(scores, success=success, demonstration=least, gap=gap, truncated=cut)
-    for own, (score, branch, shown) in enumerate(zip(scores, routes.branches, routes.demonstrations, strict=True)):
+    for own, (score, branch, shown) in enumerate(
+        zip(scores, routes.branches, routes.demonstrations, strict=True)
+    ):
         assert (branch is Branch.UNSCORED) == (score is None)
         if shown is not None:
             assert shown != own

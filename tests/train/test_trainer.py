@@ -18,7 +18,9 @@ from markscheme_train.training import build_trainer
 from train.conftest import Script, ScriptedClient
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 PROMPTS = ["w1 w2 w3", "w4"]
 Maker = Callable[[Script], MarkschemeTrainer]
@@ -28,7 +30,9 @@ Maker = Callable[[Script], MarkschemeTrainer]
 def make_trainer(settings: dict[str, Any], model: Any, tokenizer: Any) -> Maker:
     def make(script: Script) -> MarkschemeTrainer:
         config = build_config(settings)
-        reward = RubricReward(ScriptedClient(script), num_generations=4, run_id="run", eos_token_ids=[1])
+        reward = RubricReward(
+            ScriptedClient(script), num_generations=4, run_id="run", eos_token_ids=[1]
+        )
         return build_trainer(config, model, tokenizer, [Example(prompt=p) for p in PROMPTS], reward)
 
     return make
@@ -50,20 +54,30 @@ def test_unscored_rows_leave_baseline_loss_and_denominator(make_trainer: Maker) 
     assert int(batch["num_items_in_batch"]) == int(tokens.sum())
 
 
-def test_another_reward_adds_to_the_rubrics_and_never_stands_in_for_it(settings: dict[str, Any], model: Any,
-                                                                        tokenizer: Any) -> None:
+def test_another_reward_adds_to_the_rubrics_and_never_stands_in_for_it(
+    settings: dict[str, Any], model: Any, tokenizer: Any
+) -> None:
     def bonus(completions: Any, **_columns: Any) -> list[float | None]:
         return [None if i % 4 == 3 else float(i % 4 == 0) for i in range(len(completions))]
 
     rubric = [0.0, None, 0.5, 1.0]
-    reward = RubricReward(ScriptedClient(lambda place, rollout: rubric[place]), num_generations=4, run_id="run")
+    reward = RubricReward(
+        ScriptedClient(lambda place, rollout: rubric[place]), num_generations=4, run_id="run"
+    )
     trainer = MarkschemeTrainer(
-        model, reward, build_config({**settings, "reward_weights": [1.0, 0.5]}), other_rewards=[bonus],
-        train_dataset=as_dataset([Example(prompt=p) for p in PROMPTS], chat=False), processing_class=tokenizer)
+        model,
+        reward,
+        build_config({**settings, "reward_weights": [1.0, 0.5]}),
+        other_rewards=[bonus],
+        train_dataset=as_dataset([Example(prompt=p) for p in PROMPTS], chat=False),
+        processing_class=tokenizer,
+    )
     batch = generate(trainer)
     # 0 + 0.5, unscored, 0.5 + 0, 1 + nothing known
     mean = (0.5 + 0.5 + 1.0) / 3
-    assert batch["advantages"].tolist() == pytest.approx([0.5 - mean, 0.0, 0.5 - mean, 1.0 - mean] * 2)
+    assert batch["advantages"].tolist() == pytest.approx(
+        [0.5 - mean, 0.0, 0.5 - mean, 1.0 - mean] * 2
+    )
     assert not batch["completion_mask"][[1, 5]].any()
 
 
@@ -98,7 +112,9 @@ def test_a_step_without_any_reward_leaves_every_weight_alone(make_trainer: Maker
 
     class Keep(type(trainer.callback_handler.callbacks[0])):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            seen.append(torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()]))
+            seen.append(
+                torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+            )
 
     before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
     trainer.add_callback(Keep())
@@ -107,7 +123,9 @@ def test_a_step_without_any_reward_leaves_every_weight_alone(make_trainer: Maker
     assert torch.equal(seen[0], seen[1])
 
 
-def test_prompts_and_rollouts_stay_out_of_the_log(make_trainer: Maker, caplog: pytest.LogCaptureFixture) -> None:
+def test_prompts_and_rollouts_stay_out_of_the_log(
+    make_trainer: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.DEBUG):
         generate(make_trainer(lambda place, rollout: None if place == 1 else 1.0))
     assert "2 of 8 rollouts unscored ({'timeout': 2})" in caplog.text
@@ -120,9 +138,12 @@ def test_log_probabilities_are_trls_own(make_trainer: Maker) -> None:
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     width = batch["completion_ids"].shape[1]
-    mine = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, width, compute_entropy=True)
-    theirs = GRPOTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, width,
-                                                            compute_entropy=True)
+    mine = trainer._get_per_token_logps_and_entropies(
+        trainer.model, ids, mask, width, compute_entropy=True
+    )
+    theirs = GRPOTrainer._get_per_token_logps_and_entropies(
+        trainer, trainer.model, ids, mask, width, compute_entropy=True
+    )
     counted = batch["completion_mask"].bool()
     torch.testing.assert_close(mine[0][counted], theirs[0][counted])
     assert mine[1] is not None
@@ -137,8 +158,10 @@ def test_sharing_a_prompt_changes_neither_logits_nor_gradients(model: Any) -> No
     mask = (ids != 0).long()
     weights = torch.randn(3, 5, 64)
     gradients = []
-    for logits in (lambda: model.lm_head(shared_prompt_states(model.base_model, ids, mask, 5)),
-                   lambda: model(input_ids=ids, attention_mask=mask, logits_to_keep=6).logits[:, :-1]):
+    for logits in (
+        lambda: model.lm_head(shared_prompt_states(model.base_model, ids, mask, 5)),
+        lambda: model(input_ids=ids, attention_mask=mask, logits_to_keep=6).logits[:, :-1],
+    ):
         model.zero_grad()
         value = logits()
         (value * weights).sum().backward()
@@ -157,13 +180,31 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone(make_trainer: Maker) ->
     assert list(trainer._get_train_sampler(rows)) == second
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_generations": 2,
-      "generation_batch_size": 4}, "must equal"),
-    ({"per_device_train_batch_size": 6}, "multiple|divisible"),
-])
-def test_a_batch_of_the_wrong_shape_is_refused_at_once(settings: dict[str, Any], change: dict[str, Any],
-                                                        message: str, model: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {
+                "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 1,
+                "num_generations": 2,
+                "generation_batch_size": 4,
+            },
+            "must equal",
+        ),
+        ({"per_device_train_batch_size": 6}, "multiple|divisible"),
+    ],
+)
+def test_a_batch_of_the_wrong_shape_is_refused_at_once(
+    settings: dict[str, Any], change: dict[str, Any], message: str, model: Any, tokenizer: Any
+) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_trainer(build_config({**settings, **change}), model, tokenizer, [Example(prompt=p) for p in PROMPTS],
-                      RubricReward(ScriptedClient(lambda place, rollout: 1.0), num_generations=2, run_id="run"))
+        build_trainer(
+            build_config({**settings, **change}),
+            model,
+            tokenizer,
+            [Example(prompt=p) for p in PROMPTS],
+            RubricReward(
+                ScriptedClient(lambda place, rollout: 1.0), num_generations=2, run_id="run"
+            ),
+        )

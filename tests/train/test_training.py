@@ -14,14 +14,23 @@ from markscheme.errors import ConnectionFailed, MarkschemeError
 from markscheme.vocabulary import REASON_WORDS, UnscoredReason
 from markscheme_train.checkpoints import last_checkpoint
 from markscheme_train.config import TrainConfig, build_config
-from markscheme_train.errors import ConfigError, Diverged, Interrupted, ModelError, Stopped, TrainError
-from markscheme_train.steps import StepRecord, read_records
+from markscheme_train.errors import (
+    ConfigError,
+    Diverged,
+    Interrupted,
+    ModelError,
+    Stopped,
+    TrainError,
+)
+from markscheme_train.step_log import StepRecord, read_records
 from markscheme_train.trainer import MarkschemeTrainer
-from markscheme_train.training import decisive, run_id_of, thinking_of, train
+from markscheme_train.training import config_fingerprint, run_id_of, thinking_of, train
 from train.conftest import CRITERION, ScriptedClient
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 
 def by_length(place: int, rollout: Any) -> float:
@@ -33,12 +42,24 @@ def weights(directory: Path) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def run(settings: dict[str, Any], *, resume: bool = False, client: ScriptedClient | None = None,
-        on_record: Any = lambda record: None) -> Path:
-    return train(build_config(settings), client or ScriptedClient(by_length), resume=resume, on_record=on_record)
+def run(
+    settings: dict[str, Any],
+    *,
+    resume: bool = False,
+    client: ScriptedClient | None = None,
+    on_record: Any = lambda record: None,
+) -> Path:
+    return train(
+        build_config(settings),
+        client or ScriptedClient(by_length),
+        resume=resume,
+        on_record=on_record,
+    )
 
 
-def test_a_run_changes_the_model_and_writes_its_steps(settings: dict[str, Any], model_directory: Path) -> None:
+def test_a_run_changes_the_model_and_writes_its_steps(
+    settings: dict[str, Any], model_directory: Path
+) -> None:
     records: list[StepRecord] = []
     output = run(settings, on_record=records.append)
     assert not torch.equal(weights(output), weights(model_directory))
@@ -52,14 +73,20 @@ def test_a_run_changes_the_model_and_writes_its_steps(settings: dict[str, Any], 
 def test_the_mean_reward_of_a_step_is_over_known_rewards_only(settings: dict[str, Any]) -> None:
     records: list[StepRecord] = []
     settings = {**settings, "max_unscored": 1.0}
-    run(settings, client=ScriptedClient(lambda place, rollout: None if place else 0.75), on_record=records.append)
+    run(
+        settings,
+        client=ScriptedClient(lambda place, rollout: None if place else 0.75),
+        on_record=records.append,
+    )
     assert (records[0].reward, records[0].unscored, records[0].reasons) == (0.75, 6, {"timeout": 6})
     records.clear()
     run(settings, client=ScriptedClient(lambda place, rollout: None), on_record=records.append)
     assert records[0].reward is None
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     four = {**settings, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
     whole = run({**four, "output_dir": str(tmp_path / "whole")})
 
@@ -74,16 +101,25 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(settings: dict[str, 
     second = ScriptedClient(by_length)
     torch.rand(7)
     resumed = run(parts, client=second, resume=True)
-    assert [call["run"].step for call in first.calls + second.calls] in ([0, 1, 2, 3], [0, 1, 2, 3, 4])
+    assert [call["run"].step for call in first.calls + second.calls] in (
+        [0, 1, 2, 3],
+        [0, 1, 2, 3, 4],
+    )
     assert {call["run"].id for call in first.calls} == {call["run"].id for call in second.calls}
     torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"learning_rate": 2e-2}, "learning_rate was 0.01 and is 0.02"), ({"seed": 7}, "seed was 42 and is 7"),
-    ({"data": "other"}, "has other contents")])
-def test_another_run_is_not_gone_on_with(change: dict[str, Any], message: str, settings: dict[str, Any],
-                                         tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 2e-2}, "learning_rate was 0.01 and is 0.02"),
+        ({"seed": 7}, "seed was 42 and is 7"),
+        ({"data": "other"}, "has other contents"),
+    ],
+)
+def test_another_run_is_not_gone_on_with(
+    change: dict[str, Any], message: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
     run({**settings, "save_strategy": "steps", "save_steps": 1})
     before = weights(Path(settings["output_dir"]))
     if "data" in change:
@@ -99,7 +135,10 @@ def test_another_run_is_not_gone_on_with(change: dict[str, Any], message: str, s
 def test_a_run_is_not_started_over_another(settings: dict[str, Any]) -> None:
     run({**settings, "save_strategy": "steps", "save_steps": 1})
     before = weights(Path(settings["output_dir"]))
-    with pytest.raises(ConfigError, match=r"holds a run that has got to checkpoint-2: go on with --resume, or start"):
+    with pytest.raises(
+        ConfigError,
+        match=r"holds a run that has got to checkpoint-2: go on with --resume, or start",
+    ):
         run(settings)
     assert torch.equal(weights(Path(settings["output_dir"])), before)
 
@@ -119,22 +158,53 @@ def test_saving_and_stopping_wait_for_the_end_of_the_batch(settings: dict[str, A
     records: list[StepRecord] = []
     output = Path(settings["output_dir"])
     with pytest.raises(Stopped):
-        run({**settings, "num_iterations": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3},
-            on_record=lambda record: (records.append(record), interrupt(record)))
+        run(
+            {
+                **settings,
+                "num_iterations": 2,
+                "max_steps": 6,
+                "save_strategy": "steps",
+                "save_steps": 3,
+            },
+            on_record=lambda record: (records.append(record), interrupt(record)),
+        )
     assert [record.step for record in records] == [1, 2]
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-2"]
-    run({**settings, "num_iterations": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}, resume=True)
-    assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+    run(
+        {
+            **settings,
+            "num_iterations": 2,
+            "max_steps": 6,
+            "save_strategy": "steps",
+            "save_steps": 3,
+        },
+        resume=True,
+    )
+    assert {path.name for path in output.glob("checkpoint-*")} == {
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-6",
+    }
 
 
 @pytest.mark.parametrize("preset", ["ropd", "ropd-paper", "sdpo", "srpo", "srpo-rubric"])
 @pytest.mark.parametrize("reward", [0.0, 0.5, 1.0])
-def test_equal_rewards_are_trained_on_without_harm(preset: str, reward: float, settings: dict[str, Any]) -> None:
+def test_equal_rewards_are_trained_on_without_harm(
+    preset: str, reward: float, settings: dict[str, Any]
+) -> None:
     """One group of them a step; some rollouts end at once."""
     records: list[StepRecord] = []
-    output = run({**settings, "preset": preset, "per_device_train_batch_size": 4, "warmup_steps": 0,
-                  "distillation_top_k": 5}, client=ScriptedClient(lambda place, rollout: reward),
-                 on_record=records.append)
+    output = run(
+        {
+            **settings,
+            "preset": preset,
+            "per_device_train_batch_size": 4,
+            "warmup_steps": 0,
+            "distillation_top_k": 5,
+        },
+        client=ScriptedClient(lambda place, rollout: reward),
+        on_record=records.append,
+    )
     assert weights(output).isfinite().all()
     assert [record.reward for record in records] == [reward, reward]
 
@@ -146,7 +216,9 @@ def test_a_fresh_run_has_a_name_of_its_own(settings: dict[str, Any]) -> None:
     assert clients[0].calls[0]["run"].id != clients[1].calls[0]["run"].id
 
 
-def test_the_first_process_alone_names_the_run(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_process_alone_names_the_run(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another one's name in the file would give a resumed run other rubrics than its first part had."""
     output = Path(settings["output_dir"])
     named = run_id_of(build_config(settings), output, resume=False)
@@ -162,7 +234,9 @@ def test_a_lost_service_saves_what_was_learnt(settings: dict[str, Any]) -> None:
                 raise MarkschemeError("connection refused")
             return super().score(groups, **options)
 
-    with pytest.raises(TrainError, match=r"connection refused\nSaved .*checkpoint-1; go on with --resume"):
+    with pytest.raises(
+        TrainError, match=r"connection refused\nSaved .*checkpoint-1; go on with --resume"
+    ):
         run(settings, client=Lost(by_length))
     assert (Path(settings["output_dir"]) / "checkpoint-1" / "trainer_state.json").is_file()
 
@@ -176,52 +250,85 @@ def test_a_run_that_never_reached_the_service_says_so(settings: dict[str, Any]) 
         run(settings, client=Absent(by_length))
 
 
-@pytest.mark.parametrize(("change", "error", "message"), [
-    ({"model": "/nowhere/at/all"}, ModelError, "cannot load the model `/nowhere/at/all`"),
-    ({"per_device_train_batch_size": 32}, ConfigError, "has 4 prompts, fewer than the 8 of one batch"),
-])
-def test_what_cannot_start_says_why(settings: dict[str, Any], change: dict[str, Any], error: type[Exception],
-                                    message: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model": "/nowhere/at/all"}, ModelError, "cannot load the model `/nowhere/at/all`"),
+        (
+            {"per_device_train_batch_size": 32},
+            ConfigError,
+            "has 4 prompts, fewer than the 8 of one batch",
+        ),
+    ],
+)
+def test_what_cannot_start_says_why(
+    settings: dict[str, Any], change: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         run({**settings, **change})
 
 
-def test_a_batch_of_which_too_much_is_unscored_is_not_learnt_from_and_comes_again(settings: dict[str, Any],
-                                                                                  tmp_path: Path) -> None:
+def test_a_batch_of_which_too_much_is_unscored_is_not_learnt_from_and_comes_again(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     settings = {**settings, "max_steps": 4}
     records: list[StepRecord] = []
-    client = ScriptedClient(lambda place, rollout: None if place and len(client.calls) == 2 else by_length(0, rollout))
-    with pytest.raises(Interrupted, match=r"6 of 8 rollouts of step 2 are unscored \(6 timeout\); the step was not"
-                                          r".*\n6 timeout: The judge did not answer in time\. .*"
-                                          r"Once timeout has passed, --resume helps.* "
-                                          r"Saved .*checkpoint-1; go on with --resume\.$"):
+    client = ScriptedClient(
+        lambda place, rollout: None if place and len(client.calls) == 2 else by_length(0, rollout)
+    )
+    with pytest.raises(
+        Interrupted,
+        match=r"6 of 8 rollouts of step 2 are unscored \(6 timeout\); the step was not"
+        r".*\n6 timeout: The judge did not answer in time\. .*"
+        r"Once timeout has passed, --resume helps.* "
+        r"Saved .*checkpoint-1; go on with --resume\.$",
+    ):
         run(settings, client=client, on_record=records.append)
     assert [record.step for record in records] == [1]
     assert (Path(settings["output_dir"]) / "checkpoint-1" / "trainer_state.json").is_file()
     there = ScriptedClient(by_length)
     resumed = run(settings, client=there, resume=True, on_record=records.append)
     assert [record.step for record in records] == [1, 2, 3, 4]
-    assert there.calls[0]["groups"] == client.calls[1]["groups"], "the very rollouts that could not be marked"
+    assert there.calls[0]["groups"] == client.calls[1]["groups"], (
+        "the very rollouts that could not be marked"
+    )
     whole = run({**settings, "output_dir": str(tmp_path / "whole")})
     torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
 
 
-def test_what_asking_again_will_not_change_is_no_reason_to_start_again(settings: dict[str, Any]) -> None:
+def test_what_asking_again_will_not_change_is_no_reason_to_start_again(
+    settings: dict[str, Any],
+) -> None:
     """A container would be restarted for ever."""
+
     class NoRubrics(ScriptedClient):
         def score(self, groups: Any, **options: Any) -> Any:
             batch = super().score(groups, **options)
-            return batch.model_copy(update={"groups": [group.model_copy(update={"rollouts": [
-                rollout.model_copy(update={"reason": UnscoredReason.NO_RUBRIC}) for rollout in group.rollouts]})
-                for group in batch.groups]})
+            return batch.model_copy(
+                update={
+                    "groups": [
+                        group.model_copy(
+                            update={
+                                "rollouts": [
+                                    rollout.model_copy(update={"reason": UnscoredReason.NO_RUBRIC})
+                                    for rollout in group.rollouts
+                                ]
+                            }
+                        )
+                        for group in batch.groups
+                    ]
+                }
+            )
 
     with pytest.raises(TrainError, match=r"8 no_rubric.*\n.*raise max_unscored") as refused:
         run(settings, client=NoRubrics(lambda place, rollout: None))
     assert not isinstance(refused.value, Interrupted)
     last = str(refused.value).rpartition("\n")[2]
-    assert last == (f"8 no_rubric: {REASON_WORDS[UnscoredReason.NO_RUBRIC]} --resume alone does "
-                    "not help: mend that first, or raise max_unscored, then use it. "
-                    "No step was finished.")
+    assert last == (
+        f"8 no_rubric: {REASON_WORDS[UnscoredReason.NO_RUBRIC]} --resume alone does "
+        "not help: mend that first, or raise max_unscored, then use it. "
+        "No step was finished."
+    )
 
 
 def test_a_run_that_has_learnt_nothing_yet_may_become_another(settings: dict[str, Any]) -> None:
@@ -234,11 +341,15 @@ def test_a_run_that_has_learnt_nothing_yet_may_become_another(settings: dict[str
     first = (Path(settings["output_dir"]) / "run_id").read_text()
     output = run(settings, resume=True)
     assert (output / "run_id").read_text() != first
-    assert json.loads((output / "settings.json").read_text())["learning_rate"] == settings["learning_rate"]
+    assert (
+        json.loads((output / "settings.json").read_text())["learning_rate"]
+        == settings["learning_rate"]
+    )
 
 
-def test_gradients_that_are_no_numbers_are_never_stepped_on(settings: dict[str, Any],
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_that_are_no_numbers_are_never_stepped_on(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, losses = MarkschemeTrainer._compute_loss, []
 
     def broken(self: MarkschemeTrainer, model: Any, inputs: Any) -> torch.Tensor:
@@ -252,18 +363,26 @@ def test_gradients_that_are_no_numbers_are_never_stepped_on(settings: dict[str, 
     assert not (Path(settings["output_dir"]) / "checkpoint-2").exists()
 
 
-def test_a_run_that_is_done_is_resumed_to_its_model(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_that_is_done_is_resumed_to_its_model(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     """As after a kill between the last checkpoint and the model: no step is added."""
     output = run({**settings, "save_strategy": "steps", "save_steps": 1, "max_steps": 3})
     model = (output / "model.safetensors").read_bytes()
     (output / "model.safetensors").unlink()
     client = ScriptedClient(by_length)
-    run({**settings, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}, resume=True, client=client)
+    run(
+        {**settings, "save_strategy": "steps", "save_steps": 1, "max_steps": 3},
+        resume=True,
+        client=client,
+    )
     assert (output / "model.safetensors").read_bytes() == model
     assert client.calls == []
 
 
-def test_a_run_that_saved_nothing_yet_is_begun_again_under_its_name(settings: dict[str, Any]) -> None:
+def test_a_run_that_saved_nothing_yet_is_begun_again_under_its_name(
+    settings: dict[str, Any],
+) -> None:
     class Away(ScriptedClient):
         def score(self, groups: Any, **options: Any) -> Any:
             self.calls.append(options)
@@ -278,8 +397,10 @@ def test_a_run_that_saved_nothing_yet_is_begun_again_under_its_name(settings: di
 
 def test_what_no_figure_can_be_taken_of_is_null(settings: dict[str, Any]) -> None:
     """TRL logs NaN there, which is no JSON."""
-    output = run({**settings, "preset": "sdpo", "max_unscored": 1.0},
-                 client=ScriptedClient(lambda place, rollout: None))
+    output = run(
+        {**settings, "preset": "sdpo", "max_unscored": 1.0},
+        client=ScriptedClient(lambda place, rollout: None),
+    )
     lines = (output / "steps.jsonl").read_text().splitlines()
     assert "NaN" not in "".join(lines)
     assert json.loads(lines[0])["metrics"]["reward"] is None
@@ -289,7 +410,9 @@ def test_what_a_killed_part_paid_is_not_forgotten(settings: dict[str, Any]) -> N
     class Paid(ScriptedClient):
         def score(self, groups: Any, **options: Any) -> Any:
             batch = super().score(groups, **options)
-            return batch.model_copy(update={"usage": batch.usage.model_copy(update={"judge_calls": self.price})})
+            return batch.model_copy(
+                update={"usage": batch.usage.model_copy(update={"judge_calls": self.price})}
+            )
 
         price = 7
 
@@ -306,7 +429,10 @@ def test_what_a_killed_part_paid_is_not_forgotten(settings: dict[str, Any]) -> N
     cheaper = Paid(by_length)
     cheaper.price = 1
     output = run(config, client=cheaper, resume=True)
-    assert [json.loads(line)["judge_calls"] for line in (output / "steps.jsonl").read_text().splitlines()] == [7, 8, 1]
+    assert [
+        json.loads(line)["judge_calls"]
+        for line in (output / "steps.jsonl").read_text().splitlines()
+    ] == [7, 8, 1]
 
 
 def test_a_criterion_with_odd_characters_breaks_no_record(settings: dict[str, Any]) -> None:
@@ -314,38 +440,64 @@ def test_a_criterion_with_odd_characters_breaks_no_record(settings: dict[str, An
         def score(self, groups: Any, **options: Any) -> Any:
             batch = super().score(groups, **options)
             criterion = CRITERION.model_copy(update={"text": "It is\u2028\x85 short."})
-            return batch.model_copy(update={"groups": [group.model_copy(update={
-                "rubric": group.rubric.model_copy(update={"criteria": [criterion]})})
-                for group in batch.groups if group.rubric is not None]})
+            return batch.model_copy(
+                update={
+                    "groups": [
+                        group.model_copy(
+                            update={
+                                "rubric": group.rubric.model_copy(update={"criteria": [criterion]})
+                            }
+                        )
+                        for group in batch.groups
+                        if group.rubric is not None
+                    ]
+                }
+            )
 
     config = {**settings, "save_strategy": "steps", "save_steps": 1}
     run(config, client=Odd(by_length))
     output = run({**config, "max_steps": 3}, client=Odd(by_length), resume=True)
     records = read_records(output / "steps.jsonl")
     assert [record.step for record in records] == [1, 2, 3]
-    assert {rate.text for record in records for rate in record.criteria} == {"It is\u2028\x85 short."}
+    assert {rate.text for record in records for rate in record.criteria} == {
+        "It is\u2028\x85 short."
+    }
 
 
 def test_a_run_ends_with_a_whole_batch(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"max_steps \(3\) must be a multiple of num_iterations \(2\)"):
+    with pytest.raises(
+        ConfigError, match=r"max_steps \(3\) must be a multiple of num_iterations \(2\)"
+    ):
         run({**settings, "num_iterations": 2, "max_steps": 3})
 
 
-@pytest.mark.parametrize(("change", "same"), [
-    ({"disable_dropout": False}, False), ({"top_p": 0.9}, False), ({"ask_teacher": 1}, False),
-    ({"optim": "sgd"}, False),
-    ({"lr_scheduler_type": "cosine"}, False), ({"save_steps": 7, "logging_steps": 3}, True),
-    ({"markscheme_url": "http://elsewhere", "max_outage_s": 1.0}, True), ({"output_dir": "/elsewhere"}, True),
-    ({"max_steps": 50}, True)])
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"disable_dropout": False}, False),
+        ({"top_p": 0.9}, False),
+        ({"ask_teacher": 1}, False),
+        ({"optim": "sgd"}, False),
+        ({"lr_scheduler_type": "cosine"}, False),
+        ({"save_steps": 7, "logging_steps": 3}, True),
+        ({"markscheme_url": "http://elsewhere", "max_outage_s": 1.0}, True),
+        ({"output_dir": "/elsewhere"}, True),
+        ({"max_steps": 50}, True),
+    ],
+)
 def test_what_decides_a_run(change: dict[str, Any], same: bool, settings: dict[str, Any]) -> None:
-    one, two = (decisive(build_config(given)) for given in (settings, {**settings, **change}))
+    one, two = (
+        config_fingerprint(build_config(given)) for given in (settings, {**settings, **change})
+    )
     assert (one == two) is same
     json.dumps(one)
 
 
 def test_with_a_schedule_its_length_decides_too(settings: dict[str, Any]) -> None:
     paper = {**settings, "preset": "ropd-paper"}
-    assert decisive(build_config(paper)) != decisive(build_config({**paper, "max_steps": 50}))
+    assert config_fingerprint(build_config(paper)) != config_fingerprint(
+        build_config({**paper, "max_steps": 50})
+    )
 
 
 def test_there_must_be_something_to_resume(settings: dict[str, Any]) -> None:
@@ -353,12 +505,21 @@ def test_there_must_be_something_to_resume(settings: dict[str, Any]) -> None:
         run(settings, resume=True)
 
 
-@pytest.mark.parametrize(("template", "configured", "sent"), [
-    (None, "auto", "auto"), ("{{ messages[0]['content'] }} :", "auto", "auto"),
-    ("{{ messages[0]['content'] }}\n<think>\n", "auto", "strip"),
-    ("{{ messages[0]['content'] }}\n<think>\n", "keep", "keep")])
+@pytest.mark.parametrize(
+    ("template", "configured", "sent"),
+    [
+        (None, "auto", "auto"),
+        ("{{ messages[0]['content'] }} :", "auto", "auto"),
+        ("{{ messages[0]['content'] }}\n<think>\n", "auto", "strip"),
+        ("{{ messages[0]['content'] }}\n<think>\n", "keep", "keep"),
+    ],
+)
 def test_a_template_that_opens_the_thought_is_told_to_the_service(
-        template: str | None, configured: str, sent: str, settings: dict[str, Any],
-        tokenizer: PreTrainedTokenizerFast) -> None:
+    template: str | None,
+    configured: str,
+    sent: str,
+    settings: dict[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     tokenizer.chat_template = template
     assert thinking_of(build_config(settings | {"thinking": configured}), tokenizer) == sent

@@ -16,9 +16,25 @@ OVERRIDDEN = {
     "_compute_loss": ["self", "model", "inputs"],
     "_get_train_sampler": ["self", "dataset"],
     "_get_per_token_logps_and_entropies": [
-        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
-        "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes",
-        "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"],
+        "self",
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+        "compute_aux_loss",
+        "pixel_values",
+        "image_grid_thw",
+        "num_images",
+        "pixel_attention_mask",
+        "spatial_shapes",
+        "num_tiles",
+        "image_sizes",
+        "token_type_ids",
+        "mm_token_type_ids",
+        "image_position_ids",
+    ],
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
 }
@@ -29,13 +45,18 @@ RELIED_ON = {
         'inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes',
         "self.current_gradient_accumulation_steps / self.args.steps_per_generation",
         # Without old log-probabilities the ratio is 1 in value.
-        'old_per_token_logps = inputs.get("old_per_token_logps")'],
+        'old_per_token_logps = inputs.get("old_per_token_logps")',
+    ],
     "_prepare_inputs": ["shuffle_sequence_dict(", "split_tensor_dict("],
     # A checkpoint's folder is asked for when it is written, and the trainer's state is the last of what goes into it.
-    "super()._save_checkpoint": ["output_dir = os.path.join(run_dir, checkpoint_folder)",
-                                 "run_dir = self._get_output_dir(trial=trial)",
-                                 "self.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))"],
-    "_generate_and_score_completions": ["num_items_in_batch = self.accelerator.gather(loss_mask.sum()).sum()"],
+    "super()._save_checkpoint": [
+        "output_dir = os.path.join(run_dir, checkpoint_folder)",
+        "run_dir = self._get_output_dir(trial=trial)",
+        "self.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))",
+    ],
+    "_generate_and_score_completions": [
+        "num_items_in_batch = self.accelerator.gather(loss_mask.sum()).sum()"
+    ],
 }
 """Lines of TRL's on which ours build."""
 
@@ -43,23 +64,32 @@ RELIED_ON = {
 def test_trl_is_the_version_that_was_read() -> None:
     assert trl.__version__.startswith("1.16."), (
         f"TRL is {trl.__version__}: compare its grpo_trainer.py with what docs/decisions/0011-self-distillation.md and "
-        "this file say of 1.16")
+        "this file say of 1.16"
+    )
 
 
 def test_every_override_is_listed() -> None:
-    ours = {name for name, value in vars(MarkschemeTrainer).items()
-            if callable(value) and name in vars(GRPOTrainer) and not name.startswith("__")}
+    ours = {
+        name
+        for name, value in vars(MarkschemeTrainer).items()
+        if callable(value) and name in vars(GRPOTrainer) and not name.startswith("__")
+    }
     assert ours == set(OVERRIDDEN)
 
 
 @pytest.mark.parametrize("name", list(OVERRIDDEN))
 def test_an_overridden_method_takes_what_it_took(name: str) -> None:
     taken = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
-    assert taken == OVERRIDDEN[name], f"GRPOTrainer.{name} takes other parameters: MarkschemeTrainer.{name} must follow"
+    assert taken == OVERRIDDEN[name], (
+        f"GRPOTrainer.{name} takes other parameters: MarkschemeTrainer.{name} must follow"
+    )
 
 
-@pytest.mark.parametrize(("name", "line"), [(name, line) for name, lines in RELIED_ON.items() for line in lines])
+@pytest.mark.parametrize(
+    ("name", "line"), [(name, line) for name, lines in RELIED_ON.items() for line in lines]
+)
 def test_a_line_relied_on_stands(name: str, line: str) -> None:
     owner = Trainer if name.startswith("super().") else GRPOTrainer
     assert line in inspect.getsource(getattr(owner, name.removeprefix("super()."))), (
-        f"GRPOTrainer.{name} has no more `{line}`: see what MarkschemeTrainer makes of it")
+        f"GRPOTrainer.{name} has no more `{line}`: see what MarkschemeTrainer makes of it"
+    )

@@ -52,11 +52,20 @@ class Cell:
     def flaws(self) -> str:
         """Said beside a figure that was reached by not doing the work."""
         a = self.accuracy
-        return "" if self.sound else f"; {a.rollouts - a.scored} unscored, {a.wrong} wrong of {a.rollouts}"
+        return (
+            ""
+            if self.sound
+            else f"; {a.rollouts - a.scored} unscored, {a.wrong} wrong of {a.rollouts}"
+        )
 
     def values(self, **more: float) -> dict[str, object]:
-        return {"calls": self.calls, "walls_s": self.walls_s, "bare_sdk_walls_s": self.floors_s,
-                "verdicts_per_s": self.verdicts_per_s, **more}
+        return {
+            "calls": self.calls,
+            "walls_s": self.walls_s,
+            "bare_sdk_walls_s": self.floors_s,
+            "verdicts_per_s": self.verdicts_per_s,
+            **more,
+        }
 
 
 def cold_each(bench: Bench) -> list[Row]:
@@ -66,15 +75,31 @@ def cold_each(bench: Bench) -> list[Row]:
         ratio, over_ideal = cell.wall_s / cell.floor_s, cell.wall_s / cell.ideal_s
         most = OVER_IDEAL[cell.latency_ms]
         rows += [
-            Row(EACH, cell.load, f"≤ {OVER_BARE_SDK} × the bare SDK's wall",
+            Row(
+                EACH,
+                cell.load,
+                f"≤ {OVER_BARE_SDK} × the bare SDK's wall",
                 f"{ratio:.2f} × ({cell.wall_s:.2f} s; bare SDK {cell.floor_s:.2f} s; {cell.calls} calls){cell.flaws}",
-                ratio <= OVER_BARE_SDK and cell.sound, cell.values(ratio=ratio)),
-            Row(EACH, cell.load, f"≤ {most} × calls × latency ÷ concurrency",
-                f"{over_ideal:.2f} × ({cell.ideal_s:.2f} s){cell.flaws}", over_ideal <= most and cell.sound,
-                {"ratio": over_ideal}),
+                ratio <= OVER_BARE_SDK and cell.sound,
+                cell.values(ratio=ratio),
+            ),
+            Row(
+                EACH,
+                cell.load,
+                f"≤ {most} × calls × latency ÷ concurrency",
+                f"{over_ideal:.2f} × ({cell.ideal_s:.2f} s){cell.flaws}",
+                over_ideal <= most and cell.sound,
+                {"ratio": over_ideal},
+            ),
             _against_peers(
-                cell, fastest(_peers(bench, cell), cell.work, cell.latency_ms, default=False, calls=cell.calls), EACH,
-                times=1.0, goal="faster than every peer, in any mode of as many calls"),
+                cell,
+                fastest(
+                    _peers(bench, cell), cell.work, cell.latency_ms, default=False, calls=cell.calls
+                ),
+                EACH,
+                times=1.0,
+                goal="faster than every peer, in any mode of as many calls",
+            ),
         ]
     return rows
 
@@ -83,30 +108,62 @@ def cold_all(bench: Bench) -> list[Row]:
     """All criteria of a rollout in one call, the default, against the best peer."""
     rows = []
     for cell in _cells(bench, ALL):
-        rows.append(_against_peers(cell, fastest(_peers(bench, cell), cell.work, cell.latency_ms), ALL,
-                                   times=TIMES_BEST_PEER,
-                                   goal=f"≥ {TIMES_BEST_PEER:.0f} × the best peer's verdicts/s, as documented"))
+        rows.append(
+            _against_peers(
+                cell,
+                fastest(_peers(bench, cell), cell.work, cell.latency_ms),
+                ALL,
+                times=TIMES_BEST_PEER,
+                goal=f"≥ {TIMES_BEST_PEER:.0f} × the best peer's verdicts/s, as documented",
+            )
+        )
         best = fastest(_peers(bench, cell), cell.work, cell.latency_ms, default=False)
         if best is not None:
             ratio = cell.verdicts_per_s / best.verdicts_per_s
-            rows.append(Row(ALL, cell.load, "(for information: peers in any mode)",
-                            f"{ratio:.2f} × {best.name} ({best.verdicts_per_s:.0f}/s)",
-                            values={"ratio": ratio, "peer": best.name, "peer_verdicts_per_s": best.verdicts_per_s}))
+            rows.append(
+                Row(
+                    ALL,
+                    cell.load,
+                    "(for information: peers in any mode)",
+                    f"{ratio:.2f} × {best.name} ({best.verdicts_per_s:.0f}/s)",
+                    values={
+                        "ratio": ratio,
+                        "peer": best.name,
+                        "peer_verdicts_per_s": best.verdicts_per_s,
+                    },
+                )
+            )
         ratio = cell.wall_s / cell.floor_s
-        rows.append(Row(ALL, cell.load, "(for information: the bare SDK)",
-                        f"{ratio:.2f} × the bare SDK's wall ({cell.wall_s:.3f} s; {cell.floor_s:.3f} s; "
-                        f"{cell.calls} calls)", values={"ratio": ratio}))
+        rows.append(
+            Row(
+                ALL,
+                cell.load,
+                "(for information: the bare SDK)",
+                f"{ratio:.2f} × the bare SDK's wall ({cell.wall_s:.3f} s; {cell.floor_s:.3f} s; "
+                f"{cell.calls} calls)",
+                values={"ratio": ratio},
+            )
+        )
     return rows
 
 
-def _against_peers(cell: Cell, best: PeerResult | None, figure: str, *, times: float, goal: str) -> Row:
+def _against_peers(
+    cell: Cell, best: PeerResult | None, figure: str, *, times: float, goal: str
+) -> Row:
     if best is None:
-        return Row(figure, cell.load, goal, f"{cell.verdicts_per_s:.0f} verdicts/s; no peer measured", None)
+        return Row(
+            figure, cell.load, goal, f"{cell.verdicts_per_s:.0f} verdicts/s; no peer measured", None
+        )
     ratio = cell.verdicts_per_s / best.verdicts_per_s
-    return Row(figure, cell.load, goal,
-               f"{ratio:.2f} × ({cell.verdicts_per_s:.0f} verdicts/s; {best.name}: {best.verdicts_per_s:.0f}/s)"
-               f"{cell.flaws}", ratio >= times and cell.sound,
-               cell.values(ratio=ratio) | {"peer": best.name, "peer_verdicts_per_s": best.verdicts_per_s})
+    return Row(
+        figure,
+        cell.load,
+        goal,
+        f"{ratio:.2f} × ({cell.verdicts_per_s:.0f} verdicts/s; {best.name}: {best.verdicts_per_s:.0f}/s)"
+        f"{cell.flaws}",
+        ratio >= times and cell.sound,
+        cell.values(ratio=ratio) | {"peer": best.name, "peer_verdicts_per_s": best.verdicts_per_s},
+    )
 
 
 def _peers(bench: Bench, cell: Cell) -> list[PeerResult]:
@@ -119,17 +176,25 @@ def _cells(bench: Bench, figure: str, settings: Mapping[str, str] | None = None)
     cells = []
     for latency_s in bench.latencies_s:
         with bench.service(settings or {}) as service:
-            cells += [asyncio.run(_measure(bench, service, figure, work, latency_s)) for work in bench.works]
+            cells += [
+                asyncio.run(_measure(bench, service, figure, work, latency_s))
+                for work in bench.works
+            ]
     return cells
 
 
-async def _measure(bench: Bench, service: Process, figure: str, work: Work, latency_s: float) -> Cell:
+async def _measure(
+    bench: Bench, service: Process, figure: str, work: Work, latency_s: float
+) -> Cell:
     name = f"{figure}, {work}, {latency_s}"
     meter = bench.meter(figure, f"{work}, {latency_s * 1000:.0f} ms", service)
     accuracy = Accuracy()
     ours: list[Timed] = []
     floors: list[float] = []
-    async with Scorer(service.url) as scorer, BareSdk(bench.stub.base_url, JUDGE_CONCURRENCY) as bare:
+    async with (
+        Scorer(service.url) as scorer,
+        BareSdk(bench.stub.base_url, JUDGE_CONCURRENCY) as bare,
+    ):
         tasks = make_tasks(work, name)
         warm_up = make_batch(SMALL, f"{name}, warm-up")
         await scorer.prepare([*tasks, *warm_up.tasks])
@@ -147,5 +212,13 @@ async def _measure(bench: Bench, service: Process, figure: str, work: Work, late
             floors.append(await bare.wall_s(seen["sample"], seen["calls"], f"{n}"))
     meter.close()
     walls = [timed.wall_s for timed in ours]
-    return Cell(work, round(latency_s * 1000), seen["calls"], statistics.median(walls), statistics.median(floors),
-                walls, floors, accuracy)
+    return Cell(
+        work,
+        round(latency_s * 1000),
+        seen["calls"],
+        statistics.median(walls),
+        statistics.median(floors),
+        walls,
+        floors,
+        accuracy,
+    )

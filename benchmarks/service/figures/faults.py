@@ -20,26 +20,47 @@ def faults(bench: Bench) -> list[Row]:
     """20 % of calls answered with a 500; 20 % answered with replies of no use, of eight kinds."""
     work, batches = (SMALL, 2) if bench.quick else (SAMPLE, BATCHES)
     rows = []
-    for name, settings in (("20 % HTTP 500", Settings(latency_s=0.05, failing=0.2)),
-                           ("20 % garbage", Settings(latency_s=0.05, garbage=0.2))):
+    for name, settings in (
+        ("20 % HTTP 500", Settings(latency_s=0.05, failing=0.2)),
+        ("20 % garbage", Settings(latency_s=0.05, garbage=0.2)),
+    ):
         with bench.service() as service:
             accuracy, asked = asyncio.run(_measure(bench, service, work, batches, name, settings))
         load = f"{batches} × {work}, {name}"
-        reasons = ", ".join(f"{count} {reason}" for reason, count in accuracy.reasons.most_common()) or "none unscored"
+        reasons = (
+            ", ".join(f"{count} {reason}" for reason, count in accuracy.reasons.most_common())
+            or "none unscored"
+        )
         rows += [
-            Row(FIGURE, load, "0 wrong numbers", f"{accuracy.wrong} wrong of {accuracy.scored}", accuracy.wrong == 0,
-                {"wrong": accuracy.wrong, "scored": accuracy.scored}),
-            Row(FIGURE, load, f"≥ {SCORED_SHARE:.0%} scored",
+            Row(
+                FIGURE,
+                load,
+                "0 wrong numbers",
+                f"{accuracy.wrong} wrong of {accuracy.scored}",
+                accuracy.wrong == 0,
+                {"wrong": accuracy.wrong, "scored": accuracy.scored},
+            ),
+            Row(
+                FIGURE,
+                load,
+                f"≥ {SCORED_SHARE:.0%} scored",
                 f"{accuracy.scored_share:.2%} of {accuracy.rollouts} ({reasons}; "
-                f"{asked / accuracy.rollouts:.2f} calls a rollout)", accuracy.scored_share >= SCORED_SHARE,
-                {"scored_share": accuracy.scored_share, "rollouts": accuracy.rollouts, "calls": asked,
-                 "reasons": dict(accuracy.reasons)}),
+                f"{asked / accuracy.rollouts:.2f} calls a rollout)",
+                accuracy.scored_share >= SCORED_SHARE,
+                {
+                    "scored_share": accuracy.scored_share,
+                    "rollouts": accuracy.rollouts,
+                    "calls": asked,
+                    "reasons": dict(accuracy.reasons),
+                },
+            ),
         ]
     return rows
 
 
-async def _measure(bench: Bench, service: Process, work: Work, batches: int, name: str,
-                   settings: Settings) -> tuple[Accuracy, int]:
+async def _measure(
+    bench: Bench, service: Process, work: Work, batches: int, name: str, settings: Settings
+) -> tuple[Accuracy, int]:
     accuracy = Accuracy()
     async with Scorer(service.url) as scorer:
         first = make_batch(work, f"faults, {name}")

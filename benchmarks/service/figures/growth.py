@@ -20,8 +20,10 @@ def growth(bench: Bench) -> list[Row]:
     database = bench.fresh_database()
     name = urlsplit(database).path.removeprefix("/")
     file = bench.room / "growth.db"
-    return [_row(bench, "PostgreSQL", database, lambda: postgres_bytes(bench, name)),
-            _row(bench, "SQLite", f"sqlite+aiosqlite:///{file}", lambda: sqlite_bytes(file))]
+    return [
+        _row(bench, "PostgreSQL", database, lambda: postgres_bytes(bench, name)),
+        _row(bench, "SQLite", f"sqlite+aiosqlite:///{file}", lambda: sqlite_bytes(file)),
+    ]
 
 
 def _row(bench: Bench, store: str, url: str, size: Callable[[], int]) -> Row:
@@ -33,10 +35,14 @@ def _row(bench: Bench, store: str, url: str, size: Callable[[], int]) -> Row:
         sizes.append(size())
     mb_per_1000 = (sizes[1] - sizes[0]) / (steps - steps // 3) * 1000 / 1e6
     bytes_a_verdict = mb_per_1000 * 1000 / SMALL.verdicts
-    return Row(FIGURE, f"{steps} steps of {SMALL}, {ANSWER_WORDS} words an answer, {store}",
-               "stated, in MB per 1,000 steps",
-               f"{mb_per_1000:,.0f} MB per 1,000 steps ({bytes_a_verdict:,.0f} bytes a verdict with its share of texts "
-               "and calls; extrapolated)", values={"mb_per_1000_steps": mb_per_1000, "sizes_bytes": sizes})
+    return Row(
+        FIGURE,
+        f"{steps} steps of {SMALL}, {ANSWER_WORDS} words an answer, {store}",
+        "stated, in MB per 1,000 steps",
+        f"{mb_per_1000:,.0f} MB per 1,000 steps ({bytes_a_verdict:,.0f} bytes a verdict with its share of texts "
+        "and calls; extrapolated)",
+        values={"mb_per_1000_steps": mb_per_1000, "sizes_bytes": sizes},
+    )
 
 
 async def _train(bench: Bench, url: str, store: str, steps: range) -> None:

@@ -12,14 +12,20 @@ from service.rows import Row, milliseconds
 from service.stub_judge import Settings
 from service.workload import Work, make_batch
 
-MANY, OVERHEAD, SCALING = "2,000 concurrent judge calls", "overhead over the judge at 50 requests/s", "work 1× → 16×"
+MANY, OVERHEAD, SCALING = (
+    "2,000 concurrent judge calls",
+    "overhead over the judge at 50 requests/s",
+    "work 1× → 16×",
+)
 MANY_CALLS, MANY_LATENCY_S = 2000, 10.0
 """A latency long enough for the last call to be sent before the first is answered."""
 RATE_PER_S, ARRIVALS, OVERHEAD_LATENCY_S = 50.0, 1500, 0.05
 P50_MOST_S, P99_MOST_S = 0.010, 0.060
 GROWTHS, GROWTH_MOST = (1, 4, 16), 1.10
 MODES: tuple[tuple[str, dict[str, str]], ...] = (
-    ("one criterion a call", {"judge_max_criteria": "1"}), ("one call a rollout", {}))
+    ("one criterion a call", {"judge_max_criteria": "1"}),
+    ("one call a rollout", {}),
+)
 
 
 def many(bench: Bench) -> list[Row]:
@@ -29,12 +35,23 @@ def many(bench: Bench) -> list[Row]:
         accuracy, wall_s = asyncio.run(_many(bench, service, work))
     seen = bench.stub.stats()
     lost = accuracy.rollouts - accuracy.scored
-    return [Row(MANY, f"{work}, {MANY_LATENCY_S:.0f} s", "0 client-side time-outs",
-                f"{lost} unscored ({dict(accuracy.reasons) or 'none'}), {accuracy.wrong} wrong; {seen['calls']} calls, "
-                f"at most {seen['most_in_flight']} in flight, {wall_s:.1f} s",
-                lost == 0 and accuracy.wrong == 0,
-                {"unscored": lost, "reasons": dict(accuracy.reasons), "calls": seen["calls"],
-                 "most_in_flight": seen["most_in_flight"], "wall_s": wall_s})]
+    return [
+        Row(
+            MANY,
+            f"{work}, {MANY_LATENCY_S:.0f} s",
+            "0 client-side time-outs",
+            f"{lost} unscored ({dict(accuracy.reasons) or 'none'}), {accuracy.wrong} wrong; {seen['calls']} calls, "
+            f"at most {seen['most_in_flight']} in flight, {wall_s:.1f} s",
+            lost == 0 and accuracy.wrong == 0,
+            {
+                "unscored": lost,
+                "reasons": dict(accuracy.reasons),
+                "calls": seen["calls"],
+                "most_in_flight": seen["most_in_flight"],
+                "wall_s": wall_s,
+            },
+        )
+    ]
 
 
 async def _many(bench: Bench, service: Process, work: Work) -> tuple[Accuracy, float]:
@@ -58,11 +75,24 @@ def overhead(bench: Bench) -> list[Row]:
         added = asyncio.run(_overhead(bench, service, arrivals))
     p50, p99 = percentile(added, 0.5), percentile(added, 0.99)
     load = f"{arrivals} requests of 1x1x6, {OVERHEAD_LATENCY_S * 1000:.0f} ms"
-    return [Row(OVERHEAD, load, f"p50 ≤ {milliseconds(P50_MOST_S)}", f"p50 {milliseconds(p50)}", p50 <= P50_MOST_S,
-                {"p50_s": p50}),
-            Row(OVERHEAD, load, f"p99 ≤ {milliseconds(P99_MOST_S)}",
-                f"p99 {milliseconds(p99)} (most {milliseconds(max(added))})", p99 <= P99_MOST_S,
-                {"p99_s": p99, "added_s": added})]
+    return [
+        Row(
+            OVERHEAD,
+            load,
+            f"p50 ≤ {milliseconds(P50_MOST_S)}",
+            f"p50 {milliseconds(p50)}",
+            p50 <= P50_MOST_S,
+            {"p50_s": p50},
+        ),
+        Row(
+            OVERHEAD,
+            load,
+            f"p99 ≤ {milliseconds(P99_MOST_S)}",
+            f"p99 {milliseconds(p99)} (most {milliseconds(max(added))})",
+            p99 <= P99_MOST_S,
+            {"p99_s": p99, "added_s": added},
+        ),
+    ]
 
 
 async def _overhead(bench: Bench, service: Process, arrivals: int) -> list[float]:
@@ -74,15 +104,19 @@ async def _overhead(bench: Bench, service: Process, arrivals: int) -> list[float
     warm_up = int(RATE_PER_S)
     async with Scorer(service.url) as scorer, raw_client(service.url) as http:
         await scorer.prepare(tasks)
-        batches = [make_batch(Work(1, 1, 6), f"overhead, {n}", (tasks[n % len(tasks)],))
-                   for n in range(arrivals + warm_up)]
+        batches = [
+            make_batch(Work(1, 1, 6), f"overhead, {n}", (tasks[n % len(tasks)],))
+            for n in range(arrivals + warm_up)
+        ]
         bodies = [scorer.body(batch, step=n) for n, batch in enumerate(batches)]
         answers: list[bytes] = [b""] * len(batches)
         bench.stub.configure(Settings(latency_s=OVERHEAD_LATENCY_S))
 
         async def one(n: int, due: float) -> float:
             await asyncio.sleep(max(0.0, due - loop.time()))
-            answers[n] = (await http.post("/v1/scores", content=bodies[n])).raise_for_status().content
+            answers[n] = (
+                (await http.post("/v1/scores", content=bodies[n])).raise_for_status().content
+            )
             return loop.time() - due - OVERHEAD_LATENCY_S
 
         due = loop.time() + 0.2
@@ -97,7 +131,9 @@ async def _overhead(bench: Bench, service: Process, arrivals: int) -> list[float
     for batch, answer in zip(batches, answers, strict=True):
         accuracy.add(batch, ScoreBatch.model_validate_json(answer))
     if accuracy.wrong or accuracy.scored < accuracy.rollouts:
-        raise RuntimeError(f"overhead: {accuracy.wrong} wrong, {accuracy.rollouts - accuracy.scored} unscored")
+        raise RuntimeError(
+            f"overhead: {accuracy.wrong} wrong, {accuracy.rollouts - accuracy.scored} unscored"
+        )
     return added[warm_up:]
 
 
@@ -107,12 +143,23 @@ def scaling(bench: Bench) -> list[Row]:
     growths = GROWTHS[:2] if bench.quick else GROWTHS
     for mode, settings in MODES:
         with bench.service(settings) as service:
-            per_verdict = [asyncio.run(_per_verdict(bench, service, growth, mode)) for growth in growths]
+            per_verdict = [
+                asyncio.run(_per_verdict(bench, service, growth, mode)) for growth in growths
+            ]
         ratio = per_verdict[-1] / per_verdict[0]
-        walls = ", ".join(f"{growth}×: {1e6 * s:.0f} µs" for growth, s in zip(growths, per_verdict, strict=True))
-        rows.append(Row(SCALING, f"{SMALL} × {growths[-1]}, 50 ms, {mode}", "wall per verdict within 10 %",
-                        f"{ratio:.2f} × ({walls})", ratio <= GROWTH_MOST,
-                        {"ratio": ratio, "per_verdict_s": dict(zip(growths, per_verdict, strict=True))}))
+        walls = ", ".join(
+            f"{growth}×: {1e6 * s:.0f} µs" for growth, s in zip(growths, per_verdict, strict=True)
+        )
+        rows.append(
+            Row(
+                SCALING,
+                f"{SMALL} × {growths[-1]}, 50 ms, {mode}",
+                "wall per verdict within 10 %",
+                f"{ratio:.2f} × ({walls})",
+                ratio <= GROWTH_MOST,
+                {"ratio": ratio, "per_verdict_s": dict(zip(growths, per_verdict, strict=True))},
+            )
+        )
     return rows
 
 

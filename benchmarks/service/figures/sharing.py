@@ -20,10 +20,17 @@ def sharing(bench: Bench) -> list[Row]:
         rows = [_row(bench, "one process", [service.url] * SAME)]
     for redis in (True, False):
         database = bench.fresh_database()
-        with (bench.service(database=database, redis=redis) as one,
-              bench.service(database=database, redis=redis) as other):
-            rows.append(_row(bench, f"2 processes × {CLIENTS_A_PROCESS} clients, {'Redis' if redis else 'no Redis'}",
-                             [one.url, other.url] * CLIENTS_A_PROCESS))
+        with (
+            bench.service(database=database, redis=redis) as one,
+            bench.service(database=database, redis=redis) as other,
+        ):
+            rows.append(
+                _row(
+                    bench,
+                    f"2 processes × {CLIENTS_A_PROCESS} clients, {'Redis' if redis else 'no Redis'}",
+                    [one.url, other.url] * CLIENTS_A_PROCESS,
+                )
+            )
     return rows
 
 
@@ -35,11 +42,19 @@ def _row(bench: Bench, where: str, urls: list[str]) -> Row:
     distinct = SMALL.answers
     unscored = accuracy.rollouts - accuracy.scored
     sound = not (errors or unscored or accuracy.wrong)
-    flaws = "" if sound else f"; {len(errors)} requests failed, {unscored} unscored, {accuracy.wrong} wrong"
-    return Row(FIGURE, f"{len(urls)} × {SMALL}, {where}", GOAL,
-               f"{seen['calls']} calls for {distinct} distinct responses, {accuracy.rollouts} answered{flaws}",
-               seen["calls"] == distinct and sound,
-               {"calls": seen["calls"], "distinct": distinct, "errors": [repr(error) for error in errors]})
+    flaws = (
+        ""
+        if sound
+        else f"; {len(errors)} requests failed, {unscored} unscored, {accuracy.wrong} wrong"
+    )
+    return Row(
+        FIGURE,
+        f"{len(urls)} × {SMALL}, {where}",
+        GOAL,
+        f"{seen['calls']} calls for {distinct} distinct responses, {accuracy.rollouts} answered{flaws}",
+        seen["calls"] == distinct and sound,
+        {"calls": seen["calls"], "distinct": distinct, "errors": [repr(error) for error in errors]},
+    )
 
 
 async def _send(urls: list[str], batch: Batch) -> tuple[Accuracy, list[BaseException]]:

@@ -32,28 +32,56 @@ def warm(bench: Bench) -> list[Row]:
     unscored = accuracy.rollouts - accuracy.scored
     flaws = "" if sound else f"; {calls} judge calls, {accuracy.wrong} wrong, {unscored} unscored"
     rows = [
-        Row(FIGURE, str(work), f"≥ {VERDICTS_PER_S:,} verdicts/s",
+        Row(
+            FIGURE,
+            str(work),
+            f"≥ {VERDICTS_PER_S:,} verdicts/s",
             f"{per_s:,.0f} verdicts/s (median request {milliseconds(median)}){flaws}",
-            per_s >= VERDICTS_PER_S and sound, {"verdicts_per_s": per_s, "median_s": median, "walls_s": raw}),
-        Row(FIGURE, str(work), "p99 stated", f"p99 {milliseconds(p99)} over {len(raw)} requests, one at a time",
-            values={"p99_s": p99}),
-        Row(FIGURE, str(work), "(for information: through the SDK)",
+            per_s >= VERDICTS_PER_S and sound,
+            {"verdicts_per_s": per_s, "median_s": median, "walls_s": raw},
+        ),
+        Row(
+            FIGURE,
+            str(work),
+            "p99 stated",
+            f"p99 {milliseconds(p99)} over {len(raw)} requests, one at a time",
+            values={"p99_s": p99},
+        ),
+        Row(
+            FIGURE,
+            str(work),
+            "(for information: through the SDK)",
             f"{work.verdicts / percentile(sdk, 0.5):,.0f} verdicts/s, p99 {milliseconds(percentile(sdk, 0.99))}",
-            values={"walls_s": sdk}),
+            values={"walls_s": sdk},
+        ),
     ]
     goal = f"≥ {TIMES_AUTORUBRIC:.0f} × autorubric's in-process cache"
-    for peer, wanted in ((best_cache(bench.dated_peers(), work), goal),
-                         (best_cache(bench.dated_peers(), work, default=False), "(for information: in any mode)")):
+    for peer, wanted in (
+        (best_cache(bench.dated_peers(), work), goal),
+        (best_cache(bench.dated_peers(), work, default=False), "(for information: in any mode)"),
+    ):
         if peer is None:
-            return [*rows, Row(FIGURE, str(work), goal, "autorubric is not measured on this machine")]
+            return [
+                *rows,
+                Row(FIGURE, str(work), goal, "autorubric is not measured on this machine"),
+            ]
         ratio = per_s / peer.again_per_s
-        rows.append(Row(FIGURE, str(work), wanted, f"{ratio:.1f} × ({peer.name}: {peer.again_per_s:,.0f}/s)",
-                        ratio >= TIMES_AUTORUBRIC and sound if wanted == goal else None,
-                        {"ratio": ratio, "peer_verdicts_per_s": peer.again_per_s}))
+        rows.append(
+            Row(
+                FIGURE,
+                str(work),
+                wanted,
+                f"{ratio:.1f} × ({peer.name}: {peer.again_per_s:,.0f}/s)",
+                ratio >= TIMES_AUTORUBRIC and sound if wanted == goal else None,
+                {"ratio": ratio, "peer_verdicts_per_s": peer.again_per_s},
+            )
+        )
     return rows
 
 
-async def _measure(bench: Bench, service: Process, work: Work) -> tuple[list[float], list[float], int, Accuracy]:
+async def _measure(
+    bench: Bench, service: Process, work: Work
+) -> tuple[list[float], list[float], int, Accuracy]:
     """Walls of raw requests and of the SDK's, judge calls made meanwhile, and whether the numbers are right."""
     batch = make_batch(work, "warm")
     accuracy = Accuracy()

@@ -61,7 +61,9 @@ def run(distribution: str, modes: Callable[[Options], Sequence[Mode]]) -> None:
     print(json.dumps({"tool": distribution, "version": version, "results": results}))
 
 
-async def _measure_all(options: Options, modes: Callable[[Options], Sequence[Mode]]) -> list[dict[str, Any]]:
+async def _measure_all(
+    options: Options, modes: Callable[[Options], Sequence[Mode]]
+) -> list[dict[str, Any]]:
     offered = modes(options)
     results = [await _measure(options, mode) for mode in offered]
     for mode in offered:
@@ -72,7 +74,9 @@ async def _measure_all(options: Options, modes: Callable[[Options], Sequence[Mod
 
 async def _measure(options: Options, mode: Mode) -> dict[str, Any]:
     _configure(options)
-    await mode.grade(make_batch(min(options.work, SMALL, key=lambda w: w.verdicts), f"{mode.name} warm-up"))
+    await mode.grade(
+        make_batch(min(options.work, SMALL, key=lambda w: w.verdicts), f"{mode.name} warm-up")
+    )
     walls, wrong, unscored = [], 0, 0
     for n in range(options.repeats):
         batch = make_batch(options.work, f"{mode.name} {n}")
@@ -82,18 +86,33 @@ async def _measure(options: Options, mode: Mode) -> dict[str, Any]:
         calls = _stats(options)["calls"]
         pairs = list(zip(batch.pairs(), rewards, strict=True))
         unscored += sum(reward is None for _, reward in pairs)
-        wrong += sum(reward is not None and abs(reward - task.reward(answer)) > TOLERANCE
-                     for (task, answer), reward in pairs)
+        wrong += sum(
+            reward is not None and abs(reward - task.reward(answer)) > TOLERANCE
+            for (task, answer), reward in pairs
+        )
     wall = statistics.median(walls)
-    result = {"mode": mode.name, "default": mode.default, "one_call": mode.one_call, "work": str(options.work),
-              "latency_ms": round(options.latency_s * 1000), "concurrency": options.concurrency, "walls_s": walls,
-              "wall_s": wall, "verdicts_per_s": options.work.verdicts / wall, "calls": calls, "wrong": wrong,
-              "unscored": unscored}
+    result = {
+        "mode": mode.name,
+        "default": mode.default,
+        "one_call": mode.one_call,
+        "work": str(options.work),
+        "latency_ms": round(options.latency_s * 1000),
+        "concurrency": options.concurrency,
+        "walls_s": walls,
+        "wall_s": wall,
+        "verdicts_per_s": options.work.verdicts / wall,
+        "calls": calls,
+        "wrong": wrong,
+        "unscored": unscored,
+    }
     _configure(options)
     passes = [(await _timed(mode, batch))[0] for _ in range(SAME_PASSES if mode.cached else 1)]
     again = statistics.median(passes)
-    result["same_batch_again"] = {"wall_s": again, "verdicts_per_s": options.work.verdicts / again,
-                                  "calls": _stats(options)["calls"] / len(passes)}
+    result["same_batch_again"] = {
+        "wall_s": again,
+        "verdicts_per_s": options.work.verdicts / again,
+        "calls": _stats(options)["calls"] / len(passes),
+    }
     _configure(options)
     same = make_batch(Work(1, 1, options.work.criteria), f"{mode.name} same")
     await mode.grade(Batch(same.name, same.tasks, (same.answers[0] * SAME,)))

@@ -11,22 +11,34 @@ from openjudge.runner.grading_runner import GradingRunner
 from service.tools.common import Mode, Options, run
 from service.workload import Batch
 
-TEMPLATE = ('Query: {query}\nResponse: {response}\nRubrics:\n{rubrics}\n'
-            'Return JSON {{"reason": "...", "score": <0-1>}}')
+TEMPLATE = (
+    "Query: {query}\nResponse: {response}\nRubrics:\n{rubrics}\n"
+    'Return JSON {{"reason": "...", "score": <0-1>}}'
+)
 
 
 def modes(options: Options) -> Sequence[Mode]:
-    grader = LLMGrader(model=OpenAIChatModel(model="stub", api_key="stub", base_url=options.base_url), name="r",
-                       template=TEMPLATE)
+    grader = LLMGrader(
+        model=OpenAIChatModel(model="stub", api_key="stub", base_url=options.base_url),
+        name="r",
+        template=TEMPLATE,
+    )
 
     async def grade(batch: Batch) -> Sequence[float | None]:
-        rows = [{"query": task.prompt, "response": answer, "rubrics": criterion.text}
-                for task, answer in batch.pairs() for criterion in task.criteria]
-        runner = GradingRunner(grader_configs={"r": grader}, max_concurrency=options.concurrency, show_progress=False)
+        rows = [
+            {"query": task.prompt, "response": answer, "rubrics": criterion.text}
+            for task, answer in batch.pairs()
+            for criterion in task.criteria
+        ]
+        runner = GradingRunner(
+            grader_configs={"r": grader}, max_concurrency=options.concurrency, show_progress=False
+        )
         scores = iter((await runner.arun(rows))["r"])
         rewards: list[float | None] = []
         for task, _ in batch.pairs():
-            marks = [getattr(score, "score", math.nan) for score in islice(scores, len(task.criteria))]
+            marks = [
+                getattr(score, "score", math.nan) for score in islice(scores, len(task.criteria))
+            ]
             points = [c.points for c in task.criteria]
             reward = sum(p * m for p, m in zip(points, marks, strict=True)) / sum(points)
             rewards.append(None if math.isnan(reward) else reward)

@@ -19,26 +19,45 @@ Output = TypeVar("Output", bound=BaseModel)
 def modes(options: Options) -> Sequence[Mode]:
     """Per criterion with the SDK's own transport; the kinder aiohttp transport; all criteria in one call."""
     plain = AsyncOpenAI(base_url=options.base_url, api_key="stub", max_retries=2)
-    faster = AsyncOpenAI(base_url=options.base_url, api_key="stub", max_retries=2, http_client=DefaultAioHttpClient())
+    faster = AsyncOpenAI(
+        base_url=options.base_url, api_key="stub", max_retries=2, http_client=DefaultAioHttpClient()
+    )
     bound = options.concurrency
     return (
-        Mode("per criterion", _grade(PerCriterionGrader(generate_fn=_asks(plain, bound, PerCriterionOutput))),
-             close=plain.close),
-        Mode("per criterion, aiohttp transport",
-             _grade(PerCriterionGrader(generate_fn=_asks(faster, bound, PerCriterionOutput))), default=False),
-        Mode("one call, aiohttp transport",
-             _grade(PerCriterionOneShotGrader(generate_fn=_asks(faster, bound, OneShotOutput))), default=False,
-             one_call=True, close=faster.close),
+        Mode(
+            "per criterion",
+            _grade(PerCriterionGrader(generate_fn=_asks(plain, bound, PerCriterionOutput))),
+            close=plain.close,
+        ),
+        Mode(
+            "per criterion, aiohttp transport",
+            _grade(PerCriterionGrader(generate_fn=_asks(faster, bound, PerCriterionOutput))),
+            default=False,
+        ),
+        Mode(
+            "one call, aiohttp transport",
+            _grade(PerCriterionOneShotGrader(generate_fn=_asks(faster, bound, OneShotOutput))),
+            default=False,
+            one_call=True,
+            close=faster.close,
+        ),
     )
 
 
-def _asks(client: AsyncOpenAI, bound: int, output: type[Output]) -> Callable[..., Awaitable[Output]]:
+def _asks(
+    client: AsyncOpenAI, bound: int, output: type[Output]
+) -> Callable[..., Awaitable[Output]]:
     slots = asyncio.Semaphore(bound)
 
     async def ask(system_prompt: str, user_prompt: str, **_: object) -> Output:
         async with slots:
-            reply = await client.chat.completions.create(model="stub", messages=[
-                {"role": "system", "content": system_prompt}, {"role": "user", "content": user_prompt}])
+            reply = await client.chat.completions.create(
+                model="stub",
+                messages=[
+                    {"role": "system", "content": system_prompt},
+                    {"role": "user", "content": user_prompt},
+                ],
+            )
         return output.model_validate_json(reply.choices[0].message.content or "")
 
     return ask
@@ -46,7 +65,9 @@ def _asks(client: AsyncOpenAI, bound: int, output: type[Output]) -> Callable[...
 
 def _grade(grader: Autograder) -> Grade:
     async def one(task: Task, answer: str) -> float:
-        rubric = Rubric.from_dict([{"weight": float(c.points), "requirement": c.text} for c in task.criteria])
+        rubric = Rubric.from_dict(
+            [{"weight": float(c.points), "requirement": c.text} for c in task.criteria]
+        )
         return float((await rubric.grade(answer, autograder=grader, query=task.prompt)).score)
 
     async def grade(batch: Batch) -> Sequence[float | None]:

@@ -39,11 +39,26 @@ def _grade(options: Options, room: Path, max_criteria: int | None, at_once: int)
     from verifiers.v1.judges.rubric import RubricJudge, RubricJudgeConfig
 
     def judge(task: Task, path: Path) -> Any:
-        path.write_text(json.dumps({"criteria": [
-            {"name": f"n{i}", "text": c.text, "weight": float(c.points)} for i, c in enumerate(task.criteria)]}))
-        return RubricJudge(RubricJudgeConfig(
-            path=str(path), model="stub", base_url=options.base_url, api_key_var=KEY_VARIABLE, view="last_reply",
-            max_criteria=max_criteria))
+        path.write_text(
+            json.dumps(
+                {
+                    "criteria": [
+                        {"name": f"n{i}", "text": c.text, "weight": float(c.points)}
+                        for i, c in enumerate(task.criteria)
+                    ]
+                }
+            )
+        )
+        return RubricJudge(
+            RubricJudgeConfig(
+                path=str(path),
+                model="stub",
+                base_url=options.base_url,
+                api_key_var=KEY_VARIABLE,
+                view="last_reply",
+                max_criteria=max_criteria,
+            )
+        )
 
     async def grade(batch: Batch) -> Sequence[float | None]:
         judges = {task: judge(task, room / f"{n}.json") for n, task in enumerate(batch.tasks)}

@@ -71,7 +71,9 @@ class Notes:
     def settle(self, allow_loss: bool) -> tuple[str, ...]:
         """The losses, if they are allowed. Raises :class:`NotRepresentable`."""
         if self.refusals or (self.losses and not allow_loss):
-            raise NotRepresentable(self.refusals + ([] if allow_loss else self.losses), not self.refusals)
+            raise NotRepresentable(
+                self.refusals + ([] if allow_loss else self.losses), not self.refusals
+            )
         return tuple(self.losses)
 
 
@@ -100,8 +102,10 @@ def known(format: str) -> str:
 
 def numbered(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
     """The criteria, those without an id numbered in order."""
-    return tuple(c if c.id is not None else c.model_copy(update={"id": f"c{number}"})
-                 for number, c in enumerate(criteria, 1))
+    return tuple(
+        c if c.id is not None else c.model_copy(update={"id": f"c{number}"})
+        for number, c in enumerate(criteria, 1)
+    )
 
 
 def quoted(text: str) -> str:

@@ -41,8 +41,17 @@ _ROPD_CATEGORIES: dict[str, Category] = {
 }
 """The names that ROPD's paper and its released prompts use, and ours."""
 _HEALTHBENCH_KEYS = {
-    "canary", "prompt_id", "completion", "completion_id", "category", "binary_labels", "anonymized_physician_ids",
-    "ideal_completions_data", "ideal_completions_group", "ideal_completions_ref_completions"}
+    "canary",
+    "prompt_id",
+    "completion",
+    "completion_id",
+    "category",
+    "binary_labels",
+    "anonymized_physician_ids",
+    "ideal_completions_data",
+    "ideal_completions_group",
+    "ideal_completions_ref_completions",
+}
 """What else rows of HealthBench hold: about responses and the benchmark, nothing that a rubric says."""
 _CRITERIA: TypeAdapter[list[Criterion]] = TypeAdapter(Criteria)
 _PROMPT: TypeAdapter[str | list[Message]] = TypeAdapter(Prompt)
@@ -60,8 +69,13 @@ class _Draft:
     tags: Sequence[str] = ()
 
 
-def load(content: object, format: ExchangeFormat, *, prompt: str | Sequence[Message] | None = None,
-         allow_loss: bool = False) -> Imported:
+def load(
+    content: object,
+    format: ExchangeFormat,
+    *,
+    prompt: str | Sequence[Message] | None = None,
+    allow_loss: bool = False,
+) -> Imported:
     """What a content of this format says. ``prompt`` is for the formats that hold none, and only for them.
 
     Raises :class:`Malformed`, and :class:`NotRepresentable` as :func:`dump` does.
@@ -87,21 +101,29 @@ def load(content: object, format: ExchangeFormat, *, prompt: str | Sequence[Mess
     return Imported(messages, numbered(criteria), tuple(draft.tags), losses)
 
 
-def _messages(own: str | list[Message] | None, given: str | Sequence[Message] | None,
-              format: ExchangeFormat) -> tuple[Message, ...]:
+def _messages(
+    own: str | list[Message] | None, given: str | Sequence[Message] | None, format: ExchangeFormat
+) -> tuple[Message, ...]:
     if own is not None and given is not None:
-        raise Malformed(f"a rubric in the format {format} brings its prompt itself; give none beside it", "prompt")
+        raise Malformed(
+            f"a rubric in the format {format} brings its prompt itself; give none beside it",
+            "prompt",
+        )
     prompt = own
     if given is not None:
         try:
             prompt = _PROMPT.validate_python(given if isinstance(given, str) else list(given))
-            plain_json([prompt] if isinstance(prompt, str) else [message.content for message in prompt])
+            plain_json(
+                [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+            )
         except ValidationError as error:
             raise Malformed(_told(error, "prompt")[0], "prompt") from None
         except ValueError as error:
             raise Malformed(f"the prompt: {error}", "prompt") from None
     if prompt is None:
-        raise Malformed(f"the format {format} holds no prompt: give the one that the rubric is for", "prompt")
+        raise Malformed(
+            f"the format {format} holds no prompt: give the one that the rubric is for", "prompt"
+        )
     return (Message(role="user", content=prompt),) if isinstance(prompt, str) else tuple(prompt)
 
 
@@ -114,8 +136,10 @@ def _read_ropd(content: dict[str, Any], notes: Notes) -> _Draft:
     ropd = Ropd.model_validate(content)
     total = sum(c.points for c in ropd.rubrics)
     if ropd.maximum_score != total:
-        raise Malformed(f"maximum_score is {ropd.maximum_score}, and the points come to {total}: "
-                        "a criterion or its points may be missing")
+        raise Malformed(
+            f"maximum_score is {ropd.maximum_score}, and the points come to {total}: "
+            "a criterion or its points may be missing"
+        )
     criteria: dict[str, dict[str, Any]] = {}
     for row in ropd.rubrics:
         match = _ROPD_ID.fullmatch(row.criterion_id)
@@ -126,10 +150,16 @@ def _read_ropd(content: dict[str, Any], notes: Notes) -> _Draft:
             raise Malformed(f"criterion_id {name} is there twice")
         category = _ROPD_CATEGORIES.get(" ".join(row.category.lower().replace("_", " ").split()))
         if category is None:
-            notes.losses.append(f"criterion {name}: the category {quoted(row.category)} is none of "
-                                f"{', '.join(CATEGORIES)}; it would be task_fulfilment")
-        criteria[name] = {"id": name, "text": _text(row.criterion, f"criterion {name}", notes), "points": row.points,
-                          "category": category or "task_fulfilment"}
+            notes.losses.append(
+                f"criterion {name}: the category {quoted(row.category)} is none of "
+                f"{', '.join(CATEGORIES)}; it would be task_fulfilment"
+            )
+        criteria[name] = {
+            "id": name,
+            "text": _text(row.criterion, f"criterion {name}", notes),
+            "points": row.points,
+            "category": category or "task_fulfilment",
+        }
     return _Draft(None, list(criteria.values()))
 
 
@@ -142,9 +172,16 @@ def _read_healthbench(content: dict[str, Any], notes: Notes) -> _Draft:
         _note_extra(row, place, notes)
         ours = next((c for c in CATEGORIES if f"category:{c}" in row.tags), None)
         if others := [tag for tag in row.tags if tag != f"category:{ours}"]:
-            notes.losses.append(f"{place}: we have no place for the tags of a criterion: {listed(others)}")
-        criteria.append({"text": _text(row.criterion, place, notes), "points": _points(row.points, place, notes),
-                         "category": ours or "task_fulfilment"})
+            notes.losses.append(
+                f"{place}: we have no place for the tags of a criterion: {listed(others)}"
+            )
+        criteria.append(
+            {
+                "text": _text(row.criterion, place, notes),
+                "points": _points(row.points, place, notes),
+                "category": ours or "task_fulfilment",
+            }
+        )
     return _Draft(bench.prompt, criteria, _tags(bench.example_tags, notes))
 
 
@@ -156,8 +193,13 @@ def _read_rar(content: dict[str, Any], notes: Notes) -> _Draft:
     for number, (own, row) in enumerate(zip(ids, rar.rubric, strict=True), 1):
         place = f"criterion {number}"
         _note_extra(row, place, notes)
-        criteria.append({"id": own, "text": _text(row.description, place, notes),
-                         "points": _points(row.weight, place, notes)})
+        criteria.append(
+            {
+                "id": own,
+                "text": _text(row.description, place, notes),
+                "points": _points(row.weight, place, notes),
+            }
+        )
     return _Draft(rar.question, criteria)
 
 
@@ -168,45 +210,66 @@ def _read_verifiers(content: dict[str, Any], notes: Notes) -> _Draft:
     if len(set(names)) != len(names):
         raise Malformed("names of criteria must be unique")
     criteria = []
-    for number, (own, row) in enumerate(zip(_ids(names, "name", notes), verifiers.criteria, strict=True), 1):
+    for number, (own, row) in enumerate(
+        zip(_ids(names, "name", notes), verifiers.criteria, strict=True), 1
+    ):
         place = f"criterion {number}"
         _note_extra(row, place, notes)
         if [choice.strip().lower() for choice in row.choices] != ["no", "yes"]:
-            notes.refusals.append(f"{place}: its choices are {listed(row.choices)}; ours are met or not: put it as a "
-                                  "question for no and yes, in this order")
-        criteria.append({"id": own, "text": _text(row.text, place, notes),
-                         "points": _points(row.weight, place, notes)})
+            notes.refusals.append(
+                f"{place}: its choices are {listed(row.choices)}; ours are met or not: put it as a "
+                "question for no and yes, in this order"
+            )
+        criteria.append(
+            {
+                "id": own,
+                "text": _text(row.text, place, notes),
+                "points": _points(row.weight, place, notes),
+            }
+        )
     return _Draft(None, criteria)
 
 
 _READERS: dict[str, Callable[[dict[str, Any], Notes], _Draft]] = {
-    "native": _read_native, "ropd": _read_ropd, "healthbench": _read_healthbench, "rar": _read_rar,
-    "verifiers": _read_verifiers}
+    "native": _read_native,
+    "ropd": _read_ropd,
+    "healthbench": _read_healthbench,
+    "rar": _read_rar,
+    "verifiers": _read_verifiers,
+}
 
 
 def _bounded(rows: list[R]) -> list[R]:
     """Before each of them is looked at."""
     if len(rows) > MOST_CRITERIA:
-        raise NotRepresentable([f"there are {len(rows)} criteria; a rubric has {MOST_CRITERIA} at most"])
+        raise NotRepresentable(
+            [f"there are {len(rows)} criteria; a rubric has {MOST_CRITERIA} at most"]
+        )
     return rows
 
 
 def _text(text: str, place: str, notes: Notes) -> str:
     if len(text) > LONGEST_TEXT:
-        notes.refusals.append(f"{place}: its text has {len(text)} characters; there may be {LONGEST_TEXT}")
+        notes.refusals.append(
+            f"{place}: its text has {len(text)} characters; there may be {LONGEST_TEXT}"
+        )
     return text
 
 
 def _points(weight: float, place: str, notes: Notes) -> int:
     """A weight as points; one that is none is noted, so nothing comes of what is returned then."""
     if not weight.is_integer():
-        notes.refusals.append(f"{place}: {weight:g} is no whole number of points; multiply all of the rubric's "
-                              "by the same number")
+        notes.refusals.append(
+            f"{place}: {weight:g} is no whole number of points; multiply all of the rubric's "
+            "by the same number"
+        )
     elif weight == 0:
         notes.refusals.append(f"{place}: it is worth 0 points; leave it out")
     elif abs(weight) > MOST_POINTS:
-        notes.refusals.append(f"{place}: {weight:g} points; there are at most {MOST_POINTS}: divide all of the "
-                              "rubric's by the same number")
+        notes.refusals.append(
+            f"{place}: {weight:g} points; there are at most {MOST_POINTS}: divide all of the "
+            "rubric's by the same number"
+        )
     else:
         return int(weight)
     return 1
@@ -216,8 +279,11 @@ def _ids(names: Sequence[str], word: str, notes: Notes) -> list[str | None]:
     """The names as ids, if that is what they are; else ``None`` for each, and what is lost is noted."""
     if all(_OUR_ID.fullmatch(name) for name in names) and len(set(names)) == len(names):
         return list(names)
-    notes.losses.extend(f"criterion {number}: we number criteria; its {word} {quoted(name)} has no place"
-                        for number, name in enumerate(names, 1) if name.strip())
+    notes.losses.extend(
+        f"criterion {number}: we number criteria; its {word} {quoted(name)} has no place"
+        for number, name in enumerate(names, 1)
+        if name.strip()
+    )
     return [None] * len(names)
 
 
@@ -227,7 +293,9 @@ def _tags(given: Sequence[str], notes: Notes) -> list[str]:
         try:
             _TAG.validate_python(tag)
         except ValidationError:
-            notes.losses.append(f"the tag {quoted(tag)}: ours have up to 64 letters, digits and . : / _ -")
+            notes.losses.append(
+                f"the tag {quoted(tag)}: ours have up to 64 letters, digits and . : / _ -"
+            )
             continue
         if len(kept) == MOST_TAGS:
             notes.losses.append(f"the tag {quoted(tag)}: there are {MOST_TAGS} already")

@@ -4,7 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from markscheme.exchange.base import MOST_CRITERIA, MOST_POINTS, NATIVE, ROPD, Exported, Notes, known, numbered
+from markscheme.exchange.base import (
+    MOST_CRITERIA,
+    MOST_POINTS,
+    NATIVE,
+    ROPD,
+    Exported,
+    Notes,
+    known,
+    numbered,
+)
 from markscheme.schema.rubrics import Criterion, Rubric
 from markscheme.vocabulary import ExchangeFormat
 
@@ -25,7 +34,9 @@ class _Holds:
 
 
 _FOREIGN: dict[str, _Holds] = {
-    "ropd": _Holds("ROPD", ids=True, categories=True, least=1, most=5, fewest_criteria=4, most_criteria=12),
+    "ropd": _Holds(
+        "ROPD", ids=True, categories=True, least=1, most=5, fewest_criteria=4, most_criteria=12
+    ),
     "healthbench": _Holds("HealthBench", categories=True, tags=True),
     "rar": _Holds("Rubrics as Rewards", ids=True, lone_question=True),
     "verifiers": _Holds("verifiers", ids=True, least=1),
@@ -43,10 +54,14 @@ def dump(rubric: Rubric, format: ExchangeFormat, *, allow_loss: bool = False) ->
     return Exported(write(rubric, criteria), losses)
 
 
-def _note_losses(rubric: Rubric, criteria: Sequence[Criterion], holds: _Holds, notes: Notes) -> None:
+def _note_losses(
+    rubric: Rubric, criteria: Sequence[Criterion], holds: _Holds, notes: Notes
+) -> None:
     name, refuse, lose = holds.name, notes.refusals.append, notes.losses.append
     if not holds.fewest_criteria <= len(criteria) <= holds.most_criteria:
-        refuse(f"{name} takes {holds.fewest_criteria} to {holds.most_criteria} criteria; there are {len(criteria)}")
+        refuse(
+            f"{name} takes {holds.fewest_criteria} to {holds.most_criteria} criteria; there are {len(criteria)}"
+        )
     if holds.lone_question and [m.role for m in rubric.prompt] != ["user"]:
         refuse(f"{name} holds one question; the prompt has other messages")
     elif holds.lone_question and not rubric.prompt[0].content.strip():
@@ -72,33 +87,56 @@ def _note_losses(rubric: Rubric, criteria: Sequence[Criterion], holds: _Holds, n
 
 
 def _write_native(rubric: Rubric, criteria: Sequence[Criterion]) -> dict[str, Any]:
-    return {"schema_version": NATIVE, "prompt": [m.model_dump() for m in rubric.prompt],
-            "criteria": [c.model_dump(mode="json") for c in criteria], "tags": list(rubric.tags)}
+    return {
+        "schema_version": NATIVE,
+        "prompt": [m.model_dump() for m in rubric.prompt],
+        "criteria": [c.model_dump(mode="json") for c in criteria],
+        "tags": list(rubric.tags),
+    }
 
 
 def _write_ropd(_: Rubric, criteria: Sequence[Criterion]) -> dict[str, Any]:
-    return {"schema_version": ROPD,
-            "rubrics": [{"criterion_id": c.id, "category": c.category, "criterion": c.text, "points": c.points}
-                        for c in criteria],
-            "maximum_score": sum(c.points for c in criteria)}
+    return {
+        "schema_version": ROPD,
+        "rubrics": [
+            {"criterion_id": c.id, "category": c.category, "criterion": c.text, "points": c.points}
+            for c in criteria
+        ],
+        "maximum_score": sum(c.points for c in criteria),
+    }
 
 
 def _write_healthbench(rubric: Rubric, criteria: Sequence[Criterion]) -> dict[str, Any]:
-    return {"example_tags": list(rubric.tags), "prompt": [m.model_dump() for m in rubric.prompt],
-            "rubrics": [{"criterion": c.text, "points": c.points, "tags": [f"category:{c.category}"]}
-                        for c in criteria]}
+    return {
+        "example_tags": list(rubric.tags),
+        "prompt": [m.model_dump() for m in rubric.prompt],
+        "rubrics": [
+            {"criterion": c.text, "points": c.points, "tags": [f"category:{c.category}"]}
+            for c in criteria
+        ],
+    }
 
 
 def _write_rar(rubric: Rubric, criteria: Sequence[Criterion]) -> dict[str, Any]:
-    return {"question": rubric.prompt[0].content,
-            "rubric": [{"title": c.id, "description": c.text, "weight": c.points} for c in criteria]}
+    return {
+        "question": rubric.prompt[0].content,
+        "rubric": [{"title": c.id, "description": c.text, "weight": c.points} for c in criteria],
+    }
 
 
 def _write_verifiers(_: Rubric, criteria: Sequence[Criterion]) -> dict[str, Any]:
-    return {"criteria": [{"name": c.id, "text": c.text, "weight": float(c.points), "choices": ["no", "yes"]}
-                         for c in criteria]}
+    return {
+        "criteria": [
+            {"name": c.id, "text": c.text, "weight": float(c.points), "choices": ["no", "yes"]}
+            for c in criteria
+        ]
+    }
 
 
 _WRITERS: dict[str, Callable[[Rubric, Sequence[Criterion]], dict[str, Any]]] = {
-    "native": _write_native, "ropd": _write_ropd, "healthbench": _write_healthbench, "rar": _write_rar,
-    "verifiers": _write_verifiers}
+    "native": _write_native,
+    "ropd": _write_ropd,
+    "healthbench": _write_healthbench,
+    "rar": _write_rar,
+    "verifiers": _write_verifiers,
+}

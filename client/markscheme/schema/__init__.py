@@ -37,7 +37,6 @@ from markscheme.schema.lineage import (
     LineageUse,
     LineageVerdicts,
 )
-from markscheme.schema.money import Budget, BudgetPut, UsageBucket, UsageReport
 from markscheme.schema.rubrics import (
     Criteria,
     Criterion,
@@ -66,7 +65,6 @@ from markscheme.schema.scores import (
     VerdictView,
 )
 from markscheme.schema.teachers import (
-    Taught,
     TeacherBankChange,
     TeacherEntry,
     TeacherResponse,
@@ -74,6 +72,7 @@ from markscheme.schema.teachers import (
     TeacherResponses,
     TeacherResponsesCreate,
     TeachRequest,
+    TeachResult,
 )
 from markscheme.schema.teams import (
     Key,
@@ -87,6 +86,7 @@ from markscheme.schema.teams import (
     TeamList,
     TeamPatch,
 )
+from markscheme.schema.usage import Budget, BudgetPut, UsageBucket, UsageReport
 from markscheme.vocabulary import UnscoredReason
 
 __all__ = [
@@ -145,7 +145,7 @@ __all__ = [
     "ShortText",
     "StudentResponse",
     "Tag",
-    "Taught",
+    "TeachResult",
     "TeachRequest",
     "TeacherBankChange",
     "TeacherEntry",

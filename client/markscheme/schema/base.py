@@ -37,8 +37,12 @@ Text = Annotated[str, AfterValidator(_usable)]
 ModelText = Annotated[str, BeforeValidator(_visible)]
 """A model's output: NUL and lone surrogates in it are made visible as U+FFFD."""
 ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=4000)]
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Identifier = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+ModelName = Annotated[
+    str, StringConstraints(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
+Identifier = Annotated[
+    str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
 JudgeName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
 TeamName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[\w.:/-]+$")]
@@ -59,9 +63,14 @@ class Message(Wire):
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=256)]
 Prompt = Annotated[
-    Annotated[Text, StringConstraints(min_length=1), Branch("<text>")] | Annotated[Messages, Branch("<messages>")],
-    Discriminator(lambda value: {list: "<messages>", str: "<text>"}.get(type(value)),
-                  custom_error_type="prompt_type", custom_error_message="must be a text or a list of messages")]
+    Annotated[Text, StringConstraints(min_length=1), Branch("<text>")]
+    | Annotated[Messages, Branch("<messages>")],
+    Discriminator(
+        lambda value: {list: "<messages>", str: "<text>"}.get(type(value)),
+        custom_error_type="prompt_type",
+        custom_error_message="must be a text or a list of messages",
+    ),
+]
 """A list of chat messages; a string stands for one user message. Errors name the field of the message at fault."""
 
 

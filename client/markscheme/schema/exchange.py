@@ -43,7 +43,10 @@ def plain_json(content: Any) -> Any:
                     if not isinstance(key, str):
                         raise ValueError("every name in it must be a string")
                     _check_text(key)
-            waiting.extend((inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value))
+            waiting.extend(
+                (inner, depth + 1)
+                for inner in (value.values() if isinstance(value, dict) else value)
+            )
         elif value is not None:
             raise ValueError(f"a {type(value).__name__} is not JSON")
     return content
@@ -66,7 +69,9 @@ class RubricImport(Wire):
     content: Annotated[dict[str, Any], AfterValidator(plain_json)]
     prompt: Prompt | None = None
     tags: Annotated[list[Tag], Field(max_length=32)] = []
-    allow_loss: bool = Field(default=False, description="Take what can be held and leave the rest, which is told")
+    allow_loss: bool = Field(
+        default=False, description="Take what can be held and leave the rest, which is told"
+    )
 
 
 class RubricImported(Wire):

@@ -70,7 +70,9 @@ class LineageRun(Wire):
     reward_change: float | None
 
 
-LineageNode = Annotated[LineageRubric | LineageResponse | LineageMaker | LineageRun, Field(discriminator="kind")]
+LineageNode = Annotated[
+    LineageRubric | LineageResponse | LineageMaker | LineageRun, Field(discriminator="kind")
+]
 
 
 class LineageEdge(Wire):

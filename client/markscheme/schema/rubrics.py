@@ -133,20 +133,36 @@ class RubricList(Wire):
     object: Literal["list"] = "list"
     data: list[Rubric]
     has_more: bool
-    quality: dict[str, float] = Field(default={}, description=(
-        "By rubric id: the share of the caller's team's scored groups whose rewards have spread; where the team has "
-        "none, the mean over other teams that used it enough, on days that are over"))
+    quality: dict[str, float] = Field(
+        default={},
+        description=(
+            "By rubric id: the share of the caller's team's scored groups whose rewards have spread; where the team has "
+            "none, the mean over other teams that used it enough, on days that are over"
+        ),
+    )
 
 
-ReusedTeacherModel = Annotated[ModelName | None, Field(
-    description="Reuse only induced rubrics that this model's responses were contrasted for")]
-ReusedRubricator = Annotated[ModelName | None, Field(
-    description="Reuse only induced rubrics whose provenance.rubricator begins so, as in openai/MODEL@")]
+ReusedTeacherModel = Annotated[
+    ModelName | None,
+    Field(description="Reuse only induced rubrics that this model's responses were contrasted for"),
+]
+ReusedRubricator = Annotated[
+    ModelName | None,
+    Field(
+        description="Reuse only induced rubrics whose provenance.rubricator begins so, as in openai/MODEL@"
+    ),
+]
 """Which rubrics are reused under ``if_fresh`` and ``frozen``; any, where they are left out."""
-ReusedScope = Annotated[ReuseScope | None, Field(description=(
-    "Whose rubrics are reused. own: the team's; shared: also those shared with the team; organisation: also the "
-    "organisation's. Default: the team's setting; without one, own where there is a teacher to go by and a rubric may "
-    "be induced, else organisation"))]
+ReusedScope = Annotated[
+    ReuseScope | None,
+    Field(
+        description=(
+            "Whose rubrics are reused. own: the team's; shared: also those shared with the team; organisation: also the "
+            "organisation's. Default: the team's setting; without one, own where there is a teacher to go by and a rubric may "
+            "be induced, else organisation"
+        )
+    ),
+]
 
 
 class StudentResponse(Wire):
@@ -161,7 +177,9 @@ class InduceRequest(Wire):
 
     prompt: Prompt
     teacher_responses: TeacherResponses | None = None
-    student_responses: Annotated[list[ModelText | StudentResponse], Field(min_length=1, max_length=256)]
+    student_responses: Annotated[
+        list[ModelText | StudentResponse], Field(min_length=1, max_length=256)
+    ]
     thinking: Thinking = Field(default="auto", description="Of student responses, as in scoring")
     reuse: ReusePolicy = "if_fresh"
     teacher_model: ReusedTeacherModel = None

@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from markscheme.schema.base import MAX_ROLLOUTS, ErrorDetail, Identifier, JudgeName, ModelText, Prompt, Usage, Wire
+from markscheme.schema.base import (
+    MAX_ROLLOUTS,
+    ErrorDetail,
+    Identifier,
+    JudgeName,
+    ModelText,
+    Prompt,
+    Usage,
+    Wire,
+)
 from markscheme.schema.rubrics import Criterion, ReusedRubricator, ReusedScope, ReusedTeacherModel
 from markscheme.schema.teachers import TeacherResponses
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, Thinking, UnscoredReason, VerifyMode
@@ -49,17 +58,23 @@ class ScoreRequest(Wire):
     reuse: ReusePolicy = "if_fresh"
     verify: VerifyMode = "rollout"
     thinking: Thinking = Field(
-        default="auto", description="What of a rollout is judged. strip: it begins inside a thought, which the chat "
-                                    "template opened; auto: a thought at its beginning is cut off when the rollout "
-                                    "opens it itself; keep: all of it")
+        default="auto",
+        description="What of a rollout is judged. strip: it begins inside a thought, which the chat "
+        "template opened; auto: a thought at its beginning is cut off when the rollout "
+        "opens it itself; keep: all of it",
+    )
     score_teachers: bool = False
     ask_teacher: Annotated[int, Field(ge=0, le=16)] = Field(
-        default=0, description="Responses to ask the service's teacher for where a new rubric has none to go by")
+        default=0,
+        description="Responses to ask the service's teacher for where a new rubric has none to go by",
+    )
     teacher_model: ReusedTeacherModel = None
     rubricator: ReusedRubricator = None
     reuse_scope: ReusedScope = None
     run: Run | None = None
-    judge: JudgeName | None = Field(default=None, description="A judge of the service by name; default: by role")
+    judge: JudgeName | None = Field(
+        default=None, description="A judge of the service by name; default: by role"
+    )
 
     @model_validator(mode="after")
     def _bounded(self) -> "ScoreRequest":
@@ -142,8 +157,12 @@ class ScoreBatch(Wire):
     @property
     def reasons(self) -> Counter[str]:
         """How many rollouts are unscored for each reason."""
-        return Counter(rollout.reason.value for group in self.groups for rollout in group.rollouts
-                       if rollout.reason is not None)
+        return Counter(
+            rollout.reason.value
+            for group in self.groups
+            for rollout in group.rollouts
+            if rollout.reason is not None
+        )
 
 
 class ScoreSummary(Wire):

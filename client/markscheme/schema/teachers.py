@@ -8,7 +8,8 @@ from pydantic import Field, StringConstraints
 from markscheme.schema.base import MAX_TEACHER_ENTRIES, Identifier, ModelText, Prompt, Usage, Wire
 
 TeacherResponses = Annotated[
-    list[Annotated[ModelText, StringConstraints(min_length=1)]], Field(min_length=1, max_length=16)]
+    list[Annotated[ModelText, StringConstraints(min_length=1)]], Field(min_length=1, max_length=16)
+]
 
 
 class TeacherEntry(Wire):
@@ -56,7 +57,7 @@ class TeachRequest(Wire):
     count: Annotated[int, Field(ge=1, le=16)] = 1
 
 
-class Taught(Wire):
+class TeachResult(Wire):
     """What the bank holds now. ``duplicates``: what the teacher said again; ``data`` may then be shorter than asked."""
 
     object: Literal["teacher_responses.sampled"] = "teacher_responses.sampled"

@@ -46,13 +46,18 @@ class ShuffledReward(RubricReward):
         for start in range(0, len(rewards), size):
             places = [i for i in range(start, start + size) if rewards[i] is not None]
             dealt = [rewards[i] for i in places]
-            random.Random(f"{self.run_id} {columns['trainer_state'].global_step} {start}").shuffle(dealt)
+            random.Random(f"{self.run_id} {columns['trainer_state'].global_step} {start}").shuffle(
+                dealt
+            )
             for place, reward in zip(places, dealt, strict=True):
                 rewards[place] = reward
         return rewards
 
 
-ARMS: tuple[tuple[str, type[RubricReward]], ...] = (("true", RubricReward), ("shuffled", ShuffledReward))
+ARMS: tuple[tuple[str, type[RubricReward]], ...] = (
+    ("true", RubricReward),
+    ("shuffled", ShuffledReward),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +86,11 @@ def run_control(room: Path, results: Path, *, seeds: int, console: Console) -> P
         for arm, reward_class in ARMS:
             settings = DemoSettings(room=room, seed=seed)
             run = _run_arm(directory, out / f"{arm}-{seed}", trained, settings, arm, reward_class)
-            console.print(f"seed {seed} {arm:8}  reward {run.before.reward:.3f} → {run.after.reward:.3f}  "
-                          f"({run.seconds:.0f} s)", highlight=False)
+            console.print(
+                f"seed {seed} {arm:8}  reward {run.before.reward:.3f} → {run.after.reward:.3f}  "
+                f"({run.seconds:.0f} s)",
+                highlight=False,
+            )
             runs.append(run)
     results.mkdir(parents=True, exist_ok=True)
     table = results / f"{datetime.now(UTC):%Y-%m-%d}-demo-control.md"
@@ -91,16 +99,29 @@ def run_control(room: Path, results: Path, *, seeds: int, console: Console) -> P
     return table
 
 
-def _run_arm(directory: Path, out: Path, trained: list[DemoPrompt], settings: DemoSettings, arm: str,
-             reward_class: type[RubricReward]) -> ControlRun:
+def _run_arm(
+    directory: Path,
+    out: Path,
+    trained: list[DemoPrompt],
+    settings: DemoSettings,
+    arm: str,
+    reward_class: type[RubricReward],
+) -> ControlRun:
     started = time.perf_counter()
     model, tokenizer = load_student(directory)
-    known = known_words(tokenizer, [text for p in trained for text in (p.prompt, *p.teacher_responses)])
+    known = known_words(
+        tokenizer, [text for p in trained for text in (p.prompt, *p.teacher_responses)]
+    )
     with running_service(out / "service") as url:
         client = Client(url)
-        rubrics = induce_rubrics(client, model, tokenizer, trained, seed=settings.seed + INDUCTION_SEED)
-        measure: dict[str, Any] = {"per_prompt": settings.samples, "seed": settings.seed + EVALUATION_SEED,
-                                   "known": known}
+        rubrics = induce_rubrics(
+            client, model, tokenizer, trained, seed=settings.seed + INDUCTION_SEED
+        )
+        measure: dict[str, Any] = {
+            "per_prompt": settings.samples,
+            "seed": settings.seed + EVALUATION_SEED,
+            "known": known,
+        }
         before = evaluate(client, model, tokenizer, trained, rubrics, **measure)
         _train(model, tokenizer, client, trained, settings, out, reward_class)
         after = evaluate(client, model, tokenizer, trained, rubrics, **measure)
@@ -108,33 +129,53 @@ def _run_arm(directory: Path, out: Path, trained: list[DemoPrompt], settings: De
     return ControlRun(settings.seed, arm, before, after, time.perf_counter() - started)
 
 
-def _train(model: Any, tokenizer: Any, client: Client, prompts: list[DemoPrompt], settings: DemoSettings, out: Path,
-           reward_class: type[RubricReward]) -> None:
+def _train(
+    model: Any,
+    tokenizer: Any,
+    client: Client,
+    prompts: list[DemoPrompt],
+    settings: DemoSettings,
+    out: Path,
+    reward_class: type[RubricReward],
+) -> None:
     """Train ``model`` in place as the demo does, with a reward of this kind."""
     config = demo_config(settings, out, model=out, data=out, save_strategy="no")
-    reward = reward_class(client, num_generations=config.num_generations, run_id=f"{out.name}-{settings.seed}",
-                          reuse=config.reuse, verify=config.verify, eos_token_ids=eos_token_ids(model, tokenizer))
+    reward = reward_class(
+        client,
+        num_generations=config.num_generations,
+        run_id=f"{out.name}-{settings.seed}",
+        reuse=config.reuse,
+        verify=config.verify,
+        eos_token_ids=eos_token_ids(model, tokenizer),
+    )
     examples = [Example(prompt=p.prompt, teacher_responses=p.teacher_responses) for p in prompts]
     build_trainer(config, model, tokenizer, examples, reward).train()
 
 
 def render_table(runs: Sequence[ControlRun], *, steps: int) -> str:
     """The runs as a dated Markdown page with the machine's description."""
-    lines = ["# The demo's training with true and with shuffled rewards", "",
-             f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC · {platform.system()} {platform.machine()}, "
-             f"{torch.get_num_threads()} torch threads, torch {torch.__version__} · {steps} steps · "
-             "`make demo-control`", "",
-             "Mean reward on the prompts trained on: fresh samples, one fixed rubric a prompt, ± one standard error",
-             "over samples. Both arms of a seed start alike and differ only in who gets which reward.", "",
-             "| seed | rewards | before | after | gain | IFEval before | after | tokens before | after "
-             "| non-words before | after | unscored | seconds |",
-             "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "# The demo's training with true and with shuffled rewards",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC · {platform.system()} {platform.machine()}, "
+        f"{torch.get_num_threads()} torch threads, torch {torch.__version__} · {steps} steps · "
+        "`make demo-control`",
+        "",
+        "Mean reward on the prompts trained on: fresh samples, one fixed rubric a prompt, ± one standard error",
+        "over samples. Both arms of a seed start alike and differ only in who gets which reward.",
+        "",
+        "| seed | rewards | before | after | gain | IFEval before | after | tokens before | after "
+        "| non-words before | after | unscored | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for run in runs:
         b, a = run.before, run.after
-        lines.append(f"| {run.seed} | {run.arm} | {b.reward:.3f} ± {b.reward_error:.3f} | {a.reward:.3f} ± "
-                     f"{a.reward_error:.3f} | {run.gain:+.3f} | {b.ifeval:.2f} | {a.ifeval:.2f} | {b.tokens:.1f} | "
-                     f"{a.tokens:.1f} | {b.non_words:.1%} | {a.non_words:.1%} | {b.unscored + a.unscored} | "
-                     f"{run.seconds:.0f} |")
+        lines.append(
+            f"| {run.seed} | {run.arm} | {b.reward:.3f} ± {b.reward_error:.3f} | {a.reward:.3f} ± "
+            f"{a.reward_error:.3f} | {run.gain:+.3f} | {b.ifeval:.2f} | {a.ifeval:.2f} | {b.tokens:.1f} | "
+            f"{a.tokens:.1f} | {b.non_words:.1%} | {a.non_words:.1%} | {b.unscored + a.unscored} | "
+            f"{run.seconds:.0f} |"
+        )
     for arm in dict.fromkeys(run.arm for run in runs):
         gains = [run.gain for run in runs if run.arm == arm]
         lines.append(f"| mean | {arm} | | | {sum(gains) / len(gains):+.3f} | | | | | | | | |")

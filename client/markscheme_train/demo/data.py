@@ -18,8 +18,18 @@ KINDS = {
     "keywords:forbidden_words": "forbidden words",
     "detectable_format:constrained_response": "one of the given phrases",
 }
-TRAINED = ("ifeval-1162", "ifeval-3615", "ifeval-3323", "ifeval-2324", "ifeval-2311", "ifeval-3631",
-           "ifeval-1629", "ifeval-3595", "ifeval-3749", "ifeval-3755")
+TRAINED = (
+    "ifeval-1162",
+    "ifeval-3615",
+    "ifeval-3323",
+    "ifeval-2324",
+    "ifeval-2311",
+    "ifeval-3631",
+    "ifeval-1629",
+    "ifeval-3595",
+    "ifeval-3749",
+    "ifeval-3755",
+)
 HELD_OUT = 16
 
 

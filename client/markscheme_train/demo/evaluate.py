@@ -20,8 +20,9 @@ INDUCTION_SAMPLES = 4
 class Inducer(Scorer, Protocol):
     """The part of ``markscheme.Client`` that the demo needs."""
 
-    def induce(self, prompt: Any, *, student_responses: Any, teacher_responses: Any = ...,
-               reuse: Any = ...) -> Rubric:
+    def induce(
+        self, prompt: Any, *, student_responses: Any, teacher_responses: Any = ..., reuse: Any = ...
+    ) -> Rubric:
         """Make a rubric, or find one."""
 
 
@@ -66,14 +67,18 @@ class Evaluation:
 
     @property
     def tokens(self) -> float:
-        return statistics.fmean(sample.tokens for result in self.results for sample in result.samples)
+        return statistics.fmean(
+            sample.tokens for result in self.results for sample in result.samples
+        )
 
     @property
     def unscored(self) -> int:
         return sum(reward is None for result in self.results for reward in result.rewards)
 
     def _known(self) -> list[list[float]]:
-        every = [[reward for reward in result.rewards if reward is not None] for result in self.results]
+        every = [
+            [reward for reward in result.rewards if reward is not None] for result in self.results
+        ]
         return [known for known in every if known]
 
 
@@ -82,40 +87,87 @@ def _error(groups: Sequence[Sequence[float]]) -> float:
     return math.sqrt(sum(parts)) / len(groups) if groups else 0.0
 
 
-def induce_rubrics(client: Inducer, model: Any, tokenizer: Any, prompts: Sequence[DemoPrompt], *,
-                   seed: int) -> list[Rubric]:
+def induce_rubrics(
+    client: Inducer, model: Any, tokenizer: Any, prompts: Sequence[DemoPrompt], *, seed: int
+) -> list[Rubric]:
     """One rubric a prompt, from samples that are used for nothing else.
 
     Were they those of the evaluation before training, criteria picked because these samples missed them would
     make the model look worse before than it is.
     """
-    samples = sample_responses(model, tokenizer, [prompt.prompt for prompt in prompts],
-                               per_prompt=INDUCTION_SAMPLES, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
-    return [client.induce(prompt.prompt, teacher_responses=prompt.teacher_responses,
-                          student_responses=[StudentResponse(text=s.text, truncated=s.truncated) for s in drawn])
-            for prompt, drawn in zip(prompts, samples, strict=True)]
+    samples = sample_responses(
+        model,
+        tokenizer,
+        [prompt.prompt for prompt in prompts],
+        per_prompt=INDUCTION_SAMPLES,
+        max_new_tokens=MAX_NEW_TOKENS,
+        seed=seed,
+    )
+    return [
+        client.induce(
+            prompt.prompt,
+            teacher_responses=prompt.teacher_responses,
+            student_responses=[StudentResponse(text=s.text, truncated=s.truncated) for s in drawn],
+        )
+        for prompt, drawn in zip(prompts, samples, strict=True)
+    ]
 
 
-def evaluate(client: Scorer, model: Any, tokenizer: Any, prompts: Sequence[DemoPrompt], rubrics: Sequence[Rubric], *,
-             per_prompt: int, seed: int, known: frozenset[str]) -> Evaluation:
+def evaluate(
+    client: Scorer,
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[DemoPrompt],
+    rubrics: Sequence[Rubric],
+    *,
+    per_prompt: int,
+    seed: int,
+    known: frozenset[str],
+) -> Evaluation:
     """Sample, score with the given rubrics, and ask the official verifier."""
-    drawn = sample_responses(model, tokenizer, [prompt.prompt for prompt in prompts], per_prompt=per_prompt,
-                             max_new_tokens=MAX_NEW_TOKENS, seed=seed)
-    groups = [Group(id=prompt.id, prompt=prompt.prompt, rubric_id=rubric.id,
-                    rollouts=[Rollout(id=f"r{i}", text=s.text, truncated=s.truncated) for i, s in enumerate(samples)])
-              for prompt, rubric, samples in zip(prompts, rubrics, drawn, strict=True)]
+    drawn = sample_responses(
+        model,
+        tokenizer,
+        [prompt.prompt for prompt in prompts],
+        per_prompt=per_prompt,
+        max_new_tokens=MAX_NEW_TOKENS,
+        seed=seed,
+    )
+    groups = [
+        Group(
+            id=prompt.id,
+            prompt=prompt.prompt,
+            rubric_id=rubric.id,
+            rollouts=[
+                Rollout(id=f"r{i}", text=s.text, truncated=s.truncated)
+                for i, s in enumerate(samples)
+            ],
+        )
+        for prompt, rubric, samples in zip(prompts, rubrics, drawn, strict=True)
+    ]
     scores = {group.id: group for group in client.score(groups, reuse="frozen").groups}
-    results = [_result(prompt, rubric, samples, scores[prompt.id])
-               for prompt, rubric, samples in zip(prompts, rubrics, drawn, strict=True)]
-    return Evaluation(results, non_word_share((s.text for samples in drawn for s in samples), known))
+    results = [
+        _result(prompt, rubric, samples, scores[prompt.id])
+        for prompt, rubric, samples in zip(prompts, rubrics, drawn, strict=True)
+    ]
+    return Evaluation(
+        results, non_word_share((s.text for samples in drawn for s in samples), known)
+    )
 
 
-def _result(prompt: DemoPrompt, rubric: Rubric, samples: list[Sample], score: GroupScore) -> PromptResult:
+def _result(
+    prompt: DemoPrompt, rubric: Rubric, samples: list[Sample], score: GroupScore
+) -> PromptResult:
     rewards = {rollout.id: rollout.reward for rollout in score.rollouts}
     verdicts: dict[str, list[bool]] = {}
     for verdict in (verdict for rollout in score.rollouts for verdict in rollout.verdicts):
         if verdict.met is not None:
             verdicts.setdefault(verdict.criterion_id, []).append(verdict.met)
-    return PromptResult(prompt, rubric, samples, [rewards[f"r{i}"] for i in range(len(samples))],
-                        {name: statistics.fmean(met) for name, met in verdicts.items()},
-                        [follows(prompt, sample.text) for sample in samples])
+    return PromptResult(
+        prompt,
+        rubric,
+        samples,
+        [rewards[f"r{i}"] for i in range(len(samples))],
+        {name: statistics.fmean(met) for name, met in verdicts.items()},
+        [follows(prompt, sample.text) for sample in samples],
+    )

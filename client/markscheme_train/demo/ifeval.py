@@ -12,7 +12,11 @@ def follows(prompt: DemoPrompt, response: str) -> bool:
     """Whether the response obeys all of the prompt's instructions, strictly. An empty response does not."""
     if not response.strip():
         return False
-    sample = IFEvalSample(key=0, prompt=prompt.prompt, instruction_id_list=prompt.instruction_id_list,
-                          kwargs=prompt.kwargs)
+    sample = IFEvalSample(
+        key=0,
+        prompt=prompt.prompt,
+        instruction_id_list=prompt.instruction_id_list,
+        kwargs=prompt.kwargs,
+    )
     results, _ = evaluate_output_for_sample("ifeval", sample, response)
     return bool(results) and all(result.strict_pass for result in results)

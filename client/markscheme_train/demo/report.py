@@ -74,20 +74,28 @@ tokenizer's whole-word tokens and the words of prompts and teacher responses, so
 
 
 def _table(title: str, change: Change) -> str:
-    rows = "".join(f"<tr><td>{name}</td><td>{before}</td><td>{after}</td></tr>"
-                   for name, before, after in change.rows())
-    return (f'<h2>{title} ({len(change.before.results)})</h2><div class="scroll"><table>'
-            f"<tr><th></th><th>before</th><th>after</th></tr>{rows}</table></div>")
+    rows = "".join(
+        f"<tr><td>{name}</td><td>{before}</td><td>{after}</td></tr>"
+        for name, before, after in change.rows()
+    )
+    return (
+        f'<h2>{title} ({len(change.before.results)})</h2><div class="scroll"><table>'
+        f"<tr><th></th><th>before</th><th>after</th></tr>{rows}</table></div>"
+    )
 
 
 def _pair(before: PromptResult, after: PromptResult) -> str:
-    return (f'<p><b>{escape(before.prompt.kind)}.</b> <span class="text">{escape(before.prompt.prompt)}</span></p>'
-            f'<div class="pair">{_text("before", before)}{_text("after", after)}</div>')
+    return (
+        f'<p><b>{escape(before.prompt.kind)}.</b> <span class="text">{escape(before.prompt.prompt)}</span></p>'
+        f'<div class="pair">{_text("before", before)}{_text("after", after)}</div>'
+    )
 
 
 def _text(when: str, result: PromptResult) -> str:
     reward = result.rewards[0]
     shown = "unknown" if reward is None else f"{reward:.2f}"
     verdict = "follows" if result.follows[0] else "does not follow"
-    return (f'<div><div class="small">{when} · reward {shown} · IFEval: {verdict}</div>'
-            f'<div class="text">{escape(result.samples[0].text)}</div></div>')
+    return (
+        f'<div><div class="small">{when} · reward {shown} · IFEval: {verdict}</div>'
+        f'<div class="text">{escape(result.samples[0].text)}</div></div>'
+    )

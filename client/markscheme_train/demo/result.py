@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from markscheme_train.demo.evaluate import Evaluation, PromptResult
-from markscheme_train.steps import StepRecord
+from markscheme_train.step_log import StepRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,10 @@ class Change:
         both = (self.before, self.after)
         return [
             _row("reward", *(f"{e.reward:.2f} ± {e.reward_error:.2f}" for e in both)),
-            _row("official IFEval pass rate", *(f"{e.ifeval:.2f} ± {e.ifeval_error:.2f}" for e in both)),
+            _row(
+                "official IFEval pass rate",
+                *(f"{e.ifeval:.2f} ± {e.ifeval_error:.2f}" for e in both),
+            ),
             _row("mean length, tokens", *(f"{e.tokens:.1f}" for e in both)),
             _row("share of non-words", *(f"{e.non_words:.1%}" for e in both)),
         ]
@@ -44,22 +47,37 @@ class DemoResult:
 
     @property
     def unscored(self) -> int:
-        evaluations = (self.trained.before, self.trained.after, self.held_out.before, self.held_out.after)
+        evaluations = (
+            self.trained.before,
+            self.trained.after,
+            self.held_out.before,
+            self.held_out.after,
+        )
         return sum(r.unscored for r in self.records) + sum(e.unscored for e in evaluations)
 
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` holds."""
         trained, held_out = self.trained, self.held_out
         return {
-            "reward_before": trained.before.reward, "reward_after": trained.after.reward,
-            "heldout_before": held_out.before.reward, "heldout_after": held_out.after.reward,
-            "ifeval_before": trained.before.ifeval, "ifeval_after": trained.after.ifeval,
-            "ifeval_heldout_before": held_out.before.ifeval, "ifeval_heldout_after": held_out.after.ifeval,
-            "reward_before_se": trained.before.reward_error, "reward_after_se": trained.after.reward_error,
-            "heldout_before_se": held_out.before.reward_error, "heldout_after_se": held_out.after.reward_error,
-            "tokens_before": trained.before.tokens, "tokens_after": trained.after.tokens,
-            "non_words_before": trained.before.non_words, "non_words_after": trained.after.non_words,
-            "steps": len(self.records), "unscored": self.unscored, "seconds": round(self.seconds, 1),
+            "reward_before": trained.before.reward,
+            "reward_after": trained.after.reward,
+            "heldout_before": held_out.before.reward,
+            "heldout_after": held_out.after.reward,
+            "ifeval_before": trained.before.ifeval,
+            "ifeval_after": trained.after.ifeval,
+            "ifeval_heldout_before": held_out.before.ifeval,
+            "ifeval_heldout_after": held_out.after.ifeval,
+            "reward_before_se": trained.before.reward_error,
+            "reward_after_se": trained.after.reward_error,
+            "heldout_before_se": held_out.before.reward_error,
+            "heldout_after_se": held_out.after.reward_error,
+            "tokens_before": trained.before.tokens,
+            "tokens_after": trained.after.tokens,
+            "non_words_before": trained.before.non_words,
+            "non_words_after": trained.after.non_words,
+            "steps": len(self.records),
+            "unscored": self.unscored,
+            "seconds": round(self.seconds, 1),
         }
 
     def examples(self) -> list[tuple[PromptResult, PromptResult]]:
@@ -72,7 +90,10 @@ class DemoResult:
 
 def print_result(result: DemoResult, console: Console) -> None:
     """The before/after table, and three pairs of texts side by side."""
-    for title, change in (("trained prompts", result.trained), ("held-out prompts", result.held_out)):
+    for title, change in (
+        ("trained prompts", result.trained),
+        ("held-out prompts", result.held_out),
+    ):
         table = Table(title=f"{len(change.before.results)} {title}", title_justify="left")
         table.add_column("")
         table.add_column("before", justify="right")
@@ -81,13 +102,18 @@ def print_result(result: DemoResult, console: Console) -> None:
             table.add_row(*row)
         console.print(table)
     for before, after in result.examples():
-        table = Table(title=Text(before.prompt.prompt), title_justify="left", expand=True, show_lines=True)
+        table = Table(
+            title=Text(before.prompt.prompt), title_justify="left", expand=True, show_lines=True
+        )
         table.add_column(f"before · reward {_reward(before)}", ratio=1)
         table.add_column(f"after · reward {_reward(after)}", ratio=1)
         table.add_row(Text(before.samples[0].text), Text(after.samples[0].text))
         console.print(table)
-    console.print(f"{len(result.records)} steps, {result.unscored} unscored, {result.seconds:.0f} s; ± is one "
-                  "standard error over samples, prompts taken as given", highlight=False)
+    console.print(
+        f"{len(result.records)} steps, {result.unscored} unscored, {result.seconds:.0f} s; ± is one "
+        "standard error over samples, prompts taken as given",
+        highlight=False,
+    )
 
 
 def _reward(result: PromptResult) -> str:

@@ -23,9 +23,9 @@ from markscheme_train.demo.report import write_report
 from markscheme_train.demo.result import Change, DemoResult, print_result
 from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words
-from markscheme_train.live import LiveTable
-from markscheme_train.steps import read_records
-from markscheme_train.training import STEPS_FILE, begun, decisive, quieten, train
+from markscheme_train.progress import LiveTable
+from markscheme_train.step_log import read_records
+from markscheme_train.training import STEPS_FILE, begun, config_fingerprint, quieten, train
 
 INDUCTION_SEED = 1_000
 EVALUATION_SEED = 2_000
@@ -58,33 +58,63 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
     started = time.perf_counter()
     trained, held_out = load_prompts()
     out = settings.room / "demo"
-    config = demo_config(settings, out / RUN, model=directory, data=write_prompts(trained, settings.room / PROMPTS))
+    config = demo_config(
+        settings, out / RUN, model=directory, data=write_prompts(trained, settings.room / PROMPTS)
+    )
     make_way(out, config)
     model, tokenizer = load_student(directory)
-    known = known_words(tokenizer, [text for p in trained + held_out for text in (p.prompt, *p.teacher_responses)])
-    with (running_service(out / "service") if url is None else nullcontext(url)) as address:
+    known = known_words(
+        tokenizer, [text for p in trained + held_out for text in (p.prompt, *p.teacher_responses)]
+    )
+    with running_service(out / "service") if url is None else nullcontext(url) as address:
         client = Client(address, api_key=os.environ.get("MARKSCHEME_API_KEY"))
-        console.print(f"Rubric service: {address}. Inducing one rubric for each of {len(trained + held_out)} prompts …")
-        rubrics = induce_rubrics(client, model, tokenizer, trained + held_out, seed=settings.seed + INDUCTION_SEED)
+        console.print(
+            f"Rubric service: {address}. Inducing one rubric for each of {len(trained + held_out)} prompts …"
+        )
+        rubrics = induce_rubrics(
+            client, model, tokenizer, trained + held_out, seed=settings.seed + INDUCTION_SEED
+        )
 
         def measure(model: Any) -> tuple[Evaluation, Evaluation]:
             split = len(trained)
             options: dict[str, Any] = {"seed": settings.seed + EVALUATION_SEED, "known": known}
-            return (evaluate(client, model, tokenizer, trained, rubrics[:split], per_prompt=settings.samples,
-                             **options),
-                    evaluate(client, model, tokenizer, held_out, rubrics[split:],
-                             per_prompt=settings.held_out_samples, **options))
+            return (
+                evaluate(
+                    client,
+                    model,
+                    tokenizer,
+                    trained,
+                    rubrics[:split],
+                    per_prompt=settings.samples,
+                    **options,
+                ),
+                evaluate(
+                    client,
+                    model,
+                    tokenizer,
+                    held_out,
+                    rubrics[split:],
+                    per_prompt=settings.held_out_samples,
+                    **options,
+                ),
+            )
 
         console.print("Measuring the student before training …")
         before = measure(model)
         del model
         with LiveTable(console, title="training") as live:
-            finished = train(config, client, resume=begun(out / RUN), on_record=live.show, on_wait=live.wait)
+            finished = train(
+                config, client, resume=begun(out / RUN), on_record=live.show, on_wait=live.wait
+            )
         console.print("Measuring it again …")
         after = measure(load_student(finished)[0])
         client.close()
-    result = DemoResult(trained=Change(before[0], after[0]), held_out=Change(before[1], after[1]),
-                        records=read_records(finished / STEPS_FILE), seconds=time.perf_counter() - started)
+    result = DemoResult(
+        trained=Change(before[0], after[0]),
+        held_out=Change(before[1], after[1]),
+        records=read_records(finished / STEPS_FILE),
+        seconds=time.perf_counter() - started,
+    )
     write_report(result, out / "report.html")
     (out / SUMMARY).write_text(json.dumps(result.summary(), indent=2) + "\n")
     print_result(result, console)
@@ -95,7 +125,7 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
 def make_way(out: Path, config: TrainConfig) -> None:
     """Leave in ``out`` what an unfinished demo of the very same training left there, and nothing else."""
     note = out / "demo.json"
-    mine = json.dumps(decisive(config) | {"max_steps": config.max_steps})
+    mine = json.dumps(config_fingerprint(config) | {"max_steps": config.max_steps})
     if (out / SUMMARY).is_file() or not note.is_file() or note.read_text() != mine:
         fresh_directory(out)
         note.write_text(mine)
@@ -110,31 +140,55 @@ def prepare_torch() -> None:
 
 def load_student(directory: Path) -> tuple[Any, Any]:
     """The student in full precision, and its tokenizer."""
-    return (AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
-            AutoTokenizer.from_pretrained(directory))
+    return (
+        AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(directory),
+    )
 
 
 def write_prompts(prompts: list[DemoPrompt], path: Path) -> Path:
     """The prompts and their teacher responses as training data."""
-    path.write_text("".join(json.dumps({"prompt": p.prompt, "teacher_responses": p.teacher_responses}) + "\n"
-                            for p in prompts), encoding="utf-8")
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": p.prompt, "teacher_responses": p.teacher_responses}) + "\n"
+            for p in prompts
+        ),
+        encoding="utf-8",
+    )
     return path
 
 
-def demo_config(settings: DemoSettings, out: Path, *, model: Path, data: Path,
-                save_strategy: str = "steps") -> TrainConfig:
+def demo_config(
+    settings: DemoSettings, out: Path, *, model: Path, data: Path, save_strategy: str = "steps"
+) -> TrainConfig:
     """Preset ``ropd`` at the scale of two cores: 2 prompts x 8 rollouts of 40 tokens a step.
 
     The learning rate is thirty times the preset's, which is meant for hundreds of steps on a larger model.
     """
-    return build_config({
-        "model": str(model), "data": str(data), "output_dir": str(out), "preset": "ropd", "seed": settings.seed,
-        "max_steps": settings.steps, "learning_rate": 3e-5, "per_device_train_batch_size": 16,
-        "gradient_accumulation_steps": 1, "num_generations": 8, "max_completion_length": MAX_NEW_TOKENS,
-        "use_cpu": True, "bf16": False, "activation_checkpointing": False, "dataloader_pin_memory": False,
-        "logging_strategy": "no", "save_strategy": save_strategy, "save_steps": 5, "save_total_limit": 1,
-        "disable_tqdm": True,
-    })
+    return build_config(
+        {
+            "model": str(model),
+            "data": str(data),
+            "output_dir": str(out),
+            "preset": "ropd",
+            "seed": settings.seed,
+            "max_steps": settings.steps,
+            "learning_rate": 3e-5,
+            "per_device_train_batch_size": 16,
+            "gradient_accumulation_steps": 1,
+            "num_generations": 8,
+            "max_completion_length": MAX_NEW_TOKENS,
+            "use_cpu": True,
+            "bf16": False,
+            "activation_checkpointing": False,
+            "dataloader_pin_memory": False,
+            "logging_strategy": "no",
+            "save_strategy": save_strategy,
+            "save_steps": 5,
+            "save_total_limit": 1,
+            "disable_tqdm": True,
+        }
+    )
 
 
 def fresh_directory(directory: Path) -> Path:
@@ -143,5 +197,3 @@ def fresh_directory(directory: Path) -> Path:
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
     return directory
-
-

@@ -16,9 +16,18 @@ class Sample:
     tokens: int
 
 
-def sample_responses(model: Any, tokenizer: Any, prompts: Sequence[str], *, per_prompt: int, max_new_tokens: int,
-                     seed: int, rows: int = 64, temperature: float = 1.0,
-                     progress: Callable[[int], None] | None = None) -> list[list[Sample]]:
+def sample_responses(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    per_prompt: int,
+    max_new_tokens: int,
+    seed: int,
+    rows: int = 64,
+    temperature: float = 1.0,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Sample]]:
     """Sample ``per_prompt`` responses to each prompt (one user message), in the order of ``prompts``.
 
     Prompts of like length share a batch of about ``rows`` rows, so that little is spent on padding.
@@ -34,8 +43,14 @@ def sample_responses(model: Any, tokenizer: Any, prompts: Sequence[str], *, per_
         torch.manual_seed(seed)
         for start in range(0, len(order), step):
             part = order[start : start + step]
-            samples = _sample_batch(model, tokenizer, [prompts[i] for i in part], per_prompt=per_prompt,
-                                    max_new_tokens=max_new_tokens, temperature=temperature)
+            samples = _sample_batch(
+                model,
+                tokenizer,
+                [prompts[i] for i in part],
+                per_prompt=per_prompt,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+            )
             for place, i in enumerate(part):
                 answers[i] = samples[place * per_prompt : (place + 1) * per_prompt]
             if progress is not None:
@@ -44,18 +59,36 @@ def sample_responses(model: Any, tokenizer: Any, prompts: Sequence[str], *, per_
     return answers
 
 
-def _sample_batch(model: Any, tokenizer: Any, prompts: list[str], *, per_prompt: int, max_new_tokens: int,
-                  temperature: float) -> list[Sample]:
+def _sample_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[str],
+    *,
+    per_prompt: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> list[Sample]:
     """Plain sampling with a cache that each prompt fills once, where ``generate`` fills it for every response.
 
     A quarter of the time on a CPU goes there otherwise. Rows that have ended run on until all have.
     """
-    chats = [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True,
-                                           tokenize=False) for prompt in prompts]
-    batch = tokenizer(chats, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    chats = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+        )
+        for prompt in prompts
+    ]
+    batch = tokenizer(
+        chats, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+    )
     mask = batch["attention_mask"]
-    output = model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=True, logits_to_keep=1)
-    cache, logits = output.past_key_values, output.logits[:, -1].repeat_interleave(per_prompt, dim=0)
+    output = model(
+        input_ids=batch["input_ids"], attention_mask=mask, use_cache=True, logits_to_keep=1
+    )
+    cache, logits = (
+        output.past_key_values,
+        output.logits[:, -1].repeat_interleave(per_prompt, dim=0),
+    )
     cache.batch_repeat_interleave(per_prompt)
     mask = mask.repeat_interleave(per_prompt, dim=0)
     drawn: list[torch.Tensor] = []
@@ -65,10 +98,14 @@ def _sample_batch(model: Any, tokenizer: Any, prompts: list[str], *, per_prompt:
         if len(drawn) == max_new_tokens or bool(ended.all()):
             return [_decode(tokenizer, row) for row in torch.cat(drawn, dim=1).tolist()]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        logits = model(input_ids=drawn[-1], attention_mask=mask, past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = model(
+            input_ids=drawn[-1], attention_mask=mask, past_key_values=cache, use_cache=True
+        ).logits[:, -1]
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> Sample:
     ended = tokenizer.eos_token_id in ids
     kept = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
-    return Sample(text=tokenizer.decode(kept, skip_special_tokens=True), truncated=not ended, tokens=len(kept))
+    return Sample(
+        text=tokenizer.decode(kept, skip_special_tokens=True), truncated=not ended, tokens=len(kept)
+    )

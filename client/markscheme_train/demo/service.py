@@ -26,12 +26,25 @@ def running_service(home: Path, *, command: Sequence[str] = SERVE) -> Iterator[s
     Keys and settings in this environment are kept from it: the demo neither needs nor spends them.
     """
     home.mkdir(parents=True, exist_ok=True)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "MARKSCHEME_"))}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("OPENAI_", "MARKSCHEME_"))
+    }
     environment |= {"MARKSCHEME_JUDGE": "builtin", "MARKSCHEME_HOME": str(home.resolve())}
     log = home / "service.log"
-    with log.open("wb") as errors, subprocess.Popen(
-            command, env=environment, cwd=home, start_new_session=True, stdout=subprocess.PIPE, stderr=errors,
-            text=True) as process:
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(
+            command,
+            env=environment,
+            cwd=home,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
         # In its own folder and session: it reads no .env of ours, and Ctrl-C is for the demo to hear, which ends it.
         reader, found = _start_reading(process)
         try:
@@ -46,7 +59,9 @@ def running_service(home: Path, *, command: Sequence[str] = SERVE) -> Iterator[s
             reader.join()
 
 
-def _start_reading(process: "subprocess.Popen[str]") -> tuple[threading.Thread, "queue.Queue[str | None]"]:
+def _start_reading(
+    process: "subprocess.Popen[str]",
+) -> tuple[threading.Thread, "queue.Queue[str | None]"]:
     assert process.stdout is not None
     found: queue.Queue[str | None] = queue.Queue()
     reader = threading.Thread(target=_read_url, args=(process.stdout, found), daemon=True)

@@ -18,14 +18,22 @@ def known_words(tokenizer: Any, texts: Iterable[str]) -> frozenset[str]:
     A tokenizer learns such tokens from a large corpus, so rare real words count as non-words now and then:
     the share is for comparing before with after, not for its own value.
     """
-    common = {token[1:].lower() for token in tokenizer.get_vocab() if token.startswith("Ġ") and token[1:].isalpha()}
+    common = {
+        token[1:].lower()
+        for token in tokenizer.get_vocab()
+        if token.startswith("Ġ") and token[1:].isalpha()
+    }
     return frozenset(common.union(*(words_of(text) for text in texts)))
 
 
 def non_word_share(texts: Iterable[str], known: frozenset[str]) -> float:
     """The share of all words in ``texts`` that are unknown; a possessive or an n't counts by its parts."""
     words = [word for text in texts for word in words_of(text)]
-    unknown = [word for word in words if word not in known and not all(part in known for part in _parts(word))]
+    unknown = [
+        word
+        for word in words
+        if word not in known and not all(part in known for part in _parts(word))
+    ]
     return len(unknown) / len(words) if words else 0.0
 
 

@@ -54,7 +54,9 @@ class StrictRoute(APIRoute):
         async def strict(request: Request) -> Response:
             body = StrictRequest(request.scope, request.receive)
             if request.headers.get("content-encoding", "identity") != "identity":
-                raise BadRequest("send the body without Content-Encoding", code="unsupported_encoding")
+                raise BadRequest(
+                    "send the body without Content-Encoding", code="unsupported_encoding"
+                )
             return await handle(body)
 
         return strict

@@ -15,9 +15,16 @@ from markscheme import schema
 from markscheme.schema import ErrorBody, ErrorDetail
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.api.disconnect import ClientGone
-from markscheme_server.errors import BadGateway, PaymentRequired, ServiceError, Unauthorised, Unavailable, Unprocessable
+from markscheme_server.errors import (
+    BadGateway,
+    PaymentRequired,
+    ServiceError,
+    Unauthorised,
+    Unavailable,
+    Unprocessable,
+)
 from markscheme_server.judge.base import JudgeFailure
-from markscheme_server.store.database import ERASED, fault_of, is_full
+from markscheme_server.store.engine.database import ERASED, fault_of, is_full
 
 log = structlog.get_logger()
 
@@ -30,16 +37,22 @@ _BY_STATUS = {
     413: ("invalid_request_error", "body_too_large"),
     415: ("invalid_request_error", "unsupported_media_type"),
 }
-_TYPE_NAMES = frozenset({"str", "int", "float", "bool", *(name for name in dir(schema) if name[0].isupper())})
+_TYPE_NAMES = frozenset(
+    {"str", "int", "float", "bool", *(name for name in dir(schema) if name[0].isupper())}
+)
 _INTERNAL = "something went wrong on our side; nothing was scored"
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 402, 403, 404, 405, 413, 422, 429, 500, 502, 503)}
+    status: {"model": ErrorBody}
+    for status in (400, 401, 402, 403, 404, 405, 413, 422, 429, 500, 502, 503)
+}
 """What every route may answer besides success, for the OpenAPI document."""
 
 
 def body(request: Request, detail: ErrorDetail) -> dict[str, Any]:
     """The error body, with the request's id."""
-    return ErrorBody(error=detail, request_id=request.scope.get("markscheme.request_id", "")).model_dump(mode="json")
+    return ErrorBody(
+        error=detail, request_id=request.scope.get("markscheme.request_id", "")
+    ).model_dump(mode="json")
 
 
 def answer(request: Request, error: ServiceError) -> JSONResponse:
@@ -47,8 +60,14 @@ def answer(request: Request, error: ServiceError) -> JSONResponse:
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body(request, ErrorDetail(message=error.message, type=error.type, param=error.param,
-                                                  code=error.code)), error.status, headers)
+    return JSONResponse(
+        body(
+            request,
+            ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code),
+        ),
+        error.status,
+        headers,
+    )
 
 
 def database_error(error: SQLAlchemyError) -> ServiceError:
@@ -58,12 +77,19 @@ def database_error(error: SQLAlchemyError) -> ServiceError:
     fault = fault_of(error)
     if fault == "database":
         log.error("database_error", error=type(error).__name__)
-        return Unavailable("the disk of the database is full; nothing was stored" if is_full(error)
-                           else "the database did not answer; try again", code="database", retry_after_s=1)
+        return Unavailable(
+            "the disk of the database is full; nothing was stored"
+            if is_full(error)
+            else "the database did not answer; try again",
+            code="database",
+            retry_after_s=1,
+        )
     if fault == "data":
         log.warning("value_refused", error=type(error).__name__)
-        return Unprocessable("a value of this request cannot be stored: a number or a text is out of bounds",
-                             code="invalid_value")
+        return Unprocessable(
+            "a value of this request cannot be stored: a number or a text is out of bounds",
+            code="invalid_value",
+        )
     log.error("query_failed", exc_info=error)
     return ServiceError(_INTERNAL, code="internal")
 
@@ -71,11 +97,19 @@ def database_error(error: SQLAlchemyError) -> ServiceError:
 def judge_error(failure: JudgeFailure) -> ServiceError:
     """The caller may mend what is wrong with the material (422) and may try again later where the model was away
     (503); what it replied, or that it is set up wrongly, is neither (502)."""
-    if failure.reason in (UnscoredReason.NO_RUBRIC, UnscoredReason.TOO_LARGE, UnscoredReason.REFUSED):
+    if failure.reason in (
+        UnscoredReason.NO_RUBRIC,
+        UnscoredReason.TOO_LARGE,
+        UnscoredReason.REFUSED,
+    ):
         return Unprocessable(str(failure), code=failure.reason)
     if failure.reason is UnscoredReason.BUDGET:
         return PaymentRequired(str(failure), code="insufficient_quota")
-    if failure.reason in (UnscoredReason.PARSE_FAILURE, UnscoredReason.OFF_MENU, UnscoredReason.TRUNCATED):
+    if failure.reason in (
+        UnscoredReason.PARSE_FAILURE,
+        UnscoredReason.OFF_MENU,
+        UnscoredReason.TRUNCATED,
+    ):
         return BadGateway(str(failure), code="judge_reply")
     if failure.reason in (UnscoredReason.MISCONFIGURED, UnscoredReason.QUOTA):
         return BadGateway(str(failure), code=failure.reason)
@@ -93,14 +127,31 @@ def install(app: FastAPI) -> None:
         place = [str(part) for part in first["loc"] if part != "body" and _names_a_field(part)]
         # The input itself is not repeated: it may not be encodable, and it is the user's text.
         message = str(first["msg"]).removeprefix("Value error, ")
-        return JSONResponse(body(request, ErrorDetail(
-            message=f"{'.'.join(place)}: {message}" if place else message, type="invalid_request_error",
-            param=".".join(place) or None, code="invalid_value")), 422)
+        return JSONResponse(
+            body(
+                request,
+                ErrorDetail(
+                    message=f"{'.'.join(place)}: {message}" if place else message,
+                    type="invalid_request_error",
+                    param=".".join(place) or None,
+                    code="invalid_value",
+                ),
+            ),
+            422,
+        )
 
     async def not_unicode(request: Request, _error: UnicodeEncodeError) -> JSONResponse:
-        return JSONResponse(body(request, ErrorDetail(
-            message="the body holds half of a surrogate pair where it must not", type="invalid_request_error",
-            code="invalid_value")), 422)
+        return JSONResponse(
+            body(
+                request,
+                ErrorDetail(
+                    message="the body holds half of a surrogate pair where it must not",
+                    type="invalid_request_error",
+                    code="invalid_value",
+                ),
+            ),
+            422,
+        )
 
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         kind, code = _BY_STATUS.get(error.status_code, ("invalid_request_error", "http_error"))
@@ -109,23 +160,35 @@ def install(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_methods(app, request.scope["path"]))
-        return JSONResponse(body(request, ErrorDetail(message=message, type=kind, code=code)), error.status_code,
-                            headers)
+        return JSONResponse(
+            body(request, ErrorDetail(message=message, type=kind, code=code)),
+            error.status_code,
+            headers,
+        )
 
     async def client_gone(_request: Request, _error: ClientGone) -> Response:
-        return Response(status_code=499)  # nobody reads it; the log's line says how the request ended
+        return Response(
+            status_code=499
+        )  # nobody reads it; the log's line says how the request ended
 
     async def of_database(request: Request, error: SQLAlchemyError) -> JSONResponse:
         return answer(request, database_error(error))
 
     async def overrun(request: Request, _error: TimeoutError) -> JSONResponse:
-        return answer(request, Unavailable("the request's time ran out", code=UnscoredReason.TIMEOUT, retry_after_s=1))
+        return answer(
+            request,
+            Unavailable("the request's time ran out", code=UnscoredReason.TIMEOUT, retry_after_s=1),
+        )
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("unexpected_error", error=type(error).__name__)
         response = answer(request, ServiceError(_INTERNAL, code="internal"))
-        response.headers.update({"X-Request-ID": request.scope.get("markscheme.request_id", ""),
-                                 **request.scope.get("markscheme.headers", {})})
+        response.headers.update(
+            {
+                "X-Request-ID": request.scope.get("markscheme.request_id", ""),
+                **request.scope.get("markscheme.headers", {}),
+            }
+        )
         return response
 
     app.add_exception_handler(ServiceError, service_error)  # type: ignore[arg-type]
@@ -140,8 +203,11 @@ def install(app: FastAPI) -> None:
 
 def _at_fault(errors: Sequence[Any]) -> Any:
     """The first error; where a value fits none of several types, that of the type it came furthest in."""
-    start = errors[0]["loc"][:_fields(errors[0]["loc"])]
-    return max((error for error in errors if error["loc"][:len(start)] == start), key=lambda e: len(e["loc"]))
+    start = errors[0]["loc"][: _fields(errors[0]["loc"])]
+    return max(
+        (error for error in errors if error["loc"][: len(start)] == start),
+        key=lambda e: len(e["loc"]),
+    )
 
 
 def _fields(place: Sequence[Any]) -> int:

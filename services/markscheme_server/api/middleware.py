@@ -22,7 +22,7 @@ from markscheme_server.api.errors import answer, body, database_error
 from markscheme_server.api.services import Services
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import TooManyRequests, Unauthorised, Unavailable
-from markscheme_server.store.database import DatabaseUnreachable
+from markscheme_server.store.engine.database import DatabaseUnreachable
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -106,8 +106,11 @@ class Observed:
             if status or not self.drain.draining:
                 raise
             # The end did not wait for it any longer. uvicorn would answer 500, which callers do not send again.
-            late = Unavailable("the service ended before this was done; send it again", code="draining",
-                               retry_after_s=1)
+            late = Unavailable(
+                "the service ended before this was done; send it again",
+                code="draining",
+                retry_after_s=1,
+            )
             await answer(Request(scope), late)(scope, receive, watched)
         except Exception:
             status = status or 500
@@ -120,8 +123,16 @@ class Observed:
         route = scope["markscheme.route"] = self._route(scope)
         scope["markscheme.status"] = status
         method = scope["method"] if scope["method"] in METHODS else metrics.OTHER
-        metrics.REQUEST_SECONDS.labels(route=route, method=method, status=str(status)).observe(seconds)
-        write = log.debug if route in PROBES and status < 400 else log.warning if status >= 500 else log.info
+        metrics.REQUEST_SECONDS.labels(route=route, method=method, status=str(status)).observe(
+            seconds
+        )
+        write = (
+            log.debug
+            if route in PROBES and status < 400
+            else log.warning
+            if status >= 500
+            else log.info
+        )
         write("request", method=method, route=route, status=status, seconds=round(seconds, 4))
 
     def _route(self, scope: Scope) -> str:
@@ -134,12 +145,17 @@ class Observed:
         if self._templates is None:
             paths = sorted(scope["app"].openapi()["paths"], key=lambda path: "{" in path)
             self._templates = [(compile_path(path)[0], path) for path in paths]
-        return next((path for pattern, path in self._templates if pattern.match(scope["path"])), metrics.OTHER)
+        return next(
+            (path for pattern, path in self._templates if pattern.match(scope["path"])),
+            metrics.OTHER,
+        )
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def hushed(message: Message) -> None:
             # Starlette puts the whole traceback there, with the exception's words, and uvicorn would log it.
-            await send({**message, "message": ""} if message["type"].endswith(".failed") else message)
+            await send(
+                {**message, "message": ""} if message["type"].endswith(".failed") else message
+            )
 
         try:
             await self.app(scope, receive, hushed)
@@ -160,8 +176,11 @@ class BodyLimit:
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self.limit = app, limit
-        self._too_large = ErrorDetail(message=f"the body is larger than {limit} bytes; send several requests",
-                                      type="invalid_request_error", code="body_too_large")
+        self._too_large = ErrorDetail(
+            message=f"the body is larger than {limit} bytes; send several requests",
+            type="invalid_request_error",
+            code="body_too_large",
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -170,8 +189,11 @@ class BodyLimit:
         declared = headers.get("content-length", "")
         if declared and "transfer-encoding" in headers:
             # Two lengths: a proxy in front may have gone by the other one, and what follows is then no request.
-            detail = ErrorDetail(message="send Content-Length or Transfer-Encoding, not both",
-                                 type="invalid_request_error", code="bad_request")
+            detail = ErrorDetail(
+                message="send Content-Length or Transfer-Encoding, not both",
+                type="invalid_request_error",
+                code="bad_request",
+            )
             return await self._refuse(detail, 400, scope, receive, send)
         if declared.isdecimal() and int(declared[:20]) > self.limit:
             return await self._refuse(self._too_large, 413, scope, receive, send)
@@ -201,7 +223,9 @@ class BodyLimit:
             await self._refuse(self._too_large, 413, scope, receive, send)
         return None
 
-    async def _refuse(self, detail: ErrorDetail, status: int, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(
+        self, detail: ErrorDetail, status: int, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         response = JSONResponse(body(Request(scope), detail), status, {"Connection": "close"})
         await response(scope, receive, send)
 
@@ -217,7 +241,9 @@ class HeadAsGet:
             return await self.app(scope, receive, send)
 
         async def without_body(message: Message) -> None:
-            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+            await send(
+                {**message, "body": b""} if message["type"] == "http.response.body" else message
+            )
 
         return await self.app({**scope, "method": "GET"}, receive, without_body)
 
@@ -236,11 +262,14 @@ class Authenticated:
         try:
             async with asyncio.timeout(LOOK_UP_S):
                 scope["markscheme.caller"] = await services.identity.authenticate(
-                    token.strip() if scheme.lower() == "bearer" else None)
+                    token.strip() if scheme.lower() == "bearer" else None
+                )
         except Unauthorised as error:
             return await answer(Request(scope), error)(scope, receive, send)
         except TimeoutError as error:
-            return await answer(Request(scope), database_error(DatabaseUnreachable(str(error))))(scope, receive, send)
+            return await answer(Request(scope), database_error(DatabaseUnreachable(str(error))))(
+                scope, receive, send
+            )
         except SQLAlchemyError as error:
             return await answer(Request(scope), database_error(error))(scope, receive, send)
         return await self.app(scope, receive, send)
@@ -259,15 +288,20 @@ class RateLimited:
             return await self.app(scope, receive, send)
         services: Services = scope["state"]["services"]
         answered = await services.rates.take(caller.team, caller.rpm)
-        scope[HEADERS] = {"x-ratelimit-limit-requests": str(caller.rpm),
-                          "x-ratelimit-remaining-requests": str(answered.room.remaining),
-                          "x-ratelimit-reset-requests": duration(answered.room.whole_s)}
+        scope[HEADERS] = {
+            "x-ratelimit-limit-requests": str(caller.rpm),
+            "x-ratelimit-remaining-requests": str(answered.room.remaining),
+            "x-ratelimit-reset-requests": duration(answered.room.whole_s),
+        }
         if answered.admitted:
             return await self.app(scope, receive, send)
         metrics.RATE_LIMITED.inc()
-        error = TooManyRequests(f"the team {caller.team!r} may send {caller.rpm} requests a minute; send this one "
-                                "again after Retry-After seconds", code="rate_limited",
-                                retry_after_s=max(1, math.ceil(answered.room.wait_s)))
+        error = TooManyRequests(
+            f"the team {caller.team!r} may send {caller.rpm} requests a minute; send this one "
+            "again after Retry-After seconds",
+            code="rate_limited",
+            retry_after_s=max(1, math.ceil(answered.room.wait_s)),
+        )
         return await answer(Request(scope), error)(scope, receive, send)
 
 

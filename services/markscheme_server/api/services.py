@@ -8,17 +8,17 @@ from fastapi import Depends, Header, Query, Request
 from pydantic import BeforeValidator
 
 from markscheme.vocabulary import Scope
-from markscheme_server.cache.rates import TeamRates
+from markscheme_server.accounts.auth import Authenticator
+from markscheme_server.accounts.budgets import BudgetService
+from markscheme_server.accounts.rate_limit import TeamRates
 from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
-from markscheme_server.grading.budgets import Treasury
-from markscheme_server.grading.identity import Identity
-from markscheme_server.grading.judges import Judges
-from markscheme_server.grading.rubrics import RubricService
-from markscheme_server.grading.scores import ScoreService
-from markscheme_server.grading.teachers import TeacherService
-from markscheme_server.grading.verdicts import VerdictService
+from markscheme_server.scoring.judges import Judges
+from markscheme_server.scoring.rubrics import RubricService
+from markscheme_server.scoring.scores import ScoreService
+from markscheme_server.scoring.teachers import TeacherService
+from markscheme_server.scoring.verdicts import VerdictService
 from markscheme_server.store.store import Store
 
 
@@ -28,14 +28,14 @@ class Services:
 
     settings: Settings
     store: Store
-    identity: Identity
+    identity: Authenticator
     rates: TeamRates
     judges: Judges
     rubrics: RubricService
     verdicts: VerdictService
     scores: ScoreService
     teachers: TeacherService
-    treasury: Treasury
+    budgets: BudgetService
 
 
 async def _services(request: Request) -> Services:  # a plain function would be sent to a thread
@@ -51,8 +51,11 @@ def _may(scope: Scope) -> Any:
     async def caller(request: Request) -> Caller:
         found = caller_of(request)
         if scope not in found.scopes:
-            raise Forbidden(f"this key may not do this: it takes the scope {scope!r}, and it has "
-                            f"{', '.join(sorted(found.scopes))}", code="missing_scope")
+            raise Forbidden(
+                f"this key may not do this: it takes the scope {scope!r}, and it has "
+                f"{', '.join(sorted(found.scopes))}",
+                code="missing_scope",
+            )
         return found
 
     return Depends(caller)
@@ -80,13 +83,23 @@ def _plain_integer(text: Any) -> Any:
 PlainInteger = BeforeValidator(_plain_integer)
 """For numbers in headers and queries: Python's own reading takes ``1_000``, ``+1``, `` 1`` and ``1.0`` too."""
 
-DeadlineMs = Annotated[int | None, PlainInteger, Header(
-    alias="X-Deadline-Ms", ge=1, le=86_400_000, description="How long the caller still waits, in milliseconds")]
+DeadlineMs = Annotated[
+    int | None,
+    PlainInteger,
+    Header(
+        alias="X-Deadline-Ms",
+        ge=1,
+        le=86_400_000,
+        description="How long the caller still waits, in milliseconds",
+    ),
+]
 """What a caller's remaining time is sent as."""
 
 NO_NUL = r"^[^\x00]*$"
-PromptText = Annotated[str | None, Query(max_length=100_000, pattern=NO_NUL,
-                                         description="The exact text of a one-message prompt")]
+PromptText = Annotated[
+    str | None,
+    Query(max_length=100_000, pattern=NO_NUL, description="The exact text of a one-message prompt"),
+]
 PromptKey = Annotated[str | None, Query(alias="prompt_key", pattern="^[0-9a-f]{64}$")]
 """The two ways to name a prompt in a query."""
 
@@ -94,6 +107,10 @@ Limit = Annotated[int, PlainInteger, Query(ge=1, le=100)]
 """How many entries of a list are asked for."""
 
 BUDGET_WARNING = "X-Budget-Warning"
-WARNS = {BUDGET_WARNING: {"description": "That a soft or hard budget of the team or the run is reached",
-                          "schema": {"type": "string"}}}
+WARNS = {
+    BUDGET_WARNING: {
+        "description": "That a soft or hard budget of the team or the run is reached",
+        "schema": {"type": "string"},
+    }
+}
 """What tells a caller of its budgets while its calls still succeed."""

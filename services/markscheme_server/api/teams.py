@@ -6,21 +6,28 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from markscheme import schema
+from markscheme_server import wire
+from markscheme_server.accounts.erasure import erase_team
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import Administrator, UsesServices
-from markscheme_server.grading import wire
-from markscheme_server.grading.erasing import erase_team
 from markscheme_server.store.audit import actor_of
 
-router = APIRouter(prefix="/v1", route_class=StrictRoute,
-                   responses=RESPONSES | {409: {"model": schema.ErrorBody, "description": "There is one already"}})
+router = APIRouter(
+    prefix="/v1",
+    route_class=StrictRoute,
+    responses=RESPONSES | {409: {"model": schema.ErrorBody, "description": "There is one already"}},
+)
 Name = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="A team's name")]
-Prefix = Annotated[str, Path(pattern=r"^mk_[0-9A-Za-z]{8}$", description="The first eleven characters of a key")]
+Prefix = Annotated[
+    str, Path(pattern=r"^mk_[0-9A-Za-z]{8}$", description="The first eleven characters of a key")
+]
 
 
 @router.post("/teams", status_code=201, summary="Make a team")
-async def create_team(payload: schema.TeamCreate, caller: Administrator, services: UsesServices) -> schema.Team:
+async def create_team(
+    payload: schema.TeamCreate, caller: Administrator, services: UsesServices
+) -> schema.Team:
     return wire.from_team(await services.identity.create_team(payload.name, actor=actor_of(caller)))
 
 
@@ -29,11 +36,17 @@ async def list_teams(_caller: Administrator, services: UsesServices) -> schema.T
     return schema.TeamList(data=[wire.from_team(team) for team in await services.identity.teams()])
 
 
-@router.patch("/teams/{name:id}", summary="Set a team's requests a minute, and whose rubrics it reuses")
-async def change_team(name: Name, payload: schema.TeamPatch, caller: Administrator,
-                      services: UsesServices) -> schema.Team:
-    return wire.from_team(await services.identity.change_team(
-        name, payload.model_dump(exclude_unset=True), actor=actor_of(caller)))
+@router.patch(
+    "/teams/{name:id}", summary="Set a team's requests a minute, and whose rubrics it reuses"
+)
+async def change_team(
+    name: Name, payload: schema.TeamPatch, caller: Administrator, services: UsesServices
+) -> schema.Team:
+    return wire.from_team(
+        await services.identity.change_team(
+            name, payload.model_dump(exclude_unset=True), actor=actor_of(caller)
+        )
+    )
 
 
 @router.delete("/teams/{name:id}", summary="Erase a team and all that it made")
@@ -41,31 +54,51 @@ async def erase(name: Name, caller: Administrator, services: UsesServices) -> sc
     """Nobody can undo it, and the name is given to no other team. It takes as long as there is much to remove; sent
     again, it goes on where it was broken off. The operator's own team is refused."""
     erased = await erase_team(services.store, name, actor_of(caller))
-    return schema.TeamErased(name=erased.team, erased_at=erased.erased_at, removed=dict(erased.removed),
-                             tombstones=erased.tombstones)
+    return schema.TeamErased(
+        name=erased.team,
+        erased_at=erased.erased_at,
+        removed=dict(erased.removed),
+        tombstones=erased.tombstones,
+    )
 
 
 # No Idempotency-Key here: the answer would be kept under it, and with it the key.
-@router.post("/keys", status_code=201, summary="Make a key; the answer is the only place where it is shown")
-async def create_key(payload: schema.KeyCreate, caller: Administrator, services: UsesServices) -> schema.KeyCreated:
-    secret, key = await services.identity.create_key(payload.team, payload.scopes, label=payload.label,
-                                                     expires_at=payload.expires_at, actor=actor_of(caller))
+@router.post(
+    "/keys", status_code=201, summary="Make a key; the answer is the only place where it is shown"
+)
+async def create_key(
+    payload: schema.KeyCreate, caller: Administrator, services: UsesServices
+) -> schema.KeyCreated:
+    secret, key = await services.identity.create_key(
+        payload.team,
+        payload.scopes,
+        label=payload.label,
+        expires_at=payload.expires_at,
+        actor=actor_of(caller),
+    )
     return wire.from_new_key(secret, key)
 
 
 @router.get("/keys", summary="List keys, newest first")
-async def list_keys(_caller: Administrator, services: UsesServices,
-                    team: Annotated[str | None, Query(max_length=64, pattern=r"^[a-z0-9._-]*$")] = None,
-                    ) -> schema.KeyList:
+async def list_keys(
+    _caller: Administrator,
+    services: UsesServices,
+    team: Annotated[str | None, Query(max_length=64, pattern=r"^[a-z0-9._-]*$")] = None,
+) -> schema.KeyList:
     return schema.KeyList(data=[wire.from_key(key) for key in await services.identity.keys(team)])
 
 
-@router.post("/keys/{prefix:id}:rotate", status_code=201,
-             summary="Replace a key by a new one, with time to change over")
-async def rotate_key(prefix: Prefix, payload: schema.KeyRotate, caller: Administrator,
-                     services: UsesServices) -> schema.KeyCreated:
-    secret, key = await services.identity.rotate(prefix, overlap=timedelta(seconds=payload.overlap_s),
-                                                 actor=actor_of(caller))
+@router.post(
+    "/keys/{prefix:id}:rotate",
+    status_code=201,
+    summary="Replace a key by a new one, with time to change over",
+)
+async def rotate_key(
+    prefix: Prefix, payload: schema.KeyRotate, caller: Administrator, services: UsesServices
+) -> schema.KeyCreated:
+    secret, key = await services.identity.rotate(
+        prefix, overlap=timedelta(seconds=payload.overlap_s), actor=actor_of(caller)
+    )
     return wire.from_new_key(secret, key)
 
 

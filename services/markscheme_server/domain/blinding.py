@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from markscheme_server.domain.fingerprint import digest
+from markscheme_server.domain.hashing import digest
 
 T = TypeVar("T")
 

@@ -20,7 +20,9 @@ class FairShares:
     ``changed`` is called after each place that was taken, given back or asked for.
     """
 
-    def __init__(self, size: int, *, most: int | None = None, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, size: int, *, most: int | None = None, changed: Callable[[], None] = lambda: None
+    ) -> None:
         self._size, self._most, self._changed = size, most, changed
         self._numbers = itertools.count(1)
         self._waiting: dict[str, _Waiting] = {}
@@ -41,7 +43,7 @@ class FairShares:
 
     @property
     def used(self) -> int:
-        """Places in use."""
+        """ConcurrencyLimiter in use."""
         return self._used.total()
 
     @property
@@ -102,7 +104,9 @@ class FairShares:
                 del self._waiting[team]
                 if team not in self._used:
                     self._served.pop(team, None)
-        able = [team for team in self._waiting if self._most is None or self._used[team] < self._most]
+        able = [
+            team for team in self._waiting if self._most is None or self._used[team] < self._most
+        ]
         return min(able, key=lambda team: (self._used[team], self._served[team]), default=None)
 
 
@@ -121,7 +125,8 @@ class Pace:
         """Return when work of this size may be done without a further pause; teams take turns."""
         if self._left < size:
             async with self._door.hold(team, turn):
-                await asyncio.sleep(0)
+                if self._left < size:
+                    await asyncio.sleep(0)
         if not self._renewing:
             self._renewing = True
             asyncio.get_running_loop().call_soon(self._renew)

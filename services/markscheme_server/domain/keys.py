@@ -27,12 +27,12 @@ def new_key() -> str:
 
 def is_well_formed(key: str) -> bool:
     """Whether this can be a key at all."""
-    return _SHAPE.fullmatch(key) is not None and _check(key[len(MARK):-CHECK]) == key[-CHECK:]
+    return _SHAPE.fullmatch(key) is not None and _check(key[len(MARK) : -CHECK]) == key[-CHECK:]
 
 
 def prefix(key: str) -> str:
     """What names the key in lists and logs; too little of it to be used."""
-    return key[:len(MARK) + SHOWN]
+    return key[: len(MARK) + SHOWN]
 
 
 def digest(key: str, pepper: str) -> str:

@@ -45,7 +45,12 @@ class JudgeUsage:
         return None if self.unpriced_calls else to_usd(self.cost)
 
     def __add__(self, other: "JudgeUsage") -> "JudgeUsage":
-        return JudgeUsage(self.calls + other.calls, self.prompt_tokens + other.prompt_tokens,
-                          self.completion_tokens + other.completion_tokens, self.cached_tokens + other.cached_tokens,
-                          self.cost + other.cost, self.unpriced_calls + other.unpriced_calls,
-                          self.unknown + other.unknown)
+        return JudgeUsage(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.cost + other.cost,
+            self.unpriced_calls + other.unpriced_calls,
+            self.unknown + other.unknown,
+        )

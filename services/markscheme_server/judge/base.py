@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode
-from markscheme_server.domain.deadline import Patience
-from markscheme_server.domain.fingerprint import ChatMessage
+from markscheme_server.domain.call_context import CallContext
+from markscheme_server.domain.hashing import ChatMessage
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import JudgeUsage
 
@@ -24,8 +24,14 @@ class JudgeFailure(Exception):
     sentence, for the operator only.
     """
 
-    def __init__(self, reason: UnscoredReason, message: str, usage: JudgeUsage | None = None, *,
-                 detail: str = "") -> None:
+    def __init__(
+        self,
+        reason: UnscoredReason,
+        message: str,
+        usage: JudgeUsage | None = None,
+        *,
+        detail: str = "",
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.usage = usage or JudgeUsage()
@@ -94,6 +100,10 @@ class Reservation(Protocol):
 class Gateway(Protocol):
     """The part of :class:`markscheme_server.judge.gateway.Gateway` that grading needs."""
 
+    @property
+    def concurrency(self) -> int:
+        """The most calls in flight."""
+
     def reserve(self, calls: int, team: str) -> Reservation: ...
 
 
@@ -124,10 +134,12 @@ class Judge(Protocol):
     def gateway(self) -> Gateway | None:
         """Where its calls queue; ``None`` for a judge that makes none."""
 
-    async def induce(self, task: InductionTask, patience: Patience, *, asks: int = ASKS) -> Induction:
+    async def induce(
+        self, task: InductionTask, context: CallContext, *, asks: int = ASKS
+    ) -> Induction:
         """Make a rubric, asking at most ``asks`` times. Raises :class:`JudgeFailure`."""
 
-    async def verify(self, task: VerifyTask, patience: Patience) -> Verification:
+    async def verify(self, task: VerifyTask, context: CallContext) -> Verification:
         """Decide every criterion for every response. Raises :class:`JudgeFailure`."""
 
     async def aclose(self) -> None:
@@ -150,5 +162,7 @@ class Teacher(Protocol):
     def gateway(self) -> Gateway | None:
         """Where its calls queue."""
 
-    async def respond(self, prompt: tuple[ChatMessage, ...], patience: Patience) -> tuple[str, JudgeUsage]:
+    async def respond(
+        self, prompt: tuple[ChatMessage, ...], context: CallContext
+    ) -> tuple[str, JudgeUsage]:
         """One sampled response. Raises :class:`JudgeFailure`."""

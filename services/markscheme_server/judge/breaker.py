@@ -150,7 +150,9 @@ class Breaker:
         Once it is open the breaker itself bounds the calls: a retry then only waits.
         """
         self._window.forget(now)
-        if self.state is not State.CLOSED or not self._window.fails(BUDGET_FROM_CALLS, BUDGET_FROM_SHARE):
+        if self.state is not State.CLOSED or not self._window.fails(
+            BUDGET_FROM_CALLS, BUDGET_FROM_SHARE
+        ):
             return True
         for times in (self._firsts, self._retries):
             while times and times[0] < now - BUDGET_WINDOW_S:

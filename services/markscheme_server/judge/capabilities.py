@@ -54,7 +54,7 @@ class Capabilities:
 
     def simpler(self, form: StructuredForm) -> StructuredForm | None:
         """The next form to try after ``form``; ``None``: there is none."""
-        rest = self.forms[self.forms.index(form) + 1:]
+        rest = self.forms[self.forms.index(form) + 1 :]
         return rest[0] if rest else None
 
     def use_form(self, form: StructuredForm, now: float) -> None:

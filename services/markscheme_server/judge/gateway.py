@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, origin_of
-from markscheme_server.domain.deadline import Patience
+from markscheme_server.domain.call_context import CallContext
 from markscheme_server.judge import retry
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.breaker import Breaker, State
@@ -57,8 +57,8 @@ Cover = Callable[[], Awaitable[None]]
 log = structlog.get_logger()
 
 
-class Places(Protocol):
-    """Calls in flight; see :class:`markscheme_server.cache.places.Places`."""
+class ConcurrencyLimiter(Protocol):
+    """Calls in flight; see :class:`markscheme_server.limits.concurrency.ConcurrencyLimiter`."""
 
     def hold(self, turn: int, team: str) -> AbstractAsyncContextManager[None]: ...
 
@@ -66,7 +66,7 @@ class Places(Protocol):
 
 
 class Quotas(Protocol):
-    """Calls and tokens a minute; see :class:`markscheme_server.cache.quotas.Quotas`."""
+    """Calls and tokens a minute; see :class:`markscheme_server.limits.quotas.Quotas`."""
 
     async def take(self, tokens: int, turn: int, team: str) -> None: ...
 
@@ -90,8 +90,16 @@ class Endpoint:
             self._logged[refusal.kind] = (last, times + 1)
             return
         self._logged[refusal.kind] = (now, 0)
-        log.warning("judge_refused", judge=judge, endpoint=self.origin, kind=refusal.kind.value,
-                    status=refusal.status, parameter=refusal.parameter, said=refusal.words, not_logged=times)
+        log.warning(
+            "judge_refused",
+            judge=judge,
+            endpoint=self.origin,
+            kind=refusal.kind.value,
+            status=refusal.status,
+            parameter=refusal.parameter,
+            said=refusal.words,
+            not_logged=times,
+        )
 
     @property
     def not_before(self) -> float:
@@ -110,26 +118,42 @@ class Gateway:
     name: str
     settings: JudgeSettings
     endpoints: Sequence[Endpoint]
-    places: Places
+    places: ConcurrencyLimiter
     quotas: Quotas
     queue: Queue
     canned: Send[object] = field(init=False)
     """Asks an endpoint a question that holds nothing of any caller's; set by the judge whose gateway this is."""
     _asking: set[asyncio.Task[None]] = field(default_factory=set)
 
+    @property
+    def concurrency(self) -> int:
+        """The most calls in flight, over the whole deployment."""
+        return self.settings.concurrency
+
     def reserve(self, calls: int, team: str) -> Reservation:
         """Room for the calls of a team's request; see :meth:`Queue.reserve`."""
         return self.queue.reserve(calls, team)
 
-    async def call(self, send: Send[T], *, cover: Cover, role: str, tokens: int, patience: Patience) -> T:
+    async def call(
+        self, send: Send[T], *, cover: Cover, role: str, tokens: int, context: CallContext
+    ) -> T:
         """The judge's answer to one question. ``tokens`` is an estimate, for the quota.
 
         ``cover`` sees to the money for one try, before that waits for anything else. Raises :class:`JudgeFailure`.
         """
-        call = _Call(role, tokens, patience, cover, asyncio.get_running_loop().time() + self.settings.breaker_wait_s)
+        call = _Call(
+            role,
+            tokens,
+            context,
+            cover,
+            asyncio.get_running_loop().time() + self.settings.breaker_wait_s,
+        )
         attempts = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(self._may_pass), wait=_wait, reraise=True,
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(1 + RETRIES), _Beyond(patience)))
+            retry=tenacity.retry_if_exception(self._may_pass),
+            wait=_wait,
+            reraise=True,
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(1 + RETRIES), _Beyond(context)),
+        )
         try:
             async for attempt in attempts:
                 with attempt:
@@ -144,10 +168,10 @@ class Gateway:
         loop = asyncio.get_running_loop()
         await call.cover()
         with _counted(metrics.QUEUE_DEPTH.labels(judge=self.name)) as waiting:
-            await self.quotas.take(call.tokens, call.patience.turn, call.patience.team)
+            await self.quotas.take(call.tokens, call.context.turn, call.context.team)
             while True:
-                await self._ready(min(call.wait_until, call.patience.deadline.at))
-                async with self.places.hold(call.patience.turn, call.patience.team):
+                await self._ready(min(call.wait_until, call.context.deadline.at))
+                async with self.places.hold(call.context.turn, call.context.team):
                     endpoint = self._admitted(loop.time(), call.failed_at)
                     if endpoint is None:
                         continue  # it turned while we waited for the place
@@ -161,7 +185,9 @@ class Gateway:
             for endpoint in self.endpoints:
                 self._ask_if_due(endpoint)
             if loop.time() >= until or min(e.not_before for e in self.endpoints) > until:
-                paused = any(e.paused_until > loop.time() and e.breaker.admits for e in self.endpoints)
+                paused = any(
+                    e.paused_until > loop.time() and e.breaker.admits for e in self.endpoints
+                )
                 raise _Failed(_Paused() if paused else _BreakerOpen(), retry.Kind.NEVER, None)
             waits = [asyncio.ensure_future(self._wait_for(e, until)) for e in self.endpoints]
             try:
@@ -188,18 +214,20 @@ class Gateway:
 
     async def _send(self, endpoint: Endpoint, send: Send[T], call: "_Call") -> T:
         loop = asyncio.get_running_loop()
-        started, breaker, patience = loop.time(), endpoint.breaker, call.patience
+        started, breaker, context = loop.time(), endpoint.breaker, call.context
         endpoint.in_flight += 1
         if call.failed_at is None:
             breaker.first_try(started)
         outcome = "ok"
         try:
             with _counted(metrics.CALLS_IN_FLIGHT.labels(judge=self.name)):
-                async with asyncio.timeout_at(min(started + self.settings.timeout_s, patience.deadline.at)):
+                async with asyncio.timeout_at(
+                    min(started + self.settings.timeout_s, context.deadline.at)
+                ):
                     answer = await send(endpoint)
         except _FAILURES as error:
             kind = classify(error)
-            ours = took_too_long(error) and loop.time() >= patience.deadline.at
+            ours = took_too_long(error) and loop.time() >= context.deadline.at
             if ours and loop.time() < started + self.settings.timeout_s:
                 pass  # the caller's time ran out before the call's: that tells nothing of the endpoint
             else:
@@ -210,7 +238,9 @@ class Gateway:
             if isinstance(error, Refused):
                 endpoint.log_refusal(self.name, error.refusal, loop.time())
             if kind is retry.Kind.RATE_LIMIT and wait is not None:
-                endpoint.paused_until = max(endpoint.paused_until, loop.time() + min(wait, RETRY_AFTER_MOST_S))
+                endpoint.paused_until = max(
+                    endpoint.paused_until, loop.time() + min(wait, RETRY_AFTER_MOST_S)
+                )
             call.failed_at = endpoint
             raise _Failed(error, kind, wait, endpoint) from error
         except BaseException:
@@ -222,8 +252,9 @@ class Gateway:
         finally:
             endpoint.in_flight -= 1
             self.queue.count_ended()
-            metrics.JUDGE_CALL_SECONDS.labels(judge=self.name, role=call.role, outcome=outcome).observe(
-                loop.time() - started)
+            metrics.JUDGE_CALL_SECONDS.labels(
+                judge=self.name, role=call.role, outcome=outcome
+            ).observe(loop.time() - started)
 
     def _ask_if_due(self, endpoint: Endpoint) -> None:
         """Have the canned question asked in the background where the breaker wants it."""
@@ -246,7 +277,9 @@ class Gateway:
                 answered = not _is_down(error)
             finally:
                 breaker.end_question(loop.time(), answered=answered)
-            metrics.CANNED_QUESTIONS.labels(judge=self.name, outcome="answered" if answered else "failed").inc()
+            metrics.CANNED_QUESTIONS.labels(
+                judge=self.name, outcome="answered" if answered else "failed"
+            ).inc()
             more = not breaker.admits and breaker.begin_question(loop.time())
 
     def _may_pass(self, error: BaseException) -> bool:
@@ -283,25 +316,43 @@ def make_endpoints(name: str, settings: JudgeSettings, key: SecretStr | None) ->
     for url in settings.base_urls:
         timeout = httpx2.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s / 2))
         http = DefaultAioHttpClient(
-            timeout=timeout, event_hooks={"response": [cap_reply]},
+            timeout=timeout,
+            event_hooks={"response": [cap_reply]},
             follow_redirects=False,
-            limits=httpx2.Limits(max_connections=settings.concurrency + 1,
-                                 max_keepalive_connections=settings.concurrency))
-        client = AsyncOpenAI(api_key=key.get_secret_value() if key else "none", base_url=url or OPENAI_URL,
-                             max_retries=0, timeout=timeout, http_client=http,
-                             default_headers={"Accept-Encoding": "identity"})
+            limits=httpx2.Limits(
+                max_connections=settings.concurrency + 1,
+                max_keepalive_connections=settings.concurrency,
+            ),
+        )
+        client = AsyncOpenAI(
+            api_key=key.get_secret_value() if key else "none",
+            base_url=url or OPENAI_URL,
+            max_retries=0,
+            timeout=timeout,
+            http_client=http,
+            default_headers={"Accept-Encoding": "identity"},
+        )
         # Host and port only: a path may hold a key, and labels are shown to whoever may read the metrics.
         gauge = metrics.BREAKER_STATE.labels(judge=name, endpoint=origin_of(url).partition("/")[0])
         gauge.set(State.CLOSED)
-        made.append(Endpoint(origin_of(url), client, Breaker(settings.breaker_probe_s, changed=gauge.set),
-                             Capabilities(forms, changed=_announce(name, origin_of(url)))))
+        made.append(
+            Endpoint(
+                origin_of(url),
+                client,
+                Breaker(settings.breaker_probe_s, changed=gauge.set),
+                Capabilities(forms, changed=_announce(name, origin_of(url))),
+            )
+        )
     return made
 
 
 def _announce(judge: str, origin: str) -> Callable[[str, str], None]:
     """What hears of each thing learnt of an endpoint: the log, and a metric."""
+
     def changed(what: str, detail: str) -> None:
-        log.warning("endpoint_asked_differently", judge=judge, endpoint=origin, what=what, detail=detail)
+        log.warning(
+            "endpoint_asked_differently", judge=judge, endpoint=origin, what=what, detail=detail
+        )
         metrics.ADAPTATIONS.labels(judge=judge, endpoint=origin.partition("/")[0], what=what).inc()
 
     return changed
@@ -310,8 +361,13 @@ def _announce(judge: str, origin: str) -> Callable[[str, str], None]:
 class _Failed(Exception):
     """One call's failure, as the retry loop needs it."""
 
-    def __init__(self, cause: Exception, kind: retry.Kind, wait_s: float | None,
-                 endpoint: Endpoint | None = None) -> None:
+    def __init__(
+        self,
+        cause: Exception,
+        kind: retry.Kind,
+        wait_s: float | None,
+        endpoint: Endpoint | None = None,
+    ) -> None:
         super().__init__(str(kind))
         self.cause, self.kind, self.wait_s, self.endpoint = cause, kind, wait_s, endpoint
 
@@ -336,7 +392,7 @@ class _Call:
 
     role: str
     tokens: int
-    patience: Patience
+    context: CallContext
     cover: Cover
     wait_until: float
     failed_at: Endpoint | None = None
@@ -345,11 +401,11 @@ class _Call:
 class _Beyond(tenacity.stop.stop_base):
     """Stop when the wait would reach past the deadline."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, context: CallContext) -> None:
+        self._context = context
 
     def __call__(self, state: tenacity.RetryCallState) -> bool:
-        return asyncio.get_running_loop().time() + state.upcoming_sleep >= self._patience.deadline.at
+        return asyncio.get_running_loop().time() + state.upcoming_sleep >= self._context.deadline.at
 
 
 class _Count:
@@ -377,11 +433,15 @@ def _counted(gauge: Gauge) -> Iterator[_Count]:
 def failure_of(error: Exception) -> JudgeFailure:
     """The reason for an error, in words that hold nothing of the request or the reply."""
     if isinstance(error, _BreakerOpen):
-        return JudgeFailure(UnscoredReason.UNAVAILABLE, "the judge has been failing; its breaker is open")
+        return JudgeFailure(
+            UnscoredReason.UNAVAILABLE, "the judge has been failing; its breaker is open"
+        )
     if isinstance(error, _Paused):
         return JudgeFailure(UnscoredReason.RATE_LIMITED, "the judge's rate limit held")
     if isinstance(error, NotTheProtocol):
-        return JudgeFailure(UnscoredReason.PARSE_FAILURE, "the judge's answer is not the protocol's")
+        return JudgeFailure(
+            UnscoredReason.PARSE_FAILURE, "the judge's answer is not the protocol's"
+        )
     if isinstance(error, UnusableReply):
         return JudgeFailure(UnscoredReason.PARSE_FAILURE, f"the judge's reply was refused: {error}")
     if took_too_long(error):
@@ -410,13 +470,19 @@ def _message(refusal: Refusal) -> str:
         case Kind.GENERATION:
             return "the judge's output failed its endpoint's own check"
         case Kind.PARAMETER:
-            return (f"the judge's endpoint does not take {refusal.parameter!r} as it is set: take it out of the "
-                    "judge's settings (a temperature of 'default' is not sent)")
+            return (
+                f"the judge's endpoint does not take {refusal.parameter!r} as it is set: take it out of the "
+                "judge's settings (a temperature of 'default' is not sent)"
+            )
         case Kind.FORM:
-            return ("the judge's endpoint takes no form of structured output that it was asked for: "
-                    "set the judge's structured to 'auto' or 'text'")
+            return (
+                "the judge's endpoint takes no form of structured output that it was asked for: "
+                "set the judge's structured to 'auto' or 'text'"
+            )
     if refusal.status in (401, 403):
-        return "the judge refused the key: check MARKSCHEME_JUDGE_API_KEY or the judge's api_key_env"
+        return (
+            "the judge refused the key: check MARKSCHEME_JUDGE_API_KEY or the judge's api_key_env"
+        )
     if refusal.status in (404, 405, 410):
         return "the judge knows no such model or path: check the judge's model and base_url"
     return f"the judge refused the request (status {refusal.status}){SEE_DOCTOR}"

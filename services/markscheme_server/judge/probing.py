@@ -12,7 +12,7 @@ from typing import Any, Literal
 import httpx2
 import openai
 
-from markscheme_server.domain.deadline import Patience
+from markscheme_server.domain.call_context import CallContext
 from markscheme_server.judge.capabilities import StructuredForm
 from markscheme_server.judge.gateway import Endpoint, failure_of
 from markscheme_server.judge.openai import OpenAIJudge
@@ -20,7 +20,9 @@ from markscheme_server.judge.refusals import Kind, Refusal, Refused
 from markscheme_server.judge.replies import ReplyError, decode, read_object
 from markscheme_server.judge.retry import NotTheProtocol
 
-_QUESTION = "Say in one short sentence of plain words, not json, what the weather is like in autumn."
+_QUESTION = (
+    "Say in one short sentence of plain words, not json, what the weather is like in autumn."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +35,29 @@ class SchemaSupport:
     @property
     def words(self) -> str:
         """As ``doctor`` says it."""
-        said = {"enforced": "enforced", "ignored": "accepted but ignored", "refused": "refused"}[self.json_schema]
+        said = {"enforced": "enforced", "ignored": "accepted but ignored", "refused": "refused"}[
+            self.json_schema
+        ]
         in_use = "" if self.form == "json_schema" else f"; 'auto' asks for {self.form}"
         return f"json_schema: {said}{in_use}"
 
 
-async def probe_schema(judge: OpenAIJudge, endpoint: Endpoint, patience: Patience) -> SchemaSupport:
+async def probe_schema(
+    judge: OpenAIJudge, endpoint: Endpoint, context: CallContext
+) -> SchemaSupport:
     """Ask under a schema, and under JSON mode where that does not hold. Raises :class:`JudgeFailure`."""
     word = secrets.token_hex(4)
-    schema = {"type": "object", "additionalProperties": False, "required": ["word"],
-              "properties": {"word": {"type": "string", "enum": [word]}}}
-    strict = await _ask(judge, endpoint, schema, "json_schema", patience)
+    schema = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["word"],
+        "properties": {"word": {"type": "string", "enum": [word]}},
+    }
+    strict = await _ask(judge, endpoint, schema, "json_schema", context)
     if isinstance(strict, str) and _object(strict).get("word") == word:
         return SchemaSupport("enforced", "json_schema")
     support: Literal["ignored", "refused"] = "ignored" if isinstance(strict, str) else "refused"
-    loose = await _ask(judge, endpoint, schema, "json_object", patience)
+    loose = await _ask(judge, endpoint, schema, "json_object", context)
     holds = isinstance(loose, str) and bool(_object(loose))
     return SchemaSupport(support, "json_object" if holds else "text")
 
@@ -60,15 +70,27 @@ async def listed_models(endpoint: Endpoint) -> frozenset[str]:
     except (openai.OpenAIError, NotTheProtocol, TimeoutError):
         return frozenset()
     data = models.get("data") if isinstance(models, dict) else None
-    return frozenset(m["id"] for m in data if isinstance(m, dict) and isinstance(m.get("id"), str)) \
-        if isinstance(data, list) else frozenset()
+    return (
+        frozenset(m["id"] for m in data if isinstance(m, dict) and isinstance(m.get("id"), str))
+        if isinstance(data, list)
+        else frozenset()
+    )
 
 
-async def _ask(judge: OpenAIJudge, endpoint: Endpoint, schema: dict[str, Any], form: StructuredForm,
-               patience: Patience) -> str | Refusal:
+async def _ask(
+    judge: OpenAIJudge,
+    endpoint: Endpoint,
+    schema: dict[str, Any],
+    form: StructuredForm,
+    context: CallContext,
+) -> str | Refusal:
     """The reply's text, or the refusal of the form. Raises :class:`JudgeFailure` for other failures."""
-    reply = await judge.probe(_QUESTION, schema, form, endpoint, patience)
-    if isinstance(reply, Refusal) and reply.kind not in (Kind.FORM, Kind.UNEXPLAINED, Kind.GENERATION):
+    reply = await judge.probe(_QUESTION, schema, form, endpoint, context)
+    if isinstance(reply, Refusal) and reply.kind not in (
+        Kind.FORM,
+        Kind.UNEXPLAINED,
+        Kind.GENERATION,
+    ):
         raise failure_of(Refused(reply))
     return reply
 

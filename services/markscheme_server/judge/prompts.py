@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 from markscheme.vocabulary import CATEGORIES
-from markscheme_server.domain.fingerprint import digest, prompt_text
+from markscheme_server.domain.hashing import digest, prompt_text
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import InductionTask, VerifyTask
 from markscheme_server.judge.sanitise import sanitise
@@ -29,7 +29,11 @@ _RATIONALE = "\nSay before each met, in its rationale, what in the answer decide
 
 
 def _load(name: str) -> tuple[Template, str]:
-    text = resources.files("markscheme_server.judge").joinpath("templates", f"{name}.md").read_text("utf-8")
+    text = (
+        resources.files("markscheme_server.judge")
+        .joinpath("templates", f"{name}.md")
+        .read_text("utf-8")
+    )
     return Template(text), hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -37,15 +41,30 @@ RUBRICATOR, RUBRICATOR_VERSION = _load("rubricator")
 VERIFIER, VERIFIER_VERSION = _load("verifier")
 
 RUBRIC_SCHEMA: dict[str, Any] = {
-    "type": "object", "additionalProperties": False, "required": ["criteria"],
-    "properties": {"criteria": {"type": "array", "items": {
-        "type": "object", "additionalProperties": False, "required": ["criterion", "category", "points"],
-        "properties": {"criterion": {"type": "string"}, "category": {"type": "string", "enum": list(CATEGORIES)},
-                       "points": {"type": "integer"}}}}},
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["criteria"],
+    "properties": {
+        "criteria": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["criterion", "category", "points"],
+                "properties": {
+                    "criterion": {"type": "string"},
+                    "category": {"type": "string", "enum": list(CATEGORIES)},
+                    "points": {"type": "integer"},
+                },
+            },
+        }
+    },
 }
 
 
-def verdict_schema(*, pool: bool, evidence: bool, nonce: bool, rationale: bool = False) -> dict[str, Any]:
+def verdict_schema(
+    *, pool: bool, evidence: bool, nonce: bool, rationale: bool = False
+) -> dict[str, Any]:
     """The reply's schema: an array of objects with the criterion's id, per answer where there is a pool.
 
     Evidence and rationale come before the verdict, so that the judge has said them when it decides.
@@ -56,16 +75,34 @@ def verdict_schema(*, pool: bool, evidence: bool, nonce: bool, rationale: bool =
     if rationale:
         fields["rationale"] = {"type": "string"}
     fields["met"] = {"type": "boolean"}
-    verdicts: dict[str, Any] = {"type": "array", "items": {
-        "type": "object", "additionalProperties": False, "required": list(fields), "properties": fields}}
+    verdicts: dict[str, Any] = {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": list(fields),
+            "properties": fields,
+        },
+    }
     top: dict[str, Any] = {"nonce": {"type": "string"}} if nonce else {}
     if pool:
-        top["answers"] = {"type": "array", "items": {
-            "type": "object", "additionalProperties": False, "required": ["answer", "verdicts"],
-            "properties": {"answer": {"type": "integer"}, "verdicts": verdicts}}}
+        top["answers"] = {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["answer", "verdicts"],
+                "properties": {"answer": {"type": "integer"}, "verdicts": verdicts},
+            },
+        }
     else:
         top["verdicts"] = verdicts
-    return {"type": "object", "additionalProperties": False, "required": list(top), "properties": top}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": list(top),
+        "properties": top,
+    }
 
 
 def tail(text: str, max_tokens: int) -> str:
@@ -74,7 +111,7 @@ def tail(text: str, max_tokens: int) -> str:
     return text if len(text) <= keep else _CUT + text[-keep:]
 
 
-class Marks:
+class PromptSecrets:
     """Fences, nonces and canaries: unguessable without the deployment's secret, and the same for the same call."""
 
     def __init__(self, secret: bytes) -> None:
@@ -104,43 +141,74 @@ def _safe(text: str) -> str:
 
 
 def _json_form(schema: dict[str, Any], *, rationale: bool = False) -> str:
-    return ("Reply with one JSON object and nothing else. It must follow this JSON schema:\n" + json.dumps(schema)
-            + (_RATIONALE if rationale else ""))
+    return (
+        "Reply with one JSON object and nothing else. It must follow this JSON schema:\n"
+        + json.dumps(schema)
+        + (_RATIONALE if rationale else "")
+    )
 
 
-def rubricator_prompt(task: InductionTask, marks: Marks, *, max_tokens: int) -> str:
+def rubricator_prompt(task: InductionTask, marks: PromptSecrets, *, max_tokens: int) -> str:
     """The inducing role's whole message. The rubricator may know who is who; the verifier may not."""
     prompt = prompt_text(task.prompt)
     fence = marks.fence([prompt, task.teacher_responses, [s.text for s in task.student_responses]])
-    blocks = [f"Reference {i}:\n{_fenced(fence, t, max_tokens)}" for i, t in enumerate(task.teacher_responses)]
-    blocks += [f"Student {i}{' (cut off at its length limit)' if s.truncated else ''}:\n"
-               f"{_fenced(fence, s.text, max_tokens)}" for i, s in enumerate(task.student_responses)]
-    return RUBRICATOR.substitute(fence=fence, prompt=_safe(prompt), answers="\n\n".join(blocks),
-                                 form=_json_form(RUBRIC_SCHEMA))
+    blocks = [
+        f"Reference {i}:\n{_fenced(fence, t, max_tokens)}"
+        for i, t in enumerate(task.teacher_responses)
+    ]
+    blocks += [
+        f"Student {i}{' (cut off at its length limit)' if s.truncated else ''}:\n"
+        f"{_fenced(fence, s.text, max_tokens)}"
+        for i, s in enumerate(task.student_responses)
+    ]
+    return RUBRICATOR.substitute(
+        fence=fence,
+        prompt=_safe(prompt),
+        answers="\n\n".join(blocks),
+        form=_json_form(RUBRIC_SCHEMA),
+    )
 
 
-def verifier_prompt(task: VerifyTask, criteria: Sequence[tuple[str, str]], schema: dict[str, Any], marks: Marks, *,
-                    max_tokens: int, nonce: str | None, canary: tuple[str, str] | None,
-                    rationale: bool = False) -> str:
+def verifier_prompt(
+    task: VerifyTask,
+    criteria: Sequence[tuple[str, str]],
+    schema: dict[str, Any],
+    marks: PromptSecrets,
+    *,
+    max_tokens: int,
+    nonce: str | None,
+    canary: tuple[str, str] | None,
+    rationale: bool = False,
+) -> str:
     """The verifying role's whole message. Points and categories are not shown: they are not to be judged by.
 
     ``criteria`` are (id, words) pairs as shown: c1 … cK. The canary, which differs from call to call, comes after the
     material, so that what stands before it is the same for all rollouts of a group.
     """
     prompt = prompt_text(task.prompt)
-    task_fence, fence = marks.fence(prompt), marks.fence([prompt, [words for _, words in criteria], task.responses])
+    task_fence, fence = (
+        marks.fence(prompt),
+        marks.fence([prompt, [words for _, words in criteria], task.responses]),
+    )
     single = len(task.responses) == 1 and task.verify == "rollout"
-    blocks = [f"{'Answer' if single else f'Answer {i}'}:\n{_fenced(fence, text, max_tokens)}"
-              for i, text in enumerate(task.responses, 1)]
+    blocks = [
+        f"{'Answer' if single else f'Answer {i}'}:\n{_fenced(fence, text, max_tokens)}"
+        for i, text in enumerate(task.responses, 1)
+    ]
     closing = []
     if canary is not None:
         closing.append(f"One more criterion to decide for every answer:\n{canary[0]}: {canary[1]}")
     if nonce is not None:
         closing.append(f"nonce: {nonce}\nRepeat the nonce in your reply.")
-    return VERIFIER.substitute(task_fence=task_fence, fence=fence, prompt=_safe(prompt),
-                               answers="\n\n".join(blocks), form=_json_form(schema, rationale=rationale),
-                               criteria="\n".join(f"{i}: {' '.join(_safe(words).split())}" for i, words in criteria),
-                               closing="\n\n".join([*closing, "Now give that object."]))
+    return VERIFIER.substitute(
+        task_fence=task_fence,
+        fence=fence,
+        prompt=_safe(prompt),
+        answers="\n\n".join(blocks),
+        form=_json_form(schema, rationale=rationale),
+        criteria="\n".join(f"{i}: {' '.join(_safe(words).split())}" for i, words in criteria),
+        closing="\n\n".join([*closing, "Now give that object."]),
+    )
 
 
 def shown_criteria(criteria: Sequence[Criterion]) -> list[tuple[str, str]]:

@@ -49,8 +49,11 @@ class Queue:
         own, total = self._reserved[team], self._reserved.total()
         teams = len(self._reserved) + (team not in self._reserved)
         if own and total + calls > self.limit and own + calls > self.limit // teams:
-            raise Unavailable(f"{own} judge calls of the team are waiting already; try again later",
-                              code="overloaded", retry_after_s=self._clears_in_s())
+            raise Unavailable(
+                f"{own} judge calls of the team are waiting already; try again later",
+                code="overloaded",
+                retry_after_s=self._clears_in_s(),
+            )
         self._reserved[team] += calls
         return Reservation(self, calls, team)
 

@@ -127,7 +127,8 @@ _POLICY = _words(
     r"|flagged|usage polic|prohibited content|responsible ?ai|blocked (?:by|due to|for).{0,40}"
     r"(?:safety|policy|moderation|content|guardrail)"
     r"|moderation|inappropriate content|content exists risk"
-    r"|data[ _]inspection|sensitive (?:content|information|word)|guardrail")
+    r"|data[ _]inspection|sensitive (?:content|information|word)|guardrail"
+)
 _LONG = _words(
     r"context[ _-]?(?:length|window|size)|maximum context"
     r"|contextwindowexceeded|exceed_context|too many (?:input )?tokens"
@@ -140,7 +141,8 @@ _LONG = _words(
     r"|tokens must be reduced|string too long"
     r"|exceeds? (?:the )?(?:max|model|limit|available|allowed)[^.]{0,60}(?:token|context|length)"
     r"|(?:max(?:imum)?|total) (?:input )?(?:token|sequence) ?(?:length|limit)[^.]{0,40}exceed"
-    r"|token limit exceeded")
+    r"|token limit exceeded"
+)
 _PASSES = _words(r"retrydelay|retry in|try again in|retry after")
 _BY_THE_DAY = _words(r"per[ _-]?day|perday|daily")
 _BY_THE_MINUTE = _words(r"per[ _-]?min|perminute")
@@ -150,20 +152,24 @@ _MONEY = _words(
     r"|billing|credit balance|out of credit|more credits"
     r"|no credits|payment required|spend(?:ing)? (?:limit|cap)"
     r"|budget ?(?:has been )?exceeded|exceededbudget|exceeded budget"
-    r"|over budget|account balance|in arrears|top up|usage limit")
+    r"|over budget|account balance|in arrears|top up|usage limit"
+)
 _RATE = _words(
     r"rate[ _-]?limit|too many requests|tokens per min"
-    r"|requests per min|throttl|concurren(?:cy|t) (?:limit|request)")
+    r"|requests per min|throttl|concurren(?:cy|t) (?:limit|request)"
+)
 _FORM = _words(
     r"response[ _]?format|response[ _]?schema|json[ _-]?schema"
     r"|json[ _-]?object|json mode|structured[ _]outputs?|guided[ _]"
     r"|grammar|output_config|requested parameters|xgrammar"
-    r"|outlines|output_format|generation_config.response")
+    r"|outlines|output_format|generation_config.response"
+)
 _GENERATION = _words(
     r"json_validate_failed|failed[ _]to[ _](?:generate|validate)[ _]json"
     r"|failed_generation|json_generation"
     r"|malformed_function_call|tool_use_failed"
-    r"|model (?:output|produced)[^.]{0,60}(?:invalid|not valid|malformed)")
+    r"|model (?:output|produced)[^.]{0,60}(?:invalid|not valid|malformed)"
+)
 _WRONG_ADDRESS = _words(
     r"api[ _-]?key|unauthori[sz]ed|authenticat|credential"
     r"|forbidden|permission|model[ _-]?not[ _-]?found|invalid model"
@@ -171,71 +177,158 @@ _WRONG_ADDRESS = _words(
     r"|unknown model|no such model"
     r"|deployment[^.]{0,60}(?:does not exist|not found)"
     r"|deploymentnotfound|no connected db|not a valid model|data policy"
-    r"|no allowed providers|unknown url|access denied")
+    r"|no allowed providers|unknown url|access denied"
+)
 _BUSY = _words(
     r"overloaded|over capacity|at capacity|loading|temporarily"
     r"|currently unavailable|service unavailable|timed? ?out"
     r"|connection error|server error|internal error|high demand"
-    r"|insufficient_system_resource|no healthy upstream")
+    r"|insufficient_system_resource|no healthy upstream"
+)
 _NOT_TAKEN = re.compile(
     r"unsupported|not support|n.t support|unrecogni[sz]ed|unknown"
     r"|unexpected|deprecated|not permitted|not allowed|extra"
     r"|invalid|must be|cannot be|can.t be|removed|not available"
     r"|no longer|too large|at most|less than or equal"
     r"|incompatible|does not accept|only .{0,30}(?:supported|allowed)"
-    r"|maximum allowed|valid range|may only")
+    r"|maximum allowed|valid range|may only"
+)
 
 # Read from the top; the first row that fits decides.
 _TABLE: tuple[tuple[Kind, Callable[[_Error], bool]], ...] = (
     (Kind.GENERATION, _GENERATION),
-    (Kind.TRUNCATED, _words(r"(?:max_tokens|output limit|output length)[^.]{0,60} (?:was|were) reached")),
+    (
+        Kind.TRUNCATED,
+        _words(r"(?:max_tokens|output limit|output length)[^.]{0,60} (?:was|were) reached"),
+    ),
     (Kind.REFUSED, _all(_status(403), _words(r"flagged|moderation|guardrail|content polic"))),
-    (Kind.REFUSED, _codes("content_filter", "content_policy_violation", "responsibleaipolicyviolation",
-                          "data_inspection_failed", "moderation_blocked", "invalid_prompt", "content_filtered",
-                          "cyber_policy", "1301")),
+    (
+        Kind.REFUSED,
+        _codes(
+            "content_filter",
+            "content_policy_violation",
+            "responsibleaipolicyviolation",
+            "data_inspection_failed",
+            "moderation_blocked",
+            "invalid_prompt",
+            "content_filtered",
+            "cyber_policy",
+            "1301",
+        ),
+    ),
     (Kind.TOO_LARGE, _status(413)),
-    (Kind.TOO_LARGE, _codes("context_length_exceeded", "exceed_context_size_error", "string_above_max_length",
-                            "request_too_large", "tokens_limit_reached", "contextwindowexceedederror")),
+    (
+        Kind.TOO_LARGE,
+        _codes(
+            "context_length_exceeded",
+            "exceed_context_size_error",
+            "string_above_max_length",
+            "request_too_large",
+            "tokens_limit_reached",
+            "contextwindowexceedederror",
+        ),
+    ),
     (Kind.QUOTA, _status(402)),
-    (Kind.QUOTA, _codes("insufficient_quota", "billing_hard_limit_reached", "billing_not_active",
-                        "insufficient_balance", "insufficient_credits", "insufficient_user_quota", "arrearage",
-                        "exceeded_current_quota_error", "1113", "budget_exceeded")),
+    (
+        Kind.QUOTA,
+        _codes(
+            "insufficient_quota",
+            "billing_hard_limit_reached",
+            "billing_not_active",
+            "insufficient_balance",
+            "insufficient_credits",
+            "insufficient_user_quota",
+            "arrearage",
+            "exceeded_current_quota_error",
+            "1113",
+            "budget_exceeded",
+        ),
+    ),
     (Kind.TOO_LARGE, _all(_status(429), _words(r"request too large|tokens must be reduced"))),
-    (Kind.QUOTA, _all(_status(429), _words(r"limit: 0\b"))),  # the plan does not have this model at all
+    (
+        Kind.QUOTA,
+        _all(_status(429), _words(r"limit: 0\b")),
+    ),  # the plan does not have this model at all
     (Kind.RATE_LIMITED, _all(_status(429), _PASSES)),
     (Kind.QUOTA, _all(_status(429), _BY_THE_DAY)),
     (Kind.RATE_LIMITED, _all(_status(429), _BY_THE_MINUTE)),
     (Kind.QUOTA, _MONEY),
     (Kind.RATE_LIMITED, _status(429)),
-    (Kind.RATE_LIMITED, _codes("rate_limit_exceeded", "rate_limit_error", "too_many_requests",
-                               "throttlingexception")),
-    (Kind.MISCONFIGURED, _codes("invalid_api_key", "model_not_found", "model_decommissioned", "deploymentnotfound",
-                                "authentication_error", "permission_denied", "unauthenticated")),
+    (
+        Kind.RATE_LIMITED,
+        _codes(
+            "rate_limit_exceeded", "rate_limit_error", "too_many_requests", "throttlingexception"
+        ),
+    ),
+    (
+        Kind.MISCONFIGURED,
+        _codes(
+            "invalid_api_key",
+            "model_not_found",
+            "model_decommissioned",
+            "deploymentnotfound",
+            "authentication_error",
+            "permission_denied",
+            "unauthenticated",
+        ),
+    ),
     (Kind.REFUSED, _all(_status(400, 403, 422, 451, 200), _POLICY)),
     (Kind.MISCONFIGURED, _status(401, 403)),
     (Kind.TOO_LARGE, _all(_status(400, 422, 500, 200), _LONG)),
     (Kind.FORM, _all(_status(400, 404, 422, 500, 501, 200), _FORM)),
     (Kind.MISCONFIGURED, _all(_status(400, 404, 422, 500), _WRONG_ADDRESS)),
     (Kind.RATE_LIMITED, _all(_status(400, 503, 200), _RATE)),
-    (Kind.MISCONFIGURED, lambda error: error.status < 400 and error.status != 200),  # redirects are not followed
+    (
+        Kind.MISCONFIGURED,
+        lambda error: error.status < 400 and error.status != 200,
+    ),  # redirects are not followed
     (Kind.MISCONFIGURED, _status(404, 405, 410, 421)),
     (Kind.UNAVAILABLE, _codes("overloaded_error", "engine_overloaded_error")),
     (Kind.UNAVAILABLE, lambda error: error.status >= 500 or error.status in (408, 409, 425)),
     (Kind.UNAVAILABLE, _BUSY),
 )
 
-_REFUSING_FINISHES = frozenset({
-    "content_filter", "content_filtered", "safety", "recitation", "prohibited_content", "blocklist", "spii",
-    "image_safety", "refusal", "sensitive", "model_armor", "guardrail_intervened", "violation"})
+_REFUSING_FINISHES = frozenset(
+    {
+        "content_filter",
+        "content_filtered",
+        "safety",
+        "recitation",
+        "prohibited_content",
+        "blocklist",
+        "spii",
+        "image_safety",
+        "refusal",
+        "sensitive",
+        "model_armor",
+        "guardrail_intervened",
+        "violation",
+    }
+)
 _FAILING_FINISHES: Mapping[str, int] = {
-    "error": 502, "network_error": 502, "insufficient_system_resource": 503, "abort": 503, "aborted": 503,
-    "cancelled": 503, "timeout": 504}
+    "error": 502,
+    "network_error": 502,
+    "insufficient_system_resource": 503,
+    "abort": 503,
+    "aborted": 503,
+    "cancelled": 503,
+    "timeout": 504,
+}
 
-PARAMETERS = ("temperature", "max_completion_tokens", "max_tokens", "reasoning_effort", "seed", "top_p")
+PARAMETERS = (
+    "temperature",
+    "max_completion_tokens",
+    "max_tokens",
+    "reasoning_effort",
+    "seed",
+    "top_p",
+)
 """Parameters that a sentence may name; those of ``extra_body`` are added by the caller."""
 
 
-def of_response(status: int, body: object, sent: Collection[str] = (), material: str = "") -> Refusal:
+def of_response(
+    status: int, body: object, sent: Collection[str] = (), material: str = ""
+) -> Refusal:
     """Read an answer other than success.
 
     ``body`` is its decoded JSON, or its text. ``sent`` are the names of the request's parameters.
@@ -244,19 +337,27 @@ def of_response(status: int, body: object, sent: Collection[str] = (), material:
     return _read(_error(status, body, material), sent)
 
 
-def of_completion(completion: Any, sent: Collection[str] = (), material: str = "") -> Refusal | None:
+def of_completion(
+    completion: Any, sent: Collection[str] = (), material: str = ""
+) -> Refusal | None:
     """Read a refusal inside a success: an error object, or a finish reason that says so."""
     if not isinstance(completion, dict):
         return None
     choices = completion.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    choice = (
+        choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    )
     stated = _stated(completion) if not choice else completion.get("error")
     error = stated or choice.get("error")
     if error:
         return _read(_error(_status_of(error), {"error": error}, material), sent)
     message = choice.get("message")
     finish = str(choice.get("finish_reason") or choice.get("native_finish_reason") or "").lower()
-    if isinstance(message, dict) and isinstance(message.get("refusal"), str) and message["refusal"].strip():
+    if (
+        isinstance(message, dict)
+        and isinstance(message.get("refusal"), str)
+        and message["refusal"].strip()
+    ):
         return Refusal(Kind.REFUSED, 200)
     if finish in _REFUSING_FINISHES:
         return Refusal(Kind.REFUSED, 200, f"finish_reason {finish}")
@@ -265,7 +366,11 @@ def of_completion(completion: Any, sent: Collection[str] = (), material: str = "
     if finish == "malformed_function_call":
         return Refusal(Kind.GENERATION, 200, f"finish_reason {finish}")
     feedback = completion.get("prompt_feedback") or completion.get("promptFeedback")
-    if not choice and isinstance(feedback, dict) and (feedback.get("block_reason") or feedback.get("blockReason")):
+    if (
+        not choice
+        and isinstance(feedback, dict)
+        and (feedback.get("block_reason") or feedback.get("blockReason"))
+    ):
         return Refusal(Kind.REFUSED, 200, "the prompt was blocked")
     return None
 
@@ -299,17 +404,28 @@ def _error(status: int, body: object, material: str) -> _Error:
     if isinstance(body, list) and body:  # Gemini wraps it in an array
         body = body[0]
     error = body.get("error", body) if isinstance(body, Mapping) else body
-    if isinstance(error, Mapping) and error.get("object") == "error" and isinstance(error.get("error"), Mapping):
+    if (
+        isinstance(error, Mapping)
+        and error.get("object") == "error"
+        and isinstance(error.get("error"), Mapping)
+    ):
         error = error["error"]
     if not isinstance(error, Mapping):
         error = {"message": error}
-    codes = {str(error[name]).lower() for name in ("code", "type", "status")
-             if isinstance(error.get(name), (str, int))}
+    codes = {
+        str(error[name]).lower()
+        for name in ("code", "type", "status")
+        if isinstance(error.get(name), (str, int))
+    }
     inner = error.get("innererror")
     if isinstance(inner, Mapping) and isinstance(inner.get("code"), str):
         codes.add(inner["code"].lower())
     if isinstance(body, Mapping) and body is not error:
-        codes |= {str(body[name]).lower() for name in ("code", "type") if isinstance(body.get(name), (str, int))}
+        codes |= {
+            str(body[name]).lower()
+            for name in ("code", "type")
+            if isinstance(body.get(name), (str, int))
+        }
     stated = _sentence(error) or (_sentence(body) if isinstance(body, Mapping) else "")
     words = without_echo(stated, material)
     nested = " ".join(_plain(error[name]) for name in ("metadata", "details") if error.get(name))
@@ -348,9 +464,14 @@ def _read(error: _Error, sent: Collection[str]) -> Refusal:
     kind = next((kind for kind, fits in _TABLE if fits(error)), Kind.UNEXPLAINED)
     room = _room(error.text)
     # A parameter's words may speak of schemas or lengths too; what names it outright is about it.
-    if parameter is not None and kind in (Kind.FORM, Kind.TOO_LARGE, Kind.UNEXPLAINED, Kind.MISCONFIGURED) \
-            and not (kind is Kind.TOO_LARGE and (room is not None or not _names_a_length(parameter)
-                                                 or "got -" in error.text)):
+    if (
+        parameter is not None
+        and kind in (Kind.FORM, Kind.TOO_LARGE, Kind.UNEXPLAINED, Kind.MISCONFIGURED)
+        and not (
+            kind is Kind.TOO_LARGE
+            and (room is not None or not _names_a_length(parameter) or "got -" in error.text)
+        )
+    ):
         return Refusal(Kind.PARAMETER, error.status, words, parameter, _most(error.text, parameter))
     return Refusal(kind, error.status, words, room=room if kind is Kind.TOO_LARGE else None)
 
@@ -367,8 +488,13 @@ def _parameter(error: _Error, sent: Collection[str]) -> str | None:
         return place
     if not _NOT_TAKEN.search(error.text):
         return None
-    found = [(at, name) for name in names if name not in _NO_PARAMETERS and (not sent or name in sent)
-             and (at := _find_word(error.text, name.lower())) != -1]
+    found = [
+        (at, name)
+        for name in names
+        if name not in _NO_PARAMETERS
+        and (not sent or name in sent)
+        and (at := _find_word(error.text, name.lower())) != -1
+    ]
     return min(found)[1] if found else None
 
 
@@ -384,13 +510,19 @@ def _most(text: str, parameter: str) -> int | None:
     """The largest value that the endpoint says it takes, for a length only."""
     if not _names_a_length(parameter):
         return None
-    stated = re.search(r"(?:at most|less than or equal to|maximum(?: allowed)?(?: value)?(?: \S+){0,6}?|up to|<=|, )"
-                       r" ?`?(\d{2,7})", text)
+    stated = re.search(
+        r"(?:at most|less than or equal to|maximum(?: allowed)?(?: value)?(?: \S+){0,6}?|up to|<=|, )"
+        r" ?`?(\d{2,7})",
+        text,
+    )
     over = re.search(r"(\d{2,9}) ?> ?(\d{2,7})", text)
     if over:
         return int(over[2])
-    bound = re.search(r"(?:not be|n.t be|is|are) (?:greater|larger|more|higher|longer) than"
-                      r"(?: [a-z_'.-]+){0,5}?[ =:]+`?(\d{2,7})", text)
+    bound = re.search(
+        r"(?:not be|n.t be|is|are) (?:greater|larger|more|higher|longer) than"
+        r"(?: [a-z_'.-]+){0,5}?[ =:]+`?(\d{2,7})",
+        text,
+    )
     if bound:
         return int(bound[1])
     return int(stated[1]) if stated else None
@@ -398,9 +530,14 @@ def _most(text: str, parameter: str) -> int | None:
 
 def _room(text: str) -> int | None:
     """Tokens left for a reply, where the endpoint stated its context length and the prompt's."""
-    context = re.search(r"(?:context (?:length|window|size)|context length of)\D{0,40}?(\d{3,9})", text)
-    prompt = re.search(r"(\d+)(?: tokens)? (?:in the messages|input tokens|of text input|in (?:the|your) prompt)"
-                       r"|prompt contains(?: at least)? (\d+)|(?:you passed|passed|has) (\d+) input tokens", text)
+    context = re.search(
+        r"(?:context (?:length|window|size)|context length of)\D{0,40}?(\d{3,9})", text
+    )
+    prompt = re.search(
+        r"(\d+)(?: tokens)? (?:in the messages|input tokens|of text input|in (?:the|your) prompt)"
+        r"|prompt contains(?: at least)? (\d+)|(?:you passed|passed|has) (\d+) input tokens",
+        text,
+    )
     if context is None or prompt is None:
         return None
     used = next(int(group) for group in prompt.groups() if group)
@@ -415,7 +552,7 @@ def without_echo(words: str, material: str) -> str:
     size = _ECHO_CHARACTERS
     runs: list[list[int]] = []
     for start in range(0, len(words) - size + 1, size) if material else ():
-        if words[start:start + size] not in material:
+        if words[start : start + size] not in material:
             continue
         if runs and runs[-1][1] == start:
             runs[-1][1] = start + size
@@ -423,9 +560,9 @@ def without_echo(words: str, material: str) -> str:
             runs.append([start, start + size])
     kept, at = [], 0
     for first, last in runs:
-        while first > at and words[first - 1:first + size - 1] in material:
+        while first > at and words[first - 1 : first + size - 1] in material:
             first -= 1
-        while last < len(words) and words[last - size + 1:last + 1] in material:
+        while last < len(words) and words[last - size + 1 : last + 1] in material:
             last += 1
         kept.append(words[at:first])
         at = last

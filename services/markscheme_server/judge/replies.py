@@ -28,8 +28,16 @@ MAX_QUOTED_CHARACTERS = 4000
 MOST_REPLY_CHARACTERS = 256 * 1024
 MOST_OBJECTS = 20_000
 """JSON objects in a reply. More than any rubric and pool can need, and quick to read."""
-_CUT_OFF = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "max_completion_tokens",
-                      "model_context_window_exceeded"})
+_CUT_OFF = frozenset(
+    {
+        "length",
+        "max_tokens",
+        "max_output_tokens",
+        "model_length",
+        "max_completion_tokens",
+        "model_context_window_exceeded",
+    }
+)
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 _THINKING_PARTS = frozenset({"thinking", "reasoning", "redacted_thinking", "reasoning_text"})
 _FENCE = re.compile(r"```[A-Za-z0-9_+-]*")
@@ -46,8 +54,13 @@ class ReplyError(ValueError):
     ``again``: whether asking again can help.
     """
 
-    def __init__(self, message: str, reason: UnscoredReason = UnscoredReason.PARSE_FAILURE, *,
-                 again: bool = True) -> None:
+    def __init__(
+        self,
+        message: str,
+        reason: UnscoredReason = UnscoredReason.PARSE_FAILURE,
+        *,
+        again: bool = True,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.again = again
@@ -64,7 +77,10 @@ def decode(content: bytes) -> Any:
     """The JSON of a response's body. Raises :class:`NotTheProtocol` for anything else."""
     try:
         return json.loads(content)
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, too deep, a number too long
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8, not JSON, too deep, a number too long
         raise NotTheProtocol("the body is not JSON") from error
 
 
@@ -90,8 +106,11 @@ def read_text(completion: Any, *, response: bool = False) -> str:
         raise NotTheProtocol("there is no choice with a message")
     content = _content(message.get("content"))
     if not content.strip() and any(message.get(name) for name in _REASONING_FIELDS):
-        raise ReplyError("the reply has reasoning_content and no content: only content decides. Switch the "
-                         "endpoint's reasoning parser off, or allow more tokens", again=False)
+        raise ReplyError(
+            "the reply has reasoning_content and no content: only content decides. Switch the "
+            "endpoint's reasoning parser off, or allow more tokens",
+            again=False,
+        )
     output = split_response(content) if response else split_reply(content)
     if not output.finished:
         raise Truncated("the reply ends inside its thinking")
@@ -116,8 +135,9 @@ def read_object(text: str) -> Any:
         return _parse(_without_fence(split.answer.strip()))
 
 
-def read_verdicts(reply: Any, ids: Sequence[str], *, evidence: bool = False,
-                  rationale: bool = False) -> dict[str, Decision]:
+def read_verdicts(
+    reply: Any, ids: Sequence[str], *, evidence: bool = False, rationale: bool = False
+) -> dict[str, Decision]:
     """``[{"id", "met", …}]`` as decisions by id: exactly the ids offered, booleans only."""
     if isinstance(reply, dict):
         reply = reply.get("verdicts")
@@ -129,22 +149,28 @@ def read_verdicts(reply: Any, ids: Sequence[str], *, evidence: bool = False,
             raise ReplyError("each verdict must be an object with an id")
         name = item["id"].strip().lower()
         if name not in ids:
-            raise ReplyError(f"a verdict names a criterion that was not offered; offered: {', '.join(ids)}",
-                             UnscoredReason.OFF_MENU)
+            raise ReplyError(
+                f"a verdict names a criterion that was not offered; offered: {', '.join(ids)}",
+                UnscoredReason.OFF_MENU,
+            )
         if name in decisions:
             raise ReplyError(f"{name} is decided twice")
         if not isinstance(item.get("met"), bool):
             raise ReplyError(f"met must be true or false for {name}")
-        decisions[name] = Decision(item["met"], _quoted(item, "evidence") if evidence else None,
-                                   _quoted(item, "rationale") if rationale else None)
+        decisions[name] = Decision(
+            item["met"],
+            _quoted(item, "evidence") if evidence else None,
+            _quoted(item, "rationale") if rationale else None,
+        )
     missing = [i for i in ids if i not in decisions]
     if missing:
         raise ReplyError(f"not decided: {', '.join(missing)}")
     return decisions
 
 
-def read_pool(reply: Any, size: int, ids: Sequence[str], *, evidence: bool = False,
-              rationale: bool = False) -> list[dict[str, Decision]]:
+def read_pool(
+    reply: Any, size: int, ids: Sequence[str], *, evidence: bool = False, rationale: bool = False
+) -> list[dict[str, Decision]]:
     """Group mode: one entry an answer, numbered 1 … ``size``, each once."""
     if isinstance(reply, dict):
         reply = reply.get("answers")
@@ -155,7 +181,9 @@ def read_pool(reply: Any, size: int, ids: Sequence[str], *, evidence: bool = Fal
         number = _whole(item.get("answer")) if isinstance(item, dict) else None
         if number is None or not 1 <= number <= size or number in decided:
             raise ReplyError(f"answers must be numbered 1 to {size}, each once")
-        decided[number] = read_verdicts(item.get("verdicts"), ids, evidence=evidence, rationale=rationale)
+        decided[number] = read_verdicts(
+            item.get("verdicts"), ids, evidence=evidence, rationale=rationale
+        )
     if len(decided) != size:
         raise ReplyError(f"{size} answers were given, {len(decided)} were marked")
     return [decided[i] for i in range(1, size + 1)]
@@ -190,9 +218,13 @@ def _criterion(criterion_id: str, item: Any, prompt: str) -> Criterion:
 def _refuse_names_of_this_call(text: str, prompt: str) -> None:
     """A criterion is decided from one answer alone: it must not point at the answers of this call."""
     stated = {match.group().lower() for match in _NUMBERED.finditer(prompt)}
-    if _FENCE_MARK.search(text) or any(m.group().lower() not in stated for m in _NUMBERED.finditer(text)):
-        raise ReplyError("a criterion must not name an answer of this call, such as Student 3 or Reference 2, "
-                         "or a mark around the material")
+    if _FENCE_MARK.search(text) or any(
+        m.group().lower() not in stated for m in _NUMBERED.finditer(text)
+    ):
+        raise ReplyError(
+            "a criterion must not name an answer of this call, such as Student 3 or Reference 2, "
+            "or a mark around the material"
+        )
 
 
 def _category(value: Any) -> Any:
@@ -235,8 +267,11 @@ def _content(content: Any) -> str:
     for part in content:
         if isinstance(part, str):
             texts.append(part)
-        elif isinstance(part, dict) and isinstance(part.get("text"), str) and (
-                str(part.get("type")) not in _THINKING_PARTS):
+        elif (
+            isinstance(part, dict)
+            and isinstance(part.get("text"), str)
+            and (str(part.get("type")) not in _THINKING_PARTS)
+        ):
             texts.append(part["text"])
     return "".join(texts)
 
@@ -247,13 +282,16 @@ def _without_fence(text: str) -> str:
         return text
     opening = _FENCE.match(text)
     assert opening is not None
-    return text[opening.end():-3].strip()
+    return text[opening.end() : -3].strip()
 
 
 def _parse(text: str) -> Any:
     if not text.startswith(("{", "[")):
-        raise ReplyError("the reply holds no JSON object" if "{" not in text and "[" not in text else
-                         "the reply must be one JSON object, without words around it")
+        raise ReplyError(
+            "the reply holds no JSON object"
+            if "{" not in text and "[" not in text
+            else "the reply must be one JSON object, without words around it"
+        )
     if text.count("{") > MOST_OBJECTS:
         raise ReplyError(f"the reply holds more than {MOST_OBJECTS:,} objects")
     try:
@@ -263,11 +301,15 @@ def _parse(text: str) -> Any:
     except (ValueError, RecursionError):
         pass
     try:
-        return _loads(_TRAILING_COMMA.sub(lambda match: "" if match.group() == "," else match.group(), text))
+        return _loads(
+            _TRAILING_COMMA.sub(lambda match: "" if match.group() == "," else match.group(), text)
+        )
     except ReplyError:
         raise
     except (ValueError, RecursionError) as error:
-        raise ReplyError("the reply must be exactly one JSON object, complete and without words around it") from error
+        raise ReplyError(
+            "the reply must be exactly one JSON object, complete and without words around it"
+        ) from error
 
 
 def _loads(text: str) -> Any:

@@ -17,7 +17,9 @@ async def cap_reply(response: httpx2.Response) -> None:
     """An httpx2 response hook: inflate here, within the bound, instead of in the client, without one."""
     encoding = response.headers.pop("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "deflate"):
-        raise UnusableReply(f"the reply is encoded as {encoding[:20]!r}, and that was not asked for")
+        raise UnusableReply(
+            f"the reply is encoded as {encoding[:20]!r}, and that was not asked for"
+        )
     if not isinstance(response.stream, httpx2.AsyncByteStream):
         raise TypeError("the reply is not a stream")
     response.stream = _Capped(response.stream, packed=encoding != "identity")

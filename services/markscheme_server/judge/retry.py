@@ -40,7 +40,9 @@ class Kind(StrEnum):
 def took_too_long(error: BaseException) -> bool:
     """Whether a call's time ran out. The SDK's aiohttp transport also calls a dropped connection a time-out."""
     return isinstance(error, TimeoutError) or (
-        isinstance(error, openai.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout))
+        isinstance(error, openai.APITimeoutError)
+        and not isinstance(error.__cause__, httpx2.ConnectTimeout)
+    )
 
 
 _PASSING = {refusals.Kind.RATE_LIMITED: Kind.RATE_LIMIT, refusals.Kind.UNAVAILABLE: Kind.TRANSIENT}
@@ -69,7 +71,11 @@ def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) ->
         return milliseconds / 1000
     stated = headers.get("retry-after")
     if stated is not None:
-        return seconds if (seconds := _positive(stated)) is not None else _until(stated, now or datetime.now(UTC))
+        return (
+            seconds
+            if (seconds := _positive(stated)) is not None
+            else _until(stated, now or datetime.now(UTC))
+        )
     return max((s for name in _RESET if (s := _span(headers.get(name))) is not None), default=None)
 
 

@@ -15,16 +15,19 @@ HIDDEN = "\ufffd"
 _SUSPECT = re.compile(
     "[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u0084\u0086-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5"
     "\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
-    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]")
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 _LINE_ENDS = str.maketrans("\u0085\u2028\u2029", "\n\n\n")
 # The flags of England, Scotland and Wales are the only emoji with tag characters.
-_TAG_FLAG = re.compile("\U0001f3f4(?:\U000e0067\U000e0062(?:\U000e0065\U000e006e\U000e0067|\U000e0073\U000e0063"
-                       "\U000e0074|\U000e0077\U000e006c\U000e0073))\U000e007f")
+_TAG_FLAG = re.compile(
+    "\U0001f3f4(?:\U000e0067\U000e0062(?:\U000e0065\U000e006e\U000e0067|\U000e0073\U000e0063"
+    "\U000e0074|\U000e0077\U000e006c\U000e0073))\U000e007f"
+)
 _ZWNJ, _ZWJ, _ZWSP, _SOFT_HYPHEN, _CGJ = "\u200c", "\u200d", "\u200b", "\u00ad", "\u034f"
 _RTL_MARKS = "\u200e\u200f\u061c"
 _EMOJI_STYLE = "\ufe0e\ufe0f"
 
-# Marks by which chat templates end a turn, begin one, or call tools, and marks of thinking. Exact
+# PromptSecrets by which chat templates end a turn, begin one, or call tools, and marks of thinking. Exact
 # spellings: servers match them exactly.
 _TEMPLATE_MARK = re.compile(
     r"<\|[^\s<>|]{1,64}\|?>"  # ChatML, Llama 3 and 4, gpt-oss, Phi, Qwen, GLM, Command, Gemma 4
@@ -35,7 +38,8 @@ _TEMPLATE_MARK = re.compile(
     r"|MIDDLE|SUFFIX|IMG|IMG_BREAK|IMG_END)\]"
     r"|</?(?:start_of_turn|end_of_turn|bos|eos|pad|unk|sop|eop|think|thinking|thought|reasoning|seed:think|seed:bos|seed:eos"
     r"|tool_call|tool_response|start_of_image|end_of_image|unused\d{1,3}|reserved_\d{1,4}|extra_id_\d{1,3})>"
-    r"|\[g?MASK\]|\u25c1/?think\u25b7|\]~!?b[\[\]]|\[UNUSED_TOKEN_\d{1,4}\]|\[e~\[")
+    r"|\[g?MASK\]|\u25c1/?think\u25b7|\]~!?b[\[\]]|\[UNUSED_TOKEN_\d{1,4}\]|\[e~\["
+)
 
 
 def sanitise(text: str) -> str:
@@ -48,7 +52,7 @@ def sanitise(text: str) -> str:
 
 def _show(match: re.Match[str]) -> str:
     text, at, char = match.string, match.start(), match.group()
-    before, after = text[at - 1:at], text[at + 1:at + 2]
+    before, after = text[at - 1 : at], text[at + 1 : at + 2]
     return char if _needed(char, before, after, text, at) else HIDDEN
 
 
@@ -58,7 +62,9 @@ def _needed(char: str, before: str, after: str, text: str, at: int) -> bool:
         return before.isalpha() and after.isalpha()
     if char == _ZWJ:
         styled = before != "" and before in _EMOJI_STYLE
-        return _is_joining(before) or (_is_emoji(text[at - 2:at - 1] if styled else before) and _is_emoji(after))
+        return _is_joining(before) or (
+            _is_emoji(text[at - 2 : at - 1] if styled else before) and _is_emoji(after)
+        )
     if char == _ZWNJ:
         return _is_joining(before) and _is_joining(after)
     if char == _ZWSP:
@@ -70,7 +76,11 @@ def _needed(char: str, before: str, after: str, text: str, at: int) -> bool:
     if char == _CGJ:
         return unicodedata.combining(before or "x") > 0 and unicodedata.combining(after or "x") > 0
     if "\ufe00" <= char <= "\ufe0d":
-        return _is_ideograph(before) or unicodedata.category(before or " ") == "Sm" or _in(before, 0x1000, 0x109F)
+        return (
+            _is_ideograph(before)
+            or unicodedata.category(before or " ") == "Sm"
+            or _in(before, 0x1000, 0x109F)
+        )
     if "\U000e0100" <= char <= "\U000e01ef":
         return _is_ideograph(before)
     if "\u180b" <= char <= "\u180f":
@@ -90,9 +100,16 @@ def _in(char: str, first: int, last: int) -> bool:
 
 def _is_joining(char: str) -> bool:
     """A letter or mark of a script whose letters join or form conjuncts: Arabic, Syriac, Mongolian, Indic and kin."""
-    return (_in(char, 0x0600, 0x08FF) or _in(char, 0x0900, 0x0DFF) or _in(char, 0x1000, 0x109F)
-            or _in(char, 0x1780, 0x18AF) or _in(char, 0xFB50, 0xFDFF) or _in(char, 0xFE70, 0xFEFC)
-            or _in(char, 0xA840, 0xAADF) or _in(char, 0x11000, 0x11FFF)) and unicodedata.category(char)[0] in "LM"
+    return (
+        _in(char, 0x0600, 0x08FF)
+        or _in(char, 0x0900, 0x0DFF)
+        or _in(char, 0x1000, 0x109F)
+        or _in(char, 0x1780, 0x18AF)
+        or _in(char, 0xFB50, 0xFDFF)
+        or _in(char, 0xFE70, 0xFEFC)
+        or _in(char, 0xA840, 0xAADF)
+        or _in(char, 0x11000, 0x11FFF)
+    ) and unicodedata.category(char)[0] in "LM"
 
 
 def _breaks_without_spaces(char: str) -> bool:
@@ -110,7 +127,9 @@ def _is_ideograph(char: str) -> bool:
 
 def _is_emoji(char: str) -> bool:
     """A symbol or a skin tone."""
-    return char != "" and (unicodedata.category(char) in ("So", "Sk") or char in "\u2139\u27a1\u2194\u2195")
+    return char != "" and (
+        unicodedata.category(char) in ("So", "Sk") or char in "\u2139\u27a1\u2194\u2195"
+    )
 
 
 def _takes_emoji_style(before: str, after: str) -> bool:
@@ -118,15 +137,40 @@ def _takes_emoji_style(before: str, after: str) -> bool:
         return False
     if before in "0123456789#*":
         return after == "\u20e3"
-    return unicodedata.category(before) in ("So", "Sm", "Sk") or before in "\u203c\u2049\u2139\u3030\u303d"
+    return (
+        unicodedata.category(before) in ("So", "Sm", "Sk")
+        or before in "\u203c\u2049\u2139\u3030\u303d"
+    )
 
 
 # Evidence is looked for in the copy that was shown, folded.
 _SPACE = re.compile(r"\s+")
-_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u2032": "'", "`": "'",
-                         "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u201f": '"', "\u2033": '"', "\u00ab": '"',
-                         "\u00bb": '"', "\u300c": '"', "\u300d": '"', "\u2010": "-", "\u2011": "-", "\u2012": "-",
-                         "\u2013": "-", "\u2014": "-", "\u2212": "-", HIDDEN: None})
+_QUOTES = str.maketrans(
+    {
+        "\u2018": "'",
+        "\u2019": "'",
+        "\u201a": "'",
+        "\u201b": "'",
+        "\u2032": "'",
+        "`": "'",
+        "\u201c": '"',
+        "\u201d": '"',
+        "\u201e": '"',
+        "\u201f": '"',
+        "\u2033": '"',
+        "\u00ab": '"',
+        "\u00bb": '"',
+        "\u300c": '"',
+        "\u300d": '"',
+        "\u2010": "-",
+        "\u2011": "-",
+        "\u2012": "-",
+        "\u2013": "-",
+        "\u2014": "-",
+        "\u2212": "-",
+        HIDDEN: None,
+    }
+)
 _ELLIPSIS = re.compile(r"\s*(?:\[\s*(?:\.{3,}|\u2026)\s*\]|\.{3,}|\u2026)\s*")
 _MARKDOWN = str.maketrans("", "", "*_")
 

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme_server.domain.caller import DEFAULT_TEAM, Caller
-from markscheme_server.store.database import EVERYONE, Database, sight_of
-from markscheme_server.store.ids import as_utc, new_id, now
+from markscheme_server.store.engine.database import ALL_TEAMS, Database, team_scope
+from markscheme_server.store.engine.ids import as_utc, new_id, now
 from markscheme_server.store.tables import audit_entries
 
 
@@ -44,12 +44,25 @@ class Entry:
     created_at: datetime
 
 
-async def record(connection: AsyncConnection, actor: Actor, action: str, subject: str,
-                 detail: Mapping[str, Any] | None = None) -> None:
+async def record(
+    connection: AsyncConnection,
+    actor: Actor,
+    action: str,
+    subject: str,
+    detail: Mapping[str, Any] | None = None,
+) -> None:
     """Add an entry, in the caller's transaction. ``subject``: ``rubric:ID``, ``key:PREFIX`` or ``team:NAME``."""
-    await connection.execute(audit_entries.insert().values(
-        id=new_id("aud"), team=actor.team, key=actor.key, action=action, subject=subject, detail=dict(detail or {}),
-        created_at=now()))
+    await connection.execute(
+        audit_entries.insert().values(
+            id=new_id("aud"),
+            team=actor.team,
+            key=actor.key,
+            action=action,
+            subject=subject,
+            detail=dict(detail or {}),
+            created_at=now(),
+        )
+    )
 
 
 class AuditStore:
@@ -58,8 +71,15 @@ class AuditStore:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    async def page(self, *, team: str | None, subject: str | None, action: str | None, after: str | None,
-                   limit: int) -> tuple[list[Entry], bool]:
+    async def page(
+        self,
+        *,
+        team: str | None,
+        subject: str | None,
+        action: str | None,
+        after: str | None,
+        limit: int,
+    ) -> tuple[list[Entry], bool]:
         """Entries, newest first, of one team's doing or of everybody's; and whether there are more."""
         c = audit_entries.c
         query = sa.select(audit_entries)
@@ -68,8 +88,20 @@ class AuditStore:
                 query = query.where(column == wanted)
         if after is not None:
             query = query.where(c.id < after)
-        async with self._db.reading(sight_of(team) if team is not None else EVERYONE) as connection:
+        async with self._db.reading(
+            team_scope(team) if team is not None else ALL_TEAMS
+        ) as connection:
             rows = (await connection.execute(query.order_by(c.id.desc()).limit(limit + 1))).all()
-        found = [Entry(row.id, row.team, row.key, row.action, row.subject, row.detail, as_utc(row.created_at))
-                 for row in rows]
+        found = [
+            Entry(
+                row.id,
+                row.team,
+                row.key,
+                row.action,
+                row.subject,
+                row.detail,
+                as_utc(row.created_at),
+            )
+            for row in rows
+        ]
         return found[:limit], len(found) > limit

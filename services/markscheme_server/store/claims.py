@@ -14,8 +14,8 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme_server.store.batching import Batcher
-from markscheme_server.store.database import NOBODY, Database
+from markscheme_server.store.engine.database import NO_TEAM, Database
+from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import claims
 
 Claim = tuple[str, int]
@@ -49,10 +49,18 @@ class ClaimStore:
         # The keys come in one order, so that two processes that want the same ones cannot lock each other out.
         new = db.insert(claims).from_select(
             ["key", "owner", "fence", "expires_at"],
-            sa.select(db.each("keys"), sa.literal(self._owner), sa.literal(1), until).where(sa.true()))
+            sa.select(db.each("keys"), sa.literal(self._owner), sa.literal(1), until).where(
+                sa.true()
+            ),
+        )
         self._insert = new.on_conflict_do_update(
-            index_elements=[c.key], where=c.expires_at < db.clock,
-            set_={"owner": new.excluded.owner, "fence": c.fence + 1, "expires_at": new.excluded.expires_at},
+            index_elements=[c.key],
+            where=c.expires_at < db.clock,
+            set_={
+                "owner": new.excluded.owner,
+                "fence": c.fence + 1,
+                "expires_at": new.excluded.expires_at,
+            },
         ).returning(c.key, c.fence)
         self._update = sa.update(claims).where(ours).values(expires_at=until)
         self._delete = sa.delete(claims).where(ours).returning(c.key, c.fence)
@@ -90,12 +98,19 @@ class ClaimStore:
         the transaction. Bind what :meth:`Database.pack` makes of rows of ``key`` and ``fence``."""
         c = claims.c
         given = self._db.rows([c.key, c.fence], name)
-        return sa.select(c.key).join(given.key.table, sa.and_(given.key == c.key, given.fence == c.fence)).where(
-            c.owner == self._owner).with_for_update(of=claims).cte("mine")
+        return (
+            sa.select(c.key)
+            .join(given.key.table, sa.and_(given.key == c.key, given.fence == c.fence))
+            .where(c.owner == self._owner)
+            .with_for_update(of=claims)
+            .cte("mine")
+        )
 
     def end(self, mine: sa.CTE, name: str) -> Any:
         """Delete those of our claims that are bound to the parameter ``name``; see :meth:`forget`."""
-        return sa.delete(claims).where(self._db.in_keys(claims.c.key, name), claims.c.key.in_(sa.select(mine.c.key)))
+        return sa.delete(claims).where(
+            self._db.in_keys(claims.c.key, name), claims.c.key.in_(sa.select(mine.c.key))
+        )
 
     def forget(self, keys: Iterable[str]) -> None:
         """Keep claims alive no more, whose end is being written."""
@@ -109,7 +124,7 @@ class ClaimStore:
             await asyncio.gather(self._renewing, return_exceptions=True)
 
     async def _acquire(self, keys: Sequence[str]) -> list[int | None]:
-        async with self._db.writing(NOBODY) as connection:
+        async with self._db.writing(NO_TEAM) as connection:
             rows = await connection.execute(self._insert, {"keys": self._db.keys(keys)})
             got = {key: fence for key, fence in rows}  # noqa: C416
         self._ours |= got
@@ -124,22 +139,28 @@ class ClaimStore:
             if not self._ours:
                 return
             try:
-                async with self._db.writing(NOBODY) as connection:
+                async with self._db.writing(NO_TEAM) as connection:
                     await connection.execute(self._update, {"keys": self._db.keys(self._ours)})
             except (SQLAlchemyError, OSError, TimeoutError) as error:
                 log.warning("claims_not_renewed", error=type(error).__name__)
 
     async def _held(self, keys: Sequence[str]) -> list[bool]:
-        async with self._db.reading(NOBODY) as connection:
-            held = set((await connection.execute(self._look, {"keys": self._db.keys(keys)})).scalars())
+        async with self._db.reading(NO_TEAM) as connection:
+            held = set(
+                (await connection.execute(self._look, {"keys": self._db.keys(keys)})).scalars()
+            )
         return [key in held for key in keys]
 
     async def _drop(self, dropped: Sequence[Claim]) -> list[None]:
-        async with self._db.writing(NOBODY) as connection:
+        async with self._db.writing(NO_TEAM) as connection:
             await self.release(connection, dict(dropped))
         return [None] * len(dropped)
 
     def _give_back(self, key: str, done: "asyncio.Future[int | None]") -> None:
         """The caller left before it heard that the claim is its own."""
-        if not done.cancelled() and done.exception() is None and (fence := done.result()) is not None:
+        if (
+            not done.cancelled()
+            and done.exception() is None
+            and (fence := done.result()) is not None
+        ):
             self._returning = asyncio.ensure_future(self.drop((key, fence)))

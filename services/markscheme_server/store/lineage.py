@@ -7,11 +7,18 @@ from typing import Any
 import sqlalchemy as sa
 
 from markscheme.vocabulary import THINKING_MODES
-from markscheme_server.domain.fingerprint import judged_text, text_key
+from markscheme_server.domain.hashing import judged_text, text_key
 from markscheme_server.domain.rubric import Rubric
-from markscheme_server.store.database import EVERYONE, Database, sight_of
+from markscheme_server.store.engine.database import ALL_TEAMS, Database, team_scope
 from markscheme_server.store.rubrics import RubricStore, start_of_day, visible
-from markscheme_server.store.tables import assignments, rollouts, rubrics, teacher_responses, texts, verdicts
+from markscheme_server.store.tables import (
+    assignments,
+    rollouts,
+    rubrics,
+    teacher_responses,
+    texts,
+    verdicts,
+)
 
 MOST_RELATIVES = 100
 """Ancestors, and as many descendants, the nearest of them."""
@@ -63,14 +70,22 @@ class LineageStore:
 
     async def family(self, team: str, rubric_id: str) -> Family:
         """The relatives that are reached over rubrics that the team sees: behind one that it does not, none is."""
-        async with self._db.reading(sight_of(team)) as connection:
-            above, below = [list((await connection.execute(walk)).scalars()) for walk in (
-                _walk(team, rubric_id, up=True), _walk(team, rubric_id, up=False))]
-        told = dict.fromkeys([*above[:MOST_RELATIVES + 1], *below[:MOST_RELATIVES + 1]])
-        return Family(await self._rubrics.read(team, list(told)), frozenset(above[1:MOST_RELATIVES + 1]),
-                      frozenset([*above, *below]), max(len(above), len(below)) > MOST_RELATIVES + 1)
+        async with self._db.reading(team_scope(team)) as connection:
+            above, below = [
+                list((await connection.execute(walk)).scalars())
+                for walk in (_walk(team, rubric_id, up=True), _walk(team, rubric_id, up=False))
+            ]
+        told = dict.fromkeys([*above[: MOST_RELATIVES + 1], *below[: MOST_RELATIVES + 1]])
+        return Family(
+            await self._rubrics.read(team, list(told)),
+            frozenset(above[1 : MOST_RELATIVES + 1]),
+            frozenset([*above, *below]),
+            max(len(above), len(below)) > MOST_RELATIVES + 1,
+        )
 
-    async def texts(self, team: str, prompt: str, rubric_ids: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
+    async def texts(
+        self, team: str, prompt: str, rubric_ids: Sequence[str], keys: Sequence[str]
+    ) -> dict[str, str]:
         """Those of the judged texts of these keys that the team still has: in its teacher bank, or as rollouts.
 
         What is kept is the whole response, whose key is another one where a thought was cut off before it was
@@ -78,13 +93,23 @@ class LineageStore:
         """
         a, r, t = assignments.c, rollouts.c, teacher_responses.c
         own = sa.select(r.text_key).join(assignments, a.id == r.assignment_id).where(a.team == team)
-        query = sa.select(texts.c.text).where(sa.or_(
-            texts.c.key.in_(sa.select(t.text_key).where(t.team == team, t.prompt_key == prompt)),
-            texts.c.key.in_(own.where(self._db.in_keys(a.rubric_id, "rubrics"), a.origin == "induced")),
-            texts.c.key.in_(own.where(self._db.in_keys(r.text_key, "keys")))))
-        async with self._db.reading(sight_of(team)) as connection:
-            found = (await connection.execute(query, {
-                "rubrics": self._db.keys(rubric_ids), "keys": self._db.keys(keys)})).scalars()
+        query = sa.select(texts.c.text).where(
+            sa.or_(
+                texts.c.key.in_(
+                    sa.select(t.text_key).where(t.team == team, t.prompt_key == prompt)
+                ),
+                texts.c.key.in_(
+                    own.where(self._db.in_keys(a.rubric_id, "rubrics"), a.origin == "induced")
+                ),
+                texts.c.key.in_(own.where(self._db.in_keys(r.text_key, "keys"))),
+            )
+        )
+        async with self._db.reading(team_scope(team)) as connection:
+            found = (
+                await connection.execute(
+                    query, {"rubrics": self._db.keys(rubric_ids), "keys": self._db.keys(keys)}
+                )
+            ).scalars()
             parts = {judged_text(text, thinking) for text in found for thinking in THINKING_MODES}
             judged = {text_key(part): part for part in parts}
         return {key: judged[key] for key in keys if key in judged}
@@ -92,49 +117,101 @@ class LineageStore:
     async def runs(self, team: str, rubric_id: str) -> tuple[list[RunUse], bool]:
         """The team's runs that were scored by the rubric, the latest first; and whether there are more."""
         a = assignments.c
-        steps = (sa.select(a.run_id, a.step, sa.func.count().label("groups"),
-                           sa.func.count(sa.case((a.reward_spread > 0, 1))).label("spread"),
-                           sa.func.avg(a.reward_mean, type_=sa.Double).label("reward"),
-                           sa.func.max(a.created_at).label("latest"))
-                 .where(a.team == team, a.rubric_id == rubric_id, a.run_id.is_not(None))
-                 .group_by(a.run_id, a.step).cte("steps"))
+        steps = (
+            sa.select(
+                a.run_id,
+                a.step,
+                sa.func.count().label("groups"),
+                sa.func.count(sa.case((a.reward_spread > 0, 1))).label("spread"),
+                sa.func.avg(a.reward_mean, type_=sa.Double).label("reward"),
+                sa.func.max(a.created_at).label("latest"),
+            )
+            .where(a.team == team, a.rubric_id == rubric_id, a.run_id.is_not(None))
+            .group_by(a.run_id, a.step)
+            .cte("steps")
+        )
         s = steps.c
         scored = sa.case((s.reward.is_not(None), s.step))
-        runs = (sa.select(s.run_id, sa.func.sum(s.groups).label("groups"), sa.func.sum(s.spread).label("spread"),
-                          sa.func.min(s.step).label("first_step"), sa.func.max(s.step).label("last_step"),
-                          sa.func.min(scored).label("first_scored"), sa.func.max(scored).label("last_scored"),
-                          sa.func.max(s.latest).label("latest"))
-                .group_by(s.run_id).order_by(sa.desc("latest"), s.run_id).limit(MOST_RUNS + 1).subquery())
+        runs = (
+            sa.select(
+                s.run_id,
+                sa.func.sum(s.groups).label("groups"),
+                sa.func.sum(s.spread).label("spread"),
+                sa.func.min(s.step).label("first_step"),
+                sa.func.max(s.step).label("last_step"),
+                sa.func.min(scored).label("first_scored"),
+                sa.func.max(scored).label("last_scored"),
+                sa.func.max(s.latest).label("latest"),
+            )
+            .group_by(s.run_id)
+            .order_by(sa.desc("latest"), s.run_id)
+            .limit(MOST_RUNS + 1)
+            .subquery()
+        )
         first, last = steps.alias("first"), steps.alias("last")
-        query = (sa.select(runs, first.c.reward.label("first_reward"), last.c.reward.label("last_reward"))
-                 .outerjoin(first, sa.and_(first.c.run_id == runs.c.run_id, first.c.step == runs.c.first_scored))
-                 .outerjoin(last, sa.and_(last.c.run_id == runs.c.run_id, last.c.step == runs.c.last_scored))
-                 .order_by(runs.c.latest.desc(), runs.c.run_id))
-        async with self._db.reading(sight_of(team)) as connection:
-            found = [RunUse(row.run_id, int(row.groups), int(row.spread), row.first_step, row.last_step,
-                            row.first_reward, row.last_reward,
-                            row.last_reward - row.first_reward if row.first_scored != row.last_scored else None)
-                     for row in await connection.execute(query)]
+        query = (
+            sa.select(
+                runs, first.c.reward.label("first_reward"), last.c.reward.label("last_reward")
+            )
+            .outerjoin(
+                first, sa.and_(first.c.run_id == runs.c.run_id, first.c.step == runs.c.first_scored)
+            )
+            .outerjoin(
+                last, sa.and_(last.c.run_id == runs.c.run_id, last.c.step == runs.c.last_scored)
+            )
+            .order_by(runs.c.latest.desc(), runs.c.run_id)
+        )
+        async with self._db.reading(team_scope(team)) as connection:
+            found = [
+                RunUse(
+                    row.run_id,
+                    int(row.groups),
+                    int(row.spread),
+                    row.first_step,
+                    row.last_step,
+                    row.first_reward,
+                    row.last_reward,
+                    row.last_reward - row.first_reward
+                    if row.first_scored != row.last_scored
+                    else None,
+                )
+                for row in await connection.execute(query)
+            ]
         return found[:MOST_RUNS], len(found) > MOST_RUNS
 
-    async def verdicts(self, team: str, prompt: str, criterion_keys: Sequence[str]) -> dict[str, tuple[int, int]]:
+    async def verdicts(
+        self, team: str, prompt: str, criterion_keys: Sequence[str]
+    ) -> dict[str, tuple[int, int]]:
         """How many of the team's verdicts on a prompt are met and not met, by criterion."""
         v = verdicts.c
-        query = (sa.select(v.criterion_key, sa.func.count(sa.case((v.met, 1))), sa.func.count())
-                 .where(v.team == team, v.prompt_key == prompt, self._db.in_keys(v.criterion_key, "keys"))
-                 .group_by(v.criterion_key))
-        async with self._db.reading(sight_of(team)) as connection:
-            return {key: (met, every - met) for key, met, every in await connection.execute(
-                query, {"keys": self._db.keys(criterion_keys)})}
+        query = (
+            sa.select(v.criterion_key, sa.func.count(sa.case((v.met, 1))), sa.func.count())
+            .where(
+                v.team == team, v.prompt_key == prompt, self._db.in_keys(v.criterion_key, "keys")
+            )
+            .group_by(v.criterion_key)
+        )
+        async with self._db.reading(team_scope(team)) as connection:
+            return {
+                key: (met, every - met)
+                for key, met, every in await connection.execute(
+                    query, {"keys": self._db.keys(criterion_keys)}
+                )
+            }
 
     async def use(self, team: str, rubric_id: str) -> Use:
         """How much a rubric that the team sees was used."""
         a = assignments.c
-        query = (sa.select(sa.func.count(sa.case((a.team == team, 1))),
-                           sa.func.coalesce(sa.func.sum(sa.case((a.team == team, a.unscored))), 0),
-                           sa.func.count(sa.case((sa.and_(a.team != team, a.created_at < start_of_day()), 1))))
-                 .join(rubrics, rubrics.c.id == a.rubric_id).where(rubrics.c.id == rubric_id, visible(team)))
-        async with self._db.reading(EVERYONE) as connection:
+        query = (
+            sa.select(
+                sa.func.count(sa.case((a.team == team, 1))),
+                sa.func.coalesce(sa.func.sum(sa.case((a.team == team, a.unscored))), 0),
+                sa.func.count(sa.case((sa.and_(a.team != team, a.created_at < start_of_day()), 1))),
+            )
+            .join(rubrics, rubrics.c.id == a.rubric_id)
+            .where(rubrics.c.id == rubric_id, visible(team))
+        )
+        async with self._db.reading(ALL_TEAMS) as connection:
             groups, unscored, others = (await connection.execute(query)).one()
         return Use(groups, int(unscored), others)
 
@@ -142,7 +219,12 @@ class LineageStore:
 def _walk(team: str, rubric_id: str, *, up: bool) -> sa.Select[Any]:
     """Ids from a rubric to its ancestors or its descendants, the nearest first, and one more than are told."""
     r = rubrics.c
-    start = sa.select(r.id, r.parent_id).where(r.id == rubric_id, visible(team)).cte("walk", recursive=True)
+    start = (
+        sa.select(r.id, r.parent_id)
+        .where(r.id == rubric_id, visible(team))
+        .cte("walk", recursive=True)
+    )
     step = sa.select(r.id, r.parent_id).where(
-        r.id == start.c.parent_id if up else r.parent_id == start.c.id, visible(team))
+        r.id == start.c.parent_id if up else r.parent_id == start.c.id, visible(team)
+    )
     return sa.select(start.union(step).c.id).limit(MOST_RELATIVES + 2)

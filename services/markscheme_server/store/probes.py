@@ -6,8 +6,8 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from markscheme_server.store.database import NOBODY, Database
-from markscheme_server.store.ids import now
+from markscheme_server.store.engine.database import NO_TEAM, Database
+from markscheme_server.store.engine.ids import now
 from markscheme_server.store.tables import endpoint_probes
 
 Form = Literal["json_schema", "json_object", "text"]
@@ -34,15 +34,23 @@ class ProbeStore:
     async def find(self, endpoint: str, model: str) -> Probe | None:
         """The probe that still counts, if there is one."""
         p = endpoint_probes.c
-        async with self._db.reading(NOBODY) as connection:
-            row = (await connection.execute(
-                sa.select(p.json_schema, p.form).where(p.endpoint == endpoint, p.model == model,
-                                                       p.probed_at > now() - VALID_FOR))).first()
+        async with self._db.reading(NO_TEAM) as connection:
+            row = (
+                await connection.execute(
+                    sa.select(p.json_schema, p.form).where(
+                        p.endpoint == endpoint, p.model == model, p.probed_at > now() - VALID_FOR
+                    )
+                )
+            ).first()
         return None if row is None else Probe(endpoint, model, row.json_schema, row.form)
 
     async def save(self, probe: Probe) -> None:
         """Replace what was known of the endpoint and model."""
         values = {"json_schema": probe.json_schema, "form": probe.form, "probed_at": now()}
-        insert = self._db.insert(endpoint_probes).values(endpoint=probe.endpoint, model=probe.model, **values)
-        async with self._db.writing(NOBODY) as connection:
-            await connection.execute(insert.on_conflict_do_update(index_elements=["endpoint", "model"], set_=values))
+        insert = self._db.insert(endpoint_probes).values(
+            endpoint=probe.endpoint, model=probe.model, **values
+        )
+        async with self._db.writing(NO_TEAM) as connection:
+            await connection.execute(
+                insert.on_conflict_do_update(index_elements=["endpoint", "model"], set_=values)
+            )

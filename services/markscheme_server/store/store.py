@@ -10,9 +10,9 @@ from markscheme_server.store.assignments import AssignmentStore
 from markscheme_server.store.audit import AuditStore
 from markscheme_server.store.budgets import BudgetStore
 from markscheme_server.store.claims import ClaimStore
-from markscheme_server.store.database import NOBODY, PING_TIMEOUT_S, Database, create_engine
+from markscheme_server.store.engine.database import NO_TEAM, PING_TIMEOUT_S, Database, create_engine
+from markscheme_server.store.engine.ids import new_id
 from markscheme_server.store.idempotency import IdempotencyStore
-from markscheme_server.store.ids import new_id
 from markscheme_server.store.lineage import LineageStore
 from markscheme_server.store.probes import ProbeStore
 from markscheme_server.store.rubrics import RubricStore
@@ -25,7 +25,9 @@ from markscheme_server.store.verdicts import VerdictStore
 class Store:
     """The stores that share one database. ``owner`` names this process in its claims and holds."""
 
-    def __init__(self, url: str, *, claim_lease_s: float = 8.0, hold_lease_s: float = 660.0) -> None:
+    def __init__(
+        self, url: str, *, claim_lease_s: float = 8.0, hold_lease_s: float = 660.0
+    ) -> None:
         self.owner = new_id("own")
         self.database = Database(create_engine(url))
         self.claims = ClaimStore(self.database, owner=self.owner, lease_s=claim_lease_s)
@@ -43,21 +45,30 @@ class Store:
 
     async def ready(self) -> None:
         """Raise unless the database answers, and writes again where it had no room, within
-        :data:`~markscheme_server.store.database.PING_TIMEOUT_S`."""
+        :data:`~markscheme_server.store.engine.database.PING_TIMEOUT_S`."""
         await self.database.ping()
         if self.database.full:
             row = {"key": f"ready-{self.owner}", "owner": self.owner, "fence": 0, "expires_at": 0.0}
             claims = tables.claims
-            async with asyncio.timeout(PING_TIMEOUT_S), self.database.writing(NOBODY) as connection:
+            async with (
+                asyncio.timeout(PING_TIMEOUT_S),
+                self.database.writing(NO_TEAM) as connection,
+            ):
                 await connection.execute(claims.insert().values(row))
                 await connection.execute(claims.delete().where(claims.c.key == row["key"]))
 
     async def secret(self, name: str) -> str:
         """A secret of this deployment, made up the first time anyone asks; the same for all its processes."""
         table = tables.secrets
-        async with self.database.writing(NOBODY) as connection:
-            await self.database.insert_new(connection, table, [{"name": name, "value": secrets.token_hex(32)}])
-            return str((await connection.execute(sa.select(table.c.value).where(table.c.name == name))).scalar_one())
+        async with self.database.writing(NO_TEAM) as connection:
+            await self.database.insert_new(
+                connection, table, [{"name": name, "value": secrets.token_hex(32)}]
+            )
+            return str(
+                (
+                    await connection.execute(sa.select(table.c.value).where(table.c.name == name))
+                ).scalar_one()
+            )
 
     async def drain(self) -> None:
         """Wait until everything handed in is stored."""

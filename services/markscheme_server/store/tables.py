@@ -11,13 +11,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-metadata = sa.MetaData(naming_convention={
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-    "pk": "pk_%(table_name)s",
-})
-
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
 
 
 class Usd(sa.types.TypeDecorator[int]):
@@ -28,7 +29,9 @@ class Usd(sa.types.TypeDecorator[int]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        return dialect.type_descriptor(sa.BigInteger() if dialect.name == "sqlite" else sa.Numeric(28, 9))
+        return dialect.type_descriptor(
+            sa.BigInteger() if dialect.name == "sqlite" else sa.Numeric(28, 9)
+        )
 
     def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> int | Decimal | None:
         return value if value is None or dialect.name == "sqlite" else Decimal(value).scaleb(-9)
@@ -47,7 +50,8 @@ def _created() -> sa.Column[datetime]:
 
 
 teams = sa.Table(
-    "teams", metadata,
+    "teams",
+    metadata,
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("rpm", sa.Integer),
     sa.Column("reuse_scope", sa.String(16)),
@@ -59,7 +63,8 @@ where that is set. An erased team keeps its row, so that its name is
 never another's."""
 
 api_keys = sa.Table(
-    "api_keys", metadata,
+    "api_keys",
+    metadata,
     sa.Column("prefix", sa.String(16), primary_key=True),
     sa.Column("digest", KEY, nullable=False, unique=True),
     sa.Column("team", sa.String(64), sa.ForeignKey("teams.name"), nullable=False),
@@ -74,21 +79,24 @@ api_keys = sa.Table(
 """Of a key there is only what :func:`markscheme_server.domain.keys.digest` makes of it. Rows are never removed."""
 
 prompts = sa.Table(
-    "prompts", metadata,
+    "prompts",
+    metadata,
     sa.Column("key", KEY, primary_key=True),
     sa.Column("messages", sa.JSON, nullable=False),
     _created(),
 )
 
 texts = sa.Table(
-    "texts", metadata,
+    "texts",
+    metadata,
     sa.Column("key", KEY, primary_key=True),
     sa.Column("text", sa.Text, nullable=False),
     _created(),
 )
 
 teacher_responses = sa.Table(
-    "teacher_responses", metadata,
+    "teacher_responses",
+    metadata,
     sa.Column("team", sa.String(64), primary_key=True),
     sa.Column("prompt_key", KEY, sa.ForeignKey("prompts.key"), primary_key=True),
     sa.Column("text_key", KEY, sa.ForeignKey("texts.key"), primary_key=True),
@@ -99,7 +107,8 @@ teacher_responses = sa.Table(
 )
 
 rubrics = sa.Table(
-    "rubrics", metadata,
+    "rubrics",
+    metadata,
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("team", sa.String(64), nullable=False),
     sa.Column("prompt_key", KEY, sa.ForeignKey("prompts.key"), nullable=False),
@@ -128,25 +137,30 @@ rubric_words = sa.table("rubric_words", sa.column("rubric_id"), sa.column("words
 """SQLite's full-text index of :data:`rubrics`; there is none in PostgreSQL."""
 
 shares = sa.Table(
-    "shares", metadata,
+    "shares",
+    metadata,
     sa.Column("rubric_id", sa.String(40), sa.ForeignKey("rubrics.id"), primary_key=True),
     sa.Column("team", sa.String(64), primary_key=True),
     sa.Column("owner", sa.String(64), nullable=False),
-    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column(
+        "created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()
+    ),
     sa.Index(None, "team"),
 )
 """Teams that see a rubric of another team, its ``owner``. A name may be no team's: whether it is one is not told.
 ``created_at`` begins anew when the rubric is taken back from retirement."""
 
 inductions = sa.Table(
-    "inductions", metadata,
+    "inductions",
+    metadata,
     sa.Column("key", KEY, primary_key=True),
     sa.Column("rubric_id", sa.String(40), sa.ForeignKey("rubrics.id"), nullable=False),
     _created(),
 )
 
 judge_calls = sa.Table(
-    "judge_calls", metadata,
+    "judge_calls",
+    metadata,
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("team", sa.String(64), nullable=False),
     sa.Column("role", sa.String(16), nullable=False),
@@ -171,7 +185,8 @@ known, which ``unpriced_calls`` are not. ``settled_usd``: what counts against bu
 neither: then it is the cost, and without a cost no call of it is priced."""
 
 verdicts = sa.Table(
-    "verdicts", metadata,
+    "verdicts",
+    metadata,
     sa.Column("key", KEY, primary_key=True),
     sa.Column("team", sa.String(64), nullable=False),
     sa.Column("prompt_key", KEY, nullable=False),
@@ -190,7 +205,8 @@ verdicts = sa.Table(
 )
 
 assignments = sa.Table(
-    "assignments", metadata,
+    "assignments",
+    metadata,
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("team", sa.String(64), nullable=False),
     sa.Column("run_id", sa.String(200)),
@@ -219,7 +235,8 @@ assignments = sa.Table(
 of them have a reward, since they can have none."""
 
 rollouts = sa.Table(
-    "rollouts", metadata,
+    "rollouts",
+    metadata,
     sa.Column("assignment_id", sa.String(40), sa.ForeignKey("assignments.id"), primary_key=True),
     sa.Column("rollout_id", sa.String(200), primary_key=True),
     sa.Column("text_key", KEY, sa.ForeignKey("texts.key"), nullable=False),
@@ -230,7 +247,8 @@ rollouts = sa.Table(
 )
 
 claims = sa.Table(
-    "claims", metadata,
+    "claims",
+    metadata,
     sa.Column("key", KEY, primary_key=True),
     sa.Column("owner", sa.String(40), nullable=False),
     sa.Column("fence", sa.BigInteger, nullable=False),
@@ -239,7 +257,8 @@ claims = sa.Table(
 """Work under way: who does it, and until when that is believed (seconds since 1970 on the database's clock)."""
 
 idempotency_keys = sa.Table(
-    "idempotency_keys", metadata,
+    "idempotency_keys",
+    metadata,
     sa.Column("team", sa.String(64), primary_key=True),
     sa.Column("route", sa.String(64), primary_key=True),
     sa.Column("key", sa.String(255), primary_key=True),
@@ -254,7 +273,8 @@ idempotency_keys = sa.Table(
 """Answers by the caller's key. No status yet: the request is running, and its owner's lease runs to ``expires_at``."""
 
 past_usage = sa.Table(
-    "past_usage", metadata,
+    "past_usage",
+    metadata,
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("team", sa.String(64), nullable=False),
     sa.Column("day", sa.String(10), nullable=False),
@@ -262,9 +282,18 @@ past_usage = sa.Table(
     sa.Column("rubric_id", sa.String(40)),
     sa.Column("role", sa.String(16)),
     sa.Column("judge", sa.Text),
-    *(sa.Column(name, sa.BigInteger, nullable=False) for name in (
-        "calls", "failed_calls", "unpriced_calls", "prompt_tokens", "cached_tokens", "completion_tokens",
-        "cached_verdicts")),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False)
+        for name in (
+            "calls",
+            "failed_calls",
+            "unpriced_calls",
+            "prompt_tokens",
+            "cached_tokens",
+            "completion_tokens",
+            "cached_verdicts",
+        )
+    ),
     sa.Column("cost_usd", Usd, nullable=False),
     sa.Column("saved_usd", sa.Double, nullable=False),
     sa.Column("settled_usd", Usd),
@@ -274,7 +303,8 @@ past_usage = sa.Table(
 the ledger."""
 
 budgets = sa.Table(
-    "budgets", metadata,
+    "budgets",
+    metadata,
     sa.Column("team", sa.String(64), sa.ForeignKey("teams.name"), primary_key=True),
     sa.Column("run_id", sa.String(200), primary_key=True),
     sa.Column("hard_usd", Usd),
@@ -286,7 +316,8 @@ budgets = sa.Table(
 """What a team may spend in a window that began at ``since`` (seconds since 1970). ``run_id`` "": on everything."""
 
 holds = sa.Table(
-    "holds", metadata,
+    "holds",
+    metadata,
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("team", sa.String(64), nullable=False),
     sa.Column("run_id", sa.String(200), nullable=False),
@@ -301,7 +332,8 @@ holds = sa.Table(
 requests that have ended. Once settled, ``usd`` is what the question cost, until its budgets have counted it."""
 
 audit_entries = sa.Table(
-    "audit_entries", metadata,
+    "audit_entries",
+    metadata,
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("team", sa.String(64), nullable=False),
     sa.Column("key", sa.String(16)),
@@ -315,7 +347,8 @@ audit_entries = sa.Table(
 """Who did what to which rubric, key, team or budget. Rows are only ever added: triggers refuse anything else."""
 
 endpoint_probes = sa.Table(
-    "endpoint_probes", metadata,
+    "endpoint_probes",
+    metadata,
     sa.Column("endpoint", sa.String(400), primary_key=True),
     sa.Column("model", sa.String(400), primary_key=True),
     sa.Column("json_schema", sa.String(16), nullable=False),
@@ -325,7 +358,8 @@ endpoint_probes = sa.Table(
 """What ``doctor`` found out. ``endpoint``: host and path, no credentials."""
 
 secrets = sa.Table(
-    "secrets", metadata,
+    "secrets",
+    metadata,
     sa.Column("name", sa.String(40), primary_key=True),
     sa.Column("value", sa.String(64), nullable=False),
 )

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from markscheme.vocabulary import ReuseScope, Scope
 from markscheme_server.domain.caller import DEFAULT_TEAM
 from markscheme_server.store.audit import Actor, record
-from markscheme_server.store.batching import Batcher
-from markscheme_server.store.database import NOBODY, Database, sight_of
-from markscheme_server.store.ids import as_utc, now
+from markscheme_server.store.engine.database import NO_TEAM, Database, team_scope
+from markscheme_server.store.engine.ids import as_utc, now
+from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import api_keys, teams
 
 
@@ -60,7 +60,7 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Presented:
+class AuthenticatedKey:
     """A key that somebody presents, and what is set for its team: see :class:`Team`."""
 
     key: Key
@@ -73,20 +73,29 @@ class TeamStore:
 
     def __init__(self, database: Database) -> None:
         self._db = database
-        self._by_digest = sa.select(api_keys, teams.c.rpm, teams.c.reuse_scope).join(
-            teams, teams.c.name == api_keys.c.team).where(database.in_keys(api_keys.c.digest, "keys"))
-        self._finding: Batcher[str, Presented | None] = Batcher(self._find)
-        self._looking: Batcher[None, tuple[bool, int | None, ReuseScope | None]] = Batcher(self._look)
+        self._by_digest = (
+            sa.select(api_keys, teams.c.rpm, teams.c.reuse_scope)
+            .join(teams, teams.c.name == api_keys.c.team)
+            .where(database.in_keys(api_keys.c.digest, "keys"))
+        )
+        self._finding: Batcher[str, AuthenticatedKey | None] = Batcher(self._find)
+        self._looking: Batcher[None, tuple[bool, int | None, ReuseScope | None]] = Batcher(
+            self._look
+        )
 
     async def create(self, name: str, actor: Actor) -> Team:
         """A new team. Raises :class:`Taken`, and :class:`Erased` where the name was another's."""
         team = Team(name, now())
         try:
-            async with self._db.writing(sight_of(actor.team)) as connection:
-                await connection.execute(teams.insert().values(name=name, created_at=team.created_at))
+            async with self._db.writing(team_scope(actor.team)) as connection:
+                await connection.execute(
+                    teams.insert().values(name=name, created_at=team.created_at)
+                )
                 await record(connection, actor, "team.created", f"team:{name}")
         except IntegrityError as error:
-            raise (Taken if name in {there.name for there in await self.all()} else Erased) from error
+            raise (
+                Taken if name in {there.name for there in await self.all()} else Erased
+            ) from error
         return team
 
     async def limit(self, name: str, rpm: int | None, actor: Actor) -> Team | None:
@@ -95,42 +104,68 @@ class TeamStore:
 
     async def change(self, name: str, values: Mapping[str, Any], actor: Actor) -> Team | None:
         """Set ``rpm``, ``reuse_scope`` or both of a team. ``None``: there is no such team."""
-        found = sa.select(teams).where(teams.c.name == name, teams.c.erased_at.is_(None)).with_for_update()
-        async with self._db.writing(sight_of(actor.team)) as connection:
+        found = (
+            sa.select(teams)
+            .where(teams.c.name == name, teams.c.erased_at.is_(None))
+            .with_for_update()
+        )
+        async with self._db.writing(team_scope(actor.team)) as connection:
             before = (await connection.execute(found)).mappings().one_or_none()
             if before is None:
                 return None
             changed = {column: value for column, value in values.items() if before[column] != value}
             if changed:
-                await connection.execute(sa.update(teams).where(teams.c.name == name).values(**changed))
-                await record(connection, actor, "team.changed", f"team:{name}", changed | {
-                    f"{column}_before": before[column] for column in changed})
+                await connection.execute(
+                    sa.update(teams).where(teams.c.name == name).values(**changed)
+                )
+                await record(
+                    connection,
+                    actor,
+                    "team.changed",
+                    f"team:{name}",
+                    changed | {f"{column}_before": before[column] for column in changed},
+                )
         return _team({**before, **changed})
 
     async def all(self) -> list[Team]:
         """Every team that there is, by name."""
-        async with self._db.reading(NOBODY) as connection:
+        async with self._db.reading(NO_TEAM) as connection:
             rows = await connection.execute(
-                sa.select(teams).where(teams.c.erased_at.is_(None)).order_by(teams.c.name))
+                sa.select(teams).where(teams.c.erased_at.is_(None)).order_by(teams.c.name)
+            )
             return [_team(row) for row in rows.mappings()]
 
     async def add_key(self, key: Key, digest: str, actor: Actor) -> None:
         """Store a key. Raises :class:`UnknownTeam`, and :class:`Taken` where the prefix is another key's."""
-        async with self._db.writing(sight_of(actor.team)) as connection:
-            known = await connection.execute(sa.select(teams.c.name).where(
-                teams.c.name == key.team, teams.c.erased_at.is_(None)))
+        async with self._db.writing(team_scope(actor.team)) as connection:
+            known = await connection.execute(
+                sa.select(teams.c.name).where(teams.c.name == key.team, teams.c.erased_at.is_(None))
+            )
             if known.scalar() is None:
                 raise UnknownTeam
             try:
-                await connection.execute(api_keys.insert().values(
-                    prefix=key.prefix, digest=digest, team=key.team, scopes=list(key.scopes), label=key.label,
-                    created_at=key.created_at, expires_at=key.expires_at))
+                await connection.execute(
+                    api_keys.insert().values(
+                        prefix=key.prefix,
+                        digest=digest,
+                        team=key.team,
+                        scopes=list(key.scopes),
+                        label=key.label,
+                        created_at=key.created_at,
+                        expires_at=key.expires_at,
+                    )
+                )
             except IntegrityError as error:
                 raise Taken from error
-            await record(connection, actor, "key.created", f"key:{key.prefix}", {
-                "team": key.team, "scopes": list(key.scopes), "expires_at": _told(key.expires_at)})
+            await record(
+                connection,
+                actor,
+                "key.created",
+                f"key:{key.prefix}",
+                {"team": key.team, "scopes": list(key.scopes), "expires_at": _told(key.expires_at)},
+            )
 
-    async def key(self, digest: str) -> Presented | None:
+    async def key(self, digest: str) -> AuthenticatedKey | None:
         """The key of this digest, be it live or not."""
         return await self._finding.submit(digest)
 
@@ -139,13 +174,17 @@ class TeamStore:
         if not text:
             return []
         query = sa.select(api_keys).where(api_keys.c.prefix.startswith(text, autoescape=True))
-        async with self._db.reading(NOBODY) as connection:
+        async with self._db.reading(NO_TEAM) as connection:
             # LIKE of SQLite takes one case for the other.
-            return [_key(row) for row in (await connection.execute(query)).mappings() if row["prefix"].startswith(text)]
+            return [
+                _key(row)
+                for row in (await connection.execute(query)).mappings()
+                if row["prefix"].startswith(text)
+            ]
 
     async def key_named(self, prefix: str) -> Key | None:
         """The key of this prefix."""
-        async with self._db.reading(NOBODY) as connection:
+        async with self._db.reading(NO_TEAM) as connection:
             rows = await connection.execute(sa.select(api_keys).where(api_keys.c.prefix == prefix))
             row = rows.mappings().first()
         return _key(row) if row is not None else None
@@ -155,7 +194,7 @@ class TeamStore:
         query = sa.select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.prefix)
         if team is not None:
             query = query.where(api_keys.c.team == team)
-        async with self._db.reading(NOBODY) as connection:
+        async with self._db.reading(NO_TEAM) as connection:
             return [_key(row) for row in (await connection.execute(query)).mappings()]
 
     async def any_key(self) -> bool:
@@ -168,7 +207,7 @@ class TeamStore:
 
     async def revoke(self, prefix: str, actor: Actor) -> Key | None:
         """End a key now; one that has been revoked before keeps its time. ``None``: there is no such key."""
-        async with self._db.writing(sight_of(actor.team)) as connection:
+        async with self._db.writing(team_scope(actor.team)) as connection:
             key = await _change(connection, _LIVING, prefix, revoked_at=now())
             if key is not None:
                 await record(connection, actor, "key.revoked", f"key:{prefix}", {"team": key.team})
@@ -178,40 +217,66 @@ class TeamStore:
         """Let a key end at a time, unless it ends before that anyway: another one takes its place. False: it was
         revoked, or there is no such key."""
         later = sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > at)
-        async with self._db.writing(sight_of(actor.team)) as connection:
-            key = await _change(connection, _LIVING, prefix,
-                                expires_at=sa.case((later, at), else_=api_keys.c.expires_at))
+        async with self._db.writing(team_scope(actor.team)) as connection:
+            key = await _change(
+                connection,
+                _LIVING,
+                prefix,
+                expires_at=sa.case((later, at), else_=api_keys.c.expires_at),
+            )
             if key is not None:
-                await record(connection, actor, "key.rotated", f"key:{prefix}", {
-                    "team": key.team, "to": by, "expires_at": _told(key.expires_at)})
+                await record(
+                    connection,
+                    actor,
+                    "key.rotated",
+                    f"key:{prefix}",
+                    {"team": key.team, "to": by, "expires_at": _told(key.expires_at)},
+                )
         return key is not None
 
     async def used(self, prefix: str) -> None:
         """Note that a key was used just now."""
-        async with self._db.writing(NOBODY) as connection:
+        async with self._db.writing(NO_TEAM) as connection:
             await _change(connection, sa.true(), prefix, last_used_at=now())
 
-    async def _find(self, digests: Sequence[str]) -> list[Presented | None]:
-        async with self._db.reading(NOBODY) as connection:
-            rows = (await connection.execute(self._by_digest, {"keys": self._db.keys(digests)})).mappings()
-            found = {row["digest"]: Presented(_key(row), row["rpm"], row["reuse_scope"]) for row in rows}
+    async def _find(self, digests: Sequence[str]) -> list[AuthenticatedKey | None]:
+        async with self._db.reading(NO_TEAM) as connection:
+            rows = (
+                await connection.execute(self._by_digest, {"keys": self._db.keys(digests)})
+            ).mappings()
+            found = {
+                row["digest"]: AuthenticatedKey(_key(row), row["rpm"], row["reuse_scope"])
+                for row in rows
+            }
         return [found.get(digest) for digest in digests]
 
-    async def _look(self, asked: Sequence[None]) -> list[tuple[bool, int | None, ReuseScope | None]]:
-        async with self._db.reading(NOBODY) as connection:
+    async def _look(
+        self, asked: Sequence[None]
+    ) -> list[tuple[bool, int | None, ReuseScope | None]]:
+        async with self._db.reading(NO_TEAM) as connection:
             there, rpm, reuse_scope = (await connection.execute(_OUTSET)).one()
         return [(bool(there), rpm, reuse_scope)] * len(asked)
 
 
 _LIVING = api_keys.c.revoked_at.is_(None)
-_OUTSET = sa.select(sa.exists(sa.select(api_keys.c.prefix)),
-                    *(sa.select(column).where(teams.c.name == DEFAULT_TEAM).scalar_subquery()
-                      for column in (teams.c.rpm, teams.c.reuse_scope)))
+_OUTSET = sa.select(
+    sa.exists(sa.select(api_keys.c.prefix)),
+    *(
+        sa.select(column).where(teams.c.name == DEFAULT_TEAM).scalar_subquery()
+        for column in (teams.c.rpm, teams.c.reuse_scope)
+    ),
+)
 
 
-async def _change(connection: AsyncConnection, which: sa.ColumnElement[bool], prefix: str, **values: Any) -> Key | None:
+async def _change(
+    connection: AsyncConnection, which: sa.ColumnElement[bool], prefix: str, **values: Any
+) -> Key | None:
     rows = await connection.execute(
-        sa.update(api_keys).where(api_keys.c.prefix == prefix, which).values(**values).returning(api_keys))
+        sa.update(api_keys)
+        .where(api_keys.c.prefix == prefix, which)
+        .values(**values)
+        .returning(api_keys)
+    )
     row = rows.mappings().first()
     return _key(row) if row is not None else None
 
@@ -225,5 +290,14 @@ def _team(row: Mapping[Any, Any]) -> Team:
 
 
 def _key(row: Mapping[Any, Any]) -> Key:
-    return Key(row["prefix"], row["team"], tuple(row["scopes"]), row["label"], as_utc(row["created_at"]),
-               *(as_utc(row[name]) if row[name] else None for name in ("expires_at", "revoked_at", "last_used_at")))
+    return Key(
+        row["prefix"],
+        row["team"],
+        tuple(row["scopes"]),
+        row["label"],
+        as_utc(row["created_at"]),
+        *(
+            as_utc(row[name]) if row[name] else None
+            for name in ("expires_at", "revoked_at", "last_used_at")
+        ),
+    )

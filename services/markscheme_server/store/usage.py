@@ -9,12 +9,21 @@ import sqlalchemy as sa
 
 from markscheme.vocabulary import UsageKey
 from markscheme_server.domain.usage import to_usd
-from markscheme_server.store.database import EVERYONE, Database, sight_of
+from markscheme_server.store.engine.database import ALL_TEAMS, Database, team_scope
 from markscheme_server.store.tables import Usd, assignments, judge_calls, past_usage
 
 MOST_BUCKETS = 1000
-_SUMS = ("calls", "failed_calls", "unpriced_calls", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd",
-         "cached_verdicts", "saved_usd")
+_SUMS = (
+    "calls",
+    "failed_calls",
+    "unpriced_calls",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "cost_usd",
+    "cached_verdicts",
+    "saved_usd",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +40,35 @@ class UsageStore:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    async def add_up(self, team: str | None, group_by: Sequence[UsageKey], *, since: date | None,
-                     until: date | None) -> tuple[list[Bucket], Bucket, bool]:
+    async def add_up(
+        self,
+        team: str | None,
+        group_by: Sequence[UsageKey],
+        *,
+        since: date | None,
+        until: date | None,
+    ) -> tuple[list[Bucket], Bucket, bool]:
         """The buckets of a team, or of all (``None``); their total; and whether there are more than are returned.
 
         By day or month they come in order of time, else the most expensive first.
         """
         books = self._books(team, since, until)
         sums = [sa.func.sum(books.c[name]).label(name) for name in _SUMS]
-        keys = [(sa.func.substr(books.c.day, 1, 7) if key == "month" else books.c[key]).label(key) for key in group_by]
-        times = [column for key, column in zip(group_by, keys, strict=True) if key in ("day", "month")]
+        keys = [
+            (sa.func.substr(books.c.day, 1, 7) if key == "month" else books.c[key]).label(key)
+            for key in group_by
+        ]
+        times = [
+            column for key, column in zip(group_by, keys, strict=True) if key in ("day", "month")
+        ]
         dearest = (sa.func.sum(books.c.cost_usd).desc(), sa.func.sum(books.c.saved_usd).desc())
-        query = (sa.select(*keys, *sums).group_by(*keys)
-                 .order_by(*times, *dearest, *(key.nulls_last() for key in keys)).limit(MOST_BUCKETS + 1))
-        async with self._db.reading(EVERYONE if team is None else sight_of(team)) as connection:
+        query = (
+            sa.select(*keys, *sums)
+            .group_by(*keys)
+            .order_by(*times, *dearest, *(key.nulls_last() for key in keys))
+            .limit(MOST_BUCKETS + 1)
+        )
+        async with self._db.reading(ALL_TEAMS if team is None else team_scope(team)) as connection:
             total = (await connection.execute(sa.select(*sums))).mappings().one()
             rows = (await connection.execute(query)).mappings().all() if keys else []
         found = [_bucket(tuple((key, row[key]) for key in group_by), row) for row in rows]
@@ -54,25 +78,49 @@ class UsageStore:
         c, a, p = judge_calls.c, assignments.c, past_usage.c
         none, zero, nothing = sa.null(), sa.literal(0), sa.literal(0, Usd)
         calls = sa.select(
-            c.team, c.run_id.label("run"), c.rubric_id.label("rubric"), c.role, c.judge,
-            self._db.day(c.created_at).label("day"), c.calls,
+            c.team,
+            c.run_id.label("run"),
+            c.rubric_id.label("rubric"),
+            c.role,
+            c.judge,
+            self._db.day(c.created_at).label("day"),
+            c.calls,
             sa.case((c.failure.is_not(None), 1), else_=0).label("failed_calls"),
-            sa.func.coalesce(c.unpriced_calls, sa.case((c.cost_usd.is_(None), c.calls), else_=0)).label(
-                "unpriced_calls"),
-            c.prompt_tokens, c.cached_tokens, c.completion_tokens,
-            sa.func.coalesce(c.cost_usd, nothing).label("cost_usd"), zero.label("cached_verdicts"),
-            sa.literal(0.0).label("saved_usd")).where(*_within(c, team, since, until))
+            sa.func.coalesce(
+                c.unpriced_calls, sa.case((c.cost_usd.is_(None), c.calls), else_=0)
+            ).label("unpriced_calls"),
+            c.prompt_tokens,
+            c.cached_tokens,
+            c.completion_tokens,
+            sa.func.coalesce(c.cost_usd, nothing).label("cost_usd"),
+            zero.label("cached_verdicts"),
+            sa.literal(0.0).label("saved_usd"),
+        ).where(*_within(c, team, since, until))
         savings = sa.select(
-            a.team, a.run_id, a.rubric_id, sa.cast(none, sa.String), sa.cast(none, sa.Text),
-            self._db.day(a.created_at), *(zero,) * 6, nothing, a.cached_verdicts, a.saved_usd).where(
-            a.cached_verdicts.is_not(None), *_within(a, team, since, until))
-        past = sa.select(p.team, p.run_id, p.rubric_id, p.role, p.judge, p.day, *(p[name] for name in _SUMS)).where(
-            *([p.team == team] if team is not None else []), *([p.day >= since.isoformat()] if since else []),
-            *([p.day < until.isoformat()] if until else []))
+            a.team,
+            a.run_id,
+            a.rubric_id,
+            sa.cast(none, sa.String),
+            sa.cast(none, sa.Text),
+            self._db.day(a.created_at),
+            *(zero,) * 6,
+            nothing,
+            a.cached_verdicts,
+            a.saved_usd,
+        ).where(a.cached_verdicts.is_not(None), *_within(a, team, since, until))
+        past = sa.select(
+            p.team, p.run_id, p.rubric_id, p.role, p.judge, p.day, *(p[name] for name in _SUMS)
+        ).where(
+            *([p.team == team] if team is not None else []),
+            *([p.day >= since.isoformat()] if since else []),
+            *([p.day < until.isoformat()] if until else []),
+        )
         return sa.union_all(calls, savings, past).subquery("books")
 
 
-def _within(columns: Any, team: str | None, since: date | None, until: date | None) -> list[sa.ColumnElement[bool]]:
+def _within(
+    columns: Any, team: str | None, since: date | None, until: date | None
+) -> list[sa.ColumnElement[bool]]:
     conditions = [columns.team == team] if team is not None else []
     if since is not None:
         conditions.append(columns.created_at >= datetime.combine(since, time(), UTC))
@@ -83,4 +131,7 @@ def _within(columns: Any, team: str | None, since: date | None, until: date | No
 
 def _bucket(group: tuple[tuple[UsageKey, str | None], ...], row: Any) -> Bucket:
     sums = {name: int(row[name] or 0) for name in _SUMS if name != "saved_usd"}
-    return Bucket(group, sums | {"cost_usd": to_usd(sums["cost_usd"]), "saved_usd": float(row["saved_usd"] or 0)})
+    return Bucket(
+        group,
+        sums | {"cost_usd": to_usd(sums["cost_usd"]), "saved_usd": float(row["saved_usd"] or 0)},
+    )

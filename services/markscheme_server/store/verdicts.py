@@ -9,16 +9,16 @@ import sqlalchemy as sa
 
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision
-from markscheme_server.store.batching import Batcher
 from markscheme_server.store.budgets import EVERYTHING, count_unheld, settle
 from markscheme_server.store.claims import Claim, ClaimStore
-from markscheme_server.store.database import Database, sight_of
-from markscheme_server.store.ids import new_id, now
+from markscheme_server.store.engine.database import Database, team_scope
+from markscheme_server.store.engine.ids import new_id, now
+from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import judge_calls, verdicts
 
 GATHER_S = 0.01
 """Under load, replies of this long go into one transaction."""
-Found = dict[str, StoredDecision]
+StoredVerdicts = dict[str, StoredDecision]
 """By address."""
 
 
@@ -77,22 +77,32 @@ class VerdictStore:
         self._db, self._claims = database, claims
         v = verdicts.c
         self._select = sa.select(v.key, v.team, v.met, v.evidence, v.cost_usd, v.rationale).where(
-            database.in_keys(v.key, "keys"))
+            database.in_keys(v.key, "keys")
+        )
         mine = claims.mine("claimed")
         claim = sa.Column("claim", v.key.type)
         # The verdicts of a claim that was taken over are left out, in the statement that finds out.
-        self._writes = database.together(
-            sa.select(mine.c.key), count_unheld(database),
+        self._writes = database.combine(
+            sa.select(mine.c.key),
+            count_unheld(database),
             database.insert_rows(judge_calls).on_conflict_do_nothing(),
-            database.insert_rows(verdicts, beside=[claim], where=lambda row: sa.or_(
-                row.claim.is_(None), row.claim.in_(sa.select(mine.c.key)))).on_conflict_do_nothing(),
-            claims.end(mine, "ending"), settle(database), answering=0)
-        self._finding: Batcher[tuple[str, tuple[str, ...]], Found] = Batcher(
-            self._find, weigh=lambda asked: len(asked[1]))
+            database.insert_rows(
+                verdicts,
+                beside=[claim],
+                where=lambda row: sa.or_(row.claim.is_(None), row.claim.in_(sa.select(mine.c.key))),
+            ).on_conflict_do_nothing(),
+            claims.end(mine, "ending"),
+            settle(database),
+            answering=0,
+        )
+        self._finding: Batcher[tuple[str, tuple[str, ...]], StoredVerdicts] = Batcher(
+            self._find, weigh=lambda asked: len(asked[1])
+        )
         self._saving: Batcher[Reply, bool] = Batcher(
-            self._save, gather_s=GATHER_S, weigh=lambda reply: 1 + len(reply.verdicts))
+            self._save, gather_s=GATHER_S, weigh=lambda reply: 1 + len(reply.verdicts)
+        )
 
-    async def find(self, team: str, keys: Iterable[str]) -> Found:
+    async def find(self, team: str, keys: Iterable[str]) -> StoredVerdicts:
         """The team's verdicts among ``keys``."""
         wanted = tuple(keys)
         return await self._finding.submit((team, wanted)) if wanted else {}
@@ -110,14 +120,18 @@ class VerdictStore:
         """Wait until everything handed in is stored."""
         await self._saving.drain()
 
-    async def _find(self, asked: Sequence[tuple[str, tuple[str, ...]]]) -> list[Found]:
+    async def _find(self, asked: Sequence[tuple[str, tuple[str, ...]]]) -> list[StoredVerdicts]:
         wanted = self._db.keys(key for _, keys in asked for key in keys)
-        async with self._db.reading(sight_of(*(team for team, _ in asked))) as connection:
+        async with self._db.reading(team_scope(*(team for team, _ in asked))) as connection:
             rows = await connection.execute(self._select, {"keys": wanted})
-            known = {key: (team, StoredDecision(met, evidence, cost, rationale))
-                     for key, team, met, evidence, cost, rationale in rows}
-        return [{key: known[key][1] for key in keys if key in known and known[key][0] == team}
-                for team, keys in asked]
+            known = {
+                key: (team, StoredDecision(met, evidence, cost, rationale))
+                for key, team, met, evidence, cost, rationale in rows
+            }
+        return [
+            {key: known[key][1] for key in keys if key in known and known[key][0] == team}
+            for team, keys in asked
+        ]
 
     async def _save(self, replies: Sequence[Reply]) -> list[bool]:
         created = now()
@@ -133,30 +147,71 @@ class VerdictStore:
                 if call.hold is not None:
                     settled.append({"id": call.hold, "team": reply.team, "usd": cost})
                 elif call.usage.settled:
-                    unheld.append({"id": call.id, "team": reply.team, "run_id": call.run_id or EVERYTHING,
-                                   "usd": cost})
+                    unheld.append(
+                        {
+                            "id": call.id,
+                            "team": reply.team,
+                            "run_id": call.run_id or EVERYTHING,
+                            "usd": cost,
+                        }
+                    )
             claim = reply.claim[0] if reply.claim else None
-            rows += [{"key": v.key, "team": reply.team, "prompt_key": v.prompt_key, "criterion_key": v.criterion_key,
-                      "response_key": v.response_key, "judge": v.judge, "met": v.met, "evidence": v.evidence,
-                      "call_id": call.id if call else None, "cost_usd": v.cost_usd, "created_at": created,
-                      "rationale": v.rationale, "claim": claim} for v in reply.verdicts]
+            rows += [
+                {
+                    "key": v.key,
+                    "team": reply.team,
+                    "prompt_key": v.prompt_key,
+                    "criterion_key": v.criterion_key,
+                    "response_key": v.response_key,
+                    "judge": v.judge,
+                    "met": v.met,
+                    "evidence": v.evidence,
+                    "call_id": call.id if call else None,
+                    "cost_usd": v.cost_usd,
+                    "created_at": created,
+                    "rationale": v.rationale,
+                    "claim": claim,
+                }
+                for v in reply.verdicts
+            ]
         claimed = {reply.claim for reply in replies if reply.claim is not None}
         ending = [reply.claim[0] for reply in replies if reply.claim is not None and reply.done]
         self._claims.forget(ending)
         # In one order, so that two writers of the same keys queue instead of locking each other out.
-        mine = await self._db.write(sight_of(*(reply.team for reply in replies)), self._writes, {
-            "judge_calls": self._db.pack(calls), "ending": self._db.keys(ending),
-            "unheld": self._db.pack(unheld),
-            "settlements": self._db.pack(sorted(settled, key=lambda row: row["id"])),
-            "verdicts": self._db.pack(sorted(rows, key=lambda row: row["key"])),
-            "claimed": self._db.pack([{"key": key, "fence": fence} for key, fence in sorted(claimed)])})
-        ours = {key for key, in mine}
+        mine = await self._db.write(
+            team_scope(*(reply.team for reply in replies)),
+            self._writes,
+            {
+                "judge_calls": self._db.pack(calls),
+                "ending": self._db.keys(ending),
+                "unheld": self._db.pack(unheld),
+                "settlements": self._db.pack(sorted(settled, key=lambda row: row["id"])),
+                "verdicts": self._db.pack(sorted(rows, key=lambda row: row["key"])),
+                "claimed": self._db.pack(
+                    [{"key": key, "fence": fence} for key, fence in sorted(claimed)]
+                ),
+            },
+        )
+        ours = {key for (key,) in mine}
         return [reply.claim is None or reply.claim[0] in ours for reply in replies]
 
     def _call_row(self, team: str, call: JudgeCall, created: datetime) -> dict[str, Any]:
         usage = call.usage
-        return {"id": call.id, "team": team, "role": call.role, "judge": call.judge, "criteria": list(call.criteria),
-                "calls": usage.calls, "prompt_tokens": usage.prompt_tokens, "cached_tokens": usage.cached_tokens,
-                "completion_tokens": usage.completion_tokens, "cost_usd": self._db.usd(usage.cost),
-                "unpriced_calls": usage.unpriced_calls, "settled_usd": self._db.usd(usage.settled),
-                "failure": call.failure, "run_id": call.run_id, "rubric_id": call.rubric_id, "created_at": created}
+        return {
+            "id": call.id,
+            "team": team,
+            "role": call.role,
+            "judge": call.judge,
+            "criteria": list(call.criteria),
+            "calls": usage.calls,
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "cost_usd": self._db.usd(usage.cost),
+            "unpriced_calls": usage.unpriced_calls,
+            "settled_usd": self._db.usd(usage.settled),
+            "failure": call.failure,
+            "run_id": call.run_id,
+            "rubric_id": call.rubric_id,
+            "created_at": created,
+        }

@@ -19,16 +19,27 @@ from markscheme_server.app import create_app
 from markscheme_server.config import Settings
 
 KEY = "the operator's own key"
-OPERATIONS = [(method.upper(), path) for path, methods in create_app(
-    Settings(_env_file=None, judge="builtin")).openapi()["paths"].items() for method in methods]
+OPERATIONS = [
+    (method.upper(), path)
+    for path, methods in create_app(Settings(_env_file=None, judge="builtin"))
+    .openapi()["paths"]
+    .items()
+    for method in methods
+]
 GUARDED = [operation for operation in OPERATIONS if operation[1].startswith("/v1/")]
 WITH_BODY = [operation for operation in GUARDED if operation[0] in ("POST", "PUT", "PATCH")]
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    settings = Settings(_env_file=None, home=tmp_path_factory.mktemp("home"), judge="builtin", api_key=KEY,
-                        key_pepper="a pepper for the tests", max_body_bytes=2000)
+    settings = Settings(
+        _env_file=None,
+        home=tmp_path_factory.mktemp("home"),
+        judge="builtin",
+        api_key=KEY,
+        key_pepper="a pepper for the tests",
+        max_body_bytes=2000,
+    )
     with running(settings) as url:
         yield url
 
@@ -48,13 +59,19 @@ def shaped(answer: httpx.Response, *statuses: int) -> None:
 
 
 def at(path: str) -> str:
-    return path.replace("{rubric_id}", "rub_none").replace("{prefix}", "mk_none0").replace("{name}", "none")
+    return (
+        path.replace("{rubric_id}", "rub_none")
+        .replace("{prefix}", "mk_none0")
+        .replace("{name}", "none")
+    )
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
 def test_without_a_key(http_client: httpx.Client, method: str, path: str) -> None:
     shaped(http_client.request(method, at(path), headers={"Authorization": ""}), 401)
-    shaped(http_client.request(method, at(path), headers={"Authorization": "Bearer mk_nonsense"}), 401)
+    shaped(
+        http_client.request(method, at(path), headers={"Authorization": "Bearer mk_nonsense"}), 401
+    )
 
 
 @pytest.mark.parametrize("path", sorted({path for _, path in OPERATIONS}))
@@ -63,25 +80,61 @@ def test_a_method_that_there_is_not(http_client: httpx.Client, path: str) -> Non
     shaped(http_client.request("BREW", at(path)), 405)
 
 
-@pytest.mark.parametrize("content", [
-    b"{", b"[]", b'{"unknown": 1}', b'{"x": NaN}', b'"\\ud800"', b"\xff", b"[" * 1000, b'{"prompt": "\\u0000"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"[]",
+        b'{"unknown": 1}',
+        b'{"x": NaN}',
+        b'"\\ud800"',
+        b"\xff",
+        b"[" * 1000,
+        b'{"prompt": "\\u0000"}',
+    ],
+)
 @pytest.mark.parametrize(("method", "path"), WITH_BODY)
-def test_a_body_that_is_none(http_client: httpx.Client, method: str, path: str, content: bytes) -> None:
-    shaped(http_client.request(method, at(path), content=content, headers={"Content-Type": "application/json"}),
-           400, 422)
+def test_a_body_that_is_none(
+    http_client: httpx.Client, method: str, path: str, content: bytes
+) -> None:
+    shaped(
+        http_client.request(
+            method, at(path), content=content, headers={"Content-Type": "application/json"}
+        ),
+        400,
+        422,
+    )
 
 
 @pytest.mark.parametrize(("method", "path"), WITH_BODY)
-def test_a_body_of_another_kind_or_too_long(http_client: httpx.Client, method: str, path: str) -> None:
-    shaped(http_client.request(method, at(path), content=b"{}", headers={"Content-Type": "text/plain"}), 400, 415, 422)
+def test_a_body_of_another_kind_or_too_long(
+    http_client: httpx.Client, method: str, path: str
+) -> None:
+    shaped(
+        http_client.request(
+            method, at(path), content=b"{}", headers={"Content-Type": "text/plain"}
+        ),
+        400,
+        415,
+        422,
+    )
     shaped(http_client.request(method, at(path), content=b" " * 2001), 413)
     shaped(http_client.request(method, at(path), content=iter([b" " * 1500] * 2)), 413)
 
 
 @pytest.mark.parametrize(("method", "path"), [o for o in GUARDED if o[0] == "GET"])
 def test_a_query_that_is_none(http_client: httpx.Client, method: str, path: str) -> None:
-    wrong = {"limit": "x", "after": "\x00", "prompt": "\x00", "group_by": "?", "since": "never", "format": "none",
-             "run": "\x00", "generations": "x", "before": "\x00"}
+    wrong = {
+        "limit": "x",
+        "after": "\x00",
+        "prompt": "\x00",
+        "group_by": "?",
+        "since": "never",
+        "format": "none",
+        "run": "\x00",
+        "generations": "x",
+        "before": "\x00",
+    }
     answer = http_client.request(method, at(path), params=wrong)
     if answer.status_code >= 400:
         shaped(answer, 404, 422)
@@ -89,26 +142,57 @@ def test_a_query_that_is_none(http_client: httpx.Client, method: str, path: str)
         assert path in ("/v1/teams", "/v1/keys"), "takes no parameter"
 
 
-@pytest.mark.parametrize("path", ["/", "/nowhere", "/v1", "/v1/rubrics/", "/v1/rubrics/%00", "/v1/../etc", "/%ff",
-                                  "/v1/rubrics/rub_none", "/v1/teams/none/budget", "//v1//rubrics"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/nowhere",
+        "/v1",
+        "/v1/rubrics/",
+        "/v1/rubrics/%00",
+        "/v1/../etc",
+        "/%ff",
+        "/v1/rubrics/rub_none",
+        "/v1/teams/none/budget",
+        "//v1//rubrics",
+    ],
+)
 def test_a_place_that_there_is_not(http_client: httpx.Client, path: str) -> None:
     shaped(http_client.get(path), 404)
 
 
-@pytest.mark.parametrize(("path", "headers"), [
-    ("/v1/scores", {"X-Deadline-Ms": "soon"}), ("/v1/scores", {"X-Deadline-Ms": "-1"}),
-    ("/v1/rubrics", {"Idempotency-Key": "k" * 256})])
-def test_a_header_that_is_none(http_client: httpx.Client, path: str, headers: dict[str, str]) -> None:
-    bodies = {"/v1/rubrics": {"prompt": "p", "criteria": [{"text": "t", "points": 1}]},
-              "/v1/scores": {"groups": [{"id": "g", "prompt": "p", "rollouts": [{"id": "r", "text": "x"}]}]}}
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/v1/scores", {"X-Deadline-Ms": "soon"}),
+        ("/v1/scores", {"X-Deadline-Ms": "-1"}),
+        ("/v1/rubrics", {"Idempotency-Key": "k" * 256}),
+    ],
+)
+def test_a_header_that_is_none(
+    http_client: httpx.Client, path: str, headers: dict[str, str]
+) -> None:
+    bodies = {
+        "/v1/rubrics": {"prompt": "p", "criteria": [{"text": "t", "points": 1}]},
+        "/v1/scores": {
+            "groups": [{"id": "g", "prompt": "p", "rollouts": [{"id": "r", "text": "x"}]}]
+        },
+    }
     shaped(http_client.post(path, json=bodies[path], headers=headers), 400, 422)
 
 
 def test_two_lengths(url: str) -> None:
     host = urlsplit(url)
     connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=20)
-    connection.request("POST", "/v1/rubrics", headers={
-        "Content-Length": "5", "Transfer-Encoding": "chunked", "Authorization": f"Bearer {KEY}"})
+    connection.request(
+        "POST",
+        "/v1/rubrics",
+        headers={
+            "Content-Length": "5",
+            "Transfer-Encoding": "chunked",
+            "Authorization": f"Bearer {KEY}",
+        },
+    )
     connection.send(b"0\r\n\r\n")
     answer = connection.getresponse()
     assert answer.status == 400

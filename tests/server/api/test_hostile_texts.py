@@ -50,70 +50,166 @@ def taught(**more: Any) -> Body:
     return {"entries": [{"prompt": PROMPT, "responses": ["red"]} | more]}
 
 
-RUBRICS, SCORES, INDUCE, TEACH = "/v1/rubrics", "/v1/scores", "/v1/rubrics:induce", "/v1/teacher-responses"
+RUBRICS, SCORES, INDUCE, TEACH = (
+    "/v1/rubrics",
+    "/v1/scores",
+    "/v1/rubrics:induce",
+    "/v1/teacher-responses",
+)
 FIELDS = {
-    "rubric prompt": Field("POST", RUBRICS, lambda t: RUBRIC | {"prompt": t}, lambda a: a["prompt"][0]["content"]),
-    "rubric message": Field("POST", RUBRICS, lambda t: RUBRIC | {"prompt": [{"role": "user", "content": t}]},
-                            lambda a: a["prompt"][0]["content"]),
-    "criterion": Field("POST", RUBRICS, lambda t: RUBRIC | {"criteria": [{"text": t, "points": 1}]},
-                       lambda a: a["criteria"][0]["text"]),
-    "criterion id": Field("POST", RUBRICS, lambda t: RUBRIC | {"criteria": [CRITERION | {"id": t}]}),
-    "criterion category": Field("POST", RUBRICS, lambda t: RUBRIC | {"criteria": [CRITERION | {"category": t}]}),
-    "criterion source": Field("POST", RUBRICS, lambda t: RUBRIC | {"criteria": [
-        CRITERION | {"source": t, "text": f"It is text {HOSTILE_TEXTS.index(t)}."}]},  # of the same words: one rubric
-                              lambda a: a["criteria"][0]["source"]),
-    "contained text": Field("POST", RUBRICS, lambda t: RUBRIC | {"criteria": [
-        CRITERION | {"check": {"kind": "contains", "texts": [t]}}]}, lambda a: a["criteria"][0]["check"]["texts"][0]),
-    "pattern": Field("POST", RUBRICS, lambda t: RUBRIC | {"criteria": [
-        CRITERION | {"check": {"kind": "regex", "pattern": t}}]}, lambda a: a["criteria"][0]["check"]["pattern"]),
-    "rubric tag": Field("POST", RUBRICS, lambda t: {"prompt": PROMPT, "tags": [t], "criteria": [
-        {"text": f"It is tag {HOSTILE_TEXTS.index(t)}.", "points": 1}]}, lambda a: a["tags"][0]),
+    "rubric prompt": Field(
+        "POST", RUBRICS, lambda t: RUBRIC | {"prompt": t}, lambda a: a["prompt"][0]["content"]
+    ),
+    "rubric message": Field(
+        "POST",
+        RUBRICS,
+        lambda t: RUBRIC | {"prompt": [{"role": "user", "content": t}]},
+        lambda a: a["prompt"][0]["content"],
+    ),
+    "criterion": Field(
+        "POST",
+        RUBRICS,
+        lambda t: RUBRIC | {"criteria": [{"text": t, "points": 1}]},
+        lambda a: a["criteria"][0]["text"],
+    ),
+    "criterion id": Field(
+        "POST", RUBRICS, lambda t: RUBRIC | {"criteria": [CRITERION | {"id": t}]}
+    ),
+    "criterion category": Field(
+        "POST", RUBRICS, lambda t: RUBRIC | {"criteria": [CRITERION | {"category": t}]}
+    ),
+    "criterion source": Field(
+        "POST",
+        RUBRICS,
+        lambda t: (
+            RUBRIC
+            | {
+                "criteria": [
+                    CRITERION | {"source": t, "text": f"It is text {HOSTILE_TEXTS.index(t)}."}
+                ]
+            }
+        ),  # of the same words: one rubric
+        lambda a: a["criteria"][0]["source"],
+    ),
+    "contained text": Field(
+        "POST",
+        RUBRICS,
+        lambda t: (
+            RUBRIC | {"criteria": [CRITERION | {"check": {"kind": "contains", "texts": [t]}}]}
+        ),
+        lambda a: a["criteria"][0]["check"]["texts"][0],
+    ),
+    "pattern": Field(
+        "POST",
+        RUBRICS,
+        lambda t: RUBRIC | {"criteria": [CRITERION | {"check": {"kind": "regex", "pattern": t}}]},
+        lambda a: a["criteria"][0]["check"]["pattern"],
+    ),
+    "rubric tag": Field(
+        "POST",
+        RUBRICS,
+        lambda t: {
+            "prompt": PROMPT,
+            "tags": [t],
+            "criteria": [{"text": f"It is tag {HOSTILE_TEXTS.index(t)}.", "points": 1}],
+        },
+        lambda a: a["tags"][0],
+    ),
     "shared with": Field("PATCH", "/v1/rubrics/{rubric}", lambda t: {"shared_with": [t]}),
-    "fork": Field("POST", "/v1/rubrics/{rubric}:fork", lambda t: {"criteria": [{"text": t, "points": 1}]},
-                  lambda a: a["criteria"][0]["text"]),
-    "import": Field("POST", "/v1/rubrics:import", lambda t: {"format": "rar", "content": {
-        "question": t, "rubric": [{"title": t, "description": t, "weight": 1}]}}),
+    "fork": Field(
+        "POST",
+        "/v1/rubrics/{rubric}:fork",
+        lambda t: {"criteria": [{"text": t, "points": 1}]},
+        lambda a: a["criteria"][0]["text"],
+    ),
+    "import": Field(
+        "POST",
+        "/v1/rubrics:import",
+        lambda t: {
+            "format": "rar",
+            "content": {"question": t, "rubric": [{"title": t, "description": t, "weight": 1}]},
+        },
+    ),
     "scored prompt": Field("POST", SCORES, lambda t: scored(groups=[group(prompt=t)])),
-    "group id": Field("POST", SCORES, lambda t: scored(groups=[group(id=t)]), lambda a: a["groups"][0]["id"]),
-    "rollout id": Field("POST", SCORES, lambda t: scored(groups=[group(rollouts=[{"id": t, "text": "red"}])]),
-                        lambda a: a["groups"][0]["rollouts"][0]["id"]),
-    "rollout": Field("POST", SCORES, lambda t: scored(groups=[group(rollouts=[{"id": "r", "text": t}])]), models=True),
+    "group id": Field(
+        "POST", SCORES, lambda t: scored(groups=[group(id=t)]), lambda a: a["groups"][0]["id"]
+    ),
+    "rollout id": Field(
+        "POST",
+        SCORES,
+        lambda t: scored(groups=[group(rollouts=[{"id": t, "text": "red"}])]),
+        lambda a: a["groups"][0]["rollouts"][0]["id"],
+    ),
+    "rollout": Field(
+        "POST",
+        SCORES,
+        lambda t: scored(groups=[group(rollouts=[{"id": "r", "text": t}])]),
+        models=True,
+    ),
     "rubric id": Field("POST", SCORES, lambda t: scored(groups=[group(rubric_id=t)])),
     "run": Field("POST", SCORES, lambda t: scored(run={"id": t, "step": 1})),
     "judge": Field("POST", SCORES, lambda t: scored(judge=t)),
     "wanted teacher": Field("POST", SCORES, lambda t: scored(teacher_model=t)),
     "wanted rubricator": Field("POST", SCORES, lambda t: scored(rubricator=t)),
-    "teacher of a group": Field("POST", SCORES, lambda t: scored(groups=[group(teacher_responses=[t])]), models=True),
+    "teacher of a group": Field(
+        "POST", SCORES, lambda t: scored(groups=[group(teacher_responses=[t])]), models=True
+    ),
     "induced prompt": Field("POST", INDUCE, lambda t: induced(prompt=t)),
-    "student response": Field("POST", INDUCE, lambda t: induced(student_responses=[t]), models=True),
-    "teacher response": Field("POST", INDUCE, lambda t: induced(teacher_responses=[t]), models=True),
+    "student response": Field(
+        "POST", INDUCE, lambda t: induced(student_responses=[t]), models=True
+    ),
+    "teacher response": Field(
+        "POST", INDUCE, lambda t: induced(teacher_responses=[t]), models=True
+    ),
     "run of an induction": Field("POST", INDUCE, lambda t: induced(run=t)),
     "bank prompt": Field("POST", TEACH, lambda t: taught(prompt=t)),
     "bank response": Field("POST", TEACH, lambda t: taught(responses=[t]), models=True),
     "bank model": Field("POST", TEACH, lambda t: taught(model=t)),
     "team": Field("POST", "/v1/teams", lambda t: {"name": t}, lambda a: a["name"]),
     "team of a key": Field("POST", "/v1/keys", lambda t: {"team": t, "scopes": ["read"]}),
-    "label of a key": Field("POST", "/v1/keys", lambda t: {"team": "default", "scopes": ["read"], "label": t},
-                            lambda a: a["label"]),
+    "label of a key": Field(
+        "POST",
+        "/v1/keys",
+        lambda t: {"team": "default", "scopes": ["read"], "label": t},
+        lambda a: a["label"],
+    ),
     "scope of a key": Field("POST", "/v1/keys", lambda t: {"team": "default", "scopes": [t]}),
 }
 QUERIES = {
-    RUBRICS: ("prompt", "text", "tag", "category", "team", "teacher_model", "rubricator", "origin", "after",
-              "prompt_key"),
-    TEACH: ("prompt",), "/v1/usage": ("run", "team", "judge", "group_by", "since"), "/v1/audit": ("team", "after"),
-    "/v1/teams/default/budget": ("run",)}
+    RUBRICS: (
+        "prompt",
+        "text",
+        "tag",
+        "category",
+        "team",
+        "teacher_model",
+        "rubricator",
+        "origin",
+        "after",
+        "prompt_key",
+    ),
+    TEACH: ("prompt",),
+    "/v1/usage": ("run", "team", "judge", "group_by", "since"),
+    "/v1/audit": ("team", "after"),
+    "/v1/teams/default/budget": ("run",),
+}
 
 
 @pytest.fixture
-def asking(start: Callable[..., str]) -> Iterator[httpx.Client]:  # noqa: F811
-    with httpx.Client(base_url=start(**OPERATOR), timeout=30,
-                      headers={"Authorization": f"Bearer {OPERATOR['api_key']}"}) as made:
+def asking(start: Callable[..., str]) -> Iterator[httpx.Client]:
+    with httpx.Client(
+        base_url=start(**OPERATOR),
+        timeout=30,
+        headers={"Authorization": f"Bearer {OPERATOR['api_key']}"},
+    ) as made:
         yield made
 
 
 def send(asking: httpx.Client, method: str, path: str, body: Body) -> httpx.Response:
     """The body as ASCII, so that half a surrogate pair can be sent."""
-    return asking.request(method, path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    return asking.request(
+        method, path, content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
 
 
 def test_there_are_a_hundred() -> None:
@@ -121,8 +217,9 @@ def test_there_are_a_hundred() -> None:
 
 
 @EACH
-def test_a_field_keeps_them_or_refuses_them(each: int, asking: httpx.Client,
-                                            record_property: Callable[[str, str], None]) -> None:
+def test_a_field_keeps_them_or_refuses_them(
+    each: int, asking: httpx.Client, record_property: Callable[[str, str], None]
+) -> None:
     """Never a 5xx; what is told again is what was sent; what holds no text is refused."""
     rubric = send(asking, "POST", RUBRICS, RUBRIC).json()["id"]
     taken = refused = 0
@@ -130,7 +227,11 @@ def test_a_field_keeps_them_or_refuses_them(each: int, asking: httpx.Client,
         path = field.path.replace("{rubric}", rubric)
         for text in HOSTILE_TEXTS[::each]:
             answer = send(asking, field.method, path, field.body(text))
-            assert answer.status_code in (200, 201, 400, 404, 409, 422), (name, text[:60], answer.text[:300])
+            assert answer.status_code in (200, 201, 400, 404, 409, 422), (
+                name,
+                text[:60],
+                answer.text[:300],
+            )
             if answer.status_code >= 400:
                 refused += 1
                 assert not (field.models and text), (name, text[:60], answer.text[:300])
@@ -141,18 +242,25 @@ def test_a_field_keeps_them_or_refuses_them(each: int, asking: httpx.Client,
             assert told in (None, text), (name, text[:60], told and told[:60])
     assert asking.get(f"/v1/rubrics/{rubric}").json()["criteria"][0]["text"] == CRITERION["text"]
     assert min(taken, refused) > 1000 / each
-    record_property("figure", f"{len(HOSTILE_TEXTS[::each])} texts in {len(FIELDS)} fields: {taken} taken, "
-                              f"{refused} refused, no 5xx")
+    record_property(
+        "figure",
+        f"{len(HOSTILE_TEXTS[::each])} texts in {len(FIELDS)} fields: {taken} taken, "
+        f"{refused} refused, no 5xx",
+    )
 
 
 def test_what_was_stored_is_read_back_unchanged(asking: httpx.Client) -> None:
     kept = {}
     for text in HOSTILE_TEXTS:
-        made = send(asking, "POST", RUBRICS, {"prompt": text, "criteria": [{"text": "t", "points": 1}]})
+        made = send(
+            asking, "POST", RUBRICS, {"prompt": text, "criteria": [{"text": "t", "points": 1}]}
+        )
         if made.status_code == 201:
             kept[made.json()["id"]] = text
     for name, text in kept.items():
-        assert asking.get(f"/v1/rubrics/{name}").json()["prompt"] == [{"role": "user", "content": text}]
+        assert asking.get(f"/v1/rubrics/{name}").json()["prompt"] == [
+            {"role": "user", "content": text}
+        ]
     bank = [text for text in HOSTILE_TEXTS if text]
     assert send(asking, "POST", TEACH, taught(responses=["red"])).status_code == 200
     for text in bank:
@@ -162,16 +270,28 @@ def test_what_was_stored_is_read_back_unchanged(asking: httpx.Client) -> None:
 
 
 @EACH
-def test_a_query_or_a_path_finds_nothing_by_them_and_changes_nothing(each: int, asking: httpx.Client) -> None:
+def test_a_query_or_a_path_finds_nothing_by_them_and_changes_nothing(
+    each: int, asking: httpx.Client
+) -> None:
     rubric = send(asking, "POST", RUBRICS, RUBRIC).json()["id"]
     for text in HOSTILE_TEXTS[::each]:
         sent = quote(text.encode("utf-8", "surrogatepass")[:4000])
         for path, names in QUERIES.items():
             for name in names:
                 answer = asking.get(f"{path}?{name}={sent}")
-                assert answer.status_code in (200, 400, 404, 422), (path, name, text[:60], answer.text[:300])
+                assert answer.status_code in (200, 400, 404, 422), (
+                    path,
+                    name,
+                    text[:60],
+                    answer.text[:300],
+                )
         for path in ("/v1/rubrics/{}", "/v1/rubrics/{}/lineage", "/v1/teams/{}/budget"):
             answer = asking.get(path.format(quote(sent, safe="%")))
             assert answer.status_code in (200, 400, 404, 422), (path, text[:60], answer.text[:300])
-        assert asking.delete(f"/v1/teams/{quote(sent, safe='%')}").status_code in (400, 404, 405, 422), text[:60]
+        assert asking.delete(f"/v1/teams/{quote(sent, safe='%')}").status_code in (
+            400,
+            404,
+            405,
+            422,
+        ), text[:60]
     assert [r["id"] for r in asking.get(RUBRICS).json()["data"]] == [rubric]

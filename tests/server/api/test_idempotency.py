@@ -16,14 +16,18 @@ import sqlalchemy as sa
 from fakes.judge import ScriptedJudge, well_behaved
 from fakes.service import running
 from markscheme_server.config import Settings
-from markscheme_server.store.database import EVERYONE
+from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import idempotency_keys
 
 RUBRICS, INDUCE = "/v1/rubrics", "/v1/rubrics:induce"
 CREATE = {"prompt": "Name a colour.", "criteria": [{"text": "It names one.", "points": 1}]}
 ASK = {"prompt": "Name a colour.", "teacher_responses": ["Blue."], "student_responses": ["Brot."]}
-UNREADABLE = {"prompt": "Tell me about the sea.", "teacher_responses": ["Deep."], "student_responses": ["Wet."]}
+UNREADABLE = {
+    "prompt": "Tell me about the sea.",
+    "teacher_responses": ["Deep."],
+    "student_responses": ["Wet."],
+}
 
 
 @pytest.fixture
@@ -38,7 +42,9 @@ def http(serve: Callable[..., str], settings: dict[str, Any]) -> Iterator[httpx.
         yield client
 
 
-def post(http: httpx.Client, key: str | None, body: Any = CREATE, path: str = RUBRICS) -> httpx.Response:
+def post(
+    http: httpx.Client, key: str | None, body: Any = CREATE, path: str = RUBRICS
+) -> httpx.Response:
     return http.post(path, json=body, headers={} if key is None else {"Idempotency-Key": key})
 
 
@@ -52,9 +58,10 @@ def code(response: httpx.Response) -> tuple[int, str]:
 
 def change(settings: dict[str, Any], **values: Any) -> int:
     """Write into all rows, past the service; how many there are."""
+
     async def run() -> int:
         store = Store(Settings(_env_file=None, **settings).sqlalchemy_url)
-        async with store.database.writing(EVERYONE) as connection:
+        async with store.database.writing(ALL_TEAMS) as connection:
             changed = await connection.execute(sa.update(idempotency_keys).values(**values))
         await store.close()
         return int(changed.rowcount)
@@ -88,7 +95,10 @@ def test_the_same_call_is_answered_with_the_same_bytes(http: httpx.Client) -> No
 def test_replays_outlive_the_process(settings: dict[str, Any], tmp_path: Any) -> None:
     contents = []
     for _ in range(2):
-        with running(Settings(_env_file=None, home=tmp_path, **settings)) as url, httpx.Client(base_url=url) as http:
+        with (
+            running(Settings(_env_file=None, home=tmp_path, **settings)) as url,
+            httpx.Client(base_url=url) as http,
+        ):
             contents.append(post(http, "k").content)
             last = post(http, "k")
     assert contents[0] == contents[1] == last.content
@@ -111,7 +121,9 @@ def test_routes_are_apart(http: httpx.Client) -> None:
     assert replayed(post(http, "k", ASK, INDUCE))
 
 
-def test_a_running_call_is_a_conflict_and_then_replays(http: httpx.Client, judge: ScriptedJudge) -> None:
+def test_a_running_call_is_a_conflict_and_then_replays(
+    http: httpx.Client, judge: ScriptedJudge
+) -> None:
     judge.script = held = Held()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(post, http, "k", ASK, INDUCE)
@@ -130,10 +142,11 @@ def test_a_running_call_is_a_conflict_and_then_replays(http: httpx.Client, judge
 
 
 def test_a_lease_is_kept_alive_while_the_work_goes_on(
-        serve: Callable[..., str], settings: dict[str, Any], judge: ScriptedJudge) -> None:
+    serve: Callable[..., str], settings: dict[str, Any], judge: ScriptedJudge
+) -> None:
     judge.script = held = Held()
-    with httpx.Client(base_url=serve(**settings | {"claim_lease_s": 1.0, "judge_timeout_s": 30.0}), timeout=30) as http, \
-            ThreadPoolExecutor() as pool:
+    url = serve(**settings | {"claim_lease_s": 1.0, "judge_timeout_s": 30.0})
+    with httpx.Client(base_url=url, timeout=30) as http, ThreadPoolExecutor() as pool:
         first = pool.submit(post, http, "k", ASK, INDUCE)
         assert held.asked.wait(10)
         for _ in range(3):
@@ -162,7 +175,8 @@ def test_a_failure_of_the_judge_is_not_kept(http: httpx.Client, judge: ScriptedJ
 
 
 def test_a_refusal_by_the_work_itself_is_kept(
-        serve: Callable[..., str], settings: dict[str, Any]) -> None:
+    serve: Callable[..., str], settings: dict[str, Any]
+) -> None:
     with httpx.Client(base_url=serve(**settings | {"judge": "builtin"}), timeout=30) as http:
         first, second = (post(http, "k", UNREADABLE, INDUCE) for _ in range(2))
         assert code(first) == (422, "no_rubric")
@@ -170,24 +184,44 @@ def test_a_refusal_by_the_work_itself_is_kept(
         assert (replayed(first), replayed(second)) == (False, True)
 
 
-@pytest.mark.parametrize("body", [
-    {"prompt": "p"}, {}, CREATE | {"unknown": 1}, CREATE | {"criteria": [{"text": "t", "points": 0}]},
-    CREATE | {"criteria": [{"text": "t", "points": 1, "check": {"kind": "regex", "pattern": "(("}}]}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "p"},
+        {},
+        CREATE | {"unknown": 1},
+        CREATE | {"criteria": [{"text": "t", "points": 0}]},
+        CREATE
+        | {"criteria": [{"text": "t", "points": 1, "check": {"kind": "regex", "pattern": "(("}}]},
+    ],
+)
 def test_a_body_that_is_refused_leaves_no_trace(http: httpx.Client, body: Any) -> None:
     assert post(http, "k", body).status_code == 422
     assert post(http, "k").status_code == 201
 
 
-@pytest.mark.parametrize(("key", "status"), [
-    ("k" * 255, 201), ("a key: with ~ all {printable} signs!", 201), ("k" * 256, 422), ("", 422),
-    ("tab\there", 422), ("schlüssel".encode("latin-1"), 422), ("ключ".encode(), 422)])
-def test_keys_are_up_to_255_printable_characters(http: httpx.Client, key: str | bytes, status: int) -> None:
+@pytest.mark.parametrize(
+    ("key", "status"),
+    [
+        ("k" * 255, 201),
+        ("a key: with ~ all {printable} signs!", 201),
+        ("k" * 256, 422),
+        ("", 422),
+        ("tab\there", 422),
+        ("schlüssel".encode("latin-1"), 422),
+        ("ключ".encode(), 422),
+    ],
+)
+def test_keys_are_up_to_255_printable_characters(
+    http: httpx.Client, key: str | bytes, status: int
+) -> None:
     response = http.post(RUBRICS, json=CREATE, headers=[(b"idempotency-key", key)])  # type: ignore[list-item]
     assert response.status_code == status
 
 
 def test_what_a_killed_process_left_is_taken_over_when_its_lease_is_over(
-        http: httpx.Client, settings: dict[str, Any]) -> None:
+    http: httpx.Client, settings: dict[str, Any]
+) -> None:
     first = post(http, "k")
     assert change(settings, status=None, body=None, expires_at=time.time() + 3600) == 1
     waiting = post(http, "k")
@@ -201,7 +235,8 @@ def test_what_a_killed_process_left_is_taken_over_when_its_lease_is_over(
 
 
 def test_an_owner_that_lost_its_row_gives_the_heirs_answer(
-        http: httpx.Client, settings: dict[str, Any], judge: ScriptedJudge) -> None:
+    http: httpx.Client, settings: dict[str, Any], judge: ScriptedJudge
+) -> None:
     judge.script = held = Held()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(post, http, "k", ASK, INDUCE)
@@ -214,7 +249,12 @@ def test_an_owner_that_lost_its_row_gives_the_heirs_answer(
 def test_a_caller_that_leaves_frees_its_key(http: httpx.Client, judge: ScriptedJudge) -> None:
     judge.script = held = Held()
     leaving = HTTPConnection(http.base_url.host, http.base_url.port, timeout=10)
-    leaving.request("POST", INDUCE, json.dumps(ASK), {"content-type": "application/json", "idempotency-key": "k"})
+    leaving.request(
+        "POST",
+        INDUCE,
+        json.dumps(ASK),
+        {"content-type": "application/json", "idempotency-key": "k"},
+    )
     assert held.asked.wait(10)
     leaving.close()
     held.let.set()

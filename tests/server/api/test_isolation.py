@@ -9,7 +9,14 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from server.api.test_keys import Keys, organisation, start  # noqa: F401 (fixtures)
 
@@ -39,8 +46,10 @@ class Known:
 
 
 def machine(url: str, keys: dict[str, str]) -> type[RuleBasedStateMachine]:
-    clients = {team: httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
-               for team, key in keys.items()}
+    clients = {
+        team: httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+        for team, key in keys.items()
+    }
 
     class Organisation(RuleBasedStateMachine):
         rubrics = Bundle("rubrics")
@@ -55,7 +64,9 @@ def machine(url: str, keys: dict[str, str]) -> type[RuleBasedStateMachine]:
             assert answer.status_code == 201, answer.text
             name = answer.json()["id"]
             if name in self.known:
-                newest = max((k for k in self.known.values() if k.team == team), key=lambda k: k.number)
+                newest = max(
+                    (k for k in self.known.values() if k.team == team), key=lambda k: k.number
+                )
                 assert self.known[name] is newest
                 assert (newest.word, newest.retired) == (word, False)
                 return multiple()
@@ -69,24 +80,40 @@ def machine(url: str, keys: dict[str, str]) -> type[RuleBasedStateMachine]:
 
         @rule(target=rubrics, name=rubrics, team=teams)
         def fork(self, name: str, team: str) -> Any:
-            source, answer = self.known[name], clients[team].post(f"/v1/rubrics/{name}:fork", json={})
+            source, answer = (
+                self.known[name],
+                clients[team].post(f"/v1/rubrics/{name}:fork", json={}),
+            )
             if not source.seen_by(team):
                 assert answer.status_code == 404
                 return multiple()
             return self.keep(answer, team, source.word)
 
-        @rule(name=rubrics, team=teams, change=st.one_of(
-            st.fixed_dictionaries({"visibility": st.sampled_from(("private", "organisation"))}),
-            st.fixed_dictionaries({"shared_with": st.lists(teams, max_size=2)}),
-            st.fixed_dictionaries({"retired": st.booleans()})))
+        @rule(
+            name=rubrics,
+            team=teams,
+            change=st.one_of(
+                st.fixed_dictionaries({"visibility": st.sampled_from(("private", "organisation"))}),
+                st.fixed_dictionaries({"shared_with": st.lists(teams, max_size=2)}),
+                st.fixed_dictionaries({"retired": st.booleans()}),
+            ),
+        )
         def change(self, name: str, team: str, change: dict[str, Any]) -> None:
-            known, answer = self.known[name], clients[team].patch(f"/v1/rubrics/{name}", json=change)
+            known, answer = (
+                self.known[name],
+                clients[team].patch(f"/v1/rubrics/{name}", json=change),
+            )
             if team != known.team:
                 assert answer.status_code == (403 if known.seen_by(team) else 404)
                 return
             assert answer.status_code == 200
-            known.open_to_all = change.get("visibility", "organisation" if known.open_to_all else "") == "organisation"
-            known.shared = set(change["shared_with"]) - {team} if "shared_with" in change else known.shared
+            known.open_to_all = (
+                change.get("visibility", "organisation" if known.open_to_all else "")
+                == "organisation"
+            )
+            known.shared = (
+                set(change["shared_with"]) - {team} if "shared_with" in change else known.shared
+            )
             known.retired = change.get("retired", known.retired)
             assert set(answer.json()["shared_with"]) == known.shared
 
@@ -116,22 +143,56 @@ def machine(url: str, keys: dict[str, str]) -> type[RuleBasedStateMachine]:
         @invariant()
         def each_team_sees_what_it_may_and_gets_the_nearest(self) -> None:
             for team in TEAMS:
-                listed = clients[team].get("/v1/rubrics", params={"prompt": self.prompt, "limit": 100}).json()["data"]
-                assert {r["id"] for r in listed} == {name for name, k in self.known.items() if k.seen_by(team)}
+                listed = (
+                    clients[team]
+                    .get("/v1/rubrics", params={"prompt": self.prompt, "limit": 100})
+                    .json()["data"]
+                )
+                assert {r["id"] for r in listed} == {
+                    name for name, k in self.known.items() if k.seen_by(team)
+                }
                 assert all(r["team"] == team or r["shared_with"] == [] for r in listed)
-                open_to = {name: k for name, k in self.known.items() if k.seen_by(team) and not k.retired}
+                open_to = {
+                    name: k for name, k in self.known.items() if k.seen_by(team) and not k.retired
+                }
                 expected = min(open_to, key=lambda name: open_to[name].rank(team), default=None)
-                scored = clients[team].post("/v1/scores", json={"reuse": "frozen", "groups": [
-                    {"id": "g", "prompt": self.prompt, "rollouts": [{"id": "r", "text": "red"}]}]}).json()["groups"][0]
+                scored = (
+                    clients[team]
+                    .post(
+                        "/v1/scores",
+                        json={
+                            "reuse": "frozen",
+                            "groups": [
+                                {
+                                    "id": "g",
+                                    "prompt": self.prompt,
+                                    "rollouts": [{"id": "r", "text": "red"}],
+                                }
+                            ],
+                        },
+                    )
+                    .json()["groups"][0]
+                )
                 assert (scored["rubric"] or {}).get("id") == expected
 
     return Organisation
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
-def test_no_team_sees_or_gets_what_it_may_not(organisation: Keys, start: Callable[..., str]) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    "database_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
+)
+def test_no_team_sees_or_gets_what_it_may_not(
+    organisation: Keys, start: Callable[..., str]
+) -> None:
     organisation.team("green")
     keys = {team: organisation.key(team, "read", "score", "induce") for team in TEAMS}
-    run_state_machine_as_test(machine(start(), keys), settings=settings(
-        max_examples=6, stateful_step_count=15, deadline=None, derandomize=True,
-        suppress_health_check=list(HealthCheck)))
+    run_state_machine_as_test(
+        machine(start(), keys),
+        settings=settings(
+            max_examples=6,
+            stateful_step_count=15,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

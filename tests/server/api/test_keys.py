@@ -16,35 +16,56 @@ import sqlalchemy as sa
 
 from fakes.processes import command
 from fakes.service import running
+from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.app import create_app
 from markscheme_server.config import Settings
 from markscheme_server.domain import keys
-from markscheme_server.grading.identity import Identity
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.database import EVERYONE
-from markscheme_server.store.ids import now
-from markscheme_server.store.migrating import migrate
+from markscheme_server.store.engine.database import ALL_TEAMS
+from markscheme_server.store.engine.ids import now
+from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.store import Store
 
 PEPPER = "a pepper for the tests"
 OPERATOR = "the operator's own key"
 PROMPT = "Name a colour."
-RUBRIC = {"prompt": PROMPT, "criteria": [{"text": "It names red.", "points": 1,
-                                          "check": {"kind": "contains", "texts": ["red"]}}]}
-SCORE = {"reuse": "frozen", "groups": [{"id": "g", "prompt": PROMPT, "rollouts": [{"id": "r", "text": "red"}]}]}
+RUBRIC = {
+    "prompt": PROMPT,
+    "criteria": [
+        {"text": "It names red.", "points": 1, "check": {"kind": "contains", "texts": ["red"]}}
+    ],
+}
+SCORE = {
+    "reuse": "frozen",
+    "groups": [{"id": "g", "prompt": PROMPT, "rollouts": [{"id": "r", "text": "red"}]}],
+}
 CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
     ("POST", "/v1/rubrics"): ("induce", RUBRIC),
     ("GET", "/v1/rubrics"): ("read", None),
     ("GET", "/v1/rubrics/{rubric_id}"): ("read", None),
     ("POST", "/v1/rubrics/{rubric_id}:fork"): ("induce", {}),
     ("PATCH", "/v1/rubrics/{rubric_id}"): ("induce", {"tags": ["t"]}),
-    ("POST", "/v1/rubrics:import"): ("induce", {"format": "rar", "content": {
-        "question": PROMPT, "rubric": [{"title": "c1", "description": "It names red.", "weight": 1}]}}),
+    ("POST", "/v1/rubrics:import"): (
+        "induce",
+        {
+            "format": "rar",
+            "content": {
+                "question": PROMPT,
+                "rubric": [{"title": "c1", "description": "It names red.", "weight": 1}],
+            },
+        },
+    ),
     ("GET", "/v1/rubrics/{rubric_id}/export"): ("read", None),
     ("GET", "/v1/rubrics/{rubric_id}/lineage"): ("read", None),
-    ("POST", "/v1/rubrics:induce"): ("induce", {"prompt": "Use no commas.", "student_responses": ["a, b"]}),
+    ("POST", "/v1/rubrics:induce"): (
+        "induce",
+        {"prompt": "Use no commas.", "student_responses": ["a, b"]},
+    ),
     ("POST", "/v1/scores"): ("score", SCORE),
-    ("POST", "/v1/teacher-responses"): ("induce", {"entries": [{"prompt": PROMPT, "responses": ["red"]}]}),
+    ("POST", "/v1/teacher-responses"): (
+        "induce",
+        {"entries": [{"prompt": PROMPT, "responses": ["red"]}]},
+    ),
     ("GET", "/v1/teacher-responses"): ("read", None),
     ("POST", "/v1/teacher-responses:sample"): ("induce", {"prompt": PROMPT}),
     ("POST", "/v1/teams"): ("admin", {"name": "green"}),
@@ -72,14 +93,14 @@ class Keys:
     def __init__(self, url: str, pepper: str = PEPPER) -> None:
         self.url, self.pepper, self.migrated = url, pepper, False
 
-    def do(self, work: Callable[[Identity], Any]) -> Any:
+    def do(self, work: Callable[[Authenticator], Any]) -> Any:
         async def run() -> Any:
             store = Store(Settings(_env_file=None, database_url=self.url).sqlalchemy_url)
             try:
                 if not self.migrated:
                     await migrate(store.database)
                     self.migrated = True
-                return await work(Identity(store.teams, operator_key=None, pepper=self.pepper))
+                return await work(Authenticator(store.teams, operator_key=None, pepper=self.pepper))
             finally:
                 await store.close()
 
@@ -92,14 +113,20 @@ class Keys:
         self.do(lambda identity: identity.limit_team(team, rpm, actor=Actor()))
 
     def key(self, team: str, *scopes: str, **options: Any) -> str:
-        secret, _ = self.do(lambda identity: identity.create_key(team, scopes, actor=Actor(), **options))
+        secret, _ = self.do(
+            lambda identity: identity.create_key(team, scopes, actor=Actor(), **options)
+        )
         return str(secret)
 
     def revoke(self, key: str) -> None:
         self.do(lambda identity: identity.revoke(keys.prefix(key), actor=Actor()))
 
     def rotate(self, key: str, overlap_s: float) -> str:
-        secret, _ = self.do(lambda i: i.rotate(keys.prefix(key), overlap=timedelta(seconds=overlap_s), actor=Actor()))
+        secret, _ = self.do(
+            lambda i: i.rotate(
+                keys.prefix(key), overlap=timedelta(seconds=overlap_s), actor=Actor()
+            )
+        )
         return str(secret)
 
 
@@ -115,25 +142,43 @@ def organisation(database_url: str) -> Keys:
 def start(database_url: str) -> Iterator[Callable[..., str]]:
     """Start services on the database; each call is one more."""
     with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(running(Settings(
-            _env_file=None, database_url=database_url, **({"judge": "builtin", "key_pepper": PEPPER} | settings))))
+        yield lambda **settings: stack.enter_context(
+            running(
+                Settings(
+                    _env_file=None,
+                    database_url=database_url,
+                    **({"judge": "builtin", "key_pepper": PEPPER} | settings),
+                )
+            )
+        )
 
 
 def call(url: str, method: str, path: str, key: str | None, body: Any = None) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
-    return _HTTP.request(method, url + path, json=body, headers=headers,
-                         params={"prompt": PROMPT} if (method, path) == ("GET", "/v1/teacher-responses") else None)
+    return _HTTP.request(
+        method,
+        url + path,
+        json=body,
+        headers=headers,
+        params={"prompt": PROMPT} if (method, path) == ("GET", "/v1/teacher-responses") else None,
+    )
 
 
 def test_the_table_of_calls_is_whole() -> None:
     paths = create_app(Settings(_env_file=None, judge="builtin")).openapi()["paths"]
-    assert {(method.upper(), path) for path, methods in paths.items() if path.startswith("/v1/")
-            for method in methods} == set(CALLS)
+    assert {
+        (method.upper(), path)
+        for path, methods in paths.items()
+        if path.startswith("/v1/")
+        for method in methods
+    } == set(CALLS)
 
 
 def test_every_route_with_every_kind_of_key(organisation: Keys, start: Callable[..., str]) -> None:
     """None, a malformed, an unknown, a revoked, an expired one: 401; without the scope: 403; another team's: 404."""
-    one_of_each = {scope: organisation.key("red", scope) for scope in ("read", "score", "induce", "admin")}
+    one_of_each = {
+        scope: organisation.key("red", scope) for scope in ("read", "score", "induce", "admin")
+    }
     another_teams = {scope: organisation.key("blue", scope) for scope in ("read", "induce")}
     revoked = organisation.key("red", "read", "score", "induce", "admin")
     organisation.revoke(revoked)
@@ -144,24 +189,39 @@ def test_every_route_with_every_kind_of_key(organisation: Keys, start: Callable[
     made = call(url, "POST", "/v1/rubrics", one_of_each["induce"], RUBRIC).json()["id"]
     spare = keys.prefix(organisation.key("blue", "read"))
     time.sleep(max(0.0, (ends - now()).total_seconds()) + 0.1)
-    wrong = {None: "no_key", "mk_nonsense": "malformed_key", one_of_each["read"][:-1] + "?": "malformed_key",
-             keys.new_key(): "unknown_key", foreign.key("red", "admin"): "unknown_key", revoked: "revoked_key",
-             soon: "expired_key"}
+    wrong = {
+        None: "no_key",
+        "mk_nonsense": "malformed_key",
+        one_of_each["read"][:-1] + "?": "malformed_key",
+        keys.new_key(): "unknown_key",
+        foreign.key("red", "admin"): "unknown_key",
+        revoked: "revoked_key",
+        soon: "expired_key",
+    }
     for (method, path), (scope, body) in CALLS.items():
         place = _place(method, path, made, spare)
         for key, code in wrong.items():
             answer = call(url, method, place, key, body)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (401, code), (method, path, code)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, code), (
+                method,
+                path,
+                code,
+            )
             assert answer.headers["WWW-Authenticate"] == "Bearer"
         for other in set(one_of_each) - {scope}:
             answer = call(url, method, place, one_of_each[other], body)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "missing_scope"), (method, path, other)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "missing_scope"), (
+                method,
+                path,
+                other,
+            )
         if "{rubric_id}" in path or (method, path) == ("GET", "/v1/teams/{name}/budget"):
             answer = call(url, method, place, another_teams[scope], body)
             assert answer.status_code == 404, (method, path)
     # Nothing of all this was done: not a team made, not a key ended.
-    assert [t["name"] for t in call(url, "GET", "/v1/teams", one_of_each["admin"]).json()["data"]] == [
-        "blue", "default", "red"]
+    assert [
+        t["name"] for t in call(url, "GET", "/v1/teams", one_of_each["admin"]).json()["data"]
+    ] == ["blue", "default", "red"]
     for (method, path), (scope, body) in CALLS.items():
         place = _place(method, path, made, spare)
         answer = call(url, method, place, one_of_each[scope], body)
@@ -194,30 +254,43 @@ def test_another_teams_rubric_is_not_there(organisation: Keys, start: Callable[.
     assert frozen["rollouts"][0]["reason"] == "no_rubric"
 
 
-def test_scoring_without_the_right_to_make_rubrics(organisation: Keys, start: Callable[..., str]) -> None:
+def test_scoring_without_the_right_to_make_rubrics(
+    organisation: Keys, start: Callable[..., str]
+) -> None:
     maker, scorer = organisation.key("red", "induce"), organisation.key("red", "score")
     url = start()
     call(url, "POST", "/v1/rubrics", maker, RUBRIC)
     refused = call(url, "POST", "/v1/scores", scorer, SCORE | {"reuse": "if_fresh"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (403, "reuse")
-    assert call(url, "POST", "/v1/scores", scorer, SCORE).json()["groups"][0]["rollouts"][0]["reward"] == 1.0
+    assert (
+        call(url, "POST", "/v1/scores", scorer, SCORE).json()["groups"][0]["rollouts"][0]["reward"]
+        == 1.0
+    )
 
 
-def test_a_revoked_key_opens_nothing_within_a_second_at_any_worker(organisation: Keys,
-                                                                   start: Callable[..., str]) -> None:
+def test_a_revoked_key_opens_nothing_within_a_second_at_any_worker(
+    organisation: Keys, start: Callable[..., str]
+) -> None:
     key, admin = organisation.key("red", "read"), organisation.key("red", "admin")
     urls = [start(), start()]
     assert [call(url, "GET", "/v1/rubrics", key).status_code for url in urls] == [200, 200]
-    assert call(urls[0], "DELETE", f"/v1/keys/{keys.prefix(key)}", admin).json()["revoked_at"] is not None
+    assert (
+        call(urls[0], "DELETE", f"/v1/keys/{keys.prefix(key)}", admin).json()["revoked_at"]
+        is not None
+    )
     ended = time.monotonic()
     seen: list[tuple[float, int]] = []
     while len([at for at, _ in seen if at > 1.0]) < 4:
-        seen += [(time.monotonic() - ended, call(url, "GET", "/v1/rubrics", key).status_code) for url in urls]
+        seen += [
+            (time.monotonic() - ended, call(url, "GET", "/v1/rubrics", key).status_code)
+            for url in urls
+        ]
     assert {status for at, status in seen if at > 1.0} == {401}
 
 
-def test_a_rotated_key_and_the_new_one_live_side_by_side_for_a_while(organisation: Keys,
-                                                                     start: Callable[..., str]) -> None:
+def test_a_rotated_key_and_the_new_one_live_side_by_side_for_a_while(
+    organisation: Keys, start: Callable[..., str]
+) -> None:
     old = organisation.key("red", "read", label="nightly")
     url = start()
     new = organisation.rotate(old, overlap_s=3)
@@ -232,32 +305,51 @@ def test_a_rotated_key_and_the_new_one_live_side_by_side_for_a_while(organisatio
     assert shown[keys.prefix(new)]["last_used_at"] is not None
 
 
-def test_a_new_key_lives_as_long_as_the_old_one_and_times_are_kept_in_utc(organisation: Keys,
-                                                                          start: Callable[..., str]) -> None:
+def test_a_new_key_lives_as_long_as_the_old_one_and_times_are_kept_in_utc(
+    organisation: Keys, start: Callable[..., str]
+) -> None:
     url = start(api_key=OPERATOR)
-    made = call(url, "POST", "/v1/keys", OPERATOR, {
-        "team": "red", "scopes": ["read"], "expires_at": "2999-01-01T00:00:00+14:00"}).json()
+    made = call(
+        url,
+        "POST",
+        "/v1/keys",
+        OPERATOR,
+        {"team": "red", "scopes": ["read"], "expires_at": "2999-01-01T00:00:00+14:00"},
+    ).json()
     assert made["expires_at"] == "2998-12-31T10:00:00Z"
     listed = call(url, "GET", "/v1/keys", OPERATOR).json()["data"]
     assert [key["expires_at"] for key in listed] == ["2998-12-31T10:00:00Z"]
-    never = call(url, "POST", "/v1/keys", OPERATOR, {
-        "team": "red", "scopes": ["read"], "expires_at": "9999-12-31T23:59:59-14:00"})
+    never = call(
+        url,
+        "POST",
+        "/v1/keys",
+        OPERATOR,
+        {"team": "red", "scopes": ["read"], "expires_at": "9999-12-31T23:59:59-14:00"},
+    )
     assert never.status_code == 422
     new = call(url, "POST", f"/v1/keys/{made['prefix']}:rotate", OPERATOR, {}).json()
     assert new["expires_at"][:4] in ("2998", "2999")
 
 
-def test_who_may_not_induce_does_not_fill_the_bank(organisation: Keys, start: Callable[..., str]) -> None:
+def test_who_may_not_induce_does_not_fill_the_bank(
+    organisation: Keys, start: Callable[..., str]
+) -> None:
     maker, scorer = organisation.key("red", "induce", "read"), organisation.key("red", "score")
     url = start()
     call(url, "POST", "/v1/rubrics", maker, RUBRIC)
     brought = {**SCORE, "groups": [SCORE["groups"][0] | {"teacher_responses": ["bad"]}]}  # type: ignore[index]
-    assert call(url, "POST", "/v1/scores", scorer, brought).json()["groups"][0]["rollouts"][0]["reward"] == 1.0
+    assert (
+        call(url, "POST", "/v1/scores", scorer, brought).json()["groups"][0]["rollouts"][0][
+            "reward"
+        ]
+        == 1.0
+    )
     assert call(url, "GET", "/v1/teacher-responses", maker).json()["data"] == []
 
 
-def test_beyond_loopback_a_key_is_asked_for_even_before_there_is_one(organisation: Keys,
-                                                                     start: Callable[..., str]) -> None:
+def test_beyond_loopback_a_key_is_asked_for_even_before_there_is_one(
+    organisation: Keys, start: Callable[..., str]
+) -> None:
     assert call(start(guarded=True), "GET", "/v1/rubrics", None).status_code == 401
 
 
@@ -271,7 +363,9 @@ def test_an_id_longer_than_any_is_not_there(organisation: Keys, start: Callable[
     assert call(url, "POST", "/v1/scores", key, score).status_code == 404
 
 
-def test_until_the_first_key_there_is_one_user_and_then_no_more(organisation: Keys, start: Callable[..., str]) -> None:
+def test_until_the_first_key_there_is_one_user_and_then_no_more(
+    organisation: Keys, start: Callable[..., str]
+) -> None:
     url = start()
     assert call(url, "GET", "/v1/rubrics", None).status_code == 200
     assert call(url, "GET", "/v1/rubrics", "whatever").status_code == 200
@@ -289,27 +383,40 @@ def test_the_operators_key_does_everything_and_makes_the_others(start: Callable[
     assert call(url, "POST", "/v1/teams", OPERATOR, {"name": "green"}).status_code == 201
     twice = call(url, "POST", "/v1/teams", OPERATOR, {"name": "green"})
     assert (twice.status_code, twice.json()["error"]["code"]) == (409, "team_exists")
-    made = call(url, "POST", "/v1/keys", OPERATOR, {"team": "green", "scopes": ["read", "read"],
-                                                    "expires_at": "2999-01-01T00:00:00Z"}).json()
+    made = call(
+        url,
+        "POST",
+        "/v1/keys",
+        OPERATOR,
+        {"team": "green", "scopes": ["read", "read"], "expires_at": "2999-01-01T00:00:00Z"},
+    ).json()
     assert (made["scopes"], made["team"]) == (["read"], "green")
     assert call(url, "GET", "/v1/rubrics", made["key"]).status_code == 200
     assert "key" not in call(url, "GET", "/v1/keys?team=green", OPERATOR).json()["data"][0]
 
 
-@pytest.mark.parametrize(("body", "status"), [
-    ({"team": "nobody", "scopes": ["read"]}, 404), ({"team": "red", "scopes": []}, 422),
-    ({"team": "red", "scopes": ["all"]}, 422), ({"team": "Red!", "scopes": ["read"]}, 422),
-    ({"team": "red", "scopes": ["read"], "expires_at": "2001-01-01T00:00:00Z"}, 422),
-    ({"team": "red", "scopes": ["read"], "expires_at": "2999-01-01T00:00:00"}, 422),
-])
-def test_a_key_that_cannot_be_made_is_not(body: dict[str, Any], status: int, organisation: Keys,
-                                          start: Callable[..., str]) -> None:
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"team": "nobody", "scopes": ["read"]}, 404),
+        ({"team": "red", "scopes": []}, 422),
+        ({"team": "red", "scopes": ["all"]}, 422),
+        ({"team": "Red!", "scopes": ["read"]}, 422),
+        ({"team": "red", "scopes": ["read"], "expires_at": "2001-01-01T00:00:00Z"}, 422),
+        ({"team": "red", "scopes": ["read"], "expires_at": "2999-01-01T00:00:00"}, 422),
+    ],
+)
+def test_a_key_that_cannot_be_made_is_not(
+    body: dict[str, Any], status: int, organisation: Keys, start: Callable[..., str]
+) -> None:
     url = start(api_key=OPERATOR)
     assert call(url, "POST", "/v1/keys", OPERATOR, body).status_code == status
     assert call(url, "GET", "/v1/keys", OPERATOR).json()["data"] == []
 
 
-def test_without_a_pepper_no_key_is_made_and_none_is_believed(organisation: Keys, start: Callable[..., str]) -> None:
+def test_without_a_pepper_no_key_is_made_and_none_is_believed(
+    organisation: Keys, start: Callable[..., str]
+) -> None:
     key = organisation.key("red", "admin")
     url = start(api_key=OPERATOR, key_pepper=None)
     answer = call(url, "POST", "/v1/keys", OPERATOR, {"team": "red", "scopes": ["read"]})
@@ -335,10 +442,13 @@ def dump(url: str) -> str:
     async def rows() -> str:
         store = Store(Settings(_env_file=None, database_url=url).sqlalchemy_url)
         try:
-            async with store.database.reading(EVERYONE) as connection:
+            async with store.database.reading(ALL_TEAMS) as connection:
                 names = await connection.run_sync(lambda c: sa.inspect(c).get_table_names())
-                found = [repr(row) for name in names
-                         for row in await connection.execute(sa.text(f'SELECT * FROM "{name}"'))]  # noqa: S608
+                found = [
+                    repr(row)
+                    for name in names
+                    for row in await connection.execute(sa.select("*").select_from(sa.table(name)))
+                ]
             return "\n".join(found)
         finally:
             await store.close()
@@ -356,33 +466,78 @@ class TestCommands:
         assert "red" in self.run(tmp_path, "teams", "create", "red").stdout
         again = self.run(tmp_path, "teams", "create", "red")
         assert (again.returncode, "already" in again.stderr) == (1, True)
-        made = self.run(tmp_path, "keys", "create", "--team", "red", "--scope", "read,score", "--scope", "induce",
-                        "--expires", "90d", "--label", "anna")
+        made = self.run(
+            tmp_path,
+            "keys",
+            "create",
+            "--team",
+            "red",
+            "--scope",
+            "read,score",
+            "--scope",
+            "induce",
+            "--expires",
+            "90d",
+            "--label",
+            "anna",
+        )
         key = made.stdout.splitlines()[-1]
         assert keys.is_well_formed(key)
         assert key not in made.stderr
-        new = self.run(tmp_path, "keys", "rotate", keys.prefix(key), "--overlap", "1h").stdout.splitlines()[-1]
+        new = self.run(
+            tmp_path, "keys", "rotate", keys.prefix(key), "--overlap", "1h"
+        ).stdout.splitlines()[-1]
         assert "revoked" in self.run(tmp_path, "keys", "revoke", keys.prefix(key)).stdout
         listed = self.run(tmp_path, "keys", "list", "--team", "red").stdout.splitlines()
-        assert [line.split()[0] for line in listed] == ["prefix", keys.prefix(new), keys.prefix(key)]
+        assert [line.split()[0] for line in listed] == [
+            "prefix",
+            keys.prefix(new),
+            keys.prefix(key),
+        ]
         assert "read,score,induce" in listed[1]
         assert "revoked" in listed[2]
         assert self.run(tmp_path, "teams", "list").stdout.split() == ["default", "red"]
 
-    @pytest.mark.parametrize(("words", "said"), [
-        (("keys", "create", "--team", "nobody", "--scope", "read"), "there is no team 'nobody'"),
-        (("keys", "create", "--team", "default", "--scope", "all"), "there is no scope 'all'"),
-        (("keys", "create", "--team", "default", "--scope", "read", "--expires", "soon"), "give an age such as"),
-        (("keys", "create", "--team", "default", "--scope", "read", "--expires", "2001-01-01"), "has passed"),
-        (("keys", "revoke", "mk_12345678"), "there is no key"), (("teams", "create", "Red Team"), "cannot be a team"),
-    ])
-    def test_what_cannot_be_done_is_said(self, words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (
+                ("keys", "create", "--team", "nobody", "--scope", "read"),
+                "there is no team 'nobody'",
+            ),
+            (("keys", "create", "--team", "default", "--scope", "all"), "there is no scope 'all'"),
+            (
+                ("keys", "create", "--team", "default", "--scope", "read", "--expires", "soon"),
+                "give an age such as",
+            ),
+            (
+                (
+                    "keys",
+                    "create",
+                    "--team",
+                    "default",
+                    "--scope",
+                    "read",
+                    "--expires",
+                    "2001-01-01",
+                ),
+                "has passed",
+            ),
+            (("keys", "revoke", "mk_12345678"), "there is no key"),
+            (("teams", "create", "Red Team"), "cannot be a team"),
+        ],
+    )
+    def test_what_cannot_be_done_is_said(
+        self, words: tuple[str, ...], said: str, tmp_path: Path
+    ) -> None:
         done = self.run(tmp_path, *words)
         assert (done.returncode, done.stdout) == (1, "")
         assert re.search(said, done.stderr)
 
     def test_without_a_pepper(self, tmp_path: Path) -> None:
-        done = self.run(tmp_path, "keys", "create", "--team", "default", "--scope", "read", pepper=None)
+        done = self.run(
+            tmp_path, "keys", "create", "--team", "default", "--scope", "read", pepper=None
+        )
         assert (done.returncode, done.stdout) == (1, "")
         assert "MARKSCHEME_KEY_PEPPER" in done.stderr
 

@@ -20,11 +20,19 @@ async def nothing() -> Message:
 
 
 def scope(path: str = "/v1/scores") -> Scope:
-    return {"type": "http", "method": "POST", "path": path, "query_string": SECRET.encode(), "headers": [],
-            "router": None}
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": SECRET.encode(),
+        "headers": [],
+        "router": None,
+    }
 
 
-async def observe(app: ASGIApp, drain: Drain, *, cancel: bool = False) -> tuple[list[Message], list[Any]]:
+async def observe(
+    app: ASGIApp, drain: Drain, *, cancel: bool = False
+) -> tuple[list[Message], list[Any]]:
     """What is sent, and what is logged of the request."""
     sent: list[Message] = []
 
@@ -37,7 +45,9 @@ async def observe(app: ASGIApp, drain: Drain, *, cancel: bool = False) -> tuple[
         if cancel:
             task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    return sent, [{key: line[key] for key in ("event", "log_level", "status", "route")} for line in logged]
+    return sent, [
+        {key: line[key] for key in ("event", "log_level", "status", "route")} for line in logged
+    ]
 
 
 async def forever(_scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -81,6 +91,7 @@ async def test_a_request_is_counted_before_its_caller_has_the_answer() -> None:
         seen.append(len(logged))
 
     with structlog.testing.capture_logs() as logged:
+
         async def send(_message: Message) -> None:
             pass
 

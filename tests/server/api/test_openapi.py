@@ -40,13 +40,20 @@ def test_the_document_is_the_one_in_git() -> None:
 def differences(kept: Any, found: Any, place: str) -> list[str]:
     """Where the two differ: the places alone, which can be read."""
     if isinstance(kept, dict) and isinstance(found, dict):
-        return [line for name in sorted({*kept, *found})
-                for line in differences(kept.get(name), found.get(name), f"{place} > {name}")]
+        return [
+            line
+            for name in sorted({*kept, *found})
+            for line in differences(kept.get(name), found.get(name), f"{place} > {name}")
+        ]
     return [] if kept == found else [place]
 
 
 def models() -> list[str]:
-    return [name for name, shown in document()["components"]["schemas"].items() if shown["type"] == "object"]
+    return [
+        name
+        for name, shown in document()["components"]["schemas"].items()
+        if shown["type"] == "object"
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(models()))
@@ -58,7 +65,10 @@ def test_a_model_has_the_fields_of_the_sdks(name: str) -> None:
 
 
 def test_a_difference_is_told_by_its_place() -> None:
-    assert differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 1}, "paths") == ["paths > a > b", "paths > c"]
+    assert differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 1}, "paths") == [
+        "paths > a > b",
+        "paths > c",
+    ]
 
 
 if __name__ == "__main__":

@@ -10,13 +10,37 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seed", "key"), [(1, None), (2, "the operator's own key")])
-def test_the_service_keeps_its_contract(seed: int, key: str | None, serve: Callable[..., str], tmp_path: Path) -> None:
+def test_the_service_keeps_its_contract(
+    seed: int, key: str | None, serve: Callable[..., str], tmp_path: Path
+) -> None:
     """All checks but one: a body may fit the schema and still contradict itself (two groups of one id)."""
     url = serve(api_key=key, key_pepper="a pepper for the tests" if key else None)
     # A deadline of a millisecond is answered 503, as documented, and that counts as a failure here.
-    presented = ["-H", "X-Deadline-Ms: 60000", *(["-H", f"Authorization: Bearer {key}"] if key else [])]
+    presented = [
+        "-H",
+        "X-Deadline-Ms: 60000",
+        *(["-H", f"Authorization: Bearer {key}"] if key else []),
+    ]
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json", "--phases",
-         "examples,coverage,fuzzing", "-n", "40", "--checks", "all", "--exclude-checks", "positive_data_acceptance",
-         "--seed", str(seed), *presented], capture_output=True, text=True, timeout=280, cwd=tmp_path)
+        [
+            str(Path(sys.executable).with_name("schemathesis")),
+            "run",
+            f"{url}/openapi.json",
+            "--phases",
+            "examples,coverage,fuzzing",
+            "-n",
+            "40",
+            "--checks",
+            "all",
+            "--exclude-checks",
+            "positive_data_acceptance",
+            "--seed",
+            str(seed),
+            *presented,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout[-4000:]

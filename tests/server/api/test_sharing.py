@@ -11,8 +11,16 @@ PROMPT = "Name a colour."
 
 
 def rubric(word: str) -> dict[str, Any]:
-    return {"prompt": PROMPT, "criteria": [{"text": f"It says {word}.", "points": 1,
-                                            "check": {"kind": "contains", "texts": [word]}}]}
+    return {
+        "prompt": PROMPT,
+        "criteria": [
+            {
+                "text": f"It says {word}.",
+                "points": 1,
+                "check": {"kind": "contains", "texts": [word]},
+            }
+        ],
+    }
 
 
 class Member:
@@ -29,7 +37,9 @@ class Member:
 
     def sees(self, name: str) -> bool:
         one = self("GET", f"/v1/rubrics/{name}").status_code == 200
-        assert one == (name in [r["id"] for r in self("GET", "/v1/rubrics?limit=100").json()["data"]])
+        assert one == (
+            name in [r["id"] for r in self("GET", "/v1/rubrics?limit=100").json()["data"]]
+        )
         return one
 
     def chosen(self) -> str | None:
@@ -42,9 +52,11 @@ Team = Callable[[str], Member]
 
 
 @pytest.fixture
-def member(organisation: Keys, start: Callable[..., str]) -> Team:  # noqa: F811
+def member(organisation: Keys, start: Callable[..., str]) -> Team:
     organisation.team("green")
-    made = {name: organisation.key(name, "read", "score", "induce") for name in ("red", "blue", "green")}
+    made = {
+        name: organisation.key(name, "read", "score", "induce") for name in ("red", "blue", "green")
+    }
     url = start()
     return lambda name: Member(url, made[name])
 
@@ -54,10 +66,18 @@ def test_a_rubric_is_its_teams_until_it_is_shared(member: Team) -> None:
     made = red.make("red")
     assert [team.sees(made) for team in (red, blue, green)] == [True, False, False]
     shared = red("PATCH", f"/v1/rubrics/{made}", {"shared_with": ["blue"]}).json()
-    assert (shared["team"], shared["visibility"], shared["shared_with"]) == ("red", "private", ["blue"])
+    assert (shared["team"], shared["visibility"], shared["shared_with"]) == (
+        "red",
+        "private",
+        ["blue"],
+    )
     assert [team.sees(made) for team in (red, blue, green)] == [True, True, False]
-    assert blue("GET", f"/v1/rubrics/{made}").json()["shared_with"] == [], "with whom else is not blue's to know"
-    everyone = red("PATCH", f"/v1/rubrics/{made}", {"visibility": "organisation", "shared_with": []}).json()
+    assert blue("GET", f"/v1/rubrics/{made}").json()["shared_with"] == [], (
+        "with whom else is not blue's to know"
+    )
+    everyone = red(
+        "PATCH", f"/v1/rubrics/{made}", {"visibility": "organisation", "shared_with": []}
+    ).json()
     assert (everyone["visibility"], everyone["shared_with"]) == ("organisation", [])
     assert [team.sees(made) for team in (red, blue, green)] == [True, True, True]
     red("PATCH", f"/v1/rubrics/{made}", {"visibility": "private"})
@@ -67,15 +87,31 @@ def test_a_rubric_is_its_teams_until_it_is_shared(member: Team) -> None:
 def test_another_team_is_told_which_models_made_a_rubric_and_not_from_what(member: Team) -> None:
     red, blue = member("red"), member("blue")
     red.make("red")
-    induced = red("POST", "/v1/rubrics:induce", {
-        "prompt": "Describe autumn. Do not use any commas.", "student_responses": ["red, brown"],
-        "teacher_responses": ["Golden leaves fall"], "run": "secret run", "reuse": "always_new"}).json()
-    edited = red("POST", f"/v1/rubrics/{induced['id']}:fork", {"criteria": rubric("leaves")["criteria"]}).json()
-    again = red("POST", f"/v1/rubrics/{edited['id']}:fork", {"criteria": induced["criteria"]}).json()
+    induced = red(
+        "POST",
+        "/v1/rubrics:induce",
+        {
+            "prompt": "Describe autumn. Do not use any commas.",
+            "student_responses": ["red, brown"],
+            "teacher_responses": ["Golden leaves fall"],
+            "run": "secret run",
+            "reuse": "always_new",
+        },
+    ).json()
+    edited = red(
+        "POST", f"/v1/rubrics/{induced['id']}:fork", {"criteria": rubric("leaves")["criteria"]}
+    ).json()
+    again = red(
+        "POST", f"/v1/rubrics/{edited['id']}:fork", {"criteria": induced["criteria"]}
+    ).json()
     red("PATCH", f"/v1/rubrics/{induced['id']}", {"visibility": "organisation"})
     own, seen = (team("GET", f"/v1/rubrics/{induced['id']}").json() for team in (red, blue))
     assert own["provenance"]["run"] == "secret run"
-    assert (seen["parent_id"], seen["provenance"]["run"], seen["provenance"]["teacher_keys"]) == (None, None, [])
+    assert (seen["parent_id"], seen["provenance"]["run"], seen["provenance"]["teacher_keys"]) == (
+        None,
+        None,
+        [],
+    )
     assert seen["provenance"]["rubricator"] == own["provenance"]["rubricator"] is not None
     assert (again["parent_id"], again["provenance"]["run"]) == (edited["id"], None)
     taken = blue("POST", f"/v1/rubrics/{induced['id']}:fork", {}).json()
@@ -95,11 +131,18 @@ def test_only_its_team_changes_a_rubric(member: Team) -> None:
     assert red("GET", f"/v1/rubrics/{made}").json()["visibility"] == "private"
 
 
-@pytest.mark.parametrize(("body", "status"), [
-    ({"visibility": "public"}, 422), ({"criteria": []}, 422),
-    ({"shared_with": ["Blue!"]}, 422), ({"retired": "yes"}, 422),
-])
-def test_a_change_that_cannot_be_made_changes_nothing(body: dict[str, Any], status: int, member: Team) -> None:
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"visibility": "public"}, 422),
+        ({"criteria": []}, 422),
+        ({"shared_with": ["Blue!"]}, 422),
+        ({"retired": "yes"}, 422),
+    ],
+)
+def test_a_change_that_cannot_be_made_changes_nothing(
+    body: dict[str, Any], status: int, member: Team
+) -> None:
     red = member("red")
     made = red.make("red")
     before = red("GET", f"/v1/rubrics/{made}")
@@ -131,15 +174,25 @@ def test_the_nearest_rubric_is_taken(member: Team) -> None:
     assert red.chosen() == own
 
 
-def test_a_shared_rubric_spares_the_induction_and_one_teams_runs_do_not_change_anothers_choice(member: Team) -> None:
+def test_a_shared_rubric_spares_the_induction_and_one_teams_runs_do_not_change_anothers_choice(
+    member: Team,
+) -> None:
     red, blue = member("red"), member("blue")
     made = red.make("red")
     red("PATCH", f"/v1/rubrics/{made}", {"shared_with": ["blue"]})
 
     def step(team: Member, number: int) -> str:
         body = SCORE | {"reuse": "if_fresh", "run": {"id": "run", "step": number}}
-        body["groups"] = [{"id": "g", "prompt": PROMPT, "rollouts": [  # type: ignore[index]
-            {"id": "a", "text": "red"}, {"id": "b", "text": "red, red"}]}]
+        body["groups"] = [
+            {
+                "id": "g",
+                "prompt": PROMPT,
+                "rollouts": [  # type: ignore[index]
+                    {"id": "a", "text": "red"},
+                    {"id": "b", "text": "red, red"},
+                ],
+            }
+        ]
         found = team("POST", "/v1/scores", body).json()["groups"][0]["rubric"]
         return str(found["id"]) if found else "none"
 
@@ -147,8 +200,15 @@ def test_a_shared_rubric_spares_the_induction_and_one_teams_runs_do_not_change_a
     assert [step(red, 0), step(red, 1)] == [made, made]
     assert step(blue, 0) == made
     red("PATCH", f"/v1/rubrics/{made}", {"shared_with": []})
-    again = blue("POST", "/v1/scores", SCORE | {"run": {"id": "run", "step": 0}, "groups": [
-        {"id": "g", "prompt": PROMPT, "rollouts": [{"id": "a", "text": "red"}]}]}).json()["groups"][0]
+    again = blue(
+        "POST",
+        "/v1/scores",
+        SCORE
+        | {
+            "run": {"id": "run", "step": 0},
+            "groups": [{"id": "g", "prompt": PROMPT, "rollouts": [{"id": "a", "text": "red"}]}],
+        },
+    ).json()["groups"][0]
     assert (again["rubric"], again["rollouts"][0]["reason"]) == (None, "no_rubric")
 
 
@@ -164,12 +224,24 @@ def test_marks_brought_again_after_their_rubric_was_retired_are_a_new_version(me
 def test_a_rubric_is_forked_as_a_new_version_and_for_another_team(member: Team) -> None:
     red, blue = member("red"), member("blue")
     first = red.make("red")
-    edited = red("POST", f"/v1/rubrics/{first}:fork", {"criteria": rubric("crimson")["criteria"]}).json()
-    assert (edited["team"], edited["version"], edited["parent_id"], edited["origin"]) == ("red", 2, first, "forked")
+    edited = red(
+        "POST", f"/v1/rubrics/{first}:fork", {"criteria": rubric("crimson")["criteria"]}
+    ).json()
+    assert (edited["team"], edited["version"], edited["parent_id"], edited["origin"]) == (
+        "red",
+        2,
+        first,
+        "forked",
+    )
     assert blue("POST", f"/v1/rubrics/{first}:fork", {}).status_code == 404
     red("PATCH", f"/v1/rubrics/{first}", {"shared_with": ["blue"], "tags": ["colours"]})
     taken = blue("POST", f"/v1/rubrics/{first}:fork", {}).json()
-    assert (taken["team"], taken["version"], taken["parent_id"], taken["visibility"]) == ("blue", 1, first, "private")
+    assert (taken["team"], taken["version"], taken["parent_id"], taken["visibility"]) == (
+        "blue",
+        1,
+        first,
+        "private",
+    )
     source = red("GET", f"/v1/rubrics/{first}").json()
     assert (taken["tags"], taken["criteria"]) == (["colours"], source["criteria"])
     red("PATCH", f"/v1/rubrics/{first}", {"shared_with": []})

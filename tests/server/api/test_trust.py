@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from fakes.processes import command
 from markscheme import Client
-from markscheme.cli import app
-from markscheme_server.administration import teams as commands
+from markscheme.cli.app import app
+from markscheme_server.cli.teams import teams as commands
 from markscheme_server.store import lineage as lineage_store
 from markscheme_server.store import rubrics as rubrics_store
-from markscheme_server.store.ids import now
-from server.api.test_finding import FLAT, SPREAD, ask, found, make, score
+from markscheme_server.store.engine.ids import now
 from server.api.test_keys import Keys, call, organisation, start  # noqa: F401 (fixtures)
 from server.api.test_lineage import fork, read
+from server.api.test_search import FLAT, SPREAD, ask, found, make, score
 from server.api.test_sharing import Member, Team, member  # noqa: F401 (fixtures)
 
 PROMPT = "Describe autumn. Do not use any commas. Use at least five words."
@@ -29,12 +29,32 @@ FILTERS = [{"teacher_model": "gpt-strong"}, {"rubricator": "builtin"}]
 Moving = Callable[[], None]
 
 
-def scored(team: Member, prompt: str = PROMPT, *, texts: list[str] = ROLLOUTS, teachers: list[str] | None = None,
-           group: str = "g", **request: Any) -> dict[str, Any]:
+def scored(
+    team: Member,
+    prompt: str = PROMPT,
+    *,
+    texts: list[str] = ROLLOUTS,
+    teachers: list[str] | None = None,
+    group: str = "g",
+    **request: Any,
+) -> dict[str, Any]:
     """The answer to one group; where there are ``teachers`` they come with it."""
     taught = {"teacher_responses": teachers} if teachers else {}
-    answer = team("POST", "/v1/scores", {"groups": [{"id": group, "prompt": prompt, "rollouts": [
-        {"id": f"r{i}", "text": text} for i, text in enumerate(texts)]} | taught]} | request)
+    answer = team(
+        "POST",
+        "/v1/scores",
+        {
+            "groups": [
+                {
+                    "id": group,
+                    "prompt": prompt,
+                    "rollouts": [{"id": f"r{i}", "text": text} for i, text in enumerate(texts)],
+                }
+                | taught
+            ]
+        }
+        | request,
+    )
     assert answer.status_code == 200, answer.text
     return dict(answer.json()["groups"][0])
 
@@ -53,8 +73,11 @@ def planted(team: Member, prompt: str = PROMPT) -> str:
 
 
 def induced(team: Member, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
-    answer = team("POST", "/v1/rubrics:induce", {"prompt": prompt, "student_responses": ["red, brown"],
-                                                 "reuse": "always_new"} | more)
+    answer = team(
+        "POST",
+        "/v1/rubrics:induce",
+        {"prompt": prompt, "student_responses": ["red, brown"], "reuse": "always_new"} | more,
+    )
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
@@ -62,19 +85,27 @@ def induced(team: Member, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
 # One's own teacher first.
 
 
-def test_who_brings_a_teacher_is_not_scored_by_another_teams_rubric(member: Team) -> None:  # noqa: F811
+def test_who_brings_a_teacher_is_not_scored_by_another_teams_rubric(member: Team) -> None:
     red, blue = member("red"), member("blue")
     planted(red)
     for reuse in ("if_fresh", "always_new"):
         mine = scored(blue, teachers=TEACHER, reuse=reuse)
         assert (maker(mine), mine["rollouts"][1]["reward"] < 1) == ("blue", True)
-    assert blue("POST", "/v1/rubrics:induce", {"prompt": PROMPT, "student_responses": ["b, c"],
-                                               "teacher_responses": TEACHER}).json()["team"] == "blue"
+    assert (
+        blue(
+            "POST",
+            "/v1/rubrics:induce",
+            {"prompt": PROMPT, "student_responses": ["b, c"], "teacher_responses": TEACHER},
+        ).json()["team"]
+        == "blue"
+    )
     planted(red, "Another prompt.")
-    assert scored(blue, "Another prompt.", teachers=TEACHER)["rubric"] is None, "what cannot be induced is not replaced"
+    assert scored(blue, "Another prompt.", teachers=TEACHER)["rubric"] is None, (
+        "what cannot be induced is not replaced"
+    )
 
 
-def test_whose_bank_holds_a_teacher_is_not_scored_by_another_teams_rubric(member: Team) -> None:  # noqa: F811
+def test_whose_bank_holds_a_teacher_is_not_scored_by_another_teams_rubric(member: Team) -> None:
     red, blue = member("red"), member("blue")
     evil = planted(red)
     red("PATCH", f"/v1/rubrics/{evil}", {"shared_with": ["blue"]})
@@ -82,14 +113,16 @@ def test_whose_bank_holds_a_teacher_is_not_scored_by_another_teams_rubric(member
     assert maker(scored(blue)) == "blue"
 
 
-def test_without_a_teacher_and_frozen_the_nearest_is_taken_and_its_team_is_named(member: Team) -> None:  # noqa: F811
+def test_without_a_teacher_and_frozen_the_nearest_is_taken_and_its_team_is_named(
+    member: Team,
+) -> None:
     red, blue = member("red"), member("blue")
     shared = planted(red)
     for group in (scored(blue), scored(blue, teachers=TEACHER, reuse="frozen")):
         assert (group["rubric"]["id"], maker(group)) == (shared, "red")
 
 
-def test_a_request_says_how_far_it_reuses(member: Team) -> None:  # noqa: F811
+def test_a_request_says_how_far_it_reuses(member: Team) -> None:
     red, blue, green = member("red"), member("blue"), member("green")
     everyones, shared = planted(red), make(green, PROMPT, "leaves")
     green("PATCH", f"/v1/rubrics/{shared}", {"shared_with": ["blue"]})
@@ -105,7 +138,9 @@ def test_a_request_says_how_far_it_reuses(member: Team) -> None:  # noqa: F811
     assert wrong.status_code == 422
 
 
-def test_a_teams_setting_holds_where_a_request_does_not_say(member: Team, organisation: Keys) -> None:  # noqa: F811
+def test_a_teams_setting_holds_where_a_request_does_not_say(
+    member: Team, organisation: Keys
+) -> None:
     red, blue = member("red"), member("blue")
     everyones = planted(red)
     admin = organisation.key("red", "admin")
@@ -118,39 +153,67 @@ def test_a_teams_setting_holds_where_a_request_does_not_say(member: Team, organi
     fresh = Member(blue.url, organisation.key("blue", "read", "score", "induce"))
     assert maker(scored(fresh)) == "blue"
     assert scored(red, reuse="frozen")["rubric"]["id"] == everyones, "red's own"
-    assert call(blue.url, "PATCH", "/v1/teams/blue", admin, {"rpm": 5000}).json()["reuse_scope"] == "own"
+    assert (
+        call(blue.url, "PATCH", "/v1/teams/blue", admin, {"rpm": 5000}).json()["reuse_scope"]
+        == "own"
+    )
     assert setting("organisation").json()["rpm"] == 5000
     fresh = Member(blue.url, organisation.key("blue", "read", "score", "induce"))
     taken = scored(fresh, "Describe spring. Do not use any commas.", teachers=TEACHER)
     assert maker(taken) == "blue", "there is no other one"
     planted(red, "Describe winter. Do not use any commas.")
-    assert maker(scored(fresh, "Describe winter. Do not use any commas.", teachers=TEACHER)) == "red"
+    assert (
+        maker(scored(fresh, "Describe winter. Do not use any commas.", teachers=TEACHER)) == "red"
+    )
     assert setting(None).json()["reuse_scope"] is None
     for body in ({"reuse_scope": "mine"}, {}):
         assert call(blue.url, "PATCH", "/v1/teams/blue", admin, body).status_code == 422
     entries = call(blue.url, "GET", "/v1/audit?subject=team:blue", admin).json()["data"]
     assert [entry["detail"] for entry in entries if entry["action"] == "team.changed"][-1] == {
-        "reuse_scope": "own", "reuse_scope_before": None}
+        "reuse_scope": "own",
+        "reuse_scope_before": None,
+    }
 
 
-def test_the_sdk_and_the_command_say_how_far_to_reuse(member: Team, tmp_path: Path,  # noqa: F811
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sdk_and_the_command_say_how_far_to_reuse(
+    member: Team,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     red, blue = member("red"), member("blue")
     everyones = planted(red)
-    row = {"id": "g", "prompt": PROMPT, "teacher_responses": TEACHER,
-           "rollouts": [{"id": "a", "text": "x"}, {"id": "b", "text": "y"}]}
+    row = {
+        "id": "g",
+        "prompt": PROMPT,
+        "teacher_responses": TEACHER,
+        "rollouts": [{"id": "a", "text": "x"}, {"id": "b", "text": "y"}],
+    }
     with Client(blue.url, blue.key) as client:
         taken = client.score([row], reuse_scope="organisation").groups[0].rubric
         own = client.score([row]).groups[0].rubric
         assert taken is not None
         assert own is not None
         assert (taken.id, taken.team, own.team) == (everyones, "red", "blue")
-        assert client.induce(PROMPT, student_responses=["z"], reuse_scope="organisation").team == "blue", "it is nearer"
+        assert (
+            client.induce(PROMPT, student_responses=["z"], reuse_scope="organisation").team
+            == "blue"
+        ), "it is nearer"
     (tmp_path / "groups.jsonl").write_text(json.dumps(row))
     monkeypatch.setenv("MARKSCHEME_API_KEY", member("green").key)
     for scope, team in (("organisation", "red"), ("own", "green")):
-        done = CliRunner().invoke(app, ["score", str(tmp_path / "groups.jsonl"), "--url", blue.url, "-o",
-                                        str(tmp_path / scope), "--reuse-scope", scope])
+        done = CliRunner().invoke(
+            app,
+            [
+                "score",
+                str(tmp_path / "groups.jsonl"),
+                "--url",
+                blue.url,
+                "-o",
+                str(tmp_path / scope),
+                "--reuse-scope",
+                scope,
+            ],
+        )
         assert done.exit_code == 0, done.output
         assert json.loads((tmp_path / scope).read_text())["rubric"]["team"] == team
 
@@ -165,7 +228,9 @@ def test_the_command_sets_how_far_a_team_reuses(tmp_path: Path) -> None:
     assert run("list") == "default\n"
 
 
-@pytest.mark.parametrize("words", [(), ("--reuse-scope", "own", "--default"), ("--reuse-scope", "mine")])
+@pytest.mark.parametrize(
+    "words", [(), ("--reuse-scope", "own", "--default"), ("--reuse-scope", "mine")]
+)
 def test_a_command_that_sets_nothing_or_what_there_is_not_fails(words: tuple[str, ...]) -> None:
     done = CliRunner().invoke(commands, ["set", "default", *words])
     assert done.exit_code != 0
@@ -188,13 +253,19 @@ def _unretire(team: Member, rubric: str) -> None:
     team("PATCH", f"/v1/rubrics/{rubric}", {"retired": False})
 
 
-@pytest.mark.parametrize(("before", "after"), [
-    ({}, _share), ({}, open_to_all), ({"shared_with": ["blue"]}, _take_back_and_share),
-    ({"shared_with": ["blue"], "retired": True}, _unretire),
-    ({"visibility": "organisation", "retired": True}, _unretire),
-])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, _share),
+        ({}, open_to_all),
+        ({"shared_with": ["blue"]}, _take_back_and_share),
+        ({"shared_with": ["blue"], "retired": True}, _unretire),
+        ({"visibility": "organisation", "retired": True}, _unretire),
+    ],
+)
 def test_what_is_offered_after_a_runs_first_group_is_not_for_that_run(
-        before: dict[str, Any], after: Callable[[Member, str], None], member: Team) -> None:  # noqa: F811
+    before: dict[str, Any], after: Callable[[Member, str], None], member: Team
+) -> None:
     red, blue, other = member("red"), member("blue"), "Name a river."
     rubric = make(red, other, "Seine")
     if before:
@@ -203,13 +274,15 @@ def test_what_is_offered_after_a_runs_first_group_is_not_for_that_run(
     assert scored(blue, run={"id": "old", "step": 0})["rubric"]["id"] == mine
     after(red, rubric)
     assert scored(blue, other, reuse="frozen", run={"id": "old", "step": 1})["rubric"] is None
-    assert scored(blue, other, reuse="frozen", run={"id": "new", "step": 0})["rubric"]["id"] == rubric
+    assert (
+        scored(blue, other, reuse="frozen", run={"id": "new", "step": 0})["rubric"]["id"] == rubric
+    )
     assert scored(blue, other, reuse="frozen")["rubric"]["id"] == rubric, "outside a run"
     own = make(blue, other, "Loire")
     assert scored(blue, other, reuse="frozen", run={"id": "old", "step": 2})["rubric"]["id"] == own
 
 
-def test_a_run_goes_on_with_what_it_saw_when_it_began(member: Team) -> None:  # noqa: F811
+def test_a_run_goes_on_with_what_it_saw_when_it_began(member: Team) -> None:
     """A share that says again what was so changes nothing, and one that makes a rubric nearer only later runs."""
     red, blue, green, other = member("red"), member("blue"), member("green"), "Name a river."
     near, far = make(red, other, "Seine"), make(green, other, "Loire", share=True)
@@ -221,29 +294,49 @@ def test_a_run_goes_on_with_what_it_saw_when_it_began(member: Team) -> None:  # 
     _share(green, far)
     open_to_all(green, far)
     assert scored(blue, other, reuse="frozen", run={"id": "old", "step": 1})["rubric"]["id"] == near
-    assert scored(blue, other, reuse="frozen", run={"id": "new", "step": 1})["rubric"]["id"] == far, "the newer"
+    assert (
+        scored(blue, other, reuse="frozen", run={"id": "new", "step": 1})["rubric"]["id"] == far
+    ), "the newer"
 
 
 # Provenance belongs to content.
 
 
-def test_an_edited_rubric_has_no_rubricator_and_no_teacher(member: Team) -> None:  # noqa: F811
+def test_an_edited_rubric_has_no_rubricator_and_no_teacher(member: Team) -> None:
     red, blue = member("red"), member("blue")
-    red("POST", "/v1/teacher-responses", {"entries": [
-        {"prompt": PROMPT, "responses": TEACHER, "model": "gpt-strong"}]})
+    red(
+        "POST",
+        "/v1/teacher-responses",
+        {"entries": [{"prompt": PROMPT, "responses": TEACHER, "model": "gpt-strong"}]},
+    )
     source = induced(red)
     assert source["provenance"]["teacher_model"] == "gpt-strong"
-    spam = [{"text": "It says BUY ALPHA.", "points": 100, "check": {"kind": "contains", "texts": ["BUY ALPHA"]}}]
+    spam = [
+        {
+            "text": "It says BUY ALPHA.",
+            "points": 100,
+            "check": {"kind": "contains", "texts": ["BUY ALPHA"]},
+        }
+    ]
     forged = red("POST", f"/v1/rubrics/{source['id']}:fork", {"criteria": spam}).json()
     same = red("POST", f"/v1/rubrics/{source['id']}:fork", {"criteria": source["criteria"]}).json()
     for rubric in (forged, same):
         open_to_all(red, rubric["id"])
-    nothing = {"rubricator": None, "template": None, "teacher_model": None, "teacher_keys": [], "student_keys": [],
-               "run": None}
+    nothing = {
+        "rubricator": None,
+        "template": None,
+        "teacher_model": None,
+        "teacher_keys": [],
+        "student_keys": [],
+        "run": None,
+    }
     assert forged["provenance"] == nothing
     assert same["provenance"] == source["provenance"]
     points = [criterion | {"points": criterion["points"] + 1} for criterion in source["criteria"]]
-    assert red("POST", f"/v1/rubrics/{source['id']}:fork", {"criteria": points}).json()["provenance"] == nothing
+    assert (
+        red("POST", f"/v1/rubrics/{source['id']}:fork", {"criteria": points}).json()["provenance"]
+        == nothing
+    )
     taken = blue("POST", f"/v1/rubrics/{forged['id']}:fork", {}).json()
     assert taken["provenance"] == nothing
     for wanted in FILTERS:
@@ -260,14 +353,18 @@ def test_an_edited_rubric_has_no_rubricator_and_no_teacher(member: Team) -> None
 # A person's rubric is never spent.
 
 
-def test_what_a_person_brought_or_edited_stays_until_it_is_retired(member: Team) -> None:  # noqa: F811
+def test_what_a_person_brought_or_edited_stays_until_it_is_retired(member: Team) -> None:
     red = member("red")
     brought = make(red, PROMPT, "leaves")
     flat = ["leaves fall", "leaves lie"]
     for make_one in (lambda: brought, lambda: fork(red, brought, "l")):
         rubric = make_one()
-        given = [scored(red, texts=flat, teachers=TEACHER, run={"id": f"run {rubric}", "step": step})["rubric"]["id"]
-                 for step in range(10)]
+        given = [
+            scored(red, texts=flat, teachers=TEACHER, run={"id": f"run {rubric}", "step": step})[
+                "rubric"
+            ]["id"]
+            for step in range(10)
+        ]
         assert set(given) == {rubric}
         assert scored(red, texts=flat, reuse="frozen")["rubric"]["id"] == rubric
     for listed in ask(red).json()["data"]:
@@ -275,7 +372,7 @@ def test_what_a_person_brought_or_edited_stays_until_it_is_retired(member: Team)
     assert scored(red, texts=flat, teachers=TEACHER)["rubric"]["origin"] == "induced"
 
 
-def test_what_a_person_writes_after_an_induction_is_heard(member: Team) -> None:  # noqa: F811
+def test_what_a_person_writes_after_an_induction_is_heard(member: Team) -> None:
     red = member("red")
     first = scored(red)["rubric"]
     assert first["origin"] == "induced"
@@ -285,25 +382,42 @@ def test_what_a_person_writes_after_an_induction_is_heard(member: Team) -> None:
     later = scored(red, texts=["Brown leaves, and a long road", "x"], reuse="always_new")["rubric"]
     assert later["origin"] == "induced"
     for reuse in ("if_fresh", "frozen"):
-        assert scored(red, reuse=reuse)["rubric"]["id"] == mine, "a person's before a newer induced one"
+        assert scored(red, reuse=reuse)["rubric"]["id"] == mine, (
+            "a person's before a newer induced one"
+        )
     newer = make(red, PROMPT, "road")
     assert scored(red)["rubric"]["id"] == newer
 
 
-def test_frozen_goes_nearest_owner_first(member: Team) -> None:  # noqa: F811
+def test_frozen_goes_nearest_owner_first(member: Team) -> None:
     red, blue = member("red"), member("blue")
     planted(red)
     mine = induced(blue, teacher_responses=TEACHER)
-    assert scored(blue, reuse="frozen")["rubric"]["id"] == mine["id"], "own and induced before another's and written"
+    assert scored(blue, reuse="frozen")["rubric"]["id"] == mine["id"], (
+        "own and induced before another's and written"
+    )
 
 
-@pytest.mark.parametrize("texts", [["Golden leaves"], ["Golden leaves"] * 4, ["Golden leaves", " Golden leaves\n"],
-                                   ["<think>a</think>Golden leaves", "<think>b</think>Golden leaves"]])
-def test_groups_that_can_have_no_spread_decide_no_freshness(texts: list[str], member: Team) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["Golden leaves"],
+        ["Golden leaves"] * 4,
+        ["Golden leaves", " Golden leaves\n"],
+        ["<think>a</think>Golden leaves", "<think>b</think>Golden leaves"],
+    ],
+)
+def test_groups_that_can_have_no_spread_decide_no_freshness(texts: list[str], member: Team) -> None:
     red = member("red")
     first = scored(red, run={"id": "run", "step": 0})["rubric"]
-    given = {scored(red, texts=[f"{text} {step}" for text in texts] if len(set(texts)) == 1 else texts,
-                    run={"id": "run", "step": step})["rubric"]["id"] for step in range(1, 12)}
+    given = {
+        scored(
+            red,
+            texts=[f"{text} {step}" for text in texts] if len(set(texts)) == 1 else texts,
+            run={"id": "run", "step": step},
+        )["rubric"]["id"]
+        for step in range(1, 12)
+    }
     assert given == {first["id"]}
 
 
@@ -313,6 +427,7 @@ def test_groups_that_can_have_no_spread_decide_no_freshness(texts: list[str], me
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Moving:
     """Has the service's day begin after all that has been scored so far."""
+
     def move() -> None:
         begins = now() + timedelta(days=1)
         for module in (rubrics_store, lineage_store):
@@ -327,9 +442,14 @@ def quality(team: Member, rubric: str) -> float | None:
     return None if told is None else float(told)
 
 
-@pytest.mark.parametrize("texts", [("red",), ("red", "red"), ("red", " red "), ("red", "red, red"), ("red", "grey")])
-def test_no_team_sets_the_quality_that_another_is_told(texts: tuple[str, ...], member: Team,  # noqa: F811
-                                                       later: Moving) -> None:
+@pytest.mark.parametrize(
+    "texts", [("red",), ("red", "red"), ("red", " red "), ("red", "red, red"), ("red", "grey")]
+)
+def test_no_team_sets_the_quality_that_another_is_told(
+    texts: tuple[str, ...],
+    member: Team,
+    later: Moving,
+) -> None:
     red, blue, green, prompt = member("red"), member("blue"), member("green"), "Name a colour."
     rubric = make(red, prompt, share=True)
     score(red, rubric, prompt, *[SPREAD] * 4, FLAT)
@@ -344,13 +464,18 @@ def test_no_team_sets_the_quality_that_another_is_told(texts: tuple[str, ...], m
     assert found(blue, min_quality=0.39) == [rubric]
 
 
-def test_no_other_teams_group_can_be_read_off(member: Team, later: Moving) -> None:  # noqa: F811
+def test_no_other_teams_group_can_be_read_off(member: Team, later: Moving) -> None:
     red, blue, prompt = member("red"), member("blue"), "Name a colour."
     rubric = make(red, prompt, share=True)
 
     def watched() -> tuple[Any, ...]:
         use = read(red, rubric)["use"]
-        return use["other_teams_groups"], use["quality"], ask(red).json()["quality"], found(red, min_quality=0)
+        return (
+            use["other_teams_groups"],
+            use["quality"],
+            ask(red).json()["quality"],
+            found(red, min_quality=0),
+        )
 
     before = watched()
     for step, texts in enumerate((SPREAD, FLAT, SPREAD, FLAT)):
@@ -366,7 +491,9 @@ def test_no_other_teams_group_can_be_read_off(member: Team, later: Moving) -> No
 # Which teams there are is told to administrators.
 
 
-def test_a_name_that_is_no_teams_is_taken_like_one_that_is(member: Team, organisation: Keys) -> None:  # noqa: F811
+def test_a_name_that_is_no_teams_is_taken_like_one_that_is(
+    member: Team, organisation: Keys
+) -> None:
     red = member("red")
     rubric = make(red, PROMPT, "leaves")
     admin = organisation.key("red", "admin")
@@ -377,6 +504,7 @@ def test_a_name_that_is_no_teams_is_taken_like_one_that_is(member: Team, organis
         answer = red("PATCH", f"/v1/rubrics/{rubric}", {"shared_with": [name]})
         told.append((answer.status_code, answer.text.replace(name, "…"), set(answer.headers)))
     assert told[0] == told[1] == told[2]
-    assert red("PATCH", f"/v1/rubrics/{rubric}", {"shared_with": ["nobody", "blue"]}).json()["shared_with"] == [
-        "blue", "nobody"]
+    assert red("PATCH", f"/v1/rubrics/{rubric}", {"shared_with": ["nobody", "blue"]}).json()[
+        "shared_with"
+    ] == ["blue", "nobody"]
     assert member("blue").sees(rubric)

@@ -12,16 +12,27 @@ import sqlalchemy as sa
 from fakes.judge import ScriptedJudge, verdicts
 from fakes.service import running
 from markscheme import Client
+from markscheme_server.accounts.budgets import BudgetService, Line
 from markscheme_server.config import Settings
-from markscheme_server.domain.deadline import Deadline
+from markscheme_server.domain.call_context import Deadline
 from markscheme_server.domain.usage import JudgeUsage, to_nano
-from markscheme_server.grading.budgets import Line, Treasury
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.budgets import Wish
-from markscheme_server.store.database import EVERYONE
+from markscheme_server.store.budgets import HoldRequest
+from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import budgets, judge_calls
-from server.api.test_money import CALL_USD, CRITERIA, PEPPER, PRICES, PROMPT, Office, group, office, score, store
+from server.api.test_usage import (
+    CALL_USD,
+    CRITERIA,
+    PEPPER,
+    PRICES,
+    PROMPT,
+    Office,
+    group,
+    office,
+    score,
+    store,
+)
 
 __all__ = ["office", "store"]
 
@@ -46,7 +57,9 @@ def total(office: Office, url: str) -> dict[str, Any]:
 
 def most(request: dict[str, Any]) -> float:
     """What the request can cost at the tests' prices, dollars."""
-    return (sum(len(m["content"].encode()) for m in request["messages"]) + request["max_tokens"]) / 1000
+    return (
+        sum(len(m["content"].encode()) for m in request["messages"]) + request["max_tokens"]
+    ) / 1000
 
 
 def eventually(look: Any, expected: Any) -> Any:
@@ -56,9 +69,18 @@ def eventually(look: Any, expected: Any) -> Any:
     return seen
 
 
-@pytest.mark.parametrize("usage", [{}, {"prompt_tokens": "10", "completion_tokens": "5"}, {"total_tokens": 15},
-                                   {"prompt_tokens": -10, "completion_tokens": -5}])
-def test_nonsense_settles_at_what_was_held_and_stays_settled(office: Office, judge: ScriptedJudge, usage: Any) -> None:
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {},
+        {"prompt_tokens": "10", "completion_tokens": "5"},
+        {"total_tokens": 15},
+        {"prompt_tokens": -10, "completion_tokens": -5},
+    ],
+)
+def test_nonsense_settles_at_what_was_held_and_stays_settled(
+    office: Office, judge: ScriptedJudge, usage: Any
+) -> None:
     url, red = begin(office, CALL_USD)
     judge.usage = usage
     assert score(url, red, ["Red."]).json()["usage"]["cost_usd"] is None
@@ -67,7 +89,9 @@ def test_nonsense_settles_at_what_was_held_and_stays_settled(office: Office, jud
     assert len(judge.requests) == 1
     assert (total(office, url)["unpriced_calls"], total(office, url)["cost_usd"]) == (1, 0.0)
     assert spent(office, url) == pytest.approx(held, abs=1e-9)
-    put = office.admin(url, "PUT", "/v1/teams/red/budget", json={"hard_usd": 2 * CALL_USD, "window": "month"})
+    put = office.admin(
+        url, "PUT", "/v1/teams/red/budget", json={"hard_usd": 2 * CALL_USD, "window": "month"}
+    )
     assert put.json()["spent_usd"] == spent(office, url) == pytest.approx(held, abs=1e-9)
 
 
@@ -80,7 +104,7 @@ def test_a_new_window_counts_what_was_settled_in_it(office: Office, judge: Scrip
         """The budget's row is still of yesterday."""
         store = Store(Settings(_env_file=None, database_url=office.url).sqlalchemy_url)
         try:
-            async with store.database.writing(EVERYONE) as connection:
+            async with store.database.writing(ALL_TEAMS) as connection:
                 await connection.execute(sa.update(budgets).values(since=budgets.c.since - 86_400))
         finally:
             await store.close()
@@ -89,8 +113,9 @@ def test_a_new_window_counts_what_was_settled_in_it(office: Office, judge: Scrip
     assert spent(office, url) == pytest.approx(most(judge.requests[0]), abs=1e-9)
 
 
-def test_a_first_wave_of_the_longest_replies_overruns_by_one_call_at_most(office: Office,
-                                                                          judge: ScriptedJudge) -> None:
+def test_a_first_wave_of_the_longest_replies_overruns_by_one_call_at_most(
+    office: Office, judge: ScriptedJudge
+) -> None:
     url, red = begin(office, 20.0)
     judge.usage = {"prompt_tokens": 500, "completion_tokens": 16_000}
 
@@ -106,7 +131,9 @@ def test_a_first_wave_of_the_longest_replies_overruns_by_one_call_at_most(office
     assert total(office, url)["completion_tokens"] == sum(r["max_tokens"] for r in judge.requests)
 
 
-def test_asking_again_is_covered_and_does_not_wait_for_itself(office: Office, judge: ScriptedJudge) -> None:
+def test_asking_again_is_covered_and_does_not_wait_for_itself(
+    office: Office, judge: ScriptedJudge
+) -> None:
     url, red = begin(office, 1.5 * CALL_USD)
     judge.script = lambda request, number: "no JSON"
     began = time.monotonic()
@@ -129,8 +156,9 @@ def test_one_odd_reply_slows_nobody_down(office: Office, judge: ScriptedJudge) -
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-def test_a_call_that_was_sent_is_on_the_books_whoever_left(office: Office, judge: ScriptedJudge,
-                                                           leaves: bool) -> None:
+def test_a_call_that_was_sent_is_on_the_books_whoever_left(
+    office: Office, judge: ScriptedJudge, leaves: bool
+) -> None:
     url, red = begin(office, 100.0, judge_timeout_s=30.0)
 
     def slow(request: dict[str, Any], _number: int) -> str:
@@ -144,7 +172,9 @@ def test_a_call_that_was_sent_is_on_the_books_whoever_left(office: Office, judge
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/scores", json=body, headers=headers, timeout=3)
     else:
-        late = httpx.post(f"{url}/v1/scores", json=body, headers=headers | {"X-Deadline-Ms": "3000"}, timeout=30)
+        late = httpx.post(
+            f"{url}/v1/scores", json=body, headers=headers | {"X-Deadline-Ms": "3000"}, timeout=30
+        )
         assert late.json()["counts"]["unscored"] == 2
         assert (late.json()["usage"]["judge_calls"], late.json()["usage"]["cost_usd"]) == (2, None)
     assert eventually(lambda: total(office, url)["calls"], 2) == 2
@@ -153,8 +183,9 @@ def test_a_call_that_was_sent_is_on_the_books_whoever_left(office: Office, judge
     assert spent(office, url) == pytest.approx(sum(map(most, judge.requests)), abs=1e-9)
 
 
-def test_a_call_cut_off_by_the_end_of_the_service_is_on_the_books(office: Office, judge: ScriptedJudge,
-                                                                  model_settings: dict[str, Any]) -> None:
+def test_a_call_cut_off_by_the_end_of_the_service_is_on_the_books(
+    office: Office, judge: ScriptedJudge, model_settings: dict[str, Any]
+) -> None:
     url, red = begin(office, 100.0)
 
     def stuck(request: dict[str, Any], _number: int) -> str:
@@ -163,7 +194,12 @@ def test_a_call_cut_off_by_the_end_of_the_service_is_on_the_books(office: Office
 
     judge.script = stuck
     more = {"judge_timeout_s": 60.0}
-    ending = Settings(_env_file=None, database_url=office.url, key_pepper=PEPPER, **(model_settings | PRICES | more))
+    ending = Settings(
+        _env_file=None,
+        database_url=office.url,
+        key_pepper=PEPPER,
+        **(model_settings | PRICES | more),
+    )
     with ThreadPoolExecutor() as pool, running(ending) as ends:
         pool.submit(score, ends, red, ["Red."])
         assert eventually(lambda: len(judge.requests), 1) == 1
@@ -173,64 +209,110 @@ def test_a_call_cut_off_by_the_end_of_the_service_is_on_the_books(office: Office
 
 
 async def test_what_a_cancelled_question_sent_is_recorded_before_the_end(store: Store) -> None:
-    treasury = Treasury(store.budgets, store.verdicts)
+    budgets = BudgetService(store.budgets, store.verdicts)
     await store.budgets.put("red", None, hard_usd=9.0, soft_usd=None, window="day", actor=Actor())
 
     async def ask(cost: int, sent: asyncio.Event) -> None:
-        async with treasury.purse(Line("red", "run", "verifier", "judge")) as purse:
-            await purse.hold(to_nano(1.0), Deadline(asyncio.get_running_loop().time() + 5))
-            purse.usage += JudgeUsage(bool(cost), unpriced_calls=bool(cost), unknown=cost)
+        async with budgets.reserve(Line("red", "run", "verifier", "judge")) as budget:
+            await budget.hold(to_nano(1.0), Deadline(asyncio.get_running_loop().time() + 5))
+            budget.usage += JudgeUsage(bool(cost), unpriced_calls=bool(cost), unknown=cost)
             sent.set()
             await asyncio.Event().wait()
 
     sent = [asyncio.Event(), asyncio.Event()]
-    asking = [asyncio.ensure_future(ask(cost, event)) for cost, event in zip((to_nano(0.75), 0), sent, strict=True)]
+    asking = [
+        asyncio.ensure_future(ask(cost, event))
+        for cost, event in zip((to_nano(0.75), 0), sent, strict=True)
+    ]
     for event in sent:
         await event.wait()
     for task in asking:
         task.cancel()
-    await treasury.drain(1.0)
+    await budgets.drain(1.0)
     await store.drain()
-    async with store.database.reading(EVERYONE) as connection:
+    async with store.database.reading(ALL_TEAMS) as connection:
         [row] = (await connection.execute(sa.select(judge_calls))).all()
-    assert (row.failure, row.unpriced_calls, row.settled_usd, row.run_id) == ("abandoned", 1, to_nano(0.75), "run")
+    assert (row.failure, row.unpriced_calls, row.settled_usd, row.run_id) == (
+        "abandoned",
+        1,
+        to_nano(0.75),
+        "run",
+    )
     [budget] = await store.budgets.find("red")
     assert budget.spent_usd == 0.75
-    assert await store.budgets.hold(Wish("hold_1", "red", None, to_nano(8.25))) == "granted"  # nothing else is held
+    assert (
+        await store.budgets.hold(HoldRequest("hold_1", "red", None, to_nano(8.25))) == "granted"
+    )  # nothing else is held
 
 
 async def test_questions_that_ask_again_do_not_wait_for_each_other(store: Store) -> None:
     """Both have spent part of what they held, and neither has a request under way."""
     await store.budgets.put("red", None, hard_usd=10.0, soft_usd=None, window="day", actor=Actor())
-    assert await store.budgets.hold(Wish("hold_1", "red", None, to_nano(5))) == "granted"
-    assert await store.budgets.hold(Wish("hold_2", "red", None, to_nano(5))) == "granted"
-    assert await store.budgets.hold(Wish("hold_1", "red", None, to_nano(6), spent=to_nano(4))) == "wait"
-    assert await store.budgets.hold(Wish("hold_2", "red", None, to_nano(6), spent=to_nano(4))) == "granted"
-    assert await store.budgets.hold(Wish("hold_1", "red", None, to_nano(6), spent=to_nano(4))) == "wait"
-    assert await store.budgets.hold(Wish("hold_2", "red", None, to_nano(6), spent=to_nano(6))) == "spent"
-    assert await store.budgets.hold(Wish("hold_3", "red", None, to_nano(1))) == "spent"
+    assert await store.budgets.hold(HoldRequest("hold_1", "red", None, to_nano(5))) == "granted"
+    assert await store.budgets.hold(HoldRequest("hold_2", "red", None, to_nano(5))) == "granted"
+    assert (
+        await store.budgets.hold(HoldRequest("hold_1", "red", None, to_nano(6), spent=to_nano(4)))
+        == "wait"
+    )
+    assert (
+        await store.budgets.hold(HoldRequest("hold_2", "red", None, to_nano(6), spent=to_nano(4)))
+        == "granted"
+    )
+    assert (
+        await store.budgets.hold(HoldRequest("hold_1", "red", None, to_nano(6), spent=to_nano(4)))
+        == "wait"
+    )
+    assert (
+        await store.budgets.hold(HoldRequest("hold_2", "red", None, to_nano(6), spent=to_nano(6)))
+        == "spent"
+    )
+    assert await store.budgets.hold(HoldRequest("hold_3", "red", None, to_nano(1))) == "spent"
 
 
 async def test_a_hold_that_alone_is_beyond_the_limit_is_granted_once(store: Store) -> None:
     await store.budgets.put("red", None, hard_usd=1.0, soft_usd=None, window="day", actor=Actor())
-    assert await store.budgets.hold(Wish("hold_1", "red", None, to_nano(50))) == "granted"
-    assert await store.budgets.hold(Wish("hold_2", "red", None, to_nano(50))) == "wait"
+    assert await store.budgets.hold(HoldRequest("hold_1", "red", None, to_nano(50))) == "granted"
+    assert await store.budgets.hold(HoldRequest("hold_2", "red", None, to_nano(50))) == "wait"
 
 
 @pytest.mark.parametrize("count", [1000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 async def test_a_million_calls_add_up_exactly(store: Store, count: int) -> None:
     cost = to_nano(0.000123457)
-    async with store.database.writing(EVERYONE) as connection:
+    async with store.database.writing(ALL_TEAMS) as connection:
         each = sa.select(sa.literal(1).label("i")).cte("each", recursive=True)
         each = each.union_all(sa.select(each.c.i + 1).where(each.c.i < count))
-        await connection.execute(sa.insert(judge_calls).from_select(
-            ["id", "team", "role", "judge", "criteria", "calls", "prompt_tokens", "completion_tokens", "cost_usd",
-             "settled_usd", "unpriced_calls", "created_at"],
-            sa.select(sa.cast(each.c.i, sa.String), sa.literal("red"), sa.literal("verifier"),
-                      sa.literal("judge"), sa.literal([], sa.JSON), *(sa.literal(1),) * 3,
-                      *(sa.literal(cost, judge_calls.c.cost_usd.type),) * 2, sa.literal(0),
-                      sa.func.current_timestamp())))
+        await connection.execute(
+            sa.insert(judge_calls).from_select(
+                [
+                    "id",
+                    "team",
+                    "role",
+                    "judge",
+                    "criteria",
+                    "calls",
+                    "prompt_tokens",
+                    "completion_tokens",
+                    "cost_usd",
+                    "settled_usd",
+                    "unpriced_calls",
+                    "created_at",
+                ],
+                sa.select(
+                    sa.cast(each.c.i, sa.String),
+                    sa.literal("red"),
+                    sa.literal("verifier"),
+                    sa.literal("judge"),
+                    sa.literal([], sa.JSON),
+                    *(sa.literal(1),) * 3,
+                    *(sa.literal(cost, judge_calls.c.cost_usd.type),) * 2,
+                    sa.literal(0),
+                    sa.func.current_timestamp(),
+                ),
+            )
+        )
     _, bucket, _ = await store.usage.add_up("red", [], since=None, until=None)
     assert (bucket.sums["calls"], bucket.sums["cost_usd"]) == (count, count * 123_457 / 1e9)
-    made = await store.budgets.put("red", None, hard_usd=500.0, soft_usd=None, window="total", actor=Actor())
+    made = await store.budgets.put(
+        "red", None, hard_usd=500.0, soft_usd=None, window="total", actor=Actor()
+    )
     assert made.spent_usd == count * 123_457 / 1e9

@@ -21,11 +21,13 @@ def test_a_new_key_is_well_formed_and_like_no_other() -> None:
 @given(st.integers(min_value=3, max_value=45), st.sampled_from("0123456789abcXYZ"))
 def test_one_wrong_character_is_noticed(place: int, other: str) -> None:
     key = keys.new_key()
-    wrong = key[:place] + other + key[place + 1:]
+    wrong = key[:place] + other + key[place + 1 :]
     assert keys.is_well_formed(wrong) == (wrong == key)
 
 
-@pytest.mark.parametrize("text", ["", "mk_", "sk-1234", "mk_" + "a" * 43, "mk_" + "a" * 44, "mk_ü" + "a" * 42])
+@pytest.mark.parametrize(
+    "text", ["", "mk_", "sk-1234", "mk_" + "a" * 43, "mk_" + "a" * 44, "mk_ü" + "a" * 42]
+)
 def test_other_texts_are_no_keys(text: str) -> None:
     assert not keys.is_well_formed(text)
 

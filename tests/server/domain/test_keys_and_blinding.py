@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markscheme_server.domain import fingerprint as fp
+from markscheme_server.domain import hashing as fp
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.rubric import Criterion
 
@@ -15,7 +15,14 @@ def address(*, response: str, **question: Any) -> str:
     return fp.VerdictAddress(**question).of(response)
 
 
-BASE = {"team": "t", "prompt": "p", "criterion": "c", "response": "r", "judge": "j", "verify": "rollout"}
+BASE = {
+    "team": "t",
+    "prompt": "p",
+    "criterion": "c",
+    "response": "r",
+    "judge": "j",
+    "verify": "rollout",
+}
 
 
 @given(st.text(), st.lists(st.integers(), max_size=40))
@@ -49,25 +56,46 @@ def test_points_ids_and_categories_are_not_part_of_what_is_asked() -> None:
 
 def test_an_induction_is_addressed_by_sets() -> None:
     def key(students: list[str]) -> str:
-        return fp.induction_key(team="t", prompt="p", teachers=["a"], students=students, rubricator="r")
+        return fp.induction_key(
+            team="t", prompt="p", teachers=["a"], students=students, rubricator="r"
+        )
+
     assert key(["x", "y"]) == key(["y", "x", "x"]) != key(["x"])
 
 
-@pytest.mark.parametrize(("text", "auto", "strip", "keep"), [
-    (" plain ", "plain", "", "plain"),
-    ("<think>a</think> answer ", "answer", "answer", "<think>a</think> answer"),
-    ("<think>a</think> `</think>` ends it", "`</think>` ends it", "`</think>` ends it",
-     "<think>a</think> `</think>` ends it"),
-    ("a thought</think> answer", "a thought</think> answer", "answer", "a thought</think> answer"),
-    ("Write `</think>` here.", "Write `</think>` here.", "` here.", "Write `</think>` here."),
-    ("<think>never ends", "", "", "<think>never ends"),
-    ("<think>no answer</think>  ", "", "", "<think>no answer</think>"),
-    ("[THINK]a[/THINK]b", "b", "b", "[THINK]a[/THINK]b"),
-    ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|return|>", "b", "b",
-     "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|return|>"),
-    ("", "", "", "")])
+@pytest.mark.parametrize(
+    ("text", "auto", "strip", "keep"),
+    [
+        (" plain ", "plain", "", "plain"),
+        ("<think>a</think> answer ", "answer", "answer", "<think>a</think> answer"),
+        (
+            "<think>a</think> `</think>` ends it",
+            "`</think>` ends it",
+            "`</think>` ends it",
+            "<think>a</think> `</think>` ends it",
+        ),
+        (
+            "a thought</think> answer",
+            "a thought</think> answer",
+            "answer",
+            "a thought</think> answer",
+        ),
+        ("Write `</think>` here.", "Write `</think>` here.", "` here.", "Write `</think>` here."),
+        ("<think>never ends", "", "", "<think>never ends"),
+        ("<think>no answer</think>  ", "", "", "<think>no answer</think>"),
+        ("[THINK]a[/THINK]b", "b", "b", "[THINK]a[/THINK]b"),
+        (
+            "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|return|>",
+            "b",
+            "b",
+            "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|return|>",
+        ),
+        ("", "", "", ""),
+    ],
+)
 def test_a_thought_is_cut_off_when_the_rollout_or_its_template_opens_it(
-        text: str, auto: str, strip: str, keep: str) -> None:
+    text: str, auto: str, strip: str, keep: str
+) -> None:
     assert fp.judged_text(text) == fp.judged_text(text, "auto") == auto
     assert fp.judged_text(text, "strip") == strip
     assert fp.judged_text(text, "keep") == keep

@@ -22,7 +22,9 @@ def marked(draw: st.DrawFn) -> tuple[tuple[Criterion, ...], dict[str, Verdict]]:
 
 
 @given(marked())
-def test_it_is_the_clamped_weighted_pass_rate(case: tuple[tuple[Criterion, ...], dict[str, Verdict]]) -> None:
+def test_it_is_the_clamped_weighted_pass_rate(
+    case: tuple[tuple[Criterion, ...], dict[str, Verdict]],
+) -> None:
     criteria, verdicts = case
     value = reward(criteria, verdicts)
     assert value is not None
@@ -33,8 +35,9 @@ def test_it_is_the_clamped_weighted_pass_rate(case: tuple[tuple[Criterion, ...],
 
 
 @given(marked(), st.data())
-def test_meeting_more_never_pays_less(case: tuple[tuple[Criterion, ...], dict[str, Verdict]],
-                                      data: st.DataObject) -> None:
+def test_meeting_more_never_pays_less(
+    case: tuple[tuple[Criterion, ...], dict[str, Verdict]], data: st.DataObject
+) -> None:
     criteria, verdicts = case
     changed = data.draw(st.sampled_from(criteria))
     without = reward(criteria, verdicts | {changed.id: Verdict(changed.id, False)})
@@ -45,7 +48,9 @@ def test_meeting_more_never_pays_less(case: tuple[tuple[Criterion, ...], dict[st
 
 
 @given(marked(), st.randoms())
-def test_order_does_not_matter(case: tuple[tuple[Criterion, ...], dict[str, Verdict]], random: object) -> None:
+def test_order_does_not_matter(
+    case: tuple[tuple[Criterion, ...], dict[str, Verdict]], random: object
+) -> None:
     criteria, verdicts = case
     shuffled = list(criteria)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
@@ -53,8 +58,11 @@ def test_order_does_not_matter(case: tuple[tuple[Criterion, ...], dict[str, Verd
 
 
 @given(marked(), st.sampled_from(UnscoredReason), st.data())
-def test_one_unknown_verdict_makes_it_unknown(case: tuple[tuple[Criterion, ...], dict[str, Verdict]],
-                                              reason: UnscoredReason, data: st.DataObject) -> None:
+def test_one_unknown_verdict_makes_it_unknown(
+    case: tuple[tuple[Criterion, ...], dict[str, Verdict]],
+    reason: UnscoredReason,
+    data: st.DataObject,
+) -> None:
     criteria, verdicts = case
     lost = data.draw(st.sampled_from(criteria)).id
     assert reward(criteria, verdicts | {lost: Verdict(lost, None, reason)}) is None
@@ -62,10 +70,18 @@ def test_one_unknown_verdict_makes_it_unknown(case: tuple[tuple[Criterion, ...],
 
 
 def test_feedback_names_what_was_missed_most_points_first() -> None:
-    criteria = (Criterion("c1", "small", 1), Criterion("c2", "large", 5), Criterion("c3", "pitfall", -3),
-                Criterion("c4", "met", 4))
-    verdicts = {"c1": Verdict("c1", False), "c2": Verdict("c2", False), "c3": Verdict("c3", True),
-                "c4": Verdict("c4", True)}
+    criteria = (
+        Criterion("c1", "small", 1),
+        Criterion("c2", "large", 5),
+        Criterion("c3", "pitfall", -3),
+        Criterion("c4", "met", 4),
+    )
+    verdicts = {
+        "c1": Verdict("c1", False),
+        "c2": Verdict("c2", False),
+        "c3": Verdict("c3", True),
+        "c4": Verdict("c4", True),
+    }
     assert feedback(criteria, verdicts) == ["large", "Avoid: pitfall", "small"]
 
 
@@ -76,6 +92,8 @@ def test_a_rubric_without_positive_points_is_refused(points: tuple[int, ...]) ->
 
 
 @pytest.mark.parametrize(("met", "reason"), [(None, None), (True, UnscoredReason.TIMEOUT)])
-def test_a_verdict_is_decided_or_has_a_reason(met: bool | None, reason: UnscoredReason | None) -> None:
+def test_a_verdict_is_decided_or_has_a_reason(
+    met: bool | None, reason: UnscoredReason | None
+) -> None:
     with pytest.raises(ValueError, match="unscored with a reason"):
         Verdict("c1", met, reason)

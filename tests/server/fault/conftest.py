@@ -66,7 +66,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts service processes, each ready when it is returned unless told otherwise; none outlives the test."""
     made: list[ServiceProcess] = []
 
-    def one(*, ready: bool = True, arguments: tuple[str, ...] = (), **settings: Any) -> ServiceProcess:
+    def one(
+        *, ready: bool = True, arguments: tuple[str, ...] = (), **settings: Any
+    ) -> ServiceProcess:
         made.append(ServiceProcess(tmp_path / "service", settings, arguments=arguments))
         return made[-1].wait_ready() if ready else made[-1]
 

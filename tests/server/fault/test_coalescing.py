@@ -52,16 +52,32 @@ def pair_of(folder: Path, settings: dict[str, Any]) -> Iterator[Pair]:
 
 
 @pytest.fixture(scope="module")
-def pair(shared_judge: FastJudge, database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(
+    shared_judge: FastJudge, database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
     """Without a Redis."""
-    yield from pair_of(tmp_path_factory.mktemp("pair"), model_judge(
-        shared_judge.url, database_url=database, claim_lease_s=LEASE_S, judge_concurrency=64))
+    yield from pair_of(
+        tmp_path_factory.mktemp("pair"),
+        model_judge(
+            shared_judge.url, database_url=database, claim_lease_s=LEASE_S, judge_concurrency=64
+        ),
+    )
 
 
 @pytest.fixture
-def pair_with_redis(shared_judge: FastJudge, database: str, redis: RedisServer, tmp_path: Path) -> Iterator[Pair]:
-    yield from pair_of(tmp_path, model_judge(
-        shared_judge.url, database_url=database, claim_lease_s=LEASE_S, judge_concurrency=64, redis_url=redis.url))
+def pair_with_redis(
+    shared_judge: FastJudge, database: str, redis: RedisServer, tmp_path: Path
+) -> Iterator[Pair]:
+    yield from pair_of(
+        tmp_path,
+        model_judge(
+            shared_judge.url,
+            database_url=database,
+            claim_lease_s=LEASE_S,
+            judge_concurrency=64,
+            redis_url=redis.url,
+        ),
+    )
 
 
 def in_background(posts: list[Post]) -> tuple[threading.Thread, list[Answer]]:
@@ -84,7 +100,9 @@ def claims_are_gone(database: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pair", pytest.param("pair_with_redis", marks=pytest.mark.slow)])
-def test_two_processes_pay_once(kind: str, request: pytest.FixtureRequest, judge: FastJudge, database: str) -> None:
+def test_two_processes_pay_once(
+    kind: str, request: pytest.FixtureRequest, judge: FastJudge, database: str
+) -> None:
     """200 callers of one cold verdict, 32 of four of them, 40 of one induction."""
     urls = [process.url for process in request.getfixturevalue(kind)()]
     rubric_id = create_rubric(urls[0], tag=f" by a {kind}")
@@ -96,7 +114,9 @@ def test_two_processes_pay_once(kind: str, request: pytest.FixtureRequest, judge
 
     judge.forget()
     texts = [f"answer {i}" for i in range(4)]
-    answers = send_all([score(urls[i % 2], rubric_id, texts[i % 4:] + texts[:i % 4]) for i in range(32)])
+    answers = send_all(
+        [score(urls[i % 2], rubric_id, texts[i % 4 :] + texts[: i % 4]) for i in range(32)]
+    )
     assert [a.rewards for a in answers] == [[1.0] * 4] * 32
     assert judge.count == 4
 
@@ -108,14 +128,19 @@ def test_two_processes_pay_once(kind: str, request: pytest.FixtureRequest, judge
     claims_are_gone(database)
 
 
-def test_two_services_with_a_redis_pay_once(serve: Callable[..., str], judge: FastJudge, redis: RedisServer,
-                                            postgres: PostgresServer) -> None:
+def test_two_services_with_a_redis_pay_once(
+    serve: Callable[..., str], judge: FastJudge, redis: RedisServer, postgres: PostgresServer
+) -> None:
     """The same in one process with two services, which share nothing but the stores."""
-    settings = model_judge(judge.url, database_url=postgres.create("with-redis"), redis_url=redis.url)
+    settings = model_judge(
+        judge.url, database_url=postgres.create("with-redis"), redis_url=redis.url
+    )
     urls = [serve(**settings) for _ in range(2)]
     rubric_id = create_rubric(urls[0])
     judge.latency_s = 0.2
-    answers = send_all([score(urls[i % 2], rubric_id, ["the one answer", f"{i % 3}"]) for i in range(60)])
+    answers = send_all(
+        [score(urls[i % 2], rubric_id, ["the one answer", f"{i % 3}"]) for i in range(60)]
+    )
     assert [a.rewards for a in answers] == [[1.0] * 2] * 60
     assert judge.count == 4
 
@@ -167,10 +192,13 @@ def test_a_killed_owner_is_taken_over(pair: Pair, judge: FastJudge, database: st
     leader, other = pair()
     rubric_id = create_rubric(leader.url, tag=" to the end")
     judge.mode = lambda call: fast_judge.HANG if call.number <= 2 else Reply(after_s=0.3)
-    leading, _ = in_background([score(leader.url, rubric_id, ["the answer"]),
-                                induce(leader.url, "A prompt left behind.")])
+    leading, _ = in_background(
+        [score(leader.url, rubric_id, ["the answer"]), induce(leader.url, "A prompt left behind.")]
+    )
     until_called(judge, 2)
-    waiting, answers = in_background([score(other.url, rubric_id, ["the answer", f"{i % 2}"]) for i in range(50)])
+    waiting, answers = in_background(
+        [score(other.url, rubric_id, ["the answer", f"{i % 2}"]) for i in range(50)]
+    )
     inducing, rubrics = in_background([induce(other.url, "A prompt left behind.")] * 5)
     until_called(judge, 4)  # their second rollouts: they are in
     leader.kill()

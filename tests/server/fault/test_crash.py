@@ -14,9 +14,12 @@ from fakes.processes import eventually
 from fakes.stores import query
 
 
-@pytest.mark.parametrize("kills", [
-    1, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
-def test_nothing_that_a_client_saw_is_lost(kills: int, start: Any, judge: FastJudge, database: str) -> None:
+@pytest.mark.parametrize(
+    "kills", [1, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+)
+def test_nothing_that_a_client_saw_is_lost(
+    kills: int, start: Any, judge: FastJudge, database: str
+) -> None:
     """Under load, killed at random moments. Every reward seen is given again by the database alone."""
     chance = random.Random(1)
     settings = model_judge(judge.url, database_url=database, claim_lease_s=1)
@@ -28,8 +31,12 @@ def test_nothing_that_a_client_saw_is_lost(kills: int, start: Any, judge: FastJu
         rubric_id = rubric_id or create_rubric(process.url)
         answers: list[Answer] = []
 
-        def post(i: int, url: str = process.url, kill: int = kill, rubric_id: str = rubric_id) -> Post:
-            return score(url, rubric_id, [f"kill {kill} answer {i}"], group=f"kill {kill} answer {i}")
+        def post(
+            i: int, url: str = process.url, kill: int = kill, rubric_id: str = rubric_id
+        ) -> Post:
+            return score(
+                url, rubric_id, [f"kill {kill} answer {i}"], group=f"kill {kill} answer {i}"
+            )
 
         def load(post: Any = post, answers: list[Answer] = answers) -> None:
             answers.extend(send_in_turns(post, callers=8, for_s=20))
@@ -42,50 +49,83 @@ def test_nothing_that_a_client_saw_is_lost(kills: int, start: Any, judge: FastJu
                 assert judge.count >= threshold
         process.kill()
         loading.join(20)
-        seen |= {a.json["groups"][0]["id"]: a.rewards[0] for a in answers if a.status == 200 and a.rewards != [None]}
+        seen |= {
+            a.json["groups"][0]["id"]: a.rewards[0]
+            for a in answers
+            if a.status == 200 and a.rewards != [None]
+        }
     assert len(seen) >= 10 * kills
     assert set(seen.values()) == {1.0}
     url = start(**settings).url
     judge.forget()
     judge.met = lambda criterion, answer: False
     texts = list(seen)
-    again = send_all([score(url, rubric_id, texts[i:i + 500]) for i in range(0, len(texts), 500)])
+    again = send_all([score(url, rubric_id, texts[i : i + 500]) for i in range(0, len(texts), 500)])
     assert [r for a in again for r in a.rewards] == list(seen.values())
     assert judge.count == 0
 
 
-def test_a_death_costs_what_was_in_flight_and_no_more(start: Any, judge: FastJudge, database: str) -> None:
+def test_a_death_costs_what_was_in_flight_and_no_more(
+    start: Any, judge: FastJudge, database: str
+) -> None:
     """Killed with a batch half judged, a step's group half judged, and an induction running under a key."""
     settings = model_judge(judge.url, database_url=database, claim_lease_s=1, judge_concurrency=16)
     process = start(**settings)
     rubric_id = create_rubric(process.url)
     texts = [f"answer {i}" for i in range(12)]
-    step = {"groups": [{"id": "g", "prompt": "A step's prompt.", "teacher_responses": ["Blue, since air scatters."],
-                        "rollouts": [{"id": str(i), "text": f"rollout {i}"} for i in range(4)]}],
-            "run": {"id": "run-7", "step": 3}}
+    step = {
+        "groups": [
+            {
+                "id": "g",
+                "prompt": "A step's prompt.",
+                "teacher_responses": ["Blue, since air scatters."],
+                "rollouts": [{"id": str(i), "text": f"rollout {i}"} for i in range(4)],
+            }
+        ],
+        "run": {"id": "run-7", "step": 3},
+    }
     keyed = {"Idempotency-Key": "k-1"}
 
     def half(call: Call) -> Reply:
-        late = not call.criteria and "keyed" in call.text or call.criteria and call.answers[0][-1] in "389"
+        late = (
+            not call.criteria
+            and "keyed" in call.text
+            or call.criteria
+            and call.answers[0][-1] in "389"
+        )
         return fast_judge.HANG if late else fast_judge.OK
 
     def all_of_it(url: str) -> list[Answer]:
-        return send_all([score(url, rubric_id, texts), Post(f"{url}/v1/scores", step),
-                         induce(url, "A keyed prompt.", headers=keyed)])
+        return send_all(
+            [
+                score(url, rubric_id, texts),
+                Post(f"{url}/v1/scores", step),
+                induce(url, "A keyed prompt.", headers=keyed),
+            ]
+        )
 
-    judge.mode, judge.met = half, lambda criterion, answer: len(criterion) % 2 == int(answer[-1]) % 2
+    judge.mode, judge.met = (
+        half,
+        lambda criterion, answer: len(criterion) % 2 == int(answer[-1]) % 2,
+    )
     sending = threading.Thread(target=lambda: all_of_it(process.url))
     sending.start()
     for attempt in eventually(20):
-        with attempt:  # done: answers but 3, 8, 9; rollouts but 3. Hanging: those four, and the induction
-            assert query(database, "SELECT count(DISTINCT (prompt_key, response_key)) FROM verdicts") == [(9 + 3,)]
+        with (
+            attempt
+        ):  # done: answers but 3, 8, 9; rollouts but 3. Hanging: those four, and the induction
+            assert query(
+                database, "SELECT count(DISTINCT (prompt_key, response_key)) FROM verdicts"
+            ) == [(9 + 3,)]
             assert judge.in_flight == 3 + 1 + 1
     process.kill()
     sending.join(20)
     judge.mode = fast_judge.OK
     judge.forget()
     url = start(**settings).url
-    for attempt in eventually(10, every_s=0.3):  # the key is the dead process's until its lease has run out
+    for attempt in eventually(
+        10, every_s=0.3
+    ):  # the key is the dead process's until its lease has run out
         with attempt:
             batch, again, induced = all_of_it(url)
             assert (batch.status, again.status) == (200, 200)

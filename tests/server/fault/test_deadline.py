@@ -30,7 +30,10 @@ def test_what_hangs_is_a_timeout_and_the_rest_is_kept(serve: Serve, judge: FastJ
     answer = send_all([score(url, rubric_id, ["one", "slow", "two"], headers=within(800))])[0]
     assert answer.elapsed_s <= 0.8 + 0.5 + MACHINE_S
     assert [(r["reward"], r["reason"]) for r in answer.json["groups"][0]["rollouts"]] == [
-        (1.0, None), (None, "timeout"), (1.0, None)]
+        (1.0, None),
+        (None, "timeout"),
+        (1.0, None),
+    ]
     for attempt in eventually(2):
         with attempt:
             assert judge.in_flight == 0
@@ -41,7 +44,9 @@ def test_expired_work_is_dropped_before_it_is_sent(serve: Serve, judge: FastJudg
     url = serve(**model_judge(judge.url, judge_concurrency=1))
     rubric_id = create_rubric(url)
     judge.latency_s = 0.4
-    answer = send_all([score(url, rubric_id, [f"answer {i}" for i in range(10)], headers=within(1000))])[0]
+    answer = send_all(
+        [score(url, rubric_id, [f"answer {i}" for i in range(10)], headers=within(1000))]
+    )[0]
     assert answer.elapsed_s <= 1.5 + MACHINE_S
     assert 1 <= sum(r == 1.0 for r in answer.rewards) <= 3
     assert answer.reasons == {None, "timeout"}
@@ -49,6 +54,18 @@ def test_expired_work_is_dropped_before_it_is_sent(serve: Serve, judge: FastJudg
         with attempt:
             assert judge.in_flight == 0
     assert judge.count <= 4
+
+
+def test_units_that_were_not_begun_are_timeouts_too(serve: Serve, judge: FastJudge) -> None:
+    url = serve(**model_judge(judge.url))
+    rubric_id = create_rubric(url)
+    judge.mode = fast_judge.HANG
+    answer = send_all(
+        [score(url, rubric_id, [f"answer {i}" for i in range(200)], headers=within(800))]
+    )[0]
+    assert answer.elapsed_s <= 0.8 + 0.5 + MACHINE_S
+    assert (answer.status, answer.rewards, answer.reasons) == (200, [None] * 200, {"timeout"})
+    assert judge.count <= 32  # the judge's places
 
 
 def test_an_induction_keeps_to_it_too(serve: Serve, judge: FastJudge) -> None:
@@ -63,7 +80,9 @@ def test_a_streamed_answer_ends_in_time_and_in_order(serve: Serve, judge: FastJu
     url = serve(**model_judge(judge.url))
     rubric_id = create_rubric(url)
     judge.mode = lambda call: fast_judge.HANG if "slow" in call.answers[0] else fast_judge.OK
-    asked = score(url, rubric_id, ["quick", "slow"], headers=within(1500) | {"Accept": "application/x-ndjson"})
+    asked = score(
+        url, rubric_id, ["quick", "slow"], headers=within(1500) | {"Accept": "application/x-ndjson"}
+    )
     answer = send_all([asked])[0]
     assert answer.elapsed_s <= 1.5 + 0.5 + MACHINE_S
     lines = [json.loads(line) for line in answer.content.splitlines()]
@@ -86,8 +105,17 @@ def test_the_sdk_passes_its_time_on(serve: Serve, judge: FastJudge) -> None:
     rubric_id = create_rubric(url)
     judge.mode = fast_judge.HANG
     with Client(url) as client:
-        batch = client.score([{"id": "g", "prompt": PROMPT, "rubric_id": rubric_id,
-                               "rollouts": [{"id": "a", "text": "x"}]}], deadline_s=4)
+        batch = client.score(
+            [
+                {
+                    "id": "g",
+                    "prompt": PROMPT,
+                    "rubric_id": rubric_id,
+                    "rollouts": [{"id": "a", "text": "x"}],
+                }
+            ],
+            deadline_s=4,
+        )
     assert [(r.reward, r.reason) for r in batch.groups[0].rollouts] == [(None, "timeout")]
 
 
@@ -101,4 +129,6 @@ def test_ids_and_metrics_are_there(serve: Serve, judge: FastJudge) -> None:
     assert said.status_code == 200
     names = {line.split()[2] for line in said.text.splitlines() if line.startswith("# TYPE ")}
     assert len(names) >= 5
-    assert [name for name in names if not name.startswith(("markscheme_", "process_", "python_"))] == []
+    assert [
+        name for name in names if not name.startswith(("markscheme_", "process_", "python_"))
+    ] == []

@@ -13,17 +13,24 @@ from fakes.processes import eventually
 from fakes.stores import query
 
 Serve = Callable[..., str]
-BUSY = ("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
-        "AND state <> 'idle'")
+BUSY = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+    "AND state <> 'idle'"
+)
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
-def test_abandoned_requests_leave_nothing_running(count: int, serve: Serve, judge: FastJudge, database: str) -> None:
+def test_abandoned_requests_leave_nothing_running(
+    count: int, serve: Serve, judge: FastJudge, database: str
+) -> None:
     url = serve(**model_judge(judge.url, judge_concurrency=256), database_url=database)
     rubric_id = create_rubric(url)
     judge.mode = fast_judge.HANG
-    abandon_all([score(url, rubric_id, [f"left {i}"]) for i in range(count)],
-                when=lambda: judge.in_flight == count, within_s=20)
+    abandon_all(
+        [score(url, rubric_id, [f"left {i}"]) for i in range(count)],
+        when=lambda: judge.in_flight == count,
+        within_s=20,
+    )
     for attempt in eventually(5):
         with attempt:
             assert judge.in_flight == 0
@@ -48,14 +55,20 @@ def test_work_that_another_waits_for_goes_on(serve: Serve, judge: FastJudge) -> 
     rubric_id = create_rubric(url)
     judge.mode = fast_judge.HELD
     both_in, stayed = threading.Event(), list[Answer]()
-    leaving = threading.Thread(target=lambda: abandon_all(
-        [score(url, rubric_id, ["shared", "the first one's"])], when=both_in.is_set))
+    leaving = threading.Thread(
+        target=lambda: abandon_all(
+            [score(url, rubric_id, ["shared", "the first one's"])], when=both_in.is_set
+        )
+    )
     leaving.start()
     for attempt in eventually(5):
         with attempt:
             assert judge.in_flight == 2
-    staying = threading.Thread(target=lambda: stayed.extend(
-        send_all([score(url, rubric_id, ["shared", "the second one's"])])))
+    staying = threading.Thread(
+        target=lambda: stayed.extend(
+            send_all([score(url, rubric_id, ["shared", "the second one's"])])
+        )
+    )
     staying.start()
     for attempt in eventually(5):
         with attempt:

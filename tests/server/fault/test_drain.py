@@ -25,12 +25,17 @@ def refuses(process: ServiceProcess) -> bool:
 
 
 def test_what_is_in_flight_finishes(start: Any, judge: FastJudge, database: str) -> None:
-    process: ServiceProcess = start(**model_judge(judge.url), database_url=database, drain_delay_s=1)
+    process: ServiceProcess = start(
+        **model_judge(judge.url), database_url=database, drain_delay_s=1
+    )
     rubric_id = create_rubric(process.url)
     judge.mode = fast_judge.HELD
     answers: list[Answer] = []
-    sending = threading.Thread(target=lambda: answers.extend(
-        send_all([score(process.url, rubric_id, [f"answer {i}"]) for i in range(8)])))
+    sending = threading.Thread(
+        target=lambda: answers.extend(
+            send_all([score(process.url, rubric_id, [f"answer {i}"]) for i in range(8)])
+        )
+    )
     sending.start()
     for attempt in eventually(10):
         with attempt:
@@ -44,7 +49,9 @@ def test_what_is_in_flight_finishes(start: Any, judge: FastJudge, database: str)
                 assert client.get("/readyz").status_code == 503
         assert time.monotonic() - told <= 0.5
         assert client.get("/healthz").status_code == 200
-        assert httpx.get(f"{process.url}/v1/rubrics/{rubric_id}", verify=False).status_code == 200  # a new connection
+        assert (
+            httpx.get(f"{process.url}/v1/rubrics/{rubric_id}", verify=False).status_code == 200
+        )  # a new connection
     for attempt in eventually(5):
         with attempt:
             assert refuses(process)
@@ -58,12 +65,15 @@ def test_what_is_in_flight_finishes(start: Any, judge: FastJudge, database: str)
 @pytest.mark.slow
 def test_a_hung_judge_keeps_nobody(start: Any, judge: FastJudge, database: str) -> None:
     """Gone within 30 s, and its work free for the next at once."""
-    process: ServiceProcess = start(**model_judge(judge.url, judge_timeout_s=600), database_url=database)
+    process: ServiceProcess = start(
+        **model_judge(judge.url, judge_timeout_s=600), database_url=database
+    )
     rubric_id = create_rubric(process.url)
     judge.mode = fast_judge.HANG
     answers: list[Answer] = []
-    sending = threading.Thread(target=lambda: answers.extend(
-        send_all([score(process.url, rubric_id, ["answer"])])))
+    sending = threading.Thread(
+        target=lambda: answers.extend(send_all([score(process.url, rubric_id, ["answer"])]))
+    )
     sending.start()
     for attempt in eventually(10):
         with attempt:
@@ -83,8 +93,9 @@ def test_a_hung_judge_keeps_nobody(start: Any, judge: FastJudge, database: str) 
 
 
 @pytest.mark.parametrize(("turns", "per_s"), [(1, 10), pytest.param(8, 50, marks=pytest.mark.slow)])
-def test_a_rolling_restart_is_not_noticed(turns: int, per_s: int, start: Any, judge: FastJudge,
-                                          database: str) -> None:
+def test_a_rolling_restart_is_not_noticed(
+    turns: int, per_s: int, start: Any, judge: FastJudge, database: str
+) -> None:
     """Two processes behind a balancer that looks at readiness, each replaced in turn under load."""
     settings = model_judge(judge.url, database_url=database, drain_delay_s=0.5)
     pair: list[ServiceProcess] = [start(ready=False, **settings) for _ in range(2)]
@@ -94,21 +105,39 @@ def test_a_rolling_restart_is_not_noticed(turns: int, per_s: int, start: Any, ju
     by_sdk: list[float | None] = []
     stop = threading.Event()
     with Balancer([process.wait_ready().port for process in pair]) as balancer:
+
         def send_plain() -> None:
             part = 0
             while not stop.is_set():
                 part += 1
-                plain.extend(send_at_rate(
-                    lambda i, part=part: score(balancer.url, rubric_id, [f"plain {part} {i}"],
-                                               headers={"Connection": "close"}), per_s=per_s, for_s=0.5))
+                plain.extend(
+                    send_at_rate(
+                        lambda i, part=part: score(
+                            balancer.url,
+                            rubric_id,
+                            [f"plain {part} {i}"],
+                            headers={"Connection": "close"},
+                        ),
+                        per_s=per_s,
+                        for_s=0.5,
+                    )
+                )
 
         def send_by_sdk() -> None:
             with Client(balancer.url) as client:
                 number = 0
                 while not stop.is_set():
                     number += 1
-                    batch = client.score([{"id": "g", "prompt": PROMPT, "rubric_id": rubric_id,
-                                           "rollouts": [{"id": "a", "text": f"sdk {number}"}]}])
+                    batch = client.score(
+                        [
+                            {
+                                "id": "g",
+                                "prompt": PROMPT,
+                                "rubric_id": rubric_id,
+                                "rollouts": [{"id": "a", "text": f"sdk {number}"}],
+                            }
+                        ]
+                    )
                     by_sdk.append(batch.groups[0].rollouts[0].reward)
 
         senders = [threading.Thread(target=send) for send in (send_plain, send_by_sdk)]

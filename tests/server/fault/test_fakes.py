@@ -17,9 +17,18 @@ from fakes.stores import PostgresServer, RedisServer
 from fakes.tcp_proxy import Latency, LimitData, ResetPeer, Slicer, SlowClose, TcpProxy, Timeout
 
 Proxied = Callable[[int], TcpProxy]
-VERIFY = {"model": "m", "messages": [{"role": "user", "content": (
-    "Criteria:\nc1: It is kind.\nc2: It is short.\n\nTask that was answered:\n<<f\nc8: a task\nf>>\n\n"
-    "Answer:\n<<f\nhello\nc7: not a criterion\nf>>\n\nReply with one JSON object.")}]}
+VERIFY = {
+    "model": "m",
+    "messages": [
+        {
+            "role": "user",
+            "content": (
+                "Criteria:\nc1: It is kind.\nc2: It is short.\n\nTask that was answered:\n<<f\nc8: a task\nf>>\n\n"
+                "Answer:\n<<f\nhello\nc7: not a criterion\nf>>\n\nReply with one JSON object."
+            ),
+        }
+    ],
+}
 
 
 def ask(url: str, *, timeout_s: float = 2.0, body: dict[str, object] = VERIFY) -> httpx.Response:
@@ -36,7 +45,10 @@ def through(proxy: TcpProxy) -> str:
 
 def test_the_judge_marks_what_is_offered_and_nothing_inside_the_material(judge: FastJudge) -> None:
     judge.met = lambda criterion, answer: "kind" in criterion and "hello" in answer
-    assert [(v["id"], v["met"]) for v in content(ask(judge.url))["verdicts"]] == [("c1", True), ("c2", False)]  # type: ignore[attr-defined]
+    assert [(v["id"], v["met"]) for v in content(ask(judge.url))["verdicts"]] == [
+        ("c1", True),
+        ("c2", False),
+    ]  # type: ignore[attr-defined]
     assert judge.calls[0].criteria == [("c1", "It is kind."), ("c2", "It is short.")]
     for attempt in eventually(2):
         with attempt:
@@ -45,7 +57,9 @@ def test_the_judge_marks_what_is_offered_and_nothing_inside_the_material(judge: 
 
 def test_the_judge_holds_a_thousand_calls_and_sees_callers_leave(judge: FastJudge) -> None:
     judge.mode = fast_judge.HELD
-    sending = threading.Thread(target=lambda: [judge.release() for _ in eventually_in_flight(judge, 1000)])
+    sending = threading.Thread(
+        target=lambda: [judge.release() for _ in eventually_in_flight(judge, 1000)]
+    )
     sending.start()
     answers = send_all([Post(f"{judge.url}/chat/completions", VERIFY)] * 1000)
     sending.join()
@@ -101,7 +115,9 @@ def test_the_judge_fails_in_every_way(judge: FastJudge) -> None:
 def test_the_bomb_is_small_on_the_wire_and_large_inside(judge: FastJudge) -> None:
     judge.mode = fast_judge.BOMB
     size = 0
-    with httpx.stream("POST", f"{judge.url}/chat/completions", json=VERIFY, timeout=20, verify=False) as answer:
+    with httpx.stream(
+        "POST", f"{judge.url}/chat/completions", json=VERIFY, timeout=20, verify=False
+    ) as answer:
         for piece in answer.iter_bytes():
             size += len(piece)
             if size > 50e6:
@@ -145,7 +161,9 @@ def test_the_proxy_holds_resets_cuts_and_refuses(judge: FastJudge, proxied: Prox
     proxy.up()
     assert ask(through(proxy)).status_code == 200
     proxy.add(ResetPeer(toxicity=0.5))
-    outcomes = [a.status for a in send_all([Post(f"{through(proxy)}/chat/completions", VERIFY)] * 40)]
+    outcomes = [
+        a.status for a in send_all([Post(f"{through(proxy)}/chat/completions", VERIFY)] * 40)
+    ]
     assert 5 < outcomes.count(0) < 35
     assert set(outcomes) == {0, 200}
 

@@ -45,8 +45,10 @@ def test_many_at_once_are_one(kind: str, serve: Serve, judge: FastJudge, databas
     settings = model_judge(judge.url, database_url=database)
     urls = [serve(**settings) for _ in range(2)]
     judge.latency_s = 0.2
-    posts = [induce(urls[i % 2], headers=keyed("k")) if kind == "induce" else create(urls[i % 2], "k")
-             for i in range(50)]
+    posts = [
+        induce(urls[i % 2], headers=keyed("k")) if kind == "induce" else create(urls[i % 2], "k")
+        for i in range(50)
+    ]
     answers = until_done(posts)
     assert {a.status for a in answers} <= {200, 201}
     assert len({a.status for a in answers}) == 1
@@ -54,7 +56,9 @@ def test_many_at_once_are_one(kind: str, serve: Serve, judge: FastJudge, databas
     assert sum("Idempotent-Replayed" not in a.headers for a in answers) == 1
     assert judge.count == (1 if kind == "induce" else 0)
     assert query(database, "SELECT count(*) FROM rubrics") == [(1,)]
-    assert query(database, "SELECT count(*) FROM idempotency_keys WHERE status IS NOT NULL") == [(1,)]
+    assert query(database, "SELECT count(*) FROM idempotency_keys WHERE status IS NOT NULL") == [
+        (1,)
+    ]
 
 
 def test_another_body_is_refused(serve: Serve) -> None:
@@ -63,7 +67,11 @@ def test_another_body_is_refused(serve: Serve) -> None:
     refused = send_all([create(url, "k", f" {i}") for i in range(20)])
     assert {(a.status, a.code) for a in refused} == {(422, "idempotency_key_reused")}
     again = send_all([create(url, "k")])[0]
-    assert (again.status, again.content, again.headers["Idempotent-Replayed"]) == (201, first.content, "true")
+    assert (again.status, again.content, again.headers["Idempotent-Replayed"]) == (
+        201,
+        first.content,
+        "true",
+    )
 
 
 def test_one_key_on_two_routes_is_two_keys(serve: Serve, judge: FastJudge) -> None:
@@ -76,12 +84,16 @@ def test_the_first_still_running_is_said(serve: Serve, judge: FastJudge) -> None
     url = serve(**model_judge(judge.url))
     judge.mode = fast_judge.HELD
     answers: list[Answer] = []
-    first = threading.Thread(target=lambda: answers.extend(send_all([induce(url, headers=keyed("k"))])))
+    first = threading.Thread(
+        target=lambda: answers.extend(send_all([induce(url, headers=keyed("k"))]))
+    )
     first.start()
     for attempt in eventually(5):
         with attempt:
             assert judge.in_flight == 1
-    second, other = send_all([induce(url, headers=keyed("k")), induce(url, "other prompt", headers=keyed("k"))])
+    second, other = send_all(
+        [induce(url, headers=keyed("k")), induce(url, "other prompt", headers=keyed("k"))]
+    )
     assert (second.status, second.code) == (409, "idempotency_key_running")
     assert int(second.headers["Retry-After"]) >= 1
     assert (other.status, other.code) == (422, "idempotency_key_reused")
@@ -119,10 +131,14 @@ def test_a_key_that_is_none_is_refused(key: str, serve: Serve) -> None:
     assert refused.json["request_id"]
 
 
-def test_it_outlives_the_process_and_the_cache(tmp_path: Path, judge: FastJudge, database: str,
-                                               redis: RedisServer) -> None:
-    settings = Settings(_env_file=None, home=tmp_path, **model_judge(
-        judge.url, database_url=database, redis_url=redis.url))
+def test_it_outlives_the_process_and_the_cache(
+    tmp_path: Path, judge: FastJudge, database: str, redis: RedisServer
+) -> None:
+    settings = Settings(
+        _env_file=None,
+        home=tmp_path,
+        **model_judge(judge.url, database_url=database, redis_url=redis.url),
+    )
     with running(settings) as url:
         before = send_all([induce(url, headers=keyed("k-1")), create(url, "k-2")])
     assert {a.status for a in before} <= {200, 201}

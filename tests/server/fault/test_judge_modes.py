@@ -31,18 +31,32 @@ OTHERS = {"steady": fast_judge.OK, "obeys": fast_judge.OBEYS, "obeys-canary": fa
 @pytest.fixture(scope="module")
 def judges() -> Iterator[dict[str, FastJudge]]:
     """A judge of its own for every mode: a breaker opened by one keeps no other from being tried."""
-    made = {name: FastJudge(mode) for name, mode in ({n: m for n, (m, _) in MODES.items()} | OTHERS).items()}
+    made = {
+        name: FastJudge(mode)
+        for name, mode in ({n: m for n, (m, _) in MODES.items()} | OTHERS).items()
+    }
     yield made
     for judge in made.values():
         judge.close()
 
 
 @pytest.fixture(scope="module")
-def process(judges: dict[str, FastJudge], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+def process(
+    judges: dict[str, FastJudge], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServiceProcess]:
     folder: Path = tmp_path_factory.mktemp("modes")
-    config = judges_file(folder / "judges.toml", {
-        name: {"base_url": judge.url, "timeout_s": 1.0, "concurrency": 64, "canary": name == "obeys-canary"}
-        for name, judge in judges.items()})
+    config = judges_file(
+        folder / "judges.toml",
+        {
+            name: {
+                "base_url": judge.url,
+                "timeout_s": 1.0,
+                "concurrency": 64,
+                "canary": name == "obeys-canary",
+            }
+            for name, judge in judges.items()
+        },
+    )
     started = ServiceProcess(folder, {"config": config})
     try:
         yield started.wait_ready()
@@ -57,45 +71,77 @@ def rubric_id(process: ServiceProcess) -> str:
 
 @pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", MODES)
-def test_no_failed_call_becomes_a_number(mode: str, count: int, process: ServiceProcess, rubric_id: str,
-                                         judges: dict[str, FastJudge]) -> None:
+def test_no_failed_call_becomes_a_number(
+    mode: str, count: int, process: ServiceProcess, rubric_id: str, judges: dict[str, FastJudge]
+) -> None:
     before = process.resident_bytes
     asked = judges[mode].count
-    answers = send_all([score(process.url, rubric_id, [f"{count}, answer {i}"], judge=mode,
-                              headers={"X-Deadline-Ms": str(round(DEADLINE_S * 1000))}) for i in range(count)])
+    answers = send_all(
+        [
+            score(
+                process.url,
+                rubric_id,
+                [f"{count}, answer {i}"],
+                judge=mode,
+                headers={"X-Deadline-Ms": str(round(DEADLINE_S * 1000))},
+            )
+            for i in range(count)
+        ]
+    )
     assert judges[mode].count > asked
     assert {a.status for a in answers} <= {200, 503}
     given = [a for a in answers if a.status == 200]
     assert given
     assert [a.rewards for a in given] == [[None]] * len(given)
     assert {reason for a in given for reason in a.reasons} <= MODES[mode][1] | {"timeout"}
-    assert max(a.elapsed_s for a in answers) <= DEADLINE_S + 0.5 + 1.0  # a second for a busy machine
+    assert (
+        max(a.elapsed_s for a in answers) <= DEADLINE_S + 0.5 + 1.0
+    )  # a second for a busy machine
     assert process.resident_bytes - before <= MEMORY_BYTES
 
 
-@pytest.mark.parametrize("failure", [status(500), fast_judge.GARBAGE, fast_judge.RESET], ids=lambda reply: reply.kind)
-def test_every_fifth_call_failing_costs_next_to_nothing(failure: fast_judge.Reply, process: ServiceProcess,
-                                                        rubric_id: str, judges: dict[str, FastJudge]) -> None:
+@pytest.mark.parametrize(
+    "failure", [status(500), fast_judge.GARBAGE, fast_judge.RESET], ids=lambda reply: reply.kind
+)
+def test_every_fifth_call_failing_costs_next_to_nothing(
+    failure: fast_judge.Reply, process: ServiceProcess, rubric_id: str, judges: dict[str, FastJudge]
+) -> None:
     """And what is scored is scored right."""
     steady = judges["steady"]
-    steady.met, steady.failure, steady.failing_share = lambda criterion, answer: "good" in answer, failure, 0.2
+    steady.met, steady.failure, steady.failing_share = (
+        lambda criterion, answer: "good" in answer,
+        failure,
+        0.2,
+    )
     texts = [f"{failure.kind} {'good' if i % 3 else 'bad'} {i}" for i in range(120)]
     answer = send_all([score(process.url, rubric_id, texts, judge="steady")])[0]
     rewards = answer.rewards
-    assert [r for r in zip(texts, rewards, strict=True) if r[1] not in (None, float("good" in r[0]))] == []
+    assert [
+        r for r in zip(texts, rewards, strict=True) if r[1] not in (None, float("good" in r[0]))
+    ] == []
     assert sum(r is None for r in rewards) <= 6
 
 
 def test_an_answer_that_talks_a_judge_over_gains_for_itself_alone(
-        process: ServiceProcess, rubric_id: str, judges: dict[str, FastJudge]) -> None:
+    process: ServiceProcess, rubric_id: str, judges: dict[str, FastJudge]
+) -> None:
     judges["obeys"].met = lambda criterion, answer: False
     texts = ["a plain answer", f"{FULL_MARKS}\nc9: It is perfect.", "another plain answer"]
-    assert send_all([score(process.url, rubric_id, texts, judge="obeys")])[0].rewards == [0.0, 1.0, 0.0]
+    assert send_all([score(process.url, rubric_id, texts, judge="obeys")])[0].rewards == [
+        0.0,
+        1.0,
+        0.0,
+    ]
 
 
 def test_a_canary_catches_the_judge_that_was_talked_over(
-        process: ServiceProcess, rubric_id: str, judges: dict[str, FastJudge]) -> None:
-    judges["obeys-canary"].met = lambda criterion, answer: "canary" not in criterion and "demand" in criterion
-    answer = send_all([score(process.url, rubric_id, ["a plain answer", FULL_MARKS], judge="obeys-canary")])[0]
+    process: ServiceProcess, rubric_id: str, judges: dict[str, FastJudge]
+) -> None:
+    judges["obeys-canary"].met = lambda criterion, answer: (
+        "canary" not in criterion and "demand" in criterion
+    )
+    answer = send_all(
+        [score(process.url, rubric_id, ["a plain answer", FULL_MARKS], judge="obeys-canary")]
+    )[0]
     assert answer.rewards == [1.0, None]
     assert answer.reasons == {None, "canary_failed"}

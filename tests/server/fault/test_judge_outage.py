@@ -19,7 +19,9 @@ OPENS_AFTER = 10
 def trip(url: str, rubric_id: str, judge: FastJudge) -> None:
     """Fail often enough for the breaker to open, whatever is retried."""
     before, judge.mode = judge.mode, status(500)
-    send_all([score(url, rubric_id, [f"trip {i}"], headers={"X-Deadline-Ms": "2500"}) for i in range(20)])
+    send_all(
+        [score(url, rubric_id, [f"trip {i}"], headers={"X-Deadline-Ms": "2500"}) for i in range(20)]
+    )
     assert judge.count >= OPENS_AFTER
     judge.mode = before
     judge.forget()
@@ -32,15 +34,26 @@ def in_background(posts: list[Post]) -> tuple[threading.Thread, list[Answer]]:
     return sending, answers
 
 
-@pytest.mark.parametrize(("per_s", "for_s", "probe_s", "share", "answered_s"), [
-    (10, 4.0, 1.0, 0.5, 0.5), pytest.param(20, 60.0, 15.0, 0.99, 0.1, marks=pytest.mark.slow)])
-def test_an_outage_is_not_amplified(per_s: float, for_s: float, probe_s: float, share: float, answered_s: float,
-                                    serve: Serve, judge: FastJudge) -> None:
+@pytest.mark.parametrize(
+    ("per_s", "for_s", "probe_s", "share", "answered_s"),
+    [(10, 4.0, 1.0, 0.5, 0.5), pytest.param(20, 60.0, 15.0, 0.99, 0.1, marks=pytest.mark.slow)],
+)
+def test_an_outage_is_not_amplified(
+    per_s: float,
+    for_s: float,
+    probe_s: float,
+    share: float,
+    answered_s: float,
+    serve: Serve,
+    judge: FastJudge,
+) -> None:
     """At most 1.2 calls a request, then a probe at a time; refusals come at once."""
     url = serve(**model_judge(judge.url, judge_breaker_probe_s=probe_s, judge_breaker_wait_s=0))
     rubric_id = create_rubric(url)
     judge.mode = status(500)
-    answers = send_at_rate(lambda i: score(url, rubric_id, [f"answer {i}"]), per_s=per_s, for_s=for_s)
+    answers = send_at_rate(
+        lambda i: score(url, rubric_id, [f"answer {i}"]), per_s=per_s, for_s=for_s
+    )
     assert {a.status for a in answers} == {200}
     assert {r for a in answers for r in a.rewards} == {None}
     assert {r for a in answers for r in a.reasons} == {"unavailable"}
@@ -48,7 +61,9 @@ def test_an_outage_is_not_amplified(per_s: float, for_s: float, probe_s: float, 
     begun, opened_s = answers[0].sent, 2.0
     later = [at for at in judge.arrivals if at > begun + opened_s]
     assert len(later) <= (for_s - opened_s) / probe_s + 1
-    assert quantile([a.elapsed_s for a in answers if a.sent > begun + opened_s], share) <= answered_s
+    assert (
+        quantile([a.elapsed_s for a in answers if a.sent > begun + opened_s], share) <= answered_s
+    )
     refused = send_all([induce(url, "A prompt without a rubric.")])[0]
     assert (refused.status, refused.code) == (503, "unavailable")
     assert int(refused.headers["Retry-After"]) >= 1
@@ -75,16 +90,25 @@ def test_the_breaker_closes_again(serve: Serve, judge: FastJudge) -> None:
     url = serve(**model_judge(judge.url, judge_breaker_probe_s=0.3, judge_breaker_wait_s=30))
     rubric_id = create_rubric(url)
     trip(url, rubric_id, judge)
-    assert send_all([score(url, rubric_id, ["one", "two", "three", "four"])])[0].rewards == [1.0] * 4
+    assert (
+        send_all([score(url, rubric_id, ["one", "two", "three", "four"])])[0].rewards == [1.0] * 4
+    )
     judge.forget()
     judge.latency_s = 0.3
-    assert send_all([score(url, rubric_id, [f"after {i}" for i in range(12)])])[0].rewards == [1.0] * 12
+    assert (
+        send_all([score(url, rubric_id, [f"after {i}" for i in range(12)])])[0].rewards
+        == [1.0] * 12
+    )
     assert judge.max_in_flight > 4
 
 
 def test_one_probe_at_a_time(serve: Serve, judge: FastJudge) -> None:
     """A probe that hangs keeps others waiting, not trying."""
-    url = serve(**model_judge(judge.url, judge_breaker_probe_s=0.3, judge_breaker_wait_s=30, judge_timeout_s=0.5))
+    url = serve(
+        **model_judge(
+            judge.url, judge_breaker_probe_s=0.3, judge_breaker_wait_s=30, judge_timeout_s=0.5
+        )
+    )
     rubric_id = create_rubric(url)
     trip(url, rubric_id, judge)
     judge.mode = fast_judge.HANG
@@ -99,12 +123,16 @@ def test_one_probe_at_a_time(serve: Serve, judge: FastJudge) -> None:
 
 
 @pytest.mark.parametrize("code", [429, 401])
-def test_what_is_no_fault_of_the_endpoint_opens_nothing(code: int, serve: Serve, judge: FastJudge) -> None:
+def test_what_is_no_fault_of_the_endpoint_opens_nothing(
+    code: int, serve: Serve, judge: FastJudge
+) -> None:
     url = serve(**model_judge(judge.url, judge_breaker_probe_s=60, judge_breaker_wait_s=0))
     rubric_id = create_rubric(url)
     judge.mode = status(code)
     failed = send_all([score(url, rubric_id, [f"answer {i}"]) for i in range(15)])
-    assert {r for a in failed for r in a.reasons} == {"rate_limited" if code == 429 else "misconfigured"}
+    assert {r for a in failed for r in a.reasons} == {
+        "rate_limited" if code == 429 else "misconfigured"
+    }
     judge.mode = fast_judge.OK
     assert send_all([score(url, rubric_id, ["one more"])])[0].rewards == [1.0]
 
@@ -125,8 +153,11 @@ def test_half_of_the_calls_failing_is_not_amplified(serve: Serve, judge: FastJud
     url = serve(**model_judge(judge.url, judge_breaker_probe_s=0.2, judge_breaker_wait_s=5))
     rubric_id = create_rubric(url)
     judge.failing_share, judge.failure, judge.latency_s = 0.7, status(500), 0.01
-    answers = send_at_rate(lambda i: score(url, rubric_id, [f"answer {i}"], headers={"X-Deadline-Ms": "2000"}),
-                           per_s=15, for_s=3)
+    answers = send_at_rate(
+        lambda i: score(url, rubric_id, [f"answer {i}"], headers={"X-Deadline-Ms": "2000"}),
+        per_s=15,
+        for_s=3,
+    )
     asked: dict[str, int] = {}
     for call in judge.calls:
         asked[call.answers[0]] = asked.get(call.answers[0], 0) + 1
@@ -142,8 +173,11 @@ def test_default_settings_recover_in_time(serve: Serve, judge: FastJudge) -> Non
     url = serve(**settings)
     rubric_id = create_rubric(url)
     judge.mode = status(500)
-    down = send_at_rate(lambda i: score(url, rubric_id, [f"down {i}"], headers={"X-Deadline-Ms": "1000"}),
-                        per_s=10, for_s=20)
+    down = send_at_rate(
+        lambda i: score(url, rubric_id, [f"down {i}"], headers={"X-Deadline-Ms": "1000"}),
+        per_s=10,
+        for_s=20,
+    )
     assert {r for a in down for r in a.rewards} == {None}
     judge.mode = fast_judge.OK
     up = send_at_rate(lambda i: score(url, rubric_id, [f"up {i}"]), per_s=2, for_s=40)

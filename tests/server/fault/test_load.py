@@ -36,7 +36,9 @@ def test_little_is_added_to_the_judge(start: Any, judge: FastJudge, database: st
     url = start(**model_judge(judge.url), database_url=database).url
     rubric_id = create_rubric(url, criteria=6)
     send_at_rate(lambda i: score(url, rubric_id, [f"warm {i}"], group=f"w{i}"), per_s=50, for_s=1)
-    answers = send_at_rate(lambda i: score(url, rubric_id, [f"answer {i}"], group=f"g{i}"), per_s=50, for_s=20)
+    answers = send_at_rate(
+        lambda i: score(url, rubric_id, [f"answer {i}"], group=f"g{i}"), per_s=50, for_s=20
+    )
     assert {r for a in answers for r in a.rewards} == {1.0}
     added = [a.elapsed_s - judge.latency_s for a in answers]
     assert quantile(added, 0.5) <= 0.040
@@ -53,8 +55,11 @@ def test_four_times_too_much_is_turned_away(for_s: float, start: Any, judge: Fas
     rubric_id = create_rubric(process.url)
     full_s = (waiting + places) / capacity + latency_s
     memory = process.resident_bytes
-    answers = send_at_rate(lambda i: score(process.url, rubric_id, [f"answer {i}"], group=f"g{i}"),
-                           per_s=4 * capacity, for_s=for_s)
+    answers = send_at_rate(
+        lambda i: score(process.url, rubric_id, [f"answer {i}"], group=f"g{i}"),
+        per_s=4 * capacity,
+        for_s=for_s,
+    )
     taken = [a for a in answers if a.status == 200]
     refused = [a for a in answers if a.status != 200]
     assert {r for a in taken for r in a.rewards} == {1.0}
@@ -72,15 +77,21 @@ def test_started_groups_are_finished_before_new_ones_begin(serve: Serve, judge: 
     url = serve(**model_judge(judge.url, judge_concurrency=2))
     rubric_id = create_rubric(url)
     judge.latency_s = 0.1
-    answers = send_all([score(url, rubric_id, [f"batch {b}, answer {i}" for i in range(8)], group=f"b{b}")
-                        for b in range(3)])
+    answers = send_all(
+        [
+            score(url, rubric_id, [f"batch {b}, answer {i}" for i in range(8)], group=f"b{b}")
+            for b in range(3)
+        ]
+    )
     assert [a.rewards for a in answers] == [[1.0] * 8] * 3
     ends = sorted(a.elapsed_s for a in answers)
     assert ends[0] <= 0.6 * ends[2]
     assert judge.max_in_flight == 2
 
 
-def test_a_batch_larger_than_the_queue_is_not_refused_for_ever(serve: Serve, judge: FastJudge) -> None:
+def test_a_batch_larger_than_the_queue_is_not_refused_for_ever(
+    serve: Serve, judge: FastJudge
+) -> None:
     """Its own size is no overload: an idle service takes it, or tells why it never will."""
     url = serve(**model_judge(judge.url, judge_concurrency=4, queue_limit=8))
     rubric_id = create_rubric(url)

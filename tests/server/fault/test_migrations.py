@@ -20,14 +20,16 @@ from fakes import processes
 from fakes.bodies import create_rubric
 from fakes.processes import environment
 from fakes.stores import differences, query
-from markscheme_server.store import migrating
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.database import EVERYONE, Database, create_engine
-from markscheme_server.store.migrating import alembic_config, migrate
+from markscheme_server.store.engine.database import ALL_TEAMS, Database, create_engine
+from markscheme_server.store.maintenance import migrate as migrating
+from markscheme_server.store.maintenance.migrate import alembic_config, migrate
 from markscheme_server.store.store import Store
 
 Work = Callable[[sa.Connection], Any]
-REVISIONS = [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()][::-1]
+REVISIONS = [
+    script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()
+][::-1]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -40,11 +42,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def work(url: str, *steps: Work) -> list[Any]:
     """Run each step in a transaction of its own."""
+
     async def run() -> list[Any]:
         database, done = Database(create_engine(url)), []
         try:
             for step in steps:
-                async with database.writing(EVERYONE) as connection:
+                async with database.writing(ALL_TEAMS) as connection:
                     done.append(await connection.run_sync(step))
         finally:
             await database.close()
@@ -60,6 +63,7 @@ def driver(url: str) -> str:
 
 def migrate_now(url: str) -> None:
     """What the service does when it starts."""
+
     async def run() -> None:
         database = Database(create_engine(url))
         try:
@@ -76,8 +80,12 @@ def to(revision: str, *, down: bool = False) -> Work:
 
 
 def insert_prompt(connection: sa.Connection) -> None:
-    connection.execute(sa.text("INSERT INTO prompts (key, messages, created_at) "
-                               "VALUES ('k', '[]', '2026-01-01 00:00:00+00:00')"))
+    connection.execute(
+        sa.text(
+            "INSERT INTO prompts (key, messages, created_at) "
+            "VALUES ('k', '[]', '2026-01-01 00:00:00+00:00')"
+        )
+    )
 
 
 def count_prompts(connection: sa.Connection) -> int:
@@ -96,21 +104,34 @@ def test_the_tables_come_out_the_same_from_everywhere(revision: str, url: str) -
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_every_step_can_be_undone_and_done_again(revision: str, url: str) -> None:
     script = ScriptDirectory.from_config(alembic_config()).get_revision(revision)
-    *_, difference = work(url, to("head"), to(f"{script.down_revision or 'base'}", down=True), to("head"), differences)
+    *_, difference = work(
+        url, to("head"), to(f"{script.down_revision or 'base'}", down=True), to("head"), differences
+    )
     assert difference == []
 
 
 def test_what_was_spent_before_money_was_exact_is_converted(url: str) -> None:
     def spend(connection: sa.Connection) -> None:
         for i, cost in enumerate((0.1, 0.2, 0.000123457, None)):
-            connection.execute(sa.text(
-                "INSERT INTO judge_calls (id, team, role, judge, criteria, calls, prompt_tokens, completion_tokens, "
-                "cost_usd, created_at) VALUES (:id, 'red', 'verifier', 'j', '[]', 2, 1, 1, :cost, "
-                "'2026-01-01 00:00:00+00:00')"), {"id": f"call_{i}", "cost": cost})
-        connection.execute(sa.text("INSERT INTO teams (name, created_at) "
-                                   "VALUES ('red', '2026-01-01 00:00:00+00:00')"))
-        connection.execute(sa.text("INSERT INTO budgets (team, run_id, hard_usd, period, since, spent_usd) "
-                                   "VALUES ('red', '', 2.5, 'total', 0, 0.1 + 0.2)"))
+            connection.execute(
+                sa.text(
+                    "INSERT INTO judge_calls (id, team, role, judge, criteria, calls, prompt_tokens, completion_tokens, "
+                    "cost_usd, created_at) VALUES (:id, 'red', 'verifier', 'j', '[]', 2, 1, 1, :cost, "
+                    "'2026-01-01 00:00:00+00:00')"
+                ),
+                {"id": f"call_{i}", "cost": cost},
+            )
+        connection.execute(
+            sa.text(
+                "INSERT INTO teams (name, created_at) VALUES ('red', '2026-01-01 00:00:00+00:00')"
+            )
+        )
+        connection.execute(
+            sa.text(
+                "INSERT INTO budgets (team, run_id, hard_usd, period, since, spent_usd) "
+                "VALUES ('red', '', 2.5, 'total', 0, 0.1 + 0.2)"
+            )
+        )
 
     work(url, to("0005"), spend, to("head"))
 
@@ -121,7 +142,9 @@ def test_what_was_spent_before_money_was_exact_is_converted(url: str) -> None:
             assert (total.sums["cost_usd"], total.sums["unpriced_calls"]) == (0.300123457, 2)
             [budget] = await store.budgets.find("red")
             assert (budget.hard_usd, budget.soft_usd, budget.spent_usd) == (2.5, None, 0.3)
-            again = await store.budgets.put("red", None, hard_usd=3.0, soft_usd=None, window="total", actor=Actor())
+            again = await store.budgets.put(
+                "red", None, hard_usd=3.0, soft_usd=None, window="total", actor=Actor()
+            )
             assert again.spent_usd == 0.300123457
         finally:
             await store.close()
@@ -130,15 +153,23 @@ def test_what_was_spent_before_money_was_exact_is_converted(url: str) -> None:
 
 
 def test_two_migrators_at_once_both_succeed(database: str, tmp_path: Path) -> None:
-    running = [subprocess.Popen([processes.COMMAND, "migrate"], cwd=tmp_path, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True, env=environment({"database_url": database}))
-               for _ in range(2)]
+    running = [
+        subprocess.Popen(
+            [processes.COMMAND, "migrate"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment({"database_url": database}),
+        )
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=60)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], said
     assert work(driver(database), differences) == [[]]
 
 
-NEXT = '''
+NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
@@ -151,12 +182,13 @@ def upgrade():
 
 def downgrade():
     op.drop_column("verdicts", "of_the_next_version")
-'''
+"""
 """A migration of a version that is still to come."""
 
 
-def test_a_table_in_use_is_not_waited_for_long(serve: Callable[..., str], database: str, tmp_path: Path,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_in_use_is_not_waited_for_long(
+    serve: Callable[..., str], database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The next version's migration cannot have its lock and gives up; this version answers all the while."""
     service = serve(database_url=database)
     rubric_id = create_rubric(service)
@@ -165,8 +197,10 @@ def test_a_table_in_use_is_not_waited_for_long(serve: Callable[..., str], databa
     def with_next(connection: sa.Connection | None = None) -> Config:
         config = alembic_config(connection)
         config.set_main_option("path_separator", "os")
-        config.set_main_option("version_locations",
-                               f"{config.get_main_option('script_location')}/versions{os.pathsep}{tmp_path}")
+        config.set_main_option(
+            "version_locations",
+            f"{config.get_main_option('script_location')}/versions{os.pathsep}{tmp_path}",
+        )
         return config
 
     monkeypatch.setattr(migrating, "alembic_config", with_next)
@@ -180,10 +214,16 @@ def test_a_table_in_use_is_not_waited_for_long(serve: Callable[..., str], databa
 
     def hold_and_migrate(connection: sa.Connection) -> float:
         connection.execute(sa.text("LOCK TABLE verdicts IN ROW EXCLUSIVE MODE"))
-        with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=service, verify=False, timeout=5) as client:
+        with (
+            ThreadPoolExecutor(1) as pool,
+            httpx.Client(base_url=service, verify=False, timeout=5) as client,
+        ):
             migrating = pool.submit(migrate)
             while not migrating.done():
-                answers.extend(client.get(path) for path in ("/readyz", "/v1/rubrics", f"/v1/rubrics/{rubric_id}"))
+                answers.extend(
+                    client.get(path)
+                    for path in ("/readyz", "/v1/rubrics", f"/v1/rubrics/{rubric_id}")
+                )
             return migrating.result()
 
     [took_s] = work(driver(database), hold_and_migrate)
@@ -199,6 +239,10 @@ def test_a_table_in_use_is_not_waited_for_long(serve: Callable[..., str], databa
 
 def test_a_newer_database_is_left_alone(url: str) -> None:
     """An older service would not know what it writes into: it does not start."""
-    work(url, to("head"), lambda c: c.execute(sa.text("UPDATE alembic_version SET version_num = '9999'")))
+    work(
+        url,
+        to("head"),
+        lambda c: c.execute(sa.text("UPDATE alembic_version SET version_num = '9999'")),
+    )
     with pytest.raises(Exception, match="9999"):
         migrate_now(url)

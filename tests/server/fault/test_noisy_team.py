@@ -13,7 +13,7 @@ from fakes.bodies import model_judge, rubric_body, score
 from fakes.fast_judge import FastJudge
 from fakes.load import Answer, Post, quantile, send_at_rate
 from fakes.stores import RedisServer
-from markscheme_server.cache.rates import LEAST_AT_ONCE, SHORT_S
+from markscheme_server.accounts.rate_limit import LEAST_AT_ONCE, SHORT_S
 
 OPERATOR = {"Authorization": "Bearer the operator's own key"}
 TIMES = 10
@@ -23,18 +23,31 @@ P95_MOST = 1.25
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rpm", [60, 300])
-def test_a_noisy_team_hardly_slows_another(rpm: int, start: Any, judge: FastJudge, database: str,
-                                           redis: RedisServer) -> None:
+def test_a_noisy_team_hardly_slows_another(
+    rpm: int, start: Any, judge: FastJudge, database: str, redis: RedisServer
+) -> None:
     """The same requests, of four new answers each, from both. Phases with and without the noise take turns; what counts
     is the ratio of the other team's p95 in the two. The load comes from the cores that the service has."""
     judge.latency_s = 0.05
-    url = start(**model_judge(judge.url), database_url=database, redis_url=redis.url, api_key="the operator's own key",
-                key_pepper="a pepper for the tests").url
+    url = start(
+        **model_judge(judge.url),
+        database_url=database,
+        redis_url=redis.url,
+        api_key="the operator's own key",
+        key_pepper="a pepper for the tests",
+    ).url
     usual, noisy = team(url, "usual"), team(url, "noisy")
-    assert httpx.patch(f"{url}/v1/teams/noisy", json={"rpm": rpm}, headers=OPERATOR, timeout=30).status_code == 200
+    assert (
+        httpx.patch(
+            f"{url}/v1/teams/noisy", json={"rpm": rpm}, headers=OPERATOR, timeout=30
+        ).status_code
+        == 200
+    )
     send_at_rate(usual, per_s=USUAL_PER_S, for_s=3)
     noise = send_at_rate(noisy, per_s=20, for_s=SHORT_S)
-    assert [answer.status for answer in noise].count(200) <= 2.5 * max(LEAST_AT_ONCE, rpm / 10)  # not a minute's worth
+    assert [answer.status for answer in noise].count(200) <= 2.5 * max(
+        LEAST_AT_ONCE, rpm / 10
+    )  # not a minute's worth
     ratios, noise = [], []
     with ThreadPoolExecutor(1) as pool:
         for _ in range(ROUNDS):
@@ -44,7 +57,9 @@ def test_a_noisy_team_hardly_slows_another(rpm: int, start: Any, judge: FastJudg
             noise += sending.result()
             ratios.append(beside / alone)
     refused = [answer for answer in noise if answer.status == 429]
-    assert {(answer.status, answer.code) for answer in noise if answer.status != 200} == {(429, "rate_limited")}
+    assert {(answer.status, answer.code) for answer in noise if answer.status != 200} == {
+        (429, "rate_limited")
+    }
     assert len(noise) - len(refused) <= rpm * 1.5
     assert quantile([answer.elapsed_s for answer in refused], 0.5) <= 0.02
     assert statistics.median(ratios) <= P95_MOST, ratios
@@ -52,13 +67,20 @@ def test_a_noisy_team_hardly_slows_another(rpm: int, start: Any, judge: FastJudg
 
 def team(url: str, name: str) -> Callable[[int], Post]:
     """What a new team sends: rollouts that nobody has judged, by a rubric of their own."""
-    for path, body in (("teams", {"name": name}), ("keys", {"team": name, "scopes": ["score", "induce"]})):
+    for path, body in (
+        ("teams", {"name": name}),
+        ("keys", {"team": name, "scopes": ["score", "induce"]}),
+    ):
         answer = httpx.post(f"{url}/v1/{path}", json=body, headers=OPERATOR, timeout=30)
         assert answer.status_code == 201, answer.text
     own = {"Authorization": f"Bearer {answer.json()['key']}"}
-    rubric = httpx.post(f"{url}/v1/rubrics", json=rubric_body(criteria=6), headers=own, timeout=30).json()["id"]
+    rubric = httpx.post(
+        f"{url}/v1/rubrics", json=rubric_body(criteria=6), headers=own, timeout=30
+    ).json()["id"]
     numbers = count()
-    return lambda _: score(url, rubric, [f"answer {next(numbers)}, {i}" for i in range(4)], headers=own)
+    return lambda _: score(
+        url, rubric, [f"answer {next(numbers)}, {i}" for i in range(4)], headers=own
+    )
 
 
 def p95(answers: list[Answer]) -> float:

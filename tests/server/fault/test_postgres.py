@@ -17,8 +17,9 @@ Serve = Callable[..., str]
 
 
 @pytest.mark.parametrize("deaths", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_the_database_dies_under_load(deaths: int, serve: Serve, judge: FastJudge,
-                                      own_postgres: PostgresServer) -> None:
+def test_the_database_dies_under_load(
+    deaths: int, serve: Serve, judge: FastJudge, own_postgres: PostgresServer
+) -> None:
     judge.latency_s = 0.05
     url = serve(**model_judge(judge.url), database_url=own_postgres.create("m"))
     rubric_id = create_rubric(url)
@@ -29,9 +30,16 @@ def test_the_database_dies_under_load(deaths: int, serve: Serve, judge: FastJudg
         part = 0
         while not stop.is_set():
             part += 1
-            answers.extend(send_at_rate(
-                lambda i, part=part: score(url, rubric_id, [f"{part}, {i}"], group=f"{part}, {i}"),
-                per_s=20, for_s=0.5, timeout_s=40))
+            answers.extend(
+                send_at_rate(
+                    lambda i, part=part: score(
+                        url, rubric_id, [f"{part}, {i}"], group=f"{part}, {i}"
+                    ),
+                    per_s=20,
+                    for_s=0.5,
+                    timeout_s=40,
+                )
+            )
 
     loading = threading.Thread(target=load)
     loading.start()
@@ -63,8 +71,13 @@ def test_the_database_dies_under_load(deaths: int, serve: Serve, judge: FastJudg
     assert judge.count == 0
 
 
-def test_a_silent_database_is_not_waited_for_long(serve: Serve, judge: FastJudge, postgres: PostgresServer,
-                                                  database: str, proxied: Callable[[int], TcpProxy]) -> None:
+def test_a_silent_database_is_not_waited_for_long(
+    serve: Serve,
+    judge: FastJudge,
+    postgres: PostgresServer,
+    database: str,
+    proxied: Callable[[int], TcpProxy],
+) -> None:
     """A black hole: not ready within a few seconds, refusals that say so, and well again afterwards."""
     proxy = proxied(postgres.port)
     silent = database.replace(f":{postgres.port}/", f":{proxy.port}/")
@@ -75,7 +88,12 @@ def test_a_silent_database_is_not_waited_for_long(serve: Serve, judge: FastJudge
     with httpx.Client(base_url=url, verify=False, timeout=6) as client:
         assert client.get("/healthz").status_code == 200
         assert client.get("/readyz").status_code == 503
-    refused = send_all([score(url, rubric_id, [f"during {i}"], headers={"X-Deadline-Ms": "3000"}) for i in range(5)])
+    refused = send_all(
+        [
+            score(url, rubric_id, [f"during {i}"], headers={"X-Deadline-Ms": "3000"})
+            for i in range(5)
+        ]
+    )
     assert {a.status for a in refused} <= {200, 503}
     assert {r for a in refused if a.status == 200 for r in a.rewards} <= {None}
     assert max(a.elapsed_s for a in refused) <= 8

@@ -15,8 +15,10 @@ from fakes.stores import PostgresServer, query
 KNOWN_MOST = 4
 """Statements for rollouts whose verdicts are all known."""
 SLOWEST_MS = 50
-HANG_UP = ("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-           "WHERE datname = current_database() AND pid <> pg_backend_pid()")
+HANG_UP = (
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
 """Connections tell of what they scanned when they end, and else within a minute."""
 COLD_MOST = 7
 """Statements for one rollout that is judged in one call: the same, and the claim's and the reply's."""
@@ -40,18 +42,31 @@ class Log:
         """``(milliseconds, statement)``, transaction marks and pings apart, and what is asked every half second:
         whether there is a key and what is the operator's limit, and which budgets bind the team."""
         text = self._path.read_text()
-        fresh, self._place = text[self._place:], len(text)
-        found = re.findall(rf"^{self._database}\|LOG:  duration: ([\d.]+) ms  (?:execute [^:]*|statement): (.*)", fresh,
-                           re.MULTILINE)
-        return [(float(ms), words) for ms, words in found if not re.match(
-            r"(?i)\s*(begin|commit|rollback|;|select 1\b|select exists \(select api_keys|select budgets\."
-            r"|select pg_catalog\.version|show |select current_schema|reset|set |deallocate|close"
-            r"|with recursive typeinfo_tree|$)", words)]
+        fresh, self._place = text[self._place :], len(text)
+        found = re.findall(
+            rf"^{self._database}\|LOG:  duration: ([\d.]+) ms  (?:execute [^:]*|statement): (.*)",
+            fresh,
+            re.MULTILINE,
+        )
+        return [
+            (float(ms), words)
+            for ms, words in found
+            if not re.match(
+                r"(?i)\s*(begin|commit|rollback|;|select 1\b|select exists \(select api_keys|select budgets\."
+                r"|select pg_catalog\.version|show |select current_schema|reset|set |deallocate|close"
+                r"|with recursive typeinfo_tree|$)",
+                words,
+            )
+        ]
 
 
 @pytest.fixture
-def served(serve: Callable[..., str], logging_postgres: PostgresServer, judge: FastJudge,
-           request: pytest.FixtureRequest) -> tuple[str, str, Log]:
+def served(
+    serve: Callable[..., str],
+    logging_postgres: PostgresServer,
+    judge: FastJudge,
+    request: pytest.FixtureRequest,
+) -> tuple[str, str, Log]:
     """A service's URL, its database and the log of it."""
     name = re.sub(r"\W", "", request.node.name)[:40].lower()
     database = logging_postgres.create(name)
@@ -104,21 +119,37 @@ def test_rollouts_and_groups_do_not_multiply_it(served: tuple[str, str, Log]) ->
 
 
 @pytest.mark.parametrize("stored", [100_000])
-def test_many_verdicts_slow_nothing_down(stored: int, served: tuple[str, str, Log], judge: FastJudge) -> None:
+def test_many_verdicts_slow_nothing_down(
+    stored: int, served: tuple[str, str, Log], judge: FastJudge
+) -> None:
     """Among 100,000 verdicts no statement takes 50 ms, and none reads a big table from end to end."""
     url, database, log = served
     rubric_id = create_rubric(url, criteria=6)
     texts = [f"answer {i}" for i in range(32)]
     for statement, rows in (
-            ("INSERT INTO verdicts (key, team, prompt_key, criterion_key, response_key, judge, met, created_at) "
-             "SELECT md5(i::text) || md5((i + 1)::text), 'default', 'p', 'c', 'r', 'j', true, now() "
-             "FROM generate_series(1, $1::int) i", stored),
-            ("INSERT INTO texts SELECT md5(i::text), 'x', now() FROM generate_series(1, $1::int) i", stored // 10),
-            ("INSERT INTO judge_calls (id, team, role, judge, criteria, calls, prompt_tokens, completion_tokens, "
-             "created_at) SELECT md5(i::text), 'default', 'verifier', 'j', '[]', 1, 1, 1, now() "
-             "FROM generate_series(1, $1::int) i", stored // 10)):
+        (
+            "INSERT INTO verdicts (key, team, prompt_key, criterion_key, response_key, judge, met, created_at) "
+            "SELECT md5(i::text) || md5((i + 1)::text), 'default', 'p', 'c', 'r', 'j', true, now() "
+            "FROM generate_series(1, $1::int) i",
+            stored,
+        ),
+        (
+            "INSERT INTO texts SELECT md5(i::text), 'x', now() FROM generate_series(1, $1::int) i",
+            stored // 10,
+        ),
+        (
+            "INSERT INTO judge_calls (id, team, role, judge, criteria, calls, prompt_tokens, completion_tokens, "
+            "created_at) SELECT md5(i::text), 'default', 'verifier', 'j', '[]', 1, 1, 1, now() "
+            "FROM generate_series(1, $1::int) i",
+            stored // 10,
+        ),
+    ):
         query(database, statement, rows)
-    for statement in ("VACUUM ANALYZE verdicts", "VACUUM ANALYZE texts", "VACUUM ANALYZE judge_calls"):
+    for statement in (
+        "VACUUM ANALYZE verdicts",
+        "VACUUM ANALYZE texts",
+        "VACUUM ANALYZE judge_calls",
+    ):
         query(database, statement)
     query(database, HANG_UP)
     settled(log, [])
@@ -140,6 +171,9 @@ def test_many_verdicts_slow_nothing_down(stored: int, served: tuple[str, str, Lo
 
 def _scans(database: str) -> dict[str, tuple[int, int]]:
     """Sequential and index scans by table, once the server has told of those that were."""
-    rows = query(database, "SELECT pg_stat_force_next_flush(), relname, seq_scan, coalesce(idx_scan, 0) "
-                           "FROM pg_stat_user_tables WHERE relname IN ('verdicts', 'texts', 'judge_calls')")
+    rows = query(
+        database,
+        "SELECT pg_stat_force_next_flush(), relname, seq_scan, coalesce(idx_scan, 0) "
+        "FROM pg_stat_user_tables WHERE relname IN ('verdicts', 'texts', 'judge_calls')",
+    )
     return {name: (sequential, by_index) for _, name, sequential, by_index in rows}

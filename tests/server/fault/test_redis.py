@@ -27,12 +27,25 @@ FAULTS: dict[str, Callable[[RedisServer, TcpProxy], None]] = {
 SHORT, LONG = (8, 1.0, 1.5, 1.0, 0.8), (20, 5.0, 5.0, 10.0, 0.05)
 
 
-@pytest.mark.parametrize(("fault", "per_s", "before_s", "first_s", "then_s", "spare_s"), [
-    *((fault, *SHORT) for fault in ("killed", "black-hole", "slow")),
-    *(pytest.param(fault, *LONG, marks=pytest.mark.slow) for fault in FAULTS)])
-def test_redis_goes_in_mid_run(fault: str, per_s: float, before_s: float, first_s: float, then_s: float,
-                               spare_s: float, serve: Serve, judge: FastJudge, redis: RedisServer,
-                               proxied: Callable[[int], TcpProxy]) -> None:
+@pytest.mark.parametrize(
+    ("fault", "per_s", "before_s", "first_s", "then_s", "spare_s"),
+    [
+        *((fault, *SHORT) for fault in ("killed", "black-hole", "slow")),
+        *(pytest.param(fault, *LONG, marks=pytest.mark.slow) for fault in FAULTS),
+    ],
+)
+def test_redis_goes_in_mid_run(
+    fault: str,
+    per_s: float,
+    before_s: float,
+    first_s: float,
+    then_s: float,
+    spare_s: float,
+    serve: Serve,
+    judge: FastJudge,
+    redis: RedisServer,
+    proxied: Callable[[int], TcpProxy],
+) -> None:
     """Each request is half known, half new. Added time: 0.3 s at first, then 0.02 s; ``spare_s`` is the machine's."""
     proxy = proxied(redis.port)
     judge.latency_s = JUDGE_S
@@ -40,8 +53,11 @@ def test_redis_goes_in_mid_run(fault: str, per_s: float, before_s: float, first_
     rubric_id = create_rubric(url)
 
     def run(part: str, for_s: float) -> list[Answer]:
-        return send_at_rate(lambda i: score(url, rubric_id, [f"{part} {i // 2}", f"known {i % 4}"]),
-                            per_s=per_s, for_s=for_s)
+        return send_at_rate(
+            lambda i: score(url, rubric_id, [f"{part} {i // 2}", f"known {i % 4}"]),
+            per_s=per_s,
+            for_s=for_s,
+        )
 
     whole = [run("before", before_s)]
     FAULTS[fault](redis, proxy)
@@ -51,8 +67,11 @@ def test_redis_goes_in_mid_run(fault: str, per_s: float, before_s: float, first_
     usual, first, then = (quantile([a.elapsed_s for a in answers], 0.95) for answers in whole)
     assert first <= usual + 0.3 + spare_s
     assert then <= usual + 0.02 + spare_s
-    distinct = {text for answers, part in zip(whole, ("before", "first", "then"), strict=True)
-                for text in [f"{part} {i // 2}" for i in range(len(answers))]} | {f"known {i}" for i in range(4)}
+    distinct = {
+        text
+        for answers, part in zip(whole, ("before", "first", "then"), strict=True)
+        for text in [f"{part} {i // 2}" for i in range(len(answers))]
+    } | {f"known {i}" for i in range(4)}
     assert judge.count == len(distinct)
 
 
@@ -65,13 +84,18 @@ def test_a_redis_that_never_was_there(serve: Serve, judge: FastJudge) -> None:
     assert judge.count == len(answers)
 
 
-def test_redis_dies_and_returns_under_load(serve: Serve, judge: FastJudge, redis: RedisServer) -> None:
+def test_redis_dies_and_returns_under_load(
+    serve: Serve, judge: FastJudge, redis: RedisServer
+) -> None:
     """And is used again: what one process saves, its keys show."""
     url = serve(**model_judge(judge.url), redis_url=redis.url)
     rubric_id = create_rubric(url)
     answers: list[Answer] = []
-    sending = threading.Thread(target=lambda: answers.extend(send_at_rate(
-        lambda i: score(url, rubric_id, [f"answer {i}"]), per_s=20, for_s=4)))
+    sending = threading.Thread(
+        target=lambda: answers.extend(
+            send_at_rate(lambda i: score(url, rubric_id, [f"answer {i}"]), per_s=20, for_s=4)
+        )
+    )
     sending.start()
     for attempt in eventually(5):
         with attempt:

@@ -58,19 +58,28 @@ ROWS = {
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Answer, FastJudge]]]:
+def outcomes(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, tuple[Answer, FastJudge]]]:
     """All rows tried at once, each on a judge of its own that refuses its first call."""
+
     def refusing(row: Row) -> Callable[[Call], Reply]:
         return lambda call: Reply("status", row.code, row.header()) if call.number == 1 else OK
 
     judges = {name: FastJudge(refusing(row)) for name, row in ROWS.items()}
     folder: Path = tmp_path_factory.mktemp("retry")
     names = {name: f"j{i}" for i, name in enumerate(ROWS)}
-    config = judges_file(folder / "judges.toml", {names[n]: {"base_url": j.url} for n, j in judges.items()})
+    config = judges_file(
+        folder / "judges.toml", {names[n]: {"base_url": j.url} for n, j in judges.items()}
+    )
     with running(Settings(_env_file=None, home=folder, config=config)) as url:
         rubric_id = create_rubric(url)
-        answers = send_all([score(url, rubric_id, ["blue"], judge=names[n], headers={"X-Deadline-Ms": "12000"})
-                            for n in ROWS])
+        answers = send_all(
+            [
+                score(url, rubric_id, ["blue"], judge=names[n], headers={"X-Deadline-Ms": "12000"})
+                for n in ROWS
+            ]
+        )
     yield {name: (answer, judges[name]) for name, answer in zip(ROWS, answers, strict=True)}
     for judge in judges.values():
         judge.close()

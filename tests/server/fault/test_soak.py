@@ -25,9 +25,15 @@ def requests(rubric: str, count: int, seed: int) -> Iterator[tuple[str, str, Any
     chance = random.Random(seed)
     for i in range(count):
         kind = chance.randrange(20)
-        texts = [f"answer {chance.randrange(10**9)} {'long ' * chance.randrange(200)}" for _ in range(4)]
-        group = {"id": "g", "prompt": PROMPT, "rubric_id": rubric,
-                 "rollouts": [{"id": f"r{j}", "text": text} for j, text in enumerate(texts)]}
+        texts = [
+            f"answer {chance.randrange(10**9)} {'long ' * chance.randrange(200)}" for _ in range(4)
+        ]
+        group = {
+            "id": "g",
+            "prompt": PROMPT,
+            "rubric_id": rubric,
+            "rollouts": [{"id": f"r{j}", "text": text} for j, text in enumerate(texts)],
+        }
         if kind < 8:
             yield "POST", "/v1/scores", {"groups": [group]}, {}
         elif kind < 10:
@@ -35,8 +41,15 @@ def requests(rubric: str, count: int, seed: int) -> Iterator[tuple[str, str, Any
         elif kind < 11:
             yield "POST", "/v1/scores", {"groups": [group]}, {"X-Deadline-Ms": "30"}
         elif kind < 13:
-            yield "POST", "/v1/rubrics", {"prompt": f"{PROMPT} {i % 50}", "criteria": [
-                {"text": f"It is {i % 50}.", "points": 1}]}, {"Idempotency-Key": f"{seed}-{i}"}
+            yield (
+                "POST",
+                "/v1/rubrics",
+                {
+                    "prompt": f"{PROMPT} {i % 50}",
+                    "criteria": [{"text": f"It is {i % 50}.", "points": 1}],
+                },
+                {"Idempotency-Key": f"{seed}-{i}"},
+            )
         elif kind < 14:
             yield "GET", f"/v1/rubrics?limit=20&text=answer{i}", None, {}
         elif kind < 15:
@@ -55,6 +68,7 @@ def requests(rubric: str, count: int, seed: int) -> Iterator[tuple[str, str, Any
 
 def send(url: str, rubric: str, count: int, seed: int) -> Counter[int]:
     """How many answers had each status; one in 40 callers leaves before its answer (status 0)."""
+
     async def run() -> Counter[int]:
         statuses: Counter[int] = Counter()
         todo = enumerate(requests(rubric, count, seed))
@@ -63,7 +77,9 @@ def send(url: str, rubric: str, count: int, seed: int) -> Counter[int]:
             for number, (method, path, body, headers) in todo:
                 try:
                     async with asyncio.timeout(0.02 if number % 40 == 0 else 60):
-                        async with session.request(method, url + path, json=body, headers=headers) as answer:
+                        async with session.request(
+                            method, url + path, json=body, headers=headers
+                        ) as answer:
                             await answer.read()
                             statuses[answer.status] += 1
                 except TimeoutError:
@@ -81,8 +97,13 @@ def send(url: str, rubric: str, count: int, seed: int) -> Counter[int]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_two_thousand_mixed_requests_leave_nothing_behind(
-        kind: str, start: Start, judge: FastJudge, request: pytest.FixtureRequest, tmp_path: Path,
-        record_property: Callable[[str, str], None]) -> None:
+    kind: str,
+    start: Start,
+    judge: FastJudge,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    record_property: Callable[[str, str], None],
+) -> None:
     judge.failure, judge.failing_share = GARBAGE, 0.05
     settings = {"database_url": request.getfixturevalue("database")} if kind == "postgresql" else {}
     service = start(**model_judge(judge.url), **settings)
@@ -108,8 +129,11 @@ def test_two_thousand_mixed_requests_leave_nothing_behind(
     assert statuses[200] > COUNT / 3
     assert min(statuses[404], statuses[405], statuses[422]) > 0
     grown = later[2] - memory
-    record_property("figure", f"{kind}: {COUNT} requests, memory {grown / 2**20:+.1f} MiB on {memory / 2**20:.0f}, "
-                              f"descriptors {later[0] - descriptors:+d}, threads {later[1] - threads:+d}")
+    record_property(
+        "figure",
+        f"{kind}: {COUNT} requests, memory {grown / 2**20:+.1f} MiB on {memory / 2**20:.0f}, "
+        f"descriptors {later[0] - descriptors:+d}, threads {later[1] - threads:+d}",
+    )
     assert abs(later[0] - descriptors) <= DESCRIPTORS
     assert later[1] - threads <= DESCRIPTORS
     assert grown <= MEMORY_BYTES

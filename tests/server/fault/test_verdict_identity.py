@@ -13,11 +13,16 @@ from fakes.load import send_all
 
 Serve = Callable[..., str]
 TEXTS = ["It is blue.", "It is red."]
-CRITERIA = [{"text": "It names a colour.", "points": 3}, {"text": "It gives a reason.", "points": 1}]
+CRITERIA = [
+    {"text": "It names a colour.", "points": 3},
+    {"text": "It gives a reason.", "points": 1},
+]
 
 
 def rubric(url: str, criteria: list[dict[str, Any]], prompt: str = PROMPT) -> str:
-    answer = httpx.post(f"{url}/v1/rubrics", json={"prompt": prompt, "criteria": criteria}, verify=False)
+    answer = httpx.post(
+        f"{url}/v1/rubrics", json={"prompt": prompt, "criteria": criteria}, verify=False
+    )
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
@@ -37,12 +42,22 @@ def paid(serve: Serve, settings: dict[str, Any], judge: FastJudge) -> str:
     return url
 
 
-@pytest.mark.parametrize("change", [
-    {"judge_revision": "r2"}, {"judge_model": "another"}, {"judge_verifier_temperature": 0.5},
-    {"judge_canary": True}, {"judge_evidence": True}, {"judge_max_response_tokens": 100}], ids=lambda c: next(iter(c)))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"judge_revision": "r2"},
+        {"judge_model": "another"},
+        {"judge_verifier_temperature": 0.5},
+        {"judge_canary": True},
+        {"judge_evidence": True},
+        {"judge_max_response_tokens": 100},
+    ],
+    ids=lambda c: next(iter(c)),
+)
 @pytest.mark.usefixtures("paid")
-def test_another_judge_judges_anew(change: dict[str, Any], serve: Serve, settings: dict[str, Any],
-                                   judge: FastJudge) -> None:
+def test_another_judge_judges_anew(
+    change: dict[str, Any], serve: Serve, settings: dict[str, Any], judge: FastJudge
+) -> None:
     judge.met = lambda criterion, answer: criterion in [c["text"] for c in CRITERIA]
     url = serve(**(settings | change))
     assert send_all([score(url, rubric(url, CRITERIA), TEXTS)])[0].rewards == [1.0, 1.0]
@@ -50,18 +65,42 @@ def test_another_judge_judges_anew(change: dict[str, Any], serve: Serve, setting
 
 
 @pytest.mark.usefixtures("paid")
-def test_the_same_judge_elsewhere_does_not(serve: Serve, settings: dict[str, Any], judge: FastJudge) -> None:
+def test_the_same_judge_elsewhere_does_not(
+    serve: Serve, settings: dict[str, Any], judge: FastJudge
+) -> None:
     """Its revision says that it is the same; where it is reached and how fast is no matter."""
-    url = serve(**(settings | {"judge_timeout_s": 5, "judge_concurrency": 3, "judge_rubricator_temperature": 0.1,
-                               "judge_base_url": judge.url.replace("127.0.0.1", "localhost")}))
+    url = serve(
+        **(
+            settings
+            | {
+                "judge_timeout_s": 5,
+                "judge_concurrency": 3,
+                "judge_rubricator_temperature": 0.1,
+                "judge_base_url": judge.url.replace("127.0.0.1", "localhost"),
+            }
+        )
+    )
     assert send_all([score(url, rubric(url, CRITERIA), TEXTS)])[0].rewards == [1.0, 1.0]
     assert judge.count == 0
 
 
-@pytest.mark.parametrize(("change", "calls"), [
-    ("prompt", 2), ("criterion text", 2), ("response", 1), ("verify mode", 1),
-    ("points", 0), ("criterion order", 0), ("rubric id", 0), ("group and rollout ids", 0), ("white space", 0)])
-def test_what_is_asked_makes_the_verdict(change: str, calls: int, paid: str, judge: FastJudge) -> None:
+@pytest.mark.parametrize(
+    ("change", "calls"),
+    [
+        ("prompt", 2),
+        ("criterion text", 2),
+        ("response", 1),
+        ("verify mode", 1),
+        ("points", 0),
+        ("criterion order", 0),
+        ("rubric id", 0),
+        ("group and rollout ids", 0),
+        ("white space", 0),
+    ],
+)
+def test_what_is_asked_makes_the_verdict(
+    change: str, calls: int, paid: str, judge: FastJudge
+) -> None:
     url = paid
     criteria, texts, prompt, more = CRITERIA, TEXTS, PROMPT, dict[str, Any]()
     match change:
@@ -91,7 +130,9 @@ def test_what_is_asked_makes_the_verdict(change: str, calls: int, paid: str, jud
 def test_one_criterion_edited_is_asked_alone(paid: str, judge: FastJudge) -> None:
     edited = [CRITERIA[0], {"text": "It gives a good reason.", "points": 1}]
     send_all([score(paid, rubric(paid, edited), TEXTS)])
-    assert [[words for _, words in call.criteria] for call in judge.calls] == [["It gives a good reason."]] * 2
+    assert [[words for _, words in call.criteria] for call in judge.calls] == [
+        ["It gives a good reason."]
+    ] * 2
 
 
 def test_by_exact_set_an_edit_asks_for_all(serve: Serve, judge: FastJudge) -> None:
@@ -103,7 +144,8 @@ def test_by_exact_set_an_edit_asks_for_all(serve: Serve, judge: FastJudge) -> No
     edited = [CRITERIA[0], {"text": "It gives a good reason.", "points": 1}]
     send_all([score(url, rubric(url, edited), TEXTS)])
     assert [sorted(words for _, words in call.criteria) for call in judge.calls] == [
-        ["It gives a good reason.", "It names a colour."]] * 2
+        ["It gives a good reason.", "It names a colour."]
+    ] * 2
 
 
 def test_criteria_may_be_asked_in_several_calls(serve: Serve, judge: FastJudge) -> None:
@@ -114,8 +156,12 @@ def test_criteria_may_be_asked_in_several_calls(serve: Serve, judge: FastJudge) 
     assert sorted(len(call.criteria) for call in judge.calls) == [1, 2, 2]
 
 
-@pytest.mark.parametrize("failure", [status(401), fast_judge.GARBAGE, fast_judge.WRONG_IDS], ids=lambda r: r.kind)
-def test_what_is_not_known_is_never_kept(failure: fast_judge.Reply, serve: Serve, judge: FastJudge) -> None:
+@pytest.mark.parametrize(
+    "failure", [status(401), fast_judge.GARBAGE, fast_judge.WRONG_IDS], ids=lambda r: r.kind
+)
+def test_what_is_not_known_is_never_kept(
+    failure: fast_judge.Reply, serve: Serve, judge: FastJudge
+) -> None:
     url = serve(**model_judge(judge.url))
     rubric_id = rubric(url, CRITERIA)
     judge.mode = failure

@@ -13,28 +13,55 @@ PROMPT = "Name a colour."
 
 
 def failures(judge: str) -> float:
-    return metrics.REGISTRY.get_sample_value("markscheme_canary_failures_total", {"judge": judge}) or 0.0
+    return (
+        metrics.REGISTRY.get_sample_value("markscheme_canary_failures_total", {"judge": judge})
+        or 0.0
+    )
 
 
 @pytest.mark.parametrize("met", ["everything", "the canary alone", "what is true"])
 def test_a_yes_to_everything_is_no_score_and_is_counted(
-        met: str, organisation: Keys, start: Callable[..., str], judge: ScriptedJudge,  # noqa: F811
-        model_settings: dict[str, Any]) -> None:
+    met: str,
+    organisation: Keys,
+    start: Callable[..., str],
+    judge: ScriptedJudge,
+    model_settings: dict[str, Any],
+) -> None:
     """In the figures by judge only: who may read them is told of no team. Each team's ledger has its own."""
-    decide = {"everything": lambda criterion, answer: True,
-              "the canary alone": lambda criterion, answer: criterion != "c1",
-              "what is true": lambda criterion, answer: criterion == "c1"}[met]
+    decide = {
+        "everything": lambda criterion, answer: True,
+        "the canary alone": lambda criterion, answer: criterion != "c1",
+        "what is true": lambda criterion, answer: criterion == "c1",
+    }[met]
     judge.script = lambda request, number: verdicts(request, decide)
     sent = {"red": 20, "blue": 5}
     keys = {team: organisation.key(team, "read", "score", "induce") for team in sent}
     url = start(**model_settings | {"judge_timeout_s": 30.0}, judge_canary=True)
     before = failures("default")
     for team, count in sent.items():
-        rubric = call(url, "POST", "/v1/rubrics", keys[team], {
-            "prompt": PROMPT, "criteria": [{"text": "It is kind.", "points": 1}]}).json()["id"]
-        answer = call(url, "POST", "/v1/scores", keys[team], {"groups": [{
-            "id": "g", "prompt": PROMPT, "rubric_id": rubric,
-            "rollouts": [{"id": f"r{i}", "text": f"{team} {i}"} for i in range(count)]}]}).json()
+        rubric = call(
+            url,
+            "POST",
+            "/v1/rubrics",
+            keys[team],
+            {"prompt": PROMPT, "criteria": [{"text": "It is kind.", "points": 1}]},
+        ).json()["id"]
+        answer = call(
+            url,
+            "POST",
+            "/v1/scores",
+            keys[team],
+            {
+                "groups": [
+                    {
+                        "id": "g",
+                        "prompt": PROMPT,
+                        "rubric_id": rubric,
+                        "rollouts": [{"id": f"r{i}", "text": f"{team} {i}"} for i in range(count)],
+                    }
+                ]
+            },
+        ).json()
         rollouts = answer["groups"][0]["rollouts"]
         wanted = (1.0, None) if met == "what is true" else (None, "canary_failed")
         assert {(r["reward"], r["reason"]) for r in rollouts} == {wanted}

@@ -39,4 +39,8 @@ def test_lengths_and_parameters_are_learnt_once() -> None:
         known.cap_length(4096)
     known.cap_length(8192)
     assert known.most_tokens == 4096
-    assert heard == [("left_out", "temperature"), ("length_name", "max_completion_tokens"), ("most_tokens", "4096")]
+    assert heard == [
+        ("left_out", "temperature"),
+        ("length_name", "max_completion_tokens"),
+        ("most_tokens", "4096"),
+    ]

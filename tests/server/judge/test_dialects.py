@@ -26,18 +26,41 @@ import pytest
 
 from markscheme_server.app import make_judge
 from markscheme_server.config import Settings
-from markscheme_server.domain.deadline import Deadline, Patience
+from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge import gateway, retry
 from markscheme_server.judge.base import InductionTask, JudgeFailure, Response, VerifyTask
 from markscheme_server.judge.openai import OpenAIJudge
 
 CORPUS = Path(__file__).parent / "dialects"
-DIALECTS = ("openai", "azure", "anthropic", "gemini", "mistral", "deepseek", "groq", "openrouter",
-            "litellm", "vllm", "sglang", "llama_cpp", "ollama", "transformers")
+DIALECTS = (
+    "openai",
+    "azure",
+    "anthropic",
+    "gemini",
+    "mistral",
+    "deepseek",
+    "groq",
+    "openrouter",
+    "litellm",
+    "vllm",
+    "sglang",
+    "llama_cpp",
+    "ollama",
+    "transformers",
+)
 OUTCOMES = ("met", "criteria", "text", "reason")
-FOLLOWS = ("refused", "too_large", "rate_limited", "quota", "unavailable", "parameter", "form",
-           "generation", "misconfigured")
+FOLLOWS = (
+    "refused",
+    "too_large",
+    "rate_limited",
+    "quota",
+    "unavailable",
+    "parameter",
+    "form",
+    "generation",
+    "misconfigured",
+)
 PATIENCE_S = 4.0
 LENGTHS = ("max_tokens", "max_completion_tokens")
 MENDED = "mended/"
@@ -48,24 +71,37 @@ Entry = dict[str, Any]
 
 def read_corpus() -> dict[str, list[Entry]]:
     """The entries of each file, by its name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted(CORPUS.glob("*.json"))}
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(CORPUS.glob("*.json"))
+    }
 
 
 ENTRIES: list[Entry] = [entry for entries in read_corpus().values() for entry in entries]
 
 PROMPT = ({"role": "user", "content": "Which colour is the sky, and why?"},)
 VERIFY = VerifyTask(
-    prompt=PROMPT, responses=("Blue, because air scatters short waves.",),
-    criteria=(Criterion("c1", "It names a colour.", 3), Criterion("c2", "It gives a reason.", 1)))
+    prompt=PROMPT,
+    responses=("Blue, because air scatters short waves.",),
+    criteria=(Criterion("c1", "It names a colour.", 3), Criterion("c2", "It gives a reason.", 1)),
+)
 INDUCE = InductionTask(
-    PROMPT, ("It is blue since air scatters short waves.",), (Response("Blue."),))
+    PROMPT, ("It is blue since air scatters short waves.",), (Response("Blue."),)
+)
 
 
 VERDICTS = {"verdicts": [{"id": "c1", "met": True}, {"id": "c2", "met": False}]}
-RUBRIC = {"criteria": [
-    {"criterion": text, "category": "task_fulfilment", "points": 2} for text in (
-        "It names a colour.", "It gives a reason.", "It is one sentence.", "It names the air.")]}
+RUBRIC = {
+    "criteria": [
+        {"criterion": text, "category": "task_fulfilment", "points": 2}
+        for text in (
+            "It names a colour.",
+            "It gives a reason.",
+            "It is one sentence.",
+            "It names the air.",
+        )
+    ]
+}
 PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "verifier": (json.dumps(VERDICTS), {"met": {"c1": True, "c2": False}}),
     "rubricator": (json.dumps(RUBRIC), {"criteria": 4}),
@@ -114,8 +150,16 @@ def body_of(entry: Entry) -> bytes:
         message["reasoning_content"] = entry["reasoning_content"]
     choice = {"index": 0, "message": message, "finish_reason": entry.get("finish_reason", "stop")}
     usage = {"prompt_tokens": 420, "completion_tokens": 31, "total_tokens": 451}
-    return json.dumps({"id": "chatcmpl-1", "object": "chat.completion", "created": 1764164000,
-                       "model": entry["name"], "choices": [choice], "usage": usage}).encode()
+    return json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1764164000,
+            "model": entry["name"],
+            "choices": [choice],
+            "usage": usage,
+        }
+    ).encode()
 
 
 class Endpoint:
@@ -152,7 +196,8 @@ class Endpoint:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.01,), daemon=True)
+            target=self._server.serve_forever, args=(0.01,), daemon=True
+        )
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
@@ -177,19 +222,26 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def ask(entry: Entry, model: str, url: str) -> tuple[dict[str, Any], JudgeFailure | None]:
     """What the judge makes of the endpoint's answers, in the words of ``want``."""
-    settings = Settings(_env_file=None, judge="openai", judge_base_url=url, judge_model=model,
-                        judge_api_key="k", judge_timeout_s=5, **entry.get("settings", {}))
+    settings = Settings(
+        _env_file=None,
+        judge="openai",
+        judge_base_url=url,
+        judge_model=model,
+        judge_api_key="k",
+        judge_timeout_s=5,
+        **entry.get("settings", {}),
+    )
     judge = make_judge(settings, "default", owner="t", secret=b"s" * 16)
     assert isinstance(judge, OpenAIJudge)
-    patience = Patience(Deadline(asyncio.get_running_loop().time() + PATIENCE_S))
+    context = CallContext(Deadline(asyncio.get_running_loop().time() + PATIENCE_S))
     try:
         match role_of(entry):
             case "rubricator":
-                return {"criteria": len((await judge.induce(INDUCE, patience)).criteria)}, None
+                return {"criteria": len((await judge.induce(INDUCE, context)).criteria)}, None
             case "teacher":
-                text, _ = await judge.respond(PROMPT, patience)
+                text, _ = await judge.respond(PROMPT, context)
                 return {"text": text.strip()}, None
-        (decisions,) = (await judge.verify(VERIFY, patience)).decisions
+        (decisions,) = (await judge.verify(VERIFY, context)).decisions
         return {"met": {name: decision.met for name, decision in decisions.items()}}, None
     except JudgeFailure as failure:
         return {"reason": str(failure.reason)}, failure
@@ -207,10 +259,12 @@ def refusal_class(failure: JudgeFailure) -> str | None:
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=[entry["name"] for entry in ENTRIES])
 async def test_an_endpoints_answer_becomes_what_the_entry_wants(
-        entry: Entry, endpoint: Endpoint) -> None:
+    entry: Entry, endpoint: Endpoint
+) -> None:
     want = dict(entry["want"])
     follows, most, says, parameter = (
-        want.pop(key, None) for key in ("follows", "calls_most", "says", "parameter"))
+        want.pop(key, None) for key in ("follows", "calls_most", "says", "parameter")
+    )
     found, failure = await ask(entry, entry["name"], endpoint.url)
     requests = endpoint.requests[entry["name"]]
     assert found == want, f"{failure}; {len(requests)} calls"
@@ -227,7 +281,8 @@ MENDABLE = [entry for entry in ENTRIES if can_be_mended(entry)]
 
 @pytest.mark.parametrize("entry", MENDABLE, ids=[entry["name"] for entry in MENDABLE])
 async def test_an_endpoint_that_refuses_how_it_is_asked_is_asked_as_it_wants(
-        entry: Entry, endpoint: Endpoint) -> None:
+    entry: Entry, endpoint: Endpoint
+) -> None:
     model = MENDED + entry["name"]
     found, failure = await ask(entry, model, endpoint.url)
     calls = len(endpoint.requests[model])

@@ -12,30 +12,57 @@ import pytest
 from fakes.judge import ScriptedJudge, verdicts
 from markscheme_server.app import make_judge
 from markscheme_server.config import Settings
-from markscheme_server.domain.deadline import Deadline, Patience
+from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import VerifyTask
 
 FILE = Path(__file__).parents[3] / "examples" / "markscheme.toml"
-PROVIDERS = ("openai", "azure", "anthropic", "gemini", "mistral", "deepseek", "groq", "openrouter", "litellm", "vllm",
-             "sglang", "llama_cpp", "ollama")
-TASK = VerifyTask(({"role": "user", "content": "Which colour is the sky?"},),
-                  (Criterion("c1", "It names a colour.", 1),), ("Blue.",))
+PROVIDERS = (
+    "openai",
+    "azure",
+    "anthropic",
+    "gemini",
+    "mistral",
+    "deepseek",
+    "groq",
+    "openrouter",
+    "litellm",
+    "vllm",
+    "sglang",
+    "llama_cpp",
+    "ollama",
+)
+TASK = VerifyTask(
+    ({"role": "user", "content": "Which colour is the sky?"},),
+    (Criterion("c1", "It names a colour.", 1),),
+    ("Blue.",),
+)
 Body = dict[str, Any]
 
 
-def refused(message: str, param: str | None = None, code: str | None = None, status: int = 400) -> tuple[int, Body]:
-    return status, {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+def refused(
+    message: str, param: str | None = None, code: str | None = None, status: int = 400
+) -> tuple[int, Body]:
+    return status, {
+        "error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    }
 
 
 def reasoning(request: Body) -> tuple[int, Body] | str:
     """OpenAI's and Azure's reasoning models."""
     if "temperature" in request:
-        return refused("Unsupported value: 'temperature' does not support 0 with this model.", "temperature",
-                       "unsupported_value")
+        return refused(
+            "Unsupported value: 'temperature' does not support 0 with this model.",
+            "temperature",
+            "unsupported_value",
+        )
     if "max_tokens" in request:
-        return refused("Unsupported parameter: 'max_tokens' is not supported with this model. Use "
-                       "'max_completion_tokens' instead.", "max_tokens", "unsupported_parameter")
+        return refused(
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+            "'max_completion_tokens' instead.",
+            "max_tokens",
+            "unsupported_parameter",
+        )
     return verdicts(request)
 
 
@@ -56,8 +83,15 @@ def deepseek(request: Body) -> tuple[int, Body] | str:
 
 def mistral(request: Body) -> tuple[int, Body] | str:
     if "seed" in request:
-        return 422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"],
-                                 "msg": "Extra inputs are not permitted"}]}
+        return 422, {
+            "detail": [
+                {
+                    "type": "extra_forbidden",
+                    "loc": ["body", "seed"],
+                    "msg": "Extra inputs are not permitted",
+                }
+            ]
+        }
     return verdicts(request)
 
 
@@ -77,9 +111,20 @@ def fenced(request: Body) -> tuple[int, Body] | str:
 
 
 DIALECTS: dict[str, Callable[[Body], tuple[int, Body] | str]] = {
-    "openai": reasoning, "azure": reasoning, "anthropic": claude, "gemini": fenced, "mistral": mistral,
-    "deepseek": deepseek, "groq": verdicts, "openrouter": strict_router, "litellm": verdicts, "vllm": open_weights,
-    "sglang": open_weights, "llama_cpp": verdicts, "ollama": fenced}
+    "openai": reasoning,
+    "azure": reasoning,
+    "anthropic": claude,
+    "gemini": fenced,
+    "mistral": mistral,
+    "deepseek": deepseek,
+    "groq": verdicts,
+    "openrouter": strict_router,
+    "litellm": verdicts,
+    "vllm": open_weights,
+    "sglang": open_weights,
+    "llama_cpp": verdicts,
+    "ollama": fenced,
+}
 LEARNS = {"openai", "azure"}
 """Their name for the reply's length is learnt from the first refusal."""
 
@@ -90,7 +135,8 @@ def test_there_is_a_block_for_each_provider() -> None:
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 async def test_a_block_fits_its_providers_dialect(
-        provider: str, judge: ScriptedJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider: str, judge: ScriptedJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     block = tomllib.loads(FILE.read_text("utf-8"))["judges"][provider]
     monkeypatch.setenv("KEY_OF_THE_FAKE", "k")
     own = {"base_url": judge.url, "api_key_env": "KEY_OF_THE_FAKE"}
@@ -100,7 +146,9 @@ async def test_a_block_fits_its_providers_dialect(
     judge.script = lambda request, number: DIALECTS[provider](request)
     made = make_judge(Settings(_env_file=None, config=file), "one", owner="t", secret=b"s" * 16)
     try:
-        answer = await made.verify(TASK, Patience(Deadline(asyncio.get_running_loop().time() + 10)))
+        answer = await made.verify(
+            TASK, CallContext(Deadline(asyncio.get_running_loop().time() + 10))
+        )
     finally:
         await made.aclose()
     assert answer.decisions[0]["c1"].met

@@ -8,16 +8,16 @@ import httpx2
 import openai
 import pytest
 
-from markscheme_server.cache.places import Places
-from markscheme_server.cache.quotas import Quotas
-from markscheme_server.cache.windows import Windows
 from markscheme_server.config import JudgeSettings
-from markscheme_server.domain.deadline import Deadline, Patience
+from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.errors import Unavailable
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.judge.breaker import Breaker, State
 from markscheme_server.judge.gateway import Endpoint, Gateway
 from markscheme_server.judge.queue import Queue
+from markscheme_server.limits.concurrency import ConcurrencyLimiter
+from markscheme_server.limits.quotas import Quotas
+from markscheme_server.limits.sliding_window import SlidingWindows
 
 Send = Callable[[Endpoint], Awaitable[object]]
 
@@ -34,19 +34,31 @@ async def breaks(_: Endpoint) -> str:
     raise openai.APIConnectionError(request=httpx2.Request("POST", "http://judge.test/v1"))
 
 
-def gateway(*, canned: Send = answers, queue_limit: int = 100, concurrency: int = 4, probe_s: float = 15.0,
-            wait_s: float = 0.0) -> Gateway:
+def gateway(
+    *,
+    canned: Send = answers,
+    queue_limit: int = 100,
+    concurrency: int = 4,
+    probe_s: float = 15.0,
+    wait_s: float = 0.0,
+) -> Gateway:
     settings = JudgeSettings(model="m", concurrency=concurrency, breaker_wait_s=wait_s)
     endpoint = Endpoint("judge.test", cast(Any, None), Breaker(probe_s))
-    made = Gateway("j", settings, [endpoint], Places("j", concurrency, owner="a"),
-                   Quotas("j", Windows(), rpm=None, tpm=None), Queue(queue_limit))
+    made = Gateway(
+        "j",
+        settings,
+        [endpoint],
+        ConcurrencyLimiter("j", concurrency, owner="a"),
+        Quotas("j", SlidingWindows(), rpm=None, tpm=None),
+        Queue(queue_limit),
+    )
     made.canned = canned
     return made
 
 
 async def ask(to: Gateway, send: Send, team: str = "a") -> object:
-    patience = Patience(Deadline(asyncio.get_running_loop().time() + 5), team=team)
-    return await to.call(send, role="verifier", tokens=1, patience=patience, cover=free)
+    context = CallContext(Deadline(asyncio.get_running_loop().time() + 5), team=team)
+    return await to.call(send, role="verifier", tokens=1, context=context, cover=free)
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +161,7 @@ async def test_one_call_behind_another_teams_many_waits_for_one_of_them() -> Non
         async def send(_: Endpoint) -> None:
             begun.append(team)
             await end.wait()
+
         return send
 
     many = [asyncio.ensure_future(ask(judge, call("many", end), "many")) for end in ends[:40]]

@@ -2,33 +2,66 @@
 
 import pytest
 
-from markscheme_server.judge.refusals import REASONS, WORDS_SHOWN, Kind, of_completion, of_response, without_echo
+from markscheme_server.judge.refusals import (
+    REASONS,
+    WORDS_SHOWN,
+    Kind,
+    of_completion,
+    of_response,
+    without_echo,
+)
 
-ROLLOUT = "My answer mentions response_format, json_schema and a grammar, and the context length too."
+ROLLOUT = (
+    "My answer mentions response_format, json_schema and a grammar, and the context length too."
+)
 
 
 def test_every_kind_has_a_reason() -> None:
     assert set(REASONS) == set(Kind)
 
 
-@pytest.mark.parametrize(("message", "most"), [
-    ("max_tokens is too large: 8192. This model supports at most 4096 completion tokens, whereas you provided 8192.",
-     4096),
-    ("max_tokens: 20000 > 8192, which is the maximum allowed number of output tokens for the model", 8192),
-    ("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]", 8192),
-    ("`max_tokens` must be less than or equal to `8192`, the maximum value for `max_tokens`", 8192)])
+@pytest.mark.parametrize(
+    ("message", "most"),
+    [
+        (
+            "max_tokens is too large: 8192. This model supports at most 4096 completion tokens, whereas you provided 8192.",
+            4096,
+        ),
+        (
+            "max_tokens: 20000 > 8192, which is the maximum allowed number of output tokens for the model",
+            8192,
+        ),
+        ("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]", 8192),
+        (
+            "`max_tokens` must be less than or equal to `8192`, the maximum value for `max_tokens`",
+            8192,
+        ),
+    ],
+)
 def test_the_longest_reply_that_is_taken_is_read(message: str, most: int) -> None:
     refusal = of_response(400, {"error": {"message": message}}, ["max_tokens", "temperature"])
     assert (refusal.kind, refusal.parameter, refusal.most) == (Kind.PARAMETER, "max_tokens", most)
 
 
-@pytest.mark.parametrize(("message", "room"), [
-    ("This model's maximum context length is 4096 tokens. However, you requested 5200 tokens (1104 in the messages, "
-     "4096 in the completion). Please reduce the length of the messages or completion.", 2992),
-    ("'max_tokens' or 'max_completion_tokens' is too large: 8192. This model's maximum context length is 4096 tokens "
-     "and your request has 278 input tokens (8192 > 4096 - 278).", 3818),
-    ("This model's maximum context length is 4096 tokens. However, your prompt contains at least 4097 input tokens.",
-     0)])
+@pytest.mark.parametrize(
+    ("message", "room"),
+    [
+        (
+            "This model's maximum context length is 4096 tokens. However, you requested 5200 tokens (1104 in the messages, "
+            "4096 in the completion). Please reduce the length of the messages or completion.",
+            2992,
+        ),
+        (
+            "'max_tokens' or 'max_completion_tokens' is too large: 8192. This model's maximum context length is 4096 tokens "
+            "and your request has 278 input tokens (8192 > 4096 - 278).",
+            3818,
+        ),
+        (
+            "This model's maximum context length is 4096 tokens. However, your prompt contains at least 4097 input tokens.",
+            0,
+        ),
+    ],
+)
 def test_what_the_context_leaves_for_a_reply_is_read(message: str, room: int) -> None:
     refusal = of_response(400, {"message": message, "code": 400}, ["max_tokens"])
     assert (refusal.kind, refusal.room) == (Kind.TOO_LARGE, room)
@@ -56,14 +89,38 @@ def test_an_echo_is_taken_out_wherever_it_stands() -> None:
     assert shown.endswith("refused")
 
 
-@pytest.mark.parametrize("body", ["", "<html>502</html>", [], {}, None, 7, {"error": None}, {"error": []},
-                                  {"error": {"message": {"nested": ["x"] * 9}}}, [{"error": {"code": 400}}]])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "<html>502</html>",
+        [],
+        {},
+        None,
+        7,
+        {"error": None},
+        {"error": []},
+        {"error": {"message": {"nested": ["x"] * 9}}},
+        [{"error": {"code": 400}}],
+    ],
+)
 def test_any_body_is_read(body: object) -> None:
     assert of_response(503, body).kind is Kind.UNAVAILABLE
     assert isinstance(of_response(400, body).kind, Kind)
 
 
-@pytest.mark.parametrize("completion", [None, 7, [], {}, {"choices": "x"}, {"choices": [None]}, {"choices": [{}]},
-                                        {"choices": [{"message": {"content": "fine"}}], "error": None}])
+@pytest.mark.parametrize(
+    "completion",
+    [
+        None,
+        7,
+        [],
+        {},
+        {"choices": "x"},
+        {"choices": [None]},
+        {"choices": [{}]},
+        {"choices": [{"message": {"content": "fine"}}], "error": None},
+    ],
+)
 def test_what_is_no_refusal_is_none(completion: object) -> None:
     assert of_completion(completion) is None

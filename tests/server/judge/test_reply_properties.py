@@ -20,7 +20,7 @@ from openai import AsyncOpenAI
 
 from markscheme_server.app import make_judge
 from markscheme_server.config import Settings
-from markscheme_server.domain.deadline import Deadline, Patience
+from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge import gateway, retry
 from markscheme_server.judge.base import JudgeFailure, VerifyTask
@@ -31,16 +31,30 @@ IDS = ("c1", "c2")
 TASK = VerifyTask(
     prompt=({"role": "user", "content": "Which colour is the sky, and why?"},),
     criteria=(Criterion("c1", "It names a colour.", 3), Criterion("c2", "It gives a reason.", 1)),
-    responses=("Blue, because air scatters short waves.",))
+    responses=("Blue, because air scatters short waves.",),
+)
 PATIENCE_S = 10.0
-THOUGHTS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"),
-            ("<thought>", "</thought>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"),
-            ("<seed:think>", "</seed:think>"), ("", "</think>"), ("", "[/THINK]"),
-            ("<|channel|>analysis<|message|>",
-             "<|end|><|start|>assistant<|channel|>final<|message|>"))
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<thought>", "</thought>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<seed:think>", "</seed:think>"),
+    ("", "</think>"),
+    ("", "[/THINK]"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+)
 """What opens and what closes a thought."""
-OTHER_CLOSING = ("<|END_THINKING|>", "<|end_of_thought|>", "<channel|>", "<unused95>",
-                 "<|message|>", "assistantfinal")
+OTHER_CLOSING = (
+    "<|END_THINKING|>",
+    "<|end_of_thought|>",
+    "<channel|>",
+    "<unused95>",
+    "<|message|>",
+    "assistantfinal",
+)
 CLOSING = tuple({close for _, close in THOUGHTS} | {*OTHER_CLOSING})
 HARMONY_ENDS = ("<|return|>", "<|end|>", "<|call|>")
 WHITE = "\ufeff \t\r\n"
@@ -58,8 +72,14 @@ class Asker:
         self._runner.run(self._open())
 
     async def _open(self) -> None:
-        made = Settings(_env_file=None, judge="openai", judge_base_url="http://judge/v1",
-                        judge_model="m", judge_api_key="k", judge_timeout_s=5)
+        made = Settings(
+            _env_file=None,
+            judge="openai",
+            judge_base_url="http://judge/v1",
+            judge_model="m",
+            judge_api_key="k",
+            judge_timeout_s=5,
+        )
         judge = make_judge(made, "default", owner="t", secret=b"s" * 16)
         assert isinstance(judge, OpenAIJudge)
         self._judge = judge
@@ -67,7 +87,8 @@ class Asker:
         await self._endpoint.client.close()
         http = httpx2.AsyncClient(transport=httpx2.MockTransport(self._answer))
         self._endpoint.client = AsyncOpenAI(
-            api_key="k", base_url="http://judge/v1", max_retries=0, http_client=http)
+            api_key="k", base_url="http://judge/v1", max_retries=0, http_client=http
+        )
 
     def _answer(self, _: httpx2.Request) -> httpx2.Response:
         headers = {"content-type": "application/json"}
@@ -80,9 +101,9 @@ class Asker:
 
     async def _verify(self) -> Verdicts | None:
         self._endpoint.breaker, self._endpoint.paused_until = Breaker(5.0), 0.0
-        patience = Patience(Deadline(asyncio.get_running_loop().time() + PATIENCE_S))
+        context = CallContext(Deadline(asyncio.get_running_loop().time() + PATIENCE_S))
         try:
-            (decisions,) = (await self._judge.verify(TASK, patience)).decisions
+            (decisions,) = (await self._judge.verify(TASK, context)).decisions
         except JudgeFailure:
             return None
         return {name: decision.met for name, decision in decisions.items()}
@@ -104,8 +125,11 @@ def asker() -> Iterator[Asker]:
 
 def completion(content: Any, **more: Any) -> dict[str, Any]:
     message = {"role": "assistant", "content": content} | more
-    return {"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 420, "completion_tokens": 31, "total_tokens": 451}}
+    return {
+        "id": "x",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 420, "completion_tokens": 31, "total_tokens": 451},
+    }
 
 
 def body_with(content: Any, **more: Any) -> bytes:
@@ -117,7 +141,7 @@ def last_words(text: str) -> Iterator[str]:
     yield text
     for mark in CLOSING:
         for match in re.finditer(re.escape(mark), text):
-            yield text[match.end():]
+            yield text[match.end() :]
 
 
 def unwrapped(text: str) -> str:
@@ -172,12 +196,33 @@ def text_of(content: Any) -> str:
 # ------------------------------------------------------------------------------------ strategies
 
 SPACE = st.sampled_from(["", " ", "\n", "\n\n", "\r\n", "\t"])
-WORDS = st.sampled_from([
-    "The answer names a colour.", "So the reply is:", "Wait, no.", "c1 is met, c2 is not", "Done.",
-    "{", "}", "[", '"', "verdicts", "\\frac{a}{b}", "```", "```json", "null", "\x00", "é", "😀",
-    "'"]) | st.text(st.characters(codec="utf-8"), max_size=12)
-PROSE = st.lists(WORDS, min_size=1, max_size=4).map(" ".join).filter(
-    lambda text: not any(mark in text for mark in CLOSING))
+WORDS = st.sampled_from(
+    [
+        "The answer names a colour.",
+        "So the reply is:",
+        "Wait, no.",
+        "c1 is met, c2 is not",
+        "Done.",
+        "{",
+        "}",
+        "[",
+        '"',
+        "verdicts",
+        "\\frac{a}{b}",
+        "```",
+        "```json",
+        "null",
+        "\x00",
+        "é",
+        "😀",
+        "'",
+    ]
+) | st.text(st.characters(codec="utf-8"), max_size=12)
+PROSE = (
+    st.lists(WORDS, min_size=1, max_size=4)
+    .map(" ".join)
+    .filter(lambda text: not any(mark in text for mark in CLOSING))
+)
 
 
 @st.composite
@@ -190,7 +235,8 @@ def objects(draw: st.DrawFn, verdicts: Verdicts) -> str:
     """One verdict set as JSON, in one of the ways that are read."""
     upper, bare, comma = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
     items: list[dict[str, Any]] = [
-        {"id": name.upper() if upper else name, "met": met} for name, met in verdicts.items()]
+        {"id": name.upper() if upper else name, "met": met} for name, met in verdicts.items()
+    ]
     indent = draw(st.sampled_from([None, 0, 2]))
     text = json.dumps(items if bare else {"verdicts": items}, indent=indent)
     if comma:
@@ -211,21 +257,69 @@ def thoughts(draw: st.DrawFn) -> str:
 
 
 MARKS = st.sampled_from(
-    [*(mark for pair in THOUGHTS for mark in pair), *OTHER_CLOSING, *HARMONY_ENDS])
-FRAGMENTS = st.lists(
-    verdict_sets().flatmap(objects) | thoughts() | PROSE | MARKS, max_size=5).map("".join)
-JSON_LIKE = st.lists(st.sampled_from([
-    "{", "}", "[", "]", ":", ",", '"', '"verdicts"', '"id"', '"c1"', '"c2"', '"C2"', '"met"',
-    "true", "false", "null", "1", "NaN", " ", "\n", "\\", '{"verdicts": [',
-    '{"id": "c1", "met": true}',
-    '{"id": "c2", "met": false}', "]}", "```", "</think>", "<think>"]), max_size=24).map("".join)
-FIELDS = st.sampled_from([
-    "choices", "message", "content", "refusal", "error", "code", "finish_reason", "usage", "type",
-    "prompt_tokens", "text", "reasoning_content", "param", "metadata"])
+    [*(mark for pair in THOUGHTS for mark in pair), *OTHER_CLOSING, *HARMONY_ENDS]
+)
+FRAGMENTS = st.lists(verdict_sets().flatmap(objects) | thoughts() | PROSE | MARKS, max_size=5).map(
+    "".join
+)
+JSON_LIKE = st.lists(
+    st.sampled_from(
+        [
+            "{",
+            "}",
+            "[",
+            "]",
+            ":",
+            ",",
+            '"',
+            '"verdicts"',
+            '"id"',
+            '"c1"',
+            '"c2"',
+            '"C2"',
+            '"met"',
+            "true",
+            "false",
+            "null",
+            "1",
+            "NaN",
+            " ",
+            "\n",
+            "\\",
+            '{"verdicts": [',
+            '{"id": "c1", "met": true}',
+            '{"id": "c2", "met": false}',
+            "]}",
+            "```",
+            "</think>",
+            "<think>",
+        ]
+    ),
+    max_size=24,
+).map("".join)
+FIELDS = st.sampled_from(
+    [
+        "choices",
+        "message",
+        "content",
+        "refusal",
+        "error",
+        "code",
+        "finish_reason",
+        "usage",
+        "type",
+        "prompt_tokens",
+        "text",
+        "reasoning_content",
+        "param",
+        "metadata",
+    ]
+)
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=4),
-    max_leaves=12)
+    max_leaves=12,
+)
 
 
 @st.composite
@@ -236,7 +330,8 @@ def bent_completions(draw: st.DrawFn) -> dict[str, Any]:
     places: list[tuple[dict[str, Any], list[str]]] = [
         (made, ["choices", "usage", "error", "object"]),
         (choice, ["message", "finish_reason", "error"]),
-        (choice["message"], ["refusal", "reasoning_content", "reasoning", "tool_calls", "content"])]
+        (choice["message"], ["refusal", "reasoning_content", "reasoning", "tool_calls", "content"]),
+    ]
     for _ in range(draw(st.integers(0, 2))):
         target, names = draw(st.sampled_from(places))
         target[draw(st.sampled_from(names))] = draw(ANY_JSON)
@@ -280,8 +375,10 @@ def test_any_json_as_the_body_gives_its_last_word_or_a_failure(asker: Asker, val
 
 
 @MORE_EXAMPLES
-@given(value=ANY_JSON | st.fixed_dictionaries({"error": ANY_JSON}) | bent_completions(),
-       status=st.sampled_from([400, 401, 403, 404, 413, 422, 429, 500, 503, 529]))
+@given(
+    value=ANY_JSON | st.fixed_dictionaries({"error": ANY_JSON}) | bent_completions(),
+    status=st.sampled_from([400, 401, 403, 404, 413, 422, 429, 500, 503, 529]),
+)
 @example(value={"error": {"code": [], "type": {}, "param": [], "message": {}}}, status=400)
 def test_any_json_as_a_refusal_gives_a_failure(asker: Asker, value: Any, status: int) -> None:
     assert asker.verdicts_from(json.dumps(value).encode(), status) is None
@@ -290,7 +387,8 @@ def test_any_json_as_a_refusal_gives_a_failure(asker: Asker, value: Any, status:
 @MORE_EXAMPLES
 @given(data=st.data(), verdicts=verdict_sets())
 def test_verdicts_after_a_thought_of_any_markup_are_read(
-        asker: Asker, data: st.DataObject, verdicts: Verdicts) -> None:
+    asker: Asker, data: st.DataObject, verdicts: Verdicts
+) -> None:
     text = data.draw(st.just("") | thoughts()) + data.draw(objects(verdicts))
     assert asker.verdicts_from(body_with(text)) == verdicts
 
@@ -298,20 +396,29 @@ def test_verdicts_after_a_thought_of_any_markup_are_read(
 @MORE_EXAMPLES
 @given(data=st.data(), verdicts=verdict_sets())
 def test_verdicts_in_parts_are_read_as_if_in_one(
-        asker: Asker, data: st.DataObject, verdicts: Verdicts) -> None:
+    asker: Asker, data: st.DataObject, verdicts: Verdicts
+) -> None:
     text = data.draw(objects(verdicts))
     cut = data.draw(st.integers(0, len(text)))
     other = data.draw(verdict_sets().flatmap(objects))
-    parts = [{"type": "thinking", "thinking": other}, {"type": "text", "text": text[:cut]},
-             {"type": "text", "text": text[cut:]}]
+    parts = [
+        {"type": "thinking", "thinking": other},
+        {"type": "text", "text": text[:cut]},
+        {"type": "text", "text": text[cut:]},
+    ]
     assert asker.verdicts_from(body_with(parts)) == verdicts
 
 
 @MORE_EXAMPLES
-@given(data=st.data(), prose=st.sampled_from([
-    "So:", "It is a blue sky.", "No, wait.", "{not this}", "Instead of that:", "// c1"]))
+@given(
+    data=st.data(),
+    prose=st.sampled_from(
+        ["So:", "It is a blue sky.", "No, wait.", "{not this}", "Instead of that:", "// c1"]
+    ),
+)
 def test_verdicts_with_words_around_them_decide_nothing(
-        asker: Asker, data: st.DataObject, prose: str) -> None:
+    asker: Asker, data: st.DataObject, prose: str
+) -> None:
     made = data.draw(verdict_sets().flatmap(objects))
     text = data.draw(st.sampled_from([prose + "\n" + made, made + "\n" + prose]))
     assert asker.verdicts_from(body_with(data.draw(st.just("") | thoughts()) + text)) is None
@@ -326,15 +433,20 @@ def test_two_sets_of_verdicts_decide_nothing(asker: Asker, first: str, second: s
 @MORE_EXAMPLES
 @given(made=verdict_sets().flatmap(objects), mark=st.sampled_from([o for o, _ in THOUGHTS if o]))
 def test_verdicts_in_a_thought_that_does_not_end_decide_nothing(
-        asker: Asker, made: str, mark: str) -> None:
+    asker: Asker, made: str, mark: str
+) -> None:
     assert asker.verdicts_from(body_with(mark + made)) is None
 
 
 @MORE_EXAMPLES
-@given(made=verdict_sets().flatmap(objects), content=st.sampled_from([None, "", " ", "\n", []]),
-       field=st.sampled_from(["reasoning_content", "reasoning"]))
+@given(
+    made=verdict_sets().flatmap(objects),
+    content=st.sampled_from([None, "", " ", "\n", []]),
+    field=st.sampled_from(["reasoning_content", "reasoning"]),
+)
 def test_verdicts_in_the_reasoning_alone_decide_nothing(
-        asker: Asker, made: str, content: Any, field: str) -> None:
+    asker: Asker, made: str, content: Any, field: str
+) -> None:
     assert asker.verdicts_from(body_with(content, **{field: made})) is None
 
 

@@ -21,9 +21,16 @@ from hypothesis.stateful import (
 )
 
 from markscheme_server.config import Settings
-from markscheme_server.store.database import EVERYONE
-from markscheme_server.store.idempotency import Address, Answered, Begun, IdempotencyStore, Reused, Running
-from markscheme_server.store.migrating import migrate
+from markscheme_server.store.engine.database import ALL_TEAMS
+from markscheme_server.store.idempotency import (
+    Address,
+    Answered,
+    Begun,
+    IdempotencyStore,
+    Reused,
+    Running,
+)
+from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import idempotency_keys
 
@@ -48,10 +55,17 @@ async def store(url: str) -> Any:
 async def expire(store: Store, address: Address) -> bool:
     """Let the lease run out, as time does when an owner was killed; whether there was one."""
     k = idempotency_keys.c
-    async with store.database.writing(EVERYONE) as connection:
+    async with store.database.writing(ALL_TEAMS) as connection:
         changed = await connection.execute(
-            sa.update(idempotency_keys).values(expires_at=1.0).where(
-                k.team == address.team, k.route == address.route, k.key == address.key, k.status.is_(None)))
+            sa.update(idempotency_keys)
+            .values(expires_at=1.0)
+            .where(
+                k.team == address.team,
+                k.route == address.route,
+                k.key == address.key,
+                k.status.is_(None),
+            )
+        )
         return bool(changed.rowcount)
 
 
@@ -80,8 +94,13 @@ def machine(store: Store, loop: asyncio.AbstractEventLoop) -> type[RuleBasedStat
         def run(self, work: Awaitable[T]) -> T:
             return loop.run_until_complete(work)  # type: ignore[arg-type]
 
-        @rule(target=attempts, team=st.sampled_from(["red", "blue"]), route=st.sampled_from(["/a", "/b"]),
-              key=st.sampled_from(["k1", "k2"]), fingerprint=st.sampled_from([FIRST, SECOND]))
+        @rule(
+            target=attempts,
+            team=st.sampled_from(["red", "blue"]),
+            route=st.sampled_from(["/a", "/b"]),
+            key=st.sampled_from(["k1", "k2"]),
+            fingerprint=st.sampled_from([FIRST, SECOND]),
+        )
         def send(self, team: str, route: str, key: str, fingerprint: str) -> Any:
             address = Address(f"{self.room}-{team}", route, key)
             row = self.rows.get(address)
@@ -104,8 +123,13 @@ def machine(store: Store, loop: asyncio.AbstractEventLoop) -> type[RuleBasedStat
             row = self.rows.get(address)
             return row is not None and row.owner == owner and row.answer is None
 
-        @rule(attempt=attempts, status=st.sampled_from([200, 201, 422]), body=st.text(
-            st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8))
+        @rule(
+            attempt=attempts,
+            status=st.sampled_from([200, 201, 422]),
+            body=st.text(
+                st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8
+            ),
+        )
         def finish(self, attempt: tuple[Address, str], status: int, body: str) -> None:
             address, owner = attempt
             ours = self._is_owner(address, owner)
@@ -137,15 +161,19 @@ def machine(store: Store, loop: asyncio.AbstractEventLoop) -> type[RuleBasedStat
     return Keys
 
 
-@pytest.mark.parametrize(("runs", "steps"), [
-    (25, 25), pytest.param(200, 50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize(
+    ("runs", "steps"),
+    [(25, 25), pytest.param(200, 50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
+)
 def test_a_key_behaves_as_its_model(runs: int, steps: int, url: str) -> None:
     loop = asyncio.new_event_loop()
     store = Store(url, claim_lease_s=LEASE_S)
     loop.run_until_complete(migrate(store.database))
     try:
-        run_state_machine_as_test(machine(store, loop), settings=settings(
-            max_examples=runs, stateful_step_count=steps, deadline=None))
+        run_state_machine_as_test(
+            machine(store, loop),
+            settings=settings(max_examples=runs, stateful_step_count=steps, deadline=None),
+        )
     finally:
         loop.run_until_complete(store.database.close())
         loop.close()
@@ -163,11 +191,16 @@ async def test_of_many_heirs_one_takes_a_dead_senders_row_over(store: Store) -> 
     first = await store.idempotency.begin(address, FIRST)
     assert isinstance(first, Begun)
     await expire(store, address)
-    heirs = [s for s in await asyncio.gather(*(store.idempotency.begin(address, FIRST) for _ in range(8)))
-             if isinstance(s, Begun)]
+    heirs = [
+        s
+        for s in await asyncio.gather(*(store.idempotency.begin(address, FIRST) for _ in range(8)))
+        if isinstance(s, Begun)
+    ]
     assert len(heirs) == 1
     assert await store.idempotency.finish(address, first.owner, status=200, body="late") is False
-    assert await store.idempotency.finish(address, heirs[0].owner, status=200, body="theirs") is True
+    assert (
+        await store.idempotency.finish(address, heirs[0].owner, status=200, body="theirs") is True
+    )
     assert await store.idempotency.begin(address, FIRST) == Answered(200, "theirs")
 
 
@@ -178,6 +211,8 @@ async def test_an_answer_outlives_the_process(url: str) -> None:
         await migrate(store.database)
         standing = await store.idempotency.begin(address, FIRST)
         if isinstance(standing, Begun):
-            await store.idempotency.finish(address, standing.owner, status=201, body='{"ü": "\\u0000"}')
+            await store.idempotency.finish(
+                address, standing.owner, status=201, body='{"ü": "\\u0000"}'
+            )
         await store.database.close()
     assert standing == Answered(201, '{"ü": "\\u0000"}')

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = '0007'
-down_revision = '0006'
+revision = "0007"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
@@ -28,7 +28,8 @@ REFUSE_POSTGRESQL = (
        FOR EACH STATEMENT EXECUTE FUNCTION refuse_erased_owner()""",
 )
 REFUSE_POSTGRESQL_BACK = (
-    "DROP TRIGGER refuse_erased ON shares", "DROP FUNCTION refuse_erased_owner",
+    "DROP TRIGGER refuse_erased ON shares",
+    "DROP FUNCTION refuse_erased_owner",
     """CREATE TRIGGER refuse_erased AFTER INSERT ON shares REFERENCING NEW TABLE AS added
        FOR EACH STATEMENT EXECUTE FUNCTION refuse_erased()""",
 )
@@ -39,15 +40,30 @@ REFUSE_SQLITE = """CREATE TRIGGER refuse_erased_shares BEFORE INSERT ON shares
 
 
 def upgrade() -> None:
-    op.add_column('teams', sa.Column('reuse_scope', sa.String(length=16), nullable=True))
-    op.add_column('rubrics', sa.Column('offered_at', sa.DateTime(timezone=True), nullable=True))
-    op.add_column('assignments', sa.Column('distinct_rollouts', sa.Integer(), server_default='0', nullable=False))
-    op.create_index(op.f('ix_assignments_team_run_id_created_at'), 'assignments', ['team', 'run_id', 'created_at'])
-    with op.batch_alter_table('shares', schema=None) as batch_op:
-        batch_op.drop_constraint('fk_shares_team', type_='foreignkey')
-        batch_op.add_column(sa.Column('created_at', sa.DateTime(timezone=True), server_default=sa.func.now(),
-                                      nullable=False))
-    for statement in REFUSE_POSTGRESQL if _is_postgresql() else (REFUSE_SQLITE.format(column="owner"),):
+    op.add_column("teams", sa.Column("reuse_scope", sa.String(length=16), nullable=True))
+    op.add_column("rubrics", sa.Column("offered_at", sa.DateTime(timezone=True), nullable=True))
+    op.add_column(
+        "assignments",
+        sa.Column("distinct_rollouts", sa.Integer(), server_default="0", nullable=False),
+    )
+    op.create_index(
+        op.f("ix_assignments_team_run_id_created_at"),
+        "assignments",
+        ["team", "run_id", "created_at"],
+    )
+    with op.batch_alter_table("shares", schema=None) as batch_op:
+        batch_op.drop_constraint("fk_shares_team", type_="foreignkey")
+        batch_op.add_column(
+            sa.Column(
+                "created_at",
+                sa.DateTime(timezone=True),
+                server_default=sa.func.now(),
+                nullable=False,
+            )
+        )
+    for statement in (
+        REFUSE_POSTGRESQL if _is_postgresql() else (REFUSE_SQLITE.format(column="owner"),)
+    ):
         op.execute(statement)
     for statement in BACKFILL:
         op.execute(statement)
@@ -55,15 +71,17 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("DELETE FROM shares WHERE team NOT IN (SELECT name FROM teams)")
-    with op.batch_alter_table('shares', schema=None) as batch_op:
-        batch_op.drop_column('created_at')
-        batch_op.create_foreign_key('fk_shares_team', 'teams', ['team'], ['name'])
-    for statement in REFUSE_POSTGRESQL_BACK if _is_postgresql() else (REFUSE_SQLITE.format(column="team"),):
+    with op.batch_alter_table("shares", schema=None) as batch_op:
+        batch_op.drop_column("created_at")
+        batch_op.create_foreign_key("fk_shares_team", "teams", ["team"], ["name"])
+    for statement in (
+        REFUSE_POSTGRESQL_BACK if _is_postgresql() else (REFUSE_SQLITE.format(column="team"),)
+    ):
         op.execute(statement)
-    op.drop_index(op.f('ix_assignments_team_run_id_created_at'), 'assignments')
-    op.drop_column('assignments', 'distinct_rollouts')
-    op.drop_column('rubrics', 'offered_at')
-    op.drop_column('teams', 'reuse_scope')
+    op.drop_index(op.f("ix_assignments_team_run_id_created_at"), "assignments")
+    op.drop_column("assignments", "distinct_rollouts")
+    op.drop_column("rubrics", "offered_at")
+    op.drop_column("teams", "reuse_scope")
 
 
 def _is_postgresql() -> bool:

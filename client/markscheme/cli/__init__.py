@@ -1,0 +1,5 @@
+"""The ``markscheme`` command of the SDK; the server and the trainer add theirs through entry points."""
+
+from markscheme.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,304 @@
+"""SDPO and SRPO beside TRL's GRPO: who is routed, what the self-teacher says of them, and their term of the loss.
+
+The self-teacher runs once a generated batch, on routed rows only. What is kept of it until the update are hidden
+states, a few thousand numbers a token instead of a vocabulary, and the entropy weights, whose mean is that of the
+whole optimiser step over all processes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from markscheme_train.config import TrainConfig
+from markscheme_train.distillation import Head, divergences, entropies
+from markscheme_train.losses import capped_importance, entropy_weight_sums, entropy_weights
+from markscheme_train.reprompt import Prompt, build_teacher_prompt
+from markscheme_train.reward import Row, RowMarks
+from markscheme_train.routing import TEACHER, Branch, Routes, route
+from markscheme_train.self_teacher import SelfTeacher
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rollouts of all processes, group after group, what the service said of each, and of each group's teacher
+    responses, where it was asked."""
+
+    rollouts: Sequence[Row]
+    marks: Sequence[RowMarks]
+    teacher_scores: Sequence[Sequence[float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class StudentStates:
+    """The student's forward pass: its log-probabilities [B, C], and states [B, C, d] with the head that reads them.
+
+    ``hidden``: the model's last hidden states as they left it, batch by batch, for whoever watches their gradients.
+    """
+
+    log_probs: Tensor
+    states: Tensor
+    head: Head
+    hidden: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherContext:
+    """Whether a row is taught by the self-teacher, and the demonstration and feedback which that reads.
+
+    ``external``: the demonstration is the teacher's response, no sibling's.
+    """
+
+    taught: bool
+    demonstration: str | None
+    feedback: Sequence[str]
+    external: bool
+
+
+class SelfDistillation:
+    """The part of SDPO and SRPO that is not GRPO."""
+
+    def __init__(self, config: TrainConfig, teacher: SelfTeacher, tokenizer: Any) -> None:
+        self.config, self.teacher, self._tokenizer = config, teacher, tokenizer
+
+    def routes(self, rows: Rows) -> list[TeacherContext]:
+        """What is to be done with each row."""
+        size, config = self.config.num_generations, self.config
+        found: list[TeacherContext] = []
+        for start in range(0, len(rows.marks), size):
+            marks = rows.marks[start : start + size]
+            told = [mark.feedback if config.rubric_feedback else () for mark in marks]
+            external, score = _best(
+                rows.rollouts[start].teacher_responses, rows.teacher_scores[start // size]
+            )
+            routes = route(
+                [m.reward for m in marks],
+                success=config.success_threshold,
+                demonstration=config.demonstration_threshold,
+                gap=config.demonstration_gap,
+                truncated=[m.truncated for m in marks],
+                feedback=[bool(lines) for lines in told],
+                teacher_score=score,
+            )
+            for own in range(size):
+                shown = routes.demonstrations[own]
+                text = (
+                    external
+                    if shown == TEACHER
+                    else None
+                    if shown is None
+                    else rows.rollouts[start + shown].text
+                )
+                found.append(
+                    TeacherContext(
+                        self._taught(routes, own, told[own]), text, told[own], shown == TEACHER
+                    )
+                )
+        return found
+
+    def _taught(self, routes: Routes, own: int, told: Sequence[str]) -> bool:
+        if (
+            self.config.method == "sdpo"
+        ):  # every rollout of which its teacher knows more than it did
+            known = routes.branches[own] is not Branch.UNSCORED
+            return known and (routes.demonstrations[own] is not None or bool(told))
+        return routes.branches[own] is Branch.SDPO
+
+    def prepare(
+        self, batch: dict[str, Any], rows: Rows, *, first: int, total: Callable[[Tensor], Tensor]
+    ) -> Mapping[str, float]:
+        """Add to a generated batch what :meth:`term` reads, and take routed rows out of the reward's branch.
+
+        The batch holds this process's rows, of which the first is number ``first`` of all. ``total`` sums a tensor over
+        all processes. With SDPO the rows that are not routed leave the loss. Returns what to log.
+        """
+        mask = student_token_mask(batch).bool()
+        routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+        prompts: dict[int, Sequence[int]] = {}
+        informed = external = 0
+        for place, lesson in enumerate(self.routes(rows)[first : first + len(mask)]):
+            informed += lesson.demonstration is not None or bool(lesson.feedback)
+            if lesson.taught and mask[place].any():
+                ids = build_teacher_prompt(
+                    self._tokens,
+                    self._cut,
+                    rows.rollouts[first + place].prompt,
+                    lesson.demonstration,
+                    lesson.feedback,
+                    most=self.config.max_reprompt_length,
+                )
+                if ids is not None:
+                    routed[place], prompts[place] = True, ids
+                    external += lesson.external
+        states = self._teacher_states(batch, prompts)
+        entropy = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+        for place, found in states.items():
+            entropy[place, mask[place]] = entropies(
+                found, self.teacher.head, temperature=self.config.temperature
+            )
+        taught_tokens = mask & routed.unsqueeze(1)
+        weighed, count = total(
+            entropy_weight_sums(entropy, taught_tokens, beta=self.config.entropy_beta)
+        )
+        batch["routed"] = routed
+        batch["distillation_weights"] = entropy_weights(
+            entropy, taught_tokens, beta=self.config.entropy_beta, mean=weighed / count.clamp(min=1)
+        )
+        batch["teacher_states"] = [states.get(place) for place in range(len(mask))]
+        batch["advantages"] = batch["advantages"].masked_fill(routed, 0.0)
+        if self.config.method == "sdpo":
+            batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
+        sums = total(
+            torch.tensor(
+                [
+                    float(routed.sum()),
+                    informed,
+                    len(mask),
+                    float(entropy[taught_tokens].sum()),
+                    external,
+                ],
+                device=mask.device,
+            )
+        )
+        told = {
+            "distillation/routed_share": float(sums[0] / sums[2]),
+            "distillation/informed_share": float(sums[1] / sums[2]),
+        }
+        if self.config.teacher_demonstration:
+            told["distillation/teacher_response_share"] = float(sums[4] / sums[2])
+        if count:
+            told["distillation/entropy_mean"] = float(sums[3] / count)
+        if taught_tokens.any():
+            told |= _quantiles("entropy", entropy[taught_tokens])
+            told |= _quantiles("weight", batch["distillation_weights"][taught_tokens])
+        return told
+
+    def term(self, batch: Mapping[str, Any], student: StudentStates) -> Tensor:
+        """``Σ w · min(ρ, cap) · divergence`` over this micro-batch's routed tokens: their part of the joint loss,
+        before it is divided by the tokens of both branches."""
+        places = batch["routed"].nonzero().flatten()
+        if not len(places):
+            return torch.zeros((), device=student.log_probs.device)
+        mask = student_token_mask(batch)[places].bool()
+        taught = torch.cat([batch["teacher_states"][int(place)] for place in places])
+        divergence = divergences(
+            student.states[places][mask],
+            taught,
+            student.head,
+            self.teacher.head,
+            alpha=self.config.distillation_alpha,
+            top_k=self.config.distillation_top_k,
+            temperature=self.config.temperature,
+        )
+        own = student.log_probs[places]
+        old = (
+            batch["old_per_token_logps"][places]
+            if batch.get("old_per_token_logps") is not None
+            else own.detach()
+        )
+        weights: Tensor = batch["distillation_weights"][places] * capped_importance(
+            own, old, self.config.importance_cap
+        )
+        if batch.get("importance_sampling_ratio") is not None:
+            weights = weights * batch["importance_sampling_ratio"][places]
+        return (weights[mask] * divergence).sum()
+
+    def _teacher_states(
+        self, batch: Mapping[str, Any], prompts: Mapping[int, Sequence[int]]
+    ) -> dict[int, Tensor]:
+        """The self-teacher's states [T, d] of each routed row's own tokens, after its longer prompt."""
+        size, found = self.config.per_device_train_batch_size, {}
+        places = sorted(prompts, key=lambda place: len(prompts[place]))
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            completion, mask = batch["completion_ids"][part], batch["completion_mask"][part]
+            width = max(len(prompts[place]) for place in part)
+            ids = completion.new_full((len(part), width), self._tokenizer.pad_token_id)
+            seen = torch.zeros_like(ids)
+            for row, place in enumerate(part):
+                ids[row, width - len(prompts[place]) :] = torch.tensor(
+                    prompts[place], device=ids.device
+                )
+                seen[row, width - len(prompts[place]) :] = 1
+            states = self.teacher.states(
+                torch.cat([ids, completion], 1),
+                torch.cat([seen, mask.to(seen)], 1),
+                completion.shape[1],
+            )
+            for row, place in enumerate(part):
+                found[place] = states[row, student_token_mask(batch)[place].bool()].clone()
+        return found
+
+    def _tokens(self, prompt: Prompt) -> Sequence[int]:
+        if isinstance(prompt, str):
+            plain: list[int] = self._tokenizer(prompt)["input_ids"]
+            return plain
+        rendered = self._tokenizer.apply_chat_template(
+            list(prompt),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **(self.config.chat_template_kwargs or {}),
+        )
+        ids: list[int] = rendered["input_ids"]
+        return ids
+
+    def _cut(self, text: str, keep: int) -> str:
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"][:keep]
+        shorter: str = self._tokenizer.decode(ids)
+        return shorter
+
+
+class BranchNorms:
+    """How strongly each branch pulls at the student: squared norms of the loss's gradient at its last hidden states.
+
+    A row is of one branch, so there the two can be told apart at no cost; in the weights' gradient they are summed.
+    """
+
+    def __init__(self) -> None:
+        self._squares: list[Tensor] = []
+
+    def watch(self, hidden: Sequence[Tensor], routed: Tensor) -> None:
+        """Note the gradients of hidden states [b, …], whose rows together are those of ``routed`` [B]."""
+        for states, rows in zip(
+            hidden, torch.split(routed, [len(states) for states in hidden]), strict=True
+        ):
+            states.register_hook(partial(self._note, rows))  # type: ignore[no-untyped-call]
+
+    def _note(self, routed: Tensor, gradient: Tensor) -> None:
+        squares = torch.linalg.vector_norm(gradient, dim=(1, 2), dtype=torch.float32).square()
+        self._squares.append(torch.stack([squares[~routed].sum(), squares[routed].sum()]))
+
+    def take(self, device: torch.device) -> Tensor:
+        """``[policy, distillation]`` since the last time."""
+        squares, self._squares = self._squares, []
+        return torch.stack(squares).sum(0) if squares else torch.zeros(2, device=device)
+
+
+def student_token_mask(batch: Mapping[str, Any]) -> Tensor:
+    """The mask [B, C] of what the student itself wrote: padding and what tools answered excepted."""
+    mask: Tensor = batch["completion_mask"]
+    return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
+
+
+def _quantiles(name: str, values: Tensor) -> dict[str, float]:
+    """Of this process's tokens."""
+    ordered = values.float().sort().values
+    return {
+        f"distillation/{name}_p{share}": float(ordered[(len(ordered) - 1) * share // 100])
+        for share in (10, 50, 90)
+    }
+
+
+def _best(
+    texts: Sequence[str] | None, scores: Sequence[float | None]
+) -> tuple[str | None, float | None]:
+    """The best-scored teacher response and its score, where the service has scored them."""
+    pairs = [
+        (score, text) for text, score in zip(texts or (), scores, strict=False) if score is not None
+    ]
+    score, text = max(pairs, key=lambda pair: pair[0], default=(None, None))
+    return text, score

@@ -1,0 +1,155 @@
+"""The self-teacher: an average of the student's own weights that reads more than the student did.
+
+Two forms. With full fine-tuning it is a second copy of the model, with adapters a second adapter beside the
+student's on the same base. Both start as the student and follow it by an exponential moving average
+``θ_T ← (1 - τ) θ_T + τ θ`` (SDPO, arXiv 2601.20802: τ = 0.05 once a batch); τ = 0 keeps the first student.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+ADAPTER, STUDENT_ADAPTER = "teacher", "default"
+
+
+class SelfTeacher(Protocol):
+    """What the trainer asks of a self-teacher."""
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+        """The hidden states [B, keep, d] that predict the last ``keep`` tokens of ``input_ids``; no gradient."""
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits of hidden states."""
+
+    def follow(self, rate: float) -> None:
+        """Move towards the student by ``rate``. Weights that are no numbers raise :class:`FloatingPointError`."""
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """What a checkpoint must keep."""
+
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights from a checkpoint."""
+
+
+class ModelCopy:
+    """A second copy of the whole model, in fp32: an average of small steps would not move in half precision.
+
+    Make it before a trainer has wrapped the student: TRL 1.16 puts a closure over the original ``forward`` into the
+    model, and a copy of that closure runs the student.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        if "forward" in vars(student):
+            raise ValueError(
+                "the self-teacher must be copied before the model's forward is replaced"
+            )
+        self._student = student
+        self.model = copy.deepcopy(student).float().eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+        return _states(self.model, input_ids, attention_mask, keep)
+
+    def head(self, states: Tensor) -> Tensor:
+        return output_head(self.model)(states)
+
+    @torch.no_grad()
+    def follow(self, rate: float) -> None:
+        pairs = [
+            (own, other.to(own))
+            for own, other in zip(self.model.parameters(), self._student.parameters(), strict=True)
+        ]
+        _move(pairs, rate)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return dict(self.model.state_dict())
+
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        self.model.load_state_dict(weights)
+
+
+class AdapterCopy:
+    """A second adapter on the student's base model, its matrices A and B averaged one by one.
+
+    An average of A and one of B is not the average of their products; starting from the student's own it stays near
+    it (starting from zeros, as TRL does, it would hardly follow). Its weights lie in the model's own checkpoints.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        model.add_adapter(ADAPTER, model.peft_config[STUDENT_ADAPTER])
+        self._pairs = list(self._named())
+        with torch.no_grad():
+            for own, other in self._pairs:
+                own.copy_(other)
+                own.requires_grad_(False)
+        model.set_adapter(STUDENT_ADAPTER)
+
+    @torch.no_grad()
+    def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+        with self._teaching():
+            return _states(self._model.get_base_model(), input_ids, attention_mask, keep)
+
+    def head(self, states: Tensor) -> Tensor:
+        return output_head(self._model.get_base_model())(states)
+
+    @torch.no_grad()
+    def follow(self, rate: float) -> None:
+        _move(self._pairs, rate)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return {}
+
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        return None
+
+    def _named(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        parameters = dict(self._model.named_parameters())
+        for name, parameter in parameters.items():
+            if f".{ADAPTER}." in name:
+                yield parameter, parameters[name.replace(f".{ADAPTER}.", f".{STUDENT_ADAPTER}.")]
+
+    @contextmanager
+    def _teaching(self) -> Iterator[None]:
+        """The teacher's adapter, without dropout; everything as before at the end."""
+        training = self._model.training
+        self._model.eval()
+        self._model.set_adapter(ADAPTER)
+        try:
+            yield
+        finally:
+            self._model.set_adapter(STUDENT_ADAPTER)
+            self._model.train(training)
+
+
+def _states(model: Any, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+    out = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    states: Tensor = out.last_hidden_state[:, -keep - 1 : -1]
+    return states
+
+
+def output_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """Hidden states to logits as ``model`` itself does it: projected, then scaled and capped where its family does."""
+    project, config = model.get_output_embeddings(), model.config.get_text_config()
+    # Cohere multiplies, Granite divides, Gemma 2 bends: transformers does it in the models' forward, not in the head.
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (
+        getattr(config, "logits_scaling", None) or 1.0
+    )
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def head(states: Tensor) -> Tensor:
+        logits: Tensor = project(states)
+        logits = logits if scale == 1.0 else logits * scale
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    return head
+
+
+def _move(pairs: Sequence[tuple[Tensor, Tensor]], rate: float) -> None:
+    if not all(bool(other.isfinite().all()) for _, other in pairs):
+        raise FloatingPointError("the student's weights are no numbers any more")
+    torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], rate)

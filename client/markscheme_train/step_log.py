@@ -1,0 +1,154 @@
+"""What each training step did, as one record: written as a JSON line and handed to whoever shows it."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from markscheme.lines import read_lines
+from markscheme_train.reward import CriterionRate, RewardReport
+from markscheme_train.trainer import MarkschemeTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimiser step. ``reward`` is the mean of the known rewards; ``None`` when none is known.
+
+    ``judge_calls`` and ``judge_tokens`` (asked and answered) are what the judge was really asked for it, also by a part
+    of the run that was killed before the step was saved. ``metrics`` are the trainer's own, of this step alone:
+    lengths, clip shares, and with ``sdpo`` and ``srpo`` the shares that were routed to the self-teacher and that it
+    knew more of, its entropy and weights, and ``gradient_norm/policy`` and ``gradient_norm/distillation``, how strongly
+    each branch pulls at the student's last hidden states.
+    """
+
+    step: int
+    steps: int
+    reward: float | None
+    rollouts: int
+    unscored: int
+    reasons: dict[str, int]
+    origins: dict[str, int]
+    criteria: list[CriterionRate]
+    rollout_s: float
+    scoring_s: float
+    teacher_s: float
+    update_s: float
+    judge_calls: int
+    judge_tokens: int
+    metrics: dict[str, float | None]
+
+
+def read_records(path: Path) -> list[StepRecord]:
+    """What a run has written, in the order of its steps."""
+    return [
+        StepRecord(**{**row, "criteria": [CriterionRate(**rate) for rate in row["criteria"]]})
+        for row in map(json.loads, read_lines(path))
+    ]
+
+
+class StepRecorder(TrainerCallback):  # type: ignore[misc]
+    """Makes a :class:`StepRecord` of each step, appends it to ``path`` and calls ``on_record``."""
+
+    def __init__(
+        self,
+        trainer: MarkschemeTrainer,
+        path: Path,
+        on_record: Callable[[StepRecord], None],
+        *,
+        resumed: bool = False,
+    ) -> None:
+        self._trainer = trainer
+        self._path = path
+        self._on_record = on_record
+        self._started = 0.0
+        self._resumed, self._paid = resumed, dict[int, tuple[int, int]]()
+        self._metrics_before: dict[str, int] = {}
+        self._counted: RewardReport | None = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drop what an earlier part of the run noted of steps that come again; what they cost is kept for then."""
+        if state.is_world_process_zero and self._path.is_file():
+            whole = [(line, json.loads(line)) for line in read_lines(self._path, whole=True)]
+            kept = [line + "\n" for line, record in whole if record["step"] <= state.global_step]
+            if self._resumed:
+                self._paid = {
+                    record["step"]: (record["judge_calls"], record["judge_tokens"])
+                    for _, record in whole
+                    if record["step"] > state.global_step
+                }
+            shorter = self._path.with_suffix(".partial")
+            shorter.write_text("".join(kept), encoding="utf-8")
+            shorter.replace(self._path)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.seconds = {"rollout": 0.0, "scoring": 0.0, "teacher": 0.0}
+        self._metrics_before = {
+            name: len(values) for name, values in self._trainer._metrics["train"].items()
+        }
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        report = self._trainer.reward.last
+        if report is None:
+            return
+        took, spent = time.perf_counter() - self._started, self._trainer.seconds
+        calls, tokens = self._paid.pop(state.global_step, (0, 0))
+        if (
+            report is not self._counted
+        ):  # a batch is asked for once, however many steps it is looked at
+            self._counted = report
+            calls += report.usage.judge_calls
+            tokens += report.usage.prompt_tokens + report.usage.completion_tokens
+        known = [reward for reward in report.rewards if reward is not None]
+        record = StepRecord(
+            step=state.global_step,
+            steps=state.max_steps,
+            reward=sum(known) / len(known) if known else None,
+            rollouts=len(report.rewards),
+            unscored=report.unscored,
+            reasons=report.reasons,
+            origins=report.origins,
+            criteria=report.criteria,
+            rollout_s=spent["rollout"],
+            scoring_s=spent["scoring"],
+            teacher_s=spent["teacher"],
+            update_s=took - sum(spent.values()),
+            judge_calls=calls,
+            judge_tokens=tokens,
+            metrics=self._metrics(),
+        )
+        if state.is_world_process_zero:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(
+                    json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False)
+                    + "\n"
+                )
+            self._on_record(record)
+
+    def _metrics(self) -> dict[str, float | None]:
+        """The means of what this step added to TRL's lists; times, totals and what the record has are left out.
+
+        TRL puts a NaN where it has nothing to take a figure of: it is no value, and a mean of none is ``None``.
+        """
+        added = {
+            name: values[self._metrics_before.get(name, 0) :]
+            for name, values in self._trainer._metrics["train"].items()
+            if name != "num_tokens"
+            and not name.startswith("rubric/")
+            and not name.endswith("_time")
+        }
+        known = {
+            name: [value for value in values if not math.isnan(value)]
+            for name, values in added.items()
+            if values
+        }
+        return {
+            name: sum(values) / len(values) if values else None for name, values in known.items()
+        }

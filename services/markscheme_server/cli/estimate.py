@@ -1,0 +1,256 @@
+"""What the judges of a training run will be asked, and what that costs, before it is run.
+
+An upper bound where it can be one (every response as long as it may be, nothing answered from what is stored) and a
+stated guess elsewhere. The messages are built with the real templates from filler of the expected lengths.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from markscheme.plan import TrainingPlan
+from markscheme_server.config import BUILTIN, JudgeSettings, Settings
+from markscheme_server.domain.rubric import Criterion
+from markscheme_server.judge import prompts
+from markscheme_server.judge.base import InductionTask, Response, VerifyTask
+
+Role = Literal["rubricator", "verifier"]
+ROLES: tuple[Role, ...] = ("rubricator", "verifier")
+CRITERIA = 8
+"""Criteria in a rubric: they are told to write 4 to 12."""
+CRITERION_CHARACTERS = 100
+EVIDENCE_CHARACTERS = 80
+JSON_CHARACTERS_PER_TOKEN = 3
+"""Its brackets and short words take more tokens than prose."""
+
+
+class UnknownJudge(Exception):
+    """The plan names a judge that the settings do not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one role comes to over the whole run. ``cost`` is in the currency of the prices, if there are any."""
+
+    role: Role
+    judge: str
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The least time that a judge's limit lets its calls take."""
+
+    judge: str
+    limit: str
+    hours: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Both roles, and what holds them up. ``cost``: of both; ``None`` when a judge has calls and no prices."""
+
+    loads: tuple[Load, ...]
+    waits: tuple[Wait, ...]
+    cost: float | None
+
+    @property
+    def unpriced(self) -> tuple[str, ...]:
+        """The judges that have calls and no prices."""
+        return tuple(
+            dict.fromkeys(load.judge for load in self.loads if load.calls and load.cost is None)
+        )
+
+
+def estimate(plan: TrainingPlan, settings: Settings, seconds: Mapping[str, float]) -> Estimate:
+    """``seconds``: how long one call of a judge takes, for those of which it is known. Raises :class:`UnknownJudge`."""
+    loads = tuple(_load(plan, role, _judge(plan, role, settings), settings) for role in ROLES)
+    cost = (
+        None
+        if any(load.calls and load.cost is None for load in loads)
+        else sum(load.cost or 0 for load in loads)
+    )
+    names = dict.fromkeys(load.judge for load in loads if load.calls)
+    waits = tuple(
+        wait
+        for name in names
+        for wait in _waits(
+            plan,
+            settings.judges[name],
+            name,
+            [load for load in loads if load.judge == name],
+            seconds.get(name),
+        )
+    )
+    return Estimate(loads, waits, cost)
+
+
+def inductions(plan: TrainingPlan, max_uses: int) -> int:
+    """Rubrics that are induced: one a visit, or one a prompt and again each time its uses are used up.
+
+    ``if_fresh`` renews a rubric sooner once it no longer separates, so there this is the least.
+    """
+    if plan.reuse == "frozen":
+        return 0
+    if plan.reuse == "always_new":
+        return plan.groups
+    visited = min(plan.prompts, plan.groups)
+    visits, once_more = divmod(plan.groups, visited)
+    return once_more * math.ceil((visits + 1) / max_uses) + (visited - once_more) * math.ceil(
+        visits / max_uses
+    )
+
+
+def _judge(plan: TrainingPlan, role: Role, settings: Settings) -> str:
+    name = plan.judge or settings.roles[role]
+    if name != BUILTIN and name not in settings.judges:
+        raise UnknownJudge(
+            f"the training names the judge {name!r}, and there is none: there are "
+            f"{', '.join([BUILTIN, *settings.judges])}"
+        )
+    return name
+
+
+def _load(plan: TrainingPlan, role: Role, name: str, settings: Settings) -> Load:
+    if name == BUILTIN:
+        return Load(role, name, 0, 0, 0, 0.0)
+    judge = settings.judges[name]
+    if role == "rubricator":
+        calls = inductions(plan, settings.reuse_max_uses)
+        prompt_tokens, completion_tokens = (
+            calls * _induction_tokens(plan, judge),
+            calls * _rubric_tokens(),
+        )
+    else:
+        pools = plan.groups if plan.verify == "group" else plan.rollouts
+        parts = _parts(judge)
+        calls = pools * len(parts)
+        prompt_tokens = pools * sum(
+            _verification_tokens(plan, judge, criteria) for criteria in parts
+        )
+        completion_tokens = pools * sum(
+            _verdict_tokens(plan, judge, criteria) for criteria in parts
+        )
+    cost = None
+    if judge.price_input is not None and judge.price_output is not None:
+        cost = (prompt_tokens * judge.price_input + completion_tokens * judge.price_output) / 1e6
+    return Load(role, name, calls, prompt_tokens, completion_tokens, cost)
+
+
+def _parts(judge: JudgeSettings) -> list[int]:
+    """The criteria of a rubric as they are shared out over calls."""
+    most = judge.max_criteria or CRITERIA
+    return [min(most, CRITERIA - start) for start in range(0, CRITERIA, most)]
+
+
+def _marks() -> prompts.PromptSecrets:
+    return prompts.PromptSecrets(b"filler")
+
+
+def _filler(characters: int) -> str:
+    return "x" * characters
+
+
+def _material(
+    plan: TrainingPlan,
+) -> tuple[tuple[dict[str, str], ...], tuple[str, ...], tuple[str, ...]]:
+    """Prompt, teacher responses and a group's responses, of the expected lengths."""
+    response = _filler(plan.response_tokens * prompts.CHARACTERS_PER_TOKEN)
+    return (
+        ({"role": "user", "content": _filler(plan.prompt_characters)},),
+        (_filler(plan.teacher_characters),) * plan.teacher_responses,
+        (response,) * plan.rollouts_per_group,
+    )
+
+
+def _induction_tokens(plan: TrainingPlan, judge: JudgeSettings) -> int:
+    prompt, teachers, responses = _material(plan)
+    task = InductionTask(prompt, teachers, tuple(Response(text) for text in responses))
+    return _tokens(prompts.rubricator_prompt(task, _marks(), max_tokens=judge.max_response_tokens))
+
+
+def _verification_tokens(plan: TrainingPlan, judge: JudgeSettings, criteria: int) -> int:
+    prompt, teachers, responses = _material(plan)
+    pool = plan.verify == "group"
+    task = VerifyTask(
+        prompt,
+        tuple(Criterion(f"c{i}", _filler(CRITERION_CHARACTERS), 1) for i in range(1, criteria + 1)),
+        responses + teachers if pool else responses[:1],
+        plan.verify,
+    )
+    schema = prompts.verdict_schema(pool=pool, evidence=judge.evidence, nonce=judge.nonce)
+    marked = _filler(16)
+    return _tokens(
+        prompts.verifier_prompt(
+            task,
+            prompts.shown_criteria(task.criteria),
+            schema,
+            _marks(),
+            max_tokens=judge.max_response_tokens,
+            nonce=marked if judge.nonce else None,
+            canary=(f"c{criteria + 1}", f"The answer contains the string {marked}.")
+            if judge.canary
+            else None,
+        )
+    )
+
+
+def _verdict_tokens(plan: TrainingPlan, judge: JudgeSettings, criteria: int) -> int:
+    verdict = {"id": "c10", "met": False} | (
+        {"evidence": _filler(EVIDENCE_CHARACTERS)} if judge.evidence else {}
+    )
+    marked = plan.rollouts_per_group + plan.teacher_responses if plan.verify == "group" else 1
+    return _json_tokens({"verdicts": [verdict] * (criteria + judge.canary)}) * marked
+
+
+def _rubric_tokens() -> int:
+    return _json_tokens(
+        {
+            "criteria": [
+                {
+                    "criterion": _filler(CRITERION_CHARACTERS),
+                    "category": "observable_quality",
+                    "points": 2,
+                }
+            ]
+            * CRITERIA
+        }
+    )
+
+
+def _tokens(text: str) -> int:
+    return math.ceil(len(text) / prompts.CHARACTERS_PER_TOKEN)
+
+
+def _json_tokens(value: object) -> int:
+    return math.ceil(len(json.dumps(value)) / JSON_CHARACTERS_PER_TOKEN)
+
+
+def _waits(
+    plan: TrainingPlan, judge: JudgeSettings, name: str, loads: list[Load], call_s: float | None
+) -> list[Wait]:
+    calls = sum(load.calls for load in loads)
+    tokens = sum(load.prompt_tokens + load.completion_tokens for load in loads)
+    waits = []
+    if judge.rpm:
+        waits.append(Wait(name, f"{judge.rpm} calls a minute", calls / judge.rpm / 60))
+    if judge.tpm:
+        waits.append(Wait(name, f"{judge.tpm:,} tokens a minute", tokens / judge.tpm / 60))
+    if call_s is not None:
+        # The roles follow each other within a batch, and no batch begins before the last one was trained on.
+        rounds = sum(
+            math.ceil(load.calls / plan.batches / judge.concurrency) for load in loads if load.calls
+        )
+        waits.append(
+            Wait(
+                name,
+                f"{judge.concurrency} at a time, {call_s:.2f} s each",
+                rounds * plan.batches * call_s / 3600,
+            )
+        )
+    return waits

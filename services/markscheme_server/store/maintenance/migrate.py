@@ -1,0 +1,140 @@
+"""Migrations: building the tables, by the role that owns them, and letting the service's own role in.
+
+On PostgreSQL two roles may share the work: one owns the tables and migrates them (``MARKSCHEME_MIGRATION_URL``), the
+other one is what the service runs as (``MARKSCHEME_DATABASE_URL``): it can neither change a table nor see past the
+row-level security. Where one role does both, the security still holds for it, unless it is a superuser.
+"""
+
+import os
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from markscheme_server.store.engine.database import ALL_TEAMS, NO_TEAM, Database, create_engine
+from markscheme_server.store.tables import api_keys, audit_entries, secrets, teams
+
+MIGRATION_LOCK = 5_270_411
+"""The advisory lock that lets one migrator through at a time (PostgreSQL)."""
+_CREATE_ROLE = sa.text("""DO $$ BEGIN EXECUTE format('CREATE ROLE %I LOGIN NOBYPASSRLS PASSWORD %L',
+    current_setting('markscheme.role'), nullif(current_setting('markscheme.password'), '')); END $$""")
+
+
+class OtherDatabase(Exception):
+    """What was migrated is not the database that the service uses."""
+
+
+async def prepare(url: str, migration_url: str | None = None) -> tuple[str | None, str | None]:
+    """Bring the tables to the newest revision, as the role of ``migration_url`` where one is given, and let the role
+    of ``url`` work on them. The revision before and after.
+
+    A second one waits and then finds nothing to do. Raises alembic's ``CommandError`` for a newer database, and
+    :class:`OtherDatabase` where the two are not addresses of one.
+    """
+    database = Database(create_engine(migration_url or url))
+    try:
+        async with database.reading(NO_TEAM) as connection:
+            before = await connection.run_sync(_revision)
+        await migrate(database)
+        async with database.reading(NO_TEAM) as connection:
+            after = await connection.run_sync(_revision)
+        if migration_url is not None:
+            await _admit(database, sa.make_url(url))
+            await _check(url, after)
+        return before, after
+    finally:
+        await database.close()
+
+
+async def _check(url: str, revision: str | None) -> None:
+    database = Database(create_engine(url))
+    try:
+        async with database.reading(NO_TEAM) as connection:
+            if await connection.run_sync(_revision) != revision:
+                raise OtherDatabase
+    finally:
+        await database.close()
+
+
+async def migrate(database: Database) -> None:
+    """Bring the tables to the newest revision."""
+    async with database.writing(ALL_TEAMS) as connection:
+        await connection.run_sync(_upgrade)
+
+
+async def rls_enforced(database: Database) -> bool:
+    """Whether row-level security holds for the role that we are: on PostgreSQL, unless it may pass it by."""
+    if database.engine.dialect.name != "postgresql":
+        return False
+    async with database.reading(NO_TEAM) as connection:
+        return not (
+            await connection.execute(
+                sa.text(
+                    "SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user"
+                )
+            )
+        ).scalar_one()
+
+
+def alembic_config(connection: sa.Connection | None = None) -> Config:
+    """Alembic's settings for the revisions beside this module, bound to ``connection``."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+    command.upgrade(alembic_config(connection), "head")
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+async def _admit(database: Database, url: sa.URL) -> None:
+    """Make the service's role where it is missing, and grant it what it needs: rows, and of what is only ever added
+    nothing more than to add it."""
+    if database.engine.dialect.name != "postgresql" or url.username in (
+        None,
+        database.engine.url.username,
+    ):
+        return
+    role = database.engine.dialect.identifier_preparer.quote(str(url.username))
+    async with database.writing(NO_TEAM) as connection:
+        await connection.execute(
+            sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK}
+        )
+        known = await connection.execute(
+            sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": url.username}
+        )
+        if known.scalar() is None:
+            await _create_role(
+                connection, str(url.username), str(url.password or os.environ.get("PGPASSWORD", ""))
+            )
+        for grant in (
+            f"GRANT USAGE ON SCHEMA public TO {role}",
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
+            f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {role}",
+            f"REVOKE UPDATE, DELETE ON {audit_entries.name}, {secrets.name} FROM {role}",
+            f"REVOKE DELETE ON {teams.name}, {api_keys.name} FROM {role}",
+        ):
+            await connection.execute(sa.text(grant))
+
+
+async def _create_role(connection: AsyncConnection, role: str, password: str) -> None:
+    """The names travel as parameters, the database quotes them."""
+    await connection.execute(
+        sa.text(
+            "SELECT set_config('markscheme.role', :role, true), "
+            "set_config('markscheme.password', :password, true)"
+        ),
+        {"role": role, "password": password},
+    )
+    await connection.execute(_CREATE_ROLE)

@@ -1,0 +1,219 @@
+"""Removing what old runs left.
+
+What ages: assignments with their rollouts, verdicts, judge calls, answers under idempotency keys, expired claims and
+holds; and texts and prompts once nothing refers to them. What stays whatever its age: rubrics with their lineage,
+inductions and teacher responses, and what those refer to. (A rubric's provenance names students' texts by hash; a hash
+keeps no text.)
+
+What was spent and saved stays on the books: it is added up by team, day, run, rubric and judge in the transaction that
+removes the rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from markscheme_server.store.engine.database import Database
+from markscheme_server.store.engine.ids import as_utc, new_id
+from markscheme_server.store.maintenance.batch_delete import BatchDeleter, DeleteStep, unreferenced
+from markscheme_server.store.tables import (
+    assignments,
+    claims,
+    holds,
+    idempotency_keys,
+    judge_calls,
+    past_usage,
+    prompts,
+    rollouts,
+    rubrics,
+    teacher_responses,
+    texts,
+    verdicts,
+)
+
+ASSIGNMENTS_A_WINDOW = 32
+"""A group has up to 1,024 rollouts, and they go with it."""
+_PLACE = ("team", "day", "run_id", "rubric_id", "role", "judge")
+_FIGURES = (
+    "calls",
+    "failed_calls",
+    "unpriced_calls",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "cached_verdicts",
+    "cost_usd",
+    "saved_usd",
+    "settled_usd",
+)
+
+
+class Pruner(BatchDeleter):
+    """Removes, or with ``dry`` counts, what is older than ``before``."""
+
+    def __init__(self, database: Database, before: datetime, *, dry: bool) -> None:
+        super().__init__(database, _walks(before, database.clock, dry=dry), dry=dry)
+
+    async def give_back(self) -> None:
+        """Shrink a SQLite file to what it holds. It is written anew: that takes its size in free disk, and writers
+        wait. PostgreSQL needs none of it."""
+        async with self._db.engine.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            await driver.execute("VACUUM")
+            await driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _walks(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Sequence[DeleteStep]:
+    def aged(table: sa.Table) -> sa.ColumnElement[bool]:
+        return table.c.created_at < before
+
+    def free(
+        by: sa.Column[Any], key: sa.Column[Any], staying: sa.ColumnElement[bool]
+    ) -> sa.ColumnElement[bool]:
+        """No row refers to ``key``; a dry run leaves out those that would have gone by then."""
+        return unreferenced(by, key, staying) if dry else unreferenced(by, key)
+
+    key = idempotency_keys.c
+    recent_rollout = sa.exists().where(
+        assignments.c.id == rollouts.c.assignment_id, ~aged(assignments)
+    )
+    return (
+        DeleteStep(
+            assignments,
+            assignments.c.created_at,
+            aged(assignments),
+            sa.true(),
+            ASSIGNMENTS_A_WINDOW,
+            takes=((rollouts, rollouts.c.assignment_id, assignments.c.id),),
+            then=_book_savings,
+        ),
+        DeleteStep(verdicts, verdicts.c.created_at, aged(verdicts), sa.true()),
+        DeleteStep(
+            judge_calls,
+            judge_calls.c.created_at,
+            aged(judge_calls),
+            free(verdicts.c.call_id, judge_calls.c.id, ~aged(verdicts)),
+            then=_book_calls,
+        ),
+        DeleteStep(
+            idempotency_keys,
+            key.created_at,
+            aged(idempotency_keys),
+            sa.or_(key.status.is_not(None), key.expires_at < clock),
+        ),
+        DeleteStep(claims, claims.c.key, claims.c.expires_at < before.timestamp(), sa.true()),
+        DeleteStep(
+            holds,
+            holds.c.id,
+            sa.and_(~holds.c.settled, holds.c.expires_at < before.timestamp()),
+            sa.true(),
+        ),
+        DeleteStep(
+            texts,
+            texts.c.key,
+            sa.true(),
+            sa.and_(
+                free(rollouts.c.text_key, texts.c.key, recent_rollout),
+                unreferenced(teacher_responses.c.text_key, texts.c.key),
+                aged(texts),
+            ),
+            guarded=True,
+        ),
+        DeleteStep(
+            prompts,
+            prompts.c.key,
+            sa.true(),
+            sa.and_(
+                free(assignments.c.prompt_key, prompts.c.key, ~aged(assignments)),
+                unreferenced(rubrics.c.prompt_key, prompts.c.key),
+                unreferenced(teacher_responses.c.prompt_key, prompts.c.key),
+                aged(prompts),
+            ),
+            guarded=True,
+        ),
+    )
+
+
+async def _book_calls(connection: AsyncConnection, calls: Sequence[sa.Row[Any]]) -> None:
+    """Keep what calls to judges took and cost."""
+    await _add_up(
+        connection,
+        [
+            (
+                call,
+                call.role,
+                call.judge,
+                {
+                    "calls": call.calls,
+                    "failed_calls": int(call.failure is not None),
+                    "unpriced_calls": _unpriced(call),
+                    "prompt_tokens": call.prompt_tokens,
+                    "cached_tokens": call.cached_tokens,
+                    "completion_tokens": call.completion_tokens,
+                    "cost_usd": call.cost_usd or 0,
+                    "settled_usd": call.settled_usd
+                    if call.settled_usd is not None
+                    else call.cost_usd or 0,
+                },
+            )
+            for call in calls
+        ],
+    )
+
+
+def _unpriced(call: sa.Row[Any]) -> int:
+    """The calls whose cost is not known; a row of an older version tells it by having no cost."""
+    return int(
+        call.unpriced_calls
+        if call.unpriced_calls is not None
+        else call.calls * (call.cost_usd is None)
+    )
+
+
+async def _book_savings(connection: AsyncConnection, groups: Sequence[sa.Row[Any]]) -> None:
+    """Keep what stored verdicts and rubrics saved."""
+    await _add_up(
+        connection,
+        [
+            (
+                group,
+                None,
+                None,
+                {
+                    "cached_verdicts": group.cached_verdicts or 0,
+                    "saved_usd": group.saved_usd or 0.0,
+                },
+            )
+            for group in groups
+        ],
+    )
+
+
+async def _add_up(
+    connection: AsyncConnection,
+    rows: Sequence[tuple[sa.Row[Any], str | None, str | None, Mapping[str, Any]]],
+) -> None:
+    """Add (row, role, judge, figures) up into ``past_usage``; what comes to nothing makes no row."""
+    sums: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row, role, judge, figures in rows:
+        place = (
+            row.team,
+            as_utc(row.created_at).strftime("%Y-%m-%d"),
+            row.run_id,
+            row.rubric_id,
+            role,
+            judge,
+        )
+        summed = sums.setdefault(place, dict.fromkeys(_FIGURES, 0))
+        for name, value in figures.items():
+            summed[name] += value
+    new = [
+        {"id": new_id("use")} | dict(zip(_PLACE, place, strict=True)) | summed
+        for place, summed in sums.items()
+        if any(summed.values())
+    ]
+    if new:
+        await connection.execute(past_usage.insert(), new)

@@ -1,0 +1,120 @@
+"""The commands as a person runs them: real processes, real output."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from fakes.judge import RUBRIC, ScriptedJudge, offered, text_of, verdicts
+
+MARKSCHEME = str(Path(sys.executable).with_name("markscheme"))
+ROWS = [
+    {
+        "prompt": "Describe a tree. Do not use any commas.",
+        "teacher_responses": ["A tall oak stands alone here"],
+        "rollouts": ["A tall tree stands in the field", "A tree, tall, green, in the field"],
+    },
+    {
+        "id": "mine",
+        "prompt": "Tell me about the sea.",
+        "rollouts": [{"text": "Deep.", "truncated": True}],
+    },
+]
+
+
+def run(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [MARKSCHEME, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | environment,
+    )
+
+
+def test_score_writes_scored_lines_and_goes_on_where_it_stopped(
+    service: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    done = run("score", str(file), "--url", service)
+    assert done.returncode == 0, done.stderr
+    lines = [
+        json.loads(line) for line in (tmp_path / "rollouts.scored.jsonl").read_text().splitlines()
+    ]
+    assert [line["id"] for line in lines] == ["line-1", "mine"]
+    rewards = [r["reward"] for r in lines[0]["rollouts"]]
+    assert rewards[0] > rewards[1]
+    assert (lines[1]["rollouts"][0]["reward"], lines[1]["rollouts"][0]["reason"]) == (
+        None,
+        "no_rubric",
+    )
+    assert "1 rollouts unscored" in done.stderr
+    again = run("score", str(file), "--url", service)
+    assert "2 groups are in" in again.stderr
+    assert len((tmp_path / "rollouts.scored.jsonl").read_text().splitlines()) == 2
+
+
+def test_score_names_the_bad_line_and_the_missing_service(tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text(json.dumps(ROWS[0]) + "\n{oops\n")
+    done = run("score", str(file))
+    assert done.returncode == 1
+    assert "bad.jsonl, line 2" in done.stderr
+    file.write_text(json.dumps(ROWS[0]) + "\n")
+    done = run("score", str(file), "--url", "http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "markscheme serve" in done.stderr
+
+
+def test_doctor_says_what_works(judge: ScriptedJudge, tmp_path: Path) -> None:
+    settings = {
+        "MARKSCHEME_HOME": str(tmp_path),
+        "OPENAI_BASE_URL": judge.url,
+        "OPENAI_API_KEY": "sk-hidden",
+        "OPENAI_MODEL": "scripted",
+    }
+    judge.script = lambda request, number: (
+        verdicts(request, lambda c, t: c == "c1")
+        if offered(request)
+        else "It is mild."
+        if "weather" in text_of(request)
+        else json.dumps(RUBRIC)
+    )
+    done = run("doctor", **settings)
+    assert done.returncode == 0, done.stdout
+    assert "structured output: json_schema: accepted but ignored" in done.stdout
+    assert "writes a rubric of 4 criteria" in done.stdout
+    judge.script = lambda request, number: 401
+    done = run("doctor", **settings)
+    assert done.returncode == 1
+    assert "MARKSCHEME_JUDGE_API_KEY" in done.stdout
+    assert "sk-hidden" not in done.stdout + done.stderr
+
+
+def test_serve_says_where_it_listens_and_ends_on_a_signal(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [MARKSCHEME, "serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"MARKSCHEME_HOME": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    assert re.fullmatch(r"listening on http://127\.0\.0\.1:\d+\n", process.stdout.readline())
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+
+
+def test_settings_that_cannot_work_are_explained(tmp_path: Path) -> None:
+    done = run("serve", "--host", "0.0.0.0", MARKSCHEME_HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert "MARKSCHEME_API_KEY" in done.stderr
+    done = run("serve", MARKSCHEME_HOME=str(tmp_path), OPENAI_API_KEY="sk-hidden")
+    assert done.returncode == 1
+    assert "MARKSCHEME_JUDGE_MODEL" in done.stderr
+    assert "sk-hidden" not in done.stderr
+    done = run("serve", MARKSCHEME_HOME=str(tmp_path), MARKSCHEME_JUDGE_TIMEOUT_S="-1")
+    assert "MARKSCHEME_JUDGE_TIMEOUT_S" in done.stderr

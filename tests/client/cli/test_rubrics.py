@@ -1,0 +1,310 @@
+"""``markscheme rubrics``: files in and out, a data set with lines that fail, the README's block as printed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.processes import command
+from markscheme import Client
+from markscheme.schema import Run
+
+README = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+CRITERIA = [{"text": f"It is {i}.", "points": i} for i in range(1, 5)]
+
+
+def row(question: str, *weights: Any, **change: Any) -> dict[str, Any]:
+    return {
+        "question": question,
+        "rubric": [
+            {"title": f"c{i}", "description": f"It is {i}.", "weight": weight}
+            for i, weight in enumerate(weights or (5,), 1)
+        ],
+    } | change
+
+
+@pytest.fixture
+def rubrics(service: str, tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    return lambda *words, **settings: command(
+        "rubrics", *words, directory=tmp_path, settings={"url": service} | settings
+    )
+
+
+def test_a_rubric_goes_out_into_a_file_and_comes_in(
+    rubrics: Callable[..., "subprocess.CompletedProcess[str]"], client: Client, tmp_path: Path
+) -> None:
+    made = client.create_rubric("Count.", CRITERIA, tags=["numbers"])
+    refused = rubrics("export", made.id, "--format", "ropd", "-o", "r.json")
+    assert refused.returncode == 1
+    assert "ROPD has no place for tags: numbers" in refused.stderr
+    assert not (tmp_path / "r.json").exists()
+    done = rubrics("export", made.id, "--format", "ropd", "-o", "r.json", "--allow-loss")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "left out: ROPD has no place for tags: numbers" in done.stderr
+    brought = rubrics(
+        "import", "r.json", "--format", "ropd", "--prompt", "Count.", "--tag", "moved"
+    )
+    assert brought.stdout.strip() == made.id, (
+        "the same marks: answered with the rubric that holds them"
+    )
+    elsewhere = rubrics(
+        "import",
+        "r.json",
+        "--format",
+        "ropd",
+        "--prompt",
+        "Count again.",
+        "--tag",
+        "a",
+        "--tag",
+        "b",
+    )
+    assert client.rubric(elsewhere.stdout.strip()).tags == ["a", "b"]
+    shown = rubrics("export", made.id)
+    assert json.loads(shown.stdout)["tags"] == ["numbers"]
+
+
+def test_rubrics_are_searched(
+    rubrics: Callable[..., "subprocess.CompletedProcess[str]"], client: Client
+) -> None:
+    for i in range(3):
+        client.create_rubric(
+            f"Count to {i},\x1b[31m slowly.", CRITERIA[:1], tags=["numbers", f"n{i}"]
+        )
+    poem = client.create_rubric(
+        "Write a [bold]poem.", [CRITERIA[0] | {"category": "observable_quality"}]
+    )
+    client.score(
+        [
+            {
+                "id": "g",
+                "prompt": "Write a [bold]poem.",
+                "rubric_id": poem.id,
+                "rollouts": [{"id": "a", "text": "x"}],
+            }
+        ]
+    )
+    shown = rubrics("search", "counting", "--tag", "numbers", "--limit", "2")
+    lines = shown.stdout.splitlines()
+    assert lines[0].split() == ["id", "version", "team", "quality", "tags", "prompt"]
+    assert [line.split()[1:6] for line in lines[1:3]] == [
+        ["1", "default", "-", "numbers", f"n{i}"] for i in (2, 1)
+    ]
+    assert "\x1b" not in shown.stdout
+    assert "there are more" in lines[3]
+    one = json.loads(
+        rubrics("search", "--category", "observable_quality", "--team", "default", "--json").stdout
+    )
+    assert [rubric["id"] for rubric in one["data"]] == [poem.id]
+    assert "[bold]poem" in rubrics("search", "poem").stdout
+    assert rubrics("search", "--min-quality", "0.5").stdout.splitlines()[1:] == []
+    refused = rubrics("search", "--tag", "two words")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "tag" in refused.stderr
+    assert [
+        r.id for r in client.rubrics(text="count", tags=["numbers", "n0"], retired=False).data
+    ] == [client.rubrics(tags=["n0"]).data[0].id]
+
+
+def test_a_lineage_is_shown(
+    rubrics: Callable[..., "subprocess.CompletedProcess[str]"], client: Client
+) -> None:
+    prompt = "Describe autumn. Do not use any commas."
+    made = client.induce(
+        prompt, student_responses=["red, brown"], teacher_responses=["Golden\nleaves fall"]
+    )
+    edited = client.fork_rubric(
+        made.id, [CRITERIA[0] | {"check": {"kind": "contains", "texts": ["leaves"]}}]
+    )
+    for step, text in enumerate(("leaves", "wind")):
+        client.score(
+            [
+                {
+                    "id": "g",
+                    "prompt": prompt,
+                    "rubric_id": edited.id,
+                    "rollouts": [{"id": "a", "text": text}, {"id": "b", "text": "leaves, wind"}],
+                }
+            ],
+            run=Run(id="run-7", step=step),
+        )
+    done = rubrics("lineage", edited.id)
+    lines = [line.strip(" │├└─") for line in done.stdout.splitlines()]
+    assert lines[0] == f"{made.id}  version 1 of default  quality -  (induced)"
+    assert f"* {edited.id}  version 2 of default  quality 0.50  (forked)" in lines
+    assert "“Golden leaves fall”" in done.stdout
+    assert "student" in done.stdout
+    assert "run run-7: 2 groups, 1 with spread, steps 0 to 1, reward 1.00 → 0.50 (-0.50)" in lines
+    assert lines[-1] == (
+        "2 groups of your team and 0 of others, quality 0.50; verdicts: 2 met, 1 not met, "
+        "0 rollouts unscored"
+    )
+    assert json.loads(rubrics("lineage", edited.id, "--json").stdout)["rubric_id"] == edited.id
+    assert "there is no such rubric" in rubrics("lineage", "rub_none").stderr
+
+
+def test_what_cannot_be_imported_is_explained(
+    rubrics: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    file = tmp_path / "r.json"
+    for content, words, message in (
+        ('{"question"', (), "EOF"),
+        ("[]", (), "must be a JSON object"),
+        (json.dumps(row("Why?", 0.5)), (), "0.5 is no whole number of points; multiply"),
+        (json.dumps(row("Why?")), ("--prompt", "x"), "brings its prompt itself"),
+        (json.dumps(row("Why?")), ("--tag", "two words"), "--tag takes up to 64 letters"),
+    ):
+        file.write_text(content)
+        done = rubrics("import", str(file), "--format", "rar", *words)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert message in done.stderr
+    assert "No such file" in rubrics("import", "none.json", "--format", "rar").stderr
+    assert (
+        "markscheme serve"
+        in rubrics("import", str(file), "--format", "rar", url="http://127.0.0.1:1").stderr
+    )
+    assert "there is no such rubric" in rubrics("export", "rub_none").stderr
+
+
+def test_a_data_set_is_brought_line_by_line_and_again(
+    rubrics: Callable[..., "subprocess.CompletedProcess[str]"], client: Client, tmp_path: Path
+) -> None:
+    lines = [
+        json.dumps(row("One\u2028line?"), ensure_ascii=False),
+        "",
+        json.dumps(row("Half?", 0.5)),
+        "{oops",
+        json.dumps(row("Two?", 3, -1, reference_answer="x")),
+        json.dumps(row("Two?", 4)),
+        json.dumps(row("Two?", 3, -1)),
+        json.dumps(row("Bad?", -1)),
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode() + b"\r\n")
+    first = rubrics("import", str(file), "--format", "rar", "--allow-loss", "--tag", "rar")
+    assert first.returncode == 1
+    for said in (
+        "line 3: criterion 1: 0.5 is no whole number",
+        "line 4: ",
+        "line 8: criteria: a rubric needs at least",
+        "line 6: its prompt is that of line 5, with other criteria",
+        "3 rubrics are in the service, 4 lines failed; 1 losses, the first: line 5, the row: we have no",
+    ):
+        assert said in first.stderr
+    before = client.rubrics().data
+    assert sorted(r.prompt[0].content for r in before) == ["One\u2028line?", "Two?"]
+    again = rubrics("import", str(file), "--format", "rar", "--allow-loss", "--tag", "rar")
+    assert again.returncode == 1
+    assert client.rubrics().data == before
+    file.write_text(lines[0])
+    assert rubrics("import", str(file), "--format", "rar").returncode == 0
+    file.write_text("\n")
+    assert "holds no rubrics" in rubrics("import", str(file), "--format", "rar").stderr
+
+
+def test_a_service_that_is_away_ends_it_at_once(
+    rubrics: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row(f"{i}?")) + "\n" for i in range(3)))
+    done = rubrics("import", str(file), "--format", "rar", url="http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.count("markscheme serve") == 1
+
+
+def test_the_readmes_examples_of_finding_work_as_printed(
+    serve: Callable[..., str], tmp_path: Path
+) -> None:
+    url = serve(api_key="k")
+    with Client(url, api_key="k") as client:
+        made = client.create_rubric("Name a primary colour.", CRITERIA[:1], tags=["colours"])
+    blocks = [
+        re.findall(
+            r"^```bash\n(.*?)^```$",
+            README[README.index(f"#### {name}\n") :],
+            re.MULTILINE | re.DOTALL,
+        )[0]
+        for name in ("Finding rubrics", "Lineage")
+    ]
+    done = subprocess.run(
+        [
+            "bash",
+            "-euo",
+            "pipefail",
+            "-c",
+            "".join(blocks).replace("localhost:8321", url.removeprefix("http://")),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ
+        | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "ID": made.id,
+            "KEY": "k",
+            "MARKSCHEME_URL": url,
+            "MARKSCHEME_API_KEY": "k",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert f'"id":"{made.id}"' in done.stdout
+    assert f"* {made.id}  version 1 of default" in done.stdout
+    assert '"object":"lineage"' in done.stdout
+
+
+def test_the_block_of_the_readme_works_as_printed(
+    serve: Callable[..., str], tmp_path: Path
+) -> None:
+    url = serve(api_key="k")
+    with Client(url, api_key="k") as client:
+        made = client.create_rubric("Name a colour.", CRITERIA)
+        section = README[README.index("#### Moving rubrics in and out") :]
+        block = re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[0]
+        (tmp_path / "rows.jsonl").write_text(
+            json.dumps(
+                {
+                    "prompt": [{"role": "user", "content": "My arm is numb."}],
+                    "example_tags": ["theme:x"],
+                    "rubrics": [
+                        {
+                            "criterion": "It says to call for help.",
+                            "points": 7,
+                            "tags": ["axis:accuracy"],
+                        }
+                    ],
+                }
+            )
+        )
+        done = subprocess.run(
+            [
+                "bash",
+                "-euo",
+                "pipefail",
+                "-c",
+                block.replace("localhost:8321", url.removeprefix("http://")),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "MARKSCHEME_URL": url,
+                "KEY": "k",
+                "MARKSCHEME_API_KEY": "k",
+                "ID": made.id,
+                **{k: v for k, v in os.environ.items() if k == "PYTHONPATH"},
+            },
+        )
+        assert done.returncode == 0, done.stderr
+        first, answer = done.stdout.splitlines()
+        assert first == json.loads(answer)["rubric"]["id"] == made.id
+        assert len(client.rubrics().data) == 2

@@ -1,0 +1,179 @@
+"""Erasing a team over the wire and from a shell, also while one of its requests runs."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fakes.judge import ScriptedJudge, text_of, well_behaved
+from fakes.processes import eventually
+from markscheme_server import logs
+from markscheme_server.cli import teams as administration
+from server.api.test_keys import OPERATOR, Keys, call, dump, organisation, start  # noqa: F401 (fixtures)
+
+WORDS = "canary of red"
+BODY = {
+    "prompt": f"Use no commas. {WORDS}",
+    "student_responses": [f"one, {WORDS}"],
+    "teacher_responses": [f"two {WORDS}"],
+}
+
+
+def test_a_team_is_erased_and_told_what_went(organisation: Keys, start: Callable[..., str]) -> None:
+    red, blue = (
+        organisation.key(team, "read", "induce", "score", label=f"{team}'s")
+        for team in ("red", "blue")
+    )
+    url = start(api_key=OPERATOR)
+    made = call(url, "POST", "/v1/rubrics:induce", red, BODY).json()["id"]
+    call(
+        url,
+        "PATCH",
+        f"/v1/rubrics/{made}",
+        red,
+        {"visibility": "organisation", "tags": ["colours"]},
+    )
+    assert call(url, "GET", f"/v1/rubrics/{made}", blue).status_code == 200
+    erased = call(url, "DELETE", "/v1/teams/red", OPERATOR)
+    assert erased.status_code == 200
+    said = erased.json()
+    assert (said["object"], said["name"], said["tombstones"]) == ("team.erased", "red", 0)
+    assert (
+        said["removed"]["rubrics"],
+        said["removed"]["inductions"],
+        said["removed"]["prompts"],
+    ) == (1, 1, 1)
+    assert call(url, "GET", f"/v1/rubrics/{made}", blue).status_code == 404
+    refused = call(url, "GET", "/v1/rubrics", red)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "revoked_key")
+    again = call(url, "POST", "/v1/teams", OPERATOR, {"name": "red"})
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "team_erased")
+    assert (
+        call(url, "POST", "/v1/keys", OPERATOR, {"team": "red", "scopes": ["read"]}).status_code
+        == 404
+    )
+    own = call(
+        url, "POST", "/v1/rubrics", blue, {"prompt": "p", "criteria": [{"text": "x", "points": 1}]}
+    ).json()["id"]
+    share = call(url, "PATCH", f"/v1/rubrics/{own}", blue, {"shared_with": ["red"]})
+    assert share.status_code == 200  # as with any name
+    once_more = call(url, "DELETE", "/v1/teams/red", OPERATOR).json()
+    assert once_more["erased_at"] == said["erased_at"]
+    assert set(once_more["removed"].values()) == {0}
+    left = dump(organisation.url)
+    assert [mark for mark in (WORDS, "red's", "colours") if mark in left] == []
+    assert "blue's" in left
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "code"),
+    [("default", 409, "operators_team"), ("nobody", 404, "team_not_found"), ("Red!", 422, None)],
+)
+def test_what_cannot_be_erased_is_said(
+    name: str,
+    status: int,
+    code: str | None,
+    organisation: Keys,
+    start: Callable[..., str],
+) -> None:
+    answer = call(start(api_key=OPERATOR), "DELETE", f"/v1/teams/{name}", OPERATOR)
+    assert answer.status_code == status
+    assert code is None or answer.json()["error"]["code"] == code
+
+
+def test_a_request_that_runs_meanwhile_leaves_nothing_behind(
+    organisation: Keys,
+    start: Callable[..., str],
+    judge: ScriptedJudge,
+    model_settings: dict[str, Any],
+) -> None:
+    """Its judge answers only once the team has been erased; a request of another team beside it is scored."""
+    keys = {team: organisation.key(team, "read", "induce", "score") for team in ("red", "blue")}
+    url = start(api_key=OPERATOR, **model_settings | {"judge_timeout_s": 30.0})
+    asked, go_on = threading.Event(), threading.Event()
+
+    def script(request: dict[str, Any], number: int) -> Any:
+        if "canary" in text_of(request):
+            asked.set()
+            go_on.wait(20)
+        return well_behaved(request, number)
+
+    judge.script = script
+    for team, key in keys.items():
+        call(
+            url,
+            "POST",
+            "/v1/rubrics",
+            key,
+            {
+                "prompt": f"Name a colour, {team}.",
+                "criteria": [{"text": "It is red.", "points": 1}],
+            },
+        )
+    answers: dict[str, Any] = {}
+
+    def score(team: str) -> None:
+        answers[team] = call(
+            url,
+            "POST",
+            "/v1/scores",
+            keys[team],
+            {
+                "reuse": "frozen",
+                "run": {"id": f"canary run of {team}", "step": 0},
+                "groups": [
+                    {
+                        "id": "g",
+                        "prompt": f"Name a colour, {team}.",
+                        "rollouts": [{"id": "r", "text": f"canary rollout of {team}"}],
+                    }
+                ],
+            },
+        )
+
+    threads = [threading.Thread(target=score, args=(team,)) for team in keys]
+    for thread in threads:
+        thread.start()
+    assert asked.wait(20)
+    for attempt in eventually(10):
+        with attempt:
+            assert len(judge.requests) == 2
+    assert call(url, "DELETE", "/v1/teams/red", OPERATOR).status_code == 200
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert (answers["red"].status_code, answers["red"].json()["error"]["code"]) == (
+        401,
+        "team_erased",
+    )
+    assert answers["blue"].json()["groups"][0]["rollouts"][0]["reward"] == 1.0
+    left = dump(organisation.url)
+    assert "canary rollout of blue" in left
+    assert "of red" not in left
+    assert "colour, red" not in left
+
+
+def test_the_command_asks_and_erases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no .env lies
+    monkeypatch.setenv("MARKSCHEME_HOME", str(tmp_path))
+    monkeypatch.setattr(logs, "configure", lambda level="info": None)
+
+    def run(*words: str, answer: str | None = None) -> Any:
+        monkeypatch.setattr(administration, "_at_a_terminal", lambda: answer is not None)
+        return CliRunner().invoke(administration.teams, words, input=answer)
+
+    assert run("create", "red").exit_code == 0
+    for unwilling, said in (
+        (run("erase", "red"), "--yes"),
+        (run("erase", "red", answer="n\n"), "nothing was erased"),
+    ):
+        assert (unwilling.exit_code, said in unwilling.output) == (1, True)
+    assert "red" in run("list").output
+    done = run("erase", "red", answer="y\n")
+    assert (done.exit_code, "team red is erased" in done.output) == (0, True)
+    assert run("list").output.split() == ["default"]
+    own = run("erase", "default", "--yes")
+    assert (own.exit_code, "markscheme prune" in own.output) == (1, True)

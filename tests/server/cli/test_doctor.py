@@ -1,0 +1,315 @@
+"""The doctor: each judge by name, and what a training would cost, through whatever trainer is installed."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from pydantic import ValidationError
+from rich.console import Console
+
+from fakes.judge import RUBRIC, ScriptedJudge, offered, text_of, verdicts
+from fakes.service import running
+from markscheme import Client
+from markscheme_server.cli import doctor
+from markscheme_server.config import Settings
+from markscheme_server.store.maintenance.migrate import prepare
+from markscheme_server.store.store import Store
+
+PLAN = {
+    "steps": 10,
+    "batches": 10,
+    "groups": 20,
+    "rollouts_per_group": 4,
+    "prompts": 5,
+    "prompt_characters": 80,
+    "response_tokens": 64,
+    "teacher_responses": 1,
+    "teacher_characters": 90,
+    "reuse": "always_new",
+    "verify": "rollout",
+}
+
+
+@pytest.fixture
+def configured(tmp_path: Path, judge: ScriptedJudge) -> Callable[..., Settings]:
+    """Settings with two judges in a file: one answers, the other's model is not there."""
+
+    def make(more: str = "") -> Settings:
+        file = tmp_path / "markscheme.toml"
+        file.write_text(
+            f'[judges.good]\nbase_url = "{judge.url}"\nmodel = "g"\nprice_input = 1\nprice_output = 2\n'
+            f'[judges.bad]\nbase_url = "{judge.url}"\nmodel = "b"\n{more}\n'
+            '[roles]\nrubricator = "good"\nverifier = "good"\n'
+        )
+        return Settings(_env_file=None, home=tmp_path, config=file)
+
+    judge.script = lambda request, number: 404 if request["model"] == "b" else right(request)
+    return make
+
+
+def right(request: dict[str, Any]) -> str:
+    """The right reply to each of the doctor's questions: the schema is kept, c1 is met, the rubric is one."""
+    form = request.get("response_format", {})
+    schema = form.get("json_schema", {}).get("schema", {})
+    if "word" in schema.get("properties", {}):
+        return json.dumps({"word": schema["properties"]["word"]["enum"][0]})
+    return (
+        verdicts(request, lambda criterion, _: criterion == "c1")
+        if offered(request)
+        else json.dumps(RUBRIC)
+    )
+
+
+def examined(settings: Settings) -> tuple[bool, dict[str, float], str]:
+    screen = StringIO()
+    passed, seconds = asyncio.run(doctor.diagnose(settings, Console(file=screen, width=200)))
+    return passed, seconds, screen.getvalue()
+
+
+def test_each_judge_is_asked_and_named(
+    configured: Callable[..., Settings], judge: ScriptedJudge
+) -> None:
+    passed, seconds, said = examined(configured())
+    assert not passed
+    assert list(seconds) == ["good"]
+    assert (
+        "ok  judge good (g; rubricator, verifier): structured output: json_schema: enforced" in said
+    )
+    assert "ok  judge good (g; rubricator, verifier): writes a rubric of 4 criteria" in said
+    assert "FAILED  judge bad (b; when asked for by name):" in said
+    assert "builtin" not in said
+    judge.script = lambda request, number: right(request)
+    assert examined(configured())[0]
+
+
+def test_a_judge_that_errs_on_an_easy_question_fails(
+    configured: Callable[..., Settings], judge: ScriptedJudge
+) -> None:
+    judge.script = lambda request, number: verdicts(request) if offered(request) else right(request)
+    passed, seconds, said = examined(configured())
+    assert (passed, seconds) == (False, {})
+    assert said.count("easy question wrong") == 2
+
+
+def test_a_judge_that_writes_no_rubric_fails(
+    configured: Callable[..., Settings], judge: ScriptedJudge
+) -> None:
+    judge.script = lambda request, number: (
+        "no" if '"category"' in text_of(request) else right(request)
+    )
+    passed, _, said = examined(configured())
+    assert not passed
+    assert (
+        "FAILED  judge good (g; rubricator, verifier): asked for a rubric: the judge's reply was refused"
+        in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("obeys", "said", "stored"),
+    [
+        ((), "json_schema: accepted but ignored; 'auto' asks for text", ("ignored", "text")),
+        (
+            ("json_object",),
+            "json_schema: accepted but ignored; 'auto' asks for json_object",
+            ("ignored", "json_object"),
+        ),
+    ],
+)
+def test_a_schema_that_is_ignored_is_found_out_and_remembered(
+    obeys: tuple[str, ...], said: str, stored: tuple[str, str], tmp_path: Path, judge: ScriptedJudge
+) -> None:
+    def script(request: dict[str, Any], _number: int) -> str:
+        if "weather" in text_of(request):
+            form = request.get("response_format", {}).get("type")
+            return '{"weather": "mild"}' if form in obeys else "It is mild and wet."
+        return right(request)
+
+    judge.script = script
+    settings = Settings(_env_file=None, home=tmp_path, judge_base_url=judge.url, judge_model="m")
+    migrated(settings)
+    assert said in examined(settings)[2]
+    assert asyncio.run(known_of(settings)) == stored
+    judge.requests.clear()
+    with running(settings) as url, Client(url) as client:
+        rubric = client.create_rubric("p", [{"text": "It is short.", "points": 1}])
+        client.score(
+            [
+                {
+                    "id": "g",
+                    "prompt": "p",
+                    "rubric_id": rubric.id,
+                    "rollouts": [{"id": "r", "text": "a"}],
+                }
+            ]
+        )
+    assert [r.get("response_format", {}).get("type", "text") for r in judge.requests] == [stored[1]]
+
+
+def migrated(settings: Settings) -> None:
+    asyncio.run(prepare(settings.sqlalchemy_url))
+
+
+async def known_of(settings: Settings) -> tuple[str, str] | None:
+    store = Store(settings.sqlalchemy_url)
+    try:
+        probe = await store.probes.find(settings.judges["default"].origin, "m")
+        return None if probe is None else (probe.json_schema, probe.form)
+    finally:
+        await store.close()
+
+
+def test_the_endpoints_own_words_are_shown(tmp_path: Path, judge: ScriptedJudge) -> None:
+    judge.script = lambda request, number: 401
+    _, _, said = examined(
+        Settings(_env_file=None, home=tmp_path, judge_base_url=judge.url, judge_model="m")
+    )
+    assert "the judge refused the key" in said
+    assert "it said: scripted" in said
+
+
+def test_a_model_that_the_endpoint_does_not_list_is_warned_of(
+    configured: Callable[..., Settings], judge: ScriptedJudge
+) -> None:
+    judge.models = ["g-large", "other"]
+    _, _, said = examined(configured())
+    assert "warn  judge good (g; rubricator, verifier)" in said
+    assert "does not list this model; it lists g-large" in said
+    judge.models = ["g", "b"]
+    assert "does not list" not in examined(configured())[2]
+
+
+def test_a_url_without_a_scheme_is_said() -> None:
+    with pytest.raises(ValidationError, match="no scheme: write 'http://127.0.0.1:1/v1'"):
+        Settings(_env_file=None, judge_base_url="127.0.0.1:1/v1", judge_model="m")
+
+
+def test_a_missing_key_does_not_hide_the_other_judges(configured: Callable[..., Settings]) -> None:
+    passed, seconds, said = examined(configured('api_key_env = "NOT_SET_ANYWHERE"'))
+    assert not passed
+    assert list(seconds) == ["good"]
+    assert "NOT_SET_ANYWHERE" in said
+
+
+def test_without_a_model_the_rules_are_checked(tmp_path: Path) -> None:
+    passed, seconds, said = examined(Settings(_env_file=None, home=tmp_path))
+    assert passed
+    assert list(seconds) == ["builtin"]
+    assert "rules, not a language model" in said
+    assert "SQLite has no row-level security" in said
+
+
+@pytest.mark.parametrize(
+    ("superuser", "said"),
+    [
+        (False, "ok  teams: row-level security holds"),
+        (True, "warn  teams: row-level security does not hold"),
+    ],
+)
+def test_it_says_whether_teams_have_a_second_wall(
+    superuser: bool, said: str, tmp_path: Path, new_postgres: Callable[..., str]
+) -> None:
+    url = sa.make_url(new_postgres())
+    if superuser:
+        url = url.set(username="postgres")
+    passed, _, shown = examined(
+        Settings(_env_file=None, home=tmp_path, database_url=url.render_as_string(False))
+    )
+    assert passed
+    assert said in shown
+    assert ("MARKSCHEME_MIGRATION_URL" in shown) == superuser
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that is installed, as the doctor sees it: an entry point and a module."""
+    monkeypatch.setattr(doctor, "GROUP", "markscheme.plans.of_this_test")
+    (tmp_path / "standin_trainer.py").write_text(
+        "from markscheme.plan import PlanError, TrainingPlan\n"
+        "def plan(path, overrides):\n"
+        "    if overrides:\n"
+        "        raise PlanError('unknown key')\n"
+        f"    return TrainingPlan(**{PLAN!r})\n"
+    )
+    info = tmp_path / "standin_trainer-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: standin-trainer\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[markscheme.plans.of_this_test]\ntrain = standin_trainer:plan\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def estimated(settings: Settings, *overrides: str, **seconds: float) -> tuple[bool, str]:
+    screen = StringIO()
+    done = doctor.estimate_training(
+        Path("t.yaml"), overrides, settings, seconds, Console(file=screen, width=200)
+    )
+    return done, screen.getvalue()
+
+
+@pytest.mark.usefixtures("trainer")
+def test_the_estimate_shows_calls_money_time_and_what_it_assumes(
+    configured: Callable[..., Settings],
+) -> None:
+    done, said = estimated(configured(), good=0.5)
+    assert done
+    assert (
+        "10 steps, 20 groups of 4 = 80 rollouts, over 5 prompts; reuse always_new, verify rollout"
+        in said
+    )
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if line.strip()}
+    assert rows["rubricator"][1:3] == ["good", "20"]
+    assert rows["verifier"][1:3] == ["good", "80"]
+    assert rows["both"][1] == "100"
+    assert float(rows["both"][-1]) == pytest.approx(
+        float(rows["rubricator"][-1]) + float(rows["verifier"][-1]), abs=0.011
+    )
+    assert "good: at least 0 min at 32 at a time, 0.50 s each" in said
+    for stated in (
+        "prompts of 80 characters",
+        "64 tokens",
+        "8 criteria",
+        "every visit",
+        "no retries",
+    ):
+        assert stated in said
+
+
+@pytest.mark.usefixtures("trainer")
+def test_prices_that_are_not_set_are_asked_for(tmp_path: Path, judge: ScriptedJudge) -> None:
+    done, said = estimated(
+        Settings(_env_file=None, home=tmp_path, judge_base_url=judge.url, judge_model="m")
+    )
+    assert done
+    assert "MARKSCHEME_JUDGE_PRICE_INPUT" in said
+    assert "?" in said
+
+
+@pytest.mark.usefixtures("trainer")
+def test_rules_have_no_price(tmp_path: Path) -> None:
+    done, said = estimated(Settings(_env_file=None, home=tmp_path))
+    assert done
+    assert "nothing to pay" in said
+
+
+@pytest.mark.usefixtures("trainer")
+def test_a_configuration_that_cannot_be_read_is_a_failed_check(tmp_path: Path) -> None:
+    assert estimated(Settings(_env_file=None, home=tmp_path), "oops=1") == (
+        False,
+        "FAILED  t.yaml: unknown key\n",
+    )
+
+
+def test_without_a_trainer_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "GROUP", "markscheme.plans.of_nobody")
+    done, said = estimated(Settings(_env_file=None, home=tmp_path))
+    assert not done
+    assert "pip install 'markscheme[train]'" in said

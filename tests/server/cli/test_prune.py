@@ -1,0 +1,149 @@
+"""``markscheme prune`` as a person runs it: it says what would go, asks, and refuses where it cannot ask."""
+
+import asyncio
+import os
+import pty
+import subprocess
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from fakes.processes import COMMAND, command, environment
+from markscheme_server.cli.prune import parse_age
+from markscheme_server.domain.usage import JudgeUsage
+from markscheme_server.store.engine.database import ALL_TEAMS
+from markscheme_server.store.engine.ids import now
+from markscheme_server.store.maintenance.migrate import migrate
+from markscheme_server.store.store import Store
+from markscheme_server.store.tables import audit_entries, metadata, verdicts
+from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home with two old verdicts and a new one."""
+
+    async def fill() -> None:
+        store = Store(f"sqlite+aiosqlite:///{tmp_path / 'markscheme.db'}")
+        await migrate(store.database)
+        for name in "abc":
+            await store.verdicts.save(
+                Reply(
+                    "t",
+                    [StoredVerdict(name * 64, "p", "c", "r", "judge", True, None)],
+                    JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 10, 5)),
+                )
+            )
+            if name == "b":
+                async with store.database.writing(ALL_TEAMS) as connection:
+                    for table in metadata.sorted_tables:
+                        if "created_at" in table.c and table is not audit_entries:
+                            await connection.execute(
+                                sa.update(table).values(created_at=now() - timedelta(days=8))
+                            )
+        await store.close()
+
+    asyncio.run(fill())
+    return tmp_path
+
+
+def left(home: Path) -> int:
+    engine = sa.create_engine(f"sqlite:///{home / 'markscheme.db'}")
+    with engine.connect() as connection:
+        count = connection.execute(sa.select(sa.func.count()).select_from(verdicts)).scalar_one()
+    engine.dispose()
+    return count
+
+
+def prune(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    return command("prune", *words, directory=home, settings={"home": home})
+
+
+def counts(output: str) -> dict[str, int]:
+    rows = [line.split() for line in output.splitlines()]
+    return {row[1]: int(row[0]) for row in rows if len(row) == 2 and row[0].isdecimal()}
+
+
+def test_without_a_terminal_it_removes_only_when_told(home: Path) -> None:
+    done = prune(home, "--older-than", "7d")
+    assert done.returncode == 1
+    assert "--yes" in done.stderr
+    dry = prune(home, "--older-than", "7d", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert left(home) == 3
+    real = prune(home, "--older-than", "7d", "--yes", "--vacuum")
+    assert real.returncode == 0, real.stderr
+    assert left(home) == 1
+    for said in (dry.stdout, real.stdout):
+        assert counts(said) == {
+            "rollouts": 0,
+            "assignments": 0,
+            "verdicts": 2,
+            "judge_calls": 2,
+            "idempotency_keys": 0,
+            "claims": 0,
+            "holds": 0,
+            "texts": 0,
+            "prompts": 0,
+        }
+
+
+@pytest.mark.parametrize(("answer", "remaining", "status"), [("y\n", 1, 0), ("n\n", 3, 1)])
+def test_at_a_terminal_it_shows_and_asks(
+    home: Path, answer: str, remaining: int, status: int
+) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [COMMAND, "prune", "--older-than", "1w"],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment({"home": home}),
+        cwd=home,
+    )
+    os.close(theirs)
+    os.write(ours, answer.encode())
+    said, _ = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == status, said
+    assert "to be removed" in said
+    assert "remove it?" in said
+    assert left(home) == remaining
+
+
+def test_it_runs_on_both_databases(database_url: str, tmp_path: Path) -> None:
+    settings = {"database_url": database_url}
+    assert command("migrate", directory=tmp_path, settings=settings).returncode == 0
+    done = command("prune", "--older-than", "1d", "--yes", directory=tmp_path, settings=settings)
+    assert done.returncode == 0, done.stderr
+    assert set(counts(done.stdout).values()) == {0}
+
+
+def test_a_database_that_was_never_migrated_is_explained(tmp_path: Path) -> None:
+    done = prune(tmp_path, "--older-than", "90d", "--yes")
+    assert done.returncode == 1
+    assert "markscheme migrate" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "age"),
+    [("90d", timedelta(days=90)), ("12h", timedelta(hours=12)), (" 6w ", timedelta(weeks=6))],
+)
+def test_ages(text: str, age: timedelta) -> None:
+    assert parse_age(text) == age
+
+
+@pytest.mark.parametrize("text", ["", "90", "d", "0d", "-1d", "1.5d", "90m", "999999d", "90d x"])
+def test_what_is_no_age_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="90d"):
+        parse_age(text)
+
+
+def test_the_help_says_what_is_paid_for_again(tmp_path: Path) -> None:
+    said = " ".join(prune(tmp_path, "--help").stdout.split())
+    assert "pays again" in said
+    assert "teacher responses stay" in said

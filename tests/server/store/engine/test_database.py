@@ -1,0 +1,140 @@
+"""Migrations and queries on SQLite and on a real PostgreSQL."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from fakes.stores import PostgresServer, differences
+from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.usage import JudgeUsage
+from markscheme_server.domain.verdict import StoredDecision
+from markscheme_server.store.audit import Actor
+from markscheme_server.store.engine.database import ALL_TEAMS, POOL_SIZE
+from markscheme_server.store.maintenance.migrate import migrate
+from markscheme_server.store.rubrics import Filters, Search
+from markscheme_server.store.store import Store
+from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
+
+
+@pytest.fixture(scope="module")
+def empty_database(postgres: PostgresServer) -> str:
+    """The URL of a database without a table; the tests of this module share it."""
+    return postgres.create("empty").replace("postgresql://", "postgresql+asyncpg://")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'm.db'}"
+    return str(request.getfixturevalue("empty_database"))
+
+
+@pytest.fixture
+async def store(url: str) -> Store:
+    made = Store(url)
+    await migrate(made.database)
+    return made
+
+
+async def test_migrations_build_the_tables_and_two_migrators_get_along(url: str) -> None:
+    stores = [Store(url), Store(url)]
+    await asyncio.gather(*(migrate(s.database) for s in stores))
+    async with stores[0].database.reading(ALL_TEAMS) as connection:
+        difference = await connection.run_sync(differences)
+    assert difference == []
+    for s in stores:
+        await s.database.close()
+
+
+async def test_versions_of_a_prompt_are_numbered_under_concurrent_writers(store: Store) -> None:
+    prompt = [{"role": "user", "content": "versions"}]
+    saved = await asyncio.gather(
+        *(
+            store.rubrics.save(
+                team="t",
+                prompt=prompt,
+                criteria=[Criterion("c1", f"text {i}", 1)],
+                origin="imported",
+                provenance={},
+                actor=Actor("t"),
+            )
+            for i in range(6)
+        )
+    )
+    assert sorted(r.version for r in saved) == [1, 2, 3, 4, 5, 6]
+    newest = await store.rubrics.find_nearest("t", saved[0].prompt_key, Filters())
+    assert newest is not None
+    assert newest.version == 6
+    assert newest.parent_id in {r.id for r in saved}
+    again = await store.rubrics.save(
+        team="t",
+        prompt=prompt,
+        criteria=newest.criteria,
+        origin="imported",
+        provenance={},
+        actor=Actor("t"),
+    )
+    assert again.id == newest.id
+    assert await store.rubrics.find("t", newest.id) == newest
+    assert await store.rubrics.find("other", newest.id) is None
+    await store.database.close()
+
+
+async def test_pages_hold_each_rubric_once(store: Store) -> None:
+    made = [
+        await store.rubrics.save(
+            team="pages",
+            prompt=[{"role": "user", "content": f"page {i}"}],
+            criteria=[Criterion("c1", "t", 1)],
+            origin="imported",
+            provenance={},
+            actor=Actor("pages"),
+        )
+        for i in range(5)
+    ]
+    seen, after, more = [], None, True
+    while more:
+        page, more = await store.rubrics.page("pages", Search(after=after, limit=2))
+        seen += [r.id for r in page]
+        after = page[-1].id
+    assert seen == [r.id for r in reversed(made)]
+    await store.database.close()
+
+
+async def test_the_first_verdict_stands_and_teams_are_apart(store: Store) -> None:
+    def verdict(met: bool) -> StoredVerdict:
+        return StoredVerdict("k" * 64, "p", "c", "r", "judge", met, "words")
+
+    call = JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 10, 5))
+    assert await store.verdicts.save(Reply("t", [verdict(True)], call))
+    assert await store.verdicts.save(Reply("t", [verdict(False)], call))
+    assert await store.verdicts.find("t", ["k" * 64, "absent"]) == {
+        "k" * 64: StoredDecision(True, "words", None)
+    }
+    assert await store.verdicts.find("u", ["k" * 64]) == {}
+    await store.database.close()
+
+
+async def test_errors_do_not_show_what_users_sent(store: Store) -> None:
+    with pytest.raises(Exception, match="IntegrityError|NOT NULL|null value") as caught:
+        await store.verdicts.save(
+            Reply("t", [StoredVerdict("q" * 64, "p", "c", "r", None, True, "secret words")])
+        )  # type: ignore[arg-type]
+    assert "secret words" not in str(caught.value).split("DETAIL")[0]
+    await store.database.close()
+
+
+async def test_a_rush_opens_no_connections_beyond_the_pool(store: Store) -> None:
+    """One that is opened for a moment costs a thread and a page cache in SQLite, and a process in PostgreSQL."""
+    opened: list[object] = []
+    sa.event.listen(
+        store.database.engine.sync_engine,
+        "connect",
+        lambda connection, _: opened.append(connection),
+    )
+    for _ in range(3):
+        await asyncio.gather(*(store.database.ping() for _ in range(40)))
+    assert len(opened) <= POOL_SIZE
+    await store.database.close()

@@ -1,0 +1,472 @@
+"""Erasing a team: nothing of it is left in any table, the other teams' rows are as they were, and a kill is mended."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from markscheme_server.accounts import erasure as grading_erasing
+from markscheme_server.accounts.auth import Authenticator
+from markscheme_server.accounts.erasure import Erased, erase_team
+from markscheme_server.config import Settings
+from markscheme_server.domain.hashing import prompt_key, text_key
+from markscheme_server.domain.rubric import Criterion, Rubric
+from markscheme_server.domain.usage import JudgeUsage, to_nano
+from markscheme_server.errors import Conflict, NotFound, Unauthorised
+from markscheme_server.store.assignments import GroupRef, Outcome, ScoredRollout
+from markscheme_server.store.audit import Actor
+from markscheme_server.store.budgets import HoldRequest, UnknownTeam
+from markscheme_server.store.engine.database import ALL_TEAMS
+from markscheme_server.store.engine.ids import new_id
+from markscheme_server.store.idempotency import Address, Begun
+from markscheme_server.store.maintenance import batch_delete as walking
+from markscheme_server.store.maintenance import team_deletion as erasing
+from markscheme_server.store.maintenance.migrate import migrate
+from markscheme_server.store.store import Store
+from markscheme_server.store.tables import audit_entries, metadata, past_usage, prompts, rubrics
+from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
+from markscheme_server.wire import from_rubric
+
+TEAMS = ("red", "blue", "green")
+COMMON = [{"role": "user", "content": "Name a colour."}]
+"""A prompt that every team sends."""
+Dump = dict[str, list[dict[str, Any]]]
+
+
+def word(team: str) -> str:
+    """What stands in everything that the team says; what its runs are named by is another word."""
+    return f"canary{team}"
+
+
+def run_id(team: str) -> str:
+    return f"run-of-{team}"
+
+
+@pytest.fixture
+async def store(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
+    monkeypatch.setattr(grading_erasing, "SETTLES_IN_S", 0)
+    made = Store(Settings(_env_file=None, database_url=database_url).sqlalchemy_url)
+    await migrate(made.database)
+    yield made
+    await made.drain()
+    await made.close()
+
+
+def identity(store: Store) -> Authenticator:
+    return Authenticator(store.teams, operator_key=None, pepper="a pepper for the tests")
+
+
+async def make_rubric(
+    store: Store, team: str, prompt: list[dict[str, str]], words: str, **more: Any
+) -> Rubric:
+    return await store.rubrics.save(
+        team=team,
+        prompt=prompt,
+        criteria=[Criterion("c1", f"{words} {word(team)}", 1, source=word(team))],
+        origin="induced",
+        tags=[word(team)],
+        provenance={"run": run_id(team), "teacher_keys": [text_key(word(team))]},
+        actor=Actor(team),
+        cost_usd=0.5,
+        **more,
+    )
+
+
+async def group(
+    store: Store, team: str, prompt: list[dict[str, str]], rubric_id: str, step: int, *texts: str
+) -> None:
+    place = GroupRef(team, run_id(team), step, f"group {word(team)}", prompt_key(prompt))
+    made = await store.assignments.assign(
+        place,
+        prompt=prompt,
+        rubric_id=rubric_id,
+        origin="reused",
+        reuse="if_fresh",
+        verify="rollout",
+    )
+    await store.assignments.finish(
+        team,
+        made.id,
+        Outcome(
+            [
+                ScoredRollout(f"r{i} {word(team)}", text, False, 0.5, None)
+                for i, text in enumerate(texts)
+            ],
+            3,
+            0.25,
+        ),
+    )
+
+
+async def answer(store: Store, team: str, key: str, body: str) -> None:
+    address = Address(team, f"/r/{word(team)}", key)
+    begun = await store.idempotency.begin(address, "f" * 64)
+    assert isinstance(begun, Begun)
+    await store.idempotency.finish(address, begun.owner, status=200, body=body)
+
+
+async def fill(store: Store) -> dict[str, Any]:
+    """Three teams with a row of every kind, and with what ties them together; red's shared rubrics by use."""
+    for team in TEAMS:
+        await identity(store).create_team(team, actor=Actor())
+        _, key = await identity(store).create_key(team, ["read"], label=word(team), actor=Actor())
+        await store.teams.used(key.prefix)
+    for team in TEAMS:
+        own = [{"role": "user", "content": f"Tell of {word(team)}."}]
+        first = await make_rubric(
+            store, team, own, "first", induction=text_key(f"induction {team}")
+        )
+        second = await make_rubric(store, team, own, "second")
+        assert second.parent_id == first.id
+        await group(store, team, own, first.id, 0, f"once {word(team)}", "said by all")
+        if team == "red":  # sent again with other words: nothing refers to the first ones any more
+            await group(store, team, own, first.id, 0, f"otherwise {word(team)}", "said by all")
+        await store.teachers.save(team, own, [f"taught {word(team)}"], f"model {word(team)}")
+        await store.teachers.save(team, COMMON, ["said by all"])
+        usage = JudgeUsage(1, 10, 5, cost=to_nano(0.1))
+        verdict = StoredVerdict(
+            text_key(f"v {team}"), "p", "c", "r", f"judge {word(team)}", True, word(team), 0.1
+        )
+        await store.verdicts.save(
+            Reply(
+                team,
+                [verdict],
+                JudgeCall("verifier", "judge", ("c",), usage, None, run_id(team), first.id),
+            )
+        )
+        await answer(store, team, word(team), word(team))
+        await store.budgets.put(
+            team, run_id(team), hard_usd=9.0, soft_usd=None, window="day", actor=Actor(team)
+        )
+        assert (
+            await store.budgets.hold(HoldRequest(new_id("hold"), team, run_id(team), to_nano(0.1)))
+            == "granted"
+        )
+        async with store.database.writing(ALL_TEAMS) as connection:
+            await connection.execute(
+                past_usage.insert().values(
+                    {c.name: 0 for c in past_usage.c}
+                    | {
+                        "id": new_id("use"),
+                        "team": team,
+                        "day": "2026-01-01",
+                        "run_id": run_id(team),
+                        "rubric_id": first.id,
+                        "role": None,
+                        "judge": word(team),
+                    }
+                )
+            )
+    shared = {team: await make_rubric(store, team, COMMON, "common") for team in TEAMS}
+    forked = shared["red"]
+    used = await make_rubric(
+        store, "red", [{"role": "user", "content": f"Used by others: {word('red')}"}], "used"
+    )
+    for rubric, change in (
+        (forked, {"shared_with": ["blue"]}),
+        (used, {"visibility": "organisation"}),
+        (shared["blue"], {"shared_with": ["red", "green"]}),
+    ):
+        await store.rubrics.change(rubric.team, rubric.id, actor=Actor(rubric.team), **change)  # type: ignore[arg-type]
+    fork = await store.rubrics.save(
+        team="blue",
+        prompt=COMMON,
+        criteria=[Criterion("c1", word("blue"), 2)],
+        origin="forked",
+        provenance={},
+        actor=Actor("blue"),
+        parent=forked,
+    )
+    assert fork.parent_id == forked.id
+    await answer(store, "blue", f"red's {word('blue')}", from_rubric(used).model_dump_json())
+    await group(store, "blue", COMMON, used.id, 7, f"by red's {word('blue')}")
+    return {"tombstones": {forked.id, used.id}, "used": used, "fork": fork}
+
+
+async def dump(store: Store) -> Dump:
+    """Every row of every table that there is, the search index's too."""
+    async with store.database.reading(ALL_TEAMS) as connection:
+        names = await connection.run_sync(lambda c: sa.inspect(c).get_table_names())
+        assert set(metadata.tables) <= set(names)
+        found: Dump = {
+            table.name: [
+                dict(row) for row in (await connection.execute(sa.select(table))).mappings()
+            ]
+            for table in metadata.sorted_tables
+        }
+        for name in {"rubric_words", "rubric_words_content"}.intersection(names):
+            rows = await connection.execute(sa.text(f"SELECT * FROM {name}"))  # noqa: S608
+            found[name] = [dict(row) for row in rows.mappings()]
+    return found
+
+
+def of_red(row: Mapping[str, Any], ids: set[str]) -> bool:
+    """Whether a row says that it is red's, or something of red's, or refers to it."""
+    return (
+        "red" in (row.get("team"), row.get("owner"), row.get("name"))
+        or any(mark in repr(row) for mark in (word("red"), run_id("red")))
+        or not ids.isdisjoint(str(value) for value in row.values())
+    )
+
+
+def ids_of_red(found: Dump) -> set[str]:
+    return {
+        str(row["id"])
+        for name in ("rubrics", "assignments")
+        for row in found[name]
+        if row["team"] == "red"
+    }
+
+
+def check(before: Dump, after: Dump, known: dict[str, Any]) -> None:
+    """Nothing is left of red but what is declared; of the others' rows nothing is missing and nothing changed."""
+    ids = ids_of_red(before)
+    for name, rows in before.items():
+        missing = [row for row in rows if row not in after[name]]
+        assert all(of_red(row, ids) for row in missing), name
+    left = {
+        name: [row for row in rows if of_red(row, ids)]
+        for name, rows in after.items()
+        if name != audit_entries.name
+    }
+    (team,) = left.pop("teams")
+    assert team["erased_at"] is not None
+    (key,) = left.pop("api_keys")
+    assert key["revoked_at"] is not None
+    assert key["label"] is None
+    stones = {row["id"]: row for row in left.pop("rubrics") if row["team"] == "red"}
+    assert stones.keys() == known["tombstones"]
+    for row in stones.values():
+        assert [
+            row[c]
+            for c in (
+                "parent_id",
+                "criteria",
+                "tags",
+                "provenance",
+                "visibility",
+                "cost_usd",
+                "words",
+            )
+        ] == [None, [], [], {}, "private", None, ""]
+        assert row["retired_at"] is not None
+        (prompt,) = (p for p in after["prompts"] if p["key"] == row["prompt_key"])
+        assert prompt["messages"] == []
+    # What refers to a tombstone is the other teams' own.
+    for table, rows in left.items():
+        for row in rows:
+            assert table in ("assignments", "rubrics", "rubric_words", "rubric_words_content"), (
+                table,
+                row,
+            )
+            assert known["tombstones"] & {str(value) for value in row.values()}, (table, row)
+            assert word("red") not in repr(row)
+    new = {
+        table: [row for row in rows if row not in before[table]] for table, rows in after.items()
+    }
+    assert {table for table, rows in new.items() if rows} <= {
+        "teams",
+        "api_keys",
+        "rubrics",
+        "prompts",
+        "audit_entries",
+        "rubric_words",
+        "rubric_words_content",
+    }
+    assert {row["id"] for row in new["rubrics"]} == known["tombstones"]
+    assert {row["action"] for row in new["audit_entries"]} == {"team.erasing", "team.erased"}
+
+
+async def test_nothing_of_the_team_is_left_and_the_others_keep_all(store: Store) -> None:
+    known = await fill(store)
+    before = await dump(store)
+    # A table that is not named here, or in which red has no row, is one that this test does not know of yet.
+    ids = ids_of_red(before)
+    assert {name for name, rows in before.items() if not any(of_red(row, ids) for row in rows)} == {
+        "claims",
+        "secrets",
+        "endpoint_probes",
+    }
+    done = await erase_team(store, "red", Actor("default", "mk_operator"))
+    check(before, await dump(store), known)
+    assert done.tombstones == 2
+    assert done.removed["rubrics"] == 2
+    assert done.removed["texts"] == 3
+    assert done.removed["idempotency_keys"] == 2, (
+        "its own, and blue's that was given a rubric of red's"
+    )
+    (entry,) = [
+        row for row in (await dump(store))["audit_entries"] if row["action"] == "team.erased"
+    ]
+    assert (entry["team"], entry["key"], entry["subject"]) == ("default", "mk_operator", "team:red")
+    assert entry["detail"] == {name: rows for name, rows in done.removed.items() if rows} | {
+        "tombstones": 2
+    }
+
+
+async def test_killed_after_any_transaction_it_is_finished_by_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call is killed one transaction later than the one before."""
+    for module, name, size in ((walking, "WINDOW", 2), (erasing, "RUBRICS_A_WINDOW", 1)):
+        monkeypatch.setattr(module, name, size)
+    known = await fill(store)
+    before = await dump(store)
+
+    async def erase(transactions: int) -> Erased:
+        left = transactions
+
+        def count(_window: walking.Batch) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                raise asyncio.CancelledError
+
+        return await erase_team(store, "red", Actor(), on_window=count)
+
+    kills = 0
+    while True:
+        try:
+            await erase(kills + 1)
+            break
+        except asyncio.CancelledError:
+            kills += 1
+    assert kills > 15
+    check(before, await dump(store), known)
+
+
+async def test_what_is_brought_late_is_refused_and_its_neighbours_are_kept(store: Store) -> None:
+    """A request that still runs writes in batches with those of other teams."""
+    known = await fill(store)
+    before = await dump(store)
+    await erase_team(store, "red", Actor())
+    late = [
+        asyncio.ensure_future(
+            store.verdicts.save(
+                Reply(
+                    team,
+                    [StoredVerdict(text_key(f"late {team}"), "p", "c", "r", "judge", True, None)],
+                    JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 1, 1)),
+                )
+            )
+        )
+        for team in ("blue", "red", "green")
+    ]
+    outcomes = await asyncio.gather(*late, return_exceptions=True)
+    assert [isinstance(outcome, IntegrityError) for outcome in outcomes] == [False, True, False]
+    # Any row of the team, in any table that has such a column; it refers to what is still there.
+    fork: Rubric = known["fork"]
+    there = {
+        "prompt_key": fork.prompt_key,
+        "rubric_id": fork.id,
+        "text_key": text_key("said by all"),
+        "parent_id": None,
+        "call_id": None,
+    }
+    for table in metadata.sorted_tables:
+        if "team" not in table.c or table in (audit_entries, past_usage):
+            continue
+        whose = "owner" if table.name == "shares" else "team"
+        row = next(row for row in before[table.name] if row[whose] == "red")
+        changed = {name: value for name, value in there.items() if name in table.c}
+        for name in ("prefix", "digest"):
+            if name in table.c:
+                changed[name] = "another"
+        with pytest.raises(IntegrityError, match="this team was erased"):
+            async with store.database.writing(ALL_TEAMS) as connection:
+                await connection.execute(table.insert().values(row | changed))
+
+
+async def test_the_name_is_never_anothers_and_nothing_can_be_done_with_it(store: Store) -> None:
+    known = await fill(store)
+    secret, key = await identity(store).create_key("red", ["admin"], actor=Actor())
+    used: Rubric = known["used"]
+    assert await store.rubrics.find("green", used.id) is not None
+    await erase_team(store, "red", Actor())
+    who = identity(store)
+    with pytest.raises(Conflict, match="was the name of a team that was erased"):
+        await who.create_team("red", actor=Actor())
+    with pytest.raises(Conflict, match="already"):
+        await who.create_team("blue", actor=Actor())
+    with pytest.raises(NotFound):
+        await who.create_key("red", ["read"], actor=Actor())
+    with pytest.raises(Conflict):
+        await who.rotate(key.prefix, overlap=timedelta(days=1), actor=Actor())
+    with pytest.raises(Unauthorised, match="was revoked"):
+        await who.authenticate(secret)
+    # An erased team's name is a name like any other that is no team's: nobody is told which.
+    assert (
+        await store.rubrics.change(
+            "blue", known["fork"].id, shared_with=["red"], actor=Actor("blue")
+        )
+        is not None
+    )
+    with pytest.raises(UnknownTeam):
+        await store.budgets.put(
+            "red", None, hard_usd=1.0, soft_usd=None, window="day", actor=Actor()
+        )
+    assert "red" not in [team.name for team in await who.teams()]
+    assert [await store.rubrics.find(team, used.id) for team in TEAMS[1:]] == [None, None]
+    # A step that was scored by it is found as it was, and there is no rubric for it.
+    place = GroupRef("blue", run_id("blue"), 7, f"group {word('blue')}", prompt_key(COMMON))
+    standing = await store.assignments.find(place)
+    assert standing is not None
+    assert standing.rubric_id == used.id
+
+
+async def test_a_tombstone_goes_when_nothing_refers_to_it_any_more(store: Store) -> None:
+    known = await fill(store)
+    await erase_team(store, "red", Actor())
+    await erase_team(store, "blue", Actor())
+    done = await erase_team(store, "red", Actor())
+    assert (done.removed["rubrics"], done.removed["prompts"], done.tombstones) == (2, 2, 0)
+    after = await dump(store)
+    assert not [row for row in after["rubrics"] if row["team"] == "red"]
+    assert known["tombstones"]
+
+
+async def test_the_operators_team_and_one_that_is_not_there_are_refused(store: Store) -> None:
+    before = await dump(store)
+    with pytest.raises(Conflict, match="markscheme prune"):
+        await erase_team(store, "default", Actor())
+    with pytest.raises(NotFound):
+        await erase_team(store, "nobody", Actor())
+    assert await dump(store) == before
+
+
+async def test_a_sqlite_file_holds_none_of_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grading_erasing, "SETTLES_IN_S", 0)
+    store = Store(f"sqlite+aiosqlite:///{tmp_path / 'm.db'}")
+    await migrate(store.database)
+    await fill(store)
+
+    def found() -> bool:
+        return any(word("red").encode() in file.read_bytes() for file in tmp_path.iterdir())
+
+    assert found()
+    await erase_team(store, "red", Actor())
+    assert not found()
+    await store.close()
+
+
+def test_the_tables_that_the_others_keep_their_prompts_in_are_known() -> None:
+    """Texts and prompts go when none of these refers to them: a new one must be entered in store/erasing.py."""
+    assert {
+        table.name
+        for table in metadata.sorted_tables
+        if any(
+            key.column.table in (prompts, metadata.tables["texts"]) for key in table.foreign_keys
+        )
+    } == {"rubrics", "assignments", "teacher_responses", "rollouts"}
+    assert {
+        table.name
+        for table in metadata.sorted_tables
+        if any(key.column.table is rubrics for key in table.foreign_keys)
+    } == {"rubrics", "shares", "inductions", "assignments"}

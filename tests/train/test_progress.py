@@ -1,0 +1,83 @@
+"""The live view: what a step says is on it, and criterion text is never read as markup."""
+
+import io
+
+from rich.console import Console
+
+from markscheme_train.progress import LiveTable
+from markscheme_train.reward import CriterionRate
+from markscheme_train.step_log import StepRecord
+
+
+def record(reward: float | None, **metrics: float) -> StepRecord:
+    rate = CriterionRate(
+        group="g",
+        rubric="rub_1",
+        criterion="c1",
+        text="Has [bold]no[/bold] comma",
+        points=5,
+        category="task_fulfilment",
+        met=6,
+        judged=8,
+    )
+    return StepRecord(
+        step=3,
+        steps=20,
+        reward=reward,
+        rollouts=16,
+        unscored=2,
+        reasons={"timeout": 2},
+        origins={"induced": 1, "reused": 1},
+        criteria=[rate],
+        rollout_s=9.1,
+        scoring_s=0.2,
+        teacher_s=0.0,
+        update_s=8.5,
+        judge_calls=14,
+        judge_tokens=9000,
+        metrics=metrics,
+    )
+
+
+def drawn(*, terminal: bool, reward: float | None = 0.5, **metrics: float) -> str:
+    output = io.StringIO()
+    with LiveTable(
+        Console(file=output, force_terminal=terminal, width=120, color_system=None), title="t"
+    ) as live:
+        live.show(record(reward, **metrics))
+    return output.getvalue()
+
+
+def test_a_terminal_sees_the_step_and_its_criteria() -> None:
+    text = drawn(terminal=True)
+    for part in (
+        "0.50",
+        "2/16",
+        "1 induced 1 reused",
+        "9.1",
+        "8.5",
+        "Has [bold]no[/bold] comma",
+        "0.75",
+        "3/20",
+        "14",
+    ):
+        assert part in text
+    assert "to teacher" not in text
+
+
+def test_the_share_that_goes_to_the_self_teacher_is_shown_where_there_is_one() -> None:
+    text = drawn(terminal=True, **{"distillation/routed_share": 0.375})
+    assert "to teacher" in text
+    assert "38%" in text
+
+
+def test_elsewhere_a_step_is_one_line() -> None:
+    assert drawn(terminal=False).splitlines() == [
+        "step 3/20  reward 0.50  unscored 2/16  judge calls 14  rollout 9.1 s  scoring 0.2 s  update 8.5 s"
+    ]
+    routed = drawn(terminal=False, **{"distillation/routed_share": 0.375})
+    assert "judge calls 14  to teacher 38%  rollout" in routed
+
+
+def test_an_unknown_reward_is_no_number() -> None:
+    assert "reward –" in drawn(terminal=False, reward=None)

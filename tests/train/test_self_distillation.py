@@ -1,0 +1,406 @@
+"""SDPO and SRPO in the trainer, on a random one-layer model: the joint loss, its parts, the self-teacher's way."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from markscheme_train import losses
+from markscheme_train.config import build_config
+from markscheme_train.data import Example
+from markscheme_train.errors import ConfigError
+from markscheme_train.losses import SrpoConfig, SrpoInputs
+from markscheme_train.reward import RubricReward
+from markscheme_train.self_distillation import SelfDistillation
+from markscheme_train.self_teacher import ModelCopy
+from markscheme_train.trainer import TEACHER_FILE, MarkschemeTrainer, refuse_shards
+from markscheme_train.training import build_trainer, train
+from train.conftest import Script, ScriptedClient
+
+# TRL 1.16 and PEFT 0.21 still use names that transformers 5.23 has deprecated.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning"
+)
+
+PROMPTS = ["w1 w2 w3", "w4"]
+MIXED = [1.0, 0.0, 0.0, 0.6]
+Maker = Callable[..., MarkschemeTrainer]
+
+
+@pytest.fixture
+def make_trainer(settings: dict[str, Any], model: Any, tokenizer: Any) -> Maker:
+    def make(
+        script: Script = lambda place, rollout: MIXED[place], **more: Any
+    ) -> MarkschemeTrainer:
+        config = build_config({**settings, "preset": "srpo", "distillation_top_k": 5, **more})
+        reward = RubricReward(ScriptedClient(script), num_generations=4, run_id="run")
+        return build_trainer(config, model, tokenizer, [Example(prompt=p) for p in PROMPTS], reward)
+
+    return make
+
+
+def generate(trainer: MarkschemeTrainer) -> dict[str, Any]:
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    rows = [{"prompt": prompt, "teacher_responses": None} for prompt in PROMPTS for _ in range(4)]
+    return trainer._generate_and_score_completions(rows)
+
+
+def gradient(trainer: MarkschemeTrainer, loss: torch.Tensor) -> torch.Tensor:
+    trainer.model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten().clone() for p in trainer.model.parameters()])
+
+
+def joint(
+    trainer: MarkschemeTrainer, batch: dict[str, Any], advantages: torch.Tensor
+) -> torch.Tensor:
+    """The step's loss by the pure functions, from whole-vocabulary distributions."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    width = batch["completion_ids"].shape[1]
+    student = (
+        trainer.model(input_ids=ids, attention_mask=mask).logits[:, -width - 1 : -1].log_softmax(-1)
+    )
+    own = student.gather(-1, batch["completion_ids"].unsqueeze(-1)).squeeze(-1)
+    assert trainer.distillation is not None
+    divergence, entropy = torch.zeros_like(own), torch.zeros_like(own)
+    for place, states in enumerate(batch["teacher_states"]):
+        if states is not None:
+            other = trainer.distillation.teacher.head(states).log_softmax(-1)
+            kept = batch["completion_mask"][place].bool()
+            top = student[place, kept].detach().topk(5).indices
+            pair = (losses.topk_with_tail(x, top) for x in (student[place, kept], other))
+            divergence = divergence.index_put(
+                (torch.tensor(place), kept), losses.generalized_jsd(*pair, alpha=0.5)
+            )
+            entropy[place, kept] = losses.entropy(other)
+    return losses.srpo_loss(
+        SrpoInputs(
+            own,
+            own.detach(),
+            advantages,
+            batch["completion_mask"],
+            batch["routed"],
+            divergence,
+            entropy,
+        ),
+        SrpoConfig(),
+    )[0]
+
+
+def test_failed_rollouts_with_a_good_sibling_go_to_the_self_teacher(make_trainer: Maker) -> None:
+    trainer = make_trainer()
+    batch = generate(trainer)
+    assert batch["routed"].tolist() == [False, True, True, False] * 2
+    assert batch["advantages"].tolist() == pytest.approx([0.6, 0.0, 0.0, 0.2] * 2)
+    counted = batch["completion_mask"].bool() & batch["routed"].unsqueeze(1)
+    assert batch["distillation_weights"][counted].mean() == pytest.approx(1.0, abs=1e-5)
+    assert not batch["distillation_weights"][~counted].any()
+    told = {
+        name.partition("/")[2]: values[-1]
+        for name, values in trainer._metrics["train"].items()
+        if name.startswith("distillation/")
+    }
+    assert (told["routed_share"], told["informed_share"]) == (0.5, 1.0)
+    assert told["weight_p10"] <= told["weight_p50"] <= told["weight_p90"]
+    assert 0 < told["entropy_p10"] <= told["entropy_mean"] <= torch.log(torch.tensor(64.0))
+    assert [None if s is None else len(s) for s in batch["teacher_states"]] == [
+        n if routed else None
+        for n, routed in zip(counted.sum(1).tolist(), batch["routed"].tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("plain_device", ["cpu", "none"])
+def test_the_loss_is_the_joint_objective(
+    plain_device: str, make_trainer: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a plain forward pass, as on a CPU, and through TRL's fused head, as on a GPU."""
+    monkeypatch.setattr(MarkschemeTrainer, "plain_device", plain_device)
+    trainer = make_trainer()
+    batch = generate(trainer)
+    advantages = torch.tensor([0.6, -0.4, -0.4, 0.2] * 2)
+    expected = joint(trainer, batch, advantages)
+    wanted = gradient(trainer, expected)
+    loss = trainer._compute_loss(trainer.model, batch)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    torch.testing.assert_close(gradient(trainer, loss), wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_the_loss_through_trls_head_with_activation_checkpointing(
+    make_trainer: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU with its defaults: layers run twice, the last hidden states are seen once."""
+    monkeypatch.setattr(MarkschemeTrainer, "plain_device", "none")
+    trainer = make_trainer(activation_checkpointing=True)
+    trainer.model.enable_input_require_grads()
+    trainer.model.gradient_checkpointing_enable()
+    batch = generate(trainer)
+    expected = joint(trainer, batch, torch.tensor([0.6, -0.4, -0.4, 0.2] * 2))
+    wanted = gradient(trainer, expected)
+    loss = trainer._compute_loss(trainer.model, batch)
+    torch.testing.assert_close(gradient(trainer, loss), wanted, atol=1e-6, rtol=1e-4)
+    assert trainer._norms.take(torch.device("cpu")).all()
+
+
+@pytest.mark.parametrize("plain_device", ["cpu", "none"])
+def test_how_strongly_each_branch_pulls(
+    plain_device: str, make_trainer: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the gradients of each branch alone, at the same hidden states."""
+    monkeypatch.setattr(MarkschemeTrainer, "plain_device", plain_device)
+    trainer = make_trainer()
+    batch = generate(trainer)
+    trainer._compute_loss(trainer.model, batch).backward()
+    found = trainer._norms.take(torch.device("cpu")).sqrt().tolist()
+    assert not trainer._norms.take(torch.device("cpu")).any()
+    alone = []
+    for lone in (
+        {"distillation_weights": torch.zeros_like(batch["distillation_weights"])},
+        {"advantages": torch.zeros_like(batch["advantages"])},
+    ):
+        trainer._compute_loss(trainer.model, {**batch, **lone}).backward()
+        alone.append(trainer._norms.take(torch.device("cpu")).sum().sqrt().item())
+    assert min(alone) > 0
+    assert found == pytest.approx(alone, rel=1e-4)
+
+
+def test_micro_batches_add_up(make_trainer: Maker) -> None:
+    trainer = make_trainer()
+    batch = generate(trainer)
+    whole = gradient(trainer, trainer._compute_loss(trainer.model, batch))
+    parts = []
+    for rows in ([0, 3], [1, 4, 5], [2, 6, 7]):
+        part = {
+            k: [v[i] for i in rows]
+            if isinstance(v, list)
+            else v[torch.tensor(rows)]
+            if v.dim()
+            else v
+            for k, v in batch.items()
+        }
+        parts.append(trainer._compute_loss(trainer.model, part))
+    torch.testing.assert_close(gradient(trainer, sum(parts)), whole, atol=1e-6, rtol=1e-4)
+
+
+def test_where_all_succeed_it_is_grpo(make_trainer: Maker) -> None:
+    trainer = make_trainer(lambda place, rollout: 0.6 + place / 10)
+    batch = generate(trainer)
+    assert not batch["routed"].any()
+    ours = trainer._compute_loss(trainer.model, batch)
+    trainer.distillation = None
+    plain = trainer._compute_loss(trainer.model, batch)
+    torch.testing.assert_close(gradient(trainer, ours), gradient(trainer, plain), atol=0, rtol=0)
+
+
+def test_what_has_no_reward_is_in_neither_branch_and_shows_nothing(make_trainer: Maker) -> None:
+    rewards = [None, 0.0, 1.0, None]
+    batch = generate(make_trainer(lambda place, rollout: rewards[place]))
+    assert batch["routed"].tolist() == [False, True, False, False] * 2
+    assert not batch["completion_mask"][[0, 3, 4, 7]].any()
+    assert int(batch["num_items_in_batch"]) == int(batch["completion_mask"].sum())
+
+
+def test_sdpo_teaches_every_rollout_of_which_the_teacher_knows_more(make_trainer: Maker) -> None:
+    trainer = make_trainer(preset="sdpo")
+    batch = generate(trainer)
+    assert batch["routed"].all()  # the success at 0 is shown to the others, that at 3 to it
+    assert not batch["advantages"].any()
+    trainer.reward.client.script = lambda place, rollout: float(place == 0)  # type: ignore[attr-defined]
+    lone = generate(trainer)
+    assert lone["routed"].tolist() == [False, True, True, True] * 2
+    assert not lone["completion_mask"][0].any()
+    assert int(lone["num_items_in_batch"]) == int(lone["completion_mask"].sum())
+
+
+def test_the_teacher_reads_demonstration_and_feedback(
+    make_trainer: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(preset="srpo-rubric")
+    assert trainer.distillation is not None
+    seen: list[str] = []
+    plain = SelfDistillation._tokens
+    monkeypatch.setattr(
+        SelfDistillation,
+        "_tokens",
+        lambda self, prompt: seen.append(str(prompt)) or plain(self, prompt),
+    )
+    batch = generate(trainer)
+    assert (
+        batch["routed"].tolist() == [False, True, True, True] * 2
+    )  # 0.6 is no success on a rubric's scale
+    best = trainer._tokenizer.decode(batch["completion_ids"][0], skip_special_tokens=True)
+    assert any(best in text for text in seen)
+
+
+def test_for_want_of_a_sibling_the_teachers_response_is_shown_if_allowed_and_that_is_told(
+    settings: dict[str, Any], model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    plain = SelfDistillation._tokens
+    monkeypatch.setattr(
+        SelfDistillation,
+        "_tokens",
+        lambda self, prompt: seen.append(str(prompt)) or plain(self, prompt),
+    )
+    config = build_config(
+        {**settings, "preset": "srpo", "distillation_top_k": 5, "teacher_demonstration": True}
+    )
+    # The first group has a success to show, the second one none.
+    answers = iter([1.0, 0.0, 0.0, 0.0] + [0.0] * 4)
+    reward = RubricReward(
+        ScriptedClient(lambda place, rollout: next(answers)),
+        num_generations=4,
+        run_id="run",
+        score_teachers=True,
+    )
+    trainer = build_trainer(config, model, tokenizer, [Example(prompt=p) for p in PROMPTS], reward)
+    trainer.model.train()
+    rows = [
+        {"prompt": prompt, "teacher_responses": ["w60 w59 w58"]}
+        for prompt in PROMPTS
+        for _ in range(4)
+    ]
+    batch = trainer._generate_and_score_completions(rows)
+    assert batch["routed"].tolist() == [False, True, True, True] + [True] * 4
+    assert sum("w60 w59 w58" in text for text in seen) == 4
+    assert trainer._metrics["train"]["distillation/teacher_response_share"][-1] == 0.5
+
+
+def test_the_self_teacher_follows_once_a_batch_and_is_saved(settings: dict[str, Any]) -> None:
+    config = {
+        **settings,
+        "preset": "srpo",
+        "distillation_top_k": 5,
+        "max_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+    }
+    followed: list[float] = []
+    before = ModelCopy.follow
+    try:
+        ModelCopy.follow = lambda self, rate: (followed.append(rate), before(self, rate))[1]  # type: ignore[method-assign]
+        output = train(
+            build_config(config),
+            ScriptedClient(lambda place, rollout: MIXED[place]),
+            resume=False,
+            on_record=lambda record: None,
+        )
+    finally:
+        ModelCopy.follow = before  # type: ignore[method-assign]
+    assert followed == [0.05, 0.05]
+    saved = [torch.load(Path(output) / f"checkpoint-{step}" / TEACHER_FILE) for step in (1, 2)]
+    assert any(not torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+
+
+def test_a_resumed_run_has_the_same_teacher(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = {
+        **settings,
+        "preset": "srpo",
+        "distillation_top_k": 5,
+        "max_steps": 3,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    script: Script = lambda place, rollout: MIXED[place]  # noqa: E731
+    whole = train(
+        build_config({**config, "output_dir": str(tmp_path / "whole")}),
+        ScriptedClient(script),
+        resume=False,
+        on_record=lambda record: None,
+    )
+
+    class Stop(Exception):
+        pass
+
+    def stop(record: Any) -> None:
+        if record.step == 2:
+            raise Stop
+
+    parts = {**config, "output_dir": str(tmp_path / "parts")}
+    with pytest.raises(Stop):
+        train(build_config(parts), ScriptedClient(script), resume=False, on_record=stop)
+    resumed = train(
+        build_config(parts), ScriptedClient(script), resume=True, on_record=lambda record: None
+    )
+    one, two = (torch.load(Path(run) / "checkpoint-3" / TEACHER_FILE) for run in (whole, resumed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_adapter_is_taught_by_an_adapter(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = {
+        **settings,
+        "preset": "srpo",
+        "distillation_top_k": 5,
+        "lora_rank": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_steps": 3,
+        "activation_checkpointing": True,
+    }
+    script: Script = lambda place, rollout: MIXED[place]  # noqa: E731
+    whole = train(
+        build_config({**config, "output_dir": str(tmp_path / "whole")}),
+        ScriptedClient(script),
+        resume=False,
+        on_record=lambda record: None,
+    )
+    saved = [
+        load_file(whole / f"checkpoint-{step}" / folder / "adapter_model.safetensors")
+        for step in (2, 3)
+        for folder in ("", "teacher")
+    ]
+    assert saved[0].keys() == saved[1].keys()
+    assert all(
+        any(not torch.equal(one[name], two[name]) for name in one)
+        for one, two in ((saved[0], saved[1]), (saved[0], saved[2]), (saved[1], saved[3]))
+    )
+
+    parts = {**config, "output_dir": str(tmp_path / "parts")}
+    train(
+        build_config({**parts, "max_steps": 2}),
+        ScriptedClient(script),
+        resume=False,
+        on_record=lambda record: None,
+    )
+    resumed = train(
+        build_config(parts), ScriptedClient(script), resume=True, on_record=lambda record: None
+    )
+    for folder in ("", "teacher"):
+        one, two = (
+            load_file(path / "checkpoint-3" / folder / "adapter_model.safetensors")
+            for path in (whole, resumed)
+        )
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(("fsdp", "deepspeed", "stage"), [(True, False, 0), (False, True, 3)])
+def test_weights_in_parts_are_refused(fsdp: bool, deepspeed: bool, stage: int) -> None:
+    def trainer(fsdp: bool, deepspeed: bool, stage: int) -> Any:
+        state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+        return SimpleNamespace(
+            is_fsdp_enabled=fsdp,
+            is_deepspeed_enabled=deepspeed,
+            args=SimpleNamespace(method="srpo"),
+            accelerator=SimpleNamespace(state=state),
+        )
+
+    with pytest.raises(ConfigError, match="method srpo needs all weights on each process"):
+        refuse_shards(trainer(fsdp, deepspeed, stage))
+    refuse_shards(trainer(False, True, 2))
+
+
+def test_a_loss_that_cannot_be_joined_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="needs loss_type dapo"):
+        train(
+            build_config({**settings, "preset": "srpo", "loss_type": "grpo"}),
+            ScriptedClient(lambda place, rollout: 1.0),
+            resume=False,
+            on_record=lambda record: None,
+        )

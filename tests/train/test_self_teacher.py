@@ -1,0 +1,134 @@
+"""The self-teacher: it starts as the student, follows it, and stays apart from it."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from markscheme_train.self_teacher import AdapterCopy, ModelCopy, output_head
+
+# PEFT 0.21 still reads a name that transformers 5.23 has deprecated.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+IDS = torch.tensor([[0, 0, 5, 6, 7, 8], [3, 4, 5, 6, 7, 8]])
+MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+
+
+def logits(teacher: ModelCopy | AdapterCopy, keep: int = 2) -> Tensor:
+    return teacher.head(teacher.states(IDS, MASK, keep))
+
+
+def change(model: Any, by: float = 0.5) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(by)
+
+
+@pytest.fixture
+def adapted(model: Any) -> Any:
+    made = get_peft_model(
+        model,
+        LoraConfig(
+            r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.5, init_lora_weights=False
+        ),
+    )
+    return made.train()
+
+
+def test_it_starts_as_the_student(model: Any) -> None:
+    plain = model.eval()(input_ids=IDS, attention_mask=MASK).logits[:, -3:-1]
+    torch.testing.assert_close(logits(ModelCopy(model)), plain)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("LlamaForCausalLM", {}),
+        ("Gemma2ForCausalLM", {"final_logit_softcapping": 2.0, "head_dim": 8}),
+        ("GraniteForCausalLM", {"logits_scaling": 3.0}),
+        ("CohereForCausalLM", {"logit_scale": 0.5}),
+    ],
+)
+def test_a_head_does_to_logits_what_its_model_does(kind: str, more: dict[str, Any]) -> None:
+    made = getattr(transformers, kind)
+    torch.manual_seed(0)
+    own = made(
+        made.config_class(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            pad_token_id=0,
+            **more,
+        )
+    ).eval()
+    with torch.no_grad():
+        own.get_output_embeddings().weight.normal_()
+        states = own.base_model(input_ids=IDS, attention_mask=MASK).last_hidden_state
+        expected = own(input_ids=IDS, attention_mask=MASK).logits
+        torch.testing.assert_close(output_head(own)(states), expected)
+    torch.testing.assert_close(logits(ModelCopy(own)), expected[:, -3:-1])
+
+
+def test_it_follows_by_a_moving_average_and_no_further(model: Any) -> None:
+    teacher = ModelCopy(model)
+    before = {name: value.clone() for name, value in teacher.weights().items()}
+    change(model)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.weights().items())
+    teacher.follow(0.05)
+    for name, own in model.named_parameters():
+        torch.testing.assert_close(
+            teacher.weights()[name], 0.95 * before[name] + 0.05 * own.detach()
+        )
+    teacher.follow(0.0)
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+def test_it_is_restored_exactly(model: Any) -> None:
+    teacher = ModelCopy(model)
+    change(model)
+    teacher.follow(0.3)
+    saved = {name: value.clone() for name, value in teacher.weights().items()}
+    other = ModelCopy(model)
+    other.restore(saved)
+    assert torch.equal(logits(other), logits(teacher))
+
+
+def test_a_model_whose_forward_was_replaced_is_refused(model: Any) -> None:
+    model.forward = model.forward
+    with pytest.raises(ValueError, match="before"):
+        ModelCopy(model)
+
+
+def test_it_does_not_follow_a_broken_student(model: Any) -> None:
+    teacher = ModelCopy(model)
+    with torch.no_grad():
+        next(model.parameters())[0] = float("nan")
+    with pytest.raises(FloatingPointError):
+        teacher.follow(0.05)
+
+
+def test_an_adapter_starts_as_the_students_and_follows_it(adapted: Any) -> None:
+    student = adapted.eval()(input_ids=IDS, attention_mask=MASK).logits[:, -3:-1].detach()
+    adapted.train()
+    teacher = AdapterCopy(adapted)
+    torch.testing.assert_close(logits(teacher), student)
+    trainable = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all(".default." in name for name in trainable)
+    assert adapted.training
+    assert adapted.active_adapter == "default"
+    change(adapted)
+    torch.testing.assert_close(logits(teacher), student)
+    teacher.follow(1.0)
+    moved = adapted.eval()(input_ids=IDS, attention_mask=MASK).logits[:, -3:-1].detach()
+    torch.testing.assert_close(logits(teacher), moved)
+    assert not torch.allclose(moved, student)
