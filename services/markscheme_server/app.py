@@ -31,9 +31,10 @@ from markscheme_server.api.middleware import (
 from markscheme_server.api.services import Services
 from markscheme_server.config import BUILTIN, Settings, VerdictReuse
 from markscheme_server.judge.base import Judge
-from markscheme_server.judge.gateway import Gateway, make_endpoints
+from markscheme_server.judge.endpoint import make_endpoints
+from markscheme_server.judge.gateway import Gateway
 from markscheme_server.judge.openai import OpenAIJudge
-from markscheme_server.judge.queue import Queue
+from markscheme_server.judge.queue import CallQueue
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.quotas import Quotas
 from markscheme_server.limits.redis import Redis
@@ -116,7 +117,7 @@ def make_judge(
             rpm=chosen.rpm,
             tpm=chosen.tpm,
         ),
-        Queue(QUEUE_LIMIT),
+        CallQueue(QUEUE_LIMIT),
     )
     return OpenAIJudge(chosen, gateway, secret=secret)
 
@@ -128,7 +129,7 @@ async def recall_probes(store: Store, judge: Judge) -> None:
     for endpoint in judge.gateway.endpoints:
         probe = await store.probes.find(endpoint.origin, judge.model)
         if probe is not None:
-            endpoint.capabilities.first = probe.form
+            endpoint.capabilities.initial_form = probe.form
 
 
 def _reveal(secret: SecretStr | None) -> str | None:
@@ -160,7 +161,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             store.teams,
             operator_key=_reveal(settings.api_key),
             pepper=_reveal(settings.key_pepper),
-            guarded=settings.require_api_key,
+            require_key=settings.require_api_key,
             team_rpm=settings.team_rpm,
         )
         redis = (
@@ -176,7 +177,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             await recall_probes(store, judge)
         judges = Judges(made, settings.roles)
         rates = TeamRates(SlidingWindows(workers=settings.workers, redis=redis))
-        budgets = BudgetService(store.budgets, store.verdicts)
+        budgets = BudgetService(store.budgets, store.ledger)
         rubric_service = RubricService(
             store, Freshness(settings.reuse_max_uses, settings.reuse_max_mean_reward), budgets
         )

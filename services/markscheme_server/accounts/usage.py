@@ -8,7 +8,8 @@ from markscheme.vocabulary import UsageKey
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden, NotFound
 from markscheme_server.store.audit import AuditStore, actor_of
-from markscheme_server.store.budgets import Budget, BudgetStore, UnknownTeam
+from markscheme_server.store.budgets import Budget, BudgetStore
+from markscheme_server.store.teams import UnknownTeam
 from markscheme_server.store.usage import Bucket, UsageStore
 
 
@@ -52,7 +53,7 @@ class UsageService:
                     param="team",
                 )
             team = caller.team
-        buckets, total, more = await self._usage.add_up(team, group_by, since=since, until=until)
+        buckets, total, more = await self._usage.aggregate(team, group_by, since=since, until=until)
         return schema.UsageReport(
             since=since,
             until=until,

@@ -24,7 +24,7 @@ from markscheme_server.errors import (
     Unprocessable,
 )
 from markscheme_server.judge.base import JudgeFailure
-from markscheme_server.store.engine.database import TeamErased, fault_of, is_full
+from markscheme_server.store.engine.database import TeamErased, fault_of, is_disk_full
 
 log = structlog.get_logger()
 
@@ -82,7 +82,7 @@ def database_error(error: SQLAlchemyError) -> ServiceError:
         log.error("database_error", error=type(error).__name__)
         return Unavailable(
             "the disk of the database is full; nothing was stored"
-            if is_full(error)
+            if is_disk_full(error)
             else "the database did not answer; try again",
             code="database",
             retry_after_s=1,

@@ -12,7 +12,7 @@ from markscheme_server.api.drain import Drain
 from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import UsesServices
 from markscheme_server.errors import Unavailable
-from markscheme_server.store.engine.database import is_full
+from markscheme_server.store.engine.database import is_disk_full
 
 router = APIRouter(tags=["Operations"])
 
@@ -45,7 +45,9 @@ async def check_readiness(request: Request, services: UsesServices) -> dict[str,
         await services.check_ready()
     except (SQLAlchemyError, TimeoutError) as error:
         why = (
-            "the disk of the database is full" if is_full(error) else "the database does not answer"
+            "the disk of the database is full"
+            if is_disk_full(error)
+            else "the database does not answer"
         )
         raise Unavailable(why, code="database", retry_after_s=1) from error
     return {"status": "ready", "judge": services.judge_kind}

@@ -21,12 +21,12 @@ from markscheme_server.api.services import UsesServices, caller_of
 from markscheme_server.domain.hashing import digest
 from markscheme_server.errors import Conflict, ServiceError, Unprocessable
 from markscheme_server.store.idempotency import (
-    Address,
     Answered,
-    Begun,
     IdempotencyStore,
-    Reused,
+    KeyReused,
+    RequestKey,
     Running,
+    Started,
 )
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -66,7 +66,7 @@ class Idempotency:
         """
         if self._key is None:
             return _response(status, (await work()).model_dump_json())
-        address = Address(caller_of(self._request).team, self._request.url.path, self._key)
+        address = RequestKey(caller_of(self._request).team, self._request.url.path, self._key)
         # A field left out and one that states its default ask for the same. And a field that a
         # later version adds must not turn a call that is being retried into another call.
         fingerprint = digest(
@@ -77,7 +77,7 @@ class Idempotency:
             }
         )
         state = await self._store.begin(address, fingerprint)
-        if not isinstance(state, Begun):
+        if not isinstance(state, Started):
             return _replay(state)
         try:
             async with _renewed(self._store, address, state.owner):
@@ -94,7 +94,7 @@ class Idempotency:
             # Another attempt took over when our lease ended. All senders must get the same
             # answer, so theirs counts.
             state = await self._store.begin(address, fingerprint)
-            if not isinstance(state, Begun):
+            if not isinstance(state, Started):
                 return _replay(state)
         return response
 
@@ -111,7 +111,7 @@ class Idempotency:
 TakesKey = Annotated[Idempotency, Depends()]
 
 
-def _replay(state: Answered | Running | Reused) -> Response:
+def _replay(state: Answered | Running | KeyReused) -> Response:
     if isinstance(state, Answered):
         return _response(state.status, state.body, {"Idempotent-Replayed": "true"})
     if isinstance(state, Running):
@@ -132,7 +132,7 @@ def _response(status: int, body: str, headers: dict[str, str] | None = None) -> 
 
 
 @asynccontextmanager
-async def _renewed(store: IdempotencyStore, address: Address, owner: str) -> AsyncIterator[None]:
+async def _renewed(store: IdempotencyStore, address: RequestKey, owner: str) -> AsyncIterator[None]:
     """Renew the lease while the block runs."""
 
     async def renew() -> None:

@@ -296,20 +296,20 @@ class RateLimited:
         if caller is None or caller.rpm is None:
             return await self.app(scope, receive, send)
         services: Services = scope["state"]["services"]
-        answered = await services.rates.take(caller.team, caller.rpm)
+        decision = await services.rates.hit(caller.team, caller.rpm)
         scope[HEADERS] = {
             "x-ratelimit-limit-requests": str(caller.rpm),
-            "x-ratelimit-remaining-requests": str(answered.room.remaining),
-            "x-ratelimit-reset-requests": format_duration(answered.room.whole_s),
+            "x-ratelimit-remaining-requests": str(decision.state.remaining),
+            "x-ratelimit-reset-requests": format_duration(decision.state.reset_s),
         }
-        if answered.admitted:
+        if decision.admitted:
             return await self.app(scope, receive, send)
         metrics.RATE_LIMITED.inc()
         error = TooManyRequests(
             f"the team {caller.team!r} may send {caller.rpm} requests a minute; send this one "
             "again after Retry-After seconds",
             code="rate_limited",
-            retry_after_s=max(1, math.ceil(answered.room.wait_s)),
+            retry_after_s=max(1, math.ceil(decision.state.retry_after_s)),
         )
         return await answer(Request(scope), error)(scope, receive, send)
 

@@ -14,7 +14,7 @@ from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import BUDGET_WARNING, WARNS, DeadlineMs, Scorer, UsesServices
 from markscheme_server.errors import Forbidden
 from markscheme_server.scoring.scores import Tally
-from markscheme_server.scoring.verdicts import STRIDE
+from markscheme_server.scoring.verdicts import SLICE_VERDICTS
 
 NDJSON = "application/x-ndjson"
 HEARTBEAT_S = 10.0
@@ -93,14 +93,14 @@ async def _dump(whole: schema.ScoreBatch, groups: list[schema.GroupScore]) -> st
 async def _dump_group(group: schema.GroupScore) -> str:
     """Serialise a group; a large one rollout by rollout."""
     await asyncio.sleep(0)
-    if sum(len(rollout.verdicts) for rollout in group.rollouts) <= STRIDE:
+    if sum(len(rollout.verdicts) for rollout in group.rollouts) <= SLICE_VERDICTS:
         return group.model_dump_json()
     start, end = group.model_copy(update={"rollouts": []}).model_dump_json().split('"rollouts":[]')
     parts, verdicts = [], 0
     for rollout in group.rollouts:
         parts.append(rollout.model_dump_json())
         verdicts += len(rollout.verdicts)
-        if verdicts > STRIDE:
+        if verdicts > SLICE_VERDICTS:
             verdicts = 0
             await asyncio.sleep(0)
     return f'{start}"rollouts":[{",".join(parts)}]{end}'

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator
 from markscheme.vocabulary import Scope
 from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.budgets import BudgetService
-from markscheme_server.accounts.erasure import Erased
+from markscheme_server.accounts.erasure import ErasureReport
 from markscheme_server.accounts.rate_limit import TeamRates
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.domain.caller import Caller
@@ -40,7 +40,7 @@ class Services:
     budgets: BudgetService
     usage: UsageService
     idempotency: IdempotencyStore
-    erase_team: Callable[[str, Actor], Awaitable[Erased]]
+    erase_team: Callable[[str, Actor], Awaitable[ErasureReport]]
     check_ready: Callable[[], Awaitable[None]]
     judge_kind: Literal["builtin", "openai"]
 

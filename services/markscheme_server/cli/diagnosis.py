@@ -12,8 +12,14 @@ from markscheme_server.app import make_judge
 from markscheme_server.config import BUILTIN, TEACHER, Settings
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.judge.base import InductionTask, Judge, JudgeFailure, Response, VerifyTask
-from markscheme_server.judge.gateway import SEE_DOCTOR
+from markscheme_server.judge.base import (
+    InductionTask,
+    Judge,
+    JudgeFailure,
+    StudentResponse,
+    VerifyTask,
+)
+from markscheme_server.judge.failures import SEE_DOCTOR
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.judge.probing import listed_models, probe_schema
 from markscheme_server.store.maintenance.migrate import rls_enforced
@@ -44,7 +50,7 @@ INDUCTION_TASK = InductionTask(
     teacher_responses=(
         "Leaves turn gold and fall while the evenings grow cold. Apples are ripe now.",
     ),
-    student_responses=(Response("It is cold and it rains."),),
+    student_responses=(StudentResponse("It is cold and it rains."),),
 )
 BUILTIN_TIMEOUT_S = 5.0
 
@@ -241,8 +247,8 @@ async def _check_schema(
             place = f" at {endpoint.origin}" if len(judge.gateway.endpoints) > 1 else ""
             report.fail_judge(what + place, failure)
             return False
-        endpoint.capabilities.first = support.form
-        report.ok(f"{what}: structured output: {support.words}")
+        endpoint.capabilities.initial_form = support.form
+        report.ok(f"{what}: structured output: {support.summary}")
         try:
             await store.probes.save(
                 Probe(endpoint.origin, judge.model, support.json_schema, support.form)
@@ -272,11 +278,11 @@ def _report_capabilities(judge: OpenAIJudge, what: str, report: Report) -> None:
     """Print what the endpoints refused and is no longer sent."""
     for endpoint in judge.gateway.endpoints:
         known = endpoint.capabilities
-        learned = [f"{name} is not sent" for name in sorted(known.left_out)]
+        learned = [f"{name} is not sent" for name in sorted(known.omitted)]
         if known.length_name != "max_tokens":
             learned.append(f"{known.length_name} is sent in place of max_tokens")
-        if known.most_tokens is not None:
-            learned.append(f"a reply may have {known.most_tokens:,} tokens")
+        if known.max_reply_tokens is not None:
+            learned.append(f"a reply may have {known.max_reply_tokens:,} tokens")
         if known.form != known.best:
             learned.append(f"structured output steps down to {known.form}")
         if learned:

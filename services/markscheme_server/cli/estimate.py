@@ -16,7 +16,7 @@ from markscheme_server.config import BUILTIN, JudgeSettings, Settings
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import NANO
 from markscheme_server.judge import prompts
-from markscheme_server.judge.base import InductionTask, Response, VerifyTask
+from markscheme_server.judge.base import InductionTask, StudentResponse, VerifyTask
 
 Role = Literal["rubricator", "verifier"]
 ROLES: tuple[Role, ...] = ("rubricator", "verifier")
@@ -184,7 +184,7 @@ def _material(
 
 def _induction_tokens(plan: TrainingPlan, judge: JudgeSettings) -> int:
     prompt, teachers, responses = _material(plan)
-    task = InductionTask(prompt, teachers, tuple(Response(text) for text in responses))
+    task = InductionTask(prompt, teachers, tuple(StudentResponse(text) for text in responses))
     return _tokens(
         prompts.rubricator_prompt(task, _secrets(), max_tokens=judge.max_response_tokens)
     )
@@ -204,7 +204,7 @@ def _verification_tokens(plan: TrainingPlan, judge: JudgeSettings, criteria: int
     return _tokens(
         prompts.verifier_prompt(
             task,
-            prompts.shown_criteria(task.criteria),
+            prompts.number_criteria(task.criteria),
             schema,
             _secrets(),
             max_tokens=judge.max_response_tokens,

@@ -97,7 +97,7 @@ async def _prune(
         removed = await _run(Pruner(database, before, dry=False), console, "removing")
         _show(console, "removed", removed)
         if sqlite and vacuum:
-            await Pruner(database, before, dry=True).give_back()
+            await Pruner(database, before, dry=True).vacuum()
         elif sqlite and removed.total():
             console.print(
                 "the file keeps its size and its free space is reused; --vacuum shrinks it",
@@ -118,9 +118,9 @@ async def _run(pruner: Pruner, console: Console, doing: str) -> Counter[str]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(doing, total=await pruner.total())
-        async for window in pruner.run():
-            removed.update(window.removed)
-            progress.update(bar, advance=window.walked, description=f"{doing} {window.table}")
+        async for batch in pruner.run():
+            removed.update(batch.deleted)
+            progress.update(bar, advance=batch.scanned, description=f"{doing} {batch.table}")
     return removed
 
 

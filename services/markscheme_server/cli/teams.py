@@ -10,14 +10,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from markscheme.schema import BudgetPut, TeamName
 from markscheme.vocabulary import BudgetWindow, ReuseScope
-from markscheme_server.accounts.erasure import Erased, erase_team
+from markscheme_server.accounts.erasure import ErasureReport, erase_team
 from markscheme_server.cli.common import EnvFile, fail, print_table, run_with_store
 from markscheme_server.cli.keys import with_authenticator
 from markscheme_server.config import Settings
 from markscheme_server.errors import NotFound
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.budgets import Budget, UnknownTeam
+from markscheme_server.store.budgets import Budget
 from markscheme_server.store.store import Store
+from markscheme_server.store.teams import UnknownTeam
 
 teams = typer.Typer(
     no_args_is_help=True,
@@ -252,14 +253,14 @@ def erase(
     ) as progress:
         bar = progress.add_task("", total=None)
 
-        async def run(store: Store, _settings: Settings) -> Erased:
+        async def run(store: Store, _settings: Settings) -> ErasureReport:
             return await erase_team(
                 store,
                 name,
                 Actor(),
                 on_total=lambda rows: progress.update(bar, total=rows),
-                on_window=lambda window: progress.update(
-                    bar, advance=window.walked, description=window.table
+                on_batch=lambda batch: progress.update(
+                    bar, advance=batch.scanned, description=batch.table
                 ),
             )
 

@@ -40,7 +40,7 @@ async def read_lineage(
     )
     runs, more_runs = await lineage.runs(team, rubric.id)
     counts = await lineage.verdicts(team, rubric.prompt_key, list(keys.values()))
-    use = await lineage.use(team, rubric.id)
+    use = await lineage.usage(team, rubric.id)
     quality = await rubrics.quality(team, [relative.id for relative in family.rubrics])
     graph = _Graph()
     graph.add_rubrics(team, family, quality)
@@ -82,7 +82,7 @@ class _Graph:
                 retired_at=rubric.retired_at,
                 quality=quality.get(rubric.id),
                 run=rubric.provenance.get("run") if own else None,
-                parent_hidden=own and parent is not None and parent not in family.seen,
+                parent_hidden=own and parent is not None and parent not in family.visible,
             )
             if parent in teams:
                 self._join(parent, rubric.id, "version" if teams[parent] == rubric.team else "fork")

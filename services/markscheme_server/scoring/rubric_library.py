@@ -17,18 +17,17 @@ from markscheme_server import wire
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import ChatMessage, judged_text
-from markscheme_server.domain.rubric import Criterion, InvalidRubric, Rubric, validate_criteria
+from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.errors import Forbidden, NotFound, Unprocessable
-from markscheme_server.judge.base import Response
+from markscheme_server.judge.base import StudentResponse
 from markscheme_server.rules.checks import validate_check
 from markscheme_server.scoring.judges import Judges
 from markscheme_server.scoring.lineage import read_lineage
 from markscheme_server.scoring.rubrics import RubricRequest, RubricService
 from markscheme_server.store.audit import actor_of
 from markscheme_server.store.lineage import LineageStore
-from markscheme_server.store.rubrics import Filters, NotTheirs, RubricStore, Search
+from markscheme_server.store.rubrics import Filters, NotOwner, RubricStore, Search
 
-MAX_TAGS = 32
 PUBLIC_PROVENANCE = frozenset({"rubricator", "template", "teacher_model"})
 """Fields of the provenance that other teams see: which models made the rubric."""
 
@@ -123,10 +122,10 @@ class RubricLibrary:
             raise Unprocessable(str(error), code="not_representable", param="content") from error
         criteria = await _checked(found.criteria)
         tags = tuple(dict.fromkeys([*payload.tags, *found.tags]))
-        if len(tags) > MAX_TAGS:
+        if len(tags) > schema.MAX_TAGS:
             raise Unprocessable(
                 f"with the tags of the content there are {len(tags)}; "
-                f"a rubric has {MAX_TAGS} at most",
+                f"a rubric has {schema.MAX_TAGS} at most",
                 code="too_many_tags",
                 param="tags",
             )
@@ -185,9 +184,9 @@ class RubricLibrary:
             prompt=tuple(wire.messages(payload.prompt)),
             teachers=None if teachers is None else tuple(teachers),
             students=tuple(
-                Response(judged_text(student, payload.thinking))
+                StudentResponse(judged_text(student, payload.thinking))
                 if isinstance(student, str)
-                else Response(judged_text(student.text, payload.thinking), student.truncated)
+                else StudentResponse(judged_text(student.text, payload.thinking), student.truncated)
                 for student in payload.student_responses
             ),
             judge=self._judges.get(payload.judge, "rubricator"),
@@ -225,7 +224,7 @@ class RubricLibrary:
                 retired=payload.retired,
                 actor=actor_of(caller),
             )
-        except NotTheirs as error:
+        except NotOwner as error:
             raise Forbidden(
                 "this rubric is another team's: only that team may change it",
                 code="not_your_rubric",
@@ -267,16 +266,13 @@ def _redacted(rubric: Rubric, team: str) -> Rubric:
 
 
 async def _checked(criteria: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
-    """Return the criteria of a rubric, its checks compiled once. Raises `Unprocessable`."""
+    """Return the criteria after compiling their checks. Raises `Unprocessable`."""
     converted = wire.to_criteria(criteria)
     try:
-        validate_criteria(converted)
         for criterion in converted:
             if criterion.check is not None:
                 validate_check(criterion.check)
                 await asyncio.sleep(0)  # large patterns take milliseconds to compile
-    except InvalidRubric as error:
-        raise Unprocessable(str(error), code="invalid_rubric", param="criteria") from error
     except ValueError as error:
         raise Unprocessable(str(error), code="invalid_check", param="criteria") from error
     return converted

@@ -431,7 +431,7 @@ def test_the_database_holds_no_key(organisation: Keys, start: Callable[..., str]
     assert call(url, "GET", "/v1/rubrics", shown).status_code == 200
     everything = dump(organisation.url)
     assert keys.prefix(made) in everything
-    assert keys.digest(made, PEPPER) in everything
+    assert keys.key_hash(made, PEPPER) in everything
     for secret in (made, shown, made[11:], shown[11:], PEPPER, OPERATOR):
         assert secret not in everything
 

@@ -107,7 +107,7 @@ def test_a_judge_that_writes_no_rubric_fails(
     passed, _, said = examined(configured())
     assert not passed
     assert (
-        "FAILED  judge good (g; rubricator, verifier): asked for a rubric: the judge's reply was refused"
+        "FAILED  judge good (g; rubricator, verifier): asked for a rubric: the judge's reply cannot be used"
         in said
     )
 

@@ -13,7 +13,7 @@ from markscheme import Client
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge import prompts
-from markscheme_server.judge.base import InductionTask, Response, VerifyTask
+from markscheme_server.judge.base import InductionTask, StudentResponse, VerifyTask
 from markscheme_server.judge.replies import ReplyError, read_criteria
 from server.judge.injections import INJECTIONS
 
@@ -62,7 +62,9 @@ def verifier(*answers: str) -> str:
 
 
 def rubricator(teacher: str, student: str) -> str:
-    task = InductionTask(({"role": "user", "content": PROMPT},), (teacher,), (Response(student),))
+    task = InductionTask(
+        ({"role": "user", "content": PROMPT},), (teacher,), (StudentResponse(student),)
+    )
     return prompts.rubricator_prompt(task, MARKS, max_tokens=MAX_TOKENS)
 
 
@@ -79,7 +81,7 @@ def holds(message: str, plain: str, *texts: str) -> None:
     """The message is that about plain answers but for what stands inside the fences."""
     assert skeleton(message) == skeleton(plain)
     shown = [body for _, body in blocks(message)][-len(texts) :]
-    assert shown == [prompts.shown(text, MAX_TOKENS) for text in texts]
+    assert shown == [prompts.shown_text(text, MAX_TOKENS) for text in texts]
     for body in shown:
         assert FENCE.search(body) is None
         assert not re.search(
@@ -121,7 +123,7 @@ def test_what_hides_between_latin_letters_is_always_made_visible(examples: int) 
     @settings(max_examples=examples, deadline=None, database=None)
     @given(st.text(st.sampled_from("abcXYZ ,.\n" + HIDING), min_size=1, max_size=60))
     def check(text: str) -> None:
-        shown = prompts.shown(text, MAX_TOKENS)
+        shown = prompts.shown_text(text, MAX_TOKENS)
         assert not set(shown) & set(HIDING)
         assert len(shown) == len(text), "each hidden character is seen as one"
 
