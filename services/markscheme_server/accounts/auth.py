@@ -183,7 +183,7 @@ class Authenticator:
             secret = keys.new_key()
             key = Key(keys.prefix(secret), team, ordered, label, now(), expires_at, None, None)
             try:
-                await self._store.add_key(key, keys.digest(secret, self._pepper), actor)
+                await self._store.add_key(key, keys.key_hash(secret, self._pepper), actor)
             except UnknownTeam as error:
                 raise _no_team(team, "team") from error
             except NameTaken:  # another key has the same prefix

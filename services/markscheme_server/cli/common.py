@@ -83,9 +83,9 @@ def read_settings() -> Settings:
         fail(f"{variable}: {message}" if variable else message)
     _log_files(file, settings)
     if settings.database_url is None:
-        from markscheme_server.store.engine.database import tighten
+        from markscheme_server.store.engine.database import tighten_permissions
 
-        tighten(settings.home.expanduser(), 0o700)
+        tighten_permissions(settings.home.expanduser(), 0o700)
     return settings
 
 

@@ -394,8 +394,8 @@ class ScoreService:
             log.info("group_unscored", reason=failure.reason)
             return GroupResult(_unscored(lookup.group, failure), usage + failure.usage)
         except TimeoutError:
-            failure = JudgeFailure(UnscoredReason.TIMEOUT, "the request's time ran out")
-            return GroupResult(_unscored(lookup.group, failure), usage)
+            timeout = JudgeFailure(UnscoredReason.TIMEOUT, "the request's time ran out")
+            return GroupResult(_unscored(lookup.group, timeout), usage)
         except Exception as error:
             if is_outage(error):
                 raise  # it concerns all groups: the caller should send the batch again
@@ -407,11 +407,11 @@ class ScoreService:
                 error=type(error).__name__,
                 at=_raised_at(error),
             )
-            failure = JudgeFailure(
+            unknown = JudgeFailure(
                 UnscoredReason.UNAVAILABLE,
                 "scoring this group failed; find the request's id in the service's log",
             )
-            return GroupResult(_unscored(lookup.group, failure), usage)
+            return GroupResult(_unscored(lookup.group, unknown), usage)
         finally:
             if batch.reservation is not None:
                 batch.reservation.release(admitted.calls)

@@ -11,7 +11,7 @@ from fakes.bodies import create_rubric, induce, model_judge, score
 from fakes.fast_judge import FastJudge, status
 from fakes.load import Answer, Post, quantile, send_all, send_at_rate
 from fakes.processes import eventually
-from markscheme_server.judge import gateway
+from markscheme_server.judge import endpoint, gateway
 
 Serve = Callable[..., str]
 SetBreaker = Callable[[float, float], None]
@@ -23,7 +23,7 @@ def breaker(monkeypatch: pytest.MonkeyPatch) -> SetBreaker:
     """Sets how long an open breaker waits for its probe, and how long a call waits for it."""
 
     def change(probe_s: float, wait_s: float) -> None:
-        monkeypatch.setattr(gateway, "BREAKER_PROBE_S", probe_s)
+        monkeypatch.setattr(endpoint, "BREAKER_PROBE_S", probe_s)
         monkeypatch.setattr(gateway, "BREAKER_WAIT_S", wait_s)
 
     return change
