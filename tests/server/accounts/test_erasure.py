@@ -174,6 +174,6 @@ def test_the_command_asks_and_erases(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "red" in run("list").output
     done = run("erase", "red", answer="y\n")
     assert (done.exit_code, "team red is erased" in done.output) == (0, True)
-    assert run("list").output.split() == ["default"]
+    assert [line.split()[0] for line in run("list").output.splitlines()] == ["team", "default"]
     own = run("erase", "default", "--yes")
     assert (own.exit_code, "markscheme prune" in own.output) == (1, True)

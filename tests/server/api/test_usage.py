@@ -503,7 +503,7 @@ def test_the_commands_show_usage_and_set_budgets(office: Office, tmp_path: Any) 
     for words, said in (
         (("red", "--hard-usd", "1", "--soft-usd", "2"), "cannot be larger"),
         (("green", "--hard-usd", "1"), "there is no team"),
-        (("red", "--window", "day"), "say --hard-usd"),
+        (("red", "--window", "day"), "give --hard-usd"),
         (("red", "--remove", "--run", "r"), "no such budget"),
     ):
         refused = command("teams", "budget", *words, directory=tmp_path, settings=office_settings)
