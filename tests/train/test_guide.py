@@ -10,6 +10,7 @@ import pytest
 PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text("utf-8")
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 def test_the_example_of_a_second_reward_trains(
     settings: dict[str, Any], service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
