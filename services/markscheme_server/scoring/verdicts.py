@@ -16,7 +16,6 @@ from typing import TypeVar
 from markscheme.vocabulary import UnscoredReason, VerifyMode
 from markscheme_server import metrics
 from markscheme_server.accounts.budgets import BudgetService
-from markscheme_server.config import VerdictReuse
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.fairness import FairQueue, LoopThrottle
@@ -87,10 +86,9 @@ class VerdictService:
         budgets: BudgetService,
         *,
         checks: Judge,
-        reuse: VerdictReuse,
     ) -> None:
         self._store, self._claims, self._cache, self._budgets = store, claims, cache, budgets
-        self._checks, self._reuse = checks, reuse
+        self._checks = checks
         self._flights: SingleFlight[_Decided] = SingleFlight()
         # By judge; no limit over all teams, so that a team waits only for itself.
         self._under_way: dict[str, FairQueue] = {}
@@ -124,7 +122,6 @@ class VerdictService:
                 texts=tuple(dict.fromkeys(texts)),
                 judge=by,
                 verify=verify,
-                reuse=self._reuse,
                 run_id=run_id,
                 rubric_id=rubric.id,
             )
