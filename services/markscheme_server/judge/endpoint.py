@@ -18,6 +18,8 @@ from markscheme_server.judge.reply_cap import cap_reply
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_TIMEOUT_S = 5.0
 """A connection that takes longer counts as failed; nothing was sent."""
+BREAKER_PROBE_S = 15.0
+"""How long an open breaker waits before it asks the canned question."""
 LOG_INTERVAL_S = 60.0
 """Each kind of refusal is logged at most once in this time per endpoint."""
 log = structlog.get_logger()
@@ -99,7 +101,7 @@ def make_endpoints(name: str, settings: JudgeSettings, key: SecretStr | None) ->
             Endpoint(
                 origin_of(url),
                 client,
-                Breaker(settings.breaker_probe_s, changed=gauge.set),
+                Breaker(BREAKER_PROBE_S, changed=gauge.set),
                 Capabilities(forms, changed=_report_adaptation(name, origin_of(url))),
             )
         )

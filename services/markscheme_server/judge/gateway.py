@@ -38,6 +38,8 @@ from markscheme_server.judge.retry import (
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.quotas import Quotas
 
+BREAKER_WAIT_S = 60.0
+"""How long a call waits for an open breaker before it fails."""
 CANNED_TIMEOUT_S = 15.0
 """An endpoint that takes longer to answer the small canned question counts as down."""
 
@@ -89,7 +91,7 @@ class Gateway:
             tokens,
             context,
             reserve_budget,
-            asyncio.get_running_loop().time() + self.settings.breaker_wait_s,
+            asyncio.get_running_loop().time() + BREAKER_WAIT_S,
         )
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(self._is_retryable),
@@ -113,10 +115,10 @@ class Gateway:
         loop, context = asyncio.get_running_loop(), call.context
         await call.reserve_budget()
         with _counted(metrics.QUEUE_DEPTH.labels(judge=self.name)) as waiting:
-            await self.quotas.acquire(call.tokens, context.turn, context.team)
+            await self.quotas.acquire(call.tokens, context.priority, context.team)
             while True:
                 await self._wait_until_ready(min(call.wait_until, context.deadline.at))
-                async with self.limiter.slot(context.turn, context.team):
+                async with self.limiter.slot(context.priority, context.team):
                     endpoint = self._pick_endpoint(loop.time(), call.failed_endpoint)
                     if endpoint is None:
                         continue  # its breaker opened while we waited for the slot

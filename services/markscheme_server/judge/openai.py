@@ -17,10 +17,9 @@ from markscheme.text import visible
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, Role
-from markscheme_server.domain.call_context import CallContext, Deadline
+from markscheme_server.domain.call_context import CallContext, Deadline, SpendGuard
 from markscheme_server.domain.hashing import ChatMessage, digest, prompt_text
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.domain.spend_guard import SpendGuard
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge import prompts, replies
 from markscheme_server.judge.base import (
@@ -104,8 +103,7 @@ class OpenAIJudge:
             f"+{name}"
             for name, on in (
                 ("evidence", s.evidence),
-                ("nonce", s.nonce),
-                ("canary", s.canary),
+                ("hardening", s.hardening),
                 ("rationale", s.rationale != "off"),
             )
             if on
@@ -153,9 +151,9 @@ class OpenAIJudge:
         s = self._settings
         shown = prompts.number_criteria(task.criteria)
         material = [list(task.prompt), [c.text for c in task.criteria], list(task.responses)]
-        nonce = self._secrets.derive("nonce", material) if s.nonce else None
+        nonce = self._secrets.derive("nonce", material) if s.hardening else None
         canary = None
-        if s.canary:
+        if s.hardening:
             # No answer can contain a word that derives from a secret: "met" is surely false.
             word = self._secrets.derive("canary", material)
             canary = (f"c{len(shown) + 1}", f"The answer contains the string {word}.")

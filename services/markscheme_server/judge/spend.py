@@ -42,7 +42,9 @@ class Spending:
     async def reserve_budget(self, prompt_bytes: int, reply_tokens: int) -> None:
         """Reserve the maximum cost of a request. Raises `JudgeFailure` when the budget is spent."""
         if self.settings.priced:
-            await self._budget.hold(self.settings.most(prompt_bytes, reply_tokens), self._deadline)
+            await self._budget.hold(
+                self.settings.max_cost(prompt_bytes, reply_tokens), self._deadline
+            )
 
     def begin(self, prompt_bytes: int, reply_tokens: int) -> "RequestCost":
         """Record a request that is sent now, at its maximum cost."""
@@ -50,7 +52,9 @@ class Spending:
         cost = RequestCost(self, prompt_bytes, reply_tokens, before)
         self.record(
             before,
-            JudgeUsage(1, unpriced_calls=1, unknown=self.settings.most(prompt_bytes, reply_tokens)),
+            JudgeUsage(
+                1, unpriced_calls=1, unknown=self.settings.max_cost(prompt_bytes, reply_tokens)
+            ),
         )
         return cost
 
@@ -85,7 +89,7 @@ class RequestCost:
                 cached,
                 cost,
                 unpriced_calls=0 if known else 1,
-                unknown=0 if known else settings.most(self._prompt_bytes, self._reply_tokens),
+                unknown=0 if known else settings.max_cost(self._prompt_bytes, self._reply_tokens),
             ),
         )
         for kind, tokens in (("prompt", prompt), ("completion", reply)):

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from markscheme_server.domain.fairness import FairShares
+from markscheme_server.domain.fairness import FairQueue
 from markscheme_server.limits.redis import Redis, RedisUnavailable
 
 LEASE_S = 3.0
@@ -53,8 +53,8 @@ class ConcurrencyLimiter:
         self._key = f"markscheme:places:{name}"
         self._size, self._owner, self._redis = size, owner, redis
         self._even_share = max(1, size // workers)
-        self._shares = FairShares(
-            0 if redis is not None else self._even_share, changed=self._on_change
+        self._slots = FairQueue(
+            0 if redis is not None else self._even_share, on_change=self._on_change
         )
         self._sync_task: asyncio.Task[None] | None = None
         self._more_wanted = asyncio.Event()
@@ -62,7 +62,7 @@ class ConcurrencyLimiter:
     @property
     def used(self) -> int:
         """Slots that this process uses."""
-        return self._shares.used
+        return self._slots.used
 
     @asynccontextmanager
     async def slot(self, priority: int, team: str = "") -> AsyncIterator[None]:
@@ -70,11 +70,11 @@ class ConcurrencyLimiter:
 
         Teams take turns; within a team the lowest ``priority`` value is served first.
         """
-        async with self._shares.hold(team, priority):
+        async with self._slots.slot(team, priority):
             yield
 
     def _on_change(self) -> None:
-        if self._shares.wanted and self._shares.size < self._size:
+        if self._slots.waiting and self._slots.size < self._size:
             self._more_wanted.set()
         if (
             self._redis is not None
@@ -85,21 +85,21 @@ class ConcurrencyLimiter:
 
     @property
     def _is_active(self) -> bool:
-        return self._shares.wanted > 0 or self._shares.used > 0 or self._shares.size > 0
+        return self._slots.waiting > 0 or self._slots.used > 0 or self._slots.size > 0
 
     async def _sync(self, redis: Redis) -> None:
         """Match the allotted slots to what this process uses and wants, until it needs none."""
-        loop, shares = asyncio.get_running_loop(), self._shares
+        loop, slots = asyncio.get_running_loop(), self._slots
         renew_at = 0.0
         while self._is_active:
-            wanted = min(self._size, shares.used + shares.wanted)
+            wanted = min(self._size, slots.used + slots.waiting)
             # Report unmet demand and a surplus at the next tick. Otherwise renew now and then, to
             # learn whether other processes wait.
-            unmet, surplus = wanted > shares.size, shares.size > wanted + 2 * SPARE_SLOTS
+            unmet, surplus = wanted > slots.size, slots.size > wanted + 2 * SPARE_SLOTS
             if unmet or surplus or loop.time() >= renew_at:
                 allotted = await self._allot(redis, wanted)
                 renew_at = loop.time() + RENEW_S
-                shares.resize(allotted)
+                slots.resize(allotted)
             self._more_wanted.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
@@ -107,7 +107,7 @@ class ConcurrencyLimiter:
 
     async def _allot(self, redis: Redis, wanted: int) -> int:
         comfortable = wanted + (SPARE_SLOTS if wanted else 0)
-        arguments = (self._owner, self._shares.used, wanted, self._size, LEASE_S, comfortable)
+        arguments = (self._owner, self._slots.used, wanted, self._size, LEASE_S, comfortable)
         try:
             return int(
                 await redis.run(lambda client: client.eval(_ALLOT, 1, self._key, *arguments))

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from markscheme_server.domain.fairness import FairShares
+from markscheme_server.domain.fairness import FairQueue
 from markscheme_server.limits.sliding_window import SlidingWindows
 
 MIN_WAIT_S, MAX_WAIT_S = 0.05, 1.0
@@ -15,7 +15,7 @@ class Quotas:
         self, name: str, windows: SlidingWindows, *, rpm: int | None, tpm: int | None
     ) -> None:
         self._name, self._windows, self._rpm, self._tpm = name, windows, rpm, tpm
-        self._queue = FairShares(1)
+        self._queue = FairQueue(1)
 
     async def acquire(self, tokens: int, priority: int, team: str) -> None:
         """Wait until a call of about ``tokens`` tokens fits both limits, and count it.
@@ -24,7 +24,7 @@ class Quotas:
         """
         if self._rpm is None and self._tpm is None:
             return
-        async with self._queue.hold(team, priority):
+        async with self._queue.slot(team, priority):
             if self._rpm is not None:
                 await self._wait("calls", self._rpm, 1)
             if self._tpm is not None:

@@ -116,7 +116,7 @@ class BuiltinJudge:
             decided, took_s = await self._pool.run(
                 partial(_run_slice, task.responses, questions, done, until),
                 team=context.team,
-                priority=context.turn,
+                priority=context.priority,
             )
             if not decided:
                 return  # there is no time left

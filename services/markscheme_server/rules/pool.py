@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-from markscheme_server.domain.fairness import FairShares
+from markscheme_server.domain.fairness import FairQueue
 
 T = TypeVar("T")
 
@@ -22,24 +22,24 @@ class CheckPool:
     def __init__(self, threads: int | None = None) -> None:
         threads = max(2, threads or (os.cpu_count() or 1) + 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="checks")
-        self._shares = FairShares(threads, most=threads - 1)
+        self._slots = FairQueue(threads, max_per_team=threads - 1)
 
     async def run(self, work: Callable[[], T], *, team: str, priority: int) -> T:
         """Run ``work`` in a thread when it is the team's turn; return its result.
 
         Cancelling the caller does not stop it.
         """
-        await self._shares.take(team, priority)
+        await self._slots.acquire(team, priority)
         loop = asyncio.get_running_loop()
 
         def done(_: "Future[T]") -> None:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits
-                loop.call_soon_threadsafe(self._shares.give_back, team)
+                loop.call_soon_threadsafe(self._slots.release, team)
 
         try:
             future = self._threads.submit(work)
         except RuntimeError:
-            self._shares.give_back(team)
+            self._slots.release(team)
             raise
         future.add_done_callback(done)
         return await asyncio.wrap_future(future)

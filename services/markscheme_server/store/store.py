@@ -13,6 +13,7 @@ from markscheme_server.store.claims import ClaimStore
 from markscheme_server.store.engine.database import NO_TEAM, PING_TIMEOUT_S, Database, create_engine
 from markscheme_server.store.engine.ids import new_id
 from markscheme_server.store.idempotency import IdempotencyStore
+from markscheme_server.store.ledger import LedgerStore
 from markscheme_server.store.lineage import LineageStore
 from markscheme_server.store.probes import ProbeStore
 from markscheme_server.store.rubrics import RubricStore
@@ -34,10 +35,13 @@ class Store:
         self.teams = TeamStore(self.database)
         self.rubrics = RubricStore(self.database, self.claims)
         self.lineage = LineageStore(self.database, self.rubrics)
-        self.verdicts = VerdictStore(self.database, self.claims)
+        self.ledger = LedgerStore(self.database)
+        self.verdicts = VerdictStore(self.database, self.claims, self.ledger)
         self.assignments = AssignmentStore(self.database)
         self.teachers = TeacherBank(self.database)
-        self.budgets = BudgetStore(self.database, owner=self.owner, lease_s=hold_lease_s)
+        self.budgets = BudgetStore(
+            self.database, self.ledger, owner=self.owner, lease_s=hold_lease_s
+        )
         self.usage = UsageStore(self.database)
         self.probes = ProbeStore(self.database)
         self.audit = AuditStore(self.database)
@@ -78,6 +82,7 @@ class Store:
         await self.assignments.drain()
         await self.teachers.drain()
         await self.budgets.drain()
+        await self.ledger.drain()
 
     async def close(self) -> None:
         """Close the connections."""

@@ -84,7 +84,7 @@ api_keys = sa.Table(
     _created(),
     sa.Index(None, "team"),
 )
-"""Of a key only its `domain.keys.digest` is stored. Rows are never deleted."""
+"""Of a key only its `domain.keys.key_hash` is stored. Rows are never deleted."""
 
 prompts = sa.Table(
     "prompts",

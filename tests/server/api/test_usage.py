@@ -434,7 +434,7 @@ async def store(database_url: str) -> Any:
 
 async def test_a_dead_processs_holds_are_believed_until_their_lease_ends(store: Store) -> None:
     ours, dead = (
-        BudgetStore(store.database, owner=name, lease_s=lease)
+        BudgetStore(store.database, store.ledger, owner=name, lease_s=lease)
         for name, lease in (("own_1", 60.0), ("own_2", 0.3))
     )
     await ours.put("red", None, hard_usd=1.0, soft_usd=None, window="day", actor=Actor())

@@ -41,9 +41,8 @@ def gateway(
     queue_limit: int = 100,
     concurrency: int = 4,
     probe_s: float = 15.0,
-    wait_s: float = 0.0,
 ) -> Gateway:
-    settings = JudgeSettings(model="m", concurrency=concurrency, breaker_wait_s=wait_s)
+    settings = JudgeSettings(model="m", concurrency=concurrency)
     endpoint = Endpoint("judge.test", cast(Any, None), Breaker(probe_s))
     made = Gateway(
         "j",
@@ -63,8 +62,9 @@ async def ask(to: Gateway, send: Send, team: str = "a") -> object:
 
 
 @pytest.fixture(autouse=True)
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("markscheme_server.judge.gateway.backoff_s", lambda attempt: 0.0)
+    monkeypatch.setattr("markscheme_server.judge.gateway.BREAKER_WAIT_S", 0.0)
 
 
 async def test_one_teams_poisonous_material_does_not_open_the_breaker() -> None:
@@ -105,7 +105,10 @@ async def test_an_outage_opens_the_breaker_with_one_question_and_sends_nothing_m
     assert (canned, 10 <= sent <= 15) == (1, True)
 
 
-async def test_an_open_breaker_is_probed_with_the_question_and_no_call() -> None:
+async def test_an_open_breaker_is_probed_with_the_question_and_no_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("markscheme_server.judge.gateway.BREAKER_WAIT_S", 5.0)
     back, sent = False, []
 
     async def question(endpoint: Endpoint) -> object:
@@ -115,7 +118,7 @@ async def test_an_open_breaker_is_probed_with_the_question_and_no_call() -> None
         sent.append(back)
         return await question(endpoint)
 
-    judge = gateway(canned=question, probe_s=0.02, wait_s=5)
+    judge = gateway(canned=question, probe_s=0.02)
     now, breaker = asyncio.get_running_loop().time(), judge.endpoints[0].breaker
     for _ in range(10):
         breaker.record(now, failed=True)

@@ -8,8 +8,7 @@ import openai
 import pytest
 
 from markscheme_server.config import JudgeSettings
-from markscheme_server.domain.call_context import Deadline
-from markscheme_server.domain.spend_guard import SpendGuard
+from markscheme_server.domain.call_context import Deadline, SpendGuard
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge.refusals import Refusal, RefusalKind
 from markscheme_server.judge.spend import RequestCost, Spending

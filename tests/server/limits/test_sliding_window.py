@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markscheme_server.accounts.rate_limit import LEAST_AT_ONCE, SHORT_S, TeamRates
+from markscheme_server.accounts.rate_limit import MIN_BURST, SHORT_WINDOW_S, TeamRates
 from markscheme_server.limits.sliding_window import TICK_S, LimitState, SlidingWindows, limit_state
 
 
@@ -58,8 +58,8 @@ def test_a_rejection_is_answered_without_counting_again() -> None:
     async def run() -> tuple[list[bool], int, LimitState]:
         windows = Counting()
         rates = TeamRates(windows)
-        answers = [await rates.take("red", 3) for _ in range(200)]
-        return [answer.admitted for answer in answers], windows.asked, answers[-1].room
+        answers = [await rates.hit("red", 3) for _ in range(200)]
+        return [answer.admitted for answer in answers], windows.asked, answers[-1].state
 
     before_the_turn()
     admitted, asked, last = asyncio.run(run())
@@ -75,33 +75,33 @@ def test_a_rejection_is_answered_without_counting_again() -> None:
 def test_a_minutes_requests_are_not_admitted_at_once() -> None:
     async def run() -> tuple[int, LimitState]:
         rates = TeamRates(SlidingWindows())
-        answers = [await rates.take("red", 300) for _ in range(300)]
-        return sum(answer.admitted for answer in answers), answers[-1].room
+        answers = [await rates.hit("red", 300) for _ in range(300)]
+        return sum(answer.admitted for answer in answers), answers[-1].state
 
-    before_the_turn(SHORT_S)
+    before_the_turn(SHORT_WINDOW_S)
     admitted, last = asyncio.run(run())
     assert admitted == 30
-    assert (last.remaining, 0 < last.retry_after_s <= SHORT_S) == (0, True)
+    assert (last.remaining, 0 < last.retry_after_s <= SHORT_WINDOW_S) == (0, True)
 
 
 def test_a_rejection_by_the_short_window_does_not_count_in_the_minute() -> None:
     async def run() -> tuple[list[bool], int]:
         windows = SlidingWindows()
         rates = TeamRates(windows)
-        admitted = [(await rates.take("red", 20)).admitted for _ in range(30)]
+        admitted = [(await rates.hit("red", 20)).admitted for _ in range(30)]
         return admitted, (await windows.limit_state(20, 1, "team", "red", "requests")).remaining
 
-    before_the_turn(SHORT_S)
+    before_the_turn(SHORT_WINDOW_S)
     assert asyncio.run(run()) == (
-        [True] * LEAST_AT_ONCE + [False] * (30 - LEAST_AT_ONCE),
-        20 - LEAST_AT_ONCE,
+        [True] * MIN_BURST + [False] * (30 - MIN_BURST),
+        20 - MIN_BURST,
     )
 
 
 def test_a_changed_limit_starts_at_zero() -> None:
     async def run() -> list[bool]:
         rates = TeamRates(SlidingWindows())
-        return [(await rates.take("red", rpm)).admitted for rpm in (1, 1, 2, 2, 2)]
+        return [(await rates.hit("red", rpm)).admitted for rpm in (1, 1, 2, 2, 2)]
 
     before_the_turn()
     assert asyncio.run(run()) == [True, False, True, True, False]
@@ -111,7 +111,7 @@ def test_a_changed_limit_starts_at_zero() -> None:
 def test_without_redis_each_worker_has_an_even_share(limit: int, workers: int, share: int) -> None:
     async def run() -> int:
         rates = TeamRates(SlidingWindows(workers=workers))
-        return sum([(await rates.take("red", limit)).admitted for _ in range(limit + 1)])
+        return sum([(await rates.hit("red", limit)).admitted for _ in range(limit + 1)])
 
     before_the_turn()
     assert asyncio.run(run()) == share

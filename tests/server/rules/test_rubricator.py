@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from markscheme import schema
 from markscheme.vocabulary import UnscoredReason
+from markscheme_server import wire
 from markscheme_server.domain.reward import reward
-from markscheme_server.domain.rubric import Criterion, maximum_score, validate_criteria
+from markscheme_server.domain.rubric import Criterion, maximum_score
 from markscheme_server.domain.verdict import Verdict
 from markscheme_server.judge.base import InductionTask, JudgeFailure, StudentResponse
 from markscheme_server.rules.checks import run_check
@@ -66,7 +67,7 @@ def test_a_constraint_is_split_into_rungs_and_names_its_source() -> None:
 def test_ids_run_from_c1_and_the_rubric_is_valid() -> None:
     criteria = induce()
     assert [c.id for c in criteria] == [f"c{n}" for n in range(1, len(criteria) + 1)]
-    validate_criteria(criteria)
+    schema.RubricCreate(prompt="p", criteria=wire.from_criteria(criteria))
 
 
 def test_a_constraint_stays_when_the_teacher_misses_it() -> None:

@@ -55,8 +55,8 @@ _TEAM = re.compile(r"[a-z0-9._-]+")
 _WORD = re.compile(r"[^\W_]+")
 _ENGLISH: sa.ColumnElement[Any] = sa.literal_column("'english'")
 
-ERASED = "this team was erased"
-"""The message with which triggers refuse rows of an erased team."""
+_ERASED = "this team was erased"
+"""The message of the trigger that refuses rows of a team that was erased (migration 0004)."""
 
 log = structlog.get_logger()
 
@@ -147,6 +147,10 @@ class ValueRefused(sa.exc.SQLAlchemyError):
     """The driver cannot encode a value."""
 
 
+class TeamErased(sa.exc.IntegrityError):
+    """The rows belong to a team that was erased."""
+
+
 def fault_of(error: sa.exc.SQLAlchemyError) -> Literal["database", "data", "ours"]:
     """Return the cause of a query's error.
 
@@ -191,8 +195,8 @@ def is_outage(error: BaseException) -> bool:
 
     The database is unreachable or in a bad condition, or the team was erased.
     """
-    return isinstance(error, sa.exc.SQLAlchemyError) and (
-        ERASED in str(getattr(error, "orig", "")) or fault_of(error) == "database"
+    return isinstance(error, TeamErased) or (
+        isinstance(error, sa.exc.SQLAlchemyError) and fault_of(error) == "database"
     )
 
 
@@ -205,6 +209,13 @@ def _driver_errors_as_sqlalchemys() -> Iterator[None]:
         raise DatabaseUnreachable(type(error).__name__) from error
     except (OverflowError, UnicodeEncodeError) as error:
         raise ValueRefused(type(error).__name__) from error
+    except sa.exc.IntegrityError as error:
+        # The trigger's SQL state is that of every violated check, so its message tells it apart.
+        if error.orig is not None and _ERASED in str(error.orig):
+            raise TeamErased(
+                error.statement, error.params, error.orig, hide_parameters=True
+            ) from error
+        raise
 
 
 class _ScopedConnection(asyncpg.Connection):  # type: ignore[misc]

@@ -13,18 +13,20 @@ from markscheme_server.config import Settings
 from markscheme_server.domain.hashing import prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage, to_nano
+from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store import tables
-from markscheme_server.store.assignments import GroupRef, Outcome, ScoredRollout
+from markscheme_server.store.assignments import GroupOutcome, GroupRef, ScoredRollout
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.budgets import HoldRequest
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.idempotency import RequestKey, Started
+from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance import batch_delete
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.maintenance.prune import Pruner
 from markscheme_server.store.store import Store
-from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
+from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 
 OLD = timedelta(days=100)
 AGE = timedelta(days=90)
@@ -74,7 +76,9 @@ async def group(
     await store.assignments.finish(
         "t",
         made.id,
-        Outcome([ScoredRollout(f"r{i}", text, False, 0.5, None) for i, text in enumerate(texts)]),
+        GroupOutcome(
+            [ScoredRollout(f"r{i}", text, False, 0.5, None) for i, text in enumerate(texts)]
+        ),
     )
     return made.id
 
@@ -82,10 +86,12 @@ async def group(
 async def verdict(store: Store, name: str) -> None:
     key = text_key(name)
     await store.verdicts.save(
-        Reply(
+        JudgeReply(
             "t",
-            [StoredVerdict(key, "p", "c", key, "judge", True, None)],
-            JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 10, 5)),
+            [StoredVerdict(key, "p", "c", key, "judge", StoredDecision(True, None, None))],
+            JudgeCall(
+                CallDescription("t", None, "verifier", "judge", ("c",)), JudgeUsage(1, 10, 5)
+            ),
         )
     )
 
@@ -140,7 +146,13 @@ async def old_and_new(store: Store) -> None:
     for i in range(30):
         await verdict(store, f"old-{i}")
     await store.verdicts.save(
-        Reply("t", (), JudgeCall("rubricator", "judge", (), JudgeUsage(3), "unavailable"))
+        JudgeReply(
+            "t",
+            (),
+            JudgeCall(
+                CallDescription("t", None, "rubricator", "judge"), JudgeUsage(3), "unavailable"
+            ),
+        )
     )
     await store.teachers.save("t", prompt("taught"), ["a teacher's words"])
     await answered(store, "old")
@@ -285,27 +297,29 @@ async def fill_books(store: Store) -> None:
             {"cost": to_nano(cost)} if cost is not None else {"unpriced_calls": 1, "unknown": i}
         )
         usage = JudgeUsage(1 + i % 2, 100 + i, 10 + i, cached_tokens=i, **unknown)
-        call = JudgeCall(
+        about = CallDescription(
+            team,
+            run_id,
             "verifier" if i % 7 else "teacher",
             f"judge {i % 2}",
             ("c",),
-            usage,
-            "timeout" if i % 6 == 0 else None,
-            run_id,
             made.id if i % 3 else None,
         )
+        call = JudgeCall(about, usage, "timeout" if i % 6 == 0 else None)
         key = text_key(f"{i}")
         await store.verdicts.save(
-            Reply(
+            JudgeReply(
                 team,
-                [StoredVerdict(key, "p", "c", key, "judge", True, None)] if i % 8 else (),
+                [StoredVerdict(key, "p", "c", key, "judge", StoredDecision(True, None, None))]
+                if i % 8
+                else (),
                 call,
             )
         )
         group_id = await group(store, "p", [f"text {i}"], made, group_id=f"g{i}")
         if i % 10:
             await store.assignments.finish(
-                "t", group_id, Outcome([], cached_verdicts=i, saved_usd=i / 50)
+                "t", group_id, GroupOutcome([], cached_verdicts=i, saved_usd=i / 50)
             )
     async with store.database.writing(ALL_TEAMS) as connection:
         await connection.execute(tables.teams.insert().values(name="u", created_at=now()))

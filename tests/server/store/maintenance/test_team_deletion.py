@@ -12,23 +12,26 @@ from sqlalchemy.exc import IntegrityError
 
 from markscheme_server.accounts import erasure
 from markscheme_server.accounts.auth import Authenticator
-from markscheme_server.accounts.erasure import Erased, erase_team
+from markscheme_server.accounts.erasure import ErasureReport, erase_team
 from markscheme_server.config import Settings
 from markscheme_server.domain.hashing import prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage, to_nano
+from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.errors import Conflict, NotFound, Unauthorised
-from markscheme_server.store.assignments import GroupRef, Outcome, ScoredRollout
+from markscheme_server.store.assignments import GroupOutcome, GroupRef, ScoredRollout
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.budgets import HoldRequest, UnknownTeam
+from markscheme_server.store.budgets import HoldRequest
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import new_id
 from markscheme_server.store.idempotency import RequestKey, Started
+from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance import batch_delete, team_deletion
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import audit_entries, metadata, past_usage, prompts, rubrics
-from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
+from markscheme_server.store.teams import UnknownTeam
+from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 from markscheme_server.wire import from_rubric
 
 TEAMS = ("red", "blue", "green")
@@ -48,7 +51,7 @@ def run_id(team: str) -> str:
 
 @pytest.fixture
 async def store(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
-    monkeypatch.setattr(erasure, "SETTLES_IN_S", 0)
+    monkeypatch.setattr(erasure, "SETTLE_S", 0)
     made = Store(Settings(_env_file=None, database_url=database_url).sqlalchemy_url)
     await migrate(made.database)
     yield made
@@ -91,7 +94,7 @@ async def group(
     await store.assignments.finish(
         team,
         made.id,
-        Outcome(
+        GroupOutcome(
             [
                 ScoredRollout(f"r{i} {word(team)}", text, False, 0.5, None)
                 for i, text in enumerate(texts)
@@ -129,13 +132,21 @@ async def fill(store: Store) -> dict[str, Any]:
         await store.teachers.save(team, COMMON, ["said by all"])
         usage = JudgeUsage(1, 10, 5, cost=to_nano(0.1))
         verdict = StoredVerdict(
-            text_key(f"v {team}"), "p", "c", "r", f"judge {word(team)}", True, word(team), 0.1
+            text_key(f"v {team}"),
+            "p",
+            "c",
+            "r",
+            f"judge {word(team)}",
+            StoredDecision(True, word(team), 0.1),
         )
         await store.verdicts.save(
-            Reply(
+            JudgeReply(
                 team,
                 [verdict],
-                JudgeCall("verifier", "judge", ("c",), usage, None, run_id(team), first.id),
+                JudgeCall(
+                    CallDescription(team, run_id(team), "verifier", "judge", ("c",), first.id),
+                    usage,
+                ),
             )
         )
         await answer(store, team, word(team), word(team))
@@ -320,7 +331,7 @@ async def test_killed_after_any_transaction_it_is_finished_by_the_next(
     known = await fill(store)
     before = await dump(store)
 
-    async def erase(transactions: int) -> Erased:
+    async def erase(transactions: int) -> ErasureReport:
         left = transactions
 
         def count(_batch: batch_delete.Batch) -> None:
@@ -350,10 +361,22 @@ async def test_what_is_brought_late_is_refused_and_its_neighbours_are_kept(store
     late = [
         asyncio.ensure_future(
             store.verdicts.save(
-                Reply(
+                JudgeReply(
                     team,
-                    [StoredVerdict(text_key(f"late {team}"), "p", "c", "r", "judge", True, None)],
-                    JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 1, 1)),
+                    [
+                        StoredVerdict(
+                            text_key(f"late {team}"),
+                            "p",
+                            "c",
+                            "r",
+                            "judge",
+                            StoredDecision(True, None, None),
+                        )
+                    ],
+                    JudgeCall(
+                        CallDescription(team, None, "verifier", "judge", ("c",)),
+                        JudgeUsage(1, 1, 1),
+                    ),
                 )
             )
         )
@@ -444,7 +467,7 @@ async def test_the_operators_team_and_one_that_is_not_there_are_refused(store: S
 async def test_a_sqlite_file_holds_none_of_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(erasure, "SETTLES_IN_S", 0)
+    monkeypatch.setattr(erasure, "SETTLE_S", 0)
     store = Store(f"sqlite+aiosqlite:///{tmp_path / 'm.db'}")
     await migrate(store.database)
     await fill(store)
