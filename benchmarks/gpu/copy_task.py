@@ -67,20 +67,22 @@ class CopyTask:
             for answer in wanted
         ]
 
-    def batch(self, rows: int, chance: torch.Generator, device: str) -> list[tuple[Tensor, Tensor]]:
+    def batch(
+        self, rows: int, generator: torch.Generator, device: str
+    ) -> list[tuple[Tensor, Tensor]]:
         """Token ids and labels, without a demonstration and with one."""
-        keys = torch.randint(KEYS, (rows,), generator=chance)
+        keys = torch.randint(KEYS, (rows,), generator=generator)
         start = torch.stack([keys + ID["k0"], torch.full_like(keys, ID["go"])], 1)
         end = torch.full((rows, 1), ID["<eos>"])
-        shown = self._noisy(self.answers[keys], RIGHT, chance)
+        shown = self._noisy(self.answers[keys], RIGHT, generator)
         read = torch.cat(
             [torch.full((rows, 1), ID["demo"]), shown + ID["v0"], torch.full((rows, 1), ID["now"])],
             1,
         )
         pairs = []
         for before, said in (
-            (start, self._noisy(self.answers[keys], RIGHT, chance)),
-            (torch.cat([start, read], 1), self._noisy(shown, COPIED, chance)),
+            (start, self._noisy(self.answers[keys], RIGHT, generator)),
+            (torch.cat([start, read], 1), self._noisy(shown, COPIED, generator)),
         ):
             ids = torch.cat([before, said + ID["v0"], end], 1)
             labels = ids.clone()
@@ -89,9 +91,9 @@ class CopyTask:
         return pairs
 
     @staticmethod
-    def _noisy(values: Tensor, kept: float, chance: torch.Generator) -> Tensor:
-        other = torch.randint(VALUES, values.shape, generator=chance)
-        return torch.where(torch.rand(values.shape, generator=chance) < kept, values, other)
+    def _noisy(values: Tensor, kept: float, generator: torch.Generator) -> Tensor:
+        other = torch.randint(VALUES, values.shape, generator=generator)
+        return torch.where(torch.rand(values.shape, generator=generator) < kept, values, other)
 
 
 def pretrain(task: CopyTask, steps: int, device: str) -> LlamaForCausalLM:
@@ -112,13 +114,13 @@ def pretrain(task: CopyTask, steps: int, device: str) -> LlamaForCausalLM:
             bos_token_id=None,
         )
     ).to(device)
-    chance = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         loss = sum(
             model(input_ids=ids, labels=labels).loss
-            for ids, labels in task.batch(64, chance, device)
+            for ids, labels in task.batch(64, generator, device)
         )
         optimizer.zero_grad()
         loss.backward()

@@ -15,7 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from gpu.part import Goal, Part, run_part
 from gpu.shapes import MIDDLE, TINY, question, recorded, save_model
-from markscheme_train.training import quieten
+from markscheme_train.training import silence_libraries
 from training.worker import OURS, ROWS, assemble, shared
 
 PRECISIONS = ("fp32", "bf16")
@@ -45,7 +45,7 @@ class TakeGradients(TrainerCallback):  # type: ignore[misc]
 
 
 def run(part: Part, directory: Path, small: bool) -> None:
-    quieten()
+    silence_libraries()
     shape, length = (TINY, 24) if small else (MIDDLE, 256)
     gpu = torch.cuda.is_available()
     name = "GPU" if gpu else "CPU by the GPU's path"

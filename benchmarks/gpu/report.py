@@ -1,8 +1,8 @@
 """The report of a GPU run: one JSON and one Markdown file, whatever became of the parts.
 
-    python -m gpu.report --room DIR --stem benchmarks/results/gpu-2026-11-26 [--small]
+    python -m gpu.report --workdir DIR --stem benchmarks/results/gpu-2026-11-26 [--small]
 
-``--room`` holds ``parts.tsv``, a line for each part (module, limit in seconds, and once it has
+``--workdir`` holds ``parts.tsv``, a line for each part (module, limit in seconds, and once it has
 ended its exit status and its seconds), and for each part the JSON of its findings and its log. The
 report is written anew after every part.
 """
@@ -48,17 +48,17 @@ class Outcome:
         return "done" if self.status == 0 else f"failed (status {self.status})"
 
 
-def read_outcomes(room: Path) -> list[Outcome]:
+def read_outcomes(workdir: Path) -> list[Outcome]:
     """All planned parts in their order."""
     return [
-        read_outcome(room, line.split("\t"))
-        for line in (room / "parts.tsv").read_text().splitlines()
+        read_outcome(workdir, line.split("\t"))
+        for line in (workdir / "parts.tsv").read_text().splitlines()
     ]
 
 
-def read_outcome(room: Path, cells: Sequence[str]) -> Outcome:
+def read_outcome(workdir: Path, cells: Sequence[str]) -> Outcome:
     module, limit, status, seconds = (*cells, "", "")[:4]
-    file, log = room / f"{module}.json", room / f"{module}.log"
+    file, log = workdir / f"{module}.json", workdir / f"{module}.log"
     return Outcome(
         module,
         float(limit),
@@ -212,12 +212,12 @@ def verdict(goal: Goal) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gpu.report")
-    parser.add_argument("--room", type=Path, required=True)
+    parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--stem", type=Path, required=True)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--seconds", type=float, help="of the whole run so far")
     given = parser.parse_args()
-    outcomes = read_outcomes(given.room)
+    outcomes = read_outcomes(given.workdir)
     options: dict[str, Any] = {"small": given.small, "total_s": given.seconds}
     write(given.stem, markdown(outcomes, **options), as_json(outcomes, **options))
 

@@ -23,7 +23,7 @@ from markscheme_train import reprompt
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.demo.service import running_service
 from markscheme_train.step_log import StepRecord
-from markscheme_train.training import quieten, train
+from markscheme_train.training import silence_libraries, train
 
 SERVE = (
     sys.executable,
@@ -51,7 +51,7 @@ FULL, SMALL = Plan(300, 50, 10), Plan(150, 6, 2)
 
 
 def run(part: Part, directory: Path, small: bool) -> None:
-    quieten()
+    silence_libraries()
     plan = SMALL if small else FULL
     device = "cuda" if torch.cuda.is_available() else "cpu"
     part.expect(Goal(UNSCORED, at_most=0), Goal(GAIN, at_least=None if small else 0.1))

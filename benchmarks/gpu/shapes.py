@@ -85,7 +85,7 @@ def question(length: int = 32) -> str:
 
 def recorded(shape: Shape, length: int) -> list[list[int]]:
     """The same ``ROWS`` rollouts of ``length`` tokens each time; none ends by itself."""
-    chance = torch.Generator().manual_seed(length)
-    ids = torch.randint(len(SPECIAL), shape.vocabulary, (ROWS, length), generator=chance)
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(len(SPECIAL), shape.vocabulary, (ROWS, length), generator=generator)
     rows: list[list[int]] = ids.tolist()
     return rows

@@ -25,7 +25,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from gpu.part import Goal, Part, run_part
 from gpu.shapes import QWEN3_06B, TINY, Shape, question, recorded, save_model
 from markscheme_train.distillation import CHUNK, divergences
-from markscheme_train.training import quieten
+from markscheme_train.training import silence_libraries
 from training.worker import OURS, ROWS, assemble, shared
 
 GPU = torch.cuda.is_available()
@@ -95,7 +95,7 @@ SMALL = Plan(TINY, (32, 64), 2)
 
 
 def run(part: Part, directory: Path, small: bool) -> None:
-    quieten()
+    silence_libraries()
     plan = SMALL if small else FULL
     if not small and not GPU:
         sys.exit("there is no CUDA device, and a CPU would take hours: use --small")
@@ -265,7 +265,7 @@ def held(trainer: Any) -> int:
     teacher = (
         getattr(trainer, "teacher_model", None)
         if distillation is None
-        else distillation.teacher.model
+        else distillation.self_teacher.model
     )
     models = [trainer.model, *([] if teacher is None else [teacher])]
     return nbytes(state) + sum(nbytes([*model.parameters(), *model.buffers()]) for model in models)

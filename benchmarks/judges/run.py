@@ -95,11 +95,11 @@ def main() -> None:
     machine = describe()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="markscheme-judges-") as scratch:
-        room = Path(scratch)
+        workdir = Path(scratch)
         for name in names:
             with ExitStack() as stack:
                 url = stack.enter_context(mocking())
-                found = stack.enter_context(closing(try_server(SERVERS[name], room / name, url)))
+                found = stack.enter_context(closing(try_server(SERVERS[name], workdir / name, url)))
                 for row in found:
                     rows.append(row)
                     show(row, console)
@@ -121,28 +121,28 @@ def report(rows: Sequence[Row], machine: str) -> str:
     return "\n".join([*head, *table, *said_head, *said]) + "\n"
 
 
-def try_server(server: Server, room: Path, upstream: str) -> Generator[Row]:
+def try_server(server: Server, workdir: Path, upstream: str) -> Generator[Row]:
     """A row for each of its trials, and for those of the proxies before it."""
-    room.mkdir(parents=True)
+    workdir.mkdir(parents=True)
     version = ""
     try:
         version = server.version()
         jobs: tuple[Trial | Server, ...] = (*server.trials, *server.proxies)
         numbered = list(enumerate(jobs))
         for part in [[one] for one in numbered] if server.fresh else [numbered]:
-            with running(server, room, upstream) as url:
+            with running(server, workdir, upstream) as url:
                 for number, job in part:
                     if isinstance(job, Trial):
-                        yield _tried(server, version, job, url, room / str(number))
+                        yield _tried(server, version, job, url, workdir / str(number))
                     else:
-                        yield from try_server(job, room / str(number), url)
+                        yield from try_server(job, workdir / str(number), url)
     except NotRunning as error:
         yield Row(server.name, version, None, None, str(error))
 
 
-def _tried(server: Server, version: str, trial: Trial, url: str, room: Path) -> Row:
+def _tried(server: Server, version: str, trial: Trial, url: str, workdir: Path) -> Row:
     try:
-        return Row(server.name, version, trial, carry_out(trial, url, room))
+        return Row(server.name, version, trial, carry_out(trial, url, workdir))
     except (MarkschemeError, RuntimeError) as error:
         return Row(server.name, version, trial, None, f"{type(error).__name__}: {error}")
 

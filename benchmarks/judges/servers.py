@@ -47,7 +47,7 @@ class Place:
     """Where a server starts. ``upstream``: the URL that a proxy stands before."""
 
     bin: Path
-    room: Path
+    workdir: Path
     port: int
     upstream: str
 
@@ -115,18 +115,18 @@ class Server:
 
 
 @contextmanager
-def running(server: Server, room: Path, upstream: str) -> Iterator[str]:
+def running(server: Server, workdir: Path, upstream: str) -> Iterator[str]:
     """The server's URL while it runs. Raises :class:`NotRunning`."""
     server.version()
-    room.mkdir(parents=True, exist_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    log = room / "server.log"
-    command = server.command(Place(server.home / "bin", room, port, upstream))
+    log = workdir / "server.log"
+    command = server.command(Place(server.home / "bin", workdir, port, upstream))
     environment = clean_environment(
         {
             "PATH": f"{server.home / 'bin'}:{os.environ['PATH']}",
-            "HF_HOME": str(room / "hf"),
+            "HF_HOME": str(workdir / "hf"),
             "HF_HUB_OFFLINE": "1",
             "DO_NOT_TRACK": "1",
             "NO_PROXY": "127.0.0.1",
@@ -138,7 +138,7 @@ def running(server: Server, room: Path, upstream: str) -> Iterator[str]:
         process = subprocess.Popen(
             command,
             env=environment,
-            cwd=room,
+            cwd=workdir,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -239,7 +239,7 @@ def _litellm_before(place: Place) -> list[str]:
 
 
 def _litellm(place: Place, models: list[dict[str, Any]]) -> list[str]:
-    config = place.room / "litellm.yaml"
+    config = place.workdir / "litellm.yaml"
     config.write_text(
         json.dumps(
             {  # YAML reads JSON
@@ -267,7 +267,7 @@ def _put_model(place: Place) -> None:
         model = ensure_model(MODEL_DIRECTORY)
     except ModelUnavailable as error:
         raise NotRunning(f"there is no model: {error}") from error
-    link = place.room / MODEL
+    link = place.workdir / MODEL
     if not link.exists():
         link.symlink_to(model.absolute())
 

@@ -82,17 +82,17 @@ class Outcome:
         return found
 
 
-def carry_out(trial: Trial, server_url: str, room: Path) -> Outcome:
+def carry_out(trial: Trial, server_url: str, workdir: Path) -> Outcome:
     """Do all steps; a step that fails is a result."""
-    room.mkdir(parents=True)
+    workdir.mkdir(parents=True)
     outcome, started = Outcome(), time.monotonic()
     with tapping(server_url) as tap:
-        environment = _environment(trial, tap, room)
-        _run(["migrate"], environment, room, 60)
+        environment = _environment(trial, tap, workdir)
+        _run(["migrate"], environment, workdir, 60)
         with _counting(outcome, tap, "doctor"):
-            outcome.doctor = _run(["doctor"], environment, room, DOCTOR_S)
+            outcome.doctor = _run(["doctor"], environment, workdir, DOCTOR_S)
         outcome.doctor_s = time.monotonic() - started
-        log = room / "service.log"
+        log = workdir / "service.log"
         with (
             listening([*_MAIN, "serve", "--port", "0"], environment, log) as service,
             Client(service.url) as client,
@@ -116,7 +116,7 @@ def carry_out(trial: Trial, server_url: str, room: Path) -> Outcome:
     return outcome
 
 
-def _environment(trial: Trial, tap: Tap, room: Path) -> dict[str, str]:
+def _environment(trial: Trial, tap: Tap, workdir: Path) -> dict[str, str]:
     longest = (
         {} if trial.max_tokens is None else {"MARKSCHEME_JUDGE_MAX_TOKENS": str(trial.max_tokens)}
     )
@@ -128,22 +128,24 @@ def _environment(trial: Trial, tap: Tap, room: Path) -> dict[str, str]:
             "MARKSCHEME_JUDGE_API_KEY": trial.key,
             "MARKSCHEME_JUDGE_TIMEOUT_S": str(CALL_S),
             "MARKSCHEME_JUDGE_BREAKER_WAIT_S": "10",
-            "MARKSCHEME_DATABASE_URL": f"sqlite:///{room / 'markscheme.db'}",
+            "MARKSCHEME_DATABASE_URL": f"sqlite:///{workdir / 'markscheme.db'}",
             "MARKSCHEME_DRAIN_DELAY_S": "0",
-            "MARKSCHEME_HOME": str(room),
+            "MARKSCHEME_HOME": str(workdir),
             "COLUMNS": "200",
             **longest,
         }
     )
 
 
-def _run(command: list[str], environment: dict[str, str], room: Path, most_s: float) -> list[str]:
+def _run(
+    command: list[str], environment: dict[str, str], workdir: Path, most_s: float
+) -> list[str]:
     """The lines of a command that ends in time."""
     try:
         done = subprocess.run(
             [*_MAIN, *command],
             env=environment,
-            cwd=room,
+            cwd=workdir,
             capture_output=True,
             text=True,
             timeout=most_s,

@@ -12,7 +12,7 @@ from redis import Redis
 from service.machine import same_machine
 from service.peer_results import PeerFile, PeerResult, measure_peer, read_results
 from service.processes import Postgres, Process, Stub, service
-from service.rows import Spent
+from service.results_table import TimeSpent
 from service.workload import Work
 
 SMALL, LARGE = Work(8, 8, 6), Work(32, 8, 10)
@@ -22,7 +22,7 @@ SMALL, LARGE = Work(8, 8, 6), Work(32, 8, 10)
 class Bench:
     """One run. ``peers`` is ``None`` when there is no dated run of theirs from this machine."""
 
-    room: Path
+    workdir: Path
     stub: Stub
     postgres: Postgres
     redis: Process
@@ -30,7 +30,7 @@ class Bench:
     machine: dict[str, object]
     repeats: int = 5
     quick: bool = False
-    spent: list[Spent] = field(default_factory=list)
+    spent: list[TimeSpent] = field(default_factory=list)
     _databases: int = 0
     _rubric: dict[tuple[Work, float], list[PeerResult]] = field(default_factory=dict)
 
@@ -61,7 +61,7 @@ class Bench:
         """A running service, on a database of its own unless one is named. ``settings``: as
         :func:`service.processes.service` takes them."""
         with service(
-            self.room,
+            self.workdir,
             name=str(time.monotonic_ns()),
             database=database or self.fresh_database(),
             redis_url=self.redis.url if redis else None,
@@ -122,7 +122,7 @@ class Meter:
     def close(self) -> None:
         """Hand the sums to the report."""
         self._bench.spent.append(
-            Spent(self._figure, self._work, self._wall_s, self._verdicts, self._cpu)
+            TimeSpent(self._figure, self._work, self._wall_s, self._verdicts, self._cpu)
         )
 
     def _now(self) -> dict[str, float]:

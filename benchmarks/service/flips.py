@@ -123,11 +123,15 @@ def ask_all(
     """The margins of every rollout's criteria, by way of asking."""
     margins: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(prefix="markscheme-flips-") as scratch, ExitStack() as stack:
-        room = Path(scratch)
+        workdir = Path(scratch)
         environment = processes.clean_environment({"PYTHONPATH": str(processes.BENCHMARKS)})
         command = [sys.executable, "-m", "service.local_judge", "--model", str(model.absolute())]
-        judge = stack.enter_context(processes.listening(command, environment, room / "judge.log"))
-        clients = {way: stack.enter_context(_client(stack, room, way, judge.url)) for way in WAYS}
+        judge = stack.enter_context(
+            processes.listening(command, environment, workdir / "judge.log")
+        )
+        clients = {
+            way: stack.enter_context(_client(stack, workdir, way, judge.url)) for way in WAYS
+        }
         for number, (prompt, text) in enumerate(chosen, 1):
             for way, client in clients.items():
                 margins[way].append(_ask(client, judge.url, prompt, text))
@@ -135,7 +139,7 @@ def ask_all(
     return margins
 
 
-def _client(stack: ExitStack, room: Path, way: str, judge_url: str) -> Client:
+def _client(stack: ExitStack, workdir: Path, way: str, judge_url: str) -> Client:
     name = "".join(c if c.isalnum() else "-" for c in way)
     settings = {
         "judge_model": "SmolLM2-135M-Instruct",
@@ -148,9 +152,9 @@ def _client(stack: ExitStack, room: Path, way: str, judge_url: str) -> Client:
         settings["judge_max_criteria"] = "1"
     service = stack.enter_context(
         processes.service(
-            room,
+            workdir,
             name=name,
-            database=f"sqlite+aiosqlite:///{room / name}.db",
+            database=f"sqlite+aiosqlite:///{workdir / name}.db",
             redis_url=None,
             judge_url=f"{judge_url}/v1",
             settings=settings,

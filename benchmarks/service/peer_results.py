@@ -51,7 +51,7 @@ def measure_peer(
     command = [
         str(python),
         "-m",
-        f"service.tools.with_{module}",
+        f"service.peers.{module}",
         "--url",
         url,
         "--work",

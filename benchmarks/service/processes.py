@@ -124,17 +124,17 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 @contextmanager
-def stub_judge(room: Path) -> Iterator[Stub]:
+def stub_judge(workdir: Path) -> Iterator[Stub]:
     environment = clean_environment({"PYTHONPATH": str(BENCHMARKS)})
     with listening(
-        [sys.executable, "-m", "service.stub_judge"], environment, room / "stub.log"
+        [sys.executable, "-m", "service.stub_judge"], environment, workdir / "stub.log"
     ) as process:
         yield Stub(process.url, process.pid)
 
 
 @contextmanager
-def postgres(room: Path) -> Iterator[Postgres]:
-    server = get_server(room / "postgres", cleanup_mode="stop")
+def postgres(workdir: Path) -> Iterator[Postgres]:
+    server = get_server(workdir / "postgres", cleanup_mode="stop")
     try:
         pid = server.get_pid()
         assert pid is not None
@@ -144,7 +144,7 @@ def postgres(room: Path) -> Iterator[Postgres]:
 
 
 @contextmanager
-def redis(room: Path) -> Iterator[Process]:
+def redis(workdir: Path) -> Iterator[Process]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = subprocess.Popen(
@@ -157,7 +157,7 @@ def redis(room: Path) -> Iterator[Process]:
             "--save",
             "",
             "--dir",
-            str(room),
+            str(workdir),
         ],
         stdout=subprocess.DEVNULL,
     )
@@ -182,7 +182,7 @@ def _wait_for_port(port: int) -> None:
 
 @contextmanager
 def service(
-    room: Path,
+    workdir: Path,
     *,
     name: str,
     database: str,
@@ -202,7 +202,7 @@ def service(
         "judge_structured": "json_schema",
         "judge_concurrency": str(JUDGE_CONCURRENCY),
         "api_key": API_KEY,
-        "home": str(room),
+        "home": str(workdir),
         "drain_delay_s": "0",
         **settings,
     }
@@ -217,5 +217,5 @@ def service(
     ]
     if workers > 1:
         command += ["--workers", str(workers)]
-    with listening(command, environment, room / f"service-{name}.log") as process:
+    with listening(command, environment, workdir / f"service-{name}.log") as process:
         yield process

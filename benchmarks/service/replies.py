@@ -1,6 +1,6 @@
 """What the stub judge replies to each tool's prompt: the tool is known by the shape it asks for.
 
-Verdicts follow from the marks in the prompt (:mod:`service.marks`), whatever words stand around them.
+Verdicts follow from the marks in the prompt (:mod:`service.oracle`), whatever words stand around them.
 """
 
 import json
@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from service.marks import CRITERION_MARK, chance, find_answer_mark, find_criterion_marks, is_met
+from service.oracle import CRITERION_ID, find_answer_id, find_criterion_ids, is_met, unit_hash
 
 _OFFERED = re.compile(r"^(c\d+): (.*)$", re.MULTILINE)
 _NONCE = re.compile(r"^nonce: (\S+)$", re.MULTILINE)
@@ -42,8 +42,8 @@ def reply_to(request: dict[str, Any], text: str) -> str:
         return markscheme(text, offered)
     if '"criterion"' in schema and '"points"' in schema:
         return json.dumps(_RUBRIC)
-    answer = find_answer_mark(text)
-    met = [is_met(mark, answer) for mark in find_criterion_marks(text)] or [False]
+    answer = find_answer_id(text)
+    met = [is_met(id_, answer) for id_ in find_criterion_ids(text)] or [False]
     if '"judgments"' in text:
         return json.dumps(
             {
@@ -83,7 +83,7 @@ def reply_to(request: dict[str, Any], text: str) -> str:
 
 def markscheme(text: str, offered: list[tuple[str, str]], flip: bool = False) -> str:
     """Our own verifier's form: ids as offered, the nonce repeated where there is one. ``flip``: all verdicts wrong."""
-    answer = find_answer_mark(text)
+    answer = find_answer_id(text)
     reply: dict[str, Any] = {
         "verdicts": [
             {"id": i, "met": is_met(_mark_in(words), answer) is not flip} for i, words in offered
@@ -107,12 +107,12 @@ def garbage(text: str, key: str) -> str:
         lambda v: {"verdicts": [{**one, "id": f"x{one['id']}"} for one in v]},
     ]
     wrong = json.loads(markscheme(text, offered, flip=True))["verdicts"]
-    made = forms[int(chance(key) * len(forms))](wrong)
+    made = forms[int(unit_hash(key) * len(forms))](wrong)
     return made if isinstance(made, str) else json.dumps(made)
 
 
 def _mark_in(words: str) -> str | None:
-    found = CRITERION_MARK.search(words)
+    found = CRITERION_ID.search(words)
     return found.group() if found else None
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.machine import sentence
-from service.rows import Row, Spent
+from service.results_table import Row, TimeSpent
 
 _COLOURS = {True: "green", False: "red", None: "dim"}
 
@@ -39,7 +39,7 @@ def save(
     title: str,
     notes: Sequence[str],
     rows: Sequence[Row],
-    spent: Sequence[Spent],
+    spent: Sequence[TimeSpent],
     machine: dict[str, Any],
 ) -> list[Path]:
     """Write ``stem``.md and ``stem``.json; returns the paths."""
@@ -97,7 +97,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> 
     ]
 
 
-def _spent_line(spent: Spent) -> tuple[object, ...]:
+def _spent_line(spent: TimeSpent) -> tuple[object, ...]:
     thousands = spent.verdicts / 1000
     numbers = (spent.wall_s, *spent.cpu_s.values())
     return (

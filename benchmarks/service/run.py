@@ -19,20 +19,20 @@ from rich.console import Console
 from markscheme import MarkschemeError
 from service import processes
 from service.bench import Bench
-from service.figures.cold import cold_all, cold_each
-from service.figures.faults import faults
-from service.figures.growth import growth
-from service.figures.load import many, overhead, scaling
-from service.figures.sharing import sharing
-from service.figures.warm import warm
 from service.machine import describe, same_machine
 from service.peer_results import PeerFile
 from service.report import save, show, today
-from service.rows import Row
+from service.results_table import Row
+from service.scenarios.cold import cold_all, cold_each
+from service.scenarios.faults import faults
+from service.scenarios.growth import growth
+from service.scenarios.load import many, overhead, scaling
+from service.scenarios.sharing import sharing
+from service.scenarios.warm import warm
 
 RESULTS, PARTIAL = Path("benchmarks/results"), Path("build/bench")
 REPEATS, QUICK_REPEATS = 5, 2
-FIGURES: dict[str, Callable[[Bench], list[Row]]] = {
+SCENARIOS: dict[str, Callable[[Bench], list[Row]]] = {
     "cold-each": cold_each,
     "cold-all": cold_all,
     "warm": warm,
@@ -50,13 +50,13 @@ def main() -> None:
     console = Console(width=160)
     processes.prepare()
     with tempfile.TemporaryDirectory(prefix="markscheme-bench-") as scratch, ExitStack() as stack:
-        room = Path(scratch)
-        stub = stack.enter_context(processes.stub_judge(room))
-        postgres = stack.enter_context(processes.postgres(room))
-        redis = stack.enter_context(processes.redis(room))
+        workdir = Path(scratch)
+        stub = stack.enter_context(processes.stub_judge(workdir))
+        postgres = stack.enter_context(processes.postgres(workdir))
+        redis = stack.enter_context(processes.redis(workdir))
         machine = describe(postgresql=_postgres_version(postgres), redis=_redis_version(redis.url))
         bench = Bench(
-            room=room,
+            workdir=workdir,
             stub=stub,
             postgres=postgres,
             redis=redis,
@@ -66,7 +66,7 @@ def main() -> None:
             repeats=QUICK_REPEATS if arguments.quick else REPEATS,
         )
         rows: list[Row] = []
-        for name in arguments.only or FIGURES:
+        for name in arguments.only or SCENARIOS:
             started = time.perf_counter()
             found = _measure(name, bench)
             rows += found
@@ -90,7 +90,7 @@ def main() -> None:
 def _measure(name: str, bench: Bench) -> list[Row]:
     """One figure's rows. A service that fails under it is a result, and no reason to lose the other figures."""
     try:
-        return FIGURES[name](bench)
+        return SCENARIOS[name](bench)
     except (MarkschemeError, httpx.HTTPError, RuntimeError) as error:
         return [Row(name, "", "the service answers", f"{type(error).__name__}: {error}", False)]
 
@@ -103,9 +103,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         action="append",
-        choices=FIGURES,
+        choices=SCENARIOS,
         metavar="NAME",
-        help=f"one figure; may be repeated. {', '.join(FIGURES)}",
+        help=f"one figure; may be repeated. {', '.join(SCENARIOS)}",
     )
     return parser.parse_args()
 

@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from service.marks import chance, find_answer_mark, find_criterion_marks
+from service.oracle import find_answer_id, find_criterion_ids, unit_hash
 from service.replies import garbage, reply_to, text_of
 
 BACKLOG = 8192
@@ -81,7 +81,7 @@ class StubJudge:
         counts, settings = self.counts, self.settings
         request = json.loads(body)
         text = text_of(request)
-        answer = find_answer_mark(text)
+        answer = find_answer_id(text)
         counts.calls += 1
         counts.body_bytes += len(body)
         counts.sample = counts.sample or body.decode()
@@ -90,13 +90,13 @@ class StubJudge:
             counts.answers.add(answer)
         if not settings.failing and not settings.garbage:
             return 200, _completion(request, reply_to(request, text))
-        question = f"{answer} {' '.join(find_criterion_marks(text))}"
+        question = f"{answer} {' '.join(find_criterion_ids(text))}"
         counts.asked[question] += 1
         key = f"{question} {counts.asked[question]}"
-        if chance(f"fails {key}") < settings.failing:
+        if unit_hash(f"fails {key}") < settings.failing:
             counts.failed += 1
             return 500, _FAILED
-        if chance(f"garbles {key}") < settings.garbage:
+        if unit_hash(f"garbles {key}") < settings.garbage:
             counts.garbled += 1
             return 200, _completion(request, garbage(text, key))
         return 200, _completion(request, reply_to(request, text))

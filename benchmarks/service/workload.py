@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from service.marks import answer_mark, criterion_mark, is_met
+from service.oracle import answer_id, criterion_id, is_met
 
 PROMPT_WORDS, CRITERION_WORDS, ANSWER_WORDS = 40, 14, 150
 _VOCABULARY = (
@@ -56,7 +56,7 @@ class Work:
 class Criterion:
     text: str
     points: int
-    mark: str
+    id: str
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class Task:
 
     def reward(self, answer: str) -> float:
         """The only right reward of one of this benchmark's answers."""
-        mark = answer_mark(_without_mark(answer))
-        met = sum(c.points for c in self.criteria if is_met(c.mark, mark))
+        ref = answer_id(_without_id(answer))
+        met = sum(c.points for c in self.criteria if is_met(c.id, ref))
         return met / sum(c.points for c in self.criteria)
 
     def verdicts(self, answer: str) -> list[bool]:
         """The only right verdicts, in the criteria's order."""
-        mark = answer_mark(_without_mark(answer))
-        return [is_met(c.mark, mark) for c in self.criteria]
+        ref = answer_id(_without_id(answer))
+        return [is_met(c.id, ref) for c in self.criteria]
 
 
 @dataclass(frozen=True)
@@ -112,25 +112,25 @@ def make_batch(work: Work, name: str, tasks: tuple[Task, ...] | None = None) -> 
     )
 
 
-def _task(work: Work, chance: random.Random) -> Task:
-    prompt = f"Write about this in your own words: {_sentence(chance, PROMPT_WORDS)}."
-    return Task(prompt, tuple(_criterion(chance) for _ in range(work.criteria)))
+def _task(work: Work, rng: random.Random) -> Task:
+    prompt = f"Write about this in your own words: {_sentence(rng, PROMPT_WORDS)}."
+    return Task(prompt, tuple(_criterion(rng) for _ in range(work.criteria)))
 
 
-def _criterion(chance: random.Random) -> Criterion:
-    words = f"The answer says that {_sentence(chance, CRITERION_WORDS)}"
-    mark = criterion_mark(words)
-    return Criterion(f"{words}, as {mark} asks.", chance.randint(1, 5), mark)
+def _criterion(rng: random.Random) -> Criterion:
+    words = f"The answer says that {_sentence(rng, CRITERION_WORDS)}"
+    ref = criterion_id(words)
+    return Criterion(f"{words}, as {ref} asks.", rng.randint(1, 5), ref)
 
 
-def _answer(chance: random.Random) -> str:
-    words = _sentence(chance, ANSWER_WORDS)
-    return f"{words} {answer_mark(words)}"
+def _answer(rng: random.Random) -> str:
+    words = _sentence(rng, ANSWER_WORDS)
+    return f"{words} {answer_id(words)}"
 
 
-def _without_mark(answer: str) -> str:
+def _without_id(answer: str) -> str:
     return answer.rsplit(" ", 1)[0]
 
 
-def _sentence(chance: random.Random, length: int) -> str:
-    return " ".join(chance.choices(_WORDS, k=length))
+def _sentence(rng: random.Random, length: int) -> str:
+    return " ".join(rng.choices(_WORDS, k=length))

@@ -6,7 +6,7 @@
 prompt's rubric, else 0. That is the sparse reward of SRPO's authors, and the one number that a judge gives who is asked
 for no more (the "T-Judge" that ROPD's authors compare with). ``ropd`` and ``srpo-rubric`` learn from the rubric's
 weighted pass rate; ``ropd`` differs from ``grpo`` in nothing else. The judge is the builtin one; the official IFEval
-verdict is no reward of any arm. Each finished arm is kept under ``--room``, so that an interrupted benchmark goes on.
+verdict is no reward of any arm. Each finished arm is kept under ``--workdir``, so that an interrupted benchmark goes on.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from markscheme_train.step_log import StepRecord, StepRecorder
 from markscheme_train.training import build_trainer, eos_token_ids
 from service.machine import describe, sentence
 from service.report import markdown_table, today, write
-from training.picture import Curve, draw
+from training.plot import Curve, draw
 
 METHODS = ("grpo", "sdpo", "srpo", "ropd", "srpo-rubric")
 ONE_VERDICT = ("grpo", "sdpo", "srpo")
@@ -59,16 +59,16 @@ class Watched:
 
     def score(self, groups: Sequence[Group], **options: Any) -> ScoreBatch:
         batch = self._service.score(groups, **options)
-        marks = [
+        row_scores = [
             [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
             for group in batch.groups
         ]
-        known = [reward for group in marks for reward in group]
+        known = [reward for group in row_scores for reward in group]
         if not known:
             raise RuntimeError(
                 "the builtin judge has left a whole batch unscored: there is nothing to compare"
             )
-        met = [[whole(reward) for reward in group] for group in marks if group]
+        met = [[whole(reward) for reward in group] for group in row_scores if group]
         self.batches.append(
             {
                 "rubric_reward": statistics.fmean(known),
@@ -147,7 +147,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--room", type=Path, default=Path("build/methods"))
+    parser.add_argument("--workdir", type=Path, default=Path("build/methods"))
     parser.add_argument("--model", type=Path, default=Path("build/smollm2"))
     arguments = parser.parse_args()
     console = Console(width=160)
@@ -157,7 +157,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         arms += run_seed(
             directory,
-            arguments.room / f"steps-{arguments.steps}" / f"seed-{seed}",
+            arguments.workdir / f"steps-{arguments.steps}" / f"seed-{seed}",
             arguments.methods,
             seed=seed,
             steps=arguments.steps,
@@ -167,25 +167,38 @@ def main() -> None:
 
 
 def run_seed(
-    directory: Path, room: Path, methods: Sequence[str], *, seed: int, steps: int, console: Console
+    directory: Path,
+    workdir: Path,
+    methods: Sequence[str],
+    *,
+    seed: int,
+    steps: int,
+    console: Console,
 ) -> list[Arm]:
     """All methods from the same model under the same rubrics; what is finished already is read."""
     trained, held_out = load_prompts()
     arms = []
-    with running_service(room / "service") as url:
+    with running_service(workdir / "service") as url:
         client = Client(url)
         model, tokenizer = load_student(directory)
         measure = (
             Measuring(client, model, tokenizer, trained, held_out, seed)
-            if not all((room / f"{method}.json").is_file() for method in methods)
+            if not all((workdir / f"{method}.json").is_file() for method in methods)
             else None
         )
         for method in methods:
-            file = room / f"{method}.json"
+            file = workdir / f"{method}.json"
             if measure is not None and not file.is_file():
                 model, tokenizer = load_student(directory)
                 records = train(
-                    model, tokenizer, client, trained, method, room / method, seed=seed, steps=steps
+                    model,
+                    tokenizer,
+                    client,
+                    trained,
+                    method,
+                    workdir / method,
+                    seed=seed,
+                    steps=steps,
                 )
                 arm = Arm(method, seed, measure.before, measure.of(model), records)
                 file.write_text(json.dumps(asdict(arm)))

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from markscheme import protocol, requests
 from markscheme.deadline import Deadline
 from markscheme.errors import ConnectionFailed
-from markscheme.exchange import LOSSES_HEADER, Exported, losses_of
+from markscheme.exchange import LOSSES_HEADER, Exported, decode_losses
 from markscheme.protocol import (
     CriterionLike,
     GroupLike,
@@ -36,7 +36,7 @@ from markscheme.schema import (
     TeachResult,
     UsageReport,
 )
-from markscheme.transport import AsyncStampingTransport, StampingTransport
+from markscheme.transport import AsyncDeadlineTransport, DeadlineTransport
 from markscheme.vocabulary import (
     Category,
     ExchangeFormat,
@@ -50,6 +50,8 @@ from markscheme.vocabulary import (
 )
 
 OnGroup = Callable[[GroupScore], None]
+DEFAULT_URL = "http://127.0.0.1:8321"
+"""Where ``markscheme serve`` listens unless told otherwise."""
 
 
 class Client:
@@ -66,7 +68,7 @@ class Client:
             base_url=self.base_url,
             headers=protocol.headers(api_key),
             timeout=protocol.TIMEOUT,
-            transport=RetryTransport(StampingTransport()),
+            transport=RetryTransport(DeadlineTransport()),
         )
 
     def induce(
@@ -104,17 +106,17 @@ class Client:
             thinking,
             reuse_scope,
         )
-        return self._send(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
+        return self._request_model(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     def create_rubric(
         self, prompt: PromptLike, criteria: Sequence[CriterionLike], *, tags: Sequence[str] = ()
     ) -> Rubric:
         """Store a rubric of your own for a prompt."""
-        return self._send(requests.create_rubric(prompt, criteria, tags), Rubric)
+        return self._request_model(requests.create_rubric(prompt, criteria, tags), Rubric)
 
     def rubric(self, rubric_id: str) -> Rubric:
         """A rubric by id. Raises :class:`markscheme.errors.NotFound`."""
-        return self._send(requests.rubric(rubric_id), Rubric)
+        return self._request_model(requests.rubric(rubric_id), Rubric)
 
     def fork_rubric(
         self,
@@ -124,7 +126,7 @@ class Client:
         tags: Sequence[str] | None = None,
     ) -> Rubric:
         """A new version with these criteria, or a copy of another team's rubric for your own team."""
-        return self._send(requests.fork_rubric(rubric_id, criteria, tags), Rubric)
+        return self._request_model(requests.fork_rubric(rubric_id, criteria, tags), Rubric)
 
     def change_rubric(
         self,
@@ -136,7 +138,7 @@ class Client:
         retired: bool | None = None,
     ) -> Rubric:
         """Say who sees a rubric of your team, tag it or retire it; ``None`` leaves a thing as it is."""
-        return self._send(
+        return self._request_model(
             requests.change_rubric(rubric_id, visibility, shared_with, tags, retired), Rubric
         )
 
@@ -154,7 +156,7 @@ class Client:
         What cannot be held is refused (:class:`markscheme.errors.InvalidRequest`) or, with ``allow_loss``, left out
         and named in ``losses``.
         """
-        return self._send(
+        return self._request_model(
             requests.import_rubric(content, format, prompt, tags, allow_loss), RubricImported
         )
 
@@ -162,7 +164,7 @@ class Client:
         self, rubric_id: str, format: ExchangeFormat = "native", *, allow_loss: bool = False
     ) -> Exported:
         """A rubric in another format: its ``content``, and the ``losses`` that were allowed."""
-        return _exported(self._ask(requests.export_rubric(rubric_id, format, allow_loss)))
+        return _exported(self._request(requests.export_rubric(rubric_id, format, allow_loss)))
 
     def rubrics(
         self,
@@ -187,7 +189,7 @@ class Client:
         how its name begins; ``min_quality``: the least :attr:`markscheme.schema.RubricList.quality`, which has to be
         known.
         """
-        return self._send(
+        return self._request_model(
             requests.rubrics(
                 prompt=prompt,
                 prompt_key=prompt_key,
@@ -208,23 +210,25 @@ class Client:
 
     def lineage(self, rubric_id: str) -> Lineage:
         """What a rubric was made from, what was made from it, and what came of training on it."""
-        return self._send(requests.lineage(rubric_id), Lineage)
+        return self._request_model(requests.lineage(rubric_id), Lineage)
 
     def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
         """Put teacher responses into the bank: prompts with their responses. What it holds already is left alone."""
-        return self._send(requests.save_teacher_responses(entries), TeacherBankChange)
+        return self._request_model(requests.save_teacher_responses(entries), TeacherBankChange)
 
     def teacher_responses(
         self, prompt: str | None = None, *, prompt_key: str | None = None
     ) -> TeacherResponseList:
         """What the bank holds for a prompt, given by its text or its key."""
-        return self._send(requests.teacher_responses(prompt, prompt_key), TeacherResponseList)
+        return self._request_model(
+            requests.teacher_responses(prompt, prompt_key), TeacherResponseList
+        )
 
     def teach(
         self, prompt: PromptLike, count: int = 1, *, deadline_s: float | None = None
     ) -> TeachResult:
         """Have the service ask its teacher until the bank holds ``count`` responses to the prompt."""
-        return self._send(
+        return self._request_model(
             requests.teach(prompt, count),
             TeachResult,
             protocol.INDUCE_TIMEOUT,
@@ -271,7 +275,7 @@ class Client:
         )
         reader = protocol.BatchReader(order, deadline)
         with (
-            self._reaching(deadline),
+            self._translated_errors(deadline),
             self._http.stream(
                 call.method,
                 call.path,
@@ -283,7 +287,7 @@ class Client:
             if not response.is_success:
                 response.read()
                 protocol.raise_for_status(response)
-            for line in protocol.answer_lines(response.iter_bytes()):
+            for line in protocol.response_lines(response.iter_bytes()):
                 group = reader.line(line)
                 if group is not None and on_group is not None:
                     on_group(group)
@@ -299,24 +303,24 @@ class Client:
     ) -> UsageReport:
         """What judging cost and what re-use saved, up to the day before ``until`` (UTC). A key with the scope
         ``admin`` sees every team's, or that of ``team``."""
-        return self._send(requests.usage(group_by, since, until, team), UsageReport)
+        return self._request_model(requests.usage(group_by, since, until, team), UsageReport)
 
-    def _send(
+    def _request_model(
         self,
         call: protocol.Call,
         model: type[Model],
         timeout: httpx.Timeout = protocol.TIMEOUT,
         deadline: Deadline | None = None,
     ) -> Model:
-        return protocol.read(self._ask(call, timeout, deadline), model)
+        return protocol.read(self._request(call, timeout, deadline), model)
 
-    def _ask(
+    def _request(
         self,
         call: protocol.Call,
         timeout: httpx.Timeout = protocol.TIMEOUT,
         deadline: Deadline | None = None,
     ) -> httpx.Response:
-        with self._reaching(deadline):
+        with self._translated_errors(deadline):
             return self._http.request(
                 call.method,
                 call.path,
@@ -328,11 +332,11 @@ class Client:
             )
 
     @contextmanager
-    def _reaching(self, deadline: Deadline | None) -> Iterator[None]:
+    def _translated_errors(self, deadline: Deadline | None) -> Iterator[None]:
         try:
             yield
         except httpx.RequestError as error:
-            raise protocol.unanswered(self.base_url, error, deadline) from error
+            raise protocol.connection_error(self.base_url, error, deadline) from error
 
     def close(self) -> None:
         """Let go of connections."""
@@ -359,7 +363,7 @@ class AsyncClient:
             base_url=self.base_url,
             headers=protocol.headers(api_key),
             timeout=protocol.TIMEOUT,
-            transport=RetryTransport(AsyncStampingTransport()),
+            transport=RetryTransport(AsyncDeadlineTransport()),
         )
 
     async def induce(
@@ -391,17 +395,17 @@ class AsyncClient:
             thinking,
             reuse_scope,
         )
-        return await self._send(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
+        return await self._request_model(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     async def create_rubric(
         self, prompt: PromptLike, criteria: Sequence[CriterionLike], *, tags: Sequence[str] = ()
     ) -> Rubric:
         """See :meth:`Client.create_rubric`."""
-        return await self._send(requests.create_rubric(prompt, criteria, tags), Rubric)
+        return await self._request_model(requests.create_rubric(prompt, criteria, tags), Rubric)
 
     async def rubric(self, rubric_id: str) -> Rubric:
         """See :meth:`Client.rubric`."""
-        return await self._send(requests.rubric(rubric_id), Rubric)
+        return await self._request_model(requests.rubric(rubric_id), Rubric)
 
     async def fork_rubric(
         self,
@@ -411,7 +415,7 @@ class AsyncClient:
         tags: Sequence[str] | None = None,
     ) -> Rubric:
         """See :meth:`Client.fork_rubric`."""
-        return await self._send(requests.fork_rubric(rubric_id, criteria, tags), Rubric)
+        return await self._request_model(requests.fork_rubric(rubric_id, criteria, tags), Rubric)
 
     async def change_rubric(
         self,
@@ -423,7 +427,7 @@ class AsyncClient:
         retired: bool | None = None,
     ) -> Rubric:
         """See :meth:`Client.change_rubric`."""
-        return await self._send(
+        return await self._request_model(
             requests.change_rubric(rubric_id, visibility, shared_with, tags, retired), Rubric
         )
 
@@ -437,7 +441,7 @@ class AsyncClient:
         allow_loss: bool = False,
     ) -> RubricImported:
         """See :meth:`Client.import_rubric`."""
-        return await self._send(
+        return await self._request_model(
             requests.import_rubric(content, format, prompt, tags, allow_loss), RubricImported
         )
 
@@ -445,7 +449,7 @@ class AsyncClient:
         self, rubric_id: str, format: ExchangeFormat = "native", *, allow_loss: bool = False
     ) -> Exported:
         """See :meth:`Client.export_rubric`."""
-        return _exported(await self._ask(requests.export_rubric(rubric_id, format, allow_loss)))
+        return _exported(await self._request(requests.export_rubric(rubric_id, format, allow_loss)))
 
     async def rubrics(
         self,
@@ -465,7 +469,7 @@ class AsyncClient:
         after: str | None = None,
     ) -> RubricList:
         """See :meth:`Client.rubrics`."""
-        return await self._send(
+        return await self._request_model(
             requests.rubrics(
                 prompt=prompt,
                 prompt_key=prompt_key,
@@ -486,23 +490,27 @@ class AsyncClient:
 
     async def lineage(self, rubric_id: str) -> Lineage:
         """See :meth:`Client.lineage`."""
-        return await self._send(requests.lineage(rubric_id), Lineage)
+        return await self._request_model(requests.lineage(rubric_id), Lineage)
 
     async def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
         """See :meth:`Client.save_teacher_responses`."""
-        return await self._send(requests.save_teacher_responses(entries), TeacherBankChange)
+        return await self._request_model(
+            requests.save_teacher_responses(entries), TeacherBankChange
+        )
 
     async def teacher_responses(
         self, prompt: str | None = None, *, prompt_key: str | None = None
     ) -> TeacherResponseList:
         """See :meth:`Client.teacher_responses`."""
-        return await self._send(requests.teacher_responses(prompt, prompt_key), TeacherResponseList)
+        return await self._request_model(
+            requests.teacher_responses(prompt, prompt_key), TeacherResponseList
+        )
 
     async def teach(
         self, prompt: PromptLike, count: int = 1, *, deadline_s: float | None = None
     ) -> TeachResult:
         """See :meth:`Client.teach`."""
-        return await self._send(
+        return await self._request_model(
             requests.teach(prompt, count),
             TeachResult,
             protocol.INDUCE_TIMEOUT,
@@ -543,7 +551,7 @@ class AsyncClient:
         )
         reader = protocol.BatchReader(order, deadline)
         async with (
-            self._reaching(deadline),
+            self._translated_errors(deadline),
             self._http.stream(
                 call.method,
                 call.path,
@@ -555,7 +563,7 @@ class AsyncClient:
             if not response.is_success:
                 await response.aread()
                 protocol.raise_for_status(response)
-            async for line in protocol.answer_lines_async(response.aiter_bytes()):
+            async for line in protocol.response_lines_async(response.aiter_bytes()):
                 group = reader.line(line)
                 if group is not None and on_group is not None:
                     on_group(group)
@@ -570,24 +578,24 @@ class AsyncClient:
         team: str | None = None,
     ) -> UsageReport:
         """See :meth:`Client.usage`."""
-        return await self._send(requests.usage(group_by, since, until, team), UsageReport)
+        return await self._request_model(requests.usage(group_by, since, until, team), UsageReport)
 
-    async def _send(
+    async def _request_model(
         self,
         call: protocol.Call,
         model: type[Model],
         timeout: httpx.Timeout = protocol.TIMEOUT,
         deadline: Deadline | None = None,
     ) -> Model:
-        return protocol.read(await self._ask(call, timeout, deadline), model)
+        return protocol.read(await self._request(call, timeout, deadline), model)
 
-    async def _ask(
+    async def _request(
         self,
         call: protocol.Call,
         timeout: httpx.Timeout = protocol.TIMEOUT,
         deadline: Deadline | None = None,
     ) -> httpx.Response:
-        async with self._reaching(deadline):
+        async with self._translated_errors(deadline):
             return await self._http.request(
                 call.method,
                 call.path,
@@ -599,12 +607,14 @@ class AsyncClient:
             )
 
     @asynccontextmanager
-    async def _reaching(self, deadline: Deadline | None) -> AsyncIterator[None]:
+    async def _translated_errors(self, deadline: Deadline | None) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(deadline.left_s if deadline is not None else None) as limit:
+            async with asyncio.timeout(
+                deadline.remaining_s if deadline is not None else None
+            ) as limit:
                 yield
         except httpx.RequestError as error:
-            raise protocol.unanswered(self.base_url, error, deadline) from error
+            raise protocol.connection_error(self.base_url, error, deadline) from error
         except TimeoutError as error:
             if deadline is None or not limit.expired():
                 raise  # somebody else's, or ours already
@@ -635,4 +645,4 @@ def _exported(response: httpx.Response) -> Exported:
         raise ConnectionFailed(
             "the answer is not JSON: is this a Markscheme service of this version?"
         ) from error
-    return Exported(content, losses_of(response.headers.get(LOSSES_HEADER, "")))
+    return Exported(content, decode_losses(response.headers.get(LOSSES_HEADER, "")))

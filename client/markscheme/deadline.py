@@ -24,7 +24,7 @@ class Deadline:
 
     total_s: float
     at: float
-    said: str = ""
+    last_message: str = ""
 
     @classmethod
     def after(cls, seconds: float | None) -> Self | None:
@@ -36,20 +36,20 @@ class Deadline:
         return cls(seconds, time.monotonic() + seconds)
 
     @property
-    def left_s(self) -> float:
+    def remaining_s(self) -> float:
         """Seconds to go; below 0 when it has passed."""
         return self.at - time.monotonic()
 
     def check(self) -> None:
         """Raise :class:`DeadlineExceeded` when it has passed."""
-        if self.left_s <= 0:
+        if self.remaining_s <= 0:
             raise self.exceeded()
 
     def exceeded(self, why: str = "the service did not answer") -> DeadlineExceeded:
         """The error for a call that did not make it."""
-        said = f" (it said: {self.said})" if self.said else ""
+        last_message = f" (it said: {self.last_message})" if self.last_message else ""
         return DeadlineExceeded(
-            f"{why} within the {self.total_s:g} s that the call was given{said}; "
+            f"{why} within the {self.total_s:g} s that the call was given{last_message}; "
             "what the service has finished is stored: send it again with more time"
         )
 
@@ -59,12 +59,12 @@ class Deadline:
         The service is told a little less than that, so that the answer it gives at its deadline, with what was
         judged by then, still arrives within ours.
         """
-        left_s = self.left_s
-        told_ms = int((left_s - min(2.0, max(0.05, left_s * 0.05))) * 1000)
-        if told_ms < 1:
+        remaining_s = self.remaining_s
+        header_ms = int((remaining_s - min(2.0, max(0.05, remaining_s * 0.05))) * 1000)
+        if header_ms < 1:
             raise self.exceeded()
-        request.headers[HEADER] = str(told_ms)
+        request.headers[HEADER] = str(header_ms)
         request.extensions["timeout"] = {
-            name: left_s if limit is None else min(limit, left_s)
+            name: remaining_s if limit is None else min(limit, remaining_s)
             for name, limit in request.extensions.get("timeout", {}).items()
         }

@@ -54,10 +54,12 @@ class StatusError(MarkschemeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors travel between the processes of a training run."""
-        return _remade, (type(self), str(self), vars(self))
+        return _restore_error, (type(self), str(self), vars(self))
 
 
-def _remade(kind: type["StatusError"], message: str, values: dict[str, Any]) -> "StatusError":
+def _restore_error(
+    kind: type["StatusError"], message: str, values: dict[str, Any]
+) -> "StatusError":
     error = kind.__new__(kind)
     error.args = (message,)
     vars(error).update(values)

@@ -17,7 +17,7 @@ from markscheme.protocol import (
     PromptLike,
     StudentLike,
     TeacherLike,
-    sendable,
+    to_wire,
 )
 from markscheme.schema import (
     Group,
@@ -57,7 +57,7 @@ def induce(
     reuse_scope: ReuseScope | None,
 ) -> Call:
     body = InduceRequest.model_validate(
-        sendable(
+        to_wire(
             {
                 "prompt": prompt,
                 "student_responses": student_responses,
@@ -76,7 +76,7 @@ def induce(
         "POST",
         "/v1/rubrics:induce",
         body.model_dump(mode="json", exclude_none=True),
-        headers=_own_key(),
+        headers=_new_idempotency_key(),
     )
 
 
@@ -84,10 +84,13 @@ def create_rubric(
     prompt: PromptLike, criteria: Sequence[CriterionLike], tags: Sequence[str]
 ) -> Call:
     body = RubricCreate.model_validate(
-        sendable({"prompt": prompt, "criteria": criteria, "tags": tags})
+        to_wire({"prompt": prompt, "criteria": criteria, "tags": tags})
     )
     return Call(
-        "POST", "/v1/rubrics", body.model_dump(mode="json", exclude_none=True), headers=_own_key()
+        "POST",
+        "/v1/rubrics",
+        body.model_dump(mode="json", exclude_none=True),
+        headers=_new_idempotency_key(),
     )
 
 
@@ -99,13 +102,13 @@ def fork_rubric(
     rubric_id: str, criteria: Sequence[CriterionLike] | None, tags: Sequence[str] | None
 ) -> Call:
     body = RubricFork.model_validate(
-        sendable({"criteria": criteria, "tags": None if tags is None else list(tags)})
+        to_wire({"criteria": criteria, "tags": None if tags is None else list(tags)})
     )
     return Call(
         "POST",
         f"/v1/rubrics/{rubric_id}:fork",
         body.model_dump(mode="json", exclude_none=True),
-        headers=_own_key(),
+        headers=_new_idempotency_key(),
     )
 
 
@@ -137,11 +140,13 @@ def import_rubric(
     body = RubricImport(
         format=format,
         content=dict(content),
-        prompt=sendable(prompt),
+        prompt=to_wire(prompt),
         tags=list(tags),
         allow_loss=allow_loss,
     )
-    return Call("POST", "/v1/rubrics:import", body.model_dump(mode="json"), headers=_own_key())
+    return Call(
+        "POST", "/v1/rubrics:import", body.model_dump(mode="json"), headers=_new_idempotency_key()
+    )
 
 
 def export_rubric(rubric_id: str, format: ExchangeFormat, allow_loss: bool) -> Call:
@@ -195,7 +200,7 @@ def score(
 ) -> tuple[Call, list[str]]:
     """The call, and the groups' ids in order."""
     body = ScoreRequest(
-        groups=_GROUPS.validate_python(sendable(list(groups))),
+        groups=_GROUPS.validate_python(to_wire(list(groups))),
         reuse=reuse,
         verify=verify,
         score_teachers=score_teachers,
@@ -217,7 +222,7 @@ def score(
 
 
 def save_teacher_responses(entries: Sequence[TeacherLike]) -> Call:
-    body = TeacherResponsesCreate.model_validate(sendable({"entries": list(entries)}))
+    body = TeacherResponsesCreate.model_validate(to_wire({"entries": list(entries)}))
     return Call("POST", "/v1/teacher-responses", body.model_dump(mode="json", exclude_none=True))
 
 
@@ -230,12 +235,12 @@ def teacher_responses(prompt: str | None, prompt_key: str | None) -> Call:
 
 
 def teach(prompt: PromptLike, count: int) -> Call:
-    body = TeachRequest.model_validate(sendable({"prompt": prompt, "count": count}))
+    body = TeachRequest.model_validate(to_wire({"prompt": prompt, "count": count}))
     return Call(
         "POST", "/v1/teacher-responses:sample", body.model_dump(mode="json", exclude_none=True)
     )
 
 
-def _own_key() -> dict[str, str]:
+def _new_idempotency_key() -> dict[str, str]:
     """A key for this one call: all its attempts carry it, so a lost answer does not make a second rubric."""
     return {IDEMPOTENCY_KEY: uuid.uuid4().hex}

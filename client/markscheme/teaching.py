@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from markscheme.jsonl_rows import check_unicode, non_null_columns, read_rows
 from markscheme.protocol import PromptLike, TeacherLike
-from markscheme.rows import given, read_rows, sound
 from markscheme.schema import (
     MAX_TEACHER_ENTRIES,
     Message,
@@ -22,11 +22,11 @@ from markscheme.schema import (
     TeachResult,
 )
 
-MOST_RESPONSES = 16
+MAX_RESPONSES_PER_ENTRY = 16
 """In one entry of a request."""
 
 
-class Bank(Protocol):
+class TeacherBank(Protocol):
     """The part of :class:`markscheme.Client` that teaching needs."""
 
     def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
@@ -36,7 +36,7 @@ class Bank(Protocol):
         """Have the teacher asked."""
 
 
-class Line(BaseModel):
+class PromptEntry(BaseModel):
     """One line of the file; keys it does not name are left alone."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
@@ -51,22 +51,22 @@ class TeachReport:
     """What came of it, counted as it happens."""
 
     prompts: int = 0
-    brought: int = 0
-    known: int = 0
+    from_file: int = 0
+    already_stored: int = 0
     sampled: int = 0
-    repeated: int = 0
+    duplicates: int = 0
     judge_calls: int = 0
 
     def __str__(self) -> str:
         return (
-            f"{self.prompts} prompts done: {self.brought} responses from the file ({self.known} were there "
-            f"already), {self.sampled} from the teacher in {self.judge_calls} calls ({self.repeated} said again)"
+            f"{self.prompts} prompts done: {self.from_file} responses from the file ({self.already_stored} were there "
+            f"already), {self.sampled} from the teacher in {self.judge_calls} calls ({self.duplicates} said again)"
         )
 
 
-def read_prompts(file: Path, ropd_index: Path | None = None) -> list[Line]:
+def read_prompts(file: Path, ropd_index: Path | None = None) -> list[PromptEntry]:
     """The file's lines, with the answers of a ROPD index added. Raises ``ValueError`` naming the line."""
-    lines = [line for _, line in read_rows(file, _prompt_line)]
+    lines = [line for _, line in read_rows(file, _prompt_entry)]
     if not lines:
         raise ValueError(f"{file} holds no prompts")
     if ropd_index is None:
@@ -112,12 +112,12 @@ def ropd_prompt_hash(prompt: Prompt) -> str:
 
 
 def teach_all(
-    bank: Bank,
-    lines: Sequence[Line],
+    client: TeacherBank,
+    lines: Sequence[PromptEntry],
     report: TeachReport,
     *,
     count: int,
-    at_once: int,
+    concurrency: int,
     on_prompt: Callable[[], None] = lambda: None,
 ) -> None:
     """Bring what the lines hold, then have the teacher asked, several prompts at a time.
@@ -127,24 +127,24 @@ def teach_all(
     entries = [
         TeacherEntry(
             prompt=line.prompt,
-            responses=texts[start : start + MOST_RESPONSES],
+            responses=texts[start : start + MAX_RESPONSES_PER_ENTRY],
             model=line.teacher_model,
         )
         for line in lines
         if (texts := [t for t in line.teacher_responses if t])
-        for start in range(0, len(texts), MOST_RESPONSES)
+        for start in range(0, len(texts), MAX_RESPONSES_PER_ENTRY)
     ]
     for start in range(0, len(entries), MAX_TEACHER_ENTRIES):
-        change = bank.save_teacher_responses(entries[start : start + MAX_TEACHER_ENTRIES])
-        report.brought += change.added + change.duplicates
-        report.known += change.duplicates
+        change = client.save_teacher_responses(entries[start : start + MAX_TEACHER_ENTRIES])
+        report.from_file += change.added + change.duplicates
+        report.already_stored += change.duplicates
     stop, counting = Event(), Lock()
 
-    def ask(line: Line) -> None:
+    def ask(line: PromptEntry) -> None:
         if stop.is_set():
             return
         try:
-            taught = bank.teach(_sent(line.prompt), count) if count else None
+            taught = client.teach(_prompt_like(line.prompt), count) if count else None
         except BaseException:
             stop.set()
             raise
@@ -152,11 +152,11 @@ def teach_all(
             report.prompts += 1
             if taught is not None:
                 report.sampled += taught.added
-                report.repeated += taught.duplicates
+                report.duplicates += taught.duplicates
                 report.judge_calls += taught.usage.judge_calls
             on_prompt()
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(concurrency) as pool:
         try:
             outcomes = [pool.submit(ask, line) for line in lines]
             for outcome in outcomes:
@@ -166,14 +166,14 @@ def teach_all(
             raise
 
 
-def _sent(prompt: Prompt) -> PromptLike:
+def _prompt_like(prompt: Prompt) -> PromptLike:
     return prompt if isinstance(prompt, str) else list[Message | dict[str, str]](prompt)
 
 
-def _prompt_line(row: Any) -> Line:
-    columns = given(row)
-    known = {name: columns[name] for name in Line.model_fields if name in columns}
-    return Line.model_validate(sound(known))
+def _prompt_entry(row: Any) -> PromptEntry:
+    columns = non_null_columns(row)
+    already_stored = {name: columns[name] for name in PromptEntry.model_fields if name in columns}
+    return PromptEntry.model_validate(check_unicode(already_stored))
 
 
 def _index_line(row: Any) -> tuple[str, list[str]]:

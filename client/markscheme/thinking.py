@@ -7,7 +7,7 @@ cut at the same place.
 import re
 from dataclasses import dataclass
 
-MARKS: tuple[tuple[str, str], ...] = (
+DELIMITERS: tuple[tuple[str, str], ...] = (
     ("<think>", "</think>"),  # DeepSeek-R1, Qwen3, GLM, most open models
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
@@ -23,14 +23,14 @@ MARKS: tuple[tuple[str, str], ...] = (
 """Opening and closing marks of a thought."""
 
 _SPACE = re.compile("[\ufeff \\t\\r\\n]+")
-_LONE_CLOSE = re.compile("|".join(re.escape(close) for _, close in MARKS))
-_CLOSE_ON_A_LINE = re.compile(rf"^[ \t]*(?:{_LONE_CLOSE.pattern})[ \t]*$", re.MULTILINE)
+_CLOSING = re.compile("|".join(re.escape(close) for _, close in DELIMITERS))
+_CLOSING_LINE = re.compile(rf"^[ \t]*(?:{_CLOSING.pattern})[ \t]*$", re.MULTILINE)
 # Harmony (gpt-oss): `<|channel|>final <|constrain|>json<|message|>` begins the answer. Servers that
 # drop special tokens leave the bare words "analysis … assistantfinal …".
 _HARMONY = ("<|channel|>", "<|start|>assistant<|channel|>")
 _FINAL = "<|channel|>final"
 _MESSAGE = "<|message|>"
-_MOST_THOUGHTS = 1000
+_MAX_THOUGHTS = 1000
 """Thoughts in a row that are cut off; a text that begins with more has no answer."""
 _HARMONY_ENDS = ("<|return|>", "<|end|>", "<|call|>")
 _BARE_ANALYSIS, _BARE_FINAL = "analysis", "assistantfinal"
@@ -63,11 +63,11 @@ def split_thinking(text: str, *, opened: bool = False) -> Output:
         return Output(text[:end], text[end:])
     began = opened and _opening(text, at) is None
     if began:
-        close = _LONE_CLOSE.search(text, at)
+        close = _CLOSING.search(text, at)
         if close is None:
             return Output(text, "", finished=False)
         at = _skip_space(text, close.end())
-    for _ in range(_MOST_THOUGHTS):
+    for _ in range(_MAX_THOUGHTS):
         mark = _opening(text, at)
         if mark is None:
             return Output(text[:at], text[at:]) if began else Output("", text)
@@ -99,7 +99,8 @@ def split_reply(text: str) -> Output:
 def after_last_close(text: str) -> Output | None:
     """What follows the last closing mark; ``None`` where there is none."""
     end = max(
-        (at + len(close) for _, close in MARKS if (at := text.rfind(close)) != -1), default=None
+        (at + len(close) for _, close in DELIMITERS if (at := text.rfind(close)) != -1),
+        default=None,
     )
     return None if end is None else Output(text[:end], text[end:])
 
@@ -109,14 +110,14 @@ def split_response(text: str) -> Output:
     split = split_thinking(text)
     if split.thinking or not split.finished:
         return split
-    close = _CLOSE_ON_A_LINE.search(text)
+    close = _CLOSING_LINE.search(text)
     return split if close is None else Output(text[: close.end()], text[close.end() :])
 
 
 def opens_thought(prompt: str) -> bool:
     """Whether a rendered prompt ends by opening a thought, so that what follows begins inside it."""
     end = prompt[-200:].rstrip()
-    return any(end.endswith(opening) for opening, _ in MARKS)
+    return any(end.endswith(opening) for opening, _ in DELIMITERS)
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -125,7 +126,7 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _opening(text: str, at: int) -> tuple[str, str] | None:
-    return next((mark for mark in MARKS if text.startswith(mark[0], at)), None)
+    return next((mark for mark in DELIMITERS if text.startswith(mark[0], at)), None)
 
 
 def _split_harmony(text: str, at: int) -> Output:

@@ -7,51 +7,51 @@ could not be read is raised at once, for each try is paid for. Any other answer 
 import httpx
 
 from markscheme.deadline import EXTENSION
-from markscheme.protocol import stated_error
+from markscheme.protocol import error_from_response
 
 BAD_GATEWAY = 502
 FINAL_CODES = frozenset({"judge_reply", "misconfigured", "quota"})
 """Codes of a 502 that another try meets again."""
 
 
-def _stamp(request: httpx.Request) -> None:
+def _apply_deadline(request: httpx.Request) -> None:
     deadline = request.extensions.get(EXTENSION)
     if deadline is not None:
         deadline.stamp(request)
 
 
-def _look_at(request: httpx.Request, response: httpx.Response) -> None:
+def _check_error_response(request: httpx.Request, response: httpx.Response) -> None:
     """Raise what another try would only pay for again; note what the service said, for when time runs out."""
-    error = stated_error(response)
+    error = error_from_response(response)
     if response.status_code == BAD_GATEWAY and error.code in FINAL_CODES:
         raise error
     deadline = request.extensions.get(EXTENSION)
     if deadline is not None and error.code is not None:
-        deadline.said = error.message
+        deadline.last_message = error.message
 
 
-class StampingTransport(httpx.HTTPTransport):
+class DeadlineTransport(httpx.HTTPTransport):
     """Sends as httpx does, once the attempt bears its deadline.
 
     Raises :class:`StatusError` for a 502 that is the judge's and not a proxy's.
     """
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        _stamp(request)
+        _apply_deadline(request)
         response = super().handle_request(request)
         if response.status_code >= 400:
             response.read()
-            _look_at(request, response)
+            _check_error_response(request, response)
         return response
 
 
-class AsyncStampingTransport(httpx.AsyncHTTPTransport):
-    """:class:`StampingTransport` for code that awaits."""
+class AsyncDeadlineTransport(httpx.AsyncHTTPTransport):
+    """:class:`DeadlineTransport` for code that awaits."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        _stamp(request)
+        _apply_deadline(request)
         response = await super().handle_async_request(request)
         if response.status_code >= 400:
             await response.aread()
-            _look_at(request, response)
+            _check_error_response(request, response)
         return response

@@ -26,12 +26,12 @@ class UnscoredReason(StrEnum):
     NO_RUBRIC = "no_rubric"
 
 
-MAY_PASS = frozenset(
+TRANSIENT_REASONS = frozenset(
     {UnscoredReason.TIMEOUT, UnscoredReason.RATE_LIMITED, UnscoredReason.UNAVAILABLE}
 )
 """The reasons that pass by waiting. All others stay until someone mends what they name."""
 
-REASON_WORDS: Mapping[UnscoredReason, str] = {
+REASON_HELP: Mapping[UnscoredReason, str] = {
     UnscoredReason.TIMEOUT: (
         "The judge did not answer in time. Wait; if it stays so, raise "
         "MARKSCHEME_JUDGE_TIMEOUT_S or lower MARKSCHEME_JUDGE_CONCURRENCY."
@@ -81,10 +81,10 @@ REASON_WORDS: Mapping[UnscoredReason, str] = {
 """What a reason means and what to do."""
 
 
-def in_words(reasons: Mapping[str, int]) -> list[str]:
+def describe_reasons(reasons: Mapping[str, int]) -> list[str]:
     """How many rollouts have each reason, what it means and what to do; the most frequent first."""
     return [
-        f"{count} {name}: {REASON_WORDS[UnscoredReason(name)]}"
+        f"{count} {name}: {REASON_HELP[UnscoredReason(name)]}"
         for name, count in sorted(reasons.items(), key=lambda each: (-each[1], each[0]))
     ]
 

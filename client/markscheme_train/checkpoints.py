@@ -28,7 +28,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
 
-def settle(written: Path, place: Path) -> None:
+def publish_dir(written: Path, place: Path) -> None:
     """Move a folder to its place, all at once and with its contents on the disk."""
     for path in (*written.rglob("*"), written):
         handle = os.open(path, os.O_RDONLY)
@@ -55,7 +55,7 @@ class RngState:
         )
         self._devices = torch.cuda.get_rng_state_all()
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         random.setstate(self._python)
         numpy.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)

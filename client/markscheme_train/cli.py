@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from markscheme.client import Client
-from markscheme.errors import MarkschemeError
+from markscheme.errors import AuthenticationFailed, MarkschemeError
+from markscheme.protocol import UNAUTHORIZED
 from markscheme_train.errors import Interrupted, Stopped, TrainError
 
 FAILED = 1
@@ -49,20 +50,21 @@ def train(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from markscheme_train.config import load_config
     from markscheme_train.progress import LiveTable
-    from markscheme_train.training import begun, quieten
+    from markscheme_train.training import has_run, silence_libraries
     from markscheme_train.training import train as run
 
     console = Console(
         quiet=os.environ.get("RANK", "0") != "0"
     )  # of several processes the first one shows the run
-    quieten()
+    silence_libraries()
     try:
         settings = load_config(
             config, [*(overrides or []), *([f"preset={preset}"] if preset else [])]
         )
-        resume = resume or (auto_resume and begun(Path(settings.output_dir)))
+        resume = resume or (auto_resume and has_run(Path(settings.output_dir)))
         client = Client(settings.markscheme_url, api_key=os.environ.get("MARKSCHEME_API_KEY"))
         try:
+            _check_key(client)
             with LiveTable(console, title="training") as live:
                 output = run(
                     settings, client, resume=resume, on_record=live.show, on_wait=live.wait
@@ -84,7 +86,7 @@ def train(
 
 
 def demo(
-    room: Annotated[
+    workdir: Annotated[
         Path, typer.Option(help="Where the model, the service's data and the report go.")
     ] = Path("build"),
     steps: Annotated[
@@ -107,7 +109,7 @@ def demo(
     from markscheme_train.demo.run import DemoSettings, run_demo
 
     try:
-        run_demo(DemoSettings(room=room, steps=steps, seed=seed), Console(), url=url)
+        run_demo(DemoSettings(workdir=workdir, steps=steps, seed=seed), Console(), url=url)
     except Interrupted as error:
         why = str(error).partition("\n")[0]
         _fail(f"{why}\nThe demo goes on when it is started again.", TRY_AGAIN)
@@ -118,9 +120,9 @@ def demo(
 
 
 def control(
-    room: Annotated[Path, typer.Option(help="Where the model and the service's data go.")] = Path(
-        "build"
-    ),
+    workdir: Annotated[
+        Path, typer.Option(help="Where the model and the service's data go.")
+    ] = Path("build"),
     results: Annotated[Path, typer.Option(help="Where the table goes.")] = Path(
         "benchmarks/results"
     ),
@@ -131,9 +133,24 @@ def control(
     from markscheme_train.demo.control import run_control
 
     try:
-        run_control(room, results, seeds=seeds, console=Console())
+        run_control(workdir, results, seeds=seeds, console=Console())
     except (TrainError, MarkschemeError) as error:
         _fail(str(error))
+
+
+def _check_key(client: Client) -> None:
+    """Raise `AuthenticationFailed` for a missing or wrong key, before a model is loaded.
+
+    A service that is away raises nothing: the run waits for it when it needs rewards. Nor does a
+    valid key that may not list rubrics (403).
+    """
+    try:
+        client.rubrics(limit=1)
+    except AuthenticationFailed as error:
+        if error.status == UNAUTHORIZED:
+            raise
+    except MarkschemeError:
+        pass
 
 
 def _stay_offline() -> None:

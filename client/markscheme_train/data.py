@@ -6,8 +6,8 @@ from typing import Any
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict
 
-from markscheme.lines import LineError
-from markscheme.rows import given, read_rows, sound
+from markscheme.jsonl import LineError
+from markscheme.jsonl_rows import check_unicode, non_null_columns, read_rows
 from markscheme.schema import Prompt, TeacherResponses
 from markscheme_train.errors import DataError
 
@@ -39,9 +39,9 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def _example(row: Any) -> Example:
-    columns = given(row)
+    columns = non_null_columns(row)
     known = {name: columns[name] for name in Example.model_fields if name in columns}
-    return Example.model_validate(sound(known))
+    return Example.model_validate(check_unicode(known))
 
 
 def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 
-class Exchange(Protocol):
+class ProcessGroup(Protocol):
     """What passes between the processes of a run. ``rank`` is this one's number."""
 
     rank: int
@@ -55,7 +55,7 @@ class Distributed:
             try:
                 outcome[0] = question()
             except Exception as error:
-                outcome[1] = _sendable(error)
+                outcome[1] = _picklable(error)
         self._distributed.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
             raise outcome[1]
@@ -63,7 +63,7 @@ class Distributed:
         return answer
 
 
-def _sendable(error: Exception) -> Exception:
+def _picklable(error: Exception) -> Exception:
     """The error itself if it can travel, else one that says the same: the others must not wait for it in vain."""
     try:
         pickle.loads(pickle.dumps(error))
@@ -72,7 +72,7 @@ def _sendable(error: Exception) -> Exception:
     return error
 
 
-def exchange() -> Exchange:
+def current_process_group() -> ProcessGroup:
     """That of the running process group, if there is one."""
     import torch.distributed as distributed
 

@@ -17,9 +17,9 @@ from torch import Tensor
 Scale = Literal["none", "std"]
 
 STD_EPS = 1e-6
-LOG_RATIO_MOST = 20.0
+MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to this on both sides before they are exponentiated."""
-TAIL_LEAST = 1e-7
+MIN_TAIL_LOG_MASS = 1e-7
 """The least that the log of a head's mass lies below 0: a tail bucket is never quite empty."""
 
 
@@ -47,7 +47,7 @@ def group_advantages(
 
 def log_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     """``log_probs - old_log_probs``, clamped to ±20."""
-    return (log_probs - old_log_probs).clamp(-LOG_RATIO_MOST, LOG_RATIO_MOST)
+    return (log_probs - old_log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def clipped_surrogate(
@@ -115,7 +115,7 @@ def topk_with_tail(log_probs: Tensor, indices: Tensor) -> Tensor:
 
 def with_tail(head: Tensor) -> Tensor:
     """Log-probabilities [..., K] and, as the last, that of everything else: ``log(1 - Σ exp)``."""
-    mass = torch.logsumexp(head, dim=-1, keepdim=True).clamp(max=-TAIL_LEAST)
+    mass = torch.logsumexp(head, dim=-1, keepdim=True).clamp(max=-MIN_TAIL_LOG_MASS)
     return torch.cat([head, torch.log(-torch.expm1(mass))], dim=-1)
 
 

@@ -71,9 +71,9 @@ def build_teacher_prompt(
             continue
         if shown is None:
             return None
-        room = most - len(tokens(reprompt(prompt, "", ())))
+        workdir = most - len(tokens(reprompt(prompt, "", ())))
         # Tokens at the seams may differ from those counted: shorten until it fits.
-        for keep in range(room, max(0, room // 2), -max(1, room // 8)):
+        for keep in range(workdir, max(0, workdir // 2), -max(1, workdir // 8)):
             ids = tokens(reprompt(prompt, cut(shown, keep), ()))
             if len(ids) <= most:
                 return ids

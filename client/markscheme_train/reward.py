@@ -15,13 +15,19 @@ import tenacity
 
 from markscheme.errors import AnswerUnreadable, ConnectionFailed, ServiceUnavailable
 from markscheme.messages import MessageError, plain_message, role_of, text_of
-from markscheme.protocol import sendable
+from markscheme.protocol import to_wire
 from markscheme.schema import Group, GroupScore, Message, Rollout, Run, ScoreBatch, Usage
-from markscheme.vocabulary import MAY_PASS, ReusePolicy, Thinking, VerifyMode, in_words
-from markscheme_train.distributed import Exchange, SingleProcess
+from markscheme.vocabulary import (
+    TRANSIENT_REASONS,
+    ReusePolicy,
+    Thinking,
+    VerifyMode,
+    describe_reasons,
+)
+from markscheme_train.distributed import ProcessGroup, SingleProcess
 from markscheme_train.errors import DataError, Unscored
 
-MOST_PAUSE_S = 30.0
+MAX_RETRY_WAIT_S = 30.0
 """Between two tries to reach a service that is away."""
 
 PromptRow = str | list[dict[str, Any]]
@@ -59,7 +65,7 @@ class CriterionRate:
 
 
 @dataclass(frozen=True, slots=True)
-class RowMarks:
+class RowScore:
     """What the service said of one rollout. ``feedback``: the criteria that it missed."""
 
     reward: float | None
@@ -76,7 +82,7 @@ class RewardReport:
 
     step: int
     rewards: list[float | None]
-    marks: list[RowMarks]
+    row_scores: list[RowScore]
     teacher_scores: list[list[float | None]]
     reasons: dict[str, int]
     origins: dict[str, int]
@@ -141,7 +147,7 @@ class RubricReward:
         self.max_outage_s = max_outage_s
         self.max_unscored = max_unscored
         self.on_wait = on_wait
-        self.exchange: Exchange = SingleProcess()
+        self.processes: ProcessGroup = SingleProcess()
         self.rows: list[Row] = []
         self.last: RewardReport | None = None
         self._call = (-1, 0)
@@ -171,20 +177,20 @@ class RubricReward:
                 prompts, completions, completion_ids, teachers, strict=True
             )
         ]
-        counts = self.exchange.gather([len(own)])
-        self.rows = self.exchange.gather(own)
+        counts = self.processes.gather([len(own)])
+        self.rows = self.processes.gather(own)
         groups = self._groups(step)
         started = time.perf_counter()
-        batch = self.exchange.broadcast_from_rank_0(lambda: self._score(groups, step))
+        batch = self.processes.broadcast_from_rank_0(lambda: self._score(groups, step))
         seconds = time.perf_counter() - started
-        marks = _marks_in_order(groups, batch)
+        row_scores = _scores_in_row_order(groups, batch)
         scores = {
             group.id: group.teacher.rewards if group.teacher else [] for group in batch.groups
         }
         self.last = RewardReport(
             step=step,
-            rewards=[mark.reward for mark in marks],
-            marks=marks,
+            rewards=[row_score.reward for row_score in row_scores],
+            row_scores=row_scores,
             teacher_scores=[list(scores[group.id]) for group in groups],
             reasons=dict(batch.reasons),
             origins=_origins(batch),
@@ -194,11 +200,11 @@ class RubricReward:
         )
         if log_metric is not None:
             _log(self.last, log_metric)
-        self._refuse_unscored(self.last)
-        first = sum(counts[: self.exchange.rank])
+        self._raise_if_unscored(self.last)
+        first = sum(counts[: self.processes.rank])
         return self.last.rewards[first : first + len(own)]
 
-    def _refuse_unscored(self, report: RewardReport) -> None:
+    def _raise_if_unscored(self, report: RewardReport) -> None:
         """Raise :class:`Unscored` when too much has no reward.
 
         Of several reasons those that do not pass decide: while they alone would let the step be
@@ -208,7 +214,7 @@ class RubricReward:
         if report.unscored > most:
             why = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
             for_good = sum(
-                count for reason, count in report.reasons.items() if reason not in MAY_PASS
+                count for reason, count in report.reasons.items() if reason not in TRANSIENT_REASONS
             )
             may_pass = for_good <= most
             raise Unscored(
@@ -225,10 +231,10 @@ class RubricReward:
             retry=tenacity.retry_if_exception(is_outage),
             reraise=True,
             stop=tenacity.stop_after_delay(self.max_outage_s),
-            wait=tenacity.wait_exponential(1, max=MOST_PAUSE_S),
+            wait=tenacity.wait_exponential(1, max=MAX_RETRY_WAIT_S),
             before_sleep=self._tell,
         )
-        chance = (
+        rng_state = (
             random.getstate()
         )  # retries draw their pauses from it; the run must not notice that there were any
         try:
@@ -243,7 +249,7 @@ class RubricReward:
                 run=Run(id=self.run_id, step=step),
             )
         finally:
-            random.setstate(chance)
+            random.setstate(rng_state)
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
         if state.outcome is not None and state.next_action is not None:
@@ -274,7 +280,7 @@ class RubricReward:
                     prompt=wire_prompt(group[0].prompt),
                     teacher_responses=group[0].teacher_responses,
                     rollouts=[
-                        Rollout(id=f"r{i}", text=sendable(row.text), truncated=row.truncated)
+                        Rollout(id=f"r{i}", text=to_wire(row.text), truncated=row.truncated)
                         for i, row in enumerate(group)
                     ],
                 )
@@ -309,10 +315,10 @@ def wire_prompt(prompt: PromptRow) -> str | list[Message]:
     Raises :class:`DataError` for content that is no text and for a role that is not known.
     """
     if isinstance(prompt, str):
-        return str(sendable(prompt))
+        return str(to_wire(prompt))
     try:
         return [
-            Message.model_validate(sendable(plain_message(message, f"prompt[{number}]")))
+            Message.model_validate(to_wire(plain_message(message, f"prompt[{number}]")))
             for number, message in enumerate(prompt)
         ]
     except MessageError as error:
@@ -329,24 +335,24 @@ def is_outage(error: BaseException) -> bool:
 def _advice(reasons: Mapping[str, int], may_pass: bool) -> str:
     """The reasons in words and what helps, on one line."""
     if may_pass:
-        passing = " and ".join(sorted(name for name in reasons if name in MAY_PASS))
+        passing = " and ".join(sorted(name for name in reasons if name in TRANSIENT_REASONS))
         helps = f"Once {passing} has passed, --resume helps: it asks for the very same rollouts."
     else:
         helps = "--resume alone does not help: mend that first, or raise max_unscored, then use it."
-    return " ".join([*in_words(reasons), helps])
+    return " ".join([*describe_reasons(reasons), helps])
 
 
-def _marks_in_order(groups: Sequence[Group], batch: ScoreBatch) -> list[RowMarks]:
+def _scores_in_row_order(groups: Sequence[Group], batch: ScoreBatch) -> list[RowScore]:
     """Marks by id, not by place, so that an answer in another order cannot be credited to a neighbour."""
     answered = {
         (group.id, rollout.id): rollout for group in batch.groups for rollout in group.rollouts
     }
-    marks = []
+    row_scores = []
     for group in groups:
         for rollout in group.rollouts:
             score = answered[group.id, rollout.id]
-            marks.append(RowMarks(score.reward, rollout.truncated, tuple(score.feedback)))
-    return marks
+            row_scores.append(RowScore(score.reward, rollout.truncated, tuple(score.feedback)))
+    return row_scores
 
 
 def _origins(batch: ScoreBatch) -> dict[str, int]:

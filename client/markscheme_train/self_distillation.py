@@ -17,18 +17,18 @@ from markscheme_train.config import TrainConfig
 from markscheme_train.distillation import Head, divergences, entropies
 from markscheme_train.losses import capped_importance, entropy_weight_sums, entropy_weights
 from markscheme_train.reprompt import Prompt, build_teacher_prompt
-from markscheme_train.reward import Row, RowMarks
+from markscheme_train.reward import Row, RowScore
 from markscheme_train.routing import TEACHER, Branch, Routes, route
 from markscheme_train.self_teacher import SelfTeacher
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class ScoredRows:
     """The rollouts of all processes, group after group, what the service said of each, and of each group's teacher
     responses, where it was asked."""
 
     rollouts: Sequence[Row]
-    marks: Sequence[RowMarks]
+    row_scores: Sequence[RowScore]
     teacher_scores: Sequence[Sequence[float | None]]
 
 
@@ -61,25 +61,27 @@ class TeacherContext:
 class SelfDistillation:
     """The part of SDPO and SRPO that is not GRPO."""
 
-    def __init__(self, config: TrainConfig, teacher: SelfTeacher, tokenizer: Any) -> None:
-        self.config, self.teacher, self._tokenizer = config, teacher, tokenizer
+    def __init__(self, config: TrainConfig, self_teacher: SelfTeacher, tokenizer: Any) -> None:
+        self.config, self.self_teacher, self._tokenizer = config, self_teacher, tokenizer
 
-    def routes(self, rows: Rows) -> list[TeacherContext]:
+    def routes(self, rows: ScoredRows) -> list[TeacherContext]:
         """What is to be done with each row."""
         size, config = self.config.num_generations, self.config
         found: list[TeacherContext] = []
-        for start in range(0, len(rows.marks), size):
-            marks = rows.marks[start : start + size]
-            told = [mark.feedback if config.rubric_feedback else () for mark in marks]
+        for start in range(0, len(rows.row_scores), size):
+            row_scores = rows.row_scores[start : start + size]
+            told = [
+                row_score.feedback if config.rubric_feedback else () for row_score in row_scores
+            ]
             external, score = _best(
                 rows.rollouts[start].teacher_responses, rows.teacher_scores[start // size]
             )
             routes = route(
-                [m.reward for m in marks],
+                [m.reward for m in row_scores],
                 success=config.success_threshold,
                 demonstration=config.demonstration_threshold,
                 gap=config.demonstration_gap,
-                truncated=[m.truncated for m in marks],
+                truncated=[m.truncated for m in row_scores],
                 feedback=[bool(lines) for lines in told],
                 teacher_score=score,
             )
@@ -108,9 +110,14 @@ class SelfDistillation:
         return routes.branches[own] is Branch.SDPO
 
     def prepare(
-        self, batch: dict[str, Any], rows: Rows, *, first: int, total: Callable[[Tensor], Tensor]
+        self,
+        batch: dict[str, Any],
+        rows: ScoredRows,
+        *,
+        first: int,
+        total: Callable[[Tensor], Tensor],
     ) -> Mapping[str, float]:
-        """Add to a generated batch what :meth:`term` reads, and take routed rows out of the reward's branch.
+        """Add to a generated batch what :meth:`distillation_loss_sum` reads, and take routed rows out of the reward's branch.
 
         The batch holds this process's rows, of which the first is number ``first`` of all. ``total`` sums a tensor over
         all processes. With SDPO the rows that are not routed leave the loss. Returns what to log.
@@ -119,25 +126,25 @@ class SelfDistillation:
         routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         prompts: dict[int, Sequence[int]] = {}
         informed = external = 0
-        for place, lesson in enumerate(self.routes(rows)[first : first + len(mask)]):
-            informed += lesson.demonstration is not None or bool(lesson.feedback)
-            if lesson.taught and mask[place].any():
+        for place, context in enumerate(self.routes(rows)[first : first + len(mask)]):
+            informed += context.demonstration is not None or bool(context.feedback)
+            if context.taught and mask[place].any():
                 ids = build_teacher_prompt(
                     self._tokens,
                     self._cut,
                     rows.rollouts[first + place].prompt,
-                    lesson.demonstration,
-                    lesson.feedback,
+                    context.demonstration,
+                    context.feedback,
                     most=self.config.max_reprompt_length,
                 )
                 if ids is not None:
                     routed[place], prompts[place] = True, ids
-                    external += lesson.external
+                    external += context.external
         states = self._teacher_states(batch, prompts)
         entropy = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
         for place, found in states.items():
             entropy[place, mask[place]] = entropies(
-                found, self.teacher.head, temperature=self.config.temperature
+                found, self.self_teacher.head, temperature=self.config.temperature
             )
         taught_tokens = mask & routed.unsqueeze(1)
         weighed, count = total(
@@ -176,7 +183,7 @@ class SelfDistillation:
             told |= _quantiles("weight", batch["distillation_weights"][taught_tokens])
         return told
 
-    def term(self, batch: Mapping[str, Any], student: StudentStates) -> Tensor:
+    def distillation_loss_sum(self, batch: Mapping[str, Any], student: StudentStates) -> Tensor:
         """``Σ w · min(ρ, cap) · divergence`` over this micro-batch's routed tokens: their part of the joint loss,
         before it is divided by the tokens of both branches."""
         places = batch["routed"].nonzero().flatten()
@@ -188,7 +195,7 @@ class SelfDistillation:
             student.states[places][mask],
             taught,
             student.head,
-            self.teacher.head,
+            self.self_teacher.head,
             alpha=self.config.distillation_alpha,
             top_k=self.config.distillation_top_k,
             temperature=self.config.temperature,
@@ -223,7 +230,7 @@ class SelfDistillation:
                     prompts[place], device=ids.device
                 )
                 seen[row, width - len(prompts[place]) :] = 1
-            states = self.teacher.states(
+            states = self.self_teacher.states(
                 torch.cat([ids, completion], 1),
                 torch.cat([seen, mask.to(seen)], 1),
                 completion.shape[1],

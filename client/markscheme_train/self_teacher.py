@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-ADAPTER, STUDENT_ADAPTER = "teacher", "default"
+SELF_TEACHER_ADAPTER, STUDENT_ADAPTER = "teacher", "default"
 
 
 class SelfTeacher(Protocol):
@@ -25,7 +25,7 @@ class SelfTeacher(Protocol):
     def head(self, states: Tensor) -> Tensor:
         """Logits of hidden states."""
 
-    def follow(self, rate: float) -> None:
+    def update(self, rate: float) -> None:
         """Move towards the student by ``rate``. Weights that are no numbers raise :class:`FloatingPointError`."""
 
     def weights(self) -> Mapping[str, Tensor]:
@@ -58,12 +58,12 @@ class ModelCopy:
         return output_head(self.model)(states)
 
     @torch.no_grad()
-    def follow(self, rate: float) -> None:
+    def update(self, rate: float) -> None:
         pairs = [
             (own, other.to(own))
             for own, other in zip(self.model.parameters(), self._student.parameters(), strict=True)
         ]
-        _move(pairs, rate)
+        _ema_update(pairs, rate)
 
     def weights(self) -> Mapping[str, Tensor]:
         return dict(self.model.state_dict())
@@ -81,7 +81,7 @@ class AdapterCopy:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        model.add_adapter(ADAPTER, model.peft_config[STUDENT_ADAPTER])
+        model.add_adapter(SELF_TEACHER_ADAPTER, model.peft_config[STUDENT_ADAPTER])
         self._pairs = list(self._named())
         with torch.no_grad():
             for own, other in self._pairs:
@@ -91,15 +91,15 @@ class AdapterCopy:
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-        with self._teaching():
+        with self._adapter_active():
             return _states(self._model.get_base_model(), input_ids, attention_mask, keep)
 
     def head(self, states: Tensor) -> Tensor:
         return output_head(self._model.get_base_model())(states)
 
     @torch.no_grad()
-    def follow(self, rate: float) -> None:
-        _move(self._pairs, rate)
+    def update(self, rate: float) -> None:
+        _ema_update(self._pairs, rate)
 
     def weights(self) -> Mapping[str, Tensor]:
         return {}
@@ -110,15 +110,18 @@ class AdapterCopy:
     def _named(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         parameters = dict(self._model.named_parameters())
         for name, parameter in parameters.items():
-            if f".{ADAPTER}." in name:
-                yield parameter, parameters[name.replace(f".{ADAPTER}.", f".{STUDENT_ADAPTER}.")]
+            if f".{SELF_TEACHER_ADAPTER}." in name:
+                yield (
+                    parameter,
+                    parameters[name.replace(f".{SELF_TEACHER_ADAPTER}.", f".{STUDENT_ADAPTER}.")],
+                )
 
     @contextmanager
-    def _teaching(self) -> Iterator[None]:
+    def _adapter_active(self) -> Iterator[None]:
         """The teacher's adapter, without dropout; everything as before at the end."""
         training = self._model.training
         self._model.eval()
-        self._model.set_adapter(ADAPTER)
+        self._model.set_adapter(SELF_TEACHER_ADAPTER)
         try:
             yield
         finally:
@@ -149,7 +152,7 @@ def output_head(model: Any) -> Callable[[Tensor], Tensor]:
     return head
 
 
-def _move(pairs: Sequence[tuple[Tensor, Tensor]], rate: float) -> None:
+def _ema_update(pairs: Sequence[tuple[Tensor, Tensor]], rate: float) -> None:
     if not all(bool(other.isfinite().all()) for _, other in pairs):
         raise FloatingPointError("the student's weights are no numbers any more")
     torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], rate)

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from markscheme.lines import read_lines
+from markscheme.jsonl import read_lines
 from markscheme_train.reward import CriterionRate, RewardReport
 from markscheme_train.trainer import MarkschemeTrainer
 
@@ -75,12 +75,16 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop what an earlier part of the run noted of steps that come again; what they cost is kept for then."""
         if state.is_world_process_zero and self._path.is_file():
-            whole = [(line, json.loads(line)) for line in read_lines(self._path, whole=True)]
-            kept = [line + "\n" for line, record in whole if record["step"] <= state.global_step]
+            complete_only = [
+                (line, json.loads(line)) for line in read_lines(self._path, complete_only=True)
+            ]
+            kept = [
+                line + "\n" for line, record in complete_only if record["step"] <= state.global_step
+            ]
             if self._resumed:
                 self._paid = {
                     record["step"]: (record["judge_calls"], record["judge_tokens"])
-                    for _, record in whole
+                    for _, record in complete_only
                     if record["step"] > state.global_step
                 }
             shorter = self._path.with_suffix(".partial")

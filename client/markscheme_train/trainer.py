@@ -22,24 +22,24 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from markscheme_train.checkpoints import SAVING, settle
+from markscheme_train.checkpoints import SAVING, publish_dir
 from markscheme_train.config import TrainConfig
 from markscheme_train.distillation import token_log_probs
-from markscheme_train.distributed import exchange
+from markscheme_train.distributed import current_process_group
 from markscheme_train.errors import ConfigError
 from markscheme_train.losses import group_advantages
 from markscheme_train.prefix import can_share, shared_prompt_states
 from markscheme_train.reward import RubricReward
 from markscheme_train.self_distillation import (
     BranchNorms,
-    Rows,
+    ScoredRows,
     SelfDistillation,
     StudentStates,
     student_token_mask,
 )
 from markscheme_train.self_teacher import AdapterCopy, ModelCopy, output_head
 
-TEACHER_FILE = "self_teacher.pt"
+SELF_TEACHER_FILE = "self_teacher.pt"
 
 log = logging.getLogger(__name__)
 
@@ -96,16 +96,16 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             else None
         )
         super().__init__(model=model, reward_funcs=[reward, *other_rewards], args=args, **kwargs)
-        reward.exchange = exchange()
+        reward.processes = current_process_group()
         self.distillation: SelfDistillation | None = None
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
         if args.method != "grpo":
-            refuse_shards(self)
+            check_unsharded(self)
             self.distillation = SelfDistillation(
                 args, teacher or AdapterCopy(self.model), self._tokenizer
             )
-            self.add_callback(FollowStudent(self))
+            self.add_callback(UpdateSelfTeacher(self))
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
@@ -148,17 +148,21 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.args.scale_rewards != "batch":
             # TRL's differ in the constant beside the deviation, and give a lone reward one of its own.
             size = self.num_generations if self.model.training else self.num_generations_eval
-            marks = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1)
-            marks = marks.masked_fill(self._rewards[:, 0].isnan(), torch.nan).view(-1, size)
+            row_scores = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1)
+            row_scores = row_scores.masked_fill(self._rewards[:, 0].isnan(), torch.nan).view(
+                -1, size
+            )
             advantages = group_advantages(
-                marks, scale="none" if self.args.scale_rewards == "none" else "std"
+                row_scores, scale="none" if self.args.scale_rewards == "none" else "std"
             )
             batch["advantages"] = advantages.flatten()[first : first + len(scored)].to(
                 batch["advantages"]
             )
         if self.distillation is not None and self.reward.last is not None and self.model.training:
             started = time.perf_counter()
-            rows = Rows(self.reward.rows, self.reward.last.marks, self.reward.last.teacher_scores)
+            rows = ScoredRows(
+                self.reward.rows, self.reward.last.row_scores, self.reward.last.teacher_scores
+            )
             with self.accelerator.autocast():
                 told = self.distillation.prepare(batch, rows, first=first, total=self._total)
             for name, value in told.items():
@@ -203,7 +207,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             loss: torch.Tensor = super()._compute_loss(model, inputs)
             assert self._student is not None
             with self.accelerator.autocast():
-                term = self.distillation.term(inputs, self._student)
+                distillation = self.distillation.distillation_loss_sum(inputs, self._student)
             self._norms.watch(self._student.hidden, inputs["routed"])
         finally:
             self._routed = self._student = None
@@ -211,7 +215,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
         )
         share = self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        joint: torch.Tensor = loss + term / (tokens * share)
+        joint: torch.Tensor = loss + distillation / (tokens * share)
         return joint
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -237,7 +241,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             (growing / done.name).mkdir(parents=True)
             if self.distillation is not None:
                 torch.save(
-                    dict(self.distillation.teacher.weights()), growing / done.name / TEACHER_FILE
+                    dict(self.distillation.self_teacher.weights()),
+                    growing / done.name / SELF_TEACHER_FILE,
                 )
         self.accelerator.wait_for_everyone()
         self._saving = str(growing)
@@ -247,7 +252,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             self._saving = None
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            settle(growing / done.name, done)
+            publish_dir(growing / done.name, done)
             growing.rmdir()
             rotate_checkpoints(str(run), self.args.save_total_limit)
         self.accelerator.wait_for_everyone()  # who goes on may end, and a launcher ends the others with it
@@ -257,11 +262,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.distillation is not None and checkpoint is not None:
             weights = torch.load(
-                Path(checkpoint) / TEACHER_FILE,
+                Path(checkpoint) / SELF_TEACHER_FILE,
                 map_location=self.accelerator.device,
                 weights_only=True,
             )
-            self.distillation.teacher.restore(weights)
+            self.distillation.self_teacher.restore(weights)
 
     def _total(self, values: torch.Tensor) -> torch.Tensor:
         total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
@@ -357,7 +362,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         return logps, entropies if compute_entropy else None, None
 
 
-class FollowStudent(TrainerCallback):  # type: ignore[misc]
+class UpdateSelfTeacher(TrainerCallback):  # type: ignore[misc]
     """Moves the self-teacher once a generated batch, after its last update and before it is saved."""
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
@@ -369,7 +374,7 @@ class FollowStudent(TrainerCallback):  # type: ignore[misc]
             trainer.distillation is not None
             and trainer._step % (args.steps_per_generation * args.num_iterations) == 0
         ):
-            trainer.distillation.teacher.follow(args.teacher_update_rate)
+            trainer.distillation.self_teacher.update(args.teacher_update_rate)
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -403,7 +408,7 @@ def check_batch_shape(args: TrainConfig) -> None:
         )
 
 
-def refuse_shards(trainer: GRPOTrainer) -> None:
+def check_unsharded(trainer: GRPOTrainer) -> None:
     """Raise :class:`ConfigError` where a process holds only a part of the weights: the self-teacher follows whole ones."""
     plugin = trainer.accelerator.state.deepspeed_plugin
     if trainer.is_fsdp_enabled or (

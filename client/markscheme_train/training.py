@@ -64,7 +64,7 @@ CHANGEABLE_ON_RESUME = (
     "project",
     "trackio_space_id",
 )
-FREE_STARTS = (
+CHANGEABLE_PREFIXES = (
     "save_",
     "logging_",
     "log_",
@@ -81,10 +81,10 @@ FREE_STARTS = (
 )
 """Settings, by name and by how they start, that a resumed run may have changed: how long it goes on, where it is saved
 and shown, whom it asks. All others decide what it learns."""
-CONSTANT = ("constant", "constant_with_warmup")
+CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
 
 
-def quieten() -> None:
+def silence_libraries() -> None:
     """Leave the terminal to our own view: no progress bars for loading, no warnings about TRL's own code."""
     disable_progress_bar()
     set_verbosity_error()
@@ -110,7 +110,7 @@ def train(
     """
     output = Path(config.output_dir)
     checkpoint = last_checkpoint(output)
-    if resume and not begun(output):
+    if resume and not has_run(output):
         raise ConfigError(f"nothing to resume: no run was begun under {output}")
     if checkpoint is not None and not resume:
         raise ConfigError(
@@ -123,10 +123,10 @@ def train(
     reward = RubricReward(
         client,
         num_generations=config.num_generations,
-        run_id=run_id_of(config, output, resume=resume),
+        run_id=resolve_run_id(config, output, resume=resume),
         reuse=config.reuse,
         verify=config.verify,
-        thinking=thinking_of(config, tokenizer),
+        thinking=resolve_thinking(config, tokenizer),
         score_teachers=config.teacher_demonstration,
         ask_teacher=config.ask_teacher,
         eos_token_ids=eos_token_ids(model, tokenizer),
@@ -139,8 +139,8 @@ def train(
     trainer.add_callback(stop)
     trainer.add_callback(StepRecorder(trainer, output / STEPS_FILE, on_record, resumed=resume))
     trainer.add_callback(StopOnNonFinite(trainer))
-    between = SaveAtBatchEnd(trainer)
-    trainer.add_callback(between)
+    save_at_batch_end = SaveAtBatchEnd(trainer)
+    trainer.add_callback(save_at_batch_end)
     try:
         if checkpoint is not None and 0 < config.max_steps <= step_of(checkpoint):
             trainer._load_from_checkpoint(
@@ -149,7 +149,7 @@ def train(
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (MarkschemeError, Unscored) as error:
-        saved = save_checkpoint(trainer, between.chance)
+        saved = save_checkpoint(trainer, save_at_batch_end.rng_state)
         if isinstance(error, Unscored) and not error.may_pass:
             state = f"Saved {saved}." if saved else "No step was finished."
             raise TrainError(f"{error}\n{error.advice} {state}") from error
@@ -171,7 +171,7 @@ def train(
     return output
 
 
-def begun(output: Path) -> bool:
+def has_run(output: Path) -> bool:
     """Whether there is a run to resume under ``output``, be it one that has saved nothing yet."""
     return (output / SETTINGS_FILE).is_file() or last_checkpoint(output) is not None
 
@@ -196,6 +196,8 @@ def build_trainer(
 
 def load_model(config: TrainConfig) -> tuple[Any, Any]:
     """The model, in fp32 unless ``model_init_kwargs`` says otherwise, and its tokenizer, or :class:`ModelError`."""
+    if _is_local(config.model) and not Path(config.model).is_dir():
+        raise ModelError(f"there is no model folder `{config.model}`")
     options = {"dtype": torch.float32, **(config.model_init_kwargs or {})}
     config.model_init_kwargs = None
     try:
@@ -216,6 +218,11 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
             ),
         )
     return model, tokenizer
+
+
+def _is_local(model: str) -> bool:
+    """Return whether a model is named by a path: a hub name is ``model`` or ``owner/model``."""
+    return model.startswith(("/", ".", "~")) or model.count("/") > 1
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -263,9 +270,9 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
     kept = {
         name: value
         for name, value in config.to_dict().items()
-        if name not in CHANGEABLE_ON_RESUME and not name.startswith(FREE_STARTS)
+        if name not in CHANGEABLE_ON_RESUME and not name.startswith(CHANGEABLE_PREFIXES)
     }
-    if config.lr_scheduler_type.value not in CONSTANT:
+    if config.lr_scheduler_type.value not in CONSTANT_SCHEDULES:
         kept |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
     kept |= {
         "data": hashlib.sha256(Path(config.data).read_bytes()).hexdigest(),
@@ -275,7 +282,7 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
     return read
 
 
-def thinking_of(config: TrainConfig, tokenizer: Any) -> Thinking:
+def resolve_thinking(config: TrainConfig, tokenizer: Any) -> Thinking:
     """What of a rollout is judged: as configured, else by whether the chat template opens a thought."""
     if config.thinking != "auto" or tokenizer.chat_template is None:
         return config.thinking
@@ -288,7 +295,7 @@ def thinking_of(config: TrainConfig, tokenizer: Any) -> Thinking:
     return "strip" if opens_thought(rendered) else "auto"
 
 
-def run_id_of(config: TrainConfig, output: Path, *, resume: bool) -> str:
+def resolve_run_id(config: TrainConfig, output: Path, *, resume: bool) -> str:
     """The run's name at the service: as configured, or made up once and kept beside the checkpoints.
 
     A fresh run must not take an earlier one's name, or it would be given that one's rubrics; a resumed run must. Only
@@ -306,13 +313,13 @@ def run_id_of(config: TrainConfig, output: Path, *, resume: bool) -> str:
     return run_id
 
 
-def save_checkpoint(trainer: MarkschemeTrainer, chance: RngState | None) -> Path | None:
+def save_checkpoint(trainer: MarkschemeTrainer, rng_state: RngState | None) -> Path | None:
     """Save the state after the last finished batch, whose rollouts a resumed run then samples again to the letter.
 
     ``chance``: as it was then. Returns the newest checkpoint there is; ``None`` when no batch was finished.
     """
-    if chance is not None:
-        chance.put_back()
+    if rng_state is not None:
+        rng_state.restore()
         trainer._save_checkpoint(trainer.model, trial=None)
     return last_checkpoint(Path(trainer.args.output_dir))
 
@@ -341,7 +348,7 @@ class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
         self._trainer = trainer
-        self.chance: RngState | None = None
+        self.rng_state: RngState | None = None
         self._save = self._stop = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -351,7 +358,7 @@ class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
         if self._trainer._step % (args.steps_per_generation * args.num_iterations) == 0:
             control.should_save, control.should_training_stop = self._save, self._stop
             self._save = self._stop = False
-            self.chance = RngState()
+            self.rng_state = RngState()
 
 
 class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]

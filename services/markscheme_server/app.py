@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import TypedDict
 
 import structlog
@@ -186,7 +187,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
 
     app = FastAPI(
         title="Markscheme",
-        version="0.1.0",
+        version=version("markscheme"),
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,

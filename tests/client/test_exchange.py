@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markscheme.exchange import Malformed, NotRepresentable, dump, load, losses_line, losses_of
+from markscheme.exchange import (
+    Malformed,
+    NotRepresentable,
+    decode_losses,
+    dump,
+    encode_losses,
+    load,
+)
 from markscheme.schema import Criterion, Message, Provenance, Rubric
 from markscheme.vocabulary import CATEGORIES, EXCHANGE_FORMATS, ExchangeFormat, Role
 
@@ -541,16 +548,16 @@ def test_whatever_is_sent_is_read_or_refused(
     )
 )
 def test_losses_travel_in_a_header(losses: list[str]) -> None:
-    line = losses_line(losses)
+    line = encode_losses(losses)
     assert all(" " <= letter <= "~" for letter in line)
-    assert losses_of(line) == tuple(losses)
+    assert decode_losses(line) == tuple(losses)
 
 
 def test_a_long_line_of_losses_is_cut_and_says_so() -> None:
-    line = losses_line(["x" * 90] * 100)
+    line = encode_losses(["x" * 90] * 100)
     assert len(line) < 2050
-    assert losses_of(line)[-1] == "and 79 more"
-    assert losses_of(losses_line(["ü" * 2000])) == ("1 losses",)
+    assert decode_losses(line)[-1] == "and 79 more"
+    assert decode_losses(encode_losses(["ü" * 2000])) == ("1 losses",)
 
 
 def test_its_errors_travel_between_processes() -> None:

@@ -16,8 +16,8 @@ from markscheme.exchange.base import (
     Imported,
     Malformed,
     NotRepresentable,
-    losses_line,
-    losses_of,
+    decode_losses,
+    encode_losses,
 )
 from markscheme.exchange.reading import load
 from markscheme.exchange.writing import dump
@@ -30,6 +30,6 @@ __all__ = [
     "NotRepresentable",
     "dump",
     "load",
-    "losses_line",
-    "losses_of",
+    "encode_losses",
+    "decode_losses",
 ]

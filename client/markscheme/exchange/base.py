@@ -10,9 +10,9 @@ from markscheme.schema.rubrics import Criterion
 from markscheme.vocabulary import EXCHANGE_FORMATS
 
 LOSSES_HEADER = "X-Markscheme-Losses"
-"""Where an export says what it leaves out, as :func:`losses_line` writes it."""
+"""Where an export says what it leaves out, as :func:`encode_losses` writes it."""
 NATIVE, ROPD = "markscheme.rubric.v1", "ropd.rubric.v1"
-MOST_CRITERIA, MOST_POINTS, MOST_TAGS, LONGEST_TEXT = 64, 100, 32, 4000
+MAX_CRITERIA, MAX_POINTS, MAX_TAGS, MAX_TEXT_LENGTH = 64, 100, 32, 4000
 """Our own limits, as ``markscheme.schema`` has them."""
 _SHOWN = 20
 
@@ -40,7 +40,9 @@ class NotRepresentable(ValueError):
         self.allowable = allowable
 
     def __str__(self) -> str:
-        return _some(self.losses) + ("; allow_loss goes on without it" if self.allowable else "")
+        return _join_limited(self.losses) + (
+            "; allow_loss goes on without it" if self.allowable else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,13 @@ class Imported:
 
 
 @dataclass(slots=True)
-class Notes:
+class ConversionIssues:
     """What cannot be carried over: with leave, or not at all."""
 
     losses: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
-    def settle(self, allow_loss: bool) -> tuple[str, ...]:
+    def accept_losses(self, allow_loss: bool) -> tuple[str, ...]:
         """The losses, if they are allowed. Raises :class:`NotRepresentable`."""
         if self.refusals or (self.losses and not allow_loss):
             raise NotRepresentable(
@@ -77,7 +79,7 @@ class Notes:
         return tuple(self.losses)
 
 
-def losses_line(losses: Sequence[str], most_bytes: int = 2000) -> str:
+def encode_losses(losses: Sequence[str], most_bytes: int = 2000) -> str:
     """Losses as one line of ASCII for a header; those beyond ``most_bytes`` are counted."""
     line = ""
     for number, loss in enumerate(losses):
@@ -88,19 +90,19 @@ def losses_line(losses: Sequence[str], most_bytes: int = 2000) -> str:
     return line
 
 
-def losses_of(line: str) -> tuple[str, ...]:
-    """The sentences of a :func:`losses_line`."""
+def decode_losses(line: str) -> tuple[str, ...]:
+    """The sentences of a :func:`encode_losses`."""
     return tuple(unquote(loss) for loss in line.split("; ")) if line else ()
 
 
-def known(format: str) -> str:
+def check_format(format: str) -> str:
     """The format, if there is one of this name. Raises :class:`Malformed`."""
     if format not in EXCHANGE_FORMATS:
         raise Malformed(f"there is no such format; there are {', '.join(EXCHANGE_FORMATS)}")
     return format
 
 
-def numbered(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
+def assign_ids(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
     """The criteria, those without an id numbered in order."""
     return tuple(
         c if c.id is not None else c.model_copy(update={"id": f"c{number}"})
@@ -108,16 +110,16 @@ def numbered(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
     )
 
 
-def quoted(text: str) -> str:
+def excerpt(text: str) -> str:
     """The beginning of a text, on one line and with nothing in it that could not be shown."""
     return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
-def listed(texts: Sequence[str]) -> str:
+def join_excerpts(texts: Sequence[str]) -> str:
     """Texts in a sentence."""
-    return _some([quoted(text) for text in texts], ", ")
+    return _join_limited([excerpt(text) for text in texts], ", ")
 
 
-def _some(parts: Sequence[str], between: str = "; ") -> str:
+def _join_limited(parts: Sequence[str], between: str = "; ") -> str:
     more = len(parts) - _SHOWN
     return between.join(parts[:_SHOWN]) + (f"{between}and {more} more" if more > 0 else "")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from markscheme.exchange.base import MOST_TAGS
+from markscheme.exchange.base import MAX_TAGS
 from markscheme.schema.base import Messages, Prompt, Tag, Wire
 from markscheme.schema.rubrics import Criteria
 
@@ -22,7 +22,7 @@ class Native(Wire):
     schema_version: Literal["markscheme.rubric.v1"]
     prompt: Prompt
     criteria: Criteria
-    tags: Annotated[list[Tag], Field(max_length=MOST_TAGS)] = []
+    tags: Annotated[list[Tag], Field(max_length=MAX_TAGS)] = []
 
 
 class RopdCriterion(Wire):

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from markscheme.exchange.base import (
-    MOST_CRITERIA,
-    MOST_POINTS,
+    MAX_CRITERIA,
+    MAX_POINTS,
     NATIVE,
     ROPD,
+    ConversionIssues,
     Exported,
-    Notes,
-    known,
-    numbered,
+    assign_ids,
+    check_format,
 )
 from markscheme.schema.rubrics import Criterion, Rubric
 from markscheme.vocabulary import ExchangeFormat
@@ -26,14 +26,14 @@ class _Holds:
     ids: bool = False
     categories: bool = False
     tags: bool = False
-    least: int = -MOST_POINTS
-    most: int = MOST_POINTS
+    least: int = -MAX_POINTS
+    most: int = MAX_POINTS
     fewest_criteria: int = 1
-    most_criteria: int = MOST_CRITERIA
+    most_criteria: int = MAX_CRITERIA
     lone_question: bool = False
 
 
-_FOREIGN: dict[str, _Holds] = {
+_NOT_MARKSCHEME: dict[str, _Holds] = {
     "ropd": _Holds(
         "ROPD", ids=True, categories=True, least=1, most=5, fewest_criteria=4, most_criteria=12
     ),
@@ -45,19 +45,19 @@ _FOREIGN: dict[str, _Holds] = {
 
 def dump(rubric: Rubric, format: ExchangeFormat, *, allow_loss: bool = False) -> Exported:
     """The rubric in a format. Raises :class:`NotRepresentable`; with ``allow_loss`` only for what cannot be lost."""
-    write = _WRITERS[known(format)]
-    notes = Notes()
-    criteria = numbered(rubric.criteria)
+    write = _WRITERS[check_format(format)]
+    issues = ConversionIssues()
+    criteria = assign_ids(rubric.criteria)
     if format != "native":
-        _note_losses(rubric, criteria, _FOREIGN[format], notes)
-    losses = notes.settle(allow_loss)
+        _note_losses(rubric, criteria, _NOT_MARKSCHEME[format], issues)
+    losses = issues.accept_losses(allow_loss)
     return Exported(write(rubric, criteria), losses)
 
 
 def _note_losses(
-    rubric: Rubric, criteria: Sequence[Criterion], holds: _Holds, notes: Notes
+    rubric: Rubric, criteria: Sequence[Criterion], holds: _Holds, issues: ConversionIssues
 ) -> None:
-    name, refuse, lose = holds.name, notes.refusals.append, notes.losses.append
+    name, refuse, lose = holds.name, issues.refusals.append, issues.losses.append
     if not holds.fewest_criteria <= len(criteria) <= holds.most_criteria:
         refuse(
             f"{name} takes {holds.fewest_criteria} to {holds.most_criteria} criteria; there are {len(criteria)}"

@@ -13,7 +13,7 @@ from pydantic import (
 )
 from pydantic import Tag as Branch
 
-from markscheme.text import visible
+from markscheme.text import replace_invalid
 from markscheme.vocabulary import Role
 
 MAX_ROLLOUTS = 4096
@@ -23,13 +23,13 @@ MAX_TEACHER_ENTRIES = 1000
 
 
 def _usable(text: str) -> str:
-    if visible(text) != text:
+    if replace_invalid(text) != text:
         raise ValueError("must not contain the NUL character or half of a surrogate pair")
     return text
 
 
 def _visible(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) else value
+    return replace_invalid(value) if isinstance(value, str) else value
 
 
 Text = Annotated[str, AfterValidator(_usable)]

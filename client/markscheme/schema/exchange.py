@@ -9,14 +9,14 @@ from markscheme.schema.base import Prompt, Tag, Wire
 from markscheme.schema.rubrics import Rubric
 from markscheme.vocabulary import ExchangeFormat
 
-MOST_VALUES = 100_000
+MAX_VALUES = 100_000
 """In one content: more than 64 criteria with their checks can come to."""
-DEEPEST = 32
-LARGEST_NUMBER = 2**53
+MAX_DEPTH = 32
+MAX_INTEGER = 2**53
 """Up to here a whole number is the same as a float; no points come near it."""
 
 
-def plain_json(content: Any) -> Any:
+def check_json(content: Any) -> Any:
     """The content, if it is JSON that can be sent, stored and walked. Raises ``ValueError``.
 
     What comes from a decoder may still hold NaN, NUL characters and lone surrogates.
@@ -30,14 +30,14 @@ def plain_json(content: Any) -> Any:
             if not isfinite(value):
                 raise ValueError("every number must be finite")
         elif isinstance(value, int):  # bool too
-            if abs(value) > LARGEST_NUMBER:
+            if abs(value) > MAX_INTEGER:
                 raise ValueError("a number is too large")
         elif isinstance(value, (dict, list)):
-            if depth > DEEPEST:
-                raise ValueError(f"it is nested more than {DEEPEST} deep")
+            if depth > MAX_DEPTH:
+                raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
             seen += len(value)
-            if seen > MOST_VALUES:
-                raise ValueError(f"it holds more than {MOST_VALUES} values")
+            if seen > MAX_VALUES:
+                raise ValueError(f"it holds more than {MAX_VALUES} values")
             if isinstance(value, dict):
                 for key in value:
                     if not isinstance(key, str):
@@ -66,7 +66,7 @@ class RubricImport(Wire):
     """``POST /v1/rubrics:import``: a rubric in one of the formats, for a prompt where the format holds none."""
 
     format: ExchangeFormat
-    content: Annotated[dict[str, Any], AfterValidator(plain_json)]
+    content: Annotated[dict[str, Any], AfterValidator(check_json)]
     prompt: Prompt | None = None
     tags: Annotated[list[Tag], Field(max_length=32)] = []
     allow_loss: bool = Field(

@@ -45,11 +45,11 @@ class ShuffledReward(RubricReward):
         size = self.num_generations
         for start in range(0, len(rewards), size):
             places = [i for i in range(start, start + size) if rewards[i] is not None]
-            dealt = [rewards[i] for i in places]
+            shuffled = [rewards[i] for i in places]
             random.Random(f"{self.run_id} {columns['trainer_state'].global_step} {start}").shuffle(
-                dealt
+                shuffled
             )
-            for place, reward in zip(places, dealt, strict=True):
+            for place, reward in zip(places, shuffled, strict=True):
                 rewards[place] = reward
         return rewards
 
@@ -75,16 +75,16 @@ class ControlRun:
         return self.after.reward - self.before.reward
 
 
-def run_control(room: Path, results: Path, *, seeds: int, console: Console) -> Path:
+def run_control(workdir: Path, results: Path, *, seeds: int, console: Console) -> Path:
     """Run both arms for seeds 0, 1, …; print each run and return the table's path."""
     prepare_torch()
-    directory = ensure_model(room / "smollm2")
-    out = fresh_directory(room / "demo-control")
+    directory = ensure_model(workdir / "smollm2")
+    out = fresh_directory(workdir / "demo-control")
     trained, _ = load_prompts()
     runs = []
     for seed in range(seeds):
         for arm, reward_class in ARMS:
-            settings = DemoSettings(room=room, seed=seed)
+            settings = DemoSettings(workdir=workdir, seed=seed)
             run = _run_arm(directory, out / f"{arm}-{seed}", trained, settings, arm, reward_class)
             console.print(
                 f"seed {seed} {arm:8}  reward {run.before.reward:.3f} → {run.after.reward:.3f}  "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from markscheme.lines import split_lines
+from markscheme.jsonl import split_lines
 
 KINDS = {
     "punctuation:no_comma": "no commas",

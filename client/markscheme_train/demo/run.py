@@ -25,7 +25,13 @@ from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words
 from markscheme_train.progress import LiveTable
 from markscheme_train.step_log import read_records
-from markscheme_train.training import STEPS_FILE, begun, config_fingerprint, quieten, train
+from markscheme_train.training import (
+    STEPS_FILE,
+    config_fingerprint,
+    has_run,
+    silence_libraries,
+    train,
+)
 
 INDUCTION_SEED = 1_000
 EVALUATION_SEED = 2_000
@@ -39,7 +45,7 @@ SUMMARY = "summary.json"
 class DemoSettings:
     """What may be chosen; the rest is fixed so that two runs can be compared."""
 
-    room: Path
+    workdir: Path
     steps: int = 20
     seed: int = 0
     samples: int = 12
@@ -54,14 +60,17 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
     """
     prepare_torch()
     console.print("Preparing the model (fetched and converted once) …")
-    directory = ensure_model(settings.room / "smollm2")
+    directory = ensure_model(settings.workdir / "smollm2")
     started = time.perf_counter()
     trained, held_out = load_prompts()
-    out = settings.room / "demo"
+    out = settings.workdir / "demo"
     config = demo_config(
-        settings, out / RUN, model=directory, data=write_prompts(trained, settings.room / PROMPTS)
+        settings,
+        out / RUN,
+        model=directory,
+        data=write_prompts(trained, settings.workdir / PROMPTS),
     )
-    make_way(out, config)
+    remove_other_run(out, config)
     model, tokenizer = load_student(directory)
     known = known_words(
         tokenizer, [text for p in trained + held_out for text in (p.prompt, *p.teacher_responses)]
@@ -104,7 +113,7 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
         del model
         with LiveTable(console, title="training") as live:
             finished = train(
-                config, client, resume=begun(out / RUN), on_record=live.show, on_wait=live.wait
+                config, client, resume=has_run(out / RUN), on_record=live.show, on_wait=live.wait
             )
         console.print("Measuring it again …")
         after = measure(load_student(finished)[0])
@@ -122,7 +131,7 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
     return result
 
 
-def make_way(out: Path, config: TrainConfig) -> None:
+def remove_other_run(out: Path, config: TrainConfig) -> None:
     """Leave in ``out`` what an unfinished demo of the very same training left there, and nothing else."""
     note = out / "demo.json"
     mine = json.dumps(config_fingerprint(config) | {"max_steps": config.max_steps})
@@ -135,7 +144,7 @@ def prepare_torch() -> None:
     """One thread for each core this process may use, its memory kept, and a quiet terminal."""
     keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    quieten()
+    silence_libraries()
 
 
 def load_student(directory: Path) -> tuple[Any, Any]:

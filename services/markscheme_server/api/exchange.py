@@ -102,7 +102,9 @@ async def export_rubric(
     except exchange.NotRepresentable as error:
         raise Unprocessable(str(error), code="not_representable", param="format") from error
     headers = (
-        {exchange.LOSSES_HEADER: exchange.losses_line(exported.losses)} if exported.losses else None
+        {exchange.LOSSES_HEADER: exchange.encode_losses(exported.losses)}
+        if exported.losses
+        else None
     )
     return Response(
         json.dumps(exported.content, ensure_ascii=False) + "\n",

@@ -6,9 +6,9 @@ import statistics
 
 from markscheme.schema import ScoreBatch
 from service.bench import SMALL, Bench
-from service.drive import Accuracy, Scorer, percentile, raw_client
+from service.load_client import Accuracy, Scorer, percentile, raw_client
 from service.processes import Process
-from service.rows import Row, milliseconds
+from service.results_table import Row, milliseconds
 from service.stub_judge import Settings
 from service.workload import Work, make_batch
 
@@ -98,7 +98,7 @@ def overhead(bench: Bench) -> list[Row]:
 async def _overhead(bench: Bench, service: Process, arrivals: int) -> list[float]:
     """Latency from the planned arrival to the answer in hand, less the stub's latency; the first second is warm-up."""
     tasks = make_batch(SMALL, "overhead").tasks
-    chance = random.Random("arrivals")
+    rng = random.Random("arrivals")
     meter = bench.meter(OVERHEAD, "1x1x6", service)
     loop = asyncio.get_running_loop()
     warm_up = int(RATE_PER_S)
@@ -123,7 +123,7 @@ async def _overhead(bench: Bench, service: Process, arrivals: int) -> list[float
         pending = []
         with meter.over(6 * len(batches)):
             for n in range(len(batches)):
-                due += chance.expovariate(RATE_PER_S)
+                due += rng.expovariate(RATE_PER_S)
                 pending.append(asyncio.create_task(one(n, due)))
             added = await asyncio.gather(*pending)
     meter.close()

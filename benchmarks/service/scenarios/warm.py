@@ -9,10 +9,10 @@ import time
 
 from markscheme.schema import ScoreBatch
 from service.bench import LARGE, SMALL, Bench
-from service.drive import Accuracy, Scorer, percentile, raw_client
+from service.load_client import Accuracy, Scorer, percentile, raw_client
 from service.peer_results import best_cache
 from service.processes import Process
-from service.rows import Row, milliseconds
+from service.results_table import Row, milliseconds
 from service.stub_judge import Settings
 from service.workload import Work, make_batch
 

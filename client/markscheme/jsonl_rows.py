@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from markscheme.lines import BLANK, LineError, parse, read_lines
+from markscheme.jsonl import WHITESPACE, LineError, parse, read_lines
 from markscheme.messages import plain_prompt
 
 T = TypeVar("T")
 
-_WORDS = {
+_MESSAGES = {
     "missing": "is missing",
     "string_type": "must be a text",
     "list_type": "must be a list",
@@ -22,7 +22,7 @@ _WORDS = {
     "bool_type": "must be true or false",
     "extra_forbidden": "is not known here",
 }
-_HALF = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_rows(path: Path, read: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
@@ -31,20 +31,20 @@ def read_rows(path: Path, read: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
     Raises :class:`LineError` for the first line that cannot be used, and ``OSError``.
     """
     for number, line in enumerate(read_lines(path), 1):
-        if not line.strip(BLANK):
+        if not line.strip(WHITESPACE):
             continue
         row: Any = None
         try:
             row = parse(line)
             made = read(row)
         except ValidationError as error:
-            raise LineError(f"{path}, line {number}: {fault(error, row)}") from error
+            raise LineError(f"{path}, line {number}: {describe_error(error, row)}") from error
         except ValueError as error:
             raise LineError(f"{path}, line {number}: {error}") from error
         yield number, made
 
 
-def given(row: Any) -> dict[str, Any]:
+def non_null_columns(row: Any) -> dict[str, Any]:
     """The columns of a row that hold something, its prompt's messages made plain.
 
     Raises ``ValueError``.
@@ -57,51 +57,51 @@ def given(row: Any) -> dict[str, Any]:
     return filled
 
 
-def sound(value: Any, place: str = "") -> Any:
+def check_unicode(value: Any, place: str = "") -> Any:
     """The value, if its texts hold whole characters only. Raises ``ValueError``.
 
     JSON can spell half a surrogate pair, which can be neither stored nor tokenised.
     """
-    if isinstance(value, str) and (half := _HALF.search(value)):
+    if isinstance(value, str) and (half := _SURROGATE.search(value)):
         raise ValueError(
             f"{place}: half a character ({ascii(half[0])[1:-1]}) at character {half.start() + 1}"
         )
     if isinstance(value, list):
         for number, each in enumerate(value):
-            sound(each, f"{place}[{number}]")
+            check_unicode(each, f"{place}[{number}]")
     if isinstance(value, dict):
         for name, each in value.items():
-            sound(each, f"{place}.{name}".lstrip("."))
+            check_unicode(each, f"{place}.{name}".lstrip("."))
     return value
 
 
-def fault(error: ValidationError, value: Any) -> str:
+def describe_error(error: ValidationError, value: Any) -> str:
     """What a model says of ``value``, at the place that it is about: ``prompt[2].content: …``.
 
     Of the alternatives that a field has, the one that was followed furthest speaks. One of another
     kind than the value is silent where another has something to say.
     """
     found = [
-        (_walk(each["loc"], value, missing=each["type"] == "missing"), each)
+        (_path_in(each["loc"], value, missing=each["type"] == "missing"), each)
         for each in error.errors(include_input=False, include_url=False)
     ]
     place = max((place for place, _ in found), key=len)
     here = [each for at, each in found if at == place]
     here = [each for each in here if not each["type"].endswith("_type")] or here
-    said = " or ".join(dict.fromkeys(map(_said, here))).replace(" or must be ", " or ")
+    said = " or ".join(dict.fromkeys(map(_message, here))).replace(" or must be ", " or ")
     written = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}" for part in place
     ).lstrip(".")
     return f"{written}: {said}" if written else said
 
 
-def _said(each: ErrorDetails) -> str:
+def _message(each: ErrorDetails) -> str:
     if each["type"].endswith("too_short") and 1 in each.get("ctx", {}).values():
         return "must not be empty"
-    return _WORDS.get(each["type"], each["msg"].removeprefix("Value error, "))
+    return _MESSAGES.get(each["type"], each["msg"].removeprefix("Value error, "))
 
 
-def _walk(loc: tuple[int | str, ...], value: Any, *, missing: bool) -> tuple[int | str, ...]:
+def _path_in(loc: tuple[int | str, ...], value: Any, *, missing: bool) -> tuple[int | str, ...]:
     """The parts of a place that lead into the value; names of alternatives lead nowhere."""
     place: list[int | str] = []
     for number, part in enumerate(loc):

@@ -3,9 +3,9 @@
 import asyncio
 
 from service.bench import SMALL, Bench
-from service.drive import Accuracy, Scorer
+from service.load_client import Accuracy, Scorer
 from service.processes import Process
-from service.rows import Row
+from service.results_table import Row
 from service.stub_judge import Settings
 from service.workload import Work, make_batch
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from service.tools.common import Grade, Mode, Options, run
+from service.peers.common import Grade, Mode, Options, run
 from service.workload import Batch, Task
 
 KEY_VARIABLE = "STUB_KEY"
@@ -17,11 +17,11 @@ KEY_VARIABLE = "STUB_KEY"
 
 def modes(options: Options) -> Sequence[Mode]:
     os.environ[KEY_VARIABLE] = "stub"
-    room = Path(tempfile.mkdtemp(prefix="verifiers-"))
+    workdir = Path(tempfile.mkdtemp(prefix="verifiers-"))
     at_once = max(1, round(options.concurrency / options.work.criteria))
     return (
-        Mode("one call", _grade(options, room, None, options.concurrency), one_call=True),
-        Mode("per criterion", _grade(options, room, 1, at_once)),
+        Mode("one call", _grade(options, workdir, None, options.concurrency), one_call=True),
+        Mode("per criterion", _grade(options, workdir, 1, at_once)),
     )
 
 
@@ -35,7 +35,7 @@ class Trace(SimpleNamespace):
         self.calls.append(call)
 
 
-def _grade(options: Options, room: Path, max_criteria: int | None, at_once: int) -> Grade:
+def _grade(options: Options, workdir: Path, max_criteria: int | None, at_once: int) -> Grade:
     from verifiers.v1.judges.rubric import RubricJudge, RubricJudgeConfig
 
     def judge(task: Task, path: Path) -> Any:
@@ -61,7 +61,7 @@ def _grade(options: Options, room: Path, max_criteria: int | None, at_once: int)
         )
 
     async def grade(batch: Batch) -> Sequence[float | None]:
-        judges = {task: judge(task, room / f"{n}.json") for n, task in enumerate(batch.tasks)}
+        judges = {task: judge(task, workdir / f"{n}.json") for n, task in enumerate(batch.tasks)}
         slots = asyncio.Semaphore(at_once)
 
         async def one(task: Task, answer: str) -> float | None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from service.bench import SMALL, Bench
-from service.drive import Scorer
-from service.rows import Row
+from service.load_client import Scorer
+from service.results_table import Row
 from service.stub_judge import Settings
 from service.workload import ANSWER_WORDS, make_batch
 
@@ -19,7 +19,7 @@ def growth(bench: Bench) -> list[Row]:
     """Steps of prompts, rubrics and answers never seen before: nothing is shared, so this is the upper end."""
     database = bench.fresh_database()
     name = urlsplit(database).path.removeprefix("/")
-    file = bench.room / "growth.db"
+    file = bench.workdir / "growth.db"
     return [
         _row(bench, "PostgreSQL", database, lambda: postgres_bytes(bench, name)),
         _row(bench, "SQLite", f"sqlite+aiosqlite:///{file}", lambda: sqlite_bytes(file)),

@@ -21,7 +21,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Spent:
+class TimeSpent:
     """Where the time of a figure went: wall time, and CPU seconds by part."""
 
     figure: str

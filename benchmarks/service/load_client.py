@@ -19,7 +19,7 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedBatch:
     """One answered batch and how long the caller waited."""
 
     wall_s: float
@@ -112,7 +112,7 @@ class Scorer:
             {"groups": self.groups(batch), "run": {"id": "bench", "step": step}}
         ).encode()
 
-    async def score(self, batch: Batch, *, step: int | None = None) -> Timed:
+    async def score(self, batch: Batch, *, step: int | None = None) -> TimedBatch:
         """One training step: the whole batch in one request."""
         if step is None:
             self._step += 1
@@ -121,7 +121,7 @@ class Scorer:
         run = Run(id="bench", step=step)
         started = time.perf_counter()
         answered = await self.client.score(groups, run=run)
-        return Timed(time.perf_counter() - started, answered)
+        return TimedBatch(time.perf_counter() - started, answered)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -132,7 +132,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 async def score_at_once(
     scorers: Sequence[Scorer], batch: Batch, step: int
-) -> list[Timed | BaseException]:
+) -> list[TimedBatch | BaseException]:
     """The same batch through every scorer at once; a request that fails is its error."""
     return await asyncio.gather(
         *(scorer.score(batch, step=step) for scorer in scorers), return_exceptions=True

@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from service.baseline import BareSdk
 from service.bench import SMALL, Bench
-from service.drive import Accuracy, Scorer, Timed
-from service.floor import BareSdk
+from service.load_client import Accuracy, Scorer, TimedBatch
 from service.peer_results import PeerResult, fastest
 from service.processes import JUDGE_CONCURRENCY, Process
-from service.rows import Row
+from service.results_table import Row
 from service.stub_judge import Settings
 from service.workload import Work, make_batch, make_tasks
 
@@ -189,7 +189,7 @@ async def _measure(
     name = f"{figure}, {work}, {latency_s}"
     meter = bench.meter(figure, f"{work}, {latency_s * 1000:.0f} ms", service)
     accuracy = Accuracy()
-    ours: list[Timed] = []
+    ours: list[TimedBatch] = []
     floors: list[float] = []
     async with (
         Scorer(service.url) as scorer,

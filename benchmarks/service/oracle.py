@@ -8,40 +8,40 @@ driver can say of every number it gets back whether it is the right one.
 import hashlib
 import re
 
-ANSWER_MARK = re.compile(r"\bref-[0-9a-f]{12}\b")
-CRITERION_MARK = re.compile(r"\breq-[0-9a-f]{12}\b")
+ANSWER_ID = re.compile(r"\bref-[0-9a-f]{12}\b")
+CRITERION_ID = re.compile(r"\breq-[0-9a-f]{12}\b")
 MET_SHARE = 0.6
 
 
-def answer_mark(words: str) -> str:
+def answer_id(words: str) -> str:
     """The mark of an answer with these words."""
     return f"ref-{_digest(words)[:12]}"
 
 
-def criterion_mark(words: str) -> str:
+def criterion_id(words: str) -> str:
     """The mark of a criterion with these words."""
     return f"req-{_digest(words)[:12]}"
 
 
-def find_answer_mark(text: str) -> str | None:
+def find_answer_id(text: str) -> str | None:
     """The first answer's mark in a text."""
-    found = ANSWER_MARK.search(text)
+    found = ANSWER_ID.search(text)
     return found.group() if found else None
 
 
-def find_criterion_marks(text: str) -> list[str]:
+def find_criterion_ids(text: str) -> list[str]:
     """The criteria's marks in a text, in order, each once."""
-    return list(dict.fromkeys(CRITERION_MARK.findall(text)))
+    return list(dict.fromkeys(CRITERION_ID.findall(text)))
 
 
 def is_met(criterion: str | None, answer: str | None) -> bool:
     """The one rule: about :data:`MET_SHARE` of all pairs are met; where a mark is missing, nothing is."""
     if criterion is None or answer is None:
         return False
-    return chance(f"{criterion} {answer}") < MET_SHARE
+    return unit_hash(f"{criterion} {answer}") < MET_SHARE
 
 
-def chance(text: str) -> float:
+def unit_hash(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     return int(_digest(text)[:12], 16) / 16**12
 

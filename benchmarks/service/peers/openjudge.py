@@ -8,7 +8,7 @@ from openjudge.graders.llm_grader import LLMGrader
 from openjudge.models.openai_chat_model import OpenAIChatModel
 from openjudge.runner.grading_runner import GradingRunner
 
-from service.tools.common import Mode, Options, run
+from service.peers.common import Mode, Options, run
 from service.workload import Batch
 
 TEMPLATE = (
@@ -36,11 +36,11 @@ def modes(options: Options) -> Sequence[Mode]:
         scores = iter((await runner.arun(rows))["r"])
         rewards: list[float | None] = []
         for task, _ in batch.pairs():
-            marks = [
+            ids = [
                 getattr(score, "score", math.nan) for score in islice(scores, len(task.criteria))
             ]
             points = [c.points for c in task.criteria]
-            reward = sum(p * m for p, m in zip(points, marks, strict=True)) / sum(points)
+            reward = sum(p * m for p, m in zip(points, ids, strict=True)) / sum(points)
             rewards.append(None if math.isnan(reward) else reward)
         return rewards
 

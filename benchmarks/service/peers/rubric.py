@@ -10,7 +10,7 @@ from rubric import Rubric
 from rubric.autograders import Autograder, PerCriterionGrader, PerCriterionOneShotGrader
 from rubric.autograders.schemas import OneShotOutput, PerCriterionOutput
 
-from service.tools.common import Grade, Mode, Options, run
+from service.peers.common import Grade, Mode, Options, run
 from service.workload import Batch, Task
 
 Output = TypeVar("Output", bound=BaseModel)

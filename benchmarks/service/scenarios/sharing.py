@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 
 from service.bench import SMALL, Bench
-from service.drive import Accuracy, Scorer, score_at_once
-from service.rows import Row
+from service.load_client import Accuracy, Scorer, score_at_once
+from service.results_table import Row
 from service.stub_judge import Settings
 from service.workload import Batch, make_batch
 

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-PIECE_BYTES = 1 << 16
-BLANK = " \t\r\n"
+CHUNK_BYTES = 1 << 16
+WHITESPACE = " \t\r\n"
 """What JSON takes for white space; a line of nothing else is blank."""
-_OTHER_MARKS = (
+_OTHER_BOMS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
@@ -30,58 +30,59 @@ class LineError(ValueError):
     ``ended``: whether its end had come; without one it may have been cut off.
     """
 
-    def __init__(self, message: str, *, ended: bool = True) -> None:
+    def __init__(self, message: str, *, complete: bool = True) -> None:
         super().__init__(message)
-        self.ended = ended
+        self.complete = complete
 
 
-class _Cutter:
+class _LineSplitter:
     """Cuts pieces of bytes into lines; holds no more than the line that has begun."""
 
     def __init__(self) -> None:
-        self._begun = bytearray()
+        self._buffer = bytearray()
         self._first = True
 
-    def feed(self, piece: bytes | str) -> Iterator[bytes]:
+    def feed(self, chunk: bytes | str) -> Iterator[bytes]:
         """The lines that this piece ends."""
-        *ends, rest = (piece.encode() if isinstance(piece, str) else piece).split(b"\n")
+        *ends, rest = (chunk.encode() if isinstance(chunk, str) else chunk).split(b"\n")
         for end in ends:
-            self._begun += end
+            self._buffer += end
             yield self._take()
-        self._begun += rest
+        self._buffer += rest
 
     def rest(self) -> Iterator[bytes]:
         """The last line, if it has no end."""
-        if self._begun:
+        if self._buffer:
             line = self._take()
             if line:  # a byte order mark alone is no line
                 yield line
 
     def _take(self) -> bytes:
-        line = bytes(self._begun)
-        self._begun.clear()
+        line = bytes(self._buffer)
+        self._buffer.clear()
         if self._first:
             self._first = False
-            line = without_mark(line)
+            line = strip_bom(line)
         return line.removesuffix(b"\r")
 
 
-def without_mark(content: bytes) -> bytes:
+def strip_bom(content: bytes) -> bytes:
     """The beginning of a file without UTF-8's byte order mark.
 
     Raises :class:`LineError` for the mark of UTF-16 or UTF-32.
     """
-    for mark, name in _OTHER_MARKS:
+    for mark, name in _OTHER_BOMS:
         if content.startswith(mark):
             raise LineError(f"line 1: this is {name} text; save it as UTF-8")
     return content.removeprefix(codecs.BOM_UTF8)
 
 
-def decode(number: int, line: bytes, *, ended: bool = True) -> str:
+def decode(number: int, line: bytes, *, complete: bool = True) -> str:
     """The text of a line. Raises :class:`LineError`."""
     if b"\0" in line:
         raise LineError(
-            f"line {number}: it holds NUL bytes, as UTF-16 text does; save it as UTF-8", ended=ended
+            f"line {number}: it holds NUL bytes, as UTF-16 text does; save it as UTF-8",
+            complete=complete,
         )
     try:
         return line.decode()
@@ -89,60 +90,60 @@ def decode(number: int, line: bytes, *, ended: bool = True) -> str:
         raise LineError(
             f"line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at byte {error.start + 1}); "
             "save it as UTF-8",
-            ended=ended,
+            complete=complete,
         ) from None
 
 
-def split_lines(pieces: Iterable[bytes | str], *, whole: bool = False) -> Iterator[str]:
+def split_lines(chunks: Iterable[bytes | str], *, complete_only: bool = False) -> Iterator[str]:
     """The lines of a stream without their ends. Raises :class:`LineError`.
 
     ``whole``: pass over a last line that has no end, as whoever was killed while writing leaves it.
     """
-    cutter, number = _Cutter(), 0
-    for piece in pieces:
-        for line in cutter.feed(piece):
+    splitter, number = _LineSplitter(), 0
+    for chunk in chunks:
+        for line in splitter.feed(chunk):
             yield decode(number := number + 1, line)
-    if not whole:
-        for line in cutter.rest():
-            yield decode(number + 1, line, ended=False)
+    if not complete_only:
+        for line in splitter.rest():
+            yield decode(number + 1, line, complete=False)
 
 
 async def split_lines_async(
-    pieces: AsyncIterable[bytes | str], *, whole: bool = False
+    chunks: AsyncIterable[bytes | str], *, complete_only: bool = False
 ) -> AsyncIterator[str]:
     """:func:`split_lines` for code that awaits."""
-    cutter, number = _Cutter(), 0
-    async for piece in pieces:
-        for line in cutter.feed(piece):
+    splitter, number = _LineSplitter(), 0
+    async for chunk in chunks:
+        for line in splitter.feed(chunk):
             yield decode(number := number + 1, line)
-    if not whole:
-        for line in cutter.rest():
-            yield decode(number + 1, line, ended=False)
+    if not complete_only:
+        for line in splitter.rest():
+            yield decode(number + 1, line, complete=False)
 
 
-def raw_lines(path: Path) -> Iterator[bytes]:
+def read_raw_lines(path: Path) -> Iterator[bytes]:
     """The lines of a file as bytes, for who decodes each by itself.
 
     Raises :class:`LineError` and ``OSError``.
     """
-    cutter = _Cutter()
+    splitter = _LineSplitter()
     try:
-        for piece in _pieces(path):
-            yield from cutter.feed(piece)
-        yield from cutter.rest()
+        for chunk in _chunks(path):
+            yield from splitter.feed(chunk)
+        yield from splitter.rest()
     except LineError as error:
-        raise LineError(f"{path}, {error}", ended=error.ended) from None
+        raise LineError(f"{path}, {error}", complete=error.complete) from None
 
 
-def read_lines(path: Path, *, whole: bool = False) -> Iterator[str]:
+def read_lines(path: Path, *, complete_only: bool = False) -> Iterator[str]:
     """The lines of a file, blank ones too, without their ends; errors name the file and the line.
 
     ``whole``: see :func:`split_lines`. Raises :class:`LineError` and ``OSError``.
     """
     try:
-        yield from split_lines(_pieces(path), whole=whole)
+        yield from split_lines(_chunks(path), complete_only=complete_only)
     except LineError as error:
-        raise LineError(f"{path}, {error}", ended=error.ended) from None
+        raise LineError(f"{path}, {error}", complete=error.complete) from None
 
 
 def parse(line: str) -> Any:
@@ -163,6 +164,6 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"not JSON ({name} is no number)")
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
+def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        yield from iter(partial(file.read, PIECE_BYTES), b"")
+        yield from iter(partial(file.read, CHUNK_BYTES), b"")

@@ -1,6 +1,6 @@
 """All peers once, dated: the same work and the same stub judge, each tool in its own virtual environment.
 
-    python -m service.peers [--quick]
+    python -m service.compare_peers [--quick]
 
 Writes ``benchmarks/results/peers-<date>.{md,json}``; ``make bench`` reads the newest of them.
 """
@@ -37,7 +37,7 @@ COLUMNS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m service.peers")
+    parser = argparse.ArgumentParser(prog="python -m service.compare_peers")
     parser.add_argument(
         "--quick", action="store_true", help="the small load only, once; writes to build/bench"
     )
