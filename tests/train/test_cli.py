@@ -46,8 +46,8 @@ def steps(settings: dict[str, Any]) -> list[int]:
 def test_with_auto_resume_a_run_begins_goes_on_and_stays_finished(
     train: Callable[..., Result], settings: dict[str, Any]
 ) -> None:
-    has_run = train("--auto-resume")
-    assert (has_run.exit_code, steps(settings)) == (0, [1, 2]), has_run.output
+    first = train("--auto-resume")
+    assert (first.exit_code, steps(settings)) == (0, [1, 2]), first.output
     refused = train()
     assert refused.exit_code == 1
     assert "--resume" in refused.output

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from markscheme.client import Client
 from markscheme.errors import MarkschemeError
@@ -38,6 +39,12 @@ def screen() -> Console:
     return Console(
         markup=False, emoji=False, highlight=False, width=None if width_known else PIPE_WIDTH
     )
+
+
+def table_width(console: Console, table: Table) -> int:
+    """Return the columns that a table takes when no cell is cut or wrapped."""
+    unlimited = console.options.update_width(sys.maxsize)
+    return console.measure(table, options=unlimited).maximum
 
 
 def messages() -> Console:

@@ -6,10 +6,20 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.tree import Tree
 
-from markscheme.cli.output import EPILOG, Json, Url, connect, fail, reported_errors, screen
+from markscheme.cli.output import (
+    EPILOG,
+    Json,
+    Url,
+    connect,
+    fail,
+    reported_errors,
+    screen,
+    table_width,
+)
 from markscheme.cli.rubric_import import FormatOption, import_file, name_option, print_losses
 from markscheme.client import DEFAULT_URL
 from markscheme.errors import MarkschemeError
@@ -27,6 +37,7 @@ from markscheme.vocabulary import Category
 
 EXCERPT_CHARS = 60
 """Characters shown of a prompt or a response."""
+COLUMN_GAP = 2
 MIN_PROMPT_WIDTH = 20
 """Columns that a table must leave for the prompt; with fewer, each rubric takes two lines."""
 
@@ -157,26 +168,28 @@ def lineage(
 
 def _print_rubrics(console: Console, found: RubricList) -> None:
     """Print a table; two lines a rubric where ids, tags and some of the prompt do not fit in one."""
-    if console.measure(_table(found)).minimum + MIN_PROMPT_WIDTH <= console.width:
-        console.print(_table(found, prompts=True))
+    remaining = console.width - table_width(console, _table(found)) - COLUMN_GAP
+    if remaining >= MIN_PROMPT_WIDTH:
+        console.print(_table(found, min(remaining, EXCERPT_CHARS)))
         return
     for rubric in found.data:
         name, version, team, quality, tags = _cells(rubric, found)
-        about = f"{name}  version {version} of {team}  quality {quality}"
-        console.print(about + (f"  tags {tags}" if tags else ""), soft_wrap=True)
-        console.print(f"    {_excerpt(rubric.prompt[-1].content)}", soft_wrap=True)
+        console.print(f"{name}  version {version} of {team}  quality {quality}", soft_wrap=True)
+        prompt = _excerpt(rubric.prompt[-1].content)
+        console.print(Padding(f"[{tags}] {prompt}" if tags else prompt, (0, 0, 0, 4)))
 
 
-def _table(found: RubricList, *, prompts: bool = False) -> Table:
+def _table(found: RubricList, prompt_width: int = 0) -> Table:
+    """Return the table, with a last column of prompts unless its width is 0."""
     table = Table(box=None, pad_edge=False)
     for name in ("id", "version", "team", "quality", "tags"):
         numeric = name in ("version", "quality")
         table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
-    if prompts:
-        table.add_column("prompt", ratio=1, no_wrap=True, overflow="ellipsis")
+    if prompt_width:
+        table.add_column("prompt", no_wrap=True)
     for rubric in found.data:
-        prompt = [_excerpt(rubric.prompt[-1].content)] if prompts else []
-        table.add_row(*_cells(rubric, found), *prompt)
+        prompt = _excerpt(rubric.prompt[-1].content, prompt_width)
+        table.add_row(*_cells(rubric, found), *([prompt] if prompt_width else []))
     return table
 
 
@@ -235,11 +248,11 @@ def _node_line(node: LineageNode, asked: bool = False) -> str:
             )
 
 
-def _excerpt(text: str) -> str:
+def _excerpt(text: str, limit: int = EXCERPT_CHARS) -> str:
     """Return the beginning of a text on one line, without characters that a terminal obeys."""
     start = text[: 10 * EXCERPT_CHARS]
     line = " ".join("".join(c if c.isprintable() else " " for c in start).split())
-    return line if len(line) <= EXCERPT_CHARS else line[: EXCERPT_CHARS - 1] + "…"
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def _format_share(quality: float | None) -> str:

@@ -6,9 +6,10 @@ from typing import Annotated, cast
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
-from markscheme.cli.output import Json, Url, connect, fail, reported_errors, screen
+from markscheme.cli.output import Json, Url, connect, fail, reported_errors, screen, table_width
 from markscheme.client import DEFAULT_URL
 from markscheme.schema import UsageBucket, UsageReport
 from markscheme.vocabulary import USAGE_KEYS, UsageKey
@@ -73,13 +74,13 @@ def _print_report(console: Console, report: UsageReport, keys: Sequence[str]) ->
     ]
     for shown in (names, nonzero):
         table = _table(report, keys, shown)
-        if console.measure(table).minimum <= console.width:
+        if table_width(console, table) <= console.width:
             console.print(table)
             return
     for bucket in report.data:
         console.print("  ".join(_key_cells(bucket, keys)), soft_wrap=True)
-        console.print(f"    {_sentence(bucket)}", soft_wrap=True)
-    console.print(f"total\n    {_sentence(report.total)}", soft_wrap=True)
+        console.print(Padding(_sentence(bucket), (0, 0, 0, 4)))
+    console.print("total", Padding(_sentence(report.total), (0, 0, 0, 4)), sep="\n")
 
 
 def _table(report: UsageReport, keys: Sequence[str], shown: Sequence[str]) -> Table:
