@@ -1,6 +1,7 @@
-"""One deadline for a whole call: its attempts, the pauses between them and the reading of the answer.
+"""One deadline for a whole call: its attempts, the pauses between them and reading the answer.
 
-The service is told what is left at each attempt, so that it stops when nobody waits any more. No I/O here.
+Each attempt tells the service how much time is left, so that it stops when nobody waits any more.
+No I/O here.
 """
 
 import math
@@ -14,13 +15,19 @@ from markscheme.errors import DeadlineExceeded
 
 HEADER = "X-Deadline-Ms"
 EXTENSION = "markscheme.deadline"
-"""Where a request carries its deadline down to the transport."""
+"""The httpx request extension that carries the deadline to the transport."""
 
 
 @dataclass(slots=True)
 class Deadline:
-    """``total_s`` as the caller gave it, and when that is over on the monotonic clock. ``said``: the message of the
-    service's last answer that was none."""
+    """The time limit of one call.
+
+    Attributes:
+        total_s: Seconds that the caller allowed.
+        at: When they are over, on the monotonic clock.
+        last_message: Message of the service's last error answer, for the error that ends the
+            call.
+    """
 
     total_s: float
     at: float
@@ -28,7 +35,10 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float | None) -> Self | None:
-        """A deadline from now on; ``None`` has none."""
+        """Return a deadline that starts now, or `None` for no limit.
+
+        Raises `ValueError` unless `seconds` is finite and positive.
+        """
         if seconds is None:
             return None
         if not (math.isfinite(seconds) and seconds > 0):
@@ -37,16 +47,16 @@ class Deadline:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds to go; below 0 when it has passed."""
+        """Seconds left; negative once the deadline has passed."""
         return self.at - time.monotonic()
 
     def check(self) -> None:
-        """Raise :class:`DeadlineExceeded` when it has passed."""
+        """Raise `DeadlineExceeded` if the deadline has passed."""
         if self.remaining_s <= 0:
             raise self.exceeded()
 
     def exceeded(self, why: str = "the service did not answer") -> DeadlineExceeded:
-        """The error for a call that did not make it."""
+        """Return the error for a call that ran out of time."""
         last_message = f" (it said: {self.last_message})" if self.last_message else ""
         return DeadlineExceeded(
             f"{why} within the {self.total_s:g} s that the call was given{last_message}; "
@@ -54,10 +64,11 @@ class Deadline:
         )
 
     def stamp(self, request: httpx.Request) -> None:
-        """Put what is left on one attempt: in its header and in its timeouts. Raises :class:`DeadlineExceeded`.
+        """Put the remaining time on one attempt: a header and its timeouts.
 
-        The service is told a little less than that, so that the answer it gives at its deadline, with what was
-        judged by then, still arrives within ours.
+        The header states a little less than what is left, so that the answer which the service
+        gives at its deadline, with everything judged by then, still arrives before ours. Raises
+        `DeadlineExceeded`.
         """
         remaining_s = self.remaining_s
         header_ms = int((remaining_s - min(2.0, max(0.05, remaining_s * 0.05))) * 1000)

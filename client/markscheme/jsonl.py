@@ -1,8 +1,8 @@
-"""Lines of JSON Lines files and NDJSON streams: they end at a line feed and nowhere else.
+"""Read JSON Lines files and NDJSON streams: a line ends at a line feed and nowhere else.
 
-A carriage return before it belongs to the end. JSON strings may hold U+2028, U+0085 and others at
-which ``str`` and httpx end a line too. Here bytes are cut first and decoded a whole line at a time,
-so that pieces of a stream may end anywhere, also within a character.
+A carriage return before the line feed belongs to the line end. JSON strings may hold U+2028, U+0085
+and other characters at which `str.splitlines` and httpx end a line. This module cuts bytes first
+and decodes whole lines, so a chunk of a stream may end anywhere, even inside a character.
 """
 
 import codecs
@@ -14,20 +14,21 @@ from typing import Any, NoReturn
 
 CHUNK_BYTES = 1 << 16
 WHITESPACE = " \t\r\n"
-"""What JSON takes for white space; a line of nothing else is blank."""
+"""JSON's white space; a line of nothing else is blank."""
 _OTHER_BOMS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-"""The longer ones first: one begins as UTF-16's does."""
+"""Longer marks first: UTF-32's begins as UTF-16's does."""
 
 
 class LineError(ValueError):
-    """A line that cannot be used. The message names it, and the file if there is one.
+    """A line that cannot be used. The message names the line, and the file if there is one.
 
-    ``ended``: whether its end had come; without one it may have been cut off.
+    Attributes:
+        complete: Whether the line had its end; without one it may have been cut off.
     """
 
     def __init__(self, message: str, *, complete: bool = True) -> None:
@@ -36,14 +37,14 @@ class LineError(ValueError):
 
 
 class _LineSplitter:
-    """Cuts pieces of bytes into lines; holds no more than the line that has begun."""
+    """Splits chunks of bytes into lines; buffers only the unfinished line."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._first = True
 
     def feed(self, chunk: bytes | str) -> Iterator[bytes]:
-        """The lines that this piece ends."""
+        """Return the lines that this chunk completes."""
         *ends, rest = (chunk.encode() if isinstance(chunk, str) else chunk).split(b"\n")
         for end in ends:
             self._buffer += end
@@ -51,7 +52,7 @@ class _LineSplitter:
         self._buffer += rest
 
     def rest(self) -> Iterator[bytes]:
-        """The last line, if it has no end."""
+        """Return the last line if it has no line feed."""
         if self._buffer:
             line = self._take()
             if line:  # a byte order mark alone is no line
@@ -67,9 +68,9 @@ class _LineSplitter:
 
 
 def strip_bom(content: bytes) -> bytes:
-    """The beginning of a file without UTF-8's byte order mark.
+    """Return the start of a file without UTF-8's byte order mark.
 
-    Raises :class:`LineError` for the mark of UTF-16 or UTF-32.
+    Raises `LineError` for the mark of UTF-16 or UTF-32.
     """
     for mark, name in _OTHER_BOMS:
         if content.startswith(mark):
@@ -78,7 +79,7 @@ def strip_bom(content: bytes) -> bytes:
 
 
 def decode(number: int, line: bytes, *, complete: bool = True) -> str:
-    """The text of a line. Raises :class:`LineError`."""
+    """Return the text of a line. Raises `LineError`."""
     if b"\0" in line:
         raise LineError(
             f"line {number}: it holds NUL bytes, as UTF-16 text does; save it as UTF-8",
@@ -95,9 +96,11 @@ def decode(number: int, line: bytes, *, complete: bool = True) -> str:
 
 
 def split_lines(chunks: Iterable[bytes | str], *, complete_only: bool = False) -> Iterator[str]:
-    """The lines of a stream without their ends. Raises :class:`LineError`.
+    """Yield the lines of a stream without their ends. Raises `LineError`.
 
-    ``whole``: pass over a last line that has no end, as whoever was killed while writing leaves it.
+    Args:
+        chunks: Pieces of the stream, cut anywhere.
+        complete_only: Ignore a last line without a line feed, as a killed writer leaves it.
     """
     splitter, number = _LineSplitter(), 0
     for chunk in chunks:
@@ -111,7 +114,7 @@ def split_lines(chunks: Iterable[bytes | str], *, complete_only: bool = False) -
 async def split_lines_async(
     chunks: AsyncIterable[bytes | str], *, complete_only: bool = False
 ) -> AsyncIterator[str]:
-    """:func:`split_lines` for code that awaits."""
+    """Like `split_lines`, for asyncio."""
     splitter, number = _LineSplitter(), 0
     async for chunk in chunks:
         for line in splitter.feed(chunk):
@@ -122,9 +125,9 @@ async def split_lines_async(
 
 
 def read_raw_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file as bytes, for who decodes each by itself.
+    """Yield the lines of a file as bytes, for callers that decode each line themselves.
 
-    Raises :class:`LineError` and ``OSError``.
+    Raises `LineError` and `OSError`.
     """
     splitter = _LineSplitter()
     try:
@@ -136,9 +139,15 @@ def read_raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def read_lines(path: Path, *, complete_only: bool = False) -> Iterator[str]:
-    """The lines of a file, blank ones too, without their ends; errors name the file and the line.
+    """Yield the lines of a file without their ends, blank ones included.
 
-    ``whole``: see :func:`split_lines`. Raises :class:`LineError` and ``OSError``.
+    Args:
+        path: The file.
+        complete_only: See `split_lines`.
+
+    Raises:
+        LineError: Names the file and the line.
+        OSError: The file cannot be read.
     """
     try:
         yield from split_lines(_chunks(path), complete_only=complete_only)
@@ -147,7 +156,7 @@ def read_lines(path: Path, *, complete_only: bool = False) -> Iterator[str]:
 
 
 def parse(line: str) -> Any:
-    """The JSON value of a line. Raises ``ValueError`` saying what is wrong with it."""
+    """Return the JSON value of a line. Raises `ValueError` that says what is wrong."""
     if line.startswith("\ufeff"):
         raise ValueError("a byte order mark within the file; it may stand at its start only")
     try:

@@ -1,4 +1,4 @@
-"""Rows of a JSON Lines file, each read as something; errors name file, line and field at fault."""
+"""Read rows of a JSON Lines file into models; errors name the file, line and field at fault."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -26,9 +26,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_rows(path: Path, read: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
-    """The lines of a file that are not blank, each with its number and read from its JSON value.
+    """Yield line number and parsed row of every line that is not blank.
 
-    Raises :class:`LineError` for the first line that cannot be used, and ``OSError``.
+    Args:
+        path: The file.
+        read: Turns a line's JSON value into a row; raises `ValueError` for a bad one.
+
+    Raises:
+        LineError: The first line that cannot be used.
+        OSError: The file cannot be read.
     """
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip(WHITESPACE):
@@ -45,9 +51,9 @@ def read_rows(path: Path, read: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
 
 
 def non_null_columns(row: Any) -> dict[str, Any]:
-    """The columns of a row that hold something, its prompt's messages made plain.
+    """Return the columns of a row that are not null, with plain messages in its prompt.
 
-    Raises ``ValueError``.
+    Raises `ValueError`.
     """
     if not isinstance(row, dict):
         raise ValueError("must be a JSON object")
@@ -58,7 +64,7 @@ def non_null_columns(row: Any) -> dict[str, Any]:
 
 
 def check_unicode(value: Any, place: str = "") -> Any:
-    """The value, if its texts hold whole characters only. Raises ``ValueError``.
+    """Return the value if its strings are valid Unicode. Raises `ValueError`.
 
     JSON can spell half a surrogate pair, which can be neither stored nor tokenised.
     """
@@ -76,10 +82,10 @@ def check_unicode(value: Any, place: str = "") -> Any:
 
 
 def describe_error(error: ValidationError, value: Any) -> str:
-    """What a model says of ``value``, at the place that it is about: ``prompt[2].content: …``.
+    """Return what a model says of `value`, with the place: `prompt[2].content: …`.
 
-    Of the alternatives that a field has, the one that was followed furthest speaks. One of another
-    kind than the value is silent where another has something to say.
+    Where a field has alternatives, the one that matched deepest is reported; one that failed on the
+    value's type alone is left out if another says more.
     """
     found = [
         (_path_in(each["loc"], value, missing=each["type"] == "missing"), each)
@@ -102,7 +108,7 @@ def _message(each: ErrorDetails) -> str:
 
 
 def _path_in(loc: tuple[int | str, ...], value: Any, *, missing: bool) -> tuple[int | str, ...]:
-    """The parts of a place that lead into the value; names of alternatives lead nowhere."""
+    """Return the parts of a location that exist in the value; names of alternatives do not."""
     place: list[int | str] = []
     for number, part in enumerate(loc):
         if (isinstance(value, dict) and part in value) or (

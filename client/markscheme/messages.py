@@ -1,4 +1,4 @@
-"""Chat messages as data sets and chat templates have them, made the service's plain messages."""
+"""Convert the chat messages of data sets and chat templates into the service's plain messages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -7,18 +7,19 @@ from markscheme.vocabulary import Role
 
 ROLES: tuple[Role, ...] = get_args(Role)
 _OTHER_NAMES: dict[str, Role] = {"developer": "system", "function": "tool"}
-"""What newer and older APIs call our roles."""
+"""Names that newer and older APIs use for our roles."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class MessageError(ValueError):
-    """A message that cannot be told as text; the error names its place."""
+    """A message that has no plain-text form; the message says where."""
 
 
 def text_of(content: object, place: str = "content") -> str:
-    """The text of a message's content: a text, parts of text, or nothing.
+    """Return the text of a message's content: a string, text parts, or nothing.
 
-    Raises :class:`MessageError` for a part that is no text, such as an image: it is never left out.
+    Raises `MessageError` for a part that is not text, such as an image: it is never dropped
+    silently.
     """
     if content is None:
         return ""
@@ -32,7 +33,7 @@ def text_of(content: object, place: str = "content") -> str:
 
 
 def role_of(message: object, place: str) -> str:
-    """What a message calls the role of its author. Raises :class:`MessageError`."""
+    """Return the role that a message states. Raises `MessageError`."""
     if not isinstance(message, Mapping):
         raise MessageError(
             f"{place}: must be a message with role and content, not {_kind(message)}"
@@ -47,9 +48,9 @@ def role_of(message: object, place: str) -> str:
 
 
 def plain_message(message: object, place: str) -> dict[str, str]:
-    """Role and text of a message. Tool calls and what else it holds stay out.
+    """Return role and text of a message, without tool calls and other fields.
 
-    Raises :class:`MessageError`.
+    Raises `MessageError`.
     """
     said = role_of(message, place)
     assert isinstance(message, Mapping)
@@ -62,10 +63,10 @@ def plain_message(message: object, place: str) -> dict[str, str]:
 
 
 def plain_prompt(prompt: Any, place: str = "prompt") -> Any:
-    """A prompt of a file with its messages made plain; what is no list of them is left as it is.
+    """Return a prompt of a file with plain messages; anything but a list of messages is unchanged.
 
-    Columns that are empty are passed over. What would be lost is refused: tool calls, names and the
-    like, and a message without content. Raises :class:`MessageError`.
+    Empty columns are ignored. What would be lost is refused: tool calls, names and the like, and a
+    message without content. Raises `MessageError`.
     """
     if not isinstance(prompt, list):
         return prompt
@@ -110,7 +111,7 @@ def _part(part: object, place: str) -> str:
 
 
 def _empty(value: object) -> bool:
-    """Whether a column holds nothing: tables fill up what a row has not."""
+    """Return whether a column holds nothing: tables pad rows with empty values."""
     if isinstance(value, Mapping):
         return all(_empty(each) for each in value.values())
     if isinstance(value, list | tuple):

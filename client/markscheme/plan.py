@@ -1,7 +1,8 @@
-"""What a training run is going to ask of the service: from this its judge's cost is estimated before it is run.
+"""What a training run will ask of the service: the basis of a cost estimate before the run.
 
-A trainer says it through an entry point ``train`` in the group ``markscheme.plans``: a function of the path of its
-configuration and of ``key=value`` overrides. The service's side finds it there, so that neither imports the other.
+A trainer provides it through an entry point `train` in the group `markscheme.plans`: a function of
+a configuration path and of `key=value` overrides. The server finds it there, so that neither
+package imports the other.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,11 @@ class PlanError(Exception):
 
 
 class TrainingPlan(BaseModel):
-    """A whole run in figures. A group is one prompt's rollouts at one visit; lengths are means, in characters."""
+    """A whole run in figures.
+
+    A group is one prompt's rollouts at one visit. Lengths are means, in characters unless named
+    otherwise.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -40,8 +45,9 @@ class TrainingPlan(BaseModel):
 
     @property
     def rollouts(self) -> int:
+        """Rollouts of the whole run."""
         return self.groups * self.rollouts_per_group
 
 
 Planner = Callable[[Path, Sequence[str]], TrainingPlan]
-"""What the entry point is. Raises :class:`PlanError`."""
+"""The entry point's type. Raises `PlanError`."""

@@ -1,4 +1,4 @@
-"""The SDK's one core: what to send and how to read what comes back. No I/O; both clients stand on it."""
+"""The core of both clients: what to send and how to read the answer. No I/O."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +28,11 @@ UNAUTHORIZED = 401
 NDJSON = "application/x-ndjson"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 TIMEOUT = httpx.Timeout(connect=5.0, read=60.0, write=60.0, pool=60.0)
-"""Read: between two pieces of an answer. A long batch sends heartbeats well within it."""
+"""Seconds. `read` is between two chunks of an answer; a long batch sends heartbeats well within it.
+"""
 INDUCE_TIMEOUT = httpx.Timeout(connect=5.0, read=630.0, write=60.0, pool=60.0)
 MAX_RETRY_WAIT_S = 65.0
-"""All the waiting between the attempts of a call: a limit by the minute has room again within 61 s."""
+"""Total wait between the attempts of a call: a per-minute limit has room again within 61 s."""
 
 PromptLike = str | Sequence[Message | dict[str, str]]
 CriterionLike = Criterion | dict[str, Any]
@@ -47,22 +48,25 @@ _INCOMPLETE = "the answer broke off; send the batch again: what was judged is st
 
 
 class DeadlineRetry(Retry):
-    """Retries that never wait past the call's deadline: better to hear at once that there is no time left."""
+    """Retries that never wait past the call's deadline: failing at once is better."""
 
     deadline: Deadline | None = None
 
     def increment(self) -> Self:
+        """Return the policy for the next attempt, with the same deadline."""
         following = super().increment()
         assert isinstance(following, type(self))
         following.deadline = self.deadline
         return following
 
     def parse_retry_after(self, retry_after: str) -> float:
+        """Return the seconds of a `Retry-After` header. Raises `DeadlineExceeded`."""
         return self._check_wait(
             super().parse_retry_after(retry_after), "the service could not answer"
         )
 
     def backoff_strategy(self) -> float:
+        """Return the seconds before the next attempt. Raises `DeadlineExceeded`."""
         return self._check_wait(super().backoff_strategy(), "the service did not answer")
 
     def _check_wait(self, pause_s: float, why: str) -> float:
@@ -75,12 +79,19 @@ class DeadlineRetry(Retry):
 
 
 def retry_policy(*, idempotent: bool = False, deadline: Deadline | None = None) -> Retry:
-    """Two more tries for what may pass: no connection, 429 and 5xx gateways; ``Retry-After`` is obeyed, up to what a
-    team whose requests a minute are used up may be told. A judge's reply that could not be read, a 502 too, does not
-    come this far: see :mod:`markscheme.transport`.
+    """Return the policy of one call: two retries for errors that may pass.
 
-    Every call of this API may be repeated: scoring is answered from what is stored, and what creates something is
-    ``keyed``. Such a call is answered 409 while an attempt that we lost sight of is still at work.
+    These are failed connections, 429 and gateway errors; `Retry-After` is obeyed up to the wait of
+    a team that used up its requests per minute. A judge reply that could not be read, also a 502,
+    does not get here: see `markscheme.transport`.
+
+    Every call of the API can be repeated: scoring is answered from stored verdicts, and calls that
+    create something carry an idempotency key.
+
+    Args:
+        idempotent: Whether the call carries that key; then a 409 means that a lost attempt is
+            still running, and is retried.
+        deadline: The call's deadline.
     """
     retry = DeadlineRetry(
         total=2,
@@ -95,12 +106,15 @@ def retry_policy(*, idempotent: bool = False, deadline: Deadline | None = None) 
 
 
 def headers(api_key: str | None) -> dict[str, str]:
-    """The headers of every request."""
+    """Return the headers of every request."""
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 def to_wire(value: Any) -> Any:
-    """The value with NUL and lone surrogates in its texts made visible as U+FFFD: model output may hold them."""
+    """Return the value as plain data, with NUL and lone surrogates in its strings replaced.
+
+    Model output may hold both.
+    """
     if isinstance(value, str):
         return replace_invalid(value)
     if isinstance(value, BaseModel):
@@ -123,7 +137,7 @@ class Call:
     headers: dict[str, str] | None = None
 
     def extensions(self, deadline: Deadline | None) -> dict[str, Any]:
-        """What the transports are to know of this call."""
+        """Return the httpx extensions of this call: its retry policy and its deadline."""
         idempotent = self.headers is not None and IDEMPOTENCY_KEY in self.headers
         return {
             "retry": retry_policy(idempotent=idempotent, deadline=deadline),
@@ -132,9 +146,9 @@ class Call:
 
 
 def read(response: httpx.Response, model: type[Model]) -> Model:
-    """A successful answer as ``model``.
+    """Return a successful answer as `model`.
 
-    Raises the stated error, or :class:`AnswerUnreadable` for a foreign body.
+    Raises the service's error, or `AnswerUnreadable` for a body that is not the service's.
     """
     raise_for_status(response)
     try:
@@ -146,13 +160,16 @@ def read(response: httpx.Response, model: type[Model]) -> Model:
 
 
 def raise_for_status(response: httpx.Response) -> None:
-    """Raise the error that the service stated; the body must have been read."""
+    """Raise the service's error, if the answer is one; its body must have been read."""
     if not response.is_success:
         raise error_from_response(response)
 
 
 def error_from_response(response: httpx.Response) -> StatusError:
-    """The error that an answer states, or its status stands for; the body must have been read."""
+    """Return the error that an answer states, or that its status stands for.
+
+    The body must have been read.
+    """
     status = response.status_code
     try:
         stated = ErrorBody.model_validate_json(response.content, extra="ignore")
@@ -170,7 +187,7 @@ def error_from_response(response: httpx.Response) -> StatusError:
 def connection_error(
     base_url: str, error: Exception, deadline: Deadline | None
 ) -> ConnectionFailed:
-    """The error for a service that did not answer, or not in time, with what to do."""
+    """Return the error for a service that did not answer, or not in time."""
     if deadline is not None and deadline.remaining_s <= 0:
         return deadline.exceeded()
     return ConnectionFailed(
@@ -180,7 +197,7 @@ def connection_error(
 
 
 def response_lines(pieces: Iterable[bytes]) -> Iterator[str]:
-    """The lines of a streamed answer. Raises :class:`ConnectionFailed` for what is no text."""
+    """Yield the lines of a streamed answer. Raises `ConnectionFailed` for what is not text."""
     try:
         yield from split_lines(pieces)
     except LineError as error:
@@ -188,7 +205,7 @@ def response_lines(pieces: Iterable[bytes]) -> Iterator[str]:
 
 
 async def response_lines_async(pieces: AsyncIterable[bytes]) -> AsyncIterator[str]:
-    """:func:`response_lines` for code that awaits."""
+    """Like `response_lines`, for asyncio."""
     try:
         async for line in split_lines_async(pieces):
             yield line
@@ -203,7 +220,7 @@ def _line_error(error: LineError) -> ConnectionFailed:
 
 
 class BatchReader:
-    """Puts a streamed score answer together, line by line."""
+    """Assembles a streamed score answer line by line."""
 
     def __init__(self, order: Iterable[str], deadline: Deadline | None = None) -> None:
         self._order, self._deadline = list(order), deadline
@@ -212,10 +229,10 @@ class BatchReader:
         self._lines = 0
 
     def line(self, text: str) -> GroupScore | None:
-        """Take one line; the group, when it is one.
+        """Take one line; return its group, or `None` for a heartbeat or the summary.
 
-        Raises :class:`DeadlineExceeded` when it comes too late, and :class:`ConnectionFailed` for a
-        line that was cut off or is not the service's.
+        Raises `DeadlineExceeded` for a group that comes too late, and `ConnectionFailed` for a line
+        that was cut off or is not the service's.
         """
         self._lines += 1
         if '"object":"score.summary"' in text[:40]:
@@ -241,7 +258,7 @@ class BatchReader:
             ) from error
 
     def batch(self) -> ScoreBatch:
-        """The whole answer. Raises :class:`ConnectionFailed` when it broke off."""
+        """Return the whole answer. Raises `ConnectionFailed` if it is incomplete."""
         if self._summary is None or any(i not in self._groups for i in self._order):
             raise ConnectionFailed(_INCOMPLETE)
         return ScoreBatch(

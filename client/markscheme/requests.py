@@ -1,4 +1,4 @@
-"""The calls of the API as data, one function each: what a client method means on the wire."""
+"""The calls of the API as data: what each client method sends."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -56,6 +56,7 @@ def induce(
     thinking: Thinking,
     reuse_scope: ReuseScope | None,
 ) -> Call:
+    """Build `POST /v1/rubrics:induce`."""
     body = InduceRequest.model_validate(
         to_wire(
             {
@@ -83,6 +84,7 @@ def induce(
 def create_rubric(
     prompt: PromptLike, criteria: Sequence[CriterionLike], tags: Sequence[str]
 ) -> Call:
+    """Build `POST /v1/rubrics`."""
     body = RubricCreate.model_validate(
         to_wire({"prompt": prompt, "criteria": criteria, "tags": tags})
     )
@@ -95,12 +97,14 @@ def create_rubric(
 
 
 def rubric(rubric_id: str) -> Call:
+    """Build `GET /v1/rubrics/{id}`."""
     return Call("GET", f"/v1/rubrics/{rubric_id}")
 
 
 def fork_rubric(
     rubric_id: str, criteria: Sequence[CriterionLike] | None, tags: Sequence[str] | None
 ) -> Call:
+    """Build `POST /v1/rubrics/{id}:fork`."""
     body = RubricFork.model_validate(
         to_wire({"criteria": criteria, "tags": None if tags is None else list(tags)})
     )
@@ -119,6 +123,7 @@ def change_rubric(
     tags: Sequence[str] | None,
     retired: bool | None,
 ) -> Call:
+    """Build `PATCH /v1/rubrics/{id}`."""
     body = RubricPatch(
         visibility=visibility,
         shared_with=None if shared_with is None else list(shared_with),
@@ -137,6 +142,7 @@ def import_rubric(
     tags: Sequence[str],
     allow_loss: bool,
 ) -> Call:
+    """Build `POST /v1/rubrics:import`."""
     body = RubricImport(
         format=format,
         content=dict(content),
@@ -150,6 +156,7 @@ def import_rubric(
 
 
 def export_rubric(rubric_id: str, format: ExchangeFormat, allow_loss: bool) -> Call:
+    """Build `GET /v1/rubrics/{id}/export`."""
     return Call(
         "GET",
         f"/v1/rubrics/{rubric_id}/export",
@@ -158,6 +165,7 @@ def export_rubric(rubric_id: str, format: ExchangeFormat, allow_loss: bool) -> C
 
 
 def rubrics(**filters: Param | None) -> Call:
+    """Build `GET /v1/rubrics`; filters that are `None` are left out."""
     return Call(
         "GET",
         "/v1/rubrics",
@@ -166,12 +174,14 @@ def rubrics(**filters: Param | None) -> Call:
 
 
 def lineage(rubric_id: str) -> Call:
+    """Build `GET /v1/rubrics/{id}/lineage`."""
     return Call("GET", f"/v1/rubrics/{rubric_id}/lineage")
 
 
 def usage(
     group_by: Sequence[UsageKey], since: date | None, until: date | None, team: str | None
 ) -> Call:
+    """Build `GET /v1/usage`."""
     params = {
         "group_by": ",".join(group_by),
         "since": since.isoformat() if since else None,
@@ -198,7 +208,7 @@ def score(
     thinking: Thinking,
     reuse_scope: ReuseScope | None,
 ) -> tuple[Call, list[str]]:
-    """The call, and the groups' ids in order."""
+    """Build `POST /v1/scores`. Returns the call, and the ids of its groups in order."""
     body = ScoreRequest(
         groups=_GROUPS.validate_python(to_wire(list(groups))),
         reuse=reuse,
@@ -222,11 +232,13 @@ def score(
 
 
 def save_teacher_responses(entries: Sequence[TeacherLike]) -> Call:
+    """Build `POST /v1/teacher-responses`."""
     body = TeacherResponsesCreate.model_validate(to_wire({"entries": list(entries)}))
     return Call("POST", "/v1/teacher-responses", body.model_dump(mode="json", exclude_none=True))
 
 
 def teacher_responses(prompt: str | None, prompt_key: str | None) -> Call:
+    """Build `GET /v1/teacher-responses`."""
     return Call(
         "GET",
         "/v1/teacher-responses",
@@ -235,6 +247,7 @@ def teacher_responses(prompt: str | None, prompt_key: str | None) -> Call:
 
 
 def teach(prompt: PromptLike, count: int) -> Call:
+    """Build `POST /v1/teacher-responses:sample`."""
     body = TeachRequest.model_validate(to_wire({"prompt": prompt, "count": count}))
     return Call(
         "POST", "/v1/teacher-responses:sample", body.model_dump(mode="json", exclude_none=True)
@@ -242,5 +255,5 @@ def teach(prompt: PromptLike, count: int) -> Call:
 
 
 def _new_idempotency_key() -> dict[str, str]:
-    """A key for this one call: all its attempts carry it, so a lost answer does not make a second rubric."""
+    """Return a header for all attempts of one call: a lost answer makes no second rubric."""
     return {IDEMPOTENCY_KEY: uuid.uuid4().hex}

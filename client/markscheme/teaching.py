@@ -1,4 +1,4 @@
-"""``markscheme teach``: a file's prompts into the teacher bank, and the teacher asked for what they lack."""
+"""Fill the teacher bank from a file, and have the teacher asked for what is missing."""
 
 import hashlib
 import json
@@ -23,21 +23,21 @@ from markscheme.schema import (
 )
 
 MAX_RESPONSES_PER_ENTRY = 16
-"""In one entry of a request."""
+"""The wire format's limit."""
 
 
 class TeacherBank(Protocol):
-    """The part of :class:`markscheme.Client` that teaching needs."""
+    """The part of `markscheme.Client` that teaching needs."""
 
     def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
-        """Put responses into the bank."""
+        """Store responses in the bank."""
 
     def teach(self, prompt: PromptLike, count: int = ...) -> TeachResult:
-        """Have the teacher asked."""
+        """Sample the teacher until the bank holds `count` responses."""
 
 
 class PromptEntry(BaseModel):
-    """One line of the file; keys it does not name are left alone."""
+    """One line of the file; other keys are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -48,7 +48,7 @@ class PromptEntry(BaseModel):
 
 @dataclass(slots=True)
 class TeachReport:
-    """What came of it, counted as it happens."""
+    """What a run did, counted as answers arrive."""
 
     prompts: int = 0
     from_file: int = 0
@@ -65,7 +65,15 @@ class TeachReport:
 
 
 def read_prompts(file: Path, ropd_index: Path | None = None) -> list[PromptEntry]:
-    """The file's lines, with the answers of a ROPD index added. Raises ``ValueError`` naming the line."""
+    """Read the prompts of a file, with the answers of a ROPD index added.
+
+    Args:
+        file: JSONL with `prompt` and optional `teacher_responses`, `teacher_model`.
+        ropd_index: A teacher index of ROPD; its answers go to the prompts that they belong to.
+
+    Raises:
+        ValueError: Names the line at fault, or says that no prompt is in the index.
+    """
     lines = [line for _, line in read_rows(file, _prompt_entry)]
     if not lines:
         raise ValueError(f"{file} holds no prompts")
@@ -90,7 +98,10 @@ def read_prompts(file: Path, ropd_index: Path | None = None) -> list[PromptEntry
 
 
 def read_ropd_index(file: Path) -> dict[str, list[str]]:
-    """Answers by prompt hash from ``ropd.teacher_index.v1`` and ``.v2`` lines. Raises ``ValueError``."""
+    """Read answers by prompt hash from `ropd.teacher_index.v1` and `.v2` lines.
+
+    Raises `ValueError`.
+    """
     answers: dict[str, list[str]] = {}
     for prompt_hash, texts in (pair for _, pair in read_rows(file, _index_line)):
         answers.setdefault(prompt_hash, []).extend(
@@ -100,7 +111,10 @@ def read_ropd_index(file: Path) -> dict[str, list[str]]:
 
 
 def ropd_prompt_hash(prompt: Prompt) -> str:
-    """ROPD's ``raw_prompt_hash``: sha256 of the messages as JSON with sorted keys and the default separators."""
+    """Return ROPD's `raw_prompt_hash`.
+
+    It is the sha256 of the messages as JSON with sorted keys and the default separators.
+    """
     messages = (
         [{"role": "user", "content": prompt}]
         if isinstance(prompt, str)
@@ -120,9 +134,10 @@ def teach_all(
     concurrency: int,
     on_prompt: Callable[[], None] = lambda: None,
 ) -> None:
-    """Bring what the lines hold, then have the teacher asked, several prompts at a time.
+    """Store what the entries hold, then have the teacher asked for what is missing.
 
-    What is done stays done when a call fails: its error is raised once the calls under way have ended.
+    Prompts are asked for concurrently. When a call fails, what is done stays done, and the error is
+    raised once the running calls have ended.
     """
     entries = [
         TeacherEntry(

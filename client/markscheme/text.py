@@ -1,4 +1,4 @@
-"""What text may hold that travels between models, the wire and databases."""
+"""Characters that cannot travel between models, JSON and databases."""
 
 import re
 
@@ -6,8 +6,8 @@ _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def replace_invalid(text: str) -> str:
-    """``text`` with NUL and lone surrogates made visible as U+FFFD.
+    """Return `text` with NUL and lone surrogates replaced by U+FFFD.
 
-    Models write both; UTF-8 has no surrogates, and PostgreSQL takes no NUL.
+    Models write both, but UTF-8 has no surrogates and PostgreSQL stores no NUL.
     """
     return _UNUSABLE.sub("\ufffd", text)

@@ -1,7 +1,7 @@
-"""The transports beneath the retries: each attempt passes here, and is told how much time is left for it.
+"""HTTP transports below the retries: each attempt passes here.
 
-What the retries cannot see, an answer's code and message, is looked at here: a judge's reply that
-could not be read is raised at once, for each try is paid for. Any other answer goes up to them.
+An attempt is given the remaining time of its call. An error that would only be paid for again is
+raised at once, before the retry layer sees it; other errors go up to it.
 """
 
 import httpx
@@ -11,7 +11,7 @@ from markscheme.protocol import error_from_response
 
 BAD_GATEWAY = 502
 FINAL_CODES = frozenset({"judge_reply", "misconfigured", "quota"})
-"""Codes of a 502 that another try meets again."""
+"""Codes of a 502 that another attempt would meet again."""
 
 
 def _apply_deadline(request: httpx.Request) -> None:
@@ -21,7 +21,7 @@ def _apply_deadline(request: httpx.Request) -> None:
 
 
 def _check_error_response(request: httpx.Request, response: httpx.Response) -> None:
-    """Raise what another try would only pay for again; note what the service said, for when time runs out."""
+    """Raise errors that a retry cannot mend; keep the message for the case that time runs out."""
     error = error_from_response(response)
     if response.status_code == BAD_GATEWAY and error.code in FINAL_CODES:
         raise error
@@ -31,12 +31,13 @@ def _check_error_response(request: httpx.Request, response: httpx.Response) -> N
 
 
 class DeadlineTransport(httpx.HTTPTransport):
-    """Sends as httpx does, once the attempt bears its deadline.
+    """httpx's transport, with the call's deadline on each attempt.
 
-    Raises :class:`StatusError` for a 502 that is the judge's and not a proxy's.
+    Raises `StatusError` for a 502 that is the judge's and not a proxy's.
     """
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one attempt."""
         _apply_deadline(request)
         response = super().handle_request(request)
         if response.status_code >= 400:
@@ -46,9 +47,10 @@ class DeadlineTransport(httpx.HTTPTransport):
 
 
 class AsyncDeadlineTransport(httpx.AsyncHTTPTransport):
-    """:class:`DeadlineTransport` for code that awaits."""
+    """`DeadlineTransport` for asyncio."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one attempt."""
         _apply_deadline(request)
         response = await super().handle_async_request(request)
         if response.status_code >= 400:

@@ -1,4 +1,4 @@
-"""A run on disk: checkpoints that are whole or not there, and the random number generators at a batch's end."""
+"""Checkpoints on disk, complete or absent, and the state of the random number generators."""
 
 import os
 import random
@@ -10,11 +10,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 SAVING = ".saving"
-"""The folder in which a checkpoint grows until it is whole."""
+"""Folder in which a checkpoint is written before it is published."""
 
 
 def last_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint of a run: one that has the file which is written last."""
+    """Return the newest complete checkpoint of a run, or `None`.
+
+    A checkpoint is complete when it has the file that is written last.
+    """
     whole = [
         folder
         for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
@@ -24,12 +27,12 @@ def last_checkpoint(output: Path) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
+    """Return the step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
 
 def publish_dir(written: Path, place: Path) -> None:
-    """Move a folder to its place, all at once and with its contents on the disk."""
+    """Move a finished folder to its final path in one rename, after flushing it to disk."""
     for path in (*written.rglob("*"), written):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -45,7 +48,7 @@ def publish_dir(written: Path, place: Path) -> None:
 
 
 class RngState:
-    """Where the random number generators stand, to be put back there."""
+    """Snapshot of Python's, NumPy's and torch's random number generators."""
 
     def __init__(self) -> None:
         self._python, self._numpy, self._torch = (
@@ -56,6 +59,7 @@ class RngState:
         self._devices = torch.cuda.get_rng_state_all()
 
     def restore(self) -> None:
+        """Set the generators back to the snapshot."""
         random.setstate(self._python)
         numpy.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)

@@ -1,6 +1,6 @@
-"""The commands ``markscheme train`` and ``markscheme demo``: arguments in, exit codes out.
+"""The commands `markscheme train`, `demo` and `demo-control`.
 
-Torch is imported inside the commands, so that ``markscheme --help`` stays quick.
+Torch is imported inside the commands, so that `markscheme --help` stays fast.
 """
 
 import os
@@ -17,7 +17,7 @@ from markscheme_train.errors import Interrupted, Stopped, TrainError
 
 FAILED = 1
 TRY_AGAIN = 75
-"""The status (sysexits' EX_TEMPFAIL) of a run that was saved and may be started again with --resume."""
+"""Exit status (EX_TEMPFAIL) of a run that was saved and can be started again with --resume."""
 INTERRUPTED = 130
 
 
@@ -46,7 +46,14 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a causal language model on rubric rewards from a running service."""
+    """Train a language model on rubric rewards.
+
+    Needs a running service; its API key is read from MARKSCHEME_API_KEY. The keys of CONFIG are
+    listed in docs/training.md.
+
+    Exit status: 0 finished, 1 failed, 75 saved and worth starting again with --resume, 130
+    interrupted.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from markscheme_train.config import load_config
     from markscheme_train.progress import LiveTable
@@ -101,9 +108,10 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Train SmolLM2-135M on IFEval prompts with rubric rewards, on this machine's processor, and report.
+    """Train SmolLM2-135M here on rubric rewards, and report.
 
-    Stopped in the middle and started again with the same options, it goes on from its last checkpoint.
+    Runs on the processor, in about ten minutes. Stopped and started again with the same options, it
+    goes on from its last checkpoint.
     """
     _stay_offline()
     from markscheme_train.demo.run import DemoSettings, run_demo
@@ -128,7 +136,10 @@ def control(
     ),
     seeds: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 3,
 ) -> None:
-    """Run the demo's training with true and with shuffled rewards, paired, over several seeds."""
+    """Repeat the demo with true and with shuffled rewards.
+
+    Runs both for several seeds and writes a table: shuffled rewards must not train.
+    """
     _stay_offline()
     from markscheme_train.demo.control import run_control
 
@@ -154,7 +165,7 @@ def _check_key(client: Client) -> None:
 
 
 def _stay_offline() -> None:
-    """Everything the demo needs is on disk once pip has fetched the model; Hugging Face's hub is never asked."""
+    """Keep Hugging Face's hub out: pip has fetched everything that the demo needs."""
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 

@@ -1,7 +1,7 @@
-"""The configuration of a training run: one dataclass, whose field names are the keys of the YAML file.
+"""The configuration of a training run: one dataclass whose fields are the keys of the YAML file.
 
-It adds to TRL's ``GRPOConfig`` what a rubric run needs. The API key is no part of it: it is read from
-``MARKSCHEME_API_KEY`` and so is never written beside a checkpoint.
+It extends TRL's `GRPOConfig`. The API key is not part of it, so that it is never written beside a
+checkpoint: it is read from `MARKSCHEME_API_KEY`.
 """
 
 import dataclasses
@@ -74,12 +74,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "rubric_feedback": True,
     },
 }
-"""What a preset sets; any key given in the YAML file or on the command line beats it."""
+"""Values that a preset sets; any key in the YAML file or on the command line wins."""
 
 
 @dataclass
 class TrainConfig(GRPOConfig):  # type: ignore[misc]
-    """TRL's settings for one run, and where its model, its prompts and its marks come from."""
+    """Settings of one run: TRL's, and those of Markscheme."""
 
     model: str = field(
         default="", metadata={"help": "A Hugging Face model: a directory or a hub name."}
@@ -190,7 +190,7 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The configuration in a YAML file with ``key=value`` overrides on top. Raises :class:`ConfigError`."""
+    """Read a YAML file, with `key=value` overrides applied on top. Raises `ConfigError`."""
     try:
         given = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -203,7 +203,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """``["learning_rate=1e-5"]`` as a mapping; values are read as YAML."""
+    """Parse `["learning_rate=1e-5"]` into a mapping; values are read as YAML."""
     pairs = {}
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -214,9 +214,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def build_config(given: Mapping[str, Any]) -> TrainConfig:
-    """A checked configuration: defaults, under the preset's values, under what was given.
+    """Return a checked configuration: defaults, below the preset's values, below `given`.
 
-    Unknown keys, missing ones and values of the wrong type raise :class:`ConfigError`.
+    Raises `ConfigError` for unknown keys, missing keys and values of the wrong type.
     """
     hints = typing.get_type_hints(TrainConfig)
     known = {f.name for f in dataclasses.fields(TrainConfig) if f.init}
@@ -245,7 +245,7 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
-    """``value`` as the field's type wants it. YAML reads ``1e-5`` as text and ``2`` as int; a float may be either."""
+    """Convert `value` to the field's type: YAML reads `1e-5` as text and `2` as an integer."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     options = typing.get_args(hint) if union else (hint,)
     if value is None:

@@ -1,4 +1,4 @@
-"""Prompts and teacher responses from a JSONL file, as the rows TRL trains on."""
+"""Read prompts and teacher responses from a JSONL file, as the rows that TRL trains on."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from markscheme_train.errors import DataError
 
 
 class Example(BaseModel):
-    """One line of the file; keys it does not name are left alone."""
+    """One line of the file; other keys are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -22,10 +22,15 @@ class Example(BaseModel):
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Every line of the file.
+    """Read every line of a file.
 
-    A prompt's messages may have parts of text for content, and columns that are empty. Raises
-    :class:`DataError` naming the first line that is not usable, and the field.
+    Content may be a list of text parts, and columns may be empty.
+
+    Args:
+        path: JSONL with `prompt` and optional `teacher_responses`.
+
+    Raises:
+        DataError: Names the first line that cannot be used, and the field.
     """
     try:
         examples = [example for _, example in read_rows(path, _example)]
@@ -45,10 +50,15 @@ def _example(row: Any) -> Example:
 
 
 def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:
-    """Rows with ``prompt`` and ``teacher_responses`` (absent: ``None``).
+    """Return rows with `prompt` and `teacher_responses` (`None` if absent).
 
-    ``chat``: the tokenizer has a chat template, so prompts go in as messages; without one they must be plain
-    strings. Raises :class:`DataError`.
+    Args:
+        examples: The prompts.
+        chat: Whether the tokenizer has a chat template. Then prompts become chat messages;
+            otherwise they must be strings.
+
+    Raises:
+        DataError: A prompt is a list of messages, but there is no chat template.
     """
     rows = []
     for number, example in enumerate(examples, start=1):

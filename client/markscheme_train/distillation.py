@@ -1,8 +1,9 @@
-"""What losses need of whole-vocabulary distributions, a chunk of positions at a time.
+"""Losses over the whole vocabulary, computed a chunk of positions at a time.
 
-A model's hidden states are small, its logits are not: 2,048 positions over 151,000 tokens take 1.2 GB in fp32. Here
-logits live for one chunk, of the teacher without a gradient, of the student recomputed in the backward pass.
-Reductions are in fp32 (fp64 for fp64 states). N positions, d dimensions.
+Hidden states are small, logits are not: 2,048 positions over 151,000 tokens take 1.2 GB in fp32.
+Here logits live for one chunk; the teacher's without a gradient, the student's recomputed in the
+backward pass. Reductions are in fp32 (fp64 for fp64 states). Shapes: N positions, d dimensions, V
+tokens.
 """
 
 from collections.abc import Callable
@@ -14,16 +15,16 @@ from torch.utils.checkpoint import checkpoint
 from markscheme_train.losses import generalized_jsd, with_tail
 
 Head = Callable[[Tensor], Tensor]
-"""Hidden states [N, d] to logits [N, V]."""
+"""Maps hidden states [N, d] to logits [N, V]."""
 CHUNK = 256
-"""Positions at a time: 151,000 tokens of as many positions are 155 MB in fp32."""
+"""Positions per chunk: with 151,000 tokens their logits take 155 MB in fp32."""
 
 
 @torch.no_grad()
 def entropies(
     hidden: Tensor, head: Head, *, temperature: float = 1.0, chunk: int = CHUNK
 ) -> Tensor:
-    """The entropy in nats [N] of each position's distribution over the whole vocabulary: ``log Z - Σ p z``."""
+    """Return the entropy in nats [N] of each position's distribution: `log Z - Σ p z`."""
     found = []
     for states in torch.split(hidden, chunk):
         logits = _scaled(head(states), temperature)
@@ -35,7 +36,15 @@ def entropies(
 def token_log_probs(
     hidden: Tensor, tokens: Tensor, head: Head, *, temperature: float = 1.0, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [N] of ``tokens`` [N] at positions with states [N, d], and entropies [N] without a gradient."""
+    """Return log-probabilities [N] of `tokens` [N], and entropies [N] without a gradient.
+
+    Args:
+        hidden: States [N, d].
+        tokens: Token ids [N].
+        head: Maps states to logits.
+        temperature: Divides the logits.
+        chunk: Positions per chunk.
+    """
 
     def part(states: Tensor, ids: Tensor, known: list[Tensor]) -> tuple[Tensor, Tensor]:
         logits = _scaled(head(states), temperature)
@@ -67,10 +76,20 @@ def divergences(
     temperature: float = 1.0,
     chunk: int = CHUNK,
 ) -> Tensor:
-    """The generalised Jensen-Shannon divergence [N] of student from teacher at positions with states [N, d].
+    """Return the generalised Jensen-Shannon divergence [N] of student and self-teacher.
 
-    With ``top_k`` over the student's likeliest tokens and a bucket for all others, else over the whole vocabulary.
     Gradients reach the student's states and head.
+
+    Args:
+        student: The student's states [N, d].
+        teacher: The self-teacher's states [N, d].
+        student_head: Maps the student's states to logits.
+        teacher_head: Maps the self-teacher's states to logits.
+        alpha: See `losses.generalized_jsd`.
+        top_k: Compare the student's likeliest tokens and one bucket for all others; `None`: the
+            whole vocabulary.
+        temperature: Divides both logits.
+        chunk: Positions per chunk.
     """
 
     def part(states: Tensor, others: Tensor, support: list[tuple[Tensor, Tensor]]) -> Tensor:

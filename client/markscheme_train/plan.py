@@ -1,4 +1,7 @@
-"""The training configuration in the figures that its judge's cost follows from; see :mod:`markscheme.plan`."""
+"""The figures of a training configuration that its judge's cost follows from.
+
+See `markscheme.plan`.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,10 +18,12 @@ if TYPE_CHECKING:
 
 
 def plan(path: Path, overrides: Sequence[str]) -> TrainingPlan:
-    """The plan of one training process. Raises :class:`markscheme.plan.PlanError`.
+    """Return the plan of one training process.
 
-    Reads the configuration as ``markscheme train`` does, so what it refuses is refused here. That imports torch: the
-    defaults are TRL's own, and a copy of them would be wrong after its next release.
+    Reads the configuration as `markscheme train` does and refuses what that refuses. It imports
+    torch: the defaults are TRL's own, and a copy of them would be wrong after its next release.
+
+    Raises `PlanError`.
     """
     from markscheme_train.config import load_config
     from markscheme_train.data import read_examples
@@ -31,7 +36,7 @@ def plan(path: Path, overrides: Sequence[str]) -> TrainingPlan:
 
 
 def plan_of(config: "TrainConfig", examples: "list[Example]") -> TrainingPlan:
-    """The figures of a configuration and its data. Raises :class:`TrainError`."""
+    """Return the figures of a configuration and its data. Raises `TrainError`."""
     prompts_per_batch = config.generation_batch_size // config.num_generations
     # One generated batch is looked at this many times: once a micro-step, and again for each iteration over it.
     looks = config.steps_per_generation * config.num_iterations

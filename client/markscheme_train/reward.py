@@ -1,7 +1,7 @@
-"""``RubricReward``: a TRL reward function whose marks come from a Markscheme service.
+"""`RubricReward`: a TRL reward function that gets its rewards from a Markscheme service.
 
-It groups, asks and reports; it does not judge. A rollout the service could not score gets ``None``, never a
-number. No torch here: the class also serves trainers other than ours.
+It groups rows, asks and reports; it does not judge. A rollout that the service could not score gets
+`None`, never a number. The module does not import torch, so that other trainers can use it too.
 """
 
 import random
@@ -28,14 +28,14 @@ from markscheme_train.distributed import ProcessGroup, SingleProcess
 from markscheme_train.errors import DataError, Unscored
 
 MAX_RETRY_WAIT_S = 30.0
-"""Between two tries to reach a service that is away."""
+"""Maximum seconds between two attempts to reach the service."""
 
 PromptRow = str | list[dict[str, Any]]
-"""A prompt as TRL passes it: text, or chat messages."""
+"""A prompt as TRL passes it: text or chat messages."""
 
 
 class Scorer(Protocol):
-    """The part of ``markscheme.Client`` that a reward needs."""
+    """The part of `markscheme.Client` that a reward needs."""
 
     def score(
         self,
@@ -52,7 +52,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CriterionRate:
-    """How many of a group's scored rollouts met one criterion."""
+    """How many scored rollouts of a group met one criterion."""
 
     group: str
     rubric: str
@@ -66,7 +66,7 @@ class CriterionRate:
 
 @dataclass(frozen=True, slots=True)
 class RowScore:
-    """What the service said of one rollout. ``feedback``: the criteria that it missed."""
+    """The service's score of one rollout. `feedback` lists the criteria that it missed."""
 
     reward: float | None
     truncated: bool
@@ -75,9 +75,18 @@ class RowScore:
 
 @dataclass(frozen=True, slots=True)
 class RewardReport:
-    """What one call to the service said, for logs and the live table. Holds no prompt and no rollout.
+    """The answer of one call to the service, without prompts and rollouts.
 
-    ``teacher_scores``: the rewards of each group's teacher responses, where they were asked for.
+    Attributes:
+        step: Training step, from 0.
+        rewards: One per row of all processes; `None` where unknown.
+        row_scores: The same rows with truncation and feedback.
+        teacher_scores: Rewards of each group's teacher responses, if they were asked for.
+        reasons: Unscored rollouts by reason.
+        origins: Groups by the origin of their rubric.
+        criteria: How often each criterion was met.
+        usage: What the call cost.
+        seconds: How long it took.
     """
 
     step: int
@@ -92,6 +101,7 @@ class RewardReport:
 
     @property
     def unscored(self) -> int:
+        """Rows without a reward."""
         return sum(reward is None for reward in self.rewards)
 
 
@@ -106,15 +116,31 @@ class Row:
 
 
 class RubricReward:
-    """Scores each group of ``num_generations`` rollouts of one prompt occurrence with that prompt's rubric.
+    """Scores groups of rollouts of one prompt with that prompt's rubric.
 
-    Groups are told apart by place, never by the prompt's text: TRL keeps the rows of an occurrence together over all
-    processes, so row i belongs to group i // G. ``eos_token_ids`` tell a rollout that ended from one cut off; without
-    them none is marked as cut off. While the service cannot be reached the run waits, at most ``max_outage_s``;
-    ``on_wait`` is told why and for how long. A batch of which more than the share ``max_unscored`` has no reward is not
-    learnt from: it raises :class:`Unscored`, which ``may_pass`` if those that stay unscored however
-    long one waits would not be too many by themselves. A rate limit beside a few refusals may pass; a
-    batch of refusals does not. ``rows`` and ``last`` are of the newest batch, of all processes.
+    Rows are grouped by position, never by the prompt's text: TRL keeps the rows of a prompt
+    together over all processes, so row i belongs to group i // `num_generations`. After a call,
+    `rows` and `last` hold the batch of all processes and the service's report.
+
+    Args:
+        client: A `markscheme.Client`.
+        num_generations: Rollouts of each prompt.
+        run_id: The run's name at the service.
+        reuse: Which rubrics may be reused; see `Client.induce`.
+        verify: Judge each rollout alone (`rollout`) or a group in one call (`group`).
+        thinking: What is judged of a rollout; see `Client.score`.
+        score_teachers: Also score the teacher responses.
+        ask_teacher: Responses to sample from the service's teacher for prompts without any.
+        eos_token_ids: Tokens that end a response; a rollout without one counts as truncated.
+            Empty: none does.
+        max_outage_s: Seconds to wait for a service that cannot be reached.
+        max_unscored: Maximum share (0 to 1) of a batch without a reward; above it the batch
+            raises `Unscored`.
+        on_wait: Called with the reason and the seconds before each wait.
+
+    Example:
+        reward = RubricReward(Client("http://127.0.0.1:8321"), num_generations=8, run_id="run-1")
+        trainer = GRPOTrainer(model, reward_funcs=[reward], args=args, train_dataset=prompts)
     """
 
     __name__ = "rubric"
@@ -163,11 +189,24 @@ class RubricReward:
         teacher_responses: Sequence[list[str] | None] | None = None,
         **_columns: Any,
     ) -> list[float | None]:
-        """One reward or ``None`` per row of this process, in the order of the rows.
+        """Return a reward or `None` for each row of this process, in order.
 
-        Raises :class:`ValueError` when the rows of all processes are not whole groups, the SDK's errors when the
-        service refuses the request or stays away for too long, :class:`DataError` for a message that
-        is no text, and :class:`Unscored`: a run that gets no marks should stop.
+        TRL calls this. A `teacher_responses` column of the data set, if any, is sent along.
+
+        Args:
+            prompts: The rows' prompts; those of a group side by side.
+            completions: What the student wrote.
+            completion_ids: Its token ids, to detect truncation.
+            trainer_state: TRL's state; its `global_step` names the step.
+            log_metric: TRL's hook for metrics.
+            teacher_responses: Responses for each row, or `None`.
+            **_columns: Other columns, ignored.
+
+        Raises:
+            ValueError: The rows of all processes are not whole groups.
+            DataError: A message has no text form.
+            Unscored: More than `max_unscored` of the batch has no reward.
+            MarkschemeError: The service refuses the request, or stays away too long.
         """
         step = int(trainer_state.global_step)
         teachers = teacher_responses or [None] * len(prompts)
@@ -205,10 +244,9 @@ class RubricReward:
         return self.last.rewards[first : first + len(own)]
 
     def _raise_if_unscored(self, report: RewardReport) -> None:
-        """Raise :class:`Unscored` when too much has no reward.
+        """Raise `Unscored` when too much of the batch has no reward.
 
-        Of several reasons those that do not pass decide: while they alone would let the step be
-        taken, waiting helps.
+        Waiting helps if the reasons that do not pass would alone leave enough rewards to go on.
         """
         most = self.max_unscored * len(report.rewards)
         if report.unscored > most:
@@ -225,8 +263,10 @@ class RubricReward:
             )
 
     def _score(self, groups: Sequence[Group], step: int) -> ScoreBatch:
-        """The service's answer, waited for while it is away. A request that is sent again is the same to the byte, so
-        that what was judged before it broke off is not judged again."""
+        """Return the service's answer, waiting while it cannot be reached.
+
+        A repeated request is identical to the byte, so that nothing is judged twice.
+        """
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_outage),
             reraise=True,
@@ -292,10 +332,10 @@ class RubricReward:
 
 
 def completion_text(completion: PromptRow) -> str:
-    """What the assistant says in a completion: the text of its messages, one after the other.
+    """Return the text of the assistant's messages in a completion, joined.
 
-    A tool call without text says nothing. Raises :class:`DataError` for content that is no text,
-    such as an image.
+    A tool call without text is empty. Raises `DataError` for content that is not text, such as an
+    image.
     """
     if isinstance(completion, str):
         return completion
@@ -310,9 +350,9 @@ def completion_text(completion: PromptRow) -> str:
 
 
 def wire_prompt(prompt: PromptRow) -> str | list[Message]:
-    """A prompt as the service takes it: roles and text of its messages; tool calls are not told.
+    """Return a prompt in the service's form: roles and texts, without tool calls.
 
-    Raises :class:`DataError` for content that is no text and for a role that is not known.
+    Raises `DataError` for content that is not text and for an unknown role.
     """
     if isinstance(prompt, str):
         return str(to_wire(prompt))
@@ -326,14 +366,14 @@ def wire_prompt(prompt: PromptRow) -> str | list[Message]:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the service is away and may come back. An answer that is not its own is no outage."""
+    """Return whether the service cannot be reached but may come back."""
     return isinstance(error, ConnectionFailed | ServiceUnavailable) and not isinstance(
         error, AnswerUnreadable
     )
 
 
 def _advice(reasons: Mapping[str, int], may_pass: bool) -> str:
-    """The reasons in words and what helps, on one line."""
+    """Return the reasons and what to do about them, on one line."""
     if may_pass:
         passing = " and ".join(sorted(name for name in reasons if name in TRANSIENT_REASONS))
         helps = f"Once {passing} has passed, --resume helps: it asks for the very same rollouts."
@@ -343,7 +383,7 @@ def _advice(reasons: Mapping[str, int], may_pass: bool) -> str:
 
 
 def _scores_in_row_order(groups: Sequence[Group], batch: ScoreBatch) -> list[RowScore]:
-    """Marks by id, not by place, so that an answer in another order cannot be credited to a neighbour."""
+    """Return scores by id, not by position, so that none is credited to a neighbour."""
     answered = {
         (group.id, rollout.id): rollout for group in batch.groups for rollout in group.rollouts
     }

@@ -1,9 +1,9 @@
-"""Which rollouts are taught by reward and which by a self-teacher, and what that teacher gets to see.
+"""Decide which rollouts learn from their reward and which from the self-teacher.
 
-SRPO (arXiv 2604.02288) routes on a binary reward: a failed rollout whose group holds a success goes to
-self-distillation, everything else to GRPO. A rubric's score is continuous. The carry-over here is ours: one threshold
-for success, a higher one for what may serve as a demonstration, and a gap between the two rollouts, so that near-ties
-are left to the reward. Pure Python: a group is a few numbers.
+SRPO (arXiv 2604.02288) routes on a binary reward: a failed rollout whose group holds a success goes
+to self-distillation, everything else to GRPO. A rubric's score is continuous, and this extension is
+ours: a threshold for success, a higher one for demonstrations, and a minimum gap between the two
+rollouts, so that near-ties are left to the reward. Pure Python: a group is a few numbers.
 """
 
 import math
@@ -13,24 +13,24 @@ from enum import StrEnum
 
 
 class Branch(StrEnum):
-    """Where a rollout's tokens go."""
+    """The loss that a rollout's tokens enter."""
 
     GRPO = "grpo"
     SDPO = "sdpo"
     UNSCORED = "unscored"
-    """Nowhere: it has no reward."""
+    """None: it has no reward."""
 
 
 TEACHER = -1
-"""As a demonstration's index: the external teacher's response."""
+"""Index of a demonstration that is the external teacher's response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Per rollout of a group: its branch, and the rollout that demonstrates the task to its self-teacher.
+    """Branch and demonstration of each rollout of a group.
 
-    A demonstration is named for every rollout that has one, also where it is not needed; :data:`TEACHER` stands for
-    the teacher's response, ``None`` for no demonstration.
+    A demonstration is named for every rollout that has one, also where it is not needed: the index
+    of a rollout, `TEACHER` for the teacher's response, or `None`.
     """
 
     branches: tuple[Branch, ...]
@@ -47,14 +47,27 @@ def route(
     feedback: Sequence[bool] | None = None,
     teacher_score: float | None = None,
 ) -> Routes:
-    """Route one group's rollouts by their scores; ``None`` or NaN is a rollout without one.
+    """Route one group's rollouts by their scores.
 
-    A rollout fails below ``success``, or when it was ``truncated``. Its demonstration is the best other rollout that
-    scored at least ``demonstration`` (default: ``success``) and at least ``gap`` more, was not cut off, and came first
-    among equals; for want of one the teacher's response, when ``teacher_score`` is given and holds to the same terms.
-    A failure goes to self-distillation when it has a demonstration or ``feedback`` of its own, else to GRPO.
+    A rollout fails below `success`, or when it was truncated. Its demonstration is the best other
+    rollout that was not truncated and scored at least `demonstration` and at least `gap` more; the
+    first one among equals. Without one it is the teacher's response, if its score meets the same
+    terms. A failure with a demonstration or feedback goes to self-distillation, everything else to
+    GRPO.
 
     With the defaults and rewards of 0 and 1 this is SRPO as published.
+
+    Args:
+        scores: Rewards from 0 to 1; `None` or NaN where unknown.
+        success: Minimum score of a success.
+        demonstration: Minimum score of a demonstration; default: `success`.
+        gap: Minimum lead of a demonstration over the rollout.
+        truncated: Which rollouts hit the token limit.
+        feedback: Which rollouts have feedback.
+        teacher_score: Score of the teacher's best response, if it may be shown.
+
+    Raises:
+        ValueError: `scores`, `truncated` and `feedback` differ in length.
     """
     count = len(scores)
     known = [None if score is None or math.isnan(score) else float(score) for score in scores]

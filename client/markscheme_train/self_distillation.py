@@ -1,8 +1,8 @@
-"""SDPO and SRPO beside TRL's GRPO: who is routed, what the self-teacher says of them, and their term of the loss.
+"""SDPO and SRPO beside TRL's GRPO: routing, the self-teacher's forward pass, its loss.
 
-The self-teacher runs once a generated batch, on routed rows only. What is kept of it until the update are hidden
-states, a few thousand numbers a token instead of a vocabulary, and the entropy weights, whose mean is that of the
-whole optimiser step over all processes.
+The self-teacher runs once per generated batch, on routed rows only. Until the update only its
+hidden states are kept, a few thousand numbers a token instead of a vocabulary, and the entropy
+weights, whose mean is that of the whole optimiser step over all processes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +24,10 @@ from markscheme_train.self_teacher import SelfTeacher
 
 @dataclass(frozen=True, slots=True)
 class ScoredRows:
-    """The rollouts of all processes, group after group, what the service said of each, and of each group's teacher
-    responses, where it was asked."""
+    """The rollouts of all processes, group after group, with their scores.
+
+    `teacher_scores` holds the rewards of each group's teacher responses, if they were asked for.
+    """
 
     rollouts: Sequence[Row]
     row_scores: Sequence[RowScore]
@@ -34,9 +36,14 @@ class ScoredRows:
 
 @dataclass(frozen=True, slots=True)
 class StudentStates:
-    """The student's forward pass: its log-probabilities [B, C], and states [B, C, d] with the head that reads them.
+    """The student's forward pass.
 
-    ``hidden``: the model's last hidden states as they left it, batch by batch, for whoever watches their gradients.
+    Attributes:
+        log_probs: Of the sampled tokens [B, C].
+        states: Hidden states [B, C, d].
+        head: Maps states to logits.
+        hidden: The model's last hidden states as it returned them, one tensor a micro-batch, to
+            watch their gradients.
     """
 
     log_probs: Tensor
@@ -47,9 +54,9 @@ class StudentStates:
 
 @dataclass(frozen=True, slots=True)
 class TeacherContext:
-    """Whether a row is taught by the self-teacher, and the demonstration and feedback which that reads.
+    """What the self-teacher reads for a row, and whether the row learns from it.
 
-    ``external``: the demonstration is the teacher's response, no sibling's.
+    `external` means that the demonstration is the teacher's response, not a sibling's.
     """
 
     taught: bool
@@ -65,7 +72,7 @@ class SelfDistillation:
         self.config, self.self_teacher, self._tokenizer = config, self_teacher, tokenizer
 
     def routes(self, rows: ScoredRows) -> list[TeacherContext]:
-        """What is to be done with each row."""
+        """Return the context of each row."""
         size, config = self.config.num_generations, self.config
         found: list[TeacherContext] = []
         for start in range(0, len(rows.row_scores), size):
@@ -117,10 +124,15 @@ class SelfDistillation:
         first: int,
         total: Callable[[Tensor], Tensor],
     ) -> Mapping[str, float]:
-        """Add to a generated batch what :meth:`distillation_loss_sum` reads, and take routed rows out of the reward's branch.
+        """Add the self-teacher's part to a batch, and take routed rows out of GRPO's loss.
 
-        The batch holds this process's rows, of which the first is number ``first`` of all. ``total`` sums a tensor over
-        all processes. With SDPO the rows that are not routed leave the loss. Returns what to log.
+        With SDPO rows that are not routed leave the loss altogether. Returns metrics to log.
+
+        Args:
+            batch: TRL's batch with this process's rows; it is changed in place.
+            rows: The rows of all processes.
+            first: Index of this process's first row among them.
+            total: Sums a tensor over all processes.
         """
         mask = student_token_mask(batch).bool()
         routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
@@ -184,8 +196,10 @@ class SelfDistillation:
         return told
 
     def distillation_loss_sum(self, batch: Mapping[str, Any], student: StudentStates) -> Tensor:
-        """``Σ w · min(ρ, cap) · divergence`` over this micro-batch's routed tokens: their part of the joint loss,
-        before it is divided by the tokens of both branches."""
+        """Return `Σ w · min(ρ, cap) · divergence` over the routed tokens of a micro-batch.
+
+        It is their part of the joint loss before the division by the tokens of both branches.
+        """
         places = batch["routed"].nonzero().flatten()
         if not len(places):
             return torch.zeros((), device=student.log_probs.device)
@@ -216,7 +230,7 @@ class SelfDistillation:
     def _teacher_states(
         self, batch: Mapping[str, Any], prompts: Mapping[int, Sequence[int]]
     ) -> dict[int, Tensor]:
-        """The self-teacher's states [T, d] of each routed row's own tokens, after its longer prompt."""
+        """Return the self-teacher's states [T, d] of each routed row's tokens."""
         size, found = self.config.per_device_train_batch_size, {}
         places = sorted(prompts, key=lambda place: len(prompts[place]))
         for start in range(0, len(places), size):
@@ -260,16 +274,17 @@ class SelfDistillation:
 
 
 class BranchNorms:
-    """How strongly each branch pulls at the student: squared norms of the loss's gradient at its last hidden states.
+    """Gradient norms of each branch at the student's last hidden states.
 
-    A row is of one branch, so there the two can be told apart at no cost; in the weights' gradient they are summed.
+    A row belongs to one branch, so there the two can be told apart for free; in the gradient of the
+    weights they are summed.
     """
 
     def __init__(self) -> None:
         self._squares: list[Tensor] = []
 
     def watch(self, hidden: Sequence[Tensor], routed: Tensor) -> None:
-        """Note the gradients of hidden states [b, …], whose rows together are those of ``routed`` [B]."""
+        """Record the gradients of hidden states [b, …], which together hold the rows of `routed`."""
         for states, rows in zip(
             hidden, torch.split(routed, [len(states) for states in hidden]), strict=True
         ):
@@ -280,19 +295,19 @@ class BranchNorms:
         self._squares.append(torch.stack([squares[~routed].sum(), squares[routed].sum()]))
 
     def take(self, device: torch.device) -> Tensor:
-        """``[policy, distillation]`` since the last time."""
+        """Return squared norms `[policy, distillation]` since the last call."""
         squares, self._squares = self._squares, []
         return torch.stack(squares).sum(0) if squares else torch.zeros(2, device=device)
 
 
 def student_token_mask(batch: Mapping[str, Any]) -> Tensor:
-    """The mask [B, C] of what the student itself wrote: padding and what tools answered excepted."""
+    """Return the mask [B, C] of tokens that the student wrote: no padding, no tool output."""
     mask: Tensor = batch["completion_mask"]
     return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
 
 
 def _quantiles(name: str, values: Tensor) -> dict[str, float]:
-    """Of this process's tokens."""
+    """Return the 10th, 50th and 90th percentile of this process's tokens."""
     ordered = values.float().sort().values
     return {
         f"distillation/{name}_p{share}": float(ordered[(len(ordered) - 1) * share // 100])
@@ -303,7 +318,7 @@ def _quantiles(name: str, values: Tensor) -> dict[str, float]:
 def _best(
     texts: Sequence[str] | None, scores: Sequence[float | None]
 ) -> tuple[str | None, float | None]:
-    """The best-scored teacher response and its score, where the service has scored them."""
+    """Return the best teacher response and its score, if they were scored."""
     pairs = [
         (score, text) for text, score in zip(texts or (), scores, strict=False) if score is not None
     ]

@@ -1,8 +1,9 @@
-"""The self-teacher: an average of the student's own weights that reads more than the student did.
+"""The self-teacher: an exponential moving average (EMA) of the student's weights.
 
-Two forms. With full fine-tuning it is a second copy of the model, with adapters a second adapter beside the
-student's on the same base. Both start as the student and follow it by an exponential moving average
-``θ_T ← (1 - τ) θ_T + τ θ`` (SDPO, arXiv 2601.20802: τ = 0.05 once a batch); τ = 0 keeps the first student.
+It reads more than the student did: a demonstration or feedback. With full fine-tuning it is a
+second copy of the model, with adapters a second adapter on the same base. Both start as the student
+and follow it by `θ_T ← (1 - τ) θ_T + τ θ` (SDPO, arXiv 2601.20802: τ = 0.05 once a batch); τ = 0
+keeps the initial student.
 """
 
 import copy
@@ -17,29 +18,32 @@ SELF_TEACHER_ADAPTER, STUDENT_ADAPTER = "teacher", "default"
 
 
 class SelfTeacher(Protocol):
-    """What the trainer asks of a self-teacher."""
+    """What the trainer needs of a self-teacher."""
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-        """The hidden states [B, keep, d] that predict the last ``keep`` tokens of ``input_ids``; no gradient."""
+        """Return the hidden states [B, keep, d] that predict the last `keep` tokens; no gradient."""
 
     def head(self, states: Tensor) -> Tensor:
-        """Logits of hidden states."""
+        """Return the logits of hidden states."""
 
     def update(self, rate: float) -> None:
-        """Move towards the student by ``rate``. Weights that are no numbers raise :class:`FloatingPointError`."""
+        """Move the weights towards the student's by `rate`.
+
+        Raises `FloatingPointError` if the student's weights are not finite.
+        """
 
     def weights(self) -> Mapping[str, Tensor]:
-        """What a checkpoint must keep."""
+        """Return the weights that a checkpoint must hold."""
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights from a checkpoint."""
+        """Load the weights of a checkpoint."""
 
 
 class ModelCopy:
-    """A second copy of the whole model, in fp32: an average of small steps would not move in half precision.
+    """A second copy of the whole model, in fp32: small EMA steps would vanish in half precision.
 
-    Make it before a trainer has wrapped the student: TRL 1.16 puts a closure over the original ``forward`` into the
-    model, and a copy of that closure runs the student.
+    Make it before a trainer wraps the student: TRL 1.16 stores a closure over the original
+    `forward` in the model, and a copy of that closure would run the student.
     """
 
     def __init__(self, student: nn.Module) -> None:
@@ -52,13 +56,16 @@ class ModelCopy:
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+        """Return the hidden states [B, keep, d] that predict the last `keep` tokens; no gradient."""
         return _states(self.model, input_ids, attention_mask, keep)
 
     def head(self, states: Tensor) -> Tensor:
+        """Return the logits of hidden states."""
         return output_head(self.model)(states)
 
     @torch.no_grad()
     def update(self, rate: float) -> None:
+        """Move the weights towards the student's by `rate`."""
         pairs = [
             (own, other.to(own))
             for own, other in zip(self.model.parameters(), self._student.parameters(), strict=True)
@@ -66,17 +73,20 @@ class ModelCopy:
         _ema_update(pairs, rate)
 
     def weights(self) -> Mapping[str, Tensor]:
+        """Return the whole state dict."""
         return dict(self.model.state_dict())
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the weights of a checkpoint."""
         self.model.load_state_dict(weights)
 
 
 class AdapterCopy:
-    """A second adapter on the student's base model, its matrices A and B averaged one by one.
+    """A second adapter on the student's base model; its matrices A and B are averaged separately.
 
-    An average of A and one of B is not the average of their products; starting from the student's own it stays near
-    it (starting from zeros, as TRL does, it would hardly follow). Its weights lie in the model's own checkpoints.
+    An average of A and one of B is not the average of their products; starting from the student's
+    own it stays near it (starting from zeros, as TRL does, it would hardly follow). The model's
+    checkpoints hold its weights.
     """
 
     def __init__(self, model: Any) -> None:
@@ -91,20 +101,25 @@ class AdapterCopy:
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+        """Return the hidden states [B, keep, d] that predict the last `keep` tokens; no gradient."""
         with self._adapter_active():
             return _states(self._model.get_base_model(), input_ids, attention_mask, keep)
 
     def head(self, states: Tensor) -> Tensor:
+        """Return the logits of hidden states."""
         return output_head(self._model.get_base_model())(states)
 
     @torch.no_grad()
     def update(self, rate: float) -> None:
+        """Move the weights towards the student's by `rate`."""
         _ema_update(self._pairs, rate)
 
     def weights(self) -> Mapping[str, Tensor]:
+        """Return nothing: the model's own checkpoint holds the adapter."""
         return {}
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Do nothing: loading the model's checkpoint restores the adapter."""
         return None
 
     def _named(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
@@ -118,7 +133,7 @@ class AdapterCopy:
 
     @contextmanager
     def _adapter_active(self) -> Iterator[None]:
-        """The teacher's adapter, without dropout; everything as before at the end."""
+        """Activate the self-teacher's adapter, without dropout; restore everything at the end."""
         training = self._model.training
         self._model.eval()
         self._model.set_adapter(SELF_TEACHER_ADAPTER)
@@ -136,7 +151,7 @@ def _states(model: Any, input_ids: Tensor, attention_mask: Tensor, keep: int) ->
 
 
 def output_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """Hidden states to logits as ``model`` itself does it: projected, then scaled and capped where its family does."""
+    """Return the map from hidden states to logits, scaled and capped as the model family does."""
     project, config = model.get_output_embeddings(), model.config.get_text_config()
     # Cohere multiplies, Granite divides, Gemma 2 bends: transformers does it in the models' forward, not in the head.
     scale = (getattr(config, "logit_scale", None) or 1.0) / (

@@ -1,4 +1,4 @@
-"""One training run from its configuration: load, train, save; stop gracefully and go on later."""
+"""One training run from its configuration: load, train, save; stop and resume."""
 
 import hashlib
 import json
@@ -79,13 +79,16 @@ CHANGEABLE_PREFIXES = (
     "use_liger",
     "_",
 )
-"""Settings, by name and by how they start, that a resumed run may have changed: how long it goes on, where it is saved
-and shown, whom it asks. All others decide what it learns."""
+"""Settings that a resumed run may change, by name and by prefix.
+
+They say how long it goes on, where it is saved and shown, and whom it asks. All others decide what
+it learns.
+"""
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
 
 
 def silence_libraries() -> None:
-    """Leave the terminal to our own view: no progress bars for loading, no warnings about TRL's own code."""
+    """Leave the terminal to our own view: no progress bars, no warnings about TRL's own code."""
     disable_progress_bar()
     set_verbosity_error()
     warnings.filterwarnings(
@@ -101,12 +104,19 @@ def train(
     on_record: Callable[[StepRecord], None],
     on_wait: Callable[[str, float], None] = lambda why, seconds: None,
 ) -> Path:
-    """Train as configured and return the directory of the finished model.
+    """Train as configured and return the folder of the finished model.
 
-    ``resume`` goes on from the last checkpoint under ``output_dir``. While the service is away the run waits and tells
-    ``on_wait`` why and for how long. Raises :class:`TrainError`; when the service is lost in mid-run or leaves too much
-    unscored (:class:`Interrupted`, where that may pass), and on Ctrl-C (:class:`Stopped`), what was learnt so far is
-    saved first.
+    Args:
+        config: The configuration.
+        client: Scores the rollouts.
+        resume: Go on from the last checkpoint under `output_dir`.
+        on_record: Called with each finished step.
+        on_wait: Called with the reason and the seconds while the run waits for the service.
+
+    Raises:
+        Interrupted: The service is lost, or leaves too much unscored for now; saved.
+        Stopped: Ctrl-C; saved.
+        TrainError: The run cannot go on.
     """
     output = Path(config.output_dir)
     checkpoint = last_checkpoint(output)
@@ -172,14 +182,14 @@ def train(
 
 
 def has_run(output: Path) -> bool:
-    """Whether there is a run to resume under ``output``, be it one that has saved nothing yet."""
+    """Return whether there is a run to resume under `output`, even one without a checkpoint."""
     return (output / SETTINGS_FILE).is_file() or last_checkpoint(output) is not None
 
 
 def build_trainer(
     config: TrainConfig, model: Any, tokenizer: Any, examples: list[Example], reward: RubricReward
 ) -> MarkschemeTrainer:
-    """A trainer that reports through callbacks only: the printers that transformers adds are taken off."""
+    """Return a trainer that reports through callbacks only, without transformers' printers."""
     dataset = as_dataset(examples, chat=tokenizer.chat_template is not None)
     per_batch = config.generation_batch_size // config.num_generations
     if len(dataset) < per_batch:
@@ -195,7 +205,10 @@ def build_trainer(
 
 
 def load_model(config: TrainConfig) -> tuple[Any, Any]:
-    """The model, in fp32 unless ``model_init_kwargs`` says otherwise, and its tokenizer, or :class:`ModelError`."""
+    """Load the model and its tokenizer.
+
+    Weights are fp32 unless `model_init_kwargs` says otherwise. Raises `ModelError`.
+    """
     if _is_local(config.model) and not Path(config.model).is_dir():
         raise ModelError(f"there is no model folder `{config.model}`")
     options = {"dtype": torch.float32, **(config.model_init_kwargs or {})}
@@ -221,21 +234,22 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
 
 
 def _is_local(model: str) -> bool:
-    """Return whether a model is named by a path: a hub name is ``model`` or ``owner/model``."""
+    """Return whether a model is named by a path: a hub name is `model` or `owner/model`."""
     return model.startswith(("/", ".", "~")) or model.count("/") > 1
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends a response, the model's own and the tokenizer's."""
+    """Return every token that ends a response, the model's and the tokenizer's."""
     declared = model.generation_config.eos_token_id
     declared = [declared] if isinstance(declared, int) else list(declared or [])
     return sorted({*declared, tokenizer.eos_token_id} - {None})
 
 
 def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> bool:
-    """Write down what decides a run, or hold it against what its first part wrote. Raises :class:`ConfigError`.
+    """Store what decides a run, or compare it with what the run stored before.
 
-    Says whether it is the run that was begun before: one that has learnt nothing yet may become another.
+    Returns whether this is the run that was started before: one without a checkpoint may become
+    another. Raises `ConfigError` if a setting was changed that must not be.
     """
     file = output / SETTINGS_FILE
     now = config_fingerprint(config)
@@ -265,8 +279,11 @@ def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> b
 
 
 def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
-    """What a run's outcome follows from, as JSON has it: the settings that are not free, the data and the number of
-    processes; how long it goes on only where the learning rate follows from that."""
+    """Return what the outcome of a run follows from, as JSON.
+
+    These are the settings that may not change on resume, the data and the number of processes; the
+    length of the run only where the learning rate depends on it.
+    """
     kept = {
         name: value
         for name, value in config.to_dict().items()
@@ -283,7 +300,7 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
 
 
 def resolve_thinking(config: TrainConfig, tokenizer: Any) -> Thinking:
-    """What of a rollout is judged: as configured, else by whether the chat template opens a thought."""
+    """Return what is judged of a rollout: as configured, or as the chat template requires."""
     if config.thinking != "auto" or tokenizer.chat_template is None:
         return config.thinking
     rendered = tokenizer.apply_chat_template(
@@ -296,10 +313,10 @@ def resolve_thinking(config: TrainConfig, tokenizer: Any) -> Thinking:
 
 
 def resolve_run_id(config: TrainConfig, output: Path, *, resume: bool) -> str:
-    """The run's name at the service: as configured, or made up once and kept beside the checkpoints.
+    """Return the run's name at the service: as configured, or made up once and stored.
 
-    A fresh run must not take an earlier one's name, or it would be given that one's rubrics; a resumed run must. Only
-    the first process asks the service, so only its name is kept.
+    A new run must not reuse an earlier name, or it would get that run's rubrics; a resumed run
+    must. Only rank 0 asks the service, so only its name is stored.
     """
     file = output / RUN_ID_FILE
     if config.run_id:
@@ -314,9 +331,14 @@ def resolve_run_id(config: TrainConfig, output: Path, *, resume: bool) -> str:
 
 
 def save_checkpoint(trainer: MarkschemeTrainer, rng_state: RngState | None) -> Path | None:
-    """Save the state after the last finished batch, whose rollouts a resumed run then samples again to the letter.
+    """Save the state after the last finished batch; a resumed run repeats the next one exactly.
 
-    ``chance``: as it was then. Returns the newest checkpoint there is; ``None`` when no batch was finished.
+    Args:
+        trainer: The trainer.
+        rng_state: The generators after that batch; `None`: no batch was finished.
+
+    Returns:
+        The newest checkpoint, or `None`.
     """
     if rng_state is not None:
         rng_state.restore()
@@ -325,12 +347,13 @@ def save_checkpoint(trainer: MarkschemeTrainer, rng_state: RngState | None) -> P
 
 
 class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
-    """Raises :class:`Diverged` before a step is taken on gradients that are no numbers."""
+    """Raises `Diverged` before a step is taken on gradients that are not finite."""
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
         self._trainer = trainer
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the gradients."""
         if self._trainer.accelerator.scaler is not None:
             return  # fp16: what overflowed is skipped and tried again on a smaller scale
         gradients = [p.grad for p in self._trainer.model.parameters() if p.grad is not None]
@@ -341,9 +364,10 @@ class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
 
 
 class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
-    """Puts off saving and stopping to the end of the generated batch: one that is begun is in no checkpoint.
+    """Delays saving and stopping to the end of the generated batch.
 
-    Add it after the callbacks that ask for either. ``chance``: as it was at the end of the last batch.
+    A checkpoint cannot hold a half-used batch. Add it after the callbacks that ask for either.
+    `rng_state` is the state at the end of the last batch.
     """
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
@@ -352,6 +376,7 @@ class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
         self._save = self._stop = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Hold back requests until the batch is finished."""
         self._save |= control.should_save
         self._stop |= control.should_training_stop
         control.should_save = control.should_training_stop = False
@@ -362,9 +387,9 @@ class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
 
 
 class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
-    """Ctrl-C ends the run after the step under way, with a checkpoint; a second one ends it at once.
+    """Ends the run on Ctrl-C after the current step, with a checkpoint; on a second one at once.
 
-    Of several processes one may hear of it a step before the others: what one is asked they all do.
+    One of several processes may get the signal a step earlier; then all stop together.
     """
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
@@ -373,9 +398,11 @@ class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
         self._before: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Install the signal handler."""
         self._before = signal.signal(signal.SIGINT, self._ask)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop if any process was asked to."""
         accelerator = self._trainer.accelerator
         if accelerator.reduce(torch.tensor(float(self.asked), device=accelerator.device)).item():
             self.asked = True
@@ -383,6 +410,7 @@ class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the signal handler."""
         signal.signal(signal.SIGINT, self._before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

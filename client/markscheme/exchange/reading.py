@@ -1,4 +1,4 @@
-"""Reading a rubric from a format: what of it we can hold."""
+"""Read a rubric from another format."""
 
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -39,7 +39,7 @@ _ROPD_CATEGORIES: dict[str, Category] = {
     "general reasoning": "general_reasoning",
     "general reasoning quality": "general_reasoning",
 }
-"""The names that ROPD's paper and its released prompts use, and ours."""
+"""Names of categories in ROPD's paper, in its released prompts, and here."""
 _HEALTHBENCH_KEYS = {
     "canary",
     "prompt_id",
@@ -52,7 +52,7 @@ _HEALTHBENCH_KEYS = {
     "ideal_completions_group",
     "ideal_completions_ref_completions",
 }
-"""What else rows of HealthBench hold: about responses and the benchmark, nothing that a rubric says."""
+"""Other fields of HealthBench rows: about responses and the benchmark, not the rubric."""
 _CRITERIA: TypeAdapter[list[Criterion]] = TypeAdapter(Criteria)
 _PROMPT: TypeAdapter[str | list[Message]] = TypeAdapter(Prompt)
 _TAG: TypeAdapter[str] = TypeAdapter(Tag)
@@ -62,7 +62,7 @@ R = TypeVar("R", bound=Row)
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """What a content says, its criteria not yet held to our limits."""
+    """The parts of a rubric, its criteria not yet checked against our limits."""
 
     prompt: str | list[Message] | None
     criteria: Sequence[Criterion | dict[str, Any]]
@@ -76,9 +76,17 @@ def load(
     prompt: str | Sequence[Message] | None = None,
     allow_loss: bool = False,
 ) -> Imported:
-    """What a content of this format says. ``prompt`` is for the formats that hold none, and only for them.
+    """Read a rubric from a format.
 
-    Raises :class:`Malformed`, and :class:`NotRepresentable` as :func:`dump` does.
+    Args:
+        content: The parsed JSON.
+        format: Its format.
+        prompt: The prompt, for formats that hold none, and only for them.
+        allow_loss: Drop what we cannot hold instead of refusing it.
+
+    Raises:
+        Malformed: The content is not of the format.
+        NotRepresentable: As in `dump`.
     """
     read = _READERS[check_format(format)]
     try:
@@ -240,7 +248,7 @@ _READERS: dict[str, Callable[[dict[str, Any], ConversionIssues], _Draft]] = {
 
 
 def _bounded(rows: list[R]) -> list[R]:
-    """Before each of them is looked at."""
+    """Refuse too many rows before any of them is looked at."""
     if len(rows) > MAX_CRITERIA:
         raise NotRepresentable(
             [f"there are {len(rows)} criteria; a rubric has {MAX_CRITERIA} at most"]
@@ -257,7 +265,7 @@ def _text(text: str, place: str, issues: ConversionIssues) -> str:
 
 
 def _points(weight: float, place: str, issues: ConversionIssues) -> int:
-    """A weight as points; one that is none is noted, so nothing comes of what is returned then."""
+    """Return a weight as points; a weight that is not a whole number is refused later."""
     if not weight.is_integer():
         issues.refusals.append(
             f"{place}: {weight:g} is no whole number of points; multiply all of the rubric's "
@@ -276,7 +284,7 @@ def _points(weight: float, place: str, issues: ConversionIssues) -> int:
 
 
 def _ids(names: Sequence[str], word: str, issues: ConversionIssues) -> list[str | None]:
-    """The names as ids, if that is what they are; else ``None`` for each, and what is lost is noted."""
+    """Return the names if they are ids like ours; else `None` for each, as a noted loss."""
     if all(_OUR_ID.fullmatch(name) for name in names) and len(set(names)) == len(names):
         return list(names)
     issues.losses.extend(
@@ -312,7 +320,7 @@ def _note_extra(
 
 
 def _messages_of(error: ValidationError, root: str = "") -> list[str]:
-    """What a model says of its input, the places as one would write them: ``rubrics[2].points: …``."""
+    """Return what a model says of its input, with places such as `rubrics[2].points: …`."""
     sentences = []
     for found in error.errors(include_input=False, include_url=False, include_context=False):
         place = root

@@ -1,4 +1,4 @@
-"""Writing a rubric in a format."""
+"""Write a rubric in another format."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from markscheme.vocabulary import ExchangeFormat
 
 @dataclass(frozen=True, slots=True)
 class _Holds:
-    """What of a rubric a format holds."""
+    """Which parts of a rubric a format can hold."""
 
     name: str
     ids: bool = False
@@ -44,7 +44,10 @@ _NOT_MARKSCHEME: dict[str, _Holds] = {
 
 
 def dump(rubric: Rubric, format: ExchangeFormat, *, allow_loss: bool = False) -> Exported:
-    """The rubric in a format. Raises :class:`NotRepresentable`; with ``allow_loss`` only for what cannot be lost."""
+    """Return the rubric in a format, and what was left out.
+
+    Raises `NotRepresentable`; with `allow_loss` only for what would change a reward.
+    """
     write = _WRITERS[check_format(format)]
     issues = ConversionIssues()
     criteria = assign_ids(rubric.criteria)

@@ -1,4 +1,4 @@
-"""Rubrics in other formats, as they are sent in (``markscheme.exchange`` reads and writes the formats)."""
+"""Import of rubrics; `markscheme.exchange` reads and writes the formats."""
 
 from math import isfinite
 from typing import Annotated, Any, Literal
@@ -10,16 +10,16 @@ from markscheme.schema.rubrics import Rubric
 from markscheme.vocabulary import ExchangeFormat
 
 MAX_VALUES = 100_000
-"""In one content: more than 64 criteria with their checks can come to."""
+"""Values in one content: more than 64 criteria with their checks can need."""
 MAX_DEPTH = 32
 MAX_INTEGER = 2**53
-"""Up to here a whole number is the same as a float; no points come near it."""
+"""Up to here an integer equals its float; no points come near it."""
 
 
 def check_json(content: Any) -> Any:
-    """The content, if it is JSON that can be sent, stored and walked. Raises ``ValueError``.
+    """Return the content if it is JSON that can be sent, stored and walked.
 
-    What comes from a decoder may still hold NaN, NUL characters and lone surrogates.
+    Decoders let NaN, NUL characters and lone surrogates through. Raises `ValueError`.
     """
     waiting, seen = [(content, 1)], 0
     while waiting:
@@ -63,7 +63,10 @@ def _check_text(text: str) -> None:
 
 
 class RubricImport(Wire):
-    """``POST /v1/rubrics:import``: a rubric in one of the formats, for a prompt where the format holds none."""
+    """`POST /v1/rubrics:import`: a rubric in one of the formats.
+
+    `prompt` is for formats that hold none.
+    """
 
     format: ExchangeFormat
     content: Annotated[dict[str, Any], AfterValidator(check_json)]
@@ -75,7 +78,7 @@ class RubricImport(Wire):
 
 
 class RubricImported(Wire):
-    """The rubric as stored, and what it leaves of the content: a sentence each."""
+    """The rubric as stored, and what of the content was left out, one sentence each."""
 
     object: Literal["rubric.imported"] = "rubric.imported"
     rubric: Rubric

@@ -1,4 +1,4 @@
-"""Rubrics: criteria, where they came from, who sees them, and how one is made."""
+"""Rubrics: criteria, provenance, visibility, and how one is made."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -31,10 +31,10 @@ from markscheme.vocabulary import (
 
 
 class Criterion(Wire):
-    """One binary statement about a response, worth ``points`` when it is met.
+    """One binary statement about a response, worth `points` when it is met.
 
-    Negative points mark a pitfall: meeting it takes points away. ``check`` makes it decidable by code.
-    ``source`` is the span of the prompt that the criterion was read from, where there is one.
+    Negative points mark a pitfall: meeting it takes points away. `check` lets code decide it.
+    `source` is the span of the prompt that the criterion was read from, if there is one.
     """
 
     id: Annotated[str, StringConstraints(pattern=r"^c[1-9]\d{0,2}$")] | None = Field(
@@ -48,7 +48,7 @@ class Criterion(Wire):
 
 
 class Provenance(Wire):
-    """Where a rubric came from: enough to say later what made it."""
+    """What made a rubric."""
 
     rubricator: str | None = None
     template: str | None = None
@@ -59,7 +59,7 @@ class Provenance(Wire):
 
 
 class Rubric(Wire):
-    """A stored rubric: immutable; a changed one is a new version with a parent."""
+    """A stored rubric. It never changes: an edited one is a new version with a parent."""
 
     object: Literal["rubric"] = "rubric"
     id: str
@@ -98,7 +98,7 @@ Criteria = Annotated[list[Criterion], Field(min_length=1, max_length=64), AfterV
 
 
 class RubricCreate(Wire):
-    """``POST /v1/rubrics``: bring your own rubric for a prompt."""
+    """`POST /v1/rubrics`: store a rubric of your own for a prompt."""
 
     prompt: Prompt
     criteria: Criteria
@@ -106,9 +106,9 @@ class RubricCreate(Wire):
 
 
 class RubricFork(Wire):
-    """``POST /v1/rubrics/{id}:fork``: a new version with other criteria, or a copy of another team's for one's own.
+    """`POST /v1/rubrics/{id}:fork`: a new version, or a copy of another team's rubric.
 
-    Criteria that are left out stay as they are, and tags likewise.
+    Criteria and tags that are left out are copied.
     """
 
     criteria: Criteria | None = None
@@ -116,9 +116,9 @@ class RubricFork(Wire):
 
 
 class RubricPatch(Wire):
-    """``PATCH /v1/rubrics/{id}``: who sees a rubric, its tags, whether groups still get it. What is left out stays.
+    """`PATCH /v1/rubrics/{id}`: change visibility, tags, or whether groups still get the rubric.
 
-    What a rubric says never changes: edit it as a new version.
+    Fields that are left out stay. Criteria never change: fork the rubric instead.
     """
 
     visibility: Visibility | None = None
@@ -152,7 +152,7 @@ ReusedRubricator = Annotated[
         description="Reuse only induced rubrics whose provenance.rubricator begins so, as in openai/MODEL@"
     ),
 ]
-"""Which rubrics are reused under ``if_fresh`` and ``frozen``; any, where they are left out."""
+"""Filters on the rubrics that `if_fresh` and `frozen` may reuse; none by default."""
 ReusedScope = Annotated[
     ReuseScope | None,
     Field(
@@ -173,7 +173,7 @@ class StudentResponse(Wire):
 
 
 class InduceRequest(Wire):
-    """``POST /v1/rubrics:induce``: contrast teacher and student responses into a rubric for the prompt."""
+    """`POST /v1/rubrics:induce`: make a rubric by contrasting teacher and student responses."""
 
     prompt: Prompt
     teacher_responses: TeacherResponses | None = None

@@ -1,8 +1,9 @@
-"""The demo's control: the same training with every group's rewards dealt out at random.
+"""The demo's control: the same training with the rewards of each group shuffled.
 
-If the reward rises as much with shuffled rewards, it is not the marks that teach. For each seed both arms start
-from the same model, see the same prompts in the same order, and are measured by the same rubrics with the same
-sampling seed; each has a service of its own, so that neither finds rubrics the other left.
+If the reward rises as much with shuffled rewards, the scores do not teach. Both arms of a seed
+start from the same model, see the same prompts in the same order, and are measured by the same
+rubrics with the same sampling seed. Each has its own service, so that neither reuses the other's
+rubrics.
 """
 
 import platform
@@ -38,9 +39,10 @@ from markscheme_train.training import build_trainer, eos_token_ids
 
 
 class ShuffledReward(RubricReward):
-    """True rewards, dealt out at random among the rollouts of each group that have one."""
+    """Shuffles the known rewards within each group."""
 
     def __call__(self, **columns: Any) -> list[float | None]:
+        """Return the rewards, shuffled within each group."""
         rewards = super().__call__(**columns)
         size = self.num_generations
         for start in range(0, len(rewards), size):
@@ -62,7 +64,7 @@ ARMS: tuple[tuple[str, type[RubricReward]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ControlRun:
-    """One training with one kind of reward, measured on the prompts it was trained on."""
+    """One training with one kind of reward, measured on its training prompts."""
 
     seed: int
     arm: str
@@ -72,6 +74,7 @@ class ControlRun:
 
     @property
     def gain(self) -> float:
+        """How much the reward rose."""
         return self.after.reward - self.before.reward
 
 
@@ -138,7 +141,7 @@ def _train(
     out: Path,
     reward_class: type[RubricReward],
 ) -> None:
-    """Train ``model`` in place as the demo does, with a reward of this kind."""
+    """Train `model` in place as the demo does, with a reward of this class."""
     config = demo_config(settings, out, model=out, data=out, save_strategy="no")
     reward = reward_class(
         client,
@@ -153,7 +156,7 @@ def _train(
 
 
 def render_table(runs: Sequence[ControlRun], *, steps: int) -> str:
-    """The runs as a dated Markdown page with the machine's description."""
+    """Return the runs as a dated Markdown page with the machine's description."""
     lines = [
         "# The demo's training with true and with shuffled rewards",
         "",

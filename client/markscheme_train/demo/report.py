@@ -1,4 +1,4 @@
-"""The report page: one HTML file with everything in it. All text that a model or a data set wrote is escaped."""
+"""The report page: one self-contained HTML file. Text of models and data sets is escaped."""
 
 from html import escape
 from pathlib import Path
@@ -28,7 +28,7 @@ def write_report(result: DemoResult, path: Path) -> None:
 
 
 def render_report(result: DemoResult) -> str:
-    """The page's HTML."""
+    """Return the page's HTML."""
     trained, held_out = result.trained, result.held_out
     return f"""<!doctype html>
 <html lang="en">

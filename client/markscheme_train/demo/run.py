@@ -43,7 +43,7 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """What may be chosen; the rest is fixed so that two runs can be compared."""
+    """What may be chosen; the rest is fixed so that runs can be compared."""
 
     workdir: Path
     steps: int = 20
@@ -53,10 +53,15 @@ class DemoSettings:
 
 
 def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None) -> DemoResult:
-    """Run the demo, or go on with it, and print where its report is. ``url``: a service that is there already.
+    """Run the demo, or resume it, and print where its report is.
 
-    All but the training is simply done again when a demo goes on: the service knows its rubrics and verdicts by then.
-    Raises :class:`markscheme_train.errors.TrainError`.
+    On resume everything but the training is done again: the service has its rubrics and verdicts
+    stored. Raises `TrainError`.
+
+    Args:
+        settings: What may be chosen.
+        console: Where progress is printed.
+        url: A running service; default: one is started.
     """
     prepare_torch()
     console.print("Preparing the model (fetched and converted once) …")
@@ -132,7 +137,7 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
 
 
 def remove_other_run(out: Path, config: TrainConfig) -> None:
-    """Leave in ``out`` what an unfinished demo of the very same training left there, and nothing else."""
+    """Empty `out` unless it holds an unfinished demo with the same configuration."""
     note = out / "demo.json"
     mine = json.dumps(config_fingerprint(config) | {"max_steps": config.max_steps})
     if (out / SUMMARY).is_file() or not note.is_file() or note.read_text() != mine:
@@ -141,14 +146,14 @@ def remove_other_run(out: Path, config: TrainConfig) -> None:
 
 
 def prepare_torch() -> None:
-    """One thread for each core this process may use, its memory kept, and a quiet terminal."""
+    """Use one thread a core, keep freed memory, and silence the libraries."""
     keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     silence_libraries()
 
 
 def load_student(directory: Path) -> tuple[Any, Any]:
-    """The student in full precision, and its tokenizer."""
+    """Load the student in full precision, and its tokenizer."""
     return (
         AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
         AutoTokenizer.from_pretrained(directory),
@@ -156,7 +161,7 @@ def load_student(directory: Path) -> tuple[Any, Any]:
 
 
 def write_prompts(prompts: list[DemoPrompt], path: Path) -> Path:
-    """The prompts and their teacher responses as training data."""
+    """Write the prompts and their teacher responses as training data."""
     path.write_text(
         "".join(
             json.dumps({"prompt": p.prompt, "teacher_responses": p.teacher_responses}) + "\n"
@@ -170,9 +175,10 @@ def write_prompts(prompts: list[DemoPrompt], path: Path) -> Path:
 def demo_config(
     settings: DemoSettings, out: Path, *, model: Path, data: Path, save_strategy: str = "steps"
 ) -> TrainConfig:
-    """Preset ``ropd`` at the scale of two cores: 2 prompts x 8 rollouts of 40 tokens a step.
+    """Return preset `ropd` at the scale of two cores: 2 prompts x 8 rollouts of 40 tokens.
 
-    The learning rate is thirty times the preset's, which is meant for hundreds of steps on a larger model.
+    The learning rate is thirty times the preset's, which is meant for hundreds of steps on a larger
+    model.
     """
     return build_config(
         {
@@ -201,7 +207,7 @@ def demo_config(
 
 
 def fresh_directory(directory: Path) -> Path:
-    """An empty directory: what an earlier demo left there is removed."""
+    """Return an empty folder; what an earlier demo left there is removed."""
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
