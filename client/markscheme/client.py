@@ -726,7 +726,7 @@ class AsyncClient:
             raise protocol.connection_error(self.base_url, error, deadline) from error
         except TimeoutError as error:
             if deadline is None or not limit.expired():
-                raise  # somebody else's, or ours already
+                raise  # a timeout of the caller's own, or one that is translated already
             raise deadline.exceeded() from error
 
     async def close(self) -> None:

@@ -55,7 +55,7 @@ class _LineSplitter:
         """Return the last line if it has no line feed."""
         if self._buffer:
             line = self._take()
-            if line:  # a byte order mark alone is no line
+            if line:  # a byte order mark alone is not a line
                 yield line
 
     def _take(self) -> bytes:

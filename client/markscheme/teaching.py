@@ -59,8 +59,9 @@ class TeachReport:
 
     def __str__(self) -> str:
         return (
-            f"{self.prompts} prompts done: {self.from_file} responses from the file ({self.already_stored} were there "
-            f"already), {self.sampled} from the teacher in {self.judge_calls} calls ({self.duplicates} said again)"
+            f"{self.prompts} prompts done: {self.from_file} responses from the file "
+            f"({self.already_stored} were there already), {self.sampled} from the teacher "
+            f"in {self.judge_calls} calls ({self.duplicates} duplicates)"
         )
 
 

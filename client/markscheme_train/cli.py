@@ -60,9 +60,8 @@ def train(
     from markscheme_train.training import has_run, silence_libraries
     from markscheme_train.training import train as run
 
-    console = Console(
-        quiet=os.environ.get("RANK", "0") != "0"
-    )  # of several processes the first one shows the run
+    # Of several processes only rank 0 draws.
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")
     silence_libraries()
     try:
         settings = load_config(

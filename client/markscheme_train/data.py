@@ -64,7 +64,8 @@ def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:
     for number, example in enumerate(examples, start=1):
         if not chat and not isinstance(example.prompt, str):
             raise DataError(
-                f"prompt {number} is a list of messages, but this model's tokenizer has no chat template"
+                f"prompt {number} is a list of messages, but this model's tokenizer has no chat "
+                "template"
             )
         prompt: Any = example.prompt
         if chat:

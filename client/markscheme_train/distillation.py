@@ -48,7 +48,7 @@ def token_log_probs(
 
     def part(states: Tensor, ids: Tensor, known: list[Tensor]) -> tuple[Tensor, Tensor]:
         logits = _scaled(head(states), temperature)
-        if not known:  # the second time, in the backward pass, it is
+        if not known:  # filled by the forward pass; recomputation in the backward pass reuses it
             with torch.no_grad():
                 known.append(entropies(logits, lambda kept: kept))
         return _log_probs_at(logits, ids.unsqueeze(-1)).squeeze(-1), known[0]
@@ -98,7 +98,7 @@ def divergences(
             with torch.no_grad():
                 other = _scaled(teacher_head(others), temperature).log_softmax(-1)
             return generalized_jsd(own.log_softmax(-1), other, alpha=alpha)
-        if not support:  # the second time, in the backward pass, what needs no gradient is known
+        if not support:  # filled by the forward pass; recomputation reuses it
             with torch.no_grad():
                 likeliest = own.topk(top_k, dim=-1).indices
                 support.append(

@@ -79,7 +79,7 @@ def build_teacher_prompt(
         if shown is None:
             return None
         workdir = most - len(tokens(reprompt(prompt, "", ())))
-        # Tokens at the seams may differ from those counted: shorten until it fits.
+        # Tokens at the joints can differ from those counted apart: shorten until it fits.
         for keep in range(workdir, max(0, workdir // 2), -max(1, workdir // 8)):
             ids = tokens(reprompt(prompt, cut(shown, keep), ()))
             if len(ids) <= most:

@@ -256,8 +256,8 @@ class RubricReward:
             )
             may_pass = for_good <= most
             raise Unscored(
-                f"{report.unscored} of {len(report.rewards)} rollouts of step {report.step + 1} are "
-                f"unscored ({why}); the step was not taken",
+                f"{report.unscored} of {len(report.rewards)} rollouts of step {report.step + 1} "
+                f"are unscored ({why}); the step was not taken",
                 may_pass=may_pass,
                 advice=_advice(report.reasons, may_pass),
             )
@@ -274,9 +274,8 @@ class RubricReward:
             wait=tenacity.wait_exponential(1, max=MAX_RETRY_WAIT_S),
             before_sleep=self._tell,
         )
-        rng_state = (
-            random.getstate()
-        )  # retries draw their pauses from it; the run must not notice that there were any
+        # tenacity draws its pauses from this generator; a run with retries must not differ.
+        rng_state = random.getstate()
         try:
             return attempts(
                 self.client.score,
@@ -303,16 +302,17 @@ class RubricReward:
                 f"(per_device_train_batch_size x steps_per_generation x processes) a multiple of "
                 f"num_generations"
             )
-        # A step may generate more than once (fewer steps per generation than accumulation steps): the count
-        # keeps their group ids apart, and starts anew with each step so that a resumed run repeats them.
+        # A step may generate more than once (fewer steps per generation than accumulation steps).
+        # The count keeps their group ids apart, and restarts each step so that a resumed run
+        # repeats them.
         self._call = (step, self._call[1] + 1 if self._call[0] == step else 0)
         groups = []
         for start in range(0, len(rows), size):
             group = rows[start : start + size]
             if any(row.prompt != group[0].prompt for row in group):
                 raise ValueError(
-                    f"rows {start} to {start + size - 1} are not of one prompt; RubricReward needs the "
-                    f"{size} rollouts of a prompt side by side"
+                    f"rows {start} to {start + size - 1} are not of one prompt; RubricReward needs "
+                    f"the {size} rollouts of a prompt side by side"
                 )
             groups.append(
                 Group(

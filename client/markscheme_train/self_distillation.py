@@ -109,9 +109,8 @@ class SelfDistillation:
         return found
 
     def _taught(self, routes: Routes, own: int, told: Sequence[str]) -> bool:
-        if (
-            self.config.method == "sdpo"
-        ):  # every rollout of which its teacher knows more than it did
+        # SDPO teaches every scored rollout for which the self-teacher has something to read.
+        if self.config.method == "sdpo":
             known = routes.branches[own] is not Branch.UNSCORED
             return known and (routes.demonstrations[own] is not None or bool(told))
         return routes.branches[own] is Branch.SDPO
@@ -284,7 +283,7 @@ class BranchNorms:
         self._squares: list[Tensor] = []
 
     def watch(self, hidden: Sequence[Tensor], routed: Tensor) -> None:
-        """Record the gradients of hidden states [b, …], which together hold the rows of `routed`."""
+        """Record the gradients of hidden states [b, …] that together hold the `routed` rows."""
         for states, rows in zip(
             hidden, torch.split(routed, [len(states) for states in hidden]), strict=True
         ):

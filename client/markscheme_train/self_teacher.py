@@ -21,7 +21,7 @@ class SelfTeacher(Protocol):
     """What the trainer needs of a self-teacher."""
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-        """Return the hidden states [B, keep, d] that predict the last `keep` tokens; no gradient."""
+        """Return the states [B, keep, d] that predict the last `keep` tokens, without gradient."""
 
     def head(self, states: Tensor) -> Tensor:
         """Return the logits of hidden states."""
@@ -56,7 +56,7 @@ class ModelCopy:
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-        """Return the hidden states [B, keep, d] that predict the last `keep` tokens; no gradient."""
+        """Return the states [B, keep, d] that predict the last `keep` tokens, without gradient."""
         return _states(self.model, input_ids, attention_mask, keep)
 
     def head(self, states: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class AdapterCopy:
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-        """Return the hidden states [B, keep, d] that predict the last `keep` tokens; no gradient."""
+        """Return the states [B, keep, d] that predict the last `keep` tokens, without gradient."""
         with self._adapter_active():
             return _states(self._model.get_base_model(), input_ids, attention_mask, keep)
 
@@ -120,7 +120,7 @@ class AdapterCopy:
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
         """Do nothing: loading the model's checkpoint restores the adapter."""
-        return None
+        return
 
     def _named(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         parameters = dict(self._model.named_parameters())
@@ -153,7 +153,8 @@ def _states(model: Any, input_ids: Tensor, attention_mask: Tensor, keep: int) ->
 def output_head(model: Any) -> Callable[[Tensor], Tensor]:
     """Return the map from hidden states to logits, scaled and capped as the model family does."""
     project, config = model.get_output_embeddings(), model.config.get_text_config()
-    # Cohere multiplies, Granite divides, Gemma 2 bends: transformers does it in the models' forward, not in the head.
+    # Cohere multiplies, Granite divides, Gemma 2 caps. transformers does this in each model's
+    # forward, not in the head.
     scale = (getattr(config, "logit_scale", None) or 1.0) / (
         getattr(config, "logits_scaling", None) or 1.0
     )

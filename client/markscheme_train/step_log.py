@@ -121,9 +121,8 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
             return
         took, spent = time.perf_counter() - self._started, self._trainer.seconds
         calls, tokens = self._paid.pop(state.global_step, (0, 0))
-        if (
-            report is not self._counted
-        ):  # a batch is asked for once, however many steps it is looked at
+        # A batch is scored once but may serve several steps: count its calls once.
+        if report is not self._counted:
             self._counted = report
             calls += report.usage.judge_calls
             tokens += report.usage.prompt_tokens + report.usage.completion_tokens

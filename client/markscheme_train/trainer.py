@@ -100,7 +100,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._routed: torch.Tensor | None = None
         self._norms = BranchNorms()
         self._saving: str | None = None
-        # Before TRL replaces the model's forward: a copy made later would run the student's.
+        # Copy before TRL replaces the model's forward: a later copy would run the student's.
         teacher = (
             ModelCopy(model)
             if args.method != "grpo" and not hasattr(model, "peft_config")
@@ -158,7 +158,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         batch["completion_mask"] = batch["completion_mask"] * scored.unsqueeze(1)
         first = self.accelerator.process_index * len(scored)
         if self.args.scale_rewards != "batch":
-            # TRL's differ in the constant beside the deviation, and give a lone reward one of its own.
+            # TRL adds another constant to the deviation, and gives a lone reward an advantage.
             size = self.num_generations if self.model.training else self.num_generations_eval
             row_scores = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1)
             row_scores = row_scores.masked_fill(self._rewards[:, 0].isnan(), torch.nan).view(
@@ -245,9 +245,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         run = Path(self.args.output_dir)
         done, growing = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", run / SAVING
         there = [done.is_dir()]
-        broadcast_object_list(
-            there
-        )  # one process's word for all: they must not part ways before a collective
+        # Rank 0 decides for all: ranks must not take different branches before a collective.
+        broadcast_object_list(there)
         if there[0]:
             return
         if self.args.should_save:
@@ -269,7 +268,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             publish_dir(growing / done.name, done)
             growing.rmdir()
             rotate_checkpoints(str(run), self.args.save_total_limit)
-        self.accelerator.wait_for_everyone()  # who goes on may end, and a launcher ends the others with it
+        # A rank that went on could end, and a launcher ends the others with it.
+        self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load TRL's state of a checkpoint, and the self-teacher's weights with it."""
@@ -369,7 +369,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                     temperature=self.temperature,
                 )
             logps[rows], entropies[rows] = found.to(logps), spread.to(entropies)
-        if not (counted & ~routed.unsqueeze(1)).any():  # DDP waits for a gradient of every weight
+        if not (counted & ~routed.unsqueeze(1)).any():  # DDP needs a gradient of every weight
             logps = logps + 0 * head(states[:1, :1]).sum()
         if self._routed is not None:
             self._student = StudentStates(logps, states, head, every)
@@ -418,8 +418,8 @@ def check_batch_shape(args: TrainConfig) -> None:
         )
     if args.max_steps > 0 and args.max_steps % args.num_iterations:
         raise ConfigError(
-            f"max_steps ({args.max_steps}) must be a multiple of num_iterations ({args.num_iterations}): "
-            "a run ends with a whole batch"
+            f"max_steps ({args.max_steps}) must be a multiple of num_iterations "
+            f"({args.num_iterations}): a run ends with a whole batch"
         )
 
 
@@ -433,8 +433,8 @@ def check_unsharded(trainer: GRPOTrainer) -> None:
         trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3
     ):
         raise ConfigError(
-            f"method {trainer.args.method} needs all weights on each process: use DDP or DeepSpeed's "
-            "ZeRO 1 or 2, or a method without a self-teacher (presets grpo, ropd)"
+            f"method {trainer.args.method} needs all weights on each process: use DDP or "
+            "DeepSpeed's ZeRO 1 or 2, or a method without a self-teacher (presets grpo, ropd)"
         )
 
 

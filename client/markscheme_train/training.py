@@ -124,8 +124,8 @@ def train(
         raise ConfigError(f"nothing to resume: no run was begun under {output}")
     if checkpoint is not None and not resume:
         raise ConfigError(
-            f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or start "
-            "another in a different output_dir"
+            f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or "
+            "start another in a different output_dir"
         )
     examples = read_examples(Path(config.data))
     resume = check_resume_config(config, output, resume=resume)
@@ -153,9 +153,8 @@ def train(
     trainer.add_callback(save_at_batch_end)
     try:
         if checkpoint is not None and 0 < config.max_steps <= step_of(checkpoint):
-            trainer._load_from_checkpoint(
-                str(checkpoint)
-            )  # there is nothing left to do but to save the model
+            # The run is finished: only the model is left to be saved.
+            trainer._load_from_checkpoint(str(checkpoint))
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (MarkschemeError, Unscored) as error:
@@ -175,8 +174,8 @@ def train(
     trainer.save_model(str(output))
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(
-            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; saved in "
-            f"{output}. Go on with --resume"
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; saved "
+            f"in {output}. Go on with --resume"
         )
     return output
 
@@ -220,7 +219,7 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
         why = str(error).partition("\n")[0]
         raise ModelError(f"cannot load the model `{config.model}`: {why}") from error
     if config.lora_rank is not None:
-        set_seed(config.seed)  # an adapter starts at random
+        set_seed(config.seed)  # the adapter is initialised at random
         model = get_peft_model(
             model,
             LoraConfig(
@@ -268,8 +267,8 @@ def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> b
             changed.append(f"{config.data} has other contents")
         if changed:
             raise ConfigError(
-                f"this is not the run that {output} holds: {'; '.join(changed)}. Set it back, or start "
-                "a run in another output_dir"
+                f"this is not the run that {output} holds: {'; '.join(changed)}. Set it back, or "
+                "start a run in another output_dir"
             )
         return True
     if config.process_index == 0:
@@ -355,11 +354,12 @@ class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the gradients."""
         if self._trainer.accelerator.scaler is not None:
-            return  # fp16: what overflowed is skipped and tried again on a smaller scale
+            return  # fp16: the scaler skips a step that overflowed and retries on a smaller scale
         gradients = [p.grad for p in self._trainer.model.parameters() if p.grad is not None]
         if gradients and not torch.stack([g.isfinite().all() for g in gradients]).all():
             raise Diverged(
-                f"the gradients of step {state.global_step + 1} are no numbers; the step was not taken"
+                f"the gradients of step {state.global_step + 1} are no numbers; the step was not "
+                "taken"
             )
 
 

@@ -8,9 +8,9 @@ import os
 import sys
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import Any
 
 import typer
-from click import Context, HelpFormatter
 from typer.core import TyperGroup
 
 from markscheme.cli.output import EPILOG
@@ -54,7 +54,7 @@ COMMANDS = {
 class SectionedGroup(TyperGroup):
     """A command group whose help lists the commands by section."""
 
-    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one list a section; a command that the table does not know is listed last."""
         registered = self.list_commands(ctx)
         known = {name: info for name, info in COMMANDS.items() if name in registered}

@@ -93,7 +93,10 @@ class ImportReport:
     def __str__(self) -> str:
         existing = f" ({self.existing} were there already)" if self.existing else ""
         lost = f"; {self.losses} losses, the first: {self.first_loss}" if self.losses else ""
-        return f"{self.imported} rubrics are in the service{existing}, {self.failed} lines failed{lost}"
+        return (
+            f"{self.imported} rubrics are in the service{existing}, "
+            f"{self.failed} lines failed{lost}"
+        )
 
 
 def import_file(

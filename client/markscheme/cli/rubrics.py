@@ -153,7 +153,7 @@ def lineage(
         return
     console = screen()
     for tree in _trees(found):
-        # Cropped lines would cut ids; a narrow terminal wraps them.
+        # A narrow terminal wraps the lines: cropping would cut ids.
         console.print(tree, soft_wrap=True)
     verdicts, use = found.verdicts, found.use
     console.print(
@@ -167,7 +167,7 @@ def lineage(
 
 
 def _print_rubrics(console: Console, found: RubricList) -> None:
-    """Print a table; two lines a rubric where ids, tags and some of the prompt do not fit in one."""
+    """Print a table, or two lines a rubric where the terminal is too narrow for one."""
     remaining = console.width - table_width(console, _table(found)) - COLUMN_GAP
     if remaining >= MIN_PROMPT_WIDTH:
         console.print(_table(found, min(remaining, EXCERPT_CHARS)))
@@ -199,7 +199,7 @@ def _cells(rubric: Rubric, found: RubricList) -> tuple[str, str, str, str, str]:
 
 
 def _trees(found: Lineage) -> list[Tree]:
-    """Rubrics under what they were made from; first what made a rubric, its responses and its runs."""
+    """Return rubrics below their parents; each begins with what made it and its runs."""
     nodes = {node.id: node for node in found.nodes}
     trees = {
         node.id: Tree(_node_line(node, node.id == found.rubric_id))
@@ -239,7 +239,8 @@ def _node_line(node: LineageNode, asked: bool = False) -> str:
                 ""
                 if node.reward_change is None
                 else (
-                    f", reward {node.first_reward:.2f} → {node.last_reward:.2f} ({node.reward_change:+.2f})"
+                    f", reward {node.first_reward:.2f} → {node.last_reward:.2f} "
+                    f"({node.reward_change:+.2f})"
                 )
             )
             return (

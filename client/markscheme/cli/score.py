@@ -64,9 +64,9 @@ class ScoreReport:
             lines.append(f"rubrics: {origins}")
         if self.induced_again:
             lines.append(
-                f"{self.induced_again} prompts had a rubric already and got a new one: with --reuse "
-                "if_fresh a rubric is replaced when its last groups got equal or near-perfect "
-                "rewards, or when it is worn out. --reuse frozen keeps what is there."
+                f"{self.induced_again} prompts had a rubric already and got a new one: with "
+                "--reuse if_fresh a rubric is replaced when its last groups got equal or "
+                "near-perfect rewards, or when it is worn out. --reuse frozen keeps what is there."
             )
         if self.reasons:
             lines += [

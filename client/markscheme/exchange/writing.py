@@ -63,7 +63,8 @@ def _note_losses(
     name, refuse, lose = holds.name, issues.refusals.append, issues.losses.append
     if not holds.fewest_criteria <= len(criteria) <= holds.most_criteria:
         refuse(
-            f"{name} takes {holds.fewest_criteria} to {holds.most_criteria} criteria; there are {len(criteria)}"
+            f"{name} takes {holds.fewest_criteria} to {holds.most_criteria} criteria; "
+            f"there are {len(criteria)}"
         )
     if holds.lone_question and [m.role for m in rubric.prompt] != ["user"]:
         refuse(f"{name} holds one question; the prompt has other messages")

@@ -29,7 +29,7 @@ def check_json(content: Any) -> Any:
         elif isinstance(value, float):
             if not isfinite(value):
                 raise ValueError("every number must be finite")
-        elif isinstance(value, int):  # bool too
+        elif isinstance(value, int):  # bool included
             if abs(value) > MAX_INTEGER:
                 raise ValueError("a number is too large")
         elif isinstance(value, (dict, list)):

@@ -136,8 +136,9 @@ class RubricList(Wire):
     quality: dict[str, float] = Field(
         default={},
         description=(
-            "By rubric id: the share of the caller's team's scored groups whose rewards have spread; where the team has "
-            "none, the mean over other teams that used it enough, on days that are over"
+            "By rubric id: the share of your team's scored groups in which rollouts got different "
+            "rewards; where your team has none, the mean over other teams that used the rubric "
+            "enough, up to yesterday"
         ),
     )
 
@@ -149,7 +150,8 @@ ReusedTeacherModel = Annotated[
 ReusedRubricator = Annotated[
     ModelName | None,
     Field(
-        description="Reuse only induced rubrics whose provenance.rubricator begins so, as in openai/MODEL@"
+        description="Reuse only induced rubrics whose provenance.rubricator begins with this, "
+        "such as openai/MODEL@"
     ),
 ]
 """Filters on the rubrics that `if_fresh` and `frozen` may reuse; none by default."""
@@ -157,9 +159,9 @@ ReusedScope = Annotated[
     ReuseScope | None,
     Field(
         description=(
-            "Whose rubrics are reused. own: the team's; shared: also those shared with the team; organisation: also the "
-            "organisation's. Default: the team's setting; without one, own where there is a teacher to go by and a rubric may "
-            "be induced, else organisation"
+            "Whose rubrics are reused. own: the team's; shared: also those shared with the team; "
+            "organisation: also the organisation's. Default: the team's setting; without one, own "
+            "where there are teacher responses and a rubric may be induced, else organisation"
         )
     ),
 ]

@@ -62,14 +62,13 @@ class ScoreRequest(Wire):
     verify: VerifyMode = "rollout"
     thinking: Thinking = Field(
         default="auto",
-        description="What of a rollout is judged. strip: it begins inside a thought, which the chat "
-        "template opened; auto: a thought at its beginning is cut off when the rollout "
-        "opens it itself; keep: all of it",
+        description="What is judged of a rollout. auto drops a thought that the rollout opens "
+        "itself; strip drops one that the chat template opened; keep drops nothing",
     )
     score_teachers: bool = False
     ask_teacher: Annotated[int, Field(ge=0, le=16)] = Field(
         default=0,
-        description="Responses to ask the service's teacher for where a new rubric has none to go by",
+        description="Responses to sample from the service's teacher where a new rubric has none",
     )
     teacher_model: ReusedTeacherModel = None
     rubricator: ReusedRubricator = None

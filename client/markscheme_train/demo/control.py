@@ -164,7 +164,8 @@ def render_table(runs: Sequence[ControlRun], *, steps: int) -> str:
         f"{torch.get_num_threads()} torch threads, torch {torch.__version__} · {steps} steps · "
         "`make demo-control`",
         "",
-        "Mean reward on the prompts trained on: fresh samples, one fixed rubric a prompt, ± one standard error",
+        "Mean reward on the prompts trained on: fresh samples, one fixed rubric a prompt, ± one "
+        "standard error",
         "over samples. Both arms of a seed start alike and differ only in who gets which reward.",
         "",
         "| seed | rewards | before | after | gain | IFEval before | after | tokens before | after "
@@ -175,9 +176,9 @@ def render_table(runs: Sequence[ControlRun], *, steps: int) -> str:
         b, a = run.before, run.after
         lines.append(
             f"| {run.seed} | {run.arm} | {b.reward:.3f} ± {b.reward_error:.3f} | {a.reward:.3f} ± "
-            f"{a.reward_error:.3f} | {run.gain:+.3f} | {b.ifeval:.2f} | {a.ifeval:.2f} | {b.tokens:.1f} | "
-            f"{a.tokens:.1f} | {b.non_words:.1%} | {a.non_words:.1%} | {b.unscored + a.unscored} | "
-            f"{run.seconds:.0f} |"
+            f"{a.reward_error:.3f} | {run.gain:+.3f} | {b.ifeval:.2f} | {a.ifeval:.2f} | "
+            f"{b.tokens:.1f} | {a.tokens:.1f} | {b.non_words:.1%} | {a.non_words:.1%} | "
+            f"{b.unscored + a.unscored} | {run.seconds:.0f} |"
         )
     for arm in dict.fromkeys(run.arm for run in runs):
         gains = [run.gain for run in runs if run.arm == arm]

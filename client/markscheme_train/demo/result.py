@@ -111,8 +111,8 @@ def print_result(result: DemoResult, console: Console) -> None:
         table.add_row(Text(before.samples[0].text), Text(after.samples[0].text))
         console.print(table)
     console.print(
-        f"{len(result.records)} steps, {result.unscored} unscored, {result.seconds:.0f} s; ± is one "
-        "standard error over samples, prompts taken as given",
+        f"{len(result.records)} steps, {result.unscored} unscored, {result.seconds:.0f} s; ± is "
+        "one standard error over samples, prompts taken as given",
         highlight=False,
     )
 

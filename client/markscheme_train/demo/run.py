@@ -83,7 +83,8 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
     with running_service(out / "service") if url is None else nullcontext(url) as address:
         client = Client(address, api_key=os.environ.get("MARKSCHEME_API_KEY"))
         console.print(
-            f"Rubric service: {address}. Inducing one rubric for each of {len(trained + held_out)} prompts …"
+            f"Rubric service: {address}. Inducing one rubric for each of "
+            f"{len(trained + held_out)} prompts …"
         )
         rubrics = induce_rubrics(
             client, model, tokenizer, trained + held_out, seed=settings.seed + INDUCTION_SEED

@@ -45,7 +45,7 @@ def running_service(home: Path, *, command: Sequence[str] = SERVE) -> Iterator[s
             text=True,
         ) as process,
     ):
-        # In its own folder and session: it reads no .env of ours, and Ctrl-C is for the demo to hear, which ends it.
+        # A folder of its own keeps it from our .env; its own session leaves Ctrl-C to the demo.
         reader, found = _start_reading(process)
         try:
             yield _wait_for_url(found, log)

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from client.scripted import GROUP, SUMMARY, Reply, ScriptedService, refusal
 from markscheme.cli.app import app
