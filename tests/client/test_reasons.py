@@ -42,9 +42,9 @@ def test_score_sums_up_why_rollouts_are_unscored(service: str, tmp_path: Path) -
     done = command("score", str(file), "--url", service, directory=tmp_path, settings={})
     assert done.returncode == 0, done.stderr
     said = done.stderr.strip().split("\n")[-3:]
-    assert said[0].endswith("; 4 rollouts unscored")
+    assert said[0].endswith("; 4 of 4 rollouts unscored")
     assert said[1] == f"4 no_rubric: {REASON_HELP[UnscoredReason.NO_RUBRIC]}"
-    assert "take its line out of" in said[2]
+    assert "Run the command again" in said[2]
 
 
 def test_score_goes_on_after_a_line_without_its_end(service: str, tmp_path: Path) -> None:
