@@ -216,14 +216,16 @@ def _load() -> list[Check]:
         Check(
             19,
             area,
-            "A noisy team hardly slows another, by requests, by rollouts, by poison, by costly checks.",
+            "A noisy team hardly slows another, by requests, by rollouts, by poison, by costly checks, by "
+            "one request of 65,536 verdicts.",
             (
                 pytest(
                     f"{FAULT}test_fair_shares.py",
                     f"{FAULT}test_noisy_team.py",
+                    f"{FAULT}test_large_requests.py",
                     "tests/server/domain/test_fairness.py",
                     slow=True,
-                    limit_s=600,
+                    limit_s=900,
                 ),
             ),
         ),
@@ -411,7 +413,7 @@ def _security() -> list[Check]:
                 pytest(
                     f"{API}test_secrets.py",
                     f"{SERVER}test_logs.py",
-                    f"{SERVER}test_serving.py::test_secrets_show_nowhere",
+                    f"{SERVER}cli/test_server.py::test_secrets_show_nowhere",
                 ),
             ),
         ),
@@ -423,7 +425,7 @@ def _security() -> list[Check]:
             (
                 pytest(
                     f"{API}test_hostile_texts.py",
-                    f"{API}test_finding.py::test_hostile_questions",
+                    f"{API}test_search.py::test_hostile_questions",
                     slow=True,
                     limit_s=600,
                 ),
@@ -536,7 +538,7 @@ def _trainer() -> list[Check]:
             50,
             area,
             "Losses agree with readable ones, in value and gradient, however rows are ordered or padded.",
-            (pytest(f"{TRAIN}test_losses.py", f"{TRAIN}test_selfdistillation.py", limit_s=600),),
+            (pytest(f"{TRAIN}test_losses.py", f"{TRAIN}test_self_distillation.py", limit_s=600),),
         ),
         Check(
             51,
@@ -569,7 +571,7 @@ def _trainer() -> list[Check]:
             (
                 pytest(
                     f"{TRAIN}test_losses.py::test_micro_batches_add_up_to_the_step",
-                    f"{TRAIN}test_selfdistillation.py::test_micro_batches_add_up",
+                    f"{TRAIN}test_self_distillation.py::test_micro_batches_add_up",
                 ),
             ),
         ),

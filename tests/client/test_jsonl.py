@@ -43,7 +43,8 @@ def read_async(chunks: list[bytes]) -> list[str]:
 def test_lines_are_the_same_however_a_stream_is_cut(texts: list[str], cuts: list[int]) -> None:
     content = "\n".join(texts)
     *complete, rest = content.split("\n")
-    wanted = [line.removesuffix("\r") for line in [*complete, *([rest] if rest.removesuffix("\r") else [])]]
+    rest = rest.removesuffix("\r")
+    wanted = [*(line.removesuffix("\r") for line in complete), *([rest] if rest else [])]
     chunks = in_pieces(content.encode(), cuts)
     assert list(split_lines(chunks)) == wanted
     assert read_async(chunks) == wanted
