@@ -1,7 +1,7 @@
 """One trial: doctor, an induction, a batch with an over-long rollout, and one more rollout.
 
-The service is a real ``markscheme serve`` on a free port, with SQLite in a temporary home. Its
-calls go through a tap.
+The service is a real `markscheme serve` on a free port, with SQLite in a temporary home. Its calls
+pass a recording proxy.
 """
 
 import json
@@ -23,9 +23,9 @@ from markscheme.vocabulary import UnscoredReason
 from service.processes import clean_environment, listening
 
 DOCTOR_S, INDUCE_S, SCORE_S, AFTER_S = 150.0, 60.0, 60.0, 40.0
-"""The most that each step may take."""
+"""Maximum seconds of each step."""
 CALL_S = 30.0
-"""The most that one judge call may take."""
+"""Maximum seconds of one judge call."""
 LONG = " ".join(f"Sentence {i} says again that the sky is blue." for i in range(4000))
 PROMPT = "Which colour is the sky by day, and why? Answer in one sentence."
 RUBRIC = [
@@ -43,12 +43,15 @@ _MAIN = [sys.executable, "-c", "from markscheme.cli.app import main; main()"]
 
 @dataclass
 class Outcome:
-    """What became of one trial.
+    """Result of one trial.
 
-    ``scores``: a reward or a reason for each rollout. ``form_before``, ``form_after``: the form of
-    structured output in the service's first call, and in that for the one more rollout. ``calls``:
-    by step; ``repeated``: those that repeat, to the byte, a call that got a reply. ``refusals``:
-    one call of each kind.
+    Attributes:
+        scores: A reward or a reason for each rollout.
+        form_before: Form of structured output in the service's first call.
+        form_after: The same in the call for the one more rollout.
+        calls: Calls by step.
+        repeated: Calls identical to one that got a reply.
+        refusals: One call of each kind.
     """
 
     doctor: list[str] = field(default_factory=list)
@@ -64,7 +67,7 @@ class Outcome:
     refusals: list[dict[str, Any]] = field(default_factory=list)
 
     def faults(self, trial: Trial) -> list[str]:
-        """What is not as it should be."""
+        """Return what is wrong."""
         found = []
         for rollout, said in self.scores.items():
             wanted = trial.long_must if rollout == "long" else trial.must
@@ -140,7 +143,7 @@ def _environment(trial: Trial, tap: Tap, workdir: Path) -> dict[str, str]:
 def _run(
     command: list[str], environment: dict[str, str], workdir: Path, most_s: float
 ) -> list[str]:
-    """The lines of a command that ends in time."""
+    """Return the lines of a command that ends in time."""
     try:
         done = subprocess.run(
             [*_MAIN, *command],
@@ -199,7 +202,7 @@ def _score(client: Client, rubric: str, rollouts: dict[str, str], most_s: float)
 
 
 def _learnt(log: Path) -> Iterator[str]:
-    """What the service asks differently, in the order it was learnt."""
+    """Return what the service now asks differently, in the order it learnt it."""
     for line in log.read_text().splitlines():
         try:
             event = json.loads(line)
@@ -220,7 +223,7 @@ def _repeated(tap: Tap) -> int:
 
 
 def _distinct(tap: Tap) -> Iterator[Any]:
-    """One call for each refusal, in the server's own words."""
+    """Return one call for each refusal, in the server's own words."""
     seen = set()
     for call in tap.calls:
         if call.body and (call.status, call.body[:120]) not in seen:

@@ -1,4 +1,4 @@
-"""What every figure needs: the running parts, fresh services, the peers' results, and a meter of CPU time."""
+"""Shared by all scenarios: running parts, fresh services, peers' results, a CPU meter."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ SMALL, LARGE = Work(8, 8, 6), Work(32, 8, 10)
 
 @dataclass
 class Bench:
-    """One run. ``peers`` is ``None`` when there is no dated run of theirs from this machine."""
+    """One run. `peers` is `None` when there is no dated run of theirs from this machine."""
 
     workdir: Path
     stub: Stub
@@ -36,14 +36,16 @@ class Bench:
 
     @property
     def works(self) -> tuple[Work, ...]:
+        """Sizes to measure."""
         return (SMALL,) if self.quick else (SMALL, LARGE)
 
     @property
     def latencies_s(self) -> tuple[float, ...]:
+        """Judge latencies to measure, in seconds."""
         return (0.05,) if self.quick else (0.05, 0.5)
 
     def fresh_database(self) -> str:
-        """A new PostgreSQL database, and nothing remembered in Redis."""
+        """Return the URL of a new PostgreSQL database, and empty Redis."""
         self._databases += 1
         with Redis.from_url(self.redis.url) as client:
             client.flushall()
@@ -58,8 +60,10 @@ class Bench:
         redis: bool = True,
         workers: int = 1,
     ) -> Iterator[Process]:
-        """A running service, on a database of its own unless one is named. ``settings``: as
-        :func:`service.processes.service` takes them."""
+        """Run a service, on its own database unless one is named.
+
+        `settings` are as in `service.processes.service`.
+        """
         with service(
             self.workdir,
             name=str(time.monotonic_ns()),
@@ -72,7 +76,7 @@ class Bench:
             yield process
 
     def rubric(self, work: Work, latency_s: float) -> list[PeerResult]:
-        """``rubric`` on this machine in this run; measured once for each load."""
+        """Return the results of `rubric` in this run; each load is measured once."""
         if (work, latency_s) not in self._rubric:
             printed = measure_peer(
                 "rubric",
@@ -85,12 +89,13 @@ class Bench:
         return self._rubric[work, latency_s]
 
     def dated_peers(self) -> list[PeerResult]:
-        """All peers' dated results, if they are this machine's; ratios across machines would say nothing."""
+        """Return all peers' dated results, if they are from this machine."""
         if self.peers is None or not same_machine(self.peers.machine, self.machine):
             return []
         return list(self.peers.results)
 
     def meter(self, figure: str, work: str, process: Process) -> "Meter":
+        """Return a meter for one scenario and load."""
         return Meter(self, figure, work, process)
 
 
@@ -120,7 +125,7 @@ class Meter:
         self._verdicts += verdicts
 
     def close(self) -> None:
-        """Hand the sums to the report."""
+        """Add the sums to the report."""
         self._bench.spent.append(
             TimeSpent(self._figure, self._work, self._wall_s, self._verdicts, self._cpu)
         )

@@ -1,6 +1,6 @@
-"""What the stub judge replies to each tool's prompt: the tool is known by the shape it asks for.
+"""What the stub judge replies to each tool's prompt; the form of the request tells the tool.
 
-Verdicts follow from the marks in the prompt (:mod:`service.oracle`), whatever words stand around them.
+Verdicts follow from the ids in the prompt (`service.oracle`), whatever words surround them.
 """
 
 import json
@@ -27,7 +27,7 @@ _RUBRIC = {
 
 
 def text_of(request: dict[str, Any]) -> str:
-    """All message texts of a chat-completions request."""
+    """Return all message texts of a chat-completions request."""
     return "\n".join(
         m["content"] if isinstance(m["content"], str) else json.dumps(m["content"])
         for m in request["messages"]
@@ -35,7 +35,7 @@ def text_of(request: dict[str, Any]) -> str:
 
 
 def reply_to(request: dict[str, Any], text: str) -> str:
-    """The well-behaved reply to a request, whose ``text`` is :func:`text_of` it."""
+    """Return the well-formed reply to a request; `text` is its `text_of`."""
     schema = json.dumps(request.get("response_format") or "")
     offered = _OFFERED.findall(text)
     if offered and '"id"' in schema + text:
@@ -82,7 +82,7 @@ def reply_to(request: dict[str, Any], text: str) -> str:
 
 
 def markscheme(text: str, offered: list[tuple[str, str]], flip: bool = False) -> str:
-    """Our own verifier's form: ids as offered, the nonce repeated where there is one. ``flip``: all verdicts wrong."""
+    """Return our verifier's form; `flip` inverts all verdicts."""
     answer = find_answer_id(text)
     reply: dict[str, Any] = {
         "verdicts": [
@@ -94,7 +94,10 @@ def markscheme(text: str, offered: list[tuple[str, str]], flip: bool = False) ->
 
 
 def garbage(text: str, key: str) -> str:
-    """A reply that must decide nothing. Where it looks like verdicts they are wrong, so a lenient reader is seen."""
+    """Return a reply that must decide nothing.
+
+    Where it looks like verdicts they are wrong, so that a lenient reader is noticed.
+    """
     offered = _OFFERED.findall(text) or [("c1", "")]
     forms: list[Callable[[list[dict[str, Any]]], Any]] = [
         lambda _: "I have read the answer and the criteria with care.",

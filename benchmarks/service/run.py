@@ -1,8 +1,9 @@
-"""The service's figures: real HTTP, real PostgreSQL and Redis, a stub judge beside them.
+"""The service's figures: real HTTP, real PostgreSQL and Redis, a stub judge.
 
     python -m service.run [--quick] [--only NAME]
 
-A full run writes ``benchmarks/results/service-<date>.{md,json}``; a partial one writes to ``build/bench/``.
+A full run writes `benchmarks/results/service-<date>.{md,json}`; a partial one writes to
+`build/bench/`.
 """
 
 import argparse
@@ -46,6 +47,7 @@ SCENARIOS: dict[str, Callable[[Bench], list[Row]]] = {
 
 
 def main() -> None:
+    """Measure the scenarios and write the report."""
     arguments = _arguments()
     console = Console(width=160)
     processes.prepare()
@@ -88,7 +90,7 @@ def main() -> None:
 
 
 def _measure(name: str, bench: Bench) -> list[Row]:
-    """One figure's rows. A service that fails under it is a result, and no reason to lose the other figures."""
+    """Return one scenario's rows; a service that fails under it is a row too."""
     try:
         return SCENARIOS[name](bench)
     except (MarkschemeError, httpx.HTTPError, RuntimeError) as error:
@@ -113,17 +115,26 @@ def _arguments() -> argparse.Namespace:
 def _notes(bench: Bench) -> Sequence[str]:
     peers = bench.peers
     if peers is None:
-        dated = "No dated run of the other peers was found (`make bench-peers`); only `rubric` is compared."
+        dated = (
+            "No dated run of the other peers was found (`make bench-peers`); "
+            "only `rubric` is compared."
+        )
     elif same_machine(peers.machine, bench.machine):
-        dated = f"`rubric` was measured in this run; the other peers on {peers.date} on the same machine."
+        dated = (
+            f"`rubric` was measured in this run; the other peers on {peers.date} on the same "
+            "machine."
+        )
     else:
         dated = f"The other peers' run of {peers.date} is another machine's and is not compared."
     return (
-        "Command: `make bench`. Work is named prompts × rollouts × criteria; a batch is one request. The deployment "
-        f"has one worker, a key, PostgreSQL and Redis; judge concurrency {processes.JUDGE_CONCURRENCY}.",
-        f"Cold figures: fresh answers each time, one warm-up batch of other texts, median of {bench.repeats}, driven "
-        "with the SDK; the bare SDK takes turns with the service and asks the very same prompts.",
-        f"Every number that came back was held against what the deterministic judge implies. {dated}",
+        "Command: `make bench`. Work is named prompts × rollouts × criteria; a batch is one "
+        "request. The deployment has one worker, a key, PostgreSQL and Redis; judge concurrency "
+        f"{processes.JUDGE_CONCURRENCY}.",
+        "Cold figures: fresh answers each time, one warm-up batch of other texts, median of "
+        f"{bench.repeats}, driven with the SDK; the bare SDK takes turns with the service and asks "
+        "the very same prompts.",
+        f"Every number that came back was held against what the deterministic judge implies. "
+        f"{dated}",
     )
 
 

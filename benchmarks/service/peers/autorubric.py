@@ -1,4 +1,7 @@
-"""``autorubric`` 1.6.1 (on litellm), with and without its cache. Set ``LITELLM_LOCAL_MODEL_COST_MAP=True``."""
+"""`autorubric` 1.6.1 (on litellm), with and without its cache.
+
+Set `LITELLM_LOCAL_MODEL_COST_MAP=True`.
+"""
 
 import asyncio
 import tempfile
@@ -16,6 +19,7 @@ Calls = Literal["per_criterion", "per_item"]
 
 
 def modes(options: Options) -> Sequence[Mode]:
+    """Return the modes to measure."""
     workdir = Path(tempfile.mkdtemp(prefix="autorubric-"))
     return (
         Mode("per criterion", _grade(_grader(options, None, "per_criterion"))),

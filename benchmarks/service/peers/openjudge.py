@@ -1,4 +1,7 @@
-"""``py-openjudge`` 0.2.4: one row per criterion through its grading runner. It has no rubric with weights to sum."""
+"""`py-openjudge` 0.2.4: one row per criterion through its grading runner.
+
+It has no rubric with weights to sum.
+"""
 
 import math
 from collections.abc import Sequence
@@ -18,6 +21,7 @@ TEMPLATE = (
 
 
 def modes(options: Options) -> Sequence[Mode]:
+    """Return the modes to measure."""
     grader = LLMGrader(
         model=OpenAIChatModel(model="stub", api_key="stub", base_url=options.base_url),
         name="r",

@@ -1,4 +1,4 @@
-"""``verifiers`` 0.4.0: its rubric judge, all criteria in one call (its default) and one criterion a call."""
+"""`verifiers` 0.4.0: its rubric judge, all criteria in one call (default) or one a call."""
 
 import asyncio
 import json
@@ -16,6 +16,7 @@ KEY_VARIABLE = "STUB_KEY"
 
 
 def modes(options: Options) -> Sequence[Mode]:
+    """Return the modes to measure."""
     os.environ[KEY_VARIABLE] = "stub"
     workdir = Path(tempfile.mkdtemp(prefix="verifiers-"))
     at_once = max(1, round(options.concurrency / options.work.criteria))
@@ -26,12 +27,14 @@ def modes(options: Options) -> Sequence[Mode]:
 
 
 class Trace(SimpleNamespace):
-    """As much of a rollout's trace as the rubric judge reads and writes."""
+    """The part of a rollout's trace that the rubric judge reads and writes."""
 
     def record_metric(self, name: str, value: float) -> None:
+        """Ignore a metric."""
         self.metrics[name] = value
 
     def record_judge_call(self, **call: Any) -> None:
+        """Ignore a judge call."""
         self.calls.append(call)
 
 
