@@ -252,8 +252,8 @@ class OneAtATime(TrainerCallback):  # type: ignore[misc]
         """Wait for the command, then start the clock."""
         if sys.stdin.readline().strip() != "go":
             sys.exit(0)
-        # Reset the peak (proc(5), clear_refs). It is compared with what stays between steps: weights,
-        # optimiser, self-teacher.
+        # Reset the peak (proc(5), clear_refs): it is compared with what stays between steps, which
+        # is weights, optimiser and self-teacher.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         self._before = _memory("VmRSS")

@@ -42,12 +42,12 @@ def read_rows(path: Path, read: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
         row: Any = None
         try:
             row = parse(line)
-            made = read(row)
+            parsed = read(row)
         except ValidationError as error:
             raise LineError(f"{path}, line {number}: {describe_error(error, row)}") from error
         except ValueError as error:
             raise LineError(f"{path}, line {number}: {error}") from error
-        yield number, made
+        yield number, parsed
 
 
 def non_null_columns(row: Any) -> dict[str, Any]:
@@ -63,21 +63,21 @@ def non_null_columns(row: Any) -> dict[str, Any]:
     return filled
 
 
-def check_unicode(value: Any, place: str = "") -> Any:
+def check_unicode(value: Any, location: str = "") -> Any:
     """Return the value if its strings are valid Unicode. Raises `ValueError`.
 
     JSON can spell half a surrogate pair, which can be neither stored nor tokenised.
     """
     if isinstance(value, str) and (half := _SURROGATE.search(value)):
         raise ValueError(
-            f"{place}: half a character ({ascii(half[0])[1:-1]}) at character {half.start() + 1}"
+            f"{location}: half a character ({ascii(half[0])[1:-1]}) at character {half.start() + 1}"
         )
     if isinstance(value, list):
         for number, each in enumerate(value):
-            check_unicode(each, f"{place}[{number}]")
+            check_unicode(each, f"{location}[{number}]")
     if isinstance(value, dict):
         for name, each in value.items():
-            check_unicode(each, f"{place}.{name}".lstrip("."))
+            check_unicode(each, f"{location}.{name}".lstrip("."))
     return value
 
 
@@ -87,21 +87,23 @@ def describe_error(error: ValidationError, value: Any) -> str:
     Where a field has alternatives, the one that matched deepest is reported; one that failed on the
     value's type alone is left out if another says more.
     """
-    found = [
+    located = [
         (_path_in(each["loc"], value, missing=each["type"] == "missing"), each)
         for each in error.errors(include_input=False, include_url=False)
     ]
-    place = max((place for place, _ in found), key=len)
-    here = [each for at, each in found if at == place]
-    here = [each for each in here if not each["type"].endswith("_type")] or here
-    said = " or ".join(dict.fromkeys(map(_message, here))).replace(" or must be ", " or ")
+    location = max((location for location, _ in located), key=len)
+    deepest = [each for at, each in located if at == location]
+    deepest = [each for each in deepest if not each["type"].endswith("_type")] or deepest
+    message = " or ".join(dict.fromkeys(map(_text_of_error, deepest))).replace(
+        " or must be ", " or "
+    )
     written = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in place
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in location
     ).lstrip(".")
-    return f"{written}: {said}" if written else said
+    return f"{written}: {message}" if written else message
 
 
-def _message(each: ErrorDetails) -> str:
+def _text_of_error(each: ErrorDetails) -> str:
     if each["type"].endswith("too_short") and 1 in each.get("ctx", {}).values():
         return "must not be empty"
     return _MESSAGES.get(each["type"], each["msg"].removeprefix("Value error, "))
@@ -109,13 +111,13 @@ def _message(each: ErrorDetails) -> str:
 
 def _path_in(loc: tuple[int | str, ...], value: Any, *, missing: bool) -> tuple[int | str, ...]:
     """Return the parts of a location that exist in the value; names of alternatives do not."""
-    place: list[int | str] = []
+    location: list[int | str] = []
     for number, part in enumerate(loc):
         if (isinstance(value, dict) and part in value) or (
             isinstance(value, list) and isinstance(part, int) and 0 <= part < len(value)
         ):
-            place.append(part)
+            location.append(part)
             value = value[part]  # type: ignore[index]
         elif missing and number == len(loc) - 1:
-            place.append(part)
-    return tuple(place)
+            location.append(part)
+    return tuple(location)

@@ -15,7 +15,7 @@ class MessageError(ValueError):
     """A message that has no plain-text form; the message says where."""
 
 
-def text_of(content: object, place: str = "content") -> str:
+def text_of(content: object, location: str = "content") -> str:
     """Return the text of a message's content: a string, text parts, or nothing.
 
     Raises `MessageError` for a part that is not text, such as an image: it is never dropped
@@ -26,43 +26,43 @@ def text_of(content: object, place: str = "content") -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, Mapping):
-        return _part(content, place)
+        return _part(content, location)
     if isinstance(content, Sequence) and not isinstance(content, bytes | bytearray):
-        return "".join(_part(part, f"{place}[{number}]") for number, part in enumerate(content))
-    raise MessageError(f"{place}: must be a text or a list of text parts, not {_kind(content)}")
+        return "".join(_part(part, f"{location}[{number}]") for number, part in enumerate(content))
+    raise MessageError(f"{location}: must be a text or a list of text parts, not {_kind(content)}")
 
 
-def role_of(message: object, place: str) -> str:
+def role_of(message: object, location: str) -> str:
     """Return the role that a message states. Raises `MessageError`."""
     if not isinstance(message, Mapping):
         raise MessageError(
-            f"{place}: must be a message with role and content, not {_kind(message)}"
+            f"{location}: must be a message with role and content, not {_kind(message)}"
         )
     role = message.get("role")
     if not isinstance(role, str):
         raise MessageError(
-            f"{place}.role: "
+            f"{location}.role: "
             + ("is missing" if role is None else f"must be a text, not {_kind(role)}")
         )
     return role
 
 
-def plain_message(message: object, place: str) -> dict[str, str]:
+def plain_message(message: object, location: str) -> dict[str, str]:
     """Return role and text of a message, without tool calls and other fields.
 
     Raises `MessageError`.
     """
-    said = role_of(message, place)
+    role_name = role_of(message, location)
     assert isinstance(message, Mapping)
-    role = _OTHER_NAMES.get(said, said)
+    role = _OTHER_NAMES.get(role_name, role_name)
     if role not in ROLES:
         raise MessageError(
-            f"{place}.role: {said!r} is none of {', '.join([*ROLES, *_OTHER_NAMES])}"
+            f"{location}.role: {role_name!r} is none of {', '.join([*ROLES, *_OTHER_NAMES])}"
         )
-    return {"role": role, "content": text_of(message.get("content"), f"{place}.content")}
+    return {"role": role, "content": text_of(message.get("content"), f"{location}.content")}
 
 
-def plain_prompt(prompt: Any, place: str = "prompt") -> Any:
+def plain_prompt(prompt: Any, location: str = "prompt") -> Any:
     """Return a prompt of a file with plain messages; anything but a list of messages is unchanged.
 
     Empty columns are ignored. What would be lost is refused: tool calls, names and the like, and a
@@ -72,7 +72,7 @@ def plain_prompt(prompt: Any, place: str = "prompt") -> Any:
         return prompt
     plain = []
     for number, message in enumerate(prompt):
-        here = f"{place}[{number}]"
+        here = f"{location}[{number}]"
         plain.append(plain_message(message, here))
         for name, value in message.items():
             if name not in ("role", "content") and not _empty(value):
@@ -85,11 +85,11 @@ def plain_prompt(prompt: Any, place: str = "prompt") -> Any:
     return plain
 
 
-def _part(part: object, place: str) -> str:
+def _part(part: object, location: str) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
-        raise MessageError(f"{place}: must be a part with type and text, not {_kind(part)}")
+        raise MessageError(f"{location}: must be a part with type and text, not {_kind(part)}")
     kind, text = part.get("type"), part.get("text")
     other = [
         str(name)
@@ -98,13 +98,13 @@ def _part(part: object, place: str) -> str:
     ]
     if kind is None and (other or text is None):
         raise MessageError(
-            f"{place}: a part without a type ({', '.join(other) or 'empty'}); only text can be used"
+            f"{location}: a part without a type ({', '.join(other) or 'empty'}); only text can be used"
         )
     if kind is not None and kind not in _TEXT_PARTS:
-        raise MessageError(f"{place}: a part of type {kind!r}; only text can be used")
+        raise MessageError(f"{location}: a part of type {kind!r}; only text can be used")
     if not isinstance(text, str):
         raise MessageError(
-            f"{place}.text: "
+            f"{location}.text: "
             + ("is missing" if text is None else f"must be a text, not {_kind(text)}")
         )
     return text

@@ -174,8 +174,8 @@ def error_from_response(response: httpx.Response) -> StatusError:
     try:
         stated = ErrorBody.model_validate_json(response.content, extra="ignore")
     except ValidationError:
-        said = response.reason_phrase or "with an error"
-        return error_class(status)(f"the service answered {said}", status=status)
+        reason = response.reason_phrase or "with an error"
+        return error_class(status)(f"the service answered {reason}", status=status)
     code, message = stated.error.code, stated.error.message
     if status == UNAUTHORIZED:
         message += f"; {_KEY_HINT}"

@@ -81,7 +81,7 @@ def read_prompts(file: Path, ropd_index: Path | None = None) -> list[PromptEntry
     if ropd_index is None:
         return lines
     answers = read_ropd_index(ropd_index)
-    found = [
+    merged = [
         line.model_copy(
             update={
                 "teacher_responses": [
@@ -95,7 +95,7 @@ def read_prompts(file: Path, ropd_index: Path | None = None) -> list[PromptEntry
     matched = {ropd_prompt_hash(line.prompt) for line in lines} & answers.keys()
     if not matched:
         raise ValueError(f"no prompt of {file} is one of the {len(answers)} in {ropd_index}")
-    return found
+    return merged
 
 
 def read_ropd_index(file: Path) -> dict[str, list[str]]:
@@ -160,16 +160,16 @@ def teach_all(
         if stop.is_set():
             return
         try:
-            taught = client.teach(_prompt_like(line.prompt), count) if count else None
+            result = client.teach(_prompt_like(line.prompt), count) if count else None
         except BaseException:
             stop.set()
             raise
         with counting:
             report.prompts += 1
-            if taught is not None:
-                report.sampled += taught.added
-                report.duplicates += taught.duplicates
-                report.judge_calls += taught.usage.judge_calls
+            if result is not None:
+                report.sampled += result.added
+                report.duplicates += result.duplicates
+                report.judge_calls += result.usage.judge_calls
             on_prompt()
 
     with ThreadPoolExecutor(concurrency) as pool:

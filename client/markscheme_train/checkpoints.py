@@ -18,12 +18,12 @@ def last_checkpoint(output: Path) -> Path | None:
 
     A checkpoint is complete when it has the file that is written last.
     """
-    whole = [
+    complete = [
         folder
         for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         if (folder / TRAINER_STATE_NAME).is_file()
     ]
-    return max(whole, key=step_of, default=None)
+    return max(complete, key=step_of, default=None)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -31,16 +31,16 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
 
-def publish_dir(written: Path, place: Path) -> None:
+def publish_dir(folder: Path, target: Path) -> None:
     """Move a finished folder to its final path in one rename, after flushing it to disk."""
-    for path in (*written.rglob("*"), written):
+    for path in (*folder.rglob("*"), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-    written.rename(place)
-    handle = os.open(place.parent, os.O_RDONLY)
+    folder.rename(target)
+    handle = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -25,12 +25,12 @@ def entropies(
     hidden: Tensor, head: Head, *, temperature: float = 1.0, chunk: int = CHUNK
 ) -> Tensor:
     """Return the entropy in nats [N] of each position's distribution: `log Z - Σ p z`."""
-    found = []
+    parts = []
     for states in torch.split(hidden, chunk):
         logits = _scaled(head(states), temperature)
         normaliser = logits.logsumexp(-1)
-        found.append(normaliser - ((logits - normaliser.unsqueeze(-1)).exp() * logits).sum(-1))
-    return torch.cat(found) if found else hidden.new_zeros(0, dtype=_precision(hidden))
+        parts.append(normaliser - ((logits - normaliser.unsqueeze(-1)).exp() * logits).sum(-1))
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=_precision(hidden))
 
 
 def token_log_probs(
@@ -46,22 +46,22 @@ def token_log_probs(
         chunk: Positions per chunk.
     """
 
-    def part(states: Tensor, ids: Tensor, known: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def part(states: Tensor, ids: Tensor, cached: list[Tensor]) -> tuple[Tensor, Tensor]:
         logits = _scaled(head(states), temperature)
-        if not known:  # filled by the forward pass; recomputation in the backward pass reuses it
+        if not cached:  # filled by the forward pass; recomputation in the backward pass reuses it
             with torch.no_grad():
-                known.append(entropies(logits, lambda kept: kept))
-        return _log_probs_at(logits, ids.unsqueeze(-1)).squeeze(-1), known[0]
+                cached.append(entropies(logits, lambda logits: logits))
+        return _log_probs_at(logits, ids.unsqueeze(-1)).squeeze(-1), cached[0]
 
     if not len(hidden):
         nothing = hidden.new_zeros(0, dtype=_precision(hidden))
         return nothing, nothing
-    found = [
+    parts = [
         checkpoint(part, states, ids, [], use_reentrant=False)
         for states, ids in zip(torch.split(hidden, chunk), torch.split(tokens, chunk), strict=True)
     ]
-    return torch.cat([log_probs for log_probs, _ in found]), torch.cat(
-        [entropy for _, entropy in found]
+    return torch.cat([log_probs for log_probs, _ in parts]), torch.cat(
+        [entropy for _, entropy in parts]
     )
 
 
@@ -92,35 +92,43 @@ def divergences(
         chunk: Positions per chunk.
     """
 
-    def part(states: Tensor, others: Tensor, support: list[tuple[Tensor, Tensor]]) -> Tensor:
-        own = _scaled(student_head(states), temperature)
-        if top_k is None or top_k >= own.shape[-1]:
+    def part(
+        states: Tensor, teacher_states: Tensor, support: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        student_logits = _scaled(student_head(states), temperature)
+        if top_k is None or top_k >= student_logits.shape[-1]:
             with torch.no_grad():
-                other = _scaled(teacher_head(others), temperature).log_softmax(-1)
-            return generalized_jsd(own.log_softmax(-1), other, alpha=alpha)
+                teacher_log_probs = _scaled(teacher_head(teacher_states), temperature).log_softmax(
+                    -1
+                )
+            return generalized_jsd(student_logits.log_softmax(-1), teacher_log_probs, alpha=alpha)
         if not support:  # filled by the forward pass; recomputation reuses it
             with torch.no_grad():
-                likeliest = own.topk(top_k, dim=-1).indices
+                likeliest = student_logits.topk(top_k, dim=-1).indices
                 support.append(
                     (
                         likeliest,
                         with_tail(
-                            _log_probs_at(_scaled(teacher_head(others), temperature), likeliest)
+                            _log_probs_at(
+                                _scaled(teacher_head(teacher_states), temperature), likeliest
+                            )
                         ),
                     )
                 )
-        likeliest, other = support[0]
-        return generalized_jsd(with_tail(_log_probs_at(own, likeliest)), other, alpha=alpha)
+        likeliest, teacher_log_probs = support[0]
+        return generalized_jsd(
+            with_tail(_log_probs_at(student_logits, likeliest)), teacher_log_probs, alpha=alpha
+        )
 
-    found = [
-        checkpoint(part, states, others, [], use_reentrant=False)
-        for states, others in zip(
+    parts = [
+        checkpoint(part, states, teacher_states, [], use_reentrant=False)
+        for states, teacher_states in zip(
             torch.split(student, chunk), torch.split(teacher, chunk), strict=True
         )
     ]
     return (
-        torch.cat(found)
-        if found
+        torch.cat(parts)
+        if parts
         else student.new_zeros(0, dtype=_precision(student)) + 0 * student.sum()
     )
 

@@ -48,7 +48,7 @@ def build_teacher_prompt(
     demonstration: str | None,
     feedback: Sequence[str],
     *,
-    most: int,
+    max_tokens: int,
 ) -> Sequence[int] | None:
     """Return the token ids of `reprompt`, or `None` when the task alone leaves no room.
 
@@ -63,25 +63,25 @@ def build_teacher_prompt(
         feedback: Criteria that the attempt missed.
         most: Maximum number of tokens.
     """
-    lines, shown = (
+    lines, response = (
         list(feedback),
         None if demonstration is None else without_thinking(demonstration),
     )
     while True:
-        ids = tokens(reprompt(prompt, shown, lines))
-        if len(ids) <= most:
+        ids = tokens(reprompt(prompt, response, lines))
+        if len(ids) <= max_tokens:
             return ids
         if lines:
             lines.pop()
-            if not lines and shown is None:
+            if not lines and response is None:
                 return None
             continue
-        if shown is None:
+        if response is None:
             return None
-        workdir = most - len(tokens(reprompt(prompt, "", ())))
+        available = max_tokens - len(tokens(reprompt(prompt, "", ())))
         # Tokens at the joints can differ from those counted apart: shorten until it fits.
-        for keep in range(workdir, max(0, workdir // 2), -max(1, workdir // 8)):
-            ids = tokens(reprompt(prompt, cut(shown, keep), ()))
-            if len(ids) <= most:
+        for keep in range(available, max(0, available // 2), -max(1, available // 8)):
+            ids = tokens(reprompt(prompt, cut(response, keep), ()))
+            if len(ids) <= max_tokens:
                 return ids
         return None

@@ -248,13 +248,13 @@ class RubricReward:
 
         Waiting helps if the reasons that do not pass would alone leave enough rewards to go on.
         """
-        most = self.max_unscored * len(report.rewards)
-        if report.unscored > most:
+        limit = self.max_unscored * len(report.rewards)
+        if report.unscored > limit:
             why = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
-            for_good = sum(
+            permanent = sum(
                 count for reason, count in report.reasons.items() if reason not in TRANSIENT_REASONS
             )
-            may_pass = for_good <= most
+            may_pass = permanent <= limit
             raise Unscored(
                 f"{report.unscored} of {len(report.rewards)} rollouts of step {report.step + 1} "
                 f"are unscored ({why}); the step was not taken",
@@ -272,7 +272,7 @@ class RubricReward:
             reraise=True,
             stop=tenacity.stop_after_delay(self.max_outage_s),
             wait=tenacity.wait_exponential(1, max=MAX_RETRY_WAIT_S),
-            before_sleep=self._tell,
+            before_sleep=self._notify_wait,
         )
         # tenacity draws its pauses from this generator; a run with retries must not differ.
         rng_state = random.getstate()
@@ -290,7 +290,7 @@ class RubricReward:
         finally:
             random.setstate(rng_state)
 
-    def _tell(self, state: tenacity.RetryCallState) -> None:
+    def _notify_wait(self, state: tenacity.RetryCallState) -> None:
         if state.outcome is not None and state.next_action is not None:
             self.on_wait(str(state.outcome.exception()), state.next_action.sleep)
 

@@ -70,34 +70,40 @@ def route(
         ValueError: `scores`, `truncated` and `feedback` differ in length.
     """
     count = len(scores)
-    known = [None if score is None or math.isnan(score) else float(score) for score in scores]
-    cut = [False] * count if truncated is None else list(truncated)
-    told = [False] * count if feedback is None else list(feedback)
-    if not len(cut) == len(told) == count:
+    values = [None if score is None or math.isnan(score) else float(score) for score in scores]
+    is_truncated = [False] * count if truncated is None else list(truncated)
+    has_feedback = [False] * count if feedback is None else list(feedback)
+    if not len(is_truncated) == len(has_feedback) == count:
         raise ValueError("scores, truncated and feedback must be of one length")
-    least = success if demonstration is None else demonstration
+    minimum = success if demonstration is None else demonstration
     branches: list[Branch] = []
     demonstrations: list[int | None] = []
-    for own, score in enumerate(known):
+    for own, score in enumerate(values):
         if score is None:
             branches.append(Branch.UNSCORED)
             demonstrations.append(None)
             continue
-        shown = _best(known, cut, own, max(least, score + gap) if gap else least)
-        if shown is None and teacher_score is not None and teacher_score >= max(least, score + gap):
-            shown = TEACHER
-        failed = cut[own] or score < success
-        branches.append(Branch.SDPO if failed and (shown is not None or told[own]) else Branch.GRPO)
-        demonstrations.append(shown)
+        shown_by = _best(values, is_truncated, own, max(minimum, score + gap) if gap else minimum)
+        if (
+            shown_by is None
+            and teacher_score is not None
+            and teacher_score >= max(minimum, score + gap)
+        ):
+            shown_by = TEACHER
+        failed = is_truncated[own] or score < success
+        branches.append(
+            Branch.SDPO if failed and (shown_by is not None or has_feedback[own]) else Branch.GRPO
+        )
+        demonstrations.append(shown_by)
     return Routes(tuple(branches), tuple(demonstrations))
 
 
 def _best(
-    scores: Sequence[float | None], truncated: Sequence[bool], own: int, least: float
+    scores: Sequence[float | None], truncated: Sequence[bool], own: int, minimum: float
 ) -> int | None:
     others = [
         (score, -index)
         for index, score in enumerate(scores)
-        if index != own and score is not None and not truncated[index] and score >= least
+        if index != own and score is not None and not truncated[index] and score >= minimum
     ]
     return -max(others)[1] if others else None

@@ -59,7 +59,7 @@ class TeacherContext:
     `external` means that the demonstration is the teacher's response, not a sibling's.
     """
 
-    taught: bool
+    routed: bool
     demonstration: str | None
     feedback: Sequence[str]
     external: bool
@@ -74,46 +74,46 @@ class SelfDistillation:
     def routes(self, rows: ScoredRows) -> list[TeacherContext]:
         """Return the context of each row."""
         size, config = self.config.num_generations, self.config
-        found: list[TeacherContext] = []
+        contexts: list[TeacherContext] = []
         for start in range(0, len(rows.row_scores), size):
             row_scores = rows.row_scores[start : start + size]
-            told = [
-                row_score.feedback if config.rubric_feedback else () for row_score in row_scores
-            ]
-            external, score = _best(
+            feedback = [score.feedback if config.rubric_feedback else () for score in row_scores]
+            external, teacher_score = _best(
                 rows.rollouts[start].teacher_responses, rows.teacher_scores[start // size]
             )
             routes = route(
-                [m.reward for m in row_scores],
+                [score.reward for score in row_scores],
                 success=config.success_threshold,
                 demonstration=config.demonstration_threshold,
                 gap=config.demonstration_gap,
-                truncated=[m.truncated for m in row_scores],
-                feedback=[bool(lines) for lines in told],
-                teacher_score=score,
+                truncated=[score.truncated for score in row_scores],
+                feedback=[bool(lines) for lines in feedback],
+                teacher_score=teacher_score,
             )
-            for own in range(size):
-                shown = routes.demonstrations[own]
-                text = (
-                    external
-                    if shown == TEACHER
-                    else None
-                    if shown is None
-                    else rows.rollouts[start + shown].text
-                )
-                found.append(
+            for index in range(size):
+                source = routes.demonstrations[index]
+                if source is None:
+                    demonstration = None
+                elif source == TEACHER:
+                    demonstration = external
+                else:
+                    demonstration = rows.rollouts[start + source].text
+                contexts.append(
                     TeacherContext(
-                        self._taught(routes, own, told[own]), text, told[own], shown == TEACHER
+                        self._is_routed(routes, index, feedback[index]),
+                        demonstration,
+                        feedback[index],
+                        source == TEACHER,
                     )
                 )
-        return found
+        return contexts
 
-    def _taught(self, routes: Routes, own: int, told: Sequence[str]) -> bool:
+    def _is_routed(self, routes: Routes, index: int, feedback: Sequence[str]) -> bool:
         # SDPO teaches every scored rollout for which the self-teacher has something to read.
         if self.config.method == "sdpo":
-            known = routes.branches[own] is not Branch.UNSCORED
-            return known and (routes.demonstrations[own] is not None or bool(told))
-        return routes.branches[own] is Branch.SDPO
+            scored = routes.branches[index] is not Branch.UNSCORED
+            return scored and (routes.demonstrations[index] is not None or bool(feedback))
+        return routes.branches[index] is Branch.SDPO
 
     def prepare(
         self,
@@ -137,35 +137,35 @@ class SelfDistillation:
         routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         prompts: dict[int, Sequence[int]] = {}
         informed = external = 0
-        for place, context in enumerate(self.routes(rows)[first : first + len(mask)]):
+        for index, context in enumerate(self.routes(rows)[first : first + len(mask)]):
             informed += context.demonstration is not None or bool(context.feedback)
-            if context.taught and mask[place].any():
+            if context.routed and mask[index].any():
                 ids = build_teacher_prompt(
                     self._tokens,
                     self._cut,
-                    rows.rollouts[first + place].prompt,
+                    rows.rollouts[first + index].prompt,
                     context.demonstration,
                     context.feedback,
-                    most=self.config.max_reprompt_length,
+                    max_tokens=self.config.max_reprompt_length,
                 )
                 if ids is not None:
-                    routed[place], prompts[place] = True, ids
+                    routed[index], prompts[index] = True, ids
                     external += context.external
         states = self._teacher_states(batch, prompts)
         entropy = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-        for place, found in states.items():
-            entropy[place, mask[place]] = entropies(
-                found, self.self_teacher.head, temperature=self.config.temperature
+        for index, row_states in states.items():
+            entropy[index, mask[index]] = entropies(
+                row_states, self.self_teacher.head, temperature=self.config.temperature
             )
-        taught_tokens = mask & routed.unsqueeze(1)
+        routed_tokens = mask & routed.unsqueeze(1)
         weighed, count = total(
-            entropy_weight_sums(entropy, taught_tokens, beta=self.config.entropy_beta)
+            entropy_weight_sums(entropy, routed_tokens, beta=self.config.entropy_beta)
         )
         batch["routed"] = routed
         batch["distillation_weights"] = entropy_weights(
-            entropy, taught_tokens, beta=self.config.entropy_beta, mean=weighed / count.clamp(min=1)
+            entropy, routed_tokens, beta=self.config.entropy_beta, mean=weighed / count.clamp(min=1)
         )
-        batch["teacher_states"] = [states.get(place) for place in range(len(mask))]
+        batch["teacher_states"] = [states.get(index) for index in range(len(mask))]
         batch["advantages"] = batch["advantages"].masked_fill(routed, 0.0)
         if self.config.method == "sdpo":
             batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
@@ -175,82 +175,82 @@ class SelfDistillation:
                     float(routed.sum()),
                     informed,
                     len(mask),
-                    float(entropy[taught_tokens].sum()),
+                    float(entropy[routed_tokens].sum()),
                     external,
                 ],
                 device=mask.device,
             )
         )
-        told = {
+        metrics = {
             "distillation/routed_share": float(sums[0] / sums[2]),
             "distillation/informed_share": float(sums[1] / sums[2]),
         }
         if self.config.teacher_demonstration:
-            told["distillation/teacher_response_share"] = float(sums[4] / sums[2])
+            metrics["distillation/teacher_response_share"] = float(sums[4] / sums[2])
         if count:
-            told["distillation/entropy_mean"] = float(sums[3] / count)
-        if taught_tokens.any():
-            told |= _quantiles("entropy", entropy[taught_tokens])
-            told |= _quantiles("weight", batch["distillation_weights"][taught_tokens])
-        return told
+            metrics["distillation/entropy_mean"] = float(sums[3] / count)
+        if routed_tokens.any():
+            metrics |= _quantiles("entropy", entropy[routed_tokens])
+            metrics |= _quantiles("weight", batch["distillation_weights"][routed_tokens])
+        return metrics
 
     def distillation_loss_sum(self, batch: Mapping[str, Any], student: StudentStates) -> Tensor:
         """Return `Σ w · min(ρ, cap) · divergence` over the routed tokens of a micro-batch.
 
         It is their part of the joint loss before the division by the tokens of both branches.
         """
-        places = batch["routed"].nonzero().flatten()
-        if not len(places):
+        indices = batch["routed"].nonzero().flatten()
+        if not len(indices):
             return torch.zeros((), device=student.log_probs.device)
-        mask = student_token_mask(batch)[places].bool()
-        taught = torch.cat([batch["teacher_states"][int(place)] for place in places])
+        mask = student_token_mask(batch)[indices].bool()
+        teacher_states = torch.cat([batch["teacher_states"][int(index)] for index in indices])
         divergence = divergences(
-            student.states[places][mask],
-            taught,
+            student.states[indices][mask],
+            teacher_states,
             student.head,
             self.self_teacher.head,
             alpha=self.config.distillation_alpha,
             top_k=self.config.distillation_top_k,
             temperature=self.config.temperature,
         )
-        own = student.log_probs[places]
+        own = student.log_probs[indices]
         old = (
-            batch["old_per_token_logps"][places]
+            batch["old_per_token_logps"][indices]
             if batch.get("old_per_token_logps") is not None
             else own.detach()
         )
-        weights: Tensor = batch["distillation_weights"][places] * capped_importance(
+        weights: Tensor = batch["distillation_weights"][indices] * capped_importance(
             own, old, self.config.importance_cap
         )
         if batch.get("importance_sampling_ratio") is not None:
-            weights = weights * batch["importance_sampling_ratio"][places]
+            weights = weights * batch["importance_sampling_ratio"][indices]
         return (weights[mask] * divergence).sum()
 
     def _teacher_states(
         self, batch: Mapping[str, Any], prompts: Mapping[int, Sequence[int]]
     ) -> dict[int, Tensor]:
         """Return the self-teacher's states [T, d] of each routed row's tokens."""
-        size, found = self.config.per_device_train_batch_size, {}
-        places = sorted(prompts, key=lambda place: len(prompts[place]))
-        for start in range(0, len(places), size):
-            part = places[start : start + size]
+        size, row_states = self.config.per_device_train_batch_size, {}
+        indices = sorted(prompts, key=lambda index: len(prompts[index]))
+        for start in range(0, len(indices), size):
+            part = indices[start : start + size]
             completion, mask = batch["completion_ids"][part], batch["completion_mask"][part]
-            width = max(len(prompts[place]) for place in part)
+            width = max(len(prompts[index]) for index in part)
             ids = completion.new_full((len(part), width), self._tokenizer.pad_token_id)
             seen = torch.zeros_like(ids)
-            for row, place in enumerate(part):
-                ids[row, width - len(prompts[place]) :] = torch.tensor(
-                    prompts[place], device=ids.device
+            for row, index in enumerate(part):
+                ids[row, width - len(prompts[index]) :] = torch.tensor(
+                    prompts[index], device=ids.device
                 )
-                seen[row, width - len(prompts[place]) :] = 1
+                seen[row, width - len(prompts[index]) :] = 1
             states = self.self_teacher.states(
                 torch.cat([ids, completion], 1),
                 torch.cat([seen, mask.to(seen)], 1),
                 completion.shape[1],
             )
-            for row, place in enumerate(part):
-                found[place] = states[row, student_token_mask(batch)[place].bool()].clone()
-        return found
+            for row, index in enumerate(part):
+                row_states[index] = states[row, student_token_mask(batch)[index].bool()].clone()
+        return row_states
 
     def _tokens(self, prompt: Prompt) -> Sequence[int]:
         if isinstance(prompt, str):

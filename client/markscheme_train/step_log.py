@@ -93,7 +93,7 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
             complete_only = [
                 (line, json.loads(line)) for line in read_lines(self._path, complete_only=True)
             ]
-            kept = [
+            remaining = [
                 line + "\n" for line, record in complete_only if record["step"] <= state.global_step
             ]
             if self._resumed:
@@ -102,9 +102,9 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
                     for _, record in complete_only
                     if record["step"] > state.global_step
                 }
-            shorter = self._path.with_suffix(".partial")
-            shorter.write_text("".join(kept), encoding="utf-8")
-            shorter.replace(self._path)
+            partial = self._path.with_suffix(".partial")
+            partial.write_text("".join(remaining), encoding="utf-8")
+            partial.replace(self._path)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""

@@ -176,8 +176,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 self.reward.rows, self.reward.last.row_scores, self.reward.last.teacher_scores
             )
             with self.accelerator.autocast():
-                told = self.distillation.prepare(batch, rows, first=first, total=self._total)
-            for name, value in told.items():
+                metrics = self.distillation.prepare(batch, rows, first=first, total=self._total)
+            for name, value in metrics.items():
                 self._metrics["train"][name].append(value)
             self.seconds["teacher"] += time.perf_counter() - started
         batch["num_items_in_batch"] = self.accelerator.gather(student_token_mask(batch).sum()).sum()
@@ -362,13 +362,13 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 torch.set_grad_enabled(learning and torch.is_grad_enabled()),
                 self.accelerator.autocast(),
             ):
-                found, spread = token_log_probs(
+                token_logps, token_entropies = token_log_probs(
                     states[rows],
                     input_ids[:, -logits_to_keep:][rows],
                     head,
                     temperature=self.temperature,
                 )
-            logps[rows], entropies[rows] = found.to(logps), spread.to(entropies)
+            logps[rows], entropies[rows] = token_logps.to(logps), token_entropies.to(entropies)
         if not (counted & ~routed.unsqueeze(1)).any():  # DDP needs a gradient of every weight
             logps = logps + 0 * head(states[:1, :1]).sum()
         if self._routed is not None:
@@ -449,7 +449,7 @@ def _last_states(model: Any, *, when: bool) -> Iterator[list[torch.Tensor]]:
     if not when:
         yield seen
         return
-    hook = model.base_model.register_forward_hook(lambda _module, _given, out: seen.append(out[0]))
+    hook = model.base_model.register_forward_hook(lambda _module, _inputs, out: seen.append(out[0]))
     try:
         yield seen
     finally:

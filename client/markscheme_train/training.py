@@ -283,19 +283,19 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
     These are the settings that may not change on resume, the data and the number of processes; the
     length of the run only where the learning rate depends on it.
     """
-    kept = {
+    decisive = {
         name: value
         for name, value in config.to_dict().items()
         if name not in CHANGEABLE_ON_RESUME and not name.startswith(CHANGEABLE_PREFIXES)
     }
     if config.lr_scheduler_type.value not in CONSTANT_SCHEDULES:
-        kept |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
-    kept |= {
+        decisive |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
+    decisive |= {
         "data": hashlib.sha256(Path(config.data).read_bytes()).hexdigest(),
         "processes": config.world_size,
     }
-    read: dict[str, Any] = json.loads(json.dumps(kept, default=str, sort_keys=True))
-    return read
+    plain: dict[str, Any] = json.loads(json.dumps(decisive, default=str, sort_keys=True))
+    return plain
 
 
 def resolve_thinking(config: TrainConfig, tokenizer: Any) -> Thinking:

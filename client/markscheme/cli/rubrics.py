@@ -232,8 +232,8 @@ def _node_line(node: LineageNode, asked: bool = False) -> str:
         case LineageMaker():
             return f"{node.role.replace('_', ' ')}: {node.name}"
         case LineageResponse():
-            said = f"“{_excerpt(node.text)}”" if node.text is not None else "(text not kept)"
-            return f"{node.role} {node.key[:12]}: {said}"
+            excerpt = f"“{_excerpt(node.text)}”" if node.text is not None else "(text not kept)"
+            return f"{node.role} {node.key[:12]}: {excerpt}"
         case LineageRun():
             change = (
                 ""

@@ -176,17 +176,17 @@ def _read_healthbench(content: dict[str, Any], issues: ConversionIssues) -> _Dra
     _note_extra(bench, "the row", issues, _HEALTHBENCH_KEYS)
     criteria = []
     for number, row in enumerate(_bounded(bench.rubrics), 1):
-        place = f"criterion {number}"
-        _note_extra(row, place, issues)
+        location = f"criterion {number}"
+        _note_extra(row, location, issues)
         ours = next((c for c in CATEGORIES if f"category:{c}" in row.tags), None)
         if others := [tag for tag in row.tags if tag != f"category:{ours}"]:
             issues.losses.append(
-                f"{place}: we have no place for the tags of a criterion: {join_excerpts(others)}"
+                f"{location}: we have no place for the tags of a criterion: {join_excerpts(others)}"
             )
         criteria.append(
             {
-                "text": _text(row.criterion, place, issues),
-                "points": _points(row.points, place, issues),
+                "text": _text(row.criterion, location, issues),
+                "points": _points(row.points, location, issues),
                 "category": ours or "task_fulfilment",
             }
         )
@@ -199,13 +199,13 @@ def _read_rar(content: dict[str, Any], issues: ConversionIssues) -> _Draft:
     criteria = []
     ids = _ids([row.title for row in _bounded(rar.rubric)], "title", issues)
     for number, (own, row) in enumerate(zip(ids, rar.rubric, strict=True), 1):
-        place = f"criterion {number}"
-        _note_extra(row, place, issues)
+        location = f"criterion {number}"
+        _note_extra(row, location, issues)
         criteria.append(
             {
                 "id": own,
-                "text": _text(row.description, place, issues),
-                "points": _points(row.weight, place, issues),
+                "text": _text(row.description, location, issues),
+                "points": _points(row.weight, location, issues),
             }
         )
     return _Draft(rar.question, criteria)
@@ -221,18 +221,18 @@ def _read_verifiers(content: dict[str, Any], issues: ConversionIssues) -> _Draft
     for number, (own, row) in enumerate(
         zip(_ids(names, "name", issues), verifiers.criteria, strict=True), 1
     ):
-        place = f"criterion {number}"
-        _note_extra(row, place, issues)
+        location = f"criterion {number}"
+        _note_extra(row, location, issues)
         if [choice.strip().lower() for choice in row.choices] != ["no", "yes"]:
             issues.refusals.append(
-                f"{place}: its choices are {join_excerpts(row.choices)}; a criterion here is met "
+                f"{location}: its choices are {join_excerpts(row.choices)}; a criterion here is met "
                 "or not: rephrase it as a question with the choices no and yes, in this order"
             )
         criteria.append(
             {
                 "id": own,
-                "text": _text(row.text, place, issues),
-                "points": _points(row.weight, place, issues),
+                "text": _text(row.text, location, issues),
+                "points": _points(row.weight, location, issues),
             }
         )
     return _Draft(None, criteria)
@@ -256,26 +256,26 @@ def _bounded(rows: list[R]) -> list[R]:
     return rows
 
 
-def _text(text: str, place: str, issues: ConversionIssues) -> str:
+def _text(text: str, location: str, issues: ConversionIssues) -> str:
     if len(text) > MAX_TEXT_LENGTH:
         issues.refusals.append(
-            f"{place}: its text has {len(text)} characters; there may be {MAX_TEXT_LENGTH}"
+            f"{location}: its text has {len(text)} characters; there may be {MAX_TEXT_LENGTH}"
         )
     return text
 
 
-def _points(weight: float, place: str, issues: ConversionIssues) -> int:
+def _points(weight: float, location: str, issues: ConversionIssues) -> int:
     """Return a weight as points; a weight that is not a whole number is refused later."""
     if not weight.is_integer():
         issues.refusals.append(
-            f"{place}: {weight:g} is no whole number of points; multiply all of the rubric's "
+            f"{location}: {weight:g} is no whole number of points; multiply all of the rubric's "
             "by the same number"
         )
     elif weight == 0:
-        issues.refusals.append(f"{place}: it is worth 0 points; leave it out")
+        issues.refusals.append(f"{location}: it is worth 0 points; leave it out")
     elif abs(weight) > MAX_POINTS:
         issues.refusals.append(
-            f"{place}: {weight:g} points; there are at most {MAX_POINTS}: divide all of the "
+            f"{location}: {weight:g} points; there are at most {MAX_POINTS}: divide all of the "
             "rubric's by the same number"
         )
     else:
@@ -313,19 +313,19 @@ def _tags(given: Sequence[str], issues: ConversionIssues) -> list[str]:
 
 
 def _note_extra(
-    row: Row, place: str, issues: ConversionIssues, passed_over: Collection[str] = ()
+    row: Row, location: str, issues: ConversionIssues, passed_over: Collection[str] = ()
 ) -> None:
     if extra := [name for name in row.model_extra or {} if name not in passed_over]:
-        issues.losses.append(f"{place}: we have no place for {join_excerpts(extra)}")
+        issues.losses.append(f"{location}: we have no place for {join_excerpts(extra)}")
 
 
 def _messages_of(error: ValidationError, root: str = "") -> list[str]:
     """Return what a model says of its input, with places such as `rubrics[2].points: …`."""
     sentences = []
     for found in error.errors(include_input=False, include_url=False, include_context=False):
-        place = root
+        location = root
         for part in found["loc"]:
-            place += f"[{part}]" if isinstance(part, int) else f".{excerpt(part)[1:-1]}"
+            location += f"[{part}]" if isinstance(part, int) else f".{excerpt(part)[1:-1]}"
         said = found["msg"].removeprefix("Value error, ")
-        sentences.append(f"{place.lstrip('.')}: {said}" if place else said)
+        sentences.append(f"{location.lstrip('.')}: {said}" if location else said)
     return sentences
