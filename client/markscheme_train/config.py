@@ -86,7 +86,8 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         default="", metadata={"help": "JSONL with `prompt` and optional `teacher_responses`."}
     )
     preset: Literal["grpo", "ropd", "ropd-paper", "sdpo", "srpo", "srpo-rubric"] = field(
-        default="ropd", metadata={"help": "Values of keys that are not set."}
+        default="ropd",
+        metadata={"help": "Where the values of other keys come from: what the file leaves out."},
     )
     markscheme_url: str = field(
         default="http://127.0.0.1:8321", metadata={"help": "Address of the rubric service."}
@@ -172,8 +173,7 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
     distillation_alpha: float = field(
         default=0.5,
         metadata={
-            "help": "0: KL(self-teacher||student), 1: KL(student||self-teacher), 0.5: "
-            "Jensen-Shannon."
+            "help": "0: KL(self-teacher‖student), 1: KL(student‖self-teacher), 0.5: Jensen-Shannon."
         },
     )
     distillation_top_k: int | None = field(
@@ -191,7 +191,8 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         },
     )
     importance_cap: float = field(
-        default=2.0, metadata={"help": "The most that a stale rollout's token weighs."}
+        default=2.0,
+        metadata={"help": "Maximum importance weight of a token whose rollout is stale."},
     )
 
 

@@ -76,6 +76,25 @@ def test_what_stays_unscored_ends_it_saying_why_on_its_last_line(
     assert "--resume alone does not help" in last
 
 
+def test_a_wrong_key_is_refused_before_the_model_is_loaded(
+    serve: Callable[..., str],
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load_model(config: Any) -> Any:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr("markscheme_train.training.load_model", load_model)
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(settings | {"markscheme_url": serve(api_key="right")}))
+    app = typer.Typer()
+    app.command()(command)
+    refused = CliRunner().invoke(app, [str(file)], env={"MARKSCHEME_API_KEY": "wrong"})
+    assert refused.exit_code == 1
+    assert "MARKSCHEME_API_KEY" in refused.output
+
+
 def test_a_mistake_is_not(train: Callable[..., Result]) -> None:
     wrong = train("lerning_rate=1")
     assert wrong.exit_code == 1

@@ -1,15 +1,35 @@
 """The configuration: preset under given values, and errors that help."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
+from trl import GRPOConfig
 
-from markscheme_train.config import PRESETS, build_config, load_config
+from markscheme_train.config import PRESETS, TrainConfig, build_config, load_config
 from markscheme_train.errors import ConfigError
 
 NEEDED = {"model": "m", "data": "d.jsonl"}
+TRAINING_PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+
+
+def key_table() -> list[str]:
+    """The table of our own keys in ``docs/training.md``, line by line."""
+    theirs = {field.name for field in dataclasses.fields(GRPOConfig)}
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(TrainConfig):
+        if field.name not in theirs:
+            default = "" if field.default in ("", None) else f"`{str(field.default).lower()}`"
+            lines.append(f"| `{field.name}` | {default} | {field.metadata['help']} |")
+    return lines
+
+
+def test_every_key_of_ours_is_described_in_the_docs() -> None:
+    lines = key_table()
+    assert "\n".join(lines) in TRAINING_PAGE.read_text("utf-8"), "\n".join(lines)
+    assert all(line.endswith(". |") for line in lines[2:])
 
 
 def test_the_preset_is_ropds_release() -> None:

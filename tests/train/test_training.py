@@ -253,7 +253,7 @@ def test_a_run_that_never_reached_the_service_says_so(settings: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model": "/nowhere/at/all"}, ModelError, "cannot load the model `/nowhere/at/all`"),
+        ({"model": "/nowhere/at/all"}, ModelError, "there is no model folder `/nowhere/at/all`"),
         (
             {"per_device_train_batch_size": 32},
             ConfigError,
