@@ -98,7 +98,8 @@ def _part(part: object, location: str) -> str:
     ]
     if kind is None and (other or text is None):
         raise MessageError(
-            f"{location}: a part without a type ({', '.join(other) or 'empty'}); only text can be used"
+            f"{location}: a part without a type ({', '.join(other) or 'empty'}); only text can be "
+            "used"
         )
     if kind is not None and kind not in _TEXT_PARTS:
         raise MessageError(f"{location}: a part of type {kind!r}; only text can be used")

@@ -87,7 +87,7 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
     )
     preset: Literal["grpo", "ropd", "ropd-paper", "sdpo", "srpo", "srpo-rubric"] = field(
         default="ropd",
-        metadata={"help": "Where the values of other keys come from: what the file leaves out."},
+        metadata={"help": "Preset for keys that neither file nor command line set."},
     )
     markscheme_url: str = field(
         default="http://127.0.0.1:8321", metadata={"help": "Address of the rubric service."}

@@ -61,7 +61,7 @@ def build_teacher_prompt(
         prompt: The task.
         demonstration: A good response, if there is one.
         feedback: Criteria that the attempt missed.
-        most: Maximum number of tokens.
+        max_tokens: Maximum length of the prompt in tokens.
     """
     lines, response = (
         list(feedback),

@@ -225,8 +225,8 @@ def _read_verifiers(content: dict[str, Any], issues: ConversionIssues) -> _Draft
         _note_extra(row, location, issues)
         if [choice.strip().lower() for choice in row.choices] != ["no", "yes"]:
             issues.refusals.append(
-                f"{location}: its choices are {join_excerpts(row.choices)}; a criterion here is met "
-                "or not: rephrase it as a question with the choices no and yes, in this order"
+                f"{location}: its choices are {join_excerpts(row.choices)}; a criterion here is "
+                "met or not: rephrase it as a question with the choices no and yes, in this order"
             )
         criteria.append(
             {
