@@ -116,7 +116,7 @@ test-judges: setup  ## The service against real servers: LiteLLM, transformers s
 	-$(CLEAN) $(MAKE) --keep-going $(foreach judge,$(JUDGES),$(JUDGE_ENVS)/venv-$(judge)/.ready)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m judges.run $(addprefix --only ,$(JUDGES))
 
-acceptance: setup  ## The 58 checks of docs/reliability.md, and the table of what shows them (slow, about two hours; CHECKS=4,5 for some)
+acceptance: setup  ## The 58 checks of docs/reliability.md, and the table of what shows them (slow, about two and a half hours; CHECKS=4,5 for some)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m acceptance.run $(if $(CHECKS),--only $(CHECKS))
 
 $(JUDGE_ENVS)/venv-%/.ready:

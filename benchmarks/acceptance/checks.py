@@ -436,8 +436,10 @@ def _security() -> list[Check]:
             41,
             area,
             "The containers are confined, run as nobody, and hold no secret that they do not need.",
-            (pytest("tests/deployment/test_compose.py", f"{CLIENT}test_sdk.py"),),
-            part="the files only; `make compose-test` builds and runs the images and needs Docker",
+            (
+                pytest("tests/deployment/test_compose.py", f"{CLIENT}test_sdk.py"),
+                pytest("tests/deployment/test_running_containers.py", slow=True, limit_s=2400),
+            ),
         ),
     ]
 

@@ -369,9 +369,11 @@ def test_a_trainer_says_what_it_will_do_before_it_does(tmp_path: Path) -> None:
             },
             timeout=30,
         )
-        assert done.stdout.splitlines() == ["Trains; judged by m ", "runs train x y with mk_x"], (
-            done.stderr
-        )
+        said = [
+            "Trains; judge in .env: m; the service's log begins with the judges in use",
+            "runs train x y with mk_x",
+        ]
+        assert done.stdout.splitlines() == said, done.stderr
 
 
 def test_the_images_say_the_version_of_the_project() -> None:

@@ -326,6 +326,6 @@ def _messages_of(error: ValidationError, root: str = "") -> list[str]:
         location = root
         for part in found["loc"]:
             location += f"[{part}]" if isinstance(part, int) else f".{excerpt(part)[1:-1]}"
-        said = found["msg"].removeprefix("Value error, ")
+        said = found["msg"].removeprefix("Value error, ").replace("Field required", "is missing")
         sentences.append(f"{location.lstrip('.')}: {said}" if location else said)
     return sentences
