@@ -373,6 +373,7 @@ class Client:
             thinking,
             reuse_scope,
         )
+        # NDJSON: groups arrive as they are judged, with heartbeats while nothing is ready.
         reader = protocol.BatchReader(order, deadline)
         with (
             self._translated_errors(deadline),

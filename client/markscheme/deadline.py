@@ -71,6 +71,7 @@ class Deadline:
         `DeadlineExceeded`.
         """
         remaining_s = self.remaining_s
+        # 5 % of what is left, between 50 ms and 2 s, is for the way back.
         header_ms = int((remaining_s - min(2.0, max(0.05, remaining_s * 0.05))) * 1000)
         if header_ms < 1:
             raise self.exceeded()

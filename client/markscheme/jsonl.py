@@ -46,6 +46,7 @@ class _LineSplitter:
     def feed(self, chunk: bytes | str) -> Iterator[bytes]:
         """Return the lines that this chunk completes."""
         *ends, rest = (chunk.encode() if isinstance(chunk, str) else chunk).split(b"\n")
+        # Decoding waits for the whole line: a chunk may end inside a character.
         for end in ends:
             self._buffer += end
             yield self._take()

@@ -90,6 +90,7 @@ def _part(part: object, location: str) -> str:
         return part
     if not isinstance(part, Mapping):
         raise MessageError(f"{location}: must be a part with type and text, not {_kind(part)}")
+    # A part that is not text must raise: dropping an image would change what is judged.
     kind, text = part.get("type"), part.get("text")
     other = [
         str(name)

@@ -235,6 +235,7 @@ class BatchReader:
         that was cut off or is not the service's.
         """
         self._lines += 1
+        # The service writes "object" first: the kind of a line is known before it is parsed.
         if '"object":"score.summary"' in text[:40]:
             self._summary = self._read(text, ScoreSummary)
             return None
@@ -251,6 +252,7 @@ class BatchReader:
             return model.model_validate_json(text, extra="ignore")
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
+            # A line that ends early was cut off in transit; other errors mean a foreign service.
             if first["type"] == "json_invalid" and "EOF" in first["msg"]:
                 raise ConnectionFailed(_INCOMPLETE) from error
             raise AnswerUnreadable(

@@ -154,6 +154,7 @@ def teach_all(
         change = client.save_teacher_responses(entries[start : start + MAX_TEACHER_ENTRIES])
         report.from_file += change.added + change.duplicates
         report.already_stored += change.duplicates
+    # After the first error no further prompt is begun: each would be paid for.
     stop, counting = Event(), Lock()
 
     def ask(line: PromptEntry) -> None:

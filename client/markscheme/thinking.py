@@ -72,6 +72,7 @@ def split_thinking(text: str, *, opened: bool = False) -> Output:
         if close is None:
             return Output(text, "", finished=False)
         at = _skip_space(text, close.end())
+    # Some models think several times before they answer.
     for _ in range(_MAX_THOUGHTS):
         mark = _opening(text, at)
         if mark is None:

@@ -39,6 +39,7 @@ def publish_dir(folder: Path, target: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+    # The rename publishes; syncing the parent makes it survive a power failure.
     folder.rename(target)
     handle = os.open(target.parent, os.O_RDONLY)
     try:

@@ -55,6 +55,7 @@ class Distributed:
 
     def broadcast_from_rank_0(self, question: Callable[[], T]) -> T:
         """Call `question` on rank 0; return its answer, or raise its error, on every rank."""
+        # Answer and error travel together, so that every rank raises at the same place.
         outcome: list[Any] = [None, None]
         if self.rank == 0:
             try:

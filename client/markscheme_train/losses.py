@@ -48,6 +48,7 @@ def group_advantages(
     known = ~rewards.isnan() if valid is None else valid.bool() & ~rewards.isnan()
     known = known & (known.sum(dim=1, keepdim=True) >= min_group)
     count = known.sum(dim=1, keepdim=True).clamp(min=1)
+    # NaN times 0 is NaN: unknown rewards are replaced, not multiplied away.
     zeroed = torch.where(known, rewards, 0.0)
     centred = torch.where(known, rewards - zeroed.sum(dim=1, keepdim=True) / count, 0.0)
     if scale == "none":
@@ -121,6 +122,7 @@ def generalized_jsd(
         return _kl(teacher, student)
     if alpha == 1.0:
         return _kl(student, teacher)
+    # Mix in log space: probabilities of unlikely tokens would underflow.
     share = torch.tensor([1.0 - alpha, alpha], dtype=student.dtype, device=student.device).log()
     mixture = torch.logaddexp(student + share[0], teacher + share[1])
     return (1.0 - alpha) * _kl(student, mixture) + alpha * _kl(teacher, mixture)
@@ -240,6 +242,7 @@ def srpo_loss(inputs: SrpoInputs, config: SrpoConfig) -> tuple[Tensor, Mapping[s
     mask = inputs.mask.bool()
     distilled = mask & inputs.routed.bool().unsqueeze(1)
     reinforced = mask & ~distilled
+    # Micro-batches share one denominator, or the token mean would depend on their split.
     tokens = inputs.token_count if inputs.token_count is not None else mask.sum()
     surrogate = clipped_surrogate(
         inputs.log_probs,

@@ -28,6 +28,7 @@ def shared_prompt_states(
         completion_length: C.
     """
     width = input_ids.shape[1] - completion_length
+    # Compare tokens and mask together: padding must not make two prompts equal.
     keys = torch.cat([input_ids[:, :width], attention_mask[:, :width].to(input_ids.dtype)], dim=1)
     distinct, place = torch.unique(keys, dim=0, return_inverse=True)
     prompts = backbone(

@@ -83,6 +83,7 @@ def route(
             branches.append(Branch.UNSCORED)
             demonstrations.append(None)
             continue
+        # With a gap of 0 a demonstration may score less than the failure itself, as in SRPO.
         shown_by = _best(values, is_truncated, own, max(minimum, score + gap) if gap else minimum)
         if (
             shown_by is None

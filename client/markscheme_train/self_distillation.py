@@ -157,6 +157,7 @@ class SelfDistillation:
             entropy[index, mask[index]] = entropies(
                 row_states, self.self_teacher.head, temperature=self.config.temperature
             )
+        # The mean weight is over all processes: every rank must call `total`, routed rows or not.
         routed_tokens = mask & routed.unsqueeze(1)
         weighed, count = total(
             entropy_weight_sums(entropy, routed_tokens, beta=self.config.entropy_beta)
@@ -166,6 +167,7 @@ class SelfDistillation:
             entropy, routed_tokens, beta=self.config.entropy_beta, mean=weighed / count.clamp(min=1)
         )
         batch["teacher_states"] = [states.get(index) for index in range(len(mask))]
+        # An advantage of 0 takes a row out of TRL's surrogate but leaves it in the token count.
         batch["advantages"] = batch["advantages"].masked_fill(routed, 0.0)
         if self.config.method == "sdpo":
             batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
@@ -231,6 +233,7 @@ class SelfDistillation:
     ) -> dict[int, Tensor]:
         """Return the self-teacher's states [T, d] of each routed row's tokens."""
         size, row_states = self.config.per_device_train_batch_size, {}
+        # Rows of similar length share a batch, which saves padding.
         indices = sorted(prompts, key=lambda index: len(prompts[index]))
         for start in range(0, len(indices), size):
             part = indices[start : start + size]

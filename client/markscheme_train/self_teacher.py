@@ -66,6 +66,7 @@ class ModelCopy:
     @torch.no_grad()
     def update(self, rate: float) -> None:
         """Move the weights towards the student's by `rate`."""
+        # The student may be in half precision or on another device.
         pairs = [
             (own, other.to(own))
             for own, other in zip(self.model.parameters(), self._student.parameters(), strict=True)
@@ -171,4 +172,5 @@ def output_head(model: Any) -> Callable[[Tensor], Tensor]:
 def _ema_update(pairs: Sequence[tuple[Tensor, Tensor]], rate: float) -> None:
     if not all(bool(other.isfinite().all()) for _, other in pairs):
         raise FloatingPointError("the student's weights are no numbers any more")
+    # One fused kernel for all weights instead of one launch a tensor.
     torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], rate)

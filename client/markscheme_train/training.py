@@ -250,6 +250,7 @@ def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> b
     Returns whether this is the run that was started before: one without a checkpoint may become
     another. Raises `ConfigError` if a setting was changed that must not be.
     """
+    # A run without a checkpoint has learnt nothing: it may start again with other settings.
     file = output / SETTINGS_FILE
     now = config_fingerprint(config)
     if (

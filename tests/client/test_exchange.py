@@ -385,7 +385,7 @@ def test_tags_that_are_none_of_ours_are_a_loss() -> None:
             "healthbench",
             "prompt[0].role: ",
         ),
-        ({"prompt": "x", "criteria": []}, "native", "schema_version: Field required"),
+        ({"prompt": "x", "criteria": []}, "native", "schema_version: is missing"),
         ([], "native", "must be a JSON object"),
         (None, "rar", "must be a JSON object"),
         ({}, "toml", "there are native, ropd,"),

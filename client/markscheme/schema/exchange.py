@@ -21,6 +21,7 @@ def check_json(content: Any) -> Any:
 
     Decoders let NaN, NUL characters and lone surrogates through. Raises `ValueError`.
     """
+    # Walk without recursion: the depth is what the sender chose.
     waiting, seen = [(content, 1)], 0
     while waiting:
         value, depth = waiting.pop()
