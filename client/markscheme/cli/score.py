@@ -227,8 +227,12 @@ def _parse_scored(row: Any) -> tuple[str, bool]:
     if not isinstance(row, dict) or not isinstance(row.get("id"), str):
         raise ValueError("not a scored group")
     rollouts = row.get("rollouts")
-    known = bool(rollouts) and all(
-        isinstance(rollout, dict) and rollout.get("reward") is not None for rollout in rollouts
+    known = (
+        isinstance(rollouts, list)
+        and bool(rollouts)
+        and all(
+            isinstance(rollout, dict) and rollout.get("reward") is not None for rollout in rollouts
+        )
     )
     return row["id"], known
 
