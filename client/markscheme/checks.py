@@ -15,15 +15,10 @@ from pydantic import (
     model_validator,
 )
 
-
-def _without_nul(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("must not contain the NUL character")
-    return text
-
+from markscheme.text import check_valid
 
 Phrase = Annotated[
-    str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_without_nul)
+    str, StringConstraints(min_length=1, max_length=2000), AfterValidator(check_valid)
 ]
 Phrases = Annotated[list[Phrase], Field(min_length=1, max_length=64)]
 Amount = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -134,7 +129,7 @@ class LetterCount(_Range):
 
     kind: Literal["letter_count"]
     letter: Annotated[
-        str, StringConstraints(min_length=1, max_length=1), AfterValidator(_without_nul)
+        str, StringConstraints(min_length=1, max_length=1), AfterValidator(check_valid)
     ]
 
 
@@ -248,7 +243,7 @@ class Regex(_Check):
 
     kind: Literal["regex"]
     pattern: Annotated[
-        str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_without_nul)
+        str, StringConstraints(min_length=1, max_length=1000), AfterValidator(check_valid)
     ]
     ignore_case: bool = False
 
@@ -258,7 +253,7 @@ class NotEcho(_Check):
 
     kind: Literal["not_echo"]
     text: Annotated[
-        str, StringConstraints(min_length=1, max_length=200_000), AfterValidator(_without_nul)
+        str, StringConstraints(min_length=1, max_length=200_000), AfterValidator(check_valid)
     ]
     max_share: Share = 0.5
 

@@ -13,6 +13,13 @@ def replace_invalid(text: str) -> str:
     return text if _is_usable(text) else _UNUSABLE.sub("\ufffd", text)
 
 
+def check_valid(text: str) -> str:
+    """Return `text` if it has no NUL and no lone surrogate. Raises `ValueError`."""
+    if not _is_usable(text):
+        raise ValueError("must not contain the NUL character or half of a surrogate pair")
+    return text
+
+
 def _is_usable(text: str) -> bool:
     """Return whether there is nothing to replace; 20 times faster than the expression."""
     if "\0" in text:

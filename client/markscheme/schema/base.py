@@ -13,7 +13,7 @@ from pydantic import (
 )
 from pydantic import Tag as Branch
 
-from markscheme.text import replace_invalid
+from markscheme.text import check_valid, replace_invalid
 from markscheme.vocabulary import Role
 
 MAX_ROLLOUTS = 4096
@@ -22,17 +22,11 @@ MAX_TEACHER_ENTRIES = 1000
 """Maximum prompts in one `POST /v1/teacher-responses`."""
 
 
-def _usable(text: str) -> str:
-    if replace_invalid(text) != text:
-        raise ValueError("must not contain the NUL character or half of a surrogate pair")
-    return text
-
-
 def _visible(value: Any) -> Any:
     return replace_invalid(value) if isinstance(value, str) else value
 
 
-Text = Annotated[str, AfterValidator(_usable)]
+Text = Annotated[str, AfterValidator(check_valid)]
 """Any text without NUL and lone surrogates."""
 ModelText = Annotated[str, BeforeValidator(_visible)]
 """A model's output: NUL and lone surrogates in it are replaced by U+FFFD."""

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 
 from markscheme.schema.base import Prompt, Tag, Wire
 from markscheme.schema.rubrics import Rubric
+from markscheme.text import check_valid
 from markscheme.vocabulary import ExchangeFormat
 
 MAX_VALUES = 100_000
@@ -26,7 +27,7 @@ def check_json(content: Any) -> Any:
     while waiting:
         value, depth = waiting.pop()
         if isinstance(value, str):
-            _check_text(value)
+            check_valid(value)
         elif isinstance(value, float):
             if not isfinite(value):
                 raise ValueError("every number must be finite")
@@ -43,7 +44,7 @@ def check_json(content: Any) -> Any:
                 for key in value:
                     if not isinstance(key, str):
                         raise ValueError("every name in it must be a string")
-                    _check_text(key)
+                    check_valid(key)
             waiting.extend(
                 (inner, depth + 1)
                 for inner in (value.values() if isinstance(value, dict) else value)
@@ -51,16 +52,6 @@ def check_json(content: Any) -> Any:
         elif value is not None:
             raise ValueError(f"a {type(value).__name__} is not JSON")
     return content
-
-
-def _check_text(text: str) -> None:
-    if "\x00" in text:
-        raise ValueError("must not contain the NUL character")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError("must not contain lone surrogates") from None
 
 
 class RubricImport(Wire):

@@ -80,11 +80,11 @@ class Rubric(Wire):
     provenance: Provenance
 
 
-def _usable(criteria: list[Criterion]) -> list[Criterion]:
-    given = [c.id for c in criteria if c.id is not None]
-    if given and len(given) != len(criteria):
+def _check_criteria(criteria: list[Criterion]) -> list[Criterion]:
+    ids = [c.id for c in criteria if c.id is not None]
+    if ids and len(ids) != len(criteria):
         raise ValueError("give every criterion an id, or none")
-    if len(set(given)) != len(given):
+    if len(set(ids)) != len(ids):
         raise ValueError("criterion ids must be unique")
     if any(c.points == 0 for c in criteria):
         raise ValueError("points must not be 0")
@@ -93,7 +93,9 @@ def _usable(criteria: list[Criterion]) -> list[Criterion]:
     return criteria
 
 
-Criteria = Annotated[list[Criterion], Field(min_length=1, max_length=64), AfterValidator(_usable)]
+Criteria = Annotated[
+    list[Criterion], Field(min_length=1, max_length=64), AfterValidator(_check_criteria)
+]
 """The criteria of one rubric."""
 
 
