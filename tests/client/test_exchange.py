@@ -372,7 +372,7 @@ def test_tags_that_are_none_of_ours_are_a_loss() -> None:
         (rar(rubric=[]), "rar", "rubric: List should have at least 1"),
         (rar(question=" "), "rar", "question: must not be blank"),
         (rar(question="a\x00"), "rar", "must not contain the NUL character"),
-        (rar(note={"\ud800": 1}), "rar", "must not contain lone surrogates"),
+        (rar(note={"\ud800": 1}), "rar", "half of a surrogate pair"),
         (rar(note={1: 1}), "rar", "every name in it must be a string"),
         (rar(note=b"x"), "rar", "a bytes is not JSON"),
         (rar(note=[0] * 100_001), "rar", "more than 100000 values"),
