@@ -642,7 +642,7 @@ def _upkeep() -> list[Check]:
         Check(
             58,
             area,
-            "Imports go one way, and each setting and each reason is in the README.",
+            "Imports go one way, and each setting and each reason is in the documentation.",
             (pytest("tests/test_docs.py"), Command(("lint-imports",), 120, is_pytest=False)),
             part="no bound on coverage, no mutation score",
         ),

@@ -208,7 +208,7 @@ def _learnt(log: Path) -> Iterator[str]:
             event = json.loads(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and event.get("event") == "endpoint_asked_differently":
+        if isinstance(event, dict) and event.get("event") == "endpoint_adapted":
             yield f"{event['what']}: {event['detail']}"
 
 

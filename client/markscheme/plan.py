@@ -1,29 +1,18 @@
-"""What a training run will ask of the service: the basis of a cost estimate before the run.
+"""The size of a training run, from which the cost of its judge calls is estimated.
 
-A trainer provides it through an entry point `train` in the group `markscheme.plans`: a function of
-a configuration path and of `key=value` overrides. The server finds it there, so that neither
-package imports the other.
+`markscheme train --plan` prints it as JSON and `markscheme doctor --train` reads it, so that neither
+side imports the other.
 """
-
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from markscheme.vocabulary import ReusePolicy, VerifyMode
 
-GROUP, NAME = "markscheme.plans", "train"
-
-
-class PlanError(Exception):
-    """The configuration cannot be planned; the message says why."""
-
 
 class TrainingPlan(BaseModel):
-    """A whole run in figures.
+    """One run in figures.
 
-    A group is one prompt's rollouts at one visit. Lengths are means, in characters unless named
-    otherwise.
+    A group is the rollouts of one prompt at one visit. Lengths are means, in characters.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -45,9 +34,4 @@ class TrainingPlan(BaseModel):
 
     @property
     def rollouts(self) -> int:
-        """Rollouts of the whole run."""
         return self.groups * self.rollouts_per_group
-
-
-Planner = Callable[[Path, Sequence[str]], TrainingPlan]
-"""The entry point's type. Raises `PlanError`."""

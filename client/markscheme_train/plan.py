@@ -1,14 +1,11 @@
-"""The figures of a training configuration that its judge's cost follows from.
-
-See `markscheme.plan`.
-"""
+"""The training configuration in the figures that its judge's cost follows from; see :mod:`markscheme.plan`."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from markscheme.plan import PlanError, TrainingPlan
+from markscheme.plan import TrainingPlan
 from markscheme.schema import Prompt
 from markscheme_train.errors import TrainError
 
@@ -18,40 +15,36 @@ if TYPE_CHECKING:
 
 
 def plan(path: Path, overrides: Sequence[str]) -> TrainingPlan:
-    """Return the plan of one training process.
+    """Plan the run of one training process. Raises `TrainError`.
 
-    Reads the configuration as `markscheme train` does and refuses what that refuses. It imports
-    torch: the defaults are TRL's own, and a copy of them would be wrong after its next release.
-
-    Raises `PlanError`.
+    Reads the configuration as `markscheme train` does, so what it refuses is refused here. That
+    imports torch: the defaults are TRL's own, and a copy of them would be wrong after its next
+    release.
     """
     from markscheme_train.config import load_config
     from markscheme_train.data import read_examples
 
-    try:
-        config = load_config(path, overrides)
-        return plan_of(config, read_examples(Path(config.data)))
-    except TrainError as error:
-        raise PlanError(str(error)) from error
+    config = load_config(path, overrides)
+    return plan_of(config, read_examples(Path(config.data)))
 
 
 def plan_of(config: "TrainConfig", examples: "list[Example]") -> TrainingPlan:
-    """Return the figures of a configuration and its data. Raises `TrainError`."""
+    """The figures of a configuration and its data. Raises :class:`TrainError`."""
     prompts_per_batch = config.generation_batch_size // config.num_generations
-    # Micro-steps that one generated batch serves, over all iterations.
-    micro_steps_per_batch = config.steps_per_generation * config.num_iterations
+    # One generated batch is looked at this many times: once a micro-step, and again for each iteration over it.
+    looks = config.steps_per_generation * config.num_iterations
     steps = config.max_steps
     if steps <= 0:
-        micro_steps = len(examples) // prompts_per_batch * micro_steps_per_batch
+        micro_steps = len(examples) // prompts_per_batch * looks
         if micro_steps == 0:
             raise TrainError(
-                f"{config.data} has {len(examples)} prompts, fewer than the {prompts_per_batch} of "
-                "one batch"
+                f"{config.data} has {len(examples)} prompts, fewer than the {prompts_per_batch} of one "
+                "batch"
             )
         steps = math.ceil(
             config.num_train_epochs * math.ceil(micro_steps / config.gradient_accumulation_steps)
         )
-    batches = math.ceil(steps * config.gradient_accumulation_steps / micro_steps_per_batch)
+    batches = math.ceil(steps * config.gradient_accumulation_steps / looks)
     teachers = [e.teacher_responses for e in examples if e.teacher_responses]
     texts = [text for responses in teachers for text in responses]
     return TrainingPlan(

@@ -15,21 +15,13 @@ NEEDED = {"model": "m", "data": "d.jsonl"}
 TRAINING_PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 
 
-def key_table() -> list[str]:
-    """The table of our own keys in ``docs/training.md``, line by line."""
+def test_every_key_of_ours_is_described_in_code_and_docs() -> None:
     theirs = {field.name for field in dataclasses.fields(GRPOConfig)}
-    lines = ["| key | default | meaning |", "|---|---|---|"]
+    page = TRAINING_PAGE.read_text("utf-8")
     for field in dataclasses.fields(TrainConfig):
         if field.name not in theirs:
-            default = "" if field.default in ("", None) else f"`{str(field.default).lower()}`"
-            lines.append(f"| `{field.name}` | {default} | {field.metadata['help']} |")
-    return lines
-
-
-def test_every_key_of_ours_is_described_in_the_docs() -> None:
-    lines = key_table()
-    assert "\n".join(lines) in TRAINING_PAGE.read_text("utf-8"), "\n".join(lines)
-    assert all(line.endswith(". |") for line in lines[2:])
+            assert field.metadata["help"].endswith("."), field.name
+            assert f"| `{field.name}` |" in page, field.name
 
 
 def test_the_preset_is_ropds_release() -> None:

@@ -97,7 +97,11 @@ def _add_missing(name: str, extra: str) -> None:
         typer.echo(hint, err=True)
         raise typer.Exit(1)
 
-    app.command(name, help=hint)(command)
+    app.command(
+        name,
+        help=hint,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )(command)
 
 
 def main() -> None:

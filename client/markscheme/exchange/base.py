@@ -12,8 +12,6 @@ from markscheme.vocabulary import EXCHANGE_FORMATS
 LOSSES_HEADER = "X-Markscheme-Losses"
 """Response header of an export that lists its losses, as `encode_losses` writes them."""
 NATIVE, ROPD = "markscheme.rubric.v1", "ropd.rubric.v1"
-MAX_CRITERIA, MAX_POINTS, MAX_TAGS, MAX_TEXT_LENGTH = 64, 100, 32, 4000
-"""Our own limits, as ``markscheme.schema`` has them."""
 _SHOWN = 20
 
 

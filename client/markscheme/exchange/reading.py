@@ -8,10 +8,6 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from markscheme.exchange.base import (
-    MAX_CRITERIA,
-    MAX_POINTS,
-    MAX_TAGS,
-    MAX_TEXT_LENGTH,
     ConversionIssues,
     Imported,
     Malformed,
@@ -22,7 +18,15 @@ from markscheme.exchange.base import (
     join_excerpts,
 )
 from markscheme.exchange.shapes import HealthBench, Native, Rar, Ropd, Row, Verifiers
-from markscheme.schema.base import Message, Prompt, Tag
+from markscheme.schema.base import (
+    MAX_CRITERIA,
+    MAX_POINTS,
+    MAX_TAGS,
+    MAX_TEXT_LENGTH,
+    Message,
+    Prompt,
+    Tag,
+)
 from markscheme.schema.exchange import check_json
 from markscheme.schema.rubrics import Criteria, Criterion
 from markscheme.vocabulary import CATEGORIES, Category, ExchangeFormat

@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from markscheme.exchange.base import MAX_TAGS
-from markscheme.schema.base import Messages, Prompt, Tag, Wire
+from markscheme.schema.base import MAX_TAGS, Messages, Prompt, Tag, Wire
 from markscheme.schema.rubrics import Criteria
 
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from markscheme.exchange.base import (
-    MAX_CRITERIA,
-    MAX_POINTS,
     NATIVE,
     ROPD,
     ConversionIssues,
@@ -14,6 +12,7 @@ from markscheme.exchange.base import (
     assign_ids,
     check_format,
 )
+from markscheme.schema.base import MAX_CRITERIA, MAX_POINTS
 from markscheme.schema.rubrics import Criterion, Rubric
 from markscheme.vocabulary import ExchangeFormat
 

@@ -7,6 +7,9 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from markscheme.checks import Check
 from markscheme.schema.base import (
+    MAX_CRITERIA,
+    MAX_POINTS,
+    MAX_TEXT_LENGTH,
     Identifier,
     JudgeName,
     Message,
@@ -14,7 +17,7 @@ from markscheme.schema.base import (
     ModelText,
     Prompt,
     ShortText,
-    Tag,
+    Tags,
     TeamName,
     Text,
     Wire,
@@ -42,9 +45,9 @@ class Criterion(Wire):
     )
     text: ShortText
     category: Category = "task_fulfilment"
-    points: Annotated[int, Field(ge=-100, le=100)]
+    points: Annotated[int, Field(ge=-MAX_POINTS, le=MAX_POINTS)]
     check: Check | None = None
-    source: Annotated[Text, StringConstraints(max_length=4000)] | None = None
+    source: Annotated[Text, StringConstraints(max_length=MAX_TEXT_LENGTH)] | None = None
 
 
 class Provenance(Wire):
@@ -94,7 +97,7 @@ def _check_criteria(criteria: list[Criterion]) -> list[Criterion]:
 
 
 Criteria = Annotated[
-    list[Criterion], Field(min_length=1, max_length=64), AfterValidator(_check_criteria)
+    list[Criterion], Field(min_length=1, max_length=MAX_CRITERIA), AfterValidator(_check_criteria)
 ]
 """The criteria of one rubric."""
 
@@ -104,7 +107,7 @@ class RubricCreate(Wire):
 
     prompt: Prompt
     criteria: Criteria
-    tags: Annotated[list[Tag], Field(max_length=32)] = []
+    tags: Tags = []
 
 
 class RubricFork(Wire):
@@ -114,7 +117,7 @@ class RubricFork(Wire):
     """
 
     criteria: Criteria | None = None
-    tags: Annotated[list[Tag], Field(max_length=32)] | None = None
+    tags: Tags | None = None
 
 
 class RubricPatch(Wire):
@@ -125,7 +128,7 @@ class RubricPatch(Wire):
 
     visibility: Visibility | None = None
     shared_with: Annotated[list[TeamName], Field(max_length=100)] | None = None
-    tags: Annotated[list[Tag], Field(max_length=32)] | None = None
+    tags: Tags | None = None
     retired: bool | None = None
 
 
@@ -190,5 +193,5 @@ class InduceRequest(Wire):
     rubricator: ReusedRubricator = None
     reuse_scope: ReusedScope = None
     run: Identifier | None = None
-    tags: Annotated[list[Tag], Field(max_length=32)] = []
+    tags: Tags = []
     judge: JudgeName | None = None

@@ -162,7 +162,7 @@ def test_the_command_asks_and_erases(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(logs, "configure", lambda level="info": None)
 
     def run(*words: str, answer: str | None = None) -> Any:
-        monkeypatch.setattr(administration, "_at_a_terminal", lambda: answer is not None)
+        monkeypatch.setattr(administration, "_is_terminal", lambda: answer is not None)
         return CliRunner().invoke(administration.teams, words, input=answer)
 
     assert run("create", "red").exit_code == 0

@@ -350,7 +350,7 @@ def test_who_may_not_induce_does_not_fill_the_bank(
 def test_beyond_loopback_a_key_is_asked_for_even_before_there_is_one(
     organisation: Keys, start: Callable[..., str]
 ) -> None:
-    assert call(start(guarded=True), "GET", "/v1/rubrics", None).status_code == 401
+    assert call(start(require_api_key=True), "GET", "/v1/rubrics", None).status_code == 401
 
 
 def test_an_id_longer_than_any_is_not_there(organisation: Keys, start: Callable[..., str]) -> None:
@@ -431,7 +431,7 @@ def test_the_database_holds_no_key(organisation: Keys, start: Callable[..., str]
     assert call(url, "GET", "/v1/rubrics", shown).status_code == 200
     everything = dump(organisation.url)
     assert keys.prefix(made) in everything
-    assert keys.digest(made, PEPPER) in everything
+    assert keys.key_hash(made, PEPPER) in everything
     for secret in (made, shown, made[11:], shown[11:], PEPPER, OPERATOR):
         assert secret not in everything
 
@@ -496,7 +496,9 @@ class TestCommands:
         ]
         assert "read,score,induce" in listed[1]
         assert "revoked" in listed[2]
-        assert self.run(tmp_path, "teams", "list").stdout.split() == ["default", "red"]
+        assert [
+            line.split()[0] for line in self.run(tmp_path, "teams", "list").stdout.splitlines()
+        ] == ["team", "default", "red"]
 
     @pytest.mark.parametrize(
         ("words", "said"),

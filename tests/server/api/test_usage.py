@@ -172,7 +172,7 @@ def test_what_was_spent_and_saved_is_told_by_whatever_one_asks_for(
         assert by_month.month == f"{today:%Y-%m}"
         assert {b.rubric for b in client.usage(["rubric"]).data} == {induced.id}
         with monkeypatch.context() as patch:
-            patch.setattr(usage_store, "MOST_BUCKETS", 1)
+            patch.setattr(usage_store, "MAX_BUCKETS", 1)
             cut = client.usage(["run", "role"])
             assert (len(cut.data), cut.truncated, cut.total) == (1, True, report.total)
         assert client.usage(["judge"], until=today).data == []
@@ -434,7 +434,7 @@ async def store(database_url: str) -> Any:
 
 async def test_a_dead_processs_holds_are_believed_until_their_lease_ends(store: Store) -> None:
     ours, dead = (
-        BudgetStore(store.database, owner=name, lease_s=lease)
+        BudgetStore(store.database, store.ledger, owner=name, lease_s=lease)
         for name, lease in (("own_1", 60.0), ("own_2", 0.3))
     )
     await ours.put("red", None, hard_usd=1.0, soft_usd=None, window="day", actor=Actor())

@@ -10,26 +10,28 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from markscheme_server.accounts import erasure as grading_erasing
+from markscheme_server.accounts import erasure
 from markscheme_server.accounts.auth import Authenticator
-from markscheme_server.accounts.erasure import Erased, erase_team
+from markscheme_server.accounts.erasure import ErasureReport, erase_team
 from markscheme_server.config import Settings
 from markscheme_server.domain.hashing import prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage, to_nano
+from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.errors import Conflict, NotFound, Unauthorised
-from markscheme_server.store.assignments import GroupRef, Outcome, ScoredRollout
+from markscheme_server.store.assignments import GroupOutcome, GroupRef, ScoredRollout
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.budgets import HoldRequest, UnknownTeam
+from markscheme_server.store.budgets import HoldRequest
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import new_id
-from markscheme_server.store.idempotency import Address, Begun
-from markscheme_server.store.maintenance import batch_delete as walking
-from markscheme_server.store.maintenance import team_deletion as erasing
+from markscheme_server.store.idempotency import RequestKey, Started
+from markscheme_server.store.ledger import CallDescription, JudgeCall
+from markscheme_server.store.maintenance import batch_delete, team_deletion
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import audit_entries, metadata, past_usage, prompts, rubrics
-from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
+from markscheme_server.store.teams import UnknownTeam
+from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 from markscheme_server.wire import from_rubric
 
 TEAMS = ("red", "blue", "green")
@@ -49,7 +51,7 @@ def run_id(team: str) -> str:
 
 @pytest.fixture
 async def store(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
-    monkeypatch.setattr(grading_erasing, "SETTLES_IN_S", 0)
+    monkeypatch.setattr(erasure, "SETTLE_S", 0)
     made = Store(Settings(_env_file=None, database_url=database_url).sqlalchemy_url)
     await migrate(made.database)
     yield made
@@ -92,7 +94,7 @@ async def group(
     await store.assignments.finish(
         team,
         made.id,
-        Outcome(
+        GroupOutcome(
             [
                 ScoredRollout(f"r{i} {word(team)}", text, False, 0.5, None)
                 for i, text in enumerate(texts)
@@ -104,9 +106,9 @@ async def group(
 
 
 async def answer(store: Store, team: str, key: str, body: str) -> None:
-    address = Address(team, f"/r/{word(team)}", key)
+    address = RequestKey(team, f"/r/{word(team)}", key)
     begun = await store.idempotency.begin(address, "f" * 64)
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, Started)
     await store.idempotency.finish(address, begun.owner, status=200, body=body)
 
 
@@ -130,13 +132,21 @@ async def fill(store: Store) -> dict[str, Any]:
         await store.teachers.save(team, COMMON, ["said by all"])
         usage = JudgeUsage(1, 10, 5, cost=to_nano(0.1))
         verdict = StoredVerdict(
-            text_key(f"v {team}"), "p", "c", "r", f"judge {word(team)}", True, word(team), 0.1
+            text_key(f"v {team}"),
+            "p",
+            "c",
+            "r",
+            f"judge {word(team)}",
+            StoredDecision(True, word(team), 0.1),
         )
         await store.verdicts.save(
-            Reply(
+            JudgeReply(
                 team,
                 [verdict],
-                JudgeCall("verifier", "judge", ("c",), usage, None, run_id(team), first.id),
+                JudgeCall(
+                    CallDescription(team, run_id(team), "verifier", "judge", ("c",), first.id),
+                    usage,
+                ),
             )
         )
         await answer(store, team, word(team), word(team))
@@ -313,21 +323,24 @@ async def test_killed_after_any_transaction_it_is_finished_by_the_next(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each call is killed one transaction later than the one before."""
-    for module, name, size in ((walking, "WINDOW", 2), (erasing, "RUBRICS_A_WINDOW", 1)):
+    for module, name, size in (
+        (batch_delete, "BATCH_SIZE", 2),
+        (team_deletion, "RUBRICS_PER_BATCH", 1),
+    ):
         monkeypatch.setattr(module, name, size)
     known = await fill(store)
     before = await dump(store)
 
-    async def erase(transactions: int) -> Erased:
+    async def erase(transactions: int) -> ErasureReport:
         left = transactions
 
-        def count(_window: walking.Batch) -> None:
+        def count(_batch: batch_delete.Batch) -> None:
             nonlocal left
             left -= 1
             if left <= 0:
                 raise asyncio.CancelledError
 
-        return await erase_team(store, "red", Actor(), on_window=count)
+        return await erase_team(store, "red", Actor(), on_batch=count)
 
     kills = 0
     while True:
@@ -348,10 +361,22 @@ async def test_what_is_brought_late_is_refused_and_its_neighbours_are_kept(store
     late = [
         asyncio.ensure_future(
             store.verdicts.save(
-                Reply(
+                JudgeReply(
                     team,
-                    [StoredVerdict(text_key(f"late {team}"), "p", "c", "r", "judge", True, None)],
-                    JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 1, 1)),
+                    [
+                        StoredVerdict(
+                            text_key(f"late {team}"),
+                            "p",
+                            "c",
+                            "r",
+                            "judge",
+                            StoredDecision(True, None, None),
+                        )
+                    ],
+                    JudgeCall(
+                        CallDescription(team, None, "verifier", "judge", ("c",)),
+                        JudgeUsage(1, 1, 1),
+                    ),
                 )
             )
         )
@@ -442,7 +467,7 @@ async def test_the_operators_team_and_one_that_is_not_there_are_refused(store: S
 async def test_a_sqlite_file_holds_none_of_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grading_erasing, "SETTLES_IN_S", 0)
+    monkeypatch.setattr(erasure, "SETTLE_S", 0)
     store = Store(f"sqlite+aiosqlite:///{tmp_path / 'm.db'}")
     await migrate(store.database)
     await fill(store)
@@ -457,7 +482,7 @@ async def test_a_sqlite_file_holds_none_of_its_bytes(
 
 
 def test_the_tables_that_the_others_keep_their_prompts_in_are_known() -> None:
-    """Texts and prompts go when none of these refers to them: a new one must be entered in store/erasing.py."""
+    """Texts and prompts go when none of these refers to them: add a new one to store/maintenance/team_deletion.py."""
     assert {
         table.name
         for table in metadata.sorted_tables
