@@ -173,7 +173,7 @@ def _client(stack: ExitStack, workdir: Path, way: str, judge_url: str) -> Client
 
 
 async def _set_secret(database: str, value: str) -> None:
-    """Choose the secret that the fences of prompts are derived from; a service keeps what it finds."""
+    """Set the secret that prompt fences are derived from; a service keeps what it finds."""
     await prepare(database)
     store = Store(database)
     try:
