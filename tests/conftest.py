@@ -65,9 +65,9 @@ def model_settings(judge: ScriptedJudge) -> dict[str, Any]:
         "judge_base_url": judge.url,
         "judge_model": "scripted",
         "judge_api_key": "k-secret",
-        "judge_timeout_s": 1.0,
+        "judge_timeout_s": 30.0,
         "judge_breaker_wait_s": 0.5,
-        "request_timeout_s": 20.0,
+        "request_timeout_s": 60.0,
         "secret": "of the tests",
     }
 

@@ -21,7 +21,7 @@ from fakes import fast_judge
 from fakes.bodies import create_rubric, model_judge, score
 from fakes.fast_judge import FastJudge
 from fakes.load import Answer, send_all
-from fakes.processes import COMMAND, ServiceProcess, environment, eventually
+from fakes.processes import COMMAND, PATIENCE_S, ServiceProcess, environment, eventually
 
 HEAD = b"POST /v1/scores HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 HALF_SENT = {
@@ -62,14 +62,14 @@ def fast() -> Iterator[FastJudge]:
 def healthy(url: str) -> bool:
     return (
         httpx.get(
-            f"{url}/healthz", headers={"Connection": "close"}, timeout=3, verify=False
+            f"{url}/healthz", headers={"Connection": "close"}, timeout=PATIENCE_S, verify=False
         ).status_code
         == 200
     )
 
 
 def connect(port: int, sent: bytes) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), 5)
+    connection = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
     connection.sendall(sent)
     return connection
 
@@ -103,7 +103,7 @@ def test_more_connections_than_descriptors_do_not_keep_others_out(kind: str, sta
         for _ in range(300):
             with suppress(OSError):
                 stack.enter_context(connect(process.port, HALF_SENT[kind]))
-        for attempt in eventually(3):
+        for attempt in eventually():
             with attempt:
                 assert healthy(process.url)
         assert all(healthy(process.url) for _ in range(5))
@@ -114,10 +114,10 @@ def test_half_a_head_is_given_ten_seconds(start: Start) -> None:
     process = start()
     began = time.monotonic()
     with connect(process.port, HALF_SENT["a head"]) as half, connect(process.port, b"") as silent:
-        status, error = error_of(received(half, 15))
+        status, error = error_of(received(half, PATIENCE_S))
         assert (status, error["code"]) == (408, "request_timeout")
-        assert 9 < time.monotonic() - began < 13
-        assert received(silent, 3) == b""
+        assert 9 < time.monotonic() - began < PATIENCE_S
+        assert received(silent, PATIENCE_S) == b""
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_is_no_http_is_refused_in_the_one_error_shape(
     process = start()
     for _ in range(20):
         with connect(process.port, sent) as connection:
-            status, error = error_of(received(connection, 5))
+            status, error = error_of(received(connection, PATIENCE_S))
         assert (status, error["type"], error["code"]) == (400, "invalid_request_error", code)
     assert healthy(process.url)
     said = process.output.read_text()
@@ -174,7 +174,7 @@ def hold_one(process: ServiceProcess, judge: FastJudge) -> tuple[threading.Threa
         target=lambda: answers.extend(send_all([score(process.url, rubric_id, ["answer"])]))
     )
     sending.start()
-    for attempt in eventually(10):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 1
     return sending, answers
@@ -187,13 +187,13 @@ def test_a_hang_up_finishes_what_is_in_flight(workers: int, start: Start, fast: 
     sending, answers = hold_one(process, fast)
     for _ in range(2):
         os.killpg(process.process.pid, signal.SIGHUP)
-    for attempt in eventually(10):
+    for attempt in eventually():
         with attempt:
             assert '"stopping"' in process.output.read_text()
     fast.release()
-    sending.join(10)
+    sending.join(PATIENCE_S)
     assert [answer.rewards for answer in answers] == [[1.0]]
-    assert process.wait(15) == 0
+    assert process.wait(PATIENCE_S) == 0
 
 
 def test_under_nohup_a_hang_up_is_nothing(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_requests_go_on_when_the_terminal_is_gone(tmp_path: Path) -> None:
             os.close(ours)
             assert httpx.get(f"{url}/nowhere", verify=False).json()["error"]["code"] == "not_found"
             process.terminate()
-            assert process.wait(15) == 0
+            assert process.wait(PATIENCE_S) == 0
         finally:
             process.kill()
 

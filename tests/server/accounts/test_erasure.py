@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fakes.judge import ScriptedJudge, text_of, well_behaved
-from fakes.processes import eventually
+from fakes.processes import PATIENCE_S, eventually
 from markscheme_server import logs
 from markscheme_server.cli import teams as administration
 from server.api.test_keys import OPERATOR, Keys, call, dump, organisation, start  # noqa: F401 (fixtures)
@@ -92,13 +92,13 @@ def test_a_request_that_runs_meanwhile_leaves_nothing_behind(
 ) -> None:
     """Its judge answers only once the team has been erased; a request of another team beside it is scored."""
     keys = {team: organisation.key(team, "read", "induce", "score") for team in ("red", "blue")}
-    url = start(api_key=OPERATOR, **model_settings | {"judge_timeout_s": 30.0})
+    url = start(api_key=OPERATOR, **model_settings)
     asked, go_on = threading.Event(), threading.Event()
 
     def script(request: dict[str, Any], number: int) -> Any:
         if "canary" in text_of(request):
             asked.set()
-            go_on.wait(20)
+            go_on.wait(PATIENCE_S)
         return well_behaved(request, number)
 
     judge.script = script
@@ -137,8 +137,8 @@ def test_a_request_that_runs_meanwhile_leaves_nothing_behind(
     threads = [threading.Thread(target=score, args=(team,)) for team in keys]
     for thread in threads:
         thread.start()
-    assert asked.wait(20)
-    for attempt in eventually(10):
+    assert asked.wait(PATIENCE_S)
+    for attempt in eventually():
         with attempt:
             assert len(judge.requests) == 2
     assert call(url, "DELETE", "/v1/teams/red", OPERATOR).status_code == 200

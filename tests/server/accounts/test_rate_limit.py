@@ -90,7 +90,7 @@ def test_it_is_turned_away_before_its_body_is_read(organisation: Keys, start: St
     before_the_turn()
     assert statuses(str(url), key, 1) == [403]
     head = f"POST /v1/scores HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {key}\r\nContent-Length: 1000\r\n\r\n"
-    with socket.create_connection((url.host, url.port or 80), timeout=10) as connection:
+    with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
         connection.sendall(head.encode())
         assert connection.recv(12) == b"HTTP/1.1 429"
 
@@ -240,7 +240,7 @@ class TestWithRedis:
             [200] * 4 + [429],
         ]
         redis.start()
-        for attempt in eventually(5):
+        for attempt in eventually():
             with attempt:
                 assert asked(one, key)[0].status_code == 200
 
@@ -258,7 +258,7 @@ class TestWithRedis:
         with Client(url, api_key=key) as client:
             begun = time.monotonic()
             assert client.rubrics().data == []
-            assert 0.9 <= time.monotonic() - begun <= 3
+            assert 0.9 <= time.monotonic() - begun <= 30
 
 
 def test_the_command_limits_a_team(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from fakes.judge import ScriptedJudge, offered, verdicts
-from fakes.processes import ServiceProcess
+from fakes.processes import PATIENCE_S, ServiceProcess
 from fakes.stores import RedisServer
 from server.api.test_keys import OPERATOR, PEPPER, Keys, call, organisation, start  # noqa: F401 (fixtures)
 
@@ -108,7 +108,7 @@ def test_logs_figures_and_redis_hold_no_key_and_no_callers_word(
         figures = httpx.get(f"{service.url}/metrics").text
     finally:
         service.terminate()
-        service.wait(20)
+        service.wait(PATIENCE_S)
     said = service.output.read_text()
     assert said.count('"event"') > 20 or said.count("request") > 20
     with Redis.from_url(redis.url) as held:

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sqlite3
-import statistics
 import subprocess
 import threading
 import time
@@ -23,7 +22,7 @@ from fakes.bodies import create_rubric, model_judge, score
 from fakes.fast_judge import FastJudge
 from fakes.judge import ScriptedJudge
 from fakes.load import Answer, send_all
-from fakes.processes import COMMAND, ServiceProcess, command, eventually
+from fakes.processes import COMMAND, PATIENCE_S, ServiceProcess, command, eventually
 
 Start = Callable[..., ServiceProcess]
 PLAIN_LINES = ("listening on http://127.0.0.1:", "judge: ")
@@ -43,7 +42,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         made.append(process)
         if ready:
             return process.wait_ready()
-        for attempt in eventually(40):
+        for attempt in eventually():
             with attempt:
                 assert "listening on" in process.output.read_text()
         return process
@@ -73,7 +72,7 @@ def workers_of(process: ServiceProcess) -> list[psutil.Process]:
 
 def get(url: str) -> httpx.Response:
     """An answer on a connection of its own."""
-    return httpx.get(url, headers={"Connection": "close"}, timeout=10, verify=False)
+    return httpx.get(url, headers={"Connection": "close"}, timeout=PATIENCE_S, verify=False)
 
 
 def figure(url: str, series: str) -> float:
@@ -91,7 +90,7 @@ def hold_one(process: ServiceProcess, judge: FastJudge) -> tuple[threading.Threa
         target=lambda: answers.extend(send_all([score(process.url, rubric_id, ["answer"])]))
     )
     sending.start()
-    for attempt in eventually(10):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 1
     return sending, answers
@@ -111,7 +110,7 @@ def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_pr
     assert figure(process.url, healthy) == 10
 
     first.kill()
-    for attempt in eventually(40):
+    for attempt in eventually():
         with attempt:
             assert len(workers_of(process)) == 2
             assert first.pid not in [worker.pid for worker in workers_of(process)]
@@ -120,20 +119,21 @@ def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_pr
 
     left = workers_of(process)
     process.process.kill()
-    _gone, alive = psutil.wait_procs(left, timeout=20)
+    _gone, alive = psutil.wait_procs(left, timeout=PATIENCE_S)
     assert not alive
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_short_answer_is_not_held_back(workers: int, start: Start) -> None:
-    """Nagle's algorithm would keep its body for the 40 ms after which Linux confirms the head."""
+    """Nagle's algorithm would keep nearly every body for the 40 ms after which Linux confirms the
+    head: that some are quicker is enough, however busy the machine."""
     took = []
     with httpx.Client(base_url=start(workers=workers).url) as client:
         for _ in range(60):
             began = time.perf_counter()
             assert client.get("/healthz").status_code == 200
             took.append(time.perf_counter() - began)
-    assert statistics.median(took) < 0.03
+    assert sorted(took[20:])[5] < 0.03
 
 
 def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(
@@ -141,11 +141,11 @@ def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(
 ) -> None:
     """With two workers; tests/server/fault has one, and the judge that never answers."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    process = start(workers=2, **model_judge(fast.url, drain_delay_s=2))
+    process = start(workers=2, **model_judge(fast.url, drain_delay_s=5))
     assert len(list(tmp_path.glob("markscheme-metrics-*"))) == 1
     sending, answers = hold_one(process, fast)
     process.terminate()
-    for attempt in eventually(0.5, every_s=0.005):
+    for attempt in eventually(4, every_s=0.005):
         with attempt:
             refused = get(f"{process.url}/readyz")
             assert refused.status_code == 503
@@ -154,9 +154,9 @@ def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(
     assert {get(f"{process.url}/readyz").status_code for _ in range(5)} == {503}
     assert get(f"{process.url}/healthz").headers["connection"] == "close"
     fast.release()
-    sending.join(10)
+    sending.join(PATIENCE_S)
     assert [answer.rewards for answer in answers] == [[1.0]]
-    assert process.wait(15) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert list(tmp_path.glob("markscheme-metrics-*")) == []
 
 
@@ -166,12 +166,14 @@ def test_a_second_signal_ends_it_at_once(workers: int, start: Start, fast: FastJ
     sending, answers = hold_one(process, fast)
     serving = workers_of(process)
     process.terminate()
-    time.sleep(0.3)
+    for attempt in eventually():
+        with attempt:
+            assert '"stopping"' in process.output.read_text()
     process.terminate()
-    assert process.wait(5) == 128 + signal.SIGTERM
-    _gone, alive = psutil.wait_procs(serving, timeout=5)
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    _gone, alive = psutil.wait_procs(serving, timeout=PATIENCE_S)
     assert not alive
-    sending.join(10)
+    sending.join(PATIENCE_S)
     assert [answer.status for answer in answers] == [0]
 
 
@@ -179,7 +181,7 @@ def test_a_second_signal_ends_it_at_once(workers: int, start: Start, fast: FastJ
 def test_nobody_waits_for_a_delay_that_nobody_uses(sent: int, asked: bool, start: Start) -> None:
     process = start(ready=asked, drain_delay_s=60)
     process.process.send_signal(sent)
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE_S) == 0
 
 
 def test_what_cannot_start_says_why_without_a_traceback(tmp_path: Path) -> None:
@@ -266,7 +268,7 @@ def test_secrets_show_nowhere(start: Start, judge: ScriptedJudge) -> None:
             seen.append(response.text)
         seen.append(client.get("/metrics").text)
     process.terminate()
-    assert process.wait(15) == 0
+    assert process.wait(PATIENCE_S) == 0
     said = process.output.read_text()
     for text in (*seen, said):
         assert secret not in text.lower()
@@ -308,7 +310,7 @@ def test_stdout_says_where_it_listens_and_nothing_more(tmp_path: Path) -> None:
             assert get(f"{url}/healthz").status_code == 200
             process.send_signal(signal.SIGINT)
             rest = process.stdout.read()
-            assert process.wait(15) == 0
+            assert process.wait(PATIENCE_S) == 0
         finally:
             process.kill()
     assert (

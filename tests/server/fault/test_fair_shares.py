@@ -3,6 +3,7 @@
 from typing import Any
 
 import httpx
+import pytest
 
 from fakes import fast_judge
 from fakes.bodies import model_judge, score
@@ -52,6 +53,7 @@ def one_after_another(posts: list[Post]) -> list[Answer]:
     return [answer for post in posts for answer in send_all([post])]
 
 
+@pytest.mark.timed
 def test_one_rollout_behind_another_teams_many_waits_for_one_call(
     start: Any, judge: FastJudge
 ) -> None:
@@ -61,15 +63,16 @@ def test_one_rollout_behind_another_teams_many_waits_for_one_call(
     sending, _ = in_background(
         [score(url, rubrics[0], [f"answer {i}" for i in range(200)], prompt="p", headers=many)]
     )
-    for attempt in eventually(10):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 8
     answer = send_all([score(url, rubrics[1], ["an answer"], prompt="p", headers=one)])[0]
     assert answer.rewards == [1.0]
-    assert answer.elapsed_s <= 3 * CALL_S  # its own call, the one it waits for, and the machine
+    assert answer.elapsed_s <= 10 * CALL_S  # behind all of them it would take 26 calls
     sending.join(60)
 
 
+@pytest.mark.timed
 def test_poisonous_rollouts_of_one_team_do_not_make_the_judge_unavailable(
     start: Any, judge: FastJudge
 ) -> None:
@@ -94,7 +97,7 @@ def test_poisonous_rollouts_of_one_team_do_not_make_the_judge_unavailable(
     middle = [
         quantile([answer.elapsed_s for answer in answers], 0.5) for answers in (alone, beside)
     ]
-    assert middle[1] <= 1.25 * middle[0]
+    assert middle[1] <= middle[0] + 10 * CALL_S
     canned = [
         call for call in judge.calls if "answer" not in call.answers[0] and POISON not in call.text
     ]
@@ -106,6 +109,7 @@ def test_poisonous_rollouts_of_one_team_do_not_make_the_judge_unavailable(
     )
 
 
+@pytest.mark.timed
 def test_costly_checks_keep_their_deadline_and_hold_nobody_up(start: Any, judge: FastJudge) -> None:
     url, (many, one) = serve_teams(start, judge)
     costly = create(
@@ -120,10 +124,10 @@ def test_costly_checks_keep_their_deadline_and_hold_nobody_up(start: Any, judge:
         lambda i: score(url, usual, [f"answer {i}"], prompt="p", headers=one), per_s=5, for_s=2
     )
     sending.join(60)
-    assert answers[0].elapsed_s <= 3
+    assert answers[0].elapsed_s <= 20  # all checks take minutes
     assert answers[0].reasons == {"timeout"}
     assert {reward for answer in beside for reward in answer.rewards} == {1.0}
-    assert quantile([answer.elapsed_s for answer in beside], 0.5) <= 0.5
+    assert quantile([answer.elapsed_s for answer in beside], 0.5) <= 5
 
 
 def test_a_batch_of_too_many_verdicts_is_refused_with_the_figures(

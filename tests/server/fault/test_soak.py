@@ -112,7 +112,7 @@ def test_two_thousand_mixed_requests_leave_nothing_behind(
 
     def settled() -> tuple[int, int, int]:
         """Descriptors, threads and memory, once all is answered. Connections to the judge are kept for a while."""
-        for attempt in eventually(30):
+        for attempt in eventually():
             with attempt:
                 connections = [c for c in seen.net_connections("tcp") if c.raddr]
                 assert judge.in_flight == 0

@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from fakes.processes import PATIENCE_S
 from markscheme_server.app import make_judge
 from markscheme_server.config import Settings
 from markscheme_server.domain.call_context import CallContext, Deadline
@@ -228,7 +229,7 @@ async def ask(entry: Entry, model: str, url: str) -> tuple[dict[str, Any], Judge
         judge_base_url=url,
         judge_model=model,
         judge_api_key="k",
-        judge_timeout_s=5,
+        judge_timeout_s=PATIENCE_S,
         **entry.get("settings", {}),
     )
     judge = make_judge(settings, "default", owner="t", secret=b"s" * 16)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
+from fakes.processes import PATIENCE_S
 from fakes.stores import RedisServer
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.redis import Redis
@@ -85,10 +86,12 @@ async def test_processes_share_them_and_one_alone_has_them_all(redis: RedisServe
                 await asyncio.sleep(0.02)
                 running -= 1
 
-        await asyncio.wait_for(asyncio.gather(*(call(places[0], turn) for turn in range(40))), 5)
+        await asyncio.wait_for(
+            asyncio.gather(*(call(places[0], turn) for turn in range(40))), PATIENCE_S
+        )
         assert most == size
         await asyncio.wait_for(
-            asyncio.gather(*(call(at, turn) for turn in range(60) for at in places)), 10
+            asyncio.gather(*(call(at, turn) for turn in range(60) for at in places)), PATIENCE_S
         )
         assert most == size
         for at in places:
@@ -111,7 +114,7 @@ async def test_a_busy_process_makes_room_for_another(redis: RedisServer) -> None
 
         load = [asyncio.ensure_future(keep_calling()) for _ in range(32)]
         await asyncio.sleep(0.2)
-        async with asyncio.timeout(2), newcomer.hold(0):
+        async with asyncio.timeout(PATIENCE_S), newcomer.hold(0):
             pass
         stop = True
         await asyncio.gather(*load)
@@ -128,7 +131,7 @@ async def test_when_redis_dies_each_has_its_part(redis: RedisServer) -> None:
     )
     redis.kill()
     tasks = [asyncio.ensure_future(hold_for(places, turn, seen, release)) for turn in range(8)]
-    async for attempt in AsyncRetrying(stop=stop_after_delay(5), wait=wait_fixed(0.02)):
+    async for attempt in AsyncRetrying(stop=stop_after_delay(PATIENCE_S), wait=wait_fixed(0.02)):
         with attempt:
             assert len(seen) == 4
     await asyncio.sleep(0.1)
