@@ -45,16 +45,16 @@ def environment(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def command(
-    *words: str, directory: Path, settings: Mapping[str, Any], timeout_s: float = 60
+    *words: str, directory: Path, settings: Mapping[str, Any]
 ) -> subprocess.CompletedProcess[str]:
-    """Run one ``markscheme`` command to its end."""
+    """Run one `markscheme` command as a process of its own; `fakes.shell.command` is quicker."""
     return subprocess.run(
         [COMMAND, *words],
         cwd=directory,
         env=environment(settings),
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=120,
         check=False,
     )
 

@@ -2,17 +2,13 @@
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from fakes.judge import ScriptedJudge, text_of, well_behaved
 from fakes.processes import PATIENCE_S, eventually
-from markscheme_server import logs
-from markscheme_server.cli import teams as administration
-from server.api.test_keys import OPERATOR, Keys, call, dump, organisation, start  # noqa: F401 (fixtures)
+from server.organisation import OPERATOR, Keys, call, dump
 
 WORDS = "canary of red"
 BODY = {
@@ -154,26 +150,3 @@ def test_a_request_that_runs_meanwhile_leaves_nothing_behind(
     assert "canary rollout of blue" in left
     assert "of red" not in left
     assert "colour, red" not in left
-
-
-def test_the_command_asks_and_erases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # where no .env lies
-    monkeypatch.setenv("MARKSCHEME_HOME", str(tmp_path))
-    monkeypatch.setattr(logs, "configure", lambda level="info": None)
-
-    def run(*words: str, answer: str | None = None) -> Any:
-        monkeypatch.setattr(administration, "_at_a_terminal", lambda: answer is not None)
-        return CliRunner().invoke(administration.teams, words, input=answer)
-
-    assert run("create", "red").exit_code == 0
-    for unwilling, said in (
-        (run("erase", "red"), "--yes"),
-        (run("erase", "red", answer="n\n"), "nothing was erased"),
-    ):
-        assert (unwilling.exit_code, said in unwilling.output) == (1, True)
-    assert "red" in run("list").output
-    done = run("erase", "red", answer="y\n")
-    assert (done.exit_code, "team red is erased" in done.output) == (0, True)
-    assert run("list").output.split() == ["default"]
-    own = run("erase", "default", "--yes")
-    assert (own.exit_code, "markscheme prune" in own.output) == (1, True)

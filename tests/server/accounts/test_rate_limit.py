@@ -1,6 +1,7 @@
 """Requests a minute for each team, over the wire: who is turned away, what they are told, and where it is counted."""
 
 import itertools
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -9,24 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
-from fakes.processes import command, eventually
+from fakes.processes import eventually
 from fakes.stores import RedisServer
 from markscheme import Client
 from markscheme_server import metrics
 from markscheme_server.api.middleware import duration
-from markscheme_server.cli.teams import teams
-from server.api.test_keys import (  # noqa: F401 (fixtures)
-    OPERATOR,
-    RUBRIC,
-    SCORE,
-    Keys,
-    call,
-    organisation,
-    start,
-)
-from server.limits.test_sliding_window import before_the_turn
+from server.limits.clock import before_the_turn
+from server.organisation import OPERATOR, RUBRIC, SCORE, Keys, call
 
 Start = Callable[..., str]
 LIMIT, REMAINING, RESET = (
@@ -200,8 +191,8 @@ class TestWithRedis:
     """Two services, one count."""
 
     @pytest.fixture
-    def database_url(self, tmp_path: Path) -> str:
-        return f"sqlite:///{tmp_path / 'm.db'}"
+    def database_url(self, tmp_path: Path, migrated_sqlite: Path) -> str:
+        return f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'm.db')}"
 
     def test_it_is_one_count_for_all(
         self, organisation: Keys, start: Start, redis: RedisServer
@@ -259,23 +250,6 @@ class TestWithRedis:
             begun = time.monotonic()
             assert client.rubrics().data == []
             assert 0.9 <= time.monotonic() - begun <= 30
-
-
-def test_the_command_limits_a_team(tmp_path: Path) -> None:
-    def run(*words: str) -> str:
-        return command("teams", *words, directory=tmp_path, settings={"home": tmp_path}).stdout
-
-    assert (
-        run("limit", "default", "--rpm", "600") == "team default may send 600 requests a minute\n"
-    )
-    assert run("list") == "default  600 requests a minute\n"
-
-
-@pytest.mark.parametrize("words", [(), ("--rpm", "5", "--default"), ("--rpm", "0")])
-def test_a_command_that_says_no_limit_or_two_does_nothing(words: tuple[str, ...]) -> None:
-    done = CliRunner().invoke(teams, ["limit", "default", *words])
-    assert done.exit_code != 0
-    assert "--rpm" in done.stderr
 
 
 @pytest.mark.parametrize(

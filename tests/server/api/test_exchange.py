@@ -10,7 +10,7 @@ import pytest
 from markscheme import AsyncClient, Client
 from markscheme.errors import ConnectionFailed, InvalidRequest, NotFound
 from markscheme.exchange import LOSSES_HEADER, losses_of
-from server.api.test_keys import Keys, call, organisation, start  # noqa: F401 (fixtures)
+from server.organisation import Keys, call
 
 PROMPT = "Name a colour."
 CRITERIA = [{"id": f"c{i}", "text": f"It is {i}.", "points": i} for i in range(1, 5)]

@@ -14,7 +14,7 @@ from redis import Redis
 from fakes.judge import ScriptedJudge, offered, verdicts
 from fakes.processes import PATIENCE_S, ServiceProcess
 from fakes.stores import RedisServer
-from server.api.test_keys import OPERATOR, PEPPER, Keys, call, organisation, start  # noqa: F401 (fixtures)
+from server.organisation import OPERATOR, PEPPER, Keys, call
 
 SERVICES = Path(__file__).parents[3] / "services" / "markscheme_server"
 CANARY = "canary7f3a"

@@ -1,6 +1,5 @@
 """Identical work over several processes is done once; an owner that dies or stalls is taken over."""
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 from fakes import fast_judge
 from fakes.bodies import create_rubric, induce, model_judge, score
 from fakes.fast_judge import FastJudge, Reply, held
-from fakes.load import Answer, Post, send_all
+from fakes.load import in_background, send_all
 from fakes.processes import PATIENCE_S, ServiceProcess, eventually
 from fakes.stores import PostgresServer, RedisServer, query
 
@@ -78,13 +77,6 @@ def pair_with_redis(
             redis_url=redis.url,
         ),
     )
-
-
-def in_background(posts: list[Post]) -> tuple[threading.Thread, list[Answer]]:
-    answers: list[Answer] = []
-    sending = threading.Thread(target=lambda: answers.extend(send_all(posts)))
-    sending.start()
-    return sending, answers
 
 
 def until_called(judge: FastJudge, count: int) -> None:

@@ -8,9 +8,8 @@ import pytest
 from fakes import fast_judge
 from fakes.bodies import model_judge, score
 from fakes.fast_judge import Call, FastJudge, Reply, status
-from fakes.load import Answer, Post, quantile, send_all, send_at_rate
+from fakes.load import Answer, Post, in_background, quantile, send_all, send_at_rate
 from fakes.processes import eventually
-from server.fault.test_judge_outage import in_background
 
 OPERATOR = {"Authorization": "Bearer the operator's own key"}
 POISON = "make it fail"

@@ -1,6 +1,5 @@
 """A judge that is gone: few calls while it is, none lost to it that could wait, all back soon after."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from fakes import fast_judge
 from fakes.bodies import create_rubric, induce, model_judge, score
 from fakes.fast_judge import FastJudge, status
-from fakes.load import Answer, Post, quantile, send_all, send_at_rate
+from fakes.load import in_background, quantile, send_all, send_at_rate
 from fakes.processes import PATIENCE_S, eventually
 
 Serve = Callable[..., str]
@@ -25,13 +24,6 @@ def trip(url: str, rubric_id: str, judge: FastJudge) -> None:
     assert judge.count >= OPENS_AFTER
     judge.mode = before
     judge.forget()
-
-
-def in_background(posts: list[Post]) -> tuple[threading.Thread, list[Answer]]:
-    answers: list[Answer] = []
-    sending = threading.Thread(target=lambda: answers.extend(send_all(posts)))
-    sending.start()
-    return sending, answers
 
 
 @pytest.mark.timed

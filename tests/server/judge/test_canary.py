@@ -7,7 +7,7 @@ import pytest
 
 from fakes.judge import ScriptedJudge, verdicts
 from markscheme_server import metrics
-from server.api.test_keys import Keys, call, organisation, start  # noqa: F401 (fixtures)
+from server.organisation import Keys, call
 
 PROMPT = "Name a colour."
 

@@ -24,7 +24,6 @@ from typing import Any
 
 import pytest
 
-from fakes.processes import PATIENCE_S
 from markscheme_server.app import make_judge
 from markscheme_server.config import Settings
 from markscheme_server.domain.call_context import CallContext, Deadline
@@ -229,7 +228,7 @@ async def ask(entry: Entry, model: str, url: str) -> tuple[dict[str, Any], Judge
         judge_base_url=url,
         judge_model=model,
         judge_api_key="k",
-        judge_timeout_s=PATIENCE_S,
+        judge_timeout_s=60,
         **entry.get("settings", {}),
     )
     judge = make_judge(settings, "default", owner="t", secret=b"s" * 16)

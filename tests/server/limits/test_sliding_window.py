@@ -1,7 +1,6 @@
 """Counts by the minute: how much room they leave, and when there is more."""
 
 import asyncio
-import time
 from math import floor
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from markscheme_server.accounts.rate_limit import LEAST_AT_ONCE, SHORT_S, TeamRates
 from markscheme_server.limits.sliding_window import TICK_S, LimitState, SlidingWindows, room
+from server.limits.clock import before_the_turn
 
 
 def weight(previous: int, current: int, current_s: float, after_s: float) -> int:
@@ -109,10 +109,3 @@ def test_without_redis_each_worker_has_a_part(limit: int, workers: int, part: in
 
     before_the_turn()
     assert asyncio.run(run()) == part
-
-
-def before_the_turn(window_s: int = 60) -> None:
-    """Wait, if need be, until a window of the clock has a while to go: in one process counts change over with it."""
-    left_s = window_s - time.time() % window_s
-    if left_s < 2:
-        time.sleep(left_s + 0.01)

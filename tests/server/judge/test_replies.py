@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
 
-from fakes.processes import PATIENCE_S
 from markscheme_server.app import make_judge
 from markscheme_server.config import Settings
 from markscheme_server.domain.call_context import CallContext, Deadline
@@ -79,7 +78,7 @@ class Asker:
             judge_base_url="http://judge/v1",
             judge_model="m",
             judge_api_key="k",
-            judge_timeout_s=PATIENCE_S,
+            judge_timeout_s=60,
         )
         judge = make_judge(made, "default", owner="t", secret=b"s" * 16)
         assert isinstance(judge, OpenAIJudge)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes.processes import command
+from fakes.shell import command
 from markscheme.vocabulary import MAY_PASS, REASON_WORDS, UnscoredReason, in_words
 
 
