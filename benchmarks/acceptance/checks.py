@@ -216,14 +216,16 @@ def _load() -> list[Check]:
         Check(
             19,
             area,
-            "A noisy team hardly slows another, by requests, by rollouts, by poison, by costly checks.",
+            "A noisy team hardly slows another, by requests, by rollouts, by poison, by costly checks, by "
+            "one request of 65,536 verdicts.",
             (
                 pytest(
                     f"{FAULT}test_fair_shares.py",
                     f"{FAULT}test_noisy_team.py",
+                    f"{FAULT}test_large_requests.py",
                     "tests/server/domain/test_fairness.py",
                     slow=True,
-                    limit_s=600,
+                    limit_s=900,
                 ),
             ),
         ),

@@ -125,7 +125,8 @@ class Pace:
         """Return when work of this size may be done without a further pause; teams take turns."""
         if self._left < size:
             async with self._door.hold(team, turn):
-                await asyncio.sleep(0)
+                if self._left < size:
+                    await asyncio.sleep(0)
         if not self._renewing:
             self._renewing = True
             asyncio.get_running_loop().call_soon(self._renew)

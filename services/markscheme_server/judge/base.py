@@ -100,6 +100,10 @@ class Reservation(Protocol):
 class Gateway(Protocol):
     """The part of :class:`markscheme_server.judge.gateway.Gateway` that grading needs."""
 
+    @property
+    def concurrency(self) -> int:
+        """The most calls in flight."""
+
     def reserve(self, calls: int, team: str) -> Reservation: ...
 
 

@@ -125,6 +125,11 @@ class Gateway:
     """Asks an endpoint a question that holds nothing of any caller's; set by the judge whose gateway this is."""
     _asking: set[asyncio.Task[None]] = field(default_factory=set)
 
+    @property
+    def concurrency(self) -> int:
+        """The most calls in flight, over the whole deployment."""
+        return self.settings.concurrency
+
     def reserve(self, calls: int, team: str) -> Reservation:
         """Room for the calls of a team's request; see :meth:`Queue.reserve`."""
         return self.queue.reserve(calls, team)

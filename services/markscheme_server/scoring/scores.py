@@ -46,6 +46,8 @@ from markscheme_server.store.store import Store
 
 log = structlog.get_logger()
 
+TEXT_WEIGHT = 8
+"""What it weighs to read one rollout, in verdicts."""
 NOT_SHARED = "the rubric of this step is not shared with the team any more"
 
 
@@ -88,6 +90,8 @@ class _Survey:
     """What the first pass knows of a group: a rubric or the induction that it takes, or why there will be none."""
 
     group: schema.Group
+    texts: list[str]
+    """What is judged of each rollout."""
     prompt: tuple[fp.ChatMessage, ...]
     found: ResolvedRubric | Induction | JudgeFailure
     assignment: Assignment | None = None
@@ -212,6 +216,7 @@ class ScoreService:
         self, caller: Caller, request: schema.ScoreRequest, index: int, judge: Judge
     ) -> _Survey:
         group, team = request.groups[index], caller.team
+        texts = await self._texts(team, request, group)
         prompt = tuple(wire.messages(group.prompt))
         place = _place(team, request, group, prompt)
         if group.rubric_id is not None:
@@ -222,11 +227,12 @@ class ScoreService:
                     code="rubric_not_found",
                     param=f"groups.{index}.rubric_id",
                 )
-            survey = _Survey(group, prompt, ResolvedRubric(given, "given"))
+            survey = _Survey(group, texts, prompt, ResolvedRubric(given, "given"))
         elif (before := await self._store.assignments.find(place)) is not None:
             rubric = await self._store.rubrics.find(team, before.rubric_id)
             survey = _Survey(
                 group,
+                texts,
                 prompt,
                 ResolvedRubric(rubric, before.origin)
                 if rubric is not None
@@ -238,7 +244,10 @@ class ScoreService:
                 team,
                 prompt,
                 tuple(group.teacher_responses) if group.teacher_responses is not None else None,
-                tuple(Response(_judged(request, r), r.truncated) for r in group.rollouts),
+                tuple(
+                    Response(text, r.truncated)
+                    for r, text in zip(group.rollouts, texts, strict=True)
+                ),
                 self._judges.get(request.judge, "rubricator"),
                 request.reuse,
                 request.run.id if request.run else None,
@@ -248,9 +257,9 @@ class ScoreService:
                 asks_teacher=request.ask_teacher > 0,
             )
             try:
-                survey = _Survey(group, prompt, await self._rubrics.find(wanted))
+                survey = _Survey(group, texts, prompt, await self._rubrics.find(wanted))
             except JudgeFailure as failure:
-                survey = _Survey(group, prompt, failure)
+                survey = _Survey(group, texts, prompt, failure)
         survey.teachers = await self._teachers(team, request, group, prompt)
         return survey
 
@@ -280,12 +289,11 @@ class ScoreService:
     async def _plans(
         self, team: str, request: schema.ScoreRequest, survey: _Survey, rubric: Rubric, judge: Judge
     ) -> list[Plan]:
-        texts = [_judged(request, r) for r in survey.group.rollouts] + survey.teachers
         return await self._verdicts.plan(
             team=team,
             prompt=survey.prompt,
             rubric=rubric,
-            texts=texts,
+            texts=survey.texts + survey.teachers,
             judge=judge,
             verify=request.verify,
             run_id=request.run.id if request.run else None,
@@ -366,7 +374,7 @@ class ScoreService:
             origin=found.origin,
             reuse=request.reuse,
             verify=request.verify,
-            distinct=len({_judged(request, r) for r in group.rollouts}),
+            distinct=len(set(survey.texts)),
         )
         if assignment.rubric_id != found.rubric.id and group.rubric_id is None:
             # The same step was sent twice at a time, and the other one was first.
@@ -381,8 +389,7 @@ class ScoreService:
         batch.tally.usage += judged.usage
         batch.tally.cached += judged.cached
         scores: list[schema.RolloutScore] = []
-        texts = [_judged(request, r) for r in group.rollouts]
-        for part in sliced(texts, len(found.rubric.criteria)):
+        for part in sliced(survey.texts, len(found.rubric.criteria)):
             await self._verdicts.pace.step(
                 len(part) * len(found.rubric.criteria), batch.team, context.turn
             )
@@ -406,14 +413,24 @@ class ScoreService:
                 saved,
                 len(
                     {
-                        _judged(request, r)
-                        for r, s in zip(group.rollouts, scores, strict=True)
+                        text
+                        for text, s in zip(survey.texts, scores, strict=True)
                         if s.reward is not None
                     }
                 ),
             ),
         )
         return _answer(group, found, scores, _teacher_score(found.rubric, survey.teachers, judged))
+
+    async def _texts(
+        self, team: str, request: schema.ScoreRequest, group: schema.Group
+    ) -> list[str]:
+        """The part of each rollout that is judged."""
+        texts: list[str] = []
+        for part in sliced(group.rollouts, TEXT_WEIGHT):
+            await self._verdicts.pace.step(len(part) * TEXT_WEIGHT, team)
+            texts += [fp.judged_text(rollout.text, request.thinking) for rollout in part]
+        return texts
 
     async def _teachers(
         self,
@@ -446,11 +463,6 @@ def _place(
     return GroupRef(
         team, run.id if run else None, run.step if run else None, group.id, fp.prompt_key(prompt)
     )
-
-
-def _judged(request: schema.ScoreRequest, rollout: schema.Rollout) -> str:
-    """The part of a rollout that is judged."""
-    return fp.judged_text(rollout.text, request.thinking)
 
 
 def _rollout(

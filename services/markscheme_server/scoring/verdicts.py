@@ -6,9 +6,11 @@ is used, what another caller is at is waited for, and what nobody is at is claim
 """
 
 import asyncio
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import TypeVar
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode
 from markscheme_server import metrics
@@ -17,20 +19,26 @@ from markscheme_server.config import VerdictReuse
 from markscheme_server.domain import hashing as fp
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.call_context import CallContext, Deadline
-from markscheme_server.domain.fairness import Pace
+from markscheme_server.domain.fairness import FairShares, Pace
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision, Verdict
-from markscheme_server.judge.base import Decision, Judge, JudgeFailure, VerifyTask
+from markscheme_server.judge.base import Decision, Gateway, Judge, JudgeFailure, VerifyTask
 from markscheme_server.scoring.single_flight import Abandoned, SingleFlight
 from markscheme_server.scoring.verdict_cache import VerdictCache
 from markscheme_server.store.claims import Claim, ClaimStore
 from markscheme_server.store.verdicts import Reply, StoredVerdict, VerdictStore
 
+T = TypeVar("T")
 Verdicts = dict[str, Verdict]
 """By criterion id."""
 STRIDE = 1024
 """Verdicts that are worked on without a pause: some milliseconds."""
+CALL_WEIGHT = STRIDE // 8
+"""What one judge call weighs, in verdicts: it takes about 3 ms of computing in all."""
+AHEAD, LEAST_AHEAD = 2, 64
+"""Units of one team that are begun at a time: as many times a judge's places, and so many at least. One more wave is
+then claimed and looked up while the first is at the judge; the rest of a large request takes no room meanwhile."""
 FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.25
 """How often one looks whether another process is done: soon at first, then every quarter of a second."""
 
@@ -183,6 +191,8 @@ class VerdictService:
         )
         self._budgets = budgets
         self._flight: SingleFlight[_Outcome] = SingleFlight()
+        self._begun: dict[str, FairShares] = {}
+        """By judge: a team waits for none but its own."""
         self.pace = Pace(STRIDE)
         """Of work on verdicts, counted by the verdict."""
 
@@ -258,7 +268,7 @@ class VerdictService:
         return known
 
     async def _carry_out(self, plan: Plan, context: CallContext, result: GroupVerdicts) -> None:
-        question, free = plan.question, plan.question.judge.gateway is None
+        question, gateway = plan.question, plan.question.judge.gateway
         if plan.known:
             for texts in sliced(question.texts, len(question.criteria)):
                 await self.pace.step(
@@ -268,18 +278,45 @@ class VerdictService:
                     for c in question.criteria:
                         if (stored := plan.known.get(question.key(c, text))) is not None:
                             result.by_text[text][c.id] = _verdict(c, stored, cached=True)
-            metrics.VERDICTS.labels(origin="check" if free else "cached").inc(len(plan.known))
-            if not free:
+            metrics.VERDICTS.labels(origin="check" if gateway is None else "cached").inc(
+                len(plan.known)
+            )
+            if gateway is not None:
                 result.cached += len(plan.known)
                 result.saved_usd += sum(
                     stored.cost_usd for stored in plan.known.values() if stored.cost_usd
                 )
         if not plan.units:
             return
-        if free:
+        if gateway is None:
             await self._check(plan, context, result)
         else:
-            await asyncio.gather(*(self._ask(plan, unit, context, result) for unit in plan.units))
+            await self._ask_all(plan, gateway, context, result)
+
+    async def _ask_all(
+        self, plan: Plan, gateway: Gateway, context: CallContext, result: GroupVerdicts
+    ) -> None:
+        """All units' verdicts, so many units at a time."""
+        judge, team = plan.question.judge, plan.question.team
+        most = max(LEAST_AHEAD, AHEAD * gateway.concurrency)
+        begun = self._begun.setdefault(judge.name, FairShares(sys.maxsize, most=most))
+        units = iter(plan.units)
+
+        async def ask_next() -> None:
+            for unit in units:
+                try:
+                    async with asyncio.timeout_at(context.deadline.at):
+                        await self.pace.step(len(unit) * len(plan.missing), team, context.turn)
+                        await begun.take(team, context.turn)
+                except TimeoutError:
+                    _fail(unit, plan.missing, UnscoredReason.TIMEOUT, result)
+                    continue
+                try:
+                    await self._ask(plan, unit, context, result)
+                finally:
+                    begun.give_back(team)
+
+        await asyncio.gather(*(ask_next() for _ in range(min(most, len(plan.units)))))
 
     async def _check(self, plan: Plan, context: CallContext, result: GroupVerdicts) -> None:
         """Decide by code, some texts at a time; no claim, since it costs nothing."""
@@ -422,6 +459,7 @@ class VerdictService:
 
         What ``outcome`` holds already stands: its criteria were asked about for their neighbours' sake.
         """
+        await self.pace.step(CALL_WEIGHT, question.team, context.turn)
         order = shuffle_order(fp.pool_key(unit), len(unit))
         task = VerifyTask(question.prompt, criteria, tuple(blind(unit, order)), question.verify)
         line = Line(
@@ -471,8 +509,8 @@ class VerdictService:
         return True
 
 
-def sliced(texts: Sequence[str], criteria: int) -> Iterator[tuple[str, ...]]:
-    """Texts in parts of ``STRIDE`` verdicts."""
+def sliced(texts: Sequence[T], criteria: int) -> Iterator[tuple[T, ...]]:
+    """Texts, or what has one, in parts of ``STRIDE`` verdicts."""
     count = max(1, STRIDE // max(1, criteria))
     for start in range(0, len(texts), count):
         yield tuple(texts[start : start + count])

@@ -1,9 +1,10 @@
 """Which rubric a group got, written down before judging, and what came of it."""
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -14,6 +15,9 @@ from markscheme_server.store.engine.ids import new_id, now
 from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import assignments, prompts, rollouts, texts
 
+T = TypeVar("T")
+PART_CHARACTERS = 1024 * 1024
+"""Of texts in one statement: some milliseconds to hash and to pack."""
 _OUTCOME = ("reward_mean", "reward_spread", "unscored", "cached_verdicts", "saved_usd")
 
 
@@ -101,9 +105,10 @@ class AssignmentStore:
             database.insert_rows(assignments).on_conflict_do_nothing().returning(a.id),
         )
         outcome = database.rows([a.id, a.team, *(a[name] for name in _OUTCOME)], "outcomes")
+        self._insert_texts = database.insert_rows(texts).on_conflict_do_nothing()
         new = database.insert_rows(rollouts)
         self._finish_all = database.combine(
-            database.insert_rows(texts).on_conflict_do_nothing(),
+            self._insert_texts,
             new.on_conflict_do_update(
                 index_elements=[r.assignment_id, r.rollout_id],
                 set_={
@@ -117,7 +122,9 @@ class AssignmentStore:
         )
         self._finding: Batcher[GroupRef, Assignment | None] = Batcher(self._find)
         self._assigning: Batcher[_New, Assignment] = Batcher(self._assign)
-        self._finishing: Batcher[tuple[str, str, Outcome], None] = Batcher(self._finish)
+        self._finishing: Batcher[tuple[str, str, Outcome], None] = Batcher(
+            self._finish, weigh=lambda finished: len(finished[2].rollouts)
+        )
 
     async def find(self, place: GroupRef) -> Assignment | None:
         """The assignment that this group of this step already has; outside a run there is none."""
@@ -235,30 +242,42 @@ class AssignmentStore:
         created = now()
         # A step that is sent again while it runs may finish twice in one batch: the later outcome stands.
         outcomes = {assignment_id: (team, outcome) for team, assignment_id, outcome in finished}
-        kept = {
-            text_key(r.text): r.text for _, outcome in outcomes.values() for r in outcome.rollouts
-        }
+        rows: list[dict[str, Any]] = []
+        kept: dict[str, str] = {}
+        for part in _sliced(
+            [(id_, r) for id_, (_, outcome) in outcomes.items() for r in outcome.rollouts],
+            lambda each: each[1].text,
+        ):
+            for assignment_id, r in part:
+                key = text_key(r.text)
+                kept[key] = r.text
+                rows.append(
+                    {
+                        "assignment_id": assignment_id,
+                        "rollout_id": r.rollout_id,
+                        "text_key": key,
+                        "truncated": r.truncated,
+                        "reward": r.reward,
+                        "reason": r.reason,
+                    }
+                )
+            await asyncio.sleep(0)
+        # Long texts go by several statements: one would hold the event loop and have them all in memory once more.
+        *first, last = _sliced(sorted(kept), kept.__getitem__) if kept else [[]]
+
+        def packed(keys: Sequence[str]) -> dict[str, str]:
+            return {
+                "texts": self._db.pack(
+                    [{"key": key, "text": kept[key], "created_at": created} for key in keys]
+                )
+            }
+
         await self._db.write(
             team_scope(*(team for team, _ in outcomes.values())),
             self._finish_all,
-            {
-                "texts": self._db.pack(
-                    [{"key": key, "text": kept[key], "created_at": created} for key in sorted(kept)]
-                ),
-                "rollouts": self._db.pack(
-                    [
-                        {
-                            "assignment_id": assignment_id,
-                            "rollout_id": r.rollout_id,
-                            "text_key": text_key(r.text),
-                            "truncated": r.truncated,
-                            "reward": r.reward,
-                            "reason": r.reason,
-                        }
-                        for assignment_id, (_, outcome) in outcomes.items()
-                        for r in outcome.rollouts
-                    ]
-                ),
+            packed(last)
+            | {
+                "rollouts": self._db.pack(rows),
                 "outcomes": self._db.pack(
                     [
                         {"id": assignment_id, "team": team} | _outcome_row(outcome)
@@ -266,8 +285,23 @@ class AssignmentStore:
                     ]
                 ),
             },
+            first=((self._insert_texts, packed(keys)) for keys in first),
         )
         return [None] * len(finished)
+
+
+def _sliced(items: Iterable[T], text_of: Callable[[T], str]) -> Iterator[list[T]]:
+    """Items in parts whose texts have about ``PART_CHARACTERS``."""
+    part: list[T] = []
+    size = 0
+    for item in items:
+        part.append(item)
+        size += len(text_of(item))
+        if size >= PART_CHARACTERS:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:

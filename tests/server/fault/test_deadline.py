@@ -56,6 +56,18 @@ def test_expired_work_is_dropped_before_it_is_sent(serve: Serve, judge: FastJudg
     assert judge.count <= 3
 
 
+def test_units_that_were_not_begun_are_timeouts_too(serve: Serve, judge: FastJudge) -> None:
+    url = serve(**model_judge(judge.url))
+    rubric_id = create_rubric(url)
+    judge.mode = fast_judge.HANG
+    answer = send_all(
+        [score(url, rubric_id, [f"answer {i}" for i in range(200)], headers=within(800))]
+    )[0]
+    assert answer.elapsed_s <= 0.8 + 0.5 + MACHINE_S
+    assert (answer.status, answer.rewards, answer.reasons) == (200, [None] * 200, {"timeout"})
+    assert judge.count <= 32  # the judge's places
+
+
 def test_an_induction_keeps_to_it_too(serve: Serve, judge: FastJudge) -> None:
     url = serve(**model_judge(judge.url))
     judge.mode = fast_judge.HANG

@@ -1,5 +1,8 @@
 """What one team sends costs another little: behind many rollouts, beside poisonous ones, beside costly checks."""
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -127,6 +130,24 @@ def test_costly_checks_keep_their_deadline_and_hold_nobody_up(start: Any, judge:
     assert answers[0].reasons == {"timeout"}
     assert {reward for answer in beside for reward in answer.rewards} == {1.0}
     assert quantile([answer.elapsed_s for answer in beside], 0.5) <= 5
+
+
+def test_of_a_large_request_no_more_is_claimed_than_is_about_to_be_asked(
+    serve: Any, judge: FastJudge, tmp_path: Path
+) -> None:
+    judge.mode = fast_judge.HELD
+    url = serve(**model_judge(judge.url, judge_concurrency=50))
+    sending, answers = in_background(
+        [score(url, create(url, {}), [f"answer {i}" for i in range(300)], prompt="p")]
+    )
+    for attempt in eventually(10):
+        with attempt:
+            assert judge.in_flight == 50
+    with closing(sqlite3.connect(tmp_path / "markscheme.db")) as database:
+        assert database.execute("SELECT count(*) FROM claims").fetchone() == (100,)
+    judge.release()
+    sending.join(60)
+    assert answers[0].rewards == [1.0] * 300
 
 
 def test_a_batch_of_too_many_verdicts_is_refused_with_the_figures(

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NewType
 
@@ -30,6 +31,11 @@ PING_TIMEOUT_S = 2
 BUSY_TIMEOUT_MS = 30_000
 POOL_SIZE = 10
 """Connections of one process. Reads and writes come in batches, so that few are enough; none is opened for a rush."""
+_POOL: dict[str, Any] = {
+    "pool_size": POOL_SIZE,
+    "max_overflow": 0,
+    "pool_timeout": COMMAND_TIMEOUT_S,
+}
 _DATABASE_STATES = frozenset({"08", "25", "28", "3D", "40", "53", "55", "57", "58", "F0", "XX"})
 """Classes of SQL states that are the server's own condition: connections, roles, locks, resources, shutdown."""
 _DATA_STATES = frozenset({"22", "54"})
@@ -77,10 +83,12 @@ def create_engine(url: str) -> AsyncEngine:
     read the file."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
+        pool = {}
         if parsed.database and parsed.database != ":memory:":
             _make_private(Path(parsed.database))
+            pool = _POOL
         engine = create_async_engine(
-            parsed, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}
+            parsed, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **pool
         )
         sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -88,9 +96,7 @@ def create_engine(url: str) -> AsyncEngine:
     return create_async_engine(
         parsed,
         hide_parameters=True,
-        pool_size=POOL_SIZE,
-        max_overflow=0,
-        pool_timeout=COMMAND_TIMEOUT_S,
+        **_POOL,
         connect_args={
             "timeout": CONNECT_TIMEOUT_S,
             "command_timeout": COMMAND_TIMEOUT_S,
@@ -303,11 +309,19 @@ class Database:
         )
 
     async def write(
-        self, sight: TeamScope, writes: "WriteBatch", parameters: Mapping[str, Any]
+        self,
+        sight: TeamScope,
+        writes: "WriteBatch",
+        parameters: Mapping[str, Any],
+        *,
+        first: Iterable[tuple[Any, Mapping[str, Any]]] = (),
     ) -> Sequence[sa.Row[Any]]:
-        """Run statements that belong combine, all with the same parameters."""
+        """Run statements that belong combine, all with the same parameters; ``first`` come others of the same
+        transaction, each with its own."""
         answer: Sequence[sa.Row[Any]] = ()
         async with self.writing(sight) as connection:
+            for statement, own in first:
+                await connection.execute(statement, own)
             for statement in writes.statements:
                 result = await connection.execute(statement, parameters)
                 if statement is writes.statements[writes.answering] and result.returns_rows:
@@ -368,7 +382,8 @@ class Database:
 
     def pack(self, rows: Sequence[dict[str, Any]]) -> str:
         """Rows as :meth:`rows` takes them."""
-        return json.dumps(list(rows), ensure_ascii=False, default=self._time)
+        # The rows of a batch have few times, mostly one.
+        return json.dumps(list(rows), ensure_ascii=False, default=lru_cache(maxsize=4)(self._time))
 
     def usd(self, nano: int | None) -> int | str | None:
         """Nano-dollars as :meth:`pack` takes them for a column of money."""

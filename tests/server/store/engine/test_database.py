@@ -4,13 +4,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from fakes.stores import PostgresServer, differences
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.engine.database import ALL_TEAMS
+from markscheme_server.store.engine.database import ALL_TEAMS, POOL_SIZE
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.rubrics import Filters, Search
 from markscheme_server.store.store import Store
@@ -122,4 +123,18 @@ async def test_errors_do_not_show_what_users_sent(store: Store) -> None:
             Reply("t", [StoredVerdict("q" * 64, "p", "c", "r", None, True, "secret words")])
         )  # type: ignore[arg-type]
     assert "secret words" not in str(caught.value).split("DETAIL")[0]
+    await store.database.close()
+
+
+async def test_a_rush_opens_no_connections_beyond_the_pool(store: Store) -> None:
+    """One that is opened for a moment costs a thread and a page cache in SQLite, and a process in PostgreSQL."""
+    opened: list[object] = []
+    sa.event.listen(
+        store.database.engine.sync_engine,
+        "connect",
+        lambda connection, _: opened.append(connection),
+    )
+    for _ in range(3):
+        await asyncio.gather(*(store.database.ping() for _ in range(40)))
+    assert len(opened) <= POOL_SIZE
     await store.database.close()
