@@ -31,7 +31,7 @@ from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words, non_word_share
 from markscheme_train.progress import LiveTable
 from markscheme_train.step_log import StepRecord
-from train.conftest import ScriptedClient
+from train.tiny import ScriptedClient
 
 HOSTILE = "<script>alert(1)</script> [bold]x[/bold]"
 NO_COMMA = DemoPrompt("p1", f"Be brief. {HOSTILE}", ["ok"], ["punctuation:no_comma"], [{}])

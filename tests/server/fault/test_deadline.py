@@ -63,7 +63,7 @@ def test_units_that_were_not_begun_are_timeouts_too(serve: Serve, judge: FastJud
     answer = send_all(
         [score(url, rubric_id, [f"answer {i}" for i in range(200)], headers=within(800))]
     )[0]
-    assert answer.elapsed_s <= 0.8 + 0.5 + MACHINE_S
+    assert answer.elapsed_s <= LATE_S
     assert (answer.status, answer.rewards, answer.reasons) == (200, [None] * 200, {"timeout"})
     assert judge.count <= 32  # the judge's places
 
