@@ -14,7 +14,9 @@ from markscheme_server.config import Settings
 from markscheme_server.domain import keys
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine.database import ALL_TEAMS
+from markscheme_server.store.engine.ids import now
 from markscheme_server.store.store import Store
+from markscheme_server.store.tables import api_keys
 
 PEPPER = "a pepper for the tests"
 OPERATOR = "the operator's own key"
@@ -64,6 +66,16 @@ class Keys:
 
     def revoke(self, key: str) -> None:
         self.do(lambda identity: identity.revoke(keys.prefix(key), actor=Actor()))
+
+    def expire(self, key: str) -> None:
+        """Let a key's time have passed."""
+
+        async def change() -> None:
+            async with self._store.database.writing(ALL_TEAMS) as connection:
+                past = sa.update(api_keys).values(expires_at=now() - timedelta(seconds=1))
+                await connection.execute(past.where(api_keys.c.prefix == keys.prefix(key)))
+
+        self._runner.run(change())
 
     def rotate(self, key: str, overlap_s: float) -> str:
         secret, _ = self.do(

@@ -237,7 +237,7 @@ def test_a_call_that_began_before_there_was_a_budget_counts(
     assert deployment.admin(url, "GET", "/v1/teams/red/budget").json()[
         "spent_usd"
     ] == pytest.approx(CALL_USD)
-    time.sleep(0.6)  # a budget is known everywhere within the second
+    time.sleep(0.6)  # a budget is remembered for half a second
     assert score(url, red, ["Blue."]).json()["groups"][0]["rollouts"][0]["reason"] == "budget"
 
 
