@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.service import running
-from fakes.stores import PostgresServer
+from fakes.stores import PostgresServer, RedisServer
 from markscheme_server.config import Settings
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.maintenance.migrate import prepare
@@ -126,3 +126,12 @@ async def store(database_url: str) -> AsyncIterator[Store]:
     await made.teams.create("red", Actor())
     yield made
     await made.close()
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """One to kill."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.thaw()
+    server.kill()

@@ -4,7 +4,7 @@ import itertools
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,6 @@ LIMIT, REMAINING, RESET = (
 )
 LATER_S = 0.6
 """After it every worker knows of a change."""
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    yield server
-    server.kill()
 
 
 def asked(url: str, key: str | None, times: int = 1) -> list[httpx.Response]:

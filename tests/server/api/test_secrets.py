@@ -3,7 +3,7 @@
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,6 @@ from server.organisation import OPERATOR, PEPPER, Keys, call
 
 SERVICES = Path(__file__).parents[3] / "services" / "markscheme_server"
 CANARY = "canary7f3a"
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    yield server
-    server.kill()
 
 
 def spoken(http: httpx.Client, key: str) -> None:

@@ -6,57 +6,23 @@ import re
 import signal
 import sqlite3
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from fakes import fast_judge
-from fakes.bodies import create_rubric, model_judge, score
+from fakes.bodies import hold_one, model_judge
 from fakes.fast_judge import FastJudge
 from fakes.judge import ScriptedJudge
-from fakes.load import Answer, send_all
 from fakes.processes import COMMAND, PATIENCE_S, ServiceProcess, command, eventually
 
-Start = Callable[..., ServiceProcess]
+Launch = Callable[..., ServiceProcess]
+
 PLAIN_LINES = ("listening on http://127.0.0.1:", "judge: ")
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts services; ``ready=False`` returns as soon as they listen, before anyone asked them anything."""
-    made: list[ServiceProcess] = []
-
-    def one(*, workers: int = 1, ready: bool = True, **settings: Any) -> ServiceProcess:
-        process = ServiceProcess(
-            tmp_path / "service",
-            {"judge": "builtin"} | settings,
-            arguments=("--workers", str(workers)),
-        )
-        made.append(process)
-        if ready:
-            return process.wait_ready()
-        for attempt in eventually():
-            with attempt:
-                assert "listening on" in process.output.read_text()
-        return process
-
-    yield one
-    for process in made:
-        process.kill()
-
-
-@pytest.fixture
-def fast() -> Iterator[FastJudge]:
-    made = FastJudge()
-    yield made
-    made.close()
 
 
 def workers_of(process: ServiceProcess) -> list[psutil.Process]:
@@ -81,25 +47,10 @@ def figure(url: str, series: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def hold_one(process: ServiceProcess, judge: FastJudge) -> tuple[threading.Thread, list[Answer]]:
-    """A request that is in flight, since its judge holds it."""
-    rubric_id = create_rubric(process.url)
-    judge.mode = fast_judge.HELD
-    answers: list[Answer] = []
-    sending = threading.Thread(
-        target=lambda: answers.extend(send_all([score(process.url, rubric_id, ["answer"])]))
-    )
-    sending.start()
-    for attempt in eventually():
-        with attempt:
-            assert judge.in_flight == 1
-    return sending, answers
-
-
 def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_process(
-    start: Start,
+    launch: Launch,
 ) -> None:
-    process = start(workers=2, drain_delay_s=0)
+    process = launch(workers=2, drain_delay_s=0)
     assert process.output.read_text().count("listening on") == 1
     first, second = workers_of(process)
     healthy = 'markscheme_request_seconds_count{method="GET",route="/healthz",status="200"}'
@@ -124,11 +75,11 @@ def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_pr
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_short_answer_is_not_held_back(workers: int, start: Start) -> None:
+def test_a_short_answer_is_not_held_back(workers: int, launch: Launch) -> None:
     """Nagle's algorithm would keep nearly every body for the 40 ms after which Linux confirms the
     head: that some are quicker is enough, however busy the machine."""
     took = []
-    with httpx.Client(base_url=start(workers=workers).url) as client:
+    with httpx.Client(base_url=launch(workers=workers).url) as client:
         for _ in range(60):
             began = time.perf_counter()
             assert client.get("/healthz").status_code == 200
@@ -137,13 +88,13 @@ def test_a_short_answer_is_not_held_back(workers: int, start: Start) -> None:
 
 
 def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(
-    start: Start, fast: FastJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launch: Launch, fast: FastJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With two workers; tests/server/fault has one, and the judge that never answers."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    process = start(workers=2, **model_judge(fast.url, drain_delay_s=5))
+    process = launch(workers=2, **model_judge(fast.url, drain_delay_s=5))
     assert len(list(tmp_path.glob("markscheme-metrics-*"))) == 1
-    sending, answers = hold_one(process, fast)
+    sending, answers = hold_one(process.url, fast)
     process.terminate()
     for attempt in eventually(4, every_s=0.005):
         with attempt:
@@ -161,9 +112,9 @@ def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_second_signal_ends_it_at_once(workers: int, start: Start, fast: FastJudge) -> None:
-    process = start(workers=workers, **model_judge(fast.url))
-    sending, answers = hold_one(process, fast)
+def test_a_second_signal_ends_it_at_once(workers: int, launch: Launch, fast: FastJudge) -> None:
+    process = launch(workers=workers, **model_judge(fast.url))
+    sending, answers = hold_one(process.url, fast)
     serving = workers_of(process)
     process.terminate()
     for attempt in eventually():
@@ -178,8 +129,8 @@ def test_a_second_signal_ends_it_at_once(workers: int, start: Start, fast: FastJ
 
 
 @pytest.mark.parametrize(("sent", "asked"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_nobody_waits_for_a_delay_that_nobody_uses(sent: int, asked: bool, start: Start) -> None:
-    process = start(ready=asked, drain_delay_s=60)
+def test_nobody_waits_for_a_delay_that_nobody_uses(sent: int, asked: bool, launch: Launch) -> None:
+    process = launch(ready=asked, drain_delay_s=60)
     process.process.send_signal(sent)
     assert process.wait(PATIENCE_S) == 0
 
@@ -218,11 +169,11 @@ def test_a_database_of_a_newer_version_is_left_alone(
     assert "Traceback" not in done.stderr
 
 
-def test_secrets_show_nowhere(start: Start, judge: ScriptedJudge) -> None:
+def test_secrets_show_nowhere(launch: Launch, judge: ScriptedJudge) -> None:
     """Planted in keys, headers, URLs, bodies and the judge's reply; looked for in output, errors and figures."""
     secret = "planted7f3a"
     judge.script = lambda request, number: f"{secret} is no JSON"
-    process = start(
+    process = launch(
         judge="openai",
         judge_base_url=f"{judge.url}?token={secret}-url",
         judge_model="scripted",

@@ -7,9 +7,8 @@ import resource
 import signal
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
-from fakes import fast_judge
-from fakes.bodies import create_rubric, model_judge, score
+from fakes.bodies import hold_one, model_judge
 from fakes.fast_judge import FastJudge
-from fakes.load import Answer, send_all
 from fakes.processes import COMMAND, PATIENCE_S, ServiceProcess, environment, eventually
+
+Launch = Callable[..., ServiceProcess]
 
 HEAD = b"POST /v1/scores HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 HALF_SENT = {
@@ -30,33 +29,6 @@ HALF_SENT = {
     "a body": HEAD + b"Content-Length: 100000\r\n\r\n{",
     "a chunked body": HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",
 }
-Start = Callable[..., ServiceProcess]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    made: list[ServiceProcess] = []
-
-    def one(*, workers: int = 1, **settings: Any) -> ServiceProcess:
-        made.append(
-            ServiceProcess(
-                tmp_path / "service",
-                {"judge": "builtin", "drain_delay_s": 0} | settings,
-                arguments=("--workers", str(workers)),
-            )
-        )
-        return made[-1].wait_ready()
-
-    yield one
-    for process in made:
-        process.kill()
-
-
-@pytest.fixture
-def fast() -> Iterator[FastJudge]:
-    made = FastJudge()
-    yield made
-    made.close()
 
 
 def healthy(url: str) -> bool:
@@ -92,11 +64,13 @@ def error_of(answer: bytes) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", HALF_SENT)
-def test_more_connections_than_descriptors_do_not_keep_others_out(kind: str, start: Start) -> None:
+def test_more_connections_than_descriptors_do_not_keep_others_out(
+    kind: str, launch: Launch
+) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
     try:
-        process = start()
+        process = launch(drain_delay_s=0)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     with ExitStack() as stack:
@@ -110,8 +84,8 @@ def test_more_connections_than_descriptors_do_not_keep_others_out(kind: str, sta
     assert process.output.read_text().count("out of system resource") <= 5
 
 
-def test_half_a_head_is_given_ten_seconds(start: Start) -> None:
-    process = start()
+def test_half_a_head_is_given_ten_seconds(launch: Launch) -> None:
+    process = launch(drain_delay_s=0)
     began = time.monotonic()
     with connect(process.port, HALF_SENT["a head"]) as half, connect(process.port, b"") as silent:
         status, error = error_of(received(half, PATIENCE_S))
@@ -136,9 +110,9 @@ def test_half_a_head_is_given_ten_seconds(start: Start) -> None:
     ids=["no HTTP", "no host", "a long head", "a negative length", "a bad chunk", "two lengths"],
 )
 def test_what_is_no_http_is_refused_in_the_one_error_shape(
-    sent: bytes, code: str, start: Start
+    sent: bytes, code: str, launch: Launch
 ) -> None:
-    process = start()
+    process = launch(drain_delay_s=0)
     for _ in range(20):
         with connect(process.port, sent) as connection:
             status, error = error_of(received(connection, PATIENCE_S))
@@ -150,8 +124,8 @@ def test_what_is_no_http_is_refused_in_the_one_error_shape(
     assert said.count("Invalid HTTP") <= 3
 
 
-def test_a_request_to_speak_another_protocol_is_answered_in_this_one(start: Start) -> None:
-    process = start()
+def test_a_request_to_speak_another_protocol_is_answered_in_this_one(launch: Launch) -> None:
+    process = launch(drain_delay_s=0)
     answer = httpx.get(
         f"{process.url}/healthz",
         verify=False,
@@ -166,25 +140,13 @@ def test_a_request_to_speak_another_protocol_is_answered_in_this_one(start: Star
     assert "pgrade" not in process.output.read_text()
 
 
-def hold_one(process: ServiceProcess, judge: FastJudge) -> tuple[threading.Thread, list[Answer]]:
-    rubric_id = create_rubric(process.url)
-    judge.mode = fast_judge.HELD
-    answers: list[Answer] = []
-    sending = threading.Thread(
-        target=lambda: answers.extend(send_all([score(process.url, rubric_id, ["answer"])]))
-    )
-    sending.start()
-    for attempt in eventually():
-        with attempt:
-            assert judge.in_flight == 1
-    return sending, answers
-
-
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_hang_up_finishes_what_is_in_flight(workers: int, start: Start, fast: FastJudge) -> None:
+def test_a_hang_up_finishes_what_is_in_flight(
+    workers: int, launch: Launch, fast: FastJudge
+) -> None:
     """Sent twice and to the whole process group, as a closing terminal does."""
-    process = start(workers=workers, **model_judge(fast.url, drain_delay_s=0))
-    sending, answers = hold_one(process, fast)
+    process = launch(workers=workers, **model_judge(fast.url, drain_delay_s=0))
+    sending, answers = hold_one(process.url, fast)
     for _ in range(2):
         os.killpg(process.process.pid, signal.SIGHUP)
     for attempt in eventually():

@@ -1,24 +1,14 @@
 """ConcurrencyLimiter at a judge: bounded, earlier work first, shared between processes through a real Redis."""
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
-import pytest
 from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
 from fakes.processes import PATIENCE_S
 from fakes.stores import RedisServer
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.redis import Redis
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    yield server
-    server.kill()
 
 
 async def hold_for(
