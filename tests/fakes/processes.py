@@ -95,7 +95,7 @@ class ServiceProcess:
                 if found is None:
                     raise NotYet(said[-3000:])
                 self.url = found[1]
-                assert httpx.get(f"{self.url}/readyz", verify=False).status_code == 200
+                assert httpx.get(f"{self.url}/readyz", verify=False, timeout=10).status_code == 200
         return self
 
     def kill(self) -> None:

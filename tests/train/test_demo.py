@@ -338,7 +338,7 @@ def test_the_demos_service_reads_no_settings_of_the_folder_and_hears_no_ctrl_c(
     )
     monkeypatch.chdir(tmp_path)
     with running_service(tmp_path / "home") as url:
-        assert httpx.get(f"{url}/v1/rubrics").json()["data"] == []
+        assert httpx.get(f"{url}/v1/rubrics", timeout=60).json()["data"] == []
         children = psutil.Process().children()
         assert [
             os.getpgid(child.pid) != os.getpgid(0)

@@ -63,8 +63,13 @@ def test_a_team_beyond_its_limit_is_turned_away_and_no_other(
         assert answer.status_code == 200
         assert not {LIMIT, REMAINING, RESET} & set(answer.headers)
     assert metrics.REGISTRY.get_sample_value("markscheme_rate_limited_total") == refused + 1
-    assert "markscheme_rate_limited_total " in httpx.get(f"{url}/metrics").text
-    assert httpx.get(f"{url}/readyz", headers={"Authorization": f"Bearer {red}"}).status_code == 200
+    assert "markscheme_rate_limited_total " in httpx.get(f"{url}/metrics", timeout=60).text
+    assert (
+        httpx.get(
+            f"{url}/readyz", headers={"Authorization": f"Bearer {red}"}, timeout=60
+        ).status_code
+        == 200
+    )
 
 
 def test_it_is_turned_away_before_its_body_is_read(organisation: Keys, start: Start) -> None:

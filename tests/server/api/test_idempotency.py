@@ -98,7 +98,7 @@ def test_replays_outlive_the_process(settings: dict[str, Any], tmp_path: Any) ->
     for _ in range(2):
         with (
             running(Settings(_env_file=None, home=tmp_path, **settings)) as url,
-            httpx.Client(base_url=url) as http,
+            httpx.Client(base_url=url, timeout=60) as http,
         ):
             contents.append(post(http, "k").content)
             last = post(http, "k")

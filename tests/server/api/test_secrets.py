@@ -98,7 +98,7 @@ def test_logs_figures_and_redis_hold_no_key_and_no_callers_word(
                 base_url=service.url, headers={"Authorization": f"Bearer {presented}"}, timeout=30
             ) as http:
                 spoken(http, presented)
-        figures = httpx.get(f"{service.url}/metrics").text
+        figures = httpx.get(f"{service.url}/metrics", timeout=60).text
     finally:
         service.terminate()
         service.wait(PATIENCE_S)

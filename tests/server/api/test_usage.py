@@ -92,7 +92,9 @@ def test_what_was_spent_and_saved_is_told_by_whatever_one_asks_for(
         assert {b.team: b.calls for b in operator.usage().data} == {"red": 6, "blue": 1}
         assert operator.usage([], team="blue").total.calls == 1
         assert operator.usage([], team="blue").data == []
-    refused = httpx.get(f"{url}/v1/usage?team=red", headers={"Authorization": f"Bearer {blue}"})
+    refused = httpx.get(
+        f"{url}/v1/usage?team=red", headers={"Authorization": f"Bearer {blue}"}, timeout=60
+    )
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "missing_scope")
     for wrong in ("colour", "team,team", "team;run"):
         assert (
@@ -142,7 +144,7 @@ def test_nothing_more_is_asked_once_a_hard_budget_is_spent(
             url, "PUT", "/v1/teams/red/budget", json={"hard_usd": 1.0, "window": "day"}
         )
         shown = httpx.get(
-            f"{url}/v1/teams/red/budget", headers={"Authorization": f"Bearer {red}"}
+            f"{url}/v1/teams/red/budget", headers={"Authorization": f"Bearer {red}"}, timeout=60
         ).json()
         assert shown["spent_usd"] == pytest.approx(3 * CALL_USD)
         assert _settles(
@@ -288,7 +290,7 @@ def test_budgets_that_make_no_sense_and_budgets_of_others(deployment: Deployment
     assert (of_run["window"], of_run["run"]) == ("total", "a/b")
     seen = {
         name: httpx.get(
-            f"{url}/v1/teams/red/budget", headers={"Authorization": f"Bearer {key}"}
+            f"{url}/v1/teams/red/budget", headers={"Authorization": f"Bearer {key}"}, timeout=60
         ).status_code
         for name, key in (("red", red), ("blue", blue))
     }

@@ -79,7 +79,7 @@ def test_a_short_answer_is_not_held_back(workers: int, launch: Launch) -> None:
     """Nagle's algorithm would keep nearly every body for the 40 ms after which Linux confirms the
     head: that some are quicker is enough, however busy the machine."""
     took = []
-    with httpx.Client(base_url=launch(workers=workers).url) as client:
+    with httpx.Client(base_url=launch(workers=workers).url, timeout=60) as client:
         for _ in range(60):
             began = time.perf_counter()
             assert client.get("/healthz").status_code == 200

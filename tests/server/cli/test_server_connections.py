@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,14 @@ HALF_SENT = {
     "a body": HEAD + b"Content-Length: 100000\r\n\r\n{",
     "a chunked body": HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",
 }
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """One for all tests that leave it as it was."""
+    made = ServiceProcess(tmp_path_factory.mktemp("service"), {"judge": "builtin"})
+    yield made.wait_ready()
+    made.kill()
 
 
 def healthy(url: str) -> bool:
@@ -84,8 +92,7 @@ def test_more_connections_than_descriptors_do_not_keep_others_out(
     assert process.output.read_text().count("out of system resource") <= 5
 
 
-def test_half_a_head_is_given_ten_seconds(launch: Launch) -> None:
-    process = launch(drain_delay_s=0)
+def test_half_a_head_is_given_ten_seconds(process: ServiceProcess) -> None:
     began = time.monotonic()
     with connect(process.port, HALF_SENT["a head"]) as half, connect(process.port, b"") as silent:
         status, error = error_of(received(half, PATIENCE_S))
@@ -110,22 +117,23 @@ def test_half_a_head_is_given_ten_seconds(launch: Launch) -> None:
     ids=["no HTTP", "no host", "a long head", "a negative length", "a bad chunk", "two lengths"],
 )
 def test_what_is_no_http_is_refused_in_the_one_error_shape(
-    sent: bytes, code: str, launch: Launch
+    sent: bytes, code: str, process: ServiceProcess
 ) -> None:
-    process = launch(drain_delay_s=0)
+    before = len(process.output.read_text())
     for _ in range(20):
         with connect(process.port, sent) as connection:
             status, error = error_of(received(connection, PATIENCE_S))
         assert (status, error["type"], error["code"]) == (400, "invalid_request_error", code)
     assert healthy(process.url)
-    said = process.output.read_text()
+    said = process.output.read_text()[before:]
     assert "Traceback" not in said
     assert "Fatal error" not in said
     assert said.count("Invalid HTTP") <= 3
 
 
-def test_a_request_to_speak_another_protocol_is_answered_in_this_one(launch: Launch) -> None:
-    process = launch(drain_delay_s=0)
+def test_a_request_to_speak_another_protocol_is_answered_in_this_one(
+    process: ServiceProcess,
+) -> None:
     answer = httpx.get(
         f"{process.url}/healthz",
         verify=False,
@@ -135,6 +143,7 @@ def test_a_request_to_speak_another_protocol_is_answered_in_this_one(launch: Lau
             "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
             "Sec-WebSocket-Version": "13",
         },
+        timeout=60,
     )
     assert answer.status_code == 200
     assert "pgrade" not in process.output.read_text()
@@ -198,7 +207,10 @@ def test_requests_go_on_when_the_terminal_is_gone(tmp_path: Path) -> None:
             url = process.stdout.readline().split()[-1]
             assert healthy(url)
             os.close(ours)
-            assert httpx.get(f"{url}/nowhere", verify=False).json()["error"]["code"] == "not_found"
+            assert (
+                httpx.get(f"{url}/nowhere", verify=False, timeout=60).json()["error"]["code"]
+                == "not_found"
+            )
             process.terminate()
             assert process.wait(PATIENCE_S) == 0
         finally:
@@ -209,16 +221,21 @@ def test_requests_go_on_when_the_terminal_is_gone(tmp_path: Path) -> None:
     "path", ["/healthz", "/readyz", "/metrics", "/v1/rubrics", "/openapi.json", "/v1/usage"]
 )
 def test_head_is_answered_where_get_is(path: str, service: str) -> None:
-    got, asked = (httpx.request(method, service + path, verify=False) for method in ("GET", "HEAD"))
+    got, asked = (
+        httpx.request(method, service + path, verify=False, timeout=60)
+        for method in ("GET", "HEAD")
+    )
     assert asked.status_code == got.status_code == 200
     assert asked.content == b""
     assert asked.headers["content-type"] == got.headers["content-type"]
 
 
 def test_head_where_there_is_no_get_is_refused_like_any_other_method(service: str) -> None:
-    answer = httpx.head(f"{service}/v1/scores", verify=False)
+    answer = httpx.head(f"{service}/v1/scores", verify=False, timeout=60)
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert httpx.post(f"{service}/v1/usage", verify=False).headers["allow"] == "GET, HEAD"
+    assert (
+        httpx.post(f"{service}/v1/usage", verify=False, timeout=60).headers["allow"] == "GET, HEAD"
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,9 +244,13 @@ def test_head_where_there_is_no_get_is_refused_like_any_other_method(service: st
 def test_a_number_in_a_header_is_digits(text: str, service: str) -> None:
     body = {"groups": [{"id": "g", "prompt": "p", "rollouts": [{"id": "r", "text": "t"}]}]}
     answer = httpx.post(
-        f"{service}/v1/scores", json=body, headers={"X-Deadline-Ms": text.encode()}, verify=False
+        f"{service}/v1/scores",
+        json=body,
+        headers={"X-Deadline-Ms": text.encode()},
+        verify=False,
+        timeout=60,
     )
     assert answer.status_code == 422
     assert answer.json()["error"]["code"] == "invalid_value"
-    listed = httpx.get(f"{service}/v1/rubrics", params={"limit": text}, verify=False)
+    listed = httpx.get(f"{service}/v1/rubrics", params={"limit": text}, verify=False, timeout=60)
     assert listed.status_code == 422

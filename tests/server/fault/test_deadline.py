@@ -125,7 +125,7 @@ def test_ids_and_metrics_are_there(serve: Serve, judge: FastJudge) -> None:
     rubric_id = create_rubric(url)
     answer = send_all([score(url, rubric_id, ["x"], headers={"X-Request-ID": "step-7"})])[0]
     assert answer.headers["X-Request-ID"] == "step-7"
-    said = httpx.get(f"{url}/metrics", verify=False)
+    said = httpx.get(f"{url}/metrics", verify=False, timeout=60)
     assert said.status_code == 200
     names = {line.split()[2] for line in said.text.splitlines() if line.startswith("# TYPE ")}
     assert len(names) >= 5

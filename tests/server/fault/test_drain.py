@@ -40,7 +40,7 @@ def test_what_is_in_flight_finishes(start: Any, judge: FastJudge, database: str)
     for attempt in eventually():
         with attempt:
             assert judge.in_flight == 8
-    with httpx.Client(base_url=process.url, verify=False) as client:
+    with httpx.Client(base_url=process.url, verify=False, timeout=60) as client:
         assert client.get("/readyz").status_code == 200
         process.terminate()
         for attempt in eventually(4, every_s=0.01):
@@ -48,7 +48,8 @@ def test_what_is_in_flight_finishes(start: Any, judge: FastJudge, database: str)
                 assert client.get("/readyz").status_code == 503
         assert client.get("/healthz").status_code == 200
         assert (
-            httpx.get(f"{process.url}/v1/rubrics/{rubric_id}", verify=False).status_code == 200
+            httpx.get(f"{process.url}/v1/rubrics/{rubric_id}", verify=False, timeout=60).status_code
+            == 200
         )  # a new connection
     for attempt in eventually():
         with attempt:

@@ -234,7 +234,9 @@ def test_a_table_in_use_is_not_waited_for_long(
     assert max(a.elapsed.total_seconds() for a in answers) <= 4  # not as long as the lock is
     migrate_now(driver(database))
     assert query(database, "SELECT version_num FROM alembic_version") == [("next",)]
-    assert httpx.get(f"{service}/v1/rubrics/{rubric_id}", verify=False).status_code == 200
+    assert (
+        httpx.get(f"{service}/v1/rubrics/{rubric_id}", verify=False, timeout=60).status_code == 200
+    )
 
 
 def test_a_newer_database_is_left_alone(url: str) -> None:

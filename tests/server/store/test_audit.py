@@ -193,7 +193,10 @@ def test_who_did_what_is_on_the_trail_for_good(deployment: Deployment) -> None:
         e["id"] for e in entries if e["team"] == "red"
     ]
     assert (
-        httpx.get(f"{url}/v1/audit", headers={"Authorization": f"Bearer {red}"}).status_code == 403
+        httpx.get(
+            f"{url}/v1/audit", headers={"Authorization": f"Bearer {red}"}, timeout=60
+        ).status_code
+        == 403
     )
 
 
