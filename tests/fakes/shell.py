@@ -5,10 +5,11 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from unittest import mock
 
 import structlog
@@ -29,7 +30,7 @@ def run(
     *words: str, directory: Path, variables: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """Run one `markscheme` command with these environment variables and no others."""
-    output, errors = io.StringIO(), io.StringIO()
+    output, errors = _Captured(sys.stdout), _Captured(sys.stderr)
     status: object = 0
     with (
         mock.patch.dict(os.environ, variables, clear=True),
@@ -54,9 +55,26 @@ def run(
     return subprocess.CompletedProcess(words, code, output.getvalue(), errors.getvalue())
 
 
-def _log_to_stderr(*_: object) -> None:
+class _Captured(io.StringIO):
+    """What the command writes; a service in another thread of the test goes on writing elsewhere."""
+
+    def __init__(self, elsewhere: TextIO) -> None:
+        super().__init__()
+        self._elsewhere = elsewhere
+        self._others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+
+    def write(self, text: str) -> int:
+        return (
+            self._elsewhere.write(text)
+            if threading.get_ident() in self._others
+            else super().write(text)
+        )
+
+
+def _log_to_stderr(level: logs.Level = "info") -> None:
     """Log as a process of its own does, but remember nothing: the next test logs elsewhere."""
     structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
@@ -64,8 +82,12 @@ def _log_to_stderr(*_: object) -> None:
 
 @contextlib.contextmanager
 def _logs_as_before() -> Iterator[None]:
-    before = structlog.get_config()
+    configured, before = structlog.is_configured(), structlog.get_config()
+    structlog.reset_defaults()
     try:
         yield
     finally:
-        structlog.configure(**before)
+        if configured:
+            structlog.configure(**before)
+        else:
+            structlog.reset_defaults()

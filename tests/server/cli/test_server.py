@@ -65,7 +65,9 @@ def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_pr
         with attempt:
             assert len(workers_of(process)) == 2
             assert first.pid not in [worker.pid for worker in workers_of(process)]
-    assert "worker_ended" in process.output.read_text()
+    for attempt in eventually():
+        with attempt:
+            assert "worker_ended" in process.output.read_text()
     assert figure(process.url, healthy) == 10
 
     left = workers_of(process)
