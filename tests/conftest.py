@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from fakes.judge import ScriptedJudge
@@ -22,6 +23,8 @@ from markscheme_server.store.maintenance.migrate import prepare
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+# By default structlog shows the values of all variables of a traceback: seconds for each.
+structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
 
 
 @pytest.fixture(autouse=True)
