@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train gpu-wheels test-gpu compose-test test-judges acceptance clean
+.PHONY: help setup lock docs demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train gpu-wheels test-gpu compose-test test-judges acceptance clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -21,7 +21,7 @@ LOCKED := $(INSTALL) --require-hashes
 
 # PyTorch is the build that this machine's pip prefers, the index's own or one for processors; both have their hash in the
 # lock. pip itself would take the one whose hash the index states. A build for CUDA asks for NVIDIA's packages, one for processors does not.
-$(VENV)/.ready: pyproject.toml $(wildcard lock/*.txt)
+$(VENV)/.ready: pyproject.toml $(filter-out lock/docs.txt,$(wildcard lock/*.txt))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(LOCKED) -r lock/build.txt
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(VENV)/torch torch==2.13.0
@@ -34,6 +34,16 @@ $(VENV)/.ready: pyproject.toml $(wildcard lock/*.txt)
 
 lock:  ## Renew lock/*.txt from pyproject.toml and constraints.txt (needs uv)
 	sh deploy/lock.sh
+
+DOCS_VENV := build/docs-venv
+
+$(DOCS_VENV)/.ready: lock/docs.txt
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r lock/docs.txt
+	touch $@
+
+docs: $(DOCS_VENV)/.ready  ## Build the documentation as a site in build/site (a minute; an environment of its own)
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet --strict
 
 demo: setup  ## Train a real small model on rubric rewards, from start to report (about ten minutes)
 	$(CLEAN) $(BIN)/markscheme demo
@@ -114,7 +124,7 @@ test-judges: setup  ## The service against real servers: LiteLLM, transformers s
 	-$(CLEAN) $(MAKE) --keep-going $(foreach judge,$(JUDGES),$(JUDGE_ENVS)/venv-$(judge)/.ready)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m judges.run $(addprefix --only ,$(JUDGES))
 
-acceptance: setup  ## The 58 checks of docs/reliability.md, and the table of what shows them (slow, about two hours; CHECKS=4,5 for some)
+acceptance: setup  ## The 58 checks of docs/reliability.md, and the table of what shows them (slow, about two and a half hours; CHECKS=4,5 for some)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m acceptance.run $(if $(CHECKS),--only $(CHECKS))
 
 $(JUDGE_ENVS)/venv-%/.ready:

@@ -33,11 +33,11 @@ from ifeval import (
     wanted_atoms,
 )
 from markscheme_server.domain.rubric import Criterion, maximum_score
-from markscheme_server.judge.base import InductionTask, JudgeFailure, Response
+from markscheme_server.judge.base import InductionTask, JudgeFailure, StudentResponse
 from markscheme_server.rules.checks import run_check
 from markscheme_server.rules.contrast import contrast_words
 from markscheme_server.rules.languages import language_of
-from markscheme_server.rules.parse import read_constraints
+from markscheme_server.rules.parse import parse_constraints
 from markscheme_server.rules.rubricator import induce_criteria
 
 MACHINE = "2 shared CPU cores, no GPU; single-threaded Python 3.11"
@@ -64,7 +64,7 @@ def reading(items: Sequence[Item]) -> list[Section]:
     right: Counter[bool] = Counter()
     whole: Counter[bool] = Counter()
     for item in items:
-        checks = [dict(candidate.check) for candidate in read_constraints(item.prompt)]
+        checks = [dict(candidate.check) for candidate in parse_constraints(item.prompt)]
         seen = atoms(checks)
         complete = True
         for name, arguments in item.instructions:
@@ -124,7 +124,7 @@ def paraphrases() -> Section:
     for tuned in (True, False):
         asked = found = extra = 0
         for row in (r for r in rows if r["tuned"] is tuned):
-            checks = [dict(candidate.check) for candidate in read_constraints(row["prompt"])]
+            checks = [dict(candidate.check) for candidate in parse_constraints(row["prompt"])]
             asked += len(row["expected"])
             found += sum(atoms([check]) <= atoms(checks) for check in row["expected"])
             extra += sum(not atoms([check]) <= atoms(row["expected"]) for check in checks)
@@ -163,7 +163,7 @@ def induce(item: Item, teachers: Sequence[str], students: Iterable[Rollout]) -> 
     task = InductionTask(
         ({"role": "user", "content": item.prompt},),
         tuple(teachers),
-        tuple(Response(r.text, r.truncated) for r in students),
+        tuple(StudentResponse(r.text, r.truncated) for r in students),
     )
     try:
         return induce_criteria(task)
@@ -276,7 +276,7 @@ def null_test(items: Sequence[Item], rollouts: dict[str, list[Rollout]]) -> Sect
     for item, other in zip(items, [*items[1:], items[0]], strict=True):
         if item.id not in rollouts:
             continue
-        students = [Response(r.text, r.truncated) for r in rollouts[item.id]]
+        students = [StudentResponse(r.text, r.truncated) for r in rollouts[item.id]]
         for name, teacher, rest in (
             ("its own teacher", item.teacher, students),
             ("another prompt's teacher", other.teacher, students),

@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 compile() {
     uv pip compile --quiet --generate-hashes --no-annotate --no-header --constraint constraints.txt \
-        --python-version 3.11 --python-platform x86_64-manylinux_2_28 "$@"
+        --python-version "${python:-3.11}" --python-platform x86_64-manylinux_2_28 "$@"
 }
 # The wheel of torch 2.13.0+cpu: PyTorch's own build for processors, which a machine's index may offer in place of the
 # one for CUDA. A new version has another hash.
@@ -38,3 +38,6 @@ compile pyproject.toml "$folder/build.in" --extra server --extra otel $apart --o
 compile pyproject.toml "$folder/build.in" "$folder/torch.in" --extra train --extra demo $apart --output-file lock/trainer.txt
 # shellcheck disable=SC2086
 compile pyproject.toml "$folder/build.in" "$folder/torch.in" --extra server --extra train --extra demo --extra dev $apart --output-file lock/all.txt
+# The site's own environment: `make docs`. Some of its packages want a patch release.
+# shellcheck disable=SC2086
+python=3.11.5 compile pyproject.toml "$folder/build.in" --extra docs $apart --output-file lock/docs.txt

@@ -19,6 +19,7 @@ from fakes.judge import ScriptedJudge
 from fakes.service import running
 from markscheme import Client
 from markscheme_server.config import Settings
+from markscheme_server.judge import gateway
 from markscheme_server.store.maintenance.migrate import prepare
 
 settings.register_profile("shared machine", deadline=None)
@@ -61,17 +62,16 @@ def serve(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Callable[..., str]]
 
 
 @pytest.fixture
-def model_settings(judge: ScriptedJudge) -> dict[str, Any]:
+def model_settings(judge: ScriptedJudge, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Settings that make the scripted judge the service's judge."""
+    monkeypatch.setattr(gateway, "BREAKER_WAIT_S", 0.5)
     return {
         "judge": "openai",
         "judge_base_url": judge.url,
         "judge_model": "scripted",
         "judge_api_key": "k-secret",
         "judge_timeout_s": 30.0,
-        "judge_breaker_wait_s": 0.5,
         "request_timeout_s": 60.0,
-        "secret": "of the tests",
     }
 
 

@@ -1,4 +1,8 @@
-"""The guides are run: every ``bash`` block of a page, in order, as one script against a real service."""
+"""The guides are run: their `bash` and `python` blocks, in order, against a real service.
+
+Where a `text` block follows, it is compared with what its block printed. A `…` in it stands for
+anything, also for several lines.
+"""
 
 import os
 import re
@@ -7,41 +11,65 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-GUIDES = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs"
 PEPPER = "a pepper for the guides"
+BLOCK = re.compile(r"^```(bash|python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+END = "=== end of block ==="
 
 
-def run(guide: str, url: str, home: Path) -> list[str]:
-    """What the page's commands print, line by line; they must all succeed."""
-    script = "\n".join(
-        re.findall(
-            r"^```bash\n(.*?)^```$", (GUIDES / guide).read_text("utf-8"), re.MULTILINE | re.DOTALL
-        )
-    )
+def run(page: Path, url: str, home: Path) -> list[tuple[str, str | None]]:
+    """Run a page's blocks as one script; all must succeed.
+
+    Returns:
+        For each block what it printed, and what the page says that it prints, if it says so.
+    """
+    script, shown = "", []
+    for language, text in BLOCK.findall(page.read_text("utf-8")):
+        if language == "text":
+            shown[-1] = text
+            continue
+        shown.append(None)
+        command = text if language == "bash" else f"python3 - <<'PYTHON'\n{text}PYTHON\n"
+        script += f"{command}echo '{END}'\n"
+    for address in ("localhost:8321", "127.0.0.1:8321"):
+        script = script.replace(address, url.removeprefix("http://"))
     done = subprocess.run(
-        [
-            "bash",
-            "-euo",
-            "pipefail",
-            "-c",
-            script.replace("localhost:8321", url.removeprefix("http://")),
-        ],
+        ["bash", "-euo", "pipefail", "-c", script],
         cwd=home,
         capture_output=True,
         text=True,
         timeout=120,
         env={
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             "MARKSCHEME_HOME": str(home),
+            "MARKSCHEME_URL": url,
             "MARKSCHEME_KEY_PEPPER": PEPPER,
         },
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    printed = done.stdout.split(f"{END}\n")[:-1]
+    return list(zip(printed, shown, strict=True))
 
 
-def test_two_teams_one_rubric(serve: Callable[..., str], tmp_path: Path) -> None:
-    said = run("teams.md", serve(key_pepper=PEPPER), tmp_path)
+def assert_as_shown(blocks: list[tuple[str, str | None]]) -> None:
+    """Compare what was printed with what the page shows, white space aside."""
+    for printed, shown in blocks:
+        if shown is not None:
+            pattern = ".*".join(re.escape(" ".join(part.split())) for part in shown.split("…"))
+            pattern = pattern.replace(r"\ .*", ".*").replace(r".*\ ", ".*")
+            assert re.fullmatch(pattern, " ".join(printed.split())), f"{shown}\n---\n{printed}"
+
+
+def test_the_quickstart_prints_what_it_shows(service: str, tmp_path: Path) -> None:
+    blocks = run(DOCS / "quickstart.md", service, tmp_path)
+    assert len([shown for _, shown in blocks if shown is not None]) == 8
+    assert_as_shown(blocks)
+
+
+def test_two_teams_share_one_rubric(serve: Callable[..., str], tmp_path: Path) -> None:
+    blocks = run(DOCS / "teams.md", serve(key_pepper=PEPPER), tmp_path)
+    said = "".join(printed for printed, _ in blocks).splitlines()
     begin = said.index("blue reads it: 404")
     erased = said.index("team red is erased; removed by this command:")
     (

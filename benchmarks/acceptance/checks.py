@@ -436,8 +436,10 @@ def _security() -> list[Check]:
             41,
             area,
             "The containers are confined, run as nobody, and hold no secret that they do not need.",
-            (pytest("tests/deployment/test_compose.py", f"{CLIENT}test_client.py"),),
-            part="the files only; `make compose-test` builds and runs the images and needs Docker",
+            (
+                pytest("tests/deployment/test_compose.py", f"{CLIENT}test_client.py"),
+                pytest("tests/deployment/test_running_containers.py", slow=True, limit_s=2400),
+            ),
         ),
     ]
 
@@ -640,7 +642,7 @@ def _upkeep() -> list[Check]:
         Check(
             58,
             area,
-            "Imports go one way, and each setting and each reason is in the README.",
+            "Imports go one way, and each setting and each reason is in the documentation.",
             (pytest("tests/test_docs.py"), Command(("lint-imports",), 120, is_pytest=False)),
             part="no bound on coverage, no mutation score",
         ),

@@ -34,7 +34,7 @@ INTRODUCTION = """\
 # Reliability: 58 checks, and what shows them
 
 Written by `make acceptance`: do not edit. `make acceptance CHECKS=4,5` runs these again and keeps the other rows with
-their dates; without `CHECKS` all are run (slow, about two hours on two cores).
+their dates; without `CHECKS` all are run (slow, about two and a half hours on two cores).
 
 - shown: every command of the check passed. part: it passed and shows less than the check asks for; the row says
   what is missing. not applicable: there is nothing to check, and why. failed: a command failed or took too long.

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,87 @@ for name in os.listdir("/proc"):
             os.kill(int(name), signal.SIGKILL)
 """
 """Kills what the container runs from within, as a crash would: of a kill from outside the engine restarts nothing."""
+HOLDERS = {
+    "POSTGRES_PASSWORD": {"postgres", "migrate"},
+    "POSTGRES_APP_PASSWORD": {"migrate", "trainer-key", "rubric"},
+    "REDIS_PASSWORD": {"redis", "rubric"},
+    "MARKSCHEME_API_KEY": {"rubric"},
+    "MARKSCHEME_KEY_PEPPER": {"trainer-key", "rubric"},
+}
+"""The secrets of .env, and the services whose containers have each."""
+FROM_FILES = {
+    "redis": {"REDIS_PASSWORD_FILE": "REDIS_PASSWORD"},
+    "migrate": {
+        "MARKSCHEME_DATABASE_PASSWORD_FILE": "POSTGRES_APP_PASSWORD",
+        "MARKSCHEME_MIGRATION_PASSWORD_FILE": "POSTGRES_PASSWORD",
+    },
+    "trainer-key": {
+        "MARKSCHEME_DATABASE_PASSWORD_FILE": "POSTGRES_APP_PASSWORD",
+        "MARKSCHEME_KEY_PEPPER_FILE": "MARKSCHEME_KEY_PEPPER",
+    },
+    "rubric": {
+        "MARKSCHEME_API_KEY_FILE": "MARKSCHEME_API_KEY",
+        "MARKSCHEME_DATABASE_PASSWORD_FILE": "POSTGRES_APP_PASSWORD",
+        "MARKSCHEME_REDIS_PASSWORD_FILE": "REDIS_PASSWORD",
+        "MARKSCHEME_KEY_PEPPER_FILE": "MARKSCHEME_KEY_PEPPER",
+    },
+}
+"""By service, the variables that name a file, and the secret in it."""
+FORBIDDEN = (
+    "ALTER TABLE rubrics ADD COLUMN x int",
+    "ALTER TABLE rubrics DISABLE ROW LEVEL SECURITY",
+    "DROP TABLE verdicts",
+    "TRUNCATE verdicts",
+    "CREATE TABLE x (y int)",
+    "CREATE ROLE x",
+    "SET ROLE markscheme",
+    "ALTER ROLE markscheme_app BYPASSRLS",
+    "DELETE FROM audit_entries",
+    "UPDATE audit_entries SET action = 'x'",
+    "DELETE FROM alembic_version",
+    "SELECT rolpassword FROM pg_authid",
+    "COPY rubrics TO PROGRAM 'id'",
+)
+STATEMENTS = """
+import asyncio, json, sys
+import sqlalchemy as sa
+from markscheme_server.config import Settings
+from sqlalchemy.ext.asyncio import create_async_engine
+
+async def allowed(url, statement):
+    engine = create_async_engine(url)
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(sa.text(statement))
+            await connection.rollback()
+    except Exception as error:
+        if getattr(getattr(error, "orig", error), "sqlstate", None) not in ("42501", "28P01"):
+            raise
+        return False
+    finally:
+        await engine.dispose()
+    return True
+
+async def main():
+    url = sa.make_url(Settings().sqlalchemy_url)
+    tries = [(url, statement) for statement in sys.argv[1:]] + [(url.set(username="markscheme"), "SELECT 'the owner'")]
+    print(json.dumps([statement for as_whom, statement in tries if await allowed(as_whom, statement)]))
+
+asyncio.run(main())
+"""
+"""Run in the service's container with its settings: the statements that are not refused for want of a privilege, and
+one as the owner with the service's password. Each is rolled back."""
+CONNECT = """
+import socket, sys
+for address in sys.argv[1:]:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+        print(address)
+    except OSError:
+        pass
+"""
+"""Prints those of the addresses that a connection is made to."""
 COUNTED = ("rubrics", "verdicts", "assignments", "rollouts", "prompts", "texts")
 
 
@@ -60,6 +142,7 @@ class Run:
     console: Console
     environment: dict[str, str]
     files: list[str]
+    secrets: dict[str, str]
     checks: list[tuple[str, bool, str]] = field(default_factory=list)
     figures: list[tuple[str, str]] = field(default_factory=list)
 
@@ -102,6 +185,37 @@ class Run:
         ]
         return found
 
+    def containers(self) -> dict[str, dict[str, Any]]:
+        """All that the engine says of the project's containers, by service, those that have ended too."""
+        found = json.loads(
+            self.docker("inspect", *self.compose("ps", "--all", "--quiet").stdout.split()).stdout
+        )
+        return {
+            container["Config"]["Labels"]["com.docker.compose.service"]: container
+            for container in found
+        }
+
+    def holders(self, secret: str) -> set[str]:
+        """The services whose containers show this text to who may ask the engine."""
+        text = json.dumps(secret)[1:-1]
+        return {
+            service for service, found in self.containers().items() if text in json.dumps(found)
+        }
+
+    def python(self, service: str, code: str, *words: str) -> str:
+        """What a script prints that is run in a service's container."""
+        return self.compose("exec", "-T", service, "python", "-c", code, *words).stdout
+
+    def call(self, method: str, path: str, key: str) -> httpx.Response:
+        """The service's answer, from outside of its container. An empty ``key`` is none."""
+        return httpx.request(
+            method,
+            f"http://{ADDRESS}{path}",
+            trust_env=False,
+            timeout=30,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+        )
+
     def container(self, service: str) -> str:
         return self.compose("ps", "--all", "--quiet", service).stdout.strip()
 
@@ -118,9 +232,9 @@ class Run:
         read = self.compose("exec", "-T", "demo", "cat", f"{RUN}/run/steps.jsonl", check=False)
         return [json.loads(line) for line in read.stdout.splitlines() if line.endswith("}")]
 
-    def log(self) -> str:
-        """What the trainer has printed; Compose's own command would add to it."""
-        return self.docker("logs", self.container("demo")).stdout
+    def log(self, service: str = "demo") -> str:
+        """What a service has printed; Compose's own command would add to it."""
+        return self.docker("logs", self.container(service)).stdout
 
     def expect(self, what: str, passed: bool, detail: str) -> None:
         """Note whether something is as it should be, and show it."""
@@ -156,6 +270,9 @@ def main() -> int:
         console.print(str(error), style="red", markup=False)
         return 1
     started, failure = time.monotonic(), None
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # what was started is taken down then, too
     try:
         go_through(run)
     except (CannotRun, httpx.HTTPError) as error:
@@ -189,20 +306,30 @@ def prepare(console: Console) -> Run:
         )
     shutil.rmtree(ROOM, ignore_errors=True)
     ROOM.mkdir(parents=True)
-    # The password has what would break a URL; nobody's own settings reach the containers.
-    (ROOM / "env").write_text(
-        f"POSTGRES_PASSWORD=p@ss:/{secrets.token_hex(12)}?#%\n"
-        f"POSTGRES_APP_PASSWORD=a@ss:/{secrets.token_hex(12)}?#%\n"
-        f"REDIS_PASSWORD={secrets.token_hex(12)}\n"
-        f"MARKSCHEME_KEY_PEPPER={secrets.token_hex(16)}\n"
-        f"MARKSCHEME_API_KEY={secrets.token_urlsafe(24)}\nMARKSCHEME_PUBLISH={ADDRESS}\n"
-        "COMPOSE_PROFILES=cpu-demo\n"
+    # The passwords have what would break a URL or a line of configuration; nobody's own settings reach the containers.
+    given = {
+        "POSTGRES_PASSWORD": f"p@ss:/{secrets.token_hex(12)}?#%",
+        "POSTGRES_APP_PASSWORD": f"a@ss:/{secrets.token_hex(12)}?#%",
+        "REDIS_PASSWORD": f'r"\\{secrets.token_hex(12)}?#%',
+        "MARKSCHEME_KEY_PEPPER": secrets.token_hex(16),
+        "MARKSCHEME_API_KEY": secrets.token_urlsafe(24),
+    }
+    write_settings(given)
+    ours = (
+        "MARKSCHEME_",
+        "OPENAI_",
+        "COMPOSE_",
+        "TRAIN_",
+        "POSTGRES_PASSWORD",
+        "POSTGRES_APP_PASSWORD",
+        "REDIS_PASSWORD",
+        "HF_",
     )
-    ours = ("MARKSCHEME_", "OPENAI_", "COMPOSE_", "TRAIN_", "POSTGRES_PASSWORD", "HF_")
     run = Run(
         console,
         {k: v for k, v in os.environ.items() if not k.startswith(ours)} | {"DOCKER_BUILDKIT": "1"},
         [],
+        given,
     )
     if run.docker("info", check=False).returncode != 0:
         raise CannotRun("no Docker engine answers: start one, or set DOCKER_HOST")
@@ -221,6 +348,12 @@ def prepare(console: Console) -> Run:
             run.environment["POSTGRES_IMAGE"] = local[0]
     find_torch(console)
     return run
+
+
+def write_settings(given: dict[str, str]) -> None:
+    """Write the .env of the deployment: these secrets, and what is the same each time."""
+    lines = {**given, "MARKSCHEME_PUBLISH": ADDRESS, "COMPOSE_PROFILES": "cpu-demo"}
+    (ROOM / "env").write_text("".join(f"{name}='{value}'\n" for name, value in lines.items()))
 
 
 def find_torch(console: Console) -> None:
@@ -263,28 +396,14 @@ def go_through(run: Run) -> None:
         refused.stderr.strip().splitlines()[-1].rpartition(": ")[2],
     )
     build(run)
-    console.print("Starting PostgreSQL, Redis and the service …")
-    started = time.monotonic()
-    run.compose("up", "--detach", "--wait", "rubric")
-    run.figure(
-        "start of PostgreSQL, Redis and the service, until it is ready",
-        f"{time.monotonic() - started:.0f} s",
-    )
-    held = run.query(
-        "SELECT count(*) FROM pg_stat_activity a JOIN pg_roles r ON r.rolname = a.usename "
-        "WHERE r.rolname = 'markscheme_app' AND NOT (r.rolsuper OR r.rolbypassrls)"
-    )
-    run.expect(
-        "the service works as a role that row-level security holds for",
-        int(held) > 0,
-        f"{held} connections as markscheme_app",
-    )
-    console.print("Training SmolLM2 in a container (about ten minutes) …")
-    run.compose("up", "--detach", "demo")
+    start_alone(run)
+    start_demo(run)
     lose_the_service(run)
     lose_the_trainer(run)
     finish(run)
+    renew_the_key(run)
     back_up_and_restore(run)
+    secrets_from_files(run)
     stop(run)
 
 
@@ -334,6 +453,195 @@ def build(run: Run) -> None:
             seen[0] != "0" and len(seen) == 1,
             f"user {seen[0]}, found {seen[1:] or 'none of them'}",
         )
+
+
+def start_alone(run: Run) -> None:
+    """The service by the documented line, without a trainer; then what its doors let through."""
+    run.console.print("Starting PostgreSQL, Redis and the service …")
+    started = time.monotonic()
+    run.compose("up", "--detach", "--wait", "rubric")
+    run.figure(
+        "start of PostgreSQL, Redis and the service, until it is ready",
+        f"{time.monotonic() - started:.0f} s",
+    )
+    states = {service: found["State"] for service, found in run.containers().items()}
+    run.expect(
+        "`docker compose up rubric` starts the service, what it needs, and nothing else",
+        set(states) == {"postgres", "redis", "migrate", "rubric"}
+        and states["migrate"]["ExitCode"] == 0,
+        ", ".join(f"{service} {state['Status']}" for service, state in sorted(states.items())),
+    )
+    judges = [line for line in run.log("rubric").splitlines() if line.startswith("judge")]
+    run.expect(
+        "the service says at its start which judge it has", len(judges) == 1, "; ".join(judges)
+    )
+    keys = (run.secrets["MARKSCHEME_API_KEY"], "wrong", "")
+    codes = [run.call("GET", "/v1/rubrics", key).status_code for key in keys]
+    run.expect(
+        "the service answers to the operator's key and to no other",
+        codes == [200, 401, 401],
+        f"{codes[0]} with it, {codes[1]} with another, {codes[2]} without",
+    )
+    held = run.query(
+        "SELECT count(*) FROM pg_stat_activity a JOIN pg_roles r ON r.rolname = a.usename "
+        "WHERE r.rolname = 'markscheme_app' AND NOT (r.rolsuper OR r.rolbypassrls)"
+    )
+    run.expect(
+        "the service works as a role that row-level security holds for",
+        int(held) > 0,
+        f"{held} connections as markscheme_app",
+    )
+    allowed = json.loads(run.python("rubric", STATEMENTS, "SELECT 1", *FORBIDDEN))
+    run.expect(
+        "the service's role can change no table, role or audit entry, and its password is not the owner's",
+        allowed == ["SELECT 1"],
+        f"refused: {len(FORBIDDEN)} statements, and to log in as the owner"
+        if allowed == ["SELECT 1"]
+        else f"allowed: {allowed}",
+    )
+    password = run.secrets["REDIS_PASSWORD"]
+    said = [redis_says(run, given) for given in ("", "wrong", password)]
+    shown = password in run.docker("top", run.container("redis"), "-eo", "pid,args").stdout
+    run.expect(
+        "Redis refuses who has no password or another, and no command line shows it",
+        "NOAUTH" in said[0] and "WRONGPASS" in said[1] and said[2] == "PONG" and not shown,
+        "; ".join(words[:60] for words in said),
+    )
+
+
+def redis_says(run: Run, password: str) -> str:
+    """What Redis answers to a ping under this password; the empty one is none."""
+    return " ".join(
+        run.compose(
+            "exec",
+            "-T",
+            "-e",
+            f"REDISCLI_AUTH={password}",
+            "redis",
+            "sh",
+            "-c",
+            'test -n "$REDISCLI_AUTH" || unset REDISCLI_AUTH; '
+            'redis-cli -p "${REDIS_PORT:-6379}" ping 2>&1',
+        ).stdout.split()
+    )
+
+
+def start_demo(run: Run) -> None:
+    """Start the training, and look at how every container is held."""
+    run.console.print("Training SmolLM2 in a container (about ten minutes) …")
+    run.compose("up", "--detach", "demo")
+    run.wait(lambda: bool(run.log().strip()), within_s=60, what="the trainer's first line")
+    first = run.log().splitlines()[0]
+    run.expect(
+        "the trainer says what it will do before it does it",
+        first.startswith("Trains SmolLM2-135M") and "judge in .env: none" in first,
+        first,
+    )
+    run.expect(
+        "every container is confined: no capabilities but PostgreSQL's to start, none to be gained, "
+        "bounded logs, a read-only root but for the demo's",
+        *confinement(run),
+    )
+    run.expect(
+        "no container runs as root, none has a capability, and none can write to its root",
+        *processes(run),
+    )
+    wrong = [
+        f"{name} in {', '.join(sorted(found))}"
+        for name, holders in HOLDERS.items()
+        if (found := run.holders(run.secrets[name])) != holders
+    ]
+    run.expect(
+        "each secret is in the containers that need it: the owner's of the database in PostgreSQL and "
+        "`migrate` only, the operator's key in the service only",
+        not wrong,
+        "; ".join(wrong)
+        or f"{len(HOLDERS)} secrets, searched for in all that the engine knows of a container",
+    )
+    trainers_key(run)
+    reach(run)
+
+
+def confinement(run: Run) -> tuple[bool, str]:
+    """How the engine holds each container of the project."""
+    faults = []
+    found = run.containers()
+    for service, container in found.items():
+        host = container["HostConfig"]
+        held = {
+            "read-only root": host["ReadonlyRootfs"] or service == "demo",
+            "drops all capabilities": host["CapDrop"] == ["ALL"],
+            "adds none": service == "postgres" or not host["CapAdd"],
+            "no-new-privileges": "no-new-privileges:true" in host["SecurityOpt"]
+            and not host["Privileged"],
+            "bounded logs": {"max-size", "max-file"} <= set(host["LogConfig"]["Config"]),
+        }
+        faults += [f"{service}: {what}" for what, so in held.items() if not so]
+    return not faults, f"not so: {faults}" if faults else ", ".join(sorted(found))
+
+
+def processes(run: Run) -> tuple[bool, str]:
+    """As whom the first process of each running container runs, and what it may do."""
+    faults, users = [], []
+    for service, container in sorted(run.containers().items()):
+        if not container["State"]["Running"]:
+            continue
+        status = run.compose("exec", "-T", service, "cat", "/proc/1/status").stdout.splitlines()
+        fields = {
+            name: value.split() for name, _, value in (line.partition(":") for line in status)
+        }
+        users.append(f"{service} {fields['Uid'][0]}")
+        held = {
+            "root": "0" in fields["Uid"],
+            "capabilities": int(fields["CapEff"][0], 16) != 0,
+            "can gain privileges": fields["NoNewPrivs"] != ["1"],
+            "writes to its root": run.compose(
+                "exec", "-T", service, "sh", "-c", "echo > /probe", check=False
+            ).returncode
+            == 0,
+        }
+        faults += [f"{service}: {what}" for what, so in held.items() if so]
+    return not faults, f"{faults}" if faults else "users: " + ", ".join(users)
+
+
+def trainers_key(run: Run) -> None:
+    """What the key that the trainer was given can do."""
+    key = run.compose("exec", "-T", "demo", "cat", "/keys/trainer").stdout.strip()
+    stored = run.query("SELECT team || ': ' || (scopes::text) FROM api_keys")
+    others = (
+        ("GET", "/v1/rubrics"),
+        ("GET", "/v1/usage"),
+        ("GET", "/v1/keys"),
+        ("POST", "/v1/teams"),
+    )
+    codes = {f"{method} {path}": run.call(method, path, key).status_code for method, path in others}
+    run.expect(
+        "the trainer has a key of its own, to score and to induce and nothing else",
+        stored == 'trainer: ["score", "induce"]' and set(codes.values()) == {403},
+        f"{stored}; " + ", ".join(f"{call} {code}" for call, code in codes.items()),
+    )
+
+
+def reach(run: Run) -> None:
+    """Which of the others a trainer can connect to, by name and by address; the service can, so the attempt is one."""
+    what = "a trainer reaches the service, and neither PostgreSQL nor Redis"
+    if str(OVERRIDE) in run.files:
+        run.figure(what, "not tried: on this engine all containers share the host's network")
+        return
+    data = ["postgres:5432", "redis:6379"]
+    for service, port in (("postgres", 5432), ("redis", 6379)):
+        networks = run.containers()[service]["NetworkSettings"]["Networks"].values()
+        data += [f"{network['IPAddress']}:{port}" for network in networks]
+    reached = {
+        service: run.python(service, CONNECT, "rubric:8321", *data).split()
+        for service in ("demo", "rubric")
+    }
+    run.expect(
+        what,
+        reached["demo"] == ["rubric:8321"] and reached["rubric"] == ["rubric:8321", *data],
+        f"of {', '.join(data)} the service reaches {len(reached['rubric']) - 1}, "
+        f"the trainer {len(reached['demo']) - 1}",
+    )
 
 
 def lose_the_service(run: Run) -> None:
@@ -503,15 +811,77 @@ def back_up_and_restore(run: Run) -> None:
 
 def rubrics(run: Run) -> Any:
     """The newest rubrics, as the service answers them."""
-    key = next(
-        line.partition("=")[2]
-        for line in (ROOM / "env").read_text().splitlines()
-        if "API_KEY" in line
+    return (
+        run.call("GET", "/v1/rubrics", run.secrets["MARKSCHEME_API_KEY"]).raise_for_status().json()
     )
-    answer = httpx.get(
-        f"http://{ADDRESS}/v1/rubrics", headers={"Authorization": f"Bearer {key}"}, trust_env=False
+
+
+def renew_the_key(run: Run) -> None:
+    """Revoke the trainer's key, and start what makes it: as an operator does whose key has leaked."""
+    read = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "demo", "/keys/trainer")
+    old = run.compose(*read).stdout.strip()
+    run.compose("up", "--no-deps", "trainer-key")
+    same = run.compose(*read).stdout.strip() == old
+    run.compose("exec", "-T", "rubric", "markscheme", "keys", "revoke", old[:11])
+    run.wait(
+        lambda: run.call("GET", "/v1/rubrics", old).status_code == 401,
+        within_s=5,
+        what="the end of a revoked key",
     )
-    return answer.raise_for_status().json()
+    run.compose("up", "--no-deps", "trainer-key")
+    new = run.compose(*read).stdout.strip()
+    again = run.call("GET", "/v1/rubrics", new).status_code
+    run.expect(
+        "the trainer's key stays, and a new one is made when it was revoked",
+        same and new != old and again == 403,
+        f"the revoked one is answered 401, the new one {again} where it lacks the scope",
+    )
+
+
+def secrets_from_files(run: Run) -> None:
+    """Start again with every secret in a file: .env has a word in its place."""
+    run.console.print("Starting again with secrets from files …")
+    folder = (ROOM / "secrets").resolve()
+    folder.mkdir()
+    for name, value in run.secrets.items():
+        (folder / name).write_text(value + "\n")
+    write_settings(dict.fromkeys(run.secrets, "in-a-file"))
+    services = {
+        service: {
+            "environment": {variable: f"/run/secrets/{name}" for variable, name in given.items()},
+            "secrets": sorted(set(given.values())),
+        }
+        for service, given in FROM_FILES.items()
+    }
+    (ROOM / "secrets.json").write_text(
+        json.dumps(
+            {
+                "services": services,
+                "secrets": {name: {"file": str(folder / name)} for name in run.secrets},
+            }
+        )
+    )
+    run.files += ["-f", str(ROOM / "secrets.json")]
+    run.compose("up", "--detach", "--wait", "rubric")
+    run.compose("up", "--no-deps", "trainer-key")
+    keys = (run.secrets["MARKSCHEME_API_KEY"], "in-a-file")
+    codes = [run.call("GET", "/v1/rubrics", key).status_code for key in keys]
+    said = [redis_says(run, given) for given in ("in-a-file", run.secrets["REDIS_PASSWORD"])]
+    held = {service for name in HOLDERS for service in run.holders(run.secrets[name])}
+    ended = {
+        service: run.state(service)["State"]["ExitCode"] for service in ("migrate", "trainer-key")
+    }
+    run.expect(
+        "secrets from files do as well, and then the engine knows none of them",
+        codes == [200, 401]
+        and "WRONGPASS" in said[0]
+        and said[1] == "PONG"
+        and not held
+        and not any(ended.values()),
+        f"the service answers {codes[0]} to the key in the file, {codes[1]} to the word in .env; "
+        f"Redis {said[1]} to the password in the file; "
+        f"containers that show a secret: {', '.join(sorted(held)) or 'none'}",
+    )
 
 
 def stop(run: Run) -> None:

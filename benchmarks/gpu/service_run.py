@@ -28,7 +28,7 @@ from markscheme_train.training import quieten, train
 SERVE = (
     sys.executable,
     "-c",
-    "import typer; from markscheme_server.cli.commands import serve; typer.run(serve)",
+    "import typer; from markscheme_server.cli.serve import serve; typer.run(serve)",
     "--port",
     "0",
 )

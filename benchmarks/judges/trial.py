@@ -127,7 +127,6 @@ def _environment(trial: Trial, tap: Tap, room: Path) -> dict[str, str]:
             "MARKSCHEME_JUDGE_MODEL": trial.model,
             "MARKSCHEME_JUDGE_API_KEY": trial.key,
             "MARKSCHEME_JUDGE_TIMEOUT_S": str(CALL_S),
-            "MARKSCHEME_JUDGE_BREAKER_WAIT_S": "10",
             "MARKSCHEME_DATABASE_URL": f"sqlite:///{room / 'markscheme.db'}",
             "MARKSCHEME_DRAIN_DELAY_S": "0",
             "MARKSCHEME_HOME": str(room),
@@ -203,7 +202,7 @@ def _learnt(log: Path) -> Iterator[str]:
             event = json.loads(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and event.get("event") == "endpoint_asked_differently":
+        if isinstance(event, dict) and event.get("event") == "endpoint_adapted":
             yield f"{event['what']}: {event['detail']}"
 
 

@@ -10,6 +10,7 @@ than a large one: read the rate as an upper end.
 """
 
 import argparse
+import asyncio
 import sys
 import tempfile
 import time
@@ -23,6 +24,10 @@ from rich.console import Console
 
 from ifeval import load_items, load_rollouts
 from markscheme import Client
+from markscheme_server.store import tables
+from markscheme_server.store.engine.database import NO_TEAM
+from markscheme_server.store.maintenance.migrate import prepare
+from markscheme_server.store.store import Store
 from markscheme_train.demo.model import ensure_model
 from service import processes
 from service.flip_statistics import Comparison, compare
@@ -137,10 +142,11 @@ def ask_all(
 
 def _client(stack: ExitStack, room: Path, way: str, judge_url: str) -> Client:
     name = "".join(c if c.isalnum() else "-" for c in way)
+    database = f"sqlite+aiosqlite:///{room / name}.db"
+    asyncio.run(_set_secret(database, "other" if way == REFENCED else "same"))
     settings = {
         "judge_model": "SmolLM2-135M-Instruct",
         "judge_concurrency": "1",
-        "secret": f"{'other' if way == REFENCED else 'same'} secret of this benchmark",
         "judge_timeout_s": str(JUDGE_TIMEOUT_S),
         "request_timeout_s": str(REQUEST_TIMEOUT_S),
     }
@@ -150,13 +156,26 @@ def _client(stack: ExitStack, room: Path, way: str, judge_url: str) -> Client:
         processes.service(
             room,
             name=name,
-            database=f"sqlite+aiosqlite:///{room / name}.db",
+            database=database,
             redis_url=None,
             judge_url=f"{judge_url}/v1",
             settings=settings,
         )
     )
     return Client(service.url, api_key=processes.API_KEY)
+
+
+async def _set_secret(database: str, value: str) -> None:
+    """Choose the secret that the fences of prompts are derived from; a service keeps what it finds."""
+    await prepare(database)
+    store = Store(database)
+    try:
+        async with store.database.writing(NO_TEAM) as connection:
+            await connection.execute(
+                tables.secrets.insert().values(name="marks", value=f"{value} of this benchmark")
+            )
+    finally:
+        await store.close()
 
 
 def _ask(client: Client, judge_url: str, prompt: str, text: str) -> list[float]:

@@ -1,25 +1,19 @@
-"""What a training run is going to ask of the service: from this its judge's cost is estimated before it is run.
+"""The size of a training run, from which the cost of its judge calls is estimated.
 
-A trainer says it through an entry point ``train`` in the group ``markscheme.plans``: a function of the path of its
-configuration and of ``key=value`` overrides. The service's side finds it there, so that neither imports the other.
+`markscheme train --plan` prints it as JSON and `markscheme doctor --train` reads it, so that neither
+side imports the other.
 """
-
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from markscheme.vocabulary import ReusePolicy, VerifyMode
 
-GROUP, NAME = "markscheme.plans", "train"
-
-
-class PlanError(Exception):
-    """The configuration cannot be planned; the message says why."""
-
 
 class TrainingPlan(BaseModel):
-    """A whole run in figures. A group is one prompt's rollouts at one visit; lengths are means, in characters."""
+    """One run in figures.
+
+    A group is the rollouts of one prompt at one visit. Lengths are means, in characters.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -41,7 +35,3 @@ class TrainingPlan(BaseModel):
     @property
     def rollouts(self) -> int:
         return self.groups * self.rollouts_per_group
-
-
-Planner = Callable[[Path, Sequence[str]], TrainingPlan]
-"""What the entry point is. Raises :class:`PlanError`."""

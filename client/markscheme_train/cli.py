@@ -44,10 +44,18 @@ def train(
             "restarted.",
         ),
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Print the size of the run as JSON, for 'markscheme doctor --train', and stop.",
+        ),
+    ] = False,
 ) -> None:
     """Train a causal language model on rubric rewards from a running service."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from markscheme_train.config import load_config
+    from markscheme_train.plan import plan as make_plan
     from markscheme_train.progress import LiveTable
     from markscheme_train.training import begun, quieten
     from markscheme_train.training import train as run
@@ -56,10 +64,12 @@ def train(
         quiet=os.environ.get("RANK", "0") != "0"
     )  # of several processes the first one shows the run
     quieten()
+    stated = [*(overrides or []), *([f"preset={preset}"] if preset else [])]
     try:
-        settings = load_config(
-            config, [*(overrides or []), *([f"preset={preset}"] if preset else [])]
-        )
+        if plan:
+            typer.echo(make_plan(config, stated).model_dump_json())
+            return
+        settings = load_config(config, stated)
         resume = resume or (auto_resume and begun(Path(settings.output_dir)))
         client = Client(settings.markscheme_url, api_key=os.environ.get("MARKSCHEME_API_KEY"))
         try:

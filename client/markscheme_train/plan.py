@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from markscheme.plan import PlanError, TrainingPlan
+from markscheme.plan import TrainingPlan
 from markscheme.schema import Prompt
 from markscheme_train.errors import TrainError
 
@@ -15,19 +15,17 @@ if TYPE_CHECKING:
 
 
 def plan(path: Path, overrides: Sequence[str]) -> TrainingPlan:
-    """The plan of one training process. Raises :class:`markscheme.plan.PlanError`.
+    """Plan the run of one training process. Raises `TrainError`.
 
-    Reads the configuration as ``markscheme train`` does, so what it refuses is refused here. That imports torch: the
-    defaults are TRL's own, and a copy of them would be wrong after its next release.
+    Reads the configuration as `markscheme train` does, so what it refuses is refused here. That
+    imports torch: the defaults are TRL's own, and a copy of them would be wrong after its next
+    release.
     """
     from markscheme_train.config import load_config
     from markscheme_train.data import read_examples
 
-    try:
-        config = load_config(path, overrides)
-        return plan_of(config, read_examples(Path(config.data)))
-    except TrainError as error:
-        raise PlanError(str(error)) from error
+    config = load_config(path, overrides)
+    return plan_of(config, read_examples(Path(config.data)))
 
 
 def plan_of(config: "TrainConfig", examples: "list[Example]") -> TrainingPlan:

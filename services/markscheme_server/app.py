@@ -1,17 +1,22 @@
-"""The composition root: settings in, an application out."""
+"""Build the application from settings."""
 
+import importlib.metadata
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypedDict
 
 import structlog
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 
 from markscheme_server import telemetry
 from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.budgets import BudgetService
+from markscheme_server.accounts.erasure import erase_team
 from markscheme_server.accounts.rate_limit import TeamRates
+from markscheme_server.accounts.usage import UsageService
 from markscheme_server.api import errors, exchange, health, lineage, rubrics, scores, teams, usage
 from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
@@ -24,17 +29,19 @@ from markscheme_server.api.middleware import (
     RequestId,
 )
 from markscheme_server.api.services import Services
-from markscheme_server.config import BUILTIN, Settings
+from markscheme_server.config import BUILTIN, Settings, VerdictReuse
 from markscheme_server.judge.base import Judge
-from markscheme_server.judge.gateway import Gateway, make_endpoints
+from markscheme_server.judge.endpoint import make_endpoints
+from markscheme_server.judge.gateway import Gateway
 from markscheme_server.judge.openai import OpenAIJudge
-from markscheme_server.judge.queue import Queue
+from markscheme_server.judge.queue import CallQueue
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.quotas import Quotas
 from markscheme_server.limits.redis import Redis
 from markscheme_server.limits.sliding_window import SlidingWindows
 from markscheme_server.rules.judge import BuiltinJudge
 from markscheme_server.scoring.judges import Judges
+from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.rubrics import Freshness, RubricService
 from markscheme_server.scoring.scores import ScoreService
 from markscheme_server.scoring.teachers import TeacherService
@@ -46,14 +53,35 @@ from markscheme_server.store.store import Store
 log = structlog.get_logger()
 
 DRAIN_S = 1.0
-"""What judging still gets once its requests are over: it only goes on when nobody waits for it any more."""
+"""Seconds that judge calls in flight get at shutdown, once every request is answered."""
 HOLD_GRACE_S = 60.0
-"""How long beyond a request's time the money set aside for its calls is believed to be needed."""
-DESCRIPTION = "Prompt-specific rubrics and rewards over HTTP. A reward that is not known is null, with a reason."
+"""Seconds beyond a request's own time after which budget that a dead process reserved is freed."""
+CLAIM_LEASE_S = 8.0
+"""Seconds after which the work of a process that fell silent is taken over."""
+QUEUE_LIMIT = 8192
+"""Judge calls admitted and not done, in one process; beyond them a request is answered 503."""
+MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_VERDICTS = 65_536
+"""Texts judged times criteria, in one scoring request; beyond them it is answered 413."""
+CHECKS_TIMEOUT_S = 60.0
+"""Computing time of the checks of one request; what is not decided by then is `timeout`."""
+VERDICT_REUSE: VerdictReuse = "per_criterion"
+VERSION = importlib.metadata.version("markscheme")
+DESCRIPTION = (
+    "Prompt-specific rubrics and rewards over HTTP. An unknown reward is null, with a reason."
+)
+TAGS = [
+    {"name": "Scores", "description": "Score rollouts by rubrics."},
+    {"name": "Rubrics", "description": "Create, induce, find and share rubrics."},
+    {"name": "Teacher bank", "description": "Responses of the model that is distilled."},
+    {"name": "Usage and budgets", "description": "What was spent, may be spent, and by whom."},
+    {"name": "Teams and keys", "description": "Administration; needs the scope `admin`."},
+    {"name": "Operations", "description": "Probes and metrics, without a key."},
+]
 
 
 class State(TypedDict):
-    """What a request finds under ``request.state``."""
+    """The state that every request sees as `request.state`."""
 
     services: Services
 
@@ -61,7 +89,18 @@ class State(TypedDict):
 def make_judge(
     settings: Settings, name: str, *, owner: str, secret: bytes, redis: Redis | None = None
 ) -> Judge:
-    """The judge of this name. ``owner`` names this process where processes share limits."""
+    """Build the judge of this name.
+
+    Args:
+        settings: Where its table or variables are.
+        name: `builtin`, or one of `settings.judges`.
+        owner: Names this process where processes share limits.
+        secret: The key that fences and nonces of its prompts derive from.
+        redis: Where processes share limits; `None`: this process alone.
+
+    Raises:
+        ValueError: The variable of its key is not set.
+    """
     if name == BUILTIN:
         return BuiltinJudge()
     chosen = settings.judges[name]
@@ -78,33 +117,38 @@ def make_judge(
             rpm=chosen.rpm,
             tpm=chosen.tpm,
         ),
-        Queue(settings.queue_limit),
+        CallQueue(QUEUE_LIMIT),
     )
     return OpenAIJudge(chosen, gateway, secret=secret)
 
 
 async def recall_probes(store: Store, judge: Judge) -> None:
-    """Begin in the form of structured output that ``doctor`` found an endpoint to enforce, where that is known."""
+    """Start with the structured output that `doctor` found each endpoint to enforce, if known."""
     if not isinstance(judge, OpenAIJudge):
         return
     for endpoint in judge.gateway.endpoints:
         probe = await store.probes.find(endpoint.origin, judge.model)
         if probe is not None:
-            endpoint.capabilities.first = probe.form
+            endpoint.capabilities.initial_form = probe.form
 
 
-def _plain(secret: SecretStr | None) -> str | None:
+def _reveal(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret is not None else None
 
 
 def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
-    """The service. The database is migrated at start-up; through ``drain`` its process says that it is about to end."""
+    """Build the service. It migrates the database when it starts.
+
+    Args:
+        settings: What the deployment decides.
+        drain: The shutdown state that the server sets.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
         store = Store(
             settings.sqlalchemy_url,
-            claim_lease_s=settings.claim_lease_s,
+            claim_lease_s=CLAIM_LEASE_S,
             hold_lease_s=settings.request_timeout_s + HOLD_GRACE_S,
         )
         await migrate.prepare(settings.sqlalchemy_url, settings.sqlalchemy_migration_url)
@@ -112,18 +156,16 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             log.warning(
                 "row_level_security_off", why="the database's role is a superuser or has BYPASSRLS"
             )
-        secret = (
-            settings.secret.get_secret_value() if settings.secret else await store.secret("marks")
-        )
-        identity = Authenticator(
+        secret = await store.secret("marks")
+        authenticator = Authenticator(
             store.teams,
-            operator_key=_plain(settings.api_key),
-            pepper=_plain(settings.key_pepper),
-            guarded=settings.guarded,
+            operator_key=_reveal(settings.api_key),
+            pepper=_reveal(settings.key_pepper),
+            require_key=settings.require_api_key,
             team_rpm=settings.team_rpm,
         )
         redis = (
-            Redis(settings.redis_url, _plain(settings.redis_password))
+            Redis(settings.redis_url, _reveal(settings.redis_password))
             if settings.redis_url
             else None
         )
@@ -135,9 +177,9 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             await recall_probes(store, judge)
         judges = Judges(made, settings.roles)
         rates = TeamRates(SlidingWindows(workers=settings.workers, redis=redis))
-        budgets = BudgetService(store.budgets, store.verdicts)
+        budgets = BudgetService(store.budgets, store.ledger)
         rubric_service = RubricService(
-            store, Freshness(settings.reuse_max_uses, settings.reuse_mean_below), budgets
+            store, Freshness(settings.reuse_max_uses, settings.reuse_max_mean_reward), budgets
         )
         verdicts = VerdictService(
             store.verdicts,
@@ -145,7 +187,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             VerdictCache(),
             budgets,
             checks=made[BUILTIN],
-            reuse=settings.verdict_reuse,
+            reuse=VERDICT_REUSE,
         )
         teachers = TeacherService(store, judges, budgets)
         score_service = ScoreService(
@@ -155,22 +197,30 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             judges,
             teachers,
             timeout_s=settings.request_timeout_s,
-            checks_timeout_s=settings.checks_timeout_s,
-            max_verdicts=settings.max_verdicts,
+            checks_timeout_s=CHECKS_TIMEOUT_S,
+            max_verdicts=MAX_VERDICTS,
         )
         try:
             yield {
                 "services": Services(
-                    settings,
-                    store,
-                    identity,
+                    authenticator,
                     rates,
-                    judges,
-                    rubric_service,
-                    verdicts,
+                    RubricLibrary(store.rubrics, store.lineage, rubric_service, judges),
                     score_service,
                     teachers,
                     budgets,
+                    UsageService(
+                        store.usage,
+                        store.budgets,
+                        store.audit,
+                        unpriced_judges=[
+                            name for name, judge in settings.judges.items() if not judge.priced
+                        ],
+                    ),
+                    store.idempotency,
+                    partial(erase_team, store),
+                    store.ready,
+                    settings.judge_kind,
                 )
             }
         finally:
@@ -178,16 +228,21 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             await verdicts.drain(DRAIN_S)
             await budgets.drain(DRAIN_S)
             await judges.aclose()
-            await identity.drain()
+            await authenticator.drain()
             await store.drain()
             if redis is not None:
                 await redis.aclose()
             await store.close()
 
-    app = FastAPI(
+    # Its page at /docs loads Swagger UI from this service instead of from the internet.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="Markscheme",
-        version="0.1.0",
+        version=VERSION,
         description=DESCRIPTION,
+        openapi_tags=TAGS,
+        # Operation ids are the names of the route functions.
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
         redirect_slashes=False,
     )
@@ -196,18 +251,18 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
     app.add_middleware(HeadAsGet)
     app.add_middleware(RateLimited)
     app.add_middleware(Authenticated)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=MAX_BODY_BYTES)
     app.add_middleware(Observed, drain=app.state.drain)
     telemetry.install(app)
     app.add_middleware(RequestId)
     for router in (
+        scores.router,
         rubrics.router,
         lineage.router,
         exchange.router,
-        scores.router,
         teacher_routes.router,
-        teams.router,
         usage.router,
+        teams.router,
         health.router,
     ):
         app.include_router(router)

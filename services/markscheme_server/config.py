@@ -1,15 +1,18 @@
 """Settings: one frozen object, built where the process starts and passed down.
 
-Every field is an environment variable ``MARKSCHEME_<NAME>`` or a line of the settings file: the one that
-``--env-file`` names, else ``.env`` in ``MARKSCHEME_HOME``. The README's table names each of them; a test reads it
-there. Judges beyond a single one are tables of ``markscheme.toml`` in ``MARKSCHEME_HOME``, or of
-``MARKSCHEME_CONFIG``. What lies in the working directory is never read: whoever wrote it would choose where keys and
-prompts are sent.
+Every field is an environment variable `MARKSCHEME_<NAME>` or a line of the settings file: the one
+that `--env-file` names, else `.env` in `MARKSCHEME_HOME`. The variables `MARKSCHEME_JUDGE_<FIELD>`
+and `MARKSCHEME_TEACHER_<FIELD>` describe one judge and one teacher with the fields of
+`JudgeOptions`; further judges are tables of `markscheme.toml` with the same fields.
+docs/configuration.md lists every variable, and a test reads it there.
+
+No file of the working directory is read: whoever wrote it would choose where keys and prompts go.
 """
 
+import json
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +20,8 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
-    AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -26,6 +29,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -36,28 +40,39 @@ from sqlalchemy import make_url
 
 from markscheme_server.domain.usage import NANO
 
-StructuredOutput = Literal["auto", "json_schema", "json_object", "text"]
-Temperature = Annotated[float, Field(ge=0)] | Literal["default"] | None
-"""``default``: not sent, the endpoint's own. ``None``: not set."""
-Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None
-"""USD per million tokens; a dollar a token at most."""
-Rationale = Literal["off", "short"]
-VerdictReuse = Literal["per_criterion", "exact_set"]
 BUILTIN = "builtin"
-"""The name of the judge that is always there: rules, no model."""
+"""The name of the judge that always exists: rules, no model."""
 DEFAULT = "default"
-"""The name of the judge that the ``MARKSCHEME_JUDGE_*`` variables describe."""
+"""The name of the judge that the variables `MARKSCHEME_JUDGE_*` describe."""
 TEACHER = "teacher"
-"""The role of the model that is distilled, and the name of the one that ``MARKSCHEME_TEACHER_*`` describe."""
+"""The role of the model that is distilled, and the name of the one in `MARKSCHEME_TEACHER_*`."""
 CONFIG_FILE = "markscheme.toml"
 ENV_FILE = ".env"
 HOME = Path("~/.markscheme")
 OPENAI_HOST = "api.openai.com"
 TEACHER_TIMEOUT_S = 300.0
-"""A teacher writes a whole response."""
+"""Default of the teacher's `timeout_s`: it writes a whole response."""
+
 Role = Literal["rubricator", "verifier", "teacher"]
+StructuredOutput = Literal["auto", "json_schema", "json_object", "text"]
+Temperature = Annotated[float, Field(ge=0)] | Literal["default"] | None
+"""`default` sends none, so that the endpoint uses its own; `None` is not set."""
+Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None
+"""USD per million tokens; at most one dollar a token."""
+Rationale = Literal["off", "short"]
+VerdictReuse = Literal["per_criterion", "exact_set"]
+
+_PREFIX = "markscheme_"
+_JUDGE_PREFIX, _TEACHER_PREFIX = "judge_", "teacher_"
+_FALLBACKS = {
+    "judge_base_url": "openai_base_url",
+    "judge_model": "openai_model",
+    "judge_api_key": "openai_api_key",
+}
+_ENDPOINTS = (("judge_base_url", "judge_api_key"), ("teacher_base_url", "teacher_api_key"))
+"""The variables that name the URL and the key of each endpoint."""
 _TEMPERATURES: Mapping[Role, float] = {"rubricator": 0.7, "verifier": 0.0, "teacher": 1.0}
-_OURS = frozenset(
+_RESERVED_BODY_FIELDS = frozenset(
     {
         "model",
         "messages",
@@ -71,74 +86,61 @@ _OURS = frozenset(
         "seed",
     }
 )
-_OURS_ADVICE = "they have settings of their own, or are the service's to set"
-_NAME = r"^[A-Za-z0-9][\w.-]{0,63}$"
+_JUDGE_NAME = r"^[A-Za-z0-9][\w.-]{0,63}$"
 
 
-_ENDPOINTS = (
-    (
-        ("MARKSCHEME_JUDGE_BASE_URL", "OPENAI_BASE_URL"),
-        ("MARKSCHEME_JUDGE_API_KEY", "OPENAI_API_KEY"),
-    ),
-    (("MARKSCHEME_TEACHER_BASE_URL",), ("MARKSCHEME_TEACHER_API_KEY",)),
-)
-"""Names of the URL and of the key of each endpoint that variables describe."""
-
-
-def withheld(
+def unused_keys(
     environment: Mapping[str, str | None], file: Mapping[str, str | None]
 ) -> tuple[list[str], list[str]]:
-    """The keys that are not used, of the environment and of the settings file: those of an endpoint whose URL is
-    stated in the other one. A key goes only to a URL that was written beside it."""
-    from_environment: list[str] = []
-    from_file: list[str] = []
-    for urls, keys in _ENDPOINTS:
-        if any(environment.get(name) for name in urls):
-            from_file += [name for name in keys if file.get(name)]
-        elif any(file.get(name) for name in urls):
-            from_environment += [name for name in keys if environment.get(name)]
-    return from_environment, from_file
+    """Name the API keys that are ignored, of the environment and of the settings file.
+
+    A key is sent only to a URL that stands in the same place, so a key is ignored where the URL of
+    its endpoint stands in the other place. Names are compared in lower case.
+    """
+    environment, file = _lower(environment), _lower(file)
+    ignored: tuple[list[str], list[str]] = ([], [])
+    for url, key in _ENDPOINTS:
+        if any(environment.get(name) for name in _names(url)):
+            ignored[1].extend(name.upper() for name in _names(key) if file.get(name))
+        elif any(file.get(name) for name in _names(url)):
+            ignored[0].extend(name.upper() for name in _names(key) if environment.get(name))
+    return ignored
 
 
-def _with_secrets(
-    variables: Mapping[str, str | None], fields: Iterable[str]
-) -> Mapping[str, str | None]:
-    """Variables (in lower case, as pydantic has them) with the contents of the files that ``…_file`` ones name."""
-    found = dict(variables)
-    for name in (f"markscheme_{field}" for field in fields):
-        path = found.get(f"{name}_file")
-        if path:
-            try:
-                found[name] = Path(path).read_text("utf-8").strip()
-            except OSError as error:
-                raise ValueError(
-                    f"cannot read {path}: {error.strerror}; check {name.upper()}_FILE"
-                ) from error
-    return found
+def _lower(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+    return {name.lower(): value for name, value in variables.items()}
 
 
-def _env(name: str, *fallbacks: str) -> AliasChoices:
-    return AliasChoices(f"MARKSCHEME_{name}", *fallbacks)
+def _names(setting: str) -> list[str]:
+    """List the variables of a setting, in lower case: its own, then the one it falls back to."""
+    own = f"{_PREFIX}{setting}"
+    return [own, _FALLBACKS[setting]] if setting in _FALLBACKS else [own]
 
 
-class JudgeSettings(BaseModel):
-    """One named judge: a model behind one or several OpenAI-compatible endpoints. ``[judges.NAME]`` in the file."""
+def _parse_json(value: object) -> object:
+    """Read a variable's text as JSON; a value of the TOML file is a table already."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"this is not JSON: {error}") from error
+
+
+class JudgeOptions(BaseModel):
+    """What is set of a judge, in a table of `markscheme.toml` and in variables alike."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     base_url: str | tuple[str, ...] | None = Field(
         default=None, description="One endpoint, or several that serve the very same model"
     )
-    model: str = Field(min_length=1)
     revision: str | None = Field(
-        default=None, description="Part of the identity; default: the URL's host and path"
-    )
-    api_key_env: str | None = Field(
-        default=None, description="The environment variable that holds the key"
+        default=None, description="Part of the judge's identity; default: the URL's host and path"
     )
     structured: StructuredOutput = "auto"
     temperature: Temperature = Field(
-        default=None, description="Of all roles that have none of their own"
+        default=None, description="For all roles that have none of their own"
     )
     rubricator_temperature: Temperature = None
     verifier_temperature: Temperature = None
@@ -146,22 +148,26 @@ class JudgeSettings(BaseModel):
     max_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="Longest reply, thinking included; default: "
-        "computed from the number of criteria",
+        description="Longest reply, thinking included; default: computed from the number of "
+        "criteria",
     )
     teacher_max_tokens: int | None = Field(
-        default=None, ge=1, description="Longest response that a teacher may give; default: 8192"
+        default=None, ge=1, description="Longest response of a teacher; default: 8192"
     )
     reasoning_effort: str | None = Field(
         default=None,
         pattern=r"^[a-z]{1,20}$",
-        description="Sent as it is: minimal, low, medium, high, …",
+        description="Sent unchanged: minimal, low, medium, high, …",
     )
-    seed: int | None = Field(default=None, description="Sent as it is")
-    extra_body: dict[str, Any] = Field(default={}, description="More fields of the request's body")
-    extra_headers: dict[str, str] = Field(default={}, description="More headers of the request")
+    seed: int | None = Field(default=None, description="Sent unchanged")
+    extra_body: Annotated[dict[str, Any], BeforeValidator(_parse_json)] = Field(
+        default={}, description="More fields of the request's body"
+    )
+    extra_headers: Annotated[dict[str, str], BeforeValidator(_parse_json)] = Field(
+        default={}, description="More headers of the request"
+    )
     rationale: Rationale = Field(
-        default="off", description="short: a sentence with each verdict, said before it"
+        default="off", description="short: a sentence before each verdict that explains it"
     )
     concurrency: int = Field(
         default=32, ge=1, description="Calls in flight, over the whole deployment"
@@ -172,81 +178,116 @@ class JudgeSettings(BaseModel):
     tpm: int | None = Field(
         default=None, ge=1, description="Tokens a minute, over the whole deployment"
     )
-    timeout_s: float = Field(default=60.0, gt=0, description="One call")
+    timeout_s: float = Field(default=60.0, gt=0, description="Seconds for one call")
     max_criteria: int | None = Field(
         default=None, ge=1, description="Criteria in one verifier call; default: all"
     )
     max_response_tokens: int = Field(
-        default=8192, ge=16, description="Longest response judged; its tail is kept"
+        default=8192, ge=16, description="Longest response judged; of a longer one, its end"
     )
-    evidence: bool = False
-    nonce: bool = False
-    canary: bool = False
+    evidence: bool = Field(
+        default=False, description="A met criterion needs a quotation from the response"
+    )
+    hardening: bool = Field(
+        default=False,
+        description="The reply must repeat a nonce, and must not call a false canary criterion met",
+    )
     price_input: Price = Field(default=None, description="USD per million prompt tokens")
     price_output: Price = Field(default=None, description="USD per million completion tokens")
     price_cached: Price = Field(
         default=None,
-        description="The same, for prompt tokens that the endpoint "
-        "had cached; default: price_input",
-    )
-    breaker_probe_s: float = Field(
-        default=15.0, gt=0, description="How long an open breaker waits before a probe"
-    )
-    breaker_wait_s: float = Field(
-        default=60.0, ge=0, description="How long a call waits for an open breaker"
+        description="USD per million prompt tokens that the endpoint had cached; "
+        "default: price_input",
     )
 
     @model_validator(mode="after")
-    def _one_identity(self) -> "JudgeSettings":
+    def _check(self) -> "JudgeOptions":
         if len(self.base_urls) > 1 and self.revision is None:
             raise ValueError(
-                "several base_url of one judge need a revision: it says that they serve the same model"
+                "several base_url of one judge need a revision: it says that they serve the same "
+                "model"
             )
         for url in self.base_urls:
             if url is not None and not url.startswith(("http://", "https://")):
                 raise ValueError(
                     f"the base_url {url!r} has no scheme: write 'http://{url}' or 'https://{url}'"
                 )
-        if ours := sorted(_OURS & self.extra_body.keys()):
-            raise ValueError(f"extra_body must not hold {', '.join(ours)}: {_OURS_ADVICE}")
+        if reserved := sorted(_RESERVED_BODY_FIELDS & self.extra_body.keys()):
+            raise ValueError(
+                f"extra_body must not hold {', '.join(reserved)}: the service sets these, by "
+                "settings of their own or by itself"
+            )
         if any(name.lower() == "authorization" for name in self.extra_headers):
             raise ValueError(
                 "extra_headers must not hold Authorization: the key goes into api_key_env"
             )
         return self
 
+    @property
+    def base_urls(self) -> tuple[str | None, ...]:
+        """The endpoints; `None` is OpenAI's own."""
+        if self.base_url is None or isinstance(self.base_url, str):
+            return (self.base_url or None,)
+        return self.base_url
+
+
+class JudgeVariables(JudgeOptions):
+    """The judge or teacher that environment variables describe, if they name a model."""
+
+    model: str | None = None
+    api_key: SecretStr | None = None
+
+    def judge(self, **defaults: Any) -> "JudgeSettings | None":
+        """Return the judge, with `defaults` for fields that no variable sets."""
+        if not self.model:
+            return None
+        stated = self.model_dump(exclude_unset=True, exclude={"api_key"})
+        return JudgeSettings(**(defaults | stated))
+
+
+class JudgeSettings(JudgeOptions):
+    """One judge: a model behind one or several OpenAI-compatible endpoints. `[judges.NAME]`."""
+
+    model: str = Field(min_length=1)
+    api_key_env: str | None = Field(
+        default=None, description="The environment variable that holds the key"
+    )
+
     def temperature_of(self, role: Role) -> float | None:
-        """What is sent for a role; ``None``: nothing is sent."""
-        stated = next(
-            (
-                value
-                for value in (getattr(self, f"{role}_temperature"), self.temperature)
-                if value is not None
-            ),
-            _TEMPERATURES[role],
-        )
-        return None if stated == "default" else stated
+        """Return the temperature to send for a role; `None`: send none."""
+        own: Temperature = getattr(self, f"{role}_temperature")
+        for stated in (own, self.temperature, _TEMPERATURES[role]):
+            if stated is not None:
+                return None if stated == "default" else stated
+        return None
 
     def sets_temperature(self, role: Role) -> bool:
-        """Whether the operator chose the temperature of a role."""
+        """Tell whether the operator chose the temperature of a role."""
         return getattr(self, f"{role}_temperature") is not None or self.temperature is not None
 
     @property
     def priced(self) -> bool:
-        """Whether it is known what tokens cost."""
+        """Whether the prices of tokens are known."""
         return self.price_input is not None and self.price_output is not None
 
     def cost(self, prompt: int, cached: int, completion: int) -> int:
-        """What tokens come to, ``cached`` of the prompt's, in nano-dollars; 0 without prices."""
+        """Return the cost of tokens in nano-dollars; 0 without prices.
+
+        Args:
+            prompt: Prompt tokens, the cached ones included.
+            cached: Prompt tokens that the endpoint had cached.
+            completion: Completion tokens.
+        """
         if self.price_input is None or self.price_output is None:
             return 0
-        low = self.price_input if self.price_cached is None else self.price_cached
+        price_cached = self.price_input if self.price_cached is None else self.price_cached
+        # Decimal, not float: the ledger adds up millions of these, and budgets compare the sums.
         per_million = sum(
             (
                 tokens * Decimal(repr(price))
                 for tokens, price in (
                     (prompt - cached, self.price_input),
-                    (cached, low),
+                    (cached, price_cached),
                     (completion, self.price_output),
                 )
             ),
@@ -254,25 +295,18 @@ class JudgeSettings(BaseModel):
         )
         return int((per_million * NANO / 10**6).to_integral_value(ROUND_HALF_EVEN))
 
-    def most(self, prompt: int, completion: int) -> int:
-        """The most that so many tokens can come to, in nano-dollars; 0 without prices."""
+    def max_cost(self, prompt: int, completion: int) -> int:
+        """Return the most that tokens can cost in nano-dollars, cached or not; 0 without prices."""
         return max(self.cost(prompt, 0, completion), self.cost(prompt, prompt, completion))
 
     @property
-    def base_urls(self) -> tuple[str | None, ...]:
-        """The endpoints; ``None`` is OpenAI's own."""
-        if self.base_url is None or isinstance(self.base_url, str):
-            return (self.base_url or None,)
-        return self.base_url
-
-    @property
     def origin(self) -> str:
-        """Host and path of the (first) URL, without credentials or query: the default revision."""
+        """Host and path of the first URL, without credentials or query: the default revision."""
         return origin_of(self.base_urls[0])
 
 
 def origin_of(url: str | None) -> str:
-    """Host and path of an endpoint, without credentials or query."""
+    """Return host and path of an endpoint, without credentials or query."""
     if not url:
         return f"{OPENAI_HOST}/v1"
     parts = urlsplit(url)
@@ -284,11 +318,10 @@ class Settings(BaseSettings):
     """What a deployment decides. Secrets have no default and never show in a repr."""
 
     model_config = SettingsConfigDict(
-        env_prefix="MARKSCHEME_",
+        env_prefix=_PREFIX,
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
-        populate_by_name=True,
         hide_input_in_errors=True,
     )
 
@@ -299,117 +332,59 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         default=None, description="SQLAlchemy URL; SQLite or PostgreSQL"
     )
+    database_password: SecretStr | None = Field(
+        default=None, description="Password of database_url's user"
+    )
     migration_url: str | None = Field(
-        default=None, description="PostgreSQL: as whom to migrate, when as another role"
+        default=None, description="PostgreSQL: the same database as the role that owns its tables"
     )
-    database_password: SecretStr | None = Field(default=None, description="Of database_url's user")
     migration_password: SecretStr | None = Field(
-        default=None, description="Of migration_url's user"
+        default=None, description="Password of migration_url's user"
     )
-    redis_password: SecretStr | None = Field(default=None, description="Of the Redis at redis_url")
     redis_url: str | None = Field(
         default=None, description="Where replicas share limits; may vanish at any time"
+    )
+    redis_password: SecretStr | None = Field(
+        default=None, description="Password of the Redis at redis_url"
     )
     api_key: SecretStr | None = Field(
         default=None, description="The operator's key: every scope, as the team default"
     )
+    require_api_key: bool = Field(
+        default=False, description="Require a key even before one exists; always beyond loopback"
+    )
     key_pepper: SecretStr | None = Field(
-        default=None,
-        min_length=16,
-        description="Keys are stored under it; without it none can be made",
+        default=None, description="Keys are stored under it; without it none can be created"
     )
     team_rpm: int | None = Field(
         default=None, ge=1, description="Requests a minute of each team without its own limit"
     )
-    guarded: bool = Field(
-        default=False, description="Ask for a key even before there is one; so beyond loopback"
-    )
-    secret: SecretStr | None = Field(
-        default=None, description="Fences and nonces derive from it; default: one is made"
-    )
     workers: int = Field(default=1, ge=1, description="Worker processes; set by serve --workers")
 
     judge: Literal["builtin", "openai"] | None = Field(
-        default=None, description="openai when a key or URL is set"
+        default=None, description="Default: openai when a key or URL is set"
     )
-    judge_base_url: str | None = Field(
-        default=None, validation_alias=_env("JUDGE_BASE_URL", "OPENAI_BASE_URL")
+    default_judge: JudgeVariables = Field(
+        default=JudgeVariables(), description="The judge of MARKSCHEME_JUDGE_*"
     )
-    judge_model: str | None = Field(
-        default=None, validation_alias=_env("JUDGE_MODEL", "OPENAI_MODEL")
+    teacher: JudgeVariables = Field(
+        default=JudgeVariables(),
+        description="The model that is distilled, of MARKSCHEME_TEACHER_*",
     )
-    judge_api_key: SecretStr | None = Field(
-        default=None, validation_alias=_env("JUDGE_API_KEY", "OPENAI_API_KEY")
-    )
-    judge_revision: str | None = None
-    judge_timeout_s: float = Field(default=60.0, gt=0)
-    judge_concurrency: int = Field(default=32, ge=1)
-    judge_rpm: int | None = Field(default=None, ge=1)
-    judge_tpm: int | None = Field(default=None, ge=1)
-    judge_structured: StructuredOutput = "auto"
-    judge_temperature: Temperature = None
-    judge_max_tokens: int | None = Field(default=None, ge=1)
-    judge_reasoning_effort: str | None = None
-    judge_seed: int | None = None
-    judge_extra_body: dict[str, Any] = {}
-    judge_extra_headers: dict[str, str] = {}
-    judge_rationale: Rationale = "off"
-    judge_max_criteria: int | None = Field(default=None, ge=1)
-    judge_max_response_tokens: int = Field(default=8192, ge=16)
-    judge_rubricator_temperature: Temperature = None
-    judge_verifier_temperature: Temperature = None
-    judge_evidence: bool = False
-    judge_nonce: bool = False
-    judge_canary: bool = False
-    judge_price_input: Price = None
-    judge_price_output: Price = None
-    judge_price_cached: Price = None
-    judge_breaker_probe_s: float = Field(default=15.0, gt=0)
-    judge_breaker_wait_s: float = Field(default=60.0, ge=0)
-
-    teacher_model: str | None = Field(
-        default=None, description="The model that is distilled, where it can be asked"
-    )
-    teacher_base_url: str | None = None
-    teacher_api_key: SecretStr | None = None
-    teacher_temperature: Temperature = None
-    teacher_max_tokens: int | None = Field(default=None, ge=1)
-    teacher_reasoning_effort: str | None = None
-    teacher_seed: int | None = None
-    teacher_extra_body: dict[str, Any] = {}
-    teacher_extra_headers: dict[str, str] = {}
 
     request_timeout_s: float = Field(
-        default=600.0, gt=0, description="One request, all its judge calls"
-    )
-    queue_limit: int = Field(
-        default=8192, ge=1, description="Judge calls admitted and not done, a worker; then 503"
-    )
-    claim_lease_s: float = Field(
-        default=8.0, ge=0.5, description="After this a silent owner's work is taken over"
-    )
-    heartbeat_s: float = Field(
-        default=10.0, gt=0, description="Between keep-alive lines of an NDJSON answer"
+        default=600.0, gt=0, description="Seconds for one request with all its judge calls"
     )
     drain_delay_s: float = Field(
-        default=2.0, ge=0, description="Not ready, but still accepting, after SIGTERM"
-    )
-    max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
-    max_verdicts: int = Field(
-        default=65_536, ge=1, description="Rollouts times criteria of one scoring request"
-    )
-    checks_timeout_s: float = Field(
-        default=60.0, gt=0, description="Computing time of one request's checks"
-    )
-
-    verdict_reuse: VerdictReuse = Field(
-        default="per_criterion", description="What makes a stored verdict reusable"
+        default=2.0,
+        ge=0,
+        description="Seconds after SIGTERM in which requests are still accepted",
     )
     reuse_max_uses: int = Field(
-        default=8, ge=1, description="if_fresh: groups a rubric may serve in one run"
+        default=8, ge=1, description="if_fresh: groups of a run that one rubric may serve"
     )
-    reuse_mean_below: float = Field(
-        default=0.9, description="if_fresh: mean reward at which a rubric is spent"
+    reuse_max_mean_reward: float = Field(
+        default=0.9, description="if_fresh: mean reward above which a rubric is replaced"
     )
 
     @classmethod
@@ -421,47 +396,61 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment before the file, each without the keys that :func:`withheld` names. A setting
-        ``MARKSCHEME_<NAME>`` may also stand in the file that ``MARKSCHEME_<NAME>_FILE`` names."""
+        """Read the environment before the file, each without the keys that `unused_keys` names.
+
+        The value of `MARKSCHEME_<NAME>` may also stand in the file `MARKSCHEME_<NAME>_FILE`.
+        """
         sources = [
             source
             for source in (env_settings, dotenv_settings)
             if isinstance(source, EnvSettingsSource)
         ]
         for source in sources:
-            source.env_vars = _with_secrets(source.env_vars, cls.model_fields)
-        read = [
-            {name.upper(): value for name, value in source.env_vars.items()} for source in sources
-        ]
-        for source, names in zip(sources, withheld(*read), strict=True):
+            source.env_vars = _with_secret_files(source.env_vars)
+        ignored = unused_keys(*(source.env_vars for source in sources))
+        for source, names in zip(sources, ignored, strict=True):
             source.env_vars = {
                 name: value for name, value in source.env_vars.items() if name.upper() not in names
             }
-        return init_settings, env_settings, dotenv_settings
+        tables = [_JudgeVariablesSource(settings_cls, source.env_vars) for source in sources]
+        return init_settings, env_settings, tables[0], dotenv_settings, tables[1]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nest(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Move `judge_<field>` and `teacher_<field>` into the tables that they belong to."""
+        nested = dict(values)
+        for table, prefix in (("default_judge", _JUDGE_PREFIX), ("teacher", _TEACHER_PREFIX)):
+            fields = {name: nested.pop(name) for name in list(nested) if name.startswith(prefix)}
+            if fields:
+                nested[table] = {name.removeprefix(prefix): fields[name] for name in fields}
+        return nested
 
     @model_validator(mode="after")
-    def _complete(self) -> "Settings":
-        if self.judge_kind == "openai" and not self.judge_model and not self.file:
+    def _check(self) -> "Settings":
+        if self.key_pepper is not None and len(self.key_pepper.get_secret_value()) < 16:
+            raise ValueError("MARKSCHEME_KEY_PEPPER must have at least 16 characters")
+        if self.judge_kind == "openai" and not self.default_judge.model and not self.file:
             raise ValueError(
                 "the openai judge needs a model: set MARKSCHEME_JUDGE_MODEL (or OPENAI_MODEL), "
                 "or set MARKSCHEME_JUDGE=builtin to judge without a model"
             )
         if self.roles.get(TEACHER) == BUILTIN:
-            raise ValueError("the builtin judge cannot be the teacher: it writes nothing")
+            raise ValueError("the builtin judge cannot be the teacher: it writes no responses")
         for role, name in self.roles.items():
             if name != BUILTIN and name not in self.judges:
                 raise ValueError(
-                    f"the role {role} names the judge {name!r}, and there is none: "
+                    f"the role {role} names the judge {name!r}, which does not exist: "
                     f"there are {', '.join([BUILTIN, *self.judges])}"
                 )
         return self
 
     @property
     def judge_kind(self) -> Literal["builtin", "openai"]:
-        """The kind of the default judge: as set, else ``openai`` when a key or a base URL is there."""
+        """The kind of the default judge: as set, else `openai` when a key or URL is set."""
         if self.judge is not None:
             return self.judge
-        return "openai" if self.judge_api_key or self.judge_base_url else "builtin"
+        return "openai" if self.default_judge.api_key or self.default_judge.base_url else "builtin"
 
     @cached_property
     def file(self) -> Path | None:
@@ -473,60 +462,52 @@ class Settings(BaseSettings):
 
     @cached_property
     def judges(self) -> dict[str, JudgeSettings]:
-        """The model judges by name: those of the file, and ``default`` where the environment describes one."""
-        judges = dict(_read_file(self.file)[0]) if self.file else {}
-        if self.judge_kind == "openai" and self.judge_model:
-            own = {
-                name: getattr(self, f"judge_{name}")
-                for name in JudgeSettings.model_fields
-                if name != "api_key_env" and not name.startswith("teacher_")
-            }
-            judges.setdefault(DEFAULT, JudgeSettings(**own))
-        if self.teacher_model:
-            judges.setdefault(
-                TEACHER,
-                JudgeSettings(
-                    model=self.teacher_model,
-                    base_url=self.teacher_base_url,
-                    timeout_s=TEACHER_TIMEOUT_S,
-                    teacher_temperature=self.teacher_temperature,
-                    teacher_max_tokens=self.teacher_max_tokens,
-                    reasoning_effort=self.teacher_reasoning_effort,
-                    seed=self.teacher_seed,
-                    extra_body=self.teacher_extra_body,
-                    extra_headers=self.teacher_extra_headers,
-                ),
-            )
+        """The model judges by name: those of the file, then those that variables describe."""
+        judges = dict(_read_file(self.file).judges) if self.file else {}
+        default = self.default_judge.judge() if self.judge_kind == "openai" else None
+        if default is not None:
+            judges.setdefault(DEFAULT, default)
+        teacher = self.teacher.judge(
+            timeout_s=TEACHER_TIMEOUT_S, teacher_max_tokens=self.teacher.max_tokens
+        )
+        if teacher is not None:
+            judges.setdefault(TEACHER, teacher)
         return judges
 
     @cached_property
     def roles(self) -> dict[str, str]:
-        """The judge that plays each role unless a request names another; none is the teacher unless one is named."""
-        stated = _read_file(self.file)[1] if self.file else {}
+        """The judge of each role where a request names none. No teacher unless one is set."""
+        stated: dict[Role, str] = _read_file(self.file).roles if self.file else {}
         usual = DEFAULT if DEFAULT in self.judges else BUILTIN
+        # A file with one judge and no roles means that judge.
         able = [name for name in self.judges if name != TEACHER]
         if usual == BUILTIN and self.judge != "builtin" and len(able) == 1:
             usual = able[0]
-        teacher = {TEACHER: TEACHER} if TEACHER in self.judges else {}
-        return {"rubricator": usual, "verifier": usual, **teacher, **stated}
+        roles = {"rubricator": usual, "verifier": usual}
+        if TEACHER in self.judges:
+            roles[TEACHER] = TEACHER
+        return roles | {str(role): name for role, name in stated.items()}
 
     def key_of(self, name: str) -> SecretStr | None:
-        """The key of a model judge: from the variable that it names, else the default judge's own."""
-        variable = self.judges[name].api_key_env
+        """Return the key of a model judge, from the variable that its table names.
+
+        Raises:
+            ValueError: The variable is not set, or is OpenAI's and the endpoint is another one.
+        """
+        judge = self.judges[name]
+        variable = judge.api_key_env
         if variable is None:
-            return {DEFAULT: self.judge_api_key, TEACHER: self.teacher_api_key}.get(name)
+            return {DEFAULT: self.default_judge.api_key, TEACHER: self.teacher.api_key}.get(name)
         if variable.startswith("OPENAI_") and any(
-            origin_of(url).split("/")[0] != OPENAI_HOST for url in self.judges[name].base_urls
+            origin_of(url).split("/")[0] != OPENAI_HOST for url in judge.base_urls
         ):
             raise ValueError(
-                f"the judge {name!r} would be sent {variable}, which is OpenAI's: give the key of its "
-                "base_url a variable of its own, and name that in api_key_env"
+                f"the judge {name!r} would be sent {variable}, which is OpenAI's: give the key of "
+                "its base_url a variable of its own, and name that in api_key_env"
             )
         value = os.environ.get(variable)
         if not value:
-            raise ValueError(
-                f"the judge {name!r} takes its key from {variable}, and that is not set"
-            )
+            raise ValueError(f"the judge {name!r} takes its key from {variable}, which is not set")
         return SecretStr(value)
 
     @property
@@ -539,20 +520,84 @@ class Settings(BaseSettings):
 
     @property
     def sqlalchemy_migration_url(self) -> str | None:
-        """The same database as the role that owns its tables, where that is another one."""
-        return (
-            _complete_url(self.migration_url, self.migration_password)
-            if self.migration_url
-            else None
-        )
+        """The same database as the role that owns its tables, where that is another role."""
+        if self.migration_url is None:
+            return None
+        return _complete_url(self.migration_url, self.migration_password)
 
     @property
     def is_sqlite(self) -> bool:
+        """Whether the database is SQLite, not PostgreSQL."""
         return self.sqlalchemy_url.startswith("sqlite")
 
 
+def variables() -> list[str]:
+    """List the names of all variables that are read, `MARKSCHEME_HOME` and so on."""
+    own = [name for name in Settings.model_fields if name not in ("default_judge", "teacher")]
+    return [f"{_PREFIX}{name}".upper() for name in (*own, *_judge_settings())]
+
+
+def _judge_settings() -> list[str]:
+    """List `judge_<field>` and `teacher_<field>`, without fields that belong to another role."""
+    return [
+        f"{prefix}{field}"
+        for prefix, others in (
+            (_JUDGE_PREFIX, (_TEACHER_PREFIX,)),
+            (_TEACHER_PREFIX, ("rubricator_", "verifier_", _TEACHER_PREFIX)),
+        )
+        for field in JudgeVariables.model_fields
+        if not field.startswith(others)
+    ]
+
+
+def variable_of(location: tuple[int | str, ...]) -> str:
+    """Return the variable at fault, from the location in a validation error; else an empty text."""
+    path = [str(part) for part in location]
+    prefixes = {"default_judge": _JUDGE_PREFIX, "teacher": _TEACHER_PREFIX}
+    if len(path) > 1 and path[0] in prefixes:
+        return f"{_PREFIX}{prefixes[path[0]]}{path[1]}".upper()
+    return f"{_PREFIX}{path[0]}".upper() if path and path[0] not in prefixes else ""
+
+
+class _JudgeVariablesSource(PydanticBaseSettingsSource):
+    """Reads `judge_<field>` and `teacher_<field>` from variables (names in lower case)."""
+
+    def __init__(
+        self, settings_cls: type[BaseSettings], variables: Mapping[str, str | None]
+    ) -> None:
+        super().__init__(settings_cls)
+        self._variables = variables
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return nothing: the fields are read all at once, by `__call__`."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for setting in _judge_settings():
+            values = (self._variables.get(name) for name in _names(setting))
+            if value := next((value for value in values if value), None):
+                found[setting] = value
+        return found
+
+
+def _with_secret_files(variables_: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Add to variables (names in lower case) what stands in the files that `…_file` ones name."""
+    found = dict(variables_)
+    for name in map(str.lower, variables()):
+        path = found.get(f"{name}_file")
+        if path:
+            try:
+                found[name] = Path(path).read_text("utf-8").strip()
+            except OSError as error:
+                raise ValueError(
+                    f"cannot read {path}: {error.strerror}; check {name.upper()}_FILE"
+                ) from error
+    return found
+
+
 def _complete_url(url: str, password: SecretStr | None) -> str:
-    """The URL with its driver, and with the password where one is set apart from it."""
+    """Add the async driver to a URL, and the password where one is set apart from it."""
     full = _with_driver(url)
     if password is None:
         return full
@@ -575,22 +620,26 @@ def _with_driver(url: str) -> str:
 
 
 class _File(BaseModel):
-    """``markscheme.toml``: ``[judges.NAME]`` tables and ``[roles]``."""
+    """`markscheme.toml`: `[judges.NAME]` tables and `[roles]`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    judges: dict[Annotated[str, StringConstraints(pattern=_NAME)], JudgeSettings] = {}
-    roles: dict[Literal["rubricator", "verifier", "teacher"], str] = {}
+    judges: dict[Annotated[str, StringConstraints(pattern=_JUDGE_NAME)], JudgeSettings] = {}
+    roles: dict[Role, str] = {}
 
     @model_validator(mode="after")
-    def _named(self) -> "_File":
+    def _check(self) -> "_File":
         if BUILTIN in self.judges:
             raise ValueError(f"the name {BUILTIN!r} is taken: it is the judge without a model")
         return self
 
 
-def _read_file(path: Path) -> tuple[Mapping[str, JudgeSettings], Mapping[str, str]]:
-    """Judges and roles of the file. Raises :class:`ValueError` that names the file and the place."""
+def _read_file(path: Path) -> _File:
+    """Read the judges' file.
+
+    Raises:
+        ValueError: The file cannot be read; the message names it and the place in it.
+    """
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -600,8 +649,7 @@ def _read_file(path: Path) -> tuple[Mapping[str, JudgeSettings], Mapping[str, st
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     try:
-        read = _File.model_validate(content)
+        return _File.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    return read.judges, {str(role): name for role, name in read.roles.items()}

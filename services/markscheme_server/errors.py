@@ -1,4 +1,4 @@
-"""What a caller did that cannot be done, one class a kind of answer.
+"""Errors that are answered to a caller, one class for each status.
 
     ServiceError
     ├── BadRequest (400)
@@ -13,13 +13,20 @@
     ├── BadGateway (502)
     └── Unavailable (503)
 
-A judge's failure is not here: inside a batch it becomes a null reward with a reason
-(``markscheme_server.judge.base.JudgeFailure``).
+A judge's failure (`markscheme_server.judge.base.JudgeFailure`) is none of them: within a batch it
+becomes a null reward with a reason.
 """
 
 
 class ServiceError(Exception):
-    """An answer other than success. ``message`` is shown to the caller and says what to do."""
+    """An answer that is not a success.
+
+    Attributes:
+        message: Shown to the caller; says what to do.
+        code: A stable name for programs.
+        param: The field or parameter at fault.
+        retry_after_s: Seconds after which a retry may succeed.
+    """
 
     status = 500
     type = "internal_error"
@@ -35,59 +42,77 @@ class ServiceError(Exception):
 
 
 class BadRequest(ServiceError):
+    """The request is not valid HTTP or JSON."""
+
     status = 400
     type = "invalid_request_error"
 
 
 class Unauthorised(ServiceError):
+    """The API key is missing, unknown, expired or revoked."""
+
     status = 401
     type = "authentication_error"
 
 
 class PaymentRequired(ServiceError):
-    """A hard budget is reached: the same call will not do until someone raises it or its next window begins."""
+    """A hard budget is reached; a retry fails until it is raised or its next window begins."""
 
     status = 402
     type = "insufficient_quota"
 
 
 class Forbidden(ServiceError):
+    """The API key lacks a scope, or the object is another team's."""
+
     status = 403
     type = "permission_error"
 
 
 class NotFound(ServiceError):
+    """The object does not exist, or the caller may not see it."""
+
     status = 404
     type = "not_found_error"
 
 
 class Conflict(ServiceError):
+    """The object exists already, or is in a state that does not allow this."""
+
     status = 409
     type = "conflict_error"
 
 
 class TooLarge(ServiceError):
+    """The request is larger than the service takes."""
+
     status = 413
     type = "invalid_request_error"
 
 
 class Unprocessable(ServiceError):
+    """A value of the request is invalid."""
+
     status = 422
     type = "invalid_request_error"
 
 
 class TooManyRequests(ServiceError):
+    """The team sent more than its requests a minute."""
+
     status = 429
     type = "rate_limit_error"
 
 
 class BadGateway(ServiceError):
-    """A judge or teacher replied, and the reply is of no use. Asking again costs again."""
+    """A judge or teacher replied, and the reply is of no use. A retry costs again."""
 
     status = 502
     type = "judge_error"
 
 
 class Unavailable(ServiceError):
+    """The service, its database or a judge cannot answer now; a retry may succeed."""
+
     status = 503
     type = "unavailable_error"

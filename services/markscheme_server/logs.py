@@ -1,9 +1,9 @@
-"""Structured logs on stderr: JSON lines, or a readable form at a terminal. stdout is left to what a person asked for.
+"""Structured logs on stderr: JSON lines, or a readable form at a terminal. stdout is for results.
 
-No prompt, rollout, key, query string or header is logged. Our own events name their fields. Exceptions are the leak
-that is easy to miss: their messages quote input (a URL, a value that would not parse, a row), so a line says an
-exception's type and the code it passed through, and not its words. Of other libraries' messages one line is kept, and
-only from warnings up: their debug output holds whole requests.
+No prompt, rollout, key, query string or header is logged. Our own events name their fields. The
+messages of exceptions quote input (a URL, a value that does not parse, a row), so a log line holds
+the type of an exception and where it was raised, but not its message. Of other libraries' messages
+only the first line is logged, and only from warnings up: their debug output holds whole requests.
 """
 
 import io
@@ -21,20 +21,21 @@ from structlog.typing import EventDict, WrappedLogger
 
 Level = Literal["debug", "info", "warning", "error"]
 _FRAMES = 12
-"""Innermost frames of a traceback that a line keeps."""
+"""Innermost frames of a traceback that are logged."""
 
 log = structlog.get_logger()
 
 
 class OnceASecond(logging.Filter):
-    """Passes a message that begins with ``words`` at most once a second."""
+    """Passes messages that begin with `prefix` at most once a second."""
 
-    def __init__(self, words: str) -> None:
+    def __init__(self, prefix: str) -> None:
         super().__init__()
-        self._words, self._passed_at = words, -1.0
+        self._prefix, self._passed_at = prefix, -1.0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not str(record.msg).startswith(self._words):
+        """Tell whether to log a message."""
+        if not str(record.msg).startswith(self._prefix):
             return True
         passes = time.monotonic() - self._passed_at >= 1.0
         if passes:
@@ -42,39 +43,41 @@ class OnceASecond(logging.Filter):
         return passes
 
 
-_PROVOKED = {
+_PROVOKED_BY_CLIENTS = {
     "asyncio": OnceASecond("socket.accept() out of system resource"),
     "uvicorn.error": OnceASecond("Invalid HTTP request"),
 }
-"""Messages that anyone who can connect can cause, by logger."""
+"""Messages that anyone who can connect may cause in any number, by logger."""
 
 
 class _Stderr(io.TextIOBase):
-    """Standard error, written to as long as there is one: without its terminal or reader a request goes on."""
+    """Standard error that never raises: a request must not fail when the log's reader is gone."""
 
     def write(self, text: str) -> int:
+        """Write, if stderr is there."""
         with suppress(OSError):
             return sys.stderr.write(text)
         return 0
 
     def flush(self) -> None:
+        """Flush, if stderr is there."""
         with suppress(OSError):
             sys.stderr.flush()
 
 
 def configure(level: Level = "info") -> None:
-    """Set up this process's logs; call it before the libraries that log are imported."""
+    """Set up this process's logs. Call it before importing libraries that log."""
     pretty = sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper("iso", utc=not pretty),
-        without_words,
+        drop_exception_messages,
     ]
     render: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
     )
-    # WriteLogger gives a line and its end to one write: workers share stderr, and print would interleave them.
+    # WriteLogger writes a line and its end at once; print would mix the lines of several workers.
     structlog.configure(
         processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -85,22 +88,22 @@ def configure(level: Level = "info") -> None:
     others.setLevel(logging.WARNING)
     others.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, one_line, *shared],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, keep_first_line, *shared],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
         )
     )
     logging.basicConfig(handlers=[others], level=logging.WARNING, force=True)
-    for name, once in _PROVOKED.items():
+    for name, once in _PROVOKED_BY_CLIENTS.items():
         logging.getLogger(name).addFilter(once)
     logging.captureWarnings(True)
     threading.excepthook = lambda failed: _unhandled("thread_failed", failed.exc_value)
     sys.unraisablehook = lambda failed: _unhandled("finaliser_failed", failed.exc_value)
 
 
-def without_words(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Replace an exception by its type, those that caused it, and where it was raised."""
-    given = event.pop("exc_info", None)
-    error = sys.exc_info()[1] if given is True else given[1] if isinstance(given, tuple) else given
+def drop_exception_messages(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Replace an exception by its type, the types of its causes, and where it was raised."""
+    info = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if info is True else info[1] if isinstance(info, tuple) else info
     if isinstance(error, BaseException):
         chain = _chain(error)
         event["error"] = " from ".join(type(one).__qualname__ for one in chain)
@@ -108,8 +111,8 @@ def without_words(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
     return event
 
 
-def one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """The first line of another library's message: asyncio, for one, appends the repr of a failed task."""
+def keep_first_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Keep the first line of a library's message: asyncio appends the repr of a failed task."""
     event["event"] = str(event["event"]).partition("\n")[0].strip()
     return event
 

@@ -1,11 +1,12 @@
-"""The service's figures for Prometheus: module-level objects, told apart only by labels from small fixed sets.
+"""The service's metrics for Prometheus, as module-level objects with labels from small fixed sets.
 
-A label holds a name the operator chose (a judge, an endpoint) or a word of ours (a reason, a route's template), never
-a prompt, a rollout, a key, a raw path or a request's id: labels are shown to whoever may read ``/metrics``, and each
-new value is a time series for ever.
+A label holds a name that the operator chose (a judge, an endpoint) or a word of ours (a reason, a
+route's template), never a prompt, a rollout, a key, a raw path or a request's id: whoever may read
+`/metrics` sees labels, and each new value is another time series.
 
-With ``PROMETHEUS_MULTIPROC_DIR`` set (``serve --workers N`` sets it) each worker keeps its values in a file there and
-whichever worker is asked adds them all up. The variable has to be there before this module is first imported.
+With `PROMETHEUS_MULTIPROC_DIR` set (`serve --workers N` sets it) each worker keeps its values in a
+file there, and the worker that is asked adds them up. The variable must be set before this module
+is first imported.
 """
 
 import os
@@ -27,54 +28,54 @@ from markscheme.vocabulary import AssignedOrigin, UnscoredReason
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 OTHER = "other"
-"""The label of whatever is outside the set that is counted by name: unknown routes, unusual methods."""
+"""The label of everything that is not counted by name: unknown routes, unusual methods."""
 
-# They double the series of one process, and several processes do not have them: one shape for both.
+# They double the series, and multiprocess mode has none: so one and several processes look alike.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 
-# A training step takes from milliseconds (all verdicts stored) to the request's limit of ten minutes.
+# A training step takes milliseconds (all verdicts stored) to ten minutes (the request's limit).
 _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _CALL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120)
 
 REQUEST_SECONDS = Histogram(
     "markscheme_request_seconds",
-    "From the first byte of a request to the last of its answer, streams included",
+    "Seconds from the first byte of a request to the last of its answer, streams included",
     ["route", "method", "status"],
     buckets=_REQUEST_BUCKETS,
     registry=REGISTRY,
 )
 JUDGE_CALL_SECONDS = Histogram(
     "markscheme_judge_call_seconds",
-    "One attempt at a judge's endpoint; outcome: ok, or why there is no answer",
+    "Seconds of one attempt at a judge's endpoint; outcome: ok, or why there is no answer",
     ["judge", "role", "outcome"],
     buckets=_CALL_BUCKETS,
     registry=REGISTRY,
 )
 JUDGE_RETRIES = Counter(
     "markscheme_judge_retries_total",
-    "Judge calls made again after a failure that may pass",
+    "Judge calls retried after a failure that may pass",
     ["judge"],
     registry=REGISTRY,
 )
 CANNED_QUESTIONS = Counter(
     "markscheme_canned_questions_total",
-    "Small questions of the service's own, asked to find out whether an endpoint whose calls fail is out; outcome: "
-    "answered, failed. No team pays for them",
+    "Probe questions of the service itself to an endpoint whose calls fail; outcome: answered, "
+    "failed. No team pays for them",
     ["judge", "outcome"],
     registry=REGISTRY,
 )
 ADAPTATIONS = Counter(
     "markscheme_endpoint_adaptations_total",
-    "Times that calls to an endpoint were changed for good or for a while because it refused something; what: "
-    "structured_output, left_out, length_name, most_tokens",
+    "Changes to the calls to an endpoint, permanent or for a while, because it refused something; "
+    "what: structured_output, left_out, length_name, most_tokens",
     ["judge", "endpoint", "what"],
     registry=REGISTRY,
 )
 VERDICTS = Counter(
     "markscheme_verdicts_total",
-    "Verdicts in answers, by where they came from: judged, cached (stored before), coalesced (another caller was at "
-    "it), check (decided by code)",
+    "Verdicts in answers, by origin: judged, cached (stored before), coalesced (judged for another "
+    "caller at the same time), check (decided by code)",
     ["origin"],
     registry=REGISTRY,
 )
@@ -86,28 +87,28 @@ UNSCORED = Counter(
 )
 CANARY_FAILURES = Counter(
     "markscheme_canary_failures_total",
-    "Judge calls thrown away because the judge called a surely false criterion met. By team they are failed calls of "
-    "GET /v1/usage",
+    "Judge calls discarded because the judge called a surely false criterion met. GET /v1/usage "
+    "counts them by team, as failed calls",
     ["judge"],
     registry=REGISTRY,
 )
 QUEUE_DEPTH = Gauge(
     "markscheme_queue_depth",
-    "Judge calls that wait for a place, over all workers of this replica",
+    "Judge calls that wait for a concurrency slot, over all workers of this replica",
     ["judge"],
     registry=REGISTRY,
     multiprocess_mode="livesum",
 )
 CALLS_IN_FLIGHT = Gauge(
     "markscheme_calls_in_flight",
-    "Judge calls under way, over all workers of this replica",
+    "Judge calls in flight, over all workers of this replica",
     ["judge"],
     registry=REGISTRY,
     multiprocess_mode="livesum",
 )
 BREAKER_STATE = Gauge(
     "markscheme_breaker_state",
-    "Circuit breaker of a judge's endpoint: 0 closed, 1 half-open, 2 open; the worst of "
+    "Circuit breaker of a judge's endpoint: 0 closed, 1 half-open, 2 open; the maximum over "
     "all workers",
     ["judge", "endpoint"],
     registry=REGISTRY,
@@ -121,13 +122,13 @@ TOKENS = Counter(
 )
 COST = Counter(
     "markscheme_cost_total",
-    "What judge calls cost, in the currency of the configured prices",
+    "Cost of judge calls in USD, at the configured prices",
     ["judge", "role"],
     registry=REGISTRY,
 )
 RATE_LIMITED = Counter(
     "markscheme_rate_limited_total",
-    "Requests turned away because their team had sent its requests a minute",
+    "Requests refused because their team had sent its requests a minute",
     registry=REGISTRY,
 )
 RUBRICS = Counter(
@@ -137,7 +138,7 @@ RUBRICS = Counter(
     registry=REGISTRY,
 )
 
-# What can happen shows as 0 before it does: a rate needs a value to rise from.
+# Create every series at 0: a rate needs a value to rise from.
 for _origin in ("judged", "cached", "coalesced", "check"):
     VERDICTS.labels(origin=_origin)
 for _reason in UnscoredReason:
@@ -147,7 +148,7 @@ for _origin in get_args(AssignedOrigin):
 
 
 def exposition() -> bytes:
-    """All figures in Prometheus' text format: this process's, or with several workers everyone's."""
+    """Return all metrics in Prometheus' text format, summed over all workers."""
     if MULTIPROC_DIR not in os.environ:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()

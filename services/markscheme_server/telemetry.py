@@ -1,8 +1,8 @@
-"""OpenTelemetry traces, where the ``otel`` extra is installed and ``OTEL_EXPORTER_OTLP_ENDPOINT`` says where to.
+"""OpenTelemetry traces, with the `otel` extra and `OTEL_EXPORTER_OTLP_ENDPOINT`.
 
-One span a request, made here from a short list of attributes. The usual instrumentation package records by default
-what must not leave the service (the URL with its query, exceptions with their words) and would have to be censored;
-this way nothing is recorded but what is named below. Judge calls carry no trace header: they go to others' machines.
+One span for each request, with the attributes below and no others. The usual instrumentation package
+records by default what must not leave the service: the URL with its query, and the messages of
+exceptions. Judge calls carry no trace header, because they go to machines of others.
 """
 
 import os
@@ -26,10 +26,10 @@ log = structlog.get_logger()
 
 
 def install(app: FastAPI, provider: "TracerProvider | None" = None) -> None:
-    """Trace the application's requests, to ``provider`` or as the environment says; nothing when it says nothing."""
+    """Trace the application's requests, to `provider` or as the environment says, if it does."""
     if provider is None and any(os.environ.get(name) for name in ENDPOINTS):
         try:
-            provider = _exporting()
+            provider = _exporting_provider()
         except ImportError:
             log.warning(
                 "not_traced",
@@ -39,8 +39,8 @@ def install(app: FastAPI, provider: "TracerProvider | None" = None) -> None:
         app.add_middleware(Traced, provider=provider)
 
 
-def _exporting() -> "TracerProvider":
-    """Spans in batches over OTLP/HTTP; the SDK reads its own ``OTEL_*`` variables and flushes at exit."""
+def _exporting_provider() -> "TracerProvider":
+    """Return a provider that exports over OTLP/HTTP; the SDK reads its own `OTEL_*` variables."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -48,14 +48,14 @@ def _exporting() -> "TracerProvider":
 
     named = {SERVICE_NAME: os.environ.get("OTEL_SERVICE_NAME", "markscheme")}
     provider = TracerProvider(resource=Resource.create(named))
-    # The SDK's own 10 s, spent on retries, would hold up every exit while the collector is away (9 s were measured).
+    # Without a collector the SDK's default of 10 s, spent on retries, delays every exit (9 s measured).
     timeout_s = None if any(os.environ.get(name) for name in TIMEOUTS) else 2
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=timeout_s)))
     return provider
 
 
 class Traced:
-    """A server span around each request but the probes, in the caller's trace where it sends one."""
+    """Puts a server span around each request but probes, in the caller's trace if it sends one."""
 
     def __init__(self, app: ASGIApp, provider: "TracerProvider") -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -65,6 +65,7 @@ class Traced:
         self.propagator = TraceContextTextMapPropagator()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         if scope["type"] != "http" or scope["path"] in PROBES:
             return await self.app(scope, receive, send)
         from opentelemetry.trace import SpanKind, StatusCode

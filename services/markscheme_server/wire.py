@@ -1,4 +1,4 @@
-"""Between the wire contract and the domain: shapes only, no decisions."""
+"""Convert between wire models and domain objects. No decisions are made here."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from markscheme import schema
 from markscheme_server.domain.hashing import ChatMessage, messages_of
 from markscheme_server.domain.rubric import Criterion, Rubric, maximum_score
+from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import Verdict
 from markscheme_server.store.teams import Key, Team
 
@@ -17,12 +18,12 @@ _CHECK: TypeAdapter[Any] = TypeAdapter(schema.Check)
 
 
 def messages(prompt: str | Sequence[schema.Message]) -> list[ChatMessage]:
-    """A prompt as the domain keeps it."""
+    """Return a prompt as chat messages."""
     return messages_of(prompt if isinstance(prompt, str) else [m.model_dump() for m in prompt])
 
 
 def to_criteria(criteria: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
-    """Criteria as the domain keeps them, numbered c1, c2, … where they bring no ids."""
+    """Return criteria of the domain, numbered c1, c2, … where they have no ids."""
     return tuple(
         Criterion(
             id=c.id or f"c{i}",
@@ -37,7 +38,7 @@ def to_criteria(criteria: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
 
 
 def from_criteria(criteria: Sequence[Criterion]) -> list[schema.Criterion]:
-    """Criteria as they travel."""
+    """Return criteria of the wire."""
     return [
         schema.Criterion(
             id=c.id,
@@ -52,7 +53,7 @@ def from_criteria(criteria: Sequence[Criterion]) -> list[schema.Criterion]:
 
 
 def from_rubric(rubric: Rubric) -> schema.Rubric:
-    """A rubric as it travels."""
+    """Return a rubric of the wire; what a caller may not see must have been removed."""
     return schema.Rubric(
         id=rubric.id,
         version=rubric.version,
@@ -74,27 +75,43 @@ def from_rubric(rubric: Rubric) -> schema.Rubric:
 
 
 def from_team(team: Team) -> schema.Team:
-    """A team as it travels."""
+    """Return a team of the wire."""
     return schema.Team(**asdict(team))
 
 
 def from_key(key: Key) -> schema.Key:
-    """What is kept of a key, as it travels."""
-    return schema.Key(**_plain(key))
+    """Return the record of a key, without the key itself."""
+    return schema.Key(**_key_fields(key))
 
 
 def from_new_key(secret: str, key: Key) -> schema.KeyCreated:
-    """A key that was just made, with the key itself."""
-    return schema.KeyCreated(key=secret, **_plain(key))
+    """Return a key that was just created, with the key itself."""
+    return schema.KeyCreated(key=secret, **_key_fields(key))
 
 
-def _plain(key: Key) -> dict[str, Any]:
+def _key_fields(key: Key) -> dict[str, Any]:
     return asdict(key) | {"scopes": list(key.scopes)}
 
 
+def from_usage(
+    usage: JudgeUsage, *, cached_verdicts: int = 0, saved_usd: float = 0.0
+) -> schema.Usage:
+    """Return what a request cost, and what reuse saved it."""
+    return schema.Usage(
+        judge_calls=usage.calls,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_verdicts=cached_verdicts,
+        cached_tokens=usage.cached_tokens,
+        cost_usd=usage.cost_usd,
+        saved_usd=saved_usd,
+    )
+
+
+# Most verdicts have no evidence, so that they are equal for a criterion and an outcome.
 @lru_cache(maxsize=8192)
 def from_verdict(verdict: Verdict) -> schema.VerdictView:
-    """A verdict as it travels. Most are one of a few: without evidence, known by criterion and outcome."""
+    """Return a verdict of the wire."""
     return schema.VerdictView(
         criterion_id=verdict.criterion_id,
         met=verdict.met,

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from markscheme_server import metrics
-from markscheme_server.config import Settings
+from markscheme_server.config import Settings, variables
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -86,7 +86,7 @@ def test_what_a_dockerfile_copies_is_there_and_reaches_the_engine(name: str) -> 
         assert source.removeprefix("./").split("/")[0] in sent, source
 
 
-def test_the_services_and_profiles_are_those_of_the_readme() -> None:
+def test_the_services_and_profiles_are_those_of_the_guide() -> None:
     profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
     assert profiles == {
         "postgres": [],
@@ -100,9 +100,9 @@ def test_the_services_and_profiles_are_those_of_the_readme() -> None:
         "prometheus": ["observability"],
         "grafana": ["observability"],
     }
-    readme = (ROOT / "README.md").read_text("utf-8")
+    guide = (ROOT / "docs/deploy.md").read_text("utf-8")
     for name in SERVICES:
-        assert f"| `{name}` |" in readme
+        assert f"| `{name}` |" in guide
 
 
 def test_every_variable_is_explained_and_every_explained_one_is_used() -> None:
@@ -154,14 +154,13 @@ def test_what_must_be_filled_in_is_asked_for_with_a_sentence() -> None:
 
 def test_every_setting_of_the_service_can_be_given_in_env() -> None:
     given = SERVICES["rubric"]["environment"]
-    others = {
-        "home",
-        "config",
-        "migration_url",
-        "migration_password",
-    }  # the image's, a file, and those of `migrate`
-    for name in set(Settings.model_fields) - others:
-        assert f"MARKSCHEME_{name.upper()}" in given, name
+    # The image's, a file, those of `migrate`; and fields of a judge that no teacher has a use for.
+    others = re.compile(
+        "MARKSCHEME_(HOME|CONFIG|MIGRATION_URL|MIGRATION_PASSWORD|TEACHER_"
+        "(STRUCTURED|RATIONALE|EVIDENCE|HARDENING|MAX_CRITERIA|MAX_RESPONSE_TOKENS))"
+    )
+    for name in variables():
+        assert name in given or others.fullmatch(name), name
 
 
 def test_secrets_stand_in_no_command_and_in_no_address() -> None:
@@ -267,7 +266,7 @@ def test_the_locks_agree_with_the_versions_that_were_chosen() -> None:
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if "==" in line
     }
-    for name in ("build.txt", "torch.txt", "service.txt", "trainer.txt", "all.txt"):
+    for name in ("build.txt", "torch.txt", "service.txt", "trainer.txt", "all.txt", "docs.txt"):
         for package, version in locked(name).items():
             assert chosen.get(package, version) == version, package
     torch = re.search(
@@ -369,9 +368,11 @@ def test_a_trainer_says_what_it_will_do_before_it_does(tmp_path: Path) -> None:
             },
             timeout=30,
         )
-        assert done.stdout.splitlines() == ["Trains; judged by m ", "runs train x y with mk_x"], (
-            done.stderr
-        )
+        said = [
+            "Trains; judge in .env: m; the service's log begins with the judges in use",
+            "runs train x y with mk_x",
+        ]
+        assert done.stdout.splitlines() == said, done.stderr
 
 
 def test_the_images_say_the_version_of_the_project() -> None:

@@ -47,16 +47,19 @@ def answered_texts(request: dict[str, Any]) -> list[str]:
 def verdicts(
     request: dict[str, Any], met: Callable[[str, str], bool] = lambda criterion, answer: True
 ) -> str:
-    """A well-formed reply: ``met(criterion id, answer text)`` decides."""
+    """A well-formed reply, with the prompt's nonce: ``met(criterion id, answer text)`` decides."""
     ids = offered(request)
     shown = [text for _, text in answered_texts(request)]
     pooled = '"answers"' in text_of(request).rsplit("Reply with one JSON object", 1)[-1]
     marked = [[{"id": i, "met": met(i, text)} for i in ids] for text in shown]
+    nonces = re.findall(r"^nonce: (\S+)$", text_of(request), re.MULTILINE)
+    # The last one: a rollout may hold such a line too.
+    reply: dict[str, Any] = {"nonce": nonces[-1]} if nonces else {}
     if pooled:
-        return json.dumps(
-            {"answers": [{"answer": n, "verdicts": v} for n, v in enumerate(marked, 1)]}
-        )
-    return json.dumps({"verdicts": marked[0]})
+        reply["answers"] = [{"answer": n, "verdicts": v} for n, v in enumerate(marked, 1)]
+    else:
+        reply["verdicts"] = marked[0]
+    return json.dumps(reply)
 
 
 def well_behaved(request: dict[str, Any], _number: int) -> Answer:

@@ -1,5 +1,6 @@
 """The real service as a process of its own, as an operator starts it: what can be killed, frozen and told to stop."""
 
+import json
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 PATIENCE_S = 30.0
 """How long a test waits for what must come, in seconds: many times what a busy machine needs."""
 COMMAND = str(Path(sys.executable).with_name("markscheme"))
+CONSTANTS = str(Path(__file__).with_name("constants.py"))
 
 
 class NotYet(Exception):
@@ -60,20 +62,27 @@ def command(
 
 
 class ServiceProcess:
-    """``markscheme serve --port 0`` with these settings, in a folder where no ``.env`` lies."""
+    """``markscheme serve --port 0`` with these settings, in a folder where no ``.env`` lies.
+
+    ``constants`` among the settings: other values for constants, by ``module.NAME``.
+    """
 
     def __init__(
         self, directory: Path, settings: Mapping[str, Any], *, arguments: tuple[str, ...] = ()
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        stated = {"home": directory} | dict(settings)
+        constants = stated.pop("constants", {})
+        run = [sys.executable, CONSTANTS] if constants else [COMMAND]
         self.output = directory / f"serve-{time.monotonic_ns()}.log"
         with self.output.open("wb") as log:
             self.process = subprocess.Popen(
-                [COMMAND, "serve", "--port", "0", *arguments],
+                [*run, "serve", "--port", "0", *arguments],
                 cwd=directory,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment({"home": directory} | dict(settings)) | {"PYTHONUNBUFFERED": "1"},
+                env=environment(stated)
+                | {"PYTHONUNBUFFERED": "1", "CONSTANTS": json.dumps(constants)},
                 start_new_session=True,
             )
         self.url = ""

@@ -117,7 +117,7 @@ def test_empty_variables_are_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "MARKSCHEME_JUDGE_BASE_URL=\nMARKSCHEME_DATABASE_URL=\nMARKSCHEME_API_KEY=\n"
     )
     found = Settings(_env_file=tmp_path / ".env")  # type: ignore[call-arg]
-    assert (found.judge_base_url, found.database_url, found.api_key, found.judge_kind) == (
+    assert (found.default_judge.base_url, found.database_url, found.api_key, found.judge_kind) == (
         None,
         None,
         None,

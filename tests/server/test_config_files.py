@@ -133,8 +133,9 @@ def test_key_and_url_come_from_one_source(
     for name, value in in_environment.items():
         monkeypatch.setenv(name, value)
     found = Settings(_env_file=file)  # type: ignore[call-arg]
-    assert found.judge_base_url == url
-    assert (found.judge_api_key.get_secret_value() if found.judge_api_key else None) == key
+    given = found.default_judge.api_key
+    assert found.default_judge.base_url == url
+    assert (given.get_secret_value() if given else None) == key
 
 
 def test_the_teachers_key_follows_its_url_too(
@@ -143,7 +144,7 @@ def test_the_teachers_key_follows_its_url_too(
     file = tmp_path / "settings"
     file.write_text("MARKSCHEME_TEACHER_BASE_URL=http://elsewhere/v1\n")
     monkeypatch.setenv("MARKSCHEME_TEACHER_API_KEY", SHELLS)
-    assert Settings(_env_file=file).teacher_api_key is None  # type: ignore[call-arg]
+    assert Settings(_env_file=file).teacher.api_key is None  # type: ignore[call-arg]
 
 
 def test_openais_key_goes_to_openai_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

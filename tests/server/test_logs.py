@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from markscheme_server.logs import one_line, without_words
+from markscheme_server.logs import drop_exception_messages, keep_first_line
 
 SECRET = "sk-planted-7f3a"
 NOISY = f'''
@@ -101,11 +101,11 @@ def test_an_exception_is_told_by_type_cause_and_place(lines: list[dict[str, obje
 def test_a_cycle_of_causes_ends() -> None:
     first, second = ValueError(SECRET), KeyError(SECRET)
     first.__cause__, second.__cause__ = second, first
-    event = without_words(None, "error", {"event": "x", "exc_info": first})
+    event = drop_exception_messages(None, "error", {"event": "x", "exc_info": first})
     assert event == {"event": "x", "error": "ValueError from KeyError", "at": []}
 
 
 def test_only_the_first_line_of_a_foreign_message_is_kept() -> None:
-    assert one_line(None, "error", {"event": f"Task failed\nfuture: {SECRET}"}) == {
+    assert keep_first_line(None, "error", {"event": f"Task failed\nfuture: {SECRET}"}) == {
         "event": "Task failed"
     }

@@ -106,7 +106,6 @@ def test_what_is_refused_before_the_router_counts_under_its_template(
 
 
 @pytest.fixture
-def settings_with_key(tmp_path: object) -> Settings:
-    return Settings(
-        _env_file=None, home=tmp_path, judge="builtin", api_key="mk_k", max_body_bytes=1024
-    )
+def settings_with_key(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setattr("markscheme_server.app.MAX_BODY_BYTES", 1024)
+    return Settings(_env_file=None, home=tmp_path, judge="builtin", api_key="mk_k")

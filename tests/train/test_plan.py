@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from markscheme.plan import PlanError
 from markscheme_train.data import Example
 from markscheme_train.errors import TrainError
 from markscheme_train.plan import plan, plan_of
@@ -67,5 +66,5 @@ def test_a_configuration_is_read_as_for_training(tmp_path: Path) -> None:
     file.write_text(f"model: m\ndata: {data}\nper_device_train_batch_size: 16\nmax_steps: 20\n")
     made = plan(file, ["max_steps=30"])
     assert (made.steps, made.groups, made.rollouts) == (30, 60, 480)
-    with pytest.raises(PlanError, match="did you mean `max_steps`"):
+    with pytest.raises(TrainError, match="did you mean `max_steps`"):
         plan(file, ["max_step=30"])

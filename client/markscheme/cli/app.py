@@ -276,7 +276,11 @@ def _missing(name: str, extra: str) -> None:
         )
         raise typer.Exit(1)
 
-    app.command(name, help=f"(not installed: pip install 'markscheme[{extra}]')")(command)
+    app.command(
+        name,
+        help=f"(not installed: pip install 'markscheme[{extra}]')",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )(command)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from markscheme.checks import Check
 from markscheme.schema.audit import AuditEntry, AuditList
 from markscheme.schema.base import (
     MAX_ROLLOUTS,
+    MAX_TAGS,
     MAX_TEACHER_ENTRIES,
     ErrorBody,
     ErrorDetail,
@@ -19,6 +20,7 @@ from markscheme.schema.base import (
     Prompt,
     ShortText,
     Tag,
+    Tags,
     TeamName,
     Text,
     Usage,
@@ -90,6 +92,7 @@ from markscheme.schema.usage import Budget, BudgetPut, UsageBucket, UsageReport
 from markscheme.vocabulary import UnscoredReason
 
 __all__ = [
+    "MAX_TAGS",
     "AuditEntry",
     "AuditList",
     "Budget",
@@ -145,6 +148,7 @@ __all__ = [
     "ShortText",
     "StudentResponse",
     "Tag",
+    "Tags",
     "TeachResult",
     "TeachRequest",
     "TeacherBankChange",

@@ -18,6 +18,8 @@ from markscheme.vocabulary import Role
 
 MAX_ROLLOUTS = 4096
 """Most rollouts in one ``POST /v1/scores``."""
+MAX_CRITERIA, MAX_POINTS, MAX_TAGS, MAX_TEXT_LENGTH = 64, 100, 32, 4000
+"""Limits of one rubric; the text is that of a criterion, in characters."""
 MAX_TEACHER_ENTRIES = 1000
 """Most prompts in one ``POST /v1/teacher-responses``."""
 
@@ -36,7 +38,7 @@ Text = Annotated[str, AfterValidator(_usable)]
 """Any text without NUL and lone surrogates."""
 ModelText = Annotated[str, BeforeValidator(_visible)]
 """A model's output: NUL and lone surrogates in it are made visible as U+FFFD."""
-ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=4000)]
+ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_TEXT_LENGTH)]
 ModelName = Annotated[
     str, StringConstraints(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f\x7f]+$")
 ]
@@ -46,6 +48,7 @@ Identifier = Annotated[
 JudgeName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
 TeamName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[\w.:/-]+$")]
+Tags = Annotated[list[Tag], Field(max_length=MAX_TAGS)]
 
 
 class Wire(BaseModel):

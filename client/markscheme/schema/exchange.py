@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from markscheme.schema.base import Prompt, Tag, Wire
+from markscheme.schema.base import Prompt, Tags, Wire
 from markscheme.schema.rubrics import Rubric
 from markscheme.vocabulary import ExchangeFormat
 
@@ -68,7 +68,7 @@ class RubricImport(Wire):
     format: ExchangeFormat
     content: Annotated[dict[str, Any], AfterValidator(plain_json)]
     prompt: Prompt | None = None
-    tags: Annotated[list[Tag], Field(max_length=32)] = []
+    tags: Tags = []
     allow_loss: bool = Field(
         default=False, description="Take what can be held and leave the rest, which is told"
     )

@@ -7,6 +7,9 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from markscheme.checks import Check
 from markscheme.schema.base import (
+    MAX_CRITERIA,
+    MAX_POINTS,
+    MAX_TEXT_LENGTH,
     Identifier,
     JudgeName,
     Message,
@@ -14,7 +17,7 @@ from markscheme.schema.base import (
     ModelText,
     Prompt,
     ShortText,
-    Tag,
+    Tags,
     TeamName,
     Text,
     Wire,
@@ -42,9 +45,9 @@ class Criterion(Wire):
     )
     text: ShortText
     category: Category = "task_fulfilment"
-    points: Annotated[int, Field(ge=-100, le=100)]
+    points: Annotated[int, Field(ge=-MAX_POINTS, le=MAX_POINTS)]
     check: Check | None = None
-    source: Annotated[Text, StringConstraints(max_length=4000)] | None = None
+    source: Annotated[Text, StringConstraints(max_length=MAX_TEXT_LENGTH)] | None = None
 
 
 class Provenance(Wire):
@@ -93,7 +96,9 @@ def _usable(criteria: list[Criterion]) -> list[Criterion]:
     return criteria
 
 
-Criteria = Annotated[list[Criterion], Field(min_length=1, max_length=64), AfterValidator(_usable)]
+Criteria = Annotated[
+    list[Criterion], Field(min_length=1, max_length=MAX_CRITERIA), AfterValidator(_usable)
+]
 """The criteria of one rubric."""
 
 
@@ -102,7 +107,7 @@ class RubricCreate(Wire):
 
     prompt: Prompt
     criteria: Criteria
-    tags: Annotated[list[Tag], Field(max_length=32)] = []
+    tags: Tags = []
 
 
 class RubricFork(Wire):
@@ -112,7 +117,7 @@ class RubricFork(Wire):
     """
 
     criteria: Criteria | None = None
-    tags: Annotated[list[Tag], Field(max_length=32)] | None = None
+    tags: Tags | None = None
 
 
 class RubricPatch(Wire):
@@ -123,7 +128,7 @@ class RubricPatch(Wire):
 
     visibility: Visibility | None = None
     shared_with: Annotated[list[TeamName], Field(max_length=100)] | None = None
-    tags: Annotated[list[Tag], Field(max_length=32)] | None = None
+    tags: Tags | None = None
     retired: bool | None = None
 
 
@@ -186,5 +191,5 @@ class InduceRequest(Wire):
     rubricator: ReusedRubricator = None
     reuse_scope: ReusedScope = None
     run: Identifier | None = None
-    tags: Annotated[list[Tag], Field(max_length=32)] = []
+    tags: Tags = []
     judge: JudgeName | None = None

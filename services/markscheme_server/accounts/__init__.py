@@ -1,0 +1,1 @@
+"""Accounts: who may call, how often, and for how much money."""

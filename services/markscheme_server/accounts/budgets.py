@@ -1,33 +1,31 @@
-"""Budgets kept: money is set aside before a call is made, and none is made once a hard limit is reached.
+"""Enforce budgets: set money aside before a call, and refuse calls once a hard limit is reached.
 
-Every question is paid from a budget of its own, and what it cost is recorded however it ends. A team without a budget
-pays nothing for this but one look every half second.
+Every question is paid from a reservation of its own, and what it cost is recorded however it ends.
+A team without a budget costs one query every half second.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import structlog
 
 from markscheme.vocabulary import UnscoredReason
-from markscheme_server.config import Role
-from markscheme_server.domain.call_context import Deadline
-from markscheme_server.domain.spend_guard import SpendGuard
+from markscheme_server.domain.call_context import Deadline, SpendGuard
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.store.budgets import Budget, BudgetStore, HoldRequest, HoldResult
 from markscheme_server.store.engine.ids import new_id
-from markscheme_server.store.verdicts import JudgeCall, Reply, VerdictStore
+from markscheme_server.store.ledger import CallDescription, JudgeCall, LedgerStore
 
-SPENT = "the budget is spent: its owner must raise it, or wait for its next window"
-REMEMBERED_S = 0.5
-LOOK_S = 0.25
-"""How often one looks again who waits for a call of its own to end: other processes' ends are not heard."""
-
+BUDGET_SPENT = "the budget is spent: its owner must raise it, or wait for its next window"
+CACHE_S = 0.5
+"""Seconds for which a team's budgets are cached."""
+POLL_S = 0.25
+"""Poll interval while waiting for budget; other processes cannot notify us."""
 ABANDONED = "abandoned"
-"""In the ledger, in place of a reason: nobody waited for the answer any more."""
+"""The failure in the ledger of a question whose callers had all left."""
 
 log = structlog.get_logger()
 
@@ -35,82 +33,84 @@ log = structlog.get_logger()
 class BudgetService:
     """The budgets of a deployment's teams."""
 
-    def __init__(self, store: BudgetStore, ledger: VerdictStore) -> None:
-        self.store, self._ledger = store, ledger
-        self._known: dict[str, tuple[float, list[Budget]]] = {}
-        self._ended: dict[str, asyncio.Event] = {}
-        self._warned: set[tuple[str, str | None, float]] = set()
+    def __init__(
+        self,
+        store: BudgetStore,
+        ledger: LedgerStore,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store, self.ledger, self._clock = store, ledger, clock
+        self._cache: dict[str, tuple[float, list[Budget]]] = {}
+        self._call_ended: dict[str, asyncio.Event] = {}
+        self._warned: set[tuple[str, str, str | None, float]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._open: set[BudgetReservation] = set()
 
     @asynccontextmanager
-    async def reserve(self, line: "Line") -> AsyncIterator["BudgetReservation"]:
-        """What the requests of one question are paid from, while the block asks it.
+    async def reserve(self, about: CallDescription) -> AsyncIterator["BudgetReservation"]:
+        """Yield a reservation that pays for the requests of one question.
 
-        A block that ends without having taken its :meth:`BudgetReservation.entry`, because it was cancelled or failed, has
-        what was sent recorded all the same, by a task that goes on when the caller is gone.
+        If the block was cancelled or failed before it called `record`, what was sent is recorded
+        all the same, by a task that outlives the caller.
         """
-        budget = BudgetReservation(self, line)
-        self._open.add(budget)
+        reservation = BudgetReservation(self, about)
+        self._open.add(reservation)
         try:
-            yield budget
+            yield reservation
         finally:
-            closing = asyncio.ensure_future(self._close(budget))
+            closing = asyncio.ensure_future(self._close(reservation))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
             await asyncio.shield(closing)
 
     async def drain(self, within_s: float) -> None:
-        """Wait for the questions under way, which are being given up, and for what they cost to be recorded."""
-        waits = [asyncio.ensure_future(budget.closed.wait()) for budget in self._open]
+        """Wait until the costs of abandoned questions are recorded, for `within_s` at most."""
+        waits = [asyncio.ensure_future(each.closed.wait()) for each in self._open]
         if waits:
             _, late = await asyncio.wait(waits, timeout=within_s)
             for wait in late:
                 wait.cancel()
 
-    async def _close(self, budget: "BudgetReservation") -> None:
+    async def _close(self, reservation: "BudgetReservation") -> None:
         try:
-            if (call := budget.entry(ABANDONED)) is not None:
-                await self._ledger.save(Reply(budget.line.team, call=call))
-            elif budget.hold_id is not None:
-                await self.store.release(budget.line.team, budget.hold_id)
+            await reservation.record(ABANDONED)
+            await reservation.release()
         finally:
-            self._open.discard(budget)
-            budget.closed.set()
-            self._end(budget.line.team)
+            self._open.discard(reservation)
+            reservation.closed.set()
+            if (event := self._call_ended.pop(reservation.about.team, None)) is not None:
+                event.set()
 
     async def warning(self, team: str, run_id: str | None) -> str | None:
-        """What a caller should know of its budgets: that a soft or hard limit was passed, in one line."""
+        """Return one ASCII line if a soft or hard limit of the team or the run is reached."""
         for budget in await self.budgets(team, run_id):
             for kind, limit in (("hard", budget.hard_usd), ("soft", budget.soft_usd)):
                 if limit is not None and budget.spent_usd >= limit:
-                    self._warn(budget, kind)
-                    what = f"run {budget.run_id}" if budget.run_id else f"team {team}"
-                    when = {"day": " today", "month": " this month", "total": ""}[budget.window]
-                    return (
-                        (
-                            f"{kind} budget of {limit:g} USD of {what} reached: "
-                            f"{budget.spent_usd:.4f} USD spent{when}"
-                        )
-                        .encode("ascii", "replace")
-                        .decode()
+                    self._log_once(budget, kind)
+                    subject = f"run {budget.run_id}" if budget.run_id else f"team {team}"
+                    period = {"day": " today", "month": " this month", "total": ""}[budget.window]
+                    line = (
+                        f"{kind} budget of {limit:g} USD of {subject} reached: "
+                        f"{budget.spent_usd:.4f} USD spent{period}"
                     )
+                    return line.encode("ascii", "replace").decode()
         return None
 
     async def budgets(self, team: str, run_id: str | None) -> list[Budget]:
-        """The budgets that bind a run of the team, as they stood half a second ago at most."""
-        at, known = self._known.get(team, (-REMEMBERED_S, []))
-        if time.monotonic() - at >= REMEMBERED_S:
-            at = time.monotonic()
-            known = await self.store.find(team)
-            self._known[team] = at, known
-        return [budget for budget in known if budget.run_id in (None, run_id)]
+        """Return the budgets that bind a run of the team, at most `CACHE_S` old."""
+        cached_at, budgets = self._cache.get(team, (-CACHE_S, []))
+        if self._clock() - cached_at >= CACHE_S:
+            cached_at = self._clock()
+            budgets = await self.store.find(team)
+            self._cache[team] = cached_at, budgets
+        return [budget for budget in budgets if budget.run_id in (None, run_id)]
 
-    def _warn(self, budget: Budget, kind: str) -> None:
-        """Once a window and process."""
-        once = (budget.team + kind, budget.run_id, budget.since.timestamp())
-        if once not in self._warned:
-            self._warned.add(once)
+    def _log_once(self, budget: Budget, kind: str) -> None:
+        """Log a reached limit, once per window and process."""
+        occasion = (budget.team, kind, budget.run_id, budget.since.timestamp())
+        if occasion not in self._warned:
+            self._warned.add(occasion)
             log.warning(
                 "budget_reached",
                 kind=kind,
@@ -119,91 +119,87 @@ class BudgetService:
                 spent_usd=round(budget.spent_usd, 4),
             )
 
-    async def wait(self, team: str, until: float) -> None:
-        """Until a call of the team has ended here, or it is time to look again."""
-        event = self._ended.setdefault(team, asyncio.Event())
+    async def wait_for_call_end(self, team: str, until: float) -> None:
+        """Wait until a call of the team ends in this process, at most for `POLL_S`.
+
+        `until`: the latest time to wait for, on the event loop's clock.
+        """
+        event = self._call_ended.setdefault(team, asyncio.Event())
         try:
-            async with asyncio.timeout_at(min(until, asyncio.get_running_loop().time() + LOOK_S)):
+            async with asyncio.timeout_at(min(until, asyncio.get_running_loop().time() + POLL_S)):
                 await event.wait()
         except TimeoutError:
             pass
 
-    def _end(self, team: str) -> None:
-        if (event := self._ended.pop(team, None)) is not None:
-            event.set()
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """What the ledger will say of a question, but for how it ended and what it cost."""
-
-    team: str
-    run_id: str | None
-    role: Role
-    judge: str
-    criteria: tuple[str, ...] = ()
-    rubric_id: str | None = None
-
 
 class BudgetReservation(SpendGuard):
-    """What one question has cost, and the money that its team's budgets set aside for it."""
+    """What one question has cost, and the money that is set aside for it."""
 
-    def __init__(self, budgets: BudgetService, line: Line) -> None:
+    def __init__(self, budgets: BudgetService, about: CallDescription) -> None:
         super().__init__()
-        self.line, self.closed = line, asyncio.Event()
-        self.hold_id: str | None = None
-        """The hold that is to be settled or released."""
-        self._budgets, self._held, self._taken = budgets, 0, False
+        self.about, self.closed = about, asyncio.Event()
+        self._budgets, self._recorded = budgets, False
+        self._hold_id: str | None = None
+        """The hold that is still to be settled or released."""
+        self._held = 0
+        """Nano-dollars that the hold covers."""
 
     async def hold(self, nano: int, deadline: Deadline) -> None:
-        line, spent = self.line, self.usage.settled
-        if spent + nano <= self._held or not await self._budgets.budgets(line.team, line.run_id):
+        """Set aside the most that the next request can cost, in nano-dollars.
+
+        Raises `JudgeFailure` when the budget is spent, or has no money free before the deadline.
+        """
+        team, run_id, spent = self.about.team, self.about.run_id, self.usage.settled
+        if spent + nano <= self._held or not await self._budgets.budgets(team, run_id):
             return
-        is_new = self.hold_id is None and not spent
-        self.hold_id = self.hold_id or new_id("hold")
+        is_new = self._hold_id is None and not spent
+        self._hold_id = self._hold_id or new_id("hold")
         self._held = spent
-        wish = HoldRequest(self.hold_id, line.team, line.run_id, nano, spent)
+        request = HoldRequest(self._hold_id, team, run_id, nano, spent)
         while (
-            grant := await self._ask(wish)
+            result := await self._request(request)
         ) == "wait" and asyncio.get_running_loop().time() < deadline.at:
-            await self._budgets.wait(line.team, deadline.at)
-        if grant == "granted":
+            await self._budgets.wait_for_call_end(team, deadline.at)
+        if result == "granted":
             self._held = spent + nano
             return
-        if is_new:
-            self.hold_id = None
-        if grant == "spent":
-            raise JudgeFailure(UnscoredReason.BUDGET, SPENT)
+        if is_new:  # nothing was stored
+            self._hold_id = None
+        if result == "spent":
+            raise JudgeFailure(UnscoredReason.BUDGET, BUDGET_SPENT)
         raise JudgeFailure(
-            UnscoredReason.TIMEOUT, "no money was left free by the budget in the request's time"
+            UnscoredReason.TIMEOUT, "the budget had no money free within the request's time"
         )
 
-    async def _ask(self, wish: HoldRequest) -> HoldResult:
-        """The answer is waited for even when we are cancelled: only what is known to be held can be given back."""
-        asking = asyncio.ensure_future(self._budgets.store.hold(wish))
-        try:
-            return await asyncio.shield(asking)
-        except asyncio.CancelledError:
-            await asyncio.wait([asking])
-            raise
+    async def record(self, failure: str | None = None, *, rubric_id: str | None = None) -> None:
+        """Write the question's row in the ledger, unless that was done or nothing was sent."""
+        await self._budgets.ledger.record(self.ledger_row(failure, rubric_id=rubric_id))
 
-    def entry(
+    def ledger_row(
         self, failure: str | None = None, *, rubric_id: str | None = None
     ) -> JudgeCall | None:
-        """The ledger's line for all that was sent, to be saved by the caller; ``None``: nothing was, or it was taken
-        before."""
-        if self._taken or not self.usage.calls:
+        """Return the question's row for the caller to store, once.
+
+        `None`: nothing was sent, or the row was taken before. `rubric_id`: the rubric that the
+        question was for, if it was not known before.
+        """
+        if self._recorded or not self.usage.calls:
             return None
-        self._taken = True
-        hold_id, self.hold_id = self.hold_id, None
-        line = self.line
-        return JudgeCall(
-            line.role,
-            line.judge,
-            line.criteria,
-            self.usage,
-            failure,
-            line.run_id,
-            rubric_id or line.rubric_id,
-            hold_id,
-        )
+        self._recorded = True
+        hold_id, self._hold_id = self._hold_id, None
+        about = replace(self.about, rubric_id=rubric_id or self.about.rubric_id)
+        return JudgeCall(about, self.usage, failure, hold_id)
+
+    async def release(self) -> None:
+        """Give back a hold that no row of the ledger settles."""
+        if self._hold_id is not None:
+            await self._budgets.store.release(self.about.team, self._hold_id)
+
+    async def _request(self, request: HoldRequest) -> HoldResult:
+        # Wait for the answer even when we are cancelled: a hold must be known to be given back.
+        requesting = asyncio.ensure_future(self._budgets.store.hold(request))
+        try:
+            return await asyncio.shield(requesting)
+        except asyncio.CancelledError:
+            await asyncio.wait([requesting])
+            raise

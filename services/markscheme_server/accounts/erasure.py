@@ -1,4 +1,4 @@
-"""Erasing a team, so that nothing of it is served, shared or written any more while it goes."""
+"""Erase a team, so that nothing of it is served, shared or written while it goes."""
 
 import asyncio
 from collections import Counter
@@ -8,7 +8,7 @@ from datetime import datetime
 
 import structlog
 
-from markscheme_server.accounts.auth import REMEMBERED_S
+from markscheme_server.accounts.auth import CACHE_S
 from markscheme_server.domain.caller import DEFAULT_TEAM
 from markscheme_server.errors import Conflict, NotFound
 from markscheme_server.store.audit import Actor
@@ -17,15 +17,19 @@ from markscheme_server.store.maintenance.team_deletion import TOMBSTONES, Eraser
 from markscheme_server.store.store import Store
 from markscheme_server.store.teams import UnknownTeam
 
-SETTLES_IN_S = 2 * REMEMBERED_S
-"""By then no worker takes the team's keys any more, and what was being written has been."""
+SETTLE_S = 2 * CACHE_S
+"""Seconds after which no worker accepts the team's keys, and writes under way have ended."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Erased:
-    """A team that was erased: rows removed by table, and rubrics of which the id stays."""
+class ErasureReport:
+    """What an erasure removed.
+
+    `removed`: rows by table. `tombstones`: rubrics of which the id stays, because other teams
+    refer to it.
+    """
 
     team: str
     erased_at: datetime
@@ -39,33 +43,34 @@ async def erase_team(
     actor: Actor,
     *,
     on_total: Callable[[int], None] | None = None,
-    on_window: Callable[[Batch], None] | None = None,
-) -> Erased:
-    """Erase a team, or go on with it: a second call finishes what a killed one left.
+    on_batch: Callable[[Batch], None] | None = None,
+) -> ErasureReport:
+    """Erase a team, or finish an erasure that was interrupted.
 
-    Raises :class:`NotFound`, and :class:`Conflict` for the operator's own team.
+    `on_total` is called with the number of rows to remove, `on_batch` after each batch. Raises
+    `NotFound`, and `Conflict` for the operator's own team.
     """
     if team == DEFAULT_TEAM:
         raise Conflict(
-            f"{DEFAULT_TEAM!r} is the operator's own team and cannot be erased: 'markscheme prune' removes "
-            "what old runs left, and another database begins anew",
+            f"{DEFAULT_TEAM!r} is the operator's own team and cannot be erased: 'markscheme prune' "
+            "removes what old runs left; to begin anew, use another database",
             code="operators_team",
             param="name",
         )
     eraser = Eraser(store.database, team, actor)
     try:
-        at = await eraser.mark()
+        erased_at = await eraser.mark_erased()
     except UnknownTeam as error:
         raise NotFound(f"there is no team {team!r}", code="team_not_found", param="name") from error
-    await eraser.hide()
-    await asyncio.sleep(SETTLES_IN_S)
+    await eraser.withdraw_rubrics()
+    await asyncio.sleep(SETTLE_S)
     if on_total is not None:
         on_total(await eraser.total())
     removed: Counter[str] = Counter()
-    async for window in eraser.run():
-        removed.update(window.removed)
-        if on_window is not None:
-            on_window(window)
+    async for batch in eraser.run():
+        removed.update(batch.deleted)
+        if on_batch is not None:
+            on_batch(batch)
     tombstones = removed.pop(TOMBSTONES, 0)
     log.info("team_erased", team=team, rows=removed.total(), tombstones=tombstones)
-    return Erased(team, at, removed, tombstones)
+    return ErasureReport(team, erased_at, removed, tombstones)

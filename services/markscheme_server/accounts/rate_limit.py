@@ -1,76 +1,89 @@
-"""Requests a minute of the teams that have a limit, and of a tenth of it: a minute's worth does not come at once."""
+"""Limit the requests per minute of a team, and let them come evenly.
+
+Two windows count: the minute, and a shorter one of `SHORT_WINDOW_S` that takes its part of the
+minute's limit, so that a minute's worth of requests does not come at once.
+"""
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from markscheme_server.limits.sliding_window import MINUTE_S, LimitState, SlidingWindows
 
-SHORT_S = 6
-"""The shorter window, in which a tenth of the minute's requests may come."""
-LEAST_AT_ONCE = 10
-"""So many may come in it whatever the limit: they are hardly felt, and a team with a small limit may send them so."""
-REMEMBERED_S = 1.0
-"""How long it is believed at most that a team's limit is used up. Counts only fall while nothing is let in, so nothing
-is refused that a question would have let in, unless Redis was emptied or has come back."""
+SHORT_WINDOW_S = 6
+MIN_BURST = 10
+"""Requests that may come in the short window whatever the limit; so few are hardly felt."""
+CACHE_S = 1.0
+"""Cache a rejection for at most 1 s.
+
+The windows only drain while we reject, so a cached rejection is never stricter than a fresh check,
+unless Redis was flushed or has come back.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class RateDecision:
-    """Whether a request is let in, and the room that its team's limit has left."""
+    """Whether a request is admitted, and the state of its team's limit."""
 
     admitted: bool
-    room: LimitState
+    state: LimitState
 
 
 class TeamRates:
-    """Counts requests by team. A limit that is changed begins with nothing counted."""
+    """Counts requests by team. A limit that was changed begins with nothing counted."""
 
-    def __init__(self, windows: SlidingWindows) -> None:
-        self._minute, self._short = windows, windows.of(SHORT_S)
-        self._used_up: dict[str, tuple[int, float, LimitState]] = {}
+    def __init__(
+        self, windows: SlidingWindows, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._minute, self._short = windows, windows.with_window(SHORT_WINDOW_S)
+        self._clock = clock
+        self._rejections: dict[str, tuple[int, float, LimitState]] = {}
 
-    async def take(self, team: str, rpm: int) -> RateDecision:
-        """Count one request of a team that may send ``rpm`` a minute. Refusals are not counted, and most of them ask
-        nobody."""
-        known = self._refused(team, rpm)
-        if known is not None:
-            return RateDecision(False, known)
+    async def hit(self, team: str, rpm: int) -> RateDecision:
+        """Count a request of a team that may send `rpm` per minute, if it is admitted.
+
+        Most rejections are answered from the cache, without a round trip.
+        """
+        if (cached := self._cached_rejection(team, rpm)) is not None:
+            return RateDecision(False, cached)
         names = "team", team, "requests"
-        soon = await self._soon(rpm, *names)
-        admitted = soon.remaining > 0 and await self._minute.take(rpm, 1, *names)
-        if admitted and (short := _short(rpm)) is not None:
-            admitted = await self._short.take(short, 1, *names)
-        at, room = time.monotonic(), await self._minute.room(rpm, 1, *names)
-        if not admitted:
-            room = replace(
-                room,
-                remaining=min(room.remaining, soon.remaining),
-                wait_s=max(room.wait_s, soon.wait_s),
-            )
+        short_limit = _short_limit(rpm)
+        # Only look at the short window first: a rejection must not count in either window.
+        short_state = (
+            LimitState(rpm, 0.0, 0.0)
+            if short_limit is None
+            else await self._short.limit_state(short_limit, 1, *names)
+        )
+        admitted = short_state.remaining > 0 and await self._minute.hit(rpm, 1, *names)
+        if admitted and short_limit is not None:
+            admitted = await self._short.hit(short_limit, 1, *names)
+        now, state = self._clock(), await self._minute.limit_state(rpm, 1, *names)
         if admitted:
-            self._used_up.pop(team, None)
-        else:
-            self._used_up[team] = rpm, at, room
-        return RateDecision(admitted, room)
+            self._rejections.pop(team, None)
+            return RateDecision(True, state)
+        state = replace(
+            state,
+            remaining=min(state.remaining, short_state.remaining),
+            retry_after_s=max(state.retry_after_s, short_state.retry_after_s),
+        )
+        self._rejections[team] = rpm, now, state
+        return RateDecision(False, state)
 
-    async def _soon(self, rpm: int, *names: str) -> LimitState:
-        """The room in the shorter window. It is only looked at: a refusal is to take nothing of either."""
-        short = _short(rpm)
-        return (
-            LimitState(rpm, 0.0, 0.0) if short is None else await self._short.room(short, 1, *names)
+    def _cached_rejection(self, team: str, rpm: int) -> LimitState | None:
+        """Return the state of the limit while it is known to be exceeded."""
+        limit, since, state = self._rejections.get(team, (0, 0.0, None))
+        passed_s = self._clock() - since
+        if state is None or limit != rpm or passed_s >= min(state.retry_after_s, CACHE_S):
+            return None
+        return replace(
+            state,
+            retry_after_s=state.retry_after_s - passed_s,
+            reset_s=state.reset_s - passed_s,
         )
 
-    def _refused(self, team: str, rpm: int) -> LimitState | None:
-        """What a request is to be told, when it is known that there is no room for it yet."""
-        limit, since, room = self._used_up.get(team, (0, 0.0, None))
-        passed_s = time.monotonic() - since
-        if room is None or limit != rpm or passed_s >= min(room.wait_s, REMEMBERED_S):
-            return None
-        return replace(room, wait_s=room.wait_s - passed_s, whole_s=room.whole_s - passed_s)
 
-
-def _short(rpm: int) -> int | None:
-    """How many of ``rpm`` requests a minute may come in the shorter window; ``None``: all of them."""
-    short = max(LEAST_AT_ONCE, math.ceil(rpm * SHORT_S / MINUTE_S))
-    return short if short < rpm else None
+def _short_limit(rpm: int) -> int | None:
+    """Return how many of `rpm` requests may come in the short window; `None`: all of them."""
+    limit = max(MIN_BURST, math.ceil(rpm * SHORT_WINDOW_S / MINUTE_S))
+    return limit if limit < rpm else None

@@ -1,0 +1,1 @@
+"""HTTP: middleware, and one module of routes for each noun."""

@@ -1,9 +1,9 @@
-"""HTTP connections: how long a client may take to send a request, and how many connections there may be.
+"""Limit how long a client may take to send a request, and the number of connections.
 
-uvicorn limits neither. A request's head must arrive within :data:`HEAD_S`, its body within :data:`BODY_S` and the
-time that the bytes received so far take at :data:`LEAST_BYTES_PER_S`. When a process has as many connections as its
-file descriptors allow, the one whose client has used up most of its time is closed for each new one; where no
-connection waits for its client, new requests are answered 503.
+uvicorn limits neither. A request's head must arrive within `HEAD_S`, its body within `BODY_S` plus
+the time that the bytes received so far take at `MIN_BYTES_PER_S`. When a process has as many
+connections as its file descriptors allow, each new one closes the connection whose client has used
+the largest part of its time; when no connection waits for its client, new requests get 503.
 """
 
 import asyncio
@@ -22,38 +22,41 @@ from uvicorn.server import ServerState
 from markscheme.schema import ErrorBody, ErrorDetail
 
 HEAD_S = 10.0
-"""For the head of a request, from the opening of the connection or the end of the previous answer."""
+"""Seconds for the head of a request, from when the connection opens or the last answer ends."""
 BODY_S = 60.0
-"""For the body of a request, beside the time for what has arrived."""
-LEAST_BYTES_PER_S = 16 * 1024
-"""The rate at which a body may arrive for as long as it takes."""
+"""Seconds for the body of a request, besides the time for what has arrived."""
+MIN_BYTES_PER_S = 16 * 1024
+"""A body that arrives at this rate may take any time."""
 OWN_DESCRIPTORS = 64
-"""Descriptors of a process that are neither connections of clients nor calls to judges: database, Redis, files."""
-MOST_CONNECTIONS = 8192
-"""Connections of a process, however many descriptors it may have."""
+"""File descriptors for database, Redis and files: neither clients nor calls to judges."""
+MAX_CONNECTIONS = 8192
+"""Upper bound on the connections of a process, whatever its descriptors."""
 RETRY_AFTER_S = 1
 LINGER_S = 1.0
-"""How long what a refused client still sends is read and thrown away, so that it gets the answer."""
+"""Seconds in which input of a refused client is discarded, so that it gets the answer."""
 
 
-def most_connections(judge_calls: int) -> int:
-    """How many connections this process takes, with up to ``judge_calls`` calls to judges in flight."""
+def max_connections(judge_calls: int) -> int:
+    """Return how many connections this process takes beside `judge_calls` calls to judges."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
-        return MOST_CONNECTIONS
-    return min(MOST_CONNECTIONS, max(descriptors // 2, descriptors - OWN_DESCRIPTORS - judge_calls))
+        return MAX_CONNECTIONS
+    return min(MAX_CONNECTIONS, max(descriptors // 2, descriptors - OWN_DESCRIPTORS - judge_calls))
 
 
 class Waiting:
-    """The connections of one process that wait for their client, in two queues: the longest wait is first."""
+    """The connections of one process that wait for their client.
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    One queue waits for heads, one for bodies; the longest wait is first.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.heads: OrderedDict[Connection, float] = OrderedDict()
         self.bodies: OrderedDict[Connection, float] = OrderedDict()
 
     def longest(self, now: float) -> "Connection | None":
-        """The connection whose client has used up the largest part of its time."""
+        """Return the connection whose client has used the largest part of its time."""
         first = [
             (now - since, allowed, connection)
             for queue, allowed in ((self.heads, HEAD_S), (self.bodies, BODY_S))
@@ -74,7 +77,10 @@ class Waiting:
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection with a limit on the client's time. ``waiting``: shared by those of one process."""
+    """uvicorn's connection with a limit on the client's time.
+
+    `waiting` is shared by all connections of the process.
+    """
 
     def __init__(
         self,
@@ -93,8 +99,9 @@ class Connection(H11Protocol):
         self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Accept the connection; above the limit, drop the slowest one or answer 503."""
         super().connection_made(transport)
-        if len(self.connections) > self.waiting.most:
+        if len(self.connections) > self.waiting.limit:
             longest = self.waiting.longest(self.loop.time())
             if longest is not None:
                 longest.drop()
@@ -103,10 +110,12 @@ class Connection(H11Protocol):
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
         self._leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Pass bytes on, and note what the connection waits for now."""
         if self._refused:
             return
         if self._queue is self.waiting.bodies:
@@ -115,6 +124,7 @@ class Connection(H11Protocol):
         self._wait()
 
     def on_response_complete(self) -> None:
+        """Wait for the next request."""
         super().on_response_complete()
         self._wait()
 
@@ -124,14 +134,14 @@ class Connection(H11Protocol):
         self.transport.abort()
 
     def expire(self, now: float) -> None:
-        """Close the connection, unless its time is not up: the body has been arriving, or was not read by us."""
+        """Close the connection, unless its body keeps arriving, or we have not read it."""
         if self._queue is self.waiting.bodies:
-            earned = self._received / LEAST_BYTES_PER_S
-            self._since = now if self.flow.read_paused else min(now, self._since + earned)
+            granted = self._received / MIN_BYTES_PER_S
+            self._since = now if self.flow.read_paused else min(now, self._since + granted)
             self._received = 0
             if now - self._since < BODY_S:
                 self._queue[self] = self._since
-                self._queue.move_to_end(self)  # looked at again after those that began later
+                self._queue.move_to_end(self)  # check it again after those that began later
                 return
         begun = self._queue is self.waiting.bodies or bool(self.conn.trailing_data[0])
         self._leave()
@@ -141,14 +151,15 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
+        """Answer in the service's error shape instead of plain text."""
         self._refuse(400, "bad_request", "this is not a valid HTTP/1.1 request")
 
     def _should_upgrade(self) -> bool:
-        """There is nothing to upgrade to; the request is answered as if it had not asked."""
+        """Ignore an Upgrade header: there is no other protocol."""
         return False
 
     def _wait(self) -> None:
-        """Note since when the connection waits for its client, and for which part of a request."""
+        """Note for which part of a request the connection waits, and since when."""
         state = self.conn.their_state
         queue = (
             None
@@ -171,7 +182,7 @@ class Connection(H11Protocol):
             self._queue = None
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        """Answer in the service's error shape where an answer can still begin, and close."""
+        """Answer in the service's error shape, if no answer has begun, and close."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -183,7 +194,7 @@ class Connection(H11Protocol):
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
-        # Closed at once, with bytes of the client unread, the connection would be reset and the answer lost.
+        # Closing at once, with input unread, would reset the connection and lose the answer.
         self._refused = True
         self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)

@@ -1,4 +1,7 @@
-"""A caller that has left needs no answer: its judge calls are given up, unless someone else waits for the same."""
+"""Stop working for a caller who has disconnected.
+
+Its judge calls are cancelled, unless another caller waits for the same ones.
+"""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,13 +13,17 @@ T = TypeVar("T")
 
 
 class ClientGone(Exception):
-    """The connection was closed before there was an answer."""
+    """The caller disconnected before there was an answer."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which is cancelled when the caller leaves; then raises :class:`ClientGone`."""
+    """Return the result of `work`, or cancel it when the caller disconnects.
+
+    Raises:
+        ClientGone: The caller disconnected.
+    """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    leaving = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -28,7 +35,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _left(request: Request) -> None:
-    """Return when the connection is closed. The body has been read: what comes next can only be that."""
+async def _disconnected(request: Request) -> None:
+    """Return when the connection is closed: after the body no other message can come."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

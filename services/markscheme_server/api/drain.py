@@ -1,13 +1,16 @@
-"""What the process that runs the application and the application tell each other about its end."""
+"""The shutdown state that the server and the application share.
+
+A module of its own: the supervisor imports nothing else of the service.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class Drain:
-    """One process's ending. A module of its own: the process that only supervises loads nothing of the service."""
+    """The shutdown state of one process."""
 
     draining: bool = False
-    """Set by the process: no more work should be sent here, though it is still taken."""
+    """Set by the server: `/readyz` answers 503, though requests are still accepted."""
     last_request_at: float | None = None
-    """Set by the application, on the monotonic clock: whether anyone would miss it."""
+    """Set by the application, on the monotonic clock: when the last request came."""

@@ -24,7 +24,7 @@ from markscheme_server.errors import (
     Unprocessable,
 )
 from markscheme_server.judge.base import JudgeFailure
-from markscheme_server.store.engine.database import ERASED, fault_of, is_full
+from markscheme_server.store.engine.database import TeamErased, fault_of, is_disk_full
 
 log = structlog.get_logger()
 
@@ -40,23 +40,23 @@ _BY_STATUS = {
 _TYPE_NAMES = frozenset(
     {"str", "int", "float", "bool", *(name for name in dir(schema) if name[0].isupper())}
 )
-_INTERNAL = "something went wrong on our side; nothing was scored"
+_INTERNAL = "an internal error; nothing was scored"
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody}
     for status in (400, 401, 402, 403, 404, 405, 413, 422, 429, 500, 502, 503)
 }
-"""What every route may answer besides success, for the OpenAPI document."""
+"""The errors of every route, for the OpenAPI document."""
 
 
 def body(request: Request, detail: ErrorDetail) -> dict[str, Any]:
-    """The error body, with the request's id."""
+    """Return the error body, with the request's id."""
     return ErrorBody(
         error=detail, request_id=request.scope.get("markscheme.request_id", "")
     ).model_dump(mode="json")
 
 
 def answer(request: Request, error: ServiceError) -> JSONResponse:
-    """The answer that a service error stands for."""
+    """Return the answer for a service error."""
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -71,15 +71,18 @@ def answer(request: Request, error: ServiceError) -> JSONResponse:
 
 
 def database_error(error: SQLAlchemyError) -> ServiceError:
-    """The answer to an error of a query, which is logged: 503 only where the database is away or cannot store."""
-    if ERASED in str(getattr(error, "orig", "")):
+    """Log an error of a query and return the answer to it.
+
+    It is 503 only where the database is away or cannot store.
+    """
+    if isinstance(error, TeamErased):
         return Unauthorised("the team of this key was erased", code="team_erased")
     fault = fault_of(error)
     if fault == "database":
         log.error("database_error", error=type(error).__name__)
         return Unavailable(
             "the disk of the database is full; nothing was stored"
-            if is_full(error)
+            if is_disk_full(error)
             else "the database did not answer; try again",
             code="database",
             retry_after_s=1,
@@ -95,8 +98,11 @@ def database_error(error: SQLAlchemyError) -> ServiceError:
 
 
 def judge_error(failure: JudgeFailure) -> ServiceError:
-    """The caller may mend what is wrong with the material (422) and may try again later where the model was away
-    (503); what it replied, or that it is set up wrongly, is neither (502)."""
+    """Return the answer to a judge's failure.
+
+    422 where the caller must change the request, 402 for a budget, 503 where a retry may help, and
+    502 where neither does: the model's reply is of no use, or the judge is set up wrongly.
+    """
     if failure.reason in (
         UnscoredReason.NO_RUBRIC,
         UnscoredReason.TOO_LARGE,
@@ -117,15 +123,15 @@ def judge_error(failure: JudgeFailure) -> ServiceError:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error in the one shape."""
+    """Make the application answer every error in the one shape."""
 
     async def service_error(request: Request, error: ServiceError) -> JSONResponse:
         return answer(request, error)
 
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = _at_fault(error.errors())
+        first = _first_error(error.errors())
         place = [str(part) for part in first["loc"] if part != "body" and _names_a_field(part)]
-        # The input itself is not repeated: it may not be encodable, and it is the user's text.
+        # The input is not repeated: it may not be encodable, and it may be a rollout.
         message = str(first["msg"]).removeprefix("Value error, ")
         return JSONResponse(
             body(
@@ -155,26 +161,22 @@ def install(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         kind, code = _BY_STATUS.get(error.status_code, ("invalid_request_error", "http_error"))
-        cause = error.__cause__
-        message = str(cause) if type(cause).__name__ == "NotJSON" else str(error.detail)
         headers = dict(error.headers or {})
-        if error.status_code == 405:
-            headers["Allow"] = ", ".join(_methods(app, request.scope["path"]))
+        if error.status_code == 405 and (methods := _methods(app, request.scope["path"])):
+            headers["Allow"] = ", ".join(methods)
         return JSONResponse(
-            body(request, ErrorDetail(message=message, type=kind, code=code)),
+            body(request, ErrorDetail(message=str(error.detail), type=kind, code=code)),
             error.status_code,
             headers,
         )
 
     async def client_gone(_request: Request, _error: ClientGone) -> Response:
-        return Response(
-            status_code=499
-        )  # nobody reads it; the log's line says how the request ended
+        return Response(status_code=499)  # nobody reads it; it is for the log
 
-    async def of_database(request: Request, error: SQLAlchemyError) -> JSONResponse:
+    async def query_failed(request: Request, error: SQLAlchemyError) -> JSONResponse:
         return answer(request, database_error(error))
 
-    async def overrun(request: Request, _error: TimeoutError) -> JSONResponse:
+    async def timed_out(request: Request, _error: TimeoutError) -> JSONResponse:
         return answer(
             request,
             Unavailable("the request's time ran out", code=UnscoredReason.TIMEOUT, retry_after_s=1),
@@ -195,33 +197,33 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
     app.add_exception_handler(UnicodeEncodeError, not_unicode)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
-    app.add_exception_handler(SQLAlchemyError, of_database)  # type: ignore[arg-type]
-    app.add_exception_handler(TimeoutError, overrun)  # type: ignore[arg-type]  # the database's are SQLAlchemyErrors
+    app.add_exception_handler(SQLAlchemyError, query_failed)  # type: ignore[arg-type]
+    app.add_exception_handler(TimeoutError, timed_out)  # type: ignore[arg-type]
     app.add_exception_handler(ClientGone, client_gone)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, unexpected)
 
 
-def _at_fault(errors: Sequence[Any]) -> Any:
-    """The first error; where a value fits none of several types, that of the type it came furthest in."""
-    start = errors[0]["loc"][: _fields(errors[0]["loc"])]
+def _first_error(errors: Sequence[Any]) -> Any:
+    """Return the first error; for a union, that of the type in which validation came furthest."""
+    start = errors[0]["loc"][: _count_fields(errors[0]["loc"])]
     return max(
         (error for error in errors if error["loc"][: len(start)] == start),
         key=lambda e: len(e["loc"]),
     )
 
 
-def _fields(place: Sequence[Any]) -> int:
-    """How many parts of a place name fields, before the first that names one of several types."""
+def _count_fields(place: Sequence[Any]) -> int:
+    """Count the parts of a location before the first that names a type of a union."""
     return next((i for i, part in enumerate(place) if not _names_a_field(part)), len(place))
 
 
 def _names_a_field(part: Any) -> bool:
-    """Whether a part of a place is a field or an index, not pydantic's own name of a type or a validator."""
+    """Tell a field or an index from pydantic's own name of a type or a validator."""
     return isinstance(part, int) or (part.isidentifier() and part not in _TYPE_NAMES)
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:
-    """All methods of a path: one route a method means that the router names only the first one's."""
+    """Return all methods of a path: the router names only those of the first route that matches."""
     paths = app.openapi()["paths"]
     matching = [template for template in paths if compile_path(template)[0].match(path)]
     methods = {method.upper() for method in paths[max(matching, key=len)]} if matching else set()

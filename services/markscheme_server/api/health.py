@@ -1,9 +1,10 @@
-"""Liveness, readiness and figures: what orchestrators and Prometheus ask, outside ``/v1`` and without a key.
+"""Liveness, readiness and metrics, outside `/v1` and without a key.
 
-None of them asks the judge: its outage must not take every replica out.
+None of them asks the judge: its outage must not take every replica out of service.
 """
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
 from sqlalchemy.exc import SQLAlchemyError
 
 from markscheme_server import metrics
@@ -11,43 +12,54 @@ from markscheme_server.api.drain import Drain
 from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import UsesServices
 from markscheme_server.errors import Unavailable
-from markscheme_server.store.engine.database import is_full
+from markscheme_server.store.engine.database import is_disk_full
 
-router = APIRouter()
+router = APIRouter(tags=["Operations"])
 
 
-@router.get("/healthz", summary="The process answers")
-async def healthz() -> dict[str, str]:
+@router.get("/", include_in_schema=False)
+async def show_documentation() -> RedirectResponse:
+    """Lead a browser to the API reference, also below a proxy's prefix."""
+    return RedirectResponse("docs")
+
+
+@router.get("/healthz", summary="Check that the process answers")
+async def check_health() -> dict[str, str]:
+    """Answer without touching anything else."""
     return {"status": "ok"}
 
 
 @router.get(
     "/readyz",
-    summary="The database answers and has room too, and the service is not about to end",
+    summary="Check that requests can be served",
     responses={503: RESPONSES[503]},
 )
-async def readyz(request: Request, services: UsesServices) -> dict[str, str]:
+async def check_readiness(request: Request, services: UsesServices) -> dict[str, str]:
+    """Check that the database answers and has disk space, and that no shutdown has begun."""
     drain: Drain = request.app.state.drain
     if drain.draining:
         raise Unavailable(
             "this process is shutting down; ask another", code="draining", retry_after_s=1
         )
     try:
-        await services.store.ready()
+        await services.check_ready()
     except (SQLAlchemyError, TimeoutError) as error:
         why = (
-            "the disk of the database is full" if is_full(error) else "the database does not answer"
+            "the disk of the database is full"
+            if is_disk_full(error)
+            else "the database does not answer"
         )
         raise Unavailable(why, code="database", retry_after_s=1) from error
-    return {"status": "ready", "judge": services.settings.judge_kind}
+    return {"status": "ready", "judge": services.judge_kind}
 
 
-# Not async: reading every worker's file takes milliseconds, and those belong to a thread, not to the event loop.
+# Not async: reading the files of all workers takes milliseconds, so it runs in a thread.
 @router.get(
     "/metrics",
-    summary="Figures for Prometheus",
+    summary="Get metrics for Prometheus",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-def exposition() -> Response:
+def get_metrics() -> Response:
+    """Return all metrics in Prometheus' text format."""
     return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)

@@ -1,8 +1,8 @@
-"""``Idempotency-Key`` on the calls that create something: sent again, they are answered again and done once.
+"""`Idempotency-Key` on calls that create something: a call that is sent again is done only once.
 
-What is kept is what would come out the same: successes, and refusals by the work itself. A failure that may pass
-is not kept, so that the retry of a call gets its rubric (other services freeze a 500 under its key; decision 0009).
-A body that is refused before any work leaves no trace under the key.
+Stored are answers that would come out the same: successes, and refusals by the work itself. A
+failure that may pass is not stored, so that a retry can still succeed (other services freeze a 500
+under its key; decision 0009). A body that is refused before any work leaves no trace.
 """
 
 import asyncio
@@ -21,49 +21,54 @@ from markscheme_server.api.services import UsesServices, caller_of
 from markscheme_server.domain.hashing import digest
 from markscheme_server.errors import Conflict, ServiceError, Unprocessable
 from markscheme_server.store.idempotency import (
-    Address,
     Answered,
-    Begun,
     IdempotencyStore,
-    Reused,
+    KeyReused,
+    RequestKey,
     Running,
+    Started,
 )
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     409: {
         "model": ErrorBody,
-        "description": "A request with this key is running; Retry-After says when to ask again",
+        "description": "A request with this key is running; retry after Retry-After seconds",
     }
 }
-"""What a route that takes a key may answer besides what all routes may."""
+"""What a route that takes a key may answer, besides what all routes may."""
 _MAY_PASS = (408, 409, 425, 429)
 _KEY = Header(
     alias="Idempotency-Key",
     min_length=1,
     max_length=255,
     pattern=r"^[ -~]+$",
-    description="A name of your choice for this one call: the same call sent again under it is answered with the "
-    "first answer, marked Idempotent-Replayed",
+    description="A name that you choose for this call. The same call sent again under it gets the "
+    "first answer, with the header Idempotent-Replayed",
 )
 
 
 class Idempotency:
-    """One creating call, with or without a key."""
+    """One call that creates something, with or without a key."""
 
     def __init__(
         self, request: Request, services: UsesServices, key: Annotated[str | None, _KEY] = None
     ) -> None:
-        self._request, self._store, self._key = request, services.store.idempotency, key
+        self._request, self._store, self._key = request, services.idempotency, key
 
     async def answer(
         self, payload: BaseModel, work: Callable[[], Awaitable[BaseModel]], *, status: int
     ) -> Response:
-        """The answer of ``work``, or the one that this very call got before. Raises :class:`ServiceError`."""
+        """Return the answer of `work`, or the one that this same call got before.
+
+        Raises:
+            ServiceError: The work failed in a way that may pass, the same call is running, or the
+                key was used for another call.
+        """
         if self._key is None:
             return _response(status, (await work()).model_dump_json())
-        address = Address(caller_of(self._request).team, self._request.url.path, self._key)
-        # What is left out and what states a default ask for the same; a field that a later version of the
-        # service adds does not make a call under way another one.
+        address = RequestKey(caller_of(self._request).team, self._request.url.path, self._key)
+        # A field left out and one that states its default ask for the same. And a field that a
+        # later version adds must not turn a call that is being retried into another call.
         fingerprint = digest(
             {
                 "team": address.team,
@@ -71,29 +76,30 @@ class Idempotency:
                 "body": payload.model_dump(mode="json", exclude_defaults=True),
             }
         )
-        standing = await self._store.begin(address, fingerprint)
-        if not isinstance(standing, Begun):
-            return _standing(standing)
+        state = await self._store.begin(address, fingerprint)
+        if not isinstance(state, Started):
+            return _replay(state)
         try:
-            async with _kept_alive(self._store, address, standing.owner):
+            async with _renewed(self._store, address, state.owner):
                 response = await self._outcome(work, status)
         except BaseException:
-            # A store that fails here leaves the row to its lease.
+            # When this fails too, the row is freed when its lease ends.
             with suppress(SQLAlchemyError, OSError):
-                await asyncio.shield(self._store.release(address, standing.owner))
+                await asyncio.shield(self._store.release(address, state.owner))
             raise
         text = bytes(response.body).decode()
         while not await self._store.finish(
-            address, standing.owner, status=response.status_code, body=text
+            address, state.owner, status=response.status_code, body=text
         ):
-            # Taken over in the meantime: every sender of this call is to hear the same, so theirs counts.
-            standing = await self._store.begin(address, fingerprint)
-            if not isinstance(standing, Begun):
-                return _standing(standing)
+            # Another attempt took over when our lease ended. All senders must get the same
+            # answer, so theirs counts.
+            state = await self._store.begin(address, fingerprint)
+            if not isinstance(state, Started):
+                return _replay(state)
         return response
 
     async def _outcome(self, work: Callable[[], Awaitable[BaseModel]], status: int) -> Response:
-        """The answer that is to be kept; whatever may pass is raised."""
+        """Return an answer to store; raise what may pass."""
         try:
             return _response(status, (await work()).model_dump_json())
         except ServiceError as error:
@@ -105,17 +111,17 @@ class Idempotency:
 TakesKey = Annotated[Idempotency, Depends()]
 
 
-def _standing(standing: Answered | Running | Reused) -> Response:
-    if isinstance(standing, Answered):
-        return _response(standing.status, standing.body, {"Idempotent-Replayed": "true"})
-    if isinstance(standing, Running):
+def _replay(state: Answered | Running | KeyReused) -> Response:
+    if isinstance(state, Answered):
+        return _response(state.status, state.body, {"Idempotent-Replayed": "true"})
+    if isinstance(state, Running):
         raise Conflict(
-            "a request with this Idempotency-Key is running; send it again after Retry-After seconds",
+            "a request with this Idempotency-Key is running; retry after Retry-After seconds",
             code="idempotency_key_running",
-            retry_after_s=max(1, math.ceil(standing.lease_left_s)),
+            retry_after_s=max(1, math.ceil(state.lease_left_s)),
         )
     raise Unprocessable(
-        "this Idempotency-Key was used with another body; make a new key for a new call",
+        "this Idempotency-Key was used with another body; use a new key for a new call",
         code="idempotency_key_reused",
         param="Idempotency-Key",
     )
@@ -126,19 +132,19 @@ def _response(status: int, body: str, headers: dict[str, str] | None = None) -> 
 
 
 @asynccontextmanager
-async def _kept_alive(store: IdempotencyStore, address: Address, owner: str) -> AsyncIterator[None]:
+async def _renewed(store: IdempotencyStore, address: RequestKey, owner: str) -> AsyncIterator[None]:
     """Renew the lease while the block runs."""
 
     async def renew() -> None:
         while True:
             await asyncio.sleep(store.lease_s / 3)
-            with suppress(SQLAlchemyError, OSError):  # one lost beat is not the end of a lease
+            with suppress(SQLAlchemyError, OSError):  # a lease outlasts two failed renewals
                 if not await store.renew(address, owner):
                     return
 
-    heart = asyncio.create_task(renew())
+    renewing = asyncio.create_task(renew())
     try:
         yield
     finally:
-        heart.cancel()
-        await asyncio.gather(heart, return_exceptions=True)
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""What wraps every request: an id, its log line and figures, a bound on the body, who asks, and how often they may."""
+"""Middleware: request id, log line and metrics, body limit, authentication, rate limit."""
 
 import asyncio
 import math
@@ -27,23 +27,24 @@ from markscheme_server.store.engine.database import DatabaseUnreachable
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 LOOK_UP_S = 5.0
-"""How long a silent database may keep it open who asks."""
+"""Seconds after which authentication gives up on a database that does not answer."""
 HEADERS = "markscheme.headers"
-"""Where a layer inside leaves what is to stand on the answer, whichever layer gives it."""
+"""Scope key: headers to add to the answer, whichever layer answers."""
 GONE = 499
-"""The status that is counted and logged when the caller left, or the end came, before an answer began."""
+"""Status that is counted and logged when the caller left before an answer began."""
 _REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 
 log = structlog.get_logger()
 
 
 class RequestId:
-    """Gives a request its id (the caller's, when it is a plain one), in logs and in ``X-Request-ID``."""
+    """Gives a request its id, in logs and in `X-Request-ID`: the caller's, if well-formed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         given = Headers(scope=scope).get("x-request-id", "")
@@ -61,10 +62,10 @@ class RequestId:
 
 
 class Observed:
-    """Measures a request and writes its one log line, with nothing in either that the caller chose but the id.
+    """Measures a request and writes its log line; of what the caller chose both hold only the id.
 
-    What came of it is left in the scope under ``markscheme.route`` and ``markscheme.status`` for the layers outside.
-    Probes that go well are logged at debug: they come every few seconds and say nothing.
+    Leaves `markscheme.route` and `markscheme.status` in the scope for outer layers. Successful
+    probes are logged at debug: they come every few seconds.
     """
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
@@ -72,6 +73,7 @@ class Observed:
         self._templates: list[tuple[re.Pattern[str], str]] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         if scope["type"] == "lifespan":
             return await self._lifespan(scope, receive, send)
         if scope["type"] != "http":
@@ -92,22 +94,23 @@ class Observed:
                 if HEADERS in scope:
                     MutableHeaders(scope=message).update(scope[HEADERS])
                 if self.drain.draining:
-                    # A kept connection would be cut between two requests; this way the next one goes elsewhere.
+                    # A kept-alive connection would be cut; this way the next request goes to
+                    # another replica.
                     MutableHeaders(scope=message)["Connection"] = "close"
             elif message["type"] == "http.response.body" and not message.get("more_body", False):
-                record()  # before the caller has it all: who then asks for the figures finds their own request
+                record()  # before the last byte is sent, so that a caller finds it in /metrics
             await send(message)
 
         try:
             await self.app(scope, receive, watched)
         except ClientGone:
-            pass  # nobody is left to be answered, and nothing is wrong
+            pass  # there is nobody to answer, and nothing is wrong
         except asyncio.CancelledError:
             if status or not self.drain.draining:
                 raise
-            # The end did not wait for it any longer. uvicorn would answer 500, which callers do not send again.
+            # Shutdown cancelled the request. uvicorn would answer 500, which clients do not retry.
             late = Unavailable(
-                "the service ended before this was done; send it again",
+                "the service stopped before this was done; send it again",
                 code="draining",
                 retry_after_s=1,
             )
@@ -136,12 +139,12 @@ class Observed:
         write("request", method=method, route=route, status=status, seconds=round(seconds, 4))
 
     def _route(self, scope: Scope) -> str:
-        """The template of the request's path, never the path: ids and whatever else was typed there stay out."""
+        """Return the template of the path, never the path itself, which holds ids."""
         if isinstance(route := scope.get("route"), Route):
             return route.path_format
         if "router" in scope:
             return metrics.OTHER
-        # Without a key, or with too large a body, it was answered before it reached the router.
+        # Answered before it reached the router: without a key, or with too large a body.
         if self._templates is None:
             paths = sorted(scope["app"].openapi()["paths"], key=lambda path: "{" in path)
             self._templates = [(compile_path(path)[0], path) for path in paths]
@@ -151,25 +154,25 @@ class Observed:
         )
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def hushed(message: Message) -> None:
-            # Starlette puts the whole traceback there, with the exception's words, and uvicorn would log it.
+        async def without_traceback(message: Message) -> None:
+            # Starlette puts the traceback with the exception's message there; uvicorn would log it.
             await send(
                 {**message, "message": ""} if message["type"].endswith(".failed") else message
             )
 
         try:
-            await self.app(scope, receive, hushed)
+            await self.app(scope, receive, without_traceback)
         except Exception:
             log.error("lifespan_failed", exc_info=True)
             raise
 
 
 class BodyTooLarge(Exception):
-    """More bytes came than are taken."""
+    """The body is larger than the limit."""
 
 
 class BodyLimit:
-    """Refuses a body above ``limit`` bytes, by its declared length or while it streams, in the one error shape.
+    """Refuses a body above `limit` bytes, by its declared length or while it streams.
 
     Starlette's own limiter answers in plain text.
     """
@@ -183,12 +186,13 @@ class BodyLimit:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "")
         if declared and "transfer-encoding" in headers:
-            # Two lengths: a proxy in front may have gone by the other one, and what follows is then no request.
+            # Request smuggling: a proxy in front may have used the other length.
             detail = ErrorDetail(
                 message="send Content-Length or Transfer-Encoding, not both",
                 type="invalid_request_error",
@@ -211,7 +215,7 @@ class BodyLimit:
         async def watched(message: Message) -> None:
             nonlocal started
             if refused:
-                return  # FastAPI's own answer to the broken read gives way to ours
+                return  # FastAPI answers the failed read too; ours replaces it
             started = started or message["type"] == "http.response.start"
             await send(message)
 
@@ -231,12 +235,13 @@ class BodyLimit:
 
 
 class HeadAsGet:
-    """Answers HEAD as GET, without the body: FastAPI's routes do not."""
+    """Answers HEAD as GET without the body, which FastAPI's routes do not."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             return await self.app(scope, receive, send)
 
@@ -249,19 +254,20 @@ class HeadAsGet:
 
 
 class Authenticated:
-    """Lets ``/v1`` calls through with who asks, before their body is read."""
+    """Authenticates calls of `/v1` before their body is read."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             return await self.app(scope, receive, send)
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
         services: Services = scope["state"]["services"]
         try:
             async with asyncio.timeout(LOOK_UP_S):
-                scope["markscheme.caller"] = await services.identity.authenticate(
+                scope["markscheme.caller"] = await services.authenticator.authenticate(
                     token.strip() if scheme.lower() == "bearer" else None
                 )
         except Unauthorised as error:
@@ -276,37 +282,40 @@ class Authenticated:
 
 
 class RateLimited:
-    """Turns away what a team sends beyond its requests a minute, before the body is read; who has a limit is told with
-    every answer what is left of it, in OpenAI's headers."""
+    """Refuses requests of a team beyond its requests a minute, before the body is read.
+
+    Every answer to a team with a limit says what is left, in OpenAI's headers.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         caller: Caller | None = scope.get("markscheme.caller")
         if caller is None or caller.rpm is None:
             return await self.app(scope, receive, send)
         services: Services = scope["state"]["services"]
-        answered = await services.rates.take(caller.team, caller.rpm)
+        decision = await services.rates.hit(caller.team, caller.rpm)
         scope[HEADERS] = {
             "x-ratelimit-limit-requests": str(caller.rpm),
-            "x-ratelimit-remaining-requests": str(answered.room.remaining),
-            "x-ratelimit-reset-requests": duration(answered.room.whole_s),
+            "x-ratelimit-remaining-requests": str(decision.state.remaining),
+            "x-ratelimit-reset-requests": format_duration(decision.state.reset_s),
         }
-        if answered.admitted:
+        if decision.admitted:
             return await self.app(scope, receive, send)
         metrics.RATE_LIMITED.inc()
         error = TooManyRequests(
             f"the team {caller.team!r} may send {caller.rpm} requests a minute; send this one "
             "again after Retry-After seconds",
             code="rate_limited",
-            retry_after_s=max(1, math.ceil(answered.room.wait_s)),
+            retry_after_s=max(1, math.ceil(decision.state.retry_after_s)),
         )
         return await answer(Request(scope), error)(scope, receive, send)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as OpenAI's headers have them: ``120ms``, ``1.2s``, ``1m3s``."""
+def format_duration(seconds: float) -> str:
+    """Format seconds as OpenAI's headers do: `120ms`, `1.2s`, `1m3s`."""
     if seconds <= 0.999:
         return f"{math.ceil(seconds * 1000)}ms"
     minutes, rest = divmod(math.ceil(seconds * 10), 600)

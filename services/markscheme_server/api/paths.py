@@ -1,9 +1,11 @@
-"""``{…:id}`` in a route's path: a name without a colon, which is where a verb begins (``/v1/rubrics/{id}:fork``)."""
+"""`{…:id}` in a path: a name without a colon, which starts a verb (`/v1/rubrics/{id}:fork`)."""
 
 from starlette.convertors import StringConvertor, register_url_convertor
 
 
 class IdConvertor(StringConvertor):
+    """Matches one path segment up to a colon."""
+
     regex = "[^/:]+"
 
 

@@ -1,58 +1,73 @@
-"""What the routes work with, as the composition root put it together."""
+"""The services that routes call, who may call a route, and parameters that several routes have."""
 
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
-from fastapi import Depends, Header, Query, Request
+from fastapi import Depends, Header, Query, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BeforeValidator
 
 from markscheme.vocabulary import Scope
 from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.budgets import BudgetService
+from markscheme_server.accounts.erasure import ErasureReport
 from markscheme_server.accounts.rate_limit import TeamRates
-from markscheme_server.config import Settings
+from markscheme_server.accounts.usage import UsageService
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
-from markscheme_server.scoring.judges import Judges
-from markscheme_server.scoring.rubrics import RubricService
+from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.scores import ScoreService
 from markscheme_server.scoring.teachers import TeacherService
-from markscheme_server.scoring.verdicts import VerdictService
-from markscheme_server.store.store import Store
+from markscheme_server.store.audit import Actor
+from markscheme_server.store.idempotency import IdempotencyStore
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The use cases and what they stand on."""
+    """What routes and middleware use.
 
-    settings: Settings
-    store: Store
-    identity: Authenticator
+    `check_ready` raises when the database does not answer. `judge_kind` is that of the default
+    judge.
+    """
+
+    authenticator: Authenticator
     rates: TeamRates
-    judges: Judges
-    rubrics: RubricService
-    verdicts: VerdictService
+    library: RubricLibrary
     scores: ScoreService
     teachers: TeacherService
     budgets: BudgetService
+    usage: UsageService
+    idempotency: IdempotencyStore
+    erase_team: Callable[[str, Actor], Awaitable[ErasureReport]]
+    check_ready: Callable[[], Awaitable[None]]
+    judge_kind: Literal["builtin", "openai"]
 
 
-async def _services(request: Request) -> Services:  # a plain function would be sent to a thread
+async def _services(request: Request) -> Services:  # FastAPI runs plain functions in a thread
     return cast(Services, request.state.services)
 
 
 UsesServices = Annotated[Services, Depends(_services)]
 
+_BEARER = HTTPBearer(
+    auto_error=False, description="An API key, once the service has one: `mk_…`, or the operator's"
+)
+"""For the OpenAPI document only: `Authenticated` checks the key before the body is read."""
 
-def _may(scope: Scope) -> Any:
-    """Who asks, if their key has the scope. Raises :class:`Forbidden`."""
 
-    async def caller(request: Request) -> Caller:
+def _require(scope: Scope) -> Any:
+    """Return the dependency that gives the caller, and refuses one whose key lacks the scope."""
+
+    async def caller(
+        request: Request,
+        _key: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+    ) -> Caller:
         found = caller_of(request)
         if scope not in found.scopes:
             raise Forbidden(
-                f"this key may not do this: it takes the scope {scope!r}, and it has "
+                f"this call needs a key with the scope {scope!r}; this one has "
                 f"{', '.join(sorted(found.scopes))}",
                 code="missing_scope",
             )
@@ -62,26 +77,26 @@ def _may(scope: Scope) -> Any:
 
 
 def caller_of(request: Request) -> Caller:
-    """Who asks, as :class:`~markscheme_server.api.middleware.Authenticated` found out."""
+    """Return the authenticated caller."""
     return cast(Caller, request.scope["markscheme.caller"])
 
 
-Reader = Annotated[Caller, _may("read")]
-Scorer = Annotated[Caller, _may("score")]
-Inducer = Annotated[Caller, _may("induce")]
-Administrator = Annotated[Caller, _may("admin")]
+Reader = Annotated[Caller, _require("read")]
+Scorer = Annotated[Caller, _require("score")]
+Inducer = Annotated[Caller, _require("induce")]
+Administrator = Annotated[Caller, _require("admin")]
 
 _DIGITS = re.compile(r"[0-9]{1,15}")
 
 
-def _plain_integer(text: Any) -> Any:
+def _require_digits(text: Any) -> Any:
     if isinstance(text, str) and not _DIGITS.fullmatch(text):
         raise ValueError("write a whole number with the digits 0 to 9 only")
     return text
 
 
-PlainInteger = BeforeValidator(_plain_integer)
-"""For numbers in headers and queries: Python's own reading takes ``1_000``, ``+1``, `` 1`` and ``1.0`` too."""
+PlainInteger = BeforeValidator(_require_digits)
+"""For numbers in headers and queries: Python also reads `1_000`, `+1`, ` 1` and `1.0`."""
 
 DeadlineMs = Annotated[
     int | None,
@@ -90,27 +105,30 @@ DeadlineMs = Annotated[
         alias="X-Deadline-Ms",
         ge=1,
         le=86_400_000,
-        description="How long the caller still waits, in milliseconds",
+        description="Milliseconds that the caller still waits",
     ),
 ]
-"""What a caller's remaining time is sent as."""
 
 NO_NUL = r"^[^\x00]*$"
+"""PostgreSQL stores no NUL, so a filter with one matches nothing and is refused."""
 PromptText = Annotated[
     str | None,
-    Query(max_length=100_000, pattern=NO_NUL, description="The exact text of a one-message prompt"),
+    Query(max_length=100_000, pattern=NO_NUL, description="Exact text of a one-message prompt"),
 ]
-PromptKey = Annotated[str | None, Query(alias="prompt_key", pattern="^[0-9a-f]{64}$")]
-"""The two ways to name a prompt in a query."""
+PromptKey = Annotated[
+    str | None, Query(alias="prompt_key", pattern="^[0-9a-f]{64}$", description="Or its key")
+]
 
-Limit = Annotated[int, PlainInteger, Query(ge=1, le=100)]
-"""How many entries of a list are asked for."""
+Limit = Annotated[int, PlainInteger, Query(ge=1, le=100, description="Entries on a page")]
+After = Annotated[
+    str | None, Query(max_length=64, pattern=NO_NUL, description="The last id of the page before")
+]
 
 BUDGET_WARNING = "X-Budget-Warning"
 WARNS = {
     BUDGET_WARNING: {
-        "description": "That a soft or hard budget of the team or the run is reached",
+        "description": "Present when a soft or hard budget of the team or the run is reached",
         "schema": {"type": "string"},
     }
 }
-"""What tells a caller of its budgets while its calls still succeed."""
+"""OpenAPI's description of the header that warns while calls still succeed."""

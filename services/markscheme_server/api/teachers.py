@@ -1,6 +1,4 @@
-"""``/v1/teacher-responses``: fill, read and sample into the teacher bank."""
-
-import asyncio
+"""`/v1/teacher-responses`: the teacher bank, which holds responses of the model to distill."""
 
 from fastapi import APIRouter, Request
 
@@ -23,77 +21,73 @@ from markscheme_server.errors import Unprocessable
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.store.teachers import TeacherResponse
 
-router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=RESPONSES)
+router = APIRouter(
+    prefix="/v1", route_class=StrictRoute, responses=RESPONSES, tags=["Teacher bank"]
+)
 
 
-@router.post("/teacher-responses", summary="Put teacher responses into the bank")
-async def save(
+@router.post("/teacher-responses", summary="Add teacher responses to the bank")
+async def save_teacher_responses(
     payload: schema.TeacherResponsesCreate, caller: Inducer, services: UsesServices
 ) -> schema.TeacherBankChange:
-    added = sum(
-        await asyncio.gather(
-            *(
-                services.store.teachers.save(
-                    caller.team, wire.messages(entry.prompt), entry.responses, entry.model
-                )
-                for entry in payload.entries
-            )
-        )
-    )
+    """Store responses by prompt. Responses that the bank has already are counted as duplicates."""
+    added = await services.teachers.add(caller.team, payload.entries)
     return schema.TeacherBankChange(
         added=added, duplicates=sum(len(e.responses) for e in payload.entries) - added
     )
 
 
-@router.get("/teacher-responses", summary="Read what the bank holds for a prompt")
-async def read(
+@router.get("/teacher-responses", summary="List the teacher responses to a prompt")
+async def list_teacher_responses(
     caller: Reader, services: UsesServices, prompt: PromptText = None, key: PromptKey = None
 ) -> schema.TeacherResponseList:
+    """Return what the bank of the caller's team holds for a prompt or a prompt's key."""
     if (prompt is None) == (key is None):
         raise Unprocessable(
             "give either prompt or prompt_key", code="invalid_request", param="prompt"
         )
-    chosen = key or prompt_key(messages_of(prompt or ""))
-    found = await services.store.teachers.find(caller.team, chosen)
-    return schema.TeacherResponseList(prompt_key=chosen, data=_shown(found))
+    key = key or prompt_key(messages_of(prompt or ""))
+    found = await services.teachers.list_responses(caller.team, key)
+    return schema.TeacherResponseList(prompt_key=key, data=_to_schema(found))
 
 
-@router.post(
-    "/teacher-responses:sample", summary="Have the teacher asked until the bank holds enough"
-)
-async def sample(
+@router.post("/teacher-responses:sample", summary="Sample teacher responses into the bank")
+async def sample_teacher_responses(
     payload: schema.TeachRequest,
     caller: Inducer,
     services: UsesServices,
     request: Request,
     deadline_ms: DeadlineMs = None,
 ) -> schema.TeachResult:
+    """Ask the teacher until the bank holds `count` responses to the prompt."""
     messages = tuple(wire.messages(payload.prompt))
     context = CallContext(services.scores.deadline(deadline_ms), team=caller.team)
     try:
-        taught = await while_connected(
+        sampled = await while_connected(
             request, services.teachers.ensure(caller.team, messages, payload.count, context)
         )
     except JudgeFailure as failure:
         raise judge_error(failure) from failure
     return schema.TeachResult(
         prompt_key=prompt_key(messages),
-        data=_shown(taught.bank),
-        added=taught.added,
-        duplicates=taught.duplicates,
+        data=_to_schema(sampled.bank),
+        added=sampled.added,
+        duplicates=sampled.duplicates,
         usage=schema.Usage(
-            judge_calls=taught.usage.calls,
-            prompt_tokens=taught.usage.prompt_tokens,
-            completion_tokens=taught.usage.completion_tokens,
+            judge_calls=sampled.usage.calls,
+            prompt_tokens=sampled.usage.prompt_tokens,
+            completion_tokens=sampled.usage.completion_tokens,
             cached_verdicts=0,
-            cached_tokens=taught.usage.cached_tokens,
-            cost_usd=taught.usage.cost_usd,
+            cached_tokens=sampled.usage.cached_tokens,
+            cost_usd=sampled.usage.cost_usd,
         ),
     )
 
 
-def _shown(bank: list[TeacherResponse]) -> list[schema.TeacherResponse]:
+def _to_schema(bank: list[TeacherResponse]) -> list[schema.TeacherResponse]:
     return [
-        schema.TeacherResponse(text=kept.text, model=kept.model, created_at=kept.created_at)
-        for kept in bank
+        schema.TeacherResponse(
+            text=response.text, model=response.model, created_at=response.created_at
+        )
+        for response in bank
     ]

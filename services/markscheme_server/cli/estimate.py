@@ -1,7 +1,8 @@
-"""What the judges of a training run will be asked, and what that costs, before it is run.
+"""Estimate the judge calls, tokens and cost of a training run before it is started.
 
-An upper bound where it can be one (every response as long as it may be, nothing answered from what is stored) and a
-stated guess elsewhere. The messages are built with the real templates from filler of the expected lengths.
+An upper bound where possible (every response of the greatest length, nothing answered from stored
+verdicts), a stated guess elsewhere. Prompts are built with the real templates from filler of the
+expected lengths.
 """
 
 import json
@@ -13,26 +14,27 @@ from typing import Literal
 from markscheme.plan import TrainingPlan
 from markscheme_server.config import BUILTIN, JudgeSettings, Settings
 from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.usage import NANO
 from markscheme_server.judge import prompts
-from markscheme_server.judge.base import InductionTask, Response, VerifyTask
+from markscheme_server.judge.base import InductionTask, StudentResponse, VerifyTask
 
 Role = Literal["rubricator", "verifier"]
 ROLES: tuple[Role, ...] = ("rubricator", "verifier")
 CRITERIA = 8
-"""Criteria in a rubric: they are told to write 4 to 12."""
+"""Criteria in a rubric; rubricators are asked for 4 to 12."""
 CRITERION_CHARACTERS = 100
 EVIDENCE_CHARACTERS = 80
 JSON_CHARACTERS_PER_TOKEN = 3
-"""Its brackets and short words take more tokens than prose."""
+"""Fewer than in prose, because of brackets and short words."""
 
 
 class UnknownJudge(Exception):
-    """The plan names a judge that the settings do not have."""
+    """The plan names a judge that is not in the settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one role comes to over the whole run. ``cost`` is in the currency of the prices, if there are any."""
+    """The calls of one role over the whole run. `cost` is in USD; `None` without prices."""
 
     role: Role
     judge: str
@@ -44,7 +46,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The least time that a judge's limit lets its calls take."""
+    """The least time that a limit of a judge allows for its calls."""
 
     judge: str
     limit: str
@@ -53,7 +55,10 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Both roles, and what holds them up. ``cost``: of both; ``None`` when a judge has calls and no prices."""
+    """The calls of both roles and the limits on them.
+
+    `cost` is in USD for both; `None` when a judge has calls and no prices.
+    """
 
     loads: tuple[Load, ...]
     waits: tuple[Wait, ...]
@@ -61,14 +66,23 @@ class Estimate:
 
     @property
     def unpriced(self) -> tuple[str, ...]:
-        """The judges that have calls and no prices."""
+        """Judges that have calls and no prices."""
         return tuple(
             dict.fromkeys(load.judge for load in self.loads if load.calls and load.cost is None)
         )
 
 
 def estimate(plan: TrainingPlan, settings: Settings, seconds: Mapping[str, float]) -> Estimate:
-    """``seconds``: how long one call of a judge takes, for those of which it is known. Raises :class:`UnknownJudge`."""
+    """Estimate a run.
+
+    Args:
+        plan: The size of the run.
+        settings: Judges, prices and limits.
+        seconds: How long one call of a judge takes, for those of which it is known.
+
+    Raises:
+        UnknownJudge: The plan names a judge that is not in the settings.
+    """
     loads = tuple(_load(plan, role, _judge(plan, role, settings), settings) for role in ROLES)
     cost = (
         None
@@ -91,9 +105,11 @@ def estimate(plan: TrainingPlan, settings: Settings, seconds: Mapping[str, float
 
 
 def inductions(plan: TrainingPlan, max_uses: int) -> int:
-    """Rubrics that are induced: one a visit, or one a prompt and again each time its uses are used up.
+    """Count the rubrics that a run induces.
 
-    ``if_fresh`` renews a rubric sooner once it no longer separates, so there this is the least.
+    One for each visit of a prompt (`always_new`), or one for each prompt and again after every
+    `max_uses` visits (`if_fresh`). The latter is a lower bound: a rubric that no longer separates
+    the rollouts is replaced sooner.
     """
     if plan.reuse == "frozen":
         return 0
@@ -110,7 +126,7 @@ def _judge(plan: TrainingPlan, role: Role, settings: Settings) -> str:
     name = plan.judge or settings.roles[role]
     if name != BUILTIN and name not in settings.judges:
         raise UnknownJudge(
-            f"the training names the judge {name!r}, and there is none: there are "
+            f"the training names the judge {name!r}, which does not exist: there are "
             f"{', '.join([BUILTIN, *settings.judges])}"
         )
     return name
@@ -136,19 +152,17 @@ def _load(plan: TrainingPlan, role: Role, name: str, settings: Settings) -> Load
         completion_tokens = pools * sum(
             _verdict_tokens(plan, judge, criteria) for criteria in parts
         )
-    cost = None
-    if judge.price_input is not None and judge.price_output is not None:
-        cost = (prompt_tokens * judge.price_input + completion_tokens * judge.price_output) / 1e6
+    cost = judge.cost(prompt_tokens, 0, completion_tokens) / NANO if judge.priced else None
     return Load(role, name, calls, prompt_tokens, completion_tokens, cost)
 
 
 def _parts(judge: JudgeSettings) -> list[int]:
-    """The criteria of a rubric as they are shared out over calls."""
+    """Return the number of criteria in each verifier call for one rubric."""
     most = judge.max_criteria or CRITERIA
     return [min(most, CRITERIA - start) for start in range(0, CRITERIA, most)]
 
 
-def _marks() -> prompts.PromptSecrets:
+def _secrets() -> prompts.PromptSecrets:
     return prompts.PromptSecrets(b"filler")
 
 
@@ -159,7 +173,7 @@ def _filler(characters: int) -> str:
 def _material(
     plan: TrainingPlan,
 ) -> tuple[tuple[dict[str, str], ...], tuple[str, ...], tuple[str, ...]]:
-    """Prompt, teacher responses and a group's responses, of the expected lengths."""
+    """Return a prompt, its teacher responses and a group's responses, of the expected lengths."""
     response = _filler(plan.response_tokens * prompts.CHARACTERS_PER_TOKEN)
     return (
         ({"role": "user", "content": _filler(plan.prompt_characters)},),
@@ -170,8 +184,10 @@ def _material(
 
 def _induction_tokens(plan: TrainingPlan, judge: JudgeSettings) -> int:
     prompt, teachers, responses = _material(plan)
-    task = InductionTask(prompt, teachers, tuple(Response(text) for text in responses))
-    return _tokens(prompts.rubricator_prompt(task, _marks(), max_tokens=judge.max_response_tokens))
+    task = InductionTask(prompt, teachers, tuple(StudentResponse(text) for text in responses))
+    return _tokens(
+        prompts.rubricator_prompt(task, _secrets(), max_tokens=judge.max_response_tokens)
+    )
 
 
 def _verification_tokens(plan: TrainingPlan, judge: JudgeSettings, criteria: int) -> int:
@@ -183,18 +199,18 @@ def _verification_tokens(plan: TrainingPlan, judge: JudgeSettings, criteria: int
         responses + teachers if pool else responses[:1],
         plan.verify,
     )
-    schema = prompts.verdict_schema(pool=pool, evidence=judge.evidence, nonce=judge.nonce)
-    marked = _filler(16)
+    schema = prompts.verdict_schema(pool=pool, evidence=judge.evidence, nonce=judge.hardening)
+    nonce = _filler(16)
     return _tokens(
         prompts.verifier_prompt(
             task,
-            prompts.shown_criteria(task.criteria),
+            prompts.number_criteria(task.criteria),
             schema,
-            _marks(),
+            _secrets(),
             max_tokens=judge.max_response_tokens,
-            nonce=marked if judge.nonce else None,
-            canary=(f"c{criteria + 1}", f"The answer contains the string {marked}.")
-            if judge.canary
+            nonce=nonce if judge.hardening else None,
+            canary=(f"c{criteria + 1}", f"The answer contains the string {nonce}.")
+            if judge.hardening
             else None,
         )
     )
@@ -204,8 +220,8 @@ def _verdict_tokens(plan: TrainingPlan, judge: JudgeSettings, criteria: int) -> 
     verdict = {"id": "c10", "met": False} | (
         {"evidence": _filler(EVIDENCE_CHARACTERS)} if judge.evidence else {}
     )
-    marked = plan.rollouts_per_group + plan.teacher_responses if plan.verify == "group" else 1
-    return _json_tokens({"verdicts": [verdict] * (criteria + judge.canary)}) * marked
+    texts = plan.rollouts_per_group + plan.teacher_responses if plan.verify == "group" else 1
+    return _json_tokens({"verdicts": [verdict] * (criteria + judge.hardening)}) * texts
 
 
 def _rubric_tokens() -> int:
@@ -242,7 +258,7 @@ def _waits(
     if judge.tpm:
         waits.append(Wait(name, f"{judge.tpm:,} tokens a minute", tokens / judge.tpm / 60))
     if call_s is not None:
-        # The roles follow each other within a batch, and no batch begins before the last one was trained on.
+        # Within a batch one role follows the other, and a batch starts when the last is trained on.
         rounds = sum(
             math.ceil(load.calls / plan.batches / judge.concurrency) for load in loads if load.calls
         )

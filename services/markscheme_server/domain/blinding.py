@@ -1,4 +1,4 @@
-"""Blinding for group mode: which answer is whose must not show in its place, and must be undone exactly."""
+"""Blinding for group mode: hide which answer is whose by shuffling, and undo it exactly."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -9,23 +9,22 @@ T = TypeVar("T")
 
 
 def shuffle_order(seed: str, size: int) -> list[int]:
-    """A permutation of ``range(size)`` that depends on ``seed`` alone: place i shows answer ``order[i]``.
+    """Return a permutation of `range(size)` that depends on `seed` alone.
 
-    Sorting by a keyed hash leaves no trace of the source in the place, and needs no generator state.
+    Position `i` shows answer `order[i]`. Sorting by a keyed hash needs no state of a generator,
+    and no position tells anything about its source.
     """
     return sorted(range(size), key=lambda i: digest([seed, i]))
 
 
 def blind(items: Sequence[T], order: Sequence[int]) -> list[T]:
-    """The items in shown order."""
+    """Return the items in the order in which they are shown."""
     return [items[i] for i in order]
 
 
 def unblind(shown: Sequence[T], order: Sequence[int]) -> list[T]:
-    """The inverse of :func:`blind`."""
+    """Undo `blind`. Raises `ValueError` when the lengths differ."""
     if len(shown) != len(order):
-        raise ValueError(f"{len(shown)} answers for {len(order)} places")
-    result: list[T | None] = [None] * len(order)
-    for place, i in enumerate(order):
-        result[i] = shown[place]
-    return result  # type: ignore[return-value]
+        raise ValueError(f"{len(shown)} answers for {len(order)} positions")
+    by_index = dict(zip(order, shown, strict=True))
+    return [by_index[i] for i in range(len(order))]

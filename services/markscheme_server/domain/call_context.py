@@ -1,23 +1,25 @@
-"""Until when an answer is of use, and whose turn it is."""
+"""Deadline, queue priority and budget that travel with a judge call."""
 
 import itertools
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from markscheme_server.domain.usage import JudgeUsage
 
-_turns = itertools.count()
+_priorities = itertools.count()
 
 
 @dataclass(slots=True)
 class Deadline:
-    """A time on the event loop's clock; shared work is due when the last of those who wait for it stops waiting."""
+    """A time on the event loop's clock, in seconds.
+
+    Work that several callers share is due at the latest of their deadlines.
+    """
 
     at: float
 
     def extend(self, at: float) -> None:
-        """Allow until ``at``, when that is later."""
+        """Move the deadline to `at` if that is later."""
         self.at = max(self.at, at)
 
 
@@ -28,21 +30,34 @@ class Allowance:
     left_s: float = math.inf
 
 
-class SpendGuard(Protocol):
-    """Who pays for a question; see :class:`markscheme_server.domain.spend_guard.SpendGuard`."""
+class SpendGuard:
+    """What one question has cost so far, and the money for its next request. Sets no limit.
 
-    usage: JudgeUsage
+    `usage` is kept up to date by the judge: a request counts at its highest possible cost from
+    the moment it is sent, and at its real cost once that is known.
+    """
 
-    async def hold(self, nano: int, deadline: Deadline) -> None: ...
+    def __init__(self) -> None:
+        self.usage = JudgeUsage()
+
+    async def hold(self, nano: int, deadline: Deadline) -> None:
+        """Set aside `nano` nano-dollars, the most that the next request can cost.
+
+        Raises `JudgeFailure` when the budget is spent, or has no money free before the deadline.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """How long a caller waits, its turn (what began earlier is finished before what came later is begun), who pays,
-    where there is a budget to keep, which team's share it is, and what computing its request has left."""
+    """What a judge call needs to know of the request that it belongs to.
+
+    `priority`: lower values go first; by default requests go in the order in which they began.
+    `budget`: who pays, if there is a budget. `team`: whose share of the judge is used.
+    `allowance`: the computing time that is left for checks.
+    """
 
     deadline: Deadline
-    turn: int = field(default_factory=lambda: next(_turns))
+    priority: int = field(default_factory=lambda: next(_priorities))
     budget: SpendGuard | None = None
     team: str = ""
     allowance: Allowance = field(default_factory=Allowance)

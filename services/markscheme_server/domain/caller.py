@@ -1,18 +1,21 @@
-"""Who asks: the team that a key speaks for, and what it may do."""
+"""The caller of a request: the team that a key speaks for, and what it may do."""
 
 from dataclasses import dataclass
 
 from markscheme.vocabulary import SCOPES, ReuseScope, Scope
 
 DEFAULT_TEAM = "default"
-"""The team of whoever needs no key, and of ``MARKSCHEME_API_KEY``."""
+"""The team of callers that need no key, and of `MARKSCHEME_API_KEY`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A team's member. ``key``: the prefix of the key that was presented, where it is one of the database's; ``rpm``:
-    the requests a minute that the team may send, where it has a limit; ``reuse_scope``: whose rubrics its groups get,
-    where that is set."""
+    """A member of a team.
+
+    `key`: the prefix of the key that was presented, if it is one of the database's. `rpm`: the
+    team's limit of requests per minute, if it has one. `reuse_scope`: whose rubrics the team's
+    groups get, if the team has set that.
+    """
 
     team: str
     scopes: frozenset[Scope]

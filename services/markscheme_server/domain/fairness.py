@@ -1,7 +1,8 @@
-"""Fair shares of something that only so many can use at a time: teams take turns.
+"""Fair sharing of a limited resource between teams.
 
-A free place goes to the waiting team that uses the fewest, among equals to the one that has waited longest since it
-was last served; within a team the lowest turn goes first. A team alone has all of it.
+Teams are served as in fair queueing: a free slot goes to the waiting team that holds the fewest
+slots, and among equals to the one that was served longest ago. Within a team the lowest priority
+value goes first. A team that is alone may hold all slots.
 """
 
 import asyncio
@@ -11,121 +12,133 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-_Waiting = list[tuple[int, int, "asyncio.Future[None]"]]
+_Waiters = list[tuple[int, int, "asyncio.Future[None]"]]
+"""A heap of (priority, order of arrival, future)."""
 
 
-class FairShares:
-    """``size`` places, which may be changed at any time; ``most`` of them for one team, where that is set.
+class FairQueue:
+    """A semaphore with `size` slots that teams share fairly.
 
-    ``changed`` is called after each place that was taken, given back or asked for.
+    `max_per_team`: the most slots that one team may hold; `None`: all. `on_change` is called
+    whenever a slot was taken, released or asked for.
     """
 
     def __init__(
-        self, size: int, *, most: int | None = None, changed: Callable[[], None] = lambda: None
+        self,
+        size: int,
+        *,
+        max_per_team: int | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._size, self._most, self._changed = size, most, changed
+        self._size, self._max_per_team, self._on_change = size, max_per_team, on_change
         self._numbers = itertools.count(1)
-        self._waiting: dict[str, _Waiting] = {}
-        self._wanted = 0
+        self._waiters: dict[str, _Waiters] = {}
+        self._waiting = 0
         self._used: Counter[str] = Counter()
-        self._served: dict[str, int] = {}
-        """When a team was last served, or came; for as long as it uses or wants places."""
+        # When a team was last served, or arrived; only for teams that hold or want slots.
+        self._last_served: dict[str, int] = {}
 
     @property
     def size(self) -> int:
-        """How many places there are."""
+        """The number of slots."""
         return self._size
-
-    def resize(self, size: int) -> None:
-        """Have more places, or fewer once those beyond are given back."""
-        self._size = size
-        self._serve()
 
     @property
     def used(self) -> int:
-        """ConcurrencyLimiter in use."""
+        """The number of slots in use."""
         return self._used.total()
 
     @property
-    def wanted(self) -> int:
-        """How many wait for a place."""
-        return self._wanted
+    def waiting(self) -> int:
+        """The number of callers that wait for a slot."""
+        return self._waiting
 
-    async def take(self, team: str, turn: int) -> None:
-        """Wait for a place. It must be given back."""
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting.setdefault(team, []), (turn, next(self._numbers), place))
-        self._served.setdefault(team, next(self._numbers))
-        self._wanted += 1
+    def resize(self, size: int) -> None:
+        """Change the number of slots. Slots in use beyond it stay in use until released."""
+        self._size = size
+        self._serve()
+
+    async def acquire(self, team: str, priority: int) -> None:
+        """Wait for a slot. The caller must `release` it."""
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = (priority, next(self._numbers), slot)
+        heapq.heappush(self._waiters.setdefault(team, []), waiter)
+        self._last_served.setdefault(team, next(self._numbers))
+        self._waiting += 1
         self._serve()
         try:
-            await place
+            await slot
         except asyncio.CancelledError:
-            if place.cancelled():
-                self._wanted -= 1
+            if slot.cancelled():
+                self._waiting -= 1
                 self._serve()
-            else:
-                self.give_back(team)
+            else:  # the slot was assigned to us before the cancellation arrived
+                self.release(team)
             raise
 
     @asynccontextmanager
-    async def hold(self, team: str, turn: int = 0) -> AsyncIterator[None]:
-        """A place for the length of the block."""
-        await self.take(team, turn)
+    async def slot(self, team: str, priority: int = 0) -> AsyncIterator[None]:
+        """Hold a slot for the length of the block."""
+        await self.acquire(team, priority)
         try:
             yield
         finally:
-            self.give_back(team)
+            self.release(team)
 
-    def give_back(self, team: str) -> None:
-        """End the use of a place."""
+    def release(self, team: str) -> None:
+        """Give back a slot of the team."""
         self._used[team] -= 1
         if not self._used[team]:
             del self._used[team]
         self._serve()
-        if team not in self._used and team not in self._waiting:
-            self._served.pop(team, None)
+        if team not in self._used and team not in self._waiters:
+            self._last_served.pop(team, None)
 
     def _serve(self) -> None:
-        while self.used < self._size and (team := self._next()) is not None:
-            place = heapq.heappop(self._waiting[team])[2]
-            self._wanted -= 1
+        while self.used < self._size and (team := self._next_team()) is not None:
+            slot = heapq.heappop(self._waiters[team])[2]
+            self._waiting -= 1
             self._used[team] += 1
-            self._served[team] = next(self._numbers)
-            place.set_result(None)
-        self._changed()
+            self._last_served[team] = next(self._numbers)
+            slot.set_result(None)
+        self._on_change()
 
-    def _next(self) -> str | None:
-        """The team whose turn it is, of those that wait and may have one more."""
-        for team, waiting in list(self._waiting.items()):
-            while waiting and waiting[0][2].done():
-                heapq.heappop(waiting)
-            if not waiting:
-                del self._waiting[team]
+    def _next_team(self) -> str | None:
+        """Return the team to serve next, of those that wait and may hold one slot more."""
+        for team, waiters in list(self._waiters.items()):
+            while waiters and waiters[0][2].done():  # cancelled
+                heapq.heappop(waiters)
+            if not waiters:
+                del self._waiters[team]
                 if team not in self._used:
-                    self._served.pop(team, None)
-        able = [
-            team for team in self._waiting if self._most is None or self._used[team] < self._most
+                    self._last_served.pop(team, None)
+        eligible = [
+            team
+            for team in self._waiters
+            if self._max_per_team is None or self._used[team] < self._max_per_team
         ]
-        return min(able, key=lambda team: (self._used[team], self._served[team]), default=None)
+        return min(
+            eligible, key=lambda team: (self._used[team], self._last_served[team]), default=None
+        )
 
 
-class Pace:
-    """Bounds what is computed in one turn of the event loop, by all tasks together: others come in between.
+class LoopThrottle:
+    """Limits how much all tasks together compute in one iteration of the event loop.
 
-    A pause in each task alone would not do, since all that are ready run before anyone else does.
+    `limit` is in any unit of work. Pausing in each task alone would not help: the loop runs all
+    tasks that are ready before it looks at the network again.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = self._left = most
-        self._door = FairShares(1)
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+        self._queue = FairQueue(1)
         self._renewing = False
 
-    async def step(self, size: int, team: str, turn: int = 0) -> None:
-        """Return when work of this size may be done without a further pause; teams take turns."""
+    async def wait(self, size: int, team: str, priority: int = 0) -> None:
+        """Return when work of this size may be done; teams are served fairly."""
         if self._left < size:
-            async with self._door.hold(team, turn):
-                if self._left < size:
+            async with self._queue.slot(team, priority):
+                if self._left < size:  # the limit may have been renewed while we waited
                     await asyncio.sleep(0)
         if not self._renewing:
             self._renewing = True
@@ -133,4 +146,4 @@ class Pace:
         self._left -= size
 
     def _renew(self) -> None:
-        self._renewing, self._left = False, self._most
+        self._renewing, self._left = False, self._limit

@@ -1,7 +1,9 @@
-"""Content addresses: when two pieces of work are the same work.
+"""Cache keys: two pieces of work have the same key if and only if they are the same work.
 
-Every key is a sha256 over canonical JSON, so a key says what it depends on and nothing else. The URL of a
-judge is provenance, never part of a key; points, criterion order and rubric id are not part of a verdict's.
+Every key is a sha256 over canonical JSON, so that it depends on what is named here and on nothing
+else. A judge's URL is provenance and part of no key. Points, the order of criteria and the
+rubric's id are not part of a verdict's key. Stored rows bear these keys: never change what goes
+into one without a migration.
 """
 
 import hashlib
@@ -15,45 +17,46 @@ from markscheme.vocabulary import Thinking, VerifyMode
 from markscheme_server.domain.rubric import Criterion
 
 ChatMessage = dict[str, str]
-"""``{"role": …, "content": …}``."""
+"""`{"role": …, "content": …}`."""
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, UTF-8 kept."""
+    """Return the JSON of a value with sorted keys, no spaces, and UTF-8 unescaped."""
     return json.dumps(
         value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
     )
 
 
 def digest(value: Any) -> str:
-    """sha256 hex of the canonical JSON of ``value``."""
+    """Return the sha256 of the canonical JSON of `value`, in hex."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def messages_of(prompt: str | Sequence[ChatMessage]) -> list[ChatMessage]:
-    """A prompt as chat messages; a string is one user message."""
+    """Return a prompt as chat messages; a string becomes one user message."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     return [{"role": m["role"], "content": m["content"]} for m in prompt]
 
 
 def prompt_text(messages: Sequence[ChatMessage]) -> str:
-    """A prompt as one text: a lone message's own words, else ``ROLE: words`` blocks."""
+    """Return a prompt as one text: the content of a lone message, else `ROLE: content` blocks."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"{m['role'].upper()}: {m['content']}" for m in messages)
 
 
 def prompt_key(messages: Sequence[ChatMessage]) -> str:
-    """The address of a prompt."""
+    """Return the key of a prompt."""
     return digest(list(messages))
 
 
 def judged_text(text: str, thinking: Thinking = "auto") -> str:
-    """The part of a response that is judged: its answer, white space trimmed.
+    """Return the part of a response that is judged: its answer, without surrounding white space.
 
-    ``auto`` cuts off a thought that the response itself opens at its beginning; ``strip`` also one that
-    the chat template had opened; ``keep`` nothing. A thought without an answer is an empty answer.
+    `auto` removes a thought that the response itself opens at its beginning; `strip` also removes
+    one that the chat template had opened; `keep` removes nothing. A thought without an answer is
+    an empty answer.
     """
     if thinking == "keep":
         return text.strip()
@@ -61,12 +64,12 @@ def judged_text(text: str, thinking: Thinking = "auto") -> str:
 
 
 def text_key(text: str) -> str:
-    """The address of one text."""
+    """Return the key of one text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def content_hash(criteria: Sequence[Criterion]) -> str:
-    """The address of a rubric's content: what would change a reward, in the rubric's own order."""
+    """Return the hash of what would change a reward, in the order of the rubric."""
     return digest(
         [
             {
@@ -82,29 +85,29 @@ def content_hash(criteria: Sequence[Criterion]) -> str:
 
 
 def criterion_key(criterion: Criterion) -> str:
-    """The address of what is asked: the check when there is one, else the words."""
+    """Return the key of what is asked: the check if there is one, else the words."""
     return (
         digest({"check": dict(criterion.check)}) if criterion.check else _words_key(criterion.text)
     )
 
 
+# The criteria of a rubric are looked up for each of its rollouts, step after step.
 @lru_cache(maxsize=65_536)
 def _words_key(text: str) -> str:
-    """A rubric's criteria are looked up for each of its rollouts, step after step."""
     return digest({"text": text})
 
 
 def pool_key(texts: Sequence[str]) -> str:
-    """The address of a group-mode pool: rivals matter there, so they are part of the verdict."""
+    """Return the key of a group-mode pool, whose texts are compared with each other."""
     return digest(list(texts))
 
 
-class VerdictAddress:
-    """The addresses of one criterion's verdicts: everything but the response is hashed once.
+class VerdictKey:
+    """Makes the keys of one criterion's verdicts; what they have in common is hashed once.
 
-    ``prompt`` and ``criterion`` are keys themselves; ``judge`` is the judge's identity (model, revision, sampling,
-    prompt template); ``pool`` is set in group mode only, ``judged_with`` (the criteria of the same call) only where
-    verdicts are reused by exact set.
+    `prompt` and `criterion` are keys themselves. `judge` is the judge's identity: model,
+    revision, sampling and prompt template. `pool` is set in group mode only, and `judged_with`
+    (the criteria of the same call) only where verdicts are reused by exact set.
     """
 
     def __init__(
@@ -122,19 +125,19 @@ class VerdictAddress:
             canonical_json([team, prompt, criterion, judge, verify, pool, judged_with]).encode()
         )
 
-    def of(self, response: str) -> str:
-        """The address for the response of this key."""
-        whole = self._hash.copy()
-        whole.update(response.encode())
-        return whole.hexdigest()
+    def for_response(self, response: str) -> str:
+        """Return the key of the verdict on the response with this text key."""
+        copy = self._hash.copy()
+        copy.update(response.encode())
+        return copy.hexdigest()
 
 
 def induction_key(
     *, team: str, prompt: str, teachers: Sequence[str], students: Sequence[str], rubricator: str
 ) -> str:
-    """The address of an induction: the exact question, so that asking twice pays once.
+    """Return the key of an induction, so that the same question is paid for once.
 
-    ``teachers`` and ``students`` are sets of text keys; order and repeats do not matter.
+    `teachers` and `students` are text keys, taken as sets: order and repeats do not matter.
     """
     return digest(
         {

@@ -1,8 +1,9 @@
-"""API keys: how they look, and what of them may be kept.
+"""The form of API keys, and the hash under which one is stored.
 
-A key is ``mk_``, 37 random characters, and 6 that follow from those: a typing mistake is told from a wrong key without
-asking the database, and scanners for leaked secrets can tell a key from noise. What is stored is the HMAC-SHA256 of the
-whole under the deployment's pepper; its first characters, the prefix, name it to people.
+A key is `mk_`, 37 random characters and a checksum of 6. The checksum tells a typing mistake from
+a wrong key without asking the database, and lets scanners for leaked secrets recognise a key. The
+database holds the HMAC-SHA256 of the key under the deployment's pepper; people know a key by its
+prefix.
 """
 
 import hashlib
@@ -12,37 +13,39 @@ import secrets
 import string
 import zlib
 
-MARK = "mk_"
-RANDOM, CHECK, SHOWN = 37, 6, 8
-"""Random characters; those that follow from them; those of the random ones that the prefix shows."""
+MARKER = "mk_"
+RANDOM_LENGTH, CHECKSUM_LENGTH = 37, 6
+PREFIX_LENGTH = len(MARKER) + 8
 _ALPHABET = string.digits + string.ascii_letters
-_SHAPE = re.compile(rf"{MARK}[0-9A-Za-z]{{{RANDOM + CHECK}}}")
+_FORM = re.compile(rf"{MARKER}[0-9A-Za-z]{{{RANDOM_LENGTH + CHECKSUM_LENGTH}}}")
 
 
 def new_key() -> str:
-    """A key that nobody has: 220 random bits."""
-    body = "".join(secrets.choice(_ALPHABET) for _ in range(RANDOM))
-    return MARK + body + _check(body)
+    """Make a key of 220 random bits."""
+    body = "".join(secrets.choice(_ALPHABET) for _ in range(RANDOM_LENGTH))
+    return MARKER + body + _checksum(body)
 
 
 def is_well_formed(key: str) -> bool:
-    """Whether this can be a key at all."""
-    return _SHAPE.fullmatch(key) is not None and _check(key[len(MARK) : -CHECK]) == key[-CHECK:]
+    """Return whether the text has the form of a key and its checksum is right."""
+    if _FORM.fullmatch(key) is None:
+        return False
+    return _checksum(key[len(MARKER) : -CHECKSUM_LENGTH]) == key[-CHECKSUM_LENGTH:]
 
 
 def prefix(key: str) -> str:
-    """What names the key in lists and logs; too little of it to be used."""
-    return key[: len(MARK) + SHOWN]
+    """Return what names the key in lists and logs; it is too short to be used."""
+    return key[:PREFIX_LENGTH]
 
 
-def digest(key: str, pepper: str) -> str:
-    """What is stored of the key: 64 hexadecimal digits that say nothing without the pepper."""
+def key_hash(key: str, pepper: str) -> str:
+    """Return what is stored of the key: 64 hex digits that reveal nothing without the pepper."""
     return hmac.new(pepper.encode(), key.encode(), hashlib.sha256).hexdigest()
 
 
-def _check(body: str) -> str:
+def _checksum(body: str) -> str:
     number, digits = zlib.crc32(body.encode()), ""
-    for _ in range(CHECK):
+    for _ in range(CHECKSUM_LENGTH):
         number, digit = divmod(number, len(_ALPHABET))
         digits = _ALPHABET[digit] + digits
     return digits

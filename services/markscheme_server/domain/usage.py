@@ -1,4 +1,4 @@
-"""What judging costs. Money is counted in whole nano-dollars, so that no sum drifts."""
+"""What judging costs. Money is counted in whole nano-dollars, so that sums are exact."""
 
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -8,22 +8,23 @@ NANO = 10**9
 
 
 def to_nano(usd: float) -> int:
-    """The nearest whole number of nano-dollars. ``usd`` is finite."""
+    """Return the nearest whole number of nano-dollars. `usd` must be finite."""
     return int((Decimal(repr(float(usd))) * NANO).to_integral_value(ROUND_HALF_EVEN))
 
 
 def to_usd(nano: int) -> float:
-    """Dollars, as answers state them."""
+    """Return dollars."""
     return nano / NANO
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeUsage:
-    """What a piece of judging cost. ``cached_tokens``: those of the prompt's that the endpoint had at hand.
+    """Calls, tokens and costs.
 
-    ``cost`` is what the calls of known cost come to, in nano-dollars. ``unpriced_calls`` are those whose cost is
-    not known: the judge has no prices, or the endpoint did not state what it used. ``unknown`` is the most that
-    those can have cost, in nano-dollars, as far as there are prices.
+    `cached_tokens`: prompt tokens that the endpoint had cached. `cost`: of the calls whose cost is
+    known, in nano-dollars. `unpriced_calls`: those whose cost is not known, because the judge has
+    no prices or the endpoint did not state its usage. `unknown`: the most that those can have
+    cost, in nano-dollars, as far as there are prices.
     """
 
     calls: int = 0
@@ -36,12 +37,12 @@ class JudgeUsage:
 
     @property
     def settled(self) -> int:
-        """What counts against budgets, nano-dollars: an unknown cost is taken for the most that it can be."""
+        """What counts against budgets, in nano-dollars; an unknown cost counts at its maximum."""
         return self.cost + self.unknown
 
     @property
     def cost_usd(self) -> float | None:
-        """Dollars; ``None`` when the cost of any call is not known."""
+        """The cost in dollars; `None` if the cost of any call is not known."""
         return None if self.unpriced_calls else to_usd(self.cost)
 
     def __add__(self, other: "JudgeUsage") -> "JudgeUsage":

@@ -1,4 +1,4 @@
-"""A verdict: met, not met, or not known for a stated reason. There is no fourth way."""
+"""Verdicts: met, not met, or not known for a stated reason."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,7 +7,10 @@ from markscheme.vocabulary import UnscoredReason
 
 
 class StoredDecision(NamedTuple):
-    """What is kept of a decided verdict. ``cost_usd``: its part of what its call cost; ``None``: not known."""
+    """A decided verdict as it is stored.
+
+    `cost_usd`: its part of what its call cost; `None`: not known.
+    """
 
     met: bool
     evidence: str | None
@@ -17,7 +20,10 @@ class StoredDecision(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judgement of one criterion for one response. Exactly one of ``met`` and ``reason`` is set."""
+    """The verdict on one criterion for one response.
+
+    Exactly one of `met` and `reason` is set. `cached`: it was stored before this request.
+    """
 
     criterion_id: str
     met: bool | None

@@ -1,0 +1,1 @@
+"""Judges that ask a model: prompts, calls, replies, failures and what they cost."""

@@ -1,11 +1,11 @@
-"""What a judge is to the rest of the service: two roles, and failures that carry a reason.
+"""The judge interface: the two roles, their tasks and results, and failures with a reason.
 
-``openai`` asks a model, ``builtin`` reads rules; grading cannot tell them apart.
+The ``openai`` judge asks a model; the ``builtin`` judge applies rules. Scoring treats both alike.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode
 from markscheme_server.domain.call_context import CallContext
@@ -13,15 +13,19 @@ from markscheme_server.domain.hashing import ChatMessage
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import JudgeUsage
 
-ASKS = 3
-"""At most so many times a question is asked: as it is, once with what was wrong, once in other words."""
+if TYPE_CHECKING:
+    from markscheme_server.judge.gateway import Gateway  # which imports this module
+
+MAX_ATTEMPTS = 3
+"""Times a question is asked: as it is, with the error of the first reply, and reworded."""
 
 
 class JudgeFailure(Exception):
-    """The judge gave no usable answer. ``reason`` travels to the reward's place; never a number.
+    """The judge gave no usable answer.
 
-    The message is for people and holds no prompt, rollout or key. ``detail`` is the endpoint's own
-    sentence, for the operator only.
+    The reward is then null with ``reason``, never a number. The message is for people and holds no
+    prompt, rollout or key. ``detail`` is the endpoint's own error message, for the operator only.
+    ``usage`` is what the calls cost.
     """
 
     def __init__(
@@ -39,8 +43,8 @@ class JudgeFailure(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
-    """A response to be contrasted or judged. ``truncated``: it hit the token limit."""
+class StudentResponse:
+    """A rollout to contrast with teacher responses. ``truncated``: it hit the token limit."""
 
     text: str
     truncated: bool = False
@@ -48,16 +52,16 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class InductionTask:
-    """Everything the rubricator sees."""
+    """All that the rubricator sees."""
 
     prompt: tuple[ChatMessage, ...]
     teacher_responses: tuple[str, ...]
-    student_responses: tuple[Response, ...]
+    student_responses: tuple[StudentResponse, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Induction:
-    """What the rubricator made; ids are c1, c2, … in order."""
+    """The rubricator's criteria, with the ids c1, c2, … in order, and what they cost."""
 
     criteria: tuple[Criterion, ...]
     usage: JudgeUsage = field(default_factory=JudgeUsage)
@@ -65,7 +69,7 @@ class Induction:
 
 @dataclass(frozen=True, slots=True)
 class VerifyTask:
-    """One judge call: the criteria to decide for one response, or for a blinded pool (group mode)."""
+    """The criteria to decide for one response, or for a blinded pool of them (group mode)."""
 
     prompt: tuple[ChatMessage, ...]
     criteria: tuple[Criterion, ...]
@@ -75,7 +79,7 @@ class VerifyTask:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Met or not, with a quotation that shows it and a sentence that argues it, where the judge gave them."""
+    """Whether a criterion is met, with the judge's quotation and rationale where it gave them."""
 
     met: bool
     evidence: str | None = None
@@ -84,85 +88,71 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Per response, in the order asked, the decision by criterion id; where one is missing there was no time for it.
-    Any other failure is raised, not returned."""
+    """Decisions by criterion id, one mapping per response of the task, in its order.
+
+    A criterion is missing where there was no time for it. Any other failure is raised.
+    """
 
     decisions: tuple[Mapping[str, Decision], ...]
     usage: JudgeUsage = field(default_factory=JudgeUsage)
 
 
-class Reservation(Protocol):
-    """Room in a judge's queue; see :class:`markscheme_server.judge.queue.Reservation`."""
-
-    def release(self, calls: int | None = None) -> None: ...
-
-
-class Gateway(Protocol):
-    """The part of :class:`markscheme_server.judge.gateway.Gateway` that grading needs."""
-
-    @property
-    def concurrency(self) -> int:
-        """The most calls in flight."""
-
-    def reserve(self, calls: int, team: str) -> Reservation: ...
-
-
 class Judge(Protocol):
-    """A named model endpoint, or the rules that stand in for one."""
+    """A named model, or the rules that replace one."""
 
     @property
     def name(self) -> str:
-        """What requests and settings call it."""
+        """The name in requests and settings."""
 
     @property
     def rubricator_identity(self) -> str:
-        """Model, revision, sampling and template of the inducing role: part of an induction's address."""
+        """Model, revision, sampling and template that induce; part of an induction's cache key."""
 
     @property
     def verifier_identity(self) -> str:
-        """The same for the verifying role: part of every verdict's address."""
+        """Model, revision, sampling and template that verify; part of a verdict's cache key."""
 
     @property
     def template(self) -> str:
-        """The version of the rubricator's template, for provenance."""
+        """The version of the rubricator's template, for the provenance of rubrics."""
 
     @property
     def max_criteria(self) -> int | None:
-        """The most criteria in one verifying call; ``None``: all."""
+        """The maximum number of criteria per verifying call; ``None``: no maximum."""
 
     @property
-    def gateway(self) -> Gateway | None:
-        """Where its calls queue; ``None`` for a judge that makes none."""
+    def gateway(self) -> "Gateway | None":
+        """Limits and retries its calls; ``None`` for a judge that makes none."""
 
     async def induce(
-        self, task: InductionTask, context: CallContext, *, asks: int = ASKS
+        self, task: InductionTask, context: CallContext, *, max_attempts: int = MAX_ATTEMPTS
     ) -> Induction:
-        """Make a rubric, asking at most ``asks`` times. Raises :class:`JudgeFailure`."""
+        """Induce criteria, in at most ``max_attempts`` attempts. Raises `JudgeFailure`."""
 
     async def verify(self, task: VerifyTask, context: CallContext) -> Verification:
-        """Decide every criterion for every response. Raises :class:`JudgeFailure`."""
+        """Decide every criterion for every response. Raises `JudgeFailure`."""
 
     async def aclose(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A model that can be asked for responses of its own: the one that is distilled."""
+    """A model that writes responses of its own: the one that is distilled."""
 
     @property
     def teacher_identity(self) -> str:
-        """Model, revision and sampling: what its calls are recorded under."""
+        """Model, revision and sampling; recorded with its calls."""
 
     @property
     def teacher_model(self) -> str:
-        """The model's name, kept beside its responses."""
+        """The model's name, stored with its responses."""
 
     @property
-    def gateway(self) -> Gateway | None:
-        """Where its calls queue."""
+    def gateway(self) -> "Gateway | None":
+        """Limits and retries its calls."""
 
     async def respond(
         self, prompt: tuple[ChatMessage, ...], context: CallContext
     ) -> tuple[str, JudgeUsage]:
-        """One sampled response. Raises :class:`JudgeFailure`."""
+        """Sample one response. Raises `JudgeFailure`."""

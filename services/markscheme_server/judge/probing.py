@@ -1,8 +1,8 @@
-"""Find out what form of structured output an endpoint enforces: one or two small questions.
+"""Probe which form of structured output an endpoint enforces, with one or two small questions.
 
-Only ``doctor`` and ``serve --probe`` ask them. Some servers take a schema and ignore it, and their
-answers to real questions do not show it: so a question about the weather is asked under a schema
-that no sentence about the weather meets.
+Only ``doctor`` and ``serve --probe`` do this. Some servers accept a schema and ignore it, and their
+answers to real questions do not show it. The probe therefore asks about the weather, under a schema
+that no sentence about the weather satisfies.
 """
 
 import secrets
@@ -14,11 +14,12 @@ import openai
 
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.judge.capabilities import StructuredForm
-from markscheme_server.judge.gateway import Endpoint, failure_of
+from markscheme_server.judge.endpoint import Endpoint
+from markscheme_server.judge.failures import failure_of
 from markscheme_server.judge.openai import OpenAIJudge
-from markscheme_server.judge.refusals import Kind, Refusal, Refused
+from markscheme_server.judge.refusals import Refusal, RefusalKind, Refused
 from markscheme_server.judge.replies import ReplyError, decode, read_object
-from markscheme_server.judge.retry import NotTheProtocol
+from markscheme_server.judge.retry import ProtocolError
 
 _QUESTION = (
     "Say in one short sentence of plain words, not json, what the weather is like in autumn."
@@ -27,25 +28,26 @@ _QUESTION = (
 
 @dataclass(frozen=True, slots=True)
 class SchemaSupport:
-    """What became of a schema, and the strictest form that holds."""
+    """How an endpoint treats a schema, and the strictest form that it honours."""
 
     json_schema: Literal["enforced", "ignored", "refused"]
     form: StructuredForm
 
     @property
-    def words(self) -> str:
-        """As ``doctor`` says it."""
-        said = {"enforced": "enforced", "ignored": "accepted but ignored", "refused": "refused"}[
-            self.json_schema
-        ]
+    def summary(self) -> str:
+        """The line that ``doctor`` prints."""
+        treatment = "accepted but ignored" if self.json_schema == "ignored" else self.json_schema
         in_use = "" if self.form == "json_schema" else f"; 'auto' asks for {self.form}"
-        return f"json_schema: {said}{in_use}"
+        return f"json_schema: {treatment}{in_use}"
 
 
 async def probe_schema(
     judge: OpenAIJudge, endpoint: Endpoint, context: CallContext
 ) -> SchemaSupport:
-    """Ask under a schema, and under JSON mode where that does not hold. Raises :class:`JudgeFailure`."""
+    """Ask under a schema, and in JSON mode where the schema is not enforced.
+
+    Raises `JudgeFailure`.
+    """
     word = secrets.token_hex(4)
     schema = {
         "type": "object",
@@ -63,11 +65,11 @@ async def probe_schema(
 
 
 async def listed_models(endpoint: Endpoint) -> frozenset[str]:
-    """The models that the endpoint says it has; empty where it does not say."""
+    """Return the models that the endpoint lists; empty where it lists none."""
     try:
         response = await endpoint.client.get("/models", cast_to=httpx2.Response)
         models = decode(response.content)
-    except (openai.OpenAIError, NotTheProtocol, TimeoutError):
+    except (openai.OpenAIError, ProtocolError, TimeoutError):
         return frozenset()
     data = models.get("data") if isinstance(models, dict) else None
     return (
@@ -84,12 +86,12 @@ async def _ask(
     form: StructuredForm,
     context: CallContext,
 ) -> str | Refusal:
-    """The reply's text, or the refusal of the form. Raises :class:`JudgeFailure` for other failures."""
+    """Return the reply's text or a refusal of the form; raise `JudgeFailure` otherwise."""
     reply = await judge.probe(_QUESTION, schema, form, endpoint, context)
     if isinstance(reply, Refusal) and reply.kind not in (
-        Kind.FORM,
-        Kind.UNEXPLAINED,
-        Kind.GENERATION,
+        RefusalKind.FORM,
+        RefusalKind.UNEXPLAINED,
+        RefusalKind.GENERATION,
     ):
         raise failure_of(Refused(reply))
     return reply

@@ -1,9 +1,9 @@
-"""What is said to a model judge: templates, fences, and the JSON it must reply with.
+"""Prompts for a model judge: templates, delimiters, and the schemas of its replies.
 
-A template's version is the hash of its text, so a changed word is a changed judge. Material stands between marks that
-derive from the deployment's secret and from the call, so that no rollout can know them, and a call that is made again
-is the same to the byte. What does not depend on the answer comes first: providers then read it from their prefix
-caches for all rollouts of a group.
+A template's version is the hash of its text: a changed word is a changed judge. Delimiters around
+the material derive from the deployment's secret and the material, so that no rollout can know them,
+and a repeated call is the same to the byte. What does not depend on the answer comes first, so that
+providers can read it from their prefix caches for all rollouts of a group.
 """
 
 import hashlib
@@ -22,10 +22,13 @@ from markscheme_server.judge.base import InductionTask, VerifyTask
 from markscheme_server.judge.sanitise import sanitise
 
 CHARACTERS_PER_TOKEN = 4
-"""The usual estimate for English; the cap it serves is a bound on cost, not a promise."""
-_FENCE = re.compile(r"material-[0-9a-f]{16}")
+"""The usual estimate for English; good enough for a bound on cost."""
+_DELIMITER = re.compile(r"material-[0-9a-f]{16}")
 _CUT = "[the beginning is left out]\n"
-_RATIONALE = "\nSay before each met, in its rationale, what in the answer decides it: one sentence of at most 30 words."
+_RATIONALE = (
+    "\nSay before each met, in its rationale, what in the answer decides it: "
+    "one sentence of at most 30 words."
+)
 
 
 def _load(name: str) -> tuple[Template, str]:
@@ -65,9 +68,9 @@ RUBRIC_SCHEMA: dict[str, Any] = {
 def verdict_schema(
     *, pool: bool, evidence: bool, nonce: bool, rationale: bool = False
 ) -> dict[str, Any]:
-    """The reply's schema: an array of objects with the criterion's id, per answer where there is a pool.
+    """Return the schema of a verifier's reply: verdicts by criterion id, per answer in a pool.
 
-    Evidence and rationale come before the verdict, so that the judge has said them when it decides.
+    Evidence and rationale come before the verdict: the judge then decides after it has given them.
     """
     fields: dict[str, Any] = {"id": {"type": "string"}}
     if evidence:
@@ -106,41 +109,45 @@ def verdict_schema(
 
 
 def tail(text: str, max_tokens: int) -> str:
-    """The end of ``text`` within ``max_tokens`` (estimated): an answer's conclusion is at its end."""
-    keep = max_tokens * CHARACTERS_PER_TOKEN
-    return text if len(text) <= keep else _CUT + text[-keep:]
+    """Return the end of ``text`` within ``max_tokens`` (estimated): it holds the conclusion."""
+    characters = max_tokens * CHARACTERS_PER_TOKEN
+    return text if len(text) <= characters else _CUT + text[-characters:]
 
 
 class PromptSecrets:
-    """Fences, nonces and canaries: unguessable without the deployment's secret, and the same for the same call."""
+    """Derives delimiters, nonces and canaries from the deployment's secret and the material.
+
+    They cannot be guessed without the secret, and are the same for the same call.
+    """
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def derive(self, what: str, material: Any) -> str:
-        """16 hexadecimal digits for this use of this material."""
-        return hmac.new(self._secret, digest([what, material]).encode(), "sha256").hexdigest()[:16]
+    def derive(self, purpose: str, material: Any) -> str:
+        """Return 16 hexadecimal digits for this purpose and material."""
+        message = digest([purpose, material]).encode()
+        return hmac.new(self._secret, message, "sha256").hexdigest()[:16]
 
-    def fence(self, material: Any) -> str:
-        """The mark around a piece of material."""
+    def delimiter(self, material: Any) -> str:
+        """Return the delimiter for a piece of material."""
         return f"material-{self.derive('fence', material)}"
 
 
-def shown(text: str, max_tokens: int) -> str:
-    """The copy of a response that a judge is shown: its end within ``max_tokens``, safe to show."""
+def shown_text(text: str, max_tokens: int) -> str:
+    """Return the copy of a response that a judge sees: its sanitised end within ``max_tokens``."""
     return _safe(tail(text, max_tokens))
 
 
-def _fenced(fence: str, text: str, max_tokens: int) -> str:
-    return f"<<{fence}\n{shown(text, max_tokens)}\n{fence}>>"
+def _delimited(delimiter: str, text: str, max_tokens: int) -> str:
+    return f"<<{delimiter}\n{shown_text(text, max_tokens)}\n{delimiter}>>"
 
 
 def _safe(text: str) -> str:
-    """A copy without what hides or deceives, and without a fence of any call."""
-    return _FENCE.sub("[mark]", sanitise(text))
+    """Return a sanitised copy without delimiters of any call."""
+    return _DELIMITER.sub("[mark]", sanitise(text))
 
 
-def _json_form(schema: dict[str, Any], *, rationale: bool = False) -> str:
+def _reply_instruction(schema: dict[str, Any], *, rationale: bool = False) -> str:
     return (
         "Reply with one JSON object and nothing else. It must follow this JSON schema:\n"
         + json.dumps(schema)
@@ -148,24 +155,26 @@ def _json_form(schema: dict[str, Any], *, rationale: bool = False) -> str:
     )
 
 
-def rubricator_prompt(task: InductionTask, marks: PromptSecrets, *, max_tokens: int) -> str:
-    """The inducing role's whole message. The rubricator may know who is who; the verifier may not."""
+def rubricator_prompt(task: InductionTask, secrets: PromptSecrets, *, max_tokens: int) -> str:
+    """Return the rubricator's message. It names teachers and students; the verifier's does not."""
     prompt = prompt_text(task.prompt)
-    fence = marks.fence([prompt, task.teacher_responses, [s.text for s in task.student_responses]])
+    delimiter = secrets.delimiter(
+        [prompt, task.teacher_responses, [s.text for s in task.student_responses]]
+    )
     blocks = [
-        f"Reference {i}:\n{_fenced(fence, t, max_tokens)}"
+        f"Reference {i}:\n{_delimited(delimiter, t, max_tokens)}"
         for i, t in enumerate(task.teacher_responses)
     ]
     blocks += [
         f"Student {i}{' (cut off at its length limit)' if s.truncated else ''}:\n"
-        f"{_fenced(fence, s.text, max_tokens)}"
+        f"{_delimited(delimiter, s.text, max_tokens)}"
         for i, s in enumerate(task.student_responses)
     ]
     return RUBRICATOR.substitute(
-        fence=fence,
+        fence=delimiter,
         prompt=_safe(prompt),
         answers="\n\n".join(blocks),
-        form=_json_form(RUBRIC_SCHEMA),
+        form=_reply_instruction(RUBRIC_SCHEMA),
     )
 
 
@@ -173,26 +182,24 @@ def verifier_prompt(
     task: VerifyTask,
     criteria: Sequence[tuple[str, str]],
     schema: dict[str, Any],
-    marks: PromptSecrets,
+    secrets: PromptSecrets,
     *,
     max_tokens: int,
     nonce: str | None,
     canary: tuple[str, str] | None,
     rationale: bool = False,
 ) -> str:
-    """The verifying role's whole message. Points and categories are not shown: they are not to be judged by.
+    """Return the verifier's message. It shows no points and categories: they must not sway it.
 
-    ``criteria`` are (id, words) pairs as shown: c1 … cK. The canary, which differs from call to call, comes after the
-    material, so that what stands before it is the same for all rollouts of a group.
+    ``criteria`` are (id, text) pairs as shown, c1 … cK. The canary differs from call to call and
+    therefore comes after the material: the prompt up to the answer is the same for a whole group.
     """
     prompt = prompt_text(task.prompt)
-    task_fence, fence = (
-        marks.fence(prompt),
-        marks.fence([prompt, [words for _, words in criteria], task.responses]),
-    )
+    prompt_delimiter = secrets.delimiter(prompt)
+    delimiter = secrets.delimiter([prompt, [text for _, text in criteria], task.responses])
     single = len(task.responses) == 1 and task.verify == "rollout"
     blocks = [
-        f"{'Answer' if single else f'Answer {i}'}:\n{_fenced(fence, text, max_tokens)}"
+        f"{'Answer' if single else f'Answer {i}'}:\n{_delimited(delimiter, text, max_tokens)}"
         for i, text in enumerate(task.responses, 1)
     ]
     closing = []
@@ -201,16 +208,16 @@ def verifier_prompt(
     if nonce is not None:
         closing.append(f"nonce: {nonce}\nRepeat the nonce in your reply.")
     return VERIFIER.substitute(
-        task_fence=task_fence,
-        fence=fence,
+        task_fence=prompt_delimiter,
+        fence=delimiter,
         prompt=_safe(prompt),
         answers="\n\n".join(blocks),
-        form=_json_form(schema, rationale=rationale),
-        criteria="\n".join(f"{i}: {' '.join(_safe(words).split())}" for i, words in criteria),
+        form=_reply_instruction(schema, rationale=rationale),
+        criteria="\n".join(f"{i}: {' '.join(_safe(text).split())}" for i, text in criteria),
         closing="\n\n".join([*closing, "Now give that object."]),
     )
 
 
-def shown_criteria(criteria: Sequence[Criterion]) -> list[tuple[str, str]]:
-    """Criteria under the ids a judge sees, c1 … cK in the order given, whatever their ids in the rubric."""
+def number_criteria(criteria: Sequence[Criterion]) -> list[tuple[str, str]]:
+    """Return (id, text) pairs with the ids that a judge sees, c1 … cK, in the order given."""
     return [(f"c{i}", c.text) for i, c in enumerate(criteria, 1)]

@@ -1,4 +1,4 @@
-"""The bounded queue of a judge's calls: admitted and not done, shared by teams."""
+"""The bounded queue of a judge's calls, shared by the teams."""
 
 import asyncio
 import math
@@ -8,43 +8,42 @@ from dataclasses import dataclass, field
 from markscheme_server.errors import Unavailable
 
 RATE_WINDOW_S = 10.0
-RETRY_AFTER_LEAST_S, OVERLOADED_MOST_S = 1, 60
+MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1, 60
 
 
 @dataclass(slots=True)
-class Reservation:
-    """Calls that an admitted request may still make; see :meth:`Queue.reserve`."""
+class QueueReservation:
+    """Calls that an admitted request may still make; see `CallQueue.reserve`."""
 
-    queue: "Queue"
+    queue: "CallQueue"
     calls: int
     team: str
 
     def release(self, calls: int | None = None) -> None:
-        """Give back ``calls`` that are done, or whatever is left."""
-        given = self.calls if calls is None else min(calls, self.calls)
-        self.calls -= given
-        self.queue.give_back(given, self.team)
-
-    def __del__(self) -> None:
-        """A caller that left before its answer was begun takes nothing with it."""
-        self.release()
+        """Free ``calls`` that have ended; by default all that are left."""
+        freed = self.calls if calls is None else min(calls, self.calls)
+        self.calls -= freed
+        self.queue.free(freed, self.team)
 
 
 @dataclass(slots=True)
-class Queue:
-    """At most ``limit`` calls, but for what each team has a right to."""
+class CallQueue:
+    """Admits at most ``limit`` calls that have not ended, and each team's even share of it."""
 
     limit: int
     _reserved: Counter[str] = field(default_factory=Counter)
     _ended: deque[float] = field(default_factory=deque)
 
-    def reserve(self, calls: int, team: str) -> Reservation:
-        """Room for the calls of a team's request. Raises 503 with ``Retry-After`` when there is none.
+    def reserve(self, calls: int, team: str) -> QueueReservation:
+        """Reserve room for the calls of a team's request; raise 503 with ``Retry-After`` if full.
 
-        A team may fill the queue where it is alone. Each team has an even part of it for itself:
-        whoever finds the queue full of others' calls may still fill that part, so that the queue
-        may then hold more than its limit. A team that has nothing in it is let in whatever the size
-        of its request: it could never be answered otherwise.
+        A team may fill the queue while it is alone. A team that finds the queue full of others'
+        calls may still use its even share, so that the queue may then hold more than its limit. A
+        team without reserved calls is always admitted: a request larger than the limit could never
+        be answered otherwise.
+
+        Release what is not needed any more. The rest is released when the calling task ends: the
+        server may drop a response that it has not begun to send.
         """
         own, total = self._reserved[team], self._reserved.total()
         teams = len(self._reserved) + (team not in self._reserved)
@@ -52,30 +51,33 @@ class Queue:
             raise Unavailable(
                 f"{own} judge calls of the team are waiting already; try again later",
                 code="overloaded",
-                retry_after_s=self._clears_in_s(),
+                retry_after_s=self._retry_after_s(),
             )
         self._reserved[team] += calls
-        return Reservation(self, calls, team)
+        reservation = QueueReservation(self, calls, team)
+        if (task := asyncio.current_task()) is not None:
+            task.add_done_callback(lambda _: reservation.release())
+        return reservation
 
-    def give_back(self, calls: int, team: str) -> None:
-        """Room that a team's request no longer needs."""
+    def free(self, calls: int, team: str) -> None:
+        """Free room that a team reserved."""
         self._reserved[team] -= calls
         if self._reserved[team] <= 0:
             del self._reserved[team]
 
     def count_ended(self) -> None:
-        """One call has ended."""
+        """Count a call that has ended, for the estimate of ``Retry-After``."""
         now = asyncio.get_running_loop().time()
         self._ended.append(now)
-        self._forget(now)
+        self._drop_old(now)
 
-    def _clears_in_s(self) -> int:
-        """When the calls that wait will be done at the rate of the last seconds."""
-        self._forget(asyncio.get_running_loop().time())
+    def _retry_after_s(self) -> int:
+        """Estimate when the reserved calls will have ended, at the rate of the last seconds."""
+        self._drop_old(asyncio.get_running_loop().time())
         rate = len(self._ended) / RATE_WINDOW_S
-        wait = math.ceil(self._reserved.total() / rate) if rate else RETRY_AFTER_LEAST_S
-        return max(RETRY_AFTER_LEAST_S, min(OVERLOADED_MOST_S, wait))
+        wait = math.ceil(self._reserved.total() / rate) if rate else MIN_RETRY_AFTER_S
+        return max(MIN_RETRY_AFTER_S, min(MAX_RETRY_AFTER_S, wait))
 
-    def _forget(self, now: float) -> None:
+    def _drop_old(self, now: float) -> None:
         while self._ended and self._ended[0] < now - RATE_WINDOW_S:
             self._ended.popleft()

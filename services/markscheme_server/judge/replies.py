@@ -1,11 +1,11 @@
-"""Read what an endpoint sent: the one path from a response's bytes to a verdict, a rubric or a text.
+"""Read an endpoint's reply: from the bytes of a response to verdicts, criteria or a text.
 
     bytes ─► decode ─► completion ─► read_text ─► text ─► read_object ─► JSON ─► read_verdicts …
 
-All three roles take it. A reply decides only by its last word: thinking is cut off, and the JSON
-must be all of what is left. What deviates raises :class:`ReplyError`; what cannot change a verdict
-(a trailing comma, an array without its object, ``5.0``, ``C1``) is forgiven. Every step takes linear
-time and bounded memory, because a rollout may make a judge repeat anything.
+All three roles use these functions. Thinking is cut off, and the JSON must be all that is left.
+Deviations raise `ReplyError`, except those that cannot change a verdict: a trailing comma, an array
+without its object, ``5.0``, ``C1``. Every step takes linear time and bounded memory, because a
+rollout may make a judge repeat anything.
 """
 
 import json
@@ -18,16 +18,16 @@ from markscheme.thinking import after_last_close, split_reply, split_response
 from markscheme.vocabulary import CATEGORIES, UnscoredReason
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import Decision
-from markscheme_server.judge.retry import NotTheProtocol
+from markscheme_server.judge.retry import ProtocolError
 
 MIN_CRITERIA, MAX_CRITERIA = 4, 12
 MIN_POINTS, MAX_POINTS = 1, 5
 MAX_CRITERION_CHARACTERS = 1000
 MAX_QUOTED_CHARACTERS = 4000
-"""Of evidence or a rationale; the rest is cut off."""
-MOST_REPLY_CHARACTERS = 256 * 1024
-MOST_OBJECTS = 20_000
-"""JSON objects in a reply. More than any rubric and pool can need, and quick to read."""
+"""Maximum length of evidence or a rationale; the rest is cut off."""
+MAX_REPLY_CHARACTERS = 256 * 1024
+MAX_OBJECTS = 20_000
+"""Maximum number of JSON objects in a reply: more than any pool needs, and quick to read."""
 _CUT_OFF = frozenset(
     {
         "length",
@@ -40,16 +40,16 @@ _CUT_OFF = frozenset(
 )
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 _THINKING_PARTS = frozenset({"thinking", "reasoning", "redacted_thinking", "reasoning_text"})
-_FENCE = re.compile(r"```[A-Za-z0-9_+-]*")
-# A string, or a comma before a closing bracket. An unterminated string runs to the end, so that no
-# part of the text is read twice.
+_CODE_FENCE = re.compile(r"```[A-Za-z0-9_+-]*")
+# A string, or a comma before a closing bracket. An unterminated string matches to the end, so that
+# no part of the text is scanned twice.
 _TRAILING_COMMA = re.compile(r'"(?:[^"\\]|\\.|\\\Z)*(?:"|\Z)|,(?=\s*[}\]])', re.DOTALL)
 _NUMBERED = re.compile(r"\b(student|reference)s? ?#?(\d+)\b", re.IGNORECASE)
-_FENCE_MARK = re.compile(r"material-[0-9a-f]{8,}", re.IGNORECASE)
+_DELIMITER = re.compile(r"material-[0-9a-f]{8,}", re.IGNORECASE)
 
 
 class ReplyError(ValueError):
-    """A reply that decides nothing. The message can be shown to the judge when it is asked again.
+    """An unusable reply. The message may be sent to the judge when it is asked again.
 
     ``again``: whether asking again can help.
     """
@@ -67,43 +67,41 @@ class ReplyError(ValueError):
 
 
 class Truncated(ReplyError):
-    """A reply that ends before its last word."""
+    """A reply that was cut off."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, UnscoredReason.TRUNCATED)
 
 
 def decode(content: bytes) -> Any:
-    """The JSON of a response's body. Raises :class:`NotTheProtocol` for anything else."""
+    """Parse the JSON of a response's body. Raises `ProtocolError` for anything else."""
     try:
         return json.loads(content)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not UTF-8, not JSON, too deep, a number too long
-        raise NotTheProtocol("the body is not JSON") from error
+    except (ValueError, RecursionError) as error:
+        # Not UTF-8, not JSON, nested too deeply, or a number with too many digits.
+        raise ProtocolError("the body is not JSON") from error
 
 
 def check_protocol(completion: Any) -> None:
-    """Raise :class:`NotTheProtocol` where there is not one choice with a message, or one that was cut off."""
+    """Raise `ProtocolError` unless there is one choice, with a message or cut off."""
     choice = _first_choice(completion)
     if not isinstance(choice.get("message"), dict) and not _is_cut_off(choice):
-        raise NotTheProtocol("there is no choice with a message")
+        raise ProtocolError("there is no choice with a message")
 
 
 def read_text(completion: Any, *, response: bool = False) -> str:
-    """The text that decides: the first choice's content without its thinking.
+    """Return the choice's content without its thinking.
 
-    ``response``: it is a teacher's response, not a judge's reply. Raises :class:`Truncated` for a
-    completion or a thought that does not end, :class:`ReplyError` where there is reasoning and no
-    reply, and :class:`NotTheProtocol` where there is no choice with a message.
+    ``response``: it is a teacher's response, not a judge's reply. Raises `Truncated` where the
+    completion or its thinking does not end, `ReplyError` where there is reasoning and no reply, and
+    `ProtocolError` where there is no choice with a message.
     """
     choice = _first_choice(completion)
     if _is_cut_off(choice):
         raise Truncated("the reply was cut off at its length limit")
     message = choice.get("message")
     if not isinstance(message, dict):
-        raise NotTheProtocol("there is no choice with a message")
+        raise ProtocolError("there is no choice with a message")
     content = _content(message.get("content"))
     if not content.strip() and any(message.get(name) for name in _REASONING_FIELDS):
         raise ReplyError(
@@ -118,17 +116,17 @@ def read_text(completion: Any, *, response: bool = False) -> str:
 
 
 def read_object(text: str) -> Any:
-    """The JSON object or array that is the whole of ``text``; a code fence around it is allowed.
+    """Parse ``text`` as one JSON object or array; a code fence around it is allowed.
 
-    Two objects, or an object in prose, are refused: which was meant is a guess, and one may be
-    quoted from the material.
+    Two objects, or an object within prose, are refused: it is a guess which one is meant, and one
+    may be quoted from the material.
     """
-    if len(text) > MOST_REPLY_CHARACTERS:
-        raise ReplyError(f"the reply is longer than {MOST_REPLY_CHARACTERS:,} characters")
+    if len(text) > MAX_REPLY_CHARACTERS:
+        raise ReplyError(f"the reply is longer than {MAX_REPLY_CHARACTERS:,} characters")
     try:
         return _parse(_without_fence(text.strip("\ufeff \t\r\n")))
     except ReplyError:
-        # A draft, a closing mark of a thought that the template had opened, and then the reply.
+        # Thinking that the chat template opened, its closing tag, and then the reply.
         split = after_last_close(text)
         if split is None:
             raise
@@ -138,7 +136,7 @@ def read_object(text: str) -> Any:
 def read_verdicts(
     reply: Any, ids: Sequence[str], *, evidence: bool = False, rationale: bool = False
 ) -> dict[str, Decision]:
-    """``[{"id", "met", …}]`` as decisions by id: exactly the ids offered, booleans only."""
+    """Read ``[{"id", "met", …}]`` as decisions by id: exactly the ``ids``, with booleans."""
     if isinstance(reply, dict):
         reply = reply.get("verdicts")
     if not isinstance(reply, list):
@@ -171,7 +169,7 @@ def read_verdicts(
 def read_pool(
     reply: Any, size: int, ids: Sequence[str], *, evidence: bool = False, rationale: bool = False
 ) -> list[dict[str, Decision]]:
-    """Group mode: one entry an answer, numbered 1 … ``size``, each once."""
+    """Read the decisions of group mode: one entry per answer, numbered 1 … ``size``."""
     if isinstance(reply, dict):
         reply = reply.get("answers")
     if not isinstance(reply, list):
@@ -190,9 +188,9 @@ def read_pool(
 
 
 def read_criteria(reply: Any, prompt: str = "") -> tuple[Criterion, ...]:
-    """The rubricator's criteria: 4 to 12, whole points 1 to 5; the ids are ours.
+    """Read the rubricator's criteria: 4 to 12 of them, with whole points from 1 to 5.
 
-    ``prompt`` is the task's own text: what it says itself, a criterion may say too.
+    The ids are assigned here. ``prompt`` is the task's text: a criterion may repeat its words.
     """
     items = reply.get("criteria") if isinstance(reply, dict) else reply
     if not isinstance(items, list) or not MIN_CRITERIA <= len(items) <= MAX_CRITERIA:
@@ -216,9 +214,9 @@ def _criterion(criterion_id: str, item: Any, prompt: str) -> Criterion:
 
 
 def _refuse_names_of_this_call(text: str, prompt: str) -> None:
-    """A criterion is decided from one answer alone: it must not point at the answers of this call."""
+    """Refuse a criterion that names answers of this call: the verifier sees one answer alone."""
     stated = {match.group().lower() for match in _NUMBERED.finditer(prompt)}
-    if _FENCE_MARK.search(text) or any(
+    if _DELIMITER.search(text) or any(
         m.group().lower() not in stated for m in _NUMBERED.finditer(text)
     ):
         raise ReplyError(
@@ -235,7 +233,7 @@ def _category(value: Any) -> Any:
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number, also written ``5.0``."""
+    """Return a whole number, also from ``5.0``; ``None`` for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return int(value) if isinstance(value, int) or value.is_integer() else None
@@ -249,7 +247,7 @@ def _quoted(item: dict[str, Any], name: str) -> str | None:
 def _first_choice(completion: Any) -> dict[str, Any]:
     choices = completion.get("choices") if isinstance(completion, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise NotTheProtocol("there is not exactly one choice")
+        raise ProtocolError("there is not exactly one choice")
     return choices[0]
 
 
@@ -258,7 +256,7 @@ def _is_cut_off(choice: dict[str, Any]) -> bool:
 
 
 def _content(content: Any) -> str:
-    """A message's text: a string, or a list of parts of which those with thinking are passed over."""
+    """Return a message's text: a string, or the parts of a list that are not thinking."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -270,17 +268,17 @@ def _content(content: Any) -> str:
         elif (
             isinstance(part, dict)
             and isinstance(part.get("text"), str)
-            and (str(part.get("type")) not in _THINKING_PARTS)
+            and str(part.get("type")) not in _THINKING_PARTS
         ):
             texts.append(part["text"])
     return "".join(texts)
 
 
 def _without_fence(text: str) -> str:
-    """What stands in a code fence that is the whole of ``text``; else ``text``."""
+    """Return the content of a code fence around the whole of ``text``; else ``text``."""
     if not (text.startswith("```") and text.endswith("```") and len(text) >= 6):
         return text
-    opening = _FENCE.match(text)
+    opening = _CODE_FENCE.match(text)
     assert opening is not None
     return text[opening.end() : -3].strip()
 
@@ -292,8 +290,8 @@ def _parse(text: str) -> Any:
             if "{" not in text and "[" not in text
             else "the reply must be one JSON object, without words around it"
         )
-    if text.count("{") > MOST_OBJECTS:
-        raise ReplyError(f"the reply holds more than {MOST_OBJECTS:,} objects")
+    if text.count("{") > MAX_OBJECTS:
+        raise ReplyError(f"the reply holds more than {MAX_OBJECTS:,} objects")
     try:
         return _loads(text)
     except ReplyError:
@@ -313,15 +311,17 @@ def _parse(text: str) -> Any:
 
 
 def _loads(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)
+    return json.loads(
+        text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicate_keys
+    )
 
 
 def _refuse_constant(name: str) -> Any:
     raise ReplyError(f"{name} is not JSON")
 
 
-def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
         raise ReplyError("a key stands twice in one object")
-    return made
+    return result

@@ -1,20 +1,23 @@
-"""A bound on what a judge may send: counted after decompression, so that a small bomb does not become a large one."""
+"""Cap the size of a judge's reply after decompression, against decompression bombs."""
 
 import zlib
 from collections.abc import AsyncIterator, Iterator
 
 import httpx2
 
-MOST_REPLY_BYTES = 1024 * 1024
+MAX_REPLY_BYTES = 1024 * 1024
 PIECE_BYTES = 64 * 1024
 
 
 class UnusableReply(Exception):
-    """The reply, inflated, is larger than any verdict or rubric could be, or packed in a way we did not ask for."""
+    """The reply is too large after decompression, or has an encoding that was not asked for."""
 
 
 async def cap_reply(response: httpx2.Response) -> None:
-    """An httpx2 response hook: inflate here, within the bound, instead of in the client, without one."""
+    """Decompress a reply within the cap. An httpx2 response hook; the client itself has no cap.
+
+    The request asks for ``identity``, but some proxies compress all the same.
+    """
     encoding = response.headers.pop("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "deflate"):
         raise UnusableReply(
@@ -22,33 +25,33 @@ async def cap_reply(response: httpx2.Response) -> None:
         )
     if not isinstance(response.stream, httpx2.AsyncByteStream):
         raise TypeError("the reply is not a stream")
-    response.stream = _Capped(response.stream, packed=encoding != "identity")
+    response.stream = _CappedStream(response.stream, compressed=encoding != "identity")
 
 
-class _Capped(httpx2.AsyncByteStream):
-    def __init__(self, stream: httpx2.AsyncByteStream, *, packed: bool) -> None:
+class _CappedStream(httpx2.AsyncByteStream):
+    def __init__(self, stream: httpx2.AsyncByteStream, *, compressed: bool) -> None:
         self._stream = stream
-        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32) if packed else None
+        self._decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32) if compressed else None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        room = MOST_REPLY_BYTES
+        bytes_left = MAX_REPLY_BYTES
         async for chunk in self._stream:
-            for piece in self._inflated(chunk):
-                room -= len(piece)
-                if room < 0:
+            for piece in self._decompress(chunk):
+                bytes_left -= len(piece)
+                if bytes_left < 0:
                     raise UnusableReply("the reply is too large")
                 yield piece
 
-    def _inflated(self, chunk: bytes) -> Iterator[bytes]:
-        if self._inflate is None:
+    def _decompress(self, chunk: bytes) -> Iterator[bytes]:
+        if self._decompressor is None:
             yield chunk
             return
         while chunk:
             try:
-                piece = self._inflate.decompress(chunk, PIECE_BYTES)
+                piece = self._decompressor.decompress(chunk, PIECE_BYTES)
             except zlib.error as error:
-                raise UnusableReply("the reply does not inflate") from error
-            chunk = self._inflate.unconsumed_tail
+                raise UnusableReply("the reply cannot be decompressed") from error
+            chunk = self._decompressor.unconsumed_tail
             yield piece
 
     async def aclose(self) -> None:

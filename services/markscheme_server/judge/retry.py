@@ -1,7 +1,7 @@
-"""When a judge call is tried again, and how long that waits. The only retry loop there is: the SDK's is off.
+"""Decide which judge calls are retried, and after how long. The SDK's own retries are off.
 
-Three kinds of failure: *transient* (the endpoint or the way to it failed), *rate limit* (it said "not now") and
-*never* (the same call would fail the same way).
+There are three kinds of failure: *transient* (the endpoint or the network failed), *rate limit*
+(the endpoint asks to wait) and *never* (the same call would fail in the same way).
 """
 
 import math
@@ -15,73 +15,76 @@ from enum import StrEnum
 import httpx2
 import openai
 
-from markscheme_server.judge import refusals
-from markscheme_server.judge.refusals import Refused
+from markscheme_server.judge.refusals import RefusalKind, Refused
 
 RETRIES = 2
-BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.25, 4.0
-RETRY_AFTER_MOST_S = 30.0
-_RESET = ("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens")
-_SPAN = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
+BACKOFF_FIRST_S, MAX_BACKOFF_S = 0.25, 4.0
+MAX_RETRY_AFTER_S = 30.0
+_RESET_HEADERS = ("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens")
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
 
 
-class NotTheProtocol(ValueError):
-    """A success whose body is no answer of the chat-completions protocol: a proxy's page, a torn reply."""
+class ProtocolError(ValueError):
+    """A success whose body is not of the chat-completions protocol, such as a proxy's page."""
 
 
-class Kind(StrEnum):
-    """What a failure says about the next try."""
+class RetryKind(StrEnum):
+    """What a failure says about the next attempt."""
 
     TRANSIENT = "transient"
     RATE_LIMIT = "rate_limit"
     NEVER = "never"
 
 
-def took_too_long(error: BaseException) -> bool:
-    """Whether a call's time ran out. The SDK's aiohttp transport also calls a dropped connection a time-out."""
+def is_timeout(error: BaseException) -> bool:
+    """Return whether a call timed out.
+
+    The SDK's aiohttp transport also reports a failed connection as a timeout.
+    """
     return isinstance(error, TimeoutError) or (
         isinstance(error, openai.APITimeoutError)
         and not isinstance(error.__cause__, httpx2.ConnectTimeout)
     )
 
 
-_PASSING = {refusals.Kind.RATE_LIMITED: Kind.RATE_LIMIT, refusals.Kind.UNAVAILABLE: Kind.TRANSIENT}
+_RETRYABLE_REFUSALS = {
+    RefusalKind.RATE_LIMITED: RetryKind.RATE_LIMIT,
+    RefusalKind.UNAVAILABLE: RetryKind.TRANSIENT,
+}
 
 
-def classify(error: BaseException) -> Kind:
-    """The kind of an error of one call. The endpoint's own ``x-should-retry`` overrides the status."""
+def classify(error: BaseException) -> RetryKind:
+    """Return the kind of a call's error. The endpoint's ``x-should-retry`` overrides the status."""
     if isinstance(error, Refused):
-        kind = _PASSING.get(error.refusal.kind, Kind.NEVER)
+        kind = _RETRYABLE_REFUSALS.get(error.refusal.kind, RetryKind.NEVER)
         advice = error.headers.get("x-should-retry")
         if advice == "true":
-            return Kind.RATE_LIMIT if error.refusal.status == 429 else Kind.TRANSIENT
-        return Kind.NEVER if advice == "false" else kind
-    passing = (openai.APIConnectionError, TimeoutError, NotTheProtocol)
-    return Kind.TRANSIENT if isinstance(error, passing) else Kind.NEVER
+            return RetryKind.RATE_LIMIT if error.refusal.status == 429 else RetryKind.TRANSIENT
+        return RetryKind.NEVER if advice == "false" else kind
+    retryable = (openai.APIConnectionError, TimeoutError, ProtocolError)
+    return RetryKind.TRANSIENT if isinstance(error, retryable) else RetryKind.NEVER
 
 
 def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) -> float | None:
-    """How long the endpoint asks us to wait, in any of the forms in use; ``None`` when it does not say (sanely).
+    """Return the seconds that the endpoint asks to wait; ``None`` if it names no usable time.
 
-    ``retry-after-ms``; ``Retry-After`` in seconds, whole or not, or as an HTTP date; OpenAI's
-    ``x-ratelimit-reset-*`` such as ``6m0s``, of which the longest counts.
+    Reads ``retry-after-ms``; ``Retry-After`` in seconds, whole or not, or as an HTTP date; and
+    OpenAI's ``x-ratelimit-reset-*`` such as ``6m0s``, the longest of which counts.
     """
     milliseconds = _positive(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
     stated = headers.get("retry-after")
     if stated is not None:
-        return (
-            seconds
-            if (seconds := _positive(stated)) is not None
-            else _until(stated, now or datetime.now(UTC))
-        )
-    return max((s for name in _RESET if (s := _span(headers.get(name))) is not None), default=None)
+        seconds = _positive(stated)
+        return seconds if seconds is not None else _until(stated, now or datetime.now(UTC))
+    resets = [_duration_s(headers.get(name)) for name in _RESET_HEADERS]
+    return max((seconds for seconds in resets if seconds is not None), default=None)
 
 
 def backoff_s(attempt: int) -> float:
-    """Full jitter: uniform in [0, min(4, 0.25 * 2^attempt)], ``attempt`` counted from 0."""
-    return random.uniform(0, min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2**attempt))
+    """Draw a delay with full jitter, uniform in [0, min(4, 0.25 · 2^attempt)] from attempt 0."""
+    return random.uniform(0, min(MAX_BACKOFF_S, BACKOFF_FIRST_S * 2**attempt))
 
 
 def _positive(text: str | None) -> float | None:
@@ -101,8 +104,8 @@ def _until(text: str, now: datetime) -> float | None:
     return wait if wait > 0 else None
 
 
-def _span(text: str | None) -> float | None:
-    match = _SPAN.fullmatch(text.strip()) if text else None
+def _duration_s(text: str | None) -> float | None:
+    match = _DURATION.fullmatch(text.strip()) if text else None
     if match is None or not match[0]:
         return None
     hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())

@@ -1,21 +1,21 @@
-"""Make the copy of a text that a judge is shown.
+"""Sanitise the text that a judge is shown, and find quotations in it.
 
-A rollout may hold characters that hide what it says and marks that a server takes for turns of the
-conversation. The copy shows hidden characters as U+FFFD and breaks the marks with a space. What
-letters and emoji need stays: joiners in Persian and Hindi, soft hyphens in words, emoji sequences.
+A rollout may hold invisible characters, and tags that a server takes for turns of the conversation.
+The copy shows invisible characters as U+FFFD and breaks the tags with a space. What letters and
+emoji need stays: joiners in Persian and Hindi, soft hyphens in words, emoji sequences.
 """
 
 import re
 import unicodedata
 
 HIDDEN = "\ufffd"
-"""Stands in the copy for a character that shows nothing."""
+"""Replaces an invisible character in the copy."""
 
-# Characters that are invisible or change how their neighbours show. Tab and line ends are none.
+# Characters that are invisible or change how their neighbours look, except tabs and line ends.
 _SUSPECT = re.compile(
-    "[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u0084\u0086-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5"
-    "\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
-    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    "[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u0084\u0086-\u009f\u00ad\u034f\u061c\u115f\u1160"
+    "\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff"
+    "\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _LINE_ENDS = str.maketrans("\u0085\u2028\u2029", "\n\n\n")
 # The flags of England, Scotland and Wales are the only emoji with tag characters.
@@ -27,27 +27,27 @@ _ZWNJ, _ZWJ, _ZWSP, _SOFT_HYPHEN, _CGJ = "\u200c", "\u200d", "\u200b", "\u00ad",
 _RTL_MARKS = "\u200e\u200f\u061c"
 _EMOJI_STYLE = "\ufe0e\ufe0f"
 
-# PromptSecrets by which chat templates end a turn, begin one, or call tools, and marks of thinking. Exact
-# spellings: servers match them exactly.
-_TEMPLATE_MARK = re.compile(
+# Tags with which chat templates begin and end turns, call tools and delimit thinking. The spellings
+# are exact: servers match them exactly.
+_TEMPLATE_TAG = re.compile(
     r"<\|[^\s<>|]{1,64}\|?>"  # ChatML, Llama 3 and 4, gpt-oss, Phi, Qwen, GLM, Command, Gemma 4
     r"|<[A-Za-z_]{1,32}\|>"
     r"|<\uff5c[^<>\uff5c]{1,64}\uff5c>"  # DeepSeek
     r"|<</?SYS>>|\[/?INST\]|</?s>"  # Llama 2, Mistral
-    r"|\[/?(?:AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|SYSTEM_PROMPT|MODEL_SETTINGS|THINK|ARGS|CALL_ID|PREFIX"
-    r"|MIDDLE|SUFFIX|IMG|IMG_BREAK|IMG_END)\]"
-    r"|</?(?:start_of_turn|end_of_turn|bos|eos|pad|unk|sop|eop|think|thinking|thought|reasoning|seed:think|seed:bos|seed:eos"
-    r"|tool_call|tool_response|start_of_image|end_of_image|unused\d{1,3}|reserved_\d{1,4}|extra_id_\d{1,3})>"
+    r"|\[/?(?:AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|SYSTEM_PROMPT|MODEL_SETTINGS"
+    r"|THINK|ARGS|CALL_ID|PREFIX|MIDDLE|SUFFIX|IMG|IMG_BREAK|IMG_END)\]"
+    r"|</?(?:start_of_turn|end_of_turn|bos|eos|pad|unk|sop|eop|think|thinking|thought|reasoning"
+    r"|seed:think|seed:bos|seed:eos|tool_call|tool_response|start_of_image|end_of_image|unused\d{1,3}|reserved_\d{1,4}|extra_id_\d{1,3})>"
     r"|\[g?MASK\]|\u25c1/?think\u25b7|\]~!?b[\[\]]|\[UNUSED_TOKEN_\d{1,4}\]|\[e~\["
 )
 
 
 def sanitise(text: str) -> str:
-    """The copy of ``text`` to show. Linear time."""
+    """Return the copy of ``text`` to show, in linear time."""
     text = text.translate(_LINE_ENDS) if not text.isascii() else text
     if _SUSPECT.search(text):
         text = _SUSPECT.sub(_show, text)
-    return _TEMPLATE_MARK.sub(lambda mark: f"{mark.group()[0]} {mark.group()[1:]}", text)
+    return _TEMPLATE_TAG.sub(lambda tag: f"{tag.group()[0]} {tag.group()[1:]}", text)
 
 
 def _show(match: re.Match[str]) -> str:
@@ -57,7 +57,7 @@ def _show(match: re.Match[str]) -> str:
 
 
 def _needed(char: str, before: str, after: str, text: str, at: int) -> bool:
-    """Whether the characters beside it need this one to show as they should."""
+    """Return whether the characters beside this one need it to display correctly."""
     if char == _SOFT_HYPHEN:
         return before.isalpha() and after.isalpha()
     if char == _ZWJ:
@@ -99,7 +99,10 @@ def _in(char: str, first: int, last: int) -> bool:
 
 
 def _is_joining(char: str) -> bool:
-    """A letter or mark of a script whose letters join or form conjuncts: Arabic, Syriac, Mongolian, Indic and kin."""
+    """Return whether it is a letter or mark of a script that joins letters or forms conjuncts.
+
+    Such as Arabic, Syriac, Mongolian and the Indic scripts.
+    """
     return (
         _in(char, 0x0600, 0x08FF)
         or _in(char, 0x0900, 0x0DFF)
@@ -113,7 +116,7 @@ def _is_joining(char: str) -> bool:
 
 
 def _breaks_without_spaces(char: str) -> bool:
-    """A letter or mark of Thai, Lao, Myanmar, Khmer or Tibetan."""
+    """Return whether it is a letter or mark of Thai, Lao, Myanmar, Khmer or Tibetan."""
     return _in(char, 0x0E00, 0x0FFF) or _in(char, 0x1000, 0x109F) or _in(char, 0x1780, 0x17FF)
 
 
@@ -126,7 +129,7 @@ def _is_ideograph(char: str) -> bool:
 
 
 def _is_emoji(char: str) -> bool:
-    """A symbol or a skin tone."""
+    """Return whether it is a symbol or a skin tone."""
     return char != "" and (
         unicodedata.category(char) in ("So", "Sk") or char in "\u2139\u27a1\u2194\u2195"
     )
@@ -143,7 +146,7 @@ def _takes_emoji_style(before: str, after: str) -> bool:
     )
 
 
-# Evidence is looked for in the copy that was shown, folded.
+# Evidence is looked up in the shown copy; both are folded first.
 _SPACE = re.compile(r"\s+")
 _QUOTES = str.maketrans(
     {
@@ -176,11 +179,11 @@ _MARKDOWN = str.maketrans("", "", "*_")
 
 
 def quotes(quotation: str, shown: str) -> bool:
-    """Whether ``quotation`` stands in the text that was shown.
+    """Return whether ``quotation`` occurs in the text that was shown.
 
-    White space, kinds of quotation marks and dashes, case, emphasis marks and invisible characters
-    do not count. Parts around an ellipsis must come in order. One letter is no quotation, unless it
-    is the whole text.
+    White space, styles of quotation marks and dashes, case, emphasis and invisible characters are
+    ignored. Parts around an ellipsis must occur in order. A single letter is no quotation, unless
+    it is the whole text.
     """
     folded = _fold(shown)
     whole = _fold(quotation).strip("'\" ")
@@ -188,20 +191,20 @@ def quotes(quotation: str, shown: str) -> bool:
         return False
     if whole == folded.strip("'\" "):
         return True
-    if _says_something(whole) and whole in folded:
+    if _is_specific(whole) and whole in folded:
         return True
     parts = [part for piece in _ELLIPSIS.split(quotation) if (part := _fold(piece).strip("'\" "))]
     at = 0
     for part in parts:
-        found = folded.find(part, at) if _says_something(part) else -1
+        found = folded.find(part, at) if _is_specific(part) else -1
         if found == -1:
             return False
         at = found + len(part)
     return len(parts) > 1
 
 
-def _says_something(part: str) -> bool:
-    """Two letters, a digit or a symbol: one letter stands in every text."""
+def _is_specific(part: str) -> bool:
+    """Return whether it has two letters, a digit or a symbol: a single letter is in every text."""
     letters = sum(c.isalpha() for c in part)
     return letters > 1 or any(c.isdigit() or unicodedata.category(c)[0] == "S" for c in part)
 

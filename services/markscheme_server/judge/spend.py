@@ -1,8 +1,8 @@
-"""What a question's requests cost: each is booked when it is sent, at the most it can cost, and at its real cost
-once the endpoint has stated that.
+"""Record what a question's requests cost.
 
-The most is what was asked for: a token for each byte of the prompt, and the longest reply that was allowed. An
-endpoint is not believed beyond it. Where it states nothing that can be believed, the request stays at the most.
+A request counts at its maximum cost when it is sent, and at its actual cost once the endpoint has
+stated its usage. The maximum is a token for each byte of the prompt, and the longest reply that was
+allowed. Usage beyond the maximum is not believed; without plausible usage the maximum stands.
 """
 
 from typing import Any
@@ -14,19 +14,19 @@ from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings
 from markscheme_server.domain.call_context import Deadline, SpendGuard
 from markscheme_server.domain.usage import JudgeUsage, to_usd
-from markscheme_server.judge.refusals import Kind, Refusal
+from markscheme_server.judge.refusals import Refusal, RefusalKind
 
 LONGEST_REPLY_TOKENS = 131_072
-"""The longest reply where none can be asked for: as much as any model writes."""
+"""The longest reply where no length can be asked for: as much as any model writes."""
 _ABSURD_TOKENS = 2**31
 _TIMED_OUT = frozenset({408, 504, 524})
-"""Statuses of a proxy that did not wait for the model, which may have gone on."""
-_GENERATED = frozenset({Kind.GENERATION, Kind.TRUNCATED})
-"""Refusals of what the model had already written."""
+"""Statuses of a proxy that stopped waiting; the model may have gone on."""
+_GENERATED = frozenset({RefusalKind.GENERATION, RefusalKind.TRUNCATED})
+"""Refusals that come after the model has written."""
 
 
 class Spending:
-    """One question's requests, one after the other, and who pays for them."""
+    """The cost of one question's requests, which are sent one after the other."""
 
     def __init__(
         self, settings: JudgeSettings, judge: str, role: str, budget: SpendGuard, deadline: Deadline
@@ -39,28 +39,32 @@ class Spending:
         """What the question has cost so far."""
         return self._budget.usage
 
-    async def cover(self, prompt_bytes: int, reply_tokens: int) -> None:
-        """See to the money for a request of this size. Raises ``JudgeFailure`` when the budget is spent."""
+    async def reserve_budget(self, prompt_bytes: int, reply_tokens: int) -> None:
+        """Reserve the maximum cost of a request. Raises `JudgeFailure` when the budget is spent."""
         if self.settings.priced:
-            await self._budget.hold(self.settings.most(prompt_bytes, reply_tokens), self._deadline)
+            await self._budget.hold(
+                self.settings.max_cost(prompt_bytes, reply_tokens), self._deadline
+            )
 
-    def begin(self, prompt_bytes: int, reply_tokens: int) -> "Request":
-        """Book a request, which is sent now."""
+    def begin(self, prompt_bytes: int, reply_tokens: int) -> "RequestCost":
+        """Record a request that is sent now, at its maximum cost."""
         before = self.usage
-        request = Request(self, prompt_bytes, reply_tokens, before)
-        self.book(
+        cost = RequestCost(self, prompt_bytes, reply_tokens, before)
+        self.record(
             before,
-            JudgeUsage(1, unpriced_calls=1, unknown=self.settings.most(prompt_bytes, reply_tokens)),
+            JudgeUsage(
+                1, unpriced_calls=1, unknown=self.settings.max_cost(prompt_bytes, reply_tokens)
+            ),
         )
-        return request
+        return cost
 
-    def book(self, before: JudgeUsage, usage: JudgeUsage) -> None:
-        """Say what the request after ``before`` came to."""
+    def record(self, before: JudgeUsage, usage: JudgeUsage) -> None:
+        """Set the usage to that ``before`` the last request plus the request's own."""
         self._budget.usage = before + usage
 
 
-class Request:
-    """One request that was sent. Until it is known what it cost, it is booked at the most that it can."""
+class RequestCost:
+    """The cost of one request that was sent: its maximum until the outcome is known."""
 
     def __init__(
         self, spending: Spending, prompt_bytes: int, reply_tokens: int, before: JudgeUsage
@@ -68,15 +72,15 @@ class Request:
         self._spending, self._before = spending, before
         self._prompt_bytes, self._reply_tokens = prompt_bytes, reply_tokens
 
-    def answered(self, completion: Any) -> None:
-        """It was answered: believe what the answer states it used, as far as that can be."""
+    def on_answer(self, completion: Any) -> None:
+        """Record the usage that the answer states, within the request's maximum."""
         settings, judge, role = self._spending.settings, self._spending.judge, self._spending.role
         prompt, cached, reply = read_usage(completion)
         known = prompt is not None and reply is not None and settings.priced
         prompt, reply = min(prompt or 0, self._prompt_bytes), min(reply or 0, self._reply_tokens)
         cached = min(cached, prompt)
         cost = settings.cost(prompt, cached, reply) if known else 0
-        self._spending.book(
+        self._spending.record(
             self._before,
             JudgeUsage(
                 1,
@@ -85,49 +89,50 @@ class Request:
                 cached,
                 cost,
                 unpriced_calls=0 if known else 1,
-                unknown=0 if known else settings.most(self._prompt_bytes, self._reply_tokens),
+                unknown=0 if known else settings.max_cost(self._prompt_bytes, self._reply_tokens),
             ),
         )
         for kind, tokens in (("prompt", prompt), ("completion", reply)):
             metrics.TOKENS.labels(judge=judge, role=role, kind=kind).inc(tokens)
         metrics.COST.labels(judge=judge, role=role).inc(to_usd(cost))
 
-    def refused(self, refusal: Refusal, body: Any) -> None:
-        """It was refused, which is free unless the model had begun or usage is stated."""
+    def on_refusal(self, refusal: Refusal, body: Any) -> None:
+        """Record a refusal: free, unless usage is stated or the model may have written."""
         if isinstance(body, dict) and (body.get("usage") or body.get("choices")):
-            self.answered(body)
+            self.on_answer(body)
         elif refusal.status not in _TIMED_OUT and refusal.kind not in _GENERATED:
-            self._free()
+            self._record_free()
 
-    def disconnected(self, error: openai.APIConnectionError) -> None:
-        """There was no answer. It is free where there was no connection to send it on."""
+    def on_disconnect(self, error: openai.APIConnectionError) -> None:
+        """Record a lost connection: free only if it was never established."""
         cause: BaseException | None = error
+        # The SDK wraps aiohttp's error, which alone tells whether a connection was established.
         while cause is not None:
             if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-                self._free()
+                self._record_free()
             cause = cause.__cause__
 
-    def _free(self) -> None:
-        self._spending.book(
+    def _record_free(self) -> None:
+        self._spending.record(
             self._before, JudgeUsage(1, unpriced_calls=0 if self._spending.settings.priced else 1)
         )
 
 
 def read_usage(completion: Any) -> tuple[int | None, int, int | None]:
-    """The prompt's tokens, those of them that were cached, and the reply's, as stated; ``None``: not known.
+    """Return the stated tokens of the prompt, its cached part and the reply; ``None``: unknown.
 
-    A prompt of no tokens, or none for a reply that says something, is as good as not stated.
+    Zero tokens for a prompt, or for a reply that has content, count as unknown.
     """
     usage = completion.get("usage") if isinstance(completion, dict) else None
     prompt, reply = _whole(usage, "prompt_tokens"), _whole(usage, "completion_tokens")
     details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
-    if reply == 0 and _says_something(completion):
+    if reply == 0 and _has_content(completion):
         reply = None
     return prompt or None, _whole(details, "cached_tokens") or 0, reply
 
 
 def _whole(usage: Any, name: str) -> int | None:
-    """A count of tokens; ``None`` where it is missing, of another type, negative or absurd."""
+    """Return a token count; ``None`` where it is missing, of another type, negative or absurd."""
     stated = usage.get(name) if isinstance(usage, dict) else None
     if isinstance(stated, bool) or not isinstance(stated, int | float):
         return None
@@ -136,10 +141,10 @@ def _whole(usage: Any, name: str) -> int | None:
     return int(stated)
 
 
-def _says_something(completion: Any) -> bool:
+def _has_content(completion: Any) -> bool:
     choices = completion.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     return isinstance(message, dict) and any(
-        said for name, said in message.items() if name != "role"
+        value for name, value in message.items() if name != "role"
     )

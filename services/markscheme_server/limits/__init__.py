@@ -1,0 +1,1 @@
+"""Limits on judge calls and requests, shared between processes through Redis."""

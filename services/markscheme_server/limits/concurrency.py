@@ -1,129 +1,122 @@
-"""ConcurrencyLimiter at a judge: so many calls in flight over the whole deployment, shared fairly between teams.
+"""Limit the calls in flight at a judge over the whole deployment, fairly between teams.
 
-With a Redis the processes share one allowance: each says how many places it uses and wants, and is allotted some;
-where another one waits in vain, who holds more than an even share gets it back down as its calls end. Without one, or
-while it is gone, each worker has its even part of the allowance. Within a process teams take turns.
+With Redis, processes share the slots: each reports how many it uses and wants, and is allotted a
+number. While another process waits in vain, a process that holds more than an even share gets slots
+taken back as its calls end. Without Redis, or while it is down, each worker has an even share.
+Within a process the teams take turns.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from markscheme_server.domain.fairness import FairShares
+from markscheme_server.domain.fairness import FairQueue
 from markscheme_server.limits.redis import Redis, RedisUnavailable
 
 LEASE_S = 3.0
-"""After this a process that said nothing has no places any more."""
+"""A process that has not reported for this long loses its slots."""
 TICK_S, RENEW_S = 0.02, 0.1
-SPARE = 4
-"""ConcurrencyLimiter kept at hand beyond those in use while nobody else waits, so that a call need not ask for one first."""
-_SHARE = """
+SPARE_SLOTS = 4
+"""Slots held in reserve while no other process waits, so that a call needs no round trip."""
+_ALLOT = """
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1e6
 local me, used, wanted, size = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local rows, others, live, hungry = redis.call('HGETALL', KEYS[1]), 0, 1, false
+local lease, comfortable = tonumber(ARGV[5]), tonumber(ARGV[6])
+local rows, others, live, contended = redis.call('HGETALL', KEYS[1]), 0, 1, false
 for i = 1, #rows, 2 do
-  local held, want, till = string.match(rows[i + 1], '(%d+):(%d+):([%d.]+)')
-  if tonumber(till) < now then
+  local held, want, expires = string.match(rows[i + 1], '(%d+):(%d+):([%d.]+)')
+  if tonumber(expires) < now then
     redis.call('HDEL', KEYS[1], rows[i])
   elseif rows[i] ~= me then
     others = others + tonumber(held)
     live = live + 1
-    hungry = hungry or tonumber(want) > tonumber(held)
+    contended = contended or tonumber(want) > tonumber(held)
   end
 end
 local most = size - others
-if hungry then most = math.min(most, math.max(1, math.floor(size / live))) end
-local mine = math.max(0, math.min(hungry and wanted or tonumber(ARGV[6]), most))
-redis.call('HSET', KEYS[1], me, string.format('%d:%d:%.6f', math.max(used, mine), wanted, now + tonumber(ARGV[5])))
+if contended then most = math.min(most, math.max(1, math.floor(size / live))) end
+local mine = math.max(0, math.min(contended and wanted or comfortable, most))
+local row = string.format('%d:%d:%.6f', math.max(used, mine), wanted, now + lease)
+redis.call('HSET', KEYS[1], me, row)
 redis.call('EXPIRE', KEYS[1], 60)
 return mine
 """
 
 
 class ConcurrencyLimiter:
-    """``size`` places of a judge; ``workers`` processes divide them when no Redis says otherwise."""
+    """``size`` slots for calls to one judge; without Redis, ``workers`` processes divide them."""
 
     def __init__(
         self, name: str, size: int, *, owner: str, workers: int = 1, redis: Redis | None = None
     ) -> None:
-        self._key, self._size, self._owner, self._redis = (
-            f"markscheme:places:{name}",
-            size,
-            owner,
-            redis,
+        self._key = f"markscheme:places:{name}"
+        self._size, self._owner, self._redis = size, owner, redis
+        self._even_share = max(1, size // workers)
+        self._slots = FairQueue(
+            0 if redis is not None else self._even_share, on_change=self._on_change
         )
-        self._alone = max(1, size // workers)
-        self._shares = FairShares(
-            0 if redis is not None else self._alone, changed=self._ask_for_more
-        )
-        self._sharing: asyncio.Task[None] | None = None
-        self._asked = asyncio.Event()
+        self._sync_task: asyncio.Task[None] | None = None
+        self._more_wanted = asyncio.Event()
 
     @property
     def used(self) -> int:
-        """ConcurrencyLimiter taken by this process."""
-        return self._shares.used
+        """Slots that this process uses."""
+        return self._slots.used
 
     @asynccontextmanager
-    async def hold(self, turn: int, team: str = "") -> AsyncIterator[None]:
-        """A place for the length of the block. Teams take turns; within one the lowest ``turn`` is served first."""
-        async with self._shares.hold(team, turn):
+    async def slot(self, priority: int, team: str = "") -> AsyncIterator[None]:
+        """Hold a slot for the block.
+
+        Teams take turns; within a team the lowest ``priority`` value is served first.
+        """
+        async with self._slots.slot(team, priority):
             yield
 
-    def _ask_for_more(self) -> None:
-        if self._shares.wanted and self._shares.size < self._size:
-            self._asked.set()
+    def _on_change(self) -> None:
+        if self._slots.waiting and self._slots.size < self._size:
+            self._more_wanted.set()
         if (
             self._redis is not None
-            and (self._sharing is None or self._sharing.done())
-            and self._restless
+            and (self._sync_task is None or self._sync_task.done())
+            and self._is_active
         ):
-            self._sharing = asyncio.ensure_future(self._share(self._redis))
+            self._sync_task = asyncio.ensure_future(self._sync(self._redis))
 
     @property
-    def _restless(self) -> bool:
-        return self._shares.wanted > 0 or self._shares.used > 0 or self._shares.size > 0
+    def _is_active(self) -> bool:
+        return self._slots.waiting > 0 or self._slots.used > 0 or self._slots.size > 0
 
-    async def _share(self, redis: Redis) -> None:
-        """Keep our part of the allowance in step with what we use and want, until there is neither."""
-        loop, shares = asyncio.get_running_loop(), self._shares
-        renewal = 0.0
-        while self._restless:
-            wanted = min(self._size, shares.used + shares.wanted)
-            # An unmet wish and a surplus are told at the next tick; else we ask now and then whether others wait.
-            if wanted > shares.size or shares.size > wanted + 2 * SPARE or loop.time() >= renewal:
-                allotted = await self._ask(redis, wanted)
-                renewal = loop.time() + RENEW_S
-                shares.resize(allotted)
-            self._asked.clear()
+    async def _sync(self, redis: Redis) -> None:
+        """Match the allotted slots to what this process uses and wants, until it needs none."""
+        loop, slots = asyncio.get_running_loop(), self._slots
+        renew_at = 0.0
+        while self._is_active:
+            wanted = min(self._size, slots.used + slots.waiting)
+            # Report unmet demand and a surplus at the next tick. Otherwise renew now and then, to
+            # learn whether other processes wait.
+            unmet, surplus = wanted > slots.size, slots.size > wanted + 2 * SPARE_SLOTS
+            if unmet or surplus or loop.time() >= renew_at:
+                allotted = await self._allot(redis, wanted)
+                renew_at = loop.time() + RENEW_S
+                slots.resize(allotted)
+            self._more_wanted.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
-                    await self._asked.wait()
+                    await self._more_wanted.wait()
 
-    async def _ask(self, redis: Redis, wanted: int) -> int:
-        used, comfortable = self._shares.used, wanted + (SPARE if wanted else 0)
+    async def _allot(self, redis: Redis, wanted: int) -> int:
+        comfortable = wanted + (SPARE_SLOTS if wanted else 0)
+        arguments = (self._owner, self._slots.used, wanted, self._size, LEASE_S, comfortable)
         try:
             return int(
-                await redis.ask(
-                    lambda client: client.eval(
-                        _SHARE,
-                        1,
-                        self._key,
-                        self._owner,
-                        used,
-                        wanted,
-                        self._size,
-                        LEASE_S,
-                        comfortable,
-                    )
-                )
+                await redis.run(lambda client: client.eval(_ALLOT, 1, self._key, *arguments))
             )
         except RedisUnavailable:
-            return self._alone if wanted else 0
+            return self._even_share if wanted else 0
 
     async def aclose(self) -> None:
-        """Stop telling others about us; the lease does the rest. Before the Redis is closed: it is asked meanwhile."""
-        if self._sharing is not None:
-            self._sharing.cancel()
-            await asyncio.gather(self._sharing, return_exceptions=True)
+        """Stop reporting; the lease then frees the slots. Call it before closing Redis."""
+        if self._sync_task is not None:
+            self._sync_task.cancel()
+            await asyncio.gather(self._sync_task, return_exceptions=True)

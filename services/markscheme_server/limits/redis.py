@@ -1,7 +1,7 @@
-"""The one way to Redis: a pool that waits, short time-outs, and a pause after a failure.
+"""The Redis connection: a blocking pool, short timeouts, and a pause after a failure.
 
-Redis may be refused, silent or slow at any time. A command then fails within 0.2 s, and for a while no further
-command is tried; a ping in the background finds out when it is back. Nothing durable is kept there.
+Redis may be down, silent or slow at any time. A command then fails within about 0.2 s, and further
+commands fail at once until a ping in the background succeeds. Nothing durable is stored in Redis.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 TIMEOUT_S = 0.2
 SLOW_S = 0.1
-"""An answer that takes longer costs more than it saves: the database is as fast."""
+"""A slower answer costs more than it saves: the database is as fast."""
 PAUSE_S = 1.0
 FAILURES = (RedisError, OSError, TimeoutError)
 
@@ -25,11 +25,11 @@ log = structlog.get_logger()
 
 
 class RedisUnavailable(Exception):
-    """Redis did not answer, or did not a moment ago."""
+    """Redis did not answer, or failed so recently that it was not asked."""
 
 
 class Redis:
-    """A connection pool behind a breaker of its own."""
+    """A connection pool that stops sending commands while Redis is down."""
 
     def __init__(self, url: str, password: str | None = None) -> None:
         pool: redis.asyncio.BlockingConnectionPool = redis.asyncio.BlockingConnectionPool.from_url(
@@ -42,16 +42,19 @@ class Redis:
             retry=Retry(NoBackoff(), 0),
         )
         self.client = redis.asyncio.Redis(connection_pool=pool)
-        self._watching: asyncio.Task[None] | None = None
+        self._recovery: asyncio.Task[None] | None = None
 
     @property
-    def up(self) -> bool:
-        """Whether Redis answered when last asked."""
-        return self._watching is None
+    def is_up(self) -> bool:
+        """Whether Redis answered the last command in time."""
+        return self._recovery is None
 
-    async def ask(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
-        """Run ``command``; raises :class:`RedisUnavailable` within about 0.2 s, at once while Redis is known to be gone."""
-        if not self.up:
+    async def run(self, command: Callable[[redis.asyncio.Redis], Awaitable[T]]) -> T:
+        """Run ``command``.
+
+        Raises `RedisUnavailable` within about 0.2 s, or at once while Redis is known to be down.
+        """
+        if not self.is_up:
             raise RedisUnavailable
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -59,18 +62,18 @@ class Redis:
             async with asyncio.timeout(TIMEOUT_S * 2):
                 answer = await command(self.client)
         except FAILURES as error:
-            self._leave_alone(type(error).__name__)
+            self._pause(type(error).__name__)
             raise RedisUnavailable from error
         if loop.time() - started > SLOW_S:
-            self._leave_alone("slow")
+            self._pause("slow")
         return answer
 
-    def _leave_alone(self, why: str) -> None:
-        if self.up:
-            log.warning("redis_gone", why=why)
-            self._watching = asyncio.ensure_future(self._watch())
+    def _pause(self, reason: str) -> None:
+        if self.is_up:
+            log.warning("redis_unavailable", reason=reason)
+            self._recovery = asyncio.ensure_future(self._wait_until_up())
 
-    async def _watch(self) -> None:
+    async def _wait_until_up(self) -> None:
         while True:
             await asyncio.sleep(PAUSE_S)
             try:
@@ -78,14 +81,14 @@ class Redis:
                     await self.client.ping()
             except FAILURES:
                 continue
-            log.info("redis_back")
-            self._watching = None
+            log.info("redis_available")
+            self._recovery = None
             return
 
     async def aclose(self) -> None:
-        """Let go of connections."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        """Close the connections."""
+        if self._recovery is not None:
+            self._recovery.cancel()
+            await asyncio.gather(self._recovery, return_exceptions=True)
         await self.client.aclose()
         await self.client.connection_pool.disconnect()

@@ -1,8 +1,8 @@
-"""Counts by the minute or another window: over the whole deployment with a Redis, an even part of them for each worker
-without.
+"""Count hits per window: shared through Redis, or an equal share per worker without it.
 
-The strategy is the sliding window counter of ``limits``: what the last minute counted weighs as much as of that minute
-still lies within 60 s. Two numbers a name whatever the limit, and no double helping where two minutes meet.
+The strategy is the sliding window counter of ``limits``: the hits of the previous window count in
+proportion to how much of it still lies within the last ``window_s`` seconds. It stores two numbers
+per name whatever the limit, and does not admit twice the limit around a window's end.
 """
 
 from collections.abc import Awaitable, Callable
@@ -18,26 +18,30 @@ from markscheme_server.limits.redis import Redis, RedisUnavailable
 
 MINUTE_S = 60
 TICK_S = 0.001
-"""LimitState comes back just after the moment at which the count is still full."""
+"""Added to a wait: capacity returns just after the moment at which the window is still full."""
 
 T = TypeVar("T")
-Question = Callable[[SlidingWindowCounterRateLimiter, RateLimitItem], Awaitable[T]]
+Query = Callable[[SlidingWindowCounterRateLimiter, RateLimitItem], Awaitable[T]]
 
 
 @dataclass(frozen=True, slots=True)
 class LimitState:
-    """What a limit lets through: ``remaining`` now, what was asked for in ``wait_s``, all of it in ``whole_s``."""
+    """What a limit admits: ``remaining`` hits now, and when it admits more.
+
+    ``retry_after_s``: seconds until the cost that was asked about fits; ``reset_s``: seconds until
+    the whole limit is available.
+    """
 
     remaining: int
-    wait_s: float
-    whole_s: float
+    retry_after_s: float
+    reset_s: float
 
 
 class SlidingWindows:
-    """The counts of one process and of the deployment. ``workers``: who shares a limit where there is no Redis.
+    """The counters of one process and of the deployment.
 
-    What is taken of the shared count is taken of the worker's part too: a Redis that is called gone for a second, as a
-    busy process does, does not hand everybody a second helping.
+    ``workers`` processes share a limit where there is no Redis. A hit counts in the shared window
+    and in the worker's own: when a busy process takes Redis for down, its share is not fresh.
     """
 
     def __init__(
@@ -49,57 +53,54 @@ class SlidingWindows:
             SlidingWindowCounterRateLimiter(_storage(redis)) if redis is not None else None
         )
 
-    def of(self, window_s: int) -> "SlidingWindows":
-        """Counts of the same processes over another window, from nothing."""
+    def with_window(self, window_s: int) -> "SlidingWindows":
+        """Return empty counters of the same processes over another window."""
         return SlidingWindows(workers=self._workers, redis=self._redis, window_s=window_s)
 
-    async def take(self, limit: int, cost: int, *names: str) -> bool:
-        """Take ``cost`` of a limit, at most all there can be; false: there is no room for it."""
-        part = self._part(limit)
-        shared = await self._ask(
+    async def hit(self, limit: int, cost: int, *names: str) -> bool:
+        """Count ``cost``, at most the whole limit; return false if it does not fit."""
+        share = self._share(limit)
+        shared = await self._query(
             self._item(limit),
             lambda limiter, item: limiter.hit(item, *names, cost=min(cost, limit)),
         )
         if shared is not None and not shared:
             return False
-        own = await self._own.hit(part, *names, cost=min(cost, part.amount))
+        own = await self._own.hit(share, *names, cost=min(cost, share.amount))
         return own if shared is None else shared
 
-    async def room(self, limit: int, cost: int, *names: str) -> LimitState:
-        """The room that a limit has for whoever wants ``cost``."""
-        part = self._part(limit)
-        return await self._ask(
-            self._item(limit), lambda limiter, item: _room(limiter, item, min(cost, limit), *names)
-        ) or await _room(self._own, part, min(cost, part.amount), *names)
+    async def limit_state(self, limit: int, cost: int, *names: str) -> LimitState:
+        """Return the state of a limit for a request of ``cost``, without counting it."""
+        share = self._share(limit)
+        return await self._query(
+            self._item(limit), lambda limiter, item: _state(limiter, item, min(cost, limit), *names)
+        ) or await _state(self._own, share, min(cost, share.amount), *names)
 
-    def _part(self, limit: int) -> RateLimitItem:
+    def _share(self, limit: int) -> RateLimitItem:
         return self._item(max(1, limit // self._workers))
 
     def _item(self, limit: int) -> RateLimitItem:
-        minute = self._window_s == MINUTE_S
-        return (
-            RateLimitItemPerMinute(limit)
-            if minute
-            else RateLimitItemPerSecond(limit, self._window_s)
-        )
+        if self._window_s == MINUTE_S:
+            return RateLimitItemPerMinute(limit)
+        return RateLimitItemPerSecond(limit, self._window_s)
 
-    async def _ask(self, item: RateLimitItem, question: Question[T]) -> T | None:
-        """What Redis says; ``None`` where there is none, or it is gone."""
-        if self._shared is None or self._redis is None or not self._redis.up:
+    async def _query(self, item: RateLimitItem, query: Query[T]) -> T | None:
+        """Ask Redis; return ``None`` where there is none or it is down."""
+        if self._shared is None or self._redis is None or not self._redis.is_up:
             return None
         shared = self._shared
         try:
-            return await self._redis.ask(lambda _: question(shared, item))
+            return await self._redis.run(lambda _: query(shared, item))
         except RedisUnavailable:
             return None
 
 
-async def _room(
+async def _state(
     limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, cost: int, *names: str
 ) -> LimitState:
     counts = cast(SlidingWindowCounterSupport, limiter.storage)
     window_s = item.get_expiry()
-    return room(
+    return limit_state(
         item.amount,
         cost,
         *await counts.get_sliding_window(item.key_for(*names), window_s),
@@ -107,7 +108,7 @@ async def _room(
     )
 
 
-def room(
+def limit_state(
     limit: int,
     cost: int,
     previous: int,
@@ -117,26 +118,28 @@ def room(
     *,
     window_s: int = MINUTE_S,
 ) -> LimitState:
-    """The room that two windows' counts leave, with the seconds until each weighs nothing.
+    """Compute the state of a limit from the hits of the ``previous`` and ``current`` window.
 
-    The last window's weighs ⌊previous · previous_s / window_s⌋; the present one's all, until it is the last one.
+    ``previous_s`` and ``current_s`` are the seconds until each window stops counting. The previous
+    window counts ⌊previous · previous_s / window_s⌋; the current one counts in full until it
+    becomes the previous one.
     """
     remaining = max(0, limit - floor(previous * previous_s / window_s) - current)
-    whole_s = current_s if current else previous_s if previous else 0.0
+    reset_s = current_s if current else previous_s if previous else 0.0
     if remaining >= cost:
-        return LimitState(remaining, 0.0, whole_s)
+        return LimitState(remaining, 0.0, reset_s)
     if current + cost <= limit:
-        return LimitState(
-            remaining, _falls(previous, previous_s, limit - current - cost, window_s), whole_s
-        )
-    return LimitState(
-        remaining, current_s - window_s + _falls(current, window_s, limit - cost, window_s), whole_s
-    )
+        # It fits within this window, once the previous one has decayed enough.
+        wait_s = _decay_s(previous, previous_s, limit - current - cost, window_s)
+    else:
+        # It fits only when the current window has become the previous one, and has decayed.
+        wait_s = current_s - window_s + _decay_s(current, window_s, limit - cost, window_s)
+    return LimitState(remaining, wait_s, reset_s)
 
 
-def _falls(count: int, weighs_s: float, to: int, window_s: int) -> float:
-    """After how many seconds a last window's ``count`` weighs ``to``, when it weighs nothing in ``weighs_s``."""
-    return max(0.0, weighs_s - (to + 1) * window_s / count) + TICK_S
+def _decay_s(count: int, expires_s: float, target: int, window_s: int) -> float:
+    """Return the seconds until a window of ``count`` hits counts ``target``."""
+    return max(0.0, expires_s - (target + 1) * window_s / count) + TICK_S
 
 
 def _storage(redis: Redis) -> RedisStorage:

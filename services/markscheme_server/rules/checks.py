@@ -1,8 +1,8 @@
-"""Deciding a check: given ``{"kind": …}`` and a text, met or not, with what shows it.
+"""Decide a check: given ``{"kind": …}`` and a text, whether it is met, with evidence.
 
-One pure function a kind, one table. The wire shape is ``markscheme.checks``; a test keeps the two in step.
-Where IFEval's verifier has a rule for the same thing, the answer is the same. Every function takes any string,
-raises nothing and is linear in its length.
+There is one pure function per kind, and one table of them. The wire shape is ``markscheme.checks``;
+a test compares the two. Where IFEval's verifier has a rule for the same thing, the decision is the
+same. Every function takes any string, raises nothing and is linear in its length.
 """
 
 import json
@@ -14,31 +14,31 @@ from typing import Any
 import re2
 
 from markscheme_server.judge.base import Decision
-from markscheme_server.rules import text_metrics as measures
+from markscheme_server.rules import text_metrics
 from markscheme_server.rules.languages import language_of
-from markscheme_server.rules.patterns import Patterns
+from markscheme_server.rules.patterns import PatternCache
 
 Arguments = Mapping[str, Any]
 
 REGEX_CHARACTERS = 100_000
-"""How much of a text a regular expression sees."""
+"""Characters of a text that a regular expression is run on."""
 _EVIDENCE_CHARACTERS = 80
 _STEPS_PER_S = 1e8
-"""Instructions of a regular expression that are surely carried out in a second, on a core that others use too."""
+"""Steps of a regular expression that a busy core surely executes per second."""
 _CHARACTER_S, _PHRASE_CHARACTER_S = 5e-7, 2e-8
-"""What other checks take at most for a character of the text, and for each phrase that is sought in it."""
-_patterns = Patterns()
+"""Upper bounds of other checks, in seconds: per character, and per character and phrase."""
+_patterns = PatternCache()
 
 _COUNTED: dict[str, tuple[Callable[[str], int | None], str]] = {
-    "sentences": (measures.sentences, "sentences"),
-    "bullets": (measures.bullets, "bullet points"),
-    "highlights": (measures.highlights, "highlighted passages"),
-    "placeholders": (measures.placeholders, "placeholders"),
-    "capital_words": (measures.capital_words, "words in capitals"),
-    "commas": (measures.commas, "commas"),
-    "paragraphs": (measures.paragraphs, "paragraphs"),
-    "starred_parts": (measures.starred_parts, "parts divided by ***"),
-    "responses": (measures.responses, "answers divided by ******"),
+    "sentences": (text_metrics.sentences, "sentences"),
+    "bullets": (text_metrics.bullets, "bullet points"),
+    "highlights": (text_metrics.highlights, "highlighted passages"),
+    "placeholders": (text_metrics.placeholders, "placeholders"),
+    "capital_words": (text_metrics.capital_words, "words in capitals"),
+    "commas": (text_metrics.commas, "commas"),
+    "paragraphs": (text_metrics.paragraphs, "paragraphs"),
+    "starred_parts": (text_metrics.starred_parts, "parts divided by ***"),
+    "responses": (text_metrics.responses, "answers divided by ******"),
 }
 
 _POSTSCRIPTS = {
@@ -52,30 +52,32 @@ def run_check(check: Arguments, text: str) -> Decision:
     return _DECIDERS[check["kind"]](check, text)
 
 
-def most_s(check: Arguments, text: str) -> float:
-    """The most seconds that a valid check may take for a text. Most take a small part of it."""
+def max_seconds(check: Arguments, text: str) -> float:
+    """Return an upper bound, in seconds, of the time that a valid check takes for a text."""
     characters = len(text)
     size = characters if text.isascii() else 4 * characters
     match check["kind"]:
         case "all_of":
-            return sum(most_s(member, text) for member in check["checks"])
+            return sum(max_seconds(member, text) for member in check["checks"])
         case "regex":
             seen = size * min(1.0, REGEX_CHARACTERS / characters) if characters else 0
             compiled = _patterns.find(check["pattern"], check.get("ignore_case", False))
             return float(seen * compiled.programsize / _STEPS_PER_S)
         case "excludes":
-            # Of such a pattern's program only the phrase counts: the classes around it are one step at a time.
+            # Only the phrase counts: the classes around it are one step each.
             return size * sum(16 + len(phrase) for phrase in check["texts"]) / _STEPS_PER_S
     phrases = len(check.get("texts", ())) + len(check.get("options", ()))
     return characters * (_CHARACTER_S + phrases * _PHRASE_CHARACTER_S)
 
 
 def validate_check(check: Arguments) -> None:
-    """Raise ``ValueError`` with a sentence when a well-formed check still cannot be run."""
+    """Raise ``ValueError`` with a message if a well-formed check cannot be run."""
     for member in check.get("checks", [check]):
         if member["kind"] == "regex":
             try:
-                _patterns.find(member["pattern"], member.get("ignore_case", False), old=False)
+                _patterns.find(
+                    member["pattern"], member.get("ignore_case", False), allow_large=False
+                )
             except re2.error as error:
                 raise ValueError(
                     f"the pattern is not a regular expression that RE2 accepts: {_words(error)}"
@@ -83,7 +85,7 @@ def validate_check(check: Arguments) -> None:
 
 
 def kinds() -> frozenset[str]:
-    """Every kind that can be decided."""
+    """Return every kind that can be decided."""
     return frozenset(_DECIDERS)
 
 
@@ -111,12 +113,12 @@ def _within(found: float, check: Arguments) -> bool:
 
 
 def _min_words(check: Arguments, text: str) -> Decision:
-    found = len(measures.words(text))
+    found = len(text_metrics.words(text))
     return Decision(found >= check["value"], _counted(found, "words"))
 
 
 def _max_words(check: Arguments, text: str) -> Decision:
-    found = len(measures.words(text))
+    found = len(text_metrics.words(text))
     return Decision(found <= check["value"], _counted(found, "words"))
 
 
@@ -128,7 +130,7 @@ def _count(check: Arguments, text: str) -> Decision:
     per_words = check.get("per_words")
     if per_words is None:
         return Decision(_within(found, check), _counted(found, noun))
-    length = len(measures.words(text))
+    length = len(text_metrics.words(text))
     rate = found * per_words / length if length else 0.0
     return Decision(_within(rate, check), f"{_counted(found, noun)} in {_counted(length, 'words')}")
 
@@ -157,7 +159,7 @@ def _contains(check: Arguments, text: str) -> Decision:
 def _excludes(check: Arguments, text: str) -> Decision:
     seen = _encodable(text)
     for phrase in check["texts"]:
-        # RE2, since a long phrase of one repeated letter makes a backtracking search quadratic.
+        # RE2: a long phrase of one repeated letter makes a backtracking search quadratic.
         pattern = rf"(?:^|[^\pL\pN_])({re2.escape(_encodable(phrase))})(?:[^\pL\pN_]|$)"
         match = _patterns.find(pattern, True).search(seen)
         if match:
@@ -166,7 +168,7 @@ def _excludes(check: Arguments, text: str) -> Decision:
 
 
 def _encodable(text: str) -> str:
-    """The text with lone surrogates, which RE2's UTF-8 has no place for, as question marks."""
+    """Replace lone surrogates, which RE2 cannot encode as UTF-8, by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -179,7 +181,7 @@ def _uppercase(check: Arguments, text: str) -> Decision:
 
 
 def _cased(text: str, share: float, *, upper: bool) -> Decision:
-    found = measures.upper_share(text)
+    found = text_metrics.upper_share(text)
     if found is None:
         return Decision(False, "no letters")
     found = found if upper else 1.0 - found
@@ -266,7 +268,7 @@ def _regex(check: Arguments, text: str) -> Decision:
 
 
 def _not_echo(check: Arguments, text: str) -> Decision:
-    triples = measures.triples(measures.words(text.lower())[: measures.READ_WORDS])
+    triples = text_metrics.triples(text_metrics.words(text.lower())[: text_metrics.READ_WORDS])
     known = _triples_of(check["text"])
     echoed = sum(1 for triple in triples if triple in known)
     share = echoed / len(triples) if triples else 0.0
@@ -277,11 +279,11 @@ def _not_echo(check: Arguments, text: str) -> Decision:
 
 @lru_cache(maxsize=512)
 def _triples_of(text: str) -> frozenset[tuple[str, str, str]]:
-    return frozenset(measures.triples(measures.words(text.lower())))
+    return frozenset(text_metrics.triples(text_metrics.words(text.lower())))
 
 
 def _no_repetition(check: Arguments, text: str) -> Decision:
-    share = measures.repeated_share(text)
+    share = text_metrics.repeated_share(text)
     return Decision(
         share <= check.get("max_share", 0.3), f"{share:.0%} of the words repeat themselves"
     )

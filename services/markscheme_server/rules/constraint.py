@@ -1,4 +1,4 @@
-"""A constraint read from a prompt: the check that decides it, in words, and where it stands."""
+"""A constraint parsed from a prompt, and helpers that put it into words."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """``text`` is the criterion's statement; ``source`` the prompt's own words; ``firm``: stated, not inferred."""
+    """A check, the criterion that states it, and the passage of the prompt it comes from.
+
+    ``text`` is the criterion's statement, ``source`` the prompt's own words. ``firm``: the prompt
+    states the constraint; it is not inferred.
+    """
 
     check: Mapping[str, Any]
     text: str
@@ -15,14 +19,14 @@ class Constraint:
     firm: bool = True
 
 
-def listed(phrases: list[str], last: str = "and") -> str:
-    """“a”, “b” and “c”."""
+def quoted_list(phrases: list[str], last: str = "and") -> str:
+    """Join quoted phrases: “a”, “b” and “c”."""
     quoted = [f"“{phrase}”" for phrase in phrases]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {last} {quoted[-1]}"
 
 
-def bounded(low: int | None, high: int | None, one: str, many: str | None = None) -> str:
-    """ "at least 3 words", "exactly 1 title", "no commas": bounds in words."""
+def in_words(low: int | None, high: int | None, one: str, many: str | None = None) -> str:
+    """Put bounds into words, such as "at least 3 words", "exactly 1 title" or "no commas"."""
     many = many or f"{one}s"
     if high == 0:
         return f"no {many}"

@@ -1,9 +1,8 @@
 """The ``builtin`` judge: deterministic rules, no model of any kind.
 
-It is not an LLM and does not pretend to be: it writes rubrics only for prompts that state constraints code can
-decide, and it decides only criteria that carry a check. It costs nothing, needs no network and answers the same
-question the same way every time, which makes it right for tests, demonstrations and verifiable instructions,
-and wrong for judging style, truth or reasoning.
+It writes rubrics only for prompts with constraints that code can decide, and decides only criteria
+that carry a check. It costs nothing, needs no network and always gives the same answer. It suits
+tests, demonstrations and verifiable instructions; it cannot judge style, truth or reasoning.
 """
 
 import asyncio
@@ -25,23 +24,23 @@ from markscheme_server.judge.base import (
     Verification,
     VerifyTask,
 )
-from markscheme_server.rules.checks import most_s, run_check
+from markscheme_server.rules.checks import max_seconds, run_check
 from markscheme_server.rules.pool import CheckPool
 from markscheme_server.rules.rubricator import induce_criteria
 
-READING_VERSION = "2"
-"""Raise when a prompt may yield other criteria than before: part of every induction's address."""
+PARSER_VERSION = "2"
+"""Increment when a prompt may yield other criteria; part of an induction's cache key."""
 CHECKS_VERSION = "1"
-"""Raise when a check may decide otherwise than before: part of every verdict's address."""
+"""Increment when a check may decide otherwise; part of a verdict's cache key."""
 
-MOST_CHECK_S = 20.0
-"""A check that may take longer for a text is not run: it could not be stopped."""
-PIECE_S = 0.05
-"""After so long a thread is another team's, and the deadline is looked at by whoever waits."""
+MAX_CHECK_S = 20.0
+"""A check that may take longer for a text is not run: a running check cannot be stopped."""
+SLICE_S = 0.05
+"""Seconds of checks per slice; between slices teams take turns, and the deadline is checked."""
 
 
 class BuiltinJudge:
-    """Plays both roles by rules; see :class:`markscheme_server.judge.base.Judge`."""
+    """Plays both roles by rules; implements `judge.base.Judge`."""
 
     name = BUILTIN
     max_criteria = None
@@ -52,26 +51,33 @@ class BuiltinJudge:
 
     @property
     def rubricator_identity(self) -> str:
-        return f"builtin/{READING_VERSION}"
+        """The version of the parser."""
+        return f"builtin/{PARSER_VERSION}"
 
     @property
     def verifier_identity(self) -> str:
+        """The version of the checks."""
         return f"builtin-checks/{CHECKS_VERSION}"
 
     @property
     def template(self) -> str:
-        return f"builtin/{READING_VERSION}"
+        """The version of the parser, for the provenance of rubrics."""
+        return f"builtin/{PARSER_VERSION}"
 
     async def induce(
-        self, task: InductionTask, context: CallContext | None = None, *, asks: int = 1
+        self, task: InductionTask, context: CallContext | None = None, *, max_attempts: int = 1
     ) -> Induction:
-        """Criteria from the prompt's own constraints. Raises ``no_rubric`` when it states none that code can decide."""
+        """Induce criteria from the prompt's constraints.
+
+        Raises a `JudgeFailure` of reason ``no_rubric`` when it states none that code can decide.
+        """
         return Induction(induce_criteria(task))
 
     async def verify(self, task: VerifyTask, context: CallContext | None = None) -> Verification:
-        """Run each check on each response; rivals play no part. Raises ``unavailable`` for a criterion without one.
+        """Run each check on each response by itself.
 
-        A decision that is missing was not reached in the caller's time, or in the computing time of its request.
+        A decision is missing where the deadline or the request's computing time ran out. Raises a
+        `JudgeFailure` of reason ``unavailable`` for a criterion without a check.
         """
         unchecked = [criterion.id for criterion in task.criteria if criterion.check is None]
         if unchecked:
@@ -81,7 +87,7 @@ class BuiltinJudge:
                 "none, so it needs a model judge",
             )
         context = context or CallContext(Deadline(math.inf))
-        # One check after the other, so that a pattern is compiled once for all responses.
+        # Ordered by criterion, so that a pattern is compiled once for all responses.
         questions = [
             (criterion, i) for criterion in task.criteria for i in range(len(task.responses))
         ]
@@ -92,7 +98,7 @@ class BuiltinJudge:
             ):
                 await self._decide(task, questions, decisions, context)
         except TimeoutError:
-            pass  # what was decided stands
+            pass  # return the decisions so far
         return Verification(tuple(decisions))
 
     async def _decide(
@@ -107,38 +113,41 @@ class BuiltinJudge:
             until = time.monotonic() + min(
                 context.deadline.at - loop.time(), context.allowance.left_s
             )
-            made, took_s = await self._pool.run(
-                partial(_piece, task.responses, questions, done, until),
+            decided, took_s = await self._pool.run(
+                partial(_run_slice, task.responses, questions, done, until),
                 team=context.team,
-                turn=context.turn,
+                priority=context.priority,
             )
-            if not made:
+            if not decided:
                 return  # there is no time left
             context.allowance.left_s -= took_s
             for (criterion, i), decision in zip(
-                questions[done : done + len(made)], made, strict=True
+                questions[done : done + len(decided)], decided, strict=True
             ):
                 if decision is not None:
                     decisions[i][criterion.id] = decision
-            done += len(made)
+            done += len(decided)
 
     async def aclose(self) -> None:
-        """Start no more checks."""
+        """Cancel the checks that have not started."""
         self._pool.close()
 
 
-def _piece(
+def _run_slice(
     responses: Sequence[str], questions: Sequence[tuple[Criterion, int]], first: int, until: float
 ) -> tuple[list[Decision | None], float]:
-    """Decisions from the ``first`` question on, for about ``PIECE_S`` and never beyond ``until`` (monotonic clock), and
-    how long they took. ``None``: there may not be time enough for that one."""
+    """Decide questions from the ``first`` one on, for about `SLICE_S` and not beyond ``until``.
+
+    Returns the decisions and the seconds they took. ``None``: there may not be enough time for that
+    check. ``until`` is on the monotonic clock.
+    """
     started = now = time.monotonic()
-    made: list[Decision | None] = []
+    decided: list[Decision | None] = []
     for criterion, i in islice(questions, first, None):
-        if now >= until or now >= started + PIECE_S:
+        if now >= until or now >= started + SLICE_S:
             break
         check = criterion.check or {}
-        fits = most_s(check, responses[i]) <= min(MOST_CHECK_S, until - now)
-        made.append(run_check(check, responses[i]) if fits else None)
+        fits = max_seconds(check, responses[i]) <= min(MAX_CHECK_S, until - now)
+        decided.append(run_check(check, responses[i]) if fits else None)
         now = time.monotonic()
-    return made, now - started
+    return decided, now - started

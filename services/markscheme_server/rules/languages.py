@@ -1,7 +1,7 @@
-"""Which language a text is in, told by its script and by its commonest words. Not a trained detector.
+"""Detect a text's language by its script and its commonest words. Not a trained detector.
 
-A script of one language settles it. Scripts shared by several (Latin, Cyrillic, Arabic, Devanagari) need that
-language's common words or letters to be more frequent than those of the others.
+A script of one language decides. In a script of several (Latin, Cyrillic, Arabic, Devanagari) the
+language decides whose common words are the most frequent.
 """
 
 import re
@@ -69,9 +69,10 @@ _LETTERS = {script: re.compile(f"[{members}]") for script, members in _SCRIPTS.i
 
 _SHARED_TEXT: dict[str, dict[str, str]] = {
     "latin": {
-        "en": "the of and to in is that it for you with on as are be this was have not or your i we my he she "
-        "they at by from an me but if so what can will has had his her our their its",
-        "de": "der die das und ist nicht ein eine zu den mit sich auf für von dem es ich wir sie auch",
+        "en": "the of and to in is that it for you with on as are be this was have not or your i "
+        "we my he she they at by from an me but if so what can will has had his her our their its",
+        "de": "der die das und ist nicht ein eine zu den mit sich auf für von dem "
+        "es ich wir sie auch",
         "es": "el los las de que y en un una por con no su para es del se lo como más",
         "fi": "ja on ei se että oli hän mutta ovat joka myös kun niin tai minun sen ole olla sinun",
         "fr": "le les des et est un une du que qui dans pour pas sur au avec vous il ce la",
@@ -80,8 +81,10 @@ _SHARED_TEXT: dict[str, dict[str, str]] = {
         "pl": "nie się na że jest jak ale po co tak za od dla czy są lub przez oraz być które",
         "pt": "o os as de que e do da em um uma para não com é por mais dos como ao",
         "sv": "och det att i en är som på av för med den till inte om ett jag har de var",
-        "sw": "na ya wa kwa ni katika la za cha kuwa hii yake kama hiyo lakini watu pia huo sana vya",
-        "tr": "bir ve bu için ile da de çok ama ne daha gibi en olarak değil kadar var her sonra ben",
+        "sw": "na ya wa kwa ni katika la za cha kuwa hii yake kama hiyo lakini watu pia "
+        "huo sana vya",
+        "tr": "bir ve bu için ile da de çok ama ne daha gibi en olarak değil kadar var "
+        "her sonra ben",
         "vi": "và là của có không được cho một những với các người trong này để đã tôi như khi bạn",
     },
     "cyrillic": {
@@ -110,12 +113,16 @@ _DOMINANT = 0.6
 
 
 def language_of(text: str) -> str | None:
-    """The ISO 639-1 code of the text's language; ``None`` when it cannot be told. Reads 20,000 characters."""
+    """Return the ISO 639-1 code of a text's language; ``None`` when it is unclear.
+
+    Reads the first 20,000 characters.
+    """
     text = text[:_READ_CHARACTERS]
     counts = {script: len(pattern.findall(text)) for script, pattern in _LETTERS.items()}
     total = sum(counts.values())
     if not total:
         return None
+    # Japanese mixes kana with Chinese characters; Chinese has no kana.
     if counts["ja"] and counts["ja"] + counts["zh"] >= _DOMINANT * total:
         return "ja"
     script = max(counts, key=lambda name: counts[name])

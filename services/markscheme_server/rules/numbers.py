@@ -1,10 +1,11 @@
-"""Numbers and their bounds as people write them: "at least three", "40 to 60", "no more than 5", "300+"."""
+"""Parse amounts and bounds in prose: "at least three", "40 to 60", "no more than 5", "300+"."""
 
 import re
 from dataclasses import dataclass
 
 _UNITS_TEXT = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen "
     "seventeen eighteen nineteen"
 )
 _TENS_TEXT = "twenty thirty forty fifty sixty seventy eighty ninety"
@@ -43,21 +44,28 @@ _LONGEST_FIRST = sorted(
     key=len,
     reverse=True,
 )
-NUMBER = rf"(?:\d{{1,3}}(?:,\d{{3}})+|\d{{1,6}}|(?:{'|'.join(map(re.escape, _LONGEST_FIRST))}|a single)\b)"
-"""A pattern for an amount; no groups inside."""
+NUMBER = (
+    r"(?:\d{1,3}(?:,\d{3})+|\d{1,6}"
+    rf"|(?:{'|'.join(map(re.escape, _LONGEST_FIRST))}|a single)\b)"
+)
+"""A pattern for an amount, without groups."""
 
 _MOST = r"(?:very )?(?:most|maximum|max)"
 BEFORE: tuple[tuple[str, str], ...] = (
     (
         "least",
-        r"at (?:the (?:very )?)?least|no (?:fewer|less) than|not (?:fewer|less) than|(?:a |the )?minimum(?: of)?|"
+        r"at (?:the (?:very )?)?least|no (?:fewer|less) than|not (?:fewer|less) than|(?:a |the "
+        r")?minimum(?: of)?|"
         r"(?:a )?min(?: of)?|upwards of|not under|not below",
     ),
     (
         "most",
-        rf"at (?:the )?{_MOST}|no more than|not more than|no longer than|not longer than|nothing longer than|"
-        r"anything longer than|up to|(?:a |the )?maximum(?: of)?|max(?: of)?|not (?:to )?exceed(?:ing)?|"
-        r"(?:must|should|can)? ?n[o']t (?:be )?(?:go )?(?:over|above|beyond|past)|within|limit(?:ed)? to|"
+        rf"at (?:the )?{_MOST}|no more than|not more than|no longer than|not longer than|nothing "
+        rf"longer than|"
+        r"anything longer than|up to|(?:a |the )?maximum(?: of)?|max(?: of)?|not (?:to "
+        r")?exceed(?:ing)?|"
+        r"(?:must|should|can)? ?n[o']t (?:be )?(?:go )?(?:over|above|beyond|past)|within"
+        r"|limit(?:ed)? to|"
         r"not read more than|don't exceed|never (?:exceed|more than)",
     ),
     (
@@ -74,24 +82,29 @@ AFTER: tuple[tuple[str, str], ...] = (
     ("exact", r"exactly|precisely"),
 )
 LARGEST = 100_000
-"""Larger amounts are not taken for constraints."""
+"""Larger amounts are not constraints."""
 QUANTITY = (
     rf"(?:(?P<before>{'|'.join(f'(?:{p})' for _, p in BEFORE)})\s+(?:the\s+|a total of\s+)?)?"
     rf"(?:between\s+|from\s+|range of\s+)?(?P<number>{NUMBER})"
-    rf"(?:\s*(?:-|–|to|and|or)\s*(?P<upto>{NUMBER}))?(?:\s?(?P<after>{'|'.join(f'(?:{p})' for _, p in AFTER)}))?"
+    rf"(?:\s*(?:-|–|to|and|or)\s*(?P<upto>{NUMBER}))?"
+    rf"(?:\s?(?P<after>{'|'.join(f'(?:{p})' for _, p in AFTER)}))?"
 )
 """A pattern for a bounded amount with the groups ``before``, ``number``, ``upto`` and ``after``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """At least ``min``, at most ``max``; ``kind`` says how it was put (``bare`` when no bound was named)."""
+    """At least ``min`` and at most ``max``.
+
+    ``kind`` is how the prompt puts it; ``bare``: an amount alone.
+    """
 
     min: int | None
     max: int | None
     kind: str
 
     def as_arguments(self) -> dict[str, int]:
+        """Return the bounds as arguments of a check."""
         return {
             side: value
             for side, value in (("min", self.min), ("max", self.max))
@@ -100,13 +113,16 @@ class Bounds:
 
 
 def value_of(number: str) -> int:
-    """The amount that :data:`NUMBER` matched."""
+    """Return the amount that `NUMBER` matched."""
     lower = number.lower()
     return _WORDS[lower] if lower in _WORDS else int(lower.replace(",", ""))
 
 
-def read_bounds(match: re.Match[str], tail: str = "") -> Bounds | None:
-    """The bounds of a :data:`QUANTITY` match; ``tail`` is what follows the unit ("60 words at most")."""
+def parse_bounds(match: re.Match[str], tail: str = "") -> Bounds | None:
+    """Return the bounds of a `QUANTITY` match.
+
+    ``tail`` is the text after the unit, as in "60 words at most".
+    """
     low = value_of(match["number"])
     high = value_of(match["upto"]) if match["upto"] else low
     if high < low or high > LARGEST:
@@ -115,6 +131,7 @@ def read_bounds(match: re.Match[str], tail: str = "") -> Bounds | None:
         return Bounds(low, high, "range")
     kind = _kind_of(match["after"] or "", AFTER) or _kind_of(tail, AFTER, start=True)
     kind = _kind_of(match["before"] or "", BEFORE) or kind or "bare"
+    # "Not more than" is a maximum, "not less than" a minimum.
     if (
         match["before"]
         and kind in ("over", "under")
@@ -127,7 +144,7 @@ def read_bounds(match: re.Match[str], tail: str = "") -> Bounds | None:
         "over": Bounds(low + 1, None, kind),
         "under": Bounds(None, max(low - 1, 0), kind),
         "exact": Bounds(low, low, kind),
-        "about": Bounds(low * 4 // 5, -(-low * 6 // 5), kind),
+        "about": Bounds(low * 4 // 5, -(-low * 6 // 5), kind),  # 20 % either way, rounded outwards
         "bare": Bounds(low, low, kind),
     }[kind]
 

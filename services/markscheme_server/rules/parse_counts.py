@@ -1,10 +1,10 @@
-"""Reading amounts from a prompt: words, sentences, bullets, highlights, placeholders, parts, sections, paragraphs."""
+"""Parse how much of something a prompt asks for: words, sentences, bullets, sections and so on."""
 
 import re
 from collections.abc import Iterator
 
-from markscheme_server.rules.constraint import Constraint, bounded
-from markscheme_server.rules.numbers import QUANTITY, Bounds, read_bounds
+from markscheme_server.rules.constraint import Constraint, in_words
+from markscheme_server.rules.numbers import QUANTITY, Bounds, parse_bounds
 from markscheme_server.rules.prompt import PromptText, Sentence
 
 _FILLER = r"[\s-]+(?:(?!words?\b|sentences?\b|times?\b)[a-z'-]+\s+){0,2}?"
@@ -22,7 +22,8 @@ _BULLETED = re.compile(
     rf"bullet(?:ed)?[- ]?(?:points? )?lists? (?:of|with|containing|that has) (?:{QUANTITY})\s", re.I
 )
 _EXACTLY = re.compile(
-    rf"(?<![\w.¤])(?=exactly|precisely)(?:{QUANTITY})\s+(?!paragraphs?|words?|sentences?|sections?)",
+    rf"(?<![\w.¤])(?=exactly|precisely)(?:{QUANTITY})\s+(?!paragraphs?|words?|sentences?"
+    rf"|sections?)",
     re.IGNORECASE,
 )
 _PLACEHOLDERS = _amount(r"place-?holders?\b|blanks?\b|(?:fill-in )?fields?\b|slots?\b|gaps?\b")
@@ -63,11 +64,13 @@ _ENUMERATED = re.compile(
     r"\b(?P<marker>[A-Z][A-Za-z]{2,20}) 1\b[\s\"',]+(?:and\s+)?[\"']?(?P=marker) (?P<last>[2-9])\b"
 )
 _HEADED = re.compile(
-    r"mark|start|begin|head|title|label|call|name|denot|number|indicat|with|follow|form|such as|like",
+    r"mark|start|begin|head|title|label|call|name|denot|number|indicat|with|follow|form|such as"
+    r"|like",
     re.IGNORECASE,
 )
 _SECTIONS = _amount(
-    r"(?:sections?|chapters?|parts?|paragraphs?|days?|scenes?|acts?|steps?|rounds?|verses?|stanzas?|"
+    r"(?:sections?|chapters?|parts?|paragraphs?|days?|scenes?|acts?|steps?|rounds?|verses?"
+    r"|stanzas?|"
     r"segments?|episodes?|lessons?|units?|volumes?)\b"
 )
 _PLACES = (
@@ -82,10 +85,12 @@ _PLACES = (
     "ninth 9th nine",
     "tenth 10th ten",
 )
-_ORDINALS = {word: place for place, words in enumerate(_PLACES, 1) for word in words.split()}
+_ORDINALS = {word: position for position, words in enumerate(_PLACES, 1) for word in words.split()}
 _NTH_PARAGRAPH = re.compile(
-    r"\b(?:(?P<ordinal>first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last|final|\d{1,2}(?:st|nd|rd|th))"
-    r"\s+paragraph|paragraph\s+(?:number\s+)?(?P<number>\d{1,2}|one|two|three|four|five|six|seven|eight|nine|ten))\b"
+    r"\b(?:(?P<ordinal>first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last|final"
+    r"|\d{1,2}(?:st|nd|rd|th))"
+    r"\s+paragraph|paragraph\s+(?:number\s+)?(?P<number>\d{1,2}|one|two|three|four|five|six|seven"
+    r"|eight|nine|ten))\b"
     r"[^.!?]{0,60}?\bwith\s+(?:the\s+)?(?:word\s*)?[\"']?",
     re.IGNORECASE,
 )
@@ -93,18 +98,18 @@ _STARTS = re.compile(r"\b(?:start|begin|open)", re.IGNORECASE)
 _FIRST_WORD = re.compile(r"\w[\w-]*")
 
 
-def read_counts(prompt: PromptText) -> Iterator[Constraint]:
-    """All constraints on how much of something there is."""
-    loose = _loose_bullets(prompt)
+def parse_counts(prompt: PromptText) -> Iterator[Constraint]:
+    """Yield the constraints on amounts."""
+    item_bullets = _bullets_of_items(prompt)
     for sentence in prompt.sentences:
-        if sentence.asks:
-            yield from _in_sentence(sentence, loose)
+        if sentence.is_instruction:
+            yield from _in_sentence(sentence, item_bullets)
     yield from _divided(prompt)
     yield from _sections(prompt)
     yield from _paragraphs(prompt)
 
 
-def _in_sentence(sentence: Sentence, loose_bullets: Bounds | None) -> Iterator[Constraint]:
+def _in_sentence(sentence: Sentence, item_bullets: Bounds | None) -> Iterator[Constraint]:
     capital = _CAPITAL_WORDS.search(sentence.masked)
     if capital:
         yield from _capital_words(sentence)
@@ -114,11 +119,13 @@ def _in_sentence(sentence: Sentence, loose_bullets: Bounds | None) -> Iterator[C
         yield _count("sentences", found, "sentence", sentence)
     if found := _first(_BULLETS, sentence) or _first(_BULLETED, sentence):
         yield _count("bullets", found, "bullet point", sentence)
-    elif loose_bullets and re.search(r"\bbullet", sentence.masked, re.IGNORECASE):
-        yield _count("bullets", loose_bullets, "bullet point", sentence)
-    place = _first(_PLACEHOLDERS, sentence)
-    if place and re.search(r"place-?holder|bracket", sentence.text, re.IGNORECASE):
-        low = Bounds(place.min, None, "least") if place.kind == "bare" else place
+    elif item_bullets and re.search(r"\bbullet", sentence.masked, re.IGNORECASE):
+        yield _count("bullets", item_bullets, "bullet point", sentence)
+    found = _first(_PLACEHOLDERS, sentence)
+    # "Blanks" and "fields" are common words: they count only beside placeholders or brackets.
+    if found and re.search(r"place-?holder|bracket", sentence.text, re.IGNORECASE):
+        # "3 placeholders" means at least 3, as IFEval counts them.
+        low = Bounds(found.min, None, "least") if found.kind == "bare" else found
         yield _count(
             "placeholders",
             low,
@@ -135,6 +142,7 @@ def _in_sentence(sentence: Sentence, loose_bullets: Bounds | None) -> Iterator[C
             or _some_highlighted(sentence)
         )
     ):
+        # More highlights than asked for are accepted, as in IFEval.
         low = Bounds(found.min, None, "least") if found.kind in ("bare", "exact") else found
         yield _count(
             "highlights",
@@ -145,21 +153,24 @@ def _in_sentence(sentence: Sentence, loose_bullets: Bounds | None) -> Iterator[C
         )
 
 
-def _loose_bullets(prompt: PromptText) -> Bounds | None:
-    """The number of bullets where it is said of the things listed: "List exactly 10 names … in bullet points"."""
+def _bullets_of_items(prompt: PromptText) -> Bounds | None:
+    """Return the number of bullets where the prompt counts the items instead.
+
+    Such as "List exactly 10 names … in bullet points".
+    """
     if not any(re.search(r"\bbullet", s.masked, re.IGNORECASE) for s in prompt.sentences):
         return None
     if any(_first(_BULLETS, s) or _first(_BULLETED, s) for s in prompt.sentences):
         return None
     amount = next(
-        (m for s in prompt.sentences if s.asks and (m := _EXACTLY.search(s.masked))), None
+        (m for s in prompt.sentences if s.is_instruction and (m := _EXACTLY.search(s.masked))), None
     )
-    return read_bounds(amount) if amount else None
+    return parse_bounds(amount) if amount else None
 
 
 def _first(pattern: re.Pattern[str], sentence: Sentence) -> Bounds | None:
     match = pattern.search(sentence.masked)
-    return read_bounds(match, sentence.masked[match.end() : match.end() + 24]) if match else None
+    return parse_bounds(match, sentence.masked[match.end() : match.end() + 24]) if match else None
 
 
 def _count(
@@ -167,24 +178,27 @@ def _count(
 ) -> Constraint:
     check = {"kind": "count", "of": of, **found.as_arguments()}
     return Constraint(
-        check, f"The response has {bounded(found.min, found.max, one, many)}.", sentence.source
+        check, f"The response has {in_words(found.min, found.max, one, many)}.", sentence.source
     )
 
 
 def _words(sentence: Sentence) -> Iterator[Constraint]:
     for match in _WORDS.finditer(sentence.masked):
-        found = read_bounds(match, sentence.masked[match.end() : match.end() + 24])
+        found = parse_bounds(match, sentence.masked[match.end() : match.end() + 24])
         if found is None or re.match(
             r"\s+(?:per|each|in (?:each|every))\b", sentence.masked[match.end() :]
         ):
             continue
         firm = found.kind not in ("bare", "about")
         if found.kind == "bare":
+            # A small bare number, as in "three words", rarely is a length; a large one is "about".
             if not found.min or found.min < 20:
                 continue
             found = Bounds(found.min * 4 // 5, -(-found.min * 6 // 5), "about")
         for side, value in found.as_arguments().items():
-            amount = bounded(value, None, "word") if side == "min" else bounded(None, value, "word")
+            amount = (
+                in_words(value, None, "word") if side == "min" else in_words(None, value, "word")
+            )
             yield Constraint(
                 {"kind": f"{side}_words", "value": value},
                 f"The response has {amount}.",
@@ -205,7 +219,7 @@ def _some_highlighted(sentence: Sentence) -> Bounds | None:
 
 def _capital_words(sentence: Sentence) -> Iterator[Constraint]:
     match = _TIMES.search(sentence.masked) or _ANY_AMOUNT.search(sentence.masked)
-    found = read_bounds(match, sentence.masked[match.end() : match.end() + 24]) if match else None
+    found = parse_bounds(match, sentence.masked[match.end() : match.end() + 24]) if match else None
     if found and found.kind != "about":
         bounds = Bounds(found.min, None, "least") if found.kind == "bare" else found
         yield _count(
@@ -232,15 +246,17 @@ def _divided(prompt: PromptText) -> Iterator[Constraint]:
         cues = [s for s in prompt.sentences if pattern.search(s.text)]
         divided = next((s for s in cues if _DIVIDER.search(s.text)), None)
         if divided is None:
-            near = [s for s in prompt.sentences if _DIVIDER.search(s.masked) and s.asks]
+            # The asterisks may stand alone, apart from the sentence that asks for a divider.
+            near = [s for s in prompt.sentences if _DIVIDER.search(s.masked) and s.is_instruction]
             divided = near[-1] if cues and near else None
         if divided is None and of == "starred_parts" and _DIVIDER_LINE.search(prompt.text):
             divided = cues[0]
         if divided is None:
             continue
+        # Six asterisks always divide two answers, as in IFEval's instruction.
         found = Bounds(2, 2, "exact") if of == "responses" else _parts_of(prompt, divided)
         noun = "answer" if of == "responses" else "part"
-        amount = bounded(found.min, found.max, noun)
+        amount = in_words(found.min, found.max, noun)
         yield Constraint(
             {"kind": "count", "of": of, **found.as_arguments()},
             f"The response has {amount}, divided by {divider}.",
@@ -249,9 +265,9 @@ def _divided(prompt: PromptText) -> Iterator[Constraint]:
 
 
 def _parts_of(prompt: PromptText, divided: Sentence) -> Bounds:
-    """How many parts: said in the sentence or elsewhere, else two things with one divider between them."""
+    """Return the number of parts: stated in this sentence or another one, shown, or else two."""
     for sentence in (divided, *prompt.sentences):
-        found = _first(_PARTS, sentence) if sentence.asks else None
+        found = _first(_PARTS, sentence) if sentence.is_instruction else None
         if found and not _HIGHLIGHT_CUE.search(sentence.masked.split("***")[0]):
             return found
     shown = len(_DIVIDER_LINE.findall(prompt.text))
@@ -261,7 +277,7 @@ def _parts_of(prompt: PromptText, divided: Sentence) -> Bounds:
 def _sections(prompt: PromptText) -> Iterator[Constraint]:
     amounts = [found for s in prompt.sentences if (found := _first(_SECTIONS, s)) and found.min]
     for sentence in prompt.sentences:
-        if not sentence.asks or not _HEADED.search(sentence.masked):
+        if not sentence.is_instruction or not _HEADED.search(sentence.masked):
             continue
         match = next(
             (m for m in _NUMBERED.finditer(sentence.text) if _names_section(m["marker"])), None
@@ -273,7 +289,7 @@ def _sections(prompt: PromptText) -> Iterator[Constraint]:
             return
     for sentence in prompt.sentences:
         named = _ENUMERATED.search(sentence.text)
-        if sentence.asks and named:
+        if sentence.is_instruction and named:
             yield _sectioned(named["marker"], int(named["last"]), sentence)
             return
 
@@ -294,35 +310,36 @@ def _names_section(marker: str) -> bool:
 def _paragraphs(prompt: PromptText) -> Iterator[Constraint]:
     total, said = None, None
     for sentence in prompt.sentences:
-        found = _first(_PARAGRAPHS, sentence) if sentence.asks else None
+        found = _first(_PARAGRAPHS, sentence) if sentence.is_instruction else None
         if found and found.min:
             total, said = found, sentence
             break
     if total is None or said is None or _THREE_STARS.search(prompt.text):
-        return
+        return  # with three asterisks the paragraphs are parts; see _divided
     for sentence in prompt.sentences:
         nth = _NTH_PARAGRAPH.search(sentence.text) if _STARTS.search(sentence.text) else None
         word = _FIRST_WORD.match(sentence.text, nth.end()) if nth else None
         if nth and word and total.min:
-            place = _place(nth, total.min)
-            if 1 <= place <= total.min:
+            position = _paragraph_number(nth, total.min)
+            if 1 <= position <= total.min:
                 check = {
                     "kind": "paragraph_start",
                     "paragraphs": total.min,
-                    "paragraph": place,
+                    "paragraph": position,
                     "word": word.group().lower(),
                 }
                 text = (
-                    f"The response has exactly {total.min} paragraphs, and paragraph {place} begins with "
+                    f"The response has exactly {total.min} paragraphs, and paragraph {position} "
+                    f"begins with "
                     f"“{word.group()}”."
                 )
                 yield Constraint(check, text, sentence.source)
-                return
+                return  # the check decides the number of paragraphs too
     exact = Bounds(total.min, total.min, "exact") if total.kind == "bare" else total
     yield _count("paragraphs", exact, "paragraph", said)
 
 
-def _place(match: re.Match[str], total: int) -> int:
+def _paragraph_number(match: re.Match[str], total: int) -> int:
     said = (match["ordinal"] or match["number"]).lower()
     if said in ("last", "final"):
         return total

@@ -1,15 +1,16 @@
-"""Reading the form a prompt asks for: case, quotation marks, JSON, title, postscript, beginning, end, language."""
+"""Parse the format that a prompt asks for: case, JSON, title, start, end, language and so on."""
 
 import re
 from collections.abc import Iterator
 
-from markscheme_server.rules.constraint import Constraint, listed
+from markscheme_server.rules.constraint import Constraint, quoted_list
 from markscheme_server.rules.languages import NAMES
 from markscheme_server.rules.numbers import QUANTITY
 from markscheme_server.rules.prompt import PromptText, Sentence
 
 _NO = (
-    r"\b(?:no|not|n't|never|without|avoid(?:ing)?|refrain(?:ing)? from|free of|free from|zero|omit(?:ting)?|"
+    r"\b(?:no|not|n't|never|without|avoid(?:ing)?|refrain(?:ing)? from|free of|free from|zero"
+    r"|omit(?:ting)?|"
     r"leave out|leaving out|exclud(?:e|ing)|don't|can't|mustn't|shouldn't|drop)\b[^.;:]{0,70}?"
 )
 _COMMAS = re.compile(
@@ -20,10 +21,12 @@ _COMMAS = re.compile(
 )
 _LOWER = r"\blower[- ]?cased?\b|\bsmall letters\b"
 _UPPER = (
-    r"\ball[- ]caps\b|\bcaps[- ]lock\b|\b(?:all |only |block )?capital letters?\b|\b(?:all |block |in |"
+    r"\ball[- ]caps\b|\bcaps[- ]lock\b|\b(?:all |only |block )?capital letters?\b|\b(?:all |block "
+    r"|in |"
     r"no )capitals\b|"
     r"\bcapitals only\b|\bupper[- ]?cased?\b|\bcapitali[sz]ed\b|\bcapitali[sz]ations?\b|"
-    r"\bcapitali[sz]e (?:all|every|each)\b(?! first)|\ball capitals?\b|\bfull caps\b|\bin caps\b|\bcaps only\b"
+    r"\bcapitali[sz]e (?:all|every|each)\b(?! first)|\ball capitals?\b|\bfull caps\b|\bin caps\b"
+    r"|\bcaps only\b"
 )
 _CASE_TERM = re.compile(f"(?P<lower>{_LOWER})|(?P<upper>{_UPPER})", re.IGNORECASE)
 _NEGATED_BEFORE = re.compile(
@@ -31,15 +34,21 @@ _NEGATED_BEFORE = re.compile(
 )
 _PARTIAL = re.compile(
     r"\b(?:some|few|first|initial|names?|headings?|titles?|each sentence|key)\b|"
-    r"(?<!all )(?<!all your )(?<!all the )\bwords? (?:be |are )?(?:in|with) (?:all )?(?:caps|capital|upper)|"
+    r"(?<!all )(?<!all your )(?<!all the )\bwords? (?:be |are )?(?:in|with) (?:all )?(?:caps"
+    r"|capital|upper)|"
     r"capital(?:i[sz]ed)? words?\b|caps words?\b|\bwords? may be\b",
     re.IGNORECASE,
 )
 _SOME_WORDS = re.compile(rf"\b(?:{QUANTITY})\s+(?:\w+ )?words?\b[^.]{{0,60}}$", re.IGNORECASE)
-_MARKS = r"double[- ]?(?:quotes?|quotation)(?: ?marks?)?|double quotations? marks?|quotation marks|\bquotes\b|\" ?\""
+_MARKS = (
+    r"double[- ]?(?:quotes?|quotation)(?: ?marks?)?|double quotations? marks?|quotation marks"
+    r"|\bquotes\b|\" ?\""
+)
 _QUOTED = re.compile(
-    rf"(?:(?:wrap|enclos|surround|put|place|insid|within|encas|begin and end|start and end)[^.;]{{0,90}})?(?:{_MARKS})"
-    r"(?:[^.;]{0,40}\b(?:around|surround|enclos|wrap|begin|at the (?:start|beginning))[^.;]{0,50})?",
+    rf"(?:(?:wrap|enclos|surround|put|place|insid|within|encas|begin and end|start and "
+    rf"end)[^.;]{{0,90}})?(?:{_MARKS})"
+    r"(?:[^.;]{0,40}\b(?:around|surround|enclos|wrap|begin|at the (?:start"
+    r"|beginning))[^.;]{0,50})?",
     re.IGNORECASE,
 )
 _QUOTED_LEAD = 70
@@ -55,7 +64,8 @@ _TITLE = re.compile(
 )
 _JSON = re.compile(r"\bjson\b", re.IGNORECASE)
 _JSON_ASKED = re.compile(
-    r"\b(?:in|as|using|valid|into|use|a|of|only|return|output|single|be|wrapped)\s+(?:a |an |the |valid |single |"
+    r"\b(?:in|as|using|valid|into|use|a|of|only|return|output|single|be|wrapped)\s+(?:a |an |the "
+    r"|valid |single |"
     r"proper )*json|"
     r"json\b[^.]{0,20}\b(?:format|block|object|output|only|array)",
     re.IGNORECASE,
@@ -66,13 +76,16 @@ _POSTSCRIPT = re.compile(
     re.IGNORECASE,
 )
 _ENDING = re.compile(
-    r"\b(?:end|ends|ending|finish|finishes|conclude|close|closes|closing|sign off)\b[^.;\"']{0,80}?\b(?:with|by|"
+    r"\b(?:end|ends|ending|finish|finishes|conclude|close|closes|closing|sign "
+    r"off)\b[^.;\"']{0,80}?\b(?:with|by|"
     r"using|in)\b|"
-    r"\b(?:last|final|very end|ending|end of)\b[^.;\"']{0,60}?\b(?:be|is|are|read|say|with|phrase|sentence|exactly)\b",
+    r"\b(?:last|final|very end|ending|end of)\b[^.;\"']{0,60}?\b(?:be|is|are|read|say|with|phrase"
+    r"|sentence|exactly)\b",
     re.IGNORECASE,
 )
 _UNQUOTED_PHRASE = re.compile(
-    r"(?:\b(?:phrase|sentence|line|words)\b[^.:?!]{0,20}[:,]?|with:|with)\s+(?P<phrase>[A-Z][^\n]{5,120})"
+    r"(?:\b(?:phrase|sentence|line|words)\b[^.:?!]{0,20}[:,]?|with:"
+    r"|with)\s+(?P<phrase>[A-Z][^\n]{5,120})"
 )
 _NOT_END = re.compile(r"\b(?:each|every|paragraph|postscript|P\.? ?S\b|section)", re.IGNORECASE)
 _STARTING = re.compile(
@@ -83,8 +96,10 @@ _NOT_START = re.compile(
     re.IGNORECASE,
 )
 _LANGUAGE = re.compile(
-    rf"\b(?:in|using|into|only|use|entirely|be)\s+(?:only\s+|entirely\s+|all\s+|solely\s+|just\s+|proper\s+|simple\s+)*"
-    rf"(?:the\s+)?(?P<name>{'|'.join(NAMES)})\b(?!\s+(?:class|history|culture|literature|food|cuisine|style|king|"
+    rf"\b(?:in|using|into|only|use|entirely|be)\s+(?:only\s+|entirely\s+|all\s+|solely\s+|just\s+"
+    rf"|proper\s+|simple\s+)*"
+    rf"(?:the\s+)?(?P<name>{'|'.join(NAMES)})\b(?!\s+(?:class|history|culture|literature|food"
+    rf"|cuisine|style|king|"
     r"people|speaking|lesson|course|teacher|cinema|politics|war|parliament|company|city))",
     re.IGNORECASE,
 )
@@ -94,13 +109,13 @@ _OFFERS = re.compile(
     re.IGNORECASE,
 )
 _OPTION_WORDS = 10
-MOST_OPTIONS = 64
+MAX_OPTIONS = 64
 
 
-def read_form(prompt: PromptText) -> Iterator[Constraint]:
-    """All constraints on how the response looks, begins, ends, and in which language it is."""
+def parse_format(prompt: PromptText) -> Iterator[Constraint]:
+    """Yield the constraints on the response's look, beginning, end, options and language."""
     for sentence in prompt.sentences:
-        if sentence.asks:
+        if sentence.is_instruction:
             yield from _in_sentence(sentence)
     yield from _ends(prompt)
     yield from _options(prompt)
@@ -150,7 +165,7 @@ def _in_sentence(sentence: Sentence) -> Iterator[Constraint]:
 
 
 def _quotes_all(text: str, match: re.Match[str]) -> bool:
-    """Whether the quotation marks go around the whole response, rather than a title or a word of it."""
+    """Return whether the quotation marks enclose the whole response, not a title or a word."""
     around = text[max(0, match.start() - _QUOTED_LEAD) : match.end()]
     acts = re.search(
         r"wrap|enclos|surround|put|plac|insid|within|encas|begin|start|around",
@@ -167,6 +182,7 @@ def _case(sentence: Sentence) -> Iterator[Constraint]:
     term = terms[0]
     if term.lastgroup == "upper" and _SOME_WORDS.search(sentence.before(term.end())):
         return
+    # "No capital letters" asks for lower case.
     negated = bool(_NEGATED_BEFORE.search(sentence.before(term.start())))
     lower = (term.lastgroup == "lower") != negated
     kind, words = ("lowercase", "lower") if lower else ("uppercase", "upper")
@@ -189,14 +205,14 @@ def _starts(sentence: Sentence) -> Iterator[Constraint]:
     ):
         yield Constraint(
             {"kind": "starts_with", "text": quotes[0].text},
-            f"The response begins with {listed([quotes[0].text])}.",
+            f"The response begins with {quoted_list([quotes[0].text])}.",
             sentence.source,
         )
 
 
 def _ends(prompt: PromptText) -> Iterator[Constraint]:
     for sentence in prompt.sentences:
-        cue = _ENDING.search(sentence.masked) if sentence.asks else None
+        cue = _ENDING.search(sentence.masked) if sentence.is_instruction else None
         if cue is None or _NOT_END.search(sentence.masked[: cue.end()]):
             continue
         quotes = [q for q in sentence.quotes_after(cue.start()) if q.start - cue.end() <= 80]
@@ -212,10 +228,10 @@ def _ends(prompt: PromptText) -> Iterator[Constraint]:
                 continue
             phrase = re.split(r"(?<=[.?!])\s", bare["phrase"])[0].strip()
         if len(re.findall(r"\w", phrase)) < 2:
-            continue
+            continue  # such as a lone punctuation mark
         yield Constraint(
             {"kind": "ends_with", "text": phrase},
-            f"The response ends with {listed([phrase])}.",
+            f"The response ends with {quoted_list([phrase])}.",
             sentence.source,
         )
         return
@@ -238,26 +254,26 @@ def _language(sentence: Sentence) -> Iterator[Constraint]:
 
 
 def _options(prompt: PromptText) -> Iterator[Constraint]:
-    for place, sentence in enumerate(prompt.sentences):
-        if not sentence.asks:
+    for position, sentence in enumerate(prompt.sentences):
+        if not sentence.is_instruction:
             continue
-        options = _quoted_options(prompt, place) or _bare_options(prompt, place)
+        options = _quoted_options(prompt, position) or _bare_options(prompt, position)
         if options:
-            options = options[:MOST_OPTIONS]
+            options = options[:MAX_OPTIONS]
             yield Constraint(
                 {"kind": "one_of", "options": options},
-                f"The response gives one of these answers: {listed(options, 'or')}.",
+                f"The response gives one of these answers: {quoted_list(options, 'or')}.",
                 sentence.source,
             )
             return
 
 
-def _quoted_options(prompt: PromptText, place: int) -> list[str]:
-    """Options in quotation marks: "one of" announces them, or "or" stands between them."""
-    sentence = prompt.sentences[place]
+def _quoted_options(prompt: PromptText, position: int) -> list[str]:
+    """Return quoted options, announced by "one of" or joined by "or"."""
+    sentence = prompt.sentences[position]
     quotes = list(sentence.quotes)
-    if len(quotes) < 2 and _OFFERS.search(sentence.masked) and place + 1 < len(prompt.sentences):
-        quotes = list(prompt.sentences[place + 1].quotes)
+    if len(quotes) < 2 and _OFFERS.search(sentence.masked) and position + 1 < len(prompt.sentences):
+        quotes = list(prompt.sentences[position + 1].quotes)
         return [q.text for q in quotes] if len(quotes) >= 2 else []
     if len(quotes) < 2 or re.search(
         r"\b(?:not|n't|never|avoid|without|words?|"
@@ -281,13 +297,16 @@ def _quoted_options(prompt: PromptText, place: int) -> list[str]:
     return [q.text for q in quotes] if lead and joined and "or" in last.lower() else []
 
 
-def _bare_options(prompt: PromptText, place: int) -> list[str]:
-    """Unquoted options, each a short sentence with a word in common: "My answer is yes. My answer is no." """
-    if not _OFFERS.search(prompt.sentences[place].masked):
+def _bare_options(prompt: PromptText, position: int) -> list[str]:
+    """Return unquoted options: short sentences with a word in common.
+
+    Such as "My answer is yes. My answer is no."
+    """
+    if not _OFFERS.search(prompt.sentences[position].masked):
         return []
-    lead = prompt.sentences[place].source.rsplit(":", 1)
+    lead = prompt.sentences[position].source.rsplit(":", 1)
     pieces = [lead[1]] if len(lead) == 2 and lead[1].strip() else []
-    pieces += [s.source for s in prompt.sentences[place + 1 : place + 9]]
+    pieces += [s.source for s in prompt.sentences[position + 1 : position + 9]]
     options: list[str] = []
     shared: set[str] = set()
     for piece in (part.strip(" ,/()") for part in pieces):

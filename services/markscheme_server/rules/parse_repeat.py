@@ -1,4 +1,4 @@
-"""Reading a request to repeat the prompt, or a part of it, before the answer: which text is to be repeated."""
+"""Parse a request to repeat the prompt, or a part of it, before the answer."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,8 @@ from markscheme_server.rules.constraint import Constraint
 from markscheme_server.rules.prompt import PromptText, Sentence
 
 _REPEAT = re.compile(
-    r"\b(?:repeat|repleat|copy|restate|quote|reproduce)\b[^.;]{0,60}\b(?:line|request|prompt|question|sentence|instructions?|it|text|"
+    r"\b(?:repeat|repleat|copy|restate|quote|reproduce)\b[^.;]{0,60}\b(?:line|request|prompt"
+    r"|question|sentence|instructions?|it|text|"
     r"above|below|task|statement|message|paragraph)\b",
     re.IGNORECASE,
 )
@@ -18,20 +19,21 @@ _FIRST = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_REPEATING = re.compile(
-    r"\b(?:repeat|repleat|repeating|copy|restate|quote|reproduce|before replying)\b|\b(?:do not|don't) (?:say|"
+    r"\b(?:repeat|repleat|repeating|copy|restate|quote|reproduce|before replying)\b|\b(?:do not"
+    r"|don't) (?:say|"
     r"change|output|add|include)\b|"
     r"\bword for word\b|\bas it is\b|^\s*\d[.)]|\bthen (?:give|answer|reply|respond)\b",
     re.IGNORECASE,
 )
 
 
-def read_repeat(prompt: PromptText) -> Iterator[Constraint]:
-    """At most one constraint: the response begins with the named text."""
-    for place, sentence in enumerate(prompt.sentences):
+def parse_repeat(prompt: PromptText) -> Iterator[Constraint]:
+    """Yield at most one constraint: the response begins with the text to repeat."""
+    for index, sentence in enumerate(prompt.sentences):
         if _REPEAT.search(sentence.masked) and _FIRST.search(
-            sentence.masked + _after(prompt, place)
+            sentence.masked + _after(prompt, index)
         ):
-            target = _target(prompt, place)
+            target = _target(prompt, index)
             if target:
                 yield Constraint(
                     {"kind": "starts_with", "text": target[:2000]},
@@ -41,23 +43,24 @@ def read_repeat(prompt: PromptText) -> Iterator[Constraint]:
             return
 
 
-def _after(prompt: PromptText, place: int) -> str:
-    return " ".join(s.masked for s in prompt.sentences[place + 1 : place + 3])
+def _after(prompt: PromptText, index: int) -> str:
+    return " ".join(s.masked for s in prompt.sentences[index + 1 : index + 3])
 
 
-def _target(prompt: PromptText, place: int) -> str:
-    """What is to be repeated: all that stands before the talk about repeating, or all that follows it."""
-    last = place
+def _target(prompt: PromptText, index: int) -> str:
+    """Return the text to repeat: all before the sentences about repeating, or all after them."""
+    # Skip the neighbouring sentences that are about the repetition itself.
+    last = index
     while last + 1 < len(prompt.sentences) and _ABOUT_REPEATING.search(
         prompt.sentences[last + 1].masked
     ):
         last += 1
-    first = place
+    first = index
     while first > 0 and _ABOUT_REPEATING.search(prompt.sentences[first - 1].masked):
         first -= 1
     before = prompt.source[: prompt.sentences[first].start].strip()
     after = prompt.source[_end(prompt.sentences[last]) :].strip()
-    said = prompt.sentences[place].masked.lower()
+    said = prompt.sentences[index].masked.lower()
     if "above" in said:
         return before
     if "below" in said or "following" in said:

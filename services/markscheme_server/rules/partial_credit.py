@@ -1,8 +1,8 @@
-"""Easier rungs below a check that is all or nothing, so that a weak student's group is not all zeros.
+"""Easier checks for a constraint, so that a weak student's group does not score zero throughout.
 
-Each rung is a binary criterion of its own; the points of the constraint are split between them. The rungs are
-implied by the constraint: who meets it meets them (a bare JSON scalar aside), so they never reward anything that
-the prompt did not ask for.
+Each easier check is a criterion of its own, and the points of the constraint are split between
+them. The constraint implies its easier checks (except for a bare JSON scalar), so that they never
+reward what the prompt did not ask for.
 """
 
 import re
@@ -11,25 +11,25 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
 
-from markscheme_server.rules.constraint import bounded, listed
+from markscheme_server.rules.constraint import in_words, quoted_list
 
 Arguments = Mapping[str, Any]
-LONGEST_PATTERN = 1000
-SHORTEST_START = 3
-"""Words that the lowest rung of "begin with this text" asks for."""
+MAX_PATTERN_CHARACTERS = 1000
+MIN_START_WORDS = 3
+"""Words of the easiest check for "begin with this text"."""
 
 
 @dataclass(frozen=True, slots=True)
 class EasierCheck:
-    """A weaker form of a check, and its statement."""
+    """An easier form of a check, and its statement."""
 
     check: Arguments
     text: str
 
 
-def rungs(check: Arguments) -> list[EasierCheck]:
-    """At most two weaker forms of a check, the harder one first; none where there is no slope to be had."""
-    build = _LADDERS.get(check["kind"])
+def easier_checks(check: Arguments) -> list[EasierCheck]:
+    """Return at most two easier forms of a check, the harder one first; some kinds have none."""
+    build = _EASIER_CHECKS.get(check["kind"])
     return build(check)[:2] if build else []
 
 
@@ -72,6 +72,7 @@ def _count(check: Arguments) -> list[EasierCheck]:
     )
     easier = []
     if low:
+        # Half of the minimum (rounded up), then one. A maximum is relaxed along with it.
         limits = sorted({n for n in (-(-low // 2), 1) if n < low}, reverse=True)
         easier = [(n, None if high is None else max(high, 2 * low)) for n in limits]
     elif high:
@@ -79,7 +80,7 @@ def _count(check: Arguments) -> list[EasierCheck]:
     return [
         EasierCheck(
             {"kind": "count", "of": of, **_sides(a, b)},
-            f"The response has {bounded(a, b, noun, plural)}.",
+            f"The response has {in_words(a, b, noun, plural)}.",
         )
         for a, b in easier
     ]
@@ -112,7 +113,7 @@ def _occurrences(check: Arguments) -> list[EasierCheck]:
     return [
         EasierCheck(
             {"kind": "occurrences", "text": text, **_sides(a, b)},
-            f"“{text}” occurs {bounded(a, b, 'time')} in the response.",
+            f"“{text}” occurs {in_words(a, b, 'time')} in the response.",
         )
         for a, b in easier
     ]
@@ -130,7 +131,7 @@ def _letter_count(check: Arguments) -> list[EasierCheck]:
     return [
         EasierCheck(
             {"kind": "letter_count", "letter": letter, **_sides(a, b)},
-            f"The letter “{letter}” occurs {bounded(a, b, 'time')} in the response.",
+            f"The letter “{letter}” occurs {in_words(a, b, 'time')} in the response.",
         )
         for a, b in easier
     ]
@@ -141,7 +142,7 @@ def _contains(check: Arguments) -> list[EasierCheck]:
         return []
     return [
         EasierCheck(
-            {**check, "match": "any"}, f"The response contains {listed(check['texts'], 'or')}."
+            {**check, "match": "any"}, f"The response contains {quoted_list(check['texts'], 'or')}."
         )
     ]
 
@@ -196,7 +197,7 @@ def _json_valid(check: Arguments) -> list[EasierCheck]:
 
 def _starts_with(check: Arguments) -> list[EasierCheck]:
     words = check["text"].split()
-    sizes = [n for n in (len(words) // 2, SHORTEST_START) if SHORTEST_START <= n < len(words)]
+    sizes = [n for n in (len(words) // 2, MIN_START_WORDS) if MIN_START_WORDS <= n < len(words)]
     starts = dict.fromkeys(_leading(check["text"], n) for n in sizes)
     return [
         EasierCheck({"kind": "starts_with", "text": start}, f"The response begins with “{start}”.")
@@ -205,7 +206,7 @@ def _starts_with(check: Arguments) -> list[EasierCheck]:
 
 
 def _leading(text: str, size: int) -> str:
-    """The first ``size`` words of a text with the spacing they have."""
+    """Return the first ``size`` words of a text with their spacing."""
     ends = [m.end() for m in re.finditer(r"\S+", text)]
     return text[: ends[size - 1]].strip()
 
@@ -224,7 +225,7 @@ def _sections(check: Arguments) -> list[EasierCheck]:
     return [
         EasierCheck(
             {"kind": "sections", "marker": marker, "min": n},
-            f"The response has {bounded(n, None, 'section')} headed “{marker}” and a number.",
+            f"The response has {in_words(n, None, 'section')} headed “{marker}” and a number.",
         )
         for n in dict.fromkeys((-(-check["min"] // 2), 1))
         if n < check["min"]
@@ -236,7 +237,7 @@ def _paragraph_start(check: Arguments) -> list[EasierCheck]:
     return [
         EasierCheck(
             {"kind": "count", "of": "paragraphs", "min": n, "max": n},
-            f"The response has {bounded(n, n, 'paragraph')}.",
+            f"The response has {in_words(n, n, 'paragraph')}.",
         ),
         EasierCheck(
             {"kind": "contains", "texts": [check["word"]]},
@@ -246,33 +247,32 @@ def _paragraph_start(check: Arguments) -> list[EasierCheck]:
 
 
 def _one_of(check: Arguments) -> list[EasierCheck]:
-    """The words that tell the options apart, then the words that all of them begin with."""
+    """Ask for a word that distinguishes the options, then for the words that all begin with."""
     options = [re.findall(r"\w+", option.lower()) for option in check["options"]]
     shared = set.intersection(*map(set, options)) if options else set()
-    telling = [word for option in options for word in option if word not in shared]
-    if not telling:
+    distinct = dict.fromkeys(word for option in options for word in option if word not in shared)
+    if not distinct:
         return []
-    pattern = rf"\b(?:{'|'.join(map(re.escape, dict.fromkeys(telling)))})\b"
-    if len(pattern) > LONGEST_PATTERN:
+    pattern = rf"\b(?:{'|'.join(map(re.escape, distinct))})\b"
+    if len(pattern) > MAX_PATTERN_CHARACTERS:
         return []
-    told = EasierCheck(
-        {"kind": "regex", "pattern": pattern, "ignore_case": True},
-        f"The response has one of the words {', '.join(dict.fromkeys(telling))}.",
-    )
+    easier = [
+        EasierCheck(
+            {"kind": "regex", "pattern": pattern, "ignore_case": True},
+            f"The response has one of the words {', '.join(distinct)}.",
+        )
+    ]
     opening = commonprefix(list(check["options"])).rstrip()
-    return (
-        [told]
-        if len(opening.split()) < 2
-        else [
-            told,
+    if len(opening.split()) >= 2:
+        easier.append(
             EasierCheck(
                 {"kind": "contains", "texts": [opening]}, f"The response contains “{opening}”."
-            ),
-        ]
-    )
+            )
+        )
+    return easier
 
 
-_LADDERS: dict[str, Callable[[Arguments], list[EasierCheck]]] = {
+_EASIER_CHECKS: dict[str, Callable[[Arguments], list[EasierCheck]]] = {
     "count": _count,
     "min_words": _min_words,
     "max_words": _max_words,

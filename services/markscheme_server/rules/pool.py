@@ -1,7 +1,7 @@
-"""Threads for checks: no others of the process wait for them, and teams take turns.
+"""A thread pool for checks, apart from the process's other threads. Teams take turns.
 
-A thread cannot be stopped. So work is handed in by small pieces, and one thread is always out of reach of a team that
-holds all others.
+A thread cannot be stopped. Work therefore comes in short slices, and one team can never use all
+threads.
 """
 
 import asyncio
@@ -11,36 +11,39 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-from markscheme_server.domain.fairness import FairShares
+from markscheme_server.domain.fairness import FairQueue
 
 T = TypeVar("T")
 
 
 class CheckPool:
-    """``threads`` of them, one more than there are cores where nothing is said; at least two."""
+    """``threads`` threads, at least two; by default one more than there are cores."""
 
     def __init__(self, threads: int | None = None) -> None:
         threads = max(2, threads or (os.cpu_count() or 1) + 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="checks")
-        self._shares = FairShares(threads, most=threads - 1)
+        self._slots = FairQueue(threads, max_per_team=threads - 1)
 
-    async def run(self, piece: Callable[[], T], *, team: str, turn: int) -> T:
-        """What ``piece`` returns, run in a thread when it is the team's turn. A caller that leaves does not stop it."""
-        await self._shares.take(team, turn)
+    async def run(self, work: Callable[[], T], *, team: str, priority: int) -> T:
+        """Run ``work`` in a thread when it is the team's turn; return its result.
+
+        Cancelling the caller does not stop it.
+        """
+        await self._slots.acquire(team, priority)
         loop = asyncio.get_running_loop()
 
         def done(_: "Future[T]") -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._shares.give_back, team)
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                loop.call_soon_threadsafe(self._slots.release, team)
 
         try:
-            future = self._threads.submit(piece)
+            future = self._threads.submit(work)
         except RuntimeError:
-            self._shares.give_back(team)
+            self._slots.release(team)
             raise
         future.add_done_callback(done)
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Start nothing more."""
+        """Cancel work that has not started."""
         self._threads.shutdown(wait=False, cancel_futures=True)

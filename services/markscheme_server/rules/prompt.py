@@ -1,7 +1,7 @@
-"""A prompt cut into sentences, with quoted text set apart: what the reader's rules run on.
+"""Split a prompt into sentences for the parsers, and mask quoted text.
 
-Every piece keeps its place, so that a criterion can name the exact span it was read from. Quoted text is
-masked, letter for letter, since a number or a "do not" inside quotation marks asks for nothing.
+Every sentence has its position, so that a criterion can name its exact source. Quoted text is
+masked letter by letter: a number or a "do not" inside quotation marks is no instruction.
 """
 
 import re
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 READ_CHARACTERS = 12_000
-"""How much of a prompt is read for constraints: the first half and the last half of it."""
+"""Characters of a prompt that are parsed: half of them from its start, half from its end."""
 READ_SENTENCES = 120
-"""How many of its sentences: again from both ends."""
+"""Sentences that are parsed, again from both ends."""
 SENTENCE_CHARACTERS = 1_500
-"""Longer sentences are read up to here, so that no prompt can make the rules slow."""
+"""Longer sentences are cut here, so that no prompt can make the rules slow."""
 LEAD_CHARACTERS = 120
 MASK = "¤"
 
@@ -30,15 +30,22 @@ _ABBREVIATED = re.compile(
 )
 
 _CUE = re.compile(
-    r"\b(?:must|should|shall|need|needs|have to|has to|had better|ought|please|make sure|ensure|be sure|do not|don't|"
-    r"never|without|avoid|refrain|only|wants?|i'd like|would like|require|required|requires|allowed|permitted|"
+    r"\b(?:must|should|shall|need|needs|have to|has to|had better|ought|please|make sure|ensure"
+    r"|be sure|do not|don't|"
+    r"never|without|avoid|refrain|only|wants?|i'd like|would like|require|required|requires"
+    r"|allowed|permitted|"
     r"exactly|entire|your (?:\w+ ){0,2}(?:answer|response|reply|output|text))\b|"
     r"(?:^|[,:;(]|\b(?:and|then|but|also|first|so|or)\b)\s*(?:\d[.)]\s*|[-*]\s*)?"
-    r"(?:write|give|use|add|include|put|make|answer|reply|respond|begin|start|end|finish|close|conclude|wrap|enclose|"
-    r"keep|mention|say|tell|explain|describe|list|create|compose|generate|draft|provide|return|work|repeat|copy|quote|"
-    r"separate|highlight|emphasi[sz]e|limit|stay|leave|omit|exclude|format|output|type|print|set|open|pick|choose|"
-    r"summari[sz]e|suggest|announce|invent|prepare|compare|offer|discuss|review|steer|capitali[sz]e|elaborate|mark|"
-    r"present|produce|organi[sz]e|divide|split|structure|express|speak|design|come up|brainstorm|rewrite|shout)\b",
+    r"(?:write|give|use|add|include|put|make|answer|reply|respond|begin|start|end|finish|close"
+    r"|conclude|wrap|enclose|"
+    r"keep|mention|say|tell|explain|describe|list|create|compose|generate|draft|provide|return"
+    r"|work|repeat|copy|quote|"
+    r"separate|highlight|emphasi[sz]e|limit|stay|leave|omit|exclude|format|output|type|print|set"
+    r"|open|pick|choose|"
+    r"summari[sz]e|suggest|announce|invent|prepare|compare|offer|discuss|review|steer"
+    r"|capitali[sz]e|elaborate|mark|"
+    r"present|produce|organi[sz]e|divide|split|structure|express|speak|design|come up|brainstorm"
+    r"|rewrite|shout)\b",
     re.IGNORECASE,
 )
 _REPORT = re.compile(
@@ -50,7 +57,7 @@ _REPORT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A quoted piece; ``start`` and ``end`` are places in the sentence, marks included."""
+    """A quotation; ``start`` and ``end`` are its positions in the sentence, with the marks."""
 
     text: str
     start: int
@@ -59,7 +66,10 @@ class Quote:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence: ``source`` as the prompt has it, ``text`` with straight quotes, ``masked`` without quotations."""
+    """One sentence of a prompt, which begins at ``start``.
+
+    ``source`` is the original, ``text`` has straight quotes, ``masked`` has masked quotations.
+    """
 
     source: str
     text: str
@@ -68,6 +78,7 @@ class Sentence:
 
     @cached_property
     def quotes(self) -> tuple[Quote, ...]:
+        """The quotations of the sentence."""
         return tuple(
             Quote(m.group().strip("\"'`").strip(), m.start(), m.end())
             for m in _QUOTE.finditer(self.text)
@@ -75,29 +86,30 @@ class Sentence:
         )
 
     @cached_property
-    def asks(self) -> bool:
-        """Whether it can be an instruction rather than a report or a question about something."""
+    def is_instruction(self) -> bool:
+        """Whether it can be an instruction, rather than a report or a question."""
         return bool(_CUE.search(self.masked)) or not _REPORT.search(self.masked)
 
-    def before(self, place: int) -> str:
-        """The masked words that lead up to a place, as many as can bear on it."""
-        return self.masked[max(0, place - LEAD_CHARACTERS) : place]
+    def before(self, position: int) -> str:
+        """Return the masked text before a position, `LEAD_CHARACTERS` of it."""
+        return self.masked[max(0, position - LEAD_CHARACTERS) : position]
 
-    def quotes_after(self, place: int) -> list[Quote]:
-        return [quote for quote in self.quotes if quote.start >= place]
+    def quotes_after(self, position: int) -> list[Quote]:
+        """Return the quotations from a position on."""
+        return [quote for quote in self.quotes if quote.start >= position]
 
 
 @dataclass(frozen=True)
 class PromptText:
-    """A prompt, straightened, with its sentences."""
+    """A prompt, its text with straight quotes, and its sentences."""
 
     source: str
     text: str
     sentences: tuple[Sentence, ...]
 
 
-def read_prompt(prompt: str) -> PromptText:
-    """Cut a prompt into sentences; of a very long one the beginning and the end are read."""
+def parse_prompt(prompt: str) -> PromptText:
+    """Split a prompt into sentences; of a very long one only its start and end."""
     if len(prompt) > READ_CHARACTERS:
         prompt = prompt[: READ_CHARACTERS // 2] + "\n" + prompt[-READ_CHARACTERS // 2 :]
     text = prompt.translate(_STRAIGHT)
@@ -129,6 +141,6 @@ def _joins(masked: str, start: int, end: int) -> bool:
 
 def _mask(match: re.Match[str]) -> str:
     inner = match.group()
-    # The last mark stays visible, so that a full stop inside the quotation can still end the sentence.
+    # The last punctuation stays, so that a full stop inside the quotation can end the sentence.
     stop = inner[-2] if inner[-2] in ".!?" else MASK
     return inner[0] + MASK * (len(inner) - 3) + stop + inner[-1] if len(inner) > 2 else inner

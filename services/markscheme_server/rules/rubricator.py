@@ -1,9 +1,10 @@
-"""From a prompt, its teacher's and its students' responses to criteria: what is asked, in rungs, behind a gate.
+"""Induce criteria from a prompt and its teacher's and students' responses.
 
-What the prompt states comes first and carries the weight; it is never dropped because a teacher misses it. A few
-contrast words follow. Every criterion is gated: a response that is too short, echoes the prompt or repeats itself
-is no answer, and meets none of them. Easier rungs and the words of the topic are also closed to strings of non-words;
-the stated constraint itself is not, since a response in no known language can still follow it to the letter.
+The prompt's constraints come first and carry the weight, even where a teacher misses them. Easier
+checks and a few contrast words follow. Every criterion has the gate: a response that is too short,
+echoes the prompt or repeats itself meets none. Easier checks and topic words also require English
+where it can be expected, against strings of non-words; a stated constraint does not, since a
+response in another language can still satisfy it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,20 +13,21 @@ from typing import Any
 
 from markscheme.vocabulary import Category, UnscoredReason
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.judge.base import InductionTask, JudgeFailure, Response
+from markscheme_server.judge.base import InductionTask, JudgeFailure
 from markscheme_server.rules.constraint import Constraint
-from markscheme_server.rules.contrast import content_words, contrast_words, reach_of
+from markscheme_server.rules.contrast import content_words, contrast_words, truncation_words
 from markscheme_server.rules.gate import Gate, expects_english, gate_for
-from markscheme_server.rules.parse import read_constraints
-from markscheme_server.rules.partial_credit import rungs
+from markscheme_server.rules.parse import parse_constraints
+from markscheme_server.rules.partial_credit import easier_checks
 
-MOST_CRITERIA = 12
+MAX_CRITERIA = 12
 FULL_POINTS = 5
-CROWDED_POINTS = 4
-CROWDED = 4
-"""With more constraints than this each is worth :data:`CROWDED_POINTS`."""
-OUT_OF_REACH_POINTS = 1
+REDUCED_POINTS = 4
+MANY_CONSTRAINTS = 4
+"""With more constraints than this, each is worth `REDUCED_POINTS`."""
+UNREACHABLE_POINTS = 1
 TOPIC_SHARE = 0.25
+"""Maximum share of the topic criteria in the rubric's points."""
 TOPIC_WORDS = 24
 _ENDINGS = frozenset({"ends_with", "postscript", "json_valid", "quoted"})
 _WORDS_PER_SENTENCE = 5
@@ -41,83 +43,89 @@ class _Draft:
     source: str | None
     category: Category = "task_fulfilment"
     stated: bool = False
-    """The constraint as the prompt states it, neither an easier rung nor a word of its topic."""
+    """It is the constraint as the prompt states it: no easier check and no topic word."""
 
 
 def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
-    """The rubric of a task, ids c1, c2, …; raises :class:`JudgeFailure` when the prompt states nothing."""
+    """Return the criteria of a task, with the ids c1, c2 and so on.
+
+    Raises `JudgeFailure` when the prompt states no constraint.
+    """
     prompt = "\n\n".join(m["content"] for m in task.prompt if m["role"] in ("system", "user"))
-    candidates = read_constraints(prompt)[:MOST_CRITERIA]
-    if not candidates:
+    constraints = parse_constraints(prompt)[:MAX_CRITERIA]
+    if not constraints:
         raise JudgeFailure(
             UnscoredReason.NO_RUBRIC,
             "the builtin judge found no constraint in the prompt that code "
             "can decide; a model judge can write a rubric for it",
         )
-    gate = gate_for(prompt, candidates, task.teacher_responses, reach_of(task.student_responses))
-    drafts = _constraints(candidates, task.student_responses)
-    drafts += _tied_to_topic(prompt, task, candidates, drafts)
-    fluent = (
-        gate.in_english() if expects_english(prompt, candidates, task.teacher_responses) else gate
+    word_limit = truncation_words(task.student_responses)
+    gate = gate_for(prompt, constraints, task.teacher_responses, word_limit)
+    drafts = _draft_constraints(constraints, word_limit)
+    drafts += _draft_topic(prompt, task, constraints, drafts)
+    strict_gate = (
+        gate.in_english() if expects_english(prompt, constraints, task.teacher_responses) else gate
     )
     return tuple(
-        _criterion(number, draft, gate if draft.stated else fluent)
+        _criterion(number, draft, gate if draft.stated else strict_gate)
         for number, draft in enumerate(drafts, 1)
     )
 
 
-def _constraints(candidates: Sequence[Constraint], students: Sequence[Response]) -> list[_Draft]:
-    reach = reach_of(students)
-    full = FULL_POINTS if len(candidates) <= CROWDED else CROWDED_POINTS
-    spare = MOST_CRITERIA - 1 - len(candidates)
+def _draft_constraints(constraints: Sequence[Constraint], word_limit: int | None) -> list[_Draft]:
+    full = FULL_POINTS if len(constraints) <= MANY_CONSTRAINTS else REDUCED_POINTS
+    spare = MAX_CRITERIA - 1 - len(constraints)  # one criterion is reserved for the topic
     drafts = []
-    for candidate in candidates:
-        steps = rungs(candidate.check)[: max(spare, 0)]
-        spare -= len(steps)
-        hard = reach is not None and _out_of_reach(candidate.check, reach)
-        top = OUT_OF_REACH_POINTS if hard else full - len(steps) if candidate.firm else 2
-        drafts.append(_Draft(candidate.check, candidate.text, top, candidate.source, stated=True))
-        drafts += [_Draft(step.check, step.text, 1, candidate.source) for step in steps]
+    for constraint in constraints:
+        easier = easier_checks(constraint.check)[: max(spare, 0)]
+        spare -= len(easier)
+        if word_limit is not None and _is_unreachable(constraint.check, word_limit):
+            points = UNREACHABLE_POINTS
+        else:
+            points = full - len(easier) if constraint.firm else 2  # easier checks share the points
+        drafts.append(
+            _Draft(constraint.check, constraint.text, points, constraint.source, stated=True)
+        )
+        drafts += [_Draft(each.check, each.text, 1, constraint.source) for each in easier]
     return drafts
 
 
-def _out_of_reach(check: Mapping[str, Any], reach: int) -> bool:
-    """Whether rollouts that were all cut off at ``reach`` words could not have met the check."""
+def _is_unreachable(check: Mapping[str, Any], word_limit: int) -> bool:
+    """Return whether rollouts that were all cut off at ``word_limit`` could not meet the check."""
     kind = check["kind"]
     if kind in _ENDINGS:
         return True
     if kind == "min_words":
-        return bool(check["value"] > reach)
+        return bool(check["value"] > word_limit)
     if kind == "starts_with":
-        return len(check["text"].split()) > reach
+        return len(check["text"].split()) > word_limit
     if kind == "count" and check["of"] == "sentences":
-        return bool((check.get("min") or 0) * _WORDS_PER_SENTENCE > reach)
+        return bool((check.get("min") or 0) * _WORDS_PER_SENTENCE > word_limit)
     return False
 
 
-def _tied_to_topic(
-    prompt: str, task: InductionTask, candidates: Sequence[Constraint], drafts: Sequence[_Draft]
+def _draft_topic(
+    prompt: str, task: InductionTask, constraints: Sequence[Constraint], drafts: Sequence[_Draft]
 ) -> list[_Draft]:
-    """One point for being about the prompt at all, then one for each contrast word, a quarter of the weight at most."""
-    weight = sum(draft.points for draft in drafts)
-    room = min(MOST_CRITERIA - len(drafts), int(weight * TOPIC_SHARE / (1 - TOPIC_SHARE)))
+    """Give one point for taking up the prompt's subject, and one for each contrast word.
+
+    They are at most `TOPIC_SHARE` of the points.
+    """
+    points = sum(draft.points for draft in drafts)
+    limit = min(MAX_CRITERIA - len(drafts), int(points * TOPIC_SHARE / (1 - TOPIC_SHARE)))
     if any(
-        c.check["kind"] == "one_of" or c.check.get("language", "en") != "en" for c in candidates
+        c.check["kind"] == "one_of" or c.check.get("language", "en") != "en" for c in constraints
     ):
         return []
-    settled = {
+    required = {
         word
-        for c in candidates
+        for c in constraints
         for text in c.check.get("texts", [c.check.get("text", "")])
         for word in text.lower().split()
     }
-    topic = [word for word in content_words(prompt) if word not in settled][:TOPIC_WORDS]
-    fresh = [
-        w
-        for w in contrast_words(prompt, task.teacher_responses, task.student_responses)
-        if w not in settled
-    ]
-    tied = (
+    topic = [word for word in content_words(prompt) if word not in required][:TOPIC_WORDS]
+    contrast = contrast_words(prompt, task.teacher_responses, task.student_responses)
+    topic_drafts = (
         [
             _Draft(
                 {"kind": "contains", "texts": topic, "match": "any"},
@@ -129,7 +137,7 @@ def _tied_to_topic(
         if topic
         else []
     )
-    tied += [
+    topic_drafts += [
         _Draft(
             {"kind": "contains", "texts": [word]},
             f"The response takes up “{word}” from the prompt.",
@@ -137,9 +145,10 @@ def _tied_to_topic(
             None,
             "observable_quality",
         )
-        for word in fresh
+        for word in contrast
+        if word not in required
     ]
-    return tied[: max(room, 0)]
+    return topic_drafts[: max(limit, 0)]
 
 
 def _criterion(number: int, draft: _Draft, gate: Gate) -> Criterion:

@@ -1,14 +1,14 @@
-"""What can be counted in a text: words, sentences, bullets and the like. Pure functions, linear in the text.
+"""Count words, sentences, bullets and so on in a text. Pure functions, linear in the text.
 
-The counts agree with those of IFEval's published verifier wherever its rules are stated; its sentence and
-token counts come from trained models, which are approximated here by rules. Patterns are kept free of nested
-or overlapping repetition, so that a hostile text cannot make them backtrack.
+The counts agree with those of IFEval's published verifier where its rules are stated. Its sentence
+and token counts come from trained models, which are approximated here by rules. No pattern has
+nested or overlapping repetition, so that a hostile text cannot make it backtrack.
 """
 
 import re
 
 READ_WORDS = 5_000
-"""How much of a text the measures of repetition and echo read."""
+"""Words of a text that the measures of repetition and echo read."""
 
 _WORD = re.compile(r"\w+")
 _SINGLE_HIGHLIGHT = re.compile(r"\*[^\n*]*\*")
@@ -18,24 +18,28 @@ _TOKEN_BREAK = re.compile(
 )
 _CLOSERS = "\"'”’)]}*_»"
 _ABBREVIATIONS_TEXT = (
-    "mr mrs ms dr prof st jr sr vs etc e.g i.e inc ltd co corp dept est fig gen gov hon lt maj no op rep rev sen sgt "
+    "mr mrs ms dr prof st jr sr vs etc e.g i.e inc ltd co corp dept est fig gen gov hon lt maj no "
+    "op rep rev sen sgt "
     "u.s u.k u.n a.m p.m d.c ph.d jan feb mar apr jun jul aug sep sept oct nov dec"
 )
 _ABBREVIATIONS = frozenset(_ABBREVIATIONS_TEXT.split())
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters, digits and underscores."""
+    """Return the runs of letters, digits and underscores."""
     return _WORD.findall(text)
 
 
 def triples(text_words: list[str]) -> list[tuple[str, str, str]]:
-    """Every three neighbouring words, lower-cased by the caller."""
+    """Return every three neighbouring words; the caller lower-cases them."""
     return list(zip(text_words, text_words[1:], text_words[2:], strict=False))
 
 
 def sentences(text: str) -> int:
-    """Sentences: a token that ends in ``.``, ``!`` or ``?`` closes one, abbreviations and initials aside."""
+    """Count sentences.
+
+    A token that ends in ``.``, ``!`` or ``?`` ends one, except for abbreviations and initials.
+    """
     tokens = text.split()
     found = 0
     for position, token in enumerate(tokens[:-1]):
@@ -51,14 +55,14 @@ def _period_closes(token: str, following: str) -> bool:
     stem = token[:-1].lstrip("\"'“‘([*_").lower()
     starts_upper = following.lstrip("\"'“‘([*_")[:1].isupper()
     if token.endswith("..") or stem.endswith("."):
-        return starts_upper
+        return starts_upper  # an ellipsis, or an abbreviation such as "e.g."
     if stem in _ABBREVIATIONS:
         return False
     return not (len(stem) == 1 and stem.isalpha())
 
 
 def bullets(text: str) -> int:
-    """Lines that begin with ``-``, or with one ``*`` and something after it."""
+    """Count lines that begin with ``-``, or with one ``*`` and something after it."""
     found = 0
     for line in text.split("\n"):
         start = line.lstrip()
@@ -67,13 +71,13 @@ def bullets(text: str) -> int:
 
 
 def highlights(text: str) -> int:
-    """``*passages*`` and ``**passages**`` with something between the asterisks, on one line."""
+    """Count ``*passages*`` and ``**passages**`` that are not empty and on one line."""
     single = sum(1 for m in _SINGLE_HIGHLIGHT.findall(text) if m.strip("*").strip())
     return single + sum(1 for m in _DOUBLE_HIGHLIGHT.findall(text) if m[2:-2].strip())
 
 
 def placeholders(text: str) -> int:
-    """``[square brackets]`` that close on the line they open on."""
+    """Count ``[square brackets]`` that open and close on one line."""
     found = 0
     for line in text.split("\n"):
         start = line.find("[")
@@ -87,29 +91,30 @@ def placeholders(text: str) -> int:
 
 
 def capital_words(text: str) -> int:
-    """Words without a lower-case letter (``I`` and ``A`` too); a hyphenated word is one."""
+    """Count words without a lower-case letter, also ``I`` and ``A``; a hyphenated word is one."""
     return sum(1 for token in _TOKEN_BREAK.split(text) if token and token.isupper())
 
 
 def commas(text: str) -> int:
+    """Count commas."""
     return text.count(",")
 
 
 def paragraphs(text: str) -> int:
-    """Blocks of text with an empty line between them."""
+    """Count blocks of text with an empty line between them."""
     return sum(1 for block in text.split("\n\n") if block.strip())
 
 
 def starred_parts(text: str) -> int | None:
-    """Parts divided by ``***``; ``None`` when an inner part is empty."""
+    """Count parts divided by ``***``; ``None`` when an inner part is empty."""
     return _parts(text, "***")
 
 
 def responses(text: str) -> int | None:
-    """Answers divided by ``******``; ``None`` when an inner one is empty or two are the same."""
+    """Count answers divided by ``******``; ``None`` when an inner one is empty or two are equal."""
     found = _parts(text, "******")
-    kept = [part.strip() for part in text.split("******") if part.strip()]
-    return found if len(set(kept)) == len(kept) else None
+    answers = [part.strip() for part in text.split("******") if part.strip()]
+    return found if len(set(answers)) == len(answers) else None
 
 
 def _parts(text: str, divider: str) -> int | None:
@@ -120,10 +125,10 @@ def _parts(text: str, divider: str) -> int | None:
 
 
 def repeated_share(text: str) -> float:
-    """The share of words that stand in a repetition of an earlier word triple; 0 below three words.
+    r"""Return the share of words in repetitions of an earlier word triple; 0 below three words.
 
-    Words are split at white space here, since ``\\w`` breaks Indic words apart and then finds repetition in any
-    text. Reads the first 5,000 words.
+    Words are split at white space here: ``\w`` breaks Indic words apart and then finds repetition
+    in any text. Reads the first 5,000 words.
     """
     text_words = text.lower().split()[:READ_WORDS]
     seen: set[tuple[str, str, str]] = set()
@@ -136,7 +141,7 @@ def repeated_share(text: str) -> float:
 
 
 def upper_share(text: str) -> float | None:
-    """The share of upper-case letters among those that have a case; ``None`` without any."""
+    """Return the upper-case share of the letters that have a case; ``None`` without any."""
     upper = sum(map(str.isupper, text))
     cased = upper + sum(map(str.islower, text))
     return upper / cased if cased else None

@@ -1,0 +1,1 @@
+"""Scoring: rubrics for groups, verdicts for rollouts, and the rewards that follow."""

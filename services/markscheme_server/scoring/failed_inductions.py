@@ -1,4 +1,4 @@
-"""Inductions that failed a while ago: not paid for again at each step of a training."""
+"""Inductions that failed a while ago, so that they are not paid for again at each step."""
 
 import time
 from collections import OrderedDict
@@ -9,8 +9,8 @@ from markscheme.vocabulary import UnscoredReason
 from markscheme_server.judge.base import JudgeFailure
 
 REMEMBER_S = 600.0
-MOST = 4096
-LASTING = frozenset(
+MAX_FAILURES = 4096
+LASTING_REASONS = frozenset(
     {
         UnscoredReason.PARSE_FAILURE,
         UnscoredReason.OFF_MENU,
@@ -19,7 +19,7 @@ LASTING = frozenset(
         UnscoredReason.TRUNCATED,
     }
 )
-"""Reasons that the same question would meet again. An outage or a limit is no such reason."""
+"""Reasons for which the same question would fail again, unlike an outage or a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,35 +30,35 @@ class _Failed:
 
 
 class FailedInductions:
-    """What failed, by the exact question and by what it was about. In memory: each process learns for itself."""
+    """The failures of one process, by any key: of the very question, or of what it shares."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._failed: OrderedDict[str, _Failed] = OrderedDict()
 
-    def remember(self, failure: JudgeFailure, *addresses: str) -> None:
-        """Note a failure under its addresses, if it is one that lasts."""
-        if failure.reason not in LASTING:
+    def remember(self, failure: JudgeFailure, *keys: str) -> None:
+        """Remember a failure under these keys if the same question would fail again."""
+        if failure.reason not in LASTING_REASONS:
             return
-        for address in addresses:
-            self._failed[address] = _Failed(failure.reason, str(failure), self._clock())
-            self._failed.move_to_end(address)
-        while len(self._failed) > MOST:
+        for key in keys:
+            self._failed[key] = _Failed(failure.reason, str(failure), self._clock())
+            self._failed.move_to_end(key)
+        while len(self._failed) > MAX_FAILURES:
             self._failed.popitem(last=False)
 
-    def forget(self, *addresses: str) -> None:
-        """It has been made meanwhile."""
-        for address in addresses:
-            self._failed.pop(address, None)
+    def forget(self, *keys: str) -> None:
+        """Forget failures, because the induction has succeeded."""
+        for key in keys:
+            self._failed.pop(key, None)
 
-    def find(self, address: str) -> JudgeFailure | None:
-        """The failure under an address, while it is remembered."""
-        failed = self._failed.get(address)
+    def find(self, key: str) -> JudgeFailure | None:
+        """Return the failure under a key if it is at most `REMEMBER_S` old."""
+        failed = self._failed.get(key)
         if failed is None:
             return None
         age = self._clock() - failed.at
         if age > REMEMBER_S:
-            del self._failed[address]
+            del self._failed[key]
             return None
         return JudgeFailure(
             failed.reason,

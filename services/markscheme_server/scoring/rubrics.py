@@ -1,32 +1,46 @@
-"""Which rubric a group gets: given, assigned before, reused, or induced now."""
+"""Find the rubric for a group: reused, or induced now. The same induction happens once."""
 
-import asyncio
 from dataclasses import dataclass, replace
 
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, ReuseScope, UnscoredReason
-from markscheme_server.accounts.budgets import BudgetService, Line
-from markscheme_server.domain import hashing as fp
+from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.domain.call_context import CallContext
+from markscheme_server.domain.hashing import (
+    ChatMessage,
+    digest,
+    induction_key,
+    judged_text,
+    prompt_key,
+    text_key,
+)
 from markscheme_server.domain.reward import mean
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.judge.base import ASKS, InductionTask, Judge, JudgeFailure, Response
-from markscheme_server.judge.base import Induction as Made
+from markscheme_server.judge.base import (
+    MAX_ATTEMPTS,
+    Induction,
+    InductionTask,
+    Judge,
+    JudgeFailure,
+    StudentResponse,
+)
 from markscheme_server.scoring.failed_inductions import FailedInductions
 from markscheme_server.scoring.single_flight import Abandoned, SingleFlight
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.claims import ClaimLost
+from markscheme_server.store.claims import Claim
+from markscheme_server.store.ledger import CallDescription
 from markscheme_server.store.rubrics import Filters
 from markscheme_server.store.store import Store
 from markscheme_server.store.teachers import TeacherResponse
-from markscheme_server.store.verdicts import JudgeCall, Reply
-
-FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """When a rubric still separates the rollouts of a run (setting names ``reuse_*``)."""
+    """When a rubric still separates the rollouts of a run (the settings `reuse_*`).
+
+    `max_uses`: groups of one run that it may score. `mean_below`: the mean reward at which it has
+    become too easy.
+    """
 
     max_uses: int
     mean_below: float
@@ -34,7 +48,7 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRubric:
-    """A rubric, how it was come by, and what that cost."""
+    """A rubric for a group, where it is from, and what this request paid for it."""
 
     rubric: Rubric
     origin: AssignedOrigin
@@ -43,14 +57,18 @@ class ResolvedRubric:
 
 @dataclass(frozen=True, slots=True)
 class RubricRequest:
-    """What a rubric is wanted for. ``teachers`` is ``None`` when they are to come from the bank; ``students`` are
-    judged texts (:func:`fingerprint.judged_text`). ``reuse_scope``: as the request or the team's setting says;
-    ``asks_teacher``: the teacher is asked where there are no responses."""
+    """What a rubric is needed for.
+
+    `teachers`: whole teacher responses; `None`: those of the teacher bank. `students`: judged
+    texts (see `hashing.judged_text`). `key`: the prefix of the caller's API key. `reuse_scope`:
+    whose rubrics may be reused, if the request or the team says so. `asks_teacher`: whether the
+    teacher is asked if there are no responses.
+    """
 
     team: str
-    prompt: tuple[fp.ChatMessage, ...]
+    prompt: tuple[ChatMessage, ...]
     teachers: tuple[str, ...] | None
-    students: tuple[Response, ...]
+    students: tuple[StudentResponse, ...]
     judge: Judge
     reuse: ReusePolicy
     run_id: str | None
@@ -60,102 +78,113 @@ class RubricRequest:
     reuse_scope: ReuseScope | None = None
     asks_teacher: bool = False
 
-    def scope(self, *, teacher: bool) -> ReuseScope:
-        """Whose rubrics may be reused. ``teacher``: there is one to go by, and a rubric may be induced from what it
-        says; another team's rubric is then taken only where that was asked for."""
-        return self.reuse_scope or ("own" if teacher else "organisation")
+    def scope(self, *, can_induce: bool) -> ReuseScope:
+        """Return whose rubrics may be reused.
+
+        `can_induce`: a rubric can be induced from teacher responses; another team's is then taken
+        only on request.
+        """
+        return self.reuse_scope or ("own" if can_induce else "organisation")
 
 
 @dataclass(frozen=True, slots=True)
-class Induction:
-    """An induction that is still to be made, at its address."""
+class PendingInduction:
+    """An induction that has to be made, under its cache key.
 
-    wanted: RubricRequest
+    `teacher_model`: the model of the teacher responses, if they are all of one.
+    """
+
+    request: RubricRequest
     teachers: tuple[str, ...]
     key: str
     teacher_model: str | None = None
 
+    @property
+    def failure_key(self) -> str:
+        """What this induction shares with others for the same prompt by the same rubricator."""
+        request = self.request
+        return digest([request.team, prompt_key(request.prompt), request.judge.rubricator_identity])
+
 
 class RubricService:
-    """Finds and induces rubrics; the same induction happens once."""
+    """Finds and induces rubrics."""
 
     def __init__(self, store: Store, freshness: Freshness, budgets: BudgetService) -> None:
         self._store, self._freshness, self._budgets = store, freshness, budgets
         self._failed = FailedInductions()
-        self._flight: SingleFlight[tuple[Rubric, JudgeUsage]] = SingleFlight()
+        self._flights: SingleFlight[ResolvedRubric] = SingleFlight()
 
-    async def find(self, wanted: RubricRequest) -> ResolvedRubric | Induction:
-        """The rubric under the reuse policy, or the induction that it takes. Asks no judge and writes nothing.
+    async def find(self, request: RubricRequest) -> ResolvedRubric | PendingInduction:
+        """Return the rubric under the reuse policy, or the induction that it takes.
 
-        ``always_new`` uses only the memo of this very induction. ``if_fresh`` uses what a person of the team brought
-        or edited, else the memo, else the nearest rubric in the scope of reuse while it is fresh. ``frozen`` uses the
-        nearest and never induces. Raises :class:`JudgeFailure` when it is frozen and there is none.
+        Asks no judge and writes nothing. `always_new` reuses only the result of this very
+        induction. `if_fresh` takes, in this order: what a person of the team imported or forked,
+        the result of this very induction, the nearest rubric in the scope of reuse while it is
+        fresh. `frozen` takes the nearest rubric and never induces. Raises `JudgeFailure` when
+        `frozen` finds none.
         """
-        team, key = wanted.team, fp.prompt_key(wanted.prompt)
-        if wanted.reuse == "frozen":
-            nearest = await self._store.rubrics.find_nearest(
-                team, key, wanted.filters, scope=wanted.scope(teacher=False), run_id=wanted.run_id
-            )
+        team, key = request.team, prompt_key(request.prompt)
+        if request.reuse == "frozen":
+            nearest = await self._find_nearest(request, can_induce=False)
             if nearest is None:
                 raise JudgeFailure(
                     UnscoredReason.NO_RUBRIC,
                     "there is no rubric for this prompt and reuse is frozen",
                 )
             return ResolvedRubric(nearest, "reused")
-        teachers = wanted.teachers
+        teachers = request.teachers
         bank: list[TeacherResponse] = []
         if teachers is None:
             bank = await self._store.teachers.find(team, key)
-            teachers = tuple(kept.text for kept in bank)
+            teachers = tuple(response.text for response in bank)
         nearest = None
-        if wanted.reuse == "if_fresh":
-            nearest = await self._store.rubrics.find_nearest(
-                team,
-                key,
-                wanted.filters,
-                scope=wanted.scope(teacher=bool(teachers) or wanted.asks_teacher),
-                run_id=wanted.run_id,
-            )
+        if request.reuse == "if_fresh":
+            can_induce = bool(teachers) or request.asks_teacher
+            nearest = await self._find_nearest(request, can_induce=can_induce)
             if nearest is not None and nearest.team == team and nearest.origin != "induced":
                 return ResolvedRubric(nearest, "reused")
-        induction = fp.induction_key(
+        induction = induction_key(
             team=team,
             prompt=key,
-            teachers=[fp.text_key(fp.judged_text(t)) for t in teachers],
-            students=[fp.text_key(s.text) + ("+" if s.truncated else "") for s in wanted.students],
-            rubricator=wanted.judge.rubricator_identity,
+            teachers=[text_key(judged_text(text)) for text in teachers],
+            students=[text_key(s.text) + ("+" if s.truncated else "") for s in request.students],
+            rubricator=request.judge.rubricator_identity,
         )
-        memo = await self._store.rubrics.find_induced(team, induction)
-        if memo is not None:
-            return ResolvedRubric(memo, "reused")
-        if nearest is not None and await self._is_fresh(team, nearest, wanted.run_id):
+        induced = await self._store.rubrics.find_induced(team, induction)
+        if induced is not None:
+            return ResolvedRubric(induced, "reused")
+        if nearest is not None and await self._is_fresh(team, nearest, request.run_id):
             return ResolvedRubric(nearest, "reused")
-        models = {kept.model for kept in bank}
-        return Induction(wanted, teachers, induction, models.pop() if len(models) == 1 else None)
+        models = {response.model for response in bank}
+        model = models.pop() if len(models) == 1 else None
+        return PendingInduction(request, teachers, induction, model)
 
-    async def resolve(self, wanted: RubricRequest, context: CallContext) -> ResolvedRubric:
-        """The rubric, found or induced: :meth:`find` and then, where it takes that, :meth:`induce`."""
-        if wanted.teachers:
-            await self._store.teachers.save(wanted.team, wanted.prompt, wanted.teachers)
-        found = await self.find(wanted)
+    async def resolve(self, request: RubricRequest, context: CallContext) -> ResolvedRubric:
+        """Find the rubric, or induce it. Raises `JudgeFailure`."""
+        if request.teachers:
+            await self._store.teachers.save(request.team, request.prompt, request.teachers)
+        found = await self.find(request)
         if isinstance(found, ResolvedRubric):
             return found
-        gateway = wanted.judge.gateway
-        reservation = gateway.reserve(1, wanted.team) if gateway is not None else None
+        gateway = request.judge.gateway
+        reservation = gateway.reserve(1, request.team) if gateway is not None else None
         try:
             return await self.induce(found, context)
         finally:
             if reservation is not None:
                 reservation.release()
 
-    async def induce(self, induction: Induction, context: CallContext) -> ResolvedRubric:
-        """Make the rubric, once whoever asks. Raises :class:`JudgeFailure`, also where the same failed lately."""
+    async def induce(self, induction: PendingInduction, context: CallContext) -> ResolvedRubric:
+        """Induce the rubric, once for all callers.
+
+        Raises `JudgeFailure`, also when the same induction failed a while ago.
+        """
         if (failed := self._failed.find(induction.key)) is not None:
             raise failed
         try:
-            (rubric, usage), led = await self._flight.run(
+            resolved, led = await self._flights.run(
                 induction.key,
-                lambda due: self._settle(induction, replace(context, deadline=due)),
+                lambda deadline: self._induce_once(induction, replace(context, deadline=deadline)),
                 deadline=context.deadline.at,
             )
         except TimeoutError as error:
@@ -166,15 +195,28 @@ class RubricService:
             raise JudgeFailure(
                 UnscoredReason.UNAVAILABLE, "the service is stopping; send the batch again"
             ) from error
-        return ResolvedRubric(rubric, "induced", usage if led else JudgeUsage())
+        # Whoever led the flight pays for it.
+        return resolved if led else replace(resolved, usage=JudgeUsage())
 
     async def drain(self, within_s: float) -> None:
-        """Wait for inductions under way, then give up those that are left."""
-        await self._flight.drain(within_s)
+        """Wait for the inductions under way, for `within_s` at most, then cancel the rest."""
+        await self._flights.drain(within_s)
+
+    async def _find_nearest(self, request: RubricRequest, *, can_induce: bool) -> Rubric | None:
+        return await self._store.rubrics.find_nearest(
+            request.team,
+            prompt_key(request.prompt),
+            request.filters,
+            scope=request.scope(can_induce=can_induce),
+            run_id=request.run_id,
+        )
 
     async def _is_fresh(self, team: str, rubric: Rubric, run_id: str | None) -> bool:
-        """Of its last two groups one had spread, their mean is below the bound, and it is not used up. What a person
-        brought or edited stays until it is retired."""
+        """Return whether a rubric still separates the rollouts of a run.
+
+        It does while it has uses left, one of its last two groups had a spread, and their mean
+        reward is below the bound. What a person imported or forked stays until it is retired.
+        """
         if rubric.origin != "induced":
             return True
         uses = await self._store.assignments.uses(team, rubric_id=rubric.id, run_id=run_id)
@@ -189,79 +231,70 @@ class RubricService:
             and average < self._freshness.mean_below
         )
 
-    async def _settle(
-        self, induction: Induction, context: CallContext
-    ) -> tuple[Rubric, JudgeUsage]:
+    async def _induce_once(
+        self, induction: PendingInduction, context: CallContext
+    ) -> ResolvedRubric:
         """Induce under a claim, or wait for the process that does."""
-        claims, pause = self._store.claims, FIRST_LOOK_S
-        while True:
-            claim = await claims.acquire(induction.key)
-            memo = await self._store.rubrics.find_induced(induction.wanted.team, induction.key)
-            if memo is not None:
-                if claim is not None:
-                    await claims.drop(claim)
-                return memo, JudgeUsage()
-            if claim is not None:
-                try:
-                    return await self._induce(induction, context, claim)
-                except ClaimLost:
-                    continue
-                except BaseException:
-                    await claims.drop(claim)
-                    raise
-            while await claims.held(induction.key):
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.5, LAST_LOOK_S)
+
+        async def find() -> ResolvedRubric | None:
+            team = induction.request.team
+            rubric = await self._store.rubrics.find_induced(team, induction.key)
+            return ResolvedRubric(rubric, "induced") if rubric is not None else None
+
+        return await self._store.claims.once(
+            induction.key, find, lambda claim: self._induce(induction, context, claim)
+        )
 
     async def _induce(
-        self, induction: Induction, context: CallContext, claim: tuple[str, int]
-    ) -> tuple[Rubric, JudgeUsage]:
-        wanted, judge = induction.wanted, induction.wanted.judge
+        self, induction: PendingInduction, context: CallContext, claim: Claim
+    ) -> ResolvedRubric:
+        request, judge = induction.request, induction.request.judge
         task = InductionTask(
-            wanted.prompt,
-            tuple(dict.fromkeys(fp.judged_text(t) for t in induction.teachers)),
-            wanted.students,
+            request.prompt,
+            tuple(dict.fromkeys(judged_text(text) for text in induction.teachers)),
+            request.students,
         )
-        # After a failure other responses are worth a try, but not three calls at each step.
-        about = fp.digest([wanted.team, fp.prompt_key(wanted.prompt), judge.rubricator_identity])
-        asks = 1 if self._failed.find(about) is not None else ASKS
-        line = Line(wanted.team, wanted.run_id, "rubricator", judge.rubricator_identity)
-        async with self._budgets.reserve(line) as budget:
+        # After a failure other responses are worth a try, but not three attempts at each step.
+        failed_before = self._failed.find(induction.failure_key) is not None
+        about = CallDescription(
+            request.team, request.run_id, "rubricator", judge.rubricator_identity
+        )
+        async with self._budgets.reserve(about) as budget:
             try:
-                made = await judge.induce(task, replace(context, budget=budget), asks=asks)
+                induced = await judge.induce(
+                    task,
+                    replace(context, budget=budget),
+                    max_attempts=1 if failed_before else MAX_ATTEMPTS,
+                )
             except JudgeFailure as failure:
-                self._failed.remember(failure, induction.key, about)
-                await self._record(budget.entry(failure.reason), wanted.team)
+                self._failed.remember(failure, induction.key, induction.failure_key)
+                await budget.record(failure.reason)
                 raise
-            self._failed.forget(about)
-            rubric = await self._keep(induction, task, made, claim)
-            await self._record(budget.entry(rubric_id=rubric.id), wanted.team)
-        return rubric, made.usage
+            self._failed.forget(induction.failure_key)
+            rubric = await self._save(induction, task, induced, claim)
+            await budget.record(rubric_id=rubric.id)
+        return ResolvedRubric(rubric, "induced", induced.usage)
 
-    async def _keep(
-        self, induction: Induction, task: InductionTask, made: Made, claim: tuple[str, int]
+    async def _save(
+        self, induction: PendingInduction, task: InductionTask, induced: Induction, claim: Claim
     ) -> Rubric:
-        wanted, judge = induction.wanted, induction.wanted.judge
+        request, judge = induction.request, induction.request.judge
         return await self._store.rubrics.save(
-            team=wanted.team,
-            prompt=wanted.prompt,
-            criteria=made.criteria,
+            team=request.team,
+            prompt=request.prompt,
+            criteria=induced.criteria,
             origin="induced",
-            tags=wanted.tags,
+            tags=request.tags,
             induction=induction.key,
             claim=claim,
-            cost_usd=made.usage.cost_usd,
-            actor=Actor(wanted.team, wanted.key),
+            cost_usd=induced.usage.cost_usd,
+            actor=Actor(request.team, request.key),
             provenance={
                 "rubricator": judge.rubricator_identity,
                 "template": judge.template,
                 "teacher_model": induction.teacher_model,
-                "teacher_keys": [fp.text_key(t) for t in task.teacher_responses],
-                "student_keys": [fp.text_key(s.text) for s in task.student_responses],
-                "run": wanted.run_id,
+                "teacher_keys": [text_key(text) for text in task.teacher_responses],
+                "student_keys": [text_key(student.text) for student in task.student_responses],
+                "run": request.run_id,
             },
         )
-
-    async def _record(self, call: JudgeCall | None, team: str) -> None:
-        if call is not None:
-            await self._store.verdicts.save(Reply(team, call=call))

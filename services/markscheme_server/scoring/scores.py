@@ -1,8 +1,9 @@
-"""Scoring a batch: each group gets its rubric, each rollout its verdicts and reward.
+"""Score a batch: each group gets its rubric, each rollout its verdicts and reward.
 
-In two passes. The first looks everything up and asks no judge, so that a batch for which there is no room is refused
-as a whole before anything has happened. The second does the work; a group's failure stays its own there: it is
-answered as unscored with a reason while the others go on.
+There are two passes. `admit` looks everything up and asks no judge, so that a batch for which
+there is no room is refused as a whole before anything has happened. `score` does the work. A
+group's failure stays its own there: the group is answered as unscored with a reason, and the
+others go on.
 """
 
 import asyncio
@@ -19,27 +20,29 @@ import structlog
 from markscheme import schema
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics, wire
-from markscheme_server.accounts.budgets import SPENT
-from markscheme_server.domain import hashing as fp
+from markscheme_server.accounts.budgets import BUDGET_SPENT
 from markscheme_server.domain.call_context import Allowance, CallContext, Deadline
 from markscheme_server.domain.caller import Caller
+from markscheme_server.domain.hashing import ChatMessage, judged_text, prompt_key
 from markscheme_server.domain.reward import feedback, reward
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import Verdict
 from markscheme_server.errors import NotFound, TooLarge
-from markscheme_server.judge.base import Judge, JudgeFailure, Reservation, Response
+from markscheme_server.judge.base import Judge, JudgeFailure, StudentResponse
+from markscheme_server.judge.queue import QueueReservation
 from markscheme_server.judge.replies import MAX_CRITERIA
 from markscheme_server.scoring.judges import Judges
 from markscheme_server.scoring.rubrics import (
-    Induction,
+    PendingInduction,
     ResolvedRubric,
     RubricRequest,
     RubricService,
 )
-from markscheme_server.scoring.teachers import TeacherService
-from markscheme_server.scoring.verdicts import GroupVerdicts, Plan, VerdictService, sliced
-from markscheme_server.store.assignments import Assignment, GroupRef, Outcome, ScoredRollout
+from markscheme_server.scoring.teachers import SampleResult, TeacherService
+from markscheme_server.scoring.verdict_plan import VerdictPlan
+from markscheme_server.scoring.verdicts import GroupVerdicts, VerdictService, sliced
+from markscheme_server.store.assignments import Assignment, GroupOutcome, GroupRef, ScoredRollout
 from markscheme_server.store.engine.database import is_outage
 from markscheme_server.store.rubrics import Filters
 from markscheme_server.store.store import Store
@@ -47,95 +50,111 @@ from markscheme_server.store.store import Store
 log = structlog.get_logger()
 
 TEXT_WEIGHT = 8
-"""What it weighs to read one rollout, in verdicts."""
-NOT_SHARED = "the rubric of this step is not shared with the team any more"
+"""The computing for reading one rollout, counted in verdicts."""
+RUBRIC_NOT_VISIBLE = "the rubric of this step is no longer shared with the team"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """A group's answer, what it cost, and what reuse saved."""
+
+    score: schema.GroupScore
+    usage: JudgeUsage
+    cached_verdicts: int = 0
+    saved_usd: float = 0.0
 
 
 class Tally:
-    """Counts over a batch, growing group by group."""
+    """Sums over the groups of a batch."""
 
     def __init__(self) -> None:
-        self.scored = self.cached = 0
-        self.saved_usd = 0.0
         self.reasons: Counter[UnscoredReason] = Counter()
-        self.usage = JudgeUsage()
+        self._scored = self._cached_verdicts = 0
+        self._saved_usd = 0.0
+        self._usage = JudgeUsage()
 
-    def add(self, group: schema.GroupScore) -> None:
-        known = sum(r.reward is not None for r in group.rollouts)
-        self.scored += known
-        self.reasons.update(r.reason for r in group.rollouts if r.reason is not None)
-        if group.rubric is not None:
-            metrics.RUBRICS.labels(origin=group.rubric.origin).inc()
+    def add(self, result: GroupResult) -> None:
+        """Count a group."""
+        rollouts = result.score.rollouts
+        self._scored += sum(rollout.reward is not None for rollout in rollouts)
+        self.reasons.update(r.reason for r in rollouts if r.reason is not None)
+        self._usage += result.usage
+        self._cached_verdicts += result.cached_verdicts
+        self._saved_usd += result.saved_usd
+        if result.score.rubric is not None:
+            metrics.RUBRICS.labels(origin=result.score.rubric.origin).inc()
 
     def counts(self) -> schema.ScoreCounts:
+        """Return how many rollouts were scored."""
         unscored = self.reasons.total()
         return schema.ScoreCounts(
-            rollouts=self.scored + unscored, scored=self.scored, unscored=unscored
+            rollouts=self._scored + unscored, scored=self._scored, unscored=unscored
         )
 
     def cost(self) -> schema.Usage:
-        return schema.Usage(
-            judge_calls=self.usage.calls,
-            prompt_tokens=self.usage.prompt_tokens,
-            completion_tokens=self.usage.completion_tokens,
-            cached_verdicts=self.cached,
-            cached_tokens=self.usage.cached_tokens,
-            cost_usd=self.usage.cost_usd,
-            saved_usd=self.saved_usd,
+        """Return what the batch cost and what reuse saved."""
+        return wire.from_usage(
+            self._usage, cached_verdicts=self._cached_verdicts, saved_usd=self._saved_usd
         )
 
 
-@dataclass(slots=True)
-class _Survey:
-    """What the first pass knows of a group: a rubric or the induction that it takes, or why there will be none."""
+@dataclass(frozen=True, slots=True)
+class GroupLookup:
+    """What the first pass knows of a group.
+
+    `texts`: what is judged of each rollout. `teachers`: what is judged of teacher responses.
+    `rubric`: the rubric, the induction that it takes, or why there will be none. `assignment`: the
+    one that the group of this step has already.
+    """
 
     group: schema.Group
-    texts: list[str]
-    """What is judged of each rollout."""
-    prompt: tuple[fp.ChatMessage, ...]
-    found: ResolvedRubric | Induction | JudgeFailure
+    texts: Sequence[str]
+    teachers: Sequence[str]
+    prompt: tuple[ChatMessage, ...]
+    ref: GroupRef
+    rubric: ResolvedRubric | PendingInduction | JudgeFailure
     assignment: Assignment | None = None
-    plans: list[Plan] | None = None
-    teachers: list[str] = field(default_factory=list)
-    calls: int = 0
 
     @property
-    def criteria(self) -> int:
-        """How many each rollout is judged by; the most that there can be where the rubric is yet to be made."""
-        if isinstance(self.found, ResolvedRubric):
-            return len(self.found.rubric.criteria)
-        return MAX_CRITERIA if isinstance(self.found, Induction) else 0
+    def verdicts(self) -> int:
+        """How many verdicts the group asks for, at most."""
+        if isinstance(self.rubric, JudgeFailure):
+            return 0
+        criteria = MAX_CRITERIA
+        if isinstance(self.rubric, ResolvedRubric):
+            criteria = len(self.rubric.rubric.criteria)
+        return (len(self.texts) + len(self.teachers)) * criteria
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class AdmittedGroup:
+    """A group with the verdicts that it takes, if its rubric is known, and its judge calls."""
+
+    lookup: GroupLookup
+    plans: Sequence[VerdictPlan] | None
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch that was let in, ready to be scored."""
+    """A batch that was admitted. `allowance`: the computing time of its checks."""
 
     request: schema.ScoreRequest
     judge: Judge
     deadline: Deadline
-    surveys: list[_Survey]
-    reservation: Reservation | None
+    groups: Sequence[AdmittedGroup]
+    reservation: QueueReservation | None
     caller: Caller
     allowance: Allowance
     tally: Tally = field(default_factory=Tally)
 
-    @property
-    def team(self) -> str:
-        return self.caller.team
-
-    @property
-    def run_id(self) -> str | None:
-        return self.request.run.id if self.request.run else None
-
-    @property
-    def teaches(self) -> bool:
-        """Whether teacher responses that come with it are kept in the bank."""
-        return "induce" in self.caller.scopes
-
 
 class ScoreService:
-    """``POST /v1/scores``."""
+    """Scores batches: `POST /v1/scores`.
+
+    `timeout_s`: the longest time for a request. `checks_timeout_s`: computing time for the checks
+    of one request. `max_verdicts`: rollouts times criteria in one request; `None`: no limit.
+    """
 
     def __init__(
         self,
@@ -149,61 +168,61 @@ class ScoreService:
         checks_timeout_s: float = math.inf,
         max_verdicts: int | None = None,
     ) -> None:
-        self._store, self._rubrics, self._verdicts, self._judges = store, rubrics, verdicts, judges
-        self._teacher_service = teachers
-        self._timeout_s, self._checks_timeout_s, self._max_verdicts = (
-            timeout_s,
-            checks_timeout_s,
-            max_verdicts,
-        )
+        self._store, self._rubrics, self._verdicts = store, rubrics, verdicts
+        self._judges, self._teachers = judges, teachers
+        self._timeout_s, self._checks_timeout_s = timeout_s, checks_timeout_s
+        self._max_verdicts = max_verdicts
 
     def deadline(self, deadline_ms: int | None) -> Deadline:
-        """When a request that starts now must be answered, by its caller's word and our own limit."""
-        own = self._timeout_s if deadline_ms is None else min(self._timeout_s, deadline_ms / 1000)
-        return Deadline(asyncio.get_running_loop().time() + own)
+        """Return when a request that begins now must be answered.
+
+        `deadline_ms`: how long the caller waits, in milliseconds.
+        """
+        limit_s = self._timeout_s
+        if deadline_ms is not None:
+            limit_s = min(limit_s, deadline_ms / 1000)
+        return Deadline(asyncio.get_running_loop().time() + limit_s)
 
     async def admit(
         self, caller: Caller, request: schema.ScoreRequest, deadline: Deadline
     ) -> Batch:
-        """Look up what is known and reserve room for the rest; nothing is written.
+        """Look up what is known and reserve room for the rest; write nothing.
 
-        Raises :class:`NotFound` for a rubric id that does not exist, 422 for an unknown judge or where there is no
-        teacher to ask, 413 for too many verdicts, and 503 with ``Retry-After`` when the judge's queue is full.
+        Raises `NotFound` for an unknown rubric id, `Unprocessable` for an unknown judge or if
+        there is no teacher to ask, `TooLarge` for too many verdicts, and `Unavailable` if the
+        judge's queue is full.
         """
         judge = self._judges.get(request.judge, "verifier")
         if request.ask_teacher:
             self._judges.teacher()
-        surveys = await asyncio.gather(
-            *(self._survey(caller, request, i, judge) for i in range(len(request.groups)))
+        lookups = await asyncio.gather(
+            *(self._look_up(caller, request, index) for index in range(len(request.groups)))
         )
-        self._require_bounded(surveys)
-        await asyncio.gather(
-            *(self._plan(caller.team, request, survey, judge) for survey in surveys)
+        self._require_bounded(sum(lookup.verdicts for lookup in lookups))
+        groups = await asyncio.gather(
+            *(self._plan_group(request, lookup, judge) for lookup in lookups)
         )
-        calls = sum(s.calls for s in surveys)
-        reservation = (
-            judge.gateway.reserve(calls, caller.team)
-            if calls and judge.gateway is not None
-            else None
-        )
+        calls, reservation = sum(group.calls for group in groups), None
+        if calls and judge.gateway is not None:
+            reservation = judge.gateway.reserve(calls, caller.team)
         return Batch(
-            request,
-            judge,
-            deadline,
-            list(surveys),
-            reservation,
-            caller,
-            Allowance(self._checks_timeout_s),
+            request=request,
+            judge=judge,
+            deadline=deadline,
+            groups=groups,
+            reservation=reservation,
+            caller=caller,
+            allowance=Allowance(self._checks_timeout_s),
         )
 
     async def score(self, batch: Batch) -> AsyncIterator[schema.GroupScore]:
-        """Groups as they are done, in no particular order."""
-        tasks = [asyncio.ensure_future(self._group(batch, s)) for s in batch.surveys]
+        """Yield the groups as they are done, in no particular order."""
+        tasks = [asyncio.ensure_future(self._score_group(batch, group)) for group in batch.groups]
         try:
             for done in asyncio.as_completed(tasks):
-                answer = await done
-                batch.tally.add(answer)
-                yield answer
+                result = await done
+                batch.tally.add(result)
+                yield result.score
         finally:
             for task in tasks:
                 task.cancel()
@@ -212,13 +231,17 @@ class ScoreService:
             for reason, count in batch.tally.reasons.items():
                 metrics.UNSCORED.labels(reason=reason.value).inc(count)
 
-    async def _survey(
-        self, caller: Caller, request: schema.ScoreRequest, index: int, judge: Judge
-    ) -> _Survey:
+    async def _look_up(
+        self, caller: Caller, request: schema.ScoreRequest, index: int
+    ) -> GroupLookup:
+        """Find a group's rubric: the one that it names, was assigned before, or may reuse."""
         group, team = request.groups[index], caller.team
-        texts = await self._texts(team, request, group)
         prompt = tuple(wire.messages(group.prompt))
-        place = _place(team, request, group, prompt)
+        run_id, step = (request.run.id, request.run.step) if request.run else (None, None)
+        ref = GroupRef(team, run_id, step, group.id, prompt_key(prompt))
+        texts = await self._judged_texts(team, request, group)
+        rubric: ResolvedRubric | PendingInduction | JudgeFailure
+        assignment = None
         if group.rubric_id is not None:
             given = await self._store.rubrics.find(team, group.rubric_id)
             if given is None:
@@ -227,295 +250,295 @@ class ScoreService:
                     code="rubric_not_found",
                     param=f"groups.{index}.rubric_id",
                 )
-            survey = _Survey(group, texts, prompt, ResolvedRubric(given, "given"))
-        elif (before := await self._store.assignments.find(place)) is not None:
-            rubric = await self._store.rubrics.find(team, before.rubric_id)
-            survey = _Survey(
-                group,
-                texts,
-                prompt,
-                ResolvedRubric(rubric, before.origin)
-                if rubric is not None
-                else JudgeFailure(UnscoredReason.NO_RUBRIC, NOT_SHARED),
-                before,
-            )
+            rubric = ResolvedRubric(given, "given")
+        elif (assignment := await self._store.assignments.find(ref)) is not None:
+            try:
+                rubric = await self._assigned_rubric(team, assignment)
+            except JudgeFailure as failure:
+                rubric = failure
         else:
-            wanted = RubricRequest(
-                team,
-                prompt,
-                tuple(group.teacher_responses) if group.teacher_responses is not None else None,
-                tuple(
-                    Response(text, r.truncated)
-                    for r, text in zip(group.rollouts, texts, strict=True)
+            rubric_request = RubricRequest(
+                team=team,
+                prompt=prompt,
+                teachers=(
+                    None if group.teacher_responses is None else tuple(group.teacher_responses)
                 ),
-                self._judges.get(request.judge, "rubricator"),
-                request.reuse,
-                request.run.id if request.run else None,
+                students=tuple(
+                    StudentResponse(text, rollout.truncated)
+                    for text, rollout in zip(texts, group.rollouts, strict=True)
+                ),
+                judge=self._judges.get(request.judge, "rubricator"),
+                reuse=request.reuse,
+                run_id=run_id,
                 key=caller.key,
                 filters=Filters(request.teacher_model, request.rubricator),
                 reuse_scope=request.reuse_scope or caller.reuse_scope,
                 asks_teacher=request.ask_teacher > 0,
             )
             try:
-                survey = _Survey(group, texts, prompt, await self._rubrics.find(wanted))
+                rubric = await self._rubrics.find(rubric_request)
             except JudgeFailure as failure:
-                survey = _Survey(group, texts, prompt, failure)
-        survey.teachers = await self._teachers(team, request, group, prompt)
-        return survey
+                rubric = failure
+        return GroupLookup(
+            group=group,
+            texts=texts,
+            teachers=await self._teacher_texts(request, group, ref),
+            prompt=prompt,
+            ref=ref,
+            rubric=rubric,
+            assignment=assignment,
+        )
 
-    def _require_bounded(self, surveys: Sequence[_Survey]) -> None:
-        """Raise 413 when more verdicts are asked for than a request may ask for."""
-        asked = sum((len(s.group.rollouts) + len(s.teachers)) * s.criteria for s in surveys)
-        if self._max_verdicts is not None and asked > self._max_verdicts:
+    async def _judged_texts(
+        self, team: str, request: schema.ScoreRequest, group: schema.Group
+    ) -> list[str]:
+        """Return the part of each rollout that is judged."""
+        texts: list[str] = []
+        for part in sliced(group.rollouts, TEXT_WEIGHT):
+            await self._verdicts.throttle.wait(len(part) * TEXT_WEIGHT, team)
+            texts += [judged_text(rollout.text, request.thinking) for rollout in part]
+        return texts
+
+    async def _teacher_texts(
+        self, request: schema.ScoreRequest, group: schema.Group, ref: GroupRef
+    ) -> list[str]:
+        """Return the teacher responses to judge beside the rollouts."""
+        responses = group.teacher_responses
+        if not responses and _judges_teachers(request):
+            bank = await self._store.teachers.find(ref.team, ref.prompt_key)
+            responses = [response.text for response in bank]
+        return _judged_teachers(request, responses or ())
+
+    async def _assigned_rubric(self, team: str, assignment: Assignment) -> ResolvedRubric:
+        rubric = await self._store.rubrics.find(team, assignment.rubric_id)
+        if rubric is None:
+            raise JudgeFailure(UnscoredReason.NO_RUBRIC, RUBRIC_NOT_VISIBLE)
+        return ResolvedRubric(rubric, assignment.origin)
+
+    def _require_bounded(self, verdicts: int) -> None:
+        """Raise `TooLarge` when more verdicts are asked for than a request may ask for."""
+        if self._max_verdicts is not None and verdicts > self._max_verdicts:
             raise TooLarge(
-                f"the batch asks for {asked} verdicts (rollouts times criteria), and one request may ask "
-                f"for {self._max_verdicts}: send several requests",
+                f"the batch asks for {verdicts} verdicts (rollouts times criteria), and one "
+                f"request may ask for {self._max_verdicts}: send several requests",
                 code="too_many_verdicts",
                 param="groups",
             )
 
-    async def _plan(
-        self, team: str, request: schema.ScoreRequest, survey: _Survey, judge: Judge
-    ) -> None:
-        """Work out what a group takes."""
-        if isinstance(survey.found, ResolvedRubric):
-            survey.plans = await self._plans(team, request, survey, survey.found.rubric, judge)
-            survey.calls = sum(
-                plan.calls for plan in survey.plans if plan.question.judge.gateway is not None
-            )
-        elif isinstance(survey.found, Induction):
-            survey.calls = 1 + len({r.text for r in survey.group.rollouts})
+    async def _plan_group(
+        self, request: schema.ScoreRequest, lookup: GroupLookup, judge: Judge
+    ) -> AdmittedGroup:
+        if isinstance(lookup.rubric, ResolvedRubric):
+            plans = await self._plan_verdicts(request, lookup, lookup.rubric.rubric, judge)
+            return AdmittedGroup(lookup, plans, sum(plan.calls for plan in plans))
+        if isinstance(lookup.rubric, PendingInduction):
+            # One call induces the rubric, and one judges each distinct rollout.
+            return AdmittedGroup(lookup, None, 1 + len({r.text for r in lookup.group.rollouts}))
+        return AdmittedGroup(lookup, None, 0)
 
-    async def _plans(
-        self, team: str, request: schema.ScoreRequest, survey: _Survey, rubric: Rubric, judge: Judge
-    ) -> list[Plan]:
+    async def _plan_verdicts(
+        self, request: schema.ScoreRequest, lookup: GroupLookup, rubric: Rubric, judge: Judge
+    ) -> list[VerdictPlan]:
         return await self._verdicts.plan(
-            team=team,
-            prompt=survey.prompt,
+            team=lookup.ref.team,
+            prompt=lookup.prompt,
             rubric=rubric,
-            texts=survey.texts + survey.teachers,
+            texts=[*lookup.texts, *lookup.teachers],
             judge=judge,
             verify=request.verify,
-            run_id=request.run.id if request.run else None,
+            run_id=lookup.ref.run_id,
         )
 
-    async def _group(self, batch: Batch, survey: _Survey) -> schema.GroupScore:
-        context = CallContext(batch.deadline, team=batch.team, allowance=batch.allowance)
+    async def _score_group(self, batch: Batch, admitted: AdmittedGroup) -> GroupResult:
+        """Resolve a group's rubric, judge its rollouts and store the outcome.
+
+        Failures become an unscored group; only the loss of the database is raised.
+        """
+        context = CallContext(batch.deadline, team=batch.caller.team, allowance=batch.allowance)
+        lookup, usage = admitted.lookup, JudgeUsage()
+        rubric, asks_teacher = lookup.rubric, batch.request.ask_teacher > 0
         try:
-            if isinstance(survey.found, JudgeFailure):
-                raise survey.found
-            if survey.group.teacher_responses and batch.teaches:
+            if isinstance(rubric, JudgeFailure):
+                raise rubric
+            if lookup.group.teacher_responses and "induce" in batch.caller.scopes:
                 await self._store.teachers.save(
-                    batch.team, survey.prompt, survey.group.teacher_responses
+                    lookup.ref.team, lookup.prompt, lookup.group.teacher_responses
                 )
-            if (
-                batch.request.ask_teacher
-                and isinstance(survey.found, Induction)
-                and not survey.found.teachers
-            ):
-                survey.found = await self._taught(batch, survey, survey.found, context)
-            if isinstance(survey.found, Induction):
-                survey.found = await self._rubrics.induce(survey.found, context)
-                batch.tally.usage += survey.found.usage
-            return await self._mark(batch, survey, survey.found, context)
+            if isinstance(rubric, PendingInduction) and not rubric.teachers and asks_teacher:
+                sampled = await self._sample_teacher(batch, lookup, context)
+                usage += sampled.usage
+                texts = tuple(response.text for response in sampled.bank)
+                lookup = replace(lookup, teachers=_judged_teachers(batch.request, texts))
+                rubric = await self._rubrics.find(replace(rubric.request, teachers=texts))
+            if isinstance(rubric, PendingInduction):
+                rubric = await self._rubrics.induce(rubric, context)
+                usage += rubric.usage
+            assignment = lookup.assignment or await self._assign(batch, lookup, rubric)
+            plans = admitted.plans
+            if assignment.rubric_id != rubric.rubric.id and lookup.group.rubric_id is None:
+                # The same step was sent twice at a time, and the other one was first.
+                rubric = await self._assigned_rubric(lookup.ref.team, assignment)
+                plans = None
+            if plans is None:
+                plans = await self._plan_verdicts(batch.request, lookup, rubric.rubric, batch.judge)
+            verdicts = await self._verdicts.judge(plans, context)
+            usage += verdicts.usage
+            scores = await self._rollout_scores(lookup, rubric.rubric, verdicts, context)
+            saved_usd = verdicts.saved_usd + _saved_by_rubric(batch.request, rubric)
+            outcome = _outcome(lookup, scores, verdicts.cached, saved_usd)
+            await self._store.assignments.finish(lookup.ref.team, assignment.id, outcome)
+            teacher = _teacher_score(rubric.rubric, lookup.teachers, verdicts)
+            score = _group_score(lookup.group, rubric, scores, teacher)
+            return GroupResult(score, usage, verdicts.cached, saved_usd)
         except JudgeFailure as failure:
-            batch.tally.usage += failure.usage
             log.info("group_unscored", reason=failure.reason)
-            return _unscored(survey.group, failure)
+            return GroupResult(_unscored(lookup.group, failure), usage + failure.usage)
         except TimeoutError:
-            return _unscored(
-                survey.group, JudgeFailure(UnscoredReason.TIMEOUT, "the request's time ran out")
-            )
+            timeout = JudgeFailure(UnscoredReason.TIMEOUT, "the request's time ran out")
+            return GroupResult(_unscored(lookup.group, timeout), usage)
         except Exception as error:
             if is_outage(error):
-                raise  # the database is gone for all groups alike: the caller is told to send the batch again
-            # Whatever it was, it is this group's: what its neighbours were judged for is paid and stays answered.
+                raise  # it concerns all groups: the caller should send the batch again
+            # Whatever it was, it is this group's: what its neighbours were judged for is paid,
+            # and is answered.
             log.error(
                 "group_failed",
-                group=survey.group.id,
+                group=lookup.group.id,
                 error=type(error).__name__,
                 at=_raised_at(error),
             )
-            return _unscored(
-                survey.group,
-                JudgeFailure(
-                    UnscoredReason.UNAVAILABLE,
-                    "scoring this group failed; the service's log has the request's id",
-                ),
+            unknown = JudgeFailure(
+                UnscoredReason.UNAVAILABLE,
+                "scoring this group failed; find the request's id in the service's log",
             )
+            return GroupResult(_unscored(lookup.group, unknown), usage)
         finally:
             if batch.reservation is not None:
-                batch.reservation.release(survey.calls)
+                batch.reservation.release(admitted.calls)
 
-    async def _taught(
-        self, batch: Batch, survey: _Survey, induction: Induction, context: CallContext
-    ) -> ResolvedRubric | Induction:
-        """What is found once the teacher has been asked for the responses that there are none of."""
-        taught = await self._teacher_service.ensure(
-            batch.team, survey.prompt, batch.request.ask_teacher, context, batch.run_id
-        )
-        batch.tally.usage += taught.usage
-        wanted = replace(induction.wanted, teachers=tuple(kept.text for kept in taught.bank))
-        if batch.request.score_teachers or batch.request.verify == "group":
-            survey.teachers = [fp.judged_text(text) for text in wanted.teachers or ()]
-        return await self._rubrics.find(wanted)
+    async def _sample_teacher(
+        self, batch: Batch, lookup: GroupLookup, context: CallContext
+    ) -> SampleResult:
+        ref, count = lookup.ref, batch.request.ask_teacher
+        return await self._teachers.ensure(ref.team, lookup.prompt, count, context, ref.run_id)
 
-    async def _mark(
-        self, batch: Batch, survey: _Survey, found: ResolvedRubric, context: CallContext
-    ) -> schema.GroupScore:
-        """The group's rubric is written down, its rollouts are judged, and what came of it is kept."""
-        group, request = survey.group, batch.request
-        place = _place(batch.team, request, group, survey.prompt)
-        stored = found.rubric.prompt_key == place.prompt_key
-        assignment = survey.assignment or await self._store.assignments.assign(
-            place,
-            prompt=None if stored else survey.prompt,
-            rubric_id=found.rubric.id,
-            origin=found.origin,
-            reuse=request.reuse,
-            verify=request.verify,
-            distinct=len(set(survey.texts)),
+    async def _assign(
+        self, batch: Batch, lookup: GroupLookup, rubric: ResolvedRubric
+    ) -> Assignment:
+        """Store which rubric the group gets."""
+        is_stored = rubric.rubric.prompt_key == lookup.ref.prompt_key
+        return await self._store.assignments.assign(
+            lookup.ref,
+            prompt=None if is_stored else lookup.prompt,
+            rubric_id=rubric.rubric.id,
+            origin=rubric.origin,
+            reuse=batch.request.reuse,
+            verify=batch.request.verify,
+            distinct=len(set(lookup.texts)),
         )
-        if assignment.rubric_id != found.rubric.id and group.rubric_id is None:
-            # The same step was sent twice at a time, and the other one was first.
-            rubric = await self._store.rubrics.find(batch.team, assignment.rubric_id)
-            if rubric is None:
-                raise JudgeFailure(UnscoredReason.NO_RUBRIC, NOT_SHARED)
-            found, survey.plans = ResolvedRubric(rubric, assignment.origin), None
-        plans = survey.plans or await self._plans(
-            batch.team, request, survey, found.rubric, batch.judge
-        )
-        judged = await self._verdicts.judge(plans, context)
-        batch.tally.usage += judged.usage
-        batch.tally.cached += judged.cached
+
+    async def _rollout_scores(
+        self, lookup: GroupLookup, rubric: Rubric, verdicts: GroupVerdicts, context: CallContext
+    ) -> list[schema.RolloutScore]:
         scores: list[schema.RolloutScore] = []
-        for part in sliced(survey.texts, len(found.rubric.criteria)):
-            await self._verdicts.pace.step(
-                len(part) * len(found.rubric.criteria), batch.team, context.turn
-            )
+        rollouts = list(zip(lookup.group.rollouts, lookup.texts, strict=True))
+        for part in sliced(rollouts, len(rubric.criteria)):
+            size = len(part) * len(rubric.criteria)
+            await self._verdicts.throttle.wait(size, context.team, context.priority)
             scores += [
-                _rollout(found.rubric, r.id, judged.by_text[text])
-                for r, text in zip(group.rollouts[len(scores) :], part, strict=False)
+                _rollout_score(rubric, rollout.id, verdicts.by_text[text]) for rollout, text in part
             ]
-        # What was there already: verdicts, and the rubric, where the group would have had one induced.
-        reused = found.origin == "reused" and request.reuse != "frozen"
-        saved = judged.saved_usd + ((found.rubric.cost_usd or 0.0) if reused else 0.0)
-        batch.tally.saved_usd += saved
-        await self._store.assignments.finish(
-            batch.team,
-            assignment.id,
-            Outcome(
-                [
-                    ScoredRollout(r.id, r.text, r.truncated, s.reward, s.reason)
-                    for r, s in zip(group.rollouts, scores, strict=True)
-                ],
-                judged.cached,
-                saved,
-                len(
-                    {
-                        text
-                        for text, s in zip(survey.texts, scores, strict=True)
-                        if s.reward is not None
-                    }
-                ),
-            ),
-        )
-        return _answer(group, found, scores, _teacher_score(found.rubric, survey.teachers, judged))
+        return scores
 
-    async def _texts(
-        self, team: str, request: schema.ScoreRequest, group: schema.Group
-    ) -> list[str]:
-        """The part of each rollout that is judged."""
-        texts: list[str] = []
-        for part in sliced(group.rollouts, TEXT_WEIGHT):
-            await self._verdicts.pace.step(len(part) * TEXT_WEIGHT, team)
-            texts += [fp.judged_text(rollout.text, request.thinking) for rollout in part]
-        return texts
 
-    async def _teachers(
-        self,
-        team: str,
-        request: schema.ScoreRequest,
-        group: schema.Group,
-        prompt: tuple[fp.ChatMessage, ...],
-    ) -> list[str]:
-        """The teacher responses to judge beside the rollouts: when asked for, and always in group mode."""
-        if not request.score_teachers and request.verify != "group":
-            return []
-        bank = group.teacher_responses or [
-            kept.text for kept in await self._store.teachers.find(team, fp.prompt_key(prompt))
-        ]
-        return [fp.judged_text(t) for t in bank]
+def _judges_teachers(request: schema.ScoreRequest) -> bool:
+    """Return whether teacher responses are judged beside the rollouts: always in group mode."""
+    return request.score_teachers or request.verify == "group"
+
+
+def _judged_teachers(request: schema.ScoreRequest, responses: Sequence[str]) -> list[str]:
+    return [judged_text(text) for text in responses] if _judges_teachers(request) else []
 
 
 def _raised_at(error: Exception) -> str:
-    """File and line; the error's own words may hold a rollout."""
+    """Return files and lines, but not the error's message: that may hold a rollout."""
     frames = traceback.extract_tb(error.__traceback__)
     return " < ".join(
         f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames[-4:])
     )
 
 
-def _place(
-    team: str, request: schema.ScoreRequest, group: schema.Group, prompt: tuple[fp.ChatMessage, ...]
-) -> GroupRef:
-    run = request.run
-    return GroupRef(
-        team, run.id if run else None, run.step if run else None, group.id, fp.prompt_key(prompt)
-    )
+def _saved_by_rubric(request: schema.ScoreRequest, rubric: ResolvedRubric) -> float:
+    """Return what a reused rubric had cost, in dollars, if one would have been induced."""
+    if rubric.origin != "reused" or request.reuse == "frozen":
+        return 0.0
+    return rubric.rubric.cost_usd or 0.0
 
 
-def _rollout(
+def _outcome(
+    lookup: GroupLookup,
+    scores: Sequence[schema.RolloutScore],
+    cached_verdicts: int,
+    saved_usd: float,
+) -> GroupOutcome:
+    scored_texts = {
+        text for text, score in zip(lookup.texts, scores, strict=True) if score.reward is not None
+    }
+    rollouts = [
+        ScoredRollout(rollout.id, rollout.text, rollout.truncated, score.reward, score.reason)
+        for rollout, score in zip(lookup.group.rollouts, scores, strict=True)
+    ]
+    return GroupOutcome(rollouts, cached_verdicts, saved_usd, distinct=len(scored_texts))
+
+
+def _rollout_score(
     rubric: Rubric, rollout_id: str, verdicts: Mapping[str, Verdict]
 ) -> schema.RolloutScore:
     value = reward(rubric.criteria, verdicts)
-    reason = next(
-        (v.reason for c in rubric.criteria if (v := verdicts[c.id]).reason is not None), None
-    )
+    reasons = (verdicts[c.id].reason for c in rubric.criteria)
     return schema.RolloutScore(
         id=rollout_id,
         reward=value,
         status="unscored" if value is None else "scored",
-        reason=reason,
+        reason=next((reason for reason in reasons if reason is not None), None),
         verdicts=[wire.from_verdict(verdicts[c.id]) for c in rubric.criteria],
         feedback=feedback(rubric.criteria, verdicts),
     )
 
 
 def _teacher_score(
-    rubric: Rubric, teachers: Sequence[str], judged: GroupVerdicts
+    rubric: Rubric, teachers: Sequence[str], verdicts: GroupVerdicts
 ) -> schema.TeacherScore | None:
     if not teachers:
         return None
     return schema.TeacherScore(
-        rewards=[reward(rubric.criteria, judged.by_text[t]) for t in teachers]
+        rewards=[reward(rubric.criteria, verdicts.by_text[text]) for text in teachers]
     )
 
 
-def _answer(
+def _group_score(
     group: schema.Group,
-    found: ResolvedRubric,
+    resolved: ResolvedRubric,
     scores: list[schema.RolloutScore],
     teacher: schema.TeacherScore | None,
 ) -> schema.GroupScore:
-    known = sum(s.reward is not None for s in scores)
+    known = sum(score.reward is not None for score in scores)
     status: Literal["scored", "partial", "unscored"] = (
         "scored" if known == len(scores) else "partial" if known else "unscored"
     )
-    rubric = found.rubric
-    spent = all(s.reason is UnscoredReason.BUDGET for s in scores)
-    error = _error(UnscoredReason.BUDGET, SPENT) if spent else None
+    rubric = resolved.rubric
+    is_spent = all(score.reason is UnscoredReason.BUDGET for score in scores)
     return schema.GroupScore(
         id=group.id,
         status=status,
-        error=error,
+        error=_error(UnscoredReason.BUDGET, BUDGET_SPENT) if is_spent else None,
         teacher=teacher,
         rollouts=scores,
         rubric=schema.RubricRef(
             id=rubric.id,
             version=rubric.version,
             content_hash=rubric.content_hash,
-            origin=found.origin,
+            origin=resolved.origin,
             team=rubric.team,
             criteria=wire.from_criteria(rubric.criteria),
         ),
@@ -523,7 +546,7 @@ def _answer(
 
 
 def _unscored(group: schema.Group, failure: JudgeFailure) -> schema.GroupScore:
-    """A group without a rubric: every reward is null with the reason."""
+    """Return a group without a rubric: every reward is null with the reason."""
     return schema.GroupScore(
         id=group.id,
         status="unscored",
@@ -532,22 +555,21 @@ def _unscored(group: schema.Group, failure: JudgeFailure) -> schema.GroupScore:
         error=_error(failure.reason, str(failure)),
         rollouts=[
             schema.RolloutScore(
-                id=r.id,
+                id=rollout.id,
                 reward=None,
                 status="unscored",
                 reason=UnscoredReason(failure.reason),
                 verdicts=[],
                 feedback=[],
             )
-            for r in group.rollouts
+            for rollout in group.rollouts
         ],
     )
 
 
 def _error(reason: UnscoredReason, message: str) -> schema.ErrorDetail:
-    kind, code = (
-        ("insufficient_quota",) * 2
-        if reason is UnscoredReason.BUDGET
-        else ("judge_error", reason.value)
-    )
-    return schema.ErrorDetail(message=message, type=kind, code=code)
+    if reason is UnscoredReason.BUDGET:
+        return schema.ErrorDetail(
+            message=message, type="insufficient_quota", code="insufficient_quota"
+        )
+    return schema.ErrorDetail(message=message, type="judge_error", code=reason.value)

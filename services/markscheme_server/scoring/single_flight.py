@@ -1,4 +1,4 @@
-"""Single flight inside one process: identical work that is under way is waited for, not done twice."""
+"""Single flight within one process: callers that ask for the same work share one run of it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,13 +8,13 @@ from typing import Generic, TypeVar
 from markscheme_server.domain.call_context import Deadline
 
 GRACE_S = 0.1
-"""Work ends itself at its deadline. Who waits for it waits this much longer, so that what it came to is known."""
+"""Work ends itself at its deadline; callers wait this much longer for its outcome."""
 T = TypeVar("T")
 Work = Callable[[Deadline], Awaitable[T]]
 
 
 class Abandoned(Exception):
-    """The work was given up while somebody still waited: the process is stopping."""
+    """The work was cancelled while somebody still waited, because the process is stopping."""
 
 
 @dataclass(slots=True)
@@ -25,17 +25,18 @@ class _Flight(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """One running task a key. It goes on while anyone waits for it, and is cancelled when the last one leaves."""
+    """Runs one task per key; it is cancelled when the last caller that waits for it leaves."""
 
     def __init__(self) -> None:
         self._flights: dict[str, _Flight[T]] = {}
 
     async def run(self, key: str, work: Work[T], *, deadline: float) -> tuple[T, bool]:
-        """The result of ``work`` for ``key``, shared by all who ask while it runs, and whether this caller led.
+        """Return the result of `work` for `key`, and whether this caller started it.
 
-        ``work`` is told until when its result is of use to anyone; that moves as others join. Failures are shared
-        too. Raises :class:`TimeoutError` just after the caller's own ``deadline`` (event loop clock),
-        :class:`Abandoned` when :meth:`drain` gave the work up.
+        All callers that ask while the work runs share its result or its exception. `work` gets the
+        latest deadline of all callers, which moves as others join. Raises `TimeoutError` just
+        after the caller's own `deadline` (on the event loop's clock), and `Abandoned` when `drain`
+        cancelled the work.
         """
         flight = self._flights.get(key)
         led = flight is None
@@ -68,10 +69,10 @@ class SingleFlight(Generic[T]):
         if flight is not None and flight.task is done:
             del self._flights[key]
         if not done.cancelled():
-            done.exception()  # looked at, so that an abandoned failure is not reported as never retrieved
+            done.exception()  # mark it as retrieved, so that asyncio does not log it
 
     async def drain(self, within_s: float) -> None:
-        """Wait for what is under way, for what is being paid for is still to be stored; then give it up."""
+        """Wait for the work under way, for `within_s` at most, then cancel the rest."""
         tasks = [flight.task for flight in self._flights.values()]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=within_s)

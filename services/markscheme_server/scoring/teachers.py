@@ -1,130 +1,152 @@
-"""The teacher bank and the model that fills it."""
+"""The teacher bank, and the model that fills it."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from markscheme import schema
 from markscheme.vocabulary import UnscoredReason
-from markscheme_server.accounts.budgets import BudgetService, Line
-from markscheme_server.domain import hashing as fp
+from markscheme_server import wire
+from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.domain.call_context import CallContext
+from markscheme_server.domain.hashing import ChatMessage, digest, prompt_key
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge.base import JudgeFailure, Teacher
 from markscheme_server.scoring.judges import Judges
-from markscheme_server.store.claims import Claim
+from markscheme_server.store.claims import Claim, ClaimTimeout
+from markscheme_server.store.ledger import CallDescription
 from markscheme_server.store.store import Store
 from markscheme_server.store.teachers import TeacherResponse
-from markscheme_server.store.verdicts import JudgeCall, Reply
-
-FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:
-    """What the bank holds for a prompt now, and what it took. ``duplicates``: what the teacher said again."""
+    """What the bank holds for a prompt now, and what was sampled.
+
+    `duplicates`: responses that the bank held already.
+    """
 
     bank: list[TeacherResponse]
-    added: int
-    duplicates: int
-    usage: JudgeUsage
+    added: int = 0
+    duplicates: int = 0
+    usage: JudgeUsage = JudgeUsage()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampling:
+    """Who wants teacher responses to which prompt, and how many the bank should hold."""
+
+    teacher: Teacher
+    team: str
+    prompt: tuple[ChatMessage, ...]
+    count: int
+    run_id: str | None
+
+    @property
+    def prompt_key(self) -> str:
+        return prompt_key(self.prompt)
 
 
 class TeacherService:
-    """Asks the teacher for responses that the bank lacks; for one prompt one asks at a time, over all processes."""
+    """Stores teacher responses, and samples those that the bank lacks.
+
+    One process at a time samples for a prompt of a team.
+    """
 
     def __init__(self, store: Store, judges: Judges, budgets: BudgetService) -> None:
         self._store, self._judges, self._budgets = store, judges, budgets
 
+    async def add(self, team: str, entries: Sequence[schema.TeacherEntry]) -> int:
+        """Store teacher responses. Returns how many the bank did not hold before."""
+        added = await asyncio.gather(
+            *(
+                self._store.teachers.save(
+                    team, wire.messages(entry.prompt), entry.responses, entry.model
+                )
+                for entry in entries
+            )
+        )
+        return sum(added)
+
+    async def list_responses(self, team: str, prompt_key: str) -> list[TeacherResponse]:
+        """Return the team's teacher responses for a prompt, oldest first."""
+        return await self._store.teachers.find(team, prompt_key)
+
     async def ensure(
         self,
         team: str,
-        prompt: tuple[fp.ChatMessage, ...],
+        prompt: tuple[ChatMessage, ...],
         count: int,
         context: CallContext,
         run_id: str | None = None,
     ) -> SampleResult:
-        """Ask until the bank holds ``count`` responses to the prompt, each stored as it comes.
+        """Sample until the bank holds `count` responses to the prompt; store each as it comes.
 
-        Each missing response is asked for once: a teacher that says the same again leaves the bank shorter. Raises
-        :class:`JudgeFailure` when the teacher fails for any of them (the others are kept), 422 when there is none, and
-        503 when its queue is full.
+        Each missing response is sampled once: if the teacher repeats itself the bank stays
+        shorter. Raises `JudgeFailure` if the teacher fails for any of them (the others are
+        stored), `Unprocessable` if there is no teacher, and `Unavailable` if its queue is full.
         """
-        teacher = self._judges.teacher()
-        key, pause = fp.prompt_key(prompt), FIRST_LOOK_S
-        work = fp.digest({"teach": key, "team": team})
-        while True:
-            bank = await self._store.teachers.find(team, key)
-            if len(bank) >= count:
-                return SampleResult(bank, 0, 0, JudgeUsage())
-            claim = await self._store.claims.acquire(work)
-            if claim is not None:
-                return await self._ask(teacher, team, prompt, count, context, run_id, claim)
-            while await self._store.claims.held(work):
-                if asyncio.get_running_loop().time() >= context.deadline.at:
-                    raise JudgeFailure(
-                        UnscoredReason.TIMEOUT, "the teacher did not respond in the request's time"
-                    )
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.5, LAST_LOOK_S)
-
-    async def _ask(
-        self,
-        teacher: Teacher,
-        team: str,
-        prompt: tuple[fp.ChatMessage, ...],
-        count: int,
-        context: CallContext,
-        run_id: str | None,
-        claim: Claim,
-    ) -> SampleResult:
+        sampling = _Sampling(self._judges.teacher(), team, prompt, count, run_id)
+        bank = await self._full_bank(sampling)
+        if bank is not None:
+            return bank
         try:
-            missing = count - len(await self._store.teachers.find(team, fp.prompt_key(prompt)))
-            gateway = teacher.gateway
-            reservation = (
-                gateway.reserve(missing, team) if gateway is not None and missing > 0 else None
+            return await self._store.claims.once(
+                digest({"teach": sampling.prompt_key, "team": team}),
+                lambda: self._full_bank(sampling),
+                lambda claim: self._sample(sampling, context, claim),
+                deadline=context.deadline.at,
             )
-            try:
-                outcomes = await asyncio.gather(
-                    *(self._once(teacher, team, prompt, context, run_id) for _ in range(missing)),
-                    return_exceptions=True,
-                )
-            finally:
-                if reservation is not None:
-                    reservation.release()
+        except ClaimTimeout as error:
+            raise JudgeFailure(
+                UnscoredReason.TIMEOUT, "the teacher did not respond in the request's time"
+            ) from error
+
+    async def _full_bank(self, sampling: _Sampling) -> SampleResult | None:
+        bank = await self._store.teachers.find(sampling.team, sampling.prompt_key)
+        return SampleResult(bank) if len(bank) >= sampling.count else None
+
+    async def _sample(
+        self, sampling: _Sampling, context: CallContext, claim: Claim
+    ) -> SampleResult:
+        """Sample the missing responses under a claim."""
+        before = await self._store.teachers.find(sampling.team, sampling.prompt_key)
+        missing, gateway = max(0, sampling.count - len(before)), sampling.teacher.gateway
+        reservation = gateway.reserve(missing, sampling.team) if gateway and missing else None
+        try:
+            results = await asyncio.gather(
+                *(self._sample_one(sampling, context) for _ in range(missing)),
+                return_exceptions=True,
+            )
         finally:
-            await self._store.claims.drop(claim)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-        done = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
-        added = sum(new for new, _ in done)
-        return SampleResult(
-            await self._store.teachers.find(team, fp.prompt_key(prompt)),
-            added,
-            len(done) - added,
-            sum((usage for _, usage in done), JudgeUsage()),
-        )
+            if reservation is not None:
+                reservation.release()
+        added, usage = 0, JudgeUsage()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            added += result[0]
+            usage += result[1]
+        await self._store.claims.drop(claim)
+        bank = await self._store.teachers.find(sampling.team, sampling.prompt_key)
+        return SampleResult(bank, added, len(results) - added, usage)
 
-    async def _once(
-        self,
-        teacher: Teacher,
-        team: str,
-        prompt: tuple[fp.ChatMessage, ...],
-        context: CallContext,
-        run_id: str | None,
+    async def _sample_one(
+        self, sampling: _Sampling, context: CallContext
     ) -> tuple[int, JudgeUsage]:
-        """One response, stored; how many were new and what it cost."""
-        async with self._budgets.reserve(
-            Line(team, run_id, "teacher", teacher.teacher_identity)
-        ) as budget:
+        """Sample and store one response. Returns how many were new, and what it cost."""
+        teacher = sampling.teacher
+        about = CallDescription(sampling.team, sampling.run_id, "teacher", teacher.teacher_identity)
+        async with self._budgets.reserve(about) as budget:
             try:
-                text, usage = await teacher.respond(prompt, replace(context, budget=budget))
+                text, usage = await teacher.respond(
+                    sampling.prompt, replace(context, budget=budget)
+                )
             except JudgeFailure as failure:
-                await self._record(budget.entry(failure.reason), team)
+                await budget.record(failure.reason)
                 raise
-            added = await self._store.teachers.save(team, prompt, [text], teacher.teacher_model)
-            await self._record(budget.entry(), team)
+            added = await self._store.teachers.save(
+                sampling.team, sampling.prompt, [text], teacher.teacher_model
+            )
+            await budget.record()
         return added, usage
-
-    async def _record(self, call: JudgeCall | None, team: str) -> None:
-        if call is not None:
-            await self._store.verdicts.save(Reply(team, call=call))

@@ -1,7 +1,7 @@
-"""The verdict cache in front of SQL.
+"""An in-memory cache of verdicts in front of the database.
 
-Verdicts are immutable under their address, so nothing here can be stale. It is this process's own: what another one
-has stored is read from the database, which answers as fast as a shared cache would.
+Verdicts never change under their key, so nothing here can be stale. Each process has a cache of
+its own: what another process stored is read from the database, as fast as from a shared cache.
 """
 
 from collections import OrderedDict
@@ -11,23 +11,23 @@ from markscheme_server.domain.verdict import StoredDecision
 
 
 class VerdictCache:
-    """The ``size`` verdicts that were used last."""
+    """The `size` verdicts that were used most recently."""
 
     def __init__(self, *, size: int = 200_000) -> None:
         self._size = size
         self._verdicts: OrderedDict[str, StoredDecision] = OrderedDict()
 
     def find(self, keys: Iterable[str]) -> dict[str, StoredDecision]:
-        """The verdicts that are here."""
-        own, found = self._verdicts, {}
+        """Return the cached verdicts among `keys`."""
+        found = {}
         for key in keys:
-            if (verdict := own.get(key)) is not None:
-                own.move_to_end(key)
+            if (verdict := self._verdicts.get(key)) is not None:
+                self._verdicts.move_to_end(key)
                 found[key] = verdict
         return found
 
     def save(self, verdicts: Mapping[str, StoredDecision]) -> None:
-        """Keep verdicts that the database holds."""
+        """Cache verdicts that the database holds."""
         self._verdicts.update(verdicts)
         while len(self._verdicts) > self._size:
             self._verdicts.popitem(last=False)

@@ -1,176 +1,83 @@
-"""Verdicts for a group: look them up, have the missing ones judged, store each reply before it is used.
+"""Verdicts for a group: look them up, have the missing ones judged, store before answering.
 
-Criteria with a check are decided by code and cost no call. In rollout mode each distinct response is a judge call and
-its rivals play no part; in group mode one call sees a blinded, shuffled pool. Nothing is judged twice: what is stored
-is used, what another caller is at is waited for, and what nobody is at is claimed first.
+Criteria with a check are decided by code and cost no call. In rollout mode each distinct response
+is a call of its own; in group mode one call sees a blinded, shuffled pool. Nothing is judged twice:
+what is stored is used, what another caller has under way is waited for, and the rest is claimed
+before it is judged.
 """
 
 import asyncio
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import TypeVar
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode
 from markscheme_server import metrics
-from markscheme_server.accounts.budgets import BudgetService, Line
+from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.config import VerdictReuse
-from markscheme_server.domain import hashing as fp
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.call_context import CallContext, Deadline
-from markscheme_server.domain.fairness import FairShares, Pace
-from markscheme_server.domain.rubric import Criterion, Rubric
+from markscheme_server.domain.fairness import FairQueue, LoopThrottle
+from markscheme_server.domain.hashing import ChatMessage, criterion_key, pool_key
+from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision, Verdict
-from markscheme_server.judge.base import Decision, Gateway, Judge, JudgeFailure, VerifyTask
+from markscheme_server.judge.base import Decision, Judge, JudgeFailure, VerifyTask
 from markscheme_server.scoring.single_flight import Abandoned, SingleFlight
 from markscheme_server.scoring.verdict_cache import VerdictCache
-from markscheme_server.store.claims import Claim, ClaimStore
-from markscheme_server.store.verdicts import Reply, StoredVerdict, VerdictStore
+from markscheme_server.scoring.verdict_plan import Criteria, Unit, VerdictPlan, VerdictQuery
+from markscheme_server.store.claims import Claim, ClaimLost, ClaimStore
+from markscheme_server.store.ledger import CallDescription
+from markscheme_server.store.verdicts import JudgeReply, StoredVerdict, VerdictStore
 
+SLICE_VERDICTS = 1024
+"""Verdicts that are worked on in one go: some milliseconds of the event loop."""
+CALL_WEIGHT = SLICE_VERDICTS // 8
+"""The computing for one judge call, about 3 ms in all, counted in verdicts."""
+UNITS_PER_SLOT, MIN_UNITS = 2, 64
+"""Units of one team that are under way at a time: so many per concurrent call of the judge, and
+at least `MIN_UNITS`. While one wave is at the judge the next is claimed and looked up; the rest of
+a large request takes no memory meanwhile."""
 T = TypeVar("T")
-Verdicts = dict[str, Verdict]
-"""By criterion id."""
-STRIDE = 1024
-"""Verdicts that are worked on without a pause: some milliseconds."""
-CALL_WEIGHT = STRIDE // 8
-"""What one judge call weighs, in verdicts: it takes about 3 ms of computing in all."""
-AHEAD, LEAST_AHEAD = 2, 64
-"""Units of one team that are begun at a time: as many times a judge's places, and so many at least. One more wave is
-then claimed and looked up while the first is at the judge; the rest of a large request takes no room meanwhile."""
-FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.25
-"""How often one looks whether another process is done: soon at first, then every quarter of a second."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """One group's question to one judge. ``texts`` are judged texts (:func:`fingerprint.judged_text`), distinct."""
-
-    team: str
-    prompt: tuple[fp.ChatMessage, ...]
-    criteria: tuple[Criterion, ...]
-    texts: tuple[str, ...]
-    judge: Judge
-    verify: VerifyMode
-    reuse: VerdictReuse
-    run_id: str | None = None
-    rubric_id: str | None = None
-    _text_keys: dict[str, str] = field(default_factory=dict, compare=False)
-    _keys: dict[str, dict[str, str]] = field(default_factory=dict, compare=False)
-
-    @property
-    def pooled(self) -> bool:
-        """Whether one call sees all responses. A check does not depend on rivals, so for checks there is no pool."""
-        return self.verify == "group" and self.judge.gateway is not None
-
-    @cached_property
-    def prompt_key(self) -> str:
-        return fp.prompt_key(self.prompt)
-
-    @cached_property
-    def criterion_keys(self) -> dict[str, str]:
-        return {c.id: fp.criterion_key(c) for c in self.criteria}
-
-    def text_key(self, text: str) -> str:
-        if (key := self._text_keys.get(text)) is None:
-            key = self._text_keys[text] = fp.text_key(text)
-        return key
-
-    @cached_property
-    def chunks(self) -> tuple[tuple[Criterion, ...], ...]:
-        """The criteria as they go into calls when all are open, in canonical order."""
-        return _chunked(self.criteria, self.judge.max_criteria)
-
-    @cached_property
-    def _addresses(self) -> dict[str, fp.VerdictAddress]:
-        """By criterion id: what the addresses of one criterion have in common is hashed once."""
-        pool = fp.pool_key(self.texts) if self.pooled else ""
-        sets = {c.id: "" for c in self.criteria}
-        if self.reuse == "exact_set":
-            sets = {
-                c.id: fp.digest([self.criterion_keys[d.id] for d in chunk])
-                for chunk in self.chunks
-                for c in chunk
-            }
-        judge = self.judge.verifier_identity
-        return {
-            c.id: fp.VerdictAddress(
-                team=self.team,
-                prompt=self.prompt_key,
-                criterion=self.criterion_keys[c.id],
-                judge=judge,
-                pool=pool,
-                verify="group" if self.pooled else "rollout",
-                judged_with=sets[c.id],
-            )
-            for c in self.criteria
-        }
-
-    def key(self, criterion: Criterion, text: str) -> str:
-        """The verdict's address. A text's are worked out when the first of them is asked for: all texts' at once would
-        keep others waiting."""
-        if (keys := self._keys.get(text)) is None:
-            response = self.text_key(text)
-            keys = self._keys[text] = {
-                c: address.of(response) for c, address in self._addresses.items()
-            }
-        return keys[criterion.id]
-
-    def units(self, texts: Iterable[str]) -> list[tuple[str, ...]]:
-        """Responses as they go into calls: each alone, or all of them in one."""
-        return [self.texts] if self.pooled else [(text,) for text in texts]
-
-    def claim_key(self, unit: tuple[str, ...]) -> str:
-        """The address of judging these responses: one caller at a time, whatever criteria it asks about."""
-        return fp.digest(
-            [
-                self.team,
-                self.prompt_key,
-                self.judge.verifier_identity,
-                self.verify,
-                [self.text_key(text) for text in unit],
-            ]
-        )
-
-
-@dataclass(slots=True)
-class Plan:
-    """What is known of a question, and what is left to ask."""
-
-    question: Question
-    known: dict[str, StoredDecision]
-    units: list[tuple[str, ...]]
-    missing: tuple[Criterion, ...]
-
-    @property
-    def calls(self) -> int:
-        """Judge calls that the rest takes."""
-        return len(self.units) * len(_chunked(self.missing, self.question.judge.max_criteria))
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class GroupVerdicts:
-    """Verdicts by judged text, what they cost, how many were known before, and what those had cost."""
+    """The verdicts of a group, by judged text and criterion id.
 
-    by_text: dict[str, Verdicts]
-    usage: JudgeUsage = field(default_factory=JudgeUsage)
-    cached: int = 0
-    saved_usd: float = 0.0
+    `usage`: what they cost. `cached`: how many were stored before, and `saved_usd`: what those had
+    cost.
+    """
+
+    by_text: Mapping[str, Mapping[str, Verdict]]
+    usage: JudgeUsage
+    cached: int
+    saved_usd: float
 
 
-@dataclass(slots=True)
-class _Outcome:
-    """What came of one unit: verdicts by address, reasons by address where there is none, and the cost."""
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """Decisions by verdict key, and reasons by verdict key where there is none.
 
-    decided: dict[str, StoredDecision] = field(default_factory=dict)
-    failed: dict[str, UnscoredReason] = field(default_factory=dict)
+    `judged`: whether a judge was asked for them, rather than only the database.
+    """
+
+    decisions: Mapping[str, StoredDecision] = field(default_factory=dict)
+    failures: Mapping[str, UnscoredReason] = field(default_factory=dict)
     usage: JudgeUsage = field(default_factory=JudgeUsage)
     judged: bool = False
 
+    def __contains__(self, key: str) -> bool:
+        return key in self.decisions or key in self.failures
+
 
 class VerdictService:
-    """Decides criteria for responses, each question once."""
+    """Decides criteria for responses, each only once.
+
+    `checks`: the judge that decides criteria with a check.
+    """
 
     def __init__(
         self,
@@ -182,410 +89,336 @@ class VerdictService:
         checks: Judge,
         reuse: VerdictReuse,
     ) -> None:
-        self._store, self._claims, self._cache, self._checks, self._reuse = (
-            store,
-            claims,
-            cache,
-            checks,
-            reuse,
-        )
-        self._budgets = budgets
-        self._flight: SingleFlight[_Outcome] = SingleFlight()
-        self._begun: dict[str, FairShares] = {}
-        """By judge: a team waits for none but its own."""
-        self.pace = Pace(STRIDE)
-        """Of work on verdicts, counted by the verdict."""
+        self._store, self._claims, self._cache, self._budgets = store, claims, cache, budgets
+        self._checks, self._reuse = checks, reuse
+        self._flights: SingleFlight[_Decided] = SingleFlight()
+        # By judge; no limit over all teams, so that a team waits only for itself.
+        self._under_way: dict[str, FairQueue] = {}
+        self.throttle = LoopThrottle(SLICE_VERDICTS)
+        """Counts verdicts that are worked on."""
 
     async def plan(
         self,
         *,
         team: str,
-        prompt: Sequence[fp.ChatMessage],
+        prompt: Sequence[ChatMessage],
         rubric: Rubric,
         texts: Sequence[str],
         judge: Judge,
         verify: VerifyMode,
         run_id: str | None,
-    ) -> list[Plan]:
-        """What it takes to decide every criterion for every distinct text: one plan for checks, one for the judge."""
-        criteria = rubric.criteria
-        distinct = tuple(dict.fromkeys(texts))
-        checked = tuple(c for c in criteria if c.check is not None)
-        # In canonical order: a verdict reached among others should not depend on how a rubric lists them.
-        asked = tuple(sorted((c for c in criteria if c.check is None), key=fp.criterion_key))
-        questions = [
-            Question(
-                team, tuple(prompt), part, distinct, by, verify, self._reuse, run_id, rubric.id
-            )
-            for part, by in ((checked, self._checks), (asked, judge))
-            if part
-        ]
-        return list(await asyncio.gather(*(self._plan(q) for q in questions)))
+    ) -> list[VerdictPlan]:
+        """Look up what it takes to decide all criteria for all texts; ask no judge.
 
-    async def judge(self, plans: Sequence[Plan], context: CallContext) -> GroupVerdicts:
-        """Every criterion for every text of the plans.
-
-        What a failing judge leaves open is an unscored verdict with its reason; nothing is raised for it.
+        Returns a plan for the criteria with a check and one for those that a judge decides, where
+        there are any.
         """
-        result = GroupVerdicts({text: {} for plan in plans for text in plan.question.texts})
-        await asyncio.gather(*(self._carry_out(plan, context, result) for plan in plans))
-        return result
+        checked = tuple(c for c in rubric.criteria if c.check is not None)
+        # In canonical order: a verdict should not depend on how a rubric orders its criteria.
+        judged = tuple(sorted((c for c in rubric.criteria if c.check is None), key=criterion_key))
+        queries = [
+            VerdictQuery(
+                team=team,
+                prompt=tuple(prompt),
+                criteria=criteria,
+                texts=tuple(dict.fromkeys(texts)),
+                judge=by,
+                verify=verify,
+                reuse=self._reuse,
+                run_id=run_id,
+                rubric_id=rubric.id,
+            )
+            for criteria, by in ((checked, self._checks), (judged, judge))
+            if criteria
+        ]
+        return list(await asyncio.gather(*(self._plan(query) for query in queries)))
+
+    async def judge(self, plans: Sequence[VerdictPlan], context: CallContext) -> GroupVerdicts:
+        """Decide every criterion for every text of the plans.
+
+        What a failing judge leaves open becomes an unscored verdict with its reason; nothing is
+        raised for it.
+        """
+        results = await asyncio.gather(*(self._decide(plan, context) for plan in plans))
+        by_text: dict[str, dict[str, Verdict]] = {}
+        for plan, result in zip(plans, results, strict=True):
+            query = plan.query
+            for texts in sliced(query.texts, len(query.criteria)):
+                size = len(texts) * len(query.criteria)
+                await self.throttle.wait(size, query.team, context.priority)
+                for text in texts:
+                    verdicts = by_text.setdefault(text, {})
+                    for c in query.criteria:
+                        verdicts[c.id] = _verdict(c.id, query.key(c, text), plan.known, result)
+        paid = [plan for plan in plans if not plan.query.is_free]
+        return GroupVerdicts(
+            by_text,
+            usage=sum((result.usage for result in results), JudgeUsage()),
+            cached=sum(len(plan.known) for plan in paid),
+            saved_usd=sum(known.cost_usd or 0.0 for plan in paid for known in plan.known.values()),
+        )
 
     async def drain(self, within_s: float) -> None:
-        """Wait for judge calls under way, then give up those that are left."""
-        await self._flight.drain(within_s)
+        """Wait for the judge calls under way, for `within_s` at most, then cancel the rest."""
+        await self._flights.drain(within_s)
 
-    async def _plan(self, question: Question) -> Plan:
+    async def _plan(self, query: VerdictQuery) -> VerdictPlan:
         known: dict[str, StoredDecision] = {}
         open_texts: list[str] = []
         open_criteria: set[str] = set()
-        for texts in sliced(question.texts, len(question.criteria)):
-            await self.pace.step(len(texts) * len(question.criteria), question.team)
-            keys = [question.key(c, t) for t in texts for c in question.criteria]
-            known |= await self._known(question.team, keys)
+        for texts in sliced(query.texts, len(query.criteria)):
+            await self.throttle.wait(len(texts) * len(query.criteria), query.team)
+            known |= await self._find(query.team, query.keys(query.criteria, texts))
             for text in texts:
-                missing = [c.id for c in question.criteria if question.key(c, text) not in known]
+                missing = [c.id for c in query.criteria if query.key(c, text) not in known]
                 if missing:
                     open_texts.append(text)
                     open_criteria.update(missing)
         if not open_texts:
-            return Plan(question, known, [], ())
-        # All open responses of a group are asked about the same criteria: what is compared is reached alike.
-        return Plan(
-            question,
-            known,
-            question.units(open_texts),
-            tuple(c for c in question.criteria if c.id in open_criteria),
+            return VerdictPlan(query, known, [], ())
+        missing_criteria = tuple(c for c in query.criteria if c.id in open_criteria)
+        return VerdictPlan(query, known, query.units(open_texts), missing_criteria)
+
+    async def _find(self, team: str, keys: Sequence[str]) -> dict[str, StoredDecision]:
+        found = self._cache.find(keys)
+        if len(found) < len(keys):
+            stored = await self._store.find(team, [key for key in keys if key not in found])
+            self._cache.save(stored)
+            found |= stored
+        return found
+
+    async def _decide(self, plan: VerdictPlan, context: CallContext) -> _Decided:
+        """Decide what a plan leaves open."""
+        origin = "check" if plan.query.is_free else "cached"
+        metrics.VERDICTS.labels(origin=origin).inc(len(plan.known))
+        if plan.query.is_free:
+            return await self._check(plan, context)
+        return await self._ask_all(plan, context)
+
+    async def _ask_all(self, plan: VerdictPlan, context: CallContext) -> _Decided:
+        """Decide all units, a bounded number of them at a time."""
+        query, gateway = plan.query, plan.query.judge.gateway
+        limit = max(MIN_UNITS, UNITS_PER_SLOT * (gateway.concurrency if gateway else 0))
+        under_way = self._under_way.setdefault(
+            query.judge.name, FairQueue(sys.maxsize, max_per_team=limit)
         )
-
-    async def _known(self, team: str, keys: Sequence[str]) -> dict[str, StoredDecision]:
-        known = self._cache.find(keys)
-        if len(known) < len(keys):
-            stored = await self._store.find(team, [key for key in keys if key not in known])
-            if stored:
-                self._cache.save(stored)
-                known |= stored
-        return known
-
-    async def _carry_out(self, plan: Plan, context: CallContext, result: GroupVerdicts) -> None:
-        question, gateway = plan.question, plan.question.judge.gateway
-        if plan.known:
-            for texts in sliced(question.texts, len(question.criteria)):
-                await self.pace.step(
-                    len(texts) * len(question.criteria), question.team, context.turn
-                )
-                for text in texts:
-                    for c in question.criteria:
-                        if (stored := plan.known.get(question.key(c, text))) is not None:
-                            result.by_text[text][c.id] = _verdict(c, stored, cached=True)
-            metrics.VERDICTS.labels(origin="check" if gateway is None else "cached").inc(
-                len(plan.known)
-            )
-            if gateway is not None:
-                result.cached += len(plan.known)
-                result.saved_usd += sum(
-                    stored.cost_usd for stored in plan.known.values() if stored.cost_usd
-                )
-        if not plan.units:
-            return
-        if gateway is None:
-            await self._check(plan, context, result)
-        else:
-            await self._ask_all(plan, gateway, context, result)
-
-    async def _ask_all(
-        self, plan: Plan, gateway: Gateway, context: CallContext, result: GroupVerdicts
-    ) -> None:
-        """All units' verdicts, so many units at a time."""
-        judge, team = plan.question.judge, plan.question.team
-        most = max(LEAST_AHEAD, AHEAD * gateway.concurrency)
-        begun = self._begun.setdefault(judge.name, FairShares(sys.maxsize, most=most))
-        units = iter(plan.units)
+        units, results = iter(plan.units), list[_Decided]()
 
         async def ask_next() -> None:
             for unit in units:
                 try:
                     async with asyncio.timeout_at(context.deadline.at):
-                        await self.pace.step(len(unit) * len(plan.missing), team, context.turn)
-                        await begun.take(team, context.turn)
+                        size = len(unit) * len(plan.missing)
+                        await self.throttle.wait(size, query.team, context.priority)
+                        await under_way.acquire(query.team, context.priority)
                 except TimeoutError:
-                    _fail(unit, plan.missing, UnscoredReason.TIMEOUT, result)
+                    keys = query.keys(plan.missing, unit)
+                    late = dict.fromkeys(keys, UnscoredReason.TIMEOUT)
+                    results.append(_Decided(failures=late))
                     continue
                 try:
-                    await self._ask(plan, unit, context, result)
+                    results.append(await self._ask(plan, unit, context))
                 finally:
-                    begun.give_back(team)
+                    under_way.release(query.team)
 
-        await asyncio.gather(*(ask_next() for _ in range(min(most, len(plan.units)))))
+        await asyncio.gather(*(ask_next() for _ in range(min(limit, len(plan.units)))))
+        return _merged(results)
 
-    async def _check(self, plan: Plan, context: CallContext, result: GroupVerdicts) -> None:
-        """Decide by code, some texts at a time; no claim, since it costs nothing."""
-        question = plan.question
+    async def _check(self, plan: VerdictPlan, context: CallContext) -> _Decided:
+        """Decide by code, some texts at a time. It costs nothing, so nothing is claimed."""
+        query, parts = plan.query, []
         for texts in sliced([text for unit in plan.units for text in unit], len(plan.missing)):
+            keys = query.keys(plan.missing, texts)
+            task = VerifyTask(query.prompt, plan.missing, texts)
             try:
-                answer = await question.judge.verify(
-                    VerifyTask(question.prompt, plan.missing, texts), context
-                )
+                answer = await query.judge.verify(task, context)
             except JudgeFailure as failure:
-                _fail(texts, plan.missing, failure.reason, result)
+                parts.append(_Decided(failures=dict.fromkeys(keys, failure.reason)))
                 continue
-            await self.pace.step(len(texts) * len(plan.missing), question.team, context.turn)
-            rows, decided = _rows(
-                question, plan.missing, dict(zip(texts, answer.decisions, strict=True)), 0.0
-            )
+            await self.throttle.wait(len(keys), query.team, context.priority)
+            by_text = dict(zip(texts, answer.decisions, strict=True))
+            rows = _rows(query, plan.missing, by_text, cost_usd=0.0)
             if rows:
-                await self._store.save(Reply(question.team, rows))
-            await self.pace.step(len(texts) * len(plan.missing), question.team, context.turn)
-            self._cache.save(decided)
-            _take(question, texts, plan.missing, decided, result)
-            _fail(texts, plan.missing, UnscoredReason.TIMEOUT, result)  # what there was no time for
-            metrics.VERDICTS.labels(origin="check").inc(len(decided))
+                await self._store.save(JudgeReply(query.team, rows))
+            await self.throttle.wait(len(keys), query.team, context.priority)
+            decisions = {row.key: row.decision for row in rows}
+            self._cache.save(decisions)
+            metrics.VERDICTS.labels(origin="check").inc(len(decisions))
+            # What the judge left out was not reached in time.
+            late = [key for key in keys if key not in decisions]
+            parts.append(_Decided(decisions, dict.fromkeys(late, UnscoredReason.TIMEOUT)))
+        return _merged(parts)
 
-    async def _ask(
-        self, plan: Plan, unit: tuple[str, ...], context: CallContext, result: GroupVerdicts
-    ) -> None:
-        """One unit's verdicts, shared with whoever asks about the same responses at the same time."""
-        question, missing = plan.question, plan.missing
-        wanted = [question.key(c, text) for text in unit for c in missing]
+    async def _ask(self, plan: VerdictPlan, unit: Unit, context: CallContext) -> _Decided:
+        """Decide one unit, together with all who ask about the same texts at the same time."""
+        query, missing, result = plan.query, plan.missing, _Decided()
         while missing:
-            work = partial(self._settle, plan, missing, unit, context)
+            keys = query.keys(missing, unit)
+            work = partial(self._decide_once, plan, missing, unit, context)
             try:
-                outcome, led = await self._flight.run(
-                    question.claim_key(unit), work, deadline=context.deadline.at
+                shared, led = await self._flights.run(
+                    query.claim_key(unit), work, deadline=context.deadline.at
                 )
             except (TimeoutError, Abandoned) as error:
-                reason = (
-                    UnscoredReason.TIMEOUT
-                    if isinstance(error, TimeoutError)
-                    else UnscoredReason.UNAVAILABLE
-                )
-                _fail(unit, missing, reason, result)
-                return
-            if led:
-                result.usage += outcome.usage
-            _take(question, unit, missing, outcome.decided, result)
-            metrics.VERDICTS.labels(origin="judged" if led and outcome.judged else "coalesced").inc(
-                sum(key in outcome.decided for key in wanted)
-            )
-            for text in unit:
-                for c in missing:
-                    if (reason_ := outcome.failed.get(question.key(c, text))) is not None:
-                        result.by_text[text].setdefault(c.id, Verdict(c.id, None, reason=reason_))
-            # Whom we waited for may have asked about other criteria: then it is our turn.
+                is_late = isinstance(error, TimeoutError)
+                reason = UnscoredReason.TIMEOUT if is_late else UnscoredReason.UNAVAILABLE
+                left = [key for key in keys if key not in result]
+                return _merged([result, _Decided(failures=dict.fromkeys(left, reason))])
+            origin = "judged" if led and shared.judged else "coalesced"
+            metrics.VERDICTS.labels(origin=origin).inc(sum(key in shared.decisions for key in keys))
+            # Whoever led the flight pays for it.
+            part = shared if led else replace(shared, usage=JudgeUsage())
+            result = _merged([part, result])
+            # The leader may have asked about other criteria: then ask about the rest.
             missing = tuple(
-                c for c in missing if any(c.id not in result.by_text[text] for text in unit)
-            )
-            wanted = [question.key(c, text) for text in unit for c in missing]
-
-    async def _settle(
-        self,
-        plan: Plan,
-        missing: tuple[Criterion, ...],
-        unit: tuple[str, ...],
-        context: CallContext,
-        due: Deadline,
-    ) -> _Outcome:
-        """Judge one unit, or wait for the process that is at it; all this under a claim."""
-        question = plan.question
-        wanted = [question.key(c, text) for text in unit for c in missing]
-        address, pause, context = (
-            question.claim_key(unit),
-            FIRST_LOOK_S,
-            replace(context, deadline=due),
-        )
-        while True:
-            claim = await self._claims.acquire(address)
-            known = await self._store.find(question.team, wanted)
-            still = tuple(
-                c for c in missing if any(question.key(c, text) not in known for text in unit)
-            )
-            if still and known.keys() <= plan.known.keys():
-                still = missing  # nobody was faster: this unit is asked what its rivals are asked
-            if not still:
-                if claim is not None:
-                    await self._claims.drop(claim)
-                return _Outcome(known)
-            if claim is not None:
-                outcome = _Outcome(dict(known), judged=True)
-                if await self._judge_claimed(question, still, unit, context, claim, outcome):
-                    return outcome
-            while await self._claims.held(address):
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.5, LAST_LOOK_S)
-
-    async def _judge_claimed(
-        self,
-        question: Question,
-        missing: tuple[Criterion, ...],
-        unit: tuple[str, ...],
-        context: CallContext,
-        claim: Claim,
-        outcome: _Outcome,
-    ) -> bool:
-        """Judge under a claim of ours, into ``outcome``; false when it was taken over meanwhile."""
-        # With exact_set a verdict belongs to its set, so that the sets of the whole question are kept.
-        sets = (
-            question.chunks
-            if question.reuse == "exact_set"
-            else _chunked(missing, question.judge.max_criteria)
-        )
-        parts = [part for part in sets if any(c in missing for c in part)]
-        try:
-            kept = await asyncio.gather(
-                *(
-                    self._call(question, part, unit, context, claim, outcome, last=len(parts) == 1)
-                    for part in parts
+                c
+                for c in missing
+                if any(
+                    key not in result and key not in plan.known for key in query.keys((c,), unit)
                 )
             )
-        except BaseException:
-            await self._claims.drop(claim)
-            raise
-        if len(parts) > 1:
-            await self._claims.drop(claim)
-        return all(kept)
+        return result
+
+    async def _decide_once(
+        self,
+        plan: VerdictPlan,
+        missing: Criteria,
+        unit: Unit,
+        context: CallContext,
+        deadline: Deadline,
+    ) -> _Decided:
+        """Judge one unit under a claim, or wait for the process that does."""
+        query, keys = plan.query, plan.query.keys(missing, unit)
+        context = replace(context, deadline=deadline)
+        stored: Mapping[str, StoredDecision] = {}
+
+        async def find() -> _Decided | None:
+            nonlocal stored
+            stored = await self._store.find(query.team, keys)
+            return _Decided(stored) if all(key in stored for key in keys) else None
+
+        async def judge(claim: Claim) -> _Decided:
+            criteria = missing
+            # Where nothing was stored since the plan was made, the unit is asked about the same
+            # criteria as its rivals, even those that are known for it.
+            if not stored.keys() <= plan.known.keys():
+                criteria = tuple(
+                    c for c in missing if any(key not in stored for key in query.keys((c,), unit))
+                )
+            calls = query.calls(criteria)
+            call = partial(self._call, query, unit, stored, context, claim)
+            parts = await asyncio.gather(
+                *(call(part, ends_claim=len(calls) == 1) for part in calls)
+            )
+            made = [part for part in parts if part is not None]
+            if len(made) < len(parts):
+                raise ClaimLost
+            if len(calls) > 1:
+                await self._claims.drop(claim)
+            return replace(_merged([_Decided(stored), *made]), judged=True)
+
+        return await self._claims.once(query.claim_key(unit), find, judge)
 
     async def _call(
         self,
-        question: Question,
-        criteria: tuple[Criterion, ...],
-        unit: tuple[str, ...],
+        query: VerdictQuery,
+        unit: Unit,
+        stored: Mapping[str, StoredDecision],
         context: CallContext,
         claim: Claim,
-        outcome: _Outcome,
+        criteria: Criteria,
         *,
-        last: bool,
-    ) -> bool:
-        """One judge call, stored before it is used; false when its claim had been taken over.
+        ends_claim: bool,
+    ) -> _Decided | None:
+        """Make one judge call, and store its reply before it is used.
 
-        What ``outcome`` holds already stands: its criteria were asked about for their neighbours' sake.
+        Verdicts that are `stored` already stand, even if they were asked for again. Returns `None`
+        if the claim was taken over meanwhile: then only the call's cost was stored.
         """
-        await self.pace.step(CALL_WEIGHT, question.team, context.turn)
-        order = shuffle_order(fp.pool_key(unit), len(unit))
-        task = VerifyTask(question.prompt, criteria, tuple(blind(unit, order)), question.verify)
-        line = Line(
-            question.team,
-            question.run_id,
-            "verifier",
-            question.judge.verifier_identity,
-            tuple(question.criterion_keys[c.id] for c in criteria),
-            question.rubric_id,
+        await self.throttle.wait(CALL_WEIGHT, query.team, context.priority)
+        keys = [key for key in query.keys(criteria, unit) if key not in stored]
+        order = shuffle_order(pool_key(unit), len(unit))
+        task = VerifyTask(query.prompt, criteria, tuple(blind(unit, order)), query.verify)
+        about = CallDescription(
+            team=query.team,
+            run_id=query.run_id,
+            role="verifier",
+            judge=query.judge.verifier_identity,
+            criteria=tuple(query.criterion_keys[c.id] for c in criteria),
+            rubric_id=query.rubric_id,
         )
-        async with self._budgets.reserve(line) as budget:
+        rows: list[StoredVerdict] = []
+        reason: UnscoredReason | None = None
+        async with self._budgets.reserve(about) as budget:
             try:
-                answer = await question.judge.verify(task, replace(context, budget=budget))
+                answer = await query.judge.verify(task, replace(context, budget=budget))
             except JudgeFailure as failure:
-                outcome.usage += failure.usage
-                outcome.failed |= {
-                    key: failure.reason
-                    for text in unit
-                    for c in criteria
-                    if (key := question.key(c, text)) not in outcome.decided
-                }
-                return await self._store.save(
-                    Reply(question.team, (), budget.entry(failure.reason), claim, done=last)
-                )
-            outcome.usage += answer.usage
-            rows, decided = _rows(
-                question,
-                criteria,
-                dict(zip(unit, unblind(answer.decisions, order), strict=True)),
-                answer.usage.cost_usd,
-            )
-            decided = {
-                key: verdict for key, verdict in decided.items() if key not in outcome.decided
-            }
-            if not await self._store.save(
-                Reply(
-                    question.team,
-                    [row for row in rows if row.key in decided],
-                    budget.entry(),
-                    claim,
-                    done=last,
-                )
-            ):
-                return False
-        self._cache.save(decided)
-        outcome.decided |= decided
-        return True
+                reason = failure.reason
+                result = _Decided({}, dict.fromkeys(keys, reason), failure.usage)
+            else:
+                by_text = dict(zip(unit, unblind(answer.decisions, order), strict=True))
+                made = _rows(query, criteria, by_text, answer.usage.cost_usd)
+                rows = [row for row in made if row.key not in stored]
+                result = _Decided({row.key: row.decision for row in rows}, usage=answer.usage)
+            reply = JudgeReply(query.team, rows, budget.ledger_row(reason), claim, ends_claim)
+            if not await self._store.save(reply):
+                return None
+        self._cache.save(result.decisions)
+        return result
 
 
-def sliced(texts: Sequence[T], criteria: int) -> Iterator[tuple[T, ...]]:
-    """Texts, or what has one, in parts of ``STRIDE`` verdicts."""
-    count = max(1, STRIDE // max(1, criteria))
-    for start in range(0, len(texts), count):
-        yield tuple(texts[start : start + count])
+def sliced(items: Sequence[T], criteria: int) -> Iterator[tuple[T, ...]]:
+    """Split items, each with a number of criteria, into parts of `SLICE_VERDICTS` verdicts."""
+    count = max(1, SLICE_VERDICTS // max(1, criteria))
+    for start in range(0, len(items), count):
+        yield tuple(items[start : start + count])
 
 
-def _chunked(
-    criteria: tuple[Criterion, ...], size: int | None
-) -> tuple[tuple[Criterion, ...], ...]:
-    size = size or len(criteria) or 1
-    return tuple(criteria[start : start + size] for start in range(0, len(criteria), size))
+def _merged(parts: Sequence[_Decided]) -> _Decided:
+    """Combine results; a later one overrides an earlier one."""
+    decisions: dict[str, StoredDecision] = {}
+    failures: dict[str, UnscoredReason] = {}
+    for part in parts:
+        decisions |= part.decisions
+        failures |= part.failures
+    return _Decided(decisions, failures, sum((part.usage for part in parts), JudgeUsage()))
 
 
 def _rows(
-    question: Question,
-    criteria: Sequence[Criterion],
+    query: VerdictQuery,
+    criteria: Criteria,
     by_text: Mapping[str, Mapping[str, Decision]],
     cost_usd: float | None,
-) -> tuple[list[StoredVerdict], dict[str, StoredDecision]]:
-    """Verdicts as they are kept; each bears an even part of its call's cost."""
-    rows, decided = [], {}
-    part = cost_usd / (len(criteria) * len(by_text)) if cost_usd is not None else None
-    for text, choices in by_text.items():
-        for c in criteria:
-            if (choice := choices.get(c.id)) is None:
-                continue
-            key = question.key(c, text)
-            decided[key] = StoredDecision(choice.met, choice.evidence, part, choice.rationale)
-            rows.append(
-                StoredVerdict(
-                    key,
-                    question.prompt_key,
-                    question.criterion_keys[c.id],
-                    question.text_key(text),
-                    question.judge.verifier_identity,
-                    choice.met,
-                    choice.evidence,
-                    part,
-                    choice.rationale,
-                )
-            )
-    return rows, decided
+) -> list[StoredVerdict]:
+    """Return verdicts as they are stored; each bears an equal part of its call's cost."""
+    part_usd = cost_usd / (len(criteria) * len(by_text)) if cost_usd is not None else None
+    return [
+        StoredVerdict(
+            query.key(c, text),
+            query.prompt_key,
+            query.criterion_keys[c.id],
+            query.text_key(text),
+            query.judge.verifier_identity,
+            StoredDecision(decision.met, decision.evidence, part_usd, decision.rationale),
+        )
+        for text, decisions in by_text.items()
+        for c in criteria
+        if (decision := decisions.get(c.id)) is not None
+    ]
 
 
-def _take(
-    question: Question,
-    unit: Sequence[str],
-    criteria: Sequence[Criterion],
-    decided: Mapping[str, StoredDecision],
-    result: GroupVerdicts,
-) -> None:
-    """Enter what was decided. A verdict that was already known stands, also when its neighbours had to be asked for."""
-    for text in unit:
-        for c in criteria:
-            if (verdict := decided.get(question.key(c, text))) is not None:
-                result.by_text[text].setdefault(c.id, _verdict(c, verdict))
-
-
-def _verdict(criterion: Criterion, stored: StoredDecision, *, cached: bool = False) -> Verdict:
+def _verdict(
+    criterion_id: str, key: str, known: Mapping[str, StoredDecision], result: _Decided
+) -> Verdict:
+    """Return the verdict under a key. One that was known before stands."""
+    stored = known.get(key)
+    decision = stored if stored is not None else result.decisions.get(key)
+    if decision is None:
+        return Verdict(criterion_id, None, reason=result.failures[key])
     return Verdict(
-        criterion.id,
-        stored.met,
-        evidence=stored.evidence,
-        cached=cached,
-        rationale=stored.rationale,
+        criterion_id,
+        decision.met,
+        evidence=decision.evidence,
+        cached=stored is not None,
+        rationale=decision.rationale,
     )
-
-
-def _fail(
-    unit: Sequence[str],
-    criteria: Sequence[Criterion],
-    reason: UnscoredReason,
-    result: GroupVerdicts,
-) -> None:
-    """Enter the reason wherever there is no verdict."""
-    for text in unit:
-        for c in criteria:
-            if c.id not in result.by_text[text]:
-                result.by_text[text][c.id] = Verdict(c.id, None, reason=reason)

@@ -1,0 +1,1 @@
+"""Everything durable: one repository per noun, on SQLite or PostgreSQL."""

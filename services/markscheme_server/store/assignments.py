@@ -1,4 +1,4 @@
-"""Which rubric a group got, written down before judging, and what came of it."""
+"""Which rubric a group got, stored before it is judged, and its outcome."""
 
 import asyncio
 from collections import defaultdict
@@ -15,15 +15,15 @@ from markscheme_server.store.engine.ids import new_id, now
 from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import assignments, prompts, rollouts, texts
 
-T = TypeVar("T")
 PART_CHARACTERS = 1024 * 1024
-"""Of texts in one statement: some milliseconds to hash and to pack."""
+"""Characters of texts in one statement: some milliseconds to hash and to pack."""
+T = TypeVar("T")
 _OUTCOME = ("reward_mean", "reward_spread", "unscored", "cached_verdicts", "saved_usd")
 
 
 @dataclass(frozen=True, slots=True)
 class GroupRef:
-    """Where a group stands: team, run and step (``None`` outside a run), the caller's group id, the prompt's key."""
+    """What identifies a group. `run_id` and `step` are `None` outside a run."""
 
     team: str
     run_id: str | None
@@ -43,7 +43,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRollout:
-    """What is kept of one rollout: enough to judge it again later."""
+    """One rollout as it is stored: enough to judge it again later."""
 
     rollout_id: str
     text: str
@@ -53,10 +53,12 @@ class ScoredRollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a group: its rollouts, and what stored verdicts and a rubric that was there saved it.
+class GroupOutcome:
+    """The rollouts of a judged group, and what reuse saved.
 
-    ``distinct``: texts with a reward that are judged differently. Fewer than two can have no spread.
+    `cached_verdicts`: verdicts that were stored before. `saved_usd`: what those, and a reused
+    rubric, had cost. `distinct`: how many different judged texts have a reward; rewards have no
+    spread where there are fewer than two.
     """
 
     rollouts: Sequence[ScoredRollout]
@@ -66,10 +68,11 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Uses:
-    """How often a rubric was used in a run, and its newest scored uses, at most two: (mean reward, spread).
+class RubricUses:
+    """How often a rubric was used in a run, and (mean reward, spread) of its two newest uses.
 
-    Groups that can have no spread are none of them: they do not say whether a rubric tells rollouts apart.
+    Groups that cannot have a spread do not count: they do not show whether a rubric separates
+    rollouts.
     """
 
     count: int
@@ -77,8 +80,8 @@ class Uses:
 
 
 @dataclass(frozen=True, slots=True)
-class _New:
-    place: GroupRef
+class _NewAssignment:
+    group: GroupRef
     prompt: Sequence[ChatMessage] | None
     rubric_id: str
     origin: AssignedOrigin
@@ -99,14 +102,14 @@ class AssignmentStore:
             a.step == sa.bindparam("step"),
             database.in_keys(a.group_id, "keys"),
         )
-        # With its prompt: a prompt that nothing refers to may be pruned.
+        # The prompt is inserted in the same transaction: one that nothing refers to may be pruned.
         self._assign_all = database.combine(
             database.insert_rows(prompts).on_conflict_do_nothing(),
             database.insert_rows(assignments).on_conflict_do_nothing().returning(a.id),
         )
         outcome = database.rows([a.id, a.team, *(a[name] for name in _OUTCOME)], "outcomes")
-        self._insert_texts = database.insert_rows(texts).on_conflict_do_nothing()
         new = database.insert_rows(rollouts)
+        self._insert_texts = database.insert_rows(texts).on_conflict_do_nothing()
         self._finish_all = database.combine(
             self._insert_texts,
             new.on_conflict_do_update(
@@ -121,18 +124,18 @@ class AssignmentStore:
             .values({name: outcome[name] for name in _OUTCOME}),
         )
         self._finding: Batcher[GroupRef, Assignment | None] = Batcher(self._find)
-        self._assigning: Batcher[_New, Assignment] = Batcher(self._assign)
-        self._finishing: Batcher[tuple[str, str, Outcome], None] = Batcher(
+        self._assigning: Batcher[_NewAssignment, Assignment] = Batcher(self._assign)
+        self._finishing: Batcher[tuple[str, str, GroupOutcome], None] = Batcher(
             self._finish, weigh=lambda finished: len(finished[2].rollouts)
         )
 
-    async def find(self, place: GroupRef) -> Assignment | None:
-        """The assignment that this group of this step already has; outside a run there is none."""
-        return await self._finding.submit(place) if place.run_id is not None else None
+    async def find(self, group: GroupRef) -> Assignment | None:
+        """Return the assignment that a group of a step already has; outside a run there is none."""
+        return await self._finding.submit(group) if group.run_id is not None else None
 
     async def assign(
         self,
-        place: GroupRef,
+        group: GroupRef,
         *,
         prompt: Sequence[ChatMessage] | None,
         rubric_id: str,
@@ -141,17 +144,17 @@ class AssignmentStore:
         verify: VerifyMode,
         distinct: int = 0,
     ) -> Assignment:
-        """Write the assignment down; if another writer was first, its assignment is the answer.
+        """Store an assignment; if another writer was first, return its assignment instead.
 
-        ``prompt`` is ``None`` when it is stored already, as a rubric's own prompt is; ``distinct``: the group's texts
-        that are judged differently.
+        `prompt`: `None` when it is stored already, as a rubric's own prompt is. `distinct`: how
+        many different judged texts the group has.
         """
         return await self._assigning.submit(
-            _New(place, prompt, rubric_id, origin, reuse, verify, distinct)
+            _NewAssignment(group, prompt, rubric_id, origin, reuse, verify, distinct)
         )
 
-    async def uses(self, team: str, *, rubric_id: str, run_id: str | None) -> Uses:
-        """The scored or running uses of a rubric in one run (``None``: outside any run) that can have spread."""
+    async def uses(self, team: str, *, rubric_id: str, run_id: str | None) -> RubricUses:
+        """Return the uses of a rubric, finished or not, in one run (`None`: outside any run)."""
         a = assignments.c
         same = sa.and_(
             a.team == team,
@@ -167,52 +170,47 @@ class AssignmentStore:
         )
         async with self._db.reading(team_scope(team)) as connection:
             count = (await connection.execute(sa.select(sa.func.count()).where(same))).scalar_one()
-            return Uses(
+            return RubricUses(
                 count, tuple((mean, spread) for mean, spread in await connection.execute(newest))
             )
 
-    async def finish(self, team: str, assignment_id: str, outcome: Outcome) -> None:
-        """Keep the group's rollouts and rewards."""
+    async def finish(self, team: str, assignment_id: str, outcome: GroupOutcome) -> None:
+        """Store the group's rollouts and rewards."""
         await self._finishing.submit((team, assignment_id, outcome))
 
     async def drain(self) -> None:
-        """Wait until everything handed in is stored."""
+        """Wait until all that was handed in is stored."""
         for batcher in (self._assigning, self._finishing):
             await batcher.drain()
 
-    async def _find(self, places: Sequence[GroupRef]) -> list[Assignment | None]:
+    async def _find(self, groups: Sequence[GroupRef]) -> list[Assignment | None]:
         by_step: dict[tuple[str, str | None, int | None], list[GroupRef]] = defaultdict(list)
-        for place in places:
-            by_step[place.team, place.run_id, place.step].append(place)
+        for group in groups:
+            by_step[group.team, group.run_id, group.step].append(group)
         found: dict[GroupRef, Assignment] = {}
-        async with self._db.reading(team_scope(*(place.team for place in places))) as connection:
-            for (team, run_id, step), group in by_step.items():
-                rows = await connection.execute(
-                    self._select,
-                    {
-                        "team": team,
-                        "run": run_id,
-                        "step": step,
-                        "keys": self._db.keys(p.group_id for p in group),
-                    },
-                )
-                found |= {
-                    GroupRef(team, run_id, step, group_id, key): Assignment(*rest)
-                    for group_id, key, *rest in rows
+        async with self._db.reading(team_scope(*(group.team for group in groups))) as connection:
+            for (team, run_id, step), of_step in by_step.items():
+                parameters = {
+                    "team": team,
+                    "run": run_id,
+                    "step": step,
+                    "keys": self._db.keys(group.group_id for group in of_step),
                 }
-        return [found.get(place) for place in places]
+                for group_id, key, *columns in await connection.execute(self._select, parameters):
+                    found[GroupRef(team, run_id, step, group_id, key)] = Assignment(*columns)
+        return [found.get(group) for group in groups]
 
-    async def _assign(self, news: Sequence[_New]) -> list[Assignment]:
+    async def _assign(self, news: Sequence[_NewAssignment]) -> list[Assignment]:
         created = now()
         made = [Assignment(new_id("asg"), n.rubric_id, n.origin) for n in news]
         rows = [
             {
                 "id": a.id,
-                "team": n.place.team,
-                "run_id": n.place.run_id,
-                "step": n.place.step,
-                "group_id": n.place.group_id,
-                "prompt_key": n.place.prompt_key,
+                "team": n.group.team,
+                "run_id": n.group.run_id,
+                "step": n.group.step,
+                "group_id": n.group.group_id,
+                "prompt_key": n.group.prompt_key,
                 "rubric_id": n.rubric_id,
                 "origin": n.origin,
                 "reuse": n.reuse,
@@ -222,35 +220,34 @@ class AssignmentStore:
             }
             for a, n in zip(made, news, strict=True)
         ]
-        unknown = [n for n in news if n.prompt is not None]
+        with_prompt = [n for n in news if n.prompt is not None]
         written = {
             id_
             for (id_,) in await self._db.write(
-                team_scope(*(n.place.team for n in news)),
+                team_scope(*(n.group.team for n in news)),
                 self._assign_all,
                 {
-                    "prompts": self._db.pack(_prompt_rows(unknown, created)),
+                    "prompts": self._db.pack(_prompt_rows(with_prompt, created)),
                     "assignments": self._db.pack(rows),
                 },
             )
         }
-        taken = [n.place for a, n in zip(made, news, strict=True) if a.id not in written]
-        standing = dict(zip(taken, await self._find(taken), strict=True)) if taken else {}
-        return [standing.get(n.place) or a for a, n in zip(made, news, strict=True)]
+        taken = [n.group for a, n in zip(made, news, strict=True) if a.id not in written]
+        first = dict(zip(taken, await self._find(taken), strict=True)) if taken else {}
+        return [first.get(n.group) or a for a, n in zip(made, news, strict=True)]
 
-    async def _finish(self, finished: Sequence[tuple[str, str, Outcome]]) -> list[None]:
+    async def _finish(self, finished: Sequence[tuple[str, str, GroupOutcome]]) -> list[None]:
         created = now()
-        # A step that is sent again while it runs may finish twice in one batch: the later outcome stands.
+        # A step that is sent again while it runs may finish twice in one batch: the later outcome
+        # stands.
         outcomes = {assignment_id: (team, outcome) for team, assignment_id, outcome in finished}
+        rollouts = [(id_, r) for id_, (_, outcome) in outcomes.items() for r in outcome.rollouts]
         rows: list[dict[str, Any]] = []
-        kept: dict[str, str] = {}
-        for part in _sliced(
-            [(id_, r) for id_, (_, outcome) in outcomes.items() for r in outcome.rollouts],
-            lambda each: each[1].text,
-        ):
+        text_by_key: dict[str, str] = {}
+        for part in _split(rollouts, lambda item: item[1].text):
             for assignment_id, r in part:
                 key = text_key(r.text)
-                kept[key] = r.text
+                text_by_key[key] = r.text
                 rows.append(
                     {
                         "assignment_id": assignment_id,
@@ -261,37 +258,30 @@ class AssignmentStore:
                         "reason": r.reason,
                     }
                 )
-            await asyncio.sleep(0)
-        # Long texts go by several statements: one would hold the event loop and have them all in memory once more.
-        *first, last = _sliced(sorted(kept), kept.__getitem__) if kept else [[]]
+            await asyncio.sleep(0)  # hashing a part takes milliseconds
 
-        def packed(keys: Sequence[str]) -> dict[str, str]:
-            return {
-                "texts": self._db.pack(
-                    [{"key": key, "text": kept[key], "created_at": created} for key in keys]
-                )
-            }
+        def pack_texts(keys: Sequence[str]) -> dict[str, str]:
+            texts = [{"key": key, "text": text_by_key[key], "created_at": created} for key in keys]
+            return {"texts": self._db.pack(texts)}
 
+        # Long texts go in several statements: one would block the event loop and copy all texts.
+        *first, last = list(_split(sorted(text_by_key), text_by_key.__getitem__)) or [[]]
+        outcome_rows = [
+            {"id": assignment_id, "team": team} | _outcome_row(outcome)
+            for assignment_id, (team, outcome) in outcomes.items()
+        ]
         await self._db.write(
             team_scope(*(team for team, _ in outcomes.values())),
             self._finish_all,
-            packed(last)
-            | {
-                "rollouts": self._db.pack(rows),
-                "outcomes": self._db.pack(
-                    [
-                        {"id": assignment_id, "team": team} | _outcome_row(outcome)
-                        for assignment_id, (team, outcome) in outcomes.items()
-                    ]
-                ),
-            },
-            first=((self._insert_texts, packed(keys)) for keys in first),
+            pack_texts(last)
+            | {"rollouts": self._db.pack(rows), "outcomes": self._db.pack(outcome_rows)},
+            first=((self._insert_texts, pack_texts(keys)) for keys in first),
         )
         return [None] * len(finished)
 
 
-def _sliced(items: Iterable[T], text_of: Callable[[T], str]) -> Iterator[list[T]]:
-    """Items in parts whose texts have about ``PART_CHARACTERS``."""
+def _split(items: Iterable[T], text_of: Callable[[T], str]) -> Iterator[list[T]]:
+    """Split items into parts whose texts have about `PART_CHARACTERS`."""
     part: list[T] = []
     size = 0
     for item in items:
@@ -304,7 +294,7 @@ def _sliced(items: Iterable[T], text_of: Callable[[T], str]) -> Iterator[list[T]
         yield part
 
 
-def _outcome_row(outcome: Outcome) -> dict[str, Any]:
+def _outcome_row(outcome: GroupOutcome) -> dict[str, Any]:
     rewards = [r.reward for r in outcome.rollouts if r.reward is not None]
     return {
         "reward_mean": sum(rewards) / len(rewards) if rewards else None,
@@ -315,8 +305,8 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _prompt_rows(news: Sequence[_New], created: object) -> list[dict[str, Any]]:
-    messages = {n.place.prompt_key: list(n.prompt or ()) for n in news}
+def _prompt_rows(news: Sequence[_NewAssignment], created: object) -> list[dict[str, Any]]:
+    messages = {n.group.prompt_key: list(n.prompt or ()) for n in news}
     return [
         {"key": key, "messages": messages[key], "created_at": created} for key in sorted(messages)
     ]

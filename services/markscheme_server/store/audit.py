@@ -1,7 +1,7 @@
 """The audit trail: who did what to which rubric, key, team or budget.
 
-An entry is written in the transaction of what it tells of: there is neither without the other. Triggers refuse to
-change or remove one.
+An entry is written in the transaction of the change that it records. Triggers refuse to change or
+delete entries.
 """
 
 from collections.abc import Mapping
@@ -20,20 +20,20 @@ from markscheme_server.store.tables import audit_entries
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does something: a team, by one of its keys (its prefix) or, with none, by the operator."""
+    """Who makes a change: a team through a key (its prefix), or the operator (no key)."""
 
     team: str = DEFAULT_TEAM
     key: str | None = None
 
 
 def actor_of(caller: Caller) -> Actor:
-    """The caller, as the trail names them."""
+    """Return the caller as an actor."""
     return Actor(caller.team, caller.key)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the trail."""
+    """One entry of the audit trail."""
 
     id: str
     team: str
@@ -51,7 +51,10 @@ async def record(
     subject: str,
     detail: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add an entry, in the caller's transaction. ``subject``: ``rubric:ID``, ``key:PREFIX`` or ``team:NAME``."""
+    """Add an entry in the caller's transaction.
+
+    ``subject`` is ``rubric:ID``, ``key:PREFIX`` or ``team:NAME``.
+    """
     await connection.execute(
         audit_entries.insert().values(
             id=new_id("aud"),
@@ -66,7 +69,7 @@ async def record(
 
 
 class AuditStore:
-    """The trail, to be read."""
+    """Reads the audit trail."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -80,12 +83,12 @@ class AuditStore:
         after: str | None,
         limit: int,
     ) -> tuple[list[Entry], bool]:
-        """Entries, newest first, of one team's doing or of everybody's; and whether there are more."""
+        """Return entries of one team or of all, newest first, and whether there are more."""
         c = audit_entries.c
         query = sa.select(audit_entries)
-        for column, wanted in ((c.team, team), (c.subject, subject), (c.action, action)):
-            if wanted is not None:
-                query = query.where(column == wanted)
+        for column, value in ((c.team, team), (c.subject, subject), (c.action, action)):
+            if value is not None:
+                query = query.where(column == value)
         if after is not None:
             query = query.where(c.id < after)
         async with self._db.reading(

@@ -1,11 +1,14 @@
 """Budgets: what teams and runs may spend, and the money set aside for calls under way.
 
-A request of a team that has a budget is preceded by a hold: a row with the most that it can cost. Holds are granted
-under the budgets' row lock, over all processes, so that what is spent and what is held stay within the hard limit;
-beyond it each process may have one more request under way, as long as less than the limit is spent. A question that
-takes another request has its hold raised, by the same rule. When the question is recorded its hold is settled: it
-stands for what the question cost until a later grant has added that to ``spent_usd``. What a dead process held is
-believed until its lease ends. Money is whole nano-dollars here, but for :class:`Budget`.
+A team with a budget takes a hold before each request: a row with the most that the request can
+cost. Holds are granted under a lock on the budgets' rows, over all processes, so that what is
+spent and what is held stay within the hard limit. Beyond it each process may have one more request
+under way, as long as less than the limit is spent. A question that needs another request has its
+hold raised by the same rule.
+
+When a question is recorded in the ledger its hold is settled: it then stands for what the question
+cost, until the next grant has added that to `spent_usd`. The holds of a dead process count until
+their lease ends. Money is in whole nano-dollars here, except in `Budget`.
 """
 
 from collections import defaultdict
@@ -22,20 +25,19 @@ from markscheme_server.domain.usage import to_nano, to_usd
 from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.engine.database import Database, team_scope
 from markscheme_server.store.engine.write_batch import Batcher
-from markscheme_server.store.tables import budgets, holds, judge_calls, past_usage, teams
+from markscheme_server.store.ledger import ALL_RUNS, LedgerStore
+from markscheme_server.store.tables import budgets, holds, teams
+from markscheme_server.store.teams import UnknownTeam
 
-EVERYTHING = ""
-"""In place of a run: the budget for all that a team does."""
 HoldResult = Literal["granted", "wait", "spent"]
-
-
-class UnknownTeam(Exception):
-    """There is no team of this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """``run_id`` ``None``: on everything that the team does. ``since``: when the window began. Money is in dollars."""
+    """A limit on spending. Money is in dollars.
+
+    `run_id` `None`: on everything that the team does. `since`: when the window began.
+    """
 
     team: str
     run_id: str | None
@@ -48,29 +50,42 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class HoldRequest:
-    """Money that is to be set aside for a question's next request: ``most``, and ``spent`` on those before it. Nano-
-    dollars."""
+    """A request to set money aside for a question's next request, in nano-dollars.
+
+    `id`: the question's hold. `max_cost`: the most that the next request can cost. `spent`: what
+    the question's requests before it cost.
+    """
 
     id: str
     team: str
     run_id: str | None
-    most: int
+    max_cost: int
     spent: int = 0
 
 
 class BudgetStore:
-    """Budgets by team and run. ``owner`` names this process in its holds, ``lease_s`` is how long they are believed."""
+    """Budgets by team and run.
 
-    def __init__(self, database: Database, *, owner: str, lease_s: float) -> None:
-        self._db, self._owner, self._lease_s = database, owner, lease_s
+    `owner` names this process in its holds. `lease_s`: seconds for which they count if the
+    process dies.
+    """
+
+    def __init__(
+        self, database: Database, ledger: LedgerStore, *, owner: str, lease_s: float
+    ) -> None:
+        self._db, self._ledger, self._owner, self._lease_s = database, ledger, owner, lease_s
         self._finding: Batcher[str, list[Budget]] = Batcher(self._find)
         self._holding: Batcher[HoldRequest, HoldResult] = Batcher(self._hold)
         self._releasing: Batcher[tuple[str, str], None] = Batcher(self._release)
-        self._in_team = database.in_keys(budgets.c.team, "keys")
-        self._put = self._putting()
+        self._select_budgets = (
+            sa.select(budgets)
+            .where(database.in_keys(budgets.c.team, "keys"))
+            .order_by(budgets.c.team, budgets.c.run_id)
+        )
+        self._put_holds = self._prepare_put_holds()
 
     async def find(self, team: str) -> list[Budget]:
-        """The team's budgets, that on everything first, each with what was spent in its window so far."""
+        """Return the team's budgets as they stand now, the one on everything first."""
         return await self._finding.submit(team)
 
     async def put(
@@ -83,7 +98,7 @@ class BudgetStore:
         window: BudgetWindow,
         actor: Actor,
     ) -> Budget:
-        """Set a budget. What the ledger says was spent in its window counts. Raises :class:`UnknownTeam`."""
+        """Set a budget; what was spent in its window so far counts. Raises `UnknownTeam`."""
         async with self._db.writing(team_scope(team, actor.team)) as connection:
             if not (
                 await connection.execute(
@@ -92,17 +107,17 @@ class BudgetStore:
             ).scalar():
                 raise UnknownTeam
             await self._lock(connection, [team])
-            since = _begins(window, await self._now(connection))
+            since = _window_start(window, await self._now(connection))
             hard, soft = (None if usd is None else to_nano(usd) for usd in (hard_usd, soft_usd))
             row = {
                 "team": team,
-                "run_id": run_id or EVERYTHING,
+                "run_id": run_id or ALL_RUNS,
                 "hard_usd": hard,
                 "soft_usd": soft,
                 "period": window,
                 "since": since,
-                "spent_usd": await self._on_the_books(
-                    connection, team, run_id or EVERYTHING, since
+                "spent_usd": await self._ledger.spent_since(
+                    connection, team, run_id or ALL_RUNS, since
                 ),
             }
             new = self._db.insert(budgets).values(row)
@@ -125,33 +140,36 @@ class BudgetStore:
         return _budget(row)
 
     async def remove(self, team: str, run_id: str | None, actor: Actor) -> bool:
-        """Take a budget away; false when there is none."""
+        """Remove a budget; return whether there was one."""
         async with self._db.writing(team_scope(team, actor.team)) as connection:
             done = await connection.execute(
                 sa.delete(budgets).where(
-                    budgets.c.team == team, budgets.c.run_id == (run_id or EVERYTHING)
+                    budgets.c.team == team, budgets.c.run_id == (run_id or ALL_RUNS)
                 )
             )
             if done.rowcount:
                 await record(connection, actor, "budget.removed", f"team:{team}", {"run": run_id})
         return bool(done.rowcount)
 
-    async def hold(self, wish: HoldRequest) -> HoldResult:
-        """Set money aside. ``wait``: only once a request of ours has ended; ``spent``: a hard limit is reached. What
-        the question held before then comes down to what it has spent."""
-        return await self._holding.submit(wish)
+    async def hold(self, request: HoldRequest) -> HoldResult:
+        """Set money aside, or say why not.
+
+        `wait`: it may be granted once another request of this process has ended. `spent`: a hard
+        limit is reached. In both cases the question's hold is lowered to what it has spent.
+        """
+        return await self._holding.submit(request)
 
     async def release(self, team: str, hold_id: str) -> None:
-        """Give back what was set aside for a call that was not made."""
+        """Remove the hold of a question for which no request was sent."""
         await self._releasing.submit((team, hold_id))
 
     async def drain(self) -> None:
-        """Wait until everything handed in is stored."""
+        """Wait until all holds that were handed in are stored."""
         for batcher in (self._holding, self._releasing):
             await batcher.drain()
 
-    def _putting(self) -> Any:
-        """Holds made, or changed as long as they are not settled; bind ``changed`` to their rows."""
+    def _prepare_put_holds(self) -> Any:
+        """Insert holds, or change those that are not settled yet; binds `changed` to their rows."""
         names = ("id", "team", "run_id", "owner", "usd", "spent_usd", "settled")
         row = self._db.rows([holds.c[name] for name in names], "changed")
         new = self._db.insert(holds).from_select(
@@ -166,100 +184,80 @@ class BudgetStore:
             set_={name: new.excluded[name] for name in ("usd", "spent_usd", "expires_at")},
         )
 
-    async def _find(self, asked: Sequence[str]) -> list[list[Budget]]:
-        query = sa.select(budgets).where(self._in_team).order_by(budgets.c.team, budgets.c.run_id)
-        settled = (
+    async def _find(self, wanted: Sequence[str]) -> list[list[Budget]]:
+        keys = {"keys": self._db.keys(wanted)}
+        settled_holds = (
             sa.select(holds.c.team, holds.c.run_id, sa.func.sum(holds.c.usd))
             .where(self._db.in_keys(holds.c.team, "keys"), holds.c.settled)
             .group_by(holds.c.team, holds.c.run_id)
         )
         found: dict[str, list[Budget]] = defaultdict(list)
-        async with self._db.reading(team_scope(*asked)) as connection:
+        async with self._db.reading(team_scope(*wanted)) as connection:
             rows = [
                 dict(row)
-                for row in (
-                    await connection.execute(query, {"keys": self._db.keys(asked)})
-                ).mappings()
+                for row in (await connection.execute(self._select_budgets, keys)).mappings()
             ]
-            if rows:
+            if rows:  # most teams have no budget
                 now = await self._now(connection)
-                due = (await connection.execute(settled, {"keys": self._db.keys(asked)})).all()
+                settled = (await connection.execute(settled_holds, keys)).all()
                 for row in rows:
-                    found[row["team"]].append(_budget(await self._as_of(connection, row, due, now)))
-        return [found[team] for team in asked]
+                    current = await self._current(connection, row, settled, now)
+                    found[row["team"]].append(_budget(current))
+        return [found[team] for team in wanted]
 
-    async def _hold(self, wishes: Sequence[HoldRequest]) -> list[HoldResult]:
-        asked = {wish.team for wish in wishes}
-        async with self._db.writing(team_scope(*asked)) as connection:
-            limits = await self._lock(connection, asked)
-            held = {
-                row["id"]: dict(row)
-                for row in (
-                    await connection.execute(
-                        sa.select(
-                            holds.c.id,
-                            holds.c.team,
-                            holds.c.run_id,
-                            holds.c.owner,
-                            holds.c.usd,
-                            holds.c.spent_usd,
-                        ).where(
-                            self._db.in_keys(holds.c.team, "keys"),
-                            holds.c.expires_at > self._db.clock,
-                        ),
-                        {"keys": self._db.keys(asked)},
-                    )
-                ).mappings()
-            }
-            answers: list[HoldResult] = []
-            changed: dict[str, dict[str, Any]] = {}
-            for wish in wishes:
-                answers.append(answer := _decide(wish, limits, held.values(), self._owner))
-                if answer == "granted" or wish.spent or wish.id in held:
-                    held[wish.id] = changed[wish.id] = {
-                        "id": wish.id,
-                        "team": wish.team,
-                        "run_id": wish.run_id or EVERYTHING,
+    async def _hold(self, requests: Sequence[HoldRequest]) -> list[HoldResult]:
+        teams = {request.team for request in requests}
+        results: list[HoldResult] = []
+        changed: dict[str, dict[str, Any]] = {}
+        async with self._db.writing(team_scope(*teams)) as connection:
+            limits = await self._lock(connection, teams)
+            held = await self._live_holds(connection, teams)
+            for request in requests:
+                result = _decide(request, limits, held.values(), self._owner)
+                results.append(result)
+                if result == "granted" or request.spent or request.id in held:
+                    held[request.id] = changed[request.id] = {
+                        "id": request.id,
+                        "team": request.team,
+                        "run_id": request.run_id or ALL_RUNS,
                         "owner": self._owner,
-                        "usd": wish.spent + (wish.most if answer == "granted" else 0),
-                        "spent_usd": wish.spent,
+                        "usd": request.spent + (request.max_cost if result == "granted" else 0),
+                        "spent_usd": request.spent,
                     }
             if changed:
-                await connection.execute(
-                    self._put,
-                    {
-                        "changed": self._db.pack(
-                            [
-                                row
-                                | {
-                                    "usd": self._db.usd(row["usd"]),
-                                    "spent_usd": self._db.usd(row["spent_usd"]),
-                                    "settled": False,
-                                }
-                                for row in changed.values()
-                            ]
-                        )
-                    },
-                )
-        return answers
+                rows = [
+                    row
+                    | {
+                        "usd": self._db.usd(row["usd"]),
+                        "spent_usd": self._db.usd(row["spent_usd"]),
+                        "settled": False,
+                    }
+                    for row in changed.values()
+                ]
+                await connection.execute(self._put_holds, {"changed": self._db.pack(rows)})
+        return results
+
+    async def _live_holds(
+        self, connection: AsyncConnection, teams: Iterable[str]
+    ) -> dict[str, dict[str, Any]]:
+        """Return the teams' holds whose lease has not ended, by id."""
+        h = holds.c
+        query = sa.select(h.id, h.team, h.run_id, h.owner, h.usd, h.spent_usd).where(
+            self._db.in_keys(h.team, "keys"), h.expires_at > self._db.clock
+        )
+        rows = await connection.execute(query, {"keys": self._db.keys(teams)})
+        return {row["id"]: dict(row) for row in rows.mappings()}
 
     async def _lock(
-        self, connection: AsyncConnection, asked: Iterable[str]
+        self, connection: AsyncConnection, teams: Iterable[str]
     ) -> list[dict[str, Any]]:
-        """The teams' budgets, locked and up to date: settled holds are counted and gone, old windows begun anew."""
-        keys = {"keys": self._db.keys(asked)}
-        limits = [
-            dict(row)
-            for row in (
-                await connection.execute(
-                    sa.select(budgets)
-                    .where(self._in_team)
-                    .order_by(budgets.c.team, budgets.c.run_id)
-                    .with_for_update(),
-                    keys,
-                )
-            ).mappings()
-        ]
+        """Lock the teams' budgets and bring them up to date.
+
+        Settled holds are added to `spent_usd` and deleted, and new windows begin.
+        """
+        keys = {"keys": self._db.keys(teams)}
+        rows = await connection.execute(self._select_budgets.with_for_update(), keys)
+        stored = [dict(row) for row in rows.mappings()]
         settled = (
             await connection.execute(
                 sa.delete(holds)
@@ -269,8 +267,8 @@ class BudgetStore:
             )
         ).all()
         now = await self._now(connection)
-        current = [await self._as_of(connection, limit, settled, now) for limit in limits]
-        for before, limit in zip(limits, current, strict=True):
+        current = [await self._current(connection, limit, settled, now) for limit in stored]
+        for before, limit in zip(stored, current, strict=True):
             if limit != before:
                 await connection.execute(
                     sa.update(budgets)
@@ -279,44 +277,31 @@ class BudgetStore:
                 )
         return current
 
-    async def _as_of(
+    async def _current(
         self, connection: AsyncConnection, limit: dict[str, Any], settled: Sequence[Any], now: float
     ) -> dict[str, Any]:
-        """A budget as it stands now: with what was ``settled`` since it was written, or in a window begun since."""
-        if (begun := _begins(limit["period"], now)) > limit["since"]:
-            spent = await self._on_the_books(connection, limit["team"], limit["run_id"], begun)
-            return limit | {"since": begun, "spent_usd": spent}
+        """Return a budget as it stands now.
+
+        In the same window, what was `settled` since the row was written is added; in a new window
+        the ledger is added up.
+        """
+        if (start := _window_start(limit["period"], now)) > limit["since"]:
+            spent = await self._ledger.spent_since(
+                connection, limit["team"], limit["run_id"], start
+            )
+            return limit | {"since": start, "spent_usd": spent}
         due = sum(
             usd
             for team, run_id, usd in settled
-            if team == limit["team"] and limit["run_id"] in (EVERYTHING, run_id)
+            if team == limit["team"] and limit["run_id"] in (ALL_RUNS, run_id)
         )
         return limit | {"spent_usd": limit["spent_usd"] + due}
-
-    async def _on_the_books(
-        self, connection: AsyncConnection, team: str, run_id: str, since: float
-    ) -> int:
-        """What the ledger says was spent since then, which is when a day begins."""
-        begun = datetime.fromtimestamp(since, UTC)
-        spent = 0
-        for table, is_since in (
-            (judge_calls, judge_calls.c.created_at >= begun),
-            (past_usage, past_usage.c.day >= f"{begun:%Y-%m-%d}"),
-        ):
-            query = sa.select(
-                sa.func.sum(sa.func.coalesce(table.c.settled_usd, table.c.cost_usd))
-            ).where(table.c.team == team, is_since)
-            row = await connection.execute(
-                query.where(table.c.run_id == run_id) if run_id else query
-            )
-            spent += row.scalar_one() or 0
-        return spent
 
     async def _now(self, connection: AsyncConnection) -> float:
         return float((await connection.execute(sa.select(self._db.clock))).scalar_one())
 
-    async def _release(self, given: Sequence[tuple[str, str]]) -> list[None]:
-        async with self._db.writing(team_scope(*(team for team, _ in given))) as connection:
+    async def _release(self, released: Sequence[tuple[str, str]]) -> list[None]:
+        async with self._db.writing(team_scope(*(team for team, _ in released))) as connection:
             await connection.execute(
                 sa.delete(holds).where(
                     self._db.in_keys(holds.c.team, "teams"),
@@ -324,69 +309,48 @@ class BudgetStore:
                     ~holds.c.settled,
                 ),
                 {
-                    "teams": self._db.keys(team for team, _ in given),
-                    "keys": self._db.keys(key for _, key in given),
+                    "teams": self._db.keys(team for team, _ in released),
+                    "keys": self._db.keys(key for _, key in released),
                 },
             )
-        return [None] * len(given)
-
-
-def settle(database: Database) -> sa.Update:
-    """Holds become what their questions cost; bind ``settlements`` to their id, team and usd. Harmless to repeat."""
-    row = database.rows([holds.c.id, holds.c.team, holds.c.usd], "settlements")
-    return (
-        sa.update(holds)
-        .where(holds.c.id == row.id, holds.c.team == row.team)
-        .values(usd=row.usd, settled=True)
-    )
-
-
-def count_unheld(database: Database) -> Any:
-    """Calls that began before their team had a budget are counted too: bind ``unheld`` to their id, team, run_id and
-    usd. It must come before the calls are written: one that is there has been counted."""
-    row = database.rows([holds.c.id, holds.c.team, holds.c.run_id, holds.c.usd], "unheld")
-    bound = sa.exists().where(
-        budgets.c.team == row.team, budgets.c.run_id.in_([EVERYTHING, row.run_id])
-    )
-    counted = sa.exists().where(judge_calls.c.id == row.id)
-    return (
-        database.insert(holds)
-        .from_select(
-            ["id", "team", "run_id", "usd", "owner", "settled", "expires_at"],
-            sa.select(
-                row.id, row.team, row.run_id, row.usd, sa.literal(""), sa.true(), sa.literal(0.0)
-            ).where(bound, ~counted),
-        )
-        .on_conflict_do_nothing()
-    )
+        return [None] * len(released)
 
 
 def _decide(
-    wish: HoldRequest, limits: Sequence[dict[str, Any]], held: Iterable[dict[str, Any]], owner: str
+    request: HoldRequest,
+    limits: Sequence[dict[str, Any]],
+    held: Iterable[dict[str, Any]],
+    owner: str,
 ) -> HoldResult:
-    others = [each for each in held if each["team"] == wish.team and each["id"] != wish.id]
+    """Return whether a hold fits all budgets of its team and run.
+
+    `limits`: rows of `budgets`. `held`: live holds. `owner`: this process.
+    """
+    others = [hold for hold in held if hold["team"] == request.team and hold["id"] != request.id]
     for limit in limits:
         if (
-            limit["team"] != wish.team
-            or limit["run_id"] not in (EVERYTHING, wish.run_id)
+            limit["team"] != request.team
+            or limit["run_id"] not in (ALL_RUNS, request.run_id)
             or limit["hard_usd"] is None
         ):
             continue
-        beside = [each for each in others if limit["run_id"] in (EVERYTHING, each["run_id"])]
-        spent = limit["spent_usd"] + sum(each["spent_usd"] for each in beside) + wish.spent
+        same_budget = [hold for hold in others if limit["run_id"] in (ALL_RUNS, hold["run_id"])]
+        spent = limit["spent_usd"] + sum(hold["spent_usd"] for hold in same_budget) + request.spent
         if spent >= limit["hard_usd"]:
             return "spent"
-        under_way = [each for each in beside if each["usd"] > each["spent_usd"]]
-        open_usd = sum(each["usd"] - each["spent_usd"] for each in under_way)
-        if spent + open_usd + wish.most > limit["hard_usd"] and any(
-            each["owner"] == owner for each in under_way
+        under_way = [hold for hold in same_budget if hold["usd"] > hold["spent_usd"]]
+        reserved = sum(hold["usd"] - hold["spent_usd"] for hold in under_way)
+        # Where nothing of this process is under way, one request may go beyond the limit.
+        # Otherwise a team whose rest is smaller than any request could never spend it.
+        if spent + reserved + request.max_cost > limit["hard_usd"] and any(
+            hold["owner"] == owner for hold in under_way
         ):
             return "wait"
     return "granted"
 
 
-def _begins(window: str, now: float) -> float:
-    """When the window began that ``now`` is in, on the calendar of UTC."""
+def _window_start(window: str, now: float) -> float:
+    """Return the beginning of the current window in UTC. Times are in seconds since 1970."""
     if window == "total":
         return 0.0
     day = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)

@@ -1,13 +1,15 @@
 """Claims: identical work happens once, whichever process it is asked of.
 
-A claim is a row with an owner, a fence and an expiry. It is written before the work, kept alive while it goes on,
-and deleted with the work's outcome in one transaction. Once it has expired another process takes it over with a
-higher fence; what the first owner then writes late is refused, because the row no longer bears its name and fence.
+A claim is a row with an owner, a fence and an expiry. It is written before the work, renewed while
+the work goes on, and deleted together with the work's outcome in one transaction. After its expiry
+another process takes it over with a higher fence. What the first owner writes late is then
+refused, because the row no longer has its name and fence.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -20,38 +22,51 @@ from markscheme_server.store.tables import claims
 
 Claim = tuple[str, int]
 """A claim's key and fence."""
-Fences = Mapping[str, int]
-"""Fence by claim key."""
+T = TypeVar("T")
+
+FIRST_POLL_S, MAX_POLL_S = 0.02, 0.25
+"""How often it is looked whether another process is done: at first, and in the long run."""
 
 log = structlog.get_logger()
 
 
 class ClaimLost(Exception):
-    """The claim was taken over while the work went on: its outcome was not written."""
+    """The claim was taken over while the work went on; its outcome was not written."""
+
+
+class ClaimTimeout(Exception):
+    """Another process still held the claim at the deadline."""
 
 
 class ClaimStore:
-    """The claims of one process: ``owner`` names it, ``lease_s`` is how long its silence is believed."""
+    """The claims of one process.
+
+    `owner` names the process. `lease_s`: seconds after which a claim that was not renewed may be
+    taken over.
+    """
 
     def __init__(self, database: Database, *, owner: str, lease_s: float) -> None:
         self._db, self._owner, self._lease_s = database, owner, lease_s
-        self._ours: dict[str, int] = {}
+        self._fences: dict[str, int] = {}
+        """Fences of the claims that are renewed, by key."""
         self._renewing: asyncio.Task[None] | None = None
+        self._dropped: set[asyncio.Task[None]] = set()
         self._acquiring: Batcher[str, int | None] = Batcher(self._acquire)
         self._dropping: Batcher[Claim, None] = Batcher(self._drop)
-        self._looking: Batcher[str, bool] = Batcher(self._held)
+        self._checking: Batcher[str, bool] = Batcher(self._is_held)
         self._prepare()
 
     def _prepare(self) -> None:
         db, c = self._db, claims.c
         ours = sa.and_(c.owner == self._owner, db.in_keys(c.key, "keys"))
-        until = db.clock + self._lease_s
-        # The keys come in one order, so that two processes that want the same ones cannot lock each other out.
+        expires_at = db.clock + self._lease_s
+        # Keys come in one order, so that two processes that want the same ones cannot lock each
+        # other out.
         new = db.insert(claims).from_select(
             ["key", "owner", "fence", "expires_at"],
-            sa.select(db.each("keys"), sa.literal(self._owner), sa.literal(1), until).where(
-                sa.true()
-            ),
+            sa.select(
+                db.key_rows("keys"), sa.literal(self._owner), sa.literal(1), expires_at
+            ).where(sa.true()),
         )
         self._insert = new.on_conflict_do_update(
             index_elements=[c.key],
@@ -62,40 +77,85 @@ class ClaimStore:
                 "expires_at": new.excluded.expires_at,
             },
         ).returning(c.key, c.fence)
-        self._update = sa.update(claims).where(ours).values(expires_at=until)
+        self._update = sa.update(claims).where(ours).values(expires_at=expires_at)
         self._delete = sa.delete(claims).where(ours).returning(c.key, c.fence)
-        self._look = sa.select(c.key).where(db.in_keys(c.key, "keys"), c.expires_at >= db.clock)
+        self._select_held = sa.select(c.key).where(
+            db.in_keys(c.key, "keys"), c.expires_at >= db.clock
+        )
+
+    async def once(
+        self,
+        key: str,
+        find: Callable[[], Awaitable[T | None]],
+        make: Callable[[Claim], Awaitable[T]],
+        *,
+        deadline: float = math.inf,
+    ) -> T:
+        """Return what `find` finds, else what `make` makes under a claim on `key`.
+
+        While another process holds the claim, wait for it and look again. `make` must end the
+        claim when it succeeds, best in the transaction that stores its outcome; when it raises
+        `ClaimLost`, everything begins again. Other errors are raised, and the claim is dropped.
+        Raises `ClaimTimeout` when the claim is still held at `deadline`, a time on the event
+        loop's clock.
+        """
+        poll_s = FIRST_POLL_S
+        while True:
+            claim = await self.acquire(key)
+            try:
+                # Look only now: whoever held the claim before us has stored its outcome.
+                found = await find()
+                if found is None and claim is not None:
+                    return await make(claim)
+            except ClaimLost:
+                continue
+            except BaseException:
+                if claim is not None:
+                    await self.drop(claim)
+                raise
+            if found is not None:
+                if claim is not None:
+                    await self.drop(claim)
+                return found
+            while await self.is_held(key):
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise ClaimTimeout
+                await asyncio.sleep(poll_s)
+                poll_s = min(poll_s * 1.5, MAX_POLL_S)
 
     async def acquire(self, key: str) -> Claim | None:
-        """Claim ``key`` if nobody holds it. It is kept alive until it is released or dropped."""
-        asking = asyncio.ensure_future(self._acquiring.submit(key))
+        """Claim `key` unless somebody holds it. The claim is renewed until it ends."""
+        acquiring = asyncio.ensure_future(self._acquiring.submit(key))
         try:
-            fence = await asyncio.shield(asking)
+            fence = await asyncio.shield(acquiring)
         except asyncio.CancelledError:
-            asking.add_done_callback(lambda done: self._give_back(key, done))
+            acquiring.add_done_callback(lambda done: self._drop_unclaimed(key, done))
             raise
         return None if fence is None else (key, fence)
 
-    async def held(self, key: str) -> bool:
-        """Whether somebody is working on ``key``."""
-        return await self._looking.submit(key)
+    async def is_held(self, key: str) -> bool:
+        """Return whether somebody holds a claim on `key`."""
+        return await self._checking.submit(key)
 
     async def drop(self, claim: Claim) -> None:
-        """Let a claim go without an outcome, so that others need not wait for the lease to run out."""
+        """End a claim without an outcome, so that others need not wait for its lease."""
         await self._dropping.submit(claim)
 
-    async def release(self, connection: AsyncConnection, fences: Fences) -> set[str]:
-        """Delete claims inside the caller's transaction; those that were still ours, by name and fence.
+    async def release(self, connection: AsyncConnection, fences: Mapping[str, int]) -> set[str]:
+        """Delete claims, given as fence by key, inside the caller's transaction.
 
-        A claim that is not among them was taken over: what it was for must not be written.
+        Returns the keys of those that were still ours. For any other, the work's outcome must not
+        be written.
         """
         self.forget(fences)
         deleted = await connection.execute(self._delete, {"keys": self._db.keys(fences)})
         return {key for key, fence in deleted if fences[key] == fence}
 
-    def mine(self, name: str) -> sa.CTE:
-        """Those of the claims bound to the parameter ``name`` that are ours by name and fence, locked to the end of
-        the transaction. Bind what :meth:`Database.pack` makes of rows of ``key`` and ``fence``."""
+    def ours(self, name: str) -> sa.CTE:
+        """Select those of given claims that are still ours, locked to the transaction's end.
+
+        The claims are bound to the parameter `name`, as packed rows of `key` and `fence`.
+        """
         c = claims.c
         given = self._db.rows([c.key, c.fence], name)
         return (
@@ -103,22 +163,22 @@ class ClaimStore:
             .join(given.key.table, sa.and_(given.key == c.key, given.fence == c.fence))
             .where(c.owner == self._owner)
             .with_for_update(of=claims)
-            .cte("mine")
+            .cte("ours")
         )
 
-    def end(self, mine: sa.CTE, name: str) -> Any:
-        """Delete those of our claims that are bound to the parameter ``name``; see :meth:`forget`."""
+    def end(self, ours: sa.CTE, name: str) -> Any:
+        """Delete those of `ours` whose keys are bound to `name`. Call `forget` before it runs."""
         return sa.delete(claims).where(
-            self._db.in_keys(claims.c.key, name), claims.c.key.in_(sa.select(mine.c.key))
+            self._db.in_keys(claims.c.key, name), claims.c.key.in_(sa.select(ours.c.key))
         )
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Keep claims alive no more, whose end is being written."""
+        """Stop renewing claims that are about to end."""
         for key in keys:
-            self._ours.pop(key, None)
+            self._fences.pop(key, None)
 
     async def aclose(self) -> None:
-        """Stop keeping claims alive."""
+        """Stop renewing claims."""
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
@@ -126,29 +186,29 @@ class ClaimStore:
     async def _acquire(self, keys: Sequence[str]) -> list[int | None]:
         async with self._db.writing(NO_TEAM) as connection:
             rows = await connection.execute(self._insert, {"keys": self._db.keys(keys)})
-            got = {key: fence for key, fence in rows}  # noqa: C416
-        self._ours |= got
-        if got and (self._renewing is None or self._renewing.done()):
+            acquired = {key: fence for key, fence in rows}  # noqa: C416
+        self._fences |= acquired
+        if acquired and (self._renewing is None or self._renewing.done()):
             self._renewing = asyncio.ensure_future(self._renew())
-        return [got.pop(key, None) for key in keys]
+        # Of several callers in this process that want the same key, the first gets the claim.
+        return [acquired.pop(key, None) for key in keys]
 
     async def _renew(self) -> None:
-        """While there are claims of ours, say so three times a lease."""
+        """Extend the leases of our claims, three times per lease, until there are none."""
         while True:
             await asyncio.sleep(self._lease_s / 3)
-            if not self._ours:
+            if not self._fences:
                 return
             try:
                 async with self._db.writing(NO_TEAM) as connection:
-                    await connection.execute(self._update, {"keys": self._db.keys(self._ours)})
+                    await connection.execute(self._update, {"keys": self._db.keys(self._fences)})
             except (SQLAlchemyError, OSError, TimeoutError) as error:
                 log.warning("claims_not_renewed", error=type(error).__name__)
 
-    async def _held(self, keys: Sequence[str]) -> list[bool]:
+    async def _is_held(self, keys: Sequence[str]) -> list[bool]:
         async with self._db.reading(NO_TEAM) as connection:
-            held = set(
-                (await connection.execute(self._look, {"keys": self._db.keys(keys)})).scalars()
-            )
+            rows = await connection.execute(self._select_held, {"keys": self._db.keys(keys)})
+            held = set(rows.scalars())
         return [key in held for key in keys]
 
     async def _drop(self, dropped: Sequence[Claim]) -> list[None]:
@@ -156,11 +216,11 @@ class ClaimStore:
             await self.release(connection, dict(dropped))
         return [None] * len(dropped)
 
-    def _give_back(self, key: str, done: "asyncio.Future[int | None]") -> None:
-        """The caller left before it heard that the claim is its own."""
-        if (
-            not done.cancelled()
-            and done.exception() is None
-            and (fence := done.result()) is not None
-        ):
-            self._returning = asyncio.ensure_future(self.drop((key, fence)))
+    def _drop_unclaimed(self, key: str, done: "asyncio.Future[int | None]") -> None:
+        """Drop a claim whose caller was cancelled before it heard that the claim is its own."""
+        if done.cancelled() or done.exception() is not None:
+            return
+        if (fence := done.result()) is not None:
+            task = asyncio.ensure_future(self.drop((key, fence)))
+            self._dropped.add(task)
+            task.add_done_callback(self._dropped.discard)

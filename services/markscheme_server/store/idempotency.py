@@ -1,9 +1,9 @@
-"""Answers by the caller's own key: a request that is sent again is answered again, not done again.
+"""Stored answers by idempotency key: a repeated request gets the first answer.
 
-A row is written before the work, with the request's fingerprint and a lease that its owner keeps renewing. The
-outcome ends it: an answer is kept, a failure that may pass deletes the row. When the lease runs out the next sender
-of the same request takes the row over. ``owner`` names one attempt, not one process: what an attempt writes after
-its row was taken over matches no row, so it needs no fence beside it.
+A row is written before the work, with the request's fingerprint and a lease that its owner renews.
+An answer is stored in it; a failure that may pass deletes it. When the lease expires, the next
+sender of the same request takes the row over. ``owner`` names one attempt, not a process: a late
+write of an attempt that was taken over matches no row, so no fence is needed.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from markscheme_server.store.tables import idempotency_keys as keys
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """Whose key it is, and for which call."""
+class RequestKey:
+    """An idempotency key with its team and route."""
 
     team: str
     route: str
@@ -25,15 +25,15 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """The row is this caller's: do the work, then ``finish`` or ``release`` as ``owner``."""
+class Started:
+    """The caller owns the row: do the work, then ``finish`` or ``release`` as ``owner``."""
 
     owner: str
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The request was answered before, with this."""
+    """The request was answered before; ``body`` is the answer."""
 
     status: int
     body: str
@@ -41,37 +41,38 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Another attempt is at it; its lease has ``lease_left_s`` to go unless it renews it."""
+    """Another attempt is running; its lease has ``lease_left_s`` seconds left unless renewed."""
 
     lease_left_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Reused:
+class KeyReused:
     """The key belongs to a request with another body."""
 
 
 class IdempotencyStore:
-    """Rows by team, route and key. ``lease_s`` is how long a silent owner is believed to be at work."""
+    """Rows by team, route and key. After ``lease_s`` without renewal a row may be taken over."""
 
     def __init__(self, database: Database, *, lease_s: float) -> None:
         self._db, self.lease_s = database, lease_s
 
     async def begin(
-        self, address: Address, fingerprint: str
-    ) -> Begun | Answered | Running | Reused:
-        """Claim the key for a request, or say how the request under it stands."""
+        self, request_key: RequestKey, fingerprint: str
+    ) -> Started | Answered | Running | KeyReused:
+        """Claim the key for a request, or return the state of its request."""
         owner = new_id("own")
-        async with self._db.writing(team_scope(address.team)) as connection:
+        async with self._db.writing(team_scope(request_key.team)) as connection:
             new = self._db.insert(keys).values(
-                team=address.team,
-                route=address.route,
-                key=address.key,
+                team=request_key.team,
+                route=request_key.route,
+                key=request_key.key,
                 fingerprint=fingerprint,
                 owner=owner,
                 expires_at=self._db.clock + self.lease_s,
                 created_at=now(),
             )
+            # Take over a row of the same request that is unfinished and whose lease has expired.
             statement = new.on_conflict_do_update(
                 index_elements=[keys.c.team, keys.c.route, keys.c.key],
                 set_={"owner": new.excluded.owner, "expires_at": new.excluded.expires_at},
@@ -82,8 +83,8 @@ class IdempotencyStore:
                 ),
             ).returning(keys.c.owner)
             if (await connection.execute(statement)).scalar() is not None:
-                return Begun(owner)
-            # The conflict has locked the row, so it is still there.
+                return Started(owner)
+            # The conflict has locked the row, so it still exists.
             row = (
                 await connection.execute(
                     sa.select(
@@ -91,45 +92,47 @@ class IdempotencyStore:
                         keys.c.status,
                         keys.c.body,
                         (keys.c.expires_at - self._db.clock).label("left"),
-                    ).where(_at(address))
+                    ).where(_at(request_key))
                 )
             ).one()
         if row.fingerprint != fingerprint:
-            return Reused()
+            return KeyReused()
         if row.status is not None:
             return Answered(row.status, row.body)
         return Running(max(0.0, row.left))
 
-    async def renew(self, address: Address, owner: str) -> bool:
-        """Go on holding the row; false when it is no longer the owner's."""
+    async def renew(self, request_key: RequestKey, owner: str) -> bool:
+        """Extend the lease; return false if the row is no longer the owner's."""
         return await self._change(
-            address,
+            request_key,
             sa.update(keys)
-            .where(_running(address, owner))
+            .where(_running(request_key, owner))
             .values(expires_at=self._db.clock + self.lease_s),
         )
 
-    async def finish(self, address: Address, owner: str, *, status: int, body: str) -> bool:
-        """Keep the answer; false when the row is no longer the owner's, and then nothing is written."""
+    async def finish(self, request_key: RequestKey, owner: str, *, status: int, body: str) -> bool:
+        """Store the answer; if the row is no longer the owner's, store nothing and return false."""
         return await self._change(
-            address,
-            sa.update(keys).where(_running(address, owner)).values(status=status, body=body),
+            request_key,
+            sa.update(keys).where(_running(request_key, owner)).values(status=status, body=body),
         )
 
-    async def release(self, address: Address, owner: str) -> None:
-        """Forget the request, so that it can be sent again at once."""
-        await self._change(address, sa.delete(keys).where(_running(address, owner)))
+    async def release(self, request_key: RequestKey, owner: str) -> None:
+        """Delete the row, so that the request can be sent again at once."""
+        await self._change(request_key, sa.delete(keys).where(_running(request_key, owner)))
 
-    async def _change(self, address: Address, statement: sa.Update | sa.Delete) -> bool:
-        async with self._db.writing(team_scope(address.team)) as connection:
+    async def _change(self, request_key: RequestKey, statement: sa.Update | sa.Delete) -> bool:
+        async with self._db.writing(team_scope(request_key.team)) as connection:
             return (await connection.execute(statement)).rowcount == 1
 
 
-def _at(address: Address) -> sa.ColumnElement[bool]:
+def _at(request_key: RequestKey) -> sa.ColumnElement[bool]:
     return sa.and_(
-        keys.c.team == address.team, keys.c.route == address.route, keys.c.key == address.key
+        keys.c.team == request_key.team,
+        keys.c.route == request_key.route,
+        keys.c.key == request_key.key,
     )
 
 
-def _running(address: Address, owner: str) -> sa.ColumnElement[bool]:
-    return sa.and_(_at(address), keys.c.owner == owner, keys.c.status.is_(None))
+def _running(request_key: RequestKey, owner: str) -> sa.ColumnElement[bool]:
+    return sa.and_(_at(request_key), keys.c.owner == owner, keys.c.status.is_(None))

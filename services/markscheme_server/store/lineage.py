@@ -1,4 +1,4 @@
-"""The history of a rubric as a team may know it: relatives, responses, runs, verdicts. It only reads."""
+"""The history of a rubric, as far as a team may see it: relatives, responses, runs, verdicts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,27 +20,31 @@ from markscheme_server.store.tables import (
     verdicts,
 )
 
-MOST_RELATIVES = 100
-"""Ancestors, and as many descendants, the nearest of them."""
-MOST_RUNS = 100
+MAX_RELATIVES = 100
+"""The nearest ancestors, and as many of the nearest descendants."""
+MAX_RUNS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The asked rubric, its ancestors and its descendants, newest first.
+    """A rubric, its ancestors and its descendants, newest first.
 
-    ``seen``: their ids, and those of relatives just beyond :data:`MOST_RELATIVES`, for which ``truncated`` stands.
+    ``visible``: their ids, and those of relatives just beyond `MAX_RELATIVES`; ``truncated``: there
+    are such relatives.
     """
 
     rubrics: Sequence[Rubric]
     ancestors: frozenset[str]
-    seen: frozenset[str]
+    visible: frozenset[str]
     truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
 class RunUse:
-    """What came of a rubric in one run. Rewards are means over the groups of the first and the last scored step."""
+    """The results of a rubric in one run.
+
+    Rewards are means over the groups of the first and the last scored step.
+    """
 
     run_id: str
     groups: int
@@ -53,9 +57,11 @@ class RunUse:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """The groups that were given a rubric, the unscored rollouts in the team's own, and other teams' groups on days
-    that are over."""
+class RubricUsage:
+    """The team's groups with a rubric, their unscored rollouts, and other teams' groups.
+
+    Other teams' groups count from the next day (UTC) on.
+    """
 
     groups: int
     unscored: int
@@ -63,33 +69,37 @@ class Use:
 
 
 class LineageStore:
-    """Where rubrics come from and where they go. Every read names the team that looks."""
+    """Reads the history of rubrics, within what the team in question may see."""
 
     def __init__(self, database: Database, rubrics: RubricStore) -> None:
         self._db, self._rubrics = database, rubrics
 
     async def family(self, team: str, rubric_id: str) -> Family:
-        """The relatives that are reached over rubrics that the team sees: behind one that it does not, none is."""
+        """Return the relatives that are connected by rubrics that the team may see."""
         async with self._db.reading(team_scope(team)) as connection:
             above, below = [
-                list((await connection.execute(walk)).scalars())
-                for walk in (_walk(team, rubric_id, up=True), _walk(team, rubric_id, up=False))
+                list((await connection.execute(query)).scalars())
+                for query in (
+                    _relatives(team, rubric_id, up=True),
+                    _relatives(team, rubric_id, up=False),
+                )
             ]
-        told = dict.fromkeys([*above[: MOST_RELATIVES + 1], *below[: MOST_RELATIVES + 1]])
+        nearest = dict.fromkeys([*above[: MAX_RELATIVES + 1], *below[: MAX_RELATIVES + 1]])
         return Family(
-            await self._rubrics.read(team, list(told)),
-            frozenset(above[1 : MOST_RELATIVES + 1]),
+            await self._rubrics.read(team, list(nearest)),
+            frozenset(above[1 : MAX_RELATIVES + 1]),
             frozenset([*above, *below]),
-            max(len(above), len(below)) > MOST_RELATIVES + 1,
+            max(len(above), len(below)) > MAX_RELATIVES + 1,
         )
 
     async def texts(
         self, team: str, prompt: str, rubric_ids: Sequence[str], keys: Sequence[str]
     ) -> dict[str, str]:
-        """Those of the judged texts of these keys that the team still has: in its teacher bank, or as rollouts.
+        """Return the judged texts with these keys that the team has, in its bank or as rollouts.
 
-        What is kept is the whole response, whose key is another one where a thought was cut off before it was
-        contrasted; so the prompt's teacher responses and the rollouts that the rubrics were induced from are tried.
+        The whole responses are stored. Their keys differ from those of the judged texts, from which
+        thinking was removed. So this tries the prompt's teacher responses, and the rollouts from
+        which the rubrics were induced.
         """
         a, r, t = assignments.c, rollouts.c, teacher_responses.c
         own = sa.select(r.text_key).join(assignments, a.id == r.assignment_id).where(a.team == team)
@@ -115,7 +125,7 @@ class LineageStore:
         return {key: judged[key] for key in keys if key in judged}
 
     async def runs(self, team: str, rubric_id: str) -> tuple[list[RunUse], bool]:
-        """The team's runs that were scored by the rubric, the latest first; and whether there are more."""
+        """Return the team's runs scored by the rubric, the latest first, and whether more exist."""
         a = assignments.c
         steps = (
             sa.select(
@@ -145,9 +155,10 @@ class LineageStore:
             )
             .group_by(s.run_id)
             .order_by(sa.desc("latest"), s.run_id)
-            .limit(MOST_RUNS + 1)
+            .limit(MAX_RUNS + 1)
             .subquery()
         )
+        # Join each run with its first and its last scored step, for their rewards.
         first, last = steps.alias("first"), steps.alias("last")
         query = (
             sa.select(
@@ -177,12 +188,12 @@ class LineageStore:
                 )
                 for row in await connection.execute(query)
             ]
-        return found[:MOST_RUNS], len(found) > MOST_RUNS
+        return found[:MAX_RUNS], len(found) > MAX_RUNS
 
     async def verdicts(
         self, team: str, prompt: str, criterion_keys: Sequence[str]
     ) -> dict[str, tuple[int, int]]:
-        """How many of the team's verdicts on a prompt are met and not met, by criterion."""
+        """Count the team's met and unmet verdicts on a prompt, by criterion key."""
         v = verdicts.c
         query = (
             sa.select(v.criterion_key, sa.func.count(sa.case((v.met, 1))), sa.func.count())
@@ -193,14 +204,14 @@ class LineageStore:
         )
         async with self._db.reading(team_scope(team)) as connection:
             return {
-                key: (met, every - met)
-                for key, met, every in await connection.execute(
+                key: (met, total - met)
+                for key, met, total in await connection.execute(
                     query, {"keys": self._db.keys(criterion_keys)}
                 )
             }
 
-    async def use(self, team: str, rubric_id: str) -> Use:
-        """How much a rubric that the team sees was used."""
+    async def usage(self, team: str, rubric_id: str) -> RubricUsage:
+        """Return how much a rubric was used that the team may see."""
         a = assignments.c
         query = (
             sa.select(
@@ -213,11 +224,14 @@ class LineageStore:
         )
         async with self._db.reading(ALL_TEAMS) as connection:
             groups, unscored, others = (await connection.execute(query)).one()
-        return Use(groups, int(unscored), others)
+        return RubricUsage(groups, int(unscored), others)
 
 
-def _walk(team: str, rubric_id: str, *, up: bool) -> sa.Select[Any]:
-    """Ids from a rubric to its ancestors or its descendants, the nearest first, and one more than are told."""
+def _relatives(team: str, rubric_id: str, *, up: bool) -> sa.Select[Any]:
+    """Select the ids of a rubric and its ancestors or descendants, the nearest first.
+
+    One more than `MAX_RELATIVES` is selected, to know whether there are more.
+    """
     r = rubrics.c
     start = (
         sa.select(r.id, r.parent_id)
@@ -227,4 +241,4 @@ def _walk(team: str, rubric_id: str, *, up: bool) -> sa.Select[Any]:
     step = sa.select(r.id, r.parent_id).where(
         r.id == start.c.parent_id if up else r.parent_id == start.c.id, visible(team)
     )
-    return sa.select(start.union(step).c.id).limit(MOST_RELATIVES + 2)
+    return sa.select(start.union(step).c.id).limit(MAX_RELATIVES + 2)

@@ -1,4 +1,4 @@
-"""What ``doctor`` found out about endpoints: whether they enforce a schema, and which form to ask in."""
+"""Results of ``doctor``: whether an endpoint enforces a schema, and which form to ask in."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,12 +12,15 @@ from markscheme_server.store.tables import endpoint_probes
 
 Form = Literal["json_schema", "json_object", "text"]
 VALID_FOR = timedelta(days=7)
-"""A server behind an address is replaced now and then; an older answer is not used."""
+"""Older results are not used: the server behind a URL may have been replaced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One endpoint and model. ``json_schema``: enforced, ignored or refused; ``form``: the strictest that holds."""
+    """The result for one endpoint and model.
+
+    ``json_schema``: ``enforced``, ``ignored`` or ``refused``; ``form``: the strictest one honoured.
+    """
 
     endpoint: str
     model: str
@@ -32,7 +35,7 @@ class ProbeStore:
         self._db = database
 
     async def find(self, endpoint: str, model: str) -> Probe | None:
-        """The probe that still counts, if there is one."""
+        """Return the result that is still valid, if there is one."""
         p = endpoint_probes.c
         async with self._db.reading(NO_TEAM) as connection:
             row = (
@@ -45,7 +48,7 @@ class ProbeStore:
         return None if row is None else Probe(endpoint, model, row.json_schema, row.form)
 
     async def save(self, probe: Probe) -> None:
-        """Replace what was known of the endpoint and model."""
+        """Replace the result of the endpoint and model."""
         values = {"json_schema": probe.json_schema, "form": probe.form, "probed_at": now()}
         insert = self._db.insert(endpoint_probes).values(
             endpoint=probe.endpoint, model=probe.model, **values

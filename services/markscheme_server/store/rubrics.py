@@ -1,4 +1,4 @@
-"""Rubrics, the prompts they are for, and the memo of inductions."""
+"""Rubrics, their prompts, and which induction made which rubric."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,12 +29,12 @@ _SELECT = sa.select(*(c for c in rubrics.c if c is not rubrics.c.words), prompts
     prompts, prompts.c.key == rubrics.c.prompt_key
 )
 _NEWEST_FIRST = (rubrics.c.created_at.desc(), rubrics.c.id.desc())
-NEARNESS: dict[ReuseScope, int] = {"own": 0, "shared": 1, "organisation": 2}
-"""How near a visible rubric is to a team: what is nearer is taken first."""
-LEAST_GROUPS = 5
-"""Of what another team scored by a rubric on one day nothing is told below this number of groups."""
-SEARCHED_LENGTH = 50_000
-"""Characters of a rubric that are searched in: what PostgreSQL can hold of any text."""
+DISTANCE: dict[ReuseScope, int] = {"own": 0, "shared": 1, "organisation": 2}
+"""Distance of a visible rubric from a team; nearer rubrics are preferred."""
+MIN_GROUPS = 5
+"""Another team's results on one day are not disclosed below this number of groups."""
+SEARCHED_CHARACTERS = 50_000
+"""Characters of a rubric that can be searched: what PostgreSQL can index of any text."""
 _SPREAD_SHARE = sa.func.avg(
     sa.case((assignments.c.reward_spread > 0, 1.0), else_=0.0), type_=sa.Double
 )
@@ -42,8 +42,10 @@ _SPREAD_SHARE = sa.func.avg(
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which rubrics are good enough to be reused: by the teacher's model, and by how the name of what induced them
-    begins. ``None``: any. Only what was induced has a teacher and a rubricator."""
+    """Which rubrics may be reused: by the teacher's model, and a prefix of the rubricator's name.
+
+    ``None``: any. Only induced rubrics have a teacher and a rubricator.
+    """
 
     teacher_model: str | None = None
     rubricator: str | None = None
@@ -51,10 +53,10 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Which rubrics to list, ``limit`` of them from behind the rubric ``after``. ``None``: any.
+    """Which rubrics to list: up to ``limit`` of them, after the rubric ``after``. ``None``: any.
 
-    ``text``: words of its prompt and criteria; ``tags``: it has all of them; ``category``: of one of its criteria;
-    ``rubricator``: how the name of what induced it begins; ``min_quality``: the least :func:`quality`.
+    ``text``: words of the prompt and criteria; ``tags``: all of them; ``category``: of one of its
+    criteria; ``rubricator``: a prefix of its name; ``min_quality``: the minimum of `quality`.
     """
 
     prompt_key: str | None = None
@@ -71,8 +73,8 @@ class Search:
     limit: int = 20
 
 
-class NotTheirs(Exception):
-    """The team sees the rubric, but it is another team's."""
+class NotOwner(Exception):
+    """The team may see the rubric, but does not own it."""
 
 
 def _shared(team: Any) -> sa.ColumnElement[bool]:
@@ -80,21 +82,22 @@ def _shared(team: Any) -> sa.ColumnElement[bool]:
 
 
 def visible(team: Any) -> sa.ColumnElement[bool]:
-    """Whether a team sees a rubric: its own, one shared with it, or one of the organisation."""
+    """Return the condition that a team may see a rubric: its own, a shared or an organisation's."""
     return sa.or_(rubrics.c.team == team, rubrics.c.visibility == "organisation", _shared(team))
 
 
 def start_of_day() -> datetime:
-    """When the day began, in UTC."""
+    """Return the start of today, in UTC."""
     return now().replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def quality(database: Database, team: str) -> sa.ColumnElement[Any]:
-    """Of the groups scored by a rubric, the share whose rewards have spread, as the team is told. Null: not known.
+    """Return the share of a rubric's groups whose rewards have spread, as disclosed to a team.
 
-    The team's own groups, where it has any. Else of each other team the mean over its days, and the mean of these: of
-    days that are over, and on which the team scored :data:`LEAST_GROUPS` at least, so that nobody can read off what
-    came of one group. Groups that can have no spread do not count.
+    It is that of the team's own groups, where it has any. Otherwise it is the mean over the other
+    teams of their mean over days, without today and days of fewer than `MIN_GROUPS` groups, so that
+    nobody can infer the result of one group. Groups that can have no spread do not count. Null:
+    unknown.
     """
     a = assignments.c
     scored = (a.rubric_id == rubrics.c.id, a.reward_spread.is_not(None))
@@ -105,7 +108,7 @@ def quality(database: Database, team: str) -> sa.ColumnElement[Any]:
         sa.select(a.team, _SPREAD_SHARE.label("share"))
         .where(*scored, a.team != team, a.created_at < start_of_day())
         .group_by(a.team, database.day(a.created_at))
-        .having(sa.func.count() >= LEAST_GROUPS)
+        .having(sa.func.count() >= MIN_GROUPS)
         .correlate(rubrics)
         .subquery("days")
     )
@@ -123,8 +126,9 @@ def quality(database: Database, team: str) -> sa.ColumnElement[Any]:
     )
 
 
-def _begins(text: Any, with_: Any) -> sa.ColumnElement[bool]:
-    return sa.func.substr(text, 1, sa.func.length(with_), type_=sa.Text) == sa.cast(with_, sa.Text)
+def _starts_with(text: Any, prefix: Any) -> sa.ColumnElement[bool]:
+    start = sa.func.substr(text, 1, sa.func.length(prefix), type_=sa.Text)
+    return start == sa.cast(prefix, sa.Text)
 
 
 def _rubric(row: Mapping[str, Any]) -> Rubric:
@@ -147,103 +151,105 @@ def _rubric(row: Mapping[str, Any]) -> Rubric:
     )
 
 
-_WISH = ("viewer", "wanted", "teacher_model", "rubricator", "run", "furthest")
-_Wish = tuple[str, str, str | None, str | None, str | None, int]
+_QUERY = ("viewer", "prompt", "teacher_model", "rubricator", "run", "max_distance")
+_Query = tuple[str, str, str | None, str | None, str | None, int]
 
 
 def _nearest(database: Database) -> sa.Select[Any]:
-    """The rubric of each of the wishes that are bound to the parameter ``asked``."""
+    """Select the nearest rubric for each of the queries bound to the parameter ``queries``."""
     r, a = rubrics.c, assignments.c
-    asked = database.rows(
-        [sa.Column(name, sa.Integer if name == "furthest" else sa.Text) for name in _WISH], "asked"
+    bound = database.rows(
+        [sa.Column(name, sa.Integer if name == "max_distance" else sa.Text) for name in _QUERY],
+        "queries",
     )
-    began = (
+    run_start = (
         sa.select(sa.func.min(a.created_at))
-        .where(a.team == asked.viewer, a.run_id == asked.run)
+        .where(a.team == bound.viewer, a.run_id == bound.run)
         .scalar_subquery()
     )
-    wishes = sa.select(*(asked[name] for name in _WISH), began.label("began")).cte("wishes")
-    w = wishes.c
+    queries = sa.select(*(bound[name] for name in _QUERY), run_start.label("run_start"))
+    q = queries.cte("bound_queries").c
 
     def before_run(moment: sa.ColumnElement[datetime]) -> sa.ColumnElement[bool]:
-        return sa.or_(w.began.is_(None), moment <= w.began)
+        return sa.or_(q.run_start.is_(None), moment <= q.run_start)
 
+    # What other teams offer during a run does not change its rubrics: the distance is then null.
     shared = sa.exists().where(
-        shares.c.rubric_id == r.id, shares.c.team == w.viewer, before_run(shares.c.created_at)
+        shares.c.rubric_id == r.id, shares.c.team == q.viewer, before_run(shares.c.created_at)
     )
     opened = sa.and_(
         r.visibility == "organisation", before_run(sa.func.coalesce(r.offered_at, r.created_at))
     )
-    nearness = sa.case(
-        (r.team == w.viewer, NEARNESS["own"]),
-        (shared, NEARNESS["shared"]),
-        (opened, NEARNESS["organisation"]),
+    distance = sa.case(
+        (r.team == q.viewer, DISTANCE["own"]),
+        (shared, DISTANCE["shared"]),
+        (opened, DISTANCE["organisation"]),
     )
-    unfiltered = sa.and_(w.teacher_model.is_(None), w.rubricator.is_(None))
-    told = {name: r.provenance[name].as_string() for name in ("teacher_model", "rubricator")}
+    unfiltered = sa.and_(q.teacher_model.is_(None), q.rubricator.is_(None))
+    provenance = {name: r.provenance[name].as_string() for name in ("teacher_model", "rubricator")}
     found = (
         sa.select(
             r.id,
-            *(w[name] for name in _WISH),
-            nearness.label("nearness"),
+            *(q[name] for name in _QUERY),
+            distance.label("distance"),
             (r.origin == "induced").label("induced"),
             r.created_at,
             r.version,
         )
         .where(
-            r.prompt_key == w.wanted,
+            r.prompt_key == q.prompt,
             r.retired_at.is_(None),
-            visible(w.viewer),
+            visible(q.viewer),
             sa.or_(unfiltered, r.origin == "induced"),
-            sa.or_(w.teacher_model.is_(None), told["teacher_model"] == w.teacher_model),
-            sa.or_(w.rubricator.is_(None), _begins(told["rubricator"], w.rubricator)),
+            sa.or_(q.teacher_model.is_(None), provenance["teacher_model"] == q.teacher_model),
+            sa.or_(q.rubricator.is_(None), _starts_with(provenance["rubricator"], q.rubricator)),
         )
         .subquery()
     )
     f = found.c
-    wish = [f[name] for name in _WISH]
+    query = [f[name] for name in _QUERY]
     ranked = (
         sa.select(
             f.id,
-            *wish,
+            *query,
             sa.func.row_number()
             .over(
-                partition_by=wish,
-                order_by=(f.nearness, f.induced, f.created_at.desc(), f.version.desc(), f.id),
+                partition_by=query,
+                order_by=(f.distance, f.induced, f.created_at.desc(), f.version.desc(), f.id),
             )
-            .label("place"),
+            .label("rank"),
         )
-        .where(f.nearness <= f.furthest)
+        .where(f.distance <= f.max_distance)
         .subquery()
     )
     return (
-        _SELECT.add_columns(*(ranked.c[name] for name in _WISH))
+        _SELECT.add_columns(*(ranked.c[name] for name in _QUERY))
         .join(ranked, ranked.c.id == r.id)
-        .where(ranked.c.place == 1)
+        .where(ranked.c.rank == 1)
     )
 
 
 class RubricStore:
-    """Rubrics by id, by prompt and by induction. Every read names the team that looks."""
+    """Rubrics by id, by prompt and by induction, as far as a team may see them."""
 
     def __init__(self, database: Database, claims: ClaimStore) -> None:
         self._db, self._claims = database, claims
         r = rubrics.c
-        # Who looks for what; several teams' questions are one statement.
-        # As text of any length: what a caller asks for may be longer than anything there is.
-        asked = database.rows([sa.Column("viewer", sa.Text), sa.Column("wanted", sa.Text)], "asked")
-        select = _SELECT.add_columns(asked.viewer, asked.wanted).where(visible(asked.viewer))
-        self._by_id = select.where(r.id == asked.wanted)
+        # Queries of several teams are one statement. Text, because what a caller asks for may be
+        # longer than any key.
+        bound = database.rows([sa.Column("viewer", sa.Text), sa.Column("key", sa.Text)], "queries")
+        select = _SELECT.add_columns(bound.viewer, bound.key).where(visible(bound.viewer))
+        self._by_id = select.where(r.id == bound.key)
         self._by_induction = select.join(inductions, inductions.c.rubric_id == r.id).where(
-            inductions.c.key == asked.wanted, r.team == asked.viewer, r.retired_at.is_(None)
+            inductions.c.key == bound.key, r.team == bound.viewer, r.retired_at.is_(None)
         )
         self._nearest = _nearest(database)
         self._finding: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find)
-        self._finding_nearest: Batcher[_Wish, Rubric | None] = Batcher(self._find_nearest)
+        self._finding_nearest: Batcher[_Query, Rubric | None] = Batcher(self._find_nearest)
         self._finding_induced: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find_induced)
 
     async def find(self, team: str, rubric_id: str) -> Rubric | None:
-        """The rubric of this id, if the team sees it."""
+        """Return the rubric with this id, if the team may see it."""
         return await self._finding.submit((team, rubric_id))
 
     async def find_nearest(
@@ -255,46 +261,48 @@ class RubricStore:
         scope: ReuseScope = "organisation",
         run_id: str | None = None,
     ) -> Rubric | None:
-        """The rubric for a prompt that is nearest to the team: one of its own, else of those shared with it, else of
-        the organisation's, as far as ``scope``; at each distance what a person brought or edited before what was
-        induced, and the newest first.
+        """Return the rubric for a prompt that is nearest to the team, within ``scope``.
 
-        Retired ones are passed over, those that the filters leave out, and what other teams offered after the first
-        group of the run was given its rubric.
+        The team's own rubrics come first, then those shared with it, then the organisation's. At
+        each distance, uploaded and edited rubrics come before induced ones, and newer before older.
+        Retired rubrics are skipped, those that the filters exclude, and those that other teams
+        offered after the run's first group had been assigned its rubric.
         """
         return await self._finding_nearest.submit(
-            (team, key, filters.teacher_model, filters.rubricator, run_id, NEARNESS[scope])
+            (team, key, filters.teacher_model, filters.rubricator, run_id, DISTANCE[scope])
         )
 
     async def find_induced(self, team: str, induction: str) -> Rubric | None:
-        """The rubric that this very induction of the team made before."""
+        """Return the rubric that the team's induction with this key made."""
         return await self._finding_induced.submit((team, induction))
 
-    async def _find(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
-        return await self._answer(self._by_id, wanted)
+    async def _find(self, queries: Sequence[tuple[str, str]]) -> list[Rubric | None]:
+        return await self._fetch_all(self._by_id, queries)
 
-    async def _find_nearest(self, wanted: Sequence[_Wish]) -> list[Rubric | None]:
-        return await self._answer(self._nearest, wanted, _WISH)
+    async def _find_nearest(self, queries: Sequence[_Query]) -> list[Rubric | None]:
+        return await self._fetch_all(self._nearest, queries, _QUERY)
 
-    async def _find_induced(self, wanted: Sequence[tuple[str, str]]) -> list[Rubric | None]:
-        return await self._answer(self._by_induction, wanted)
+    async def _find_induced(self, queries: Sequence[tuple[str, str]]) -> list[Rubric | None]:
+        return await self._fetch_all(self._by_induction, queries)
 
-    async def _answer(
+    async def _fetch_all(
         self,
-        query: sa.Select[Any],
-        wanted: Sequence[tuple[str | int | None, ...]],
-        names: Sequence[str] = ("viewer", "wanted"),
+        select: sa.Select[Any],
+        queries: Sequence[tuple[str | int | None, ...]],
+        names: Sequence[str] = ("viewer", "key"),
     ) -> list[Rubric | None]:
-        asked = self._db.pack(
-            [dict(zip(names, wish, strict=True)) for wish in dict.fromkeys(wanted)]
+        bound = self._db.pack(
+            [dict(zip(names, query, strict=True)) for query in dict.fromkeys(queries)]
         )
-        async with self._db.reading(team_scope(*(str(wish[0]) for wish in wanted))) as connection:
-            rows = (await connection.execute(query, {"asked": asked})).mappings()
+        async with self._db.reading(
+            team_scope(*(str(query[0]) for query in queries))
+        ) as connection:
+            rows = (await connection.execute(select, {"queries": bound})).mappings()
             found = {tuple(row[name] for name in names): _rubric(dict(row)) for row in rows}
-        return [found.get(wish) for wish in wanted]
+        return [found.get(query) for query in queries]
 
     async def shared_with(self, team: str, rubric_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """With which teams the team's own rubrics are shared; of others' it is not told."""
+        """Return the teams with which the team's own rubrics are shared, by rubric id."""
         query = (
             sa.select(shares.c.rubric_id, shares.c.team)
             .where(shares.c.owner == team, self._db.in_keys(shares.c.rubric_id, "keys"))
@@ -319,11 +327,11 @@ class RubricStore:
         retired: bool | None = None,
         actor: Actor,
     ) -> Rubric | None:
-        """Change who sees a rubric, its tags, or whether it is retired; ``None`` leaves a thing as it is.
+        """Change who may see a rubric, its tags, or whether it is retired; ``None``: no change.
 
-        Whether there is a team of a name in ``shared_with`` is not told: any name is kept. What is shared with a team
-        already goes on being shared since when it was. ``None`` when the team does not see the rubric. Raises
-        :class:`NotTheirs`.
+        ``shared_with`` replaces the teams; existing shares keep their date. Any name is accepted,
+        so that nobody learns which teams exist. Returns ``None`` if the team may not see the
+        rubric. Raises `NotOwner`.
         """
         offered = []
         values: dict[str, Any] = {}
@@ -348,13 +356,15 @@ class RubricStore:
             if not seen:
                 return None
             if seen[0].team != team:
-                raise NotTheirs
+                raise NotOwner
+            # Lock the row: concurrent changes of the same rubric are applied one after the other.
             await connection.execute(
                 sa.select(rubrics.c.id)
                 .where(rubrics.c.id == rubric_id, rubrics.c.team == team)
                 .with_for_update()
             )
             if retired is False:
+                # It is offered anew from now on, also to the teams that it is shared with.
                 await connection.execute(
                     sa.update(shares)
                     .where(
@@ -390,7 +400,7 @@ class RubricStore:
                         for name in names
                     ],
                 )
-            told = {
+            changes = {
                 "visibility": visibility,
                 "shared_with": None if shared_with is None else sorted(set(shared_with)),
                 "tags": None if tags is None else len(tags),
@@ -401,7 +411,7 @@ class RubricStore:
                 actor,
                 "rubric.changed",
                 f"rubric:{rubric_id}",
-                {name: value for name, value in told.items() if value is not None},
+                {name: value for name, value in changes.items() if value is not None},
             )
             return (
                 await self._fetch(
@@ -410,9 +420,10 @@ class RubricStore:
             )[0]
 
     async def page(self, team: str, search: Search) -> tuple[list[Rubric], bool]:
-        """What the team sees and looks for, newest first; and whether there are more."""
+        """Return the rubrics found that the team may see, newest first, and whether more exist."""
         query = _SELECT.where(visible(team), *self._conditions(search))
         if search.after is not None:
+            # Continue behind the last rubric of the previous page, in the same order.
             edge = (
                 sa.select(rubrics.c.created_at, rubrics.c.id)
                 .where(rubrics.c.id == search.after, visible(team))
@@ -430,7 +441,7 @@ class RubricStore:
             async with self._db.reading(team_scope(team)) as connection:
                 found = await self._fetch(connection, query)
         else:
-            # Other teams' groups count, and no team sees another's.
+            # The quality counts other teams' groups, which the team's scope would hide.
             async with self._db.reading(ALL_TEAMS) as connection:
                 ids = (
                     (
@@ -447,7 +458,7 @@ class RubricStore:
         return found[: search.limit], len(found) > search.limit
 
     async def read(self, team: str, rubric_ids: Sequence[str]) -> list[Rubric]:
-        """Those of these rubrics that the team sees, newest first."""
+        """Return those of these rubrics that the team may see, newest first."""
         query = _SELECT.where(self._db.in_keys(rubrics.c.id, "keys"), visible(team)).order_by(
             *_NEWEST_FIRST
         )
@@ -455,7 +466,7 @@ class RubricStore:
             return await self._fetch(connection, query, {"keys": self._db.keys(rubric_ids)})
 
     async def quality(self, team: str, rubric_ids: Sequence[str]) -> dict[str, float]:
-        """The :func:`quality` of those of these rubrics that the team sees, where it is known."""
+        """Return the `quality` of the rubrics that the team may see, where it is known."""
         query = sa.select(rubrics.c.id, quality(self._db, team)).where(
             self._db.in_keys(rubrics.c.id, "keys"), visible(team)
         )
@@ -465,22 +476,22 @@ class RubricStore:
 
     def _conditions(self, search: Search) -> Iterator[sa.ColumnElement[bool]]:
         r = rubrics.c
-        for column, wanted in (
+        for column, value in (
             (r.prompt_key, search.prompt_key),
             (r.origin, search.origin),
             (r.team, search.team),
             (r.provenance["teacher_model"].as_string(), search.teacher_model),
         ):
-            if wanted is not None:
-                yield column == wanted
+            if value is not None:
+                yield column == value
         if search.text is not None:
-            yield self._db.finds(search.text, r.words, r.id, rubric_words)
+            yield self._db.matches(search.text, r.words, r.id, rubric_words)
         for tag in search.tags:
             yield self._db.contains(r.tags, tag)
         if search.category is not None:
             yield self._db.contains(r.criteria, {"category": search.category})
         if search.rubricator is not None:
-            yield _begins(r.provenance["rubricator"].as_string(), search.rubricator)
+            yield _starts_with(r.provenance["rubricator"].as_string(), search.rubricator)
         if search.rubricator is not None or search.teacher_model is not None:
             yield r.origin == "induced"
         if search.retired is not None:
@@ -501,13 +512,13 @@ class RubricStore:
         claim: Claim | None = None,
         parent: Rubric | None = None,
     ) -> Rubric:
-        """Store a rubric as the prompt's next version and return it as stored. ``parent``: the rubric that it was
-        made from; default: the team's newest for the prompt. ``cost_usd``: what inducing it cost, where that is known.
+        """Store a rubric as the prompt's next version, and return it.
 
-        When the newest version has the same content it is returned instead, unless it is retired: the same marks need
-        no new version.
-        With ``induction`` the memo is written in the same transaction; if another writer was first, its rubric
-        is the answer.
+        A newest version with the same content is returned instead, unless it is retired. ``parent``
+        is the rubric that it was made from; by default the team's newest one for the prompt.
+        ``cost_usd`` is what inducing it cost, where that is known. With ``induction``, the same
+        transaction records which rubric the induction made; if another writer was first, its rubric
+        is returned. Raises `ClaimLost` if ``claim`` is no longer ours.
         """
         key, hashed = prompt_key(prompt), content_hash(criteria)
         async with self._db.writing(team_scope(team, actor.team)) as connection:
@@ -515,7 +526,7 @@ class RubricStore:
             if claim is not None and not await self._claims.release(connection, dict([claim])):
                 raise ClaimLost
             if induction is not None:
-                memo = await self._fetch(
+                earlier = await self._fetch(
                     connection,
                     _SELECT.join(inductions, inductions.c.rubric_id == rubrics.c.id).where(
                         inductions.c.key == induction,
@@ -523,8 +534,8 @@ class RubricStore:
                         rubrics.c.retired_at.is_(None),
                     ),
                 )
-                if memo:
-                    return memo[0]
+                if earlier:
+                    return earlier[0]
             await self._db.insert_new(
                 connection, prompts, [{"key": key, "messages": list(prompt), "created_at": now()}]
             )
@@ -566,10 +577,10 @@ class RubricStore:
                         provenance=dict(provenance),
                         created_at=saved.created_at,
                         cost_usd=cost_usd,
-                        words=self._db.searchable(
+                        words=self._db.search_vector(
                             "\n".join(
                                 [*(c.text for c in criteria), *(m["content"] for m in prompt)]
-                            )[:SEARCHED_LENGTH]
+                            )[:SEARCHED_CHARACTERS]
                         ),
                     )
                 )
@@ -583,20 +594,20 @@ class RubricStore:
             else:
                 saved = last
             if induction is not None:
-                memo_row = self._db.insert(inductions).values(
+                row = self._db.insert(inductions).values(
                     key=induction, rubric_id=saved.id, created_at=now()
                 )
                 await connection.execute(
-                    memo_row.on_conflict_do_update(
+                    row.on_conflict_do_update(
                         index_elements=[inductions.c.key],
-                        set_={"rubric_id": memo_row.excluded.rubric_id},
+                        set_={"rubric_id": row.excluded.rubric_id},
                     )
                 )
         return saved
 
     @staticmethod
     async def _lock_prompt(connection: AsyncConnection, key: str) -> None:
-        """Versions of one prompt are numbered one writer at a time; SQLite's BEGIN IMMEDIATE already does it."""
+        """Let one writer at a time number a prompt's versions; SQLite's BEGIN IMMEDIATE does so."""
         if connection.dialect.name == "postgresql":
             await connection.execute(
                 sa.text("SELECT pg_advisory_xact_lock(:k)"), {"k": int(key[:15], 16)}

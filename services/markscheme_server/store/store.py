@@ -1,4 +1,4 @@
-"""Everything durable, by noun."""
+"""All repositories of one database."""
 
 import asyncio
 import secrets
@@ -13,6 +13,7 @@ from markscheme_server.store.claims import ClaimStore
 from markscheme_server.store.engine.database import NO_TEAM, PING_TIMEOUT_S, Database, create_engine
 from markscheme_server.store.engine.ids import new_id
 from markscheme_server.store.idempotency import IdempotencyStore
+from markscheme_server.store.ledger import LedgerStore
 from markscheme_server.store.lineage import LineageStore
 from markscheme_server.store.probes import ProbeStore
 from markscheme_server.store.rubrics import RubricStore
@@ -23,7 +24,7 @@ from markscheme_server.store.verdicts import VerdictStore
 
 
 class Store:
-    """The stores that share one database. ``owner`` names this process in its claims and holds."""
+    """The repositories of one database. ``owner`` names this process in its claims and holds."""
 
     def __init__(
         self, url: str, *, claim_lease_s: float = 8.0, hold_lease_s: float = 660.0
@@ -34,20 +35,25 @@ class Store:
         self.teams = TeamStore(self.database)
         self.rubrics = RubricStore(self.database, self.claims)
         self.lineage = LineageStore(self.database, self.rubrics)
-        self.verdicts = VerdictStore(self.database, self.claims)
+        self.ledger = LedgerStore(self.database)
+        self.verdicts = VerdictStore(self.database, self.claims, self.ledger)
         self.assignments = AssignmentStore(self.database)
         self.teachers = TeacherBank(self.database)
-        self.budgets = BudgetStore(self.database, owner=self.owner, lease_s=hold_lease_s)
+        self.budgets = BudgetStore(
+            self.database, self.ledger, owner=self.owner, lease_s=hold_lease_s
+        )
         self.usage = UsageStore(self.database)
         self.probes = ProbeStore(self.database)
         self.audit = AuditStore(self.database)
         self.idempotency = IdempotencyStore(self.database, lease_s=claim_lease_s)
 
     async def ready(self) -> None:
-        """Raise unless the database answers, and writes again where it had no room, within
-        :data:`~markscheme_server.store.engine.database.PING_TIMEOUT_S`."""
+        """Raise unless the database answers within `PING_TIMEOUT_S`.
+
+        After a full disk it must also write.
+        """
         await self.database.ping()
-        if self.database.full:
+        if self.database.disk_full:
             row = {"key": f"ready-{self.owner}", "owner": self.owner, "fence": 0, "expires_at": 0.0}
             claims = tables.claims
             async with (
@@ -58,7 +64,7 @@ class Store:
                 await connection.execute(claims.delete().where(claims.c.key == row["key"]))
 
     async def secret(self, name: str) -> str:
-        """A secret of this deployment, made up the first time anyone asks; the same for all its processes."""
+        """Return a secret of this deployment, which is generated on first use."""
         table = tables.secrets
         async with self.database.writing(NO_TEAM) as connection:
             await self.database.insert_new(
@@ -71,13 +77,14 @@ class Store:
             )
 
     async def drain(self) -> None:
-        """Wait until everything handed in is stored."""
+        """Wait until all pending writes are stored."""
         await self.verdicts.drain()
         await self.assignments.drain()
         await self.teachers.drain()
         await self.budgets.drain()
+        await self.ledger.drain()
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         await self.claims.aclose()
         await self.database.close()

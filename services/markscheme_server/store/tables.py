@@ -1,7 +1,8 @@
-"""The tables. Alembic's revisions build them; a test holds the two together.
+"""The tables. Alembic's revisions create them; a test compares the two.
 
-Content-addressed rows (prompts, texts, verdicts, inductions) are written once and never change. Columns that refer to
-another table's row have an index: without one the database reads the whole table for each row that pruning removes.
+Content-addressed rows (prompts, texts, verdicts, inductions) are written once and never change.
+Columns that refer to another table have an index: without one, the database scans the whole table
+for each row that pruning deletes.
 """
 
 from datetime import datetime
@@ -22,27 +23,33 @@ metadata = sa.MetaData(
 
 
 class Usd(sa.types.TypeDecorator[int]):
-    """Money: whole nano-dollars in the code. PostgreSQL keeps it as dollars with nine decimals; SQLite, which has no
-    exact decimals, as whole nano-dollars."""
+    """Money, in whole nano-dollars.
+
+    PostgreSQL stores dollars with nine decimals; SQLite, which has no exact decimals, stores whole
+    nano-dollars.
+    """
 
     impl = sa.Numeric(28, 9)
     cache_ok = True
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """Return the column type of the dialect."""
         return dialect.type_descriptor(
             sa.BigInteger() if dialect.name == "sqlite" else sa.Numeric(28, 9)
         )
 
     def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> int | Decimal | None:
+        """Convert nano-dollars to a stored value."""
         return value if value is None or dialect.name == "sqlite" else Decimal(value).scaleb(-9)
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> int | None:
+        """Convert a stored value to nano-dollars."""
         return value if value is None or dialect.name == "sqlite" else int(value.scaleb(9))
 
 
 KEY = sa.String(64)
 WORDS = sa.Text().with_variant(postgresql.TSVECTOR(), "postgresql")
-"""What is searched in: PostgreSQL keeps its words as it compares them, for SQLite triggers copy them into an index."""
+"""Searchable text: a ``tsvector`` in PostgreSQL; in SQLite triggers copy it into an index."""
 
 
 def _created() -> sa.Column[datetime]:
@@ -58,9 +65,10 @@ teams = sa.Table(
     sa.Column("erased_at", sa.DateTime(timezone=True)),
     _created(),
 )
-"""``rpm``: requests a minute, where the team has a limit of its own. ``reuse_scope``: whose rubrics its groups get,
-where that is set. An erased team keeps its row, so that its name is
-never another's."""
+"""``rpm``: requests per minute, where the team has a limit of its own. ``reuse_scope``: whose
+rubrics its groups get, where that is set. An erased team keeps its row, so that its name is never
+reused.
+"""
 
 api_keys = sa.Table(
     "api_keys",
@@ -76,7 +84,7 @@ api_keys = sa.Table(
     _created(),
     sa.Index(None, "team"),
 )
-"""Of a key there is only what :func:`markscheme_server.domain.keys.digest` makes of it. Rows are never removed."""
+"""Of a key only its `domain.keys.key_hash` is stored. Rows are never deleted."""
 
 prompts = sa.Table(
     "prompts",
@@ -130,11 +138,10 @@ rubrics = sa.Table(
     sa.Index(None, "prompt_key"),
     sa.Index(None, "parent_id"),
 )
-"""``offered_at``: when it was last opened to the organisation or taken back from retirement; null: neither happened
-since it was made."""
+"""``offered_at``: when it last became visible to the organisation or was unretired; null: never."""
 
 rubric_words = sa.table("rubric_words", sa.column("rubric_id"), sa.column("words"))
-"""SQLite's full-text index of :data:`rubrics`; there is none in PostgreSQL."""
+"""SQLite's full-text index of `rubrics`; PostgreSQL has none."""
 
 shares = sa.Table(
     "shares",
@@ -147,8 +154,11 @@ shares = sa.Table(
     ),
     sa.Index(None, "team"),
 )
-"""Teams that see a rubric of another team, its ``owner``. A name may be no team's: whether it is one is not told.
-``created_at`` begins anew when the rubric is taken back from retirement."""
+"""Teams that may see a rubric of another team, its ``owner``.
+
+The team may not exist: owners do not learn which teams do. ``created_at`` is renewed when the
+rubric is unretired.
+"""
 
 inductions = sa.Table(
     "inductions",
@@ -180,9 +190,12 @@ judge_calls = sa.Table(
     sa.Index(None, "created_at"),
     sa.Index(None, "team", "created_at"),
 )
-"""The ledger: what was asked of judges and teachers, by whom and for what. ``cost_usd``: of the calls whose cost is
-known, which ``unpriced_calls`` are not. ``settled_usd``: what counts against budgets. A row of an older version has
-neither: then it is the cost, and without a cost no call of it is priced."""
+"""The ledger of calls to judges and teachers: by whom, for what, and at what cost.
+
+``cost_usd`` covers the calls of known cost; ``unpriced_calls`` counts the others. ``settled_usd``
+is what counts against budgets. Rows of older versions lack both: then ``cost_usd`` counts against
+budgets, and without it all calls are unpriced.
+"""
 
 verdicts = sa.Table(
     "verdicts",
@@ -231,8 +244,9 @@ assignments = sa.Table(
     sa.Index(None, "created_at"),
     sa.Index(None, "prompt_key"),
 )
-"""``distinct_rollouts``: texts of the group that are judged differently. ``reward_spread``: null where fewer than two
-of them have a reward, since they can have none."""
+"""``distinct_rollouts``: different judged texts of the group. ``reward_spread``: null where fewer
+than two of them have a reward, because there can be no spread.
+"""
 
 rollouts = sa.Table(
     "rollouts",
@@ -254,7 +268,10 @@ claims = sa.Table(
     sa.Column("fence", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.Double, nullable=False),
 )
-"""Work under way: who does it, and until when that is believed (seconds since 1970 on the database's clock)."""
+"""Work in progress: its owner, and the end of the owner's lease.
+
+``expires_at`` is in seconds since 1970 on the database's clock.
+"""
 
 idempotency_keys = sa.Table(
     "idempotency_keys",
@@ -270,7 +287,9 @@ idempotency_keys = sa.Table(
     _created(),
     sa.Index(None, "created_at"),
 )
-"""Answers by the caller's key. No status yet: the request is running, and its owner's lease runs to ``expires_at``."""
+"""Answers by idempotency key. Without a status the request is running, and its lease ends at
+``expires_at`` (seconds since 1970 on the database's clock).
+"""
 
 past_usage = sa.Table(
     "past_usage",
@@ -299,8 +318,7 @@ past_usage = sa.Table(
     sa.Column("settled_usd", Usd),
     sa.Index(None, "team", "day"),
 )
-"""What pruning adds up before it removes the rows: money that was spent stays on the books. ``settled_usd``: as in
-the ledger."""
+"""Totals of pruned ledger rows, so that what was spent remains known. ``settled_usd``: as there."""
 
 budgets = sa.Table(
     "budgets",
@@ -313,7 +331,10 @@ budgets = sa.Table(
     sa.Column("since", sa.Double, nullable=False),
     sa.Column("spent_usd", Usd, nullable=False),
 )
-"""What a team may spend in a window that began at ``since`` (seconds since 1970). ``run_id`` "": on everything."""
+"""What a team may spend in a period that began at ``since`` (seconds since 1970).
+
+``run_id`` "": on all its runs and requests together.
+"""
 
 holds = sa.Table(
     "holds",
@@ -328,8 +349,11 @@ holds = sa.Table(
     sa.Column("spent_usd", Usd, nullable=False, server_default="0"),
     sa.Index(None, "team"),
 )
-"""Money set aside for questions under way: ``usd`` is the most that one can cost, ``spent_usd`` of it is spent on
-requests that have ended. Once settled, ``usd`` is what the question cost, until its budgets have counted it."""
+"""Budget reserved for questions in progress.
+
+``usd`` is the maximum cost of a question, of which ``spent_usd`` is spent on requests that have
+ended. Once settled, ``usd`` is the actual cost, until the budgets have counted it.
+"""
 
 audit_entries = sa.Table(
     "audit_entries",
@@ -344,7 +368,7 @@ audit_entries = sa.Table(
     sa.Index(None, "team", "id"),
     sa.Index(None, "subject", "id"),
 )
-"""Who did what to which rubric, key, team or budget. Rows are only ever added: triggers refuse anything else."""
+"""The audit trail: who did what to which rubric, key, team or budget. Append-only by triggers."""
 
 endpoint_probes = sa.Table(
     "endpoint_probes",
@@ -355,7 +379,7 @@ endpoint_probes = sa.Table(
     sa.Column("form", sa.String(16), nullable=False),
     sa.Column("probed_at", sa.DateTime(timezone=True), nullable=False),
 )
-"""What ``doctor`` found out. ``endpoint``: host and path, no credentials."""
+"""Results of ``doctor``. ``endpoint``: host and path, without credentials."""
 
 secrets = sa.Table(
     "secrets",
@@ -363,4 +387,4 @@ secrets = sa.Table(
     sa.Column("name", sa.String(40), primary_key=True),
     sa.Column("value", sa.String(64), nullable=False),
 )
-"""What the deployment made up for itself; never a key of a person or of a judge."""
+"""Secrets that the deployment generated for itself; never a key of a person or a judge."""

@@ -1,4 +1,4 @@
-"""The teacher bank: what the model that is distilled said, by prompt."""
+"""The teacher bank: responses of the model that is distilled, by prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from markscheme_server.store.engine.ids import as_utc, now
 from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import prompts, teacher_responses, texts
 
-REMEMBERED = 100_000
-"""Teacher responses that one process remembers having stored."""
+MAX_REMEMBERED = 100_000
+"""Teacher responses that a process remembers as stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherResponse:
-    """One response of the bank; ``model`` is what it came from, where that is known."""
+    """One response of the bank; ``model`` wrote it, where that is known."""
 
     text: str
     model: str | None
@@ -28,7 +28,7 @@ class TeacherResponse:
 
 @dataclass(frozen=True, slots=True)
 class TeacherResponses:
-    """Responses to one prompt that are to be kept."""
+    """Responses to one prompt, to be stored."""
 
     team: str
     prompt: tuple[ChatMessage, ...]
@@ -43,7 +43,7 @@ class TeacherBank:
         self._db = database
         self._saving: Batcher[TeacherResponses, int] = Batcher(self._save)
         self._saved: dict[tuple[str, str, str], None] = {}
-        """Those that are known to be there: a training step brings the same ones again and again."""
+        """Responses known to be stored: training steps send the same ones again and again."""
         t = teacher_responses.c
         self._save_all = database.combine(
             *(database.insert_rows(table).on_conflict_do_nothing() for table in (prompts, texts)),
@@ -53,7 +53,7 @@ class TeacherBank:
         )
 
     async def find(self, team: str, prompt: str) -> list[TeacherResponse]:
-        """The team's teacher responses for a prompt, oldest first."""
+        """Return the team's teacher responses for a prompt, oldest first."""
         t = teacher_responses.c
         query = (
             sa.select(texts.c.text, t.model, t.created_at)
@@ -74,58 +74,55 @@ class TeacherBank:
         responses: Sequence[str],
         model: str | None = None,
     ) -> int:
-        """Add responses; those already there are left as they are. Returns how many were new."""
+        """Add responses; return how many are new. Existing ones are left as they are."""
         return await self._saving.submit(
             TeacherResponses(team, tuple(prompt), tuple(responses), model)
         )
 
     async def drain(self) -> None:
-        """Wait until everything handed in is stored: what a teacher said was paid for."""
+        """Wait until all pending writes are stored: teacher responses were paid for."""
         await self._saving.drain()
 
-    async def _save(self, given: Sequence[TeacherResponses]) -> list[int]:
+    async def _save(self, batch: Sequence[TeacherResponses]) -> list[int]:
         created = now()
-        asked: dict[str, dict[str, Any]] = {}
-        said: dict[str, dict[str, Any]] = {}
-        bank: dict[tuple[str, str, str], dict[str, Any]] = {}
-        places = []
-        for deposit in given:
-            key = prompt_key(deposit.prompt)
-            own = [(deposit.team, key, text_key(text)) for text in deposit.responses]
-            places.append(
-                [
-                    place
-                    for place in dict.fromkeys(own)
-                    if place not in self._saved and place not in bank
-                ]
+        prompt_rows: dict[str, dict[str, Any]] = {}
+        text_rows: dict[str, dict[str, Any]] = {}
+        bank_rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+        candidates = []  # per item, the keys (team, prompt, text) that it may be the first to add
+        for item in batch:
+            key = prompt_key(item.prompt)
+            keys = [(item.team, key, text_key(text)) for text in item.responses]
+            candidates.append(
+                [k for k in dict.fromkeys(keys) if k not in self._saved and k not in bank_rows]
             )
-            asked[key] = {"key": key, "messages": list(deposit.prompt), "created_at": created}
-            for place, text in zip(own, deposit.responses, strict=True):
-                said[place[2]] = {"key": place[2], "text": text, "created_at": created}
-                bank.setdefault(
-                    place,
+            prompt_rows[key] = {"key": key, "messages": list(item.prompt), "created_at": created}
+            for bank_key, text in zip(keys, item.responses, strict=True):
+                text_rows[bank_key[2]] = {"key": bank_key[2], "text": text, "created_at": created}
+                bank_rows.setdefault(
+                    bank_key,
                     {
-                        "team": deposit.team,
+                        "team": item.team,
                         "prompt_key": key,
-                        "text_key": place[2],
-                        "model": deposit.model,
+                        "text_key": bank_key[2],
+                        "model": item.model,
                         "created_at": created,
                     },
                 )
-        new = {place: row for place, row in bank.items() if place not in self._saved}
+        new = {key: row for key, row in bank_rows.items() if key not in self._saved}
         added: set[tuple[str, str, str]] = set()
         if new:
+            # Sorted, so that two writers of the same rows queue instead of deadlocking.
             rows = await self._db.write(
-                team_scope(*(deposit.team for deposit in given)),
+                team_scope(*(item.team for item in batch)),
                 self._save_all,
                 {
-                    "prompts": self._db.pack([asked[key] for key in sorted(asked)]),
-                    "texts": self._db.pack([said[key] for key in sorted(said)]),
-                    "teacher_responses": self._db.pack([new[place] for place in sorted(new)]),
+                    "prompts": self._db.pack([prompt_rows[key] for key in sorted(prompt_rows)]),
+                    "texts": self._db.pack([text_rows[key] for key in sorted(text_rows)]),
+                    "teacher_responses": self._db.pack([new[key] for key in sorted(new)]),
                 },
             )
             added = {(row.team, row.prompt_key, row.text_key) for row in rows}
             self._saved.update(dict.fromkeys(new))
-            while len(self._saved) > REMEMBERED:
+            while len(self._saved) > MAX_REMEMBERED:
                 self._saved.pop(next(iter(self._saved)))
-        return [len(added.intersection(own)) for own in places]
+        return [len(added.intersection(keys)) for keys in candidates]

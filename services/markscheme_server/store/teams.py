@@ -1,4 +1,4 @@
-"""Teams and their keys. The one store that does not take a team: it says which there are."""
+"""Teams and their API keys. This repository has no team scope: it defines the teams."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,22 +18,25 @@ from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import api_keys, teams
 
 
-class Taken(Exception):
-    """There is one of this name already."""
+class NameTaken(Exception):
+    """A team or key of this name exists."""
 
 
-class Erased(Taken):
-    """It was the name of a team that was erased."""
+class NameErased(NameTaken):
+    """The name belonged to a team that was erased."""
 
 
 class UnknownTeam(Exception):
-    """There is no team of this name."""
+    """No team has this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """A team of the organisation. ``rpm``: requests a minute, where the team has a limit of its own; ``reuse_scope``:
-    whose rubrics its groups get, where that is set."""
+    """A team of the organisation.
+
+    ``rpm``: requests per minute, where the team has a limit of its own; ``reuse_scope``: whose
+    rubrics its groups get, where that is set.
+    """
 
     name: str
     created_at: datetime
@@ -43,7 +46,7 @@ class Team:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is known of a key; never the key itself."""
+    """The stored record of an API key; never the key itself."""
 
     prefix: str
     team: str
@@ -55,13 +58,13 @@ class Key:
     last_used_at: datetime | None
 
     def is_live(self, at: datetime) -> bool:
-        """Whether it opens anything at that time."""
+        """Return whether the key is valid at that time."""
         return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
 
 
 @dataclass(frozen=True, slots=True)
 class AuthenticatedKey:
-    """A key that somebody presents, and what is set for its team: see :class:`Team`."""
+    """The record of a presented key, and the settings of its team; see `Team`."""
 
     key: Key
     rpm: int | None
@@ -69,7 +72,7 @@ class AuthenticatedKey:
 
 
 class TeamStore:
-    """Teams by name, keys by prefix and by digest. Each change is on the audit trail, by whom it was made."""
+    """Teams by name, keys by prefix and by digest. Each change is recorded in the audit trail."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -79,12 +82,12 @@ class TeamStore:
             .where(database.in_keys(api_keys.c.digest, "keys"))
         )
         self._finding: Batcher[str, AuthenticatedKey | None] = Batcher(self._find)
-        self._looking: Batcher[None, tuple[bool, int | None, ReuseScope | None]] = Batcher(
-            self._look
+        self._reading_defaults: Batcher[None, tuple[bool, int | None, ReuseScope | None]] = Batcher(
+            self._read_defaults
         )
 
     async def create(self, name: str, actor: Actor) -> Team:
-        """A new team. Raises :class:`Taken`, and :class:`Erased` where the name was another's."""
+        """Create a team. Raises `NameTaken`; `NameErased` where the name was an erased team's."""
         team = Team(name, now())
         try:
             async with self._db.writing(team_scope(actor.team)) as connection:
@@ -93,24 +96,23 @@ class TeamStore:
                 )
                 await record(connection, actor, "team.created", f"team:{name}")
         except IntegrityError as error:
-            raise (
-                Taken if name in {there.name for there in await self.all()} else Erased
-            ) from error
+            exists = name in {each.name for each in await self.all()}
+            raise (NameTaken if exists else NameErased) from error
         return team
 
     async def limit(self, name: str, rpm: int | None, actor: Actor) -> Team | None:
-        """Give a team a limit of its own, or none. ``None``: there is no such team."""
+        """Set or remove a team's own limit. Returns ``None`` if there is no such team."""
         return await self.change(name, {"rpm": rpm}, actor)
 
     async def change(self, name: str, values: Mapping[str, Any], actor: Actor) -> Team | None:
-        """Set ``rpm``, ``reuse_scope`` or both of a team. ``None``: there is no such team."""
-        found = (
+        """Set ``rpm``, ``reuse_scope`` or both; return ``None`` if there is no such team."""
+        query = (
             sa.select(teams)
             .where(teams.c.name == name, teams.c.erased_at.is_(None))
             .with_for_update()
         )
         async with self._db.writing(team_scope(actor.team)) as connection:
-            before = (await connection.execute(found)).mappings().one_or_none()
+            before = (await connection.execute(query)).mappings().one_or_none()
             if before is None:
                 return None
             changed = {column: value for column, value in values.items() if before[column] != value}
@@ -128,7 +130,7 @@ class TeamStore:
         return _team({**before, **changed})
 
     async def all(self) -> list[Team]:
-        """Every team that there is, by name."""
+        """Return all teams, by name."""
         async with self._db.reading(NO_TEAM) as connection:
             rows = await connection.execute(
                 sa.select(teams).where(teams.c.erased_at.is_(None)).order_by(teams.c.name)
@@ -136,7 +138,7 @@ class TeamStore:
             return [_team(row) for row in rows.mappings()]
 
     async def add_key(self, key: Key, digest: str, actor: Actor) -> None:
-        """Store a key. Raises :class:`UnknownTeam`, and :class:`Taken` where the prefix is another key's."""
+        """Store a key. Raises `UnknownTeam`; `NameTaken` where another key has the prefix."""
         async with self._db.writing(team_scope(actor.team)) as connection:
             known = await connection.execute(
                 sa.select(teams.c.name).where(teams.c.name == key.team, teams.c.erased_at.is_(None))
@@ -156,41 +158,45 @@ class TeamStore:
                     )
                 )
             except IntegrityError as error:
-                raise Taken from error
+                raise NameTaken from error
             await record(
                 connection,
                 actor,
                 "key.created",
                 f"key:{key.prefix}",
-                {"team": key.team, "scopes": list(key.scopes), "expires_at": _told(key.expires_at)},
+                {
+                    "team": key.team,
+                    "scopes": list(key.scopes),
+                    "expires_at": _isoformat(key.expires_at),
+                },
             )
 
-    async def key(self, digest: str) -> AuthenticatedKey | None:
-        """The key of this digest, be it live or not."""
+    async def key_by_digest(self, digest: str) -> AuthenticatedKey | None:
+        """Return the key with this digest, whether it is valid or not."""
         return await self._finding.submit(digest)
 
-    async def keys_beginning(self, text: str) -> list[Key]:
-        """The keys whose prefix begins with ``text``; none where it is empty."""
+    async def keys_with_prefix(self, text: str) -> list[Key]:
+        """Return the keys whose prefix begins with ``text``; none where it is empty."""
         if not text:
             return []
         query = sa.select(api_keys).where(api_keys.c.prefix.startswith(text, autoescape=True))
         async with self._db.reading(NO_TEAM) as connection:
-            # LIKE of SQLite takes one case for the other.
+            # SQLite's LIKE ignores case.
             return [
                 _key(row)
                 for row in (await connection.execute(query)).mappings()
                 if row["prefix"].startswith(text)
             ]
 
-    async def key_named(self, prefix: str) -> Key | None:
-        """The key of this prefix."""
+    async def key_by_prefix(self, prefix: str) -> Key | None:
+        """Return the key with this prefix."""
         async with self._db.reading(NO_TEAM) as connection:
             rows = await connection.execute(sa.select(api_keys).where(api_keys.c.prefix == prefix))
             row = rows.mappings().first()
         return _key(row) if row is not None else None
 
     async def keys(self, team: str | None = None) -> list[Key]:
-        """Every key, or every key of a team, newest first."""
+        """Return all keys, or those of a team, newest first."""
         query = sa.select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.prefix)
         if team is not None:
             query = query.where(api_keys.c.team == team)
@@ -198,29 +204,31 @@ class TeamStore:
             return [_key(row) for row in (await connection.execute(query)).mappings()]
 
     async def any_key(self) -> bool:
-        """Whether a key was ever made."""
-        return (await self.look())[0]
+        """Return whether a key was ever created."""
+        return (await self.read_defaults())[0]
 
-    async def look(self) -> tuple[bool, int | None, ReuseScope | None]:
-        """Whether a key was ever made, and the limit and the scope of reuse that are set for the operator's team."""
-        return await self._looking.submit(None)
+    async def read_defaults(self) -> tuple[bool, int | None, ReuseScope | None]:
+        """Return whether a key was ever created, and the operator's ``rpm`` and reuse scope."""
+        return await self._reading_defaults.submit(None)
 
     async def revoke(self, prefix: str, actor: Actor) -> Key | None:
-        """End a key now; one that has been revoked before keeps its time. ``None``: there is no such key."""
+        """Revoke a key now, unless it was revoked before; ``None`` if there is no such key."""
         async with self._db.writing(team_scope(actor.team)) as connection:
-            key = await _change(connection, _LIVING, prefix, revoked_at=now())
+            key = await _change(connection, _NOT_REVOKED, prefix, revoked_at=now())
             if key is not None:
                 await record(connection, actor, "key.revoked", f"key:{prefix}", {"team": key.team})
-        return key or await self.key_named(prefix)
+        return key or await self.key_by_prefix(prefix)
 
     async def replace(self, prefix: str, *, by: str, at: datetime, actor: Actor) -> bool:
-        """Let a key end at a time, unless it ends before that anyway: another one takes its place. False: it was
-        revoked, or there is no such key."""
+        """Let a key expire at a time, or earlier if it does: the key ``by`` replaces it.
+
+        Returns false if it was revoked, or if there is no such key.
+        """
         later = sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > at)
         async with self._db.writing(team_scope(actor.team)) as connection:
             key = await _change(
                 connection,
-                _LIVING,
+                _NOT_REVOKED,
                 prefix,
                 expires_at=sa.case((later, at), else_=api_keys.c.expires_at),
             )
@@ -230,12 +238,12 @@ class TeamStore:
                     actor,
                     "key.rotated",
                     f"key:{prefix}",
-                    {"team": key.team, "to": by, "expires_at": _told(key.expires_at)},
+                    {"team": key.team, "to": by, "expires_at": _isoformat(key.expires_at)},
                 )
         return key is not None
 
-    async def used(self, prefix: str) -> None:
-        """Note that a key was used just now."""
+    async def record_use(self, prefix: str) -> None:
+        """Record that a key was used just now."""
         async with self._db.writing(NO_TEAM) as connection:
             await _change(connection, sa.true(), prefix, last_used_at=now())
 
@@ -250,16 +258,16 @@ class TeamStore:
             }
         return [found.get(digest) for digest in digests]
 
-    async def _look(
-        self, asked: Sequence[None]
+    async def _read_defaults(
+        self, batch: Sequence[None]
     ) -> list[tuple[bool, int | None, ReuseScope | None]]:
         async with self._db.reading(NO_TEAM) as connection:
-            there, rpm, reuse_scope = (await connection.execute(_OUTSET)).one()
-        return [(bool(there), rpm, reuse_scope)] * len(asked)
+            any_key, rpm, reuse_scope = (await connection.execute(_DEFAULTS)).one()
+        return [(bool(any_key), rpm, reuse_scope)] * len(batch)
 
 
-_LIVING = api_keys.c.revoked_at.is_(None)
-_OUTSET = sa.select(
+_NOT_REVOKED = api_keys.c.revoked_at.is_(None)
+_DEFAULTS = sa.select(
     sa.exists(sa.select(api_keys.c.prefix)),
     *(
         sa.select(column).where(teams.c.name == DEFAULT_TEAM).scalar_subquery()
@@ -281,7 +289,7 @@ async def _change(
     return _key(row) if row is not None else None
 
 
-def _told(time: datetime | None) -> str | None:
+def _isoformat(time: datetime | None) -> str | None:
     return time.isoformat() if time is not None else None
 
 

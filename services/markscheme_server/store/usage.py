@@ -1,4 +1,4 @@
-"""The ledger added up: calls that stand, what re-use saved, and what pruning has added up before."""
+"""Sums of the ledger: judge calls, what reuse saved, and the totals of pruned rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from markscheme_server.domain.usage import to_usd
 from markscheme_server.store.engine.database import ALL_TEAMS, Database, team_scope
 from markscheme_server.store.tables import Usd, assignments, judge_calls, past_usage
 
-MOST_BUCKETS = 1000
+MAX_BUCKETS = 1000
 _SUMS = (
     "calls",
     "failed_calls",
@@ -28,19 +28,19 @@ _SUMS = (
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Sums over the calls of one ``group``: (key, value) pairs."""
+    """Sums over one ``group``, which is a tuple of (key, value) pairs."""
 
     group: tuple[tuple[UsageKey, str | None], ...]
     sums: dict[str, Any]
 
 
 class UsageStore:
-    """What teams spent and saved."""
+    """Reads what teams spent and saved."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    async def add_up(
+    async def aggregate(
         self,
         team: str | None,
         group_by: Sequence[UsageKey],
@@ -48,35 +48,37 @@ class UsageStore:
         since: date | None,
         until: date | None,
     ) -> tuple[list[Bucket], Bucket, bool]:
-        """The buckets of a team, or of all (``None``); their total; and whether there are more than are returned.
+        """Return the buckets of a team or of all (``None``), their total, and whether more exist.
 
-        By day or month they come in order of time, else the most expensive first.
+        By day or month they are in the order of time, otherwise the most expensive first. ``until``
+        is exclusive.
         """
-        books = self._books(team, since, until)
-        sums = [sa.func.sum(books.c[name]).label(name) for name in _SUMS]
+        ledger = self._ledger(team, since, until)
+        sums = [sa.func.sum(ledger.c[name]).label(name) for name in _SUMS]
         keys = [
-            (sa.func.substr(books.c.day, 1, 7) if key == "month" else books.c[key]).label(key)
+            (sa.func.substr(ledger.c.day, 1, 7) if key == "month" else ledger.c[key]).label(key)
             for key in group_by
         ]
         times = [
             column for key, column in zip(group_by, keys, strict=True) if key in ("day", "month")
         ]
-        dearest = (sa.func.sum(books.c.cost_usd).desc(), sa.func.sum(books.c.saved_usd).desc())
+        by_cost = (sa.func.sum(ledger.c.cost_usd).desc(), sa.func.sum(ledger.c.saved_usd).desc())
         query = (
             sa.select(*keys, *sums)
             .group_by(*keys)
-            .order_by(*times, *dearest, *(key.nulls_last() for key in keys))
-            .limit(MOST_BUCKETS + 1)
+            .order_by(*times, *by_cost, *(key.nulls_last() for key in keys))
+            .limit(MAX_BUCKETS + 1)
         )
         async with self._db.reading(ALL_TEAMS if team is None else team_scope(team)) as connection:
             total = (await connection.execute(sa.select(*sums))).mappings().one()
             rows = (await connection.execute(query)).mappings().all() if keys else []
         found = [_bucket(tuple((key, row[key]) for key in group_by), row) for row in rows]
-        return found[:MOST_BUCKETS], _bucket((), total), len(found) > MOST_BUCKETS
+        return found[:MAX_BUCKETS], _bucket((), total), len(found) > MAX_BUCKETS
 
-    def _books(self, team: str | None, since: date | None, until: date | None) -> sa.Subquery:
+    def _ledger(self, team: str | None, since: date | None, until: date | None) -> sa.Subquery:
+        """Return calls, savings and pruned totals as rows of the same columns."""
         c, a, p = judge_calls.c, assignments.c, past_usage.c
-        none, zero, nothing = sa.null(), sa.literal(0), sa.literal(0, Usd)
+        none, zero, no_cost = sa.null(), sa.literal(0), sa.literal(0, Usd)
         calls = sa.select(
             c.team,
             c.run_id.label("run"),
@@ -92,10 +94,11 @@ class UsageStore:
             c.prompt_tokens,
             c.cached_tokens,
             c.completion_tokens,
-            sa.func.coalesce(c.cost_usd, nothing).label("cost_usd"),
+            sa.func.coalesce(c.cost_usd, no_cost).label("cost_usd"),
             zero.label("cached_verdicts"),
             sa.literal(0.0).label("saved_usd"),
         ).where(*_within(c, team, since, until))
+        # Reuse is recorded with the groups that it saved calls for, not with calls.
         savings = sa.select(
             a.team,
             a.run_id,
@@ -104,7 +107,7 @@ class UsageStore:
             sa.cast(none, sa.Text),
             self._db.day(a.created_at),
             *(zero,) * 6,
-            nothing,
+            no_cost,
             a.cached_verdicts,
             a.saved_usd,
         ).where(a.cached_verdicts.is_not(None), *_within(a, team, since, until))
@@ -115,7 +118,7 @@ class UsageStore:
             *([p.day >= since.isoformat()] if since else []),
             *([p.day < until.isoformat()] if until else []),
         )
-        return sa.union_all(calls, savings, past).subquery("books")
+        return sa.union_all(calls, savings, past).subquery("ledger")
 
 
 def _within(

@@ -1,4 +1,4 @@
-"""``markscheme rubrics``: files in and out, a data set with lines that fail, the README's block as printed."""
+"""``markscheme rubrics``: files in and out, a data set with lines that fail, the blocks of docs/rubrics.md as printed."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from fakes.shell import command
 from markscheme import Client
 from markscheme.schema import Run
 
-README = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[3] / "docs/rubrics.md").read_text("utf-8")
 CRITERIA = [{"text": f"It is {i}.", "points": i} for i in range(1, 5)]
 
 
@@ -218,7 +218,7 @@ def test_a_service_that_is_away_ends_it_at_once(
     assert done.stderr.count("markscheme serve") == 1
 
 
-def test_the_readmes_examples_of_finding_work_as_printed(
+def test_the_examples_of_finding_rubrics_work_as_printed(
     serve: Callable[..., str], tmp_path: Path
 ) -> None:
     url = serve(api_key="k")
@@ -227,10 +227,10 @@ def test_the_readmes_examples_of_finding_work_as_printed(
     blocks = [
         re.findall(
             r"^```bash\n(.*?)^```$",
-            README[README.index(f"#### {name}\n") :],
+            PAGE[PAGE.index(f"## {name}\n") :],
             re.MULTILINE | re.DOTALL,
         )[0]
-        for name in ("Finding rubrics", "Lineage")
+        for name in ("Find rubrics", "Lineage")
     ]
     done = subprocess.run(
         [
@@ -259,13 +259,13 @@ def test_the_readmes_examples_of_finding_work_as_printed(
     assert '"object":"lineage"' in done.stdout
 
 
-def test_the_block_of_the_readme_works_as_printed(
+def test_the_examples_of_import_and_export_work_as_printed(
     serve: Callable[..., str], tmp_path: Path
 ) -> None:
     url = serve(api_key="k")
     with Client(url, api_key="k") as client:
         made = client.create_rubric("Name a colour.", CRITERIA)
-        section = README[README.index("#### Moving rubrics in and out") :]
+        section = PAGE[PAGE.index("## Import and export") :]
         block = re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[0]
         (tmp_path / "rows.jsonl").write_text(
             json.dumps(

@@ -13,13 +13,14 @@ from fakes.judge import ScriptedJudge, verdicts
 from fakes.processes import PATIENCE_S
 from fakes.service import running
 from markscheme import Client
-from markscheme_server.accounts.budgets import BudgetService, Line
+from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.config import Settings
 from markscheme_server.domain.call_context import Deadline
 from markscheme_server.domain.usage import JudgeUsage, to_nano
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.budgets import HoldRequest
 from markscheme_server.store.engine.database import ALL_TEAMS
+from markscheme_server.store.ledger import CallDescription
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import budgets, judge_calls
 from server.deployment import CALL_USD, CRITERIA, PRICES, Deployment, group, score
@@ -209,11 +210,11 @@ def test_a_call_cut_off_by_the_end_of_the_service_is_on_the_books(
 
 
 async def test_what_a_cancelled_question_sent_is_recorded_before_the_end(store: Store) -> None:
-    budgets = BudgetService(store.budgets, store.verdicts)
+    budgets = BudgetService(store.budgets, store.ledger)
     await store.budgets.put("red", None, hard_usd=9.0, soft_usd=None, window="day", actor=Actor())
 
     async def ask(cost: int, sent: asyncio.Event) -> None:
-        async with budgets.reserve(Line("red", "run", "verifier", "judge")) as budget:
+        async with budgets.reserve(CallDescription("red", "run", "verifier", "judge")) as budget:
             await budget.hold(to_nano(1.0), Deadline(asyncio.get_running_loop().time() + 5))
             budget.usage += JudgeUsage(bool(cost), unpriced_calls=bool(cost), unknown=cost)
             sent.set()

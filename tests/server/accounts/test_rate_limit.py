@@ -15,7 +15,7 @@ from fakes.processes import eventually
 from fakes.stores import RedisServer
 from markscheme import Client
 from markscheme_server import metrics
-from markscheme_server.api.middleware import duration
+from markscheme_server.api.middleware import format_duration
 from server.limits.clock import before_the_turn
 from server.organisation import OPERATOR, RUBRIC, SCORE, Keys, call
 
@@ -87,10 +87,12 @@ def test_it_is_turned_away_before_its_body_is_read(organisation: Keys, start: St
 def test_a_batch_is_one_request_and_every_answer_tells_what_is_left(
     organisation: Keys,
     start: Start,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     key = organisation.key("red", "score", "induce")
     organisation.limit("red", 100)
-    url = start(max_body_bytes=20_000)
+    monkeypatch.setattr("markscheme_server.app.MAX_BODY_BYTES", 20_000)
+    url = start()
     before_the_turn()
     groups = [SCORE["groups"][0] | {"id": f"g{i}"} for i in range(20)]  # type: ignore[index]
     sent = [
@@ -264,4 +266,4 @@ class TestWithRedis:
     ],
 )
 def test_how_a_duration_is_told(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+    assert format_duration(seconds) == told

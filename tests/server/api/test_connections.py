@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from markscheme_server.api.connections import BODY_S, HEAD_S, LEAST_BYTES_PER_S, Connection, Waiting
+from markscheme_server.api.connections import BODY_S, HEAD_S, MIN_BYTES_PER_S, Connection, Waiting
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n"
 
@@ -120,7 +120,7 @@ async def test_a_body_that_is_slow_but_arrives_is_waited_for() -> None:
     connection, transport = await door.open(HEAD)
     for _ in range(600):
         door.later(1)
-        await door.send(connection, b"x" * LEAST_BYTES_PER_S)
+        await door.send(connection, b"x" * MIN_BYTES_PER_S)
     assert not transport.closed
 
 

@@ -217,8 +217,8 @@ def test_rollouts_without_a_reward_are_counted(member: Team) -> None:
 
 
 def test_a_long_history_is_told_in_part(member: Team, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lineage_store, "MOST_RELATIVES", 2)
-    monkeypatch.setattr(lineage_store, "MOST_RUNS", 1)
+    monkeypatch.setattr(lineage_store, "MAX_RELATIVES", 2)
+    monkeypatch.setattr(lineage_store, "MAX_RUNS", 1)
     red = member("red")
     chain = [make(red, PROMPT, f"word{i}") for i in range(7)]
     graph = read(red, chain[3])
@@ -228,7 +228,7 @@ def test_a_long_history_is_told_in_part(member: Team, monkeypatch: pytest.Monkey
     )
     graph = read(red, chain[0])
     assert (family(graph)[0], graph["truncated"]) == (set(chain[:3]), True)
-    monkeypatch.setattr(lineage_store, "MOST_RELATIVES", 6)
+    monkeypatch.setattr(lineage_store, "MAX_RELATIVES", 6)
     assert (family(read(red, chain[3]))[0], read(red, chain[3])["truncated"]) == (set(chain), False)
     for name in ("one", "two"):
         score(red, chain[6], PROMPT, ("word6", "grey"), run=name)

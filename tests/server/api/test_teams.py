@@ -249,7 +249,7 @@ def test_who_may_not_induce_does_not_fill_the_bank(
 def test_beyond_loopback_a_key_is_asked_for_even_before_there_is_one(
     organisation: Keys, start: Callable[..., str]
 ) -> None:
-    assert call(start(guarded=True), "GET", "/v1/rubrics", None).status_code == 401
+    assert call(start(require_api_key=True), "GET", "/v1/rubrics", None).status_code == 401
 
 
 def test_an_id_longer_than_any_is_not_there(organisation: Keys, start: Callable[..., str]) -> None:
@@ -334,6 +334,6 @@ def test_the_database_holds_no_key(organisation: Keys, start: Callable[..., str]
     assert call(url, "GET", "/v1/rubrics", shown).status_code == 200
     everything = dump(organisation.url)
     assert keys.prefix(made) in everything
-    assert keys.digest(made, PEPPER) in everything
+    assert keys.key_hash(made, PEPPER) in everything
     for secret in (made, shown, made[11:], shown[11:], PEPPER, OPERATOR):
         assert secret not in everything

@@ -82,7 +82,7 @@ def test_what_was_spent_and_saved_is_told_by_whatever_one_asks_for(
         assert by_month.month == f"{today:%Y-%m}"
         assert {b.rubric for b in client.usage(["rubric"]).data} == {induced.id}
         with monkeypatch.context() as patch:
-            patch.setattr(usage_store, "MOST_BUCKETS", 1)
+            patch.setattr(usage_store, "MAX_BUCKETS", 1)
             cut = client.usage(["run", "role"])
             assert (len(cut.data), cut.truncated, cut.total) == (1, True, report.total)
         assert client.usage(["judge"], until=today).data == []

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from fakes.judge import RUBRIC, ScriptedJudge, offered, text_of, verdicts
 from fakes.service import running
 from markscheme import Client
 from markscheme_server.cli import doctor
+from markscheme_server.cli.diagnosis import diagnose
 from markscheme_server.config import Settings
 from markscheme_server.store.maintenance.migrate import prepare
 from markscheme_server.store.store import Store
@@ -67,7 +69,7 @@ def right(request: dict[str, Any]) -> str:
 
 def examined(settings: Settings) -> tuple[bool, dict[str, float], str]:
     screen = StringIO()
-    passed, seconds = asyncio.run(doctor.diagnose(settings, Console(file=screen, width=200)))
+    passed, seconds = asyncio.run(diagnose(settings, Console(file=screen, width=200)))
     return passed, seconds, screen.getvalue()
 
 
@@ -105,7 +107,7 @@ def test_a_judge_that_writes_no_rubric_fails(
     passed, _, said = examined(configured())
     assert not passed
     assert (
-        "FAILED  judge good (g; rubricator, verifier): asked for a rubric: the judge's reply was refused"
+        "FAILED  judge good (g; rubricator, verifier): asked for a rubric: the judge's reply cannot be used"
         in said
     )
 
@@ -207,8 +209,8 @@ def test_without_a_model_the_rules_are_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("superuser", "said"),
     [
-        (False, "ok  teams: row-level security holds"),
-        (True, "warn  teams: row-level security does not hold"),
+        (False, "ok  teams: row-level security is enforced"),
+        (True, "warn  teams: row-level security is not enforced"),
     ],
 )
 def test_it_says_whether_teams_have_a_second_wall(
@@ -226,23 +228,12 @@ def test_it_says_whether_teams_have_a_second_wall(
 
 
 @pytest.fixture
-def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trainer that is installed, as the doctor sees it: an entry point and a module."""
-    monkeypatch.setattr(doctor, "GROUP", "markscheme.plans.of_this_test")
-    (tmp_path / "standin_trainer.py").write_text(
-        "from markscheme.plan import PlanError, TrainingPlan\n"
-        "def plan(path, overrides):\n"
-        "    if overrides:\n"
-        "        raise PlanError('unknown key')\n"
-        f"    return TrainingPlan(**{PLAN!r})\n"
+def trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that plans `PLAN`, and refuses every override."""
+    script = (
+        f"import sys\nif len(sys.argv) > 4: sys.exit('unknown key')\nprint({json.dumps(PLAN)!r})\n"
     )
-    info = tmp_path / "standin_trainer-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: standin-trainer\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(
-        "[markscheme.plans.of_this_test]\ntrain = standin_trainer:plan\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(doctor, "TRAIN", (sys.executable, "-c", script))
 
 
 def estimated(settings: Settings, *overrides: str, **seconds: float) -> tuple[bool, str]:
@@ -275,7 +266,7 @@ def test_the_estimate_shows_calls_money_time_and_what_it_assumes(
         "prompts of 80 characters",
         "64 tokens",
         "8 criteria",
-        "every visit",
+        "each time a prompt is visited",
         "no retries",
     ):
         assert stated in said
@@ -309,7 +300,8 @@ def test_a_configuration_that_cannot_be_read_is_a_failed_check(tmp_path: Path) -
 def test_without_a_trainer_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "GROUP", "markscheme.plans.of_nobody")
+    script = "import sys; sys.modules['markscheme_train'] = None; " + doctor.TRAIN[2]
+    monkeypatch.setattr(doctor, "TRAIN", (sys.executable, "-c", script, "train"))
     done, said = estimated(Settings(_env_file=None, home=tmp_path))
     assert not done
     assert "pip install 'markscheme[train]'" in said

@@ -97,7 +97,7 @@ def test_a_response_counts_no_further_than_it_is_judged() -> None:
 
 def test_hardening_is_paid_for() -> None:
     bare = loads(estimate(plan(), settings(), {}))[1]
-    for extra in ("judge_evidence", "judge_nonce", "judge_canary"):
+    for extra in ("judge_evidence", "judge_hardening"):
         assert (
             loads(estimate(plan(), settings(**{extra: True}), {}))[1].prompt_tokens
             > bare.prompt_tokens

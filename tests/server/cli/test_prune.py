@@ -12,14 +12,16 @@ import sqlalchemy as sa
 
 from fakes.processes import COMMAND, environment
 from fakes.shell import command
-from markscheme_server.cli.prune import parse_age
+from markscheme_server.cli.common import parse_age
 from markscheme_server.domain.usage import JudgeUsage
+from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import now
+from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import audit_entries, metadata, verdicts
-from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
+from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 
 
 @pytest.fixture
@@ -31,10 +33,17 @@ def home(tmp_path: Path) -> Path:
         await migrate(store.database)
         for name in "abc":
             await store.verdicts.save(
-                Reply(
+                JudgeReply(
                     "t",
-                    [StoredVerdict(name * 64, "p", "c", "r", "judge", True, None)],
-                    JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 10, 5)),
+                    [
+                        StoredVerdict(
+                            name * 64, "p", "c", "r", "judge", StoredDecision(True, None, None)
+                        )
+                    ],
+                    JudgeCall(
+                        CallDescription("t", None, "verifier", "judge", ("c",)),
+                        JudgeUsage(1, 10, 5),
+                    ),
                 )
             )
             if name == "b":
@@ -146,5 +155,5 @@ def test_what_is_no_age_is_refused(text: str) -> None:
 
 def test_the_help_says_what_is_paid_for_again(tmp_path: Path) -> None:
     said = " ".join(prune(tmp_path, "--help").stdout.split())
-    assert "pays again" in said
-    assert "teacher responses stay" in said
+    assert "judged and paid again" in said
+    assert "Keeps rubrics with their lineage, inductions, teacher responses" in said

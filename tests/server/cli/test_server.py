@@ -64,8 +64,9 @@ def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_pr
     first.kill()
     for attempt in eventually():
         with attempt:
-            assert len(workers_of(process)) == 2
-            assert first.pid not in [worker.pid for worker in workers_of(process)]
+            now = workers_of(process)
+            assert len(now) == 2
+            assert first.pid not in [worker.pid for worker in now]
     for attempt in eventually():
         with attempt:
             assert "worker_ended" in process.output.read_text()
@@ -157,7 +158,7 @@ def test_migrate_says_where_it_came_from_and_went_to(tmp_path: Path) -> None:
         for _ in range(2)
     )
     assert re.fullmatch(r"the database is at revision \d{4}; it was empty\n", first)
-    assert second == first.replace("; it was empty", ", as it was")
+    assert second == first.replace("; it was empty", ", as before")
 
 
 @pytest.mark.parametrize("words", [("migrate",), ("serve", "--port", "0")])
@@ -184,7 +185,6 @@ def test_secrets_show_nowhere(launch: Launch, judge: ScriptedJudge) -> None:
         judge_model="scripted",
         judge_api_key=f"{secret}-judge",
         api_key=f"{secret}-key",
-        secret=f"{secret}-fence",
     )
     key = {
         "Authorization": f"Bearer {secret}-key",

@@ -1,4 +1,4 @@
-"""Blinding is undone exactly."""
+"""Blinding is undone exactly, and the order depends on the seed alone."""
 
 import pytest
 from hypothesis import given
@@ -20,5 +20,5 @@ def test_shuffling_depends_on_the_seed() -> None:
 
 
 def test_unblinding_refuses_another_number_of_answers() -> None:
-    with pytest.raises(ValueError, match="2 answers for 3 places"):
+    with pytest.raises(ValueError, match="2 answers for 3 positions"):
         unblind([1, 2], [0, 1, 2])

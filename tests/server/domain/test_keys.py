@@ -34,8 +34,8 @@ def test_other_texts_are_no_keys(text: str) -> None:
 
 def test_what_is_kept_depends_on_the_whole_key_and_on_the_pepper() -> None:
     key, other = keys.new_key(), keys.new_key()
-    kept = keys.digest(key, "pepper")
+    kept = keys.key_hash(key, "pepper")
     assert re.fullmatch(r"[0-9a-f]{64}", kept)
-    assert kept == keys.digest(key, "pepper")
-    assert len({kept, keys.digest(key, "salt"), keys.digest(other, "pepper")}) == 3
+    assert kept == keys.key_hash(key, "pepper")
+    assert len({kept, keys.key_hash(key, "salt"), keys.key_hash(other, "pepper")}) == 3
     assert key[3:] not in kept

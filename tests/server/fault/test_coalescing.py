@@ -14,6 +14,7 @@ from fakes.processes import PATIENCE_S, ServiceProcess, eventually
 from fakes.stores import PostgresServer, RedisServer, query
 
 LEASE_S = 4.0
+LEASE = {"markscheme_server.app.CLAIM_LEASE_S": LEASE_S}
 Pair = Callable[[], list[ServiceProcess]]
 """Two living processes on one database; one that a test has killed is replaced when they are asked for."""
 
@@ -57,9 +58,7 @@ def pair(
     """Without a Redis."""
     yield from pair_of(
         tmp_path_factory.mktemp("pair"),
-        model_judge(
-            shared_judge.url, database_url=database, claim_lease_s=LEASE_S, judge_concurrency=64
-        ),
+        model_judge(shared_judge.url, database_url=database, constants=LEASE, judge_concurrency=64),
     )
 
 
@@ -72,7 +71,7 @@ def pair_with_redis(
         model_judge(
             shared_judge.url,
             database_url=database,
-            claim_lease_s=LEASE_S,
+            constants=LEASE,
             judge_concurrency=64,
             redis_url=redis.url,
         ),

@@ -13,6 +13,8 @@ from fakes.load import Answer, Post, send_all, send_in_turns
 from fakes.processes import PATIENCE_S, eventually
 from fakes.stores import query
 
+LEASE = {"markscheme_server.app.CLAIM_LEASE_S": 2.0}
+
 
 @pytest.mark.parametrize(
     "kills", [1, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
@@ -22,7 +24,7 @@ def test_nothing_that_a_client_saw_is_lost(
 ) -> None:
     """Under load, killed at random moments. Every reward seen is given again by the database alone."""
     chance = random.Random(1)
-    settings = model_judge(judge.url, database_url=database, claim_lease_s=2)
+    settings = model_judge(judge.url, database_url=database, constants=LEASE)
     judge.latency_s = 0.05
     seen: dict[str, float] = {}
     rubric_id = ""
@@ -69,7 +71,7 @@ def test_a_death_costs_what_was_in_flight_and_no_more(
     start: Any, judge: FastJudge, database: str
 ) -> None:
     """Killed with a batch half judged, a step's group half judged, and an induction running under a key."""
-    settings = model_judge(judge.url, database_url=database, claim_lease_s=2, judge_concurrency=16)
+    settings = model_judge(judge.url, database_url=database, constants=LEASE, judge_concurrency=16)
     process = start(**settings)
     rubric_id = create_rubric(process.url)
     texts = [f"answer {i}" for i in range(12)]

@@ -27,7 +27,7 @@ MODES = {
 }
 """How the judge fails, and the reasons that may be given for it beside ``timeout``; an open breaker's is
 ``unavailable``."""
-OTHERS = {"steady": fast_judge.OK, "obeys": fast_judge.OBEYS, "obeys-canary": fast_judge.OBEYS}
+OTHERS = {"steady": fast_judge.OK, "obeys": fast_judge.OBEYS, "obeys-hardened": fast_judge.OBEYS}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def process(
             name: {
                 "base_url": judge.url,
                 "concurrency": 64,
-                "canary": name == "obeys-canary",
+                "hardening": name == "obeys-hardened",
             }
             for name, judge in judges.items()
         },
@@ -136,11 +136,11 @@ def test_an_answer_that_talks_a_judge_over_gains_for_itself_alone(
 def test_a_canary_catches_the_judge_that_was_talked_over(
     process: ServiceProcess, rubric_id: str, judges: dict[str, FastJudge]
 ) -> None:
-    judges["obeys-canary"].met = lambda criterion, answer: (
+    judges["obeys-hardened"].met = lambda criterion, answer: (
         "canary" not in criterion and "demand" in criterion
     )
     answer = send_all(
-        [score(process.url, rubric_id, ["a plain answer", FULL_MARKS], judge="obeys-canary")]
+        [score(process.url, rubric_id, ["a plain answer", FULL_MARKS], judge="obeys-hardened")]
     )[0]
     assert answer.rewards == [1.0, None]
     assert answer.reasons == {None, "canary_failed"}

@@ -10,9 +10,22 @@ from fakes.bodies import create_rubric, induce, model_judge, score
 from fakes.fast_judge import FastJudge, status
 from fakes.load import in_background, quantile, send_all, send_at_rate
 from fakes.processes import PATIENCE_S, eventually
+from markscheme_server.judge import endpoint, gateway
 
 Serve = Callable[..., str]
+SetBreaker = Callable[[float, float], None]
 OPENS_AFTER = 10
+
+
+@pytest.fixture
+def breaker(monkeypatch: pytest.MonkeyPatch) -> SetBreaker:
+    """Sets how long an open breaker waits for its probe, and how long a call waits for it."""
+
+    def change(probe_s: float, wait_s: float) -> None:
+        monkeypatch.setattr(endpoint, "BREAKER_PROBE_S", probe_s)
+        monkeypatch.setattr(gateway, "BREAKER_WAIT_S", wait_s)
+
+    return change
 
 
 def trip(url: str, rubric_id: str, judge: FastJudge) -> None:
@@ -39,9 +52,11 @@ def test_an_outage_is_not_amplified(
     answered_s: float,
     serve: Serve,
     judge: FastJudge,
+    breaker: SetBreaker,
 ) -> None:
     """So many calls as tell that it is out, then a probe at a time; refusals come at once."""
-    url = serve(**model_judge(judge.url, judge_breaker_probe_s=probe_s, judge_breaker_wait_s=0))
+    breaker(probe_s, 0)
+    url = serve(**model_judge(judge.url))
     rubric_id = create_rubric(url)
     judge.mode = status(500)
     answers = send_at_rate(
@@ -61,9 +76,12 @@ def test_an_outage_is_not_amplified(
 
 
 @pytest.mark.timed
-def test_calls_wait_for_the_judge_to_return(serve: Serve, judge: FastJudge) -> None:
+def test_calls_wait_for_the_judge_to_return(
+    serve: Serve, judge: FastJudge, breaker: SetBreaker
+) -> None:
     """An open breaker is waited through; the first success comes with the next probe."""
-    url = serve(**model_judge(judge.url, judge_breaker_probe_s=0.5, judge_breaker_wait_s=30))
+    breaker(0.5, 30)
+    url = serve(**model_judge(judge.url))
     rubric_id = create_rubric(url)
     trip(url, rubric_id, judge)
     judge.mode = status(500)
@@ -78,8 +96,9 @@ def test_calls_wait_for_the_judge_to_return(serve: Serve, judge: FastJudge) -> N
     assert max(a.sent + a.elapsed_s for a in answers) <= back + 20  # they would wait for 30 s
 
 
-def test_the_breaker_closes_again(serve: Serve, judge: FastJudge) -> None:
-    url = serve(**model_judge(judge.url, judge_breaker_probe_s=0.3, judge_breaker_wait_s=30))
+def test_the_breaker_closes_again(serve: Serve, judge: FastJudge, breaker: SetBreaker) -> None:
+    breaker(0.3, 30)
+    url = serve(**model_judge(judge.url))
     rubric_id = create_rubric(url)
     trip(url, rubric_id, judge)
     assert (
@@ -95,13 +114,10 @@ def test_the_breaker_closes_again(serve: Serve, judge: FastJudge) -> None:
 
 
 @pytest.mark.timed
-def test_one_probe_at_a_time(serve: Serve, judge: FastJudge) -> None:
+def test_one_probe_at_a_time(serve: Serve, judge: FastJudge, breaker: SetBreaker) -> None:
     """A probe that hangs keeps others waiting, not trying."""
-    url = serve(
-        **model_judge(
-            judge.url, judge_breaker_probe_s=0.3, judge_breaker_wait_s=30, judge_timeout_s=1.5
-        )
-    )
+    breaker(0.3, 30)
+    url = serve(**model_judge(judge.url, judge_timeout_s=1.5))
     rubric_id = create_rubric(url)
     trip(url, rubric_id, judge)
     judge.mode = fast_judge.HANG
@@ -117,9 +133,10 @@ def test_one_probe_at_a_time(serve: Serve, judge: FastJudge) -> None:
 
 @pytest.mark.parametrize("code", [429, 401])
 def test_what_is_no_fault_of_the_endpoint_opens_nothing(
-    code: int, serve: Serve, judge: FastJudge
+    code: int, serve: Serve, judge: FastJudge, breaker: SetBreaker
 ) -> None:
-    url = serve(**model_judge(judge.url, judge_breaker_probe_s=60, judge_breaker_wait_s=0))
+    breaker(60, 0)
+    url = serve(**model_judge(judge.url))
     rubric_id = create_rubric(url)
     judge.mode = status(code)
     failed = send_all([score(url, rubric_id, [f"answer {i}"]) for i in range(15)])
@@ -130,8 +147,9 @@ def test_what_is_no_fault_of_the_endpoint_opens_nothing(
     assert send_all([score(url, rubric_id, ["one more"])])[0].rewards == [1.0]
 
 
-def test_a_few_failures_are_no_outage(serve: Serve, judge: FastJudge) -> None:
-    url = serve(**model_judge(judge.url, judge_breaker_probe_s=60, judge_breaker_wait_s=0))
+def test_a_few_failures_are_no_outage(serve: Serve, judge: FastJudge, breaker: SetBreaker) -> None:
+    breaker(60, 0)
+    url = serve(**model_judge(judge.url))
     rubric_id = create_rubric(url)
     judge.mode = status(500)
     for i in range(3):
@@ -142,9 +160,12 @@ def test_a_few_failures_are_no_outage(serve: Serve, judge: FastJudge) -> None:
 
 
 @pytest.mark.timed
-def test_half_of_the_calls_failing_is_not_amplified(serve: Serve, judge: FastJudge) -> None:
+def test_half_of_the_calls_failing_is_not_amplified(
+    serve: Serve, judge: FastJudge, breaker: SetBreaker
+) -> None:
     """Beyond the first calls an outage is known, and retries are rationed: a fifth of the calls, or three."""
-    url = serve(**model_judge(judge.url, judge_breaker_probe_s=0.2, judge_breaker_wait_s=5))
+    breaker(0.2, 5)
+    url = serve(**model_judge(judge.url))
     rubric_id = create_rubric(url)
     judge.failing_share, judge.failure, judge.latency_s = 0.7, status(500), 0.01
     answers = send_at_rate(

@@ -10,6 +10,7 @@ from fakes.fast_judge import FastJudge
 from fakes.load import quantile, send_all, send_at_rate, send_in_turns
 
 Serve = Callable[..., str]
+QUEUE_LIMIT = "markscheme_server.app.QUEUE_LIMIT"
 
 
 @pytest.mark.timed
@@ -59,7 +60,9 @@ def test_four_times_too_much_is_turned_away(
     places, latency_s, waiting = 4, 0.8, 8
     capacity = places / latency_s
     judge.latency_s = latency_s
-    process = start(**model_judge(judge.url, judge_concurrency=places, queue_limit=waiting))
+    process = start(
+        **model_judge(judge.url, judge_concurrency=places, constants={QUEUE_LIMIT: waiting})
+    )
     rubric_id = create_rubric(process.url)
     full_s = (waiting + places) / capacity + latency_s
     memory = process.resident_bytes
@@ -98,10 +101,11 @@ def test_started_groups_are_finished_before_new_ones_begin(serve: Serve, judge: 
 
 
 def test_a_batch_larger_than_the_queue_is_not_refused_for_ever(
-    serve: Serve, judge: FastJudge
+    serve: Serve, judge: FastJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own size is no overload: an idle service takes it, or tells why it never will."""
-    url = serve(**model_judge(judge.url, judge_concurrency=4, queue_limit=8))
+    monkeypatch.setattr(QUEUE_LIMIT, 8)
+    url = serve(**model_judge(judge.url, judge_concurrency=4))
     rubric_id = create_rubric(url)
     answer = send_all([score(url, rubric_id, [f"answer {i}" for i in range(40)])])[0]
     assert (answer.status, answer.rewards) == (200, [1.0] * 40)

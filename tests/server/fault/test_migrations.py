@@ -138,7 +138,7 @@ def test_what_was_spent_before_money_was_exact_is_converted(url: str) -> None:
     async def look() -> None:
         store = Store(url)
         try:
-            _, total, _ = await store.usage.add_up("red", [], since=None, until=None)
+            _, total, _ = await store.usage.aggregate("red", [], since=None, until=None)
             assert (total.sums["cost_usd"], total.sums["unpriced_calls"]) == (0.300123457, 2)
             [budget] = await store.budgets.find("red")
             assert (budget.hard_usd, budget.soft_usd, budget.spent_usd) == (2.5, None, 0.3)

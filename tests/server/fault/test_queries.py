@@ -66,11 +66,13 @@ def served(
     logging_postgres: PostgresServer,
     judge: FastJudge,
     request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> tuple[str, str, Log]:
     """A service's URL, its database and the log of it."""
     name = re.sub(r"\W", "", request.node.name)[:40].lower()
     database = logging_postgres.create(name)
-    url = serve(**model_judge(judge.url), database_url=database, claim_lease_s=60)
+    monkeypatch.setattr("markscheme_server.app.CLAIM_LEASE_S", 60.0)  # no renewals in the log
+    url = serve(**model_judge(judge.url), database_url=database)
     return url, database, Log(logging_postgres.log, name)
 
 

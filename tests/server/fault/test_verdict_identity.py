@@ -48,7 +48,7 @@ def paid(serve: Serve, settings: dict[str, Any], judge: FastJudge) -> str:
         {"judge_revision": "r2"},
         {"judge_model": "another"},
         {"judge_verifier_temperature": 0.5},
-        {"judge_canary": True},
+        {"judge_hardening": True},
         {"judge_evidence": True},
         {"judge_max_response_tokens": 100},
     ],
@@ -135,8 +135,11 @@ def test_one_criterion_edited_is_asked_alone(paid: str, judge: FastJudge) -> Non
     ] * 2
 
 
-def test_by_exact_set_an_edit_asks_for_all(serve: Serve, judge: FastJudge) -> None:
-    url = serve(**model_judge(judge.url, verdict_reuse="exact_set"))
+def test_by_exact_set_an_edit_asks_for_all(
+    serve: Serve, judge: FastJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("markscheme_server.app.VERDICT_REUSE", "exact_set")
+    url = serve(**model_judge(judge.url))
     send_all([score(url, rubric(url, CRITERIA), TEXTS)])
     judge.forget()
     assert send_all([score(url, rubric(url, CRITERIA[::-1]), TEXTS)])[0].rewards == [1.0, 1.0]

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from markscheme_server.judge.breaker import TRUSTED_S, Breaker, State
+from markscheme_server.judge.breaker import TRUSTED_S, Breaker, BreakerState
 
 PROBE_S = 15.0
 
@@ -33,7 +33,7 @@ def test_a_question_is_due_at_half_of_ten() -> None:
 
 def test_it_opens_when_the_question_fails_too() -> None:
     breaker = opened()
-    assert (breaker.state, breaker.admits) == (State.OPEN, False)
+    assert (breaker.state, breaker.admits) == (BreakerState.OPEN, False)
     assert not breaker.begin_question(PROBE_S - 0.1)
 
 
@@ -42,13 +42,13 @@ def test_it_stays_closed_while_the_question_is_answered() -> None:
     assert breaker.begin_question(0.0)
     assert not breaker.begin_question(0.0)  # one at a time
     breaker.end_question(0.0, answered=True)
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED
     for _ in range(100):
         breaker.record(1.0, failed=True)
     assert not breaker.begin_question(TRUSTED_S - 0.1)  # however many calls fail
     assert breaker.begin_question(TRUSTED_S)
     breaker.end_question(TRUSTED_S, answered=False)
-    assert breaker.state is State.OPEN
+    assert breaker.state is BreakerState.OPEN
 
 
 def test_few_or_old_failures_ask_nothing() -> None:
@@ -80,9 +80,9 @@ def test_once_open_only_the_question_is_asked_and_three_answers_close() -> None:
         now = PROBE_S + i
         assert breaker.begin_question(now)
         assert not breaker.begin_question(now)
-        assert (breaker.state, breaker.admits) == (State.HALF_OPEN, False)
+        assert (breaker.state, breaker.admits) == (BreakerState.HALF_OPEN, False)
         breaker.end_question(now, answered=True)
-    assert breaker.state is State.CLOSED
+    assert breaker.state is BreakerState.CLOSED
     assert breaker.admits
 
 
@@ -90,7 +90,7 @@ def test_a_question_that_fails_opens_again_for_the_whole_time() -> None:
     breaker = opened()
     assert breaker.begin_question(PROBE_S)
     breaker.end_question(PROBE_S + 1, answered=False)
-    assert breaker.state is State.OPEN
+    assert breaker.state is BreakerState.OPEN
     assert breaker.not_before == 2 * PROBE_S + 1
 
 
@@ -105,7 +105,7 @@ def test_calls_that_end_after_it_opened_change_nothing() -> None:
     breaker = opened()
     for _ in range(20):
         breaker.record(1.0, failed=False)
-    assert breaker.state is State.OPEN
+    assert breaker.state is BreakerState.OPEN
 
 
 def test_retries_are_free_while_calls_succeed_and_a_fifth_when_many_fail() -> None:
@@ -117,9 +117,9 @@ def test_retries_are_free_while_calls_succeed_and_a_fifth_when_many_fail() -> No
     for breaker in (busy, quiet):
         for i in range(20):
             breaker.record(0.0, failed=i % 5 > 2)
-        assert breaker.state is State.CLOSED
+        assert breaker.state is BreakerState.CLOSED
     for _ in range(40):
-        busy.first_try(1.0)
+        busy.count_first_attempt(1.0)
     assert sum(busy.allows_retry(1.0) for _ in range(50)) == 8
     assert sum(quiet.allows_retry(1.0) for _ in range(50)) == 3
     assert busy.allows_retry(12.0)
@@ -136,10 +136,10 @@ async def test_who_waits_hears_of_each_turn() -> None:
 
 
 def test_each_new_state_is_told() -> None:
-    told: list[State] = []
+    told: list[BreakerState] = []
     breaker = opened()
     breaker.changed = told.append
     for i in range(3):
         assert breaker.begin_question(PROBE_S + i)
         breaker.end_question(PROBE_S + i, answered=True)
-    assert told == [State.HALF_OPEN, State.CLOSED]
+    assert told == [BreakerState.HALF_OPEN, BreakerState.CLOSED]

@@ -29,7 +29,7 @@ from markscheme_server.config import Settings
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge import gateway, retry
-from markscheme_server.judge.base import InductionTask, JudgeFailure, Response, VerifyTask
+from markscheme_server.judge.base import InductionTask, JudgeFailure, StudentResponse, VerifyTask
 from markscheme_server.judge.openai import OpenAIJudge
 
 CORPUS = Path(__file__).parent / "dialects"
@@ -86,7 +86,7 @@ VERIFY = VerifyTask(
     criteria=(Criterion("c1", "It names a colour.", 3), Criterion("c2", "It gives a reason.", 1)),
 )
 INDUCE = InductionTask(
-    PROMPT, ("It is blue since air scatters short waves.",), (Response("Blue."),)
+    PROMPT, ("It is blue since air scatters short waves.",), (StudentResponse("Blue."),)
 )
 
 

@@ -12,9 +12,10 @@ from markscheme_server.config import JudgeSettings
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.errors import Unavailable
 from markscheme_server.judge.base import JudgeFailure
-from markscheme_server.judge.breaker import Breaker, State
-from markscheme_server.judge.gateway import Endpoint, Gateway
-from markscheme_server.judge.queue import Queue
+from markscheme_server.judge.breaker import Breaker, BreakerState
+from markscheme_server.judge.endpoint import Endpoint
+from markscheme_server.judge.gateway import Gateway
+from markscheme_server.judge.queue import CallQueue
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.quotas import Quotas
 from markscheme_server.limits.sliding_window import SlidingWindows
@@ -23,7 +24,7 @@ Send = Callable[[Endpoint], Awaitable[object]]
 
 
 async def free() -> None:
-    """No money to see to."""
+    """Reserve nothing."""
 
 
 async def answers(_: Endpoint) -> str:
@@ -40,9 +41,8 @@ def gateway(
     queue_limit: int = 100,
     concurrency: int = 4,
     probe_s: float = 15.0,
-    wait_s: float = 0.0,
 ) -> Gateway:
-    settings = JudgeSettings(model="m", concurrency=concurrency, breaker_wait_s=wait_s)
+    settings = JudgeSettings(model="m", concurrency=concurrency)
     endpoint = Endpoint("judge.test", cast(Any, None), Breaker(probe_s))
     made = Gateway(
         "j",
@@ -50,23 +50,24 @@ def gateway(
         [endpoint],
         ConcurrencyLimiter("j", concurrency, owner="a"),
         Quotas("j", SlidingWindows(), rpm=None, tpm=None),
-        Queue(queue_limit),
+        CallQueue(queue_limit),
     )
-    made.canned = canned
+    made.ask_canned = canned
     return made
 
 
 async def ask(to: Gateway, send: Send, team: str = "a") -> object:
     context = CallContext(Deadline(asyncio.get_running_loop().time() + 5), team=team)
-    return await to.call(send, role="verifier", tokens=1, context=context, cover=free)
+    return await to.call(send, role="verifier", tokens=1, context=context, reserve_budget=free)
 
 
 @pytest.fixture(autouse=True)
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("markscheme_server.judge.gateway.backoff_s", lambda attempt: 0.0)
+    monkeypatch.setattr("markscheme_server.judge.gateway.BREAKER_WAIT_S", 0.0)
 
 
-async def test_poison_of_one_team_opens_nothing() -> None:
+async def test_one_teams_poisonous_material_does_not_open_the_breaker() -> None:
     asked = 0
 
     async def canned(_: Endpoint) -> str:
@@ -79,7 +80,7 @@ async def test_poison_of_one_team_opens_nothing() -> None:
         with pytest.raises(JudgeFailure):
             await ask(judge, breaks, "poisonous")
         assert await ask(judge, answers, "other") == "yes"
-    assert judge.endpoints[0].breaker.state is State.CLOSED
+    assert judge.endpoints[0].breaker.state is BreakerState.CLOSED
     assert 1 <= asked <= 2  # an answer is believed for a while
 
 
@@ -100,11 +101,14 @@ async def test_an_outage_opens_the_breaker_with_one_question_and_sends_nothing_m
     for _ in range(40):
         with pytest.raises(JudgeFailure):
             await ask(judge, out)
-    assert judge.endpoints[0].breaker.state is State.OPEN
+    assert judge.endpoints[0].breaker.state is BreakerState.OPEN
     assert (canned, 10 <= sent <= 15) == (1, True)
 
 
-async def test_an_open_breaker_is_probed_with_the_question_and_no_call() -> None:
+async def test_an_open_breaker_is_probed_with_the_question_and_no_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("markscheme_server.judge.gateway.BREAKER_WAIT_S", 5.0)
     back, sent = False, []
 
     async def question(endpoint: Endpoint) -> object:
@@ -114,7 +118,7 @@ async def test_an_open_breaker_is_probed_with_the_question_and_no_call() -> None
         sent.append(back)
         return await question(endpoint)
 
-    judge = gateway(canned=question, probe_s=0.02, wait_s=5)
+    judge = gateway(canned=question, probe_s=0.02)
     now, breaker = asyncio.get_running_loop().time(), judge.endpoints[0].breaker
     for _ in range(10):
         breaker.record(now, failed=True)
@@ -128,22 +132,25 @@ async def test_an_open_breaker_is_probed_with_the_question_and_no_call() -> None
     assert sent == [True] * 8
 
 
-async def test_a_team_that_fills_the_queue_leaves_others_their_part() -> None:
+async def test_a_team_that_fills_the_queue_leaves_others_their_even_share() -> None:
     judge = gateway(queue_limit=100)
     held = [judge.reserve(50, "many"), judge.reserve(50, "many")]
     with pytest.raises(Unavailable):
         judge.reserve(1, "many")
     held += [judge.reserve(25, "other"), judge.reserve(25, "other")]
     with pytest.raises(Unavailable):
-        judge.reserve(1, "other")  # half of the queue is its part
+        judge.reserve(1, "other")  # its even share is half of the queue
     with pytest.raises(Unavailable):
         judge.reserve(1, "many")
     for one in held:
         one.release()
-    held = [judge.reserve(60, "other"), judge.reserve(40, "other")]  # alone it may fill it
+    held = [
+        judge.reserve(60, "other"),
+        judge.reserve(40, "other"),
+    ]  # a lone team may fill it
 
 
-async def test_a_team_with_nothing_in_the_queue_is_let_in_whatever_it_asks_for() -> None:
+async def test_a_team_without_reserved_calls_is_always_admitted() -> None:
     judge = gateway(queue_limit=10)
     held = [judge.reserve(500, "many"), judge.reserve(400, "other")]
     for team in ("many", "other"):
@@ -151,6 +158,16 @@ async def test_a_team_with_nothing_in_the_queue_is_let_in_whatever_it_asks_for()
             judge.reserve(1, team)
     held[1].release()
     held.append(judge.reserve(400, "other"))
+
+
+async def test_a_reservation_ends_with_the_task_that_made_it() -> None:
+    judge = gateway(queue_limit=10)
+
+    async def request() -> None:
+        judge.reserve(10, "many")  # the response is dropped before it has begun
+
+    await asyncio.create_task(request())
+    judge.reserve(10, "many")
 
 
 async def test_one_call_behind_another_teams_many_waits_for_one_of_them() -> None:

@@ -1,6 +1,5 @@
 """What a rollout says stays inside its fence and changes nothing else of the message, whatever it says."""
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fakes.judge import ScriptedJudge, answered_texts
+from fakes.judge import ScriptedJudge, answered_texts, verdicts
 from markscheme import Client
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge import prompts
-from markscheme_server.judge.base import InductionTask, Response, VerifyTask
+from markscheme_server.judge.base import InductionTask, StudentResponse, VerifyTask
 from markscheme_server.judge.replies import ReplyError, read_criteria
 from server.judge.injections import INJECTIONS
 
@@ -63,7 +62,9 @@ def verifier(*answers: str) -> str:
 
 
 def rubricator(teacher: str, student: str) -> str:
-    task = InductionTask(({"role": "user", "content": PROMPT},), (teacher,), (Response(student),))
+    task = InductionTask(
+        ({"role": "user", "content": PROMPT},), (teacher,), (StudentResponse(student),)
+    )
     return prompts.rubricator_prompt(task, MARKS, max_tokens=MAX_TOKENS)
 
 
@@ -80,7 +81,7 @@ def holds(message: str, plain: str, *texts: str) -> None:
     """The message is that about plain answers but for what stands inside the fences."""
     assert skeleton(message) == skeleton(plain)
     shown = [body for _, body in blocks(message)][-len(texts) :]
-    assert shown == [prompts.shown(text, MAX_TOKENS) for text in texts]
+    assert shown == [prompts.shown_text(text, MAX_TOKENS) for text in texts]
     for body in shown:
         assert FENCE.search(body) is None
         assert not re.search(
@@ -122,7 +123,7 @@ def test_what_hides_between_latin_letters_is_always_made_visible(examples: int) 
     @settings(max_examples=examples, deadline=None, database=None)
     @given(st.text(st.sampled_from("abcXYZ ,.\n" + HIDING), min_size=1, max_size=60))
     def check(text: str) -> None:
-        shown = prompts.shown(text, MAX_TOKENS)
+        shown = prompts.shown_text(text, MAX_TOKENS)
         assert not set(shown) & set(HIDING)
         assert len(shown) == len(text), "each hidden character is seen as one"
 
@@ -144,20 +145,17 @@ def score(client: Client, texts: tuple[str, ...]) -> list[Any]:
     return list(batch.groups[0].rollouts)
 
 
-@pytest.mark.parametrize("nonce", [False, True])
+@pytest.mark.parametrize("hardening", [False, True])
 def test_an_injection_earns_what_the_judge_says_and_no_more(
-    nonce: bool, serve: Callable[..., str], model_settings: dict[str, Any], judge: ScriptedJudge
+    hardening: bool, serve: Callable[..., str], model_settings: dict[str, Any], judge: ScriptedJudge
 ) -> None:
     """A judge that is not talked over says no to each; what the rollouts say is not taken for its reply."""
 
     def strict(request: dict[str, Any], _number: int) -> str:
-        said = re.findall(r"^nonce: (\S+)$", request["messages"][-1]["content"], re.MULTILINE)
-        return json.dumps(
-            ({"nonce": said[-1]} if nonce else {}) | {"verdicts": [{"id": "c1", "met": False}]}
-        )
+        return verdicts(request, lambda criterion, answer: False)
 
     judge.script = strict
-    with Client(serve(**model_settings | PATIENT, judge_nonce=nonce)) as client:
+    with Client(serve(**model_settings | PATIENT, judge_hardening=hardening)) as client:
         assert {(r.reward, r.reason) for r in score(client, INJECTIONS)} == {(0.0, None)}
 
 
@@ -166,7 +164,7 @@ def test_a_judge_that_repeats_a_rollout_scores_nothing(
 ) -> None:
     """Not one of the replies that rollouts bring along holds the nonce of its call."""
     judge.script = lambda request, number: answered_texts(request)[0][1]
-    with Client(serve(**model_settings | PATIENT, judge_nonce=True)) as client:
+    with Client(serve(**model_settings | PATIENT, judge_hardening=True)) as client:
         rollouts = score(client, INJECTIONS)
     assert {r.reward for r in rollouts} == {None}
     assert {r.reason for r in rollouts} <= {

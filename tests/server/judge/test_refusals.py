@@ -2,14 +2,13 @@
 
 import pytest
 
-from markscheme_server.judge.refusals import (
-    REASONS,
-    WORDS_SHOWN,
-    Kind,
+from markscheme_server.judge.refusal_parsing import (
+    MAX_WORDS,
     of_completion,
     of_response,
     without_echo,
 )
+from markscheme_server.judge.refusals import REASONS, RefusalKind
 
 ROLLOUT = (
     "My answer mentions response_format, json_schema and a grammar, and the context length too."
@@ -17,7 +16,7 @@ ROLLOUT = (
 
 
 def test_every_kind_has_a_reason() -> None:
-    assert set(REASONS) == set(Kind)
+    assert set(REASONS) == set(RefusalKind)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +39,11 @@ def test_every_kind_has_a_reason() -> None:
 )
 def test_the_longest_reply_that_is_taken_is_read(message: str, most: int) -> None:
     refusal = of_response(400, {"error": {"message": message}}, ["max_tokens", "temperature"])
-    assert (refusal.kind, refusal.parameter, refusal.most) == (Kind.PARAMETER, "max_tokens", most)
+    assert (refusal.kind, refusal.parameter, refusal.limit) == (
+        RefusalKind.PARAMETER,
+        "max_tokens",
+        most,
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,20 +67,20 @@ def test_the_longest_reply_that_is_taken_is_read(message: str, most: int) -> Non
 )
 def test_what_the_context_leaves_for_a_reply_is_read(message: str, room: int) -> None:
     refusal = of_response(400, {"message": message, "code": 400}, ["max_tokens"])
-    assert (refusal.kind, refusal.room) == (Kind.TOO_LARGE, room)
+    assert (refusal.kind, refusal.reply_tokens) == (RefusalKind.TOO_LARGE, room)
 
 
 def test_words_that_repeat_the_rollout_decide_nothing_and_are_not_shown() -> None:
     body = {"error": {"message": f"Input rejected: {ROLLOUT}"}}
     refusal = of_response(400, body, ["temperature"], f"Task\n{ROLLOUT}\n")
-    assert refusal.kind is Kind.UNEXPLAINED
+    assert refusal.kind is RefusalKind.UNEXPLAINED
     assert "json_schema" not in refusal.words
     assert refusal.words.startswith("Input")
 
 
 def test_words_are_one_bounded_line() -> None:
     refusal = of_response(500, {"error": {"message": "a\nb\x00c " + "x" * 9000}})
-    assert len(refusal.words) <= WORDS_SHOWN
+    assert len(refusal.words) <= MAX_WORDS
     assert refusal.words.startswith("a b c x")
 
 
@@ -105,8 +108,8 @@ def test_an_echo_is_taken_out_wherever_it_stands() -> None:
     ],
 )
 def test_any_body_is_read(body: object) -> None:
-    assert of_response(503, body).kind is Kind.UNAVAILABLE
-    assert isinstance(of_response(400, body).kind, Kind)
+    assert of_response(503, body).kind is RefusalKind.UNAVAILABLE
+    assert isinstance(of_response(400, body).kind, RefusalKind)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,15 @@ import httpx2
 import openai
 import pytest
 
-from markscheme_server.judge.refusals import Refused, of_response
+from markscheme_server.judge.refusal_parsing import of_response
+from markscheme_server.judge.refusals import Refused
 from markscheme_server.judge.retry import (
-    BACKOFF_MOST_S,
-    Kind,
+    MAX_BACKOFF_S,
+    RetryKind,
     backoff_s,
     classify,
+    is_timeout,
     retry_after_s,
-    took_too_long,
 )
 
 REQUEST = httpx2.Request("POST", "http://judge/v1")
@@ -30,31 +31,31 @@ def status(
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (status(500), Kind.TRANSIENT),
-        (status(502), Kind.TRANSIENT),
-        (status(503), Kind.TRANSIENT),
-        (status(529), Kind.TRANSIENT),
-        (status(408), Kind.TRANSIENT),
-        (status(409), Kind.TRANSIENT),
-        (status(429), Kind.RATE_LIMIT),
-        (status(429, error_code="insufficient_quota"), Kind.NEVER),
-        (status(400), Kind.NEVER),
-        (status(401), Kind.NEVER),
-        (status(403), Kind.NEVER),
-        (status(404), Kind.NEVER),
-        (status(413), Kind.NEVER),
-        (status(422), Kind.NEVER),
-        (status(500, {"x-should-retry": "false"}), Kind.NEVER),
-        (status(400, {"x-should-retry": "true"}), Kind.TRANSIENT),
-        (status(429, {"x-should-retry": "true"}), Kind.RATE_LIMIT),
-        (status(400, {"x-should-retry": "maybe"}), Kind.NEVER),
-        (openai.APIConnectionError(request=REQUEST), Kind.TRANSIENT),
-        (openai.APITimeoutError(request=REQUEST), Kind.TRANSIENT),
-        (TimeoutError(), Kind.TRANSIENT),
-        (ValueError("a bug of ours"), Kind.NEVER),
+        (status(500), RetryKind.TRANSIENT),
+        (status(502), RetryKind.TRANSIENT),
+        (status(503), RetryKind.TRANSIENT),
+        (status(529), RetryKind.TRANSIENT),
+        (status(408), RetryKind.TRANSIENT),
+        (status(409), RetryKind.TRANSIENT),
+        (status(429), RetryKind.RATE_LIMIT),
+        (status(429, error_code="insufficient_quota"), RetryKind.NEVER),
+        (status(400), RetryKind.NEVER),
+        (status(401), RetryKind.NEVER),
+        (status(403), RetryKind.NEVER),
+        (status(404), RetryKind.NEVER),
+        (status(413), RetryKind.NEVER),
+        (status(422), RetryKind.NEVER),
+        (status(500, {"x-should-retry": "false"}), RetryKind.NEVER),
+        (status(400, {"x-should-retry": "true"}), RetryKind.TRANSIENT),
+        (status(429, {"x-should-retry": "true"}), RetryKind.RATE_LIMIT),
+        (status(400, {"x-should-retry": "maybe"}), RetryKind.NEVER),
+        (openai.APIConnectionError(request=REQUEST), RetryKind.TRANSIENT),
+        (openai.APITimeoutError(request=REQUEST), RetryKind.TRANSIENT),
+        (TimeoutError(), RetryKind.TRANSIENT),
+        (ValueError("a bug of ours"), RetryKind.NEVER),
     ],
 )
-def test_classification(error: Exception, kind: Kind) -> None:
+def test_classification(error: Exception, kind: RetryKind) -> None:
     assert classify(error) is kind
 
 
@@ -89,7 +90,7 @@ def test_backoff_is_jittered_within_its_bound() -> None:
     waits = [[backoff_s(attempt) for _ in range(200)] for attempt in (0, 1, 9)]
     assert all(
         0 <= w <= most
-        for row, most in zip(waits, (0.25, 0.5, BACKOFF_MOST_S), strict=True)
+        for row, most in zip(waits, (0.25, 0.5, MAX_BACKOFF_S), strict=True)
         for w in row
     )
     assert max(waits[2]) > 1.0
@@ -99,6 +100,6 @@ def test_backoff_is_jittered_within_its_bound() -> None:
 def test_a_dropped_connection_is_not_a_time_out() -> None:
     dropped = openai.APITimeoutError(request=REQUEST)
     dropped.__cause__ = httpx2.ConnectTimeout("the transport's word for it")
-    assert not took_too_long(dropped)
-    assert took_too_long(openai.APITimeoutError(request=REQUEST))
-    assert took_too_long(TimeoutError())
+    assert not is_timeout(dropped)
+    assert is_timeout(openai.APITimeoutError(request=REQUEST))
+    assert is_timeout(TimeoutError())

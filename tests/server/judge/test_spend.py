@@ -8,11 +8,10 @@ import openai
 import pytest
 
 from markscheme_server.config import JudgeSettings
-from markscheme_server.domain.call_context import Deadline
-from markscheme_server.domain.spend_guard import SpendGuard
+from markscheme_server.domain.call_context import Deadline, SpendGuard
 from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.judge.refusals import Kind, Refusal
-from markscheme_server.judge.spend import Request, Spending
+from markscheme_server.judge.refusals import Refusal, RefusalKind
+from markscheme_server.judge.spend import RequestCost, Spending
 
 PRICED = JudgeSettings(model="m", price_input=2.0, price_output=8.0)
 UNPRICED = JudgeSettings(model="m")
@@ -22,7 +21,7 @@ UNKNOWN = JudgeUsage(1, unpriced_calls=1, unknown=MOST)
 FREE = JudgeUsage(1)
 
 
-def sent(settings: JudgeSettings = PRICED) -> tuple[SpendGuard, Request]:
+def sent(settings: JudgeSettings = PRICED) -> tuple[SpendGuard, RequestCost]:
     budget = SpendGuard()
     return budget, Spending(settings, "judge", "verifier", budget, Deadline(0.0)).begin(
         BYTES, LONGEST
@@ -35,7 +34,7 @@ def answer(usage: Any, text: str = "said") -> dict[str, Any]:
 
 def booked(usage: Any, **more: Any) -> JudgeUsage:
     budget, request = sent()
-    request.answered(answer(usage, **more))
+    request.on_answer(answer(usage, **more))
     return budget.usage
 
 
@@ -114,26 +113,28 @@ def test_cached_tokens_cost_their_own_price_and_never_more_than_the_most() -> No
     settings = JudgeSettings(model="m", price_input=1.0, price_output=1.0, price_cached=3.0)
     budget, request = sent(settings)
     most = budget.usage.settled
-    request.answered(answer(stated(BYTES, LONGEST, prompt_tokens_details={"cached_tokens": BYTES})))
+    request.on_answer(
+        answer(stated(BYTES, LONGEST, prompt_tokens_details={"cached_tokens": BYTES}))
+    )
     assert budget.usage.cost == most == BYTES * 3000 + LONGEST * 1000
 
 
 @pytest.mark.parametrize(
     ("refusal", "body", "expected"),
     [
-        (Refusal(Kind.RATE_LIMITED, 429), {"error": {}}, FREE),
-        (Refusal(Kind.UNAVAILABLE, 500), "oops", FREE),
-        (Refusal(Kind.UNAVAILABLE, 504), "timed out", UNKNOWN),
-        (Refusal(Kind.GENERATION, 400), {"error": {"failed_generation": "{"}}, UNKNOWN),
-        (Refusal(Kind.REFUSED, 200), answer(None), UNKNOWN),
-        (Refusal(Kind.REFUSED, 200), answer(stated(10, 5)), JudgeUsage(1, 10, 5, 0, 60_000)),
+        (Refusal(RefusalKind.RATE_LIMITED, 429), {"error": {}}, FREE),
+        (Refusal(RefusalKind.UNAVAILABLE, 500), "oops", FREE),
+        (Refusal(RefusalKind.UNAVAILABLE, 504), "timed out", UNKNOWN),
+        (Refusal(RefusalKind.GENERATION, 400), {"error": {"failed_generation": "{"}}, UNKNOWN),
+        (Refusal(RefusalKind.REFUSED, 200), answer(None), UNKNOWN),
+        (Refusal(RefusalKind.REFUSED, 200), answer(stated(10, 5)), JudgeUsage(1, 10, 5, 0, 60_000)),
     ],
 )
 def test_a_refusal_is_free_unless_the_model_had_begun(
     refusal: Refusal, body: Any, expected: JudgeUsage
 ) -> None:
     budget, request = sent()
-    request.refused(refusal, body)
+    request.on_refusal(refusal, body)
     assert (budget.usage.calls, budget.usage.cost, budget.usage.settled) == (
         1,
         expected.cost,
@@ -153,19 +154,19 @@ def test_what_could_not_be_sent_is_free(cause: Exception | None, expected: Judge
     budget, request = sent()
     error = openai.APIConnectionError(request=httpx2.Request("POST", "http://x"))
     error.__cause__ = cause
-    request.disconnected(error)
+    request.on_disconnect(error)
     assert budget.usage == expected
 
 
 def test_requests_of_one_question_add_up() -> None:
     budget = SpendGuard()
     spending = Spending(PRICED, "judge", "verifier", budget, Deadline(0.0))
-    spending.begin(BYTES, LONGEST).answered(answer(stated(10, 5)))
+    spending.begin(BYTES, LONGEST).on_answer(answer(stated(10, 5)))
     spending.begin(BYTES, LONGEST)
     assert budget.usage == JudgeUsage(2, 10, 5, 0, 60_000, 1, MOST)
 
 
 def test_without_prices_tokens_are_counted_and_no_call_is_priced() -> None:
     budget, request = sent(UNPRICED)
-    request.answered(answer(stated(10, 5)))
+    request.on_answer(answer(stated(10, 5)))
     assert budget.usage == JudgeUsage(1, 10, 5, unpriced_calls=1)

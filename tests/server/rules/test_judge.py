@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server.domain.call_context import Allowance, CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.judge.base import InductionTask, JudgeFailure, Response, VerifyTask
+from markscheme_server.judge.base import InductionTask, JudgeFailure, StudentResponse, VerifyTask
 from markscheme_server.rules.judge import BuiltinJudge
 from markscheme_server.rules.pool import CheckPool
 
@@ -20,7 +20,9 @@ PROMPT = ({"role": "user", "content": "Describe a harbour. Use no commas. Use at
 
 async def induced() -> tuple[Criterion, ...]:
     task = InductionTask(
-        PROMPT, ("The harbour is quiet and the boats are asleep.",), (Response("Boats, nets."),)
+        PROMPT,
+        ("The harbour is quiet and the boats are asleep.",),
+        (StudentResponse("Boats, nets."),),
     )
     return (await BuiltinJudge().induce(task)).criteria
 
@@ -103,9 +105,9 @@ async def test_all_groups_of_a_request_spend_its_computing_time() -> None:
 
 async def test_a_team_never_holds_the_last_thread() -> None:
     pool, end = CheckPool(2), threading.Event()
-    busy = [asyncio.ensure_future(pool.run(end.wait, team="busy", turn=0)) for _ in range(5)]
+    busy = [asyncio.ensure_future(pool.run(end.wait, team="busy", priority=0)) for _ in range(5)]
     await asyncio.sleep(0)
-    assert await asyncio.wait_for(pool.run(lambda: "done", team="other", turn=1), 30) == "done"
+    assert await asyncio.wait_for(pool.run(lambda: "done", team="other", priority=1), 30) == "done"
     end.set()
     await asyncio.gather(*busy)
     pool.close()
@@ -118,10 +120,10 @@ async def test_who_leaves_holds_a_thread_until_it_is_done() -> None:
         begun.set()
         end.wait()
 
-    leaving = asyncio.ensure_future(pool.run(hold, team="a", turn=0))
+    leaving = asyncio.ensure_future(pool.run(hold, team="a", priority=0))
     await asyncio.to_thread(begun.wait, 30)
     leaving.cancel()
-    waiting = asyncio.ensure_future(pool.run(lambda: "next", team="a", turn=1))
+    waiting = asyncio.ensure_future(pool.run(lambda: "next", team="a", priority=1))
     await asyncio.wait([waiting], timeout=0.05)
     assert not waiting.done()
     end.set()

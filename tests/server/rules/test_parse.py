@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from markscheme import checks as wire
-from markscheme_server.rules.parse import read_constraints
+from markscheme_server.rules.parse import parse_constraints
 
 Check = dict[str, Any]
 PARAPHRASES = Path(__file__).parents[3] / "benchmarks" / "data" / "paraphrases.jsonl"
 
 
 def read(prompt: str) -> list[Check]:
-    return [dict(candidate.check) for candidate in read_constraints(prompt)]
+    return [dict(candidate.check) for candidate in parse_constraints(prompt)]
 
 
 def paraphrases() -> list[Any]:
@@ -101,13 +101,13 @@ def test_traps(prompt: str, expected: list[Check]) -> None:
 
 
 def test_a_rough_length_is_inferred_not_firm() -> None:
-    low, high = read_constraints("Write a 200 word essay about tea.")
+    low, high = parse_constraints("Write a 200 word essay about tea.")
     assert (low.check["value"], high.check["value"], low.firm) == (160, 240, False)
 
 
 def test_the_source_is_the_prompts_own_words() -> None:
     prompt = "Tell me about tea. Please don’t use any commas! Then say “leaf” at least twice."
-    candidates = read_constraints(prompt)
+    candidates = parse_constraints(prompt)
     assert [c.source for c in candidates] == [
         "Please don’t use any commas!",
         "Then say “leaf” at least twice.",
@@ -124,7 +124,7 @@ def test_a_repeated_request_is_told_from_the_talk_about_it() -> None:
 
 def test_statements_name_no_teacher_and_are_sentences() -> None:
     for row in paraphrases():
-        for candidate in read_constraints(row.values[0]):
+        for candidate in parse_constraints(row.values[0]):
             assert "teacher" not in candidate.text.lower()
             assert candidate.text.startswith(("The ", "All ", "“"))
 
@@ -167,7 +167,7 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join) | st.text(max_size=80))
 @settings(max_examples=200, deadline=None)
 def test_whatever_is_read_is_a_valid_check_with_an_exact_source(prompt: str) -> None:
-    for candidate in read_constraints(prompt):
+    for candidate in parse_constraints(prompt):
         TypeAdapter(wire.Check).validate_python(dict(candidate.check))
         assert candidate.source in prompt
 
@@ -191,5 +191,5 @@ def test_whatever_is_read_is_a_valid_check_with_an_exact_source(prompt: str) -> 
 )
 def test_a_hostile_prompt_costs_little(piece: str) -> None:
     started = time.process_time()
-    read_constraints(piece * 20_000)
+    parse_constraints(piece * 20_000)
     assert time.process_time() - started < 2

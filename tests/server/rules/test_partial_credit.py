@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from markscheme import checks as wire
 from markscheme_server.rules.checks import run_check, validate_check
-from markscheme_server.rules.partial_credit import rungs
+from markscheme_server.rules.partial_credit import easier_checks
 
 Check = dict[str, Any]
 EXAMPLES: list[tuple[Check, str]] = [
@@ -45,7 +45,7 @@ EXAMPLES: list[tuple[Check, str]] = [
 @pytest.mark.parametrize(("check", "text"), EXAMPLES)
 def test_who_meets_the_check_meets_its_rungs(check: Check, text: str) -> None:
     assert run_check(check, text).met
-    steps = rungs(check)
+    steps = easier_checks(check)
     assert 1 <= len(steps) <= 2
     assert all(run_check(step.check, text).met for step in steps)
 
@@ -62,12 +62,12 @@ def test_who_meets_the_check_meets_its_rungs(check: Check, text: str) -> None:
 def test_rungs_are_implied_on_any_text(text: str) -> None:
     for check, _ in EXAMPLES:
         if check["kind"] != "json_valid" and run_check(check, text).met:
-            assert all(run_check(step.check, text).met for step in rungs(check)), check
+            assert all(run_check(step.check, text).met for step in easier_checks(check)), check
 
 
 def test_rungs_are_valid_checks_with_statements() -> None:
     for check, _ in EXAMPLES:
-        for step in rungs(check):
+        for step in easier_checks(check):
             TypeAdapter(wire.Check).validate_python(dict(step.check))
             validate_check(step.check)
             assert step.text.endswith(".")
@@ -76,7 +76,7 @@ def test_rungs_are_valid_checks_with_statements() -> None:
 def test_commas_give_a_slope_that_brevity_alone_does_not_climb() -> None:
     commas = [
         {"kind": "count", "of": "commas", "max": 0},
-        *(s.check for s in rungs({"kind": "count", "of": "commas", "max": 0})),
+        *(s.check for s in easier_checks({"kind": "count", "of": "commas", "max": 0})),
     ]
 
     def met(text: str) -> int:
@@ -86,8 +86,11 @@ def test_commas_give_a_slope_that_brevity_alone_does_not_climb() -> None:
 
 
 def test_no_slope_where_there_is_none() -> None:
-    assert rungs({"kind": "postscript", "marker": "P.S."}) == []
-    assert rungs({"kind": "excludes", "texts": ["sea"]}) == []
+    assert easier_checks({"kind": "postscript", "marker": "P.S."}) == []
+    assert easier_checks({"kind": "excludes", "texts": ["sea"]}) == []
     assert (
-        rungs({"kind": "one_of", "options": ["a b " * 300 + "x", "a b " * 300 + "y" * 1200]}) == []
+        easier_checks(
+            {"kind": "one_of", "options": ["a b " * 300 + "x", "a b " * 300 + "y" * 1200]}
+        )
+        == []
     )

@@ -7,14 +7,14 @@ import pytest
 import re2
 
 from markscheme_server.rules.checks import run_check, validate_check
-from markscheme_server.rules.patterns import OLD_PATTERN_BYTES, PATTERN_BYTES, Patterns
+from markscheme_server.rules.patterns import LARGE_PATTERN_BYTES, PATTERN_BYTES, PatternCache
 
 LARGE = r"(?:[\pL\pN]{1,9}[^\pZ]?){20}c"
 """Its program alone takes more than a megabyte."""
 
 
 def test_the_patterns_used_last_are_kept_as_far_as_there_is_room() -> None:
-    patterns = Patterns(kept_bytes=3 * PATTERN_BYTES)
+    patterns = PatternCache(max_bytes=3 * PATTERN_BYTES)
     first, *others = (patterns.find(text, False) for text in "abc")
     assert patterns.find("a", False) is first
     patterns.find("d", False)  # b makes room
@@ -24,7 +24,7 @@ def test_the_patterns_used_last_are_kept_as_far_as_there_is_room() -> None:
 
 
 def test_case_is_part_of_what_is_kept() -> None:
-    patterns = Patterns()
+    patterns = PatternCache()
     assert patterns.find("a", True).search("A")
     assert not patterns.find("a", False).search("A")
 
@@ -33,11 +33,11 @@ def test_a_large_pattern_is_refused_and_one_of_an_old_rubric_is_still_decided() 
     with pytest.raises(ValueError, match="too large"):
         validate_check({"kind": "regex", "pattern": LARGE})
     assert run_check({"kind": "regex", "pattern": LARGE}, "x" * 30 + "c").met
-    patterns = Patterns(kept_bytes=OLD_PATTERN_BYTES)
+    patterns = PatternCache(max_bytes=LARGE_PATTERN_BYTES)
     patterns.find("a", False)
     patterns.find(LARGE, False)
     with pytest.raises(re2.error):
-        patterns.find(LARGE, False, old=False)
+        patterns.find(LARGE, False, allow_large=False)
 
 
 def test_a_thousand_hostile_patterns_cost_less_than_100_mb() -> None:

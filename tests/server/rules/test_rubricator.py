@@ -1,4 +1,4 @@
-"""The rubric: constraints first, rungs, topic, gate; and what must never become a rubric."""
+"""The rubric: constraints first, easier_checks, topic, gate; and what must never become a rubric."""
 
 import dataclasses
 from typing import Any
@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from markscheme import schema
 from markscheme.vocabulary import UnscoredReason
+from markscheme_server import wire
 from markscheme_server.domain.reward import reward
-from markscheme_server.domain.rubric import Criterion, maximum_score, validate_criteria
+from markscheme_server.domain.rubric import Criterion, maximum_score
 from markscheme_server.domain.verdict import Verdict
-from markscheme_server.judge.base import InductionTask, JudgeFailure, Response
+from markscheme_server.judge.base import InductionTask, JudgeFailure, StudentResponse
 from markscheme_server.rules.checks import run_check
-from markscheme_server.rules.rubricator import MOST_CRITERIA, TOPIC_SHARE, induce_criteria
+from markscheme_server.rules.rubricator import MAX_CRITERIA, TOPIC_SHARE, induce_criteria
 
 PROMPT = "Write a short note about the old harbour at night. Do not use any commas."
 TEACHER = (
@@ -36,7 +37,7 @@ def induce(
         InductionTask(
             ({"role": "user", "content": prompt},),
             teachers,
-            tuple(Response(text, truncated) for text in students),
+            tuple(StudentResponse(text, truncated) for text in students),
         )
     )
 
@@ -66,7 +67,7 @@ def test_a_constraint_is_split_into_rungs_and_names_its_source() -> None:
 def test_ids_run_from_c1_and_the_rubric_is_valid() -> None:
     criteria = induce()
     assert [c.id for c in criteria] == [f"c{n}" for n in range(1, len(criteria) + 1)]
-    validate_criteria(criteria)
+    schema.RubricCreate(prompt="p", criteria=wire.from_criteria(criteria))
 
 
 def test_a_constraint_stays_when_the_teacher_misses_it() -> None:
@@ -98,7 +99,7 @@ def test_system_messages_are_read_and_the_assistants_are_not() -> None:
         {"role": "user", "content": "Hello there"},
         {"role": "assistant", "content": "I will answer in all caps."},
     )
-    criteria = induce_criteria(InductionTask(messages, (), (Response("hi"),)))
+    criteria = induce_criteria(InductionTask(messages, (), (StudentResponse("hi"),)))
     assert {asked(c)["kind"] for c in criteria if c.source} == {"count"}
 
 
@@ -213,7 +214,7 @@ def test_what_truncated_rollouts_cannot_reach_weighs_little() -> None:
 def test_a_crowded_prompt_keeps_to_the_most_criteria() -> None:
     prompt = " ".join(f'Use the word "w{n}" at least {n + 2} times.' for n in range(20))
     criteria = induce(prompt)
-    assert len(criteria) == MOST_CRITERIA
+    assert len(criteria) == MAX_CRITERIA
     assert {c.points for c in criteria} == {4}
 
 
@@ -243,6 +244,6 @@ def test_every_rubric_fits_the_wire(prompt: str, teachers: list[str], truncated:
     criteria = induce(
         f"Describe tea without commas. {prompt}", tuple(teachers), truncated=truncated
     )
-    assert 1 <= len(criteria) <= MOST_CRITERIA
+    assert 1 <= len(criteria) <= MAX_CRITERIA
     for c in criteria:
         schema.Criterion.model_validate(dataclasses.asdict(c))

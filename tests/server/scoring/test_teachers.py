@@ -249,7 +249,7 @@ def test_the_teacher_of_the_environment_judges_nothing() -> None:
     key = settings.key_of("teacher")
     assert key is not None
     assert key.get_secret_value() == "k"
-    assert "k" not in json.dumps(repr(settings.teacher_api_key))
+    assert "k" not in json.dumps(repr(settings.teacher.api_key))
 
 
 async def test_a_response_that_is_handed_in_is_kept_though_its_caller_leaves(

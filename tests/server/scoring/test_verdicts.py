@@ -72,9 +72,12 @@ def test_other_points_cost_nothing_and_another_criterion_only_itself(
 
 
 def test_with_exact_set_other_company_is_another_question(
-    with_settings: Callable[..., Client], judge: ScriptedJudge
+    with_settings: Callable[..., Client],
+    judge: ScriptedJudge,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    client = with_settings(verdict_reuse="exact_set")
+    monkeypatch.setattr("markscheme_server.app.VERDICT_REUSE", "exact_set")
+    client = with_settings()
     client.score([group(rubric(client, "One.", "Two."))])
     judge.requests.clear()
     assert client.score([group(rubric(client, "Two.", "One.", points=3))]).usage.judge_calls == 0

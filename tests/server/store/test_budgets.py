@@ -15,7 +15,8 @@ from markscheme_server.store.tables import budgets, holds, judge_calls
 
 async def test_a_dead_processs_holds_are_believed_until_their_lease_ends(store: Store) -> None:
     ours, dead = (
-        BudgetStore(store.database, owner=name, lease_s=60.0) for name in ("own_1", "own_2")
+        BudgetStore(store.database, store.ledger, owner=name, lease_s=60.0)
+        for name in ("own_1", "own_2")
     )
     await ours.put("red", None, hard_usd=1.0, soft_usd=None, window="day", actor=Actor())
     assert await dead.hold(HoldRequest("hold_1", "red", None, to_nano(0.9))) == "granted"
@@ -108,7 +109,7 @@ async def test_a_million_calls_add_up_exactly(store: Store, count: int) -> None:
                 ),
             )
         )
-    _, bucket, _ = await store.usage.add_up("red", [], since=None, until=None)
+    _, bucket, _ = await store.usage.aggregate("red", [], since=None, until=None)
     assert (bucket.sums["calls"], bucket.sums["cost_usd"]) == (count, count * 123_457 / 1e9)
     made = await store.budgets.put(
         "red", None, hard_usd=500.0, soft_usd=None, window="total", actor=Actor()

@@ -23,12 +23,12 @@ from hypothesis.stateful import (
 from markscheme_server.config import Settings
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.idempotency import (
-    Address,
     Answered,
-    Begun,
     IdempotencyStore,
-    Reused,
+    KeyReused,
+    RequestKey,
     Running,
+    Started,
 )
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.store import Store
@@ -52,7 +52,7 @@ async def store(url: str) -> Any:
     await made.database.close()
 
 
-async def expire(store: Store, address: Address) -> bool:
+async def expire(store: Store, address: RequestKey) -> bool:
     """Let the lease run out, as time does when an owner was killed; whether there was one."""
     k = idempotency_keys.c
     async with store.database.writing(ALL_TEAMS) as connection:
@@ -83,12 +83,12 @@ def machine(store: Store, loop: asyncio.AbstractEventLoop) -> type[RuleBasedStat
     class Keys(RuleBasedStateMachine):
         """Senders come, come again, send something else, die, and finish late."""
 
-        attempts: Bundle[tuple[Address, str]] = Bundle("attempts")
+        attempts: Bundle[tuple[RequestKey, str]] = Bundle("attempts")
 
         @initialize()
         def start(self) -> None:
             self.room = secrets.token_hex(6)
-            self.rows: dict[Address, Row] = {}
+            self.rows: dict[RequestKey, Row] = {}
             self.keys: IdempotencyStore = store.idempotency
 
         def run(self, work: Awaitable[T]) -> T:
@@ -102,24 +102,24 @@ def machine(store: Store, loop: asyncio.AbstractEventLoop) -> type[RuleBasedStat
             fingerprint=st.sampled_from([FIRST, SECOND]),
         )
         def send(self, team: str, route: str, key: str, fingerprint: str) -> Any:
-            address = Address(f"{self.room}-{team}", route, key)
+            address = RequestKey(f"{self.room}-{team}", route, key)
             row = self.rows.get(address)
             standing = self.run(self.keys.begin(address, fingerprint))
             if row is not None and row.fingerprint != fingerprint:
-                assert standing == Reused()
+                assert standing == KeyReused()
             elif row is not None and row.answer is not None:
                 assert standing == Answered(*row.answer)
             elif row is not None and not row.expired:
                 assert isinstance(standing, Running)
                 assert 0 < standing.lease_left_s <= LEASE_S
             else:
-                assert isinstance(standing, Begun)
+                assert isinstance(standing, Started)
                 assert row is None or standing.owner != row.owner
                 self.rows[address] = Row(fingerprint, standing.owner)
                 return address, standing.owner
             return multiple()
 
-        def _is_owner(self, address: Address, owner: str) -> bool:
+        def _is_owner(self, address: RequestKey, owner: str) -> bool:
             row = self.rows.get(address)
             return row is not None and row.owner == owner and row.answer is None
 
@@ -130,7 +130,7 @@ def machine(store: Store, loop: asyncio.AbstractEventLoop) -> type[RuleBasedStat
                 st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8
             ),
         )
-        def finish(self, attempt: tuple[Address, str], status: int, body: str) -> None:
+        def finish(self, attempt: tuple[RequestKey, str], status: int, body: str) -> None:
             address, owner = attempt
             ours = self._is_owner(address, owner)
             assert self.run(self.keys.finish(address, owner, status=status, body=body)) is ours
@@ -138,20 +138,20 @@ def machine(store: Store, loop: asyncio.AbstractEventLoop) -> type[RuleBasedStat
                 self.rows[address].answer = (status, body)
 
         @rule(attempt=attempts)
-        def renew(self, attempt: tuple[Address, str]) -> None:
+        def renew(self, attempt: tuple[RequestKey, str]) -> None:
             ours = self._is_owner(*attempt)
             assert self.run(self.keys.renew(*attempt)) is ours
             if ours:
                 self.rows[attempt[0]].expired = False
 
         @rule(attempt=consumes(attempts))
-        def fail(self, attempt: tuple[Address, str]) -> None:
+        def fail(self, attempt: tuple[RequestKey, str]) -> None:
             self.run(self.keys.release(*attempt))
             if self._is_owner(*attempt):
                 del self.rows[attempt[0]]
 
         @rule(attempt=attempts)
-        def crash(self, attempt: tuple[Address, str]) -> None:
+        def crash(self, attempt: tuple[RequestKey, str]) -> None:
             row = self.rows.get(attempt[0])
             running = row is not None and row.answer is None
             assert self.run(expire(store, attempt[0])) is running
@@ -180,21 +180,21 @@ def test_a_key_behaves_as_its_model(runs: int, steps: int, url: str) -> None:
 
 
 async def test_of_many_senders_at_once_one_does_the_work(store: Store) -> None:
-    address = Address("t", "/r", "key")
+    address = RequestKey("t", "/r", "key")
     standings = await asyncio.gather(*(store.idempotency.begin(address, FIRST) for _ in range(16)))
-    assert sum(isinstance(s, Begun) for s in standings) == 1
+    assert sum(isinstance(s, Started) for s in standings) == 1
     assert sum(isinstance(s, Running) for s in standings) == 15
 
 
 async def test_of_many_heirs_one_takes_a_dead_senders_row_over(store: Store) -> None:
-    address = Address("t", "/r", "key")
+    address = RequestKey("t", "/r", "key")
     first = await store.idempotency.begin(address, FIRST)
-    assert isinstance(first, Begun)
+    assert isinstance(first, Started)
     await expire(store, address)
     heirs = [
         s
         for s in await asyncio.gather(*(store.idempotency.begin(address, FIRST) for _ in range(8)))
-        if isinstance(s, Begun)
+        if isinstance(s, Started)
     ]
     assert len(heirs) == 1
     assert await store.idempotency.finish(address, first.owner, status=200, body="late") is False
@@ -205,12 +205,12 @@ async def test_of_many_heirs_one_takes_a_dead_senders_row_over(store: Store) -> 
 
 
 async def test_an_answer_outlives_the_process(url: str) -> None:
-    address = Address("t", "/r", "k" * 255)
+    address = RequestKey("t", "/r", "k" * 255)
     for _ in range(2):
         store = Store(url)
         await migrate(store.database)
         standing = await store.idempotency.begin(address, FIRST)
-        if isinstance(standing, Begun):
+        if isinstance(standing, Started):
             await store.idempotency.finish(
                 address, standing.owner, status=201, body='{"ü": "\\u0000"}'
             )

@@ -6,15 +6,17 @@ from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.domain.hashing import prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage, to_nano
-from markscheme_server.store.assignments import GroupRef, Outcome, ScoredRollout
+from markscheme_server.domain.verdict import StoredDecision
+from markscheme_server.store.assignments import GroupOutcome, GroupRef, ScoredRollout
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.budgets import HoldRequest
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import new_id
-from markscheme_server.store.idempotency import Address, Begun
+from markscheme_server.store.idempotency import RequestKey, Started
+from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import past_usage
-from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
+from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 from markscheme_server.wire import from_rubric
 
 TEAMS = ("red", "blue", "green")
@@ -68,7 +70,7 @@ async def group(
     await store.assignments.finish(
         team,
         made.id,
-        Outcome(
+        GroupOutcome(
             [
                 ScoredRollout(f"r{i} {word(team)}", text, False, 0.5, None)
                 for i, text in enumerate(texts)
@@ -80,9 +82,9 @@ async def group(
 
 
 async def answer(store: Store, team: str, key: str, body: str) -> None:
-    address = Address(team, f"/r/{word(team)}", key)
+    address = RequestKey(team, f"/r/{word(team)}", key)
     begun = await store.idempotency.begin(address, "f" * 64)
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, Started)
     await store.idempotency.finish(address, begun.owner, status=200, body=body)
 
 
@@ -106,13 +108,21 @@ async def fill(store: Store) -> dict[str, Any]:
         await store.teachers.save(team, COMMON, ["said by all"])
         usage = JudgeUsage(1, 10, 5, cost=to_nano(0.1))
         verdict = StoredVerdict(
-            text_key(f"v {team}"), "p", "c", "r", f"judge {word(team)}", True, word(team), 0.1
+            text_key(f"v {team}"),
+            "p",
+            "c",
+            "r",
+            f"judge {word(team)}",
+            StoredDecision(True, word(team), 0.1),
         )
         await store.verdicts.save(
-            Reply(
+            JudgeReply(
                 team,
                 [verdict],
-                JudgeCall("verifier", "judge", ("c",), usage, None, run_id(team), first.id),
+                JudgeCall(
+                    CallDescription(team, run_id(team), "verifier", "judge", ("c",), first.id),
+                    usage,
+                ),
             )
         )
         await answer(store, team, word(team), word(team))

@@ -1,8 +1,8 @@
-"""The engine: SQLite and PostgreSQL behind the same few lines.
+"""Connections and transactions on SQLite and PostgreSQL, and the SQL in which they differ.
 
-SQLite runs in WAL mode; a writing transaction takes its lock at BEGIN, so that two writers queue on the busy
-timeout instead of failing at the first write; and it overwrites what it removes. Parameters are hidden from errors:
-they hold users' text.
+SQLite runs in WAL mode, and overwrites what it deletes. A writing transaction takes its lock at
+BEGIN, so that two writers queue on the busy timeout instead of failing at the first write. Errors
+hide the parameters of statements, because they hold users' text.
 """
 
 import asyncio
@@ -30,16 +30,16 @@ COMMAND_TIMEOUT_S = 30
 PING_TIMEOUT_S = 2
 BUSY_TIMEOUT_MS = 30_000
 POOL_SIZE = 10
-"""Connections of one process. Reads and writes come in batches, so that few are enough; none is opened for a rush."""
+"""Connections of one process; few are enough, because reads and writes come in batches."""
 _POOL: dict[str, Any] = {
     "pool_size": POOL_SIZE,
     "max_overflow": 0,
     "pool_timeout": COMMAND_TIMEOUT_S,
 }
 _DATABASE_STATES = frozenset({"08", "25", "28", "3D", "40", "53", "55", "57", "58", "F0", "XX"})
-"""Classes of SQL states that are the server's own condition: connections, roles, locks, resources, shutdown."""
+"""Classes of SQL states of the server: connections, roles, locks, resources, shutdown."""
 _DATA_STATES = frozenset({"22", "54"})
-"""Classes that say that a value cannot be taken: of the wrong form, or too large."""
+"""Classes of SQL states for values that cannot be stored: malformed or too large."""
 _OUR_SQLITE = frozenset(
     {
         sqlite3.SQLITE_ERROR,
@@ -55,23 +55,28 @@ _TEAM = re.compile(r"[a-z0-9._-]+")
 _WORD = re.compile(r"[^\W_]+")
 _ENGLISH: sa.ColumnElement[Any] = sa.literal_column("'english'")
 
-ERASED = "this team was erased"
-"""What the database says to whoever brings it rows of a team that was erased."""
+_ERASED = "this team was erased"
+"""The message of the trigger that refuses rows of a team that was erased (migration 0004)."""
 
 log = structlog.get_logger()
 
 TeamScope = NewType("TeamScope", str)
-"""Whose rows a transaction sees and may write. Every transaction says so when it begins: PostgreSQL's row-level
-security then shows it no others, whatever its statements forgot to ask for. SQLite has no such second wall."""
+"""Whose rows a transaction may read and write; see `_ScopedTransaction`.
+
+PostgreSQL's row-level security enforces it, whatever a statement forgot to filter by. SQLite has no
+row-level security.
+"""
 NO_TEAM = TeamScope("")
-"""Nobody's: for tables that belong to no team."""
+"""No team's rows: for tables that belong to no team."""
 ALL_TEAMS = TeamScope("*")
-"""All teams': for maintenance, and for what the organisation's administrator may see."""
+"""All teams' rows: for maintenance, and for what the organisation's administrator may see."""
 
 
 def team_scope(*teams: str) -> TeamScope:
-    """The rows of these teams, and what other teams let them see. Raises :class:`ValueError` for what is no team's
-    name: it goes into a statement as it is."""
+    """Return the scope of these teams: their rows, and what other teams let them see.
+
+    Raises ``ValueError`` for an invalid name: it becomes part of a statement.
+    """
     for team in teams:
         if not _TEAM.fullmatch(team):
             raise ValueError("this is not the name of a team")
@@ -79,8 +84,10 @@ def team_scope(*teams: str) -> TeamScope:
 
 
 def create_engine(url: str) -> AsyncEngine:
-    """An engine for ``url``. A SQLite file and its folder are made when they are missing; nobody but their owner may
-    read the file."""
+    """Create an engine for ``url``.
+
+    A missing SQLite file and its folder are created; only their owner may read the file.
+    """
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
         pool = {}
@@ -100,22 +107,22 @@ def create_engine(url: str) -> AsyncEngine:
         connect_args={
             "timeout": CONNECT_TIMEOUT_S,
             "command_timeout": COMMAND_TIMEOUT_S,
-            "connection_class": _Connection,
+            "connection_class": _ScopedConnection,
         },
     )
 
 
 def _make_private(file: Path) -> None:
-    """Make the file with mode 0600, which SQLite gives to the files beside it too; tighten those that are there."""
+    """Create the file with mode 0600, which its WAL files inherit; tighten those that exist."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not file.exists():
         os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
-    for each in (file, *(file.with_name(file.name + ending) for ending in ("-wal", "-shm"))):
-        tighten(each, 0o600)
+    for each in (file, *(file.with_name(file.name + suffix) for suffix in ("-wal", "-shm"))):
+        tighten_permissions(each, 0o600)
 
 
-def tighten(path: Path, mode: int) -> None:
-    """Take from everyone but the owner what ``mode`` does not give them, where ``path`` is there; say so."""
+def tighten_permissions(path: Path, mode: int) -> None:
+    """Take from group and others the permissions beyond ``mode``, where ``path`` exists; log it."""
     try:
         before = path.stat().st_mode & 0o777
         if before & ~mode & 0o077:
@@ -137,12 +144,19 @@ class DatabaseUnreachable(sa.exc.SQLAlchemyError):
 
 
 class ValueRefused(sa.exc.SQLAlchemyError):
-    """The driver cannot pass a value on."""
+    """The driver cannot encode a value."""
+
+
+class TeamErased(sa.exc.IntegrityError):
+    """The rows belong to a team that was erased."""
 
 
 def fault_of(error: sa.exc.SQLAlchemyError) -> Literal["database", "data", "ours"]:
-    """Whose fault an error of a query is: the database is away or in a bad condition, a value of the request cannot
-    be stored, or the query is wrong."""
+    """Return the cause of a query's error.
+
+    ``database``: it is unreachable or in a bad condition; ``data``: a value of the request cannot
+    be stored; ``ours``: the query is wrong.
+    """
     if isinstance(error, (DatabaseUnreachable, sa.exc.TimeoutError)):
         return "database"
     if isinstance(error, ValueRefused):
@@ -155,63 +169,87 @@ def fault_of(error: sa.exc.SQLAlchemyError) -> Literal["database", "data", "ours
         return "database"
     code = _code_of(error)
     if isinstance(code, str):
-        return (
-            "database"
-            if code[:2] in _DATABASE_STATES
-            else "data"
-            if code[:2] in _DATA_STATES
-            else "ours"
-        )
+        if code[:2] in _DATABASE_STATES:
+            return "database"
+        return "data" if code[:2] in _DATA_STATES else "ours"
     if isinstance(code, int):
-        return (
-            "data"
-            if code & 0xFF in _DATA_SQLITE
-            else "ours"
-            if code & 0xFF in _OUR_SQLITE
-            else "database"
-        )
+        primary = code & 0xFF  # the rest of the number is an extended code
+        if primary in _DATA_SQLITE:
+            return "data"
+        return "ours" if primary in _OUR_SQLITE else "database"
     return "database" if isinstance(error, sa.exc.InterfaceError) else "ours"
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether the database had no room to write."""
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether the database's disk was full."""
     return isinstance(error, sa.exc.DBAPIError) and _code_of(error) in _FULL
 
 
 def _code_of(error: sa.exc.DBAPIError) -> str | int | None:
-    """PostgreSQL's SQL state, or SQLite's result code."""
+    """Return PostgreSQL's SQL state, or SQLite's result code."""
     return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorcode", None)
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an error of a query says that the database is away, or that the team was erased; not that it refuses
-    these data."""
-    return isinstance(error, sa.exc.SQLAlchemyError) and (
-        ERASED in str(getattr(error, "orig", "")) or fault_of(error) == "database"
+    """Return whether an error concerns all of a team's requests, not these data.
+
+    The database is unreachable or in a bad condition, or the team was erased.
+    """
+    return isinstance(error, TeamErased) or (
+        isinstance(error, sa.exc.SQLAlchemyError) and fault_of(error) == "database"
     )
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Raise as SQLAlchemy's what a driver raises as Python's own: time-outs and refused connections, and values that
-    it cannot encode."""
+def _driver_errors_as_sqlalchemys() -> Iterator[None]:
+    """Translate Python's own errors from drivers: timeouts, refused connections, bad values."""
     try:
         yield
     except OSError as error:
         raise DatabaseUnreachable(type(error).__name__) from error
     except (OverflowError, UnicodeEncodeError) as error:
         raise ValueRefused(type(error).__name__) from error
+    except sa.exc.IntegrityError as error:
+        # The trigger's SQL state is that of every violated check, so its message tells it apart.
+        if error.orig is not None and _ERASED in str(error.orig):
+            raise TeamErased(
+                error.statement, error.params, error.orig, hide_parameters=True
+            ) from error
+        raise
 
 
-class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """Says whose rows a transaction sees in the round trip that begins it."""
+class _ScopedConnection(asyncpg.Connection):  # type: ignore[misc]
+    """A connection whose transactions begin in its ``scope``."""
 
-    sight = NO_TEAM
+    scope = NO_TEAM
 
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        if query.startswith("BEGIN"):
-            query += f" SET LOCAL markscheme.teams = '{self.sight}';"
-        return str(await super().execute(query, *args, timeout=timeout))
+    def transaction(self, **options: Any) -> "_ScopedTransaction":
+        """Return a transaction that has not begun; SQLAlchemy starts it."""
+        return _ScopedTransaction(self, **options)
+
+
+class _ScopedTransaction(asyncpg.transaction.Transaction):  # type: ignore[misc]
+    """``BEGIN``, then ``SET LOCAL`` of the team scope, which row-level security reads."""
+
+    def __init__(
+        self,
+        connection: _ScopedConnection,
+        isolation: str | None = None,
+        readonly: bool = False,
+        deferrable: bool = False,
+    ) -> None:
+        super().__init__(connection, isolation, readonly, deferrable)
+        self._scope = connection.scope
+
+    async def start(self) -> None:
+        """Begin the transaction, limited to the rows of the scope."""
+        await super().start()
+        try:
+            await self._connection.execute(f"SET LOCAL markscheme.teams = '{self._scope}'")
+        except BaseException:
+            # SQLAlchemy takes the transaction for not begun, and would not roll it back.
+            self._connection.terminate()
+            raise
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -235,71 +273,75 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 @dataclass(frozen=True, slots=True)
 class WriteBatch:
-    """Statements of one transaction, and which of them answers."""
+    """Statements of one transaction, and the index of the one whose rows are returned."""
 
     statements: tuple[Any, ...]
-    answering: int
+    returning: int
 
 
 class Database:
-    """Transactions on one engine: ``reading`` never writes, ``writing`` commits at its end or rolls back.
+    """Transactions on one engine: ``reading`` never writes; ``writing`` commits or rolls back.
 
-    What is read in one block may be of several moments; nothing here asks for a snapshot.
+    The isolation level is read committed: statements of one block may see different states.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         self._insert_new: dict[sa.Table, Any] = {}
-        self.full = False
-        """Whether the last write found no room on the database's disk."""
+        self.disk_full = False
+        """Whether the last write failed because the database's disk was full."""
 
     @asynccontextmanager
-    async def reading(self, sight: TeamScope) -> AsyncIterator[AsyncConnection]:
-        """Raises :class:`sqlalchemy.exc.SQLAlchemyError`, also where the driver raises something else."""
-        with _translated():
+    async def reading(self, scope: TeamScope) -> AsyncIterator[AsyncConnection]:
+        """Begin a transaction in ``scope`` that is rolled back at the end of the block.
+
+        Raises `sqlalchemy.exc.SQLAlchemyError`, also where the driver raises something else.
+        """
+        with _driver_errors_as_sqlalchemys():
             async with self.engine.connect() as connection:
-                await self._look(connection, sight)
+                await self._set_scope(connection, scope)
                 yield connection
 
     @asynccontextmanager
-    async def writing(self, sight: TeamScope) -> AsyncIterator[AsyncConnection]:
-        """As :meth:`reading`; commits at the end of the block."""
+    async def writing(self, scope: TeamScope) -> AsyncIterator[AsyncConnection]:
+        """Begin a transaction in ``scope`` that commits at the end of the block. See `reading`."""
         try:
-            with _translated():
+            with _driver_errors_as_sqlalchemys():
                 async with self.engine.connect() as connection:
-                    await self._look(connection, sight)
+                    await self._set_scope(connection, scope)
                     await connection.execution_options(writing=True)
                     async with connection.begin():
                         yield connection
         except sa.exc.SQLAlchemyError as error:
-            if is_full(error) and not self.full:
-                self.full = True
+            if is_disk_full(error) and not self.disk_full:
+                self.disk_full = True
                 log.error(
                     "disk_full",
                     what="the disk of the database is full: nothing can be stored until there is "
                     "room, and until then this process is not ready",
                 )
             raise
-        if self.full:
-            self.full = False
+        if self.disk_full:
+            self.disk_full = False
             log.warning("disk_has_room", what="the database stores again")
 
-    async def _look(self, connection: AsyncConnection, sight: TeamScope) -> None:
+    async def _set_scope(self, connection: AsyncConnection, scope: TeamScope) -> None:
+        """Set the scope in which the connection's next transaction begins."""
         if not self._is_sqlite:
             driver: Any = (await connection.get_raw_connection()).driver_connection
-            driver.sight = sight
+            driver.scope = scope
 
-    def combine(self, *statements: Any, answering: int = -1) -> "WriteBatch":
-        """Writes that are one transaction; ``answering`` says whose rows :meth:`write` returns.
+    def combine(self, *statements: Any, returning: int = -1) -> "WriteBatch":
+        """Combine writes into one transaction; `write` returns the rows of ``returning``.
 
-        PostgreSQL takes them as one statement, where each of them is a round trip otherwise, so none may rely on rows
-        that another one has written (foreign keys are checked at the end). SQLite, which has no such statements and
-        no round trips, takes them one by one.
+        On PostgreSQL they become one statement, which saves round trips: none may depend on rows
+        that another one writes (foreign keys are checked at the end). SQLite has neither round
+        trips nor such statements, and executes them one by one.
         """
         if self._is_sqlite:
-            return WriteBatch(statements, answering)
+            return WriteBatch(statements, returning)
         rest = list(statements)
-        answer = rest.pop(answering)
+        answer = rest.pop(returning)
         parts = [
             each if each.is_select else each.returning(sa.literal(1).label("written"))
             for each in rest
@@ -310,28 +352,30 @@ class Database:
 
     async def write(
         self,
-        sight: TeamScope,
-        writes: "WriteBatch",
+        scope: TeamScope,
+        batch: "WriteBatch",
         parameters: Mapping[str, Any],
         *,
         first: Iterable[tuple[Any, Mapping[str, Any]]] = (),
     ) -> Sequence[sa.Row[Any]]:
-        """Run statements that belong combine, all with the same parameters; ``first`` come others of the same
-        transaction, each with its own."""
-        answer: Sequence[sa.Row[Any]] = ()
-        async with self.writing(sight) as connection:
-            for statement, own in first:
-                await connection.execute(statement, own)
-            for statement in writes.statements:
+        """Execute a batch in one transaction, all its statements with the same parameters.
+
+        ``first`` are statements to execute before it, each with parameters of its own.
+        """
+        rows: Sequence[sa.Row[Any]] = ()
+        async with self.writing(scope) as connection:
+            for statement, own_parameters in first:
+                await connection.execute(statement, own_parameters)
+            for statement in batch.statements:
                 result = await connection.execute(statement, parameters)
-                if statement is writes.statements[writes.answering] and result.returns_rows:
-                    answer = result.all()
-        return answer
+                if statement is batch.statements[batch.returning] and result.returns_rows:
+                    rows = result.all()
+        return rows
 
     async def insert_new(
         self, connection: AsyncConnection, table: sa.Table, rows: Sequence[dict[str, Any]]
     ) -> None:
-        """Insert rows; a row whose key is taken is left as it is."""
+        """Insert rows; a row whose key exists is left as it is."""
         if table not in self._insert_new:
             self._insert_new[table] = self.insert_rows(table).on_conflict_do_nothing()
         await connection.execute(self._insert_new[table], {table.name: self.pack(rows)})
@@ -340,23 +384,23 @@ class Database:
         self,
         table: sa.Table,
         where: Callable[[Any], sa.ColumnElement[bool]] | None = None,
-        beside: Sequence[sa.Column[Any]] = (),
+        extra: Sequence[sa.Column[Any]] = (),
     ) -> Any:
-        """An INSERT of the rows bound to the parameter of the table's name; bind what :meth:`pack` makes of them.
+        """Return an INSERT of the rows bound to the parameter of the table's name; see `pack`.
 
-        ``where``: which of them, by their columns and those ``beside`` them that the table does not have.
+        ``where`` selects rows by their columns and the ``extra`` ones, which the table lacks.
         """
-        rows = self.rows([*table.c, *beside], table.name)
+        rows = self.rows([*table.c, *extra], table.name)
         return self.insert(table).from_select(
             [c.name for c in table.c],
             sa.select(*(rows[c.name] for c in table.c)).where(where(rows) if where else sa.true()),
         )
 
     def rows(self, columns: Sequence[sa.Column[Any]], name: str) -> Any:
-        """The rows bound to the parameter ``name``, as columns of these names and types.
+        """Return the rows bound to the parameter ``name``, as columns of these names and types.
 
-        They travel as one JSON text: one statement and one bound parameter for any number of rows, where the drivers'
-        own way is a statement a row.
+        They are sent as one JSON text: one statement with one parameter for any number of rows. The
+        drivers' own way is a statement per row.
         """
         if self._is_sqlite:
             value = (
@@ -375,32 +419,32 @@ class Database:
         text = sa.cast(sa.bindparam(name, type_=sa.String), postgresql.JSON)
         return (
             sa.func.json_to_recordset(text)
-            .table_valued(*(sa.column(c.name, c.type) for c in columns), name=f"given_{name}")
+            .table_valued(*(sa.column(c.name, c.type) for c in columns), name=f"bound_{name}")
             .render_derived(with_types=True)
             .c
         )
 
     def pack(self, rows: Sequence[dict[str, Any]]) -> str:
-        """Rows as :meth:`rows` takes them."""
-        # The rows of a batch have few times, mostly one.
+        """Encode rows as the parameter of `rows`."""
+        # Encode a time once: the rows of a batch have few different ones.
         return json.dumps(list(rows), ensure_ascii=False, default=lru_cache(maxsize=4)(self._time))
 
     def usd(self, nano: int | None) -> int | str | None:
-        """Nano-dollars as :meth:`pack` takes them for a column of money."""
+        """Encode nano-dollars as `pack` needs them for a column of money."""
         return nano if nano is None or self._is_sqlite else str(Decimal(nano).scaleb(-9))
 
     def _time(self, value: datetime) -> str:
         return value.strftime("%Y-%m-%d %H:%M:%S.%f") if self._is_sqlite else value.isoformat()
 
     def insert(self, table: sa.Table) -> Any:
-        """An INSERT of the dialect's own, for its ON CONFLICT clauses."""
+        """Return the dialect's own INSERT, for its ON CONFLICT clauses."""
         return sqlite.insert(table) if self._is_sqlite else postgresql.insert(table)
 
-    def each(self, name: str) -> sa.ColumnElement[str]:
-        """The keys bound to the parameter ``name`` as a column of rows; bind what :meth:`keys` makes of them.
+    def key_rows(self, name: str) -> sa.ColumnElement[str]:
+        """Return the keys bound to the parameter ``name`` as a column of rows; see `keys`.
 
-        One parameter whatever their number, so one statement and one plan. Statements are built once: to build one
-        takes several times as long as to run it.
+        One parameter for any number of keys makes one statement and one plan. Build statements
+        once: building one takes several times as long as running it.
         """
         if self._is_sqlite:
             return (
@@ -409,20 +453,20 @@ class Database:
         return sa.func.unnest(_array(name)).column_valued()
 
     def in_keys(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
-        """Whether ``column`` is among the keys bound to the parameter ``name``."""
+        """Return the condition that ``column`` is among the keys bound to ``name``."""
         if self._is_sqlite:
-            return column.in_(sa.select(self.each(name)))
+            return column.in_(sa.select(self.key_rows(name)))
         return column == sa.func.any(_array(name))
 
     def keys(self, keys: Iterable[str]) -> Any:
-        """The keys, each once and in order, as :meth:`each` and :meth:`in_keys` take them."""
+        """Encode keys as the parameter of `key_rows` and `in_keys`: unique and sorted."""
         ordered = sorted(set(keys))
         return json.dumps(ordered) if self._is_sqlite else ordered
 
     def contains(
         self, column: sa.Column[Any], element: str | Mapping[str, str]
     ) -> sa.ColumnElement[bool]:
-        """Whether the JSON array in ``column`` has this text among its elements, or an object with these fields."""
+        """Return the condition that a JSON array has this text, or an object with these fields."""
         if not self._is_sqlite:
             return sa.cast(column, postgresql.JSONB).contains([element])
         each = sa.func.json_each(column).table_valued("value").c.value
@@ -435,17 +479,21 @@ class Database:
         )
         return sa.exists(sa.select(each).where(*same))
 
-    def searchable(self, words: str) -> Any:
-        """Words as a column that is searched in keeps them."""
-        return words if self._is_sqlite else sa.func.to_tsvector(_ENGLISH, words)
+    def search_vector(self, text: str) -> Any:
+        """Encode a text for a column of type `tables.WORDS`."""
+        return text if self._is_sqlite else sa.func.to_tsvector(_ENGLISH, text)
 
-    def finds(
+    def matches(
         self, text: str, column: sa.Column[Any], key: sa.Column[Any], index: sa.TableClause
     ) -> sa.ColumnElement[bool]:
-        """Whether all words of ``text`` are in ``column``, whatever their endings; nothing in it is syntax. A text
-        without anything to search for finds nothing. ``index``: SQLite's, which holds the words beside the ``key``."""
+        """Return the condition that ``column`` has all words of ``text``, whatever their endings.
+
+        Nothing in ``text`` is syntax; one without words matches nothing. ``index`` is SQLite's
+        full-text index, which holds the words of each ``key``.
+        """
         if not self._is_sqlite:
             return column.bool_op("@@")(sa.func.plainto_tsquery(_ENGLISH, text))
+        # Quoted words are literals in FTS5; only letters and digits are left of the text.
         words = " ".join(f'"{word}"' for word in dict.fromkeys(_WORD.findall(text)))
         return (
             key.in_(sa.select(index.c.rubric_id).where(index.c.words.match(words)))
@@ -459,23 +507,24 @@ class Database:
 
     @property
     def clock(self) -> sa.ColumnElement[float]:
-        """Seconds since 1970 on the database's own clock, which all processes share."""
+        """Seconds since 1970 on the database's clock, which all processes share."""
         if self._is_sqlite:
             return (sa.func.julianday("now", type_=sa.Double) - 2440587.5) * 86400.0
         return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Double)
 
     def day(self, moment: sa.ColumnElement[datetime]) -> sa.ColumnElement[str]:
-        """The day of a time in UTC, as YYYY-MM-DD."""
+        """Return the day of a time in UTC, as YYYY-MM-DD."""
         if self._is_sqlite:
             return sa.func.strftime("%Y-%m-%d", moment, type_=sa.String)
         return sa.func.to_char(sa.func.timezone("UTC", moment), "YYYY-MM-DD", type_=sa.String)
 
     async def ping(self) -> None:
-        """Raise unless the database answers within :data:`PING_TIMEOUT_S`."""
+        """Raise unless the database answers within `PING_TIMEOUT_S`."""
         async with asyncio.timeout(PING_TIMEOUT_S), self.reading(NO_TEAM) as connection:
             await connection.execute(sa.text("SELECT 1"))
 
     async def close(self) -> None:
+        """Close the connections."""
         await self.engine.dispose()
 
 

@@ -1,7 +1,8 @@
-"""Many small questions, few transactions: what is asked while a batch is on its way goes with the next one.
+"""Batch many small requests into few transactions.
 
-A lone item is sent at once. Under load the batches grow by themselves; where a batch is dear (a transaction that must
-reach the disk) it may also wait a moment for company, as long as there was company the last time.
+A lone item is handled at once; items that arrive while a batch runs form the next one, so that
+batches grow under load. Where a transaction is expensive, a batch may also wait a moment for more
+items, provided the last one had several.
 """
 
 import asyncio
@@ -16,16 +17,20 @@ from markscheme_server.store.engine.database import DatabaseUnreachable
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MOST_ITEMS = 512
-"""Items in one batch: bounds a transaction's length and what a failure makes us repeat."""
-MOST_WEIGHT = 2048
-"""What the items of one batch weigh together: bounds how long handling it keeps the event loop."""
-PATIENCE_S = 10.0
-"""How long a batch waits for a database that restarts. What was paid for is worth the wait."""
+MAX_ITEMS = 512
+"""Items per batch: bounds a transaction's length, and what is repeated after a failure."""
+MAX_WEIGHT = 2048
+"""Total weight per batch: bounds the time for which it blocks the event loop."""
+RETRY_S = 10.0
+"""Seconds to retry while a database restarts: results that were paid for are worth the wait."""
 
 
 class Batcher(Generic[Item, Result]):
-    """Answers items one by one to its callers and handles them many at a time."""
+    """Handles the items of many callers in batches, and returns to each its result.
+
+    ``handle`` must be idempotent: a batch is repeated when the connection was lost at its commit.
+    ``gather_s``: seconds that a batch waits for more items. ``weigh``: the weight of an item.
+    """
 
     def __init__(
         self,
@@ -40,7 +45,7 @@ class Batcher(Generic[Item, Result]):
         self._runner: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
-        """Have ``item`` handled. It is, even when the caller is cancelled: a paid verdict is to be kept."""
+        """Handle ``item``, also when the caller is cancelled: a paid verdict must be stored."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._runner is None or self._runner.done():
@@ -48,7 +53,7 @@ class Batcher(Generic[Item, Result]):
         return await asyncio.shield(future)
 
     async def drain(self) -> None:
-        """Wait until nothing is waiting."""
+        """Wait until all items are handled."""
         if self._runner is not None:
             await asyncio.gather(self._runner, return_exceptions=True)
 
@@ -56,30 +61,30 @@ class Batcher(Generic[Item, Result]):
         while self._waiting:
             if self._gather_s and self._last_size > 1:
                 await asyncio.sleep(self._gather_s)
-            count = self._fitting()
+            count = self._batch_size()
             batch, self._waiting = self._waiting[:count], self._waiting[count:]
             self._last_size = len(batch)
-            await self._settle(batch)
+            await self._process(batch)
 
-    def _fitting(self) -> int:
-        """How many of those that wait go into one batch; one at least."""
+    def _batch_size(self) -> int:
+        """Return how many waiting items fit into one batch; at least one."""
         weight = 0
-        for count, (item, _) in enumerate(self._waiting[:MOST_ITEMS]):
+        for count, (item, _) in enumerate(self._waiting[:MAX_ITEMS]):
             weight += self._weigh(item)
-            if count and weight > MOST_WEIGHT:
+            if count and weight > MAX_WEIGHT:
                 return count
-        return min(len(self._waiting), MOST_ITEMS)
+        return min(len(self._waiting), MAX_ITEMS)
 
-    async def _settle(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
+    async def _process(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         try:
-            results = await self._handled([item for item, _ in batch])
+            results = await self._handle_or_retry([item for item, _ in batch])
         except DBAPIError as error:
-            if len(batch) == 1 or not _items_fault(error):
+            if len(batch) == 1 or not _is_data_error(error):
                 for _, future in batch:
                     _fail(future, error)
                 return
-            for one in batch:  # one bad item does not take its neighbours with it
-                await self._settle([one])
+            for one in batch:  # one bad item must not fail its neighbours
+                await self._process([one])
         except Exception as error:
             for _, future in batch:
                 _fail(future, error)
@@ -88,30 +93,28 @@ class Batcher(Generic[Item, Result]):
                 if not future.done():
                     future.set_result(result)
 
-    async def _handled(self, items: Sequence[Item]) -> Sequence[Result]:
-        """The items' results. A batch whose commit was lost with the connection is handled again as a whole, so
-        handlers must be harmless to repeat."""
+    async def _handle_or_retry(self, items: Sequence[Item]) -> Sequence[Result]:
         try:
             return await self._handle(items)
         except (OSError, DBAPIError, DatabaseUnreachable) as error:
             if not _connection_lost(error):
                 raise
-        return await self._handled_patiently(items)
+        return await self._retry(items)
 
     @tenacity.retry(
         retry=tenacity.retry_if_exception(lambda error: _connection_lost(error)),
         reraise=True,
-        stop=tenacity.stop_after_delay(PATIENCE_S),
+        stop=tenacity.stop_after_delay(RETRY_S),
         wait=tenacity.wait_exponential(0.1, max=1.0),
     )
-    async def _handled_patiently(self, items: Sequence[Item]) -> Sequence[Result]:
+    async def _retry(self, items: Sequence[Item]) -> Sequence[Result]:
         return await self._handle(items)
 
 
-def _items_fault(error: DBAPIError) -> bool:
-    """Whether the database minds what it was given: of a batch, perhaps of one item only.
+def _is_data_error(error: DBAPIError) -> bool:
+    """Return whether the database refused the data, perhaps of one item only.
 
-    22 is the class of SQL states for data; the driver's errors of it are not all SQLAlchemy's ``DataError``.
+    SQL states of class 22 are about data; SQLAlchemy does not map all of them to ``DataError``.
     """
     state = getattr(error.orig, "sqlstate", None) or ""
     return isinstance(error, IntegrityError | DataError) or state.startswith("22")
@@ -126,4 +129,4 @@ def _connection_lost(error: BaseException) -> bool:
 def _fail(future: "asyncio.Future[Result]", error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-        future.exception()  # looked at: the caller may have left
+        future.exception()  # mark it as retrieved, in case the caller was cancelled

@@ -1,0 +1,1 @@
+"""Work on whole tables beside a running service: migration, pruning, deletion of teams."""

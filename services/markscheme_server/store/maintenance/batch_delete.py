@@ -1,7 +1,7 @@
-"""Long work on whole tables in short transactions, beside a running service.
+"""Delete rows in batches of about 1,000, one transaction each, while the service runs.
 
-Each table is walked along one indexed column in windows of about ``WINDOW`` rows, one transaction a window: a killed
-walk has done whole windows, and the next one goes on with the rest.
+Each table is scanned in the order of one indexed column. An interrupted run has deleted whole
+batches, and the next run deletes the rest.
 """
 
 import asyncio
@@ -16,159 +16,149 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme_server.store.engine.database import ALL_TEAMS, Database
 
-WINDOW = 1000
-LOCK_TIMEOUT_S, LOCK_TRIES = 0.5, 20
-PAUSE_LEAST_S = 0.005
-PASSING = ("55P03", "40P01", "23503")
-"""PostgreSQL's states for: a lock was not to be had, two waited for each other, a row came to be referred to."""
+BATCH_SIZE = 1000
+LOCK_TIMEOUT_S, LOCK_ATTEMPTS = 0.5, 20
+MIN_PAUSE_S = 0.005
+RETRYABLE_STATES = ("55P03", "40P01", "23503")
+"""PostgreSQL's states for: lock not available, deadlock, and a new reference to a row."""
+
+Before = Callable[[AsyncConnection, sa.ColumnElement[bool]], Awaitable[dict[str, int]]]
+After = Callable[[AsyncConnection, Sequence[sa.Row[Any]]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one transaction did: rows walked past in ``table``, and rows removed (or to be removed) by table."""
+    """What one transaction did, or would do in a dry run.
+
+    It scanned so many rows of ``table``, and deleted rows by table.
+    """
 
     table: str
-    walked: int
-    removed: dict[str, int]
+    scanned: int
+    deleted: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteStep:
-    """A table, the column along which it is walked, which rows are walked past, and which of them go."""
+    """Which rows of a table to scan, in the order of a column, and which of these to delete."""
 
     table: sa.Table
-    along: sa.Column[Any]
-    walked: sa.ColumnElement[bool]
-    goes: sa.ColumnElement[bool]
-    window: int | None = None
-    """Rows in a window; default: ``WINDOW``."""
-    takes: tuple[tuple[sa.Table, sa.Column[Any], sa.Column[Any]], ...] = ()
-    """Tables whose rows go with these: (table, its column, the column of ours that it refers to)."""
-    guarded: bool = False
-    """Rows of other tables may come to refer to this one at any moment."""
-    first: Callable[[AsyncConnection, sa.ColumnElement[bool]], Awaitable[dict[str, int]]] | None = (
-        None
-    )
-    """What is done in a window before anything is removed; what it counts is told with what was removed."""
-    then: Callable[[AsyncConnection, Sequence[sa.Row[Any]]], Awaitable[None]] | None = None
-    """What is done with the rows of ours that were removed, in the transaction that removed them."""
+    order_by: sa.Column[Any]
+    scan: sa.ColumnElement[bool]
+    delete_where: sa.ColumnElement[bool]
+    batch_size: int | None = None
+    """Rows per batch; default: `BATCH_SIZE`."""
+    cascade: tuple[tuple[sa.Table, sa.Column[Any], sa.Column[Any]], ...] = ()
+    """Tables with rows to delete along: (table, its column, our column that it refers to)."""
+    lock_table: bool = False
+    """Lock the table: rows of other tables may begin to refer to it at any moment."""
+    before: Before | None = None
+    """Runs before a batch's deletes, with the condition of its rows; returns counts to report."""
+    after: After | None = None
+    """Runs after a batch's deletes, in their transaction, with the deleted rows."""
 
 
 class BatchDeleter:
-    """Takes the walks in order, or with ``dry`` only counts."""
+    """Executes steps in order, or with ``dry`` only counts."""
 
     def __init__(
-        self, database: Database, walks: Sequence[DeleteStep], *, dry: bool = False
+        self, database: Database, steps: Sequence[DeleteStep], *, dry: bool = False
     ) -> None:
-        self._db, self._walks, self._dry = database, walks, dry
+        self._db, self._steps, self._dry = database, steps, dry
 
     async def total(self) -> int:
-        """The rows that :meth:`run` walks past."""
+        """Count the rows that `run` scans."""
         async with self._db.reading(ALL_TEAMS) as connection:
-            return sum(
-                [
-                    (
-                        await connection.execute(
-                            sa.select(sa.func.count()).select_from(walk.table).where(walk.walked)
-                        )
-                    ).scalar_one()
-                    for walk in self._walks
-                ]
-            )
+            return sum([await _count(connection, step.table, step.scan) for step in self._steps])
 
     async def run(self) -> AsyncIterator[Batch]:
-        """DeleteStep all tables."""
-        for walk in self._walks:
-            after: Any = None
+        """Execute all steps, and yield each batch once it is committed."""
+        for step in self._steps:
+            after_key: Any = None
             while True:
                 started = time.perf_counter()
-                window, after = await self._window(walk, after)
-                yield window
-                if after is None:
+                batch, after_key = await self._run_batch(step, after_key)
+                yield batch
+                if after_key is None:
                     break
-                # As long as it took: a writer that waits for SQLite's one lock polls, and must find it free.
-                await asyncio.sleep(
-                    0 if self._dry else max(PAUSE_LEAST_S, time.perf_counter() - started)
-                )
+                # Pause as long as the batch took: a writer that polls for SQLite's one lock must
+                # find it free.
+                pause_s = max(MIN_PAUSE_S, time.perf_counter() - started)
+                await asyncio.sleep(0 if self._dry else pause_s)
 
-    async def _window(self, walk: DeleteStep, after: Any) -> tuple[Batch, Any]:
-        """One transaction: the rows behind ``after``; and where the next window begins, ``None`` at the end."""
-        behind = sa.true() if after is None else walk.along > after
-        edge = (
-            sa.select(walk.along)
-            .where(walk.walked, behind)
-            .order_by(walk.along)
-            .offset((walk.window or WINDOW) - 1)
+    async def _run_batch(self, step: DeleteStep, after_key: Any) -> tuple[Batch, Any]:
+        """Process the rows behind ``after_key`` in one transaction.
+
+        Returns the batch and its last key; ``None`` at the end of the table.
+        """
+        behind = sa.true() if after_key is None else step.order_by > after_key
+        last_key = (
+            sa.select(step.order_by)
+            .where(step.scan, behind)
+            .order_by(step.order_by)
+            .offset((step.batch_size or BATCH_SIZE) - 1)
             .limit(1)
         )
         if self._dry:
             async with self._db.reading(ALL_TEAMS) as connection:
-                return await self._pass(connection, walk, behind, edge)
-        for tries_left in reversed(range(LOCK_TRIES)):
+                return await self._process(connection, step, behind, last_key)
+        for attempts_left in reversed(range(LOCK_ATTEMPTS)):
             try:
                 async with self._db.writing(ALL_TEAMS) as connection:
-                    if walk.guarded:
-                        await self._guard(connection, walk.table)
-                    return await self._pass(connection, walk, behind, edge)
+                    if step.lock_table:
+                        await self._lock(connection, step.table)
+                    return await self._process(connection, step, behind, last_key)
             except DBAPIError as error:
-                if not tries_left or getattr(error.orig, "sqlstate", None) not in PASSING:
+                state = getattr(error.orig, "sqlstate", None)
+                if not attempts_left or state not in RETRYABLE_STATES:
                     raise
                 await asyncio.sleep(LOCK_TIMEOUT_S)
         raise AssertionError("unreachable")
 
-    async def _pass(
+    async def _process(
         self,
         connection: AsyncConnection,
-        walk: DeleteStep,
+        step: DeleteStep,
         behind: sa.ColumnElement[bool],
-        edge: sa.Select[Any],
+        last_key: sa.Select[Any],
     ) -> tuple[Batch, Any]:
-        last = (await connection.execute(edge)).scalar()
-        inside = sa.and_(walk.walked, behind, sa.true() if last is None else walk.along <= last)
-        walked = (
-            await connection.execute(
-                sa.select(sa.func.count()).select_from(walk.table).where(inside)
+        last = (await connection.execute(last_key)).scalar()
+        in_batch = sa.and_(step.scan, behind, sa.true() if last is None else step.order_by <= last)
+        scanned = await _count(connection, step.table, in_batch)
+        deleted: dict[str, int] = {}
+        if step.before is not None and not self._dry:
+            deleted |= await step.before(connection, in_batch)
+        condition = sa.and_(in_batch, step.delete_where)
+        for table, column, ours in step.cascade:
+            deleted[table.name] = await self._delete(
+                connection, table, column.in_(sa.select(ours).where(condition))
             )
-        ).scalar_one()
-        removed = (
-            await walk.first(connection, inside) if walk.first is not None and not self._dry else {}
-        )
-        doomed = sa.and_(inside, walk.goes)
-        for table, column, ours in walk.takes:
-            removed[table.name] = await self._remove(
-                connection, table, column.in_(sa.select(ours).where(doomed))
-            )
-        removed[walk.table.name] = await self._remove(connection, walk.table, doomed, walk.then)
-        return Batch(walk.table.name, walked, removed), last
+        deleted[step.table.name] = await self._delete(connection, step.table, condition, step.after)
+        return Batch(step.table.name, scanned, deleted), last
 
-    async def _remove(
+    async def _delete(
         self,
         connection: AsyncConnection,
         table: sa.Table,
-        doomed: sa.ColumnElement[bool],
-        then: Callable[[AsyncConnection, Sequence[sa.Row[Any]]], Awaitable[None]] | None = None,
+        condition: sa.ColumnElement[bool],
+        after: After | None = None,
     ) -> int:
         if self._dry:
-            return int(
-                (
-                    await connection.execute(
-                        sa.select(sa.func.count()).select_from(table).where(doomed)
-                    )
-                ).scalar_one()
-            )
-        if then is None:
-            return (await connection.execute(sa.delete(table).where(doomed))).rowcount
-        # The rows that this statement removed, and no others: two walkers may be at the same ones.
-        rows = (await connection.execute(sa.delete(table).where(doomed).returning(*table.c))).all()
-        await then(connection, rows)
+            return await _count(connection, table, condition)
+        if after is None:
+            return (await connection.execute(sa.delete(table).where(condition))).rowcount
+        # Pass on the rows that this statement deleted: another run may be at the same ones.
+        statement = sa.delete(table).where(condition).returning(*table.c)
+        rows = (await connection.execute(statement)).all()
+        await after(connection, rows)
         return len(rows)
 
-    async def _guard(self, connection: AsyncConnection, table: sa.Table) -> None:
-        """Let no writer into ``table`` until this transaction ends (SQLite: BEGIN IMMEDIATE has done that).
+    async def _lock(self, connection: AsyncConnection, table: sa.Table) -> None:
+        """Let no writer into ``table`` until this transaction ends (SQLite needs no lock).
 
-        The service stores a text and what refers to it in one transaction, but a text that is there already it
-        only passes by: without this it could vanish between the two. The time limit is for those who would queue
-        behind us while we wait, say, for a vacuum.
+        The service stores a text and its references in one transaction, but does not touch a text
+        that exists already: it could be deleted between the two. The timeout spares those that
+        would queue behind us while we wait, for example for a vacuum.
         """
         if connection.dialect.name == "postgresql":
             await connection.execute(
@@ -179,8 +169,15 @@ class BatchDeleter:
             )
 
 
+async def _count(
+    connection: AsyncConnection, table: sa.Table, condition: sa.ColumnElement[bool]
+) -> int:
+    query = sa.select(sa.func.count()).select_from(table).where(condition)
+    return int((await connection.execute(query)).scalar_one())
+
+
 def unreferenced(
     by: sa.Column[Any], key: sa.Column[Any], *which: sa.ColumnElement[bool]
 ) -> sa.ColumnElement[bool]:
-    """No row (of those ``which``) refers to ``key``."""
+    """Return the condition that no row (of those ``which``) refers to ``key``."""
     return ~sa.exists().where(by == key, *which)

@@ -1,8 +1,9 @@
-"""Migrations: building the tables, by the role that owns them, and letting the service's own role in.
+"""Migrate the database, and grant the service's role its privileges.
 
-On PostgreSQL two roles may share the work: one owns the tables and migrates them (``MARKSCHEME_MIGRATION_URL``), the
-other one is what the service runs as (``MARKSCHEME_DATABASE_URL``): it can neither change a table nor see past the
-row-level security. Where one role does both, the security still holds for it, unless it is a superuser.
+On PostgreSQL there may be two roles. One owns the tables and migrates them
+(``MARKSCHEME_MIGRATION_URL``). The service runs as the other one (``MARKSCHEME_DATABASE_URL``),
+which can neither alter a table nor bypass row-level security. Where one role does both, row-level
+security still applies to it, unless it is a superuser.
 """
 
 import os
@@ -18,21 +19,23 @@ from markscheme_server.store.engine.database import ALL_TEAMS, NO_TEAM, Database
 from markscheme_server.store.tables import api_keys, audit_entries, secrets, teams
 
 MIGRATION_LOCK = 5_270_411
-"""The advisory lock that lets one migrator through at a time (PostgreSQL)."""
-_CREATE_ROLE = sa.text("""DO $$ BEGIN EXECUTE format('CREATE ROLE %I LOGIN NOBYPASSRLS PASSWORD %L',
-    current_setting('markscheme.role'), nullif(current_setting('markscheme.password'), '')); END $$""")
+"""The advisory lock of a migration (PostgreSQL): one runs at a time."""
+_CREATE_ROLE = sa.text("""DO $$ BEGIN
+    EXECUTE format('CREATE ROLE %I LOGIN NOBYPASSRLS PASSWORD %L',
+        current_setting('markscheme.role'), nullif(current_setting('markscheme.password'), ''));
+    END $$""")
 
 
 class OtherDatabase(Exception):
-    """What was migrated is not the database that the service uses."""
+    """The two URLs are not of the same database."""
 
 
 async def prepare(url: str, migration_url: str | None = None) -> tuple[str | None, str | None]:
-    """Bring the tables to the newest revision, as the role of ``migration_url`` where one is given, and let the role
-    of ``url`` work on them. The revision before and after.
+    """Migrate to the newest revision, and grant the role of ``url`` its privileges.
 
-    A second one waits and then finds nothing to do. Raises alembic's ``CommandError`` for a newer database, and
-    :class:`OtherDatabase` where the two are not addresses of one.
+    The role of ``migration_url`` does it, where that is given. Returns the revisions before and
+    after. A concurrent call waits, and then has nothing to do. Raises alembic's ``CommandError``
+    for a database newer than this code, and `OtherDatabase` where the URLs are not of one database.
     """
     database = Database(create_engine(migration_url or url))
     try:
@@ -42,7 +45,7 @@ async def prepare(url: str, migration_url: str | None = None) -> tuple[str | Non
         async with database.reading(NO_TEAM) as connection:
             after = await connection.run_sync(_revision)
         if migration_url is not None:
-            await _admit(database, sa.make_url(url))
+            await _grant_privileges(database, sa.make_url(url))
             await _check(url, after)
         return before, after
     finally:
@@ -60,13 +63,13 @@ async def _check(url: str, revision: str | None) -> None:
 
 
 async def migrate(database: Database) -> None:
-    """Bring the tables to the newest revision."""
+    """Migrate the tables to the newest revision."""
     async with database.writing(ALL_TEAMS) as connection:
         await connection.run_sync(_upgrade)
 
 
 async def rls_enforced(database: Database) -> bool:
-    """Whether row-level security holds for the role that we are: on PostgreSQL, unless it may pass it by."""
+    """Return whether row-level security applies to our role: on PostgreSQL, unless exempt."""
     if database.engine.dialect.name != "postgresql":
         return False
     async with database.reading(NO_TEAM) as connection:
@@ -80,7 +83,7 @@ async def rls_enforced(database: Database) -> bool:
 
 
 def alembic_config(connection: sa.Connection | None = None) -> Config:
-    """Alembic's settings for the revisions beside this module, bound to ``connection``."""
+    """Return alembic's settings for our revisions, bound to ``connection``."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations"))
     config.attributes["connection"] = connection
@@ -98,9 +101,11 @@ def _revision(connection: sa.Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
-async def _admit(database: Database, url: sa.URL) -> None:
-    """Make the service's role where it is missing, and grant it what it needs: rows, and of what is only ever added
-    nothing more than to add it."""
+async def _grant_privileges(database: Database, url: sa.URL) -> None:
+    """Create the service's role where it is missing, and grant it only what it needs.
+
+    It may change rows, but only insert into append-only tables.
+    """
     if database.engine.dialect.name != "postgresql" or url.username in (
         None,
         database.engine.url.username,
@@ -121,6 +126,7 @@ async def _admit(database: Database, url: sa.URL) -> None:
         for grant in (
             f"GRANT USAGE ON SCHEMA public TO {role}",
             f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
+            # Append-only tables, and tables whose rows are only marked, never deleted.
             f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {role}",
             f"REVOKE UPDATE, DELETE ON {audit_entries.name}, {secrets.name} FROM {role}",
             f"REVOKE DELETE ON {teams.name}, {api_keys.name} FROM {role}",
@@ -129,7 +135,7 @@ async def _admit(database: Database, url: sa.URL) -> None:
 
 
 async def _create_role(connection: AsyncConnection, role: str, password: str) -> None:
-    """The names travel as parameters, the database quotes them."""
+    """Create the role; its name and password are parameters, which the database quotes."""
     await connection.execute(
         sa.text(
             "SELECT set_config('markscheme.role', :role, true), "

@@ -1,12 +1,12 @@
-"""Removing what old runs left.
+"""Delete what old runs left.
 
-What ages: assignments with their rollouts, verdicts, judge calls, answers under idempotency keys, expired claims and
-holds; and texts and prompts once nothing refers to them. What stays whatever its age: rubrics with their lineage,
-inductions and teacher responses, and what those refer to. (A rubric's provenance names students' texts by hash; a hash
-keeps no text.)
+Deleted by age: assignments with their rollouts, verdicts, judge calls, answers under idempotency
+keys, expired claims and holds, and unreferenced texts and prompts. Never deleted: rubrics with
+their lineage, inductions, teacher responses, and what these refer to. (A rubric's provenance names
+students' texts by hash, which keeps no text.)
 
-What was spent and saved stays on the books: it is added up by team, day, run, rubric and judge in the transaction that
-removes the rows.
+The ledger keeps what was spent and saved: the transaction that deletes rows adds it up in
+``past_usage`` by team, day, run, rubric and judge.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,9 +34,9 @@ from markscheme_server.store.tables import (
     verdicts,
 )
 
-ASSIGNMENTS_A_WINDOW = 32
-"""A group has up to 1,024 rollouts, and they go with it."""
-_PLACE = ("team", "day", "run_id", "rubric_id", "role", "judge")
+ASSIGNMENTS_PER_BATCH = 32
+"""Few, because up to 1,024 rollouts are deleted with each."""
+_GROUP = ("team", "day", "run_id", "rubric_id", "role", "judge")
 _FIGURES = (
     "calls",
     "failed_calls",
@@ -52,29 +52,31 @@ _FIGURES = (
 
 
 class Pruner(BatchDeleter):
-    """Removes, or with ``dry`` counts, what is older than ``before``."""
+    """Deletes, or with ``dry`` counts, what is older than ``before``."""
 
     def __init__(self, database: Database, before: datetime, *, dry: bool) -> None:
-        super().__init__(database, _walks(before, database.clock, dry=dry), dry=dry)
+        super().__init__(database, _steps(before, database.clock, dry=dry), dry=dry)
 
-    async def give_back(self) -> None:
-        """Shrink a SQLite file to what it holds. It is written anew: that takes its size in free disk, and writers
-        wait. PostgreSQL needs none of it."""
+    async def vacuum(self) -> None:
+        """Rewrite a SQLite file without its free pages; PostgreSQL does not need it.
+
+        It needs as much free disk as the file has data, and writers wait for it.
+        """
         async with self._db.engine.connect() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
             await driver.execute("VACUUM")
             await driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def _walks(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Sequence[DeleteStep]:
+def _steps(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Sequence[DeleteStep]:
     def aged(table: sa.Table) -> sa.ColumnElement[bool]:
         return table.c.created_at < before
 
     def free(
-        by: sa.Column[Any], key: sa.Column[Any], staying: sa.ColumnElement[bool]
+        by: sa.Column[Any], key: sa.Column[Any], recent: sa.ColumnElement[bool]
     ) -> sa.ColumnElement[bool]:
-        """No row refers to ``key``; a dry run leaves out those that would have gone by then."""
-        return unreferenced(by, key, staying) if dry else unreferenced(by, key)
+        """No row refers to ``key``; in a dry run no ``recent`` one, as the others are deleted."""
+        return unreferenced(by, key, recent) if dry else unreferenced(by, key)
 
     key = idempotency_keys.c
     recent_rollout = sa.exists().where(
@@ -86,9 +88,9 @@ def _walks(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Se
             assignments.c.created_at,
             aged(assignments),
             sa.true(),
-            ASSIGNMENTS_A_WINDOW,
-            takes=((rollouts, rollouts.c.assignment_id, assignments.c.id),),
-            then=_book_savings,
+            ASSIGNMENTS_PER_BATCH,
+            cascade=((rollouts, rollouts.c.assignment_id, assignments.c.id),),
+            after=_record_savings,
         ),
         DeleteStep(verdicts, verdicts.c.created_at, aged(verdicts), sa.true()),
         DeleteStep(
@@ -96,7 +98,7 @@ def _walks(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Se
             judge_calls.c.created_at,
             aged(judge_calls),
             free(verdicts.c.call_id, judge_calls.c.id, ~aged(verdicts)),
-            then=_book_calls,
+            after=_record_calls,
         ),
         DeleteStep(
             idempotency_keys,
@@ -120,7 +122,7 @@ def _walks(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Se
                 unreferenced(teacher_responses.c.text_key, texts.c.key),
                 aged(texts),
             ),
-            guarded=True,
+            lock_table=True,
         ),
         DeleteStep(
             prompts,
@@ -132,13 +134,13 @@ def _walks(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Se
                 unreferenced(teacher_responses.c.prompt_key, prompts.c.key),
                 aged(prompts),
             ),
-            guarded=True,
+            lock_table=True,
         ),
     )
 
 
-async def _book_calls(connection: AsyncConnection, calls: Sequence[sa.Row[Any]]) -> None:
-    """Keep what calls to judges took and cost."""
+async def _record_calls(connection: AsyncConnection, calls: Sequence[sa.Row[Any]]) -> None:
+    """Add up what deleted judge calls took and cost."""
     await _add_up(
         connection,
         [
@@ -165,7 +167,7 @@ async def _book_calls(connection: AsyncConnection, calls: Sequence[sa.Row[Any]])
 
 
 def _unpriced(call: sa.Row[Any]) -> int:
-    """The calls whose cost is not known; a row of an older version tells it by having no cost."""
+    """Return the number of calls of unknown cost; rows of older versions do not state it."""
     return int(
         call.unpriced_calls
         if call.unpriced_calls is not None
@@ -173,8 +175,8 @@ def _unpriced(call: sa.Row[Any]) -> int:
     )
 
 
-async def _book_savings(connection: AsyncConnection, groups: Sequence[sa.Row[Any]]) -> None:
-    """Keep what stored verdicts and rubrics saved."""
+async def _record_savings(connection: AsyncConnection, groups: Sequence[sa.Row[Any]]) -> None:
+    """Add up what stored verdicts and rubrics saved the deleted groups."""
     await _add_up(
         connection,
         [
@@ -196,10 +198,10 @@ async def _add_up(
     connection: AsyncConnection,
     rows: Sequence[tuple[sa.Row[Any], str | None, str | None, Mapping[str, Any]]],
 ) -> None:
-    """Add (row, role, judge, figures) up into ``past_usage``; what comes to nothing makes no row."""
+    """Add (row, role, judge, figures) up into ``past_usage``; sums of zero make no row."""
     sums: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row, role, judge, figures in rows:
-        place = (
+        group = (
             row.team,
             as_utc(row.created_at).strftime("%Y-%m-%d"),
             row.run_id,
@@ -207,13 +209,13 @@ async def _add_up(
             role,
             judge,
         )
-        summed = sums.setdefault(place, dict.fromkeys(_FIGURES, 0))
+        totals = sums.setdefault(group, dict.fromkeys(_FIGURES, 0))
         for name, value in figures.items():
-            summed[name] += value
+            totals[name] += value
     new = [
-        {"id": new_id("use")} | dict(zip(_PLACE, place, strict=True)) | summed
-        for place, summed in sums.items()
-        if any(summed.values())
+        {"id": new_id("use")} | dict(zip(_GROUP, group, strict=True)) | totals
+        for group, totals in sums.items()
+        if any(totals.values())
     ]
     if new:
         await connection.execute(past_usage.insert(), new)

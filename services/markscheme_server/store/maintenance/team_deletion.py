@@ -1,12 +1,13 @@
-"""Erasing a team: all that it made and all that was made for it, beside a running service.
+"""Erase a team, and all that it made or that was made for it, while the service runs.
 
-First the team is marked and its keys end; from then on the database takes no row of it (triggers refuse them), so a
-request that still runs leaves nothing behind. Then its tables are walked until a pass finds nothing; then the texts and
-prompts go that nothing refers to any more. A killed run has marked the team; the next one goes on with the rest.
+The team is marked as erased, and its keys are revoked. Triggers then refuse rows of it, so that a
+request still running stores nothing. Its tables are scanned until a pass deletes nothing; then
+unreferenced texts and prompts are deleted. After an interruption, the next run continues.
 
-What stays: the team's row, so that its name is never another team's; the rows of its keys without their labels, so that
-they go on being refused; the audit trail. A rubric that another team's assignments or rubrics refer to becomes a
-tombstone: its id, without anything of what it was. What other teams made of its rubrics is theirs.
+Three things remain: the team's row, so that its name is never given to another team; the rows of
+its keys without their labels, so that they are still refused; and the audit trail. A rubric that
+another team's assignments or rubrics refer to becomes a tombstone, of which only the id is left.
+What other teams made from its rubrics belongs to them.
 """
 
 from collections import Counter
@@ -47,34 +48,34 @@ from markscheme_server.store.tables import (
 )
 from markscheme_server.store.teams import UnknownTeam
 
-RUBRICS_A_WINDOW, ASSIGNMENTS_A_WINDOW = 200, 32
+RUBRICS_PER_BATCH, ASSIGNMENTS_PER_BATCH = 200, 32
 TOMBSTONES = "tombstones"
-"""Under this name the rubrics are counted of which the id stays."""
+"""The key under which tombstones are counted."""
 EMPTY = content_hash(())
-"""No rubric has it: one without criteria is refused."""
+"""The content hash of tombstones; no other rubric has it, as each needs criteria."""
 
 
 class Eraser:
-    """Erases one team, in this order: :meth:`mark`, :meth:`hide`, :meth:`run`."""
+    """Erases one team: call `mark_erased`, `withdraw_rubrics` and `run`, in this order."""
 
     def __init__(self, database: Database, team: str, actor: Actor) -> None:
         self._db, self._team, self._actor = database, team, actor
-        shared = DeleteStep(
+        delete_shares = DeleteStep(
             shares,
             shares.c.rubric_id,
             sa.or_(shares.c.owner == team, shares.c.team == team),
             sa.true(),
         )
-        self._hiding = BatchDeleter(
+        self._withdrawal = BatchDeleter(
             database,
             [
-                shared,
+                delete_shares,
                 DeleteStep(
                     rubrics,
                     rubrics.c.id,
                     sa.and_(rubrics.c.team == team, rubrics.c.visibility != "private"),
                     sa.false(),
-                    first=self._withdraw,
+                    before=self._make_private,
                 ),
             ],
         )
@@ -83,10 +84,10 @@ class Eraser:
             unreferenced(assignments.c.rubric_id, rubrics.c.id),
             unreferenced(child.c.parent_id, rubrics.c.id),
         )
-        self._erasing = BatchDeleter(
+        self._team_rows = BatchDeleter(
             database,
             [
-                # Answers that others were given may be rubrics of the team's that they were let to use.
+                # Stored answers to other teams may hold rubrics of this team that they used.
                 DeleteStep(
                     idempotency_keys,
                     idempotency_keys.c.key,
@@ -101,29 +102,29 @@ class Eraser:
                     assignments.c.id,
                     assignments.c.team == team,
                     sa.true(),
-                    ASSIGNMENTS_A_WINDOW,
-                    takes=((rollouts, rollouts.c.assignment_id, assignments.c.id),),
+                    ASSIGNMENTS_PER_BATCH,
+                    cascade=((rollouts, rollouts.c.assignment_id, assignments.c.id),),
                 ),
-                self._walk(verdicts.c.created_at),
-                self._walk(
+                self._delete_own(verdicts.c.created_at),
+                self._delete_own(
                     judge_calls.c.created_at, unreferenced(verdicts.c.call_id, judge_calls.c.id)
                 ),
-                self._walk(past_usage.c.day),
-                self._walk(teacher_responses.c.prompt_key),
-                shared,
+                self._delete_own(past_usage.c.day),
+                self._delete_own(teacher_responses.c.prompt_key),
+                delete_shares,
                 DeleteStep(
                     rubrics,
                     rubrics.c.id,
                     rubrics.c.team == team,
                     self._unused,
-                    RUBRICS_A_WINDOW,
-                    first=self._cut_loose,
+                    RUBRICS_PER_BATCH,
+                    before=self._detach,
                 ),
-                self._walk(budgets.c.run_id),
-                self._walk(holds.c.id),
+                self._delete_own(budgets.c.run_id),
+                self._delete_own(holds.c.id),
             ],
         )
-        self._remains = BatchDeleter(
+        self._unreferenced_rows = BatchDeleter(
             database,
             [
                 DeleteStep(
@@ -136,7 +137,7 @@ class Eraser:
                             for by in (rollouts, teacher_responses)
                         )
                     ),
-                    guarded=True,
+                    lock_table=True,
                 ),
                 DeleteStep(
                     prompts,
@@ -148,15 +149,18 @@ class Eraser:
                             for by in (rubrics, assignments, teacher_responses)
                         )
                     ),
-                    guarded=True,
+                    lock_table=True,
                 ),
             ],
         )
 
-    async def mark(self) -> datetime:
-        """End the team and its keys; the time at which it first was. Raises :class:`UnknownTeam`."""
+    async def mark_erased(self) -> datetime:
+        """Mark the team as erased, and revoke its keys; return when it was first marked.
+
+        Raises `UnknownTeam`.
+        """
         async with self._db.writing(team_scope(self._actor.team)) as connection:
-            # Who makes a key holds the team's row: they are waited for, or they see the mark.
+            # Creating a key locks the team's row too: it either ends before this or sees the mark.
             row = (
                 await connection.execute(
                     sa.select(teams.c.erased_at).where(teams.c.name == self._team).with_for_update()
@@ -179,87 +183,80 @@ class Eraser:
                 await record(connection, self._actor, "team.erasing", f"team:{self._team}")
         return at
 
-    async def hide(self) -> None:
-        """Take back from other teams what was shared with them."""
-        async for _ in self._hiding.run():
+    async def withdraw_rubrics(self) -> None:
+        """Make the team's rubrics invisible to other teams."""
+        async for _ in self._withdrawal.run():
             pass
 
     async def total(self) -> int:
-        """The rows that :meth:`run` walks past, more or less."""
-        return await self._erasing.total() + await self._remains.total()
+        """Count the rows that `run` scans; approximately, as it may take several passes."""
+        return await self._team_rows.total() + await self._unreferenced_rows.total()
 
     async def run(self) -> AsyncIterator[Batch]:
-        """Remove everything, and write down how much it was."""
-        removed: Counter[str] = Counter()
+        """Delete everything, and record the counts in the audit trail."""
+        deleted: Counter[str] = Counter()
+        # Repeat until nothing is left: a pass may make rows deletable that it has passed.
         found = True
         while found:
             found = False
-            async for window in self._erasing.run():
-                removed.update(window.removed)
-                found = found or any(window.removed.values())
-                yield window
-        async for window in self._remains.run():
-            removed.update(window.removed)
-            yield window
+            async for batch in self._team_rows.run():
+                deleted.update(batch.deleted)
+                found = found or any(batch.deleted.values())
+                yield batch
+        async for batch in self._unreferenced_rows.run():
+            deleted.update(batch.deleted)
+            yield batch
         await self._scrub()
         async with self._db.writing(team_scope(self._actor.team)) as connection:
-            await record(connection, self._actor, "team.erased", f"team:{self._team}", +removed)
+            await record(connection, self._actor, "team.erased", f"team:{self._team}", +deleted)
 
-    def _walk(
-        self, along: sa.Column[Any], goes: sa.ColumnElement[bool] | None = None
+    def _delete_own(
+        self, order_by: sa.Column[Any], delete_where: sa.ColumnElement[bool] | None = None
     ) -> DeleteStep:
         return DeleteStep(
-            along.table,
-            along,
-            along.table.c.team == self._team,
-            sa.true() if goes is None else goes,
+            order_by.table,
+            order_by,
+            order_by.table.c.team == self._team,
+            sa.true() if delete_where is None else delete_where,
         )
 
-    async def _withdraw(
-        self, connection: AsyncConnection, inside: sa.ColumnElement[bool]
+    async def _make_private(
+        self, connection: AsyncConnection, in_batch: sa.ColumnElement[bool]
     ) -> dict[str, int]:
-        await connection.execute(sa.update(rubrics).where(inside).values(visibility="private"))
+        await connection.execute(sa.update(rubrics).where(in_batch).values(visibility="private"))
         return {}
 
-    async def _cut_loose(
-        self, connection: AsyncConnection, inside: sa.ColumnElement[bool]
+    async def _detach(
+        self, connection: AsyncConnection, in_batch: sa.ColumnElement[bool]
     ) -> dict[str, int]:
-        """Take away what refers to rubrics that are about to go, and make tombstones of those that cannot.
+        """Remove references to the batch's rubrics; make tombstones of those that must remain.
 
-        A tombstone's prompt is one of its own, without messages: the rubric's own may be other teams' too.
+        A tombstone gets an empty prompt of its own: the rubric's prompt may also be other teams'.
         """
-        ids = sa.select(rubrics.c.id).where(inside).correlate(None)
+        ids = sa.select(rubrics.c.id).where(in_batch).correlate(None)
         await connection.execute(
             sa.update(rubrics)
             .where(rubrics.c.team == self._team, rubrics.c.parent_id.in_(ids))
             .values(parent_id=None)
         )
-        gone = {
+        deleted = {
             table.name: (
                 await connection.execute(sa.delete(table).where(table.c.rubric_id.in_(ids)))
             ).rowcount
             for table in (inductions, shares)
         }
-        staying = (
-            (
-                await connection.execute(
-                    sa.select(rubrics.c.id).where(
-                        inside, ~self._unused, rubrics.c.content_hash != EMPTY
-                    )
-                )
-            )
-            .scalars()
-            .all()
+        used = sa.select(rubrics.c.id).where(
+            in_batch, ~self._unused, rubrics.c.content_hash != EMPTY
         )
-        if staying:
-            emptied = [
-                {"rubric": rubric_id, "prompt": digest({"erased": rubric_id})}
-                for rubric_id in staying
-            ]
+        tombstones = [
+            {"rubric": rubric_id, "prompt": digest({"erased": rubric_id})}
+            for rubric_id in (await connection.execute(used)).scalars()
+        ]
+        if tombstones:
             await self._db.insert_new(
                 connection,
                 prompts,
-                [{"key": row["prompt"], "messages": [], "created_at": now()} for row in emptied],
+                [{"key": row["prompt"], "messages": [], "created_at": now()} for row in tombstones],
             )
             await connection.execute(
                 sa.update(rubrics)
@@ -276,13 +273,15 @@ class Eraser:
                     words="",
                     retired_at=sa.func.coalesce(rubrics.c.retired_at, now()),
                 ),
-                emptied,
+                tombstones,
             )
-        return gone | {TOMBSTONES: len(staying)}
+        return deleted | {TOMBSTONES: len(tombstones)}
 
     async def _scrub(self) -> None:
-        """Have SQLite write its search index anew, where removed words stand until then, and empty its log. What
-        PostgreSQL has removed it overwrites after its next vacuum."""
+        """Remove deleted words from SQLite's search index and log.
+
+        PostgreSQL overwrites deleted rows after its next vacuum.
+        """
         if self._db.engine.dialect.name != "sqlite":
             return
         async with self._db.writing(team_scope(self._actor.team)) as connection:

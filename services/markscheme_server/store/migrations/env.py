@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection it is handed, inside that connection's transaction."""
+"""Alembic's entry point: runs the revisions in the given connection's transaction."""
 
 from alembic import context
 

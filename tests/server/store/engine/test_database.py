@@ -12,10 +12,11 @@ from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine.database import ALL_TEAMS, POOL_SIZE
+from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.rubrics import Filters, Search
 from markscheme_server.store.store import Store
-from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
+from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +106,11 @@ async def test_pages_hold_each_rubric_once(store: Store) -> None:
 
 async def test_the_first_verdict_stands_and_teams_are_apart(store: Store) -> None:
     def verdict(met: bool) -> StoredVerdict:
-        return StoredVerdict("k" * 64, "p", "c", "r", "judge", met, "words")
+        return StoredVerdict("k" * 64, "p", "c", "r", "judge", StoredDecision(met, "words", None))
 
-    call = JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 10, 5))
-    assert await store.verdicts.save(Reply("t", [verdict(True)], call))
-    assert await store.verdicts.save(Reply("t", [verdict(False)], call))
+    call = JudgeCall(CallDescription("t", None, "verifier", "judge", ("c",)), JudgeUsage(1, 10, 5))
+    assert await store.verdicts.save(JudgeReply("t", [verdict(True)], call))
+    assert await store.verdicts.save(JudgeReply("t", [verdict(False)], call))
     assert await store.verdicts.find("t", ["k" * 64, "absent"]) == {
         "k" * 64: StoredDecision(True, "words", None)
     }
@@ -120,7 +121,14 @@ async def test_the_first_verdict_stands_and_teams_are_apart(store: Store) -> Non
 async def test_errors_do_not_show_what_users_sent(store: Store) -> None:
     with pytest.raises(Exception, match="IntegrityError|NOT NULL|null value") as caught:
         await store.verdicts.save(
-            Reply("t", [StoredVerdict("q" * 64, "p", "c", "r", None, True, "secret words")])
+            JudgeReply(
+                "t",
+                [
+                    StoredVerdict(
+                        "q" * 64, "p", "c", "r", None, StoredDecision(True, "secret words", None)
+                    )
+                ],
+            )
         )  # type: ignore[arg-type]
     assert "secret words" not in str(caught.value).split("DETAIL")[0]
     await store.database.close()

@@ -110,10 +110,10 @@ async def test_a_full_disk_is_said_once_in_words_and_passes(
             answer = database_error(raised.value)
             assert (answer.status, answer.code) == (503, "database")
             assert "disk" in answer.message
-        assert store.database.full
+        assert store.database.disk_full
         pages = 1_000_000
         await store.ready()
-        assert not store.database.full
+        assert not store.database.disk_full
     await store.close()
     said = [line["event"] for line in logged]
     assert said.count("disk_full") == 1

@@ -7,6 +7,6 @@ from markscheme_server.store.maintenance.prune import Pruner
 
 async def every(pruner: Pruner) -> Counter[str]:
     removed: Counter[str] = Counter()
-    async for window in pruner.run():
-        removed.update(window.removed)
+    async for batch in pruner.run():
+        removed.update(batch.deleted)
     return removed

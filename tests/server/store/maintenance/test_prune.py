@@ -13,18 +13,20 @@ from markscheme_server.config import Settings
 from markscheme_server.domain.hashing import prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.usage import JudgeUsage, to_nano
+from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store import tables
-from markscheme_server.store.assignments import GroupRef, Outcome, ScoredRollout
+from markscheme_server.store.assignments import GroupOutcome, GroupRef, ScoredRollout
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.budgets import HoldRequest
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import now
-from markscheme_server.store.idempotency import Address, Begun
-from markscheme_server.store.maintenance import batch_delete as walking
+from markscheme_server.store.idempotency import RequestKey, Started
+from markscheme_server.store.ledger import CallDescription, JudgeCall
+from markscheme_server.store.maintenance import batch_delete
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.maintenance.prune import Pruner
 from markscheme_server.store.store import Store
-from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
+from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 from server.store.maintenance.pruning import every
 
 OLD = timedelta(days=100)
@@ -75,7 +77,9 @@ async def group(
     await store.assignments.finish(
         "t",
         made.id,
-        Outcome([ScoredRollout(f"r{i}", text, False, 0.5, None) for i, text in enumerate(texts)]),
+        GroupOutcome(
+            [ScoredRollout(f"r{i}", text, False, 0.5, None) for i, text in enumerate(texts)]
+        ),
     )
     return made.id
 
@@ -83,18 +87,20 @@ async def group(
 async def verdict(store: Store, name: str) -> None:
     key = text_key(name)
     await store.verdicts.save(
-        Reply(
+        JudgeReply(
             "t",
-            [StoredVerdict(key, "p", "c", key, "judge", True, None)],
-            JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 10, 5)),
+            [StoredVerdict(key, "p", "c", key, "judge", StoredDecision(True, None, None))],
+            JudgeCall(
+                CallDescription("t", None, "verifier", "judge", ("c",)), JudgeUsage(1, 10, 5)
+            ),
         )
     )
 
 
 async def answered(store: Store, key: str, *, finished: bool = True) -> None:
-    address = Address("t", "/r", key)
+    address = RequestKey("t", "/r", key)
     begun = await store.idempotency.begin(address, "f" * 64)
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, Started)
     if finished:
         await store.idempotency.finish(address, begun.owner, status=200, body="{}")
 
@@ -124,11 +130,11 @@ async def contents(store: Store) -> dict[str, int]:
 async def run(store: Store, *, dry: bool = False) -> Counter[str]:
     pruner = Pruner(store.database, now() - AGE, dry=dry)
     removed: Counter[str] = Counter()
-    walked, total = 0, await pruner.total()
-    async for window in pruner.run():
-        removed.update(window.removed)
-        walked += window.walked
-    assert walked == total
+    scanned, total = 0, await pruner.total()
+    async for batch in pruner.run():
+        removed.update(batch.deleted)
+        scanned += batch.scanned
+    assert scanned == total
     return removed
 
 
@@ -141,7 +147,13 @@ async def old_and_new(store: Store) -> None:
     for i in range(30):
         await verdict(store, f"old-{i}")
     await store.verdicts.save(
-        Reply("t", (), JudgeCall("rubricator", "judge", (), JudgeUsage(3), "unavailable"))
+        JudgeReply(
+            "t",
+            (),
+            JudgeCall(
+                CallDescription("t", None, "rubricator", "judge"), JudgeUsage(3), "unavailable"
+            ),
+        )
     )
     await store.teachers.save("t", prompt("taught"), ["a teacher's words"])
     await answered(store, "old")
@@ -174,7 +186,7 @@ GONE = {
 async def test_old_runs_go_and_rubrics_and_teachers_stay(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walking, "WINDOW", 7)
+    monkeypatch.setattr(batch_delete, "BATCH_SIZE", 7)
     await old_and_new(store)
     before = await contents(store)
     assert await run(store, dry=True) == GONE
@@ -286,27 +298,29 @@ async def fill_books(store: Store) -> None:
             {"cost": to_nano(cost)} if cost is not None else {"unpriced_calls": 1, "unknown": i}
         )
         usage = JudgeUsage(1 + i % 2, 100 + i, 10 + i, cached_tokens=i, **unknown)
-        call = JudgeCall(
+        about = CallDescription(
+            team,
+            run_id,
             "verifier" if i % 7 else "teacher",
             f"judge {i % 2}",
             ("c",),
-            usage,
-            "timeout" if i % 6 == 0 else None,
-            run_id,
             made.id if i % 3 else None,
         )
+        call = JudgeCall(about, usage, "timeout" if i % 6 == 0 else None)
         key = text_key(f"{i}")
         await store.verdicts.save(
-            Reply(
+            JudgeReply(
                 team,
-                [StoredVerdict(key, "p", "c", key, "judge", True, None)] if i % 8 else (),
+                [StoredVerdict(key, "p", "c", key, "judge", StoredDecision(True, None, None))]
+                if i % 8
+                else (),
                 call,
             )
         )
         group_id = await group(store, "p", [f"text {i}"], made, group_id=f"g{i}")
         if i % 10:
             await store.assignments.finish(
-                "t", group_id, Outcome([], cached_verdicts=i, saved_usd=i / 50)
+                "t", group_id, GroupOutcome([], cached_verdicts=i, saved_usd=i / 50)
             )
     async with store.database.writing(ALL_TEAMS) as connection:
         await connection.execute(tables.teams.insert().values(name="u", created_at=now()))
@@ -334,7 +348,7 @@ async def fill_books(store: Store) -> None:
 async def test_pruning_keeps_the_books_at_any_age(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walking, "WINDOW", 7)
+    monkeypatch.setattr(batch_delete, "BATCH_SIZE", 7)
     await fill_books(store)
     before, rows = await books(store), await contents(store)
     spent_before = await store.budgets.put(
@@ -342,7 +356,7 @@ async def test_pruning_keeps_the_books_at_any_age(
     )
     for days in (200, 100, 90, 90, 1, 1):
         dry = Pruner(store.database, now() - timedelta(days=days), dry=True)
-        counted = [window async for window in dry.run()]
+        counted = [batch async for batch in dry.run()]
         past = (await contents(store))["past_usage"]
         pruners = [
             Pruner(store.database, now() - timedelta(days=days), dry=False) for _ in range(2)
@@ -350,7 +364,7 @@ async def test_pruning_keeps_the_books_at_any_age(
         removed = await asyncio.gather(*(every(pruner) for pruner in pruners))
         assert await books(store) == before
         gone = sum(each["judge_calls"] for each in removed)
-        assert gone == sum(window.removed.get("judge_calls", 0) for window in counted)
+        assert gone == sum(batch.deleted.get("judge_calls", 0) for batch in counted)
         assert ((await contents(store))["past_usage"] > past) == (gone > 0)
     left = await contents(store)
     assert (left["judge_calls"], left["assignments"]) == (1, 0)
@@ -437,7 +451,7 @@ async def test_a_sqlite_file_shrinks_when_asked(tmp_path: Any) -> None:
     await run(store)
     pruner = Pruner(store.database, now() - AGE, dry=False)
     large = file.stat().st_size
-    await pruner.give_back()
+    await pruner.vacuum()
     assert file.stat().st_size < large / 4
     assert (await contents(store))["rubrics"] == 1
     await store.close()

@@ -10,23 +10,24 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from markscheme_server.accounts import erasure as grading_erasing
-from markscheme_server.accounts.erasure import Erased, erase_team
+from markscheme_server.accounts import erasure
+from markscheme_server.accounts.erasure import ErasureReport, erase_team
 from markscheme_server.config import Settings
 from markscheme_server.domain.hashing import prompt_key, text_key
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.usage import JudgeUsage
+from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.errors import Conflict, NotFound, Unauthorised
 from markscheme_server.store.assignments import GroupRef
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.budgets import UnknownTeam
 from markscheme_server.store.engine.database import ALL_TEAMS
-from markscheme_server.store.maintenance import batch_delete as walking
-from markscheme_server.store.maintenance import team_deletion as erasing
+from markscheme_server.store.ledger import CallDescription, JudgeCall
+from markscheme_server.store.maintenance import batch_delete, team_deletion
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import audit_entries, metadata, past_usage, prompts, rubrics
-from markscheme_server.store.verdicts import JudgeCall, Reply, StoredVerdict
+from markscheme_server.store.teams import UnknownTeam
+from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 from server.store.three_teams import (
     COMMON,
     TEAMS,
@@ -41,7 +42,7 @@ Dump = dict[str, list[dict[str, Any]]]
 
 @pytest.fixture
 async def store(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
-    monkeypatch.setattr(grading_erasing, "SETTLES_IN_S", 0)
+    monkeypatch.setattr(erasure, "SETTLE_S", 0)
     made = Store(Settings(_env_file=None, database_url=database_url).sqlalchemy_url)
     await migrate(made.database)
     yield made
@@ -174,21 +175,24 @@ async def test_killed_after_any_transaction_it_is_finished_by_the_next(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each call is killed one transaction later than the one before."""
-    for module, name, size in ((walking, "WINDOW", 2), (erasing, "RUBRICS_A_WINDOW", 1)):
+    for module, name, size in (
+        (batch_delete, "BATCH_SIZE", 2),
+        (team_deletion, "RUBRICS_PER_BATCH", 1),
+    ):
         monkeypatch.setattr(module, name, size)
     known = await fill(store)
     before = await dump(store)
 
-    async def erase(transactions: int) -> Erased:
+    async def erase(transactions: int) -> ErasureReport:
         left = transactions
 
-        def count(_window: walking.Batch) -> None:
+        def count(_batch: batch_delete.Batch) -> None:
             nonlocal left
             left -= 1
             if left <= 0:
                 raise asyncio.CancelledError
 
-        return await erase_team(store, "red", Actor(), on_window=count)
+        return await erase_team(store, "red", Actor(), on_batch=count)
 
     kills = 0
     while True:
@@ -209,10 +213,22 @@ async def test_what_is_brought_late_is_refused_and_its_neighbours_are_kept(store
     late = [
         asyncio.ensure_future(
             store.verdicts.save(
-                Reply(
+                JudgeReply(
                     team,
-                    [StoredVerdict(text_key(f"late {team}"), "p", "c", "r", "judge", True, None)],
-                    JudgeCall("verifier", "judge", ("c",), JudgeUsage(1, 1, 1)),
+                    [
+                        StoredVerdict(
+                            text_key(f"late {team}"),
+                            "p",
+                            "c",
+                            "r",
+                            "judge",
+                            StoredDecision(True, None, None),
+                        )
+                    ],
+                    JudgeCall(
+                        CallDescription(team, None, "verifier", "judge", ("c",)),
+                        JudgeUsage(1, 1, 1),
+                    ),
                 )
             )
         )
@@ -303,7 +319,7 @@ async def test_the_operators_team_and_one_that_is_not_there_are_refused(store: S
 async def test_a_sqlite_file_holds_none_of_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grading_erasing, "SETTLES_IN_S", 0)
+    monkeypatch.setattr(erasure, "SETTLE_S", 0)
     store = Store(f"sqlite+aiosqlite:///{tmp_path / 'm.db'}")
     await migrate(store.database)
     await fill(store)
@@ -318,7 +334,7 @@ async def test_a_sqlite_file_holds_none_of_its_bytes(
 
 
 def test_the_tables_that_the_others_keep_their_prompts_in_are_known() -> None:
-    """Texts and prompts go when none of these refers to them: a new one must be entered in store/erasing.py."""
+    """Texts and prompts go when none of these refers to them: add a new one to store/maintenance/team_deletion.py."""
     assert {
         table.name
         for table in metadata.sorted_tables

@@ -1,0 +1,113 @@
+"""Who sees a rubric, and what of it is shown, over both databases."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from markscheme import schema
+from markscheme.vocabulary import SCOPES
+from markscheme_server.accounts.budgets import BudgetService
+from markscheme_server.config import Settings
+from markscheme_server.domain.caller import Caller
+from markscheme_server.domain.rubric import Criterion
+from markscheme_server.errors import Forbidden, NotFound
+from markscheme_server.scoring.judges import Judges
+from markscheme_server.scoring.rubric_library import RubricLibrary
+from markscheme_server.scoring.rubrics import Freshness, RubricService
+from markscheme_server.store.audit import Actor
+from markscheme_server.store.maintenance.migrate import migrate
+from markscheme_server.store.rubrics import Search
+from markscheme_server.store.store import Store
+
+RED, BLUE = (Caller(team, frozenset(SCOPES)) for team in ("red", "blue"))
+PROVENANCE = {"rubricator": "judge@1", "template": "1", "run": "secret", "teacher_keys": ["k" * 64]}
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Store]:
+    made = Store(Settings(_env_file=None, database_url=database_url).sqlalchemy_url)
+    await migrate(made.database)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def library(store: Store) -> RubricLibrary:
+    inductions = RubricService(store, Freshness(8, 0.9), BudgetService(store.budgets, store.ledger))
+    return RubricLibrary(store.rubrics, store.lineage, inductions, Judges({}, {}))
+
+
+@pytest.fixture
+async def versions(store: Store, library: RubricLibrary) -> list[schema.Rubric]:
+    """Two versions of an induced rubric of red, of which the organisation sees the second."""
+    made = []
+    for words in ("first", "second"):
+        saved = await store.rubrics.save(
+            team="red",
+            prompt=[{"role": "user", "content": "p"}],
+            criteria=[Criterion("c1", words, 1)],
+            origin="induced",
+            provenance=PROVENANCE,
+            actor=Actor("red"),
+        )
+        made.append(await library.get(RED, saved.id))
+    shared = schema.RubricPatch(visibility="organisation", shared_with=["green"])
+    return [made[0], await library.change(RED, made[1].id, shared)]
+
+
+async def test_its_own_team_sees_all_of_a_rubric(versions: list[schema.Rubric]) -> None:
+    first, second = versions
+    assert second.parent_id == first.id
+    assert second.provenance.run == "secret"
+    assert second.shared_with == ["green"]
+
+
+async def test_another_team_sees_neither_parent_nor_runs_nor_texts(
+    library: RubricLibrary, versions: list[schema.Rubric]
+) -> None:
+    first, second = versions
+    shown = await library.get(BLUE, second.id)
+    assert (shown.parent_id, shown.shared_with) == (None, [])
+    assert shown.provenance == schema.Provenance(rubricator="judge@1", template="1")
+    page = await library.list_rubrics(BLUE, Search())
+    assert page.data == [shown]
+    lineage = await library.lineage(BLUE, second.id)
+    told: dict[str, Any] = {node.id: node for node in lineage.nodes}
+    assert first.id not in told
+    assert told[second.id].run is None
+    assert not [node for node in lineage.nodes if node.kind == "response"]
+
+
+async def test_a_rubric_that_is_not_visible_is_not_found(
+    library: RubricLibrary, versions: list[schema.Rubric]
+) -> None:
+    private = versions[0].id
+    for rubric_id in (private, "unknown", "nul\x00"):
+        with pytest.raises(NotFound):
+            await library.get(BLUE, rubric_id)
+        with pytest.raises(NotFound):
+            await library.change(BLUE, rubric_id, schema.RubricPatch(retired=True))
+        with pytest.raises(NotFound):
+            await library.draft_fork(BLUE, rubric_id, schema.RubricFork())
+        with pytest.raises(NotFound):
+            await library.export(BLUE, rubric_id, "native")
+
+
+async def test_only_its_own_team_changes_a_rubric(
+    library: RubricLibrary, versions: list[schema.Rubric]
+) -> None:
+    with pytest.raises(Forbidden):
+        await library.change(BLUE, versions[1].id, schema.RubricPatch(retired=True))
+
+
+async def test_a_fork_copies_public_provenance_and_an_edit_copies_none(
+    library: RubricLibrary, versions: list[schema.Rubric]
+) -> None:
+    source = versions[1]
+    copy = await library.save(BLUE, await library.draft_fork(BLUE, source.id, schema.RubricFork()))
+    assert copy.provenance == schema.Provenance(rubricator="judge@1", template="1")
+    edit = schema.RubricFork(criteria=[schema.Criterion(text="other", points=2)])
+    edited = await library.save(BLUE, await library.draft_fork(BLUE, copy.id, edit))
+    assert edited.provenance == schema.Provenance()
+    assert (edited.version, edited.parent_id) == (2, copy.id)

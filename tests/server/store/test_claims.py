@@ -1,0 +1,104 @@
+"""Claims over both databases: identical work happens once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from markscheme_server.config import Settings
+from markscheme_server.store.claims import Claim, ClaimLost, ClaimTimeout
+from markscheme_server.store.maintenance.migrate import migrate
+from markscheme_server.store.store import Store
+
+KEY = "k" * 64
+
+
+@pytest.fixture
+async def stores(database_url: str) -> AsyncIterator[list[Store]]:
+    """Two processes on one database."""
+    url = Settings(_env_file=None, database_url=database_url).sqlalchemy_url
+    made = [Store(url, claim_lease_s=600) for _ in range(2)]
+    await migrate(made[0].database)
+    yield made
+    for store in made:
+        await store.close()
+
+
+class Work:
+    """Work whose outcome is in a store that all processes share."""
+
+    def __init__(self) -> None:
+        self.outcome: str | None = None
+        self.runs, self.begun, self.allowed = 0, asyncio.Event(), asyncio.Event()
+
+    async def find(self) -> str | None:
+        return self.outcome
+
+    async def run(self, store: Store, deadline: float = float("inf")) -> str:
+        async def make(claim: Claim) -> str:
+            self.runs += 1
+            self.begun.set()
+            await self.allowed.wait()
+            self.outcome = "made"
+            await store.claims.drop(claim)
+            return self.outcome
+
+        return await store.claims.once(KEY, self.find, make, deadline=deadline)
+
+
+async def test_work_is_done_once_by_whichever_process_is_first(stores: list[Store]) -> None:
+    work = Work()
+    asking = [asyncio.ensure_future(work.run(stores[i % 2])) for i in range(6)]
+    await work.begun.wait()
+    work.allowed.set()
+    assert await asyncio.gather(*asking) == ["made"] * 6
+    assert work.runs == 1
+    assert not await stores[0].claims.is_held(KEY)
+
+
+async def test_a_failure_is_raised_and_the_next_caller_tries_again(stores: list[Store]) -> None:
+    async def fail(claim: Claim) -> str:
+        raise ValueError("broken")
+
+    work = Work()
+    work.allowed.set()
+    with pytest.raises(ValueError, match="broken"):
+        await stores[0].claims.once(KEY, work.find, fail)
+    assert await work.run(stores[1]) == "made"
+
+
+async def test_a_failing_look_up_leaves_no_claim(stores: list[Store]) -> None:
+    async def fail() -> str | None:
+        raise OSError("gone")
+
+    async def make(claim: Claim) -> str:
+        raise AssertionError("must not be called")
+
+    with pytest.raises(OSError, match="gone"):
+        await stores[0].claims.once(KEY, fail, make)
+    assert not await stores[0].claims.is_held(KEY)
+
+
+async def test_after_a_lost_claim_everything_begins_again(stores: list[Store]) -> None:
+    attempts = 0
+
+    async def make(claim: Claim) -> str:
+        nonlocal attempts
+        attempts += 1
+        await stores[0].claims.drop(claim)
+        if attempts == 1:
+            raise ClaimLost
+        return "made"
+
+    assert await stores[0].claims.once(KEY, Work().find, make) == "made"
+    assert attempts == 2
+
+
+async def test_waiting_ends_at_the_deadline(stores: list[Store]) -> None:
+    work = Work()
+    first = asyncio.ensure_future(work.run(stores[0]))
+    await work.begun.wait()
+    with pytest.raises(ClaimTimeout):
+        await work.run(stores[1], deadline=asyncio.get_running_loop().time())
+    work.allowed.set()
+    assert await first == "made"
