@@ -607,7 +607,9 @@ def _client() -> list[Check]:
             area,
             "The SDK pulls in neither torch nor the server, and is typed.",
             (
-                pytest(f"{CLIENT}test_client.py::test_the_sdk_pulls_in_neither_torch_nor_the_server"),
+                pytest(
+                    f"{CLIENT}test_client.py::test_the_sdk_pulls_in_neither_torch_nor_the_server"
+                ),
                 Command(("mypy",), 300, is_pytest=False),
             ),
             part="the time of its import is not measured, a user's snippet is not type-checked",
