@@ -71,7 +71,7 @@ def test_two_teams_share_one_rubric(serve: Callable[..., str], tmp_path: Path) -
     blocks = run(DOCS / "teams.md", serve(key_pepper=PEPPER), tmp_path)
     said = "".join(printed for printed, _ in blocks).splitlines()
     begin = said.index("blue reads it: 404")
-    erased = said.index("team red is erased; removed by this command:")
+    erased = said.index("team red is erased; this command removed:")
     (
         shared,
         found,
@@ -103,4 +103,4 @@ def test_two_teams_share_one_rubric(serve: Callable[..., str], tmp_path: Path) -
     assert {name: int(rows) for rows, name in (line.split() for line in said[erased + 1 : -1])}[
         "rubrics"
     ] == 0
-    assert said[-1].startswith("1 rubrics are left as ids"), "blue scored by it, and forked it"
+    assert said[-1].startswith("1 rubrics remain as ids"), "blue scored by it, and forked it"

@@ -29,7 +29,7 @@ from markscheme_server.api.middleware import (
     RequestId,
 )
 from markscheme_server.api.services import Services
-from markscheme_server.config import BUILTIN, Settings, VerdictReuse
+from markscheme_server.config import BUILTIN, Settings
 from markscheme_server.judge.base import Judge
 from markscheme_server.judge.endpoint import make_endpoints
 from markscheme_server.judge.gateway import Gateway
@@ -65,7 +65,6 @@ MAX_VERDICTS = 65_536
 """Texts judged times criteria, in one scoring request; beyond them it is answered 413."""
 CHECKS_TIMEOUT_S = 60.0
 """Computing time of the checks of one request; what is not decided by then is `timeout`."""
-VERDICT_REUSE: VerdictReuse = "per_criterion"
 VERSION = importlib.metadata.version("markscheme")
 DESCRIPTION = (
     "Prompt-specific rubrics and rewards over HTTP. An unknown reward is null, with a reason."
@@ -187,7 +186,6 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             VerdictCache(),
             budgets,
             checks=made[BUILTIN],
-            reuse=VERDICT_REUSE,
         )
         teachers = TeacherService(store, judges, budgets)
         score_service = ScoreService(

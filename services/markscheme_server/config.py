@@ -60,7 +60,6 @@ Temperature = Annotated[float, Field(ge=0)] | Literal["default"] | None
 Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None
 """USD per million tokens; at most one dollar a token."""
 Rationale = Literal["off", "short"]
-VerdictReuse = Literal["per_criterion", "exact_set"]
 
 _PREFIX = "markscheme_"
 _JUDGE_PREFIX, _TEACHER_PREFIX = "judge_", "teacher_"

@@ -1,8 +1,8 @@
 """OpenTelemetry traces, with the `otel` extra and `OTEL_EXPORTER_OTLP_ENDPOINT`.
 
-One span for each request, with the attributes below and no others. The usual instrumentation package
-records by default what must not leave the service: the URL with its query, and the messages of
-exceptions. Judge calls carry no trace header, because they go to machines of others.
+One span for each request, with the attributes below and no others. The usual instrumentation
+package records by default what must not leave the service: the URL with its query, and the messages
+of exceptions. Judge calls carry no trace header, because they go to machines of others.
 """
 
 import os
@@ -48,7 +48,8 @@ def _exporting_provider() -> "TracerProvider":
 
     named = {SERVICE_NAME: os.environ.get("OTEL_SERVICE_NAME", "markscheme")}
     provider = TracerProvider(resource=Resource.create(named))
-    # Without a collector the SDK's default of 10 s, spent on retries, delays every exit (9 s measured).
+    # Without a collector the SDK's default of 10 s, spent on retries, delays every exit (measured:
+    # 9 s).
     timeout_s = None if any(os.environ.get(name) for name in TIMEOUTS) else 2
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=timeout_s)))
     return provider

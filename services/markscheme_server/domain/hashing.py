@@ -106,8 +106,8 @@ class VerdictKey:
     """Makes the keys of one criterion's verdicts; what they have in common is hashed once.
 
     `prompt` and `criterion` are keys themselves. `judge` is the judge's identity: model,
-    revision, sampling and prompt template. `pool` is set in group mode only, and `judged_with`
-    (the criteria of the same call) only where verdicts are reused by exact set.
+    revision, sampling and prompt template. `pool` is set in group mode only. Which other criteria
+    the same call asks about is no part of the key.
     """
 
     def __init__(
@@ -119,10 +119,10 @@ class VerdictKey:
         judge: str,
         verify: VerifyMode,
         pool: str = "",
-        judged_with: str = "",
     ) -> None:
+        # The last element keeps the keys of verdicts that are stored already.
         self._hash = hashlib.sha256(
-            canonical_json([team, prompt, criterion, judge, verify, pool, judged_with]).encode()
+            canonical_json([team, prompt, criterion, judge, verify, pool, ""]).encode()
         )
 
     def for_response(self, response: str) -> str:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from markscheme.vocabulary import VerifyMode
-from markscheme_server.config import VerdictReuse
 from markscheme_server.domain.hashing import (
     ChatMessage,
     VerdictKey,
@@ -37,7 +36,6 @@ class VerdictQuery:
     texts: tuple[str, ...]
     judge: Judge
     verify: VerifyMode
-    reuse: VerdictReuse
     run_id: str | None = None
     rubric_id: str | None = None
     _text_keys: dict[str, str] = field(default_factory=dict, compare=False)
@@ -101,28 +99,11 @@ class VerdictQuery:
         return [self.texts] if self.is_pooled else [(text,) for text in texts]
 
     def calls(self, criteria: Criteria) -> list[Criteria]:
-        """Split criteria into the calls in which they are asked about.
-
-        With `exact_set` a verdict belongs to the set of criteria that it was reached among, so the
-        sets of the whole query are kept.
-        """
-        if self.reuse == "exact_set":
-            return [part for part in self._all_calls if any(c in criteria for c in part)]
+        """Split criteria into the calls in which they are asked about."""
         return _split(criteria, self.judge.max_criteria)
 
     @cached_property
-    def _all_calls(self) -> list[Criteria]:
-        return _split(self.criteria, self.judge.max_criteria)
-
-    @cached_property
     def _verdict_keys(self) -> dict[str, VerdictKey]:
-        judged_with = {c.id: "" for c in self.criteria}
-        if self.reuse == "exact_set":
-            judged_with = {
-                c.id: digest([self.criterion_keys[d.id] for d in part])
-                for part in self._all_calls
-                for c in part
-            }
         pool = pool_key(self.texts) if self.is_pooled else ""
         return {
             c.id: VerdictKey(
@@ -132,7 +113,6 @@ class VerdictQuery:
                 judge=self.judge.verifier_identity,
                 pool=pool,
                 verify="group" if self.is_pooled else "rollout",
-                judged_with=judged_with[c.id],
             )
             for c in self.criteria
         }

@@ -16,7 +16,6 @@ from typing import TypeVar
 from markscheme.vocabulary import UnscoredReason, VerifyMode
 from markscheme_server import metrics
 from markscheme_server.accounts.budgets import BudgetService
-from markscheme_server.config import VerdictReuse
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.fairness import FairQueue, LoopThrottle
@@ -87,10 +86,9 @@ class VerdictService:
         budgets: BudgetService,
         *,
         checks: Judge,
-        reuse: VerdictReuse,
     ) -> None:
         self._store, self._claims, self._cache, self._budgets = store, claims, cache, budgets
-        self._checks, self._reuse = checks, reuse
+        self._checks = checks
         self._flights: SingleFlight[_Decided] = SingleFlight()
         # By judge; no limit over all teams, so that a team waits only for itself.
         self._under_way: dict[str, FairQueue] = {}
@@ -124,7 +122,6 @@ class VerdictService:
                 texts=tuple(dict.fromkeys(texts)),
                 judge=by,
                 verify=verify,
-                reuse=self._reuse,
                 run_id=run_id,
                 rubric_id=rubric.id,
             )
@@ -139,7 +136,15 @@ class VerdictService:
         What a failing judge leaves open becomes an unscored verdict with its reason; nothing is
         raised for it.
         """
-        results = await asyncio.gather(*(self._decide(plan, context) for plan in plans))
+        for plan in plans:
+            origin = "check" if plan.query.is_free else "cached"
+            metrics.VERDICTS.labels(origin=origin).inc(len(plan.known))
+        results = await asyncio.gather(
+            *(
+                self._check(plan, context) if plan.query.is_free else self._ask(plan, context)
+                for plan in plans
+            )
+        )
         by_text: dict[str, dict[str, Verdict]] = {}
         for plan, result in zip(plans, results, strict=True):
             query = plan.query
@@ -187,15 +192,7 @@ class VerdictService:
             found |= stored
         return found
 
-    async def _decide(self, plan: VerdictPlan, context: CallContext) -> _Decided:
-        """Decide what a plan leaves open."""
-        origin = "check" if plan.query.is_free else "cached"
-        metrics.VERDICTS.labels(origin=origin).inc(len(plan.known))
-        if plan.query.is_free:
-            return await self._check(plan, context)
-        return await self._ask_all(plan, context)
-
-    async def _ask_all(self, plan: VerdictPlan, context: CallContext) -> _Decided:
+    async def _ask(self, plan: VerdictPlan, context: CallContext) -> _Decided:
         """Decide all units, a bounded number of them at a time."""
         query, gateway = plan.query, plan.query.judge.gateway
         limit = max(MIN_UNITS, UNITS_PER_SLOT * (gateway.concurrency if gateway else 0))
@@ -217,7 +214,7 @@ class VerdictService:
                     results.append(_Decided(failures=late))
                     continue
                 try:
-                    results.append(await self._ask(plan, unit, context))
+                    results.append(await self._ask_unit(plan, unit, context))
                 finally:
                     under_way.release(query.team)
 
@@ -226,7 +223,7 @@ class VerdictService:
 
     async def _check(self, plan: VerdictPlan, context: CallContext) -> _Decided:
         """Decide by code, some texts at a time. It costs nothing, so nothing is claimed."""
-        query, parts = plan.query, []
+        query, parts = plan.query, list[_Decided]()
         for texts in sliced([text for unit in plan.units for text in unit], len(plan.missing)):
             keys = query.keys(plan.missing, texts)
             task = VerifyTask(query.prompt, plan.missing, texts)
@@ -249,7 +246,7 @@ class VerdictService:
             parts.append(_Decided(decisions, dict.fromkeys(late, UnscoredReason.TIMEOUT)))
         return _merged(parts)
 
-    async def _ask(self, plan: VerdictPlan, unit: Unit, context: CallContext) -> _Decided:
+    async def _ask_unit(self, plan: VerdictPlan, unit: Unit, context: CallContext) -> _Decided:
         """Decide one unit, together with all who ask about the same texts at the same time."""
         query, missing, result = plan.query, plan.missing, _Decided()
         while missing:

@@ -144,7 +144,7 @@ def test_the_commands_show_usage_and_set_budgets(deployment: Deployment, tmp_pat
     for words, said in (
         (("red", "--hard-usd", "1", "--soft-usd", "2"), "cannot be larger"),
         (("green", "--hard-usd", "1"), "there is no team"),
-        (("red", "--window", "day"), "say --hard-usd"),
+        (("red", "--window", "day"), "give --hard-usd"),
         (("red", "--remove", "--run", "r"), "no such budget"),
     ):
         refused = command("teams", "budget", *words, directory=tmp_path, settings=settings)
@@ -213,6 +213,6 @@ def test_the_command_asks_and_erases(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "red" in run("list").output
     done = run("erase", "red", answer="y\n")
     assert (done.exit_code, "team red is erased" in done.output) == (0, True)
-    assert run("list").output.split() == ["default"]
+    assert [line.split()[0] for line in run("list").output.splitlines()] == ["team", "default"]
     own = run("erase", "default", "--yes")
     assert (own.exit_code, "markscheme prune" in own.output) == (1, True)

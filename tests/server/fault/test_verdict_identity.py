@@ -135,22 +135,6 @@ def test_one_criterion_edited_is_asked_alone(paid: str, judge: FastJudge) -> Non
     ] * 2
 
 
-def test_by_exact_set_an_edit_asks_for_all(
-    serve: Serve, judge: FastJudge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("markscheme_server.app.VERDICT_REUSE", "exact_set")
-    url = serve(**model_judge(judge.url))
-    send_all([score(url, rubric(url, CRITERIA), TEXTS)])
-    judge.forget()
-    assert send_all([score(url, rubric(url, CRITERIA[::-1]), TEXTS)])[0].rewards == [1.0, 1.0]
-    assert judge.count == 0
-    edited = [CRITERIA[0], {"text": "It gives a good reason.", "points": 1}]
-    send_all([score(url, rubric(url, edited), TEXTS)])
-    assert [sorted(words for _, words in call.criteria) for call in judge.calls] == [
-        ["It gives a good reason.", "It names a colour."]
-    ] * 2
-
-
 def test_criteria_may_be_asked_in_several_calls(serve: Serve, judge: FastJudge) -> None:
     url = serve(**model_judge(judge.url, judge_max_criteria=2))
     judge.met = lambda criterion, answer: criterion[-2] in "024"

@@ -71,22 +71,6 @@ def test_other_points_cost_nothing_and_another_criterion_only_itself(
     assert set(questions(judge)) == {("Four.", text) for text in TEXTS}
 
 
-def test_with_exact_set_other_company_is_another_question(
-    with_settings: Callable[..., Client],
-    judge: ScriptedJudge,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("markscheme_server.app.VERDICT_REUSE", "exact_set")
-    client = with_settings()
-    client.score([group(rubric(client, "One.", "Two."))])
-    judge.requests.clear()
-    assert client.score([group(rubric(client, "Two.", "One.", points=3))]).usage.judge_calls == 0
-    client.score([group(rubric(client, "One.", "Three."))])
-    assert set(questions(judge)) == {
-        (words, text) for words in ("One.", "Three.") for text in TEXTS
-    }
-
-
 def test_all_open_rollouts_of_a_group_are_asked_about_the_same_criteria(
     model_client: Client, judge: ScriptedJudge
 ) -> None:

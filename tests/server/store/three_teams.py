@@ -93,7 +93,7 @@ async def fill(store: Store) -> dict[str, Any]:
     for team in TEAMS:
         await identity(store).create_team(team, actor=Actor())
         _, key = await identity(store).create_key(team, ["read"], label=word(team), actor=Actor())
-        await store.teams.used(key.prefix)
+        await store.teams.record_use(key.prefix)
     for team in TEAMS:
         own = [{"role": "user", "content": f"Tell of {word(team)}."}]
         first = await make_rubric(

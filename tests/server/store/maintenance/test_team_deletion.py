@@ -266,7 +266,7 @@ async def test_the_name_is_never_anothers_and_nothing_can_be_done_with_it(store:
     assert await store.rubrics.find("green", used.id) is not None
     await erase_team(store, "red", Actor())
     who = identity(store)
-    with pytest.raises(Conflict, match="was the name of a team that was erased"):
+    with pytest.raises(Conflict, match="belonged to a team that was erased"):
         await who.create_team("red", actor=Actor())
     with pytest.raises(Conflict, match="already"):
         await who.create_team("blue", actor=Actor())
