@@ -88,7 +88,7 @@ class TestCommands:
                     "--expires",
                     "2001-01-01",
                 ),
-                "has passed",
+                "is in the past",
             ),
             (("keys", "revoke", "mk_12345678"), "there is no key"),
             (("teams", "create", "Red Team"), "cannot be a team"),
