@@ -188,7 +188,7 @@ def test_a_key_is_named_by_any_beginning_that_no_other_has(length: int, folder: 
     done = run("keys", "revoke", made[0][:length], folder=folder, **pepper)
     shared = len(os.path.commonprefix(made))
     assert done.returncode == (0 if length > shared else 1)
-    assert (made[0][:11] if length > shared else "begin so") in done.stdout + done.stderr
+    assert (made[0][:11] if length > shared else "begin like this") in done.stdout + done.stderr
     assert made[0] not in done.stdout + done.stderr
     if length > shared:
         rotated = run("keys", "rotate", made[1][:length], folder=folder, **pepper)
