@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from fakes.judge import ScriptedJudge
@@ -23,6 +24,8 @@ from markscheme_server.store.maintenance.migrate import prepare
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+# By default structlog shows the values of all variables of a traceback: seconds for each.
+structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +70,8 @@ def model_settings(judge: ScriptedJudge, monkeypatch: pytest.MonkeyPatch) -> dic
         "judge_base_url": judge.url,
         "judge_model": "scripted",
         "judge_api_key": "k-secret",
-        "judge_timeout_s": 1.0,
-        "request_timeout_s": 20.0,
+        "judge_timeout_s": 30.0,
+        "request_timeout_s": 60.0,
     }
 
 

@@ -61,8 +61,8 @@ def _api() -> list[Check]:
             "Every answer that is no success has the one error shape.",
             (
                 pytest(
-                    f"{API}test_error_shape.py",
-                    f"{SERVER}test_door.py::test_what_is_no_http_is_refused_in_the_one_error_shape",
+                    f"{API}test_errors.py",
+                    f"{SERVER}cli/test_server_connections.py::test_what_is_no_http_is_refused_in_the_one_error_shape",
                 ),
             ),
         ),
@@ -133,10 +133,10 @@ def _judge() -> list[Check]:
                     limit_s=900,
                 ),
                 pytest(
-                    f"{SERVER}test_judge_requests.py",
-                    f"{SERVER}test_judge_failures.py",
+                    f"{JUDGE}test_openai.py",
+                    f"{SERVER}scoring/test_scores.py",
                     f"{JUDGE}test_dialects.py",
-                    f"{JUDGE}test_reply_properties.py",
+                    f"{JUDGE}test_replies.py",
                     limit_s=600,
                 ),
             ),
@@ -323,7 +323,7 @@ def _crash() -> list[Check]:
                 pytest(
                     f"{FAULT}test_drain.py::test_what_is_in_flight_finishes",
                     f"{FAULT}test_drain.py::test_a_hung_judge_keeps_nobody",
-                    f"{SERVER}test_door.py::test_a_hang_up_finishes_what_is_in_flight",
+                    f"{SERVER}cli/test_server_connections.py::test_a_hang_up_finishes_what_is_in_flight",
                     slow=True,
                 ),
             ),
@@ -379,8 +379,8 @@ def _security() -> list[Check]:
             "Every route refuses every wrong key; another team's id is not there, and takes as long.",
             (
                 pytest(
-                    f"{API}test_keys.py",
-                    f"{API}test_isolation.py",
+                    f"{API}test_teams.py",
+                    f"{API}test_rubrics_isolation.py",
                     f"{API}test_secrets.py::test_anothers_rubric_and_none_take_the_same_time",
                     slow=True,
                     limit_s=600,
@@ -393,8 +393,8 @@ def _security() -> list[Check]:
             "Neither the database nor Redis holds a key.",
             (
                 pytest(
-                    f"{API}test_keys.py::test_the_database_holds_no_key",
-                    f"{API}test_keys.py::TestCommands::test_the_service_does_not_start_where_it_could_not_guard",
+                    f"{API}test_teams.py::test_the_database_holds_no_key",
+                    f"{SERVER}cli/test_teams.py::TestCommands::test_the_service_does_not_start_where_it_could_not_guard",
                     f"{API}test_secrets.py::test_logs_figures_and_redis_hold_no_key_and_no_callers_word",
                 ),
             ),
@@ -425,7 +425,7 @@ def _security() -> list[Check]:
             (
                 pytest(
                     f"{API}test_hostile_texts.py",
-                    f"{API}test_search.py::test_hostile_questions",
+                    f"{API}test_rubrics_search.py::test_hostile_questions",
                     slow=True,
                     limit_s=600,
                 ),
@@ -437,7 +437,7 @@ def _security() -> list[Check]:
             area,
             "The containers are confined, run as nobody, and hold no secret that they do not need.",
             (
-                pytest("tests/deployment/test_compose.py", f"{CLIENT}test_sdk.py"),
+                pytest("tests/deployment/test_compose.py", f"{CLIENT}test_client.py"),
                 pytest("tests/deployment/test_running_containers.py", slow=True, limit_s=2400),
             ),
         ),
@@ -475,8 +475,8 @@ def _injection() -> list[Check]:
             "A reply that is not exactly what was asked for scores nothing.",
             (
                 pytest(
-                    f"{SERVER}test_judge_failures.py",
-                    f"{JUDGE}test_reply_properties.py",
+                    f"{SERVER}scoring/test_scores.py",
+                    f"{JUDGE}test_replies.py",
                     limit_s=600,
                 ),
             ),
@@ -488,9 +488,9 @@ def _injection() -> list[Check]:
             "refused, and honest words are not.",
             (
                 pytest(
-                    f"{SERVER}test_judge_failures.py::test_a_hostile_neighbour_changes_nothing_in_rollout_mode",
-                    f"{SERVER}test_judge_failures.py::test_group_mode_is_one_blinded_call_undone_exactly",
-                    f"{SERVER}test_judge_requests.py::test_a_fair_criterion_is_not_refused_for_a_word",
+                    f"{SERVER}scoring/test_scores.py::test_a_hostile_neighbour_changes_nothing_in_rollout_mode",
+                    f"{SERVER}scoring/test_scores.py::test_group_mode_is_one_blinded_call_undone_exactly",
+                    f"{JUDGE}test_openai.py::test_a_fair_criterion_is_not_refused_for_a_word",
                     f"{JUDGE}test_injection.py",
                 ),
             ),
@@ -607,7 +607,9 @@ def _client() -> list[Check]:
             area,
             "The SDK pulls in neither torch nor the server, and is typed.",
             (
-                pytest(f"{CLIENT}test_sdk.py::test_the_sdk_pulls_in_neither_torch_nor_the_server"),
+                pytest(
+                    f"{CLIENT}test_client.py::test_the_sdk_pulls_in_neither_torch_nor_the_server"
+                ),
                 Command(("mypy",), 300, is_pytest=False),
             ),
             part="the time of its import is not measured, a user's snippet is not type-checked",
@@ -628,8 +630,8 @@ def _upkeep() -> list[Check]:
                     "2",
                     "--dist",
                     "loadfile",
-                    "--ignore",
-                    "tests/server/fault",
+                    "-m",
+                    "not slow and not timed",
                     "--random-order-seed",
                     str(seed),
                     "--random-order",

@@ -23,6 +23,9 @@ from markscheme import AsyncClient, Client
 from markscheme.deadline import Deadline
 from markscheme.errors import Conflict, ConnectionFailed, DeadlineExceeded, ServiceUnavailable
 
+LATE_S = 20
+"""Longer than any machine needs to notice a deadline, shorter than what is waited for in vain."""
+
 
 @pytest.fixture
 def service() -> Iterator[ScriptedService]:
@@ -56,7 +59,7 @@ def test_each_attempt_states_what_is_left(call: Call, service: ScriptedService) 
     assert len(stated) == 3
     assert gone[1] > 900
     # A little less than what is left, so that the answer has time to arrive.
-    assert all(17_500 < left + past <= 20_000 for left, past in zip(stated, gone, strict=True))
+    assert all(10_000 < left + past <= 20_000 for left, past in zip(stated, gone, strict=True))
     assert stated[0] > stated[1] > stated[2]
 
 
@@ -64,22 +67,22 @@ def test_each_attempt_states_what_is_left(call: Call, service: ScriptedService) 
 def test_silence_ends_at_the_deadline_and_is_not_retried(
     call: Call, service: ScriptedService
 ) -> None:
-    service.replies = [Reply(wait_s=20)]
+    service.replies = [Reply(wait_s=60)]
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"within the 0\.6 s") as caught:
         call(service.url, deadline_s=0.6)
-    assert 0.4 < time.monotonic() - started < 2.0
+    assert 0.4 < time.monotonic() - started < LATE_S
     assert len(service.asked) == 1
     assert isinstance(caught.value, (ConnectionFailed, TimeoutError))
 
 
 @ALL
 def test_a_pause_past_the_deadline_is_not_begun(call: Call, service: ScriptedService) -> None:
-    service.replies = [refusal(503, "overloaded", "5")]
+    service.replies = [refusal(503, "overloaded", "60")]
     started = time.monotonic()
-    with pytest.raises(DeadlineExceeded, match=r"could not answer within the 2 s .*it said: "):
-        call(service.url, deadline_s=2)
-    assert time.monotonic() - started < 1.5
+    with pytest.raises(DeadlineExceeded, match=r"could not answer within the 4 s .*it said: "):
+        call(service.url, deadline_s=4)
+    assert time.monotonic() - started < LATE_S
     assert len(service.asked) == 1
 
 
@@ -87,19 +90,19 @@ def test_a_pause_past_the_deadline_is_not_begun(call: Call, service: ScriptedSer
 def test_heartbeats_do_not_carry_a_call_past_its_deadline(
     call: Call, service: ScriptedService
 ) -> None:
-    service.replies = [Reply(lines=[HEARTBEAT] * 200, every_s=0.1)]
+    service.replies = [Reply(lines=[HEARTBEAT] * 600, every_s=0.1)]
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         call(service.url, deadline_s=0.7)
-    assert 0.5 < time.monotonic() - started < 2.0
+    assert 0.5 < time.monotonic() - started < LATE_S
 
 
 @BOTH_SCORE
 def test_an_answer_given_at_the_stated_time_still_arrives(
     call: Call, service: ScriptedService
 ) -> None:
-    service.replies = [Reply(lines=[HEARTBEAT, GROUP, SUMMARY], every_s=0.6)]
-    assert call(service.url, deadline_s=2).counts.unscored == 1
+    service.replies = [Reply(lines=[HEARTBEAT, GROUP, SUMMARY], every_s=1.0)]
+    assert call(service.url, deadline_s=4).counts.unscored == 1
 
 
 @pytest.mark.parametrize("deadline_s", [0, -1, float("nan"), float("inf")])
@@ -126,7 +129,7 @@ def test_all_attempts_of_a_creating_call_carry_one_key(
     assert len(set(keys)) == 1
     call(service.url)
     assert service.header("idempotency-key")[-1] not in (None, keys[0])
-    assert 0.9 < service.asked[2][0] - service.asked[1][0] < 4
+    assert 0.9 < service.asked[2][0] - service.asked[1][0] < LATE_S
 
 
 @BOTH_INDUCE

@@ -29,7 +29,7 @@ class Balancer:
 
     def await_healthy(self, count: int) -> None:
         """Wait until so many are."""
-        for attempt in eventually(10):
+        for attempt in eventually():
             with attempt:
                 assert len(self.healthy) >= count
 

@@ -1,13 +1,16 @@
 """What the fault tests send and set: a rubric, rollouts to score with it, judges to score them."""
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from fakes.load import Post
+from fakes.fast_judge import HELD, FastJudge
+from fakes.load import Answer, Post, in_background
+from fakes.processes import eventually
 
 PROMPT = "Which colour is the sky, and why?"
 
@@ -59,6 +62,17 @@ def induce(
         | more,
         headers or {},
     )
+
+
+def hold_one(url: str, judge: FastJudge) -> tuple[threading.Thread, list[Answer]]:
+    """A request that is in flight, since its judge holds it: its thread, and its answer once that ends."""
+    rubric_id = create_rubric(url)
+    judge.mode = HELD
+    sending, answers = in_background([score(url, rubric_id, ["answer"])])
+    for attempt in eventually():
+        with attempt:
+            assert judge.in_flight == 1
+    return sending, answers
 
 
 def model_judge(url: str, **settings: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A connection that fails is an answer too. This is any HTTP client, not the SDK: 
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from fakes.processes import eventually
+from fakes.processes import PATIENCE_S, eventually
 
 T = TypeVar("T")
 
@@ -103,7 +104,17 @@ def send_in_turns(
     return _with_session(run, timeout_s)
 
 
-def abandon_all(posts: Sequence[Post], *, when: Callable[[], bool], within_s: float = 10) -> None:
+def in_background(posts: Sequence[Post]) -> tuple[threading.Thread, list[Answer]]:
+    """Send all at once from a thread: the thread, and the answers once it has ended."""
+    answers: list[Answer] = []
+    sending = threading.Thread(target=lambda: answers.extend(send_all(posts)))
+    sending.start()
+    return sending, answers
+
+
+def abandon_all(
+    posts: Sequence[Post], *, when: Callable[[], bool], within_s: float = PATIENCE_S
+) -> None:
     """Send all at once, and break every connection off as soon as ``when()`` holds."""
 
     async def run(session: aiohttp.ClientSession) -> None:

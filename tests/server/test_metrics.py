@@ -69,16 +69,16 @@ def test_a_request_counts_under_its_template(
     service: str, method: str, path: str, route: str, as_method: str, status: int
 ) -> None:
     before = count(route, as_method, status)
-    answer = httpx.request(method, f"{service}{path}", verify=False)
+    answer = httpx.request(method, f"{service}{path}", verify=False, timeout=60)
     assert answer.status_code == status, answer.text
     assert count(route, as_method, status) == before + 1
-    text = httpx.get(f"{service}/metrics", verify=False).text
+    text = httpx.get(f"{service}/metrics", verify=False, timeout=60).text
     assert "planted" not in text.lower()
 
 
 def test_the_exposition_needs_no_key_and_is_plain_text(settings_with_key: Settings) -> None:
     with running(settings_with_key) as url:
-        answer = httpx.get(f"{url}/metrics", verify=False)
+        answer = httpx.get(f"{url}/metrics", verify=False, timeout=60)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert "# TYPE markscheme_verdicts_total counter" in answer.text
@@ -89,9 +89,17 @@ def test_what_is_refused_before_the_router_counts_under_its_template(
 ) -> None:
     refused, too_large = count("/v1/scores", "POST", 401), count("/v1/scores", "POST", 413)
     with running(settings_with_key) as url:
-        assert httpx.post(f"{url}/v1/scores", content=b"{}", verify=False).status_code == 401
-        assert httpx.post(f"{url}/v1/scores", content=b"x" * 2000, verify=False).status_code == 413
-        assert httpx.get(f"{url}/v1/planted", verify=False).status_code == 401
+        assert (
+            httpx.post(f"{url}/v1/scores", content=b"{}", verify=False, timeout=60).status_code
+            == 401
+        )
+        assert (
+            httpx.post(
+                f"{url}/v1/scores", content=b"x" * 2000, verify=False, timeout=60
+            ).status_code
+            == 413
+        )
+        assert httpx.get(f"{url}/v1/planted", verify=False, timeout=60).status_code == 401
     assert count("/v1/scores", "POST", 401) == refused + 1
     assert count("/v1/scores", "POST", 413) == too_large + 1
     assert count("other", "GET", 401) >= 1

@@ -10,7 +10,7 @@ from markscheme_train.checkpoints import last_checkpoint
 from markscheme_train.config import build_config
 from markscheme_train.errors import Interrupted
 from markscheme_train.training import silence_libraries, train
-from train.conftest import ScriptedClient
+from train.tiny import ScriptedClient
 
 
 class Lost(ScriptedClient):

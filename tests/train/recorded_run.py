@@ -12,7 +12,7 @@ from markscheme_train.data import Example, as_dataset
 from markscheme_train.reward import RubricReward
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import load_model, silence_libraries
-from train.conftest import ScriptedClient
+from train.tiny import ScriptedClient
 
 EOS = 1
 REWARDS = [1.0, 0.0, 0.25, 0.6, 0.9, 0.1, 0.0, 0.7]

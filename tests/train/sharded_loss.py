@@ -18,7 +18,7 @@ from markscheme_train.losses import (
     generalized_jsd,
     srpo_loss,
 )
-from train.conftest import tiny_model
+from train.tiny import tiny_model
 
 
 def batch() -> dict[str, torch.Tensor]:

@@ -31,7 +31,7 @@ from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words, non_word_share
 from markscheme_train.progress import LiveTable
 from markscheme_train.step_log import StepRecord
-from train.conftest import ScriptedClient
+from train.tiny import ScriptedClient
 
 HOSTILE = "<script>alert(1)</script> [bold]x[/bold]"
 NO_COMMA = DemoPrompt("p1", f"Be brief. {HOSTILE}", ["ok"], ["punctuation:no_comma"], [{}])
@@ -338,7 +338,7 @@ def test_the_demos_service_reads_no_settings_of_the_folder_and_hears_no_ctrl_c(
     )
     monkeypatch.chdir(tmp_path)
     with running_service(tmp_path / "home") as url:
-        assert httpx.get(f"{url}/v1/rubrics").json()["data"] == []
+        assert httpx.get(f"{url}/v1/rubrics", timeout=60).json()["data"] == []
         children = psutil.Process().children()
         assert [
             os.getpgid(child.pid) != os.getpgid(0)

@@ -44,5 +44,5 @@ def test_a_step_with_one_poisonous_reply_takes_the_others_rewards(
             teacher_responses=[["Blue."]] * 4,
         )
     assert rewards == [1.0, None, 1.0, 1.0]
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50  # an outage may last 60 s
     assert len(judge.verifications) <= 3 + 3

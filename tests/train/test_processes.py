@@ -14,8 +14,8 @@ import torch
 from markscheme.errors import ServiceUnavailable, error_class
 from markscheme_train.distributed import _picklable
 from markscheme_train.losses import entropy, entropy_weight_sums
-from train.conftest import tiny_model
 from train.sharded_loss import batch, gradient_of
+from train.tiny import tiny_model
 
 SCRIPT = Path(__file__).parent / "recorded_run.py"
 

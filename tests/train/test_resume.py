@@ -26,8 +26,8 @@ from markscheme_train.config import build_config
 from markscheme_train.errors import Interrupted
 from markscheme_train.step_log import StepRecord
 from markscheme_train.training import train
-from train.conftest import tiny_model, tiny_tokenizer
 from train.killed_run import POINTS, run
+from train.tiny import tiny_model, tiny_tokenizer
 
 APART = (
     "rollout_s",

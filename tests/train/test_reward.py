@@ -19,7 +19,7 @@ from markscheme.schema import Group, Rollout, ScoreBatch
 from markscheme.vocabulary import REASON_HELP, TRANSIENT_REASONS, UnscoredReason
 from markscheme_train.errors import Unscored
 from markscheme_train.reward import RubricReward
-from train.conftest import ScriptedClient
+from train.tiny import ScriptedClient
 
 EOS = 1
 

@@ -19,7 +19,7 @@ from markscheme_train.self_distillation import SelfDistillation
 from markscheme_train.self_teacher import ModelCopy
 from markscheme_train.trainer import SELF_TEACHER_FILE, MarkschemeTrainer, check_unsharded
 from markscheme_train.training import build_trainer, train
-from train.conftest import Script, ScriptedClient
+from train.tiny import Script, ScriptedClient
 
 # TRL 1.16 and PEFT 0.21 still use names that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings(

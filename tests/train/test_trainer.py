@@ -15,7 +15,7 @@ from markscheme_train.prefix import shared_prompt_states
 from markscheme_train.reward import RubricReward
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import build_trainer
-from train.conftest import Script, ScriptedClient
+from train.tiny import Script, ScriptedClient
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings(

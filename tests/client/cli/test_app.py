@@ -1,16 +1,16 @@
-"""The commands as a person runs them: real processes, real output."""
+"""The commands as a person runs them."""
 
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
+from fakes import shell
 from fakes.judge import RUBRIC, ScriptedJudge, offered, text_of, verdicts
+from fakes.processes import COMMAND, command
 
-MARKSCHEME = str(Path(sys.executable).with_name("markscheme"))
 ROWS = [
     {
         "prompt": "Describe a tree. Do not use any commas.",
@@ -26,13 +26,7 @@ ROWS = [
 
 
 def run(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [MARKSCHEME, *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | environment,
-    )
+    return shell.run(*words, directory=Path.cwd(), variables=os.environ | environment)
 
 
 def test_score_writes_scored_lines_and_goes_on_where_it_stopped(
@@ -99,7 +93,7 @@ def test_doctor_says_what_works(judge: ScriptedJudge, tmp_path: Path) -> None:
 
 def test_serve_says_where_it_listens_and_ends_on_a_signal(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [MARKSCHEME, "serve", "--port", "0"],
+        [COMMAND, "serve", "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"MARKSCHEME_HOME": str(tmp_path)},
@@ -107,16 +101,18 @@ def test_serve_says_where_it_listens_and_ends_on_a_signal(tmp_path: Path) -> Non
     assert process.stdout is not None
     assert re.fullmatch(r"listening on http://127\.0\.0\.1:\d+\n", process.stdout.readline())
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
 
 
 def test_settings_that_cannot_work_are_explained(tmp_path: Path) -> None:
-    done = run("serve", "--host", "0.0.0.0", MARKSCHEME_HOME=str(tmp_path))
+    done = command("serve", "--host", "0.0.0.0", directory=tmp_path, settings={"home": tmp_path})
     assert done.returncode == 1
     assert "MARKSCHEME_API_KEY" in done.stderr
-    done = run("serve", MARKSCHEME_HOME=str(tmp_path), OPENAI_API_KEY="sk-hidden")
+    hidden = {"home": tmp_path, "judge_api_key": "sk-hidden"}
+    done = command("serve", directory=tmp_path, settings=hidden)
     assert done.returncode == 1
     assert "MARKSCHEME_JUDGE_MODEL" in done.stderr
     assert "sk-hidden" not in done.stderr
-    done = run("serve", MARKSCHEME_HOME=str(tmp_path), MARKSCHEME_JUDGE_TIMEOUT_S="-1")
+    wrong = {"home": tmp_path, "judge_timeout_s": -1}
+    done = command("serve", directory=tmp_path, settings=wrong)
     assert "MARKSCHEME_JUDGE_TIMEOUT_S" in done.stderr

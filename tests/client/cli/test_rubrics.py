@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fakes.processes import command
+from fakes.shell import command
 from markscheme import Client
 from markscheme.schema import Run
 

@@ -2,17 +2,13 @@
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from fakes.judge import ScriptedJudge, text_of, well_behaved
-from fakes.processes import eventually
-from markscheme_server import logs
-from markscheme_server.cli import teams as administration
-from server.api.test_keys import OPERATOR, Keys, call, dump, organisation, start  # noqa: F401 (fixtures)
+from fakes.processes import PATIENCE_S, eventually
+from server.organisation import OPERATOR, Keys, call, dump
 
 WORDS = "canary of red"
 BODY = {
@@ -92,13 +88,13 @@ def test_a_request_that_runs_meanwhile_leaves_nothing_behind(
 ) -> None:
     """Its judge answers only once the team has been erased; a request of another team beside it is scored."""
     keys = {team: organisation.key(team, "read", "induce", "score") for team in ("red", "blue")}
-    url = start(api_key=OPERATOR, **model_settings | {"judge_timeout_s": 30.0})
+    url = start(api_key=OPERATOR, **model_settings)
     asked, go_on = threading.Event(), threading.Event()
 
     def script(request: dict[str, Any], number: int) -> Any:
         if "canary" in text_of(request):
             asked.set()
-            go_on.wait(20)
+            go_on.wait(PATIENCE_S)
         return well_behaved(request, number)
 
     judge.script = script
@@ -137,8 +133,8 @@ def test_a_request_that_runs_meanwhile_leaves_nothing_behind(
     threads = [threading.Thread(target=score, args=(team,)) for team in keys]
     for thread in threads:
         thread.start()
-    assert asked.wait(20)
-    for attempt in eventually(10):
+    assert asked.wait(PATIENCE_S)
+    for attempt in eventually():
         with attempt:
             assert len(judge.requests) == 2
     assert call(url, "DELETE", "/v1/teams/red", OPERATOR).status_code == 200
@@ -154,26 +150,3 @@ def test_a_request_that_runs_meanwhile_leaves_nothing_behind(
     assert "canary rollout of blue" in left
     assert "of red" not in left
     assert "colour, red" not in left
-
-
-def test_the_command_asks_and_erases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # where no .env lies
-    monkeypatch.setenv("MARKSCHEME_HOME", str(tmp_path))
-    monkeypatch.setattr(logs, "configure", lambda level="info": None)
-
-    def run(*words: str, answer: str | None = None) -> Any:
-        monkeypatch.setattr(administration, "_is_terminal", lambda: answer is not None)
-        return CliRunner().invoke(administration.teams, words, input=answer)
-
-    assert run("create", "red").exit_code == 0
-    for unwilling, said in (
-        (run("erase", "red"), "--yes"),
-        (run("erase", "red", answer="n\n"), "nothing was erased"),
-    ):
-        assert (unwilling.exit_code, said in unwilling.output) == (1, True)
-    assert "red" in run("list").output
-    done = run("erase", "red", answer="y\n")
-    assert (done.exit_code, "team red is erased" in done.output) == (0, True)
-    assert [line.split()[0] for line in run("list").output.splitlines()] == ["team", "default"]
-    own = run("erase", "default", "--yes")
-    assert (own.exit_code, "markscheme prune" in own.output) == (1, True)

@@ -1,32 +1,23 @@
 """Requests a minute for each team, over the wire: who is turned away, what they are told, and where it is counted."""
 
 import itertools
+import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
-from fakes.processes import command, eventually
+from fakes.processes import eventually
 from fakes.stores import RedisServer
 from markscheme import Client
 from markscheme_server import metrics
 from markscheme_server.api.middleware import format_duration
-from markscheme_server.cli.teams import teams
-from server.api.test_keys import (  # noqa: F401 (fixtures)
-    OPERATOR,
-    RUBRIC,
-    SCORE,
-    Keys,
-    call,
-    organisation,
-    start,
-)
-from server.limits.test_sliding_window import before_the_turn
+from server.limits.clock import before_the_turn
+from server.organisation import OPERATOR, RUBRIC, SCORE, Keys, call
 
 Start = Callable[..., str]
 LIMIT, REMAINING, RESET = (
@@ -34,13 +25,6 @@ LIMIT, REMAINING, RESET = (
 )
 LATER_S = 0.6
 """After it every worker knows of a change."""
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    yield server
-    server.kill()
 
 
 def asked(url: str, key: str | None, times: int = 1) -> list[httpx.Response]:
@@ -79,8 +63,13 @@ def test_a_team_beyond_its_limit_is_turned_away_and_no_other(
         assert answer.status_code == 200
         assert not {LIMIT, REMAINING, RESET} & set(answer.headers)
     assert metrics.REGISTRY.get_sample_value("markscheme_rate_limited_total") == refused + 1
-    assert "markscheme_rate_limited_total " in httpx.get(f"{url}/metrics").text
-    assert httpx.get(f"{url}/readyz", headers={"Authorization": f"Bearer {red}"}).status_code == 200
+    assert "markscheme_rate_limited_total " in httpx.get(f"{url}/metrics", timeout=60).text
+    assert (
+        httpx.get(
+            f"{url}/readyz", headers={"Authorization": f"Bearer {red}"}, timeout=60
+        ).status_code
+        == 200
+    )
 
 
 def test_it_is_turned_away_before_its_body_is_read(organisation: Keys, start: Start) -> None:
@@ -90,7 +79,7 @@ def test_it_is_turned_away_before_its_body_is_read(organisation: Keys, start: St
     before_the_turn()
     assert statuses(str(url), key, 1) == [403]
     head = f"POST /v1/scores HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {key}\r\nContent-Length: 1000\r\n\r\n"
-    with socket.create_connection((url.host, url.port or 80), timeout=10) as connection:
+    with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
         connection.sendall(head.encode())
         assert connection.recv(12) == b"HTTP/1.1 429"
 
@@ -202,8 +191,8 @@ class TestWithRedis:
     """Two services, one count."""
 
     @pytest.fixture
-    def database_url(self, tmp_path: Path) -> str:
-        return f"sqlite:///{tmp_path / 'm.db'}"
+    def database_url(self, tmp_path: Path, migrated_sqlite: Path) -> str:
+        return f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'm.db')}"
 
     def test_it_is_one_count_for_all(
         self, organisation: Keys, start: Start, redis: RedisServer
@@ -242,7 +231,7 @@ class TestWithRedis:
             [200] * 4 + [429],
         ]
         redis.start()
-        for attempt in eventually(5):
+        for attempt in eventually():
             with attempt:
                 assert asked(one, key)[0].status_code == 200
 
@@ -260,24 +249,7 @@ class TestWithRedis:
         with Client(url, api_key=key) as client:
             begun = time.monotonic()
             assert client.rubrics().data == []
-            assert 0.9 <= time.monotonic() - begun <= 3
-
-
-def test_the_command_limits_a_team(tmp_path: Path) -> None:
-    def run(*words: str) -> str:
-        return command("teams", *words, directory=tmp_path, settings={"home": tmp_path}).stdout
-
-    assert (
-        run("limit", "default", "--rpm", "600") == "team default may send 600 requests a minute\n"
-    )
-    assert run("list").splitlines()[1].split() == ["default", "600", "-"]
-
-
-@pytest.mark.parametrize("words", [(), ("--rpm", "5", "--default"), ("--rpm", "0")])
-def test_a_command_that_says_no_limit_or_two_does_nothing(words: tuple[str, ...]) -> None:
-    done = CliRunner().invoke(teams, ["limit", "default", *words])
-    assert done.exit_code != 0
-    assert "--rpm" in done.stderr
+            assert 0.9 <= time.monotonic() - begun <= 30
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from markscheme import AsyncClient, Client
 from markscheme.errors import ConnectionFailed, InvalidRequest, NotFound
 from markscheme.exchange import LOSSES_HEADER, decode_losses
-from server.api.test_keys import Keys, call, organisation, start  # noqa: F401 (fixtures)
+from server.organisation import Keys, call
 
 PROMPT = "Name a colour."
 CRITERIA = [{"id": f"c{i}", "text": f"It is {i}.", "points": i} for i in range(1, 5)]
@@ -75,10 +75,10 @@ def test_native_goes_out_and_comes_in_unchanged(client: Client) -> None:
 def test_an_export_is_the_bare_file_and_tells_its_losses(service: str, client: Client) -> None:
     made = client.create_rubric(PROMPT, CHECKED, tags=["colours"])
     url = f"{service}/v1/rubrics/{made.id}/export?format=rar"
-    refused = httpx.get(url)
+    refused = httpx.get(url, timeout=60)
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "not_representable")
     assert "criterion c1: Rubrics as Rewards knows no checks" in refused.json()["error"]["message"]
-    answer = httpx.get(f"{url}&allow_loss=true")
+    answer = httpx.get(f"{url}&allow_loss=true", timeout=60)
     assert answer.headers["content-type"] == "application/json"
     assert json.loads(answer.text) == {
         "question": PROMPT,
@@ -190,7 +190,7 @@ def test_an_import_sent_again_under_its_key_is_done_once(
     assert (replayed.json(), replayed.headers["Idempotent-Replayed"]) == (first.json(), "true")
     other = send({"format": "rar", "content": changed}, **headers)
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
-    listed = httpx.get(f"{service}/v1/rubrics").json()["data"]
+    listed = httpx.get(f"{service}/v1/rubrics", timeout=60).json()["data"]
     assert [r["id"] for r in listed] == [newer.json()["rubric"]["id"], first.json()["rubric"]["id"]]
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from markscheme.text import replace_invalid
 from server.api.hostile_texts import HOSTILE_TEXTS
-from server.api.test_keys import start  # noqa: F401 (fixture)
 
 OPERATOR = {"api_key": "the operator's own key"}
 PROMPT = "Name a colour."

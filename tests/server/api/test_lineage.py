@@ -5,38 +5,15 @@ from typing import Any
 import pytest
 
 from markscheme_server.store import lineage as lineage_store
-from server.api.test_keys import organisation, start  # noqa: F401 (fixtures)
-from server.api.test_search import FLAT, SPREAD, make, score
-from server.api.test_sharing import Member, Team, member  # noqa: F401 (fixtures)
+from server.api.rubric_calls import FLAT, SPREAD, criteria, fork, make, read, score
+from server.organisation import Member, Team
 
 PROMPT = "Name a colour."
 THOUGHT = "<think>warm or cold?</think> red, brown"
 
 
-def criteria(word: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "text": f"It mentions {word}.",
-            "points": 1,
-            "check": {"kind": "contains", "texts": [word]},
-        }
-    ]
-
-
-def fork(team: Member, rubric: str, word: str) -> str:
-    return str(
-        team("POST", f"/v1/rubrics/{rubric}:fork", {"criteria": criteria(word)}).json()["id"]
-    )
-
-
 def share(team: Member, rubric: str, *teams: str) -> None:
     assert team("PATCH", f"/v1/rubrics/{rubric}", {"shared_with": list(teams)}).status_code == 200
-
-
-def read(team: Member, rubric: str) -> dict[str, Any]:
-    answer = team("GET", f"/v1/rubrics/{rubric}/lineage")
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
 
 
 def nodes(graph: dict[str, Any], kind: str) -> list[dict[str, Any]]:

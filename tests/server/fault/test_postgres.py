@@ -9,7 +9,7 @@ import pytest
 from fakes.bodies import create_rubric, model_judge, score
 from fakes.fast_judge import FastJudge
 from fakes.load import Answer, send_all, send_at_rate
-from fakes.processes import eventually
+from fakes.processes import PATIENCE_S, eventually
 from fakes.stores import PostgresServer, query
 from fakes.tcp_proxy import TcpProxy, Timeout
 
@@ -46,18 +46,21 @@ def test_the_database_dies_under_load(
     try:
         for death in range(deaths):
             so_far = judge.count
-            for attempt in eventually(15):
+            for attempt in eventually():
                 with attempt:
                     assert judge.count >= so_far + 10
             own_postgres.kill() if death % 2 else own_postgres.stop_immediately()
             own_postgres.start()
-            for attempt in eventually(10, every_s=0.1):
+            for attempt in eventually(every_s=0.1):
                 with attempt:
-                    assert httpx.get(f"{url}/readyz", verify=False, timeout=5).status_code == 200
+                    assert (
+                        httpx.get(f"{url}/readyz", verify=False, timeout=PATIENCE_S).status_code
+                        == 200
+                    )
                     assert send_all([score(url, rubric_id, [f"after {death}"])])[0].rewards == [1.0]
     finally:
         stop.set()
-        loading.join(60)
+        loading.join(PATIENCE_S)
     assert {a.status for a in answers} <= {200, 503}
     refused = [a for a in answers if a.status == 503]
     assert all(int(a.headers["Retry-After"]) >= 1 and a.code for a in refused)
@@ -85,7 +88,7 @@ def test_a_silent_database_is_not_waited_for_long(
     rubric_id = create_rubric(url)
     assert send_all([score(url, rubric_id, ["before"])])[0].rewards == [1.0]
     proxy.add(Timeout())
-    with httpx.Client(base_url=url, verify=False, timeout=6) as client:
+    with httpx.Client(base_url=url, verify=False, timeout=PATIENCE_S) as client:
         assert client.get("/healthz").status_code == 200
         assert client.get("/readyz").status_code == 503
     refused = send_all(
@@ -96,8 +99,8 @@ def test_a_silent_database_is_not_waited_for_long(
     )
     assert {a.status for a in refused} <= {200, 503}
     assert {r for a in refused if a.status == 200 for r in a.rewards} <= {None}
-    assert max(a.elapsed_s for a in refused) <= 8
+    assert max(a.elapsed_s for a in refused) <= 20  # a request may take 120 s
     proxy.clear()
-    for attempt in eventually(10, every_s=0.2):
+    for attempt in eventually(every_s=0.2):
         with attempt:
             assert send_all([score(url, rubric_id, ["after"])])[0].rewards == [1.0]

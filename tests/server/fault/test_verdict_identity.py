@@ -21,7 +21,7 @@ CRITERIA = [
 
 def rubric(url: str, criteria: list[dict[str, Any]], prompt: str = PROMPT) -> str:
     answer = httpx.post(
-        f"{url}/v1/rubrics", json={"prompt": prompt, "criteria": criteria}, verify=False
+        f"{url}/v1/rubrics", json={"prompt": prompt, "criteria": criteria}, verify=False, timeout=60
     )
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])

@@ -127,12 +127,12 @@ def test_retries_are_free_while_calls_succeed_and_a_fifth_when_many_fail() -> No
 
 async def test_who_waits_hears_of_each_turn() -> None:
     breaker, loop = opened(), asyncio.get_running_loop()
-    waiting = asyncio.ensure_future(breaker.wait(1.0, PROBE_S))
+    waiting = asyncio.ensure_future(breaker.wait(60.0, PROBE_S))
     await asyncio.sleep(0)
     started = loop.time()
     assert breaker.begin_question(PROBE_S)
     await waiting
-    assert loop.time() - started < 1
+    assert loop.time() - started < 30
 
 
 def test_each_new_state_is_told() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from fakes.judge import ScriptedJudge, verdicts
 from markscheme_server import metrics
-from server.api.test_keys import Keys, call, organisation, start  # noqa: F401 (fixtures)
+from server.organisation import Keys, call
 
 PROMPT = "Name a colour."
 
@@ -36,7 +36,7 @@ def test_a_yes_to_everything_is_no_score_and_is_counted(
     judge.script = lambda request, number: verdicts(request, decide)
     sent = {"red": 20, "blue": 5}
     keys = {team: organisation.key(team, "read", "score", "induce") for team in sent}
-    url = start(**model_settings | {"judge_timeout_s": 30.0}, judge_hardening=True)
+    url = start(**model_settings, judge_hardening=True)
     before = failures("default")
     for team, count in sent.items():
         rubric = call(

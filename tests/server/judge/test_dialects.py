@@ -228,7 +228,7 @@ async def ask(entry: Entry, model: str, url: str) -> tuple[dict[str, Any], Judge
         judge_base_url=url,
         judge_model=model,
         judge_api_key="k",
-        judge_timeout_s=5,
+        judge_timeout_s=60,
         **entry.get("settings", {}),
     )
     judge = make_judge(settings, "default", owner="t", secret=b"s" * 16)

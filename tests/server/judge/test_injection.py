@@ -34,7 +34,7 @@ TEXTS = (
     .map("".join)
     .filter(lambda t: len(t) < 4 * MAX_TOKENS)
 )
-PATIENT = {"judge_timeout_s": 30.0, "request_timeout_s": 120.0}
+PATIENT = {"request_timeout_s": 120.0}
 """For a hundred calls at once on a busy machine."""
 EXAMPLES = pytest.mark.parametrize(
     "examples", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]

@@ -181,4 +181,4 @@ def test_hostile_repetition_takes_linear_time(piece: str) -> None:
         return best
 
     once, twice = seconds(100_000), seconds(200_000)
-    assert twice < max(3.0 * once, 0.1)
+    assert twice < max(3.2 * once, 0.2)  # a quadratic one takes four times as long

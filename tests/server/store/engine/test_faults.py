@@ -183,7 +183,7 @@ def test_readyz_says_that_the_disk_is_full_until_there_is_room(tmp_path: Path) -
         assert "disk" in answer.json()["error"]["message"]
         assert "disk of the database is full" in process.output.read_text()
         running.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        for attempt in eventually(5):
+        for attempt in eventually():
             with attempt:
                 assert (
                     httpx.get(f"{process.url}/readyz", timeout=30, verify=False).status_code == 200

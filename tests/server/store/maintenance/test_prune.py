@@ -27,6 +27,7 @@ from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.maintenance.prune import Pruner
 from markscheme_server.store.store import Store
 from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
+from server.store.maintenance.pruning import every
 
 OLD = timedelta(days=100)
 AGE = timedelta(days=90)
@@ -373,13 +374,6 @@ async def test_pruning_keeps_the_books_at_any_age(
     )
     assert again.spent_usd == pytest.approx(spent_before.spent_usd)
     assert again.spent_usd > 1
-
-
-async def every(pruner: Pruner) -> Counter[str]:
-    removed: Counter[str] = Counter()
-    async for batch in pruner.run():
-        removed.update(batch.deleted)
-    return removed
 
 
 async def test_writers_beside_it_find_what_they_refer_to(store: Store) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes.processes import command
+from fakes.shell import command
 from markscheme.vocabulary import REASON_HELP, TRANSIENT_REASONS, UnscoredReason, describe_reasons
 
 

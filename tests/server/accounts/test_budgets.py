@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from fakes.judge import ScriptedJudge, verdicts
+from fakes.processes import PATIENCE_S
 from fakes.service import running
 from markscheme import Client
 from markscheme_server.accounts.budgets import BudgetService
@@ -22,38 +23,30 @@ from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.ledger import CallDescription
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import budgets, judge_calls
-from server.api.test_usage import (
-    CALL_USD,
-    CRITERIA,
-    PEPPER,
-    PRICES,
-    PROMPT,
-    Office,
-    group,
-    office,
-    score,
-    store,
-)
-
-__all__ = ["office", "store"]
+from server.deployment import CALL_USD, CRITERIA, PRICES, Deployment, group, score
+from server.organisation import PEPPER, PROMPT
 
 
-def begin(office: Office, hard_usd: float, window: str = "day", **settings: Any) -> tuple[str, str]:
+def begin(
+    deployment: Deployment, hard_usd: float, window: str = "day", **settings: Any
+) -> tuple[str, str]:
     """A service, and the key of a team with a rubric and a budget."""
-    red = office.team("red")
-    url = office.start(**settings)
+    red = deployment.team("red")
+    url = deployment.start(**settings)
     with Client(url, red) as client:
         client.create_rubric(PROMPT, CRITERIA)
-    office.admin(url, "PUT", "/v1/teams/red/budget", json={"hard_usd": hard_usd, "window": window})
+    deployment.admin(
+        url, "PUT", "/v1/teams/red/budget", json={"hard_usd": hard_usd, "window": window}
+    )
     return url, red
 
 
-def spent(office: Office, url: str) -> float:
-    return float(office.admin(url, "GET", "/v1/teams/red/budget").json()["spent_usd"])
+def spent(deployment: Deployment, url: str) -> float:
+    return float(deployment.admin(url, "GET", "/v1/teams/red/budget").json()["spent_usd"])
 
 
-def total(office: Office, url: str) -> dict[str, Any]:
-    return dict(office.admin(url, "GET", "/v1/usage?team=red").json()["total"])
+def total(deployment: Deployment, url: str) -> dict[str, Any]:
+    return dict(deployment.admin(url, "GET", "/v1/usage?team=red").json()["total"])
 
 
 def most(request: dict[str, Any]) -> float:
@@ -64,7 +57,7 @@ def most(request: dict[str, Any]) -> float:
 
 
 def eventually(look: Any, expected: Any) -> Any:
-    until = time.monotonic() + 5
+    until = time.monotonic() + PATIENCE_S
     while (seen := look()) != expected and time.monotonic() < until:
         time.sleep(0.02)
     return seen
@@ -80,30 +73,35 @@ def eventually(look: Any, expected: Any) -> Any:
     ],
 )
 def test_nonsense_settles_at_what_was_held_and_stays_settled(
-    office: Office, judge: ScriptedJudge, usage: Any
+    deployment: Deployment, judge: ScriptedJudge, usage: Any
 ) -> None:
-    url, red = begin(office, CALL_USD)
+    url, red = begin(deployment, CALL_USD)
     judge.usage = usage
     assert score(url, red, ["Red."]).json()["usage"]["cost_usd"] is None
     held = most(judge.requests[0])
     assert score(url, red, ["Blue."]).json()["groups"][0]["rollouts"][0]["reason"] == "budget"
     assert len(judge.requests) == 1
-    assert (total(office, url)["unpriced_calls"], total(office, url)["cost_usd"]) == (1, 0.0)
-    assert spent(office, url) == pytest.approx(held, abs=1e-9)
-    put = office.admin(
+    assert (total(deployment, url)["unpriced_calls"], total(deployment, url)["cost_usd"]) == (
+        1,
+        0.0,
+    )
+    assert spent(deployment, url) == pytest.approx(held, abs=1e-9)
+    put = deployment.admin(
         url, "PUT", "/v1/teams/red/budget", json={"hard_usd": 2 * CALL_USD, "window": "month"}
     )
-    assert put.json()["spent_usd"] == spent(office, url) == pytest.approx(held, abs=1e-9)
+    assert put.json()["spent_usd"] == spent(deployment, url) == pytest.approx(held, abs=1e-9)
 
 
-def test_a_new_window_counts_what_was_settled_in_it(office: Office, judge: ScriptedJudge) -> None:
-    url, red = begin(office, 1000.0)
+def test_a_new_window_counts_what_was_settled_in_it(
+    deployment: Deployment, judge: ScriptedJudge
+) -> None:
+    url, red = begin(deployment, 1000.0)
     judge.usage = {}
     score(url, red, ["Red."])
 
     async def turn() -> None:
         """The budget's row is still of yesterday."""
-        store = Store(Settings(_env_file=None, database_url=office.url).sqlalchemy_url)
+        store = Store(Settings(_env_file=None, database_url=deployment.url).sqlalchemy_url)
         try:
             async with store.database.writing(ALL_TEAMS) as connection:
                 await connection.execute(sa.update(budgets).values(since=budgets.c.since - 86_400))
@@ -111,13 +109,13 @@ def test_a_new_window_counts_what_was_settled_in_it(office: Office, judge: Scrip
             await store.close()
 
     asyncio.run(turn())
-    assert spent(office, url) == pytest.approx(most(judge.requests[0]), abs=1e-9)
+    assert spent(deployment, url) == pytest.approx(most(judge.requests[0]), abs=1e-9)
 
 
 def test_a_first_wave_of_the_longest_replies_overruns_by_one_call_at_most(
-    office: Office, judge: ScriptedJudge
+    deployment: Deployment, judge: ScriptedJudge
 ) -> None:
-    url, red = begin(office, 20.0)
+    url, red = begin(deployment, 20.0)
     judge.usage = {"prompt_tokens": 500, "completion_tokens": 16_000}
 
     def slow(request: dict[str, Any], _number: int) -> str:
@@ -127,26 +125,28 @@ def test_a_first_wave_of_the_longest_replies_overruns_by_one_call_at_most(
     judge.script = slow
     done = score(url, red, [f"text {i}" for i in range(30)]).json()
     dearest = max(most(request) for request in judge.requests)
-    assert 20.0 <= spent(office, url) <= 20.0 + dearest
+    assert 20.0 <= spent(deployment, url) <= 20.0 + dearest
     assert done["counts"]["scored"] == len(judge.requests)
-    assert total(office, url)["completion_tokens"] == sum(r["max_tokens"] for r in judge.requests)
+    assert total(deployment, url)["completion_tokens"] == sum(
+        r["max_tokens"] for r in judge.requests
+    )
 
 
 def test_asking_again_is_covered_and_does_not_wait_for_itself(
-    office: Office, judge: ScriptedJudge
+    deployment: Deployment, judge: ScriptedJudge
 ) -> None:
-    url, red = begin(office, 1.5 * CALL_USD)
+    url, red = begin(deployment, 1.5 * CALL_USD)
     judge.script = lambda request, number: "no JSON"
     began = time.monotonic()
     batch = score(url, red, ["Red."]).json()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # its request would end after 60 s
     assert (len(judge.requests), batch["groups"][0]["rollouts"][0]["reason"]) == (2, "budget")
-    assert spent(office, url) == pytest.approx(2 * CALL_USD)
-    assert total(office, url)["failed_calls"] == 1
+    assert spent(deployment, url) == pytest.approx(2 * CALL_USD)
+    assert total(deployment, url)["failed_calls"] == 1
 
 
-def test_one_odd_reply_slows_nobody_down(office: Office, judge: ScriptedJudge) -> None:
-    url, red = begin(office, 1000.0)
+def test_one_odd_reply_slows_nobody_down(deployment: Deployment, judge: ScriptedJudge) -> None:
+    url, red = begin(deployment, 1000.0)
     usual = judge.usage
     judge.usage = {"prompt_tokens": 10, "completion_tokens": 2**31 - 1}
     score(url, red, ["odd"])
@@ -158,12 +158,12 @@ def test_one_odd_reply_slows_nobody_down(office: Office, judge: ScriptedJudge) -
 
 @pytest.mark.parametrize("leaves", [False, True])
 def test_a_call_that_was_sent_is_on_the_books_whoever_left(
-    office: Office, judge: ScriptedJudge, leaves: bool
+    deployment: Deployment, judge: ScriptedJudge, leaves: bool
 ) -> None:
-    url, red = begin(office, 100.0, judge_timeout_s=30.0)
+    url, red = begin(deployment, 100.0)
 
     def slow(request: dict[str, Any], _number: int) -> str:
-        judge.released.wait(20)
+        judge.released.wait(PATIENCE_S)
         return verdicts(request)
 
     judge.script = slow
@@ -178,35 +178,35 @@ def test_a_call_that_was_sent_is_on_the_books_whoever_left(
         )
         assert late.json()["counts"]["unscored"] == 2
         assert (late.json()["usage"]["judge_calls"], late.json()["usage"]["cost_usd"]) == (2, None)
-    assert eventually(lambda: total(office, url)["calls"], 2) == 2
-    books = total(office, url)
+    assert eventually(lambda: total(deployment, url)["calls"], 2) == 2
+    books = total(deployment, url)
     assert (books["failed_calls"], books["unpriced_calls"], books["cost_usd"]) == (2, 2, 0.0)
-    assert spent(office, url) == pytest.approx(sum(map(most, judge.requests)), abs=1e-9)
+    assert spent(deployment, url) == pytest.approx(sum(map(most, judge.requests)), abs=1e-9)
 
 
 def test_a_call_cut_off_by_the_end_of_the_service_is_on_the_books(
-    office: Office, judge: ScriptedJudge, model_settings: dict[str, Any]
+    deployment: Deployment, judge: ScriptedJudge, model_settings: dict[str, Any]
 ) -> None:
-    url, red = begin(office, 100.0)
+    url, red = begin(deployment, 100.0)
 
     def stuck(request: dict[str, Any], _number: int) -> str:
-        judge.released.wait(30)
+        judge.released.wait(PATIENCE_S)
         return verdicts(request)
 
     judge.script = stuck
     more = {"judge_timeout_s": 60.0}
     ending = Settings(
         _env_file=None,
-        database_url=office.url,
+        database_url=deployment.url,
         key_pepper=PEPPER,
         **(model_settings | PRICES | more),
     )
     with ThreadPoolExecutor() as pool, running(ending) as ends:
         pool.submit(score, ends, red, ["Red."])
         assert eventually(lambda: len(judge.requests), 1) == 1
-    books = total(office, url)
+    books = total(deployment, url)
     assert (books["calls"], books["failed_calls"], books["unpriced_calls"]) == (1, 1, 1)
-    assert spent(office, url) == pytest.approx(most(judge.requests[0]), abs=1e-9)
+    assert spent(deployment, url) == pytest.approx(most(judge.requests[0]), abs=1e-9)
 
 
 async def test_what_a_cancelled_question_sent_is_recorded_before_the_end(store: Store) -> None:
@@ -244,76 +244,3 @@ async def test_what_a_cancelled_question_sent_is_recorded_before_the_end(store: 
     assert (
         await store.budgets.hold(HoldRequest("hold_1", "red", None, to_nano(8.25))) == "granted"
     )  # nothing else is held
-
-
-async def test_questions_that_ask_again_do_not_wait_for_each_other(store: Store) -> None:
-    """Both have spent part of what they held, and neither has a request under way."""
-    await store.budgets.put("red", None, hard_usd=10.0, soft_usd=None, window="day", actor=Actor())
-    assert await store.budgets.hold(HoldRequest("hold_1", "red", None, to_nano(5))) == "granted"
-    assert await store.budgets.hold(HoldRequest("hold_2", "red", None, to_nano(5))) == "granted"
-    assert (
-        await store.budgets.hold(HoldRequest("hold_1", "red", None, to_nano(6), spent=to_nano(4)))
-        == "wait"
-    )
-    assert (
-        await store.budgets.hold(HoldRequest("hold_2", "red", None, to_nano(6), spent=to_nano(4)))
-        == "granted"
-    )
-    assert (
-        await store.budgets.hold(HoldRequest("hold_1", "red", None, to_nano(6), spent=to_nano(4)))
-        == "wait"
-    )
-    assert (
-        await store.budgets.hold(HoldRequest("hold_2", "red", None, to_nano(6), spent=to_nano(6)))
-        == "spent"
-    )
-    assert await store.budgets.hold(HoldRequest("hold_3", "red", None, to_nano(1))) == "spent"
-
-
-async def test_a_hold_that_alone_is_beyond_the_limit_is_granted_once(store: Store) -> None:
-    await store.budgets.put("red", None, hard_usd=1.0, soft_usd=None, window="day", actor=Actor())
-    assert await store.budgets.hold(HoldRequest("hold_1", "red", None, to_nano(50))) == "granted"
-    assert await store.budgets.hold(HoldRequest("hold_2", "red", None, to_nano(50))) == "wait"
-
-
-@pytest.mark.parametrize("count", [1000, pytest.param(1_000_000, marks=pytest.mark.slow)])
-async def test_a_million_calls_add_up_exactly(store: Store, count: int) -> None:
-    cost = to_nano(0.000123457)
-    async with store.database.writing(ALL_TEAMS) as connection:
-        each = sa.select(sa.literal(1).label("i")).cte("each", recursive=True)
-        each = each.union_all(sa.select(each.c.i + 1).where(each.c.i < count))
-        await connection.execute(
-            sa.insert(judge_calls).from_select(
-                [
-                    "id",
-                    "team",
-                    "role",
-                    "judge",
-                    "criteria",
-                    "calls",
-                    "prompt_tokens",
-                    "completion_tokens",
-                    "cost_usd",
-                    "settled_usd",
-                    "unpriced_calls",
-                    "created_at",
-                ],
-                sa.select(
-                    sa.cast(each.c.i, sa.String),
-                    sa.literal("red"),
-                    sa.literal("verifier"),
-                    sa.literal("judge"),
-                    sa.literal([], sa.JSON),
-                    *(sa.literal(1),) * 3,
-                    *(sa.literal(cost, judge_calls.c.cost_usd.type),) * 2,
-                    sa.literal(0),
-                    sa.func.current_timestamp(),
-                ),
-            )
-        )
-    _, bucket, _ = await store.usage.aggregate("red", [], since=None, until=None)
-    assert (bucket.sums["calls"], bucket.sums["cost_usd"]) == (count, count * 123_457 / 1e9)
-    made = await store.budgets.put(
-        "red", None, hard_usd=500.0, soft_usd=None, window="total", actor=Actor()
-    )
-    assert made.spent_usd == count * 123_457 / 1e9

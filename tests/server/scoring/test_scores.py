@@ -40,6 +40,8 @@ def twice(request: dict[str, Any], _number: int) -> str:
     return verdicts(request) + verdicts(request)
 
 
+IMPATIENT = {"hang": {"judge_timeout_s": 0.5}}
+"""Settings for failures that only time ends: the judge is waited for no longer than this."""
 FAILURES = {
     "status 500": (lambda request, number: 500, "unavailable"),
     "status 429": (lambda request, number: 429, "rate_limited"),
@@ -66,10 +68,11 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_every_failure_is_null_with_its_reason(
-    failure: str, model_client: Client, judge: ScriptedJudge
+    failure: str, serve: Callable[..., str], model_settings: dict[str, Any], judge: ScriptedJudge
 ) -> None:
     judge.script, reason = FAILURES[failure]
-    batch = model_client.score([group(model_client)])
+    with Client(serve(**model_settings | IMPATIENT.get(failure, {}))) as client:
+        batch = client.score([group(client)])
     assert [r.reward for r in batch.groups[0].rollouts] == [None] * 4
     assert {r.reason for r in batch.groups[0].rollouts} == {reason}
     assert batch.counts.unscored == 4
@@ -150,12 +153,12 @@ def test_structured_output_steps_down_when_the_endpoint_refuses_it(
 
 @pytest.mark.parametrize("failure", ["status 500", "no JSON", "hang"])
 def test_a_failing_rubricator_leaves_the_group_unscored(
-    failure: str, model_client: Client, judge: ScriptedJudge
+    failure: str, serve: Callable[..., str], model_settings: dict[str, Any], judge: ScriptedJudge
 ) -> None:
     judge.script, reason = FAILURES[failure]
-    batch = model_client.score(
-        [{"id": "g", "prompt": PROMPT, "teacher_responses": ["Blue."], "rollouts": ROLLOUTS}]
-    )
+    asked = {"id": "g", "prompt": PROMPT, "teacher_responses": ["Blue."], "rollouts": ROLLOUTS}
+    with Client(serve(**model_settings | IMPATIENT.get(failure, {}))) as client:
+        batch = client.score([asked])
     assert batch.groups[0].rubric is None
     assert {(r.reward, r.reason) for r in batch.groups[0].rollouts} == {(None, reason)}
 

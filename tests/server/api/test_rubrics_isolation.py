@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from server.api.test_keys import Keys, organisation, start  # noqa: F401 (fixtures)
+from server.organisation import Keys
 
 TEAMS = ("red", "blue", "green")
 PROMPTS = itertools.count()

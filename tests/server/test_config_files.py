@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from fakes import shell
 from fakes.judge import ScriptedJudge
-from fakes.processes import COMMAND, environment
+from fakes.processes import environment
+from fakes.shell import command
 from markscheme_server.config import Settings
 
 SHELLS = "sk-of-the-shell"
@@ -20,15 +22,7 @@ def run(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProc
     """A command in a folder of somebody else's, with a home of one's own."""
     (folder.parent / "home").mkdir(exist_ok=True)
     kept = environment({"home": folder.parent / "home"})
-    return subprocess.run(
-        [COMMAND, *words],
-        cwd=folder,
-        env=kept | variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return shell.run(*words, directory=folder, variables=kept | variables)
 
 
 def logged(done: subprocess.CompletedProcess[str], event: str) -> list[dict[str, Any]]:
@@ -78,13 +72,8 @@ def test_a_file_is_read_where_it_is_named(words: tuple[str, ...], folder: Path) 
     (folder / "mine").write_text(
         "MARKSCHEME_DATABASE_URL=sqlite:///named.db\nMARKSCHEME_JUDGE=builtin\n"
     )
-    subprocess.run(
-        [COMMAND, "migrate", "--env-file", "mine"],
-        cwd=folder,
-        env=environment({}),
-        check=True,
-        timeout=60,
-    )
+    made = command("migrate", "--env-file", "mine", directory=folder, settings={})
+    assert made.returncode == 0
     done = run(*words, folder=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "named.db").exists()
@@ -199,7 +188,7 @@ def test_a_key_is_named_by_any_beginning_that_no_other_has(length: int, folder: 
     done = run("keys", "revoke", made[0][:length], folder=folder, **pepper)
     shared = len(os.path.commonprefix(made))
     assert done.returncode == (0 if length > shared else 1)
-    assert (made[0][:11] if length > shared else "begin so") in done.stdout + done.stderr
+    assert (made[0][:11] if length > shared else "begin like this") in done.stdout + done.stderr
     assert made[0] not in done.stdout + done.stderr
     if length > shared:
         rotated = run("keys", "rotate", made[1][:length], folder=folder, **pepper)

@@ -1,64 +1,12 @@
 """Who sees which rubric, and what a team's choice depends on: over the wire, on both databases."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from server.api.test_keys import SCORE, Keys, call, organisation, start  # noqa: F401 (fixtures)
+from server.organisation import SCORE, Member, Team, rubric
 
 PROMPT = "Name a colour."
-
-
-def rubric(word: str) -> dict[str, Any]:
-    return {
-        "prompt": PROMPT,
-        "criteria": [
-            {
-                "text": f"It says {word}.",
-                "points": 1,
-                "check": {"kind": "contains", "texts": [word]},
-            }
-        ],
-    }
-
-
-class Member:
-    """A team's key at a service."""
-
-    def __init__(self, url: str, key: str) -> None:
-        self.url, self.key = url, key
-
-    def __call__(self, method: str, path: str, body: Any = None) -> Any:
-        return call(self.url, method, path, self.key, body)
-
-    def make(self, word: str) -> str:
-        return str(self("POST", "/v1/rubrics", rubric(word)).json()["id"])
-
-    def sees(self, name: str) -> bool:
-        one = self("GET", f"/v1/rubrics/{name}").status_code == 200
-        assert one == (
-            name in [r["id"] for r in self("GET", "/v1/rubrics?limit=100").json()["data"]]
-        )
-        return one
-
-    def chosen(self) -> str | None:
-        """The rubric that a frozen score takes for the prompt."""
-        found = self("POST", "/v1/scores", SCORE).json()["groups"][0]["rubric"]
-        return str(found["id"]) if found else None
-
-
-Team = Callable[[str], Member]
-
-
-@pytest.fixture
-def member(organisation: Keys, start: Callable[..., str]) -> Team:
-    organisation.team("green")
-    made = {
-        name: organisation.key(name, "read", "score", "induce") for name in ("red", "blue", "green")
-    }
-    url = start()
-    return lambda name: Member(url, made[name])
 
 
 def test_a_rubric_is_its_teams_until_it_is_shared(member: Team) -> None:

@@ -9,17 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fakes.processes import command
 from markscheme import Client
 from markscheme.cli.app import app
-from markscheme_server.cli.teams import teams as commands
 from markscheme_server.store import lineage as lineage_store
 from markscheme_server.store import rubrics as rubrics_store
 from markscheme_server.store.engine.ids import now
-from server.api.test_keys import Keys, call, organisation, start  # noqa: F401 (fixtures)
-from server.api.test_lineage import fork, read
-from server.api.test_search import FLAT, SPREAD, ask, found, make, score
-from server.api.test_sharing import Member, Team, member  # noqa: F401 (fixtures)
+from server.api.rubric_calls import FLAT, SPREAD, ask, fork, found, make, read, score
+from server.organisation import Keys, Member, Team, call
 
 PROMPT = "Describe autumn. Do not use any commas. Use at least five words."
 """The builtin judge can induce a rubric from it."""
@@ -216,25 +212,6 @@ def test_the_sdk_and_the_command_say_how_far_to_reuse(
         )
         assert done.exit_code == 0, done.output
         assert json.loads((tmp_path / scope).read_text())["rubric"]["team"] == team
-
-
-def test_the_command_sets_how_far_a_team_reuses(tmp_path: Path) -> None:
-    def run(*words: str) -> str:
-        return command("teams", *words, directory=tmp_path, settings={"home": tmp_path}).stdout
-
-    assert run("set", "default", "--reuse-scope", "own") == "team default has the reuse scope own\n"
-    assert run("list").splitlines()[1].split() == ["default", "-", "own"]
-    run("set", "default", "--default")
-    assert run("list").splitlines()[1].split() == ["default", "-", "-"]
-
-
-@pytest.mark.parametrize(
-    "words", [(), ("--reuse-scope", "own", "--default"), ("--reuse-scope", "mine")]
-)
-def test_a_command_that_sets_nothing_or_what_there_is_not_fails(words: tuple[str, ...]) -> None:
-    done = CliRunner().invoke(commands, ["set", "default", *words])
-    assert done.exit_code != 0
-    assert "--reuse-scope" in done.stderr
 
 
 # A run keeps the rubrics that were there when it began.

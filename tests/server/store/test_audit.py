@@ -4,16 +4,22 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
+from markscheme import Client
+from markscheme.errors import NotFound
 from markscheme_server.config import Settings
 from markscheme_server.domain import keys
-from markscheme_server.store.audit import Actor, Entry
+from markscheme_server.store.audit import Actor, Entry, record
+from markscheme_server.store.engine.database import ALL_TEAMS, NO_TEAM, team_scope
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.store import Store
+from markscheme_server.store.tables import audit_entries
 from markscheme_server.store.teams import Key
-from server.api.test_keys import OPERATOR, Keys, call, organisation, start  # noqa: F401 (fixtures)
+from server.deployment import CRITERIA, Deployment
+from server.organisation import OPERATOR, PROMPT, Keys, call
 
 OPERATORS = ("default", None)
 T0 = now()
@@ -145,3 +151,64 @@ def test_without_its_entry_there_is_no_change(
     with pytest.raises(sa.exc.StatementError):
         on_store(organisation.url, lambda store: change(store, nobody))
     assert (on_store(organisation.url, everything), trail(organisation.url)) == before
+
+
+def test_who_did_what_is_on_the_trail_for_good(deployment: Deployment) -> None:
+    red = deployment.team("red")
+    url = deployment.start()
+    with Client(url, red) as client:
+        made = client.create_rubric(PROMPT, CRITERIA)
+        client.change_rubric(made.id, visibility="organisation", retired=True)
+        client.fork_rubric(made.id, [{"text": "It names blue.", "points": 1}])
+        with pytest.raises(NotFound):
+            client.change_rubric("rub_0", retired=True)
+    deployment.admin(url, "PUT", "/v1/teams/red/budget", json={"hard_usd": 1, "window": "day"})
+    entries = deployment.admin(url, "GET", "/v1/audit").json()["data"]
+    prefix = red[:11]
+    of_rubrics = [
+        (e["action"], e["team"], e["key"]) for e in entries if e["subject"].startswith("rubric:")
+    ]
+    assert of_rubrics == [
+        ("rubric.forked", "red", prefix),
+        ("rubric.changed", "red", prefix),
+        ("rubric.imported", "red", prefix),
+    ]
+    changed = deployment.admin(url, "GET", "/v1/audit", params={"action": "rubric.changed"}).json()[
+        "data"
+    ]
+    assert [e["detail"] for e in changed] == [{"visibility": "organisation", "retired": True}]
+    budget = deployment.admin(url, "GET", "/v1/audit", params={"action": "budget.set"}).json()[
+        "data"
+    ]
+    assert [(e["team"], e["key"], e["detail"]["hard_usd"]) for e in budget] == [
+        ("default", None, 1.0)
+    ]
+    first = deployment.admin(url, "GET", "/v1/audit", params={"limit": 2, "team": "red"}).json()
+    rest = deployment.admin(
+        url, "GET", "/v1/audit", params={"after": first["data"][-1]["id"], "team": "red"}
+    ).json()
+    assert first["has_more"]
+    assert not rest["has_more"]
+    assert [e["id"] for e in first["data"] + rest["data"]] == [
+        e["id"] for e in entries if e["team"] == "red"
+    ]
+    assert (
+        httpx.get(
+            f"{url}/v1/audit", headers={"Authorization": f"Bearer {red}"}, timeout=60
+        ).status_code
+        == 403
+    )
+
+
+async def test_no_entry_of_the_trail_is_changed_or_removed(store: Store) -> None:
+    async with store.database.writing(team_scope("red")) as connection:
+        await record(connection, Actor("red"), "test", "team:red")
+    for statement in (sa.update(audit_entries).values(action="other"), sa.delete(audit_entries)):
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"):
+            async with store.database.writing(ALL_TEAMS) as connection:
+                await connection.execute(statement)
+    async with store.database.reading(NO_TEAM) as connection:
+        hidden = store.database.engine.dialect.name == "postgresql"
+        assert len((await connection.execute(sa.select(audit_entries))).all()) == (
+            0 if hidden else 2
+        )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fakes.judge import ScriptedJudge
-from fakes.processes import command
+from fakes.shell import command
 from markscheme import Client
 from markscheme.teaching import read_prompts, ropd_prompt_hash
 
