@@ -69,12 +69,12 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param({"num_generations": 4}, id="whole groups", row_scores=SLOW),
+        pytest.param({"num_generations": 4}, id="whole groups", marks=SLOW),
         pytest.param(
             {"num_generations": 4, "only_first_group_fails": True},
             id="a process without routed rows",
         ),
-        pytest.param({"num_generations": 8}, id="a group over both processes", row_scores=SLOW),
+        pytest.param({"num_generations": 8}, id="a group over both processes", marks=SLOW),
         pytest.param(
             {"num_generations": 4, "num_iterations": 2, "max_steps": 4}, id="several iterations"
         ),

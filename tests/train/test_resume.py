@@ -148,13 +148,13 @@ pytestmark = pytest.mark.filterwarnings(
     [
         ("before the update", 6),
         ("in mid-checkpoint", 2),
-        pytest.param("before the rollouts", 2, row_scores=SLOW),
-        pytest.param("before the question", 2, row_scores=SLOW),
-        pytest.param("before the teacher follows", 2, row_scores=SLOW),
-        pytest.param("before the record", 4, row_scores=SLOW),
-        pytest.param("before the checkpoint", 2, row_scores=SLOW),
-        pytest.param("before the checkpoint's move", 3, row_scores=SLOW),
-        pytest.param("before the model is saved", 4, row_scores=SLOW),
+        pytest.param("before the rollouts", 2, marks=SLOW),
+        pytest.param("before the question", 2, marks=SLOW),
+        pytest.param("before the teacher follows", 2, marks=SLOW),
+        pytest.param("before the record", 4, marks=SLOW),
+        pytest.param("before the checkpoint", 2, marks=SLOW),
+        pytest.param("before the checkpoint's move", 3, marks=SLOW),
+        pytest.param("before the model is saved", 4, marks=SLOW),
     ],
 )  # a checkpoint saves it too: three times
 def test_killed_and_started_again(
@@ -207,7 +207,7 @@ def same(one: Any, two: Any) -> bool:
     return bool(numpy.array_equal(one, two))
 
 
-@pytest.mark.parametrize("down_s", [2.0, pytest.param(60.0, row_scores=SLOW)])
+@pytest.mark.parametrize("down_s", [2.0, pytest.param(60.0, marks=SLOW)])
 def test_a_service_that_is_away_for_a_while_changes_nothing(
     down_s: float, settings: dict[str, Any], judge: FastJudge, tmp_path: Path
 ) -> None:
