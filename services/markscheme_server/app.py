@@ -61,8 +61,6 @@ CLAIM_LEASE_S = 8.0
 QUEUE_LIMIT = 8192
 """Judge calls admitted and not done, in one process; beyond them a request is answered 503."""
 MAX_BODY_BYTES = 32 * 1024 * 1024
-MAX_VERDICTS = 65_536
-"""Texts judged times criteria, in one scoring request; beyond them it is answered 413."""
 CHECKS_TIMEOUT_S = 60.0
 """Computing time of the checks of one request; what is not decided by then is `timeout`."""
 VERSION = importlib.metadata.version("markscheme")
@@ -196,7 +194,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             teachers,
             timeout_s=settings.request_timeout_s,
             checks_timeout_s=CHECKS_TIMEOUT_S,
-            max_verdicts=MAX_VERDICTS,
+            max_verdicts=settings.max_verdicts,
         )
         try:
             yield {
