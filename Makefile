@@ -89,7 +89,7 @@ bench: setup $(PEERS)/venv-rubric/.ready  ## The service's figures under load, r
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m service.run $(BENCH_ARGS)
 
 bench-peers: setup $(PEER_ENVS)  ## All peers under the same load, dated (slow, about half an hour)
-	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m service.peers $(BENCH_ARGS)
+	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m service.compare_peers $(BENCH_ARGS)
 
 bench-flips: setup  ## How often a verdict flips when judged alone instead of among six, on SmolLM2 (about 15 minutes)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m service.flips $(BENCH_ARGS)

@@ -1,10 +1,10 @@
-"""How good the builtin judge is, on 402 IFEval prompts with GPT-4's and SmolLM2-135M's responses.
+"""Quality of the builtin judge on 402 IFEval prompts, with GPT-4's and SmolLM2's responses.
 
     NLTK_DATA=… python benchmarks/builtin_judge.py [--out benchmarks/results]
 
-Truth is IFEval's official verifier (``benchmarks/ifeval.py`` says what it needs). A quarter of the prompts is
-blind: never read while the rules were written. The figures of the reward use all prompts, since weights and
-gate were chosen by looking at them.
+Ground truth is IFEval's official verifier (`benchmarks/ifeval.py` says what it needs). A quarter of
+the prompts is blind: never read while the rules were written. Figures of the reward use all
+prompts, since weights and gate were tuned on them.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class Section:
 
 
 def reading(items: Sequence[Item]) -> list[Section]:
-    """Precision and recall of what is read from the prompts, by instruction and by prompt."""
+    """Return precision and recall of what is read from the prompts."""
     asked: Counter[tuple[str, bool]] = Counter()
     found: Counter[tuple[str, bool]] = Counter()
     read: Counter[bool] = Counter()
@@ -115,7 +115,7 @@ def reading(items: Sequence[Item]) -> list[Section]:
 
 
 def paraphrases() -> Section:
-    """Recall on constraints that do not follow IFEval's wording; half were not looked at while tuning."""
+    """Return recall on constraints worded differently from IFEval; half were not used to tune."""
     rows = [
         json.loads(line)
         for line in (DATA / "paraphrases.jsonl").read_text(encoding="utf-8").splitlines()
@@ -135,7 +135,7 @@ def paraphrases() -> Section:
 
 
 def agreement(items: Sequence[Item], rollouts: dict[str, list[Rollout]]) -> Section:
-    """How often a check and the official verdict say the same, given the official instruction."""
+    """Return how often a check agrees with the official verdict, given the instruction."""
     pairs: Counter[str] = Counter()
     same: Counter[str] = Counter()
     for item in items:
@@ -159,7 +159,7 @@ def agreement(items: Sequence[Item], rollouts: dict[str, list[Rollout]]) -> Sect
 
 
 def induce(item: Item, teachers: Sequence[str], students: Iterable[Rollout]) -> Rubric:
-    """The rubric of a prompt; empty where there is none."""
+    """Return the rubric of a prompt; empty where there is none."""
     task = InductionTask(
         ({"role": "user", "content": item.prompt},),
         tuple(teachers),
@@ -172,7 +172,7 @@ def induce(item: Item, teachers: Sequence[str], students: Iterable[Rollout]) -> 
 
 
 def summed(rubric: Rubric) -> Rubric:
-    """The same rubric with its guards as criteria of their own in place of the gate."""
+    """Return the same rubric with its guards as criteria instead of the gate."""
     guards = (rubric[0].check or {})["checks"][:-1]
     plain = [
         Criterion(c.id, c.text, c.points, c.category, (c.check or {})["checks"][-1]) for c in rubric
@@ -185,6 +185,7 @@ def summed(rubric: Rubric) -> Rubric:
 
 
 def earned(rubric: Rubric, text: str) -> float:
+    """Return the reward of a response."""
     return sum(c.points for c in rubric if run_check(c.check or {}, text).met) / maximum_score(
         rubric
     )
@@ -193,7 +194,7 @@ def earned(rubric: Rubric, text: str) -> float:
 def rewards(
     items: Sequence[Item], rollouts: dict[str, list[Rollout]], rubrics: Rubrics, name: str
 ) -> tuple[Any, ...]:
-    """One row: how the reward of students and teachers agrees with the official verdicts."""
+    """Return how the rewards of students and teachers agree with the official verdicts."""
     scores, shares, lengths, english = [], [], [], []
     spread = 0
     groups = [item for item in items if item.id in rollouts and item.id in rubrics]
@@ -221,19 +222,20 @@ def rewards(
 
 
 def passed(item: Item, text: str) -> float:
-    """The share of a prompt's instructions that the official verifier finds followed."""
+    """Return the share of a prompt's instructions that a response follows officially."""
     verdicts = official(item.id, text)
     return sum(verdicts) / len(verdicts)
 
 
 def auc(scores: Sequence[float], shares: Sequence[float]) -> float:
-    """The chance that a response which follows every instruction is rewarded above one that does not."""
+    """Return the probability that a following response gets more than one that is not."""
     good = [s for s, p in zip(scores, shares, strict=True) if p == 1]
     bad = [s for s, p in zip(scores, shares, strict=True) if p < 1]
     return sum((g > b) + 0.5 * (g == b) for g in good for b in bad) / (len(good) * len(bad))
 
 
 def pearson(left: Sequence[float], right: Sequence[float]) -> float:
+    """Return Pearson's correlation."""
     return statistics.correlation(list(left), list(right))
 
 
@@ -246,7 +248,7 @@ CHEATS: dict[str, Callable[[Item], str]] = {
 
 
 def cheats(items: Sequence[Item], rubrics: Rubrics, name: str) -> list[tuple[Any, ...]]:
-    """What a cheat earns, and on how many prompts it earns less than the teacher."""
+    """Return what a cheat earns, and on how many prompts that is less than the teacher."""
     rows = []
     for cheat, build in CHEATS.items():
         pairs = [
@@ -267,7 +269,7 @@ def cheats(items: Sequence[Item], rubrics: Rubrics, name: str) -> list[tuple[Any
 
 
 def null_test(items: Sequence[Item], rollouts: dict[str, list[Rollout]]) -> Section:
-    """Contrast words a prompt: with its own teacher, with another prompt's, with a student in the teacher's place."""
+    """Count contrast words with the own teacher, another prompt's, and a student as teacher."""
     found: dict[str, list[int]] = {
         "its own teacher": [],
         "another prompt's teacher": [],
@@ -291,10 +293,12 @@ def null_test(items: Sequence[Item], rollouts: dict[str, list[Rollout]]) -> Sect
 
 
 def share(part: int, whole: int) -> float:
+    """Format a share."""
     return part / whole if whole else float("nan")
 
 
 def measure() -> list[Section]:
+    """Measure everything and return the report's sections."""
     items, rollouts = load_items(), load_rollouts()
     sections = [*reading(items), paraphrases(), agreement(items, rollouts)]
     started = time.perf_counter()
@@ -348,11 +352,12 @@ def measure() -> list[Section]:
 
 
 def shown(value: Any) -> str:
+    """Format a cell."""
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def write(sections: Sequence[Section], directory: Path) -> None:
-    """A dated Markdown report and the same figures as JSON."""
+    """Write a dated Markdown report and the same figures as JSON."""
     day = datetime.now(UTC).date().isoformat()
     lines = [
         f"# The builtin judge, {day}",
@@ -385,6 +390,7 @@ def write(sections: Sequence[Section], directory: Path) -> None:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="directory for a dated Markdown and JSON report")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""IFEval prompts, GPT-4's responses, and what the official verifier says of a response: ground truth, never a reward.
+"""IFEval prompts, GPT-4's responses and the official verifier: ground truth, never a reward.
 
-The verifier's sentence and capital counts need NLTK's ``punkt_tab`` data: unzip the ``llama-index-core`` wheel's
-``llama_index/core/_static/nltk_cache`` somewhere and set ``NLTK_DATA`` to it.
+The verifier's sentence and capital counts need NLTK's `punkt_tab` data: unzip the
+`llama-index-core` wheel's `llama_index/core/_static/nltk_cache` and set `NLTK_DATA` to it.
 """
 
 import hashlib
@@ -19,7 +19,11 @@ Check = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt. ``instructions``: official ids with their arguments. ``blind``: not read while rules were written."""
+    """One prompt.
+
+    `instructions` are official ids with their arguments. `blind` prompts were not read while the
+    rules were written.
+    """
 
     id: str
     prompt: str
@@ -30,12 +34,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Rollout:
+    """A student's response."""
+
     text: str
     truncated: bool
 
 
 def load_items() -> list[Item]:
-    """All 402 prompts; a quarter of them, chosen by hash, is blind."""
+    """Return all 402 prompts; a quarter of them, chosen by hash, is blind."""
     items = []
     for line in (DATA / "ifeval_train.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -54,7 +60,7 @@ def load_items() -> list[Item]:
 
 
 def load_rollouts() -> dict[str, list[Rollout]]:
-    """SmolLM2-135M-Instruct's responses by prompt id."""
+    """Return SmolLM2-135M-Instruct's responses by prompt id."""
     lines = (DATA / "ifeval_students.jsonl").read_text(encoding="utf-8").splitlines()
     return {row["id"]: [Rollout(**r) for r in row["rollouts"]] for row in map(json.loads, lines)}
 
@@ -80,7 +86,7 @@ def _verifier() -> Any:
 
 @cache
 def official(item_id: str, text: str) -> tuple[bool, ...]:
-    """The official verdict on each instruction of a prompt, in its order; an empty text fails all."""
+    """Return the official verdict on each instruction in order; an empty text fails all."""
     item = _by_id()[item_id]
     ids = tuple(i for i, _ in item.instructions)
     return _verifier()(item.prompt, ids, json.dumps([dict(a) for _, a in item.instructions]), text)  # type: ignore[no-any-return]
@@ -92,7 +98,7 @@ def _by_id() -> dict[str, Item]:
 
 
 def checks_of(instruction: str, arguments: Mapping[str, Any]) -> list[Check]:
-    """The checks that say the same as an official instruction."""
+    """Return the checks that say the same as an official instruction."""
     name = instruction.split(":")[1]
     return _TRANSLATIONS[name](arguments) if name in _TRANSLATIONS else [_PLAIN[name]]
 
@@ -182,7 +188,7 @@ Atoms = set[tuple[Any, ...]]
 
 
 def atoms(checks: Iterable[Check]) -> Atoms:
-    """Checks in their smallest parts, so that "A and B" equals A with B, and "0 times" equals "without"."""
+    """Split checks into atoms: "A and B" equals A with B, and "0 times" equals "without"."""
     return {atom for check in checks for atom in _atoms(check)}
 
 
@@ -210,7 +216,7 @@ def _plain(value: Any) -> Any:
 
 
 def wanted_atoms(item: Item) -> Atoms:
-    """What a prompt's official instructions ask; the two about case ask for English as well."""
+    """Return what a prompt's instructions ask; the two about case ask for English as well."""
     wanted = atoms(
         check for name, arguments in item.instructions for check in checks_of(name, arguments)
     )

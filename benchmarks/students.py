@@ -1,10 +1,11 @@
-"""Sample SmolLM2-135M's responses to IFEval prompts: the student side of the builtin judge's measurements.
+"""Sample SmolLM2-135M's responses to IFEval prompts, for the builtin judge's benchmark.
 
     python benchmarks/students.py --prompts TRAIN.jsonl --out benchmarks/data/ifeval_students.jsonl
 
-Two parts, both at temperature 1.0: 80 short prompts (under 60 words) with 4 responses of at most 80 tokens, and
-the next 28 with 8 responses of at most 40 tokens. A prompt's place is the sha256 of ``students:<id>``, so the
-choice depends on no one's eye. Torch is seeded with 7 for the first part and 8 for the second.
+Two parts, both at temperature 1.0: 80 short prompts (under 60 words) with 4 responses of at most 80
+tokens, and the next 28 with 8 responses of at most 40 tokens. Prompts are ordered by the sha256 of
+`students:<id>`, so nobody picks them. Torch is seeded with 7 for the first part and 8 for the
+second.
 """
 
 import argparse
@@ -28,7 +29,7 @@ MAX_PROMPT_WORDS = 60
 
 
 def choose(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The short prompts in hash order."""
+    """Return the short prompts in hash order."""
     short = [row for row in rows if len(row["prompt"].split()) < MAX_PROMPT_WORDS]
     return sorted(
         short, key=lambda row: hashlib.sha256(f"students:{row['id']}".encode()).hexdigest()
@@ -36,6 +37,7 @@ def choose(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    """Sample and write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=Path("build/smollm2"))

@@ -1,0 +1,1 @@
+"""What a GPU's step takes, and whether its gradients are right."""

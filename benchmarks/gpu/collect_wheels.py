@@ -1,10 +1,10 @@
-"""Collect the wheels that ``run.sh`` carries to a machine without a package index.
+"""Collect the wheels that `run.sh` carries to a machine without a package index.
 
     python -m gpu.collect_wheels build/gpu-wheels
 
-``wheels.txt`` names the packages, ``present.txt`` those that the machine itself must have, and
-``constraints.txt`` the versions. Fails when the wheels would not fit that Python, when one of them
-needs a package that neither list has, or when they and the tree are more than may be carried.
+`wheels.txt` names the packages, `present.txt` those that the machine itself must have, and
+`constraints.txt` the versions. Fails when the wheels do not fit that Python, when one needs a
+package that neither list has, or when wheels and tree are too large to carry.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from gpu.environment import EXTRAS, ROOT, requirements
 HERE = Path(__file__).parent
 MIB = 2**20
 MOST_MIB = 60
-"""Wheels and tree together; the machine takes 64."""
+"""Maximum of wheels and tree together; the machine takes 64."""
 TARGET = {
     "python_version": "3.12", "python_full_version": "3.12.3", "implementation_name": "cpython",
     "platform_python_implementation": "CPython", "platform_machine": "x86_64",
     "sys_platform": "linux", "platform_system": "Linux", "os_name": "posix",
 }  # fmt: skip
-"""What the wheels are for, as requirements' markers ask for it."""
+"""The target platform, as environment markers."""
 GLIBC = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")
 PLATFORMS = (*(f"manylinux_{version}_x86_64" for version in GLIBC), "manylinux2014_x86_64",
              "manylinux2010_x86_64", "manylinux1_x86_64")  # fmt: skip
@@ -41,20 +41,20 @@ FITTING = ("--python-version", TARGET["python_version"], "--implementation", "cp
 
 
 def names(file: str) -> list[str]:
-    """The packages that a list names."""
+    """Return the packages that a list names."""
     lines = (HERE / file).read_text("utf-8").splitlines()
     return [canonicalize_name(line) for line in lines if line and not line.startswith("#")]
 
 
 def pins() -> dict[str, str]:
-    """Our version of each package."""
+    """Return our version of each package."""
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pairs = (line.split("==") for line in lines if "==" in line)
     return {canonicalize_name(name): version for name, version in pairs}
 
 
 def download(directory: Path) -> None:
-    """Fetch what is not there yet, and remove what is not asked for any more."""
+    """Download missing wheels, and remove those that are no longer needed."""
     versions = pins()
     wanted = {name: versions[name] for name in names("wheels.txt")}
     directory.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,14 @@ def download(directory: Path) -> None:
 
 
 def install_dry(directory: Path) -> None:
-    """Let pip say whether that Python would take every wheel, without a package index."""
+    """Check with pip that the target Python accepts every wheel, without a package index."""
     with tempfile.TemporaryDirectory() as target:
         pip("install", "--dry-run", "--no-index", "--target", target, *FITTING,
             *map(str, sorted(directory.glob("*.whl"))))  # fmt: skip
 
 
 def pip(*words: str) -> None:
+    """Run pip."""
     command = [sys.executable, "-m", "pip", words[0], "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*command, *words[1:]], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -85,6 +86,7 @@ def pip(*words: str) -> None:
 
 
 def wheel_requirements(file: Path) -> list[Requirement]:
+    """Return the requirements of a wheel."""
     with zipfile.ZipFile(file) as archive:
         metadata = next(name for name in archive.namelist()
                         if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))  # fmt: skip
@@ -94,9 +96,9 @@ def wheel_requirements(file: Path) -> list[Requirement]:
 
 def not_covered(carried: Mapping[str, tuple[str, Sequence[Requirement]]],
                 present: Sequence[str], asked: Sequence[Requirement]) -> list[str]:  # fmt: skip
-    """Requirements of ``asked`` and of all that follows from them that nothing meets.
+    """Return requirements of `asked`, transitively, that nothing meets.
 
-    ``carried``: by name, the version and the requirements of each wheel.
+    `carried` gives version and requirements of each wheel by name.
     """
     found: list[str] = []
     seen: set[tuple[str, str]] = set()
@@ -122,6 +124,7 @@ def not_covered(carried: Mapping[str, tuple[str, Sequence[Requirement]]],
 
 
 def carried_wheels(directory: Path) -> dict[str, tuple[str, Sequence[Requirement]]]:
+    """Return version and requirements of each wheel in a folder, by name."""
     found: dict[str, tuple[str, Sequence[Requirement]]] = {}
     for file in directory.glob("*.whl"):
         name, version, *_ = parse_wheel_filename(file.name)
@@ -130,7 +133,7 @@ def carried_wheels(directory: Path) -> dict[str, tuple[str, Sequence[Requirement
 
 
 def tree_bytes() -> int:
-    """What travels of the working tree: tracked files, and untracked ones that are not ignored."""
+    """Return the size of the working tree: tracked files, and others that are not ignored."""
     listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
                             cwd=ROOT, capture_output=True, check=True).stdout  # fmt: skip
     files = (ROOT / name.decode() for name in listed.split(b"\0") if name)
@@ -138,6 +141,7 @@ def tree_bytes() -> int:
 
 
 def main() -> None:
+    """Collect and check the wheels."""
     parser = argparse.ArgumentParser(prog="python -m gpu.collect_wheels")
     parser.add_argument("directory", type=Path)
     directory: Path = parser.parse_args().directory

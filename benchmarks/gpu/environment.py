@@ -1,9 +1,9 @@
-"""The machine and the installed packages: what the figures were measured on, and what is missing.
+"""The machine and its packages: what was measured on, and what is missing.
 
     python -m gpu.environment --check      # print unmet requirements; status 1 if there are any
     python -m gpu.environment --out FILE   # as a part of the benchmark
 
-``--check`` imports nothing but ``packaging``: it decides whether the carried wheels are installed.
+`--check` imports nothing but `packaging`: it decides whether the carried wheels are installed.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from gpu.part import Part, run_part
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("server", "train")
 NOT_CARRIED = ("torch",)
-"""Taken as the machine has it, whatever version we ask for: a CUDA build is too large to carry."""
+"""Used as the machine has it, in any version: a CUDA build is too large to carry."""
 NAMED = (
     "torch",
     "triton",
@@ -35,18 +35,18 @@ NAMED = (
 )
 
 IMPORTED = ("trl.experimental.sdpo", "markscheme_train.training", "markscheme_server.app")
-"""They fail to import where versions do not fit together."""
+"""Packages that fail to import where versions do not fit together."""
 
 
 def requirements() -> list[Requirement]:
-    """What the project needs to train and to serve."""
+    """Return what the project needs to train and to serve."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = [project["optional-dependencies"][extra] for extra in EXTRAS]
     return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
 
 
 def unmet() -> list[str]:
-    """Requirements that this interpreter does not meet, with what it has."""
+    """Return requirements that this interpreter does not meet, with what it has."""
     found = []
     for needed in requirements():
         has = version(needed.name)
@@ -60,6 +60,7 @@ def unmet() -> list[str]:
 
 
 def version(name: str) -> str | None:
+    """Return the installed version of a package."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -67,7 +68,7 @@ def version(name: str) -> str | None:
 
 
 def card() -> dict[str, Any]:
-    """The first CUDA device, or ``None`` for its name."""
+    """Return the first CUDA device; its name is `None` without one."""
     import torch
 
     if not torch.cuda.is_available():
@@ -83,6 +84,7 @@ def card() -> dict[str, Any]:
 
 
 def driver() -> str | None:
+    """Return the driver's version."""
     try:
         asked = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
@@ -97,6 +99,7 @@ def driver() -> str | None:
 
 
 def run(part: Part, directory: Path, small: bool) -> None:
+    """Write the part."""
     from service.machine import describe
 
     part.machine = describe(NAMED)

@@ -1,9 +1,9 @@
-"""Gradients of one recorded batch: the GPU's, in fp32 and in bf16, against the CPU's in fp32.
+"""Gradients of one recorded batch: the GPU's, in fp32 and bf16, against the CPU's in fp32.
 
     python -m gpu.gradients --out FILE [--small]
 
-The CPU takes our own forward pass and the GPU TRL's fused head, so this compares the two ways as
-well. Without a GPU the fused head runs on the CPU.
+The CPU takes our forward pass and the GPU TRL's fused head, so this compares both ways as well.
+Without a GPU the fused head runs on the CPU.
 """
 
 from pathlib import Path
@@ -15,15 +15,17 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from gpu.part import Goal, Part, run_part
 from gpu.shapes import MIDDLE, TINY, question, recorded, save_model
-from markscheme_train.training import quieten
+from markscheme_train.training import silence_libraries
 from training.worker import OURS, ROWS, assemble, shared
 
 PRECISIONS = ("fp32", "bf16")
 FP32_AT_MOST, BF16_AT_MOST = 1e-4, 5e-2
-"""Relative error of all gradients together, where there is nothing of TRL's to compare with."""
+"""Maximum relative error of all gradients together, where TRL has nothing to compare with."""
 PEERS = {"grpo": "TRL GRPO", "sdpo": "TRL SDPO"}
-"""The very same objective here: rollouts of one length. What bf16 costs depends on the objective
-(SDPO takes the difference of two distributions that are near each other), so theirs is the measure.
+"""Trainers of TRL with the same objective here (rollouts of one length).
+
+What bf16 costs depends on the objective (SDPO takes the difference of two similar distributions),
+so their error is the measure.
 """
 PEER_AT_MOST = 1.1
 TABLE = "Gradients against the CPU's in fp32"
@@ -31,12 +33,13 @@ Gradients = dict[str, Tensor]
 
 
 class TakeGradients(TrainerCallback):  # type: ignore[misc]
-    """Copies the gradients of the first step to the CPU before the optimiser sees them."""
+    """Copies the gradients of the first step to the CPU before the optimiser uses them."""
 
     def __init__(self) -> None:
         self.found: Gradients = {}
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Copy the gradients."""
         self.found = {
             name: parameter.grad.detach().float().cpu().clone()
             for name, parameter in kwargs["model"].named_parameters()
@@ -45,7 +48,8 @@ class TakeGradients(TrainerCallback):  # type: ignore[misc]
 
 
 def run(part: Part, directory: Path, small: bool) -> None:
-    quieten()
+    """Measure and write the part."""
+    silence_libraries()
     shape, length = (TINY, 24) if small else (MIDDLE, 256)
     gpu = torch.cuda.is_available()
     name = "GPU" if gpu else "CPU by the GPU's path"
@@ -93,7 +97,7 @@ def gradients(
     bf16: bool,
     fused: bool,
 ) -> Gradients:
-    """The gradients of one step, unclipped. ``fused``: ours by TRL's head, also on a CPU."""
+    """Return the gradients of one step, unclipped; `fused` uses TRL's head, also on a CPU."""
     settings = {
         **shared(len(rollouts[0]), 1, str(out)),
         "use_cpu": cpu,
@@ -113,7 +117,7 @@ def gradients(
 
 
 def compare(found: Gradients, reference: Gradients) -> tuple[float, float, str]:
-    """Relative error over all weights, the largest of one weight, and that weight's name."""
+    """Return the relative error over all weights, the largest of one weight, and its name."""
     if found.keys() != reference.keys():
         raise ValueError(
             f"gradients of other weights: {sorted(found.keys() ^ reference.keys())[:5]}"

@@ -1,8 +1,7 @@
-"""What a part of the GPU benchmark has found, written to its file after every figure.
+"""The findings of a part of the GPU benchmark, saved after every figure.
 
-A part may be killed at its time limit at any moment: the file then holds everything measured
-before. A goal is written down before it is measured: one that was never reached is reported as not
-known.
+A part may be killed at its time limit: its file then holds everything measured before. A goal is
+written before it is measured: one that was never reached is reported as not known.
 """
 
 import argparse
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 Cell = str | int | float | None
-"""``None``: not known."""
+"""`None`: not known."""
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Goal:
 
     @property
     def met(self) -> bool | None:
-        """``None`` when nothing was asked for or nothing is known. NaN meets no goal."""
+        """Whether the goal is met; `None` without a bound or a value. NaN meets no goal."""
         if self.value is None or (self.at_most is None and self.at_least is None):
             return None
         return (self.at_most is None or self.value <= self.at_most) and (
@@ -41,7 +40,7 @@ class Goal:
 
 @dataclass
 class Part:
-    """The findings of one part, kept in ``file``."""
+    """The findings of one part, saved in `file`."""
 
     file: Path | None = None
     machine: dict[str, Any] = field(default_factory=dict)
@@ -50,26 +49,28 @@ class Part:
     notes: list[str] = field(default_factory=list)
 
     def expect(self, *goals: Goal) -> None:
-        """Write goals down before they are measured."""
+        """Write goals before they are measured."""
         self.goals += goals
         self.save()
 
     def measured(self, name: str, value: float | None, note: str = "") -> None:
-        """Fill in a goal that was written down."""
+        """Fill in a goal that was written before."""
         goal = next(goal for goal in self.goals if goal.name == name)
         goal.value, goal.note = value, note or goal.note
         self.save()
 
     def row(self, table: str, **cells: Cell) -> None:
-        """Add a row to a table; its keys are the columns, with ``_`` for a space."""
+        """Add a row to a table; its keys are the columns, with `_` for a space."""
         self.tables.setdefault(table, []).append(cells)
         self.save()
 
     def note(self, text: str) -> None:
+        """Add a note."""
         self.notes.append(text)
         self.save()
 
     def save(self) -> None:
+        """Write the file."""
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ class Part:
 
 
 def read_part(data: Mapping[str, Any]) -> Part:
-    """A part as it was saved."""
+    """Read a saved part."""
     return Part(
         machine=data["machine"],
         goals=[Goal(**goal) for goal in data["goals"]],
@@ -92,7 +93,7 @@ def read_part(data: Mapping[str, Any]) -> Part:
 def run_part(
     name: str, run: Callable[[Part, Path, bool], None], arguments: Sequence[str] | None = None
 ) -> None:
-    """The command line of a part: ``run`` gets the findings, a directory, and ``--small``."""
+    """Run the command line of a part: `run` gets the findings, a folder, and `--small`."""
     parser = argparse.ArgumentParser(prog=f"python -m {name}")
     parser.add_argument("--small", action="store_true", help="tiny sizes, on whatever is there")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file of the findings")

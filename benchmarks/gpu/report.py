@@ -1,10 +1,10 @@
-"""The report of a GPU run: one JSON and one Markdown file, whatever became of the parts.
+"""The report of a GPU run: one JSON and one Markdown file, even when parts failed.
 
-    python -m gpu.report --room DIR --stem benchmarks/results/gpu-2026-11-26 [--small]
+    python -m gpu.report --workdir DIR --stem benchmarks/results/gpu-2026-11-26 [--small]
 
-``--room`` holds ``parts.tsv``, a line for each part (module, limit in seconds, and once it has
-ended its exit status and its seconds), and for each part the JSON of its findings and its log. The
-report is written anew after every part.
+`--workdir` holds `parts.tsv`, a line for each part (module, limit in seconds, and once it has ended
+its exit status and its seconds), and for each part the JSON of its findings and its log. The report
+is rewritten after every part.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from service.report import markdown_table, today, write
 NOT_KNOWN = "not known"
 LOG_LINES = 12
 TIMED_OUT = (124, 128 + 9, 128 + 15)
-"""Exit statuses of ``timeout``: at the limit, and when the part had to be killed."""
+"""Exit statuses of `timeout`: at the limit, and when the part had to be killed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A part's end. ``status`` is ``None`` before that, ``part`` when nothing was found."""
+    """A part's end. `status` is `None` before that, `part` when nothing was found."""
 
     module: str
     limit_s: float
@@ -37,10 +37,12 @@ class Outcome:
 
     @property
     def name(self) -> str:
+        """Name of the part."""
         return self.module.removeprefix("gpu.")
 
     @property
     def said(self) -> str:
+        """What became of the part, in words."""
         if self.status is None:
             return "not run"
         if self.status in TIMED_OUT:
@@ -48,17 +50,18 @@ class Outcome:
         return "done" if self.status == 0 else f"failed (status {self.status})"
 
 
-def read_outcomes(room: Path) -> list[Outcome]:
-    """All planned parts in their order."""
+def read_outcomes(workdir: Path) -> list[Outcome]:
+    """Read all planned parts in order."""
     return [
-        read_outcome(room, line.split("\t"))
-        for line in (room / "parts.tsv").read_text().splitlines()
+        read_outcome(workdir, line.split("\t"))
+        for line in (workdir / "parts.tsv").read_text().splitlines()
     ]
 
 
-def read_outcome(room: Path, cells: Sequence[str]) -> Outcome:
+def read_outcome(workdir: Path, cells: Sequence[str]) -> Outcome:
+    """Read one part."""
     module, limit, status, seconds = (*cells, "", "")[:4]
-    file, log = room / f"{module}.json", room / f"{module}.log"
+    file, log = workdir / f"{module}.json", workdir / f"{module}.log"
     return Outcome(
         module,
         float(limit),
@@ -70,7 +73,7 @@ def read_outcome(room: Path, cells: Sequence[str]) -> Outcome:
 
 
 def markdown(outcomes: Sequence[Outcome], *, small: bool, total_s: float | None) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     machine = machine_of(outcomes)
     card = machine.get("card")
     title = "The trainer on a GPU" + (", small sizes" if small else "")
@@ -113,7 +116,7 @@ def markdown(outcomes: Sequence[Outcome], *, small: bool, total_s: float | None)
 
 
 def section(outcome: Outcome) -> list[str]:
-    """A part's notes and tables, and the end of its log where it failed."""
+    """Return a part's notes and tables, and the end of its log where it failed."""
     lines = ["", f"## {outcome.name}", ""]
     if outcome.part is None:
         lines.append(
@@ -139,7 +142,7 @@ def section(outcome: Outcome) -> list[str]:
 
 
 def as_json(outcomes: Sequence[Outcome], *, small: bool, total_s: float | None) -> dict[str, Any]:
-    """The same for programs. Numbers that are not known are null."""
+    """Return the report as JSON; numbers that are not known are null."""
     return {
         "date": today(),
         "small": small,
@@ -165,11 +168,12 @@ def as_json(outcomes: Sequence[Outcome], *, small: bool, total_s: float | None) 
 
 
 def machine_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """As the part that describes it has found it; empty when that part has not run."""
+    """Return the machine as the environment part describes it; empty without that part."""
     return next((o.part.machine for o in outcomes if o.part and o.part.machine), {})
 
 
 def card_sentence(machine: Mapping[str, Any]) -> str:
+    """Return the GPU in words."""
     if "card" not in machine:
         return NOT_KNOWN
     if machine["card"] is None:
@@ -182,7 +186,7 @@ def card_sentence(machine: Mapping[str, Any]) -> str:
 
 
 def shown(value: Cell) -> str:
-    """A cell: numbers with what can be relied on of them."""
+    """Format a cell: numbers with their significant digits."""
     if value is None:
         return NOT_KNOWN
     if isinstance(value, float):
@@ -197,6 +201,7 @@ def shown(value: Cell) -> str:
 
 
 def asked(goal: Goal) -> str:
+    """Return a goal in words."""
     bounds = [
         f"≤ {goal.at_most:g}" if goal.at_most is not None else "",
         f"≥ {goal.at_least:g}" if goal.at_least is not None else "",
@@ -205,19 +210,21 @@ def asked(goal: Goal) -> str:
 
 
 def verdict(goal: Goal) -> str:
+    """Return whether a goal is met, in words."""
     if goal.at_most is None and goal.at_least is None:
         return ""
     return {True: "met", False: "**missed**", None: NOT_KNOWN}[goal.met]
 
 
 def main() -> None:
+    """Write the report."""
     parser = argparse.ArgumentParser(prog="python -m gpu.report")
-    parser.add_argument("--room", type=Path, required=True)
+    parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--stem", type=Path, required=True)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--seconds", type=float, help="of the whole run so far")
     given = parser.parse_args()
-    outcomes = read_outcomes(given.room)
+    outcomes = read_outcomes(given.workdir)
     options: dict[str, Any] = {"small": given.small, "total_s": given.seconds}
     write(given.stem, markdown(outcomes, **options), as_json(outcomes, **options))
 

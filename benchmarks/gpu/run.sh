@@ -35,8 +35,8 @@ site=$PWD/build/gpu-site
 paths=$PWD/services:$PWD/client:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}
 
 mkdir -p build "$out" || exit 1
-room=$(mktemp -d "$PWD/build/gpu-run-XXXXXX") || exit 1
-trap 'rm -rf "$room"' EXIT
+workdir=$(mktemp -d "$PWD/build/gpu-run-XXXXXX") || exit 1
+trap 'rm -rf "$workdir"' EXIT
 child=
 trap 'kill $child 2>/dev/null; exit 143' TERM
 trap 'kill $child 2>/dev/null; exit 130' INT
@@ -65,14 +65,14 @@ use_wheels() {
 }
 
 report() {
-    "$python" -m gpu.report --room "$room" --stem "$stem" --seconds "$SECONDS" $small
+    "$python" -m gpu.report --workdir "$workdir" --stem "$stem" --seconds "$SECONDS" $small
 }
 
 # parts.tsv: module, limit, exit status, seconds; the last two are empty until the part has ended.
 note_end() {
     awk -F '\t' -v OFS='\t' -v module="$1" -v status="$2" -v took="$3" \
-        '$1 == module { print $1, $2, status, took; next } { print }' "$room/parts.tsv" > "$room/parts.new" &&
-        mv "$room/parts.new" "$room/parts.tsv"
+        '$1 == module { print $1, $2, status, took; next } { print }' "$workdir/parts.tsv" > "$workdir/parts.new" &&
+        mv "$workdir/parts.new" "$workdir/parts.tsv"
 }
 
 if ! unmet=$("$python" -m gpu.environment --check 2>&1); then
@@ -82,7 +82,7 @@ fi
 
 for part in $parts; do
     printf '%s\t%s\t\t\n' "${part%:*}" "${part##*:}"
-done > "$room/parts.tsv"
+done > "$workdir/parts.tsv"
 report || echo "The report cannot be written; the parts are run all the same." >&2
 
 failed=0
@@ -96,7 +96,7 @@ for part in $parts; do
     fi
     if [ "$limit" -gt "$left" ]; then limit=$left; fi
     started=$(date +%s.%N)
-    timeout -k 5 "$limit" "$python" -m "$module" --out "$room/$module.json" $small > "$room/$module.log" 2>&1 &
+    timeout -k 5 "$limit" "$python" -m "$module" --out "$workdir/$module.json" $small > "$workdir/$module.log" 2>&1 &
     child=$!
     wait $child
     status=$?
@@ -106,7 +106,7 @@ for part in $parts; do
     if [ "$status" -ne 0 ]; then failed=1; fi
     note_end "$module" "$status" "$took"
     if [ -n "${OUT:-}" ]; then
-        { echo "== $module: status $status"; cat "$room/$module.log"; } >> "$stem.log"
+        { echo "== $module: status $status"; cat "$workdir/$module.log"; } >> "$stem.log"
     fi
     report || failed=1
 done

@@ -1,9 +1,9 @@
-"""SRPO against a local service: a training as ``markscheme train`` runs it, resumed halfway.
+"""SRPO against a local service: a training like `markscheme train`, resumed halfway.
 
     python -m gpu.service_run --out FILE [--small]
 
-Model and task are those of :mod:`gpu.copy_task`; a rubric for each prompt lies in the service,
-whose builtin judge decides it by code. Rollouts are sampled by transformers.
+Model and task are those of `gpu.copy_task`; the service holds a rubric for each prompt, which its
+builtin judge decides by code. Rollouts are sampled by transformers.
 """
 
 import json
@@ -23,7 +23,7 @@ from markscheme_train import reprompt
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.demo.service import running_service
 from markscheme_train.step_log import StepRecord
-from markscheme_train.training import quieten, train
+from markscheme_train.training import silence_libraries, train
 
 SERVE = (
     sys.executable,
@@ -32,7 +32,7 @@ SERVE = (
     "--port",
     "0",
 )
-"""``markscheme serve`` where the project lies on the path and is not installed."""
+"""`markscheme serve` where the project is on the path but not installed."""
 PHASES = ("rollout", "scoring", "teacher", "update")
 PROMPTS_A_STEP, ROLLOUTS = 8, 8
 UNSCORED, GAIN = "rollouts without a reward", "success of the last steps minus that of the first"
@@ -40,7 +40,7 @@ UNSCORED, GAIN = "rollouts without a reward", "success of the last steps minus t
 
 @dataclass(frozen=True)
 class Plan:
-    """``ends``: how many steps are averaged at either end."""
+    """Size of the run. `ends` is how many steps are averaged at either end."""
 
     pretraining: int
     steps: int
@@ -51,7 +51,8 @@ FULL, SMALL = Plan(300, 50, 10), Plan(150, 6, 2)
 
 
 def run(part: Part, directory: Path, small: bool) -> None:
-    quieten()
+    """Train, resume and write the part."""
+    silence_libraries()
     plan = SMALL if small else FULL
     device = "cuda" if torch.cuda.is_available() else "cpu"
     part.expect(Goal(UNSCORED, at_most=0), Goal(GAIN, at_least=None if small else 0.1))
@@ -85,7 +86,7 @@ def run(part: Part, directory: Path, small: bool) -> None:
 
 
 def configured(model: Path, data: Path, out: Path, steps: int, *, save_every: int) -> TrainConfig:
-    """The preset with what the task needs; precision and checkpointing by default."""
+    """Return the preset with what the task needs; default precision and checkpointing."""
     return build_config(
         {
             "model": str(model),
@@ -111,7 +112,7 @@ def configured(model: Path, data: Path, out: Path, steps: int, *, save_every: in
 
 
 def tell(part: Part, records: Sequence[StepRecord], plan: Plan) -> None:
-    """What the steps that were taken say, also where the run broke off."""
+    """Report the steps that were taken, also where the run broke off."""
     if not records:
         return
     ends = {f"first {plan.ends}": records[: plan.ends], f"last {plan.ends}": records[-plan.ends :]}
@@ -147,6 +148,7 @@ def tell(part: Part, records: Sequence[StepRecord], plan: Plan) -> None:
 
 
 def mean(values: Sequence[float]) -> float | None:
+    """Return the mean, or `None` of nothing."""
     return statistics.fmean(values) if values else None
 
 

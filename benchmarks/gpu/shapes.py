@@ -1,4 +1,4 @@
-"""Models of random weights and recorded rollouts for them: nothing has to be carried along.
+"""Models with random weights and recorded rollouts for them: nothing has to be carried.
 
 A step's time and memory depend on shapes alone. The tokenizer has a word for each token, so that a
 rollout that is decoded, shown to the self-teacher and encoded again keeps its length.
@@ -19,7 +19,7 @@ SPECIAL = ("<pad>", "<eos>", "<unk>")
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen3 architecture; ``spread`` is the deviation of its random weights."""
+    """A Qwen3 architecture; `spread` is the deviation of its random weights."""
 
     vocabulary: int
     hidden: int
@@ -37,6 +37,7 @@ class Shape:
         )
 
     def config(self) -> Qwen3Config:
+        """Return transformers' configuration."""
         return Qwen3Config(
             vocab_size=self.vocabulary,
             hidden_size=self.hidden,
@@ -56,12 +57,12 @@ class Shape:
 
 QWEN3_06B = Shape(151_936, 1024, 28, 16, 8, 128, 3072)
 MIDDLE = Shape(32_000, 512, 6, 8, 4, 64, 1536, spread=0.05)
-"""Small enough for a CPU to compute the gradients that a GPU's are held against."""
+"""Small enough for a CPU to compute reference gradients."""
 TINY = Shape(1_000, 64, 2, 4, 2, 16, 128, spread=0.05)
 
 
 def save_model(shape: Shape, directory: Path, *, device: str = "cpu") -> Any:
-    """Write a model of random weights with its tokenizer, and return the tokenizer."""
+    """Write a model with random weights and its tokenizer; return the tokenizer."""
     torch.manual_seed(0)
     with torch.device(device):
         model = Qwen3ForCausalLM(shape.config())
@@ -79,13 +80,13 @@ def save_model(shape: Shape, directory: Path, *, device: str = "cpu") -> Any:
 
 
 def question(length: int = 32) -> str:
-    """A prompt of so many tokens."""
+    """Return a prompt of so many tokens."""
     return " ".join(f"w{number}" for number in range(length))
 
 
 def recorded(shape: Shape, length: int) -> list[list[int]]:
-    """The same ``ROWS`` rollouts of ``length`` tokens each time; none ends by itself."""
-    chance = torch.Generator().manual_seed(length)
-    ids = torch.randint(len(SPECIAL), shape.vocabulary, (ROWS, length), generator=chance)
+    """Return the same `ROWS` rollouts of `length` tokens each time; none ends by itself."""
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(len(SPECIAL), shape.vocabulary, (ROWS, length), generator=generator)
     rows: list[list[int]] = ids.tolist()
     return rows

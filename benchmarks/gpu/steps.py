@@ -1,9 +1,9 @@
-"""A step of grpo, sdpo and srpo beside TRL's trainers: seconds, tokens a second, peak memory.
+"""A step of grpo, sdpo and srpo beside TRL's: seconds, tokens a second, peak memory.
 
     python -m gpu.steps --out FILE [--small]
 
 The model has the shape of Qwen3-0.6B and random weights; rollouts are recorded, two of five failed
-(40 % go to the self-teacher of ``srpo``). A step is everything after the rollouts: self-teacher,
+(40 % go to the self-teacher of `srpo`). A step is everything after the rollouts: self-teacher,
 loss, backward pass, optimiser, moving average. Memory is the peak above weights, optimiser and
 self-teacher; on a CPU it is not known.
 """
@@ -25,7 +25,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from gpu.part import Goal, Part, run_part
 from gpu.shapes import QWEN3_06B, TINY, Shape, question, recorded, save_model
 from markscheme_train.distillation import CHUNK, divergences
-from markscheme_train.training import quieten
+from markscheme_train.training import silence_libraries
 from training.worker import OURS, ROWS, assemble, shared
 
 GPU = torch.cuda.is_available()
@@ -35,7 +35,7 @@ FP32 = 4
 WARM_UP = 2
 """Steps that are not counted: the first allocates the optimiser's state and compiles kernels."""
 ORDER = ("grpo", "TRL GRPO", "srpo", "TRL SDPO", "sdpo")
-"""What is compared comes first: the part may be stopped at its limit."""
+"""Compared arms first: the part may be stopped at its limit."""
 TABLE = "A step"
 DISTILLED = "The divergence alone"
 CHUNKS = 2
@@ -43,7 +43,7 @@ CHUNKS = 2
 
 @dataclass
 class Taken:
-    """The counted steps of an arm. ``peak``: bytes above weights, optimiser and self-teacher."""
+    """The counted steps of an arm. `peak` is in bytes above weights, optimiser and self-teacher."""
 
     seconds: list[float] = field(default_factory=list)
     peak: int | None = None
@@ -52,7 +52,7 @@ class Taken:
 class Stopwatch(TrainerCallback):  # type: ignore[misc]
     """Times each step with the device idle at both ends.
 
-    ``foreign``: bytes that were allocated before the trainer was made.
+    `foreign` is what was allocated before the trainer, in bytes.
     """
 
     def __init__(self, trainer: Any, foreign: int) -> None:
@@ -60,12 +60,14 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
         self._trainer, self._foreign, self._started = trainer, foreign, 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
         if GPU:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         self._started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock."""
         if GPU:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._started
@@ -79,14 +81,14 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes of a run. ``lengths``: tokens of a rollout."""
+    """The sizes of a run. `lengths` are tokens of a rollout."""
 
     shape: Shape
     lengths: tuple[int, int]
     steps: int
 
     def at_once(self, length: int) -> int:
-        """Rollouts in a micro-batch: TRL's SDPO holds the logits of all their tokens."""
+        """Return the rollouts of a micro-batch: TRL's SDPO holds the logits of all their tokens."""
         return ROWS if length == self.lengths[0] else 1
 
 
@@ -95,7 +97,8 @@ SMALL = Plan(TINY, (32, 64), 2)
 
 
 def run(part: Part, directory: Path, small: bool) -> None:
-    quieten()
+    """Measure and write the part."""
+    silence_libraries()
     plan = SMALL if small else FULL
     if not small and not GPU:
         sys.exit("there is no CUDA device, and a CPU would take hours: use --small")
@@ -128,7 +131,7 @@ def run(part: Part, directory: Path, small: bool) -> None:
 def tell(
     part: Part, arm: str, length: int, at_once: int, taken: Taken | None, problem: str = ""
 ) -> None:
-    """A row of the table; an arm that could not run says why."""
+    """Add a row to the table; an arm that could not run says why."""
     seconds = statistics.median(taken.seconds) if taken else None
     part.row(
         TABLE,
@@ -144,7 +147,7 @@ def tell(
 
 
 def steps(arm: str, directory: Path, tokenizer: Any, length: int, plan: Plan) -> Taken:
-    """The counted steps of one arm."""
+    """Return the counted steps of one arm."""
     settings = {
         **shared(length, plan.steps, str(directory / "run")),
         "use_cpu": not GPU,
@@ -168,7 +171,7 @@ def steps(arm: str, directory: Path, tokenizer: Any, length: int, plan: Plan) ->
 
 
 def expect(part: Part, plan: Plan) -> None:
-    """Goals hold on a GPU; elsewhere the same figures only inform."""
+    """Set goals; without a GPU the figures only inform."""
     shape = plan.shape
     part.note(
         f"{shape}, bf16 autocast over fp32 weights, activation checkpointing; {ROWS} recorded "
@@ -191,11 +194,12 @@ def expect(part: Part, plan: Plan) -> None:
 
 
 def beyond(plan: Plan) -> str:
+    """Return the name of the goal on memory beyond GRPO's."""
     return f"srpo beyond grpo, {plan.lengths[-1]} tokens: peak memory in chunks of logits"
 
 
 def judge(part: Part, plan: Plan, length: int, taken: Mapping[str, Taken]) -> None:
-    """Fill in what the arms that have run so far say of the goals."""
+    """Fill in the goals that the arms so far allow."""
     for ours, theirs in (("grpo", "TRL GRPO"), ("srpo", "TRL SDPO")):
         if ours not in taken or theirs not in taken:
             continue
@@ -211,7 +215,7 @@ def judge(part: Part, plan: Plan, length: int, taken: Mapping[str, Taken]) -> No
 
 
 def alone(part: Part, plan: Plan) -> None:
-    """Time and memory of the divergence by itself, with our chunks and with larger ones."""
+    """Measure the divergence by itself, with our chunks and with larger ones."""
     length, shape = plan.lengths[-1], plan.shape
     for chunk in (CHUNK, 8 * CHUNK):
         divergence(shape, length, chunk)  # the first call loads kernels
@@ -229,7 +233,7 @@ def alone(part: Part, plan: Plan) -> None:
 
 
 def divergence(shape: Shape, length: int, chunk: int) -> tuple[float, int]:
-    """Seconds, and peak bytes above the states, the heads and their gradients."""
+    """Return seconds, and peak bytes above the states, the heads and their gradients."""
     head = torch.randn(shape.vocabulary, shape.hidden, device="cuda").mul_(0.02).requires_grad_()
     other = head.detach().clone()
     states = torch.randn(length, shape.hidden, device="cuda").requires_grad_()
@@ -254,7 +258,7 @@ def divergence(shape: Shape, length: int, chunk: int) -> tuple[float, int]:
 
 
 def held(trainer: Any) -> int:
-    """Bytes of the weights, of the optimiser's state and of the self-teacher's weights."""
+    """Return the bytes of weights, optimiser state and self-teacher."""
     state = [
         value
         for values in trainer.optimizer.state.values()
@@ -265,29 +269,31 @@ def held(trainer: Any) -> int:
     teacher = (
         getattr(trainer, "teacher_model", None)
         if distillation is None
-        else distillation.teacher.model
+        else distillation.self_teacher.model
     )
     models = [trainer.model, *([] if teacher is None else [teacher])]
     return nbytes(state) + sum(nbytes([*model.parameters(), *model.buffers()]) for model in models)
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
-    """On the device, each storage once: embeddings may be tied to the head."""
+    """Return bytes on the device, each storage once: embeddings may be tied to the head."""
     return sum({one.data_ptr(): one.nbytes for one in tensors if one.is_cuda}.values())
 
 
 def release() -> None:
-    """Give the memory of a trainer that is gone back."""
+    """Free the memory of a trainer that is gone."""
     gc.collect()
     if GPU:
         torch.cuda.empty_cache()
 
 
 def chunk_bytes(shape: Shape) -> int:
+    """Return the bytes of one chunk of logits."""
     return CHUNK * shape.vocabulary * FP32
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of an error."""
     return (str(error).splitlines() or [""])[0][:200]
 
 

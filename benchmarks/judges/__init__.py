@@ -1,0 +1,1 @@
+"""The service against real judge servers."""

@@ -1,7 +1,7 @@
-"""A judge for a proxy to stand before: it replies by the schema, in a manner that its model names.
+"""A mock judge behind a proxy: it follows the schema, in a manner that its model names.
 
-``good`` replies in JSON, ``thinks`` with a thought that looks like JSON and then JSON in a code
-fence, ``prose`` in words.
+`good` replies in JSON, `thinks` with a thought that looks like JSON and then JSON in a code fence,
+`prose` in words.
 """
 
 import json
@@ -33,7 +33,7 @@ REPLIES: Mapping[str, Callable[[str], str]] = {
 
 
 def reply_to(request: dict[str, Any]) -> str:
-    """The reply to a chat-completions request."""
+    """Return the reply to a chat-completions request."""
     schema = (request.get("response_format") or {}).get("json_schema", {}).get("schema", {})
     asked = schema.get("properties", {})
     if "word" in asked:  # doctor's question
@@ -68,12 +68,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_arguments: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @contextmanager
 def mocking() -> Iterator[str]:
-    """The URL of the mock while it listens, on loopback."""
+    """Serve the mock on loopback and yield its URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)

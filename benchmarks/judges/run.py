@@ -1,10 +1,10 @@
-"""The service against real servers: what doctor says of each, and how it induces and scores.
+"""The service against real servers: what doctor reports, and how it induces and scores.
 
     python -m judges.run [--only NAME]
 
-Prints a table and writes ``benchmarks/results/judges-<date>.{md,json}``; of some servers only it
-writes to ``build/judges/``. Ends with 1 where something is not as it should be. A server that is
-not installed or does not start is a row that says why.
+Prints a table and writes `benchmarks/results/judges-<date>.{md,json}`; a run of some servers only
+writes to `build/judges/`. Exits with 1 where something is wrong. A server that is not installed or
+does not start is a row that says why.
 """
 
 import argparse
@@ -74,13 +74,14 @@ class Row:
 
     @property
     def faults(self) -> list[str]:
-        """What is not as it should be. A server that is not there is no fault of the service."""
+        """Return what is wrong. A missing server is not a fault of the service."""
         if self.trial is None:
             return []
         return [self.why_not] if self.outcome is None else self.outcome.faults(self.trial)
 
 
 def main() -> None:
+    """Run the trials."""
     parser = argparse.ArgumentParser(prog="python -m judges.run")
     parser.add_argument(
         "--only",
@@ -95,11 +96,11 @@ def main() -> None:
     machine = describe()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="markscheme-judges-") as scratch:
-        room = Path(scratch)
+        workdir = Path(scratch)
         for name in names:
             with ExitStack() as stack:
                 url = stack.enter_context(mocking())
-                found = stack.enter_context(closing(try_server(SERVERS[name], room / name, url)))
+                found = stack.enter_context(closing(try_server(SERVERS[name], workdir / name, url)))
                 for row in found:
                     rows.append(row)
                     show(row, console)
@@ -113,7 +114,7 @@ def main() -> None:
 
 
 def report(rows: Sequence[Row], machine: str) -> str:
-    """The Markdown file."""
+    """Return the Markdown file."""
     table = markdown_table(COLUMNS, [cells(row) for row in rows])
     said = [line for row in rows for line in details(row)]
     head = [f"# Real servers as judges, {today()}", "", f"Machine: {machine}.", *NOTES, ""]
@@ -121,34 +122,34 @@ def report(rows: Sequence[Row], machine: str) -> str:
     return "\n".join([*head, *table, *said_head, *said]) + "\n"
 
 
-def try_server(server: Server, room: Path, upstream: str) -> Generator[Row]:
-    """A row for each of its trials, and for those of the proxies before it."""
-    room.mkdir(parents=True)
+def try_server(server: Server, workdir: Path, upstream: str) -> Generator[Row]:
+    """Return a row for each trial of a server, and for those of the proxies in front of it."""
+    workdir.mkdir(parents=True)
     version = ""
     try:
         version = server.version()
         jobs: tuple[Trial | Server, ...] = (*server.trials, *server.proxies)
         numbered = list(enumerate(jobs))
         for part in [[one] for one in numbered] if server.fresh else [numbered]:
-            with running(server, room, upstream) as url:
+            with running(server, workdir, upstream) as url:
                 for number, job in part:
                     if isinstance(job, Trial):
-                        yield _tried(server, version, job, url, room / str(number))
+                        yield _tried(server, version, job, url, workdir / str(number))
                     else:
-                        yield from try_server(job, room / str(number), url)
+                        yield from try_server(job, workdir / str(number), url)
     except NotRunning as error:
         yield Row(server.name, version, None, None, str(error))
 
 
-def _tried(server: Server, version: str, trial: Trial, url: str, room: Path) -> Row:
+def _tried(server: Server, version: str, trial: Trial, url: str, workdir: Path) -> Row:
     try:
-        return Row(server.name, version, trial, carry_out(trial, url, room))
+        return Row(server.name, version, trial, carry_out(trial, url, workdir))
     except (MarkschemeError, RuntimeError) as error:
         return Row(server.name, version, trial, None, f"{type(error).__name__}: {error}")
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """One line of the table."""
+    """Return one line of the table."""
     server = f"{row.server} {row.version}".strip()
     if row.outcome is None or row.trial is None:
         model = f"{row.trial.model}: {row.trial.what}" if row.trial else ""
@@ -171,7 +172,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def schema_verdict(outcome: Outcome) -> str:
-    """Enforced, accepted but ignored, or refused, in doctor's words."""
+    """Return enforced, accepted but ignored, or refused, in doctor's words."""
     said = [
         line.partition("json_schema: ")[2].partition(";")[0]
         for line in outcome.doctor
@@ -181,7 +182,7 @@ def schema_verdict(outcome: Outcome) -> str:
 
 
 def doctor_verdict(outcome: Outcome) -> str:
-    """The first thing that failed, else ok."""
+    """Return the first check that failed, else ok."""
     failed = [
         line.partition("FAILED")[2].strip()
         for line in outcome.doctor
@@ -191,7 +192,7 @@ def doctor_verdict(outcome: Outcome) -> str:
 
 
 def show(row: Row, console: Console) -> None:
-    """Print a row as it comes in."""
+    """Print a row as it arrives."""
     for column, cell in zip(COLUMNS, cells(row), strict=True):
         if cell:
             console.print(f"{column:>24}  {cell}", markup=False, highlight=False, soft_wrap=True)
@@ -199,7 +200,7 @@ def show(row: Row, console: Console) -> None:
 
 
 def details(row: Row) -> list[str]:
-    """What doctor printed, and one refusal of each kind as the server sent it."""
+    """Return doctor's output, and one refusal of each kind as the server sent it."""
     if row.outcome is None or row.trial is None:
         return []
     refusals = [

@@ -1,7 +1,7 @@
-"""The servers that are tried as judges, and what each needs to start and to be ready.
+"""The servers that are tried as judges, and how each is started.
 
-Their packages are in the Makefile (``JUDGE_…``), with one virtual environment each:
-``build/judges/venv-NAME``. Every server listens on a free port of loopback and is ended with all
+Their packages are in the Makefile (`JUDGE_…`), with one virtual environment each:
+`build/judges/venv-NAME`. Every server listens on a free port of loopback and is ended with all
 processes that it started.
 """
 
@@ -26,13 +26,13 @@ from service.processes import clean_environment
 ENVIRONMENTS = Path("build/judges")
 MODEL_DIRECTORY = Path("build/smollm2")
 MODEL = "smollm2"
-"""SmolLM2-135M-Instruct, a directory of this name where a server starts."""
+"""SmolLM2-135M-Instruct, in a folder of this name where a server starts."""
 CONTEXT_TOKENS = 4096
 MAX_TOKENS = 256
-"""Longest reply in the trials that set one: a model this small often does not end by itself."""
+"""Longest reply in trials that set one: so small a model often does not stop by itself."""
 STOP_S = 20.0
 LITELLM_KEY = "sk-0f8e7d6c5b4a39281706f5e4d3c2b1a0"
-"""Of a proxy that runs for minutes. LiteLLM refuses to start with a key like an example's."""
+"""A key for minutes. LiteLLM refuses one that looks like an example."""
 
 
 SCORED = "scored"
@@ -44,10 +44,10 @@ class NotRunning(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server starts. ``upstream``: the URL that a proxy stands before."""
+    """Where a server starts. `upstream` is the URL behind a proxy."""
 
     bin: Path
-    room: Path
+    workdir: Path
     port: int
     upstream: str
 
@@ -56,9 +56,11 @@ class Place:
 class Trial:
     """One model to try as a judge.
 
-    ``must``: what a short rollout must get, a reason or ``SCORED``; ``None``: a reward or any
-    reason. ``long_must``: the same for the over-long rollout. ``max_tokens``: as the operator sets
-    it.
+    Attributes:
+        must: What a short rollout must get, a reason or `SCORED`; `None`: a reward or any
+            reason.
+        long_must: The same for the over-long rollout.
+        max_tokens: The operator's limit.
     """
 
     model: str
@@ -73,10 +75,14 @@ class Trial:
 class Server:
     """A server and its trials.
 
-    ``environment``: its virtual environment; ``distribution``: the package whose version it has.
-    ``ready``: the path that answers 200 once it can be asked, which takes ``start_s`` at most.
-    ``proxies`` are tried in front of it while it runs. ``fresh``: start it anew for each of them
-    and for each trial, since it goes on with calls that their callers have left.
+    Attributes:
+        environment: Its virtual environment.
+        distribution: The package that gives its version.
+        ready: The path that answers 200 once it is up.
+        start_s: Maximum seconds until then.
+        proxies: Servers that are tried in front of it while it runs.
+        fresh: Restart it for each of them and each trial, since it finishes calls whose callers
+            left.
     """
 
     name: str
@@ -92,10 +98,11 @@ class Server:
 
     @property
     def home(self) -> Path:
+        """Folder of its virtual environment."""
         return (ENVIRONMENTS / f"venv-{self.environment}").absolute()
 
     def version(self) -> str:
-        """As its environment has it. Raises :class:`NotRunning` where it is not installed."""
+        """Installed version. Raises `NotRunning` where it is not installed."""
         if not (self.home / ".ready").exists():
             raise NotRunning(f"not installed: {_last_line(self.home / 'install.log')}")
         asked = subprocess.run(
@@ -115,18 +122,18 @@ class Server:
 
 
 @contextmanager
-def running(server: Server, room: Path, upstream: str) -> Iterator[str]:
-    """The server's URL while it runs. Raises :class:`NotRunning`."""
+def running(server: Server, workdir: Path, upstream: str) -> Iterator[str]:
+    """Run the server and yield its URL. Raises `NotRunning`."""
     server.version()
-    room.mkdir(parents=True, exist_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    log = room / "server.log"
-    command = server.command(Place(server.home / "bin", room, port, upstream))
+    log = workdir / "server.log"
+    command = server.command(Place(server.home / "bin", workdir, port, upstream))
     environment = clean_environment(
         {
             "PATH": f"{server.home / 'bin'}:{os.environ['PATH']}",
-            "HF_HOME": str(room / "hf"),
+            "HF_HOME": str(workdir / "hf"),
             "HF_HUB_OFFLINE": "1",
             "DO_NOT_TRACK": "1",
             "NO_PROXY": "127.0.0.1",
@@ -138,7 +145,7 @@ def running(server: Server, room: Path, upstream: str) -> Iterator[str]:
         process = subprocess.Popen(
             command,
             env=environment,
-            cwd=room,
+            cwd=workdir,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -170,7 +177,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, start_s: float, log: Path)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and those that it started: they are in the session that it leads."""
+    """End the process and its children: they are in the session that it leads."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, how)
@@ -179,7 +186,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _last_line(log: Path) -> str:
-    """The last line that states an error, else the last one."""
+    """Return the last line that states an error, else the last line."""
     lines = (
         [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         if log.exists()
@@ -195,12 +202,12 @@ _MOCKS: Mapping[str, dict[str, object]] = {
     "long": {"mock_response": "litellm.ContextWindowExceededError"},
     "away": {"api_base": "http://127.0.0.1:9/v1"},
 }
-"""Models that LiteLLM plays itself, and one whose upstream is not there."""
+"""Models that LiteLLM plays itself, and one whose upstream does not exist."""
 SHORT_TOKENS = 1500
 
 
 def _litellm_mocks(place: Place) -> list[str]:
-    """LiteLLM before the mock judge, whose model is named as LiteLLM's is."""
+    """Start LiteLLM in front of the mock judge; the model is named as LiteLLM names it."""
     asked: dict[str, dict[str, object]] = {
         name: {"api_base": f"{place.upstream}/v1"} for name in mock.REPLIES
     }
@@ -222,7 +229,7 @@ def _litellm_mocks(place: Place) -> list[str]:
 
 
 def _litellm_before(place: Place) -> list[str]:
-    """LiteLLM before the one model of a server."""
+    """Start LiteLLM in front of the one model of a server."""
     return _litellm(
         place,
         [
@@ -239,7 +246,7 @@ def _litellm_before(place: Place) -> list[str]:
 
 
 def _litellm(place: Place, models: list[dict[str, Any]]) -> list[str]:
-    config = place.room / "litellm.yaml"
+    config = place.workdir / "litellm.yaml"
     config.write_text(
         json.dumps(
             {  # YAML reads JSON
@@ -262,12 +269,12 @@ def _litellm(place: Place, models: list[dict[str, Any]]) -> list[str]:
 
 
 def _put_model(place: Place) -> None:
-    """Make the model found under its name where a server starts. Raises :class:`NotRunning`."""
+    """Link the model where a server starts. Raises `NotRunning`."""
     try:
         model = ensure_model(MODEL_DIRECTORY)
     except ModelUnavailable as error:
         raise NotRunning(f"there is no model: {error}") from error
-    link = place.room / MODEL
+    link = place.workdir / MODEL
     if not link.exists():
         link.symlink_to(model.absolute())
 

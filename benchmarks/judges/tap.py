@@ -1,6 +1,6 @@
-"""A tap between the service and a server: it forwards each call and records how it went.
+"""A recording proxy between the service and a server.
 
-When the caller leaves, the call to the server is dropped too, as without the tap.
+When the caller leaves, the call to the server is dropped too, as it would be without the proxy.
 """
 
 import asyncio
@@ -28,9 +28,12 @@ _FORWARDED = ("authorization", "content-type")
 class Call:
     """One chat-completions call.
 
-    ``form``: of structured output; ``length``: the longest reply, under the name it was sent as;
-    ``digest``: of the request's body; ``status``: ``None`` where the caller left first; ``body``:
-    of a refusal.
+    Attributes:
+        form: Form of structured output.
+        length: Reply limit, with the name it was sent under.
+        digest: Of the request's body.
+        status: `None` where the caller left first.
+        body: Of a refusal.
     """
 
     form: str
@@ -44,13 +47,14 @@ class Call:
 
 @dataclass
 class Tap:
-    """``url``: what the service is told; ``upstream``: where its calls go."""
+    """The proxy. `url` is what the service uses; `upstream` is where its calls go."""
 
     upstream: str
     url: str = ""
     calls: list[Call] = field(default_factory=list)
 
     async def forward(self, request: Request) -> Response:
+        """Forward one call and record it."""
         body = await request.body()
         started = time.monotonic()
         async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
@@ -102,7 +106,7 @@ def _described(body: bytes, response: httpx.Response | None, seconds: float) -> 
 
 @contextmanager
 def tapping(upstream: str) -> Iterator[Tap]:
-    """A tap on a free port of loopback, in a thread."""
+    """Run a proxy on a free port of loopback, in a thread."""
     tap = Tap(upstream)
     app = Starlette(routes=[Route("/{path:path}", tap.forward, methods=["GET", "POST"])])
     server = uvicorn.Server(

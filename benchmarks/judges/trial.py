@@ -1,7 +1,7 @@
 """One trial: doctor, an induction, a batch with an over-long rollout, and one more rollout.
 
-The service is a real ``markscheme serve`` on a free port, with SQLite in a temporary home. Its
-calls go through a tap.
+The service is a real `markscheme serve` on a free port, with SQLite in a temporary home. Its calls
+pass a recording proxy.
 """
 
 import json
@@ -23,9 +23,9 @@ from markscheme.vocabulary import UnscoredReason
 from service.processes import clean_environment, listening
 
 DOCTOR_S, INDUCE_S, SCORE_S, AFTER_S = 150.0, 60.0, 60.0, 40.0
-"""The most that each step may take."""
+"""Maximum seconds of each step."""
 CALL_S = 30.0
-"""The most that one judge call may take."""
+"""Maximum seconds of one judge call."""
 LONG = " ".join(f"Sentence {i} says again that the sky is blue." for i in range(4000))
 PROMPT = "Which colour is the sky by day, and why? Answer in one sentence."
 RUBRIC = [
@@ -43,12 +43,15 @@ _MAIN = [sys.executable, "-c", "from markscheme.cli.app import main; main()"]
 
 @dataclass
 class Outcome:
-    """What became of one trial.
+    """Result of one trial.
 
-    ``scores``: a reward or a reason for each rollout. ``form_before``, ``form_after``: the form of
-    structured output in the service's first call, and in that for the one more rollout. ``calls``:
-    by step; ``repeated``: those that repeat, to the byte, a call that got a reply. ``refusals``:
-    one call of each kind.
+    Attributes:
+        scores: A reward or a reason for each rollout.
+        form_before: Form of structured output in the service's first call.
+        form_after: The same in the call for the one more rollout.
+        calls: Calls by step.
+        repeated: Calls identical to one that got a reply.
+        refusals: One call of each kind.
     """
 
     doctor: list[str] = field(default_factory=list)
@@ -64,7 +67,7 @@ class Outcome:
     refusals: list[dict[str, Any]] = field(default_factory=list)
 
     def faults(self, trial: Trial) -> list[str]:
-        """What is not as it should be."""
+        """Return what is wrong."""
         found = []
         for rollout, said in self.scores.items():
             wanted = trial.long_must if rollout == "long" else trial.must
@@ -82,17 +85,17 @@ class Outcome:
         return found
 
 
-def carry_out(trial: Trial, server_url: str, room: Path) -> Outcome:
+def carry_out(trial: Trial, server_url: str, workdir: Path) -> Outcome:
     """Do all steps; a step that fails is a result."""
-    room.mkdir(parents=True)
+    workdir.mkdir(parents=True)
     outcome, started = Outcome(), time.monotonic()
     with tapping(server_url) as tap:
-        environment = _environment(trial, tap, room)
-        _run(["migrate"], environment, room, 60)
+        environment = _environment(trial, tap, workdir)
+        _run(["migrate"], environment, workdir, 60)
         with _counting(outcome, tap, "doctor"):
-            outcome.doctor = _run(["doctor"], environment, room, DOCTOR_S)
+            outcome.doctor = _run(["doctor"], environment, workdir, DOCTOR_S)
         outcome.doctor_s = time.monotonic() - started
-        log = room / "service.log"
+        log = workdir / "service.log"
         with (
             listening([*_MAIN, "serve", "--port", "0"], environment, log) as service,
             Client(service.url) as client,
@@ -116,7 +119,7 @@ def carry_out(trial: Trial, server_url: str, room: Path) -> Outcome:
     return outcome
 
 
-def _environment(trial: Trial, tap: Tap, room: Path) -> dict[str, str]:
+def _environment(trial: Trial, tap: Tap, workdir: Path) -> dict[str, str]:
     longest = (
         {} if trial.max_tokens is None else {"MARKSCHEME_JUDGE_MAX_TOKENS": str(trial.max_tokens)}
     )
@@ -127,22 +130,25 @@ def _environment(trial: Trial, tap: Tap, room: Path) -> dict[str, str]:
             "MARKSCHEME_JUDGE_MODEL": trial.model,
             "MARKSCHEME_JUDGE_API_KEY": trial.key,
             "MARKSCHEME_JUDGE_TIMEOUT_S": str(CALL_S),
-            "MARKSCHEME_DATABASE_URL": f"sqlite:///{room / 'markscheme.db'}",
+            "MARKSCHEME_JUDGE_BREAKER_WAIT_S": "10",
+            "MARKSCHEME_DATABASE_URL": f"sqlite:///{workdir / 'markscheme.db'}",
             "MARKSCHEME_DRAIN_DELAY_S": "0",
-            "MARKSCHEME_HOME": str(room),
+            "MARKSCHEME_HOME": str(workdir),
             "COLUMNS": "200",
             **longest,
         }
     )
 
 
-def _run(command: list[str], environment: dict[str, str], room: Path, most_s: float) -> list[str]:
-    """The lines of a command that ends in time."""
+def _run(
+    command: list[str], environment: dict[str, str], workdir: Path, most_s: float
+) -> list[str]:
+    """Return the lines of a command that ends in time."""
     try:
         done = subprocess.run(
             [*_MAIN, *command],
             env=environment,
-            cwd=room,
+            cwd=workdir,
             capture_output=True,
             text=True,
             timeout=most_s,
@@ -196,7 +202,7 @@ def _score(client: Client, rubric: str, rollouts: dict[str, str], most_s: float)
 
 
 def _learnt(log: Path) -> Iterator[str]:
-    """What the service asks differently, in the order it was learnt."""
+    """Return what the service now asks differently, in the order it learnt it."""
     for line in log.read_text().splitlines():
         try:
             event = json.loads(line)
@@ -217,7 +223,7 @@ def _repeated(tap: Tap) -> int:
 
 
 def _distinct(tap: Tap) -> Iterator[Any]:
-    """One call for each refusal, in the server's own words."""
+    """Return one call for each refusal, in the server's own words."""
     seen = set()
     for call in tap.calls:
         if call.body and (call.status, call.body[:120]) not in seen:

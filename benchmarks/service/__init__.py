@@ -1,0 +1,1 @@
+"""The service under load, and other tools under the same load."""

@@ -1,4 +1,4 @@
-"""What every figure needs: the running parts, fresh services, the peers' results, and a meter of CPU time."""
+"""Shared by all scenarios: running parts, fresh services, peers' results, a CPU meter."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from redis import Redis
 from service.machine import same_machine
 from service.peer_results import PeerFile, PeerResult, measure_peer, read_results
 from service.processes import Postgres, Process, Stub, service
-from service.rows import Spent
+from service.results_table import TimeSpent
 from service.workload import Work
 
 SMALL, LARGE = Work(8, 8, 6), Work(32, 8, 10)
@@ -20,9 +20,9 @@ SMALL, LARGE = Work(8, 8, 6), Work(32, 8, 10)
 
 @dataclass
 class Bench:
-    """One run. ``peers`` is ``None`` when there is no dated run of theirs from this machine."""
+    """One run. `peers` is `None` when there is no dated run of theirs from this machine."""
 
-    room: Path
+    workdir: Path
     stub: Stub
     postgres: Postgres
     redis: Process
@@ -30,20 +30,22 @@ class Bench:
     machine: dict[str, object]
     repeats: int = 5
     quick: bool = False
-    spent: list[Spent] = field(default_factory=list)
+    spent: list[TimeSpent] = field(default_factory=list)
     _databases: int = 0
     _rubric: dict[tuple[Work, float], list[PeerResult]] = field(default_factory=dict)
 
     @property
     def works(self) -> tuple[Work, ...]:
+        """Sizes to measure."""
         return (SMALL,) if self.quick else (SMALL, LARGE)
 
     @property
     def latencies_s(self) -> tuple[float, ...]:
+        """Judge latencies to measure, in seconds."""
         return (0.05,) if self.quick else (0.05, 0.5)
 
     def fresh_database(self) -> str:
-        """A new PostgreSQL database, and nothing remembered in Redis."""
+        """Return the URL of a new PostgreSQL database, and empty Redis."""
         self._databases += 1
         with Redis.from_url(self.redis.url) as client:
             client.flushall()
@@ -58,10 +60,12 @@ class Bench:
         redis: bool = True,
         workers: int = 1,
     ) -> Iterator[Process]:
-        """A running service, on a database of its own unless one is named. ``settings``: as
-        :func:`service.processes.service` takes them."""
+        """Run a service, on its own database unless one is named.
+
+        `settings` are as in `service.processes.service`.
+        """
         with service(
-            self.room,
+            self.workdir,
             name=str(time.monotonic_ns()),
             database=database or self.fresh_database(),
             redis_url=self.redis.url if redis else None,
@@ -72,7 +76,7 @@ class Bench:
             yield process
 
     def rubric(self, work: Work, latency_s: float) -> list[PeerResult]:
-        """``rubric`` on this machine in this run; measured once for each load."""
+        """Return the results of `rubric` in this run; each load is measured once."""
         if (work, latency_s) not in self._rubric:
             printed = measure_peer(
                 "rubric",
@@ -85,12 +89,13 @@ class Bench:
         return self._rubric[work, latency_s]
 
     def dated_peers(self) -> list[PeerResult]:
-        """All peers' dated results, if they are this machine's; ratios across machines would say nothing."""
+        """Return all peers' dated results, if they are from this machine."""
         if self.peers is None or not same_machine(self.peers.machine, self.machine):
             return []
         return list(self.peers.results)
 
     def meter(self, figure: str, work: str, process: Process) -> "Meter":
+        """Return a meter for one scenario and load."""
         return Meter(self, figure, work, process)
 
 
@@ -120,9 +125,9 @@ class Meter:
         self._verdicts += verdicts
 
     def close(self) -> None:
-        """Hand the sums to the report."""
+        """Add the sums to the report."""
         self._bench.spent.append(
-            Spent(self._figure, self._work, self._wall_s, self._verdicts, self._cpu)
+            TimeSpent(self._figure, self._work, self._wall_s, self._verdicts, self._cpu)
         )
 
     def _now(self) -> dict[str, float]:

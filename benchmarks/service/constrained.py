@@ -1,6 +1,7 @@
-"""Constrained decoding of a verifier's reply: the JSON is given, only true or false is the model's to say.
+"""Constrained decoding of a verifier's reply: the model only chooses true or false.
 
-Pure: what a model must answer for is a function from the text so far to a margin, so this is tested without one.
+Pure functions: the model is a function from the text so far to a margin, so this is tested without
+one.
 """
 
 import json
@@ -13,7 +14,8 @@ _LINE = re.compile(r"^(c\d+): (.*)$", re.MULTILINE)
 _NONCE = re.compile(r"^nonce: (\S+)$", re.MULTILINE)
 TRUE, FALSE = " true", " false"
 Margin = Callable[[str], float]
-"""Append this text to what the model has read; return logit(true) − logit(false) for what comes next."""
+"""Appends a text to what the model has read; returns logit(true) − logit(false) of the next token.
+"""
 
 
 class Unsupported(Exception):
@@ -22,7 +24,7 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Decision:
-    """One criterion as it was decided: its words, how many were asked beside it, and by how much."""
+    """One decided criterion: its words, how many were asked together, and the margin."""
 
     criterion: str
     asked_together: int
@@ -30,11 +32,12 @@ class Decision:
 
     @property
     def met(self) -> bool:
+        """Whether the criterion is met."""
         return self.margin > 0
 
 
 def offered_criteria(text: str) -> list[tuple[str, str]]:
-    """The (id, words) lines c1, c2, … of a verifier's prompt, in order; a stray ``c7:`` in an answer is not one."""
+    """Return the (id, words) lines c1, c2, … of a prompt in order, ignoring stray ones."""
     found: list[tuple[str, str]] = []
     for line in _LINE.finditer(text):
         if line.group(1) == f"c{len(found) + 1}":
@@ -43,9 +46,10 @@ def offered_criteria(text: str) -> list[tuple[str, str]]:
 
 
 def skeleton(request: dict[str, Any], text: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """The criteria asked for, and the pieces of reply between which their booleans go, one piece more than criteria.
+    """Return the criteria, and the pieces of the reply around their booleans.
 
-    Raises :class:`Unsupported` for replies with other free fields: a rubric, a pool of answers, evidence.
+    There is one piece more than criteria. Raises `Unsupported` for replies with other free fields:
+    a rubric, a pool of answers, evidence.
     """
     try:
         properties = request["response_format"]["json_schema"]["schema"]["properties"]
@@ -67,7 +71,10 @@ def skeleton(request: dict[str, Any], text: str) -> tuple[list[tuple[str, str]],
 def decide(
     criteria: Sequence[tuple[str, str]], pieces: Sequence[str], margin: Margin
 ) -> tuple[str, list[Decision]]:
-    """The finished reply and the decisions in it. Each is made in sight of those before it, as in free decoding."""
+    """Return the finished reply and its decisions.
+
+    Each decision sees those before it, as in free decoding.
+    """
     reply, unread, decisions = "", "", []
     for (_, words), piece in zip(criteria, pieces, strict=False):
         decision = Decision(words, len(criteria), margin(unread + piece))

@@ -1,4 +1,4 @@
-"""How often two ways of asking disagree, with standard errors that know that verdicts of one rollout hang together."""
+"""How often two ways of asking disagree, with standard errors clustered by rollout."""
 
 import math
 import statistics
@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Margins = Sequence[Sequence[float]]
-"""Per rollout, per criterion: by how much it was called met."""
+"""By rollout and criterion: logit(met) − logit(not met)."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two ways of asking the same questions. ``flips``: share of verdicts that differ, ``error`` its standard error.
+    """Two ways of asking the same questions.
 
-    ``expected``: the share that two judges with these shares of met would differ in if they knew nothing in common.
+    Attributes:
+        verdicts: How many were compared.
+        flips: Share that differs.
+        error: Standard error of `flips`.
+        met: Share met in each way.
+        expected: Share that two independent judges with these shares would differ in.
+        correlation: Of the margins.
     """
 
     verdicts: int
@@ -25,10 +31,10 @@ class Comparison:
 
 
 def compare(one: Margins, other: Margins, *, balanced: bool = False) -> Comparison:
-    """Verdicts of both ways (margin above 0) against each other.
+    """Compare the verdicts of both ways: a margin above 0 is met.
 
-    ``balanced``: the threshold of each way and criterion is its median margin instead, which takes a small model's
-    leaning towards one answer out: what is left are flips of order between rollouts.
+    With `balanced` the threshold of each way and criterion is its median margin. That removes a
+    small model's preference for one answer and leaves changes of order between rollouts.
     """
     left, right = (_centred(margins) if balanced else margins for margins in (one, other))
     differs = [

@@ -1,12 +1,12 @@
-"""How often a verdict flips when its criterion is judged alone instead of among six, on a real small model.
+"""How often a verdict flips when its criterion is judged alone instead of among six.
 
     python -m service.flips [--rollouts 60]
 
-SmolLM2-135M behind :mod:`service.local_judge`, asked by the service itself: four services on databases of their own,
-one with a criterion a call and three with all six in one. Of those three two share a secret, so that their questions
-are the same to the letter; the third has other fences around the material, a change that ought not to matter. The
-rollouts are the same model's responses to IFEval prompts. A judge this small is a poor one, and more easily swayed
-than a large one: read the rate as an upper end.
+SmolLM2-135M behind `service.local_judge` is asked by the service itself: four services on their own
+databases, one with a criterion a call and three with all six in one. Two of those three share a
+secret, so that their questions are identical; the third has other fences around the material, a
+change that should not matter. The rollouts are the same model's responses to IFEval prompts. A
+judge this small is poor and easily swayed: read the rate as an upper bound.
 """
 
 import argparse
@@ -49,6 +49,7 @@ JUDGE_TIMEOUT_S, REQUEST_TIMEOUT_S = 600, 3600
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m service.flips")
     parser.add_argument("--rollouts", type=int, default=60)
     parser.add_argument("--model", type=Path, default=Path("build/smollm2"))
@@ -84,11 +85,13 @@ def main() -> None:
         f"# Verdicts alone and among six, {today()}",
         "",
         f"Machine: {sentence(machine)}.",
-        f"Command: `make bench-flips` ({time.perf_counter() - started:.0f} s). Judge: SmolLM2-135M-Instruct, the JSON "
-        f"forced, `met` by the larger of the logits of true and false; {len(chosen)} of its own responses to IFEval "
-        f"prompts, {len(CRITERIA)} general criteria. ± one standard error, clustered by rollout.",
-        "Threshold 0 is what the judge says. “Its median” calls met what is above the median margin of that criterion "
-        "asked that way: it takes out the judge's leaning towards one answer.",
+        f"Command: `make bench-flips` ({time.perf_counter() - started:.0f} s). Judge: "
+        "SmolLM2-135M-Instruct, the JSON forced, `met` by the larger of the logits of true and "
+        f"false; {len(chosen)} of its own responses to IFEval prompts, {len(CRITERIA)} general "
+        "criteria. ± one standard error, clustered by rollout.",
+        "Threshold 0 is what the judge says. “Its median” calls met what is above the median "
+        "margin of that criterion asked that way: it takes out the judge's leaning towards one "
+        "answer.",
         "",
         *table,
         "",
@@ -109,7 +112,7 @@ def main() -> None:
 
 
 def choose(count: int) -> list[tuple[str, str]]:
-    """(prompt, response) pairs: first one response of every prompt, then the second of each, until there are enough."""
+    """Return (prompt, response) pairs: the first response of every prompt, then the second, …."""
     prompts = {item.id: item.prompt for item in load_items()}
     groups = [
         (prompts[i], [r.text for r in rollouts if r.text.strip()])
@@ -125,14 +128,18 @@ def choose(count: int) -> list[tuple[str, str]]:
 def ask_all(
     model: Path, chosen: Sequence[tuple[str, str]], console: Console
 ) -> dict[str, list[list[float]]]:
-    """The margins of every rollout's criteria, by way of asking."""
+    """Return the margins of every rollout's criteria, by way of asking."""
     margins: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(prefix="markscheme-flips-") as scratch, ExitStack() as stack:
-        room = Path(scratch)
+        workdir = Path(scratch)
         environment = processes.clean_environment({"PYTHONPATH": str(processes.BENCHMARKS)})
         command = [sys.executable, "-m", "service.local_judge", "--model", str(model.absolute())]
-        judge = stack.enter_context(processes.listening(command, environment, room / "judge.log"))
-        clients = {way: stack.enter_context(_client(stack, room, way, judge.url)) for way in WAYS}
+        judge = stack.enter_context(
+            processes.listening(command, environment, workdir / "judge.log")
+        )
+        clients = {
+            way: stack.enter_context(_client(stack, workdir, way, judge.url)) for way in WAYS
+        }
         for number, (prompt, text) in enumerate(chosen, 1):
             for way, client in clients.items():
                 margins[way].append(_ask(client, judge.url, prompt, text))
@@ -140,9 +147,9 @@ def ask_all(
     return margins
 
 
-def _client(stack: ExitStack, room: Path, way: str, judge_url: str) -> Client:
+def _client(stack: ExitStack, workdir: Path, way: str, judge_url: str) -> Client:
     name = "".join(c if c.isalnum() else "-" for c in way)
-    database = f"sqlite+aiosqlite:///{room / name}.db"
+    database = f"sqlite+aiosqlite:///{workdir / name}.db"
     asyncio.run(_set_secret(database, "other" if way == REFENCED else "same"))
     settings = {
         "judge_model": "SmolLM2-135M-Instruct",
@@ -154,7 +161,7 @@ def _client(stack: ExitStack, room: Path, way: str, judge_url: str) -> Client:
         settings["judge_max_criteria"] = "1"
     service = stack.enter_context(
         processes.service(
-            room,
+            workdir,
             name=name,
             database=database,
             redis_url=None,
@@ -166,7 +173,7 @@ def _client(stack: ExitStack, room: Path, way: str, judge_url: str) -> Client:
 
 
 async def _set_secret(database: str, value: str) -> None:
-    """Choose the secret that the fences of prompts are derived from; a service keeps what it finds."""
+    """Set the secret that prompt fences are derived from; a service keeps what it finds."""
     await prepare(database)
     store = Store(database)
     try:
@@ -179,7 +186,7 @@ async def _set_secret(database: str, value: str) -> None:
 
 
 def _ask(client: Client, judge_url: str, prompt: str, text: str) -> list[float]:
-    """Score one rollout; the margins behind its verdicts, in the criteria's order."""
+    """Score one rollout; return the margins of its criteria in order."""
     rubric = client.create_rubric(
         prompt, [{"text": criterion, "points": 1} for criterion in CRITERIA]
     )

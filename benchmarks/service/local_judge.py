@@ -1,10 +1,11 @@
-"""A small real model as a judge: an OpenAI-compatible server whose replies follow the verdict schema by force.
+"""A small real model as a judge: an OpenAI-compatible server that always fits the schema.
 
     python -m service.local_judge --model build/smollm2 [--port 0]
 
-The model reads the prompt once and chooses each ``met`` by comparing the logits of true and false
-(:mod:`service.constrained`). Greedy and single-file: the same question has the same answer. ``GET /decisions``
-returns the decisions since the last such call, margins included. Threads: ``OMP_NUM_THREADS``.
+The model reads the prompt once and decides each `met` by comparing the logits of true and false
+(`service.constrained`). Greedy and sequential: the same question has the same answer. `GET
+/decisions` returns the decisions since the last such call, with margins. Threads:
+`OMP_NUM_THREADS`.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from service.replies import text_of
 
 
 class SmallModel:
-    """A causal language model that reads on and is asked, now and then, what it would say next."""
+    """A causal language model that reads on and is asked for its next token now and then."""
 
     def __init__(self, directory: Path) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -35,7 +36,7 @@ class SmallModel:
         self.tokens_read = 0
 
     def start(self, messages: list[dict[str, str]]) -> str:
-        """Forget everything; returns the prompt in the model's chat form, to be read with the first margin."""
+        """Reset the model; return the prompt in chat form, to be read with the first margin."""
         self._cache, self.tokens_read = None, 0
         return str(
             self._tokenizer.apply_chat_template(
@@ -45,7 +46,7 @@ class SmallModel:
 
     @torch.inference_mode()
     def margin(self, text: str) -> float:
-        """Read on; logit(true) − logit(false) of the next token."""
+        """Read on; return logit(true) − logit(false) of the next token."""
         tokens = torch.tensor([self._encode(text)])
         read = self._model(
             input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1
@@ -61,7 +62,7 @@ class SmallModel:
 
 
 class LocalJudge:
-    """Answers verifier requests one at a time and remembers what it decided."""
+    """Answers verifier requests one at a time and records its decisions."""
 
     def __init__(self, model: SmallModel) -> None:
         self._model = model
@@ -69,7 +70,7 @@ class LocalJudge:
         self._decisions: list[Decision] = []
 
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
-        """A chat completion. Raises :class:`service.constrained.Unsupported`."""
+        """Return a chat completion. Raises `Unsupported`."""
         criteria, pieces = skeleton(request, text_of(request))
         with self._lock:
             unread = self._model.start(request["messages"])
@@ -102,14 +103,14 @@ class LocalJudge:
         }
 
     def take_decisions(self) -> list[dict[str, Any]]:
-        """The decisions since the last call."""
+        """Return the decisions since the last call."""
         with self._lock:
             taken, self._decisions = self._decisions, []
         return [asdict(decision) for decision in taken]
 
 
 def serve(judge: LocalJudge, port: int) -> None:
-    """Listen on loopback until ended, and say where."""
+    """Listen on loopback until ended, and print the address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -142,7 +143,7 @@ def serve(judge: LocalJudge, port: int) -> None:
             self.wfile.write(payload)
 
         def log_message(self, *_arguments: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     print(f"listening on http://127.0.0.1:{server.server_address[1]}", flush=True)
@@ -150,6 +151,7 @@ def serve(judge: LocalJudge, port: int) -> None:
 
 
 def main() -> None:
+    """Serve the model."""
     parser = argparse.ArgumentParser(prog="python -m service.local_judge")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--port", type=int, default=0)

@@ -1,4 +1,4 @@
-"""What a figure was measured on: enough to compare runs, nothing that names the machine."""
+"""The machine of a measurement: enough to compare runs, nothing that identifies it."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def describe(packages: Sequence[str] = PACKAGES, **servers: str) -> dict[str, Any]:
-    """Cores, memory, Python, versions of ``packages``, and the load found; ``servers``: versions of servers beside it."""
+    """Return cores, memory, Python, package versions and load; `servers` are added as given."""
     return {
         "cores": os.cpu_count(),
         "cores_allowed": len(os.sched_getaffinity(0)),
@@ -39,7 +39,7 @@ def describe(packages: Sequence[str] = PACKAGES, **servers: str) -> dict[str, An
 
 
 def same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two descriptions may be of one machine: figures are only compared when they are."""
+    """Return whether two descriptions may be of one machine: only then figures are compared."""
     return all(
         one.get(key) == other.get(key)
         for key in ("cores", "cores_allowed", "cpu", "memory_gib", "system")
@@ -47,7 +47,7 @@ def same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def sentence(machine: dict[str, Any]) -> str:
-    """One line for a report."""
+    """Return the description as one line for a report."""
     packages = ", ".join(
         f"{name} {version}" for name, version in machine["packages"].items() if version
     )
@@ -62,9 +62,9 @@ def sentence(machine: dict[str, Any]) -> str:
         else f" ({machine['cores_allowed']} of them allowed)"
     )
     return (
-        f"{machine['cores']} cores{allowed} of {machine['cpu'] or 'an unnamed CPU'}, {machine['memory_gib']} GiB, "
-        f"{machine['system']}, Python {machine['python']}{servers}; {packages}; "
-        f"load average {machine['load_at_start']} at the start"
+        f"{machine['cores']} cores{allowed} of {machine['cpu'] or 'an unnamed CPU'}, "
+        f"{machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}{servers}; "
+        f"{packages}; load average {machine['load_at_start']} at the start"
     )
 
 

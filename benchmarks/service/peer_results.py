@@ -1,4 +1,4 @@
-"""What peers reached: the driver processes that measure them, and the comparisons made with what they print."""
+"""Results of peers: run the drivers that measure them, and compare what they print."""
 
 import json
 import subprocess
@@ -29,6 +29,7 @@ class PeerResult:
 
     @classmethod
     def read(cls, tool: str, version: str, raw: dict[str, Any]) -> "PeerResult":
+        """Parse one result of a driver."""
         return cls(
             f"{tool} {version}, {raw['mode']}",
             raw["default"],
@@ -45,13 +46,13 @@ class PeerResult:
 def measure_peer(
     tool: str, *, url: str, work: Work, latency_s: float, repeats: int
 ) -> dict[str, Any]:
-    """What one tool's driver prints, run in the tool's own virtual environment."""
+    """Run one tool's driver in the tool's own virtual environment; return what it prints."""
     module = tool.removeprefix("py-")
     python = (VENVS / f"venv-{module}" / "bin" / "python").absolute()
     command = [
         str(python),
         "-m",
-        f"service.tools.with_{module}",
+        f"service.peers.{module}",
         "--url",
         url,
         "--work",
@@ -74,13 +75,13 @@ def measure_peer(
 
 
 def read_results(printed: dict[str, Any]) -> list[PeerResult]:
-    """A driver's output as results."""
+    """Parse a driver's output."""
     return [PeerResult.read(printed["tool"], printed["version"], raw) for raw in printed["results"]]
 
 
 @dataclass(frozen=True)
 class PeerFile:
-    """The newest dated run of all peers, when it was made on this machine."""
+    """The newest dated run of all peers."""
 
     date: str
     machine: dict[str, Any]
@@ -88,6 +89,7 @@ class PeerFile:
 
     @classmethod
     def find(cls, directory: Path) -> "PeerFile | None":
+        """Return it from a folder of results, or `None`."""
         files = sorted(directory.glob("peers-*.json"))
         if not files:
             return None
@@ -107,8 +109,15 @@ def fastest(
     default: bool = True,
     calls: int | None = None,
 ) -> PeerResult | None:
-    """The one with most verdicts a second under this very load: among the default modes or among all, and among those
-    that make as many ``calls``."""
+    """Return the result with the most verdicts a second under this load.
+
+    Args:
+        results: All results.
+        work: Size of the batch.
+        latency_ms: Latency of the judge.
+        default: Only modes that a tool's documentation shows first.
+        calls: Only results with this many calls.
+    """
     fitting = [
         r
         for r in results
@@ -121,7 +130,7 @@ def fastest(
 
 
 def best_cache(results: list[PeerResult], work: Work, *, default: bool = True) -> PeerResult | None:
-    """autorubric's cache at its best, in its default mode or in any: the same batch again, most verdicts a second."""
+    """Return autorubric's best cached result: the same batch again, most verdicts a second."""
     fitting = [
         r for r in results if r.work == work and "cache" in r.name and (r.default or not default)
     ]

@@ -1,7 +1,7 @@
-"""The parts of a deployment as processes of their own: stub judge, PostgreSQL, Redis and the service.
+"""The parts of a deployment as processes: stub judge, PostgreSQL, Redis and the service.
 
-Each is a context manager that ends what it started, by its own handle. CPU time is read per part, so that a figure
-can say where its time went.
+Each is a context manager that ends what it started, by its own handle. CPU time is read per part,
+so that a figure can say where its time went.
 """
 
 import os
@@ -35,13 +35,13 @@ BENCHMARKS = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Process:
-    """A running part: where it listens, if it says so, and its process."""
+    """A running part, with its URL if it has one."""
 
     url: str
     pid: int
 
     def cpu_s(self) -> float:
-        """CPU seconds so far, children included, ended ones too."""
+        """Return CPU seconds so far, children included, also ended ones."""
         total = 0.0
         for process in (root := psutil.Process(self.pid), *root.children(recursive=True)):
             try:
@@ -53,18 +53,19 @@ class Process:
 
 
 class Stub(Process):
-    """The stub judge, told over HTTP what to be."""
+    """The stub judge, configured over HTTP."""
 
     @property
     def base_url(self) -> str:
+        """Its OpenAI-compatible URL."""
         return f"{self.url}/v1"
 
     def configure(self, settings: Settings) -> None:
-        """New settings; counts from zero."""
+        """Apply new settings and reset the counts."""
         httpx.post(f"{self.url}/settings", json=asdict(settings)).raise_for_status()
 
     def stats(self) -> dict[str, Any]:
-        """The counts since the last :meth:`configure`."""
+        """Return the counts since the last `configure`."""
         answer: dict[str, Any] = httpx.get(f"{self.url}/stats").raise_for_status().json()
         return answer
 
@@ -76,19 +77,19 @@ class Postgres(Process):
     server: PostgresServer
 
     def fresh(self, name: str) -> str:
-        """The URL of a new, empty database."""
+        """Return the URL of a new, empty database."""
         self.server.psql(f"CREATE DATABASE {name}")
         return str(self.server.get_uri(database=name))
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This environment without anyone's keys and settings, with ``extra``."""
+    """Return this environment without anyone's keys and settings, plus `extra`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "MARKSCHEME_"))}
     return {**kept, **extra}
 
 
 def prepare() -> None:
-    """Let this process and its children hold thousands of connections, and let SIGTERM end the children too."""
+    """Allow thousands of connections, and let SIGTERM end the children too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
@@ -98,7 +99,7 @@ def prepare() -> None:
 
 @contextmanager
 def listening(command: list[str], environment: dict[str, str], log: Path) -> Iterator[Process]:
-    """A process that prints ``listening on URL``; it runs in the log's directory, far from any ``.env``."""
+    """Run a process that prints `listening on URL`, in the log's folder, away from any `.env`."""
     with log.open("w") as output:
         process = subprocess.Popen(
             command, env=environment, cwd=log.parent, stdout=output, stderr=output
@@ -124,17 +125,19 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 @contextmanager
-def stub_judge(room: Path) -> Iterator[Stub]:
+def stub_judge(workdir: Path) -> Iterator[Stub]:
+    """Run the stub judge."""
     environment = clean_environment({"PYTHONPATH": str(BENCHMARKS)})
     with listening(
-        [sys.executable, "-m", "service.stub_judge"], environment, room / "stub.log"
+        [sys.executable, "-m", "service.stub_judge"], environment, workdir / "stub.log"
     ) as process:
         yield Stub(process.url, process.pid)
 
 
 @contextmanager
-def postgres(room: Path) -> Iterator[Postgres]:
-    server = get_server(room / "postgres", cleanup_mode="stop")
+def postgres(workdir: Path) -> Iterator[Postgres]:
+    """Run PostgreSQL."""
+    server = get_server(workdir / "postgres", cleanup_mode="stop")
     try:
         pid = server.get_pid()
         assert pid is not None
@@ -144,7 +147,8 @@ def postgres(room: Path) -> Iterator[Postgres]:
 
 
 @contextmanager
-def redis(room: Path) -> Iterator[Process]:
+def redis(workdir: Path) -> Iterator[Process]:
+    """Run Redis."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = subprocess.Popen(
@@ -157,7 +161,7 @@ def redis(room: Path) -> Iterator[Process]:
             "--save",
             "",
             "--dir",
-            str(room),
+            str(workdir),
         ],
         stdout=subprocess.DEVNULL,
     )
@@ -182,7 +186,7 @@ def _wait_for_port(port: int) -> None:
 
 @contextmanager
 def service(
-    room: Path,
+    workdir: Path,
     *,
     name: str,
     database: str,
@@ -191,7 +195,10 @@ def service(
     settings: Mapping[str, str],
     workers: int = 1,
 ) -> Iterator[Process]:
-    """``markscheme serve`` on a free port. ``settings``: further ``MARKSCHEME_*`` variables, in lower case."""
+    """Run `markscheme serve` on a free port.
+
+    `settings` are further `MARKSCHEME_*` variables, in lower case.
+    """
     told = {
         "database_url": database,
         "redis_url": redis_url or "",
@@ -202,7 +209,7 @@ def service(
         "judge_structured": "json_schema",
         "judge_concurrency": str(JUDGE_CONCURRENCY),
         "api_key": API_KEY,
-        "home": str(room),
+        "home": str(workdir),
         "drain_delay_s": "0",
         **settings,
     }
@@ -217,5 +224,5 @@ def service(
     ]
     if workers > 1:
         command += ["--workers", str(workers)]
-    with listening(command, environment, room / f"service-{name}.log") as process:
+    with listening(command, environment, workdir / f"service-{name}.log") as process:
         yield process

@@ -1,6 +1,6 @@
-"""What the stub judge replies to each tool's prompt: the tool is known by the shape it asks for.
+"""What the stub judge replies to each tool's prompt; the form of the request tells the tool.
 
-Verdicts follow from the marks in the prompt (:mod:`service.marks`), whatever words stand around them.
+Verdicts follow from the ids in the prompt (`service.oracle`), whatever words surround them.
 """
 
 import json
@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from service.marks import CRITERION_MARK, chance, find_answer_mark, find_criterion_marks, is_met
+from service.oracle import CRITERION_ID, find_answer_id, find_criterion_ids, is_met, unit_hash
 
 _OFFERED = re.compile(r"^(c\d+): (.*)$", re.MULTILINE)
 _NONCE = re.compile(r"^nonce: (\S+)$", re.MULTILINE)
@@ -27,7 +27,7 @@ _RUBRIC = {
 
 
 def text_of(request: dict[str, Any]) -> str:
-    """All message texts of a chat-completions request."""
+    """Return all message texts of a chat-completions request."""
     return "\n".join(
         m["content"] if isinstance(m["content"], str) else json.dumps(m["content"])
         for m in request["messages"]
@@ -35,15 +35,15 @@ def text_of(request: dict[str, Any]) -> str:
 
 
 def reply_to(request: dict[str, Any], text: str) -> str:
-    """The well-behaved reply to a request, whose ``text`` is :func:`text_of` it."""
+    """Return the well-formed reply to a request; `text` is its `text_of`."""
     schema = json.dumps(request.get("response_format") or "")
     offered = _OFFERED.findall(text)
     if offered and '"id"' in schema + text:
         return markscheme(text, offered)
     if '"criterion"' in schema and '"points"' in schema:
         return json.dumps(_RUBRIC)
-    answer = find_answer_mark(text)
-    met = [is_met(mark, answer) for mark in find_criterion_marks(text)] or [False]
+    answer = find_answer_id(text)
+    met = [is_met(id_, answer) for id_ in find_criterion_ids(text)] or [False]
     if '"judgments"' in text:
         return json.dumps(
             {
@@ -82,8 +82,8 @@ def reply_to(request: dict[str, Any], text: str) -> str:
 
 
 def markscheme(text: str, offered: list[tuple[str, str]], flip: bool = False) -> str:
-    """Our own verifier's form: ids as offered, the nonce repeated where there is one. ``flip``: all verdicts wrong."""
-    answer = find_answer_mark(text)
+    """Return our verifier's form; `flip` inverts all verdicts."""
+    answer = find_answer_id(text)
     reply: dict[str, Any] = {
         "verdicts": [
             {"id": i, "met": is_met(_mark_in(words), answer) is not flip} for i, words in offered
@@ -94,7 +94,10 @@ def markscheme(text: str, offered: list[tuple[str, str]], flip: bool = False) ->
 
 
 def garbage(text: str, key: str) -> str:
-    """A reply that must decide nothing. Where it looks like verdicts they are wrong, so a lenient reader is seen."""
+    """Return a reply that must decide nothing.
+
+    Where it looks like verdicts they are wrong, so that a lenient reader is noticed.
+    """
     offered = _OFFERED.findall(text) or [("c1", "")]
     forms: list[Callable[[list[dict[str, Any]]], Any]] = [
         lambda _: "I have read the answer and the criteria with care.",
@@ -107,12 +110,12 @@ def garbage(text: str, key: str) -> str:
         lambda v: {"verdicts": [{**one, "id": f"x{one['id']}"} for one in v]},
     ]
     wrong = json.loads(markscheme(text, offered, flip=True))["verdicts"]
-    made = forms[int(chance(key) * len(forms))](wrong)
+    made = forms[int(unit_hash(key) * len(forms))](wrong)
     return made if isinstance(made, str) else json.dumps(made)
 
 
 def _mark_in(words: str) -> str | None:
-    found = CRITERION_MARK.search(words)
+    found = CRITERION_ID.search(words)
     return found.group() if found else None
 
 

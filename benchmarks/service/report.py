@@ -1,4 +1,4 @@
-"""Rows as a table on the terminal, and as a dated Markdown and JSON file."""
+"""Rows as a table on the terminal, and as dated Markdown and JSON files."""
 
 import json
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from rich.console import Console
 from rich.table import Table
 
 from service.machine import sentence
-from service.rows import Row, Spent
+from service.results_table import Row, TimeSpent
 
 _COLOURS = {True: "green", False: "red", None: "dim"}
 
 
 def today() -> str:
-    """The date that names a result file."""
+    """Return the date that names a result file."""
     return datetime.now(UTC).date().isoformat()
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """Print rows as they come in."""
+    """Print rows as they arrive."""
     table = Table(show_lines=False)
     for column in ("figure", "load", "goal", "measured", ""):
         table.add_column(column, overflow="fold")
@@ -39,10 +39,10 @@ def save(
     title: str,
     notes: Sequence[str],
     rows: Sequence[Row],
-    spent: Sequence[Spent],
+    spent: Sequence[TimeSpent],
     machine: dict[str, Any],
 ) -> list[Path]:
-    """Write ``stem``.md and ``stem``.json; returns the paths."""
+    """Write `stem`.md and `stem`.json; return the paths."""
     lines = [
         f"# {title}, {today()}",
         "",
@@ -60,9 +60,9 @@ def save(
             "",
             "## Where the time goes",
             "",
-            "CPU seconds per 1,000 verdicts by part, beside the wall seconds, and what the limit was. The driver "
-            "holds the client: what a trainer spends. Waiting is for the judge, disks, or cores that others "
-            "use.",
+            "CPU seconds per 1,000 verdicts by part, beside the wall seconds, and what the limit "
+            "was. The driver holds the client: what a trainer spends. Waiting is for the judge, "
+            "disks, or cores that others use.",
             "",
             *markdown_table(
                 ("figure", "load", "wall", *parts, "the limit"), [_spent_line(s) for s in spent]
@@ -80,7 +80,7 @@ def save(
 
 
 def write(stem: Path, markdown: str, data: dict[str, Any]) -> list[Path]:
-    """The two files of a result."""
+    """Write the two files of a result."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("md", "json")]
     paths[0].write_text(markdown, encoding="utf-8")
@@ -89,7 +89,7 @@ def write(stem: Path, markdown: str, data: dict[str, Any]) -> list[Path]:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """A Markdown table, line by line."""
+    """Return a Markdown table, line by line."""
     return [
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),
@@ -97,7 +97,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> 
     ]
 
 
-def _spent_line(spent: Spent) -> tuple[object, ...]:
+def _spent_line(spent: TimeSpent) -> tuple[object, ...]:
     thousands = spent.verdicts / 1000
     numbers = (spent.wall_s, *spent.cpu_s.values())
     return (

@@ -1,8 +1,9 @@
-"""The service's figures: real HTTP, real PostgreSQL and Redis, a stub judge beside them.
+"""The service's figures: real HTTP, real PostgreSQL and Redis, a stub judge.
 
     python -m service.run [--quick] [--only NAME]
 
-A full run writes ``benchmarks/results/service-<date>.{md,json}``; a partial one writes to ``build/bench/``.
+A full run writes `benchmarks/results/service-<date>.{md,json}`; a partial one writes to
+`build/bench/`.
 """
 
 import argparse
@@ -19,20 +20,20 @@ from rich.console import Console
 from markscheme import MarkschemeError
 from service import processes
 from service.bench import Bench
-from service.figures.cold import cold_all, cold_each
-from service.figures.faults import faults
-from service.figures.growth import growth
-from service.figures.load import many, overhead, scaling
-from service.figures.sharing import sharing
-from service.figures.warm import warm
 from service.machine import describe, same_machine
 from service.peer_results import PeerFile
 from service.report import save, show, today
-from service.rows import Row
+from service.results_table import Row
+from service.scenarios.cold import cold_all, cold_each
+from service.scenarios.faults import faults
+from service.scenarios.growth import growth
+from service.scenarios.load import many, overhead, scaling
+from service.scenarios.sharing import sharing
+from service.scenarios.warm import warm
 
 RESULTS, PARTIAL = Path("benchmarks/results"), Path("build/bench")
 REPEATS, QUICK_REPEATS = 5, 2
-FIGURES: dict[str, Callable[[Bench], list[Row]]] = {
+SCENARIOS: dict[str, Callable[[Bench], list[Row]]] = {
     "cold-each": cold_each,
     "cold-all": cold_all,
     "warm": warm,
@@ -46,17 +47,18 @@ FIGURES: dict[str, Callable[[Bench], list[Row]]] = {
 
 
 def main() -> None:
+    """Measure the scenarios and write the report."""
     arguments = _arguments()
     console = Console(width=160)
     processes.prepare()
     with tempfile.TemporaryDirectory(prefix="markscheme-bench-") as scratch, ExitStack() as stack:
-        room = Path(scratch)
-        stub = stack.enter_context(processes.stub_judge(room))
-        postgres = stack.enter_context(processes.postgres(room))
-        redis = stack.enter_context(processes.redis(room))
+        workdir = Path(scratch)
+        stub = stack.enter_context(processes.stub_judge(workdir))
+        postgres = stack.enter_context(processes.postgres(workdir))
+        redis = stack.enter_context(processes.redis(workdir))
         machine = describe(postgresql=_postgres_version(postgres), redis=_redis_version(redis.url))
         bench = Bench(
-            room=room,
+            workdir=workdir,
             stub=stub,
             postgres=postgres,
             redis=redis,
@@ -66,7 +68,7 @@ def main() -> None:
             repeats=QUICK_REPEATS if arguments.quick else REPEATS,
         )
         rows: list[Row] = []
-        for name in arguments.only or FIGURES:
+        for name in arguments.only or SCENARIOS:
             started = time.perf_counter()
             found = _measure(name, bench)
             rows += found
@@ -88,9 +90,9 @@ def main() -> None:
 
 
 def _measure(name: str, bench: Bench) -> list[Row]:
-    """One figure's rows. A service that fails under it is a result, and no reason to lose the other figures."""
+    """Return one scenario's rows; a service that fails under it is a row too."""
     try:
-        return FIGURES[name](bench)
+        return SCENARIOS[name](bench)
     except (MarkschemeError, httpx.HTTPError, RuntimeError) as error:
         return [Row(name, "", "the service answers", f"{type(error).__name__}: {error}", False)]
 
@@ -103,9 +105,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         action="append",
-        choices=FIGURES,
+        choices=SCENARIOS,
         metavar="NAME",
-        help=f"one figure; may be repeated. {', '.join(FIGURES)}",
+        help=f"one figure; may be repeated. {', '.join(SCENARIOS)}",
     )
     return parser.parse_args()
 
@@ -113,17 +115,26 @@ def _arguments() -> argparse.Namespace:
 def _notes(bench: Bench) -> Sequence[str]:
     peers = bench.peers
     if peers is None:
-        dated = "No dated run of the other peers was found (`make bench-peers`); only `rubric` is compared."
+        dated = (
+            "No dated run of the other peers was found (`make bench-peers`); "
+            "only `rubric` is compared."
+        )
     elif same_machine(peers.machine, bench.machine):
-        dated = f"`rubric` was measured in this run; the other peers on {peers.date} on the same machine."
+        dated = (
+            f"`rubric` was measured in this run; the other peers on {peers.date} on the same "
+            "machine."
+        )
     else:
         dated = f"The other peers' run of {peers.date} is another machine's and is not compared."
     return (
-        "Command: `make bench`. Work is named prompts × rollouts × criteria; a batch is one request. The deployment "
-        f"has one worker, a key, PostgreSQL and Redis; judge concurrency {processes.JUDGE_CONCURRENCY}.",
-        f"Cold figures: fresh answers each time, one warm-up batch of other texts, median of {bench.repeats}, driven "
-        "with the SDK; the bare SDK takes turns with the service and asks the very same prompts.",
-        f"Every number that came back was held against what the deterministic judge implies. {dated}",
+        "Command: `make bench`. Work is named prompts × rollouts × criteria; a batch is one "
+        "request. The deployment has one worker, a key, PostgreSQL and Redis; judge concurrency "
+        f"{processes.JUDGE_CONCURRENCY}.",
+        "Cold figures: fresh answers each time, one warm-up batch of other texts, median of "
+        f"{bench.repeats}, driven with the SDK; the bare SDK takes turns with the service and asks "
+        "the very same prompts.",
+        f"Every number that came back was held against what the deterministic judge implies. "
+        f"{dated}",
     )
 
 

@@ -1,10 +1,10 @@
-"""A fast, deterministic, OpenAI-compatible stub judge: its own process, one event loop, standard library only.
+"""A fast, deterministic, OpenAI-compatible stub judge: one process, standard library only.
 
     python -m service.stub_judge --port 0 --latency-s 0.05 [--failing 0.2] [--garbage 0.2]
 
-``POST /v1/chat/completions`` answers after the latency. ``GET /stats`` counts; ``POST /settings`` takes new settings
-and starts counting anew. Which calls fail depends on the question and on how often it was asked, not on time: a run
-can be repeated.
+`POST /v1/chat/completions` answers after the latency. `GET /stats` counts; `POST /settings` takes
+new settings and resets the counts. Which calls fail depends on the question and on how often it was
+asked, not on time: a run can be repeated.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from service.marks import chance, find_answer_mark, find_criterion_marks
+from service.oracle import find_answer_id, find_criterion_ids, unit_hash
 from service.replies import garbage, reply_to, text_of
 
 BACKLOG = 8192
@@ -27,7 +27,7 @@ _FAILED = json.dumps(
 
 @dataclass(frozen=True)
 class Settings:
-    """``failing`` and ``garbage``: shares of calls answered with a 500, or with a reply of no use."""
+    """`failing` and `garbage` are shares of calls answered with a 500, or with a useless reply."""
 
     latency_s: float = 0.05
     failing: float = 0.0
@@ -36,7 +36,7 @@ class Settings:
 
 @dataclass
 class Counts:
-    """What was seen since the last reset. ``sample``: one request's body, so that others can ask the very same."""
+    """Counts since the last reset. `sample` is one request's body, for the baseline to repeat."""
 
     calls: int = 0
     in_flight: int = 0
@@ -50,7 +50,7 @@ class Counts:
     asked: Counter[str] = field(default_factory=Counter)
 
     def shown(self) -> dict[str, Any]:
-        """The counts as JSON: sets as their sizes."""
+        """Return the counts as JSON: sets as their sizes."""
         return {
             "calls": self.calls,
             "most_in_flight": self.most_in_flight,
@@ -71,17 +71,17 @@ class StubJudge:
         self.counts = Counts()
 
     def configure(self, body: bytes) -> bytes:
-        """Take new settings (those not named keep their defaults) and forget the counts."""
+        """Apply new settings (others get their defaults) and reset the counts."""
         self.settings = Settings(**json.loads(body or b"{}"))
         self.counts = Counts()
         return json.dumps(asdict(self.settings)).encode()
 
     def complete(self, body: bytes) -> tuple[int, bytes]:
-        """The status and body that answer a chat-completions request; counts it."""
+        """Return status and body of the answer to a chat-completions request, and count it."""
         counts, settings = self.counts, self.settings
         request = json.loads(body)
         text = text_of(request)
-        answer = find_answer_mark(text)
+        answer = find_answer_id(text)
         counts.calls += 1
         counts.body_bytes += len(body)
         counts.sample = counts.sample or body.decode()
@@ -90,30 +90,32 @@ class StubJudge:
             counts.answers.add(answer)
         if not settings.failing and not settings.garbage:
             return 200, _completion(request, reply_to(request, text))
-        question = f"{answer} {' '.join(find_criterion_marks(text))}"
+        question = f"{answer} {' '.join(find_criterion_ids(text))}"
         counts.asked[question] += 1
         key = f"{question} {counts.asked[question]}"
-        if chance(f"fails {key}") < settings.failing:
+        if unit_hash(f"fails {key}") < settings.failing:
             counts.failed += 1
             return 500, _FAILED
-        if chance(f"garbles {key}") < settings.garbage:
+        if unit_hash(f"garbles {key}") < settings.garbage:
             counts.garbled += 1
             return 200, _completion(request, garbage(text, key))
         return 200, _completion(request, reply_to(request, text))
 
 
 class Connection(asyncio.Protocol):
-    """Just enough HTTP/1.1: keep-alive, bodies by content-length, one request at a time."""
+    """A minimal HTTP/1.1: keep-alive, bodies by content-length, one request at a time."""
 
     def __init__(self, judge: StubJudge) -> None:
         self._judge = judge
         self._received = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        """Answer the requests in the buffer."""
         self._received += data
         while True:
             head, separator, rest = self._received.partition(b"\r\n\r\n")
@@ -150,8 +152,8 @@ class Connection(asyncio.Protocol):
     def _write(self, status: int, payload: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(
-                b"HTTP/1.1 %d stub\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-                % (status, len(payload), payload)
+                b"HTTP/1.1 %d stub\r\ncontent-type: application/json\r\n"
+                b"content-length: %d\r\n\r\n%b" % (status, len(payload), payload)
             )
 
 
@@ -183,7 +185,7 @@ def _completion(request: dict[str, Any], content: str) -> bytes:
 
 
 async def serve(port: int, settings: Settings) -> None:
-    """Listen on loopback until ended, and say where."""
+    """Listen on loopback until ended, and print the address."""
     judge = StubJudge(settings)
     server = await asyncio.get_running_loop().create_server(
         lambda: Connection(judge), "127.0.0.1", port, backlog=BACKLOG
@@ -193,6 +195,7 @@ async def serve(port: int, settings: Settings) -> None:
 
 
 def main() -> None:
+    """Serve the stub."""
     parser = argparse.ArgumentParser(prog="python -m service.stub_judge")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency-s", type=float, default=Settings.latency_s)

@@ -1,0 +1,1 @@
+"""The trainer's methods, and its step beside TRL's."""

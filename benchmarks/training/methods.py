@@ -1,12 +1,13 @@
-"""SmolLM2-135M under five training methods: the same prompts, seeds, rubrics and number of rollouts.
+"""SmolLM2-135M under five training methods: the same prompts, seeds, rubrics and rollouts.
 
     python -m training.methods [--steps 15] [--seeds 3]
 
-``grpo``, ``sdpo`` and ``srpo`` learn from one verdict on the whole answer: 1 when it meets every criterion of its
-prompt's rubric, else 0. That is the sparse reward of SRPO's authors, and the one number that a judge gives who is asked
-for no more (the "T-Judge" that ROPD's authors compare with). ``ropd`` and ``srpo-rubric`` learn from the rubric's
-weighted pass rate; ``ropd`` differs from ``grpo`` in nothing else. The judge is the builtin one; the official IFEval
-verdict is no reward of any arm. Each finished arm is kept under ``--room``, so that an interrupted benchmark goes on.
+`grpo`, `sdpo` and `srpo` learn from one verdict on the whole answer: 1 when it meets every
+criterion of its prompt's rubric, else 0. That is the sparse reward of SRPO's authors, and the
+"T-Judge" that ROPD's authors compare with. `ropd` and `srpo-rubric` learn from the rubric's
+weighted pass rate; `ropd` differs from `grpo` in nothing else. The judge is the builtin one; the
+official IFEval verdict is no arm's reward. Each finished arm is stored under `--workdir`, so that
+an interrupted benchmark goes on.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from markscheme_train.step_log import StepRecord, StepRecorder
 from markscheme_train.training import build_trainer, eos_token_ids
 from service.machine import describe, sentence
 from service.report import markdown_table, today, write
-from training.picture import Curve, draw
+from training.plot import Curve, draw
 
 METHODS = ("grpo", "sdpo", "srpo", "ropd", "srpo-rubric")
 ONE_VERDICT = ("grpo", "sdpo", "srpo")
@@ -44,11 +45,11 @@ SAMPLES, HELD_OUT_SAMPLES = 8, 4
 INDUCTION_SEED, EVALUATION_SEED = 1_000, 2_000
 PHASES = ("rollout", "scoring", "teacher", "update")
 LAST = 5
-"""Steps at a run's end that its late rewards and seconds are taken from."""
+"""Steps at the end of a run that late rewards and seconds are averaged over."""
 
 
 class Watched:
-    """A service whose marks are noted batch by batch; with ``one_verdict`` its rewards are 1 or 0 for the whole answer.
+    """A service whose scores are recorded; with `one_verdict` its rewards are 0 or 1.
 
     An unknown reward stays unknown.
     """
@@ -58,17 +59,18 @@ class Watched:
         self.batches: list[dict[str, float]] = []
 
     def score(self, groups: Sequence[Group], **options: Any) -> ScoreBatch:
+        """Score a batch and record it."""
         batch = self._service.score(groups, **options)
-        marks = [
+        row_scores = [
             [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
             for group in batch.groups
         ]
-        known = [reward for group in marks for reward in group]
+        known = [reward for group in row_scores for reward in group]
         if not known:
             raise RuntimeError(
                 "the builtin judge has left a whole batch unscored: there is nothing to compare"
             )
-        met = [[whole(reward) for reward in group] for group in marks if group]
+        met = [[whole(reward) for reward in group] for group in row_scores if group]
         self.batches.append(
             {
                 "rubric_reward": statistics.fmean(known),
@@ -103,13 +105,13 @@ class Watched:
 
 
 def whole(reward: float) -> bool:
-    """Whether a rubric's weighted pass rate says that every criterion is met."""
+    """Return whether a weighted pass rate means that every criterion is met."""
     return reward > 1 - 1e-9
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A model on one set of prompts: rubric reward, official pass rate, tokens a response, share of non-words."""
+    """A model's results on one set of prompts."""
 
     reward: float
     reward_error: float
@@ -123,7 +125,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Arm:
-    """One training: before and after on the trained and the held-out prompts, and each step's record."""
+    """One training: results before and after, and each step's record."""
 
     method: str
     seed: int
@@ -132,22 +134,23 @@ class Arm:
     steps: list[dict[str, Any]]
 
     def seconds(self, steps: slice = slice(None)) -> list[float]:
-        """The seconds of its steps."""
+        """Seconds of its steps."""
         return [sum(step[f"{phase}_s"] for phase in PHASES) for step in self.steps[steps]]
 
     def series(self, name: str) -> list[float]:
-        """One figure by step."""
+        """Return one figure by step."""
         return [step[name] for step in self.steps]
 
 
 def main() -> None:
+    """Run all arms and write the report."""
     parser = argparse.ArgumentParser(prog="python -m training.methods")
     parser.add_argument(
         "--steps", type=int, default=15, help="of 2 prompts x 8 rollouts; 5 see every prompt once"
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--room", type=Path, default=Path("build/methods"))
+    parser.add_argument("--workdir", type=Path, default=Path("build/methods"))
     parser.add_argument("--model", type=Path, default=Path("build/smollm2"))
     arguments = parser.parse_args()
     console = Console(width=160)
@@ -157,7 +160,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         arms += run_seed(
             directory,
-            arguments.room / f"steps-{arguments.steps}" / f"seed-{seed}",
+            arguments.workdir / f"steps-{arguments.steps}" / f"seed-{seed}",
             arguments.methods,
             seed=seed,
             steps=arguments.steps,
@@ -167,25 +170,38 @@ def main() -> None:
 
 
 def run_seed(
-    directory: Path, room: Path, methods: Sequence[str], *, seed: int, steps: int, console: Console
+    directory: Path,
+    workdir: Path,
+    methods: Sequence[str],
+    *,
+    seed: int,
+    steps: int,
+    console: Console,
 ) -> list[Arm]:
-    """All methods from the same model under the same rubrics; what is finished already is read."""
+    """Run all methods from the same model under the same rubrics; finished ones are read."""
     trained, held_out = load_prompts()
     arms = []
-    with running_service(room / "service") as url:
+    with running_service(workdir / "service") as url:
         client = Client(url)
         model, tokenizer = load_student(directory)
         measure = (
             Measuring(client, model, tokenizer, trained, held_out, seed)
-            if not all((room / f"{method}.json").is_file() for method in methods)
+            if not all((workdir / f"{method}.json").is_file() for method in methods)
             else None
         )
         for method in methods:
-            file = room / f"{method}.json"
+            file = workdir / f"{method}.json"
             if measure is not None and not file.is_file():
                 model, tokenizer = load_student(directory)
                 records = train(
-                    model, tokenizer, client, trained, method, room / method, seed=seed, steps=steps
+                    model,
+                    tokenizer,
+                    client,
+                    trained,
+                    method,
+                    workdir / method,
+                    seed=seed,
+                    steps=steps,
                 )
                 arm = Arm(method, seed, measure.before, measure.of(model), records)
                 file.write_text(json.dumps(asdict(arm)))
@@ -196,7 +212,10 @@ def run_seed(
 
 
 class Measuring:
-    """Fresh samples under one rubric a prompt, the same for all arms of a seed; ``before``: the untrained model's."""
+    """Fresh samples under one rubric a prompt, shared by all arms of a seed.
+
+    `before` is the untrained model's result.
+    """
 
     def __init__(
         self,
@@ -222,6 +241,7 @@ class Measuring:
         self.before = self.of(model)
 
     def of(self, model: Any) -> dict[str, Measure]:
+        """Measure a model."""
         return {
             name: measured(
                 evaluate(
@@ -250,7 +270,7 @@ def train(
     seed: int,
     steps: int,
 ) -> list[dict[str, Any]]:
-    """Train ``model`` in place; each step's record, with what the rubric said of its rollouts."""
+    """Train `model` in place; return each step's record with its rollouts' scores."""
     config = configured(method, out, seed=seed, steps=steps)
     watched = Watched(client, one_verdict=method in ONE_VERDICT)
     reward = RubricReward(
@@ -279,8 +299,11 @@ def train(
 
 
 def configured(method: str, out: Path, *, seed: int, steps: int) -> TrainConfig:
-    """The preset at the scale of two cores. One learning rate for all, and no warm-up, which is for hundreds of steps:
-    the presets' rates differ by ten, and then it would be they that are compared."""
+    """Return the preset at the scale of two cores.
+
+    One learning rate for all, and no warm-up, which is meant for hundreds of steps: the presets'
+    rates differ by ten, and would otherwise be what is compared.
+    """
     return build_config(
         {
             "model": "given",
@@ -308,6 +331,7 @@ def configured(method: str, out: Path, *, seed: int, steps: int) -> TrainConfig:
 
 
 def measured(evaluation: Evaluation) -> Measure:
+    """Return the measurement of one set of prompts."""
     return Measure(
         reward=evaluation.reward,
         reward_error=evaluation.reward_error,
@@ -326,7 +350,7 @@ def measured(evaluation: Evaluation) -> Measure:
 
 
 def read(file: Path) -> Arm:
-    """A finished arm."""
+    """Read a finished arm."""
     data = json.loads(file.read_text())
     sets = {
         when: {name: Measure(**values) for name, values in data[when].items()}
@@ -336,6 +360,8 @@ def read(file: Path) -> Arm:
 
 
 def line(arm: Arm) -> str:
+    """Return one line of the table."""
+
     def change(name: str, of: str) -> str:
         return f"{getattr(arm.before[name], of):.2f} → {getattr(arm.after[name], of):.2f}"
 
@@ -347,7 +373,7 @@ def line(arm: Arm) -> str:
 
 
 def report(arms: Sequence[Arm], steps: int, console: Console) -> None:
-    """The tables and the picture, dated, beside the papers' claims."""
+    """Return the dated tables and the plot, beside the papers' claims."""
     methods = list(dict.fromkeys(arm.method for arm in arms))
     seeds = len({arm.seed for arm in arms})
     machine = describe(("markscheme", "torch", "transformers", "trl"))
@@ -398,18 +424,21 @@ def report(arms: Sequence[Arm], steps: int, console: Console) -> None:
         f"# Five training methods on SmolLM2-135M, {today()}",
         "",
         f"Machine: {sentence(machine)}; {torch.get_num_threads()} torch threads.",
-        f"Command: `make bench-methods`. {seeds} seeds, {steps} steps of 2 prompts x 8 rollouts of at most "
-        f"{MAX_NEW_TOKENS} tokens, learning rate {LEARNING_RATE:g} and no warm-up for every method, everything else by "
-        "preset. Within a seed all methods start from one model, see the same prompts in the same order, and are "
-        "judged by the same rubric for each prompt (builtin judge). Demonstrations come from siblings alone.",
-        "`grpo`, `sdpo` and `srpo` learn from one verdict on the whole answer (1 when it meets the whole rubric), "
-        "`ropd` and `srpo-rubric` from the weighted pass rate. `ropd` against `grpo` is therefore the rubric against "
-        "one holistic number from the same judge; nothing else differs.",
-        f"In the first {LAST} steps {statistics.fmean(v for s in mixed[:half] for v in s):.0%} of all groups were all "
-        f"wrong by the one verdict and {statistics.fmean(v for s in mixed[half:] for v in s):.0%} mixed.",
+        f"Command: `make bench-methods`. {seeds} seeds, {steps} steps of 2 prompts x 8 rollouts of "
+        f"at most {MAX_NEW_TOKENS} tokens, learning rate {LEARNING_RATE:g} and no warm-up for "
+        "every method, everything else by preset. Within a seed all methods start from one model, "
+        "see the same prompts in the same order, and are judged by the same rubric for each "
+        "prompt (builtin judge). Demonstrations come from siblings alone.",
+        "`grpo`, `sdpo` and `srpo` learn from one verdict on the whole answer (1 when it meets "
+        "the whole rubric), `ropd` and `srpo-rubric` from the weighted pass rate. `ropd` against "
+        "`grpo` is therefore the rubric against one holistic number from the same judge; nothing "
+        "else differs.",
+        f"In the first {LAST} steps {statistics.fmean(v for s in mixed[:half] for v in s):.0%} of "
+        "all groups were all wrong by the one verdict and "
+        f"{statistics.fmean(v for s in mixed[half:] for v in s):.0%} mixed.",
         "",
-        "Fresh samples after training; mean ± one standard error over seeds. IFEval: the official strict verdict, "
-        "which no method saw.",
+        "Fresh samples after training; mean ± one standard error over seeds. IFEval: the official "
+        "strict verdict, which no method saw.",
         "",
         *markdown_table(
             (
@@ -441,13 +470,14 @@ def report(arms: Sequence[Arm], steps: int, console: Console) -> None:
             course,
         ),
         "",
-        f"Seconds a step (median of a run, mean over seeds; early and late are {LAST} steps). Arms run one after "
-        "another, not in turns: what `grpo` and `ropd`, which do the same work, differ by is the noise.",
+        f"Seconds a step (median of a run, mean over seeds; early and late are {LAST} steps). Arms "
+        "run one after another, not in turns: what `grpo` and `ropd`, which do the same work, "
+        "differ by is the noise.",
         "",
         *markdown_table(("", *PHASES, "early step", "late step", "whole run"), seconds),
         "",
-        "Beside what the papers say of models thirty to sixty times as large; differences are paired by seed, ± one "
-        "standard error:",
+        "Beside what the papers say of models thirty to sixty times as large; differences are "
+        "paired by seed, ± one standard error:",
         "",
         *markdown_table(("claim", "theirs", "here"), claims(by, first, late)),
         "",
@@ -465,8 +495,11 @@ def report(arms: Sequence[Arm], steps: int, console: Console) -> None:
 
 
 def claims(by: dict[str, list[Arm]], early: slice, late: slice) -> list[tuple[str, str, str]]:
-    """What SRPO's (arXiv 2604.02288, table 1 and its seconds a step, Qwen3-8B) and ROPD's authors (arXiv 2605.07396,
-    table 1, Qwen3-4B) report, and the same comparison here, for whichever arms were run."""
+    """Return what the papers report, and the same comparison here, for the arms that ran.
+
+    SRPO: arXiv 2604.02288, table 1 and its seconds a step, Qwen3-8B. ROPD: arXiv 2605.07396, table
+    1, Qwen3-4B.
+    """
 
     def difference(one: str, other: str, of: Callable[[Arm], float]) -> str | None:
         if not (by.get(one) and by.get(other)):
@@ -568,12 +601,12 @@ def _quality(sets: Sequence[dict[str, Measure]]) -> tuple[str, ...]:
 
 
 def _typical(runs: Sequence[Sequence[float]]) -> str:
-    """The mean over runs of each one's median."""
+    """Return the mean over runs of each one's median."""
     return f"{statistics.fmean(map(statistics.median, runs)):.1f}"
 
 
 def _spread(values: Sequence[float], *, percent: bool = False, signed: bool = False) -> str:
-    """Mean ± standard error."""
+    """Return mean ± standard error."""
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
     if percent:

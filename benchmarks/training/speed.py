@@ -2,12 +2,12 @@
 
     python -m training.speed [--length 512] [--pairs 5]
 
-Every arm is a process of its own (:mod:`training.worker`) that does one step when it is told to; in each round the arms
-that are compared do one each, in an order that changes from round to round, so that a slower minute of the machine is
-everyone's. The first round warms up and is not counted. SmolLM2-135M, one prompt, five recorded rollouts of which two
-failed: ``srpo`` sends 40 % to its self-teacher, SDPO all. A step is everything after the rollouts: self-teacher, loss,
-backward pass, optimiser. ``grpo`` and ``sdpo`` have the very objective of TRL's trainers here (rollouts of one length),
-so their losses and gradient norms must agree.
+Every arm is a process (`training.worker`) that does one step on command. In each round the compared
+arms do one step each, in changing order, so that a slow minute of the machine hits all. The first
+round warms up and is not counted. SmolLM2-135M, one prompt, five recorded rollouts of which two
+failed: `srpo` sends 40 % to its self-teacher, SDPO all. A step is everything after the rollouts:
+self-teacher, loss, backward pass, optimiser. `grpo` and `sdpo` have the same objective as TRL's
+trainers here (rollouts of one length), so losses and gradient norms must agree.
 """
 
 import argparse
@@ -32,17 +32,17 @@ PAIRS = (
     ("sdpo", "TRL SDPO", None, None),
     ("srpo", "TRL SDPO", 0.9, 0.9),
 )
-"""Ours, theirs, and the goals: at most this share of their seconds, at most this share of their memory."""
+"""Our arm, theirs, and the goals: maximum share of their seconds and of their memory."""
 TOGETHER = (("grpo", "TRL GRPO"), ("sdpo", "srpo", "TRL SDPO"))
 """Arms that are compared take turns; all five at once would not fit into 24 GiB."""
 AGREE = 1e-5
-ROOM = Path("build/bench-train")
+WORKDIR = Path("build/bench-train")
 """Finished rounds and the trainers' logs; remove it to measure anew."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step took. ``peak_gib``: the process's peak above what lies there between steps."""
+    """What one step took. `peak_gib` is above what is allocated between steps."""
 
     seconds: float
     peak_gib: float
@@ -51,7 +51,7 @@ class Step:
 
 
 class Worker:
-    """A trainer that waits to be told."""
+    """A trainer that waits for commands."""
 
     def __init__(self, arm: str, model: Path, length: int, steps: int, log: IO[bytes]) -> None:
         self.arm = arm
@@ -77,12 +77,14 @@ class Worker:
         self._answer()
 
     def step(self) -> Step:
+        """Do one step."""
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         return Step(**self._answer())
 
     def close(self) -> None:
+        """End the process."""
         self._process.kill()
         self._process.wait()
 
@@ -95,6 +97,7 @@ class Worker:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m training.speed")
     parser.add_argument("--length", type=int, default=512, help="tokens of each rollout")
     parser.add_argument("--pairs", type=int, default=5)
@@ -108,12 +111,14 @@ def main() -> None:
         f"# A step of the trainer beside TRL's, {today()}",
         "",
         f"Machine: {sentence(machine)}.",
-        f"Command: `make bench-train`. SmolLM2-135M in fp32, one prompt, five recorded rollouts of {arguments.length} "
-        f"tokens, two of them failed; {arguments.pairs} rounds of all arms in turns after one to warm up. A step is "
-        "everything after the rollouts. Memory is the process's peak above what lies there between steps (weights, "
-        "optimiser, self-teacher). Ratios are of the two steps of one round: median, and lowest to highest.",
-        "On a CPU TRL's GRPO projects the prompt's positions onto the vocabulary as well; ours the rollouts' alone, "
-        "and reads the prompt that they share once. No GPU was at hand: what holds there was not measured.",
+        "Command: `make bench-train`. SmolLM2-135M in fp32, one prompt, five recorded rollouts of "
+        f"{arguments.length} tokens, two of them failed; {arguments.pairs} rounds of all arms in "
+        "turns after one to warm up. A step is everything after the rollouts. Memory is the "
+        "process's peak above what lies there between steps (weights, optimiser, self-teacher). "
+        "Ratios are of the two steps of one round: median, and lowest to highest.",
+        "On a CPU TRL's GRPO projects the prompt's positions onto the vocabulary as well; ours "
+        "the rollouts' alone, and reads the prompt that they share once. No GPU was at hand: what "
+        "holds there was not measured.",
         "",
         *table,
         "",
@@ -133,10 +138,10 @@ def main() -> None:
 
 
 def measure(model: Path, length: int, pairs: int, console: Console) -> dict[str, list[Step]]:
-    """Each arm's steps, round by round, without the first."""
+    """Return each arm's steps, round by round, without the first."""
     taken: dict[str, list[Step]] = {}
     for arms in TOGETHER:
-        kept = ROOM / f"{length}-tokens-{pairs}-pairs-{'-'.join(arms).replace(' ', '-')}.json"
+        kept = WORKDIR / f"{length}-tokens-{pairs}-pairs-{'-'.join(arms).replace(' ', '-')}.json"
         if not kept.is_file():
             found = in_turns(arms, model, length, pairs, console)
             kept.write_text(
@@ -152,13 +157,13 @@ def measure(model: Path, length: int, pairs: int, console: Console) -> dict[str,
 def in_turns(
     arms: Sequence[str], model: Path, length: int, pairs: int, console: Console
 ) -> dict[str, list[Step]]:
-    """The steps of arms that are compared. What is finished is kept, so that an interrupted benchmark goes on."""
+    """Return the steps of compared arms; finished ones are stored, so that a run can resume."""
     taken: dict[str, list[Step]] = {arm: [] for arm in arms}
     workers: list[Worker] = []
-    ROOM.mkdir(parents=True, exist_ok=True)
+    WORKDIR.mkdir(parents=True, exist_ok=True)
     try:
         for arm in arms:
-            with (ROOM / f"{arm.replace(' ', '-')}.log").open("wb") as log:
+            with (WORKDIR / f"{arm.replace(' ', '-')}.log").open("wb") as log:
                 workers.append(Worker(arm, model, length, pairs + 1, log))
         for number in range(pairs + 1):
             for worker in [*workers[number % len(workers) :], *workers[: number % len(workers)]]:
@@ -177,7 +182,7 @@ def in_turns(
 
 
 def compared(steps: Mapping[str, Sequence[Step]]) -> list[str]:
-    """The table of ratios, with each goal and whether it was met."""
+    """Return the table of ratios, with each goal and whether it was met."""
     rows = []
     for ours, theirs, faster, leaner in PAIRS:
         for name, goal in (("seconds", faster), ("peak_gib", leaner)):
@@ -201,9 +206,10 @@ def compared(steps: Mapping[str, Sequence[Step]]) -> list[str]:
 
 
 def agreed(steps: Mapping[str, Sequence[Step]]) -> list[str]:
-    """How far losses and gradient norms lie apart where the objective is the same.
+    """Return how far losses and gradient norms differ where the objective is the same.
 
-    GRPO's loss is 0 here whoever computes it (rollouts of one length, on policy): its gradient norm is what tells.
+    GRPO's loss is 0 here whoever computes it (rollouts of one length, on policy): compare its
+    gradient norm.
     """
     rows = []
     for ours, theirs in (("grpo", "TRL GRPO"), ("sdpo", "TRL SDPO")):

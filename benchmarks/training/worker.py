@@ -1,9 +1,9 @@
-"""One trainer on recorded rollouts, a step at a time: ``go`` on its input, a line of JSON on its output.
+"""One trainer on recorded rollouts, a step at a time: reads `go`, writes a line of JSON.
 
     python -m training.worker "srpo" --model build/smollm2 --length 512 --steps 6
 
-Nothing is generated and no judge is asked, so that a step is what the trainer itself does: reading the rollouts,
-self-teacher, loss, backward pass, optimiser.
+Nothing is generated and no judge is asked, so that a step is the trainer's own work: reading the
+rollouts, self-teacher, loss, backward pass, optimiser.
 """
 
 import argparse
@@ -52,22 +52,23 @@ THEIRS = {"TRL GRPO": "grpo", "TRL SDPO": "sdpo"}
 ARMS = (*OURS, *THEIRS)
 ROWS = 5
 REWARDS = (1.0, 1.0, 1.0, 0.0, 0.0)
-"""Two of five failed: SRPO routes 40 %; SDPO teaches all, since each has a successful sibling."""
+"""Two of five failed: SRPO routes 40 %; SDPO teaches all, as each has a successful sibling."""
 
 
 def prompt() -> str:
+    """Return the prompt."""
     return load_items()[0].prompt
 
 
 def rollouts(tokenizer: Any, length: int) -> list[list[int]]:
-    """``ROWS`` texts of exactly ``length`` tokens: GPT-4's responses to other prompts, one after another."""
+    """Return `ROWS` texts of exactly `length` tokens, from GPT-4's responses to other prompts."""
     texts = [item.teacher for item in load_items()[1:]]
     tokens = tokenizer("\n\n".join(texts), add_special_tokens=False)["input_ids"]
     return [tokens[row * length : (row + 1) * length] for row in range(ROWS)]
 
 
 def shared(length: int, steps: int, out: str) -> dict[str, Any]:
-    """What every arm is told: Markscheme's preset where TRL has the same setting."""
+    """Return the settings of every arm: Markscheme's preset where TRL has the same setting."""
     same = {
         name: PRESETS["grpo"][name]
         for name in (
@@ -102,6 +103,7 @@ def shared(length: int, steps: int, out: str) -> dict[str, Any]:
 
 
 def build(arm: str, directory: Path, length: int, steps: int, out: str) -> Any:
+    """Build the trainer of an arm."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     question: list[dict[str, str]] = [{"role": "user", "content": prompt()}]
     return assemble(
@@ -127,7 +129,7 @@ def assemble(
     recorded: list[list[int]],
     settings: dict[str, Any],
 ) -> Any:
-    """The trainer of ``arm`` on the model in ``directory``; ``question`` is answered by ``recorded`` token ids."""
+    """Return the trainer of `arm` on the model in `directory`, with recorded rollouts."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     rows = Dataset.from_list([{"prompt": question}])
     if arm in OURS:
@@ -195,6 +197,7 @@ def assemble(
 
 
 def by_place(completions: Sequence[Any], **_columns: Any) -> list[float]:
+    """Return the recorded rewards in the order of the rows."""
     return [REWARDS[place % ROWS] for place in range(len(completions))]
 
 
@@ -202,6 +205,7 @@ class Recorded:
     """A service that gives the recorded rewards."""
 
     def score(self, groups: Sequence[Group], **_options: Any) -> ScoreBatch:
+        """Return the recorded rewards."""
         rubric = RubricRef(
             id="rub_1",
             version=1,
@@ -238,27 +242,30 @@ class Recorded:
 
 
 class OneAtATime(TrainerCallback):  # type: ignore[misc]
-    """Waits for ``go`` before each step and says what it took: seconds, and the peak of memory above its beginning."""
+    """Waits for `go` before each step and prints its seconds and peak memory."""
 
     def __init__(self, say: Any) -> None:
         self._say = say
         self._started = self._before = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Wait for the command, then start the clock."""
         if sys.stdin.readline().strip() != "go":
             sys.exit(0)
-        # The peak is from now on (proc(5), clear_refs); what it is held against is what lies there between steps:
-        # weights, optimiser, self-teacher.
+        # Reset the peak (proc(5), clear_refs): it is compared with what stays between steps, which
+        # is weights, optimiser and self-teacher.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         self._before = _memory("VmRSS")
         self._started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print what the step took."""
         self._seconds = time.perf_counter() - self._started
         self._peak = _memory("VmHWM") - self._before
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Keep loss and gradient norm."""
         if logs and "grad_norm" in logs:
             self._say(
                 {
@@ -271,13 +278,14 @@ class OneAtATime(TrainerCallback):  # type: ignore[misc]
 
 
 def _memory(name: str) -> int:
-    """In KiB."""
+    """Return a figure of /proc in KiB."""
     found = re.search(rf"^{name}:\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1])
 
 
 def main() -> None:
+    """Run the trainer."""
     parser = argparse.ArgumentParser(prog="python -m training.worker")
     parser.add_argument("arm", choices=ARMS)
     parser.add_argument("--model", type=Path, required=True)

@@ -1,6 +1,7 @@
-"""The closed set of declarative checks: forms of a criterion that code can decide, exactly and for free.
+"""Declarative checks: criteria that code can decide, exactly and for free.
 
-This module is the wire shape only; the service decides them in ``markscheme_server.rules.checks``.
+This module defines their form on the wire. The service decides them in
+`markscheme_server.rules.checks`.
 """
 
 from typing import Annotated, Literal
@@ -14,15 +15,10 @@ from pydantic import (
     model_validator,
 )
 
-
-def _without_nul(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("must not contain the NUL character")
-    return text
-
+from markscheme.text import check_valid
 
 Phrase = Annotated[
-    str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_without_nul)
+    str, StringConstraints(min_length=1, max_length=2000), AfterValidator(check_valid)
 ]
 Phrases = Annotated[list[Phrase], Field(min_length=1, max_length=64)]
 Amount = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -64,7 +60,7 @@ LanguageCode = Literal[
     "vi",
     "zh",
 ]
-"""ISO 639-1."""
+"""ISO 639-1 codes."""
 
 
 class _Check(BaseModel):
@@ -72,7 +68,7 @@ class _Check(BaseModel):
 
 
 class _Range(_Check):
-    """At least ``min`` and at most ``max``; one of them may be open."""
+    """At least `min` and at most `max`; one of them may be open."""
 
     min: Amount | None = None
     max: Amount | None = None
@@ -87,21 +83,24 @@ class _Range(_Check):
 
 
 class MinWords(_Check):
-    """At least ``value`` words."""
+    """At least `value` words."""
 
     kind: Literal["min_words"]
     value: Amount
 
 
 class MaxWords(_Check):
-    """At most ``value`` words."""
+    """At most `value` words."""
 
     kind: Literal["max_words"]
     value: Amount
 
 
 class Count(_Range):
-    """How many of something the response has; with ``per_words`` the bounds hold for each so many words."""
+    """How many of something the response has.
+
+    With `per_words` the bounds apply to each run of that many words.
+    """
 
     kind: Literal["count"]
     of: Literal[
@@ -119,23 +118,23 @@ class Count(_Range):
 
 
 class Occurrences(_Range):
-    """How often ``text`` occurs, case ignored."""
+    """How often `text` occurs, ignoring case."""
 
     kind: Literal["occurrences"]
     text: Phrase
 
 
 class LetterCount(_Range):
-    """How often one letter occurs, case ignored."""
+    """How often one letter occurs, ignoring case."""
 
     kind: Literal["letter_count"]
     letter: Annotated[
-        str, StringConstraints(min_length=1, max_length=1), AfterValidator(_without_nul)
+        str, StringConstraints(min_length=1, max_length=1), AfterValidator(check_valid)
     ]
 
 
 class Contains(_Check):
-    """All (or any) of ``texts`` occur, case ignored."""
+    """All (or any) of `texts` occur, ignoring case."""
 
     kind: Literal["contains"]
     texts: Phrases
@@ -143,21 +142,21 @@ class Contains(_Check):
 
 
 class Excludes(_Check):
-    """None of ``texts`` occurs as a word or phrase, case ignored."""
+    """None of `texts` occurs as a word or phrase, ignoring case."""
 
     kind: Literal["excludes"]
     texts: Phrases
 
 
 class Lowercase(_Check):
-    """At least ``share`` of the letters are lower case."""
+    """At least `share` of the letters are lower case."""
 
     kind: Literal["lowercase"]
     share: Share = 1.0
 
 
 class Uppercase(_Check):
-    """At least ``share`` of the letters are upper case."""
+    """At least `share` of the letters are upper case."""
 
     kind: Literal["uppercase"]
     share: Share = 1.0
@@ -170,40 +169,40 @@ class Quoted(_Check):
 
 
 class Title(_Check):
-    """A title stands in double angular brackets: ``<<title>>``."""
+    """The response has a title in double angular brackets: `<<title>>`."""
 
     kind: Literal["title"]
 
 
 class JsonValid(_Check):
-    """The whole response is one JSON value, a code fence around it allowed."""
+    """The whole response is one JSON value; a code fence around it is allowed."""
 
     kind: Literal["json_valid"]
 
 
 class StartsWith(_Check):
-    """The response begins with ``text``, case and white space around it ignored."""
+    """The response begins with `text`, ignoring case and surrounding white space."""
 
     kind: Literal["starts_with"]
     text: Phrase
 
 
 class EndsWith(_Check):
-    """The response ends with ``text``, case and closing quotation marks ignored."""
+    """The response ends with `text`, ignoring case and closing quotation marks."""
 
     kind: Literal["ends_with"]
     text: Phrase
 
 
 class Postscript(_Check):
-    """A postscript introduced by ``marker`` (P.S. or P.P.S)."""
+    """The response has a postscript introduced by `marker` (P.S. or P.P.S)."""
 
     kind: Literal["postscript"]
     marker: Phrase = "P.S."
 
 
 class Sections(_Check):
-    """At least ``min`` sections, each headed by ``marker`` and a number."""
+    """The response has at least `min` sections, each headed by `marker` and a number."""
 
     kind: Literal["sections"]
     marker: Phrase
@@ -211,7 +210,10 @@ class Sections(_Check):
 
 
 class ParagraphStart(_Check):
-    """Of ``paragraphs`` paragraphs (blank line between), number ``paragraph`` begins with ``word``."""
+    """Paragraph number `paragraph` of exactly `paragraphs` begins with `word`.
+
+    Paragraphs are separated by blank lines.
+    """
 
     kind: Literal["paragraph_start"]
     paragraphs: Annotated[int, Field(ge=1, le=1000)]
@@ -220,41 +222,44 @@ class ParagraphStart(_Check):
 
 
 class OneOf(_Check):
-    """The response contains one of the given options, case counted."""
+    """The response contains one of `options`, case-sensitive."""
 
     kind: Literal["one_of"]
     options: Phrases
 
 
 class Language(_Check):
-    """Most words of the response are in one language, told by script and by common words."""
+    """Most words of the response are in one language, judged by script and common words."""
 
     kind: Literal["language"]
     language: LanguageCode
 
 
 class Regex(_Check):
-    """``pattern`` (RE2: no back-references, no look-around) is found in the response's first 100,000 characters."""
+    """`pattern` is found in the first 100,000 characters of the response.
+
+    The syntax is RE2's: no back-references and no look-around.
+    """
 
     kind: Literal["regex"]
     pattern: Annotated[
-        str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_without_nul)
+        str, StringConstraints(min_length=1, max_length=1000), AfterValidator(check_valid)
     ]
     ignore_case: bool = False
 
 
 class NotEcho(_Check):
-    """At most ``max_share`` of the response's word triples stand in ``text``, the prompt."""
+    """At most `max_share` of the response's word triples occur in `text`, the prompt."""
 
     kind: Literal["not_echo"]
     text: Annotated[
-        str, StringConstraints(min_length=1, max_length=200_000), AfterValidator(_without_nul)
+        str, StringConstraints(min_length=1, max_length=200_000), AfterValidator(check_valid)
     ]
     max_share: Share = 0.5
 
 
 class NoRepetition(_Check):
-    """At most ``max_share`` of the words repeat a word triple that came before."""
+    """At most `max_share` of the words repeat an earlier word triple."""
 
     kind: Literal["no_repetition"]
     max_share: Share = 0.3
@@ -288,7 +293,7 @@ SimpleCheck = Annotated[
 
 
 class AllOf(_Check):
-    """Every member holds: one thing asked, together with what makes a response worth looking at."""
+    """Every member holds, for example a format and what makes a response more than empty."""
 
     kind: Literal["all_of"]
     checks: Annotated[list[SimpleCheck], Field(min_length=1, max_length=16)]

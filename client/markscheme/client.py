@@ -1,4 +1,4 @@
-"""The sync and the async client: the same methods over two transports."""
+"""The synchronous and the asynchronous client: the same methods over two transports."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from markscheme import protocol, requests
 from markscheme.deadline import Deadline
 from markscheme.errors import ConnectionFailed
-from markscheme.exchange import LOSSES_HEADER, Exported, losses_of
+from markscheme.exchange import LOSSES_HEADER, Exported, decode_losses
 from markscheme.protocol import (
     CriterionLike,
     GroupLike,
@@ -36,7 +36,7 @@ from markscheme.schema import (
     TeachResult,
     UsageReport,
 )
-from markscheme.transport import AsyncStampingTransport, StampingTransport
+from markscheme.transport import AsyncDeadlineTransport, DeadlineTransport
 from markscheme.vocabulary import (
     Category,
     ExchangeFormat,
@@ -50,14 +50,40 @@ from markscheme.vocabulary import (
 )
 
 OnGroup = Callable[[GroupScore], None]
+DEFAULT_URL = "http://127.0.0.1:8321"
+"""Where `markscheme serve` listens by default."""
 
 
 class Client:
-    """A service at ``base_url``. Safe to share between threads; close it, or use it as a context manager.
+    """A connection to the service at `base_url`.
 
-    ``deadline_s`` is the time for a whole call, retries included: the service is told what is left of it, and
-    :class:`markscheme.errors.DeadlineExceeded` says that there was no answer by then. An answer that goes silent
-    half-way is given up after a minute at most. ``judge`` names one of the service's judges.
+    Safe to share between threads. Close it, or use it as a context manager.
+
+    Methods that ask a judge or a teacher take `deadline_s`, the seconds for the whole call, retries
+    included: the service is told how much is left, and `DeadlineExceeded` is raised if there is no
+    answer by then. Without it a silent connection is given up after a minute. `judge` names one of
+    the service's judges; the default is the service's.
+
+    Every method raises the errors of `markscheme.errors`. Failed connections, 429 and 5xx are
+    retried twice first.
+
+    Args:
+        base_url: Address of the service, such as `http://127.0.0.1:8321`.
+        api_key: Your team's API key; a service without keys needs none.
+
+    Example:
+        with Client("http://127.0.0.1:8321") as client:
+            batch = client.score(
+                [
+                    {
+                        "id": "g1",
+                        "prompt": "Describe a tree without commas.",
+                        "teacher_responses": ["A tall oak stands alone here"],
+                        "rollouts": [{"id": "r1", "text": "A green tree"}],
+                    }
+                ]
+            )
+            print(batch.groups[0].rollouts[0].reward)  # 0 to 1, or None with a reason
     """
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
@@ -66,7 +92,7 @@ class Client:
             base_url=self.base_url,
             headers=protocol.headers(api_key),
             timeout=protocol.TIMEOUT,
-            transport=RetryTransport(StampingTransport()),
+            transport=RetryTransport(DeadlineTransport()),
         )
 
     def induce(
@@ -84,12 +110,24 @@ class Client:
         reuse_scope: ReuseScope | None = None,
         deadline_s: float | None = None,
     ) -> Rubric:
-        """The rubric for a prompt, induced from the responses or reused under ``reuse``.
+        """Return the rubric for a prompt: induced from the responses, or reused.
 
-        ``teacher_model``, ``rubricator``: reuse only induced rubrics that were made from this model's responses, or by
-        a rubricator whose name begins so. ``reuse_scope``: reuse only your team's rubrics (``own``), also those shared
-        with it (``shared``), or also the organisation's; ``None``: as the team's setting says, and without one
-        ``own`` where there is a teacher to go by and a rubric may be induced.
+        Args:
+            prompt: A string or chat messages.
+            student_responses: Rollouts to contrast, 1 to 256.
+            teacher_responses: Responses to contrast them with; default: the teacher bank's.
+            reuse: `always_new` induces unless these very responses were contrasted before;
+                `if_fresh` reuses a rubric while it still separates rollouts; `frozen` never
+                induces.
+            tags: Tags of a new rubric.
+            judge: The judge that writes it.
+            teacher_model: Reuse only rubrics contrasted with responses of this model.
+            rubricator: Reuse only rubrics whose rubricator's name begins with this.
+            thinking: What is read of a rollout; see `score`.
+            reuse_scope: Reuse rubrics of your team (`own`), also those shared with it
+                (`shared`), or also the organisation's. Default: the team's setting; without
+                one, `own` where there are teacher responses.
+            deadline_s: Seconds for the whole call.
         """
         deadline = Deadline.after(deadline_s)
         call = requests.induce(
@@ -104,17 +142,23 @@ class Client:
             thinking,
             reuse_scope,
         )
-        return self._send(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
+        return self._request_model(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     def create_rubric(
         self, prompt: PromptLike, criteria: Sequence[CriterionLike], *, tags: Sequence[str] = ()
     ) -> Rubric:
-        """Store a rubric of your own for a prompt."""
-        return self._send(requests.create_rubric(prompt, criteria, tags), Rubric)
+        """Store a rubric of your own for a prompt.
+
+        Args:
+            prompt: A string or chat messages.
+            criteria: Texts with points; ids are numbered if left out.
+            tags: Up to 32 tags.
+        """
+        return self._request_model(requests.create_rubric(prompt, criteria, tags), Rubric)
 
     def rubric(self, rubric_id: str) -> Rubric:
-        """A rubric by id. Raises :class:`markscheme.errors.NotFound`."""
-        return self._send(requests.rubric(rubric_id), Rubric)
+        """Return a rubric by id. Raises `NotFound`."""
+        return self._request_model(requests.rubric(rubric_id), Rubric)
 
     def fork_rubric(
         self,
@@ -123,8 +167,14 @@ class Client:
         *,
         tags: Sequence[str] | None = None,
     ) -> Rubric:
-        """A new version with these criteria, or a copy of another team's rubric for your own team."""
-        return self._send(requests.fork_rubric(rubric_id, criteria, tags), Rubric)
+        """Store a new version of a rubric, or a copy of another team's.
+
+        Args:
+            rubric_id: The rubric to start from.
+            criteria: The new criteria; default: unchanged.
+            tags: The new tags; default: unchanged.
+        """
+        return self._request_model(requests.fork_rubric(rubric_id, criteria, tags), Rubric)
 
     def change_rubric(
         self,
@@ -135,8 +185,16 @@ class Client:
         tags: Sequence[str] | None = None,
         retired: bool | None = None,
     ) -> Rubric:
-        """Say who sees a rubric of your team, tag it or retire it; ``None`` leaves a thing as it is."""
-        return self._send(
+        """Share, tag or retire a rubric of your team; `None` leaves a field as it is.
+
+        Args:
+            rubric_id: The rubric.
+            visibility: `private` or `organisation`.
+            shared_with: Names of the teams that may see a private rubric.
+            tags: All its tags.
+            retired: Whether groups stop getting it.
+        """
+        return self._request_model(
             requests.change_rubric(rubric_id, visibility, shared_with, tags, retired), Rubric
         )
 
@@ -149,20 +207,32 @@ class Client:
         tags: Sequence[str] = (),
         allow_loss: bool = False,
     ) -> RubricImported:
-        """Store a rubric that is in another format; ``prompt`` for the formats that hold none.
+        """Store a rubric that is in another format.
 
-        What cannot be held is refused (:class:`markscheme.errors.InvalidRequest`) or, with ``allow_loss``, left out
-        and named in ``losses``.
+        Args:
+            content: The parsed JSON of the format.
+            format: `native`, `ropd`, `healthbench`, `rar` or `verifiers`.
+            prompt: The prompt, for formats that hold none.
+            tags: Tags of the rubric.
+            allow_loss: Drop what cannot be held and list it in `losses`; otherwise it raises
+                `InvalidRequest`.
         """
-        return self._send(
+        return self._request_model(
             requests.import_rubric(content, format, prompt, tags, allow_loss), RubricImported
         )
 
     def export_rubric(
         self, rubric_id: str, format: ExchangeFormat = "native", *, allow_loss: bool = False
     ) -> Exported:
-        """A rubric in another format: its ``content``, and the ``losses`` that were allowed."""
-        return _exported(self._ask(requests.export_rubric(rubric_id, format, allow_loss)))
+        """Return a rubric in another format.
+
+        Args:
+            rubric_id: The rubric.
+            format: As in `import_rubric`.
+            allow_loss: Drop what the format cannot hold and list it in `losses`; otherwise it
+                raises `InvalidRequest`.
+        """
+        return _exported(self._request(requests.export_rubric(rubric_id, format, allow_loss)))
 
     def rubrics(
         self,
@@ -181,13 +251,27 @@ class Client:
         limit: int = 20,
         after: str | None = None,
     ) -> RubricList:
-        """A page of the rubrics that your team sees, newest first; all that is given narrows it down.
+        """Return a page of the rubrics that your team may see, newest first.
 
-        ``text``: words of the prompt and the criteria; ``tags``: all of them; ``team``: who made it; ``rubricator``:
-        how its name begins; ``min_quality``: the least :attr:`markscheme.schema.RubricList.quality`, which has to be
-        known.
+        All filters must match.
+
+        Args:
+            prompt: Exact text of the prompt.
+            prompt_key: Its key, for prompts that are chat messages.
+            text: Words of the prompt and the criteria.
+            tags: Tags that the rubric must all have.
+            category: Category of at least one criterion.
+            team: The team that made it.
+            teacher_model: The model whose responses it contrasts.
+            rubricator: Beginning of its rubricator's name.
+            origin: `induced`, `imported` or `forked`.
+            min_quality: Minimum `RubricList.quality`, 0 to 1; rubrics that never scored a group
+                have none.
+            retired: Only retired ones, or only others.
+            limit: Page size, 1 to 100.
+            after: Id of the last rubric of the previous page.
         """
-        return self._send(
+        return self._request_model(
             requests.rubrics(
                 prompt=prompt,
                 prompt_key=prompt_key,
@@ -207,24 +291,32 @@ class Client:
         )
 
     def lineage(self, rubric_id: str) -> Lineage:
-        """What a rubric was made from, what was made from it, and what came of training on it."""
-        return self._send(requests.lineage(rubric_id), Lineage)
+        """Return what a rubric was made from, and what it led to."""
+        return self._request_model(requests.lineage(rubric_id), Lineage)
 
     def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
-        """Put teacher responses into the bank: prompts with their responses. What it holds already is left alone."""
-        return self._send(requests.save_teacher_responses(entries), TeacherBankChange)
+        """Store responses in the teacher bank; those it holds already are left alone."""
+        return self._request_model(requests.save_teacher_responses(entries), TeacherBankChange)
 
     def teacher_responses(
         self, prompt: str | None = None, *, prompt_key: str | None = None
     ) -> TeacherResponseList:
-        """What the bank holds for a prompt, given by its text or its key."""
-        return self._send(requests.teacher_responses(prompt, prompt_key), TeacherResponseList)
+        """Return the bank's responses to a prompt, given by its text or its key."""
+        return self._request_model(
+            requests.teacher_responses(prompt, prompt_key), TeacherResponseList
+        )
 
     def teach(
         self, prompt: PromptLike, count: int = 1, *, deadline_s: float | None = None
     ) -> TeachResult:
-        """Have the service ask its teacher until the bank holds ``count`` responses to the prompt."""
-        return self._send(
+        """Have the service sample its teacher until the bank holds `count` responses.
+
+        Args:
+            prompt: A string or chat messages.
+            count: Responses that the bank should hold, 1 to 16.
+            deadline_s: Seconds for the whole call.
+        """
+        return self._request_model(
             requests.teach(prompt, count),
             TeachResult,
             protocol.INDUCE_TIMEOUT,
@@ -248,12 +340,24 @@ class Client:
         reuse_scope: ReuseScope | None = None,
         deadline_s: float | None = None,
     ) -> ScoreBatch:
-        """Score a batch; ``on_group`` hears of each group as it is done. An unknown reward is ``None``.
+        """Score groups of rollouts. A reward that is not known is `None`, with a reason.
 
-        ``ask_teacher``: how many responses the service asks its teacher for where a new rubric has none to go by.
-        ``teacher_model``, ``rubricator``, ``reuse_scope``: see :meth:`induce`. ``thinking``: ``strip`` when the chat
-        template opens the student's thought, so that rollouts begin inside it; ``auto`` cuts off a thought that a
-        rollout opens itself; ``keep`` has all of it judged.
+        Args:
+            groups: Prompts with their rollouts; ids are yours.
+            reuse: Which rubrics may be reused; see `induce`.
+            verify: `rollout` judges each rollout alone, `group` all of a group in one call.
+            score_teachers: Also score the teacher responses.
+            ask_teacher: Responses to sample from the service's teacher where a new rubric has
+                none, 0 to 16.
+            run: Training run and step; a re-sent step gets the same rubrics.
+            on_group: Called with each group as soon as it is scored.
+            judge: The judge to ask.
+            teacher_model: See `induce`.
+            rubricator: See `induce`.
+            thinking: What is judged of a rollout. `auto` drops a thought that the rollout opens
+                itself, `strip` one that the chat template opened, `keep` nothing.
+            reuse_scope: See `induce`.
+            deadline_s: Seconds for the whole call.
         """
         deadline = Deadline.after(deadline_s)
         call, order = requests.score(
@@ -269,9 +373,10 @@ class Client:
             thinking,
             reuse_scope,
         )
+        # NDJSON: groups arrive as they are judged, with heartbeats while nothing is ready.
         reader = protocol.BatchReader(order, deadline)
         with (
-            self._reaching(deadline),
+            self._translated_errors(deadline),
             self._http.stream(
                 call.method,
                 call.path,
@@ -283,7 +388,7 @@ class Client:
             if not response.is_success:
                 response.read()
                 protocol.raise_for_status(response)
-            for line in protocol.answer_lines(response.iter_bytes()):
+            for line in protocol.response_lines(response.iter_bytes()):
                 group = reader.line(line)
                 if group is not None and on_group is not None:
                     on_group(group)
@@ -297,26 +402,35 @@ class Client:
         until: date | None = None,
         team: str | None = None,
     ) -> UsageReport:
-        """What judging cost and what re-use saved, up to the day before ``until`` (UTC). A key with the scope
-        ``admin`` sees every team's, or that of ``team``."""
-        return self._send(requests.usage(group_by, since, until, team), UsageReport)
+        """Return what judging cost and what re-use saved.
 
-    def _send(
+        A key with the scope `admin` sees every team's usage, others their own.
+
+        Args:
+            group_by: Keys of the sums: `team`, `run`, `rubric`, `role`, `judge`, `day`,
+                `month`.
+            since: First day (UTC).
+            until: Day after the last one (UTC).
+            team: One team's usage only.
+        """
+        return self._request_model(requests.usage(group_by, since, until, team), UsageReport)
+
+    def _request_model(
         self,
         call: protocol.Call,
         model: type[Model],
         timeout: httpx.Timeout = protocol.TIMEOUT,
         deadline: Deadline | None = None,
     ) -> Model:
-        return protocol.read(self._ask(call, timeout, deadline), model)
+        return protocol.read(self._request(call, timeout, deadline), model)
 
-    def _ask(
+    def _request(
         self,
         call: protocol.Call,
         timeout: httpx.Timeout = protocol.TIMEOUT,
         deadline: Deadline | None = None,
     ) -> httpx.Response:
-        with self._reaching(deadline):
+        with self._translated_errors(deadline):
             return self._http.request(
                 call.method,
                 call.path,
@@ -328,14 +442,14 @@ class Client:
             )
 
     @contextmanager
-    def _reaching(self, deadline: Deadline | None) -> Iterator[None]:
+    def _translated_errors(self, deadline: Deadline | None) -> Iterator[None]:
         try:
             yield
         except httpx.RequestError as error:
-            raise protocol.unanswered(self.base_url, error, deadline) from error
+            raise protocol.connection_error(self.base_url, error, deadline) from error
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close all connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -351,7 +465,7 @@ class Client:
 
 
 class AsyncClient:
-    """:class:`Client` for code that awaits; works inside a running event loop."""
+    """`Client` for asyncio: the same methods, awaited."""
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
         self.base_url = base_url.rstrip("/")
@@ -359,7 +473,7 @@ class AsyncClient:
             base_url=self.base_url,
             headers=protocol.headers(api_key),
             timeout=protocol.TIMEOUT,
-            transport=RetryTransport(AsyncStampingTransport()),
+            transport=RetryTransport(AsyncDeadlineTransport()),
         )
 
     async def induce(
@@ -377,7 +491,7 @@ class AsyncClient:
         reuse_scope: ReuseScope | None = None,
         deadline_s: float | None = None,
     ) -> Rubric:
-        """See :meth:`Client.induce`."""
+        """Return the rubric for a prompt; see `Client.induce`."""
         deadline = Deadline.after(deadline_s)
         call = requests.induce(
             prompt,
@@ -391,17 +505,17 @@ class AsyncClient:
             thinking,
             reuse_scope,
         )
-        return await self._send(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
+        return await self._request_model(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     async def create_rubric(
         self, prompt: PromptLike, criteria: Sequence[CriterionLike], *, tags: Sequence[str] = ()
     ) -> Rubric:
-        """See :meth:`Client.create_rubric`."""
-        return await self._send(requests.create_rubric(prompt, criteria, tags), Rubric)
+        """Store a rubric of your own; see `Client.create_rubric`."""
+        return await self._request_model(requests.create_rubric(prompt, criteria, tags), Rubric)
 
     async def rubric(self, rubric_id: str) -> Rubric:
-        """See :meth:`Client.rubric`."""
-        return await self._send(requests.rubric(rubric_id), Rubric)
+        """Return a rubric by id; see `Client.rubric`."""
+        return await self._request_model(requests.rubric(rubric_id), Rubric)
 
     async def fork_rubric(
         self,
@@ -410,8 +524,8 @@ class AsyncClient:
         *,
         tags: Sequence[str] | None = None,
     ) -> Rubric:
-        """See :meth:`Client.fork_rubric`."""
-        return await self._send(requests.fork_rubric(rubric_id, criteria, tags), Rubric)
+        """Store a new version of a rubric; see `Client.fork_rubric`."""
+        return await self._request_model(requests.fork_rubric(rubric_id, criteria, tags), Rubric)
 
     async def change_rubric(
         self,
@@ -422,8 +536,8 @@ class AsyncClient:
         tags: Sequence[str] | None = None,
         retired: bool | None = None,
     ) -> Rubric:
-        """See :meth:`Client.change_rubric`."""
-        return await self._send(
+        """Share, tag or retire a rubric; see `Client.change_rubric`."""
+        return await self._request_model(
             requests.change_rubric(rubric_id, visibility, shared_with, tags, retired), Rubric
         )
 
@@ -436,16 +550,16 @@ class AsyncClient:
         tags: Sequence[str] = (),
         allow_loss: bool = False,
     ) -> RubricImported:
-        """See :meth:`Client.import_rubric`."""
-        return await self._send(
+        """Store a rubric that is in another format; see `Client.import_rubric`."""
+        return await self._request_model(
             requests.import_rubric(content, format, prompt, tags, allow_loss), RubricImported
         )
 
     async def export_rubric(
         self, rubric_id: str, format: ExchangeFormat = "native", *, allow_loss: bool = False
     ) -> Exported:
-        """See :meth:`Client.export_rubric`."""
-        return _exported(await self._ask(requests.export_rubric(rubric_id, format, allow_loss)))
+        """Return a rubric in another format; see `Client.export_rubric`."""
+        return _exported(await self._request(requests.export_rubric(rubric_id, format, allow_loss)))
 
     async def rubrics(
         self,
@@ -464,8 +578,8 @@ class AsyncClient:
         limit: int = 20,
         after: str | None = None,
     ) -> RubricList:
-        """See :meth:`Client.rubrics`."""
-        return await self._send(
+        """Return a page of rubrics; see `Client.rubrics`."""
+        return await self._request_model(
             requests.rubrics(
                 prompt=prompt,
                 prompt_key=prompt_key,
@@ -485,24 +599,28 @@ class AsyncClient:
         )
 
     async def lineage(self, rubric_id: str) -> Lineage:
-        """See :meth:`Client.lineage`."""
-        return await self._send(requests.lineage(rubric_id), Lineage)
+        """Return the lineage of a rubric; see `Client.lineage`."""
+        return await self._request_model(requests.lineage(rubric_id), Lineage)
 
     async def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
-        """See :meth:`Client.save_teacher_responses`."""
-        return await self._send(requests.save_teacher_responses(entries), TeacherBankChange)
+        """Store teacher responses; see `Client.save_teacher_responses`."""
+        return await self._request_model(
+            requests.save_teacher_responses(entries), TeacherBankChange
+        )
 
     async def teacher_responses(
         self, prompt: str | None = None, *, prompt_key: str | None = None
     ) -> TeacherResponseList:
-        """See :meth:`Client.teacher_responses`."""
-        return await self._send(requests.teacher_responses(prompt, prompt_key), TeacherResponseList)
+        """Return the bank's responses to a prompt; see `Client.teacher_responses`."""
+        return await self._request_model(
+            requests.teacher_responses(prompt, prompt_key), TeacherResponseList
+        )
 
     async def teach(
         self, prompt: PromptLike, count: int = 1, *, deadline_s: float | None = None
     ) -> TeachResult:
-        """See :meth:`Client.teach`."""
-        return await self._send(
+        """Have the service sample its teacher; see `Client.teach`."""
+        return await self._request_model(
             requests.teach(prompt, count),
             TeachResult,
             protocol.INDUCE_TIMEOUT,
@@ -526,7 +644,7 @@ class AsyncClient:
         reuse_scope: ReuseScope | None = None,
         deadline_s: float | None = None,
     ) -> ScoreBatch:
-        """See :meth:`Client.score`."""
+        """Score groups of rollouts; see `Client.score`."""
         deadline = Deadline.after(deadline_s)
         call, order = requests.score(
             groups,
@@ -543,7 +661,7 @@ class AsyncClient:
         )
         reader = protocol.BatchReader(order, deadline)
         async with (
-            self._reaching(deadline),
+            self._translated_errors(deadline),
             self._http.stream(
                 call.method,
                 call.path,
@@ -555,7 +673,7 @@ class AsyncClient:
             if not response.is_success:
                 await response.aread()
                 protocol.raise_for_status(response)
-            async for line in protocol.answer_lines_async(response.aiter_bytes()):
+            async for line in protocol.response_lines_async(response.aiter_bytes()):
                 group = reader.line(line)
                 if group is not None and on_group is not None:
                     on_group(group)
@@ -569,25 +687,25 @@ class AsyncClient:
         until: date | None = None,
         team: str | None = None,
     ) -> UsageReport:
-        """See :meth:`Client.usage`."""
-        return await self._send(requests.usage(group_by, since, until, team), UsageReport)
+        """Return what judging cost; see `Client.usage`."""
+        return await self._request_model(requests.usage(group_by, since, until, team), UsageReport)
 
-    async def _send(
+    async def _request_model(
         self,
         call: protocol.Call,
         model: type[Model],
         timeout: httpx.Timeout = protocol.TIMEOUT,
         deadline: Deadline | None = None,
     ) -> Model:
-        return protocol.read(await self._ask(call, timeout, deadline), model)
+        return protocol.read(await self._request(call, timeout, deadline), model)
 
-    async def _ask(
+    async def _request(
         self,
         call: protocol.Call,
         timeout: httpx.Timeout = protocol.TIMEOUT,
         deadline: Deadline | None = None,
     ) -> httpx.Response:
-        async with self._reaching(deadline):
+        async with self._translated_errors(deadline):
             return await self._http.request(
                 call.method,
                 call.path,
@@ -599,19 +717,21 @@ class AsyncClient:
             )
 
     @asynccontextmanager
-    async def _reaching(self, deadline: Deadline | None) -> AsyncIterator[None]:
+    async def _translated_errors(self, deadline: Deadline | None) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(deadline.left_s if deadline is not None else None) as limit:
+            async with asyncio.timeout(
+                deadline.remaining_s if deadline is not None else None
+            ) as limit:
                 yield
         except httpx.RequestError as error:
-            raise protocol.unanswered(self.base_url, error, deadline) from error
+            raise protocol.connection_error(self.base_url, error, deadline) from error
         except TimeoutError as error:
             if deadline is None or not limit.expired():
-                raise  # somebody else's, or ours already
+                raise  # a timeout of the caller's own, or one that is translated already
             raise deadline.exceeded() from error
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close all connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -627,7 +747,7 @@ class AsyncClient:
 
 
 def _exported(response: httpx.Response) -> Exported:
-    """An export, which is a foreign format's JSON and no model of ours."""
+    """Return an export: JSON of a foreign format, not one of our models."""
     protocol.raise_for_status(response)
     try:
         content = from_json(response.content, allow_inf_nan=False)
@@ -635,4 +755,4 @@ def _exported(response: httpx.Response) -> Exported:
         raise ConnectionFailed(
             "the answer is not JSON: is this a Markscheme service of this version?"
         ) from error
-    return Exported(content, losses_of(response.headers.get(LOSSES_HEADER, "")))
+    return Exported(content, decode_losses(response.headers.get(LOSSES_HEADER, "")))

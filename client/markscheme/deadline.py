@@ -1,6 +1,7 @@
-"""One deadline for a whole call: its attempts, the pauses between them and the reading of the answer.
+"""One deadline for a whole call: its attempts, the pauses between them and reading the answer.
 
-The service is told what is left at each attempt, so that it stops when nobody waits any more. No I/O here.
+Each attempt tells the service how much time is left, so that it stops when nobody waits any more.
+No I/O here.
 """
 
 import math
@@ -14,21 +15,30 @@ from markscheme.errors import DeadlineExceeded
 
 HEADER = "X-Deadline-Ms"
 EXTENSION = "markscheme.deadline"
-"""Where a request carries its deadline down to the transport."""
+"""The httpx request extension that carries the deadline to the transport."""
 
 
 @dataclass(slots=True)
 class Deadline:
-    """``total_s`` as the caller gave it, and when that is over on the monotonic clock. ``said``: the message of the
-    service's last answer that was none."""
+    """The time limit of one call.
+
+    Attributes:
+        total_s: Seconds that the caller allowed.
+        at: When they are over, on the monotonic clock.
+        last_message: Message of the service's last error answer, for the error that ends the
+            call.
+    """
 
     total_s: float
     at: float
-    said: str = ""
+    last_message: str = ""
 
     @classmethod
     def after(cls, seconds: float | None) -> Self | None:
-        """A deadline from now on; ``None`` has none."""
+        """Return a deadline that starts now, or `None` for no limit.
+
+        Raises `ValueError` unless `seconds` is finite and positive.
+        """
         if seconds is None:
             return None
         if not (math.isfinite(seconds) and seconds > 0):
@@ -36,35 +46,37 @@ class Deadline:
         return cls(seconds, time.monotonic() + seconds)
 
     @property
-    def left_s(self) -> float:
-        """Seconds to go; below 0 when it has passed."""
+    def remaining_s(self) -> float:
+        """Seconds left; negative once the deadline has passed."""
         return self.at - time.monotonic()
 
     def check(self) -> None:
-        """Raise :class:`DeadlineExceeded` when it has passed."""
-        if self.left_s <= 0:
+        """Raise `DeadlineExceeded` if the deadline has passed."""
+        if self.remaining_s <= 0:
             raise self.exceeded()
 
     def exceeded(self, why: str = "the service did not answer") -> DeadlineExceeded:
-        """The error for a call that did not make it."""
-        said = f" (it said: {self.said})" if self.said else ""
+        """Return the error for a call that ran out of time."""
+        last_message = f" (it said: {self.last_message})" if self.last_message else ""
         return DeadlineExceeded(
-            f"{why} within the {self.total_s:g} s that the call was given{said}; "
+            f"{why} within the {self.total_s:g} s that the call was given{last_message}; "
             "what the service has finished is stored: send it again with more time"
         )
 
     def stamp(self, request: httpx.Request) -> None:
-        """Put what is left on one attempt: in its header and in its timeouts. Raises :class:`DeadlineExceeded`.
+        """Put the remaining time on one attempt: a header and its timeouts.
 
-        The service is told a little less than that, so that the answer it gives at its deadline, with what was
-        judged by then, still arrives within ours.
+        The header states a little less than what is left, so that the answer which the service
+        gives at its deadline, with everything judged by then, still arrives before ours. Raises
+        `DeadlineExceeded`.
         """
-        left_s = self.left_s
-        told_ms = int((left_s - min(2.0, max(0.05, left_s * 0.05))) * 1000)
-        if told_ms < 1:
+        remaining_s = self.remaining_s
+        # 5 % of what is left, between 50 ms and 2 s, is for the way back.
+        header_ms = int((remaining_s - min(2.0, max(0.05, remaining_s * 0.05))) * 1000)
+        if header_ms < 1:
             raise self.exceeded()
-        request.headers[HEADER] = str(told_ms)
+        request.headers[HEADER] = str(header_ms)
         request.extensions["timeout"] = {
-            name: left_s if limit is None else min(limit, left_s)
+            name: remaining_s if limit is None else min(limit, remaining_s)
             for name, limit in request.extensions.get("timeout", {}).items()
         }

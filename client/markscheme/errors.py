@@ -1,29 +1,30 @@
-"""What can go wrong between a caller and the service.
+"""The errors that a client call can raise.
 
     MarkschemeError
-    ├── ConnectionFailed          the service was not reached, or the answer broke off
-    │   ├── AnswerUnreadable      the answer is not what a Markscheme service of this version says
-    │   └── DeadlineExceeded      no answer within the call's deadline_s; a TimeoutError too
-    └── StatusError               the service answered, but not with success (status, code, request_id)
+    ├── ConnectionFailed          the service was not reached, or its answer broke off
+    │   ├── AnswerUnreadable      the answer is not what a Markscheme service of this version sends
+    │   └── DeadlineExceeded      no answer within the call's deadline_s; also a TimeoutError
+    └── StatusError               the service answered with an error (status, code, request_id)
         ├── InvalidRequest        400, 413, 415, 422
-        ├── InsufficientQuota     402: a hard budget is reached
+        ├── InsufficientQuota     402: a hard budget is spent
         ├── AuthenticationFailed  401, 403
         ├── NotFound              404
-        ├── Conflict              409; after the retries when the same call is still running
-        ├── JudgeReplyUnreadable  502 with the code judge_reply: not retried, each try is paid for
-        └── ServiceUnavailable    429 and other 5xx, after the retries
+        ├── Conflict              409; after retries, while the same call is still running
+        ├── JudgeReplyUnreadable  502 with code judge_reply; not retried, since each try is paid for
+        └── ServiceUnavailable    429 and other 5xx, after retries
 
-A rollout that could not be scored is none of these: it is an answer with ``reward=None`` and a reason.
+A rollout that could not be scored raises none of these: it is an answer with `reward=None` and a
+reason.
 """
 
 from typing import Any
 
 JUDGE_REPLY = "judge_reply"
-"""The code of a judge's reply that could not be read; its status, 502, is a broken proxy's too."""
+"""Error code of a judge reply that could not be read. Its status, 502, is a broken proxy's too."""
 
 
 class MarkschemeError(Exception):
-    """Base of all errors of the SDK."""
+    """Base class of all errors of the SDK."""
 
 
 class ConnectionFailed(MarkschemeError):
@@ -31,15 +32,22 @@ class ConnectionFailed(MarkschemeError):
 
 
 class AnswerUnreadable(ConnectionFailed):
-    """What came is not what a Markscheme service of this version says; asking again rarely helps."""
+    """The answer is not what a Markscheme service of this version sends; a retry rarely helps."""
 
 
 class DeadlineExceeded(ConnectionFailed, TimeoutError):
-    """The call's deadline passed before there was an answer, or would pass before another try."""
+    """The deadline passed before an answer came, or would pass before the next attempt."""
 
 
 class StatusError(MarkschemeError):
-    """An answer other than success."""
+    """The service answered with an error.
+
+    Attributes:
+        message: The service's message.
+        status: HTTP status.
+        code: The service's error code, such as `rate_limited`, if it gave one.
+        request_id: The id to quote when reporting the error, if there is one.
+    """
 
     def __init__(
         self, message: str, *, status: int, code: str | None = None, request_id: str | None = None
@@ -53,11 +61,13 @@ class StatusError(MarkschemeError):
         self.request_id = request_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors travel between the processes of a training run."""
-        return _remade, (type(self), str(self), vars(self))
+        """Support pickling: errors travel between the processes of a training run."""
+        return _restore_error, (type(self), str(self), vars(self))
 
 
-def _remade(kind: type["StatusError"], message: str, values: dict[str, Any]) -> "StatusError":
+def _restore_error(
+    kind: type["StatusError"], message: str, values: dict[str, Any]
+) -> "StatusError":
     error = kind.__new__(kind)
     error.args = (message,)
     vars(error).update(values)
@@ -65,27 +75,27 @@ def _remade(kind: type["StatusError"], message: str, values: dict[str, Any]) -> 
 
 
 class InvalidRequest(StatusError):
-    """The request cannot be done as sent; sending it again will not help."""
+    """The request is not valid; sending it again will not help."""
 
 
 class InsufficientQuota(StatusError):
-    """A hard budget is reached; the same call will not do until it is raised or its next window begins."""
+    """A hard budget is spent; the call works again once it is raised or its next window begins."""
 
 
 class AuthenticationFailed(StatusError):
-    """The key is missing or wrong."""
+    """The key is missing or wrong (401), or lacks the scope for this call (403)."""
 
 
 class NotFound(StatusError):
-    """What was asked for is not there."""
+    """There is nothing under this id, or the caller's team may not see it."""
 
 
 class Conflict(StatusError):
-    """The request contradicts what is there."""
+    """The request contradicts the current state."""
 
 
 class JudgeReplyUnreadable(StatusError):
-    """The judge answered, but not with what it was asked for. Another try is another paid call."""
+    """The judge's reply could not be read. Another try is another paid call."""
 
 
 class ServiceUnavailable(StatusError):
@@ -93,7 +103,7 @@ class ServiceUnavailable(StatusError):
 
 
 def error_class(status: int, code: str | None = None) -> type[StatusError]:
-    """The class for a status, and for a code where the status alone does not say it."""
+    """Return the error class for a status, and for a code where the status is ambiguous."""
     if (status, code) == (502, JUDGE_REPLY):
         return JudgeReplyUnreadable
     if status == 402:

@@ -1,4 +1,4 @@
-"""Chat messages as data sets and chat templates have them, made the service's plain messages."""
+"""Convert the chat messages of data sets and chat templates into the service's plain messages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -7,71 +7,72 @@ from markscheme.vocabulary import Role
 
 ROLES: tuple[Role, ...] = get_args(Role)
 _OTHER_NAMES: dict[str, Role] = {"developer": "system", "function": "tool"}
-"""What newer and older APIs call our roles."""
+"""Names that newer and older APIs use for our roles."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class MessageError(ValueError):
-    """A message that cannot be told as text; the error names its place."""
+    """A message that has no plain-text form; the message says where."""
 
 
-def text_of(content: object, place: str = "content") -> str:
-    """The text of a message's content: a text, parts of text, or nothing.
+def text_of(content: object, location: str = "content") -> str:
+    """Return the text of a message's content: a string, text parts, or nothing.
 
-    Raises :class:`MessageError` for a part that is no text, such as an image: it is never left out.
+    Raises `MessageError` for a part that is not text, such as an image: it is never dropped
+    silently.
     """
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     if isinstance(content, Mapping):
-        return _part(content, place)
+        return _part(content, location)
     if isinstance(content, Sequence) and not isinstance(content, bytes | bytearray):
-        return "".join(_part(part, f"{place}[{number}]") for number, part in enumerate(content))
-    raise MessageError(f"{place}: must be a text or a list of text parts, not {_kind(content)}")
+        return "".join(_part(part, f"{location}[{number}]") for number, part in enumerate(content))
+    raise MessageError(f"{location}: must be a text or a list of text parts, not {_kind(content)}")
 
 
-def role_of(message: object, place: str) -> str:
-    """What a message calls the role of its author. Raises :class:`MessageError`."""
+def role_of(message: object, location: str) -> str:
+    """Return the role that a message states. Raises `MessageError`."""
     if not isinstance(message, Mapping):
         raise MessageError(
-            f"{place}: must be a message with role and content, not {_kind(message)}"
+            f"{location}: must be a message with role and content, not {_kind(message)}"
         )
     role = message.get("role")
     if not isinstance(role, str):
         raise MessageError(
-            f"{place}.role: "
+            f"{location}.role: "
             + ("is missing" if role is None else f"must be a text, not {_kind(role)}")
         )
     return role
 
 
-def plain_message(message: object, place: str) -> dict[str, str]:
-    """Role and text of a message. Tool calls and what else it holds stay out.
+def plain_message(message: object, location: str) -> dict[str, str]:
+    """Return role and text of a message, without tool calls and other fields.
 
-    Raises :class:`MessageError`.
+    Raises `MessageError`.
     """
-    said = role_of(message, place)
+    role_name = role_of(message, location)
     assert isinstance(message, Mapping)
-    role = _OTHER_NAMES.get(said, said)
+    role = _OTHER_NAMES.get(role_name, role_name)
     if role not in ROLES:
         raise MessageError(
-            f"{place}.role: {said!r} is none of {', '.join([*ROLES, *_OTHER_NAMES])}"
+            f"{location}.role: {role_name!r} is none of {', '.join([*ROLES, *_OTHER_NAMES])}"
         )
-    return {"role": role, "content": text_of(message.get("content"), f"{place}.content")}
+    return {"role": role, "content": text_of(message.get("content"), f"{location}.content")}
 
 
-def plain_prompt(prompt: Any, place: str = "prompt") -> Any:
-    """A prompt of a file with its messages made plain; what is no list of them is left as it is.
+def plain_prompt(prompt: Any, location: str = "prompt") -> Any:
+    """Return a prompt of a file with plain messages; anything but a list of messages is unchanged.
 
-    Columns that are empty are passed over. What would be lost is refused: tool calls, names and the
-    like, and a message without content. Raises :class:`MessageError`.
+    Empty columns are ignored. What would be lost is refused: tool calls, names and the like, and a
+    message without content. Raises `MessageError`.
     """
     if not isinstance(prompt, list):
         return prompt
     plain = []
     for number, message in enumerate(prompt):
-        here = f"{place}[{number}]"
+        here = f"{location}[{number}]"
         plain.append(plain_message(message, here))
         for name, value in message.items():
             if name not in ("role", "content") and not _empty(value):
@@ -84,11 +85,12 @@ def plain_prompt(prompt: Any, place: str = "prompt") -> Any:
     return plain
 
 
-def _part(part: object, place: str) -> str:
+def _part(part: object, location: str) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
-        raise MessageError(f"{place}: must be a part with type and text, not {_kind(part)}")
+        raise MessageError(f"{location}: must be a part with type and text, not {_kind(part)}")
+    # A part that is not text must raise: dropping an image would change what is judged.
     kind, text = part.get("type"), part.get("text")
     other = [
         str(name)
@@ -97,20 +99,21 @@ def _part(part: object, place: str) -> str:
     ]
     if kind is None and (other or text is None):
         raise MessageError(
-            f"{place}: a part without a type ({', '.join(other) or 'empty'}); only text can be used"
+            f"{location}: a part without a type ({', '.join(other) or 'empty'}); only text can be "
+            "used"
         )
     if kind is not None and kind not in _TEXT_PARTS:
-        raise MessageError(f"{place}: a part of type {kind!r}; only text can be used")
+        raise MessageError(f"{location}: a part of type {kind!r}; only text can be used")
     if not isinstance(text, str):
         raise MessageError(
-            f"{place}.text: "
+            f"{location}.text: "
             + ("is missing" if text is None else f"must be a text, not {_kind(text)}")
         )
     return text
 
 
 def _empty(value: object) -> bool:
-    """Whether a column holds nothing: tables fill up what a row has not."""
+    """Return whether a column holds nothing: tables pad rows with empty values."""
     if isinstance(value, Mapping):
         return all(_empty(each) for each in value.values())
     if isinstance(value, list | tuple):

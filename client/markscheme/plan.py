@@ -1,7 +1,7 @@
 """The size of a training run, from which the cost of its judge calls is estimated.
 
-`markscheme train --plan` prints it as JSON and `markscheme doctor --train` reads it, so that neither
-side imports the other.
+`markscheme train --plan` prints it as JSON and `markscheme doctor --train` reads it, so that
+neither side imports the other.
 """
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,4 +34,5 @@ class TrainingPlan(BaseModel):
 
     @property
     def rollouts(self) -> int:
+        """Rollouts of the whole run."""
         return self.groups * self.rollouts_per_group

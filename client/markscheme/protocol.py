@@ -1,4 +1,4 @@
-"""The SDK's one core: what to send and how to read what comes back. No I/O; both clients stand on it."""
+"""The core of both clients: what to send and how to read the answer. No I/O."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from markscheme.deadline import EXTENSION, Deadline
 from markscheme.errors import AnswerUnreadable, ConnectionFailed, StatusError, error_class
-from markscheme.lines import BLANK, LineError, split_lines, split_lines_async
+from markscheme.jsonl import WHITESPACE, LineError, split_lines, split_lines_async
 from markscheme.schema import (
     Criterion,
     ErrorBody,
@@ -22,15 +22,17 @@ from markscheme.schema import (
     StudentResponse,
     TeacherEntry,
 )
-from markscheme.text import visible
+from markscheme.text import replace_invalid
 
+UNAUTHORIZED = 401
 NDJSON = "application/x-ndjson"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 TIMEOUT = httpx.Timeout(connect=5.0, read=60.0, write=60.0, pool=60.0)
-"""Read: between two pieces of an answer. A long batch sends heartbeats well within it."""
+"""Seconds. `read` is between two chunks of an answer; a long batch sends heartbeats well within it.
+"""
 INDUCE_TIMEOUT = httpx.Timeout(connect=5.0, read=630.0, write=60.0, pool=60.0)
-LONGEST_WAIT_S = 65.0
-"""All the waiting between the attempts of a call: a limit by the minute has room again within 61 s."""
+MAX_RETRY_WAIT_S = 65.0
+"""Total wait between the attempts of a call: a per-minute limit has room again within 61 s."""
 
 PromptLike = str | Sequence[Message | dict[str, str]]
 CriterionLike = Criterion | dict[str, Any]
@@ -40,71 +42,87 @@ TeacherLike = TeacherEntry | dict[str, Any]
 Param = str | float | Sequence[str]
 
 Model = TypeVar("Model", bound=BaseModel)
-_FOREIGN = "is this a Markscheme service of this version?"
-_BROKE_OFF = "the answer broke off; send the batch again: what was judged is stored"
+_NOT_MARKSCHEME = "is this a Markscheme service of this version?"
+_KEY_HINT = "pass api_key to the client, or set MARKSCHEME_API_KEY for the commands"
+_INCOMPLETE = "the answer broke off; send the batch again: what was judged is stored"
 
 
-class BoundedRetry(Retry):
-    """Retries that never wait past the call's deadline: better to hear at once that there is no time left."""
+class DeadlineRetry(Retry):
+    """Retries that never wait past the call's deadline: failing at once is better."""
 
     deadline: Deadline | None = None
 
     def increment(self) -> Self:
+        """Return the policy for the next attempt, with the same deadline."""
         following = super().increment()
         assert isinstance(following, type(self))
         following.deadline = self.deadline
         return following
 
     def parse_retry_after(self, retry_after: str) -> float:
-        return self._in_time(super().parse_retry_after(retry_after), "the service could not answer")
+        """Return the seconds of a `Retry-After` header. Raises `DeadlineExceeded`."""
+        return self._check_wait(
+            super().parse_retry_after(retry_after), "the service could not answer"
+        )
 
     def backoff_strategy(self) -> float:
-        return self._in_time(super().backoff_strategy(), "the service did not answer")
+        """Return the seconds before the next attempt. Raises `DeadlineExceeded`."""
+        return self._check_wait(super().backoff_strategy(), "the service did not answer")
 
-    def _in_time(self, pause_s: float, why: str) -> float:
+    def _check_wait(self, pause_s: float, why: str) -> float:
         if (
             self.deadline is not None
-            and min(pause_s, self.max_backoff_wait) >= self.deadline.left_s
+            and min(pause_s, self.max_backoff_wait) >= self.deadline.remaining_s
         ):
             raise self.deadline.exceeded(why)
         return pause_s
 
 
-def retry_policy(*, keyed: bool = False, deadline: Deadline | None = None) -> Retry:
-    """Two more tries for what may pass: no connection, 429 and 5xx gateways; ``Retry-After`` is obeyed, up to what a
-    team whose requests a minute are used up may be told. A judge's reply that could not be read, a 502 too, does not
-    come this far: see :mod:`markscheme.transport`.
+def retry_policy(*, idempotent: bool = False, deadline: Deadline | None = None) -> Retry:
+    """Return the policy of one call: two retries for errors that may pass.
 
-    Every call of this API may be repeated: scoring is answered from what is stored, and what creates something is
-    ``keyed``. Such a call is answered 409 while an attempt that we lost sight of is still at work.
+    These are failed connections, 429 and gateway errors; `Retry-After` is obeyed up to the wait of
+    a team that used up its requests per minute. A judge reply that could not be read, also a 502,
+    does not get here: see `markscheme.transport`.
+
+    Every call of the API can be repeated: scoring is answered from stored verdicts, and calls that
+    create something carry an idempotency key.
+
+    Args:
+        idempotent: Whether the call carries that key; then a 409 means that a lost attempt is
+            still running, and is retried.
+        deadline: The call's deadline.
     """
-    retry = BoundedRetry(
+    retry = DeadlineRetry(
         total=2,
         backoff_factor=0.5,
-        max_backoff_wait=LONGEST_WAIT_S,
-        status_forcelist=[429, 502, 503, 504, *([409] if keyed else [])],
+        max_backoff_wait=MAX_RETRY_WAIT_S,
+        status_forcelist=[429, 502, 503, 504, *([409] if idempotent else [])],
         allowed_methods=["GET", "POST"],
-        total_timeout=LONGEST_WAIT_S,
+        total_timeout=MAX_RETRY_WAIT_S,
     )
     retry.deadline = deadline
     return retry
 
 
 def headers(api_key: str | None) -> dict[str, str]:
-    """The headers of every request."""
+    """Return the headers of every request."""
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
-def sendable(value: Any) -> Any:
-    """The value with NUL and lone surrogates in its texts made visible as U+FFFD: model output may hold them."""
+def to_wire(value: Any) -> Any:
+    """Return the value as plain data, with NUL and lone surrogates in its strings replaced.
+
+    Model output may hold both.
+    """
     if isinstance(value, str):
-        return visible(value)
+        return replace_invalid(value)
     if isinstance(value, BaseModel):
-        return sendable(value.model_dump(exclude_none=True))
+        return to_wire(value.model_dump(exclude_none=True))
     if isinstance(value, dict):
-        return {k: sendable(v) for k, v in value.items()}
+        return {k: to_wire(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [sendable(v) for v in value]
+        return [to_wire(v) for v in value]
     return value
 
 
@@ -119,46 +137,58 @@ class Call:
     headers: dict[str, str] | None = None
 
     def extensions(self, deadline: Deadline | None) -> dict[str, Any]:
-        """What the transports are to know of this call."""
-        keyed = self.headers is not None and IDEMPOTENCY_KEY in self.headers
-        return {"retry": retry_policy(keyed=keyed, deadline=deadline), EXTENSION: deadline}
+        """Return the httpx extensions of this call: its retry policy and its deadline."""
+        idempotent = self.headers is not None and IDEMPOTENCY_KEY in self.headers
+        return {
+            "retry": retry_policy(idempotent=idempotent, deadline=deadline),
+            EXTENSION: deadline,
+        }
 
 
 def read(response: httpx.Response, model: type[Model]) -> Model:
-    """A successful answer as ``model``.
+    """Return a successful answer as `model`.
 
-    Raises the stated error, or :class:`AnswerUnreadable` for a foreign body.
+    Raises the service's error, or `AnswerUnreadable` for a body that is not the service's.
     """
     raise_for_status(response)
     try:
         return model.model_validate_json(response.content, extra="ignore")
     except ValidationError as error:
-        raise AnswerUnreadable(f"the answer is not a {model.__name__}: {_FOREIGN}") from error
+        raise AnswerUnreadable(
+            f"the answer is not a {model.__name__}: {_NOT_MARKSCHEME}"
+        ) from error
 
 
 def raise_for_status(response: httpx.Response) -> None:
-    """Raise the error that the service stated; the body must have been read."""
+    """Raise the service's error, if the answer is one; its body must have been read."""
     if not response.is_success:
-        raise stated_error(response)
+        raise error_from_response(response)
 
 
-def stated_error(response: httpx.Response) -> StatusError:
-    """The error that an answer states, or its status stands for; the body must have been read."""
+def error_from_response(response: httpx.Response) -> StatusError:
+    """Return the error that an answer states, or that its status stands for.
+
+    The body must have been read.
+    """
     status = response.status_code
     try:
         stated = ErrorBody.model_validate_json(response.content, extra="ignore")
     except ValidationError:
-        said = response.reason_phrase or "with an error"
-        return error_class(status)(f"the service answered {said}", status=status)
-    code = stated.error.code
+        reason = response.reason_phrase or "with an error"
+        return error_class(status)(f"the service answered {reason}", status=status)
+    code, message = stated.error.code, stated.error.message
+    if status == UNAUTHORIZED:
+        message += f"; {_KEY_HINT}"
     return error_class(status, code)(
-        stated.error.message, status=status, code=code, request_id=stated.request_id
+        message, status=status, code=code, request_id=stated.request_id
     )
 
 
-def unanswered(base_url: str, error: Exception, deadline: Deadline | None) -> ConnectionFailed:
-    """The error for a service that did not answer, or not in time, with what to do."""
-    if deadline is not None and deadline.left_s <= 0:
+def connection_error(
+    base_url: str, error: Exception, deadline: Deadline | None
+) -> ConnectionFailed:
+    """Return the error for a service that did not answer, or not in time."""
+    if deadline is not None and deadline.remaining_s <= 0:
         return deadline.exceeded()
     return ConnectionFailed(
         f"no answer from the Markscheme service at {base_url} ({type(error).__name__}); "
@@ -166,31 +196,31 @@ def unanswered(base_url: str, error: Exception, deadline: Deadline | None) -> Co
     )
 
 
-def answer_lines(pieces: Iterable[bytes]) -> Iterator[str]:
-    """The lines of a streamed answer. Raises :class:`ConnectionFailed` for what is no text."""
+def response_lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines of a streamed answer. Raises `ConnectionFailed` for what is not text."""
     try:
         yield from split_lines(pieces)
     except LineError as error:
-        raise _unreadable(error) from error
+        raise _line_error(error) from error
 
 
-async def answer_lines_async(pieces: AsyncIterable[bytes]) -> AsyncIterator[str]:
-    """:func:`answer_lines` for code that awaits."""
+async def response_lines_async(pieces: AsyncIterable[bytes]) -> AsyncIterator[str]:
+    """Like `response_lines`, for asyncio."""
     try:
         async for line in split_lines_async(pieces):
             yield line
     except LineError as error:
-        raise _unreadable(error) from error
+        raise _line_error(error) from error
 
 
-def _unreadable(error: LineError) -> ConnectionFailed:
-    if not error.ended:
-        return ConnectionFailed(_BROKE_OFF)
-    return AnswerUnreadable(f"the answer, {error}: {_FOREIGN}")
+def _line_error(error: LineError) -> ConnectionFailed:
+    if not error.complete:
+        return ConnectionFailed(_INCOMPLETE)
+    return AnswerUnreadable(f"the answer, {error}: {_NOT_MARKSCHEME}")
 
 
 class BatchReader:
-    """Puts a streamed score answer together, line by line."""
+    """Assembles a streamed score answer line by line."""
 
     def __init__(self, order: Iterable[str], deadline: Deadline | None = None) -> None:
         self._order, self._deadline = list(order), deadline
@@ -199,18 +229,19 @@ class BatchReader:
         self._lines = 0
 
     def line(self, text: str) -> GroupScore | None:
-        """Take one line; the group, when it is one.
+        """Take one line; return its group, or `None` for a heartbeat or the summary.
 
-        Raises :class:`DeadlineExceeded` when it comes too late, and :class:`ConnectionFailed` for a
-        line that was cut off or is not the service's.
+        Raises `DeadlineExceeded` for a group that comes too late, and `ConnectionFailed` for a line
+        that was cut off or is not the service's.
         """
         self._lines += 1
+        # The service writes "object" first: the kind of a line is known before it is parsed.
         if '"object":"score.summary"' in text[:40]:
             self._summary = self._read(text, ScoreSummary)
             return None
         if self._deadline is not None:
             self._deadline.check()
-        if not text.strip(BLANK) or '"object":"heartbeat"' in text[:40]:
+        if not text.strip(WHITESPACE) or '"object":"heartbeat"' in text[:40]:
             return None
         group = self._read(text, GroupScore)
         self._groups[group.id] = group
@@ -221,16 +252,17 @@ class BatchReader:
             return model.model_validate_json(text, extra="ignore")
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
+            # A line that ends early was cut off in transit; other errors mean a foreign service.
             if first["type"] == "json_invalid" and "EOF" in first["msg"]:
-                raise ConnectionFailed(_BROKE_OFF) from error
+                raise ConnectionFailed(_INCOMPLETE) from error
             raise AnswerUnreadable(
-                f"the answer, line {self._lines}: not a {model.__name__}: {_FOREIGN}"
+                f"the answer, line {self._lines}: not a {model.__name__}: {_NOT_MARKSCHEME}"
             ) from error
 
     def batch(self) -> ScoreBatch:
-        """The whole answer. Raises :class:`ConnectionFailed` when it broke off."""
+        """Return the whole answer. Raises `ConnectionFailed` if it is incomplete."""
         if self._summary is None or any(i not in self._groups for i in self._order):
-            raise ConnectionFailed(_BROKE_OFF)
+            raise ConnectionFailed(_INCOMPLETE)
         return ScoreBatch(
             groups=[self._groups[i] for i in self._order],
             counts=self._summary.counts,

@@ -1,4 +1,4 @@
-"""The calls of the API as data, one function each: what a client method means on the wire."""
+"""The calls of the API as data: what each client method sends."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from markscheme.protocol import (
     PromptLike,
     StudentLike,
     TeacherLike,
-    sendable,
+    to_wire,
 )
 from markscheme.schema import (
     Group,
@@ -56,8 +56,9 @@ def induce(
     thinking: Thinking,
     reuse_scope: ReuseScope | None,
 ) -> Call:
+    """Build `POST /v1/rubrics:induce`."""
     body = InduceRequest.model_validate(
-        sendable(
+        to_wire(
             {
                 "prompt": prompt,
                 "student_responses": student_responses,
@@ -76,36 +77,42 @@ def induce(
         "POST",
         "/v1/rubrics:induce",
         body.model_dump(mode="json", exclude_none=True),
-        headers=_own_key(),
+        headers=_new_idempotency_key(),
     )
 
 
 def create_rubric(
     prompt: PromptLike, criteria: Sequence[CriterionLike], tags: Sequence[str]
 ) -> Call:
+    """Build `POST /v1/rubrics`."""
     body = RubricCreate.model_validate(
-        sendable({"prompt": prompt, "criteria": criteria, "tags": tags})
+        to_wire({"prompt": prompt, "criteria": criteria, "tags": tags})
     )
     return Call(
-        "POST", "/v1/rubrics", body.model_dump(mode="json", exclude_none=True), headers=_own_key()
+        "POST",
+        "/v1/rubrics",
+        body.model_dump(mode="json", exclude_none=True),
+        headers=_new_idempotency_key(),
     )
 
 
 def rubric(rubric_id: str) -> Call:
+    """Build `GET /v1/rubrics/{id}`."""
     return Call("GET", f"/v1/rubrics/{rubric_id}")
 
 
 def fork_rubric(
     rubric_id: str, criteria: Sequence[CriterionLike] | None, tags: Sequence[str] | None
 ) -> Call:
+    """Build `POST /v1/rubrics/{id}:fork`."""
     body = RubricFork.model_validate(
-        sendable({"criteria": criteria, "tags": None if tags is None else list(tags)})
+        to_wire({"criteria": criteria, "tags": None if tags is None else list(tags)})
     )
     return Call(
         "POST",
         f"/v1/rubrics/{rubric_id}:fork",
         body.model_dump(mode="json", exclude_none=True),
-        headers=_own_key(),
+        headers=_new_idempotency_key(),
     )
 
 
@@ -116,6 +123,7 @@ def change_rubric(
     tags: Sequence[str] | None,
     retired: bool | None,
 ) -> Call:
+    """Build `PATCH /v1/rubrics/{id}`."""
     body = RubricPatch(
         visibility=visibility,
         shared_with=None if shared_with is None else list(shared_with),
@@ -134,17 +142,21 @@ def import_rubric(
     tags: Sequence[str],
     allow_loss: bool,
 ) -> Call:
+    """Build `POST /v1/rubrics:import`."""
     body = RubricImport(
         format=format,
         content=dict(content),
-        prompt=sendable(prompt),
+        prompt=to_wire(prompt),
         tags=list(tags),
         allow_loss=allow_loss,
     )
-    return Call("POST", "/v1/rubrics:import", body.model_dump(mode="json"), headers=_own_key())
+    return Call(
+        "POST", "/v1/rubrics:import", body.model_dump(mode="json"), headers=_new_idempotency_key()
+    )
 
 
 def export_rubric(rubric_id: str, format: ExchangeFormat, allow_loss: bool) -> Call:
+    """Build `GET /v1/rubrics/{id}/export`."""
     return Call(
         "GET",
         f"/v1/rubrics/{rubric_id}/export",
@@ -153,6 +165,7 @@ def export_rubric(rubric_id: str, format: ExchangeFormat, allow_loss: bool) -> C
 
 
 def rubrics(**filters: Param | None) -> Call:
+    """Build `GET /v1/rubrics`; filters that are `None` are left out."""
     return Call(
         "GET",
         "/v1/rubrics",
@@ -161,12 +174,14 @@ def rubrics(**filters: Param | None) -> Call:
 
 
 def lineage(rubric_id: str) -> Call:
+    """Build `GET /v1/rubrics/{id}/lineage`."""
     return Call("GET", f"/v1/rubrics/{rubric_id}/lineage")
 
 
 def usage(
     group_by: Sequence[UsageKey], since: date | None, until: date | None, team: str | None
 ) -> Call:
+    """Build `GET /v1/usage`."""
     params = {
         "group_by": ",".join(group_by),
         "since": since.isoformat() if since else None,
@@ -193,9 +208,9 @@ def score(
     thinking: Thinking,
     reuse_scope: ReuseScope | None,
 ) -> tuple[Call, list[str]]:
-    """The call, and the groups' ids in order."""
+    """Build `POST /v1/scores`. Returns the call, and the ids of its groups in order."""
     body = ScoreRequest(
-        groups=_GROUPS.validate_python(sendable(list(groups))),
+        groups=_GROUPS.validate_python(to_wire(list(groups))),
         reuse=reuse,
         verify=verify,
         score_teachers=score_teachers,
@@ -217,11 +232,13 @@ def score(
 
 
 def save_teacher_responses(entries: Sequence[TeacherLike]) -> Call:
-    body = TeacherResponsesCreate.model_validate(sendable({"entries": list(entries)}))
+    """Build `POST /v1/teacher-responses`."""
+    body = TeacherResponsesCreate.model_validate(to_wire({"entries": list(entries)}))
     return Call("POST", "/v1/teacher-responses", body.model_dump(mode="json", exclude_none=True))
 
 
 def teacher_responses(prompt: str | None, prompt_key: str | None) -> Call:
+    """Build `GET /v1/teacher-responses`."""
     return Call(
         "GET",
         "/v1/teacher-responses",
@@ -230,12 +247,13 @@ def teacher_responses(prompt: str | None, prompt_key: str | None) -> Call:
 
 
 def teach(prompt: PromptLike, count: int) -> Call:
-    body = TeachRequest.model_validate(sendable({"prompt": prompt, "count": count}))
+    """Build `POST /v1/teacher-responses:sample`."""
+    body = TeachRequest.model_validate(to_wire({"prompt": prompt, "count": count}))
     return Call(
         "POST", "/v1/teacher-responses:sample", body.model_dump(mode="json", exclude_none=True)
     )
 
 
-def _own_key() -> dict[str, str]:
-    """A key for this one call: all its attempts carry it, so a lost answer does not make a second rubric."""
+def _new_idempotency_key() -> dict[str, str]:
+    """Return a header for all attempts of one call: a lost answer makes no second rubric."""
     return {IDEMPOTENCY_KEY: uuid.uuid4().hex}

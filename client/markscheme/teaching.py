@@ -1,4 +1,4 @@
-"""``markscheme teach``: a file's prompts into the teacher bank, and the teacher asked for what they lack."""
+"""Fill the teacher bank from a file, and have the teacher asked for what is missing."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from markscheme.jsonl_rows import check_unicode, non_null_columns, read_rows
 from markscheme.protocol import PromptLike, TeacherLike
-from markscheme.rows import given, read_rows, sound
 from markscheme.schema import (
     MAX_TEACHER_ENTRIES,
     Message,
@@ -22,22 +22,22 @@ from markscheme.schema import (
     TeachResult,
 )
 
-MOST_RESPONSES = 16
-"""In one entry of a request."""
+MAX_RESPONSES_PER_ENTRY = 16
+"""The wire format's limit."""
 
 
-class Bank(Protocol):
-    """The part of :class:`markscheme.Client` that teaching needs."""
+class TeacherBank(Protocol):
+    """The part of `markscheme.Client` that teaching needs."""
 
     def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
-        """Put responses into the bank."""
+        """Store responses in the bank."""
 
     def teach(self, prompt: PromptLike, count: int = ...) -> TeachResult:
-        """Have the teacher asked."""
+        """Sample the teacher until the bank holds `count` responses."""
 
 
-class Line(BaseModel):
-    """One line of the file; keys it does not name are left alone."""
+class PromptEntry(BaseModel):
+    """One line of the file; other keys are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -48,31 +48,40 @@ class Line(BaseModel):
 
 @dataclass(slots=True)
 class TeachReport:
-    """What came of it, counted as it happens."""
+    """What a run did, counted as answers arrive."""
 
     prompts: int = 0
-    brought: int = 0
-    known: int = 0
+    from_file: int = 0
+    already_stored: int = 0
     sampled: int = 0
-    repeated: int = 0
+    duplicates: int = 0
     judge_calls: int = 0
 
     def __str__(self) -> str:
         return (
-            f"{self.prompts} prompts done: {self.brought} responses from the file ({self.known} were there "
-            f"already), {self.sampled} from the teacher in {self.judge_calls} calls ({self.repeated} said again)"
+            f"{self.prompts} prompts done: {self.from_file} responses from the file "
+            f"({self.already_stored} were there already), {self.sampled} from the teacher "
+            f"in {self.judge_calls} calls ({self.duplicates} duplicates)"
         )
 
 
-def read_prompts(file: Path, ropd_index: Path | None = None) -> list[Line]:
-    """The file's lines, with the answers of a ROPD index added. Raises ``ValueError`` naming the line."""
-    lines = [line for _, line in read_rows(file, _prompt_line)]
+def read_prompts(file: Path, ropd_index: Path | None = None) -> list[PromptEntry]:
+    """Read the prompts of a file, with the answers of a ROPD index added.
+
+    Args:
+        file: JSONL with `prompt` and optional `teacher_responses`, `teacher_model`.
+        ropd_index: A teacher index of ROPD; its answers go to the prompts that they belong to.
+
+    Raises:
+        ValueError: Names the line at fault, or says that no prompt is in the index.
+    """
+    lines = [line for _, line in read_rows(file, _prompt_entry)]
     if not lines:
         raise ValueError(f"{file} holds no prompts")
     if ropd_index is None:
         return lines
     answers = read_ropd_index(ropd_index)
-    found = [
+    merged = [
         line.model_copy(
             update={
                 "teacher_responses": [
@@ -86,11 +95,14 @@ def read_prompts(file: Path, ropd_index: Path | None = None) -> list[Line]:
     matched = {ropd_prompt_hash(line.prompt) for line in lines} & answers.keys()
     if not matched:
         raise ValueError(f"no prompt of {file} is one of the {len(answers)} in {ropd_index}")
-    return found
+    return merged
 
 
 def read_ropd_index(file: Path) -> dict[str, list[str]]:
-    """Answers by prompt hash from ``ropd.teacher_index.v1`` and ``.v2`` lines. Raises ``ValueError``."""
+    """Read answers by prompt hash from `ropd.teacher_index.v1` and `.v2` lines.
+
+    Raises `ValueError`.
+    """
     answers: dict[str, list[str]] = {}
     for prompt_hash, texts in (pair for _, pair in read_rows(file, _index_line)):
         answers.setdefault(prompt_hash, []).extend(
@@ -100,7 +112,10 @@ def read_ropd_index(file: Path) -> dict[str, list[str]]:
 
 
 def ropd_prompt_hash(prompt: Prompt) -> str:
-    """ROPD's ``raw_prompt_hash``: sha256 of the messages as JSON with sorted keys and the default separators."""
+    """Return ROPD's `raw_prompt_hash`.
+
+    It is the sha256 of the messages as JSON with sorted keys and the default separators.
+    """
     messages = (
         [{"role": "user", "content": prompt}]
         if isinstance(prompt, str)
@@ -112,51 +127,53 @@ def ropd_prompt_hash(prompt: Prompt) -> str:
 
 
 def teach_all(
-    bank: Bank,
-    lines: Sequence[Line],
+    client: TeacherBank,
+    lines: Sequence[PromptEntry],
     report: TeachReport,
     *,
     count: int,
-    at_once: int,
+    concurrency: int,
     on_prompt: Callable[[], None] = lambda: None,
 ) -> None:
-    """Bring what the lines hold, then have the teacher asked, several prompts at a time.
+    """Store what the entries hold, then have the teacher asked for what is missing.
 
-    What is done stays done when a call fails: its error is raised once the calls under way have ended.
+    Prompts are asked for concurrently. When a call fails, what is done stays done, and the error is
+    raised once the running calls have ended.
     """
     entries = [
         TeacherEntry(
             prompt=line.prompt,
-            responses=texts[start : start + MOST_RESPONSES],
+            responses=texts[start : start + MAX_RESPONSES_PER_ENTRY],
             model=line.teacher_model,
         )
         for line in lines
         if (texts := [t for t in line.teacher_responses if t])
-        for start in range(0, len(texts), MOST_RESPONSES)
+        for start in range(0, len(texts), MAX_RESPONSES_PER_ENTRY)
     ]
     for start in range(0, len(entries), MAX_TEACHER_ENTRIES):
-        change = bank.save_teacher_responses(entries[start : start + MAX_TEACHER_ENTRIES])
-        report.brought += change.added + change.duplicates
-        report.known += change.duplicates
+        change = client.save_teacher_responses(entries[start : start + MAX_TEACHER_ENTRIES])
+        report.from_file += change.added + change.duplicates
+        report.already_stored += change.duplicates
+    # After the first error no further prompt is begun: each would be paid for.
     stop, counting = Event(), Lock()
 
-    def ask(line: Line) -> None:
+    def ask(line: PromptEntry) -> None:
         if stop.is_set():
             return
         try:
-            taught = bank.teach(_sent(line.prompt), count) if count else None
+            result = client.teach(_prompt_like(line.prompt), count) if count else None
         except BaseException:
             stop.set()
             raise
         with counting:
             report.prompts += 1
-            if taught is not None:
-                report.sampled += taught.added
-                report.repeated += taught.duplicates
-                report.judge_calls += taught.usage.judge_calls
+            if result is not None:
+                report.sampled += result.added
+                report.duplicates += result.duplicates
+                report.judge_calls += result.usage.judge_calls
             on_prompt()
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(concurrency) as pool:
         try:
             outcomes = [pool.submit(ask, line) for line in lines]
             for outcome in outcomes:
@@ -166,14 +183,14 @@ def teach_all(
             raise
 
 
-def _sent(prompt: Prompt) -> PromptLike:
+def _prompt_like(prompt: Prompt) -> PromptLike:
     return prompt if isinstance(prompt, str) else list[Message | dict[str, str]](prompt)
 
 
-def _prompt_line(row: Any) -> Line:
-    columns = given(row)
-    known = {name: columns[name] for name in Line.model_fields if name in columns}
-    return Line.model_validate(sound(known))
+def _prompt_entry(row: Any) -> PromptEntry:
+    columns = non_null_columns(row)
+    already_stored = {name: columns[name] for name in PromptEntry.model_fields if name in columns}
+    return PromptEntry.model_validate(check_unicode(already_stored))
 
 
 def _index_line(row: Any) -> tuple[str, list[str]]:

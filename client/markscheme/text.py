@@ -1,20 +1,27 @@
-"""What text may hold that travels between models, the wire and databases."""
+"""Characters that cannot travel between models, JSON and databases."""
 
 import re
 
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-def visible(text: str) -> str:
-    """``text`` with NUL and lone surrogates made visible as U+FFFD.
+def replace_invalid(text: str) -> str:
+    """Return `text` with NUL and lone surrogates replaced by U+FFFD.
 
-    Models write both; UTF-8 has no surrogates, and PostgreSQL takes no NUL.
+    Models write both, but UTF-8 has no surrogates and PostgreSQL stores no NUL.
     """
     return text if _is_usable(text) else _UNUSABLE.sub("\ufffd", text)
 
 
+def check_valid(text: str) -> str:
+    """Return `text` if it has no NUL and no lone surrogate. Raises `ValueError`."""
+    if not _is_usable(text):
+        raise ValueError("must not contain the NUL character or half of a surrogate pair")
+    return text
+
+
 def _is_usable(text: str) -> bool:
-    """Whether there is nothing to replace; some twenty times as fast as to search for it by the expression."""
+    """Return whether there is nothing to replace; 20 times faster than the expression."""
     if "\0" in text:
         return False
     try:

@@ -7,7 +7,7 @@ cut at the same place.
 import re
 from dataclasses import dataclass
 
-MARKS: tuple[tuple[str, str], ...] = (
+DELIMITERS: tuple[tuple[str, str], ...] = (
     ("<think>", "</think>"),  # DeepSeek-R1, Qwen3, GLM, most open models
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
@@ -20,18 +20,18 @@ MARKS: tuple[tuple[str, str], ...] = (
     ("<|channel>thought", "<channel|>"),  # Gemma 4
     ("<unused94>thought", "<unused95>"),  # MedGemma
 )
-"""Opening and closing marks of a thought."""
+"""Opening and closing delimiters of a thought."""
 
 _SPACE = re.compile("[\ufeff \\t\\r\\n]+")
-_LONE_CLOSE = re.compile("|".join(re.escape(close) for _, close in MARKS))
-_CLOSE_ON_A_LINE = re.compile(rf"^[ \t]*(?:{_LONE_CLOSE.pattern})[ \t]*$", re.MULTILINE)
+_CLOSING = re.compile("|".join(re.escape(close) for _, close in DELIMITERS))
+_CLOSING_LINE = re.compile(rf"^[ \t]*(?:{_CLOSING.pattern})[ \t]*$", re.MULTILINE)
 # Harmony (gpt-oss): `<|channel|>final <|constrain|>json<|message|>` begins the answer. Servers that
 # drop special tokens leave the bare words "analysis … assistantfinal …".
 _HARMONY = ("<|channel|>", "<|start|>assistant<|channel|>")
 _FINAL = "<|channel|>final"
 _MESSAGE = "<|message|>"
-_MOST_THOUGHTS = 1000
-"""Thoughts in a row that are cut off; a text that begins with more has no answer."""
+_MAX_THOUGHTS = 1000
+"""Consecutive thoughts that are cut off; a text that begins with more has no answer."""
 _HARMONY_ENDS = ("<|return|>", "<|end|>", "<|call|>")
 _BARE_ANALYSIS, _BARE_FINAL = "analysis", "assistantfinal"
 
@@ -40,7 +40,10 @@ _BARE_ANALYSIS, _BARE_FINAL = "analysis", "assistantfinal"
 class Output:
     """A model's output in two parts.
 
-    ``finished`` is false when a thought began and did not end: then there is no answer.
+    Attributes:
+        thinking: Everything before the answer, delimiters included.
+        answer: The rest.
+        finished: False when a thought began and did not end; then there is no answer.
     """
 
     thinking: str
@@ -49,11 +52,13 @@ class Output:
 
 
 def split_thinking(text: str, *, opened: bool = False) -> Output:
-    """Split ``text`` at the end of the thought that it begins with.
+    """Split `text` after the thought that it begins with. Runs in linear time.
 
-    A closing mark that stands in an answer cuts nothing: only a thought that begins the text ends at
-    one. ``opened``: the chat template has opened the thought already, so that the text begins inside
-    it. Runs in linear time.
+    A closing delimiter inside an answer cuts nothing: only a thought at the beginning ends at one.
+
+    Args:
+        text: The output.
+        opened: Whether the chat template opened the thought, so that `text` begins inside it.
     """
     at = _skip_space(text, 0)
     if text.startswith(_HARMONY, at):
@@ -63,11 +68,12 @@ def split_thinking(text: str, *, opened: bool = False) -> Output:
         return Output(text[:end], text[end:])
     began = opened and _opening(text, at) is None
     if began:
-        close = _LONE_CLOSE.search(text, at)
+        close = _CLOSING.search(text, at)
         if close is None:
             return Output(text, "", finished=False)
         at = _skip_space(text, close.end())
-    for _ in range(_MOST_THOUGHTS):
+    # Some models think several times before they answer.
+    for _ in range(_MAX_THOUGHTS):
         mark = _opening(text, at)
         if mark is None:
             return Output(text[:at], text[at:]) if began else Output("", text)
@@ -81,10 +87,10 @@ def split_thinking(text: str, *, opened: bool = False) -> Output:
 
 
 def split_reply(text: str) -> Output:
-    """Split a judge's reply, where a closing mark alone ends a thought too.
+    """Split a judge's reply, where a lone closing delimiter also ends a thought.
 
-    Chat templates open the thought in the prompt, so that the reply shows its end only. A reply that
-    begins as JSON or as a code fence has no thought before it.
+    Chat templates open the thought in the prompt, so the reply shows only its end. A reply that
+    begins with JSON or a code fence has no thought before it.
     """
     split = split_thinking(text)
     if (
@@ -97,26 +103,27 @@ def split_reply(text: str) -> Output:
 
 
 def after_last_close(text: str) -> Output | None:
-    """What follows the last closing mark; ``None`` where there is none."""
+    """Return the split after the last closing delimiter, or `None` if there is none."""
     end = max(
-        (at + len(close) for _, close in MARKS if (at := text.rfind(close)) != -1), default=None
+        (at + len(close) for _, close in DELIMITERS if (at := text.rfind(close)) != -1),
+        default=None,
     )
     return None if end is None else Output(text[:end], text[end:])
 
 
 def split_response(text: str) -> Output:
-    """Split a teacher's response: a lone closing mark counts where it has a line to itself."""
+    """Split a teacher's response: a lone closing delimiter counts if it stands on its own line."""
     split = split_thinking(text)
     if split.thinking or not split.finished:
         return split
-    close = _CLOSE_ON_A_LINE.search(text)
+    close = _CLOSING_LINE.search(text)
     return split if close is None else Output(text[: close.end()], text[close.end() :])
 
 
 def opens_thought(prompt: str) -> bool:
-    """Whether a rendered prompt ends by opening a thought, so that what follows begins inside it."""
+    """Return whether a rendered prompt ends with an opening delimiter."""
     end = prompt[-200:].rstrip()
-    return any(end.endswith(opening) for opening, _ in MARKS)
+    return any(end.endswith(opening) for opening, _ in DELIMITERS)
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -125,7 +132,7 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _opening(text: str, at: int) -> tuple[str, str] | None:
-    return next((mark for mark in MARKS if text.startswith(mark[0], at)), None)
+    return next((mark for mark in DELIMITERS if text.startswith(mark[0], at)), None)
 
 
 def _split_harmony(text: str, at: int) -> Output:

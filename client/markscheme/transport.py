@@ -1,57 +1,59 @@
-"""The transports beneath the retries: each attempt passes here, and is told how much time is left for it.
+"""HTTP transports below the retries: each attempt passes here.
 
-What the retries cannot see, an answer's code and message, is looked at here: a judge's reply that
-could not be read is raised at once, for each try is paid for. Any other answer goes up to them.
+An attempt is given the remaining time of its call. An error that would only be paid for again is
+raised at once, before the retry layer sees it; other errors go up to it.
 """
 
 import httpx
 
 from markscheme.deadline import EXTENSION
-from markscheme.protocol import stated_error
+from markscheme.protocol import error_from_response
 
 BAD_GATEWAY = 502
 FINAL_CODES = frozenset({"judge_reply", "misconfigured", "quota"})
-"""Codes of a 502 that another try meets again."""
+"""Codes of a 502 that another attempt would meet again."""
 
 
-def _stamp(request: httpx.Request) -> None:
+def _apply_deadline(request: httpx.Request) -> None:
     deadline = request.extensions.get(EXTENSION)
     if deadline is not None:
         deadline.stamp(request)
 
 
-def _look_at(request: httpx.Request, response: httpx.Response) -> None:
-    """Raise what another try would only pay for again; note what the service said, for when time runs out."""
-    error = stated_error(response)
+def _check_error_response(request: httpx.Request, response: httpx.Response) -> None:
+    """Raise errors that a retry cannot mend; keep the message for the case that time runs out."""
+    error = error_from_response(response)
     if response.status_code == BAD_GATEWAY and error.code in FINAL_CODES:
         raise error
     deadline = request.extensions.get(EXTENSION)
     if deadline is not None and error.code is not None:
-        deadline.said = error.message
+        deadline.last_message = error.message
 
 
-class StampingTransport(httpx.HTTPTransport):
-    """Sends as httpx does, once the attempt bears its deadline.
+class DeadlineTransport(httpx.HTTPTransport):
+    """httpx's transport, with the call's deadline on each attempt.
 
-    Raises :class:`StatusError` for a 502 that is the judge's and not a proxy's.
+    Raises `StatusError` for a 502 that is the judge's and not a proxy's.
     """
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        _stamp(request)
+        """Send one attempt."""
+        _apply_deadline(request)
         response = super().handle_request(request)
         if response.status_code >= 400:
             response.read()
-            _look_at(request, response)
+            _check_error_response(request, response)
         return response
 
 
-class AsyncStampingTransport(httpx.AsyncHTTPTransport):
-    """:class:`StampingTransport` for code that awaits."""
+class AsyncDeadlineTransport(httpx.AsyncHTTPTransport):
+    """`DeadlineTransport` for asyncio."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        _stamp(request)
+        """Send one attempt."""
+        _apply_deadline(request)
         response = await super().handle_async_request(request)
         if response.status_code >= 400:
             await response.aread()
-            _look_at(request, response)
+            _check_error_response(request, response)
         return response

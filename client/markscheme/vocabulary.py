@@ -1,6 +1,6 @@
-"""The words that travel on the wire and that the service's domain shares, and what they mean.
+"""Words of the wire format that the service's domain shares, and their meaning.
 
-Standard library only, so that the pure domain of the service may import it.
+Standard library only, so that the service's pure domain may import it.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 
 class UnscoredReason(StrEnum):
-    """Why a verdict, and with it a reward, is not known. Never stored as an answer."""
+    """Why a verdict, and with it a reward, is not known. Never stored as a verdict."""
 
     TIMEOUT = "timeout"
     RATE_LIMITED = "rate_limited"
@@ -26,12 +26,12 @@ class UnscoredReason(StrEnum):
     NO_RUBRIC = "no_rubric"
 
 
-MAY_PASS = frozenset(
+TRANSIENT_REASONS = frozenset(
     {UnscoredReason.TIMEOUT, UnscoredReason.RATE_LIMITED, UnscoredReason.UNAVAILABLE}
 )
-"""The reasons that pass by waiting. All others stay until someone mends what they name."""
+"""Reasons that pass with time. All others last until someone fixes what they name."""
 
-REASON_WORDS: Mapping[UnscoredReason, str] = {
+REASON_HELP: Mapping[UnscoredReason, str] = {
     UnscoredReason.TIMEOUT: (
         "The judge did not answer in time. Wait; if it stays so, raise "
         "MARKSCHEME_JUDGE_TIMEOUT_S or lower MARKSCHEME_JUDGE_CONCURRENCY."
@@ -78,13 +78,13 @@ REASON_WORDS: Mapping[UnscoredReason, str] = {
         "responses."
     ),
 }
-"""What a reason means and what to do."""
+"""What each reason means and what to do about it."""
 
 
-def in_words(reasons: Mapping[str, int]) -> list[str]:
-    """How many rollouts have each reason, what it means and what to do; the most frequent first."""
+def describe_reasons(reasons: Mapping[str, int]) -> list[str]:
+    """Return a line a reason: how many rollouts, what it means, what to do; most frequent first."""
     return [
-        f"{count} {name}: {REASON_WORDS[UnscoredReason(name)]}"
+        f"{count} {name}: {REASON_HELP[UnscoredReason(name)]}"
         for name, count in sorted(reasons.items(), key=lambda each: (-each[1], each[0]))
     ]
 
@@ -112,6 +112,6 @@ MAKER_ROLES: tuple[MakerRole, ...] = get_args(MakerRole)
 RESPONSE_ROLES: tuple[ResponseRole, ...] = get_args(ResponseRole)
 EXCHANGE_FORMATS: tuple[ExchangeFormat, ...] = get_args(ExchangeFormat)
 USAGE_KEYS: tuple[UsageKey, ...] = get_args(UsageKey)
-"""By what the ledger can be added up."""
+"""Keys that usage can be grouped by."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-"""What a key may do: read what there is; score; make rubrics and fill the teacher bank; run the organisation."""
+"""What a key may do: read; score; make rubrics and fill the teacher bank; administer."""

@@ -1,4 +1,4 @@
-"""Rubric distillation on TRL. ``RubricReward`` alone works with any TRL trainer; importing it needs no torch."""
+"""Markscheme's trainer: GRPO, SDPO and SRPO on rubric rewards, on top of TRL."""
 
 from markscheme_train.reward import RubricReward
 

@@ -1,4 +1,4 @@
-"""Training on a CPU spends less on memory when freed blocks are kept; glibc gives large ones back by default."""
+"""A memory allocator setting that makes training on a CPU faster."""
 
 import ctypes
 
@@ -7,11 +7,11 @@ _KEEP_BYTES = 1 << 30
 
 
 def keep_freed_memory() -> None:
-    """Let the process reuse large freed blocks instead of asking the kernel for fresh pages each time.
+    """Reuse large freed blocks instead of returning them to the kernel.
 
-    Decoding concatenates its key-value cache at each token, and a page that is new must be zeroed first: that took
-    44 % of a decoding step on two cores, and 4 % with this. The process's peak stays resident. Without glibc nothing
-    is changed.
+    Decoding concatenates its key-value cache at each token, and the kernel zeroes every fresh page:
+    that took 44 % of a decoding step on two cores, and 4 % with this setting. The process keeps its
+    peak memory. Does nothing without glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

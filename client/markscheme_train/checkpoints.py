@@ -1,4 +1,4 @@
-"""A run on disk: checkpoints that are whole or not there, and the random number generators at a batch's end."""
+"""Checkpoints on disk, complete or absent, and the state of the random number generators."""
 
 import os
 import random
@@ -10,34 +10,38 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 SAVING = ".saving"
-"""The folder in which a checkpoint grows until it is whole."""
+"""Folder in which a checkpoint is written before it is published."""
 
 
 def last_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint of a run: one that has the file which is written last."""
-    whole = [
+    """Return the newest complete checkpoint of a run, or `None`.
+
+    A checkpoint is complete when it has the file that is written last.
+    """
+    complete = [
         folder
         for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         if (folder / TRAINER_STATE_NAME).is_file()
     ]
-    return max(whole, key=step_of, default=None)
+    return max(complete, key=step_of, default=None)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
+    """Return the step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
 
-def settle(written: Path, place: Path) -> None:
-    """Move a folder to its place, all at once and with its contents on the disk."""
-    for path in (*written.rglob("*"), written):
+def publish_dir(folder: Path, target: Path) -> None:
+    """Move a finished folder to its final path in one rename, after flushing it to disk."""
+    for path in (*folder.rglob("*"), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-    written.rename(place)
-    handle = os.open(place.parent, os.O_RDONLY)
+    # The rename publishes; syncing the parent makes it survive a power failure.
+    folder.rename(target)
+    handle = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -45,7 +49,7 @@ def settle(written: Path, place: Path) -> None:
 
 
 class RngState:
-    """Where the random number generators stand, to be put back there."""
+    """Snapshot of Python's, NumPy's and torch's random number generators."""
 
     def __init__(self) -> None:
         self._python, self._numpy, self._torch = (
@@ -55,7 +59,8 @@ class RngState:
         )
         self._devices = torch.cuda.get_rng_state_all()
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
+        """Set the generators back to the snapshot."""
         random.setstate(self._python)
         numpy.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)

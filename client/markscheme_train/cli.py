@@ -1,6 +1,6 @@
-"""The commands ``markscheme train`` and ``markscheme demo``: arguments in, exit codes out.
+"""The commands `markscheme train`, `demo` and `demo-control`.
 
-Torch is imported inside the commands, so that ``markscheme --help`` stays quick.
+Torch is imported inside the commands, so that `markscheme --help` stays fast.
 """
 
 import os
@@ -11,12 +11,13 @@ import typer
 from rich.console import Console
 
 from markscheme.client import Client
-from markscheme.errors import MarkschemeError
+from markscheme.errors import AuthenticationFailed, MarkschemeError
+from markscheme.protocol import UNAUTHORIZED
 from markscheme_train.errors import Interrupted, Stopped, TrainError
 
 FAILED = 1
 TRY_AGAIN = 75
-"""The status (sysexits' EX_TEMPFAIL) of a run that was saved and may be started again with --resume."""
+"""Exit status (EX_TEMPFAIL) of a run that was saved and can be started again with --resume."""
 INTERRUPTED = 130
 
 
@@ -52,27 +53,34 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a causal language model on rubric rewards from a running service."""
+    """Train a language model on rubric rewards.
+
+    Needs a running service; its API key is read from MARKSCHEME_API_KEY. The keys of CONFIG are
+    listed in docs/training.md.
+
+    Exit status: 0 finished, 1 failed, 75 saved and worth starting again with --resume, 130
+    interrupted.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from markscheme_train.config import load_config
     from markscheme_train.plan import plan as make_plan
     from markscheme_train.progress import LiveTable
-    from markscheme_train.training import begun, quieten
+    from markscheme_train.training import has_run, silence_libraries
     from markscheme_train.training import train as run
 
-    console = Console(
-        quiet=os.environ.get("RANK", "0") != "0"
-    )  # of several processes the first one shows the run
-    quieten()
+    # Of several processes only rank 0 draws.
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    silence_libraries()
     stated = [*(overrides or []), *([f"preset={preset}"] if preset else [])]
     try:
         if plan:
             typer.echo(make_plan(config, stated).model_dump_json())
             return
         settings = load_config(config, stated)
-        resume = resume or (auto_resume and begun(Path(settings.output_dir)))
+        resume = resume or (auto_resume and has_run(Path(settings.output_dir)))
         client = Client(settings.markscheme_url, api_key=os.environ.get("MARKSCHEME_API_KEY"))
         try:
+            _check_key(client)
             with LiveTable(console, title="training") as live:
                 output = run(
                     settings, client, resume=resume, on_record=live.show, on_wait=live.wait
@@ -94,7 +102,7 @@ def train(
 
 
 def demo(
-    room: Annotated[
+    workdir: Annotated[
         Path, typer.Option(help="Where the model, the service's data and the report go.")
     ] = Path("build"),
     steps: Annotated[
@@ -109,15 +117,16 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Train SmolLM2-135M on IFEval prompts with rubric rewards, on this machine's processor, and report.
+    """Train SmolLM2-135M here on rubric rewards, and report.
 
-    Stopped in the middle and started again with the same options, it goes on from its last checkpoint.
+    Runs on the processor, in about ten minutes. Stopped and started again with the same options, it
+    goes on from its last checkpoint.
     """
     _stay_offline()
     from markscheme_train.demo.run import DemoSettings, run_demo
 
     try:
-        run_demo(DemoSettings(room=room, steps=steps, seed=seed), Console(), url=url)
+        run_demo(DemoSettings(workdir=workdir, steps=steps, seed=seed), Console(), url=url)
     except Interrupted as error:
         why = str(error).partition("\n")[0]
         _fail(f"{why}\nThe demo goes on when it is started again.", TRY_AGAIN)
@@ -128,26 +137,44 @@ def demo(
 
 
 def control(
-    room: Annotated[Path, typer.Option(help="Where the model and the service's data go.")] = Path(
-        "build"
-    ),
+    workdir: Annotated[
+        Path, typer.Option(help="Where the model and the service's data go.")
+    ] = Path("build"),
     results: Annotated[Path, typer.Option(help="Where the table goes.")] = Path(
         "benchmarks/results"
     ),
     seeds: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 3,
 ) -> None:
-    """Run the demo's training with true and with shuffled rewards, paired, over several seeds."""
+    """Repeat the demo with true and with shuffled rewards.
+
+    Runs both for several seeds and writes a table: shuffled rewards must not train.
+    """
     _stay_offline()
     from markscheme_train.demo.control import run_control
 
     try:
-        run_control(room, results, seeds=seeds, console=Console())
+        run_control(workdir, results, seeds=seeds, console=Console())
     except (TrainError, MarkschemeError) as error:
         _fail(str(error))
 
 
+def _check_key(client: Client) -> None:
+    """Raise `AuthenticationFailed` for a missing or wrong key, before a model is loaded.
+
+    A service that is away raises nothing: the run waits for it when it needs rewards. Nor does a
+    valid key that may not list rubrics (403).
+    """
+    try:
+        client.rubrics(limit=1)
+    except AuthenticationFailed as error:
+        if error.status == UNAUTHORIZED:
+            raise
+    except MarkschemeError:
+        pass
+
+
 def _stay_offline() -> None:
-    """Everything the demo needs is on disk once pip has fetched the model; Hugging Face's hub is never asked."""
+    """Keep Hugging Face's hub out: pip has fetched everything that the demo needs."""
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 

@@ -1,7 +1,7 @@
-"""The configuration of a training run: one dataclass, whose field names are the keys of the YAML file.
+"""The configuration of a training run: one dataclass whose fields are the keys of the YAML file.
 
-It adds to TRL's ``GRPOConfig`` what a rubric run needs. The API key is no part of it: it is read from
-``MARKSCHEME_API_KEY`` and so is never written beside a checkpoint.
+It extends TRL's `GRPOConfig`. The API key is not part of it, so that it is never written beside a
+checkpoint: it is read from `MARKSCHEME_API_KEY`.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from markscheme.vocabulary import ReusePolicy, Thinking, VerifyMode
 from markscheme_train.errors import ConfigError
 
 _POLICY: Mapping[str, Any] = {
-    # What ROPD's authors released and SRPO's trained with: advantage r - mean(r) without division by the deviation,
-    # asymmetric clip with a dual clip, one token mean over the whole batch, no KL term, correction of the mismatch
-    # between trainer and sampler capped at 2.
+    # As ROPD's authors released it and SRPO's trained with: advantage r - mean(r) without division
+    # by the deviation, asymmetric clip with a dual clip, one token mean over the whole batch, no KL
+    # term, correction of the mismatch between trainer and sampler capped at 2.
     "scale_rewards": "none",
     "epsilon": 0.2,
     "epsilon_high": 0.28,
@@ -49,7 +49,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "grpo": {**_POLICY, **_WARM_UP},
     # ROPD (arXiv 2605.07396) as released.
     "ropd": _POLICY,
-    # ROPD as its paper has it: equation 6 divides by the deviation; a new rubric for every group.
+    # ROPD as its paper states it: equation 6 divides by the deviation; a new rubric a group.
     "ropd-paper": {
         **_POLICY,
         "scale_rewards": "group",
@@ -64,8 +64,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "sdpo": {**_POLICY, **_WARM_UP, "method": "sdpo", "learning_rate": 1e-5, "entropy_beta": 0.0},
     # SRPO (arXiv 2604.02288, table 3), 32 prompts of 8 rollouts a step in the paper.
     "srpo": _SRPO,
-    # SRPO on a rubric's continuous scores, with the criteria that a rollout missed as feedback. Nobody has published
-    # this combination.
+    # SRPO on a rubric's continuous scores, with missed criteria as feedback. Our combination: no
+    # paper has published it.
     "srpo-rubric": {
         **_SRPO,
         "success_threshold": 0.7,
@@ -74,123 +74,130 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "rubric_feedback": True,
     },
 }
-"""What a preset sets; any key given in the YAML file or on the command line beats it."""
+"""Values that a preset sets; any key in the YAML file or on the command line wins."""
 
 
 @dataclass
 class TrainConfig(GRPOConfig):  # type: ignore[misc]
-    """TRL's settings for one run, and where its model, its prompts and its marks come from."""
+    """Settings of one run: TRL's, and those of Markscheme."""
 
-    model: str = field(
-        default="", metadata={"help": "A Hugging Face model: a directory or a hub name."}
-    )
+    model: str = field(default="", metadata={"help": "Hugging Face model: a folder or a hub name."})
     data: str = field(
         default="", metadata={"help": "JSONL with `prompt` and optional `teacher_responses`."}
     )
     preset: Literal["grpo", "ropd", "ropd-paper", "sdpo", "srpo", "srpo-rubric"] = field(
-        default="ropd", metadata={"help": "Where unset keys take their values from."}
+        default="ropd",
+        metadata={"help": "Preset for keys that neither file nor command line set."},
     )
     markscheme_url: str = field(
-        default="http://127.0.0.1:8321", metadata={"help": "The rubric service."}
+        default="http://127.0.0.1:8321", metadata={"help": "Address of the rubric service."}
     )
     reuse: ReusePolicy = field(
-        default="if_fresh", metadata={"help": "Which rubrics may be used again."}
+        default="if_fresh",
+        metadata={"help": "Which rubrics may be reused: always_new, if_fresh or frozen."},
     )
     verify: VerifyMode = field(
-        default="rollout", metadata={"help": "One response a judge call, or a pool."}
+        default="rollout",
+        metadata={"help": "One rollout a judge call (rollout), or a whole group (group)."},
     )
     thinking: Thinking = field(
         default="auto",
         metadata={
-            "help": "What of a rollout is judged: auto leaves out a thought that the rollout or its chat template opens, "
-            "strip and keep say so."
+            "help": "What is judged of a rollout: auto drops a thought that it or its chat "
+            "template opens, strip drops always, keep never."
         },
     )
     ask_teacher: int = field(
         default=0,
         metadata={
-            "help": "Responses the service asks its teacher for where a prompt has none; 0: it is not asked."
+            "help": "Responses to sample from the service's teacher for a prompt without any."
         },
     )
     run_id: str = field(
-        default="", metadata={"help": "The run's name at the service; default: made up."}
+        default="", metadata={"help": "Name of the run at the service; default: made up."}
     )
     max_outage_s: float = field(
         default=600.0,
         metadata={
-            "help": "How long a run waits for a service that is away before it saves and ends."
+            "help": "Seconds to wait for a service that cannot be reached before saving and ending."
         },
     )
     max_unscored: float = field(
         default=0.5,
         metadata={
-            "help": "A step of which a larger share of rollouts is unscored ends the run, with a checkpoint."
+            "help": "Share of unscored rollouts (0 to 1) above which a step ends the run, saved."
         },
     )
     lora_rank: int | None = field(
         default=None,
-        metadata={
-            "help": "Train an adapter of this rank on all linear layers; empty: all weights."
-        },
+        metadata={"help": "Rank of a LoRA adapter on all linear layers; empty: train all weights."},
     )
     method: Literal["grpo", "sdpo", "srpo"] = field(
         default="grpo",
         metadata={
-            "help": "What teaches a rollout: its reward, a self-teacher, or the one or the other."
+            "help": "What a rollout learns from: its reward (grpo), the self-teacher (sdpo), or "
+            "one of them by its score (srpo)."
         },
     )
     success_threshold: float = field(
-        default=0.5, metadata={"help": "From this score on a rollout is a success."}
+        default=0.5, metadata={"help": "Score from which a rollout is a success."}
     )
     demonstration_threshold: float | None = field(
         default=None,
         metadata={
-            "help": "From this score on a rollout may be shown to the self-teacher; default: success_threshold."
+            "help": "Score from which a rollout may be shown to the self-teacher; default: "
+            "success_threshold."
         },
     )
     demonstration_gap: float = field(
-        default=0.0, metadata={"help": "How much better than a rollout its demonstration must be."}
+        default=0.0, metadata={"help": "Minimum lead of a demonstration over the rollout's score."}
     )
     teacher_demonstration: bool = field(
         default=False,
-        metadata={"help": "Show the teacher's response where no rollout can be shown."},
+        metadata={"help": "Show the teacher's response where no rollout qualifies."},
     )
     rubric_feedback: bool = field(
         default=False,
-        metadata={"help": "Tell the self-teacher the criteria that a rollout missed."},
+        metadata={"help": "Show the self-teacher the criteria that a rollout missed."},
     )
     max_reprompt_length: int = field(
-        default=10_240, metadata={"help": "Tokens of the self-teacher's prompt at most."}
+        default=10_240, metadata={"help": "Maximum tokens of the self-teacher's prompt."}
     )
     teacher_update_rate: float = field(
         default=0.05,
         metadata={
-            "help": "How far the self-teacher follows the student after each batch; 0: not at all."
+            "help": "Step of the self-teacher's moving average after each batch, 0 to 1; 0 "
+            "freezes it."
         },
     )
     distillation_alpha: float = field(
         default=0.5,
         metadata={
-            "help": "0: KL(teacher||student), 1: KL(student||teacher), 0.5: their Jensen-Shannon divergence."
+            "help": "0: KL(self-teacher‖student), 1: KL(student‖self-teacher), 0.5: Jensen-Shannon."
         },
     )
     distillation_top_k: int | None = field(
         default=100,
         metadata={
-            "help": "The student's likeliest tokens that are compared one by one, all others as one; empty: all."
+            "help": "Likeliest tokens of the student that are compared singly, the rest as one "
+            "bucket; empty: the whole vocabulary."
         },
     )
     entropy_beta: float = field(
         default=1.0,
-        metadata={"help": "How much an unsure self-teacher counts for less; 0: not at all."},
+        metadata={
+            "help": "How strongly tokens of an uncertain self-teacher are weighed down; 0: not at "
+            "all."
+        },
     )
     importance_cap: float = field(
-        default=2.0, metadata={"help": "The most that a stale rollout's token weighs."}
+        default=2.0,
+        metadata={"help": "Maximum importance weight of a token whose rollout is stale."},
     )
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The configuration in a YAML file with ``key=value`` overrides on top. Raises :class:`ConfigError`."""
+    """Read a YAML file, with `key=value` overrides applied on top. Raises `ConfigError`."""
     try:
         given = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -203,7 +210,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """``["learning_rate=1e-5"]`` as a mapping; values are read as YAML."""
+    """Parse `["learning_rate=1e-5"]` into a mapping; values are read as YAML."""
     pairs = {}
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -214,9 +221,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def build_config(given: Mapping[str, Any]) -> TrainConfig:
-    """A checked configuration: defaults, under the preset's values, under what was given.
+    """Return a checked configuration: defaults, below the preset's values, below `given`.
 
-    Unknown keys, missing ones and values of the wrong type raise :class:`ConfigError`.
+    Raises `ConfigError` for unknown keys, missing keys and values of the wrong type.
     """
     hints = typing.get_type_hints(TrainConfig)
     known = {f.name for f in dataclasses.fields(TrainConfig) if f.init}
@@ -235,7 +242,7 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
         raise ConfigError(f"unknown preset `{preset}`; there is {', '.join(PRESETS)}")
     if "gradient_checkpointing" in values:
         values.setdefault("activation_checkpointing", values.pop("gradient_checkpointing"))
-    # TRL turns both on unless told otherwise; they trade a GPU's memory for time that a CPU has not got.
+    # TRL turns both on by default; without a GPU they cost time and save nothing that is short.
     gpu = torch.cuda.is_available()
     local: dict[str, Any] = {"report_to": "none", "bf16": gpu, "activation_checkpointing": gpu}
     try:
@@ -245,7 +252,7 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
-    """``value`` as the field's type wants it. YAML reads ``1e-5`` as text and ``2`` as int; a float may be either."""
+    """Convert `value` to the field's type: YAML reads `1e-5` as text and `2` as an integer."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     options = typing.get_args(hint) if union else (hint,)
     if value is None:
@@ -257,7 +264,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
             if value in typing.get_args(option):
                 return value
             raise ConfigError(
-                f"`{key}` must be one of {', '.join(map(str, typing.get_args(option)))}, not `{value}`"
+                f"`{key}` must be one of {', '.join(map(str, typing.get_args(option)))}, not "
+                f"`{value}`"
             )
     if isinstance(value, bool):
         fits = bool in options

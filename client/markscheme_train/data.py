@@ -1,4 +1,4 @@
-"""Prompts and teacher responses from a JSONL file, as the rows TRL trains on."""
+"""Read prompts and teacher responses from a JSONL file, as the rows that TRL trains on."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict
 
-from markscheme.lines import LineError
-from markscheme.rows import given, read_rows, sound
+from markscheme.jsonl import LineError
+from markscheme.jsonl_rows import check_unicode, non_null_columns, read_rows
 from markscheme.schema import Prompt, TeacherResponses
 from markscheme_train.errors import DataError
 
 
 class Example(BaseModel):
-    """One line of the file; keys it does not name are left alone."""
+    """One line of the file; other keys are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -22,10 +22,15 @@ class Example(BaseModel):
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Every line of the file.
+    """Read every line of a file.
 
-    A prompt's messages may have parts of text for content, and columns that are empty. Raises
-    :class:`DataError` naming the first line that is not usable, and the field.
+    Content may be a list of text parts, and columns may be empty.
+
+    Args:
+        path: JSONL with `prompt` and optional `teacher_responses`.
+
+    Raises:
+        DataError: Names the first line that cannot be used, and the field.
     """
     try:
         examples = [example for _, example in read_rows(path, _example)]
@@ -39,22 +44,28 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def _example(row: Any) -> Example:
-    columns = given(row)
+    columns = non_null_columns(row)
     known = {name: columns[name] for name in Example.model_fields if name in columns}
-    return Example.model_validate(sound(known))
+    return Example.model_validate(check_unicode(known))
 
 
 def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:
-    """Rows with ``prompt`` and ``teacher_responses`` (absent: ``None``).
+    """Return rows with `prompt` and `teacher_responses` (`None` if absent).
 
-    ``chat``: the tokenizer has a chat template, so prompts go in as messages; without one they must be plain
-    strings. Raises :class:`DataError`.
+    Args:
+        examples: The prompts.
+        chat: Whether the tokenizer has a chat template. Then prompts become chat messages;
+            otherwise they must be strings.
+
+    Raises:
+        DataError: A prompt is a list of messages, but there is no chat template.
     """
     rows = []
     for number, example in enumerate(examples, start=1):
         if not chat and not isinstance(example.prompt, str):
             raise DataError(
-                f"prompt {number} is a list of messages, but this model's tokenizer has no chat template"
+                f"prompt {number} is a list of messages, but this model's tokenizer has no chat "
+                "template"
             )
         prompt: Any = example.prompt
         if chat:

@@ -1,8 +1,9 @@
-"""What losses need of whole-vocabulary distributions, a chunk of positions at a time.
+"""Losses over the whole vocabulary, computed a chunk of positions at a time.
 
-A model's hidden states are small, its logits are not: 2,048 positions over 151,000 tokens take 1.2 GB in fp32. Here
-logits live for one chunk, of the teacher without a gradient, of the student recomputed in the backward pass.
-Reductions are in fp32 (fp64 for fp64 states). N positions, d dimensions.
+Hidden states are small, logits are not: 2,048 positions over 151,000 tokens take 1.2 GB in fp32.
+Here logits live for one chunk; the teacher's without a gradient, the student's recomputed in the
+backward pass. Reductions are in fp32 (fp64 for fp64 states). Shapes: N positions, d dimensions, V
+tokens.
 """
 
 from collections.abc import Callable
@@ -14,45 +15,53 @@ from torch.utils.checkpoint import checkpoint
 from markscheme_train.losses import generalized_jsd, with_tail
 
 Head = Callable[[Tensor], Tensor]
-"""Hidden states [N, d] to logits [N, V]."""
+"""Maps hidden states [N, d] to logits [N, V]."""
 CHUNK = 256
-"""Positions at a time: 151,000 tokens of as many positions are 155 MB in fp32."""
+"""Positions per chunk: with 151,000 tokens their logits take 155 MB in fp32."""
 
 
 @torch.no_grad()
 def entropies(
     hidden: Tensor, head: Head, *, temperature: float = 1.0, chunk: int = CHUNK
 ) -> Tensor:
-    """The entropy in nats [N] of each position's distribution over the whole vocabulary: ``log Z - Σ p z``."""
-    found = []
+    """Return the entropy in nats [N] of each position's distribution: `log Z - Σ p z`."""
+    parts = []
     for states in torch.split(hidden, chunk):
         logits = _scaled(head(states), temperature)
         normaliser = logits.logsumexp(-1)
-        found.append(normaliser - ((logits - normaliser.unsqueeze(-1)).exp() * logits).sum(-1))
-    return torch.cat(found) if found else hidden.new_zeros(0, dtype=_precision(hidden))
+        parts.append(normaliser - ((logits - normaliser.unsqueeze(-1)).exp() * logits).sum(-1))
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=_precision(hidden))
 
 
 def token_log_probs(
     hidden: Tensor, tokens: Tensor, head: Head, *, temperature: float = 1.0, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [N] of ``tokens`` [N] at positions with states [N, d], and entropies [N] without a gradient."""
+    """Return log-probabilities [N] of `tokens` [N], and entropies [N] without a gradient.
 
-    def part(states: Tensor, ids: Tensor, known: list[Tensor]) -> tuple[Tensor, Tensor]:
+    Args:
+        hidden: States [N, d].
+        tokens: Token ids [N].
+        head: Maps states to logits.
+        temperature: Divides the logits.
+        chunk: Positions per chunk.
+    """
+
+    def part(states: Tensor, ids: Tensor, cached: list[Tensor]) -> tuple[Tensor, Tensor]:
         logits = _scaled(head(states), temperature)
-        if not known:  # the second time, in the backward pass, it is
+        if not cached:  # filled by the forward pass; recomputation in the backward pass reuses it
             with torch.no_grad():
-                known.append(entropies(logits, lambda kept: kept))
-        return _log_probs_at(logits, ids.unsqueeze(-1)).squeeze(-1), known[0]
+                cached.append(entropies(logits, lambda logits: logits))
+        return _log_probs_at(logits, ids.unsqueeze(-1)).squeeze(-1), cached[0]
 
     if not len(hidden):
         nothing = hidden.new_zeros(0, dtype=_precision(hidden))
         return nothing, nothing
-    found = [
+    parts = [
         checkpoint(part, states, ids, [], use_reentrant=False)
         for states, ids in zip(torch.split(hidden, chunk), torch.split(tokens, chunk), strict=True)
     ]
-    return torch.cat([log_probs for log_probs, _ in found]), torch.cat(
-        [entropy for _, entropy in found]
+    return torch.cat([log_probs for log_probs, _ in parts]), torch.cat(
+        [entropy for _, entropy in parts]
     )
 
 
@@ -67,41 +76,59 @@ def divergences(
     temperature: float = 1.0,
     chunk: int = CHUNK,
 ) -> Tensor:
-    """The generalised Jensen-Shannon divergence [N] of student from teacher at positions with states [N, d].
+    """Return the generalised Jensen-Shannon divergence [N] of student and self-teacher.
 
-    With ``top_k`` over the student's likeliest tokens and a bucket for all others, else over the whole vocabulary.
     Gradients reach the student's states and head.
+
+    Args:
+        student: The student's states [N, d].
+        teacher: The self-teacher's states [N, d].
+        student_head: Maps the student's states to logits.
+        teacher_head: Maps the self-teacher's states to logits.
+        alpha: See `losses.generalized_jsd`.
+        top_k: Compare the student's likeliest tokens and one bucket for all others; `None`: the
+            whole vocabulary.
+        temperature: Divides both logits.
+        chunk: Positions per chunk.
     """
 
-    def part(states: Tensor, others: Tensor, support: list[tuple[Tensor, Tensor]]) -> Tensor:
-        own = _scaled(student_head(states), temperature)
-        if top_k is None or top_k >= own.shape[-1]:
+    def part(
+        states: Tensor, teacher_states: Tensor, support: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        student_logits = _scaled(student_head(states), temperature)
+        if top_k is None or top_k >= student_logits.shape[-1]:
             with torch.no_grad():
-                other = _scaled(teacher_head(others), temperature).log_softmax(-1)
-            return generalized_jsd(own.log_softmax(-1), other, alpha=alpha)
-        if not support:  # the second time, in the backward pass, what needs no gradient is known
+                teacher_log_probs = _scaled(teacher_head(teacher_states), temperature).log_softmax(
+                    -1
+                )
+            return generalized_jsd(student_logits.log_softmax(-1), teacher_log_probs, alpha=alpha)
+        if not support:  # filled by the forward pass; recomputation reuses it
             with torch.no_grad():
-                likeliest = own.topk(top_k, dim=-1).indices
+                likeliest = student_logits.topk(top_k, dim=-1).indices
                 support.append(
                     (
                         likeliest,
                         with_tail(
-                            _log_probs_at(_scaled(teacher_head(others), temperature), likeliest)
+                            _log_probs_at(
+                                _scaled(teacher_head(teacher_states), temperature), likeliest
+                            )
                         ),
                     )
                 )
-        likeliest, other = support[0]
-        return generalized_jsd(with_tail(_log_probs_at(own, likeliest)), other, alpha=alpha)
+        likeliest, teacher_log_probs = support[0]
+        return generalized_jsd(
+            with_tail(_log_probs_at(student_logits, likeliest)), teacher_log_probs, alpha=alpha
+        )
 
-    found = [
-        checkpoint(part, states, others, [], use_reentrant=False)
-        for states, others in zip(
+    parts = [
+        checkpoint(part, states, teacher_states, [], use_reentrant=False)
+        for states, teacher_states in zip(
             torch.split(student, chunk), torch.split(teacher, chunk), strict=True
         )
     ]
     return (
-        torch.cat(found)
-        if found
+        torch.cat(parts)
+        if parts
         else student.new_zeros(0, dtype=_precision(student)) + 0 * student.sum()
     )
 

@@ -1,7 +1,8 @@
-"""One question to the service for all processes: rows are gathered, the first process asks, everyone gets the answer.
+"""Ask the service once for all processes: gather rows, ask on rank 0, broadcast the answer.
 
-A group may span processes, and its rollouts must be judged, compared and shown to each other as one. An error of the
-one that asks is an error of all, at the same place, so that none waits in a collective for a peer that has left.
+A group may span processes, and its rollouts must be judged and compared as one. An error on rank 0
+is raised on every rank at the same place, so that none waits in a collective for a peer that has
+left.
 """
 
 import pickle
@@ -11,16 +12,16 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 
-class Exchange(Protocol):
-    """What passes between the processes of a run. ``rank`` is this one's number."""
+class ProcessGroup(Protocol):
+    """The processes of a run. `rank` is this one's."""
 
     rank: int
 
     def gather(self, rows: Sequence[T]) -> list[T]:
-        """The rows of all processes, in the order of their ranks."""
+        """Return the rows of all processes, in the order of their ranks."""
 
     def broadcast_from_rank_0(self, question: Callable[[], T]) -> T:
-        """The first process's answer; what it raises is raised everywhere."""
+        """Call `question` on rank 0; return its answer, or raise its error, on every rank."""
 
 
 class SingleProcess:
@@ -29,14 +30,16 @@ class SingleProcess:
     rank = 0
 
     def gather(self, rows: Sequence[T]) -> list[T]:
+        """Return the rows."""
         return list(rows)
 
     def broadcast_from_rank_0(self, question: Callable[[], T]) -> T:
+        """Return the answer."""
         return question()
 
 
 class Distributed:
-    """A run of several, through torch.distributed, whichever backend it was started with."""
+    """A run of several processes, over torch.distributed with any backend."""
 
     def __init__(self) -> None:
         import torch.distributed as distributed
@@ -45,17 +48,20 @@ class Distributed:
         self.rank = distributed.get_rank()
 
     def gather(self, rows: Sequence[T]) -> list[T]:
+        """Return the rows of all processes, in the order of their ranks."""
         parts: list[Any] = [None] * self._distributed.get_world_size()
         self._distributed.all_gather_object(parts, list(rows))
         return [row for part in parts for row in part]
 
     def broadcast_from_rank_0(self, question: Callable[[], T]) -> T:
+        """Call `question` on rank 0; return its answer, or raise its error, on every rank."""
+        # Answer and error travel together, so that every rank raises at the same place.
         outcome: list[Any] = [None, None]
         if self.rank == 0:
             try:
                 outcome[0] = question()
             except Exception as error:
-                outcome[1] = _sendable(error)
+                outcome[1] = _picklable(error)
         self._distributed.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
             raise outcome[1]
@@ -63,8 +69,8 @@ class Distributed:
         return answer
 
 
-def _sendable(error: Exception) -> Exception:
-    """The error itself if it can travel, else one that says the same: the others must not wait for it in vain."""
+def _picklable(error: Exception) -> Exception:
+    """Return the error if it can be pickled, else one with the same message."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -72,8 +78,8 @@ def _sendable(error: Exception) -> Exception:
     return error
 
 
-def exchange() -> Exchange:
-    """That of the running process group, if there is one."""
+def current_process_group() -> ProcessGroup:
+    """Return the group of torch.distributed, or a single process where it is not initialised."""
     import torch.distributed as distributed
 
     several = (

@@ -1,13 +1,13 @@
-"""What stops a training run before or between steps, in words the person at the terminal can act on.
+"""Errors that end a training run, with messages for the person at the terminal.
 
 TrainError
 ├── ConfigError      the YAML file or an override is wrong
-├── DataError        the JSONL data is wrong, or a message is no text; names the line or the place
+├── DataError        the JSONL data is wrong, or a message has no text; names the line
 ├── ModelError       the model cannot be loaded
-├── Diverged         gradients that are no numbers; the step was not taken
+├── Diverged         gradients are not finite; the step was not taken
 ├── Unscored         too much of a batch has no reward; the step was not taken
-├── Stopped          by Ctrl-C, after the step under way; saved
-└── Interrupted      the run was saved and may go on with --resume: the service stayed away, or left too much unscored
+├── Stopped          Ctrl-C, after the current step; saved
+└── Interrupted      saved, can go on with --resume: no service, or too much unscored
 """
 
 
@@ -16,11 +16,11 @@ class TrainError(Exception):
 
 
 class ConfigError(TrainError):
-    """A key or a value of the configuration is not usable."""
+    """A key or a value of the configuration is not valid."""
 
 
 class DataError(TrainError):
-    """The data is not usable; the message names the line, or the message that is no text."""
+    """The data cannot be used; the message names the line, or the message without text."""
 
 
 class ModelError(TrainError):
@@ -28,14 +28,15 @@ class ModelError(TrainError):
 
 
 class Diverged(TrainError):
-    """Loss or gradients are no numbers any more; the weights are those of the step before."""
+    """Loss or gradients are not finite; the weights are those of the step before."""
 
 
 class Unscored(TrainError):
     """Too much of a batch has no reward to learn from.
 
-    ``may_pass``: by waiting alone enough of it would have one. ``advice``: the reasons in words and
-    what to do about them, on one line.
+    Attributes:
+        may_pass: Whether waiting alone would give enough of it a reward.
+        advice: The reasons and what to do about them, on one line.
     """
 
     def __init__(self, message: str, *, may_pass: bool, advice: str) -> None:
@@ -45,8 +46,8 @@ class Unscored(TrainError):
 
 
 class Stopped(TrainError):
-    """Ctrl-C: the step under way was finished and saved, and others are left."""
+    """Ctrl-C: the current step was finished and saved, and steps are left."""
 
 
 class Interrupted(TrainError):
-    """What the run needs is not there now. It was saved; started again with ``--resume`` it goes on."""
+    """Something that the run needs is missing now. It was saved and can go on with `--resume`."""

@@ -1,10 +1,13 @@
-"""The losses of GRPO, SDPO and SRPO as functions of tensors: no model, no trainer, no state.
+"""The losses of GRPO, SDPO and SRPO as pure functions of tensors.
 
-Shapes: P prompts of G rollouts; B rows of T response tokens; V the vocabulary or a part of it. Masks are 1 on response
-tokens up to and including the end-of-sequence token. Log-probabilities are natural and already divided by the
-sampling temperature. Sources: GRPO's surrogate with the asymmetric and the dual clip (DAPO, arXiv 2503.14476;
-arXiv 1912.09729), the group mean without the deviation (Dr. GRPO, arXiv 2503.20783), the divergence and its top-k
-form (SDPO, arXiv 2601.20802), entropy weights and the joint objective (SRPO, arXiv 2604.02288).
+Shapes: P prompts of G rollouts; B rows of T response tokens; V tokens of the vocabulary, or a part
+of it. Masks are 1 on response tokens up to and including the end-of-sequence token.
+Log-probabilities are natural logarithms, already divided by the sampling temperature.
+
+Sources: the clipped surrogate with asymmetric and dual clip (DAPO, arXiv 2503.14476; arXiv
+1912.09729); the group mean without the deviation (Dr. GRPO, arXiv 2503.20783); the divergence and
+its top-k form (SDPO, arXiv 2601.20802); entropy weights and the joint objective (SRPO, arXiv
+2604.02288).
 """
 
 from collections.abc import Mapping
@@ -17,26 +20,35 @@ from torch import Tensor
 Scale = Literal["none", "std"]
 
 STD_EPS = 1e-6
-LOG_RATIO_MOST = 20.0
-"""Log-ratios are clamped to this on both sides before they are exponentiated."""
-TAIL_LEAST = 1e-7
-"""The least that the log of a head's mass lies below 0: a tail bucket is never quite empty."""
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are clamped to ± this before they are exponentiated."""
+MIN_TAIL_LOG_MASS = 1e-7
+"""The log of the head's mass stays this far below 0, so that the tail is never empty."""
 
 
 def group_advantages(
     rewards: Tensor, *, scale: Scale = "none", valid: Tensor | None = None, min_group: int = 2
 ) -> Tensor:
-    """Advantages [P, G] of rewards [P, G] within each group: ``r - mean``, with ``"std"`` over ``std + 1e-6``.
+    """Return advantages [P, G] within each group: `r - mean`, divided by `std + 1e-6` for `"std"`.
 
-    The deviation is the sample's (n - 1). Rows outside ``valid`` [P, G] (default: those whose reward is a number) are
-    in neither mean nor deviation and get 0, as does a group with fewer than ``min_group`` valid rows. Raises
-    :class:`ValueError` for a reward that is infinite.
+    The deviation is the sample's (n - 1). Rows that are not valid enter neither mean nor deviation
+    and get 0, as do groups with fewer than `min_group` valid rows.
+
+    Args:
+        rewards: Rewards [P, G]; NaN where a reward is unknown.
+        scale: Whether to divide by the deviation.
+        valid: Mask [P, G] of the rows to use; default: those with a reward.
+        min_group: Minimum valid rows of a group.
+
+    Raises:
+        ValueError: A reward is infinite.
     """
     if rewards.isinf().any():
         raise ValueError("a reward is infinite")
     known = ~rewards.isnan() if valid is None else valid.bool() & ~rewards.isnan()
     known = known & (known.sum(dim=1, keepdim=True) >= min_group)
     count = known.sum(dim=1, keepdim=True).clamp(min=1)
+    # NaN times 0 is NaN: unknown rewards are replaced, not multiplied away.
     zeroed = torch.where(known, rewards, 0.0)
     centred = torch.where(known, rewards - zeroed.sum(dim=1, keepdim=True) / count, 0.0)
     if scale == "none":
@@ -46,8 +58,8 @@ def group_advantages(
 
 
 def log_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
-    """``log_probs - old_log_probs``, clamped to ±20."""
-    return (log_probs - old_log_probs).clamp(-LOG_RATIO_MOST, LOG_RATIO_MOST)
+    """Return `log_probs - old_log_probs`, clamped to ±20."""
+    return (log_probs - old_log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def clipped_surrogate(
@@ -59,10 +71,18 @@ def clipped_surrogate(
     clip_high: float,
     dual_clip: float | None,
 ) -> Tensor:
-    """The policy-gradient loss of each token [B, T], to be minimised; ``advantages`` are [B] or [B, T].
+    """Return the policy-gradient loss of each token [B, T], to be minimised.
 
-    With ρ = exp(log_probs - old_log_probs): ``max(-A ρ, -A clamp(ρ, 1 - clip_low, 1 + clip_high))``, for A < 0 at
-    most ``-A dual_clip`` (``None``: no such bound).
+    With ρ = exp(log_probs - old_log_probs) it is `max(-A ρ, -A clamp(ρ, 1 - clip_low, 1 +
+    clip_high))`, and for A < 0 at most `-A dual_clip`.
+
+    Args:
+        log_probs: Of the current policy [B, T].
+        old_log_probs: Of the policy that sampled [B, T].
+        advantages: A, as [B] or [B, T].
+        clip_low: Lower clip.
+        clip_high: Upper clip.
+        dual_clip: Bound for negative advantages; `None`: no bound.
     """
     advantages = advantages.unsqueeze(-1) if advantages.dim() == 1 else advantages
     ratio = log_ratio(log_probs, old_log_probs).exp()
@@ -75,10 +95,10 @@ def clipped_surrogate(
 
 
 def capped_importance(log_probs: Tensor, old_log_probs: Tensor, cap: float) -> Tensor:
-    """``min(exp(log_probs - old_log_probs), cap)`` [B, T], without a gradient.
+    """Return `min(exp(log_probs - old_log_probs), cap)` [B, T], without a gradient.
 
-    With the current and the old policy it is SDPO's importance weight, with the old policy and what generated the
-    rollouts the correction of their mismatch.
+    Between the current and the old policy it is SDPO's importance weight; between the old policy
+    and the sampler it corrects their mismatch.
     """
     return log_ratio(log_probs.detach(), old_log_probs.detach()).exp().clamp(max=cap)
 
@@ -86,11 +106,14 @@ def capped_importance(log_probs: Tensor, old_log_probs: Tensor, cap: float) -> T
 def generalized_jsd(
     student_log_probs: Tensor, teacher_log_probs: Tensor, *, alpha: float
 ) -> Tensor:
-    """The divergence between distributions [..., V], as [...].
+    """Return the divergence [...] between distributions [..., V].
 
-    With m = (1 - α) student + α teacher it is ``(1 - α) KL(student‖m) + α KL(teacher‖m)``: for α = 0.5 the
-    Jensen-Shannon divergence, at most ln 2. At the ends, where that is 0, it is ``KL(teacher‖student)`` (α = 0) and
-    ``KL(student‖teacher)`` (α = 1). Gradients flow through the student only.
+    With m = (1 - α) student + α teacher it is `(1 - α) KL(student‖m) + α KL(teacher‖m)`. For α =
+    0.5 that is the Jensen-Shannon divergence, at most ln 2. At the ends, where it would be 0, it is
+    `KL(teacher‖student)` (α = 0) and `KL(student‖teacher)` (α = 1). Only the student gets a
+    gradient.
+
+    Raises `ValueError` unless 0 <= alpha <= 1.
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
@@ -99,41 +122,45 @@ def generalized_jsd(
         return _kl(teacher, student)
     if alpha == 1.0:
         return _kl(student, teacher)
+    # Mix in log space: probabilities of unlikely tokens would underflow.
     share = torch.tensor([1.0 - alpha, alpha], dtype=student.dtype, device=student.device).log()
     mixture = torch.logaddexp(student + share[0], teacher + share[1])
     return (1.0 - alpha) * _kl(student, mixture) + alpha * _kl(teacher, mixture)
 
 
 def topk_with_tail(log_probs: Tensor, indices: Tensor) -> Tensor:
-    """Log-probabilities [..., K + 1] of the tokens at ``indices`` [..., K] and of all others together.
+    """Return log-probabilities [..., K + 1] of the tokens at `indices` [..., K] and of the rest.
 
-    SDPO takes the K tokens that the student finds likeliest, for student and teacher alike. Joining the rest in one
-    bucket can only lower the divergence; leaving it out could raise it.
+    SDPO takes the K tokens that are likeliest for the student, for student and teacher alike.
+    Joining the rest in one bucket can only lower the divergence; leaving it out could raise it.
     """
     return with_tail(log_probs.gather(-1, indices))
 
 
 def with_tail(head: Tensor) -> Tensor:
-    """Log-probabilities [..., K] and, as the last, that of everything else: ``log(1 - Σ exp)``."""
-    mass = torch.logsumexp(head, dim=-1, keepdim=True).clamp(max=-TAIL_LEAST)
+    """Append to log-probabilities [..., K] that of everything else: `log(1 - Σ exp)`."""
+    mass = torch.logsumexp(head, dim=-1, keepdim=True).clamp(max=-MIN_TAIL_LOG_MASS)
     return torch.cat([head, torch.log(-torch.expm1(mass))], dim=-1)
 
 
 def sampled_token_loss(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tensor:
-    """SDPO's estimator from the sampled tokens alone [B, T]: ``stopgrad(log s - log q) · log s``.
+    """Return SDPO's estimator from sampled tokens [B, T]: `stopgrad(log s - log q) · log s`.
 
-    Its gradient is, in expectation over the student's tokens, that of ``KL(student‖teacher)``.
+    Its gradient is in expectation, over the student's tokens, that of `KL(student‖teacher)`.
     """
     return (student_log_probs - teacher_log_probs).detach() * student_log_probs
 
 
 def entropy(log_probs: Tensor) -> Tensor:
-    """The entropy in nats of distributions [..., V], as [...]."""
+    """Return the entropy in nats [...] of distributions [..., V]."""
     return -(log_probs.exp() * _finite(log_probs)).sum(dim=-1)
 
 
 def entropy_weight_sums(entropy: Tensor, mask: Tensor, *, beta: float) -> Tensor:
-    """``[Σ exp(-β H), count]`` over the masked tokens: sums that add up over micro-batches and processes."""
+    """Return `[Σ exp(-β H), count]` over the masked tokens.
+
+    Sums, unlike means, add up over micro-batches and processes.
+    """
     kept = mask.bool()
     return torch.stack(
         [torch.where(kept, (-beta * entropy).exp(), 0.0).sum(), kept.sum().to(entropy.dtype)]
@@ -143,10 +170,15 @@ def entropy_weight_sums(entropy: Tensor, mask: Tensor, *, beta: float) -> Tensor
 def entropy_weights(
     entropy: Tensor, mask: Tensor, *, beta: float, mean: Tensor | None = None
 ) -> Tensor:
-    """SRPO's weights [B, T] of a self-teacher's entropies [B, T]: ``exp(-β H)`` over its mean on the masked tokens.
+    """Return SRPO's weights [B, T]: `exp(-β H)` divided by its mean on the masked tokens.
 
-    Their mean is 1, so the size of the loss is kept; off the mask they are 0. ``mean``: that of the whole optimiser
-    step, where the rows at hand are a part of it. No gradient.
+    Their mean is 1, which keeps the size of the loss; off the mask they are 0. No gradient.
+
+    Args:
+        entropy: The self-teacher's entropies [B, T] in nats.
+        mask: Tokens that count [B, T].
+        beta: β; 0 weighs all tokens alike.
+        mean: The mean of the whole optimiser step, where these rows are a part of it.
     """
     entropy = entropy.detach()
     if mean is None:
@@ -158,12 +190,20 @@ def entropy_weights(
 
 @dataclass(frozen=True, slots=True)
 class SrpoInputs:
-    """What :func:`srpo_loss` reads; rows that have no reward are masked throughout.
+    """Tensors of `srpo_loss`; rows without a reward are masked throughout.
 
-    ``routed`` [B] marks the rows of the self-distillation branch. ``divergence`` and ``entropy`` [B, T] (student
-    against self-teacher; the self-teacher's own) count on those rows only; without such rows they may be ``None``.
-    ``sampler_weights`` [B, T]: correction of the mismatch between the trainer and what generated the rollouts, already
-    capped. ``token_count`` and ``weight_mean``: of the whole optimiser step over all processes; default: of these rows.
+    Attributes:
+        log_probs: Of the current policy [B, T].
+        old_log_probs: Of the policy that sampled [B, T].
+        advantages: As [B] or [B, T].
+        mask: Response tokens [B, T].
+        routed: Rows [B] of the self-distillation branch.
+        divergence: Of student and self-teacher [B, T]; read on routed rows only.
+        entropy: Of the self-teacher [B, T]; read on routed rows only.
+        sampler_weights: Capped correction [B, T] of the mismatch of trainer and sampler.
+        token_count: Tokens of the whole optimiser step over all processes; default: of these
+            rows.
+        weight_mean: Mean entropy weight of that step; default: of these rows.
     """
 
     log_probs: Tensor
@@ -180,7 +220,7 @@ class SrpoInputs:
 
 @dataclass(frozen=True, slots=True)
 class SrpoConfig:
-    """SRPO's settings. ``beta`` 0 weighs all tokens alike."""
+    """SRPO's settings. `beta` 0 weighs all tokens alike."""
 
     clip_low: float = 0.2
     clip_high: float = 0.28
@@ -190,16 +230,19 @@ class SrpoConfig:
 
 
 def srpo_loss(inputs: SrpoInputs, config: SrpoConfig) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """SRPO's joint objective, a scalar, and what to log of it (no gradients).
+    """Return SRPO's joint objective, a scalar, and metrics without gradients.
 
-    ``(Σ_{GRPO rows} surrogate + Σ_{SDPO rows} w · min(ρ, cap) · divergence) / N`` over tokens, where w are the entropy
-    weights and N counts the tokens of both branches: each branch weighs by its tokens, and there is no coefficient
-    between them (arXiv 2604.02288, section 3.3). Without routed rows it is GRPO's token mean. A step without a single
-    token has a loss of 0.
+    It is `(Σ_{GRPO rows} surrogate + Σ_{SDPO rows} w · min(ρ, cap) · divergence) / N` over tokens.
+    w are the entropy weights, and N counts the tokens of both branches: each branch weighs by its
+    tokens, without a coefficient between them (arXiv 2604.02288, section 3.3). Without routed rows
+    it is GRPO's token mean. A step without tokens has a loss of 0.
+
+    Raises `ValueError` for routed rows without divergence or entropy.
     """
     mask = inputs.mask.bool()
     distilled = mask & inputs.routed.bool().unsqueeze(1)
     reinforced = mask & ~distilled
+    # Micro-batches share one denominator, or the token mean would depend on their split.
     tokens = inputs.token_count if inputs.token_count is not None else mask.sum()
     surrogate = clipped_surrogate(
         inputs.log_probs,
@@ -245,7 +288,7 @@ def _kl(of: Tensor, to: Tensor) -> Tensor:
 
 
 def _finite(log_probs: Tensor) -> Tensor:
-    """An impossible token counts 0, where its -inf would make 0 · inf."""
+    """Clamp -inf, so that an impossible token adds 0 instead of 0 · inf."""
     return log_probs.clamp(min=torch.finfo(log_probs.dtype).min / 8)
 
 
@@ -254,7 +297,7 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _clip_share(inputs: SrpoInputs, config: SrpoConfig, mask: Tensor) -> Tensor:
-    """The share of policy-gradient tokens whose gradient a clip has taken."""
+    """Return the share of policy-gradient tokens whose gradient a clip removed."""
     advantages = (
         inputs.advantages if inputs.advantages.dim() == 2 else inputs.advantages.unsqueeze(1)
     )

@@ -1,4 +1,7 @@
-"""The training configuration in the figures that its judge's cost follows from; see :mod:`markscheme.plan`."""
+"""The figures of a training configuration that its judge's cost follows from.
+
+See `markscheme.plan`.
+"""
 
 import math
 from collections.abc import Sequence
@@ -29,22 +32,22 @@ def plan(path: Path, overrides: Sequence[str]) -> TrainingPlan:
 
 
 def plan_of(config: "TrainConfig", examples: "list[Example]") -> TrainingPlan:
-    """The figures of a configuration and its data. Raises :class:`TrainError`."""
+    """Return the figures of a configuration and its data. Raises `TrainError`."""
     prompts_per_batch = config.generation_batch_size // config.num_generations
-    # One generated batch is looked at this many times: once a micro-step, and again for each iteration over it.
-    looks = config.steps_per_generation * config.num_iterations
+    # Micro-steps that one generated batch serves, over all iterations.
+    micro_steps_per_batch = config.steps_per_generation * config.num_iterations
     steps = config.max_steps
     if steps <= 0:
-        micro_steps = len(examples) // prompts_per_batch * looks
+        micro_steps = len(examples) // prompts_per_batch * micro_steps_per_batch
         if micro_steps == 0:
             raise TrainError(
-                f"{config.data} has {len(examples)} prompts, fewer than the {prompts_per_batch} of one "
-                "batch"
+                f"{config.data} has {len(examples)} prompts, fewer than the {prompts_per_batch} of "
+                "one batch"
             )
         steps = math.ceil(
             config.num_train_epochs * math.ceil(micro_steps / config.gradient_accumulation_steps)
         )
-    batches = math.ceil(steps * config.gradient_accumulation_steps / looks)
+    batches = math.ceil(steps * config.gradient_accumulation_steps / micro_steps_per_batch)
     teachers = [e.teacher_responses for e in examples if e.teacher_responses]
     texts = [text for responses in teachers for text in responses]
     return TrainingPlan(

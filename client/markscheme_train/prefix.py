@@ -1,8 +1,8 @@
-"""Completion states with each distinct prompt read once: on a CPU the update's main cost.
+"""Completion states with each distinct prompt read once: on a CPU the main cost of an update.
 
-The rollouts of a group share their prompt. One pass over the distinct prompts fills a key-value cache, whose
-rows are then handed to the completions; gradients flow back through both. Exact up to rounding, and for models
-with plain full attention only.
+The rollouts of a group share their prompt. One pass over the distinct prompts fills a key-value
+cache, whose rows are copied to the completions; gradients flow back through both. Exact up to
+rounding, for models with plain full attention only.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 
 def can_share(model: Any) -> bool:
-    """Whether ``model`` keeps an ordinary key-value cache that rows can be copied from."""
+    """Return whether `model` keeps an ordinary key-value cache whose rows can be copied."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
     return kinds == {"full_attention"} and not getattr(model, "is_activation_checkpointing", False)
 
@@ -19,9 +19,16 @@ def can_share(model: Any) -> bool:
 def shared_prompt_states(
     backbone: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_length: int
 ) -> torch.Tensor:
-    """The last hidden states [B, C, d] that predict the last C tokens of ``input_ids`` [B, P + C], prompts padded on
-    the left. ``backbone``: the model without its head."""
+    """Return the last hidden states [B, C, d] that predict the last C tokens.
+
+    Args:
+        backbone: The model without its head.
+        input_ids: Tokens [B, P + C], prompts padded on the left.
+        attention_mask: Mask [B, P + C].
+        completion_length: C.
+    """
     width = input_ids.shape[1] - completion_length
+    # Compare tokens and mask together: padding must not make two prompts equal.
     keys = torch.cat([input_ids[:, :width], attention_mask[:, :width].to(input_ids.dtype)], dim=1)
     distinct, place = torch.unique(keys, dim=0, return_inverse=True)
     prompts = backbone(

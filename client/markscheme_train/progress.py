@@ -1,4 +1,4 @@
-"""The live view of a run: a progress bar, the last steps, and what share of rollouts meets each criterion."""
+"""The live view of a run: progress bar, last steps, and how often each criterion is met."""
 
 from collections import deque
 from types import TracebackType
@@ -26,7 +26,7 @@ ROUTED = "distillation/routed_share"
 
 
 class LiveTable:
-    """A context that draws each record it is given; on a console that is no terminal, one line a step."""
+    """A context manager that draws steps; without a terminal it prints one line a step."""
 
     def __init__(self, console: Console, *, title: str) -> None:
         self._console = console
@@ -74,7 +74,7 @@ class LiveTable:
             )
 
     def wait(self, why: str, seconds: float) -> None:
-        """Say that the run waits for the service, and until when."""
+        """Print why the run waits for the service, and for how many seconds."""
         self._console.print(
             f"waiting for the rubric service: {why}; next try in {seconds:.0f} s",
             style="yellow",

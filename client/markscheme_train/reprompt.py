@@ -1,8 +1,8 @@
-"""What the self-teacher reads: the task, a demonstration, what the attempt missed, and the task's request again.
+"""The self-teacher's prompt: the task, a demonstration, feedback, and the request again.
 
-As in SDPO (arXiv 2601.20802) the attempt itself is not shown: it is what the teacher then rates, token by token. What
-does not fit is taken from the feedback first, then from the end of the demonstration, never from the task or from the
-closing instruction.
+As in SDPO (arXiv 2601.20802) the attempt itself is not shown: the self-teacher rates it token by
+token. What does not fit is cut from the feedback first, then from the end of the demonstration,
+never from the task or the closing instruction.
 """
 
 import re
@@ -20,9 +20,9 @@ _THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 
 def reprompt(prompt: Prompt, demonstration: str | None, feedback: Sequence[str] = ()) -> Prompt:
-    """The prompt in the same form, with what the teacher is to know in its last message.
+    """Return the prompt in the same form, with demonstration and feedback in its last message.
 
-    Messages before the last one stay as they are. ``<think>`` blocks of the demonstration are left out.
+    Other messages stay as they are. `<think>` blocks of the demonstration are left out.
     """
     parts = []
     if demonstration is not None:
@@ -37,7 +37,7 @@ def reprompt(prompt: Prompt, demonstration: str | None, feedback: Sequence[str] 
 
 
 def without_thinking(text: str) -> str:
-    """The text without its ``<think>`` blocks."""
+    """Return the text without its `<think>` blocks."""
     return _THINKING.sub("", text)
 
 
@@ -48,33 +48,40 @@ def build_teacher_prompt(
     demonstration: str | None,
     feedback: Sequence[str],
     *,
-    most: int,
+    max_tokens: int,
 ) -> Sequence[int] | None:
-    """The token ids of :func:`reprompt`, at most ``most``; ``None`` when the task alone does not leave room.
+    """Return the token ids of `reprompt`, or `None` when the task alone leaves no room.
 
-    ``tokens`` renders a prompt; ``cut`` keeps the first so many tokens of a text. Lines of feedback are dropped from
-    the last on, then the demonstration is shortened as far as half its room; a demonstration that has none is dropped
-    with the row.
+    Lines of feedback are dropped from the last one, then the demonstration is shortened down to
+    half of its room; one that still does not fit is given up, and the row with it.
+
+    Args:
+        tokens: Renders a prompt to token ids.
+        cut: Keeps the first n tokens of a text.
+        prompt: The task.
+        demonstration: A good response, if there is one.
+        feedback: Criteria that the attempt missed.
+        max_tokens: Maximum length of the prompt in tokens.
     """
-    lines, shown = (
+    lines, response = (
         list(feedback),
         None if demonstration is None else without_thinking(demonstration),
     )
     while True:
-        ids = tokens(reprompt(prompt, shown, lines))
-        if len(ids) <= most:
+        ids = tokens(reprompt(prompt, response, lines))
+        if len(ids) <= max_tokens:
             return ids
         if lines:
             lines.pop()
-            if not lines and shown is None:
+            if not lines and response is None:
                 return None
             continue
-        if shown is None:
+        if response is None:
             return None
-        room = most - len(tokens(reprompt(prompt, "", ())))
-        # Tokens at the seams may differ from those counted: shorten until it fits.
-        for keep in range(room, max(0, room // 2), -max(1, room // 8)):
-            ids = tokens(reprompt(prompt, cut(shown, keep), ()))
-            if len(ids) <= most:
+        available = max_tokens - len(tokens(reprompt(prompt, "", ())))
+        # Tokens at the joints can differ from those counted apart: shorten until it fits.
+        for keep in range(available, max(0, available // 2), -max(1, available // 8)):
+            ids = tokens(reprompt(prompt, cut(response, keep), ()))
+            if len(ids) <= max_tokens:
                 return ids
         return None

@@ -1,7 +1,7 @@
-"""``RubricReward``: a TRL reward function whose marks come from a Markscheme service.
+"""`RubricReward`: a TRL reward function that gets its rewards from a Markscheme service.
 
-It groups, asks and reports; it does not judge. A rollout the service could not score gets ``None``, never a
-number. No torch here: the class also serves trainers other than ours.
+It groups rows, asks and reports; it does not judge. A rollout that the service could not score gets
+`None`, never a number. The module does not import torch, so that other trainers can use it too.
 """
 
 import random
@@ -15,21 +15,27 @@ import tenacity
 
 from markscheme.errors import AnswerUnreadable, ConnectionFailed, ServiceUnavailable
 from markscheme.messages import MessageError, plain_message, role_of, text_of
-from markscheme.protocol import sendable
+from markscheme.protocol import to_wire
 from markscheme.schema import Group, GroupScore, Message, Rollout, Run, ScoreBatch, Usage
-from markscheme.vocabulary import MAY_PASS, ReusePolicy, Thinking, VerifyMode, in_words
-from markscheme_train.distributed import Exchange, SingleProcess
+from markscheme.vocabulary import (
+    TRANSIENT_REASONS,
+    ReusePolicy,
+    Thinking,
+    VerifyMode,
+    describe_reasons,
+)
+from markscheme_train.distributed import ProcessGroup, SingleProcess
 from markscheme_train.errors import DataError, Unscored
 
-MOST_PAUSE_S = 30.0
-"""Between two tries to reach a service that is away."""
+MAX_RETRY_WAIT_S = 30.0
+"""Maximum seconds between two attempts to reach the service."""
 
 PromptRow = str | list[dict[str, Any]]
-"""A prompt as TRL passes it: text, or chat messages."""
+"""A prompt as TRL passes it: text or chat messages."""
 
 
 class Scorer(Protocol):
-    """The part of ``markscheme.Client`` that a reward needs."""
+    """The part of `markscheme.Client` that a reward needs."""
 
     def score(
         self,
@@ -46,7 +52,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CriterionRate:
-    """How many of a group's scored rollouts met one criterion."""
+    """How many scored rollouts of a group met one criterion."""
 
     group: str
     rubric: str
@@ -59,8 +65,8 @@ class CriterionRate:
 
 
 @dataclass(frozen=True, slots=True)
-class RowMarks:
-    """What the service said of one rollout. ``feedback``: the criteria that it missed."""
+class RowScore:
+    """The service's score of one rollout. `feedback` lists the criteria that it missed."""
 
     reward: float | None
     truncated: bool
@@ -69,14 +75,23 @@ class RowMarks:
 
 @dataclass(frozen=True, slots=True)
 class RewardReport:
-    """What one call to the service said, for logs and the live table. Holds no prompt and no rollout.
+    """The answer of one call to the service, without prompts and rollouts.
 
-    ``teacher_scores``: the rewards of each group's teacher responses, where they were asked for.
+    Attributes:
+        step: Training step, from 0.
+        rewards: One per row of all processes; `None` where unknown.
+        row_scores: The same rows with truncation and feedback.
+        teacher_scores: Rewards of each group's teacher responses, if they were asked for.
+        reasons: Unscored rollouts by reason.
+        origins: Groups by the origin of their rubric.
+        criteria: How often each criterion was met.
+        usage: What the call cost.
+        seconds: How long it took.
     """
 
     step: int
     rewards: list[float | None]
-    marks: list[RowMarks]
+    row_scores: list[RowScore]
     teacher_scores: list[list[float | None]]
     reasons: dict[str, int]
     origins: dict[str, int]
@@ -86,6 +101,7 @@ class RewardReport:
 
     @property
     def unscored(self) -> int:
+        """Rows without a reward."""
         return sum(reward is None for reward in self.rewards)
 
 
@@ -100,15 +116,31 @@ class Row:
 
 
 class RubricReward:
-    """Scores each group of ``num_generations`` rollouts of one prompt occurrence with that prompt's rubric.
+    """Scores groups of rollouts of one prompt with that prompt's rubric.
 
-    Groups are told apart by place, never by the prompt's text: TRL keeps the rows of an occurrence together over all
-    processes, so row i belongs to group i // G. ``eos_token_ids`` tell a rollout that ended from one cut off; without
-    them none is marked as cut off. While the service cannot be reached the run waits, at most ``max_outage_s``;
-    ``on_wait`` is told why and for how long. A batch of which more than the share ``max_unscored`` has no reward is not
-    learnt from: it raises :class:`Unscored`, which ``may_pass`` if those that stay unscored however
-    long one waits would not be too many by themselves. A rate limit beside a few refusals may pass; a
-    batch of refusals does not. ``rows`` and ``last`` are of the newest batch, of all processes.
+    Rows are grouped by position, never by the prompt's text: TRL keeps the rows of a prompt
+    together over all processes, so row i belongs to group i // `num_generations`. After a call,
+    `rows` and `last` hold the batch of all processes and the service's report.
+
+    Args:
+        client: A `markscheme.Client`.
+        num_generations: Rollouts of each prompt.
+        run_id: The run's name at the service.
+        reuse: Which rubrics may be reused; see `Client.induce`.
+        verify: Judge each rollout alone (`rollout`) or a group in one call (`group`).
+        thinking: What is judged of a rollout; see `Client.score`.
+        score_teachers: Also score the teacher responses.
+        ask_teacher: Responses to sample from the service's teacher for prompts without any.
+        eos_token_ids: Tokens that end a response; a rollout without one counts as truncated.
+            Empty: none does.
+        max_outage_s: Seconds to wait for a service that cannot be reached.
+        max_unscored: Maximum share (0 to 1) of a batch without a reward; above it the batch
+            raises `Unscored`.
+        on_wait: Called with the reason and the seconds before each wait.
+
+    Example:
+        reward = RubricReward(Client("http://127.0.0.1:8321"), num_generations=8, run_id="run-1")
+        trainer = GRPOTrainer(model, reward_funcs=[reward], args=args, train_dataset=prompts)
     """
 
     __name__ = "rubric"
@@ -141,7 +173,7 @@ class RubricReward:
         self.max_outage_s = max_outage_s
         self.max_unscored = max_unscored
         self.on_wait = on_wait
-        self.exchange: Exchange = SingleProcess()
+        self.processes: ProcessGroup = SingleProcess()
         self.rows: list[Row] = []
         self.last: RewardReport | None = None
         self._call = (-1, 0)
@@ -157,11 +189,24 @@ class RubricReward:
         teacher_responses: Sequence[list[str] | None] | None = None,
         **_columns: Any,
     ) -> list[float | None]:
-        """One reward or ``None`` per row of this process, in the order of the rows.
+        """Return a reward or `None` for each row of this process, in order.
 
-        Raises :class:`ValueError` when the rows of all processes are not whole groups, the SDK's errors when the
-        service refuses the request or stays away for too long, :class:`DataError` for a message that
-        is no text, and :class:`Unscored`: a run that gets no marks should stop.
+        TRL calls this. A `teacher_responses` column of the data set, if any, is sent along.
+
+        Args:
+            prompts: The rows' prompts; those of a group side by side.
+            completions: What the student wrote.
+            completion_ids: Its token ids, to detect truncation.
+            trainer_state: TRL's state; its `global_step` names the step.
+            log_metric: TRL's hook for metrics.
+            teacher_responses: Responses for each row, or `None`.
+            **_columns: Other columns, ignored.
+
+        Raises:
+            ValueError: The rows of all processes are not whole groups.
+            DataError: A message has no text form.
+            Unscored: More than `max_unscored` of the batch has no reward.
+            MarkschemeError: The service refuses the request, or stays away too long.
         """
         step = int(trainer_state.global_step)
         teachers = teacher_responses or [None] * len(prompts)
@@ -171,20 +216,20 @@ class RubricReward:
                 prompts, completions, completion_ids, teachers, strict=True
             )
         ]
-        counts = self.exchange.gather([len(own)])
-        self.rows = self.exchange.gather(own)
+        counts = self.processes.gather([len(own)])
+        self.rows = self.processes.gather(own)
         groups = self._groups(step)
         started = time.perf_counter()
-        batch = self.exchange.broadcast_from_rank_0(lambda: self._score(groups, step))
+        batch = self.processes.broadcast_from_rank_0(lambda: self._score(groups, step))
         seconds = time.perf_counter() - started
-        marks = _marks_in_order(groups, batch)
+        row_scores = _scores_in_row_order(groups, batch)
         scores = {
             group.id: group.teacher.rewards if group.teacher else [] for group in batch.groups
         }
         self.last = RewardReport(
             step=step,
-            rewards=[mark.reward for mark in marks],
-            marks=marks,
+            rewards=[row_score.reward for row_score in row_scores],
+            row_scores=row_scores,
             teacher_scores=[list(scores[group.id]) for group in groups],
             reasons=dict(batch.reasons),
             origins=_origins(batch),
@@ -194,43 +239,43 @@ class RubricReward:
         )
         if log_metric is not None:
             _log(self.last, log_metric)
-        self._refuse_unscored(self.last)
-        first = sum(counts[: self.exchange.rank])
+        self._raise_if_unscored(self.last)
+        first = sum(counts[: self.processes.rank])
         return self.last.rewards[first : first + len(own)]
 
-    def _refuse_unscored(self, report: RewardReport) -> None:
-        """Raise :class:`Unscored` when too much has no reward.
+    def _raise_if_unscored(self, report: RewardReport) -> None:
+        """Raise `Unscored` when too much of the batch has no reward.
 
-        Of several reasons those that do not pass decide: while they alone would let the step be
-        taken, waiting helps.
+        Waiting helps if the reasons that do not pass would alone leave enough rewards to go on.
         """
-        most = self.max_unscored * len(report.rewards)
-        if report.unscored > most:
+        limit = self.max_unscored * len(report.rewards)
+        if report.unscored > limit:
             why = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
-            for_good = sum(
-                count for reason, count in report.reasons.items() if reason not in MAY_PASS
+            permanent = sum(
+                count for reason, count in report.reasons.items() if reason not in TRANSIENT_REASONS
             )
-            may_pass = for_good <= most
+            may_pass = permanent <= limit
             raise Unscored(
-                f"{report.unscored} of {len(report.rewards)} rollouts of step {report.step + 1} are "
-                f"unscored ({why}); the step was not taken",
+                f"{report.unscored} of {len(report.rewards)} rollouts of step {report.step + 1} "
+                f"are unscored ({why}); the step was not taken",
                 may_pass=may_pass,
                 advice=_advice(report.reasons, may_pass),
             )
 
     def _score(self, groups: Sequence[Group], step: int) -> ScoreBatch:
-        """The service's answer, waited for while it is away. A request that is sent again is the same to the byte, so
-        that what was judged before it broke off is not judged again."""
+        """Return the service's answer, waiting while it cannot be reached.
+
+        A repeated request is identical to the byte, so that nothing is judged twice.
+        """
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_outage),
             reraise=True,
             stop=tenacity.stop_after_delay(self.max_outage_s),
-            wait=tenacity.wait_exponential(1, max=MOST_PAUSE_S),
-            before_sleep=self._tell,
+            wait=tenacity.wait_exponential(1, max=MAX_RETRY_WAIT_S),
+            before_sleep=self._notify_wait,
         )
-        chance = (
-            random.getstate()
-        )  # retries draw their pauses from it; the run must not notice that there were any
+        # tenacity draws its pauses from this generator; a run with retries must not differ.
+        rng_state = random.getstate()
         try:
             return attempts(
                 self.client.score,
@@ -243,9 +288,9 @@ class RubricReward:
                 run=Run(id=self.run_id, step=step),
             )
         finally:
-            random.setstate(chance)
+            random.setstate(rng_state)
 
-    def _tell(self, state: tenacity.RetryCallState) -> None:
+    def _notify_wait(self, state: tenacity.RetryCallState) -> None:
         if state.outcome is not None and state.next_action is not None:
             self.on_wait(str(state.outcome.exception()), state.next_action.sleep)
 
@@ -257,16 +302,17 @@ class RubricReward:
                 f"(per_device_train_batch_size x steps_per_generation x processes) a multiple of "
                 f"num_generations"
             )
-        # A step may generate more than once (fewer steps per generation than accumulation steps): the count
-        # keeps their group ids apart, and starts anew with each step so that a resumed run repeats them.
+        # A step may generate more than once (fewer steps per generation than accumulation steps).
+        # The count keeps their group ids apart, and restarts each step so that a resumed run
+        # repeats them.
         self._call = (step, self._call[1] + 1 if self._call[0] == step else 0)
         groups = []
         for start in range(0, len(rows), size):
             group = rows[start : start + size]
             if any(row.prompt != group[0].prompt for row in group):
                 raise ValueError(
-                    f"rows {start} to {start + size - 1} are not of one prompt; RubricReward needs the "
-                    f"{size} rollouts of a prompt side by side"
+                    f"rows {start} to {start + size - 1} are not of one prompt; RubricReward needs "
+                    f"the {size} rollouts of a prompt side by side"
                 )
             groups.append(
                 Group(
@@ -274,7 +320,7 @@ class RubricReward:
                     prompt=wire_prompt(group[0].prompt),
                     teacher_responses=group[0].teacher_responses,
                     rollouts=[
-                        Rollout(id=f"r{i}", text=sendable(row.text), truncated=row.truncated)
+                        Rollout(id=f"r{i}", text=to_wire(row.text), truncated=row.truncated)
                         for i, row in enumerate(group)
                     ],
                 )
@@ -286,10 +332,10 @@ class RubricReward:
 
 
 def completion_text(completion: PromptRow) -> str:
-    """What the assistant says in a completion: the text of its messages, one after the other.
+    """Return the text of the assistant's messages in a completion, joined.
 
-    A tool call without text says nothing. Raises :class:`DataError` for content that is no text,
-    such as an image.
+    A tool call without text is empty. Raises `DataError` for content that is not text, such as an
+    image.
     """
     if isinstance(completion, str):
         return completion
@@ -304,15 +350,15 @@ def completion_text(completion: PromptRow) -> str:
 
 
 def wire_prompt(prompt: PromptRow) -> str | list[Message]:
-    """A prompt as the service takes it: roles and text of its messages; tool calls are not told.
+    """Return a prompt in the service's form: roles and texts, without tool calls.
 
-    Raises :class:`DataError` for content that is no text and for a role that is not known.
+    Raises `DataError` for content that is not text and for an unknown role.
     """
     if isinstance(prompt, str):
-        return str(sendable(prompt))
+        return str(to_wire(prompt))
     try:
         return [
-            Message.model_validate(sendable(plain_message(message, f"prompt[{number}]")))
+            Message.model_validate(to_wire(plain_message(message, f"prompt[{number}]")))
             for number, message in enumerate(prompt)
         ]
     except MessageError as error:
@@ -320,33 +366,33 @@ def wire_prompt(prompt: PromptRow) -> str | list[Message]:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the service is away and may come back. An answer that is not its own is no outage."""
+    """Return whether the service cannot be reached but may come back."""
     return isinstance(error, ConnectionFailed | ServiceUnavailable) and not isinstance(
         error, AnswerUnreadable
     )
 
 
 def _advice(reasons: Mapping[str, int], may_pass: bool) -> str:
-    """The reasons in words and what helps, on one line."""
+    """Return the reasons and what to do about them, on one line."""
     if may_pass:
-        passing = " and ".join(sorted(name for name in reasons if name in MAY_PASS))
+        passing = " and ".join(sorted(name for name in reasons if name in TRANSIENT_REASONS))
         helps = f"Once {passing} has passed, --resume helps: it asks for the very same rollouts."
     else:
         helps = "--resume alone does not help: mend that first, or raise max_unscored, then use it."
-    return " ".join([*in_words(reasons), helps])
+    return " ".join([*describe_reasons(reasons), helps])
 
 
-def _marks_in_order(groups: Sequence[Group], batch: ScoreBatch) -> list[RowMarks]:
-    """Marks by id, not by place, so that an answer in another order cannot be credited to a neighbour."""
+def _scores_in_row_order(groups: Sequence[Group], batch: ScoreBatch) -> list[RowScore]:
+    """Return scores by id, not by position, so that none is credited to a neighbour."""
     answered = {
         (group.id, rollout.id): rollout for group in batch.groups for rollout in group.rollouts
     }
-    marks = []
+    row_scores = []
     for group in groups:
         for rollout in group.rollouts:
             score = answered[group.id, rollout.id]
-            marks.append(RowMarks(score.reward, rollout.truncated, tuple(score.feedback)))
-    return marks
+            row_scores.append(RowScore(score.reward, rollout.truncated, tuple(score.feedback)))
+    return row_scores
 
 
 def _origins(batch: ScoreBatch) -> dict[str, int]:

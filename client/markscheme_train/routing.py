@@ -1,9 +1,9 @@
-"""Which rollouts are taught by reward and which by a self-teacher, and what that teacher gets to see.
+"""Decide which rollouts learn from their reward and which from the self-teacher.
 
-SRPO (arXiv 2604.02288) routes on a binary reward: a failed rollout whose group holds a success goes to
-self-distillation, everything else to GRPO. A rubric's score is continuous. The carry-over here is ours: one threshold
-for success, a higher one for what may serve as a demonstration, and a gap between the two rollouts, so that near-ties
-are left to the reward. Pure Python: a group is a few numbers.
+SRPO (arXiv 2604.02288) routes on a binary reward: a failed rollout whose group holds a success goes
+to self-distillation, everything else to GRPO. A rubric's score is continuous, and this extension is
+ours: a threshold for success, a higher one for demonstrations, and a minimum gap between the two
+rollouts, so that near-ties are left to the reward. Pure Python: a group is a few numbers.
 """
 
 import math
@@ -13,24 +13,24 @@ from enum import StrEnum
 
 
 class Branch(StrEnum):
-    """Where a rollout's tokens go."""
+    """The loss that a rollout's tokens enter."""
 
     GRPO = "grpo"
     SDPO = "sdpo"
     UNSCORED = "unscored"
-    """Nowhere: it has no reward."""
+    """None: it has no reward."""
 
 
 TEACHER = -1
-"""As a demonstration's index: the external teacher's response."""
+"""Index of a demonstration that is the external teacher's response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Per rollout of a group: its branch, and the rollout that demonstrates the task to its self-teacher.
+    """Branch and demonstration of each rollout of a group.
 
-    A demonstration is named for every rollout that has one, also where it is not needed; :data:`TEACHER` stands for
-    the teacher's response, ``None`` for no demonstration.
+    A demonstration is named for every rollout that has one, also where it is not needed: the index
+    of a rollout, `TEACHER` for the teacher's response, or `None`.
     """
 
     branches: tuple[Branch, ...]
@@ -47,44 +47,64 @@ def route(
     feedback: Sequence[bool] | None = None,
     teacher_score: float | None = None,
 ) -> Routes:
-    """Route one group's rollouts by their scores; ``None`` or NaN is a rollout without one.
+    """Route one group's rollouts by their scores.
 
-    A rollout fails below ``success``, or when it was ``truncated``. Its demonstration is the best other rollout that
-    scored at least ``demonstration`` (default: ``success``) and at least ``gap`` more, was not cut off, and came first
-    among equals; for want of one the teacher's response, when ``teacher_score`` is given and holds to the same terms.
-    A failure goes to self-distillation when it has a demonstration or ``feedback`` of its own, else to GRPO.
+    A rollout fails below `success`, or when it was truncated. Its demonstration is the best other
+    rollout that was not truncated and scored at least `demonstration` and at least `gap` more; the
+    first one among equals. Without one it is the teacher's response, if its score meets the same
+    terms. A failure with a demonstration or feedback goes to self-distillation, everything else to
+    GRPO.
 
     With the defaults and rewards of 0 and 1 this is SRPO as published.
+
+    Args:
+        scores: Rewards from 0 to 1; `None` or NaN where unknown.
+        success: Minimum score of a success.
+        demonstration: Minimum score of a demonstration; default: `success`.
+        gap: Minimum lead of a demonstration over the rollout.
+        truncated: Which rollouts hit the token limit.
+        feedback: Which rollouts have feedback.
+        teacher_score: Score of the teacher's best response, if it may be shown.
+
+    Raises:
+        ValueError: `scores`, `truncated` and `feedback` differ in length.
     """
     count = len(scores)
-    known = [None if score is None or math.isnan(score) else float(score) for score in scores]
-    cut = [False] * count if truncated is None else list(truncated)
-    told = [False] * count if feedback is None else list(feedback)
-    if not len(cut) == len(told) == count:
+    values = [None if score is None or math.isnan(score) else float(score) for score in scores]
+    is_truncated = [False] * count if truncated is None else list(truncated)
+    has_feedback = [False] * count if feedback is None else list(feedback)
+    if not len(is_truncated) == len(has_feedback) == count:
         raise ValueError("scores, truncated and feedback must be of one length")
-    least = success if demonstration is None else demonstration
+    minimum = success if demonstration is None else demonstration
     branches: list[Branch] = []
     demonstrations: list[int | None] = []
-    for own, score in enumerate(known):
+    for own, score in enumerate(values):
         if score is None:
             branches.append(Branch.UNSCORED)
             demonstrations.append(None)
             continue
-        shown = _best(known, cut, own, max(least, score + gap) if gap else least)
-        if shown is None and teacher_score is not None and teacher_score >= max(least, score + gap):
-            shown = TEACHER
-        failed = cut[own] or score < success
-        branches.append(Branch.SDPO if failed and (shown is not None or told[own]) else Branch.GRPO)
-        demonstrations.append(shown)
+        # With a gap of 0 a demonstration may score less than the failure itself, as in SRPO.
+        shown_by = _best(values, is_truncated, own, max(minimum, score + gap) if gap else minimum)
+        if (
+            shown_by is None
+            and teacher_score is not None
+            and teacher_score >= max(minimum, score + gap)
+        ):
+            shown_by = TEACHER
+        failed = is_truncated[own] or score < success
+        branches.append(
+            Branch.SDPO if failed and (shown_by is not None or has_feedback[own]) else Branch.GRPO
+        )
+        demonstrations.append(shown_by)
     return Routes(tuple(branches), tuple(demonstrations))
 
 
 def _best(
-    scores: Sequence[float | None], truncated: Sequence[bool], own: int, least: float
+    scores: Sequence[float | None], truncated: Sequence[bool], own: int, minimum: float
 ) -> int | None:
     others = [
         (score, -index)
         for index, score in enumerate(scores)
-        if index != own and score is not None and not truncated[index] and score >= least
+        if index != own and score is not None and not truncated[index] and score >= minimum
     ]
     return -max(others)[1] if others else None

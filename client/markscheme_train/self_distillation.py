@@ -1,8 +1,8 @@
-"""SDPO and SRPO beside TRL's GRPO: who is routed, what the self-teacher says of them, and their term of the loss.
+"""SDPO and SRPO beside TRL's GRPO: routing, the self-teacher's forward pass, its loss.
 
-The self-teacher runs once a generated batch, on routed rows only. What is kept of it until the update are hidden
-states, a few thousand numbers a token instead of a vocabulary, and the entropy weights, whose mean is that of the
-whole optimiser step over all processes.
+The self-teacher runs once per generated batch, on routed rows only. Until the update only its
+hidden states are kept, a few thousand numbers a token instead of a vocabulary, and the entropy
+weights, whose mean is that of the whole optimiser step over all processes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,26 +17,33 @@ from markscheme_train.config import TrainConfig
 from markscheme_train.distillation import Head, divergences, entropies
 from markscheme_train.losses import capped_importance, entropy_weight_sums, entropy_weights
 from markscheme_train.reprompt import Prompt, build_teacher_prompt
-from markscheme_train.reward import Row, RowMarks
+from markscheme_train.reward import Row, RowScore
 from markscheme_train.routing import TEACHER, Branch, Routes, route
 from markscheme_train.self_teacher import SelfTeacher
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """The rollouts of all processes, group after group, what the service said of each, and of each group's teacher
-    responses, where it was asked."""
+class ScoredRows:
+    """The rollouts of all processes, group after group, with their scores.
+
+    `teacher_scores` holds the rewards of each group's teacher responses, if they were asked for.
+    """
 
     rollouts: Sequence[Row]
-    marks: Sequence[RowMarks]
+    row_scores: Sequence[RowScore]
     teacher_scores: Sequence[Sequence[float | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class StudentStates:
-    """The student's forward pass: its log-probabilities [B, C], and states [B, C, d] with the head that reads them.
+    """The student's forward pass.
 
-    ``hidden``: the model's last hidden states as they left it, batch by batch, for whoever watches their gradients.
+    Attributes:
+        log_probs: Of the sampled tokens [B, C].
+        states: Hidden states [B, C, d].
+        head: Maps states to logits.
+        hidden: The model's last hidden states as it returned them, one tensor a micro-batch, to
+            watch their gradients.
     """
 
     log_probs: Tensor
@@ -47,12 +54,12 @@ class StudentStates:
 
 @dataclass(frozen=True, slots=True)
 class TeacherContext:
-    """Whether a row is taught by the self-teacher, and the demonstration and feedback which that reads.
+    """What the self-teacher reads for a row, and whether the row learns from it.
 
-    ``external``: the demonstration is the teacher's response, no sibling's.
+    `external` means that the demonstration is the teacher's response, not a sibling's.
     """
 
-    taught: bool
+    routed: bool
     demonstration: str | None
     feedback: Sequence[str]
     external: bool
@@ -61,93 +68,106 @@ class TeacherContext:
 class SelfDistillation:
     """The part of SDPO and SRPO that is not GRPO."""
 
-    def __init__(self, config: TrainConfig, teacher: SelfTeacher, tokenizer: Any) -> None:
-        self.config, self.teacher, self._tokenizer = config, teacher, tokenizer
+    def __init__(self, config: TrainConfig, self_teacher: SelfTeacher, tokenizer: Any) -> None:
+        self.config, self.self_teacher, self._tokenizer = config, self_teacher, tokenizer
 
-    def routes(self, rows: Rows) -> list[TeacherContext]:
-        """What is to be done with each row."""
+    def routes(self, rows: ScoredRows) -> list[TeacherContext]:
+        """Return the context of each row."""
         size, config = self.config.num_generations, self.config
-        found: list[TeacherContext] = []
-        for start in range(0, len(rows.marks), size):
-            marks = rows.marks[start : start + size]
-            told = [mark.feedback if config.rubric_feedback else () for mark in marks]
-            external, score = _best(
+        contexts: list[TeacherContext] = []
+        for start in range(0, len(rows.row_scores), size):
+            row_scores = rows.row_scores[start : start + size]
+            feedback = [score.feedback if config.rubric_feedback else () for score in row_scores]
+            external, teacher_score = _best(
                 rows.rollouts[start].teacher_responses, rows.teacher_scores[start // size]
             )
             routes = route(
-                [m.reward for m in marks],
+                [score.reward for score in row_scores],
                 success=config.success_threshold,
                 demonstration=config.demonstration_threshold,
                 gap=config.demonstration_gap,
-                truncated=[m.truncated for m in marks],
-                feedback=[bool(lines) for lines in told],
-                teacher_score=score,
+                truncated=[score.truncated for score in row_scores],
+                feedback=[bool(lines) for lines in feedback],
+                teacher_score=teacher_score,
             )
-            for own in range(size):
-                shown = routes.demonstrations[own]
-                text = (
-                    external
-                    if shown == TEACHER
-                    else None
-                    if shown is None
-                    else rows.rollouts[start + shown].text
-                )
-                found.append(
+            for index in range(size):
+                source = routes.demonstrations[index]
+                if source is None:
+                    demonstration = None
+                elif source == TEACHER:
+                    demonstration = external
+                else:
+                    demonstration = rows.rollouts[start + source].text
+                contexts.append(
                     TeacherContext(
-                        self._taught(routes, own, told[own]), text, told[own], shown == TEACHER
+                        self._is_routed(routes, index, feedback[index]),
+                        demonstration,
+                        feedback[index],
+                        source == TEACHER,
                     )
                 )
-        return found
+        return contexts
 
-    def _taught(self, routes: Routes, own: int, told: Sequence[str]) -> bool:
-        if (
-            self.config.method == "sdpo"
-        ):  # every rollout of which its teacher knows more than it did
-            known = routes.branches[own] is not Branch.UNSCORED
-            return known and (routes.demonstrations[own] is not None or bool(told))
-        return routes.branches[own] is Branch.SDPO
+    def _is_routed(self, routes: Routes, index: int, feedback: Sequence[str]) -> bool:
+        # SDPO teaches every scored rollout for which the self-teacher has something to read.
+        if self.config.method == "sdpo":
+            scored = routes.branches[index] is not Branch.UNSCORED
+            return scored and (routes.demonstrations[index] is not None or bool(feedback))
+        return routes.branches[index] is Branch.SDPO
 
     def prepare(
-        self, batch: dict[str, Any], rows: Rows, *, first: int, total: Callable[[Tensor], Tensor]
+        self,
+        batch: dict[str, Any],
+        rows: ScoredRows,
+        *,
+        first: int,
+        total: Callable[[Tensor], Tensor],
     ) -> Mapping[str, float]:
-        """Add to a generated batch what :meth:`term` reads, and take routed rows out of the reward's branch.
+        """Add the self-teacher's part to a batch, and take routed rows out of GRPO's loss.
 
-        The batch holds this process's rows, of which the first is number ``first`` of all. ``total`` sums a tensor over
-        all processes. With SDPO the rows that are not routed leave the loss. Returns what to log.
+        With SDPO rows that are not routed leave the loss altogether. Returns metrics to log.
+
+        Args:
+            batch: TRL's batch with this process's rows; it is changed in place.
+            rows: The rows of all processes.
+            first: Index of this process's first row among them.
+            total: Sums a tensor over all processes.
         """
         mask = student_token_mask(batch).bool()
         routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         prompts: dict[int, Sequence[int]] = {}
         informed = external = 0
-        for place, lesson in enumerate(self.routes(rows)[first : first + len(mask)]):
-            informed += lesson.demonstration is not None or bool(lesson.feedback)
-            if lesson.taught and mask[place].any():
+        for index, context in enumerate(self.routes(rows)[first : first + len(mask)]):
+            informed += context.demonstration is not None or bool(context.feedback)
+            if context.routed and mask[index].any():
                 ids = build_teacher_prompt(
                     self._tokens,
                     self._cut,
-                    rows.rollouts[first + place].prompt,
-                    lesson.demonstration,
-                    lesson.feedback,
-                    most=self.config.max_reprompt_length,
+                    rows.rollouts[first + index].prompt,
+                    context.demonstration,
+                    context.feedback,
+                    max_tokens=self.config.max_reprompt_length,
                 )
                 if ids is not None:
-                    routed[place], prompts[place] = True, ids
-                    external += lesson.external
+                    routed[index], prompts[index] = True, ids
+                    external += context.external
         states = self._teacher_states(batch, prompts)
         entropy = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-        for place, found in states.items():
-            entropy[place, mask[place]] = entropies(
-                found, self.teacher.head, temperature=self.config.temperature
+        for index, row_states in states.items():
+            entropy[index, mask[index]] = entropies(
+                row_states, self.self_teacher.head, temperature=self.config.temperature
             )
-        taught_tokens = mask & routed.unsqueeze(1)
+        # The mean weight is over all processes: every rank must call `total`, routed rows or not.
+        routed_tokens = mask & routed.unsqueeze(1)
         weighed, count = total(
-            entropy_weight_sums(entropy, taught_tokens, beta=self.config.entropy_beta)
+            entropy_weight_sums(entropy, routed_tokens, beta=self.config.entropy_beta)
         )
         batch["routed"] = routed
         batch["distillation_weights"] = entropy_weights(
-            entropy, taught_tokens, beta=self.config.entropy_beta, mean=weighed / count.clamp(min=1)
+            entropy, routed_tokens, beta=self.config.entropy_beta, mean=weighed / count.clamp(min=1)
         )
-        batch["teacher_states"] = [states.get(place) for place in range(len(mask))]
+        batch["teacher_states"] = [states.get(index) for index in range(len(mask))]
+        # An advantage of 0 takes a row out of TRL's surrogate but leaves it in the token count.
         batch["advantages"] = batch["advantages"].masked_fill(routed, 0.0)
         if self.config.method == "sdpo":
             batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
@@ -157,80 +177,83 @@ class SelfDistillation:
                     float(routed.sum()),
                     informed,
                     len(mask),
-                    float(entropy[taught_tokens].sum()),
+                    float(entropy[routed_tokens].sum()),
                     external,
                 ],
                 device=mask.device,
             )
         )
-        told = {
+        metrics = {
             "distillation/routed_share": float(sums[0] / sums[2]),
             "distillation/informed_share": float(sums[1] / sums[2]),
         }
         if self.config.teacher_demonstration:
-            told["distillation/teacher_response_share"] = float(sums[4] / sums[2])
+            metrics["distillation/teacher_response_share"] = float(sums[4] / sums[2])
         if count:
-            told["distillation/entropy_mean"] = float(sums[3] / count)
-        if taught_tokens.any():
-            told |= _quantiles("entropy", entropy[taught_tokens])
-            told |= _quantiles("weight", batch["distillation_weights"][taught_tokens])
-        return told
+            metrics["distillation/entropy_mean"] = float(sums[3] / count)
+        if routed_tokens.any():
+            metrics |= _quantiles("entropy", entropy[routed_tokens])
+            metrics |= _quantiles("weight", batch["distillation_weights"][routed_tokens])
+        return metrics
 
-    def term(self, batch: Mapping[str, Any], student: StudentStates) -> Tensor:
-        """``Σ w · min(ρ, cap) · divergence`` over this micro-batch's routed tokens: their part of the joint loss,
-        before it is divided by the tokens of both branches."""
-        places = batch["routed"].nonzero().flatten()
-        if not len(places):
+    def distillation_loss_sum(self, batch: Mapping[str, Any], student: StudentStates) -> Tensor:
+        """Return `Σ w · min(ρ, cap) · divergence` over the routed tokens of a micro-batch.
+
+        It is their part of the joint loss before the division by the tokens of both branches.
+        """
+        indices = batch["routed"].nonzero().flatten()
+        if not len(indices):
             return torch.zeros((), device=student.log_probs.device)
-        mask = student_token_mask(batch)[places].bool()
-        taught = torch.cat([batch["teacher_states"][int(place)] for place in places])
+        mask = student_token_mask(batch)[indices].bool()
+        teacher_states = torch.cat([batch["teacher_states"][int(index)] for index in indices])
         divergence = divergences(
-            student.states[places][mask],
-            taught,
+            student.states[indices][mask],
+            teacher_states,
             student.head,
-            self.teacher.head,
+            self.self_teacher.head,
             alpha=self.config.distillation_alpha,
             top_k=self.config.distillation_top_k,
             temperature=self.config.temperature,
         )
-        own = student.log_probs[places]
+        own = student.log_probs[indices]
         old = (
-            batch["old_per_token_logps"][places]
+            batch["old_per_token_logps"][indices]
             if batch.get("old_per_token_logps") is not None
             else own.detach()
         )
-        weights: Tensor = batch["distillation_weights"][places] * capped_importance(
+        weights: Tensor = batch["distillation_weights"][indices] * capped_importance(
             own, old, self.config.importance_cap
         )
         if batch.get("importance_sampling_ratio") is not None:
-            weights = weights * batch["importance_sampling_ratio"][places]
+            weights = weights * batch["importance_sampling_ratio"][indices]
         return (weights[mask] * divergence).sum()
 
     def _teacher_states(
         self, batch: Mapping[str, Any], prompts: Mapping[int, Sequence[int]]
     ) -> dict[int, Tensor]:
-        """The self-teacher's states [T, d] of each routed row's own tokens, after its longer prompt."""
-        size, found = self.config.per_device_train_batch_size, {}
-        places = sorted(prompts, key=lambda place: len(prompts[place]))
-        for start in range(0, len(places), size):
-            part = places[start : start + size]
+        """Return the self-teacher's states [T, d] of each routed row's tokens."""
+        size, row_states = self.config.per_device_train_batch_size, {}
+        # Rows of similar length share a batch, which saves padding.
+        indices = sorted(prompts, key=lambda index: len(prompts[index]))
+        for start in range(0, len(indices), size):
+            part = indices[start : start + size]
             completion, mask = batch["completion_ids"][part], batch["completion_mask"][part]
-            width = max(len(prompts[place]) for place in part)
+            width = max(len(prompts[index]) for index in part)
             ids = completion.new_full((len(part), width), self._tokenizer.pad_token_id)
             seen = torch.zeros_like(ids)
-            for row, place in enumerate(part):
-                ids[row, width - len(prompts[place]) :] = torch.tensor(
-                    prompts[place], device=ids.device
+            for row, index in enumerate(part):
+                ids[row, width - len(prompts[index]) :] = torch.tensor(
+                    prompts[index], device=ids.device
                 )
-                seen[row, width - len(prompts[place]) :] = 1
-            states = self.teacher.states(
+                seen[row, width - len(prompts[index]) :] = 1
+            states = self.self_teacher.states(
                 torch.cat([ids, completion], 1),
                 torch.cat([seen, mask.to(seen)], 1),
                 completion.shape[1],
             )
-            for row, place in enumerate(part):
-                found[place] = states[row, student_token_mask(batch)[place].bool()].clone()
-        return found
+            for row, index in enumerate(part):
+                row_states[index] = states[row, student_token_mask(batch)[index].bool()].clone()
+        return row_states
 
     def _tokens(self, prompt: Prompt) -> Sequence[int]:
         if isinstance(prompt, str):
@@ -253,16 +276,17 @@ class SelfDistillation:
 
 
 class BranchNorms:
-    """How strongly each branch pulls at the student: squared norms of the loss's gradient at its last hidden states.
+    """Gradient norms of each branch at the student's last hidden states.
 
-    A row is of one branch, so there the two can be told apart at no cost; in the weights' gradient they are summed.
+    A row belongs to one branch, so there the two can be told apart for free; in the gradient of the
+    weights they are summed.
     """
 
     def __init__(self) -> None:
         self._squares: list[Tensor] = []
 
     def watch(self, hidden: Sequence[Tensor], routed: Tensor) -> None:
-        """Note the gradients of hidden states [b, …], whose rows together are those of ``routed`` [B]."""
+        """Record the gradients of hidden states [b, …] that together hold the `routed` rows."""
         for states, rows in zip(
             hidden, torch.split(routed, [len(states) for states in hidden]), strict=True
         ):
@@ -273,19 +297,19 @@ class BranchNorms:
         self._squares.append(torch.stack([squares[~routed].sum(), squares[routed].sum()]))
 
     def take(self, device: torch.device) -> Tensor:
-        """``[policy, distillation]`` since the last time."""
+        """Return squared norms `[policy, distillation]` since the last call."""
         squares, self._squares = self._squares, []
         return torch.stack(squares).sum(0) if squares else torch.zeros(2, device=device)
 
 
 def student_token_mask(batch: Mapping[str, Any]) -> Tensor:
-    """The mask [B, C] of what the student itself wrote: padding and what tools answered excepted."""
+    """Return the mask [B, C] of tokens that the student wrote: no padding, no tool output."""
     mask: Tensor = batch["completion_mask"]
     return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
 
 
 def _quantiles(name: str, values: Tensor) -> dict[str, float]:
-    """Of this process's tokens."""
+    """Return the 10th, 50th and 90th percentile of this process's tokens."""
     ordered = values.float().sort().values
     return {
         f"distillation/{name}_p{share}": float(ordered[(len(ordered) - 1) * share // 100])
@@ -296,7 +320,7 @@ def _quantiles(name: str, values: Tensor) -> dict[str, float]:
 def _best(
     texts: Sequence[str] | None, scores: Sequence[float | None]
 ) -> tuple[str | None, float | None]:
-    """The best-scored teacher response and its score, where the service has scored them."""
+    """Return the best teacher response and its score, if they were scored."""
     pairs = [
         (score, text) for text, score in zip(texts or (), scores, strict=False) if score is not None
     ]

@@ -1,8 +1,9 @@
-"""The self-teacher: an average of the student's own weights that reads more than the student did.
+"""The self-teacher: an exponential moving average (EMA) of the student's weights.
 
-Two forms. With full fine-tuning it is a second copy of the model, with adapters a second adapter beside the
-student's on the same base. Both start as the student and follow it by an exponential moving average
-``θ_T ← (1 - τ) θ_T + τ θ`` (SDPO, arXiv 2601.20802: τ = 0.05 once a batch); τ = 0 keeps the first student.
+It reads more than the student did: a demonstration or feedback. With full fine-tuning it is a
+second copy of the model, with adapters a second adapter on the same base. Both start as the student
+and follow it by `θ_T ← (1 - τ) θ_T + τ θ` (SDPO, arXiv 2601.20802: τ = 0.05 once a batch); τ = 0
+keeps the initial student.
 """
 
 import copy
@@ -13,33 +14,36 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-ADAPTER, STUDENT_ADAPTER = "teacher", "default"
+SELF_TEACHER_ADAPTER, STUDENT_ADAPTER = "teacher", "default"
 
 
 class SelfTeacher(Protocol):
-    """What the trainer asks of a self-teacher."""
+    """What the trainer needs of a self-teacher."""
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-        """The hidden states [B, keep, d] that predict the last ``keep`` tokens of ``input_ids``; no gradient."""
+        """Return the states [B, keep, d] that predict the last `keep` tokens, without gradient."""
 
     def head(self, states: Tensor) -> Tensor:
-        """Logits of hidden states."""
+        """Return the logits of hidden states."""
 
-    def follow(self, rate: float) -> None:
-        """Move towards the student by ``rate``. Weights that are no numbers raise :class:`FloatingPointError`."""
+    def update(self, rate: float) -> None:
+        """Move the weights towards the student's by `rate`.
+
+        Raises `FloatingPointError` if the student's weights are not finite.
+        """
 
     def weights(self) -> Mapping[str, Tensor]:
-        """What a checkpoint must keep."""
+        """Return the weights that a checkpoint must hold."""
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights from a checkpoint."""
+        """Load the weights of a checkpoint."""
 
 
 class ModelCopy:
-    """A second copy of the whole model, in fp32: an average of small steps would not move in half precision.
+    """A second copy of the whole model, in fp32: small EMA steps would vanish in half precision.
 
-    Make it before a trainer has wrapped the student: TRL 1.16 puts a closure over the original ``forward`` into the
-    model, and a copy of that closure runs the student.
+    Make it before a trainer wraps the student: TRL 1.16 stores a closure over the original
+    `forward` in the model, and a copy of that closure would run the student.
     """
 
     def __init__(self, student: nn.Module) -> None:
@@ -52,36 +56,43 @@ class ModelCopy:
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+        """Return the states [B, keep, d] that predict the last `keep` tokens, without gradient."""
         return _states(self.model, input_ids, attention_mask, keep)
 
     def head(self, states: Tensor) -> Tensor:
+        """Return the logits of hidden states."""
         return output_head(self.model)(states)
 
     @torch.no_grad()
-    def follow(self, rate: float) -> None:
+    def update(self, rate: float) -> None:
+        """Move the weights towards the student's by `rate`."""
+        # The student may be in half precision or on another device.
         pairs = [
             (own, other.to(own))
             for own, other in zip(self.model.parameters(), self._student.parameters(), strict=True)
         ]
-        _move(pairs, rate)
+        _ema_update(pairs, rate)
 
     def weights(self) -> Mapping[str, Tensor]:
+        """Return the whole state dict."""
         return dict(self.model.state_dict())
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the weights of a checkpoint."""
         self.model.load_state_dict(weights)
 
 
 class AdapterCopy:
-    """A second adapter on the student's base model, its matrices A and B averaged one by one.
+    """A second adapter on the student's base model; its matrices A and B are averaged separately.
 
-    An average of A and one of B is not the average of their products; starting from the student's own it stays near
-    it (starting from zeros, as TRL does, it would hardly follow). Its weights lie in the model's own checkpoints.
+    An average of A and one of B is not the average of their products; starting from the student's
+    own it stays near it (starting from zeros, as TRL does, it would hardly follow). The model's
+    checkpoints hold its weights.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        model.add_adapter(ADAPTER, model.peft_config[STUDENT_ADAPTER])
+        model.add_adapter(SELF_TEACHER_ADAPTER, model.peft_config[STUDENT_ADAPTER])
         self._pairs = list(self._named())
         with torch.no_grad():
             for own, other in self._pairs:
@@ -91,34 +102,42 @@ class AdapterCopy:
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-        with self._teaching():
+        """Return the states [B, keep, d] that predict the last `keep` tokens, without gradient."""
+        with self._adapter_active():
             return _states(self._model.get_base_model(), input_ids, attention_mask, keep)
 
     def head(self, states: Tensor) -> Tensor:
+        """Return the logits of hidden states."""
         return output_head(self._model.get_base_model())(states)
 
     @torch.no_grad()
-    def follow(self, rate: float) -> None:
-        _move(self._pairs, rate)
+    def update(self, rate: float) -> None:
+        """Move the weights towards the student's by `rate`."""
+        _ema_update(self._pairs, rate)
 
     def weights(self) -> Mapping[str, Tensor]:
+        """Return nothing: the model's own checkpoint holds the adapter."""
         return {}
 
     def restore(self, weights: Mapping[str, Tensor]) -> None:
-        return None
+        """Do nothing: loading the model's checkpoint restores the adapter."""
+        return
 
     def _named(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         parameters = dict(self._model.named_parameters())
         for name, parameter in parameters.items():
-            if f".{ADAPTER}." in name:
-                yield parameter, parameters[name.replace(f".{ADAPTER}.", f".{STUDENT_ADAPTER}.")]
+            if f".{SELF_TEACHER_ADAPTER}." in name:
+                yield (
+                    parameter,
+                    parameters[name.replace(f".{SELF_TEACHER_ADAPTER}.", f".{STUDENT_ADAPTER}.")],
+                )
 
     @contextmanager
-    def _teaching(self) -> Iterator[None]:
-        """The teacher's adapter, without dropout; everything as before at the end."""
+    def _adapter_active(self) -> Iterator[None]:
+        """Activate the self-teacher's adapter, without dropout; restore everything at the end."""
         training = self._model.training
         self._model.eval()
-        self._model.set_adapter(ADAPTER)
+        self._model.set_adapter(SELF_TEACHER_ADAPTER)
         try:
             yield
         finally:
@@ -133,9 +152,10 @@ def _states(model: Any, input_ids: Tensor, attention_mask: Tensor, keep: int) ->
 
 
 def output_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """Hidden states to logits as ``model`` itself does it: projected, then scaled and capped where its family does."""
+    """Return the map from hidden states to logits, scaled and capped as the model family does."""
     project, config = model.get_output_embeddings(), model.config.get_text_config()
-    # Cohere multiplies, Granite divides, Gemma 2 bends: transformers does it in the models' forward, not in the head.
+    # Cohere multiplies, Granite divides, Gemma 2 caps. transformers does this in each model's
+    # forward, not in the head.
     scale = (getattr(config, "logit_scale", None) or 1.0) / (
         getattr(config, "logits_scaling", None) or 1.0
     )
@@ -149,7 +169,8 @@ def output_head(model: Any) -> Callable[[Tensor], Tensor]:
     return head
 
 
-def _move(pairs: Sequence[tuple[Tensor, Tensor]], rate: float) -> None:
+def _ema_update(pairs: Sequence[tuple[Tensor, Tensor]], rate: float) -> None:
     if not all(bool(other.isfinite().all()) for _, other in pairs):
         raise FloatingPointError("the student's weights are no numbers any more")
+    # One fused kernel for all weights instead of one launch a tensor.
     torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], rate)

@@ -1,4 +1,4 @@
-"""What each training step did, as one record: written as a JSON line and handed to whoever shows it."""
+"""One record per training step: written as a JSON line and passed to the live view."""
 
 import dataclasses
 import json
@@ -11,20 +11,35 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from markscheme.lines import read_lines
+from markscheme.jsonl import read_lines
 from markscheme_train.reward import CriterionRate, RewardReport
 from markscheme_train.trainer import MarkschemeTrainer
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One optimiser step. ``reward`` is the mean of the known rewards; ``None`` when none is known.
+    """One optimiser step.
 
-    ``judge_calls`` and ``judge_tokens`` (asked and answered) are what the judge was really asked for it, also by a part
-    of the run that was killed before the step was saved. ``metrics`` are the trainer's own, of this step alone:
-    lengths, clip shares, and with ``sdpo`` and ``srpo`` the shares that were routed to the self-teacher and that it
-    knew more of, its entropy and weights, and ``gradient_norm/policy`` and ``gradient_norm/distillation``, how strongly
-    each branch pulls at the student's last hidden states.
+    Times are seconds; `judge_tokens` are prompt and completion tokens together.
+
+    Attributes:
+        step: Number of the step, from 1.
+        steps: Steps of the whole run.
+        reward: Mean of the known rewards; `None` when none is known.
+        rollouts: Rollouts of the step.
+        unscored: Rollouts without a reward.
+        reasons: Those, by reason.
+        origins: Groups by the origin of their rubric.
+        criteria: How often each criterion was met.
+        rollout_s: Time to sample.
+        scoring_s: Time to score.
+        teacher_s: Time of the self-teacher.
+        update_s: The rest: loss, backward pass, optimiser.
+        judge_calls: Calls of the judge, those of a killed attempt at this step included.
+        judge_tokens: Tokens of those calls.
+        metrics: The trainer's metrics of this step: lengths, clip shares and, with `sdpo` and
+            `srpo`, routed shares, the self-teacher's entropy and weights, and the gradient norm
+            of each branch at the student's last hidden states.
     """
 
     step: int
@@ -45,7 +60,7 @@ class StepRecord:
 
 
 def read_records(path: Path) -> list[StepRecord]:
-    """What a run has written, in the order of its steps."""
+    """Read the records of a run in order."""
     return [
         StepRecord(**{**row, "criteria": [CriterionRate(**rate) for rate in row["criteria"]]})
         for row in map(json.loads, read_lines(path))
@@ -53,7 +68,7 @@ def read_records(path: Path) -> list[StepRecord]:
 
 
 class StepRecorder(TrainerCallback):  # type: ignore[misc]
-    """Makes a :class:`StepRecord` of each step, appends it to ``path`` and calls ``on_record``."""
+    """Makes a `StepRecord` of each step, appends it to `path` and calls `on_record`."""
 
     def __init__(
         self,
@@ -73,21 +88,26 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drop what an earlier part of the run noted of steps that come again; what they cost is kept for then."""
+        """Drop records of steps that will be repeated, but remember what they cost."""
         if state.is_world_process_zero and self._path.is_file():
-            whole = [(line, json.loads(line)) for line in read_lines(self._path, whole=True)]
-            kept = [line + "\n" for line, record in whole if record["step"] <= state.global_step]
+            complete_only = [
+                (line, json.loads(line)) for line in read_lines(self._path, complete_only=True)
+            ]
+            remaining = [
+                line + "\n" for line, record in complete_only if record["step"] <= state.global_step
+            ]
             if self._resumed:
                 self._paid = {
                     record["step"]: (record["judge_calls"], record["judge_tokens"])
-                    for _, record in whole
+                    for _, record in complete_only
                     if record["step"] > state.global_step
                 }
-            shorter = self._path.with_suffix(".partial")
-            shorter.write_text("".join(kept), encoding="utf-8")
-            shorter.replace(self._path)
+            partial = self._path.with_suffix(".partial")
+            partial.write_text("".join(remaining), encoding="utf-8")
+            partial.replace(self._path)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
         self._trainer.seconds = {"rollout": 0.0, "scoring": 0.0, "teacher": 0.0}
         self._metrics_before = {
             name: len(values) for name, values in self._trainer._metrics["train"].items()
@@ -95,14 +115,14 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
         self._started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the record."""
         report = self._trainer.reward.last
         if report is None:
             return
         took, spent = time.perf_counter() - self._started, self._trainer.seconds
         calls, tokens = self._paid.pop(state.global_step, (0, 0))
-        if (
-            report is not self._counted
-        ):  # a batch is asked for once, however many steps it is looked at
+        # A batch is scored once but may serve several steps: count its calls once.
+        if report is not self._counted:
             self._counted = report
             calls += report.usage.judge_calls
             tokens += report.usage.prompt_tokens + report.usage.completion_tokens
@@ -133,9 +153,10 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
             self._on_record(record)
 
     def _metrics(self) -> dict[str, float | None]:
-        """The means of what this step added to TRL's lists; times, totals and what the record has are left out.
+        """Return the means of what this step added to TRL's lists.
 
-        TRL puts a NaN where it has nothing to take a figure of: it is no value, and a mean of none is ``None``.
+        Times, totals and what the record has anyway are left out. TRL writes NaN where there is
+        nothing to measure; a mean of nothing is `None`.
         """
         added = {
             name: values[self._metrics_before.get(name, 0) :]

@@ -1,10 +1,10 @@
-"""``MarkschemeTrainer``: TRL's GRPO with what a reward that may be unknown needs, and self-distillation beside it.
+"""`MarkschemeTrainer`: TRL's GRPO for rewards that may be unknown, with self-distillation.
 
-Three corrections, each where TRL 1.16 does otherwise: a row without a reward leaves the loss denominator as
-well as the baseline; prompts and rollouts stay out of the log; each epoch's order depends on the seed and the
-epoch alone, so that a resumed run sees the prompts an uninterrupted one would. On a CPU the log-probabilities
-come from one plain forward pass. The policy's loss is TRL's; with the methods ``sdpo`` and ``srpo`` the self-teacher's
-term is added over the same tokens.
+It corrects TRL 1.16 in three places. A row without a reward leaves the loss denominator as well as
+the baseline. Prompts and rollouts stay out of the log. The order of an epoch depends on the seed
+and the epoch alone, so that a resumed run sees the same prompts as an uninterrupted one. On a CPU
+log-probabilities come from one plain forward pass. The policy loss is TRL's; with the methods
+`sdpo` and `srpo` the self-teacher's loss is added over the same tokens.
 """
 
 import logging
@@ -22,53 +22,64 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from markscheme_train.checkpoints import SAVING, settle
+from markscheme_train.checkpoints import SAVING, publish_dir
 from markscheme_train.config import TrainConfig
 from markscheme_train.distillation import token_log_probs
-from markscheme_train.distributed import exchange
+from markscheme_train.distributed import current_process_group
 from markscheme_train.errors import ConfigError
 from markscheme_train.losses import group_advantages
 from markscheme_train.prefix import can_share, shared_prompt_states
 from markscheme_train.reward import RubricReward
 from markscheme_train.self_distillation import (
     BranchNorms,
-    Rows,
+    ScoredRows,
     SelfDistillation,
     StudentStates,
     student_token_mask,
 )
 from markscheme_train.self_teacher import AdapterCopy, ModelCopy, output_head
 
-TEACHER_FILE = "self_teacher.pt"
+SELF_TEACHER_FILE = "self_teacher.pt"
 
 log = logging.getLogger(__name__)
 
 
 class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
-    """GRPO whose rewards may be ``None``.
+    """GRPO whose rewards may be `None`.
 
-    ``seconds`` holds what the current step spent on rollouts, on scoring and on the self-teacher; ``reward`` is the
-    rubric reward. ``other_rewards`` are TRL reward functions to add to it: one that returns ``None`` for a rollout does
-    not apply to it, as TRL has it; a rollout without a rubric reward has none whatever they say, and routing goes by
-    the rubric's score alone. Raises :class:`ConfigError` at once when an update would see only part of a generated
-    batch (TRL's token mean is exact only for whole ones), or a self-teacher only part of the weights.
+    `seconds` holds what the current step spent on rollouts, scoring and the self-teacher; `reward`
+    is the rubric reward.
 
-    What it overrides, and what of TRL 1.16 each relies on (``tests/train/test_trl_contract.py`` holds the words):
+    What it overrides, and what of TRL 1.16 each override relies on
+    (`tests/train/test_trl_contract.py` checks the words):
 
     - ``_calculate_rewards``: is given this process's rows, returns all processes', ``None`` as NaN.
-    - ``_generate_and_score_completions``: its dict is shuffled and split row by row, extra entries with it; groups are
-      contiguous in it; ``num_items_in_batch`` is the denominator.
-    - ``_compute_loss``: ``dapo`` divides by ``num_items_in_batch`` over processes and accumulation steps; a row with an
-      advantage of 0 adds nothing else to it (no KL and no entropy term).
+    - ``_generate_and_score_completions``: its dict is shuffled and split row by row, extra entries
+      with it; groups are contiguous in it; ``num_items_in_batch`` is the denominator.
+    - ``_compute_loss``: ``dapo`` divides by ``num_items_in_batch`` over processes and accumulation
+      steps; a row with an advantage of 0 adds nothing else to it (no KL and no entropy term).
     - ``_get_per_token_logps_and_entropies``: the one place where the student runs in an update.
     - ``training_step``: counts micro-batches in ``_step``.
     - ``_get_train_sampler``: its sampler shuffles by a generator of its own.
-    - ``_save_checkpoint``, ``_get_output_dir``, ``_load_optimizer_and_scheduler``: a checkpoint is written below the
-      one folder, its trainer state last, and read back at that moment.
+    - ``_save_checkpoint``, ``_get_output_dir``, ``_load_optimizer_and_scheduler``: a checkpoint is
+      written below the one folder, its trainer state last, and read back at that moment.
+
+    Args:
+        model: The student.
+        reward: The rubric reward.
+        args: The configuration.
+        other_rewards: TRL reward functions to add. One that returns `None` for a rollout does
+            not apply to it. A rollout without a rubric reward has none whatever they say, and
+            routing uses the rubric's score alone.
+        **kwargs: Passed to `GRPOTrainer`.
+
+    Raises:
+        ConfigError: An update would see only part of a generated batch (TRL's token mean is
+            exact only for whole ones), or the self-teacher only part of the weights.
     """
 
     plain_device = "cpu"
-    """Where log-probabilities come from one plain forward pass instead of TRL's fused head."""
+    """Device type on which log-probabilities come from one plain forward pass."""
 
     def __init__(
         self,
@@ -89,30 +100,31 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._routed: torch.Tensor | None = None
         self._norms = BranchNorms()
         self._saving: str | None = None
-        # Before TRL replaces the model's forward: a copy made later would run the student's.
+        # Copy before TRL replaces the model's forward: a later copy would run the student's.
         teacher = (
             ModelCopy(model)
             if args.method != "grpo" and not hasattr(model, "peft_config")
             else None
         )
         super().__init__(model=model, reward_funcs=[reward, *other_rewards], args=args, **kwargs)
-        reward.exchange = exchange()
+        reward.processes = current_process_group()
         self.distillation: SelfDistillation | None = None
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
         if args.method != "grpo":
-            refuse_shards(self)
+            check_unsharded(self)
             self.distillation = SelfDistillation(
                 args, teacher or AdapterCopy(self.model), self._tokenizer
             )
-            self.add_callback(FollowStudent(self))
+            self.add_callback(UpdateSelfTeacher(self))
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
-        """TRL's rewards of all processes, [rows, functions]; notes which of this process's rows have none.
+        """Return TRL's rewards of all processes [rows, functions]; note the unscored rows here.
 
-        Where one function knows nothing TRL goes by the others; without the rubric's there is no reward here.
+        Where one function returns nothing TRL uses the others; without the rubric's there is no
+        reward here.
         """
         started = time.perf_counter()
         rewards: torch.Tensor = super()._calculate_rewards(
@@ -136,7 +148,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """TRL's batch with the rows that have no reward taken out of the loss mask and its token count."""
+        """Return TRL's batch with unscored rows taken out of the loss mask and the token count."""
         started, scoring = time.perf_counter(), self.seconds["scoring"]
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         self.seconds["rollout"] += (
@@ -146,22 +158,26 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         batch["completion_mask"] = batch["completion_mask"] * scored.unsqueeze(1)
         first = self.accelerator.process_index * len(scored)
         if self.args.scale_rewards != "batch":
-            # TRL's differ in the constant beside the deviation, and give a lone reward one of its own.
+            # TRL adds another constant to the deviation, and gives a lone reward an advantage.
             size = self.num_generations if self.model.training else self.num_generations_eval
-            marks = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1)
-            marks = marks.masked_fill(self._rewards[:, 0].isnan(), torch.nan).view(-1, size)
+            row_scores = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1)
+            row_scores = row_scores.masked_fill(self._rewards[:, 0].isnan(), torch.nan).view(
+                -1, size
+            )
             advantages = group_advantages(
-                marks, scale="none" if self.args.scale_rewards == "none" else "std"
+                row_scores, scale="none" if self.args.scale_rewards == "none" else "std"
             )
             batch["advantages"] = advantages.flatten()[first : first + len(scored)].to(
                 batch["advantages"]
             )
         if self.distillation is not None and self.reward.last is not None and self.model.training:
             started = time.perf_counter()
-            rows = Rows(self.reward.rows, self.reward.last.marks, self.reward.last.teacher_scores)
+            rows = ScoredRows(
+                self.reward.rows, self.reward.last.row_scores, self.reward.last.teacher_scores
+            )
             with self.accelerator.autocast():
-                told = self.distillation.prepare(batch, rows, first=first, total=self._total)
-            for name, value in told.items():
+                metrics = self.distillation.prepare(batch, rows, first=first, total=self._total)
+            for name, value in metrics.items():
                 self._metrics["train"][name].append(value)
             self.seconds["teacher"] += time.perf_counter() - started
         batch["num_items_in_batch"] = self.accelerator.gather(student_token_mask(batch).sum()).sum()
@@ -170,10 +186,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """TRL's step; when no rollout of the batch was scored, without gradients rather than with zeros.
+        """Run TRL's step; clear the gradients if no rollout of the batch was scored.
 
-        The optimiser passes over parameters without a gradient, but would move them on a zero one, by its
-        momentum and the weight decay.
+        The optimiser skips parameters without a gradient, but would move them on a gradient of
+        zero, by momentum and weight decay.
         """
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if (
@@ -191,9 +207,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
-        """TRL's loss, whose rows for the self-teacher have no advantage, and that teacher's term over the same tokens.
+        """Return TRL's loss plus the self-teacher's over the same tokens.
 
-        Relies on TRL's ``dapo`` normaliser: the tokens of the whole generated batch over all processes.
+        Routed rows have no advantage in TRL's. Relies on the normaliser of `dapo`: the tokens of
+        the whole generated batch over all processes.
         """
         if self.distillation is None or "routed" not in inputs:
             policy: torch.Tensor = super()._compute_loss(model, inputs)
@@ -203,7 +220,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             loss: torch.Tensor = super()._compute_loss(model, inputs)
             assert self._student is not None
             with self.accelerator.autocast():
-                term = self.distillation.term(inputs, self._student)
+                distillation = self.distillation.distillation_loss_sum(inputs, self._student)
             self._norms.watch(self._student.hidden, inputs["routed"])
         finally:
             self._routed = self._student = None
@@ -211,25 +228,25 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
         )
         share = self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        joint: torch.Tensor = loss + term / (tokens * share)
+        joint: torch.Tensor = loss + distillation / (tokens * share)
         return joint
 
     def _get_output_dir(self, trial: Any) -> str:
-        """TRL's, and while a checkpoint is written the folder it grows in."""
+        """Return TRL's folder, or the temporary one while a checkpoint is written."""
         folder: str = self._saving or super()._get_output_dir(trial)
         return folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """TRL's checkpoint with the self-teacher's weights in it, moved to its place when it is whole and on the disk.
+        """Write TRL's checkpoint and the self-teacher's weights, and publish them in one rename.
 
-        A run that is killed meanwhile leaves the checkpoint before. Nothing happens where this step's is there already.
+        A run that is killed meanwhile leaves the previous checkpoint. Does nothing if this step's
+        exists.
         """
         run = Path(self.args.output_dir)
         done, growing = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", run / SAVING
         there = [done.is_dir()]
-        broadcast_object_list(
-            there
-        )  # one process's word for all: they must not part ways before a collective
+        # Rank 0 decides for all: ranks must not take different branches before a collective.
+        broadcast_object_list(there)
         if there[0]:
             return
         if self.args.should_save:
@@ -237,7 +254,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             (growing / done.name).mkdir(parents=True)
             if self.distillation is not None:
                 torch.save(
-                    dict(self.distillation.teacher.weights()), growing / done.name / TEACHER_FILE
+                    dict(self.distillation.self_teacher.weights()),
+                    growing / done.name / SELF_TEACHER_FILE,
                 )
         self.accelerator.wait_for_everyone()
         self._saving = str(growing)
@@ -247,28 +265,29 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             self._saving = None
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            settle(growing / done.name, done)
+            publish_dir(growing / done.name, done)
             growing.rmdir()
             rotate_checkpoints(str(run), self.args.save_total_limit)
-        self.accelerator.wait_for_everyone()  # who goes on may end, and a launcher ends the others with it
+        # A rank that went on could end, and a launcher ends the others with it.
+        self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """TRL's, at which resuming a run takes its state from a checkpoint; the self-teacher's goes with it."""
+        """Load TRL's state of a checkpoint, and the self-teacher's weights with it."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.distillation is not None and checkpoint is not None:
             weights = torch.load(
-                Path(checkpoint) / TEACHER_FILE,
+                Path(checkpoint) / SELF_TEACHER_FILE,
                 map_location=self.accelerator.device,
                 weights_only=True,
             )
-            self.distillation.teacher.restore(weights)
+            self.distillation.self_teacher.restore(weights)
 
     def _total(self, values: torch.Tensor) -> torch.Tensor:
         total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
         return total
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
-        """TRL's order of prompts, drawn anew for each epoch from the seed and the epoch's number."""
+        """Return TRL's order of prompts, seeded by the run's seed and the epoch's number."""
         return EpochSampler(
             self,
             data_source=self.train_dataset if dataset is None else dataset,
@@ -290,11 +309,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         compute_aux_loss: bool = False,
         **images: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Log-probabilities [B, C] and entropies [B, C] of the last ``logits_to_keep`` tokens.
+        """Return log-probabilities [B, C] and entropies [B, C] of the last `logits_to_keep` tokens.
 
-        On a CPU TRL's fused head projects the prompt's positions too: 27 times slower on a tiny model with a
-        long prompt. There the completion's tokens alone are projected, a chunk at a time; elsewhere TRL's own way is
-        kept. Positions of padding count 0 either way.
+        On a CPU TRL's fused head projects the prompt's positions too, which is 27 times slower for
+        a tiny model with a long prompt. There only the completion is projected, a chunk at a time;
+        other devices use TRL's way. Padding counts 0 in both.
         """
         inner = _inner(self.accelerator.unwrap_model(model))
         head = output_head(inner)
@@ -343,37 +362,38 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 torch.set_grad_enabled(learning and torch.is_grad_enabled()),
                 self.accelerator.autocast(),
             ):
-                found, spread = token_log_probs(
+                token_logps, token_entropies = token_log_probs(
                     states[rows],
                     input_ids[:, -logits_to_keep:][rows],
                     head,
                     temperature=self.temperature,
                 )
-            logps[rows], entropies[rows] = found.to(logps), spread.to(entropies)
-        if not (counted & ~routed.unsqueeze(1)).any():  # DDP waits for a gradient of every weight
+            logps[rows], entropies[rows] = token_logps.to(logps), token_entropies.to(entropies)
+        if not (counted & ~routed.unsqueeze(1)).any():  # DDP needs a gradient of every weight
             logps = logps + 0 * head(states[:1, :1]).sum()
         if self._routed is not None:
             self._student = StudentStates(logps, states, head, every)
         return logps, entropies if compute_entropy else None, None
 
 
-class FollowStudent(TrainerCallback):  # type: ignore[misc]
-    """Moves the self-teacher once a generated batch, after its last update and before it is saved."""
+class UpdateSelfTeacher(TrainerCallback):  # type: ignore[misc]
+    """Updates the self-teacher once per generated batch, after its last step and before saving."""
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
         self._trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Update the self-teacher at the end of a batch."""
         trainer = self._trainer
         if (
             trainer.distillation is not None
             and trainer._step % (args.steps_per_generation * args.num_iterations) == 0
         ):
-            trainer.distillation.teacher.follow(args.teacher_update_rate)
+            trainer.distillation.self_teacher.update(args.teacher_update_rate)
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
-    """TRL's sampler with a permutation that an epoch can be entered at without replaying those before it."""
+    """TRL's sampler with a permutation that does not depend on earlier epochs."""
 
     def __init__(self, trainer: MarkschemeTrainer, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -386,7 +406,7 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
 
 
 def check_batch_shape(args: TrainConfig) -> None:
-    """Raise :class:`ConfigError` unless each update is one whole batch."""
+    """Raise `ConfigError` unless each update is one whole batch."""
     if args.method != "grpo" and args.loss_type != "dapo":
         raise ConfigError(
             f"method {args.method} needs loss_type dapo: both branches share its token mean"
@@ -398,20 +418,23 @@ def check_batch_shape(args: TrainConfig) -> None:
         )
     if args.max_steps > 0 and args.max_steps % args.num_iterations:
         raise ConfigError(
-            f"max_steps ({args.max_steps}) must be a multiple of num_iterations ({args.num_iterations}): "
-            "a run ends with a whole batch"
+            f"max_steps ({args.max_steps}) must be a multiple of num_iterations "
+            f"({args.num_iterations}): a run ends with a whole batch"
         )
 
 
-def refuse_shards(trainer: GRPOTrainer) -> None:
-    """Raise :class:`ConfigError` where a process holds only a part of the weights: the self-teacher follows whole ones."""
+def check_unsharded(trainer: GRPOTrainer) -> None:
+    """Raise `ConfigError` if a process holds only a part of the weights.
+
+    The self-teacher's average needs all of them.
+    """
     plugin = trainer.accelerator.state.deepspeed_plugin
     if trainer.is_fsdp_enabled or (
         trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3
     ):
         raise ConfigError(
-            f"method {trainer.args.method} needs all weights on each process: use DDP or DeepSpeed's "
-            "ZeRO 1 or 2, or a method without a self-teacher (presets grpo, ropd)"
+            f"method {trainer.args.method} needs all weights on each process: use DDP or "
+            "DeepSpeed's ZeRO 1 or 2, or a method without a self-teacher (presets grpo, ropd)"
         )
 
 
@@ -421,12 +444,12 @@ def _inner(model: Any) -> Any:
 
 @contextmanager
 def _last_states(model: Any, *, when: bool) -> Iterator[list[torch.Tensor]]:
-    """The last hidden states of each forward pass meanwhile, with their graph; none unless ``when``."""
+    """Collect the last hidden states of each forward pass, with their graph; none unless `when`."""
     seen: list[torch.Tensor] = []
     if not when:
         yield seen
         return
-    hook = model.base_model.register_forward_hook(lambda _module, _given, out: seen.append(out[0]))
+    hook = model.base_model.register_forward_hook(lambda _module, _inputs, out: seen.append(out[0]))
     try:
         yield seen
     finally:
@@ -439,7 +462,7 @@ class _DropRollouts(logging.Filter):
 
 
 def _keep_rollouts_out_of_the_log() -> None:
-    """TRL warns of an unscored row by printing its prompt, rollout and columns; our own warning counts instead."""
+    """Silence TRL's warning about unscored rows: it prints prompt and rollout. Ours does not."""
     logger = logging.getLogger("trl.trainer.grpo_trainer")
     if not any(isinstance(known, _DropRollouts) for known in logger.filters):
         logger.addFilter(_DropRollouts())

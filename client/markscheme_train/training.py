@@ -1,4 +1,4 @@
-"""One training run from its configuration: load, train, save; stop gracefully and go on later."""
+"""One training run from its configuration: load, train, save; stop and resume."""
 
 import hashlib
 import json
@@ -64,7 +64,7 @@ CHANGEABLE_ON_RESUME = (
     "project",
     "trackio_space_id",
 )
-FREE_STARTS = (
+CHANGEABLE_PREFIXES = (
     "save_",
     "logging_",
     "log_",
@@ -79,13 +79,16 @@ FREE_STARTS = (
     "use_liger",
     "_",
 )
-"""Settings, by name and by how they start, that a resumed run may have changed: how long it goes on, where it is saved
-and shown, whom it asks. All others decide what it learns."""
-CONSTANT = ("constant", "constant_with_warmup")
+"""Settings that a resumed run may change, by name and by prefix.
+
+They say how long it goes on, where it is saved and shown, and whom it asks. All others decide what
+it learns.
+"""
+CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
 
 
-def quieten() -> None:
-    """Leave the terminal to our own view: no progress bars for loading, no warnings about TRL's own code."""
+def silence_libraries() -> None:
+    """Leave the terminal to our own view: no progress bars, no warnings about TRL's own code."""
     disable_progress_bar()
     set_verbosity_error()
     warnings.filterwarnings(
@@ -101,21 +104,28 @@ def train(
     on_record: Callable[[StepRecord], None],
     on_wait: Callable[[str, float], None] = lambda why, seconds: None,
 ) -> Path:
-    """Train as configured and return the directory of the finished model.
+    """Train as configured and return the folder of the finished model.
 
-    ``resume`` goes on from the last checkpoint under ``output_dir``. While the service is away the run waits and tells
-    ``on_wait`` why and for how long. Raises :class:`TrainError`; when the service is lost in mid-run or leaves too much
-    unscored (:class:`Interrupted`, where that may pass), and on Ctrl-C (:class:`Stopped`), what was learnt so far is
-    saved first.
+    Args:
+        config: The configuration.
+        client: Scores the rollouts.
+        resume: Go on from the last checkpoint under `output_dir`.
+        on_record: Called with each finished step.
+        on_wait: Called with the reason and the seconds while the run waits for the service.
+
+    Raises:
+        Interrupted: The service is lost, or leaves too much unscored for now; saved.
+        Stopped: Ctrl-C; saved.
+        TrainError: The run cannot go on.
     """
     output = Path(config.output_dir)
     checkpoint = last_checkpoint(output)
-    if resume and not begun(output):
+    if resume and not has_run(output):
         raise ConfigError(f"nothing to resume: no run was begun under {output}")
     if checkpoint is not None and not resume:
         raise ConfigError(
-            f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or start "
-            "another in a different output_dir"
+            f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or "
+            "start another in a different output_dir"
         )
     examples = read_examples(Path(config.data))
     resume = check_resume_config(config, output, resume=resume)
@@ -123,10 +133,10 @@ def train(
     reward = RubricReward(
         client,
         num_generations=config.num_generations,
-        run_id=run_id_of(config, output, resume=resume),
+        run_id=resolve_run_id(config, output, resume=resume),
         reuse=config.reuse,
         verify=config.verify,
-        thinking=thinking_of(config, tokenizer),
+        thinking=resolve_thinking(config, tokenizer),
         score_teachers=config.teacher_demonstration,
         ask_teacher=config.ask_teacher,
         eos_token_ids=eos_token_ids(model, tokenizer),
@@ -139,17 +149,16 @@ def train(
     trainer.add_callback(stop)
     trainer.add_callback(StepRecorder(trainer, output / STEPS_FILE, on_record, resumed=resume))
     trainer.add_callback(StopOnNonFinite(trainer))
-    between = SaveAtBatchEnd(trainer)
-    trainer.add_callback(between)
+    save_at_batch_end = SaveAtBatchEnd(trainer)
+    trainer.add_callback(save_at_batch_end)
     try:
         if checkpoint is not None and 0 < config.max_steps <= step_of(checkpoint):
-            trainer._load_from_checkpoint(
-                str(checkpoint)
-            )  # there is nothing left to do but to save the model
+            # The run is finished: only the model is left to be saved.
+            trainer._load_from_checkpoint(str(checkpoint))
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (MarkschemeError, Unscored) as error:
-        saved = save_checkpoint(trainer, between.chance)
+        saved = save_checkpoint(trainer, save_at_batch_end.rng_state)
         if isinstance(error, Unscored) and not error.may_pass:
             state = f"Saved {saved}." if saved else "No step was finished."
             raise TrainError(f"{error}\n{error.advice} {state}") from error
@@ -165,21 +174,21 @@ def train(
     trainer.save_model(str(output))
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(
-            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; saved in "
-            f"{output}. Go on with --resume"
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; saved "
+            f"in {output}. Go on with --resume"
         )
     return output
 
 
-def begun(output: Path) -> bool:
-    """Whether there is a run to resume under ``output``, be it one that has saved nothing yet."""
+def has_run(output: Path) -> bool:
+    """Return whether there is a run to resume under `output`, even one without a checkpoint."""
     return (output / SETTINGS_FILE).is_file() or last_checkpoint(output) is not None
 
 
 def build_trainer(
     config: TrainConfig, model: Any, tokenizer: Any, examples: list[Example], reward: RubricReward
 ) -> MarkschemeTrainer:
-    """A trainer that reports through callbacks only: the printers that transformers adds are taken off."""
+    """Return a trainer that reports through callbacks only, without transformers' printers."""
     dataset = as_dataset(examples, chat=tokenizer.chat_template is not None)
     per_batch = config.generation_batch_size // config.num_generations
     if len(dataset) < per_batch:
@@ -195,7 +204,12 @@ def build_trainer(
 
 
 def load_model(config: TrainConfig) -> tuple[Any, Any]:
-    """The model, in fp32 unless ``model_init_kwargs`` says otherwise, and its tokenizer, or :class:`ModelError`."""
+    """Load the model and its tokenizer.
+
+    Weights are fp32 unless `model_init_kwargs` says otherwise. Raises `ModelError`.
+    """
+    if _is_local(config.model) and not Path(config.model).is_dir():
+        raise ModelError(f"there is no model folder `{config.model}`")
     options = {"dtype": torch.float32, **(config.model_init_kwargs or {})}
     config.model_init_kwargs = None
     try:
@@ -205,7 +219,7 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
         why = str(error).partition("\n")[0]
         raise ModelError(f"cannot load the model `{config.model}`: {why}") from error
     if config.lora_rank is not None:
-        set_seed(config.seed)  # an adapter starts at random
+        set_seed(config.seed)  # the adapter is initialised at random
         model = get_peft_model(
             model,
             LoraConfig(
@@ -218,18 +232,25 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _is_local(model: str) -> bool:
+    """Return whether a model is named by a path: a hub name is `model` or `owner/model`."""
+    return model.startswith(("/", ".", "~")) or model.count("/") > 1
+
+
 def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends a response, the model's own and the tokenizer's."""
+    """Return every token that ends a response, the model's and the tokenizer's."""
     declared = model.generation_config.eos_token_id
     declared = [declared] if isinstance(declared, int) else list(declared or [])
     return sorted({*declared, tokenizer.eos_token_id} - {None})
 
 
 def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> bool:
-    """Write down what decides a run, or hold it against what its first part wrote. Raises :class:`ConfigError`.
+    """Store what decides a run, or compare it with what the run stored before.
 
-    Says whether it is the run that was begun before: one that has learnt nothing yet may become another.
+    Returns whether this is the run that was started before: one without a checkpoint may become
+    another. Raises `ConfigError` if a setting was changed that must not be.
     """
+    # A run without a checkpoint has learnt nothing: it may start again with other settings.
     file = output / SETTINGS_FILE
     now = config_fingerprint(config)
     if (
@@ -247,8 +268,8 @@ def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> b
             changed.append(f"{config.data} has other contents")
         if changed:
             raise ConfigError(
-                f"this is not the run that {output} holds: {'; '.join(changed)}. Set it back, or start "
-                "a run in another output_dir"
+                f"this is not the run that {output} holds: {'; '.join(changed)}. Set it back, or "
+                "start a run in another output_dir"
             )
         return True
     if config.process_index == 0:
@@ -258,25 +279,28 @@ def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> b
 
 
 def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
-    """What a run's outcome follows from, as JSON has it: the settings that are not free, the data and the number of
-    processes; how long it goes on only where the learning rate follows from that."""
-    kept = {
+    """Return what the outcome of a run follows from, as JSON.
+
+    These are the settings that may not change on resume, the data and the number of processes; the
+    length of the run only where the learning rate depends on it.
+    """
+    decisive = {
         name: value
         for name, value in config.to_dict().items()
-        if name not in CHANGEABLE_ON_RESUME and not name.startswith(FREE_STARTS)
+        if name not in CHANGEABLE_ON_RESUME and not name.startswith(CHANGEABLE_PREFIXES)
     }
-    if config.lr_scheduler_type.value not in CONSTANT:
-        kept |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
-    kept |= {
+    if config.lr_scheduler_type.value not in CONSTANT_SCHEDULES:
+        decisive |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
+    decisive |= {
         "data": hashlib.sha256(Path(config.data).read_bytes()).hexdigest(),
         "processes": config.world_size,
     }
-    read: dict[str, Any] = json.loads(json.dumps(kept, default=str, sort_keys=True))
-    return read
+    plain: dict[str, Any] = json.loads(json.dumps(decisive, default=str, sort_keys=True))
+    return plain
 
 
-def thinking_of(config: TrainConfig, tokenizer: Any) -> Thinking:
-    """What of a rollout is judged: as configured, else by whether the chat template opens a thought."""
+def resolve_thinking(config: TrainConfig, tokenizer: Any) -> Thinking:
+    """Return what is judged of a rollout: as configured, or as the chat template requires."""
     if config.thinking != "auto" or tokenizer.chat_template is None:
         return config.thinking
     rendered = tokenizer.apply_chat_template(
@@ -288,11 +312,11 @@ def thinking_of(config: TrainConfig, tokenizer: Any) -> Thinking:
     return "strip" if opens_thought(rendered) else "auto"
 
 
-def run_id_of(config: TrainConfig, output: Path, *, resume: bool) -> str:
-    """The run's name at the service: as configured, or made up once and kept beside the checkpoints.
+def resolve_run_id(config: TrainConfig, output: Path, *, resume: bool) -> str:
+    """Return the run's name at the service: as configured, or made up once and stored.
 
-    A fresh run must not take an earlier one's name, or it would be given that one's rubrics; a resumed run must. Only
-    the first process asks the service, so only its name is kept.
+    A new run must not reuse an earlier name, or it would get that run's rubrics; a resumed run
+    must. Only rank 0 asks the service, so only its name is stored.
     """
     file = output / RUN_ID_FILE
     if config.run_id:
@@ -306,58 +330,67 @@ def run_id_of(config: TrainConfig, output: Path, *, resume: bool) -> str:
     return run_id
 
 
-def save_checkpoint(trainer: MarkschemeTrainer, chance: RngState | None) -> Path | None:
-    """Save the state after the last finished batch, whose rollouts a resumed run then samples again to the letter.
+def save_checkpoint(trainer: MarkschemeTrainer, rng_state: RngState | None) -> Path | None:
+    """Save the state after the last finished batch; a resumed run repeats the next one exactly.
 
-    ``chance``: as it was then. Returns the newest checkpoint there is; ``None`` when no batch was finished.
+    Args:
+        trainer: The trainer.
+        rng_state: The generators after that batch; `None`: no batch was finished.
+
+    Returns:
+        The newest checkpoint, or `None`.
     """
-    if chance is not None:
-        chance.put_back()
+    if rng_state is not None:
+        rng_state.restore()
         trainer._save_checkpoint(trainer.model, trial=None)
     return last_checkpoint(Path(trainer.args.output_dir))
 
 
 class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
-    """Raises :class:`Diverged` before a step is taken on gradients that are no numbers."""
+    """Raises `Diverged` before a step is taken on gradients that are not finite."""
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
         self._trainer = trainer
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the gradients."""
         if self._trainer.accelerator.scaler is not None:
-            return  # fp16: what overflowed is skipped and tried again on a smaller scale
+            return  # fp16: the scaler skips a step that overflowed and retries on a smaller scale
         gradients = [p.grad for p in self._trainer.model.parameters() if p.grad is not None]
         if gradients and not torch.stack([g.isfinite().all() for g in gradients]).all():
             raise Diverged(
-                f"the gradients of step {state.global_step + 1} are no numbers; the step was not taken"
+                f"the gradients of step {state.global_step + 1} are no numbers; the step was not "
+                "taken"
             )
 
 
 class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
-    """Puts off saving and stopping to the end of the generated batch: one that is begun is in no checkpoint.
+    """Delays saving and stopping to the end of the generated batch.
 
-    Add it after the callbacks that ask for either. ``chance``: as it was at the end of the last batch.
+    A checkpoint cannot hold a half-used batch. Add it after the callbacks that ask for either.
+    `rng_state` is the state at the end of the last batch.
     """
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
         self._trainer = trainer
-        self.chance: RngState | None = None
+        self.rng_state: RngState | None = None
         self._save = self._stop = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Hold back requests until the batch is finished."""
         self._save |= control.should_save
         self._stop |= control.should_training_stop
         control.should_save = control.should_training_stop = False
         if self._trainer._step % (args.steps_per_generation * args.num_iterations) == 0:
             control.should_save, control.should_training_stop = self._save, self._stop
             self._save = self._stop = False
-            self.chance = RngState()
+            self.rng_state = RngState()
 
 
 class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
-    """Ctrl-C ends the run after the step under way, with a checkpoint; a second one ends it at once.
+    """Ends the run on Ctrl-C after the current step, with a checkpoint; on a second one at once.
 
-    Of several processes one may hear of it a step before the others: what one is asked they all do.
+    One of several processes may get the signal a step earlier; then all stop together.
     """
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
@@ -366,9 +399,11 @@ class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
         self._before: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Install the signal handler."""
         self._before = signal.signal(signal.SIGINT, self._ask)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop if any process was asked to."""
         accelerator = self._trainer.accelerator
         if accelerator.reduce(torch.tensor(float(self.asked), device=accelerator.device)).item():
             self.asked = True
@@ -376,6 +411,7 @@ class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the signal handler."""
         signal.signal(signal.SIGINT, self._before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

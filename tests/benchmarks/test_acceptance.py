@@ -18,7 +18,7 @@ SKIPS = "import pytest\n\n\ndef test_three():\n    pytest.skip('no apples here')
 
 
 @pytest.fixture
-def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of a project's own, with room for the two files."""
     for name in ("docs", "benchmarks/results"):
         (tmp_path / name).mkdir(parents=True)
@@ -26,8 +26,8 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def of(room: Path, text: str, limit_s: float = 60) -> Outcome:
-    (room / "test_it.py").write_text(text)
+def of(workdir: Path, text: str, limit_s: float = 60) -> Outcome:
+    (workdir / "test_it.py").write_text(text)
     return run(Command(("test_it.py",), limit_s))
 
 
@@ -59,16 +59,18 @@ def test_what_the_commands_name_is_there() -> None:
         ("import nothing_of_that", "failed", "1 failed"),
     ],
 )
-def test_a_row_says_what_came_of_it(room: Path, text: str, status: str, said: str) -> None:
-    row = acceptance.judge(CHECKS[4], [of(room, text)])
+def test_a_row_says_what_came_of_it(workdir: Path, text: str, status: str, said: str) -> None:
+    row = acceptance.judge(CHECKS[4], [of(workdir, text)])
     assert row.status == status
     assert said in row.figure
 
 
-def test_what_takes_too_long_is_ended_with_all_that_it_started(room: Path) -> None:
+def test_what_takes_too_long_is_ended_with_all_that_it_started(workdir: Path) -> None:
     hangs = f"import subprocess, sys\n\n\ndef test_it():\n    subprocess.run([{sys.executable!r}, '-c', '{{}}'])\n"
     begun = time.monotonic()
-    outcome = of(room, hangs.format('import time; open("began", "w"); time.sleep(600)'), limit_s=3)
+    outcome = of(
+        workdir, hangs.format('import time; open("began", "w"); time.sleep(600)'), limit_s=3
+    )
     assert time.monotonic() - begun < 200  # it would sleep for 600 s
     assert outcome.fault == "not done within 3 s"
     assert acceptance.judge(CHECKS[4], [outcome]).status == "failed"
@@ -83,10 +85,10 @@ def test_what_shows_less_is_part_and_what_fails_is_failed_all_the_same() -> None
     )
 
 
-def test_rows_of_other_checks_stay_and_what_was_not_run_is_said(room: Path) -> None:
+def test_rows_of_other_checks_stay_and_what_was_not_run_is_said(workdir: Path) -> None:
     acceptance.save({4: acceptance.Row("shown", "3 passed in 1 s", "2026-01-01")})
     acceptance.save(acceptance.load() | {5: acceptance.Row("failed", "1 failed | x", "2026-01-02")})
-    lines = (room / "docs/reliability.md").read_text().splitlines()
+    lines = (workdir / "docs/reliability.md").read_text().splitlines()
     rows = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("| ")}
     assert "shown" in rows["4"]
     assert "2026-01-01" in rows["4"]
@@ -98,7 +100,7 @@ def test_rows_of_other_checks_stay_and_what_was_not_run_is_said(room: Path) -> N
     )
 
 
-def test_a_row_of_another_command_is_not_kept(room: Path) -> None:
+def test_a_row_of_another_command_is_not_kept(workdir: Path) -> None:
     acceptance.save({4: acceptance.Row("shown", "3 passed in 1 s", "2026-01-01")})
     kept = json.loads(acceptance.ROWS.read_text())
     kept["rows"]["4"]["commands"] = ["pytest tests/of_once.py"]
@@ -120,7 +122,7 @@ def test_a_check_that_there_is_not_is_refused(words: str) -> None:
     assert "numbers from 1 to 58" in done.stderr
 
 
-def test_a_failed_check_ends_with_one(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_check_ends_with_one(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptance, "run", lambda command: Outcome(failed=1, fault="failed: it"))
     monkeypatch.setattr(sys, "argv", ["run", "--only", "4"])
     with pytest.raises(SystemExit) as ended:

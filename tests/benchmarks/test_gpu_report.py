@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Path:
+def workdir(tmp_path: Path) -> Path:
     """A part that is done, one that failed halfway, one that was killed, and one that never ran."""
     (tmp_path / "parts.tsv").write_text(
         "gpu.done\t30\t0\t1.5\ngpu.broken\t60\t1\t2.0\ngpu.killed\t9\t124\t9.0\ngpu.never\t90\t\t\n"
@@ -36,8 +36,8 @@ def room(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def text(room: Path) -> str:
-    return markdown(read_outcomes(room), small=False, total_s=12.0)
+def text(workdir: Path) -> str:
+    return markdown(read_outcomes(workdir), small=False, total_s=12.0)
 
 
 @pytest.mark.parametrize(
@@ -80,17 +80,17 @@ def test_a_failure_shows_the_last_lines_it_wrote(text: str) -> None:
     assert "It was not run." in text
 
 
-def test_an_unknown_machine_and_card_are_called_so(room: Path) -> None:
-    (room / "gpu.done.json").unlink()
-    text = markdown(read_outcomes(room), small=False, total_s=None)
+def test_an_unknown_machine_and_card_are_called_so(workdir: Path) -> None:
+    (workdir / "gpu.done.json").unlink()
+    text = markdown(read_outcomes(workdir), small=False, total_s=None)
     assert "Card: not known." in text
     assert "Machine: not known." in text
     assert "not known s in all" in text
 
 
-def test_the_json_has_null_for_what_is_not_known(room: Path) -> None:
+def test_the_json_has_null_for_what_is_not_known(workdir: Path) -> None:
     data: dict[str, Any] = json.loads(
-        json.dumps(as_json(read_outcomes(room), small=True, total_s=1.0))
+        json.dumps(as_json(read_outcomes(workdir), small=True, total_s=1.0))
     )
     done, broken, killed, never = data["parts"]
     assert [goal["met"] for goal in done["goals"]] == [True, False, None]

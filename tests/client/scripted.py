@@ -89,8 +89,13 @@ class ScriptedService:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def do_GET(self) -> None:
+                self._answer(None)
+
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                self._answer(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+
+            def _answer(self, body: Any) -> None:
                 with lock:
                     reply = service.replies[min(len(service.asked), len(service.replies) - 1)]
                     service.asked.append(

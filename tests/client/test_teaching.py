@@ -124,7 +124,7 @@ def test_a_failure_stops_it_and_what_is_done_stays(
         str(file),
         "--count",
         "1",
-        "--at-once",
+        "--concurrency",
         "1",
         "--url",
         service_url,

@@ -4,10 +4,16 @@ import time
 
 import pytest
 
-from markscheme.thinking import MARKS, opens_thought, split_reply, split_response, split_thinking
+from markscheme.thinking import (
+    DELIMITERS,
+    opens_thought,
+    split_reply,
+    split_response,
+    split_thinking,
+)
 
 
-@pytest.mark.parametrize(("opening", "closing"), MARKS)
+@pytest.mark.parametrize(("opening", "closing"), DELIMITERS)
 def test_every_markup_is_cut(opening: str, closing: str) -> None:
     split = split_thinking(f" {opening}a draft{closing}\n the answer")
     assert (split.answer, split.finished) == ("the answer", True)

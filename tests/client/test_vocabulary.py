@@ -6,23 +6,27 @@ from pathlib import Path
 import pytest
 
 from fakes.shell import command
-from markscheme.vocabulary import MAY_PASS, REASON_WORDS, UnscoredReason, in_words
+from markscheme.vocabulary import REASON_HELP, TRANSIENT_REASONS, UnscoredReason, describe_reasons
 
 
 @pytest.mark.parametrize("reason", UnscoredReason)
 def test_each_reason_says_what_it_means_and_what_to_do(reason: UnscoredReason) -> None:
-    meaning, *what_to_do = REASON_WORDS[reason].split(". ")
+    meaning, *what_to_do = REASON_HELP[reason].split(". ")
     assert meaning
     assert what_to_do
-    assert ("Wait; if it stays so" in REASON_WORDS[reason]) is (reason in MAY_PASS)
+    assert ("Wait; if it stays so" in REASON_HELP[reason]) is (reason in TRANSIENT_REASONS)
 
 
 def test_only_what_passes_by_waiting_may_pass() -> None:
-    assert {reason.value for reason in MAY_PASS} == {"timeout", "rate_limited", "unavailable"}
+    assert {reason.value for reason in TRANSIENT_REASONS} == {
+        "timeout",
+        "rate_limited",
+        "unavailable",
+    }
 
 
 def test_the_most_frequent_reason_comes_first() -> None:
-    said = in_words({"refused": 1, "timeout": 2, "quota": 1})
+    said = describe_reasons({"refused": 1, "timeout": 2, "quota": 1})
     assert [line.partition(":")[0] for line in said] == ["2 timeout", "1 quota", "1 refused"]
 
 
@@ -38,9 +42,9 @@ def test_score_sums_up_why_rollouts_are_unscored(service: str, tmp_path: Path) -
     done = command("score", str(file), "--url", service, directory=tmp_path, settings={})
     assert done.returncode == 0, done.stderr
     said = done.stderr.strip().split("\n")[-3:]
-    assert said[0].endswith("; 4 rollouts unscored")
-    assert said[1] == f"4 no_rubric: {REASON_WORDS[UnscoredReason.NO_RUBRIC]}"
-    assert "take its line out of" in said[2]
+    assert said[0].endswith("; 4 of 4 rollouts unscored")
+    assert said[1] == f"4 no_rubric: {REASON_HELP[UnscoredReason.NO_RUBRIC]}"
+    assert "Run the command again" in said[2]
 
 
 def test_score_goes_on_after_a_line_without_its_end(service: str, tmp_path: Path) -> None:

@@ -32,9 +32,14 @@ def text_of(request: dict[str, Any]) -> str:
     return "\n".join(m["content"] for m in request["messages"])
 
 
+def instructions(request: dict[str, Any]) -> str:
+    """Return the prompt without what stands between its delimiters."""
+    return re.sub(r"^<<(\S+)\n.*?\n\1>>", "", text_of(request), flags=re.MULTILINE | re.DOTALL)
+
+
 def offered(request: dict[str, Any]) -> list[str]:
-    """The criterion ids that a verifier's prompt offers."""
-    return re.findall(r"^(c\d+): ", text_of(request), re.MULTILINE)
+    """Return the criterion ids that a verifier's prompt offers."""
+    return re.findall(r"^(c\d+): ", instructions(request), re.MULTILINE)
 
 
 def answered_texts(request: dict[str, Any]) -> list[str]:
@@ -50,10 +55,9 @@ def verdicts(
     """A well-formed reply, with the prompt's nonce: ``met(criterion id, answer text)`` decides."""
     ids = offered(request)
     shown = [text for _, text in answered_texts(request)]
-    pooled = '"answers"' in text_of(request).rsplit("Reply with one JSON object", 1)[-1]
+    pooled = '"answers"' in instructions(request).rsplit("Reply with one JSON object", 1)[-1]
     marked = [[{"id": i, "met": met(i, text)} for i in ids] for text in shown]
-    nonces = re.findall(r"^nonce: (\S+)$", text_of(request), re.MULTILINE)
-    # The last one: a rollout may hold such a line too.
+    nonces = re.findall(r"^nonce: (\S+)$", instructions(request), re.MULTILINE)
     reply: dict[str, Any] = {"nonce": nonces[-1]} if nonces else {}
     if pooled:
         reply["answers"] = [{"answer": n, "verdicts": v} for n, v in enumerate(marked, 1)]

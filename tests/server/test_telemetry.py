@@ -120,7 +120,7 @@ def test_without_the_extra_it_says_what_to_install(
         raise ImportError("opentelemetry")
 
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(telemetry, "_exporting", missing)
+    monkeypatch.setattr(telemetry, "_exporting_provider", missing)
     app = FastAPI()
     telemetry.install(app)
     assert app.user_middleware == []

@@ -16,7 +16,7 @@ from markscheme_train.reward import RubricReward
 from markscheme_train.self_teacher import ModelCopy
 from markscheme_train.step_log import StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
-from markscheme_train.training import quieten, train
+from markscheme_train.training import silence_libraries, train
 
 POINTS: dict[str, tuple[Any, str]] = {
     "before the rollouts": (MarkschemeTrainer, "_generate"),
@@ -36,7 +36,7 @@ def main(
     settings: dict[str, Any], url: str, resume: bool, point: str | None, occasion: int
 ) -> None:
     torch.set_num_threads(1)
-    quieten()
+    silence_libraries()
     if point is not None:
         owner, name = POINTS[point]
         setattr(owner, name, dying(getattr(owner, name), occasion))

@@ -9,7 +9,7 @@ from markscheme.errors import ConnectionFailed
 from markscheme_train.checkpoints import last_checkpoint
 from markscheme_train.config import build_config
 from markscheme_train.errors import Interrupted
-from markscheme_train.training import quieten, train
+from markscheme_train.training import silence_libraries, train
 from train.tiny import ScriptedClient
 
 
@@ -21,7 +21,7 @@ class Lost(ScriptedClient):
 
 
 def main(settings: Path) -> None:
-    quieten()
+    silence_libraries()
     config = build_config(json.loads(settings.read_text()))
     output = Path(config.output_dir)
     try:

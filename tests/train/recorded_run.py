@@ -11,7 +11,7 @@ from markscheme_train.config import build_config
 from markscheme_train.data import Example, as_dataset
 from markscheme_train.reward import RubricReward
 from markscheme_train.trainer import MarkschemeTrainer
-from markscheme_train.training import load_model, quieten
+from markscheme_train.training import load_model, silence_libraries
 from train.tiny import ScriptedClient
 
 EOS = 1
@@ -21,9 +21,9 @@ REWARDS = [1.0, 0.0, 0.25, 0.6, 0.9, 0.1, 0.0, 0.7]
 
 def recorded(batch: int, row: int) -> list[int]:
     """What the row of this number, over all processes, says in this batch."""
-    chance = torch.Generator().manual_seed(1000 * batch + row)
-    length = int(torch.randint(2, 6, (), generator=chance))
-    return [*torch.randint(2, 64, (length,), generator=chance).tolist(), EOS]
+    generator = torch.Generator().manual_seed(1000 * batch + row)
+    length = int(torch.randint(2, 6, (), generator=generator))
+    return [*torch.randint(2, 64, (length,), generator=generator).tolist(), EOS]
 
 
 class Recorded(MarkschemeTrainer):
@@ -42,7 +42,7 @@ class Recorded(MarkschemeTrainer):
 def main(settings: Path, out: Path) -> None:
     given = json.loads(settings.read_text())
     only_first = given.pop("only_first_group_fails", False)
-    quieten()
+    silence_libraries()
     config = build_config(given)
     model, tokenizer = load_model(config)
 
@@ -77,7 +77,7 @@ def main(settings: Path, out: Path) -> None:
                 "student": dict(
                     trainer.accelerator.unwrap_model(trainer.model_wrapped).state_dict()
                 ),
-                "teacher": dict(trainer.distillation.teacher.weights()),
+                "teacher": dict(trainer.distillation.self_teacher.weights()),
                 "asked": len(client.calls),
                 "groups": [len(call["groups"]) for call in client.calls],
                 "processes": trainer.accelerator.num_processes,

@@ -23,16 +23,16 @@ from train.tiny import tiny_model
 
 def batch() -> dict[str, torch.Tensor]:
     """Six rows of eight tokens, of which the second half are the rollout's; the last three rows are routed."""
-    chance = torch.Generator().manual_seed(1)
-    ids = torch.randint(2, 64, (6, 8), generator=chance)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(2, 64, (6, 8), generator=generator)
     mask = torch.ones(6, 4)
     mask[1, 2:] = mask[4, 3:] = 0
     return {
         "ids": ids,
         "mask": mask,
-        "advantages": torch.randn(6, generator=chance),
+        "advantages": torch.randn(6, generator=generator),
         "routed": torch.tensor([False, False, False, True, True, True]),
-        "teacher": torch.randn(6, 4, 64, generator=chance).log_softmax(-1),
+        "teacher": torch.randn(6, 4, 64, generator=generator).log_softmax(-1),
     }
 
 

@@ -46,8 +46,8 @@ def steps(settings: dict[str, Any]) -> list[int]:
 def test_with_auto_resume_a_run_begins_goes_on_and_stays_finished(
     train: Callable[..., Result], settings: dict[str, Any]
 ) -> None:
-    begun = train("--auto-resume")
-    assert (begun.exit_code, steps(settings)) == (0, [1, 2]), begun.output
+    first = train("--auto-resume")
+    assert (first.exit_code, steps(settings)) == (0, [1, 2]), first.output
     refused = train()
     assert refused.exit_code == 1
     assert "--resume" in refused.output
@@ -74,6 +74,25 @@ def test_what_stays_unscored_ends_it_saying_why_on_its_last_line(
     last = ended.output.strip().rpartition("\n")[2]
     assert last.startswith("8 no_rubric: There is no rubric for the prompt")
     assert "--resume alone does not help" in last
+
+
+def test_a_wrong_key_is_refused_before_the_model_is_loaded(
+    serve: Callable[..., str],
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load_model(config: Any) -> Any:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr("markscheme_train.training.load_model", load_model)
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(settings | {"markscheme_url": serve(api_key="right")}))
+    app = typer.Typer()
+    app.command()(command)
+    refused = CliRunner().invoke(app, [str(file)], env={"MARKSCHEME_API_KEY": "wrong"})
+    assert refused.exit_code == 1
+    assert "MARKSCHEME_API_KEY" in refused.output
 
 
 def test_a_mistake_is_not(train: Callable[..., Result]) -> None:

@@ -1,15 +1,27 @@
 """The configuration: preset under given values, and errors that help."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
+from trl import GRPOConfig
 
-from markscheme_train.config import PRESETS, build_config, load_config
+from markscheme_train.config import PRESETS, TrainConfig, build_config, load_config
 from markscheme_train.errors import ConfigError
 
 NEEDED = {"model": "m", "data": "d.jsonl"}
+TRAINING_PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+
+
+def test_every_key_of_ours_is_described_in_code_and_docs() -> None:
+    theirs = {field.name for field in dataclasses.fields(GRPOConfig)}
+    page = TRAINING_PAGE.read_text("utf-8")
+    for field in dataclasses.fields(TrainConfig):
+        if field.name not in theirs:
+            assert field.metadata["help"].endswith("."), field.name
+            assert f"| `{field.name}` |" in page, field.name
 
 
 def test_the_preset_is_ropds_release() -> None:

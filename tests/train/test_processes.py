@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from markscheme.errors import ServiceUnavailable, error_class
-from markscheme_train.distributed import _sendable
+from markscheme_train.distributed import _picklable
 from markscheme_train.losses import entropy, entropy_weight_sums
 from train.sharded_loss import batch, gradient_of
 from train.tiny import tiny_model
@@ -164,7 +164,7 @@ def test_an_error_that_cannot_travel_is_told_by_one_that_can() -> None:
     class Local(Exception):
         pass
 
-    told = _sendable(Local("why"))
+    told = _picklable(Local("why"))
     assert str(pickle.loads(pickle.dumps(told))) == "Local: why"
     kept = ValueError("as it is")
-    assert _sendable(kept) is kept
+    assert _picklable(kept) is kept

@@ -48,25 +48,30 @@ def test_thoughts_are_not_shown() -> None:
 def test_feedback_gives_way_before_the_demonstration() -> None:
     feedback = [f"line {i} of what was missed" for i in range(5)]
     whole = words(reprompt(CHAT, "Blue it is.", feedback))
-    assert build_teacher_prompt(words, cut, CHAT, "Blue it is.", feedback, most=len(whole)) == whole
-    fewer = build_teacher_prompt(words, cut, CHAT, "Blue it is.", feedback, most=len(whole) - 1)
+    assert (
+        build_teacher_prompt(words, cut, CHAT, "Blue it is.", feedback, max_tokens=len(whole))
+        == whole
+    )
+    fewer = build_teacher_prompt(
+        words, cut, CHAT, "Blue it is.", feedback, max_tokens=len(whole) - 1
+    )
     assert fewer == words(reprompt(CHAT, "Blue it is.", feedback[:4]))
 
 
 def test_what_cannot_be_told_is_not_told() -> None:
-    assert build_teacher_prompt(words, cut, CHAT, "Blue.", [], most=8) is None
-    assert build_teacher_prompt(words, cut, CHAT, None, ["a line"], most=12) is None
+    assert build_teacher_prompt(words, cut, CHAT, "Blue.", [], max_tokens=8) is None
+    assert build_teacher_prompt(words, cut, CHAT, None, ["a line"], max_tokens=12) is None
 
 
 @given(st.integers(1, 120), st.integers(0, 6), st.integers(10, 200))
 def test_it_never_exceeds_its_bound_nor_loses_the_instruction(
-    length: int, lines: int, most: int
+    length: int, lines: int, max_tokens: int
 ) -> None:
     demonstration = " ".join(f"w{i}" for i in range(length))
     ids = build_teacher_prompt(
-        words, cut, CHAT, demonstration, [f"miss {i}" for i in range(lines)], most=most
+        words, cut, CHAT, demonstration, [f"miss {i}" for i in range(lines)], max_tokens=max_tokens
     )
     if ids is not None:
-        assert len(ids) <= most
+        assert len(ids) <= max_tokens
         assert list(ids[-len(CLOSING.split()) :]) == [hash(word) for word in CLOSING.split()]
         assert hash("w0") in ids

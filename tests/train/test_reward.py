@@ -16,7 +16,7 @@ from markscheme.errors import (
     MarkschemeError,
 )
 from markscheme.schema import Group, Rollout, ScoreBatch
-from markscheme.vocabulary import MAY_PASS, REASON_WORDS, UnscoredReason
+from markscheme.vocabulary import REASON_HELP, TRANSIENT_REASONS, UnscoredReason
 from markscheme_train.errors import Unscored
 from markscheme_train.reward import RubricReward
 from train.tiny import ScriptedClient
@@ -208,8 +208,8 @@ def test_a_batch_unscored_for_one_reason_may_pass_as_that_reason(reason: Unscore
     said = rf"4 of 4 rollouts of step 4 are unscored \(4 {reason.value}\)"
     with pytest.raises(Unscored, match=said) as caught:
         call(**unscored_for(*[reason.value] * 4))
-    assert caught.value.may_pass is (reason in MAY_PASS)
-    assert caught.value.advice.startswith(f"4 {reason.value}: {REASON_WORDS[reason]} ")
+    assert caught.value.may_pass is (reason in TRANSIENT_REASONS)
+    assert caught.value.advice.startswith(f"4 {reason.value}: {REASON_HELP[reason]} ")
     assert ("--resume alone does not help" in caught.value.advice) is not caught.value.may_pass
     assert "\n" not in caught.value.advice
 
@@ -230,7 +230,7 @@ def test_of_several_reasons_those_that_stay_decide(reasons: list[str], may_pass:
         call(**unscored_for(*reasons))
     assert caught.value.may_pass is may_pass
     known = {UnscoredReason(reason) for reason in reasons if reason != "-"}
-    assert all(REASON_WORDS[reason] in caught.value.advice for reason in known)
+    assert all(REASON_HELP[reason] in caught.value.advice for reason in known)
 
 
 def test_a_refused_rollout_alone_stops_nothing() -> None:

@@ -17,7 +17,7 @@ from markscheme_train.losses import SrpoConfig, SrpoInputs
 from markscheme_train.reward import RubricReward
 from markscheme_train.self_distillation import SelfDistillation
 from markscheme_train.self_teacher import ModelCopy
-from markscheme_train.trainer import TEACHER_FILE, MarkschemeTrainer, refuse_shards
+from markscheme_train.trainer import SELF_TEACHER_FILE, MarkschemeTrainer, check_unsharded
 from markscheme_train.training import build_trainer, train
 from train.tiny import Script, ScriptedClient
 
@@ -71,7 +71,7 @@ def joint(
     divergence, entropy = torch.zeros_like(own), torch.zeros_like(own)
     for place, states in enumerate(batch["teacher_states"]):
         if states is not None:
-            other = trainer.distillation.teacher.head(states).log_softmax(-1)
+            other = trainer.distillation.self_teacher.head(states).log_softmax(-1)
             kept = batch["completion_mask"][place].bool()
             top = student[place, kept].detach().topk(5).indices
             pair = (losses.topk_with_tail(x, top) for x in (student[place, kept], other))
@@ -283,9 +283,9 @@ def test_the_self_teacher_follows_once_a_batch_and_is_saved(settings: dict[str, 
         "gradient_accumulation_steps": 2,
     }
     followed: list[float] = []
-    before = ModelCopy.follow
+    before = ModelCopy.update
     try:
-        ModelCopy.follow = lambda self, rate: (followed.append(rate), before(self, rate))[1]  # type: ignore[method-assign]
+        ModelCopy.update = lambda self, rate: (followed.append(rate), before(self, rate))[1]  # type: ignore[method-assign]
         output = train(
             build_config(config),
             ScriptedClient(lambda place, rollout: MIXED[place]),
@@ -293,9 +293,9 @@ def test_the_self_teacher_follows_once_a_batch_and_is_saved(settings: dict[str, 
             on_record=lambda record: None,
         )
     finally:
-        ModelCopy.follow = before  # type: ignore[method-assign]
+        ModelCopy.update = before  # type: ignore[method-assign]
     assert followed == [0.05, 0.05]
-    saved = [torch.load(Path(output) / f"checkpoint-{step}" / TEACHER_FILE) for step in (1, 2)]
+    saved = [torch.load(Path(output) / f"checkpoint-{step}" / SELF_TEACHER_FILE) for step in (1, 2)]
     assert any(not torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
 
 
@@ -329,7 +329,9 @@ def test_a_resumed_run_has_the_same_teacher(settings: dict[str, Any], tmp_path: 
     resumed = train(
         build_config(parts), ScriptedClient(script), resume=True, on_record=lambda record: None
     )
-    one, two = (torch.load(Path(run) / "checkpoint-3" / TEACHER_FILE) for run in (whole, resumed))
+    one, two = (
+        torch.load(Path(run) / "checkpoint-3" / SELF_TEACHER_FILE) for run in (whole, resumed)
+    )
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -392,8 +394,8 @@ def test_weights_in_parts_are_refused(fsdp: bool, deepspeed: bool, stage: int) -
         )
 
     with pytest.raises(ConfigError, match="method srpo needs all weights on each process"):
-        refuse_shards(trainer(fsdp, deepspeed, stage))
-    refuse_shards(trainer(False, True, 2))
+        check_unsharded(trainer(fsdp, deepspeed, stage))
+    check_unsharded(trainer(False, True, 2))
 
 
 def test_a_loss_that_cannot_be_joined_is_refused(settings: dict[str, Any]) -> None:

@@ -83,19 +83,19 @@ def test_it_follows_by_a_moving_average_and_no_further(model: Any) -> None:
     before = {name: value.clone() for name, value in teacher.weights().items()}
     change(model)
     assert all(torch.equal(value, before[name]) for name, value in teacher.weights().items())
-    teacher.follow(0.05)
+    teacher.update(0.05)
     for name, own in model.named_parameters():
         torch.testing.assert_close(
             teacher.weights()[name], 0.95 * before[name] + 0.05 * own.detach()
         )
-    teacher.follow(0.0)
+    teacher.update(0.0)
     assert not any(p.requires_grad for p in teacher.model.parameters())
 
 
 def test_it_is_restored_exactly(model: Any) -> None:
     teacher = ModelCopy(model)
     change(model)
-    teacher.follow(0.3)
+    teacher.update(0.3)
     saved = {name: value.clone() for name, value in teacher.weights().items()}
     other = ModelCopy(model)
     other.restore(saved)
@@ -113,7 +113,7 @@ def test_it_does_not_follow_a_broken_student(model: Any) -> None:
     with torch.no_grad():
         next(model.parameters())[0] = float("nan")
     with pytest.raises(FloatingPointError):
-        teacher.follow(0.05)
+        teacher.update(0.05)
 
 
 def test_an_adapter_starts_as_the_students_and_follows_it(adapted: Any) -> None:
@@ -128,7 +128,7 @@ def test_an_adapter_starts_as_the_students_and_follows_it(adapted: Any) -> None:
     assert adapted.active_adapter == "default"
     change(adapted)
     torch.testing.assert_close(logits(teacher), student)
-    teacher.follow(1.0)
+    teacher.update(1.0)
     moved = adapted.eval()(input_ids=IDS, attention_mask=MASK).logits[:, -3:-1].detach()
     torch.testing.assert_close(logits(teacher), moved)
     assert not torch.allclose(moved, student)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from markscheme.errors import ConnectionFailed, MarkschemeError
-from markscheme.vocabulary import REASON_WORDS, UnscoredReason
+from markscheme.vocabulary import REASON_HELP, UnscoredReason
 from markscheme_train.checkpoints import last_checkpoint
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.errors import (
@@ -24,7 +24,7 @@ from markscheme_train.errors import (
 )
 from markscheme_train.step_log import StepRecord, read_records
 from markscheme_train.trainer import MarkschemeTrainer
-from markscheme_train.training import config_fingerprint, run_id_of, thinking_of, train
+from markscheme_train.training import config_fingerprint, resolve_run_id, resolve_thinking, train
 from train.tiny import CRITERION, ScriptedClient
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
@@ -221,10 +221,10 @@ def test_the_first_process_alone_names_the_run(
 ) -> None:
     """Another one's name in the file would give a resumed run other rubrics than its first part had."""
     output = Path(settings["output_dir"])
-    named = run_id_of(build_config(settings), output, resume=False)
+    named = resolve_run_id(build_config(settings), output, resume=False)
     monkeypatch.setattr(TrainConfig, "process_index", 1)
-    assert run_id_of(build_config(settings), output, resume=False) != named
-    assert run_id_of(build_config(settings), output, resume=True) == named
+    assert resolve_run_id(build_config(settings), output, resume=False) != named
+    assert resolve_run_id(build_config(settings), output, resume=True) == named
 
 
 def test_a_lost_service_saves_what_was_learnt(settings: dict[str, Any]) -> None:
@@ -253,7 +253,7 @@ def test_a_run_that_never_reached_the_service_says_so(settings: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model": "/nowhere/at/all"}, ModelError, "cannot load the model `/nowhere/at/all`"),
+        ({"model": "/nowhere/at/all"}, ModelError, "there is no model folder `/nowhere/at/all`"),
         (
             {"per_device_train_batch_size": 32},
             ConfigError,
@@ -325,7 +325,7 @@ def test_what_asking_again_will_not_change_is_no_reason_to_start_again(
     assert not isinstance(refused.value, Interrupted)
     last = str(refused.value).rpartition("\n")[2]
     assert last == (
-        f"8 no_rubric: {REASON_WORDS[UnscoredReason.NO_RUBRIC]} --resume alone does "
+        f"8 no_rubric: {REASON_HELP[UnscoredReason.NO_RUBRIC]} --resume alone does "
         "not help: mend that first, or raise max_unscored, then use it. "
         "No step was finished."
     )
@@ -522,4 +522,4 @@ def test_a_template_that_opens_the_thought_is_told_to_the_service(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     tokenizer.chat_template = template
-    assert thinking_of(build_config(settings | {"thinking": configured}), tokenizer) == sent
+    assert resolve_thinking(build_config(settings | {"thinking": configured}), tokenizer) == sent

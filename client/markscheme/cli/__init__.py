@@ -1,4 +1,4 @@
-"""The ``markscheme`` command of the SDK; the server and the trainer add theirs through entry points."""
+"""The `markscheme` command; the server and the trainer add theirs through entry points."""
 
 from markscheme.cli.app import main
 

@@ -1,176 +1,71 @@
-"""``markscheme rubrics``: finding rubrics and their lineage; rubrics into the service and out of it."""
+"""``markscheme rubrics``: search rubrics, show their lineage, import and export them."""
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.padding import Padding
 from rich.table import Table
 from rich.tree import Tree
 
-from markscheme.cli.app import DEFAULT_URL
-from markscheme.client import Client
-from markscheme.errors import InvalidRequest, MarkschemeError
-from markscheme.exchange import Imported, load
-from markscheme.lines import BLANK, LineError, raw_lines, without_mark
+from markscheme.cli.output import (
+    EPILOG,
+    Json,
+    Url,
+    connect,
+    fail,
+    reported_errors,
+    screen,
+    table_width,
+)
+from markscheme.cli.rubric_import import FormatOption, import_file, name_option, print_losses
+from markscheme.client import DEFAULT_URL
+from markscheme.errors import MarkschemeError
 from markscheme.schema import (
-    Criterion,
     Lineage,
     LineageMaker,
     LineageNode,
     LineageResponse,
     LineageRubric,
     LineageRun,
-    Message,
-    RubricImported,
+    Rubric,
     RubricList,
-    Tag,
 )
-from markscheme.vocabulary import Category, ExchangeFormat
+from markscheme.vocabulary import Category
 
-Url = Annotated[str, typer.Option(help="The service.", envvar="MARKSCHEME_URL")]
-Format = Annotated[ExchangeFormat, typer.Option(help="What the file is.")]
-WIDTH = 160
-"""Of what is printed into no terminal."""
-SHOWN_LENGTH = 60
-"""Characters of a prompt or a response."""
+EXCERPT_CHARS = 60
+"""Characters shown of a prompt or a response."""
+COLUMN_GAP = 2
+MIN_PROMPT_WIDTH = 20
+"""Columns that a table must leave for the prompt; with fewer, each rubric takes two lines."""
 
 rubrics = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Find rubrics, see where they come from; bring them in other formats into the service "
-    "and take them out.",
+    epilog=EPILOG,
+    help="Search rubrics, show where they come from, import and export them.",
 )
+rubrics.command("import", epilog=EPILOG)(import_file)
 
 
-@dataclass(frozen=True, slots=True)
-class Brought:
-    """How the rubrics of a file are brought in: all alike."""
-
-    client: Client
-    format: ExchangeFormat
-    prompt: str | None
-    tags: list[str]
-    allow_loss: bool
-
-    def read(self, text: bytes) -> tuple[dict[str, Any], Imported]:
-        """One content, and what it says. Raises ``ValueError``."""
-        content = from_json(text, allow_inf_nan=False)
-        return content, load(content, self.format, prompt=self.prompt, allow_loss=self.allow_loss)
-
-    def send(self, content: dict[str, Any]) -> RubricImported:
-        return self.client.import_rubric(
-            content, self.format, prompt=self.prompt, tags=self.tags, allow_loss=self.allow_loss
-        )
-
-
-@dataclass(slots=True)
-class ImportReport:
-    """What came of a data set, counted as it happens."""
-
-    imported: int = 0
-    failed: int = 0
-    losses: int = 0
-    first_loss: str = ""
-    prompts: dict[tuple[Message, ...], tuple[int, tuple[Criterion, ...]]] = field(
-        default_factory=dict
-    )
-
-    def __str__(self) -> str:
-        lost = f"; {self.losses} losses, the first: {self.first_loss}" if self.losses else ""
-        return f"{self.imported} rubrics are in the service, {self.failed} lines failed{lost}"
-
-
-@rubrics.command("import")
-def import_file(
-    file: Annotated[Path, typer.Argument(help="JSON: one rubric; JSONL: a rubric a line.")],
-    format: Format,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            help="What the rubric is for, where the format (ropd, verifiers) holds no prompt."
-        ),
-    ] = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(help="A tag for each rubric; may be given several times.")
-    ] = None,
-    allow_loss: Annotated[
-        bool, typer.Option("--allow-loss", help="Leave out what cannot be held, and say what.")
-    ] = False,
-    url: Url = DEFAULT_URL,
-) -> None:
-    """Bring rubrics of a file into the service; prints the id of a single one.
-
-    A line of a JSONL file that fails is named, the others are brought. Running it again makes nothing twice.
-    """
-    console = Console(stderr=True)
-    report = ImportReport()
-    try:
-        tags = _checked_tags(tag or [])
-        with Client(url, api_key=os.environ.get("MARKSCHEME_API_KEY")) as client:
-            brought = Brought(client, format, prompt, tags, allow_loss)
-            if file.suffix != ".jsonl":
-                _import_one(file, brought, console)
-                return
-            lines = list(_lines(file))
-            if not lines:
-                raise ValueError(f"{file} holds no rubrics")
-            columns = (
-                TextColumn("importing"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-            )
-            with Progress(*columns, console=console) as progress:
-                bar = progress.add_task("rubrics", total=len(lines))
-                for number, text in lines:
-                    _import_line(
-                        number, text, brought, report, lambda said: _say(console, f"{file}, {said}")
-                    )
-                    progress.advance(bar)
-    except (MarkschemeError, ValueError, OSError) as error:
-        stopped = (
-            f"\nstopped; run it again to go on. {report}"
-            if report.imported or report.failed
-            else ""
-        )
-        _say(console, f"{error}{stopped}")
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        console.print(
-            f"stopped; run the command again to go on. {report}", markup=False, soft_wrap=True
-        )
-        raise typer.Exit(130) from None
-    console.print(str(report), markup=False, soft_wrap=True)
-    if report.failed:
-        raise typer.Exit(1)
-
-
-@rubrics.command("export")
+@rubrics.command("export", epilog=EPILOG)
 def export(
-    rubric_id: Annotated[str, typer.Argument(metavar="ID", help="The rubric.")],
-    format: Format = "native",
+    rubric_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the rubric.")],
+    format: FormatOption = "native",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to write; default: the screen.")
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: the screen.")
     ] = None,
     allow_loss: Annotated[
         bool,
-        typer.Option("--allow-loss", help="Leave out what the format cannot hold, and say what."),
+        typer.Option("--allow-loss", help="Drop what the format cannot hold, and list it."),
     ] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Write a rubric of the service in another format."""
-    console = Console(stderr=True)
+    """Write a rubric to a file, in one of the formats."""
     try:
-        with Client(url, api_key=os.environ.get("MARKSCHEME_API_KEY")) as client:
+        with connect(url) as client:
             exported = client.export_rubric(rubric_id, format, allow_loss=allow_loss)
         text = json.dumps(exported.content, ensure_ascii=False, indent=2) + "\n"
         if output is None:
@@ -178,123 +73,151 @@ def export(
         else:
             output.write_text(text, "utf-8")
     except (MarkschemeError, ValueError, OSError) as error:
-        _say(console, str(error))
-        raise typer.Exit(1) from error
-    _tell(console, exported.losses)
+        fail(name_option(error))
+    print_losses(exported.losses)
 
 
-@rubrics.command("search")
+@rubrics.command("search", epilog=EPILOG)
 def search(
     text: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help="Words of the prompt and the criteria.")
+        str | None, typer.Argument(metavar="TEXT", help="Words of the prompt and the criteria.")
     ] = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(help="A tag; may be given several times: all of them.")
+    tag: Annotated[list[str] | None, typer.Option(help="Tag; may be given several times.")] = None,
+    team: Annotated[str | None, typer.Option(help="Team that made the rubric.")] = None,
+    category: Annotated[
+        Category | None, typer.Option(help="Category of at least one criterion.")
     ] = None,
-    team: Annotated[str | None, typer.Option(help="The team that made it.")] = None,
-    category: Annotated[Category | None, typer.Option(help="Of one of the criteria.")] = None,
     min_quality: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="The least share of its scored groups whose rewards have spread."
+            min=0,
+            max=1,
+            help="Minimum share of scored groups in which rollouts got different rewards.",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="The newest of them.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="The answer as it is.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Rubrics to show.")] = 20,
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Find the rubrics that your team sees, newest first. Of what is given a rubric has everything."""
-    try:
-        with Client(url, api_key=os.environ.get("MARKSCHEME_API_KEY")) as client:
-            found = client.rubrics(
-                text=text,
-                tags=tag or (),
-                team=team,
-                category=category,
-                min_quality=min_quality,
-                limit=limit,
-            )
-    except (MarkschemeError, ValueError) as error:
-        _say(Console(stderr=True), str(error))
-        raise typer.Exit(1) from error
+    """Find rubrics that your team may see, newest first.
+
+    All filters must match.
+    """
+    with reported_errors(), connect(url) as client:
+        found = client.rubrics(
+            text=text,
+            tags=tag or (),
+            team=team,
+            category=category,
+            min_quality=min_quality,
+            limit=limit,
+        )
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
         return
-    console = _screen()
-    console.print(_table(found))
+    console = screen()
+    if not found.data:
+        filters = {
+            "text": text,
+            "tag": ", ".join(tag or ()),
+            "team": team,
+            "category": category,
+            "min-quality": min_quality,
+        }
+        asked = ", ".join(f"{name} {value!r}" for name, value in filters.items() if value)
+        console.print(
+            "No rubric that your team may see matches" + (f": {asked}." if asked else " yet."),
+            soft_wrap=True,
+        )
+        return
+    _print_rubrics(console, found)
     if found.has_more:
-        console.print("there are more than are shown: --limit, or more words")
+        console.print("there are more than are shown: raise --limit, or add words")
 
 
-@rubrics.command("lineage")
+@rubrics.command("lineage", epilog=EPILOG)
 def lineage(
-    rubric_id: Annotated[str, typer.Argument(metavar="ID", help="The rubric.")],
-    as_json: Annotated[bool, typer.Option("--json", help="The answer as it is.")] = False,
+    rubric_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the rubric.")],
+    as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Show what a rubric was made from, what was made from it, and what came of training on it."""
-    try:
-        with Client(url, api_key=os.environ.get("MARKSCHEME_API_KEY")) as client:
-            found = client.lineage(rubric_id)
-    except (MarkschemeError, ValueError) as error:
-        _say(Console(stderr=True), str(error))
-        raise typer.Exit(1) from error
+    """Show what made a rubric, and what it led to.
+
+    A tree of its versions and forks, with the models and responses it was induced from and the
+    runs that were scored by it.
+    """
+    with reported_errors(), connect(url) as client:
+        found = client.lineage(rubric_id)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
         return
-    console = _screen()
+    console = screen()
     for tree in _trees(found):
-        console.print(tree)
+        # A narrow terminal wraps the lines: cropping would cut ids.
+        console.print(tree, soft_wrap=True)
     verdicts, use = found.verdicts, found.use
     console.print(
         f"{use.groups} groups of your team and {use.other_teams_groups} of others, "
-        f"quality {_share(use.quality)}; verdicts: {verdicts.met} met, {verdicts.not_met} not met, "
-        f"{verdicts.unscored} rollouts unscored"
+        f"quality {_format_share(use.quality)}; verdicts: {verdicts.met} met, "
+        f"{verdicts.not_met} not met, {verdicts.unscored} rollouts unscored",
+        soft_wrap=True,
     )
     if found.truncated:
         console.print("there is more than is shown")
 
 
-def _table(found: RubricList) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("id", no_wrap=True)
-    table.add_column("version", justify="right")
-    table.add_column("team")
-    table.add_column("quality", justify="right")
-    table.add_column("tags")
-    table.add_column("prompt", no_wrap=True)
+def _print_rubrics(console: Console, found: RubricList) -> None:
+    """Print a table, or two lines a rubric where the terminal is too narrow for one."""
+    remaining = console.width - table_width(console, _table(found)) - COLUMN_GAP
+    if remaining >= MIN_PROMPT_WIDTH:
+        console.print(_table(found, min(remaining, EXCERPT_CHARS)))
+        return
     for rubric in found.data:
-        table.add_row(
-            rubric.id,
-            str(rubric.version),
-            rubric.team,
-            _share(found.quality.get(rubric.id)),
-            " ".join(rubric.tags),
-            _beginning(rubric.prompt[-1].content),
-        )
+        name, version, team, quality, tags = _cells(rubric, found)
+        console.print(f"{name}  version {version} of {team}  quality {quality}", soft_wrap=True)
+        prompt = _excerpt(rubric.prompt[-1].content)
+        console.print(Padding(f"[{tags}] {prompt}" if tags else prompt, (0, 0, 0, 4)))
+
+
+def _table(found: RubricList, prompt_width: int = 0) -> Table:
+    """Return the table, with a last column of prompts unless its width is 0."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("id", "version", "team", "quality", "tags"):
+        numeric = name in ("version", "quality")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+    if prompt_width:
+        table.add_column("prompt", no_wrap=True)
+    for rubric in found.data:
+        prompt = _excerpt(rubric.prompt[-1].content, prompt_width)
+        table.add_row(*_cells(rubric, found), *([prompt] if prompt_width else []))
     return table
 
 
+def _cells(rubric: Rubric, found: RubricList) -> tuple[str, str, str, str, str]:
+    quality = _format_share(found.quality.get(rubric.id))
+    return rubric.id, str(rubric.version), rubric.team, quality, " ".join(rubric.tags)
+
+
 def _trees(found: Lineage) -> list[Tree]:
-    """Rubrics under what they were made from; first what made a rubric, its responses and its runs."""
+    """Return rubrics below their parents; each begins with what made it and its runs."""
     nodes = {node.id: node for node in found.nodes}
     trees = {
-        node.id: Tree(_line(node, node.id == found.rubric_id))
+        node.id: Tree(_node_line(node, node.id == found.rubric_id))
         for node in found.nodes
         if isinstance(node, LineageRubric)
     }
     children = {edge.target: edge for edge in found.edges if edge.kind in ("version", "fork")}
     for edge in found.edges:
         if edge.kind == "scored":
-            trees[edge.source].add(_line(nodes[edge.target]))
+            trees[edge.source].add(_node_line(nodes[edge.target]))
         elif edge.kind not in ("version", "fork"):
-            trees[edge.target].add(_line(nodes[edge.source]))
+            trees[edge.target].add(_node_line(nodes[edge.source]))
     for target, edge in reversed(children.items()):
         trees[edge.source].children.append(trees[target])
     return [tree for rubric_id, tree in trees.items() if rubric_id not in children]
 
 
-def _line(node: LineageNode, asked: bool = False) -> str:
+def _node_line(node: LineageNode, asked: bool = False) -> str:
     match node:
         case LineageRubric():
             marks = [
@@ -304,19 +227,20 @@ def _line(node: LineageNode, asked: bool = False) -> str:
             ]
             return (
                 f"{'* ' if asked else ''}{node.id}  version {node.version} of {node.team}  "
-                f"quality {_share(node.quality)}  ({', '.join(marks)})"
+                f"quality {_format_share(node.quality)}  ({', '.join(marks)})"
             )
         case LineageMaker():
             return f"{node.role.replace('_', ' ')}: {node.name}"
         case LineageResponse():
-            said = f"“{_beginning(node.text)}”" if node.text is not None else "(text not kept)"
-            return f"{node.role} {node.key[:12]}: {said}"
+            excerpt = f"“{_excerpt(node.text)}”" if node.text is not None else "(text not kept)"
+            return f"{node.role} {node.key[:12]}: {excerpt}"
         case LineageRun():
             change = (
                 ""
                 if node.reward_change is None
                 else (
-                    f", reward {node.first_reward:.2f} → {node.last_reward:.2f} ({node.reward_change:+.2f})"
+                    f", reward {node.first_reward:.2f} → {node.last_reward:.2f} "
+                    f"({node.reward_change:+.2f})"
                 )
             )
             return (
@@ -325,78 +249,12 @@ def _line(node: LineageNode, asked: bool = False) -> str:
             )
 
 
-def _beginning(text: str) -> str:
-    """A line of a text, without what a terminal would obey."""
-    line = " ".join(
-        "".join(c if c.isprintable() else " " for c in text[: 10 * SHOWN_LENGTH]).split()
-    )
-    return line if len(line) <= SHOWN_LENGTH else line[: SHOWN_LENGTH - 1] + "…"
+def _excerpt(text: str, limit: int = EXCERPT_CHARS) -> str:
+    """Return the beginning of a text on one line, without characters that a terminal obeys."""
+    start = text[: 10 * EXCERPT_CHARS]
+    line = " ".join("".join(c if c.isprintable() else " " for c in start).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def _share(quality: float | None) -> str:
+def _format_share(quality: float | None) -> str:
     return "-" if quality is None else f"{quality:.2f}"
-
-
-def _screen() -> Console:
-    return Console(
-        markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH
-    )
-
-
-def _import_one(file: Path, brought: Brought, console: Console) -> None:
-    try:
-        text = without_mark(file.read_bytes())
-    except LineError as error:
-        raise ValueError(f"{file}, {error}") from None
-    content, _ = brought.read(text)
-    made = brought.send(content)
-    _tell(console, made.losses)
-    typer.echo(made.rubric.id)
-
-
-def _import_line(
-    number: int, text: bytes, brought: Brought, report: ImportReport, say: Callable[[str], None]
-) -> None:
-    """Bring one line in, or say why not. What has nothing to do with the line (no service, no key) is raised."""
-    try:
-        content, found = brought.read(text)
-        before, criteria = report.prompts.get(found.prompt, (number, found.criteria))
-        if criteria != found.criteria:
-            # Groups get a prompt's newest rubric: of two in one file it would be the last by chance, and running
-            # the command again would make both anew.
-            raise ValueError(
-                f"its prompt is that of line {before}, with other criteria: keep one of the two"
-            )
-        made = brought.send(content)
-        report.prompts[found.prompt] = before, criteria
-    except (ValueError, InvalidRequest) as error:
-        report.failed += 1
-        say(f"line {number}: {error}")
-        return
-    report.imported += 1
-    report.losses += len(made.losses)
-    if made.losses and not report.first_loss:
-        report.first_loss = f"line {number}, {made.losses[0]}"
-
-
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank, as bytes: one that is no UTF-8 fails alone."""
-    for number, line in enumerate(raw_lines(file), 1):
-        if line.strip(BLANK.encode()):
-            yield number, line
-
-
-def _checked_tags(tags: list[str]) -> list[str]:
-    try:
-        return TypeAdapter(list[Tag]).validate_python(tags)
-    except ValidationError as error:
-        raise ValueError("--tag takes up to 64 letters, digits and . : / _ -") from error
-
-
-def _tell(console: Console, losses: Sequence[str]) -> None:
-    for loss in losses:
-        console.print(f"left out: {loss}", markup=False, soft_wrap=True)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, style="red", markup=False, soft_wrap=True)

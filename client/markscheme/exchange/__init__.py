@@ -1,13 +1,14 @@
-"""Rubrics in other formats: written and read without loss where the format allows, and loudly where it does not.
+"""Read and write rubrics in other formats, without loss where the format allows it.
 
-    native       all that a rubric says: prompt, criteria with checks and sources, tags
-    ropd         ROPD's reference JSON: 4 to 12 criteria of 1 to 5 points, free categories, no prompt
-    healthbench  a row of HealthBench: a conversation, criteria with points of either sign and free tags
-    rar          a row of Rubrics as Rewards: one question, criteria with a title and a weight of either sign
+    native       everything: prompt, criteria with checks and sources, tags
+    ropd         ROPD's JSON: 4 to 12 criteria of 1 to 5 points, free categories, no prompt
+    healthbench  a row of HealthBench: a conversation, criteria with signed points and free tags
+    rar          a row of Rubrics as Rewards: one question, criteria with a title and signed weight
     verifiers    a rubric file of verifiers: named criteria with weights, no prompt
 
-What may be left out when the caller allows it (a check, a tag, a name) is a loss and told as a sentence. What would
-change a reward (a pitfall, a fraction of a point, a message of the prompt) is refused whatever is allowed. No I/O.
+A part that the other side cannot hold (a check, a tag, a name) is a loss, described in a sentence
+and dropped only if the caller allows it. What would change a reward (a pitfall, a fraction of a
+point, a message of the prompt) is always refused. No I/O.
 """
 
 from markscheme.exchange.base import (
@@ -16,8 +17,8 @@ from markscheme.exchange.base import (
     Imported,
     Malformed,
     NotRepresentable,
-    losses_line,
-    losses_of,
+    decode_losses,
+    encode_losses,
 )
 from markscheme.exchange.reading import load
 from markscheme.exchange.writing import dump
@@ -30,6 +31,6 @@ __all__ = [
     "NotRepresentable",
     "dump",
     "load",
-    "losses_line",
-    "losses_of",
+    "encode_losses",
+    "decode_losses",
 ]

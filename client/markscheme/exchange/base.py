@@ -1,4 +1,4 @@
-"""What the formats share: errors, results, the account of what is lost, and its words."""
+"""What the formats share: results, errors, and the collection of losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,15 +10,17 @@ from markscheme.schema.rubrics import Criterion
 from markscheme.vocabulary import EXCHANGE_FORMATS
 
 LOSSES_HEADER = "X-Markscheme-Losses"
-"""Where an export says what it leaves out, as :func:`losses_line` writes it."""
+"""Response header of an export that lists its losses, as `encode_losses` writes them."""
 NATIVE, ROPD = "markscheme.rubric.v1", "ropd.rubric.v1"
-MOST_CRITERIA, MOST_POINTS, MOST_TAGS, LONGEST_TEXT = 64, 100, 32, 4000
-"""Our own limits, as ``markscheme.schema`` has them."""
 _SHOWN = 20
 
 
 class Malformed(ValueError):
-    """The content is not of the format, or the prompt is missing or given twice (``param`` says which)."""
+    """The content is not of the format, or the prompt is missing or given twice.
+
+    Attributes:
+        param: Which of the two is at fault.
+    """
 
     def __init__(self, message: str, param: Literal["content", "prompt"] = "content") -> None:
         super().__init__(message, param)
@@ -29,9 +31,11 @@ class Malformed(ValueError):
 
 
 class NotRepresentable(ValueError):
-    """The other side cannot hold all of it. ``losses``: a sentence each, with its place.
+    """The other side cannot hold all of the rubric.
 
-    ``allowable``: whether ``allow_loss`` would help.
+    Attributes:
+        losses: One sentence each, with the place.
+        allowable: Whether `allow_loss` would help.
     """
 
     def __init__(self, losses: list[str], allowable: bool = False) -> None:
@@ -40,12 +44,14 @@ class NotRepresentable(ValueError):
         self.allowable = allowable
 
     def __str__(self) -> str:
-        return _some(self.losses) + ("; allow_loss goes on without it" if self.allowable else "")
+        return _join_limited(self.losses) + (
+            "; allow_loss goes on without it" if self.allowable else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A rubric in a format, and what the format could not hold."""
+    """A rubric in a format, and what that format could not hold."""
 
     content: dict[str, Any]
     losses: tuple[str, ...]
@@ -53,7 +59,7 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What a content says, in our words, and what of it we could not hold."""
+    """A rubric read from a format, and what of it could not be held."""
 
     prompt: tuple[Message, ...]
     criteria: tuple[Criterion, ...]
@@ -62,14 +68,14 @@ class Imported:
 
 
 @dataclass(slots=True)
-class Notes:
-    """What cannot be carried over: with leave, or not at all."""
+class ConversionIssues:
+    """What cannot be carried over: `losses` may be allowed, `refusals` may not."""
 
     losses: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
-    def settle(self, allow_loss: bool) -> tuple[str, ...]:
-        """The losses, if they are allowed. Raises :class:`NotRepresentable`."""
+    def accept_losses(self, allow_loss: bool) -> tuple[str, ...]:
+        """Return the losses if they are allowed. Raises `NotRepresentable`."""
         if self.refusals or (self.losses and not allow_loss):
             raise NotRepresentable(
                 self.refusals + ([] if allow_loss else self.losses), not self.refusals
@@ -77,8 +83,8 @@ class Notes:
         return tuple(self.losses)
 
 
-def losses_line(losses: Sequence[str], most_bytes: int = 2000) -> str:
-    """Losses as one line of ASCII for a header; those beyond ``most_bytes`` are counted."""
+def encode_losses(losses: Sequence[str], most_bytes: int = 2000) -> str:
+    """Join losses to one ASCII line for a header; those beyond `most_bytes` are only counted."""
     line = ""
     for number, loss in enumerate(losses):
         longer = (f"{line}; " if line else "") + quote(loss, safe=" ,.:()'/-")
@@ -88,36 +94,36 @@ def losses_line(losses: Sequence[str], most_bytes: int = 2000) -> str:
     return line
 
 
-def losses_of(line: str) -> tuple[str, ...]:
-    """The sentences of a :func:`losses_line`."""
+def decode_losses(line: str) -> tuple[str, ...]:
+    """Return the sentences that `encode_losses` joined."""
     return tuple(unquote(loss) for loss in line.split("; ")) if line else ()
 
 
-def known(format: str) -> str:
-    """The format, if there is one of this name. Raises :class:`Malformed`."""
+def check_format(format: str) -> str:
+    """Return the name if there is such a format. Raises `Malformed`."""
     if format not in EXCHANGE_FORMATS:
         raise Malformed(f"there is no such format; there are {', '.join(EXCHANGE_FORMATS)}")
     return format
 
 
-def numbered(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
-    """The criteria, those without an id numbered in order."""
+def assign_ids(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
+    """Return the criteria with ids: those without one are numbered in order."""
     return tuple(
         c if c.id is not None else c.model_copy(update={"id": f"c{number}"})
         for number, c in enumerate(criteria, 1)
     )
 
 
-def quoted(text: str) -> str:
-    """The beginning of a text, on one line and with nothing in it that could not be shown."""
+def excerpt(text: str) -> str:
+    """Return the beginning of a text, quoted, on one line, with only printable characters."""
     return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
-def listed(texts: Sequence[str]) -> str:
-    """Texts in a sentence."""
-    return _some([quoted(text) for text in texts], ", ")
+def join_excerpts(texts: Sequence[str]) -> str:
+    """Join texts to a list for a sentence."""
+    return _join_limited([excerpt(text) for text in texts], ", ")
 
 
-def _some(parts: Sequence[str], between: str = "; ") -> str:
+def _join_limited(parts: Sequence[str], between: str = "; ") -> str:
     more = len(parts) - _SHOWN
     return between.join(parts[:_SHOWN]) + (f"{between}and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Reading a rubric from a format: what of it we can hold."""
+"""Read a rubric from another format."""
 
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -8,22 +8,26 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from markscheme.exchange.base import (
-    LONGEST_TEXT,
-    MOST_CRITERIA,
-    MOST_POINTS,
-    MOST_TAGS,
+    ConversionIssues,
     Imported,
     Malformed,
-    Notes,
     NotRepresentable,
-    known,
-    listed,
-    numbered,
-    quoted,
+    assign_ids,
+    check_format,
+    excerpt,
+    join_excerpts,
 )
 from markscheme.exchange.shapes import HealthBench, Native, Rar, Ropd, Row, Verifiers
-from markscheme.schema.base import Message, Prompt, Tag
-from markscheme.schema.exchange import plain_json
+from markscheme.schema.base import (
+    MAX_CRITERIA,
+    MAX_POINTS,
+    MAX_TAGS,
+    MAX_TEXT_LENGTH,
+    Message,
+    Prompt,
+    Tag,
+)
+from markscheme.schema.exchange import check_json
 from markscheme.schema.rubrics import Criteria, Criterion
 from markscheme.vocabulary import CATEGORIES, Category, ExchangeFormat
 
@@ -39,7 +43,7 @@ _ROPD_CATEGORIES: dict[str, Category] = {
     "general reasoning": "general_reasoning",
     "general reasoning quality": "general_reasoning",
 }
-"""The names that ROPD's paper and its released prompts use, and ours."""
+"""Names of categories in ROPD's paper, in its released prompts, and here."""
 _HEALTHBENCH_KEYS = {
     "canary",
     "prompt_id",
@@ -52,7 +56,7 @@ _HEALTHBENCH_KEYS = {
     "ideal_completions_group",
     "ideal_completions_ref_completions",
 }
-"""What else rows of HealthBench hold: about responses and the benchmark, nothing that a rubric says."""
+"""Other fields of HealthBench rows: about responses and the benchmark, not the rubric."""
 _CRITERIA: TypeAdapter[list[Criterion]] = TypeAdapter(Criteria)
 _PROMPT: TypeAdapter[str | list[Message]] = TypeAdapter(Prompt)
 _TAG: TypeAdapter[str] = TypeAdapter(Tag)
@@ -62,7 +66,7 @@ R = TypeVar("R", bound=Row)
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """What a content says, its criteria not yet held to our limits."""
+    """The parts of a rubric, its criteria not yet checked against our limits."""
 
     prompt: str | list[Message] | None
     criteria: Sequence[Criterion | dict[str, Any]]
@@ -76,29 +80,37 @@ def load(
     prompt: str | Sequence[Message] | None = None,
     allow_loss: bool = False,
 ) -> Imported:
-    """What a content of this format says. ``prompt`` is for the formats that hold none, and only for them.
+    """Read a rubric from a format.
 
-    Raises :class:`Malformed`, and :class:`NotRepresentable` as :func:`dump` does.
+    Args:
+        content: The parsed JSON.
+        format: Its format.
+        prompt: The prompt, for formats that hold none, and only for them.
+        allow_loss: Drop what we cannot hold instead of refusing it.
+
+    Raises:
+        Malformed: The content is not of the format.
+        NotRepresentable: As in `dump`.
     """
-    read = _READERS[known(format)]
+    read = _READERS[check_format(format)]
     try:
-        plain_json(content)
+        check_json(content)
     except ValueError as error:
         raise Malformed(f"the content: {error}") from None
     if not isinstance(content, dict):
         raise Malformed("the content must be a JSON object")
-    notes = Notes()
+    issues = ConversionIssues()
     try:
-        draft = read(content, notes)
+        draft = read(content, issues)
     except ValidationError as error:
-        raise Malformed(_told(error)[0]) from None
+        raise Malformed(_messages_of(error)[0]) from None
     messages = _messages(draft.prompt, prompt, format)
-    losses = notes.settle(allow_loss)
+    losses = issues.accept_losses(allow_loss)
     try:
         criteria = _CRITERIA.validate_python(list(draft.criteria))
     except ValidationError as error:
-        raise NotRepresentable(_told(error, "criteria")) from None
-    return Imported(messages, numbered(criteria), tuple(draft.tags), losses)
+        raise NotRepresentable(_messages_of(error, "criteria")) from None
+    return Imported(messages, assign_ids(criteria), tuple(draft.tags), losses)
 
 
 def _messages(
@@ -113,11 +125,11 @@ def _messages(
     if given is not None:
         try:
             prompt = _PROMPT.validate_python(given if isinstance(given, str) else list(given))
-            plain_json(
+            check_json(
                 [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
             )
         except ValidationError as error:
-            raise Malformed(_told(error, "prompt")[0], "prompt") from None
+            raise Malformed(_messages_of(error, "prompt")[0], "prompt") from None
         except ValueError as error:
             raise Malformed(f"the prompt: {error}", "prompt") from None
     if prompt is None:
@@ -127,12 +139,12 @@ def _messages(
     return (Message(role="user", content=prompt),) if isinstance(prompt, str) else tuple(prompt)
 
 
-def _read_native(content: dict[str, Any], _: Notes) -> _Draft:
+def _read_native(content: dict[str, Any], _: ConversionIssues) -> _Draft:
     native = Native.model_validate(content)
     return _Draft(native.prompt, native.criteria, native.tags)
 
 
-def _read_ropd(content: dict[str, Any], notes: Notes) -> _Draft:
+def _read_ropd(content: dict[str, Any], issues: ConversionIssues) -> _Draft:
     ropd = Ropd.model_validate(content)
     total = sum(c.points for c in ropd.rubrics)
     if ropd.maximum_score != total:
@@ -144,93 +156,93 @@ def _read_ropd(content: dict[str, Any], notes: Notes) -> _Draft:
     for row in ropd.rubrics:
         match = _ROPD_ID.fullmatch(row.criterion_id)
         if match is None:
-            raise Malformed(f"criterion_id {quoted(row.criterion_id)}: ids are c1 to c999")
+            raise Malformed(f"criterion_id {excerpt(row.criterion_id)}: ids are c1 to c999")
         name = f"c{match[1]}"
         if name in criteria:
             raise Malformed(f"criterion_id {name} is there twice")
         category = _ROPD_CATEGORIES.get(" ".join(row.category.lower().replace("_", " ").split()))
         if category is None:
-            notes.losses.append(
-                f"criterion {name}: the category {quoted(row.category)} is none of "
+            issues.losses.append(
+                f"criterion {name}: the category {excerpt(row.category)} is none of "
                 f"{', '.join(CATEGORIES)}; it would be task_fulfilment"
             )
         criteria[name] = {
             "id": name,
-            "text": _text(row.criterion, f"criterion {name}", notes),
+            "text": _text(row.criterion, f"criterion {name}", issues),
             "points": row.points,
             "category": category or "task_fulfilment",
         }
     return _Draft(None, list(criteria.values()))
 
 
-def _read_healthbench(content: dict[str, Any], notes: Notes) -> _Draft:
+def _read_healthbench(content: dict[str, Any], issues: ConversionIssues) -> _Draft:
     bench = HealthBench.model_validate(content)
-    _note_extra(bench, "the row", notes, _HEALTHBENCH_KEYS)
+    _note_extra(bench, "the row", issues, _HEALTHBENCH_KEYS)
     criteria = []
     for number, row in enumerate(_bounded(bench.rubrics), 1):
-        place = f"criterion {number}"
-        _note_extra(row, place, notes)
+        location = f"criterion {number}"
+        _note_extra(row, location, issues)
         ours = next((c for c in CATEGORIES if f"category:{c}" in row.tags), None)
         if others := [tag for tag in row.tags if tag != f"category:{ours}"]:
-            notes.losses.append(
-                f"{place}: we have no place for the tags of a criterion: {listed(others)}"
+            issues.losses.append(
+                f"{location}: we have no place for the tags of a criterion: {join_excerpts(others)}"
             )
         criteria.append(
             {
-                "text": _text(row.criterion, place, notes),
-                "points": _points(row.points, place, notes),
+                "text": _text(row.criterion, location, issues),
+                "points": _points(row.points, location, issues),
                 "category": ours or "task_fulfilment",
             }
         )
-    return _Draft(bench.prompt, criteria, _tags(bench.example_tags, notes))
+    return _Draft(bench.prompt, criteria, _tags(bench.example_tags, issues))
 
 
-def _read_rar(content: dict[str, Any], notes: Notes) -> _Draft:
+def _read_rar(content: dict[str, Any], issues: ConversionIssues) -> _Draft:
     rar = Rar.model_validate(content)
-    _note_extra(rar, "the row", notes)
+    _note_extra(rar, "the row", issues)
     criteria = []
-    ids = _ids([row.title for row in _bounded(rar.rubric)], "title", notes)
+    ids = _ids([row.title for row in _bounded(rar.rubric)], "title", issues)
     for number, (own, row) in enumerate(zip(ids, rar.rubric, strict=True), 1):
-        place = f"criterion {number}"
-        _note_extra(row, place, notes)
+        location = f"criterion {number}"
+        _note_extra(row, location, issues)
         criteria.append(
             {
                 "id": own,
-                "text": _text(row.description, place, notes),
-                "points": _points(row.weight, place, notes),
+                "text": _text(row.description, location, issues),
+                "points": _points(row.weight, location, issues),
             }
         )
     return _Draft(rar.question, criteria)
 
 
-def _read_verifiers(content: dict[str, Any], notes: Notes) -> _Draft:
+def _read_verifiers(content: dict[str, Any], issues: ConversionIssues) -> _Draft:
     verifiers = Verifiers.model_validate(content)
-    _note_extra(verifiers, "the file", notes)
+    _note_extra(verifiers, "the file", issues)
     names = [row.name for row in _bounded(verifiers.criteria)]
     if len(set(names)) != len(names):
         raise Malformed("names of criteria must be unique")
     criteria = []
     for number, (own, row) in enumerate(
-        zip(_ids(names, "name", notes), verifiers.criteria, strict=True), 1
+        zip(_ids(names, "name", issues), verifiers.criteria, strict=True), 1
     ):
-        place = f"criterion {number}"
-        _note_extra(row, place, notes)
+        location = f"criterion {number}"
+        _note_extra(row, location, issues)
         if [choice.strip().lower() for choice in row.choices] != ["no", "yes"]:
-            notes.refusals.append(
-                f"{place}: its choices are {listed(row.choices)}; ours are met or not: put it as a "
-                "question for no and yes, in this order"
+            issues.refusals.append(
+                f"{location}: its choices are {join_excerpts(row.choices)}; a criterion here is "
+                "met or not: rephrase it as a question with the choices no and yes, in this order"
             )
         criteria.append(
             {
                 "id": own,
-                "text": _text(row.text, place, notes),
-                "points": _points(row.weight, place, notes),
+                "text": _text(row.text, location, issues),
+                "points": _points(row.weight, location, issues),
             }
         )
     return _Draft(None, criteria)
 
 
-_READERS: dict[str, Callable[[dict[str, Any], Notes], _Draft]] = {
+_READERS: dict[str, Callable[[dict[str, Any], ConversionIssues], _Draft]] = {
     "native": _read_native,
     "ropd": _read_ropd,
     "healthbench": _read_healthbench,
@@ -240,34 +252,34 @@ _READERS: dict[str, Callable[[dict[str, Any], Notes], _Draft]] = {
 
 
 def _bounded(rows: list[R]) -> list[R]:
-    """Before each of them is looked at."""
-    if len(rows) > MOST_CRITERIA:
+    """Refuse too many rows before any of them is looked at."""
+    if len(rows) > MAX_CRITERIA:
         raise NotRepresentable(
-            [f"there are {len(rows)} criteria; a rubric has {MOST_CRITERIA} at most"]
+            [f"there are {len(rows)} criteria; a rubric has {MAX_CRITERIA} at most"]
         )
     return rows
 
 
-def _text(text: str, place: str, notes: Notes) -> str:
-    if len(text) > LONGEST_TEXT:
-        notes.refusals.append(
-            f"{place}: its text has {len(text)} characters; there may be {LONGEST_TEXT}"
+def _text(text: str, location: str, issues: ConversionIssues) -> str:
+    if len(text) > MAX_TEXT_LENGTH:
+        issues.refusals.append(
+            f"{location}: its text has {len(text)} characters; there may be {MAX_TEXT_LENGTH}"
         )
     return text
 
 
-def _points(weight: float, place: str, notes: Notes) -> int:
-    """A weight as points; one that is none is noted, so nothing comes of what is returned then."""
+def _points(weight: float, location: str, issues: ConversionIssues) -> int:
+    """Return a weight as points; a weight that is not a whole number is refused later."""
     if not weight.is_integer():
-        notes.refusals.append(
-            f"{place}: {weight:g} is no whole number of points; multiply all of the rubric's "
+        issues.refusals.append(
+            f"{location}: {weight:g} is no whole number of points; multiply all of the rubric's "
             "by the same number"
         )
     elif weight == 0:
-        notes.refusals.append(f"{place}: it is worth 0 points; leave it out")
-    elif abs(weight) > MOST_POINTS:
-        notes.refusals.append(
-            f"{place}: {weight:g} points; there are at most {MOST_POINTS}: divide all of the "
+        issues.refusals.append(f"{location}: it is worth 0 points; leave it out")
+    elif abs(weight) > MAX_POINTS:
+        issues.refusals.append(
+            f"{location}: {weight:g} points; there are at most {MAX_POINTS}: divide all of the "
             "rubric's by the same number"
         )
     else:
@@ -275,47 +287,49 @@ def _points(weight: float, place: str, notes: Notes) -> int:
     return 1
 
 
-def _ids(names: Sequence[str], word: str, notes: Notes) -> list[str | None]:
-    """The names as ids, if that is what they are; else ``None`` for each, and what is lost is noted."""
+def _ids(names: Sequence[str], word: str, issues: ConversionIssues) -> list[str | None]:
+    """Return the names if they are ids like ours; else `None` for each, as a noted loss."""
     if all(_OUR_ID.fullmatch(name) for name in names) and len(set(names)) == len(names):
         return list(names)
-    notes.losses.extend(
-        f"criterion {number}: we number criteria; its {word} {quoted(name)} has no place"
+    issues.losses.extend(
+        f"criterion {number}: we number criteria; its {word} {excerpt(name)} has no place"
         for number, name in enumerate(names, 1)
         if name.strip()
     )
     return [None] * len(names)
 
 
-def _tags(given: Sequence[str], notes: Notes) -> list[str]:
+def _tags(given: Sequence[str], issues: ConversionIssues) -> list[str]:
     kept: list[str] = []
     for tag in dict.fromkeys(given):
         try:
             _TAG.validate_python(tag)
         except ValidationError:
-            notes.losses.append(
-                f"the tag {quoted(tag)}: ours have up to 64 letters, digits and . : / _ -"
+            issues.losses.append(
+                f"the tag {excerpt(tag)}: ours have up to 64 letters, digits and . : / _ -"
             )
             continue
-        if len(kept) == MOST_TAGS:
-            notes.losses.append(f"the tag {quoted(tag)}: there are {MOST_TAGS} already")
+        if len(kept) == MAX_TAGS:
+            issues.losses.append(f"the tag {excerpt(tag)}: there are {MAX_TAGS} already")
         else:
             kept.append(tag)
     return kept
 
 
-def _note_extra(row: Row, place: str, notes: Notes, passed_over: Collection[str] = ()) -> None:
+def _note_extra(
+    row: Row, location: str, issues: ConversionIssues, passed_over: Collection[str] = ()
+) -> None:
     if extra := [name for name in row.model_extra or {} if name not in passed_over]:
-        notes.losses.append(f"{place}: we have no place for {listed(extra)}")
+        issues.losses.append(f"{location}: we have no place for {join_excerpts(extra)}")
 
 
-def _told(error: ValidationError, root: str = "") -> list[str]:
-    """What a model says of its input, the places as one would write them: ``rubrics[2].points: …``."""
+def _messages_of(error: ValidationError, root: str = "") -> list[str]:
+    """Return what a model says of its input, with places such as `rubrics[2].points: …`."""
     sentences = []
     for found in error.errors(include_input=False, include_url=False, include_context=False):
-        place = root
+        location = root
         for part in found["loc"]:
-            place += f"[{part}]" if isinstance(part, int) else f".{quoted(part)[1:-1]}"
-        said = found["msg"].removeprefix("Value error, ")
-        sentences.append(f"{place.lstrip('.')}: {said}" if place else said)
+            location += f"[{part}]" if isinstance(part, int) else f".{excerpt(part)[1:-1]}"
+        said = found["msg"].removeprefix("Value error, ").replace("Field required", "is missing")
+        sentences.append(f"{location.lstrip('.')}: {said}" if location else said)
     return sentences

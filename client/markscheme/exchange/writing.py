@@ -1,87 +1,98 @@
-"""Writing a rubric in a format."""
+"""Write a rubric in another format."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markscheme.exchange.base import (
-    MOST_CRITERIA,
-    MOST_POINTS,
     NATIVE,
     ROPD,
+    ConversionIssues,
     Exported,
-    Notes,
-    known,
-    numbered,
+    assign_ids,
+    check_format,
 )
+from markscheme.schema.base import MAX_CRITERIA, MAX_POINTS
 from markscheme.schema.rubrics import Criterion, Rubric
 from markscheme.vocabulary import ExchangeFormat
 
 
 @dataclass(frozen=True, slots=True)
 class _Holds:
-    """What of a rubric a format holds."""
+    """Which parts of a rubric a format can hold."""
 
     name: str
     ids: bool = False
     categories: bool = False
     tags: bool = False
-    least: int = -MOST_POINTS
-    most: int = MOST_POINTS
-    fewest_criteria: int = 1
-    most_criteria: int = MOST_CRITERIA
+    min_points: int = -MAX_POINTS
+    max_points: int = MAX_POINTS
+    min_criteria: int = 1
+    max_criteria: int = MAX_CRITERIA
     lone_question: bool = False
 
 
-_FOREIGN: dict[str, _Holds] = {
+_NOT_MARKSCHEME: dict[str, _Holds] = {
     "ropd": _Holds(
-        "ROPD", ids=True, categories=True, least=1, most=5, fewest_criteria=4, most_criteria=12
+        "ROPD",
+        ids=True,
+        categories=True,
+        min_points=1,
+        max_points=5,
+        min_criteria=4,
+        max_criteria=12,
     ),
     "healthbench": _Holds("HealthBench", categories=True, tags=True),
     "rar": _Holds("Rubrics as Rewards", ids=True, lone_question=True),
-    "verifiers": _Holds("verifiers", ids=True, least=1),
+    "verifiers": _Holds("verifiers", ids=True, min_points=1),
 }
 
 
 def dump(rubric: Rubric, format: ExchangeFormat, *, allow_loss: bool = False) -> Exported:
-    """The rubric in a format. Raises :class:`NotRepresentable`; with ``allow_loss`` only for what cannot be lost."""
-    write = _WRITERS[known(format)]
-    notes = Notes()
-    criteria = numbered(rubric.criteria)
+    """Return the rubric in a format, and what was left out.
+
+    Raises `NotRepresentable`; with `allow_loss` only for what would change a reward.
+    """
+    write = _WRITERS[check_format(format)]
+    issues = ConversionIssues()
+    criteria = assign_ids(rubric.criteria)
     if format != "native":
-        _note_losses(rubric, criteria, _FOREIGN[format], notes)
-    losses = notes.settle(allow_loss)
+        _note_losses(rubric, criteria, _NOT_MARKSCHEME[format], issues)
+    losses = issues.accept_losses(allow_loss)
     return Exported(write(rubric, criteria), losses)
 
 
 def _note_losses(
-    rubric: Rubric, criteria: Sequence[Criterion], holds: _Holds, notes: Notes
+    rubric: Rubric, criteria: Sequence[Criterion], holds: _Holds, issues: ConversionIssues
 ) -> None:
-    name, refuse, lose = holds.name, notes.refusals.append, notes.losses.append
-    if not holds.fewest_criteria <= len(criteria) <= holds.most_criteria:
+    name, refuse, lose = holds.name, issues.refusals.append, issues.losses.append
+    if not holds.min_criteria <= len(criteria) <= holds.max_criteria:
         refuse(
-            f"{name} takes {holds.fewest_criteria} to {holds.most_criteria} criteria; there are {len(criteria)}"
+            f"{name} takes {holds.min_criteria} to {holds.max_criteria} criteria; "
+            f"there are {len(criteria)}"
         )
     if holds.lone_question and [m.role for m in rubric.prompt] != ["user"]:
         refuse(f"{name} holds one question; the prompt has other messages")
     elif holds.lone_question and not rubric.prompt[0].content.strip():
         refuse(f"{name} holds a question; the prompt is blank")
     for number, criterion in enumerate(criteria, 1):
-        place = f"criterion {criterion.id}"
-        if criterion.points < holds.least:
-            refuse(f"{place}: {name} knows no negative points ({criterion.points})")
-        if criterion.points > holds.most:
-            refuse(f"{place}: {name} knows at most {holds.most} points ({criterion.points})")
+        location = f"criterion {criterion.id}"
+        if criterion.points < holds.min_points:
+            refuse(f"{location}: {name} knows no negative points ({criterion.points})")
+        if criterion.points > holds.max_points:
+            refuse(
+                f"{location}: {name} knows at most {holds.max_points} points ({criterion.points})"
+            )
         if not criterion.text.strip():
-            refuse(f"{place}: {name} takes no blank text")
+            refuse(f"{location}: {name} takes no blank text")
         if criterion.check is not None:
-            lose(f"{place}: {name} knows no checks; its text alone would say what to look for")
+            lose(f"{location}: {name} knows no checks; its text alone would say what to look for")
         if criterion.source is not None:
-            lose(f"{place}: {name} has no place for its source")
+            lose(f"{location}: {name} has no place for its source")
         if not holds.ids and criterion.id != f"c{number}":
-            lose(f"{place}: {name} knows no ids; it would come back as c{number}")
+            lose(f"{location}: {name} knows no ids; it would come back as c{number}")
         if not holds.categories and criterion.category != "task_fulfilment":
-            lose(f"{place}: {name} has no place for its category {criterion.category}")
+            lose(f"{location}: {name} has no place for its category {criterion.category}")
     if rubric.tags and not holds.tags:
         lose(f"{name} has no place for tags: {', '.join(rubric.tags)}")
 

@@ -1,7 +1,7 @@
-"""The wire contract of the Markscheme service, version 1: one definition for the SDK and the server.
+"""The wire contract, version 1: one definition for the SDK and the server.
 
 Requests are strict: unknown fields, wrong types, NUL characters and non-finite numbers are refused.
-A reward that is not known is ``None`` and carries an :class:`UnscoredReason`; it is never a made-up 0.
+A reward that is not known is `None` and carries an `UnscoredReason`; it is never a made-up 0.
 """
 
 from markscheme.checks import Check

@@ -1,4 +1,4 @@
-"""Who did what."""
+"""The audit trail."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -7,9 +7,10 @@ from markscheme.schema.base import Wire
 
 
 class AuditEntry(Wire):
-    """One deed. ``key``: the prefix of the key it was done with; ``None``: the operator's doing.
+    """One recorded action.
 
-    ``subject`` is what it was done to: ``rubric:ID``, ``key:PREFIX`` or ``team:NAME``.
+    `key` is the prefix of the key that was used, or null for the operator. `subject` is what the
+    action changed: `rubric:ID`, `key:PREFIX` or `team:NAME`.
     """
 
     object: Literal["audit.entry"] = "audit.entry"
@@ -23,7 +24,7 @@ class AuditEntry(Wire):
 
 
 class AuditList(Wire):
-    """``GET /v1/audit``: newest first."""
+    """`GET /v1/audit`: newest first."""
 
     object: Literal["list"] = "list"
     data: list[AuditEntry]

@@ -1,4 +1,4 @@
-"""What the other modules of the contract are made of: bounded texts, chat messages, errors, the closed base model."""
+"""Building blocks of the wire contract: bounded texts, chat messages, errors, the base model."""
 
 from typing import Annotated, Any
 
@@ -13,31 +13,25 @@ from pydantic import (
 )
 from pydantic import Tag as Branch
 
-from markscheme.text import visible
+from markscheme.text import check_valid, replace_invalid
 from markscheme.vocabulary import Role
 
 MAX_ROLLOUTS = 4096
-"""Most rollouts in one ``POST /v1/scores``."""
+"""Maximum rollouts in one `POST /v1/scores`."""
 MAX_CRITERIA, MAX_POINTS, MAX_TAGS, MAX_TEXT_LENGTH = 64, 100, 32, 4000
 """Limits of one rubric; the text is that of a criterion, in characters."""
 MAX_TEACHER_ENTRIES = 1000
-"""Most prompts in one ``POST /v1/teacher-responses``."""
-
-
-def _usable(text: str) -> str:
-    if visible(text) != text:
-        raise ValueError("must not contain the NUL character or half of a surrogate pair")
-    return text
+"""Maximum prompts in one `POST /v1/teacher-responses`."""
 
 
 def _visible(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) else value
+    return replace_invalid(value) if isinstance(value, str) else value
 
 
-Text = Annotated[str, AfterValidator(_usable)]
+Text = Annotated[str, AfterValidator(check_valid)]
 """Any text without NUL and lone surrogates."""
 ModelText = Annotated[str, BeforeValidator(_visible)]
-"""A model's output: NUL and lone surrogates in it are made visible as U+FFFD."""
+"""A model's output: NUL and lone surrogates in it are replaced by U+FFFD."""
 ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_TEXT_LENGTH)]
 ModelName = Annotated[
     str, StringConstraints(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f\x7f]+$")
@@ -52,7 +46,7 @@ Tags = Annotated[list[Tag], Field(max_length=MAX_TAGS)]
 
 
 class Wire(BaseModel):
-    """Base of everything on the wire: strict, closed, finite, immutable."""
+    """Base of every model on the wire: strict, closed, finite, immutable."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
@@ -74,11 +68,11 @@ Prompt = Annotated[
         custom_error_message="must be a text or a list of messages",
     ),
 ]
-"""A list of chat messages; a string stands for one user message. Errors name the field of the message at fault."""
+"""Chat messages, or a string that stands for one user message."""
 
 
 class ErrorDetail(Wire):
-    """What went wrong, in words a caller can act on."""
+    """What went wrong, in words that a caller can act on."""
 
     message: str
     type: str
@@ -96,9 +90,9 @@ class ErrorBody(Wire):
 class Usage(Wire):
     """What the request cost.
 
-    ``cached_tokens``: those of the prompts' that the endpoint had at hand. ``cost_usd`` is ``None`` when the cost of
-    any call is not known: the judge has no prices, or did not state what it used. ``saved_usd``: what stored verdicts
-    and rubrics had cost.
+    `cached_tokens` are prompt tokens that the endpoint had cached. `cost_usd` is null when the cost
+    of any call is not known: the judge has no prices, or did not state its tokens. `saved_usd` is
+    what reused verdicts and rubrics had cost.
     """
 
     judge_calls: int

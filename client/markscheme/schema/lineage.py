@@ -1,4 +1,4 @@
-"""The lineage of a rubric: what it was made from, what was made from it, and what came of training on it."""
+"""The lineage of a rubric: what it was made from, and what it led to."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -10,10 +10,10 @@ from markscheme.vocabulary import EdgeKind, MakerRole, ResponseRole, RubricOrigi
 
 
 class LineageRubric(Wire):
-    """A rubric that the caller's team sees. ``quality``: as in :class:`markscheme.schema.RubricList`.
+    """A rubric that the caller's team may see. `quality` is as in `RubricList`.
 
-    Only its own team is told the run in which it was induced, and that it has a parent which the team does not see any
-    more (``parent_hidden``).
+    `run`, where it was induced, and `parent_hidden`, a parent that the team may not see any more,
+    are given to the rubric's own team only.
     """
 
     kind: Literal["rubric"] = "rubric"
@@ -33,7 +33,7 @@ class LineageRubric(Wire):
 class LineageResponse(Wire):
     """A response that a rubric of the caller's own team was contrasted from, by its hash.
 
-    ``text``: its first 4,000 characters, where the team still has it.
+    `text` is its first 4,000 characters, if the team still has it.
     """
 
     kind: Literal["response"] = "response"
@@ -44,7 +44,7 @@ class LineageResponse(Wire):
 
 
 class LineageMaker(Wire):
-    """The model or the template that made rubrics, or the model whose responses they were contrasted from."""
+    """The model or template that made rubrics, or the model whose responses they contrast."""
 
     kind: Literal["maker"] = "maker"
     id: str
@@ -53,9 +53,10 @@ class LineageMaker(Wire):
 
 
 class LineageRun(Wire):
-    """A run of the caller's own team that was scored by the rubric. Rewards are means over the groups of a step.
+    """A run of the caller's own team that was scored by the rubric.
 
-    ``reward_change``: from the first to the last scored step, where there are two.
+    Rewards are means over the groups of a step. `reward_change` is from the first to the last
+    scored step, if there are two.
     """
 
     kind: Literal["run"] = "run"
@@ -76,7 +77,10 @@ LineageNode = Annotated[
 
 
 class LineageEdge(Wire):
-    """From what was there first. ``version``: from a parent of the same team; ``fork``: from another team's."""
+    """An edge from the earlier to the later node.
+
+    `version` leads from a parent of the same team, `fork` from another team's.
+    """
 
     source: str
     target: str
@@ -84,7 +88,7 @@ class LineageEdge(Wire):
 
 
 class CriterionVerdicts(Wire):
-    """Decided verdicts of one criterion on the prompt, in whichever of its rubrics they were reached."""
+    """Decided verdicts of one criterion on the prompt, in any of its rubrics."""
 
     criterion_id: str
     met: int
@@ -92,7 +96,7 @@ class CriterionVerdicts(Wire):
 
 
 class LineageVerdicts(Wire):
-    """The caller's own team's verdicts. ``unscored``: rollouts whose reward is not known."""
+    """Verdicts of the caller's own team. `unscored` counts rollouts without a reward."""
 
     met: int
     not_met: int
@@ -101,9 +105,9 @@ class LineageVerdicts(Wire):
 
 
 class LineageUse(Wire):
-    """Groups that were given the rubric. Of other teams' there is only the number, up to yesterday (UTC).
+    """Groups that were scored by the rubric.
 
-    ``quality``: as in :class:`markscheme.schema.RubricList`.
+    Of other teams only the number is given, up to yesterday (UTC). `quality` is as in `RubricList`.
     """
 
     groups: int
@@ -112,9 +116,10 @@ class LineageUse(Wire):
 
 
 class Lineage(Wire):
-    """``GET /v1/rubrics/{id}/lineage``: a graph of what the caller's team sees.
+    """`GET /v1/rubrics/{id}/lineage`: the graph that the caller's team may see.
 
-    Runs, ``verdicts`` and ``use`` are of the rubric asked for. ``truncated``: there is more than is told.
+    Runs, `verdicts` and `use` are of the rubric asked for. `truncated` means that there is more
+    than is shown.
     """
 
     object: Literal["lineage"] = "lineage"

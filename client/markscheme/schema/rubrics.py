@@ -1,4 +1,4 @@
-"""Rubrics: criteria, where they came from, who sees them, and how one is made."""
+"""Rubrics: criteria, provenance, visibility, and how one is made."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -34,10 +34,10 @@ from markscheme.vocabulary import (
 
 
 class Criterion(Wire):
-    """One binary statement about a response, worth ``points`` when it is met.
+    """One binary statement about a response, worth `points` when it is met.
 
-    Negative points mark a pitfall: meeting it takes points away. ``check`` makes it decidable by code.
-    ``source`` is the span of the prompt that the criterion was read from, where there is one.
+    Negative points mark a pitfall: meeting it takes points away. `check` lets code decide it.
+    `source` is the span of the prompt that the criterion was read from, if there is one.
     """
 
     id: Annotated[str, StringConstraints(pattern=r"^c[1-9]\d{0,2}$")] | None = Field(
@@ -51,7 +51,7 @@ class Criterion(Wire):
 
 
 class Provenance(Wire):
-    """Where a rubric came from: enough to say later what made it."""
+    """What made a rubric."""
 
     rubricator: str | None = None
     template: str | None = None
@@ -62,7 +62,7 @@ class Provenance(Wire):
 
 
 class Rubric(Wire):
-    """A stored rubric: immutable; a changed one is a new version with a parent."""
+    """A stored rubric. It never changes: an edited one is a new version with a parent."""
 
     object: Literal["rubric"] = "rubric"
     id: str
@@ -83,11 +83,11 @@ class Rubric(Wire):
     provenance: Provenance
 
 
-def _usable(criteria: list[Criterion]) -> list[Criterion]:
-    given = [c.id for c in criteria if c.id is not None]
-    if given and len(given) != len(criteria):
+def _check_criteria(criteria: list[Criterion]) -> list[Criterion]:
+    ids = [c.id for c in criteria if c.id is not None]
+    if ids and len(ids) != len(criteria):
         raise ValueError("give every criterion an id, or none")
-    if len(set(given)) != len(given):
+    if len(set(ids)) != len(ids):
         raise ValueError("criterion ids must be unique")
     if any(c.points == 0 for c in criteria):
         raise ValueError("points must not be 0")
@@ -97,13 +97,13 @@ def _usable(criteria: list[Criterion]) -> list[Criterion]:
 
 
 Criteria = Annotated[
-    list[Criterion], Field(min_length=1, max_length=MAX_CRITERIA), AfterValidator(_usable)
+    list[Criterion], Field(min_length=1, max_length=MAX_CRITERIA), AfterValidator(_check_criteria)
 ]
 """The criteria of one rubric."""
 
 
 class RubricCreate(Wire):
-    """``POST /v1/rubrics``: bring your own rubric for a prompt."""
+    """`POST /v1/rubrics`: store a rubric of your own for a prompt."""
 
     prompt: Prompt
     criteria: Criteria
@@ -111,9 +111,9 @@ class RubricCreate(Wire):
 
 
 class RubricFork(Wire):
-    """``POST /v1/rubrics/{id}:fork``: a new version with other criteria, or a copy of another team's for one's own.
+    """`POST /v1/rubrics/{id}:fork`: a new version, or a copy of another team's rubric.
 
-    Criteria that are left out stay as they are, and tags likewise.
+    Criteria and tags that are left out are copied.
     """
 
     criteria: Criteria | None = None
@@ -121,9 +121,9 @@ class RubricFork(Wire):
 
 
 class RubricPatch(Wire):
-    """``PATCH /v1/rubrics/{id}``: who sees a rubric, its tags, whether groups still get it. What is left out stays.
+    """`PATCH /v1/rubrics/{id}`: change visibility, tags, or whether groups still get the rubric.
 
-    What a rubric says never changes: edit it as a new version.
+    Fields that are left out stay. Criteria never change: fork the rubric instead.
     """
 
     visibility: Visibility | None = None
@@ -141,8 +141,9 @@ class RubricList(Wire):
     quality: dict[str, float] = Field(
         default={},
         description=(
-            "By rubric id: the share of the caller's team's scored groups whose rewards have spread; where the team has "
-            "none, the mean over other teams that used it enough, on days that are over"
+            "By rubric id: the share of your team's scored groups in which rollouts got different "
+            "rewards; where your team has none, the mean over other teams that used the rubric "
+            "enough, up to yesterday"
         ),
     )
 
@@ -154,17 +155,18 @@ ReusedTeacherModel = Annotated[
 ReusedRubricator = Annotated[
     ModelName | None,
     Field(
-        description="Reuse only induced rubrics whose provenance.rubricator begins so, as in openai/MODEL@"
+        description="Reuse only induced rubrics whose provenance.rubricator begins with this, "
+        "such as openai/MODEL@"
     ),
 ]
-"""Which rubrics are reused under ``if_fresh`` and ``frozen``; any, where they are left out."""
+"""Filters on the rubrics that `if_fresh` and `frozen` may reuse; none by default."""
 ReusedScope = Annotated[
     ReuseScope | None,
     Field(
         description=(
-            "Whose rubrics are reused. own: the team's; shared: also those shared with the team; organisation: also the "
-            "organisation's. Default: the team's setting; without one, own where there is a teacher to go by and a rubric may "
-            "be induced, else organisation"
+            "Whose rubrics are reused. own: the team's; shared: also those shared with the team; "
+            "organisation: also the organisation's. Default: the team's setting; without one, own "
+            "where there are teacher responses and a rubric may be induced, else organisation"
         )
     ),
 ]
@@ -178,7 +180,7 @@ class StudentResponse(Wire):
 
 
 class InduceRequest(Wire):
-    """``POST /v1/rubrics:induce``: contrast teacher and student responses into a rubric for the prompt."""
+    """`POST /v1/rubrics:induce`: make a rubric by contrasting teacher and student responses."""
 
     prompt: Prompt
     teacher_responses: TeacherResponses | None = None

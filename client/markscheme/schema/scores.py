@@ -1,4 +1,4 @@
-"""Scoring a batch: groups of rollouts in, rewards that are known or null with a reason out."""
+"""Scoring a batch: groups of rollouts in, rewards out; an unknown reward is null with a reason."""
 
 from collections import Counter
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ from markscheme.vocabulary import AssignedOrigin, ReusePolicy, Thinking, Unscore
 
 
 class Rollout(Wire):
-    """One sampled student response. ``truncated``: it hit the token limit, so its end is not its own."""
+    """One sampled student response. `truncated` means that it hit the token limit."""
 
     id: Identifier
     text: ModelText
@@ -29,7 +29,10 @@ class Rollout(Wire):
 
 
 class Group(Wire):
-    """The rollouts of one prompt occurrence. The id is the caller's; two groups may share a prompt."""
+    """The rollouts of one prompt occurrence.
+
+    The id is the caller's; two groups may share a prompt.
+    """
 
     id: Identifier
     prompt: Prompt
@@ -45,28 +48,27 @@ class Group(Wire):
 
 
 class Run(Wire):
-    """The training run and step that a batch belongs to: a re-sent step then gets the same rubrics."""
+    """The training run and step of a batch: a re-sent step gets the same rubrics."""
 
     id: Identifier
     step: Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class ScoreRequest(Wire):
-    """``POST /v1/scores``: score a whole training batch."""
+    """`POST /v1/scores`: score a whole training batch."""
 
     groups: Annotated[list[Group], Field(min_length=1, max_length=MAX_ROLLOUTS)]
     reuse: ReusePolicy = "if_fresh"
     verify: VerifyMode = "rollout"
     thinking: Thinking = Field(
         default="auto",
-        description="What of a rollout is judged. strip: it begins inside a thought, which the chat "
-        "template opened; auto: a thought at its beginning is cut off when the rollout "
-        "opens it itself; keep: all of it",
+        description="What is judged of a rollout. auto drops a thought that the rollout opens "
+        "itself; strip drops one that the chat template opened; keep drops nothing",
     )
     score_teachers: bool = False
     ask_teacher: Annotated[int, Field(ge=0, le=16)] = Field(
         default=0,
-        description="Responses to ask the service's teacher for where a new rubric has none to go by",
+        description="Responses to sample from the service's teacher where a new rubric has none",
     )
     teacher_model: ReusedTeacherModel = None
     rubricator: ReusedRubricator = None
@@ -86,9 +88,10 @@ class ScoreRequest(Wire):
 
 
 class VerdictView(Wire):
-    """Met, not met, or not known (``met`` is ``None`` and ``reason`` says why).
+    """Met, not met, or unknown (`met` is null and `reason` says why).
 
-    ``evidence`` quotes the response, ``rationale`` argues the verdict, where the judge is set to give them.
+    `evidence` quotes the response and `rationale` argues the verdict, if the judge is set to give
+    them.
     """
 
     criterion_id: str
@@ -100,7 +103,10 @@ class VerdictView(Wire):
 
 
 class RolloutScore(Wire):
-    """The reward of one rollout with what it rests on. ``feedback``: what it missed, most points first."""
+    """The reward of one rollout and its verdicts.
+
+    `feedback` lists the criteria that it missed, most points first.
+    """
 
     id: str
     reward: Annotated[float, Field(ge=0.0, le=1.0)] | None
@@ -111,8 +117,10 @@ class RolloutScore(Wire):
 
 
 class RubricRef(Wire):
-    """Which rubric a group was judged with, and how it came by it. ``team``: the team that made it; ``None`` only
-    from a service of an older version."""
+    """The rubric that a group was judged with, and where it came from.
+
+    `team` is the team that made it; null only from an older service.
+    """
 
     id: str
     version: int
@@ -123,13 +131,13 @@ class RubricRef(Wire):
 
 
 class TeacherScore(Wire):
-    """The teacher responses' rewards under the same rubric, in the order given."""
+    """Rewards of the teacher responses under the same rubric, in the order given."""
 
     rewards: list[Annotated[float, Field(ge=0.0, le=1.0)] | None]
 
 
 class GroupScore(Wire):
-    """One group's answer; also one NDJSON line."""
+    """The answer for one group; also one NDJSON line."""
 
     object: Literal["score.group"] = "score.group"
     id: str
@@ -141,13 +149,15 @@ class GroupScore(Wire):
 
 
 class ScoreCounts(Wire):
+    """How many rollouts have a reward."""
+
     rollouts: int
     scored: int
     unscored: int
 
 
 class ScoreBatch(Wire):
-    """``POST /v1/scores`` answered: every group in the order sent."""
+    """The answer of `POST /v1/scores`: every group in the order sent."""
 
     object: Literal["score.batch"] = "score.batch"
     groups: list[GroupScore]
@@ -156,7 +166,7 @@ class ScoreBatch(Wire):
 
     @property
     def reasons(self) -> Counter[str]:
-        """How many rollouts are unscored for each reason."""
+        """Unscored rollouts, counted by reason."""
         return Counter(
             rollout.reason.value
             for group in self.groups
@@ -174,6 +184,6 @@ class ScoreSummary(Wire):
 
 
 class Heartbeat(Wire):
-    """An NDJSON line that only keeps the connection alive."""
+    """An NDJSON line that keeps the connection alive."""
 
     object: Literal["heartbeat"] = "heartbeat"

@@ -13,7 +13,7 @@ TeacherResponses = Annotated[
 
 
 class TeacherEntry(Wire):
-    """Responses of a teacher to one prompt; ``model`` is what they came from, where that is known."""
+    """Responses of a teacher to one prompt. `model` is the model that gave them, if known."""
 
     prompt: Prompt
     responses: TeacherResponses
@@ -21,13 +21,13 @@ class TeacherEntry(Wire):
 
 
 class TeacherResponsesCreate(Wire):
-    """``POST /v1/teacher-responses``: put responses into the teacher bank."""
+    """`POST /v1/teacher-responses`: store responses in the teacher bank."""
 
     entries: Annotated[list[TeacherEntry], Field(min_length=1, max_length=MAX_TEACHER_ENTRIES)]
 
 
 class TeacherBankChange(Wire):
-    """What came of it. ``duplicates``: responses that the bank held already, or that were sent twice."""
+    """What was stored. `duplicates` counts responses that were there already or sent twice."""
 
     object: Literal["teacher_responses.saved"] = "teacher_responses.saved"
     added: int
@@ -43,7 +43,7 @@ class TeacherResponse(Wire):
 
 
 class TeacherResponseList(Wire):
-    """``GET /v1/teacher-responses``: what the bank holds for a prompt, oldest first."""
+    """`GET /v1/teacher-responses`: the responses to a prompt, oldest first."""
 
     object: Literal["list"] = "list"
     prompt_key: str
@@ -51,14 +51,18 @@ class TeacherResponseList(Wire):
 
 
 class TeachRequest(Wire):
-    """``POST /v1/teacher-responses:sample``: have the teacher asked until the bank holds ``count`` responses."""
+    """`POST /v1/teacher-responses:sample`: fill the bank up to `count` responses."""
 
     prompt: Prompt
     count: Annotated[int, Field(ge=1, le=16)] = 1
 
 
 class TeachResult(Wire):
-    """What the bank holds now. ``duplicates``: what the teacher said again; ``data`` may then be shorter than asked."""
+    """What the bank holds now.
+
+    `duplicates` counts responses that the teacher gave again; `data` may then be shorter than
+    asked.
+    """
 
     object: Literal["teacher_responses.sampled"] = "teacher_responses.sampled"
     prompt_key: str

@@ -10,14 +10,17 @@ from markscheme.vocabulary import ReuseScope, Scope
 
 
 class TeamCreate(Wire):
-    """``POST /v1/teams``."""
+    """`POST /v1/teams`."""
 
     name: TeamName
 
 
 class TeamPatch(Wire):
-    """``PATCH /v1/teams/{name}``. ``rpm``: requests a minute. ``reuse_scope``: whose rubrics the team's groups get
-    where a request does not say. What is left out stays; null: the default again."""
+    """`PATCH /v1/teams/{name}`.
+
+    `rpm` limits requests per minute. `reuse_scope` says whose rubrics the team's groups get by
+    default. Fields that are left out stay; null restores the default.
+    """
 
     rpm: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     reuse_scope: ReuseScope | None = None
@@ -30,8 +33,10 @@ class TeamPatch(Wire):
 
 
 class Team(Wire):
-    """A team of the organisation: what it makes is its own until it shares it. ``rpm``: requests a minute, where it has
-    a limit of its own; ``reuse_scope``: whose rubrics its groups get, where that is set."""
+    """A team of the organisation. What it makes is its own until it shares it.
+
+    `rpm` is its own limit of requests per minute, and `reuse_scope` its own default, if set.
+    """
 
     object: Literal["team"] = "team"
     name: str
@@ -41,15 +46,18 @@ class Team(Wire):
 
 
 class TeamList(Wire):
-    """``GET /v1/teams``: every team, by name."""
+    """`GET /v1/teams`: every team, by name."""
 
     object: Literal["list"] = "list"
     data: list[Team]
 
 
 class TeamErased(Wire):
-    """``DELETE /v1/teams/{name}``: what this call removed, in rows by table. Of ``tombstones`` rubrics the id stays,
-    because other teams' assignments or rubrics refer to it."""
+    """`DELETE /v1/teams/{name}`: rows that this call removed, by table.
+
+    `tombstones` counts rubrics whose id stays, because other teams' assignments or rubrics refer to
+    it.
+    """
 
     object: Literal["team.erased"] = "team.erased"
     name: str
@@ -59,7 +67,7 @@ class TeamErased(Wire):
 
 
 class KeyCreate(Wire):
-    """``POST /v1/keys``: a key for a member of a team."""
+    """`POST /v1/keys`: a key for a member of a team."""
 
     team: TeamName
     scopes: Annotated[list[Scope], Field(min_length=1)]
@@ -68,7 +76,10 @@ class KeyCreate(Wire):
 
 
 class Key(Wire):
-    """A key as it is kept: by its first characters, ``prefix``. It opens nothing once it expired or was revoked."""
+    """A stored key, identified by its first characters, `prefix`.
+
+    It is refused once it has expired or was revoked.
+    """
 
     object: Literal["key"] = "key"
     prefix: str
@@ -82,19 +93,19 @@ class Key(Wire):
 
 
 class KeyCreated(Key):
-    """The answer that holds the key itself: it is not kept and cannot be had again."""
+    """A new key. This answer alone holds the key itself; it is not stored."""
 
     key: str
 
 
 class KeyList(Wire):
-    """``GET /v1/keys``: newest first."""
+    """`GET /v1/keys`: newest first."""
 
     object: Literal["list"] = "list"
     data: list[Key]
 
 
 class KeyRotate(Wire):
-    """``POST /v1/keys/{prefix}:rotate``: a new key; the old one goes on for ``overlap_s`` at most."""
+    """`POST /v1/keys/{prefix}:rotate`: a new key; the old one works `overlap_s` seconds more."""
 
     overlap_s: Annotated[int, Field(ge=0, le=90 * 86_400)] = 86_400

@@ -12,11 +12,12 @@ Usd = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class UsageBucket(Wire):
-    """What calls of judges and teachers came to. The names by which they are grouped are set, the others ``None``.
+    """Sums over calls of judges and teachers.
 
-    ``cost_usd`` is the sum of what is known: ``unpriced_calls`` were made to judges without prices, or were sent and
-    it was never stated what they used. What re-use saved is of no role and no judge: ``cached_verdicts`` were not
-    asked for again, ``saved_usd`` is what they, and rubrics that were there already, had cost.
+    The keys that buckets are grouped by are set, the others null. `cost_usd` sums what is known;
+    `unpriced_calls` went to judges without prices, or never stated their tokens. Savings have no
+    role and no judge: `cached_verdicts` were reused, and `saved_usd` is what they and reused
+    rubrics had cost.
     """
 
     team: str | None = None
@@ -38,7 +39,7 @@ class UsageBucket(Wire):
 
 
 class UsageReport(Wire):
-    """``GET /v1/usage``: the ledger added up, from ``since`` to the day before ``until`` (UTC)."""
+    """`GET /v1/usage`: sums of the ledger from `since` to the day before `until` (UTC)."""
 
     object: Literal["usage"] = "usage"
     since: date | None
@@ -51,10 +52,10 @@ class UsageReport(Wire):
 
 
 class BudgetPut(Wire):
-    """``PUT /v1/teams/{name}/budget``: what a team, or one run of it, may spend on judging in a window.
+    """`PUT /v1/teams/{name}/budget`: a spending limit for a team, or for one of its runs.
 
-    Beyond ``soft_usd`` answers carry ``X-Budget-Warning``; at ``hard_usd`` no more calls are made. Days and months are
-    those of UTC; ``total``: ever.
+    Above `soft_usd` answers carry `X-Budget-Warning`; at `hard_usd` no more calls are made. Days
+    and months are UTC; `total` never resets.
     """
 
     hard_usd: Usd | None = None
@@ -76,13 +77,15 @@ class BudgetPut(Wire):
         return self
 
     def window_of(self, run: str | None) -> BudgetWindow:
-        """The window of a budget on this run, or on everything."""
+        """Return the window of a budget on this run, or on the team."""
         return self.window or ("total" if run else "month")
 
 
 class Budget(Wire):
-    """A budget and what was spent of it. Calls of ``unpriced_judges`` cost nothing that is known: it does not bind
-    them."""
+    """A budget and what was spent of it.
+
+    Calls of `unpriced_judges` have no known cost, so the budget does not limit them.
+    """
 
     object: Literal["budget"] = "budget"
     team: str

@@ -1,0 +1,1 @@
+"""`markscheme demo`: train a small model on rubric rewards, on a laptop's processor."""

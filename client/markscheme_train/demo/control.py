@@ -1,8 +1,9 @@
-"""The demo's control: the same training with every group's rewards dealt out at random.
+"""The demo's control: the same training with the rewards of each group shuffled.
 
-If the reward rises as much with shuffled rewards, it is not the marks that teach. For each seed both arms start
-from the same model, see the same prompts in the same order, and are measured by the same rubrics with the same
-sampling seed; each has a service of its own, so that neither finds rubrics the other left.
+If the reward rises as much with shuffled rewards, the scores do not teach. Both arms of a seed
+start from the same model, see the same prompts in the same order, and are measured by the same
+rubrics with the same sampling seed. Each has its own service, so that neither reuses the other's
+rubrics.
 """
 
 import platform
@@ -38,18 +39,19 @@ from markscheme_train.training import build_trainer, eos_token_ids
 
 
 class ShuffledReward(RubricReward):
-    """True rewards, dealt out at random among the rollouts of each group that have one."""
+    """Shuffles the known rewards within each group."""
 
     def __call__(self, **columns: Any) -> list[float | None]:
+        """Return the rewards, shuffled within each group."""
         rewards = super().__call__(**columns)
         size = self.num_generations
         for start in range(0, len(rewards), size):
             places = [i for i in range(start, start + size) if rewards[i] is not None]
-            dealt = [rewards[i] for i in places]
+            shuffled = [rewards[i] for i in places]
             random.Random(f"{self.run_id} {columns['trainer_state'].global_step} {start}").shuffle(
-                dealt
+                shuffled
             )
-            for place, reward in zip(places, dealt, strict=True):
+            for place, reward in zip(places, shuffled, strict=True):
                 rewards[place] = reward
         return rewards
 
@@ -62,7 +64,7 @@ ARMS: tuple[tuple[str, type[RubricReward]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ControlRun:
-    """One training with one kind of reward, measured on the prompts it was trained on."""
+    """One training with one kind of reward, measured on its training prompts."""
 
     seed: int
     arm: str
@@ -72,19 +74,20 @@ class ControlRun:
 
     @property
     def gain(self) -> float:
+        """How much the reward rose."""
         return self.after.reward - self.before.reward
 
 
-def run_control(room: Path, results: Path, *, seeds: int, console: Console) -> Path:
+def run_control(workdir: Path, results: Path, *, seeds: int, console: Console) -> Path:
     """Run both arms for seeds 0, 1, …; print each run and return the table's path."""
     prepare_torch()
-    directory = ensure_model(room / "smollm2")
-    out = fresh_directory(room / "demo-control")
+    directory = ensure_model(workdir / "smollm2")
+    out = fresh_directory(workdir / "demo-control")
     trained, _ = load_prompts()
     runs = []
     for seed in range(seeds):
         for arm, reward_class in ARMS:
-            settings = DemoSettings(room=room, seed=seed)
+            settings = DemoSettings(workdir=workdir, seed=seed)
             run = _run_arm(directory, out / f"{arm}-{seed}", trained, settings, arm, reward_class)
             console.print(
                 f"seed {seed} {arm:8}  reward {run.before.reward:.3f} → {run.after.reward:.3f}  "
@@ -138,7 +141,7 @@ def _train(
     out: Path,
     reward_class: type[RubricReward],
 ) -> None:
-    """Train ``model`` in place as the demo does, with a reward of this kind."""
+    """Train `model` in place as the demo does, with a reward of this class."""
     config = demo_config(settings, out, model=out, data=out, save_strategy="no")
     reward = reward_class(
         client,
@@ -153,7 +156,7 @@ def _train(
 
 
 def render_table(runs: Sequence[ControlRun], *, steps: int) -> str:
-    """The runs as a dated Markdown page with the machine's description."""
+    """Return the runs as a dated Markdown page with the machine's description."""
     lines = [
         "# The demo's training with true and with shuffled rewards",
         "",
@@ -161,7 +164,8 @@ def render_table(runs: Sequence[ControlRun], *, steps: int) -> str:
         f"{torch.get_num_threads()} torch threads, torch {torch.__version__} · {steps} steps · "
         "`make demo-control`",
         "",
-        "Mean reward on the prompts trained on: fresh samples, one fixed rubric a prompt, ± one standard error",
+        "Mean reward on the prompts trained on: fresh samples, one fixed rubric a prompt, ± one "
+        "standard error",
         "over samples. Both arms of a seed start alike and differ only in who gets which reward.",
         "",
         "| seed | rewards | before | after | gain | IFEval before | after | tokens before | after "
@@ -172,9 +176,9 @@ def render_table(runs: Sequence[ControlRun], *, steps: int) -> str:
         b, a = run.before, run.after
         lines.append(
             f"| {run.seed} | {run.arm} | {b.reward:.3f} ± {b.reward_error:.3f} | {a.reward:.3f} ± "
-            f"{a.reward_error:.3f} | {run.gain:+.3f} | {b.ifeval:.2f} | {a.ifeval:.2f} | {b.tokens:.1f} | "
-            f"{a.tokens:.1f} | {b.non_words:.1%} | {a.non_words:.1%} | {b.unscored + a.unscored} | "
-            f"{run.seconds:.0f} |"
+            f"{a.reward_error:.3f} | {run.gain:+.3f} | {b.ifeval:.2f} | {a.ifeval:.2f} | "
+            f"{b.tokens:.1f} | {a.tokens:.1f} | {b.non_words:.1%} | {a.non_words:.1%} | "
+            f"{b.unscored + a.unscored} | {run.seconds:.0f} |"
         )
     for arm in dict.fromkeys(run.arm for run in runs):
         gains = [run.gain for run in runs if run.arm == arm]

@@ -1,8 +1,9 @@
-"""The demo's prompts: a small selection of IFEval with GPT-4's responses, split before anything is trained.
+"""The demo's prompts: a selection of IFEval with GPT-4's responses.
 
-``data/ifeval.jsonl`` holds every prompt of the source below 60 words whose one verifiable instruction is of the
-three kinds in ``KINDS`` and which the builtin judge can write a rubric for (``data/README.md`` has origin and
-licence). The ten that are trained on are listed; the held-out ones follow from the others' ids alone.
+`data/ifeval.jsonl` holds every prompt of the source below 60 words whose only verifiable
+instruction is one of `KINDS` and which the builtin judge can write a rubric for (`data/README.md`
+has origin and licence). The ten training prompts are listed; the held-out ones follow from the
+others' ids.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from markscheme.lines import split_lines
+from markscheme.jsonl import split_lines
 
 KINDS = {
     "punctuation:no_comma": "no commas",
@@ -35,7 +36,7 @@ HELD_OUT = 16
 
 @dataclass(frozen=True, slots=True)
 class DemoPrompt:
-    """A prompt, the teacher's responses, and the verifiable instructions (for evaluation only)."""
+    """A prompt, the teacher's responses, and the verifiable instructions (evaluation only)."""
 
     id: str
     prompt: str
@@ -45,11 +46,12 @@ class DemoPrompt:
 
     @property
     def kind(self) -> str:
+        """The kind of its instruction."""
         return KINDS[self.instruction_id_list[0]]
 
 
 def load_prompts() -> tuple[list[DemoPrompt], list[DemoPrompt]]:
-    """The prompts to train on and the held-out ones."""
+    """Return the training prompts and the held-out ones."""
     with files("markscheme_train.demo").joinpath("data/ifeval.jsonl").open("rb") as file:
         prompts = {row["id"]: DemoPrompt(**row) for row in map(json.loads, split_lines(file))}
     others = [prompt for prompt in prompts.values() if prompt.id not in TRAINED]
@@ -57,5 +59,5 @@ def load_prompts() -> tuple[list[DemoPrompt], list[DemoPrompt]]:
 
 
 def held_out_order(prompt: DemoPrompt) -> str:
-    """The rule: the sha256 of ``heldout:<id>``; the first ``HELD_OUT`` in this order are held out."""
+    """Return the sha256 of `heldout:<id>`: the first `HELD_OUT` in this order are held out."""
     return hashlib.sha256(f"heldout:{prompt.id}".encode()).hexdigest()

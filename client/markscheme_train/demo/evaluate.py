@@ -1,4 +1,4 @@
-"""Evaluation before and after: fresh samples, one fixed rubric a prompt, the official verdict beside it."""
+"""Evaluate before and after training, on fresh samples under one fixed rubric a prompt."""
 
 import math
 import statistics
@@ -18,19 +18,19 @@ INDUCTION_SAMPLES = 4
 
 
 class Inducer(Scorer, Protocol):
-    """The part of ``markscheme.Client`` that the demo needs."""
+    """The part of `markscheme.Client` that the demo needs."""
 
     def induce(
         self, prompt: Any, *, student_responses: Any, teacher_responses: Any = ..., reuse: Any = ...
     ) -> Rubric:
-        """Make a rubric, or find one."""
+        """Make a rubric, or reuse one."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptResult:
-    """One prompt's samples with their rewards (``None``: unscored) and official verdicts.
+    """One prompt's samples with their rewards (`None`: unscored) and official verdicts.
 
-    ``met`` is the share of samples that met each criterion of the rubric, by the criterion's id.
+    `met` is the share of samples that met each criterion, by the criterion's id.
     """
 
     prompt: DemoPrompt
@@ -43,36 +43,41 @@ class PromptResult:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a model does on a set of prompts. Every prompt counts alike."""
+    """A model's results on a set of prompts. Every prompt has the same weight."""
 
     results: list[PromptResult]
     non_words: float
 
     @property
     def reward(self) -> float:
+        """Mean of the known rewards."""
         return statistics.fmean(statistics.fmean(known) for known in self._known())
 
     @property
     def reward_error(self) -> float:
-        """Standard error of :attr:`reward` over samples, the prompts taken as given."""
+        """Standard error of `reward` over samples, for these prompts."""
         return _error(self._known())
 
     @property
     def ifeval(self) -> float:
+        """Mean official pass rate."""
         return statistics.fmean(statistics.fmean(result.follows) for result in self.results)
 
     @property
     def ifeval_error(self) -> float:
+        """Standard error of `ifeval` over samples."""
         return _error([[float(value) for value in result.follows] for result in self.results])
 
     @property
     def tokens(self) -> float:
+        """Mean length in tokens."""
         return statistics.fmean(
             sample.tokens for result in self.results for sample in result.samples
         )
 
     @property
     def unscored(self) -> int:
+        """Samples without a reward."""
         return sum(reward is None for result in self.results for reward in result.rewards)
 
     def _known(self) -> list[list[float]]:
@@ -90,10 +95,10 @@ def _error(groups: Sequence[Sequence[float]]) -> float:
 def induce_rubrics(
     client: Inducer, model: Any, tokenizer: Any, prompts: Sequence[DemoPrompt], *, seed: int
 ) -> list[Rubric]:
-    """One rubric a prompt, from samples that are used for nothing else.
+    """Return one rubric a prompt, induced from samples that are used for nothing else.
 
-    Were they those of the evaluation before training, criteria picked because these samples missed them would
-    make the model look worse before than it is.
+    Criteria picked because the evaluation's own samples missed them would make the model look worse
+    before training than it is.
     """
     samples = sample_responses(
         model,
@@ -124,7 +129,7 @@ def evaluate(
     seed: int,
     known: frozenset[str],
 ) -> Evaluation:
-    """Sample, score with the given rubrics, and ask the official verifier."""
+    """Sample, score under the given rubrics, and run the official verifier."""
     drawn = sample_responses(
         model,
         tokenizer,

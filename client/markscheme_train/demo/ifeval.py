@@ -1,4 +1,4 @@
-"""The official IFEval verdict on a response: for evaluation only, no reward ever sees it.
+"""The official IFEval verdict on a response: for evaluation only, no reward sees it.
 
 The three kinds of instruction in the demo need neither NLTK's data nor language detection.
 """
@@ -9,7 +9,7 @@ from markscheme_train.demo.data import DemoPrompt
 
 
 def follows(prompt: DemoPrompt, response: str) -> bool:
-    """Whether the response obeys all of the prompt's instructions, strictly. An empty response does not."""
+    """Return whether the response strictly obeys all instructions; an empty one does not."""
     if not response.strip():
         return False
     sample = IFEvalSample(

@@ -1,4 +1,4 @@
-"""The report's plots as inline SVG, drawn in tones that read on a light and on a dark page."""
+"""The report's plots as inline SVG, in tones that read on a light and on a dark page."""
 
 import io
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from markscheme_train.demo.evaluate import Evaluation
 from markscheme_train.demo.result import Change, DemoResult
 
 INK = "#787878"
-"""Matplotlib's only grey here; it becomes the page's own text colour."""
+"""The only grey here; it becomes the page's own text colour."""
 TRAINED, HELD_OUT, THIRD = "#2f7ed8", "#d9822b", "#3fa66b"
 CRITERIA_SHOWN = 18
 STYLE: Any = {
@@ -31,7 +31,7 @@ STYLE: Any = {
 
 
 def reward_plot(result: DemoResult) -> str:
-    """Mean reward of each step's rollouts, between the evaluations before and after."""
+    """Plot the mean reward of each step's rollouts, between the evaluations before and after."""
 
     def draw(axes: Any) -> None:
         known = [
@@ -66,7 +66,7 @@ def reward_plot(result: DemoResult) -> str:
 
 
 def criterion_plot(change: Change) -> str:
-    """Share of samples that met each criterion, before and after: the criteria that moved most."""
+    """Plot the share of samples that met each criterion, before and after."""
     rows = criterion_changes(change)[:CRITERIA_SHOWN][::-1]
 
     def draw(axes: Any) -> None:
@@ -86,7 +86,7 @@ def criterion_plot(change: Change) -> str:
 
 
 def criterion_changes(change: Change) -> list[tuple[str, float, float]]:
-    """(text, before, after), like texts of several prompts averaged, the largest change first."""
+    """Return (text, before, after), equal texts averaged, the largest change first."""
     shares: dict[str, list[tuple[float, float]]] = {}
     for before, after in zip(change.before.results, change.after.results, strict=True):
         for criterion in before.rubric.criteria:
@@ -102,7 +102,7 @@ def criterion_changes(change: Change) -> list[tuple[str, float, float]]:
 
 
 def seconds_plot(result: DemoResult) -> str:
-    """Where each step's time went."""
+    """Plot the seconds of each step by phase."""
 
     def draw(axes: Any) -> None:
         steps = [record.step for record in result.records]
@@ -125,7 +125,7 @@ def seconds_plot(result: DemoResult) -> str:
 
 
 def sanity_plot(result: DemoResult) -> str:
-    """Length and share of non-words before and after, for both splits."""
+    """Plot length and share of non-words before and after, for both splits."""
     measures: tuple[tuple[str, Callable[[Evaluation], float]], ...] = (
         ("mean length, tokens", lambda evaluation: evaluation.tokens),
         ("non-words, %", lambda evaluation: 100 * evaluation.non_words),

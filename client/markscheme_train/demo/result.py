@@ -1,4 +1,4 @@
-"""What a demo run found: the numbers of ``summary.json`` and the table at its end."""
+"""The result of a demo run: the numbers of `summary.json` and the table at its end."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ class Change:
     after: Evaluation
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Name, before, after: as shown in the terminal and on the report page."""
+        """Return name, before, after: the rows of the terminal's and the page's table."""
         both = (self.before, self.after)
         return [
             _row("reward", *(f"{e.reward:.2f} ± {e.reward_error:.2f}" for e in both)),
@@ -38,7 +38,7 @@ def _row(name: str, before: str, after: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """A finished demo: both splits, every step, and the seconds it took once the model was there."""
+    """A finished demo. `seconds` does not count fetching the model."""
 
     trained: Change
     held_out: Change
@@ -47,6 +47,7 @@ class DemoResult:
 
     @property
     def unscored(self) -> int:
+        """Rollouts and samples without a reward."""
         evaluations = (
             self.trained.before,
             self.trained.after,
@@ -56,7 +57,7 @@ class DemoResult:
         return sum(r.unscored for r in self.records) + sum(e.unscored for e in evaluations)
 
     def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds."""
+        """Return the content of `summary.json`."""
         trained, held_out = self.trained, self.held_out
         return {
             "reward_before": trained.before.reward,
@@ -81,7 +82,7 @@ class DemoResult:
         }
 
     def examples(self) -> list[tuple[PromptResult, PromptResult]]:
-        """Before and after for the first trained prompt of each kind: by rule, not picked."""
+        """Return before and after for the first training prompt of each kind."""
         seen: dict[str, tuple[PromptResult, PromptResult]] = {}
         for pair in zip(self.trained.before.results, self.trained.after.results, strict=True):
             seen.setdefault(pair[0].prompt.kind, pair)
@@ -89,7 +90,7 @@ class DemoResult:
 
 
 def print_result(result: DemoResult, console: Console) -> None:
-    """The before/after table, and three pairs of texts side by side."""
+    """Print the table of both splits, and one example."""
     for title, change in (
         ("trained prompts", result.trained),
         ("held-out prompts", result.held_out),
@@ -110,8 +111,8 @@ def print_result(result: DemoResult, console: Console) -> None:
         table.add_row(Text(before.samples[0].text), Text(after.samples[0].text))
         console.print(table)
     console.print(
-        f"{len(result.records)} steps, {result.unscored} unscored, {result.seconds:.0f} s; ± is one "
-        "standard error over samples, prompts taken as given",
+        f"{len(result.records)} steps, {result.unscored} unscored, {result.seconds:.0f} s; ± is "
+        "one standard error over samples, prompts taken as given",
         highlight=False,
     )
 

@@ -25,7 +25,13 @@ from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words
 from markscheme_train.progress import LiveTable
 from markscheme_train.step_log import read_records
-from markscheme_train.training import STEPS_FILE, begun, config_fingerprint, quieten, train
+from markscheme_train.training import (
+    STEPS_FILE,
+    config_fingerprint,
+    has_run,
+    silence_libraries,
+    train,
+)
 
 INDUCTION_SEED = 1_000
 EVALUATION_SEED = 2_000
@@ -37,9 +43,9 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """What may be chosen; the rest is fixed so that two runs can be compared."""
+    """What may be chosen; the rest is fixed so that runs can be compared."""
 
-    room: Path
+    workdir: Path
     steps: int = 20
     seed: int = 0
     samples: int = 12
@@ -47,21 +53,29 @@ class DemoSettings:
 
 
 def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None) -> DemoResult:
-    """Run the demo, or go on with it, and print where its report is. ``url``: a service that is there already.
+    """Run the demo, or resume it, and print where its report is.
 
-    All but the training is simply done again when a demo goes on: the service knows its rubrics and verdicts by then.
-    Raises :class:`markscheme_train.errors.TrainError`.
+    On resume everything but the training is done again: the service has its rubrics and verdicts
+    stored. Raises `TrainError`.
+
+    Args:
+        settings: What may be chosen.
+        console: Where progress is printed.
+        url: A running service; default: one is started.
     """
     prepare_torch()
     console.print("Preparing the model (fetched and converted once) …")
-    directory = ensure_model(settings.room / "smollm2")
+    directory = ensure_model(settings.workdir / "smollm2")
     started = time.perf_counter()
     trained, held_out = load_prompts()
-    out = settings.room / "demo"
+    out = settings.workdir / "demo"
     config = demo_config(
-        settings, out / RUN, model=directory, data=write_prompts(trained, settings.room / PROMPTS)
+        settings,
+        out / RUN,
+        model=directory,
+        data=write_prompts(trained, settings.workdir / PROMPTS),
     )
-    make_way(out, config)
+    remove_other_run(out, config)
     model, tokenizer = load_student(directory)
     known = known_words(
         tokenizer, [text for p in trained + held_out for text in (p.prompt, *p.teacher_responses)]
@@ -69,7 +83,8 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
     with running_service(out / "service") if url is None else nullcontext(url) as address:
         client = Client(address, api_key=os.environ.get("MARKSCHEME_API_KEY"))
         console.print(
-            f"Rubric service: {address}. Inducing one rubric for each of {len(trained + held_out)} prompts …"
+            f"Rubric service: {address}. Inducing one rubric for each of "
+            f"{len(trained + held_out)} prompts …"
         )
         rubrics = induce_rubrics(
             client, model, tokenizer, trained + held_out, seed=settings.seed + INDUCTION_SEED
@@ -104,7 +119,7 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
         del model
         with LiveTable(console, title="training") as live:
             finished = train(
-                config, client, resume=begun(out / RUN), on_record=live.show, on_wait=live.wait
+                config, client, resume=has_run(out / RUN), on_record=live.show, on_wait=live.wait
             )
         console.print("Measuring it again …")
         after = measure(load_student(finished)[0])
@@ -122,8 +137,8 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
     return result
 
 
-def make_way(out: Path, config: TrainConfig) -> None:
-    """Leave in ``out`` what an unfinished demo of the very same training left there, and nothing else."""
+def remove_other_run(out: Path, config: TrainConfig) -> None:
+    """Empty `out` unless it holds an unfinished demo with the same configuration."""
     note = out / "demo.json"
     mine = json.dumps(config_fingerprint(config) | {"max_steps": config.max_steps})
     if (out / SUMMARY).is_file() or not note.is_file() or note.read_text() != mine:
@@ -132,14 +147,14 @@ def make_way(out: Path, config: TrainConfig) -> None:
 
 
 def prepare_torch() -> None:
-    """One thread for each core this process may use, its memory kept, and a quiet terminal."""
+    """Use one thread a core, keep freed memory, and silence the libraries."""
     keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    quieten()
+    silence_libraries()
 
 
 def load_student(directory: Path) -> tuple[Any, Any]:
-    """The student in full precision, and its tokenizer."""
+    """Load the student in full precision, and its tokenizer."""
     return (
         AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
         AutoTokenizer.from_pretrained(directory),
@@ -147,7 +162,7 @@ def load_student(directory: Path) -> tuple[Any, Any]:
 
 
 def write_prompts(prompts: list[DemoPrompt], path: Path) -> Path:
-    """The prompts and their teacher responses as training data."""
+    """Write the prompts and their teacher responses as training data."""
     path.write_text(
         "".join(
             json.dumps({"prompt": p.prompt, "teacher_responses": p.teacher_responses}) + "\n"
@@ -161,9 +176,10 @@ def write_prompts(prompts: list[DemoPrompt], path: Path) -> Path:
 def demo_config(
     settings: DemoSettings, out: Path, *, model: Path, data: Path, save_strategy: str = "steps"
 ) -> TrainConfig:
-    """Preset ``ropd`` at the scale of two cores: 2 prompts x 8 rollouts of 40 tokens a step.
+    """Return preset `ropd` at the scale of two cores: 2 prompts x 8 rollouts of 40 tokens.
 
-    The learning rate is thirty times the preset's, which is meant for hundreds of steps on a larger model.
+    The learning rate is thirty times the preset's, which is meant for hundreds of steps on a larger
+    model.
     """
     return build_config(
         {
@@ -192,7 +208,7 @@ def demo_config(
 
 
 def fresh_directory(directory: Path) -> Path:
-    """An empty directory: what an earlier demo left there is removed."""
+    """Return an empty folder; what an earlier demo left there is removed."""
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir(parents=True)

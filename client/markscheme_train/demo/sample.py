@@ -1,4 +1,4 @@
-"""Batched sampling from a causal model: fresh responses for evaluation, apart from the trainer's own rollouts."""
+"""Batched sampling from a causal model, for evaluation; the trainer samples by itself."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sampled response. ``truncated``: it hit the token limit before its end-of-sequence token."""
+    """One sampled response. `truncated` means that it hit the token limit."""
 
     text: str
     truncated: bool
@@ -28,11 +28,21 @@ def sample_responses(
     temperature: float = 1.0,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Sample]]:
-    """Sample ``per_prompt`` responses to each prompt (one user message), in the order of ``prompts``.
+    """Sample `per_prompt` responses to each prompt, in the order of `prompts`.
 
-    Prompts of like length share a batch of about ``rows`` rows, so that little is spent on padding.
-    ``progress`` is told how many responses each batch added. The global generator is seeded for the whole
-    call and put back afterwards.
+    Prompts of similar length share a batch of about `rows` rows, which saves padding. The global
+    generator is seeded for the call and restored afterwards.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, with a chat template.
+        prompts: Texts of one user message each.
+        per_prompt: Responses a prompt.
+        max_new_tokens: Token limit of a response.
+        seed: Seed of the call.
+        rows: Rows of a batch.
+        temperature: Divides the logits.
+        progress: Called with the responses that each batch added.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     step = max(1, rows // per_prompt)
@@ -68,9 +78,9 @@ def _sample_batch(
     max_new_tokens: int,
     temperature: float,
 ) -> list[Sample]:
-    """Plain sampling with a cache that each prompt fills once, where ``generate`` fills it for every response.
+    """Sample with a cache that each prompt fills once; `generate` fills it for every response.
 
-    A quarter of the time on a CPU goes there otherwise. Rows that have ended run on until all have.
+    That saves a quarter of the time on a CPU. Finished rows run on until all have ended.
     """
     chats = [
         tokenizer.apply_chat_template(

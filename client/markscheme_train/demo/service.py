@@ -1,4 +1,4 @@
-"""The rubric service as a child process of the demo: SQLite, in-process cache, builtin judge, a free port."""
+"""The rubric service as a child process of the demo: SQLite, builtin judge, a free port."""
 
 import os
 import queue
@@ -21,9 +21,9 @@ _LISTENING = re.compile(r"listening on (http://\S+)")
 
 @contextmanager
 def running_service(home: Path, *, command: Sequence[str] = SERVE) -> Iterator[str]:
-    """Start the service with its data under ``home``, yield its URL, and end it whatever happens.
+    """Start the service with its data under `home`, yield its URL, and stop it at the end.
 
-    Keys and settings in this environment are kept from it: the demo neither needs nor spends them.
+    Keys and settings of this environment are withheld: the demo neither needs nor spends them.
     """
     home.mkdir(parents=True, exist_ok=True)
     environment = {
@@ -45,7 +45,7 @@ def running_service(home: Path, *, command: Sequence[str] = SERVE) -> Iterator[s
             text=True,
         ) as process,
     ):
-        # In its own folder and session: it reads no .env of ours, and Ctrl-C is for the demo to hear, which ends it.
+        # A folder of its own keeps it from our .env; its own session leaves Ctrl-C to the demo.
         reader, found = _start_reading(process)
         try:
             yield _wait_for_url(found, log)
@@ -80,7 +80,7 @@ def _wait_for_url(found: "queue.Queue[str | None]", log: Path) -> str:
 
 
 def _read_url(output: IO[str], found: "queue.Queue[str | None]") -> None:
-    """Report the URL, then keep reading so that the service never waits for a full pipe."""
+    """Report the URL, then keep reading so that the service never blocks on a full pipe."""
     for line in output:
         if match := _LISTENING.search(line):
             found.put(match[1])

@@ -1,4 +1,4 @@
-"""Which words of a text are words: a rising share of non-words would show a reward that is being gamed."""
+"""Tell words from non-words: a rising share of non-words would show reward hacking."""
 
 import re
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, lower case; numbers and signs are none."""
+    """Return the words of a text in lower case, without numbers and punctuation."""
     return [word.lower().replace("’", "'") for word in _WORD.findall(text)]
 
 
 def known_words(tokenizer: Any, texts: Iterable[str]) -> frozenset[str]:
-    """Words that the tokenizer has a token of their own for, and those of ``texts`` (prompts, teacher responses).
+    """Return words that are tokens of their own, and those of `texts`.
 
-    A tokenizer learns such tokens from a large corpus, so rare real words count as non-words now and then:
-    the share is for comparing before with after, not for its own value.
+    A tokenizer learns such tokens from a large corpus, so rare real words count as non-words now
+    and then: use the share to compare, not for its own value.
     """
     common = {
         token[1:].lower()
@@ -27,7 +27,7 @@ def known_words(tokenizer: Any, texts: Iterable[str]) -> frozenset[str]:
 
 
 def non_word_share(texts: Iterable[str], known: frozenset[str]) -> float:
-    """The share of all words in ``texts`` that are unknown; a possessive or an n't counts by its parts."""
+    """Return the share of words in `texts` that are unknown; a possessive counts by its parts."""
     words = [word for text in texts for word in words_of(text)]
     unknown = [
         word

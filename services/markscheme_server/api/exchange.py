@@ -69,7 +69,9 @@ async def export_rubric(
     """Return the file: prompt, criteria and tags, without id, team and provenance."""
     exported = await services.library.export(caller, rubric_id, format, allow_loss=allow_loss)
     headers = (
-        {exchange.LOSSES_HEADER: exchange.losses_line(exported.losses)} if exported.losses else None
+        {exchange.LOSSES_HEADER: exchange.encode_losses(exported.losses)}
+        if exported.losses
+        else None
     )
     return Response(
         json.dumps(exported.content, ensure_ascii=False) + "\n",

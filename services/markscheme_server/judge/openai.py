@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import openai
 
-from markscheme.text import visible
+from markscheme.text import replace_invalid
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, Role
@@ -236,7 +236,7 @@ class OpenAIJudge:
         completion, _ = await self._call(request, longest, context, spending)
         usage = spending.usage
         try:
-            text = visible(replies.read_text(completion, response=True))
+            text = replace_invalid(replies.read_text(completion, response=True))
         except Truncated as error:
             raise JudgeFailure(
                 UnscoredReason.TRUNCATED,
@@ -473,7 +473,7 @@ def _reworded(message: str, attempt: int, reply: str, error: str) -> Messages:
     if attempt == 1 and reply:
         return [
             *_user(message),
-            {"role": "assistant", "content": visible(reply[:_REPEATED_CHARACTERS])},
+            {"role": "assistant", "content": replace_invalid(reply[:_REPEATED_CHARACTERS])},
             *_user(
                 f"That reply cannot be used: {error}. Reply again with one JSON object as asked, "
                 "and nothing else."

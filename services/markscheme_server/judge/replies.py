@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from markscheme.text import visible
+from markscheme.text import replace_invalid
 from markscheme.thinking import after_last_close, split_reply, split_response
 from markscheme.vocabulary import CATEGORIES, UnscoredReason
 from markscheme_server.domain.rubric import Criterion
@@ -210,7 +210,7 @@ def _criterion(criterion_id: str, item: Any, prompt: str) -> Criterion:
     if category not in CATEGORIES:
         raise ReplyError(f"category must be one of {', '.join(CATEGORIES)}")
     _refuse_names_of_this_call(text, prompt)
-    return Criterion(criterion_id, visible(text.strip()), points, category)
+    return Criterion(criterion_id, replace_invalid(text.strip()), points, category)
 
 
 def _refuse_names_of_this_call(text: str, prompt: str) -> None:
@@ -241,7 +241,9 @@ def _whole(value: Any) -> int | None:
 
 def _quoted(item: dict[str, Any], name: str) -> str | None:
     value = item.get(name)
-    return visible(value[:MAX_QUOTED_CHARACTERS]) if isinstance(value, str) and value else None
+    return (
+        replace_invalid(value[:MAX_QUOTED_CHARACTERS]) if isinstance(value, str) and value else None
+    )
 
 
 def _first_choice(completion: Any) -> dict[str, Any]:

@@ -46,9 +46,11 @@ def test_score_writes_scored_lines_and_goes_on_where_it_stopped(
         None,
         "no_rubric",
     )
-    assert "1 rollouts unscored" in done.stderr
+    assert "1 of 3 rollouts unscored" in done.stderr
     again = run("score", str(file), "--url", service)
-    assert "2 groups are in" in again.stderr
+    assert "1 groups are in" in again.stderr
+    assert "1 with null rewards are asked for again" in again.stderr
+    assert "1 no_rubric: There is no rubric" in again.stderr
     assert len((tmp_path / "rollouts.scored.jsonl").read_text().splitlines()) == 2
 
 

@@ -50,9 +50,9 @@ def test_a_rubric_goes_out_into_a_file_and_comes_in(
     brought = rubrics(
         "import", "r.json", "--format", "ropd", "--prompt", "Count.", "--tag", "moved"
     )
-    assert brought.stdout.strip() == made.id, (
-        "the same marks: answered with the rubric that holds them"
-    )
+    assert brought.stdout.strip() == made.id
+    assert "was in the service already; it now has the tags given: moved" in brought.stderr
+    assert client.rubric(made.id).tags == ["numbers", "moved"]
     elsewhere = rubrics(
         "import",
         "r.json",
@@ -67,7 +67,7 @@ def test_a_rubric_goes_out_into_a_file_and_comes_in(
     )
     assert client.rubric(elsewhere.stdout.strip()).tags == ["a", "b"]
     shown = rubrics("export", made.id)
-    assert json.loads(shown.stdout)["tags"] == ["numbers"]
+    assert json.loads(shown.stdout)["tags"] == ["numbers", "moved"]
 
 
 def test_rubrics_are_searched(
@@ -103,7 +103,11 @@ def test_rubrics_are_searched(
     )
     assert [rubric["id"] for rubric in one["data"]] == [poem.id]
     assert "[bold]poem" in rubrics("search", "poem").stdout
-    assert rubrics("search", "--min-quality", "0.5").stdout.splitlines()[1:] == []
+    none = rubrics("search", "zzzz", "--tag", "numbers")
+    assert none.stdout == (
+        "No rubric that your team may see matches: text 'zzzz', tag 'numbers'.\n"
+    )
+    assert none.returncode == 0
     refused = rubrics("search", "--tag", "two words")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "tag" in refused.stderr
@@ -170,6 +174,13 @@ def test_what_cannot_be_imported_is_explained(
         in rubrics("import", str(file), "--format", "rar", url="http://127.0.0.1:1").stderr
     )
     assert "there is no such rubric" in rubrics("export", "rub_none").stderr
+    file.write_text("{}")
+    malformed = rubrics("import", str(file), "--format", "ropd", "--prompt", "x").stderr
+    assert f"{file} is not a rubric in the format ropd: schema_version" in malformed
+    file.write_text(json.dumps(row("Why?", reference_answer="x")))
+    assert (
+        "--allow-loss goes on without it" in rubrics("import", str(file), "--format", "rar").stderr
+    )
 
 
 def test_a_data_set_is_brought_line_by_line_and_again(
@@ -202,6 +213,7 @@ def test_a_data_set_is_brought_line_by_line_and_again(
     again = rubrics("import", str(file), "--format", "rar", "--allow-loss", "--tag", "rar")
     assert again.returncode == 1
     assert client.rubrics().data == before
+    assert "3 rubrics are in the service (3 were there already)" in again.stderr
     file.write_text(lines[0])
     assert rubrics("import", str(file), "--format", "rar").returncode == 0
     file.write_text("\n")

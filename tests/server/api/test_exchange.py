@@ -9,7 +9,7 @@ import pytest
 
 from markscheme import AsyncClient, Client
 from markscheme.errors import ConnectionFailed, InvalidRequest, NotFound
-from markscheme.exchange import LOSSES_HEADER, losses_of
+from markscheme.exchange import LOSSES_HEADER, decode_losses
 from server.organisation import Keys, call
 
 PROMPT = "Name a colour."
@@ -87,7 +87,7 @@ def test_an_export_is_the_bare_file_and_tells_its_losses(service: str, client: C
             {"title": "c2", "description": "It is rude.", "weight": -2},
         ],
     }
-    losses = losses_of(answer.headers[LOSSES_HEADER])
+    losses = decode_losses(answer.headers[LOSSES_HEADER])
     assert losses[-1] == "Rubrics as Rewards has no place for tags: colours"
     assert client.export_rubric(made.id, "rar", allow_loss=True).losses == losses
     for format in ("ropd", "verifiers"):

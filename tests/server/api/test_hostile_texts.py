@@ -9,7 +9,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from markscheme.text import visible
+from markscheme.text import replace_invalid
 from server.api.hostile_texts import HOSTILE_TEXTS
 
 OPERATOR = {"api_key": "the operator's own key"}
@@ -236,7 +236,10 @@ def test_a_field_keeps_them_or_refuses_them(
                 assert not (field.models and text), (name, text[:60], answer.text[:300])
                 continue
             taken += 1
-            assert field.models or visible(text) == text, (name, "what cannot be stored was taken")
+            assert field.models or replace_invalid(text) == text, (
+                name,
+                "what cannot be stored was taken",
+            )
             told = field.told(answer.json())
             assert told in (None, text), (name, text[:60], told and told[:60])
     assert asking.get(f"/v1/rubrics/{rubric}").json()["criteria"][0]["text"] == CRITERION["text"]
@@ -265,7 +268,7 @@ def test_what_was_stored_is_read_back_unchanged(asking: httpx.Client) -> None:
     for text in bank:
         assert send(asking, "POST", TEACH, taught(responses=[text])).status_code == 200
     told = [r["text"] for r in asking.get(TEACH, params={"prompt": PROMPT}).json()["data"]]
-    assert set(told) == {"red", *(visible(text) for text in bank)}
+    assert set(told) == {"red", *(replace_invalid(text) for text in bank)}
 
 
 @EACH

@@ -150,8 +150,8 @@ def test_no_transaction_can_be_had_without_saying_whose_rows_it_sees() -> None:
             seeing.add(place)
     # Making a Database of an engine is all that most do; pruning and erasing also shrink a SQLite file.
     assert opening == {
-        "cli/commands.py",
         "cli/prune.py",
+        "cli/serve.py",
         "store/engine/database.py",
         "store/maintenance/migrate.py",
         "store/maintenance/prune.py",

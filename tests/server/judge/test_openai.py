@@ -331,14 +331,14 @@ def test_a_fault_of_ours_stays_in_its_group(
 ) -> None:
     from markscheme_server.scoring.scores import ScoreService
 
-    whole = ScoreService._mark
+    whole = ScoreService._rollout_scores
 
-    async def faulty(self: Any, batch: Any, survey: Any, *more: Any) -> Any:
-        if survey.group.id == "b":
+    async def faulty(self: Any, lookup: Any, *more: Any) -> Any:
+        if lookup.group.id == "b":
             raise LookupError("a bug")
-        return await whole(self, batch, survey, *more)
+        return await whole(self, lookup, *more)
 
-    monkeypatch.setattr(ScoreService, "_mark", faulty)
+    monkeypatch.setattr(ScoreService, "_rollout_scores", faulty)
     client = connect()
     batch = client.score([asked(client) | {"id": "a"}, asked(client, "Red.") | {"id": "b"}])
     assert [group.rollouts[0].reward for group in batch.groups] == [1.0, None]

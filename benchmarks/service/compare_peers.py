@@ -1,8 +1,8 @@
-"""All peers once, dated: the same work and the same stub judge, each tool in its own virtual environment.
+"""All peers under the same load and the same stub judge, each in its own environment.
 
-    python -m service.peers [--quick]
+    python -m service.compare_peers [--quick]
 
-Writes ``benchmarks/results/peers-<date>.{md,json}``; ``make bench`` reads the newest of them.
+Writes `benchmarks/results/peers-<date>.{md,json}`; `make bench` reads the newest.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from service.report import markdown_table, today, write
 
 TOOLS = ("rubric", "autorubric", "py-openjudge", "verifiers")
 LOADS = ((SMALL, 0.05, 3), (SMALL, 0.5, 3), (LARGE, 0.05, 1), (LARGE, 0.5, 1))
-"""Work, judge latency and repetitions. The large loads take some tools minutes: once is enough to see by how much."""
+"""Work, judge latency in seconds, repetitions. Large loads take some tools minutes: once will do.
+"""
 COLUMNS = (
     "tool and mode",
     "work",
@@ -37,7 +38,8 @@ COLUMNS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m service.peers")
+    """Measure every peer and write the report."""
+    parser = argparse.ArgumentParser(prog="python -m service.compare_peers")
     parser.add_argument(
         "--quick", action="store_true", help="the small load only, once; writes to build/bench"
     )
@@ -72,9 +74,12 @@ def main() -> None:
                 f"# Peers, {today()}",
                 "",
                 f"Machine: {sentence(machine)}.",
-                "Command: `make bench-peers`. Each tool in its own process and virtual environment, against the stub judge of "
-                "`benchmarks/service`, concurrency 64. A mode with a star is not the one its documentation shows first.",
-                "“Same batch again”: verdicts/s when the last batch is graded once more. Wrong: rewards other than the judge's "
+                "Command: `make bench-peers`. Each tool in its own process and virtual "
+                "environment, against the stub judge of "
+                "`benchmarks/service`, concurrency 64. A mode with a star is not the one its "
+                "documentation shows first.",
+                "“Same batch again”: verdicts/s when the last batch is graded once more. Wrong: "
+                "rewards other than the judge's "
                 "verdicts imply.",
                 "",
                 *markdown_table(COLUMNS, lines),

@@ -1,4 +1,4 @@
-"""Drives a service over real HTTP with the SDK, and says of every number that comes back whether it is right."""
+"""Send load to a service with the SDK, and check every number that comes back."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedBatch:
     """One answered batch and how long the caller waited."""
 
     wall_s: float
@@ -28,7 +28,7 @@ class Timed:
 
 @dataclass
 class Accuracy:
-    """What became of the rollouts of some batches. ``wrong``: a verdict or reward that is not the right one."""
+    """Checked rollouts. `wrong` counts those with a wrong verdict or reward."""
 
     rollouts: int = 0
     scored: int = 0
@@ -37,10 +37,11 @@ class Accuracy:
 
     @property
     def scored_share(self) -> float:
+        """Share of rollouts with a reward."""
         return self.scored / max(self.rollouts, 1)
 
     def add(self, asked: Batch, answered: ScoreBatch) -> None:
-        """Hold an answer against what the marks imply."""
+        """Compare an answer with the oracle."""
         scores = [rollout for group in answered.groups for rollout in group.rollouts]
         for (task, answer), score in zip(asked.pairs(), scores, strict=True):
             self.rollouts += 1
@@ -58,7 +59,7 @@ class Accuracy:
 
 
 def raw_client(url: str) -> httpx.AsyncClient:
-    """HTTP without the SDK, where the client's own reading of answers would be most of what is measured."""
+    """Return a plain HTTP client, where the SDK's validation would dominate the measurement."""
     return httpx.AsyncClient(
         base_url=url,
         timeout=120.0,
@@ -91,11 +92,11 @@ class Scorer:
                 self._rubric_ids[task] = made.id
 
     def share_rubrics(self, other: "Scorer") -> None:
-        """Know the rubrics that another scorer stored on the same database."""
+        """Use the rubrics that another scorer stored on the same database."""
         self._rubric_ids.update(other._rubric_ids)
 
     def groups(self, batch: Batch) -> list[dict[str, Any]]:
-        """The batch as the API takes it."""
+        """Return the batch in the API's form."""
         return [
             {
                 "id": f"g{n}",
@@ -107,13 +108,13 @@ class Scorer:
         ]
 
     def body(self, batch: Batch, *, step: int) -> bytes:
-        """The request that :meth:`score` sends, for a raw client to send."""
+        """Return the request that `score` sends, for a plain HTTP client."""
         return json.dumps(
             {"groups": self.groups(batch), "run": {"id": "bench", "step": step}}
         ).encode()
 
-    async def score(self, batch: Batch, *, step: int | None = None) -> Timed:
-        """One training step: the whole batch in one request."""
+    async def score(self, batch: Batch, *, step: int | None = None) -> TimedBatch:
+        """Score one training step: the whole batch in one request."""
         if step is None:
             self._step += 1
             step = self._step
@@ -121,19 +122,19 @@ class Scorer:
         run = Run(id="bench", step=step)
         started = time.perf_counter()
         answered = await self.client.score(groups, run=run)
-        return Timed(time.perf_counter() - started, answered)
+        return TimedBatch(time.perf_counter() - started, answered)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least ``share`` of the values do not exceed."""
+    """Return the smallest value that at least `share` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -(-round(share * 1000) * len(ordered) // 1000) - 1)]
 
 
 async def score_at_once(
     scorers: Sequence[Scorer], batch: Batch, step: int
-) -> list[Timed | BaseException]:
-    """The same batch through every scorer at once; a request that fails is its error."""
+) -> list[TimedBatch | BaseException]:
+    """Send the same batch through every scorer at once; a failed request is its error."""
     return await asyncio.gather(
         *(scorer.score(batch, step=step) for scorer in scorers), return_exceptions=True
     )

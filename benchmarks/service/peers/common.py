@@ -1,7 +1,7 @@
-"""What all peers' drivers share: the same work, the same stub, the same way of timing; one JSON object on stdout.
+"""Shared by all drivers: the same work, stub and timing; prints one JSON object.
 
-Standard library only: each driver runs in its tool's own virtual environment. A driver gives its modes; a mode
-grades a batch and returns the rewards in the order of :meth:`service.workload.Batch.pairs`.
+Standard library only: each driver runs in its tool's own virtual environment. A driver gives its
+modes; a mode grades a batch and returns the rewards in the order of `Batch.pairs`.
 """
 
 import argparse
@@ -26,9 +26,16 @@ Grade = Callable[[Batch], Awaitable[Sequence[float | None]]]
 
 @dataclass(frozen=True)
 class Mode:
-    """One way of calling a tool. ``default``: the way its documentation shows first. ``one_call``: all criteria at
-    once. ``cached``: it keeps verdicts, so the same batch again is timed several times. ``close``: done when all
-    modes are measured."""
+    """One way of calling a tool.
+
+    Attributes:
+        name: Shown in the report.
+        grade: Grades a batch.
+        default: The way that the tool's documentation shows first.
+        one_call: All criteria in one call.
+        cached: It stores verdicts, so the same batch again is timed several times.
+        close: Called when all modes are measured.
+    """
 
     name: str
     grade: Grade
@@ -40,7 +47,7 @@ class Mode:
 
 @dataclass(frozen=True)
 class Options:
-    """Where the stub is, and how much to ask of it."""
+    """Where the stub is, and the load."""
 
     url: str
     work: Work
@@ -50,6 +57,7 @@ class Options:
 
     @property
     def base_url(self) -> str:
+        """The stub's OpenAI-compatible URL."""
         return f"{self.url}/v1"
 
 

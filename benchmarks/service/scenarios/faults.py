@@ -1,11 +1,11 @@
-"""A failing judge costs time, never truth: no number may be wrong, and nearly all must be there."""
+"""A failing judge costs time, never truth: no wrong number, and nearly all are there."""
 
 import asyncio
 
 from service.bench import SMALL, Bench
-from service.drive import Accuracy, Scorer
+from service.load_client import Accuracy, Scorer
 from service.processes import Process
-from service.rows import Row
+from service.results_table import Row
 from service.stub_judge import Settings
 from service.workload import Work, make_batch
 
@@ -13,11 +13,11 @@ FIGURE = "a judge that fails"
 SCORED_SHARE = 0.99
 SAMPLE = Work(32, 32, 6)
 BATCHES = 15
-"""With 2 retries 0.8 % stay unscored by chance alone: of 15,360 rollouts that share is known to 0.07 %."""
+"""With 2 retries 0.8 % stay unscored by chance; 15,360 rollouts give that share to ± 0.07 %."""
 
 
 def faults(bench: Bench) -> list[Row]:
-    """20 % of calls answered with a 500; 20 % answered with replies of no use, of eight kinds."""
+    """Measure 20 % of calls answered with 500, and 20 % with useless replies of eight kinds."""
     work, batches = (SMALL, 2) if bench.quick else (SAMPLE, BATCHES)
     rows = []
     for name, settings in (

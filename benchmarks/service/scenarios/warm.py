@@ -1,7 +1,7 @@
 """Warm: every verdict is stored. One worker, with a key to check and every table in place.
 
-Driven with raw httpx: in the SDK the client's own validation of the answer would be most of what is measured. The
-SDK's figure stands beside it.
+Measured with plain httpx: in the SDK validating the answer would dominate. The SDK's figure is
+beside it.
 """
 
 import asyncio
@@ -9,10 +9,10 @@ import time
 
 from markscheme.schema import ScoreBatch
 from service.bench import LARGE, SMALL, Bench
-from service.drive import Accuracy, Scorer, percentile, raw_client
+from service.load_client import Accuracy, Scorer, percentile, raw_client
 from service.peer_results import best_cache
 from service.processes import Process
-from service.rows import Row, milliseconds
+from service.results_table import Row, milliseconds
 from service.stub_judge import Settings
 from service.workload import Work, make_batch
 
@@ -22,7 +22,7 @@ REQUESTS, QUICK_REQUESTS = 100, 20
 
 
 def warm(bench: Bench) -> list[Row]:
-    """The same batch again and again: verdicts a second, p99, and autorubric's cache."""
+    """Measure the same batch repeatedly: verdicts a second, p99, and autorubric's cache."""
     work = SMALL if bench.quick else LARGE
     with bench.service() as service:
         raw, sdk, calls, accuracy = asyncio.run(_measure(bench, service, work))
@@ -51,7 +51,8 @@ def warm(bench: Bench) -> list[Row]:
             FIGURE,
             str(work),
             "(for information: through the SDK)",
-            f"{work.verdicts / percentile(sdk, 0.5):,.0f} verdicts/s, p99 {milliseconds(percentile(sdk, 0.99))}",
+            f"{work.verdicts / percentile(sdk, 0.5):,.0f} verdicts/s, p99 "
+            f"{milliseconds(percentile(sdk, 0.99))}",
             values={"walls_s": sdk},
         ),
     ]
@@ -82,7 +83,7 @@ def warm(bench: Bench) -> list[Row]:
 async def _measure(
     bench: Bench, service: Process, work: Work
 ) -> tuple[list[float], list[float], int, Accuracy]:
-    """Walls of raw requests and of the SDK's, judge calls made meanwhile, and whether the numbers are right."""
+    """Return wall times of plain requests and of the SDK's, judge calls, and accuracy."""
     batch = make_batch(work, "warm")
     accuracy = Accuracy()
     requests = QUICK_REQUESTS if bench.quick else REQUESTS

@@ -1,4 +1,7 @@
-"""``autorubric`` 1.6.1 (on litellm), with and without its cache. Set ``LITELLM_LOCAL_MODEL_COST_MAP=True``."""
+"""`autorubric` 1.6.1 (on litellm), with and without its cache.
+
+Set `LITELLM_LOCAL_MODEL_COST_MAP=True`.
+"""
 
 import asyncio
 import tempfile
@@ -9,25 +12,26 @@ from typing import Literal
 from autorubric import LLMConfig, Rubric
 from autorubric.graders import CriterionGrader
 
-from service.tools.common import Grade, Mode, Options, run
+from service.peers.common import Grade, Mode, Options, run
 from service.workload import Batch, Task
 
 Calls = Literal["per_criterion", "per_item"]
 
 
 def modes(options: Options) -> Sequence[Mode]:
-    room = Path(tempfile.mkdtemp(prefix="autorubric-"))
+    """Return the modes to measure."""
+    workdir = Path(tempfile.mkdtemp(prefix="autorubric-"))
     return (
         Mode("per criterion", _grade(_grader(options, None, "per_criterion"))),
         Mode(
             "per criterion, cache",
-            _grade(_grader(options, room / "criterion", "per_criterion")),
+            _grade(_grader(options, workdir / "criterion", "per_criterion")),
             cached=True,
         ),
         Mode("one call", _grade(_grader(options, None, "per_item")), default=False, one_call=True),
         Mode(
             "one call, cache",
-            _grade(_grader(options, room / "item", "per_item")),
+            _grade(_grader(options, workdir / "item", "per_item")),
             default=False,
             one_call=True,
             cached=True,

@@ -1,4 +1,4 @@
-"""``rubric`` 2.2.0. It leaves the judge call to its user: here the OpenAI SDK, bounded by a semaphore."""
+"""`rubric` 2.2.0, which leaves the judge call to its user: here the OpenAI SDK and a semaphore."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,14 +10,14 @@ from rubric import Rubric
 from rubric.autograders import Autograder, PerCriterionGrader, PerCriterionOneShotGrader
 from rubric.autograders.schemas import OneShotOutput, PerCriterionOutput
 
-from service.tools.common import Grade, Mode, Options, run
+from service.peers.common import Grade, Mode, Options, run
 from service.workload import Batch, Task
 
 Output = TypeVar("Output", bound=BaseModel)
 
 
 def modes(options: Options) -> Sequence[Mode]:
-    """Per criterion with the SDK's own transport; the kinder aiohttp transport; all criteria in one call."""
+    """Return three modes: SDK transport, the faster aiohttp transport, all criteria in one call."""
     plain = AsyncOpenAI(base_url=options.base_url, api_key="stub", max_retries=2)
     faster = AsyncOpenAI(
         base_url=options.base_url, api_key="stub", max_retries=2, http_client=DefaultAioHttpClient()

@@ -1,4 +1,7 @@
-"""``py-openjudge`` 0.2.4: one row per criterion through its grading runner. It has no rubric with weights to sum."""
+"""`py-openjudge` 0.2.4: one row per criterion through its grading runner.
+
+It has no rubric with weights to sum.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +11,7 @@ from openjudge.graders.llm_grader import LLMGrader
 from openjudge.models.openai_chat_model import OpenAIChatModel
 from openjudge.runner.grading_runner import GradingRunner
 
-from service.tools.common import Mode, Options, run
+from service.peers.common import Mode, Options, run
 from service.workload import Batch
 
 TEMPLATE = (
@@ -18,6 +21,7 @@ TEMPLATE = (
 
 
 def modes(options: Options) -> Sequence[Mode]:
+    """Return the modes to measure."""
     grader = LLMGrader(
         model=OpenAIChatModel(model="stub", api_key="stub", base_url=options.base_url),
         name="r",
@@ -36,11 +40,11 @@ def modes(options: Options) -> Sequence[Mode]:
         scores = iter((await runner.arun(rows))["r"])
         rewards: list[float | None] = []
         for task, _ in batch.pairs():
-            marks = [
+            ids = [
                 getattr(score, "score", math.nan) for score in islice(scores, len(task.criteria))
             ]
             points = [c.points for c in task.criteria]
-            reward = sum(p * m for p, m in zip(points, marks, strict=True)) / sum(points)
+            reward = sum(p * m for p, m in zip(points, ids, strict=True)) / sum(points)
             rewards.append(None if math.isnan(reward) else reward)
         return rewards
 

@@ -1,4 +1,4 @@
-"""Reward by rollouts and by seconds: one line a method, the mean over seeds, with each seed behind it."""
+"""Reward by rollouts and by seconds: one line a method, the mean over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ STYLE: Any = {
     "svg.hashsalt": "markscheme",
 }
 SMOOTHED = 5
-"""Steps that a point is the mean of: a step sees two of the ten prompts, five steps see all."""
+"""Steps that a point averages: a step sees two of the ten prompts, five steps see all."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Curve:
 
 
 def draw(path: Path, curves: Sequence[Curve], *, rollouts: int) -> None:
-    """Write the picture; ``rollouts`` are those of one step."""
+    """Write the plot; `rollouts` are those of one step."""
     with rc_context(STYLE):
         figure = Figure(figsize=(10, 4), layout="constrained")
         by_rollouts, by_seconds = figure.subplots(1, 2, sharey=True)

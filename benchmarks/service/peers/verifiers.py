@@ -1,4 +1,4 @@
-"""``verifiers`` 0.4.0: its rubric judge, all criteria in one call (its default) and one criterion a call."""
+"""`verifiers` 0.4.0: its rubric judge, all criteria in one call (default) or one a call."""
 
 import asyncio
 import json
@@ -9,33 +9,36 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from service.tools.common import Grade, Mode, Options, run
+from service.peers.common import Grade, Mode, Options, run
 from service.workload import Batch, Task
 
 KEY_VARIABLE = "STUB_KEY"
 
 
 def modes(options: Options) -> Sequence[Mode]:
+    """Return the modes to measure."""
     os.environ[KEY_VARIABLE] = "stub"
-    room = Path(tempfile.mkdtemp(prefix="verifiers-"))
+    workdir = Path(tempfile.mkdtemp(prefix="verifiers-"))
     at_once = max(1, round(options.concurrency / options.work.criteria))
     return (
-        Mode("one call", _grade(options, room, None, options.concurrency), one_call=True),
-        Mode("per criterion", _grade(options, room, 1, at_once)),
+        Mode("one call", _grade(options, workdir, None, options.concurrency), one_call=True),
+        Mode("per criterion", _grade(options, workdir, 1, at_once)),
     )
 
 
 class Trace(SimpleNamespace):
-    """As much of a rollout's trace as the rubric judge reads and writes."""
+    """The part of a rollout's trace that the rubric judge reads and writes."""
 
     def record_metric(self, name: str, value: float) -> None:
+        """Ignore a metric."""
         self.metrics[name] = value
 
     def record_judge_call(self, **call: Any) -> None:
+        """Ignore a judge call."""
         self.calls.append(call)
 
 
-def _grade(options: Options, room: Path, max_criteria: int | None, at_once: int) -> Grade:
+def _grade(options: Options, workdir: Path, max_criteria: int | None, at_once: int) -> Grade:
     from verifiers.v1.judges.rubric import RubricJudge, RubricJudgeConfig
 
     def judge(task: Task, path: Path) -> Any:
@@ -61,7 +64,7 @@ def _grade(options: Options, room: Path, max_criteria: int | None, at_once: int)
         )
 
     async def grade(batch: Batch) -> Sequence[float | None]:
-        judges = {task: judge(task, room / f"{n}.json") for n, task in enumerate(batch.tasks)}
+        judges = {task: judge(task, workdir / f"{n}.json") for n, task in enumerate(batch.tasks)}
         slots = asyncio.Semaphore(at_once)
 
         async def one(task: Task, answer: str) -> float | None:

@@ -1,4 +1,4 @@
-"""A figure's row: what was asked for, what was measured, and whether it is met."""
+"""A row of the results table: what was asked, what was measured, and whether the goal is met."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,7 +6,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """``met`` is ``None`` where there is no goal: the row informs. ``values``: the numbers behind, for the JSON."""
+    """One result.
+
+    `met` is `None` where there is no goal; `values` are the raw numbers for the JSON.
+    """
 
     figure: str
     work: str
@@ -17,12 +20,13 @@ class Row:
 
     @property
     def verdict(self) -> str:
+        """Whether the goal was met, as a word."""
         return {True: "met", False: "NOT met", None: ""}[self.met]
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Where the time of a figure went: wall time, and CPU seconds by part."""
+class TimeSpent:
+    """Wall time and CPU seconds by part."""
 
     figure: str
     work: str
@@ -32,7 +36,7 @@ class Spent:
 
     @property
     def limit(self) -> str:
-        """The part that was busy for most of the wall time, if there is one; else all waited."""
+        """The part that was busy for most of the wall time, if any; else all waited."""
         part, busy = max(
             ((part, cpu / self.wall_s) for part, cpu in self.cpu_s.items()),
             key=lambda item: item[1],
@@ -44,10 +48,10 @@ class Spent:
 
 
 BUSY = 0.6
-"""A part that computes for this share of the wall time is called the limit."""
+"""A part that computes for this share of the wall time is the bottleneck."""
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as a whole or small number of milliseconds."""
+    """Format seconds as milliseconds."""
     value = seconds * 1000
     return f"{value:.0f} ms" if value >= 20 else f"{value:.1f} ms"

@@ -1,6 +1,7 @@
-"""The floor: the bare ``openai[aiohttp]`` SDK asking the judge the very questions the service asked, and no more.
+"""The baseline: the bare `openai[aiohttp]` SDK asks the judge the service's own questions.
 
-No service that uses this SDK can be faster. Neither storage, nor claims, nor HTTP in front, nor reading of verdicts.
+No service on this SDK can be faster: the baseline has no storage, no claims, no HTTP in front, and
+does not read verdicts.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from openai import AsyncOpenAI, DefaultAioHttpClient
 
 
 class BareSdk:
-    """One SDK client with its own bound on calls in flight, and no retries."""
+    """One SDK client with its own limit of concurrent calls, and no retries."""
 
     def __init__(self, base_url: str, concurrency: int, timeout_s: float = 60.0) -> None:
         self._client = AsyncOpenAI(
@@ -38,7 +39,7 @@ class BareSdk:
         await self._client.close()
 
     async def wall_s(self, sample: str, calls: int, name: str) -> float:
-        """Seconds for ``calls`` calls like the ``sample`` body; ``name`` makes each prompt unlike any other."""
+        """Return the seconds of `calls` calls like `sample`; `name` makes each prompt unique."""
         bodies = _bodies(json.loads(sample), calls, name)
         started = time.perf_counter()
         await asyncio.gather(*(self._ask(body) for body in bodies))

@@ -1,4 +1,4 @@
-"""Under load: 2,000 judge calls at once, what the service adds to a judge's latency, and work growing 16-fold."""
+"""Under load: 2,000 concurrent judge calls, added latency, and work growing 16-fold."""
 
 import asyncio
 import random
@@ -6,9 +6,9 @@ import statistics
 
 from markscheme.schema import ScoreBatch
 from service.bench import SMALL, Bench
-from service.drive import Accuracy, Scorer, percentile, raw_client
+from service.load_client import Accuracy, Scorer, percentile, raw_client
 from service.processes import Process
-from service.rows import Row, milliseconds
+from service.results_table import Row, milliseconds
 from service.stub_judge import Settings
 from service.workload import Work, make_batch
 
@@ -18,7 +18,7 @@ MANY, OVERHEAD, SCALING = (
     "work 1× → 16×",
 )
 MANY_CALLS, MANY_LATENCY_S = 2000, 10.0
-"""A latency long enough for the last call to be sent before the first is answered."""
+"""Long enough for the last call to be sent before the first is answered."""
 RATE_PER_S, ARRIVALS, OVERHEAD_LATENCY_S = 50.0, 1500, 0.05
 P50_MOST_S, P99_MOST_S = 0.010, 0.060
 GROWTHS, GROWTH_MOST = (1, 4, 16), 1.10
@@ -29,7 +29,7 @@ MODES: tuple[tuple[str, dict[str, str]], ...] = (
 
 
 def many(bench: Bench) -> list[Row]:
-    """One request that needs 2,000 calls, all of them in flight at once; a call timed out is an unscored rollout."""
+    """Measure one request of 2,000 concurrent calls; a call that times out is unscored."""
     work = Work(MANY_CALLS // (32 if bench.quick else 8), 8, 6)
     with bench.service({"judge_concurrency": str(MANY_CALLS)}) as service:
         accuracy, wall_s = asyncio.run(_many(bench, service, work))
@@ -40,8 +40,8 @@ def many(bench: Bench) -> list[Row]:
             MANY,
             f"{work}, {MANY_LATENCY_S:.0f} s",
             "0 client-side time-outs",
-            f"{lost} unscored ({dict(accuracy.reasons) or 'none'}), {accuracy.wrong} wrong; {seen['calls']} calls, "
-            f"at most {seen['most_in_flight']} in flight, {wall_s:.1f} s",
+            f"{lost} unscored ({dict(accuracy.reasons) or 'none'}), {accuracy.wrong} wrong; "
+            f"{seen['calls']} calls, at most {seen['most_in_flight']} in flight, {wall_s:.1f} s",
             lost == 0 and accuracy.wrong == 0,
             {
                 "unscored": lost,
@@ -69,7 +69,7 @@ async def _many(bench: Bench, service: Process, work: Work) -> tuple[Accuracy, f
 
 
 def overhead(bench: Bench) -> list[Row]:
-    """Open loop: requests of one fresh rollout arrive at random, whether or not earlier ones are answered. Raw HTTP."""
+    """Measure added latency in an open loop: single rollouts arrive at random, over plain HTTP."""
     arrivals = ARRIVALS // 10 if bench.quick else ARRIVALS
     with bench.service() as service:
         added = asyncio.run(_overhead(bench, service, arrivals))
@@ -96,9 +96,9 @@ def overhead(bench: Bench) -> list[Row]:
 
 
 async def _overhead(bench: Bench, service: Process, arrivals: int) -> list[float]:
-    """Latency from the planned arrival to the answer in hand, less the stub's latency; the first second is warm-up."""
+    """Return latency from planned arrival to answer, less the stub's; the first second warms up."""
     tasks = make_batch(SMALL, "overhead").tasks
-    chance = random.Random("arrivals")
+    rng = random.Random("arrivals")
     meter = bench.meter(OVERHEAD, "1x1x6", service)
     loop = asyncio.get_running_loop()
     warm_up = int(RATE_PER_S)
@@ -123,7 +123,7 @@ async def _overhead(bench: Bench, service: Process, arrivals: int) -> list[float
         pending = []
         with meter.over(6 * len(batches)):
             for n in range(len(batches)):
-                due += chance.expovariate(RATE_PER_S)
+                due += rng.expovariate(RATE_PER_S)
                 pending.append(asyncio.create_task(one(n, due)))
             added = await asyncio.gather(*pending)
     meter.close()
@@ -138,7 +138,7 @@ async def _overhead(bench: Bench, service: Process, arrivals: int) -> list[float
 
 
 def scaling(bench: Bench) -> list[Row]:
-    """The same step with 4 and 16 times the prompts at one concurrency: what one verdict costs must not grow."""
+    """Measure the same step with 4 and 16 times the prompts: verdicts must not cost more."""
     rows = []
     growths = GROWTHS[:2] if bench.quick else GROWTHS
     for mode, settings in MODES:

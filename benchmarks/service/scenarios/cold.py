@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from service.baseline import BareSdk
 from service.bench import SMALL, Bench
-from service.drive import Accuracy, Scorer, Timed
-from service.floor import BareSdk
+from service.load_client import Accuracy, Scorer, TimedBatch
 from service.peer_results import PeerResult, fastest
 from service.processes import JUDGE_CONCURRENCY, Process
-from service.rows import Row
+from service.results_table import Row
 from service.stub_judge import Settings
 from service.workload import Work, make_batch, make_tasks
 
@@ -20,7 +20,7 @@ EACH, ALL = "cold, one criterion a call", "cold, all criteria of a rollout in on
 
 @dataclass(frozen=True)
 class Cell:
-    """One load: medians of our walls and of the floor's, taken in turns."""
+    """One load: medians of the service's and the baseline's wall times, measured in turns."""
 
     work: Work
     latency_ms: int
@@ -33,24 +33,27 @@ class Cell:
 
     @property
     def load(self) -> str:
+        """The load in words."""
         return f"{self.work}, {self.latency_ms} ms"
 
     @property
     def ideal_s(self) -> float:
-        """Calls × latency ÷ concurrency: what arithmetic alone allows."""
+        """Calls × latency ÷ concurrency: the lower bound."""
         return self.calls * self.latency_ms / 1000 / JUDGE_CONCURRENCY
 
     @property
     def verdicts_per_s(self) -> float:
+        """Verdicts a second."""
         return self.work.verdicts / self.wall_s
 
     @property
     def sound(self) -> bool:
+        """Whether every number was right and present."""
         return self.accuracy.wrong == 0 and self.accuracy.scored == self.accuracy.rollouts
 
     @property
     def flaws(self) -> str:
-        """Said beside a figure that was reached by not doing the work."""
+        """Printed beside a figure that was reached without doing all the work."""
         a = self.accuracy
         return (
             ""
@@ -59,6 +62,7 @@ class Cell:
         )
 
     def values(self, **more: float) -> dict[str, object]:
+        """Return the raw numbers."""
         return {
             "calls": self.calls,
             "walls_s": self.walls_s,
@@ -69,7 +73,7 @@ class Cell:
 
 
 def cold_each(bench: Bench) -> list[Row]:
-    """One criterion a call against the bare SDK, the arithmetic and every peer."""
+    """Measure one criterion a call against the bare SDK, the lower bound and every peer."""
     rows = []
     for cell in _cells(bench, EACH, {"judge_max_criteria": "1"}):
         ratio, over_ideal = cell.wall_s / cell.floor_s, cell.wall_s / cell.ideal_s
@@ -79,7 +83,8 @@ def cold_each(bench: Bench) -> list[Row]:
                 EACH,
                 cell.load,
                 f"≤ {OVER_BARE_SDK} × the bare SDK's wall",
-                f"{ratio:.2f} × ({cell.wall_s:.2f} s; bare SDK {cell.floor_s:.2f} s; {cell.calls} calls){cell.flaws}",
+                f"{ratio:.2f} × ({cell.wall_s:.2f} s; bare SDK {cell.floor_s:.2f} s; {cell.calls} "
+                f"calls){cell.flaws}",
                 ratio <= OVER_BARE_SDK and cell.sound,
                 cell.values(ratio=ratio),
             ),
@@ -105,7 +110,7 @@ def cold_each(bench: Bench) -> list[Row]:
 
 
 def cold_all(bench: Bench) -> list[Row]:
-    """All criteria of a rollout in one call, the default, against the best peer."""
+    """Measure all criteria of a rollout in one call, the default, against the best peer."""
     rows = []
     for cell in _cells(bench, ALL):
         rows.append(
@@ -159,15 +164,15 @@ def _against_peers(
         figure,
         cell.load,
         goal,
-        f"{ratio:.2f} × ({cell.verdicts_per_s:.0f} verdicts/s; {best.name}: {best.verdicts_per_s:.0f}/s)"
-        f"{cell.flaws}",
+        f"{ratio:.2f} × ({cell.verdicts_per_s:.0f} verdicts/s; {best.name}: "
+        f"{best.verdicts_per_s:.0f}/s){cell.flaws}",
         ratio >= times and cell.sound,
         cell.values(ratio=ratio) | {"peer": best.name, "peer_verdicts_per_s": best.verdicts_per_s},
     )
 
 
 def _peers(bench: Bench, cell: Cell) -> list[PeerResult]:
-    """``rubric`` of this run, and the others' dated results."""
+    """Return `rubric` of this run, and the others' dated results."""
     own = bench.rubric(cell.work, cell.latency_ms / 1000)
     return own + [r for r in bench.dated_peers() if not r.name.startswith("rubric ")]
 
@@ -189,7 +194,7 @@ async def _measure(
     name = f"{figure}, {work}, {latency_s}"
     meter = bench.meter(figure, f"{work}, {latency_s * 1000:.0f} ms", service)
     accuracy = Accuracy()
-    ours: list[Timed] = []
+    ours: list[TimedBatch] = []
     floors: list[float] = []
     async with (
         Scorer(service.url) as scorer,

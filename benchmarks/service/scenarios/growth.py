@@ -1,4 +1,4 @@
-"""How a database grows: megabytes per 1,000 training steps, extrapolated from the last two thirds of a short run."""
+"""Database growth: megabytes per 1,000 training steps, extrapolated from a short run."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from service.bench import SMALL, Bench
-from service.drive import Scorer
-from service.rows import Row
+from service.load_client import Scorer
+from service.results_table import Row
 from service.stub_judge import Settings
 from service.workload import ANSWER_WORDS, make_batch
 
@@ -16,10 +16,10 @@ STEPS, QUICK_STEPS = 30, 6
 
 
 def growth(bench: Bench) -> list[Row]:
-    """Steps of prompts, rubrics and answers never seen before: nothing is shared, so this is the upper end."""
+    """Measure steps of new prompts, rubrics and answers: nothing is shared, an upper bound."""
     database = bench.fresh_database()
     name = urlsplit(database).path.removeprefix("/")
-    file = bench.room / "growth.db"
+    file = bench.workdir / "growth.db"
     return [
         _row(bench, "PostgreSQL", database, lambda: postgres_bytes(bench, name)),
         _row(bench, "SQLite", f"sqlite+aiosqlite:///{file}", lambda: sqlite_bytes(file)),
@@ -39,8 +39,8 @@ def _row(bench: Bench, store: str, url: str, size: Callable[[], int]) -> Row:
         FIGURE,
         f"{steps} steps of {SMALL}, {ANSWER_WORDS} words an answer, {store}",
         "stated, in MB per 1,000 steps",
-        f"{mb_per_1000:,.0f} MB per 1,000 steps ({bytes_a_verdict:,.0f} bytes a verdict with its share of texts "
-        "and calls; extrapolated)",
+        f"{mb_per_1000:,.0f} MB per 1,000 steps ({bytes_a_verdict:,.0f} bytes a verdict with its "
+        "share of texts and calls; extrapolated)",
         values={"mb_per_1000_steps": mb_per_1000, "sizes_bytes": sizes},
     )
 
@@ -55,7 +55,7 @@ async def _train(bench: Bench, url: str, store: str, steps: range) -> None:
 
 
 def postgres_bytes(bench: Bench, name: str) -> int:
-    """A database's size after a vacuum, indexes included."""
+    """Return a database's size after a vacuum, indexes included."""
     server = bench.postgres.server
     server.psql(f"\\c {name}\nVACUUM")
     printed = server.psql(f"\\pset format unaligned\n\\t on\nSELECT pg_database_size('{name}')")
@@ -63,5 +63,5 @@ def postgres_bytes(bench: Bench, name: str) -> int:
 
 
 def sqlite_bytes(file: Path) -> int:
-    """The file and its log, the service having ended."""
+    """Return the size of the file and its log, after the service has ended."""
     return sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*"))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from markscheme.cli.app import read_groups
-from markscheme.lines import LineError, parse, read_lines, split_lines, split_lines_async
+from markscheme.jsonl import LineError, parse, read_lines, split_lines, split_lines_async
 from markscheme.teaching import read_prompts, read_ropd_index
 
 INSIDE = "\x0b\x0c\r\x1c\x1d\x1e\x85\u2028\u2029"
@@ -25,10 +25,10 @@ def in_pieces(content: bytes, cuts: list[int]) -> list[bytes]:
     return [content[start:end] for start, end in zip(places, places[1:], strict=False)]
 
 
-def read_async(pieces: list[bytes]) -> list[str]:
+def read_async(chunks: list[bytes]) -> list[str]:
     async def stream() -> AsyncIterator[bytes]:
-        for piece in pieces:
-            yield piece
+        for chunk in chunks:
+            yield chunk
 
     async def run() -> list[str]:
         return [line async for line in split_lines_async(stream())]
@@ -42,13 +42,13 @@ def read_async(pieces: list[bytes]) -> list[str]:
 )
 def test_lines_are_the_same_however_a_stream_is_cut(texts: list[str], cuts: list[int]) -> None:
     content = "\n".join(texts)
-    *ended, rest = content.split("\n")
+    *complete, rest = content.split("\n")
     rest = rest.removesuffix("\r")
-    wanted = [*(line.removesuffix("\r") for line in ended), *([rest] if rest else [])]
-    pieces = in_pieces(content.encode(), cuts)
-    assert list(split_lines(pieces)) == wanted
-    assert read_async(pieces) == wanted
-    assert list(split_lines(pieces, whole=True)) == wanted[: len(ended)]
+    wanted = [*(line.removesuffix("\r") for line in complete), *([rest] if rest else [])]
+    chunks = in_pieces(content.encode(), cuts)
+    assert list(split_lines(chunks)) == wanted
+    assert read_async(chunks) == wanted
+    assert list(split_lines(chunks, complete_only=True)) == wanted[: len(complete)]
 
 
 def test_pieces_of_text_are_cut_as_bytes_are() -> None:

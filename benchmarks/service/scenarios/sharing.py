@@ -1,11 +1,11 @@
-"""Nothing is judged twice: identical requests at once, in one process and over two, with Redis and without."""
+"""Nothing is judged twice: identical requests at once, in one process and over two."""
 
 import asyncio
 import contextlib
 
 from service.bench import SMALL, Bench
-from service.drive import Accuracy, Scorer, score_at_once
-from service.rows import Row
+from service.load_client import Accuracy, Scorer, score_at_once
+from service.results_table import Row
 from service.stub_judge import Settings
 from service.workload import Batch, make_batch
 
@@ -15,7 +15,7 @@ SAME, CLIENTS_A_PROCESS = 16, 2
 
 
 def sharing(bench: Bench) -> list[Row]:
-    """16 identical requests to one process; two processes with two clients each, on one database."""
+    """Measure 16 identical requests to one process; two processes with two clients each."""
     with bench.service() as service:
         rows = [_row(bench, "one process", [service.url] * SAME)]
     for redis in (True, False):
@@ -27,7 +27,8 @@ def sharing(bench: Bench) -> list[Row]:
             rows.append(
                 _row(
                     bench,
-                    f"2 processes × {CLIENTS_A_PROCESS} clients, {'Redis' if redis else 'no Redis'}",
+                    f"2 processes × {CLIENTS_A_PROCESS} clients, "
+                    f"{'Redis' if redis else 'no Redis'}",
                     [one.url, other.url] * CLIENTS_A_PROCESS,
                 )
             )
@@ -51,7 +52,8 @@ def _row(bench: Bench, where: str, urls: list[str]) -> Row:
         FIGURE,
         f"{len(urls)} × {SMALL}, {where}",
         GOAL,
-        f"{seen['calls']} calls for {distinct} distinct responses, {accuracy.rollouts} answered{flaws}",
+        f"{seen['calls']} calls for {distinct} distinct responses, {accuracy.rollouts} "
+        f"answered{flaws}",
         seen["calls"] == distinct and sound,
         {"calls": seen["calls"], "distinct": distinct, "errors": [repr(error) for error in errors]},
     )

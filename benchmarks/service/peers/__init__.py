@@ -1,0 +1,1 @@
+"""Drivers of other tools, each run in the tool's own virtual environment."""

@@ -1,0 +1,83 @@
+"""What all commands of the client share: options, connections, consoles and error messages."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from markscheme.client import Client
+from markscheme.errors import MarkschemeError
+
+API_KEY = "MARKSCHEME_API_KEY"
+URL = "MARKSCHEME_URL"
+EPILOG = (
+    f"Environment: {URL} is the service's address. {API_KEY} is your team's API key; "
+    "a service without keys needs none."
+)
+"""The end of the help of every command that talks to the service."""
+PIPE_WIDTH = 160
+"""Columns of a table that is written to a file or a pipe."""
+
+Url = Annotated[str, typer.Option(help="Address of the service.", envvar=URL)]
+Json = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]
+
+
+def connect(url: str) -> Client:
+    """Return a client for ``url`` that sends the key in ``MARKSCHEME_API_KEY``, if there is one."""
+    return Client(url, api_key=os.environ.get(API_KEY))
+
+
+def screen() -> Console:
+    """Return the console for results: plain text, 160 columns unless a width is known."""
+    width_known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(
+        markup=False, emoji=False, highlight=False, width=None if width_known else PIPE_WIDTH
+    )
+
+
+def table_width(console: Console, table: Table) -> int:
+    """Return the columns that a table takes when no cell is cut or wrapped."""
+    unlimited = console.options.update_width(sys.maxsize)
+    return console.measure(table, options=unlimited).maximum
+
+
+def messages() -> Console:
+    """Return the console for messages and progress bars: stderr, plain text."""
+    return Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+
+def progress_bar(title: str, console: Console) -> Progress:
+    """Return a progress bar that counts items, such as ``3/8``."""
+    return Progress(
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def print_error(text: str) -> None:
+    """Print an error message to stderr."""
+    messages().print(text, style="red", soft_wrap=True)
+
+
+def fail(text: str, status: int = 1) -> NoReturn:
+    """Print an error message and end the command."""
+    print_error(text)
+    raise typer.Exit(status)
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """End the command with one sentence when the service, a file or an argument is at fault."""
+    try:
+        yield
+    except (MarkschemeError, ValueError, OSError) as error:
+        fail(str(error))
