@@ -21,6 +21,7 @@ from markscheme import Client
 from markscheme_server.config import Settings
 from markscheme_server.judge import gateway
 from markscheme_server.store.maintenance.migrate import prepare
+from markscheme_server.store.store import Store
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
@@ -63,7 +64,12 @@ def serve(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Callable[..., str]]
 
 @pytest.fixture
 def model_settings(judge: ScriptedJudge, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Settings that make the scripted judge the service's judge."""
+    """Settings that make the scripted judge the service's judge; every database has one secret."""
+
+    async def secret(_store: Store, _name: str) -> str:
+        return "of the tests"
+
+    monkeypatch.setattr(Store, "secret", secret)
     monkeypatch.setattr(gateway, "BREAKER_WAIT_S", 0.5)
     return {
         "judge": "openai",
