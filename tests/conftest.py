@@ -46,7 +46,7 @@ def judge() -> Iterator[ScriptedJudge]:
 
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database without a row, to be copied: quicker than to migrate one for each test."""
+    """Create a database without rows, to be copied: quicker than migrating one for each test."""
     path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
     asyncio.run(prepare(f"sqlite+aiosqlite:///{path}"))
     return path
@@ -54,7 +54,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def serve(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Callable[..., str]]:
-    """Start services with the settings given; each call is a service of its own on the same database."""
+    """Start services with the given settings; each call starts another on the same database."""
     shutil.copy(migrated_sqlite, tmp_path / "markscheme.db")
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(
@@ -64,7 +64,7 @@ def serve(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Callable[..., str]]
 
 @pytest.fixture
 def model_settings(judge: ScriptedJudge, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Settings that make the scripted judge the service's judge; every database has one secret."""
+    """Return settings that use the scripted judge; every database has the same secret."""
 
     async def secret(_store: Store, _name: str) -> str:
         return "of the tests"
@@ -83,7 +83,7 @@ def model_settings(judge: ScriptedJudge, monkeypatch: pytest.MonkeyPatch) -> dic
 
 @pytest.fixture
 def service(serve: Callable[..., str]) -> str:
-    """A service with the builtin judge."""
+    """Start a service with the builtin judge."""
     return serve()
 
 
@@ -95,6 +95,6 @@ def client(service: str) -> Iterator[Client]:
 
 @pytest.fixture
 def model_client(serve: Callable[..., str], model_settings: dict[str, Any]) -> Iterator[Client]:
-    """A client of a service whose judge is the scripted one."""
+    """Connect a client to a service that uses the scripted judge."""
     with Client(serve(**model_settings)) as made:
         yield made

@@ -1,4 +1,4 @@
-"""The table of the 58 checks says what was run and what came of it, and nothing that was not run."""
+"""Test that the table of the 58 checks reports what was run, its outcome, and nothing else."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ SKIPS = "import pytest\n\n\ndef test_three():\n    pytest.skip('no apples here')
 
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of a project's own, with room for the two files."""
+    """Make a project folder with room for the two files."""
     for name in ("docs", "benchmarks/results"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -66,7 +66,10 @@ def test_a_row_says_what_came_of_it(workdir: Path, text: str, status: str, said:
 
 
 def test_what_takes_too_long_is_ended_with_all_that_it_started(workdir: Path) -> None:
-    hangs = f"import subprocess, sys\n\n\ndef test_it():\n    subprocess.run([{sys.executable!r}, '-c', '{{}}'])\n"
+    hangs = (
+        "import subprocess, sys\n\n\ndef test_it():\n"
+        f"    subprocess.run([{sys.executable!r}, '-c', '{{}}'])\n"
+    )
     begun = time.monotonic()
     outcome = of(
         workdir, hangs.format('import time; open("began", "w"); time.sleep(600)'), limit_s=3

@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def workdir(tmp_path: Path) -> Path:
-    """A part that is done, one that failed halfway, one that was killed, and one that never ran."""
+    """Record one part that passed, one that failed, one that was killed and one that never ran."""
     (tmp_path / "parts.tsv").write_text(
         "gpu.done\t30\t0\t1.5\ngpu.broken\t60\t1\t2.0\ngpu.killed\t9\t124\t9.0\ngpu.never\t90\t\t\n"
     )

@@ -15,7 +15,7 @@ MIB = 2**20
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A card on which 700 bytes were the most that was ever allocated."""
+    """Fake a GPU whose peak allocation was 700 bytes."""
     monkeypatch.setattr(steps, "GPU", True)
     monkeypatch.setattr(steps, "held", lambda trainer: 500)
     for name, answer in (

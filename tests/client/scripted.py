@@ -54,8 +54,10 @@ HEARTBEAT = {"object": "heartbeat"}
 
 @dataclass
 class Reply:
-    """One answer: after ``wait_s``, its lines ``every_s`` apart; bytes are sent as they are. No status: the connection
-    is dropped."""
+    """One answer: after ``wait_s`` its lines are sent, one every ``every_s``.
+
+    Bytes are sent unchanged. If ``status`` is ``None``, the connection is dropped.
+    """
 
     status: int | None = 200
     lines: list[Any] = field(default_factory=lambda: [RUBRIC])
@@ -78,7 +80,7 @@ def as_line(value: Any) -> bytes:
 
 
 class ScriptedService:
-    """Gives its replies in order, the last one again and again; keeps when and with which headers it was asked."""
+    """Send the replies in order and repeat the last; record each request's time and headers."""
 
     def __init__(self) -> None:
         self.replies: list[Reply] = [Reply()]

@@ -144,7 +144,8 @@ def test_bad_arguments_are_refused_before_sending(client: Client) -> None:
 def test_the_sdk_pulls_in_neither_torch_nor_the_server() -> None:
     code = (
         "import sys, markscheme; "
-        "bad = {'torch', 'numpy', 'fastapi', 'sqlalchemy', 'markscheme_server'} & set(sys.modules); print(bad)"
+        "bad = {'torch', 'numpy', 'fastapi', 'sqlalchemy', 'markscheme_server'} & set(sys.modules);"
+        " print(bad)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

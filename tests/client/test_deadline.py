@@ -1,4 +1,7 @@
-"""Deadlines, keys and retries of both clients, against a service that answers, refuses or stays silent as told."""
+"""Test deadlines, keys and retries of both clients.
+
+The scripted service answers, refuses or stays silent.
+"""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Rubrics in other formats: what each holds, what is a loss, what is refused, and that nothing else is raised."""
+"""Test rubrics in other formats: their content, what is lost, refusals, and no other errors."""
 
 import json
 import pickle
@@ -298,7 +298,10 @@ def test_what_would_change_a_reward_is_not_written(
         (
             rar(0.5, 1),
             "rar",
-            "criterion 1: 0.5 is no whole number of points; multiply all of the rubric's by the same",
+            (
+                "criterion 1: 0.5 is no whole number of points; "
+                "multiply all of the rubric's by the same"
+            ),
         ),
         (rar(5, 0), "rar", "criterion 2: it is worth 0 points; leave it out"),
         (rar(5, -250), "rar", "criterion 2: -250 points; there are at most 100: divide all"),

@@ -100,8 +100,8 @@ def test_the_command_fills_the_bank_and_goes_on(
     assert first.returncode == 0, first.stderr
     said = " ".join(first.stderr.split())
     assert (
-        "2 prompts done: 2 responses from the file (1 were there already), 3 from the teacher in 3 calls"
-        in said
+        "2 prompts done: 2 responses from the file (1 were there already), "
+        "3 from the teacher in 3 calls" in said
     )
     again = command(
         "teach", str(file), "--count", "2", "--url", service_url, directory=tmp_path, settings={}

@@ -1,4 +1,7 @@
-"""What is shipped to be deployed, as far as it can be held without an engine; `make compose-test` runs it for real."""
+"""Test the deployment files as far as possible without an engine.
+
+`make compose-test` runs them for real.
+"""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A TCP balancer as orchestrators have one: it sends new connections to processes that say they are ready."""
+"""A TCP load balancer that sends new connections only to processes that report ready."""
 
 import asyncio
 import itertools

@@ -21,7 +21,7 @@ def rubric_body(prompt: str = PROMPT, *, criteria: int = 1, tag: str = "") -> di
 
 
 def create_rubric(url: str, prompt: str = PROMPT, *, criteria: int = 1, tag: str = "") -> str:
-    """The id of a rubric that no check can decide."""
+    """Create a rubric that no check can decide; return its id."""
     answer = httpx.post(
         f"{url}/v1/rubrics",
         json=rubric_body(prompt, criteria=criteria, tag=tag),
@@ -51,7 +51,7 @@ def score(
 def induce(
     url: str, prompt: str = PROMPT, *, headers: Mapping[str, str] | None = None, **more: Any
 ) -> Post:
-    """A rubric to be induced from a teacher's response and two of a student's."""
+    """Build a request that induces a rubric from one teacher response and two student responses."""
     return Post(
         f"{url}/v1/rubrics:induce",
         {
@@ -65,7 +65,10 @@ def induce(
 
 
 def hold_one(url: str, judge: FastJudge) -> tuple[threading.Thread, list[Answer]]:
-    """A request that is in flight, since its judge holds it: its thread, and its answer once that ends."""
+    """Start a request whose judge call is held; return its thread and its future answers.
+
+    The list of answers is empty until the thread ends.
+    """
     rubric_id = create_rubric(url)
     judge.mode = HELD
     sending, answers = in_background([score(url, rubric_id, ["answer"])])
@@ -76,7 +79,7 @@ def hold_one(url: str, judge: FastJudge) -> tuple[threading.Thread, list[Answer]
 
 
 def model_judge(url: str, **settings: Any) -> dict[str, Any]:
-    """Settings that make the endpoint at ``url`` the judge."""
+    """Return settings that make the endpoint at ``url`` the judge."""
     return {
         "judge": "openai",
         "judge_base_url": url,
@@ -88,7 +91,7 @@ def model_judge(url: str, **settings: Any) -> dict[str, Any]:
 def judges_file(
     path: Path, judges: Mapping[str, Mapping[str, Any]], *, role: str | None = None
 ) -> Path:
-    """A ``markscheme.toml`` with these judges; ``role`` names the one that plays both roles."""
+    """Write a ``markscheme.toml`` with these judges; judge ``role``, if any, plays both roles."""
     lines = (
         [f"roles.rubricator = {json.dumps(role)}", f"roles.verifier = {json.dumps(role)}"]
         if role

@@ -1,7 +1,8 @@
-"""A scripted judge that holds thousands of calls at once and fails in every way that an endpoint can.
+"""A scripted judge that holds thousands of calls at once and can fail in many ways.
 
-Where :mod:`fakes.judge` runs a thread a call and suits tests of meaning, this one is for tests of load and failure:
-it counts, notes when each call came, and sees at once when a caller has gone.
+:mod:`fakes.judge` runs one thread per call and suits tests of meaning. This judge is for tests of
+load and failure: it counts calls, records when each arrived, and sees at once when a caller
+disconnects.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ Kind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How one call is answered. ``held``: not before :meth:`FastJudge.release`, then as the rest says."""
+    """How to answer one call. ``held``: wait for :meth:`FastJudge.release` first."""
 
     kind: Kind = "ok"
     status: int = 200
@@ -56,7 +57,7 @@ OBEYS = Reply("obeys")
 
 
 def status(code: int, **headers: str) -> Reply:
-    """An HTTP status; header names are written with underscores."""
+    """Reply with an HTTP status; header names are written with underscores."""
     return Reply("status", code, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
@@ -93,11 +94,11 @@ Script = Callable[[Call], Reply]
 
 
 class FastJudge:
-    """Serves on a free loopback port, on a loop and thread of its own, until closed.
+    """Serve on a free loopback port, on its own loop and thread, until closed.
 
-    ``mode`` is a reply for every call or a function of the call; with ``failing_share`` that share of calls gets
-    ``failure`` instead. ``met`` decides a verdict from the criterion's words and the answer. All may be changed while
-    calls are open.
+    ``mode`` is a reply for every call, or a function of the call. With ``failing_share``, that
+    share of calls gets ``failure`` instead. ``met`` decides a verdict from the criterion's text and
+    the answer. All of them may be changed while calls are open.
     """
 
     def __init__(self, mode: Reply | Script = OK, *, latency_s: float = 0.0, seed: int = 0) -> None:
@@ -187,7 +188,7 @@ class FastJudge:
 
 
 class _Connection(asyncio.Protocol):
-    """One caller's connection: requests one after the other, each answered by a task that ends when it leaves."""
+    """One caller's connection; a task answers each request and ends when the caller leaves."""
 
     transport: asyncio.Transport
 
@@ -256,7 +257,7 @@ class _Connection(asyncio.Protocol):
             )
 
     def _says(self, reply: Reply, call: Call) -> str:
-        """The text that the model says: verdicts, or a rubric where none are asked for."""
+        """Return the model's text: verdicts, or a rubric if the call asks for no verdicts."""
         if not call.criteria:
             return "{" if reply.kind == "truncated" else json.dumps(RUBRIC)
         obeyed = reply.kind == "obeys" and FULL_MARKS in call.text
@@ -311,7 +312,7 @@ def _http(code: int, body: bytes, headers: Mapping[str, str]) -> bytes:
 
 @cache
 def _bomb() -> bytes:
-    """300 MB of spaces before a JSON object, in about 0.3 MB: one compressed piece, over and over."""
+    """Compress 300 MB of spaces before a JSON object to about 0.3 MB, by repeating one piece."""
     piece, end = b" " * 2**20, b"{}"
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     packed = packer.compress(piece) + packer.flush(zlib.Z_FULL_FLUSH)

@@ -1,6 +1,7 @@
-"""A scripted judge: an OpenAI-compatible endpoint on loopback that answers, or fails, as it is told.
+"""A scripted judge: an OpenAI-compatible endpoint on loopback that answers or fails by script.
 
-It is the only fake part of the tests: models cost money. It counts and keeps every request it gets.
+It is the only fake part of the tests, because models cost money. It counts and stores every
+request.
 """
 
 import json
@@ -11,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = str | int | tuple[int, dict[str, Any]] | bytes | None
-"""A reply's text, an HTTP status (with its body), raw bytes in place of an answer, or ``None``: never answer."""
+"""A reply's text, an HTTP status (with its body), raw bytes, or ``None``: never answer."""
 Script = Callable[[dict[str, Any], int], Answer]
 
 RUBRIC = {
@@ -43,7 +44,7 @@ def offered(request: dict[str, Any]) -> list[str]:
 
 
 def answered_texts(request: dict[str, Any]) -> list[str]:
-    """The answers that a verifier's prompt shows, in shown order."""
+    """Return the answers in a verifier's prompt, in the order shown."""
     return re.findall(
         r"^Answer(?: \d+)?:\n<<(\S+)\n(.*?)\n\1>>", text_of(request), re.MULTILINE | re.DOTALL
     )
@@ -52,7 +53,7 @@ def answered_texts(request: dict[str, Any]) -> list[str]:
 def verdicts(
     request: dict[str, Any], met: Callable[[str, str], bool] = lambda criterion, answer: True
 ) -> str:
-    """A well-formed reply, with the prompt's nonce: ``met(criterion id, answer text)`` decides."""
+    """Build a well-formed reply with the nonce; ``met(criterion id, answer text)`` decides."""
     ids = offered(request)
     shown = [text for _, text in answered_texts(request)]
     pooled = '"answers"' in instructions(request).rsplit("Reply with one JSON object", 1)[-1]

@@ -29,7 +29,7 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back, and when it was sent (monotonic). Status 0: no answer, and ``error`` names why."""
+    """An answer and when its request was sent (monotonic). Status 0: none came; see ``error``."""
 
     status: int
     headers: Mapping[str, str]
@@ -136,7 +136,7 @@ def _poll(when: Callable[[], bool], within_s: float) -> None:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that ``share`` of them do not exceed."""
+    """Return the value that ``share`` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 

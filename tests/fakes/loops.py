@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own: what lets a test without a loop drive an asynchronous fake."""
+"""An event loop in its own thread, so that a synchronous test can drive an asynchronous fake."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], *, timeout_s: float = 10.0) -> T:
-        """The coroutine's result."""
+        """Run the coroutine and return its result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout_s)
 
     def close(self) -> None:

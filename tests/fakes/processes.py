@@ -1,4 +1,4 @@
-"""The real service as a process of its own, as an operator starts it: what can be killed, frozen and told to stop."""
+"""The real service in its own process, so that tests can kill, freeze and stop it."""
 
 import json
 import os
@@ -27,7 +27,10 @@ class NotYet(Exception):
 
 
 def eventually(within_s: float = PATIENCE_S, *, every_s: float = 0.02) -> Retrying:
-    """Try the block until it passes: `for attempt in eventually(): with attempt: assert …`."""
+    """Try the block until it passes.
+
+    Usage: ``for attempt in eventually(): with attempt: assert …``.
+    """
     return Retrying(
         stop=stop_after_delay(within_s),
         wait=wait_fixed(every_s),
@@ -37,7 +40,7 @@ def eventually(within_s: float = PATIENCE_S, *, every_s: float = 0.02) -> Retryi
 
 
 def environment(settings: Mapping[str, Any]) -> dict[str, str]:
-    """This process's environment with these settings and no others."""
+    """Return this process's environment with these settings and no others."""
     kept = {
         name: value
         for name, value in os.environ.items()

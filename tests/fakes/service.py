@@ -20,7 +20,7 @@ from markscheme_server.config import Settings
 
 
 class OneErrorShape:
-    """Notes every answer that is no success and has not the one error shape, in whatever test it is given."""
+    """Record every error answer that does not have the one error shape, in any test."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -71,7 +71,10 @@ def share_routes(app: FastAPI) -> None:
 
 @contextmanager
 def running(settings: Settings) -> Iterator[str]:
-    """Serve until the block ends; yields the URL. Then no answer may have had another error shape than the one."""
+    """Serve until the block ends and yield the URL.
+
+    At the end, check that every error answer had the one error shape.
+    """
     listener = listen("127.0.0.1", 0)
     made = create_app(settings)
     share_routes(made)

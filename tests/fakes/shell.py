@@ -22,7 +22,7 @@ from markscheme_server import logs
 def command(
     *words: str, directory: Path, settings: Mapping[str, Any]
 ) -> subprocess.CompletedProcess[str]:
-    """Run one `markscheme` command to its end, in `directory` and with these settings and no others."""
+    """Run one `markscheme` command to its end, in `directory`, with only these settings."""
     return run(*words, directory=directory, variables=environment(settings))
 
 
@@ -56,7 +56,7 @@ def run(
 
 
 class _Captured(io.StringIO):
-    """What the command writes; a service in another thread of the test goes on writing elsewhere."""
+    """The command's output; a service in another thread of the test still writes elsewhere."""
 
     def __init__(self, elsewhere: TextIO) -> None:
         super().__init__()

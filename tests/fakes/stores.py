@@ -1,4 +1,4 @@
-"""A Redis and a PostgreSQL of a test's own: real servers that can be killed, frozen and started again in place."""
+"""Real Redis and PostgreSQL servers that a test can kill, freeze and restart in place."""
 
 import asyncio
 import pwd
@@ -27,7 +27,7 @@ from markscheme_server.store.tables import metadata
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
+    """Find a loopback port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
@@ -90,10 +90,11 @@ class RedisServer:
 
 
 class PostgresServer:
-    """Started when made, over TCP; ``options`` are server settings.
+    """Start a server over TCP; ``options`` are server settings.
 
-    ``fsync`` is off: what a process has written survives its death, and no test pulls the plug of the machine. The
-    data lie in a folder that the server's own user can reach, whatever another pytest does to its folders meanwhile.
+    ``fsync`` is off: what a process has written survives the process, and no test cuts the
+    machine's power. The data directory is readable by the server's own user, and other pytest runs
+    do not remove it.
     """
 
     def __init__(self, **options: str) -> None:
@@ -153,7 +154,7 @@ class PostgresServer:
                 self.query("SELECT 1")
 
     def kill(self) -> None:
-        """``kill -9`` of the server and all its children, as the kernel does when memory runs out."""
+        """Send ``kill -9`` to the server and all its children, as when memory runs out."""
         children = psutil.Process(self.process.pid).children()
         self.process.kill()
         for child in children:
@@ -162,7 +163,10 @@ class PostgresServer:
         self.process.wait()
 
     def stop_immediately(self) -> None:
-        """An immediate stop: connections are cut, nothing is tidied up; the next start recovers from the log."""
+        """Stop at once: cut connections and clean up nothing.
+
+        The next start recovers from the log.
+        """
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait(PATIENCE_S)
 
@@ -173,19 +177,19 @@ class PostgresServer:
         shutil.rmtree(self._made.pgdata.parent, ignore_errors=True)
 
     def create(self, name: str) -> str:
-        """An empty database; its URL."""
+        """Create an empty database and return its URL."""
         self.query(f'CREATE DATABASE "{name}"')
         return self.url(name)
 
     def query(
         self, statement: str, *parameters: Any, database: str = "postgres"
     ) -> list[tuple[Any, ...]]:
-        """The rows of one statement, past the service."""
+        """Run one statement directly, without the service, and return its rows."""
         return query(self.url(database), statement, *parameters)
 
 
 def differences(connection: sa.Connection) -> Any:
-    """How the tables differ from what the code says they are. SQLite's search index is none of those."""
+    """Compare the tables with the code's schema, without SQLite's search index."""
 
     def is_table(_object: object, name: str | None, *_: object) -> bool:
         return not (name or "").startswith("rubric_words")
@@ -196,7 +200,7 @@ def differences(connection: sa.Connection) -> Any:
 
 
 def query(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-    """The rows of one statement on the PostgreSQL at ``url``."""
+    """Run one statement on the PostgreSQL at ``url`` and return its rows."""
 
     async def run() -> Sequence[Sequence[Any]]:
         connection = await asyncpg.connect(url, timeout=PATIENCE_S)

@@ -1,8 +1,9 @@
-"""A TCP proxy that spoils connections: between the service and PostgreSQL, Redis or a judge.
+"""A TCP proxy that injects faults between the service and PostgreSQL, Redis or a judge.
 
-The faults and their names are toxiproxy's. They can be switched while connections are open and act on those too;
-``toxicity`` is the share of connections that a fault touches. Like there, they act on what the server sends back,
-except that ``Timeout`` and ``ResetPeer`` act on both directions and ``down`` on the listening socket itself.
+The faults and their names are toxiproxy's. They can be switched while connections are open, and
+they act on those too. ``toxicity`` is the share of connections that a fault affects. As in
+toxiproxy, faults act on what the server sends back; but ``Timeout`` and ``ResetPeer`` act on both
+directions, and ``down`` on the listening socket itself.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ class Latency(Toxic):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeout(Toxic):
-    """A black hole: nothing passes while it is on. The connection closes after ``timeout_s``; 0: never."""
+    """Pass no data while on. Close the connection after ``timeout_s``; 0: never."""
 
     timeout_s: float = 0.0
 
@@ -89,7 +90,7 @@ class TcpProxy:
         self._thread.run(self._switch((*self._toxics, *toxics)))
 
     def clear(self) -> None:
-        """Switch all faults off; what a black hole held is let through, as TCP would send it again."""
+        """Switch all faults off and pass on the data held by them, as TCP would resend it."""
         self._thread.run(self._switch(()))
 
     def down(self) -> None:
@@ -153,7 +154,7 @@ class _Connection:
         self._answered = 0
 
     def find(self, kind: type[Kind]) -> Kind | None:
-        """The fault of this kind, when it is on and touches this connection."""
+        """Return the fault of this kind if it is on and affects this connection."""
         return next(
             (t for t in self._proxy._toxics if isinstance(t, kind) and self._draw < t.toxicity),
             None,

@@ -1,6 +1,6 @@
-"""How long a service holds its event loop, and how much memory it takes, as another process sees it.
+"""Measure from another process how long a service blocks its event loop and its memory use.
 
-``python -m fakes.watch URL PID`` looks until its standard input ends, then prints what it saw.
+``python -m fakes.watch URL PID`` measures until its standard input ends, then prints the result.
 """
 
 import http.client
@@ -23,7 +23,7 @@ PAUSE_S = 0.005
 
 @dataclass(slots=True)
 class Seen:
-    """Seconds that each ``/healthz`` took, one after the other; the process's resident bytes at the start and most."""
+    """Seconds per ``/healthz`` call, in order; resident bytes at the start and at the peak."""
 
     waits_s: list[float] = field(default_factory=list)
     idle_bytes: int = 0
@@ -41,7 +41,7 @@ class Seen:
 
 @contextmanager
 def watched(service: ServiceProcess) -> Iterator[Seen]:
-    """Filled in at the end of the block."""
+    """Watch the service; the result is complete when the block ends."""
     seen = Seen()
     with subprocess.Popen(
         [sys.executable, "-m", "fakes.watch", service.url, str(service.process.pid)],

@@ -32,8 +32,11 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def new_postgres(postgres: PostgresServer) -> Callable[[], str]:
-    """Makes a PostgreSQL database without a row and returns its URL. Its owner is an ordinary role, so that row-level
-    security holds. Migrated once and copied from then on, which is quicker."""
+    """Return a function that creates a PostgreSQL database without rows and returns its URL.
+
+    The owner is an ordinary role, so that row-level security applies. One database is migrated and
+    the others are copies of it, which is quicker.
+    """
     numbers = itertools.count()
 
     async def execute(*statements: str) -> None:
@@ -64,7 +67,7 @@ def new_postgres(postgres: PostgresServer) -> Callable[[], str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path, migrated_sqlite: Path) -> str:
-    """A database of each kind without a row, as an operator writes its URL."""
+    """Create an empty database of each kind; return its URL as an operator writes it."""
     if request.param == "sqlite":
         return f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'm.db')}"
     return str(request.getfixturevalue("new_postgres")())
@@ -97,7 +100,7 @@ def start(database_url: str) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def member(organisation: Keys, start: Callable[..., str]) -> Team:
-    """A key of each of three teams, red, blue and green, at one service."""
+    """Create three teams (red, blue and green) at one service, each with a key."""
     organisation.team("green")
     made = {
         name: organisation.key(name, "read", "score", "induce") for name in ("red", "blue", "green")
@@ -121,7 +124,7 @@ def deployment(
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[Store]:
-    """A store with one team, red."""
+    """Create a store with one team, red."""
     made = Store(Settings(_env_file=None, database_url=database_url).sqlalchemy_url)
     await made.teams.create("red", Actor())
     yield made

@@ -150,7 +150,7 @@ class Member:
         return one
 
     def chosen(self) -> str | None:
-        """The rubric that a frozen score takes for the prompt."""
+        """Return the rubric that a frozen score uses for the prompt."""
         found = self("POST", "/v1/scores", SCORE).json()["groups"][0]["rubric"]
         return str(found["id"]) if found else None
 

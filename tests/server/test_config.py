@@ -1,4 +1,4 @@
-"""Settings: which judges there are, which of them plays which role, and what is refused with a word of help."""
+"""Test settings: the judges, the roles that they play, and helpful refusals."""
 
 from pathlib import Path
 

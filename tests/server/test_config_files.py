@@ -1,4 +1,4 @@
-"""Which files settings are read from, and that a key goes only to a URL that was written beside it."""
+"""Test which files provide settings; a key is sent only to a URL from the same file."""
 
 import json
 import os
@@ -19,7 +19,7 @@ URL, KEY = "MARKSCHEME_JUDGE_BASE_URL", "MARKSCHEME_JUDGE_API_KEY"
 
 
 def run(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A command in a folder of somebody else's, with a home of one's own."""
+    """Run a command in someone else's folder, with a separate home."""
     (folder.parent / "home").mkdir(exist_ok=True)
     kept = environment({"home": folder.parent / "home"})
     return shell.run(*words, directory=folder, variables=kept | variables)
@@ -151,9 +151,11 @@ def test_openais_key_goes_to_openai_only(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("OPENAI_API_KEY", SHELLS)
     file = tmp_path / "judges.toml"
     file.write_text(
-        '[judges.a]\nmodel = "m"\nbase_url = "http://elsewhere/v1"\napi_key_env = "OPENAI_API_KEY"\n'
+        '[judges.a]\nmodel = "m"\nbase_url = "http://elsewhere/v1"\n'
+        'api_key_env = "OPENAI_API_KEY"\n'
         '[judges.b]\nmodel = "m"\napi_key_env = "OPENAI_API_KEY"\n'
-        '[judges.c]\nmodel = "m"\nbase_url = "https://api.openai.com/v1"\napi_key_env = "OPENAI_API_KEY"\n'
+        '[judges.c]\nmodel = "m"\nbase_url = "https://api.openai.com/v1"\n'
+        'api_key_env = "OPENAI_API_KEY"\n'
     )
     found = Settings(config=file, judge="builtin")
     for name in ("b", "c"):

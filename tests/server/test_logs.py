@@ -1,4 +1,4 @@
-"""What is logged, and in which shape: a process of its own, since logging is set up for a whole process."""
+"""Test what is logged and how, in a separate process: logging is set up per process."""
 
 import json
 import subprocess

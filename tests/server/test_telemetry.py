@@ -29,7 +29,7 @@ def exporter() -> Iterator[InMemorySpanExporter]:
 
 @pytest.fixture
 def app(exporter: InMemorySpanExporter) -> FastAPI:
-    """The layers as the service has them, around routes that answer and fail."""
+    """Wrap the service's layers around routes that answer and fail."""
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     made = FastAPI()

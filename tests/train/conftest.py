@@ -44,7 +44,7 @@ def data_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path, model_directory: Path, data_file: Path) -> dict[str, Any]:
-    """What a tiny run needs: 2 prompts x 4 rollouts of 6 tokens a step."""
+    """Return settings for a tiny run: 2 prompts x 4 rollouts of 6 tokens a step."""
     return {
         "model": str(model_directory),
         "data": str(data_file),

@@ -1,4 +1,4 @@
-"""A training run on recorded rollouts, for ``torchrun`` or a plain interpreter: settings in, weights and facts out."""
+"""Train on recorded rollouts, with ``torchrun`` or plain Python; write weights and facts."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ REWARDS = [1.0, 0.0, 0.25, 0.6, 0.9, 0.1, 0.0, 0.7]
 
 
 def recorded(batch: int, row: int) -> list[int]:
-    """What the row of this number, over all processes, says in this batch."""
+    """Return the tokens of this row (numbered across processes) in this batch."""
     generator = torch.Generator().manual_seed(1000 * batch + row)
     length = int(torch.randint(2, 6, (), generator=generator))
     return [*torch.randint(2, 64, (length,), generator=generator).tolist(), EOS]

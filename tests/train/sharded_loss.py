@@ -1,4 +1,4 @@
-"""SRPO's loss on a model whose weights lie in parts (FSDP2, a CPU mesh), for ``torchrun``: the gradient, joined."""
+"""Compute SRPO's loss and whole gradient on a sharded model (FSDP2, CPU mesh), for ``torchrun``."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ from train.tiny import tiny_model
 
 
 def batch() -> dict[str, torch.Tensor]:
-    """Six rows of eight tokens, of which the second half are the rollout's; the last three rows are routed."""
+    """Make six rows of eight tokens; the second half is the rollout. The last three are routed."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(2, 64, (6, 8), generator=generator)
     mask = torch.ones(6, 4)

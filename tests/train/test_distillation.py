@@ -79,7 +79,7 @@ def test_token_log_probs_and_their_gradients(
 def test_no_more_than_a_chunk_of_logits_is_ever_there(
     top_k: int | None, parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]
 ) -> None:
-    """Neither at once nor kept for the backward pass: the largest tensor that is saved is a state or a head."""
+    """Neither at once nor for the backward pass: the largest saved tensor is a state or a head."""
     own, other, own_head, other_head = parts
     kept: list[int] = []
     seen: list[int] = []
@@ -99,8 +99,8 @@ def test_no_more_than_a_chunk_of_logits_is_ever_there(
     assert not any(size % VOCABULARY == 0 and size != VOCABULARY * WIDTH for size in kept)
     (found.sum() + logps.sum()).backward()
     assert max(seen) == 4
-    # Three chunks. The student's head runs twice for each loss, forward and again in the backward pass; the teacher's
-    # once, where what is needed of it is small.
+    # There are three chunks. For each loss the student's head runs twice, forward and in the
+    # backward pass; the teacher's head runs once if the values needed from it are small.
     assert len(seen) == 3 * (2 + 2 + (1 if top_k else 2))
 
 

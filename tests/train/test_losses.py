@@ -1,4 +1,4 @@
-"""The losses against an oracle of numbers made without this code, and what must hold for any numbers."""
+"""Test the losses against independently computed numbers, and properties for any numbers."""
 
 import json
 from pathlib import Path
@@ -345,7 +345,8 @@ def test_gradients_numerically() -> None:
                 losses.topk_with_tail(student, top),
                 losses.topk_with_tail(teacher, top),
             )
-        # The importance weight is a constant to autograd: with the old policy its own, numerically too.
+            # Autograd treats the importance weight as a constant. With the old policy equal to
+            # the current one, it is constant numerically too.
         inputs = SrpoInputs(
             own,
             torch.where(routed[:, None], own.detach(), old),

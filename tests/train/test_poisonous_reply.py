@@ -1,4 +1,7 @@
-"""One poisonous reply in a training step: the other rollouts keep their rewards, and the run neither waits nor ends."""
+"""Test one poisonous reply in a training step.
+
+The other rollouts have rewards, and the run neither waits nor ends.
+"""
 
 import json
 import time

@@ -118,7 +118,7 @@ def test_two_processes_do_what_one_does(
 def test_two_processes_that_lose_the_service_leave_together(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Each finds the checkpoint whole when it leaves: a launcher ends the others with the first that goes."""
+    """Each process sees the whole checkpoint before it exits: the first exit ends the others."""
     file = tmp_path / "settings.json"
     file.write_text(
         json.dumps(
@@ -138,7 +138,7 @@ def test_two_processes_that_lose_the_service_leave_together(
 
 
 def test_the_loss_of_a_model_in_parts(tmp_path: Path) -> None:
-    """FSDP2: half of the weights and half of the rows on each of two processes, the gradient of the whole."""
+    """FSDP2: two processes with half of the weights and rows each give the whole gradient."""
     out = tmp_path / "out.pt"
     launch(SCRIPT.with_name("sharded_loss.py"), out, processes=2)
     found = torch.load(out, weights_only=False)

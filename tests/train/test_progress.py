@@ -73,7 +73,8 @@ def test_the_share_that_goes_to_the_self_teacher_is_shown_where_there_is_one() -
 
 def test_elsewhere_a_step_is_one_line() -> None:
     assert drawn(terminal=False).splitlines() == [
-        "step 3/20  reward 0.50  unscored 2/16  judge calls 14  rollout 9.1 s  scoring 0.2 s  update 8.5 s"
+        "step 3/20  reward 0.50  unscored 2/16  judge calls 14  "
+        "rollout 9.1 s  scoring 0.2 s  update 8.5 s"
     ]
     routed = drawn(terminal=False, **{"distillation/routed_share": 0.375})
     assert "judge calls 14  to teacher 38%  rollout" in routed

@@ -11,7 +11,7 @@ CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 
 
 def words(prompt: Prompt) -> Sequence[int]:
-    """A tokenizer with a word a token."""
+    """Tokenize with one token per word."""
     text = prompt if isinstance(prompt, str) else "\n\n".join(m["content"] for m in prompt)
     return [hash(word) for word in text.split()]
 

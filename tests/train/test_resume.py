@@ -1,7 +1,7 @@
-"""Killed at any point or left by its service, a run ends bit for bit as one left alone, and pays nothing twice.
+"""Test that a run killed or stopped at any point resumes to identical bits and pays nothing twice.
 
-The model has dropout, so that every number depends on the random number generators; the judge decides by a coin, so
-that a question put twice would show.
+The model has dropout, so every number depends on the random number generators. The judge decides at
+random, so asking a question twice would show.
 """
 
 import json
@@ -103,7 +103,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def state(run: Path) -> dict[str, Any]:
-    """All that a finished run leaves: weights, optimiser, schedule, self-teacher, generators, what it logged."""
+    """Read a finished run: weights, optimiser, schedule, self-teacher, generators and log."""
     last = run / "checkpoint-6"
     found: dict[str, Any] = dict(load_file(last / "model.safetensors"))
     for name, value in load_file(run / "model.safetensors").items():
@@ -195,7 +195,7 @@ def test_killed_and_started_again(
 
 
 def paid(run: Path) -> int:
-    """The judge calls that its records name."""
+    """Count the judge calls in the run's records."""
     return sum(
         json.loads(line)["judge_calls"] for line in (run / "steps.jsonl").read_text().splitlines()
     )

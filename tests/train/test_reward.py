@@ -168,7 +168,7 @@ def test_what_will_not_pass_is_not_waited_for(error: MarkschemeError) -> None:
 
 
 def unscored_for(*reasons: str) -> dict[str, Any]:
-    """A client and the rows it leaves unscored, one for each reason; ``-``: it has a reward."""
+    """Make a client that leaves one row unscored for each reason; ``-``: the row has a reward."""
 
     class Reasons(ScriptedClient):
         def score(self, groups: Any, **options: Any) -> ScoreBatch:
@@ -254,5 +254,8 @@ def test_metrics_name_the_unscored_rate_and_where_rubrics_came_from() -> None:
 
 
 def test_importing_the_reward_needs_no_torch() -> None:
-    code = "import sys, markscheme_train; assert 'torch' not in sys.modules and 'trl' not in sys.modules"
+    code = (
+        "import sys, markscheme_train; "
+        "assert 'torch' not in sys.modules and 'trl' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

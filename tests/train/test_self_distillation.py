@@ -1,4 +1,7 @@
-"""SDPO and SRPO in the trainer, on a random one-layer model: the joint loss, its parts, the self-teacher's way."""
+"""Test SDPO and SRPO in the trainer on a random one-layer model.
+
+Covers the joint loss, its parts, and how the self-teacher changes.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +62,7 @@ def gradient(trainer: MarkschemeTrainer, loss: torch.Tensor) -> torch.Tensor:
 def joint(
     trainer: MarkschemeTrainer, batch: dict[str, Any], advantages: torch.Tensor
 ) -> torch.Tensor:
-    """The step's loss by the pure functions, from whole-vocabulary distributions."""
+    """Compute the step's loss by the pure functions, from whole-vocabulary distributions."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     width = batch["completion_ids"].shape[1]

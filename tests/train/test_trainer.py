@@ -1,4 +1,4 @@
-"""MarkschemeTrainer on a random one-layer model: what leaves the update, what stays out of the log."""
+"""Test MarkschemeTrainer on a random one-layer model: masked updates and log contents."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A whole run on a random one-layer model: trains, resumes, stops gracefully, survives a lost service."""
+"""Test whole runs of a random one-layer model: train, resume, stop, lose the service."""
 
 import json
 import os
@@ -219,7 +219,7 @@ def test_a_fresh_run_has_a_name_of_its_own(settings: dict[str, Any]) -> None:
 def test_the_first_process_alone_names_the_run(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another one's name in the file would give a resumed run other rubrics than its first part had."""
+    """Another process's name in the file would give a resumed run different rubrics."""
     output = Path(settings["output_dir"])
     named = resolve_run_id(build_config(settings), output, resume=False)
     monkeypatch.setattr(TrainConfig, "process_index", 1)

@@ -1,4 +1,4 @@
-"""What the trainer relies on in TRL. A failure here says what to look at before TRL is taken in another version."""
+"""Test what the trainer relies on in TRL: a failure says what to check before an upgrade."""
 
 import inspect
 
@@ -48,7 +48,7 @@ RELIED_ON = {
         'old_per_token_logps = inputs.get("old_per_token_logps")',
     ],
     "_prepare_inputs": ["shuffle_sequence_dict(", "split_tensor_dict("],
-    # A checkpoint's folder is asked for when it is written, and the trainer's state is the last of what goes into it.
+    # TRL looks up a checkpoint's folder when it writes it, and writes the trainer's state last.
     "super()._save_checkpoint": [
         "output_dir = os.path.join(run_dir, checkpoint_folder)",
         "run_dir = self._get_output_dir(trial=trial)",
@@ -63,7 +63,8 @@ RELIED_ON = {
 
 def test_trl_is_the_version_that_was_read() -> None:
     assert trl.__version__.startswith("1.16."), (
-        f"TRL is {trl.__version__}: compare its grpo_trainer.py with what docs/decisions/0011-self-distillation.md and "
+        f"TRL is {trl.__version__}: compare its grpo_trainer.py with what "
+        "docs/decisions/0011-self-distillation.md and "
         "this file say of 1.16"
     )
 

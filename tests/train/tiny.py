@@ -1,4 +1,4 @@
-"""A random one-layer model, and a client that answers from a script: no network, no service, no download."""
+"""A random one-layer model and a scripted client: no network, no service, no download."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

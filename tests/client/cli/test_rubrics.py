@@ -1,4 +1,8 @@
-"""``markscheme rubrics``: files in and out, a data set with lines that fail, the blocks of docs/rubrics.md as printed."""
+"""Test ``markscheme rubrics``.
+
+Covers files in and out, a data set with lines that fail, and the blocks of docs/rubrics.md as
+printed.
+"""
 
 import json
 import os
@@ -205,7 +209,10 @@ def test_a_data_set_is_brought_line_by_line_and_again(
         "line 4: ",
         "line 8: criteria: a rubric needs at least",
         "line 6: its prompt is that of line 5, with other criteria",
-        "3 rubrics are in the service, 4 lines failed; 1 losses, the first: line 5, the row: we have no",
+        (
+            "3 rubrics are in the service, 4 lines failed; 1 losses, the first: line 5, the row: "
+            "we have no"
+        ),
     ):
         assert said in first.stderr
     before = client.rubrics().data

@@ -31,7 +31,7 @@ def service() -> Iterator[ScriptedService]:
 
 
 def shown(service: ScriptedService, *words: str, columns: int = 80) -> list[str]:
-    """The lines that a command prints on a terminal of this width."""
+    """Return the lines that a command prints on a terminal of this width."""
     done = CliRunner().invoke(
         app, [*words, "--url", service.url], env={"COLUMNS": str(columns), "TERM": "dumb"}
     )

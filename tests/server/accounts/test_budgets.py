@@ -1,4 +1,4 @@
-"""Budgets against endpoints that state nonsense, write as much as they may, or are not waited for."""
+"""Test budgets when endpoints report nonsense, write the maximum, or get no time to answer."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ from server.organisation import PEPPER, PROMPT
 def begin(
     deployment: Deployment, hard_usd: float, window: str = "day", **settings: Any
 ) -> tuple[str, str]:
-    """A service, and the key of a team with a rubric and a budget."""
+    """Start a service; return its URL and the key of a team with a rubric and a budget."""
     red = deployment.team("red")
     url = deployment.start(**settings)
     with Client(url, red) as client:
@@ -50,7 +50,7 @@ def total(deployment: Deployment, url: str) -> dict[str, Any]:
 
 
 def most(request: dict[str, Any]) -> float:
-    """What the request can cost at the tests' prices, dollars."""
+    """Return the most that the request can cost in dollars, at the tests' prices."""
     return (
         sum(len(m["content"].encode()) for m in request["messages"]) + request["max_tokens"]
     ) / 1000
@@ -100,7 +100,7 @@ def test_a_new_window_counts_what_was_settled_in_it(
     score(url, red, ["Red."])
 
     async def turn() -> None:
-        """The budget's row is still of yesterday."""
+        """Date the budget's row back to yesterday."""
         store = Store(Settings(_env_file=None, database_url=deployment.url).sqlalchemy_url)
         try:
             async with store.database.writing(ALL_TEAMS) as connection:

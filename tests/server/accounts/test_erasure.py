@@ -86,7 +86,7 @@ def test_a_request_that_runs_meanwhile_leaves_nothing_behind(
     judge: ScriptedJudge,
     model_settings: dict[str, Any],
 ) -> None:
-    """Its judge answers only once the team has been erased; a request of another team beside it is scored."""
+    """The judge answers only after the team is erased; another team's request is scored."""
     keys = {team: organisation.key(team, "read", "induce", "score") for team in ("red", "blue")}
     url = start(api_key=OPERATOR, **model_settings)
     asked, go_on = threading.Event(), threading.Event()

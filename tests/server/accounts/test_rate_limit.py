@@ -1,4 +1,4 @@
-"""Requests a minute for each team, over the wire: who is turned away, what they are told, and where it is counted."""
+"""Test each team's requests per minute over HTTP: who is refused, how, and where they count."""
 
 import itertools
 import shutil
@@ -55,7 +55,10 @@ def test_a_team_beyond_its_limit_is_turned_away_and_no_other(
             "type": "rate_limit_error",
             "code": "rate_limited",
             "param": None,
-            "message": "the team 'red' may send 4 requests a minute; send this one again after Retry-After seconds",
+            "message": (
+                "the team 'red' may send 4 requests a minute; "
+                "send this one again after Retry-After seconds"
+            ),
         },
     }
     assert 1 <= int(last.headers["Retry-After"]) <= 61
@@ -78,7 +81,10 @@ def test_it_is_turned_away_before_its_body_is_read(organisation: Keys, start: St
     url = httpx.URL(start())
     before_the_turn()
     assert statuses(str(url), key, 1) == [403]
-    head = f"POST /v1/scores HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {key}\r\nContent-Length: 1000\r\n\r\n"
+    head = (
+        f"POST /v1/scores HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {key}\r\n"
+        "Content-Length: 1000\r\n\r\n"
+    )
     with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
         connection.sendall(head.encode())
         assert connection.recv(12) == b"HTTP/1.1 429"

@@ -1,4 +1,4 @@
-"""Texts that break what is careless with text: SQL, search languages, templates, markup, odd Unicode, sizes."""
+"""Texts that break careless code: SQL, search syntax, templates, markup, odd Unicode, sizes."""
 
 SQL = (
     "'",

@@ -55,7 +55,7 @@ def found(team: Member, /, **filters: Any) -> list[str]:
 def score(
     team: Member, rubric: str, prompt: str, *groups: Sequence[str], run: str = "run", step: int = 0
 ) -> None:
-    """Groups of rollouts, each text a rollout, scored by the rubric."""
+    """Score groups of rollouts by the rubric; each text is one rollout."""
     done = team(
         "POST",
         "/v1/scores",

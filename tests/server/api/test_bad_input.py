@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is a 4xx in the one error shape, nothing changes, and the connection lives on."""
+"""Test bad input: a 4xx in the one error shape, no change, and the connection stays open."""
 
 import contextlib
 import http.client
@@ -54,7 +54,10 @@ SCORES: dict[str, str] = {
     "no groups": '{"groups":[]}',
     "no rollouts": '{"groups":[{"id":"g","prompt":"p","rollouts":[]}]}',
     "empty prompt": '{"groups":[{"id":"g","prompt":"","rollouts":[{"id":"r","text":"x"}]}]}',
-    "wrong role": '{"groups":[{"id":"g","prompt":[{"role":"god","content":"x"}],"rollouts":[{"id":"r","text":"x"}]}]}',
+    "wrong role": (
+        '{"groups":[{"id":"g","prompt":[{"role":"god","content":"x"}],'
+        '"rollouts":[{"id":"r","text":"x"}]}]}'
+    ),
     "twin groups": json.dumps(
         {"groups": [{"id": "g", "prompt": "p", "rollouts": [{"id": "r", "text": "x"}]}] * 2}
     ),
@@ -89,8 +92,12 @@ RUBRICS: dict[str, str] = {
     "look-ahead": CREATE % ("1", ',"check":{"kind":"regex","pattern":"(?=a)"}'),
     "no criteria": '{"prompt":"p","criteria":[]}',
     "lone surrogate in a criterion": CREATE.replace('"t"', '"\\ud800"') % ("1", ""),
-    "lone surrogate in a tag": '{"prompt":"p","tags":["\\ud800"],"criteria":[{"text":"t","points":1}]}',
-    "half the ids": '{"prompt":"p","criteria":[{"id":"c1","text":"a","points":1},{"text":"b","points":1}]}',
+    "lone surrogate in a tag": (
+        '{"prompt":"p","tags":["\\ud800"],"criteria":[{"text":"t","points":1}]}'
+    ),
+    "half the ids": (
+        '{"prompt":"p","criteria":[{"id":"c1","text":"a","points":1},{"text":"b","points":1}]}'
+    ),
 }
 CASES = [
     pytest.param(path, body, id=f"{path} {name}")

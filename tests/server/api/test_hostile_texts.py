@@ -1,4 +1,4 @@
-"""Hostile texts in every text field of the API, on both databases: kept as they are or refused, and nothing else."""
+"""Test hostile texts in every text field: stored unchanged or refused, on both databases."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -205,7 +205,7 @@ def asking(start: Callable[..., str]) -> Iterator[httpx.Client]:
 
 
 def send(asking: httpx.Client, method: str, path: str, body: Body) -> httpx.Response:
-    """The body as ASCII, so that half a surrogate pair can be sent."""
+    """Send the body as ASCII, so that half a surrogate pair can be sent."""
     return asking.request(
         method, path, content=json.dumps(body), headers={"Content-Type": "application/json"}
     )

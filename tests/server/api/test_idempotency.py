@@ -38,7 +38,7 @@ def settings(database_url: str, model_settings: dict[str, Any]) -> dict[str, Any
 
 @pytest.fixture
 def http(serve: Callable[..., str], settings: dict[str, Any]) -> Iterator[httpx.Client]:
-    """A client of a service whose judge is the scripted one; no retries of its own."""
+    """Connect a client without retries to a service that uses the scripted judge."""
     with httpx.Client(base_url=serve(**settings), timeout=30) as client:
         yield client
 

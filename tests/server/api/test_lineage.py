@@ -40,7 +40,7 @@ def test_a_chain_over_three_teams_as_each_sees_it(member: Team) -> None:
     share(blue, later, "red")
     chain = {(first, second, "version"), (second, taken, "fork"), (taken, later, "version")}
 
-    # Red does not see the fork that blue keeps to itself, nor what comes after it, shared though that is.
+    # Red does not see blue's private fork, nor the shared version that follows it.
     assert family(read(red, first)) == ({first, second}, {(first, second, "version")})
     assert taken not in str(read(red, second))
     assert family(read(red, later)) == ({later}, set())

@@ -1,4 +1,4 @@
-"""The layer that measures, where no running service shows it: cancelled, abandoned and failed requests."""
+"""Test the measuring layer on cancelled, abandoned and failed requests, without a service."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ def scope(path: str = "/v1/scores") -> Scope:
 async def observe(
     app: ASGIApp, drain: Drain, *, cancel: bool = False
 ) -> tuple[list[Message], list[Any]]:
-    """What is sent, and what is logged of the request."""
+    """Run one request; return what is sent and what is logged."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:

@@ -1,6 +1,7 @@
-"""The OpenAPI document in git is the service's own, so that a change of the contract is seen where it is reviewed.
+"""Test that the OpenAPI document in git is the service's, so that reviews show any change.
 
-To renew it after a change that was meant: ``python tests/server/api/test_openapi.py`` (``PYTHONPATH=tests``).
+To renew it after an intended change: ``python tests/server/api/test_openapi.py`` (with
+``PYTHONPATH=tests``).
 """
 
 import json
@@ -15,7 +16,10 @@ from markscheme_server.app import create_app
 from markscheme_server.config import Settings
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
-RENEW = f"if this change of the contract is meant: python {Path(__file__).relative_to(Path(__file__).parents[3])}"
+RENEW = (
+    "if this change of the contract is meant: "
+    f"python {Path(__file__).relative_to(Path(__file__).parents[3])}"
+)
 
 
 @cache

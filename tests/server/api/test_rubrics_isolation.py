@@ -1,4 +1,7 @@
-"""Three teams do anything in any order; a model in a few lines says what each may see and which rubric each gets."""
+"""Test random actions of three teams against a small model.
+
+The model says what each team may see and which rubric it gets.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -118,7 +121,7 @@ def machine(url: str, keys: dict[str, str]) -> type[RuleBasedStateMachine]:
             assert set(answer.json()["shared_with"]) == known.shared
 
         def relatives(self, name: str, team: str) -> set[str]:
-            """The rubrics that are reached from one over those that the team sees."""
+            """Return the rubrics reachable from one through rubrics that the team sees."""
             seen = {other: known for other, known in self.known.items() if known.seen_by(team)}
             found, above = {name}, seen[name].parent
             while above in seen:

@@ -132,7 +132,7 @@ def test_nothing_of_another_team_is_found(member: Team) -> None:
 
 
 def test_hostile_questions(member: Team) -> None:
-    """None of it is a language of the database's; nothing fails, and what has no words finds nothing."""
+    """No text acts as query syntax; nothing fails, and a text without words finds nothing."""
     red = member("red")
     rubric = make(red, "Compare apples AND oranges, near the words: column*")
     for text in (

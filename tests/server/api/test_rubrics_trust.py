@@ -1,4 +1,4 @@
-"""What one team may do to another's rewards, quality and names: over the wire, on both databases."""
+"""Test what one team can do to another's rewards, quality and names, on both databases."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def scored(
     group: str = "g",
     **request: Any,
 ) -> dict[str, Any]:
-    """The answer to one group; where there are ``teachers`` they come with it."""
+    """Score one group, with its ``teachers`` if there are any; return its answer."""
     taught = {"teacher_responses": teachers} if teachers else {}
     answer = team(
         "POST",
@@ -260,7 +260,7 @@ def test_what_is_offered_after_a_runs_first_group_is_not_for_that_run(
 
 
 def test_a_run_goes_on_with_what_it_saw_when_it_began(member: Team) -> None:
-    """A share that says again what was so changes nothing, and one that makes a rubric nearer only later runs."""
+    """A repeated share changes nothing; sharing a preferred rubric affects later runs only."""
     red, blue, green, other = member("red"), member("blue"), member("green"), "Name a river."
     near, far = make(red, other, "Seine"), make(green, other, "Loire", share=True)
     _share(red, near)

@@ -1,4 +1,7 @@
-"""Schemathesis drives the service from its own OpenAPI document, without a key and with one (slow: ``make fuzz``)."""
+"""Run Schemathesis on the service's OpenAPI document, with and without a key.
+
+Slow: ``make fuzz``.
+"""
 
 import subprocess
 import sys
@@ -13,7 +16,7 @@ import pytest
 def test_the_service_keeps_its_contract(
     seed: int, key: str | None, serve: Callable[..., str], tmp_path: Path
 ) -> None:
-    """All checks but one: a body may fit the schema and still contradict itself (two groups of one id)."""
+    """Run all checks but one: a body can fit the schema yet be invalid (duplicate group ids)."""
     url = serve(api_key=key, key_pepper="a pepper for the tests" if key else None)
     # A deadline of a millisecond is answered 503, as documented, and that counts as a failure here.
     presented = [

@@ -1,4 +1,4 @@
-"""What must not be found where: words of callers in logs, keys in Redis, another team's rubric by the time it takes."""
+"""Test for leaks: callers' words in logs, keys in Redis, other teams' rubrics by timing."""
 
 import re
 import statistics
@@ -21,7 +21,7 @@ CANARY = "canary7f3a"
 
 
 def spoken(http: httpx.Client, key: str) -> None:
-    """Every place of a request that holds a caller's words holds the canary, in calls that succeed and that fail."""
+    """Put the canary into every text field of requests that succeed and of requests that fail."""
     prompt = f"Say {CANARY}."
     rollouts = [{"id": f"{CANARY}-r", "text": f"{CANARY} a"}, {"id": "r2", "text": f"{CANARY} b"}]
     made = http.post(
@@ -138,7 +138,7 @@ def test_anothers_rubric_and_none_take_the_same_time(
 
 
 def test_no_transaction_can_be_had_without_saying_whose_rows_it_sees() -> None:
-    """Connections are opened in one module, which asks for a sight; those that see everyone's rows are few."""
+    """One module opens connections and requires a team scope; few places see all teams' rows."""
     opening, seeing = set(), set()
     for path in SERVICES.rglob("*.py"):
         if "migrations" in path.parts:
@@ -148,7 +148,7 @@ def test_no_transaction_can_be_had_without_saying_whose_rows_it_sees() -> None:
             opening.add(place)
         if re.search(r"\bALL_TEAMS\b", text):
             seeing.add(place)
-    # Making a Database of an engine is all that most do; pruning and erasing also shrink a SQLite file.
+    # Most of these only make a Database of an engine; pruning and erasing also shrink SQLite files.
     assert opening == {
         "cli/prune.py",
         "cli/serve.py",

@@ -71,7 +71,10 @@ def test_the_table_of_calls_is_whole() -> None:
 def test_every_route_with_every_kind_of_key(
     organisation: Keys, start: Callable[..., str], request: pytest.FixtureRequest
 ) -> None:
-    """None, a malformed, an unknown, a revoked, an expired one: 401; without the scope: 403; another team's: 404."""
+    """Expect 401 without a valid key, 403 without the scope and 404 for another team's rows.
+
+    Keys without access are missing, malformed, unknown, revoked or expired.
+    """
     one_of_each = {
         scope: organisation.key("red", scope) for scope in ("read", "score", "induce", "admin")
     }
@@ -130,7 +133,7 @@ def test_every_route_with_every_kind_of_key(
 
 
 def _place(method: str, path: str, rubric: str, prefix: str) -> str:
-    """The path of a call; what is erased is the team that a call before it made."""
+    """Return the path of a call; the team to erase is one that an earlier call made."""
     name = "green" if (method, path) == ("DELETE", "/v1/teams/{name}") else "red"
     return path.replace("{rubric_id}", rubric).replace("{prefix}", prefix).replace("{name}", name)
 

@@ -1,4 +1,4 @@
-"""The ledger and budgets, over the wire, on both databases: what was spent is known, and no more than was allowed."""
+"""Test the ledger and budgets over HTTP: all spending is recorded, and none exceeds a budget."""
 
 import re
 import time

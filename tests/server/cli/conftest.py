@@ -12,7 +12,7 @@ from fakes.processes import ServiceProcess, eventually
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., ServiceProcess]]:
-    """Start services; `ready=False` returns as soon as they listen, before anyone asked them anything."""
+    """Start services; `ready=False` returns as soon as they listen, before any request."""
     made: list[ServiceProcess] = []
 
     def one(*, workers: int = 1, ready: bool = True, **settings: Any) -> ServiceProcess:

@@ -1,4 +1,4 @@
-"""The doctor: each judge by name, and what a training would cost, through whatever trainer is installed."""
+"""Test the doctor: each judge by name, and a training's cost through the installed trainer."""
 
 import asyncio
 import json
@@ -39,12 +39,13 @@ PLAN = {
 
 @pytest.fixture
 def configured(tmp_path: Path, judge: ScriptedJudge) -> Callable[..., Settings]:
-    """Settings with two judges in a file: one answers, the other's model is not there."""
+    """Write settings with two judges: one answers, and the other's model does not exist."""
 
     def make(more: str = "") -> Settings:
         file = tmp_path / "markscheme.toml"
         file.write_text(
-            f'[judges.good]\nbase_url = "{judge.url}"\nmodel = "g"\nprice_input = 1\nprice_output = 2\n'
+            f'[judges.good]\nbase_url = "{judge.url}"\nmodel = "g"\n'
+            "price_input = 1\nprice_output = 2\n"
             f'[judges.bad]\nbase_url = "{judge.url}"\nmodel = "b"\n{more}\n'
             '[roles]\nrubricator = "good"\nverifier = "good"\n'
         )
@@ -55,7 +56,10 @@ def configured(tmp_path: Path, judge: ScriptedJudge) -> Callable[..., Settings]:
 
 
 def right(request: dict[str, Any]) -> str:
-    """The right reply to each of the doctor's questions: the schema is kept, c1 is met, the rubric is one."""
+    """Answer each of the doctor's questions correctly.
+
+    The reply follows the schema, meets c1, and is a valid rubric where one is requested.
+    """
     form = request.get("response_format", {})
     schema = form.get("json_schema", {}).get("schema", {})
     if "word" in schema.get("properties", {}):
@@ -107,8 +111,8 @@ def test_a_judge_that_writes_no_rubric_fails(
     passed, _, said = examined(configured())
     assert not passed
     assert (
-        "FAILED  judge good (g; rubricator, verifier): asked for a rubric: the judge's reply cannot be used"
-        in said
+        "FAILED  judge good (g; rubricator, verifier): asked for a rubric: "
+        "the judge's reply cannot be used" in said
     )
 
 
@@ -229,7 +233,7 @@ def test_it_says_whether_teams_have_a_second_wall(
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trainer that plans `PLAN`, and refuses every override."""
+    """Install a trainer that plans `PLAN` and refuses every override."""
     script = (
         f"import sys\nif len(sys.argv) > 4: sys.exit('unknown key')\nprint({json.dumps(PLAN)!r})\n"
     )

@@ -1,4 +1,7 @@
-"""What a training's judges are asked and cost: counts and times worked out by hand, sizes against the templates."""
+"""Test the estimate of a training's judge calls and their cost.
+
+Counts and times are computed by hand; sizes are compared with the templates.
+"""
 
 import math
 from pathlib import Path

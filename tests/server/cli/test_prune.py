@@ -1,4 +1,4 @@
-"""``markscheme prune`` as a person runs it: it says what would go, asks, and refuses where it cannot ask."""
+"""Test ``markscheme prune``: it shows what would go, asks, and refuses if it cannot ask."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A home with two old verdicts and a new one."""
+    """Create a home with two old verdicts and a new one."""
 
     async def fill() -> None:
         store = Store(f"sqlite+aiosqlite:///{tmp_path / 'markscheme.db'}")

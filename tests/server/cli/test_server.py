@@ -1,4 +1,4 @@
-"""``markscheme serve`` as processes: workers on one socket, their figures, their end, and what they say of secrets."""
+"""Test ``markscheme serve`` as processes: shared socket, metrics, shutdown and secrets."""
 
 import json
 import os
@@ -27,7 +27,7 @@ PLAIN_LINES = ("listening on http://127.0.0.1:", "judge: ")
 
 
 def workers_of(process: ServiceProcess) -> list[psutil.Process]:
-    """The processes that serve; beside them runs Python's own resource tracker."""
+    """Return the processes that serve, without Python's own resource tracker."""
     children = psutil.Process(process.process.pid).children()
     return [
         child
@@ -38,12 +38,12 @@ def workers_of(process: ServiceProcess) -> list[psutil.Process]:
 
 
 def get(url: str) -> httpx.Response:
-    """An answer on a connection of its own."""
+    """Send a GET request on its own connection."""
     return httpx.get(url, headers={"Connection": "close"}, timeout=PATIENCE_S, verify=False)
 
 
 def figure(url: str, series: str) -> float:
-    """The value of one series at ``/metrics``."""
+    """Return the value of one series at ``/metrics``."""
     found = re.search(rf"^{re.escape(series)} (\S+)$", get(f"{url}/metrics").text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
@@ -80,8 +80,11 @@ def test_two_workers_count_together_are_replaced_and_do_not_outlive_the_first_pr
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_short_answer_is_not_held_back(workers: int, launch: Launch) -> None:
-    """Nagle's algorithm would keep nearly every body for the 40 ms after which Linux confirms the
-    head: that some are quicker is enough, however busy the machine."""
+    """Some answers must be quick, however busy the machine.
+
+    Nagle's algorithm would delay nearly every body by the 40 ms after which Linux acknowledges the
+    head.
+    """
     took = []
     with httpx.Client(base_url=launch(workers=workers).url, timeout=60) as client:
         for _ in range(60):
@@ -176,7 +179,7 @@ def test_a_database_of_a_newer_version_is_left_alone(
 
 
 def test_secrets_show_nowhere(launch: Launch, judge: ScriptedJudge) -> None:
-    """Planted in keys, headers, URLs, bodies and the judge's reply; looked for in output, errors and figures."""
+    """Put secrets in keys, headers, URLs, bodies and judge replies; search output and metrics."""
     secret = "planted7f3a"
     judge.script = lambda request, number: f"{secret} is no JSON"
     process = launch(

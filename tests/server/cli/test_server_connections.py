@@ -1,4 +1,4 @@
-"""Who knocks at ``markscheme serve``: half-sent requests, too many connections, what is no HTTP, hang-ups."""
+"""Test bad connections: half-sent requests, too many, not HTTP, and hang-ups."""
 
 import json
 import os

@@ -21,7 +21,7 @@ class Calls:
         await asyncio.sleep(0)
 
     async def end(self, team: str) -> None:
-        """The team's oldest call ends."""
+        """End the team's oldest call."""
         self._ends[team].pop(0).set()
         for _ in range(3):
             await asyncio.sleep(0)

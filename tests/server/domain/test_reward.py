@@ -1,4 +1,4 @@
-"""The reward: finite, in [0, 1], monotone in what is met, free of order, and null when anything is unknown."""
+"""Test the reward: in [0, 1], monotone, independent of order, and null if anything is unknown."""
 
 import math
 

@@ -18,7 +18,7 @@ _names = itertools.count()
 
 @pytest.fixture
 def judge() -> Iterator[FastJudge]:
-    """Takes the place of the scripted judge of the other tests."""
+    """Replace the scripted judge of the other tests."""
     made = FastJudge()
     yield made
     made.close()
@@ -26,7 +26,7 @@ def judge() -> Iterator[FastJudge]:
 
 @pytest.fixture
 def database(postgres: PostgresServer) -> str:
-    """The URL of an empty database."""
+    """Create an empty database and return its URL."""
     return postgres.create(f"test{next(_names)}")
 
 
@@ -54,7 +54,10 @@ def proxied() -> Iterator[Callable[[int], TcpProxy]]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts service processes, each ready when it is returned unless told otherwise; none outlives the test."""
+    """Start service processes; wait until each is ready unless ``ready`` says otherwise.
+
+    None outlives the test.
+    """
     made: list[ServiceProcess] = []
 
     def one(

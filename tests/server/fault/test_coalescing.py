@@ -1,4 +1,4 @@
-"""Identical work over several processes is done once; an owner that dies or stalls is taken over."""
+"""Test that several processes do identical work once and take over from a dead or stalled owner."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from fakes.stores import PostgresServer, RedisServer, query
 LEASE_S = 4.0
 LEASE = {"markscheme_server.app.CLAIM_LEASE_S": LEASE_S}
 Pair = Callable[[], list[ServiceProcess]]
-"""Two living processes on one database; one that a test has killed is replaced when they are asked for."""
+"""Two live processes on one database; a call replaces any that a test has killed."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def shared_judge() -> Iterator[FastJudge]:
 
 @pytest.fixture
 def judge(shared_judge: FastJudge) -> FastJudge:
-    """The one judge of all processes here, as new."""
+    """Reset the judge that all processes here share."""
     shared_judge.reset()
     return shared_judge
 
@@ -155,7 +155,10 @@ def test_a_long_call_keeps_its_claim(pair: Pair, judge: FastJudge) -> None:
 
 
 def test_a_stalled_owner_writes_nothing_late(pair: Pair, judge: FastJudge, database: str) -> None:
-    """It sleeps past its lease; another decides. Awake again it is refused, and answers what was decided."""
+    """The owner sleeps past its lease and another process decides.
+
+    When it wakes, its write is refused and it answers with the other's verdict.
+    """
     stalled, other = pair()
     prompt = "A prompt for one who sleeps."
     rubric_id = create_rubric(stalled.url, prompt)
@@ -172,14 +175,20 @@ def test_a_stalled_owner_writes_nothing_late(pair: Pair, judge: FastJudge, datab
     judge.release()
     leading.join(PATIENCE_S)
     assert late[0].rewards == [0.0]
-    stored = "SELECT count(*), bool_or(met) FROM verdicts JOIN rubrics USING (prompt_key) WHERE rubrics.id = $1"
+    stored = (
+        "SELECT count(*), bool_or(met) FROM verdicts JOIN rubrics USING (prompt_key) "
+        "WHERE rubrics.id = $1"
+    )
     assert query(database, stored, rubric_id) == [(1, False)]
     assert judge.count == 2
     claims_are_gone(database)
 
 
 def test_a_killed_owner_is_taken_over(pair: Pair, judge: FastJudge, database: str) -> None:
-    """All who waited are answered within the lease and the judge's time, for one more call; a rubric likewise."""
+    """All waiting callers are answered in time, for one more call; the same for a rubric.
+
+    In time: within the lease plus the judge's latency.
+    """
     leader, other = pair()
     rubric_id = create_rubric(leader.url, tag=" to the end")
     judge.mode = lambda call: fast_judge.HANG if call.number <= 2 else Reply(after_s=0.3)

@@ -1,4 +1,4 @@
-"""``kill -9`` of the service at any point: what a client was told is stored, what was paid for is not paid again."""
+"""Test ``kill -9`` of the service: answers sent are stored, and paid calls are not repeated."""
 
 import random
 import threading
@@ -22,7 +22,7 @@ LEASE = {"markscheme_server.app.CLAIM_LEASE_S": 2.0}
 def test_nothing_that_a_client_saw_is_lost(
     kills: int, start: Any, judge: FastJudge, database: str
 ) -> None:
-    """Under load, killed at random moments. Every reward seen is given again by the database alone."""
+    """Kill under load at random moments. The database alone gives every reward seen again."""
     chance = random.Random(1)
     settings = model_judge(judge.url, database_url=database, constants=LEASE)
     judge.latency_s = 0.05
@@ -70,7 +70,7 @@ def test_nothing_that_a_client_saw_is_lost(
 def test_a_death_costs_what_was_in_flight_and_no_more(
     start: Any, judge: FastJudge, database: str
 ) -> None:
-    """Killed with a batch half judged, a step's group half judged, and an induction running under a key."""
+    """Kill with a batch half judged, a step's group half judged and a keyed induction running."""
     settings = model_judge(judge.url, database_url=database, constants=LEASE, judge_concurrency=16)
     process = start(**settings)
     rubric_id = create_rubric(process.url)

@@ -1,4 +1,4 @@
-"""The caller's remaining time is kept to: what is not decided by then is null, and the answer comes."""
+"""Test the caller's deadline: what is undecided by then is null, and the answer still comes."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from markscheme import Client
 Serve = Callable[..., str]
 
 LATE_S = 20.0
-"""No answer takes so long on a busy machine, unless the deadline is not kept: a call may take 60 s."""
+"""An answer takes this long only if the deadline is ignored: a call may take 60 s."""
 
 
 def within(milliseconds: int) -> dict[str, str]:
@@ -40,7 +40,7 @@ def test_what_hangs_is_a_timeout_and_the_rest_is_kept(serve: Serve, judge: FastJ
 
 
 def test_expired_work_is_dropped_before_it_is_sent(serve: Serve, judge: FastJudge) -> None:
-    """One call at a time, 1 s each: the deadline takes in two at most, the others are never made."""
+    """Calls run one at a time, 1 s each: at most two fit the deadline, the rest are not sent."""
     url = serve(**model_judge(judge.url, judge_concurrency=1))
     rubric_id = create_rubric(url)
     judge.latency_s = 1.0

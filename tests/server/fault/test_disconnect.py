@@ -14,7 +14,8 @@ from fakes.stores import query
 
 Serve = Callable[..., str]
 BUSY = (
-    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid() "
     "AND state <> 'idle'"
 )
 
@@ -50,7 +51,7 @@ def test_an_abandoned_induction_is_given_up(serve: Serve, judge: FastJudge) -> N
 
 
 def test_work_that_another_waits_for_goes_on(serve: Serve, judge: FastJudge) -> None:
-    """The one who asked first leaves: what only it wanted is given up, what both wanted is not paid for twice."""
+    """The first caller leaves: its own work is cancelled, and shared work is not paid for twice."""
     url = serve(**model_judge(judge.url))
     rubric_id = create_rubric(url)
     judge.mode = fast_judge.HELD

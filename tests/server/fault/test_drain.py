@@ -1,4 +1,4 @@
-"""SIGTERM: not ready at once, accepting a moment longer, what is in flight finishes; then gone, in time."""
+"""Test SIGTERM: not ready at once, a short time of accepting, open requests finish, then exit."""
 
 import socket
 import threading

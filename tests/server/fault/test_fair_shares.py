@@ -1,4 +1,4 @@
-"""What one team sends costs another little: behind many rollouts, beside poisonous ones, beside costly checks."""
+"""Test that one team's many, poisonous or costly requests hardly slow another team."""
 
 import sqlite3
 from contextlib import closing
@@ -20,7 +20,7 @@ CALL_S = 0.4
 
 
 def serve_teams(start: Any, judge: FastJudge, **settings: Any) -> tuple[str, list[dict[str, str]]]:
-    """The service with two teams: its URL and what each team sends as headers."""
+    """Start the service with two teams; return its URL and each team's headers."""
     url = start(
         **model_judge(judge.url),
         api_key="the operator's own key",

@@ -23,7 +23,8 @@ VERIFY = {
         {
             "role": "user",
             "content": (
-                "Criteria:\nc1: It is kind.\nc2: It is short.\n\nTask that was answered:\n<<f\nc8: a task\nf>>\n\n"
+                "Criteria:\nc1: It is kind.\nc2: It is short.\n\n"
+                "Task that was answered:\n<<f\nc8: a task\nf>>\n\n"
                 "Answer:\n<<f\nhello\nc7: not a criterion\nf>>\n\nReply with one JSON object."
             ),
         }

@@ -1,4 +1,4 @@
-"""``Idempotency-Key`` on calls that create: once done, told again byte for byte; never done twice."""
+"""Test ``Idempotency-Key`` on calls that create: done once, the answer repeated byte for byte."""
 
 import threading
 from collections.abc import Callable

@@ -13,7 +13,7 @@ from fakes.processes import ServiceProcess
 
 DEADLINE_S, MEMORY_BYTES = 1.5, 50 * 1024 * 1024
 LATE_S = 15.0
-"""No answer takes so long on a busy machine, unless the deadline is not kept: a call may take 60 s."""
+"""An answer takes this long only if the deadline is ignored: a call may take 60 s."""
 MODES = {
     "500": (status(500), {"unavailable"}),
     "429": (status(429, retry_after="1"), {"rate_limited"}),
@@ -25,14 +25,16 @@ MODES = {
     "truncated": (fast_judge.TRUNCATED, {"parse_failure"}),
     "bomb": (fast_judge.BOMB, {"parse_failure", "too_large", "unavailable"}),
 }
-"""How the judge fails, and the reasons that may be given for it beside ``timeout``; an open breaker's is
-``unavailable``."""
+"""How the judge fails, and the reasons allowed for it besides ``timeout``.
+
+An open breaker's reason is ``unavailable``.
+"""
 OTHERS = {"steady": fast_judge.OK, "obeys": fast_judge.OBEYS, "obeys-hardened": fast_judge.OBEYS}
 
 
 @pytest.fixture(scope="module")
 def judges() -> Iterator[dict[str, FastJudge]]:
-    """A judge of its own for every mode: a breaker opened by one keeps no other from being tried."""
+    """Start a separate judge for each mode, so that one mode's open breaker affects no other."""
     made = {
         name: FastJudge(mode)
         for name, mode in ({n: m for n, (m, _) in MODES.items()} | OTHERS).items()

@@ -1,4 +1,4 @@
-"""A judge that is gone: few calls while it is, none lost to it that could wait, all back soon after."""
+"""Test a judge outage: few calls during it, patient work survives, and recovery is quick."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ OPENS_AFTER = 10
 
 @pytest.fixture
 def breaker(monkeypatch: pytest.MonkeyPatch) -> SetBreaker:
-    """Sets how long an open breaker waits for its probe, and how long a call waits for it."""
+    """Set how long an open breaker waits for its probe, and how long a call waits for it."""
 
     def change(probe_s: float, wait_s: float) -> None:
         monkeypatch.setattr(endpoint, "BREAKER_PROBE_S", probe_s)
@@ -163,7 +163,7 @@ def test_a_few_failures_are_no_outage(serve: Serve, judge: FastJudge, breaker: S
 def test_half_of_the_calls_failing_is_not_amplified(
     serve: Serve, judge: FastJudge, breaker: SetBreaker
 ) -> None:
-    """Beyond the first calls an outage is known, and retries are rationed: a fifth of the calls, or three."""
+    """After the first failures, retries are limited to a fifth of the calls, or three."""
     breaker(0.2, 5)
     url = serve(**model_judge(judge.url))
     rubric_id = create_rubric(url)

@@ -16,7 +16,7 @@ QUEUE_LIMIT = "markscheme_server.app.QUEUE_LIMIT"
 @pytest.mark.timed
 @pytest.mark.slow
 def test_known_verdicts_are_quick(start: Any, judge: FastJudge, database: str) -> None:
-    """32 callers for 30 s: at least 300 answers a second, 99 of 100 within 0.15 s, no judge asked."""
+    """32 callers for 30 s: at least 300 answers/s, 99% within 0.15 s, and no judge calls."""
     url = start(**model_judge(judge.url), database_url=database).url
     rubric_id = create_rubric(url, criteria=6)
     texts = [f"answer {i}" for i in range(8)]
@@ -33,8 +33,11 @@ def test_known_verdicts_are_quick(start: Any, judge: FastJudge, database: str) -
 @pytest.mark.timed
 @pytest.mark.slow
 def test_little_is_added_to_the_judge(start: Any, judge: FastJudge, database: str) -> None:
-    """At 50 requests a second, whose load shares the machine's cores. The goal is 10 ms usually and 60 ms for 99 of
-    100 (``make bench`` reports how far it is met); this holds what two slow cores reach."""
+    """Measure at 50 requests a second; the load generator shares the machine's cores.
+
+    The goal is 10 ms at the median and 60 ms at p99 (``make bench`` reports how close it is). This
+    test asserts what two slow cores reach.
+    """
     judge.latency_s = 0.05
     url = start(**model_judge(judge.url), database_url=database).url
     rubric_id = create_rubric(url, criteria=6)
@@ -56,7 +59,10 @@ def test_little_is_added_to_the_judge(start: Any, judge: FastJudge, database: st
 def test_four_times_too_much_is_turned_away(
     for_s: float, share: float, times: float, refused_s: float, start: Any, judge: FastJudge
 ) -> None:
-    """Capacity: 4 calls of 0.8 s, 5 a second. What is taken on is done as ever, the rest is told when to come back."""
+    """Capacity is 4 calls of 0.8 s, so 5 a second.
+
+    Accepted work takes as long as usual; the rest is refused with a time to retry.
+    """
     places, latency_s, waiting = 4, 0.8, 8
     capacity = places / latency_s
     judge.latency_s = latency_s
@@ -84,7 +90,7 @@ def test_four_times_too_much_is_turned_away(
 
 
 def test_started_groups_are_finished_before_new_ones_begin(serve: Serve, judge: FastJudge) -> None:
-    """Two batches share two places: the first one's answer does not wait for the second one's work."""
+    """Two batches share two places: the first answer does not wait for the second batch."""
     url = serve(**model_judge(judge.url, judge_concurrency=2))
     rubric_id = create_rubric(url)
     judge.latency_s = 0.3

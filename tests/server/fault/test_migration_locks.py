@@ -1,4 +1,4 @@
-"""Migrations on PostgreSQL wait for no lock without a bound, statement by statement, and pass squawk's rules."""
+"""Test PostgreSQL migrations: every statement's wait for a lock is bounded; squawk's rules pass."""
 
 import asyncio
 import json
@@ -19,7 +19,8 @@ from markscheme_server.store.engine.database import Database, create_engine
 from markscheme_server.store.maintenance.migrate import alembic_config, migrate
 
 LOCKS = re.compile(
-    r"\s*(?:ALTER|DROP|TRUNCATE|LOCK|CREATE (?!TABLE|ROLE)|REINDEX|CLUSTER|VACUUM|COMMENT|GRANT|REVOKE|"
+    r"\s*(?:ALTER|DROP|TRUNCATE|LOCK|CREATE (?!TABLE|ROLE)|REINDEX|CLUSTER|VACUUM|COMMENT|"
+    r"GRANT|REVOKE|"
     r"UPDATE|DELETE|INSERT|SELECT pg_advisory)",
     re.IGNORECASE,
 )
@@ -29,11 +30,13 @@ MOST_S = 5
 NOT_FOR_US = {
     "prefer-text-field": "bounded columns are a wall behind the schema's own bounds",
     "prefer-bigint-over-int": "numbers of rollouts, steps and versions, bounded by the schema",
-    "require-statement-timeout": "to copy a large table takes its time; what is bounded is waiting for its lock",
+    "require-statement-timeout": (
+        "to copy a large table takes its time; what is bounded is waiting for its lock"
+    ),
 }
 """Squawk's rules that are not kept, and why."""
 KNOWN = {"changing-column-type": 6, "ban-drop-constraint": 1}
-"""What squawk finds in revisions that were released: money became exact (0006), shares name any team (0007)."""
+"""Squawk's findings in released revisions: exact money (0006), shares with any team (0007)."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,7 @@ def test_no_statement_waits_for_a_lock_without_a_bound(
 
 
 def test_no_revision_takes_the_bound_away() -> None:
-    """Also where a revision runs alone: what SQL it holds says nothing of time-outs and ends no transaction."""
+    """Also when a revision runs alone: its SQL sets no time-outs and ends no transaction."""
     for script in ScriptDirectory.from_config(alembic_config()).walk_revisions():
         text = Path(script.path).read_text("utf-8")
         assert not re.search(r"lock_timeout|autocommit_block|\bCOMMIT\b|isolation_level", text), (

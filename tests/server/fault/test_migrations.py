@@ -1,4 +1,4 @@
-"""Migrations: from nothing and from every earlier revision, back and forth, two at once, and never for long."""
+"""Test migrations from nothing and from each revision: up, down, two at once, never slow."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ REVISIONS = [
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database, for the service."""
+    """Create an empty database for the service."""
     if request.param == "sqlite":
         return f"sqlite+aiosqlite:///{tmp_path / 'm.db'}"
     return driver(str(request.getfixturevalue("database")))
@@ -57,12 +57,12 @@ def work(url: str, *steps: Work) -> list[Any]:
 
 
 def driver(url: str) -> str:
-    """The URL as SQLAlchemy wants it."""
+    """Convert the URL to SQLAlchemy's form."""
     return url.replace("postgresql://", "postgresql+asyncpg://")
 
 
 def migrate_now(url: str) -> None:
-    """What the service does when it starts."""
+    """Migrate as the service does when it starts."""
 
     async def run() -> None:
         database = Database(create_engine(url))
@@ -115,8 +115,10 @@ def test_what_was_spent_before_money_was_exact_is_converted(url: str) -> None:
         for i, cost in enumerate((0.1, 0.2, 0.000123457, None)):
             connection.execute(
                 sa.text(
-                    "INSERT INTO judge_calls (id, team, role, judge, criteria, calls, prompt_tokens, completion_tokens, "
-                    "cost_usd, created_at) VALUES (:id, 'red', 'verifier', 'j', '[]', 2, 1, 1, :cost, "
+                    "INSERT INTO judge_calls (id, team, role, judge, criteria, calls, "
+                    "prompt_tokens, completion_tokens, "
+                    "cost_usd, created_at) "
+                    "VALUES (:id, 'red', 'verifier', 'j', '[]', 2, 1, 1, :cost, "
                     "'2026-01-01 00:00:00+00:00')"
                 ),
                 {"id": f"call_{i}", "cost": cost},
@@ -189,7 +191,7 @@ def downgrade():
 def test_a_table_in_use_is_not_waited_for_long(
     serve: Callable[..., str], database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next version's migration cannot have its lock and gives up; this version answers all the while."""
+    """The next version's migration gets no lock and gives up; this version keeps answering."""
     service = serve(database_url=database)
     rubric_id = create_rubric(service)
     (tmp_path / "next.py").write_text(NEXT.format(head=REVISIONS[-1]))

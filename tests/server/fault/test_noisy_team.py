@@ -27,8 +27,11 @@ P95_MOST = 1.25
 def test_a_noisy_team_hardly_slows_another(
     rpm: int, start: Any, judge: FastJudge, database: str, redis: RedisServer
 ) -> None:
-    """The same requests, of four new answers each, from both. Phases with and without the noise take turns; what counts
-    is the ratio of the other team's p95 in the two. The load comes from the cores that the service has."""
+    """Both teams send the same requests, of four new answers each.
+
+    Phases with and without the noise take turns. The test compares the other team's p95 in the two.
+    The load generator shares the service's cores.
+    """
     judge.latency_s = 0.05
     url = start(
         **model_judge(judge.url),
@@ -67,7 +70,7 @@ def test_a_noisy_team_hardly_slows_another(
 
 
 def team(url: str, name: str) -> Callable[[int], Post]:
-    """What a new team sends: rollouts that nobody has judged, by a rubric of their own."""
+    """Create a team and return its requests: unjudged rollouts, scored by the team's own rubric."""
     for path, body in (
         ("teams", {"name": name}),
         ("keys", {"team": name, "scopes": ["score", "induce"]}),

@@ -1,4 +1,4 @@
-"""PostgreSQL dies, or falls silent, under load: refusals while it does, nothing acknowledged lost, back by itself."""
+"""Test PostgreSQL's death or silence under load: refusals, no lost answers, recovery by itself."""
 
 import threading
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def test_a_silent_database_is_not_waited_for_long(
     database: str,
     proxied: Callable[[int], TcpProxy],
 ) -> None:
-    """A black hole: not ready within a few seconds, refusals that say so, and well again afterwards."""
+    """A silent database: not ready within a few seconds, clear refusals, then recovery."""
     proxy = proxied(postgres.port)
     silent = database.replace(f":{postgres.port}/", f":{proxy.port}/")
     url = serve(**model_judge(judge.url), database_url=silent)

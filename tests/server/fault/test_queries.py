@@ -1,4 +1,4 @@
-"""How much SQL a score costs: a few statements whatever its size, each by an index, none slow among many verdicts."""
+"""Test the SQL of a score: few statements whatever its size, all indexed, none slow."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -21,12 +21,12 @@ HANG_UP = (
 )
 """Connections tell of what they scanned when they end, and else within a minute."""
 COLD_MOST = 7
-"""Statements for one rollout that is judged in one call: the same, and the claim's and the reply's."""
+"""The most statements for a rollout judged in one call: ``KNOWN_MOST`` plus claim and reply."""
 
 
 @pytest.fixture(scope="module")
 def logging_postgres() -> Iterator[PostgresServer]:
-    """Writes every statement and its time into its log."""
+    """Start a PostgreSQL that logs every statement and its time."""
     server = PostgresServer(log_min_duration_statement="0", log_line_prefix="%d|", lc_messages="C")
     yield server
     server.close()
@@ -39,8 +39,11 @@ class Log:
         self._path, self._database, self._place = path, database, 0
 
     def new(self) -> list[tuple[float, str]]:
-        """``(milliseconds, statement)``, transaction marks and pings apart, and what is asked every half second:
-        whether there is a key and what is the operator's limit, and which budgets bind the team."""
+        """Return new ``(milliseconds, statement)`` pairs.
+
+        Leaves out transaction statements, pings and the queries repeated every half second: whether
+        a key exists, the operator's limit, and the team's budgets.
+        """
         text = self._path.read_text()
         fresh, self._place = text[self._place :], len(text)
         found = re.findall(
@@ -52,8 +55,10 @@ class Log:
             (float(ms), words)
             for ms, words in found
             if not re.match(
-                r"(?i)\s*(begin|commit|rollback|;|select 1\b|select exists \(select api_keys|select budgets\."
-                r"|select pg_catalog\.version|show |select current_schema|reset|set |deallocate|close"
+                r"(?i)\s*(begin|commit|rollback|;|select 1\b"
+                r"|select exists \(select api_keys|select budgets\."
+                r"|select pg_catalog\.version|show |select current_schema"
+                r"|reset|set |deallocate|close"
                 r"|with recursive typeinfo_tree|$)",
                 words,
             )
@@ -68,7 +73,7 @@ def served(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> tuple[str, str, Log]:
-    """A service's URL, its database and the log of it."""
+    """Start a service; return its URL, its database and the database's log."""
     name = re.sub(r"\W", "", request.node.name)[:40].lower()
     database = logging_postgres.create(name)
     monkeypatch.setattr("markscheme_server.app.CLAIM_LEASE_S", 60.0)  # no renewals in the log
@@ -77,7 +82,7 @@ def served(
 
 
 def settled(log: Log, known: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    """All statements up to where nothing more comes: what is written after the answer counts too."""
+    """Wait until no more statements come, since some are written after the answer; return all."""
     for attempt in eventually(every_s=0.2):
         with attempt:
             more = log.new()
@@ -125,12 +130,13 @@ def test_rollouts_and_groups_do_not_multiply_it(served: tuple[str, str, Log]) ->
 def test_many_verdicts_slow_nothing_down(
     stored: int, served: tuple[str, str, Log], judge: FastJudge
 ) -> None:
-    """Among 100,000 verdicts no statement takes 50 ms, and none reads a big table from end to end."""
+    """Among 100,000 verdicts no statement takes 50 ms, and none scans a big table."""
     url, database, log = served
     rubric_id = create_rubric(url, criteria=6)
     for statement, rows in (
         (
-            "INSERT INTO verdicts (key, team, prompt_key, criterion_key, response_key, judge, met, created_at) "
+            "INSERT INTO verdicts "
+            "(key, team, prompt_key, criterion_key, response_key, judge, met, created_at) "
             "SELECT md5(i::text) || md5((i + 1)::text), 'default', 'p', 'c', 'r', 'j', true, now() "
             "FROM generate_series(1, $1::int) i",
             stored,
@@ -140,7 +146,8 @@ def test_many_verdicts_slow_nothing_down(
             stored // 10,
         ),
         (
-            "INSERT INTO judge_calls (id, team, role, judge, criteria, calls, prompt_tokens, completion_tokens, "
+            "INSERT INTO judge_calls "
+            "(id, team, role, judge, criteria, calls, prompt_tokens, completion_tokens, "
             "created_at) SELECT md5(i::text), 'default', 'verifier', 'j', '[]', 1, 1, 1, now() "
             "FROM generate_series(1, $1::int) i",
             stored // 10,

@@ -47,7 +47,10 @@ def test_redis_goes_in_mid_run(
     redis: RedisServer,
     proxied: Callable[[int], TcpProxy],
 ) -> None:
-    """Each request is half known, half new. Added time: 0.3 s at first, then 0.02 s; ``spare_s`` is the machine's."""
+    """Each request is half known, half new.
+
+    The added time is at most 0.3 s at first, then 0.02 s; ``spare_s`` allows for a slow machine.
+    """
     proxy = proxied(redis.port)
     judge.latency_s = JUDGE_S
     url = serve(**model_judge(judge.url), redis_url=f"redis://127.0.0.1:{proxy.port}/0")

@@ -21,7 +21,7 @@ machine adds."""
 
 @dataclass(frozen=True)
 class Row:
-    """A header as the judge states it, and how long is waited: at least, at most; ``None``: it is given up."""
+    """A judge's header and the allowed wait (least, most); ``None``: the call is given up."""
 
     header: Callable[[], dict[str, str]]
     waited_s: tuple[float, float] | None

@@ -1,4 +1,4 @@
-"""A long row of mixed requests, good and bad: memory, file descriptors and threads stay as they were."""
+"""Test a long series of good and bad requests: memory, descriptors and threads do not grow."""
 
 import asyncio
 import random
@@ -20,7 +20,7 @@ MEMORY_BYTES, DESCRIPTORS = 16 * 1024 * 1024, 5
 
 
 def requests(rubric: str, count: int, seed: int) -> Iterator[tuple[str, str, Any, dict[str, str]]]:
-    """Method, path, body and headers of each: half are scores, a fifth of all is refused."""
+    """Yield method, path, body and headers of each: half are scores, a fifth of all is refused."""
     chance = random.Random(seed)
     for i in range(count):
         kind = chance.randrange(20)
@@ -110,7 +110,10 @@ def test_two_thousand_mixed_requests_leave_nothing_behind(
     rubric = create_rubric(service.url, criteria=2)
 
     def settled() -> tuple[int, int, int]:
-        """Descriptors, threads and memory, once all is answered. Connections to the judge are kept for a while."""
+        """Return descriptors, threads and memory once all is answered.
+
+        Connections to the judge are not counted, because they stay open for a while.
+        """
         for attempt in eventually():
             with attempt:
                 connections = [c for c in seen.net_connections("tcp") if c.raddr]

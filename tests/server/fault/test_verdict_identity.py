@@ -1,4 +1,4 @@
-"""What makes two verdicts the same: what changes the answer is judged anew, what only re-weighs it is not."""
+"""Test verdict identity: judge again if the question changes, not if only the weights change."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +34,7 @@ def settings(judge: FastJudge) -> dict[str, Any]:
 
 @pytest.fixture
 def paid(serve: Serve, settings: dict[str, Any], judge: FastJudge) -> str:
-    """A service with these settings that has the usual verdicts already; the judge's calls are counted from now on."""
+    """Start a service that already has the usual verdicts; count judge calls from here on."""
     url = serve(**settings)
     assert send_all([score(url, rubric(url, CRITERIA), TEXTS)])[0].rewards == [1.0, 1.0]
     assert judge.count == 2

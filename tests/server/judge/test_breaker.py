@@ -1,4 +1,8 @@
-"""The breaker: opens when calls and a canned question fail, is probed with that question, closes on three answers."""
+"""Test the breaker.
+
+It opens when calls and a canned question fail, probes with that question, and closes after three
+answers.
+"""
 
 import asyncio
 

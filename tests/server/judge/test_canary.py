@@ -1,4 +1,4 @@
-"""A judge that says yes to everything: its calls are thrown away, and counted by judge and by team."""
+"""Test a judge that always says yes: its calls are discarded and counted per judge and team."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ def test_a_yes_to_everything_is_no_score_and_is_counted(
     judge: ScriptedJudge,
     model_settings: dict[str, Any],
 ) -> None:
-    """In the figures by judge only: who may read them is told of no team. Each team's ledger has its own."""
+    """Metrics count it per judge, since their readers may not see teams; ledgers per team."""
     decide = {
         "everything": lambda criterion, answer: True,
         "the canary alone": lambda criterion, answer: criterion != "c1",

@@ -70,7 +70,7 @@ Entry = dict[str, Any]
 
 
 def read_corpus() -> dict[str, list[Entry]]:
-    """The entries of each file, by its name."""
+    """Return the entries of each file, by its name."""
     return {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(CORPUS.glob("*.json"))
@@ -132,12 +132,12 @@ def build_text(parts: list[tuple[str, int]]) -> str:
 
 
 def plain_entry(role: str) -> Entry:
-    """An endpoint's undisturbed answer to a role."""
+    """Return an endpoint's plain answer to a role."""
     return {"name": "plain", "content": PLAIN[role][0]}
 
 
 def body_of(entry: Entry) -> bytes:
-    """The bytes of the endpoint's answer."""
+    """Return the bytes of the endpoint's answer."""
     if "built_body" in entry:
         return build_text(entry["built_body"]).encode()
     if "body" in entry:
@@ -221,7 +221,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def ask(entry: Entry, model: str, url: str) -> tuple[dict[str, Any], JudgeFailure | None]:
-    """What the judge makes of the endpoint's answers, in the words of ``want``."""
+    """Return the judge's reading of the endpoint's answers, in the terms of ``want``."""
     settings = Settings(
         _env_file=None,
         judge="openai",
@@ -250,7 +250,7 @@ async def ask(entry: Entry, model: str, url: str) -> tuple[dict[str, Any], Judge
 
 
 def refusal_class(failure: JudgeFailure) -> str | None:
-    """The class of the refusal that a failure follows from, where the failure tells it."""
+    """Return the class of the refusal behind a failure, if the failure names one."""
     outcome = getattr(failure, "outcome", None)
     if outcome is None:
         return None

@@ -1,4 +1,4 @@
-"""The blocks of examples/markscheme.toml, each against a fake of its provider's dialect: one call is enough."""
+"""Test each block of examples/markscheme.toml with one call to a fake of its provider's dialect."""
 
 import asyncio
 import json
@@ -96,7 +96,7 @@ def mistral(request: Body) -> tuple[int, Body] | str:
 
 
 def open_weights(request: Body) -> tuple[int, Body] | str:
-    """vLLM and SGLang: the template thinks unless it is told not to."""
+    """Answer like vLLM and SGLang: the template thinks unless the request turns that off."""
     thinks = request.get("chat_template_kwargs", {}).get("enable_thinking", True)
     return f"<think>\n{'x' * 50}\n</think>\n{verdicts(request)}" if thinks else verdicts(request)
 

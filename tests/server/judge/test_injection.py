@@ -1,4 +1,4 @@
-"""What a rollout says stays inside its fence and changes nothing else of the message, whatever it says."""
+"""Test that a rollout's text stays inside its fence and changes nothing else of the message."""
 
 import re
 from collections.abc import Callable
@@ -42,7 +42,7 @@ EXAMPLES = pytest.mark.parametrize(
 
 
 def verifier(*answers: str) -> str:
-    """The whole message that asks about these answers."""
+    """Return the whole message that asks about these answers."""
     task = VerifyTask(
         ({"role": "user", "content": PROMPT},),
         (Criterion("c1", "It names a colour.", 1),),
@@ -73,12 +73,12 @@ def blocks(message: str) -> list[tuple[str, str]]:
 
 
 def skeleton(message: str) -> str:
-    """The message without what its fences hold, and without their names."""
+    """Return the message without its fences' contents and names."""
     return FENCE.sub("material", BLOCK.sub(r"<<\1>>", message))
 
 
 def holds(message: str, plain: str, *texts: str) -> None:
-    """The message is that about plain answers but for what stands inside the fences."""
+    """Check that the message differs from the plain one only inside the fences."""
     assert skeleton(message) == skeleton(plain)
     shown = [body for _, body in blocks(message)][-len(texts) :]
     assert shown == [prompts.shown_text(text, MAX_TOKENS) for text in texts]
@@ -149,7 +149,7 @@ def score(client: Client, texts: tuple[str, ...]) -> list[Any]:
 def test_an_injection_earns_what_the_judge_says_and_no_more(
     hardening: bool, serve: Callable[..., str], model_settings: dict[str, Any], judge: ScriptedJudge
 ) -> None:
-    """A judge that is not talked over says no to each; what the rollouts say is not taken for its reply."""
+    """A sound judge says no to each; a rollout's text is not taken for the judge's reply."""
 
     def strict(request: dict[str, Any], _number: int) -> str:
         return verdicts(request, lambda criterion, answer: False)

@@ -1,4 +1,4 @@
-"""What is sent to a judge, what is learnt from its refusals, and what is counted of it: over real HTTP."""
+"""Test what is sent to a judge, learnt from its refusals, and counted, over real HTTP."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -22,7 +22,8 @@ from markscheme.errors import MarkschemeError, StatusError
 PROMPT = "Which colour is the sky, and why?"
 NO_TEMPERATURE = {
     "error": {
-        "message": "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is "
+        "message": "Unsupported value: 'temperature' does not support 0 with this model. "
+        "Only the default (1) value is "
         "supported.",
         "type": "invalid_request_error",
         "param": "temperature",
@@ -31,7 +32,8 @@ NO_TEMPERATURE = {
 }
 NO_MAX_TOKENS = {
     "error": {
-        "message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
+        "message": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+        "Use 'max_completion_tokens' "
         "instead.",
         "type": "invalid_request_error",
         "param": "max_tokens",
@@ -53,7 +55,7 @@ def asked(client: Client, *texts: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def connect(serve: Serve, model_settings: dict[str, Any]) -> Iterator[Callable[..., Client]]:
-    """Makes a client of a service with these settings."""
+    """Return a function that connects a client to a service with these settings."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(Client(serve(**(model_settings | settings))))
 
@@ -162,7 +164,9 @@ def test_an_endpoint_that_takes_no_more_is_not_asked_for_more(
 ) -> None:
     too_large = {
         "error": {
-            "message": "max_tokens is too large. This model supports at most 500 completion tokens.",
+            "message": (
+                "max_tokens is too large. This model supports at most 500 completion tokens."
+            ),
             "param": "max_tokens",
             "code": "invalid_value",
         }
@@ -273,7 +277,9 @@ def test_the_run_says_whether_its_student_thinks(
 
 
 POISON = {
-    "a surrogate in evidence": '{"verdicts":[{"id":"c1","evidence":"\\ud83d","met":false},{"id":"c2","met":false}]}',
+    "a surrogate in evidence": (
+        '{"verdicts":[{"id":"c1","evidence":"\\ud83d","met":false},{"id":"c2","met":false}]}'
+    ),
     "deep nesting": '{"verdicts":' + "[" * 50_000 + "]" * 50_000 + "}",
     "a long number": '{"verdicts":[{"id":"c1","met":' + "9" * 5000 + "}]}",
     "braces": "{" * 60_000,

@@ -1,4 +1,4 @@
-"""What a refusal names besides its kind; the kinds themselves are tested by the recorded dialects."""
+"""Test the details that a refusal names; the recorded dialects test the kinds of refusal."""
 
 import pytest
 
@@ -23,11 +23,13 @@ def test_every_kind_has_a_reason() -> None:
     ("message", "most"),
     [
         (
-            "max_tokens is too large: 8192. This model supports at most 4096 completion tokens, whereas you provided 8192.",
+            "max_tokens is too large: 8192. This model supports at most 4096 completion tokens, "
+            "whereas you provided 8192.",
             4096,
         ),
         (
-            "max_tokens: 20000 > 8192, which is the maximum allowed number of output tokens for the model",
+            "max_tokens: 20000 > 8192, "
+            "which is the maximum allowed number of output tokens for the model",
             8192,
         ),
         ("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]", 8192),
@@ -50,17 +52,20 @@ def test_the_longest_reply_that_is_taken_is_read(message: str, most: int) -> Non
     ("message", "room"),
     [
         (
-            "This model's maximum context length is 4096 tokens. However, you requested 5200 tokens (1104 in the messages, "
+            "This model's maximum context length is 4096 tokens. "
+            "However, you requested 5200 tokens (1104 in the messages, "
             "4096 in the completion). Please reduce the length of the messages or completion.",
             2992,
         ),
         (
-            "'max_tokens' or 'max_completion_tokens' is too large: 8192. This model's maximum context length is 4096 tokens "
+            "'max_tokens' or 'max_completion_tokens' is too large: 8192. "
+            "This model's maximum context length is 4096 tokens "
             "and your request has 278 input tokens (8192 > 4096 - 278).",
             3818,
         ),
         (
-            "This model's maximum context length is 4096 tokens. However, your prompt contains at least 4097 input tokens.",
+            "This model's maximum context length is 4096 tokens. "
+            "However, your prompt contains at least 4097 input tokens.",
             0,
         ),
     ],

@@ -95,7 +95,7 @@ class Asker:
         return httpx2.Response(self.status, headers=headers, content=self.body)
 
     def verdicts_from(self, body: bytes, status: int = 200) -> Verdicts | None:
-        """What the judge decides from a body; ``None`` for a :class:`JudgeFailure`."""
+        """Return the judge's verdicts from a body; ``None`` for a :class:`JudgeFailure`."""
         self.body, self.status = body, status
         return self._runner.run(self._verify())
 
@@ -154,7 +154,7 @@ def unwrapped(text: str) -> str:
 
 
 def parsed(text: str) -> Any:
-    """The JSON that is the whole of ``text``, a trailing comma forgiven; else ``None``."""
+    """Parse ``text`` as one JSON value, allowing a trailing comma; else return ``None``."""
     for attempt in (text, re.sub(r",(\s*[}\]])", r"\1", text)):
         try:
             return json.loads(attempt)
@@ -164,7 +164,7 @@ def parsed(text: str) -> Any:
 
 
 def stated_in(text: str) -> Verdicts | None:
-    """The verdicts that ``text`` states, as its whole."""
+    """Return the verdicts if the whole of ``text`` states them."""
     value = parsed(unwrapped(text))
     items = value.get("verdicts") if isinstance(value, dict) else value
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
@@ -181,7 +181,7 @@ def check_is_a_last_word(decided: Verdicts | None, text: str) -> None:
 
 
 def text_of(content: Any) -> str:
-    """A message's content as text: parts joined, those with thinking passed over."""
+    """Return a message's content as text: parts joined, without thinking parts."""
     if isinstance(content, str):
         return content
     texts = []
@@ -248,7 +248,7 @@ def objects(draw: st.DrawFn, verdicts: Verdicts) -> str:
 
 @st.composite
 def thoughts(draw: st.DrawFn) -> str:
-    """A thought that may say anything, verdicts of its own included."""
+    """Draw a thought with any content, even its own verdicts."""
     opening, closing = draw(st.sampled_from(THOUGHTS))
     inner = draw(st.lists(PROSE | verdict_sets().flatmap(objects), max_size=3))
     if not opening:
@@ -324,7 +324,7 @@ ANY_JSON = st.recursive(
 
 @st.composite
 def bent_completions(draw: st.DrawFn) -> dict[str, Any]:
-    """A completion in which a field or two are anything at all."""
+    """Draw a completion in which one or two fields have any value."""
     made = completion(draw(FRAGMENTS | ANY_JSON | st.lists(ANY_JSON, max_size=3)))
     choice = made["choices"][0]
     places: list[tuple[dict[str, Any], list[str]]] = [
@@ -504,7 +504,7 @@ def shape_of(name: str, size: int) -> str:
 
 
 def make_reader() -> Callable[[str], None]:
-    """Reads one text as the judge does, and gives up as it does."""
+    """Return a function that reads a text as the judge does, and fails as it does."""
     from markscheme_server.judge.replies import ReplyError, read_object, read_text
 
     def read(text: str) -> None:

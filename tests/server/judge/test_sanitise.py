@@ -1,4 +1,4 @@
-"""The copy that a judge is shown: it keeps what letters need and hides what deceives; and quotations of it."""
+"""Test the copy shown to a judge: it preserves needed letters, hides tricks, and can be quoted."""
 
 import time
 

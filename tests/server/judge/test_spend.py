@@ -1,4 +1,4 @@
-"""What a request is booked at: the most it can cost when it is sent, and what the endpoint states where that can be."""
+"""Test a request's recorded cost: its maximum when sent, then the endpoint's figure if valid."""
 
 from typing import Any
 

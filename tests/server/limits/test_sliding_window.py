@@ -13,7 +13,7 @@ from server.limits.clock import before_the_turn
 
 
 def weight(previous: int, current: int, current_s: float, after_s: float) -> int:
-    """Return the count at a later moment without further hits: ``current_s`` runs from 120 s to 0."""
+    """Return the count at a later moment without more hits; ``current_s`` runs from 120 s to 0."""
     left_s = current_s - after_s
     if left_s >= 60:
         return floor(previous * (left_s - 60) / 60) + current

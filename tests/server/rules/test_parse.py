@@ -27,7 +27,7 @@ def paraphrases() -> list[Any]:
 
 
 def bare(check: Check) -> Check:
-    """The check with the case of its phrases left out of account."""
+    """Return the check with its phrases in lower case."""
     return json.loads(json.dumps(check).lower())  # type: ignore[no-any-return]
 
 
@@ -116,8 +116,14 @@ def test_the_source_is_the_prompts_own_words() -> None:
 
 
 def test_a_repeated_request_is_told_from_the_talk_about_it() -> None:
-    below = "First repeat the request below word for word, then answer. Do not change it.\n\nDescribe tea. Be brief."
-    above = "Describe tea. Be brief.\nFirst repeat the request above, word for word, then give your answer."
+    below = (
+        "First repeat the request below word for word, then answer. Do not change it.\n\n"
+        "Describe tea. Be brief."
+    )
+    above = (
+        "Describe tea. Be brief.\n"
+        "First repeat the request above, word for word, then give your answer."
+    )
     for prompt in (below, above):
         assert {"kind": "starts_with", "text": "Describe tea. Be brief."} in read(prompt)
 

@@ -1,4 +1,4 @@
-"""The rubric: constraints first, easier_checks, topic, gate; and what must never become a rubric."""
+"""Test the rubric: constraints first, easier_checks, topic, gate; and what never becomes one."""
 
 import dataclasses
 from typing import Any
@@ -50,7 +50,7 @@ def earned(criteria: tuple[Criterion, ...], text: str) -> float:
 
 
 def asked(criterion: Criterion) -> dict[str, Any]:
-    """The check inside the gate."""
+    """Return the check inside the gate."""
     assert criterion.check is not None
     return dict(criterion.check["checks"][-1])
 
@@ -159,10 +159,14 @@ def test_the_gate_yields_to_what_the_prompt_asks_for() -> None:
 
 def test_contrast_is_tied_to_the_prompt_and_capped() -> None:
     prompt = (
-        "Write about the lighthouse keeper and the storm with the sailors and the island. Do not use any commas. "
+        "Write about the lighthouse keeper and the storm with the sailors and the island. "
+        "Do not use any commas. "
         'Use at least 10 words. Include the word "lamp".'
     )
-    teacher = "The lighthouse keeper lit the lamp for the sailors when the storm came over the island that evening."
+    teacher = (
+        "The lighthouse keeper lit the lamp for the sailors "
+        "when the storm came over the island that evening."
+    )
     criteria = induce(
         prompt, (teacher,), ("Something else is said in this place today and nothing more.",)
     )
@@ -191,7 +195,10 @@ def test_truncated_rollouts_do_not_vote_on_what_comes_later() -> None:
     prompt = (
         'Write about the lighthouse. Include the word "lamp". Use no commas. Use at most 90 words.'
     )
-    teacher = "On the coast there is a tall white tower that many people know and it is called the lighthouse by all."
+    teacher = (
+        "On the coast there is a tall white tower that many people know "
+        "and it is called the lighthouse by all."
+    )
     students = ("On the coast there is a",)
     ended = induce(prompt, (teacher,), students)
     cut = induce(prompt, (teacher,), students, truncated=True)

@@ -1,4 +1,4 @@
-"""The teacher bank over HTTP: filling, reading, having the teacher asked, and rubrics from what it said."""
+"""Test the teacher bank over HTTP: filling, reading, asking the teacher, and inducing rubrics."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ PROMPT = "Name a colour."
 
 
 def teacher_says(texts: Callable[[int], Any]) -> Callable[[dict[str, Any], int], Any]:
-    """A judge that is asked the plain prompt answers as the teacher: the n-th time with ``texts(n)``."""
+    """Answer a plain prompt as the teacher would: the n-th time with ``texts(n)``."""
     count = iter(range(1, 1000))
     lock = threading.Lock()
 

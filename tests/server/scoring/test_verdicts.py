@@ -1,4 +1,4 @@
-"""What is asked of the judge, and what is not asked again: over real HTTP, with the scripted judge counting."""
+"""Test what the judge is asked, and what is not asked again, over HTTP with a counting judge."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""The audit trail of teams and keys: an entry for every change, by whom, in the transaction of the change."""
+"""Test the audit trail: each change of a team or key has an entry, in the same transaction."""
 
 import asyncio
 from collections.abc import Callable

@@ -33,13 +33,15 @@ from server.store.three_teams import TEAMS, fill
 
 OPEN = {
     "teams": "names, which every team may know: rubrics are shared with them",
-    "api_keys": "who calls is found out by them, before there is a team; of a key there is only a digest",
+    "api_keys": (
+        "who calls is found out by them, before there is a team; of a key there is only a digest"
+    ),
     "claims": "their keys are hashes, which name the team's work and nobody else's",
     "secrets": "the deployment's own",
     "endpoint_probes": "what doctor found out about judges' endpoints",
     "alembic_version": "the revision",
 }
-"""The tables without row-level security, and why they need none. A new one is behind the wall, or it is named here."""
+"""The tables without row-level security, with reasons. Protect a new table or add it here."""
 ROWS: dict[str, list[dict[str, Any]]] = {}
 """All there is, by table, as nobody but a maintainer sees it."""
 RED = team_scope("red")
@@ -55,7 +57,7 @@ def driver(url: str, role: str = "markscheme_app") -> str:
 
 @pytest.fixture(scope="module")
 def url(new_postgres: Callable[[], str]) -> str:
-    """A database of three teams' data, migrated as its owner and filled as the service's role."""
+    """Create a database with three teams' data: owner migrates, service role fills."""
     owner = new_postgres()
 
     async def make() -> None:
@@ -90,7 +92,7 @@ class Undone(Exception):
 async def tried(
     database: Database, sight: TeamScope, work: Callable[[AsyncConnection], Any]
 ) -> Any:
-    """What came of some work, which is then undone."""
+    """Return the result of some work, then undo the work."""
     with suppress(Undone):
         async with database.writing(sight) as connection:
             found = await work(connection)
@@ -122,7 +124,7 @@ def owned() -> list[sa.Table]:
 
 
 def of(team: str, table: str) -> dict[str, Any]:
-    """A row of the team's; of rubrics, one that nobody else sees."""
+    """Return a row of the team's; for rubrics, one that nobody else sees."""
     shared = {row["rubric_id"] for row in ROWS["shares"]}
     return next(
         row
@@ -146,7 +148,8 @@ async def test_the_role_is_made_once_and_can_do_no_more_than_it_must(
             await connection.execute(
                 sa.text(
                     "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolcanlogin, "
-                    "pg_has_role(current_user, 'markscheme', 'MEMBER') FROM pg_roles WHERE rolname = current_user"
+                    "pg_has_role(current_user, 'markscheme', 'MEMBER') "
+                    "FROM pg_roles WHERE rolname = current_user"
                 )
             )
         ).one()
@@ -327,7 +330,10 @@ async def test_what_is_named_by_its_hash_is_added_and_never_changed(
         "CREATE POLICY all_of_it ON rubrics USING (true)",
         "ALTER TABLE audit_entries DISABLE TRIGGER ALL",
         "DROP TRIGGER refuse_erased ON verdicts",
-        "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+        (
+            "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql "
+            "AS 'BEGIN RETURN NEW; END'"
+        ),
         "ALTER ROLE markscheme_app BYPASSRLS",
         "SET ROLE markscheme",
         "SET SESSION AUTHORIZATION markscheme",
@@ -368,7 +374,10 @@ def test_two_databases_are_not_taken_for_one(url: str, new_postgres: Callable[[]
 
 
 def test_a_service_runs_as_the_role(new_postgres: Callable[[], str]) -> None:
-    """From an empty database: it migrates as the owner, and makes, scores, shares, prunes and erases as itself."""
+    """Start from an empty database: migrate as the owner, do everything else as the role.
+
+    Everything else: make, score, share, prune and erase.
+    """
     owner = new_postgres()
     app = sa.make_url(owner).set(username="markscheme_app").render_as_string(hide_password=False)
     settings = Settings(

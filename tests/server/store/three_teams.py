@@ -27,7 +27,7 @@ COMMON = [{"role": "user", "content": "Name a colour."}]
 
 
 def word(team: str) -> str:
-    """What stands in everything that the team says; what its runs are named by is another word."""
+    """Return the word in all of the team's texts; names of its runs use another word."""
     return f"canary{team}"
 
 
@@ -89,7 +89,7 @@ async def answer(store: Store, team: str, key: str, body: str) -> None:
 
 
 async def fill(store: Store) -> dict[str, Any]:
-    """Three teams with a row of every kind, and with what ties them together; red's shared rubrics by use."""
+    """Store three teams with a row of every kind and links between them; red shares rubrics."""
     for team in TEAMS:
         await identity(store).create_team(team, actor=Actor())
         _, key = await identity(store).create_key(team, ["read"], label=word(team), actor=Actor())

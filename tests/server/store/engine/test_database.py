@@ -21,7 +21,7 @@ from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 
 @pytest.fixture(scope="module")
 def empty_database(postgres: PostgresServer) -> str:
-    """The URL of a database without a table; the tests of this module share it."""
+    """Create a database without tables for this module; return its URL."""
     return postgres.create("empty").replace("postgresql://", "postgresql+asyncpg://")
 
 
@@ -135,7 +135,7 @@ async def test_errors_do_not_show_what_users_sent(store: Store) -> None:
 
 
 async def test_a_rush_opens_no_connections_beyond_the_pool(store: Store) -> None:
-    """One that is opened for a moment costs a thread and a page cache in SQLite, and a process in PostgreSQL."""
+    """An extra connection costs a thread and a page cache in SQLite, a process in PostgreSQL."""
     opened: list[object] = []
     sa.event.listen(
         store.database.engine.sync_engine,

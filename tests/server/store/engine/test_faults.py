@@ -28,7 +28,7 @@ def url(database_url: str) -> str:
 async def failure(
     url: str, statement: str, parameters: dict[str, Any] | None = None
 ) -> SQLAlchemyError:
-    """What a statement raises."""
+    """Return the error that a statement raises."""
     database = Database(create_engine(url))
     try:
         with pytest.raises(SQLAlchemyError) as raised:

@@ -64,7 +64,7 @@ async def rubric(store: Store, name: str) -> Rubric:
 async def group(
     store: Store, name: str, texts: Sequence[str], under: Rubric, *, group_id: str = "g"
 ) -> str:
-    """A scored group whose prompt is ``name``; the assignment's id."""
+    """Score a group whose prompt is ``name``; return the assignment's id."""
     place = GroupRef("t", "run", 1, group_id, prompt_key(prompt(name)))
     made = await store.assignments.assign(
         place,
@@ -139,7 +139,7 @@ async def run(store: Store, *, dry: bool = False) -> Counter[str]:
 
 
 async def old_and_new(store: Store) -> None:
-    """An old run and a new one that share a prompt, a rubric, a text; a teacher; odds and ends."""
+    """Store an old and a new run that share a prompt, rubric and text; a teacher; other rows."""
     shared = await rubric(store, "shared")
     for i in range(40):
         await group(store, f"old-{i}", [f"old {i} a", f"old {i} b", "said again"], shared)
@@ -229,7 +229,10 @@ Books = dict[tuple[Any, ...], dict[str, float]]
 
 
 async def books(store: Store) -> Books:
-    """What was asked, spent and saved, by team, day, run, rubric, role and judge: in the ledger and beside it."""
+    """Sum the calls, spending and savings by team, day, run, rubric, role and judge.
+
+    The sums cover the ledger and the tables beside it.
+    """
     summed: Books = {}
     async with store.database.reading(ALL_TEAMS) as connection:
         for table, figures in (
@@ -286,7 +289,10 @@ def saved(group: Any) -> dict[str, float]:
 
 
 async def fill_books(store: Store) -> None:
-    """Calls and groups of 40 days, two runs, two teams: cheap, dear and of no known price, failed and not."""
+    """Store calls and groups of 40 days, two runs and two teams.
+
+    Calls are cheap, expensive or of unknown price; some failed.
+    """
     made = await rubric(store, "p")
     for i in range(40):
         team, run_id, cost = (

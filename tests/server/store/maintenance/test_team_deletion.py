@@ -1,4 +1,4 @@
-"""Erasing a team: nothing of it is left in any table, the other teams' rows are as they were, and a kill is mended."""
+"""Test erasing a team: none of its rows is left, others' are unchanged, and a kill is repaired."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -86,7 +86,7 @@ def ids_of_red(found: Dump) -> set[str]:
 
 
 def check(before: Dump, after: Dump, known: dict[str, Any]) -> None:
-    """Nothing is left of red but what is declared; of the others' rows nothing is missing and nothing changed."""
+    """Check that red has only declared rows left and that the others' rows are unchanged."""
     ids = ids_of_red(before)
     for name, rows in before.items():
         missing = [row for row in rows if row not in after[name]]
@@ -147,7 +147,7 @@ def check(before: Dump, after: Dump, known: dict[str, Any]) -> None:
 async def test_nothing_of_the_team_is_left_and_the_others_keep_all(store: Store) -> None:
     known = await fill(store)
     before = await dump(store)
-    # A table that is not named here, or in which red has no row, is one that this test does not know of yet.
+    # Red has rows in every table except these: give it a row in any new table.
     ids = ids_of_red(before)
     assert {name for name, rows in before.items() if not any(of_red(row, ids) for row in rows)} == {
         "claims",
@@ -334,7 +334,10 @@ async def test_a_sqlite_file_holds_none_of_its_bytes(
 
 
 def test_the_tables_that_the_others_keep_their_prompts_in_are_known() -> None:
-    """Texts and prompts go when none of these refers to them: add a new one to store/maintenance/team_deletion.py."""
+    """Texts and prompts are deleted when none of these refers to them.
+
+    Add a new table to store/maintenance/team_deletion.py too.
+    """
     assert {
         table.name
         for table in metadata.sorted_tables
