@@ -64,8 +64,7 @@ RELIED_ON = {
 def test_trl_is_the_version_that_was_read() -> None:
     assert trl.__version__.startswith("1.16."), (
         f"TRL is {trl.__version__}: compare its grpo_trainer.py with what "
-        "docs/decisions/0011-self-distillation.md and "
-        "this file say of 1.16"
+        "docs/decisions/0011-self-distillation.md and this file say of 1.16"
     )
 
 

@@ -20,8 +20,7 @@ from markscheme_server.store.maintenance.migrate import alembic_config, migrate
 
 LOCKS = re.compile(
     r"\s*(?:ALTER|DROP|TRUNCATE|LOCK|CREATE (?!TABLE|ROLE)|REINDEX|CLUSTER|VACUUM|COMMENT|"
-    r"GRANT|REVOKE|"
-    r"UPDATE|DELETE|INSERT|SELECT pg_advisory)",
+    r"GRANT|REVOKE|UPDATE|DELETE|INSERT|SELECT pg_advisory)",
     re.IGNORECASE,
 )
 """Statements that may have to wait for somebody else's lock."""

@@ -116,8 +116,7 @@ def test_what_was_spent_before_money_was_exact_is_converted(url: str) -> None:
             connection.execute(
                 sa.text(
                     "INSERT INTO judge_calls (id, team, role, judge, criteria, calls, "
-                    "prompt_tokens, completion_tokens, "
-                    "cost_usd, created_at) "
+                    "prompt_tokens, completion_tokens, cost_usd, created_at) "
                     "VALUES (:id, 'red', 'verifier', 'j', '[]', 2, 1, 1, :cost, "
                     "'2026-01-01 00:00:00+00:00')"
                 ),

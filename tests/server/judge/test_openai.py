@@ -23,8 +23,7 @@ PROMPT = "Which colour is the sky, and why?"
 NO_TEMPERATURE = {
     "error": {
         "message": "Unsupported value: 'temperature' does not support 0 with this model. "
-        "Only the default (1) value is "
-        "supported.",
+        "Only the default (1) value is supported.",
         "type": "invalid_request_error",
         "param": "temperature",
         "code": "unsupported_value",
@@ -33,8 +32,7 @@ NO_TEMPERATURE = {
 NO_MAX_TOKENS = {
     "error": {
         "message": "Unsupported parameter: 'max_tokens' is not supported with this model. "
-        "Use 'max_completion_tokens' "
-        "instead.",
+        "Use 'max_completion_tokens' instead.",
         "type": "invalid_request_error",
         "param": "max_tokens",
         "code": "unsupported_parameter",

@@ -53,8 +53,8 @@ def test_the_longest_reply_that_is_taken_is_read(message: str, most: int) -> Non
     [
         (
             "This model's maximum context length is 4096 tokens. "
-            "However, you requested 5200 tokens (1104 in the messages, "
-            "4096 in the completion). Please reduce the length of the messages or completion.",
+            "However, you requested 5200 tokens (1104 in the messages, 4096 in the completion). "
+            "Please reduce the length of the messages or completion.",
             2992,
         ),
         (

@@ -160,8 +160,7 @@ def test_the_gate_yields_to_what_the_prompt_asks_for() -> None:
 def test_contrast_is_tied_to_the_prompt_and_capped() -> None:
     prompt = (
         "Write about the lighthouse keeper and the storm with the sailors and the island. "
-        "Do not use any commas. "
-        'Use at least 10 words. Include the word "lamp".'
+        'Do not use any commas. Use at least 10 words. Include the word "lamp".'
     )
     teacher = (
         "The lighthouse keeper lit the lamp for the sailors "
