@@ -44,7 +44,7 @@ def environment(settings: Mapping[str, Any]) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("OPENAI_", "MARKSCHEME_"))
+        if not name.startswith(("OPENAI_", "MARKSCHEME_", "COLUMNS"))
     }
     return kept | {f"MARKSCHEME_{name.upper()}": str(value) for name, value in settings.items()}
 

@@ -154,7 +154,7 @@ def lineage(
     console = screen()
     for tree in _trees(found):
         # A narrow terminal wraps the lines: cropping would cut ids.
-        console.print(tree, soft_wrap=True)
+        console.print(tree)
     verdicts, use = found.verdicts, found.use
     console.print(
         f"{use.groups} groups of your team and {use.other_teams_groups} of others, "

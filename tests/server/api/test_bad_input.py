@@ -115,19 +115,23 @@ CASES += [
 
 
 @pytest.fixture(scope="module")
-def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[http.client.HTTPConnection]:
-    """One keep-alive connection for all cases: a request that breaks it breaks the next one."""
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """Serve without a judge, once for all cases; return host and port."""
     from fakes.service import running
     from markscheme_server.config import Settings
 
-    with running(
-        Settings(_env_file=None, home=tmp_path_factory.mktemp("home"), judge="builtin")
-    ) as url:
-        made = http.client.HTTPConnection(
-            urlsplit(url).hostname or "", urlsplit(url).port, timeout=20
-        )
-        yield made
-        made.close()
+    home = tmp_path_factory.mktemp("home")
+    with running(Settings(_env_file=None, home=home, judge="builtin")) as url:
+        parts = urlsplit(url)
+        yield parts.hostname or "", parts.port or 0
+
+
+@pytest.fixture
+def connection(address: tuple[str, int]) -> Iterator[http.client.HTTPConnection]:
+    """Return a keep-alive connection: a request that breaks it breaks the test's next one."""
+    made = http.client.HTTPConnection(*address, timeout=60)
+    yield made
+    made.close()
 
 
 def ask(
