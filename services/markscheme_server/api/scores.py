@@ -65,9 +65,11 @@ async def score(
         return StreamingResponse(
             _lines(groups, batch.tally),
             media_type=NDJSON,
+            # A proxy that buffers would hold the lines back.
             headers=headers | {"X-Accel-Buffering": "no", "Cache-Control": "no-store"},
         )
     async with asyncio.timeout_at(deadline.at + GRACE_S):
+        # Groups end in any order; the answer keeps the order of the request.
         by_id = {group.id: group for group in await while_connected(request, _all(groups))}
     whole = schema.ScoreBatch(groups=[], counts=batch.tally.counts(), usage=batch.tally.cost())
     return Response(

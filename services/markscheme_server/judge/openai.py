@@ -353,6 +353,7 @@ class OpenAIJudge:
             schema=question.schema,
             schema_name=question.schema_name,
         )
+        # One record for all attempts: each failure carries the cost of those before it.
         spending, text = self._spending(question.role, context), ""
         for attempt in range(1, max_attempts + 1):
             try:

@@ -106,6 +106,7 @@ def _until(text: str, now: datetime) -> float | None:
 
 def _duration_s(text: str | None) -> float | None:
     match = _DURATION.fullmatch(text.strip()) if text else None
+    # All parts are optional, so the pattern matches an empty text too.
     if match is None or not match[0]:
         return None
     hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())

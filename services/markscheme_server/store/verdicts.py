@@ -105,6 +105,7 @@ class VerdictStore:
                 for key, team, met, evidence, cost_usd, rationale in rows
             }
         return [
+            # The query served several teams: each gets its own rows only.
             {key: found[key][1] for key in keys if key in found and found[key][0] == team}
             for team, keys in queries
         ]
