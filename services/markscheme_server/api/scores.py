@@ -117,6 +117,7 @@ async def _lines(groups: AsyncIterator[schema.GroupScore], tally: Tally) -> Asyn
     pending = asyncio.ensure_future(anext(source, None))
     try:
         while True:
+            # Unlike `wait_for`, this does not cancel the group when the time is over.
             done, _ = await asyncio.wait([pending], timeout=HEARTBEAT_S)
             if not done:
                 yield _line(schema.Heartbeat())

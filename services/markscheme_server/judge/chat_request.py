@@ -136,6 +136,7 @@ class ChatSender:
         except openai.APIConnectionError as error:
             cost.on_disconnect(error)
             raise
+        # If this raises, the request stays recorded at its maximum cost.
         completion = replies.decode(response.content)
         embedded = of_completion(completion, sent, self._request.material)
         if embedded is not None:

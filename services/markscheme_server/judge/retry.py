@@ -100,6 +100,7 @@ def _until(text: str, now: datetime) -> float | None:
         then = parsedate_to_datetime(text)
     except ValueError:
         return None
+    # A date in the zone -0000 is parsed without a zone; HTTP dates are in UTC.
     wait = (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() - now.timestamp()
     return wait if wait > 0 else None
 

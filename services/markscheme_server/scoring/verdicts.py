@@ -267,6 +267,7 @@ class VerdictService:
             metrics.VERDICTS.labels(origin=origin).inc(sum(key in shared.decisions for key in keys))
             # Whoever led the flight pays for it.
             part = shared if led else replace(shared, usage=JudgeUsage())
+            # `result` comes last, so that what this caller was given first stands.
             result = _merged([part, result])
             # The leader may have asked about other criteria: then ask about the rest.
             missing = tuple(

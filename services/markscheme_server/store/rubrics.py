@@ -334,6 +334,7 @@ class RubricStore:
         so that nobody learns which teams exist. Returns ``None`` if the team may not see the
         rubric. Raises `NotOwner`.
         """
+        # Conditions under which this change offers the rubric to other teams anew.
         offered = []
         values: dict[str, Any] = {}
         if visibility is not None:

@@ -70,6 +70,7 @@ class VerdictStore:
                 where=lambda row: sa.or_(row.claim.is_(None), row.claim.in_(sa.select(ours.c.key))),
             ).on_conflict_do_nothing(),
             claims.end(ours, "ending"),
+            # The first statement returns the claims that are still ours.
             returning=0,
         )
         self._finding: Batcher[tuple[str, tuple[str, ...]], Decisions] = Batcher(
