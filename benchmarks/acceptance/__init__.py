@@ -1,1 +1,1 @@
-"""The 58 checks of what the service and the trainer promise, each with the command that shows it."""
+"""The 58 checks of the service's and the trainer's guarantees, and the commands that run them."""

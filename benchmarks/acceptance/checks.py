@@ -16,8 +16,10 @@ _NO_JOBS = "the service has no job queue: what a request asks for is done while 
 
 @dataclass(frozen=True)
 class Check:
-    """What must hold, in one sentence. ``part``: what its commands leave unshown; ``not_applicable``: why there is
-    nothing to check."""
+    """One guarantee, in one sentence, and the commands that test it.
+
+    ``part``: what the commands do not test. ``not_applicable``: why there is nothing to test.
+    """
 
     number: int
     area: str
@@ -28,7 +30,7 @@ class Check:
 
 
 def pytest(*nodes: str, limit_s: float = 300, slow: bool = False) -> Command:
-    """Tests by their node ids or files."""
+    """Return the command that runs these tests, given as node ids or files."""
     return Command(nodes, limit_s, slow)
 
 
@@ -51,7 +53,8 @@ def _api() -> list[Check]:
         Check(
             3,
             area,
-            "A body above the limit is refused while it streams, with a declared length and without.",
+            "A body above the limit is refused while it streams, with a declared length and "
+            "without.",
             (pytest(f"{API}test_bad_input.py::test_a_body_of_60_mb_is_refused"),),
             part="one body each way, not 100; memory is not measured",
         ),
@@ -122,8 +125,9 @@ def _judge() -> list[Check]:
         Check(
             10,
             area,
-            "Whichever way a judge fails, no failed call is a number and no answer is a 5xx but 503; "
-            "replies with NUL, half a surrogate pair or deep nesting stay in their group.",
+            "Whichever way a judge fails, no failed call is a number and no answer is a "
+            "5xx but 503; replies with NUL, half a surrogate pair or deep nesting stay in their "
+            "group.",
             (
                 pytest(
                     f"{FAULT}test_judge_modes.py",
@@ -216,8 +220,8 @@ def _load() -> list[Check]:
         Check(
             19,
             area,
-            "A noisy team hardly slows another, by requests, by rollouts, by poison, by costly checks, by "
-            "one request of 65,536 verdicts.",
+            "A noisy team hardly slows another, by requests, by rollouts, by poison, "
+            "by costly checks, by one request of 65,536 verdicts.",
             (
                 pytest(
                     f"{FAULT}test_fair_shares.py",
@@ -277,7 +281,8 @@ def _cache() -> list[Check]:
         Check(
             25,
             area,
-            "What is asked makes a verdict's address, what is not asked does not; no failure is kept.",
+            "What is asked makes a verdict's address, what is not asked does not; no failure is "
+            "kept.",
             (pytest(f"{FAULT}test_verdict_identity.py"),),
         ),
     ]
@@ -296,7 +301,8 @@ def _crash() -> list[Check]:
         Check(
             28,
             area,
-            "The service recovers from a database that dies under load; nothing acknowledged is lost.",
+            "The service recovers from a database that dies under load; nothing acknowledged is "
+            "lost.",
             (pytest(f"{FAULT}test_postgres.py", slow=True, limit_s=600),),
         ),
         Check(
@@ -338,8 +344,8 @@ def _database() -> list[Check]:
         Check(
             33,
             area,
-            "Migrations lead from anywhere to the same tables, can be undone, take no lock without a "
-            "bound on waiting for it, and pass squawk.",
+            "Migrations lead from anywhere to the same tables, can be undone, take no lock "
+            "without a bound on waiting for it, and pass squawk.",
             (
                 pytest(
                     f"{migrations}test_the_tables_come_out_the_same_from_everywhere",
@@ -364,7 +370,8 @@ def _database() -> list[Check]:
         Check(
             35,
             area,
-            "A score takes few statements, whatever its criteria, and is no slower at 100,000 verdicts.",
+            "A score takes few statements, whatever its criteria, and is no slower at "
+            "100,000 verdicts.",
             (pytest(f"{FAULT}test_queries.py", slow=True),),
         ),
     ]
@@ -376,7 +383,8 @@ def _security() -> list[Check]:
         Check(
             36,
             area,
-            "Every route refuses every wrong key; another team's id is not there, and takes as long.",
+            "Every route refuses every wrong key; another team's id is not there, and takes as "
+            "long.",
             (
                 pytest(
                     f"{API}test_teams.py",
@@ -403,7 +411,8 @@ def _security() -> list[Check]:
             38,
             area,
             "No caller sends the service to an address.",
-            not_applicable="no request holds a URL: the operator configures judges, callers name them",
+            not_applicable="no request holds a URL: the operator configures judges, "
+            "callers name them",
         ),
         Check(
             39,
@@ -420,8 +429,8 @@ def _security() -> list[Check]:
         Check(
             40,
             area,
-            "100 hostile texts in each text field come back unchanged or are refused, and change nothing "
-            "else; no SQL is built from strings.",
+            "100 hostile texts in each text field come back unchanged or are refused, and "
+            "change nothing else; no SQL is built from strings.",
             (
                 pytest(
                     f"{API}test_hostile_texts.py",
@@ -450,8 +459,8 @@ def _injection() -> list[Check]:
         Check(
             42,
             area,
-            "80 injections and 10,000 made-up texts stay inside their fence, and hidden characters are "
-            "made visible.",
+            "80 injections and 10,000 made-up texts stay inside their fence, and hidden "
+            "characters are made visible.",
             (
                 pytest(
                     f"{JUDGE}test_injection.py", f"{JUDGE}test_sanitise.py", slow=True, limit_s=600
@@ -484,8 +493,8 @@ def _injection() -> list[Check]:
         Check(
             45,
             area,
-            "A hostile rollout changes nothing for its neighbours; a rubric that names an answer is "
-            "refused, and honest words are not.",
+            "A hostile rollout changes nothing for its neighbours; a rubric that names an "
+            "answer is refused, and honest words are not.",
             (
                 pytest(
                     f"{SERVER}scoring/test_scores.py::test_a_hostile_neighbour_changes_nothing_in_rollout_mode",
@@ -539,7 +548,8 @@ def _trainer() -> list[Check]:
         Check(
             50,
             area,
-            "Losses agree with readable ones, in value and gradient, however rows are ordered or padded.",
+            "Losses agree with readable ones, in value and gradient, however rows are ordered or "
+            "padded.",
             (pytest(f"{TRAIN}test_losses.py", f"{TRAIN}test_self_distillation.py", limit_s=600),),
         ),
         Check(
@@ -564,7 +574,8 @@ def _trainer() -> list[Check]:
                     f"{TRAIN}test_training.py::test_a_run_changes_the_model_and_writes_its_steps"
                 ),
             ),
-            part="that a run learns is measured by `make demo-control` (benchmarks/results), not by a test",
+            part="that a run learns is measured by `make demo-control` (benchmarks/results), "
+            "not by a test",
         ),
         Check(
             53,

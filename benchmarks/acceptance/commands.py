@@ -29,9 +29,10 @@ _TESTS = [
 
 @dataclass(frozen=True)
 class Command:
-    """Arguments of pytest (``is_pytest``) or of a program beside the interpreter; at most ``limit_s`` seconds.
+    """A command line that may run for ``limit_s`` seconds at most.
 
-    ``slow``: run the tests that are marked slow too.
+    ``arguments``: those of pytest (``is_pytest``), otherwise a program beside the interpreter and
+    its arguments. ``slow``: also run the tests that are marked slow.
     """
 
     arguments: tuple[str, ...]
@@ -41,7 +42,7 @@ class Command:
 
     @property
     def words(self) -> str:
-        """As a person types it in the project's root."""
+        """The command line as typed in the project's root."""
         if not self.is_pytest:
             return shlex.join(self.arguments)
         return shlex.join(
@@ -49,7 +50,7 @@ class Command:
         )
 
     def argv(self, report: Path) -> list[str]:
-        """As it is run. pytest writes its results to ``report``."""
+        """Return the command line that is executed. pytest writes its results to ``report``."""
         if not self.is_pytest:
             return [str(Path(sys.executable).with_name(self.arguments[0])), *self.arguments[1:]]
         marked = ["-m", "slow or not slow"] if self.slow else []
@@ -108,7 +109,7 @@ def run(command: Command, environment: Mapping[str, str] = os.environ) -> Outcom
 
 
 def read(report: str, *, status: int, seconds: float) -> Outcome:
-    """The outcome from pytest's JUnit report and exit status."""
+    """Read the outcome from pytest's JUnit report and exit status."""
     cases = list(ElementTree.fromstring(report).iter("testcase"))
     bad = [
         case for case in cases if case.find("failure") is not None or case.find("error") is not None
@@ -152,7 +153,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def total(outcomes: Sequence[Outcome]) -> Outcome:
-    """Several commands of one check as one."""
+    """Combine the outcomes of a check's commands."""
     return Outcome(
         sum(o.passed for o in outcomes),
         sum(o.failed for o in outcomes),

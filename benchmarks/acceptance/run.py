@@ -1,9 +1,10 @@
-"""Show what the service and the trainer promise: run the checks and write the table ``docs/reliability.md``.
+"""Run the checks of the service and the trainer, and write the table ``docs/reliability.md``.
 
     python -m acceptance.run [--only N[,N]] [--list]
 
-Each check is shown by commands, mostly tests. Rows of checks that were not run this time stay as they were, with
-their own dates; they are kept in ``benchmarks/results/acceptance.json``. Ends with 1 if a check that was run failed.
+Each check consists of commands, mostly tests. Rows of checks that were not run this time keep their
+results and dates, which are stored in ``benchmarks/results/acceptance.json``. The exit status is 1
+if a check that was run failed.
 """
 
 import argparse
@@ -33,19 +34,23 @@ COLUMNS = ("check", "holds", "status", "command", "figure", "date")
 INTRODUCTION = """\
 # Reliability: 58 checks, and what shows them
 
-Written by `make acceptance`: do not edit. `make acceptance CHECKS=4,5` runs these again and keeps the other rows with
+Written by `make acceptance`: do not edit. `make acceptance CHECKS=4,5` runs these again \
+and keeps the other rows with
 their dates; without `CHECKS` all are run (slow, about two and a half hours on two cores).
 
-- shown: every command of the check passed. part: it passed and shows less than the check asks for; the row says
-  what is missing. not applicable: there is nothing to check, and why. failed: a command failed or took too long.
-- The commands are run in the project's root. The figure is how many tests passed and in what time, and what the tests
+- shown: every command of the check passed. part: it passed and shows less than the check \
+asks for; the row says
+  what is missing. not applicable: there is nothing to check, and why. failed: a command failed \
+or took too long.
+- The commands are run in the project's root. The figure is how many tests passed \
+and in what time, and what the tests
   measured.
 """
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a run of a check came to."""
+    """The result of running one check."""
 
     status: str
     figure: str
@@ -53,6 +58,7 @@ class Row:
 
 
 def main() -> None:
+    """Run the chosen checks and write the table, or list them."""
     parser = argparse.ArgumentParser(prog="python -m acceptance.run")
     parser.add_argument(
         "--only", type=numbers, metavar="N[,N]", help="run these checks; the other rows stay"
@@ -82,13 +88,14 @@ def main() -> None:
         rows = load() | {number: row}
         save(rows)
     console.print(
-        f"written: {TABLE} ({', '.join(f'{count} {status}' for status, count in counts(rows).items())})"
+        f"written: {TABLE} "
+        f"({', '.join(f'{count} {status}' for status, count in counts(rows).items())})"
     )
     sys.exit(int(failed))
 
 
 def numbers(words: str) -> list[int]:
-    """The checks that ``--only`` names. Raises ``ArgumentTypeError`` for what is none."""
+    """Parse the numbers of ``--only``. Raises ``ArgumentTypeError`` for unknown checks."""
     try:
         found = [int(word) for word in words.split(",")]
     except ValueError:
@@ -99,7 +106,7 @@ def numbers(words: str) -> list[int]:
 
 
 def judge(check: Check, outcomes: Sequence[Outcome]) -> Row:
-    """The row of a check whose commands came to this."""
+    """Return the row of a check from the outcomes of its commands."""
     outcome = total(outcomes)
     status = FAILED if outcome.fault else PART if check.part or outcome.skipped else SHOWN
     said = [
@@ -115,14 +122,14 @@ def judge(check: Check, outcomes: Sequence[Outcome]) -> Row:
 
 
 def row_of(check: Check, rows: Mapping[int, Row]) -> Row:
-    """The row to show: of the last run, or that there was none."""
+    """Return the row of the check's last run, or one that says that there was none."""
     if check.not_applicable:
         return Row(NOT_APPLICABLE, check.not_applicable, "")
     return rows.get(check.number, Row(NOT_RUN, "", ""))
 
 
 def counts(rows: Mapping[int, Row]) -> dict[str, int]:
-    """How many checks have each status."""
+    """Count the checks by status."""
     found = [row_of(check, rows).status for check in CHECKS.values()]
     return {
         status: found.count(status)
@@ -132,7 +139,7 @@ def counts(rows: Mapping[int, Row]) -> dict[str, int]:
 
 
 def load() -> dict[int, Row]:
-    """The rows of earlier runs; those of checks whose commands changed since are left out."""
+    """Return the rows of earlier runs, except for checks whose commands have changed since."""
     if not ROWS.exists():
         return {}
     kept = json.loads(ROWS.read_text("utf-8"))["rows"]
@@ -158,7 +165,7 @@ def save(rows: Mapping[int, Row]) -> None:
 
 
 def table(rows: Mapping[int, Row], machine: str) -> str:
-    """The Markdown file."""
+    """Return the content of the Markdown file."""
     parts = [
         INTRODUCTION,
         f"Last run on: {machine}.\n",
@@ -173,7 +180,7 @@ def table(rows: Mapping[int, Row], machine: str) -> str:
 
 
 def cells(check: Check, row: Row) -> tuple[str, ...]:
-    """One line of the table."""
+    """Return one line of the table."""
     status = (
         f"{row.status}: {check.part}"
         if check.part and row.status in (PART, NOT_RUN)

@@ -1,10 +1,11 @@
-"""The shipped compose file run for real: both images built, the demo trained in containers, parts of it killed.
+"""Test the shipped compose file: build both images, train the demo, and kill parts of it.
 
     python -m deployment.compose
 
-Needs a Docker engine with Compose 2.24 or later, and nothing else: no GPU, no key. The project is called
-``markscheme-test``, so a deployment on the same machine is left alone; everything of it but the images is removed at
-the end, whatever happens. On an engine without a bridge network ``host-network.yml`` is laid over the compose file.
+Needs a Docker engine with Compose 2.24 or later, but neither a GPU nor an API key. The project is
+called ``markscheme-test``, so that other deployments on the machine are not touched. Everything
+except the images is removed at the end, even after a failure. On an engine without a bridge
+network, ``host-network.yml`` is added to the compose file.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from service.report import markdown_table, today, write
 
 PROJECT = "markscheme-test"
 POSTGRES = "postgres:17"
-"""What the compose file takes unless told otherwise; where it cannot be had, one that is there is taken."""
+"""Default image of the compose file; if it cannot be pulled, a local image is used instead."""
 ADDRESS = "127.0.0.1:58321"
 ROOM = Path("build/compose-test")
 RESULT = Path("benchmarks/results/compose")
@@ -46,7 +47,10 @@ for name in os.listdir("/proc"):
         if b"markscheme" in open(f"/proc/{name}/cmdline", "rb").read():
             os.kill(int(name), signal.SIGKILL)
 """
-"""Kills what the container runs from within, as a crash would: of a kill from outside the engine restarts nothing."""
+"""Kills the container's processes from inside, like a crash.
+
+The engine does not restart a container that is killed from outside.
+"""
 HOLDERS = {
     "POSTGRES_PASSWORD": {"postgres", "migrate"},
     "POSTGRES_APP_PASSWORD": {"migrate", "trainer-key", "rubric"},
@@ -110,13 +114,18 @@ async def allowed(url, statement):
 
 async def main():
     url = sa.make_url(Settings().sqlalchemy_url)
-    tries = [(url, statement) for statement in sys.argv[1:]] + [(url.set(username="markscheme"), "SELECT 'the owner'")]
-    print(json.dumps([statement for as_whom, statement in tries if await allowed(as_whom, statement)]))
+    tries = [(url, statement) for statement in sys.argv[1:]]
+    tries += [(url.set(username="markscheme"), "SELECT 'the owner'")]
+    passed = [statement for as_whom, statement in tries if await allowed(as_whom, statement)]
+    print(json.dumps(passed))
 
 asyncio.run(main())
 """
-"""Run in the service's container with its settings: the statements that are not refused for want of a privilege, and
-one as the owner with the service's password. Each is rolled back."""
+"""Prints the statements that the service's role may execute; each is rolled back.
+
+Runs in the service's container with its settings. One statement is tried as the owner, with the
+service's password.
+"""
 CONNECT = """
 import socket, sys
 for address in sys.argv[1:]:
@@ -127,7 +136,7 @@ for address in sys.argv[1:]:
     except OSError:
         pass
 """
-"""Prints those of the addresses that a connection is made to."""
+"""Prints the addresses to which a connection succeeds."""
 COUNTED = ("rubrics", "verdicts", "assignments", "rollouts", "prompts", "texts")
 
 
@@ -149,7 +158,10 @@ class Run:
     def compose(
         self, *words: str, check: bool = True, **options: Any
     ) -> "subprocess.CompletedProcess[str]":
-        """``docker compose`` on the test's project. Raises :class:`CannotRun` with the engine's own words."""
+        """Run ``docker compose`` on the test's project.
+
+        Raises :class:`CannotRun` with the engine's error output.
+        """
         return self.docker(
             "compose",
             "-p",
@@ -165,6 +177,7 @@ class Run:
     def docker(
         self, *words: str, check: bool = True, **options: Any
     ) -> "subprocess.CompletedProcess[str]":
+        """Run ``docker``. Raises :class:`CannotRun` if it fails and ``check`` is true."""
         done = subprocess.run(
             ["docker", *words],
             env=self.environment,
@@ -174,19 +187,20 @@ class Run:
         )
         if check and done.returncode != 0:
             raise CannotRun(
-                f"docker {' '.join(words)} ended with {done.returncode}:\n{(done.stderr or '')[-2000:]}"
+                f"docker {' '.join(words)} ended with {done.returncode}:\n"
+                f"{(done.stderr or '')[-2000:]}"
             )
         return done
 
     def state(self, service: str) -> dict[str, Any]:
-        """What the engine says of a service's container: ``State`` and ``RestartCount``."""
+        """Return what the engine reports of a service's container."""
         found: dict[str, Any] = json.loads(self.docker("inspect", self.container(service)).stdout)[
             0
         ]
         return found
 
     def containers(self) -> dict[str, dict[str, Any]]:
-        """All that the engine says of the project's containers, by service, those that have ended too."""
+        """Return what the engine reports of all containers, also stopped ones, by service."""
         found = json.loads(
             self.docker("inspect", *self.compose("ps", "--all", "--quiet").stdout.split()).stdout
         )
@@ -196,18 +210,18 @@ class Run:
         }
 
     def holders(self, secret: str) -> set[str]:
-        """The services whose containers show this text to who may ask the engine."""
+        """Return the services whose containers reveal this text through the engine."""
         text = json.dumps(secret)[1:-1]
         return {
             service for service, found in self.containers().items() if text in json.dumps(found)
         }
 
     def python(self, service: str, code: str, *words: str) -> str:
-        """What a script prints that is run in a service's container."""
+        """Run a script in a service's container and return its output."""
         return self.compose("exec", "-T", service, "python", "-c", code, *words).stdout
 
     def call(self, method: str, path: str, key: str) -> httpx.Response:
-        """The service's answer, from outside of its container. An empty ``key`` is none."""
+        """Send a request to the service from outside; an empty ``key`` sends no key."""
         return httpx.request(
             method,
             f"http://{ADDRESS}{path}",
@@ -217,49 +231,58 @@ class Run:
         )
 
     def container(self, service: str) -> str:
+        """Return the id of a service's container."""
         return self.compose("ps", "--all", "--quiet", service).stdout.strip()
 
     def query(self, sql: str) -> str:
+        """Run a query as the database's owner and return its output."""
         return self.compose(
             "exec", "-T", "postgres", "psql", "-U", "markscheme", "-At", "-c", sql
         ).stdout.strip()
 
     def counts(self) -> dict[str, int]:
+        """Return the number of rows of each table in ``COUNTED``."""
         return {table: int(self.query(f"SELECT count(*) FROM {table}")) for table in COUNTED}  # noqa: S608
 
     def steps(self) -> list[dict[str, Any]]:
-        """The records of the steps that the running trainer has finished."""
+        """Return the records of the steps that the running trainer has finished."""
         read = self.compose("exec", "-T", "demo", "cat", f"{RUN}/run/steps.jsonl", check=False)
         return [json.loads(line) for line in read.stdout.splitlines() if line.endswith("}")]
 
     def log(self, service: str = "demo") -> str:
-        """What a service has printed; Compose's own command would add to it."""
+        """Return what a service has printed."""
+        # Compose's own `logs` command would add prefixes.
         return self.docker("logs", self.container(service)).stdout
 
     def expect(self, what: str, passed: bool, detail: str) -> None:
-        """Note whether something is as it should be, and show it."""
+        """Record and print whether a check passed."""
         self.checks.append((what, passed, detail))
         self.console.print(f"  {'[green]ok[/]' if passed else '[red]FAILED[/]'}  {what}: ", end="")
         self.console.print(detail, markup=False, highlight=False)
 
     def figure(self, what: str, value: str) -> None:
+        """Record and print a measured value."""
         self.figures.append((what, value))
         self.console.print(f"      {what}: {value}", markup=False, highlight=False)
 
     def wait(self, until: Callable[[], bool], *, within_s: float, what: str) -> float:
-        """Seconds until it is so. Raises :class:`CannotRun` when the trainer ends first or time runs out."""
+        """Wait until a condition holds, and return the seconds that took.
+
+        Raises :class:`CannotRun` when time runs out.
+        """
         started = time.monotonic()
         while not until():
             if time.monotonic() - started > within_s:
                 raise CannotRun(
-                    f"{what}: not within {within_s:.0f} s. The trainer's last words:\n{self.log()[-2000:]}"
+                    f"{what}: not within {within_s:.0f} s. The trainer's last words:\n"
+                    f"{self.log()[-2000:]}"
                 )
             time.sleep(1)
         return time.monotonic() - started
 
 
 def main() -> int:
-    """Run the whole, write the result, and say with the exit code whether all was as it should be."""
+    """Run all checks and write the result; the exit status says whether they passed."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
@@ -299,14 +322,15 @@ def main() -> int:
 
 
 def prepare(console: Console) -> Run:
-    """Find the engine, pick the images it can have, and write the settings of a throw-away deployment."""
+    """Find the engine, choose the images, and write the settings of a temporary deployment."""
     if shutil.which("docker") is None:
         raise CannotRun(
             "there is no `docker` here: this test needs a Docker engine with Compose 2.24 or later"
         )
     shutil.rmtree(ROOM, ignore_errors=True)
     ROOM.mkdir(parents=True)
-    # The passwords have what would break a URL or a line of configuration; nobody's own settings reach the containers.
+    # The passwords contain characters that would break an unquoted URL or configuration line. The
+    # user's own settings must not reach the containers.
     given = {
         "POSTGRES_PASSWORD": f"p@ss:/{secrets.token_hex(12)}?#%",
         "POSTGRES_APP_PASSWORD": f"a@ss:/{secrets.token_hex(12)}?#%",
@@ -357,7 +381,7 @@ def write_settings(given: dict[str, str]) -> None:
 
 
 def find_torch(console: Console) -> None:
-    """Put PyTorch's build for processors where the image's build looks first, if this machine's pip finds one."""
+    """Place PyTorch's CPU wheel where the image build looks first, if pip finds one."""
     place = Path("wheels/cpu")
     if list(place.glob("*.whl")):
         return
@@ -383,7 +407,7 @@ def find_torch(console: Console) -> None:
 
 
 def go_through(run: Run) -> None:
-    """The whole life of a deployment."""
+    """Run all checks, from the first start to the last stop of the deployment."""
     console = run.console
     console.print("Unfilled settings …")
     (ROOM / "empty").write_text("")
@@ -456,7 +480,7 @@ def build(run: Run) -> None:
 
 
 def start_alone(run: Run) -> None:
-    """The service by the documented line, without a trainer; then what its doors let through."""
+    """Start the service as documented, without a trainer, and check who gets access."""
     run.console.print("Starting PostgreSQL, Redis and the service …")
     started = time.monotonic()
     run.compose("up", "--detach", "--wait", "rubric")
@@ -493,7 +517,8 @@ def start_alone(run: Run) -> None:
     )
     allowed = json.loads(run.python("rubric", STATEMENTS, "SELECT 1", *FORBIDDEN))
     run.expect(
-        "the service's role can change no table, role or audit entry, and its password is not the owner's",
+        "the service's role can change no table, role or audit entry, and its password is not "
+        "the owner's",
         allowed == ["SELECT 1"],
         f"refused: {len(FORBIDDEN)} statements, and to log in as the owner"
         if allowed == ["SELECT 1"]
@@ -510,7 +535,7 @@ def start_alone(run: Run) -> None:
 
 
 def redis_says(run: Run, password: str) -> str:
-    """What Redis answers to a ping under this password; the empty one is none."""
+    """Return Redis's answer to a ping with this password; an empty one sends none."""
     return " ".join(
         run.compose(
             "exec",
@@ -538,8 +563,8 @@ def start_demo(run: Run) -> None:
         first,
     )
     run.expect(
-        "every container is confined: no capabilities but PostgreSQL's to start, none to be gained, "
-        "bounded logs, a read-only root but for the demo's",
+        "every container is confined: no capabilities but PostgreSQL's to start, none to be "
+        "gained, bounded logs, a read-only root but for the demo's",
         *confinement(run),
     )
     run.expect(
@@ -552,8 +577,8 @@ def start_demo(run: Run) -> None:
         if (found := run.holders(run.secrets[name])) != holders
     ]
     run.expect(
-        "each secret is in the containers that need it: the owner's of the database in PostgreSQL and "
-        "`migrate` only, the operator's key in the service only",
+        "each secret is in the containers that need it: the owner's of the database in PostgreSQL "
+        "and `migrate` only, the operator's key in the service only",
         not wrong,
         "; ".join(wrong)
         or f"{len(HOLDERS)} secrets, searched for in all that the engine knows of a container",
@@ -605,7 +630,7 @@ def processes(run: Run) -> tuple[bool, str]:
 
 
 def trainers_key(run: Run) -> None:
-    """What the key that the trainer was given can do."""
+    """Check what the trainer's key can do."""
     key = run.compose("exec", "-T", "demo", "cat", "/keys/trainer").stdout.strip()
     stored = run.query("SELECT team || ': ' || (scopes::text) FROM api_keys")
     others = (
@@ -623,7 +648,10 @@ def trainers_key(run: Run) -> None:
 
 
 def reach(run: Run) -> None:
-    """Which of the others a trainer can connect to, by name and by address; the service can, so the attempt is one."""
+    """Check which containers a trainer can connect to, by name and by address.
+
+    The service makes the same attempts and succeeds, which shows that they can succeed.
+    """
     what = "a trainer reaches the service, and neither PostgreSQL nor Redis"
     if str(OVERRIDE) in run.files:
         run.figure(what, "not tried: on this engine all containers share the host's network")
@@ -665,13 +693,13 @@ def lose_the_service(run: Run) -> None:
     run.expect(
         "a killed service only delays the training",
         state["State"]["Running"] and state["RestartCount"] == 0 and bool(lines),
-        f"the trainer waited ({len(lines)} tries), was not restarted, and had done two more steps {took:.0f} s "
-        "after the service was back",
+        f"the trainer waited ({len(lines)} tries), was not restarted, and had done two more steps "
+        f"{took:.0f} s after the service was back",
     )
 
 
 def lose_the_trainer(run: Run) -> None:
-    """Kill the trainer's process in the middle of a step; its restart policy is to start it again."""
+    """Kill the trainer's process during a step; its restart policy must start it again."""
     run.wait(
         lambda: len(run.steps()) >= KILL_TRAINER_AT, within_s=900, what=f"step {KILL_TRAINER_AT}"
     )
@@ -737,8 +765,8 @@ def finish(run: Run) -> None:
     run.expect(
         "the rewards rose",
         summary["reward_after"] > summary["reward_before"],
-        f"{summary['reward_before']:.2f} to {summary['reward_after']:.2f} on the prompts trained on "
-        f"(± {summary['reward_after_se']:.2f}), {summary['heldout_before']:.2f} to "
+        f"{summary['reward_before']:.2f} to {summary['reward_after']:.2f} on the prompts trained "
+        f"on (± {summary['reward_after_se']:.2f}), {summary['heldout_before']:.2f} to "
         f"{summary['heldout_after']:.2f} held out",
     )
     counts = run.counts()
@@ -767,7 +795,7 @@ def finish(run: Run) -> None:
 
 
 def back_up_and_restore(run: Run) -> None:
-    """The commands of docs/deploy.md."""
+    """Check the commands of docs/deploy.md for backup and restore."""
     run.console.print("Backing PostgreSQL up, dropping the database, and restoring it …")
     before, dump = run.counts(), ROOM / "markscheme.dump"
     with dump.open("wb") as file:
@@ -805,19 +833,20 @@ def back_up_and_restore(run: Run) -> None:
     run.expect(
         "a backup restores everything",
         before == after and rubrics(run) == first,
-        f"{dump.stat().st_size / 1e6:.1f} MB, {sum(after.values()):,} rows; the service answers as before",
+        f"{dump.stat().st_size / 1e6:.1f} MB, {sum(after.values()):,} rows; the service answers "
+        "as before",
     )
 
 
 def rubrics(run: Run) -> Any:
-    """The newest rubrics, as the service answers them."""
+    """Return the service's list of the newest rubrics."""
     return (
         run.call("GET", "/v1/rubrics", run.secrets["MARKSCHEME_API_KEY"]).raise_for_status().json()
     )
 
 
 def renew_the_key(run: Run) -> None:
-    """Revoke the trainer's key, and start what makes it: as an operator does whose key has leaked."""
+    """Revoke the trainer's key and make a new one, as an operator does after a leak."""
     read = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "demo", "/keys/trainer")
     old = run.compose(*read).stdout.strip()
     run.compose("up", "--no-deps", "trainer-key")
@@ -897,7 +926,7 @@ def stop(run: Run) -> None:
 
 
 def save(run: Run, *, seconds: float, failure: str | None) -> list[Path]:
-    """The result, dated, as Markdown and JSON."""
+    """Write the dated result as Markdown and JSON."""
     machine = describe(("markscheme",))
     engine = run.docker("version", "--format", "{{.Server.Version}}").stdout.strip()
     compose = run.docker("compose", "version", "--short").stdout.strip()
@@ -910,7 +939,8 @@ def save(run: Run, *, seconds: float, failure: str | None) -> list[Path]:
         f"# `docker compose` for real, {today()}",
         "",
         f"`make compose-test`: Docker {engine}, Compose {compose}, {network}, "
-        f"{run.environment.get('POSTGRES_IMAGE', POSTGRES)}; {sentence(machine)}. {seconds / 60:.0f} minutes.",
+        f"{run.environment.get('POSTGRES_IMAGE', POSTGRES)}; {sentence(machine)}. "
+        f"{seconds / 60:.0f} minutes.",
         "",
         *([f"**It did not come to its end:** {failure.splitlines()[0]}", ""] if failure else []),
         *markdown_table(

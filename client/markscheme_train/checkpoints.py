@@ -33,6 +33,7 @@ def step_of(checkpoint: Path) -> int:
 
 def publish_dir(folder: Path, target: Path) -> None:
     """Move a finished folder to its final path in one rename, after flushing it to disk."""
+    # Folders too: their entries, which name the files, must reach the disk as well.
     for path in (*folder.rglob("*"), folder):
         handle = os.open(path, os.O_RDONLY)
         try:

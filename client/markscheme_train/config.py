@@ -240,6 +240,7 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
     preset = values.get("preset", "ropd")
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset `{preset}`; there is {', '.join(PRESETS)}")
+    # The deprecated name of the same setting.
     if "gradient_checkpointing" in values:
         values.setdefault("activation_checkpointing", values.pop("gradient_checkpointing"))
     # TRL turns both on by default; without a GPU they cost time and save nothing that is short.
@@ -267,6 +268,7 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
                 f"`{key}` must be one of {', '.join(map(str, typing.get_args(option)))}, not "
                 f"`{value}`"
             )
+    # First, because `bool` is a subclass of `int`.
     if isinstance(value, bool):
         fits = bool in options
     elif isinstance(value, int) and float in options and int not in options:

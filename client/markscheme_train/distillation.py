@@ -129,6 +129,7 @@ def divergences(
     return (
         torch.cat(parts)
         if parts
+        # Connected to the student's graph, so that also an empty loss can be differentiated.
         else student.new_zeros(0, dtype=_precision(student)) + 0 * student.sum()
     )
 

@@ -72,6 +72,7 @@ class Distributed:
 def _picklable(error: Exception) -> Exception:
     """Return the error if it can be pickled, else one with the same message."""
     try:
+        # Also loaded: an exception whose constructor takes other arguments fails only there.
         pickle.loads(pickle.dumps(error))
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")

@@ -139,6 +139,7 @@ def topk_with_tail(log_probs: Tensor, indices: Tensor) -> Tensor:
 
 def with_tail(head: Tensor) -> Tensor:
     """Append to log-probabilities [..., K] that of everything else: `log(1 - Σ exp)`."""
+    # `expm1`: where the head has nearly all mass, `1 - exp` would lose every digit.
     mass = torch.logsumexp(head, dim=-1, keepdim=True).clamp(max=-MIN_TAIL_LOG_MASS)
     return torch.cat([head, torch.log(-torch.expm1(mass))], dim=-1)
 
@@ -184,6 +185,7 @@ def entropy_weights(
     if mean is None:
         total, count = entropy_weight_sums(entropy, mask, beta=beta)
         mean = total / count.clamp(min=1)
+    # If all weights underflow the mean is 0, and 0 / 0 would be NaN.
     weights = (-beta * entropy).exp() / mean.clamp(min=torch.finfo(entropy.dtype).tiny)
     return torch.where(mask.bool(), weights, 0.0)
 
@@ -253,6 +255,7 @@ def srpo_loss(inputs: SrpoInputs, config: SrpoConfig) -> tuple[Tensor, Mapping[s
         dual_clip=config.dual_clip,
     )
     corrected = surrogate if inputs.sampler_weights is None else surrogate * inputs.sampler_weights
+    # `where` instead of a product with the mask: NaN or infinity off the mask times 0 is NaN.
     policy = torch.where(reinforced, corrected, 0.0).sum()
     metrics: dict[str, Tensor] = {"clip_share": _clip_share(inputs, config, reinforced)}
     if inputs.divergence is None or inputs.entropy is None:
@@ -289,6 +292,7 @@ def _kl(of: Tensor, to: Tensor) -> Tensor:
 
 def _finite(log_probs: Tensor) -> Tensor:
     """Clamp -inf, so that an impossible token adds 0 instead of 0 · inf."""
+    # Divided by 8, so that differences and sums of two such values stay finite.
     return log_probs.clamp(min=torch.finfo(log_probs.dtype).min / 8)
 
 

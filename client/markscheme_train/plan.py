@@ -38,6 +38,7 @@ def plan_of(config: "TrainConfig", examples: "list[Example]") -> TrainingPlan:
     micro_steps_per_batch = config.steps_per_generation * config.num_iterations
     steps = config.max_steps
     if steps <= 0:
+        # The sampler drops an incomplete batch at the end of an epoch.
         micro_steps = len(examples) // prompts_per_batch * micro_steps_per_batch
         if micro_steps == 0:
             raise TrainError(

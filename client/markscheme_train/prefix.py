@@ -36,6 +36,8 @@ def shared_prompt_states(
     )
     cache = prompts.past_key_values
     cache.batch_select_indices(place)
+    # A state predicts the next token: the prompt's last one predicts the first token of the
+    # completion, and the state of the completion's last token is not needed.
     completions = backbone(
         input_ids=input_ids[:, width:-1],
         attention_mask=attention_mask[:, :-1],

@@ -73,6 +73,7 @@ def build_teacher_prompt(
             return ids
         if lines:
             lines.pop()
+            # Without feedback and demonstration it would read no more than the student.
             if not lines and response is None:
                 return None
             continue

@@ -216,10 +216,12 @@ class RubricReward:
                 prompts, completions, completion_ids, teachers, strict=True
             )
         ]
+        # The processes may have different numbers of rows.
         counts = self.processes.gather([len(own)])
         self.rows = self.processes.gather(own)
         groups = self._groups(step)
         started = time.perf_counter()
+        # One request for all processes: a group may span several.
         batch = self.processes.broadcast_from_rank_0(lambda: self._score(groups, step))
         seconds = time.perf_counter() - started
         row_scores = _scores_in_row_order(groups, batch)

@@ -102,6 +102,7 @@ def route(
 def _best(
     scores: Sequence[float | None], truncated: Sequence[bool], own: int, minimum: float
 ) -> int | None:
+    # Negated, so that the first among equals is the largest.
     others = [
         (score, -index)
         for index, score in enumerate(scores)

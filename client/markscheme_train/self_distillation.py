@@ -139,6 +139,7 @@ class SelfDistillation:
         informed = external = 0
         for index, context in enumerate(self.routes(rows)[first : first + len(mask)]):
             informed += context.demonstration is not None or bool(context.feedback)
+            # A row that is unscored or empty has no token to learn from.
             if context.routed and mask[index].any():
                 ids = build_teacher_prompt(
                     self._tokens,
@@ -148,6 +149,7 @@ class SelfDistillation:
                     context.feedback,
                     max_tokens=self.config.max_reprompt_length,
                 )
+                # `None`: nothing fits beside the task. Then the row is not routed.
                 if ids is not None:
                     routed[index], prompts[index] = True, ids
                     external += context.external
@@ -166,6 +168,7 @@ class SelfDistillation:
         batch["distillation_weights"] = entropy_weights(
             entropy, routed_tokens, beta=self.config.entropy_beta, mean=weighed / count.clamp(min=1)
         )
+        # One entry a row, because TRL shuffles and splits a batch row by row.
         batch["teacher_states"] = [states.get(index) for index in range(len(mask))]
         # An advantage of 0 takes a row out of TRL's surrogate but leaves it in the token count.
         batch["advantages"] = batch["advantages"].masked_fill(routed, 0.0)
@@ -218,6 +221,7 @@ class SelfDistillation:
         own = student.log_probs[indices]
         old = (
             batch["old_per_token_logps"][indices]
+            # TRL leaves them out where the sampling policy is the current one: the ratio is then 1.
             if batch.get("old_per_token_logps") is not None
             else own.detach()
         )
@@ -239,6 +243,7 @@ class SelfDistillation:
             part = indices[start : start + size]
             completion, mask = batch["completion_ids"][part], batch["completion_mask"][part]
             width = max(len(prompts[index]) for index in part)
+            # Padded on the left, so that the rollouts' tokens start in one column.
             ids = completion.new_full((len(part), width), self._tokenizer.pad_token_id)
             seen = torch.zeros_like(ids)
             for row, index in enumerate(part):

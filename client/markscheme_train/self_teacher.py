@@ -97,6 +97,7 @@ class AdapterCopy:
         with torch.no_grad():
             for own, other in self._pairs:
                 own.copy_(other)
+                # The optimiser must not train it; `update` moves it.
                 own.requires_grad_(False)
         model.set_adapter(STUDENT_ADAPTER)
 

@@ -90,6 +90,7 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop records of steps that will be repeated, but remember what they cost."""
         if state.is_world_process_zero and self._path.is_file():
+            # A killed run may have left half a line at the end.
             complete_only = [
                 (line, json.loads(line)) for line in read_lines(self._path, complete_only=True)
             ]
@@ -102,6 +103,7 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
                     for _, record in complete_only
                     if record["step"] > state.global_step
                 }
+            # Replaced in one rename: a kill meanwhile loses no record.
             partial = self._path.with_suffix(".partial")
             partial.write_text("".join(remaining), encoding="utf-8")
             partial.replace(self._path)

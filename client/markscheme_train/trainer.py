@@ -132,6 +132,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         self.seconds["scoring"] += time.perf_counter() - started
         first = self.accelerator.process_index * len(prompts)
+        # Column 0 is the rubric's, which was passed first.
         self._unscored = rewards[first : first + len(prompts), 0].isnan()
         if (
             self._unscored.any()
@@ -160,6 +161,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.args.scale_rewards != "batch":
             # TRL adds another constant to the deviation, and gives a lone reward an advantage.
             size = self.num_generations if self.model.training else self.num_generations_eval
+            # NaN of another function: it does not apply. NaN of the rubric's: the row is masked.
             row_scores = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1)
             row_scores = row_scores.masked_fill(self._rewards[:, 0].isnan(), torch.nan).view(
                 -1, size
@@ -223,6 +225,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 distillation = self.distillation.distillation_loss_sum(inputs, self._student)
             self._norms.watch(self._student.hidden, inputs["routed"])
         finally:
+            # Also after an error: the forward pass runs outside of updates too.
             self._routed = self._student = None
         tokens: torch.Tensor = (
             inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
@@ -243,6 +246,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         exists.
         """
         run = Path(self.args.output_dir)
+        # Written below another name: a folder of the final name is always complete.
         done, growing = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", run / SAVING
         there = [done.is_dir()]
         # Rank 0 decides for all: ranks must not take different branches before a collective.
@@ -250,6 +254,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if there[0]:
             return
         if self.args.should_save:
+            # A run that was killed while it saved leaves this folder.
             shutil.rmtree(growing, ignore_errors=True)
             (growing / done.name).mkdir(parents=True)
             if self.distillation is not None:
@@ -263,10 +268,12 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
         finally:
             self._saving = None
+        # All processes have written before rank 0 renames the folder.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             publish_dir(growing / done.name, done)
             growing.rmdir()
+            # Only now: until the new checkpoint exists, the previous one is the newest.
             rotate_checkpoints(str(run), self.args.save_total_limit)
         # A rank that went on could end, and a launcher ends the others with it.
         self.accelerator.wait_for_everyone()
@@ -332,11 +339,13 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                     **images,
                 )
             if self._routed is not None:
+                # A state predicts the next token, so the window lies one position earlier.
                 states = torch.cat([part[:, -logits_to_keep - 1 : -1] for part in seen])
                 self._student = StudentStates(result[0], states, head, seen)
             return result
         every = []
         size = batch_size or len(input_ids)
+        # Sharing calls the model inside DDP's wrapper, so it is for a single process only.
         share = self.accelerator.num_processes == 1 and logits_to_keep > 1 and can_share(model)
         for ids, mask in zip(
             torch.split(input_ids, size), torch.split(attention_mask, size), strict=True
@@ -346,6 +355,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                     every.append(shared_prompt_states(inner.base_model, ids, mask, logits_to_keep))
             else:
                 with _last_states(inner, when=True) as seen:
+                    # Only the states are used. `logits_to_keep=0` would ask for all logits.
                     model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
                 every += [states[:, -logits_to_keep - 1 : -1] for states in seen]
         states = torch.cat(every)

@@ -149,6 +149,7 @@ def train(
     trainer.add_callback(stop)
     trainer.add_callback(StepRecorder(trainer, output / STEPS_FILE, on_record, resumed=resume))
     trainer.add_callback(StopOnNonFinite(trainer))
+    # Added last: it delays what the callbacks before it ask for.
     save_at_batch_end = SaveAtBatchEnd(trainer)
     trainer.add_callback(save_at_batch_end)
     try:
@@ -158,6 +159,7 @@ def train(
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (MarkschemeError, Unscored) as error:
+        # With the generators of the last batch's end, a resumed run samples the same rollouts.
         saved = save_checkpoint(trainer, save_at_batch_end.rng_state)
         if isinstance(error, Unscored) and not error.may_pass:
             state = f"Saved {saved}." if saved else "No step was finished."
@@ -211,6 +213,7 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
     if _is_local(config.model) and not Path(config.model).is_dir():
         raise ModelError(f"there is no model folder `{config.model}`")
     options = {"dtype": torch.float32, **(config.model_init_kwargs or {})}
+    # Applied to the model below; the trainer gets it loaded.
     config.model_init_kwargs = None
     try:
         model = AutoModelForCausalLM.from_pretrained(config.model, **options)
@@ -264,6 +267,7 @@ def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> b
             for name, value in now.items()
             if name in before and before[name] != value and name != "data"
         ]
+        # A hash tells a reader nothing, so the message names the file.
         if before.get("data") != now["data"]:
             changed.append(f"{config.data} has other contents")
         if changed:
@@ -295,6 +299,7 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
         "data": hashlib.sha256(Path(config.data).read_bytes()).hexdigest(),
         "processes": config.world_size,
     }
+    # In the form in which it is read back, so that the two can be compared.
     plain: dict[str, Any] = json.loads(json.dumps(decisive, default=str, sort_keys=True))
     return plain
 
@@ -380,6 +385,7 @@ class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
         """Hold back requests until the batch is finished."""
         self._save |= control.should_save
         self._stop |= control.should_training_stop
+        # Held back on every step; the end of the batch hands them on.
         control.should_save = control.should_training_stop = False
         if self._trainer._step % (args.steps_per_generation * args.num_iterations) == 0:
             control.should_save, control.should_training_stop = self._save, self._stop
@@ -405,6 +411,7 @@ class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop if any process was asked to."""
         accelerator = self._trainer.accelerator
+        # A collective, which every process must enter, asked or not.
         if accelerator.reduce(torch.tensor(float(self.asked), device=accelerator.device)).item():
             self.asked = True
             control.should_save = True

@@ -1,0 +1,1 @@
+"""The Markscheme service: rubrics and rewards over HTTP."""

@@ -86,6 +86,7 @@ class Authenticator:
                 "send a key as 'Authorization: Bearer mk_…' ('markscheme keys create' makes one)",
                 code="no_key",
             )
+        # In constant time: the duration must not reveal how much of the key is right.
         if self._operator_key is not None and hmac.compare_digest(
             token.encode(), self._operator_key
         ):
@@ -168,6 +169,7 @@ class Authenticator:
             )
         if expires_at is not None:
             try:
+                # In UTC a time of the first or the last year may be out of range.
                 expires_at = expires_at.astimezone(UTC)
             except OverflowError as error:
                 raise Unprocessable(
@@ -206,6 +208,7 @@ class Authenticator:
                 param="prefix",
             )
         until = now() + (old.expires_at - old.created_at) if old.expires_at is not None else None
+        # The new key comes first: a failure in between leaves two valid keys, not none.
         secret, new = await self.create_key(
             old.team, old.scopes, label=old.label, expires_at=until, actor=actor
         )
@@ -276,6 +279,7 @@ class Authenticator:
         # Count from before the query: a revocation while it runs must not be cached for longer.
         cached_at = self._clock()
         found = await self._store.key_by_digest(key_hash)
+        # Unknown keys are cached too, so that guesses could otherwise fill the memory.
         if len(self._cache) >= MAX_CACHED:
             self._cache.clear()
         self._cache[key_hash] = cached_at, found
@@ -286,6 +290,7 @@ class Authenticator:
         if self._clock() - self._use_recorded.get(key.prefix, -USE_INTERVAL_S) >= USE_INTERVAL_S:
             self._use_recorded[key.prefix] = self._clock()
             task = asyncio.create_task(self._write_use(key.prefix))
+            # The event loop keeps only weak references to tasks.
             self._recording.add(task)
             task.add_done_callback(self._recording.discard)
 

@@ -74,6 +74,7 @@ class BudgetService:
 
     async def _close(self, reservation: "BudgetReservation") -> None:
         try:
+            # Does nothing where the question was recorded already.
             await reservation.record(ABANDONED)
             await reservation.release()
         finally:
@@ -94,6 +95,7 @@ class BudgetService:
                         f"{kind} budget of {limit:g} USD of {subject} reached: "
                         f"{budget.spent_usd:.4f} USD spent{period}"
                     )
+                    # A run's name may have any letters, a header only ASCII.
                     return line.encode("ascii", "replace").decode()
         return None
 
@@ -150,10 +152,12 @@ class BudgetReservation(SpendGuard):
         Raises `JudgeFailure` when the budget is spent, or has no money free before the deadline.
         """
         team, run_id, spent = self.about.team, self.about.run_id, self.usage.settled
+        # Called before a request queues and again before it is sent: one hold serves both.
         if spent + nano <= self._held or not await self._budgets.budgets(team, run_id):
             return
         is_new = self._hold_id is None and not spent
         self._hold_id = self._hold_id or new_id("hold")
+        # Until it is granted, the stored hold covers only what was spent.
         self._held = spent
         request = HoldRequest(self._hold_id, team, run_id, nano, spent)
         while (
@@ -186,6 +190,7 @@ class BudgetReservation(SpendGuard):
         if self._recorded or not self.usage.calls:
             return None
         self._recorded = True
+        # The row settles the hold, so that `release` must not delete it.
         hold_id, self._hold_id = self._hold_id, None
         about = replace(self.about, rubric_id=rubric_id or self.about.rubric_id)
         return JudgeCall(about, self.usage, failure, hold_id)

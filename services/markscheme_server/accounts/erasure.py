@@ -59,6 +59,7 @@ async def erase_team(
         )
     eraser = Eraser(store.database, team, actor)
     try:
+        # Marked first: from then on the database refuses new rows of the team.
         erased_at = await eraser.mark_erased()
     except UnknownTeam as error:
         raise NotFound(f"there is no team {team!r}", code="team_not_found", param="name") from error

@@ -57,6 +57,7 @@ class TeamRates:
         )
         admitted = short_state.remaining > 0 and await self._minute.hit(rpm, 1, *names)
         if admitted and short_limit is not None:
+            # Another request may have taken the last place in the short window meanwhile.
             admitted = await self._short.hit(short_limit, 1, *names)
         now, state = self._clock(), await self._minute.limit_state(rpm, 1, *names)
         if admitted:

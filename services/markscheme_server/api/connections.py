@@ -184,6 +184,7 @@ class Connection(H11Protocol):
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Answer in the service's error shape, if no answer has begun, and close."""
         if self.cycle is not None and not self.cycle.response_complete:
+            # uvicorn then drops what the application still sends.
             self.cycle.disconnected = True
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             request_id = f"req_{secrets.token_hex(12)}"

@@ -146,6 +146,7 @@ class Observed:
             return metrics.OTHER
         # Answered before it reached the router: without a key, or with too large a body.
         if self._templates is None:
+            # Paths without parameters first: a template could match them too.
             paths = sorted(scope["app"].openapi()["paths"], key=lambda path: "{" in path)
             self._templates = [(compile_path(path)[0], path) for path in paths]
         return next(
@@ -199,6 +200,7 @@ class BodyLimit:
                 code="bad_request",
             )
             return await self._refuse(detail, 400, scope, receive, send)
+        # 20 digits exceed any limit, and `int` refuses texts of thousands of digits.
         if declared.isdecimal() and int(declared[:20]) > self.limit:
             return await self._refuse(self._too_large, 413, scope, receive, send)
         size, started, refused = 0, False, False

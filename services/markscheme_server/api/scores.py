@@ -65,9 +65,11 @@ async def score(
         return StreamingResponse(
             _lines(groups, batch.tally),
             media_type=NDJSON,
+            # A proxy that buffers would hold the lines back.
             headers=headers | {"X-Accel-Buffering": "no", "Cache-Control": "no-store"},
         )
     async with asyncio.timeout_at(deadline.at + GRACE_S):
+        # Groups end in any order; the answer keeps the order of the request.
         by_id = {group.id: group for group in await while_connected(request, _all(groups))}
     whole = schema.ScoreBatch(groups=[], counts=batch.tally.counts(), usage=batch.tally.cost())
     return Response(
@@ -115,6 +117,7 @@ async def _lines(groups: AsyncIterator[schema.GroupScore], tally: Tally) -> Asyn
     pending = asyncio.ensure_future(anext(source, None))
     try:
         while True:
+            # Unlike `wait_for`, this does not cancel the group when the time is over.
             done, _ = await asyncio.wait([pending], timeout=HEARTBEAT_S)
             if not done:
                 yield _line(schema.Heartbeat())

@@ -137,6 +137,7 @@ class Breaker:
             self._set_state(BreakerState.OPEN)
             return
         self._answers_in_a_row += 1
+        # One answer clears an endpoint that is in use; an open breaker needs several.
         if self.state is BreakerState.CLOSED or self._answers_in_a_row >= CLOSE_AFTER:
             self._evidence.clear()
             self._failures_in_a_row, self._answers_in_a_row = 0, 0
@@ -180,5 +181,6 @@ class Breaker:
     def _set_state(self, state: BreakerState) -> None:
         self.state = state
         self.changed(state)
+        # Wake the current waiters; later ones wait for the next change.
         self._state_changed.set()
         self._state_changed = asyncio.Event()

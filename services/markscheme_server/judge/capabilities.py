@@ -48,6 +48,7 @@ class Capabilities:
     def choose_form(self, now: float) -> StructuredForm:
         """Return the form for the next call; now and then one call tries the best form again."""
         if self._form is not None and now >= self._retry_at:
+            # Moved on first, so that only one call tries it.
             self._retry_at = now + FORM_RETRY_S
             return self.best
         return self.form

@@ -57,6 +57,7 @@ class ChatSender:
 
     async def reserve_budget(self, endpoints: Sequence[Endpoint]) -> None:
         """Reserve the budget of one request, whichever of the endpoints it goes to."""
+        # The endpoint is chosen only after the wait, so the most expensive one counts.
         max_tokens = max(
             _max_reply_tokens(self._length(self._request, endpoint.capabilities))
             for endpoint in endpoints
@@ -135,6 +136,7 @@ class ChatSender:
         except openai.APIConnectionError as error:
             cost.on_disconnect(error)
             raise
+        # If this raises, the request stays recorded at its maximum cost.
         completion = replies.decode(response.content)
         embedded = of_completion(completion, sent, self._request.material)
         if embedded is not None:

@@ -89,6 +89,7 @@ def make_endpoints(name: str, settings: JudgeSettings, key: SecretStr | None) ->
         client = AsyncOpenAI(
             api_key=key.get_secret_value() if key else "none",
             base_url=url or OPENAI_URL,
+            # The gateway retries, within the deadline and the retry budget.
             max_retries=0,
             timeout=timeout,
             http_client=http,

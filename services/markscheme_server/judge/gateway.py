@@ -91,6 +91,7 @@ class Gateway:
             tokens,
             context,
             reserve_budget,
+            # One bound for all attempts: a retry does not wait for the breaker anew.
             asyncio.get_running_loop().time() + BREAKER_WAIT_S,
         )
         attempts = tenacity.AsyncRetrying(
@@ -139,6 +140,7 @@ class Gateway:
                     e.paused_until > loop.time() and e.breaker.admits for e in self.endpoints
                 )
                 cause = RateLimited() if paused else BreakerOpen()
+                # The attempt has waited as long as it may, so no retry follows.
                 raise _AttemptFailed(cause, RetryKind.NEVER, None)
             # Whichever endpoint changes first; then look at all of them again.
             waits = [asyncio.ensure_future(self._wait_for(e, until)) for e in self.endpoints]
@@ -171,6 +173,7 @@ class Gateway:
         started, breaker, deadline = loop.time(), endpoint.breaker, call.context.deadline
         endpoint.in_flight += 1
         if call.failed_endpoint is None:
+            # Retries do not count: their budget is a share of these.
             breaker.count_first_attempt(started)
         outcome = "ok"
         try:
@@ -189,6 +192,7 @@ class Gateway:
             call.failed_endpoint = endpoint
             raise self._attempt_failed(error, endpoint) from error
         except BaseException:
+            # A cancellation says nothing about the endpoint: the breaker records no outcome.
             outcome = "cancelled"
             raise
         else:
@@ -208,6 +212,7 @@ class Gateway:
             wait_s = retry_after_s(error.headers)
             endpoint.log_refusal(self.name, error.refusal, now)
         if kind is RetryKind.RATE_LIMIT and wait_s is not None:
+            # A shorter pause that is asked for later must not end a longer one.
             endpoint.paused_until = max(endpoint.paused_until, now + min(wait_s, MAX_RETRY_AFTER_S))
         return _AttemptFailed(error, kind, wait_s, endpoint)
 
@@ -231,6 +236,7 @@ class Gateway:
             except _FAILURES as error:
                 answered = not _is_outage(error)
             finally:
+                # Also when cancelled: no other question is asked until this is called.
                 breaker.end_question(loop.time(), answered=answered)
             metrics.CANNED_QUESTIONS.labels(
                 judge=self.name, outcome="answered" if answered else "failed"

@@ -99,6 +99,7 @@ class OpenAIJudge:
     def verifier_identity(self) -> str:
         """Model, revision, sampling and template that verify, with the options in use."""
         s = self._settings
+        # Each option changes what is asked, so verdicts under different options share no key.
         extras = "".join(
             f"+{name}"
             for name, on in (
@@ -312,6 +313,7 @@ class OpenAIJudge:
             schema=schema,
             schema_name="verdicts",
         )
+        # No team pays for it, and the gateway bounds its time.
         spending = Spending(s, self.name, "canned", SpendGuard(), Deadline(math.inf))
         await ChatSender(s, request, spending).send(endpoint)
 
@@ -353,6 +355,7 @@ class OpenAIJudge:
             schema=question.schema,
             schema_name=question.schema_name,
         )
+        # One record for all attempts: each failure carries the cost of those before it.
         spending, text = self._spending(question.role, context), ""
         for attempt in range(1, max_attempts + 1):
             try:
@@ -434,6 +437,7 @@ class OpenAIJudge:
 
         A failure carries what the question has cost so far.
         """
+        # An estimate is enough for the quota; budgets count bytes.
         tokens = (
             sum(len(m["content"]) for m in request.messages) // prompts.CHARACTERS_PER_TOKEN
             + usual_tokens

@@ -48,6 +48,7 @@ async def probe_schema(
 
     Raises `JudgeFailure`.
     """
+    # Drawn anew, so that no model can have learnt it or say it by chance.
     word = secrets.token_hex(4)
     schema = {
         "type": "object",

@@ -213,6 +213,7 @@ def verifier_prompt(
         prompt=_safe(prompt),
         answers="\n\n".join(blocks),
         form=_reply_instruction(schema, rationale=rationale),
+        # On one line each: a criterion with line ends could pass for several.
         criteria="\n".join(f"{i}: {' '.join(_safe(text).split())}" for i, text in criteria),
         closing="\n\n".join([*closing, "Now give that object."]),
     )

@@ -21,6 +21,7 @@ class QueueReservation:
 
     def release(self, calls: int | None = None) -> None:
         """Free ``calls`` that have ended; by default all that are left."""
+        # What was released by group must not be released again at the end.
         freed = self.calls if calls is None else min(calls, self.calls)
         self.calls -= freed
         self.queue.free(freed, self.team)
@@ -62,6 +63,7 @@ class CallQueue:
     def free(self, calls: int, team: str) -> None:
         """Free room that a team reserved."""
         self._reserved[team] -= calls
+        # A team with none left must not count when the queue is divided.
         if self._reserved[team] <= 0:
             del self._reserved[team]
 

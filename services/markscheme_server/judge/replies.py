@@ -234,6 +234,7 @@ def _category(value: Any) -> Any:
 
 def _whole(value: Any) -> int | None:
     """Return a whole number, also from ``5.0``; ``None`` for anything else."""
+    # `bool` is a subclass of `int`.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return int(value) if isinstance(value, int) or value.is_integer() else None
@@ -292,6 +293,7 @@ def _parse(text: str) -> Any:
             if "{" not in text and "[" not in text
             else "the reply must be one JSON object, without words around it"
         )
+    # Checked before parsing, which would build them all.
     if text.count("{") > MAX_OBJECTS:
         raise ReplyError(f"the reply holds more than {MAX_OBJECTS:,} objects")
     try:
@@ -324,6 +326,7 @@ def _refuse_constant(name: str) -> Any:
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
+    # Readers differ in which of two equal keys counts, and a verdict must not depend on it.
     if len(result) != len(pairs):
         raise ReplyError("a key stands twice in one object")
     return result

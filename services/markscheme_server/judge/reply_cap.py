@@ -31,6 +31,7 @@ async def cap_reply(response: httpx2.Response) -> None:
 class _CappedStream(httpx2.AsyncByteStream):
     def __init__(self, stream: httpx2.AsyncByteStream, *, compressed: bool) -> None:
         self._stream = stream
+        # 32 lets zlib recognise gzip and deflate by their headers.
         self._decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32) if compressed else None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -48,6 +49,7 @@ class _CappedStream(httpx2.AsyncByteStream):
             return
         while chunk:
             try:
+                # In pieces, so that the cap applies before all of it is decompressed.
                 piece = self._decompressor.decompress(chunk, PIECE_BYTES)
             except zlib.error as error:
                 raise UnusableReply("the reply cannot be decompressed") from error

@@ -100,12 +100,14 @@ def _until(text: str, now: datetime) -> float | None:
         then = parsedate_to_datetime(text)
     except ValueError:
         return None
+    # A date in the zone -0000 is parsed without a zone; HTTP dates are in UTC.
     wait = (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() - now.timestamp()
     return wait if wait > 0 else None
 
 
 def _duration_s(text: str | None) -> float | None:
     match = _DURATION.fullmatch(text.strip()) if text else None
+    # All parts are optional, so the pattern matches an empty text too.
     if match is None or not match[0]:
         return None
     hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())

@@ -75,20 +75,25 @@ def _needed(char: str, before: str, after: str, text: str, at: int) -> bool:
         return _takes_emoji_style(before, after)
     if char == _CGJ:
         return unicodedata.combining(before or "x") > 0 and unicodedata.combining(after or "x") > 0
+    # Variation selectors: of ideographs, mathematical symbols and Myanmar letters.
     if "\ufe00" <= char <= "\ufe0d":
         return (
             _is_ideograph(before)
             or unicodedata.category(before or " ") == "Sm"
             or _in(before, 0x1000, 0x109F)
         )
+    # Variation selectors of ideographs only.
     if "\U000e0100" <= char <= "\U000e01ef":
         return _is_ideograph(before)
+    # Mongolian variation selectors and the vowel separator.
     if "\u180b" <= char <= "\u180f":
         return _in(before, 0x1820, 0x18AA)
+    # Tag characters can hide a whole text; only three flags need them.
     if "\U000e0020" <= char <= "\U000e007f":
         flag = text.rfind("\U0001f3f4", max(0, at - 6), at)
         found = _TAG_FLAG.match(text, flag) if flag != -1 else None
         return found is not None and at < found.end()
+    # The blank Braille pattern is the space of a Braille text.
     if char == "\u2800":
         return _in(before, 0x2801, 0x28FF) or _in(after, 0x2801, 0x28FF)
     return False
@@ -138,6 +143,7 @@ def _is_emoji(char: str) -> bool:
 def _takes_emoji_style(before: str, after: str) -> bool:
     if before == "":
         return False
+    # A keycap: the digit, the style and U+20E3.
     if before in "0123456789#*":
         return after == "\u20e3"
     return (

@@ -50,6 +50,7 @@ class Spending:
         """Record a request that is sent now, at its maximum cost."""
         before = self.usage
         cost = RequestCost(self, prompt_bytes, reply_tokens, before)
+        # Booked before it is sent: a request that is cancelled or lost needs no further step.
         self.record(
             before,
             JudgeUsage(
@@ -134,6 +135,7 @@ def read_usage(completion: Any) -> tuple[int | None, int, int | None]:
 def _whole(usage: Any, name: str) -> int | None:
     """Return a token count; ``None`` where it is missing, of another type, negative or absurd."""
     stated = usage.get(name) if isinstance(usage, dict) else None
+    # `bool` is a subclass of `int`.
     if isinstance(stated, bool) or not isinstance(stated, int | float):
         return None
     if not 0 <= stated < _ABSURD_TOKENS or stated != int(stated):

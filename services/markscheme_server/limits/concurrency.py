@@ -54,7 +54,9 @@ class ConcurrencyLimiter:
         self._size, self._owner, self._redis = size, owner, redis
         self._even_share = max(1, size // workers)
         self._slots = FairQueue(
-            0 if redis is not None else self._even_share, on_change=self._on_change
+            # With Redis a process has no slot before it is allotted one.
+            0 if redis is not None else self._even_share,
+            on_change=self._on_change,
         )
         self._sync_task: asyncio.Task[None] | None = None
         self._more_wanted = asyncio.Event()
@@ -95,6 +97,7 @@ class ConcurrencyLimiter:
             wanted = min(self._size, slots.used + slots.waiting)
             # Report unmet demand and a surplus at the next tick. Otherwise renew now and then, to
             # learn whether other processes wait.
+            # A surplus begins at twice the reserve: `_allot` itself asks for the reserve.
             unmet, surplus = wanted > slots.size, slots.size > wanted + 2 * SPARE_SLOTS
             if unmet or surplus or loop.time() >= renew_at:
                 allotted = await self._allot(redis, wanted)

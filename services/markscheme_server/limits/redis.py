@@ -39,6 +39,7 @@ class Redis:
             timeout=TIMEOUT_S,
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
+            # No retries: every caller can go on without Redis.
             retry=Retry(NoBackoff(), 0),
         )
         self.client = redis.asyncio.Redis(connection_pool=pool)

@@ -133,12 +133,14 @@ def limit_state(
         wait_s = _decay_s(previous, previous_s, limit - current - cost, window_s)
     else:
         # It fits only when the current window has become the previous one, and has decayed.
+        # `current_s` includes the window in which it counts as the previous one.
         wait_s = current_s - window_s + _decay_s(current, window_s, limit - cost, window_s)
     return LimitState(remaining, wait_s, reset_s)
 
 
 def _decay_s(count: int, expires_s: float, target: int, window_s: int) -> float:
     """Return the seconds until a window of ``count`` hits counts ``target``."""
+    # The count is rounded down: it is `target` as soon as it falls below `target + 1`.
     return max(0.0, expires_s - (target + 1) * window_s / count) + TICK_S
 
 

@@ -42,6 +42,7 @@ class FailedInductions:
             return
         for key in keys:
             self._failed[key] = _Failed(failure.reason, str(failure), self._clock())
+            # Assigning keeps a key's old place, and eviction starts at the front.
             self._failed.move_to_end(key)
         while len(self._failed) > MAX_FAILURES:
             self._failed.popitem(last=False)

@@ -82,12 +82,14 @@ class _Graph:
                 retired_at=rubric.retired_at,
                 quality=quality.get(rubric.id),
                 run=rubric.provenance.get("run") if own else None,
+                # A parent beyond the limit is not hidden, though it is not in the graph.
                 parent_hidden=own and parent is not None and parent not in family.visible,
             )
             if parent in teams:
                 self._join(parent, rubric.id, "version" if teams[parent] == rubric.team else "fork")
             for role in MAKER_ROLES:
                 if name := rubric.provenance.get(role):
+                    # A model is one node, whichever of the rubrics it made.
                     maker = schema.LineageMaker(id=f"{role}:{name}", role=role, name=name)
                     self.nodes[maker.id] = maker
                     self._join(maker.id, rubric.id, "made")

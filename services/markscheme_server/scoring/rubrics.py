@@ -147,6 +147,7 @@ class RubricService:
             team=team,
             prompt=key,
             teachers=[text_key(judged_text(text)) for text in teachers],
+            # A key is hexadecimal, so "+" marks a truncated response without ambiguity.
             students=[text_key(s.text) + ("+" if s.truncated else "") for s in request.students],
             rubricator=request.judge.rubricator_identity,
         )
@@ -222,6 +223,7 @@ class RubricService:
         uses = await self._store.assignments.uses(team, rubric_id=rubric.id, run_id=run_id)
         if uses.count >= self._freshness.max_uses:
             return False
+        # No finished group shows yet whether the rubric separates rollouts.
         if not uses.newest:
             return True
         average = mean(reward_mean for reward_mean, _ in uses.newest)
@@ -251,6 +253,7 @@ class RubricService:
         request, judge = induction.request, induction.request.judge
         task = InductionTask(
             request.prompt,
+            # Responses that differ in their thinking only are shown once.
             tuple(dict.fromkeys(judged_text(text) for text in induction.teachers)),
             request.students,
         )
@@ -271,6 +274,7 @@ class RubricService:
                 await budget.record(failure.reason)
                 raise
             self._failed.forget(induction.failure_key)
+            # Saved inside the reservation, so that the ledger row can name the rubric.
             rubric = await self._save(induction, task, induced, claim)
             await budget.record(rubric_id=rubric.id)
         return ResolvedRubric(rubric, "induced", induced.usage)

@@ -194,10 +194,12 @@ class ScoreService:
         """
         judge = self._judges.get(request.judge, "verifier")
         if request.ask_teacher:
+            # Raises now if there is no teacher: a request is refused before anything is written.
             self._judges.teacher()
         lookups = await asyncio.gather(
             *(self._look_up(caller, request, index) for index in range(len(request.groups)))
         )
+        # Before the plans, which compute a key for each verdict.
         self._require_bounded(sum(lookup.verdicts for lookup in lookups))
         groups = await asyncio.gather(
             *(self._plan_group(request, lookup, judge) for lookup in lookups)
@@ -224,6 +226,7 @@ class ScoreService:
                 batch.tally.add(result)
                 yield result.score
         finally:
+            # When one group raises, or the caller leaves, the others must not go on.
             for task in tasks:
                 task.cancel()
             if batch.reservation is not None:
@@ -253,6 +256,7 @@ class ScoreService:
             rubric = ResolvedRubric(given, "given")
         elif (assignment := await self._store.assignments.find(ref)) is not None:
             try:
+                # The step was sent before. Keeping its rubric keeps its stored verdicts.
                 rubric = await self._assigned_rubric(team, assignment)
             except JudgeFailure as failure:
                 rubric = failure
@@ -276,6 +280,7 @@ class ScoreService:
                 asks_teacher=request.ask_teacher > 0,
             )
             try:
+                # A failure here leaves this group unscored; it does not refuse the batch.
                 rubric = await self._rubrics.find(rubric_request)
             except JudgeFailure as failure:
                 rubric = failure
@@ -360,6 +365,7 @@ class ScoreService:
         try:
             if isinstance(rubric, JudgeFailure):
                 raise rubric
+            # The bank feeds later inductions, so that writing to it takes the scope `induce`.
             if lookup.group.teacher_responses and "induce" in batch.caller.scopes:
                 await self._store.teachers.save(
                     lookup.ref.team, lookup.prompt, lookup.group.teacher_responses
@@ -414,6 +420,7 @@ class ScoreService:
             return GroupResult(_unscored(lookup.group, unknown), usage)
         finally:
             if batch.reservation is not None:
+                # Now, not at the end of the batch: the room is free for other requests.
                 batch.reservation.release(admitted.calls)
 
     async def _sample_teacher(
@@ -481,6 +488,7 @@ def _outcome(
     cached_verdicts: int,
     saved_usd: float,
 ) -> GroupOutcome:
+    # Equal texts have equal rewards, so only distinct ones can show a spread.
     scored_texts = {
         text for text, score in zip(lookup.texts, scores, strict=True) if score.reward is not None
     }
@@ -527,6 +535,7 @@ def _group_score(
         "scored" if known == len(scores) else "partial" if known else "unscored"
     )
     rubric = resolved.rubric
+    # The group itself reports a spent budget only if all of its rollouts do (decision 16).
     is_spent = all(score.reason is UnscoredReason.BUDGET for score in scores)
     return schema.GroupScore(
         id=group.id,

@@ -48,15 +48,18 @@ class SingleFlight(Generic[T]):
         flight.deadline.extend(deadline)
         flight.waiters += 1
         try:
+            # Shielded: a caller that leaves must not cancel the work that others wait for.
             async with asyncio.timeout_at(deadline + GRACE_S):
                 return await asyncio.shield(flight.task), led
         except asyncio.CancelledError:
+            # Either the work was cancelled or this caller was; only the first is `Abandoned`.
             if flight.task.cancelled() and not _being_cancelled():
                 raise Abandoned from None
             raise
         finally:
             flight.waiters -= 1
             if not flight.waiters and not flight.task.done():
+                # Dropped first: the next caller must start anew, not join a cancelled task.
                 self._drop(key, flight)
                 flight.task.cancel()
 

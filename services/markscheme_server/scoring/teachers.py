@@ -114,6 +114,7 @@ class TeacherService:
         missing, gateway = max(0, sampling.count - len(before)), sampling.teacher.gateway
         reservation = gateway.reserve(missing, sampling.team) if gateway and missing else None
         try:
+            # Let all of them end: a response that was paid for is stored even if another one fails.
             results = await asyncio.gather(
                 *(self._sample_one(sampling, context) for _ in range(missing)),
                 return_exceptions=True,
@@ -127,6 +128,7 @@ class TeacherService:
                 raise result
             added += result[0]
             usage += result[1]
+        # Responses were stored one by one, so the claim cannot end in their transaction.
         await self._store.claims.drop(claim)
         bank = await self._store.teachers.find(sampling.team, sampling.prompt_key)
         return SampleResult(bank, added, len(results) - added, usage)

@@ -199,11 +199,13 @@ class VerdictService:
         under_way = self._under_way.setdefault(
             query.judge.name, FairQueue(sys.maxsize, max_per_team=limit)
         )
+        # The workers share one iterator: each takes the next unit when it is done with one.
         units, results = iter(plan.units), list[_Decided]()
 
         async def ask_next() -> None:
             for unit in units:
                 try:
+                    # This bounds the wait only; the flight bounds the work on the unit.
                     async with asyncio.timeout_at(context.deadline.at):
                         size = len(unit) * len(plan.missing)
                         await self.throttle.wait(size, query.team, context.priority)
@@ -265,6 +267,7 @@ class VerdictService:
             metrics.VERDICTS.labels(origin=origin).inc(sum(key in shared.decisions for key in keys))
             # Whoever led the flight pays for it.
             part = shared if led else replace(shared, usage=JudgeUsage())
+            # `result` comes last, so that what this caller was given first stands.
             result = _merged([part, result])
             # The leader may have asked about other criteria: then ask about the rest.
             missing = tuple(
@@ -290,6 +293,7 @@ class VerdictService:
         stored: Mapping[str, StoredDecision] = {}
 
         async def find() -> _Decided | None:
+            # `judge` runs after this, and leaves out what was stored by now.
             nonlocal stored
             stored = await self._store.find(query.team, keys)
             return _Decided(stored) if all(key in stored for key in keys) else None
@@ -305,9 +309,11 @@ class VerdictService:
             calls = query.calls(criteria)
             call = partial(self._call, query, unit, stored, context, claim)
             parts = await asyncio.gather(
+                # A single reply ends the claim in its own transaction; several cannot.
                 *(call(part, ends_claim=len(calls) == 1) for part in calls)
             )
             made = [part for part in parts if part is not None]
+            # One reply came after a takeover. Its cost is recorded; `once` begins again.
             if len(made) < len(parts):
                 raise ClaimLost
             if len(calls) > 1:
@@ -334,6 +340,7 @@ class VerdictService:
         """
         await self.throttle.wait(CALL_WEIGHT, query.team, context.priority)
         keys = [key for key in query.keys(criteria, unit) if key not in stored]
+        # The order depends on the pool alone, so that a repeated call is the same to the byte.
         order = shuffle_order(pool_key(unit), len(unit))
         task = VerifyTask(query.prompt, criteria, tuple(blind(unit, order)), query.verify)
         about = CallDescription(
@@ -360,6 +367,7 @@ class VerdictService:
             reply = JudgeReply(query.team, rows, budget.ledger_row(reason), claim, ends_claim)
             if not await self._store.save(reply):
                 return None
+        # Only now: the cache holds nothing that the database lacks.
         self._cache.save(result.decisions)
         return result
 
@@ -388,6 +396,7 @@ def _rows(
     cost_usd: float | None,
 ) -> list[StoredVerdict]:
     """Return verdicts as they are stored; each bears an equal part of its call's cost."""
+    # A float will do: this only feeds `saved_usd`. The ledger counts what was paid.
     part_usd = cost_usd / (len(criteria) * len(by_text)) if cost_usd is not None else None
     return [
         StoredVerdict(

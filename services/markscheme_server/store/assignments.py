@@ -232,6 +232,7 @@ class AssignmentStore:
                 },
             )
         }
+        # ON CONFLICT DO NOTHING wrote no row where another sender of the step was first.
         taken = [n.group for a, n in zip(made, news, strict=True) if a.id not in written]
         first = dict(zip(taken, await self._find(taken), strict=True)) if taken else {}
         return [first.get(n.group) or a for a, n in zip(made, news, strict=True)]
@@ -265,6 +266,7 @@ class AssignmentStore:
             return {"texts": self._db.pack(texts)}
 
         # Long texts go in several statements: one would block the event loop and copy all texts.
+        # Sorted, so that two writers of the same texts queue instead of deadlocking.
         *first, last = list(_split(sorted(text_by_key), text_by_key.__getitem__)) or [[]]
         outcome_rows = [
             {"id": assignment_id, "team": team} | _outcome_row(outcome)

@@ -90,6 +90,7 @@ class AuditStore:
             if value is not None:
                 query = query.where(column == value)
         if after is not None:
+            # Ids sort by time.
             query = query.where(c.id < after)
         async with self._db.reading(
             team_scope(team) if team is not None else ALL_TEAMS

@@ -80,6 +80,7 @@ class BudgetStore:
         self._select_budgets = (
             sa.select(budgets)
             .where(database.in_keys(budgets.c.team, "keys"))
+            # Locked in this order too, so that two grants queue instead of deadlocking.
             .order_by(budgets.c.team, budgets.c.run_id)
         )
         self._put_holds = self._prepare_put_holds()
@@ -106,6 +107,7 @@ class BudgetStore:
                 )
             ).scalar():
                 raise UnknownTeam
+            # Deletes settled holds. The ledger, which is added up below, contains their cost.
             await self._lock(connection, [team])
             since = _window_start(window, await self._now(connection))
             hard, soft = (None if usd is None else to_nano(usd) for usd in (hard_usd, soft_usd))
@@ -172,6 +174,7 @@ class BudgetStore:
         """Insert holds, or change those that are not settled yet; binds `changed` to their rows."""
         names = ("id", "team", "run_id", "owner", "usd", "spent_usd", "settled")
         row = self._db.rows([holds.c[name] for name in names], "changed")
+        # Without the WHERE, SQLite would read the ON of ON CONFLICT as that of a join.
         new = self._db.insert(holds).from_select(
             [*names, "expires_at"],
             sa.select(*(row[name] for name in names), self._db.clock + self._lease_s).where(
@@ -201,6 +204,7 @@ class BudgetStore:
                 now = await self._now(connection)
                 settled = (await connection.execute(settled_holds, keys)).all()
                 for row in rows:
+                    # A read takes no lock, so it adds what is settled without storing the sum.
                     current = await self._current(connection, row, settled, now)
                     found[row["team"]].append(_budget(current))
         return [found[team] for team in wanted]
@@ -215,6 +219,7 @@ class BudgetStore:
             for request in requests:
                 result = _decide(request, limits, held.values(), self._owner)
                 results.append(result)
+                # A refused question keeps a hold of what it has spent, and nothing beyond.
                 if result == "granted" or request.spent or request.id in held:
                     held[request.id] = changed[request.id] = {
                         "id": request.id,
@@ -256,6 +261,7 @@ class BudgetStore:
         Settled holds are added to `spent_usd` and deleted, and new windows begin.
         """
         keys = {"keys": self._db.keys(teams)}
+        # From here to the commit no other process can grant a hold of these teams.
         rows = await connection.execute(self._select_budgets.with_for_update(), keys)
         stored = [dict(row) for row in rows.mappings()]
         settled = (
@@ -306,6 +312,7 @@ class BudgetStore:
                 sa.delete(holds).where(
                     self._db.in_keys(holds.c.team, "teams"),
                     self._db.in_keys(holds.c.id, "keys"),
+                    # A settled hold stands for money that was spent; the next grant counts it.
                     ~holds.c.settled,
                 ),
                 {
@@ -326,6 +333,7 @@ def _decide(
 
     `limits`: rows of `budgets`. `held`: live holds. `owner`: this process.
     """
+    # The question's own hold is replaced by the one that it asks for.
     others = [hold for hold in held if hold["team"] == request.team and hold["id"] != request.id]
     for limit in limits:
         if (

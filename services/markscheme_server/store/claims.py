@@ -59,9 +59,11 @@ class ClaimStore:
     def _prepare(self) -> None:
         db, c = self._db, claims.c
         ours = sa.and_(c.owner == self._owner, db.in_keys(c.key, "keys"))
+        # The database's clock: those of the processes may differ.
         expires_at = db.clock + self._lease_s
         # Keys come in one order, so that two processes that want the same ones cannot lock each
         # other out.
+        # Without the WHERE, SQLite would read the ON of ON CONFLICT as that of a join.
         new = db.insert(claims).from_select(
             ["key", "owner", "fence", "expires_at"],
             sa.select(
@@ -69,6 +71,7 @@ class ClaimStore:
             ).where(sa.true()),
         )
         self._insert = new.on_conflict_do_update(
+            # Only an expired claim is taken over; the higher fence shuts its last owner out.
             index_elements=[c.key],
             where=c.expires_at < db.clock,
             set_={
@@ -110,6 +113,7 @@ class ClaimStore:
             except ClaimLost:
                 continue
             except BaseException:
+                # Also when cancelled: others would wait until the lease ends.
                 if claim is not None:
                     await self.drop(claim)
                 raise
@@ -117,6 +121,7 @@ class ClaimStore:
                 if claim is not None:
                     await self.drop(claim)
                 return found
+            # Polling, because notifications would add ways to fail (decision 6).
             while await self.is_held(key):
                 if asyncio.get_running_loop().time() >= deadline:
                     raise ClaimTimeout
@@ -125,6 +130,7 @@ class ClaimStore:
 
     async def acquire(self, key: str) -> Claim | None:
         """Claim `key` unless somebody holds it. The claim is renewed until it ends."""
+        # The row may be written after the caller was cancelled; then it is dropped again.
         acquiring = asyncio.ensure_future(self._acquiring.submit(key))
         try:
             fence = await asyncio.shield(acquiring)
@@ -149,6 +155,7 @@ class ClaimStore:
         """
         self.forget(fences)
         deleted = await connection.execute(self._delete, {"keys": self._db.keys(fences)})
+        # The statement matches key and owner; this process may have taken the claim over itself.
         return {key for key, fence in deleted if fences[key] == fence}
 
     def ours(self, name: str) -> sa.CTE:
@@ -203,6 +210,7 @@ class ClaimStore:
                 async with self._db.writing(NO_TEAM) as connection:
                     await connection.execute(self._update, {"keys": self._db.keys(self._fences)})
             except (SQLAlchemyError, OSError, TimeoutError) as error:
+                # The next turn tries again. If the lease ends first, the fence refuses our outcome.
                 log.warning("claims_not_renewed", error=type(error).__name__)
 
     async def _is_held(self, keys: Sequence[str]) -> list[bool]:
@@ -222,5 +230,6 @@ class ClaimStore:
             return
         if (fence := done.result()) is not None:
             task = asyncio.ensure_future(self.drop((key, fence)))
+            # The event loop keeps only weak references to tasks.
             self._dropped.add(task)
             task.add_done_callback(self._dropped.discard)

@@ -89,6 +89,7 @@ class LedgerStore:
             row = {"team": call.about.team, "usd": self._db.usd(call.usage.settled)}
             if call.hold_id is not None:
                 settlements.append(row | {"id": call.hold_id})
+            # The team may have got a budget since the call began; see `_count_calls_without_hold`.
             elif call.usage.settled:
                 without_hold.append(row | {"id": call.id, "run_id": call.about.run_id or ALL_RUNS})
         # Holds come in one order, so that two writers queue instead of locking each other out.
@@ -111,6 +112,7 @@ class LedgerStore:
             (judge_calls, judge_calls.c.created_at >= begin),
             (past_usage, past_usage.c.day >= f"{begin:%Y-%m-%d}"),
         ):
+            # Rows of older versions have no `settled_usd`.
             query = sa.select(
                 sa.func.sum(sa.func.coalesce(table.c.settled_usd, table.c.cost_usd))
             ).where(table.c.team == team, is_since)

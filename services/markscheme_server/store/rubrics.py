@@ -127,6 +127,7 @@ def quality(database: Database, team: str) -> sa.ColumnElement[Any]:
 
 
 def _starts_with(text: Any, prefix: Any) -> sa.ColumnElement[bool]:
+    # Not LIKE: it has wildcards, and ignores case on SQLite.
     start = sa.func.substr(text, 1, sa.func.length(prefix), type_=sa.Text)
     return start == sa.cast(prefix, sa.Text)
 
@@ -333,6 +334,7 @@ class RubricStore:
         so that nobody learns which teams exist. Returns ``None`` if the team may not see the
         rubric. Raises `NotOwner`.
         """
+        # Conditions under which this change offers the rubric to other teams anew.
         offered = []
         values: dict[str, Any] = {}
         if visibility is not None:
@@ -523,9 +525,11 @@ class RubricStore:
         key, hashed = prompt_key(prompt), content_hash(criteria)
         async with self._db.writing(team_scope(team, actor.team)) as connection:
             await self._lock_prompt(connection, key)
+            # In this transaction: a stalled owner whose claim was taken over must store nothing.
             if claim is not None and not await self._claims.release(connection, dict([claim])):
                 raise ClaimLost
             if induction is not None:
+                # Another writer may have been first while we waited for the lock.
                 earlier = await self._fetch(
                     connection,
                     _SELECT.join(inductions, inductions.c.rubric_id == rubrics.c.id).where(
@@ -598,6 +602,7 @@ class RubricStore:
                     key=induction, rubric_id=saved.id, created_at=now()
                 )
                 await connection.execute(
+                    # The key exists if the induction's earlier rubric was retired.
                     row.on_conflict_do_update(
                         index_elements=[inductions.c.key],
                         set_={"rubric_id": row.excluded.rubric_id},
@@ -610,7 +615,9 @@ class RubricStore:
         """Let one writer at a time number a prompt's versions; SQLite's BEGIN IMMEDIATE does so."""
         if connection.dialect.name == "postgresql":
             await connection.execute(
-                sa.text("SELECT pg_advisory_xact_lock(:k)"), {"k": int(key[:15], 16)}
+                # 15 hex digits are 60 bits: the lock's key is a signed integer of 64.
+                sa.text("SELECT pg_advisory_xact_lock(:k)"),
+                {"k": int(key[:15], 16)},
             )
 
     @staticmethod

@@ -122,6 +122,7 @@ class TeacherBank:
                 },
             )
             added = {(row.team, row.prompt_key, row.text_key) for row in rows}
+            # Only after the commit: what a failed transaction did not store must be sent again.
             self._saved.update(dict.fromkeys(new))
             while len(self._saved) > MAX_REMEMBERED:
                 self._saved.pop(next(iter(self._saved)))

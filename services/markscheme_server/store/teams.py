@@ -96,6 +96,7 @@ class TeamStore:
                 )
                 await record(connection, actor, "team.created", f"team:{name}")
         except IntegrityError as error:
+            # `all` leaves erased teams out, but their rows keep the name taken.
             exists = name in {each.name for each in await self.all()}
             raise (NameTaken if exists else NameErased) from error
         return team
@@ -112,6 +113,7 @@ class TeamStore:
             .with_for_update()
         )
         async with self._db.writing(team_scope(actor.team)) as connection:
+            # Locked, so that the audit entry names the values that were replaced.
             before = (await connection.execute(query)).mappings().one_or_none()
             if before is None:
                 return None

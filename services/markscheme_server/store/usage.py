@@ -88,6 +88,7 @@ class UsageStore:
             self._db.day(c.created_at).label("day"),
             c.calls,
             sa.case((c.failure.is_not(None), 1), else_=0).label("failed_calls"),
+            # Rows of older versions have no `unpriced_calls`.
             sa.func.coalesce(
                 c.unpriced_calls, sa.case((c.cost_usd.is_(None), c.calls), else_=0)
             ).label("unpriced_calls"),
@@ -133,6 +134,7 @@ def _within(
 
 
 def _bucket(group: tuple[tuple[UsageKey, str | None], ...], row: Any) -> Bucket:
+    # Nano-dollars are summed as integers; only the result becomes a float.
     sums = {name: int(row[name] or 0) for name in _SUMS if name != "saved_usd"}
     return Bucket(
         group,

@@ -70,6 +70,7 @@ class VerdictStore:
                 where=lambda row: sa.or_(row.claim.is_(None), row.claim.in_(sa.select(ours.c.key))),
             ).on_conflict_do_nothing(),
             claims.end(ours, "ending"),
+            # The first statement returns the claims that are still ours.
             returning=0,
         )
         self._finding: Batcher[tuple[str, tuple[str, ...]], Decisions] = Batcher(
@@ -105,6 +106,7 @@ class VerdictStore:
                 for key, team, met, evidence, cost_usd, rationale in rows
             }
         return [
+            # The query served several teams: each gets its own rows only.
             {key: found[key][1] for key in keys if key in found and found[key][0] == team}
             for team, keys in queries
         ]
