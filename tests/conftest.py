@@ -18,6 +18,7 @@ from hypothesis import settings
 from fakes.judge import ScriptedJudge
 from fakes.service import running
 from markscheme import Client
+from markscheme_server import logs
 from markscheme_server.config import Settings
 from markscheme_server.judge import gateway
 from markscheme_server.store.maintenance.migrate import prepare
@@ -35,6 +36,15 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("OPENAI_", "MARKSCHEME_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _leave_logs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no command configure the logs of the test's process.
+
+    Loggers are cached on first use: later tests could not capture what these write.
+    """
+    monkeypatch.setattr(logs, "configure", lambda level="info": None)
 
 
 @pytest.fixture

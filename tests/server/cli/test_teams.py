@@ -156,7 +156,7 @@ def test_the_commands_show_usage_and_set_budgets(deployment: Deployment, tmp_pat
         "usage", "--group-by", "colour", "--url", url, directory=tmp_path, settings={"api_key": red}
     )
     assert wrong.returncode == 1
-    assert "there is no 'colour'" in wrong.stderr
+    assert "'colour' is not one of team, run" in wrong.stderr
 
 
 def test_the_command_sets_how_far_a_team_reuses(tmp_path: Path) -> None:
