@@ -26,10 +26,14 @@ emit() { for name in "$@"; do printf -- '--no-emit-package %s ' "$name"; done; }
 compile "$folder/torch.in" $(emit torch $others) --output-file lock/cuda.txt
 # shellcheck disable=SC2046,SC2086
 compile "$folder/torch.in" $(emit $others $cuda) --output-file lock/torch.txt
-{
-    sed '$s/$/ \\/' lock/torch.txt
-    echo "    --hash=sha256:$torch_cpu"
-} > "$folder/both" && mv "$folder/both" lock/torch.txt
+# An index that serves the build for processors itself has its hash already.
+if ! grep -q "$torch_cpu" lock/torch.txt; then
+    {
+        sed '$s/$/ \\/' lock/torch.txt
+        echo "    --hash=sha256:$torch_cpu"
+    } > "$folder/both"
+    mv "$folder/both" lock/torch.txt
+fi
 
 apart=$(emit torch $cuda)
 # shellcheck disable=SC2086

@@ -130,7 +130,6 @@ def _environment(trial: Trial, tap: Tap, workdir: Path) -> dict[str, str]:
             "MARKSCHEME_JUDGE_MODEL": trial.model,
             "MARKSCHEME_JUDGE_API_KEY": trial.key,
             "MARKSCHEME_JUDGE_TIMEOUT_S": str(CALL_S),
-            "MARKSCHEME_JUDGE_BREAKER_WAIT_S": "10",
             "MARKSCHEME_DATABASE_URL": f"sqlite:///{workdir / 'markscheme.db'}",
             "MARKSCHEME_DRAIN_DELAY_S": "0",
             "MARKSCHEME_HOME": str(workdir),
