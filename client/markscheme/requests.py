@@ -32,6 +32,7 @@ from markscheme.schema import (
     TeachRequest,
 )
 from markscheme.vocabulary import (
+    Clamp,
     ExchangeFormat,
     ReusePolicy,
     ReuseScope,
@@ -207,6 +208,7 @@ def score(
     rubricator: str | None,
     thinking: Thinking,
     reuse_scope: ReuseScope | None,
+    clamp: Clamp,
 ) -> tuple[Call, list[str]]:
     """Build `POST /v1/scores`. Returns the call, and the ids of its groups in order."""
     body = ScoreRequest(
@@ -221,6 +223,7 @@ def score(
         rubricator=rubricator,
         thinking=thinking,
         reuse_scope=reuse_scope,
+        clamp=clamp,
     )
     call = Call(
         "POST",

@@ -24,6 +24,7 @@ class UnscoredReason(StrEnum):
     MISCONFIGURED = "misconfigured"
     BUDGET = "budget"
     NO_RUBRIC = "no_rubric"
+    NOT_APPLICABLE = "not_applicable"
 
 
 TRANSIENT_REASONS = frozenset(
@@ -77,6 +78,10 @@ REASON_HELP: Mapping[UnscoredReason, str] = {
         "There is no rubric for the prompt and none could be made. Bring one, or give teacher "
         "responses."
     ),
+    UnscoredReason.NOT_APPLICABLE: (
+        "No criterion that earns points applies to the rollout. That is the judge's verdict, and "
+        "stays; write a criterion that applies to every response."
+    ),
 }
 """What each reason means and what to do about it."""
 
@@ -94,6 +99,7 @@ ReusePolicy = Literal["always_new", "if_fresh", "frozen"]
 ReuseScope = Literal["own", "shared", "organisation"]
 VerifyMode = Literal["rollout", "group"]
 Thinking = Literal["auto", "strip", "keep"]
+Clamp = Literal["zero", "signed"]
 RubricOrigin = Literal["induced", "imported", "forked"]
 AssignedOrigin = Literal["induced", "reused", "given"]
 Role = Literal["system", "user", "assistant", "tool"]

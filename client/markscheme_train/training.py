@@ -137,6 +137,7 @@ def train(
         reuse=config.reuse,
         verify=config.verify,
         thinking=resolve_thinking(config, tokenizer),
+        clamp=config.clamp,
         score_teachers=config.teacher_demonstration,
         ask_teacher=config.ask_teacher,
         eos_token_ids=eos_token_ids(model, tokenizer),

@@ -22,6 +22,7 @@ from markscheme.jsonl import WHITESPACE, parse, read_lines
 from markscheme.jsonl_rows import non_null_columns, read_rows
 from markscheme.schema import Group, GroupScore, Run
 from markscheme.vocabulary import (
+    Clamp,
     ReusePolicy,
     ReuseScope,
     Thinking,
@@ -114,6 +115,12 @@ def score(
             "itself; strip drops one that the chat template opened; keep drops nothing."
         ),
     ] = "auto",
+    clamp: Annotated[
+        Clamp,
+        typer.Option(
+            help="What becomes of a reward below 0: zero raises it to 0, signed keeps it."
+        ),
+    ] = "zero",
     reuse_scope: Annotated[
         ReuseScope | None,
         typer.Option(
@@ -158,6 +165,7 @@ def score(
                         reuse=reuse,
                         verify=verify,
                         thinking=thinking,
+                        clamp=clamp,
                         reuse_scope=reuse_scope,
                         run=Run(id=run, step=step) if run else None,
                         on_group=lambda _: progress.advance(bar),
