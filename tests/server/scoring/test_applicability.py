@@ -8,7 +8,6 @@ import pytest
 
 from fakes.judge import ScriptedJudge, offered, text_of, verdicts
 from markscheme import Client
-from markscheme.errors import InvalidRequest
 from markscheme.schema import Rubric
 from markscheme.vocabulary import UnscoredReason
 
@@ -152,19 +151,14 @@ def test_a_call_per_criterion_names_only_its_own(
 
 
 def test_a_check_always_applies(client: Client) -> None:
-    with pytest.raises(InvalidRequest, match="a check applies to every response") as refused:
-        client.create_rubric(
-            PROMPT,
-            [
-                {
-                    "text": "Short.",
-                    "points": 1,
-                    "check": {"kind": "max_words", "value": 9},
-                    "may_not_apply": True,
-                }
-            ],
-        )
-    assert "criteria" in str(refused.value)
+    check = {"kind": "max_words", "value": 9}
+    criterion = {"text": "Short.", "points": 1, "check": check, "may_not_apply": True}
+    answer = httpx.post(
+        f"{client.base_url}/v1/rubrics", json={"prompt": PROMPT, "criteria": [criterion]}
+    )
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] == "criteria.0"
+    assert "a check applies to every response" in answer.json()["error"]["message"]
 
 
 def test_a_rubric_keeps_the_permission_through_fork_export_and_import(client: Client) -> None:
