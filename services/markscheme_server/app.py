@@ -209,6 +209,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
                         store.usage,
                         store.budgets,
                         store.audit,
+                        store.teams,
                         unpriced_judges=[
                             name for name, judge in settings.judges.items() if not judge.priced
                         ],

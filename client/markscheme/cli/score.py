@@ -22,6 +22,7 @@ from markscheme.jsonl import WHITESPACE, parse, read_lines
 from markscheme.jsonl_rows import non_null_columns, read_rows
 from markscheme.schema import Group, GroupScore, Run
 from markscheme.vocabulary import (
+    TRANSIENT_REASONS,
     Clamp,
     ReusePolicy,
     ReuseScope,
@@ -70,11 +71,18 @@ class ScoreReport:
                 "near-perfect rewards, or when it is worn out. --reuse frozen keeps what is there."
             )
         if self.reasons:
-            lines += [
-                *describe_reasons(self.reasons),
-                "Run the command again to ask for them again.",
-            ]
+            lines += [*describe_reasons(self.reasons), self._what_next()]
         return lines
+
+    def _what_next(self) -> str:
+        """Return when it helps to run the command again."""
+        permanent = [name for name in self.reasons if name not in TRANSIENT_REASONS]
+        if not permanent:
+            return "Run the command again to ask for them again."
+        return (
+            f"Running the command again asks for them again; for {' and '.join(sorted(permanent))} "
+            "that helps only once what the line says is done."
+        )
 
 
 def score(

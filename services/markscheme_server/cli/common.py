@@ -188,7 +188,9 @@ def run_with_store(work: "Callable[[Store, Settings], Awaitable[T]]") -> T:
     settings = read_settings()
     logs.configure("warning")
     require_database(settings)
-    migrate_database(settings)
+    before, after = migrate_database(settings)
+    if before != after:
+        typer.echo(f"note: it was at revision {before} and is at {after} now", err=True)
     database = name_database(settings)
 
     async def run() -> T:

@@ -36,6 +36,7 @@ REVISIONS = [
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Create an empty database for the service."""
     if request.param == "sqlite":
+        (tmp_path / "m.db").touch()
         return f"sqlite+aiosqlite:///{tmp_path / 'm.db'}"
     return driver(str(request.getfixturevalue("database")))
 
