@@ -168,6 +168,18 @@ def test_a_database_without_tables_is_not_filled_in_passing(
     )
 
 
+def test_a_postgresql_database_that_does_not_exist_is_not_made(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    done = command(
+        "teams", "list", directory=tmp_path, settings={"database_url": postgres.url("x")}
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    assert "MARKSCHEME_DATABASE_URL" in done.stderr
+    assert postgres.query("SELECT datname FROM pg_database WHERE datname = 'x'") == []
+
+
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_command_says_which_database_it_opened(
     words: tuple[str, ...], database_url: str, tmp_path: Path
@@ -285,6 +297,6 @@ def test_the_command_asks_and_erases(home: Path, monkeypatch: pytest.MonkeyPatch
     assert "red" in run("list").output
     done = run("erase", "red", answer="y\n")
     assert (done.exit_code, "team red is erased" in done.output) == (0, True)
-    assert [line.split()[0] for line in run("list").output.splitlines()] == ["team", "default"]
+    assert [line.split()[0] for line in run("list").stdout.splitlines()] == ["team", "default"]
     own = run("erase", "default", "--yes")
     assert (own.exit_code, "markscheme prune" in own.output) == (1, True)

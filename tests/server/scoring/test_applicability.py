@@ -150,6 +150,23 @@ def test_a_call_per_criterion_names_only_its_own(
     assert all(offered(r) == ["c1"] for r in judge.verifications)
 
 
+@pytest.mark.parametrize("verify", ["rollout", "group"])
+def test_the_canary_always_applies(
+    start: Callable[..., str], model_settings: dict[str, Any], judge: ScriptedJudge, verify: Any
+) -> None:
+    judge.script = lambda request, number: verdicts(
+        request, lambda criterion, answer: {"c1": True, "c2": None, "c3": False}[criterion]
+    )
+    with Client(start(**(model_settings | {"judge_hardening": True}))) as client:
+        rubric = make(client, (NAMES, 1, True), (CITES, 3, True))
+        batch = client.score([group(rubric, "Red.", "Blue.")], verify=verify)
+        assert {r.reward for r in batch.groups[0].rollouts} == {1.0}
+        # Calling it not applicable is no way around it.
+        judge.script = lambda request, number: verdicts(request, lambda criterion, answer: None)
+        evaded = client.score([group(rubric, "Green.", "Grey.")], verify=verify)
+    assert {r.reason for r in evaded.groups[0].rollouts} == {UnscoredReason.PARSE_FAILURE}
+
+
 def test_a_check_always_applies(client: Client) -> None:
     check = {"kind": "max_words", "value": 9}
     criterion = {"text": "Short.", "points": 1, "check": check, "may_not_apply": True}
