@@ -39,6 +39,7 @@ from markscheme.schema import (
 from markscheme.transport import AsyncDeadlineTransport, DeadlineTransport
 from markscheme.vocabulary import (
     Category,
+    Clamp,
     ExchangeFormat,
     ReusePolicy,
     ReuseScope,
@@ -46,6 +47,7 @@ from markscheme.vocabulary import (
     Thinking,
     UsageKey,
     VerifyMode,
+    View,
     Visibility,
 )
 
@@ -338,6 +340,8 @@ class Client:
         rubricator: str | None = None,
         thinking: Thinking = "auto",
         reuse_scope: ReuseScope | None = None,
+        view: View | None = None,
+        clamp: Clamp = "zero",
         deadline_s: float | None = None,
     ) -> ScoreBatch:
         """Score groups of rollouts. A reward that is not known is `None`, with a reason.
@@ -357,6 +361,10 @@ class Client:
             thinking: What is judged of a rollout. `auto` drops a thought that the rollout opens
                 itself, `strip` one that the chat template opened, `keep` nothing.
             reuse_scope: See `induce`.
+            view: What of a trajectory is judged. Default: as the rubric says, else as the judge
+                is set.
+            clamp: `zero` raises a reward below 0 to 0; `signed` keeps it, where a rubric has
+                negative points. `GroupScore.reward_range` tells the range.
             deadline_s: Seconds for the whole call.
         """
         deadline = Deadline.after(deadline_s)
@@ -372,6 +380,8 @@ class Client:
             rubricator,
             thinking,
             reuse_scope,
+            view,
+            clamp,
         )
         # NDJSON: groups arrive as they are judged, with heartbeats while nothing is ready.
         reader = protocol.BatchReader(order, deadline)
@@ -642,6 +652,8 @@ class AsyncClient:
         rubricator: str | None = None,
         thinking: Thinking = "auto",
         reuse_scope: ReuseScope | None = None,
+        view: View | None = None,
+        clamp: Clamp = "zero",
         deadline_s: float | None = None,
     ) -> ScoreBatch:
         """Score groups of rollouts; see `Client.score`."""
@@ -658,6 +670,8 @@ class AsyncClient:
             rubricator,
             thinking,
             reuse_scope,
+            view,
+            clamp,
         )
         reader = protocol.BatchReader(order, deadline)
         async with (

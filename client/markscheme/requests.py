@@ -32,6 +32,7 @@ from markscheme.schema import (
     TeachRequest,
 )
 from markscheme.vocabulary import (
+    Clamp,
     ExchangeFormat,
     ReusePolicy,
     ReuseScope,
@@ -210,7 +211,8 @@ def score(
     rubricator: str | None,
     thinking: Thinking,
     reuse_scope: ReuseScope | None,
-    view: View | None = None,
+    view: View | None,
+    clamp: Clamp,
 ) -> tuple[Call, list[str]]:
     """Build `POST /v1/scores`. Returns the call, and the ids of its groups in order."""
     body = ScoreRequest(
@@ -226,6 +228,7 @@ def score(
         thinking=thinking,
         reuse_scope=reuse_scope,
         view=view,
+        clamp=clamp,
     )
     call = Call(
         "POST",

@@ -25,6 +25,7 @@ class UnscoredReason(StrEnum):
     BUDGET = "budget"
     NO_RUBRIC = "no_rubric"
     NOT_SUPPORTED = "not_supported"
+    NOT_APPLICABLE = "not_applicable"
 
 
 TRANSIENT_REASONS = frozenset(
@@ -82,6 +83,10 @@ REASON_HELP: Mapping[UnscoredReason, str] = {
         "The material has parts that are not text, such as images or audio, and judges read text "
         "only. Leave these parts out, or replace them by words."
     ),
+    UnscoredReason.NOT_APPLICABLE: (
+        "No criterion that earns points applies to the rollout. That is the judge's verdict, and "
+        "stays; write a criterion that applies to every response."
+    ),
 }
 """What each reason means and what to do about it."""
 
@@ -99,6 +104,7 @@ ReusePolicy = Literal["always_new", "if_fresh", "frozen"]
 ReuseScope = Literal["own", "shared", "organisation"]
 VerifyMode = Literal["rollout", "group"]
 Thinking = Literal["auto", "strip", "keep"]
+Clamp = Literal["zero", "signed"]
 RubricOrigin = Literal["induced", "imported", "forked"]
 AssignedOrigin = Literal["induced", "reused", "given"]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]

@@ -78,9 +78,10 @@ def train(
             return
         settings = load_config(config, stated)
         resume = resume or (auto_resume and has_run(Path(settings.output_dir)))
-        client = Client(settings.markscheme_url, api_key=os.environ.get("MARKSCHEME_API_KEY"))
+        key = os.environ.get("MARKSCHEME_API_KEY")
+        client = Client(settings.markscheme_url, api_key=key)
         try:
-            _check_key(client)
+            _check_key(client, key)
             with LiveTable(console, title="training") as live:
                 output = run(
                     settings, client, resume=resume, on_record=live.show, on_wait=live.wait
@@ -158,8 +159,8 @@ def control(
         _fail(str(error))
 
 
-def _check_key(client: Client) -> None:
-    """Raise `AuthenticationFailed` for a missing or wrong key, before a model is loaded.
+def _check_key(client: Client, key: str | None) -> None:
+    """Raise `TrainError` for a missing or wrong key, before a model is loaded.
 
     A service that is away raises nothing: the run waits for it when it needs rewards. Nor does a
     valid key that may not list rubrics (403).
@@ -167,8 +168,17 @@ def _check_key(client: Client) -> None:
     try:
         client.rubrics(limit=1)
     except AuthenticationFailed as error:
-        if error.status == UNAUTHORIZED:
-            raise
+        if error.status != UNAUTHORIZED:
+            return
+        why = (
+            f"refuses the key in MARKSCHEME_API_KEY ({error.code})"
+            if key
+            else "needs an API key, and MARKSCHEME_API_KEY is not set"
+        )
+        raise TrainError(
+            f"the rubric service at {client.base_url} {why}: set MARKSCHEME_API_KEY to a key of "
+            "your team with the scopes score and induce. No model was loaded"
+        ) from error
     except MarkschemeError:
         pass
 

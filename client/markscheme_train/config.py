@@ -17,7 +17,7 @@ import torch
 import yaml
 from trl import GRPOConfig
 
-from markscheme.vocabulary import ReusePolicy, Thinking, VerifyMode
+from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode
 from markscheme_train.errors import ConfigError
 
 _POLICY: Mapping[str, Any] = {
@@ -105,6 +105,13 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         metadata={
             "help": "What is judged of a rollout: auto drops a thought that it or its chat "
             "template opens, strip drops always, keep never."
+        },
+    )
+    clamp: Clamp = field(
+        default="zero",
+        metadata={
+            "help": "What becomes of a reward below 0, where a rubric has negative points: zero "
+            "raises it to 0, signed keeps it."
         },
     )
     ask_teacher: int = field(

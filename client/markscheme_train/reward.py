@@ -19,6 +19,7 @@ from markscheme.protocol import to_wire
 from markscheme.schema import Group, GroupScore, Message, Rollout, Run, ScoreBatch, Usage
 from markscheme.vocabulary import (
     TRANSIENT_REASONS,
+    Clamp,
     ReusePolicy,
     Thinking,
     VerifyMode,
@@ -43,6 +44,8 @@ class Scorer(Protocol):
         *,
         reuse: ReusePolicy = ...,
         verify: VerifyMode = ...,
+        thinking: Thinking = ...,
+        clamp: Clamp = ...,
         score_teachers: bool = ...,
         ask_teacher: int = ...,
         run: Run | None = ...,
@@ -129,6 +132,7 @@ class RubricReward:
         reuse: Which rubrics may be reused; see `Client.induce`.
         verify: Judge each rollout alone (`rollout`) or a group in one call (`group`).
         thinking: What is judged of a rollout; see `Client.score`.
+        clamp: Whether a reward below 0 is raised to 0; see `Client.score`.
         score_teachers: Also score the teacher responses.
         ask_teacher: Responses to sample from the service's teacher for prompts without any.
         eos_token_ids: Tokens that end a response; a rollout without one counts as truncated.
@@ -154,6 +158,7 @@ class RubricReward:
         reuse: ReusePolicy = "if_fresh",
         verify: VerifyMode = "rollout",
         thinking: Thinking = "auto",
+        clamp: Clamp = "zero",
         score_teachers: bool = False,
         ask_teacher: int = 0,
         eos_token_ids: Sequence[int] = (),
@@ -167,6 +172,7 @@ class RubricReward:
         self.reuse: ReusePolicy = reuse
         self.verify: VerifyMode = verify
         self.thinking: Thinking = thinking
+        self.clamp: Clamp = clamp
         self.score_teachers = score_teachers
         self.ask_teacher = ask_teacher
         self.eos_token_ids = frozenset(eos_token_ids)
@@ -285,6 +291,7 @@ class RubricReward:
                 reuse=self.reuse,
                 verify=self.verify,
                 thinking=self.thinking,
+                clamp=self.clamp,
                 score_teachers=self.score_teachers,
                 ask_teacher=self.ask_teacher,
                 run=Run(id=self.run_id, step=step),

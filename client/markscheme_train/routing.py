@@ -58,7 +58,7 @@ def route(
     With the defaults and rewards of 0 and 1 this is SRPO as published.
 
     Args:
-        scores: Rewards from 0 to 1; `None` or NaN where unknown.
+        scores: Rewards, at most 1; `None` or NaN where unknown.
         success: Minimum score of a success.
         demonstration: Minimum score of a demonstration; default: `success`.
         gap: Minimum lead of a demonstration over the rollout.

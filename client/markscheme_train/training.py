@@ -137,6 +137,7 @@ def train(
         reuse=config.reuse,
         verify=config.verify,
         thinking=resolve_thinking(config, tokenizer),
+        clamp=config.clamp,
         score_teachers=config.teacher_demonstration,
         ask_teacher=config.ask_teacher,
         eos_token_ids=eos_token_ids(model, tokenizer),
@@ -164,6 +165,13 @@ def train(
         if isinstance(error, Unscored) and not error.may_pass:
             state = f"Saved {saved}." if saved else "No step was finished."
             raise TrainError(f"{error}\n{error.advice} {state}") from error
+        if not isinstance(error, Unscored) and not is_outage(error):
+            state = (
+                f"Saved {saved}. Once that is mended, go on with --resume."
+                if saved
+                else "No step was finished. Once that is mended, start again with --resume."
+            )
+            raise TrainError(f"the rubric service failed: {error}\n{state}") from error
         state = (
             f"Saved {saved}; go on with --resume."
             if saved
@@ -171,8 +179,7 @@ def train(
         )
         if isinstance(error, Unscored):
             raise Interrupted(f"{error}\n{error.advice} {state}") from error
-        lost = Interrupted if is_outage(error) else TrainError
-        raise lost(f"the rubric service failed: {error}\n{state}") from error
+        raise Interrupted(f"the rubric service failed: {error}\n{state}") from error
     trainer.save_model(str(output))
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(

@@ -143,12 +143,12 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+        await migrate.prepare(settings.sqlalchemy_url, settings.sqlalchemy_migration_url)
         store = Store(
             settings.sqlalchemy_url,
             claim_lease_s=CLAIM_LEASE_S,
             hold_lease_s=settings.request_timeout_s + HOLD_GRACE_S,
         )
-        await migrate.prepare(settings.sqlalchemy_url, settings.sqlalchemy_migration_url)
         if not settings.is_sqlite and not await migrate.rls_enforced(store.database):
             log.warning(
                 "row_level_security_off", why="the database's role is a superuser or has BYPASSRLS"
@@ -209,6 +209,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
                         store.usage,
                         store.budgets,
                         store.audit,
+                        store.teams,
                         unpriced_judges=[
                             name for name, judge in settings.judges.items() if not judge.priced
                         ],

@@ -38,6 +38,7 @@ from pydantic_settings import (
 )
 from sqlalchemy import make_url
 
+from markscheme.names import did_you_mean
 from markscheme.vocabulary import View
 from markscheme_server.domain.usage import NANO
 
@@ -452,6 +453,7 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"the role {role} names the judge {name!r}, which does not exist: "
                     f"there are {', '.join([BUILTIN, *self.judges])}"
+                    f"{did_you_mean(name, [BUILTIN, *self.judges])}"
                 )
         return self
 

@@ -110,6 +110,7 @@ def to_criteria(criteria: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
             category=c.category,
             check=c.check.model_dump(exclude_none=True) if c.check is not None else None,
             source=c.source,
+            may_not_apply=c.may_not_apply,
         )
         for i, c in enumerate(criteria, 1)
     )
@@ -125,6 +126,7 @@ def from_criteria(criteria: Sequence[Criterion]) -> list[schema.Criterion]:
             category=c.category,
             source=c.source,
             check=_CHECK.validate_python(dict(c.check)) if c.check is not None else None,
+            may_not_apply=c.may_not_apply,
         )
         for c in criteria
     ]
@@ -194,6 +196,7 @@ def from_verdict(verdict: Verdict) -> schema.VerdictView:
     return schema.VerdictView(
         criterion_id=verdict.criterion_id,
         met=verdict.met,
+        applicable=verdict.applicable,
         evidence=verdict.evidence,
         rationale=verdict.rationale,
         cached=verdict.cached,

@@ -57,6 +57,17 @@ def four(**change: Any) -> list[Criterion]:
     ]
 
 
+@pytest.mark.parametrize("format", ["ropd", "healthbench", "rar", "verifiers"])
+def test_that_a_criterion_may_not_apply_is_a_loss_elsewhere(format: ExchangeFormat) -> None:
+    made = rubric(*four(may_not_apply=True))
+    with pytest.raises(NotRepresentable, match="criterion c3: .* may_not_apply") as refused:
+        dump(made, format)
+    assert refused.value.allowable
+    assert any("may_not_apply" in loss for loss in dump(made, format, allow_loss=True).losses)
+    native = load(dump(made, "native").content, "native")
+    assert [c.may_not_apply for c in native.criteria] == [False, False, True, False]
+
+
 def ropd(**change: Any) -> dict[str, Any]:
     return {
         "schema_version": "ropd.rubric.v1",

@@ -51,13 +51,17 @@ def answered_texts(request: dict[str, Any]) -> list[str]:
 
 
 def verdicts(
-    request: dict[str, Any], met: Callable[[str, str], bool] = lambda criterion, answer: True
+    request: dict[str, Any], met: Callable[[str, str], bool | None] = lambda criterion, answer: True
 ) -> str:
-    """Build a well-formed reply with the nonce; ``met(criterion id, answer text)`` decides."""
+    """Build a well-formed reply with the nonce; ``met(criterion id, answer text)`` decides.
+
+    ``None``: the criterion does not apply.
+    """
     ids = offered(request)
     shown = [text for _, text in answered_texts(request)]
     pooled = '"answers"' in instructions(request).rsplit("Reply with one JSON object", 1)[-1]
-    marked = [[{"id": i, "met": met(i, text)} for i in ids] for text in shown]
+    asks_applicable = '"applicable"' in instructions(request)
+    marked = [[verdict(i, met(i, text), asks_applicable) for i in ids] for text in shown]
     nonces = re.findall(r"^nonce: (\S+)$", instructions(request), re.MULTILINE)
     reply: dict[str, Any] = {"nonce": nonces[-1]} if nonces else {}
     if pooled:
@@ -65,6 +69,12 @@ def verdicts(
     else:
         reply["verdicts"] = marked[0]
     return json.dumps(reply)
+
+
+def verdict(criterion: str, met: bool | None, asks_applicable: bool) -> dict[str, Any]:
+    """Build one verdict; ``applicable`` is given where it is asked for or false."""
+    stated = asks_applicable or met is None
+    return {"id": criterion, "met": met} | ({"applicable": met is not None} if stated else {})
 
 
 def well_behaved(request: dict[str, Any], _number: int) -> Answer:

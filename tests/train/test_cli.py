@@ -76,7 +76,16 @@ def test_what_stays_unscored_ends_it_saying_why_on_its_last_line(
     assert "--resume alone does not help" in last
 
 
-def test_a_wrong_key_is_refused_before_the_model_is_loaded(
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("wrong", "refuses the key in MARKSCHEME_API_KEY"),
+        ("", "needs an API key, and MARKSCHEME_API_KEY is not set"),
+    ],
+)
+def test_a_wrong_or_missing_key_is_refused_before_the_model_is_loaded(
+    key: str,
+    said: str,
     serve: Callable[..., str],
     settings: dict[str, Any],
     tmp_path: Path,
@@ -90,9 +99,11 @@ def test_a_wrong_key_is_refused_before_the_model_is_loaded(
     file.write_text(yaml.safe_dump(settings | {"markscheme_url": serve(api_key="right")}))
     app = typer.Typer()
     app.command()(command)
-    refused = CliRunner().invoke(app, [str(file)], env={"MARKSCHEME_API_KEY": "wrong"})
+    refused = CliRunner().invoke(app, [str(file)], env={"MARKSCHEME_API_KEY": key or None})
     assert refused.exit_code == 1
-    assert "MARKSCHEME_API_KEY" in refused.output
+    assert said in refused.output
+    assert "the scopes score and induce" in refused.output
+    assert "--resume" not in refused.output
 
 
 def test_a_mistake_is_not(train: Callable[..., Result]) -> None:

@@ -69,6 +69,29 @@ def test_an_unscored_rollout_is_none_and_its_reason_is_counted() -> None:
     assert (reward.last.criteria[0].met, reward.last.criteria[0].judged) == (1, 1)
 
 
+def test_signed_rewards_are_asked_for_and_reach_the_trainer() -> None:
+    client = ScriptedClient(lambda place, rollout: -1.5)
+    assert call(reward_of(client, clamp="signed"), ["p", "p"]) == [-1.5, -1.5]
+    assert client.calls[0]["clamp"] == "signed"
+    call(reward_of(client), ["p", "p"])
+    assert client.calls[1]["clamp"] == "zero"
+
+
+def test_a_criterion_that_does_not_apply_is_not_counted_as_judged() -> None:
+    class PartlyApplicable(ScriptedClient):
+        def score(self, groups: Any, **options: Any) -> ScoreBatch:
+            batch = super().score(groups, **options)
+            first = batch.groups[0].rollouts[0]
+            verdict = first.verdicts[0].model_copy(update={"met": None, "applicable": False})
+            first.verdicts[0] = verdict
+            return batch
+
+    reward = reward_of(PartlyApplicable(lambda place, rollout: 1.0))
+    call(reward, ["p", "p"])
+    assert reward.last is not None
+    assert (reward.last.criteria[0].met, reward.last.criteria[0].judged) == (1, 1)
+
+
 def test_a_rollout_without_its_end_is_marked_as_cut_off() -> None:
     client = ScriptedClient(lambda place, rollout: 1.0)
     call(reward_of(client), ["p", "p"], completion_ids=[[5, EOS], [5, 6]])

@@ -34,6 +34,13 @@ def test_continuous_scores_have_a_threshold_each_for_success_and_demonstration(c
     assert (routes.branches, routes.demonstrations) == expected(CONTINUOUS[case])
 
 
+def test_negative_rewards_are_failures_and_are_led_by_any_that_is_better() -> None:
+    routes = route([-0.9, -0.3, 0.6], success=0.5)
+    assert routes.branches == (Branch.SDPO, Branch.SDPO, Branch.GRPO)
+    assert routes.demonstrations == (2, 2, None)
+    assert route([-0.9, -0.3], success=-0.5, gap=0.5).demonstrations == (1, None)
+
+
 def test_a_near_tie_is_left_to_the_reward() -> None:
     assert route([0.8, 0.65], success=0.7, demonstration=0.8, gap=0.2).branches == (
         Branch.GRPO,

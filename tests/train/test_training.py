@@ -235,7 +235,8 @@ def test_a_lost_service_saves_what_was_learnt(settings: dict[str, Any]) -> None:
             return super().score(groups, **options)
 
     with pytest.raises(
-        TrainError, match=r"connection refused\nSaved .*checkpoint-1; go on with --resume"
+        TrainError,
+        match=r"connection refused\nSaved .*checkpoint-1\. Once that is mended, go on with --res",
     ):
         run(settings, client=Lost(by_length))
     assert (Path(settings["output_dir"]) / "checkpoint-1" / "trainer_state.json").is_file()

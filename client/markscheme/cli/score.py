@@ -22,6 +22,8 @@ from markscheme.jsonl import WHITESPACE, parse, read_lines
 from markscheme.jsonl_rows import non_null_columns, read_rows
 from markscheme.schema import Group, GroupScore, Run
 from markscheme.vocabulary import (
+    TRANSIENT_REASONS,
+    Clamp,
     ReusePolicy,
     ReuseScope,
     Thinking,
@@ -69,11 +71,18 @@ class ScoreReport:
                 "near-perfect rewards, or when it is worn out. --reuse frozen keeps what is there."
             )
         if self.reasons:
-            lines += [
-                *describe_reasons(self.reasons),
-                "Run the command again to ask for them again.",
-            ]
+            lines += [*describe_reasons(self.reasons), self._what_next()]
         return lines
+
+    def _what_next(self) -> str:
+        """Return when it helps to run the command again."""
+        permanent = [name for name in self.reasons if name not in TRANSIENT_REASONS]
+        if not permanent:
+            return "Run the command again to ask for them again."
+        return (
+            f"Running the command again asks for them again; for {' and '.join(sorted(permanent))} "
+            "that helps only once what the line says is done."
+        )
 
 
 def score(
@@ -114,6 +123,12 @@ def score(
             "itself; strip drops one that the chat template opened; keep drops nothing."
         ),
     ] = "auto",
+    clamp: Annotated[
+        Clamp,
+        typer.Option(
+            help="What becomes of a reward below 0: zero raises it to 0, signed keeps it."
+        ),
+    ] = "zero",
     reuse_scope: Annotated[
         ReuseScope | None,
         typer.Option(
@@ -158,6 +173,7 @@ def score(
                         reuse=reuse,
                         verify=verify,
                         thinking=thinking,
+                        clamp=clamp,
                         reuse_scope=reuse_scope,
                         run=Run(id=run, step=step) if run else None,
                         on_group=lambda _: progress.advance(bar),

@@ -87,6 +87,8 @@ def _note_losses(
             refuse(f"{location}: {name} takes no blank text")
         if criterion.check is not None:
             lose(f"{location}: {name} knows no checks; its text alone would say what to look for")
+        if criterion.may_not_apply:
+            lose(f"{location}: {name} has no place for may_not_apply; it would always apply")
         if criterion.source is not None:
             lose(f"{location}: {name} has no place for its source")
         if not holds.ids and criterion.id != f"c{number}":

@@ -88,11 +88,15 @@ class LineageEdge(Wire):
 
 
 class CriterionVerdicts(Wire):
-    """Decided verdicts of one criterion on the prompt, in any of its rubrics."""
+    """Decided verdicts of one criterion on the prompt, in any of its rubrics.
+
+    `not_applicable` counts responses that the criterion does not apply to.
+    """
 
     criterion_id: str
     met: int
     not_met: int
+    not_applicable: int = 0
 
 
 class LineageVerdicts(Wire):
@@ -100,6 +104,7 @@ class LineageVerdicts(Wire):
 
     met: int
     not_met: int
+    not_applicable: int = 0
     unscored: int
     criteria: list[CriterionVerdicts]
 

@@ -52,6 +52,20 @@ class Criterion(Wire):
     points: Annotated[int, Field(ge=-MAX_POINTS, le=MAX_POINTS)]
     check: Check | None = None
     source: Annotated[Text, StringConstraints(max_length=MAX_TEXT_LENGTH)] | None = None
+    may_not_apply: bool = Field(
+        default=False,
+        description="The verifier may answer that the criterion does not apply to a response; its "
+        "points then count neither as earned nor as missed",
+    )
+
+    @model_validator(mode="after")
+    def _check_applies(self) -> "Criterion":
+        if self.check is not None and self.may_not_apply:
+            raise ValueError(
+                "a check applies to every response: give a criterion check or may_not_apply, not "
+                "both"
+            )
+        return self
 
 
 class Provenance(Wire):

@@ -26,12 +26,16 @@ from markscheme.schema.rubrics import (
 from markscheme.schema.teachers import TeacherResponses
 from markscheme.vocabulary import (
     AssignedOrigin,
+    Clamp,
     ReusePolicy,
     Thinking,
     UnscoredReason,
     VerifyMode,
     View,
 )
+
+Reward = Annotated[float, Field(le=1.0)]
+"""Points met over positive points; below 0 only with `clamp` `signed`."""
 
 
 class Rollout(Wire):
@@ -90,6 +94,11 @@ class ScoreRequest(Wire):
         "itself; strip drops one that the chat template opened; keep drops nothing",
     )
     view: RequestedView = None
+    clamp: Clamp = Field(
+        default="zero",
+        description="What becomes of a reward below 0, where pitfalls outweigh what was met. zero "
+        "raises it to 0; signed keeps it",
+    )
     score_teachers: bool = False
     ask_teacher: Annotated[int, Field(ge=0, le=16)] = Field(
         default=0,
@@ -113,14 +122,16 @@ class ScoreRequest(Wire):
 
 
 class VerdictView(Wire):
-    """Met, not met, or unknown (`met` is null and `reason` says why).
+    """Met, not met, not applicable, or unknown.
 
-    `evidence` quotes the response and `rationale` argues the verdict, if the judge is set to give
-    them.
+    `met` is null where the criterion does not apply (`applicable` is false) and where the verdict
+    is unknown (`reason` says why). `evidence` quotes the response and `rationale` argues the
+    verdict, if the judge is set to give them.
     """
 
     criterion_id: str
     met: bool | None
+    applicable: bool = True
     evidence: str | None = None
     rationale: str | None = None
     cached: bool = False
@@ -136,7 +147,7 @@ class RolloutScore(Wire):
     """
 
     id: str
-    reward: Annotated[float, Field(ge=0.0, le=1.0)] | None
+    reward: Reward | None
     status: Literal["scored", "unscored"]
     reason: UnscoredReason | None
     verdicts: list[VerdictView]
@@ -160,20 +171,34 @@ class RubricRef(Wire):
     criteria: list[Criterion]
 
 
+class RewardRange(Wire):
+    """The least and the greatest reward that a response can get by a group's rubric.
+
+    `min` is 0 unless the request asked for signed rewards of a rubric with negative points.
+    """
+
+    min: Annotated[float, Field(le=0.0)]
+    max: Reward
+
+
 class TeacherScore(Wire):
     """Rewards of the teacher responses under the same rubric, in the order given."""
 
-    rewards: list[Annotated[float, Field(ge=0.0, le=1.0)] | None]
+    rewards: list[Reward | None]
 
 
 class GroupScore(Wire):
-    """The answer for one group; also one NDJSON line."""
+    """The answer for one group; also one NDJSON line.
+
+    `reward_range` is null without a rubric, and from an older service.
+    """
 
     object: Literal["score.group"] = "score.group"
     id: str
     status: Literal["scored", "partial", "unscored"]
     error: ErrorDetail | None
     rubric: RubricRef | None
+    reward_range: RewardRange | None = None
     teacher: TeacherScore | None
     rollouts: list[RolloutScore]
 

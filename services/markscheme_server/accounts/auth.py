@@ -22,6 +22,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from markscheme.vocabulary import SCOPES, Scope
+from markscheme_server.accounts.unknown_team import unknown_team
 from markscheme_server.domain import keys
 from markscheme_server.domain.caller import OPERATOR, Caller
 from markscheme_server.errors import Conflict, NotFound, Unauthorised, Unprocessable
@@ -144,7 +145,7 @@ class Authenticator:
         """Set `rpm`, `reuse_scope` or both of a team; `None`: the default. Raises `NotFound`."""
         team = await self._store.change(name, values, actor)
         if team is None:
-            raise _no_team(name, "name")
+            raise await unknown_team(self._store, name, "name")
         log.info("team_changed", team=name, **values)
         return team
 
@@ -187,7 +188,7 @@ class Authenticator:
             try:
                 await self._store.add_key(key, keys.key_hash(secret, self._pepper), actor)
             except UnknownTeam as error:
-                raise _no_team(team, "team") from error
+                raise await unknown_team(self._store, team, "team") from error
             except NameTaken:  # another key has the same prefix
                 continue
             log.info("key_created", key=key.prefix, team=team, scopes=list(ordered))
@@ -250,8 +251,11 @@ class Authenticator:
         return await self._store.all()
 
     async def keys(self, team: str | None = None) -> list[Key]:
-        """Return every key, or those of a team, newest first."""
-        return await self._store.keys(team)
+        """Return every key, or those of a team, newest first. Raises `NotFound`."""
+        found = await self._store.keys(team)
+        if team is not None and not found and not await self._store.is_known(team):
+            raise await unknown_team(self._store, team, "team")
+        return found
 
     async def drain(self) -> None:
         """Wait until the uses of keys are recorded."""
@@ -297,10 +301,6 @@ class Authenticator:
     async def _write_use(self, prefix: str) -> None:
         with suppress(SQLAlchemyError, OSError):
             await self._store.record_use(prefix)
-
-
-def _no_team(name: str, param: str) -> NotFound:
-    return NotFound(f"there is no team {name!r}", code="team_not_found", param=param)
 
 
 def _no_key() -> NotFound:

@@ -9,8 +9,9 @@ from datetime import datetime
 import structlog
 
 from markscheme_server.accounts.auth import CACHE_S
+from markscheme_server.accounts.unknown_team import unknown_team
 from markscheme_server.domain.caller import DEFAULT_TEAM
-from markscheme_server.errors import Conflict, NotFound
+from markscheme_server.errors import Conflict
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.maintenance.batch_delete import Batch
 from markscheme_server.store.maintenance.team_deletion import TOMBSTONES, Eraser
@@ -62,7 +63,7 @@ async def erase_team(
         # Marked first: from then on the database refuses new rows of the team.
         erased_at = await eraser.mark_erased()
     except UnknownTeam as error:
-        raise NotFound(f"there is no team {team!r}", code="team_not_found", param="name") from error
+        raise await unknown_team(store.teams, team, "name") from error
     await eraser.withdraw_rubrics()
     await asyncio.sleep(SETTLE_S)
     if on_total is not None:

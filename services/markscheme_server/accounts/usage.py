@@ -5,11 +5,12 @@ from datetime import date
 
 from markscheme import schema
 from markscheme.vocabulary import UsageKey
+from markscheme_server.accounts.unknown_team import unknown_team
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden, NotFound
 from markscheme_server.store.audit import AuditStore, actor_of
 from markscheme_server.store.budgets import Budget, BudgetStore
-from markscheme_server.store.teams import UnknownTeam
+from markscheme_server.store.teams import TeamStore, UnknownTeam
 from markscheme_server.store.usage import Bucket, UsageStore
 
 
@@ -25,10 +26,11 @@ class UsageService:
         usage: UsageStore,
         budgets: BudgetStore,
         audit: AuditStore,
+        teams: TeamStore,
         *,
         unpriced_judges: Sequence[str],
     ) -> None:
-        self._usage, self._budgets, self._audit = usage, budgets, audit
+        self._usage, self._budgets, self._audit, self._teams = usage, budgets, audit, teams
         self._unpriced_judges = list(unpriced_judges)
 
     async def report(
@@ -43,7 +45,7 @@ class UsageService:
         """Add up the ledger from `since` to the day before `until` (UTC).
 
         `team` `None`: the caller's own, or every team's for an administrator. Raises `Forbidden`
-        for another team's usage.
+        for another team's usage, and `NotFound` for an administrator's unknown team.
         """
         if "admin" not in caller.scopes:
             if team not in (None, caller.team):
@@ -53,6 +55,8 @@ class UsageService:
                     param="team",
                 )
             team = caller.team
+        elif team is not None:
+            await self._require(team)
         buckets, total, more = await self._usage.aggregate(team, group_by, since=since, until=until)
         return schema.UsageReport(
             since=since,
@@ -85,9 +89,7 @@ class UsageService:
                 actor=actor_of(caller),
             )
         except UnknownTeam as error:
-            raise NotFound(
-                f"there is no team {team!r}", code="team_not_found", param="name"
-            ) from error
+            raise await unknown_team(self._teams, team, "name") from error
         return self._to_budget(budget)
 
     async def remove_budget(self, caller: Caller, team: str, run_id: str | None) -> None:
@@ -104,7 +106,12 @@ class UsageService:
         after: str | None,
         limit: int,
     ) -> schema.AuditList:
-        """Return one page of audit entries, newest first; `None` leaves a filter out."""
+        """Return one page of audit entries, newest first; `None` leaves a filter out.
+
+        Raises `NotFound` for an unknown team. One that was erased is known: its trail stays.
+        """
+        if team is not None:
+            await self._require(team)
         entries, more = await self._audit.page(
             team=team, subject=subject, action=action, after=after, limit=limit
         )
@@ -123,6 +130,10 @@ class UsageService:
                 for entry in entries
             ],
         )
+
+    async def _require(self, team: str) -> None:
+        if not await self._teams.is_known(team):
+            raise await unknown_team(self._teams, team, "team")
 
     def _to_budget(self, budget: Budget) -> schema.Budget:
         return schema.Budget(

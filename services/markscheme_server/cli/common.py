@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _AGE = re.compile(r"([1-9]\d{0,4})([hdw])")
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+NO_DATABASE = (
+    "'markscheme migrate' creates it, and so does 'markscheme serve'. If the service uses another "
+    "one, give this command the service's MARKSCHEME_HOME, MARKSCHEME_DATABASE_URL or --env-file"
+)
+"""What to do where a command finds no database."""
 _env_file: ContextVar[Path | None] = ContextVar("settings file", default=None)
 
 log = structlog.get_logger()
@@ -148,15 +153,45 @@ def migrate_database(settings: Settings) -> tuple[str | None, str | None]:
         )
 
 
+def name_database(settings: Settings) -> str:
+    """Return the database's file, or its URL without the password."""
+    url = make_url(settings.sqlalchemy_url)
+    if settings.is_sqlite:
+        return str(url.database)
+    shown = url.set(drivername=url.get_backend_name(), password=None, query={})
+    return shown.render_as_string()
+
+
+def require_database(settings: Settings) -> None:
+    """Say on stderr which database the command opens; end it where there is none.
+
+    Only `migrate` and `serve` create one: a command that made one in passing would answer from an
+    empty database that nobody meant.
+    """
+    from markscheme_server.store.engine.database import DatabaseMissing
+    from markscheme_server.store.maintenance.migrate import find_revision
+
+    name = name_database(settings)
+    try:
+        revision = run_on_database(find_revision(settings.sqlalchemy_url))
+    except DatabaseMissing:
+        fail(f"there is no database {name}: {NO_DATABASE}")
+    if revision is None:
+        fail(f"the database {name} has no tables of Markscheme: {NO_DATABASE}")
+    typer.echo(f"database: {name}", err=True)
+
+
 def run_with_store(work: "Callable[[Store, Settings], Awaitable[T]]") -> T:
-    """Migrate the database of the settings and return what `work` does with it."""
+    """Migrate the database of the settings, which must exist; return what `work` does with it."""
     from markscheme_server.store.store import Store
 
     settings = read_settings()
     logs.configure("warning")
-    database = make_url(settings.sqlalchemy_url).set(password=None, query={})
-    if migrate_database(settings)[0] is None:
-        typer.echo(f"note: the database {database} was empty", err=True)
+    require_database(settings)
+    before, after = migrate_database(settings)
+    if before != after:
+        typer.echo(f"note: it was at revision {before} and is at {after} now", err=True)
+    database = name_database(settings)
 
     async def run() -> T:
         store = Store(settings.sqlalchemy_url)
@@ -174,9 +209,16 @@ def run_with_store(work: "Callable[[Store, Settings], Awaitable[T]]") -> T:
 
 
 def run_on_database(work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` does; end the command when the database does not answer."""
+    """Return what `work` does; end the command when the database does not answer.
+
+    Raises `DatabaseMissing` for a SQLite file that does not exist.
+    """
+    from markscheme_server.store.engine.database import DatabaseMissing
+
     try:
         return asyncio.run(work)
+    except DatabaseMissing:
+        raise
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         fail(f"the database did not answer ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from markscheme_server.app import make_judge
+from markscheme_server.cli.common import NO_DATABASE, name_database
 from markscheme_server.config import BUILTIN, TEACHER, Settings
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
@@ -22,7 +23,8 @@ from markscheme_server.judge.base import (
 from markscheme_server.judge.failures import SEE_DOCTOR
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.judge.probing import listed_models, probe_schema
-from markscheme_server.store.maintenance.migrate import rls_enforced
+from markscheme_server.store.engine.database import DatabaseMissing
+from markscheme_server.store.maintenance.migrate import find_revision, rls_enforced
 from markscheme_server.store.probes import Probe
 from markscheme_server.store.store import Store
 
@@ -96,9 +98,8 @@ async def diagnose(settings: Settings, console: Console) -> tuple[bool, dict[str
         Whether all checks passed, and the seconds that one answer of each judge took.
     """
     report = Report(console)
-    await _check_database(settings, report)
+    store = await _open_database(settings, report)
     seconds: dict[str, float] = {}
-    store = Store(settings.sqlalchemy_url)
     try:
         for name in (*settings.judges, *({BUILTIN} & set(settings.roles.values()))):
             try:
@@ -113,7 +114,8 @@ async def diagnose(settings: Settings, console: Console) -> tuple[bool, dict[str
             if took is not None:
                 seconds[name] = took
     finally:
-        await store.close()
+        if store is not None:
+            await store.close()
     return report.passed, seconds
 
 
@@ -133,18 +135,26 @@ async def probe_judges(settings: Settings, console: Console) -> None:
         await store.close()
 
 
-async def _check_database(settings: Settings, report: Report) -> None:
-    store = Store(settings.sqlalchemy_url)
+async def _open_database(settings: Settings, report: Report) -> Store | None:
+    """Check the database; return its store, or `None` where there is none to use."""
+    name = name_database(settings)
     try:
-        await store.database.ping()
-        enforced = await rls_enforced(store.database)
+        revision = await find_revision(settings.sqlalchemy_url)
+    except DatabaseMissing:
+        report.warn(f"database: there is none yet at {name}; {NO_DATABASE}")
+        return None
     except (SQLAlchemyError, OSError, TimeoutError) as error:
-        report.fail(f"database: no answer ({type(error).__name__}); check MARKSCHEME_DATABASE_URL")
-        return
-    finally:
-        await store.close()
-    report.ok(f"database: {store.database.engine.dialect.name} answers")
-    if enforced:
+        report.fail(
+            f"database: {name} does not answer ({type(error).__name__}); check "
+            "MARKSCHEME_DATABASE_URL"
+        )
+        return None
+    store = Store(settings.sqlalchemy_url)
+    if revision is None:
+        report.warn(f"database: {name} answers, and has no tables of Markscheme; {NO_DATABASE}")
+    else:
+        report.ok(f"database: {name} answers")
+    if await rls_enforced(store.database):
         report.ok("teams: row-level security is enforced, besides the service's own filters")
     elif settings.is_sqlite:
         report.note("teams: the service's own filters; SQLite has no row-level security")
@@ -154,10 +164,11 @@ async def _check_database(settings: Settings, report: Report) -> None:
             "or has BYPASSRLS: keep this role for MARKSCHEME_MIGRATION_URL and name another one in "
             "MARKSCHEME_DATABASE_URL; 'markscheme migrate' creates it"
         )
+    return store
 
 
 async def _check_judge(
-    settings: Settings, judge: Judge, store: Store, report: Report
+    settings: Settings, judge: Judge, store: Store | None, report: Report
 ) -> float | None:
     """Ask a judge a small question for each of its roles.
 
@@ -233,7 +244,7 @@ async def _check_response(
 
 
 async def _check_schema(
-    settings: Settings, judge: OpenAIJudge, store: Store, what: str, report: Report
+    settings: Settings, judge: OpenAIJudge, store: Store | None, what: str, report: Report
 ) -> bool:
     """Find out which structured output each endpoint enforces, where the setting is `auto`."""
     options = settings.judges[judge.name]
@@ -249,6 +260,9 @@ async def _check_schema(
             return False
         endpoint.capabilities.initial_form = support.form
         report.ok(f"{what}: structured output: {support.summary}")
+        if store is None:
+            report.note(f"{what}: this is not stored for the service, as there is no database")
+            continue
         try:
             await store.probes.save(
                 Probe(endpoint.origin, judge.model, support.json_schema, support.form)

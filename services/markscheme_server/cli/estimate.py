@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from markscheme.names import did_you_mean
 from markscheme.plan import TrainingPlan
 from markscheme_server.config import BUILTIN, JudgeSettings, Settings
 from markscheme_server.domain.rubric import Criterion
@@ -129,6 +130,7 @@ def _judge(plan: TrainingPlan, role: Role, settings: Settings) -> str:
         raise UnknownJudge(
             f"the training names the judge {name!r}, which does not exist: there are "
             f"{', '.join([BUILTIN, *settings.judges])}"
+            f"{did_you_mean(name, [BUILTIN, *settings.judges])}"
         )
     return name
 

@@ -12,7 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy.exc import SQLAlchemyError
 
-from markscheme_server.cli.common import EnvFile, age_option, fail, read_settings
+from markscheme_server.cli.common import (
+    EnvFile,
+    age_option,
+    fail,
+    read_settings,
+    require_database,
+)
 from markscheme_server.config import Settings
 from markscheme_server.store.engine.database import Database, create_engine
 from markscheme_server.store.engine.ids import now
@@ -54,6 +60,7 @@ def prune(
             "there is no terminal to ask at: add --yes to remove, or --dry-run to see what would "
             "be removed"
         )
+    require_database(settings)
     confirm = None if yes else lambda: typer.confirm("remove it?")
     try:
         done = asyncio.run(

@@ -8,9 +8,11 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from markscheme.names import did_you_mean
 from markscheme.schema import BudgetPut, TeamName
 from markscheme.vocabulary import BudgetWindow, ReuseScope
 from markscheme_server.accounts.erasure import ErasureReport, erase_team
+from markscheme_server.accounts.unknown_team import unknown_team
 from markscheme_server.cli.common import EnvFile, fail, print_table, run_with_store
 from markscheme_server.cli.keys import with_authenticator
 from markscheme_server.config import Settings
@@ -155,7 +157,9 @@ def budget_of_team(
         _put_budget(name, run, hard_usd, soft_usd, window)
     elif window is not None:
         fail("give --hard-usd, --soft-usd or both")
-    budgets = _find_budgets(name)
+    # After a change all are shown; otherwise those that were asked for.
+    is_changed = remove or hard_usd is not None or soft_usd is not None
+    budgets = _find_budgets(name, None if is_changed else run)
     if not budgets:
         typer.echo(f"team {name} has no budget")
         return
@@ -179,11 +183,14 @@ def budget_of_team(
 
 
 def _remove_budget(team: str, run: str | None) -> None:
-    async def remove(store: Store, _settings: Settings) -> bool:
-        return await store.budgets.remove(team, run, Actor())
+    async def remove(store: Store, _settings: Settings) -> None:
+        if not await store.teams.is_known(team):
+            raise await unknown_team(store.teams, team)
+        if not await store.budgets.remove(team, run, Actor()):
+            of_run = f" of a run {run!r}" if run is not None else ""
+            raise NotFound(f"team {team} has no budget{of_run}", code="budget_not_found")
 
-    if not run_with_store(remove):
-        fail(f"there is no such budget of {team!r}")
+    run_with_store(remove)
 
 
 def _put_budget(
@@ -209,22 +216,27 @@ def _put_budget(
                 actor=Actor(),
             )
         except UnknownTeam as error:
-            raise _no_team(team) from error
+            raise await unknown_team(store.teams, team) from error
 
     run_with_store(put)
 
 
-def _find_budgets(team: str) -> list[Budget]:
+def _find_budgets(team: str, run: str | None) -> list[Budget]:
     async def find(store: Store, _settings: Settings) -> list[Budget]:
         if team not in [each.name for each in await store.teams.all()]:
-            raise _no_team(team)
-        return await store.budgets.find(team)
+            raise await unknown_team(store.teams, team)
+        budgets = await store.budgets.find(team)
+        if run is None:
+            return budgets
+        names = [budget.run_id for budget in budgets if budget.run_id]
+        if run not in names:
+            raise NotFound(
+                f"team {team} has no budget of a run {run!r}{did_you_mean(run, names)}",
+                code="budget_not_found",
+            )
+        return [budget for budget in budgets if budget.run_id == run]
 
     return run_with_store(find)
-
-
-def _no_team(team: str) -> NotFound:
-    return NotFound(f"there is no team {team!r}", code="team_not_found")
 
 
 @teams.command("erase")

@@ -123,6 +123,8 @@ def content_hash(criteria: Sequence[Criterion], view: View | None = None) -> str
             "category": c.category,
             "check": dict(c.check) if c.check else None,
         }
+        # Only where it is true: the hashes of older rubrics stay.
+        | ({"may_not_apply": True} if c.may_not_apply else {})
         for c in criteria
     ]
     # Rubrics without a view keep the hash that they were stored with.
@@ -136,16 +138,19 @@ def check_view(criterion: Criterion) -> View:
 
 
 def criterion_key(criterion: Criterion) -> str:
-    """Return the key of what is asked: the check if there is one, else the words."""
-    return (
-        digest({"check": dict(criterion.check)}) if criterion.check else _words_key(criterion.text)
-    )
+    """Return the key of what is asked: the check if there is one, else the words.
+
+    A criterion that may not apply is another question than one of the same words that always does.
+    """
+    if criterion.check:
+        return digest({"check": dict(criterion.check)})
+    return _words_key(criterion.text, criterion.may_not_apply)
 
 
 # The criteria of a rubric are looked up for each of its rollouts, step after step.
 @lru_cache(maxsize=65_536)
-def _words_key(text: str) -> str:
-    return digest({"text": text})
+def _words_key(text: str, may_not_apply: bool) -> str:
+    return digest({"text": text} | ({"may_not_apply": True} if may_not_apply else {}))
 
 
 class VerdictKey:

@@ -16,6 +16,7 @@ class Criterion:
     """One binary statement about a response, worth `points` when met (negative: a pitfall).
 
     `check` makes it decidable by code. `source` is the span of the prompt it was read from.
+    `may_not_apply`: the verifier may answer that it does not apply to a response.
     """
 
     id: str
@@ -24,6 +25,7 @@ class Criterion:
     category: Category = "task_fulfilment"
     check: Check | None = None
     source: str | None = None
+    may_not_apply: bool = False
 
 
 def maximum_score(criteria: tuple[Criterion, ...]) -> int:

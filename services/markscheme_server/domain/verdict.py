@@ -1,4 +1,4 @@
-"""Verdicts: met, not met, or not known for a stated reason."""
+"""Verdicts: met, not met, not applicable, or not known for a stated reason."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,10 +9,11 @@ from markscheme.vocabulary import UnscoredReason
 class StoredDecision(NamedTuple):
     """A decided verdict as it is stored.
 
-    `cost_usd`: its part of what its call cost; `None`: not known.
+    `met`: `None` where the criterion does not apply. `cost_usd`: its part of what its call cost;
+    `None`: not known.
     """
 
-    met: bool
+    met: bool | None
     evidence: str | None
     cost_usd: float | None
     rationale: str | None = None
@@ -22,7 +23,8 @@ class StoredDecision(NamedTuple):
 class Verdict:
     """The verdict on one criterion for one response.
 
-    Exactly one of `met` and `reason` is set. `cached`: it was stored before this request.
+    `met` is set, or `reason`, or neither where the criterion is not `applicable`. `cached`: it was
+    stored before this request.
     """
 
     criterion_id: str
@@ -31,9 +33,10 @@ class Verdict:
     evidence: str | None = None
     cached: bool = False
     rationale: str | None = None
+    applicable: bool = True
 
     def __post_init__(self) -> None:
-        if (self.met is None) == (self.reason is None):
-            raise ValueError("a verdict is met, not met, or unscored with a reason")
+        if (self.met is not None) + (self.reason is not None) + (not self.applicable) != 1:
+            raise ValueError("a verdict is met, not met, not applicable, or unscored with a reason")
         if self.met is not None and not isinstance(self.met, bool):
             raise TypeError("met must be a boolean")

@@ -83,9 +83,12 @@ class VerifyTask:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a criterion is met, with the judge's quotation and rationale where it gave them."""
+    """Whether a criterion is met, with the judge's quotation and rationale where it gave them.
 
-    met: bool
+    ``met``: ``None`` where the criterion does not apply to the response.
+    """
+
+    met: bool | None
     evidence: str | None = None
     rationale: str | None = None
 

@@ -58,7 +58,14 @@ PROBE_TOKENS = 1024
 """Longest reply to a probe or the canned question."""
 ENLARGE_FACTOR = 4
 """Factor by which the reply length grows after a reply was cut off."""
-_TOKENS = {"verdict": 20, "criterion": 40, "evidence": 100, "rationale": 60, "reply": 16}
+_TOKENS = {
+    "verdict": 20,
+    "applicable": 6,
+    "criterion": 40,
+    "evidence": 100,
+    "rationale": 60,
+    "reply": 16,
+}
 """Usual lengths of a reply's parts, in tokens."""
 _REPEATED_CHARACTERS = 20_000
 _REWORDED = (
@@ -180,8 +187,13 @@ class OpenAIJudge:
             word = self._secrets.derive("canary", asked)
             canary = (f"c{len(shown) + 1}", f"The answer contains the string {word}.")
         pool, rationale = task.verify == "group", s.rationale != "off"
+        may_not_apply = [f"c{i}" for i, c in enumerate(task.criteria, 1) if c.may_not_apply]
         schema = prompts.verdict_schema(
-            pool=pool, evidence=s.evidence, nonce=nonce is not None, rationale=rationale
+            pool=pool,
+            evidence=s.evidence,
+            nonce=nonce is not None,
+            rationale=rationale,
+            may_not_apply=bool(may_not_apply),
         )
         message = prompts.verifier_prompt(
             task,
@@ -192,6 +204,7 @@ class OpenAIJudge:
             nonce=nonce,
             canary=canary,
             rationale=rationale,
+            may_not_apply=may_not_apply,
         )
         ids = [i for i, _ in shown] + ([canary[0]] if canary else [])
 
@@ -200,18 +213,32 @@ class OpenAIJudge:
                 raise ReplyError("the nonce is missing or wrong")
             if pool:
                 decided = replies.read_pool(
-                    reply, len(task.responses), ids, evidence=s.evidence, rationale=rationale
+                    reply,
+                    len(task.responses),
+                    ids,
+                    evidence=s.evidence,
+                    rationale=rationale,
+                    may_not_apply=may_not_apply,
                 )
             else:
                 decided = [
-                    replies.read_verdicts(reply, ids, evidence=s.evidence, rationale=rationale)
+                    replies.read_verdicts(
+                        reply,
+                        ids,
+                        evidence=s.evidence,
+                        rationale=rationale,
+                        may_not_apply=may_not_apply,
+                    )
                 ]
             if s.evidence:
                 self._require_evidence(decided, task.responses)
             return decided
 
         each = (
-            _TOKENS["verdict"] + s.evidence * _TOKENS["evidence"] + rationale * _TOKENS["rationale"]
+            _TOKENS["verdict"]
+            + s.evidence * _TOKENS["evidence"]
+            + rationale * _TOKENS["rationale"]
+            + bool(may_not_apply) * _TOKENS["applicable"]
         )
         question = _Question(
             "verifier", message, "verdicts", schema, len(ids) * len(task.responses) * each

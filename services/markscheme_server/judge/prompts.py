@@ -33,6 +33,12 @@ _RATIONALE = (
     "\nSay before each met, in its rationale, what in the answer decides it: "
     "one sentence of at most 30 words."
 )
+# A changed word is a changed question: then change its part of `hashing.criterion_key`, too.
+_MAY_NOT_APPLY = (
+    "\nMay not apply to an answer: {ids}. Where what such a criterion presupposes is absent from "
+    "the task and the answer, applicable is false and met is null. In all other cases, and for "
+    "every other criterion, applicable is true and met is true or false."
+)
 
 
 def _load(name: str) -> tuple[Template, str]:
@@ -73,18 +79,28 @@ RUBRIC_SCHEMA: dict[str, Any] = {
 
 
 def verdict_schema(
-    *, pool: bool, evidence: bool, nonce: bool, rationale: bool = False
+    *,
+    pool: bool,
+    evidence: bool,
+    nonce: bool,
+    rationale: bool = False,
+    may_not_apply: bool = False,
 ) -> dict[str, Any]:
     """Return the schema of a verifier's reply: verdicts by criterion id, per answer in a pool.
 
     Evidence and rationale come before the verdict: the judge then decides after it has given them.
+    ``may_not_apply``: whether any of the criteria may not apply.
     """
     fields: dict[str, Any] = {"id": {"type": "string"}}
     if evidence:
         fields["evidence"] = {"type": "string"}
     if rationale:
         fields["rationale"] = {"type": "string"}
-    fields["met"] = {"type": "boolean"}
+    if may_not_apply:
+        fields["applicable"] = {"type": "boolean"}
+        fields["met"] = {"type": ["boolean", "null"]}
+    else:
+        fields["met"] = {"type": "boolean"}
     verdicts: dict[str, Any] = {
         "type": "array",
         "items": {
@@ -175,11 +191,14 @@ def _safe(text: str) -> str:
     return _DELIMITER.sub("[mark]", sanitise(text))
 
 
-def _reply_instruction(schema: dict[str, Any], *, rationale: bool = False) -> str:
+def _reply_instruction(
+    schema: dict[str, Any], *, rationale: bool = False, may_not_apply: Sequence[str] = ()
+) -> str:
     return (
         "Reply with one JSON object and nothing else. It must follow this JSON schema:\n"
         + json.dumps(schema)
         + (_RATIONALE if rationale else "")
+        + (_MAY_NOT_APPLY.format(ids=", ".join(may_not_apply)) if may_not_apply else "")
     )
 
 
@@ -223,11 +242,13 @@ def verifier_prompt(
     nonce: str | None,
     canary: tuple[str, str] | None,
     rationale: bool = False,
+    may_not_apply: Sequence[str] = (),
 ) -> str:
     """Return the verifier's message. It shows no points and categories: they must not sway it.
 
-    ``criteria`` are (id, text) pairs as shown, c1 … cK. The canary differs from call to call and
-    therefore comes after the material: the prompt up to the answer is the same for a whole group.
+    ``criteria`` are (id, text) pairs as shown, c1 … cK; ``may_not_apply`` are the ids of those that
+    may not apply. The canary differs from call to call and therefore comes after the material: the
+    prompt up to the answer is the same for a whole group.
     """
     prompt = prompt_text(task.prompt)
     prompt_delimiter = secrets.delimiter(prompt)
@@ -249,7 +270,7 @@ def verifier_prompt(
         fence=delimiter,
         prompt=_safe(prompt),
         answers=_explained(blocks, task.responses, VERIFIER_TRANSCRIPTS, delimiter),
-        form=_reply_instruction(schema, rationale=rationale),
+        form=_reply_instruction(schema, rationale=rationale, may_not_apply=may_not_apply),
         # On one line each: a criterion with line ends could pass for several.
         criteria="\n".join(f"{i}: {' '.join(_safe(text).split())}" for i, text in criteria),
         closing="\n\n".join([*closing, "Now give that object."]),

@@ -10,7 +10,7 @@ rollout may make a judge repeat anything.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from markscheme.text import replace_invalid
@@ -134,9 +134,17 @@ def read_object(text: str) -> Any:
 
 
 def read_verdicts(
-    reply: Any, ids: Sequence[str], *, evidence: bool = False, rationale: bool = False
+    reply: Any,
+    ids: Sequence[str],
+    *,
+    evidence: bool = False,
+    rationale: bool = False,
+    may_not_apply: Collection[str] = (),
 ) -> dict[str, Decision]:
-    """Read ``[{"id", "met", …}]`` as decisions by id: exactly the ``ids``, with booleans."""
+    """Read ``[{"id", "met", …}]`` as decisions by id: exactly the ``ids``, with booleans.
+
+    Those of ``may_not_apply`` may have ``{"applicable": false, "met": null}`` instead.
+    """
     if isinstance(reply, dict):
         reply = reply.get("verdicts")
     if not isinstance(reply, list):
@@ -153,10 +161,8 @@ def read_verdicts(
             )
         if name in decisions:
             raise ReplyError(f"{name} is decided twice")
-        if not isinstance(item.get("met"), bool):
-            raise ReplyError(f"met must be true or false for {name}")
         decisions[name] = Decision(
-            item["met"],
+            _met(item, name, may_not_apply=name in may_not_apply),
             _quoted(item, "evidence") if evidence else None,
             _quoted(item, "rationale") if rationale else None,
         )
@@ -166,8 +172,34 @@ def read_verdicts(
     return decisions
 
 
+def _met(item: dict[str, Any], name: str, *, may_not_apply: bool) -> bool | None:
+    """Return whether a criterion is met; ``None``: it does not apply."""
+    met, applicable = item.get("met"), item.get("applicable", True)
+    if not may_not_apply:
+        if applicable is False:
+            raise ReplyError(f"{name} applies to every answer: met must be true or false")
+        if not isinstance(met, bool):
+            raise ReplyError(f"met must be true or false for {name}")
+        return met
+    if applicable is False and met is None:
+        return None
+    # A contradiction is no verdict: nothing says which half of it is meant.
+    if applicable is not True or not isinstance(met, bool):
+        raise ReplyError(
+            f"{name} needs applicable true with met true or false, or applicable false with met "
+            "null"
+        )
+    return met
+
+
 def read_pool(
-    reply: Any, size: int, ids: Sequence[str], *, evidence: bool = False, rationale: bool = False
+    reply: Any,
+    size: int,
+    ids: Sequence[str],
+    *,
+    evidence: bool = False,
+    rationale: bool = False,
+    may_not_apply: Collection[str] = (),
 ) -> list[dict[str, Decision]]:
     """Read the decisions of group mode: one entry per answer, numbered 1 … ``size``."""
     if isinstance(reply, dict):
@@ -180,7 +212,11 @@ def read_pool(
         if number is None or not 1 <= number <= size or number in decided:
             raise ReplyError(f"answers must be numbered 1 to {size}, each once")
         decided[number] = read_verdicts(
-            item.get("verdicts"), ids, evidence=evidence, rationale=rationale
+            item.get("verdicts"),
+            ids,
+            evidence=evidence,
+            rationale=rationale,
+            may_not_apply=may_not_apply,
         )
     if len(decided) != size:
         raise ReplyError(f"{size} answers were given, {len(decided)} were marked")

@@ -17,37 +17,75 @@ MARGIN = 0.5
 MAX_WORDS = 4
 _MIN_LETTERS = 4
 _COMMON_TEXT = (
-    "about above across after again against all almost alone along already also although always "
-    "among another answer "
-    "anything around asked away because been before begin being below between both cannot come "
-    "could does doing done "
-    "down during each either else enough entire even every everything exactly example explain "
-    "fewer first following "
-    "from give given have having here however include including instead into just keep know "
-    "language last least less "
-    "letter letters like line list look made make many might more most much must need never "
-    "number once only other "
-    "over paragraph paragraphs part people phrase please point points provide question quite "
-    "rather reply request "
-    "response same section sections sentence sentences separate should since some something start "
-    "starting still "
-    "such sure take tell text than that their them then there these they thing things think this "
-    "those three through "
-    "time times today total under until upon used using very want well were what when where "
-    "whether which while who "
-    "whole whom whose will with within without word words work would write writing written your "
-    "yours yourself"
+    "about above across after again against allowed almost alone along already also although "
+    "always among another anything around away because been before being below best better "
+    "between both called cannot certain come could different does doesn doing done down during "
+    "each either else enough entire entirely even ever every everything exact exactly example "
+    "explicitly fewer first following from given going good have having help here however "
+    "important inside instead into just know last later least less like made make makes making "
+    "many maybe might more most much must name named names need never once only other over "
+    "particular people possible quite rather same second should similar since single some "
+    "something soon still such sure take than that their them then there these they thing things "
+    "think this those three through throughout time times today together total towards twice "
+    "under until upon used uses using very want well were what whatsoever when where whether "
+    "which while whole whom whose will with within without work would your yours yourself "
 )
 _COMMON = frozenset(_COMMON_TEXT.split())
+_INSTRUCTION_TEXT = (
+    # What the prompt tells the writer to do.
+    "add aim answer appear ask avoid begin beginning change choose compare compose contain copy "
+    "craft create define describe discuss draft elaborate emphasize end ensure evaluate exclude "
+    "expand explain finish forget generate give highlight identify include incorporate indicate "
+    "keep limit list look mention offer omit outline pick please present produce provide "
+    "recommend refrain remember repeat replace reply represent request require respond response "
+    "review rewrite say separate show start suggest summarise summarize tell translate wrap "
+    "wrapped wrapping write written "
+    # What form the text is to have.
+    "angular asterisk bold bracket bullet capital capitalize caps case character comma divider "
+    "double exclamation format form highlight hyphen italic italicize json keyword language "
+    "length line lower lowercase markdown mark number output paragraph part phrase "
+    "placeholder point postscript punctuation quotation quote section sentence square symbol "
+    "syllable syntax tick title upper uppercase verse word "
+)
+_KIND_TEXT = (
+    # The kind of text and its manner.
+    "advertisement article blog brief casual concise conversation creative description detailed "
+    "dialogue email essay formal funny haiku humorous informal interesting itinerary joke letter "
+    "limerick lyrics pitch poem post proposal question resume riddle rubric script short long "
+    "simple song speech stories story style summaries summary template text tone tweet version "
+    "weird "
+)
+"""Words that say what to write and how, in their first form; what about is said by the others."""
+
+
+def subject_words(text: str) -> list[str]:
+    """Return the words of a prompt's subject, in lower case and order, each once.
+
+    They are its `content_words` without those of the kind of text ("poem"): a response about
+    anything can have these.
+    """
+    return [w for w in content_words(text) if root(w) not in _KIND_ROOTS]
 
 
 def content_words(text: str) -> list[str]:
-    """Return the words of a text's topic, in lower case and order: four letters or more, unique."""
+    """Return words that a response takes up from the prompt, in lower case and order, each once.
+
+    They have four letters or more. Words that every text has ("about") and words of instruction
+    ("describe", "commas") are left out.
+    """
     return [
         w
         for w in dict.fromkeys(words(text.lower()))
-        if len(w) >= _MIN_LETTERS and w.isalpha() and w not in _COMMON
+        if len(w) >= _MIN_LETTERS
+        and w.isalpha()
+        and w not in _COMMON
+        and root(w) not in _INSTRUCTION_ROOTS
     ]
+
+
+def root(word: str) -> str:
+    """Return what the forms of a word have in common: "describe", "describing", "describes"."""
+    return _stem(word).removesuffix("e")
 
 
 def contrast_words(
@@ -91,3 +129,7 @@ def _stems(text: str) -> frozenset[str]:
 def _stem(word: str) -> str:
     """Strip a word's commonest endings: "wizards" and "wizard" are one word."""
     return re.sub(r"(?:ies|es|s|ed|ing|ly)$", "", word) if len(word) > 4 else word
+
+
+_INSTRUCTION_ROOTS = frozenset(root(word) for word in _INSTRUCTION_TEXT.split())
+_KIND_ROOTS = frozenset(root(word) for word in _KIND_TEXT.split())

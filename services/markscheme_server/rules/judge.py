@@ -29,7 +29,7 @@ from markscheme_server.rules.checks import max_seconds, run_check
 from markscheme_server.rules.pool import CheckPool
 from markscheme_server.rules.rubricator import induce_criteria
 
-PARSER_VERSION = "2"
+PARSER_VERSION = "3"
 """Increment when a prompt may yield other criteria; part of an induction's cache key."""
 CHECKS_VERSION = "1"
 """Increment when a check may decide otherwise; part of a verdict's cache key."""

@@ -7,6 +7,7 @@ where it can be expected, against strings of non-words; a stated constraint does
 response in another language can still satisfy it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,16 @@ from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.trajectory import reply_text
 from markscheme_server.judge.base import InductionTask, JudgeFailure
 from markscheme_server.rules.constraint import Constraint
-from markscheme_server.rules.contrast import content_words, contrast_words, truncation_words
+from markscheme_server.rules.contrast import (
+    contrast_words,
+    root,
+    subject_words,
+    truncation_words,
+)
 from markscheme_server.rules.gate import Gate, expects_english, gate_for
 from markscheme_server.rules.parse import parse_constraints
 from markscheme_server.rules.partial_credit import easier_checks
+from markscheme_server.rules.text_metrics import words
 
 MAX_CRITERIA = 12
 FULL_POINTS = 5
@@ -33,6 +40,7 @@ TOPIC_SHARE = 0.25
 TOPIC_WORDS = 24
 _ENDINGS = frozenset({"ends_with", "postscript", "json_valid", "quoted"})
 _WORDS_PER_SENTENCE = 5
+_QUOTED = re.compile(r"“[^”]*”")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +137,23 @@ def _draft_topic(
         for text in c.check.get("texts", [c.check.get("text", "")])
         for word in text.lower().split()
     }
-    topic = [word for word in content_words(prompt) if word not in required][:TOPIC_WORDS]
+    # Nor is what a constraint is about, such as "French", a subject.
+    stated = {root(word) for c in constraints for word in words(_QUOTED.sub(" ", c.text.lower()))}
+
+    def is_free(word: str) -> bool:
+        return word not in required and root(word) not in stated
+
+    subject = [word for word in subject_words(prompt) if is_free(word)]
     topic_drafts = (
         [
             _Draft(
-                {"kind": "contains", "texts": topic, "match": "any"},
+                {"kind": "contains", "texts": subject[:TOPIC_WORDS], "match": "any"},
                 "The response takes up the subject of the prompt.",
                 1,
                 None,
             )
         ]
-        if topic
+        if subject
         else []
     )
     topic_drafts += [
@@ -151,7 +165,7 @@ def _draft_topic(
             "observable_quality",
         )
         for word in contrast
-        if word not in required
+        if is_free(word)
     ]
     return topic_drafts[: max(limit, 0)]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from markscheme.names import did_you_mean
 from markscheme_server.errors import Unprocessable
 from markscheme_server.judge.base import Judge, Teacher
 
@@ -17,7 +18,8 @@ class Judges:
         judge = self._by_name.get(name or self._roles[role])
         if judge is None:
             raise Unprocessable(
-                f"there is no judge {name!r}; there are: {', '.join(sorted(self._by_name))}",
+                f"there is no judge {name!r}; there are: {', '.join(sorted(self._by_name))}"
+                f"{did_you_mean(str(name), self._by_name)}",
                 code="unknown_judge",
                 param="judge",
             )

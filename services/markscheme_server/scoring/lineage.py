@@ -10,7 +10,7 @@ from markscheme import schema
 from markscheme.vocabulary import MAKER_ROLES, RESPONSE_ROLES, EdgeKind, ResponseRole
 from markscheme_server.domain.hashing import criterion_key
 from markscheme_server.domain.rubric import Criterion, Rubric
-from markscheme_server.store.lineage import Family, LineageStore, RunUse
+from markscheme_server.store.lineage import Family, LineageStore, RunUse, VerdictCounts
 from markscheme_server.store.rubrics import RubricStore
 
 MAX_RESPONSES = 200
@@ -146,18 +146,24 @@ def _sources(team: str, rubric: Rubric, family: Family) -> tuple[list[_Source], 
 def _verdicts(
     criteria: Sequence[Criterion],
     keys: Mapping[str, str],
-    counts: Mapping[str, tuple[int, int]],
+    counts: Mapping[str, VerdictCounts],
     unscored: int,
 ) -> schema.LineageVerdicts:
     by_criterion = []
     for criterion in criteria:
-        met, not_met = counts.get(keys[criterion.id], (0, 0))
+        count = counts.get(keys[criterion.id], VerdictCounts())
         by_criterion.append(
-            schema.CriterionVerdicts(criterion_id=criterion.id, met=met, not_met=not_met)
+            schema.CriterionVerdicts(
+                criterion_id=criterion.id,
+                met=count.met,
+                not_met=count.not_met,
+                not_applicable=count.not_applicable,
+            )
         )
     return schema.LineageVerdicts(
         met=sum(each.met for each in by_criterion),
         not_met=sum(each.not_met for each in by_criterion),
+        not_applicable=sum(each.not_applicable for each in by_criterion),
         unscored=unscored,
         criteria=by_criterion,
     )

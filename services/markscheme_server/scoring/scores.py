@@ -18,13 +18,13 @@ from typing import Literal
 import structlog
 
 from markscheme import schema
-from markscheme.vocabulary import UnscoredReason, View
+from markscheme.vocabulary import Clamp, UnscoredReason, View
 from markscheme_server import metrics, wire
 from markscheme_server.accounts.budgets import BUDGET_SPENT
 from markscheme_server.domain.call_context import Allowance, CallContext, Deadline
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import ChatMessage, prompt_key
-from markscheme_server.domain.reward import feedback, reward
+from markscheme_server.domain.reward import feedback, reward, reward_range
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.trajectory import (
     DEFAULT_VIEW,
@@ -409,16 +409,17 @@ class ScoreService:
                 plans = await self._plan_verdicts(batch.request, lookup, rubric.rubric, batch.judge)
             verdicts = await self._verdicts.judge(plans, context)
             usage += verdicts.usage
+            clamp = batch.request.clamp
             view = _view(batch.request, rubric.rubric, batch.judge)
             limit = batch.judge.max_response_tokens
             scores = await self._rollout_scores(
-                lookup, rubric.rubric, verdicts, context, view, limit
+                lookup, rubric.rubric, verdicts, clamp, context, view, limit
             )
             saved_usd = verdicts.saved_usd + _saved_by_rubric(batch.request, rubric)
             outcome = _outcome(lookup, scores, view, verdicts.cached, saved_usd)
             await self._store.assignments.finish(lookup.ref.team, assignment.id, outcome)
-            teacher = _teacher_score(rubric.rubric, lookup.teachers, verdicts)
-            score = _group_score(lookup.group, rubric, scores, teacher)
+            teacher = _teacher_score(rubric.rubric, lookup.teachers, verdicts, clamp)
+            score = _group_score(lookup.group, rubric, scores, teacher, clamp)
             return GroupResult(score, usage, verdicts.cached, saved_usd)
         except JudgeFailure as failure:
             log.info("group_unscored", reason=failure.reason)
@@ -474,6 +475,7 @@ class ScoreService:
         lookup: GroupLookup,
         rubric: Rubric,
         verdicts: GroupVerdicts,
+        clamp: Clamp,
         context: CallContext,
         view: View,
         limit: int | None,
@@ -490,6 +492,7 @@ class ScoreService:
                     rubric,
                     rollout.id,
                     verdicts.of(answer),
+                    clamp,
                     view,
                     measure(answer.judged(view), limit),
                 )
@@ -573,16 +576,20 @@ def _rollout_score(
     rubric: Rubric,
     rollout_id: str,
     verdicts: Mapping[str, Verdict],
+    clamp: Clamp,
     view: View,
     tokens: tuple[int, int],
 ) -> schema.RolloutScore:
-    value = reward(rubric.criteria, verdicts)
-    reasons = (verdicts[c.id].reason for c in rubric.criteria)
+    value = reward(rubric.criteria, verdicts, clamp)
+    reason: UnscoredReason | None = None
+    if value is None:
+        reasons = (verdicts[c.id].reason for c in rubric.criteria)
+        reason = next((r for r in reasons if r is not None), UnscoredReason.NOT_APPLICABLE)
     return schema.RolloutScore(
         id=rollout_id,
         reward=value,
         status="unscored" if value is None else "scored",
-        reason=next((reason for reason in reasons if reason is not None), None),
+        reason=reason,
         verdicts=[wire.from_verdict(verdicts[c.id]) for c in rubric.criteria],
         feedback=feedback(rubric.criteria, verdicts),
         view=view,
@@ -598,12 +605,12 @@ def _unscored_rollout(rollout: schema.Rollout, reason: UnscoredReason) -> schema
 
 
 def _teacher_score(
-    rubric: Rubric, teachers: Sequence[Answer], verdicts: GroupVerdicts
+    rubric: Rubric, teachers: Sequence[Answer], verdicts: GroupVerdicts, clamp: Clamp
 ) -> schema.TeacherScore | None:
     if not teachers:
         return None
     return schema.TeacherScore(
-        rewards=[reward(rubric.criteria, verdicts.of(teacher)) for teacher in teachers]
+        rewards=[reward(rubric.criteria, verdicts.of(teacher), clamp) for teacher in teachers]
     )
 
 
@@ -612,18 +619,21 @@ def _group_score(
     resolved: ResolvedRubric,
     scores: list[schema.RolloutScore],
     teacher: schema.TeacherScore | None,
+    clamp: Clamp,
 ) -> schema.GroupScore:
     known = sum(score.reward is not None for score in scores)
     status: Literal["scored", "partial", "unscored"] = (
         "scored" if known == len(scores) else "partial" if known else "unscored"
     )
     rubric = resolved.rubric
+    least, greatest = reward_range(rubric.criteria, clamp)
     # The group itself reports a spent budget only if all of its rollouts do (decision 16).
     is_spent = all(score.reason is UnscoredReason.BUDGET for score in scores)
     return schema.GroupScore(
         id=group.id,
         status=status,
         error=_error(UnscoredReason.BUDGET, BUDGET_SPENT) if is_spent else None,
+        reward_range=schema.RewardRange(min=least, max=greatest),
         teacher=teacher,
         rollouts=scores,
         rubric=schema.RubricRef(

@@ -449,6 +449,7 @@ def _verdict(
     return Verdict(
         criterion_id,
         decision.met,
+        applicable=decision.met is not None,
         evidence=decision.evidence,
         cached=stored is not None,
         rationale=decision.rationale,

@@ -58,6 +58,15 @@ class RunUse:
 
 
 @dataclass(frozen=True, slots=True)
+class VerdictCounts:
+    """Decided verdicts of one criterion."""
+
+    met: int = 0
+    not_met: int = 0
+    not_applicable: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RubricUsage:
     """The team's groups with a rubric, their unscored rollouts, and other teams' groups.
 
@@ -200,11 +209,17 @@ class LineageStore:
 
     async def verdicts(
         self, team: str, prompt: str, criterion_keys: Sequence[str]
-    ) -> dict[str, tuple[int, int]]:
-        """Count the team's met and unmet verdicts on a prompt, by criterion key."""
+    ) -> dict[str, VerdictCounts]:
+        """Count the team's verdicts on a prompt, by criterion key."""
         v = verdicts.c
         query = (
-            sa.select(v.criterion_key, sa.func.count(sa.case((v.met, 1))), sa.func.count())
+            sa.select(
+                v.criterion_key,
+                sa.func.count(sa.case((v.met, 1))),
+                # COUNT leaves out nulls: what does not apply is neither met nor unmet.
+                sa.func.count(v.met),
+                sa.func.count(),
+            )
             .where(
                 v.team == team, v.prompt_key == prompt, self._db.in_keys(v.criterion_key, "keys")
             )
@@ -212,8 +227,8 @@ class LineageStore:
         )
         async with self._db.reading(team_scope(team)) as connection:
             return {
-                key: (met, total - met)
-                for key, met, total in await connection.execute(
+                key: VerdictCounts(met, decided - met, total - decided)
+                for key, met, decided, total in await connection.execute(
                     query, {"keys": self._db.keys(criterion_keys)}
                 )
             }

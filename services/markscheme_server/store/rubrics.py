@@ -641,4 +641,8 @@ class RubricStore:
 
 
 def _plain(criterion: Criterion) -> dict[str, Any]:
-    return asdict(criterion) | {"check": dict(criterion.check) if criterion.check else None}
+    row = asdict(criterion) | {"check": dict(criterion.check) if criterion.check else None}
+    if not criterion.may_not_apply:
+        # A replica of the version before, which may still run, knows no such field.
+        del row["may_not_apply"]
+    return row

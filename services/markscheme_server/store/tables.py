@@ -211,7 +211,7 @@ verdicts = sa.Table(
     sa.Column("criterion_key", KEY, nullable=False),
     sa.Column("response_key", KEY, nullable=False),
     sa.Column("judge", sa.Text, nullable=False),
-    sa.Column("met", sa.Boolean, nullable=False),
+    sa.Column("met", sa.Boolean),
     sa.Column("evidence", sa.Text),
     sa.Column("call_id", sa.String(40), sa.ForeignKey("judge_calls.id")),
     sa.Column("cost_usd", sa.Double),
@@ -221,6 +221,7 @@ verdicts = sa.Table(
     sa.Index(None, "call_id"),
     sa.Index(None, "prompt_key", "criterion_key"),
 )
+"""``met``: null where the criterion does not apply. An unscored verdict has no row."""
 
 assignments = sa.Table(
     "assignments",

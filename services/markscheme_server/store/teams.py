@@ -139,6 +139,12 @@ class TeamStore:
             )
             return [_team(row) for row in rows.mappings()]
 
+    async def is_known(self, name: str) -> bool:
+        """Return whether there is, or was, a team of this name."""
+        async with self._db.reading(NO_TEAM) as connection:
+            found = await connection.execute(sa.select(teams.c.name).where(teams.c.name == name))
+            return found.scalar() is not None
+
     async def add_key(self, key: Key, digest: str, actor: Actor) -> None:
         """Store a key. Raises `UnknownTeam`; `NameTaken` where another key has the prefix."""
         async with self._db.writing(team_scope(actor.team)) as connection:

@@ -183,8 +183,9 @@ def test_runs_verdicts_and_others_use(member: Team) -> None:
     assert graph["verdicts"] == {
         "met": 2,
         "not_met": 1,
+        "not_applicable": 0,
         "unscored": 0,
-        "criteria": [{"criterion_id": "c1", "met": 2, "not_met": 1}],
+        "criteria": [{"criterion_id": "c1", "met": 2, "not_met": 1, "not_applicable": 0}],
     }
     assert graph["use"] == {"groups": 5, "other_teams_groups": 0, "quality": pytest.approx(3 / 4)}
     assert nodes(graph, "rubric")[0]["quality"] == graph["use"]["quality"]

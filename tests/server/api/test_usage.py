@@ -102,6 +102,22 @@ def test_what_was_spent_and_saved_is_told_by_whatever_one_asks_for(
         )
 
 
+@pytest.mark.parametrize("path", ["/v1/usage", "/v1/audit", "/v1/keys"])
+def test_a_team_that_does_not_exist_has_no_empty_report(deployment: Deployment, path: str) -> None:
+    red = deployment.team("red-team")
+    url = deployment.start()
+    unknown = deployment.admin(url, "GET", path, params={"team": "redteam"})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (404, "team")
+    assert "there is no team 'redteam'; did you mean 'red-team'?" in unknown.text
+    assert deployment.admin(url, "GET", path, params={"team": "red-team"}).status_code == 200
+    # A key of a team is not told which teams there are.
+    own = httpx.get(
+        url + path, params={"team": "redteam"}, headers={"Authorization": f"Bearer {red}"}
+    )
+    assert own.status_code == 403
+    assert "red-team" not in own.text
+
+
 def test_nothing_more_is_asked_once_a_hard_budget_is_spent(
     deployment: Deployment, judge: ScriptedJudge
 ) -> None:

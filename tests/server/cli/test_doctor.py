@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fakes.judge import RUBRIC, ScriptedJudge, offered, text_of, verdicts
 from fakes.service import running
+from fakes.stores import PostgresServer
 from markscheme import Client
 from markscheme_server.cli import doctor
 from markscheme_server.cli.diagnosis import diagnose
@@ -203,11 +204,38 @@ def test_a_missing_key_does_not_hide_the_other_judges(configured: Callable[..., 
 
 
 def test_without_a_model_the_rules_are_checked(tmp_path: Path) -> None:
-    passed, seconds, said = examined(Settings(_env_file=None, home=tmp_path))
+    settings = Settings(_env_file=None, home=tmp_path)
+    migrated(settings)
+    passed, seconds, said = examined(settings)
     assert passed
     assert list(seconds) == ["builtin"]
     assert "rules, not a language model" in said
+    assert f"ok  database: {tmp_path / 'markscheme.db'} answers" in said
     assert "SQLite has no row-level security" in said
+
+
+def test_a_database_that_is_not_there_yet_is_said_and_not_made(
+    configured: Callable[..., Settings], tmp_path: Path
+) -> None:
+    settings = configured().model_copy(update={"home": tmp_path / "new"})
+    _, seconds, said = examined(settings)
+    file = tmp_path / "new" / "markscheme.db"
+    assert f"warn  database: there is none yet at {file}; 'markscheme migrate' creates it" in said
+    assert not file.exists()
+    # The judges are asked all the same; what was found out has no place to be stored.
+    assert list(seconds) == ["good"]
+    assert "not stored for the service, as there is no database" in said
+
+
+def test_a_database_without_tables_is_said_and_not_filled(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    url = postgres.create("doctor_without_tables")
+    passed, _, said = examined(Settings(_env_file=None, home=tmp_path, database_url=url))
+    assert passed
+    assert "doctor_without_tables answers, and has no tables of Markscheme" in said
+    tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+    assert postgres.query(tables, database="doctor_without_tables") == []
 
 
 @pytest.mark.parametrize(

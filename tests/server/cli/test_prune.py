@@ -18,7 +18,7 @@ from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.ledger import CallDescription, JudgeCall
-from markscheme_server.store.maintenance.migrate import migrate
+from markscheme_server.store.maintenance.migrate import prepare
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import audit_entries, metadata, verdicts
 from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
@@ -29,8 +29,9 @@ def home(tmp_path: Path) -> Path:
     """Create a home with two old verdicts and a new one."""
 
     async def fill() -> None:
-        store = Store(f"sqlite+aiosqlite:///{tmp_path / 'markscheme.db'}")
-        await migrate(store.database)
+        url = f"sqlite+aiosqlite:///{tmp_path / 'markscheme.db'}"
+        await prepare(url)
+        store = Store(url)
         for name in "abc":
             await store.verdicts.save(
                 JudgeReply(
@@ -135,7 +136,8 @@ def test_it_runs_on_both_databases(database_url: str, tmp_path: Path) -> None:
 def test_a_database_that_was_never_migrated_is_explained(tmp_path: Path) -> None:
     done = prune(tmp_path, "--older-than", "90d", "--yes")
     assert done.returncode == 1
-    assert "markscheme migrate" in done.stderr
+    assert f"there is no database {tmp_path / 'markscheme.db'}" in done.stderr
+    assert "'markscheme migrate' creates it" in done.stderr
     assert "Traceback" not in done.stderr
 
 

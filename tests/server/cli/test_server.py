@@ -160,7 +160,8 @@ def test_migrate_says_where_it_came_from_and_went_to(tmp_path: Path) -> None:
         shell.command("migrate", directory=tmp_path, settings={"home": tmp_path}).stdout
         for _ in range(2)
     )
-    assert re.fullmatch(r"the database is at revision \d{4}; it was empty\n", first)
+    file = re.escape(str(tmp_path / "markscheme.db"))
+    assert re.fullmatch(rf"the database {file} is at revision \d{{4}}; it was empty\n", first)
     assert second == first.replace("; it was empty", ", as before")
 
 

@@ -1,6 +1,7 @@
 """`markscheme teams`, `keys` and `usage`, as a shell runs them."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from fakes import processes
 from fakes.shell import command
+from fakes.stores import PostgresServer
 from markscheme import Client
 from markscheme_server import logs
 from markscheme_server.cli import teams as administration
@@ -16,6 +18,13 @@ from markscheme_server.cli.teams import teams
 from markscheme_server.domain import keys
 from server.deployment import CALL_USD, CRITERIA, Deployment, run, score
 from server.organisation import PEPPER, PROMPT
+
+
+@pytest.fixture
+def home(tmp_path: Path, migrated_sqlite: Path) -> Path:
+    """Create a folder with a database, as the service or ``migrate`` leaves it."""
+    shutil.copy(migrated_sqlite, tmp_path / "markscheme.db")
+    return tmp_path
 
 
 class TestCommands:
@@ -27,12 +36,12 @@ class TestCommands:
             return processes.command(*words, directory=folder, settings=settings)
         return command(*words, directory=folder, settings=settings)
 
-    def test_make_list_rotate_revoke(self, tmp_path: Path) -> None:
-        assert "red" in self.run(tmp_path, "teams", "create", "red").stdout
-        again = self.run(tmp_path, "teams", "create", "red")
+    def test_make_list_rotate_revoke(self, home: Path) -> None:
+        assert "red" in self.run(home, "teams", "create", "red").stdout
+        again = self.run(home, "teams", "create", "red")
         assert (again.returncode, "already" in again.stderr) == (1, True)
         made = self.run(
-            tmp_path,
+            home,
             "keys",
             "create",
             "--team",
@@ -50,10 +59,10 @@ class TestCommands:
         assert keys.is_well_formed(key)
         assert key not in made.stderr
         new = self.run(
-            tmp_path, "keys", "rotate", keys.prefix(key), "--overlap", "1h"
+            home, "keys", "rotate", keys.prefix(key), "--overlap", "1h"
         ).stdout.splitlines()[-1]
-        assert "revoked" in self.run(tmp_path, "keys", "revoke", keys.prefix(key)).stdout
-        listed = self.run(tmp_path, "keys", "list", "--team", "red").stdout.splitlines()
+        assert "revoked" in self.run(home, "keys", "revoke", keys.prefix(key)).stdout
+        listed = self.run(home, "keys", "list", "--team", "red").stdout.splitlines()
         assert [line.split()[0] for line in listed] == [
             "prefix",
             keys.prefix(new),
@@ -62,7 +71,7 @@ class TestCommands:
         assert "read,score,induce" in listed[1]
         assert "revoked" in listed[2]
         assert [
-            line.split()[0] for line in self.run(tmp_path, "teams", "list").stdout.splitlines()
+            line.split()[0] for line in self.run(home, "teams", "list").stdout.splitlines()
         ] == ["team", "default", "red"]
 
     @pytest.mark.parametrize(
@@ -70,8 +79,17 @@ class TestCommands:
         [
             (
                 ("keys", "create", "--team", "nobody", "--scope", "read"),
-                "there is no team 'nobody'",
+                "there is no team 'nobody' in the database",
             ),
+            (
+                ("keys", "list", "--team", "defualt"),
+                r"there is no team 'defualt'; did you mean 'default'\?",
+            ),
+            (("teams", "limit", "defalt", "--rpm", "5"), r"did you mean 'default'\?"),
+            (("teams", "budget", "defalt"), r"did you mean 'default'\?"),
+            (("teams", "budget", "defalt", "--remove"), "there is no team 'defalt'"),
+            (("teams", "budget", "default", "--run", "r7"), "no budget of a run 'r7'"),
+            (("teams", "erase", "nobody", "--yes"), "there is no team 'nobody'"),
             (("keys", "create", "--team", "default", "--scope", "all"), "there is no scope 'all'"),
             (
                 ("keys", "create", "--team", "default", "--scope", "read", "--expires", "soon"),
@@ -95,25 +113,91 @@ class TestCommands:
         ],
     )
     def test_what_cannot_be_done_is_said(
-        self, words: tuple[str, ...], said: str, tmp_path: Path
+        self, words: tuple[str, ...], said: str, home: Path
     ) -> None:
-        done = self.run(tmp_path, *words)
+        done = self.run(home, *words)
         assert (done.returncode, done.stdout) == (1, "")
         assert re.search(said, done.stderr)
 
-    def test_without_a_pepper(self, tmp_path: Path) -> None:
-        done = self.run(
-            tmp_path, "keys", "create", "--team", "default", "--scope", "read", pepper=None
-        )
+    def test_without_a_pepper(self, home: Path) -> None:
+        done = self.run(home, "keys", "create", "--team", "default", "--scope", "read", pepper=None)
         assert (done.returncode, done.stdout) == (1, "")
         assert "MARKSCHEME_KEY_PEPPER" in done.stderr
 
-    def test_the_service_does_not_start_where_it_could_not_guard(self, tmp_path: Path) -> None:
-        beyond = self.run(tmp_path, "serve", "--host", "0.0.0.0", "--port", "0")
+    def test_the_service_does_not_start_where_it_could_not_guard(self, home: Path) -> None:
+        beyond = self.run(home, "serve", "--host", "0.0.0.0", "--port", "0")
         assert (beyond.returncode, "without a key" in beyond.stderr) == (1, True)
-        self.run(tmp_path, "keys", "create", "--team", "default", "--scope", "read")
-        unpeppered = self.run(tmp_path, "serve", "--port", "0", pepper=None)
+        self.run(home, "keys", "create", "--team", "default", "--scope", "read")
+        unpeppered = self.run(home, "serve", "--port", "0", pepper=None)
         assert (unpeppered.returncode, "MARKSCHEME_KEY_PEPPER" in unpeppered.stderr) == (1, True)
+
+
+COMMANDS = [
+    ("teams", "list"),
+    ("teams", "create", "red"),
+    ("teams", "budget", "default"),
+    ("keys", "list"),
+    ("keys", "create", "--team", "default", "--scope", "read"),
+    ("prune", "--older-than", "9d", "--yes"),
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_command_makes_no_database_in_passing(words: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "elsewhere" / "markscheme.db"
+    settings = {"home": file.parent, "key_pepper": PEPPER}
+    done = command(*words, directory=tmp_path, settings=settings)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"there is no database {file}" in done.stderr
+    assert "'markscheme migrate' creates it" in done.stderr
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_database_without_tables_is_not_filled_in_passing(
+    words: tuple[str, ...], tmp_path: Path, postgres: PostgresServer
+) -> None:
+    name = f"without_tables_{COMMANDS.index(words)}"
+    settings = {"database_url": postgres.create(name), "key_pepper": PEPPER}
+    done = command(*words, directory=tmp_path, settings=settings)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"/{name} has no tables of Markscheme" in done.stderr
+    assert (
+        postgres.query("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", database=name)
+        == []
+    )
+
+
+def test_a_postgresql_database_that_does_not_exist_is_not_made(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    done = command(
+        "teams", "list", directory=tmp_path, settings={"database_url": postgres.url("x")}
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    assert "MARKSCHEME_DATABASE_URL" in done.stderr
+    assert postgres.query("SELECT datname FROM pg_database WHERE datname = 'x'") == []
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_command_says_which_database_it_opened(
+    words: tuple[str, ...], database_url: str, tmp_path: Path
+) -> None:
+    settings = {"database_url": database_url, "key_pepper": PEPPER}
+    done = command(*words, directory=tmp_path, settings=settings)
+    assert done.returncode == 0, done.stderr
+    name = database_url.removeprefix("sqlite:///")
+    assert f"database: {name}\n" in done.stderr
+
+
+def test_the_password_of_the_database_is_not_said(database_url: str, tmp_path: Path) -> None:
+    if database_url.startswith("sqlite"):
+        pytest.skip("SQLite has no passwords")
+    settings = {"database_url": database_url.replace("markscheme@", "markscheme:planted@")}
+    done = command("teams", "list", directory=tmp_path, settings=settings)
+    assert "database: postgresql://markscheme" in done.stderr
+    assert "planted" not in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -145,7 +229,7 @@ def test_the_commands_show_usage_and_set_budgets(deployment: Deployment, tmp_pat
         (("red", "--hard-usd", "1", "--soft-usd", "2"), "cannot be larger"),
         (("green", "--hard-usd", "1"), "there is no team"),
         (("red", "--window", "day"), "give --hard-usd"),
-        (("red", "--remove", "--run", "r"), "no such budget"),
+        (("red", "--remove", "--run", "r"), "no budget of a run 'r'"),
     ):
         refused = command("teams", "budget", *words, directory=tmp_path, settings=settings)
         assert (refused.returncode, said in refused.stderr) == (1, True), refused.stderr
@@ -159,9 +243,9 @@ def test_the_commands_show_usage_and_set_budgets(deployment: Deployment, tmp_pat
     assert "'colour' is not one of team, run" in wrong.stderr
 
 
-def test_the_command_sets_how_far_a_team_reuses(tmp_path: Path) -> None:
+def test_the_command_sets_how_far_a_team_reuses(home: Path) -> None:
     def run(*words: str) -> str:
-        return command("teams", *words, directory=tmp_path, settings={"home": tmp_path}).stdout
+        return command("teams", *words, directory=home, settings={"home": home}).stdout
 
     assert run("set", "default", "--reuse-scope", "own") == "team default has the reuse scope own\n"
     assert run("list").splitlines()[1].split() == ["default", "-", "own"]
@@ -178,9 +262,9 @@ def test_a_command_that_sets_nothing_or_what_there_is_not_fails(words: tuple[str
     assert "--reuse-scope" in done.stderr
 
 
-def test_the_command_limits_a_team(tmp_path: Path) -> None:
+def test_the_command_limits_a_team(home: Path) -> None:
     def run(*words: str) -> str:
-        return command("teams", *words, directory=tmp_path, settings={"home": tmp_path}).stdout
+        return command("teams", *words, directory=home, settings={"home": home}).stdout
 
     assert (
         run("limit", "default", "--rpm", "600") == "team default may send 600 requests a minute\n"
@@ -195,9 +279,9 @@ def test_a_command_that_says_no_limit_or_two_does_nothing(words: tuple[str, ...]
     assert "--rpm" in done.stderr
 
 
-def test_the_command_asks_and_erases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # where no .env lies
-    monkeypatch.setenv("MARKSCHEME_HOME", str(tmp_path))
+def test_the_command_asks_and_erases(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)  # where no .env lies
+    monkeypatch.setenv("MARKSCHEME_HOME", str(home))
     monkeypatch.setattr(logs, "configure", lambda level="info": None)
 
     def run(*words: str, answer: str | None = None) -> Any:
@@ -213,6 +297,6 @@ def test_the_command_asks_and_erases(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "red" in run("list").output
     done = run("erase", "red", answer="y\n")
     assert (done.exit_code, "team red is erased" in done.output) == (0, True)
-    assert [line.split()[0] for line in run("list").output.splitlines()] == ["team", "default"]
+    assert [line.split()[0] for line in run("list").stdout.splitlines()] == ["team", "default"]
     own = run("erase", "default", "--yes")
     assert (own.exit_code, "markscheme prune" in own.output) == (1, True)

@@ -40,6 +40,12 @@ def test_points_ids_and_categories_are_not_part_of_what_is_asked() -> None:
     assert content_hash([one]) != content_hash([other])
 
 
+def test_a_criterion_that_may_not_apply_is_another_question_of_another_rubric() -> None:
+    one, other = Criterion("c1", "text", 5), Criterion("c1", "text", 5, may_not_apply=True)
+    assert criterion_key(one) != criterion_key(other)
+    assert content_hash([one]) != content_hash([other])
+
+
 def test_an_induction_key_ignores_order_and_repeats() -> None:
     def key(students: list[str]) -> str:
         return induction_key(

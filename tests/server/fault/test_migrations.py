@@ -36,6 +36,7 @@ REVISIONS = [
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Create an empty database for the service."""
     if request.param == "sqlite":
+        (tmp_path / "m.db").touch()
         return f"sqlite+aiosqlite:///{tmp_path / 'm.db'}"
     return driver(str(request.getfixturevalue("database")))
 
@@ -151,6 +152,38 @@ def test_what_was_spent_before_money_was_exact_is_converted(url: str) -> None:
             await store.close()
 
     asyncio.run(look())
+
+
+def test_stored_verdicts_survive_that_a_verdict_may_not_apply(url: str) -> None:
+    """Downgrading drops those that the older version cannot read, and keeps the others."""
+
+    def insert(key: str, met: bool | None) -> Work:
+        return lambda connection: connection.execute(
+            sa.text(
+                "INSERT INTO verdicts (key, team, prompt_key, criterion_key, response_key, judge, "
+                "met, created_at) VALUES (:key, 'red', 'p', 'c', 'r', 'j', :met, "
+                "'2026-01-01 00:00:00+00:00')"
+            ),
+            {"key": key, "met": met},
+        )
+
+    def read(connection: sa.Connection) -> dict[str, Any]:
+        return {
+            key: None if met is None else bool(met)
+            for key, met in connection.execute(sa.text("SELECT key, met FROM verdicts"))
+        }
+
+    before = [to("0007"), insert("met", True), insert("not", False)]
+    *_, upgraded = work(url, *before, to("0008"), insert("none", None), read)
+    assert upgraded == {"met": True, "not": False, "none": None}
+    *_, downgraded = work(url, to("0007", down=True), read)
+    assert downgraded == {"met": True, "not": False}
+    erased = sa.text(
+        "INSERT INTO teams (name, created_at, erased_at) VALUES ('red', "
+        "'2026-01-01 00:00:00+00:00', '2026-01-01 00:00:00+00:00')"
+    )
+    with pytest.raises(sa.exc.IntegrityError, match="this team was erased"):
+        work(url, to("0008"), lambda c: c.execute(erased), insert("late", True))
 
 
 def test_two_migrators_at_once_both_succeed(database: str, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ async def test_a_group_is_judged_as_its_rollouts_are_one_by_one(texts: list[str]
 
 def test_identities_name_the_rules_version() -> None:
     judge = BuiltinJudge()
-    assert judge.rubricator_identity == judge.template == "builtin/2"
+    assert judge.rubricator_identity == judge.template == "builtin/3"
     assert judge.verifier_identity == "builtin-checks/1"
 
 

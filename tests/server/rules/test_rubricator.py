@@ -183,6 +183,41 @@ def test_contrast_is_tied_to_the_prompt_and_capped() -> None:
     assert all("teacher" not in c.text.lower() for c in criteria)
 
 
+def subject(criteria: tuple[Criterion, ...]) -> list[str]:
+    """Return the words of which a response must take up one; empty where any subject will do."""
+    return next(
+        (asked(c)["texts"] for c in criteria if asked(c).get("match") == "any"),
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("Describe autumn without commas.", ["autumn"]),
+        ("Please write a short poem about whales. Use no commas.", ["whales"]),
+        ("Compose a haiku describing winter and use at least 10 words.", ["winter"]),
+        ("Describe the harbour in all lower case letters.", ["harbour"]),
+        ("Summarize the causes of the war in exactly 3 sentences.", ["causes"]),
+        ("Tell me about harbours in English. Use no commas.", ["harbours"]),
+        ("Answer in capital letters: what is the capital of France?", ["france"]),
+        ("Write 2 paragraphs about bees, separated by the markdown divider ***.", ["bees"]),
+        ("Write a poem. Use no commas.", []),
+    ],
+)
+def test_the_subject_has_no_word_of_instruction(prompt: str, words: list[str]) -> None:
+    assert subject(induce(prompt, teachers=(), students=("Hm.",))) == words
+
+
+def test_a_response_about_something_else_does_not_earn_the_subject_by_a_word_of_instruction() -> (
+    None
+):
+    criteria = induce("Describe autumn without commas.", teachers=(), students=("Hm.",))
+    dog = "My dog has eaten nothing but commas today and he is rather happy to describe the words"
+    assert earned(criteria, dog) < 1.0
+    assert earned(criteria, "Autumn paints the quiet woods in copper and gold this year") == 1.0
+
+
 def test_another_prompts_teacher_gives_no_contrast() -> None:
     other = induce(
         teachers=("Bake the bread until the crust is brown and let it cool on a rack for an hour.",)

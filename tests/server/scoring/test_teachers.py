@@ -17,7 +17,7 @@ from markscheme import Client
 from markscheme.errors import MarkschemeError
 from markscheme_server.config import Settings
 from markscheme_server.domain.hashing import messages_of, prompt_key
-from markscheme_server.store.maintenance.migrate import migrate
+from markscheme_server.store.maintenance.migrate import prepare
 from markscheme_server.store.store import Store
 
 PROMPT = "Name a colour."
@@ -256,8 +256,9 @@ async def test_a_response_that_is_handed_in_is_kept_though_its_caller_leaves(
     tmp_path: Path,
 ) -> None:
     """As at the end of the process, which drains the store before it closes it."""
-    store = Store(f"sqlite+aiosqlite:///{tmp_path / 'bank.db'}")
-    await migrate(store.database)
+    url = f"sqlite+aiosqlite:///{tmp_path / 'bank.db'}"
+    await prepare(url)
+    store = Store(url)
     prompt = messages_of(PROMPT)
     leaving = asyncio.ensure_future(store.teachers.save("t", prompt, ["Red."]))
     await asyncio.sleep(0)

@@ -186,6 +186,8 @@ def test_judges_are_picked_by_name(
         paid = len(judge.requests)
         with pytest.raises(InvalidRequest, match="no judge 'three'; there are: builtin, one, two"):
             client.score([group(known)], judge="three")
+        with pytest.raises(InvalidRequest, match=r"no judge 'tow'.*did you mean 'two'\?"):
+            client.score([group(known)], judge="tow")
         with pytest.raises(InvalidRequest, match="no judge"):
             client.induce("p", student_responses=["s"], judge="three")
         assert len(judge.requests) == paid

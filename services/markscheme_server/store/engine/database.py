@@ -83,16 +83,20 @@ def team_scope(*teams: str) -> TeamScope:
     return TeamScope(",".join(sorted(set(teams))))
 
 
-def create_engine(url: str) -> AsyncEngine:
+def create_engine(url: str, *, create: bool = False) -> AsyncEngine:
     """Create an engine for ``url``.
 
-    A missing SQLite file and its folder are created; only their owner may read the file.
+    ``create`` makes a missing SQLite file and its folder, which only their owner may read; without
+    it a missing file raises `DatabaseMissing`. SQLite itself would make an empty database.
     """
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
         pool = {}
         if parsed.database and parsed.database != ":memory:":
-            _make_private(Path(parsed.database))
+            file = Path(parsed.database)
+            if not create and not file.is_file():
+                raise DatabaseMissing(f"there is no database {file}")
+            _make_private(file)
             pool = _POOL
         engine = create_async_engine(
             parsed, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **pool
@@ -137,6 +141,10 @@ def tighten_permissions(path: Path, mode: int) -> None:
         pass
     except PermissionError:
         log.warning("permissions_too_wide", path=str(path), why="it belongs to another user")
+
+
+class DatabaseMissing(sa.exc.SQLAlchemyError):
+    """There is no such SQLite file."""
 
 
 class DatabaseUnreachable(sa.exc.SQLAlchemyError):

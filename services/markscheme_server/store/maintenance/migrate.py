@@ -37,7 +37,7 @@ async def prepare(url: str, migration_url: str | None = None) -> tuple[str | Non
     after. A concurrent call waits, and then has nothing to do. Raises alembic's ``CommandError``
     for a database newer than this code, and `OtherDatabase` where the URLs are not of one database.
     """
-    database = Database(create_engine(migration_url or url))
+    database = Database(create_engine(migration_url or url, create=True))
     try:
         async with database.reading(NO_TEAM) as connection:
             before = await connection.run_sync(_revision)
@@ -52,14 +52,22 @@ async def prepare(url: str, migration_url: str | None = None) -> tuple[str | Non
         await database.close()
 
 
-async def _check(url: str, revision: str | None) -> None:
+async def find_revision(url: str) -> str | None:
+    """Return the database's revision; ``None``: it has no tables of ours.
+
+    Raises `DatabaseMissing` for a SQLite file that does not exist.
+    """
     database = Database(create_engine(url))
     try:
         async with database.reading(NO_TEAM) as connection:
-            if await connection.run_sync(_revision) != revision:
-                raise OtherDatabase
+            return await connection.run_sync(_revision)
     finally:
         await database.close()
+
+
+async def _check(url: str, revision: str | None) -> None:
+    if await find_revision(url) != revision:
+        raise OtherDatabase
 
 
 async def migrate(database: Database) -> None:

@@ -28,6 +28,7 @@ def empty_database(postgres: PostgresServer) -> str:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
+        (tmp_path / "m.db").touch()
         return f"sqlite+aiosqlite:///{tmp_path / 'm.db'}"
     return str(request.getfixturevalue("empty_database"))
 

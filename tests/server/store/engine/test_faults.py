@@ -16,7 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from fakes.processes import ServiceProcess, eventually
 from markscheme_server.api.errors import database_error
 from markscheme_server.config import Settings
-from markscheme_server.store.engine.database import ALL_TEAMS, Database, create_engine, fault_of
+from markscheme_server.store.engine.database import (
+    ALL_TEAMS,
+    Database,
+    DatabaseMissing,
+    create_engine,
+    fault_of,
+)
 from markscheme_server.store.store import Store
 
 
@@ -156,13 +162,20 @@ def test_files_are_their_owners_alone(tmp_path: Path, umask: None) -> None:
 def test_a_folder_that_holds_other_things_too_is_left_as_it_is(tmp_path: Path, umask: None) -> None:
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o755)
-    database = Database(create_engine(f"sqlite+aiosqlite:///{shared / 'm.db'}"))
+    database = Database(create_engine(f"sqlite+aiosqlite:///{shared / 'm.db'}", create=True))
     asyncio.run(database.close())
     assert shared.stat().st_mode & 0o777 == 0o755
     assert (shared / "m.db").stat().st_mode & 0o777 == 0o600
-    new = Database(create_engine(f"sqlite+aiosqlite:///{tmp_path / 'new' / 'm.db'}"))
+    new = Database(create_engine(f"sqlite+aiosqlite:///{tmp_path / 'new' / 'm.db'}", create=True))
     asyncio.run(new.close())
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_missing_file_is_an_error_and_is_not_made(tmp_path: Path) -> None:
+    file = tmp_path / "typed-wrong" / "m.db"
+    with pytest.raises(DatabaseMissing, match=f"there is no database {file}"):
+        create_engine(f"sqlite+aiosqlite:///{file}")
+    assert not file.parent.exists()
 
 
 def test_readyz_says_that_the_disk_is_full_until_there_is_room(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from markscheme_server.store.engine.ids import now
 from markscheme_server.store.idempotency import RequestKey, Started
 from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance import batch_delete
-from markscheme_server.store.maintenance.migrate import migrate
+from markscheme_server.store.maintenance.migrate import migrate, prepare
 from markscheme_server.store.maintenance.prune import Pruner
 from markscheme_server.store.store import Store
 from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
@@ -448,8 +448,9 @@ async def test_a_text_that_is_being_referred_to_again_is_waited_for(store: Store
 
 async def test_a_sqlite_file_shrinks_when_asked(tmp_path: Any) -> None:
     file = tmp_path / "m.db"
-    store = Store(f"sqlite+aiosqlite:///{file}")
-    await migrate(store.database)
+    url = f"sqlite+aiosqlite:///{file}"
+    await prepare(url)
+    store = Store(url)
     made = await rubric(store, "p")
     for i in range(20):
         await group(store, f"old-{i}", [f"{i} " + "words " * 20_000], made)

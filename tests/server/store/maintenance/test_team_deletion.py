@@ -23,7 +23,7 @@ from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance import batch_delete, team_deletion
-from markscheme_server.store.maintenance.migrate import migrate
+from markscheme_server.store.maintenance.migrate import migrate, prepare
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import audit_entries, metadata, past_usage, prompts, rubrics
 from markscheme_server.store.teams import UnknownTeam
@@ -320,8 +320,9 @@ async def test_a_sqlite_file_holds_none_of_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(erasure, "SETTLE_S", 0)
-    store = Store(f"sqlite+aiosqlite:///{tmp_path / 'm.db'}")
-    await migrate(store.database)
+    url = f"sqlite+aiosqlite:///{tmp_path / 'm.db'}"
+    await prepare(url)
+    store = Store(url)
     await fill(store)
 
     def found() -> bool:
