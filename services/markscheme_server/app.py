@@ -62,9 +62,9 @@ QUEUE_LIMIT = 8192
 """Judge calls admitted and not done, in one process; beyond them a request is answered 503."""
 MAX_BODY_BYTES = 32 * 1024 * 1024
 CHECKS_TIMEOUT_S = 60.0
+"""Computing time of the checks of one request; what is not decided by then is `timeout`."""
 VERDICT_CACHE_SIZE = 200_000
 """Verdicts that a process holds in memory, about 0.4 kB each."""
-"""Computing time of the checks of one request; what is not decided by then is `timeout`."""
 VERSION = importlib.metadata.version("markscheme")
 DESCRIPTION = (
     "Prompt-specific rubrics and rewards over HTTP. An unknown reward is null, with a reason."
