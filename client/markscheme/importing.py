@@ -319,7 +319,8 @@ def _from_yaml(data: bytes) -> Any:
     try:
         return yaml.safe_load(data)
     except yaml.YAMLError as error:
-        raise ValueError(f"not YAML ({str(error).splitlines()[0]})") from None
+        said, _, _ = str(error).partition("\n")
+        raise ValueError(f"not YAML ({said})") from None
 
 
 def _is_one_rubric(content: list[Any]) -> bool:

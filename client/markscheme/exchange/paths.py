@@ -78,6 +78,8 @@ def take(row: dict[str, Any], path: Path) -> None:
 
     What lies in a list or in a string of JSON stays: `put` finds it there.
     """
+    if not path:
+        return
     parents: list[Any] = [row]
     for step in path[:-1]:
         inner = parents[-1]

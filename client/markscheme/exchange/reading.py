@@ -17,6 +17,7 @@ from markscheme.exchange.base import (
     excerpt,
 )
 from markscheme.exchange.meta_eval import read_meta_eval
+from markscheme.exchange.paths import write_path
 from markscheme.exchange.profiles import PROFILES, mapped_profile
 from markscheme.exchange.promptfoo import config_rows
 from markscheme.exchange.rows import HOW, Draft, read_row
@@ -82,7 +83,7 @@ def load(
         draft = _read(content, format, mapping, issues)
     except ValidationError as error:
         raise Malformed(_messages_of(error)[0]) from None
-    messages = _messages(draft.prompt, prompt, format)
+    messages = _messages(draft.prompt, prompt, format, _prompt_place(format, mapping))
     losses = issues.accept_losses(allow_loss)
     try:
         criteria = _CRITERIA.validate_python(list(draft.criteria))
@@ -140,10 +141,19 @@ def _lone_test(content: object) -> object:
     return rows[0]
 
 
+def _prompt_place(format: ExchangeFormat, mapping: Mapping[MapField, str] | None) -> str:
+    """Return where a format has its prompt; empty where it has none."""
+    if mapping is not None:
+        return mapping.get("prompt", "")
+    paths = PROFILES[format].prompt if format in PROFILES else ()
+    return write_path(paths[0]) if paths else ""
+
+
 def _messages(
     own: tuple[Message, ...] | None,
     given: str | Sequence[Message] | None,
     format: ExchangeFormat,
+    place: str,
 ) -> tuple[Message, ...]:
     if own is not None and given is not None:
         raise Malformed(
@@ -154,8 +164,8 @@ def _messages(
         return own
     if given is None:
         raise Malformed(
-            "the prompt is missing: give the one that the rubric is for"
-            if format in PROFILES and PROFILES[format].prompt
+            f"{place}: is missing; give the prompt that the rubric is for"
+            if place
             else f"the format {format} holds no prompt: give the one that the rubric is for",
             "prompt",
         )

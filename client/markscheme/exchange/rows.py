@@ -63,6 +63,16 @@ HOW = "$import"
 """The name under which a format's metadata says how the row was read."""
 _OUR_ID = re.compile(r"c[1-9][0-9]{0,2}")
 _TAG: TypeAdapter[str] = TypeAdapter(Tag)
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "criteria_at": str,
+    "derived": list,
+    "factor": (int, float),
+    "left_out": list,
+    "points_at": str,
+    "prompt_at": str,
+    "text_at": str,
+}
+"""Of entries that a reader of `$import` relies on; anybody may write metadata."""
 _RESERVED_BYTES = 1024
 """Left of the metadata's limit for the names around it."""
 
@@ -240,9 +250,9 @@ def write_row(
     parts = [(c.text, c.points, _namespace(profile, c, imported)) for c in criteria]
     items = _write_items(profile, parts, how)
     row = _put_criteria(profile, row, parts, how)
-    for name in how.get("derived", ()):
-        if name in profile.derived:
-            row = put(row, parse_path(name), profile.derived[name](items))
+    for name, follow in profile.derived.items():
+        if name in how.get("derived", ()):
+            row = put(row, parse_path(name), follow(items))
     if profile.tags is not None:
         row = _put_tags(profile, row, tags, how, imported)
     if how.get("bare") is True and len(row) == 1:
@@ -279,8 +289,13 @@ def _is_our_id(name: Any) -> bool:
 
 
 def _how(namespace: Any) -> dict[str, Any]:
+    """Return what a namespace says of its reading; entries of another type are passed over."""
     found = namespace.get(HOW) if isinstance(namespace, dict) else None
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {
+        name: value for name, value in found.items() if isinstance(value, _TYPES.get(name, object))
+    }
 
 
 def _read_prompt(
@@ -367,9 +382,9 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _path(kept: Any, default: Path) -> Path:
+def _path(kept: str | None, default: Path) -> Path:
     """Return the path that the metadata says, if it says one."""
-    if isinstance(kept, str):
+    if kept is not None:
         try:
             return parse_path(kept)
         except ValueError:
@@ -430,7 +445,7 @@ def _write_items(
     usable = isinstance(factor, int | float) and not isinstance(factor, bool) and factor > 0
     scale = Fraction(factor).limit_denominator(10**6) if usable else Fraction(1)
     items = [_write_item(profile, *part, scale or Fraction(1)) for part in parts]
-    for each in how.get("left_out") or ():
+    for each in how.get("left_out", ()):
         if isinstance(each, dict) and isinstance(each.get("index"), int):
             items.insert(max(each["index"], 0), _copy(each.get("item")))
     return items

@@ -16,7 +16,7 @@ from markscheme.exchange.base import (
 from markscheme.exchange.instructions import instruction_criterion
 from markscheme.exchange.meta_eval import write_meta_eval
 from markscheme.exchange.profiles import PROFILES, Profile, mapped_profile
-from markscheme.exchange.rows import HOW, write_row
+from markscheme.exchange.rows import HOW, read_row, write_row
 from markscheme.exchange.values import write_messages
 from markscheme.schema.rubrics import Criterion, Rubric
 from markscheme.vocabulary import MAP_FIELDS, ExchangeFormat
@@ -51,8 +51,30 @@ def dump(rubric: Rubric, format: ExchangeFormat, *, allow_loss: bool = False) ->
         _note_profile(profile, rubric, criteria, issues)
         losses = issues.accept_losses(allow_loss)
         content = write_row(profile, rubric.prompt, criteria, rubric.tags, rubric.metadata)
+        _require_readable(profile, rubric, criteria, content)
         return Exported(content, losses)
     return Exported(content, issues.accept_losses(allow_loss))
+
+
+def _require_readable(
+    profile: Profile, rubric: Rubric, criteria: Sequence[Criterion], content: Any
+) -> None:
+    """Raise `NotRepresentable` where the row would be read as another rubric.
+
+    A text may look like the format's own marks: numbered lines, a template, JSON.
+    """
+    try:
+        found = read_row(profile, content, ConversionIssues())
+    except Malformed as error:
+        raise NotRepresentable([f"{profile.title} would not read it: {error}"]) from None
+    if found.prompt not in (None, tuple(rubric.prompt)):
+        raise NotRepresentable([f"{profile.title} would read another prompt"])
+    read = [(row["text"], row["points"]) for row in found.criteria if isinstance(row, dict)]
+    for number, criterion in enumerate(criteria):
+        if read[number : number + 1] != [(criterion.text, criterion.points)]:
+            raise NotRepresentable(
+                [f"criterion {criterion.id}: {profile.title} would read another text or points"]
+            )
 
 
 def _profile(format: ExchangeFormat, metadata: Mapping[str, Any]) -> Profile:
@@ -85,7 +107,12 @@ def _note_profile(
         tags=profile.tags is not None,
         checks=bool(profile.columns),
     )
-    if profile.lone_question and [m.role for m in rubric.prompt] != ["user"]:
+    imported = isinstance(rubric.metadata.get(profile.name), dict)
+    if (
+        profile.lone_question
+        and not imported
+        and [message.role for message in rubric.prompt] != ["user"]
+    ):
         refuse(f"{name} holds one question; the prompt has other messages")
     elif profile.question and profile.prompt and not any(m.content.strip() for m in rubric.prompt):
         refuse(f"{name} holds a question; the prompt is blank")
