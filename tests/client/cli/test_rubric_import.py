@@ -182,19 +182,15 @@ def test_a_bad_row_never_takes_its_neighbours_and_is_named_with_its_field(
     assert done.returncode == 1
     for said in (
         "line 1: rubrics[3].points: must be a number, not 'five'",
-        "line 3: none of the known formats looks like this",
-        "line 5: none of the known formats",
+        "line 3: rubrics: must be a list, not null",
+        "line 5: prompt: is missing; give the prompt that the rubric is for (--prompt)",
         "line 7: example_tags: must be a list of texts, not a text",
-        "say which it is with --format, or where its parts are with --map",
+        "line 9: rubrics: is missing",
+        "line 11: the content must be a JSON object",
         "line 13: the content: note: must not contain the NUL character",
         "6 rubrics are in the service, 7 rows failed",
     ):
         assert said in done.stderr
-    named = bring("rows.jsonl", "--format", "healthbench")
-    assert "line 3: rubrics: must be a list, not null" in named.stderr
-    assert "line 5: prompt: is missing; give the prompt that the rubric is for (--prompt)" in (
-        named.stderr
-    )
     assert len(client.rubrics().data) == 6
 
 
@@ -202,7 +198,7 @@ def test_a_bad_row_never_takes_its_neighbours_and_is_named_with_its_field(
     ("words", "message"),
     [
         (("--map", "prompt=q"), "--map: the mapping says nothing of criteria"),
-        (("--map", "prompt=q,criteria=c,colour=x"), "--map 'prompt=q,criteria=c,colour=x'"),
+        (("--map", "prompt=q,criteria=c,colour=x"), "--map 'colour=x' is not PART=PATH"),
         (("--map", "prompt=q", "--format", "rar"), "leave out --format rar"),
         (("--format", "mapped"), "--format mapped needs --map"),
         (("--map", "prompt=q", "prompt=r", "criteria=c"), "says twice where the prompt is"),
@@ -232,3 +228,15 @@ def test_a_mapping_may_be_given_in_one_word_or_in_several(
     done = bring(*words, str(ROWS / "mapped.jsonl"))
     assert "5 rubrics are in the service, 0 rows failed" in done.stderr, done.stderr
     assert bank(client, "Name a lake.") == [("reference", "Lake Geneva.")]
+
+
+def test_a_file_of_no_known_format_says_what_it_has_and_what_to_do(
+    bring: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "r.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
+    done = bring("r.jsonl")
+    assert done.returncode == 1
+    assert (
+        "r.jsonl, line 2: none of the known formats looks like this (its fields are 'b'): say "
+        "which it is with --format, or where its parts are with --map" in done.stderr
+    )
