@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from markscheme.schema import (
     TeachResult,
 )
 
+Answers = dict[str | None, list[str]]
+"""Answers to one prompt, by the model that gave them; None: it is not known."""
 MAX_RESPONSES_PER_ENTRY = 16
 """The wire format's limit."""
 
@@ -81,33 +83,37 @@ def read_prompts(file: Path, ropd_index: Path | None = None) -> list[PromptEntry
     if ropd_index is None:
         return lines
     answers = read_ropd_index(ropd_index)
-    merged = [
-        line.model_copy(
-            update={
-                "teacher_responses": [
-                    *line.teacher_responses,
-                    *answers.get(ropd_prompt_hash(line.prompt), []),
-                ]
-            }
-        )
-        for line in lines
-    ]
-    matched = {ropd_prompt_hash(line.prompt) for line in lines} & answers.keys()
-    if not matched:
+    hashes = [ropd_prompt_hash(line.prompt) for line in lines]
+    if not answers.keys() & set(hashes):
         raise ValueError(f"no prompt of {file} is one of the {len(answers)} in {ropd_index}")
-    return merged
+    return [
+        entry
+        for line, prompt_hash in zip(lines, hashes, strict=True)
+        for entry in _with_answers(line, answers.get(prompt_hash, {}))
+    ]
 
 
-def read_ropd_index(file: Path) -> dict[str, list[str]]:
-    """Read answers by prompt hash from `ropd.teacher_index.v1` and `.v2` lines.
+def _with_answers(line: PromptEntry, answers: Answers) -> Iterator[PromptEntry]:
+    """Yield the line with the answers of its own model, then one entry for each other model."""
+    own = line.teacher_model
+    if not line.teacher_responses and own is None and answers:
+        own = next(iter(answers))
+    texts = [*line.teacher_responses, *answers.get(own, [])]
+    yield line.model_copy(update={"teacher_responses": texts, "teacher_model": own})
+    for model, others in answers.items():
+        if model != own:
+            yield line.model_copy(update={"teacher_responses": others, "teacher_model": model})
+
+
+def read_ropd_index(file: Path) -> dict[str, Answers]:
+    """Read answers by prompt hash and model from `ropd.teacher_index.v1` and `.v2` lines.
 
     Raises `ValueError`.
     """
-    answers: dict[str, list[str]] = {}
-    for prompt_hash, texts in (pair for _, pair in read_rows(file, _index_line)):
-        answers.setdefault(prompt_hash, []).extend(
-            text for text in texts if text not in answers.get(prompt_hash, [])
-        )
+    answers: dict[str, Answers] = {}
+    for prompt_hash, model, texts in (entry for _, entry in read_rows(file, _index_line)):
+        known = answers.setdefault(prompt_hash, {}).setdefault(model, [])
+        known.extend(text for text in texts if text not in known)
     return answers
 
 
@@ -173,9 +179,13 @@ def teach_all(
                 report.judge_calls += result.usage.judge_calls
             on_prompt()
 
+    # Entries with responses of several models may share a prompt, which is asked for once.
+    asked = list({ropd_prompt_hash(line.prompt): line for line in lines}.values())
+    for _ in range(len(lines) - len(asked)):
+        on_prompt()
     with ThreadPoolExecutor(concurrency) as pool:
         try:
-            outcomes = [pool.submit(ask, line) for line in lines]
+            outcomes = [pool.submit(ask, line) for line in asked]
             for outcome in outcomes:
                 outcome.result()
         except BaseException:
@@ -193,7 +203,7 @@ def _prompt_entry(row: Any) -> PromptEntry:
     return PromptEntry.model_validate(check_unicode(already_stored))
 
 
-def _index_line(row: Any) -> tuple[str, list[str]]:
+def _index_line(row: Any) -> tuple[str, str | None, list[str]]:
     kind = row.get("schema_version") if isinstance(row, dict) else None
     texts = {
         "ropd.teacher_index.v1": [row.get("teacher_answer")] if kind else [],
@@ -209,4 +219,8 @@ def _index_line(row: Any) -> tuple[str, list[str]]:
         raise ValueError("a teacher's answer is missing or empty")
     if not isinstance(row.get("raw_prompt_hash"), str):
         raise ValueError("raw_prompt_hash is missing")
-    return row["raw_prompt_hash"], [text.strip() for text in texts]
+    fingerprint = row.get("teacher_fingerprint")
+    model = fingerprint.get("model") if isinstance(fingerprint, dict) else None
+    if model is not None and not isinstance(model, str):
+        raise ValueError("teacher_fingerprint.model must be a text")
+    return row["raw_prompt_hash"], model or None, [text.strip() for text in texts]

@@ -1,113 +1,63 @@
 """``markscheme rubrics import``: bring the rubrics of a file into the service."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
 
 from markscheme.cli.output import Url, connect, fail, messages, print_error, progress_bar
-from markscheme.client import DEFAULT_URL, Client
-from markscheme.errors import AuthenticationFailed, InvalidRequest, MarkschemeError
-from markscheme.exchange import Imported, load
-from markscheme.jsonl import WHITESPACE, LineError, read_raw_lines, strip_bom
-from markscheme.schema import Criterion, Message, RubricImported, Tag
-from markscheme.vocabulary import ExchangeFormat
+from markscheme.client import DEFAULT_URL
+from markscheme.errors import InvalidRequest, MarkschemeError
+from markscheme.exchange.profiles import mapped_profile
+from markscheme.importing import FileRow, RubricImporter, describe, read_rubric_file
+from markscheme.jsonl import LineError
+from markscheme.schema import Tag
+from markscheme.vocabulary import MAP_FIELDS, ExchangeFormat, MapField
 
 FormatOption = Annotated[ExchangeFormat, typer.Option(help="Format of the file.")]
-
-
-class RubricImporter:
-    """Imports rubrics of one file: all in the same format, with the same prompt and tags."""
-
-    def __init__(
-        self,
-        client: Client,
-        format: ExchangeFormat,
-        prompt: str | None,
-        tags: Sequence[str],
-        allow_loss: bool,
-    ) -> None:
-        self._client = client
-        self._format: ExchangeFormat = format
-        self._prompt, self._tags, self._allow_loss = prompt, list(tags), allow_loss
-        self._newest = self._newest_rubric()
-
-    def read(self, text: bytes) -> tuple[dict[str, Any], Imported]:
-        """Parse one rubric. Returns its JSON and what it says; raises ``ValueError``."""
-        content = from_json(text, allow_inf_nan=False)
-        return content, load(
-            content, self._format, prompt=self._prompt, allow_loss=self._allow_loss
-        )
-
-    def send(self, content: dict[str, Any]) -> tuple[RubricImported, bool]:
-        """Store one rubric. Returns the answer, and whether the service had this rubric already.
-
-        An existing rubric gets the tags that it lacks. Raises the SDK's errors.
-        """
-        answer = self._client.import_rubric(
-            content,
-            self._format,
-            prompt=self._prompt,
-            tags=self._tags,
-            allow_loss=self._allow_loss,
-        )
-        rubric = answer.rubric
-        missing = [tag for tag in self._tags if tag not in rubric.tags]
-        if missing:
-            self._client.change_rubric(rubric.id, tags=[*rubric.tags, *missing])
-        existed = bool(missing) or (self._newest is not None and rubric.created_at <= self._newest)
-        return answer, existed
-
-    def _newest_rubric(self) -> datetime | None:
-        """Return when the newest rubric was created, by the service's clock.
-
-        What is not newer than this was there before the import. ``None`` when there is no rubric,
-        or when the key may not read any.
-        """
-        try:
-            page = self._client.rubrics(limit=1).data
-        except AuthenticationFailed:
-            return None
-        return page[0].created_at if page else None
-
-
-@dataclass(slots=True)
-class ImportReport:
-    """What happened to the lines of a JSONL file, counted as they are sent."""
-
-    imported: int = 0
-    existing: int = 0
-    failed: int = 0
-    losses: int = 0
-    first_loss: str = ""
-    prompts: dict[tuple[Message, ...], tuple[int, tuple[Criterion, ...]]] = field(
-        default_factory=dict
-    )
-    """Line number and criteria of each prompt so far."""
-
-    def __str__(self) -> str:
-        existing = f" ({self.existing} were there already)" if self.existing else ""
-        lost = f"; {self.losses} losses, the first: {self.first_loss}" if self.losses else ""
-        return (
-            f"{self.imported} rubrics are in the service{existing}, "
-            f"{self.failed} lines failed{lost}"
-        )
+SHOWN_PROBLEMS = 100
+"""Rows that fail of which the reason is printed; the others are counted."""
 
 
 def import_file(
-    file: Annotated[Path, typer.Argument(help="JSON: one rubric. JSONL: one rubric a line.")],
-    format: FormatOption,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE",
+            help="A .jsonl file: one rubric a line. A .json, .toml or .yaml file: one rubric, a "
+            "list of them, or the tests of promptfoo.",
+        ),
+    ],
+    format: Annotated[
+        ExchangeFormat | None,
+        typer.Option(help="Format of the rubrics. Default: told from their fields."),
+    ] = None,
+    map: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART=PATH",
+            help="Where the rows of a format of your own have their parts: prompt, criteria, and "
+            "within a criterion text and points; also reference and id. Several: prompt=question "
+            "criteria=checklist text=item points=weight.",
+        ),
+    ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(help="The prompt, for formats that hold none (ropd, verifiers)."),
+        typer.Option(help="The prompt, for rubrics that hold none (ropd, verifiers)."),
     ] = None,
     tag: Annotated[
         list[str] | None, typer.Option(help="Tag for every rubric; may be given several times.")
+    ] = None,
+    references: Annotated[
+        bool,
+        typer.Option(help="Whether reference answers go to the teacher bank."),
+    ] = True,
+    teacher_model: Annotated[
+        str | None,
+        typer.Option(help="Whose the reference answers are. Default: what the format says."),
     ] = None,
     allow_loss: Annotated[
         bool,
@@ -117,37 +67,58 @@ def import_file(
 ) -> None:
     """Import rubrics from a file.
 
-    Prints the id of a single rubric. Of a JSONL file each line that fails is reported and the
-    others are imported. Run it again to go on: a rubric that is there already is not stored twice,
-    but gets the tags that it lacks.
+    Fields that a rubric has no place for are kept in its metadata, and reference answers go to the
+    teacher bank. Prints the id of a single rubric. Of several, each row that fails is reported and
+    the others are imported. Run it again to go on: a rubric that is there already is not stored
+    twice, but gets the tags that it lacks.
     """
-    report = ImportReport()
+    importer: RubricImporter | None = None
     try:
+        if map and format not in (None, "mapped"):
+            raise ValueError(f"--map describes a format of your own: leave out --format {format}")
+        if not map and format == "mapped":
+            raise ValueError("--format mapped needs --map, such as --map prompt=question")
+        path, mapping = _file_and_mapping(arguments, map or [])
         tags = _check_tags(tag or [])
+        rows = read_rubric_file(path)
         with connect(url) as client:
-            importer = RubricImporter(client, format, prompt, tags, allow_loss)
-            if file.suffix != ".jsonl":
-                _import_one(file, format, importer, tags)
+            importer = RubricImporter(
+                client,
+                "mapped" if mapping is not None else format,
+                mapping=mapping,
+                prompt=prompt,
+                tags=tags,
+                allow_loss=allow_loss,
+                references=references,
+                teacher_model=teacher_model,
+            )
+            if isinstance(rows, list) and len(rows) == 1:
+                _import_one(path, rows[0], importer, tags)
                 return
-            lines = list(_numbered_lines(file))
-            if not lines:
-                raise ValueError(f"{file} holds no rubrics")
+            problems = _Problems()
             with progress_bar("importing", messages()) as progress:
-                bar = progress.add_task("rubrics", total=len(lines))
-                for number, text in lines:
-                    problem = _import_line(number, text, importer, report)
-                    if problem:
-                        print_error(f"{file}, line {number}: {problem}")
-                    progress.advance(bar)
+                total = len(rows) if isinstance(rows, list) else sum(1 for _ in rows)
+                if not total:
+                    raise ValueError(f"{path} holds no rubrics")
+                bar = progress.add_task("rubrics", total=total)
+                importer.import_rows(
+                    rows if isinstance(rows, list) else read_rubric_file(path),
+                    on_problem=problems,
+                    on_row=lambda: progress.advance(bar),
+                )
+            problems.finish()
     except (MarkschemeError, ValueError, OSError) as error:
-        started = report.imported or report.failed
-        fail(
-            name_option(error) + (f"\nstopped; run it again to go on. {report}" if started else "")
-        )
+        started = importer is not None and (importer.report.imported or importer.report.failed)
+        stopped = f"\nstopped; run it again to go on. {importer.report}" if started else ""  # type: ignore[union-attr]
+        fail(_name_file(arguments, error) + stopped)
     except KeyboardInterrupt:
-        fail(f"stopped; run the command again to go on. {report}", 130)
-    messages().print(str(report), soft_wrap=True)
-    if report.failed:
+        fail(
+            "stopped; run the command again to go on."
+            + (f" {importer.report}" if importer is not None else ""),
+            130,
+        )
+    messages().print(str(importer.report), soft_wrap=True)
+    if importer.report.failed:
         raise typer.Exit(1)
 
 
@@ -163,57 +134,108 @@ def name_option(error: Exception) -> str:
     return str(error).replace("allow_loss", "--allow-loss")
 
 
-def _import_one(
-    file: Path, format: ExchangeFormat, importer: RubricImporter, tags: Sequence[str]
-) -> None:
+class _Problems:
+    """Prints why rows fail; of very many, the first."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, problem: str) -> None:
+        self._count += 1
+        if self._count <= SHOWN_PROBLEMS:
+            print_error(_with_advice(problem))
+
+    def finish(self) -> None:
+        """Say how many were not printed."""
+        if self._count > SHOWN_PROBLEMS:
+            print_error(f"and {self._count - SHOWN_PROBLEMS} more rows failed")
+
+
+def _import_one(path: Path, row: FileRow, importer: RubricImporter, tags: Sequence[str]) -> None:
     try:
-        content, _ = importer.read(strip_bom(file.read_bytes()))
-        answer, existed = importer.send(content)
+        content = row.load()
+        format = importer.format_of(content)
+        found = importer.read(content)
+        answer, existed = importer.send(content, found, row.place)
     except LineError as error:
-        raise ValueError(f"{file}, {error}") from None
+        raise ValueError(f"{path}, {error}") from None
     except (ValueError, InvalidRequest) as error:
-        raise ValueError(f"{file} is not a rubric in the format {format}: {error}") from error
+        raise ValueError(f"{path}: {_with_advice(describe(error))}") from error
+    problems: list[str] = []
+    importer.store_references(problems.append)
+    for problem in problems:
+        print_error(problem)
     print_losses(answer.losses)
+    console = messages()
+    for note in answer.notes:
+        console.print(f"note: {note}", soft_wrap=True)
     if existed:
         tagged = f"; it now has the tags given: {', '.join(tags)}" if tags else ""
-        messages().print(f"this rubric was in the service already{tagged}", soft_wrap=True)
+        console.print(f"this rubric was in the service already{tagged}", soft_wrap=True)
+    if importer.report.references:
+        console.print(
+            f"read as {format}; {_count_references(importer)} in the teacher bank", soft_wrap=True
+        )
     typer.echo(answer.rubric.id)
+    if problems:
+        raise typer.Exit(1)
 
 
-def _import_line(
-    number: int, text: bytes, importer: RubricImporter, report: ImportReport
-) -> str | None:
-    """Import one line, or return why it cannot be.
+def _count_references(importer: RubricImporter) -> str:
+    counts = importer.report.references
+    total = sum(counts.values())
+    answers = "1 reference answer is" if total == 1 else f"{total} reference answers are"
+    return f"{answers} ({', '.join(f'{count} of {name}' for name, count in counts.items())})"
 
-    Raises what has nothing to do with the line, such as a service that is away or a wrong key.
+
+def _with_advice(problem: str) -> str:
+    if "none of the known formats looks like this" in problem:
+        return f"{problem}: say which it is with --format, or where its parts are with --map"
+    return problem
+
+
+def _name_file(arguments: Sequence[str], error: Exception) -> str:
+    text = name_option(error)
+    named = any(argument in text for argument in arguments)
+    known = isinstance(error, MarkschemeError | OSError) or named or text.startswith("--")
+    return text if known else f"{' '.join(arguments)}: {text}"
+
+
+def _file_and_mapping(
+    arguments: Sequence[str], maps: Sequence[str]
+) -> tuple[Path, dict[MapField, str] | None]:
+    """Return the file, and the mapping if there is one.
+
+    Parts of the mapping may stand behind one ``--map`` as separate arguments. Raises
+    ``ValueError``.
     """
-    try:
-        content, found = importer.read(text)
-        before, criteria = report.prompts.get(found.prompt, (number, found.criteria))
-        if criteria != found.criteria:
-            # Groups get a prompt's newest rubric. Of two in one file that would be the last one by
-            # chance, and running the command again would store both anew.
+    names = "|".join(MAP_FIELDS)
+    parts = [each for text in maps for each in re.split(r"[,\s]+(?=\w+=)", text.strip())]
+    files: list[str] = []
+    for argument in arguments:
+        is_part = bool(maps) and re.match(rf"(?:{names})=", argument) is not None
+        (parts if is_part and not Path(argument).exists() else files).append(argument)
+    if len(files) != 1:
+        raise ValueError(f"give one file, not {len(files)}: {', '.join(files) or 'none'}")
+    if not maps:
+        return Path(files[0]), None
+    mapping: dict[MapField, str] = {}
+    for part in parts:
+        name, equals, path = part.partition("=")
+        field = next((each for each in MAP_FIELDS if each == name.strip()), None)
+        if field is None or not equals or not path.strip():
             raise ValueError(
-                f"its prompt is that of line {before}, with other criteria: keep one of the two"
+                f"--map {part!r} is not PART=PATH; the parts are {', '.join(MAP_FIELDS)}"
             )
-        answer, existed = importer.send(content)
-        report.prompts[found.prompt] = before, criteria
-    except (ValueError, InvalidRequest) as error:
-        report.failed += 1
-        return name_option(error)
-    report.imported += 1
-    report.existing += existed
-    report.losses += len(answer.losses)
-    if answer.losses and not report.first_loss:
-        report.first_loss = f"line {number}, {answer.losses[0]}"
-    return None
-
-
-def _numbered_lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that are not blank, as bytes: one that is not UTF-8 fails alone."""
-    for number, line in enumerate(read_raw_lines(file), 1):
-        if line.strip(WHITESPACE.encode()):
-            yield number, line
+        if field in mapping and field != "reference":
+            raise ValueError(f"--map says twice where the {field} is")
+        before = f"{mapping[field]}|" if field in mapping else ""
+        mapping[field] = before + path.strip()
+    try:
+        mapped_profile(mapping)
+    except ValueError as error:
+        raise ValueError(f"--map: {error}") from None
+    return Path(files[0]), mapping
 
 
 def _check_tags(tags: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Rubrics and their criteria. Pure: no I/O, no framework."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ class Criterion:
 
     `check` makes it decidable by code. `source` is the span of the prompt it was read from.
     `may_not_apply`: the verifier may answer that it does not apply to a response.
+    `metadata` is open JSON that changes no verdict; criteria that differ in it alone are equal.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Criterion:
     check: Check | None = None
     source: str | None = None
     may_not_apply: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 def maximum_score(criteria: tuple[Criterion, ...]) -> int:
@@ -40,7 +42,8 @@ class Rubric:
     Who sees it, its tags and whether it is retired may change. Other teams see it if it is the
     organisation's or shared with them. A retired rubric can be read as before, and only groups
     that name it get it. `cost_usd`: what inducing it cost, if that is known. `view`: what of a
-    trajectory its criteria are about, if it says so.
+    trajectory its criteria are about, if it says so. `metadata`: open JSON, which
+    `RubricStore.metadata` reads.
     """
 
     id: str
@@ -60,3 +63,4 @@ class Rubric:
     retired_at: datetime | None = None
     cost_usd: float | None = None
     view: View | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)

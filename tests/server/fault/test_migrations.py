@@ -174,7 +174,7 @@ def test_stored_verdicts_survive_that_a_verdict_may_not_apply(url: str) -> None:
         }
 
     before = [to("0007"), insert("met", True), insert("not", False)]
-    *_, upgraded = work(url, *before, to("0008"), insert("none", None), read)
+    *_, upgraded = work(url, *before, to("0009"), insert("none", None), read)
     assert upgraded == {"met": True, "not": False, "none": None}
     *_, downgraded = work(url, to("0007", down=True), read)
     assert downgraded == {"met": True, "not": False}
@@ -183,7 +183,7 @@ def test_stored_verdicts_survive_that_a_verdict_may_not_apply(url: str) -> None:
         "'2026-01-01 00:00:00+00:00', '2026-01-01 00:00:00+00:00')"
     )
     with pytest.raises(sa.exc.IntegrityError, match="this team was erased"):
-        work(url, to("0008"), lambda c: c.execute(erased), insert("late", True))
+        work(url, to("0009"), lambda c: c.execute(erased), insert("late", True))
 
 
 def test_two_migrators_at_once_both_succeed(database: str, tmp_path: Path) -> None:
