@@ -155,12 +155,23 @@ def unsupported_parts(message: Mapping[str, Any]) -> list[str]:
 def visible_message(message: Mapping[str, Any]) -> NormalMessage:
     """Return a message in its normal form with NUL and lone surrogates replaced by U+FFFD."""
     # Normal first: characters that a tool's arguments escape appear when these are parsed.
-    return NormalMessage(_map_strings(normal_message(message), replace_invalid))
+    normal = normal_message(message)
+    return normal if _is_valid(normal) else NormalMessage(_map_strings(normal, replace_invalid))
 
 
 def check_characters(value: Any) -> None:
     """Raise `ValueError` if a string in the value holds NUL or half of a surrogate pair."""
-    _map_strings(value, check_valid)
+    if not _is_valid(value):
+        _map_strings(value, check_valid)
+
+
+def _is_valid(value: Any) -> bool:
+    """Return whether no string needs a change, where that is cheap to see: usually none does."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return "\\u0000" not in text and replace_invalid(text) is text
 
 
 def _map_strings(value: Any, change: Any) -> Any:
