@@ -3,18 +3,17 @@
 A wrong argument raises `InvalidArgument`, which names it.
 """
 
-import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from pydantic import ValidationError
 
+from markscheme import hashing
 from markscheme.errors import InvalidArgument
 from markscheme.jsonl_rows import locate_error
 from markscheme.protocol import GroupLike, Model, PromptLike, RubricLike, to_wire
-from markscheme.schema import Group, Message, Rubric, RubricRef, TeachRequest
+from markscheme.schema import Group, Rubric, RubricRef, TeachRequest
 
 
 def validated(model: type[Model], fields: Mapping[str, Any]) -> Model:
@@ -55,10 +54,8 @@ def prompt_key(prompt: PromptLike | None, key: str | None) -> str | None:
     if key is not None:
         raise InvalidArgument("prompt_key", "give either prompt or prompt_key")
     checked = validated(TeachRequest, {"prompt": prompt}).prompt
-    messages = [Message(role="user", content=checked)] if isinstance(checked, str) else checked
-    plain = [message.model_dump(mode="json") for message in messages]
-    written = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(written.encode()).hexdigest()
+    plain = checked if isinstance(checked, str) else [m.model_dump(mode="json") for m in checked]
+    return hashing.prompt_key(hashing.messages_of(plain))
 
 
 def names(values: Iterable[str] | None, param: str) -> list[str] | None:

@@ -33,6 +33,7 @@ from markscheme.protocol import (
     PromptLike,
     RubricLike,
     StudentLike,
+    TeacherAnswerLike,
     TeacherLike,
 )
 from markscheme.schema import (
@@ -57,6 +58,7 @@ from markscheme.vocabulary import (
     Thinking,
     UsageKey,
     VerifyMode,
+    View,
     Visibility,
 )
 
@@ -147,7 +149,7 @@ class Client(Connection[Connections]):
         prompt: PromptLike,
         *,
         student_responses: Sequence[StudentLike],
-        teacher_responses: Sequence[str] | None = None,
+        teacher_responses: Sequence[TeacherAnswerLike] | None = None,
         reuse: ReusePolicy = "if_fresh",
         tags: Sequence[str] = (),
         judge: str | None = None,
@@ -155,13 +157,14 @@ class Client(Connection[Connections]):
         rubricator: str | None = None,
         thinking: Thinking = "auto",
         reuse_scope: ReuseScope | None = None,
+        view: View | None = None,
         deadline_s: float | None = None,
     ) -> Rubric:
         """Return the rubric for a prompt: induced from the responses, or reused.
 
         Args:
             prompt: A string or chat messages.
-            student_responses: Rollouts to contrast, 1 to 256.
+            student_responses: Rollouts to contrast, 1 to 256: texts, or lists of messages.
             teacher_responses: Responses to contrast them with; default: the teacher bank's.
             reuse: `always_new` induces unless these very responses were contrasted before;
                 `if_fresh` reuses a rubric while it still separates rollouts; `frozen` never
@@ -174,6 +177,7 @@ class Client(Connection[Connections]):
             reuse_scope: Reuse rubrics of your team (`own`), also those shared with it
                 (`shared`), or also the organisation's. Default: the team's setting; without
                 one, `own` where there are teacher responses.
+            view: What of a trajectory the criteria are about; see `score`.
             deadline_s: Seconds for the whole call.
         """
         call = requests.induce(
@@ -187,6 +191,7 @@ class Client(Connection[Connections]):
             rubricator,
             thinking,
             reuse_scope,
+            view,
             deadline_s,
         )
         return self._send(call)
@@ -376,25 +381,32 @@ class Client(Connection[Connections]):
         rubricator: str | None = None,
         thinking: Thinking = "auto",
         reuse_scope: ReuseScope | None = None,
+        view: View | None = None,
         deadline_s: float | None = None,
     ) -> ScoreBatch:
         """Score groups of rollouts. A reward that is not known is `None`, with a reason.
 
         Args:
-            groups: Prompts with their rollouts; ids are yours.
+            groups: Prompts with their rollouts. A rollout is a text, a list of messages, or either
+                with an `id` and whether it was `truncated`. Groups and rollouts without ids are
+                called `g0`, `g1`, … and `r0`, `r1`, …; answers are in the order sent.
             reuse: Which rubrics may be reused; see `induce`.
             verify: `rollout` judges each rollout alone, `group` all of a group in one call.
             score_teachers: Also score the teacher responses.
             ask_teacher: Responses to sample from the service's teacher where a new rubric has
                 none, 0 to 16.
             run: Training run and step; a re-sent step gets the same rubrics.
-            on_group: Called with each group as soon as it is scored.
+            on_group: Called with each group as soon as it is scored; `AsyncClient` awaits it if it
+                is async.
             judge: The judge to ask.
             teacher_model: See `induce`.
             rubricator: See `induce`.
             thinking: What is judged of a rollout. `auto` drops a thought that the rollout opens
                 itself, `strip` one that the chat template opened, `keep` nothing.
             reuse_scope: See `induce`.
+            view: What of a trajectory is judged: `reply`, the assistant's last text; `assistant`,
+                all its texts; `full`, also tool calls and their results. Default: as the rubric
+                says, else as the judge is set.
             deadline_s: Seconds for the whole call.
         """
         if inspect.iscoroutinefunction(on_group):
@@ -411,6 +423,7 @@ class Client(Connection[Connections]):
             rubricator,
             thinking,
             reuse_scope,
+            view,
             deadline_s,
         )
         http = self._connections.http()
@@ -520,7 +533,7 @@ class AsyncClient(Connection[AsyncConnections]):
         prompt: PromptLike,
         *,
         student_responses: Sequence[StudentLike],
-        teacher_responses: Sequence[str] | None = None,
+        teacher_responses: Sequence[TeacherAnswerLike] | None = None,
         reuse: ReusePolicy = "if_fresh",
         tags: Sequence[str] = (),
         judge: str | None = None,
@@ -528,6 +541,7 @@ class AsyncClient(Connection[AsyncConnections]):
         rubricator: str | None = None,
         thinking: Thinking = "auto",
         reuse_scope: ReuseScope | None = None,
+        view: View | None = None,
         deadline_s: float | None = None,
     ) -> Rubric:
         """Return the rubric for a prompt; see `Client.induce`."""
@@ -542,6 +556,7 @@ class AsyncClient(Connection[AsyncConnections]):
             rubricator,
             thinking,
             reuse_scope,
+            view,
             deadline_s,
         )
         return await self._send(call)
@@ -677,6 +692,7 @@ class AsyncClient(Connection[AsyncConnections]):
         rubricator: str | None = None,
         thinking: Thinking = "auto",
         reuse_scope: ReuseScope | None = None,
+        view: View | None = None,
         deadline_s: float | None = None,
     ) -> ScoreBatch:
         """Score groups of rollouts; see `Client.score`."""
@@ -692,6 +708,7 @@ class AsyncClient(Connection[AsyncConnections]):
             rubricator,
             thinking,
             reuse_scope,
+            view,
             deadline_s,
         )
         http = self._connections.http()

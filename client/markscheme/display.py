@@ -39,7 +39,7 @@ def rubric_html(rubric: "Rubric") -> str:
         *(["retired"] if rubric.retired_at else []),
     ]
     prompt = "".join(
-        f"<div>{_muted(_text(message.role, 40))} {_text(message.content, 600, lines=True)}</div>"
+        f"<div>{_muted(_text(message.role, 40))} {_text(message.text, 600, lines=True)}</div>"
         for message in rubric.prompt[-3:]
     )
     more = len(rubric.prompt) - 3
@@ -65,7 +65,7 @@ def rubrics_html(page: "RubricList") -> str:
                     _text(rubric.team, 80),
                     str(len(rubric.criteria)),
                     _number(page.quality.get(rubric.id)),
-                    _text(rubric.prompt[-1].content if rubric.prompt else "", 120),
+                    _text(rubric.prompt[-1].text if rubric.prompt else "", 120),
                 ]
                 for rubric in page.data
             ),

@@ -55,6 +55,7 @@ CriterionLike = Criterion | Mapping[str, Any]
 RolloutLike = str | Rollout | Mapping[str, Any] | MessagesLike
 GroupLike = Group | Mapping[str, Any]
 StudentLike = str | StudentResponse | Mapping[str, Any] | MessagesLike
+TeacherAnswerLike = str | MessagesLike
 TeacherLike = TeacherEntry | Mapping[str, Any]
 RubricLike = str | Rubric | RubricRef
 """A rubric, or its id."""

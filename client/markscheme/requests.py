@@ -25,6 +25,7 @@ from markscheme.protocol import (
     PromptLike,
     RubricLike,
     StudentLike,
+    TeacherAnswerLike,
     TeacherLike,
     raise_for_status,
     read,
@@ -55,6 +56,7 @@ from markscheme.vocabulary import (
     Thinking,
     UsageKey,
     VerifyMode,
+    View,
     Visibility,
 )
 
@@ -62,7 +64,7 @@ from markscheme.vocabulary import (
 def induce(
     prompt: PromptLike,
     student_responses: Sequence[StudentLike],
-    teacher_responses: Sequence[str] | None,
+    teacher_responses: Sequence[TeacherAnswerLike] | None,
     reuse: ReusePolicy,
     tags: Sequence[str],
     judge: str | None,
@@ -70,6 +72,7 @@ def induce(
     rubricator: str | None,
     thinking: Thinking,
     reuse_scope: ReuseScope | None,
+    view: View | None,
     deadline_s: float | None,
 ) -> Call[Rubric]:
     """Build `POST /v1/rubrics:induce`."""
@@ -87,6 +90,7 @@ def induce(
             "rubricator": rubricator,
             "thinking": thinking,
             "reuse_scope": reuse_scope,
+            "view": view,
         },
     )
     return Call(
@@ -215,6 +219,7 @@ def score(
     rubricator: str | None,
     thinking: Thinking,
     reuse_scope: ReuseScope | None,
+    view: View | None,
     deadline_s: float | None,
 ) -> tuple[Call[None], BatchReader]:
     """Build `POST /v1/scores`, and the reader that assembles the lines of its answer."""
@@ -233,6 +238,7 @@ def score(
             "rubricator": rubricator,
             "thinking": thinking,
             "reuse_scope": reuse_scope,
+            "view": view,
         },
     )
     # NDJSON: groups arrive as they are judged, with heartbeats while nothing is ready.

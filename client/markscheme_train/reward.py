@@ -320,7 +320,7 @@ class RubricReward:
                 Group(
                     id=f"s{step}-c{self._call[1]}-p{start // size}",
                     prompt=wire_prompt(group[0].prompt),
-                    teacher_responses=group[0].teacher_responses,
+                    teacher_responses=list(group[0].teacher_responses or ()) or None,
                     rollouts=[
                         Rollout(id=f"r{i}", text=to_wire(row.text), truncated=row.truncated)
                         for i, row in enumerate(group)
