@@ -32,6 +32,9 @@ class ChatMessage(TypedDict):
     content: str
 
 
+def show(*values: object) -> None: ...
+
+
 def prompts(messages: list[ChatMessage], plain: list[dict[str, str]]) -> None:
     with Client("http://host", "key", timeout=3, max_retries=0, default_headers={"A": "b"}) as c:
         c.rubrics(messages)
@@ -51,14 +54,14 @@ def score(texts: Sequence[str]) -> list[list[float | None]]:
             Group(id="g", prompt="p", rollouts=[Rollout(id="r", text="a", truncated=True)]),
         ],
         run=Run(id="run", step=1),
-        on_group=lambda group: print(group.rewards),
+        on_group=lambda group: show(group.rewards),
         reuse="frozen",
     )
     first: GroupScore = batch[0]
     named: GroupScore = batch["g"]
     some: list[GroupScore] = batch[:2]
     for group in batch:
-        print(group.id, len(batch), first, named, some, group.rollouts[0].reward)
+        show(group.id, len(batch), first, named, some, group.rollouts[0].reward)
     return batch.rewards
 
 
@@ -67,16 +70,16 @@ def find(client: Client, rubric: Rubric) -> list[str]:
     following: RubricPage | None = page.next_page()
     client.rubric(rubric)
     if following is not None:
-        print(following.has_more)
+        show(following.has_more)
     return [found.id for found in page]
 
 
 async def find_async(client: AsyncClient) -> list[str]:
     page: AsyncRubricPage = await client.rubrics()
-    print([found.id async for found in page])
+    show([found.id async for found in page])
 
     async def hear(group: GroupScore) -> None:
-        print(group.id)
+        show(group.id)
 
     await client.score([{"prompt": "p", "rollouts": ["a"]}], on_group=hear)
     return [found.id async for found in client.rubrics(limit=2)]
@@ -88,6 +91,6 @@ def main() -> None:
         asyncio.run(find_async(AsyncClient()))
         asyncio.run(AsyncClient().rubrics())
     except errors.NotFound as error:
-        print(error.status, error.code)
+        show(error.status, error.code)
     except MarkschemeError as error:
-        print(error, markscheme.__version__)
+        show(error, markscheme.__version__)

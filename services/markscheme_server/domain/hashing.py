@@ -7,48 +7,64 @@ into one without a migration.
 """
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from markscheme.hashing import (
+    ChatMessage,
+    canonical_json,
+    digest,
+    messages_of,
+    prompt_key,
+    text_key,
+)
 from markscheme.thinking import split_thinking
-from markscheme.vocabulary import Thinking, VerifyMode
+from markscheme.vocabulary import Thinking, VerifyMode, View
 from markscheme_server.domain.rubric import Criterion
 
-ChatMessage = dict[str, str]
-"""`{"role": …, "content": …}`."""
+__all__ = [
+    "ChatMessage",
+    "VerdictKey",
+    "call_text",
+    "canonical_json",
+    "check_view",
+    "content_hash",
+    "criterion_key",
+    "digest",
+    "induction_key",
+    "judged_text",
+    "message_text",
+    "messages_of",
+    "prompt_key",
+    "prompt_text",
+    "text_key",
+]
 
 
-def canonical_json(value: Any) -> str:
-    """Return the JSON of a value with sorted keys, no spaces, and UTF-8 unescaped."""
-    return json.dumps(
-        value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
+def call_text(call: Mapping[str, Any]) -> str:
+    """Return a tool call in words: `NAME(ARGUMENTS)`."""
+    function = call["function"]
+    arguments = function["arguments"]
+    written = arguments if isinstance(arguments, str) else canonical_json(arguments)
+    return f"{function['name']}({written})"
+
+
+def message_text(message: ChatMessage) -> str:
+    """Return the content of a message and its tool calls as one text."""
+    content = message["content"]
+    said = (
+        content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
     )
-
-
-def digest(value: Any) -> str:
-    """Return the sha256 of the canonical JSON of `value`, in hex."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def messages_of(prompt: str | Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Return a prompt as chat messages; a string becomes one user message."""
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    return [{"role": m["role"], "content": m["content"]} for m in prompt]
+    calls = (f"[tool call: {call_text(call)}]" for call in message.get("tool_calls", ()))
+    return "\n".join([*([said] if said or "tool_calls" not in message else []), *calls])
 
 
 def prompt_text(messages: Sequence[ChatMessage]) -> str:
     """Return a prompt as one text: the content of a lone message, else `ROLE: content` blocks."""
     if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n\n".join(f"{m['role'].upper()}: {m['content']}" for m in messages)
-
-
-def prompt_key(messages: Sequence[ChatMessage]) -> str:
-    """Return the key of a prompt."""
-    return digest(list(messages))
+        return message_text(messages[0])
+    return "\n\n".join(f"{m['role'].upper()}: {message_text(m)}" for m in messages)
 
 
 def judged_text(text: str, thinking: Thinking = "auto") -> str:
@@ -63,25 +79,26 @@ def judged_text(text: str, thinking: Thinking = "auto") -> str:
     return split_thinking(text, opened=thinking == "strip").answer.strip()
 
 
-def text_key(text: str) -> str:
-    """Return the key of one text."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def content_hash(criteria: Sequence[Criterion]) -> str:
+def content_hash(criteria: Sequence[Criterion], view: View | None = None) -> str:
     """Return the hash of what would change a reward, in the order of the rubric."""
-    return digest(
-        [
-            {
-                "id": c.id,
-                "text": c.text,
-                "points": c.points,
-                "category": c.category,
-                "check": dict(c.check) if c.check else None,
-            }
-            for c in criteria
-        ]
-    )
+    listed = [
+        {
+            "id": c.id,
+            "text": c.text,
+            "points": c.points,
+            "category": c.category,
+            "check": dict(c.check) if c.check else None,
+        }
+        for c in criteria
+    ]
+    # Rubrics without a view keep the hash that they were stored with.
+    return digest(listed if view is None else {"criteria": listed, "view": view})
+
+
+def check_view(criterion: Criterion) -> View:
+    """Return what of a trajectory a criterion's check reads: the reply unless it says otherwise."""
+    view: View = (criterion.check or {}).get("view", "reply")
+    return view
 
 
 def criterion_key(criterion: Criterion) -> str:
@@ -95,11 +112,6 @@ def criterion_key(criterion: Criterion) -> str:
 @lru_cache(maxsize=65_536)
 def _words_key(text: str) -> str:
     return digest({"text": text})
-
-
-def pool_key(texts: Sequence[str]) -> str:
-    """Return the key of a group-mode pool, whose texts are compared with each other."""
-    return digest(list(texts))
 
 
 class VerdictKey:
@@ -133,18 +145,24 @@ class VerdictKey:
 
 
 def induction_key(
-    *, team: str, prompt: str, teachers: Sequence[str], students: Sequence[str], rubricator: str
+    *,
+    team: str,
+    prompt: str,
+    teachers: Sequence[str],
+    students: Sequence[str],
+    rubricator: str,
+    view: View | None = None,
 ) -> str:
     """Return the key of an induction, so that the same question is paid for once.
 
     `teachers` and `students` are text keys, taken as sets: order and repeats do not matter.
+    `view`: the one that the rubric is for, if it is for one.
     """
-    return digest(
-        {
-            "team": team,
-            "prompt": prompt,
-            "teachers": sorted(set(teachers)),
-            "students": sorted(set(students)),
-            "rubricator": rubricator,
-        }
-    )
+    asked = {
+        "team": team,
+        "prompt": prompt,
+        "teachers": sorted(set(teachers)),
+        "students": sorted(set(students)),
+        "rubricator": rubricator,
+    }
+    return digest(asked if view is None else asked | {"view": view})
