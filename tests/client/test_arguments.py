@@ -94,7 +94,7 @@ WRONG: list[tuple[Callable[[Client], Any], str]] = [
     (lambda c: c.rubric(["rub_1"]), "rubric_id: must be the id of a rubric or a Rubric"),
     (lambda c: c.rubric(""), "rubric_id: must not be empty"),
     (lambda c: c.rubrics(tags="red"), "tags: must be a list, such as ['red']"),
-    (lambda c: c.rubrics([{"role": "user"}]), "prompt[0]: content is missing"),
+    (lambda c: c.rubrics([{"role": "user"}]), "prompt[0].content: is missing"),
     (lambda c: c.rubrics(5), "prompt: must be a text or a list of messages"),
     (lambda c: c.usage("team"), "group_by: must be a list, such as ['team']"),
     (lambda c: c.teach("p", 0), "count: "),
