@@ -105,10 +105,14 @@ def induce(
 
 
 def create_rubric(
-    prompt: PromptLike, criteria: Sequence[CriterionLike], tags: Sequence[str]
+    prompt: PromptLike,
+    criteria: Sequence[CriterionLike],
+    tags: Sequence[str],
+    view: View | None,
 ) -> Call[Rubric]:
     """Build `POST /v1/rubrics`."""
-    body = validated(RubricCreate, {"prompt": prompt, "criteria": criteria, "tags": tags})
+    fields = {"prompt": prompt, "criteria": criteria, "tags": tags, "view": view}
+    body = validated(RubricCreate, fields)
     return _create("/v1/rubrics", body, Rubric)
 
 
@@ -118,10 +122,13 @@ def rubric(rubric: RubricLike) -> Call[Rubric]:
 
 
 def fork_rubric(
-    rubric: RubricLike, criteria: Sequence[CriterionLike] | None, tags: Sequence[str] | None
+    rubric: RubricLike,
+    criteria: Sequence[CriterionLike] | None,
+    tags: Sequence[str] | None,
+    view: View | None,
 ) -> Call[Rubric]:
     """Build `POST /v1/rubrics/{id}:fork`."""
-    body = validated(RubricFork, {"criteria": criteria, "tags": tags})
+    body = validated(RubricFork, {"criteria": criteria, "tags": tags, "view": view})
     return _create(f"{rubric_path(rubric)}:fork", body, Rubric)
 
 

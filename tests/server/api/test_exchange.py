@@ -230,6 +230,8 @@ def test_who_may_and_what_of_another_teams(organisation: Keys, start: Callable[.
 
 def test_an_answer_that_is_no_export_is_said_plainly() -> None:
     page = httpx.MockTransport(lambda request: httpx.Response(200, text="<html>"))
-    with Client("http://host", http_client=httpx.Client(transport=page)) as client:
-        with pytest.raises(ConnectionFailed, match="not JSON"):
-            client.export_rubric("rub_1")
+    with (
+        Client("http://host", http_client=httpx.Client(transport=page)) as client,
+        pytest.raises(ConnectionFailed, match="not JSON"),
+    ):
+        client.export_rubric("rub_1")
