@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import httpx
 
-from markscheme import protocol, requests
+from markscheme import arguments, protocol, requests
 from markscheme.connection import DEFAULT_URL, NOT_GIVEN, Connection
 from markscheme.errors import InvalidArgument
 from markscheme.exchange import Exported
@@ -417,8 +417,7 @@ class Client(Connection[Connections]):
                 says, else as the judge is set.
             deadline_s: Seconds for the whole call.
         """
-        if inspect.iscoroutinefunction(on_group):
-            raise InvalidArgument("on_group", "must not be async; AsyncClient awaits it")
+        arguments.check_callback(on_group, may_be_async=False)
         call, reader = requests.score(
             groups,
             reuse,
@@ -710,6 +709,7 @@ class AsyncClient(Connection[AsyncConnections]):
         deadline_s: float | None = None,
     ) -> ScoreBatch:
         """Score groups of rollouts; see `Client.score`."""
+        arguments.check_callback(on_group)
         call, reader = requests.score(
             groups,
             reuse,

@@ -169,6 +169,7 @@ def _checked_timeout(timeout: float | httpx.Timeout | None) -> httpx.Timeout:
         return timeout
     if timeout is not None:
         check_seconds(timeout, "timeout")
+        timeout = float(timeout)
     return httpx.Timeout(timeout)
 
 

@@ -30,6 +30,7 @@ from markscheme.protocol import (
     raise_for_status,
     read,
     read_export,
+    to_wire,
 )
 from markscheme.schema import (
     InduceRequest,
@@ -208,8 +209,8 @@ def usage(
         "/v1/usage",
         UsageReport,
         group_by=",".join(arguments.names(group_by, "group_by") or ()),
-        since=since.isoformat() if since else None,
-        until=until.isoformat() if until else None,
+        since=arguments.day(since, "since"),
+        until=arguments.day(until, "until"),
         team=team,
     )
 
@@ -299,7 +300,7 @@ def _json(body: BaseModel) -> Any:
 
 def _get(path: str, model: type[Model], **params: Param | None) -> Call[Model]:
     """Build a GET; parameters that are `None` are left out."""
-    given = {name: value for name, value in params.items() if value is not None}
+    given = {name: to_wire(value) for name, value in params.items() if value is not None}
     return Call("GET", path, partial(read, model=model), params=given)
 
 
