@@ -26,7 +26,8 @@ from markscheme_train.self_teacher import SelfTeacher
 class ScoredRows:
     """The rollouts of all processes, group after group, with their scores.
 
-    `teacher_scores` holds the rewards of each group's teacher responses, if they were asked for.
+    `teacher_scores` holds for each row the rewards of its group's teacher responses, if they were
+    asked for.
     """
 
     rollouts: Sequence[Row]
@@ -66,10 +67,24 @@ class TeacherContext:
 
 
 class SelfDistillation:
-    """The part of SDPO and SRPO that is not GRPO."""
+    """The part of SDPO and SRPO that is not GRPO.
 
-    def __init__(self, config: TrainConfig, self_teacher: SelfTeacher, tokenizer: Any) -> None:
+    Args:
+        config: The configuration.
+        self_teacher: The self-teacher.
+        tokenizer: The student's.
+        template: How the trainer renders the student's prompts: `tools` and `chat_template`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        self_teacher: SelfTeacher,
+        tokenizer: Any,
+        template: Mapping[str, Any] | None = None,
+    ) -> None:
         self.config, self.self_teacher, self._tokenizer = config, self_teacher, tokenizer
+        self._template = dict(template or {}) | (config.chat_template_kwargs or {})
 
     def routes(self, rows: ScoredRows) -> list[TeacherContext]:
         """Return the context of each row."""
@@ -79,7 +94,7 @@ class SelfDistillation:
             row_scores = rows.row_scores[start : start + size]
             feedback = [score.feedback if config.rubric_feedback else () for score in row_scores]
             external, teacher_score = _best(
-                rows.rollouts[start].teacher_responses, rows.teacher_scores[start // size]
+                rows.rollouts[start].teacher_responses, rows.teacher_scores[start]
             )
             routes = route(
                 [score.reward for score in row_scores],
@@ -269,7 +284,7 @@ class SelfDistillation:
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            **(self.config.chat_template_kwargs or {}),
+            **self._template,
         )
         ids: list[int] = rendered["input_ids"]
         return ids

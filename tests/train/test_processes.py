@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from markscheme.errors import ServiceUnavailable, error_class
-from markscheme_train.distributed import _picklable
+from markscheme.integrations.processes import _picklable
 from markscheme_train.losses import entropy, entropy_weight_sums
 from train.sharded_loss import batch, gradient_of
 from train.tiny import tiny_model

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tenacity
 
 from markscheme.errors import (
     AnswerUnreadable,
@@ -15,10 +14,11 @@ from markscheme.errors import (
     JudgeReplyUnreadable,
     MarkschemeError,
 )
+from markscheme.integrations import trl
+from markscheme.integrations.trl import RubricReward, Unscored
 from markscheme.schema import Group, Rollout, ScoreBatch
 from markscheme.vocabulary import REASON_HELP, TRANSIENT_REASONS, UnscoredReason
-from markscheme_train.errors import Unscored
-from markscheme_train.reward import RubricReward
+from markscheme_train.training import resume_advice
 from train.tiny import ScriptedClient
 
 EOS = 1
@@ -123,7 +123,7 @@ def test_rows_that_are_not_whole_groups_are_refused(prompts: list[str]) -> None:
 def test_it_waits_for_a_service_that_is_away_and_asks_the_same_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(trl.time, "sleep", lambda seconds: None)
 
     class Away(ScriptedClient):
         left = 2
@@ -209,9 +209,9 @@ def test_a_batch_unscored_for_one_reason_may_pass_as_that_reason(reason: Unscore
     with pytest.raises(Unscored, match=said) as caught:
         call(**unscored_for(*[reason.value] * 4))
     assert caught.value.may_pass is (reason in TRANSIENT_REASONS)
-    assert caught.value.advice.startswith(f"4 {reason.value}: {REASON_HELP[reason]} ")
-    assert ("--resume alone does not help" in caught.value.advice) is not caught.value.may_pass
-    assert "\n" not in caught.value.advice
+    assert resume_advice(caught.value).startswith(f"4 {reason.value}: {REASON_HELP[reason]} ")
+    assert ("--resume alone does not help" in resume_advice(caught.value)) is not caught.value.may_pass
+    assert "\n" not in resume_advice(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_of_several_reasons_those_that_stay_decide(reasons: list[str], may_pass:
         call(**unscored_for(*reasons))
     assert caught.value.may_pass is may_pass
     known = {UnscoredReason(reason) for reason in reasons if reason != "-"}
-    assert all(REASON_HELP[reason] in caught.value.advice for reason in known)
+    assert all(REASON_HELP[reason] in resume_advice(caught.value) for reason in known)
 
 
 def test_a_refused_rollout_alone_stops_nothing() -> None:

@@ -1,0 +1,89 @@
+"""Prompts and responses as trainers hold them, in the form that the service takes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markscheme.messages import (
+    MessageError,
+    normal_message,
+    role_of,
+    unsupported_parts,
+    visible,
+)
+from markscheme.schema import Message
+from markscheme.text import replace_invalid
+
+Conversation = str | list[dict[str, Any]]
+"""A text, or messages in their normal form; see `markscheme.messages.normal_message`."""
+
+
+def normal_conversation(given: Any, name: str) -> Conversation:
+    """Return a prompt or response of a trainer as a text or as messages in their normal form.
+
+    Fields without a value are left out. Of a part that is not text only its type stays, so that
+    no image travels between processes or to the service.
+
+    Args:
+        given: A text, or messages with texts, parts, tool calls and results.
+        name: What it is, for errors.
+
+    Raises:
+        MessageError: It is neither, or holds a message that cannot be read.
+    """
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, Sequence):
+        raise MessageError(f"{name}: must be a text or a list of messages")
+    normal = []
+    for number, message in enumerate(given):
+        location = f"{name}[{number}]"
+        role_of(message, location)
+        fields = normal_message(message, location)
+        if isinstance(fields["content"], list):
+            fields["content"] = [_without_media(part) for part in fields["content"]]
+        normal.append({field: value for field, value in fields.items() if value is not None})
+    return normal
+
+
+def check_text_only(conversation: Conversation, name: str) -> None:
+    """Raise `MessageError` if a message has parts that are not text."""
+    for number, message in enumerate(() if isinstance(conversation, str) else conversation):
+        if kinds := unsupported_parts(message):
+            raise MessageError(
+                f"{name}[{number}].content: a part of type {kinds[0]!r}; only text can be used"
+            )
+
+
+def wire_prompt(prompt: Any) -> str | list[Message]:
+    """Return a trainer's prompt in the service's form.
+
+    Raises:
+        MessageError: A message cannot be read, or holds parts that are not text.
+        ValueError: The service does not take it, for example because it is empty.
+    """
+    normal = normal_conversation(prompt, "prompt")
+    check_text_only(normal, "prompt")
+    if isinstance(normal, str):
+        return replace_invalid(normal)
+    return [Message.model_validate(visible(message)) for message in normal]
+
+
+def wire_response(response: Conversation) -> str | list[dict[str, Any]]:
+    """Return a response as the service takes it: a text where that says all, else messages."""
+    if isinstance(response, str):
+        return response
+    if not response:
+        return ""
+    if len(response) == 1 and set(response[0]) <= {"role", "content"}:
+        (message,) = response
+        content = message.get("content", "")
+        if message["role"] == "assistant" and isinstance(content, str):
+            return content
+    return response
+
+
+def _without_media(part: Any) -> dict[str, Any]:
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return {"type": kind if isinstance(kind, str) else "unknown"}
