@@ -6,8 +6,9 @@ from typing import Any
 from markscheme.messages import (
     MessageError,
     normal_message,
+    plain_prompt,
     role_of,
-    unsupported_parts,
+    text_of,
     visible,
 )
 from markscheme.schema import Message
@@ -48,24 +49,19 @@ def normal_conversation(given: Any, name: str) -> Conversation:
 def check_text_only(conversation: Conversation, name: str) -> None:
     """Raise `MessageError` if a message has parts that are not text."""
     for number, message in enumerate(() if isinstance(conversation, str) else conversation):
-        if kinds := unsupported_parts(message):
-            raise MessageError(
-                f"{name}[{number}].content: a part of type {kinds[0]!r}; only text can be used"
-            )
+        text_of(message.get("content"), f"{name}[{number}].content")
 
 
-def wire_prompt(prompt: Any) -> str | list[Message]:
-    """Return a trainer's prompt in the service's form.
+def wire_prompt(prompt: Conversation) -> str | list[Message]:
+    """Return a prompt in the service's form.
 
     Raises:
         MessageError: A message cannot be read, or holds parts that are not text.
-        ValueError: The service does not take it, for example because it is empty.
+        ValueError: The service does not take it.
     """
-    normal = normal_conversation(prompt, "prompt")
-    check_text_only(normal, "prompt")
-    if isinstance(normal, str):
-        return replace_invalid(normal)
-    return [Message.model_validate(visible(message)) for message in normal]
+    if isinstance(prompt, str):
+        return replace_invalid(prompt)
+    return [Message.model_validate(visible(message)) for message in plain_prompt(prompt)]
 
 
 def wire_response(response: Conversation) -> str | list[dict[str, Any]]:

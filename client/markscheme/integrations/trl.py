@@ -7,7 +7,6 @@ does.
 """
 
 import inspect
-import itertools
 import logging
 import random
 import time
@@ -193,7 +192,7 @@ class RubricReward:
             MarkschemeError: The service refuses the request, or stays away too long.
         """
         step = self._call[0] + 1 if trainer_state is None else int(trainer_state.global_step)
-        absent = itertools.repeat(None, len(prompts))
+        absent = [None] * len(prompts)
         own = [
             _row(*columns, truncated=self._truncated(ids))
             for *columns, ids in zip(
