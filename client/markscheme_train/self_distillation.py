@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from markscheme.integrations.conversation import Conversation, text_if_plain
 from markscheme_train.config import TrainConfig
+from markscheme_train.demonstration import fitting, readable
 from markscheme_train.distillation import Head, divergences, entropies
 from markscheme_train.losses import capped_importance, entropy_weight_sums, entropy_weights
-from markscheme_train.reprompt import Prompt, build_teacher_prompt
+from markscheme_train.reprompt import Prompt, build_teacher_prompt, without_thinking
 from markscheme_train.reward import Row, RowScore
 from markscheme_train.routing import TEACHER, Branch, Routes, route
 from markscheme_train.self_teacher import SelfTeacher
@@ -57,11 +59,12 @@ class StudentStates:
 class TeacherContext:
     """What the self-teacher reads for a row, and whether the row learns from it.
 
-    `external` means that the demonstration is the teacher's response, not a sibling's.
+    `demonstration` is a text or the messages of a trajectory. `external` means that it is the
+    teacher's response, not a sibling's.
     """
 
     routed: bool
-    demonstration: str | None
+    demonstration: Conversation | None
     feedback: Sequence[str]
     external: bool
 
@@ -107,12 +110,13 @@ class SelfDistillation:
             )
             for index in range(size):
                 source = routes.demonstrations[index]
+                demonstration: Conversation | None
                 if source is None:
                     demonstration = None
                 elif source == TEACHER:
                     demonstration = external
                 else:
-                    demonstration = rows.rollouts[start + source].text
+                    demonstration = text_if_plain(rows.rollouts[start + source].completion)
                 contexts.append(
                     TeacherContext(
                         self._is_routed(routes, index, feedback[index]),
@@ -156,11 +160,12 @@ class SelfDistillation:
             informed += context.demonstration is not None or bool(context.feedback)
             # A row that is unscored or empty has no token to learn from.
             if context.routed and mask[index].any():
+                demonstration, cut = self._readable(context.demonstration)
                 ids = build_teacher_prompt(
                     self._tokens,
-                    self._cut,
+                    cut,
                     rows.rollouts[first + index].prompt,
-                    context.demonstration,
+                    demonstration,
                     context.feedback,
                     max_tokens=self.config.max_reprompt_length,
                 )
@@ -289,10 +294,27 @@ class SelfDistillation:
         ids: list[int] = rendered["input_ids"]
         return ids
 
+    def _readable(
+        self, demonstration: Conversation | None
+    ) -> tuple[str | None, Callable[[str, int], str]]:
+        """Return a demonstration as text, and what shortens it to a number of tokens."""
+        if demonstration is None or isinstance(demonstration, str):
+            return demonstration, self._cut
+        messages = demonstration
+
+        def cut(_text: str, keep: int) -> str:
+            shorter = fitting(messages, keep, lambda text: len(self._ids(text)))
+            return self._cut(without_thinking(shorter), keep)
+
+        return readable(messages), cut
+
     def _cut(self, text: str, keep: int) -> str:
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"][:keep]
-        shorter: str = self._tokenizer.decode(ids)
+        shorter: str = self._tokenizer.decode(self._ids(text)[:keep])
         return shorter
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
 class BranchNorms:
@@ -338,11 +360,13 @@ def _quantiles(name: str, values: Tensor) -> dict[str, float]:
 
 
 def _best(
-    texts: Sequence[str] | None, scores: Sequence[float | None]
-) -> tuple[str | None, float | None]:
+    responses: Sequence[Conversation] | None, scores: Sequence[float | None]
+) -> tuple[Conversation | None, float | None]:
     """Return the best teacher response and its score, if they were scored."""
     pairs = [
-        (score, text) for text, score in zip(texts or (), scores, strict=False) if score is not None
+        (score, response)
+        for response, score in zip(responses or (), scores, strict=False)
+        if score is not None
     ]
-    score, text = max(pairs, key=lambda pair: pair[0], default=(None, None))
-    return text, score
+    score, response = max(pairs, key=lambda pair: pair[0], default=(None, None))
+    return None if response is None else text_if_plain(response), score

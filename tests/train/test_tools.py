@@ -20,8 +20,7 @@ ASKED = tool_call("population", city="Oslo")
 
 
 def population(city: str) -> str:
-    """
-    Look up how many people live in a city.
+    """Look up how many people live in a city.
 
     Args:
         city: Name of the city.

@@ -64,16 +64,26 @@ def wire_prompt(prompt: Conversation) -> str | list[Message]:
     return [Message.model_validate(visible(message)) for message in plain_prompt(prompt)]
 
 
-def wire_response(response: Conversation) -> str | list[dict[str, Any]]:
-    """Return a response as the service takes it: a text where that says all, else messages."""
+def wire_response(response: Conversation) -> str | list[Message]:
+    """Return a response in the service's form. Raises `ValueError` for one that it does not take."""
+    plain = text_if_plain(response)
+    if isinstance(plain, str):
+        return plain
+    return [Message.model_validate(visible(message)) for message in plain]
+
+
+def text_if_plain(response: Conversation) -> Conversation:
+    """Return the text of a response that is one plain message of the assistant, else the response.
+
+    No message is an empty text.
+    """
     if isinstance(response, str):
         return response
     if not response:
         return ""
     if len(response) == 1 and set(response[0]) <= {"role", "content"}:
-        (message,) = response
-        content = message.get("content", "")
-        if message["role"] == "assistant" and isinstance(content, str):
+        content = response[0].get("content", "")
+        if response[0]["role"] == "assistant" and isinstance(content, str):
             return content
     return response
 

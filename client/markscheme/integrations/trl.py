@@ -244,8 +244,7 @@ class RubricReward:
         if answered is not completions:
             raise ValueError("reward_funcs must list the rubric's reward before where_scored(…)")
         return [
-            None if reward is None else value
-            for reward, value in zip(rewards, values, strict=True)
+            None if reward is None else value for reward, value in zip(rewards, values, strict=True)
         ]
 
     def _score(self, groups: Sequence[Group], step: int) -> ScoreBatch:
