@@ -1,6 +1,84 @@
 """Markscheme's SDK: rubrics and rewards from a Markscheme service."""
 
+from markscheme import errors
 from markscheme.client import AsyncClient, Client
-from markscheme.errors import MarkschemeError
+from markscheme.errors import (
+    AnswerUnreadable,
+    AuthenticationFailed,
+    ClientClosed,
+    Conflict,
+    ConnectionFailed,
+    DeadlineExceeded,
+    InsufficientQuota,
+    InvalidArgument,
+    InvalidRequest,
+    JudgeReplyUnreadable,
+    MarkschemeError,
+    NotFound,
+    ServiceUnavailable,
+    StatusError,
+)
+from markscheme.pagination import AsyncRubricPage, RubricPage
+from markscheme.schema import (
+    Check,
+    Criterion,
+    Group,
+    GroupScore,
+    Lineage,
+    Message,
+    Rollout,
+    RolloutScore,
+    Rubric,
+    RubricRef,
+    Run,
+    ScoreBatch,
+    StudentResponse,
+    TeacherEntry,
+    TeacherResponse,
+    UsageReport,
+    VerdictView,
+)
+from markscheme.vocabulary import UnscoredReason
 
-__all__ = ["AsyncClient", "Client", "MarkschemeError"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnswerUnreadable",
+    "AsyncClient",
+    "AsyncRubricPage",
+    "AuthenticationFailed",
+    "Check",
+    "Client",
+    "ClientClosed",
+    "Conflict",
+    "ConnectionFailed",
+    "Criterion",
+    "DeadlineExceeded",
+    "Group",
+    "GroupScore",
+    "InsufficientQuota",
+    "InvalidArgument",
+    "InvalidRequest",
+    "JudgeReplyUnreadable",
+    "Lineage",
+    "MarkschemeError",
+    "Message",
+    "NotFound",
+    "Rollout",
+    "RolloutScore",
+    "Rubric",
+    "RubricPage",
+    "RubricRef",
+    "Run",
+    "ScoreBatch",
+    "ServiceUnavailable",
+    "StatusError",
+    "StudentResponse",
+    "TeacherEntry",
+    "TeacherResponse",
+    "UnscoredReason",
+    "UsageReport",
+    "VerdictView",
+    "__version__",
+    "errors",
+]

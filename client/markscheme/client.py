@@ -1,26 +1,39 @@
 """The synchronous and the asynchronous client: the same methods over two transports."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from datetime import date
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from httpx_retries import RetryTransport
-from pydantic_core import from_json
 
 from markscheme import protocol, requests
-from markscheme.deadline import Deadline
-from markscheme.errors import ConnectionFailed
-from markscheme.exchange import LOSSES_HEADER, Exported, decode_losses
+from markscheme.connection import DEFAULT_URL, NOT_GIVEN, Connection
+from markscheme.errors import InvalidArgument
+from markscheme.exchange import Exported
+from markscheme.pagination import AsyncRubricPage, AsyncRubricPages, RubricPage
 from markscheme.protocol import (
+    MAX_RETRIES,
+    Answer,
+    Call,
     CriterionLike,
     GroupLike,
-    Model,
     PromptLike,
+    RubricLike,
     StudentLike,
+    TeacherAnswerLike,
     TeacherLike,
 )
 from markscheme.schema import (
@@ -28,7 +41,6 @@ from markscheme.schema import (
     Lineage,
     Rubric,
     RubricImported,
-    RubricList,
     Run,
     ScoreBatch,
     TeacherBankChange,
@@ -36,7 +48,7 @@ from markscheme.schema import (
     TeachResult,
     UsageReport,
 )
-from markscheme.transport import AsyncDeadlineTransport, DeadlineTransport
+from markscheme.transport import AsyncConnections, Connections
 from markscheme.vocabulary import (
     Category,
     ExchangeFormat,
@@ -46,18 +58,21 @@ from markscheme.vocabulary import (
     Thinking,
     UsageKey,
     VerifyMode,
+    View,
     Visibility,
 )
 
-OnGroup = Callable[[GroupScore], None]
-DEFAULT_URL = "http://127.0.0.1:8321"
-"""Where `markscheme serve` listens by default."""
+__all__ = ["DEFAULT_URL", "AsyncClient", "Client"]
+
+OnGroup = Callable[[GroupScore], object]
+AsyncOnGroup = Callable[[GroupScore], Awaitable[object] | object]
 
 
-class Client:
-    """A connection to the service at `base_url`.
+class Client(Connection[Connections]):
+    """A connection to the service.
 
-    Safe to share between threads. Close it, or use it as a context manager.
+    Safe to share between threads, to copy and to pickle (the key is then in the pickle); forked
+    processes open connections of their own. Close it, or use it as a context manager.
 
     Methods that ask a judge or a teacher take `deadline_s`, the seconds for the whole call, retries
     included: the service is told how much is left, and `DeadlineExceeded` is raised if there is no
@@ -65,34 +80,68 @@ class Client:
     the service's judges; the default is the service's.
 
     Every method raises the errors of `markscheme.errors`. Failed connections, 429 and 5xx are
-    retried twice first.
+    retried first. Where an id of a rubric is expected, the rubric itself will do.
 
     Args:
-        base_url: Address of the service, such as `http://127.0.0.1:8321`.
-        api_key: Your team's API key; a service without keys needs none.
+        base_url: Address of the service, with or without `/v1`. Default: `MARKSCHEME_URL`, else
+            `http://127.0.0.1:8321`.
+        api_key: Your team's API key; a service without keys needs none. Default:
+            `MARKSCHEME_API_KEY`; an empty text sends none.
+        timeout: Seconds to wait for a connection, and for each piece of an answer; `None` for no
+            limit, or an `httpx.Timeout`. Default: 5 s, and 60 s or, for `induce` and `teach`,
+            630 s.
+        max_retries: Attempts after the first.
+        default_headers: Headers of every request; they replace the client's own.
+        http_client: An httpx client to send the requests with: proxies, certificates, transports.
+            It is closed with this one, and keeps this one from being pickled.
 
     Example:
-        with Client("http://127.0.0.1:8321") as client:
+        with Client() as client:
             batch = client.score(
                 [
                     {
-                        "id": "g1",
                         "prompt": "Describe a tree without commas.",
                         "teacher_responses": ["A tall oak stands alone here"],
-                        "rollouts": [{"id": "r1", "text": "A green tree"}],
+                        "rollouts": ["A green tree", "A tree, tall and green"],
                     }
                 ]
             )
-            print(batch.groups[0].rollouts[0].reward)  # 0 to 1, or None with a reason
+            print(batch.rewards)  # a list a group: 0 to 1, or None with a reason
     """
 
-    def __init__(self, base_url: str, api_key: str | None = None) -> None:
-        self.base_url = base_url.rstrip("/")
-        self._http = httpx.Client(
-            base_url=self.base_url,
-            headers=protocol.headers(api_key),
-            timeout=protocol.TIMEOUT,
-            transport=RetryTransport(DeadlineTransport()),
+    def __init__(
+        self,
+        base_url: str | httpx.URL | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float | httpx.Timeout | None = NOT_GIVEN,
+        max_retries: int = MAX_RETRIES,
+        default_headers: Mapping[str, str] | None = None,
+        http_client: httpx.Client | None = None,
+    ) -> None:
+        if not isinstance(http_client, httpx.Client | None):
+            raise InvalidArgument("http_client", "must be an httpx.Client")
+        super().__init__(
+            Connections(http_client), base_url, api_key, timeout, max_retries, default_headers
+        )
+
+    def with_options(
+        self,
+        *,
+        base_url: str | httpx.URL | None = None,
+        api_key: str | None = None,
+        timeout: float | httpx.Timeout | None = NOT_GIVEN,
+        max_retries: int | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        http_client: httpx.Client | None = None,
+    ) -> Self:
+        """Return a client with other options on the same connections; closing one closes both.
+
+        What is left out stays; `default_headers` are added to those that are there.
+        """
+        connections = None if http_client is None else Connections(http_client)
+        return self._copy_with(
+            connections, base_url, api_key, timeout, max_retries, default_headers
         )
 
     def induce(
@@ -100,7 +149,7 @@ class Client:
         prompt: PromptLike,
         *,
         student_responses: Sequence[StudentLike],
-        teacher_responses: Sequence[str] | None = None,
+        teacher_responses: Sequence[TeacherAnswerLike] | None = None,
         reuse: ReusePolicy = "if_fresh",
         tags: Sequence[str] = (),
         judge: str | None = None,
@@ -108,13 +157,14 @@ class Client:
         rubricator: str | None = None,
         thinking: Thinking = "auto",
         reuse_scope: ReuseScope | None = None,
+        view: View | None = None,
         deadline_s: float | None = None,
     ) -> Rubric:
         """Return the rubric for a prompt: induced from the responses, or reused.
 
         Args:
             prompt: A string or chat messages.
-            student_responses: Rollouts to contrast, 1 to 256.
+            student_responses: Rollouts to contrast, 1 to 256: texts, or lists of messages.
             teacher_responses: Responses to contrast them with; default: the teacher bank's.
             reuse: `always_new` induces unless these very responses were contrasted before;
                 `if_fresh` reuses a rubric while it still separates rollouts; `frozen` never
@@ -127,9 +177,9 @@ class Client:
             reuse_scope: Reuse rubrics of your team (`own`), also those shared with it
                 (`shared`), or also the organisation's. Default: the team's setting; without
                 one, `own` where there are teacher responses.
+            view: What of a trajectory the criteria are about; see `score`.
             deadline_s: Seconds for the whole call.
         """
-        deadline = Deadline.after(deadline_s)
         call = requests.induce(
             prompt,
             student_responses,
@@ -141,8 +191,10 @@ class Client:
             rubricator,
             thinking,
             reuse_scope,
+            view,
+            deadline_s,
         )
-        return self._request_model(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
+        return self._send(call)
 
     def create_rubric(
         self, prompt: PromptLike, criteria: Sequence[CriterionLike], *, tags: Sequence[str] = ()
@@ -154,15 +206,15 @@ class Client:
             criteria: Texts with points; ids are numbered if left out.
             tags: Up to 32 tags.
         """
-        return self._request_model(requests.create_rubric(prompt, criteria, tags), Rubric)
+        return self._send(requests.create_rubric(prompt, criteria, tags))
 
-    def rubric(self, rubric_id: str) -> Rubric:
+    def rubric(self, rubric_id: RubricLike) -> Rubric:
         """Return a rubric by id. Raises `NotFound`."""
-        return self._request_model(requests.rubric(rubric_id), Rubric)
+        return self._send(requests.rubric(rubric_id))
 
     def fork_rubric(
         self,
-        rubric_id: str,
+        rubric_id: RubricLike,
         criteria: Sequence[CriterionLike] | None = None,
         *,
         tags: Sequence[str] | None = None,
@@ -174,11 +226,11 @@ class Client:
             criteria: The new criteria; default: unchanged.
             tags: The new tags; default: unchanged.
         """
-        return self._request_model(requests.fork_rubric(rubric_id, criteria, tags), Rubric)
+        return self._send(requests.fork_rubric(rubric_id, criteria, tags))
 
     def change_rubric(
         self,
-        rubric_id: str,
+        rubric_id: RubricLike,
         *,
         visibility: Visibility | None = None,
         shared_with: Sequence[str] | None = None,
@@ -194,9 +246,7 @@ class Client:
             tags: All its tags.
             retired: Whether groups stop getting it.
         """
-        return self._request_model(
-            requests.change_rubric(rubric_id, visibility, shared_with, tags, retired), Rubric
-        )
+        return self._send(requests.change_rubric(rubric_id, visibility, shared_with, tags, retired))
 
     def import_rubric(
         self,
@@ -217,12 +267,10 @@ class Client:
             allow_loss: Drop what cannot be held and list it in `losses`; otherwise it raises
                 `InvalidRequest`.
         """
-        return self._request_model(
-            requests.import_rubric(content, format, prompt, tags, allow_loss), RubricImported
-        )
+        return self._send(requests.import_rubric(content, format, prompt, tags, allow_loss))
 
     def export_rubric(
-        self, rubric_id: str, format: ExchangeFormat = "native", *, allow_loss: bool = False
+        self, rubric_id: RubricLike, format: ExchangeFormat = "native", *, allow_loss: bool = False
     ) -> Exported:
         """Return a rubric in another format.
 
@@ -232,11 +280,11 @@ class Client:
             allow_loss: Drop what the format cannot hold and list it in `losses`; otherwise it
                 raises `InvalidRequest`.
         """
-        return _exported(self._request(requests.export_rubric(rubric_id, format, allow_loss)))
+        return self._send(requests.export_rubric(rubric_id, format, allow_loss))
 
     def rubrics(
         self,
-        prompt: str | None = None,
+        prompt: PromptLike | None = None,
         *,
         prompt_key: str | None = None,
         text: str | None = None,
@@ -250,14 +298,14 @@ class Client:
         retired: bool | None = None,
         limit: int = 20,
         after: str | None = None,
-    ) -> RubricList:
+    ) -> RubricPage:
         """Return a page of the rubrics that your team may see, newest first.
 
-        All filters must match.
+        All filters must match. Iterate over the page to get the rubrics of all pages.
 
         Args:
-            prompt: Exact text of the prompt.
-            prompt_key: Its key, for prompts that are chat messages.
+            prompt: The prompt, a string or chat messages.
+            prompt_key: Its key, where the prompt is not at hand.
             text: Words of the prompt and the criteria.
             tags: Tags that the rubric must all have.
             category: Category of at least one criterion.
@@ -271,40 +319,40 @@ class Client:
             limit: Page size, 1 to 100.
             after: Id of the last rubric of the previous page.
         """
-        return self._request_model(
-            requests.rubrics(
-                prompt=prompt,
-                prompt_key=prompt_key,
-                text=text,
-                tag=list(tags),
-                category=category,
-                team=team,
-                teacher_model=teacher_model,
-                rubricator=rubricator,
-                origin=origin,
-                min_quality=min_quality,
-                retired=retired,
-                limit=limit,
-                after=after,
-            ),
-            RubricList,
+        return self._rubric_page(
+            after,
+            prompt=prompt,
+            prompt_key=prompt_key,
+            text=text,
+            tags=tags,
+            category=category,
+            team=team,
+            teacher_model=teacher_model,
+            rubricator=rubricator,
+            origin=origin,
+            min_quality=min_quality,
+            retired=retired,
+            limit=limit,
         )
 
-    def lineage(self, rubric_id: str) -> Lineage:
+    def _rubric_page(self, after: str | None, **filters: Any) -> RubricPage:
+        page = self._send(requests.rubrics(RubricPage, after=after, **filters))
+        page._fetch_after = partial(self._rubric_page, **filters)
+        return page
+
+    def lineage(self, rubric_id: RubricLike) -> Lineage:
         """Return what a rubric was made from, and what it led to."""
-        return self._request_model(requests.lineage(rubric_id), Lineage)
+        return self._send(requests.lineage(rubric_id))
 
     def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
         """Store responses in the teacher bank; those it holds already are left alone."""
-        return self._request_model(requests.save_teacher_responses(entries), TeacherBankChange)
+        return self._send(requests.save_teacher_responses(entries))
 
     def teacher_responses(
-        self, prompt: str | None = None, *, prompt_key: str | None = None
+        self, prompt: PromptLike | None = None, *, prompt_key: str | None = None
     ) -> TeacherResponseList:
-        """Return the bank's responses to a prompt, given by its text or its key."""
-        return self._request_model(
-            requests.teacher_responses(prompt, prompt_key), TeacherResponseList
-        )
+        """Return the bank's responses to a prompt, given by itself or by its key."""
+        return self._send(requests.teacher_responses(prompt, prompt_key))
 
     def teach(
         self, prompt: PromptLike, count: int = 1, *, deadline_s: float | None = None
@@ -316,51 +364,54 @@ class Client:
             count: Responses that the bank should hold, 1 to 16.
             deadline_s: Seconds for the whole call.
         """
-        return self._request_model(
-            requests.teach(prompt, count),
-            TeachResult,
-            protocol.INDUCE_TIMEOUT,
-            Deadline.after(deadline_s),
-        )
+        return self._send(requests.teach(prompt, count, deadline_s))
 
     def score(
         self,
-        groups: Sequence[GroupLike],
+        groups: Iterable[GroupLike],
         *,
         reuse: ReusePolicy = "if_fresh",
         verify: VerifyMode = "rollout",
         score_teachers: bool = False,
         ask_teacher: int = 0,
-        run: Run | None = None,
+        run: Run | Mapping[str, Any] | None = None,
         on_group: OnGroup | None = None,
         judge: str | None = None,
         teacher_model: str | None = None,
         rubricator: str | None = None,
         thinking: Thinking = "auto",
         reuse_scope: ReuseScope | None = None,
+        view: View | None = None,
         deadline_s: float | None = None,
     ) -> ScoreBatch:
         """Score groups of rollouts. A reward that is not known is `None`, with a reason.
 
         Args:
-            groups: Prompts with their rollouts; ids are yours.
+            groups: Prompts with their rollouts. A rollout is a text, a list of messages, or either
+                with an `id` and whether it was `truncated`. Groups and rollouts without ids are
+                called `g0`, `g1`, … and `r0`, `r1`, …; answers are in the order sent.
             reuse: Which rubrics may be reused; see `induce`.
             verify: `rollout` judges each rollout alone, `group` all of a group in one call.
             score_teachers: Also score the teacher responses.
             ask_teacher: Responses to sample from the service's teacher where a new rubric has
                 none, 0 to 16.
             run: Training run and step; a re-sent step gets the same rubrics.
-            on_group: Called with each group as soon as it is scored.
+            on_group: Called with each group as soon as it is scored; `AsyncClient` awaits it if it
+                is async.
             judge: The judge to ask.
             teacher_model: See `induce`.
             rubricator: See `induce`.
             thinking: What is judged of a rollout. `auto` drops a thought that the rollout opens
                 itself, `strip` one that the chat template opened, `keep` nothing.
             reuse_scope: See `induce`.
+            view: What of a trajectory is judged: `reply`, the assistant's last text; `assistant`,
+                all its texts; `full`, also tool calls and their results. Default: as the rubric
+                says, else as the judge is set.
             deadline_s: Seconds for the whole call.
         """
-        deadline = Deadline.after(deadline_s)
-        call, order = requests.score(
+        if inspect.iscoroutinefunction(on_group):
+            raise InvalidArgument("on_group", "must not be async; AsyncClient awaits it")
+        call, reader = requests.score(
             groups,
             reuse,
             verify,
@@ -372,22 +423,17 @@ class Client:
             rubricator,
             thinking,
             reuse_scope,
+            view,
+            deadline_s,
         )
-        # NDJSON: groups arrive as they are judged, with heartbeats while nothing is ready.
-        reader = protocol.BatchReader(order, deadline)
+        http = self._connections.http()
         with (
-            self._translated_errors(deadline),
-            self._http.stream(
-                call.method,
-                call.path,
-                json=call.json,
-                headers=call.headers,
-                extensions=call.extensions(deadline),
-            ) as response,
+            self._translated_errors(call),
+            http.stream(**self._request_options(call)) as response,
         ):
             if not response.is_success:
                 response.read()
-                protocol.raise_for_status(response)
+                call.read(response)
             for line in protocol.response_lines(response.iter_bytes()):
                 group = reader.line(line)
                 if group is not None and on_group is not None:
@@ -413,44 +459,24 @@ class Client:
             until: Day after the last one (UTC).
             team: One team's usage only.
         """
-        return self._request_model(requests.usage(group_by, since, until, team), UsageReport)
+        return self._send(requests.usage(group_by, since, until, team))
 
-    def _request_model(
-        self,
-        call: protocol.Call,
-        model: type[Model],
-        timeout: httpx.Timeout = protocol.TIMEOUT,
-        deadline: Deadline | None = None,
-    ) -> Model:
-        return protocol.read(self._request(call, timeout, deadline), model)
-
-    def _request(
-        self,
-        call: protocol.Call,
-        timeout: httpx.Timeout = protocol.TIMEOUT,
-        deadline: Deadline | None = None,
-    ) -> httpx.Response:
-        with self._translated_errors(deadline):
-            return self._http.request(
-                call.method,
-                call.path,
-                json=call.json,
-                params=call.params,
-                timeout=timeout,
-                headers=call.headers,
-                extensions=call.extensions(deadline),
-            )
+    def _send(self, call: Call[Answer]) -> Answer:
+        http = self._connections.http()
+        with self._translated_errors(call):
+            response = http.request(**self._request_options(call))
+        return call.read(response)
 
     @contextmanager
-    def _translated_errors(self, deadline: Deadline | None) -> Iterator[None]:
+    def _translated_errors(self, call: Call[Any]) -> Iterator[None]:
         try:
             yield
         except httpx.RequestError as error:
-            raise protocol.connection_error(self.base_url, error, deadline) from error
+            raise protocol.connection_error(self._shown_url, error, call.deadline) from error
 
     def close(self) -> None:
-        """Close all connections."""
-        self._http.close()
+        """Close all connections, also those of its `with_options` copies."""
+        self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -464,16 +490,42 @@ class Client:
         self.close()
 
 
-class AsyncClient:
-    """`Client` for asyncio: the same methods, awaited."""
+class AsyncClient(Connection[AsyncConnections]):
+    """`Client` for asyncio: the same methods, awaited.
 
-    def __init__(self, base_url: str, api_key: str | None = None) -> None:
-        self.base_url = base_url.rstrip("/")
-        self._http = httpx.AsyncClient(
-            base_url=self.base_url,
-            headers=protocol.headers(api_key),
-            timeout=protocol.TIMEOUT,
-            transport=RetryTransport(AsyncDeadlineTransport()),
+    Each event loop has connections of its own: one client serves several `asyncio.run`.
+    """
+
+    def __init__(
+        self,
+        base_url: str | httpx.URL | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float | httpx.Timeout | None = NOT_GIVEN,
+        max_retries: int = MAX_RETRIES,
+        default_headers: Mapping[str, str] | None = None,
+        http_client: httpx.AsyncClient | None = None,
+    ) -> None:
+        if not isinstance(http_client, httpx.AsyncClient | None):
+            raise InvalidArgument("http_client", "must be an httpx.AsyncClient")
+        super().__init__(
+            AsyncConnections(http_client), base_url, api_key, timeout, max_retries, default_headers
+        )
+
+    def with_options(
+        self,
+        *,
+        base_url: str | httpx.URL | None = None,
+        api_key: str | None = None,
+        timeout: float | httpx.Timeout | None = NOT_GIVEN,
+        max_retries: int | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        http_client: httpx.AsyncClient | None = None,
+    ) -> Self:
+        """Return a client with other options; see `Client.with_options`."""
+        connections = None if http_client is None else AsyncConnections(http_client)
+        return self._copy_with(
+            connections, base_url, api_key, timeout, max_retries, default_headers
         )
 
     async def induce(
@@ -481,7 +533,7 @@ class AsyncClient:
         prompt: PromptLike,
         *,
         student_responses: Sequence[StudentLike],
-        teacher_responses: Sequence[str] | None = None,
+        teacher_responses: Sequence[TeacherAnswerLike] | None = None,
         reuse: ReusePolicy = "if_fresh",
         tags: Sequence[str] = (),
         judge: str | None = None,
@@ -489,10 +541,10 @@ class AsyncClient:
         rubricator: str | None = None,
         thinking: Thinking = "auto",
         reuse_scope: ReuseScope | None = None,
+        view: View | None = None,
         deadline_s: float | None = None,
     ) -> Rubric:
         """Return the rubric for a prompt; see `Client.induce`."""
-        deadline = Deadline.after(deadline_s)
         call = requests.induce(
             prompt,
             student_responses,
@@ -504,32 +556,34 @@ class AsyncClient:
             rubricator,
             thinking,
             reuse_scope,
+            view,
+            deadline_s,
         )
-        return await self._request_model(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
+        return await self._send(call)
 
     async def create_rubric(
         self, prompt: PromptLike, criteria: Sequence[CriterionLike], *, tags: Sequence[str] = ()
     ) -> Rubric:
         """Store a rubric of your own; see `Client.create_rubric`."""
-        return await self._request_model(requests.create_rubric(prompt, criteria, tags), Rubric)
+        return await self._send(requests.create_rubric(prompt, criteria, tags))
 
-    async def rubric(self, rubric_id: str) -> Rubric:
+    async def rubric(self, rubric_id: RubricLike) -> Rubric:
         """Return a rubric by id; see `Client.rubric`."""
-        return await self._request_model(requests.rubric(rubric_id), Rubric)
+        return await self._send(requests.rubric(rubric_id))
 
     async def fork_rubric(
         self,
-        rubric_id: str,
+        rubric_id: RubricLike,
         criteria: Sequence[CriterionLike] | None = None,
         *,
         tags: Sequence[str] | None = None,
     ) -> Rubric:
         """Store a new version of a rubric; see `Client.fork_rubric`."""
-        return await self._request_model(requests.fork_rubric(rubric_id, criteria, tags), Rubric)
+        return await self._send(requests.fork_rubric(rubric_id, criteria, tags))
 
     async def change_rubric(
         self,
-        rubric_id: str,
+        rubric_id: RubricLike,
         *,
         visibility: Visibility | None = None,
         shared_with: Sequence[str] | None = None,
@@ -537,8 +591,8 @@ class AsyncClient:
         retired: bool | None = None,
     ) -> Rubric:
         """Share, tag or retire a rubric; see `Client.change_rubric`."""
-        return await self._request_model(
-            requests.change_rubric(rubric_id, visibility, shared_with, tags, retired), Rubric
+        return await self._send(
+            requests.change_rubric(rubric_id, visibility, shared_with, tags, retired)
         )
 
     async def import_rubric(
@@ -551,19 +605,17 @@ class AsyncClient:
         allow_loss: bool = False,
     ) -> RubricImported:
         """Store a rubric that is in another format; see `Client.import_rubric`."""
-        return await self._request_model(
-            requests.import_rubric(content, format, prompt, tags, allow_loss), RubricImported
-        )
+        return await self._send(requests.import_rubric(content, format, prompt, tags, allow_loss))
 
     async def export_rubric(
-        self, rubric_id: str, format: ExchangeFormat = "native", *, allow_loss: bool = False
+        self, rubric_id: RubricLike, format: ExchangeFormat = "native", *, allow_loss: bool = False
     ) -> Exported:
         """Return a rubric in another format; see `Client.export_rubric`."""
-        return _exported(await self._request(requests.export_rubric(rubric_id, format, allow_loss)))
+        return await self._send(requests.export_rubric(rubric_id, format, allow_loss))
 
-    async def rubrics(
+    def rubrics(
         self,
-        prompt: str | None = None,
+        prompt: PromptLike | None = None,
         *,
         prompt_key: str | None = None,
         text: str | None = None,
@@ -577,76 +629,74 @@ class AsyncClient:
         retired: bool | None = None,
         limit: int = 20,
         after: str | None = None,
-    ) -> RubricList:
-        """Return a page of rubrics; see `Client.rubrics`."""
-        return await self._request_model(
-            requests.rubrics(
-                prompt=prompt,
-                prompt_key=prompt_key,
-                text=text,
-                tag=list(tags),
-                category=category,
-                team=team,
-                teacher_model=teacher_model,
-                rubricator=rubricator,
-                origin=origin,
-                min_quality=min_quality,
-                retired=retired,
-                limit=limit,
-                after=after,
-            ),
-            RubricList,
-        )
+    ) -> AsyncRubricPages:
+        """Return rubrics: `async for rubric in client.rubrics()`, or await it for one page.
 
-    async def lineage(self, rubric_id: str) -> Lineage:
+        See `Client.rubrics`.
+        """
+        fetch = partial(
+            self._rubric_page,
+            after,
+            prompt=prompt,
+            prompt_key=prompt_key,
+            text=text,
+            tags=tags,
+            category=category,
+            team=team,
+            teacher_model=teacher_model,
+            rubricator=rubricator,
+            origin=origin,
+            min_quality=min_quality,
+            retired=retired,
+            limit=limit,
+        )
+        return AsyncRubricPages(fetch)
+
+    async def _rubric_page(self, after: str | None, **filters: Any) -> AsyncRubricPage:
+        page = await self._send(requests.rubrics(AsyncRubricPage, after=after, **filters))
+        page._fetch_after = partial(self._rubric_page, **filters)
+        return page
+
+    async def lineage(self, rubric_id: RubricLike) -> Lineage:
         """Return the lineage of a rubric; see `Client.lineage`."""
-        return await self._request_model(requests.lineage(rubric_id), Lineage)
+        return await self._send(requests.lineage(rubric_id))
 
     async def save_teacher_responses(self, entries: Sequence[TeacherLike]) -> TeacherBankChange:
         """Store teacher responses; see `Client.save_teacher_responses`."""
-        return await self._request_model(
-            requests.save_teacher_responses(entries), TeacherBankChange
-        )
+        return await self._send(requests.save_teacher_responses(entries))
 
     async def teacher_responses(
-        self, prompt: str | None = None, *, prompt_key: str | None = None
+        self, prompt: PromptLike | None = None, *, prompt_key: str | None = None
     ) -> TeacherResponseList:
         """Return the bank's responses to a prompt; see `Client.teacher_responses`."""
-        return await self._request_model(
-            requests.teacher_responses(prompt, prompt_key), TeacherResponseList
-        )
+        return await self._send(requests.teacher_responses(prompt, prompt_key))
 
     async def teach(
         self, prompt: PromptLike, count: int = 1, *, deadline_s: float | None = None
     ) -> TeachResult:
         """Have the service sample its teacher; see `Client.teach`."""
-        return await self._request_model(
-            requests.teach(prompt, count),
-            TeachResult,
-            protocol.INDUCE_TIMEOUT,
-            Deadline.after(deadline_s),
-        )
+        return await self._send(requests.teach(prompt, count, deadline_s))
 
     async def score(
         self,
-        groups: Sequence[GroupLike],
+        groups: Iterable[GroupLike],
         *,
         reuse: ReusePolicy = "if_fresh",
         verify: VerifyMode = "rollout",
         score_teachers: bool = False,
         ask_teacher: int = 0,
-        run: Run | None = None,
-        on_group: OnGroup | None = None,
+        run: Run | Mapping[str, Any] | None = None,
+        on_group: AsyncOnGroup | None = None,
         judge: str | None = None,
         teacher_model: str | None = None,
         rubricator: str | None = None,
         thinking: Thinking = "auto",
         reuse_scope: ReuseScope | None = None,
+        view: View | None = None,
         deadline_s: float | None = None,
     ) -> ScoreBatch:
         """Score groups of rollouts; see `Client.score`."""
-        deadline = Deadline.after(deadline_s)
-        call, order = requests.score(
+        call, reader = requests.score(
             groups,
             reuse,
             verify,
@@ -658,25 +708,23 @@ class AsyncClient:
             rubricator,
             thinking,
             reuse_scope,
+            view,
+            deadline_s,
         )
-        reader = protocol.BatchReader(order, deadline)
+        http = self._connections.http()
         async with (
-            self._translated_errors(deadline),
-            self._http.stream(
-                call.method,
-                call.path,
-                json=call.json,
-                headers=call.headers,
-                extensions=call.extensions(deadline),
-            ) as response,
+            self._translated_errors(call),
+            http.stream(**self._request_options(call)) as response,
         ):
             if not response.is_success:
                 await response.aread()
-                protocol.raise_for_status(response)
+                call.read(response)
             async for line in protocol.response_lines_async(response.aiter_bytes()):
                 group = reader.line(line)
                 if group is not None and on_group is not None:
-                    on_group(group)
+                    returned = on_group(group)
+                    if inspect.isawaitable(returned):
+                        await returned
         return reader.batch()
 
     async def usage(
@@ -688,51 +736,32 @@ class AsyncClient:
         team: str | None = None,
     ) -> UsageReport:
         """Return what judging cost; see `Client.usage`."""
-        return await self._request_model(requests.usage(group_by, since, until, team), UsageReport)
+        return await self._send(requests.usage(group_by, since, until, team))
 
-    async def _request_model(
-        self,
-        call: protocol.Call,
-        model: type[Model],
-        timeout: httpx.Timeout = protocol.TIMEOUT,
-        deadline: Deadline | None = None,
-    ) -> Model:
-        return protocol.read(await self._request(call, timeout, deadline), model)
-
-    async def _request(
-        self,
-        call: protocol.Call,
-        timeout: httpx.Timeout = protocol.TIMEOUT,
-        deadline: Deadline | None = None,
-    ) -> httpx.Response:
-        async with self._translated_errors(deadline):
-            return await self._http.request(
-                call.method,
-                call.path,
-                json=call.json,
-                params=call.params,
-                timeout=timeout,
-                headers=call.headers,
-                extensions=call.extensions(deadline),
-            )
+    async def _send(self, call: Call[Answer]) -> Answer:
+        http = self._connections.http()
+        async with self._translated_errors(call):
+            response = await http.request(**self._request_options(call))
+        return call.read(response)
 
     @asynccontextmanager
-    async def _translated_errors(self, deadline: Deadline | None) -> AsyncIterator[None]:
+    async def _translated_errors(self, call: Call[Any]) -> AsyncIterator[None]:
+        deadline = call.deadline
         try:
             async with asyncio.timeout(
                 deadline.remaining_s if deadline is not None else None
             ) as limit:
                 yield
         except httpx.RequestError as error:
-            raise protocol.connection_error(self.base_url, error, deadline) from error
+            raise protocol.connection_error(self._shown_url, error, deadline) from error
         except TimeoutError as error:
             if deadline is None or not limit.expired():
                 raise  # a timeout of the caller's own, or one that is translated already
             raise deadline.exceeded() from error
 
     async def close(self) -> None:
-        """Close all connections."""
-        await self._http.aclose()
+        """Close all connections, also those of its `with_options` copies."""
+        await self._connections.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -744,15 +773,3 @@ class AsyncClient:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
-
-
-def _exported(response: httpx.Response) -> Exported:
-    """Return an export: JSON of a foreign format, not one of our models."""
-    protocol.raise_for_status(response)
-    try:
-        content = from_json(response.content, allow_inf_nan=False)
-    except ValueError as error:
-        raise ConnectionFailed(
-            "the answer is not JSON: is this a Markscheme service of this version?"
-        ) from error
-    return Exported(content, decode_losses(response.headers.get(LOSSES_HEADER, "")))

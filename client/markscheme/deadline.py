@@ -11,11 +11,21 @@ from typing import Self
 
 import httpx
 
-from markscheme.errors import DeadlineExceeded
+from markscheme.errors import DeadlineExceeded, InvalidArgument
 
 HEADER = "X-Deadline-Ms"
 EXTENSION = "markscheme.deadline"
 """The httpx request extension that carries the deadline to the transport."""
+
+
+def check_seconds(seconds: object, param: str) -> None:
+    """Raise `InvalidArgument` unless `seconds` is a finite number above 0."""
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not (math.isfinite(seconds) and seconds > 0)
+    ):
+        raise InvalidArgument(param, "must be a finite number of seconds above 0")
 
 
 @dataclass(slots=True)
@@ -37,12 +47,11 @@ class Deadline:
     def after(cls, seconds: float | None) -> Self | None:
         """Return a deadline that starts now, or `None` for no limit.
 
-        Raises `ValueError` unless `seconds` is finite and positive.
+        Raises `InvalidArgument` unless `seconds` is a finite number above 0.
         """
         if seconds is None:
             return None
-        if not (math.isfinite(seconds) and seconds > 0):
-            raise ValueError("deadline_s must be a finite number above 0")
+        check_seconds(seconds, "deadline_s")
         return cls(seconds, time.monotonic() + seconds)
 
     @property

@@ -1,6 +1,8 @@
 """The errors that a client call can raise.
 
     MarkschemeError
+    ├── InvalidArgument           an argument cannot be used; nothing was sent; also a ValueError
+    ├── ClientClosed              the client was closed before the call; also a RuntimeError
     ├── ConnectionFailed          the service was not reached, or its answer broke off
     │   ├── AnswerUnreadable      the answer is not what a Markscheme service of this version sends
     │   └── DeadlineExceeded      no answer within the call's deadline_s; also a TimeoutError
@@ -25,6 +27,28 @@ JUDGE_REPLY = "judge_reply"
 
 class MarkschemeError(Exception):
     """Base class of all errors of the SDK."""
+
+
+class InvalidArgument(MarkschemeError, ValueError):
+    """An argument cannot be used; nothing was sent.
+
+    Attributes:
+        param: The argument and the place in it, such as `groups[0].rollouts`.
+        message: What is wrong with it.
+    """
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(f"{param}: {message}" if param else message)
+        self.param = param
+        self.message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Support pickling, as `StatusError` does."""
+        return type(self), (self.param, self.message)
+
+
+class ClientClosed(MarkschemeError, RuntimeError):
+    """The client was closed before the call."""
 
 
 class ConnectionFailed(MarkschemeError):

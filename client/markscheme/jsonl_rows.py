@@ -82,7 +82,15 @@ def check_unicode(value: Any, location: str = "") -> Any:
 
 
 def describe_error(error: ValidationError, value: Any) -> str:
-    """Return what a model says of `value`, with the place: `prompt[2].content: …`.
+    """Return what a model says of `value`, with the place: `prompt[2].content: …`."""
+    place, message = locate_error(error, value)
+    return f"{place}: {message}" if place else message
+
+
+def locate_error(error: ValidationError, value: Any) -> tuple[str, str]:
+    """Return the place of an error, such as `prompt[2].content`, and what a model says of it.
+
+    The place is empty where the error is about `value` as a whole.
 
     Where a field has alternatives, the one that matched deepest is reported; one that failed on the
     value's type alone is left out if another says more.
@@ -100,7 +108,7 @@ def describe_error(error: ValidationError, value: Any) -> str:
     written = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}" for part in location
     ).lstrip(".")
-    return f"{written}: {message}" if written else message
+    return written, message
 
 
 def _text_of_error(each: ErrorDetails) -> str:

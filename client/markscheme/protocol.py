@@ -1,15 +1,25 @@
 """The core of both clients: what to send and how to read the answer. No I/O."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass, field
+from typing import Any, Generic, Self, TypeVar
 
 import httpx
 from httpx_retries import Retry
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from markscheme.deadline import EXTENSION, Deadline
 from markscheme.errors import AnswerUnreadable, ConnectionFailed, StatusError, error_class
+from markscheme.exchange import LOSSES_HEADER, Exported, decode_losses
 from markscheme.jsonl import WHITESPACE, LineError, split_lines, split_lines_async
 from markscheme.schema import (
     Criterion,
@@ -17,6 +27,9 @@ from markscheme.schema import (
     Group,
     GroupScore,
     Message,
+    Rollout,
+    Rubric,
+    RubricRef,
     ScoreBatch,
     ScoreSummary,
     StudentResponse,
@@ -31,16 +44,24 @@ TIMEOUT = httpx.Timeout(connect=5.0, read=60.0, write=60.0, pool=60.0)
 """Seconds. `read` is between two chunks of an answer; a long batch sends heartbeats well within it.
 """
 INDUCE_TIMEOUT = httpx.Timeout(connect=5.0, read=630.0, write=60.0, pool=60.0)
+MAX_RETRIES = 2
+"""Retries of a call by default."""
 MAX_RETRY_WAIT_S = 65.0
 """Total wait between the attempts of a call: a per-minute limit has room again within 61 s."""
 
-PromptLike = str | Sequence[Message | dict[str, str]]
-CriterionLike = Criterion | dict[str, Any]
-GroupLike = Group | dict[str, Any]
-StudentLike = str | StudentResponse | dict[str, Any]
-TeacherLike = TeacherEntry | dict[str, Any]
+MessagesLike = Sequence[Message | Mapping[str, Any]]
+PromptLike = str | MessagesLike
+CriterionLike = Criterion | Mapping[str, Any]
+RolloutLike = str | Rollout | Mapping[str, Any] | MessagesLike
+GroupLike = Group | Mapping[str, Any]
+StudentLike = str | StudentResponse | Mapping[str, Any] | MessagesLike
+TeacherAnswerLike = str | MessagesLike
+TeacherLike = TeacherEntry | Mapping[str, Any]
+RubricLike = str | Rubric | RubricRef
+"""A rubric, or its id."""
 Param = str | float | Sequence[str]
 
+Answer = TypeVar("Answer")
 Model = TypeVar("Model", bound=BaseModel)
 _NOT_MARKSCHEME = "is this a Markscheme service of this version?"
 _KEY_HINT = "pass api_key to the client, or set MARKSCHEME_API_KEY for the commands"
@@ -78,8 +99,13 @@ class DeadlineRetry(Retry):
         return pause_s
 
 
-def retry_policy(*, idempotent: bool = False, deadline: Deadline | None = None) -> Retry:
-    """Return the policy of one call: two retries for errors that may pass.
+def retry_policy(
+    *,
+    idempotent: bool = False,
+    deadline: Deadline | None = None,
+    max_retries: int = MAX_RETRIES,
+) -> Retry:
+    """Return the policy of one call: a few retries for errors that may pass.
 
     These are failed connections, 429 and gateway errors; `Retry-After` is obeyed up to the wait of
     a team that used up its requests per minute. A judge reply that could not be read, also a 502,
@@ -92,14 +118,15 @@ def retry_policy(*, idempotent: bool = False, deadline: Deadline | None = None) 
         idempotent: Whether the call carries that key; then a 409 means that a lost attempt is
             still running, and is retried.
         deadline: The call's deadline.
+        max_retries: Attempts after the first. With more than two the total wait grows as well.
     """
     retry = DeadlineRetry(
-        total=2,
+        total=max_retries,
         backoff_factor=0.5,
         max_backoff_wait=MAX_RETRY_WAIT_S,
         status_forcelist=[429, 502, 503, 504, *([409] if idempotent else [])],
         allowed_methods=["GET", "POST"],
-        total_timeout=MAX_RETRY_WAIT_S,
+        total_timeout=MAX_RETRY_WAIT_S * max(1, max_retries / MAX_RETRIES),
     )
     retry.deadline = deadline
     return retry
@@ -113,35 +140,51 @@ def headers(api_key: str | None) -> dict[str, str]:
 def to_wire(value: Any) -> Any:
     """Return the value as plain data, with NUL and lone surrogates in its strings replaced.
 
-    Model output may hold both.
+    Model output may hold both. Models, mappings, sequences, iterators, and what has `tolist`
+    (NumPy's, pandas' and PyTorch's values) become dictionaries, lists and scalars.
     """
     if isinstance(value, str):
         return replace_invalid(value)
     if isinstance(value, BaseModel):
         return to_wire(value.model_dump(exclude_none=True))
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {k: to_wire(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, bytes | bytearray):
+        return value
+    if isinstance(value, Sequence | Iterator):
         return [to_wire(v) for v in value]
+    if callable(tolist := getattr(value, "tolist", None)):
+        return to_wire(tolist())
     return value
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """One request, ready for either transport."""
+class Call(Generic[Answer]):
+    """One request, ready for either transport.
+
+    Attributes:
+        read: Turns the response into the answer; raises the service's error.
+        timeout: Time limits where the client has none of its own.
+    """
 
     method: str
     path: str
+    read: Callable[[httpx.Response], Answer]
     json: Any = None
     params: Mapping[str, Param] | None = None
-    headers: dict[str, str] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout: httpx.Timeout = field(default_factory=lambda: TIMEOUT)
+    deadline: Deadline | None = None
 
-    def extensions(self, deadline: Deadline | None) -> dict[str, Any]:
+    def extensions(self, max_retries: int) -> dict[str, Any]:
         """Return the httpx extensions of this call: its retry policy and its deadline."""
-        idempotent = self.headers is not None and IDEMPOTENCY_KEY in self.headers
         return {
-            "retry": retry_policy(idempotent=idempotent, deadline=deadline),
-            EXTENSION: deadline,
+            "retry": retry_policy(
+                idempotent=IDEMPOTENCY_KEY in self.headers,
+                deadline=self.deadline,
+                max_retries=max_retries,
+            ),
+            EXTENSION: self.deadline,
         }
 
 
@@ -157,6 +200,16 @@ def read(response: httpx.Response, model: type[Model]) -> Model:
         raise AnswerUnreadable(
             f"the answer is not a {model.__name__}: {_NOT_MARKSCHEME}"
         ) from error
+
+
+def read_export(response: httpx.Response) -> Exported:
+    """Return an export: JSON of a foreign format, not one of our models."""
+    raise_for_status(response)
+    try:
+        content = from_json(response.content, allow_inf_nan=False)
+    except ValueError as error:
+        raise AnswerUnreadable(f"the answer is not JSON: {_NOT_MARKSCHEME}") from error
+    return Exported(content, decode_losses(response.headers.get(LOSSES_HEADER, "")))
 
 
 def raise_for_status(response: httpx.Response) -> None:
@@ -175,7 +228,8 @@ def error_from_response(response: httpx.Response) -> StatusError:
         stated = ErrorBody.model_validate_json(response.content, extra="ignore")
     except ValidationError:
         reason = response.reason_phrase or "with an error"
-        return error_class(status)(f"the service answered {reason}", status=status)
+        hint = f"; {_NOT_MARKSCHEME}" if status < 500 else ""  # above, it is a gateway's own
+        return error_class(status)(f"the service answered {reason}{hint}", status=status)
     code, message = stated.error.code, stated.error.message
     if status == UNAUTHORIZED:
         message += f"; {_KEY_HINT}"

@@ -1,35 +1,53 @@
-"""The calls of the API as data: what each client method sends."""
+"""The calls of the API as data: what each client method sends. Raises `InvalidArgument`."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
+from functools import partial
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 
+from markscheme import arguments
+from markscheme.arguments import rubric_path, validated
+from markscheme.deadline import Deadline
+from markscheme.exchange import Exported
 from markscheme.protocol import (
     IDEMPOTENCY_KEY,
+    INDUCE_TIMEOUT,
     NDJSON,
+    BatchReader,
     Call,
     CriterionLike,
     GroupLike,
+    Model,
     Param,
     PromptLike,
+    RubricLike,
     StudentLike,
+    TeacherAnswerLike,
     TeacherLike,
-    to_wire,
+    raise_for_status,
+    read,
+    read_export,
 )
 from markscheme.schema import (
-    Group,
     InduceRequest,
+    Lineage,
+    Rubric,
     RubricCreate,
     RubricFork,
     RubricImport,
+    RubricImported,
     RubricPatch,
     Run,
     ScoreRequest,
+    TeacherBankChange,
+    TeacherResponseList,
     TeacherResponsesCreate,
     TeachRequest,
+    TeachResult,
+    UsageReport,
 )
 from markscheme.vocabulary import (
     ExchangeFormat,
@@ -42,13 +60,11 @@ from markscheme.vocabulary import (
     Visibility,
 )
 
-_GROUPS: TypeAdapter[list[Group]] = TypeAdapter(list[Group])
-
 
 def induce(
     prompt: PromptLike,
     student_responses: Sequence[StudentLike],
-    teacher_responses: Sequence[str] | None,
+    teacher_responses: Sequence[TeacherAnswerLike] | None,
     reuse: ReusePolicy,
     tags: Sequence[str],
     judge: str | None,
@@ -56,86 +72,75 @@ def induce(
     rubricator: str | None,
     thinking: Thinking,
     reuse_scope: ReuseScope | None,
-    view: View | None = None,
-) -> Call:
+    view: View | None,
+    deadline_s: float | None,
+) -> Call[Rubric]:
     """Build `POST /v1/rubrics:induce`."""
-    body = InduceRequest.model_validate(
-        to_wire(
-            {
-                "prompt": prompt,
-                "student_responses": student_responses,
-                "teacher_responses": teacher_responses,
-                "reuse": reuse,
-                "tags": tags,
-                "judge": judge,
-                "teacher_model": teacher_model,
-                "rubricator": rubricator,
-                "thinking": thinking,
-                "reuse_scope": reuse_scope,
-                "view": view,
-            }
-        )
+    deadline = Deadline.after(deadline_s)
+    body = validated(
+        InduceRequest,
+        {
+            "prompt": prompt,
+            "student_responses": student_responses,
+            "teacher_responses": teacher_responses,
+            "reuse": reuse,
+            "tags": tags,
+            "judge": judge,
+            "teacher_model": teacher_model,
+            "rubricator": rubricator,
+            "thinking": thinking,
+            "reuse_scope": reuse_scope,
+            "view": view,
+        },
     )
     return Call(
         "POST",
         "/v1/rubrics:induce",
-        body.model_dump(mode="json", exclude_none=True),
+        partial(read, model=Rubric),
+        _json(body),
         headers=_new_idempotency_key(),
+        timeout=INDUCE_TIMEOUT,
+        deadline=deadline,
     )
 
 
 def create_rubric(
     prompt: PromptLike, criteria: Sequence[CriterionLike], tags: Sequence[str]
-) -> Call:
+) -> Call[Rubric]:
     """Build `POST /v1/rubrics`."""
-    body = RubricCreate.model_validate(
-        to_wire({"prompt": prompt, "criteria": criteria, "tags": tags})
-    )
-    return Call(
-        "POST",
-        "/v1/rubrics",
-        body.model_dump(mode="json", exclude_none=True),
-        headers=_new_idempotency_key(),
-    )
+    body = validated(RubricCreate, {"prompt": prompt, "criteria": criteria, "tags": tags})
+    return _create("/v1/rubrics", body, Rubric)
 
 
-def rubric(rubric_id: str) -> Call:
+def rubric(rubric: RubricLike) -> Call[Rubric]:
     """Build `GET /v1/rubrics/{id}`."""
-    return Call("GET", f"/v1/rubrics/{rubric_id}")
+    return _get(rubric_path(rubric), Rubric)
 
 
 def fork_rubric(
-    rubric_id: str, criteria: Sequence[CriterionLike] | None, tags: Sequence[str] | None
-) -> Call:
+    rubric: RubricLike, criteria: Sequence[CriterionLike] | None, tags: Sequence[str] | None
+) -> Call[Rubric]:
     """Build `POST /v1/rubrics/{id}:fork`."""
-    body = RubricFork.model_validate(
-        to_wire({"criteria": criteria, "tags": None if tags is None else list(tags)})
-    )
-    return Call(
-        "POST",
-        f"/v1/rubrics/{rubric_id}:fork",
-        body.model_dump(mode="json", exclude_none=True),
-        headers=_new_idempotency_key(),
-    )
+    body = validated(RubricFork, {"criteria": criteria, "tags": tags})
+    return _create(f"{rubric_path(rubric)}:fork", body, Rubric)
 
 
 def change_rubric(
-    rubric_id: str,
+    rubric: RubricLike,
     visibility: Visibility | None,
     shared_with: Sequence[str] | None,
     tags: Sequence[str] | None,
     retired: bool | None,
-) -> Call:
+) -> Call[Rubric]:
     """Build `PATCH /v1/rubrics/{id}`."""
-    body = RubricPatch(
-        visibility=visibility,
-        shared_with=None if shared_with is None else list(shared_with),
-        tags=None if tags is None else list(tags),
-        retired=retired,
-    )
-    return Call(
-        "PATCH", f"/v1/rubrics/{rubric_id}", body.model_dump(mode="json", exclude_none=True)
-    )
+    fields = {
+        "visibility": visibility,
+        "shared_with": shared_with,
+        "tags": tags,
+        "retired": retired,
+    }
+    body = validated(RubricPatch, fields)
+    return Call("PATCH", rubric_path(rubric), partial(read, model=Rubric), _json(body))
 
 
 def import_rubric(
@@ -144,118 +149,157 @@ def import_rubric(
     prompt: PromptLike | None,
     tags: Sequence[str],
     allow_loss: bool,
-) -> Call:
+) -> Call[RubricImported]:
     """Build `POST /v1/rubrics:import`."""
-    body = RubricImport(
-        format=format,
-        content=dict(content),
-        prompt=to_wire(prompt),
-        tags=list(tags),
-        allow_loss=allow_loss,
-    )
-    return Call(
-        "POST", "/v1/rubrics:import", body.model_dump(mode="json"), headers=_new_idempotency_key()
-    )
+    fields = {
+        "format": format,
+        "content": content,
+        "prompt": prompt,
+        "tags": tags,
+        "allow_loss": allow_loss,
+    }
+    return _create("/v1/rubrics:import", validated(RubricImport, fields), RubricImported)
 
 
-def export_rubric(rubric_id: str, format: ExchangeFormat, allow_loss: bool) -> Call:
+def export_rubric(rubric: RubricLike, format: ExchangeFormat, allow_loss: bool) -> Call[Exported]:
     """Build `GET /v1/rubrics/{id}/export`."""
     return Call(
         "GET",
-        f"/v1/rubrics/{rubric_id}/export",
+        f"{rubric_path(rubric)}/export",
+        read_export,
         params={"format": format, "allow_loss": int(allow_loss)},
     )
 
 
-def rubrics(**filters: Param | None) -> Call:
-    """Build `GET /v1/rubrics`; filters that are `None` are left out."""
-    return Call(
-        "GET",
+def rubrics(
+    page: type[Model],
+    prompt: PromptLike | None,
+    prompt_key: str | None,
+    tags: Sequence[str],
+    **filters: Param | None,
+) -> Call[Model]:
+    """Build `GET /v1/rubrics`; `page` is the model of the answer."""
+    return _get(
         "/v1/rubrics",
-        params={name: value for name, value in filters.items() if value is not None},
+        page,
+        prompt_key=arguments.prompt_key(prompt, prompt_key),
+        tag=arguments.names(tags, "tags"),
+        **filters,
     )
 
 
-def lineage(rubric_id: str) -> Call:
+def lineage(rubric: RubricLike) -> Call[Lineage]:
     """Build `GET /v1/rubrics/{id}/lineage`."""
-    return Call("GET", f"/v1/rubrics/{rubric_id}/lineage")
+    return _get(f"{rubric_path(rubric)}/lineage", Lineage)
 
 
 def usage(
     group_by: Sequence[UsageKey], since: date | None, until: date | None, team: str | None
-) -> Call:
+) -> Call[UsageReport]:
     """Build `GET /v1/usage`."""
-    params = {
-        "group_by": ",".join(group_by),
-        "since": since.isoformat() if since else None,
-        "until": until.isoformat() if until else None,
-        "team": team,
-    }
-    return Call(
-        "GET",
+    return _get(
         "/v1/usage",
-        params={name: value for name, value in params.items() if value is not None},
+        UsageReport,
+        group_by=",".join(arguments.names(group_by, "group_by") or ()),
+        since=since.isoformat() if since else None,
+        until=until.isoformat() if until else None,
+        team=team,
     )
 
 
 def score(
-    groups: Sequence[GroupLike],
+    groups: Iterable[GroupLike],
     reuse: ReusePolicy,
     verify: VerifyMode,
     score_teachers: bool,
     ask_teacher: int,
-    run: Run | None,
+    run: Run | Mapping[str, Any] | None,
     judge: str | None,
     teacher_model: str | None,
     rubricator: str | None,
     thinking: Thinking,
     reuse_scope: ReuseScope | None,
-    view: View | None = None,
-) -> tuple[Call, list[str]]:
-    """Build `POST /v1/scores`. Returns the call, and the ids of its groups in order."""
-    body = ScoreRequest(
-        groups=_GROUPS.validate_python(to_wire(list(groups))),
-        reuse=reuse,
-        verify=verify,
-        score_teachers=score_teachers,
-        ask_teacher=ask_teacher,
-        run=run,
-        judge=judge,
-        teacher_model=teacher_model,
-        rubricator=rubricator,
-        thinking=thinking,
-        reuse_scope=reuse_scope,
-        view=view,
+    view: View | None,
+    deadline_s: float | None,
+) -> tuple[Call[None], BatchReader]:
+    """Build `POST /v1/scores`, and the reader that assembles the lines of its answer."""
+    deadline = Deadline.after(deadline_s)
+    body = validated(
+        ScoreRequest,
+        {
+            "groups": arguments.groups(groups),
+            "reuse": reuse,
+            "verify": verify,
+            "score_teachers": score_teachers,
+            "ask_teacher": ask_teacher,
+            "run": run,
+            "judge": judge,
+            "teacher_model": teacher_model,
+            "rubricator": rubricator,
+            "thinking": thinking,
+            "reuse_scope": reuse_scope,
+            "view": view,
+        },
     )
+    # NDJSON: groups arrive as they are judged, with heartbeats while nothing is ready.
     call = Call(
         "POST",
         "/v1/scores",
-        body.model_dump(mode="json", exclude_none=True),
+        raise_for_status,
+        _json(body),
         headers={"Accept": NDJSON},
+        deadline=deadline,
     )
-    return call, [g.id for g in body.groups]
+    return call, BatchReader((g.id for g in body.groups), deadline)
 
 
-def save_teacher_responses(entries: Sequence[TeacherLike]) -> Call:
+def save_teacher_responses(entries: Sequence[TeacherLike]) -> Call[TeacherBankChange]:
     """Build `POST /v1/teacher-responses`."""
-    body = TeacherResponsesCreate.model_validate(to_wire({"entries": list(entries)}))
-    return Call("POST", "/v1/teacher-responses", body.model_dump(mode="json", exclude_none=True))
-
-
-def teacher_responses(prompt: str | None, prompt_key: str | None) -> Call:
-    """Build `GET /v1/teacher-responses`."""
+    body = validated(TeacherResponsesCreate, {"entries": entries})
     return Call(
-        "GET",
-        "/v1/teacher-responses",
-        params={k: v for k, v in (("prompt", prompt), ("prompt_key", prompt_key)) if v is not None},
+        "POST", "/v1/teacher-responses", partial(read, model=TeacherBankChange), _json(body)
     )
 
 
-def teach(prompt: PromptLike, count: int) -> Call:
+def teacher_responses(
+    prompt: PromptLike | None, prompt_key: str | None
+) -> Call[TeacherResponseList]:
+    """Build `GET /v1/teacher-responses`."""
+    return _get(
+        "/v1/teacher-responses",
+        TeacherResponseList,
+        prompt_key=arguments.prompt_key(prompt, prompt_key),
+    )
+
+
+def teach(prompt: PromptLike, count: int, deadline_s: float | None) -> Call[TeachResult]:
     """Build `POST /v1/teacher-responses:sample`."""
-    body = TeachRequest.model_validate(to_wire({"prompt": prompt, "count": count}))
+    deadline = Deadline.after(deadline_s)
+    body = validated(TeachRequest, {"prompt": prompt, "count": count})
     return Call(
-        "POST", "/v1/teacher-responses:sample", body.model_dump(mode="json", exclude_none=True)
+        "POST",
+        "/v1/teacher-responses:sample",
+        partial(read, model=TeachResult),
+        _json(body),
+        timeout=INDUCE_TIMEOUT,
+        deadline=deadline,
+    )
+
+
+def _json(body: BaseModel) -> Any:
+    return body.model_dump(mode="json", exclude_none=True)
+
+
+def _get(path: str, model: type[Model], **params: Param | None) -> Call[Model]:
+    """Build a GET; parameters that are `None` are left out."""
+    given = {name: value for name, value in params.items() if value is not None}
+    return Call("GET", path, partial(read, model=model), params=given)
+
+
+def _create(path: str, body: BaseModel, model: type[Model]) -> Call[Model]:
+    """Build a POST that creates something, once for all its attempts."""
+    return Call(
+        "POST", path, partial(read, model=model), _json(body), headers=_new_idempotency_key()
     )
 
 

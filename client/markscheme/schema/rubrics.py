@@ -1,12 +1,13 @@
 """Rubrics: criteria, provenance, visibility, and how one is made."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints, model_validator
 from pydantic import Tag as Branch
 
 from markscheme.checks import Check
+from markscheme.display import rubric_html, rubrics_html, shorten
 from markscheme.schema.base import (
     MAX_CRITERIA,
     MAX_POINTS,
@@ -86,6 +87,19 @@ class Rubric(Wire):
     created_at: datetime
     retired_at: datetime | None
     provenance: Provenance
+
+    def __repr_args__(self) -> list[tuple[str, Any]]:
+        """Show what tells rubrics apart, not all of it: pydantic's hook for `repr` and `str`."""
+        return [
+            ("id", self.id),
+            ("version", self.version),
+            ("prompt", shorten(self.prompt[-1].text) if self.prompt else ""),
+            ("criteria", len(self.criteria)),
+            ("maximum_score", self.maximum_score),
+        ]
+
+    def _repr_html_(self) -> str:
+        return rubric_html(self)
 
 
 def _check_criteria(criteria: list[Criterion]) -> list[Criterion]:
@@ -170,6 +184,13 @@ class RubricList(Wire):
             "enough, up to yesterday"
         ),
     )
+
+    def __repr_args__(self) -> list[tuple[str, Any]]:
+        """Show the ids only."""
+        return [("data", [rubric.id for rubric in self.data]), ("has_more", self.has_more)]
+
+    def _repr_html_(self) -> str:
+        return rubrics_html(self)
 
 
 ReusedTeacherModel = Annotated[

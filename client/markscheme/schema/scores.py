@@ -1,10 +1,12 @@
 """Scoring a batch: groups of rollouts in, rewards out; an unknown reward is null with a reason."""
 
 from collections import Counter
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 from pydantic import Field, model_validator
 
+from markscheme.display import batch_html, group_html
 from markscheme.schema.base import (
     MAX_ROLLOUTS,
     ErrorDetail,
@@ -32,6 +34,9 @@ from markscheme.vocabulary import (
     VerifyMode,
     View,
 )
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Rollout(Wire):
@@ -145,6 +150,11 @@ class RolloutScore(Wire):
     shown_tokens: int | None = None
     left_out_tokens: int | None = None
 
+    def __repr_args__(self) -> list[tuple[str, Any]]:
+        """Show the reward, or why there is none: pydantic's hook for `repr` and `str`."""
+        reason = [] if self.reason is None else [("reason", self.reason.value)]
+        return [("id", self.id), ("reward", self.reward), *reason]
+
 
 class RubricRef(Wire):
     """The rubric that a group was judged with, and where it came from.
@@ -177,6 +187,23 @@ class GroupScore(Wire):
     teacher: TeacherScore | None
     rollouts: list[RolloutScore]
 
+    @property
+    def rewards(self) -> list[float | None]:
+        """The rewards of the rollouts, in the order sent; `None` where it is not known."""
+        return [rollout.reward for rollout in self.rollouts]
+
+    def __repr_args__(self) -> list[tuple[str, Any]]:
+        """Show the first rewards."""
+        shown: list[Any] = [
+            None if reward is None else round(reward, 3) for reward in self.rewards[:8]
+        ]
+        if len(self.rollouts) > len(shown):
+            shown.append(...)
+        return [("id", self.id), ("status", self.status), ("rewards", shown)]
+
+    def _repr_html_(self) -> str:
+        return group_html(self)
+
 
 class ScoreCounts(Wire):
     """How many rollouts have a reward."""
@@ -187,7 +214,11 @@ class ScoreCounts(Wire):
 
 
 class ScoreBatch(Wire):
-    """The answer of `POST /v1/scores`: every group in the order sent."""
+    """The answer of `POST /v1/scores`: every group in the order sent.
+
+    `batch[0]` and `batch["id"]` are one group; `len(batch)` counts groups, and to iterate over it
+    is to iterate over them.
+    """
 
     object: Literal["score.batch"] = "score.batch"
     groups: list[GroupScore]
@@ -203,6 +234,75 @@ class ScoreBatch(Wire):
             for rollout in group.rollouts
             if rollout.reason is not None
         )
+
+    @property
+    def rewards(self) -> list[list[float | None]]:
+        """The rewards of each group, in the order sent; `None` where one is not known."""
+        return [group.rewards for group in self.groups]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[GroupScore]:  # type: ignore[override]  # pydantic's: fields
+        return iter(self.groups)
+
+    def __contains__(self, group: object) -> bool:
+        return any(group == each.id or group == each for each in self.groups)
+
+    @overload
+    def __getitem__(self, group: str | int) -> GroupScore: ...
+
+    @overload
+    def __getitem__(self, group: slice) -> list[GroupScore]: ...
+
+    def __getitem__(self, group: str | int | slice) -> GroupScore | list[GroupScore]:
+        if not isinstance(group, str):
+            return self.groups[group]
+        for each in self.groups:
+            if each.id == group:
+                return each
+        raise KeyError(group)
+
+    def to_frame(self) -> "DataFrame":
+        """Return a pandas data frame with a row for each rollout.
+
+        Its columns are `group`, `rollout`, `reward` (NaN where it is not known), `reason`,
+        `feedback` and `rubric_id`. Raises `ModuleNotFoundError` without pandas.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "to_frame needs pandas: pip install pandas", name="pandas"
+            ) from error
+        frame = pandas.DataFrame(
+            [
+                (
+                    group.id,
+                    rollout.id,
+                    rollout.reward,
+                    None if rollout.reason is None else rollout.reason.value,
+                    rollout.feedback,
+                    None if group.rubric is None else group.rubric.id,
+                )
+                for group in self.groups
+                for rollout in group.rollouts
+            ],
+            columns=["group", "rollout", "reward", "reason", "feedback", "rubric_id"],
+        )
+        return frame.astype({"reward": "float64"})
+
+    def __repr_args__(self) -> list[tuple[str, Any]]:
+        """Show the counts: pydantic's hook for `repr` and `str`."""
+        return [
+            ("groups", len(self.groups)),
+            ("rollouts", self.counts.rollouts),
+            ("scored", self.counts.scored),
+            *sorted(self.reasons.items()),
+        ]
+
+    def _repr_html_(self) -> str:
+        return batch_html(self)
 
 
 class ScoreSummary(Wire):
