@@ -40,7 +40,9 @@ def launch(script: Path, *arguments: Path, processes: int) -> None:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "GLOO_SOCKET_IFNAME": "lo",
-            "PYTHONPATH": str(script.parent.parent),
+            "PYTHONPATH": os.pathsep.join(
+                [str(script.parent.parent), os.environ.get("PYTHONPATH", "")]
+            ).rstrip(os.pathsep),
         },
     )
     assert finished.returncode == 0, finished.stderr[-3000:]

@@ -65,7 +65,7 @@ def wire_prompt(prompt: Conversation) -> str | list[Message]:
 
 
 def wire_response(response: Conversation) -> str | list[Message]:
-    """Return a response in the service's form. Raises `ValueError` for one that it does not take."""
+    """Return a response in the service's form. Raises `ValueError` for what it does not take."""
     plain = text_if_plain(response)
     if isinstance(plain, str):
         return plain
