@@ -112,6 +112,7 @@ MakerRole = Literal["rubricator", "template", "teacher_model"]
 ResponseRole = Literal["teacher", "student"]
 ExchangeFormat = Literal["native", "ropd", "healthbench", "rar", "verifiers"]
 
+VIEWS: tuple[View, ...] = get_args(View)
 THINKING_MODES: tuple[Thinking, ...] = get_args(Thinking)
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 MAKER_ROLES: tuple[MakerRole, ...] = get_args(MakerRole)

@@ -38,6 +38,7 @@ from pydantic_settings import (
 )
 from sqlalchemy import make_url
 
+from markscheme.vocabulary import View
 from markscheme_server.domain.usage import NANO
 
 BUILTIN = "builtin"
@@ -183,6 +184,11 @@ class JudgeOptions(BaseModel):
     )
     max_response_tokens: int = Field(
         default=8192, ge=16, description="Longest response judged; of a longer one, its end"
+    )
+    view: View | None = Field(
+        default=None,
+        description="What of a trajectory is judged where neither request nor rubric says so: "
+        "reply, assistant or full; default: reply",
     )
     evidence: bool = Field(
         default=False, description="A met criterion needs a quotation from the response"

@@ -1,6 +1,6 @@
 """Convert between wire models and domain objects. No decisions are made here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -8,10 +8,20 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from markscheme import schema
+from markscheme.vocabulary import UnscoredReason
 from markscheme_server.domain.hashing import ChatMessage, messages_of
 from markscheme_server.domain.rubric import Criterion, Rubric, maximum_score
+from markscheme_server.domain.trajectory import (
+    Answer,
+    Response,
+    reply_of,
+    response_of,
+    unsupported_in,
+)
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import Verdict
+from markscheme_server.errors import Unprocessable
+from markscheme_server.store.teachers import TeacherResponse
 from markscheme_server.store.teams import Key, Team
 
 _CHECK: TypeAdapter[Any] = TypeAdapter(schema.Check)
@@ -20,6 +30,74 @@ _CHECK: TypeAdapter[Any] = TypeAdapter(schema.Check)
 def messages(prompt: str | Sequence[schema.Message]) -> list[ChatMessage]:
     """Return a prompt as chat messages."""
     return messages_of(prompt if isinstance(prompt, str) else [m.model_dump() for m in prompt])
+
+
+def text_messages(
+    prompt: str | Sequence[schema.Message], param: str = "prompt"
+) -> tuple[ChatMessage, ...]:
+    """Return a prompt as chat messages. Raises `Unprocessable` for parts that are not text."""
+    found = tuple(messages(prompt))
+    require_text(unsupported_in(found), param)
+    return found
+
+
+def response(response: str | Sequence[schema.Message]) -> Response:
+    """Return a response in its normal form."""
+    if isinstance(response, str):
+        return response
+    return response_of([message.model_dump() for message in response])
+
+
+def said(
+    response: str | Sequence[schema.Message] | schema.Rollout | schema.StudentResponse,
+) -> str | Sequence[schema.Message]:
+    """Return what a response says: its text or its messages."""
+    if isinstance(response, schema.Rollout | schema.StudentResponse):
+        return response.messages if response.messages is not None else response.text or ""
+    return response
+
+
+def text_responses(
+    responses: Sequence[str | Sequence[schema.Message]], param: str
+) -> tuple[Response, ...]:
+    """Return responses in their normal form.
+
+    Raises `Unprocessable` for parts that are not text.
+    """
+    found = tuple(response(each) for each in responses)
+    for number, each in enumerate(found):
+        require_text(Answer(each).unsupported, f"{param}.{number}")
+    return found
+
+
+def require_text(unsupported: Sequence[str], param: str) -> None:
+    """Raise `Unprocessable` if there are parts that are not text."""
+    if unsupported:
+        raise Unprocessable(
+            f"{param}: {not_text(unsupported)}", code=UnscoredReason.NOT_SUPPORTED, param=param
+        )
+
+
+def not_text(unsupported: Sequence[str]) -> str:
+    """Return what to say of parts that are not text."""
+    kinds = ", ".join(repr(kind) for kind in unsupported)
+    return f"judges read text only, and there are parts of type {kinds}"
+
+
+def from_teacher_response(stored: TeacherResponse) -> schema.TeacherResponse:
+    """Return a response of the teacher bank on the wire."""
+    response = stored.response
+    return schema.TeacherResponse(
+        text=response if isinstance(response, str) else reply_of(response),
+        messages=None if isinstance(response, str) else to_schema_messages(response.messages),
+        model=stored.model,
+        created_at=stored.created_at,
+    )
+
+
+def to_schema_messages(found: Sequence[Mapping[str, Any]]) -> list[schema.Message]:
+    """Return chat messages on the wire."""
+    return [schema.Message.model_validate(dict(message)) for message in found]
 
 
 def to_criteria(criteria: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
@@ -59,9 +137,10 @@ def from_rubric(rubric: Rubric) -> schema.Rubric:
         version=rubric.version,
         parent_id=rubric.parent_id,
         prompt_key=rubric.prompt_key,
-        prompt=[schema.Message.model_validate(dict(m)) for m in rubric.prompt],
+        prompt=to_schema_messages(rubric.prompt),
         content_hash=rubric.content_hash,
         criteria=from_criteria(rubric.criteria),
+        view=rubric.view,
         maximum_score=maximum_score(rubric.criteria),
         origin=rubric.origin,
         tags=list(rubric.tags),

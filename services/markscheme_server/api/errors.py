@@ -105,6 +105,7 @@ def judge_error(failure: JudgeFailure) -> ServiceError:
     """
     if failure.reason in (
         UnscoredReason.NO_RUBRIC,
+        UnscoredReason.NOT_SUPPORTED,
         UnscoredReason.TOO_LARGE,
         UnscoredReason.REFUSED,
     ):

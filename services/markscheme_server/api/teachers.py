@@ -19,7 +19,6 @@ from markscheme_server.domain.call_context import CallContext
 from markscheme_server.domain.hashing import messages_of, prompt_key
 from markscheme_server.errors import Unprocessable
 from markscheme_server.judge.base import JudgeFailure
-from markscheme_server.store.teachers import TeacherResponse
 
 router = APIRouter(
     prefix="/v1", route_class=StrictRoute, responses=RESPONSES, tags=["Teacher bank"]
@@ -48,7 +47,9 @@ async def list_teacher_responses(
         )
     key = key or prompt_key(messages_of(prompt or ""))
     found = await services.teachers.list_responses(caller.team, key)
-    return schema.TeacherResponseList(prompt_key=key, data=_to_schema(found))
+    return schema.TeacherResponseList(
+        prompt_key=key, data=[wire.from_teacher_response(each) for each in found]
+    )
 
 
 @router.post("/teacher-responses:sample", summary="Sample teacher responses into the bank")
@@ -60,7 +61,7 @@ async def sample_teacher_responses(
     deadline_ms: DeadlineMs = None,
 ) -> schema.TeachResult:
     """Ask the teacher until the bank holds `count` responses to the prompt."""
-    messages = tuple(wire.messages(payload.prompt))
+    messages = wire.text_messages(payload.prompt)
     context = CallContext(services.scores.deadline(deadline_ms), team=caller.team)
     try:
         sampled = await while_connected(
@@ -70,7 +71,7 @@ async def sample_teacher_responses(
         raise judge_error(failure) from failure
     return schema.TeachResult(
         prompt_key=prompt_key(messages),
-        data=_to_schema(sampled.bank),
+        data=[wire.from_teacher_response(each) for each in sampled.bank],
         added=sampled.added,
         duplicates=sampled.duplicates,
         usage=schema.Usage(
@@ -82,12 +83,3 @@ async def sample_teacher_responses(
             cost_usd=sampled.usage.cost_usd,
         ),
     )
-
-
-def _to_schema(bank: list[TeacherResponse]) -> list[schema.TeacherResponse]:
-    return [
-        schema.TeacherResponse(
-            text=response.text, model=response.model, created_at=response.created_at
-        )
-        for response in bank
-    ]

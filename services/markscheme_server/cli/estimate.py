@@ -14,6 +14,7 @@ from typing import Literal
 from markscheme.plan import TrainingPlan
 from markscheme_server.config import BUILTIN, JudgeSettings, Settings
 from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.trajectory import CHARACTERS_PER_TOKEN
 from markscheme_server.domain.usage import NANO
 from markscheme_server.judge import prompts
 from markscheme_server.judge.base import InductionTask, StudentResponse, VerifyTask
@@ -174,7 +175,7 @@ def _material(
     plan: TrainingPlan,
 ) -> tuple[tuple[dict[str, str], ...], tuple[str, ...], tuple[str, ...]]:
     """Return a prompt, its teacher responses and a group's responses, of the expected lengths."""
-    response = _filler(plan.response_tokens * prompts.CHARACTERS_PER_TOKEN)
+    response = _filler(plan.response_tokens * CHARACTERS_PER_TOKEN)
     return (
         ({"role": "user", "content": _filler(plan.prompt_characters)},),
         (_filler(plan.teacher_characters),) * plan.teacher_responses,
@@ -240,7 +241,7 @@ def _rubric_tokens() -> int:
 
 
 def _tokens(text: str) -> int:
-    return math.ceil(len(text) / prompts.CHARACTERS_PER_TOKEN)
+    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
 
 
 def _json_tokens(value: object) -> int:

@@ -8,16 +8,21 @@ into one without a migration.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from markscheme.messages import same_role, unsupported_parts
 from markscheme.thinking import split_thinking
-from markscheme.vocabulary import Thinking, VerifyMode
+from markscheme.vocabulary import Thinking, VerifyMode, View
 from markscheme_server.domain.rubric import Criterion
 
-ChatMessage = dict[str, str]
-"""`{"role": …, "content": …}`."""
+ChatMessage = dict[str, Any]
+"""`{"role": …, "content": …}`, and of `MESSAGE_FIELDS` those that it has.
+
+`content` is a text; it is a list of parts only where one of them is not text.
+"""
+MESSAGE_FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 
 
 def canonical_json(value: Any) -> str:
@@ -32,18 +37,58 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def messages_of(prompt: str | Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Return a prompt as chat messages; a string becomes one user message."""
+def messages_of(prompt: str | Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
+    """Return a prompt as chat messages; a string becomes one user message.
+
+    Synonyms of roles become one role, and fields that hold nothing are left out.
+    """
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
-    return [{"role": m["role"], "content": m["content"]} for m in prompt]
+    return [
+        {"role": same_role(m["role"]), "content": _content(m.get("content"))}
+        | {name: m[name] for name in MESSAGE_FIELDS if m.get(name)}
+        for m in prompt
+    ]
+
+
+def _content(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content or ""
+    # An image is known by its hash: no judge can read it, so its bytes are not stored.
+    return [
+        {
+            "type": part.get("type"),
+            "sha256": text_key(json.dumps(part, sort_keys=True, default=str)),
+        }
+        if unsupported_parts({"content": [part]})
+        else part
+        for part in content
+    ]
+
+
+def call_text(call: Mapping[str, Any]) -> str:
+    """Return a tool call in words: `NAME(ARGUMENTS)`."""
+    function = call["function"]
+    arguments = function["arguments"]
+    written = arguments if isinstance(arguments, str) else canonical_json(arguments)
+    return f"{function['name']}({written})"
+
+
+def message_text(message: ChatMessage) -> str:
+    """Return the content of a message and its tool calls as one text."""
+    content = message["content"]
+    said = (
+        content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+    )
+    calls = (f"[tool call: {call_text(call)}]" for call in message.get("tool_calls", ()))
+    return "\n".join([*([said] if said or "tool_calls" not in message else []), *calls])
 
 
 def prompt_text(messages: Sequence[ChatMessage]) -> str:
     """Return a prompt as one text: the content of a lone message, else `ROLE: content` blocks."""
     if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n\n".join(f"{m['role'].upper()}: {m['content']}" for m in messages)
+        return message_text(messages[0])
+    return "\n\n".join(f"{m['role'].upper()}: {message_text(m)}" for m in messages)
 
 
 def prompt_key(messages: Sequence[ChatMessage]) -> str:
@@ -68,20 +113,26 @@ def text_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def content_hash(criteria: Sequence[Criterion]) -> str:
+def content_hash(criteria: Sequence[Criterion], view: View | None = None) -> str:
     """Return the hash of what would change a reward, in the order of the rubric."""
-    return digest(
-        [
-            {
-                "id": c.id,
-                "text": c.text,
-                "points": c.points,
-                "category": c.category,
-                "check": dict(c.check) if c.check else None,
-            }
-            for c in criteria
-        ]
-    )
+    listed = [
+        {
+            "id": c.id,
+            "text": c.text,
+            "points": c.points,
+            "category": c.category,
+            "check": dict(c.check) if c.check else None,
+        }
+        for c in criteria
+    ]
+    # Rubrics without a view keep the hash that they were stored with.
+    return digest(listed if view is None else {"criteria": listed, "view": view})
+
+
+def check_view(criterion: Criterion) -> View:
+    """Return what of a trajectory a criterion's check reads: the reply unless it says otherwise."""
+    view: View = (criterion.check or {}).get("view", "reply")
+    return view
 
 
 def criterion_key(criterion: Criterion) -> str:
@@ -95,11 +146,6 @@ def criterion_key(criterion: Criterion) -> str:
 @lru_cache(maxsize=65_536)
 def _words_key(text: str) -> str:
     return digest({"text": text})
-
-
-def pool_key(texts: Sequence[str]) -> str:
-    """Return the key of a group-mode pool, whose texts are compared with each other."""
-    return digest(list(texts))
 
 
 class VerdictKey:
@@ -133,18 +179,24 @@ class VerdictKey:
 
 
 def induction_key(
-    *, team: str, prompt: str, teachers: Sequence[str], students: Sequence[str], rubricator: str
+    *,
+    team: str,
+    prompt: str,
+    teachers: Sequence[str],
+    students: Sequence[str],
+    rubricator: str,
+    view: View | None = None,
 ) -> str:
     """Return the key of an induction, so that the same question is paid for once.
 
     `teachers` and `students` are text keys, taken as sets: order and repeats do not matter.
+    `view`: the one that the rubric is for, if it is for one.
     """
-    return digest(
-        {
-            "team": team,
-            "prompt": prompt,
-            "teachers": sorted(set(teachers)),
-            "students": sorted(set(students)),
-            "rubricator": rubricator,
-        }
-    )
+    asked = {
+        "team": team,
+        "prompt": prompt,
+        "teachers": sorted(set(teachers)),
+        "students": sorted(set(students)),
+        "rubricator": rubricator,
+    }
+    return digest(asked if view is None else asked | {"view": view})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from markscheme.vocabulary import Category, RubricOrigin, Visibility
+from markscheme.vocabulary import Category, RubricOrigin, View, Visibility
 
 Check = Mapping[str, Any]
 """A declarative check as on the wire: `kind` and its arguments, see `markscheme.checks`."""
@@ -37,13 +37,14 @@ class Rubric:
 
     Who sees it, its tags and whether it is retired may change. Other teams see it if it is the
     organisation's or shared with them. A retired rubric can be read as before, and only groups
-    that name it get it. `cost_usd`: what inducing it cost, if that is known.
+    that name it get it. `cost_usd`: what inducing it cost, if that is known. `view`: what of a
+    trajectory its criteria are about, if it says so.
     """
 
     id: str
     team: str
     prompt_key: str
-    prompt: tuple[Mapping[str, str], ...]
+    prompt: tuple[Mapping[str, Any], ...]
     version: int
     parent_id: str | None
     content_hash: str
@@ -56,3 +57,4 @@ class Rubric:
     shared_with: tuple[str, ...] = ()
     retired_at: datetime | None = None
     cost_usd: float | None = None
+    view: View | None = None

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from markscheme.vocabulary import UnscoredReason, VerifyMode
+from markscheme.vocabulary import UnscoredReason, VerifyMode, View
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.domain.hashing import ChatMessage
 from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.trajectory import Judged
 from markscheme_server.domain.usage import JudgeUsage
 
 if TYPE_CHECKING:
@@ -44,9 +45,12 @@ class JudgeFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StudentResponse:
-    """A rollout to contrast with teacher responses. ``truncated``: it hit the token limit."""
+    """What is judged of a rollout, to contrast with teacher responses.
 
-    text: str
+    ``truncated``: it hit the token limit.
+    """
+
+    text: Judged
     truncated: bool = False
 
 
@@ -55,7 +59,7 @@ class InductionTask:
     """All that the rubricator sees."""
 
     prompt: tuple[ChatMessage, ...]
-    teacher_responses: tuple[str, ...]
+    teacher_responses: tuple[Judged, ...]
     student_responses: tuple[StudentResponse, ...]
 
 
@@ -73,7 +77,7 @@ class VerifyTask:
 
     prompt: tuple[ChatMessage, ...]
     criteria: tuple[Criterion, ...]
-    responses: tuple[str, ...]
+    responses: tuple[Judged, ...]
     verify: VerifyMode = "rollout"
 
 
@@ -119,6 +123,14 @@ class Judge(Protocol):
     @property
     def max_criteria(self) -> int | None:
         """The maximum number of criteria per verifying call; ``None``: no maximum."""
+
+    @property
+    def view(self) -> View | None:
+        """What of a trajectory it judges where neither request nor rubric says so."""
+
+    @property
+    def max_response_tokens(self) -> int | None:
+        """How much of a response it is shown, in tokens; ``None``: all."""
 
     @property
     def gateway(self) -> "Gateway | None":

@@ -9,6 +9,7 @@ import httpx2
 import openai
 
 from markscheme_server.config import JudgeSettings, Role
+from markscheme_server.domain.hashing import ChatMessage, message_text
 from markscheme_server.judge import replies
 from markscheme_server.judge.capabilities import Capabilities, StructuredForm
 from markscheme_server.judge.endpoint import Endpoint
@@ -20,7 +21,7 @@ from markscheme_server.judge.spend import LONGEST_REPLY_TOKENS, Spending
 MIN_REPLY_TOKENS = 64
 """Below this a reply is not worth asking for."""
 
-Messages = list[dict[str, str]]
+Messages = list[ChatMessage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class ChatRequest:
     @property
     def material(self) -> str:
         """All text of the request."""
-        return "\n".join(message["content"] for message in self.messages)
+        return "\n".join(message_text(message) for message in self.messages)
 
 
 class ChatSender:
@@ -53,7 +54,9 @@ class ChatSender:
         self._settings, self._request, self._spending = settings, request, spending
         self.length: int | None = None
         """The reply length that the last request asked for, in tokens; ``None``: none."""
-        self._prompt_bytes = sum(len(message["content"].encode()) for message in request.messages)
+        self._prompt_bytes = sum(
+            len(message_text(message).encode()) for message in request.messages
+        )
 
     async def reserve_budget(self, endpoints: Sequence[Endpoint]) -> None:
         """Reserve the budget of one request, whichever of the endpoints it goes to."""

@@ -14,12 +14,19 @@ from typing import Any, TypeVar
 import openai
 
 from markscheme.text import replace_invalid
-from markscheme.vocabulary import UnscoredReason
+from markscheme.vocabulary import UnscoredReason, View
 from markscheme_server import metrics
 from markscheme_server.config import JudgeSettings, Role
 from markscheme_server.domain.call_context import CallContext, Deadline, SpendGuard
-from markscheme_server.domain.hashing import ChatMessage, digest, prompt_text
+from markscheme_server.domain.hashing import (
+    ChatMessage,
+    canonical_json,
+    digest,
+    message_text,
+    prompt_text,
+)
 from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.trajectory import CHARACTERS_PER_TOKEN, Judged, material
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge import prompts, replies
 from markscheme_server.judge.base import (
@@ -91,6 +98,16 @@ class OpenAIJudge:
         return self._settings.max_criteria
 
     @property
+    def view(self) -> View | None:
+        """What of a trajectory it judges where neither request nor rubric says so."""
+        return self._settings.view
+
+    @property
+    def max_response_tokens(self) -> int:
+        """How much of a response it is shown, in tokens."""
+        return self._settings.max_response_tokens
+
+    @property
     def rubricator_identity(self) -> str:
         """Model, revision, sampling and template that induce."""
         return self._identity(prompts.RUBRICATOR_VERSION, "rubricator")
@@ -151,12 +168,16 @@ class OpenAIJudge:
         """Decide all criteria in one call."""
         s = self._settings
         shown = prompts.number_criteria(task.criteria)
-        material = [list(task.prompt), [c.text for c in task.criteria], list(task.responses)]
-        nonce = self._secrets.derive("nonce", material) if s.hardening else None
+        asked = [
+            list(task.prompt),
+            [c.text for c in task.criteria],
+            [material(response) for response in task.responses],
+        ]
+        nonce = self._secrets.derive("nonce", asked) if s.hardening else None
         canary = None
         if s.hardening:
             # No answer can contain a word that derives from a secret: "met" is surely false.
-            word = self._secrets.derive("canary", material)
+            word = self._secrets.derive("canary", asked)
             canary = (f"c{len(shown) + 1}", f"The answer contains the string {word}.")
         pool, rationale = task.verify == "group", s.rationale != "off"
         schema = prompts.verdict_schema(
@@ -231,7 +252,7 @@ class OpenAIJudge:
         s = self._settings
         longest = s.teacher_max_tokens or TEACHER_TOKENS
         request = ChatRequest(
-            "teacher", list(prompt), longest, fixed=s.teacher_max_tokens is not None
+            "teacher", _sendable(prompt), longest, fixed=s.teacher_max_tokens is not None
         )
         spending = self._spending("teacher", context)
         completion, _ = await self._call(request, longest, context, spending)
@@ -322,7 +343,7 @@ class OpenAIJudge:
         await self.gateway.aclose()
 
     def _require_evidence(
-        self, decided: list[dict[str, Decision]], responses: Sequence[str]
+        self, decided: list[dict[str, Decision]], responses: Sequence[Judged]
     ) -> None:
         """Refuse evidence that is not in the answer as the judge was shown it."""
         for decisions, response in zip(decided, responses, strict=True):
@@ -439,7 +460,7 @@ class OpenAIJudge:
         """
         # An estimate is enough for the quota; budgets count bytes.
         tokens = (
-            sum(len(m["content"]) for m in request.messages) // prompts.CHARACTERS_PER_TOKEN
+            sum(len(message_text(m)) for m in request.messages) // CHARACTERS_PER_TOKEN
             + usual_tokens
         )
         sender = ChatSender(self._settings, request, spending)
@@ -466,6 +487,28 @@ class _Question:
     schema_name: str
     schema: dict[str, Any]
     usual_tokens: int
+
+
+def _sendable(prompt: Sequence[ChatMessage]) -> Messages:
+    """Return a prompt as the chat-completions protocol has it.
+
+    There arguments are a string, and nobody sends thoughts back.
+    """
+    messages = []
+    for message in prompt:
+        sent = {name: value for name, value in message.items() if name != "reasoning_content"}
+        if "tool_calls" in sent:
+            sent["tool_calls"] = [
+                call | {"function": call["function"] | {"arguments": _arguments(call)}}
+                for call in sent["tool_calls"]
+            ]
+        messages.append(sent)
+    return messages
+
+
+def _arguments(call: ChatMessage) -> str:
+    arguments = call["function"]["arguments"]
+    return arguments if isinstance(arguments, str) else canonical_json(arguments)
 
 
 def _user(message: str) -> Messages:

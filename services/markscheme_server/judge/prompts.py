@@ -18,11 +18,15 @@ from typing import Any
 from markscheme.vocabulary import CATEGORIES
 from markscheme_server.domain.hashing import digest, prompt_text
 from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.trajectory import (
+    Judged,
+    Transcript,
+    material,
+    show,
+)
 from markscheme_server.judge.base import InductionTask, VerifyTask
 from markscheme_server.judge.sanitise import sanitise
 
-CHARACTERS_PER_TOKEN = 4
-"""The usual estimate for English; good enough for a bound on cost."""
 _DELIMITER = re.compile(r"material-[0-9a-f]{16}")
 _CUT = "[the beginning is left out]\n"
 _RATIONALE = (
@@ -42,6 +46,9 @@ def _load(name: str) -> tuple[Template, str]:
 
 RUBRICATOR, RUBRICATOR_VERSION = _load("rubricator")
 VERIFIER, VERIFIER_VERSION = _load("verifier")
+# Only where a response is a transcript, and no part of the versions: `trajectory.RENDERING` is.
+RUBRICATOR_TRANSCRIPTS, _ = _load("rubricator_transcripts")
+VERIFIER_TRANSCRIPTS, _ = _load("verifier_transcripts")
 
 RUBRIC_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -108,12 +115,6 @@ def verdict_schema(
     }
 
 
-def tail(text: str, max_tokens: int) -> str:
-    """Return the end of ``text`` within ``max_tokens`` (estimated): it holds the conclusion."""
-    characters = max_tokens * CHARACTERS_PER_TOKEN
-    return text if len(text) <= characters else _CUT + text[-characters:]
-
-
 class PromptSecrets:
     """Derives delimiters, nonces and canaries from the deployment's secret and the material.
 
@@ -133,13 +134,40 @@ class PromptSecrets:
         return f"material-{self.derive('fence', material)}"
 
 
-def shown_text(text: str, max_tokens: int) -> str:
-    """Return the copy of a response that a judge sees: its sanitised end within ``max_tokens``."""
-    return _safe(tail(text, max_tokens))
+def shown_text(response: Judged, max_tokens: int) -> str:
+    """Return the copy of a response that a judge sees, sanitised, within ``max_tokens``.
+
+    Of a transcript only its own words, without the lines between them.
+    """
+    shown = show(response, max_tokens)
+    if isinstance(response, Transcript):
+        return "\n".join(_safe(piece.text) for piece in shown.pieces if not piece.is_ours)
+    return _safe(_CUT + shown.text if shown.left_out_tokens else shown.text)
 
 
-def _delimited(delimiter: str, text: str, max_tokens: int) -> str:
-    return f"<<{delimiter}\n{shown_text(text, max_tokens)}\n{delimiter}>>"
+def _delimited(delimiter: str, response: Judged, max_tokens: int) -> str:
+    """Return what is shown of a response between delimiters.
+
+    In a transcript each message, and each omission, has a line that begins with the delimiter. No
+    message can hold such a line: it cannot know the delimiter, and `_safe` removes any of its form.
+    """
+    if isinstance(response, Transcript):
+        body = "\n".join(
+            f"{delimiter} {piece.text}" if piece.is_ours else _safe(piece.text)
+            for piece in show(response, max_tokens).pieces
+        )
+    else:
+        body = shown_text(response, max_tokens)
+    return f"<<{delimiter}\n{body}\n{delimiter}>>"
+
+
+def _explained(
+    blocks: Sequence[str], responses: Sequence[Judged], template: Template, delimiter: str
+) -> str:
+    """Return the blocks, and before them what a transcript is if one of the responses is one."""
+    if any(isinstance(response, Transcript) for response in responses):
+        blocks = [template.substitute(fence=delimiter).strip(), *blocks]
+    return "\n\n".join(blocks)
 
 
 def _safe(text: str) -> str:
@@ -158,8 +186,13 @@ def _reply_instruction(schema: dict[str, Any], *, rationale: bool = False) -> st
 def rubricator_prompt(task: InductionTask, secrets: PromptSecrets, *, max_tokens: int) -> str:
     """Return the rubricator's message. It names teachers and students; the verifier's does not."""
     prompt = prompt_text(task.prompt)
+    students = [s.text for s in task.student_responses]
     delimiter = secrets.delimiter(
-        [prompt, task.teacher_responses, [s.text for s in task.student_responses]]
+        [
+            prompt,
+            [material(response) for response in task.teacher_responses],
+            [material(response) for response in students],
+        ]
     )
     blocks = [
         f"Reference {i}:\n{_delimited(delimiter, t, max_tokens)}"
@@ -173,7 +206,9 @@ def rubricator_prompt(task: InductionTask, secrets: PromptSecrets, *, max_tokens
     return RUBRICATOR.substitute(
         fence=delimiter,
         prompt=_safe(prompt),
-        answers="\n\n".join(blocks),
+        answers=_explained(
+            blocks, [*task.teacher_responses, *students], RUBRICATOR_TRANSCRIPTS, delimiter
+        ),
         form=_reply_instruction(RUBRIC_SCHEMA),
     )
 
@@ -196,7 +231,9 @@ def verifier_prompt(
     """
     prompt = prompt_text(task.prompt)
     prompt_delimiter = secrets.delimiter(prompt)
-    delimiter = secrets.delimiter([prompt, [text for _, text in criteria], task.responses])
+    delimiter = secrets.delimiter(
+        [prompt, [text for _, text in criteria], [material(each) for each in task.responses]]
+    )
     single = len(task.responses) == 1 and task.verify == "rollout"
     blocks = [
         f"{'Answer' if single else f'Answer {i}'}:\n{_delimited(delimiter, text, max_tokens)}"
@@ -211,7 +248,7 @@ def verifier_prompt(
         task_fence=prompt_delimiter,
         fence=delimiter,
         prompt=_safe(prompt),
-        answers="\n\n".join(blocks),
+        answers=_explained(blocks, task.responses, VERIFIER_TRANSCRIPTS, delimiter),
         form=_reply_instruction(schema, rationale=rationale),
         # On one line each: a criterion with line ends could pass for several.
         criteria="\n".join(f"{i}: {' '.join(_safe(text).split())}" for i, text in criteria),

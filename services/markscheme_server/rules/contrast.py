@@ -8,6 +8,7 @@ occur in the prompt do not.
 import re
 from collections.abc import Sequence
 
+from markscheme_server.domain.trajectory import reply_text
 from markscheme_server.judge.base import StudentResponse
 from markscheme_server.rules.text_metrics import words
 
@@ -61,7 +62,7 @@ def contrast_words(
         return []
     limit = truncation_words(students)
     teacher_stems = [_stems(_first_words(text, limit)) for text in teachers]
-    student_stems = [_stems(response.text) for response in students]
+    student_stems = [_stems(reply_text(response.text)) for response in students]
     chosen = []
     for word in content_words(prompt):
         stem = _stem(word)
@@ -76,7 +77,7 @@ def truncation_words(students: Sequence[StudentResponse]) -> int | None:
     """Return the length, in words, of the longest rollout if all were cut off, else ``None``."""
     if not students or not all(response.truncated for response in students):
         return None
-    return max(len(words(response.text)) for response in students)
+    return max(len(words(reply_text(response.text))) for response in students)
 
 
 def _first_words(text: str, limit: int | None) -> str:

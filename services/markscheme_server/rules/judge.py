@@ -16,6 +16,7 @@ from markscheme.vocabulary import UnscoredReason
 from markscheme_server.config import BUILTIN
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.trajectory import checked_text
 from markscheme_server.judge.base import (
     Decision,
     Induction,
@@ -44,6 +45,8 @@ class BuiltinJudge:
 
     name = BUILTIN
     max_criteria = None
+    max_response_tokens = None
+    view = None
     gateway = None
 
     def __init__(self) -> None:
@@ -87,6 +90,7 @@ class BuiltinJudge:
                 "none, so it needs a model judge",
             )
         context = context or CallContext(Deadline(math.inf))
+        texts = [checked_text(response) for response in task.responses]
         # Ordered by criterion, so that a pattern is compiled once for all responses.
         questions = [
             (criterion, i) for criterion in task.criteria for i in range(len(task.responses))
@@ -96,14 +100,14 @@ class BuiltinJudge:
             async with asyncio.timeout_at(
                 None if math.isinf(context.deadline.at) else context.deadline.at
             ):
-                await self._decide(task, questions, decisions, context)
+                await self._decide(texts, questions, decisions, context)
         except TimeoutError:
             pass  # return the decisions so far
         return Verification(tuple(decisions))
 
     async def _decide(
         self,
-        task: VerifyTask,
+        texts: Sequence[str],
         questions: Sequence[tuple[Criterion, int]],
         decisions: list[dict[str, Decision]],
         context: CallContext,
@@ -114,7 +118,7 @@ class BuiltinJudge:
                 context.deadline.at - loop.time(), context.allowance.left_s
             )
             decided, took_s = await self._pool.run(
-                partial(_run_slice, task.responses, questions, done, until),
+                partial(_run_slice, texts, questions, done, until),
                 team=context.team,
                 priority=context.priority,
             )

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from markscheme.vocabulary import Category, UnscoredReason
+from markscheme_server.domain.hashing import message_text
 from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.trajectory import reply_text
 from markscheme_server.judge.base import InductionTask, JudgeFailure
 from markscheme_server.rules.constraint import Constraint
 from markscheme_server.rules.contrast import content_words, contrast_words, truncation_words
@@ -51,7 +53,9 @@ def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
 
     Raises `JudgeFailure` when the prompt states no constraint.
     """
-    prompt = "\n\n".join(m["content"] for m in task.prompt if m["role"] in ("system", "user"))
+    prompt = "\n\n".join(message_text(m) for m in task.prompt if m["role"] in ("system", "user"))
+    # Checks read the reply unless they say otherwise, and these say nothing.
+    teachers = [reply_text(response) for response in task.teacher_responses]
     constraints = parse_constraints(prompt)[:MAX_CRITERIA]
     if not constraints:
         raise JudgeFailure(
@@ -60,12 +64,11 @@ def induce_criteria(task: InductionTask) -> tuple[Criterion, ...]:
             "can decide; a model judge can write a rubric for it",
         )
     word_limit = truncation_words(task.student_responses)
-    gate = gate_for(prompt, constraints, task.teacher_responses, word_limit)
+    gate = gate_for(prompt, constraints, teachers, word_limit)
     drafts = _draft_constraints(constraints, word_limit)
-    drafts += _draft_topic(prompt, task, constraints, drafts)
-    strict_gate = (
-        gate.in_english() if expects_english(prompt, constraints, task.teacher_responses) else gate
-    )
+    contrast = contrast_words(prompt, teachers, task.student_responses)
+    drafts += _draft_topic(prompt, contrast, constraints, drafts)
+    strict_gate = gate.in_english() if expects_english(prompt, constraints, teachers) else gate
     return tuple(
         _criterion(number, draft, gate if draft.stated else strict_gate)
         for number, draft in enumerate(drafts, 1)
@@ -105,7 +108,10 @@ def _is_unreachable(check: Mapping[str, Any], word_limit: int) -> bool:
 
 
 def _draft_topic(
-    prompt: str, task: InductionTask, constraints: Sequence[Constraint], drafts: Sequence[_Draft]
+    prompt: str,
+    contrast: Sequence[str],
+    constraints: Sequence[Constraint],
+    drafts: Sequence[_Draft],
 ) -> list[_Draft]:
     """Give one point for taking up the prompt's subject, and one for each contrast word.
 
@@ -124,7 +130,6 @@ def _draft_topic(
         for word in text.lower().split()
     }
     topic = [word for word in content_words(prompt) if word not in required][:TOPIC_WORDS]
-    contrast = contrast_words(prompt, task.teacher_responses, task.student_responses)
     topic_drafts = (
         [
             _Draft(

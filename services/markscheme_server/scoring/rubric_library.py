@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from markscheme import exchange, schema
-from markscheme.vocabulary import ExchangeFormat, RubricOrigin
+from markscheme.vocabulary import ExchangeFormat, RubricOrigin, View
 from markscheme_server import wire
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.domain.caller import Caller
-from markscheme_server.domain.hashing import ChatMessage, judged_text
+from markscheme_server.domain.hashing import ChatMessage
 from markscheme_server.domain.rubric import Criterion, Rubric
+from markscheme_server.domain.trajectory import DEFAULT_VIEW, judged
 from markscheme_server.errors import Forbidden, NotFound, Unprocessable
 from markscheme_server.judge.base import StudentResponse
 from markscheme_server.rules.checks import validate_check
@@ -47,6 +48,7 @@ class RubricDraft:
     parent: Rubric | None = None
     provenance: Mapping[str, Any] | None = None
     losses: tuple[str, ...] = ()
+    view: View | None = None
 
 
 class RubricLibrary:
@@ -101,10 +103,11 @@ class RubricLibrary:
     async def draft_create(self, payload: schema.RubricCreate) -> RubricDraft:
         """Check a rubric that a caller brings. Raises `Unprocessable`."""
         return RubricDraft(
-            prompt=tuple(wire.messages(payload.prompt)),
+            prompt=wire.text_messages(payload.prompt),
             criteria=await _checked(payload.criteria),
             origin="imported",
             tags=tuple(payload.tags),
+            view=payload.view,
         )
 
     async def draft_import(self, payload: schema.RubricImport) -> RubricDraft:
@@ -130,7 +133,7 @@ class RubricLibrary:
                 param="tags",
             )
         return RubricDraft(
-            prompt=tuple(wire.messages(found.prompt)),
+            prompt=wire.text_messages(found.prompt, "content"),
             criteria=criteria,
             origin="imported",
             tags=tags,
@@ -147,12 +150,14 @@ class RubricLibrary:
         """
         source = await self._find(caller, rubric_id)
         criteria = source.criteria if payload.criteria is None else await _checked(payload.criteria)
+        view = payload.view or source.view
         return RubricDraft(
             prompt=tuple(dict(message) for message in source.prompt),
             criteria=criteria,
             origin="forked",
             tags=source.tags if payload.tags is None else tuple(payload.tags),
             parent=source,
+            view=view,
             provenance=(
                 _redacted(source, caller.team).provenance if criteria == source.criteria else None
             ),
@@ -170,6 +175,7 @@ class RubricLibrary:
             criteria=draft.criteria,
             origin=draft.origin,
             parent=draft.parent,
+            view=draft.view,
             tags=draft.tags,
             provenance=draft.provenance or {},
             actor=actor_of(caller),
@@ -177,19 +183,30 @@ class RubricLibrary:
         return await self._show(caller, saved)
 
     def draft_induction(self, caller: Caller, payload: schema.InduceRequest) -> RubricRequest:
-        """Return what a rubric is to be induced from. Raises `Unprocessable` for unknown judges."""
-        teachers = payload.teacher_responses
+        """Return what a rubric is to be induced from.
+
+        Raises `Unprocessable` for an unknown judge, and for parts that are not text.
+        """
+        judge = self._judges.get(payload.judge, "rubricator")
+        teachers, view = payload.teacher_responses, payload.view or judge.view
+        students = wire.text_responses(
+            [wire.said(student) for student in payload.student_responses], "student_responses"
+        )
         return RubricRequest(
             team=caller.team,
-            prompt=tuple(wire.messages(payload.prompt)),
-            teachers=None if teachers is None else tuple(teachers),
-            students=tuple(
-                StudentResponse(judged_text(student, payload.thinking))
-                if isinstance(student, str)
-                else StudentResponse(judged_text(student.text, payload.thinking), student.truncated)
-                for student in payload.student_responses
+            prompt=wire.text_messages(payload.prompt),
+            teachers=(
+                None if teachers is None else wire.text_responses(teachers, "teacher_responses")
             ),
-            judge=self._judges.get(payload.judge, "rubricator"),
+            students=tuple(
+                StudentResponse(
+                    judged(response, view or DEFAULT_VIEW, payload.thinking),
+                    isinstance(sent, schema.StudentResponse) and sent.truncated,
+                )
+                for response, sent in zip(students, payload.student_responses, strict=True)
+            ),
+            judge=judge,
+            view=view,
             reuse=payload.reuse,
             run_id=payload.run,
             tags=tuple(payload.tags),

@@ -2,19 +2,18 @@
 
 from dataclasses import dataclass, replace
 
-from markscheme.vocabulary import AssignedOrigin, ReusePolicy, ReuseScope, UnscoredReason
+from markscheme.vocabulary import AssignedOrigin, ReusePolicy, ReuseScope, UnscoredReason, View
 from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.domain.hashing import (
     ChatMessage,
     digest,
     induction_key,
-    judged_text,
     prompt_key,
-    text_key,
 )
 from markscheme_server.domain.reward import mean
 from markscheme_server.domain.rubric import Rubric
+from markscheme_server.domain.trajectory import DEFAULT_VIEW, Judged, Response, judged, judged_key
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge.base import (
     MAX_ATTEMPTS,
@@ -59,15 +58,16 @@ class ResolvedRubric:
 class RubricRequest:
     """What a rubric is needed for.
 
-    `teachers`: whole teacher responses; `None`: those of the teacher bank. `students`: judged
-    texts (see `hashing.judged_text`). `key`: the prefix of the caller's API key. `reuse_scope`:
-    whose rubrics may be reused, if the request or the team says so. `asks_teacher`: whether the
-    teacher is asked if there are no responses.
+    `teachers`: whole teacher responses; `None`: those of the teacher bank. `students`: what is
+    judged of rollouts. `view`: what of a trajectory the rubric is about, if something says so;
+    `students` are in this view, or else in the default one. `key`: the prefix of the caller's API
+    key. `reuse_scope`: whose rubrics may be reused, if the request or the team says so.
+    `asks_teacher`: whether the teacher is asked if there are no responses.
     """
 
     team: str
     prompt: tuple[ChatMessage, ...]
-    teachers: tuple[str, ...] | None
+    teachers: tuple[Response, ...] | None
     students: tuple[StudentResponse, ...]
     judge: Judge
     reuse: ReusePolicy
@@ -77,6 +77,7 @@ class RubricRequest:
     filters: Filters = Filters()
     reuse_scope: ReuseScope | None = None
     asks_teacher: bool = False
+    view: View | None = None
 
     def scope(self, *, can_induce: bool) -> ReuseScope:
         """Return whose rubrics may be reused.
@@ -95,7 +96,7 @@ class PendingInduction:
     """
 
     request: RubricRequest
-    teachers: tuple[str, ...]
+    teachers: tuple[Response, ...]
     key: str
     teacher_model: str | None = None
 
@@ -136,7 +137,7 @@ class RubricService:
         bank: list[TeacherResponse] = []
         if teachers is None:
             bank = await self._store.teachers.find(team, key)
-            teachers = tuple(response.text for response in bank)
+            teachers = tuple(stored.response for stored in bank)
         nearest = None
         if request.reuse == "if_fresh":
             can_induce = bool(teachers) or request.asks_teacher
@@ -146,10 +147,11 @@ class RubricService:
         induction = induction_key(
             team=team,
             prompt=key,
-            teachers=[text_key(judged_text(text)) for text in teachers],
+            teachers=[judged_key(_judged(request, response)) for response in teachers],
             # A key is hexadecimal, so "+" marks a truncated response without ambiguity.
-            students=[text_key(s.text) + ("+" if s.truncated else "") for s in request.students],
+            students=[judged_key(s.text) + ("+" if s.truncated else "") for s in request.students],
             rubricator=request.judge.rubricator_identity,
+            view=request.view,
         )
         induced = await self._store.rubrics.find_induced(team, induction)
         if induced is not None:
@@ -254,7 +256,7 @@ class RubricService:
         task = InductionTask(
             request.prompt,
             # Responses that differ in their thinking only are shown once.
-            tuple(dict.fromkeys(judged_text(text) for text in induction.teachers)),
+            tuple(dict.fromkeys(_judged(request, each) for each in induction.teachers)),
             request.students,
         )
         # After a failure other responses are worth a try, but not three attempts at each step.
@@ -289,6 +291,7 @@ class RubricService:
             criteria=induced.criteria,
             origin="induced",
             tags=request.tags,
+            view=request.view,
             induction=induction.key,
             claim=claim,
             cost_usd=induced.usage.cost_usd,
@@ -297,8 +300,13 @@ class RubricService:
                 "rubricator": judge.rubricator_identity,
                 "template": judge.template,
                 "teacher_model": induction.teacher_model,
-                "teacher_keys": [text_key(text) for text in task.teacher_responses],
-                "student_keys": [text_key(student.text) for student in task.student_responses],
+                "teacher_keys": [judged_key(each) for each in task.teacher_responses],
+                "student_keys": [judged_key(student.text) for student in task.student_responses],
                 "run": request.run_id,
             },
         )
+
+
+def _judged(request: RubricRequest, response: Response) -> Judged:
+    """Return what is contrasted of a teacher's response."""
+    return judged(response, request.view or DEFAULT_VIEW)

@@ -18,14 +18,21 @@ from typing import Literal
 import structlog
 
 from markscheme import schema
-from markscheme.vocabulary import UnscoredReason
+from markscheme.vocabulary import UnscoredReason, View
 from markscheme_server import metrics, wire
 from markscheme_server.accounts.budgets import BUDGET_SPENT
 from markscheme_server.domain.call_context import Allowance, CallContext, Deadline
 from markscheme_server.domain.caller import Caller
-from markscheme_server.domain.hashing import ChatMessage, judged_text, prompt_key
+from markscheme_server.domain.hashing import ChatMessage, prompt_key
 from markscheme_server.domain.reward import feedback, reward
 from markscheme_server.domain.rubric import Rubric
+from markscheme_server.domain.trajectory import (
+    DEFAULT_VIEW,
+    Answer,
+    Response,
+    measure,
+    unsupported_in,
+)
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import Verdict
 from markscheme_server.errors import NotFound, TooLarge
@@ -41,7 +48,12 @@ from markscheme_server.scoring.rubrics import (
 )
 from markscheme_server.scoring.teachers import SampleResult, TeacherService
 from markscheme_server.scoring.verdict_plan import VerdictPlan
-from markscheme_server.scoring.verdicts import GroupVerdicts, VerdictService, sliced
+from markscheme_server.scoring.verdicts import (
+    TEXT_WEIGHT,
+    GroupVerdicts,
+    VerdictService,
+    sliced,
+)
 from markscheme_server.store.assignments import Assignment, GroupOutcome, GroupRef, ScoredRollout
 from markscheme_server.store.engine.database import is_outage
 from markscheme_server.store.rubrics import Filters
@@ -49,8 +61,6 @@ from markscheme_server.store.store import Store
 
 log = structlog.get_logger()
 
-TEXT_WEIGHT = 8
-"""The computing for reading one rollout, counted in verdicts."""
 RUBRIC_NOT_VISIBLE = "the rubric of this step is no longer shared with the team"
 
 
@@ -102,14 +112,14 @@ class Tally:
 class GroupLookup:
     """What the first pass knows of a group.
 
-    `texts`: what is judged of each rollout. `teachers`: what is judged of teacher responses.
-    `rubric`: the rubric, the induction that it takes, or why there will be none. `assignment`: the
-    one that the group of this step has already.
+    `answers`: the rollouts; `None` for one that judges cannot read. `teachers`: the teacher
+    responses to judge. `rubric`: the rubric, the induction that it takes, or why there will be
+    none. `assignment`: the one that the group of this step has already.
     """
 
     group: schema.Group
-    texts: Sequence[str]
-    teachers: Sequence[str]
+    answers: Sequence[Answer | None]
+    teachers: Sequence[Answer]
     prompt: tuple[ChatMessage, ...]
     ref: GroupRef
     rubric: ResolvedRubric | PendingInduction | JudgeFailure
@@ -123,7 +133,12 @@ class GroupLookup:
         criteria = MAX_CRITERIA
         if isinstance(self.rubric, ResolvedRubric):
             criteria = len(self.rubric.rubric.criteria)
-        return (len(self.texts) + len(self.teachers)) * criteria
+        return (len(self.readable) + len(self.teachers)) * criteria
+
+    @property
+    def readable(self) -> list[Answer]:
+        """The rollouts that judges can read."""
+        return [answer for answer in self.answers if answer is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,10 +257,13 @@ class ScoreService:
         prompt = tuple(wire.messages(group.prompt))
         run_id, step = (request.run.id, request.run.step) if request.run else (None, None)
         ref = GroupRef(team, run_id, step, group.id, prompt_key(prompt))
-        texts = await self._judged_texts(team, request, group)
+        answers = await self._read(team, request, group)
+        teacher_responses = [wire.response(each) for each in group.teacher_responses or ()]
         rubric: ResolvedRubric | PendingInduction | JudgeFailure
         assignment = None
-        if group.rubric_id is not None:
+        if unsupported := _unsupported(prompt, teacher_responses, answers):
+            rubric = JudgeFailure(UnscoredReason.NOT_SUPPORTED, unsupported)
+        elif group.rubric_id is not None:
             given = await self._store.rubrics.find(team, group.rubric_id)
             if given is None:
                 raise NotFound(
@@ -261,17 +279,19 @@ class ScoreService:
             except JudgeFailure as failure:
                 rubric = failure
         else:
+            judge = self._judges.get(request.judge, "rubricator")
+            view = request.view or judge.view
             rubric_request = RubricRequest(
                 team=team,
                 prompt=prompt,
-                teachers=(
-                    None if group.teacher_responses is None else tuple(group.teacher_responses)
-                ),
+                teachers=None if group.teacher_responses is None else tuple(teacher_responses),
                 students=tuple(
-                    StudentResponse(text, rollout.truncated)
-                    for text, rollout in zip(texts, group.rollouts, strict=True)
+                    StudentResponse(answer.judged(view or DEFAULT_VIEW), rollout.truncated)
+                    for answer, rollout in zip(answers, group.rollouts, strict=True)
+                    if answer is not None
                 ),
-                judge=self._judges.get(request.judge, "rubricator"),
+                judge=judge,
+                view=view,
                 reuse=request.reuse,
                 run_id=run_id,
                 key=caller.key,
@@ -286,33 +306,33 @@ class ScoreService:
                 rubric = failure
         return GroupLookup(
             group=group,
-            texts=texts,
-            teachers=await self._teacher_texts(request, group, ref),
+            answers=answers,
+            teachers=await self._judged_teachers(request, teacher_responses, ref),
             prompt=prompt,
             ref=ref,
             rubric=rubric,
             assignment=assignment,
         )
 
-    async def _judged_texts(
+    async def _read(
         self, team: str, request: schema.ScoreRequest, group: schema.Group
-    ) -> list[str]:
-        """Return the part of each rollout that is judged."""
-        texts: list[str] = []
+    ) -> list[Answer | None]:
+        """Return the rollouts to judge; `None` for one with parts that are not text."""
+        answers: list[Answer | None] = []
         for part in sliced(group.rollouts, TEXT_WEIGHT):
             await self._verdicts.throttle.wait(len(part) * TEXT_WEIGHT, team)
-            texts += [judged_text(rollout.text, request.thinking) for rollout in part]
-        return texts
+            read = (Answer(wire.response(wire.said(each)), request.thinking) for each in part)
+            answers += [None if answer.unsupported else answer for answer in read]
+        return answers
 
-    async def _teacher_texts(
-        self, request: schema.ScoreRequest, group: schema.Group, ref: GroupRef
-    ) -> list[str]:
+    async def _judged_teachers(
+        self, request: schema.ScoreRequest, responses: Sequence[Response], ref: GroupRef
+    ) -> list[Answer]:
         """Return the teacher responses to judge beside the rollouts."""
-        responses = group.teacher_responses
         if not responses and _judges_teachers(request):
             bank = await self._store.teachers.find(ref.team, ref.prompt_key)
-            responses = [response.text for response in bank]
-        return _judged_teachers(request, responses or ())
+            responses = [stored.response for stored in bank]
+        return _judged_teachers(request, responses)
 
     async def _assigned_rubric(self, team: str, assignment: Assignment) -> ResolvedRubric:
         rubric = await self._store.rubrics.find(team, assignment.rubric_id)
@@ -338,7 +358,7 @@ class ScoreService:
             return AdmittedGroup(lookup, plans, sum(plan.calls for plan in plans))
         if isinstance(lookup.rubric, PendingInduction):
             # One call induces the rubric, and one judges each distinct rollout.
-            return AdmittedGroup(lookup, None, 1 + len({r.text for r in lookup.group.rollouts}))
+            return AdmittedGroup(lookup, None, 1 + len({a.response for a in lookup.readable}))
         return AdmittedGroup(lookup, None, 0)
 
     async def _plan_verdicts(
@@ -348,9 +368,10 @@ class ScoreService:
             team=lookup.ref.team,
             prompt=lookup.prompt,
             rubric=rubric,
-            texts=[*lookup.texts, *lookup.teachers],
+            answers=[*lookup.readable, *lookup.teachers],
             judge=judge,
             verify=request.verify,
+            view=_view(request, rubric, judge),
             run_id=lookup.ref.run_id,
         )
 
@@ -367,15 +388,14 @@ class ScoreService:
                 raise rubric
             # The bank feeds later inductions, so that writing to it takes the scope `induce`.
             if lookup.group.teacher_responses and "induce" in batch.caller.scopes:
-                await self._store.teachers.save(
-                    lookup.ref.team, lookup.prompt, lookup.group.teacher_responses
-                )
+                given = [wire.response(each) for each in lookup.group.teacher_responses]
+                await self._store.teachers.save(lookup.ref.team, lookup.prompt, given)
             if isinstance(rubric, PendingInduction) and not rubric.teachers and asks_teacher:
                 sampled = await self._sample_teacher(batch, lookup, context)
                 usage += sampled.usage
-                texts = tuple(response.text for response in sampled.bank)
-                lookup = replace(lookup, teachers=_judged_teachers(batch.request, texts))
-                rubric = await self._rubrics.find(replace(rubric.request, teachers=texts))
+                bank = tuple(stored.response for stored in sampled.bank)
+                lookup = replace(lookup, teachers=_judged_teachers(batch.request, bank))
+                rubric = await self._rubrics.find(replace(rubric.request, teachers=bank))
             if isinstance(rubric, PendingInduction):
                 rubric = await self._rubrics.induce(rubric, context)
                 usage += rubric.usage
@@ -389,9 +409,13 @@ class ScoreService:
                 plans = await self._plan_verdicts(batch.request, lookup, rubric.rubric, batch.judge)
             verdicts = await self._verdicts.judge(plans, context)
             usage += verdicts.usage
-            scores = await self._rollout_scores(lookup, rubric.rubric, verdicts, context)
+            view = _view(batch.request, rubric.rubric, batch.judge)
+            limit = batch.judge.max_response_tokens
+            scores = await self._rollout_scores(
+                lookup, rubric.rubric, verdicts, context, view, limit
+            )
             saved_usd = verdicts.saved_usd + _saved_by_rubric(batch.request, rubric)
-            outcome = _outcome(lookup, scores, verdicts.cached, saved_usd)
+            outcome = _outcome(lookup, scores, view, verdicts.cached, saved_usd)
             await self._store.assignments.finish(lookup.ref.team, assignment.id, outcome)
             teacher = _teacher_score(rubric.rubric, lookup.teachers, verdicts)
             score = _group_score(lookup.group, rubric, scores, teacher)
@@ -434,6 +458,7 @@ class ScoreService:
     ) -> Assignment:
         """Store which rubric the group gets."""
         is_stored = rubric.rubric.prompt_key == lookup.ref.prompt_key
+        view = _view(batch.request, rubric.rubric, batch.judge)
         return await self._store.assignments.assign(
             lookup.ref,
             prompt=None if is_stored else lookup.prompt,
@@ -441,19 +466,34 @@ class ScoreService:
             origin=rubric.origin,
             reuse=batch.request.reuse,
             verify=batch.request.verify,
-            distinct=len(set(lookup.texts)),
+            distinct=len({answer.judged(view) for answer in lookup.readable}),
         )
 
     async def _rollout_scores(
-        self, lookup: GroupLookup, rubric: Rubric, verdicts: GroupVerdicts, context: CallContext
+        self,
+        lookup: GroupLookup,
+        rubric: Rubric,
+        verdicts: GroupVerdicts,
+        context: CallContext,
+        view: View,
+        limit: int | None,
     ) -> list[schema.RolloutScore]:
         scores: list[schema.RolloutScore] = []
-        rollouts = list(zip(lookup.group.rollouts, lookup.texts, strict=True))
+        rollouts = list(zip(lookup.group.rollouts, lookup.answers, strict=True))
         for part in sliced(rollouts, len(rubric.criteria)):
             size = len(part) * len(rubric.criteria)
             await self._verdicts.throttle.wait(size, context.team, context.priority)
             scores += [
-                _rollout_score(rubric, rollout.id, verdicts.by_text[text]) for rollout, text in part
+                _unscored_rollout(rollout, UnscoredReason.NOT_SUPPORTED)
+                if answer is None
+                else _rollout_score(
+                    rubric,
+                    rollout.id,
+                    verdicts.of(answer),
+                    view,
+                    measure(answer.judged(view), limit),
+                )
+                for rollout, answer in part
             ]
         return scores
 
@@ -463,8 +503,29 @@ def _judges_teachers(request: schema.ScoreRequest) -> bool:
     return request.score_teachers or request.verify == "group"
 
 
-def _judged_teachers(request: schema.ScoreRequest, responses: Sequence[str]) -> list[str]:
-    return [judged_text(text) for text in responses] if _judges_teachers(request) else []
+def _judged_teachers(request: schema.ScoreRequest, responses: Sequence[Response]) -> list[Answer]:
+    return [Answer(response) for response in responses] if _judges_teachers(request) else []
+
+
+def _view(request: schema.ScoreRequest, rubric: Rubric, judge: Judge) -> View:
+    """Return what is judged: the request's view, else the rubric's, else the judge's."""
+    return request.view or rubric.view or judge.view or DEFAULT_VIEW
+
+
+def _unsupported(
+    prompt: Sequence[ChatMessage],
+    teachers: Sequence[Response],
+    answers: Sequence[Answer | None],
+) -> str:
+    """Return why judges cannot read a group at all; empty if they can read some of it."""
+    if kinds := unsupported_in(prompt):
+        return f"the prompt: {wire.not_text(kinds)}"
+    for number, teacher in enumerate(teachers):
+        if kinds := Answer(teacher).unsupported:
+            return f"teacher response {number}: {wire.not_text(kinds)}"
+    if not any(answers):
+        return "judges read text only, and every rollout of the group has other parts"
+    return ""
 
 
 def _raised_at(error: Exception) -> str:
@@ -485,22 +546,35 @@ def _saved_by_rubric(request: schema.ScoreRequest, rubric: ResolvedRubric) -> fl
 def _outcome(
     lookup: GroupLookup,
     scores: Sequence[schema.RolloutScore],
+    view: View,
     cached_verdicts: int,
     saved_usd: float,
 ) -> GroupOutcome:
     # Equal texts have equal rewards, so only distinct ones can show a spread.
-    scored_texts = {
-        text for text, score in zip(lookup.texts, scores, strict=True) if score.reward is not None
+    scored = {
+        answer.judged(view)
+        for answer, score in zip(lookup.answers, scores, strict=True)
+        if answer is not None and score.reward is not None
     }
     rollouts = [
-        ScoredRollout(rollout.id, rollout.text, rollout.truncated, score.reward, score.reason)
+        ScoredRollout(
+            rollout.id,
+            wire.response(wire.said(rollout)),
+            rollout.truncated,
+            score.reward,
+            score.reason,
+        )
         for rollout, score in zip(lookup.group.rollouts, scores, strict=True)
     ]
-    return GroupOutcome(rollouts, cached_verdicts, saved_usd, distinct=len(scored_texts))
+    return GroupOutcome(rollouts, cached_verdicts, saved_usd, distinct=len(scored))
 
 
 def _rollout_score(
-    rubric: Rubric, rollout_id: str, verdicts: Mapping[str, Verdict]
+    rubric: Rubric,
+    rollout_id: str,
+    verdicts: Mapping[str, Verdict],
+    view: View,
+    tokens: tuple[int, int],
 ) -> schema.RolloutScore:
     value = reward(rubric.criteria, verdicts)
     reasons = (verdicts[c.id].reason for c in rubric.criteria)
@@ -511,16 +585,25 @@ def _rollout_score(
         reason=next((reason for reason in reasons if reason is not None), None),
         verdicts=[wire.from_verdict(verdicts[c.id]) for c in rubric.criteria],
         feedback=feedback(rubric.criteria, verdicts),
+        view=view,
+        shown_tokens=tokens[0],
+        left_out_tokens=tokens[1],
+    )
+
+
+def _unscored_rollout(rollout: schema.Rollout, reason: UnscoredReason) -> schema.RolloutScore:
+    return schema.RolloutScore(
+        id=rollout.id, reward=None, status="unscored", reason=reason, verdicts=[], feedback=[]
     )
 
 
 def _teacher_score(
-    rubric: Rubric, teachers: Sequence[str], verdicts: GroupVerdicts
+    rubric: Rubric, teachers: Sequence[Answer], verdicts: GroupVerdicts
 ) -> schema.TeacherScore | None:
     if not teachers:
         return None
     return schema.TeacherScore(
-        rewards=[reward(rubric.criteria, verdicts.by_text[text]) for text in teachers]
+        rewards=[reward(rubric.criteria, verdicts.of(teacher)) for teacher in teachers]
     )
 
 
@@ -563,15 +646,7 @@ def _unscored(group: schema.Group, failure: JudgeFailure) -> schema.GroupScore:
         teacher=None,
         error=_error(failure.reason, str(failure)),
         rollouts=[
-            schema.RolloutScore(
-                id=rollout.id,
-                reward=None,
-                status="unscored",
-                reason=UnscoredReason(failure.reason),
-                verdicts=[],
-                feedback=[],
-            )
-            for rollout in group.rollouts
+            _unscored_rollout(rollout, UnscoredReason(failure.reason)) for rollout in group.rollouts
         ],
     )
 

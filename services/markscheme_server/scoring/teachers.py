@@ -57,15 +57,19 @@ class TeacherService:
         self._store, self._judges, self._budgets = store, judges, budgets
 
     async def add(self, team: str, entries: Sequence[schema.TeacherEntry]) -> int:
-        """Store teacher responses. Returns how many the bank did not hold before."""
-        added = await asyncio.gather(
-            *(
-                self._store.teachers.save(
-                    team, wire.messages(entry.prompt), entry.responses, entry.model
-                )
-                for entry in entries
+        """Store teacher responses. Returns how many the bank did not hold before.
+
+        Raises `Unprocessable` for parts that are not text; nothing is stored then.
+        """
+        read = [
+            (
+                wire.text_messages(entry.prompt, f"entries.{number}.prompt"),
+                wire.text_responses(entry.responses, f"entries.{number}.responses"),
+                entry.model,
             )
-        )
+            for number, entry in enumerate(entries)
+        ]
+        added = await asyncio.gather(*(self._store.teachers.save(team, *entry) for entry in read))
         return sum(added)
 
     async def list_responses(self, team: str, prompt_key: str) -> list[TeacherResponse]:

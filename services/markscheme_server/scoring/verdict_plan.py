@@ -4,42 +4,42 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from markscheme.vocabulary import VerifyMode
+from markscheme.vocabulary import VerifyMode, View
 from markscheme_server.domain.hashing import (
     ChatMessage,
     VerdictKey,
     criterion_key,
     digest,
-    pool_key,
     prompt_key,
-    text_key,
 )
 from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.trajectory import DEFAULT_VIEW, Judged, judged_key, pool_key
 from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.judge.base import Judge
 
 Criteria = tuple[Criterion, ...]
-Unit = tuple[str, ...]
-"""The texts of one judge call: a single one, or in group mode all of them."""
+Unit = tuple[Judged, ...]
+"""What is judged in one judge call: one response, or in group mode all of them."""
 
 
 @dataclass(frozen=True)
 class VerdictQuery:
     """Criteria to decide for the texts of one group by one judge.
 
-    `texts` are distinct judged texts (see `hashing.judged_text`).
+    `texts` are what is judged of the responses in `view`, each once (see `trajectory.judged`).
     """
 
     team: str
     prompt: tuple[ChatMessage, ...]
     criteria: Criteria
-    texts: tuple[str, ...]
+    texts: tuple[Judged, ...]
     judge: Judge
     verify: VerifyMode
+    view: View = DEFAULT_VIEW
     run_id: str | None = None
     rubric_id: str | None = None
-    _text_keys: dict[str, str] = field(default_factory=dict, compare=False)
-    _keys: dict[str, dict[str, str]] = field(default_factory=dict, compare=False)
+    _text_keys: dict[Judged, str] = field(default_factory=dict, compare=False)
+    _keys: dict[Judged, dict[str, str]] = field(default_factory=dict, compare=False)
 
     @property
     def is_free(self) -> bool:
@@ -61,13 +61,13 @@ class VerdictQuery:
         """The keys of the criteria, by criterion id."""
         return {c.id: criterion_key(c) for c in self.criteria}
 
-    def text_key(self, text: str) -> str:
-        """Return the key of a text."""
+    def text_key(self, text: Judged) -> str:
+        """Return the key of what is judged of a response."""
         if (key := self._text_keys.get(text)) is None:
-            key = self._text_keys[text] = text_key(text)
+            key = self._text_keys[text] = judged_key(text)
         return key
 
-    def key(self, criterion: Criterion, text: str) -> str:
+    def key(self, criterion: Criterion, text: Judged) -> str:
         """Return the key of the verdict on one criterion for one text."""
         # A text's keys are computed when its first is asked for: to compute those of all texts at
         # once would block the event loop.
@@ -78,7 +78,7 @@ class VerdictQuery:
             }
         return keys[criterion.id]
 
-    def keys(self, criteria: Criteria, texts: Iterable[str]) -> list[str]:
+    def keys(self, criteria: Criteria, texts: Iterable[Judged]) -> list[str]:
         """Return the keys of all verdicts on these criteria for these texts."""
         return [self.key(c, text) for text in texts for c in criteria]
 
@@ -94,7 +94,7 @@ class VerdictQuery:
             ]
         )
 
-    def units(self, texts: Iterable[str]) -> list[Unit]:
+    def units(self, texts: Iterable[Judged]) -> list[Unit]:
         """Split texts into units."""
         return [self.texts] if self.is_pooled else [(text,) for text in texts]
 

@@ -8,19 +8,21 @@ before it is judged.
 
 import asyncio
 import sys
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from markscheme.vocabulary import UnscoredReason, VerifyMode
+from markscheme.vocabulary import UnscoredReason, VerifyMode, View
 from markscheme_server import metrics
 from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.fairness import FairQueue, LoopThrottle
-from markscheme_server.domain.hashing import ChatMessage, criterion_key, pool_key
-from markscheme_server.domain.rubric import Rubric
+from markscheme_server.domain.hashing import ChatMessage, check_view, criterion_key
+from markscheme_server.domain.rubric import Criterion, Rubric
+from markscheme_server.domain.trajectory import Answer, Judged, pool_key
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision, Verdict
 from markscheme_server.judge.base import Decision, Judge, JudgeFailure, VerifyTask
@@ -35,6 +37,8 @@ SLICE_VERDICTS = 1024
 """Verdicts that are worked on in one go: some milliseconds of the event loop."""
 CALL_WEIGHT = SLICE_VERDICTS // 8
 """The computing for one judge call, about 3 ms in all, counted in verdicts."""
+TEXT_WEIGHT = 8
+"""The computing for reading one response, counted in verdicts."""
 UNITS_PER_SLOT, MIN_UNITS = 2, 64
 """Units of one team that are under way at a time: so many per concurrent call of the judge, and
 at least `MIN_UNITS`. While one wave is at the judge the next is claimed and looked up; the rest of
@@ -44,16 +48,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class GroupVerdicts:
-    """The verdicts of a group, by judged text and criterion id.
+    """The verdicts of a group, by view, by what is judged in it and by criterion id.
 
     `usage`: what they cost. `cached`: how many were stored before, and `saved_usd`: what those had
     cost.
     """
 
-    by_text: Mapping[str, Mapping[str, Verdict]]
+    by_view: Mapping[View, Mapping[Judged, Mapping[str, Verdict]]]
     usage: JudgeUsage
     cached: int
     saved_usd: float
+
+    def of(self, answer: Answer) -> Mapping[str, Verdict]:
+        """Return the verdicts on a response by criterion id."""
+        found = [by_text[answer.judged(view)] for view, by_text in self.by_view.items()]
+        return found[0] if len(found) == 1 else dict(ChainMap(*(dict(each) for each in found)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,32 +110,39 @@ class VerdictService:
         team: str,
         prompt: Sequence[ChatMessage],
         rubric: Rubric,
-        texts: Sequence[str],
+        answers: Sequence[Answer],
         judge: Judge,
         verify: VerifyMode,
+        view: View,
         run_id: str | None,
     ) -> list[VerdictPlan]:
-        """Look up what it takes to decide all criteria for all texts; ask no judge.
+        """Look up what it takes to decide all criteria for all responses; ask no judge.
 
-        Returns a plan for the criteria with a check and one for those that a judge decides, where
-        there are any.
+        `view` is what the judge reads. Returns a plan for each view that checks read and one for
+        the criteria that a judge decides, where there are any.
         """
-        checked = tuple(c for c in rubric.criteria if c.check is not None)
+        checked: dict[View, list[Criterion]] = {}
+        for criterion in rubric.criteria:
+            if criterion.check is not None:
+                checked.setdefault(check_view(criterion), []).append(criterion)
         # In canonical order: a verdict should not depend on how a rubric orders its criteria.
         judged = tuple(sorted((c for c in rubric.criteria if c.check is None), key=criterion_key))
+        asked = [(tuple(criteria), self._checks, read) for read, criteria in checked.items()]
+        if judged:
+            asked.append((judged, judge, view))
         queries = [
             VerdictQuery(
                 team=team,
                 prompt=tuple(prompt),
                 criteria=criteria,
-                texts=tuple(dict.fromkeys(texts)),
+                texts=await self._read(team, answers, read),
                 judge=by,
                 verify=verify,
+                view=read,
                 run_id=run_id,
                 rubric_id=rubric.id,
             )
-            for criteria, by in ((checked, self._checks), (judged, judge))
-            if criteria
+            for criteria, by, read in asked
         ]
         return list(await asyncio.gather(*(self._plan(query) for query in queries)))
 
@@ -145,9 +161,10 @@ class VerdictService:
                 for plan in plans
             )
         )
-        by_text: dict[str, dict[str, Verdict]] = {}
+        by_view: dict[View, dict[Judged, dict[str, Verdict]]] = {}
         for plan, result in zip(plans, results, strict=True):
             query = plan.query
+            by_text = by_view.setdefault(query.view, {})
             for texts in sliced(query.texts, len(query.criteria)):
                 size = len(texts) * len(query.criteria)
                 await self.throttle.wait(size, query.team, context.priority)
@@ -157,7 +174,7 @@ class VerdictService:
                         verdicts[c.id] = _verdict(c.id, query.key(c, text), plan.known, result)
         paid = [plan for plan in plans if not plan.query.is_free]
         return GroupVerdicts(
-            by_text,
+            by_view,
             usage=sum((result.usage for result in results), JudgeUsage()),
             cached=sum(len(plan.known) for plan in paid),
             saved_usd=sum(known.cost_usd or 0.0 for plan in paid for known in plan.known.values()),
@@ -167,9 +184,17 @@ class VerdictService:
         """Wait for the judge calls under way, for `within_s` at most, then cancel the rest."""
         await self._flights.drain(within_s)
 
+    async def _read(self, team: str, answers: Sequence[Answer], view: View) -> tuple[Judged, ...]:
+        """Return what is judged of the responses in a view, each once."""
+        texts: dict[Judged, None] = {}
+        for part in sliced(answers, TEXT_WEIGHT):
+            await self.throttle.wait(len(part) * TEXT_WEIGHT, team)
+            texts |= dict.fromkeys(answer.judged(view) for answer in part)
+        return tuple(texts)
+
     async def _plan(self, query: VerdictQuery) -> VerdictPlan:
         known: dict[str, StoredDecision] = {}
-        open_texts: list[str] = []
+        open_texts: list[Judged] = []
         open_criteria: set[str] = set()
         for texts in sliced(query.texts, len(query.criteria)):
             await self.throttle.wait(len(texts) * len(query.criteria), query.team)
@@ -392,7 +417,7 @@ def _merged(parts: Sequence[_Decided]) -> _Decided:
 def _rows(
     query: VerdictQuery,
     criteria: Criteria,
-    by_text: Mapping[str, Mapping[str, Decision]],
+    by_text: Mapping[Judged, Mapping[str, Decision]],
     cost_usd: float | None,
 ) -> list[StoredVerdict]:
     """Return verdicts as they are stored; each bears an equal part of its call's cost."""

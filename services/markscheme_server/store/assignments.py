@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, VerifyMode
-from markscheme_server.domain.hashing import ChatMessage, text_key
+from markscheme_server.domain.hashing import ChatMessage
+from markscheme_server.domain.trajectory import Response, response_key
 from markscheme_server.store.engine.database import Database, team_scope
 from markscheme_server.store.engine.ids import new_id, now
 from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import assignments, prompts, rollouts, texts
+from markscheme_server.store.texts import response_row
 
 PART_CHARACTERS = 1024 * 1024
 """Characters of texts in one statement: some milliseconds to hash and to pack."""
@@ -46,7 +48,7 @@ class ScoredRollout:
     """One rollout as it is stored: enough to judge it again later."""
 
     rollout_id: str
-    text: str
+    response: Response
     truncated: bool
     reward: float | None
     reason: str | None
@@ -244,11 +246,11 @@ class AssignmentStore:
         outcomes = {assignment_id: (team, outcome) for team, assignment_id, outcome in finished}
         rollouts = [(id_, r) for id_, (_, outcome) in outcomes.items() for r in outcome.rollouts]
         rows: list[dict[str, Any]] = []
-        text_by_key: dict[str, str] = {}
-        for part in _split(rollouts, lambda item: item[1].text):
+        by_key: dict[str, Response] = {}
+        for part in _split(rollouts, lambda item: _characters(item[1].response)):
             for assignment_id, r in part:
-                key = text_key(r.text)
-                text_by_key[key] = r.text
+                key = response_key(r.response)
+                by_key[key] = r.response
                 rows.append(
                     {
                         "assignment_id": assignment_id,
@@ -262,12 +264,13 @@ class AssignmentStore:
             await asyncio.sleep(0)  # hashing a part takes milliseconds
 
         def pack_texts(keys: Sequence[str]) -> dict[str, str]:
-            texts = [{"key": key, "text": text_by_key[key], "created_at": created} for key in keys]
+            texts = [response_row(key, by_key[key], created) for key in keys]
             return {"texts": self._db.pack(texts)}
 
         # Long texts go in several statements: one would block the event loop and copy all texts.
         # Sorted, so that two writers of the same texts queue instead of deadlocking.
-        *first, last = list(_split(sorted(text_by_key), text_by_key.__getitem__)) or [[]]
+        parts = _split(sorted(by_key), lambda key: _characters(by_key[key]))
+        *first, last = list(parts) or [[]]
         outcome_rows = [
             {"id": assignment_id, "team": team} | _outcome_row(outcome)
             for assignment_id, (team, outcome) in outcomes.items()
@@ -282,13 +285,17 @@ class AssignmentStore:
         return [None] * len(finished)
 
 
-def _split(items: Iterable[T], text_of: Callable[[T], str]) -> Iterator[list[T]]:
+def _characters(response: Response) -> int:
+    return len(response) if isinstance(response, str) else len(response.json)
+
+
+def _split(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:
     """Split items into parts whose texts have about `PART_CHARACTERS`."""
     part: list[T] = []
     size = 0
     for item in items:
         part.append(item)
-        size += len(text_of(item))
+        size += characters(item)
         if size >= PART_CHARACTERS:
             yield part
             part, size = [], 0

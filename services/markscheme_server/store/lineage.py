@@ -6,9 +6,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from markscheme.vocabulary import THINKING_MODES
-from markscheme_server.domain.hashing import judged_text, text_key
+from markscheme.vocabulary import THINKING_MODES, VIEWS
 from markscheme_server.domain.rubric import Rubric
+from markscheme_server.domain.trajectory import Judged, judged, judged_key
 from markscheme_server.store.engine.database import ALL_TEAMS, Database, team_scope
 from markscheme_server.store.rubrics import RubricStore, start_of_day, visible
 from markscheme_server.store.tables import (
@@ -19,6 +19,7 @@ from markscheme_server.store.tables import (
     texts,
     verdicts,
 )
+from markscheme_server.store.texts import stored_response
 
 MAX_RELATIVES = 100
 """The nearest ancestors, and as many of the nearest descendants."""
@@ -103,7 +104,7 @@ class LineageStore:
         """
         a, r, t = assignments.c, rollouts.c, teacher_responses.c
         own = sa.select(r.text_key).join(assignments, a.id == r.assignment_id).where(a.team == team)
-        query = sa.select(texts.c.text).where(
+        query = sa.select(texts.c.text, texts.c.messages).where(
             sa.or_(
                 texts.c.key.in_(
                     sa.select(t.text_key).where(t.team == team, t.prompt_key == prompt)
@@ -115,14 +116,21 @@ class LineageStore:
             )
         )
         async with self._db.reading(team_scope(team)) as connection:
-            found = (
-                await connection.execute(
-                    query, {"rubrics": self._db.keys(rubric_ids), "keys": self._db.keys(keys)}
-                )
-            ).scalars()
-            parts = {judged_text(text, thinking) for text in found for thinking in THINKING_MODES}
-            judged = {text_key(part): part for part in parts}
-        return {key: judged[key] for key in keys if key in judged}
+            found = await connection.execute(
+                query, {"rubrics": self._db.keys(rubric_ids), "keys": self._db.keys(keys)}
+            )
+            parts: set[Judged] = {
+                judged(stored_response(text, messages), view, thinking)
+                for text, messages in found
+                for view in (VIEWS if messages is not None else VIEWS[:1])
+                for thinking in THINKING_MODES
+            }
+        by_key = {judged_key(part): part for part in parts}
+        return {
+            key: part if isinstance(part, str) else part.readable
+            for key in keys
+            if (part := by_key.get(key)) is not None
+        }
 
     async def runs(self, team: str, rubric_id: str) -> tuple[list[RunUse], bool]:
         """Return the team's runs scored by the rubric, the latest first, and whether more exist."""

@@ -8,8 +8,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme.vocabulary import Category, ReuseScope, RubricOrigin, Visibility
-from markscheme_server.domain.hashing import ChatMessage, content_hash, prompt_key
+from markscheme.vocabulary import Category, ReuseScope, RubricOrigin, View, Visibility
+from markscheme_server.domain.hashing import (
+    ChatMessage,
+    content_hash,
+    message_text,
+    prompt_key,
+)
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.claims import Claim, ClaimLost, ClaimStore
@@ -149,6 +154,7 @@ def _rubric(row: Mapping[str, Any]) -> Rubric:
         visibility=row["visibility"],
         retired_at=as_utc(row["retired_at"]) if row["retired_at"] else None,
         cost_usd=row["cost_usd"],
+        view=row["view"],
     )
 
 
@@ -513,6 +519,7 @@ class RubricStore:
         induction: str | None = None,
         claim: Claim | None = None,
         parent: Rubric | None = None,
+        view: View | None = None,
     ) -> Rubric:
         """Store a rubric as the prompt's next version, and return it.
 
@@ -522,7 +529,7 @@ class RubricStore:
         transaction records which rubric the induction made; if another writer was first, its rubric
         is returned. Raises `ClaimLost` if ``claim`` is no longer ours.
         """
-        key, hashed = prompt_key(prompt), content_hash(criteria)
+        key, hashed = prompt_key(prompt), content_hash(criteria, view)
         async with self._db.writing(team_scope(team, actor.team)) as connection:
             await self._lock_prompt(connection, key)
             # In this transaction: a stalled owner whose claim was taken over must store nothing.
@@ -566,6 +573,7 @@ class RubricStore:
                     provenance=provenance,
                     created_at=now(),
                     cost_usd=cost_usd,
+                    view=view,
                 )
                 await connection.execute(
                     rubrics.insert().values(
@@ -581,10 +589,11 @@ class RubricStore:
                         provenance=dict(provenance),
                         created_at=saved.created_at,
                         cost_usd=cost_usd,
+                        view=view,
                         words=self._db.search_vector(
-                            "\n".join(
-                                [*(c.text for c in criteria), *(m["content"] for m in prompt)]
-                            )[:SEARCHED_CHARACTERS]
+                            "\n".join([*(c.text for c in criteria), *map(message_text, prompt)])[
+                                :SEARCHED_CHARACTERS
+                            ]
                         ),
                     )
                 )

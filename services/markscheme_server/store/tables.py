@@ -99,8 +99,12 @@ texts = sa.Table(
     metadata,
     sa.Column("key", KEY, primary_key=True),
     sa.Column("text", sa.Text, nullable=False),
+    sa.Column("messages", sa.Text),
     _created(),
 )
+"""Responses. ``messages``: the canonical JSON of a trajectory, whose ``text`` is what the assistant
+said last; null for a response that is a text.
+"""
 
 teacher_responses = sa.Table(
     "teacher_responses",
@@ -132,6 +136,7 @@ rubrics = sa.Table(
     sa.Column("offered_at", sa.DateTime(timezone=True)),
     sa.Column("cost_usd", sa.Double),
     sa.Column("words", WORDS, nullable=False, server_default=""),
+    sa.Column("view", sa.String(16)),
     _created(),
     sa.UniqueConstraint("team", "prompt_key", "version"),
     sa.Index(None, "team", "created_at", "id"),

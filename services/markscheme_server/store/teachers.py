@@ -7,11 +7,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from markscheme_server.domain.hashing import ChatMessage, prompt_key, text_key
+from markscheme_server.domain.hashing import ChatMessage, prompt_key
+from markscheme_server.domain.trajectory import Response, response_key
 from markscheme_server.store.engine.database import Database, team_scope
 from markscheme_server.store.engine.ids import as_utc, now
 from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import prompts, teacher_responses, texts
+from markscheme_server.store.texts import response_row, stored_response
 
 MAX_REMEMBERED = 100_000
 """Teacher responses that a process remembers as stored."""
@@ -21,7 +23,7 @@ MAX_REMEMBERED = 100_000
 class TeacherResponse:
     """One response of the bank; ``model`` wrote it, where that is known."""
 
-    text: str
+    response: Response
     model: str | None
     created_at: datetime
 
@@ -32,7 +34,7 @@ class TeacherResponses:
 
     team: str
     prompt: tuple[ChatMessage, ...]
-    responses: tuple[str, ...]
+    responses: tuple[Response, ...]
     model: str | None
 
 
@@ -56,22 +58,22 @@ class TeacherBank:
         """Return the team's teacher responses for a prompt, oldest first."""
         t = teacher_responses.c
         query = (
-            sa.select(texts.c.text, t.model, t.created_at)
+            sa.select(texts.c.text, texts.c.messages, t.model, t.created_at)
             .join(teacher_responses, t.text_key == texts.c.key)
             .where(t.team == team, t.prompt_key == prompt)
             .order_by(t.created_at, t.text_key)
         )
         async with self._db.reading(team_scope(team)) as connection:
             return [
-                TeacherResponse(text, model, as_utc(created))
-                for text, model, created in await connection.execute(query)
+                TeacherResponse(stored_response(text, messages), model, as_utc(created))
+                for text, messages, model, created in await connection.execute(query)
             ]
 
     async def save(
         self,
         team: str,
         prompt: Sequence[ChatMessage],
-        responses: Sequence[str],
+        responses: Sequence[Response],
         model: str | None = None,
     ) -> int:
         """Add responses; return how many are new. Existing ones are left as they are."""
@@ -91,13 +93,13 @@ class TeacherBank:
         candidates = []  # per item, the keys (team, prompt, text) that it may be the first to add
         for item in batch:
             key = prompt_key(item.prompt)
-            keys = [(item.team, key, text_key(text)) for text in item.responses]
+            keys = [(item.team, key, response_key(response)) for response in item.responses]
             candidates.append(
                 [k for k in dict.fromkeys(keys) if k not in self._saved and k not in bank_rows]
             )
             prompt_rows[key] = {"key": key, "messages": list(item.prompt), "created_at": created}
-            for bank_key, text in zip(keys, item.responses, strict=True):
-                text_rows[bank_key[2]] = {"key": bank_key[2], "text": text, "created_at": created}
+            for bank_key, response in zip(keys, item.responses, strict=True):
+                text_rows[bank_key[2]] = response_row(bank_key[2], response, created)
                 bank_rows.setdefault(
                     bank_key,
                     {
