@@ -20,6 +20,7 @@ _MESSAGES = {
     "dict_type": "must be an object",
     "model_type": "must be an object",
     "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
     "extra_forbidden": "is not known here",
 }
 _SURROGATE = re.compile("[\ud800-\udfff]")

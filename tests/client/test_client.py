@@ -1,19 +1,28 @@
 """Both clients against a real service, and what they say when there is none."""
 
 import asyncio
+import inspect
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from pydantic import ValidationError
 
+import markscheme
 from markscheme import AsyncClient, Client, protocol
-from markscheme.errors import AuthenticationFailed, ConnectionFailed, InvalidRequest, NotFound
-from markscheme.schema import Rubric, Run
+from markscheme.errors import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    InvalidArgument,
+    InvalidRequest,
+    NotFound,
+)
+from markscheme.schema import GroupScore, Rubric, Run
 
 PROMPT = "Describe a tree. Do not use any commas. Use at least 5 words."
 TEACHER = "An oak is a broad tree with deep roots and a rough dark bark"
@@ -137,8 +146,103 @@ def test_the_shared_key(serve: Callable[..., str]) -> None:
 
 
 def test_bad_arguments_are_refused_before_sending(client: Client) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(InvalidArgument) as caught:
         client.score([{"id": "g", "prompt": PROMPT, "rollouts": []}])
+    assert caught.value.param == "groups[0].rollouts"
+
+
+def test_plain_texts_without_ids_are_scored_in_their_order(client: Client) -> None:
+    texts = [rollout["text"] for rollout in ROLLOUTS]
+    group = {"prompt": PROMPT, "teacher_responses": [TEACHER], "rollouts": texts}
+    named = client.score([GROUP]).rewards
+    batch = client.score([group, group | {"rollouts": texts[::-1]}])
+    assert batch.rewards == [named[0], named[0][::-1]]
+    assert [each.id for each in batch] == ["g0", "g1"]
+    assert [rollout.id for rollout in batch["g0"].rollouts] == ["r0", "r1"]
+
+
+def test_a_rubric_stands_for_its_id(client: Client) -> None:
+    rubric = client.create_rubric(PROMPT, [{"text": "It names red.", "points": 1}])
+    assert client.rubric(rubric) == rubric
+    assert client.lineage(rubric).rubric_id == rubric.id
+    assert client.fork_rubric(rubric, tags=["forked"]).parent_id == rubric.id
+    assert client.change_rubric(rubric, retired=True).retired_at is not None
+    assert client.export_rubric(rubric).content
+    batch = client.score([{"prompt": PROMPT, "rubric_id": rubric, "rollouts": ["red"]}])
+    assert batch[0].rubric is not None
+    assert batch[0].rubric.id == rubric.id
+    assert client.rubric(batch[0].rubric).id == rubric.id
+
+
+@pytest.mark.parametrize("name", ["a/b", "a?b", "a#b", "a%2Fb", "ü 1"])
+def test_an_id_cannot_lead_to_another_path(name: str, client: Client) -> None:
+    with pytest.raises(NotFound):
+        client.rubric(name)
+
+
+MESSAGES = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Name a "}, "colour."], "name": None},
+]
+
+
+def test_prompts_of_messages_and_long_ones_find_their_rubrics(client: Client) -> None:
+    criteria = [{"text": "It names red.", "points": 1}]
+    for prompt in (MESSAGES, "long " * 40_000, "a + b & c = d?"):
+        made = client.create_rubric(prompt, criteria)
+        assert [each.id for each in client.rubrics(prompt)] == [made.id]
+        client.save_teacher_responses([{"prompt": prompt, "responses": ["Red."]}])
+        found = client.teacher_responses(prompt)
+        assert [each.text for each in found.data] == ["Red."]
+        assert found.prompt_key == made.prompt_key
+    with pytest.raises(InvalidArgument, match="either prompt or prompt_key"):
+        client.rubrics("p", prompt_key="k")
+
+
+async def test_async_callbacks_are_awaited(service: str) -> None:
+    heard = []
+
+    async def hear(group: GroupScore) -> None:
+        await asyncio.sleep(0)
+        heard.append(group.id)
+
+    async with AsyncClient(service) as client:
+        await client.score([GROUP], on_group=hear)
+        await client.score([GROUP], on_group=lambda group: heard.append(group.id))
+    assert heard == ["g", "g"]
+
+
+def test_an_async_callback_of_the_synchronous_client_is_refused(client: Client) -> None:
+    async def hear(_group: GroupScore) -> None: ...
+
+    with pytest.raises(InvalidArgument, match="AsyncClient"):
+        client.score([GROUP], on_group=hear)
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
+    public = {name for name in vars(Client) if not name.startswith("_")}
+    assert public == {name for name in vars(AsyncClient) if not name.startswith("_")}
+    for name in public:
+        here, there = (
+            list(inspect.signature(getattr(client, name)).parameters.values())
+            for client in (Client, AsyncClient)
+        )
+        assert [(each.name, each.kind, each.default) for each in here] == [
+            (each.name, each.kind, each.default) for each in there
+        ]
+
+
+def test_what_a_user_imports_is_at_the_top_level() -> None:
+    for name in markscheme.__all__:
+        assert hasattr(markscheme, name)
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    assert markscheme.__version__ == project["project"]["version"]
+    raised = {
+        name
+        for name, value in vars(markscheme.errors).items()
+        if isinstance(value, type) and issubclass(value, markscheme.MarkschemeError)
+    }
+    assert raised <= set(markscheme.__all__)
 
 
 def test_the_sdk_pulls_in_neither_torch_nor_the_server() -> None:

@@ -246,7 +246,7 @@ class ScoreBatch(Wire):
     def __iter__(self) -> Iterator[GroupScore]:  # type: ignore[override]  # pydantic's: fields
         return iter(self.groups)
 
-    def __contains__(self, group: object) -> bool:
+    def __contains__(self, group: Any) -> bool:
         return any(group == each.id or group == each for each in self.groups)
 
     @overload
