@@ -261,7 +261,9 @@ def show(response: Judged, max_tokens: int) -> Shown:
             if number == first:
                 gap = response.parts[first:last]
                 about = _tokens(sum(len(each.text) for each in gap))
-                pieces.append(Piece(f"{len(gap)} parts, about {about} tokens, are left out", True))
+                pieces.append(
+                    Piece(f"messages left out here: {len(gap)}, of about {about} tokens", True)
+                )
             continue
         pieces.append(Piece(f"{number + 1}: {part.line}", True))
         kept = min(len(part.text), _length(part, share))
