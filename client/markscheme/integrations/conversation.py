@@ -40,8 +40,15 @@ def normal_conversation(given: Any, name: str) -> Conversation:
         location = f"{name}[{number}]"
         role_of(message, location)
         fields = normal_message(message, location)
-        if isinstance(fields["content"], list):
-            fields["content"] = [_without_media(part) for part in fields["content"]]
+        content = fields["content"]
+        # Chat templates and TRL read the content of every message, also where there is none.
+        fields["content"] = (
+            [_without_media(part) for part in content]
+            if isinstance(content, list)
+            else ""
+            if content is None
+            else content
+        )
         normal.append({field: value for field, value in fields.items() if value is not None})
     return normal
 

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,6 +39,7 @@ from markscheme.integrations.report import (
     criterion_rates,
     origins,
 )
+from markscheme.messages import MessageError
 from markscheme.schema import Group, Rollout, Run, ScoreBatch, ScoreCounts, Usage
 from markscheme.vocabulary import ReusePolicy, Thinking, UnscoredReason, VerifyMode, View
 
@@ -421,7 +422,9 @@ def _responses(given: Any) -> list[Conversation] | None:
     """Return a row's teacher responses: a list of them, or one alone, each a text or messages."""
     if not given:
         return None
-    alone = isinstance(given, str) or isinstance(given[0], dict)
+    if not isinstance(given, Sequence):
+        raise MessageError("teacher_responses: must be a list of texts or of lists of messages")
+    alone = isinstance(given, str) or isinstance(given[0], Mapping)
     responses = [
         normal_conversation(response, f"teacher_responses[{number}]")
         for number, response in enumerate([given] if alone else given)
