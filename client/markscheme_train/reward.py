@@ -5,7 +5,7 @@ from typing import Any
 from markscheme.integrations import conversation
 from markscheme.integrations.report import CriterionRate, RewardReport, RowScore
 from markscheme.integrations.trl import Row, RubricReward, Scorer, is_outage
-from markscheme.messages import MessageError, role_of, text_of
+from markscheme.messages import MessageError, plain_prompt, role_of, text_of
 from markscheme.schema import Message
 from markscheme_train.errors import DataError
 
@@ -46,6 +46,6 @@ def wire_prompt(prompt: str | list[dict[str, Any]]) -> str | list[Message]:
     Raises `DataError` for content that is not text and for messages that cannot be read.
     """
     try:
-        return conversation.wire_prompt(prompt)
+        return conversation.wire_prompt(plain_prompt(prompt))
     except ValueError as error:
         raise DataError(str(error)) from error

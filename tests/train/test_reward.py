@@ -256,8 +256,8 @@ def test_an_image_in_a_rollout_is_named_to_the_service_and_its_bytes_stay_here()
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ([{"role": "user", "content": [IMAGE]}], "prompt[0].content[0]: a part of type 'image'"),
-        ([{"role": "alien", "content": "secret"}], "'alien' is none of"),
+        ([{"role": "user", "content": 3}], "must be a text"),
+        ([{"role": "alien", "content": "secret"}], "prompt[0].role: Input should be"),
         ([], "prompt"),
         ("", "prompt"),
         (None, "prompt: must be a text or a list of messages"),
@@ -275,6 +275,25 @@ def test_a_prompt_that_cannot_be_sent_leaves_its_group_unscored_and_no_other(
     assert "2 of 4 rollouts cannot be sent" in caplog.text
     assert said in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_the_service_leaves_unscored_what_has_an_image(client: Client) -> None:
+    """In a prompt its group, in a rollout that rollout; the others have rewards."""
+    seen = [CALL, RESULT | {"content": [IMAGE]}, SAID]
+    shown = [{"role": "user", "content": [IMAGE, {"type": "text", "text": "What is this?"}]}]
+    asked = [{"role": "user", "content": "Describe rain."}]
+    check = {"kind": "contains", "texts": ["softly"]}
+    rubric = client.create_rubric(asked, [{"text": "Says how.", "points": 1, "check": check}])
+    reward = reward_of(client, view="full")
+    rewards = call(
+        reward,
+        [shown, shown, asked, asked],
+        completions=["a", "b", seen, "Rain falls softly."],
+        rubric_id=[None, None, rubric.id, rubric.id],
+    )
+    assert rewards == [None, None, None, 1.0]
+    assert reward.last is not None
+    assert reward.last.reasons == {"not_supported": 3}
 
 
 def test_a_completion_that_cannot_be_sent_leaves_itself_unscored() -> None:

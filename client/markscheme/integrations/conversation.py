@@ -3,14 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markscheme.messages import (
-    MessageError,
-    normal_message,
-    plain_prompt,
-    role_of,
-    text_of,
-    visible,
-)
+from pydantic import ValidationError
+
+from markscheme.messages import MessageError, normal_message, role_of, visible
 from markscheme.schema import Message
 from markscheme.text import replace_invalid
 
@@ -21,8 +16,8 @@ Conversation = str | list[dict[str, Any]]
 def normal_conversation(given: Any, name: str) -> Conversation:
     """Return a prompt or response of a trainer as a text or as messages in their normal form.
 
-    Fields without a value are left out. Of a part that is not text only its type stays, so that
-    no image travels between processes or to the service.
+    Fields without a value are left out. Of a part that is not text only its type stays: no image
+    travels between processes or to the service, which leaves unscored what has one.
 
     Args:
         given: A text, or messages with texts, parts, tool calls and results.
@@ -53,30 +48,19 @@ def normal_conversation(given: Any, name: str) -> Conversation:
     return normal
 
 
-def check_text_only(conversation: Conversation, name: str) -> None:
-    """Raise `MessageError` if a message has parts that are not text."""
-    for number, message in enumerate(() if isinstance(conversation, str) else conversation):
-        text_of(message.get("content"), f"{name}[{number}].content")
-
-
 def wire_prompt(prompt: Conversation) -> str | list[Message]:
-    """Return a prompt in the service's form.
-
-    Raises:
-        MessageError: A message cannot be read, or holds parts that are not text.
-        ValueError: The service does not take it.
-    """
+    """Return a prompt in the service's form. Raises `ValueError` for what it does not take."""
     if isinstance(prompt, str):
         return replace_invalid(prompt)
-    return [Message.model_validate(visible(message)) for message in plain_prompt(prompt)]
+    return _wire_messages(prompt, "prompt")
 
 
-def wire_response(response: Conversation) -> str | list[Message]:
+def wire_response(response: Conversation, name: str) -> str | list[Message]:
     """Return a response in the service's form. Raises `ValueError` for what it does not take."""
     plain = text_if_plain(response)
     if isinstance(plain, str):
         return plain
-    return [Message.model_validate(visible(message)) for message in plain]
+    return _wire_messages(plain, name)
 
 
 def text_if_plain(response: Conversation) -> Conversation:
@@ -93,6 +77,22 @@ def text_if_plain(response: Conversation) -> Conversation:
         if response[0]["role"] == "assistant" and isinstance(content, str):
             return content
     return response
+
+
+def _wire_messages(messages: Sequence[Mapping[str, Any]], name: str) -> list[Message]:
+    wire = []
+    for number, message in enumerate(messages):
+        try:
+            wire.append(Message.model_validate(visible(message)))
+        except ValidationError as error:
+            raise MessageError(f"{name}[{number}].{first_error(error)}") from error
+    return wire
+
+
+def first_error(error: ValidationError) -> str:
+    """Return the first fault and its place, without the value: it may be a rollout."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _without_media(part: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from markscheme.errors import (
 )
 from markscheme.integrations.conversation import (
     Conversation,
-    check_text_only,
+    first_error,
     normal_conversation,
     wire_prompt,
     wire_response,
@@ -413,8 +413,10 @@ def _row(
         )
         # The service refuses a whole batch for one row that it does not take: find out here.
         _group("g", [("r", row)], row.rubric_id)
-    except ValueError as error:  # pydantic's as well
-        return Row(plain, "", truncated, problem=_problem(error))
+    except ValidationError as error:
+        return Row(plain, "", truncated, problem=first_error(error))
+    except MessageError as error:
+        return Row(plain, "", truncated, problem=str(error))
     return row
 
 
@@ -425,13 +427,10 @@ def _responses(given: Any) -> list[Conversation] | None:
     if not isinstance(given, Sequence):
         raise MessageError("teacher_responses: must be a list of texts or of lists of messages")
     alone = isinstance(given, str) or isinstance(given[0], Mapping)
-    responses = [
+    return [
         normal_conversation(response, f"teacher_responses[{number}]")
         for number, response in enumerate([given] if alone else given)
     ]
-    for number, response in enumerate(responses):
-        check_text_only(response, f"teacher_responses[{number}]")
-    return responses
 
 
 def _group(identifier: str, rows: Sequence[tuple[str, Row]], rubric_id: str | None) -> Group:
@@ -442,24 +441,20 @@ def _group(identifier: str, rows: Sequence[tuple[str, Row]], rubric_id: str | No
         id=identifier,
         prompt=wire_prompt(first.prompt),
         rubric_id=rubric_id,
-        teacher_responses=None if teachers is None else [wire_response(each) for each in teachers],
+        teacher_responses=(
+            None
+            if teachers is None
+            else [wire_response(each, "teacher_responses") for each in teachers]
+        ),
         rollouts=[_rollout(rollout, row) for rollout, row in rows],
     )
 
 
 def _rollout(identifier: str, row: Row) -> Rollout:
-    response = wire_response(row.completion)
+    response = wire_response(row.completion, "completion")
     if isinstance(response, str):
         return Rollout(id=identifier, text=response, truncated=row.truncated)
     return Rollout(id=identifier, messages=response, truncated=row.truncated)
-
-
-def _problem(error: ValueError) -> str:
-    """Return what is wrong, without the value at fault: it may be a rollout."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_input=False, include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _warn_of_problems(rows: Sequence[Row]) -> None:
