@@ -125,7 +125,7 @@ def test_a_prompt_as_chat_templates_have_it() -> None:
         ([{"content": "a"}], r"prompt\[0\]\.role: is missing"),
         (
             [{"role": "human", "content": "a"}],
-            r"prompt\[0\]\.role: 'human' is none of system, user",
+            r"prompt\[0\]\.role: 'human' is none of system, developer, user",
         ),
         (
             [USER, {"role": "user", "content": 3}],
@@ -146,13 +146,10 @@ def test_a_prompt_as_chat_templates_have_it() -> None:
             r"prompt\[0\]\.content\[0\]\.text: is missing",
         ),
         (
-            [
-                USER,
-                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]},
-            ],
-            r"prompt\[1\]\.tool_calls: a message of a prompt has role and content only",
+            [USER, {"role": "assistant", "tool_calls": 5}],
+            r"prompt\[1\]\.tool_calls: must be a list of tool calls",
         ),
-        ([USER | {"name": "anna"}], r"prompt\[0\]\.name: "),
+        ([USER, {"role": "assistant", "tool_calls": []}], r"prompt\[1\]\.content: is missing"),
         ([{"role": "user", "content": "a\0"}], r"prompt\[0\]\.content: must not contain the NUL"),
         ([], "prompt: must not be"),
     ],

@@ -80,7 +80,7 @@ def score(
     file: Annotated[
         Path,
         typer.Argument(
-            help='JSONL, one group a line: {"prompt", "rollouts": [text, …]} '
+            help='JSONL, one group a line: {"prompt", "rollouts": [text or messages, …]} '
             'and optionally "id", "teacher_responses", "rubric_id".'
         ),
     ],
@@ -173,7 +173,7 @@ def score(
 
 
 def read_groups(file: Path) -> list[Group]:
-    """Read the groups of a JSONL file; a rollout may be a string or an object.
+    """Read the groups of a JSONL file; a rollout may be a string, messages or an object.
 
     Groups without an id are named ``line-N``, rollouts without one ``rN``. Raises ``ValueError``
     that names the line at fault, and ``OSError``.
@@ -218,8 +218,8 @@ def _parse_group(row: Any) -> tuple[bool, Group]:
 
 
 def _parse_rollout(index: int, row: Any) -> Any:
-    if isinstance(row, str):
-        return {"id": f"r{index}", "text": row}
+    if isinstance(row, str | list):
+        return {"id": f"r{index}", "text" if isinstance(row, str) else "messages": row}
     return {"id": f"r{index}", **row} if isinstance(row, dict) else row
 
 

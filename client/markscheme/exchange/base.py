@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote
 
 from markscheme.schema.base import Message
 from markscheme.schema.rubrics import Criterion
-from markscheme.vocabulary import EXCHANGE_FORMATS
+from markscheme.vocabulary import EXCHANGE_FORMATS, View
 
 LOSSES_HEADER = "X-Markscheme-Losses"
 """Response header of an export that lists its losses, as `encode_losses` writes them."""
@@ -65,6 +65,7 @@ class Imported:
     criteria: tuple[Criterion, ...]
     tags: tuple[str, ...]
     losses: tuple[str, ...]
+    view: View | None = None
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ from markscheme.schema.base import (
 )
 from markscheme.schema.exchange import check_json
 from markscheme.schema.rubrics import Criteria, Criterion
-from markscheme.vocabulary import CATEGORIES, Category, ExchangeFormat
+from markscheme.vocabulary import CATEGORIES, Category, ExchangeFormat, View
 
 _OUR_ID = re.compile(r"c[1-9][0-9]{0,2}")
 _ROPD_ID = re.compile(r"[cC]0*([1-9][0-9]{0,2})")
@@ -71,6 +71,7 @@ class _Draft:
     prompt: str | list[Message] | None
     criteria: Sequence[Criterion | dict[str, Any]]
     tags: Sequence[str] = ()
+    view: View | None = None
 
 
 def load(
@@ -110,7 +111,7 @@ def load(
         criteria = _CRITERIA.validate_python(list(draft.criteria))
     except ValidationError as error:
         raise NotRepresentable(_messages_of(error, "criteria")) from None
-    return Imported(messages, assign_ids(criteria), tuple(draft.tags), losses)
+    return Imported(messages, assign_ids(criteria), tuple(draft.tags), losses, draft.view)
 
 
 def _messages(
@@ -141,7 +142,7 @@ def _messages(
 
 def _read_native(content: dict[str, Any], _: ConversionIssues) -> _Draft:
     native = Native.model_validate(content)
-    return _Draft(native.prompt, native.criteria, native.tags)
+    return _Draft(native.prompt, native.criteria, native.tags, native.view)
 
 
 def _read_ropd(content: dict[str, Any], issues: ConversionIssues) -> _Draft:

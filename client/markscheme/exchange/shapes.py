@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from markscheme.schema.base import MAX_TAGS, Messages, Prompt, Tag, Wire
 from markscheme.schema.rubrics import Criteria
+from markscheme.vocabulary import View
 
 
 def _filled(text: str) -> str:
@@ -23,6 +24,7 @@ class Native(Wire):
     schema_version: Literal["markscheme.rubric.v1"]
     prompt: Prompt
     criteria: Criteria
+    view: View | None = None
     tags: Annotated[list[Tag], Field(max_length=MAX_TAGS)] = []
 
 

@@ -93,6 +93,8 @@ def _note_losses(
             lose(f"{location}: {name} knows no ids; it would come back as c{number}")
         if not holds.categories and criterion.category != "task_fulfilment":
             lose(f"{location}: {name} has no place for its category {criterion.category}")
+    if rubric.view is not None:
+        lose(f"{name} has no place for the view {rubric.view}")
     if rubric.tags and not holds.tags:
         lose(f"{name} has no place for tags: {', '.join(rubric.tags)}")
 
@@ -103,7 +105,7 @@ def _write_native(rubric: Rubric, criteria: Sequence[Criterion]) -> dict[str, An
         "prompt": [m.model_dump() for m in rubric.prompt],
         "criteria": [c.model_dump(mode="json") for c in criteria],
         "tags": list(rubric.tags),
-    }
+    } | ({"view": rubric.view} if rubric.view else {})
 
 
 def _write_ropd(_: Rubric, criteria: Sequence[Criterion]) -> dict[str, Any]:

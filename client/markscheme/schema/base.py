@@ -11,9 +11,11 @@ from pydantic import (
     Discriminator,
     Field,
     StringConstraints,
+    ValidationError,
     model_validator,
 )
 from pydantic import Tag as Branch
+from pydantic_core import InitErrorDetails
 
 from markscheme.messages import check_characters, normal_message, unsupported_parts, visible
 from markscheme.text import check_valid, replace_invalid
@@ -143,9 +145,10 @@ def _visible_message(value: Any) -> Any:
 
 
 def _said(message: Message) -> Message:
-    """Return a prompt's message if it says something. Raises `ValueError`."""
+    """Return a prompt's message if it says something."""
     if message.content is None and not message.tool_calls:
-        raise ValueError("content is missing")
+        missing = InitErrorDetails(type="missing", loc=("content",), input=None)
+        raise ValidationError.from_exception_data("Message", [missing])
     return message
 
 

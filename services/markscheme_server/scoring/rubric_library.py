@@ -137,6 +137,7 @@ class RubricLibrary:
             criteria=criteria,
             origin="imported",
             tags=tags,
+            view=found.view,
             losses=tuple(found.losses),
         )
 

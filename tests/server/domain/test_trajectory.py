@@ -1,4 +1,4 @@
-"""Responses that are messages: their normal form, their views, and what a judge is shown of them."""
+"""Responses that are messages: their normal form, their views, and what a judge is shown."""
 
 import json
 from typing import Any

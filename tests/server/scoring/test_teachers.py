@@ -263,5 +263,7 @@ async def test_a_response_that_is_handed_in_is_kept_though_its_caller_leaves(
     await asyncio.sleep(0)
     leaving.cancel()
     await store.drain()
-    assert [kept.text for kept in await store.teachers.find("t", prompt_key(prompt))] == ["Red."]
+    assert [kept.response for kept in await store.teachers.find("t", prompt_key(prompt))] == [
+        "Red."
+    ]
     await store.close()

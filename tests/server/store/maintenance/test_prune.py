@@ -196,9 +196,9 @@ async def test_old_runs_go_and_rubrics_and_teachers_stay(
     assert {name: before[name] - after[name] for name in before} == dict.fromkeys(
         before, 0
     ) | GONE | {"past_usage": -2}  # the verifier's calls and the rubricator's, all of one day
-    assert [kept.text for kept in await store.teachers.find("t", prompt_key(prompt("taught")))] == [
-        "a teacher's words"
-    ]
+    assert [
+        kept.response for kept in await store.teachers.find("t", prompt_key(prompt("taught")))
+    ] == ["a teacher's words"]
     assert await store.rubrics.find_induced("t", text_key("shared")) is not None
     assert set(await store.verdicts.find("t", [text_key("old-1"), text_key("new")])) == {
         text_key("new")
