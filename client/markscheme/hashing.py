@@ -1,4 +1,4 @@
-"""The key of a prompt, by which rubrics and teacher responses are found.
+"""The keys of prompts and texts, by which rubrics and responses are found.
 
 Standard library only, so that the service's domain may import it. Stored rows bear these keys:
 never change what goes into one without a migration.
@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markscheme.messages import same_role
+from markscheme.messages import same_role, unsupported_parts
 
 ChatMessage = dict[str, Any]
 """`{"role": …, "content": …}`, and of `MESSAGE_FIELDS` those that it has.
@@ -39,12 +39,32 @@ def messages_of(prompt: str | Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     return [
-        {"role": same_role(m["role"]), "content": m.get("content") or ""}
+        {"role": same_role(m["role"]), "content": _content(m.get("content"))}
         | {name: m[name] for name in MESSAGE_FIELDS if m.get(name)}
         for m in prompt
+    ]
+
+
+def _content(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content or ""
+    # An image is known by its hash: no judge can read it, so its bytes are not stored.
+    return [
+        {
+            "type": part.get("type"),
+            "sha256": text_key(json.dumps(part, sort_keys=True, default=str)),
+        }
+        if unsupported_parts({"content": [part]})
+        else part
+        for part in content
     ]
 
 
 def prompt_key(messages: Sequence[ChatMessage]) -> str:
     """Return the key of a prompt."""
     return digest(list(messages))
+
+
+def text_key(text: str) -> str:
+    """Return the key of one text."""
+    return hashlib.sha256(text.encode()).hexdigest()

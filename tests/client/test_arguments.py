@@ -8,7 +8,7 @@ import numpy
 import pandas
 import pytest
 
-from markscheme import Client, Group, InvalidArgument, MarkschemeError, Rollout, arguments
+from markscheme import Client, InvalidArgument, MarkschemeError, Rollout, arguments
 from markscheme.protocol import to_wire
 from markscheme.schema import ScoreRequest
 

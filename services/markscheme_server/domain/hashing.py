@@ -7,63 +7,39 @@ into one without a migration.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from markscheme.messages import same_role, unsupported_parts
+from markscheme.hashing import (
+    ChatMessage,
+    canonical_json,
+    digest,
+    messages_of,
+    prompt_key,
+    text_key,
+)
 from markscheme.thinking import split_thinking
 from markscheme.vocabulary import Thinking, VerifyMode, View
 from markscheme_server.domain.rubric import Criterion
 
-ChatMessage = dict[str, Any]
-"""`{"role": …, "content": …}`, and of `MESSAGE_FIELDS` those that it has.
-
-`content` is a text; it is a list of parts only where one of them is not text.
-"""
-MESSAGE_FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
-
-
-def canonical_json(value: Any) -> str:
-    """Return the JSON of a value with sorted keys, no spaces, and UTF-8 unescaped."""
-    return json.dumps(
-        value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
-
-
-def digest(value: Any) -> str:
-    """Return the sha256 of the canonical JSON of `value`, in hex."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def messages_of(prompt: str | Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
-    """Return a prompt as chat messages; a string becomes one user message.
-
-    Synonyms of roles become one role, and fields that hold nothing are left out.
-    """
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    return [
-        {"role": same_role(m["role"]), "content": _content(m.get("content"))}
-        | {name: m[name] for name in MESSAGE_FIELDS if m.get(name)}
-        for m in prompt
-    ]
-
-
-def _content(content: Any) -> Any:
-    if not isinstance(content, list):
-        return content or ""
-    # An image is known by its hash: no judge can read it, so its bytes are not stored.
-    return [
-        {
-            "type": part.get("type"),
-            "sha256": text_key(json.dumps(part, sort_keys=True, default=str)),
-        }
-        if unsupported_parts({"content": [part]})
-        else part
-        for part in content
-    ]
+__all__ = [
+    "ChatMessage",
+    "VerdictKey",
+    "call_text",
+    "canonical_json",
+    "check_view",
+    "content_hash",
+    "criterion_key",
+    "digest",
+    "induction_key",
+    "judged_text",
+    "message_text",
+    "messages_of",
+    "prompt_key",
+    "prompt_text",
+    "text_key",
+]
 
 
 def call_text(call: Mapping[str, Any]) -> str:
@@ -91,11 +67,6 @@ def prompt_text(messages: Sequence[ChatMessage]) -> str:
     return "\n\n".join(f"{m['role'].upper()}: {message_text(m)}" for m in messages)
 
 
-def prompt_key(messages: Sequence[ChatMessage]) -> str:
-    """Return the key of a prompt."""
-    return digest(list(messages))
-
-
 def judged_text(text: str, thinking: Thinking = "auto") -> str:
     """Return the part of a response that is judged: its answer, without surrounding white space.
 
@@ -106,11 +77,6 @@ def judged_text(text: str, thinking: Thinking = "auto") -> str:
     if thinking == "keep":
         return text.strip()
     return split_thinking(text, opened=thinking == "strip").answer.strip()
-
-
-def text_key(text: str) -> str:
-    """Return the key of one text."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def content_hash(criteria: Sequence[Criterion], view: View | None = None) -> str:
