@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock docs demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train gpu-wheels test-gpu compose-test test-judges acceptance clean
+.PHONY: help setup lock docs demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train gpu-wheels test-gpu compose-test test-judges test-resolve acceptance clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -123,6 +123,13 @@ INSTALL_S := 900
 test-judges: setup  ## The service against real servers: LiteLLM, transformers serve, vLLM (slow, about 25 minutes; JUDGES="vllm" for one)
 	-$(CLEAN) $(MAKE) --keep-going $(foreach judge,$(JUDGES),$(JUDGE_ENVS)/venv-$(judge)/.ready)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m judges.run $(addprefix --only ,$(JUDGES))
+
+build/uv/bin/uv:
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+test-resolve: setup build/uv/bin/uv  ## Versions that fit markscheme and verl, vLLM or Unsloth; installs none of them (a minute)
+	$(CLEAN) UV=build/uv/bin/uv $(BIN)/python -m pytest -m slow tests/client/integrations
 
 acceptance: setup  ## The 58 checks of docs/reliability.md, and the table of what shows them (slow, about two and a half hours; CHECKS=4,5 for some)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m acceptance.run $(if $(CHECKS),--only $(CHECKS))

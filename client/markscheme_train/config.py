@@ -17,7 +17,7 @@ import torch
 import yaml
 from trl import GRPOConfig
 
-from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode
+from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode, View
 from markscheme_train.errors import ConfigError
 
 _POLICY: Mapping[str, Any] = {
@@ -105,6 +105,14 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         metadata={
             "help": "What is judged of a rollout: auto drops a thought that it or its chat "
             "template opens, strip drops always, keep never."
+        },
+    )
+    view: View | None = field(
+        default=None,
+        metadata={
+            "help": "What is judged of a rollout with tool calls: its last reply (reply), all that "
+            "the assistant said (assistant), or all of it (full); default: as the rubric says, "
+            "else as the judge is set."
         },
     )
     clamp: Clamp = field(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, Json
 from pydantic import BaseModel, ConfigDict
 
 from markscheme.jsonl import LineError
@@ -67,12 +67,9 @@ def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:
                 f"prompt {number} is a list of messages, but this model's tokenizer has no chat "
                 "template"
             )
-        prompt: Any = example.prompt
-        if chat:
-            prompt = (
-                [{"role": "user", "content": prompt}]
-                if isinstance(prompt, str)
-                else [message.model_dump() for message in prompt]
-            )
-        rows.append({"prompt": prompt, "teacher_responses": example.teacher_responses})
-    return Dataset.from_list(rows)
+        row = example.model_dump()
+        if chat and isinstance(example.prompt, str):
+            row["prompt"] = [{"role": "user", "content": example.prompt}]
+        rows.append(row)
+    # As JSON: Arrow's structs would pad the arguments of a tool call with those of all others.
+    return Dataset.from_list(rows, features=Features({name: Json() for name in rows[0]}))

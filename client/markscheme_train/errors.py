@@ -5,7 +5,6 @@ TrainError
 ├── DataError        the JSONL data is wrong, or a message has no text; names the line
 ├── ModelError       the model cannot be loaded
 ├── Diverged         gradients are not finite; the step was not taken
-├── Unscored         too much of a batch has no reward; the step was not taken
 ├── Stopped          Ctrl-C, after the current step; saved
 └── Interrupted      saved, can go on with --resume: no service, or too much unscored
 """
@@ -29,20 +28,6 @@ class ModelError(TrainError):
 
 class Diverged(TrainError):
     """Loss or gradients are not finite; the weights are those of the step before."""
-
-
-class Unscored(TrainError):
-    """Too much of a batch has no reward to learn from.
-
-    Attributes:
-        may_pass: Whether waiting alone would give enough of it a reward.
-        advice: The reasons and what to do about them, on one line.
-    """
-
-    def __init__(self, message: str, *, may_pass: bool, advice: str) -> None:
-        super().__init__(message)
-        self.may_pass = may_pass
-        self.advice = advice
 
 
 class Stopped(TrainError):

@@ -11,7 +11,7 @@ from typing import Any
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
-"""Plain text, or chat messages that end with the user's."""
+"""Plain text, or chat messages."""
 
 DEMONSTRATION = "A response to this task that was found to be good:\n\n{}"
 FEEDBACK = "An earlier attempt fell short of this:\n\n{}"
@@ -20,9 +20,10 @@ _THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 
 def reprompt(prompt: Prompt, demonstration: str | None, feedback: Sequence[str] = ()) -> Prompt:
-    """Return the prompt in the same form, with demonstration and feedback in its last message.
+    """Return the prompt in the same form, with demonstration and feedback.
 
-    Other messages stay as they are. `<think>` blocks of the demonstration are left out.
+    They are added to the last message, or in one of their own where that is not the user's.
+    `<think>` blocks of the demonstration are left out.
     """
     parts = []
     if demonstration is not None:
@@ -31,9 +32,13 @@ def reprompt(prompt: Prompt, demonstration: str | None, feedback: Sequence[str] 
         parts.append(FEEDBACK.format("\n".join(f"- {line}" for line in feedback)))
     if isinstance(prompt, str):
         return "\n\n".join([prompt, *parts, CLOSING]) + "\n\n"
-    last = dict(prompt[-1])
-    last["content"] = "\n\n".join([last["content"], *parts, CLOSING])
-    return [*prompt[:-1], last]
+    last = prompt[-1]
+    if last["role"] != "user":  # such as a tool's result
+        return [*prompt, {"role": "user", "content": "\n\n".join([*parts, CLOSING])}]
+    return [
+        *prompt[:-1],
+        {**last, "content": "\n\n".join([last.get("content", ""), *parts, CLOSING])},
+    ]
 
 
 def without_thinking(text: str) -> str:

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from markscheme.integrations.conversation import Conversation, text_if_plain
 from markscheme_train.config import TrainConfig
+from markscheme_train.demonstration import fitting, readable
 from markscheme_train.distillation import Head, divergences, entropies
 from markscheme_train.losses import capped_importance, entropy_weight_sums, entropy_weights
-from markscheme_train.reprompt import Prompt, build_teacher_prompt
+from markscheme_train.reprompt import Prompt, build_teacher_prompt, without_thinking
 from markscheme_train.reward import Row, RowScore
 from markscheme_train.routing import TEACHER, Branch, Routes, route
 from markscheme_train.self_teacher import SelfTeacher
@@ -26,7 +28,8 @@ from markscheme_train.self_teacher import SelfTeacher
 class ScoredRows:
     """The rollouts of all processes, group after group, with their scores.
 
-    `teacher_scores` holds the rewards of each group's teacher responses, if they were asked for.
+    `teacher_scores` holds for each row the rewards of its group's teacher responses, if they were
+    asked for.
     """
 
     rollouts: Sequence[Row]
@@ -56,20 +59,35 @@ class StudentStates:
 class TeacherContext:
     """What the self-teacher reads for a row, and whether the row learns from it.
 
-    `external` means that the demonstration is the teacher's response, not a sibling's.
+    `demonstration` is a text or the messages of a trajectory. `external` means that it is the
+    teacher's response, not a sibling's.
     """
 
     routed: bool
-    demonstration: str | None
+    demonstration: Conversation | None
     feedback: Sequence[str]
     external: bool
 
 
 class SelfDistillation:
-    """The part of SDPO and SRPO that is not GRPO."""
+    """The part of SDPO and SRPO that is not GRPO.
 
-    def __init__(self, config: TrainConfig, self_teacher: SelfTeacher, tokenizer: Any) -> None:
+    Args:
+        config: The configuration.
+        self_teacher: The self-teacher.
+        tokenizer: The student's.
+        template: How the trainer renders the student's prompts: `tools` and `chat_template`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        self_teacher: SelfTeacher,
+        tokenizer: Any,
+        template: Mapping[str, Any] | None = None,
+    ) -> None:
         self.config, self.self_teacher, self._tokenizer = config, self_teacher, tokenizer
+        self._template = dict(template or {}) | (config.chat_template_kwargs or {})
 
     def routes(self, rows: ScoredRows) -> list[TeacherContext]:
         """Return the context of each row."""
@@ -79,7 +97,7 @@ class SelfDistillation:
             row_scores = rows.row_scores[start : start + size]
             feedback = [score.feedback if config.rubric_feedback else () for score in row_scores]
             external, teacher_score = _best(
-                rows.rollouts[start].teacher_responses, rows.teacher_scores[start // size]
+                rows.rollouts[start].teacher_responses, rows.teacher_scores[start]
             )
             routes = route(
                 [score.reward for score in row_scores],
@@ -92,12 +110,13 @@ class SelfDistillation:
             )
             for index in range(size):
                 source = routes.demonstrations[index]
+                demonstration: Conversation | None
                 if source is None:
                     demonstration = None
                 elif source == TEACHER:
                     demonstration = external
                 else:
-                    demonstration = rows.rollouts[start + source].text
+                    demonstration = text_if_plain(rows.rollouts[start + source].completion)
                 contexts.append(
                     TeacherContext(
                         self._is_routed(routes, index, feedback[index]),
@@ -141,11 +160,12 @@ class SelfDistillation:
             informed += context.demonstration is not None or bool(context.feedback)
             # A row that is unscored or empty has no token to learn from.
             if context.routed and mask[index].any():
+                demonstration, cut = self._readable(context.demonstration)
                 ids = build_teacher_prompt(
                     self._tokens,
-                    self._cut,
+                    cut,
                     rows.rollouts[first + index].prompt,
-                    context.demonstration,
+                    demonstration,
                     context.feedback,
                     max_tokens=self.config.max_reprompt_length,
                 )
@@ -269,15 +289,32 @@ class SelfDistillation:
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            **(self.config.chat_template_kwargs or {}),
+            **self._template,
         )
         ids: list[int] = rendered["input_ids"]
         return ids
 
+    def _readable(
+        self, demonstration: Conversation | None
+    ) -> tuple[str | None, Callable[[str, int], str]]:
+        """Return a demonstration as text, and what shortens it to a number of tokens."""
+        if demonstration is None or isinstance(demonstration, str):
+            return demonstration, self._cut
+        messages = demonstration
+
+        def cut(_text: str, keep: int) -> str:
+            shorter = fitting(messages, keep, lambda text: len(self._ids(text)))
+            return self._cut(without_thinking(shorter), keep)
+
+        return readable(messages), cut
+
     def _cut(self, text: str, keep: int) -> str:
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"][:keep]
-        shorter: str = self._tokenizer.decode(ids)
+        shorter: str = self._tokenizer.decode(self._ids(text)[:keep])
         return shorter
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
 class BranchNorms:
@@ -323,11 +360,13 @@ def _quantiles(name: str, values: Tensor) -> dict[str, float]:
 
 
 def _best(
-    texts: Sequence[str] | None, scores: Sequence[float | None]
-) -> tuple[str | None, float | None]:
+    responses: Sequence[Conversation] | None, scores: Sequence[float | None]
+) -> tuple[Conversation | None, float | None]:
     """Return the best teacher response and its score, if they were scored."""
     pairs = [
-        (score, text) for text, score in zip(texts or (), scores, strict=False) if score is not None
+        (score, response)
+        for response, score in zip(responses or (), scores, strict=False)
+        if score is not None
     ]
-    score, text = max(pairs, key=lambda pair: pair[0], default=(None, None))
-    return text, score
+    score, response = max(pairs, key=lambda pair: pair[0], default=(None, None))
+    return None if response is None else text_if_plain(response), score

@@ -25,7 +25,6 @@ from trl.trainer.utils import RepeatSampler
 from markscheme_train.checkpoints import SAVING, publish_dir
 from markscheme_train.config import TrainConfig
 from markscheme_train.distillation import token_log_probs
-from markscheme_train.distributed import current_process_group
 from markscheme_train.errors import ConfigError
 from markscheme_train.losses import group_advantages
 from markscheme_train.prefix import can_share, shared_prompt_states
@@ -107,14 +106,17 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             else None
         )
         super().__init__(model=model, reward_funcs=[reward, *other_rewards], args=args, **kwargs)
-        reward.processes = current_process_group()
         self.distillation: SelfDistillation | None = None
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
         if args.method != "grpo":
             check_unsharded(self)
             self.distillation = SelfDistillation(
-                args, teacher or AdapterCopy(self.model), self._tokenizer
+                args,
+                teacher or AdapterCopy(self.model),
+                self._tokenizer,
+                # `or None`: some templates write about tools even where the list is empty.
+                template={"tools": self.tools or None, "chat_template": self.chat_template},
             )
             self.add_callback(UpdateSelfTeacher(self))
 

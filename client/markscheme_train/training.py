@@ -23,8 +23,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from markscheme.errors import MarkschemeError
+from markscheme.integrations.trl import Unscored
 from markscheme.thinking import opens_thought
-from markscheme.vocabulary import Thinking
+from markscheme.vocabulary import TRANSIENT_REASONS, Thinking, describe_reasons
 from markscheme_train.checkpoints import RngState, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
 from markscheme_train.data import Example, as_dataset, read_examples
@@ -35,7 +36,6 @@ from markscheme_train.errors import (
     ModelError,
     Stopped,
     TrainError,
-    Unscored,
 )
 from markscheme_train.reward import RubricReward, Scorer, is_outage
 from markscheme_train.step_log import StepRecord, StepRecorder
@@ -138,6 +138,7 @@ def train(
         verify=config.verify,
         thinking=resolve_thinking(config, tokenizer),
         clamp=config.clamp,
+        view=config.view,
         score_teachers=config.teacher_demonstration,
         ask_teacher=config.ask_teacher,
         eos_token_ids=eos_token_ids(model, tokenizer),
@@ -159,12 +160,12 @@ def train(
             trainer._load_from_checkpoint(str(checkpoint))
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (MarkschemeError, Unscored) as error:
+    except MarkschemeError as error:
         # With the generators of the last batch's end, a resumed run samples the same rollouts.
         saved = save_checkpoint(trainer, save_at_batch_end.rng_state)
         if isinstance(error, Unscored) and not error.may_pass:
             state = f"Saved {saved}." if saved else "No step was finished."
-            raise TrainError(f"{error}\n{error.advice} {state}") from error
+            raise TrainError(f"{error}\n{resume_advice(error)} {state}") from error
         if not isinstance(error, Unscored) and not is_outage(error):
             state = (
                 f"Saved {saved}. Once that is mended, go on with --resume."
@@ -178,7 +179,7 @@ def train(
             else "No step was finished; start again with --resume."
         )
         if isinstance(error, Unscored):
-            raise Interrupted(f"{error}\n{error.advice} {state}") from error
+            raise Interrupted(f"{error}\n{resume_advice(error)} {state}") from error
         raise Interrupted(f"the rubric service failed: {error}\n{state}") from error
     trainer.save_model(str(output))
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
@@ -187,6 +188,16 @@ def train(
             f"in {output}. Go on with --resume"
         )
     return output
+
+
+def resume_advice(error: Unscored) -> str:
+    """Return the reasons and what to do about them, on one line."""
+    if error.may_pass:
+        passing = " and ".join(sorted(name for name in error.reasons if name in TRANSIENT_REASONS))
+        helps = f"Once {passing} has passed, --resume helps: it asks for the very same rollouts."
+    else:
+        helps = "--resume alone does not help: mend that first, or raise max_unscored, then use it."
+    return " ".join([*describe_reasons(error.reasons), helps])
 
 
 def has_run(output: Path) -> bool:

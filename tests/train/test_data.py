@@ -1,6 +1,8 @@
 """JSONL in, rows out; what is wrong is named by its line."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +44,35 @@ def test_with_a_chat_template_a_text_is_one_user_message(data_file: Path) -> Non
     assert as_dataset(read_examples(data_file), chat=True)[0]["prompt"] == [
         {"content": "w1 w2 w3", "role": "user"}
     ]
+
+
+def test_a_tool_call_keeps_its_own_arguments_and_no_other(tmp_path: Path) -> None:
+    """Other rows have other tools; a table of structs would give each the arguments of all."""
+
+    def call(**arguments: Any) -> dict[str, Any]:
+        function = {"name": "look_up", "arguments": arguments}
+        return {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"type": "function", "function": function}],
+        }
+
+    file = tmp_path / "data.jsonl"
+    prompts = [
+        [{"role": "user", "content": "Oslo?"}, call(city="Oslo"), {"role": "tool", "content": "7"}],
+        [{"role": "user", "content": "1+1?"}, call(number=1)],
+    ]
+    lines = [
+        {"prompt": prompts[0], "teacher_responses": ["Seven.", [call(city="Bergen")]]},
+        {"prompt": prompts[1]},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = as_dataset(read_examples(file), chat=True)
+    made = [row["prompt"][1]["tool_calls"][0]["function"]["arguments"] for row in rows]
+    assert made == [{"city": "Oslo"}, {"number": 1}]
+    assert rows[0]["teacher_responses"][0] == "Seven."
+    bergen = rows[0]["teacher_responses"][1][0]["tool_calls"][0]["function"]
+    assert bergen["arguments"] == {"city": "Bergen"}
 
 
 def test_messages_need_a_chat_template(tmp_path: Path) -> None:

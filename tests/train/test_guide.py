@@ -1,4 +1,4 @@
-"""The example of docs/training.md: a second reward beside the rubric's, as printed."""
+"""The examples of docs/training.md, as printed: a second reward, and plain TRL."""
 
 import json
 import re
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from train.tools import scripted_student, tool_tokenizer
 
 PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text("utf-8")
 
@@ -21,12 +23,48 @@ def test_the_example_of_a_second_reward_trains(
     config = settings | logs | {"logging_steps": 1, "report_to": "none"}
     (tmp_path / "config.yaml").write_text(json.dumps(config), "utf-8")  # JSON is YAML
     monkeypatch.chdir(tmp_path)
-    section = PAGE.partition("## A second reward")[2]
-    example = re.search(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    assert example is not None
-    names: dict[str, object] = {"__name__": "example"}
-    exec(compile(example[1], "docs/training.md", "exec"), names)
-    trainer = names["trainer"]
-    assert trainer.state.global_step == 1  # type: ignore[attr-defined]
-    logged = trainer.state.log_history[0]  # type: ignore[attr-defined]
+    trainer = run(example("## A second reward"))["trainer"]
+    assert trainer.state.global_step == 1
+    logged = trainer.state.log_history[0]
     assert {"rewards/rubric/mean", "rewards/brevity/mean"} <= logged.keys()
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_the_example_with_plain_trl_trains(
+    service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a tiny model, on a CPU, and for one step; nothing else of it is changed."""
+    tokenizer = tool_tokenizer()
+    student = scripted_student(
+        tokenizer, lambda row, _prompt: "Rain falls" + "." * row if row % 2 else "Rain, rain."
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MARKSCHEME_URL", service)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda name: tokenizer)
+    code = example("## With plain TRL")
+    for printed, here in (
+        ("    max_steps=100,\n", "    max_steps=1,\n    logging_steps=1,\n    use_cpu=True,\n"
+         "    bf16=False,\n    save_strategy='no',\n    dataloader_pin_memory=False,\n"),
+        ("GRPOTrainer(\n    model,", "GRPOTrainer(\n    student,"),
+    ):  # fmt: skip
+        assert printed in code
+        code = code.replace(printed, here)
+    names = run(code, student=student)
+    rewards = names["reward"].last.rewards
+    assert len(rewards) == 8
+    assert rewards[1] > rewards[0]
+    assert "rewards/brevity/mean" in names["trainer"].state.log_history[0]
+
+
+def example(title: str) -> str:
+    """Return the first Python block under a title."""
+    section = PAGE.partition(title)[2]
+    found = re.search(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def run(code: str, **names: Any) -> dict[str, Any]:
+    names["__name__"] = "example"
+    exec(compile(code, "docs/training.md", "exec"), names)
+    return names

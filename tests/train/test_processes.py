@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from markscheme.errors import ServiceUnavailable, error_class
-from markscheme_train.distributed import _picklable
+from markscheme.integrations.processes import _picklable
 from markscheme_train.losses import entropy, entropy_weight_sums
 from train.sharded_loss import batch, gradient_of
 from train.tiny import tiny_model
@@ -40,7 +40,9 @@ def launch(script: Path, *arguments: Path, processes: int) -> None:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "GLOO_SOCKET_IFNAME": "lo",
-            "PYTHONPATH": str(script.parent.parent),
+            "PYTHONPATH": os.pathsep.join(
+                [str(script.parent.parent), os.environ.get("PYTHONPATH", "")]
+            ).rstrip(os.pathsep),
         },
     )
     assert finished.returncode == 0, finished.stderr[-3000:]

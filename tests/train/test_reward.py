@@ -1,13 +1,14 @@
 """RubricReward: groups by place, rewards by id, None stays None."""
 
-import subprocess
-import sys
+import copy
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import pytest
-import tenacity
 
+from markscheme import Client
 from markscheme.errors import (
     AnswerUnreadable,
     ConnectionFailed,
@@ -15,10 +16,11 @@ from markscheme.errors import (
     JudgeReplyUnreadable,
     MarkschemeError,
 )
+from markscheme.integrations import trl
+from markscheme.integrations.trl import RubricReward, Unscored
 from markscheme.schema import Group, Rollout, ScoreBatch
 from markscheme.vocabulary import REASON_HELP, TRANSIENT_REASONS, UnscoredReason
-from markscheme_train.errors import Unscored
-from markscheme_train.reward import RubricReward
+from markscheme_train.training import resume_advice
 from train.tiny import ScriptedClient
 
 EOS = 1
@@ -137,16 +139,244 @@ def test_two_calls_in_one_step_have_distinct_groups_and_a_repeated_step_the_same
     assert ids[3] == ids[0]
 
 
-@pytest.mark.parametrize("prompts", [["p", "p", "p"], ["p", "q"]])
-def test_rows_that_are_not_whole_groups_are_refused(prompts: list[str]) -> None:
-    with pytest.raises(ValueError, match="rows"):
-        call(reward_of(ScriptedClient(lambda place, rollout: 1.0)), prompts)
+@pytest.mark.parametrize(
+    ("prompts", "groups"),
+    [
+        (["p", "p", "q", "q"], [2, 2]),
+        (["p"], [1]),  # one process's share of a group
+        (["p", "p", "q"], [2, 1]),
+        (["p", "p", "p"], [3]),  # an evaluation with three generations
+        (["p", "q"], [1, 1]),
+        (["p", "q", "p", "q"], [2, 2]),
+    ],
+)
+def test_rows_that_are_not_pairs_are_grouped_by_their_prompt(
+    prompts: list[str], groups: list[int]
+) -> None:
+    client = ScriptedClient(lambda place, rollout: float(rollout.text.split()[1]) / 10)
+    assert call(reward_of(client), prompts) == [i / 10 for i in range(len(prompts))]
+    assert [len(group.rollouts) for group in client.calls[0]["groups"]] == groups
+    assert all(
+        prompts[int(rollout.text.split()[1])] == group.prompt
+        for group in client.calls[0]["groups"]
+        for rollout in group.rollouts
+    )
+
+
+def test_the_rows_of_a_prompt_with_two_rubrics_are_two_groups() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    call(reward_of(client), ["p", "p", "p"], rubric_id=["rub_1", "rub_2", "rub_1"])
+    assert [(g.rubric_id, len(g.rollouts)) for g in client.calls[0]["groups"]] == [
+        ("rub_1", 2),
+        ("rub_2", 1),
+    ]
+
+
+def test_a_row_names_its_rubric_and_the_reward_the_others() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    reward = reward_of(client, rubric_id="rub_all")
+    call(reward, ["p"] * 4, rubric_id=["rub_1", "rub_1", None, None])
+    call(reward, ["p", "p"], rubric_id=["", ""])  # a column of a CSV file
+    named = [group.rubric_id for made in client.calls for group in made["groups"]]
+    assert named == ["rub_1", "rub_all", "rub_all"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("one text", ["one text"]),
+        (["one", "two"], ["one", "two"]),
+        ([{"role": "assistant", "content": "one"}], ["one"]),
+        ([[{"role": "assistant", "content": "one"}], "two"], ["one", "two"]),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_teacher_responses_may_be_one_or_several_texts_or_messages(given: Any, sent: Any) -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    call(reward_of(client), ["p", "p"], teacher_responses=[given, given])
+    assert client.calls[0]["groups"][0].teacher_responses == sent
+
+
+def test_without_a_trainers_state_each_call_is_a_step() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    reward = reward_of(client)
+    for _ in range(2):
+        reward(prompts=["p", "p"], completions=["a", "b"])
+    assert [made["run"].step for made in client.calls] == [0, 1]
+
+
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"type": "function", "function": {"name": "mul", "arguments": '{"a": 2}'}}],
+}
+RESULT = {"role": "tool", "name": "mul", "content": "6"}
+SAID = {"role": "assistant", "content": "It is 6."}
+PROMPT = [{"role": "user", "content": "2x3?"}]
+
+
+@pytest.mark.parametrize(
+    ("completion", "text"),
+    [
+        ([SAID], "It is 6."),
+        ([SAID | {"tool_calls": None, "name": None, "reasoning_content": ""}], "It is 6."),
+        ([SAID | {"content": [{"type": "text", "text": "It "}, {"type": "text", "text": "is"}]}],
+         "It is"),
+        ([{"role": "assistant", "content": None}], ""),
+        ([{"role": "assistant"}], ""),
+        ([], ""),
+        ("It is 6.", "It is 6."),
+    ],
+)  # fmt: skip
+def test_a_completion_that_only_says_something_is_sent_as_text(completion: Any, text: str) -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    call(reward_of(client), [PROMPT] * 2, completions=[completion, "b"])
+    rollout = client.calls[0]["groups"][0].rollouts[0]
+    assert (rollout.text, rollout.messages) == (text, None)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        [CALL, RESULT, SAID],
+        [CALL],
+        [SAID, {"role": "user", "content": "Why?"}, SAID],
+        [SAID | {"reasoning_content": "2 and 2 and 2"}],
+        [CALL | {"content": "Let me see."}, RESULT | {"content": [{"type": "text", "text": "6"}]}],
+        [{"role": "developer", "content": "Hurry."}, SAID],
+    ],
+)
+def test_a_trajectory_is_sent_as_messages(completion: Any) -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    call(reward_of(client, view="full"), [PROMPT] * 2, completions=[completion, "b"])
+    rollout = client.calls[0]["groups"][0].rollouts[0]
+    assert rollout.text is None
+    assert [message.role for message in rollout.messages] == [m["role"] for m in completion]
+    assert client.calls[0]["view"] == "full"
+
+
+def test_tool_calls_of_a_prompt_are_sent() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    prompt = [*PROMPT, CALL, RESULT]
+    call(reward_of(client), [prompt] * 2)
+    sent = client.calls[0]["groups"][0].prompt
+    assert [message.role for message in sent] == ["user", "assistant", "tool"]
+    assert sent[1].tool_calls[0].function.arguments == {"a": 2}
+
+
+IMAGE = {"type": "image", "image": object()}
+
+
+def test_an_image_in_a_rollout_is_named_to_the_service_and_its_bytes_stay_here() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    seen = [CALL, RESULT | {"content": [IMAGE, {"type": "text", "text": "a cat"}]}, SAID]
+    call(reward_of(client), [PROMPT] * 2, completions=[seen, [SAID]])
+    sent = client.calls[0]["groups"][0].rollouts[0].messages
+    assert sent[1].content == [{"type": "image"}, {"type": "text", "text": "a cat"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ([{"role": "user", "content": 3}], "must be a text"),
+        ([{"role": "alien", "content": "secret"}], "prompt[0].role: Input should be"),
+        ([], "prompt"),
+        ("", "prompt"),
+        (None, "prompt: must be a text or a list of messages"),
+    ],
+)
+def test_a_prompt_that_cannot_be_sent_leaves_its_group_unscored_and_no_other(
+    prompt: Any, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    reward = reward_of(client)
+    assert call(reward, [prompt, prompt, "q", "q"]) == [None, None, 1.0, 1.0]
+    assert reward.last is not None
+    assert reward.last.reasons == {"not_supported": 2}
+    assert [group.prompt for group in client.calls[0]["groups"]] == ["q"]
+    assert "2 of 4 rollouts cannot be sent" in caplog.text
+    assert said in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_the_service_leaves_unscored_what_has_an_image(client: Client) -> None:
+    """In a prompt its group, in a rollout that rollout; the others have rewards."""
+    seen = [CALL, RESULT | {"content": [IMAGE]}, SAID]
+    shown = [{"role": "user", "content": [IMAGE, {"type": "text", "text": "What is this?"}]}]
+    asked = [{"role": "user", "content": "Describe rain."}]
+    check = {"kind": "contains", "texts": ["softly"]}
+    rubric = client.create_rubric(asked, [{"text": "Says how.", "points": 1, "check": check}])
+    reward = reward_of(client, view="full")
+    rewards = call(
+        reward,
+        [shown, shown, asked, asked],
+        completions=["a", "b", seen, "Rain falls softly."],
+        rubric_id=[None, None, rubric.id, rubric.id],
+    )
+    assert rewards == [None, None, None, 1.0]
+    assert reward.last is not None
+    assert reward.last.reasons == {"not_supported": 3}
+
+
+def test_a_completion_that_cannot_be_sent_leaves_itself_unscored() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    assert call(reward_of(client), ["p", "p"], completions=[[{"role": "alien"}], "b"]) == [
+        None,
+        1.0,
+    ]
+
+
+def test_a_batch_of_which_nothing_can_be_sent_asks_nothing() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    assert call(reward_of(client), ["", ""]) == [None, None]
+    assert client.calls == []
+
+
+def brevity(completions: Any, **_columns: Any) -> list[float]:
+    return [0.5] * len(completions)
+
+
+async def async_brevity(completions: Any, **_columns: Any) -> list[float]:
+    return [0.5] * len(completions)
+
+
+async def test_beside_the_reward_another_function_is_null_where_it_is() -> None:
+    reward = reward_of(ScriptedClient(lambda place, rollout: None if place else 0.8))
+    completions = ["a", "b"]
+    assert call(reward, ["p", "p"], completions=completions) == [0.8, None]
+    other = reward.where_scored(brevity)
+    assert other(prompts=["p", "p"], completions=completions) == [0.5, None]
+    later = reward.where_scored(async_brevity)
+    assert await later(prompts=["p", "p"], completions=completions) == [0.5, None]
+    assert [function.__name__ for function in (other, later)] == ["brevity", "async_brevity"]
+    with pytest.raises(ValueError, match="must list the rubric's reward before"):
+        other(prompts=["p", "p"], completions=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.deepcopy,
+        lambda value: pickle.loads(pickle.dumps(value)),
+        lambda value: pickle.loads(cloudpickle.dumps(value)),
+    ],
+    ids=["deepcopy", "pickle", "cloudpickle"],
+)
+def test_rewards_can_be_copied_to_another_process(copied: Any) -> None:
+    reward = reward_of(Client("http://127.0.0.1:9", "mk_key"), view="full")
+    there, other = copied([reward, reward.where_scored(brevity)])
+    there.client = ScriptedClient(lambda place, rollout: None if place else 0.8)
+    completions = ["a", "b"]
+    assert call(there, ["p", "p"], completions=completions) == [0.8, None]
+    assert other(completions=completions) == [0.5, None]
+    assert there.view == "full"
 
 
 def test_it_waits_for_a_service_that_is_away_and_asks_the_same_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(trl.time, "sleep", lambda seconds: None)
 
     class Away(ScriptedClient):
         left = 2
@@ -232,9 +462,11 @@ def test_a_batch_unscored_for_one_reason_may_pass_as_that_reason(reason: Unscore
     with pytest.raises(Unscored, match=said) as caught:
         call(**unscored_for(*[reason.value] * 4))
     assert caught.value.may_pass is (reason in TRANSIENT_REASONS)
-    assert caught.value.advice.startswith(f"4 {reason.value}: {REASON_HELP[reason]} ")
-    assert ("--resume alone does not help" in caught.value.advice) is not caught.value.may_pass
-    assert "\n" not in caught.value.advice
+    assert resume_advice(caught.value).startswith(f"4 {reason.value}: {REASON_HELP[reason]} ")
+    assert (
+        "--resume alone does not help" in resume_advice(caught.value)
+    ) is not caught.value.may_pass
+    assert "\n" not in resume_advice(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +485,7 @@ def test_of_several_reasons_those_that_stay_decide(reasons: list[str], may_pass:
         call(**unscored_for(*reasons))
     assert caught.value.may_pass is may_pass
     known = {UnscoredReason(reason) for reason in reasons if reason != "-"}
-    assert all(REASON_HELP[reason] in caught.value.advice for reason in known)
+    assert all(REASON_HELP[reason] in resume_advice(caught.value) for reason in known)
 
 
 def test_a_refused_rollout_alone_stops_nothing() -> None:
@@ -274,11 +506,3 @@ def test_metrics_name_the_unscored_rate_and_where_rubrics_came_from() -> None:
     assert logged["rubric/unscored_rate"] == 0.5
     assert (logged["rubric/origin_induced"], logged["rubric/origin_reused"]) == (1.0, 0.0)
     assert logged["rubric/met_task_fulfilment"] == 1.0
-
-
-def test_importing_the_reward_needs_no_torch() -> None:
-    code = (
-        "import sys, markscheme_train; "
-        "assert 'torch' not in sys.modules and 'trl' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

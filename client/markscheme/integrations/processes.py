@@ -2,10 +2,11 @@
 
 A group may span processes, and its rollouts must be judged and compared as one. An error on rank 0
 is raised on every rank at the same place, so that none waits in a collective for a peer that has
-left.
+left. torch is looked up, never imported: a process without it belongs to no group.
 """
 
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -39,12 +40,10 @@ class SingleProcess:
 
 
 class Distributed:
-    """A run of several processes, over torch.distributed with any backend."""
+    """A run of several processes, over `torch.distributed` with any backend."""
 
-    def __init__(self) -> None:
-        import torch.distributed as distributed
-
-        self._distributed: Any = distributed
+    def __init__(self, distributed: Any) -> None:
+        self._distributed = distributed
         self.rank = distributed.get_rank()
 
     def gather(self, rows: Sequence[T]) -> list[T]:
@@ -80,12 +79,12 @@ def _picklable(error: Exception) -> Exception:
 
 
 def current_process_group() -> ProcessGroup:
-    """Return the group of torch.distributed, or a single process where it is not initialised."""
-    import torch.distributed as distributed
-
+    """Return the group of `torch.distributed`, or a single process where it is not initialised."""
+    distributed: Any = sys.modules.get("torch.distributed")
     several = (
-        distributed.is_available()
+        distributed is not None
+        and distributed.is_available()
         and distributed.is_initialized()
         and distributed.get_world_size() > 1
     )
-    return Distributed() if several else SingleProcess()
+    return Distributed(distributed) if several else SingleProcess()

@@ -1,0 +1,480 @@
+"""`RubricReward`: a reward function for TRL that gets its rewards from a Markscheme service.
+
+It groups rows, asks and reports; it does not judge. A rollout that the service could not score gets
+`None`, never a number. The module needs the SDK alone and imports neither torch nor TRL: it
+installs beside any version of them, and works in every trainer that calls reward functions as TRL
+does.
+"""
+
+import inspect
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from markscheme.errors import (
+    AnswerUnreadable,
+    ConnectionFailed,
+    MarkschemeError,
+    ServiceUnavailable,
+)
+from markscheme.integrations.conversation import (
+    Conversation,
+    first_error,
+    normal_conversation,
+    wire_prompt,
+    wire_response,
+)
+from markscheme.integrations.processes import current_process_group
+from markscheme.integrations.report import (
+    CriterionRate,
+    RewardReport,
+    RowScore,
+    Unscored,
+    criterion_rates,
+    origins,
+)
+from markscheme.messages import MessageError
+from markscheme.schema import Group, Rollout, Run, ScoreBatch, ScoreCounts, Usage
+from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, UnscoredReason, VerifyMode, View
+
+__all__ = ["CriterionRate", "RewardReport", "RowScore", "RubricReward", "Unscored"]
+
+FIRST_RETRY_WAIT_S, MAX_RETRY_WAIT_S = 1.0, 30.0
+"""Seconds before the first and between later attempts to reach the service; they double."""
+
+RewardFunction = Callable[..., Any]
+"""A reward function as TRL calls it: returns a float or `None` for each row, or a coroutine."""
+
+log = logging.getLogger(__name__)
+
+
+class Scorer(Protocol):
+    """The part of `markscheme.Client` that a reward needs."""
+
+    def score(
+        self,
+        groups: Sequence[Group],
+        *,
+        reuse: ReusePolicy = ...,
+        verify: VerifyMode = ...,
+        thinking: Thinking = ...,
+        view: View | None = ...,
+        clamp: Clamp = ...,
+        score_teachers: bool = ...,
+        ask_teacher: int = ...,
+        run: Run | None = ...,
+    ) -> ScoreBatch:
+        """Score a whole batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A rollout as it travels between processes.
+
+    `problem` says why the service cannot be asked about it; then it is unscored.
+    """
+
+    prompt: Conversation
+    completion: Conversation
+    truncated: bool = False
+    teacher_responses: list[Conversation] | None = None
+    rubric_id: str | None = None
+    problem: str | None = None
+
+
+class RubricReward:
+    """Scores groups of rollouts of one prompt with that prompt's rubric.
+
+    A group is `num_generations` neighbouring rows of one prompt, over all processes. Where rows do
+    not divide so, as in an evaluation with another number of generations, all rows of a prompt are
+    a group. Under `torchrun` or `accelerate` one process asks for all. After a call, `rows` and
+    `last` hold the batch of all processes and the service's report. Can be pickled, if the client
+    can.
+
+    Args:
+        client: A `markscheme.Client`.
+        num_generations: Rollouts of each prompt in training.
+        run_id: The run's name at the service. A step of a run that was sent before gets the same
+            rubrics again: use a new name for a new run.
+        rubric_id: The rubric of every group whose rows name none. Default: the service finds or
+            makes one for each prompt.
+        reuse: Which rubrics may be reused; see `Client.induce`.
+        verify: Judge each rollout alone (`rollout`) or a group in one call (`group`).
+        thinking: What is judged of a rollout; see `Client.score`.
+        view: What is judged of a trajectory; see `Client.score`.
+        clamp: Whether a reward below 0 is raised to 0; see `Client.score`.
+        score_teachers: Also score the teacher responses.
+        ask_teacher: Responses to sample from the service's teacher for prompts without any.
+        eos_token_ids: Tokens that end a response; a rollout without one counts as truncated.
+            Empty: none does.
+        max_outage_s: Seconds to wait for a service that cannot be reached.
+        max_unscored: Maximum share (0 to 1) of a batch without a reward; above it the batch
+            raises `Unscored`.
+        on_wait: Called with the reason and the seconds before each wait.
+
+    Example:
+        reward = RubricReward(Client("http://127.0.0.1:8321"), num_generations=8, run_id="run-1")
+        trainer = GRPOTrainer(model, reward_funcs=[reward], args=args, train_dataset=prompts)
+    """
+
+    __name__ = "rubric"
+
+    def __init__(
+        self,
+        client: Scorer,
+        *,
+        num_generations: int,
+        run_id: str,
+        rubric_id: str | None = None,
+        reuse: ReusePolicy = "if_fresh",
+        verify: VerifyMode = "rollout",
+        thinking: Thinking = "auto",
+        view: View | None = None,
+        clamp: Clamp = "zero",
+        score_teachers: bool = False,
+        ask_teacher: int = 0,
+        eos_token_ids: Sequence[int] = (),
+        max_outage_s: float = 0.0,
+        max_unscored: float = 1.0,
+        on_wait: Callable[[str, float], None] | None = None,
+    ) -> None:
+        self.client = client
+        self.num_generations = num_generations
+        self.run_id = run_id
+        self.rubric_id = rubric_id
+        self.reuse: ReusePolicy = reuse
+        self.verify: VerifyMode = verify
+        self.thinking: Thinking = thinking
+        self.view: View | None = view
+        self.clamp: Clamp = clamp
+        self.score_teachers = score_teachers
+        self.ask_teacher = ask_teacher
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.max_outage_s = max_outage_s
+        self.max_unscored = max_unscored
+        self.on_wait = on_wait
+        self.rows: list[Row] = []
+        self.last: RewardReport | None = None
+        self._call = (-1, 0)
+        self._answered: tuple[Any, list[float | None]] = (None, [])
+
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        trainer_state: Any = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        teacher_responses: Sequence[Any] | None = None,
+        rubric_id: Sequence[str | None] | None = None,
+        **_columns: Any,
+    ) -> list[float | None]:
+        """Return a reward or `None` for each row of this process, in order.
+
+        TRL calls this. The columns `teacher_responses` and `rubric_id` of the data set, where it
+        has them, are sent along.
+
+        Args:
+            prompts: The rows' prompts, texts or messages.
+            completions: What the student wrote: texts, or messages with tool calls and results.
+            completion_ids: Its token ids, to detect truncation.
+            trainer_state: TRL's state; its `global_step` names the step. Without one each call is
+                a step.
+            log_metric: TRL's hook for metrics.
+            teacher_responses: Responses for each row, or `None`.
+            rubric_id: Each row's rubric, or `None`.
+            **_columns: Other columns, ignored.
+
+        Raises:
+            Unscored: More than `max_unscored` of the batch has no reward.
+            MarkschemeError: The service refuses the request, or stays away too long.
+        """
+        step = self._call[0] + 1 if trainer_state is None else int(trainer_state.global_step)
+        absent = [None] * len(prompts)
+        own = [
+            _row(*columns, truncated=self._truncated(ids))
+            for *columns, ids in zip(
+                prompts,
+                completions,
+                teacher_responses or absent,
+                rubric_id or absent,
+                completion_ids or absent,
+                strict=True,
+            )
+        ]
+        processes = current_process_group()
+        # The processes may have different numbers of rows.
+        counts = processes.gather([len(own)])
+        self.rows = processes.gather(own)
+        members = group_rows(self.rows, self.num_generations)
+        groups = self._groups(members, step)
+        started = time.perf_counter()
+        # One request for all processes: a group may span several.
+        batch = processes.broadcast_from_rank_0(lambda: self._score(groups, step))
+        self.last = self._report(step, members, batch, time.perf_counter() - started)
+        if log_metric is not None:
+            self.last.log(log_metric)
+        self.last.raise_if_unscored(self.max_unscored)
+        first = sum(counts[: processes.rank])
+        rewards = self.last.rewards[first : first + len(own)]
+        self._answered = (completions, rewards)
+        return rewards
+
+    def where_scored(self, function: RewardFunction) -> RewardFunction:
+        """Return another reward function that is `None` wherever the rubric's reward is.
+
+        TRL adds up the rewards that are known, so an unscored rollout would be rewarded by the
+        other functions alone. List this reward first: `reward_funcs=[reward,
+        reward.where_scored(brevity)]`. `function` may be async; it may not be a reward model.
+        """
+        call = getattr(function, "__call__")  # noqa: B004, B009  # asked for its kind, not called
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+            return AsyncWhereScored(self, function)
+        return WhereScored(self, function)
+
+    def blank_unscored(self, completions: Any, values: Sequence[Any]) -> list[Any]:
+        """Return `values` with `None` where the last call, for these completions, had no reward.
+
+        Raises `ValueError` if the last call was for others.
+        """
+        answered, rewards = self._answered
+        # TRL passes one list of completions to all reward functions of a batch.
+        if answered is not completions:
+            raise ValueError("reward_funcs must list the rubric's reward before where_scored(…)")
+        return [
+            None if reward is None else value for reward, value in zip(rewards, values, strict=True)
+        ]
+
+    def _score(self, groups: Sequence[Group], step: int) -> ScoreBatch:
+        """Return the service's answer, waiting while it cannot be reached.
+
+        A repeated request is identical to the byte, so that nothing is judged twice.
+        """
+        _warn_of_problems(self.rows)
+        if not groups:
+            return _EMPTY
+        give_up_at = time.monotonic() + self.max_outage_s
+        wait_s = FIRST_RETRY_WAIT_S
+        # The client's retries draw jitter from this generator; a run with retries must not differ.
+        rng_state = random.getstate()
+        try:
+            while True:
+                try:
+                    return self.client.score(
+                        groups,
+                        reuse=self.reuse,
+                        verify=self.verify,
+                        thinking=self.thinking,
+                        view=self.view,
+                        clamp=self.clamp,
+                        score_teachers=self.score_teachers,
+                        ask_teacher=self.ask_teacher,
+                        run=Run(id=self.run_id, step=step),
+                    )
+                except MarkschemeError as error:
+                    if not is_outage(error) or time.monotonic() >= give_up_at:
+                        raise
+                    why = str(error)
+                if self.on_wait is not None:
+                    self.on_wait(why, wait_s)
+                time.sleep(wait_s)
+                wait_s = min(2 * wait_s, MAX_RETRY_WAIT_S)
+        finally:
+            random.setstate(rng_state)
+
+    def _groups(self, members: Sequence[Sequence[int]], step: int) -> list[Group]:
+        """Return the groups of the rows that the service can be asked about."""
+        # A step may generate more than once (fewer steps per generation than accumulation steps).
+        # The count keeps their group ids apart, and restarts each step so that a resumed run
+        # repeats them.
+        self._call = (step, self._call[1] + 1 if self._call[0] == step else 0)
+        groups = []
+        for place, numbers in enumerate(members):
+            rows = [(f"r{number}", self.rows[row]) for number, row in enumerate(numbers)]
+            askable = [(rollout, row) for rollout, row in rows if row.problem is None]
+            if askable:
+                rubric_id = askable[0][1].rubric_id or self.rubric_id
+                groups.append(_group(self._group_id(place), askable, rubric_id))
+        return groups
+
+    def _group_id(self, place: int) -> str:
+        step, call = self._call
+        return f"s{step}-c{call}-p{place}"
+
+    def _report(
+        self, step: int, members: Sequence[Sequence[int]], batch: ScoreBatch, seconds: float
+    ) -> RewardReport:
+        """Return scores by id, not by position, so that none is credited to a neighbour."""
+        answered = {
+            (group.id, rollout.id): rollout for group in batch.groups for rollout in group.rollouts
+        }
+        teachers = {group.id: group.teacher.rewards for group in batch.groups if group.teacher}
+        row_scores = [RowScore(None, row.truncated) for row in self.rows]
+        teacher_scores: list[list[float | None]] = [[] for _ in self.rows]
+        for place, numbers in enumerate(members):
+            group = self._group_id(place)
+            for number, row in enumerate(numbers):
+                teacher_scores[row] = list(teachers.get(group, ()))
+                if self.rows[row].problem is None:
+                    score = answered[group, f"r{number}"]
+                    row_scores[row] = RowScore(
+                        score.reward,
+                        self.rows[row].truncated,
+                        tuple(score.feedback),
+                        score.view,
+                        score.left_out_tokens or 0,
+                    )
+        problems = sum(row.problem is not None for row in self.rows)
+        return RewardReport(
+            step=step,
+            rewards=[score.reward for score in row_scores],
+            row_scores=row_scores,
+            teacher_scores=teacher_scores,
+            reasons=dict(batch.reasons + Counter({UnscoredReason.NOT_SUPPORTED.value: problems})),
+            origins=origins(batch),
+            criteria=criterion_rates(batch.groups),
+            usage=batch.usage,
+            seconds=seconds,
+        )
+
+    def _truncated(self, ids: Sequence[int] | None) -> bool:
+        if not self.eos_token_ids or ids is None:
+            return False
+        return not ids or ids[-1] not in self.eos_token_ids
+
+
+class WhereScored:
+    """A reward function that is `None` wherever a rubric's reward is: `RubricReward.where_scored`.
+
+    Args:
+        reward: The rubric's reward.
+        function: The other reward function.
+    """
+
+    def __init__(self, reward: RubricReward, function: RewardFunction) -> None:
+        self.reward, self.function = reward, function
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+
+    def __call__(self, *, completions: Any, **columns: Any) -> Any:
+        """Return the function's rewards, `None` where the rubric's is."""
+        values = self.function(completions=completions, **columns)
+        return self.reward.blank_unscored(completions, values)
+
+
+class AsyncWhereScored(WhereScored):
+    """The same for an async function."""
+
+    async def __call__(self, *, completions: Any, **columns: Any) -> Any:
+        """Return the function's rewards, `None` where the rubric's is."""
+        values = await self.function(completions=completions, **columns)
+        return self.reward.blank_unscored(completions, values)
+
+
+def group_rows(rows: Sequence[Row], size: int) -> list[list[int]]:
+    """Return the indices of each group's rows.
+
+    A group is `size` neighbours of one prompt; the same prompt twice is two groups. Rows that do
+    not divide so are grouped by prompt and rubric, wherever they stand.
+    """
+    starts = range(0, len(rows), size)
+    if len(rows) % size == 0 and all(
+        row.prompt == rows[start].prompt for start in starts for row in rows[start : start + size]
+    ):
+        return [list(range(start, start + size)) for start in starts]
+    members: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        members.setdefault(repr((row.prompt, row.rubric_id)), []).append(index)
+    return list(members.values())
+
+
+def is_outage(error: BaseException) -> bool:
+    """Return whether the service cannot be reached but may come back."""
+    return isinstance(error, ConnectionFailed | ServiceUnavailable) and not isinstance(
+        error, AnswerUnreadable
+    )
+
+
+def _row(
+    prompt: Any, completion: Any, teacher_responses: Any, rubric_id: str | None, *, truncated: bool
+) -> Row:
+    """Return a row of TRL's with its messages in their normal form, or with its problem."""
+    # The rows of a group must stay equal: an image that was loaded twice is not.
+    plain: Conversation = repr(prompt)
+    try:
+        plain = normal_conversation(prompt, "prompt")
+        row = Row(
+            plain,
+            normal_conversation(completion, "completion"),
+            truncated,
+            _responses(teacher_responses),
+            rubric_id or None,
+        )
+        # The service refuses a whole batch for one row that it does not take: find out here.
+        _group("g", [("r", row)], row.rubric_id)
+    except ValidationError as error:
+        return Row(plain, "", truncated, problem=first_error(error))
+    except MessageError as error:
+        return Row(plain, "", truncated, problem=str(error))
+    return row
+
+
+def _responses(given: Any) -> list[Conversation] | None:
+    """Return a row's teacher responses: a list of them, or one alone, each a text or messages."""
+    if not given:
+        return None
+    if not isinstance(given, Sequence):
+        raise MessageError("teacher_responses: must be a list of texts or of lists of messages")
+    alone = isinstance(given, str) or isinstance(given[0], Mapping)
+    return [
+        normal_conversation(response, f"teacher_responses[{number}]")
+        for number, response in enumerate([given] if alone else given)
+    ]
+
+
+def _group(identifier: str, rows: Sequence[tuple[str, Row]], rubric_id: str | None) -> Group:
+    """Return the rows, with the ids of their rollouts, as a group. Raises `ValueError`."""
+    first = rows[0][1]
+    teachers = first.teacher_responses
+    return Group(
+        id=identifier,
+        prompt=wire_prompt(first.prompt),
+        rubric_id=rubric_id,
+        teacher_responses=(
+            None
+            if teachers is None
+            else [wire_response(each, "teacher_responses") for each in teachers]
+        ),
+        rollouts=[_rollout(rollout, row) for rollout, row in rows],
+    )
+
+
+def _rollout(identifier: str, row: Row) -> Rollout:
+    response = wire_response(row.completion, "completion")
+    if isinstance(response, str):
+        return Rollout(id=identifier, text=response, truncated=row.truncated)
+    return Rollout(id=identifier, messages=response, truncated=row.truncated)
+
+
+def _warn_of_problems(rows: Sequence[Row]) -> None:
+    problems = [row.problem for row in rows if row.problem is not None]
+    if problems:
+        log.warning(
+            "%d of %d rollouts cannot be sent to the service and are unscored; the first: %s",
+            len(problems),
+            len(rows),
+            problems[0],
+        )
+
+
+_EMPTY = ScoreBatch(
+    groups=[],
+    counts=ScoreCounts(rollouts=0, scored=0, unscored=0),
+    usage=Usage(judge_calls=0, prompt_tokens=0, completion_tokens=0, cached_verdicts=0),
+)

@@ -1,0 +1,37 @@
+"""The rubric's reward in TRL's own trainer: beside other rewards, in evaluation, on processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from train.plain_trl import train
+from train.test_processes import launch
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning"
+)
+
+
+def test_a_null_beside_another_reward_is_no_number_and_an_evaluation_has_its_own_group_size(
+    tmp_path: Path,
+) -> None:
+    trainer, client = train(
+        tmp_path, 4, num_generations_eval=2, per_device_eval_batch_size=4, eval_strategy="no"
+    )
+    assert trainer.advantages == pytest.approx([0.0] * 4)
+    logged = trainer.state.log_history[0]
+    assert logged["rewards/rubric/mean"] == pytest.approx(0.8)
+    assert logged["rewards/brevity/mean"] == pytest.approx(0.5)
+    client.calls.clear()
+    evaluated = trainer.evaluate()
+    assert [[len(g.rollouts) for g in made["groups"]] for made in client.calls] == [[2, 2]] * 2
+    assert evaluated["eval_rewards/rubric/mean"] == pytest.approx(0.8)
+
+
+def test_two_processes_with_two_rows_each_ask_once_for_one_group(tmp_path: Path) -> None:
+    launch(Path(__file__).with_name("plain_trl.py"), tmp_path, processes=2)
+    first, second = (json.loads((tmp_path / f"facts-{rank}.json").read_text()) for rank in range(2))
+    assert (first["groups"], second["groups"]) == ([[4]], [])
+    assert first["unscored"] == 0.25
+    assert [*first["advantages"], *second["advantages"]] == pytest.approx([0.0] * 4)
