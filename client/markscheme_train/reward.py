@@ -113,6 +113,7 @@ class Row:
     text: str
     truncated: bool
     teacher_responses: list[str] | None
+    rubric_id: str | None
 
 
 class RubricReward:
@@ -187,11 +188,13 @@ class RubricReward:
         trainer_state: Any,
         log_metric: Callable[[str, float], None] | None = None,
         teacher_responses: Sequence[list[str] | None] | None = None,
+        rubric_id: Sequence[str | None] | None = None,
         **_columns: Any,
     ) -> list[float | None]:
         """Return a reward or `None` for each row of this process, in order.
 
-        TRL calls this. A `teacher_responses` column of the data set, if any, is sent along.
+        TRL calls this. The columns `teacher_responses` and `rubric_id` of the data set, if any,
+        are sent along.
 
         Args:
             prompts: The rows' prompts; those of a group side by side.
@@ -200,6 +203,7 @@ class RubricReward:
             trainer_state: TRL's state; its `global_step` names the step.
             log_metric: TRL's hook for metrics.
             teacher_responses: Responses for each row, or `None`.
+            rubric_id: The rubric that scores each row's group; `None` or empty: as `reuse` says.
             **_columns: Other columns, ignored.
 
         Raises:
@@ -210,10 +214,13 @@ class RubricReward:
         """
         step = int(trainer_state.global_step)
         teachers = teacher_responses or [None] * len(prompts)
+        rubrics = rubric_id or [None] * len(prompts)
         own = [
-            Row(prompt, completion_text(completion), self._truncated(ids), responses)
-            for prompt, completion, ids, responses in zip(
-                prompts, completions, completion_ids, teachers, strict=True
+            Row(
+                prompt, completion_text(completion), self._truncated(ids), responses, rubric or None
+            )
+            for prompt, completion, ids, responses, rubric in zip(
+                prompts, completions, completion_ids, teachers, rubrics, strict=True
             )
         ]
         # The processes may have different numbers of rows.
@@ -321,6 +328,7 @@ class RubricReward:
                     id=f"s{step}-c{self._call[1]}-p{start // size}",
                     prompt=wire_prompt(group[0].prompt),
                     teacher_responses=group[0].teacher_responses,
+                    rubric_id=group[0].rubric_id,
                     rollouts=[
                         Rollout(id=f"r{i}", text=to_wire(row.text), truncated=row.truncated)
                         for i, row in enumerate(group)
