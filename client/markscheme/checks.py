@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from markscheme.text import check_valid
+from markscheme.vocabulary import View
 
 Phrase = Annotated[
     str, StringConstraints(min_length=1, max_length=2000), AfterValidator(check_valid)
@@ -65,6 +66,12 @@ LanguageCode = Literal[
 
 class _Check(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    view: View | None = Field(
+        default=None,
+        exclude_if=lambda view: view is None,
+        description="What of a trajectory it reads: reply, assistant or full. Default: reply",
+    )
 
 
 class _Range(_Check):
@@ -297,6 +304,12 @@ class AllOf(_Check):
 
     kind: Literal["all_of"]
     checks: Annotated[list[SimpleCheck], Field(min_length=1, max_length=16)]
+
+    @model_validator(mode="after")
+    def _one_view(self) -> "AllOf":
+        if any(check.view is not None for check in self.checks):
+            raise ValueError("all members read one view: give it beside checks")
+        return self
 
 
 Check = Annotated[

@@ -1,18 +1,32 @@
-"""Convert the chat messages of data sets and chat templates into the service's plain messages."""
+"""Normalise the chat messages of data sets, chat templates and trainers.
 
+Every program writes messages a little differently. `normal_message` returns the one form that the
+service stores, judges and hashes: role, content, tool calls, and what a tool's result refers to.
+Standard library only, so that the service's domain may import it.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, get_args
 
+from markscheme.text import check_valid, replace_invalid
 from markscheme.vocabulary import Role
 
 ROLES: tuple[Role, ...] = get_args(Role)
-_OTHER_NAMES: dict[str, Role] = {"developer": "system", "function": "tool"}
-"""Names that newer and older APIs use for our roles."""
-_TEXT_PARTS = ("text", "input_text", "output_text")
+MAX_DEPTH = 32
+"""Levels of a tool call's arguments that are kept as an object; deeper ones become a string."""
+_SAME_ROLES: dict[str, Role] = {"developer": "system", "function": "tool"}
+"""Names that newer and older APIs use for a role."""
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+_THINKING_PARTS = ("thinking", "reasoning")
+_THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_MEDIA = ("audio", "image", "images", "video", "videos", "input_audio", "image_url")
+"""Fields outside the content that hold what no text says."""
 
 
 class MessageError(ValueError):
-    """A message that has no plain-text form; the message says where."""
+    """A message that cannot be read; the message says where."""
 
 
 def text_of(content: object, location: str = "content") -> str:
@@ -47,42 +61,265 @@ def role_of(message: object, location: str) -> str:
     return role
 
 
+def same_role(role: str) -> str:
+    """Return the role that a synonym stands for: `developer` is system, `function` is tool."""
+    return _SAME_ROLES.get(role, role)
+
+
 def plain_message(message: object, location: str) -> dict[str, str]:
     """Return role and text of a message, without tool calls and other fields.
 
     Raises `MessageError`.
     """
-    role_name = role_of(message, location)
+    role = _known_role(message, location)
     assert isinstance(message, Mapping)
-    role = _OTHER_NAMES.get(role_name, role_name)
-    if role not in ROLES:
-        raise MessageError(
-            f"{location}.role: {role_name!r} is none of {', '.join([*ROLES, *_OTHER_NAMES])}"
-        )
-    return {"role": role, "content": text_of(message.get("content"), f"{location}.content")}
+    return {
+        "role": same_role(role),
+        "content": text_of(message.get("content"), f"{location}.content"),
+    }
 
 
 def plain_prompt(prompt: Any, location: str = "prompt") -> Any:
-    """Return a prompt of a file with plain messages; anything but a list of messages is unchanged.
+    """Return a prompt of a file with normal messages; anything but a list is unchanged.
 
-    Empty columns are ignored. What would be lost is refused: tool calls, names and the like, and a
-    message without content. Raises `MessageError`.
+    Raises `MessageError` for a message that cannot be read, a part that is not text, and a message
+    without content that calls no tool.
     """
     if not isinstance(prompt, list):
         return prompt
-    plain = []
+    normal = []
     for number, message in enumerate(prompt):
         here = f"{location}[{number}]"
-        plain.append(plain_message(message, here))
-        for name, value in message.items():
-            if name not in ("role", "content") and not _empty(value):
-                raise MessageError(
-                    f"{here}.{name}: a message of a prompt has role and content only; "
-                    f"leave {name} out, or say it in the content"
-                )
-        if message.get("content") is None:
+        role = _known_role(message, here)
+        text = text_of(message.get("content"), f"{here}.content")
+        found = {
+            name: value
+            for name, value in normal_message(message, here).items()
+            if value is not None and name != "content"
+        }
+        if message.get("content") is None and "tool_calls" not in found:
             raise MessageError(f"{here}.content: is missing")
-    return plain
+        normal.append(found | {"role": same_role(role), "content": text})
+    return normal
+
+
+def normal_message(message: Mapping[str, Any], location: str = "") -> dict[str, Any]:
+    """Return a message in its normal form; other fields are left out.
+
+    Text parts become one string, thinking of any spelling `reasoning_content`, a `function_call` a
+    tool call, and empty values null. Content with parts that are not text stays a list, so that
+    `unsupported_parts` names them. What has the wrong type is left to the caller's validation.
+
+    Raises `MessageError` for tool calls that cannot be read.
+    """
+    content, thoughts = _normal_content(message.get("content"))
+    content = content if content not in (None, "") else message.get("refusal") or content
+    media = [name for name in _MEDIA if not _empty(message.get(name))]
+    if media:
+        # The bytes are not kept: the part only says that there is something no text says.
+        parts = _as_parts(content)
+        content = [*parts, *({"type": name} for name in media)]
+    thinking = next((message[name] for name in _THINKING_FIELDS if message.get(name)), None)
+    calls = _normal_calls(message.get("tool_calls"), f"{location}.tool_calls".lstrip("."))
+    if not calls and not _empty(message.get("function_call")):
+        where = f"{location}.function_call".lstrip(".")
+        calls = [_normal_call(message["function_call"], where)]
+    return {
+        "role": message.get("role"),
+        "content": content,
+        "tool_calls": calls or None,
+        "tool_call_id": message.get("tool_call_id") or None,
+        "name": message.get("name") or None,
+        "reasoning_content": (
+            thinking if isinstance(thinking, str) else "\n".join(thoughts) or None
+        ),
+    }
+
+
+def unsupported_parts(message: Mapping[str, Any]) -> list[str]:
+    """Return the types of a normal message's parts that are not text."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return []
+    return [_type_of(part) for part in content if _text_of_part(part) is None]
+
+
+def visible(value: Any) -> Any:
+    """Return the value with NUL and lone surrogates in all its strings replaced by U+FFFD."""
+    return _map_strings(value, replace_invalid)
+
+
+def check_characters(value: Any) -> None:
+    """Raise `ValueError` if a string in the value holds NUL or half of a surrogate pair."""
+    _map_strings(value, check_valid)
+
+
+def _map_strings(value: Any, change: Any) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {
+            change(name) if isinstance(name, str) else name: _map_strings(each, change)
+            for name, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_map_strings(each, change) for each in value]
+    return value
+
+
+def _known_role(message: object, location: str) -> str:
+    role = role_of(message, location)
+    if role not in ROLES:
+        raise MessageError(f"{location}.role: {role!r} is none of {', '.join(ROLES)}")
+    return role
+
+
+def _normal_content(content: Any) -> tuple[Any, list[str]]:
+    """Return the content, as one string where all its parts are text, and its thoughts."""
+    if isinstance(content, Mapping):
+        content = [content]
+    if not isinstance(content, list | tuple):
+        return content, []
+    thoughts: list[str] = []
+    parts: list[Any] = []
+    for part in content:
+        thought = _thought_of_part(part)
+        if thought is not None:
+            thoughts.append(thought)
+        elif not _empty(part) or part == "":
+            parts.append(part)
+    texts = [_text_of_part(part) for part in parts]
+    if all(text is not None for text in texts):
+        return "".join(text for text in texts if text is not None), thoughts
+    return [
+        {"type": "text", "text": text} if text is not None else part
+        for part, text in zip(parts, texts, strict=True)
+    ], thoughts
+
+
+def _as_parts(content: Any) -> list[Any]:
+    if isinstance(content, list):
+        return content
+    return [{"type": "text", "text": content}] if content else []
+
+
+def _text_of_part(part: object) -> str | None:
+    """Return the text of a content part, or `None` for a part that is not text."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        return None
+    kind = part.get("type")
+    if kind is None:
+        only_text = all(_empty(value) for name, value in part.items() if name != "text")
+        text = part.get("text") if only_text else None
+    elif kind == "refusal":
+        text = part.get("refusal")
+    else:
+        text = part.get("text") if kind in _TEXT_PARTS else None
+    return text if isinstance(text, str) else None
+
+
+def _thought_of_part(part: object) -> str | None:
+    """Return the text of a part that holds thinking, or `None` for another part."""
+    if not isinstance(part, Mapping) or part.get("type") not in _THINKING_PARTS:
+        return None
+    found = part.get("thinking") or part.get("text") or part.get("reasoning") or ""
+    if isinstance(found, list):  # as Mistral writes it: text parts inside a thinking part
+        found = "".join(_text_of_part(each) or "" for each in found)
+    return found if isinstance(found, str) else ""
+
+
+def _type_of(part: object) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return kind if isinstance(kind, str) and kind else "without a type"
+
+
+def _normal_calls(calls: Any, location: str) -> list[dict[str, Any]]:
+    if isinstance(calls, str) and calls.strip():
+        calls = _parsed(calls)
+        calls = [calls] if isinstance(calls, dict) else calls
+    if _empty(calls):
+        return []
+    if not isinstance(calls, list | tuple):
+        raise MessageError(f"{location}: must be a list of tool calls")
+    return [
+        _normal_call(call, f"{location}[{number}]")
+        for number, call in enumerate(calls)
+        if not _empty(call)
+    ]
+
+
+def _normal_call(call: Any, location: str) -> dict[str, Any]:
+    """Return a tool call as `{"id", "type", "function": {"name", "arguments"}}`."""
+    if isinstance(call, str):  # verifiers stores each call as JSON
+        call = _parsed(call)
+    if not isinstance(call, Mapping):
+        raise MessageError(f"{location}: must be a tool call with function.name and arguments")
+    # OpenAI's newest custom tools, and calls without the outer object, as Qwen and LangChain write.
+    inner = next(
+        (call[name] for name in ("function", "custom") if isinstance(call.get(name), Mapping)), call
+    )
+    arguments = next(
+        (inner[name] for name in ("arguments", "args", "input", "parameters") if name in inner),
+        None,
+    )
+    name, identifier = inner.get("name"), call.get("id")
+    normal: dict[str, Any] = {
+        "type": "function",
+        "function": {
+            "name": name if isinstance(name, str) else "",
+            "arguments": _normal_arguments(arguments),
+        },
+    }
+    if identifier not in (None, ""):
+        normal["id"] = str(identifier)
+    return normal
+
+
+def _normal_arguments(arguments: Any) -> dict[str, Any] | str:
+    """Return arguments as an object where they are one, else as a string: models write both."""
+    if arguments is None:
+        return {}
+    if isinstance(arguments, str):
+        parsed = _parsed(arguments)
+        return parsed if isinstance(parsed, dict) and _is_plain(parsed) else arguments
+    if isinstance(arguments, Mapping) and _is_plain(arguments):
+        return dict(arguments)
+    try:
+        return json.dumps(arguments, ensure_ascii=False, default=str)
+    except (ValueError, TypeError, RecursionError):
+        return "(arguments that cannot be written as JSON)"
+
+
+def _parsed(text: str) -> Any:
+    """Return what JSON text stands for, or `None` where it is not JSON or says something twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _is_plain(value: Any, depth: int = 1) -> bool:
+    """Return whether JSON can say the value, with finite numbers and no deep nesting."""
+    if isinstance(value, Mapping):
+        return depth <= MAX_DEPTH and all(
+            isinstance(name, str) and _is_plain(each, depth + 1) for name, each in value.items()
+        )
+    if isinstance(value, list | tuple):
+        return depth <= MAX_DEPTH and all(_is_plain(each, depth + 1) for each in value)
+    if isinstance(value, float):
+        return isfinite(value)
+    if isinstance(value, int):
+        return abs(value) <= 2**63
+    return value is None or isinstance(value, str)
 
 
 def _part(part: object, location: str) -> str:

@@ -38,6 +38,7 @@ from markscheme.vocabulary import (
     Thinking,
     UsageKey,
     VerifyMode,
+    View,
     Visibility,
 )
 
@@ -55,6 +56,7 @@ def induce(
     rubricator: str | None,
     thinking: Thinking,
     reuse_scope: ReuseScope | None,
+    view: View | None = None,
 ) -> Call:
     """Build `POST /v1/rubrics:induce`."""
     body = InduceRequest.model_validate(
@@ -70,6 +72,7 @@ def induce(
                 "rubricator": rubricator,
                 "thinking": thinking,
                 "reuse_scope": reuse_scope,
+                "view": view,
             }
         )
     )
@@ -207,6 +210,7 @@ def score(
     rubricator: str | None,
     thinking: Thinking,
     reuse_scope: ReuseScope | None,
+    view: View | None = None,
 ) -> tuple[Call, list[str]]:
     """Build `POST /v1/scores`. Returns the call, and the ids of its groups in order."""
     body = ScoreRequest(
@@ -221,6 +225,7 @@ def score(
         rubricator=rubricator,
         thinking=thinking,
         reuse_scope=reuse_scope,
+        view=view,
     )
     call = Call(
         "POST",

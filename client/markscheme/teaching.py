@@ -143,7 +143,7 @@ def teach_all(
     entries = [
         TeacherEntry(
             prompt=line.prompt,
-            responses=texts[start : start + MAX_RESPONSES_PER_ENTRY],
+            responses=list(texts[start : start + MAX_RESPONSES_PER_ENTRY]),
             model=line.teacher_model,
         )
         for line in lines

@@ -24,6 +24,7 @@ class UnscoredReason(StrEnum):
     MISCONFIGURED = "misconfigured"
     BUDGET = "budget"
     NO_RUBRIC = "no_rubric"
+    NOT_SUPPORTED = "not_supported"
 
 
 TRANSIENT_REASONS = frozenset(
@@ -77,6 +78,10 @@ REASON_HELP: Mapping[UnscoredReason, str] = {
         "There is no rubric for the prompt and none could be made. Bring one, or give teacher "
         "responses."
     ),
+    UnscoredReason.NOT_SUPPORTED: (
+        "The material has parts that are not text, such as images or audio, and judges read text "
+        "only. Leave these parts out, or replace them by words."
+    ),
 }
 """What each reason means and what to do about it."""
 
@@ -96,7 +101,8 @@ VerifyMode = Literal["rollout", "group"]
 Thinking = Literal["auto", "strip", "keep"]
 RubricOrigin = Literal["induced", "imported", "forked"]
 AssignedOrigin = Literal["induced", "reused", "given"]
-Role = Literal["system", "user", "assistant", "tool"]
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+View = Literal["reply", "assistant", "full"]
 Visibility = Literal["private", "organisation"]
 BudgetWindow = Literal["day", "month", "total"]
 Scope = Literal["read", "score", "induce", "admin"]

@@ -60,16 +60,14 @@ def plan_of(config: "TrainConfig", examples: "list[Example]") -> TrainingPlan:
         prompt_characters=_mean([_characters(e.prompt) for e in examples]),
         response_tokens=config.max_completion_length,
         teacher_responses=math.ceil(len(texts) / max(1, len(teachers))),
-        teacher_characters=_mean([len(text) for text in texts]),
+        teacher_characters=_mean([_characters(text) for text in texts]),
         reuse=config.reuse,
         verify=config.verify,
     )
 
 
 def _characters(prompt: Prompt) -> int:
-    return (
-        len(prompt) if isinstance(prompt, str) else sum(len(message.content) for message in prompt)
-    )
+    return len(prompt) if isinstance(prompt, str) else sum(len(message.text) for message in prompt)
 
 
 def _mean(lengths: Sequence[int]) -> int:

@@ -327,7 +327,7 @@ class RubricReward:
                 Group(
                     id=f"s{step}-c{self._call[1]}-p{start // size}",
                     prompt=wire_prompt(group[0].prompt),
-                    teacher_responses=group[0].teacher_responses,
+                    teacher_responses=list(group[0].teacher_responses or ()) or None,
                     rubric_id=group[0].rubric_id,
                     rollouts=[
                         Rollout(id=f"r{i}", text=to_wire(row.text), truncated=row.truncated)

@@ -384,7 +384,7 @@ def test_tags_that_are_none_of_ours_are_a_loss() -> None:
         (verifiers(choices=None), "verifiers", "criteria[1].choices: "),
         (healthbench(prompt="x"), "healthbench", "prompt: "),
         (
-            healthbench(prompt=[{"role": "developer", "content": "x"}]),
+            healthbench(prompt=[{"role": "critic", "content": "x"}]),
             "healthbench",
             "prompt[0].role: ",
         ),

@@ -175,7 +175,7 @@ def _print_rubrics(console: Console, found: RubricList) -> None:
     for rubric in found.data:
         name, version, team, quality, tags = _cells(rubric, found)
         console.print(f"{name}  version {version} of {team}  quality {quality}", soft_wrap=True)
-        prompt = _excerpt(rubric.prompt[-1].content)
+        prompt = _excerpt(rubric.prompt[-1].text)
         console.print(Padding(f"[{tags}] {prompt}" if tags else prompt, (0, 0, 0, 4)))
 
 
@@ -188,7 +188,7 @@ def _table(found: RubricList, prompt_width: int = 0) -> Table:
     if prompt_width:
         table.add_column("prompt", no_wrap=True)
     for rubric in found.data:
-        prompt = _excerpt(rubric.prompt[-1].content, prompt_width)
+        prompt = _excerpt(rubric.prompt[-1].text, prompt_width)
         table.add_row(*_cells(rubric, found), *([prompt] if prompt_width else []))
     return table
 

@@ -73,7 +73,7 @@ def _note_losses(
         )
     if holds.lone_question and [m.role for m in rubric.prompt] != ["user"]:
         refuse(f"{name} holds one question; the prompt has other messages")
-    elif holds.lone_question and not rubric.prompt[0].content.strip():
+    elif holds.lone_question and not rubric.prompt[0].text.strip():
         refuse(f"{name} holds a question; the prompt is blank")
     for number, criterion in enumerate(criteria, 1):
         location = f"criterion {criterion.id}"
@@ -130,7 +130,7 @@ def _write_healthbench(rubric: Rubric, criteria: Sequence[Criterion]) -> dict[st
 
 def _write_rar(rubric: Rubric, criteria: Sequence[Criterion]) -> dict[str, Any]:
     return {
-        "question": rubric.prompt[0].content,
+        "question": rubric.prompt[0].text,
         "rubric": [{"title": c.id, "description": c.text, "weight": c.points} for c in criteria],
     }
 

@@ -23,6 +23,9 @@ from markscheme.schema.base import (
     Tags,
     TeamName,
     Text,
+    ToolCall,
+    ToolFunction,
+    Trajectory,
     Usage,
     Wire,
 )
@@ -49,6 +52,7 @@ from markscheme.schema.rubrics import (
     RubricFork,
     RubricList,
     RubricPatch,
+    StudentAnswer,
     StudentResponse,
 )
 from markscheme.schema.scores import (
@@ -67,6 +71,7 @@ from markscheme.schema.scores import (
     VerdictView,
 )
 from markscheme.schema.teachers import (
+    TeacherAnswer,
     TeacherBankChange,
     TeacherEntry,
     TeacherResponse,
@@ -89,7 +94,7 @@ from markscheme.schema.teams import (
     TeamPatch,
 )
 from markscheme.schema.usage import Budget, BudgetPut, UsageBucket, UsageReport
-from markscheme.vocabulary import UnscoredReason
+from markscheme.vocabulary import UnscoredReason, View
 
 __all__ = [
     "MAX_TAGS",
@@ -146,11 +151,13 @@ __all__ = [
     "ScoreRequest",
     "ScoreSummary",
     "ShortText",
+    "StudentAnswer",
     "StudentResponse",
     "Tag",
     "Tags",
     "TeachResult",
     "TeachRequest",
+    "TeacherAnswer",
     "TeacherBankChange",
     "TeacherEntry",
     "TeacherResponse",
@@ -165,10 +172,14 @@ __all__ = [
     "TeamName",
     "TeamPatch",
     "Text",
+    "ToolCall",
+    "ToolFunction",
+    "Trajectory",
     "UnscoredReason",
     "Usage",
     "UsageBucket",
     "UsageReport",
     "VerdictView",
+    "View",
     "Wire",
 ]

@@ -1,6 +1,7 @@
 """Building blocks of the wire contract: bounded texts, chat messages, errors, the base model."""
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -10,9 +11,11 @@ from pydantic import (
     Discriminator,
     Field,
     StringConstraints,
+    model_validator,
 )
 from pydantic import Tag as Branch
 
+from markscheme.messages import check_characters, normal_message, unsupported_parts, visible
 from markscheme.text import check_valid, replace_invalid
 from markscheme.vocabulary import Role
 
@@ -22,10 +25,16 @@ MAX_CRITERIA, MAX_POINTS, MAX_TAGS, MAX_TEXT_LENGTH = 64, 100, 32, 4000
 """Limits of one rubric; the text is that of a criterion, in characters."""
 MAX_TEACHER_ENTRIES = 1000
 """Maximum prompts in one `POST /v1/teacher-responses`."""
+MAX_MESSAGES, MAX_TRAJECTORY = 256, 4096
+"""Maximum messages of a prompt, and of one response."""
 
 
 def _visible(value: Any) -> Any:
     return replace_invalid(value) if isinstance(value, str) else value
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
 
 
 Text = Annotated[str, AfterValidator(check_valid)]
@@ -51,19 +60,110 @@ class Wire(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
+def text_or_messages(value: Any) -> str | None:
+    """Name the branch of a text or of a list of messages, for a discriminator."""
+    return "<text>" if isinstance(value, str) else "<messages>" if isinstance(value, list) else None
+
+
+def _text_or_parts(value: Any) -> str | None:
+    return "<text>" if isinstance(value, str) else "<parts>" if isinstance(value, list) else None
+
+
+Content = Annotated[
+    Annotated[Text, Branch("<text>")] | Annotated[list[dict[str, Any]], Branch("<parts>")],
+    Discriminator(
+        _text_or_parts,
+        custom_error_type="content_type",
+        custom_error_message="must be a text, a list of parts, or null",
+    ),
+]
+
+
+class ToolFunction(Wire):
+    """The tool that is called, and its arguments: an object, or the model's own words."""
+
+    name: Text
+    arguments: Text | dict[str, Any]
+
+
+class ToolCall(Wire):
+    """One call of a tool by the assistant."""
+
+    id: Text | None = Field(default=None, exclude_if=_is_none)
+    type: Literal["function"] = "function"
+    function: ToolFunction
+
+
 class Message(Wire):
-    """One chat message of a prompt."""
+    """One chat message, as chat templates and APIs write it.
+
+    `content` may be null or absent where the assistant calls tools. Text parts become one string;
+    parts that are not text stay a list. Other fields than these are ignored: they say nothing that
+    can be judged.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     role: Role
-    content: Text
+    content: Content | None = None
+    tool_calls: list[ToolCall] | None = Field(default=None, exclude_if=_is_none)
+    tool_call_id: Text | None = Field(default=None, exclude_if=_is_none)
+    name: Text | None = Field(default=None, exclude_if=_is_none)
+    reasoning_content: Text | None = Field(default=None, exclude_if=_is_none)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normal(cls, value: Any) -> Any:
+        return normal_message(value) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _valid(self) -> "Message":
+        if isinstance(self.content, list):
+            check_characters(self.content)
+        for call in self.tool_calls or ():
+            check_characters(call.function.arguments)
+        return self
+
+    @property
+    def text(self) -> str:
+        """The text of the content; empty where there is none."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.get("text") or "" for part in self.content or ())
+
+    @property
+    def unsupported(self) -> list[str]:
+        """The types of the parts that are not text."""
+        return unsupported_parts({"content": self.content})
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=256)]
+def _visible_message(value: Any) -> Any:
+    # Normal first: characters escaped in a tool's arguments appear when these are parsed.
+    return visible(normal_message(value)) if isinstance(value, Mapping) else value
+
+
+def _said(message: Message) -> Message:
+    """Return a prompt's message if it says something. Raises `ValueError`."""
+    if message.content is None and not message.tool_calls:
+        raise ValueError("content is missing")
+    return message
+
+
+Messages = Annotated[
+    list[Annotated[Message, AfterValidator(_said)]], Field(min_length=1, max_length=MAX_MESSAGES)
+]
+"""The messages of a prompt."""
+Trajectory = Annotated[
+    list[Annotated[Message, BeforeValidator(_visible_message)]],
+    Field(max_length=MAX_TRAJECTORY),
+]
+"""The messages of a response, after those of its prompt. NUL and lone surrogates in them are
+replaced by U+FFFD."""
 Prompt = Annotated[
     Annotated[Text, StringConstraints(min_length=1), Branch("<text>")]
     | Annotated[Messages, Branch("<messages>")],
     Discriminator(
-        lambda value: {list: "<messages>", str: "<text>"}.get(type(value)),
+        text_or_messages,
         custom_error_type="prompt_type",
         custom_error_message="must be a text or a list of messages",
     ),

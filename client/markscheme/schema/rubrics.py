@@ -3,7 +3,8 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Discriminator, Field, StringConstraints, model_validator
+from pydantic import Tag as Branch
 
 from markscheme.checks import Check
 from markscheme.schema.base import (
@@ -20,7 +21,9 @@ from markscheme.schema.base import (
     Tags,
     TeamName,
     Text,
+    Trajectory,
     Wire,
+    text_or_messages,
 )
 from markscheme.schema.teachers import TeacherResponses
 from markscheme.vocabulary import (
@@ -29,6 +32,7 @@ from markscheme.vocabulary import (
     ReuseScope,
     RubricOrigin,
     Thinking,
+    View,
     Visibility,
 )
 
@@ -75,6 +79,7 @@ class Rubric(Wire):
     visibility: Visibility
     shared_with: list[str] = Field(description="Which teams see it; only its own team is told")
     criteria: list[Criterion]
+    view: View | None = None
     maximum_score: int
     origin: RubricOrigin
     tags: list[str]
@@ -102,21 +107,40 @@ Criteria = Annotated[
 """The criteria of one rubric."""
 
 
+RubricView = Annotated[
+    View | None,
+    Field(
+        description="What of a trajectory its criteria are about: reply, the last text of the "
+        "assistant; assistant, all its texts; full, also tool calls, their results and what others "
+        "said. Default: as the judge is set"
+    ),
+]
+RequestedView = Annotated[
+    View | None,
+    Field(
+        description="What of a trajectory is judged: reply, assistant or full. Default: as the "
+        "rubric says, else as the judge is set"
+    ),
+]
+
+
 class RubricCreate(Wire):
     """`POST /v1/rubrics`: store a rubric of your own for a prompt."""
 
     prompt: Prompt
     criteria: Criteria
+    view: RubricView = None
     tags: Tags = []
 
 
 class RubricFork(Wire):
     """`POST /v1/rubrics/{id}:fork`: a new version, or a copy of another team's rubric.
 
-    Criteria and tags that are left out are copied.
+    Criteria, view and tags that are left out are copied.
     """
 
     criteria: Criteria | None = None
+    view: RubricView = None
     tags: Tags | None = None
 
 
@@ -173,10 +197,26 @@ ReusedScope = Annotated[
 
 
 class StudentResponse(Wire):
-    """A student's rollout as the rubricator sees it."""
+    """A student's rollout as the rubricator sees it: a text, or messages."""
 
-    text: ModelText
+    text: ModelText | None = None
+    messages: Trajectory | None = None
     truncated: bool = False
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "StudentResponse":
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("give exactly one of text and messages")
+        return self
+
+
+StudentAnswer = Annotated[
+    Annotated[ModelText, Branch("<text>")]
+    | Annotated[Trajectory, Branch("<messages>")]
+    | Annotated[StudentResponse, Branch("StudentResponse")],
+    Discriminator(lambda value: text_or_messages(value) or "StudentResponse"),
+]
+"""A text, a list of messages, or either of them with what is known of it."""
 
 
 class InduceRequest(Wire):
@@ -184,9 +224,8 @@ class InduceRequest(Wire):
 
     prompt: Prompt
     teacher_responses: TeacherResponses | None = None
-    student_responses: Annotated[
-        list[ModelText | StudentResponse], Field(min_length=1, max_length=256)
-    ]
+    student_responses: Annotated[list[StudentAnswer], Field(min_length=1, max_length=256)]
+    view: RequestedView = None
     thinking: Thinking = Field(default="auto", description="Of student responses, as in scoring")
     reuse: ReusePolicy = "if_fresh"
     teacher_model: ReusedTeacherModel = None

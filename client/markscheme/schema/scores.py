@@ -12,20 +12,44 @@ from markscheme.schema.base import (
     JudgeName,
     ModelText,
     Prompt,
+    Trajectory,
     Usage,
     Wire,
 )
-from markscheme.schema.rubrics import Criterion, ReusedRubricator, ReusedScope, ReusedTeacherModel
+from markscheme.schema.rubrics import (
+    Criterion,
+    RequestedView,
+    ReusedRubricator,
+    ReusedScope,
+    ReusedTeacherModel,
+)
 from markscheme.schema.teachers import TeacherResponses
-from markscheme.vocabulary import AssignedOrigin, ReusePolicy, Thinking, UnscoredReason, VerifyMode
+from markscheme.vocabulary import (
+    AssignedOrigin,
+    ReusePolicy,
+    Thinking,
+    UnscoredReason,
+    VerifyMode,
+    View,
+)
 
 
 class Rollout(Wire):
-    """One sampled student response. `truncated` means that it hit the token limit."""
+    """One sampled student response: a text, or the messages that follow those of the prompt.
+
+    `truncated` means that it hit the token limit.
+    """
 
     id: Identifier
-    text: ModelText
+    text: ModelText | None = None
+    messages: Trajectory | None = None
     truncated: bool = False
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Rollout":
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("give exactly one of text and messages")
+        return self
 
 
 class Group(Wire):
@@ -65,6 +89,7 @@ class ScoreRequest(Wire):
         description="What is judged of a rollout. auto drops a thought that the rollout opens "
         "itself; strip drops one that the chat template opened; keep drops nothing",
     )
+    view: RequestedView = None
     score_teachers: bool = False
     ask_teacher: Annotated[int, Field(ge=0, le=16)] = Field(
         default=0,
@@ -105,7 +130,9 @@ class VerdictView(Wire):
 class RolloutScore(Wire):
     """The reward of one rollout and its verdicts.
 
-    `feedback` lists the criteria that it missed, most points first.
+    `feedback` lists the criteria that it missed, most points first. `view` is what of the rollout
+    was judged. `shown_tokens` of it were shown to the judge and `left_out_tokens` were not,
+    estimated at four characters a token; both are null where nothing was judged.
     """
 
     id: str
@@ -114,6 +141,9 @@ class RolloutScore(Wire):
     reason: UnscoredReason | None
     verdicts: list[VerdictView]
     feedback: list[str]
+    view: View | None = None
+    shown_tokens: int | None = None
+    left_out_tokens: int | None = None
 
 
 class RubricRef(Wire):

@@ -3,13 +3,32 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Discriminator, Field, StringConstraints
+from pydantic import Tag as Branch
 
-from markscheme.schema.base import MAX_TEACHER_ENTRIES, Identifier, ModelText, Prompt, Usage, Wire
+from markscheme.schema.base import (
+    MAX_TEACHER_ENTRIES,
+    Identifier,
+    Message,
+    ModelText,
+    Prompt,
+    Trajectory,
+    Usage,
+    Wire,
+    text_or_messages,
+)
 
-TeacherResponses = Annotated[
-    list[Annotated[ModelText, StringConstraints(min_length=1)]], Field(min_length=1, max_length=16)
+TeacherAnswer = Annotated[
+    Annotated[ModelText, StringConstraints(min_length=1), Branch("<text>")]
+    | Annotated[Trajectory, Field(min_length=1), Branch("<messages>")],
+    Discriminator(
+        text_or_messages,
+        custom_error_type="response_type",
+        custom_error_message="must be a text or a list of messages",
+    ),
 ]
+"""What a teacher responded: a text, or the messages of a trajectory."""
+TeacherResponses = Annotated[list[TeacherAnswer], Field(min_length=1, max_length=16)]
 
 
 class TeacherEntry(Wire):
@@ -35,9 +54,13 @@ class TeacherBankChange(Wire):
 
 
 class TeacherResponse(Wire):
-    """One response of the bank."""
+    """One response of the bank.
+
+    `messages` is set where it is a trajectory; `text` is then the last that the assistant said.
+    """
 
     text: str
+    messages: list[Message] | None = None
     model: str | None
     created_at: datetime
 

@@ -151,7 +151,9 @@ def _train(
         verify=config.verify,
         eos_token_ids=eos_token_ids(model, tokenizer),
     )
-    examples = [Example(prompt=p.prompt, teacher_responses=p.teacher_responses) for p in prompts]
+    examples = [
+        Example(prompt=p.prompt, teacher_responses=list(p.teacher_responses)) for p in prompts
+    ]
     build_trainer(config, model, tokenizer, examples, reward).train()
 
 
