@@ -25,6 +25,7 @@ from markscheme.protocol import (
 )
 from markscheme.schema import (
     GroupScore,
+    JudgeList,
     Lineage,
     Rubric,
     RubricImported,
@@ -394,6 +395,10 @@ class Client:
                     on_group(group)
         return reader.batch()
 
+    def judges(self) -> JudgeList:
+        """Return the service's judges, with their roles and prices."""
+        return self._request_model(requests.judges(), JudgeList)
+
     def usage(
         self,
         group_by: Sequence[UsageKey] = ("team",),
@@ -678,6 +683,10 @@ class AsyncClient:
                 if group is not None and on_group is not None:
                     on_group(group)
         return reader.batch()
+
+    async def judges(self) -> JudgeList:
+        """Return the service's judges; see `Client.judges`."""
+        return await self._request_model(requests.judges(), JudgeList)
 
     async def usage(
         self,

@@ -80,7 +80,8 @@ def induce(
         "POST",
         "/v1/rubrics:induce",
         body.model_dump(mode="json", exclude_none=True),
-        headers=_new_idempotency_key(),
+        # A look-up makes nothing, so its answer need not be kept for a second attempt.
+        headers=None if reuse == "frozen" else _new_idempotency_key(),
     )
 
 
@@ -179,6 +180,11 @@ def rubrics(**filters: Param | None) -> Call:
 def lineage(rubric_id: str) -> Call:
     """Build `GET /v1/rubrics/{id}/lineage`."""
     return Call("GET", f"/v1/rubrics/{rubric_id}/lineage")
+
+
+def judges() -> Call:
+    """Build `GET /v1/judges`."""
+    return Call("GET", "/v1/judges")
 
 
 def usage(

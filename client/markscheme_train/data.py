@@ -70,6 +70,12 @@ def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:
         DataError: A prompt is a list of messages, but there is no chat template.
     """
     rows = []
+    # Arrow has one type a column: where one response is a list of messages, all are.
+    chats = any(
+        not isinstance(response, str)
+        for example in examples
+        for response in example.teacher_responses or ()
+    )
     for number, example in enumerate(examples, start=1):
         if not chat and not isinstance(example.prompt, str):
             raise DataError(
@@ -86,8 +92,19 @@ def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:
         rows.append(
             {
                 "prompt": prompt,
-                "teacher_responses": example.teacher_responses,
+                "teacher_responses": _plain_responses(example.teacher_responses, chats),
                 "rubric_id": example.rubric_id,
             }
         )
     return Dataset.from_list(rows)
+
+
+def _plain_responses(responses: TeacherResponses | None, chats: bool) -> list[Any] | None:
+    if responses is None or not chats:
+        return responses
+    return [
+        [{"role": "assistant", "content": response}]
+        if isinstance(response, str)
+        else [message.model_dump() for message in response]
+        for response in responses
+    ]

@@ -8,17 +8,19 @@ Rows are read one after the other: memory does not grow with the file. A row is 
 column; `RowReader` turns it into a model and says which row and column are at fault.
 """
 
-from markscheme.data.base import MAX_ROW_BYTES, DataSource, Row, RowError, SourceError
-from markscheme.data.columns import Columns, RowReader
+from markscheme.data.base import MAX_ROW_BYTES, DataSource, Row, RowError, SourceError, windows
+from markscheme.data.columns import Columns, Records, RowReader
 from markscheme.data.sources import open_source
 
 __all__ = [
     "MAX_ROW_BYTES",
     "Columns",
     "DataSource",
+    "Records",
     "Row",
     "RowError",
     "RowReader",
     "SourceError",
     "open_source",
+    "windows",
 ]

@@ -2,11 +2,14 @@
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 MAX_ROW_BYTES = 32 * 1024 * 1024
 """Maximum size of one row of text: the service takes no larger request."""
@@ -64,6 +67,13 @@ class DataSource(Protocol):
 
     def fingerprint(self) -> str:
         """Return a sha256 of what it holds, in hex. Raises `SourceError`."""
+
+
+def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of `size`, the last one shorter."""
+    iterator = iter(items)
+    while window := list(islice(iterator, size)):
+        yield window
 
 
 class FileSource:

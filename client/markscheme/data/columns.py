@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -69,6 +69,7 @@ class RowReader(Generic[T]):
         fields: The fields to read. Other columns are ignored.
         columns: Where they are.
         warn: Called once for each unread column that looks like a misspelt one.
+        hints: What else to do where a field is missing, by field.
     """
 
     def __init__(
@@ -77,8 +78,9 @@ class RowReader(Generic[T]):
         fields: Sequence[str],
         columns: Columns | None = None,
         warn: Callable[[str], None] = lambda message: None,
+        hints: Mapping[str, str] | None = None,
     ) -> None:
-        self._model, self._warn = model, warn
+        self._model, self._warn, self._hints = model, warn, hints or {}
         self._columns = columns or Columns()
         self._named = {f: c for f, c in self._columns.named().items() if f in fields}
         self._read = {field: self._named.get(field, field) for field in fields}
@@ -153,6 +155,8 @@ class RowReader(Generic[T]):
         option = self._columns.option_of(name)
         if name not in fields and option is not None:
             text += f"; the row has {_listed(filled)}: name its column with {option}"
+            if name in self._hints:
+                text += f", {self._hints[name]}"
         return text
 
     def _check_layout(
@@ -175,6 +179,45 @@ class RowReader(Generic[T]):
                     f"{row.place}: the column {column!r} is not read; did you mean "
                     f"{lacking[near[0]]!r}?"
                 )
+
+
+class Records(Generic[T]):
+    """The rows of a source as models, read anew at each iteration.
+
+    Args:
+        source: Where they are.
+        reader: Makes the models.
+    """
+
+    def __init__(self, source: DataSource, reader: RowReader[T]) -> None:
+        self.source, self._reader = source, reader
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield the models. Raises `SourceError`."""
+        return (record for _, record in self.with_rows())
+
+    def with_rows(self) -> Iterator[tuple[Row, T]]:
+        """Yield each row with its model. Raises `SourceError`."""
+        for row in self.source.rows():
+            yield row, self._reader.read(row)
+
+    def check(self, visit: Callable[[Row, T], None] = lambda row, record: None) -> int:
+        """Read every row once and return their number.
+
+        A command calls this before it begins, so that a bad row is found before anything is paid
+        for. Raises `SourceError`, also if there is no row.
+
+        Args:
+            visit: Called with each row and its model.
+        """
+        count = 0
+        for row, record in self.with_rows():
+            visit(row, record)
+            count += 1
+        if not count:
+            raise SourceError(f"{self.source.name} holds no rows")
+        self._reader.check_named(self.source)
+        return count
 
 
 def _plain_name(column: str) -> str:

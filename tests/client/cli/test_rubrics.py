@@ -210,7 +210,7 @@ def test_a_data_set_is_brought_line_by_line_and_again(
         "line 8: criteria: a rubric needs at least",
         "line 6: its prompt is that of line 5, with other criteria",
         (
-            "3 rubrics are in the service, 4 lines failed; 1 losses, the first: line 5, the row: "
+            "3 rubrics are in the service, 4 rows failed; 1 losses, the first: line 5, the row: "
             "we have no"
         ),
     ):
