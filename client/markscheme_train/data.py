@@ -46,7 +46,7 @@ def read_examples(
     reader = RowReader(Example.model_validate, list(Example.model_fields), columns, warn)
     try:
         opened = open_source(source)
-        examples = [reader.read(row) for row in opened.rows()]
+        examples = [reader.read(row) for row in opened.rows(reader.columns)]
         if examples:
             reader.check_named(opened)
     except SourceError as error:

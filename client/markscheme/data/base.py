@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,12 +32,15 @@ class Row:
         name: Its name in the source, such as `row-3`; no two rows share it.
         load: Returns its content. Raises `ValueError` if this row alone cannot be read.
         untyped: Whether every cell is text, as in CSV.
+        columns: All columns of its table, also those that `load` leaves out; empty where each row
+            has its own.
     """
 
     place: str
     name: str
     load: Callable[[], Any]
     untyped: bool = False
+    columns: tuple[str, ...] = ()
 
     def read(self) -> dict[str, Any]:
         """Return the row as an object by column. Raises `RowError`."""
@@ -59,8 +62,12 @@ class DataSource(Protocol):
     def name(self) -> str:
         """The name that it was opened by."""
 
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows in order. Raises `SourceError` where reading cannot go on."""
+    def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
+        """Yield the rows in order. Raises `SourceError` where reading cannot go on.
+
+        Args:
+            columns: Columns that are needed; tables leave out the others. Default: all.
+        """
 
     def count(self) -> int:
         """Return the number of rows. Raises `SourceError`."""
@@ -74,6 +81,13 @@ def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while window := list(islice(iterator, size)):
         yield window
+
+
+def check_distinct(columns: Sequence[str]) -> None:
+    """Raise `ValueError` for a column name that is there twice."""
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"the column {twice!r} is there twice")
 
 
 class FileSource:

@@ -62,7 +62,7 @@ class Columns:
 
 
 class RowReader(Generic[T]):
-    """Reads the rows of one source into models.
+    """Reads the rows of one source into models. `columns` are those that it reads.
 
     Args:
         model: Makes the model from the row's fields; its errors name fields.
@@ -84,16 +84,18 @@ class RowReader(Generic[T]):
         self._columns = columns or Columns()
         self._named = {f: c for f, c in self._columns.named().items() if f in fields}
         self._read = {field: self._named.get(field, field) for field in fields}
+        self.columns = frozenset(self._read.values())
         self._layouts: set[frozenset[str]] = set()
         self._found: set[str] = set()
-        self._first: list[str] = []
+        self._first: Sequence[str] = ()
         self._warned: set[str] = set()
 
     def read(self, row: Row) -> T:
         """Return the model of a row. Raises `RowError` that names the row and the column."""
         content = row.read()
         filled = {name: value for name, value in content.items() if value is not None}
-        self._check_layout(row, content, filled)
+        names = row.columns or tuple(content)
+        self._check_layout(row, names, filled)
         fields: dict[str, Any] = {}
         try:
             for field, column in self._read.items():
@@ -103,7 +105,7 @@ class RowReader(Generic[T]):
                         fields[field] = check_unicode(value, column)
             return self._model(fields)
         except ValidationError as error:
-            raise RowError(f"{row.place}: {self._describe(error, fields, filled)}") from error
+            raise RowError(f"{row.place}: {self._describe(error, fields, names)}") from error
         except ValueError as error:
             raise RowError(f"{row.place}: {error}") from error
         except RecursionError as error:
@@ -144,7 +146,7 @@ class RowReader(Generic[T]):
         return [value] if row.untyped or named else value
 
     def _describe(
-        self, error: ValidationError, fields: Mapping[str, Any], filled: Mapping[str, Any]
+        self, error: ValidationError, fields: Mapping[str, Any], columns: Sequence[str]
     ) -> str:
         message = describe_error(error, fields)
         field = re.match(r"\w*", message)
@@ -154,24 +156,23 @@ class RowReader(Generic[T]):
         text = self._read[name] + message[len(name) :]
         option = self._columns.option_of(name)
         if name not in fields and option is not None:
-            text += f"; the row has {_listed(filled)}: name its column with {option}"
+            text += f"; the row has {_listed(columns)}: name its column with {option}"
             if name in self._hints:
                 text += f", {self._hints[name]}"
         return text
 
-    def _check_layout(
-        self, row: Row, content: Mapping[str, Any], filled: Mapping[str, Any]
-    ) -> None:
+    def _check_layout(self, row: Row, columns: Sequence[str], filled: Mapping[str, Any]) -> None:
         """Warn of columns that are nearly named as one that this row lacks."""
-        self._first = self._first or list(content)
-        self._found.update(column for column in self._named.values() if column in content)
-        layout = frozenset(filled)
+        self._first = self._first or columns
+        self._found.update(column for column in self._named.values() if column in columns)
+        # A table's unread columns are not decoded: whether they are null here is not known.
+        unread = frozenset(row.columns or filled) - self.columns
+        layout = unread.union(filled)
         if layout in self._layouts or len(self._layouts) == MAX_LAYOUTS:
             return
         self._layouts.add(layout)
-        read = set(self._read.values())
-        lacking = {_plain_name(column): column for column in read - layout}
-        for column in layout - read - KNOWN - self._warned:
+        lacking = {_plain_name(column): column for column in self.columns - filled.keys()}
+        for column in unread - KNOWN - self._warned:
             near = difflib.get_close_matches(_plain_name(column), lacking, n=1, cutoff=SIMILAR)
             if near:
                 self._warned.add(column)
@@ -198,7 +199,7 @@ class Records(Generic[T]):
 
     def with_rows(self) -> Iterator[tuple[Row, T]]:
         """Yield each row with its model. Raises `SourceError`."""
-        for row in self.source.rows():
+        for row in self.source.rows(self._reader.columns):
             yield row, self._reader.read(row)
 
     def check(self, visit: Callable[[Row, T], None] = lambda row, record: None) -> int:
@@ -226,7 +227,7 @@ def _plain_name(column: str) -> str:
     return re.sub(r"\W+", "_", words).strip("_").lower()
 
 
-def _listed(columns: Any) -> str:
+def _listed(columns: Sequence[str]) -> str:
     names = sorted(repr(str(column)) for column in columns)
     more = len(names) - MAX_SHOWN
     return (", ".join(names[:MAX_SHOWN]) or "no columns") + (

@@ -2,13 +2,20 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from markscheme.data.base import MAX_ROW_BYTES, FileSource, Row, RowError, SourceError
+from markscheme.data.base import (
+    MAX_ROW_BYTES,
+    FileSource,
+    Row,
+    RowError,
+    SourceError,
+    check_distinct,
+)
 from markscheme.jsonl import WHITESPACE, LineError, decode, parse, read_raw_lines
 
 CHUNK_CHARACTERS = 1 << 16
@@ -22,7 +29,7 @@ class JsonLines(FileSource):
 
     path: Path
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
         """Yield the lines; a line is parsed when its row is read, so that it fails alone."""
         try:
             for number, line in enumerate(read_raw_lines(self.path, max_bytes=MAX_ROW_BYTES), 1):
@@ -54,7 +61,7 @@ class Json(FileSource):
 
     path: Path
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
         """Yield the objects, parsed one at a time."""
         number = 0
         try:
@@ -167,7 +174,7 @@ class Csv(FileSource):
 
     path: Path
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
         """Yield the rows below the header."""
         csv.field_size_limit(MAX_ROW_BYTES)
         number, line = 0, 0
@@ -177,7 +184,7 @@ class Csv(FileSource):
                 header = next(reader, None)
                 if header is None:
                     return
-                _check_header(header)
+                check_distinct(header)
                 line = reader.line_num
                 for cells in reader:
                     start, line = line + 1, reader.line_num
@@ -202,12 +209,6 @@ class Csv(FileSource):
     def count(self) -> int:
         """Count the rows below the header."""
         return sum(1 for _ in self.rows())
-
-
-def _check_header(header: list[str]) -> None:
-    twice = next((name for name in header if name and header.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"the column {twice!r} is there twice")
 
 
 def _by_column(header: list[str], cells: list[str]) -> dict[str, str | None]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,11 +38,11 @@ class Folder:
         """The path."""
         return str(self.path)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
         """Yield the rows of file after file; a row's name begins with that of its file."""
         for file in self.files:
             inside = file.relative_to(self.path).as_posix()
-            for row in READERS[file.suffix.lower()](file).rows():
+            for row in READERS[file.suffix.lower()](file).rows(columns):
                 yield replace(row, name=f"{inside}:{row.name}")
 
     def count(self) -> int:

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from markscheme.data import Columns, RowError, RowReader, SourceError, open_source
 from markscheme.teaching import PromptEntry
@@ -151,3 +153,16 @@ def test_rows_with_ever_new_columns_do_not_fill_the_memory(tmp_path: Path) -> No
     for row in open_source(file).rows():
         reader.read(row)
     assert len(reader._layouts) == 1000
+
+
+def test_a_named_column_of_a_table_may_be_null_in_every_row(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    table = {"q": ["a", None], "answer": pyarrow.array([None, None], pyarrow.string())}
+    parquet.write_table(pyarrow.table(table), file)
+    reader = RowReader(PromptEntry.model_validate, FIELDS, Columns(prompt="q", teacher="answer"))
+    source = open_source(file)
+    first, second = source.rows()
+    assert reader.read(first).teacher_responses == []
+    reader.check_named(source)
+    with pytest.raises(RowError, match="row 2: q: is missing; the row has 'answer', 'q': name its"):
+        reader.read(second)

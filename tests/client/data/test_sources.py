@@ -215,3 +215,23 @@ def test_a_json_array_is_read_across_chunks(
     for size in (1, 2, 3, 7, 64):
         monkeypatch.setattr("markscheme.data.files.CHUNK_CHARACTERS", size)
         assert values(file) == rows
+
+
+def test_a_table_decodes_only_what_is_needed_and_names_all_its_columns(tmp_path: Path) -> None:
+    far = pyarrow.array([2**30], pyarrow.date32())  # a day that Python has no date for
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"prompt": ["a"], "day": far}), file)
+    (row,) = open_source(file).rows({"prompt", "other"})
+    assert (row.read(), row.columns) == ({"prompt": "a"}, ("prompt", "day"))
+    (none,) = open_source(file).rows({"other"})
+    assert none.read() == {"prompt": "a"}
+    with pytest.raises(RowError, match="after row 0: not readable"):
+        values(file)
+
+
+def test_a_table_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["prompt", "prompt"])
+    parquet.write_table(twice, file)
+    with pytest.raises(SourceError, match="a.parquet: the column 'prompt' is there twice"):
+        values(file)
