@@ -18,6 +18,7 @@ from markscheme.schema import (
     MAX_TEACHER_ENTRIES,
     Message,
     Prompt,
+    TeacherAnswer,
     TeacherBankChange,
     TeacherEntry,
     TeachResult,
@@ -43,7 +44,7 @@ class PromptEntry(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
     prompt: Prompt
-    teacher_responses: list[str] = []
+    teacher_responses: list[TeacherAnswer] = []
     teacher_model: str | None = None
 
 

@@ -139,8 +139,13 @@ class RowReader(Generic[T]):
         return value
 
     def _list_of_text(self, field: str, value: str, row: Row) -> Any:
-        """Return a text as a list: JSON where the cell can hold no list, else one response."""
+        """Return a text as a list: JSON where the cell can hold no list, else one response.
+
+        An empty text in a named column is no response.
+        """
         named = field in self._named
+        if not value and named:
+            return None  # as tables without null have it
         if (row.untyped or not named) and isinstance(decoded := _json(value), list):
             return decoded
         return [value] if row.untyped or named else value

@@ -181,7 +181,7 @@ class Csv(FileSource):
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.reader(file, strict=True)
-                header = next(reader, None)
+                header = next((cells for cells in reader if cells), None)  # not a blank line
                 if header is None:
                     return
                 check_distinct(header)

@@ -17,6 +17,7 @@ READERS: dict[str, Callable[[Path], DataSource]] = {
     ".parquet": Parquet,
 }
 """The reader of each kind of file, by the ending of its name."""
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 SCORED = ".scored.jsonl"
 """Ending of what `markscheme score` writes beside its input."""
 _HUB_NAME = re.compile(
@@ -71,11 +72,13 @@ def open_source(name: str | Path) -> DataSource:
     """
     path = Path(name)
     try:
-        if path.is_dir():
-            return _open_folder(path)
-        there = path.exists()
+        folder, there = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:  # a name that no file can have
-        raise SourceError(f"cannot open {str(name)!r}: {error}") from error
+        raise SourceError(f"cannot open {str(name)[:200]!r}: {error}") from error
+    if folder:
+        return _open_folder(path)
+    if path.suffix.lower() in COMPRESSED:
+        raise SourceError(f"{name} is compressed: unpack it first")
     reader = READERS.get(path.suffix.lower())
     if there:
         # Any other ending is taken for JSON Lines, as it always was.

@@ -166,3 +166,11 @@ def test_a_named_column_of_a_table_may_be_null_in_every_row(tmp_path: Path) -> N
     reader.check_named(source)
     with pytest.raises(RowError, match="row 2: q: is missing; the row has 'answer', 'q': name its"):
         reader.read(second)
+
+
+def test_a_named_column_may_hold_one_response_as_messages_or_none(tmp_path: Path) -> None:
+    message = {"role": "assistant", "content": "b"}
+    rows = [{"prompt": "a", "chosen": [message]}, {"prompt": "a", "chosen": ""}]
+    first, second = read(jsonl(tmp_path / "a.jsonl", *rows), Columns(teacher="chosen"))
+    assert [[m.content for m in response] for response in first.teacher_responses] == [["b"]]  # type: ignore[union-attr]
+    assert second.teacher_responses == []

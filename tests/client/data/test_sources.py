@@ -41,13 +41,13 @@ def test_the_same_rows_come_out_of_every_kind_of_file(tmp_path: Path) -> None:
 
 def test_a_csv_cell_is_text_or_null_and_may_span_lines(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
-    file.write_text('\ufeffprompt,note\r\n"a, ""b""\nc",\r\n\r\nd,e\r\n', "utf-8", newline="")
+    file.write_text('\ufeff\r\nprompt,note\r\n"a, ""b""\nc",\r\n\r\nd,e\r\n', "utf-8", newline="")
     rows = list(open_source(file).rows())
     assert [row.read() for row in rows] == [
         {"prompt": 'a, "b"\nc', "note": None},
         {"prompt": "d", "note": "e"},
     ]
-    assert [row.place for row in rows] == [f"{file}, row 1 (line 2)", f"{file}, row 2 (line 5)"]
+    assert [row.place for row in rows] == [f"{file}, row 1 (line 3)", f"{file}, row 2 (line 6)"]
     assert all(row.untyped for row in rows)
 
 
@@ -186,6 +186,13 @@ def test_one_bad_line_does_not_hide_the_next(tmp_path: Path) -> None:
     with pytest.raises(RowError, match="line 2: not UTF-8"):
         second.read()
     assert (first.read(), third.read()) == ({"a": 1}, {"a": 3})
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "train.parquet.zst"])
+def test_a_compressed_file_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\x1f\x8b")
+    with pytest.raises(SourceError, match="is compressed: unpack it first"):
+        open_source(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none", "org/name", "x\0y", "a" * 5000])
