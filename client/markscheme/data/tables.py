@@ -25,33 +25,15 @@ class Parquet(FileSource):
 
     def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
         """Yield the rows without null cells and null fields: tables pad rows with them."""
-        pyarrow = require("pyarrow", "reading Parquet")
-        number = 0
         with self._open() as table:
             names = tuple(table.schema_arrow.names)
             try:
                 check_distinct(names)
             except ValueError as error:
                 raise SourceError(f"{self.path}: {error}") from error
-            batches = table.iter_batches(batch_size=BATCH_ROWS, columns=_needed(names, columns))
-            while True:
-                try:
-                    batch = next(batches, None)
-                    decoded = [] if batch is None else batch.to_pylist()
-                except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-                    raise RowError(
-                        f"{self.path}, after row {number}: not readable ({_first_line(error)})"
-                    ) from error
-                if batch is None:
-                    return
-                for value in decoded:
-                    number += 1
-                    yield Row(
-                        f"{self.path}, row {number}",
-                        f"row-{number}",
-                        partial(_without_nulls, value),
-                        columns=names,
-                    )
+            needed = _needed(names, columns)
+            batches = table.iter_batches(batch_size=BATCH_ROWS, columns=needed)
+            yield from _decoded(self.name, names, batches)
 
     def count(self) -> int:
         """Return the number of rows that the file states."""
@@ -93,25 +75,16 @@ class HubSplit:
         # `datasets` raises errors of many libraries: of HTTP, of the hub, of file formats.
         except Exception as error:
             raise SourceError(
-                f"cannot read {self.name} from the hub: {_first_line(error)}; is there a file or "
-                "folder of that name that was meant?"
+                f"cannot read {self.name} from the hub: {_first_line(error)} (there is no file or "
+                "folder of that name)"
             ) from error
 
     def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
         """Yield the rows. Images and audio are left encoded."""
-        number = 0
-        # As Arrow, no feature decodes its files.
         names = tuple(self._table.column_names)
+        # As Arrow, no feature decodes its files.
         table = self._table.select_columns(_needed(names, columns)).with_format("arrow")
-        for batch in table.iter(batch_size=BATCH_ROWS):
-            for value in batch.to_pylist():
-                number += 1
-                yield Row(
-                    f"{self.name}, row {number}",
-                    f"row-{number}",
-                    partial(_without_nulls, value),
-                    columns=names,
-                )
+        yield from _decoded(self.name, names, table.iter(batch_size=BATCH_ROWS))
 
     def count(self) -> int:
         """Return the number of rows."""
@@ -123,6 +96,30 @@ class HubSplit:
         for row in self.rows():
             digest.update(json.dumps(row.read(), default=str).encode() + b"\n")
         return digest.hexdigest()
+
+
+def _decoded(name: str, columns: tuple[str, ...], batches: Iterator[Any]) -> Iterator[Row]:
+    """Yield the rows of Arrow batches. Raises `RowError` where a batch cannot be decoded."""
+    pyarrow = require("pyarrow", "reading Parquet")
+    number = 0
+    while True:
+        try:
+            batch = next(batches, None)
+            decoded = [] if batch is None else batch.to_pylist()
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+            raise RowError(
+                f"{name}, after row {number}: not readable ({_first_line(error)})"
+            ) from error
+        if batch is None:
+            return
+        for value in decoded:
+            number += 1
+            yield Row(
+                f"{name}, row {number}",
+                f"row-{number}",
+                partial(_without_nulls, value),
+                columns=columns,
+            )
 
 
 def _needed(names: Sequence[str], columns: Collection[str] | None) -> list[str]:
