@@ -170,7 +170,10 @@ class Inductions:
         return survey
 
     def estimate(self, survey: Survey) -> InductionEstimate:
-        """Estimate the calls, tokens and cost of what is missing."""
+        """Estimate the calls, tokens and cost of what is missing.
+
+        Raises `ValueError` if there is no judge of the name given.
+        """
         judge = self._find_judge()
         calls = len(survey.missing)
         characters = (
@@ -268,16 +271,18 @@ class Inductions:
         return True
 
     def _find_judge(self) -> JudgeInfo | None:
+        """Return the judge that will be asked. Raises `ValueError` if there is none of its name."""
         try:
             judges = self._client.judges().data
         except (AuthenticationFailed, NotFound):
             return None  # a key without the scope `read`, or an older service
-        return next(
-            (each for each in judges if each.name == self._judge)
-            if self._judge
-            else (each for each in judges if ROLE in each.roles),
-            None,
-        )
+        if self._judge is None:
+            return next((each for each in judges if ROLE in each.roles), None)
+        for each in judges:
+            if each.name == self._judge:
+                return each
+        names = ", ".join(each.name for each in judges)
+        raise ValueError(f"there is no judge {self._judge!r}; there are: {names}")
 
 
 _NOT_SAMPLED = StudentResponse(text="")

@@ -3,8 +3,9 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -19,15 +20,17 @@ from markscheme.cli.output import (
     connect,
     fail,
     messages,
+    print_error,
     progress_bar,
     reported_errors,
     warn,
 )
 from markscheme.client import DEFAULT_URL
 from markscheme.data import Columns, Records, Row, RowError, RowReader, open_source
+from markscheme.errors import InvalidRequest, NotFound
 from markscheme.jsonl import CHUNK_BYTES, WHITESPACE, parse
 from markscheme.jsonl_rows import read_rows
-from markscheme.schema import MAX_ROLLOUTS, Group, GroupScore, Run
+from markscheme.schema import MAX_ROLLOUTS, Group, GroupScore, Run, ScoreBatch
 from markscheme.vocabulary import (
     ReusePolicy,
     ReuseScope,
@@ -51,6 +54,8 @@ class ScoreReport:
     origins: Counter[str] = field(default_factory=Counter)
     induced_again: int = 0
     """Rubrics that were induced although the prompt had an earlier version."""
+    refused: int = 0
+    """Groups that the service did not take, such as those that name an unknown rubric."""
 
     def add(self, scores: Sequence[GroupScore]) -> None:
         """Count one answer of the service."""
@@ -67,6 +72,7 @@ class ScoreReport:
         lines = [
             f"{self.groups} groups scored into {target}; "
             f"{self.reasons.total()} of {self.rollouts} rollouts unscored"
+            + (f"; {self.refused} groups refused" if self.refused else "")
         ]
         if self.origins:
             origins = ", ".join(f"{n} {origin}" for origin, n in sorted(self.origins.items()))
@@ -170,26 +176,55 @@ def score(
                 target.open("a", encoding="utf-8") as out,
             ):
                 bar = progress.add_task("groups", total=todo)
+                ask = partial(
+                    client.score,
+                    reuse=reuse,
+                    verify=verify,
+                    thinking=thinking,
+                    reuse_scope=reuse_scope,
+                    run=Run(id=run, step=step) if run else None,
+                    on_group=lambda _: progress.advance(bar),
+                )
                 for window in _requests(g for g in groups if not known.get(g.id, False)):
-                    batch = client.score(
-                        [_with_rubric(group, rubric) for group in window],
-                        reuse=reuse,
-                        verify=verify,
-                        thinking=thinking,
-                        reuse_scope=reuse_scope,
-                        run=Run(id=run, step=step) if run else None,
-                        on_group=lambda _: progress.advance(bar),
-                    )
+                    scores, refused = _score(ask, [_with_rubric(g, rubric) for g in window])
                     # On disk before the next request: an interruption loses no paid verdict.
-                    out.write("".join(group.model_dump_json() + "\n" for group in batch.groups))
+                    out.write("".join(group.model_dump_json() + "\n" for group in scores))
                     out.flush()
-                    report.add(batch.groups)
+                    report.add(scores)
+                    report.refused += len(refused)
+                    for message in refused:
+                        print_error(message)
             drop_superseded(target)
     except KeyboardInterrupt:
         fail(f"stopped; finished groups are in {target}. Run the command again to go on.", 130)
     console.print("\n".join(report.lines(target)), soft_wrap=True)
-    if report.reasons:
+    if report.reasons or report.refused:
         raise typer.Exit(UNSCORED)
+
+
+def _score(
+    ask: Callable[[Sequence[Group]], ScoreBatch], groups: Sequence[Group]
+) -> tuple[list[GroupScore], list[str]]:
+    """Score groups in one request; if it is refused, find the groups that are at fault.
+
+    Returns the scores, and a message for each group that was refused. Raises `MarkschemeError`,
+    also if every group is refused: then the groups are not to blame.
+    """
+    try:
+        return list(ask(groups).groups), []
+    except (InvalidRequest, NotFound) as error:
+        if len(groups) == 1:
+            raise
+        scores: list[GroupScore] = []
+        refused: list[str] = []
+        for group in groups:
+            try:
+                scores += ask([group]).groups
+            except (InvalidRequest, NotFound) as own:
+                refused.append(f"group {group.id}: {own}")
+        if not scores:
+            raise error
+        return scores, refused
 
 
 class GroupRows:

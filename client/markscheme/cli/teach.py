@@ -75,7 +75,8 @@ def teach(
                     on_prompt=lambda: progress.advance(bar),
                 )
     except (MarkschemeError, ValueError, OSError) as error:
-        fail(f"{error}\n{report}")
+        begun = report.prompts or report.from_file
+        fail(f"{error}\n{report}" if begun else str(error))
     except KeyboardInterrupt:
         fail(f"stopped; run the command again to go on. {report}", 130)
     console.print(str(report), soft_wrap=True)

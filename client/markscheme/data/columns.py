@@ -102,7 +102,9 @@ class RowReader(Generic[T]):
                 if column in filled:
                     value = self._value(field, filled[column], row)
                     if value is not None:
-                        fields[field] = check_unicode(value, column)
+                        # What a model wrote is made visible instead, by the wire's own models.
+                        checked = value if field in LISTS else check_unicode(value, column)
+                        fields[field] = checked
             return self._model(fields)
         except ValidationError as error:
             raise RowError(f"{row.place}: {self._describe(error, fields, names)}") from error
@@ -160,8 +162,10 @@ class RowReader(Generic[T]):
             return message
         text = self._read[name] + message[len(name) :]
         option = self._columns.option_of(name)
-        if name not in fields and option is not None:
-            text += f"; the row has {_listed(columns)}: name its column with {option}"
+        if name not in fields:
+            text += f"; the row has {_listed(columns)}"
+            if option is not None:
+                text += f": name its column with {option}"
             if name in self._hints:
                 text += f", {self._hints[name]}"
         return text

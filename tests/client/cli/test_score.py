@@ -139,6 +139,36 @@ def test_a_rubric_given_for_all_is_sent_where_a_row_names_none(
     assert [g["rubric_id"] for g in service.asked[0][2]["groups"]] == ["rub_own", "rub_all"]
 
 
+def test_a_group_that_is_refused_fails_alone(
+    service: ScriptedService, score: Callable[..., Result], tmp_path: Path
+) -> None:
+    good = group(rollout("r0", 0.5), rollout("r1", 1.0), name="good")
+    missing = refusal(404, "rubric_not_found")
+    service.replies = [missing, missing, Reply(lines=[good, SUMMARY])]
+    done = score(rows=[ROW | {"id": "bad", "rubric_id": "rub_none"}, ROW | {"id": "good"}])
+    assert done.exit_code == 3
+    assert "group bad: scripted" in done.stderr
+    assert "1 groups refused" in done.stderr
+    assert [line["id"] for line in scored(tmp_path)] == ["good"]
+
+
+def test_a_refusal_of_every_group_ends_it(
+    service: ScriptedService, score: Callable[..., Result]
+) -> None:
+    service.replies = [refusal(422, "invalid_value")]
+    assert score(rows=[ROW | {"id": f"g{i}"} for i in range(40)]).exit_code == 1
+    assert len(service.asked) == 33
+
+
+def test_what_a_rollout_holds_that_cannot_travel_is_made_visible(
+    service: ScriptedService, score: Callable[..., Result]
+) -> None:
+    service.replies = [Reply(lines=[group(rollout("r0", 0.5), rollout("r1", 1.0)), SUMMARY])]
+    assert score(rows=[ROW | {"rollouts": ["a\0b", "c\ud83d"]}]).exit_code == 0
+    (sent,) = service.asked[0][2]["groups"]
+    assert [r["text"] for r in sent["rollouts"]] == ["a\ufffdb", "c\ufffd"]
+
+
 def test_a_parquet_table_with_its_own_columns_is_scored_beside_it(
     service: ScriptedService, tmp_path: Path
 ) -> None:
