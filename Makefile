@@ -97,7 +97,7 @@ bench-flips: setup  ## How often a verdict flips when judged alone instead of am
 bench-methods: setup  ## Five training methods on SmolLM2, three seeds (slow, about an hour and a half)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m training.methods $(BENCH_ARGS)
 
-bench-import: setup  ## Reading and importing a table of 100,000 rubrics: time and memory (about a quarter of an hour)
+bench-import: setup  ## Reading and importing a table of 100,000 rubrics: time and memory (half an hour)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python benchmarks/imports.py --out benchmarks/results $(BENCH_ARGS)
 
 bench-train: setup  ## The trainer's step beside TRL's GRPO and SDPO (about a quarter of an hour)

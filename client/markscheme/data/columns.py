@@ -30,7 +30,7 @@ SIMILAR = 0.8
 MAX_SHOWN = 12
 """Columns that a message lists."""
 MAX_LAYOUTS = 1000
-"""Sets of columns that are remembered as checked for misspelt ones."""
+"""Sets of columns, and columns of one row, that are checked for misspelt ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +177,11 @@ class RowReader(Generic[T]):
         # A table's unread columns are not decoded: whether they are null here is not known.
         unread = frozenset(row.columns or filled) - self.columns
         layout = unread.union(filled)
-        if layout in self._layouts or len(self._layouts) == MAX_LAYOUTS:
+        if layout in self._layouts or max(len(self._layouts), len(unread)) >= MAX_LAYOUTS:
             return
         self._layouts.add(layout)
         lacking = {_plain_name(column): column for column in self.columns - filled.keys()}
-        for column in unread - KNOWN - self._warned:
+        for column in sorted(unread - KNOWN - self._warned):
             near = difflib.get_close_matches(_plain_name(column), lacking, n=1, cutoff=SIMILAR)
             if near:
                 self._warned.add(column)
