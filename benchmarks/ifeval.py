@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from markscheme.exchange.instructions import checks_of
+
 DATA = Path(__file__).parent / "data"
 Check = dict[str, Any]
 
@@ -95,93 +97,6 @@ def official(item_id: str, text: str) -> tuple[bool, ...]:
 @cache
 def _by_id() -> dict[str, Item]:
     return {item.id: item for item in load_items()}
-
-
-def checks_of(instruction: str, arguments: Mapping[str, Any]) -> list[Check]:
-    """Return the checks that say the same as an official instruction."""
-    name = instruction.split(":")[1]
-    return _TRANSLATIONS[name](arguments) if name in _TRANSLATIONS else [_PLAIN[name]]
-
-
-def _bounds(relation: str, amount: int) -> dict[str, int]:
-    return {"min": amount} if relation == "at least" else {"max": amount - 1}
-
-
-def _words(a: Mapping[str, Any]) -> list[Check]:
-    bounds = _bounds(a["relation"], a["num_words"])
-    return [{"kind": f"{side}_words", "value": value} for side, value in bounds.items()]
-
-
-_PLAIN: dict[str, Check] = {
-    "english_capital": {"kind": "uppercase"},
-    "english_lowercase": {"kind": "lowercase"},
-    "two_responses": {"kind": "count", "of": "responses", "min": 2, "max": 2},
-    "json_format": {"kind": "json_valid"},
-    "title": {"kind": "title"},
-    "no_comma": {"kind": "count", "of": "commas", "max": 0},
-    "quotation": {"kind": "quoted"},
-    "constrained_response": {
-        "kind": "one_of",
-        "options": ["My answer is yes.", "My answer is no.", "My answer is maybe."],
-    },
-}
-_TRANSLATIONS: dict[str, Any] = {
-    "number_words": _words,
-    "number_sentences": lambda a: [
-        {"kind": "count", "of": "sentences", **_bounds(a["relation"], a["num_sentences"])}
-    ],
-    "capital_word_frequency": lambda a: [
-        {
-            "kind": "count",
-            "of": "capital_words",
-            **_bounds(a["capital_relation"], a["capital_frequency"]),
-        }
-    ],
-    "repeat_prompt": lambda a: [{"kind": "starts_with", "text": a["prompt_to_repeat"]}],
-    "number_placeholders": lambda a: [
-        {"kind": "count", "of": "placeholders", "min": a["num_placeholders"]}
-    ],
-    "postscript": lambda a: [{"kind": "postscript", "marker": a["postscript_marker"]}],
-    "multiple_sections": lambda a: [
-        {"kind": "sections", "marker": a["section_spliter"], "min": a["num_sections"]}
-    ],
-    "number_bullet_lists": lambda a: [
-        {"kind": "count", "of": "bullets", "min": a["num_bullets"], "max": a["num_bullets"]}
-    ],
-    "number_highlighted_sections": lambda a: [
-        {"kind": "count", "of": "highlights", "min": a["num_highlights"]}
-    ],
-    "existence": lambda a: [{"kind": "contains", "texts": list(a["keywords"])}],
-    "forbidden_words": lambda a: [{"kind": "excludes", "texts": list(a["forbidden_words"])}],
-    "frequency": lambda a: [
-        {"kind": "occurrences", "text": a["keyword"], **_bounds(a["relation"], a["frequency"])}
-    ],
-    "letter_frequency": lambda a: [
-        {
-            "kind": "letter_count",
-            "letter": a["letter"],
-            **_bounds(a["let_relation"], a["let_frequency"]),
-        }
-    ],
-    "response_language": lambda a: [{"kind": "language", "language": a["language"]}],
-    "nth_paragraph_first_word": lambda a: [
-        {
-            "kind": "paragraph_start",
-            "paragraphs": a["num_paragraphs"],
-            "paragraph": a["nth_paragraph"],
-            "word": a["first_word"],
-        }
-    ],
-    "number_paragraphs": lambda a: [
-        {
-            "kind": "count",
-            "of": "starred_parts",
-            "min": a["num_paragraphs"],
-            "max": a["num_paragraphs"],
-        }
-    ],
-    "end_checker": lambda a: [{"kind": "ends_with", "text": a["end_phrase"]}],
-}
 
 
 Atoms = set[tuple[Any, ...]]

@@ -41,6 +41,7 @@ from markscheme.transport import AsyncDeadlineTransport, DeadlineTransport
 from markscheme.vocabulary import (
     Category,
     ExchangeFormat,
+    MapField,
     ReusePolicy,
     ReuseScope,
     RubricOrigin,
@@ -146,7 +147,12 @@ class Client:
         return self._request_model(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     def create_rubric(
-        self, prompt: PromptLike, criteria: Sequence[CriterionLike], *, tags: Sequence[str] = ()
+        self,
+        prompt: PromptLike,
+        criteria: Sequence[CriterionLike],
+        *,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
     ) -> Rubric:
         """Store a rubric of your own for a prompt.
 
@@ -154,8 +160,11 @@ class Client:
             prompt: A string or chat messages.
             criteria: Texts with points; ids are numbered if left out.
             tags: Up to 32 tags.
+            metadata: Any JSON object; it is stored and returned, and no judge sees it.
         """
-        return self._request_model(requests.create_rubric(prompt, criteria, tags), Rubric)
+        return self._request_model(
+            requests.create_rubric(prompt, criteria, tags, metadata or {}), Rubric
+        )
 
     def rubric(self, rubric_id: str) -> Rubric:
         """Return a rubric by id. Raises `NotFound`."""
@@ -201,25 +210,30 @@ class Client:
 
     def import_rubric(
         self,
-        content: Mapping[str, Any],
+        content: Mapping[str, Any] | Sequence[Any],
         format: ExchangeFormat,
         *,
         prompt: PromptLike | None = None,
         tags: Sequence[str] = (),
         allow_loss: bool = False,
+        mapping: Mapping[MapField, str] | None = None,
     ) -> RubricImported:
         """Store a rubric that is in another format.
 
         Args:
             content: The parsed JSON of the format.
-            format: `native`, `ropd`, `healthbench`, `rar` or `verifiers`.
-            prompt: The prompt, for formats that hold none.
+            format: One of `markscheme.vocabulary.EXCHANGE_FORMATS`; `markscheme.exchange` says what
+                they are, and `markscheme.exchange.detect_format` which one a content has.
+            prompt: The prompt, for contents that hold none.
             tags: Tags of the rubric.
             allow_loss: Drop what cannot be held and list it in `losses`; otherwise it raises
                 `InvalidRequest`.
+            mapping: For the format `mapped`: paths by the part of a rubric, such as
+                `{"prompt": "question", "criteria": "checklist", "text": "item"}`.
         """
         return self._request_model(
-            requests.import_rubric(content, format, prompt, tags, allow_loss), RubricImported
+            requests.import_rubric(content, format, prompt, tags, allow_loss, mapping),
+            RubricImported,
         )
 
     def export_rubric(
@@ -513,10 +527,17 @@ class AsyncClient:
         return await self._request_model(call, Rubric, protocol.INDUCE_TIMEOUT, deadline)
 
     async def create_rubric(
-        self, prompt: PromptLike, criteria: Sequence[CriterionLike], *, tags: Sequence[str] = ()
+        self,
+        prompt: PromptLike,
+        criteria: Sequence[CriterionLike],
+        *,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
     ) -> Rubric:
         """Store a rubric of your own; see `Client.create_rubric`."""
-        return await self._request_model(requests.create_rubric(prompt, criteria, tags), Rubric)
+        return await self._request_model(
+            requests.create_rubric(prompt, criteria, tags, metadata or {}), Rubric
+        )
 
     async def rubric(self, rubric_id: str) -> Rubric:
         """Return a rubric by id; see `Client.rubric`."""
@@ -548,16 +569,18 @@ class AsyncClient:
 
     async def import_rubric(
         self,
-        content: Mapping[str, Any],
+        content: Mapping[str, Any] | Sequence[Any],
         format: ExchangeFormat,
         *,
         prompt: PromptLike | None = None,
         tags: Sequence[str] = (),
         allow_loss: bool = False,
+        mapping: Mapping[MapField, str] | None = None,
     ) -> RubricImported:
         """Store a rubric that is in another format; see `Client.import_rubric`."""
         return await self._request_model(
-            requests.import_rubric(content, format, prompt, tags, allow_loss), RubricImported
+            requests.import_rubric(content, format, prompt, tags, allow_loss, mapping),
+            RubricImported,
         )
 
     async def export_rubric(

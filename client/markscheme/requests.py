@@ -33,6 +33,7 @@ from markscheme.schema import (
 )
 from markscheme.vocabulary import (
     ExchangeFormat,
+    MapField,
     ReusePolicy,
     ReuseScope,
     Thinking,
@@ -86,11 +87,14 @@ def induce(
 
 
 def create_rubric(
-    prompt: PromptLike, criteria: Sequence[CriterionLike], tags: Sequence[str]
+    prompt: PromptLike,
+    criteria: Sequence[CriterionLike],
+    tags: Sequence[str],
+    metadata: Mapping[str, Any],
 ) -> Call:
     """Build `POST /v1/rubrics`."""
     body = RubricCreate.model_validate(
-        to_wire({"prompt": prompt, "criteria": criteria, "tags": tags})
+        to_wire({"prompt": prompt, "criteria": criteria, "tags": tags, "metadata": dict(metadata)})
     )
     return Call(
         "POST",
@@ -140,19 +144,21 @@ def change_rubric(
 
 
 def import_rubric(
-    content: Mapping[str, Any],
+    content: Mapping[str, Any] | Sequence[Any],
     format: ExchangeFormat,
     prompt: PromptLike | None,
     tags: Sequence[str],
     allow_loss: bool,
+    mapping: Mapping[MapField, str] | None,
 ) -> Call:
     """Build `POST /v1/rubrics:import`."""
     body = RubricImport(
         format=format,
-        content=dict(content),
+        content=dict(content) if isinstance(content, Mapping) else list(content),
         prompt=to_wire(prompt),
         tags=list(tags),
         allow_loss=allow_loss,
+        map=None if mapping is None else dict(mapping),
     )
     return Call(
         "POST", "/v1/rubrics:import", body.model_dump(mode="json"), headers=_new_idempotency_key()

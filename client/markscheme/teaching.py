@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from markscheme.data import Columns, Records, RowReader, open_source
+from markscheme.data import Columns, Records, Row, RowReader, open_source
 from markscheme.jsonl_rows import read_rows
 from markscheme.protocol import PromptLike, TeacherLike
 from markscheme.schema import (
@@ -24,6 +24,8 @@ from markscheme.schema import (
     TeachResult,
 )
 
+Answers = dict[str | None, list[str]]
+"""Answers to one prompt, by the model that gave them; None: it is not known."""
 MAX_RESPONSES_PER_ENTRY = 16
 """The wire format's limit."""
 
@@ -94,31 +96,39 @@ class Prompts:
         )
         self._entries = Records(open_source(source), reader)
         self._index = ropd_index
-        self._answers = read_ropd_index(ropd_index) if ropd_index is not None else {}
+        self._answers: dict[str, Answers] = {}
+        if ropd_index is not None:
+            self._answers = read_ropd_index(ropd_index)
 
     def __iter__(self) -> Iterator[PromptEntry]:
-        """Yield the prompts, with the answers of the index added."""
+        """Yield the prompts with the answers of the index; one with two models is there twice."""
         for entry in self._entries:
-            answers = self._answers.get(ropd_prompt_hash(entry.prompt), []) if self._answers else []
-            yield entry.model_copy(
-                update={"teacher_responses": [*entry.teacher_responses, *answers]}
-            )
+            yield from self._with_answers(entry)
 
     def check(self) -> int:
-        """Read every row once and return their number.
+        """Read every row once and return the number of entries.
 
         Raises `ValueError`, also if no prompt is in the index.
         """
-        hashes: set[str] = set()
-        count = self._entries.check(
-            lambda _, entry: hashes.add(ropd_prompt_hash(entry.prompt)) if self._answers else None
-        )
-        if self._index is not None and not hashes & self._answers.keys():
+        entries, found = 0, False
+
+        def visit(_: Row, entry: PromptEntry) -> None:
+            nonlocal entries, found
+            entries += sum(1 for _ in self._with_answers(entry))
+            found = found or ropd_prompt_hash(entry.prompt) in self._answers
+
+        self._entries.check(visit)
+        if self._index is not None and not found:
             raise ValueError(
                 f"no prompt of {self._entries.source.name} is one of the {len(self._answers)} in "
                 f"{self._index}"
             )
-        return count
+        return entries
+
+    def _with_answers(self, entry: PromptEntry) -> Iterator[PromptEntry]:
+        if self._index is None:
+            return iter([entry])
+        return _with_answers(entry, self._answers.get(ropd_prompt_hash(entry.prompt), {}))
 
 
 def read_prompts(
@@ -130,16 +140,27 @@ def read_prompts(
     return list(prompts)
 
 
-def read_ropd_index(file: Path) -> dict[str, list[str]]:
-    """Read answers by prompt hash from `ropd.teacher_index.v1` and `.v2` lines.
+def _with_answers(line: PromptEntry, answers: Answers) -> Iterator[PromptEntry]:
+    """Yield the line with the answers of its own model, then one entry for each other model."""
+    own = line.teacher_model
+    if not line.teacher_responses and own is None and answers:
+        own = next(iter(answers))
+    texts = [*line.teacher_responses, *answers.get(own, [])]
+    yield line.model_copy(update={"teacher_responses": texts, "teacher_model": own})
+    for model, others in answers.items():
+        if model != own:
+            yield line.model_copy(update={"teacher_responses": others, "teacher_model": model})
+
+
+def read_ropd_index(file: Path) -> dict[str, Answers]:
+    """Read answers by prompt hash and model from `ropd.teacher_index.v1` and `.v2` lines.
 
     Raises `ValueError`.
     """
-    answers: dict[str, list[str]] = {}
-    for prompt_hash, texts in (pair for _, pair in read_rows(file, _index_line)):
-        answers.setdefault(prompt_hash, []).extend(
-            text for text in texts if text not in answers.get(prompt_hash, [])
-        )
+    answers: dict[str, Answers] = {}
+    for prompt_hash, model, texts in (entry for _, entry in read_rows(file, _index_line)):
+        known = answers.setdefault(prompt_hash, {}).setdefault(model, [])
+        known.extend(text for text in texts if text not in known)
     return answers
 
 
@@ -205,9 +226,13 @@ def teach_all(
                 report.judge_calls += result.usage.judge_calls
             on_prompt()
 
+    # Entries with responses of several models may share a prompt, which is asked for once.
+    asked = list({ropd_prompt_hash(line.prompt): line for line in lines}.values())
+    for _ in range(len(lines) - len(asked)):
+        on_prompt()
     with ThreadPoolExecutor(concurrency) as pool:
         try:
-            outcomes = [pool.submit(ask, line) for line in lines]
+            outcomes = [pool.submit(ask, line) for line in asked]
             for outcome in outcomes:
                 outcome.result()
         except BaseException:
@@ -219,7 +244,7 @@ def _prompt_like(prompt: Prompt) -> PromptLike:
     return prompt if isinstance(prompt, str) else list[Message | dict[str, str]](prompt)
 
 
-def _index_line(row: Any) -> tuple[str, list[str]]:
+def _index_line(row: Any) -> tuple[str, str | None, list[str]]:
     kind = row.get("schema_version") if isinstance(row, dict) else None
     texts = {
         "ropd.teacher_index.v1": [row.get("teacher_answer")] if kind else [],
@@ -235,4 +260,8 @@ def _index_line(row: Any) -> tuple[str, list[str]]:
         raise ValueError("a teacher's answer is missing or empty")
     if not isinstance(row.get("raw_prompt_hash"), str):
         raise ValueError("raw_prompt_hash is missing")
-    return row["raw_prompt_hash"], [text.strip() for text in texts]
+    fingerprint = row.get("teacher_fingerprint")
+    model = fingerprint.get("model") if isinstance(fingerprint, dict) else None
+    if model is not None and not isinstance(model, str):
+        raise ValueError("teacher_fingerprint.model must be a text")
+    return row["raw_prompt_hash"], model or None, [text.strip() for text in texts]

@@ -110,13 +110,31 @@ UsageKey = Literal["team", "run", "rubric", "role", "judge", "day", "month"]
 EdgeKind = Literal["version", "fork", "contrasted", "made", "scored"]
 MakerRole = Literal["rubricator", "template", "teacher_model"]
 ResponseRole = Literal["teacher", "student"]
-ExchangeFormat = Literal["native", "ropd", "healthbench", "rar", "verifiers"]
+ExchangeFormat = Literal[
+    "native",
+    "ropd",
+    "healthbench",
+    "healthbench-meta-eval",
+    "healthbench-professional",
+    "rar",
+    "rubrichub",
+    "researchrubrics",
+    "wildchecklists",
+    "openrubrics",
+    "ifeval",
+    "promptfoo",
+    "verifiers",
+    "mapped",
+]
+MapField = Literal["prompt", "criteria", "text", "points", "reference", "id"]
 
 THINKING_MODES: tuple[Thinking, ...] = get_args(Thinking)
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 MAKER_ROLES: tuple[MakerRole, ...] = get_args(MakerRole)
 RESPONSE_ROLES: tuple[ResponseRole, ...] = get_args(ResponseRole)
 EXCHANGE_FORMATS: tuple[ExchangeFormat, ...] = get_args(ExchangeFormat)
+MAP_FIELDS: tuple[MapField, ...] = get_args(MapField)
+"""Parts of a rubric that a mapping gives the place of."""
 USAGE_KEYS: tuple[UsageKey, ...] = get_args(UsageKey)
 """Keys that usage can be grouped by."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)

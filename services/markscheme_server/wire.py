@@ -32,6 +32,7 @@ def to_criteria(criteria: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
             category=c.category,
             check=c.check.model_dump(exclude_none=True) if c.check is not None else None,
             source=c.source,
+            metadata=c.metadata,
         )
         for i, c in enumerate(criteria, 1)
     )
@@ -46,6 +47,7 @@ def from_criteria(criteria: Sequence[Criterion]) -> list[schema.Criterion]:
             points=c.points,
             category=c.category,
             source=c.source,
+            metadata=dict(c.metadata),
             check=_CHECK.validate_python(dict(c.check)) if c.check is not None else None,
         )
         for c in criteria
@@ -71,6 +73,7 @@ def from_rubric(rubric: Rubric) -> schema.Rubric:
         shared_with=list(rubric.shared_with),
         retired_at=rubric.retired_at,
         provenance=schema.Provenance.model_validate(dict(rubric.provenance)),
+        metadata=dict(rubric.metadata),
     )
 
 

@@ -1,136 +1,73 @@
-"""``markscheme rubrics import``: bring the rubrics of a file or data set into the service."""
+"""``markscheme rubrics import``: bring the rubrics of a file into the service."""
 
-import hashlib
-import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic import TypeAdapter, ValidationError
 
 from markscheme.cli.output import Url, connect, fail, messages, print_error, progress_bar
-from markscheme.client import DEFAULT_URL, Client
-from markscheme.data import Columns, Row, RowError, RowReader, open_source
-from markscheme.errors import AuthenticationFailed, InvalidRequest, MarkschemeError
-from markscheme.exchange import Imported, load
-from markscheme.jsonl import LineError, strip_bom
-from markscheme.schema import Prompt, RubricImported, Tag, TeacherEntry, TeacherResponses
-from markscheme.vocabulary import ExchangeFormat
+from markscheme.client import DEFAULT_URL
+from markscheme.data import open_source
+from markscheme.errors import InvalidRequest, MarkschemeError
+from markscheme.exchange.profiles import mapped_profile
+from markscheme.importing import (
+    FileRow,
+    RubricColumns,
+    RubricImporter,
+    describe,
+    read_rubric_file,
+)
+from markscheme.jsonl import LineError
+from markscheme.schema import Tag
+from markscheme.vocabulary import MAP_FIELDS, ExchangeFormat, MapField
 
 FormatOption = Annotated[ExchangeFormat, typer.Option(help="Format of the file.")]
-
-
-class RubricEntry(BaseModel):
-    """A rubric in some format, with the prompt and the teacher responses that stand beside it."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    rubric: Any
-    prompt: Prompt | None = None
-    teacher_responses: TeacherResponses | None = None
-
-
-class RubricImporter:
-    """Imports rubrics of one file: all in the same format, with the same prompt and tags."""
-
-    def __init__(
-        self,
-        client: Client,
-        format: ExchangeFormat,
-        prompt: str | None,
-        tags: Sequence[str],
-        allow_loss: bool,
-    ) -> None:
-        self._client = client
-        self._format: ExchangeFormat = format
-        self._prompt, self._tags, self._allow_loss = prompt, list(tags), allow_loss
-        self._newest = self._newest_rubric()
-
-    def read(self, entry: RubricEntry) -> Imported:
-        """Return what one rubric says. Raises ``ValueError``."""
-        return load(
-            entry.rubric,
-            self._format,
-            prompt=entry.prompt or self._prompt,
-            allow_loss=self._allow_loss,
-        )
-
-    def send(self, entry: RubricEntry) -> tuple[RubricImported, bool]:
-        """Store one rubric, and the responses beside it in the teacher bank.
-
-        Returns the answer, and whether the service had this rubric already. An existing rubric
-        gets the tags that it lacks. Raises the SDK's errors.
-        """
-        answer = self._client.import_rubric(
-            entry.rubric,
-            self._format,
-            prompt=entry.prompt or self._prompt,
-            tags=self._tags,
-            allow_loss=self._allow_loss,
-        )
-        rubric = answer.rubric
-        if entry.teacher_responses:
-            self._client.save_teacher_responses(
-                [TeacherEntry(prompt=rubric.prompt, responses=entry.teacher_responses)]
-            )
-        missing = [tag for tag in self._tags if tag not in rubric.tags]
-        if missing:
-            self._client.change_rubric(rubric.id, tags=[*rubric.tags, *missing])
-        existed = bool(missing) or (self._newest is not None and rubric.created_at <= self._newest)
-        return answer, existed
-
-    def _newest_rubric(self) -> datetime | None:
-        """Return when the newest rubric was created, by the service's clock.
-
-        What is not newer than this was there before the import. ``None`` when there is no rubric,
-        or when the key may not read any.
-        """
-        try:
-            page = self._client.rubrics(limit=1).data
-        except AuthenticationFailed:
-            return None
-        return page[0].created_at if page else None
-
-
-@dataclass(slots=True)
-class ImportReport:
-    """What happened to the rows, counted as they are sent."""
-
-    imported: int = 0
-    existing: int = 0
-    failed: int = 0
-    losses: int = 0
-    first_loss: str = ""
-    prompts: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)
-    """Hash of each prompt so far: where it was, and the hash of its criteria."""
-
-    def __str__(self) -> str:
-        existing = f" ({self.existing} were there already)" if self.existing else ""
-        lost = f"; {self.losses} losses, the first: {self.first_loss}" if self.losses else ""
-        return (
-            f"{self.imported} rubrics are in the service{existing}, {self.failed} rows failed{lost}"
-        )
+WHOLE_FILES = (".json", ".toml", ".yaml", ".yml")
+"""Files that are read whole; all others are read row by row."""
+SHOWN_PROBLEMS = 100
+"""Rows that fail of which the reason is printed; the others are counted."""
 
 
 def import_file(
-    data: Annotated[
-        str,
+    arguments: Annotated[
+        list[str],
         typer.Argument(
-            help="A .json file with one rubric; or one rubric a row: a .jsonl, .csv or .parquet "
-            "file, a folder of one kind of them, or a split on the hub (org/name:split)."
+            metavar="DATA",
+            help="A .json, .toml or .yaml file: one rubric, a list of them, or the tests of "
+            "promptfoo. Or one rubric a row: a .jsonl, .csv or .parquet file, a folder of one kind "
+            "of them, or a split on the hub (org/name:split).",
         ),
     ],
-    format: FormatOption,
+    format: Annotated[
+        ExchangeFormat | None,
+        typer.Option(help="Format of the rubrics. Default: told from their fields."),
+    ] = None,
+    map: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART=PATH",
+            help="Where the rows of a format of your own have their parts: prompt, criteria, and "
+            "within a criterion text and points; also reference and id. Several: prompt=question "
+            "criteria=checklist text=item points=weight.",
+        ),
+    ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(help="The prompt, for formats that hold none (ropd, verifiers)."),
+        typer.Option(help="The prompt, for rubrics that hold none (ropd, verifiers)."),
     ] = None,
     tag: Annotated[
         list[str] | None, typer.Option(help="Tag for every rubric; may be given several times.")
+    ] = None,
+    references: Annotated[
+        bool,
+        typer.Option(help="Whether reference answers go to the teacher bank."),
+    ] = True,
+    teacher_model: Annotated[
+        str | None,
+        typer.Option(help="Whose the reference answers are. Default: what the format says."),
     ] = None,
     allow_loss: Annotated[
         bool,
@@ -138,7 +75,7 @@ def import_file(
     ] = False,
     prompt_column: Annotated[
         str | None,
-        typer.Option(help="Column of the prompts, for formats that hold none."),
+        typer.Option(help="Column of the prompts, for rubrics that hold none."),
     ] = None,
     teacher_column: Annotated[
         str | None,
@@ -152,42 +89,64 @@ def import_file(
     ] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Import rubrics.
+    """Import rubrics from a file or a data set.
 
-    Prints the id of a single rubric. Of several, each row that fails is reported and the others are
-    imported. Run it again to go on: a rubric that is there already is not stored twice, but gets
-    the tags that it lacks.
+    Fields that a rubric has no place for are kept in its metadata, and reference answers go to the
+    teacher bank. Prints the id of a single rubric. Of several, each row that fails is reported and
+    the others are imported. Run it again to go on: a rubric that is there already is not stored
+    twice, but gets the tags that it lacks.
     """
-    report = ImportReport()
+    importer: RubricImporter | None = None
     try:
+        name, mapping = _name_and_mapping(arguments, map or [])
+        if mapping is not None and format not in (None, "mapped"):
+            raise ValueError(f"--map describes a format of your own: leave out --format {format}")
+        if mapping is None and format == "mapped":
+            raise ValueError("--format mapped needs --map, such as --map prompt=question")
         tags = _check_tags(tag or [])
+        path = Path(name)
+        whole = path.suffix.lower() in WHOLE_FILES and not path.is_dir()
+        single = read_rubric_file(path) if whole else []
+        source = None if whole else open_source(name)
         with connect(url) as client:
-            importer = RubricImporter(client, format, prompt, tags, allow_loss)
-            file = Path(data)
-            if file.suffix.lower() == ".json" and not file.is_dir():
-                _import_one(file, format, importer, tags)
+            importer = RubricImporter(
+                client,
+                "mapped" if mapping is not None else format,
+                mapping=mapping,
+                prompt=prompt,
+                tags=tags,
+                allow_loss=allow_loss,
+                references=references,
+                teacher_model=teacher_model,
+                columns=RubricColumns(prompt_column, teacher_column, rubric_column),
+            )
+            if len(single) == 1:
+                _import_one(path, single[0], importer, tags)
                 return
-            source = open_source(data)
-            reader = _EntryReader(prompt_column, teacher_column, rubric_column)
-            total = source.count()
-            if not total:
-                raise ValueError(f"{data} holds no rubrics")
+            problems = _Problems()
             with progress_bar("importing", messages()) as progress:
+                total = len(single) if source is None else source.count()
+                if not total:
+                    raise ValueError(f"{name} holds no rubrics")
                 bar = progress.add_task("rubrics", total=total)
-                for row in source.rows():
-                    problem = _import_row(row, source.name, reader, importer, report)
-                    if problem:
-                        print_error(problem)
-                    progress.advance(bar)
+                importer.import_rows(
+                    single if source is None else source.rows(),
+                    on_problem=problems,
+                    on_row=lambda: progress.advance(bar),
+                )
+            problems.finish()
     except (MarkschemeError, ValueError, OSError) as error:
-        started = report.imported or report.failed
-        fail(
-            name_option(error) + (f"\nstopped; run it again to go on. {report}" if started else "")
-        )
+        started = importer is not None and (importer.report.imported or importer.report.failed)
+        stopped = f"\nstopped; run it again to go on. {importer.report}" if started else ""  # type: ignore[union-attr]
+        fail(_name_file(arguments, error) + stopped)
     except KeyboardInterrupt:
-        fail(f"stopped; run the command again to go on. {report}", 130)
-    messages().print(str(report), soft_wrap=True)
-    if report.failed:
+        fail(
+            "stopped; run the command again to go on."
+            + (f" {importer.report}" if importer is not None else ""),
+            130,
+        )
+    messages().print(str(importer.report), soft_wrap=True)
+    if importer.report.failed:
         raise typer.Exit(1)
 
 
@@ -203,87 +162,108 @@ def name_option(error: Exception) -> str:
     return str(error).replace("allow_loss", "--allow-loss")
 
 
-def _import_one(
-    file: Path, format: ExchangeFormat, importer: RubricImporter, tags: Sequence[str]
-) -> None:
+class _Problems:
+    """Prints why rows fail; of very many, the first."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, problem: str) -> None:
+        self._count += 1
+        if self._count <= SHOWN_PROBLEMS:
+            print_error(_with_advice(problem))
+
+    def finish(self) -> None:
+        """Say how many were not printed."""
+        if self._count > SHOWN_PROBLEMS:
+            print_error(f"and {self._count - SHOWN_PROBLEMS} more rows failed")
+
+
+def _import_one(path: Path, row: FileRow, importer: RubricImporter, tags: Sequence[str]) -> None:
     try:
-        content = from_json(strip_bom(file.read_bytes()), allow_inf_nan=False)
-        entry = RubricEntry(rubric=content)
-        importer.read(entry)
-        answer, existed = importer.send(entry)
+        content = row.load()
+        format = importer.format_of(content)
+        found = importer.read(content)
+        answer, existed = importer.send(content, found, row.place)
     except LineError as error:
-        raise ValueError(f"{file}, {error}") from None
+        raise ValueError(f"{path}, {error}") from None
     except (ValueError, InvalidRequest) as error:
-        raise ValueError(f"{file} is not a rubric in the format {format}: {error}") from error
+        raise ValueError(f"{path}: {_with_advice(describe(error))}") from error
+    problems: list[str] = []
+    importer.store_references(problems.append)
+    for problem in problems:
+        print_error(problem)
     print_losses(answer.losses)
+    console = messages()
+    for note in answer.notes:
+        console.print(f"note: {note}", soft_wrap=True)
     if existed:
         tagged = f"; it now has the tags given: {', '.join(tags)}" if tags else ""
-        messages().print(f"this rubric was in the service already{tagged}", soft_wrap=True)
+        console.print(f"this rubric was in the service already{tagged}", soft_wrap=True)
+    if importer.report.references:
+        console.print(
+            f"read as {format}; {_count_references(importer)} in the teacher bank", soft_wrap=True
+        )
     typer.echo(answer.rubric.id)
+    if problems:
+        raise typer.Exit(1)
 
 
-class _EntryReader:
-    """Takes rubric, prompt and teacher responses out of a row."""
-
-    def __init__(self, prompt: str | None, teacher: str | None, rubric: str | None) -> None:
-        self._rubric = rubric
-        fields = [*(["prompt"] if prompt else []), *(["teacher_responses"] if teacher else [])]
-        # The rubric's own columns are not misspelt ones, so nobody is warned.
-        self._reader = RowReader(dict[str, Any], fields, Columns(prompt, teacher))
-
-    def read(self, row: Row) -> RubricEntry:
-        """Return what a row holds. Raises ``ValueError``."""
-        rubric: Any = row.read()
-        if self._rubric is not None:
-            rubric = rubric.get(self._rubric)
-            if isinstance(rubric, str):
-                try:
-                    rubric = from_json(rubric, allow_inf_nan=False)
-                except ValueError as error:
-                    raise RowError(f"{row.place}: {self._rubric}: not JSON ({error})") from error
-            if rubric is None:
-                raise RowError(f"{row.place}: {self._rubric}: is missing")
-        return RubricEntry(rubric=rubric, **self._reader.read(row))
+def _count_references(importer: RubricImporter) -> str:
+    counts = importer.report.references
+    total = sum(counts.values())
+    answers = "1 reference answer is" if total == 1 else f"{total} reference answers are"
+    return f"{answers} ({', '.join(f'{count} of {name}' for name, count in counts.items())})"
 
 
-def _import_row(
-    row: Row, source: str, reader: _EntryReader, importer: RubricImporter, report: ImportReport
-) -> str | None:
-    """Import one row, or return why it cannot be.
+def _with_advice(problem: str) -> str:
+    if "none of the known formats looks like this" in problem:
+        return f"{problem}: say which it is with --format, or where its parts are with --map"
+    return problem
 
-    Raises what has nothing to do with the row, such as a service that is away or a wrong key.
+
+def _name_file(arguments: Sequence[str], error: Exception) -> str:
+    text = name_option(error)
+    named = any(argument in text for argument in arguments)
+    known = isinstance(error, MarkschemeError | OSError) or named or text.startswith("--")
+    return text if known else f"{' '.join(arguments)}: {text}"
+
+
+def _name_and_mapping(
+    arguments: Sequence[str], maps: Sequence[str]
+) -> tuple[str, dict[MapField, str] | None]:
+    """Return the name of the data, and the mapping if there is one.
+
+    Parts of the mapping may stand behind one ``--map`` as separate arguments. Raises
+    ``ValueError``.
     """
-    place = row.place.removeprefix(f"{source}, ")
-    try:
-        entry = reader.read(row)
-        found = importer.read(entry)
-        prompt = _digest([message.model_dump(mode="json") for message in found.prompt])
-        own = _digest([criterion.model_dump(mode="json") for criterion in found.criteria])
-        before, criteria = report.prompts.get(prompt, (place, own))
-        if criteria != own:
-            # Groups get a prompt's newest rubric. Of two in one file that would be the last one by
-            # chance, and running the command again would store both anew.
+    names = "|".join(MAP_FIELDS)
+    parts = [each for text in maps for each in re.split(rf"[,\s]+(?=(?:{names})=)", text.strip())]
+    files: list[str] = []
+    for argument in arguments:
+        is_part = bool(maps) and re.match(rf"(?:{names})=", argument) is not None
+        (parts if is_part and not Path(argument).exists() else files).append(argument)
+    if len(files) != 1:
+        raise ValueError(f"give one file, not {len(files)}: {', '.join(files) or 'none'}")
+    if not maps:
+        return files[0], None
+    mapping: dict[MapField, str] = {}
+    for part in parts:
+        name, equals, path = part.partition("=")
+        field = next((each for each in MAP_FIELDS if each == name.strip()), None)
+        if field is None or not equals or not path.strip():
             raise ValueError(
-                f"its prompt is that of {before}, with other criteria: keep one of the two"
+                f"--map {part!r} is not PART=PATH; the parts are {', '.join(MAP_FIELDS)}"
             )
-        answer, existed = importer.send(entry)
-        report.prompts[prompt] = before, criteria
-    except RowError as error:
-        report.failed += 1
-        return str(error)
-    except (ValueError, InvalidRequest) as error:
-        report.failed += 1
-        return f"{row.place}: {name_option(error)}"
-    report.imported += 1
-    report.existing += existed
-    report.losses += len(answer.losses)
-    if answer.losses and not report.first_loss:
-        report.first_loss = f"{place}, {answer.losses[0]}"
-    return None
-
-
-def _digest(value: object) -> bytes:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+        if field in mapping and field != "reference":
+            raise ValueError(f"--map says twice where the {field} is")
+        before = f"{mapping[field]}|" if field in mapping else ""
+        mapping[field] = before + path.strip()
+    try:
+        mapped_profile(mapping)
+    except ValueError as error:
+        raise ValueError(f"--map: {error}") from None
+    return files[0], mapping
 
 
 def _check_tags(tags: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """What the formats share: results, errors, and the collection of losses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote, unquote
@@ -53,26 +53,51 @@ class NotRepresentable(ValueError):
 class Exported:
     """A rubric in a format, and what that format could not hold."""
 
-    content: dict[str, Any]
+    content: dict[str, Any] | list[Any]
     losses: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceAnswer:
+    """A response that a row gives as good, and whose it is: a model, a person, the data set."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Imported:
-    """A rubric read from a format, and what of it could not be held."""
+    """A rubric read from a format.
+
+    Attributes:
+        prompt, criteria, tags: What it says. The criteria have ids.
+        losses: What could not be held, one sentence each.
+        notes: What was read in a way that may surprise, one sentence each.
+        metadata: What else the content held, by the name of the format; `dump` writes it again.
+        provenance: The format, and the factor of the points where they were scaled.
+        references: Reference answers of the row, which are in `metadata` too.
+    """
 
     prompt: tuple[Message, ...]
     criteria: tuple[Criterion, ...]
     tags: tuple[str, ...]
     losses: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    references: tuple[ReferenceAnswer, ...] = ()
 
 
 @dataclass(slots=True)
 class ConversionIssues:
-    """What cannot be carried over: `losses` may be allowed, `refusals` may not."""
+    """What cannot be carried over: `losses` may be allowed, `refusals` may not.
+
+    `notes` say what is carried over in a way that may surprise.
+    """
 
     losses: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def accept_losses(self, allow_loss: bool) -> tuple[str, ...]:
         """Return the losses if they are allowed. Raises `NotRepresentable`."""

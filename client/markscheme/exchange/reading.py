@@ -1,9 +1,9 @@
 """Read a rubric from another format."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,62 +15,35 @@ from markscheme.exchange.base import (
     assign_ids,
     check_format,
     excerpt,
-    join_excerpts,
 )
-from markscheme.exchange.shapes import HealthBench, Native, Rar, Ropd, Row, Verifiers
-from markscheme.schema.base import (
-    MAX_CRITERIA,
-    MAX_POINTS,
-    MAX_TAGS,
-    MAX_TEXT_LENGTH,
-    Message,
-    Prompt,
-    Tag,
-)
-from markscheme.schema.exchange import check_json
+from markscheme.exchange.meta_eval import read_meta_eval
+from markscheme.exchange.paths import write_path
+from markscheme.exchange.profiles import PROFILES, mapped_profile
+from markscheme.exchange.promptfoo import config_rows
+from markscheme.exchange.rows import HOW, Draft, read_row
+from markscheme.exchange.shapes import Native, Ropd
+from markscheme.schema.base import MAX_TEXT_LENGTH, Message, Prompt
+from markscheme.schema.metadata import check_json
 from markscheme.schema.rubrics import Criteria, Criterion
-from markscheme.vocabulary import CATEGORIES, Category, ExchangeFormat
+from markscheme.vocabulary import CATEGORIES, Category, ExchangeFormat, MapField
 
-_OUR_ID = re.compile(r"c[1-9][0-9]{0,2}")
 _ROPD_ID = re.compile(r"[cC]0*([1-9][0-9]{0,2})")
 _ROPD_CATEGORIES: dict[str, Category] = {
     "task fulfilment": "task_fulfilment",
     "task fulfillment": "task_fulfilment",
     "task completion": "task_fulfilment",
     "task fulfillment & requirement compliance": "task_fulfilment",
+    "task fulfillment and requirement compliance scenario": "task_fulfilment",
     "observable quality": "observable_quality",
     "observable response quality": "observable_quality",
+    "observable response quality scenario": "observable_quality",
     "general reasoning": "general_reasoning",
     "general reasoning quality": "general_reasoning",
+    "general reasoning quality scenario": "general_reasoning",
 }
 """Names of categories in ROPD's paper, in its released prompts, and here."""
-_HEALTHBENCH_KEYS = {
-    "canary",
-    "prompt_id",
-    "completion",
-    "completion_id",
-    "category",
-    "binary_labels",
-    "anonymized_physician_ids",
-    "ideal_completions_data",
-    "ideal_completions_group",
-    "ideal_completions_ref_completions",
-}
-"""Other fields of HealthBench rows: about responses and the benchmark, not the rubric."""
 _CRITERIA: TypeAdapter[list[Criterion]] = TypeAdapter(Criteria)
 _PROMPT: TypeAdapter[str | list[Message]] = TypeAdapter(Prompt)
-_TAG: TypeAdapter[str] = TypeAdapter(Tag)
-
-R = TypeVar("R", bound=Row)
-
-
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """The parts of a rubric, its criteria not yet checked against our limits."""
-
-    prompt: str | list[Message] | None
-    criteria: Sequence[Criterion | dict[str, Any]]
-    tags: Sequence[str] = ()
 
 
 def load(
@@ -79,72 +52,145 @@ def load(
     *,
     prompt: str | Sequence[Message] | None = None,
     allow_loss: bool = False,
+    mapping: Mapping[MapField, str] | None = None,
 ) -> Imported:
     """Read a rubric from a format.
 
     Args:
         content: The parsed JSON.
         format: Its format.
-        prompt: The prompt, for formats that hold none, and only for them.
+        prompt: The prompt, for contents that hold none, and only for them.
         allow_loss: Drop what we cannot hold instead of refusing it.
+        mapping: For the format `mapped`: where the content has its parts (`mapped_profile`).
 
     Raises:
         Malformed: The content is not of the format.
         NotRepresentable: As in `dump`.
     """
-    read = _READERS[check_format(format)]
+    check_format(format)
+    if (mapping is None) == (format == "mapped"):
+        raise Malformed(
+            "the format mapped needs a mapping"
+            if mapping is None
+            else f"a mapping is for the format mapped, not for {format}"
+        )
     try:
         check_json(content)
     except ValueError as error:
         raise Malformed(f"the content: {error}") from None
-    if not isinstance(content, dict):
-        raise Malformed("the content must be a JSON object")
     issues = ConversionIssues()
     try:
-        draft = read(content, issues)
+        draft = _read(content, format, mapping, issues)
     except ValidationError as error:
         raise Malformed(_messages_of(error)[0]) from None
-    messages = _messages(draft.prompt, prompt, format)
+    messages = _messages(draft.prompt, prompt, format, _prompt_place(format, mapping))
     losses = issues.accept_losses(allow_loss)
     try:
         criteria = _CRITERIA.validate_python(list(draft.criteria))
     except ValidationError as error:
         raise NotRepresentable(_messages_of(error, "criteria")) from None
-    return Imported(messages, assign_ids(criteria), tuple(draft.tags), losses)
+    provenance: dict[str, Any] = {} if format == "native" else {"format": format}
+    if draft.factor != 1:
+        provenance["points_factor"] = float(draft.factor)
+    return Imported(
+        messages,
+        assign_ids(criteria),
+        tuple(draft.tags),
+        losses,
+        tuple(issues.notes),
+        draft.metadata or {},
+        provenance,
+        draft.references,
+    )
+
+
+def _read(
+    content: object,
+    format: ExchangeFormat,
+    mapping: Mapping[MapField, str] | None,
+    issues: ConversionIssues,
+) -> Draft:
+    if mapping is not None:
+        draft = read_row(mapped_profile(mapping), content, issues)
+        metadata = dict(draft.metadata or {})
+        metadata["mapped"] = metadata["mapped"] | {
+            HOW: metadata["mapped"].get(HOW, {}) | {"map": dict(mapping)}
+        }
+        return replace(draft, metadata=metadata)
+    if format == "promptfoo":
+        content = _lone_test(content)
+    if format in PROFILES:
+        return read_row(PROFILES[format], content, issues)
+    if format == "healthbench-meta-eval":
+        return read_meta_eval(content, issues)
+    if not isinstance(content, dict):
+        raise Malformed("the content must be a JSON object")
+    return _READERS[format](content, issues)
+
+
+def _lone_test(content: object) -> object:
+    """Return the test of a configuration that makes one rubric, or the content if it is a test."""
+    if not isinstance(content, dict) or "tests" not in content:
+        return content
+    rows = config_rows(content)
+    if len(rows) != 1:
+        raise Malformed(
+            f"the configuration makes {len(rows)} rubrics, one for each prompt and test: send each "
+            "test by itself, with its prompt in the field prompt"
+        )
+    return rows[0]
+
+
+def _prompt_place(format: ExchangeFormat, mapping: Mapping[MapField, str] | None) -> str:
+    """Return where a format has its prompt; empty where it has none."""
+    if mapping is not None:
+        return mapping.get("prompt", "")
+    paths = PROFILES[format].prompt if format in PROFILES else ()
+    return write_path(paths[0]) if paths else ""
 
 
 def _messages(
-    own: str | list[Message] | None, given: str | Sequence[Message] | None, format: ExchangeFormat
+    own: tuple[Message, ...] | None,
+    given: str | Sequence[Message] | None,
+    format: ExchangeFormat,
+    place: str,
 ) -> tuple[Message, ...]:
     if own is not None and given is not None:
         raise Malformed(
             f"a rubric in the format {format} brings its prompt itself; give none beside it",
             "prompt",
         )
-    prompt = own
-    if given is not None:
-        try:
-            prompt = _PROMPT.validate_python(given if isinstance(given, str) else list(given))
-            check_json(
-                [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
-            )
-        except ValidationError as error:
-            raise Malformed(_messages_of(error, "prompt")[0], "prompt") from None
-        except ValueError as error:
-            raise Malformed(f"the prompt: {error}", "prompt") from None
-    if prompt is None:
+    if own is not None:
+        return own
+    if given is None:
         raise Malformed(
-            f"the format {format} holds no prompt: give the one that the rubric is for", "prompt"
+            f"{place}: is missing; give the prompt that the rubric is for"
+            if place
+            else f"the format {format} holds no prompt: give the one that the rubric is for",
+            "prompt",
         )
+    try:
+        prompt = _PROMPT.validate_python(given if isinstance(given, str) else list(given))
+        check_json([prompt] if isinstance(prompt, str) else [m.content for m in prompt])
+    except ValidationError as error:
+        raise Malformed(_messages_of(error, "prompt")[0], "prompt") from None
+    except ValueError as error:
+        raise Malformed(f"the prompt: {error}", "prompt") from None
     return (Message(role="user", content=prompt),) if isinstance(prompt, str) else tuple(prompt)
 
 
-def _read_native(content: dict[str, Any], _: ConversionIssues) -> _Draft:
+def _read_native(content: dict[str, Any], _: ConversionIssues) -> Draft:
     native = Native.model_validate(content)
-    return _Draft(native.prompt, native.criteria, native.tags)
+    prompt = native.prompt
+    return Draft(
+        (Message(role="user", content=prompt),) if isinstance(prompt, str) else tuple(prompt),
+        native.criteria,
+        native.tags,
+        native.metadata,
+    )
 
 
-def _read_ropd(content: dict[str, Any], issues: ConversionIssues) -> _Draft:
+def _read_ropd(content: dict[str, Any], issues: ConversionIssues) -> Draft:
     ropd = Ropd.model_validate(content)
     total = sum(c.points for c in ropd.rubrics)
     if ropd.maximum_score != total:
@@ -153,7 +199,7 @@ def _read_ropd(content: dict[str, Any], issues: ConversionIssues) -> _Draft:
             "a criterion or its points may be missing"
         )
     criteria: dict[str, dict[str, Any]] = {}
-    for row in ropd.rubrics:
+    for number, row in enumerate(ropd.rubrics):
         match = _ROPD_ID.fullmatch(row.criterion_id)
         if match is None:
             raise Malformed(f"criterion_id {excerpt(row.criterion_id)}: ids are c1 to c999")
@@ -162,165 +208,34 @@ def _read_ropd(content: dict[str, Any], issues: ConversionIssues) -> _Draft:
             raise Malformed(f"criterion_id {name} is there twice")
         category = _ROPD_CATEGORIES.get(" ".join(row.category.lower().replace("_", " ").split()))
         if category is None:
-            issues.losses.append(
-                f"criterion {name}: the category {excerpt(row.category)} is none of "
-                f"{', '.join(CATEGORIES)}; it would be task_fulfilment"
+            issues.notes.append(
+                f"rubrics[{number}].category: {excerpt(row.category)} is none of "
+                f"{', '.join(CATEGORIES)}; it counts as {CATEGORIES[0]} and is kept in the metadata"
             )
+        if len(row.criterion) > MAX_TEXT_LENGTH:
+            issues.refusals.append(
+                f"rubrics[{number}].criterion: has {len(row.criterion)} characters; a criterion "
+                f"may have {MAX_TEXT_LENGTH}"
+            )
+        own: dict[str, Any] = {}
+        if row.criterion_id != name:
+            own["criterion_id"] = row.criterion_id
+        if row.category != (category or CATEGORIES[0]):
+            own["category"] = row.category
         criteria[name] = {
             "id": name,
-            "text": _text(row.criterion, f"criterion {name}", issues),
+            "text": row.criterion[:MAX_TEXT_LENGTH],
             "points": row.points,
-            "category": category or "task_fulfilment",
+            "category": category or CATEGORIES[0],
+            "metadata": {"ropd": own} if own else {},
         }
-    return _Draft(None, list(criteria.values()))
+    return Draft(None, list(criteria.values()))
 
 
-def _read_healthbench(content: dict[str, Any], issues: ConversionIssues) -> _Draft:
-    bench = HealthBench.model_validate(content)
-    _note_extra(bench, "the row", issues, _HEALTHBENCH_KEYS)
-    criteria = []
-    for number, row in enumerate(_bounded(bench.rubrics), 1):
-        location = f"criterion {number}"
-        _note_extra(row, location, issues)
-        ours = next((c for c in CATEGORIES if f"category:{c}" in row.tags), None)
-        if others := [tag for tag in row.tags if tag != f"category:{ours}"]:
-            issues.losses.append(
-                f"{location}: we have no place for the tags of a criterion: {join_excerpts(others)}"
-            )
-        criteria.append(
-            {
-                "text": _text(row.criterion, location, issues),
-                "points": _points(row.points, location, issues),
-                "category": ours or "task_fulfilment",
-            }
-        )
-    return _Draft(bench.prompt, criteria, _tags(bench.example_tags, issues))
-
-
-def _read_rar(content: dict[str, Any], issues: ConversionIssues) -> _Draft:
-    rar = Rar.model_validate(content)
-    _note_extra(rar, "the row", issues)
-    criteria = []
-    ids = _ids([row.title for row in _bounded(rar.rubric)], "title", issues)
-    for number, (own, row) in enumerate(zip(ids, rar.rubric, strict=True), 1):
-        location = f"criterion {number}"
-        _note_extra(row, location, issues)
-        criteria.append(
-            {
-                "id": own,
-                "text": _text(row.description, location, issues),
-                "points": _points(row.weight, location, issues),
-            }
-        )
-    return _Draft(rar.question, criteria)
-
-
-def _read_verifiers(content: dict[str, Any], issues: ConversionIssues) -> _Draft:
-    verifiers = Verifiers.model_validate(content)
-    _note_extra(verifiers, "the file", issues)
-    names = [row.name for row in _bounded(verifiers.criteria)]
-    if len(set(names)) != len(names):
-        raise Malformed("names of criteria must be unique")
-    criteria = []
-    for number, (own, row) in enumerate(
-        zip(_ids(names, "name", issues), verifiers.criteria, strict=True), 1
-    ):
-        location = f"criterion {number}"
-        _note_extra(row, location, issues)
-        if [choice.strip().lower() for choice in row.choices] != ["no", "yes"]:
-            issues.refusals.append(
-                f"{location}: its choices are {join_excerpts(row.choices)}; a criterion here is "
-                "met or not: rephrase it as a question with the choices no and yes, in this order"
-            )
-        criteria.append(
-            {
-                "id": own,
-                "text": _text(row.text, location, issues),
-                "points": _points(row.weight, location, issues),
-            }
-        )
-    return _Draft(None, criteria)
-
-
-_READERS: dict[str, Callable[[dict[str, Any], ConversionIssues], _Draft]] = {
+_READERS: dict[str, Callable[[dict[str, Any], ConversionIssues], Draft]] = {
     "native": _read_native,
     "ropd": _read_ropd,
-    "healthbench": _read_healthbench,
-    "rar": _read_rar,
-    "verifiers": _read_verifiers,
 }
-
-
-def _bounded(rows: list[R]) -> list[R]:
-    """Refuse too many rows before any of them is looked at."""
-    if len(rows) > MAX_CRITERIA:
-        raise NotRepresentable(
-            [f"there are {len(rows)} criteria; a rubric has {MAX_CRITERIA} at most"]
-        )
-    return rows
-
-
-def _text(text: str, location: str, issues: ConversionIssues) -> str:
-    if len(text) > MAX_TEXT_LENGTH:
-        issues.refusals.append(
-            f"{location}: its text has {len(text)} characters; there may be {MAX_TEXT_LENGTH}"
-        )
-    return text
-
-
-def _points(weight: float, location: str, issues: ConversionIssues) -> int:
-    """Return a weight as points; a weight that is not a whole number is refused later."""
-    if not weight.is_integer():
-        issues.refusals.append(
-            f"{location}: {weight:g} is no whole number of points; multiply all of the rubric's "
-            "by the same number"
-        )
-    elif weight == 0:
-        issues.refusals.append(f"{location}: it is worth 0 points; leave it out")
-    elif abs(weight) > MAX_POINTS:
-        issues.refusals.append(
-            f"{location}: {weight:g} points; there are at most {MAX_POINTS}: divide all of the "
-            "rubric's by the same number"
-        )
-    else:
-        return int(weight)
-    return 1
-
-
-def _ids(names: Sequence[str], word: str, issues: ConversionIssues) -> list[str | None]:
-    """Return the names if they are ids like ours; else `None` for each, as a noted loss."""
-    if all(_OUR_ID.fullmatch(name) for name in names) and len(set(names)) == len(names):
-        return list(names)
-    issues.losses.extend(
-        f"criterion {number}: we number criteria; its {word} {excerpt(name)} has no place"
-        for number, name in enumerate(names, 1)
-        if name.strip()
-    )
-    return [None] * len(names)
-
-
-def _tags(given: Sequence[str], issues: ConversionIssues) -> list[str]:
-    kept: list[str] = []
-    for tag in dict.fromkeys(given):
-        try:
-            _TAG.validate_python(tag)
-        except ValidationError:
-            issues.losses.append(
-                f"the tag {excerpt(tag)}: ours have up to 64 letters, digits and . : / _ -"
-            )
-            continue
-        if len(kept) == MAX_TAGS:
-            issues.losses.append(f"the tag {excerpt(tag)}: there are {MAX_TAGS} already")
-        else:
-            kept.append(tag)
-    return kept
-
-
-def _note_extra(
-    row: Row, location: str, issues: ConversionIssues, passed_over: Collection[str] = ()
-) -> None:
-    if extra := [name for name in row.model_extra or {} if name not in passed_over]:
-        issues.losses.append(f"{location}: we have no place for {join_excerpts(extra)}")
 
 
 def _messages_of(error: ValidationError, root: str = "") -> list[str]:

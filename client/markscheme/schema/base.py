@@ -21,7 +21,7 @@ from markscheme.vocabulary import Role
 
 MAX_ROLLOUTS = 4096
 """Maximum rollouts in one `POST /v1/scores`."""
-MAX_CRITERIA, MAX_POINTS, MAX_TAGS, MAX_TEXT_LENGTH = 64, 100, 32, 4000
+MAX_CRITERIA, MAX_POINTS, MAX_TAGS, MAX_TEXT_LENGTH = 256, 100, 32, 4000
 """Limits of one rubric; the text is that of a criterion, in characters."""
 MAX_TEACHER_ENTRIES = 1000
 """Maximum prompts in one `POST /v1/teacher-responses`."""

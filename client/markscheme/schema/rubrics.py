@@ -1,7 +1,7 @@
 """Rubrics: criteria, provenance, visibility, and how one is made."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints, model_validator
 from pydantic import Tag as Branch
@@ -25,6 +25,7 @@ from markscheme.schema.base import (
     Wire,
     text_or_messages,
 )
+from markscheme.schema.metadata import MAX_METADATA_BYTES, Metadata, json_bytes
 from markscheme.schema.teachers import TeacherResponses
 from markscheme.vocabulary import (
     Category,
@@ -52,10 +53,15 @@ class Criterion(Wire):
     points: Annotated[int, Field(ge=-MAX_POINTS, le=MAX_POINTS)]
     check: Check | None = None
     source: Annotated[Text, StringConstraints(max_length=MAX_TEXT_LENGTH)] | None = None
+    metadata: Metadata = {}
 
 
 class Provenance(Wire):
-    """What made a rubric."""
+    """What made a rubric.
+
+    Of an imported one: `format` is the format that it was read from, and its points are the
+    file's times `points_factor`, where they had to be scaled.
+    """
 
     rubricator: str | None = None
     template: str | None = None
@@ -63,6 +69,8 @@ class Provenance(Wire):
     teacher_keys: list[str] = []
     student_keys: list[str] = []
     run: str | None = None
+    format: str | None = None
+    points_factor: float | None = None
 
 
 class Rubric(Wire):
@@ -86,6 +94,7 @@ class Rubric(Wire):
     created_at: datetime
     retired_at: datetime | None
     provenance: Provenance
+    metadata: dict[str, Any] = Field(default={}, description="Only its own team is told")
 
 
 def _check_criteria(criteria: list[Criterion]) -> list[Criterion]:
@@ -98,6 +107,11 @@ def _check_criteria(criteria: list[Criterion]) -> list[Criterion]:
         raise ValueError("points must not be 0")
     if not any(c.points > 0 for c in criteria):
         raise ValueError("a rubric needs at least one criterion with positive points")
+    size = sum(json_bytes(c.metadata) for c in criteria if c.metadata)
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(
+            f"the metadata of the criteria takes {size} bytes; it may take {MAX_METADATA_BYTES}"
+        )
     return criteria
 
 
@@ -131,17 +145,19 @@ class RubricCreate(Wire):
     criteria: Criteria
     view: RubricView = None
     tags: Tags = []
+    metadata: Metadata = {}
 
 
 class RubricFork(Wire):
     """`POST /v1/rubrics/{id}:fork`: a new version, or a copy of another team's rubric.
 
-    Criteria, view and tags that are left out are copied.
+    Criteria, view, tags and metadata that are left out are copied.
     """
 
     criteria: Criteria | None = None
     view: RubricView = None
     tags: Tags | None = None
+    metadata: Metadata | None = None
 
 
 class RubricPatch(Wire):

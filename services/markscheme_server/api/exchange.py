@@ -16,7 +16,7 @@ from markscheme_server.api.services import Inducer, Reader, UsesServices
 _EXPORTED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The rubric in the chosen format, and nothing else",
-        "content": {"application/json": {"schema": {"type": "object"}}},
+        "content": {"application/json": {"schema": {"type": ["object", "array"]}}},
         "headers": {
             exchange.LOSSES_HEADER: {
                 "description": "What the format could not hold: sentences, percent-encoded, "
@@ -48,7 +48,9 @@ async def import_rubric(
 
     async def save() -> schema.RubricImported:
         rubric = await services.library.save(caller, draft)
-        return schema.RubricImported(rubric=rubric, losses=list(draft.losses))
+        return schema.RubricImported(
+            rubric=rubric, losses=list(draft.losses), notes=list(draft.notes)
+        )
 
     return await once.answer(payload, save, status=201)
 
@@ -66,7 +68,7 @@ async def export_rubric(
     format: ExchangeFormat = "native",
     allow_loss: Annotated[bool, Query(description="Leave out what the format cannot hold")] = False,
 ) -> Response:
-    """Return the file: prompt, criteria and tags, without id, team and provenance."""
+    """Return the file: prompt, criteria, tags and metadata, without id, team and provenance."""
     exported = await services.library.export(caller, rubric_id, format, allow_loss=allow_loss)
     headers = (
         {exchange.LOSSES_HEADER: exchange.encode_losses(exported.losses)}

@@ -1,7 +1,7 @@
 """Rubrics and their criteria. Pure: no I/O, no framework."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ class Criterion:
     """One binary statement about a response, worth `points` when met (negative: a pitfall).
 
     `check` makes it decidable by code. `source` is the span of the prompt it was read from.
+    `metadata` is open JSON that changes no verdict; criteria that differ in it alone are equal.
     """
 
     id: str
@@ -24,6 +25,7 @@ class Criterion:
     category: Category = "task_fulfilment"
     check: Check | None = None
     source: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 def maximum_score(criteria: tuple[Criterion, ...]) -> int:
@@ -37,7 +39,8 @@ class Rubric:
 
     Who sees it, its tags and whether it is retired may change. Other teams see it if it is the
     organisation's or shared with them. A retired rubric can be read as before, and only groups
-    that name it get it. `cost_usd`: what inducing it cost, if that is known.
+    that name it get it. `cost_usd`: what inducing it cost, if that is known. `metadata`: open JSON,
+    which `RubricStore.metadata` reads.
     """
 
     id: str
@@ -56,3 +59,4 @@ class Rubric:
     shared_with: tuple[str, ...] = ()
     retired_at: datetime | None = None
     cost_usd: float | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -2,8 +2,8 @@
 
 This is the only place that decides who sees a rubric and what of it is shown. A team sees its own
 rubrics, those shared with it, and those of the organisation. Of another team's rubric it sees what
-is judged and which models made it, but neither its parent, nor with whom it is shared, nor what
-names that team's runs and texts.
+is judged and which models made it, but neither its parent, nor with whom it is shared, nor its
+metadata, nor what names that team's runs and texts.
 """
 
 import asyncio
@@ -28,16 +28,20 @@ from markscheme_server.store.audit import actor_of
 from markscheme_server.store.lineage import LineageStore
 from markscheme_server.store.rubrics import Filters, NotOwner, RubricStore, Search
 
-PUBLIC_PROVENANCE = frozenset({"rubricator", "template", "teacher_model"})
-"""Fields of the provenance that other teams see: which models made the rubric."""
+PUBLIC_PROVENANCE = frozenset(
+    {"rubricator", "template", "teacher_model", "format", "points_factor"}
+)
+"""Fields of the provenance that other teams see: which models made the rubric, or which format it
+was read from.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class RubricDraft:
     """A rubric that was checked and can be saved.
 
-    `parent`: the rubric that it is forked from. `losses`: sentences on what the format of an
-    import could not hold.
+    `parent`: the rubric that it is forked from. `losses`: sentences on what of an import's content
+    could not be held; `notes`: on what of it was read in a way that may surprise.
     """
 
     prompt: tuple[ChatMessage, ...]
@@ -46,7 +50,9 @@ class RubricDraft:
     tags: tuple[str, ...]
     parent: Rubric | None = None
     provenance: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
     losses: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class RubricLibrary:
@@ -105,6 +111,7 @@ class RubricLibrary:
             criteria=await _checked(payload.criteria),
             origin="imported",
             tags=tuple(payload.tags),
+            metadata=payload.metadata,
         )
 
     async def draft_import(self, payload: schema.RubricImport) -> RubricDraft:
@@ -115,6 +122,7 @@ class RubricLibrary:
                 payload.format,
                 prompt=payload.prompt,
                 allow_loss=payload.allow_loss,
+                mapping=payload.map,
             )
         except exchange.Malformed as error:
             raise Unprocessable(str(error), code="malformed_content", param=error.param) from error
@@ -134,7 +142,10 @@ class RubricLibrary:
             criteria=criteria,
             origin="imported",
             tags=tags,
-            losses=tuple(found.losses),
+            provenance=found.provenance,
+            metadata=found.metadata,
+            losses=found.losses,
+            notes=found.notes,
         )
 
     async def draft_fork(
@@ -145,17 +156,19 @@ class RubricLibrary:
         What made the source is the provenance of an unchanged copy only: with other criteria the
         author is the caller's team. Raises `NotFound` and `Unprocessable`.
         """
-        source = await self._find(caller, rubric_id)
+        source = _redacted(await self._find(caller, rubric_id), caller.team)
         criteria = source.criteria if payload.criteria is None else await _checked(payload.criteria)
+        metadata: Mapping[str, Any] | None = payload.metadata
+        if metadata is None and source.team == caller.team:
+            metadata = (await self._rubrics.metadata(caller.team, [rubric_id])).get(rubric_id)
         return RubricDraft(
             prompt=tuple(dict(message) for message in source.prompt),
             criteria=criteria,
             origin="forked",
             tags=source.tags if payload.tags is None else tuple(payload.tags),
             parent=source,
-            provenance=(
-                _redacted(source, caller.team).provenance if criteria == source.criteria else None
-            ),
+            provenance=source.provenance if criteria == source.criteria else None,
+            metadata=metadata,
         )
 
     async def save(self, caller: Caller, draft: RubricDraft) -> schema.Rubric:
@@ -172,6 +185,7 @@ class RubricLibrary:
             parent=draft.parent,
             tags=draft.tags,
             provenance=draft.provenance or {},
+            metadata=draft.metadata,
             actor=actor_of(caller),
         )
         return await self._show(caller, saved)
@@ -247,9 +261,14 @@ class RubricLibrary:
     async def _show_all(self, caller: Caller, rubrics: Sequence[Rubric]) -> list[schema.Rubric]:
         own = [rubric.id for rubric in rubrics if rubric.team == caller.team]
         shared = await self._rubrics.shared_with(caller.team, own) if own else {}
+        metadata = await self._rubrics.metadata(caller.team, own) if own else {}
         return [
             wire.from_rubric(
-                replace(_redacted(rubric, caller.team), shared_with=shared.get(rubric.id, ()))
+                replace(
+                    _redacted(rubric, caller.team),
+                    shared_with=shared.get(rubric.id, ()),
+                    metadata=metadata.get(rubric.id, {}),
+                )
             )
             for rubric in rubrics
         ]
@@ -262,7 +281,8 @@ def _redacted(rubric: Rubric, team: str) -> Rubric:
     provenance = {
         name: value for name, value in rubric.provenance.items() if name in PUBLIC_PROVENANCE
     }
-    return replace(rubric, parent_id=None, provenance=provenance)
+    criteria = tuple(replace(criterion, metadata={}) for criterion in rubric.criteria)
+    return replace(rubric, parent_id=None, provenance=provenance, criteria=criteria)
 
 
 async def _checked(criteria: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:

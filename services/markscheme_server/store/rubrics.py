@@ -1,7 +1,7 @@
 """Rubrics, their prompts, and which induction made which rubric."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -25,9 +25,11 @@ from markscheme_server.store.tables import (
     shares,
 )
 
-_SELECT = sa.select(*(c for c in rubrics.c if c is not rubrics.c.words), prompts.c.messages).join(
-    prompts, prompts.c.key == rubrics.c.prompt_key
-)
+# Scoring needs no metadata, which may be large: `RubricStore.metadata` reads it.
+_SELECT = sa.select(
+    *(c for c in rubrics.c if c is not rubrics.c.words and c is not rubrics.c.metadata),
+    prompts.c.messages,
+).join(prompts, prompts.c.key == rubrics.c.prompt_key)
 _NEWEST_FIRST = (rubrics.c.created_at.desc(), rubrics.c.id.desc())
 DISTANCE: dict[ReuseScope, int] = {"own": 0, "shared": 1, "organisation": 2}
 """Distance of a visible rubric from a team; nearer rubrics are preferred."""
@@ -317,6 +319,15 @@ class RubricStore:
                 found[rubric_id] = (*found.get(rubric_id, ()), with_team)
         return found
 
+    async def metadata(self, team: str, rubric_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """Return the metadata of the team's own rubrics, by rubric id."""
+        query = sa.select(rubrics.c.id, rubrics.c.metadata).where(
+            rubrics.c.team == team, self._db.in_keys(rubrics.c.id, "keys")
+        )
+        async with self._db.reading(team_scope(team)) as connection:
+            rows = await connection.execute(query, {"keys": self._db.keys(rubric_ids)})
+            return {row.id: row.metadata for row in rows}
+
     async def change(
         self,
         team: str,
@@ -509,6 +520,7 @@ class RubricStore:
         tags: Sequence[str] = (),
         provenance: Mapping[str, Any],
         actor: Actor,
+        metadata: Mapping[str, Any] | None = None,
         cost_usd: float | None = None,
         induction: str | None = None,
         claim: Claim | None = None,
@@ -516,7 +528,8 @@ class RubricStore:
     ) -> Rubric:
         """Store a rubric as the prompt's next version, and return it.
 
-        A newest version with the same content is returned instead, unless it is retired. ``parent``
+        A newest version with the same content is returned instead, unless it is retired; it gets
+        the metadata given, of the rubric and of each criterion, name by name. ``parent``
         is the rubric that it was made from; by default the team's newest one for the prompt.
         ``cost_usd`` is what inducing it cost, where that is known. With ``induction``, the same
         transaction records which rubric the induction made; if another writer was first, its rubric
@@ -566,6 +579,7 @@ class RubricStore:
                     provenance=provenance,
                     created_at=now(),
                     cost_usd=cost_usd,
+                    metadata=metadata or {},
                 )
                 await connection.execute(
                     rubrics.insert().values(
@@ -579,6 +593,7 @@ class RubricStore:
                         origin=origin,
                         tags=list(tags),
                         provenance=dict(provenance),
+                        metadata=dict(saved.metadata),
                         created_at=saved.created_at,
                         cost_usd=cost_usd,
                         words=self._db.search_vector(
@@ -596,7 +611,7 @@ class RubricStore:
                     {"version": saved.version},
                 )
             else:
-                saved = last
+                saved = await self._add_metadata(connection, last, criteria, metadata or {}, actor)
             if induction is not None:
                 row = self._db.insert(inductions).values(
                     key=induction, rubric_id=saved.id, created_at=now()
@@ -609,6 +624,41 @@ class RubricStore:
                     )
                 )
         return saved
+
+    @staticmethod
+    async def _add_metadata(
+        connection: AsyncConnection,
+        rubric: Rubric,
+        criteria: Sequence[Criterion],
+        metadata: Mapping[str, Any],
+        actor: Actor,
+    ) -> Rubric:
+        """Give a stored rubric metadata, of which other names stay. `criteria` equal its own."""
+        if not metadata and not any(c.metadata for c in criteria):
+            return rubric
+        # The lock of the prompt is held: nobody else writes this row's metadata now.
+        stored = await connection.scalar(
+            sa.select(rubrics.c.metadata).where(
+                rubrics.c.id == rubric.id, rubrics.c.team == rubric.team
+            )
+        )
+        merged = {**(stored or {}), **metadata}
+        changed = tuple(
+            replace(old, metadata={**old.metadata, **new.metadata})
+            for old, new in zip(rubric.criteria, criteria, strict=True)
+        )
+        if merged != stored or any(
+            old.metadata != new.metadata for old, new in zip(rubric.criteria, changed, strict=True)
+        ):
+            await connection.execute(
+                sa.update(rubrics)
+                .where(rubrics.c.id == rubric.id, rubrics.c.team == rubric.team)
+                .values(metadata=merged, criteria=[_plain(c) for c in changed])
+            )
+            await record(
+                connection, actor, "rubric.changed", f"rubric:{rubric.id}", {"metadata": True}
+            )
+        return replace(rubric, criteria=changed, metadata=merged)
 
     @staticmethod
     async def _lock_prompt(connection: AsyncConnection, key: str) -> None:
@@ -632,4 +682,7 @@ class RubricStore:
 
 
 def _plain(criterion: Criterion) -> dict[str, Any]:
-    return asdict(criterion) | {"check": dict(criterion.check) if criterion.check else None}
+    plain = asdict(criterion) | {"check": dict(criterion.check) if criterion.check else None}
+    if not plain["metadata"]:
+        del plain["metadata"]
+    return plain

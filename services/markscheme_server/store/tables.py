@@ -132,13 +132,16 @@ rubrics = sa.Table(
     sa.Column("offered_at", sa.DateTime(timezone=True)),
     sa.Column("cost_usd", sa.Double),
     sa.Column("words", WORDS, nullable=False, server_default=""),
+    sa.Column("metadata", sa.JSON, nullable=False, server_default="{}"),
     _created(),
     sa.UniqueConstraint("team", "prompt_key", "version"),
     sa.Index(None, "team", "created_at", "id"),
     sa.Index(None, "prompt_key"),
     sa.Index(None, "parent_id"),
 )
-"""``offered_at``: when it last became visible to the organisation or was unretired; null: never."""
+"""``offered_at``: when it last became visible to the organisation or was unretired; null: never.
+``metadata``: open JSON of the rubric; that of a criterion is in ``criteria``.
+"""
 
 rubric_words = sa.table("rubric_words", sa.column("rubric_id"), sa.column("words"))
 """SQLite's full-text index of `rubrics`; PostgreSQL has none."""

@@ -268,6 +268,7 @@ class Eraser:
                     criteria=[],
                     tags=[],
                     provenance={},
+                    metadata={},
                     visibility="private",
                     cost_usd=None,
                     words="",

@@ -1,0 +1,102 @@
+"""promptfoo: its `llm-rubric` assertions as criteria, its templates filled in."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markscheme.exchange.base import ConversionIssues, Malformed, excerpt
+from markscheme.exchange.values import require
+
+_VARIABLE = re.compile(r"\{\{-?\s*([\w.]+)\s*-?\}\}")
+_OTHER_MARKS = re.compile(r"\{%|\{\{")
+RUBRIC = "llm-rubric"
+
+
+def read_assertions(
+    rows: Sequence[Any], location: str, issues: ConversionIssues
+) -> tuple[list[int], list[int]]:
+    """Return the positions of the assertions that are criteria, and of the others.
+
+    The others, such as limits on cost, are noted: they are kept, and not judged.
+    """
+    chosen, others = [], []
+    for number, row in enumerate(rows):
+        here = f"{location}[{number}]"
+        if not isinstance(row, dict):
+            raise require(row, here, "an object")
+        type_ = row.get("type")
+        if not isinstance(type_, str):
+            raise Malformed(f"{here}.type: is missing")
+        if type_ == RUBRIC:
+            chosen.append(number)
+            if row.get("threshold") is not None:
+                issues.notes.append(
+                    f"{here}: its threshold is kept and not applied: a criterion is met or not"
+                )
+        else:
+            others.append(number)
+            issues.notes.append(
+                f"{here}: an assertion of type {excerpt(type_)} is no criterion; it is kept and "
+                "not judged"
+            )
+    return chosen, others
+
+
+def render(template: str, variables: Mapping[str, Any], location: str) -> str:
+    """Return the template with its variables filled in. Raises `Malformed`.
+
+    Plain `{{name}}` only: tags, filters and files are refused, as is a variable that is not there.
+    """
+    if template.startswith("file://"):
+        raise Malformed(f"{location}: is in another file ({excerpt(template)}); write it here")
+
+    def value(match: re.Match[str]) -> str:
+        found: Any = variables
+        for step in match[1].split("."):
+            if not isinstance(found, Mapping) or step not in found:
+                raise Malformed(f"{location}: there is no variable {match[1]!r} in vars")
+            found = found[step]
+        if isinstance(found, str) and found.startswith("file://"):
+            raise Malformed(f"vars.{match[1]}: is in another file ({excerpt(found)})")
+        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+
+    rest = _VARIABLE.sub("", template)
+    if _OTHER_MARKS.search(rest):
+        raise Malformed(f"{location}: only plain variables such as {{{{name}}}} can be filled in")
+    return _VARIABLE.sub(value, template)
+
+
+def config_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each prompt and test of a configuration. Raises `Malformed`.
+
+    `defaultTest` is merged into each test as promptfoo does: its assertions come after the test's
+    own, its variables where the test has none of that name.
+    """
+    tests, prompts = config.get("tests"), config.get("prompts")
+    if isinstance(tests, str):
+        raise Malformed(f"tests: are in another file ({excerpt(tests)}); import that one")
+    if not isinstance(tests, list):
+        raise require(tests, "tests", "a list")
+    if isinstance(prompts, str | dict):
+        prompts = [prompts]
+    if not isinstance(prompts, list) or not prompts:
+        raise require(prompts, "prompts", "a list")
+    default = config.get("defaultTest") or {}
+    if not isinstance(default, dict):
+        raise require(default, "defaultTest", "an object")
+    rows = []
+    for number, test in enumerate(tests):
+        if not isinstance(test, dict):
+            raise require(test, f"tests[{number}]", "an object")
+        merged = default | test
+        for name in ("vars", "options", "metadata"):
+            if isinstance(default.get(name), dict) and isinstance(test.get(name), dict):
+                merged[name] = default[name] | test[name]
+        own, shared = test.get("assert") or [], default.get("assert") or []
+        if isinstance(own, list) and isinstance(shared, list):
+            merged["assert"] = [*own, *shared]
+        for prompt in prompts:
+            text = prompt.get("raw", prompt.get("id")) if isinstance(prompt, dict) else prompt
+            rows.append({"prompt": text, **merged})
+    return rows

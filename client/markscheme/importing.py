@@ -1,0 +1,436 @@
+"""Bring rubrics into the service row by row, and their reference answers into the teacher bank."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
+
+from markscheme.client import Client
+from markscheme.data import Columns, Row, RowError, RowReader
+from markscheme.errors import AuthenticationFailed, InvalidRequest
+from markscheme.exchange import Imported, detect_format, load
+from markscheme.exchange.promptfoo import config_rows
+from markscheme.jsonl import strip_bom
+from markscheme.jsonl_rows import describe_error
+from markscheme.schema import Message, Prompt, RubricImported, TeacherEntry, TeacherResponses
+from markscheme.vocabulary import ExchangeFormat, MapField
+
+MAX_RESPONSES_PER_ENTRY = 16
+"""The wire format's limit."""
+ENTRIES_PER_CALL = 64
+"""Prompts whose reference answers are sent together."""
+_META_EVAL: ExchangeFormat = "healthbench-meta-eval"
+
+
+class RubricRow(Protocol):
+    """A row of any source: where it is, for messages, and how its content is read."""
+
+    @property
+    def place(self) -> str:
+        """The place, such as `rubrics.jsonl, line 3`."""
+
+    @property
+    def load(self) -> Callable[[], Any]:
+        """Returns the content. Raises `ValueError` if this row alone cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """A row of a file."""
+
+    place: str
+    load: Callable[[], Any]
+
+
+@dataclass(slots=True)
+class ImportReport:
+    """What happened to the rows, counted as they are sent.
+
+    `references` counts reference answers that the teacher bank has now, by their source;
+    `known_references` those of them that it had before.
+    """
+
+    imported: int = 0
+    existing: int = 0
+    failed: int = 0
+    losses: int = 0
+    first_loss: str = ""
+    notes: int = 0
+    first_note: str = ""
+    references: dict[str, int] = field(default_factory=dict)
+    known_references: int = 0
+    prompts: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)
+    """Hash of each prompt so far: where it was, and the hash of its criteria."""
+
+    def __str__(self) -> str:
+        existing = f" ({self.existing} were there already)" if self.existing else ""
+        said = f"{self.imported} rubrics are in the service{existing}, {self.failed} rows failed"
+        if self.references:
+            sources = ", ".join(f"{count} of {name}" for name, count in self.references.items())
+            known = f"; {self.known_references} were there already" if self.known_references else ""
+            total = sum(self.references.values())
+            said += f"; {total} reference answers are in the teacher bank ({sources}{known})"
+        if self.losses:
+            said += f"; {self.losses} losses, the first: {self.first_loss}"
+        if self.notes:
+            said += f"; {self.notes} notes, the first: {self.first_note}"
+        return said
+
+
+class RubricEntry(BaseModel):
+    """A rubric, with the prompt and the teacher responses that stand beside it in its row."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    rubric: Any
+    prompt: Prompt | None = None
+    teacher_responses: TeacherResponses | None = None
+
+
+class RubricColumns:
+    """Takes rubric, prompt and teacher responses out of the columns of a row.
+
+    Args:
+        prompt: Column of the prompt, for formats that hold none.
+        teacher: Column of responses for the teacher bank.
+        rubric: Column of the rubric, an object or JSON; `None`: the whole row.
+    """
+
+    def __init__(
+        self, prompt: str | None = None, teacher: str | None = None, rubric: str | None = None
+    ) -> None:
+        self._rubric = rubric
+        fields = [*(["prompt"] if prompt else []), *(["teacher_responses"] if teacher else [])]
+        self._reader = RowReader(dict[str, Any], fields, Columns(prompt, teacher))
+        self._beside = {column for column in (prompt, teacher) if column}
+
+    def read(self, row: RubricRow) -> RubricEntry:
+        """Return what a row holds. Raises `ValueError`."""
+        content = row.load()
+        if not self._beside and self._rubric is None:
+            return RubricEntry(rubric=content)
+        whole = Row("", "", lambda: content)
+        try:
+            beside = self._reader.read(whole)
+            found = self._read_rubric(whole.read())
+            return RubricEntry.model_validate({"rubric": found, **beside})
+        except RowError as error:
+            raise ValueError(str(error).removeprefix(": ")) from error
+        except ValidationError as error:
+            raise ValueError(describe_error(error, beside)) from error
+
+    def _read_rubric(self, content: dict[str, Any]) -> Any:
+        if self._rubric is None:
+            return {name: each for name, each in content.items() if name not in self._beside}
+        found = content.get(self._rubric)
+        if found is None:
+            raise ValueError(f"{self._rubric}: is missing")
+        if not isinstance(found, str):
+            return found
+        try:
+            return from_json(found, allow_inf_nan=False)
+        except ValueError as error:
+            raise ValueError(f"{self._rubric}: not JSON ({error})") from error
+
+
+class RubricImporter:
+    """Imports rubrics with the same prompt, tags and options.
+
+    Args:
+        client: The service.
+        format: Their format; None: detected row by row.
+        mapping: Where each has its parts, for the format `mapped`.
+        prompt: The prompt, for contents that hold none.
+        tags: Tags for every rubric.
+        allow_loss: Whether to drop what the service cannot hold.
+        references: Whether reference answers go to the teacher bank.
+        teacher_model: Whose the reference answers are; None: what the format says.
+        columns: Where rows have their parts; default: a row is a rubric.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        format: ExchangeFormat | None,
+        *,
+        mapping: dict[MapField, str] | None = None,
+        prompt: str | None = None,
+        tags: Sequence[str] = (),
+        allow_loss: bool = False,
+        references: bool = True,
+        teacher_model: str | None = None,
+        columns: RubricColumns | None = None,
+    ) -> None:
+        self._client = client
+        self._columns = columns or RubricColumns()
+        self._format = format
+        self._mapping = mapping
+        self._prompt, self._tags, self._allow_loss = prompt, list(tags), allow_loss
+        self._references, self._teacher_model = references, teacher_model
+        self._newest = self._newest_rubric()
+        self._waiting: list[tuple[str, TeacherEntry]] = []
+        self.report = ImportReport()
+
+    def format_of(self, content: Any) -> ExchangeFormat:
+        """Return the format given, or the content's. Raises ``ValueError``."""
+        return self._format or detect_format(content)
+
+    def read(self, content: Any, prompt: Prompt | None = None) -> Imported:
+        """Return what one rubric says. Raises ``ValueError``."""
+        return load(
+            content,
+            self.format_of(content),
+            prompt=prompt if prompt is not None else self._prompt,
+            allow_loss=self._allow_loss,
+            mapping=self._mapping,
+        )
+
+    def send(
+        self, content: Any, found: Imported, place: str, prompt: Prompt | None = None
+    ) -> tuple[RubricImported, bool]:
+        """Store one rubric. Returns the answer, and whether the service had this rubric already.
+
+        An existing rubric gets the tags that it lacks. Reference answers are stored later, several
+        prompts at a time: see `store_references`. Raises the SDK's errors.
+        """
+        answer = self._client.import_rubric(
+            content,
+            self.format_of(content),
+            prompt=prompt if prompt is not None else self._prompt,
+            tags=self._tags,
+            allow_loss=self._allow_loss,
+            mapping=self._mapping,
+        )
+        rubric = answer.rubric
+        missing = [tag for tag in self._tags if tag not in rubric.tags]
+        if missing:
+            self._client.change_rubric(rubric.id, tags=[*rubric.tags, *missing])
+        existed = bool(missing) or (self._newest is not None and rubric.created_at <= self._newest)
+        if self._references:
+            self._waiting.extend((place, entry) for entry in _entries(found, self._teacher_model))
+        return answer, existed
+
+    def import_rows(
+        self,
+        rows: Iterable[RubricRow],
+        *,
+        on_problem: Callable[[str], None],
+        on_row: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Import the rows of a source; what fails is told, and the others are imported.
+
+        Args:
+            rows: The rows. Those of HealthBench's meta-evaluation are read to the end first, as
+                the rows of a prompt become one rubric.
+            on_problem: Is told of a row that fails, with its place.
+            on_row: Is called after each row.
+
+        Raises:
+            MarkschemeError: Not because of a row: the service is away, or the key is wrong.
+        """
+        for row in self._grouped(rows, on_problem, on_row):
+            if problem := self._import_row(row):
+                on_problem(f"{row.place}: {problem}")
+            if len(self._waiting) >= ENTRIES_PER_CALL:
+                self.store_references(on_problem)
+            on_row()
+        self.store_references(on_problem)
+
+    def store_references(self, on_problem: Callable[[str], None]) -> None:
+        """Store the reference answers that wait in the teacher bank."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        try:
+            self._save([entry for _, entry in waiting])
+        except InvalidRequest:
+            # One of them is at fault: find out which.
+            for place, entry in waiting:
+                try:
+                    self._save([entry])
+                except InvalidRequest as error:
+                    self.report.failed += 1
+                    on_problem(f"{place}: its reference answers: {error.message}")
+
+    def _save(self, entries: list[TeacherEntry]) -> None:
+        change = self._client.save_teacher_responses(entries)
+        self.report.known_references += change.duplicates
+        for entry in entries:
+            name = entry.model or "an unknown source"
+            self.report.references[name] = self.report.references.get(name, 0) + len(
+                entry.responses
+            )
+
+    def _import_row(self, row: RubricRow) -> str | None:
+        """Import one row, or return why it cannot be."""
+        report = self.report
+        try:
+            entry = self._columns.read(row)
+            found = self.read(entry.rubric, entry.prompt)
+            prompt = _digest([message.model_dump(mode="json") for message in found.prompt])
+            own = _digest([c.model_dump(mode="json", exclude={"metadata"}) for c in found.criteria])
+            before, criteria = report.prompts.get(prompt, (row.place, own))
+            if criteria != own:
+                # Groups get a prompt's newest rubric. Of two in one file that would be the last one
+                # by chance, and running the command again would store both anew.
+                raise ValueError(
+                    f"its prompt is that of {before}, with other criteria: keep one of the two"
+                )
+            answer, existed = self.send(entry.rubric, found, row.place, entry.prompt)
+            if self._references and entry.teacher_responses:
+                self._waiting.append(
+                    (
+                        row.place,
+                        TeacherEntry(
+                            prompt=list(found.prompt),
+                            responses=entry.teacher_responses,
+                            model=self._teacher_model,
+                        ),
+                    )
+                )
+            report.prompts[prompt] = before, criteria
+        except RecursionError:
+            report.failed += 1
+            return "nested too deeply"
+        except (ValueError, InvalidRequest) as error:
+            report.failed += 1
+            return describe(error)
+        report.imported += 1
+        report.existing += existed
+        report.losses += len(answer.losses)
+        report.notes += len(answer.notes)
+        if answer.losses and not report.first_loss:
+            report.first_loss = f"{row.place}, {answer.losses[0]}"
+        if answer.notes and not report.first_note:
+            report.first_note = f"{row.place}, {answer.notes[0]}"
+        return None
+
+    def _grouped(
+        self,
+        rows: Iterable[RubricRow],
+        on_problem: Callable[[str], None],
+        on_row: Callable[[], None],
+    ) -> Iterator[RubricRow]:
+        """Yield the rows; those of the meta-evaluation by prompt, without those that are wrong."""
+        iterator = iter(rows)
+        first = next(iterator, None)
+        if first is None:
+            return
+        rows = chain([first], iterator)
+        try:
+            together = self.format_of(first.load()) == _META_EVAL
+        except (ValueError, RecursionError):
+            together = False
+        if not together:
+            yield from rows
+            return
+        groups: dict[bytes, tuple[str, list[Any]]] = {}
+        for row in rows:
+            try:
+                content = row.load()
+                found = load(content, _META_EVAL)
+            except (ValueError, RecursionError) as error:
+                self.report.failed += 1
+                on_problem(f"{row.place}: {describe(error)}")
+                on_row()
+                continue
+            key = _digest([message.model_dump(mode="json") for message in found.prompt])
+            groups.setdefault(key, (row.place, []))[1].append(content)
+        while groups:
+            place, contents = groups.pop(next(iter(groups)))
+            yield FileRow(place, lambda contents=contents: contents)  # type: ignore[misc]
+
+    def _newest_rubric(self) -> datetime | None:
+        """Return when the newest rubric was created, by the service's clock.
+
+        What is not newer than this was there before the import. ``None`` when there is no rubric,
+        or when the key may not read any.
+        """
+        try:
+            page = self._client.rubrics(limit=1).data
+        except AuthenticationFailed:
+            return None
+        return page[0].created_at if page else None
+
+
+def read_rubric_file(path: Path) -> list[FileRow]:
+    """Return the rubrics of a file that is read whole: JSON, TOML or YAML.
+
+    A list of rows, or a promptfoo configuration, makes several. Raises ``ValueError`` and
+    ``OSError``.
+    """
+    suffix = path.suffix.lower()
+    data = strip_bom(path.read_bytes())
+    if suffix == ".toml":
+        content: Any = tomllib.loads(data.decode())
+    elif suffix in (".yaml", ".yml"):
+        content = _from_yaml(data)
+    else:
+        content = from_json(data, allow_inf_nan=False)
+    if isinstance(content, dict) and "tests" in content and "prompts" in content:
+        return _file_rows(path, "test", config_rows(content))
+    if isinstance(content, list) and not _is_one_rubric(content):
+        return _file_rows(path, "item", content)
+    return [FileRow(str(path), lambda: content)]
+
+
+def _from_yaml(data: bytes) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise ValueError(
+            "YAML needs the package pyyaml (pip install pyyaml); or save the file as JSON"
+        ) from None
+    try:
+        return yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        said, _, _ = str(error).partition("\n")
+        raise ValueError(f"not YAML ({said})") from None
+
+
+def _is_one_rubric(content: list[Any]) -> bool:
+    try:
+        return detect_format(content) == "verifiers"
+    except ValueError:
+        return False
+
+
+def _file_rows(path: Path, word: str, contents: Sequence[Any]) -> list[FileRow]:
+    return [
+        FileRow(f"{path}, {word} {number}", lambda content=content: content)  # type: ignore[misc]
+        for number, content in enumerate(contents, 1)
+    ]
+
+
+def describe(error: Exception) -> str:
+    """Return what is wrong with a row, with options of the command instead of the API's fields."""
+    text = error.message if isinstance(error, InvalidRequest) else str(error)
+    if getattr(error, "param", None) == "prompt":
+        text += " (--prompt)"
+    return text.replace("allow_loss", "--allow-loss")
+
+
+def _entries(found: Imported, model: str | None) -> Iterator[TeacherEntry]:
+    prompt: list[Message] = list(found.prompt)
+    by_source: dict[str, list[str]] = {}
+    for reference in found.references:
+        by_source.setdefault(model or reference.source, []).append(reference.text)
+    for source, texts in by_source.items():
+        for start in range(0, len(texts), MAX_RESPONSES_PER_ENTRY):
+            yield TeacherEntry(
+                prompt=prompt,
+                responses=list(texts[start : start + MAX_RESPONSES_PER_ENTRY]),
+                model=source,
+            )
+
+
+def _digest(value: object) -> bytes:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
