@@ -162,10 +162,8 @@ class RowReader(Generic[T]):
             return message
         text = self._read[name] + message[len(name) :]
         option = self._columns.option_of(name)
-        if name not in fields:
-            text += f"; the row has {_listed(columns)}"
-            if option is not None:
-                text += f": name its column with {option}"
+        if name not in fields and option is not None:
+            text += f"; the row has {_listed(columns)}: name its column with {option}"
             if name in self._hints:
                 text += f", {self._hints[name]}"
         return text
