@@ -211,7 +211,7 @@ def _file_and_mapping(
     """
     names = "|".join(MAP_FIELDS)
     parts = [each for text in maps for each in re.split(r"[,\s]+(?=\w+=)", text.strip())]
-    files = []
+    files: list[str] = []
     for argument in arguments:
         is_part = bool(maps) and re.match(rf"(?:{names})=", argument) is not None
         (parts if is_part and not Path(argument).exists() else files).append(argument)
