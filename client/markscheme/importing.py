@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from markscheme.client import Client
 from markscheme.data import Columns, Row, RowError, RowReader
 from markscheme.errors import AuthenticationFailed, InvalidRequest
-from markscheme.exchange import Imported, detect_format, load
+from markscheme.exchange import Imported, Malformed, detect_format, load
 from markscheme.exchange.promptfoo import config_rows
 from markscheme.jsonl import strip_bom
 from markscheme.jsonl_rows import describe_error
@@ -177,11 +177,23 @@ class RubricImporter:
         self._references, self._teacher_model = references, teacher_model
         self._newest = self._newest_rubric()
         self._waiting: list[tuple[str, TeacherEntry]] = []
+        self._detected: ExchangeFormat | None = None
         self.report = ImportReport()
 
     def format_of(self, content: Any) -> ExchangeFormat:
-        """Return the format given, or the content's. Raises ``ValueError``."""
-        return self._format or detect_format(content)
+        """Return the format given, or that the content's fields tell. Raises ``ValueError``.
+
+        A content whose fields tell none is taken for one of the format before it: then what is said
+        of it names the field at fault.
+        """
+        if self._format is not None:
+            return self._format
+        try:
+            self._detected = detect_format(content)
+        except Malformed:
+            if self._detected is None:
+                raise
+        return self._detected
 
     def read(self, content: Any, prompt: Prompt | None = None) -> Imported:
         """Return what one rubric says. Raises ``ValueError``."""

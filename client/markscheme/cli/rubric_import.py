@@ -98,11 +98,11 @@ def import_file(
     """
     importer: RubricImporter | None = None
     try:
-        name, mapping = _name_and_mapping(arguments, map or [])
-        if mapping is not None and format not in (None, "mapped"):
+        if map and format not in (None, "mapped"):
             raise ValueError(f"--map describes a format of your own: leave out --format {format}")
-        if mapping is None and format == "mapped":
+        if not map and format == "mapped":
             raise ValueError("--format mapped needs --map, such as --map prompt=question")
+        name, mapping = _name_and_mapping(arguments, map or [])
         tags = _check_tags(tag or [])
         path = Path(name)
         whole = path.suffix.lower() in WHOLE_FILES and not path.is_dir()
@@ -238,7 +238,7 @@ def _name_and_mapping(
     ``ValueError``.
     """
     names = "|".join(MAP_FIELDS)
-    parts = [each for text in maps for each in re.split(rf"[,\s]+(?=(?:{names})=)", text.strip())]
+    parts = [each for text in maps for each in re.split(r"[,\s]+(?=\w+=)", text.strip())]
     files: list[str] = []
     for argument in arguments:
         is_part = bool(maps) and re.match(rf"(?:{names})=", argument) is not None

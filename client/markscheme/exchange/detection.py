@@ -6,6 +6,8 @@ from markscheme.exchange.base import NATIVE, Malformed, join_excerpts
 from markscheme.exchange.paths import decode
 from markscheme.vocabulary import ExchangeFormat
 
+_HEALTHBENCH = {"prompt_id", "example_tags", "ideal_completions_data"}
+
 
 def detect_format(content: Any) -> ExchangeFormat:
     """Return the format of a content. Raises `Malformed` where the fields do not tell it.
@@ -50,7 +52,8 @@ def _format_of(content: Any) -> ExchangeFormat | None:
     if isinstance(row.get("requirements"), str | list) and "prompt" in row:
         return "wildchecklists"
     rubric = row.get("rubric")
-    if "instruction" in row and isinstance(rubric, str):
+    lines = rubric if isinstance(rubric, list) else [rubric]
+    if "instruction" in row and lines and all(isinstance(line, str) for line in lines):
         return "openrubrics"
     if "question" in row and _has(_first(rubric), "description"):
         return "rar"
@@ -63,14 +66,11 @@ def _format_of(content: Any) -> ExchangeFormat | None:
         if "weight" in criterion and "prompt" in row:
             return "researchrubrics"
         if "points" in criterion:
-            return "healthbench" if _is_healthbench(row) else "rubrichub"
+            known = isinstance(row.get("prompt"), list) or content.keys() & _HEALTHBENCH
+            return "healthbench" if known else "rubrichub"
     if _has(_first(row.get("criteria")), "text") and "prompt" not in row:
         return "verifiers"
     return None
-
-
-def _is_healthbench(row: dict[str, Any]) -> bool:
-    return isinstance(row.get("prompt"), list)
 
 
 def _first(rows: Any) -> Any:

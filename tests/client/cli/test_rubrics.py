@@ -165,8 +165,10 @@ def test_what_cannot_be_imported_is_explained(
     file = tmp_path / "r.json"
     for content, words, message in (
         ('{"question"', (), "EOF"),
-        ("[]", (), "must be a JSON object"),
-        (json.dumps(row("Why?", 0.5)), (), "0.5 is no whole number of points; multiply"),
+        ("[]", (), "r.json holds no rubrics"),
+        ("7", (), "the content must be a JSON object"),
+        (json.dumps(row("Why?", 0.333, 0.667)), (), "r.json: rubric: the points are no whole"),
+        (json.dumps(row("Why?", "many")), (), "rubric[0].weight: must be a number, not 'many'"),
         (json.dumps(row("Why?")), ("--prompt", "x"), "brings its prompt itself"),
         (json.dumps(row("Why?")), ("--tag", "two words"), "--tag takes up to 64 letters"),
     ):
@@ -182,11 +184,13 @@ def test_what_cannot_be_imported_is_explained(
     assert "there is no such rubric" in rubrics("export", "rub_none").stderr
     file.write_text("{}")
     malformed = rubrics("import", str(file), "--format", "ropd", "--prompt", "x").stderr
-    assert f"{file} is not a rubric in the format ropd: schema_version" in malformed
-    file.write_text(json.dumps(row("Why?", reference_answer="x")))
+    assert f"{file}: schema_version" in malformed
+    file.write_text(json.dumps(row("Why?", trace="x" * 300_000)))
     assert (
         "--allow-loss goes on without it" in rubrics("import", str(file), "--format", "rar").stderr
     )
+    file.write_text('[{"name": "a", "text": "Is it kind?"}]')
+    assert "give the one that the rubric is for (--prompt)" in rubrics("import", str(file)).stderr
 
 
 def test_a_data_set_is_brought_line_by_line_and_again(
@@ -195,9 +199,9 @@ def test_a_data_set_is_brought_line_by_line_and_again(
     lines = [
         json.dumps(row("One\u2028line?"), ensure_ascii=False),
         "",
-        json.dumps(row("Half?", 0.5)),
+        json.dumps(row("Thirds?", 0.333, 0.667)),
         "{oops",
-        json.dumps(row("Two?", 3, -1, reference_answer="x")),
+        json.dumps(row("Two?", 3, -1, trace="x" * 300_000)),
         json.dumps(row("Two?", 4)),
         json.dumps(row("Two?", 3, -1)),
         json.dumps(row("Bad?", -1)),
@@ -207,14 +211,13 @@ def test_a_data_set_is_brought_line_by_line_and_again(
     first = rubrics("import", str(file), "--format", "rar", "--allow-loss", "--tag", "rar")
     assert first.returncode == 1
     for said in (
-        "line 3: criterion 1: 0.5 is no whole number",
+        "line 3: rubric: the points are no whole numbers",
         "line 4: ",
         "line 8: criteria: a rubric needs at least",
-        "line 6: its prompt is that of line 5, with other criteria",
-        (
-            "3 rubrics are in the service, 4 rows failed; 1 losses, the first: line 5, the row: "
-            "we have no"
-        ),
+        "line 6: its prompt is that of ",
+        "line 5, with other criteria: keep one of the two",
+        "3 rubrics are in the service, 4 rows failed; 1 losses, the first: ",
+        "line 5, trace: takes 300",
     ):
         assert said in first.stderr
     before = client.rubrics().data
@@ -397,3 +400,29 @@ def test_a_native_rubric_comes_from_a_row_of_any_source(
     assert "3 rubrics are in the service (3 were there already)" in done.stderr
     kinds = [criterion.check.kind for criterion in client.rubrics().data[0].criteria]  # type: ignore[union-attr]
     assert kinds == ["max_words", "contains"]
+
+
+def test_the_example_of_a_mapping_works_as_printed(
+    serve: Callable[..., str], tmp_path: Path
+) -> None:
+    url = serve()
+    section = PAGE[PAGE.index("## Import and export") :]
+    block = re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[1]
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ
+        | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "MARKSCHEME_URL": url,
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    with Client(url) as client:
+        (made,) = client.rubrics().data
+        assert [(c.text, c.points) for c in made.criteria] == [("Names a lake.", 3)]
+        assert client.teacher_responses("Name a lake.").data[0].text == "Lake Geneva."

@@ -10,6 +10,7 @@ import pytest
 from markscheme import AsyncClient, Client
 from markscheme.errors import ConnectionFailed, InvalidRequest, NotFound
 from markscheme.exchange import LOSSES_HEADER, decode_losses
+from markscheme.schema.metadata import MAX_METADATA_BYTES
 from server.organisation import Keys, call
 
 PROMPT = "Name a colour."
@@ -116,13 +117,77 @@ async def test_the_async_client_does_the_same(service: str) -> None:
 
 
 def test_losses_of_an_import_are_told(send: Callable[..., httpx.Response]) -> None:
-    row = RAR | {"reference_answer": "Red."}
+    row = RAR | {"trace": "x" * MAX_METADATA_BYTES}
     refused = send({"format": "rar", "content": row}).json()["error"]
     assert (refused["code"], refused["param"]) == ("not_representable", "content")
     taken = send({"format": "rar", "content": row, "allow_loss": True})
     assert taken.status_code == 201
-    assert taken.json()["losses"] == ["the row: we have no place for 'reference_answer'"]
+    assert taken.json()["losses"][0].startswith("trace: takes ")
     assert taken.json()["rubric"]["prompt"] == [{"role": "user", "content": PROMPT}]
+
+
+def test_a_row_comes_back_as_it_was_over_the_wire(client: Client) -> None:
+    row = {
+        "prompt_id": "p",
+        "prompt": [{"role": "user", "content": PROMPT}],
+        "rubrics": [
+            {"criterion": "It is red.", "points": "5", "tags": ["axis:accuracy"]},
+            {"criterion": "It is rude.", "points": -2.0, "tags": None},
+        ],
+        "ideal_completions_data": None,
+    }
+    made = client.import_rubric(row, "healthbench")
+    assert made.losses == []
+    assert [c.metadata for c in made.rubric.criteria][0]["healthbench"]["tags"] == ["axis:accuracy"]
+    written = json.dumps(
+        client.export_rubric(made.rubric.id, "healthbench").content, sort_keys=True
+    )
+    assert written == json.dumps(row, sort_keys=True)
+
+
+def test_a_list_and_a_mapping_travel(client: Client) -> None:
+    rows = [{"name": "a", "text": "Is it red?", "weight": 0.5}, {"name": "b", "text": "Is it?"}]
+    made = client.import_rubric(rows, "verifiers", prompt=PROMPT)
+    assert made.notes[0].startswith("criteria: all points are multiplied by 2")
+    assert made.rubric.provenance.points_factor == 2
+    assert client.export_rubric(made.rubric.id, "verifiers").content == rows
+    own = {"q": PROMPT, "list": [{"say": "It is blue."}], "id": 7}
+    mapped = client.import_rubric(
+        own, "mapped", mapping={"prompt": "q", "criteria": "list", "text": "say"}
+    )
+    assert [c.text for c in mapped.rubric.criteria] == ["It is blue."]
+    assert client.export_rubric(mapped.rubric.id, "mapped").content == own
+
+
+def test_256_criteria_are_stored_and_scored(client: Client) -> None:
+    criteria = [
+        {"text": f"It has {i}.", "points": 1, "check": {"kind": "contains", "texts": [f"n{i}."]}}
+        for i in range(256)
+    ]
+    made = client.create_rubric(PROMPT, criteria)
+    assert (len(made.criteria), made.criteria[-1].id) == (256, "c256")
+    text = " ".join(f"n{i}." for i in range(64))
+    scored = client.score(
+        [
+            {
+                "id": "g",
+                "prompt": PROMPT,
+                "rubric_id": made.id,
+                "rollouts": [{"id": "r", "text": text}],
+            }
+        ]
+    )
+    assert scored.groups[0].rollouts[0].reward == 0.25
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"a": "\x00"}, {"a": "x" * MAX_METADATA_BYTES}, {"a": 2**60}],
+)
+def test_metadata_that_cannot_be_stored_is_refused(metadata: dict[str, Any], service: str) -> None:
+    body = {"prompt": PROMPT, "criteria": [CRITERIA[0]], "metadata": metadata}
+    answer = httpx.post(f"{service}/v1/rubrics", json=body, timeout=30)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "metadata")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +195,9 @@ def test_losses_of_an_import_are_told(send: Callable[..., httpx.Response]) -> No
     [
         ({"content": {}}, "malformed_content", "content"),
         ({"content": RAR | {"rubric": []}}, "malformed_content", "content"),
-        ({"content": []}, "invalid_value", "content"),
+        ({"content": []}, "malformed_content", "content"),
+        ({"content": "x"}, "invalid_value", "content"),
+        ({"map": {"prompt": "q"}}, "malformed_content", "content"),
         ({"content": RAR | {"note": "a\u0000"}}, "invalid_value", "content"),
         ({"content": RAR | {"note": [0] * 100_001}}, "invalid_value", "content"),
         ({"content": RAR | {"note": 2**60}}, "invalid_value", "content"),

@@ -111,3 +111,73 @@ async def test_a_fork_copies_public_provenance_and_an_edit_copies_none(
     edited = await library.save(BLUE, await library.draft_fork(BLUE, copy.id, edit))
     assert edited.provenance == schema.Provenance()
     assert (edited.version, edited.parent_id) == (2, copy.id)
+
+
+ROW = {
+    "question": "Why?",
+    "rubric": [{"title": "Cause", "description": "Names the cause.", "weight": 2}],
+    "reference_answer": "Because.",
+}
+
+
+async def bring(library: RubricLibrary, caller: Caller, **change: Any) -> schema.Rubric:
+    payload = schema.RubricImport(format="rar", content=ROW | change)
+    return await library.save(caller, await library.draft_import(payload))
+
+
+async def test_metadata_is_stored_and_shown_to_its_own_team(library: RubricLibrary) -> None:
+    made = await bring(library, RED)
+    assert made.metadata["rar"]["reference_answer"] == "Because."
+    assert made.criteria[0].metadata == {"rar": {"title": "Cause"}}
+    assert await library.get(RED, made.id) == made
+    assert (await library.list_rubrics(RED, Search())).data == [made]
+    assert (await library.export(RED, made.id, "rar")).content == ROW
+
+
+async def test_metadata_changes_neither_hash_nor_version(library: RubricLibrary) -> None:
+    plain = await library.save(
+        RED,
+        await library.draft_create(
+            schema.RubricCreate(
+                prompt="Why?",
+                criteria=[schema.Criterion(text="Names the cause.", points=2)],
+                metadata={"note": [1, {"a": None}]},
+            )
+        ),
+    )
+    again = await bring(library, RED, reference_answer="Since.")
+    assert (again.id, again.version, again.content_hash) == (plain.id, 1, plain.content_hash)
+    assert again.metadata["note"] == [1, {"a": None}]
+    assert again.metadata["rar"]["reference_answer"] == "Since."
+    newer = await bring(library, RED, reference_answer="Thus.")
+    assert (newer.id, newer.metadata["rar"]["reference_answer"]) == (plain.id, "Thus.")
+    assert newer.criteria[0].metadata == {"rar": {"title": "Cause"}}
+    assert await library.get(RED, plain.id) == newer
+
+
+async def test_another_team_sees_no_metadata_and_copies_none(library: RubricLibrary) -> None:
+    made = await bring(library, RED)
+    await library.change(RED, made.id, schema.RubricPatch(shared_with=["blue"]))
+    shown = await library.get(BLUE, made.id)
+    assert (shown.metadata, shown.criteria[0].metadata) == ({}, {})
+    assert shown.provenance.format == "rar"
+    assert "reference_answer" not in (await library.export(BLUE, made.id, "rar")).content
+    copied = await library.save(BLUE, await library.draft_fork(BLUE, made.id, schema.RubricFork()))
+    assert (copied.team, copied.metadata, copied.criteria[0].metadata) == ("blue", {}, {})
+
+
+async def test_a_new_version_keeps_the_metadata_unless_it_brings_its_own(
+    library: RubricLibrary,
+) -> None:
+    made = await bring(library, RED)
+    edit = schema.RubricFork(criteria=[schema.Criterion(text="Names it.", points=1)])
+    kept = await library.save(RED, await library.draft_fork(RED, made.id, edit))
+    assert kept.metadata == made.metadata
+    assert (await library.export(RED, kept.id, "rar")).content == ROW | {
+        "rubric": [{"title": "c1", "description": "Names it.", "weight": 1}]
+    }
+    own = schema.RubricFork(
+        criteria=[schema.Criterion(text="Says it.", points=1)], metadata={"note": 1}
+    )
+    changed = await library.save(RED, await library.draft_fork(RED, made.id, own))
+    assert changed.metadata == {"note": 1}

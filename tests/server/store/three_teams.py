@@ -45,9 +45,18 @@ async def make_rubric(
     return await store.rubrics.save(
         team=team,
         prompt=prompt,
-        criteria=[Criterion("c1", f"{words} {word(team)}", 1, source=word(team))],
+        criteria=[
+            Criterion(
+                "c1",
+                f"{words} {word(team)}",
+                1,
+                source=word(team),
+                metadata={"label": word(team)},
+            )
+        ],
         origin="induced",
         tags=[word(team)],
+        metadata={"row": word(team)},
         provenance={"run": run_id(team), "teacher_keys": [text_key(word(team))]},
         actor=Actor(team),
         cost_usd=0.5,

@@ -1,0 +1,242 @@
+"""Test ``markscheme rubrics import`` on data sets: formats, references, mappings, bad rows."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.shell import command
+from markscheme import Client
+from markscheme.exchange.paths import same
+
+ROWS = Path(__file__).parents[1] / "rubric_rows"
+MAP = ("prompt=task.question", "criteria=checklist", "text=item", "points=worth", "reference=gold")
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def bring(service: str, tmp_path: Path) -> Run:
+    return lambda *words: command(
+        "rubrics", "import", *words, directory=tmp_path, settings={"url": service}
+    )
+
+
+def rows(format: str) -> list[Any]:
+    return [json.loads(line) for line in (ROWS / f"{format}.jsonl").read_text().splitlines()]
+
+
+def bank(client: Client, prompt: str) -> list[tuple[str | None, str]]:
+    return [(each.model, each.text) for each in client.teacher_responses(prompt).data]
+
+
+@pytest.mark.parametrize(
+    ("format", "words", "count"),
+    [
+        ("healthbench", (), 6),
+        ("healthbench-professional", (), 5),
+        ("rar", (), 6),
+        ("rubrichub", (), 6),
+        ("researchrubrics", (), 5),
+        ("wildchecklists", (), 6),
+        ("openrubrics", (), 5),
+        ("ifeval", (), 6),
+        ("promptfoo", (), 5),
+        ("mapped", ("--map", *MAP), 5),
+    ],
+)
+def test_a_data_set_comes_in_without_a_flag_and_every_row_goes_out_as_it_was(
+    bring: Run, client: Client, format: Any, words: tuple[str, ...], count: int
+) -> None:
+    done = bring(str(ROWS / f"{format}.jsonl"), *words)
+    assert done.returncode == 0, done.stderr
+    assert f"{count} rubrics are in the service, 0 rows failed" in done.stderr
+    stored = client.rubrics(limit=100).data
+    written = [client.export_rubric(each.id, format).content for each in stored]
+    for row in rows(format):
+        assert any(same(row, each) for each in written), row
+
+
+def test_reference_answers_go_to_the_teacher_bank_with_their_source(
+    bring: Run, client: Client
+) -> None:
+    done = bring(str(ROWS / "healthbench.jsonl"))
+    assert (
+        "6 reference answers are in the teacher bank (2 of human, 4 of healthbench reference)"
+        in done.stderr
+    )
+    answers = bank(client, "My nose bleeds every morning.")
+    assert ("human", "Dry air is the usual cause. Use a saline spray.") in answers
+    assert len(answers) == 5
+    again = bring(str(ROWS / "healthbench.jsonl"))
+    assert "6 were there already" in again.stderr
+    assert "(6 were there already)" in again.stderr
+    assert bank(client, "My nose bleeds every morning.") == answers
+
+
+def test_whose_the_references_are_can_be_said_and_they_can_be_left_out(
+    bring: Run, client: Client
+) -> None:
+    bring(str(ROWS / "rar.jsonl"), "--no-references")
+    assert bank(client, "Name a noble gas.") == []
+    bring(str(ROWS / "rar.jsonl"), "--teacher-model", "gpt-x")
+    assert bank(client, "Name a noble gas.") == [("gpt-x", "Neon.")]
+
+
+def test_a_single_file_says_what_was_read_and_prints_the_id_alone(
+    bring: Run, client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "r.json").write_text(json.dumps(rows("rar")[0]))
+    done = bring("r.json")
+    assert client.rubric(done.stdout.strip()).criteria[0].points == 5
+    assert "read as rar; 1 reference answer is (1 of rar reference) in the" in done.stderr
+
+
+def test_a_rubric_that_is_there_gets_the_tag(bring: Run, client: Client, tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows("rar")))
+    bring("r.jsonl")
+    done = bring("r.jsonl", "--tag", "later")
+    assert "(6 were there already)" in done.stderr
+    assert {tuple(each.tags) for each in client.rubrics().data} == {("later",)}
+
+
+def test_a_rubric_file_of_verifiers_may_be_toml_or_a_bare_list(
+    bring: Run, client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "r.toml").write_text(
+        '[[criteria]]\nname = "brevity"\ntext = "Is it short?"\nweight = 0.5\n'
+        '[[criteria]]\nname = "tone"\ntext = "Is it kind?"\n'
+        '[[criteria]]\nname = "metric"\ntext = "Is it long?"\nweight = 0\n'
+    )
+    done = bring("r.toml", "--prompt", "Say hello.")
+    made = client.rubric(done.stdout.strip())
+    assert [(c.text, c.points) for c in made.criteria] == [("Is it short?", 1), ("Is it kind?", 2)]
+    assert "note: criteria[2]: 'Is it long?' weighs 0" in done.stderr
+    assert "note: criteria: all points are multiplied by 2" in done.stderr
+    assert made.provenance.points_factor == 2
+    (tmp_path / "r.json").write_text(json.dumps(rows("verifiers")[1]))
+    assert bring("r.json", "--prompt", "Say bye.").returncode == 0
+    (tmp_path / "c.json").write_text(
+        '[{"name": "a", "text": "Is it?", "choices": ["bad", "good"]}]'
+    )
+    refused = bring("c.json", "--prompt", "Say.")
+    assert refused.returncode == 1
+    assert "c.json: criteria[0].choices: are 'bad', 'good'; a criterion here is met or" in (
+        refused.stderr
+    )
+
+
+def test_the_tests_of_promptfoo_are_a_rubric_each(
+    bring: Run, client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "promptfooconfig.yaml").write_text(
+        "prompts: ['Name a {{thing}}.']\n"
+        "providers: [openai:x]\n"
+        "tests:\n"
+        "- vars: {thing: river}\n"
+        "  assert: [{type: llm-rubric, value: 'Names a {{thing}}'}]\n"
+        "- vars: {thing: lake}\n"
+        "  assert: [{type: cost, threshold: 1}]\n"
+    )
+    done = bring("promptfooconfig.yaml")
+    assert done.returncode == 1
+    assert "promptfooconfig.yaml, test 2: assert: holds no criterion that counts" in done.stderr
+    assert [r.criteria[0].text for r in client.rubrics().data] == ["Names a river"]
+
+
+def test_the_labels_of_a_prompt_come_together_from_anywhere_in_the_file(
+    bring: Run, client: Client, tmp_path: Path
+) -> None:
+    lines = [json.dumps(each) for each in rows("healthbench-meta-eval")]
+    lines.insert(2, json.dumps(rows("healthbench-meta-eval")[0] | {"binary_labels": "yes"}))
+    (tmp_path / "meta.jsonl").write_text("\n".join(lines))
+    done = bring("meta.jsonl")
+    assert done.returncode == 1
+    assert "meta.jsonl, line 3: binary_labels: must be a list of true and false" in done.stderr
+    assert "3 rubrics are in the service, 1 rows failed" in done.stderr
+    (thumb,) = (r for r in client.rubrics().data if r.prompt[0].content == "I cut my thumb.")
+    assert len(thumb.criteria) == 2
+
+
+def test_a_bad_row_never_takes_its_neighbours_and_is_named_with_its_field(
+    bring: Run, client: Client, tmp_path: Path
+) -> None:
+    good = rows("healthbench")
+    bad = [
+        good[0] | {"rubrics": [*good[0]["rubrics"], {"criterion": "x", "points": "five"}]},
+        good[1] | {"rubrics": None},
+        good[2] | {"prompt": None},
+        good[3] | {"example_tags": "theme"},
+        {"a": 1},
+        [],
+        good[4] | {"note": "a\u0000"},
+    ]
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join(json.dumps(each) for pair in zip(bad, good, strict=False) for each in pair)
+        + "\n"
+        + json.dumps(bad[-1])
+    )
+    done = bring("rows.jsonl")
+    assert done.returncode == 1
+    for said in (
+        "line 1: rubrics[3].points: must be a number, not 'five'",
+        "line 3: rubrics: must be a list, not null",
+        "line 5: prompt: is missing; give the prompt that the rubric is for (--prompt)",
+        "line 7: example_tags: must be a list of texts, not a text",
+        "line 9: rubrics: is missing",
+        "line 11: the content must be a JSON object",
+        "line 13: the content: note: must not contain the NUL character",
+        "6 rubrics are in the service, 7 rows failed",
+    ):
+        assert said in done.stderr
+    assert len(client.rubrics().data) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--map", "prompt=q"), "--map: the mapping says nothing of criteria"),
+        (("--map", "prompt=q,criteria=c,colour=x"), "--map 'colour=x' is not PART=PATH"),
+        (("--map", "prompt=q", "--format", "rar"), "leave out --format rar"),
+        (("--format", "mapped"), "--format mapped needs --map"),
+        (("--map", "prompt=q", "prompt=r", "criteria=c"), "says twice where the prompt is"),
+        (("other.jsonl",), "give one file, not 2: mapped.jsonl, other.jsonl"),
+    ],
+)
+def test_options_that_do_not_go_together_say_so(
+    bring: Run, words: tuple[str, ...], message: str
+) -> None:
+    done = bring("mapped.jsonl", *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--map", *MAP),
+        ("--map", " ".join(MAP)),
+        ("--map", ",".join(MAP)),
+        tuple(word for part in MAP for word in ("--map", part)),
+    ],
+)
+def test_a_mapping_may_be_given_in_one_word_or_in_several(
+    bring: Run, client: Client, words: tuple[str, ...]
+) -> None:
+    done = bring(*words, str(ROWS / "mapped.jsonl"))
+    assert "5 rubrics are in the service, 0 rows failed" in done.stderr, done.stderr
+    assert bank(client, "Name a lake.") == [("reference", "Lake Geneva.")]
+
+
+def test_a_file_of_no_known_format_says_what_it_has_and_what_to_do(
+    bring: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "r.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
+    done = bring("r.jsonl")
+    assert done.returncode == 1
+    assert (
+        "r.jsonl, line 2: none of the known formats looks like this (its fields are 'b'): say "
+        "which it is with --format, or where its parts are with --map" in done.stderr
+    )
