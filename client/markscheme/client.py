@@ -38,6 +38,7 @@ from markscheme.protocol import (
 )
 from markscheme.schema import (
     GroupScore,
+    JudgeList,
     Lineage,
     Rubric,
     RubricImported,
@@ -461,6 +462,10 @@ class Client(Connection[Connections]):
                     on_group(group)
         return reader.batch()
 
+    def judges(self) -> JudgeList:
+        """Return the service's judges, with their roles and prices."""
+        return self._send(requests.judges())
+
     def usage(
         self,
         group_by: Sequence[UsageKey] = ("team",),
@@ -760,6 +765,10 @@ class AsyncClient(Connection[AsyncConnections]):
                     if inspect.isawaitable(returned):
                         await returned
         return reader.batch()
+
+    async def judges(self) -> JudgeList:
+        """Return the service's judges; see `Client.judges`."""
+        return await self._send(requests.judges())
 
     async def usage(
         self,

@@ -10,14 +10,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
 from markscheme.client import Client
+from markscheme.data import Columns, Row, RowError, RowReader
 from markscheme.errors import AuthenticationFailed, InvalidRequest
 from markscheme.exchange import Imported, Malformed, detect_format, load
 from markscheme.exchange.promptfoo import config_rows
-from markscheme.jsonl import WHITESPACE, read_raw_lines, strip_bom
-from markscheme.schema import Message, RubricImported, TeacherEntry
+from markscheme.jsonl import strip_bom
+from markscheme.jsonl_rows import describe_error
+from markscheme.schema import Message, Prompt, RubricImported, TeacherEntry, TeacherResponses
 from markscheme.vocabulary import ExchangeFormat, MapField
 
 MAX_RESPONSES_PER_ENTRY = 16
@@ -82,6 +85,62 @@ class ImportReport:
         return said
 
 
+class RubricEntry(BaseModel):
+    """A rubric, with the prompt and the teacher responses that stand beside it in its row."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    rubric: Any
+    prompt: Prompt | None = None
+    teacher_responses: TeacherResponses | None = None
+
+
+class RubricColumns:
+    """Takes rubric, prompt and teacher responses out of the columns of a row.
+
+    Args:
+        prompt: Column of the prompt, for formats that hold none.
+        teacher: Column of responses for the teacher bank.
+        rubric: Column of the rubric, an object or JSON; `None`: the whole row.
+    """
+
+    def __init__(
+        self, prompt: str | None = None, teacher: str | None = None, rubric: str | None = None
+    ) -> None:
+        self._rubric = rubric
+        fields = [*(["prompt"] if prompt else []), *(["teacher_responses"] if teacher else [])]
+        self._reader = RowReader(dict[str, Any], fields, Columns(prompt, teacher))
+        self._beside = {column for column in (prompt, teacher) if column}
+
+    def read(self, row: RubricRow) -> RubricEntry:
+        """Return what a row holds. Raises `ValueError`."""
+        content = row.load()
+        if not self._beside and self._rubric is None:
+            return RubricEntry(rubric=content)
+        whole = Row("", "", lambda: content)
+        try:
+            beside = self._reader.read(whole)
+            found = self._read_rubric(whole.read())
+            return RubricEntry.model_validate({"rubric": found, **beside})
+        except RowError as error:
+            raise ValueError(str(error).removeprefix(": ")) from error
+        except ValidationError as error:
+            raise ValueError(describe_error(error, beside)) from error
+
+    def _read_rubric(self, content: dict[str, Any]) -> Any:
+        if self._rubric is None:
+            return {name: each for name, each in content.items() if name not in self._beside}
+        found = content.get(self._rubric)
+        if found is None:
+            raise ValueError(f"{self._rubric}: is missing")
+        if not isinstance(found, str):
+            return found
+        try:
+            return from_json(found, allow_inf_nan=False)
+        except ValueError as error:
+            raise ValueError(f"{self._rubric}: not JSON ({error})") from error
+
+
 class RubricImporter:
     """Imports rubrics with the same prompt, tags and options.
 
@@ -94,6 +153,7 @@ class RubricImporter:
         allow_loss: Whether to drop what the service cannot hold.
         references: Whether reference answers go to the teacher bank.
         teacher_model: Whose the reference answers are; None: what the format says.
+        columns: Where rows have their parts; default: a row is a rubric.
     """
 
     def __init__(
@@ -107,8 +167,10 @@ class RubricImporter:
         allow_loss: bool = False,
         references: bool = True,
         teacher_model: str | None = None,
+        columns: RubricColumns | None = None,
     ) -> None:
         self._client = client
+        self._columns = columns or RubricColumns()
         self._format = format
         self._mapping = mapping
         self._prompt, self._tags, self._allow_loss = prompt, list(tags), allow_loss
@@ -133,17 +195,19 @@ class RubricImporter:
                 raise
         return self._detected
 
-    def read(self, content: Any) -> Imported:
+    def read(self, content: Any, prompt: Prompt | None = None) -> Imported:
         """Return what one rubric says. Raises ``ValueError``."""
         return load(
             content,
             self.format_of(content),
-            prompt=self._prompt,
+            prompt=prompt if prompt is not None else self._prompt,
             allow_loss=self._allow_loss,
             mapping=self._mapping,
         )
 
-    def send(self, content: Any, found: Imported, place: str) -> tuple[RubricImported, bool]:
+    def send(
+        self, content: Any, found: Imported, place: str, prompt: Prompt | None = None
+    ) -> tuple[RubricImported, bool]:
         """Store one rubric. Returns the answer, and whether the service had this rubric already.
 
         An existing rubric gets the tags that it lacks. Reference answers are stored later, several
@@ -152,7 +216,7 @@ class RubricImporter:
         answer = self._client.import_rubric(
             content,
             self.format_of(content),
-            prompt=self._prompt,
+            prompt=prompt if prompt is not None else self._prompt,
             tags=self._tags,
             allow_loss=self._allow_loss,
             mapping=self._mapping,
@@ -221,8 +285,8 @@ class RubricImporter:
         """Import one row, or return why it cannot be."""
         report = self.report
         try:
-            content = row.load()
-            found = self.read(content)
+            entry = self._columns.read(row)
+            found = self.read(entry.rubric, entry.prompt)
             prompt = _digest([message.model_dump(mode="json") for message in found.prompt])
             own = _digest([c.model_dump(mode="json", exclude={"metadata"}) for c in found.criteria])
             before, criteria = report.prompts.get(prompt, (row.place, own))
@@ -232,7 +296,18 @@ class RubricImporter:
                 raise ValueError(
                     f"its prompt is that of {before}, with other criteria: keep one of the two"
                 )
-            answer, existed = self.send(content, found, row.place)
+            answer, existed = self.send(entry.rubric, found, row.place, entry.prompt)
+            if self._references and entry.teacher_responses:
+                self._waiting.append(
+                    (
+                        row.place,
+                        TeacherEntry(
+                            prompt=list(found.prompt),
+                            responses=entry.teacher_responses,
+                            model=self._teacher_model,
+                        ),
+                    )
+                )
             report.prompts[prompt] = before, criteria
         except RecursionError:
             report.failed += 1
@@ -298,15 +373,13 @@ class RubricImporter:
         return page[0].created_at if page else None
 
 
-def read_rubric_file(path: Path) -> list[FileRow] | Iterator[FileRow]:
-    """Return the rubrics of a file: one a line in JSON Lines; else a list, or an iterator of them.
+def read_rubric_file(path: Path) -> list[FileRow]:
+    """Return the rubrics of a file that is read whole: JSON, TOML or YAML.
 
     A list of rows, or a promptfoo configuration, makes several. Raises ``ValueError`` and
     ``OSError``.
     """
     suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
-        return _lines(path)
     data = strip_bom(path.read_bytes())
     if suffix == ".toml":
         content: Any = tomllib.loads(data.decode())
@@ -347,16 +420,6 @@ def _file_rows(path: Path, word: str, contents: Sequence[Any]) -> list[FileRow]:
         FileRow(f"{path}, {word} {number}", lambda content=content: content)  # type: ignore[misc]
         for number, content in enumerate(contents, 1)
     ]
-
-
-def _lines(path: Path) -> Iterator[FileRow]:
-    """Yield the lines that are not blank, as bytes: one that is not UTF-8 fails alone."""
-    for number, line in enumerate(read_raw_lines(path), 1):
-        if line.strip(WHITESPACE.encode()):
-            yield FileRow(
-                f"{path}, line {number}",
-                lambda line=line: from_json(line, allow_inf_nan=False),  # type: ignore[misc]
-            )
 
 
 def describe(error: Exception) -> str:

@@ -37,11 +37,15 @@ class LineError(ValueError):
 
 
 class _LineSplitter:
-    """Splits chunks of bytes into lines; buffers only the unfinished line."""
+    """Splits chunks of bytes into lines; buffers only the unfinished line.
 
-    def __init__(self) -> None:
+    Raises `LineError` for a line of more than `max_bytes`, before all of it is read.
+    """
+
+    def __init__(self, max_bytes: int | None = None) -> None:
         self._buffer = bytearray()
         self._first = True
+        self._max_bytes, self._lines = max_bytes, 0
 
     def feed(self, chunk: bytes | str) -> Iterator[bytes]:
         """Return the lines that this chunk completes."""
@@ -51,6 +55,11 @@ class _LineSplitter:
             self._buffer += end
             yield self._take()
         self._buffer += rest
+        if self._max_bytes is not None and len(self._buffer) > self._max_bytes:
+            raise LineError(
+                f"line {self._lines + 1}: longer than {self._max_bytes // 2**20} MiB",
+                complete=False,
+            )
 
     def rest(self) -> Iterator[bytes]:
         """Return the last line if it has no line feed."""
@@ -62,6 +71,7 @@ class _LineSplitter:
     def _take(self) -> bytes:
         line = bytes(self._buffer)
         self._buffer.clear()
+        self._lines += 1
         if self._first:
             self._first = False
             line = strip_bom(line)
@@ -125,12 +135,18 @@ async def split_lines_async(
             yield decode(number + 1, line, complete=False)
 
 
-def read_raw_lines(path: Path) -> Iterator[bytes]:
+def read_raw_lines(path: Path, *, max_bytes: int | None = None) -> Iterator[bytes]:
     """Yield the lines of a file as bytes, for callers that decode each line themselves.
 
-    Raises `LineError` and `OSError`.
+    Args:
+        path: The file.
+        max_bytes: Maximum length of a line; default: none.
+
+    Raises:
+        LineError: The file is of another encoding, or a line is too long.
+        OSError: The file cannot be read.
     """
-    splitter = _LineSplitter()
+    splitter = _LineSplitter(max_bytes)
     try:
         for chunk in _chunks(path):
             yield from splitter.feed(chunk)

@@ -34,6 +34,7 @@ from markscheme.protocol import (
 )
 from markscheme.schema import (
     InduceRequest,
+    JudgeList,
     Lineage,
     Rubric,
     RubricCreate,
@@ -101,7 +102,8 @@ def induce(
         "/v1/rubrics:induce",
         partial(read, model=Rubric),
         _json(body),
-        headers=_new_idempotency_key(),
+        # A look-up makes nothing, so its answer need not be kept for a second attempt.
+        headers={} if reuse == "frozen" else _new_idempotency_key(),
         timeout=INDUCE_TIMEOUT,
         deadline=deadline,
     )
@@ -210,6 +212,11 @@ def rubrics(
 def lineage(rubric: RubricLike) -> Call[Lineage]:
     """Build `GET /v1/rubrics/{id}/lineage`."""
     return _get(f"{rubric_path(rubric)}/lineage", Lineage)
+
+
+def judges() -> Call[JudgeList]:
+    """Build `GET /v1/judges`."""
+    return _get("/v1/judges", JudgeList)
 
 
 def usage(

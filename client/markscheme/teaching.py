@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from markscheme.jsonl_rows import check_unicode, non_null_columns, read_rows
+from markscheme.data import Columns, Records, Row, RowReader, open_source
+from markscheme.jsonl_rows import read_rows
 from markscheme.protocol import PromptLike, TeacherLike
 from markscheme.schema import (
     MAX_TEACHER_ENTRIES,
     Message,
     Prompt,
+    TeacherAnswer,
     TeacherBankChange,
     TeacherEntry,
     TeachResult,
@@ -39,12 +41,12 @@ class TeacherBank(Protocol):
 
 
 class PromptEntry(BaseModel):
-    """One line of the file; other keys are ignored."""
+    """One row; other columns are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
     prompt: Prompt
-    teacher_responses: list[str] = []
+    teacher_responses: list[TeacherAnswer] = []
     teacher_model: str | None = None
 
 
@@ -67,30 +69,75 @@ class TeachReport:
         )
 
 
-def read_prompts(file: Path, ropd_index: Path | None = None) -> list[PromptEntry]:
-    """Read the prompts of a file, with the answers of a ROPD index added.
+class Prompts:
+    """The prompts of a source, read anew at each iteration.
 
     Args:
-        file: JSONL with `prompt` and optional `teacher_responses`, `teacher_model`.
+        source: A file, a folder or a split on the hub; see `markscheme.data`. It has a column
+            `prompt`, and optional ones `teacher_responses` and `teacher_model`.
         ropd_index: A teacher index of ROPD; its answers go to the prompts that they belong to.
+        columns: Other names of the columns.
+        warn: Called with a message for each column that looks misspelt.
 
     Raises:
-        ValueError: Names the line at fault, or says that no prompt is in the index.
+        ValueError: Names the row at fault.
+        OSError: A file cannot be read.
     """
-    lines = [line for _, line in read_rows(file, _prompt_entry)]
-    if not lines:
-        raise ValueError(f"{file} holds no prompts")
-    if ropd_index is None:
-        return lines
-    answers = read_ropd_index(ropd_index)
-    hashes = [ropd_prompt_hash(line.prompt) for line in lines]
-    if not answers.keys() & set(hashes):
-        raise ValueError(f"no prompt of {file} is one of the {len(answers)} in {ropd_index}")
-    return [
-        entry
-        for line, prompt_hash in zip(lines, hashes, strict=True)
-        for entry in _with_answers(line, answers.get(prompt_hash, {}))
-    ]
+
+    def __init__(
+        self,
+        source: str | Path,
+        ropd_index: Path | None = None,
+        columns: Columns | None = None,
+        warn: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        reader = RowReader(
+            PromptEntry.model_validate, list(PromptEntry.model_fields), columns, warn
+        )
+        self._entries = Records(open_source(source), reader)
+        self._index = ropd_index
+        self._answers: dict[str, Answers] = {}
+        if ropd_index is not None:
+            self._answers = read_ropd_index(ropd_index)
+
+    def __iter__(self) -> Iterator[PromptEntry]:
+        """Yield the prompts with the answers of the index; one with two models is there twice."""
+        for entry in self._entries:
+            yield from self._with_answers(entry)
+
+    def check(self) -> int:
+        """Read every row once and return the number of entries.
+
+        Raises `ValueError`, also if no prompt is in the index.
+        """
+        entries, found = 0, False
+
+        def visit(_: Row, entry: PromptEntry) -> None:
+            nonlocal entries, found
+            entries += sum(1 for _ in self._with_answers(entry))
+            found = found or ropd_prompt_hash(entry.prompt) in self._answers
+
+        self._entries.check(visit)
+        if self._index is not None and not found:
+            raise ValueError(
+                f"no prompt of {self._entries.source.name} is one of the {len(self._answers)} in "
+                f"{self._index}"
+            )
+        return entries
+
+    def _with_answers(self, entry: PromptEntry) -> Iterator[PromptEntry]:
+        if self._index is None:
+            return iter([entry])
+        return _with_answers(entry, self._answers.get(ropd_prompt_hash(entry.prompt), {}))
+
+
+def read_prompts(
+    source: str | Path, ropd_index: Path | None = None, columns: Columns | None = None
+) -> list[PromptEntry]:
+    """Read all prompts of a source; see `Prompts`. Raises `ValueError` and `OSError`."""
+    prompts = Prompts(source, ropd_index, columns)
+    prompts.check()
+    return list(prompts)
 
 
 def _with_answers(line: PromptEntry, answers: Answers) -> Iterator[PromptEntry]:
@@ -195,12 +242,6 @@ def teach_all(
 
 def _prompt_like(prompt: Prompt) -> PromptLike:
     return prompt if isinstance(prompt, str) else list[Message | dict[str, str]](prompt)
-
-
-def _prompt_entry(row: Any) -> PromptEntry:
-    columns = non_null_columns(row)
-    already_stored = {name: columns[name] for name in PromptEntry.model_fields if name in columns}
-    return PromptEntry.model_validate(check_unicode(already_stored))
 
 
 def _index_line(row: Any) -> tuple[str, str | None, list[str]]:

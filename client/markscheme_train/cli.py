@@ -84,7 +84,14 @@ def train(
             _check_key(client, key)
             with LiveTable(console, title="training") as live:
                 output = run(
-                    settings, client, resume=resume, on_record=live.show, on_wait=live.wait
+                    settings,
+                    client,
+                    resume=resume,
+                    on_record=live.show,
+                    on_wait=live.wait,
+                    on_warning=lambda message: console.print(
+                        message, style="yellow", markup=False, highlight=False, soft_wrap=True
+                    ),
                 )
         finally:
             client.close()

@@ -17,6 +17,7 @@ import torch
 import yaml
 from trl import GRPOConfig
 
+from markscheme.data import Columns
 from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode, View
 from markscheme_train.errors import ConfigError
 
@@ -83,7 +84,21 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
 
     model: str = field(default="", metadata={"help": "Hugging Face model: a folder or a hub name."})
     data: str = field(
-        default="", metadata={"help": "JSONL with `prompt` and optional `teacher_responses`."}
+        default="",
+        metadata={
+            "help": "Prompts: a .jsonl, .json, .csv or .parquet file, a folder of them, or a split "
+            "on the hub (org/name:split)."
+        },
+    )
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column of the prompts; default: prompt."}
+    )
+    teacher_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the teacher responses; default: teacher_responses."},
+    )
+    rubric_column: str | None = field(
+        default=None, metadata={"help": "Column of the rubric ids; default: rubric_id."}
     )
     preset: Literal["grpo", "ropd", "ropd-paper", "sdpo", "srpo", "srpo-rubric"] = field(
         default="ropd",
@@ -209,6 +224,16 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         default=2.0,
         metadata={"help": "Maximum importance weight of a token whose rollout is stale."},
     )
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of the data."""
+        return Columns(
+            prompt=self.prompt_column,
+            teacher=self.teacher_column,
+            rubric=self.rubric_column,
+            option="{}_column",
+        )
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:

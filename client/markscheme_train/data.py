@@ -1,56 +1,64 @@
-"""Read prompts and teacher responses from a JSONL file, as the rows that TRL trains on."""
+"""Read prompts, teacher responses and rubric ids, as the rows that TRL trains on."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, Features, Json
 from pydantic import BaseModel, ConfigDict
 
-from markscheme.jsonl import LineError
-from markscheme.jsonl_rows import check_unicode, non_null_columns, read_rows
-from markscheme.schema import Prompt, TeacherResponses
+from markscheme.data import Columns, RowReader, SourceError, open_source
+from markscheme.schema import Identifier, Prompt, TeacherResponses
 from markscheme_train.errors import DataError
 
 
 class Example(BaseModel):
-    """One line of the file; other keys are ignored."""
+    """One row of the data; other columns are ignored.
+
+    `rubric_id` names the rubric that scores the prompt's rollouts.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
     prompt: Prompt
     teacher_responses: TeacherResponses | None = None
+    rubric_id: Identifier | None = None
 
 
-def read_examples(path: Path) -> list[Example]:
-    """Read every line of a file.
+def read_examples(
+    source: str | Path,
+    columns: Columns | None = None,
+    warn: Callable[[str], None] = lambda message: None,
+) -> list[Example]:
+    """Read every row of a source.
 
     Content may be a list of text parts, and columns may be empty.
 
     Args:
-        path: JSONL with `prompt` and optional `teacher_responses`.
+        source: A file, a folder or a split on the hub; see `markscheme.data`. It has a column
+            `prompt`, and optional ones `teacher_responses` and `rubric_id`.
+        columns: Other names of these columns.
+        warn: Called with a message for each column that looks misspelt.
 
     Raises:
-        DataError: Names the first line that cannot be used, and the field.
+        DataError: Names the first row that cannot be used, and the column.
     """
+    reader = RowReader(Example.model_validate, list(Example.model_fields), columns, warn)
     try:
-        examples = [example for _, example in read_rows(path, _example)]
-    except LineError as error:
+        opened = open_source(source)
+        examples = [reader.read(row) for row in opened.rows(reader.columns)]
+        if examples:
+            reader.check_named(opened)
+    except SourceError as error:
         raise DataError(str(error)) from error
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+        raise DataError(f"cannot read {source}: {error}") from error
     if not examples:
-        raise DataError(f'{path} has no prompts; each line needs at least {{"prompt": "…"}}')
+        raise DataError(f'{source} has no prompts; each row needs at least {{"prompt": "…"}}')
     return examples
 
 
-def _example(row: Any) -> Example:
-    columns = non_null_columns(row)
-    known = {name: columns[name] for name in Example.model_fields if name in columns}
-    return Example.model_validate(check_unicode(known))
-
-
 def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:
-    """Return rows with `prompt` and `teacher_responses` (`None` if absent).
+    """Return rows with `prompt`, `teacher_responses` and `rubric_id` (`None` if absent).
 
     Args:
         examples: The prompts.

@@ -28,7 +28,7 @@ def plan(path: Path, overrides: Sequence[str]) -> TrainingPlan:
     from markscheme_train.data import read_examples
 
     config = load_config(path, overrides)
-    return plan_of(config, read_examples(Path(config.data)))
+    return plan_of(config, read_examples(config.data, config.columns))
 
 
 def plan_of(config: "TrainConfig", examples: "list[Example]") -> TrainingPlan:

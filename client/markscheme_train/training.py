@@ -1,6 +1,5 @@
 """One training run from its configuration: load, train, save; stop and resume."""
 
-import hashlib
 import json
 import secrets
 import signal
@@ -22,6 +21,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from markscheme.data import open_source
 from markscheme.errors import MarkschemeError
 from markscheme.integrations.trl import Unscored
 from markscheme.thinking import opens_thought
@@ -103,6 +103,7 @@ def train(
     resume: bool,
     on_record: Callable[[StepRecord], None],
     on_wait: Callable[[str, float], None] = lambda why, seconds: None,
+    on_warning: Callable[[str], None] = lambda message: None,
 ) -> Path:
     """Train as configured and return the folder of the finished model.
 
@@ -112,6 +113,7 @@ def train(
         resume: Go on from the last checkpoint under `output_dir`.
         on_record: Called with each finished step.
         on_wait: Called with the reason and the seconds while the run waits for the service.
+        on_warning: Called with what looks wrong in the data.
 
     Raises:
         Interrupted: The service is lost, or leaves too much unscored for now; saved.
@@ -127,7 +129,7 @@ def train(
             f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or "
             "start another in a different output_dir"
         )
-    examples = read_examples(Path(config.data))
+    examples = read_examples(config.data, config.columns, on_warning)
     resume = check_resume_config(config, output, resume=resume)
     model, tokenizer = load_model(config)
     reward = RubricReward(
@@ -314,7 +316,7 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
     if config.lr_scheduler_type.value not in CONSTANT_SCHEDULES:
         decisive |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
     decisive |= {
-        "data": hashlib.sha256(Path(config.data).read_bytes()).hexdigest(),
+        "data": open_source(config.data).fingerprint(),
         "processes": config.world_size,
     }
     # In the form in which it is read back, so that the two can be compared.

@@ -4,13 +4,14 @@ import importlib.metadata
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 import structlog
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 
+from markscheme.schema import JudgeInfo, JudgeList
 from markscheme_server import telemetry
 from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.budgets import BudgetService
@@ -18,6 +19,7 @@ from markscheme_server.accounts.erasure import erase_team
 from markscheme_server.accounts.rate_limit import TeamRates
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.api import errors, exchange, health, lineage, rubrics, scores, teams, usage
+from markscheme_server.api import judges as judges_routes
 from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
 from markscheme_server.api.middleware import (
@@ -29,7 +31,7 @@ from markscheme_server.api.middleware import (
     RequestId,
 )
 from markscheme_server.api.services import Services
-from markscheme_server.config import BUILTIN, Settings
+from markscheme_server.config import BUILTIN, Role, Settings
 from markscheme_server.judge.base import Judge
 from markscheme_server.judge.endpoint import make_endpoints
 from markscheme_server.judge.gateway import Gateway
@@ -119,6 +121,34 @@ def make_judge(
         CallQueue(QUEUE_LIMIT),
     )
     return OpenAIJudge(chosen, gateway, secret=secret)
+
+
+def describe_judges(settings: Settings) -> JudgeList:
+    """Return what callers may know of the judges: no URL, no key."""
+
+    def roles_of(name: str) -> list[Role]:
+        return [role for role in get_args(Role) if settings.roles.get(role) == name]
+
+    builtin = JudgeInfo(
+        name=BUILTIN,
+        kind="builtin",
+        model=None,
+        roles=roles_of(BUILTIN),
+        price_input=0.0,
+        price_output=0.0,
+    )
+    models = [
+        JudgeInfo(
+            name=name,
+            kind="openai",
+            model=judge.model,
+            roles=roles_of(name),
+            price_input=judge.price_input,
+            price_output=judge.price_output,
+        )
+        for name, judge in settings.judges.items()
+    ]
+    return JudgeList(data=[builtin, *models])
 
 
 async def recall_probes(store: Store, judge: Judge) -> None:
@@ -220,6 +250,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
                     partial(erase_team, store),
                     store.ready,
                     settings.judge_kind,
+                    describe_judges(settings),
                 )
             }
         finally:
@@ -261,6 +292,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         exchange.router,
         teacher_routes.router,
         usage.router,
+        judges_routes.router,
         teams.router,
         health.router,
     ):

@@ -98,6 +98,7 @@ def test_what_is_of_no_format_says_what_it_has() -> None:
         ("wildchecklists", 1, [90, 100]),
         ("wildchecklists", 3, [80, 100]),
         ("wildchecklists", 4, [1, 1]),
+        ("wildchecklists", 6, [70, 40]),
         ("promptfoo", 2, [1, 3]),
         ("verifiers", 2, [1, 3]),
         ("verifiers", 5, [4, 1]),
@@ -138,6 +139,18 @@ def test_what_weighs_nothing_and_what_is_scaled_is_noted() -> None:
     scaled = read(row("verifiers", 2), "verifiers")
     assert "criteria: all points are multiplied by 2" in scaled.notes[0]
     assert scaled.provenance == {"format": "verifiers", "points_factor": 2.0}
+
+
+def test_a_heading_among_requirements_is_no_criterion() -> None:
+    found = read(row("wildchecklists", 6), "wildchecklists")
+    assert [c.text for c in found.criteria] == ["Does it name a place?", "Is there a drink?"]
+    assert "requirements[1]: 'Does it meet the following criteria:' is a heading" in found.notes[0]
+
+
+def test_a_name_that_says_how_a_row_was_read_is_a_loss() -> None:
+    content = row("rar", 5) | {"$import": {"factor": 7}}
+    with pytest.raises(NotRepresentable, match=r"^\$import: this name says how a row was read"):
+        read(content, "rar")
 
 
 def test_instructions_become_checks_where_code_can_decide_them() -> None:

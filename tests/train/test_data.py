@@ -1,11 +1,14 @@
-"""JSONL in, rows out; what is wrong is named by its line."""
+"""Data in, TRL's rows out; what is wrong is named by its row."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
+from markscheme.data import Columns
 from markscheme_train.data import as_dataset, read_examples
 from markscheme_train.errors import DataError
 
@@ -80,3 +83,35 @@ def test_messages_need_a_chat_template(tmp_path: Path) -> None:
     file.write_text('{"prompt": [{"role": "user", "content": "a"}]}\n')
     with pytest.raises(DataError, match="no chat template"):
         as_dataset(read_examples(file), chat=False)
+
+
+def test_a_parquet_column_of_any_name_is_read_and_rubric_ids_reach_the_rows(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "data.parquet"
+    message = {"role": "user", "content": "a", "name": None, "tool_calls": None}
+    rows = [
+        {"question": [message], "reference_answer": "b", "rubric": "rub_1"},
+        {"question": [message], "reference_answer": None, "rubric": None},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    columns = Columns(prompt="question", teacher="reference_answer", rubric="rubric")
+    data = as_dataset(read_examples(file, columns), chat=True)
+    assert data["teacher_responses"][:] == [["b"], None]
+    assert data["rubric_id"][:] == ["rub_1", None]
+    assert data["prompt"][0] == [{"role": "user", "content": "a"}]
+
+
+def test_a_misspelt_column_is_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"prompt": "a", "teacher_response": ["b"]}\n')
+    warnings: list[str] = []
+    read_examples(file, warn=warnings.append)
+    assert len(warnings) == 1
+    assert "did you mean 'teacher_responses'?" in warnings[0]
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.parquet", "org/name"])
+def test_missing_data_are_a_sentence(name: str) -> None:
+    with pytest.raises(DataError, match=f"no file or folder {name}"):
+        read_examples(name)

@@ -113,6 +113,12 @@ def test_teacher_responses_and_run_travel_with_the_group() -> None:
     assert (sent["reuse"], sent["run"].id, sent["run"].step) == ("always_new", "run", 3)
 
 
+def test_a_rubric_id_travels_with_its_group() -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    call(reward_of(client), ["p"] * 6, rubric_id=["rub_1", "rub_1", None, None, "", ""])
+    assert [group.rubric_id for group in client.calls[0]["groups"]] == ["rub_1", None, None]
+
+
 def test_chat_messages_are_sent_as_messages_and_only_the_assistants_words_are_scored() -> None:
     client = ScriptedClient(lambda place, rollout: 1.0)
     prompt = [{"role": "user", "content": "hello"}]

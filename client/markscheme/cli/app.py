@@ -13,6 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from markscheme.cli.induce import induce
 from markscheme.cli.output import EPILOG
 from markscheme.cli.rubrics import rubrics
 from markscheme.cli.score import read_groups, score
@@ -35,8 +36,9 @@ class CommandInfo:
 
 COMMANDS = {
     "serve": CommandInfo("Run", "Start the rubric service", "server"),
-    "score": CommandInfo("Run", "Score the rollouts of a JSONL file"),
+    "score": CommandInfo("Run", "Score the rollouts of a file"),
     "teach": CommandInfo("Run", "Fill the teacher bank for a file of prompts"),
+    "induce": CommandInfo("Run", "Make rubrics ahead of a training"),
     "train": CommandInfo("Run", "Train a model on rubric rewards", "train"),
     "demo": CommandInfo("Run", "Train a small model here and report", "train"),
     "demo-control": CommandInfo("Run", "Repeat the demo with shuffled rewards", "train"),
@@ -78,13 +80,13 @@ app = typer.Typer(
     help="Rubrics and rewards for reinforcement learning, over HTTP.\n\n"
     "Start 'markscheme serve' in one terminal, then run 'markscheme score FILE.jsonl' or "
     "'markscheme train CONFIG.yaml' in another.\n\n"
-    "score, teach, rubrics, usage and train talk to the service; serve, doctor, teams, keys, "
-    "migrate and prune open its database.",
+    "score, teach, induce, rubrics, usage and train talk to the service; serve, doctor, teams, "
+    "keys, migrate and prune open its database.",
     epilog=EPILOG,
 )
 
 
-for command in (score, teach, usage):
+for command in (score, teach, induce, usage):
     app.command(epilog=EPILOG)(command)
 app.add_typer(rubrics, name="rubrics")
 

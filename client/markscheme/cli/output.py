@@ -24,6 +24,22 @@ EPILOG = (
 PIPE_WIDTH = 160
 """Columns of a table that is written to a file or a pipe."""
 
+DATA_HELP = (
+    "A .jsonl, .json, .csv or .parquet file, a folder of one kind of them, or a split on the hub "
+    "(org/name:split)."
+)
+"""What the argument DATA of every command takes."""
+
+PromptColumn = Annotated[str | None, typer.Option(help="Column of the prompts. Default: prompt.")]
+TeacherColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the teacher responses: a list, or one text. Default: teacher_responses."
+    ),
+]
+RubricColumn = Annotated[
+    str | None, typer.Option(help="Column of the rubric ids. Default: rubric_id.")
+]
 Url = Annotated[str, typer.Option(help="Address of the service.", envvar=URL)]
 Json = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]
 
@@ -72,6 +88,11 @@ def progress_bar(title: str, console: Console) -> Progress:
 def print_error(text: str) -> None:
     """Print an error message to stderr."""
     messages().print(text, style="red", soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    messages().print(text, style="yellow", soft_wrap=True)
 
 
 def fail(text: str, status: int = 1) -> NoReturn:

@@ -10,14 +10,23 @@ from pydantic import TypeAdapter, ValidationError
 
 from markscheme.cli.output import Url, connect, fail, messages, print_error, progress_bar
 from markscheme.client import DEFAULT_URL
+from markscheme.data import open_source
 from markscheme.errors import InvalidRequest, MarkschemeError
 from markscheme.exchange.profiles import mapped_profile
-from markscheme.importing import FileRow, RubricImporter, describe, read_rubric_file
+from markscheme.importing import (
+    FileRow,
+    RubricColumns,
+    RubricImporter,
+    describe,
+    read_rubric_file,
+)
 from markscheme.jsonl import LineError
 from markscheme.schema import Tag
 from markscheme.vocabulary import MAP_FIELDS, ExchangeFormat, MapField
 
 FormatOption = Annotated[ExchangeFormat, typer.Option(help="Format of the file.")]
+WHOLE_FILES = (".json", ".toml", ".yaml", ".yml")
+"""Files that are read whole; all others are read row by row."""
 SHOWN_PROBLEMS = 100
 """Rows that fail of which the reason is printed; the others are counted."""
 
@@ -26,9 +35,10 @@ def import_file(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE",
-            help="A .jsonl file: one rubric a line. A .json, .toml or .yaml file: one rubric, a "
-            "list of them, or the tests of promptfoo.",
+            metavar="DATA",
+            help="A .json, .toml or .yaml file: one rubric, a list of them, or the tests of "
+            "promptfoo. Or one rubric a row: a .jsonl, .csv or .parquet file, a folder of one kind "
+            "of them, or a split on the hub (org/name:split).",
         ),
     ],
     format: Annotated[
@@ -63,9 +73,23 @@ def import_file(
         bool,
         typer.Option("--allow-loss", help="Drop what the service cannot hold, and list it."),
     ] = False,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option(help="Column of the prompts, for rubrics that hold none."),
+    ] = None,
+    teacher_column: Annotated[
+        str | None,
+        typer.Option(help="Column of responses that go to the teacher bank."),
+    ] = None,
+    rubric_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column that holds the rubric, as an object or as JSON. Default: the whole row."
+        ),
+    ] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Import rubrics from a file.
+    """Import rubrics from a file or a data set.
 
     Fields that a rubric has no place for are kept in its metadata, and reference answers go to the
     teacher bank. Prints the id of a single rubric. Of several, each row that fails is reported and
@@ -78,9 +102,12 @@ def import_file(
             raise ValueError(f"--map describes a format of your own: leave out --format {format}")
         if not map and format == "mapped":
             raise ValueError("--format mapped needs --map, such as --map prompt=question")
-        path, mapping = _file_and_mapping(arguments, map or [])
+        name, mapping = _name_and_mapping(arguments, map or [])
         tags = _check_tags(tag or [])
-        rows = read_rubric_file(path)
+        path = Path(name)
+        whole = path.suffix.lower() in WHOLE_FILES and not path.is_dir()
+        single = read_rubric_file(path) if whole else []
+        source = None if whole else open_source(name)
         with connect(url) as client:
             importer = RubricImporter(
                 client,
@@ -91,18 +118,19 @@ def import_file(
                 allow_loss=allow_loss,
                 references=references,
                 teacher_model=teacher_model,
+                columns=RubricColumns(prompt_column, teacher_column, rubric_column),
             )
-            if isinstance(rows, list) and len(rows) == 1:
-                _import_one(path, rows[0], importer, tags)
+            if len(single) == 1:
+                _import_one(path, single[0], importer, tags)
                 return
             problems = _Problems()
             with progress_bar("importing", messages()) as progress:
-                total = len(rows) if isinstance(rows, list) else sum(1 for _ in rows)
+                total = len(single) if source is None else source.count()
                 if not total:
-                    raise ValueError(f"{path} holds no rubrics")
+                    raise ValueError(f"{name} holds no rubrics")
                 bar = progress.add_task("rubrics", total=total)
                 importer.import_rows(
-                    rows if isinstance(rows, list) else read_rubric_file(path),
+                    single if source is None else source.rows(),
                     on_problem=problems,
                     on_row=lambda: progress.advance(bar),
                 )
@@ -201,10 +229,10 @@ def _name_file(arguments: Sequence[str], error: Exception) -> str:
     return text if known else f"{' '.join(arguments)}: {text}"
 
 
-def _file_and_mapping(
+def _name_and_mapping(
     arguments: Sequence[str], maps: Sequence[str]
-) -> tuple[Path, dict[MapField, str] | None]:
-    """Return the file, and the mapping if there is one.
+) -> tuple[str, dict[MapField, str] | None]:
+    """Return the name of the data, and the mapping if there is one.
 
     Parts of the mapping may stand behind one ``--map`` as separate arguments. Raises
     ``ValueError``.
@@ -218,7 +246,7 @@ def _file_and_mapping(
     if len(files) != 1:
         raise ValueError(f"give one file, not {len(files)}: {', '.join(files) or 'none'}")
     if not maps:
-        return Path(files[0]), None
+        return files[0], None
     mapping: dict[MapField, str] = {}
     for part in parts:
         name, equals, path = part.partition("=")
@@ -235,7 +263,7 @@ def _file_and_mapping(
         mapped_profile(mapping)
     except ValueError as error:
         raise ValueError(f"--map: {error}") from None
-    return Path(files[0]), mapping
+    return files[0], mapping
 
 
 def _check_tags(tags: list[str]) -> list[str]:

@@ -1,26 +1,36 @@
-"""``markscheme score``: score the rollouts of a JSONL file."""
+"""``markscheme score``: score rollouts that are kept in files."""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
 from markscheme.cli.output import (
+    DATA_HELP,
+    PromptColumn,
+    RubricColumn,
+    TeacherColumn,
     Url,
     connect,
     fail,
     messages,
+    print_error,
     progress_bar,
     reported_errors,
+    warn,
 )
 from markscheme.client import DEFAULT_URL
-from markscheme.jsonl import WHITESPACE, parse, read_lines
-from markscheme.jsonl_rows import non_null_columns, read_rows
-from markscheme.schema import Group, GroupScore, Run
+from markscheme.data import Columns, Records, Row, RowError, RowReader, open_source
+from markscheme.errors import InvalidRequest, NotFound
+from markscheme.jsonl import CHUNK_BYTES, WHITESPACE, parse
+from markscheme.jsonl_rows import read_rows
+from markscheme.schema import MAX_ROLLOUTS, Group, GroupScore, Run, ScoreBatch
 from markscheme.vocabulary import (
     TRANSIENT_REASONS,
     Clamp,
@@ -32,6 +42,8 @@ from markscheme.vocabulary import (
 )
 
 GROUPS_PER_REQUEST = 32
+UNSCORED = 3
+"""Exit status when all was asked for and some rewards are null."""
 
 
 @dataclass(slots=True)
@@ -44,6 +56,8 @@ class ScoreReport:
     origins: Counter[str] = field(default_factory=Counter)
     induced_again: int = 0
     """Rubrics that were induced although the prompt had an earlier version."""
+    refused: int = 0
+    """Groups that the service did not take, such as those that name an unknown rubric."""
 
     def add(self, scores: Sequence[GroupScore]) -> None:
         """Count one answer of the service."""
@@ -60,6 +74,7 @@ class ScoreReport:
         lines = [
             f"{self.groups} groups scored into {target}; "
             f"{self.reasons.total()} of {self.rollouts} rollouts unscored"
+            + (f"; {self.refused} groups refused" if self.refused else "")
         ]
         if self.origins:
             origins = ", ".join(f"{n} {origin}" for origin, n in sorted(self.origins.items()))
@@ -86,16 +101,18 @@ class ScoreReport:
 
 
 def score(
-    file: Annotated[
-        Path,
+    data: Annotated[
+        str,
         typer.Argument(
-            help='JSONL, one group a line: {"prompt", "rollouts": [text or messages, …]} '
-            'and optionally "id", "teacher_responses", "rubric_id".'
+            help=f"{DATA_HELP} One group a row. Columns: prompt, rollouts (a list of texts or "
+            "trajectories) and optionally id, teacher_responses, rubric_id."
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write. Default: FILE.scored.jsonl."),
+        typer.Option(
+            "--output", "-o", help="File to write. Default: DATA.scored.jsonl beside the data."
+        ),
     ] = None,
     url: Url = DEFAULT_URL,
     run: Annotated[
@@ -103,6 +120,10 @@ def score(
         typer.Option(help="Name of the run that usage and lineage list these scores under."),
     ] = None,
     step: Annotated[int, typer.Option(min=0, help="Training step of the run.")] = 0,
+    rubric: Annotated[
+        str | None,
+        typer.Option(help="Id of the rubric for every group whose row names none."),
+    ] = None,
     reuse: Annotated[
         ReusePolicy,
         typer.Option(
@@ -137,70 +158,152 @@ def score(
             "teacher responses, else organisation."
         ),
     ] = None,
+    prompt_column: PromptColumn = None,
+    teacher_column: TeacherColumn = None,
+    rubric_column: RubricColumn = None,
 ) -> None:
-    """Score the rollouts of a JSONL file.
+    """Score rollouts.
 
-    Writes one scored group a line. A reward that is not known is null, and the summary says why;
-    the exit status is then 0 all the same.
+    Writes one scored group a line. A reward that is not known is null, and the summary says why.
 
     Run it again to go on: finished groups are kept, groups with null rewards are asked for again.
+
+    Exit status: 0 every reward is known, 3 some are null, 1 failed, 130 interrupted.
     """
     console = messages()
-    target = output or file.with_suffix(".scored.jsonl")
+    target = output or scored_file(data)
     report = ScoreReport()
     try:
         with reported_errors():
-            groups = read_groups(file)
+            groups = GroupRows(data, Columns(prompt_column, teacher_column, rubric=rubric_column))
+            _repair_last_line(target)
             known = read_scored(target)
-            todo = [group for group in groups if not known.get(group.id, False)]
+            todo, again = groups.check(known)
             if known:
-                again = sum(group.id in known for group in todo)
                 console.print(
                     f"{sum(known.values())} groups are in {target} already"
                     + (f"; {again} with null rewards are asked for again" if again else ""),
                     soft_wrap=True,
                 )
-            _repair_last_line(target)
             with (
                 connect(url) as client,
                 progress_bar("scoring", console) as progress,
                 target.open("a", encoding="utf-8") as out,
             ):
-                bar = progress.add_task("groups", total=len(todo))
-                for start in range(0, len(todo), GROUPS_PER_REQUEST):
-                    batch = client.score(
-                        todo[start : start + GROUPS_PER_REQUEST],
-                        reuse=reuse,
-                        verify=verify,
-                        thinking=thinking,
-                        clamp=clamp,
-                        reuse_scope=reuse_scope,
-                        run=Run(id=run, step=step) if run else None,
-                        on_group=lambda _: progress.advance(bar),
-                    )
+                bar = progress.add_task("groups", total=todo)
+                ask = partial(
+                    client.score,
+                    reuse=reuse,
+                    verify=verify,
+                    thinking=thinking,
+                    clamp=clamp,
+                    reuse_scope=reuse_scope,
+                    run=Run(id=run, step=step) if run else None,
+                    on_group=lambda _: progress.advance(bar),
+                )
+                for window in _requests(g for g in groups if not known.get(g.id, False)):
+                    scores, refused = _score(ask, [_with_rubric(g, rubric) for g in window])
                     # On disk before the next request: an interruption loses no paid verdict.
-                    out.writelines(group.model_dump_json() + "\n" for group in batch.groups)
+                    out.write("".join(group.model_dump_json() + "\n" for group in scores))
                     out.flush()
-                    report.add(batch.groups)
+                    report.add(scores)
+                    report.refused += len(refused)
+                    for message in refused:
+                        print_error(message)
             drop_superseded(target)
     except KeyboardInterrupt:
         fail(f"stopped; finished groups are in {target}. Run the command again to go on.", 130)
     console.print("\n".join(report.lines(target)), soft_wrap=True)
+    if report.reasons or report.refused:
+        raise typer.Exit(UNSCORED)
 
 
-def read_groups(file: Path) -> list[Group]:
-    """Read the groups of a JSONL file; a rollout may be a string, messages or an object.
+def _score(
+    ask: Callable[[Sequence[Group]], ScoreBatch], groups: Sequence[Group]
+) -> tuple[list[GroupScore], list[str]]:
+    """Score groups in one request; if it is refused, find the groups that are at fault.
 
-    Groups without an id are named ``line-N``, rollouts without one ``rN``. Raises ``ValueError``
-    that names the line at fault, and ``OSError``.
+    Returns the scores, and a message for each group that was refused. Raises `MarkschemeError`,
+    also if every group is refused: then the groups are not to blame.
     """
-    groups = [
-        group if named else group.model_copy(update={"id": f"line-{number}"})
-        for number, (named, group) in read_rows(file, _parse_group)
-    ]
-    if not groups:
-        raise ValueError(f"{file} holds no groups")
-    return groups
+    try:
+        return list(ask(groups).groups), []
+    except (InvalidRequest, NotFound) as error:
+        if len(groups) == 1:
+            raise
+        scores: list[GroupScore] = []
+        refused: list[str] = []
+        for group in groups:
+            try:
+                scores += ask([group]).groups
+            except (InvalidRequest, NotFound) as own:
+                refused.append(f"group {group.id}: {own}")
+        if not scores:
+            raise error
+        return scores, refused
+
+
+class GroupRows:
+    """The groups of a source, read anew at each iteration.
+
+    Groups without an id are named by their row (``line-3``, ``row-3``), rollouts without one
+    ``rN``.
+    """
+
+    def __init__(self, source: str | Path, columns: Columns | None = None) -> None:
+        reader = RowReader(_parse_group, list(Group.model_fields), columns, warn)
+        self._records = Records(open_source(source), reader)
+
+    def __iter__(self) -> Iterator[Group]:
+        """Yield the groups. Raises ``SourceError``."""
+        return (_named(row, record) for row, record in self._records.with_rows())
+
+    def check(self, known: Mapping[str, bool]) -> tuple[int, int]:
+        """Read every row once, and count the groups to ask for.
+
+        Args:
+            known: Groups that were scored before: id to whether every reward is known.
+
+        Returns:
+            How many groups are not completely known, and how many of them were scored before.
+
+        Raises:
+            SourceError: A row cannot be used, two groups have the same id, or there is none.
+        """
+        places: dict[str, str] = {}
+
+        def visit(row: Row, record: tuple[bool, Group]) -> None:
+            name = _named(row, record).id
+            if name in places:
+                raise RowError(f"{row.place}: the id {name!r} is that of {places[name]} already")
+            places[name] = row.place
+
+        self._records.check(visit)
+        todo = [name for name in places if not known.get(name, False)]
+        return len(todo), sum(name in known for name in todo)
+
+
+def _named(row: Row, record: tuple[bool, Group]) -> Group:
+    named, group = record
+    return group if named else group.model_copy(update={"id": row.name})
+
+
+def read_groups(source: str | Path) -> list[Group]:
+    """Read all groups of a source; see ``GroupRows``. Raises ``ValueError`` and ``OSError``."""
+    groups = GroupRows(source)
+    groups.check({})
+    return list(groups)
+
+
+def scored_file(data: str) -> Path:
+    """Return where scores go by default: beside a file or folder, else in the working directory."""
+    path = Path(data)
+    if path.is_dir():
+        path = path.resolve()
+        return path.with_name(f"{path.name}.scored.jsonl")
+    if path.exists():
+        return path.with_suffix(".scored.jsonl")
+    return Path(re.sub(r"[^\w.-]+", "-", data).strip("-") + ".scored.jsonl")
 
 
 def read_scored(target: Path) -> dict[str, bool]:
@@ -215,27 +318,60 @@ def read_scored(target: Path) -> dict[str, bool]:
 
 def drop_superseded(target: Path) -> None:
     """Rewrite a scored file with only the last line of each group, in the order of first lines."""
-    lines = [line for line in read_lines(target) if line.strip(WHITESPACE)]
-    newest = {parse(line)["id"]: line for line in lines}
-    if len(newest) == len(lines):
-        return
-    partial = target.with_name(f"{target.name}.partial")
-    partial.write_text("".join(f"{line}\n" for line in newest.values()), encoding="utf-8")
+    newest: dict[str, tuple[int, int]] = {}  # id: offset and length of the line
+    offset = lines = 0
+    with target.open("rb") as file:
+        for line in file:  # of bytes: a line ends at a line feed and nowhere else
+            if line.strip(WHITESPACE.encode()):
+                newest[parse(line.decode("utf-8-sig"))["id"]] = offset, len(line)
+                lines += 1
+            offset += len(line)
+        if len(newest) == lines:
+            return
+        partial = target.with_name(f"{target.name}.partial")
+        with partial.open("wb") as out:
+            for start, length in newest.values():
+                file.seek(start)
+                out.write(file.read(length).rstrip(b"\r\n") + b"\n")
     partial.replace(target)
 
 
-def _parse_group(row: Any) -> tuple[bool, Group]:
+def _with_rubric(group: Group, rubric: str | None) -> Group:
+    if rubric is None or group.rubric_id is not None:
+        return group
+    return group.model_copy(update={"rubric_id": rubric})
+
+
+def _requests(groups: Iterable[Group]) -> Iterator[list[Group]]:
+    """Yield the groups of one request after the other, within the service's limit of rollouts."""
+    window: list[Group] = []
+    for group in groups:
+        rollouts = sum(len(each.rollouts) for each in window)
+        if len(window) == GROUPS_PER_REQUEST or (
+            window and rollouts + len(group.rollouts) > MAX_ROLLOUTS
+        ):
+            yield window
+            window = []
+        window.append(group)
+    if window:
+        yield window
+
+
+def _parse_group(fields: dict[str, Any]) -> tuple[bool, Group]:
     """Return whether the row names its group, and the group."""
-    columns = non_null_columns(row)
-    rollouts = columns.get("rollouts")
+    rollouts = fields.get("rollouts")
     if isinstance(rollouts, list):
-        columns["rollouts"] = [_parse_rollout(i, rollout) for i, rollout in enumerate(rollouts)]
-    return "id" in columns, Group.model_validate({"id": "unnamed", **columns})
+        fields["rollouts"] = [_parse_rollout(i, rollout) for i, rollout in enumerate(rollouts)]
+    named = "id" in fields
+    fields.setdefault("id", "unnamed")
+    return named, Group.model_validate(fields)
 
 
 def _parse_rollout(index: int, row: Any) -> Any:
-    if isinstance(row, str | list):
-        return {"id": f"r{index}", "text" if isinstance(row, str) else "messages": row}
+    if isinstance(row, str):
+        return {"id": f"r{index}", "text": row}
+    if isinstance(row, list):
+        return {"id": f"r{index}", "messages": row}
     return {"id": f"r{index}", **row} if isinstance(row, dict) else row
 
 
@@ -254,10 +390,31 @@ def _parse_scored(row: Any) -> tuple[str, bool]:
 
 
 def _repair_last_line(target: Path) -> None:
-    """End the last line of a file that an editor left without a line feed."""
+    """End the last line of a file, or drop it if a writer that was killed left half of it."""
     if not target.exists() or not target.stat().st_size:
         return
     with target.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read() != b"\n":
+        start = _start_of_last_line(file)
+        file.seek(start)
+        line = file.read()
+        if not line:
+            return
+        try:
+            parse(line.decode())
+        except ValueError:
+            file.truncate(start)
+        else:
             file.write(b"\n")
+
+
+def _start_of_last_line(file: BinaryIO) -> int:
+    """Return where the line without a line feed begins: at the end if there is none."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - CHUNK_BYTES)
+        file.seek(start)
+        feed = file.read(end - start).rfind(b"\n")
+        if feed >= 0:
+            return start + feed + 1
+        end = start
+    return 0

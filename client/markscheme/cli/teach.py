@@ -1,21 +1,35 @@
-"""``markscheme teach``: fill the service's teacher bank from a file and from its teacher."""
+"""``markscheme teach``: fill the service's teacher bank from data and from its teacher."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from markscheme.cli.output import Url, connect, fail, messages, progress_bar
+from markscheme.cli.output import (
+    DATA_HELP,
+    PromptColumn,
+    TeacherColumn,
+    Url,
+    connect,
+    fail,
+    messages,
+    progress_bar,
+    warn,
+)
 from markscheme.client import DEFAULT_URL
+from markscheme.data import Columns, windows
 from markscheme.errors import MarkschemeError
+
+WINDOW = 256
+"""Prompts that are held in memory at a time."""
 
 
 def teach(
-    file: Annotated[
-        Path,
+    data: Annotated[
+        str,
         typer.Argument(
-            help='JSONL, one prompt a line: {"prompt"} and optionally "teacher_responses", '
-            "which are stored as they are."
+            help=f"{DATA_HELP} Columns: prompt and optionally teacher_responses, which are stored "
+            "as they are, and teacher_model."
         ),
     ],
     count: Annotated[
@@ -26,37 +40,43 @@ def teach(
         Path | None,
         typer.Option(
             help="A teacher index of ROPD (JSONL, v1 or v2); its answers are stored for the "
-            "prompts of FILE that they belong to."
+            "prompts of DATA that they belong to."
         ),
     ] = None,
     url: Url = DEFAULT_URL,
     concurrency: Annotated[
         int, typer.Option(min=1, help="Prompts that the teacher is asked for at the same time.")
     ] = 8,
+    prompt_column: PromptColumn = None,
+    teacher_column: TeacherColumn = None,
 ) -> None:
-    """Fill the teacher bank for a file of prompts.
+    """Fill the teacher bank for prompts.
 
-    Stores the file's responses, then has the service ask its teacher for those that are missing.
-    Run it again to go on: a prompt that has enough responses costs nothing.
+    Stores the responses that the data hold, then has the service ask its teacher for those that
+    are missing. Run it again to go on: a prompt that has enough responses costs
+    nothing.
     """
-    from markscheme.teaching import TeachReport, read_prompts, teach_all
+    from markscheme.teaching import Prompts, TeachReport, teach_all
 
     console = messages()
     report = TeachReport()
     try:
-        entries = read_prompts(file, ropd_index)
+        prompts = Prompts(data, ropd_index, Columns(prompt_column, teacher_column), warn)
+        total = prompts.check()
         with connect(url) as client, progress_bar("teaching", console) as progress:
-            bar = progress.add_task("prompts", total=len(entries))
-            teach_all(
-                client,
-                entries,
-                report,
-                count=count,
-                concurrency=concurrency,
-                on_prompt=lambda: progress.advance(bar),
-            )
+            bar = progress.add_task("prompts", total=total)
+            for window in windows(prompts, WINDOW):
+                teach_all(
+                    client,
+                    window,
+                    report,
+                    count=count,
+                    concurrency=concurrency,
+                    on_prompt=lambda: progress.advance(bar),
+                )
     except (MarkschemeError, ValueError, OSError) as error:
-        fail(f"{error}\n{report}")
+        begun = report.prompts or report.from_file
+        fail(f"{error}\n{report}" if begun else str(error))
     except KeyboardInterrupt:
         fail(f"stopped; run the command again to go on. {report}", 130)
     console.print(str(report), soft_wrap=True)

@@ -52,7 +52,8 @@ def _format_of(content: Any) -> ExchangeFormat | None:
     if isinstance(row.get("requirements"), str | list) and "prompt" in row:
         return "wildchecklists"
     rubric = row.get("rubric")
-    if "instruction" in row and isinstance(rubric, str):
+    lines = rubric if isinstance(rubric, list) else [rubric]
+    if "instruction" in row and lines and all(isinstance(line, str) for line in lines):
         return "openrubrics"
     if "question" in row and _has(_first(rubric), "description"):
         return "rar"

@@ -22,7 +22,9 @@ from markscheme.exchange.promptfoo import RUBRIC, read_assertions
 from markscheme.exchange.values import require, split_lines, to_text
 from markscheme.vocabulary import MapField
 
-_IMPORTANCE = re.compile(r"\s*\(importance:\s*(\d{1,3})(?:\s*/\s*100)?\s*\)\s*\.?$", re.IGNORECASE)
+_IMPORTANCE = re.compile(
+    r"\s*\(importance:\s*(\d{1,3}(?:\.\d+)?)(?:\s*/\s*100)?\s*\)\s*\.?$", re.IGNORECASE
+)
 _KIND = re.compile(r"\s*\[(hard rule|principle)\]\s*\.?$", re.IGNORECASE)
 FULL_IMPORTANCE = 100
 """WildChecklists: the importance of a requirement that states none beside others that do."""
@@ -205,26 +207,27 @@ def _read_requirements(
     if lines is None:
         return _read_list(profile, value, location, issues)
     found = [_IMPORTANCE.search(line) for line in lines]
-    default = FULL_IMPORTANCE if any(found) else 1
-    return ItemList(
-        tuple(
-            Item(
-                line,
-                f"{location}[{number}]",
-                line[: match.start()] if match else line,
-                int(match[1]) if match else default,
-                {},
-                text_at=f"{location}[{number}]",
-                points_at=f"{location}[{number}]",
+    weighted = any(found)
+    items, headings = [], []
+    for number, (line, match) in enumerate(zip(lines, found, strict=True)):
+        here = f"{location}[{number}]"
+        if match is None and weighted and line.endswith(":"):
+            issues.notes.append(
+                f"{here}: {excerpt(line)} is a heading; it is kept in the metadata and not judged"
             )
-            for number, (line, match) in enumerate(zip(lines, found, strict=True))
-        )
-    )
+            headings.append((number, line))
+            continue
+        text = line[: match.start()] if match else line
+        importance = match[1] if match else FULL_IMPORTANCE if weighted else 1
+        items.append(Item(line, here, text, importance, {}, text_at=here, points_at=here))
+    return ItemList(tuple(items), tuple(headings))
 
 
 def _write_requirements(_: Profile, items: list[Any]) -> Any:
     return "\n".join(
-        f"{number}) {item['text']} (importance: {item['importance']}/100)"
+        f"{number}) {item}"
+        if isinstance(item, str)
+        else f"{number}) {item['text']} (importance: {item['importance']}/100)"
         for number, item in enumerate(items, 1)
     )
 
@@ -254,7 +257,7 @@ def _read_kinds(profile: Profile, value: Any, location: str, issues: ConversionI
 
 def _write_kinds(_: Profile, items: list[Any]) -> Any:
     return "\n".join(
-        f"{number}. {item['text']}" + (f" [{item['kind']}]" if "kind" in item else "")
+        f"{number}. {item['text']}" + (f" [{item['kind']}]" if item.get("kind") else "")
         for number, item in enumerate(items, 1)
     )
 

@@ -157,6 +157,9 @@ def read_row(profile: Profile, content: Any, issues: ConversionIssues) -> Draft:
             ids, found.texts, found.points, found.items, namespaces, strict=True
         )
     ]
+    for place, fields in ((HOW, rest), *((f"{i.location}.{HOW}", i.rest) for i in found.items)):
+        if HOW in fields:
+            issues.losses.append(f"{place}: this name says how a row was read, and can say no more")
     metadata = _fit(rest | {HOW: how}, issues)
     if sum(json_bytes(each["metadata"]) for each in criteria) > MAX_METADATA_BYTES:
         issues.losses.append("the other fields of the criteria are more than metadata can hold")
@@ -488,11 +491,12 @@ def _describe_item(
 ) -> dict[str, Any]:
     """Return a criterion's metadata: its other fields, and how it was read."""
     how: dict[str, Any] = {}
+    other = {name: value for name, value in item.rest.items() if name != HOW}
     if profile.columns:
-        return dict(item.rest)
+        return other
     if isinstance(item.raw, str) and not isinstance(decode(item.raw), dict):
         plain = {HOW: {"plain": True, "points_are": points}} if not profile.layout.joined else {}
-        return dict(item.rest) | plain
+        return other | plain
     raw = decode(item.raw)
     text_path, _ = first(raw, profile.text)
     if text_path != profile.text[0]:
@@ -508,7 +512,7 @@ def _describe_item(
                 how["points_at"] = write_path(points_path)
             if not same(item.points, _written_points(profile, points, factor)):
                 how |= {"points": item.points, "points_are": points}
-    return dict(item.rest) | ({HOW: how} if how else {})
+    return other | ({HOW: how} if how else {})
 
 
 def _read_tags(

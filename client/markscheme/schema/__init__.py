@@ -30,6 +30,7 @@ from markscheme.schema.base import (
     Wire,
 )
 from markscheme.schema.exchange import RubricImport, RubricImported
+from markscheme.schema.judges import JudgeInfo, JudgeList
 from markscheme.schema.lineage import (
     CriterionVerdicts,
     Lineage,
@@ -114,6 +115,8 @@ __all__ = [
     "Heartbeat",
     "Identifier",
     "InduceRequest",
+    "JudgeInfo",
+    "JudgeList",
     "JudgeName",
     "Key",
     "KeyCreate",

@@ -9,6 +9,7 @@ from fastapi import Depends, Header, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BeforeValidator
 
+from markscheme.schema import JudgeList
 from markscheme.vocabulary import Scope
 from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.budgets import BudgetService
@@ -29,7 +30,7 @@ class Services:
     """What routes and middleware use.
 
     `check_ready` raises when the database does not answer. `judge_kind` is that of the default
-    judge.
+    judge, and `judges` describes them all.
     """
 
     authenticator: Authenticator
@@ -43,6 +44,7 @@ class Services:
     erase_team: Callable[[str, Actor], Awaitable[ErasureReport]]
     check_ready: Callable[[], Awaitable[None]]
     judge_kind: Literal["builtin", "openai"]
+    judges: JudgeList
 
 
 async def _services(request: Request) -> Services:  # FastAPI runs plain functions in a thread

@@ -35,7 +35,7 @@ def test_score_writes_scored_lines_and_goes_on_where_it_stopped(
     file = tmp_path / "rollouts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     done = run("score", str(file), "--url", service)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     lines = [
         json.loads(line) for line in (tmp_path / "rollouts.scored.jsonl").read_text().splitlines()
     ]

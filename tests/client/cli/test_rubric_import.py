@@ -40,7 +40,7 @@ def bank(client: Client, prompt: str) -> list[tuple[str | None, str]]:
         ("rar", (), 6),
         ("rubrichub", (), 6),
         ("researchrubrics", (), 5),
-        ("wildchecklists", (), 5),
+        ("wildchecklists", (), 6),
         ("openrubrics", (), 5),
         ("ifeval", (), 6),
         ("promptfoo", (), 5),

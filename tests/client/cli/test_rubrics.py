@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from fakes.shell import command
 from markscheme import Client
@@ -330,6 +332,74 @@ def test_the_examples_of_import_and_export_work_as_printed(
         first, answer = done.stdout.splitlines()
         assert first == json.loads(answer)["rubric"]["id"] == made.id
         assert len(client.rubrics().data) == 2
+
+
+def test_rubrics_come_from_the_columns_of_a_table(
+    rubrics: Callable[..., "subprocess.CompletedProcess[str]"], client: Client, tmp_path: Path
+) -> None:
+    ropd = {
+        "schema_version": "ropd.rubric.v1",
+        "rubrics": [
+            {"criterion_id": f"c{i}", "category": "Task fulfilment", "criterion": f"Is {i}."}
+            | {"points": i}
+            for i in range(1, 5)
+        ],
+        "maximum_score": 10,
+    }
+    rows = [
+        {"question": "One?", "rubric": json.dumps(ropd), "answer": "Yes.", "n": 1},
+        {"question": "Two?", "rubric": "{", "answer": None, "n": 2},
+        {"question": "Three?", "rubric": json.dumps(ropd), "answer": None, "n": 3},
+        {"question": None, "rubric": json.dumps(ropd), "answer": None, "n": 4},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    columns = ("--prompt-column", "question", "--teacher-column", "answer")
+    done = rubrics("import", "t.parquet", "--format", "ropd", "--rubric-column", "rubric", *columns)
+    assert done.returncode == 1
+    assert "t.parquet, row 2: rubric: not JSON" in done.stderr
+    assert "t.parquet, row 4: " in done.stderr
+    assert {r.prompt[0].content for r in client.rubrics().data} == {"One?", "Three?"}
+    assert [each.text for each in client.teacher_responses("One?").data] == ["Yes."]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "folder"])
+def test_a_native_rubric_comes_from_a_row_of_any_source(
+    kind: str,
+    rubrics: Callable[..., "subprocess.CompletedProcess[str]"],
+    client: Client,
+    tmp_path: Path,
+) -> None:
+    own = [
+        {
+            "schema_version": "markscheme.rubric.v1",
+            "prompt": f"Prompt {number}",
+            "criteria": [
+                CRITERIA[0] | {"check": {"kind": "max_words", "value": 9}},
+                CRITERIA[1] | {"check": {"kind": "contains", "texts": ["a"]}},
+            ],
+        }
+        for number in range(3)
+    ]
+    words: tuple[str, ...] = ()
+    if kind == "parquet":  # structs of different checks are padded with nulls
+        parquet.write_table(pyarrow.Table.from_pylist(own), tmp_path / "t.parquet")
+        name = "t.parquet"
+    elif kind == "csv":
+        cells = [json.dumps(each).replace('"', '""') for each in own]
+        (tmp_path / "t.csv").write_text("rubric\n" + "".join(f'"{cell}"\n' for cell in cells))
+        name, words = "t.csv", ("--rubric-column", "rubric")
+    else:
+        (tmp_path / "t").mkdir()
+        for number, each in enumerate(own):
+            (tmp_path / f"t/{number}.jsonl").write_text(json.dumps(each) + "\n")
+        name = "t"
+    for _ in range(2):
+        done = rubrics("import", name, "--format", "native", *words)
+        assert done.returncode == 0, done.stderr
+        assert len(client.rubrics().data) == 3
+    assert "3 rubrics are in the service (3 were there already)" in done.stderr
+    kinds = [criterion.check.kind for criterion in client.rubrics().data[0].criteria]  # type: ignore[union-attr]
+    assert kinds == ["max_words", "contains"]
 
 
 def test_the_example_of_a_mapping_works_as_printed(

@@ -1,11 +1,18 @@
 """``markscheme score``: null rewards are asked for again, and the summary says what happened."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from typer.testing import CliRunner, Result
 
 from client.scripted import GROUP, SUMMARY, Reply, ScriptedService, refusal
@@ -52,7 +59,7 @@ def score(service: ScriptedService, tmp_path: Path) -> Callable[..., Result]:
 
 def scored(tmp_path: Path) -> list[dict[str, Any]]:
     lines = (tmp_path / "r.scored.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines if line]
 
 
 def test_groups_with_null_rewards_are_asked_for_again(
@@ -64,11 +71,12 @@ def test_groups_with_null_rewards_are_asked_for_again(
     service.replies = [Reply(lines=[known, partial, SUMMARY]), Reply(lines=[whole, SUMMARY])]
     rows = [ROW | {"id": "full"}, ROW]
     first = score(rows=rows)
-    assert first.exit_code == 0
+    assert first.exit_code == 3
     assert "1 of 4 rollouts unscored" in first.stderr
     assert "1 budget: A hard budget is spent." in first.stderr
     assert "Run the command again" in first.stderr
     second = score(rows=rows)
+    assert second.exit_code == 0
     assert "1 groups are in" in second.stderr
     assert "1 with null rewards are asked for again" in second.stderr
     assert "0 of 2 rollouts unscored" in second.stderr
@@ -119,3 +127,113 @@ def test_a_missing_key_names_its_variable(
     done = score()
     assert done.exit_code == 1
     assert "MARKSCHEME_API_KEY" in done.stderr
+
+
+def test_a_rubric_given_for_all_is_sent_where_a_row_names_none(
+    service: ScriptedService, score: Callable[..., Result]
+) -> None:
+    replies = [group(rollout("r0", 0.5), rollout("r1", 1.0), name=name) for name in "ab"]
+    service.replies = [Reply(lines=[*replies, SUMMARY])]
+    rows = [ROW | {"id": "a", "rubric_id": "rub_own"}, ROW | {"id": "b"}]
+    assert score("--rubric", "rub_all", rows=rows).exit_code == 0
+    assert [g["rubric_id"] for g in service.asked[0][2]["groups"]] == ["rub_own", "rub_all"]
+
+
+def test_a_group_that_is_refused_fails_alone(
+    service: ScriptedService, score: Callable[..., Result], tmp_path: Path
+) -> None:
+    good = group(rollout("r0", 0.5), rollout("r1", 1.0), name="good")
+    missing = refusal(404, "rubric_not_found")
+    service.replies = [missing, missing, Reply(lines=[good, SUMMARY])]
+    done = score(rows=[ROW | {"id": "bad", "rubric_id": "rub_none"}, ROW | {"id": "good"}])
+    assert done.exit_code == 3
+    assert "group bad: scripted" in done.stderr
+    assert "1 groups refused" in done.stderr
+    assert [line["id"] for line in scored(tmp_path)] == ["good"]
+
+
+def test_a_refusal_of_every_group_ends_it(
+    service: ScriptedService, score: Callable[..., Result]
+) -> None:
+    service.replies = [refusal(422, "invalid_value")]
+    assert score(rows=[ROW | {"id": f"g{i}"} for i in range(40)]).exit_code == 1
+    assert len(service.asked) == 33
+
+
+def test_what_a_rollout_holds_that_cannot_travel_is_made_visible(
+    service: ScriptedService, score: Callable[..., Result]
+) -> None:
+    service.replies = [Reply(lines=[group(rollout("r0", 0.5), rollout("r1", 1.0)), SUMMARY])]
+    assert score(rows=[ROW | {"rollouts": ["a\0b", "c\ud83d"]}]).exit_code == 0
+    (sent,) = service.asked[0][2]["groups"]
+    assert [r["text"] for r in sent["rollouts"]] == ["a\ufffdb", "c\ufffd"]
+
+
+def test_a_parquet_table_with_its_own_columns_is_scored_beside_it(
+    service: ScriptedService, tmp_path: Path
+) -> None:
+    file = tmp_path / "r.parquet"
+    row = {"id": 7, "question": "p", "rollouts": ["x", "y"], "ref": "t", "source": "web"}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+    answer = group(rollout("r0", 0.5), rollout("r1", 1.0), name="7")
+    service.replies = [Reply(lines=[answer, SUMMARY])]
+    words = ["--prompt-column", "question", "--teacher-column", "ref", "--url", service.url]
+    done = CliRunner().invoke(app, ["score", str(file), *words])
+    assert done.exit_code == 0, done.stderr
+    (sent,) = service.asked[0][2]["groups"]
+    assert (sent["id"], sent["prompt"], sent["teacher_responses"]) == ("7", "p", ["t"])
+    assert [line["id"] for line in scored(tmp_path)] == ["7"]
+
+
+def test_two_groups_of_one_id_are_refused_before_anything_is_asked(
+    service: ScriptedService, score: Callable[..., Result]
+) -> None:
+    done = score(rows=[ROW, ROW])
+    assert done.exit_code == 1
+    assert "line 2: the id 'g' is that of" in done.stderr
+    assert service.asked == []
+
+
+@pytest.mark.parametrize("rest", ['{"id": "g", "rollou', '{"id": "h", "rollouts": []}', "\n"])
+def test_a_file_whose_writer_was_killed_is_gone_on_with(
+    rest: str, service: ScriptedService, score: Callable[..., Result], tmp_path: Path
+) -> None:
+    whole = group(rollout("r0", 0.5), rollout("r1", 0.25))
+    first = json.dumps(group(rollout("r0", 1.0), name="known")) + "\n"
+    (tmp_path / "r.scored.jsonl").write_text(first + rest)
+    service.replies = [Reply(lines=[whole, SUMMARY])]
+    done = score(rows=[ROW | {"id": "known", "rollouts": ["x"]}, ROW])
+    assert done.exit_code == 0, done.stderr
+    assert [g["id"] for g in service.asked[0][2]["groups"]] == ["g"]
+    names = [line["id"] for line in scored(tmp_path)]
+    assert [name for name in names if name != "h"] == ["known", "g"]
+
+
+def test_ctrl_c_leaves_a_file_that_is_gone_on_with(
+    service: ScriptedService, tmp_path: Path
+) -> None:
+    names = [f"g{i}" for i in range(33)]
+    answers = [group(rollout("r0", 1.0), name=name) for name in names]
+    service.replies = [
+        Reply(lines=[*answers[:32], SUMMARY]),
+        Reply(lines=[answers[32], SUMMARY], wait_s=60),
+        Reply(lines=[answers[32], SUMMARY]),
+    ]
+    file = tmp_path / "r.jsonl"
+    rows = [{"id": name, "prompt": "p", "rollouts": ["x"]} for name in names]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code = "from markscheme.cli import main; main()"
+    words = [sys.executable, "-c", code, "score", str(file), "--url", service.url]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    while len(service.asked) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Run the command again to go on." in " ".join(stderr.split())
+    assert [line["id"] for line in scored(tmp_path)] == names[:32]
+    again = CliRunner().invoke(app, ["score", str(file), "--url", service.url])
+    assert again.exit_code == 0
+    assert [g["id"] for g in service.asked[2][2]["groups"]] == ["g32"]
+    assert [line["id"] for line in scored(tmp_path)] == names

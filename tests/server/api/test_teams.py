@@ -48,6 +48,7 @@ CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
     ("GET", "/v1/keys"): ("admin", None),
     ("POST", "/v1/keys/{prefix}:rotate"): ("admin", {}),
     ("DELETE", "/v1/keys/{prefix}"): ("admin", None),
+    ("GET", "/v1/judges"): ("read", None),
     ("GET", "/v1/usage"): ("read", None),
     ("PUT", "/v1/teams/{name}/budget"): ("admin", {"hard_usd": 5, "window": "day"}),
     ("GET", "/v1/teams/{name}/budget"): ("read", None),
