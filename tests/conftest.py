@@ -5,7 +5,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before anything imports torch
 
 import asyncio
+import functools
 import shutil
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +25,9 @@ from markscheme_server.config import Settings
 from markscheme_server.judge import gateway
 from markscheme_server.store.maintenance.migrate import prepare
 from markscheme_server.store.store import Store
+
+# Reading the certificate authorities takes 30 ms of CPU, and each HTTP client does it.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
