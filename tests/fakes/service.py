@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
@@ -87,16 +88,19 @@ class Server(uvicorn.Server):
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[str]:
+def running(
+    settings: Settings, *, clock: Callable[[], float] = time.monotonic, in_flight_s: int = 5
+) -> Iterator[str]:
     """Serve until the block ends and yield the URL.
 
-    At the end, check that every error answer had the one error shape.
+    At the end, requests in flight get ``in_flight_s``. Then check that every error answer had the
+    one error shape.
     """
     listener = listen("127.0.0.1", 0)
-    made = create_app(settings)
+    made = create_app(settings, clock=clock)
     share_routes(made)
     app = OneErrorShape(made)
-    server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
+    server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=in_flight_s))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     try:
