@@ -236,10 +236,9 @@ def _load() -> list[Check]:
         Check(
             20,
             area,
-            "2,000 mixed requests leave memory and file descriptors as they were.",
-            (pytest(f"{FAULT}test_soak.py", slow=True, limit_s=600),),
-            part="2,000 requests after 2,000 others, in a minute and not 15; "
-            "while caches fill, memory may grow by 16 MiB",
+            "A quarter of an hour of mixed requests leaves memory and file descriptors as they "
+            "were.",
+            (pytest(f"{FAULT}test_soak.py", slow=True, limit_s=2700),),
         ),
     ]
 

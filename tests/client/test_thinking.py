@@ -1,9 +1,8 @@
 """Where a model's thinking ends and its answer begins."""
 
-import time
-
 import pytest
 
+from growth import assert_linear
 from markscheme.thinking import (
     DELIMITERS,
     opens_thought,
@@ -82,14 +81,8 @@ def test_harmony_answers_in_its_final_channel(text: str, answer: str, finished: 
     "piece", ["<think></think>", "<think>", "</think>", "<|channel|>", "analysis", " \n", "[THINK]"]
 )
 def test_hostile_repetition_takes_linear_time(piece: str) -> None:
-    def seconds(size: int) -> float:
-        text, best = piece * (size // len(piece)), 9.9
-        for _ in range(3):
-            start = time.process_time()
-            for split in (split_thinking, split_reply, split_response):
-                split(text)
-            best = min(best, time.process_time() - start)
-        return best
+    def split(text: str) -> None:
+        for each in (split_thinking, split_reply, split_response):
+            each(text)
 
-    once, twice = seconds(500_000), seconds(1_000_000)
-    assert twice < max(3.0 * once, 0.05)
+    assert_linear(split, lambda size: piece * (size // len(piece)), size=250_000)

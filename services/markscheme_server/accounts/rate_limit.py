@@ -1,7 +1,8 @@
 """Limit the requests per minute of a team, and let them come evenly.
 
 Two windows count: the minute, and a shorter one of `SHORT_WINDOW_S` that takes its part of the
-minute's limit, so that a minute's worth of requests does not come at once.
+minute's limit, so that a minute's worth of requests does not come at once. What both admit is
+paced: a burst begins at `PACE` times the even rate, so that other teams' requests come between.
 """
 
 import math
@@ -14,6 +15,11 @@ from markscheme_server.limits.sliding_window import MINUTE_S, LimitState, Slidin
 SHORT_WINDOW_S = 6
 MIN_BURST = 10
 """Requests that may come in the short window whatever the limit; so few are hardly felt."""
+PACE = 2
+MIN_PER_S = 10
+"""A team's requests may begin this often in a process, whatever its limit."""
+FREE_BURST = 2
+"""Requests of a burst that begin at once."""
 CACHE_S = 1.0
 """Cache a rejection for at most 1 s.
 
@@ -24,10 +30,11 @@ unless Redis was flushed or has come back.
 
 @dataclass(frozen=True, slots=True)
 class RateDecision:
-    """Whether a request is admitted, and the state of its team's limit."""
+    """Whether a request is admitted, how long it waits first, and its team's limit."""
 
     admitted: bool
     state: LimitState
+    delay_s: float = 0.0
 
 
 class TeamRates:
@@ -39,6 +46,7 @@ class TeamRates:
         self._minute, self._short = windows, windows.with_window(SHORT_WINDOW_S)
         self._clock = clock
         self._rejections: dict[str, tuple[int, float, LimitState]] = {}
+        self._paced_until: dict[str, float] = {}
 
     async def hit(self, team: str, rpm: int) -> RateDecision:
         """Count a request of a team that may send `rpm` per minute, if it is admitted.
@@ -62,7 +70,7 @@ class TeamRates:
         now, state = self._clock(), await self._minute.limit_state(rpm, 1, *names)
         if admitted:
             self._rejections.pop(team, None)
-            return RateDecision(True, state)
+            return RateDecision(True, state, self._pace(team, rpm, now))
         state = replace(
             state,
             remaining=min(state.remaining, short_state.remaining),
@@ -70,6 +78,16 @@ class TeamRates:
         )
         self._rejections[team] = rpm, now, state
         return RateDecision(False, state)
+
+    def _pace(self, team: str, rpm: int, now: float) -> float:
+        """Give the request its turn and return the seconds until then.
+
+        The wait is bounded: `_short_limit(rpm)` requests take `SHORT_WINDOW_S / PACE` at most.
+        """
+        spacing_s = 1 / max(MIN_PER_S, PACE * rpm / MINUTE_S)
+        turn = max(now, self._paced_until.get(team, now))
+        self._paced_until[team] = turn + spacing_s
+        return max(0.0, turn - now - (FREE_BURST - 1) * spacing_s)
 
     def _cached_rejection(self, team: str, rpm: int) -> LimitState | None:
         """Return the state of the limit while it is known to be exceeded."""

@@ -286,6 +286,7 @@ class Authenticated:
 class RateLimited:
     """Refuses requests of a team beyond its requests a minute, before the body is read.
 
+    A burst within the limit waits its turn, `markscheme_server.accounts.rate_limit` says how long.
     Every answer to a team with a limit says what is left, in OpenAI's headers.
     """
 
@@ -305,6 +306,7 @@ class RateLimited:
             "x-ratelimit-reset-requests": format_duration(decision.state.reset_s),
         }
         if decision.admitted:
+            await asyncio.sleep(decision.delay_s)
             return await self.app(scope, receive, send)
         metrics.RATE_LIMITED.inc()
         error = TooManyRequests(

@@ -2,9 +2,10 @@
 
 import asyncio
 import random
+import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,6 +18,8 @@ from fakes.processes import eventually
 
 COUNT, AT_ONCE, WARM_UP = 2000, 16, 2000
 MEMORY_BYTES, DESCRIPTORS = 16 * 1024 * 1024, 5
+SOAK_MINUTES, SOAK_PER_S, SLOPE_BYTES = 15, 15, 1024 * 1024
+"""A worker manages about 30 of these requests a second on the machine of docs/reliability.md."""
 
 
 def requests(rubric: str, count: int, seed: int) -> Iterator[tuple[str, str, Any, dict[str, str]]]:
@@ -65,15 +68,21 @@ def requests(rubric: str, count: int, seed: int) -> Iterator[tuple[str, str, Any
             yield "BREW", "/v1/scores", None, {}
 
 
-def send(url: str, rubric: str, count: int, seed: int) -> Counter[int]:
-    """How many answers had each status; one in 40 callers leaves before its answer (status 0)."""
+def send(url: str, rubric: str, count: int, seed: int, per_s: float | None = None) -> Counter[int]:
+    """Return how many answers had each status; one in 40 callers leaves early (status 0).
+
+    ``per_s``: begin so many requests a second, unless all of `AT_ONCE` are under way.
+    """
 
     async def run() -> Counter[int]:
         statuses: Counter[int] = Counter()
+        begun = time.monotonic()
         todo = enumerate(requests(rubric, count, seed))
 
         async def work(session: aiohttp.ClientSession) -> None:
             for number, (method, path, body, headers) in todo:
+                if per_s is not None:
+                    await asyncio.sleep(max(0.0, begun + number / per_s - time.monotonic()))
                 try:
                     async with asyncio.timeout(0.02 if number % 40 == 0 else 60):
                         async with session.request(
@@ -92,6 +101,47 @@ def send(url: str, rubric: str, count: int, seed: int) -> Counter[int]:
     return asyncio.run(run())
 
 
+class Subject:
+    """A service under a judge that answers one call in twenty with garbage."""
+
+    def __init__(
+        self, kind: str, start: Callable[..., Any], judge: FastJudge, fixture: Callable[[str], str]
+    ) -> None:
+        judge.failure, judge.failing_share = GARBAGE, 0.05
+        settings = {"database_url": fixture("database")} if kind == "postgresql" else {}
+        self.judge = judge
+        self.service = start(**model_judge(judge.url), **settings)
+        self.url: str = self.service.url
+        self.process = psutil.Process(self.service.process.pid)
+        self.rubric = create_rubric(self.url, criteria=2)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of resident memory."""
+        bytes_: int = self.service.resident_bytes
+        return bytes_
+
+    def settled(self) -> tuple[int, int]:
+        """Return descriptors and threads once all is answered.
+
+        Connections to the judge are not counted, because they stay open for a while.
+        """
+        for attempt in eventually():
+            with attempt:
+                connections = [c for c in self.process.net_connections("tcp") if c.raddr]
+                assert self.judge.in_flight == 0
+                assert not [c for c in connections if c.laddr.port == self.service.port]
+        kept = [c for c in connections if c.raddr.port == self.judge.port]
+        return self.process.num_fds() - len(kept), self.process.num_threads()
+
+
+def check_statuses(statuses: Counter[int], count: int) -> None:
+    assert sum(statuses.values()) == count
+    assert {status for status in statuses if status >= 500} <= {503}
+    assert statuses[200] > count / 3
+    assert min(statuses[404], statuses[405], statuses[422]) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -100,42 +150,51 @@ def test_two_thousand_mixed_requests_leave_nothing_behind(
     start: Callable[..., Any],
     judge: FastJudge,
     request: pytest.FixtureRequest,
-    tmp_path: Path,
     record_property: Callable[[str, str], None],
 ) -> None:
-    judge.failure, judge.failing_share = GARBAGE, 0.05
-    settings = {"database_url": request.getfixturevalue("database")} if kind == "postgresql" else {}
-    service = start(**model_judge(judge.url), **settings)
-    seen = psutil.Process(service.process.pid)
-    rubric = create_rubric(service.url, criteria=2)
-
-    def settled() -> tuple[int, int, int]:
-        """Return descriptors, threads and memory once all is answered.
-
-        Connections to the judge are not counted, because they stay open for a while.
-        """
-        for attempt in eventually():
-            with attempt:
-                connections = [c for c in seen.net_connections("tcp") if c.raddr]
-                assert judge.in_flight == 0
-                assert not [c for c in connections if c.laddr.port == service.port]
-        kept = [c for c in connections if c.raddr.port == judge.port]
-        return seen.num_fds() - len(kept), seen.num_threads(), service.resident_bytes
-
-    send(service.url, rubric, WARM_UP, seed=0)
-    descriptors, threads, memory = settled()
-    statuses = send(service.url, rubric, COUNT, seed=1)
-    later = settled()
-    assert sum(statuses.values()) == COUNT
-    assert {status for status in statuses if status >= 500} <= {503}
-    assert statuses[200] > COUNT / 3
-    assert min(statuses[404], statuses[405], statuses[422]) > 0
-    grown = later[2] - memory
+    subject = Subject(kind, start, judge, request.getfixturevalue)
+    send(subject.url, subject.rubric, WARM_UP, seed=0)
+    (descriptors, threads), memory = subject.settled(), subject.memory
+    check_statuses(send(subject.url, subject.rubric, COUNT, seed=1), COUNT)
+    (descriptors_later, threads_later), grown = subject.settled(), subject.memory - memory
     record_property(
         "figure",
         f"{kind}: {COUNT} requests, memory {grown / 2**20:+.1f} MiB on {memory / 2**20:.0f}, "
-        f"descriptors {later[0] - descriptors:+d}, threads {later[1] - threads:+d}",
+        f"descriptors {descriptors_later - descriptors:+d}, threads {threads_later - threads:+d}",
     )
-    assert abs(later[0] - descriptors) <= DESCRIPTORS
-    assert later[1] - threads <= DESCRIPTORS
+    assert abs(descriptors_later - descriptors) <= DESCRIPTORS
+    assert threads_later - threads <= DESCRIPTORS
     assert grown <= MEMORY_BYTES
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 * (SOAK_MINUTES + 10))
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_quarter_of_an_hour_of_mixed_requests_leaves_nothing_behind(
+    kind: str,
+    start: Callable[..., Any],
+    judge: FastJudge,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, str], None],
+) -> None:
+    """Compare memory by a line through its values of each minute, the first third left out."""
+    subject = Subject(kind, start, judge, request.getfixturevalue)
+    send(subject.url, subject.rubric, WARM_UP, seed=0)
+    descriptors, threads = subject.settled()
+    count, memory = 60 * SOAK_PER_S, []
+    for minute in range(SOAK_MINUTES):
+        statuses = send(subject.url, subject.rubric, count, seed=1 + minute, per_s=SOAK_PER_S)
+        check_statuses(statuses, count)
+        memory.append(subject.memory)
+    descriptors_later, threads_later = subject.settled()
+    settled = memory[SOAK_MINUTES // 3 :]
+    slope = statistics.linear_regression(range(len(settled)), settled).slope
+    record_property(
+        "figure",
+        f"{kind}: {SOAK_MINUTES * count} requests in {SOAK_MINUTES} minutes, memory "
+        f"{slope / 2**20:+.2f} MiB a minute on {memory[-1] / 2**20:.0f}, descriptors "
+        f"{descriptors_later - descriptors:+d}, threads {threads_later - threads:+d}",
+    )
+    assert abs(descriptors_later - descriptors) <= DESCRIPTORS
+    assert threads_later - threads <= DESCRIPTORS
+    assert slope <= SLOPE_BYTES

@@ -1,9 +1,8 @@
 """Test the copy shown to a judge: it preserves needed letters, hides tricks, and can be quoted."""
 
-import time
-
 import pytest
 
+from growth import assert_linear
 from markscheme_server.judge.sanitise import HIDDEN, quotes, sanitise
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
@@ -172,13 +171,4 @@ def test_a_quotation_that_shows_nothing_is_none(quotation: str, text: str) -> No
     "piece", ["\u200d", "<|", "<|im_end|>", "\U0001f3f4", "\u00ada", "[INST]", "<\uff5c", "\u202e"]
 )
 def test_hostile_repetition_takes_linear_time(piece: str) -> None:
-    def seconds(size: int) -> float:
-        text, best = piece * (size // len(piece)), 9.9
-        for _ in range(3):
-            start = time.process_time()
-            sanitise(text)
-            best = min(best, time.process_time() - start)
-        return best
-
-    once, twice = seconds(100_000), seconds(200_000)
-    assert twice < max(3.2 * once, 0.2)  # a quadratic one takes four times as long
+    assert_linear(sanitise, lambda size: piece * (size // len(piece)), size=50_000)

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markscheme_server.accounts.rate_limit import MIN_BURST, SHORT_WINDOW_S, TeamRates
+from markscheme_server.accounts.rate_limit import (
+    FREE_BURST,
+    MIN_BURST,
+    PACE,
+    SHORT_WINDOW_S,
+    TeamRates,
+)
 from markscheme_server.limits.sliding_window import TICK_S, LimitState, SlidingWindows, limit_state
 from server.limits.clock import before_the_turn
 
@@ -96,6 +102,41 @@ def test_a_rejection_by_the_short_window_does_not_count_in_the_minute() -> None:
         [True] * MIN_BURST + [False] * (30 - MIN_BURST),
         20 - MIN_BURST,
     )
+
+
+def delays(rpm: int, arrivals_s: list[float]) -> list[float]:
+    """Return how long each of a team's requests waits, to the millisecond."""
+    now = 0.0
+
+    async def run() -> list[float]:
+        nonlocal now
+        rates = TeamRates(SlidingWindows(), clock=lambda: now)
+        waited = []
+        for now in arrivals_s:  # noqa: B007
+            decision = await rates.hit("red", rpm)
+            assert decision.admitted
+            waited.append(round(decision.delay_s, 3))
+        return waited
+
+    before_the_turn(SHORT_WINDOW_S)
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(("rpm", "spacing_s"), [(60, 0.1), (300, 0.1), (1200, 0.025)])
+def test_a_burst_begins_at_twice_the_even_rate(rpm: int, spacing_s: float) -> None:
+    burst = max(MIN_BURST, rpm // 10)
+    assert delays(rpm, [0.0] * burst) == pytest.approx(
+        [max(0, i - FREE_BURST + 1) * spacing_s for i in range(burst)], abs=0.001
+    )
+    assert burst * spacing_s <= SHORT_WINDOW_S / PACE
+
+
+def test_requests_that_come_evenly_do_not_wait() -> None:
+    assert delays(300, [i * 0.2 for i in range(20)]) == [0.0] * 20
+
+
+def test_a_burst_is_forgotten_when_its_turns_have_passed() -> None:
+    assert delays(60, [0.0] * 4 + [0.5, 0.5]) == [0.0, 0.0, 0.1, 0.2, 0.0, 0.0]
 
 
 def test_a_changed_limit_starts_at_zero() -> None:
