@@ -54,7 +54,7 @@ demo-control: setup  ## The demo's training beside shuffled rewards, 3 seeds (sl
 # Tests that measure time run alone. The others mostly wait: three at a time keep two cores busy, one thread each.
 test: check  ## Lint, types, import contracts, then the tests
 	$(CLEAN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow and not timed"
-	$(CLEAN) $(BIN)/python -m pytest -m "timed and not slow"
+	$(CLEAN) $(BIN)/python -m pytest -m "timed and not slow" tests/server
 
 fuzz: setup  ## Schemathesis against the running service (slow, about three minutes)
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/api/test_schemathesis.py
