@@ -205,6 +205,7 @@ def test_a_table_in_use_is_not_waited_for_long(
         return config
 
     monkeypatch.setattr(migrating, "alembic_config", with_next)
+    monkeypatch.setattr(migrating, "_newest", lambda: "next")
     answers: list[httpx.Response] = []
 
     def migrate() -> float:
