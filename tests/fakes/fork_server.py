@@ -123,7 +123,7 @@ def _become(request: dict[str, Any], reports: int, output: int) -> None:
     tempfile.tempdir = None  # as the new environment has it
     for standard in (sys.stdout, sys.stderr):
         os.dup2(output, standard.fileno())
-        standard.reconfigure(write_through=True)  # type: ignore[union-attr]
+        standard.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     for descriptor in (reports, output):
         os.close(descriptor)
     sys.argv = ["markscheme", *request["words"]]

@@ -169,13 +169,13 @@ def test_a_change_reaches_every_worker_and_null_is_the_deployments_limit(
     ],
 )
 def test_a_limit_that_cannot_be_is_not(
-    path: str, body: dict[str, Any], status: int, code: str, service: str
+    path: str, body: dict[str, Any], status: int, code: str, shared_service: str
 ) -> None:
-    answer = call(service, "PATCH", f"/v1/teams/{path}", None, body)
+    answer = call(shared_service, "PATCH", f"/v1/teams/{path}", None, body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-    assert [team["rpm"] for team in call(service, "GET", "/v1/teams", None).json()["data"]] == [
-        None
-    ]
+    assert [
+        team["rpm"] for team in call(shared_service, "GET", "/v1/teams", None).json()["data"]
+    ] == [None]
 
 
 def test_the_operator_is_limited_as_the_team_default_is(

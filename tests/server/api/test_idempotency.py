@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -39,6 +42,24 @@ def settings(database_url: str, model_settings: dict[str, Any]) -> dict[str, Any
 def http(serve: Callable[..., str], settings: dict[str, Any]) -> Iterator[httpx.Client]:
     """Connect a client without retries to a service that uses the scripted judge."""
     with httpx.Client(base_url=serve(**settings), timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared_http(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path
+) -> Iterator[httpx.Client]:
+    """Connect to a service that tests share, each with a key and a prompt of its own."""
+    file = tmp_path_factory.mktemp("shared") / "m.db"
+    url = (
+        f"sqlite:///{shutil.copy(migrated_sqlite, file)}"
+        if request.param == "sqlite"
+        else request.getfixturevalue("new_postgres")()
+    )
+    with (
+        running(Settings(_env_file=None, database_url=url, judge="builtin", api_key=None)) as base,
+        httpx.Client(base_url=base, timeout=30) as client,
+    ):
         yield client
 
 
@@ -215,9 +236,10 @@ def test_a_refusal_by_the_work_itself_is_kept(
         | {"criteria": [{"text": "t", "points": 1, "check": {"kind": "regex", "pattern": "(("}}]},
     ],
 )
-def test_a_body_that_is_refused_leaves_no_trace(http: httpx.Client, body: Any) -> None:
-    assert post(http, "k", body).status_code == 422
-    assert post(http, "k").status_code == 201
+def test_a_body_that_is_refused_leaves_no_trace(shared_http: httpx.Client, body: Any) -> None:
+    key = uuid4().hex
+    assert post(shared_http, key, body).status_code == 422
+    assert post(shared_http, key, CREATE | {"prompt": key}).status_code == 201
 
 
 @pytest.mark.parametrize(
@@ -233,9 +255,11 @@ def test_a_body_that_is_refused_leaves_no_trace(http: httpx.Client, body: Any) -
     ],
 )
 def test_keys_are_up_to_255_printable_characters(
-    http: httpx.Client, key: str | bytes, status: int
+    shared_http: httpx.Client, key: str | bytes, status: int
 ) -> None:
-    response = http.post(RUBRICS, json=CREATE, headers=[(b"idempotency-key", key)])  # type: ignore[list-item]
+    headers = [(b"idempotency-key", key)]
+    body = CREATE | {"prompt": uuid4().hex}
+    response = shared_http.post(RUBRICS, json=body, headers=headers)  # type: ignore[arg-type]
     assert response.status_code == status
 
 
