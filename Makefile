@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
 # Waiting threads sleep instead of spinning: beside another busy process spinning costs torch a factor of ten.
 export OMP_WAIT_POLICY ?= PASSIVE
-# Tests and checks never spend money: whatever keys the environment holds are not passed on.
-CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
+# Tests and checks never spend money: whatever keys the environment holds are not passed on. Compiled files are kept:
+# the many processes of the tests would each compile everything.
+CLEAN := env -u PYTHONDONTWRITEBYTECODE -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
 .PHONY: help setup lock docs demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-train gpu-wheels test-gpu compose-test test-judges acceptance clean
