@@ -37,7 +37,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Create an empty database for the service."""
     if request.param == "sqlite":
         return f"sqlite+aiosqlite:///{tmp_path / 'm.db'}"
-    return driver(str(request.getfixturevalue("database")))
+    return driver(str(request.getfixturevalue("empty_database")))
 
 
 def work(url: str, *steps: Work) -> list[Any]:
@@ -153,7 +153,7 @@ def test_what_was_spent_before_money_was_exact_is_converted(url: str) -> None:
     asyncio.run(look())
 
 
-def test_two_migrators_at_once_both_succeed(database: str, tmp_path: Path) -> None:
+def test_two_migrators_at_once_both_succeed(empty_database: str, tmp_path: Path) -> None:
     running = [
         subprocess.Popen(
             [processes.COMMAND, "migrate"],
@@ -161,13 +161,13 @@ def test_two_migrators_at_once_both_succeed(database: str, tmp_path: Path) -> No
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment({"database_url": database}),
+            env=environment({"database_url": empty_database}),
         )
         for _ in range(2)
     ]
     said = [process.communicate(timeout=60)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], said
-    assert work(driver(database), differences) == [[]]
+    assert work(driver(empty_database), differences) == [[]]
 
 
 NEXT = """
