@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
 # Waiting threads sleep instead of spinning: beside another busy process spinning costs torch a factor of ten.
 export OMP_WAIT_POLICY ?= PASSIVE
-# Tests and checks never spend money: whatever keys the environment holds are not passed on.
-CLEAN := env -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
+# Tests and checks never spend money: whatever keys the environment holds are not passed on. Compiled files are kept:
+# the many processes of the tests would each compile everything.
+CLEAN := env -u PYTHONDONTWRITEBYTECODE -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
 .PHONY: help setup lock docs demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-import bench-train gpu-wheels test-gpu compose-test test-judges test-resolve acceptance clean
@@ -54,7 +55,7 @@ demo-control: setup  ## The demo's training beside shuffled rewards, 3 seeds (sl
 # Tests that measure time run alone. The others mostly wait: three at a time keep two cores busy, one thread each.
 test: check  ## Lint, types, import contracts, then the tests
 	$(CLEAN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow and not timed"
-	$(CLEAN) $(BIN)/python -m pytest -m "timed and not slow"
+	$(CLEAN) $(BIN)/python -m pytest -m "timed and not slow" tests/server
 
 fuzz: setup  ## Schemathesis against the running service (slow, about three minutes)
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/api/test_schemathesis.py

@@ -5,7 +5,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before anything imports torch
 
 import asyncio
+import functools
 import shutil
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,18 +26,26 @@ from markscheme_server.judge import gateway
 from markscheme_server.store.maintenance.migrate import prepare
 from markscheme_server.store.store import Store
 
+# Reading the certificate authorities takes 30 ms of CPU, and each HTTP client does it.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
+
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 # By default structlog shows the values of all variables of a traceback: seconds for each.
 structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
 
 
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees a key or a setting of the machine it runs on."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the keys and settings of the machine."""
     for name in list(os.environ):
         if name.startswith(("OPENAI_", "MARKSCHEME_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees a key or a setting of the machine it runs on."""
+    clean_environment(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +105,20 @@ def model_settings(judge: ScriptedJudge, monkeypatch: pytest.MonkeyPatch) -> dic
 def service(serve: Callable[..., str]) -> str:
     """Start a service with the builtin judge."""
     return serve()
+
+
+@pytest.fixture(scope="module")
+def shared_service(
+    tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path
+) -> Iterator[str]:
+    """Start a service with the builtin judge, for those tests of a module that leave nothing."""
+    home = tmp_path_factory.mktemp("shared")
+    shutil.copy(migrated_sqlite, home / "markscheme.db")
+    with pytest.MonkeyPatch.context() as patch:
+        clean_environment(patch)
+        settings = Settings(_env_file=None, home=home, judge="builtin")
+    with running(settings) as url:
+        yield url
 
 
 @pytest.fixture

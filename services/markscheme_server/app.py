@@ -1,7 +1,8 @@
 """Build the application from settings."""
 
 import importlib.metadata
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypedDict, get_args
@@ -165,12 +166,18 @@ def _reveal(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret is not None else None
 
 
-def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    drain: Drain | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> FastAPI:
     """Build the service. It migrates the database when it starts.
 
     Args:
         settings: What the deployment decides.
         drain: The shutdown state that the server sets.
+        clock: Seconds by which cached keys, limits and budgets expire.
     """
 
     @asynccontextmanager
@@ -192,6 +199,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
             pepper=_reveal(settings.key_pepper),
             require_key=settings.require_api_key,
             team_rpm=settings.team_rpm,
+            clock=clock,
         )
         redis = (
             Redis(settings.redis_url, _reveal(settings.redis_password))
@@ -205,8 +213,8 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         for judge in made.values():
             await recall_probes(store, judge)
         judges = Judges(made, settings.roles)
-        rates = TeamRates(SlidingWindows(workers=settings.workers, redis=redis))
-        budgets = BudgetService(store.budgets, store.ledger)
+        rates = TeamRates(SlidingWindows(workers=settings.workers, redis=redis), clock=clock)
+        budgets = BudgetService(store.budgets, store.ledger, clock=clock)
         rubric_service = RubricService(
             store, Freshness(settings.reuse_max_uses, settings.reuse_max_mean_reward), budgets
         )

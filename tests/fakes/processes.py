@@ -16,10 +16,11 @@ import httpx
 import psutil
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from fakes.fork_server import ForkedProcess
+
 PATIENCE_S = 30.0
 """How long a test waits for what must come, in seconds: many times what a busy machine needs."""
 COMMAND = str(Path(sys.executable).with_name("markscheme"))
-CONSTANTS = str(Path(__file__).with_name("constants.py"))
 
 
 class NotYet(Exception):
@@ -76,17 +77,14 @@ class ServiceProcess:
         directory.mkdir(parents=True, exist_ok=True)
         stated = {"home": directory} | dict(settings)
         constants = stated.pop("constants", {})
-        run = [sys.executable, CONSTANTS] if constants else [COMMAND]
         self.output = directory / f"serve-{time.monotonic_ns()}.log"
         with self.output.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*run, "serve", "--port", "0", *arguments],
+            self.process = ForkedProcess(
+                ["serve", "--port", "0", *arguments],
                 cwd=directory,
-                stdout=log,
-                stderr=subprocess.STDOUT,
                 env=environment(stated)
                 | {"PYTHONUNBUFFERED": "1", "CONSTANTS": json.dumps(constants)},
-                start_new_session=True,
+                output=log,
             )
         self.url = ""
 

@@ -2,14 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from markscheme.schema import ErrorBody
@@ -53,33 +54,53 @@ class OneErrorShape:
             self.faults.append(f"{scope['method']} {scope['path']}: {status} {content[:200]!r}")
 
 
-_included: list[BaseRoute] = []
-"""The included routers of the first service: see `share_routes`."""
+_first: list[FastAPI] = []
+"""The application of the first service: see `share_routes`."""
 
 
 def share_routes(app: FastAPI) -> None:
     """Let the services of this process share what FastAPI builds of included routers.
 
-    It builds them at the first request of each application, which takes longer than all else of a
-    start; they are the same for all.
+    It builds them, and their OpenAPI document, when each application first needs them, which takes
+    longer than all else of a start; they are the same for all.
     """
+    if not _first:
+        _first.append(app)
     own = [route for route in app.router.routes if isinstance(route, Route)]
-    if not _included:
-        _included.extend(route for route in app.router.routes if not isinstance(route, Route))
-    app.router.routes[:] = own + _included
+    included = [route for route in _first[0].router.routes if not isinstance(route, Route)]
+    app.router.routes[:] = own + included
+    app.openapi = _first[0].openapi  # type: ignore[method-assign]
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server. It stops at once, where uvicorn looks every 0.1 s whether it should."""
+
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    async def main_loop(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        await self.on_tick(0)
+        await self._stop.wait()
+
+    def stop(self) -> None:
+        if self._loop is not None:  # else it did not start
+            self._loop.call_soon_threadsafe(self._stop.set)
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[str]:
+def running(
+    settings: Settings, *, clock: Callable[[], float] = time.monotonic, in_flight_s: int = 5
+) -> Iterator[str]:
     """Serve until the block ends and yield the URL.
 
-    At the end, check that every error answer had the one error shape.
+    At the end, requests in flight get ``in_flight_s``. Then check that every error answer had the
+    one error shape.
     """
     listener = listen("127.0.0.1", 0)
-    made = create_app(settings)
+    made = create_app(settings, clock=clock)
     share_routes(made)
     app = OneErrorShape(made)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
+    server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=in_flight_s))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     try:
@@ -87,7 +108,7 @@ def running(settings: Settings) -> Iterator[str]:
         httpx.get(f"{url}/healthz", timeout=60)  # builds the routes, one service at a time
         yield url
     finally:
-        server.should_exit = True
+        server.stop()
         thread.join()
         listener.close()
     assert app.faults == []

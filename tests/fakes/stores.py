@@ -176,9 +176,9 @@ class PostgresServer:
             self.stop_immediately()
         shutil.rmtree(self._made.pgdata.parent, ignore_errors=True)
 
-    def create(self, name: str) -> str:
-        """Create an empty database and return its URL."""
-        self.query(f'CREATE DATABASE "{name}"')
+    def create(self, name: str, *, template: str = "template1") -> str:
+        """Create a database as a copy, by default an empty one, and return its URL."""
+        self.query(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self.url(name)
 
     def query(

@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 
+from fakes.clock import Clock
 from fakes.service import running
 from fakes.stores import PostgresServer, RedisServer
 from markscheme_server.config import Settings
@@ -84,7 +85,13 @@ def organisation(database_url: str) -> Iterator[Keys]:
 
 
 @pytest.fixture
-def start(database_url: str) -> Iterator[Callable[..., str]]:
+def clock() -> Clock:
+    """By which what the services of `start` cache expires."""
+    return Clock()
+
+
+@pytest.fixture
+def start(database_url: str, clock: Clock) -> Iterator[Callable[..., str]]:
     """Start services on the database; each call is one more."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(
@@ -93,7 +100,8 @@ def start(database_url: str) -> Iterator[Callable[..., str]]:
                     _env_file=None,
                     database_url=database_url,
                     **({"judge": "builtin", "key_pepper": PEPPER} | settings),
-                )
+                ),
+                clock=clock,
             )
         )
 

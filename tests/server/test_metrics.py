@@ -66,13 +66,13 @@ def test_what_has_not_happened_shows_as_zero(reason: UnscoredReason) -> None:
     ],
 )
 def test_a_request_counts_under_its_template(
-    service: str, method: str, path: str, route: str, as_method: str, status: int
+    shared_service: str, method: str, path: str, route: str, as_method: str, status: int
 ) -> None:
     before = count(route, as_method, status)
-    answer = httpx.request(method, f"{service}{path}", verify=False, timeout=60)
+    answer = httpx.request(method, f"{shared_service}{path}", verify=False, timeout=60)
     assert answer.status_code == status, answer.text
     assert count(route, as_method, status) == before + 1
-    text = httpx.get(f"{service}/metrics", verify=False, timeout=60).text
+    text = httpx.get(f"{shared_service}/metrics", verify=False, timeout=60).text
     assert "planted" not in text.lower()
 
 

@@ -1,6 +1,5 @@
 """A training run in a process of its own that kills itself, ``kill -9``, at a named point."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from markscheme_train.self_teacher import ModelCopy
 from markscheme_train.step_log import StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import silence_libraries, train
+from train.forked import context
 
 POINTS: dict[str, tuple[Any, str]] = {
     "before the rollouts": (MarkschemeTrainer, "_generate"),
@@ -67,9 +67,7 @@ def run(
     within_s: float = 120,
 ) -> int | None:
     """Its exit code; killed: ``-9``. Forked from a process that has everything imported already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=main, args=(settings, url, resume, point, occasion))
+    process = context().Process(target=main, args=(settings, url, resume, point, occasion))
     process.start()
     process.join(within_s)
     if process.is_alive():

@@ -1,7 +1,6 @@
-"""A run of several processes whose service goes away after the first step, for ``torchrun``."""
+"""A run of several processes whose service goes away after the first step."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,3 @@ def main(settings: Path) -> None:
         assert last_checkpoint(output) == output / "checkpoint-1"
     else:
         raise AssertionError("the run went on without a service")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,7 +1,6 @@
-"""Compute SRPO's loss and whole gradient on a sharded model (FSDP2, CPU mesh), for ``torchrun``."""
+"""Compute SRPO's loss and whole gradient on a sharded model (FSDP2, CPU mesh)."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,3 @@ def main(out: Path) -> None:
     distributed.barrier()
     distributed.destroy_process_group()
     os._exit(0)  # gloo's threads may outlive their group, and an ordinary exit then aborts
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

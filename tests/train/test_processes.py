@@ -14,13 +14,14 @@ import torch
 from markscheme.errors import ServiceUnavailable, error_class
 from markscheme.integrations.processes import _picklable
 from markscheme_train.losses import entropy, entropy_weight_sums
+from train import lost_service, recorded_run, sharded_loss
+from train.forked import run_together
 from train.sharded_loss import batch, gradient_of
 from train.tiny import tiny_model
 
-SCRIPT = Path(__file__).parent / "recorded_run.py"
-
 
 def launch(script: Path, *arguments: Path, processes: int) -> None:
+    """Run a script with torchrun; one process: with Python."""
     command = [
         sys.executable,
         "-m",
@@ -48,7 +49,9 @@ def launch(script: Path, *arguments: Path, processes: int) -> None:
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 
-def run(directory: Path, settings: dict[str, Any], *, processes: int) -> dict[str, Any]:
+def run(
+    directory: Path, settings: dict[str, Any], *, processes: int, torchrun: bool
+) -> dict[str, Any]:
     file, out = directory / f"settings-{processes}.json", directory / f"out-{processes}.pt"
     rows = 8 // processes
     file.write_text(
@@ -60,7 +63,11 @@ def run(directory: Path, settings: dict[str, Any], *, processes: int) -> dict[st
             }
         )
     )
-    launch(SCRIPT, file, out, processes=processes)
+    if torchrun:
+        launch(Path(recorded_run.__file__), file, out, processes=processes)
+    else:
+        errors = directory / f"errors-{processes}"
+        run_together(recorded_run.main, file, out, processes=processes, errors=errors)
     made: dict[str, Any] = torch.load(out, weights_only=False)
     return made
 
@@ -69,22 +76,26 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "torchrun"),
     [
-        pytest.param({"num_generations": 4}, id="whole groups", marks=SLOW),
+        pytest.param({"num_generations": 4}, True, id="whole groups", marks=SLOW),
         pytest.param(
             {"num_generations": 4, "only_first_group_fails": True},
+            False,
             id="a process without routed rows",
         ),
-        pytest.param({"num_generations": 8}, id="a group over both processes", marks=SLOW),
+        pytest.param({"num_generations": 8}, True, id="a group over both processes", marks=SLOW),
         pytest.param(
-            {"num_generations": 4, "num_iterations": 2, "max_steps": 4}, id="several iterations"
+            {"num_generations": 4, "num_iterations": 2, "max_steps": 4},
+            False,
+            id="several iterations",
         ),
     ],
 )
 def test_two_processes_do_what_one_does(
-    change: dict[str, Any], settings: dict[str, Any], tmp_path: Path
+    change: dict[str, Any], torchrun: bool, settings: dict[str, Any], tmp_path: Path
 ) -> None:
+    """The quick ones are forked, which saves them the imports."""
     config = {
         **settings,
         "preset": "srpo",
@@ -96,7 +107,7 @@ def test_two_processes_do_what_one_does(
         "save_steps": 2,
         **change,
     }
-    one, two = (run(tmp_path, config, processes=count) for count in (1, 2))
+    one, two = (run(tmp_path, config, processes=count, torchrun=torchrun) for count in (1, 2))
     assert (two["processes"], two["wrapper"]) == (2, "DistributedDataParallel")
     assert two["asked"] == one["asked"] == 2  # the first process asks for both
     for count in (1, 2):
@@ -134,7 +145,7 @@ def test_two_processes_that_lose_the_service_leave_together(
             }
         )
     )
-    launch(SCRIPT.with_name("lost_service.py"), file, processes=2)
+    run_together(lost_service.main, file, processes=2, errors=tmp_path / "errors")
     assert (tmp_path / "out" / "checkpoint-1" / "self_teacher.pt").is_file()
     assert not (tmp_path / "out" / ".saving").exists()
 
@@ -142,7 +153,7 @@ def test_two_processes_that_lose_the_service_leave_together(
 def test_the_loss_of_a_model_in_parts(tmp_path: Path) -> None:
     """FSDP2: two processes with half of the weights and rows each give the whole gradient."""
     out = tmp_path / "out.pt"
-    launch(SCRIPT.with_name("sharded_loss.py"), out, processes=2)
+    run_together(sharded_loss.main, out, processes=2, errors=tmp_path / "errors")
     found = torch.load(out, weights_only=False)
     model, rows = tiny_model(), batch()
     sums = entropy_weight_sums(

@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
+from fakes.clock import Clock
 from fakes.processes import eventually
 from fakes.stores import RedisServer
 from markscheme import Client
 from markscheme_server import metrics
+from markscheme_server.accounts.auth import CACHE_S
 from markscheme_server.api.middleware import format_duration
 from server.limits.clock import before_the_turn
 from server.organisation import OPERATOR, RUBRIC, SCORE, Keys, call
@@ -23,8 +25,6 @@ Start = Callable[..., str]
 LIMIT, REMAINING, RESET = (
     f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")
 )
-LATER_S = 0.6
-"""After it every worker knows of a change."""
 
 
 def asked(url: str, key: str | None, times: int = 1) -> list[httpx.Response]:
@@ -130,6 +130,7 @@ def test_a_batch_is_one_request_and_every_answer_tells_what_is_left(
 def test_a_change_reaches_every_worker_and_null_is_the_deployments_limit(
     organisation: Keys,
     start: Start,
+    clock: Clock,
 ) -> None:
     key = organisation.key("red", "read")
     urls = [start(api_key=OPERATOR, team_rpm=50) for _ in range(2)]
@@ -137,7 +138,7 @@ def test_a_change_reaches_every_worker_and_null_is_the_deployments_limit(
     for rpm, expected in ((7, "7"), (None, "50"), (1_000_000, "1000000")):
         told = call(urls[0], "PATCH", "/v1/teams/red", OPERATOR, {"rpm": rpm})
         assert (told.status_code, told.json()["rpm"]) == (200, rpm)
-        time.sleep(LATER_S)
+        clock.advance(CACHE_S)
         assert [asked(url, key)[0].headers[LIMIT] for url in urls] == [expected, expected]
     listed = call(urls[1], "GET", "/v1/teams", OPERATOR).json()["data"]
     assert {team["name"]: team["rpm"] for team in listed} == {
@@ -168,28 +169,30 @@ def test_a_change_reaches_every_worker_and_null_is_the_deployments_limit(
     ],
 )
 def test_a_limit_that_cannot_be_is_not(
-    path: str, body: dict[str, Any], status: int, code: str, service: str
+    path: str, body: dict[str, Any], status: int, code: str, shared_service: str
 ) -> None:
-    answer = call(service, "PATCH", f"/v1/teams/{path}", None, body)
+    answer = call(shared_service, "PATCH", f"/v1/teams/{path}", None, body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-    assert [team["rpm"] for team in call(service, "GET", "/v1/teams", None).json()["data"]] == [
-        None
-    ]
+    assert [
+        team["rpm"] for team in call(shared_service, "GET", "/v1/teams", None).json()["data"]
+    ] == [None]
 
 
-def test_the_operator_is_limited_as_the_team_default_is(organisation: Keys, start: Start) -> None:
+def test_the_operator_is_limited_as_the_team_default_is(
+    organisation: Keys, start: Start, clock: Clock
+) -> None:
     guarded, single = start(api_key=OPERATOR), start()
     assert LIMIT not in asked(guarded, OPERATOR)[0].headers
     assert LIMIT not in asked(single, None)[0].headers
     organisation.limit("default", 2)
-    time.sleep(LATER_S)
+    clock.advance(CACHE_S)
     before_the_turn()
     assert statuses(guarded, OPERATOR, 3) == [200, 200, 429]
     assert statuses(single, None, 3) == [200, 200, 429]
     organisation.limit(
         "default", None
     )  # the commands work on the database, so nobody shuts themselves out
-    time.sleep(LATER_S)
+    clock.advance(CACHE_S)
     assert statuses(guarded, OPERATOR, 3) == [200, 200, 200]
 
 

@@ -220,9 +220,9 @@ def test_requests_go_on_when_the_terminal_is_gone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["/healthz", "/readyz", "/metrics", "/v1/rubrics", "/openapi.json", "/v1/usage"]
 )
-def test_head_is_answered_where_get_is(path: str, service: str) -> None:
+def test_head_is_answered_where_get_is(path: str, shared_service: str) -> None:
     got, asked = (
-        httpx.request(method, service + path, verify=False, timeout=60)
+        httpx.request(method, shared_service + path, verify=False, timeout=60)
         for method in ("GET", "HEAD")
     )
     assert asked.status_code == got.status_code == 200
@@ -230,21 +230,22 @@ def test_head_is_answered_where_get_is(path: str, service: str) -> None:
     assert asked.headers["content-type"] == got.headers["content-type"]
 
 
-def test_head_where_there_is_no_get_is_refused_like_any_other_method(service: str) -> None:
-    answer = httpx.head(f"{service}/v1/scores", verify=False, timeout=60)
+def test_head_where_there_is_no_get_is_refused_like_any_other_method(shared_service: str) -> None:
+    answer = httpx.head(f"{shared_service}/v1/scores", verify=False, timeout=60)
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert (
-        httpx.post(f"{service}/v1/usage", verify=False, timeout=60).headers["allow"] == "GET, HEAD"
+        httpx.post(f"{shared_service}/v1/usage", verify=False, timeout=60).headers["allow"]
+        == "GET, HEAD"
     )
 
 
 @pytest.mark.parametrize(
     "text", ["1_000", "+1000", "1000.0", "0x10", "١٠٠٠", "1e3", "-1", "", "9" * 400]
 )
-def test_a_number_in_a_header_is_digits(text: str, service: str) -> None:
+def test_a_number_in_a_header_is_digits(text: str, shared_service: str) -> None:
     body = {"groups": [{"id": "g", "prompt": "p", "rollouts": [{"id": "r", "text": "t"}]}]}
     answer = httpx.post(
-        f"{service}/v1/scores",
+        f"{shared_service}/v1/scores",
         json=body,
         headers={"X-Deadline-Ms": text.encode()},
         verify=False,
@@ -252,5 +253,7 @@ def test_a_number_in_a_header_is_digits(text: str, service: str) -> None:
     )
     assert answer.status_code == 422
     assert answer.json()["error"]["code"] == "invalid_value"
-    listed = httpx.get(f"{service}/v1/rubrics", params={"limit": text}, verify=False, timeout=60)
+    listed = httpx.get(
+        f"{shared_service}/v1/rubrics", params={"limit": text}, verify=False, timeout=60
+    )
     assert listed.status_code == 422

@@ -1,5 +1,6 @@
 """What the fault tests stand on: real servers, real processes, a judge that fails to order."""
 
+import asyncio
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from fakes.fast_judge import FastJudge
 from fakes.processes import ServiceProcess
 from fakes.stores import PostgresServer
 from fakes.tcp_proxy import TcpProxy
+from markscheme_server.store.maintenance.migrate import prepare
 
 Start = Callable[..., ServiceProcess]
 _names = itertools.count()
@@ -25,9 +27,23 @@ def judge() -> Iterator[FastJudge]:
 
 
 @pytest.fixture
-def database(postgres: PostgresServer) -> str:
-    """Create an empty database and return its URL."""
+def empty_database(postgres: PostgresServer) -> str:
+    """Create a database without tables and return its URL."""
     return postgres.create(f"test{next(_names)}")
+
+
+@pytest.fixture(scope="session")
+def migrated_database(postgres: PostgresServer) -> str:
+    """Create a database without rows and return its name: others are copied from it."""
+    url = postgres.create("migrated_by_postgres")
+    asyncio.run(prepare(url.replace("postgresql://", "postgresql+asyncpg://")))
+    return "migrated_by_postgres"
+
+
+@pytest.fixture
+def database(postgres: PostgresServer, migrated_database: str) -> str:
+    """Create a database without rows and return its URL."""
+    return postgres.create(f"test{next(_names)}", template=migrated_database)
 
 
 @pytest.fixture

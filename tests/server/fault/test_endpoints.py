@@ -29,7 +29,6 @@ def die(judge: FastJudge, how: str) -> None:
         judge.mode = fast_judge.HANG if how == "hangs" else status(500)
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize(
     ("how", "count", "per_s", "spare_s"),
     [

@@ -63,18 +63,17 @@ def test_one_rollout_behind_another_teams_many_waits_for_one_call(
     url, (many, one) = serve_teams(start, judge, judge_concurrency=8)
     rubrics = create(url, many), create(url, one)
     sending, _ = in_background(
-        [score(url, rubrics[0], [f"answer {i}" for i in range(200)], prompt="p", headers=many)]
+        [score(url, rubrics[0], [f"answer {i}" for i in range(120)], prompt="p", headers=many)]
     )
     for attempt in eventually():
         with attempt:
             assert judge.in_flight == 8
     answer = send_all([score(url, rubrics[1], ["an answer"], prompt="p", headers=one)])[0]
     assert answer.rewards == [1.0]
-    assert answer.elapsed_s <= 10 * CALL_S  # behind all of them it would take 26 calls
+    assert answer.elapsed_s <= 10 * CALL_S  # behind all of them it would take 16 calls
     sending.join(PATIENCE_S)
 
 
-@pytest.mark.timed
 def test_poisonous_rollouts_of_one_team_do_not_make_the_judge_unavailable(
     start: Any, judge: FastJudge
 ) -> None:

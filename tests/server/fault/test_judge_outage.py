@@ -39,7 +39,6 @@ def trip(url: str, rubric_id: str, judge: FastJudge) -> None:
     judge.forget()
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize(
     ("per_s", "for_s", "probe_s", "share", "answered_s"),
     [(10, 4.0, 1.0, 0.5, 5.0), pytest.param(20, 60.0, 15.0, 0.99, 0.1, marks=pytest.mark.slow)],
@@ -75,7 +74,6 @@ def test_an_outage_is_not_amplified(
     assert int(refused.headers["Retry-After"]) >= 1
 
 
-@pytest.mark.timed
 def test_calls_wait_for_the_judge_to_return(
     serve: Serve, judge: FastJudge, breaker: SetBreaker
 ) -> None:
@@ -113,7 +111,6 @@ def test_the_breaker_closes_again(serve: Serve, judge: FastJudge, breaker: SetBr
     assert judge.max_in_flight > 4
 
 
-@pytest.mark.timed
 def test_one_probe_at_a_time(serve: Serve, judge: FastJudge, breaker: SetBreaker) -> None:
     """A probe that hangs keeps others waiting, not trying."""
     breaker(0.3, 30)
@@ -159,7 +156,6 @@ def test_a_few_failures_are_no_outage(serve: Serve, judge: FastJudge, breaker: S
     assert send_all([score(url, rubric_id, ["one more"])])[0].rewards == [1.0]
 
 
-@pytest.mark.timed
 def test_half_of_the_calls_failing_is_not_amplified(
     serve: Serve, judge: FastJudge, breaker: SetBreaker
 ) -> None:

@@ -38,7 +38,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         (tmp_path / "m.db").touch()
         return f"sqlite+aiosqlite:///{tmp_path / 'm.db'}"
-    return driver(str(request.getfixturevalue("database")))
+    return driver(str(request.getfixturevalue("empty_database")))
 
 
 def work(url: str, *steps: Work) -> list[Any]:
@@ -186,7 +186,7 @@ def test_stored_verdicts_survive_that_a_verdict_may_not_apply(url: str) -> None:
         work(url, to("0009"), lambda c: c.execute(erased), insert("late", True))
 
 
-def test_two_migrators_at_once_both_succeed(database: str, tmp_path: Path) -> None:
+def test_two_migrators_at_once_both_succeed(empty_database: str, tmp_path: Path) -> None:
     running = [
         subprocess.Popen(
             [processes.COMMAND, "migrate"],
@@ -194,13 +194,13 @@ def test_two_migrators_at_once_both_succeed(database: str, tmp_path: Path) -> No
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment({"database_url": database}),
+            env=environment({"database_url": empty_database}),
         )
         for _ in range(2)
     ]
     said = [process.communicate(timeout=60)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], said
-    assert work(driver(database), differences) == [[]]
+    assert work(driver(empty_database), differences) == [[]]
 
 
 NEXT = """
@@ -238,6 +238,7 @@ def test_a_table_in_use_is_not_waited_for_long(
         return config
 
     monkeypatch.setattr(migrating, "alembic_config", with_next)
+    monkeypatch.setattr(migrating, "_newest", lambda: "next")
     answers: list[httpx.Response] = []
 
     def migrate() -> float:

@@ -27,7 +27,6 @@ FAULTS: dict[str, Callable[[RedisServer, TcpProxy], None]] = {
 SHORT, LONG = (8, 1.0, 1.5, 1.0, 10.0), (20, 5.0, 5.0, 10.0, 0.05)
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize(
     ("fault", "per_s", "before_s", "first_s", "then_s", "spare_s"),
     [

@@ -85,12 +85,13 @@ def test_what_is_put_in_is_read_back_and_counted_once(client: Client) -> None:
         ({"entries": [{"prompt": PROMPT, "responses": ["x"], "price": 1}]}, 422),
     ],
 )
-def test_bad_entries_change_nothing(body: dict[str, Any], code: int, service: str) -> None:
-    assert httpx.post(f"{service}/v1/teacher-responses", json=body, timeout=60).status_code == code
+def test_bad_entries_change_nothing(body: dict[str, Any], code: int, shared_service: str) -> None:
+    answer = httpx.post(f"{shared_service}/v1/teacher-responses", json=body, timeout=60)
+    assert answer.status_code == code
     assert (
-        httpx.get(f"{service}/v1/teacher-responses", params={"prompt": PROMPT}, timeout=60).json()[
-            "data"
-        ]
+        httpx.get(
+            f"{shared_service}/v1/teacher-responses", params={"prompt": PROMPT}, timeout=60
+        ).json()["data"]
         == []
     )
 
@@ -98,9 +99,10 @@ def test_bad_entries_change_nothing(body: dict[str, Any], code: int, service: st
 @pytest.mark.parametrize(
     "params", [{}, {"prompt": PROMPT, "prompt_key": "0" * 64}, {"prompt_key": "zz"}]
 )
-def test_one_prompt_is_read_at_a_time(params: dict[str, str], service: str) -> None:
+def test_one_prompt_is_read_at_a_time(params: dict[str, str], shared_service: str) -> None:
     assert (
-        httpx.get(f"{service}/v1/teacher-responses", params=params, timeout=60).status_code == 422
+        httpx.get(f"{shared_service}/v1/teacher-responses", params=params, timeout=60).status_code
+        == 422
     )
 
 

@@ -7,12 +7,14 @@ security still applies to it, unless it is a superuser.
 """
 
 import os
+from functools import cache
 from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme_server.store.engine.database import ALL_TEAMS, NO_TEAM, Database, create_engine
@@ -102,7 +104,14 @@ def _upgrade(connection: sa.Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-    command.upgrade(alembic_config(connection), "head")
+    if _revision(connection) != _newest():
+        command.upgrade(alembic_config(connection), "head")
+
+
+@cache
+def _newest() -> str | None:
+    """Return the newest of our revisions. Alembic reads and compiles the files of all for it."""
+    return ScriptDirectory.from_config(alembic_config()).get_current_head()
 
 
 def _revision(connection: sa.Connection) -> str | None:

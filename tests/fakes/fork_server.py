@@ -1,0 +1,148 @@
+"""Start `markscheme` commands without their imports, which take three seconds of CPU.
+
+As a script, this is a process that has imported the service. It forks a child for each request, and
+the child runs the command as if it had been started by itself: in its own session, folder and
+environment. `CONSTANTS` in the environment holds other values for constants of the service, as
+JSON: `{"markscheme_server.app.CLAIM_LEASE_S": 1}`. The workers of `serve --workers` are started
+anew, import this module again and so get the same values.
+"""
+
+import atexit
+import json
+import os
+import pkgutil
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+class ForkedProcess:
+    """A command in a process of its own, with the part of `subprocess.Popen` that tests use."""
+
+    def __init__(
+        self, words: Sequence[str], *, cwd: Path, env: Mapping[str, str], output: BinaryIO
+    ) -> None:
+        self.returncode: int | None = None
+        self._reports, theirs = socket.socketpair()
+        request = json.dumps({"words": list(words), "cwd": str(cwd), "env": dict(env)}).encode()
+        with theirs:
+            length = len(request).to_bytes(8, "big")
+            socket.send_fds(_server(), [length], [theirs.fileno(), output.fileno()])
+            _server().sendall(request)
+        self.pid = self._read()
+
+    def _read(self) -> int:
+        """Read what is reported: the process id, later the exit status."""
+        report = self._reports.recv(8, socket.MSG_WAITALL)
+        if len(report) < 8:
+            raise RuntimeError("the fork server has ended")
+        return int.from_bytes(report, "big", signed=True)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit status; negative: the signal that ended the process."""
+        if self.returncode is None:
+            if not select.select([self._reports], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("markscheme", timeout or 0.0)
+            self.returncode = self._read()
+            self._reports.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Return the exit status, or `None` while the process runs."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def send_signal(self, sent: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, sent)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@cache
+def _server() -> socket.socket:
+    """Start this process's server at its first use."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, __file__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+
+    def close() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(close)
+    return ours
+
+
+def _serve(requests: socket.socket) -> None:
+    """Fork for each request until the other side closes; return in the children only."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the test's process ends this one
+    while True:
+        length, descriptors, _flags, _address = socket.recv_fds(requests, 8, 2)
+        if not length:
+            sys.exit()
+        request = json.loads(requests.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL))
+        child = os.fork()
+        if child == 0:
+            requests.close()
+            return _become(request, *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass  # removes what has ended
+
+
+def _become(request: dict[str, Any], reports: int, output: int) -> None:
+    """Fork the command's process and return in it; the other one reports its id and its end."""
+    process = os.fork()
+    if process:
+        os.write(reports, process.to_bytes(8, "big", signed=True))
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        os.write(reports, status.to_bytes(8, "big", signed=True))
+        os._exit(0)
+    os.setsid()
+    for name in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(name, signal.default_int_handler if name == signal.SIGINT else signal.SIG_DFL)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    tempfile.tempdir = None  # as the new environment has it
+    for standard in (sys.stdout, sys.stderr):
+        os.dup2(output, standard.fileno())
+        standard.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    for descriptor in (reports, output):
+        os.close(descriptor)
+    sys.argv = ["markscheme", *request["words"]]
+
+
+def _set_constants() -> None:
+    for name, value in json.loads(os.environ.get("CONSTANTS", "{}")).items():
+        module, _, constant = name.rpartition(".")
+        setattr(pkgutil.resolve_name(module), constant, value)
+
+
+if __name__ == "__main__":
+    import markscheme_server.api.connections
+    import markscheme_server.app
+    import markscheme_server.cli.server  # noqa: F401
+    from markscheme.cli import main
+
+    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _set_constants()
+    main()
+elif __name__ == "__mp_main__":  # a worker
+    _set_constants()
