@@ -271,6 +271,7 @@ class Eraser:
                     metadata={},
                     visibility="private",
                     cost_usd=None,
+                    view=None,
                     words="",
                     retired_at=sa.func.coalesce(rubrics.c.retired_at, now()),
                 ),
