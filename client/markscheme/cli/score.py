@@ -91,13 +91,9 @@ class ScoreReport:
 
     def _what_next(self) -> str:
         """Return when it helps to run the command again."""
-        permanent = [name for name in self.reasons if name not in TRANSIENT_REASONS]
-        if not permanent:
-            return "Run the command again to ask for them again."
-        return (
-            f"Running the command again asks for them again; for {' and '.join(sorted(permanent))} "
-            "that helps only once what the line says is done."
-        )
+        lasting = sorted(name for name in self.reasons if name not in TRANSIENT_REASONS)
+        first = f", after what is said of {' and '.join(lasting)} is done" if lasting else ""
+        return f"Run the command again to ask for them again{first}."
 
 
 def score(

@@ -28,7 +28,7 @@ from markscheme_server.config import (
     unused_keys,
     variable_of,
 )
-from markscheme_server.errors import NotFound, ServiceError
+from markscheme_server.errors import ServiceError
 
 if TYPE_CHECKING:
     from markscheme_server.store.store import Store
@@ -157,7 +157,7 @@ def name_database(settings: Settings) -> str:
     """Return the database's file, or its URL without the password."""
     url = make_url(settings.sqlalchemy_url)
     if settings.is_sqlite:
-        return str(url.database)
+        return str(Path(url.database or "").absolute())
     shown = url.set(drivername=url.get_backend_name(), password=None, query={})
     return shown.render_as_string()
 
@@ -191,7 +191,6 @@ def run_with_store(work: "Callable[[Store, Settings], Awaitable[T]]") -> T:
     before, after = migrate_database(settings)
     if before != after:
         typer.echo(f"note: it was at revision {before} and is at {after} now", err=True)
-    database = name_database(settings)
 
     async def run() -> T:
         store = Store(settings.sqlalchemy_url)
@@ -202,8 +201,6 @@ def run_with_store(work: "Callable[[Store, Settings], Awaitable[T]]") -> T:
 
     try:
         return run_on_database(run())
-    except NotFound as error:
-        fail(f"{error.message} in the database {database}")
     except ServiceError as error:
         fail(error.message)
 

@@ -140,6 +140,8 @@ async def _open_database(settings: Settings, report: Report) -> Store | None:
     name = name_database(settings)
     try:
         revision = await find_revision(settings.sqlalchemy_url)
+        store = Store(settings.sqlalchemy_url)
+        enforced = await rls_enforced(store.database)
     except DatabaseMissing:
         report.warn(f"database: there is none yet at {name}; {NO_DATABASE}")
         return None
@@ -149,12 +151,11 @@ async def _open_database(settings: Settings, report: Report) -> Store | None:
             "MARKSCHEME_DATABASE_URL"
         )
         return None
-    store = Store(settings.sqlalchemy_url)
     if revision is None:
         report.warn(f"database: {name} answers, and has no tables of Markscheme; {NO_DATABASE}")
     else:
         report.ok(f"database: {name} answers")
-    if await rls_enforced(store.database):
+    if enforced:
         report.ok("teams: row-level security is enforced, besides the service's own filters")
     elif settings.is_sqlite:
         report.note("teams: the service's own filters; SQLite has no row-level security")

@@ -79,7 +79,7 @@ class TestCommands:
         [
             (
                 ("keys", "create", "--team", "nobody", "--scope", "read"),
-                "there is no team 'nobody' in the database",
+                "database: .*markscheme.db\nthere is no team 'nobody'\n",
             ),
             (
                 ("keys", "list", "--team", "defualt"),
