@@ -432,10 +432,8 @@ def test_the_example_of_a_mapping_works_as_printed(
 def test_lists_and_objects_stand_in_csv_as_json(
     rubrics: Callable[..., "subprocess.CompletedProcess[str]"], client: Client, tmp_path: Path
 ) -> None:
-    rows = [
-        json.loads(line)
-        for line in (Path(__file__).parents[1] / "rubric_rows/healthbench.jsonl").open("rb")
-    ]
+    own = Path(__file__).parents[1] / "rubric_rows/healthbench.jsonl"
+    rows = [json.loads(line) for line in own.read_text("utf-8").split("\n") if line]
     columns = list(dict.fromkeys(name for each in rows for name in each))
     with (tmp_path / "t.csv").open("w", newline="") as file:
         table = csv.writer(file)
