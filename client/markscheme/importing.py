@@ -115,6 +115,8 @@ class RubricColumns:
     def read(self, row: RubricRow) -> RubricEntry:
         """Return what a row holds. Raises `ValueError`."""
         content = row.load()
+        if isinstance(row, Row) and row.untyped and isinstance(content, dict):
+            content = {name: _decoded_cell(cell) for name, cell in content.items()}
         if not self._beside and self._rubric is None:
             return RubricEntry(rubric=content)
         whole = Row("", "", lambda: content)
@@ -428,6 +430,16 @@ def describe(error: Exception) -> str:
     if getattr(error, "param", None) == "prompt":
         text += " (--prompt)"
     return text.replace("allow_loss", "--allow-loss")
+
+
+def _decoded_cell(cell: Any) -> Any:
+    """Return the list or object that a cell of text holds as JSON, else the cell."""
+    if not isinstance(cell, str) or cell.lstrip()[:1] not in ("[", "{"):
+        return cell
+    try:
+        return from_json(cell, allow_inf_nan=False)
+    except ValueError:
+        return cell
 
 
 def _entries(found: Imported, model: str | None) -> Iterator[TeacherEntry]:

@@ -4,6 +4,7 @@ Covers files in and out, a data set with lines that fail, and the blocks of docs
 printed.
 """
 
+import csv
 import json
 import os
 import re
@@ -426,3 +427,20 @@ def test_the_example_of_a_mapping_works_as_printed(
         (made,) = client.rubrics().data
         assert [(c.text, c.points) for c in made.criteria] == [("Names a lake.", 3)]
         assert client.teacher_responses("Name a lake.").data[0].text == "Lake Geneva."
+
+
+def test_lists_and_objects_stand_in_csv_as_json(
+    rubrics: Callable[..., "subprocess.CompletedProcess[str]"], client: Client, tmp_path: Path
+) -> None:
+    own = Path(__file__).parents[1] / "rubric_rows/healthbench.jsonl"
+    rows = [json.loads(line) for line in own.read_text("utf-8").split("\n") if line]
+    columns = list(dict.fromkeys(name for each in rows for name in each))
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        for each in rows:
+            cells = [each.get(name) for name in columns]
+            table.writerow([c if c is None or isinstance(c, str) else json.dumps(c) for c in cells])
+    done = rubrics("import", "t.csv")
+    assert done.returncode == 0, done.stderr
+    assert len(client.rubrics().data) == len(rows)
