@@ -1,16 +1,19 @@
 """Start `markscheme` commands without their imports, which take three seconds of CPU.
 
 As a script, this is a process that has imported the service. It forks a child for each request, and
-the child runs the command as if it had been started by itself: in its own session, folder and
-environment. `CONSTANTS` in the environment holds other values for constants of the service, as
-JSON: `{"markscheme_server.app.CLAIM_LEASE_S": 1}`. The workers of `serve --workers` are started
-anew, import this module again and so get the same values.
+the child runs the command as if the test had started it: in a session, a folder and an environment
+of its own, with the test's umask and limit of open files.
+
+`CONSTANTS` in the environment holds other values for constants of the service, as JSON:
+`{"markscheme_server.app.CLAIM_LEASE_S": 1}`. The workers of `serve --workers` are started anew,
+import this module again and so get the same values.
 """
 
 import atexit
 import json
 import os
 import pkgutil
+import resource
 import select
 import signal
 import socket
@@ -31,7 +34,12 @@ class ForkedProcess:
     ) -> None:
         self.returncode: int | None = None
         self._reports, theirs = socket.socketpair()
-        request = json.dumps({"words": list(words), "cwd": str(cwd), "env": dict(env)}).encode()
+        umask = os.umask(0)
+        os.umask(umask)
+        inherited = {"umask": umask, "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)}
+        request = json.dumps(
+            {"words": list(words), "cwd": str(cwd), "env": dict(env)} | inherited
+        ).encode()
         with theirs:
             length = len(request).to_bytes(8, "big")
             socket.send_fds(_server(), [length], [theirs.fileno(), output.fileno()])
@@ -117,6 +125,8 @@ def _become(request: dict[str, Any], reports: int, output: int) -> None:
     os.setsid()
     for name in (signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.default_int_handler if name == signal.SIGINT else signal.SIG_DFL)
+    os.umask(request["umask"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, request["open_files"])
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])

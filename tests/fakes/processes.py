@@ -18,7 +18,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from fakes.fork_server import ForkedProcess
 
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 """How long a test waits for what must come, in seconds: many times what a busy machine needs."""
 COMMAND = str(Path(sys.executable).with_name("markscheme"))
 

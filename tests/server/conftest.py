@@ -1,24 +1,20 @@
-"""Both databases: SQLite in a file, and a real PostgreSQL with an empty database for each test."""
+"""Both databases, without rows for each test: SQLite in a file, and a real PostgreSQL."""
 
-import asyncio
-import itertools
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
-import sqlalchemy as sa
 
 from fakes.clock import Clock
 from fakes.service import running
 from fakes.stores import PostgresServer, RedisServer
 from markscheme_server.config import Settings
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.maintenance.migrate import prepare
 from markscheme_server.store.store import Store
+from server.databases import MigratedDatabases
 from server.deployment import PRICES, Deployment
 from server.organisation import OPERATOR, PEPPER, Keys, Member, Team
 
@@ -32,46 +28,23 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
-def new_postgres(postgres: PostgresServer) -> Callable[[], str]:
-    """Return a function that creates a PostgreSQL database without rows and returns its URL.
-
-    The owner is an ordinary role, so that row-level security applies. One database is migrated and
-    the others are copies of it, which is quicker.
-    """
-    numbers = itertools.count()
-
-    async def execute(*statements: str) -> None:
-        connection = await asyncpg.connect(postgres.url())
-        try:
-            for statement in statements:
-                await connection.execute(statement)
-        finally:
-            await connection.close()
-
-    def url(name: str) -> str:
-        chosen = sa.make_url(postgres.url(name)).set(username="markscheme")
-        return chosen.render_as_string(hide_password=False)
-
-    def make() -> str:
-        name = f"test_{next(numbers)}"
-        asyncio.run(execute(f"CREATE DATABASE {name} TEMPLATE migrated OWNER markscheme"))
-        return url(name)
-
-    asyncio.run(
-        execute(
-            "CREATE ROLE markscheme LOGIN CREATEROLE", "CREATE DATABASE migrated OWNER markscheme"
-        )
-    )
-    asyncio.run(prepare(Settings(_env_file=None, database_url=url("migrated")).sqlalchemy_url))
-    return make
+def new_postgres(postgres: PostgresServer) -> MigratedDatabases:
+    """Return a function that creates a PostgreSQL database without rows and returns its URL."""
+    return MigratedDatabases(postgres)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path, migrated_sqlite: Path) -> str:
-    """Create an empty database of each kind; return its URL as an operator writes it."""
+def database_url(
+    request: pytest.FixtureRequest, tmp_path: Path, migrated_sqlite: Path
+) -> Iterator[str]:
+    """Create a database of each kind without rows; return its URL as an operator writes it."""
     if request.param == "sqlite":
-        return f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'm.db')}"
-    return str(request.getfixturevalue("new_postgres")())
+        yield f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'm.db')}"
+        return
+    databases: MigratedDatabases = request.getfixturevalue("new_postgres")
+    url = databases()
+    yield url
+    databases.give_back(url)
 
 
 @pytest.fixture

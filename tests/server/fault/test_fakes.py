@@ -15,6 +15,7 @@ from fakes.load import Post, send_all
 from fakes.processes import PATIENCE_S, eventually
 from fakes.stores import PostgresServer, RedisServer
 from fakes.tcp_proxy import Latency, LimitData, ResetPeer, Slicer, SlowClose, TcpProxy, Timeout
+from server.databases import MigratedDatabases
 
 Proxied = Callable[[int], TcpProxy]
 VERIFY = {
@@ -198,3 +199,31 @@ def test_stores_die_and_return(own_postgres: PostgresServer, redis: RedisServer)
     redis.kill()
     redis.start()
     redis.flush()
+
+
+def test_a_database_that_is_given_back_is_as_new(
+    new_postgres: MigratedDatabases, postgres: PostgresServer
+) -> None:
+    def teams(url: str) -> list[tuple[object, ...]]:
+        return postgres.query("SELECT * FROM teams", database=url.rpartition("/")[2])
+
+    url = new_postgres()
+    at_first = teams(url)
+    for change in (
+        "UPDATE teams SET rpm = 5",
+        "INSERT INTO teams (name, created_at) VALUES ('red', now())",
+    ):
+        postgres.query(change, database=url.rpartition("/")[2])
+    assert len(teams(url)) == len(at_first) + 1
+    new_postgres.give_back(url)
+    assert new_postgres() == url
+    assert teams(url) == at_first
+
+
+def test_a_database_whose_tables_were_changed_is_not_used_again(
+    new_postgres: MigratedDatabases, postgres: PostgresServer
+) -> None:
+    url = new_postgres()
+    postgres.query("DROP TABLE verdicts CASCADE", database=url.rpartition("/")[2])
+    new_postgres.give_back(url)
+    assert new_postgres() != url
