@@ -24,7 +24,7 @@ def check_seconds(seconds: object, param: str) -> None:
     if (
         isinstance(seconds, bool)
         or not isinstance(seconds, Real)
-        or not (math.isfinite(seconds) and seconds > 0)
+        or not (math.isfinite(seconds) and float(seconds) > 0)
     ):
         raise InvalidArgument(param, "must be a finite number of seconds above 0")
 
