@@ -141,6 +141,12 @@ class Connections:
         elif self._http_client is not None:
             self._http_client.close()
 
+    def __del__(self) -> None:
+        # As OpenAI's client does: who drops a client without closing it leaks no sockets.
+        if self._http_client is None and (http := self._opened.pop(os.getpid(), None)):
+            with suppress(Exception):  # the interpreter may be ending
+                http.close()
+
     def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
         return type(self)(self._http_client)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import pickle
 import subprocess
 import sys
@@ -60,6 +61,13 @@ async def test_an_asynchronous_client_can_be_copied(
         await client.rubrics()
         async with copied(client) as twin:
             assert (await twin.rubrics()).data == []
+
+
+def test_a_client_that_is_dropped_leaves_no_socket_open(service: str) -> None:
+    client = Client(service)
+    client.rubrics()
+    del client
+    gc.collect()  # a socket left open would be a warning, and so a failure
 
 
 def test_one_asynchronous_client_serves_several_event_loops(service: str) -> None:
