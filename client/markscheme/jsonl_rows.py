@@ -95,8 +95,8 @@ def locate_error(error: ValidationError, value: Any) -> tuple[str, str]:
     The place is empty where the error is about `value` as a whole.
 
     Where a field has alternatives, the one that matched deepest is reported; one that failed on the
-    value's type alone is left out if another says more. A missing field whose name is nearly that of
-    an unknown one is reported with it.
+    value's type alone is left out if another says more. A missing field is reported with the
+    unknown one whose name is nearly its own.
     """
     located = [
         (_path_in(each["loc"], value, missing=each["type"] == "missing"), each)
