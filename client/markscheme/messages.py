@@ -19,9 +19,10 @@ MAX_DEPTH = 32
 _SAME_ROLES: dict[str, Role] = {"developer": "system", "function": "tool"}
 """Names that newer and older APIs use for a role."""
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
-_THINKING_PARTS = ("thinking", "reasoning")
+_THINKING_PARTS = ("thinking", "redacted_thinking", "reasoning")
 _THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-_MEDIA = ("audio", "image", "images", "video", "videos", "input_audio", "image_url")
+_TOOL_ROLES = ("tool", "function")
+_MEDIA = frozenset({"audio", "image", "images", "video", "videos", "input_audio", "image_url"})
 """Fields outside the content that hold what no text says."""
 
 
@@ -103,7 +104,11 @@ def plain_prompt(prompt: Any, location: str = "prompt") -> Any:
     return normal
 
 
-def normal_message(message: Mapping[str, Any], location: str = "") -> dict[str, Any]:
+class NormalMessage(dict[str, Any]):
+    """A message in its normal form, which is not normalised again."""
+
+
+def normal_message(message: Mapping[str, Any], location: str = "") -> NormalMessage:
     """Return a message in its normal form; other fields are left out.
 
     Text parts become one string, thinking of any spelling `reasoning_content`, a `function_call` a
@@ -112,9 +117,14 @@ def normal_message(message: Mapping[str, Any], location: str = "") -> dict[str, 
 
     Raises `MessageError` for tool calls that cannot be read.
     """
-    content, thoughts = _normal_content(message.get("content"))
+    if isinstance(message, NormalMessage):
+        return message
+    content = message.get("content")
+    if message.get("role") in _TOOL_ROLES and not _is_content(content):
+        content = _as_json(content)  # what a tool returned, which was never made a text
+    content, thoughts = _normal_content(content)
     content = content if content not in (None, "") else message.get("refusal") or content
-    media = [name for name in _MEDIA if not _empty(message.get(name))]
+    media = [name for name in message if name in _MEDIA and not _empty(message[name])]
     if media:
         # The bytes are not kept: the part only says that there is something no text says.
         parts = _as_parts(content)
@@ -124,16 +134,14 @@ def normal_message(message: Mapping[str, Any], location: str = "") -> dict[str, 
     if not calls and not _empty(message.get("function_call")):
         where = f"{location}.function_call".lstrip(".")
         calls = [_normal_call(message["function_call"], where)]
-    return {
-        "role": message.get("role"),
-        "content": content,
-        "tool_calls": calls or None,
-        "tool_call_id": message.get("tool_call_id") or None,
-        "name": message.get("name") or None,
-        "reasoning_content": (
-            thinking if isinstance(thinking, str) else "\n".join(thoughts) or None
-        ),
-    }
+    return NormalMessage(
+        role=message.get("role"),
+        content=content,
+        tool_calls=calls or None,
+        tool_call_id=_identifier(message.get("tool_call_id")),
+        name=message.get("name") or None,
+        reasoning_content=thinking if isinstance(thinking, str) else "\n".join(thoughts) or None,
+    )
 
 
 def unsupported_parts(message: Mapping[str, Any]) -> list[str]:
@@ -144,24 +152,33 @@ def unsupported_parts(message: Mapping[str, Any]) -> list[str]:
     return [_type_of(part) for part in content if _text_of_part(part) is None]
 
 
-def visible(value: Any) -> Any:
-    """Return the value with NUL and lone surrogates in all its strings replaced by U+FFFD."""
-    return _map_strings(value, replace_invalid)
+def visible_message(message: Mapping[str, Any]) -> NormalMessage:
+    """Return a message in its normal form with NUL and lone surrogates replaced by U+FFFD."""
+    # Normal first: characters that a tool's arguments escape appear when these are parsed.
+    normal = normal_message(message)
+    return normal if _is_valid(normal) else NormalMessage(_map_strings(normal, replace_invalid))
 
 
 def check_characters(value: Any) -> None:
     """Raise `ValueError` if a string in the value holds NUL or half of a surrogate pair."""
-    _map_strings(value, check_valid)
+    if not _is_valid(value):
+        _map_strings(value, check_valid)
+
+
+def _is_valid(value: Any) -> bool:
+    """Return whether no string needs a change, where that is cheap to see: usually none does."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return "\\u0000" not in text and replace_invalid(text) is text
 
 
 def _map_strings(value: Any, change: Any) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {
-            change(name) if isinstance(name, str) else name: _map_strings(each, change)
-            for name, each in value.items()
-        }
+    if value is None or isinstance(value, str):
+        return value and change(value)
+    if isinstance(value, dict):
+        return {_map_strings(k, change): _map_strings(each, change) for k, each in value.items()}
     if isinstance(value, list | tuple):
         return [_map_strings(each, change) for each in value]
     return value
@@ -176,6 +193,8 @@ def _known_role(message: object, location: str) -> str:
 
 def _normal_content(content: Any) -> tuple[Any, list[str]]:
     """Return the content, as one string where all its parts are text, and its thoughts."""
+    if content is None or isinstance(content, str):
+        return content, []
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, list | tuple):
@@ -215,8 +234,10 @@ def _text_of_part(part: object) -> str | None:
         text = part.get("text") if only_text else None
     elif kind == "refusal":
         text = part.get("refusal")
+    elif kind in _TEXT_PARTS:
+        text = part.get("text") or ""
     else:
-        text = part.get("text") if kind in _TEXT_PARTS else None
+        return None
     return text if isinstance(text, str) else None
 
 
@@ -264,7 +285,7 @@ def _normal_call(call: Any, location: str) -> dict[str, Any]:
         (inner[name] for name in ("arguments", "args", "input", "parameters") if name in inner),
         None,
     )
-    name, identifier = inner.get("name"), call.get("id")
+    name, identifier = inner.get("name"), _identifier(call.get("id"))
     normal: dict[str, Any] = {
         "type": "function",
         "function": {
@@ -272,9 +293,7 @@ def _normal_call(call: Any, location: str) -> dict[str, Any]:
             "arguments": _normal_arguments(arguments),
         },
     }
-    if identifier not in (None, ""):
-        normal["id"] = str(identifier)
-    return normal
+    return normal if identifier is None else normal | {"id": identifier}
 
 
 def _normal_arguments(arguments: Any) -> dict[str, Any] | str:
@@ -286,10 +305,30 @@ def _normal_arguments(arguments: Any) -> dict[str, Any] | str:
         return parsed if isinstance(parsed, dict) and _is_plain(parsed) else arguments
     if isinstance(arguments, Mapping) and _is_plain(arguments):
         return dict(arguments)
+    return _as_json(arguments)
+
+
+def _is_content(content: Any) -> bool:
+    """Return whether it is what the protocol has as content: a text, parts of a type, or null."""
+    if isinstance(content, list | tuple):
+        return all(isinstance(part, str) or _has_type(part) for part in content if part is not None)
+    return content is None or isinstance(content, str) or _has_type(content)
+
+
+def _has_type(part: Any) -> bool:
+    return isinstance(part, Mapping) and ("type" in part or "text" in part)
+
+
+def _identifier(value: Any) -> Any:
+    """Return an id as a string; some programs count their calls."""
+    return str(value) if isinstance(value, int) else value or None
+
+
+def _as_json(value: Any) -> str:
     try:
-        return json.dumps(arguments, ensure_ascii=False, default=str)
+        return json.dumps(value, ensure_ascii=False, default=str)
     except (ValueError, TypeError, RecursionError):
-        return "(arguments that cannot be written as JSON)"
+        return "(a value that JSON cannot say)"
 
 
 def _parsed(text: str) -> Any:
@@ -351,11 +390,13 @@ def _part(part: object, location: str) -> str:
 
 def _empty(value: object) -> bool:
     """Return whether a column holds nothing: tables pad rows with empty values."""
+    if value is None or isinstance(value, str):
+        return not value
     if isinstance(value, Mapping):
         return all(_empty(each) for each in value.values())
     if isinstance(value, list | tuple):
         return all(_empty(each) for each in value)
-    return value is None or value is False or value == ""
+    return value is False
 
 
 def _kind(value: object) -> str:

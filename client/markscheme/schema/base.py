@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic import Tag as Branch
 from pydantic_core import InitErrorDetails
 
-from markscheme.messages import check_characters, normal_message, unsupported_parts, visible
+from markscheme.messages import check_characters, normal_message, unsupported_parts, visible_message
 from markscheme.text import check_valid, replace_invalid
 from markscheme.vocabulary import Role
 
@@ -140,8 +140,7 @@ class Message(Wire):
 
 
 def _visible_message(value: Any) -> Any:
-    # Normal first: characters escaped in a tool's arguments appear when these are parsed.
-    return visible(normal_message(value)) if isinstance(value, Mapping) else value
+    return visible_message(value) if isinstance(value, Mapping) else value
 
 
 def _said(message: Message) -> Message:

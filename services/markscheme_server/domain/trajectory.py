@@ -11,9 +11,10 @@ is the same response as its text, in every view, so that it has the same keys.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
-from markscheme.messages import unsupported_parts, visible
+from markscheme.messages import unsupported_parts
 from markscheme.vocabulary import Thinking, View
 from markscheme_server.domain.hashing import (
     ChatMessage,
@@ -40,13 +41,13 @@ _NEWEST_SHARE = 0.75
 Kind = Literal["said", "call", "result", "other"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Trajectory:
     """The messages of a response, as canonical JSON."""
 
     json: str
 
-    @property
+    @cached_property
     def messages(self) -> list[ChatMessage]:
         """The messages in their normal form."""
         found: list[ChatMessage] = json.loads(self.json)
@@ -165,7 +166,7 @@ def response_of(response: str | Sequence[ChatMessage]) -> Response:
     """Return a response in its normal form: a text if nothing else is in it."""
     if isinstance(response, str):
         return response
-    messages = visible(messages_of(response))
+    messages = messages_of(response)
     if not messages:
         return ""
     if len(messages) == 1 and messages[0].keys() <= {"role", "content", "name"}:

@@ -149,6 +149,23 @@ def test_a_tool_call_is_read_as_every_program_writes_it(call: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "shown_as"),
+    [
+        ({"temperature": 20}, '{"temperature": 20}'),
+        ([{"title": "a"}, {"title": "b"}], '[{"title": "a"}, {"title": "b"}]'),
+        (6, "6"),
+        (False, "false"),
+        (None, ""),
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": None}, None, "b"], "ab"),
+        ({"type": "text", "text": "a"}, "a"),
+    ],
+)
+def test_what_a_tool_returned_is_shown_though_it_is_no_text(content: Any, shown_as: str) -> None:
+    response = respond([{"role": "tool", "tool_call_id": 7, "content": content}])
+    assert shown(judged(response, "full")) == f"# 1: result of a tool call\n{shown_as}"
+
+
+@pytest.mark.parametrize(
     "arguments",
     ['{"a": 1, "a": 2}', '{"a": NaN}', "{broken", "[1]", "[" * 100_000, '{"a": 1e999}', "x = 1"],
 )
