@@ -3,7 +3,9 @@
 A wrong argument raises `InvalidArgument`, which names it.
 """
 
+import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import date
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +16,7 @@ from markscheme.errors import InvalidArgument
 from markscheme.jsonl_rows import locate_error
 from markscheme.protocol import GroupLike, Model, PromptLike, RubricLike, to_wire
 from markscheme.schema import Group, Rubric, RubricRef, TeachRequest
+from markscheme.text import check_valid
 
 
 def validated(model: type[Model], fields: Mapping[str, Any]) -> Model:
@@ -36,7 +39,10 @@ def rubric_id(rubric: RubricLike, param: str = "rubric_id") -> str:
         )
     if not rubric.strip():
         raise InvalidArgument(param, "must not be empty")
-    return rubric
+    try:
+        return check_valid(rubric)
+    except ValueError as error:
+        raise InvalidArgument(param, str(error)) from error
 
 
 def rubric_path(rubric: RubricLike) -> str:
@@ -67,6 +73,24 @@ def names(values: Iterable[str] | None, param: str) -> list[str] | None:
     return list(values)
 
 
+def day(value: date | None, param: str) -> str | None:
+    """Return a date as the API writes it. Raises `InvalidArgument`."""
+    if value is not None and not isinstance(value, date):
+        raise InvalidArgument(param, f"must be a date, not a {type(value).__name__}")
+    return None if value is None else f"{value:%Y-%m-%d}"
+
+
+def check_callback(on_group: object, *, may_be_async: bool = True) -> None:
+    """Raise `InvalidArgument` for what cannot be called, or would have to be awaited."""
+    if on_group is None:
+        return
+    if not callable(on_group):
+        raise InvalidArgument("on_group", f"must be a function, not a {type(on_group).__name__}")
+    called = (on_group, type(on_group).__call__)  # a function, or an object's method
+    if not may_be_async and any(map(inspect.iscoroutinefunction, called)):
+        raise InvalidArgument("on_group", "must not be async; AsyncClient awaits it")
+
+
 def groups(values: Iterable[GroupLike]) -> list[Any]:
     """Return groups as plain data, with an id for each group and rollout that has none.
 
@@ -80,37 +104,48 @@ def groups(values: Iterable[GroupLike]) -> list[Any]:
 
 
 def _group(value: object, place: str) -> Any:
-    if isinstance(value, Mapping) and value.get("rubric_id") is not None:
-        value = {**value, "rubric_id": rubric_id(value["rubric_id"], f"{place}.rubric_id")}
+    if isinstance(value, Mapping):
+        # pandas has NaN where a row has no value.
+        value = {name: each for name, each in value.items() if not _is_nan(each)}
+        if value.get("rubric_id") is not None:
+            value["rubric_id"] = rubric_id(value["rubric_id"], f"{place}.rubric_id")
     group = to_wire(value)
     if not isinstance(group, dict):
         raise InvalidArgument(
             place, f"must be a group with prompt and rollouts, not a {type(value).__name__}"
         )
     if isinstance(rollouts := group.get("rollouts"), list):
-        group["rollouts"] = _with_ids([_rollout(rollout) for rollout in rollouts], "r")
+        placed = [_rollout(each, f"{place}.rollouts[{n}]") for n, each in enumerate(rollouts)]
+        group["rollouts"] = _with_ids(placed, "r")
     return group
 
 
-def _rollout(value: Any) -> Any:
+def _rollout(value: Any, place: str) -> dict[str, Any]:
     """Return a rollout with its fields: a text and a list of messages are its content."""
     if isinstance(value, str):
         return {"text": value}
-    return {"messages": value} if isinstance(value, list) else value
+    if isinstance(value, list):
+        return {"messages": value}
+    if not isinstance(value, dict):
+        raise InvalidArgument(
+            place,
+            f"must be a text, a list of messages or a Rollout, not a {type(value).__name__}",
+        )
+    return value
 
 
-def _with_ids(items: Sequence[Any], prefix: str) -> list[Any]:
-    taken = {item["id"] for item in items if _has_id(item) and isinstance(item["id"], str)}
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and value != value
+
+
+def _with_ids(items: Sequence[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
+    taken = {item["id"] for item in items if isinstance(item.get("id"), str)}
     return [
         {**item, "id": _free_id(f"{prefix}{index}", prefix, taken)}
-        if isinstance(item, dict) and not _has_id(item)
+        if item.get("id") is None
         else item
         for index, item in enumerate(items)
     ]
-
-
-def _has_id(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("id") is not None
 
 
 def _free_id(name: str, prefix: str, taken: Collection[str]) -> str:

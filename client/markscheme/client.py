@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import httpx
 
-from markscheme import protocol, requests
+from markscheme import arguments, protocol, requests
 from markscheme.connection import DEFAULT_URL, NOT_GIVEN, Connection
 from markscheme.errors import InvalidArgument
 from markscheme.exchange import Exported
@@ -197,7 +197,12 @@ class Client(Connection[Connections]):
         return self._send(call)
 
     def create_rubric(
-        self, prompt: PromptLike, criteria: Sequence[CriterionLike], *, tags: Sequence[str] = ()
+        self,
+        prompt: PromptLike,
+        criteria: Sequence[CriterionLike],
+        *,
+        tags: Sequence[str] = (),
+        view: View | None = None,
     ) -> Rubric:
         """Store a rubric of your own for a prompt.
 
@@ -205,8 +210,9 @@ class Client(Connection[Connections]):
             prompt: A string or chat messages.
             criteria: Texts with points; ids are numbered if left out.
             tags: Up to 32 tags.
+            view: What of a trajectory the criteria are about; see `score`.
         """
-        return self._send(requests.create_rubric(prompt, criteria, tags))
+        return self._send(requests.create_rubric(prompt, criteria, tags, view))
 
     def rubric(self, rubric_id: RubricLike) -> Rubric:
         """Return a rubric by id. Raises `NotFound`."""
@@ -218,6 +224,7 @@ class Client(Connection[Connections]):
         criteria: Sequence[CriterionLike] | None = None,
         *,
         tags: Sequence[str] | None = None,
+        view: View | None = None,
     ) -> Rubric:
         """Store a new version of a rubric, or a copy of another team's.
 
@@ -225,8 +232,9 @@ class Client(Connection[Connections]):
             rubric_id: The rubric to start from.
             criteria: The new criteria; default: unchanged.
             tags: The new tags; default: unchanged.
+            view: The new view; default: unchanged.
         """
-        return self._send(requests.fork_rubric(rubric_id, criteria, tags))
+        return self._send(requests.fork_rubric(rubric_id, criteria, tags, view))
 
     def change_rubric(
         self,
@@ -409,8 +417,7 @@ class Client(Connection[Connections]):
                 says, else as the judge is set.
             deadline_s: Seconds for the whole call.
         """
-        if inspect.iscoroutinefunction(on_group):
-            raise InvalidArgument("on_group", "must not be async; AsyncClient awaits it")
+        arguments.check_callback(on_group, may_be_async=False)
         call, reader = requests.score(
             groups,
             reuse,
@@ -562,10 +569,15 @@ class AsyncClient(Connection[AsyncConnections]):
         return await self._send(call)
 
     async def create_rubric(
-        self, prompt: PromptLike, criteria: Sequence[CriterionLike], *, tags: Sequence[str] = ()
+        self,
+        prompt: PromptLike,
+        criteria: Sequence[CriterionLike],
+        *,
+        tags: Sequence[str] = (),
+        view: View | None = None,
     ) -> Rubric:
         """Store a rubric of your own; see `Client.create_rubric`."""
-        return await self._send(requests.create_rubric(prompt, criteria, tags))
+        return await self._send(requests.create_rubric(prompt, criteria, tags, view))
 
     async def rubric(self, rubric_id: RubricLike) -> Rubric:
         """Return a rubric by id; see `Client.rubric`."""
@@ -577,9 +589,10 @@ class AsyncClient(Connection[AsyncConnections]):
         criteria: Sequence[CriterionLike] | None = None,
         *,
         tags: Sequence[str] | None = None,
+        view: View | None = None,
     ) -> Rubric:
         """Store a new version of a rubric; see `Client.fork_rubric`."""
-        return await self._send(requests.fork_rubric(rubric_id, criteria, tags))
+        return await self._send(requests.fork_rubric(rubric_id, criteria, tags, view))
 
     async def change_rubric(
         self,
@@ -696,6 +709,7 @@ class AsyncClient(Connection[AsyncConnections]):
         deadline_s: float | None = None,
     ) -> ScoreBatch:
         """Score groups of rollouts; see `Client.score`."""
+        arguments.check_callback(on_group)
         call, reader = requests.score(
             groups,
             reuse,

@@ -59,13 +59,12 @@ class Connection(Generic[ConnectionsT]):
         default_headers: Mapping[str, str] | None,
     ) -> None:
         self._connections: ConnectionsT = connections
-        self._set_options(
-            _environment(URL_VARIABLE) or DEFAULT_URL if base_url is None else base_url,
-            _environment(API_KEY_VARIABLE) if api_key is None else api_key,
-            timeout,
-            max_retries,
-            default_headers,
-        )
+        # What the environment says is checked here, so that an error names the variable.
+        if base_url is None:
+            self.base_url = service_url(_environment(URL_VARIABLE) or DEFAULT_URL, URL_VARIABLE)
+        if api_key is None:
+            self.api_key = _checked_key(_environment(API_KEY_VARIABLE), API_KEY_VARIABLE)
+        self._set_options(base_url, api_key, timeout, max_retries, default_headers)
 
     def _copy_with(
         self,
@@ -93,11 +92,9 @@ class Connection(Generic[ConnectionsT]):
     ) -> None:
         """Check and set what is given; `None` leaves an option as it is, for `timeout` no limit."""
         if base_url is not None:
-            self.base_url = service_url(base_url)
+            self.base_url = service_url(base_url, "base_url")
         if api_key is not None:
-            self.api_key = _checked_key(api_key)
-        elif not hasattr(self, "api_key"):
-            self.api_key = None
+            self.api_key = _checked_key(api_key, "api_key")
         if timeout is not NOT_GIVEN:
             self.timeout = _checked_timeout(timeout)
         if max_retries is not None:
@@ -131,38 +128,39 @@ class Connection(Generic[ConnectionsT]):
         return f"{type(self).__name__}({self._shown_url!r})"
 
 
-def service_url(url: str | httpx.URL) -> str:
+def service_url(url: str | httpx.URL, param: str) -> str:
     """Return the address of a service without `/v1` and the last slash.
 
     The paths of the API begin with `/v1`; OpenAI's clients want it in the address. Raises
-    `InvalidArgument`.
+    `InvalidArgument`, which names `param`.
     """
     if not isinstance(url, str | httpx.URL):
-        raise InvalidArgument("base_url", f"must be a text, not a {type(url).__name__}")
+        raise InvalidArgument(param, f"must be a text, not a {type(url).__name__}")
     text = str(url).strip()
     if "://" not in text:
-        raise InvalidArgument("base_url", f"{text!r} has no scheme: write http://… or https://…")
+        raise InvalidArgument(param, f"{text!r} has no scheme: write http://… or https://…")
     try:
         parsed = httpx.URL(text)
     except httpx.InvalidURL as error:
-        raise InvalidArgument("base_url", f"is no address: {error}") from error
+        raise InvalidArgument(param, f"is no address: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise InvalidArgument("base_url", "must be an http:// or https:// address with a host")
+        raise InvalidArgument(param, "must be an http:// or https:// address with a host")
     if parsed.query or parsed.fragment:
-        raise InvalidArgument("base_url", "must have no ? and no #")
+        raise InvalidArgument(param, "must have no ? and no #")
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def _environment(name: str) -> str | None:
-    """Return a variable of the environment; an empty one counts as none."""
-    return os.environ.get(name, "").strip() or None
+def _environment(name: str) -> str:
+    """Return a variable of the environment without surrounding white space, or an empty text."""
+    return os.environ.get(name, "").strip()
 
 
-def _checked_key(key: str) -> str | None:
+def _checked_key(key: str, param: str) -> str | None:
+    """Return the key, or `None` for an empty one. Raises `InvalidArgument` without showing it."""
     if not isinstance(key, str):
-        raise InvalidArgument("api_key", f"must be a text, not a {type(key).__name__}")
+        raise InvalidArgument(param, f"must be a text, not a {type(key).__name__}")
     if key and not _HEADER_VALUE.fullmatch(key):
-        raise InvalidArgument("api_key", "must be printable ASCII without spaces around it")
+        raise InvalidArgument(param, "must be printable ASCII without spaces around it")
     return key or None
 
 
@@ -171,6 +169,7 @@ def _checked_timeout(timeout: float | httpx.Timeout | None) -> httpx.Timeout:
         return timeout
     if timeout is not None:
         check_seconds(timeout, "timeout")
+        timeout = float(timeout)
     return httpx.Timeout(timeout)
 
 

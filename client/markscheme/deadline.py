@@ -7,6 +7,7 @@ No I/O here.
 import math
 import time
 from dataclasses import dataclass
+from numbers import Real
 from typing import Self
 
 import httpx
@@ -22,8 +23,8 @@ def check_seconds(seconds: object, param: str) -> None:
     """Raise `InvalidArgument` unless `seconds` is a finite number above 0."""
     if (
         isinstance(seconds, bool)
-        or not isinstance(seconds, int | float)
-        or not (math.isfinite(seconds) and seconds > 0)
+        or not isinstance(seconds, Real)
+        or not (math.isfinite(seconds) and float(seconds) > 0)
     ):
         raise InvalidArgument(param, "must be a finite number of seconds above 0")
 

@@ -104,7 +104,9 @@ def _group_cell(group: "GroupScore") -> str:
         note = f"{group.rubric.origin} {group.rubric.id}"
     else:
         note = group.error.message if group.error is not None else ""
-    return f"{_text(group.id, 80)}<br>{_muted(_text(note, 160))}"
+    return (
+        f'<div style="max-width: 20em;">{_text(group.id, 80)}<br>{_muted(_text(note, 160))}</div>'
+    )
 
 
 def _rollout_cells(rollout: "RolloutScore") -> list[str]:
@@ -130,8 +132,8 @@ def _criterion_row(criterion: "Criterion") -> list[str]:
 
 
 def _check_words(check: Any) -> str:
-    fields = check.model_dump(exclude_none=True)
-    return " ".join(str(value) for value in fields.values())
+    fields = check.model_dump(exclude_none=True).values()
+    return " ".join(", ".join(each) if isinstance(each, list) else str(each) for each in fields)
 
 
 def _bar(reward: float) -> str:
@@ -139,9 +141,10 @@ def _bar(reward: float) -> str:
     width = round(100 * min(1.0, abs(reward)))
     colour = _RED if reward < 0 else _GREEN
     return (
-        '<span style="display: inline-block; width: 64px; height: 9px; margin-right: 7px; '
+        '<span style="white-space: nowrap;"><span style="display: inline-block; '
+        "width: 64px; height: 9px; margin-right: 7px; "
         f"border-radius: 2px; background: linear-gradient(to right, {colour} {width}%, "
-        f'{_TRACK} {width}%);"></span>{_number(reward)}'
+        f'{_TRACK} {width}%);"></span>{_number(reward)}</span>'
     )
 
 

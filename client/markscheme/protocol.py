@@ -64,7 +64,7 @@ Param = str | float | Sequence[str]
 Answer = TypeVar("Answer")
 Model = TypeVar("Model", bound=BaseModel)
 _NOT_MARKSCHEME = "is this a Markscheme service of this version?"
-_KEY_HINT = "pass api_key to the client, or set MARKSCHEME_API_KEY for the commands"
+_KEY_HINT = "pass api_key to the client, or set MARKSCHEME_API_KEY"
 _INCOMPLETE = "the answer broke off; send the batch again: what was judged is stored"
 
 

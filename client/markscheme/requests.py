@@ -30,6 +30,7 @@ from markscheme.protocol import (
     raise_for_status,
     read,
     read_export,
+    to_wire,
 )
 from markscheme.schema import (
     InduceRequest,
@@ -105,10 +106,14 @@ def induce(
 
 
 def create_rubric(
-    prompt: PromptLike, criteria: Sequence[CriterionLike], tags: Sequence[str]
+    prompt: PromptLike,
+    criteria: Sequence[CriterionLike],
+    tags: Sequence[str],
+    view: View | None,
 ) -> Call[Rubric]:
     """Build `POST /v1/rubrics`."""
-    body = validated(RubricCreate, {"prompt": prompt, "criteria": criteria, "tags": tags})
+    fields = {"prompt": prompt, "criteria": criteria, "tags": tags, "view": view}
+    body = validated(RubricCreate, fields)
     return _create("/v1/rubrics", body, Rubric)
 
 
@@ -118,10 +123,13 @@ def rubric(rubric: RubricLike) -> Call[Rubric]:
 
 
 def fork_rubric(
-    rubric: RubricLike, criteria: Sequence[CriterionLike] | None, tags: Sequence[str] | None
+    rubric: RubricLike,
+    criteria: Sequence[CriterionLike] | None,
+    tags: Sequence[str] | None,
+    view: View | None,
 ) -> Call[Rubric]:
     """Build `POST /v1/rubrics/{id}:fork`."""
-    body = validated(RubricFork, {"criteria": criteria, "tags": tags})
+    body = validated(RubricFork, {"criteria": criteria, "tags": tags, "view": view})
     return _create(f"{rubric_path(rubric)}:fork", body, Rubric)
 
 
@@ -201,8 +209,8 @@ def usage(
         "/v1/usage",
         UsageReport,
         group_by=",".join(arguments.names(group_by, "group_by") or ()),
-        since=since.isoformat() if since else None,
-        until=until.isoformat() if until else None,
+        since=arguments.day(since, "since"),
+        until=arguments.day(until, "until"),
         team=team,
     )
 
@@ -292,7 +300,7 @@ def _json(body: BaseModel) -> Any:
 
 def _get(path: str, model: type[Model], **params: Param | None) -> Call[Model]:
     """Build a GET; parameters that are `None` are left out."""
-    given = {name: value for name, value in params.items() if value is not None}
+    given = {name: to_wire(value) for name, value in params.items() if value is not None}
     return Call("GET", path, partial(read, model=model), params=given)
 
 

@@ -65,6 +65,26 @@ def test_columns_of_numpy_and_pandas_are_plain_values() -> None:
     assert type(to_wire(numpy.int64(5))) is int
 
 
+def test_a_missing_value_of_pandas_is_no_value() -> None:
+    frame = pandas.DataFrame(
+        {
+            "prompt": ["p", "q"],
+            "rollouts": [["a"], ["b"]],
+            "rubric_id": ["r", None],
+            "id": ["x", None],
+        }
+    )
+    assert [set(group) for group in arguments.groups(frame.to_dict("records"))] == [
+        {"id", "prompt", "rollouts", "rubric_id"},
+        {"id", "prompt", "rollouts"},
+    ]
+    assert ids(frame.to_dict("records")) == [("x", ["r0"]), ("g1", ["r0"])]
+
+
+class Awaited:
+    async def __call__(self, _group: Any) -> None: ...
+
+
 GOOD = {"prompt": "p", "rollouts": ["a"]}
 WRONG: list[tuple[Callable[[Client], Any], str]] = [
     (lambda c: c.score([]), "groups: must not be empty"),
@@ -76,7 +96,7 @@ WRONG: list[tuple[Callable[[Client], Any], str]] = [
     (lambda c: c.score([GOOD | {"rollouts": "a"}]), "groups[0].rollouts: must be a list"),
     (
         lambda c: c.score([GOOD | {"rollouts": ["a", 5]}]),
-        "groups[0].rollouts[1]: must be an object",
+        "groups[0].rollouts[1]: must be a text",
     ),
     (lambda c: c.score([GOOD | {"rubric_id": 5}]), "groups[0].rubric_id: must be the id"),
     (lambda c: c.score([GOOD | {"id": "g"}] * 2), "group ids must be unique"),
@@ -93,8 +113,12 @@ WRONG: list[tuple[Callable[[Client], Any], str]] = [
     (lambda c: c.create_rubric("p", [{"text": "t", "points": 1}], tags="red"), "tags: must be a"),
     (lambda c: c.rubric(["rub_1"]), "rubric_id: must be the id of a rubric or a Rubric"),
     (lambda c: c.rubric(""), "rubric_id: must not be empty"),
+    (lambda c: c.rubric("rub_\ud800"), "rubric_id: must not contain"),
+    (lambda c: c.usage(since="2026-01-01"), "since: must be a date, not a str"),
+    (lambda c: c.score([GOOD], on_group="show"), "on_group: must be a function, not a str"),
+    (lambda c: c.score([GOOD], on_group=Awaited()), "on_group: must not be async"),
     (lambda c: c.rubrics(tags="red"), "tags: must be a list, such as ['red']"),
-    (lambda c: c.rubrics([{"role": "user"}]), "prompt[0]: content is missing"),
+    (lambda c: c.rubrics([{"role": "user"}]), "prompt[0].content: is missing"),
     (lambda c: c.rubrics(5), "prompt: must be a text or a list of messages"),
     (lambda c: c.usage("team"), "group_by: must be a list, such as ['team']"),
     (lambda c: c.teach("p", 0), "count: "),

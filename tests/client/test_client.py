@@ -199,6 +199,28 @@ def test_prompts_of_messages_and_long_ones_find_their_rubrics(client: Client) ->
         client.rubrics("p", prompt_key="k")
 
 
+def test_trajectories_are_scored_in_a_view(client: Client) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    trajectory = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "red sky"},
+        {"role": "assistant", "content": "It will be fine."},
+    ]
+    check = {"kind": "contains", "texts": ["red"], "match": "any"}
+    rubric = client.create_rubric(
+        MESSAGES, [{"text": "It names red.", "points": 1, "check": check}], view="full"
+    )
+    assert rubric.view == "full"
+    assert client.fork_rubric(rubric, view="reply").view == "reply"
+    group = {"prompt": MESSAGES, "rubric_id": rubric, "rollouts": [trajectory, "Red."]}
+    batch = client.score([group])
+    assert batch.rewards == [[0.0, 1.0]]  # a check reads the reply unless it says otherwise
+    induced = client.induce(
+        PROMPT, student_responses=[trajectory, "a, b"], teacher_responses=[trajectory, TEACHER]
+    )
+    assert induced.origin == "induced"
+
+
 async def test_async_callbacks_are_awaited(service: str) -> None:
     heard = []
 

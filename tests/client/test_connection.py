@@ -51,6 +51,10 @@ def test_address_and_key_come_from_the_environment(
         "mk_2",
     )
     assert kind(api_key="").api_key is None
+    monkeypatch.setenv("MARKSCHEME_URL", "there:1")
+    with pytest.raises(InvalidArgument, match="MARKSCHEME_URL: 'there:1' has no scheme"):
+        kind()
+    assert kind("http://here:1").base_url == "http://here:1"
     monkeypatch.setenv("MARKSCHEME_URL", "")
     assert kind().base_url == "http://127.0.0.1:8321"
 

@@ -1,5 +1,6 @@
 """What notebooks show: complete, bounded, and harmless whatever the texts hold."""
 
+import json
 from html.parser import HTMLParser
 from typing import Any
 
@@ -55,7 +56,7 @@ def hostile_rubric() -> Rubric:
             }
         ],
     }
-    return Rubric.model_validate_json(Rubric.model_construct(**values).model_dump_json())
+    return Rubric.model_validate_json(json.dumps(values))
 
 
 def hostile_batch() -> ScoreBatch:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from markscheme.client import Client
-from markscheme.errors import MarkschemeError
+from markscheme.errors import InvalidArgument, MarkschemeError
 
 API_KEY = "MARKSCHEME_API_KEY"
 URL = "MARKSCHEME_URL"
@@ -29,8 +29,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the service's answer a
 
 
 def connect(url: str) -> Client:
-    """Return a client for ``url`` that sends the key in ``MARKSCHEME_API_KEY``, if there is one."""
-    return Client(url, api_key=os.environ.get(API_KEY))
+    """Return a client for ``url`` that sends the key in ``MARKSCHEME_API_KEY``, if there is one.
+
+    Ends the command if there can be no service at ``url``.
+    """
+    try:
+        return Client(url)
+    except InvalidArgument as error:
+        fail(f"--url (or {URL}): {error.message}" if error.param == "base_url" else str(error))
 
 
 def screen() -> Console:

@@ -2,6 +2,7 @@
 
 import builtins
 import copy
+import json
 import pickle
 from typing import Any
 
@@ -36,15 +37,13 @@ def batch_of(*groups: dict[str, float | None]) -> ScoreBatch:
     ]
     total = sum(map(len, groups))
     unscored = sum(reward is None for rewards in groups for reward in rewards.values())
-    return ScoreBatch.model_validate_json(
-        ScoreBatch.model_construct(
-            groups=scores,
-            counts={"rollouts": total, "scored": total - unscored, "unscored": unscored},
-            usage=dict.fromkeys(
-                ("judge_calls", "prompt_tokens", "completion_tokens", "cached_verdicts"), 0
-            ),
-        ).model_dump_json(warnings=False)
-    )
+    usage = ("judge_calls", "prompt_tokens", "completion_tokens", "cached_verdicts")
+    answer = {
+        "groups": scores,
+        "counts": {"rollouts": total, "scored": total - unscored, "unscored": unscored},
+        "usage": dict.fromkeys(usage, 0),
+    }
+    return ScoreBatch.model_validate_json(json.dumps(answer))
 
 
 BATCH = batch_of({"a": 1.0, "b": None}, {"a": 1 / 3})

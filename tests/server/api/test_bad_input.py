@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from markscheme import Client
@@ -156,8 +157,11 @@ def test_bad_bodies(connection: http.client.HTTPConnection, path: str, body: byt
 @pytest.mark.parametrize("text", ['"a\\u0000b"', '"\\ud83d"', '"\\udc00 x"'])
 def test_what_models_write_is_made_visible_and_judged(client: Client, text: str) -> None:
     body = SCORE.replace("Use no commas.", "Describe autumn. Do not use any commas.") % (text, "")
-    response = client._http.post(
-        "/v1/scores", content=body, headers={"content-type": "application/json"}
+    response = httpx.post(
+        f"{client.base_url}/v1/scores",
+        timeout=60,
+        content=body,
+        headers={"content-type": "application/json"},
     )
     assert response.status_code == 200
     assert response.json()["counts"]["scored"] == 1

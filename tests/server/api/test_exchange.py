@@ -229,10 +229,9 @@ def test_who_may_and_what_of_another_teams(organisation: Keys, start: Callable[.
 
 
 def test_an_answer_that_is_no_export_is_said_plainly() -> None:
-    with Client("http://127.0.0.1:1") as client:
-        client._http = httpx.Client(
-            base_url=client.base_url,
-            transport=httpx.MockTransport(lambda request: httpx.Response(200, text="<html>")),
-        )
-        with pytest.raises(ConnectionFailed, match="not JSON"):
-            client.export_rubric("rub_1")
+    page = httpx.MockTransport(lambda request: httpx.Response(200, text="<html>"))
+    with (
+        Client("http://host", http_client=httpx.Client(transport=page)) as client,
+        pytest.raises(ConnectionFailed, match="not JSON"),
+    ):
+        client.export_rubric("rub_1")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import httpx
 import pytest
 
 from fakes.judge import (
@@ -268,7 +269,11 @@ def test_the_run_says_whether_its_student_thinks(
 ) -> None:
     client = connect()
     group = asked(client, "a thought</think>Blue.", "<think>x</think>Red.")
-    response = client._http.post("/v1/scores", json={"groups": [group], "thinking": thinking})
+    response = httpx.post(
+        f"{client.base_url}/v1/scores",
+        json={"groups": [group], "thinking": thinking},
+        timeout=60,
+    )
     assert response.status_code == 200
     told = sorted(answered_texts(request)[0][1].replace("< ", "<") for request in judge.requests)
     assert told == sorted(shown)
@@ -315,8 +320,11 @@ def test_one_poisonous_reply_takes_no_neighbour_along(
             asked(client, "Blue sky.", "Blue sea.") | {"id": "a"},
             asked(client, "Blue moon.", "cursed") | {"id": "b"},
         ]
-        answer = client._http.post(
-            "/v1/scores", json={"groups": groups}, headers={"accept": accept}
+        answer = httpx.post(
+            f"{client.base_url}/v1/scores",
+            timeout=60,
+            json={"groups": groups},
+            headers={"accept": accept},
         )
         assert answer.status_code == 200
         lines = [json.loads(line) for line in answer.text.split("\n") if line]
@@ -424,8 +432,11 @@ def test_a_call_that_was_cut_off_is_counted(
 ) -> None:
     judge.script = lambda request, number: None
     client = connect()
-    response = client._http.post(
-        "/v1/scores", json={"groups": [asked(client)]}, headers={"X-Deadline-Ms": "2000"}
+    response = httpx.post(
+        f"{client.base_url}/v1/scores",
+        timeout=60,
+        json={"groups": [asked(client)]},
+        headers={"X-Deadline-Ms": "2000"},
     )
     answer = response.json()
     assert answer["groups"][0]["rollouts"][0]["reason"] == "timeout"
