@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from markscheme.messages import MessageError, normal_message, role_of, visible
+from markscheme.messages import MessageError, normal_message, role_of, visible_message
 from markscheme.schema import Message
 from markscheme.text import replace_invalid
 
@@ -34,7 +34,7 @@ def normal_conversation(given: Any, name: str) -> Conversation:
     for number, message in enumerate(given):
         location = f"{name}[{number}]"
         role_of(message, location)
-        fields = normal_message(message, location)
+        fields = dict(normal_message(message, location))
         content = fields["content"]
         # Chat templates and TRL read the content of every message, also where there is none.
         fields["content"] = (
@@ -83,7 +83,7 @@ def _wire_messages(messages: Sequence[Mapping[str, Any]], name: str) -> list[Mes
     wire = []
     for number, message in enumerate(messages):
         try:
-            wire.append(Message.model_validate(visible(message)))
+            wire.append(Message.model_validate(visible_message(message)))
         except ValidationError as error:
             raise MessageError(f"{name}[{number}].{first_error(error)}") from error
     return wire
