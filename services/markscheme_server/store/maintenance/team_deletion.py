@@ -270,6 +270,7 @@ class Eraser:
                     provenance={},
                     visibility="private",
                     cost_usd=None,
+                    view=None,
                     words="",
                     retired_at=sa.func.coalesce(rubrics.c.retired_at, now()),
                 ),

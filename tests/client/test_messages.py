@@ -1,0 +1,89 @@
+"""The one form of chat messages, on the wire and in files."""
+
+from typing import Any
+
+import pytest
+
+from client.test_exchange import four, rubric
+from markscheme.exchange import NotRepresentable, dump, load
+from markscheme.messages import MessageError, normal_message, plain_prompt, unsupported_parts
+from markscheme.schema import Message, Rollout
+
+CALL = {"type": "function", "function": {"name": "mul", "arguments": {"a": 2}}, "id": "x"}
+
+
+def test_a_prompt_of_a_file_keeps_its_tool_calls() -> None:
+    prompt = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be brief."}], "name": None},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "weight": 0},
+        {"role": "function", "name": "mul", "tool_call_id": "x", "content": "6"},
+    ]
+    assert plain_prompt(prompt) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "name": "mul", "tool_call_id": "x", "content": "6"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "kinds"),
+    [
+        ({"content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}, ["image_url"]),
+        ({"content": "a", "images": ["b"]}, ["images"]),
+        ({"content": None, "audio": {"id": "x"}}, ["audio"]),
+        ({"content": "a", "images": [], "audio": None}, []),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}, []),
+        ({"content": [{"type": "tool_use", "name": "f"}]}, ["tool_use"]),
+        ({"content": [{"kind": "text"}]}, ["without a type"]),
+    ],
+)
+def test_what_is_not_text_is_named(message: dict[str, Any], kinds: list[str]) -> None:
+    assert unsupported_parts(normal_message({"role": "assistant"} | message)) == kinds
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "a", "reasoning_content": "hm"},
+        {"content": "a", "reasoning": "hm"},
+        {"content": "a", "thinking": "hm"},
+        {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, "a"]},
+    ],
+)
+def test_thinking_of_every_spelling_is_reasoning_content(message: dict[str, Any]) -> None:
+    normal = normal_message({"role": "assistant"} | message)
+    assert (normal["content"], normal["reasoning_content"]) == ("a", "hm")
+
+
+def test_a_refusal_is_what_the_assistant_said() -> None:
+    message = Message.model_validate(
+        {"role": "assistant", "content": None, "refusal": "I cannot.", "annotations": []}
+    )
+    assert message.model_dump() == {"role": "assistant", "content": "I cannot."}
+
+
+def test_calls_that_cannot_be_read_are_refused_with_their_place() -> None:
+    for calls in (5, [5], ["x"], {"a": 1}):
+        with pytest.raises(MessageError, match=r"^prompt\[1\]\.tool_calls"):
+            normal_message({"role": "assistant", "tool_calls": calls}, "prompt[1]")
+
+
+def test_a_rollout_is_sent_as_it_is_read() -> None:
+    sent = {"id": "r", "messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]}
+    rollout = Rollout.model_validate(sent)
+    assert rollout.model_dump(exclude_none=True)["messages"][0]["tool_calls"] == [CALL]
+    assert Rollout.model_validate_json(rollout.model_dump_json()) == rollout
+
+
+def test_the_native_format_holds_view_and_tool_calls_and_others_say_what_they_lose() -> None:
+    prompt = (
+        Message(role="user", content="2 times 3?"),
+        Message.model_validate({"role": "assistant", "tool_calls": [CALL]}),
+    )
+    made = rubric(*four(), prompt=prompt).model_copy(update={"view": "full"})
+    back = load(dump(made, "native").content, "native")
+    assert (back.view, back.prompt) == ("full", prompt)
+    with pytest.raises(NotRepresentable, match="no place for the view full"):
+        dump(made, "healthbench")
+    assert "view" not in dump(rubric(*four()), "native").content
