@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,7 +95,8 @@ def locate_error(error: ValidationError, value: Any) -> tuple[str, str]:
     The place is empty where the error is about `value` as a whole.
 
     Where a field has alternatives, the one that matched deepest is reported; one that failed on the
-    value's type alone is left out if another says more.
+    value's type alone is left out if another says more. A missing field whose name is nearly that of
+    an unknown one is reported with it.
     """
     located = [
         (_path_in(each["loc"], value, missing=each["type"] == "missing"), each)
@@ -106,6 +108,15 @@ def locate_error(error: ValidationError, value: Any) -> tuple[str, str]:
     message = " or ".join(dict.fromkeys(map(_text_of_error, deepest))).replace(
         " or must be ", " or "
     )
+    unknown = [
+        str(at[-1])
+        for at, each in located
+        if each["type"] == "extra_forbidden" and at[:-1] == location[:-1]
+    ]
+    if deepest[0]["type"] == "missing" and (
+        unknown := get_close_matches(str(location[-1]), unknown)
+    ):
+        message += f"; {unknown[0]} is not known here"
     written = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}" for part in location
     ).lstrip(".")

@@ -6,6 +6,8 @@ raised at once, before the retry layer sees it; other errors go up to it.
 
 import asyncio
 import os
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from threading import Lock
 from typing import Any, Self
 
@@ -139,6 +141,12 @@ class Connections:
         elif self._http_client is not None:
             self._http_client.close()
 
+    def __del__(self) -> None:
+        # As OpenAI's client does: who drops a client without closing it leaks no sockets.
+        if self._http_client is None and (http := self._opened.pop(os.getpid(), None)):
+            with suppress(Exception):  # the interpreter may be ending
+                http.close()
+
     def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
         return type(self)(self._http_client)
 
@@ -146,12 +154,34 @@ class Connections:
         return _reduced(self, self._http_client)
 
 
+class _LoopClient:
+    """An httpx client that is closed with its event loop, unless it sends by the user's own.
+
+    `asyncio.run` closes the asynchronous generators of its loop before the loop itself; that is
+    the only notice that a loop gives of its end.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, *, is_ours: bool) -> None:
+        self.http = http
+        self._closing = _close_at_the_end(http) if is_ours else None
+        if self._closing is not None:
+            with suppress(StopIteration):
+                self._closing.__anext__().send(None)  # runs to the yield: the loop knows it now
+
+
+async def _close_at_the_end(http: httpx.AsyncClient) -> AsyncGenerator[None]:
+    try:
+        yield
+    finally:
+        await http.aclose()
+
+
 class AsyncConnections:
     """`Connections` of an `AsyncClient`: each event loop has its own."""
 
     def __init__(self, http_client: httpx.AsyncClient | None = None) -> None:
         self._http_client = http_client
-        self._opened: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
+        self._opened: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
         self._closed = False
         self._lock = Lock()
 
@@ -161,13 +191,16 @@ class AsyncConnections:
         with self._lock:
             _check_open(self._closed, given)
             for loop in [loop for loop in self._opened if loop.is_closed()]:
-                del self._opened[loop]  # its connections are dead: they ended with the loop
+                del self._opened[loop]
             if running not in self._opened:
-                self._opened[running] = httpx.AsyncClient(
-                    headers=None if given is None else given.headers,
-                    transport=RetryTransport(AsyncDeadlineTransport(given)),
+                self._opened[running] = _LoopClient(
+                    httpx.AsyncClient(
+                        headers=None if given is None else given.headers,
+                        transport=RetryTransport(AsyncDeadlineTransport(given)),
+                    ),
+                    is_ours=given is None,
                 )
-            return self._opened[running]
+            return self._opened[running].http
 
     @property
     def timeout(self) -> httpx.Timeout | None:
@@ -178,10 +211,10 @@ class AsyncConnections:
         """Close the connections of the running event loop, and refuse calls from any."""
         with self._lock:
             self._closed = True
-            http = self._opened.pop(asyncio.get_running_loop(), None)
+            opened = self._opened.pop(asyncio.get_running_loop(), None)
             self._opened.clear()
-        if http is not None:
-            await http.aclose()
+        if opened is not None:
+            await opened.http.aclose()
         elif self._http_client is not None:
             await self._http_client.aclose()
 

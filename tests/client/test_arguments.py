@@ -111,6 +111,10 @@ WRONG: list[tuple[Callable[[Client], Any], str]] = [
         "criteria[0].points: must be a whole number",
     ),
     (lambda c: c.create_rubric("p", [{"text": "t", "points": 1}], tags="red"), "tags: must be a"),
+    (
+        lambda c: c.create_rubric("p", [{"text": "t", "point": 1}]),
+        "criteria[0].points: is missing; point is not known here",
+    ),
     (lambda c: c.rubric(["rub_1"]), "rubric_id: must be the id of a rubric or a Rubric"),
     (lambda c: c.rubric(""), "rubric_id: must not be empty"),
     (lambda c: c.rubric("rub_\ud800"), "rubric_id: must not contain"),

@@ -68,7 +68,5 @@ async def test_an_asynchronous_client_pages_too(service: str, made: list[str]) -
         client.rubrics()  # nothing was asked, and nothing warns
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_a_page_can_be_asked_for_by_asyncio_run(service: str, made: list[str]) -> None:
     assert asyncio.run(AsyncClient(service).rubrics(limit=1)).data[0].id == made[0]
