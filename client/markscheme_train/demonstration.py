@@ -16,11 +16,15 @@ LEFT_OUT = "[… left out …]"
 def readable(messages: Sequence[Mapping[str, Any]], max_characters: int | None = None) -> str:
     """Return a trajectory as text, each message and tool call under a line that says whose it is.
 
+    A lone message is its text.
+
     Args:
         messages: The trajectory, in its normal form. Thinking is left out.
         max_characters: Maximum length of each tool call's arguments and of each result, of which
             beginning and end are kept; `None`: all.
     """
+    if len(messages) == 1 and not messages[0].get("tool_calls"):
+        return _text(messages[0])
     blocks = []
     for message in messages:
         role, content = message["role"], _text(message)

@@ -32,6 +32,10 @@ def test_each_part_says_whose_it_is_and_thoughts_are_not_shown() -> None:
     assert "secret" not in text
 
 
+def test_a_lone_message_is_its_text() -> None:
+    assert readable(TRAJECTORY[-1:]) == "About 117,000."
+
+
 def test_arguments_as_the_models_own_words_and_calls_without_text() -> None:
     call = {
         "role": "assistant",

@@ -35,9 +35,13 @@ def test_the_example_with_plain_trl_trains(
 ) -> None:
     """With a tiny model, on a CPU, and for one step; nothing else of it is changed."""
     tokenizer = tool_tokenizer()
-    student = scripted_student(
-        tokenizer, lambda row, _prompt: "Rain falls" + "." * row if row % 2 else "Rain, rain."
-    )
+
+    def write(row: int, prompt: str) -> str:
+        thing = prompt.partition("Describe ")[2].partition(".")[0]
+        comma = "" if row % 2 else ","
+        return f"I think{comma} {thing} lies calm and golden in the slow evening light of row {row}"
+
+    student = scripted_student(tokenizer, write)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MARKSCHEME_URL", service)
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda name: tokenizer)
@@ -50,6 +54,7 @@ def test_the_example_with_plain_trl_trains(
         assert printed in code
         code = code.replace(printed, here)
     names = run(code, student=student)
+    names["reward"].client.close()
     rewards = names["reward"].last.rewards
     assert len(rewards) == 8
     assert rewards[1] > rewards[0]

@@ -8,7 +8,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from markscheme import Client
+from markscheme import AsyncClient, Client
 from markscheme.errors import (
     AnswerUnreadable,
     ConnectionFailed,
@@ -202,6 +202,11 @@ def test_teacher_responses_may_be_one_or_several_texts_or_messages(given: Any, s
     client = ScriptedClient(lambda place, rollout: 1.0)
     call(reward_of(client), ["p", "p"], teacher_responses=[given, given])
     assert client.calls[0]["groups"][0].teacher_responses == sent
+
+
+def test_an_async_client_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="takes a Client, not an AsyncClient"):
+        reward_of(AsyncClient("http://127.0.0.1:9"))
 
 
 def test_without_a_trainers_state_each_call_is_a_step() -> None:

@@ -34,7 +34,7 @@ def normal_conversation(given: Any, name: str) -> Conversation:
     for number, message in enumerate(given):
         location = f"{name}[{number}]"
         role_of(message, location)
-        fields = normal_message(message, location)
+        fields = dict(normal_message(message, location))
         content = fields["content"]
         # Chat templates and TRL read the content of every message, also where there is none.
         fields["content"] = (

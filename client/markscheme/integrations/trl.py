@@ -144,6 +144,8 @@ class RubricReward:
         max_unscored: float = 1.0,
         on_wait: Callable[[str, float], None] | None = None,
     ) -> None:
+        if inspect.iscoroutinefunction(client.score):
+            raise TypeError("RubricReward takes a Client, not an AsyncClient")
         self.client = client
         self.num_generations = num_generations
         self.run_id = run_id
