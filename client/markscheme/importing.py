@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -283,7 +284,7 @@ class RubricImporter:
             groups.setdefault(key, (row.place, []))[1].append(content)
         while groups:
             place, contents = groups.pop(next(iter(groups)))
-            yield FileRow(place, lambda contents=contents: contents)  # type: ignore[misc]
+            yield _row(place, contents)
 
     def _newest_rubric(self) -> datetime | None:
         """Return when the newest rubric was created, by the service's clock.
@@ -318,7 +319,7 @@ def read_rubric_file(path: Path) -> list[FileRow] | Iterator[FileRow]:
         return _file_rows(path, "test", config_rows(content))
     if isinstance(content, list) and not _is_one_rubric(content):
         return _file_rows(path, "item", content)
-    return [FileRow(str(path), lambda: content)]
+    return [_row(str(path), content)]
 
 
 def _from_yaml(data: bytes) -> Any:
@@ -343,20 +344,18 @@ def _is_one_rubric(content: list[Any]) -> bool:
 
 
 def _file_rows(path: Path, word: str, contents: Sequence[Any]) -> list[FileRow]:
-    return [
-        FileRow(f"{path}, {word} {number}", lambda content=content: content)  # type: ignore[misc]
-        for number, content in enumerate(contents, 1)
-    ]
+    return [_row(f"{path}, {word} {number}", content) for number, content in enumerate(contents, 1)]
+
+
+def _row(place: str, content: Any) -> FileRow:
+    return FileRow(place, lambda: content)
 
 
 def _lines(path: Path) -> Iterator[FileRow]:
     """Yield the lines that are not blank, as bytes: one that is not UTF-8 fails alone."""
     for number, line in enumerate(read_raw_lines(path), 1):
         if line.strip(WHITESPACE.encode()):
-            yield FileRow(
-                f"{path}, line {number}",
-                lambda line=line: from_json(line, allow_inf_nan=False),  # type: ignore[misc]
-            )
+            yield FileRow(f"{path}, line {number}", partial(from_json, line, allow_inf_nan=False))
 
 
 def describe(error: Exception) -> str:
