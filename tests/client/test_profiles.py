@@ -239,6 +239,24 @@ def test_a_prompt_may_be_text_or_messages_or_either_in_json(prompt: Any, roles: 
     assert same(dump(rubric_of(found), "mapped").content, content)
 
 
+@pytest.mark.parametrize(("format", "content"), SAMPLES)
+def test_a_table_of_texts_says_the_same_as_the_rows(format: ExchangeFormat, content: Any) -> None:
+    """As a CSV file has it: what is no text is JSON in one, and nothing is an empty text."""
+    if format in ("native", "ropd", "verifiers"):
+        return
+    cells = {
+        name: value if isinstance(value, str) else "" if value is None else json.dumps(value)
+        for name, value in content.items()
+    }
+    assert format == "mapped" or detect_format(cells) == format
+    found, plain = read(cells, format), read(content, format)
+    assert (found.prompt, found.tags) == (plain.prompt, plain.tags)
+    assert [(c.text, c.points, c.check) for c in found.criteria] == [
+        (c.text, c.points, c.check) for c in plain.criteria
+    ]
+    assert same(dump(rubric_of(found), format).content, cells)
+
+
 def test_numbered_columns_are_a_conversation() -> None:
     content = {
         "prompt_0": "One?",

@@ -48,7 +48,7 @@ def read_instructions(columns: Arguments) -> list[dict[str, Any]]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise require(named, column, "a list of texts")
     each = decode(arguments)
-    if each is None:
+    if each is None or each == "":
         each = [None] * len(names)
     if not isinstance(each, list) or not all(isinstance(a, dict | None) for a in each):
         raise require(arguments, "kwargs", "a list of objects")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from markscheme.exchange.base import ConversionIssues, Malformed, NotRepresentable
-from markscheme.exchange.paths import MISSING, same
+from markscheme.exchange.paths import MISSING, decode, same
 from markscheme.exchange.rows import HOW, Draft
 from markscheme.exchange.values import require, to_messages, to_text, write_messages
 from markscheme.schema.base import MAX_CRITERIA, Message
@@ -38,9 +38,10 @@ def read_meta_eval(content: Any, _: ConversionIssues) -> Draft:
         elif messages != prompt:
             raise Malformed(f"{at}prompt: is not that of the other rows; import each by itself")
         text = to_text(row.get("rubric", MISSING), f"{at}rubric")
-        labels = row.get("binary_labels", MISSING)
+        raw_labels = row.get("binary_labels", MISSING)
+        labels = decode(raw_labels)
         if not isinstance(labels, list) or not all(isinstance(each, bool) for each in labels):
-            raise require(labels, f"{at}binary_labels", "a list of true and false")
+            raise require(raw_labels, f"{at}binary_labels", "a list of true and false")
         label = {name: value for name, value in row.items() if name not in ("rubric", "prompt")}
         if not same(row["prompt"], raw_prompt):
             label["prompt"] = row["prompt"]

@@ -284,7 +284,8 @@ def _write_instruction_list(_: Profile, items: list[Any]) -> Any:
 def _read_assertion_list(
     profile: Profile, value: Any, location: str, issues: ConversionIssues
 ) -> ItemList:
-    rows = [value] if isinstance(value, dict) else value
+    decoded = decode(value)
+    rows = [decoded] if isinstance(decoded, dict) else decoded
     if not isinstance(rows, list):
         raise require(value, location, "a list")
     chosen, others = read_assertions(rows, location, issues)

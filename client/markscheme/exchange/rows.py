@@ -113,7 +113,7 @@ def read_row(profile: Profile, content: Any, issues: ConversionIssues) -> Draft:
     rest = _copy(row)
     prompt = _read_prompt(profile, row, rest, how)
     raw, at = _find_criteria(profile, row, rest, how)
-    found = read_criteria(profile, raw, at, row.get("vars"), issues)
+    found = read_criteria(profile, raw, at, decode(row.get("vars")), issues)
     if found.factor != 1:
         how["factor"] = float(found.factor)
     if found.left_out:
@@ -322,7 +322,7 @@ def _read_prompt(
         return None
     location = write_path(path)
     if profile.variables and isinstance(value, str):
-        variables = row.get("vars")
+        variables = decode(row.get("vars"))
         messages = to_messages(
             render(value, variables if isinstance(variables, dict) else {}, location), location
         )
@@ -366,7 +366,7 @@ def _put_prompt(
                     kept, names[0]
                 ) == tuple(prompt):
                     return row | kept
-            variables = row.get("vars")
+            variables = decode(row.get("vars"))
             value = (
                 render(kept, variables if isinstance(variables, dict) else {}, "prompt")
                 if profile.variables and isinstance(kept, str)
@@ -424,7 +424,7 @@ def _put_criteria(
     if "criteria" in how:
         try:
             found = read_criteria(
-                profile, how["criteria"], "criteria", row.get("vars"), ConversionIssues()
+                profile, how["criteria"], "criteria", decode(row.get("vars")), ConversionIssues()
             )
             if [*zip(found.texts, found.points, strict=True)] == [part[:2] for part in parts]:
                 value = how["criteria"]
@@ -522,13 +522,11 @@ def _read_tags(
     value = find(row, profile.tags)
     if value is MISSING:
         return []
-    location = write_path(profile.tags)
-    if value is not None and (
-        not isinstance(value, list) or not all(isinstance(tag, str) for tag in value)
-    ):
-        raise require(value, location, "a list of texts")
+    listed = decode(value) or []
+    if not isinstance(listed, list) or not all(isinstance(tag, str) for tag in listed):
+        raise require(value, write_path(profile.tags), "a list of texts")
     take(rest, profile.tags)
-    tags = _fitting(value or [])
+    tags = _fitting(listed)
     if not same(tags, value):
         how["tags"] = value
     else:
@@ -552,8 +550,9 @@ def _put_tags(
 ) -> Any:
     assert profile.tags is not None
     kept = how.get("tags")
-    if "tags" in how and (kept is None or isinstance(kept, list)):
-        was = [tag for tag in kept or [] if isinstance(tag, str)]
+    listed = decode(kept) or []
+    if "tags" in how and isinstance(listed, list):
+        was = [tag for tag in listed if isinstance(tag, str)]
         ours = _fitting(was)
         if list(tags) == ours:
             return put(row, profile.tags, kept)
