@@ -386,6 +386,39 @@ def test_fields_larger_than_metadata_can_hold_are_a_loss() -> None:
     assert "rubric_judge_details" not in found.metadata["rubrichub"]
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "[" * 100_000,
+        "[" * 500 + "]" * 500,
+        '[{"description": "\\ud800", "weight": 1}]',
+        '[{"description": "x", "weight": NaN}]',
+        '[{"description": "x", "weight": ' + "9" * 5000 + "}]",
+        [{"description": "x", "weight": "9" * 5000}],
+        [{"description": "x", "weight": "1e999"}],
+        " " * 200_000 + "[",
+    ],
+)
+def test_hostile_json_in_a_text_is_refused(hostile: Any) -> None:
+    with pytest.raises((Malformed, NotRepresentable)):
+        load({"question": "Why?", "rubric": hostile}, "rar")
+
+
+def test_long_runs_of_spaces_take_no_time() -> None:
+    spaces = "a" + " " * 300_000 + "b"
+    for format, content in (
+        (
+            "wildchecklists",
+            {"prompt": "p", "requirements": f"1) {spaces}\n2) (importance: {spaces}"},
+        ),
+        ("openrubrics", {"instruction": "p", "rubric": f"1. {spaces}\n{spaces}"}),
+        ("promptfoo", {"prompt": "{{" + spaces, "assert": []}),
+        ("ifeval", {"prompt": "p", "ground_truth": spaces}),
+    ):
+        with pytest.raises((Malformed, NotRepresentable)):
+            load(content, format)  # type: ignore[arg-type]
+
+
 def test_up_to_256_criteria() -> None:
     criteria = [{"description": f"{i}.", "weight": 1} for i in range(256)]
     assert len(load({"question": "Why?", "rubric": criteria}, "rar").criteria) == 256

@@ -23,9 +23,9 @@ from markscheme.exchange.values import require, split_lines, to_text
 from markscheme.vocabulary import MapField
 
 _IMPORTANCE = re.compile(
-    r"\s*\(importance:\s*(\d{1,3}(?:\.\d+)?)(?:\s*/\s*100)?\s*\)\s*\.?$", re.IGNORECASE
+    r"\(importance:\s*(\d{1,3}(?:\.\d+)?)(?:\s*/\s*100)?\s*\)\s*\.?$", re.IGNORECASE
 )
-_KIND = re.compile(r"\s*\[(hard rule|principle)\]\s*\.?$", re.IGNORECASE)
+_KIND = re.compile(r"\[(hard rule|principle)\]\s*\.?$", re.IGNORECASE)
 FULL_IMPORTANCE = 100
 """WildChecklists: the importance of a requirement that states none beside others that do."""
 
@@ -217,7 +217,7 @@ def _read_requirements(
             )
             headings.append((number, line))
             continue
-        text = line[: match.start()] if match else line
+        text = line[: match.start()].rstrip() if match else line
         importance = match[1] if match else FULL_IMPORTANCE if weighted else 1
         items.append(Item(line, here, text, importance, {}, text_at=here, points_at=here))
     return ItemList(tuple(items), tuple(headings))
@@ -245,7 +245,7 @@ def _read_kinds(profile: Profile, value: Any, location: str, issues: ConversionI
             Item(
                 line,
                 here,
-                line[: match.start()] if match else line,
+                line[: match.start()].rstrip() if match else line,
                 MISSING,
                 {"kind": match[1]} if match else {},
                 text_at=here,
