@@ -199,6 +199,12 @@ def test_a_configuration_of_promptfoo_makes_a_row_for_each_prompt_and_test() -> 
         read(config, "promptfoo")
 
 
+def test_labels_that_are_more_than_metadata_can_hold_are_refused() -> None:
+    large = row("healthbench-meta-eval", 1) | {"completion": "x" * MAX_METADATA_BYTES}
+    with pytest.raises(NotRepresentable, match="metadata may take"):
+        read(large, "healthbench-meta-eval")
+
+
 def test_the_rows_of_a_prompt_are_one_rubric_with_its_labels() -> None:
     rows = [row("healthbench-meta-eval", n) for n in (1, 3, 4)]
     found = read(rows, "healthbench-meta-eval")
@@ -427,13 +433,9 @@ def test_up_to_256_criteria() -> None:
         load({"question": "Why?", "rubric": criteria}, "rar")
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.text('ab[{"c', max_size=4),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc$"), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
+LEAVES = st.none() | st.booleans() | st.integers(-5, 5) | st.text('ab[{"c', max_size=4)
+OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "index", "item", "$import"]), LEAVES)
+JSON = LEAVES | OBJECTS | st.lists(LEAVES, max_size=3) | st.lists(OBJECTS, max_size=3)
 
 
 @given(

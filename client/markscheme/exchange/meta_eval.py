@@ -52,7 +52,7 @@ def read_meta_eval(content: Any, _: ConversionIssues) -> Draft:
             and completions.setdefault(completion_id, completion) == completion
         ):
             del label["completion"]
-        criteria.setdefault(text, []).append(label | {"row": number})
+        criteria.setdefault(text, []).append(label | {HOW: number})
     if len(criteria) > MAX_CRITERIA:
         raise NotRepresentable(
             [f"there are {len(criteria)} criteria; a rubric has {MAX_CRITERIA} at most"]
@@ -101,12 +101,12 @@ def write_meta_eval(
                 "prompt": how.get("prompt", write_messages(prompt)),
                 **shared,
                 "rubric": criterion.text,
-                **{name: value for name, value in label.items() if name != "row"},
+                **{name: value for name, value in label.items() if name != HOW},
             }
-            completion = own["completions"].get(label.get("completion_id"))
-            if completion is not None:
-                row.setdefault("completion", completion)
-            position = label.get("row")
+            completion_id = label.get("completion_id")
+            if isinstance(completion_id, str) and completion_id in own["completions"]:
+                row.setdefault("completion", own["completions"][completion_id])
+            position = label.get(HOW)
             rows.append((position if isinstance(position, int) else len(rows), row))
     if not rows:
         raise NotRepresentable(["none of its criteria has labels"])

@@ -23,7 +23,7 @@ from markscheme.exchange.promptfoo import config_rows
 from markscheme.exchange.rows import HOW, Draft, read_row
 from markscheme.exchange.shapes import Native, Ropd
 from markscheme.schema.base import MAX_TEXT_LENGTH, Message, Prompt
-from markscheme.schema.metadata import check_json
+from markscheme.schema.metadata import MAX_METADATA_BYTES, check_json, json_bytes
 from markscheme.schema.rubrics import Criteria, Criterion
 from markscheme.vocabulary import CATEGORIES, Category, ExchangeFormat, MapField
 
@@ -84,6 +84,11 @@ def load(
     except ValidationError as error:
         raise Malformed(_messages_of(error)[0]) from None
     messages = _messages(draft.prompt, prompt, format, _prompt_place(format, mapping))
+    size = json_bytes(draft.metadata or {})
+    if size > MAX_METADATA_BYTES:
+        issues.refusals.append(
+            f"the other fields take {size} bytes; metadata may take {MAX_METADATA_BYTES}"
+        )
     losses = issues.accept_losses(allow_loss)
     try:
         criteria = _CRITERIA.validate_python(list(draft.criteria))
