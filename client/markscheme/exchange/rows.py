@@ -276,8 +276,9 @@ def _namespace(profile: Profile, criterion: Criterion, imported: bool) -> dict[s
     if profile.category_tag:
         tag = f"category:{criterion.category}"
         tags = fields.get("tags")
-        kept = [each for each in tags or [] if not _is_category_tag(each)]
-        was = [each for each in tags or [] if _is_category_tag(each)]
+        listed = tags if isinstance(tags, list) else []
+        kept = [each for each in listed if not _is_category_tag(each)]
+        was = [each for each in listed if _is_category_tag(each)]
         if not known or (was != [tag] and (was or criterion.category != CATEGORIES[0])):
             fields["tags"] = [*kept, tag]
     return fields
