@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from markscheme.client import Client
 from markscheme.errors import AuthenticationFailed, InvalidRequest
-from markscheme.exchange import Imported, Malformed, detect_format, load
+from markscheme.exchange import Imported, Malformed, detect_format, load, row_id
 from markscheme.exchange.promptfoo import config_rows
 from markscheme.jsonl import WHITESPACE, read_raw_lines, strip_bom
 from markscheme.schema import Message, RubricImported, TeacherEntry
@@ -221,6 +221,7 @@ class RubricImporter:
     def _import_row(self, row: RubricRow) -> str | None:
         """Import one row, or return why it cannot be."""
         report = self.report
+        content: Any = None
         try:
             content = row.load()
             found = self.read(content)
@@ -240,7 +241,7 @@ class RubricImporter:
             return "nested too deeply"
         except (ValueError, InvalidRequest) as error:
             report.failed += 1
-            return describe(error)
+            return describe(error) + self._id_of(content)
         report.imported += 1
         report.existing += existed
         report.losses += len(answer.losses)
@@ -250,6 +251,14 @@ class RubricImporter:
         if answer.notes and not report.first_note:
             report.first_note = f"{row.place}, {answer.notes[0]}"
         return None
+
+    def _id_of(self, content: Any) -> str:
+        """Return the row's own name in brackets, where it has one."""
+        try:
+            own = row_id(content, self.format_of(content), self._mapping)
+        except ValueError:
+            own = None
+        return "" if own is None else f" (id {own})"
 
     def _grouped(
         self,

@@ -17,7 +17,7 @@ from markscheme.exchange.base import (
     excerpt,
 )
 from markscheme.exchange.meta_eval import read_meta_eval
-from markscheme.exchange.paths import write_path
+from markscheme.exchange.paths import first, write_path
 from markscheme.exchange.profiles import PROFILES, mapped_profile
 from markscheme.exchange.promptfoo import config_rows
 from markscheme.exchange.rows import HOW, Draft, read_row
@@ -107,6 +107,19 @@ def load(
         provenance,
         draft.references,
     )
+
+
+def row_id(
+    content: object, format: ExchangeFormat, mapping: Mapping[MapField, str] | None = None
+) -> str | None:
+    """Return the name that a content gives itself, for messages; None where it has none."""
+    profile = mapped_profile(mapping) if mapping is not None else PROFILES.get(format)
+    if profile is None or not profile.id:
+        return None
+    _, found = first(content, profile.id)
+    if isinstance(found, str):
+        return excerpt(found)[1:-1]
+    return str(found) if isinstance(found, int) and not isinstance(found, bool) else None
 
 
 def _read(
