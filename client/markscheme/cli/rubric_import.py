@@ -15,9 +15,13 @@ from markscheme.exchange.profiles import mapped_profile
 from markscheme.importing import FileRow, RubricImporter, describe, read_rubric_file
 from markscheme.jsonl import LineError
 from markscheme.schema import Tag
-from markscheme.vocabulary import MAP_FIELDS, ExchangeFormat, MapField
+from markscheme.vocabulary import EXCHANGE_FORMATS, MAP_FIELDS, ExchangeFormat, MapField
 
-FormatOption = Annotated[ExchangeFormat, typer.Option(help="Format of the file.")]
+_FORMATS = ", ".join(EXCHANGE_FORMATS)
+FormatOption = Annotated[
+    ExchangeFormat,
+    typer.Option(metavar="NAME", help=f"Format of the file: {_FORMATS}."),
+]
 SHOWN_PROBLEMS = 100
 """Rows that fail of which the reason is printed; the others are counted."""
 
@@ -33,7 +37,10 @@ def import_file(
     ],
     format: Annotated[
         ExchangeFormat | None,
-        typer.Option(help="Format of the rubrics. Default: told from their fields."),
+        typer.Option(
+            metavar="NAME",
+            help=f"Format of the rubrics: {_FORMATS}. Default: told from their fields.",
+        ),
     ] = None,
     map: Annotated[
         list[str] | None,
