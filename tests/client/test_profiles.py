@@ -120,7 +120,7 @@ def test_the_points_of_a_row(format: ExchangeFormat, number: int, points: list[i
         ("rar", 2, {}),
         ("rar", 4, {"rar reference": 2}),
         ("rubrichub", 3, {"rubrichub answer": 1}),
-        ("ifeval", 5, {"ifeval reference": 2}),
+        ("ifeval", 5, {"own-model": 2}),
         ("mapped", 2, {"reference": 2}),
     ],
 )

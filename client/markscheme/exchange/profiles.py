@@ -63,10 +63,11 @@ class ItemList:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Where a row has reference answers, and whose they are."""
+    """Where a row has reference answers, and whose they are if the row itself does not say."""
 
     path: Path
     source: str
+    named_at: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +323,7 @@ def _paths(text: str) -> tuple[Path, ...]:
     return parse_paths(text)
 
 
+_TEACHER = _paths("teacher_model|teacher")
 _COMPLETIONS = parse_path("ideal_completions_data.ideal_completions_ref_completions")
 PROFILES: dict[str, Profile] = {
     profile.name: profile
@@ -416,8 +418,8 @@ PROFILES: dict[str, Profile] = {
             columns=(("instruction_id_list", "kwargs"), ("ground_truth",)),
             default_points=1,
             references=(
-                Reference(parse_path("teacher_responses"), "ifeval reference"),
-                Reference(parse_path("reference_answer"), "ifeval reference"),
+                Reference(parse_path("teacher_responses"), "ifeval reference", _TEACHER),
+                Reference(parse_path("reference_answer"), "ifeval reference", _TEACHER),
             ),
             id=_paths("key|id"),
             layout=Layout(_read_instruction_list, _write_instruction_list),
@@ -477,6 +479,8 @@ def mapped_profile(mapping: Mapping[MapField, str]) -> Profile:
         text=paths.get("text", ((),)),
         points=paths.get("points"),
         default_points=None if "points" in paths else 1,
-        references=tuple(Reference(path, "reference") for path in paths.get("reference", ())),
+        references=tuple(
+            Reference(path, "reference", _TEACHER) for path in paths.get("reference", ())
+        ),
         id=paths.get("id", ()),
     )

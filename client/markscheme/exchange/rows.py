@@ -34,7 +34,7 @@ from markscheme.exchange.paths import (
     take,
     write_path,
 )
-from markscheme.exchange.profiles import Item, ItemList, Profile
+from markscheme.exchange.profiles import Item, ItemList, Profile, Reference
 from markscheme.exchange.promptfoo import render
 from markscheme.exchange.values import (
     numbered_columns,
@@ -52,6 +52,7 @@ from markscheme.schema.base import (
     MAX_POINTS,
     MAX_TAGS,
     MAX_TEXT_LENGTH,
+    Identifier,
     Message,
     Tag,
 )
@@ -63,6 +64,7 @@ HOW = "$import"
 """The name under which a format's metadata says how the row was read."""
 _OUR_ID = re.compile(r"c[1-9][0-9]{0,2}")
 _TAG: TypeAdapter[str] = TypeAdapter(Tag)
+_SOURCE: TypeAdapter[str] = TypeAdapter(Identifier)
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "criteria_at": str,
     "derived": list,
@@ -171,7 +173,7 @@ def read_row(profile: Profile, content: Any, issues: ConversionIssues) -> Draft:
         {profile.name: metadata},
         found.factor,
         tuple(
-            ReferenceAnswer(text, reference.source)
+            ReferenceAnswer(text, _source(reference, row))
             for reference in profile.references
             for text in _distinct(to_references(find(row, reference.path)))
         ),
@@ -606,6 +608,15 @@ def _fit(fields: dict[str, Any], issues: ConversionIssues) -> dict[str, Any]:
             f"({MAX_METADATA_BYTES} bytes in all)"
         )
     return {name: value for name, value in fields.items() if name in sizes}
+
+
+def _source(reference: Reference, row: dict[str, Any]) -> str:
+    """Return whose the answers are: the model that the row names, else what the format says."""
+    _, named = first(row, reference.named_at) if reference.named_at else ((), None)
+    try:
+        return _SOURCE.validate_python(named)
+    except ValidationError:
+        return reference.source
 
 
 def _distinct(texts: Sequence[str]) -> list[str]:
