@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from markscheme.client import Client
 from markscheme.data import Columns, Row, RowError, RowReader
 from markscheme.errors import AuthenticationFailed, InvalidRequest
-from markscheme.exchange import Imported, Malformed, detect_format, load
+from markscheme.exchange import Imported, Malformed, detect_format, load, row_id
 from markscheme.exchange.promptfoo import config_rows
 from markscheme.jsonl import strip_bom
 from markscheme.jsonl_rows import describe_error
@@ -286,6 +286,7 @@ class RubricImporter:
     def _import_row(self, row: RubricRow) -> str | None:
         """Import one row, or return why it cannot be."""
         report = self.report
+        content: Any = None
         try:
             entry = self._columns.read(row)
             found = self.read(entry.rubric, entry.prompt)
@@ -316,7 +317,7 @@ class RubricImporter:
             return "nested too deeply"
         except (ValueError, InvalidRequest) as error:
             report.failed += 1
-            return describe(error)
+            return describe(error) + self._id_of(content)
         report.imported += 1
         report.existing += existed
         report.losses += len(answer.losses)
@@ -326,6 +327,14 @@ class RubricImporter:
         if answer.notes and not report.first_note:
             report.first_note = f"{row.place}, {answer.notes[0]}"
         return None
+
+    def _id_of(self, content: Any) -> str:
+        """Return the row's own name in brackets, where it has one."""
+        try:
+            own = row_id(content, self.format_of(content), self._mapping)
+        except ValueError:
+            own = None
+        return "" if own is None else f" (id {own})"
 
     def _grouped(
         self,
@@ -360,7 +369,7 @@ class RubricImporter:
             groups.setdefault(key, (row.place, []))[1].append(content)
         while groups:
             place, contents = groups.pop(next(iter(groups)))
-            yield FileRow(place, lambda contents=contents: contents)  # type: ignore[misc]
+            yield _row(place, contents)
 
     def _newest_rubric(self) -> datetime | None:
         """Return when the newest rubric was created, by the service's clock.
@@ -393,7 +402,7 @@ def read_rubric_file(path: Path) -> list[FileRow]:
         return _file_rows(path, "test", config_rows(content))
     if isinstance(content, list) and not _is_one_rubric(content):
         return _file_rows(path, "item", content)
-    return [FileRow(str(path), lambda: content)]
+    return [_row(str(path), content)]
 
 
 def _from_yaml(data: bytes) -> Any:
@@ -418,10 +427,11 @@ def _is_one_rubric(content: list[Any]) -> bool:
 
 
 def _file_rows(path: Path, word: str, contents: Sequence[Any]) -> list[FileRow]:
-    return [
-        FileRow(f"{path}, {word} {number}", lambda content=content: content)  # type: ignore[misc]
-        for number, content in enumerate(contents, 1)
-    ]
+    return [_row(f"{path}, {word} {number}", content) for number, content in enumerate(contents, 1)]
+
+
+def _row(place: str, content: Any) -> FileRow:
+    return FileRow(place, lambda: content)
 
 
 def describe(error: Exception) -> str:

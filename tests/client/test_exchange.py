@@ -296,7 +296,7 @@ def test_tags_are_left_out_where_there_is_no_place_for_them() -> None:
         (
             rubric(*four(), prompt=(Message(role="user", content=" "),)),
             "rar",
-            "the prompt is blank",
+            "would not read it: question: must not be blank",
         ),
     ],
 )

@@ -70,6 +70,44 @@ def test_ropds_index_finds_its_prompts(tmp_path: Path) -> None:
         read_prompts(file, file)
 
 
+def index_line(prompt: str, model: Any, *texts: str) -> dict[str, Any]:
+    return {
+        "schema_version": "ropd.teacher_index.v2",
+        "uid": "0",
+        "raw_prompt_hash": ropd_prompt_hash(prompt),
+        "teacher_answers": list(texts),
+        "teacher_fingerprint": {"provider": "x", "model": model},
+    }
+
+
+def test_answers_of_ropds_index_keep_their_model_apart(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "p.jsonl",
+        {"prompt": "a"},
+        {"prompt": "b", "teacher_responses": ["Mine."], "teacher_model": "own"},
+        {"prompt": "c", "teacher_responses": ["Mine."]},
+    )
+    index = write(
+        tmp_path / "i.jsonl",
+        index_line("a", "big", "1"),
+        index_line("a", "small", "2"),
+        index_line("b", "big", "3"),
+        index_line("b", "own", "4"),
+        index_line("c", None, "5"),
+    )
+    assert [
+        (e.prompt, e.teacher_model, e.teacher_responses) for e in read_prompts(file, index)
+    ] == [
+        ("a", "big", ["1"]),
+        ("a", "small", ["2"]),
+        ("b", "own", ["Mine.", "4"]),
+        ("b", "big", ["3"]),
+        ("c", None, ["Mine.", "5"]),
+    ]
+    with pytest.raises(ValueError, match="line 1: teacher_fingerprint.model must be a text"):
+        read_prompts(file, write(tmp_path / "bad.jsonl", index_line("a", 7, "x")))
+
+
 def test_the_hash_is_ropds() -> None:
     """Of JSON with sorted keys, spaces after colons and commas, and letters as they are."""
     import hashlib
@@ -110,6 +148,20 @@ def test_the_command_fills_the_bank_and_goes_on(
     assert len(judge.requests) == 3
     with Client(service_url) as client:
         assert {len(client.teacher_responses(prompt).data) for prompt in ("a", "b")} == {2}
+
+
+def test_a_prompt_with_answers_of_two_models_is_asked_for_once(
+    tmp_path: Path, service_url: str, judge: ScriptedJudge
+) -> None:
+    file = write(tmp_path / "p.jsonl", {"prompt": "a"})
+    index = write(tmp_path / "i.jsonl", index_line("a", "big", "1"), index_line("a", "small", "2"))
+    words = ("teach", str(file), "--ropd-index", str(index), "--count", "3", "--url", service_url)
+    done = command(*words, directory=tmp_path, settings={})
+    assert "1 prompts done: 2 responses from the file" in " ".join(done.stderr.split())
+    assert len(judge.requests) == 1
+    with Client(service_url) as client:
+        found = {each.text: each.model for each in client.teacher_responses("a").data}
+    assert (found["1"], found["2"], len(found)) == ("big", "small", 3)
 
 
 def test_a_failure_stops_it_and_what_is_done_stays(

@@ -22,9 +22,13 @@ from markscheme.importing import (
 )
 from markscheme.jsonl import LineError
 from markscheme.schema import Tag
-from markscheme.vocabulary import MAP_FIELDS, ExchangeFormat, MapField
+from markscheme.vocabulary import EXCHANGE_FORMATS, MAP_FIELDS, ExchangeFormat, MapField
 
-FormatOption = Annotated[ExchangeFormat, typer.Option(help="Format of the file.")]
+_FORMATS = ", ".join(EXCHANGE_FORMATS)
+FormatOption = Annotated[
+    ExchangeFormat,
+    typer.Option(metavar="NAME", help=f"Format of the file: {_FORMATS}."),
+]
 WHOLE_FILES = (".json", ".toml", ".yaml", ".yml")
 """Files that are read whole; all others are read row by row."""
 SHOWN_PROBLEMS = 100
@@ -43,7 +47,10 @@ def import_file(
     ],
     format: Annotated[
         ExchangeFormat | None,
-        typer.Option(help="Format of the rubrics. Default: told from their fields."),
+        typer.Option(
+            metavar="NAME",
+            help=f"Format of the rubrics: {_FORMATS}. Default: told from their fields.",
+        ),
     ] = None,
     map: Annotated[
         list[str] | None,

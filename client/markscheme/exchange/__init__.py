@@ -32,7 +32,7 @@ from markscheme.exchange.base import (
     encode_losses,
 )
 from markscheme.exchange.detection import detect_format
-from markscheme.exchange.reading import load
+from markscheme.exchange.reading import load, row_id
 from markscheme.exchange.writing import dump
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "detect_format",
     "dump",
     "load",
+    "row_id",
     "encode_losses",
     "decode_losses",
 ]

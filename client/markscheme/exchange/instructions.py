@@ -11,8 +11,11 @@ from markscheme.checks import Check
 from markscheme.exchange.base import ConversionIssues, Malformed
 from markscheme.exchange.paths import MISSING, decode
 from markscheme.exchange.values import require
+from markscheme.schema.metadata import check_json
 
 Arguments = Mapping[str, Any]
+MAX_LITERAL = 100_000
+"""Characters of a Python literal that are read."""
 _CHECK: TypeAdapter[Any] = TypeAdapter(Check)
 _CASE = {"english_capital": "uppercase", "english_lowercase": "lowercase"}
 _PLAIN: dict[str, dict[str, Any]] = {
@@ -48,7 +51,7 @@ def read_instructions(columns: Arguments) -> list[dict[str, Any]]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise require(named, column, "a list of texts")
     each = decode(arguments)
-    if each is None:
+    if each is None or each == "":
         each = [None] * len(names)
     if not isinstance(each, list) or not all(isinstance(a, dict | None) for a in each):
         raise require(arguments, "kwargs", "a list of objects")
@@ -59,13 +62,13 @@ def read_instructions(columns: Arguments) -> list[dict[str, Any]]:
 
 def _from_ground_truth(value: Any) -> tuple[Any, Any]:
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
+        decoded = decode(value)
+        if isinstance(decoded, str) and len(value) <= MAX_LITERAL:
             try:
-                value = ast.literal_eval(value)
+                decoded = check_json(ast.literal_eval(value))
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 raise Malformed("ground_truth: is neither JSON nor a Python literal") from None
+        value = decoded
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, dict) or "instruction_id" not in value:

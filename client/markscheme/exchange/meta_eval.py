@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from markscheme.exchange.base import ConversionIssues, Malformed, NotRepresentable
-from markscheme.exchange.paths import MISSING, same
+from markscheme.exchange.paths import MISSING, decode, same
 from markscheme.exchange.rows import HOW, Draft
 from markscheme.exchange.values import require, to_messages, to_text, write_messages
 from markscheme.schema.base import MAX_CRITERIA, Message
@@ -38,9 +38,10 @@ def read_meta_eval(content: Any, _: ConversionIssues) -> Draft:
         elif messages != prompt:
             raise Malformed(f"{at}prompt: is not that of the other rows; import each by itself")
         text = to_text(row.get("rubric", MISSING), f"{at}rubric")
-        labels = row.get("binary_labels", MISSING)
+        raw_labels = row.get("binary_labels", MISSING)
+        labels = decode(raw_labels)
         if not isinstance(labels, list) or not all(isinstance(each, bool) for each in labels):
-            raise require(labels, f"{at}binary_labels", "a list of true and false")
+            raise require(raw_labels, f"{at}binary_labels", "a list of true and false")
         label = {name: value for name, value in row.items() if name not in ("rubric", "prompt")}
         if not same(row["prompt"], raw_prompt):
             label["prompt"] = row["prompt"]
@@ -51,7 +52,7 @@ def read_meta_eval(content: Any, _: ConversionIssues) -> Draft:
             and completions.setdefault(completion_id, completion) == completion
         ):
             del label["completion"]
-        criteria.setdefault(text, []).append(label | {"row": number})
+        criteria.setdefault(text, []).append(label | {HOW: number})
     if len(criteria) > MAX_CRITERIA:
         raise NotRepresentable(
             [f"there are {len(criteria)} criteria; a rubric has {MAX_CRITERIA} at most"]
@@ -100,12 +101,12 @@ def write_meta_eval(
                 "prompt": how.get("prompt", write_messages(prompt)),
                 **shared,
                 "rubric": criterion.text,
-                **{name: value for name, value in label.items() if name != "row"},
+                **{name: value for name, value in label.items() if name != HOW},
             }
-            completion = own["completions"].get(label.get("completion_id"))
-            if completion is not None:
-                row.setdefault("completion", completion)
-            position = label.get("row")
+            completion_id = label.get("completion_id")
+            if isinstance(completion_id, str) and completion_id in own["completions"]:
+                row.setdefault("completion", own["completions"][completion_id])
+            position = label.get(HOW)
             rows.append((position if isinstance(position, int) else len(rows), row))
     if not rows:
         raise NotRepresentable(["none of its criteria has labels"])

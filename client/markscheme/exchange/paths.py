@@ -5,8 +5,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from markscheme.schema.metadata import check_json
+
 Path = tuple[str | int, ...]
 MISSING: Any = object()
+MAX_ENCODED = 4 * 2**20
+"""Characters of JSON in a string that are looked into."""
 _STEP = re.compile(r"[^.\[\]|]+|\[(\d+)\]")
 
 
@@ -113,13 +117,19 @@ def put(row: Any, path: Path, value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Return what a string of JSON holds if that is a list or an object, else the value."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+    """Return what a string of JSON holds if that is a list or an object, else the value.
+
+    The same limits hold as for a content: a string that breaks one is a text.
+    """
+    if (
+        isinstance(value, str)
+        and len(value) <= MAX_ENCODED
+        and value[:100].lstrip()[:1] in ("[", "{")
+    ):
         try:
-            decoded = json.loads(value)
+            return check_json(json.loads(value))
         except (ValueError, RecursionError):
             return value
-        return decoded if isinstance(decoded, list | dict) else value
     return value
 
 

@@ -23,9 +23,9 @@ from markscheme.exchange.values import require, split_lines, to_text
 from markscheme.vocabulary import MapField
 
 _IMPORTANCE = re.compile(
-    r"\s*\(importance:\s*(\d{1,3}(?:\.\d+)?)(?:\s*/\s*100)?\s*\)\s*\.?$", re.IGNORECASE
+    r"\(importance:\s*(\d{1,3}(?:\.\d+)?)(?:\s*/\s*100)?\s*\)\s*\.?$", re.IGNORECASE
 )
-_KIND = re.compile(r"\s*\[(hard rule|principle)\]\s*\.?$", re.IGNORECASE)
+_KIND = re.compile(r"\[(hard rule|principle)\]\s*\.?$", re.IGNORECASE)
 FULL_IMPORTANCE = 100
 """WildChecklists: the importance of a requirement that states none beside others that do."""
 
@@ -63,10 +63,11 @@ class ItemList:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Where a row has reference answers, and whose they are."""
+    """Where a row has reference answers, and whose they are if the row itself does not say."""
 
     path: Path
     source: str
+    named_at: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ def _read_requirements(
             )
             headings.append((number, line))
             continue
-        text = line[: match.start()] if match else line
+        text = line[: match.start()].rstrip() if match else line
         importance = match[1] if match else FULL_IMPORTANCE if weighted else 1
         items.append(Item(line, here, text, importance, {}, text_at=here, points_at=here))
     return ItemList(tuple(items), tuple(headings))
@@ -245,7 +246,7 @@ def _read_kinds(profile: Profile, value: Any, location: str, issues: ConversionI
             Item(
                 line,
                 here,
-                line[: match.start()] if match else line,
+                line[: match.start()].rstrip() if match else line,
                 MISSING,
                 {"kind": match[1]} if match else {},
                 text_at=here,
@@ -284,7 +285,8 @@ def _write_instruction_list(_: Profile, items: list[Any]) -> Any:
 def _read_assertion_list(
     profile: Profile, value: Any, location: str, issues: ConversionIssues
 ) -> ItemList:
-    rows = [value] if isinstance(value, dict) else value
+    decoded = decode(value)
+    rows = [decoded] if isinstance(decoded, dict) else decoded
     if not isinstance(rows, list):
         raise require(value, location, "a list")
     chosen, others = read_assertions(rows, location, issues)
@@ -321,6 +323,7 @@ def _paths(text: str) -> tuple[Path, ...]:
     return parse_paths(text)
 
 
+_TEACHER = _paths("teacher_model|teacher")
 _COMPLETIONS = parse_path("ideal_completions_data.ideal_completions_ref_completions")
 PROFILES: dict[str, Profile] = {
     profile.name: profile
@@ -415,8 +418,8 @@ PROFILES: dict[str, Profile] = {
             columns=(("instruction_id_list", "kwargs"), ("ground_truth",)),
             default_points=1,
             references=(
-                Reference(parse_path("teacher_responses"), "ifeval reference"),
-                Reference(parse_path("reference_answer"), "ifeval reference"),
+                Reference(parse_path("teacher_responses"), "ifeval reference", _TEACHER),
+                Reference(parse_path("reference_answer"), "ifeval reference", _TEACHER),
             ),
             id=_paths("key|id"),
             layout=Layout(_read_instruction_list, _write_instruction_list),
@@ -476,6 +479,8 @@ def mapped_profile(mapping: Mapping[MapField, str]) -> Profile:
         text=paths.get("text", ((),)),
         points=paths.get("points"),
         default_points=None if "points" in paths else 1,
-        references=tuple(Reference(path, "reference") for path in paths.get("reference", ())),
+        references=tuple(
+            Reference(path, "reference", _TEACHER) for path in paths.get("reference", ())
+        ),
         id=paths.get("id", ()),
     )

@@ -17,13 +17,13 @@ from markscheme.exchange.base import (
     excerpt,
 )
 from markscheme.exchange.meta_eval import read_meta_eval
-from markscheme.exchange.paths import write_path
+from markscheme.exchange.paths import first, write_path
 from markscheme.exchange.profiles import PROFILES, mapped_profile
 from markscheme.exchange.promptfoo import config_rows
 from markscheme.exchange.rows import HOW, Draft, read_row
 from markscheme.exchange.shapes import Native, Ropd
 from markscheme.schema.base import MAX_TEXT_LENGTH, Message, Prompt
-from markscheme.schema.metadata import check_json
+from markscheme.schema.metadata import MAX_METADATA_BYTES, check_json, json_bytes
 from markscheme.schema.rubrics import Criteria, Criterion
 from markscheme.vocabulary import CATEGORIES, Category, ExchangeFormat, MapField
 
@@ -84,6 +84,11 @@ def load(
     except ValidationError as error:
         raise Malformed(_messages_of(error)[0]) from None
     messages = _messages(draft.prompt, prompt, format, _prompt_place(format, mapping))
+    size = json_bytes(draft.metadata or {})
+    if size > MAX_METADATA_BYTES:
+        issues.refusals.append(
+            f"the other fields take {size} bytes; metadata may take {MAX_METADATA_BYTES}"
+        )
     losses = issues.accept_losses(allow_loss)
     try:
         criteria = _CRITERIA.validate_python(list(draft.criteria))
@@ -103,6 +108,19 @@ def load(
         draft.references,
         view=draft.view,
     )
+
+
+def row_id(
+    content: object, format: ExchangeFormat, mapping: Mapping[MapField, str] | None = None
+) -> str | None:
+    """Return the name that a content gives itself, for messages; None where it has none."""
+    profile = mapped_profile(mapping) if mapping is not None else PROFILES.get(format)
+    if profile is None or not profile.id:
+        return None
+    _, found = first(content, profile.id)
+    if isinstance(found, str):
+        return excerpt(found)[1:-1]
+    return str(found) if isinstance(found, int) and not isinstance(found, bool) else None
 
 
 def _read(

@@ -34,7 +34,7 @@ from markscheme.exchange.paths import (
     take,
     write_path,
 )
-from markscheme.exchange.profiles import Item, ItemList, Profile
+from markscheme.exchange.profiles import Item, ItemList, Profile, Reference
 from markscheme.exchange.promptfoo import render
 from markscheme.exchange.values import (
     numbered_columns,
@@ -52,6 +52,7 @@ from markscheme.schema.base import (
     MAX_POINTS,
     MAX_TAGS,
     MAX_TEXT_LENGTH,
+    Identifier,
     Message,
     Tag,
 )
@@ -63,6 +64,7 @@ HOW = "$import"
 """The name under which a format's metadata says how the row was read."""
 _OUR_ID = re.compile(r"c[1-9][0-9]{0,2}")
 _TAG: TypeAdapter[str] = TypeAdapter(Tag)
+_SOURCE: TypeAdapter[str] = TypeAdapter(Identifier)
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "criteria_at": str,
     "derived": list,
@@ -114,7 +116,7 @@ def read_row(profile: Profile, content: Any, issues: ConversionIssues) -> Draft:
     rest = _copy(row)
     prompt = _read_prompt(profile, row, rest, how)
     raw, at = _find_criteria(profile, row, rest, how)
-    found = read_criteria(profile, raw, at, row.get("vars"), issues)
+    found = read_criteria(profile, raw, at, decode(row.get("vars")), issues)
     if found.factor != 1:
         how["factor"] = float(found.factor)
     if found.left_out:
@@ -172,7 +174,7 @@ def read_row(profile: Profile, content: Any, issues: ConversionIssues) -> Draft:
         {profile.name: metadata},
         found.factor,
         tuple(
-            ReferenceAnswer(text, reference.source)
+            ReferenceAnswer(text, _source(reference, row))
             for reference in profile.references
             for text in _distinct(to_references(find(row, reference.path)))
         ),
@@ -277,8 +279,9 @@ def _namespace(profile: Profile, criterion: Criterion, imported: bool) -> dict[s
     if profile.category_tag:
         tag = f"category:{criterion.category}"
         tags = fields.get("tags")
-        kept = [each for each in tags or [] if not _is_category_tag(each)]
-        was = [each for each in tags or [] if _is_category_tag(each)]
+        listed = tags if isinstance(tags, list) else []
+        kept = [each for each in listed if not _is_category_tag(each)]
+        was = [each for each in listed if _is_category_tag(each)]
         if not known or (was != [tag] and (was or criterion.category != CATEGORIES[0])):
             fields["tags"] = [*kept, tag]
     return fields
@@ -323,7 +326,7 @@ def _read_prompt(
         return None
     location = write_path(path)
     if profile.variables and isinstance(value, str):
-        variables = row.get("vars")
+        variables = decode(row.get("vars"))
         messages = to_messages(
             render(value, variables if isinstance(variables, dict) else {}, location), location
         )
@@ -367,7 +370,7 @@ def _put_prompt(
                     kept, names[0]
                 ) == tuple(prompt):
                     return row | kept
-            variables = row.get("vars")
+            variables = decode(row.get("vars"))
             value = (
                 render(kept, variables if isinstance(variables, dict) else {}, "prompt")
                 if profile.variables and isinstance(kept, str)
@@ -425,7 +428,7 @@ def _put_criteria(
     if "criteria" in how:
         try:
             found = read_criteria(
-                profile, how["criteria"], "criteria", row.get("vars"), ConversionIssues()
+                profile, how["criteria"], "criteria", decode(row.get("vars")), ConversionIssues()
             )
             if [*zip(found.texts, found.points, strict=True)] == [part[:2] for part in parts]:
                 value = how["criteria"]
@@ -523,13 +526,11 @@ def _read_tags(
     value = find(row, profile.tags)
     if value is MISSING:
         return []
-    location = write_path(profile.tags)
-    if value is not None and (
-        not isinstance(value, list) or not all(isinstance(tag, str) for tag in value)
-    ):
-        raise require(value, location, "a list of texts")
+    listed = decode(value) or []
+    if not isinstance(listed, list) or not all(isinstance(tag, str) for tag in listed):
+        raise require(value, write_path(profile.tags), "a list of texts")
     take(rest, profile.tags)
-    tags = _fitting(value or [])
+    tags = _fitting(listed)
     if not same(tags, value):
         how["tags"] = value
     else:
@@ -553,8 +554,9 @@ def _put_tags(
 ) -> Any:
     assert profile.tags is not None
     kept = how.get("tags")
-    if "tags" in how and (kept is None or isinstance(kept, list)):
-        was = [tag for tag in kept or [] if isinstance(tag, str)]
+    listed = decode(kept) or []
+    if "tags" in how and isinstance(listed, list):
+        was = [tag for tag in listed if isinstance(tag, str)]
         ours = _fitting(was)
         if list(tags) == ours:
             return put(row, profile.tags, kept)
@@ -607,6 +609,15 @@ def _fit(fields: dict[str, Any], issues: ConversionIssues) -> dict[str, Any]:
             f"({MAX_METADATA_BYTES} bytes in all)"
         )
     return {name: value for name, value in fields.items() if name in sizes}
+
+
+def _source(reference: Reference, row: dict[str, Any]) -> str:
+    """Return whose the answers are: the model that the row names, else what the format says."""
+    _, named = first(row, reference.named_at) if reference.named_at else ((), None)
+    try:
+        return _SOURCE.validate_python(named)
+    except ValidationError:
+        return reference.source
 
 
 def _distinct(texts: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from markscheme.schema.base import MAX_POINTS, Message, Prompt
 
 _PROMPT: TypeAdapter[str | list[Message]] = TypeAdapter(Prompt)
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,3})?")
-_LARGEST_WEIGHT = 1e12
+_LARGEST_WEIGHT, _NUMBER_CHARACTERS = 1e12, 40
 _FLOAT32 = 1e-7
 """Relative error of a weight that was stored in 32 bits."""
 _ITEM = re.compile(
@@ -138,7 +138,11 @@ def _filled(value: Any) -> bool:
 
 def to_number(value: Any, location: str) -> Fraction:
     """Return a weight: a number, or a text that is one. Raises `Malformed`."""
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+    if (
+        isinstance(value, str)
+        and len(value) <= _NUMBER_CHARACTERS
+        and _NUMBER.fullmatch(value.strip())
+    ):
         value = float(value) if not value.strip().lstrip("+-").isdigit() else int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         if isinstance(value, str):

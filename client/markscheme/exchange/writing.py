@@ -114,8 +114,6 @@ def _note_profile(
         and [message.role for message in rubric.prompt] != ["user"]
     ):
         refuse(f"{name} holds one question; the prompt has other messages")
-    elif profile.question and profile.prompt and not any(m.text.strip() for m in rubric.prompt):
-        refuse(f"{name} holds a question; the prompt is blank")
     for criterion in criteria:
         location = f"criterion {criterion.id}"
         if criterion.points < (profile.min_points or criterion.points):

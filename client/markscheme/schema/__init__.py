@@ -43,6 +43,7 @@ from markscheme.schema.lineage import (
     LineageUse,
     LineageVerdicts,
 )
+from markscheme.schema.metadata import MAX_METADATA_BYTES, Metadata
 from markscheme.schema.rubrics import (
     Criteria,
     Criterion,
@@ -132,10 +133,12 @@ __all__ = [
     "LineageRun",
     "LineageUse",
     "LineageVerdicts",
+    "MAX_METADATA_BYTES",
     "MAX_ROLLOUTS",
     "MAX_TEACHER_ENTRIES",
     "Message",
     "Messages",
+    "Metadata",
     "ModelName",
     "Prompt",
     "Provenance",

@@ -27,7 +27,13 @@ from markscheme_server.scoring.lineage import read_lineage
 from markscheme_server.scoring.rubrics import RubricRequest, RubricService
 from markscheme_server.store.audit import actor_of
 from markscheme_server.store.lineage import LineageStore
-from markscheme_server.store.rubrics import Filters, NotOwner, RubricStore, Search
+from markscheme_server.store.rubrics import (
+    Filters,
+    MetadataTooLarge,
+    NotOwner,
+    RubricStore,
+    Search,
+)
 
 PUBLIC_PROVENANCE = frozenset(
     {"rubricator", "template", "teacher_model", "format", "points_factor"}
@@ -180,20 +186,29 @@ class RubricLibrary:
         """Store a draft as a private rubric of the caller's team.
 
         When the team's newest rubric for the prompt has the same criteria, that one is returned
-        and nothing is stored.
+        with the draft's metadata added, and nothing else is stored. Raises `Unprocessable` when its
+        metadata would be too large.
         """
-        saved = await self._rubrics.save(
-            team=caller.team,
-            prompt=draft.prompt,
-            criteria=draft.criteria,
-            origin=draft.origin,
-            parent=draft.parent,
-            view=draft.view,
-            tags=draft.tags,
-            provenance=draft.provenance or {},
-            metadata=draft.metadata,
-            actor=actor_of(caller),
-        )
+        try:
+            saved = await self._rubrics.save(
+                team=caller.team,
+                prompt=draft.prompt,
+                criteria=draft.criteria,
+                origin=draft.origin,
+                parent=draft.parent,
+                view=draft.view,
+                tags=draft.tags,
+                provenance=draft.provenance or {},
+                metadata=draft.metadata,
+                actor=actor_of(caller),
+            )
+        except MetadataTooLarge as error:
+            raise Unprocessable(
+                "with the metadata that the rubric has already it is more than a rubric may have "
+                f"({schema.MAX_METADATA_BYTES} bytes, and as many for its criteria)",
+                code="metadata_too_large",
+                param="metadata",
+            ) from error
         return await self._show(caller, saved)
 
     def draft_induction(self, caller: Caller, payload: schema.InduceRequest) -> RubricRequest:

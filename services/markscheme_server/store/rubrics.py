@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from markscheme.schema.metadata import MAX_METADATA_BYTES, json_bytes
 from markscheme.vocabulary import Category, ReuseScope, RubricOrigin, View, Visibility
 from markscheme_server.domain.hashing import (
     ChatMessage,
@@ -82,6 +83,10 @@ class Search:
 
 class NotOwner(Exception):
     """The team may see the rubric, but does not own it."""
+
+
+class MetadataTooLarge(Exception):
+    """The metadata that a rubric has and what it is given come to more than it may have."""
 
 
 def _shared(team: Any) -> sa.ColumnElement[bool]:
@@ -536,7 +541,8 @@ class RubricStore:
         """Store a rubric as the prompt's next version, and return it.
 
         A newest version with the same content is returned instead, unless it is retired; it gets
-        the metadata given, of the rubric and of each criterion, name by name. ``parent``
+        the metadata given, of the rubric and of each criterion, name by name; raises
+        `MetadataTooLarge` where that is too much. ``parent``
         is the rubric that it was made from; by default the team's newest one for the prompt.
         ``cost_usd`` is what inducing it cost, where that is known. With ``induction``, the same
         transaction records which rubric the induction made; if another writer was first, its rubric
@@ -656,6 +662,10 @@ class RubricStore:
             replace(old, metadata={**old.metadata, **new.metadata})
             for old, new in zip(rubric.criteria, criteria, strict=True)
         )
+        if max(json_bytes(merged), sum(json_bytes(c.metadata) for c in changed)) > (
+            MAX_METADATA_BYTES
+        ):
+            raise MetadataTooLarge
         if merged != stored or any(
             old.metadata != new.metadata for old, new in zip(rubric.criteria, changed, strict=True)
         ):

@@ -181,7 +181,7 @@ def test_a_bad_row_never_takes_its_neighbours_and_is_named_with_its_field(
     done = bring("rows.jsonl")
     assert done.returncode == 1
     for said in (
-        "line 1: rubrics[3].points: must be a number, not 'five'",
+        "line 1: rubrics[3].points: must be a number, not 'five' (id hb-1)",
         "line 3: rubrics: must be a list, not null",
         "line 5: prompt: is missing; give the prompt that the rubric is for (--prompt)",
         "line 7: example_tags: must be a list of texts, not a text",

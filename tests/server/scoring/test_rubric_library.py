@@ -11,7 +11,7 @@ from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.errors import Forbidden, NotFound
+from markscheme_server.errors import Forbidden, NotFound, Unprocessable
 from markscheme_server.scoring.judges import Judges
 from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.rubrics import Freshness, RubricService
@@ -181,3 +181,19 @@ async def test_a_new_version_keeps_the_metadata_unless_it_brings_its_own(
     )
     changed = await library.save(RED, await library.draft_fork(RED, made.id, own))
     assert changed.metadata == {"note": 1}
+
+
+@pytest.mark.parametrize("place", ["rubric", "criterion"])
+async def test_metadata_that_adds_up_to_too_much_is_refused_and_the_rubric_stays(
+    library: RubricLibrary, place: str
+) -> None:
+    def draft(name: str) -> schema.RubricCreate:
+        large = {name: "x" * (schema.MAX_METADATA_BYTES // 2)}
+        own = {"rubric": ({}, large), "criterion": (large, {})}[place]
+        criterion = schema.Criterion(text="Names the cause.", points=2, metadata=own[0])
+        return schema.RubricCreate(prompt="Why?", criteria=[criterion], metadata=own[1])
+
+    made = await library.save(RED, await library.draft_create(draft("a")))
+    with pytest.raises(Unprocessable, match="more than a rubric may have"):
+        await library.save(RED, await library.draft_create(draft("b")))
+    assert await library.get(RED, made.id) == made
