@@ -171,7 +171,12 @@ def test_checks_read_the_reply_unless_they_say_otherwise(api: Api) -> None:
 @pytest.mark.parametrize("view", ["reply", "full"])
 @pytest.mark.parametrize(
     "part",
-    [IMAGE, {"type": "input_audio", "input_audio": {"data": "x"}}, {"type": "image"}, {"type": "file"}],
+    [
+        IMAGE,
+        {"type": "input_audio", "input_audio": {"data": "x"}},
+        {"type": "image"},
+        {"type": "file"},
+    ],
 )
 def test_a_rollout_with_an_image_is_not_scored_and_its_neighbours_are(
     api: Api, part: dict[str, Any], view: str
