@@ -63,6 +63,8 @@ QUEUE_LIMIT = 8192
 MAX_BODY_BYTES = 32 * 1024 * 1024
 CHECKS_TIMEOUT_S = 60.0
 """Computing time of the checks of one request; what is not decided by then is `timeout`."""
+VERDICT_CACHE_SIZE = 200_000
+"""Verdicts that a process holds in memory, about 0.4 kB each."""
 VERSION = importlib.metadata.version("markscheme")
 DESCRIPTION = (
     "Prompt-specific rubrics and rewards over HTTP. An unknown reward is null, with a reason."
@@ -181,7 +183,7 @@ def create_app(settings: Settings, *, drain: Drain | None = None) -> FastAPI:
         verdicts = VerdictService(
             store.verdicts,
             store.claims,
-            VerdictCache(),
+            VerdictCache(size=VERDICT_CACHE_SIZE),
             budgets,
             checks=made[BUILTIN],
         )

@@ -13,7 +13,7 @@ from markscheme_server.domain.verdict import StoredDecision
 class VerdictCache:
     """The `size` verdicts that were used most recently."""
 
-    def __init__(self, *, size: int = 200_000) -> None:
+    def __init__(self, *, size: int) -> None:
         self._size = size
         self._verdicts: OrderedDict[str, StoredDecision] = OrderedDict()
 

@@ -20,6 +20,8 @@ COUNT, AT_ONCE, WARM_UP = 2000, 16, 2000
 MEMORY_BYTES, DESCRIPTORS = 16 * 1024 * 1024, 5
 SOAK_MINUTES, SOAK_PER_S, SLOPE_BYTES = 15, 15, 1024 * 1024
 """A worker manages about 30 of these requests a second on the machine of docs/reliability.md."""
+CACHE_SIZE = {"markscheme_server.app.VERDICT_CACHE_SIZE": 2000}
+"""So that the cache of verdicts is full before memory is measured."""
 
 
 def requests(rubric: str, count: int, seed: int) -> Iterator[tuple[str, str, Any, dict[str, str]]]:
@@ -110,7 +112,7 @@ class Subject:
         judge.failure, judge.failing_share = GARBAGE, 0.05
         settings = {"database_url": fixture("database")} if kind == "postgresql" else {}
         self.judge = judge
-        self.service = start(**model_judge(judge.url), **settings)
+        self.service = start(**model_judge(judge.url), **settings, constants=CACHE_SIZE)
         self.url: str = self.service.url
         self.process = psutil.Process(self.service.process.pid)
         self.rubric = create_rubric(self.url, criteria=2)
