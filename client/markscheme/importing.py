@@ -289,6 +289,7 @@ class RubricImporter:
         content: Any = None
         try:
             entry = self._columns.read(row)
+            content = entry.rubric
             found = self.read(entry.rubric, entry.prompt)
             prompt = _digest([message.model_dump(mode="json") for message in found.prompt])
             own = _digest([c.model_dump(mode="json", exclude={"metadata"}) for c in found.criteria])

@@ -126,7 +126,7 @@ WRONG: list[tuple[Callable[[Client], Any], str]] = [
     (lambda c: c.rubrics(5), "prompt: must be a text or a list of messages"),
     (lambda c: c.usage("team"), "group_by: must be a list, such as ['team']"),
     (lambda c: c.teach("p", 0), "count: "),
-    (lambda c: c.import_rubric([], "native"), "content: must be an object"),
+    (lambda c: c.import_rubric(7, "native"), "content: must be an object"),
 ]
 
 

@@ -157,11 +157,17 @@ def test_a_users_own_client_that_is_closed_is_said_plainly() -> None:
 
 async def test_the_service_can_be_called_without_a_socket(tmp_path: Any) -> None:
     app = create_app(Settings(_env_file=None, home=tmp_path, judge="builtin"))
-    own = httpx.AsyncClient(transport=httpx.ASGITransport(app))
+    state: dict[str, Any] = {}
+
+    async def with_state(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "state": state}, receive, send)
+
+    own = httpx.AsyncClient(transport=httpx.ASGITransport(with_state))
     async with (
-        app.router.lifespan_context(app),
+        app.router.lifespan_context(app) as made,
         AsyncClient("http://service", http_client=own) as client,
     ):
+        state.update(made)
         assert (await client.score([ONE])).counts.rollouts == 2
 
 

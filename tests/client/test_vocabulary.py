@@ -40,7 +40,7 @@ def test_score_sums_up_why_rollouts_are_unscored(service: str, tmp_path: Path) -
         )
     )
     done = command("score", str(file), "--url", service, directory=tmp_path, settings={})
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     said = done.stderr.strip().split("\n")[-3:]
     assert said[0].endswith("; 4 of 4 rollouts unscored")
     assert said[1] == f"4 no_rubric: {REASON_HELP[UnscoredReason.NO_RUBRIC]}"
@@ -63,5 +63,6 @@ def test_score_goes_on_after_a_line_without_its_end(service: str, tmp_path: Path
     assert [row["id"] for row in rows] == ["g0", "g1"]
     scored.write_bytes(b'{"id": "g0"}\n{"id": "g1", "ro')
     done = command("score", str(file), "--url", service, directory=tmp_path, settings={})
-    assert done.returncode == 1
-    assert "r.scored.jsonl, line 2: not JSON" in done.stderr
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in scored.read_text().strip("\n").split("\n")]
+    assert [row["id"] for row in rows] == ["g0", "g1"]
