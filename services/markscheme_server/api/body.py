@@ -1,17 +1,23 @@
 """Read request bodies as strict JSON."""
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
+from markscheme.messages import normal_message, visible_message
+from markscheme.schema import Message
 from markscheme_server.api import paths  # noqa: F401 (registers `{…:id}`)
 from markscheme_server.errors import BadRequest
 
+LARGE_BYTES = 128 * 1024
+"""Larger bodies have their messages validated in a thread, so that others are served meanwhile."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -22,11 +28,44 @@ class StrictRequest(Request):
         """Parse the body; refuse it with 400 when it is not JSON."""
         body = await self.body()
         try:
-            return from_json(body, allow_inf_nan=False)
+            value = from_json(body, allow_inf_nan=False)
         except ValueError as error:
-            if _SURROGATE.search(body):
-                return _parse_surrogates(body)
-            raise _not_json(error) from error
+            if not _SURROGATE.search(body):
+                raise _not_json(error) from error
+            value = _parse_surrogates(body)
+        if len(body) > LARGE_BYTES:
+            await asyncio.to_thread(_validate_messages, value)
+        return value
+
+
+def _validate_messages(value: Any) -> None:
+    """Replace the messages of a body by models, which its validation then takes as they are.
+
+    What is not valid is left to that validation, which says what is wrong and where.
+    """
+    if not isinstance(value, dict):
+        return
+    for name, items in value.items():
+        if not isinstance(items, list):
+            continue
+        if name in ("groups", "rollouts", "entries"):
+            for item in items:
+                _validate_messages(item)
+        elif name == "prompt":
+            _replace(items, normal_message)
+        elif name == "messages":
+            _replace(items, visible_message)
+        elif name in ("teacher_responses", "student_responses", "responses"):
+            for response in items:
+                if isinstance(response, list):
+                    _replace(response, visible_message)
+
+
+def _replace(messages: list[Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    for index, message in enumerate(messages):
+        if isinstance(message, dict):
+            with suppress(ValueError, RecursionError):
+                messages[index] = Message.model_validate(change(message))
 
 
 def _parse_surrogates(body: bytes) -> Any:
