@@ -165,7 +165,8 @@ def test_a_rubric_stands_for_its_id(client: Client) -> None:
     rubric = client.create_rubric(PROMPT, [{"text": "It names red.", "points": 1}])
     assert client.rubric(rubric) == rubric
     assert client.lineage(rubric).rubric_id == rubric.id
-    assert client.fork_rubric(rubric, tags=["forked"]).parent_id == rubric.id
+    criteria = [{"text": "It names red.", "points": 2}]
+    assert client.fork_rubric(rubric, criteria).parent_id == rubric.id
     assert client.change_rubric(rubric, retired=True).retired_at is not None
     assert client.export_rubric(rubric).content
     batch = client.score([{"prompt": PROMPT, "rubric_id": rubric, "rollouts": ["red"]}])
