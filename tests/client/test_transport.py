@@ -14,8 +14,6 @@ import httpx
 import pytest
 
 from markscheme import AsyncClient, Client, ClientClosed, MarkschemeError
-from markscheme_server.app import create_app
-from markscheme_server.config import Settings
 
 ONE = {"prompt": "Describe a tree. No commas.", "rollouts": ["A tree", "A tree, tall"]}
 
@@ -153,16 +151,6 @@ def test_a_users_own_client_that_is_closed_is_said_plainly() -> None:
     own.close()
     with pytest.raises(ClientClosed):
         client.rubric("r")
-
-
-async def test_the_service_can_be_called_without_a_socket(tmp_path: Any) -> None:
-    app = create_app(Settings(_env_file=None, home=tmp_path, judge="builtin"))
-    own = httpx.AsyncClient(transport=httpx.ASGITransport(app))
-    async with (
-        app.router.lifespan_context(app),
-        AsyncClient("http://service", http_client=own) as client,
-    ):
-        assert (await client.score([ONE])).counts.rollouts == 2
 
 
 def test_a_client_on_the_users_own_cannot_be_pickled_but_copied() -> None:
