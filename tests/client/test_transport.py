@@ -14,8 +14,6 @@ import httpx
 import pytest
 
 from markscheme import AsyncClient, Client, ClientClosed, MarkschemeError
-from markscheme_server.app import create_app
-from markscheme_server.config import Settings
 
 ONE = {"prompt": "Describe a tree. No commas.", "rollouts": ["A tree", "A tree, tall"]}
 
@@ -153,22 +151,6 @@ def test_a_users_own_client_that_is_closed_is_said_plainly() -> None:
     own.close()
     with pytest.raises(ClientClosed):
         client.rubric("r")
-
-
-async def test_the_service_can_be_called_without_a_socket(tmp_path: Any) -> None:
-    app = create_app(Settings(_env_file=None, home=tmp_path, judge="builtin"))
-    state: dict[str, Any] = {}
-
-    async def with_state(scope: Any, receive: Any, send: Any) -> None:
-        await app({**scope, "state": state}, receive, send)
-
-    own = httpx.AsyncClient(transport=httpx.ASGITransport(with_state))
-    async with (
-        app.router.lifespan_context(app) as made,
-        AsyncClient("http://service", http_client=own) as client,
-    ):
-        state.update(made)
-        assert (await client.score([ONE])).counts.rollouts == 2
 
 
 def test_a_client_on_the_users_own_cannot_be_pickled_but_copied() -> None:
