@@ -160,7 +160,7 @@ def test_every_setting_of_the_service_can_be_given_in_env() -> None:
     # The image's, a file, those of `migrate`; and fields of a judge that no teacher has a use for.
     others = re.compile(
         "MARKSCHEME_(HOME|CONFIG|MIGRATION_URL|MIGRATION_PASSWORD|TEACHER_"
-        "(STRUCTURED|RATIONALE|EVIDENCE|HARDENING|MAX_CRITERIA|MAX_RESPONSE_TOKENS))"
+        "(VIEW|STRUCTURED|RATIONALE|EVIDENCE|HARDENING|MAX_CRITERIA|MAX_RESPONSE_TOKENS))"
     )
     for name in variables():
         assert name in given or others.fullmatch(name), name

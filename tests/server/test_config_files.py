@@ -41,6 +41,8 @@ def folder(tmp_path: Path) -> Path:
 def test_files_of_the_working_directory_are_not_read_and_that_is_said(
     words: tuple[str, ...], folder: Path, judge: ScriptedJudge
 ) -> None:
+    if words == ("teams", "list"):
+        run("migrate", folder=folder, MARKSCHEME_JUDGE="builtin")
     (folder / ".env").write_text(
         f"{URL}={judge.url}\nMARKSCHEME_JUDGE_MODEL=m\nMARKSCHEME_DATABASE_URL=sqlite:///x.db\n"
     )
@@ -180,6 +182,7 @@ def test_doctor_sends_no_key_of_the_shell_to_a_url_of_a_file(
 @pytest.mark.parametrize("length", [3, 5, 8, 11, 20, 46])
 def test_a_key_is_named_by_any_beginning_that_no_other_has(length: int, folder: Path) -> None:
     pepper = {"MARKSCHEME_KEY_PEPPER": "p" * 32}
+    run("migrate", folder=folder)
     run("teams", "create", "red", folder=folder, **pepper)
     made = [
         run(

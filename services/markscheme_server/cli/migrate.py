@@ -11,7 +11,7 @@ from markscheme_server.cli.common import (
 
 
 def migrate(_env_file: EnvFile = None) -> None:
-    """Bring the database to the newest revision; create it where there is none."""
+    """Bring the database to the newest revision, or create it."""
     settings = read_settings()
     before, after = migrate_database(settings)
     if before == after:

@@ -306,6 +306,8 @@ def test_an_edited_rubric_has_no_rubricator_and_no_teacher(member: Team) -> None
         "teacher_keys": [],
         "student_keys": [],
         "run": None,
+        "format": None,
+        "points_factor": None,
     }
     assert forged["provenance"] == nothing
     assert same["provenance"] == source["provenance"]

@@ -62,6 +62,7 @@ def test_a_key_is_listed_with_its_whole_prefix_and_team(tmp_path: Path) -> None:
 
 def test_an_error_names_the_database_that_was_looked_in(tmp_path: Path) -> None:
     database = tmp_path / "other.db"
+    asyncio.run(prepare(f"sqlite+aiosqlite:///{database}"))
     for words in (
         ("teams", "budget", "nosuch"),
         ("keys", "create", "--team", "nosuch", "--scope", "read"),
