@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
 from markscheme.client import Client
-from markscheme.data import Columns, Row, RowError, RowReader
+from markscheme.data import Columns, Row, RowError, RowReader, as_json
+from markscheme.data.files import Json
 from markscheme.errors import AuthenticationFailed, InvalidRequest
 from markscheme.exchange import Imported, Malformed, detect_format, load, row_id
 from markscheme.exchange.promptfoo import config_rows
@@ -67,8 +68,8 @@ class ImportReport:
     first_note: str = ""
     references: dict[str, int] = field(default_factory=dict)
     known_references: int = 0
-    prompts: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)
-    """Hash of each prompt so far: where it was, and the hash of its criteria."""
+    prompts: dict[bytes, tuple[str, bytes, bytes]] = field(default_factory=dict)
+    """Hash of each prompt so far: where it was, and the hashes of its criteria and metadata."""
 
     def __str__(self) -> str:
         existing = f" ({self.existing} were there already)" if self.existing else ""
@@ -293,7 +294,8 @@ class RubricImporter:
             found = self.read(entry.rubric, entry.prompt)
             prompt = _digest([message.model_dump(mode="json") for message in found.prompt])
             own = _digest([c.model_dump(mode="json", exclude={"metadata"}) for c in found.criteria])
-            before, criteria = report.prompts.get(prompt, (row.place, own))
+            fields = _digest([found.metadata, *(c.metadata for c in found.criteria)])
+            before, criteria, known = report.prompts.get(prompt, (row.place, own, fields))
             if criteria != own:
                 # Groups get a prompt's newest rubric. Of two in one file that would be the last one
                 # by chance, and running the command again would store both anew.
@@ -312,7 +314,7 @@ class RubricImporter:
                         ),
                     )
                 )
-            report.prompts[prompt] = before, criteria
+            report.prompts[prompt] = row.place, criteria, fields
         except RecursionError:
             report.failed += 1
             return "nested too deeply"
@@ -322,11 +324,14 @@ class RubricImporter:
         report.imported += 1
         report.existing += existed
         report.losses += len(answer.losses)
-        report.notes += len(answer.notes)
+        notes = list(answer.notes)
+        if fields != known:
+            notes.append(f"its rubric is that of {before}; its other fields take their place")
+        report.notes += len(notes)
         if answer.losses and not report.first_loss:
             report.first_loss = f"{row.place}, {answer.losses[0]}"
-        if answer.notes and not report.first_note:
-            report.first_note = f"{row.place}, {answer.notes[0]}"
+        if notes and not report.first_note:
+            report.first_note = f"{row.place}, {notes[0]}"
         return None
 
     def _id_of(self, content: Any) -> str:
@@ -394,16 +399,33 @@ def read_rubric_file(path: Path) -> list[FileRow]:
     suffix = path.suffix.lower()
     data = strip_bom(path.read_bytes())
     if suffix == ".toml":
-        content: Any = tomllib.loads(data.decode())
+        content: Any = as_json(tomllib.loads(data.decode()))
     elif suffix in (".yaml", ".yml"):
-        content = _from_yaml(data)
+        content = as_json(_from_yaml(data))
     else:
-        content = from_json(data, allow_inf_nan=False)
+        try:
+            content = from_json(data, allow_inf_nan=False)
+        except ValueError:
+            contents = _several_objects(path)
+            if len(contents) < 2:
+                raise
+            return _file_rows(path, "row", contents)
     if isinstance(content, dict) and "tests" in content and "prompts" in content:
         return _file_rows(path, "test", config_rows(content))
     if isinstance(content, list) and not _is_one_rubric(content):
         return _file_rows(path, "item", content)
     return [_row(str(path), content)]
+
+
+def _several_objects(path: Path) -> list[Any]:
+    """Return the objects that a file holds one after the other; none if the first is no JSON."""
+    contents: list[Any] = []
+    try:
+        contents.extend(row.load() for row in Json(path).rows())
+    except RowError:
+        if contents:
+            raise
+    return contents
 
 
 def _from_yaml(data: bytes) -> Any:

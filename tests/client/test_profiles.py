@@ -199,6 +199,40 @@ def test_a_configuration_of_promptfoo_makes_a_row_for_each_prompt_and_test() -> 
         read(config, "promptfoo")
 
 
+def test_a_variable_with_several_values_makes_a_test_of_each() -> None:
+    test = {
+        "vars": {"x": ["la", "do"], "y": 1},
+        "assert": [{"type": "llm-rubric", "value": "{{x}}"}],
+    }
+    found = [
+        read(each, "promptfoo")
+        for each in config_rows({"prompts": ["Sing {{x}}."], "tests": [test]})
+    ]
+    assert [f.prompt[0].content for f in found] == ["Sing la.", "Sing do."]
+    assert [f.criteria[0].text for f in found] == ["la", "do"]
+    with pytest.raises(
+        Malformed, match=r"^vars\.x: is a list, of which promptfoo tries each value"
+    ):
+        read({"prompt": "Sing {{x}}.", **test}, "promptfoo")
+
+
+def test_criteria_in_json_may_be_repeated_in_another_column() -> None:
+    encoded = [json.dumps(each) for each in row("rar", 1)["rubric"]]
+    content = row("rar", 1) | {"rubric": encoded}
+    assert same(dump(rubric_of(read(content, "rar")), "rar").content, content)
+    content["rubric_list"] = encoded
+    assert same(dump(rubric_of(read(content, "rar")), "rar").content, content)
+
+
+def test_the_ground_truth_of_instructions_may_be_a_text_in_a_list() -> None:
+    content = row("ifeval", 4)
+    listed = content | {"ground_truth": [content["ground_truth"]], "dataset": ["ifeval"]}
+    found = read(listed, "ifeval")
+    assert detect_format(listed) == "ifeval"
+    assert found.criteria == read(content, "ifeval").criteria
+    assert same(dump(rubric_of(found), "ifeval").content, listed)
+
+
 def test_labels_that_are_more_than_metadata_can_hold_are_refused() -> None:
     large = row("healthbench-meta-eval", 1) | {"completion": "x" * MAX_METADATA_BYTES}
     with pytest.raises(NotRepresentable, match="metadata may take"):

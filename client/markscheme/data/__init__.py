@@ -8,7 +8,15 @@ Rows are read one after the other: memory does not grow with the file. A row is 
 column; `RowReader` turns it into a model and says which row and column are at fault.
 """
 
-from markscheme.data.base import MAX_ROW_BYTES, DataSource, Row, RowError, SourceError, windows
+from markscheme.data.base import (
+    MAX_ROW_BYTES,
+    DataSource,
+    Row,
+    RowError,
+    SourceError,
+    as_json,
+    windows,
+)
 from markscheme.data.columns import Columns, Records, RowReader
 from markscheme.data.sources import open_source
 
@@ -21,6 +29,7 @@ __all__ = [
     "RowError",
     "RowReader",
     "SourceError",
+    "as_json",
     "open_source",
     "windows",
 ]

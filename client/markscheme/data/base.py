@@ -1,9 +1,12 @@
 """A row, a source of rows, and their errors."""
 
+import base64
 import hashlib
 import importlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -81,6 +84,27 @@ def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while window := list(islice(iterator, size)):
         yield window
+
+
+def as_json(value: Any) -> Any:
+    """Return a value that JSON has no type for as one that it has; other values as they are.
+
+    Dates and times become ISO 8601 text, durations seconds, decimals numbers, bytes base64.
+    """
+    match value:
+        case date() | time():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case Decimal():
+            return int(value) if value == value.to_integral_value() else float(value)
+        case bytes():
+            return base64.b64encode(value).decode()
+        case dict():
+            return {name: as_json(each) for name, each in value.items()}
+        case list():
+            return [as_json(each) for each in value]
+    return value
 
 
 def check_distinct(columns: Sequence[str]) -> None:

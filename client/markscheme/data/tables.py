@@ -11,7 +11,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from markscheme.data.base import FileSource, Row, RowError, SourceError, check_distinct, require
+from markscheme.data.base import (
+    FileSource,
+    Row,
+    RowError,
+    SourceError,
+    as_json,
+    check_distinct,
+    require,
+)
 
 BATCH_ROWS = 256
 """Rows that are decoded at a time: a cell may be megabytes."""
@@ -117,7 +125,7 @@ def _decoded(name: str, columns: tuple[str, ...], batches: Iterator[Any]) -> Ite
             yield Row(
                 f"{name}, row {number}",
                 f"row-{number}",
-                partial(_without_nulls, value),
+                partial(_cells, value),
                 columns=columns,
             )
 
@@ -126,6 +134,10 @@ def _needed(names: Sequence[str], columns: Collection[str] | None) -> list[str]:
     """Return the columns to decode; one at least, since rows without any are not counted."""
     needed = [name for name in names if columns is None or name in columns]
     return needed or list(names[:1])
+
+
+def _cells(row: dict[str, Any]) -> Any:
+    return _without_nulls(as_json(row))
 
 
 def _without_nulls(value: Any) -> Any:

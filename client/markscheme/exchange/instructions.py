@@ -70,6 +70,8 @@ def _from_ground_truth(value: Any) -> tuple[Any, Any]:
                 raise Malformed("ground_truth: is neither JSON nor a Python literal") from None
         value = decoded
     if isinstance(value, list) and len(value) == 1:
+        if isinstance(value[0], str):
+            return _from_ground_truth(value[0])
         value = value[0]
     if not isinstance(value, dict) or "instruction_id" not in value:
         raise Malformed("ground_truth: must hold instruction_id and kwargs")

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from markscheme.exchange.base import ConversionIssues, Malformed, excerpt
@@ -57,6 +58,11 @@ def render(template: str, variables: Mapping[str, Any], location: str) -> str:
             if not isinstance(found, Mapping) or step not in found:
                 raise Malformed(f"{location}: there is no variable {match[1]!r} in vars")
             found = found[step]
+        if isinstance(found, list) and found is variables.get(match[1]):
+            raise Malformed(
+                f"vars.{match[1]}: is a list, of which promptfoo tries each value: make a test of "
+                "each"
+            )
         if isinstance(found, str) and found.startswith("file://"):
             raise Malformed(f"vars.{match[1]}: is in another file ({excerpt(found)})")
         return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
@@ -71,7 +77,8 @@ def config_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each prompt and test of a configuration. Raises `Malformed`.
 
     `defaultTest` is merged into each test as promptfoo does: its assertions come after the test's
-    own, its variables where the test has none of that name.
+    own, its variables where the test has none of that name. A variable that is a list makes a test
+    of each of its values.
     """
     tests, prompts = config.get("tests"), config.get("prompts")
     if isinstance(tests, str):
@@ -96,7 +103,19 @@ def config_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         own, shared = test.get("assert") or [], default.get("assert") or []
         if isinstance(own, list) and isinstance(shared, list):
             merged["assert"] = [*own, *shared]
-        for prompt in prompts:
-            text = prompt.get("raw", prompt.get("id")) if isinstance(prompt, dict) else prompt
-            rows.append({"prompt": text, **merged})
+        for variant in _variants(merged):
+            for prompt in prompts:
+                text = prompt.get("raw", prompt.get("id")) if isinstance(prompt, dict) else prompt
+                rows.append({"prompt": text, **variant})
     return rows
+
+
+def _variants(test: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the test with each combination of the values of its variables that are lists."""
+    variables = test.get("vars")
+    if not isinstance(variables, dict):
+        yield test
+        return
+    lists = {name: value for name, value in variables.items() if value and isinstance(value, list)}
+    for values in product(*lists.values()):
+        yield test | {"vars": variables | dict(zip(lists, values, strict=True))}

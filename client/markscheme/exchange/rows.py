@@ -122,29 +122,22 @@ def read_row(profile: Profile, content: Any, issues: ConversionIssues) -> Draft:
     if found.left_out:
         how["left_out"] = [{"index": index, "item": item} for index, item in found.left_out]
     tags = _read_tags(profile, row, rest, how)
-    derived = []
-    if isinstance(raw, list):
-        for name, follow in profile.derived.items():
-            value = find(row, parse_path(name))
-            if name != at and value is not MISSING and same(value, follow(raw)):
-                take(rest, parse_path(name))
-                derived.append(name)
-    if derived:
-        how["derived"] = derived
     namespaces = [
         _describe_item(profile, item, text, points, found.factor)
         for item, text, points in zip(found.items, found.texts, found.points, strict=True)
     ]
-    written = _write_criteria(
-        profile,
-        [
-            (text, points, own)
-            for text, points, own in zip(found.texts, found.points, namespaces, strict=True)
-        ],
-        how,
-    )
-    if not same(written, raw):
+    parts = [*zip(found.texts, found.points, namespaces, strict=True)]
+    if not same(_write_criteria(profile, parts, how), raw):
         how["criteria"] = raw
+    items = _write_items(profile, parts, how)
+    derived = []
+    for name, follow in profile.derived.items():
+        value = find(row, parse_path(name))
+        if name != at and value is not MISSING and same(value, follow(items)):
+            take(rest, parse_path(name))
+            derived.append(name)
+    if derived:
+        how["derived"] = derived
     ids = _ids(profile, found.items)
     criteria = [
         {

@@ -128,6 +128,36 @@ def test_a_rubric_file_of_verifiers_may_be_toml_or_a_bare_list(
     )
 
 
+def test_a_json_file_may_hold_objects_one_after_the_other(
+    bring: Run, client: Client, tmp_path: Path
+) -> None:
+    lines = [json.dumps(each) for each in rows("rar")[:2]]
+    (tmp_path / "r.json").write_text("\n".join(lines))
+    assert "2 rubrics are in the service, 0 rows failed" in bring("r.json").stderr
+    assert len(client.rubrics().data) == 2
+    (tmp_path / "r.json").write_text("\n".join([*lines, '{"question":']))
+    broken = bring("r.json")
+    assert broken.returncode == 1
+    assert "r.json, row 3: not JSON" in broken.stderr
+    (tmp_path / "r.json").write_text('{"question":')
+    assert "r.json: EOF while parsing" in bring("r.json").stderr
+
+
+def test_answers_sampled_for_one_prompt_are_one_rubric_and_this_is_said(
+    bring: Run, client: Client, tmp_path: Path
+) -> None:
+    one = rows("rubrichub")[2]
+    (tmp_path / "r.jsonl").write_text(
+        json.dumps(one) + "\n" + json.dumps(one | {"answer": "Ice.", "sample_id": "s2"})
+    )
+    done = bring("r.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "r.jsonl, line 2, its rubric is that of r.jsonl, line 1; its other fields" in done.stderr
+    (made,) = client.rubrics().data
+    assert made.metadata["rubrichub"]["sample_id"] == "s2"
+    assert sorted(text for _, text in bank(client, one["query"])) == ["Ice.", "Water."]
+
+
 def test_the_tests_of_promptfoo_are_a_rubric_each(
     bring: Run, client: Client, tmp_path: Path
 ) -> None:

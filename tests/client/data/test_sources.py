@@ -1,6 +1,8 @@
 """Rows come out of every kind of file alike; what cannot be read is named, and nothing crashes."""
 
 import json
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +236,26 @@ def test_a_table_decodes_only_what_is_needed_and_names_all_its_columns(tmp_path:
     assert none.read() == {"prompt": "a"}
     with pytest.raises(RowError, match="after row 0: not readable"):
         values(file)
+
+
+def test_cells_that_json_has_no_type_for_become_text_or_numbers(tmp_path: Path) -> None:
+    row = {
+        "when": datetime(2026, 1, 2, 3, tzinfo=UTC),
+        "day": date(2026, 1, 2),
+        "lasted": timedelta(minutes=1),
+        "weight": [{"exact": Decimal("2.50"), "whole": Decimal("3")}],
+        "image": {"bytes": b"\x89PNG", "path": None},
+    }
+    write_parquet(tmp_path / "a.parquet", [row])
+    assert values(tmp_path / "a.parquet") == [
+        {
+            "when": "2026-01-02T03:00:00+00:00",
+            "day": "2026-01-02",
+            "lasted": 60.0,
+            "weight": [{"exact": 2.5, "whole": 3}],
+            "image": {"bytes": "iVBORw=="},
+        }
+    ]
 
 
 def test_a_table_with_a_column_twice_is_refused(tmp_path: Path) -> None:
