@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ MAX_RESPONSES_PER_ENTRY = 16
 """The wire format's limit."""
 ENTRIES_PER_CALL = 64
 """Prompts whose reference answers are sent together."""
+_YAML_BOOL, _YAML_TIMESTAMP = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"
 _META_EVAL: ExchangeFormat = "healthbench-meta-eval"
 
 
@@ -401,7 +403,7 @@ def read_rubric_file(path: Path) -> list[FileRow]:
     if suffix == ".toml":
         content: Any = as_json(tomllib.loads(data.decode()))
     elif suffix in (".yaml", ".yml"):
-        content = as_json(_from_yaml(data))
+        content = _from_yaml(data)
     else:
         try:
             content = from_json(data, allow_inf_nan=False)
@@ -435,8 +437,20 @@ def _from_yaml(data: bytes) -> Any:
         raise ValueError(
             "YAML needs the package pyyaml (pip install pyyaml); or save the file as JSON"
         ) from None
+
+    class Loader(yaml.SafeLoader):
+        """Reads plain words as YAML 1.2 does: `no` is a text, and so is a date."""
+
+        yaml_implicit_resolvers = {
+            first: [each for each in known if each[0] not in (_YAML_BOOL, _YAML_TIMESTAMP)]
+            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    Loader.add_implicit_resolver(
+        _YAML_BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    )
     try:
-        return yaml.safe_load(data)
+        return yaml.load(data, Loader)
     except yaml.YAMLError as error:
         said, _, _ = str(error).partition("\n")
         raise ValueError(f"not YAML ({said})") from None

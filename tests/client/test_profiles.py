@@ -216,6 +216,19 @@ def test_a_variable_with_several_values_makes_a_test_of_each() -> None:
         read({"prompt": "Sing {{x}}.", **test}, "promptfoo")
 
 
+def test_an_assertion_may_refer_to_a_template_of_the_configuration() -> None:
+    config: dict[str, Any] = {
+        "prompts": "Hi.",
+        "assertionTemplates": {"kind": {"type": "llm-rubric", "value": "Is kind"}},
+        "tests": [{"assert": [{"$ref": "#/assertionTemplates/kind", "weight": 2}]}],
+    }
+    (content,) = config_rows(config)
+    assert [(c.text, c.points) for c in read(content, "promptfoo").criteria] == [("Is kind", 2)]
+    config["assertionTemplates"] = {}
+    with pytest.raises(Malformed, match="^assert: the configuration has no '#/assertionTemplates"):
+        config_rows(config)
+
+
 def test_criteria_in_json_may_be_repeated_in_another_column() -> None:
     encoded = [json.dumps(each) for each in row("rar", 1)["rubric"]]
     content = row("rar", 1) | {"rubric": encoded}

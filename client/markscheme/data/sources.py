@@ -18,6 +18,8 @@ READERS: dict[str, Callable[[Path], DataSource]] = {
 }
 """The reader of each kind of file, by the ending of its name."""
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+OTHER_TABLES = (".tsv", ".xlsx", ".xls", ".arrow", ".feather", ".orc")
+"""Tables that people have and that no reader takes."""
 SCORED = ".scored.jsonl"
 """Ending of what `markscheme score` writes beside its input."""
 _HUB_NAME = re.compile(
@@ -79,6 +81,8 @@ def open_source(name: str | Path) -> DataSource:
         return _open_folder(path)
     if path.suffix.lower() in COMPRESSED:
         raise SourceError(f"{name} is compressed: unpack it first")
+    if path.suffix.lower() in OTHER_TABLES:
+        raise SourceError(f"{name} is no {', '.join(READERS)} file: save it as one of them")
     reader = READERS.get(path.suffix.lower())
     if there:
         # Any other ending is taken for JSON Lines, as it always was.

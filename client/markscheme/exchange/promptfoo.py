@@ -102,12 +102,25 @@ def config_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
                 merged[name] = default[name] | test[name]
         own, shared = test.get("assert") or [], default.get("assert") or []
         if isinstance(own, list) and isinstance(shared, list):
-            merged["assert"] = [*own, *shared]
+            merged["assert"] = [_resolve(each, config) for each in (*own, *shared)]
         for variant in _variants(merged):
             for prompt in prompts:
                 text = prompt.get("raw", prompt.get("id")) if isinstance(prompt, dict) else prompt
                 rows.append({"prompt": text, **variant})
     return rows
+
+
+def _resolve(assertion: Any, config: Mapping[str, Any]) -> Any:
+    """Return the assertion that a reference such as `#/assertionTemplates/kind` names."""
+    reference = assertion.get("$ref") if isinstance(assertion, dict) else None
+    if reference is None:
+        return assertion
+    found: Any = config
+    for step in str(reference).removeprefix("#/").split("/"):
+        found = found.get(step) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        raise Malformed(f"assert: the configuration has no {excerpt(str(reference))}")
+    return found | {name: value for name, value in assertion.items() if name != "$ref"}
 
 
 def _variants(test: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -165,15 +165,17 @@ def test_the_tests_of_promptfoo_are_a_rubric_each(
         "prompts: ['Name a {{thing}}.']\n"
         "providers: [openai:x]\n"
         "tests:\n"
-        "- vars: {thing: river}\n"
-        "  assert: [{type: llm-rubric, value: 'Names a {{thing}}'}]\n"
+        "- vars: {thing: river, swim: no, on: 2026-05-01}\n"
+        "  assert: [{type: llm-rubric, value: 'Names a {{thing}}; {{swim}} on {{on}}'}]\n"
         "- vars: {thing: lake}\n"
         "  assert: [{type: cost, threshold: 1}]\n"
     )
     done = bring("promptfooconfig.yaml")
     assert done.returncode == 1
     assert "promptfooconfig.yaml, test 2: assert: holds no criterion that counts" in done.stderr
-    assert [r.criteria[0].text for r in client.rubrics().data] == ["Names a river"]
+    assert [r.criteria[0].text for r in client.rubrics().data] == [
+        "Names a river; no on 2026-05-01"
+    ]
 
 
 def test_the_labels_of_a_prompt_come_together_from_anywhere_in_the_file(

@@ -238,6 +238,13 @@ def test_a_table_decodes_only_what_is_needed_and_names_all_its_columns(tmp_path:
         values(file)
 
 
+@pytest.mark.parametrize("name", ["a.tsv", "a.XLSX", "a.arrow"])
+def test_a_table_of_another_kind_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    with pytest.raises(SourceError, match=r"is no \.jsonl, \.json, \.csv, \.parquet file"):
+        open_source(tmp_path / name)
+
+
 def test_cells_that_json_has_no_type_for_become_text_or_numbers(tmp_path: Path) -> None:
     row = {
         "when": datetime(2026, 1, 2, 3, tzinfo=UTC),
