@@ -229,6 +229,17 @@ def test_an_assertion_may_refer_to_a_template_of_the_configuration() -> None:
         config_rows(config)
 
 
+def test_a_list_within_a_numbered_line_belongs_to_it() -> None:
+    content = {"instruction": "Plan.", "rubric": "1. Names:\n   1) who\n   2) when\n2. Is short."}
+    found = read(content, "openrubrics")
+    assert [c.text for c in found.criteria] == ["Names:\n   1) who\n   2) when", "Is short."]
+    assert same(dump(rubric_of(found), "openrubrics").content, content)
+    stripped = read(
+        {"instruction": "Plan.", "rubric": "1. Is short.\n  2. Is kind."}, "openrubrics"
+    )
+    assert [c.text for c in stripped.criteria] == ["Is short.", "Is kind."]
+
+
 def test_criteria_in_json_may_be_repeated_in_another_column() -> None:
     encoded = [json.dumps(each) for each in row("rar", 1)["rubric"]]
     content = row("rar", 1) | {"rubric": encoded}

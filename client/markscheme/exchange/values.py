@@ -176,16 +176,34 @@ def scaling(weights: Sequence[Fraction]) -> Fraction | None:
 def split_lines(text: str) -> list[str]:
     """Return the items of a numbered list, or of a bulleted one; a text without marks is one item.
 
-    What stands before the first item is no item. Lines that have no mark belong to the item before.
+    What stands before the first item is no item. Lines that have no mark belong to the item before,
+    as does a numbered list within it.
     """
-    for mark in (_ITEM, _BULLET):
-        starts = list(mark.finditer(text))
-        if starts:
-            ends = [*(match.start() for match in starts[1:]), len(text)]
-            return [
-                text[match.end() : end].strip() for match, end in zip(starts, ends, strict=True)
-            ]
+    starts = _outer(list(_ITEM.finditer(text))) or list(_BULLET.finditer(text))
+    if starts:
+        ends = [*(match.start() for match in starts[1:]), len(text)]
+        return [text[match.end() : end].strip() for match, end in zip(starts, ends, strict=True)]
     return [text.strip()] if text.strip() else []
+
+
+def _outer(marks: list[re.Match[str]]) -> list[re.Match[str]]:
+    """Return the marks that are indented no more than the first two of the list.
+
+    The second one counts if its number follows the first's: a text that was stripped has lost the
+    indentation of its first line.
+    """
+    first, second = marks[:1], marks[1:2]
+    siblings = [*first, *(mark for mark in second if _number(mark) == _number(marks[0]) + 1)]
+    most = max(map(_indent, siblings), default=0)
+    return [mark for mark in marks if _indent(mark) <= most]
+
+
+def _indent(mark: re.Match[str]) -> int:
+    return len(mark[0]) - len(mark[0].lstrip())
+
+
+def _number(mark: re.Match[str]) -> int:
+    return int(re.sub(r"\D", "", mark[0]))
 
 
 def to_references(value: Any) -> list[str]:
