@@ -19,7 +19,7 @@ from markscheme.data import Columns, Row, RowError, RowReader, as_json
 from markscheme.data.files import Json
 from markscheme.errors import AuthenticationFailed, InvalidRequest
 from markscheme.exchange import Imported, Malformed, detect_format, load, row_id
-from markscheme.exchange.promptfoo import config_rows
+from markscheme.exchange.promptfoo import numbered_rows
 from markscheme.jsonl import strip_bom
 from markscheme.jsonl_rows import describe_error
 from markscheme.schema import Message, Prompt, RubricImported, TeacherEntry, TeacherResponses
@@ -413,7 +413,7 @@ def read_rubric_file(path: Path) -> list[FileRow]:
                 raise
             return _file_rows(path, "row", contents)
     if isinstance(content, dict) and "tests" in content and "prompts" in content:
-        return _file_rows(path, "test", config_rows(content))
+        return [_row(f"{path}, test {number}", row) for number, row in numbered_rows(content)]
     if isinstance(content, list) and not _is_one_rubric(content):
         return _file_rows(path, "item", content)
     return [_row(str(path), content)]

@@ -74,11 +74,18 @@ def render(template: str, variables: Mapping[str, Any], location: str) -> str:
 
 
 def config_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each prompt and test of a configuration. Raises `Malformed`.
+    """Return a row for each prompt and test of a configuration. Raises `Malformed`."""
+    return [row for _, row in numbered_rows(config)]
+
+
+def numbered_rows(config: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """Return the rows of a configuration, each with the number of its test, from 1.
 
     `defaultTest` is merged into each test as promptfoo does: its assertions come after the test's
     own, its variables where the test has none of that name. A variable that is a list makes a test
     of each of its values.
+
+    Raises `Malformed`.
     """
     tests, prompts = config.get("tests"), config.get("prompts")
     if isinstance(tests, str):
@@ -93,9 +100,9 @@ def config_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(default, dict):
         raise require(default, "defaultTest", "an object")
     rows = []
-    for number, test in enumerate(tests):
+    for number, test in enumerate(tests, 1):
         if not isinstance(test, dict):
-            raise require(test, f"tests[{number}]", "an object")
+            raise require(test, f"tests[{number - 1}]", "an object")
         merged = default | test
         for name in ("vars", "options", "metadata"):
             if isinstance(default.get(name), dict) and isinstance(test.get(name), dict):
@@ -106,7 +113,7 @@ def config_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         for variant in _variants(merged):
             for prompt in prompts:
                 text = prompt.get("raw", prompt.get("id")) if isinstance(prompt, dict) else prompt
-                rows.append({"prompt": text, **variant})
+                rows.append((number, {"prompt": text, **variant}))
     return rows
 
 

@@ -162,7 +162,7 @@ def test_the_tests_of_promptfoo_are_a_rubric_each(
     bring: Run, client: Client, tmp_path: Path
 ) -> None:
     (tmp_path / "promptfooconfig.yaml").write_text(
-        "prompts: ['Name a {{thing}}.']\n"
+        "prompts: ['Name a {{thing}}.', 'Draw a {{thing}}.']\n"
         "providers: [openai:x]\n"
         "tests:\n"
         "- vars: {thing: river, swim: no, on: 2026-05-01}\n"
@@ -173,9 +173,10 @@ def test_the_tests_of_promptfoo_are_a_rubric_each(
     done = bring("promptfooconfig.yaml")
     assert done.returncode == 1
     assert "promptfooconfig.yaml, test 2: assert: holds no criterion that counts" in done.stderr
+    assert "test 3" not in done.stderr
     assert [r.criteria[0].text for r in client.rubrics().data] == [
         "Names a river; no on 2026-05-01"
-    ]
+    ] * 2
 
 
 def test_the_labels_of_a_prompt_come_together_from_anywhere_in_the_file(
