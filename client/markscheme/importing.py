@@ -122,7 +122,8 @@ class RubricColumns:
             content = {name: _decoded_cell(cell) for name, cell in content.items()}
         if not self._beside and self._rubric is None:
             return RubricEntry(rubric=content)
-        whole = Row("", "", lambda: content)
+        names = row.columns if isinstance(row, Row) else ()
+        whole = Row("", "", lambda: content, columns=names)
         try:
             beside = self._reader.read(whole)
             found = self._read_rubric(whole.read())
@@ -131,6 +132,10 @@ class RubricColumns:
             raise ValueError(str(error).removeprefix(": ")) from error
         except ValidationError as error:
             raise ValueError(describe_error(error, beside)) from error
+
+    def check_named(self, source: str) -> None:
+        """Raise `SourceError` if no row that was read has a column that the user named."""
+        self._reader.check_named(source)
 
     def _read_rubric(self, content: dict[str, Any]) -> Any:
         if self._rubric is None:

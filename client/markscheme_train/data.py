@@ -47,7 +47,7 @@ def read_examples(
         opened = open_source(source)
         examples = [reader.read(row) for row in opened.rows(reader.columns)]
         if examples:
-            reader.check_named(opened)
+            reader.check_named(opened.name)
     except SourceError as error:
         raise DataError(str(error)) from error
     except OSError as error:

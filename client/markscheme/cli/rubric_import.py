@@ -1,7 +1,7 @@
 """``markscheme rubrics import``: bring the rubrics of a file into the service."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from markscheme.cli.output import Url, connect, fail, messages, print_error, progress_bar
 from markscheme.client import DEFAULT_URL
-from markscheme.data import open_source
+from markscheme.data import SourceError, open_source
 from markscheme.errors import InvalidRequest, MarkschemeError
 from markscheme.exchange.profiles import mapped_profile
 from markscheme.importing import (
     FileRow,
+    ImportReport,
     RubricColumns,
     RubricImporter,
     describe,
@@ -104,6 +105,7 @@ def import_file(
     twice, but gets the tags that it lacks.
     """
     importer: RubricImporter | None = None
+    columns = RubricColumns(prompt_column, teacher_column, rubric_column)
     try:
         if map and format not in (None, "mapped"):
             raise ValueError(f"--map describes a format of your own: leave out --format {format}")
@@ -125,9 +127,9 @@ def import_file(
                 allow_loss=allow_loss,
                 references=references,
                 teacher_model=teacher_model,
-                columns=RubricColumns(prompt_column, teacher_column, rubric_column),
+                columns=columns,
             )
-            if len(single) == 1:
+            if len(single) == 1 and not (prompt_column or teacher_column or rubric_column):
                 _import_one(path, single[0], importer, tags)
                 return
             problems = _Problems()
@@ -152,8 +154,12 @@ def import_file(
             + (f" {importer.report}" if importer is not None else ""),
             130,
         )
-    messages().print(str(importer.report), soft_wrap=True)
-    if importer.report.failed:
+    report = importer.report
+    messages().print(str(report), soft_wrap=True)
+    missing = _missing_parts(name, columns, mapping, report, references) if report.imported else []
+    for problem in missing:
+        print_error(problem)
+    if report.failed or missing:
         raise typer.Exit(1)
 
 
@@ -167,6 +173,25 @@ def print_losses(losses: Sequence[str]) -> None:
 def name_option(error: Exception) -> str:
     """Return the message of an error, with the option of the command instead of the API's field."""
     return str(error).replace("allow_loss", "--allow-loss")
+
+
+def _missing_parts(
+    name: str,
+    columns: RubricColumns,
+    mapping: Mapping[MapField, str] | None,
+    report: ImportReport,
+    references: bool,
+) -> list[str]:
+    """Return what the user named and no row has, one sentence each."""
+    missing = []
+    try:
+        columns.check_named(name)
+    except SourceError as error:
+        missing.append(str(error))
+    path = (mapping or {}).get("reference")
+    if path is not None and references and not report.references:
+        missing.append(f"{name}: no row has a reference answer at {path!r}, which --map names")
+    return missing
 
 
 class _Problems:

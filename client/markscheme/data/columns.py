@@ -113,12 +113,16 @@ class RowReader(Generic[T]):
         except RecursionError as error:
             raise RowError(f"{row.place}: nested too deeply") from error
 
-    def check_named(self, source: DataSource) -> None:
-        """Raise `SourceError` if no row that was read has a column that the user named."""
+    def check_named(self, source: str) -> None:
+        """Raise `SourceError` if no row that was read has a column that the user named.
+
+        Args:
+            source: The name of the data, for the message.
+        """
         for field, column in self._named.items():
             if column not in self._found:
                 raise SourceError(
-                    f"{source.name} has no column {column!r}, which "
+                    f"{source} has no column {column!r}, which "
                     f"{self._columns.option_of(field)} names; its first row has "
                     f"{_listed(self._first)}"
                 )
@@ -224,7 +228,7 @@ class Records(Generic[T]):
             count += 1
         if not count:
             raise SourceError(f"{self.source.name} holds no rows")
-        self._reader.check_named(self.source)
+        self._reader.check_named(self.source.name)
         return count
 
 

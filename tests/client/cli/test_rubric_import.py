@@ -263,6 +263,33 @@ def test_a_mapping_may_be_given_in_one_word_or_in_several(
     assert bank(client, "Name a lake.") == [("reference", "Lake Geneva.")]
 
 
+def test_a_column_or_a_path_that_no_row_has_is_said_and_the_rubrics_are_there(
+    bring: Run, client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "r.jsonl").write_text(json.dumps(rows("rar")[0]))
+    done = bring("r.jsonl", "--teacher-column", "answr")
+    assert done.returncode == 1
+    assert "r.jsonl has no column 'answr', which --teacher-column names; its first row" in (
+        done.stderr
+    )
+    done = bring(str(ROWS / "mapped.jsonl"), "--map", *MAP[:-1], "reference=goold")
+    assert done.returncode == 1
+    assert "no row has a reference answer at 'goold', which --map names" in done.stderr
+    assert len(client.rubrics().data) == 6
+
+
+def test_columns_are_read_of_a_single_object_too(
+    bring: Run, client: Client, tmp_path: Path
+) -> None:
+    content = {"q": "Be kind.", "r": rows("verifiers")[0], "a": "Hello, dear."}
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    words = ("--prompt-column", "q", "--rubric-column", "r", "--teacher-column", "a")
+    done = bring("r.json", *words, "--teacher-model", "gpt-x")
+    assert done.returncode == 0, done.stderr
+    assert [each.prompt[0].content for each in client.rubrics().data] == ["Be kind."]
+    assert bank(client, "Be kind.") == [("gpt-x", "Hello, dear.")]
+
+
 def test_a_file_of_no_known_format_says_what_it_has_and_what_to_do(
     bring: Run, tmp_path: Path
 ) -> None:

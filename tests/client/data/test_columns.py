@@ -21,7 +21,7 @@ def read(
     reader = RowReader(PromptEntry.model_validate, FIELDS, columns, heard.append)
     source = open_source(file)
     entries = [reader.read(row) for row in source.rows()]
-    reader.check_named(source)
+    reader.check_named(source.name)
     return entries
 
 
@@ -163,7 +163,7 @@ def test_a_named_column_of_a_table_may_be_null_in_every_row(tmp_path: Path) -> N
     source = open_source(file)
     first, second = source.rows()
     assert reader.read(first).teacher_responses == []
-    reader.check_named(source)
+    reader.check_named(source.name)
     with pytest.raises(RowError, match="row 2: q: is missing; the row has 'answer', 'q': name its"):
         reader.read(second)
 
