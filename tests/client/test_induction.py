@@ -129,10 +129,13 @@ def test_the_cost_is_stated_from_the_prices_of_the_judge(
 def test_a_judge_that_there_is_not_is_said_before_anything_is_asked(
     priced: str, judge: ScriptedJudge, tmp_path: Path
 ) -> None:
-    done = induce(priced, write(tmp_path / "p.jsonl", ROW), "--judge", "nope")
+    file = write(tmp_path / "p.jsonl", ROW)
+    done = induce(priced, file, "--judge", "nope")
     assert done.returncode == 1
     assert "there is no judge 'nope'; there are: builtin, default" in said(done)
     assert judge.requests == []
+    assert induce(priced, file).returncode == 0
+    assert induce(priced, file, "--judge", "nope").returncode == 1  # also with nothing to induce
 
 
 def test_on_a_terminal_it_asks_before_it_pays(

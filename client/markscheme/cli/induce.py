@@ -119,9 +119,9 @@ def induce(
                 f"{len(survey.missing):,} have none",
                 soft_wrap=True,
             )
+            estimate = inductions.estimate(survey)  # also says that there is no such judge
             if not survey.missing:
                 return
-            estimate = inductions.estimate(survey)
             console.print(_describe(estimate, survey), soft_wrap=True)
             if not estimate.is_free and not yes and _is_terminal():
                 typer.confirm("Go on?", abort=True, err=True)
