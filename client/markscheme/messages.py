@@ -261,7 +261,9 @@ def _type_of(part: object) -> str:
 
 
 def _normal_calls(calls: Any, location: str) -> list[dict[str, Any]]:
-    if isinstance(calls, str) and calls.strip() not in ("", "null"):
+    if isinstance(calls, str):
+        if calls.strip() in ("", "null"):
+            return []
         parsed = _parsed(calls)
         calls = [parsed] if isinstance(parsed, dict) else calls if parsed is None else parsed
     if _empty(calls):
