@@ -230,6 +230,7 @@ class Client(Connection[Connections]):
         *,
         tags: Sequence[str] | None = None,
         view: View | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Rubric:
         """Store a new version of a rubric, or a copy of another team's.
 
@@ -238,8 +239,9 @@ class Client(Connection[Connections]):
             criteria: The new criteria; default: unchanged.
             tags: The new tags; default: unchanged.
             view: The new view; default: unchanged.
+            metadata: The new metadata; default: unchanged, and empty for another team's rubric.
         """
-        return self._send(requests.fork_rubric(rubric_id, criteria, tags, view))
+        return self._send(requests.fork_rubric(rubric_id, criteria, tags, view, metadata))
 
     def change_rubric(
         self,
@@ -610,9 +612,10 @@ class AsyncClient(Connection[AsyncConnections]):
         *,
         tags: Sequence[str] | None = None,
         view: View | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Rubric:
         """Store a new version of a rubric; see `Client.fork_rubric`."""
-        return await self._send(requests.fork_rubric(rubric_id, criteria, tags, view))
+        return await self._send(requests.fork_rubric(rubric_id, criteria, tags, view, metadata))
 
     async def change_rubric(
         self,

@@ -123,7 +123,9 @@ def normal_message(message: Mapping[str, Any], location: str = "") -> NormalMess
     if message.get("role") in _TOOL_ROLES and not _is_content(content):
         content = _as_json(content)  # what a tool returned, which was never made a text
     content, thoughts = _normal_content(content)
-    content = content if content not in (None, "") else message.get("refusal") or content
+    refusal = message.get("refusal")
+    if content in (None, "") and isinstance(refusal, str) and refusal:
+        content = refusal
     media = [name for name in message if name in _MEDIA and not _empty(message[name])]
     if media:
         # The bytes are not kept: the part only says that there is something no text says.
@@ -229,13 +231,15 @@ def _text_of_part(part: object) -> str | None:
     if not isinstance(part, Mapping):
         return None
     kind = part.get("type")
+    only_text = all(_empty(value) for name, value in part.items() if name not in ("type", "text"))
     if kind is None:
-        only_text = all(_empty(value) for name, value in part.items() if name != "text")
         text = part.get("text") if only_text else None
     elif kind == "refusal":
         text = part.get("refusal")
     elif kind in _TEXT_PARTS:
-        text = part.get("text") or ""
+        text = part.get("text")
+        if text is None and only_text:
+            text = ""
     else:
         return None
     return text if isinstance(text, str) else None
@@ -257,9 +261,11 @@ def _type_of(part: object) -> str:
 
 
 def _normal_calls(calls: Any, location: str) -> list[dict[str, Any]]:
-    if isinstance(calls, str) and calls.strip():
-        calls = _parsed(calls)
-        calls = [calls] if isinstance(calls, dict) else calls
+    if isinstance(calls, str):
+        if calls.strip() in ("", "null"):
+            return []
+        parsed = _parsed(calls)
+        calls = [parsed] if isinstance(parsed, dict) else calls if parsed is None else parsed
     if _empty(calls):
         return []
     if not isinstance(calls, list | tuple):

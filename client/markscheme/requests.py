@@ -138,9 +138,11 @@ def fork_rubric(
     criteria: Sequence[CriterionLike] | None,
     tags: Sequence[str] | None,
     view: View | None,
+    metadata: Mapping[str, Any] | None,
 ) -> Call[Rubric]:
     """Build `POST /v1/rubrics/{id}:fork`."""
-    body = validated(RubricFork, {"criteria": criteria, "tags": tags, "view": view})
+    fields = {"criteria": criteria, "tags": tags, "view": view, "metadata": metadata}
+    body = validated(RubricFork, fields)
     return _create(f"{rubric_path(rubric)}:fork", body, Rubric)
 
 
@@ -326,9 +328,9 @@ def _get(path: str, model: type[Model], **params: Param | None) -> Call[Model]:
 
 def _create(path: str, body: BaseModel, model: type[Model]) -> Call[Model]:
     """Build a POST that creates something, once for all its attempts."""
-    return Call(
-        "POST", path, partial(read, model=model), _json(body), headers=_new_idempotency_key()
-    )
+    # Without defaults: a service of an older version refuses fields that it does not know.
+    content = body.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    return Call("POST", path, partial(read, model=model), content, headers=_new_idempotency_key())
 
 
 def _new_idempotency_key() -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markscheme.plan import TrainingPlan
-from markscheme.schema import Prompt
+from markscheme.schema import Message
 from markscheme_train.errors import TrainError
 
 if TYPE_CHECKING:
@@ -66,8 +66,14 @@ def plan_of(config: "TrainConfig", examples: "list[Example]") -> TrainingPlan:
     )
 
 
-def _characters(prompt: Prompt) -> int:
-    return len(prompt) if isinstance(prompt, str) else sum(len(message.text) for message in prompt)
+def _characters(messages: str | Sequence[Message]) -> int:
+    """Return the length of a text, or of messages with their tool calls."""
+    if isinstance(messages, str):
+        return len(messages)
+    calls = (call.function for message in messages for call in message.tool_calls or ())
+    return sum(len(message.text) for message in messages) + sum(
+        len(call.model_dump_json()) for call in calls
+    )
 
 
 def _mean(lengths: Sequence[int]) -> int:

@@ -96,8 +96,10 @@ class SelfDistillation:
         for start in range(0, len(rows.row_scores), size):
             row_scores = rows.row_scores[start : start + size]
             feedback = [score.feedback if config.rubric_feedback else () for score in row_scores]
+            # A row that cannot be sent has no teacher responses; the service got those of another.
+            sent = next((r for r in rows.rollouts[start : start + size] if r.problem is None), None)
             external, teacher_score = _best(
-                rows.rollouts[start].teacher_responses, rows.teacher_scores[start]
+                sent.teacher_responses if sent is not None else None, rows.teacher_scores[start]
             )
             routes = route(
                 [score.reward for score in row_scores],

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 import markscheme
-from markscheme import AsyncClient, Client, protocol
+from markscheme import AsyncClient, Client, protocol, requests
 from markscheme.errors import (
     AuthenticationFailed,
     ConnectionFailed,
@@ -212,7 +212,8 @@ def test_trajectories_are_scored_in_a_view(client: Client) -> None:
         MESSAGES, [{"text": "It names red.", "points": 1, "check": check}], view="full"
     )
     assert rubric.view == "full"
-    assert client.fork_rubric(rubric, view="reply").view == "reply"
+    forked = client.fork_rubric(rubric, view="reply", metadata={"note": "as a reader sees it"})
+    assert (forked.view, forked.metadata) == ("reply", {"note": "as a reader sees it"})
     group = {"prompt": MESSAGES, "rubric_id": rubric, "rollouts": [trajectory, "Red."]}
     batch = client.score([group])
     assert batch.rewards == [[0.0, 1.0]]  # a check reads the reply unless it says otherwise
@@ -286,6 +287,25 @@ def _with_news(value: Any) -> Any:
         }
         return news | {"of_a_later_version": 1}
     return [_with_news(each) for each in value] if isinstance(value, list) else value
+
+
+def test_fields_of_this_version_are_sent_only_where_they_say_something() -> None:
+    """So that an older service takes what it knows."""
+    criteria = [{"text": "Red.", "may_not_apply": True}, {"text": "Blue."}]
+    call = requests.create_rubric(PROMPT, [each | {"points": 1} for each in criteria], [], None, {})
+    sent, plain = call.json["criteria"]
+    assert sent["may_not_apply"] is True
+    assert "may_not_apply" not in plain
+    assert "metadata" not in call.json.keys() | plain.keys()
+    options: dict[str, Any] = dict.fromkeys(
+        ("judge", "teacher_model", "rubricator", "reuse_scope", "view", "run", "deadline_s")
+    )
+    options |= {"reuse": "if_fresh", "verify": "rollout", "thinking": "auto", "ask_teacher": 0}
+    options |= {"score_teachers": False}
+    zero, _ = requests.score([GROUP], **options, clamp="zero")
+    signed, _ = requests.score([GROUP], **options, clamp="signed")
+    assert "clamp" not in zero.json
+    assert signed.json == zero.json | {"clamp": "signed"}
 
 
 def test_an_older_client_reads_what_a_newer_service_answers(client: Client) -> None:

@@ -126,6 +126,22 @@ def test_the_cost_is_stated_from_the_prices_of_the_judge(
     assert len(judge.requests) == 4
 
 
+def test_rubrics_are_made_for_a_view_of_trajectories(
+    priced: str, judge: ScriptedJudge, tmp_path: Path
+) -> None:
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {"season": "autumn"}}}
+    done = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "golden"},
+        {"role": "assistant", "content": "It is golden"},
+    ]
+    file = write(tmp_path / "p.jsonl", ROW | {"student_responses": [done]})
+    assert induce(priced, file, "--view", "full").returncode == 0
+    assert 'look_up({"season":"autumn"})' in text_of(judge.requests[0])
+    with Client(priced) as client:
+        assert [rubric.view for rubric in client.rubrics().data] == ["full"]
+
+
 def test_a_judge_that_there_is_not_is_said_before_anything_is_asked(
     priced: str, judge: ScriptedJudge, tmp_path: Path
 ) -> None:

@@ -87,3 +87,15 @@ def test_the_native_format_holds_view_and_tool_calls_and_others_say_what_they_lo
     with pytest.raises(NotRepresentable, match="no place for the view full"):
         dump(made, "healthbench")
     assert "view" not in dump(rubric(*four()), "native").content
+
+
+@pytest.mark.parametrize("calls", ["", "null", "[]", None])
+def test_a_text_of_no_tool_calls_is_none(calls: str | None) -> None:
+    message = {"role": "assistant", "content": "a", "tool_calls": calls}
+    assert normal_message(message)["tool_calls"] is None
+
+
+@pytest.mark.parametrize("calls", ["look it up", "{", '"f"', "7"])
+def test_a_text_that_holds_no_tool_calls_is_refused(calls: str) -> None:
+    with pytest.raises(MessageError, match="must be a list of tool calls"):
+        normal_message({"role": "assistant", "content": "a", "tool_calls": calls})

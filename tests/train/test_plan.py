@@ -55,6 +55,14 @@ def test_lengths_are_those_of_the_data() -> None:
     assert (made.teacher_responses, made.teacher_characters) == (2, 5)
 
 
+def test_tool_calls_count_as_long_as_they_are() -> None:
+    call = {"function": {"name": "look_up", "arguments": {"words": "x" * 100}}}
+    messages = [{"role": "assistant", "content": "abcd", "tool_calls": [call]}]
+    example = Example.model_validate({"prompt": "p", "teacher_responses": [messages]})
+    made = plan_of(SimpleNamespace(**CONFIG), [example] * 2)  # type: ignore[arg-type]
+    assert 115 <= made.teacher_characters <= 150
+
+
 def test_fewer_prompts_than_a_batch_is_said() -> None:
     with pytest.raises(TrainError, match="fewer than the 16"):
         plan_of(SimpleNamespace(**CONFIG | {"generation_batch_size": 128}), EXAMPLES)  # type: ignore[arg-type]

@@ -17,8 +17,8 @@ from markscheme_train.config import build_config
 from markscheme_train.data import Example
 from markscheme_train.errors import ConfigError
 from markscheme_train.losses import SrpoConfig, SrpoInputs
-from markscheme_train.reward import RubricReward
-from markscheme_train.self_distillation import SelfDistillation
+from markscheme_train.reward import Row, RowScore, RubricReward
+from markscheme_train.self_distillation import ScoredRows, SelfDistillation
 from markscheme_train.self_teacher import ModelCopy
 from markscheme_train.trainer import SELF_TEACHER_FILE, MarkschemeTrainer, check_unsharded
 from markscheme_train.training import build_trainer, train
@@ -272,6 +272,20 @@ def test_for_want_of_a_sibling_the_teachers_response_is_shown_if_allowed_and_tha
     assert batch["routed"].tolist() == [False, True, True, True] + [True] * 4
     assert sum("w60 w59 w58" in text for text in seen) == 4
     assert trainer._metrics["train"]["distillation/teacher_response_share"][-1] == 0.5
+
+
+def test_a_rollout_that_cannot_be_sent_hides_no_teacher_response_from_its_group(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    config = build_config({**settings, "preset": "srpo", "teacher_demonstration": True})
+    sent = Row("w1", "w2", teacher_responses=["w60"])
+    rows = ScoredRows(
+        [Row("w1", "", problem="an image"), sent, sent, sent],
+        [RowScore(None, False), *[RowScore(0.0, False)] * 3],
+        [[1.0]] * 4,
+    )
+    contexts = SelfDistillation(config, SimpleNamespace(), tokenizer).routes(rows)  # type: ignore[arg-type]
+    assert [context.demonstration for context in contexts] == [None, "w60", "w60", "w60"]
 
 
 def test_the_self_teacher_follows_once_a_batch_and_is_saved(settings: dict[str, Any]) -> None:

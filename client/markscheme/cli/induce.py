@@ -11,6 +11,7 @@ from markscheme.cli.output import (
     PromptColumn,
     TeacherColumn,
     Url,
+    ViewOption,
     connect,
     fail,
     messages,
@@ -63,6 +64,7 @@ def induce(
     thinking: Annotated[
         Thinking, typer.Option(help="What is read of a student response; see 'score'.")
     ] = "auto",
+    view: ViewOption = None,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Do not ask before models are paid for.")
     ] = False,
@@ -105,6 +107,7 @@ def induce(
                 samples=samples,
                 judge=judge,
                 thinking=thinking,
+                view=view,
                 warn=warn,
             )
             rows = inductions.check()

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from markscheme.client import Client
 from markscheme.errors import InvalidArgument, MarkschemeError
+from markscheme.vocabulary import View
 
 API_KEY = "MARKSCHEME_API_KEY"
 URL = "MARKSCHEME_URL"
@@ -39,6 +40,15 @@ TeacherColumn = Annotated[
 ]
 RubricColumn = Annotated[
     str | None, typer.Option(help="Column of the rubric ids. Default: rubric_id.")
+]
+ViewOption = Annotated[
+    View | None,
+    typer.Option(
+        "--view",
+        help="What of a trajectory is judged: reply, the last text of the assistant; assistant, "
+        "all its texts; full, also tool calls and results. Default: as the rubric or the judge "
+        "says.",
+    ),
 ]
 Url = Annotated[str, typer.Option(help="Address of the service.", envvar=URL)]
 Json = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]

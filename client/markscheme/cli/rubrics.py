@@ -159,7 +159,9 @@ def lineage(
     console.print(
         f"{use.groups} groups of your team and {use.other_teams_groups} of others, "
         f"quality {_format_share(use.quality)}; verdicts: {verdicts.met} met, "
-        f"{verdicts.not_met} not met, {verdicts.unscored} rollouts unscored",
+        f"{verdicts.not_met} not met"
+        + (f", {verdicts.not_applicable} not applicable" if verdicts.not_applicable else "")
+        + f", {verdicts.unscored} rollouts unscored",
         soft_wrap=True,
     )
     if found.truncated:

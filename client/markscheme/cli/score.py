@@ -17,6 +17,7 @@ from markscheme.cli.output import (
     RubricColumn,
     TeacherColumn,
     Url,
+    ViewOption,
     connect,
     fail,
     messages,
@@ -140,6 +141,7 @@ def score(
             "itself; strip drops one that the chat template opened; keep drops nothing."
         ),
     ] = "auto",
+    view: ViewOption = None,
     clamp: Annotated[
         Clamp,
         typer.Option(
@@ -192,6 +194,7 @@ def score(
                     reuse=reuse,
                     verify=verify,
                     thinking=thinking,
+                    view=view,
                     clamp=clamp,
                     reuse_scope=reuse_scope,
                     run=Run(id=run, step=step) if run else None,

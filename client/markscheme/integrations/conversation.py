@@ -5,7 +5,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from markscheme.messages import MessageError, normal_message, role_of, visible_message
+from markscheme.messages import (
+    MessageError,
+    normal_message,
+    role_of,
+    unsupported_parts,
+    visible_message,
+)
 from markscheme.schema import Message
 from markscheme.text import replace_invalid
 
@@ -96,7 +102,11 @@ def first_error(error: ValidationError) -> str:
 
 
 def _without_media(part: Any) -> dict[str, Any]:
-    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+    """Return a part of normal content: a text as it is, of anything else a type that is no text."""
+    if not unsupported_parts({"content": [part]}):
         return {"type": "text", "text": part["text"]}
     kind = part.get("type") if isinstance(part, Mapping) else None
-    return {"type": kind if isinstance(kind, str) else "unknown"}
+    bare = {"type": kind}
+    # Alone, the type of a text would be read as an empty text.
+    is_kept = isinstance(kind, str) and kind and unsupported_parts({"content": [bare]})
+    return bare if is_kept else {"type": "unknown"}

@@ -101,6 +101,7 @@ class ScoreRequest(Wire):
     view: RequestedView = None
     clamp: Clamp = Field(
         default="zero",
+        exclude_if=lambda clamp: clamp == "zero",  # a service of an older version does not know it
         description="What becomes of a reward below 0, where pitfalls outweigh what was met. zero "
         "raises it to 0; signed keeps it",
     )

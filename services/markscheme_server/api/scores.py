@@ -40,7 +40,9 @@ async def score(
     accept: Annotated[str, Header()] = "application/json",
     deadline_ms: DeadlineMs = None,
 ) -> Response:
-    """Return a reward from 0 to 1 for each rollout; an unknown reward is null, with a reason.
+    """Return a reward for each rollout; an unknown reward is null, with a reason.
+
+    Rewards are from 0 to 1; with `clamp` `signed` also below 0, see `reward_range`.
 
     With `Accept: application/x-ndjson` each group is one line as soon as it is scored, heartbeat
     lines keep the connection alive, and a summary line ends the answer.

@@ -134,6 +134,10 @@ class Answer:
             self._views[view] = judged(self.response, view, self._thinking)
         return self._views[view]
 
+    def judged_in(self, views: Iterable[View]) -> tuple[Judged, ...]:
+        """Return what is judged of it in several views."""
+        return tuple(self.judged(view) for view in views)
+
     @property
     def unsupported(self) -> list[str]:
         """The types of its parts that are not text."""

@@ -212,6 +212,8 @@ class RubricService:
             request.filters,
             scope=request.scope(can_induce=can_induce),
             run_id=request.run_id,
+            # Frozen, a rubric from another view is better than none.
+            view=None if request.reuse == "frozen" else request.view,
         )
 
     async def _is_fresh(self, team: str, rubric: Rubric, run_id: str | None) -> bool:

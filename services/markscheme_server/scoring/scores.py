@@ -23,7 +23,7 @@ from markscheme_server import metrics, wire
 from markscheme_server.accounts.budgets import BUDGET_SPENT
 from markscheme_server.domain.call_context import Allowance, CallContext, Deadline
 from markscheme_server.domain.caller import Caller
-from markscheme_server.domain.hashing import ChatMessage, prompt_key
+from markscheme_server.domain.hashing import ChatMessage, check_view, prompt_key
 from markscheme_server.domain.reward import feedback, reward, reward_range
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.trajectory import (
@@ -416,7 +416,8 @@ class ScoreService:
                 lookup, rubric.rubric, verdicts, clamp, context, view, limit
             )
             saved_usd = verdicts.saved_usd + _saved_by_rubric(batch.request, rubric)
-            outcome = _outcome(lookup, scores, view, verdicts.cached, saved_usd)
+            views = _read_views(rubric.rubric, view)
+            outcome = _outcome(lookup, scores, views, verdicts.cached, saved_usd)
             await self._store.assignments.finish(lookup.ref.team, assignment.id, outcome)
             teacher = _teacher_score(rubric.rubric, lookup.teachers, verdicts, clamp)
             score = _group_score(lookup.group, rubric, scores, teacher, clamp)
@@ -459,7 +460,7 @@ class ScoreService:
     ) -> Assignment:
         """Store which rubric the group gets."""
         is_stored = rubric.rubric.prompt_key == lookup.ref.prompt_key
-        view = _view(batch.request, rubric.rubric, batch.judge)
+        views = _read_views(rubric.rubric, _view(batch.request, rubric.rubric, batch.judge))
         return await self._store.assignments.assign(
             lookup.ref,
             prompt=None if is_stored else lookup.prompt,
@@ -467,7 +468,7 @@ class ScoreService:
             origin=rubric.origin,
             reuse=batch.request.reuse,
             verify=batch.request.verify,
-            distinct=len({answer.judged(view) for answer in lookup.readable}),
+            distinct=len({answer.judged_in(views) for answer in lookup.readable}),
         )
 
     async def _rollout_scores(
@@ -515,6 +516,13 @@ def _view(request: schema.ScoreRequest, rubric: Rubric, judge: Judge) -> View:
     return request.view or rubric.view or judge.view or DEFAULT_VIEW
 
 
+def _read_views(rubric: Rubric, view: View) -> list[View]:
+    """Return the views that verdicts depend on: a check may read another one than the judge."""
+    return list(
+        dict.fromkeys(check_view(c) if c.check is not None else view for c in rubric.criteria)
+    )
+
+
 def _unsupported(
     prompt: Sequence[ChatMessage],
     teachers: Sequence[Response],
@@ -549,13 +557,13 @@ def _saved_by_rubric(request: schema.ScoreRequest, rubric: ResolvedRubric) -> fl
 def _outcome(
     lookup: GroupLookup,
     scores: Sequence[schema.RolloutScore],
-    view: View,
+    views: Sequence[View],
     cached_verdicts: int,
     saved_usd: float,
 ) -> GroupOutcome:
     # Equal texts have equal rewards, so only distinct ones can show a spread.
     scored = {
-        answer.judged(view)
+        answer.judged_in(views)
         for answer, score in zip(lookup.answers, scores, strict=True)
         if answer is not None and score.reward is not None
     }

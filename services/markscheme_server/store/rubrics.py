@@ -17,6 +17,7 @@ from markscheme_server.domain.hashing import (
     prompt_key,
 )
 from markscheme_server.domain.rubric import Criterion, Rubric
+from markscheme_server.domain.trajectory import DEFAULT_VIEW
 from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.claims import Claim, ClaimLost, ClaimStore
 from markscheme_server.store.engine.database import ALL_TEAMS, Database, team_scope
@@ -165,8 +166,8 @@ def _rubric(row: Mapping[str, Any]) -> Rubric:
     )
 
 
-_QUERY = ("viewer", "prompt", "teacher_model", "rubricator", "run", "max_distance")
-_Query = tuple[str, str, str | None, str | None, str | None, int]
+_QUERY = ("viewer", "prompt", "teacher_model", "rubricator", "run", "max_distance", "for_view")
+_Query = tuple[str, str, str | None, str | None, str | None, int, View | None]
 
 
 def _nearest(database: Database) -> sa.Select[Any]:
@@ -215,6 +216,11 @@ def _nearest(database: Database) -> sa.Select[Any]:
             r.retired_at.is_(None),
             visible(q.viewer),
             sa.or_(unfiltered, r.origin == "induced"),
+            sa.or_(
+                q.for_view.is_(None),
+                r.origin != "induced",
+                sa.func.coalesce(r.view, DEFAULT_VIEW) == q.for_view,
+            ),
             sa.or_(q.teacher_model.is_(None), provenance["teacher_model"] == q.teacher_model),
             sa.or_(q.rubricator.is_(None), _starts_with(provenance["rubricator"], q.rubricator)),
         )
@@ -274,16 +280,18 @@ class RubricStore:
         *,
         scope: ReuseScope = "organisation",
         run_id: str | None = None,
+        view: View | None = None,
     ) -> Rubric | None:
         """Return the rubric for a prompt that is nearest to the team, within ``scope``.
 
         The team's own rubrics come first, then those shared with it, then the organisation's. At
         each distance, uploaded and edited rubrics come before induced ones, and newer before older.
         Retired rubrics are skipped, those that the filters exclude, and those that other teams
-        offered after the run's first group had been assigned its rubric.
+        offered after the run's first group had been assigned its rubric. With a ``view``, so are
+        rubrics that were induced from another view of trajectories.
         """
         return await self._finding_nearest.submit(
-            (team, key, filters.teacher_model, filters.rubricator, run_id, DISTANCE[scope])
+            (team, key, filters.teacher_model, filters.rubricator, run_id, DISTANCE[scope], view)
         )
 
     async def find_induced(self, team: str, induction: str) -> Rubric | None:

@@ -237,3 +237,12 @@ def test_ctrl_c_leaves_a_file_that_is_gone_on_with(
     assert again.exit_code == 0
     assert [g["id"] for g in service.asked[2][2]["groups"]] == ["g32"]
     assert [line["id"] for line in scored(tmp_path)] == names
+
+
+def test_the_view_and_the_clamp_are_asked_for(
+    service: ScriptedService, score: Callable[..., Result]
+) -> None:
+    service.replies = [Reply(lines=[group(rollout("r0", -0.5), rollout("r1", 1.0)), SUMMARY])]
+    assert score("--view", "full", "--clamp", "signed").exit_code == 0
+    asked = service.asked[0][2]
+    assert (asked["view"], asked["clamp"]) == ("full", "signed")

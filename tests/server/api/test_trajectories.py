@@ -168,6 +168,46 @@ def test_checks_read_the_reply_unless_they_say_otherwise(api: Api) -> None:
     assert "give it beside checks" in refused["error"]["message"]
 
 
+def test_a_rubric_that_was_induced_from_another_view_is_not_reused(
+    api: Api, judge: ScriptedJudge
+) -> None:
+    def induce(**more: Any) -> tuple[int, str | None]:
+        made = api.post(
+            "/v1/rubrics:induce",
+            prompt=PROMPT,
+            student_responses=[MESSAGES, "12"],
+            teacher_responses=[MESSAGES],
+            **more,
+        )
+        return made["version"], made["view"]
+
+    assert induce() == (1, None)
+    assert induce(view="full") == (2, "full")
+    assert induce(view="reply", reuse="frozen") == (2, "full")
+    # One of its own view is found beside the newer one.
+    assert induce(view="reply") == (1, None)
+    assert len(judge.requests) == 2
+    # What a person wrote is for any view.
+    api.rubric()
+    assert induce(view="full") == (3, None)
+
+
+@pytest.mark.parametrize(("read", "spread"), [("full", 1), ("reply", 0)])
+def test_a_group_differs_where_what_its_criteria_read_differs(
+    api: Api, read: str, spread: int
+) -> None:
+    """Not where the view of the request does, which no check of this rubric reads."""
+    check = {"kind": "contains", "texts": ["mul("], "view": read}
+    rubric = api.rubric([{"text": "It multiplies.", "points": 1, "check": check}])
+    requested = "reply" if read == "full" else "full"
+    alone = [{"role": "tool", "content": "12"}, MESSAGES[-1]]
+    api.score(rubric, MESSAGES, alone, view=requested, run={"id": "run", "step": 0})
+    use = api.get(f"/v1/rubrics/{rubric}/lineage")["nodes"]
+    (run,) = [node for node in use if node["kind"] == "run"]
+    assert (run["groups"], run["groups_with_spread"]) == (1, spread)
+    assert api.get("/v1/rubrics")["quality"] == ({rubric: 1.0} if spread else {})
+
+
 @pytest.mark.parametrize("view", ["reply", "full"])
 @pytest.mark.parametrize(
     "part",

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from markscheme.integrations.conversation import normal_conversation, wire_response
 from markscheme.schema import Message, Rollout
 from markscheme_server.domain.hashing import (
     content_hash,
@@ -20,6 +21,7 @@ from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.trajectory import (
     LINE_CHARACTERS,
     MIN_SHARE,
+    Answer,
     Part,
     Trajectory,
     Transcript,
@@ -356,3 +358,27 @@ def test_prompts_and_rubrics_without_news_keep_their_keys() -> None:
 
 PROMPT_KEY = "158ab9a5f9ffbe1efbdc525dc9e734555520397d1507d42ac3a99b025a6507d4"
 INDUCTION_KEY = "d49f241f97aa00b732bcb85f3a960ef6a2ea29c450b660ec06fb7ac297c23fdf"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "text": {"value": "a"}},
+        {"type": "output_text", "text": 5},
+        {"type": "refusal"},
+        {"type": "", "image": "picture"},
+        {"type": "image", "text": ""},
+        {"type": 5, "text": "x"},
+        {"text": "a", "image": "picture"},
+    ],
+)
+def test_a_part_that_is_no_text_is_none_in_any_form_of_its_message(part: dict[str, Any]) -> None:
+    """Stored, sent by the SDK, and sent by a trainer without what it holds."""
+    message = {"role": "assistant", "content": [{"type": "text", "text": "a"}, part]}
+    sent = Message.model_validate(message)
+    assert len(sent.unsupported) == 1
+    assert len(Answer(response_of([sent.model_dump()])).unsupported) == 1
+    trained = wire_response(normal_conversation([message], "completion"), "completion")
+    assert isinstance(trained, list)
+    assert len(trained[0].unsupported) == 1
+    assert "picture" not in str(trained[0].content)

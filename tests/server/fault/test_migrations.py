@@ -22,9 +22,11 @@ from fakes.processes import PATIENCE_S, environment
 from fakes.stores import differences, query
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine.database import ALL_TEAMS, Database, create_engine
+from markscheme_server.store.engine.ids import now
 from markscheme_server.store.maintenance import migrate as migrating
 from markscheme_server.store.maintenance.migrate import alembic_config, migrate
 from markscheme_server.store.store import Store
+from markscheme_server.store.tables import prompts, rubrics
 
 Work = Callable[[sa.Connection], Any]
 REVISIONS = [
@@ -184,6 +186,24 @@ def test_stored_verdicts_survive_that_a_verdict_may_not_apply(url: str) -> None:
     )
     with pytest.raises(sa.exc.IntegrityError, match="this team was erased"):
         work(url, to("0009"), lambda c: c.execute(erased), insert("late", True))
+
+
+def test_downgrading_leaves_criteria_that_the_older_version_reads(url: str) -> None:
+    plain = {"id": "c1", "text": "It is blue.", "points": 1}
+
+    def insert(connection: sa.Connection) -> None:
+        insert_prompt(connection)
+        [key] = connection.execute(sa.select(prompts.c.key)).scalars()
+        row = {"id": "r", "team": "red", "prompt_key": key, "version": 1, "content_hash": "h"}
+        row |= {"criteria": [plain | {"may_not_apply": True, "metadata": {"a": 1}}, plain]}
+        row |= {"origin": "imported", "tags": [], "provenance": {}, "words": "", "metadata": {}}
+        connection.execute(rubrics.insert().values(**row, created_at=now()))
+
+    def read(connection: sa.Connection) -> Any:
+        return connection.execute(sa.select(rubrics.c.criteria)).scalar_one()
+
+    *_, criteria = work(url, to("head"), insert, to("0008", down=True), read)
+    assert criteria == [plain, plain]
 
 
 def test_two_migrators_at_once_both_succeed(empty_database: str, tmp_path: Path) -> None:
