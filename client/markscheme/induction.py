@@ -19,7 +19,7 @@ from markscheme.data import Columns, Records, Row, RowReader, open_source, windo
 from markscheme.errors import AuthenticationFailed, InvalidRequest, JudgeReplyUnreadable, NotFound
 from markscheme.schema import InduceRequest, JudgeInfo, JudgeList, Message, Rubric, StudentResponse
 from markscheme.student import PromptRefused, Student
-from markscheme.vocabulary import ReusePolicy, Thinking, UnscoredReason
+from markscheme.vocabulary import ReusePolicy, Thinking, UnscoredReason, View
 
 T = TypeVar("T")
 
@@ -47,6 +47,7 @@ class RubricMaker(Protocol):
         reuse: ReusePolicy = ...,
         judge: str | None = ...,
         thinking: Thinking = ...,
+        view: View | None = ...,
     ) -> Rubric:
         """Return the rubric for a prompt."""
 
@@ -116,6 +117,7 @@ class Inductions:
         samples: Responses to sample for a row.
         judge: The judge that writes the rubrics; default: the service's.
         thinking: What is read of a student response; see `Client.score`.
+        view: What of a trajectory the criteria are about; see `Client.score`.
         warn: Called with a message for each column that looks misspelt.
 
     Raises:
@@ -132,10 +134,11 @@ class Inductions:
         samples: int = 4,
         judge: str | None = None,
         thinking: Thinking = "auto",
+        view: View | None = None,
         warn: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._client, self._student, self._samples = client, student, samples
-        self._judge, self._thinking = judge, thinking
+        self._judge, self._thinking, self._view = judge, thinking, view
         reader = RowReader(
             partial(_parse, sampled=student is not None), FIELDS, columns, warn, _HINTS
         )
@@ -267,6 +270,7 @@ class Inductions:
             teacher_responses=request.teacher_responses,
             judge=self._judge,
             thinking=self._thinking,
+            view=self._view,
         )
         return True
 

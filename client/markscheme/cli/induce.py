@@ -12,6 +12,7 @@ from markscheme.cli.output import (
     TeacherColumn,
     Url,
     connect,
+    describe_error,
     fail,
     messages,
     print_error,
@@ -23,7 +24,7 @@ from markscheme.data import Columns
 from markscheme.errors import MarkschemeError
 from markscheme.induction import InductionEstimate, InductionReport, Inductions, Survey
 from markscheme.student import Student
-from markscheme.vocabulary import Thinking
+from markscheme.vocabulary import Thinking, View
 
 INCOMPLETE = 3
 """Exit status when every row was asked for and some have no rubric."""
@@ -63,6 +64,10 @@ def induce(
     thinking: Annotated[
         Thinking, typer.Option(help="What is read of a student response; see 'score'.")
     ] = "auto",
+    view: Annotated[
+        View | None,
+        typer.Option(help="What of a trajectory the criteria are about; see 'score'."),
+    ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Do not ask before models are paid for.")
     ] = False,
@@ -105,6 +110,7 @@ def induce(
                 samples=samples,
                 judge=judge,
                 thinking=thinking,
+                view=view,
                 warn=warn,
             )
             rows = inductions.check()
@@ -144,7 +150,8 @@ def induce(
                 )
     except (MarkschemeError, ValueError, OSError) as error:
         begun = report.induced or report.failed
-        fail(str(error) + (f"\n{report}; run the command again to go on" if begun else ""))
+        stopped = f"\n{report}; run the command again to go on" if begun else ""
+        fail(describe_error(error) + stopped)
     except KeyboardInterrupt:
         fail(f"stopped; run the command again to go on. {report}", 130)
     console.print(str(report), soft_wrap=True)

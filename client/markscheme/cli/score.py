@@ -38,6 +38,7 @@ from markscheme.vocabulary import (
     ReuseScope,
     Thinking,
     VerifyMode,
+    View,
     describe_reasons,
 )
 
@@ -83,7 +84,7 @@ class ScoreReport:
             lines.append(
                 f"{self.induced_again} prompts had a rubric already and got a new one: with "
                 "--reuse if_fresh a rubric is replaced when its last groups got equal or "
-                "near-perfect rewards, or when it is worn out. --reuse frozen keeps what is there."
+                "near-perfect rewards, or when it has served its maximum number of groups. --reuse frozen keeps what is there."
             )
         if self.reasons:
             lines += [*describe_reasons(self.reasons), self._what_next()]
@@ -92,7 +93,7 @@ class ScoreReport:
     def _what_next(self) -> str:
         """Return when it helps to run the command again."""
         lasting = sorted(name for name in self.reasons if name not in TRANSIENT_REASONS)
-        first = f", after what is said of {' and '.join(lasting)} is done" if lasting else ""
+        first = f"; before that, do what is said of {' and '.join(lasting)}" if lasting else ""
         return f"Run the command again to ask for them again{first}."
 
 
@@ -140,6 +141,14 @@ def score(
             "itself; strip drops one that the chat template opened; keep drops nothing."
         ),
     ] = "auto",
+    view: Annotated[
+        View | None,
+        typer.Option(
+            help="What is judged of a trajectory: reply, the assistant's last text; assistant, all "
+            "its texts; full, also tool calls and results. Default: as the rubric says, else as "
+            "the judge is set."
+        ),
+    ] = None,
     clamp: Annotated[
         Clamp,
         typer.Option(
@@ -192,6 +201,7 @@ def score(
                     reuse=reuse,
                     verify=verify,
                     thinking=thinking,
+                    view=view,
                     clamp=clamp,
                     reuse_scope=reuse_scope,
                     run=Run(id=run, step=step) if run else None,
