@@ -84,7 +84,8 @@ class ScoreReport:
             lines.append(
                 f"{self.induced_again} prompts had a rubric already and got a new one: with "
                 "--reuse if_fresh a rubric is replaced when its last groups got equal or "
-                "near-perfect rewards, or when it has served its maximum number of groups. --reuse frozen keeps what is there."
+                "near-perfect rewards, or when it has served its maximum number of groups. "
+                "--reuse frozen keeps what is there."
             )
         if self.reasons:
             lines += [*describe_reasons(self.reasons), self._what_next()]
