@@ -92,6 +92,15 @@ def test_the_readme_links_to_what_exists() -> None:
     assert [target for target in targets if not (ROOT / target).is_file()] == []
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
+def test_each_page_names_files_that_exist(path: Path) -> None:
+    folders = "tests|examples|deploy|services|client|benchmarks"
+    named = re.findall(
+        rf"\b(?:{folders})/[\w./-]+\.(?:py|yaml|toml|sh|md)\b", path.read_text("utf-8")
+    )
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 def test_the_readme_examples_print_what_it_shows(service: str, tmp_path: Path) -> None:
     example = README.partition("In a second terminal")[2].partition("\n## ")[0]
     (tmp_path / "README.md").write_text(example.replace("```\n1.0", "```text\n1.0"), "utf-8")
