@@ -60,7 +60,8 @@ def test_each_setting_is_explained(name: str) -> None:
 
 def test_each_explained_setting_is_read() -> None:
     named = re.findall(r"^\| `(MARKSCHEME_[A-Z_]+)` \|", page("configuration.md"), re.MULTILINE)
-    elsewhere = {"MARKSCHEME_HOST", "MARKSCHEME_PORT", "MARKSCHEME_LOG_LEVEL", "MARKSCHEME_URL"}
+    elsewhere = {"MARKSCHEME_HOST", "MARKSCHEME_PORT", "MARKSCHEME_LOG_LEVEL"}
+    elsewhere |= {"MARKSCHEME_URL", "MARKSCHEME_STUDENT_API_KEY"}
     assert set(named) - elsewhere - set(variables()) == set()
 
 
@@ -89,6 +90,15 @@ def test_the_readme_links_to_what_exists() -> None:
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", README)
     assert len(targets) > 10
     assert [target for target in targets if not (ROOT / target).is_file()] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
+def test_each_page_names_files_that_exist(path: Path) -> None:
+    folders = "tests|examples|deploy|services|client|benchmarks"
+    named = re.findall(
+        rf"\b(?:{folders})/[\w./-]+\.(?:py|yaml|toml|sh|md)\b", path.read_text("utf-8")
+    )
+    assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 def test_the_readme_examples_print_what_it_shows(service: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ and kept from being read as TeX. Colours are the page's own, or grey and see-thr
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +122,9 @@ def _rollout_cells(rollout: "RolloutScore") -> list[str]:
 
 def _criterion_row(criterion: "Criterion") -> list[str]:
     colour = _RED if criterion.points < 0 else _GREEN
-    check = f" {_muted(_text(_check_words(criterion.check), 160))}" if criterion.check else ""
+    check = ""
+    if criterion.check is not None:
+        check = f" {_muted(_text(_check_words(criterion.check.model_dump()), 160))}"
     return [
         _muted(_text(criterion.id or "", 10)),
         f'<span style="color: {colour}; font-weight: bold;">{criterion.points:+d}</span>',
@@ -131,9 +133,15 @@ def _criterion_row(criterion: "Criterion") -> list[str]:
     ]
 
 
-def _check_words(check: Any) -> str:
-    fields = check.model_dump(exclude_none=True).values()
-    return " ".join(", ".join(each) if isinstance(each, list) else str(each) for each in fields)
+def _check_words(check: Mapping[str, Any]) -> str:
+    """Return a check on one line: its kind, its parameters, and the checks that it is made of."""
+    words = [check["kind"]]
+    for name, value in check.items():
+        if name == "checks":
+            words.append(f"({'; '.join(map(_check_words, value))})")
+        elif name != "kind" and value is not None:
+            words.append(", ".join(value) if isinstance(value, list) else str(value))
+    return " ".join(words)
 
 
 def _bar(reward: float) -> str:

@@ -39,7 +39,7 @@ REASON_HELP: Mapping[UnscoredReason, str] = {
         "MARKSCHEME_JUDGE_TIMEOUT_S or lower MARKSCHEME_JUDGE_CONCURRENCY."
     ),
     UnscoredReason.RATE_LIMITED: (
-        "The judge's rate limit held. Wait; if it stays so, have the limit raised or lower "
+        "The judge's rate limit was reached. Wait; if it stays so, have the limit raised or lower "
         "MARKSCHEME_JUDGE_CONCURRENCY."
     ),
     UnscoredReason.UNAVAILABLE: (

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from markscheme.client import Client
-from markscheme.errors import AuthenticationFailed, MarkschemeError
+from markscheme.errors import AuthenticationFailed, InvalidArgument, MarkschemeError
 from markscheme.protocol import UNAUTHORIZED
 from markscheme_train.errors import Interrupted, Stopped, TrainError
 
@@ -79,7 +79,11 @@ def train(
         settings = load_config(config, stated)
         resume = resume or (auto_resume and has_run(Path(settings.output_dir)))
         key = os.environ.get("MARKSCHEME_API_KEY")
-        client = Client(settings.markscheme_url, api_key=key)
+        try:
+            client = Client(settings.markscheme_url, api_key=key)
+        except InvalidArgument as error:
+            place = "markscheme_url" if error.param == "base_url" else "MARKSCHEME_API_KEY"
+            raise TrainError(f"{place}: {error.message}") from error
         try:
             _check_key(client, key)
             with LiveTable(console, title="training") as live:

@@ -268,6 +268,11 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
     hints = typing.get_type_hints(TrainConfig)
     known = {f.name for f in dataclasses.fields(TrainConfig) if f.init}
     for key in given:
+        if key == "reward_funcs":
+            raise ConfigError(
+                "`reward_funcs` cannot be set here: reward functions are Python. See 'A second "
+                "reward' in docs/training.md"
+            )
         if key not in known:
             nearest = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.5)
             raise ConfigError(

@@ -106,6 +106,16 @@ def test_a_rubric_shows_its_prompt_points_and_checks(client: Client) -> None:
     assert "colours" in text
 
 
+def test_a_check_that_is_made_of_checks_shows_them_all(client: Client) -> None:
+    members = [
+        {"kind": "contains", "texts": ["red", "blue"]},
+        {"kind": "count", "of": "commas", "max": 3},
+    ]
+    check = {"kind": "all_of", "checks": members}
+    rubric = client.create_rubric("p", [{"text": "t", "points": 1, "check": check}])
+    assert "all_of (contains red, blue all; count 3 commas)" in Shown(rubric._repr_html_()).text
+
+
 def test_scores_show_rewards_reasons_and_what_was_missed() -> None:
     text = Shown(BATCH._repr_html_()).text
     assert "2 groups · 3 rollouts · 2 scored · 1 timeout" in text

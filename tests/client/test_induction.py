@@ -64,6 +64,11 @@ def test_missing_rubrics_are_made_and_those_there_are_skipped(
     assert len(client.rubrics(limit=100).data) == 3
 
 
+def test_the_view_is_that_of_the_rubrics(service: str, client: Client, tmp_path: Path) -> None:
+    assert induce(service, write(tmp_path / "p.jsonl", ROW), "--view", "full").returncode == 0
+    assert [rubric.view for rubric in client.rubrics().data] == ["full"]
+
+
 def test_a_row_without_a_rubric_fails_alone_and_the_status_says_so(
     service: str, client: Client, tmp_path: Path
 ) -> None:

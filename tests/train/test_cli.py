@@ -110,3 +110,6 @@ def test_a_mistake_is_not(train: Callable[..., Result]) -> None:
     wrong = train("lerning_rate=1")
     assert wrong.exit_code == 1
     assert "did you mean `learning_rate`" in wrong.output
+    address = train("markscheme_url=127.0.0.1:1")
+    assert address.exit_code == 1
+    assert "markscheme_url: '127.0.0.1:1' has no scheme" in address.output

@@ -81,6 +81,7 @@ def test_an_integer_is_taken_for_a_float_field() -> None:
     ("given", "message"),
     [
         ({**NEEDED, "lerning_rate": 1e-5}, "did you mean `learning_rate`"),
+        ({**NEEDED, "reward_funcs": "brevity"}, "'A second reward' in docs/training.md"),
         ({"data": "d.jsonl"}, "`model` is missing"),
         ({**NEEDED, "max_steps": "many"}, "`max_steps` does not take `many`"),
         ({**NEEDED, "learning_rate": True}, "`learning_rate` does not take `True`"),

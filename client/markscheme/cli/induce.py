@@ -13,6 +13,7 @@ from markscheme.cli.output import (
     Url,
     ViewOption,
     connect,
+    describe_error,
     fail,
     messages,
     print_error,
@@ -147,7 +148,8 @@ def induce(
                 )
     except (MarkschemeError, ValueError, OSError) as error:
         begun = report.induced or report.failed
-        fail(str(error) + (f"\n{report}; run the command again to go on" if begun else ""))
+        stopped = f"\n{report}; run the command again to go on" if begun else ""
+        fail(describe_error(error) + stopped)
     except KeyboardInterrupt:
         fail(f"stopped; run the command again to go on. {report}", 130)
     console.print(str(report), soft_wrap=True)

@@ -111,10 +111,17 @@ def fail(text: str, status: int = 1) -> NoReturn:
     raise typer.Exit(status)
 
 
+def describe_error(error: Exception) -> str:
+    """Return the message of an error; for a file that cannot be opened, its name and why."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 @contextmanager
 def reported_errors() -> Iterator[None]:
     """End the command with one sentence when the service, a file or an argument is at fault."""
     try:
         yield
     except (MarkschemeError, ValueError, OSError) as error:
-        fail(str(error))
+        fail(describe_error(error))

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from markscheme.cli.output import Url, connect, fail, messages, print_error, progress_bar
+from markscheme.cli.output import (
+    Url,
+    connect,
+    describe_error,
+    fail,
+    messages,
+    print_error,
+    progress_bar,
+)
 from markscheme.client import DEFAULT_URL
 from markscheme.data import SourceError, open_source
 from markscheme.errors import InvalidRequest, MarkschemeError
@@ -172,7 +180,7 @@ def print_losses(losses: Sequence[str]) -> None:
 
 def name_option(error: Exception) -> str:
     """Return the message of an error, with the option of the command instead of the API's field."""
-    return str(error).replace("allow_loss", "--allow-loss")
+    return describe_error(error).replace("allow_loss", "--allow-loss")
 
 
 def _missing_parts(

@@ -84,7 +84,8 @@ class ScoreReport:
             lines.append(
                 f"{self.induced_again} prompts had a rubric already and got a new one: with "
                 "--reuse if_fresh a rubric is replaced when its last groups got equal or "
-                "near-perfect rewards, or when it is worn out. --reuse frozen keeps what is there."
+                "near-perfect rewards, or when it has served its maximum number of groups. "
+                "--reuse frozen keeps what is there."
             )
         if self.reasons:
             lines += [*describe_reasons(self.reasons), self._what_next()]
@@ -93,7 +94,7 @@ class ScoreReport:
     def _what_next(self) -> str:
         """Return when it helps to run the command again."""
         lasting = sorted(name for name in self.reasons if name not in TRANSIENT_REASONS)
-        first = f", after what is said of {' and '.join(lasting)} is done" if lasting else ""
+        first = f"; before that, do what is said of {' and '.join(lasting)}" if lasting else ""
         return f"Run the command again to ask for them again{first}."
 
 

@@ -11,6 +11,7 @@ from markscheme.cli.output import (
     TeacherColumn,
     Url,
     connect,
+    describe_error,
     fail,
     messages,
     progress_bar,
@@ -76,7 +77,7 @@ def teach(
                 )
     except (MarkschemeError, ValueError, OSError) as error:
         begun = report.prompts or report.from_file
-        fail(f"{error}\n{report}" if begun else str(error))
+        fail(describe_error(error) + (f"\n{report}" if begun else ""))
     except KeyboardInterrupt:
         fail(f"stopped; run the command again to go on. {report}", 130)
     console.print(str(report), soft_wrap=True)

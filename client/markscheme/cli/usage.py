@@ -23,11 +23,20 @@ def usage(
         str, typer.Option(help=f"Comma-separated: any of {', '.join(USAGE_KEYS)}.")
     ] = "team",
     since: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day to count (UTC).")
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d"],
+            metavar="YYYY-MM-DD",
+            help="First day to count (UTC).",
+        ),
     ] = None,
     until: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="Day after the last one to count (UTC)."),
+        typer.Option(
+            formats=["%Y-%m-%d"],
+            metavar="YYYY-MM-DD",
+            help="Day after the last one to count (UTC).",
+        ),
     ] = None,
     team: Annotated[
         str | None, typer.Option(help="Count this team only; needs a key with the scope admin.")

@@ -177,7 +177,8 @@ def test_what_cannot_be_imported_is_explained(
         done = rubrics("import", str(file), "--format", "rar", *words)
         assert (done.returncode, done.stdout) == (1, "")
         assert message in done.stderr
-    assert "No such file" in rubrics("import", "none.json", "--format", "rar").stderr
+    missing = rubrics("import", "none.json", "--format", "rar").stderr
+    assert missing == "none.json: No such file or directory\n"
     assert (
         "markscheme serve"
         in rubrics("import", str(file), "--format", "rar", url="http://127.0.0.1:1").stderr

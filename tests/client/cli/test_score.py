@@ -62,6 +62,12 @@ def scored(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line]
 
 
+def test_the_view_is_sent(service: ScriptedService, score: Callable[..., Result]) -> None:
+    service.replies = [Reply(lines=[group(rollout("r0", 0.5), rollout("r1", 1.0)), SUMMARY])]
+    assert score("--view", "full").exit_code == 0
+    assert service.asked[0][2]["view"] == "full"
+
+
 def test_groups_with_null_rewards_are_asked_for_again(
     service: ScriptedService, score: Callable[..., Result], tmp_path: Path
 ) -> None:
