@@ -95,7 +95,12 @@ def send(url: str, rubric: str, count: int, seed: int, per_s: float | None = Non
                 except TimeoutError:
                     statuses[0] += 1
 
-        async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+        # A connection that the service closes because it is idle, after 5 s, is not used again.
+        connector = aiohttp.TCPConnector(keepalive_timeout=2)
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            asyncio.TaskGroup() as group,
+        ):
             for _ in range(AT_ONCE):
                 group.create_task(work(session))
         return statuses
