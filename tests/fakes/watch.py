@@ -5,6 +5,7 @@
 
 import http.client
 import json
+import os
 import selectors
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -19,6 +21,7 @@ import psutil
 from fakes.processes import ServiceProcess
 
 PAUSE_S = 0.005
+TESTS = Path(__file__).parents[1]
 
 
 @dataclass(slots=True)
@@ -43,11 +46,13 @@ class Seen:
 def watched(service: ServiceProcess) -> Iterator[Seen]:
     """Watch the service; the result is complete when the block ends."""
     seen = Seen()
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
         [sys.executable, "-m", "fakes.watch", service.url, str(service.process.pid)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONPATH": path},
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()  # it has begun to look
