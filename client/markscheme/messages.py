@@ -67,19 +67,6 @@ def same_role(role: str) -> str:
     return _SAME_ROLES.get(role, role)
 
 
-def plain_message(message: object, location: str) -> dict[str, str]:
-    """Return role and text of a message, without tool calls and other fields.
-
-    Raises `MessageError`.
-    """
-    role = _known_role(message, location)
-    assert isinstance(message, Mapping)
-    return {
-        "role": same_role(role),
-        "content": text_of(message.get("content"), f"{location}.content"),
-    }
-
-
 def plain_prompt(prompt: Any, location: str = "prompt") -> Any:
     """Return a prompt of a file with normal messages; anything but a list is unchanged.
 

@@ -260,7 +260,7 @@ def show(response: Judged, max_tokens: int) -> Shown:
     share = _fair_share(response.parts, room)
     pieces: list[Piece] = []
     shown = 0
-    first, last = _kept(response.parts, room, share)
+    first, last = _omitted(response.parts, room, share)
     for number, part in enumerate(response.parts):
         if first <= number < last:
             if number == first:
@@ -324,7 +324,7 @@ def _fair_share(parts: Sequence[Part], room: int) -> int:
     return lengths[-1] if lengths else 0
 
 
-def _kept(parts: Sequence[Part], room: int, share: int) -> tuple[int, int]:
+def _omitted(parts: Sequence[Part], room: int, share: int) -> tuple[int, int]:
     """Return from which part on and before which one parts are left out; equal if none is."""
     costs = [LINE_CHARACTERS + _length(part, share) for part in parts]
     total, count = sum(costs), len(parts)
