@@ -13,7 +13,7 @@ from dataclasses import replace
 import structlog
 
 from markscheme.vocabulary import UnscoredReason
-from markscheme_server.domain.call_context import Deadline, SpendGuard
+from markscheme_server.domain.call_context import CallContext, Deadline, SpendGuard
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.store.budgets import Budget, BudgetStore, HoldRequest, HoldResult
 from markscheme_server.store.engine.ids import new_id
@@ -48,14 +48,17 @@ class BudgetService:
         self._open: set[BudgetReservation] = set()
 
     @asynccontextmanager
-    async def reserve(self, about: CallDescription) -> AsyncIterator["BudgetReservation"]:
-        """Yield a reservation that pays for the requests of one question.
+    async def reserve(
+        self, about: CallDescription, context: CallContext
+    ) -> AsyncIterator["BudgetReservation"]:
+        """Yield a reservation that pays for one question, which is asked for `context`'s request.
 
         If the block was cancelled or failed before it called `record`, what was sent is recorded
         all the same, by a task that outlives the caller.
         """
         reservation = BudgetReservation(self, about)
         self._open.add(reservation)
+        context.spent.append(reservation)
         try:
             yield reservation
         finally:

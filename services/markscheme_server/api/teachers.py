@@ -74,12 +74,5 @@ async def sample_teacher_responses(
         data=[wire.from_teacher_response(each) for each in sampled.bank],
         added=sampled.added,
         duplicates=sampled.duplicates,
-        usage=schema.Usage(
-            judge_calls=sampled.usage.calls,
-            prompt_tokens=sampled.usage.prompt_tokens,
-            completion_tokens=sampled.usage.completion_tokens,
-            cached_verdicts=0,
-            cached_tokens=sampled.usage.cached_tokens,
-            cost_usd=sampled.usage.cost_usd,
-        ),
+        usage=wire.from_usage(context.usage),
     )

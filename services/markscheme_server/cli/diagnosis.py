@@ -209,7 +209,7 @@ async def _check_verdict(judge: Judge, timeout_s: float, what: str, report: Repo
         report.fail_judge(what, failure)
         return None
     seconds = time.perf_counter() - started
-    decided = {key: decision.met for key, decision in answer.decisions[0].items()}
+    decided = {key: decision.met for key, decision in answer[0].items()}
     if decided != EXPECTED_VERDICTS:
         report.fail(f"{what}: it answers, but got an easy question wrong; use a stronger model")
         return None
@@ -224,7 +224,7 @@ async def _check_induction(judge: Judge, timeout_s: float, what: str, report: Re
     except JudgeFailure as failure:
         report.fail_judge(f"{what}: asked for a rubric", failure)
         return False
-    report.ok(f"{what}: writes a rubric of {len(rubric.criteria)} criteria")
+    report.ok(f"{what}: writes a rubric of {len(rubric)} criteria")
     return True
 
 

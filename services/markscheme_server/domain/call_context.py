@@ -53,7 +53,8 @@ class CallContext:
 
     `priority`: lower values go first; by default requests go in the order in which they began.
     `budget`: who pays, if there is a budget. `team`: whose share of the judge is used.
-    `allowance`: the computing time that is left for checks.
+    `allowance`: the computing time that is left for checks. `spent`: one for each question that
+    was asked for the request; questions that it only waited for are not among them.
     """
 
     deadline: Deadline
@@ -61,3 +62,9 @@ class CallContext:
     budget: SpendGuard | None = None
     team: str = ""
     allowance: Allowance = field(default_factory=Allowance)
+    spent: list[SpendGuard] = field(default_factory=list)
+
+    @property
+    def usage(self) -> JudgeUsage:
+        """What the request's questions have cost so far, answered or not."""
+        return sum((guard.usage for guard in self.spent), JudgeUsage())

@@ -4,7 +4,7 @@ The ``openai`` judge asks a model; the ``builtin`` judge applies rules. Scoring 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode, View
@@ -12,7 +12,6 @@ from markscheme_server.domain.call_context import CallContext
 from markscheme_server.domain.hashing import ChatMessage
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.trajectory import Judged
-from markscheme_server.domain.usage import JudgeUsage
 
 if TYPE_CHECKING:
     from markscheme_server.judge.gateway import Gateway  # which imports this module
@@ -26,20 +25,11 @@ class JudgeFailure(Exception):
 
     The reward is then null with ``reason``, never a number. The message is for people and holds no
     prompt, rollout or key. ``detail`` is the endpoint's own error message, for the operator only.
-    ``usage`` is what the calls cost.
     """
 
-    def __init__(
-        self,
-        reason: UnscoredReason,
-        message: str,
-        usage: JudgeUsage | None = None,
-        *,
-        detail: str = "",
-    ) -> None:
+    def __init__(self, reason: UnscoredReason, message: str, *, detail: str = "") -> None:
         super().__init__(message)
         self.reason = reason
-        self.usage = usage or JudgeUsage()
         self.detail = detail
 
 
@@ -64,14 +54,6 @@ class InductionTask:
 
 
 @dataclass(frozen=True, slots=True)
-class Induction:
-    """The rubricator's criteria, with the ids c1, c2, … in order, and what they cost."""
-
-    criteria: tuple[Criterion, ...]
-    usage: JudgeUsage = field(default_factory=JudgeUsage)
-
-
-@dataclass(frozen=True, slots=True)
 class VerifyTask:
     """The criteria to decide for one response, or for a blinded pool of them (group mode)."""
 
@@ -93,15 +75,11 @@ class Decision:
     rationale: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """Decisions by criterion id, one mapping per response of the task, in its order.
+Verification = tuple[Mapping[str, Decision], ...]
+"""Decisions by criterion id, one mapping per response of the task, in its order.
 
-    A criterion is missing where there was no time for it. Any other failure is raised.
-    """
-
-    decisions: tuple[Mapping[str, Decision], ...]
-    usage: JudgeUsage = field(default_factory=JudgeUsage)
+A criterion is missing where there was no time for it. Any other failure is raised.
+"""
 
 
 class Judge(Protocol):
@@ -141,8 +119,11 @@ class Judge(Protocol):
 
     async def induce(
         self, task: InductionTask, context: CallContext, *, max_attempts: int = MAX_ATTEMPTS
-    ) -> Induction:
-        """Induce criteria, in at most ``max_attempts`` attempts. Raises `JudgeFailure`."""
+    ) -> tuple[Criterion, ...]:
+        """Induce criteria, in at most ``max_attempts`` attempts. Raises `JudgeFailure`.
+
+        Their ids are c1, c2, … in order.
+        """
 
     async def verify(self, task: VerifyTask, context: CallContext) -> Verification:
         """Decide every criterion for every response. Raises `JudgeFailure`."""
@@ -167,7 +148,5 @@ class Teacher(Protocol):
     def gateway(self) -> "Gateway | None":
         """Limits and retries its calls."""
 
-    async def respond(
-        self, prompt: tuple[ChatMessage, ...], context: CallContext
-    ) -> tuple[str, JudgeUsage]:
+    async def respond(self, prompt: tuple[ChatMessage, ...], context: CallContext) -> str:
         """Sample one response. Raises `JudgeFailure`."""

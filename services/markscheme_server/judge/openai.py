@@ -27,12 +27,10 @@ from markscheme_server.domain.hashing import (
 )
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.trajectory import CHARACTERS_PER_TOKEN, Judged, material
-from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge import prompts, replies
 from markscheme_server.judge.base import (
     MAX_ATTEMPTS,
     Decision,
-    Induction,
     InductionTask,
     JudgeFailure,
     Verification,
@@ -153,7 +151,7 @@ class OpenAIJudge:
 
     async def induce(
         self, task: InductionTask, context: CallContext, *, max_attempts: int = MAX_ATTEMPTS
-    ) -> Induction:
+    ) -> tuple[Criterion, ...]:
         """Induce 4 to 12 criteria by contrast (ROPD, arXiv 2605.07396, section 3)."""
         message = prompts.rubricator_prompt(
             task, self._secrets, max_tokens=self._settings.max_response_tokens
@@ -166,10 +164,9 @@ class OpenAIJudge:
             replies.MAX_CRITERIA * _TOKENS["criterion"],
         )
         prompt = prompt_text(task.prompt)
-        criteria, usage = await self._ask(
+        return await self._ask(
             question, context, lambda reply: replies.read_criteria(reply, prompt), max_attempts
         )
-        return Induction(criteria, usage)
 
     async def verify(self, task: VerifyTask, context: CallContext) -> Verification:
         """Decide all criteria in one call."""
@@ -243,19 +240,16 @@ class OpenAIJudge:
         question = _Question(
             "verifier", message, "verdicts", schema, len(ids) * len(task.responses) * each
         )
-        decided, usage = await self._ask(question, context, read)
+        decided = await self._ask(question, context, read)
         # A judge that calls the canary met would call anything met: none of its verdicts counts.
         if canary is not None and any(decisions[canary[0]].met for decisions in decided):
             metrics.CANARY_FAILURES.labels(judge=self.name).inc()
             raise JudgeFailure(
-                UnscoredReason.CANARY_FAILED, "the judge called a surely false criterion met", usage
+                UnscoredReason.CANARY_FAILED, "the judge called a surely false criterion met"
             )
-        return Verification(
-            tuple(
-                {c.id: decisions[f"c{i}"] for i, c in enumerate(task.criteria, 1)}
-                for decisions in decided
-            ),
-            usage,
+        return tuple(
+            {c.id: decisions[f"c{i}"] for i, c in enumerate(task.criteria, 1)}
+            for decisions in decided
         )
 
     @property
@@ -272,9 +266,7 @@ class OpenAIJudge:
             f"tokens={s.teacher_max_tokens or TEACHER_TOKENS}{_sampling(s)}"
         )
 
-    async def respond(
-        self, prompt: tuple[ChatMessage, ...], context: CallContext
-    ) -> tuple[str, JudgeUsage]:
+    async def respond(self, prompt: tuple[ChatMessage, ...], context: CallContext) -> str:
         """Send the prompt as it is, and refuse a response that is empty or was cut off."""
         s = self._settings
         longest = s.teacher_max_tokens or TEACHER_TOKENS
@@ -283,24 +275,20 @@ class OpenAIJudge:
         )
         spending = self._spending("teacher", context)
         completion, _ = await self._call(request, longest, context, spending)
-        usage = spending.usage
         try:
             text = replace_invalid(replies.read_text(completion, response=True))
         except Truncated as error:
             raise JudgeFailure(
                 UnscoredReason.TRUNCATED,
                 "the teacher's response was cut off; raise its teacher_max_tokens",
-                usage,
             ) from error
         except ReplyError as error:
             raise JudgeFailure(
-                error.reason, f"the teacher's response cannot be used: {error}", usage
+                error.reason, f"the teacher's response cannot be used: {error}"
             ) from error
         if not text.strip():
-            raise JudgeFailure(
-                UnscoredReason.PARSE_FAILURE, "the teacher's response is empty", usage
-            )
-        return text, usage
+            raise JudgeFailure(UnscoredReason.PARSE_FAILURE, "the teacher's response is empty")
+        return text
 
     async def probe(
         self,
@@ -388,7 +376,7 @@ class OpenAIJudge:
         context: CallContext,
         read: Callable[[Any], T],
         max_attempts: int = MAX_ATTEMPTS,
-    ) -> tuple[T, JudgeUsage]:
+    ) -> T:
         """Ask, then ask again with the error of the first reply, then reworded.
 
         After a reply that was cut off, ask once more for a longer one. No attempt repeats an
@@ -403,7 +391,7 @@ class OpenAIJudge:
             schema=question.schema,
             schema_name=question.schema_name,
         )
-        # One record for all attempts: each failure carries the cost of those before it.
+        # One record for all attempts.
         spending, text = self._spending(question.role, context), ""
         for attempt in range(1, max_attempts + 1):
             try:
@@ -416,22 +404,21 @@ class OpenAIJudge:
                     raise
                 request = again
                 continue
-            usage = spending.usage
             try:
                 text = replies.read_text(completion)
-                return read(replies.read_object(text)), usage
+                return read(replies.read_object(text))
             except Truncated as error:
                 larger = self._enlarged(request, question, length)
                 if attempt == max_attempts or larger is None:
                     advice = "; raise MARKSCHEME_JUDGE_MAX_TOKENS" if request.fixed else ""
                     raise JudgeFailure(
-                        error.reason, f"the judge gave no verdict: {error}{advice}", usage
+                        error.reason, f"the judge gave no verdict: {error}{advice}"
                     ) from error
                 request = larger
             except ReplyError as error:
                 if attempt == max_attempts or not error.again:
                     raise JudgeFailure(
-                        error.reason, f"the judge's reply cannot be used: {error}", usage
+                        error.reason, f"the judge's reply cannot be used: {error}"
                     ) from error
                 request = replace(
                     request, messages=_reworded(question.message, attempt, text, str(error))
@@ -481,27 +468,20 @@ class OpenAIJudge:
     async def _call(
         self, request: "ChatRequest", usual_tokens: int, context: CallContext, spending: Spending
     ) -> tuple[Any, int | None]:
-        """Return a completion and the reply length that was sent (``None``: none).
-
-        A failure carries what the question has cost so far.
-        """
+        """Return a completion and the reply length that was sent (``None``: none)."""
         # An estimate is enough for the quota; budgets count bytes.
         tokens = (
             sum(len(message_text(m)) for m in request.messages) // CHARACTERS_PER_TOKEN
             + usual_tokens
         )
         sender = ChatSender(self._settings, request, spending)
-        try:
-            completion = await self.gateway.call(
-                sender.send,
-                reserve_budget=lambda: sender.reserve_budget(self.gateway.endpoints),
-                role=request.role,
-                tokens=tokens,
-                context=context,
-            )
-        except JudgeFailure as failure:
-            failure.usage = spending.usage
-            raise
+        completion = await self.gateway.call(
+            sender.send,
+            reserve_budget=lambda: sender.reserve_budget(self.gateway.endpoints),
+            role=request.role,
+            tokens=tokens,
+            context=context,
+        )
         return completion, sender.length
 
 

@@ -19,7 +19,6 @@ from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.trajectory import checked_text
 from markscheme_server.judge.base import (
     Decision,
-    Induction,
     InductionTask,
     JudgeFailure,
     Verification,
@@ -69,12 +68,12 @@ class BuiltinJudge:
 
     async def induce(
         self, task: InductionTask, context: CallContext | None = None, *, max_attempts: int = 1
-    ) -> Induction:
+    ) -> tuple[Criterion, ...]:
         """Induce criteria from the prompt's constraints.
 
         Raises a `JudgeFailure` of reason ``no_rubric`` when it states none that code can decide.
         """
-        return Induction(induce_criteria(task))
+        return induce_criteria(task)
 
     async def verify(self, task: VerifyTask, context: CallContext | None = None) -> Verification:
         """Run each check on each response by itself.
@@ -103,7 +102,7 @@ class BuiltinJudge:
                 await self._decide(texts, questions, decisions, context)
         except TimeoutError:
             pass  # return the decisions so far
-        return Verification(tuple(decisions))
+        return tuple(decisions)
 
     async def _decide(
         self,

@@ -12,12 +12,10 @@ from markscheme_server.domain.hashing import (
     prompt_key,
 )
 from markscheme_server.domain.reward import mean
-from markscheme_server.domain.rubric import Rubric
+from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.trajectory import DEFAULT_VIEW, Judged, Response, judged, judged_key
-from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge.base import (
     MAX_ATTEMPTS,
-    Induction,
     InductionTask,
     Judge,
     JudgeFailure,
@@ -47,11 +45,10 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRubric:
-    """A rubric for a group, where it is from, and what this request paid for it."""
+    """A rubric for a group, and where it is from."""
 
     rubric: Rubric
     origin: AssignedOrigin
-    usage: JudgeUsage = JudgeUsage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +182,7 @@ class RubricService:
         if (failed := self._failed.find(induction.key)) is not None:
             raise failed
         try:
-            resolved, led = await self._flights.run(
+            resolved, _ = await self._flights.run(
                 induction.key,
                 lambda deadline: self._induce_once(induction, replace(context, deadline=deadline)),
                 deadline=context.deadline.at,
@@ -198,8 +195,7 @@ class RubricService:
             raise JudgeFailure(
                 UnscoredReason.UNAVAILABLE, "the service is stopping; send the batch again"
             ) from error
-        # Whoever led the flight pays for it.
-        return resolved if led else replace(resolved, usage=JudgeUsage())
+        return resolved
 
     async def drain(self, within_s: float) -> None:
         """Wait for the inductions under way, for `within_s` at most, then cancel the rest."""
@@ -266,9 +262,9 @@ class RubricService:
         about = CallDescription(
             request.team, request.run_id, "rubricator", judge.rubricator_identity
         )
-        async with self._budgets.reserve(about) as budget:
+        async with self._budgets.reserve(about, context) as budget:
             try:
-                induced = await judge.induce(
+                criteria = await judge.induce(
                     task,
                     replace(context, budget=budget),
                     max_attempts=1 if failed_before else MAX_ATTEMPTS,
@@ -279,24 +275,29 @@ class RubricService:
                 raise
             self._failed.forget(induction.failure_key)
             # Saved inside the reservation, so that the ledger row can name the rubric.
-            rubric = await self._save(induction, task, induced, claim)
+            rubric = await self._save(induction, task, criteria, claim, budget.usage.cost_usd)
             await budget.record(rubric_id=rubric.id)
-        return ResolvedRubric(rubric, "induced", induced.usage)
+        return ResolvedRubric(rubric, "induced")
 
     async def _save(
-        self, induction: PendingInduction, task: InductionTask, induced: Induction, claim: Claim
+        self,
+        induction: PendingInduction,
+        task: InductionTask,
+        criteria: tuple[Criterion, ...],
+        claim: Claim,
+        cost_usd: float | None,
     ) -> Rubric:
         request, judge = induction.request, induction.request.judge
         return await self._store.rubrics.save(
             team=request.team,
             prompt=request.prompt,
-            criteria=induced.criteria,
+            criteria=criteria,
             origin="induced",
             tags=request.tags,
             view=request.view,
             induction=induction.key,
             claim=claim,
-            cost_usd=induced.usage.cost_usd,
+            cost_usd=cost_usd,
             actor=Actor(request.team, request.key),
             provenance={
                 "rubricator": judge.rubricator_identity,

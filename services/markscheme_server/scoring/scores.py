@@ -381,7 +381,7 @@ class ScoreService:
         Failures become an unscored group; only the loss of the database is raised.
         """
         context = CallContext(batch.deadline, team=batch.caller.team, allowance=batch.allowance)
-        lookup, usage = admitted.lookup, JudgeUsage()
+        lookup = admitted.lookup
         rubric, asks_teacher = lookup.rubric, batch.request.ask_teacher > 0
         try:
             if isinstance(rubric, JudgeFailure):
@@ -392,13 +392,11 @@ class ScoreService:
                 await self._store.teachers.save(lookup.ref.team, lookup.prompt, given)
             if isinstance(rubric, PendingInduction) and not rubric.teachers and asks_teacher:
                 sampled = await self._sample_teacher(batch, lookup, context)
-                usage += sampled.usage
                 bank = tuple(stored.response for stored in sampled.bank)
                 lookup = replace(lookup, teachers=_judged_teachers(batch.request, bank))
                 rubric = await self._rubrics.find(replace(rubric.request, teachers=bank))
             if isinstance(rubric, PendingInduction):
                 rubric = await self._rubrics.induce(rubric, context)
-                usage += rubric.usage
             assignment = lookup.assignment or await self._assign(batch, lookup, rubric)
             plans = admitted.plans
             if assignment.rubric_id != rubric.rubric.id and lookup.group.rubric_id is None:
@@ -408,7 +406,6 @@ class ScoreService:
             if plans is None:
                 plans = await self._plan_verdicts(batch.request, lookup, rubric.rubric, batch.judge)
             verdicts = await self._verdicts.judge(plans, context)
-            usage += verdicts.usage
             clamp = batch.request.clamp
             view = _view(batch.request, rubric.rubric, batch.judge)
             limit = batch.judge.max_response_tokens
@@ -421,13 +418,13 @@ class ScoreService:
             await self._store.assignments.finish(lookup.ref.team, assignment.id, outcome)
             teacher = _teacher_score(rubric.rubric, lookup.teachers, verdicts, clamp)
             score = _group_score(lookup.group, rubric, scores, teacher, clamp)
-            return GroupResult(score, usage, verdicts.cached, saved_usd)
+            return GroupResult(score, context.usage, verdicts.cached, saved_usd)
         except JudgeFailure as failure:
             log.info("group_unscored", reason=failure.reason)
-            return GroupResult(_unscored(lookup.group, failure), usage + failure.usage)
+            return GroupResult(_unscored(lookup.group, failure), context.usage)
         except TimeoutError:
             timeout = JudgeFailure(UnscoredReason.TIMEOUT, "the request's time ran out")
-            return GroupResult(_unscored(lookup.group, timeout), usage)
+            return GroupResult(_unscored(lookup.group, timeout), context.usage)
         except Exception as error:
             if is_outage(error):
                 raise  # it concerns all groups: the caller should send the batch again
@@ -443,7 +440,7 @@ class ScoreService:
                 UnscoredReason.UNAVAILABLE,
                 "scoring this group failed; find the request's id in the service's log",
             )
-            return GroupResult(_unscored(lookup.group, unknown), usage)
+            return GroupResult(_unscored(lookup.group, unknown), context.usage)
         finally:
             if batch.reservation is not None:
                 # Now, not at the end of the batch: the room is free for other requests.

@@ -10,7 +10,6 @@ from markscheme_server import wire
 from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.domain.hashing import ChatMessage, digest, prompt_key
-from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge.base import JudgeFailure, Teacher
 from markscheme_server.scoring.judges import Judges
 from markscheme_server.store.claims import Claim, ClaimTimeout
@@ -29,7 +28,6 @@ class SampleResult:
     bank: list[TeacherResponse]
     added: int = 0
     duplicates: int = 0
-    usage: JudgeUsage = JudgeUsage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,28 +124,23 @@ class TeacherService:
         finally:
             if reservation is not None:
                 reservation.release()
-        added, usage = 0, JudgeUsage()
+        added = 0
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-            added += result[0]
-            usage += result[1]
+            added += result
         # Responses were stored one by one, so the claim cannot end in their transaction.
         await self._store.claims.drop(claim)
         bank = await self._store.teachers.find(sampling.team, sampling.prompt_key)
-        return SampleResult(bank, added, len(results) - added, usage)
+        return SampleResult(bank, added, len(results) - added)
 
-    async def _sample_one(
-        self, sampling: _Sampling, context: CallContext
-    ) -> tuple[int, JudgeUsage]:
-        """Sample and store one response. Returns how many were new, and what it cost."""
+    async def _sample_one(self, sampling: _Sampling, context: CallContext) -> int:
+        """Sample and store one response. Returns how many were new."""
         teacher = sampling.teacher
         about = CallDescription(sampling.team, sampling.run_id, "teacher", teacher.teacher_identity)
-        async with self._budgets.reserve(about) as budget:
+        async with self._budgets.reserve(about, context) as budget:
             try:
-                text, usage = await teacher.respond(
-                    sampling.prompt, replace(context, budget=budget)
-                )
+                text = await teacher.respond(sampling.prompt, replace(context, budget=budget))
             except JudgeFailure as failure:
                 await budget.record(failure.reason)
                 raise
@@ -155,4 +148,4 @@ class TeacherService:
                 sampling.team, sampling.prompt, [text], teacher.teacher_model
             )
             await budget.record()
-        return added, usage
+        return added

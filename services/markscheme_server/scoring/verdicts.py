@@ -23,7 +23,6 @@ from markscheme_server.domain.fairness import FairQueue, LoopThrottle
 from markscheme_server.domain.hashing import ChatMessage, check_view, criterion_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.trajectory import Answer, Judged, pool_key
-from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision, Verdict
 from markscheme_server.judge.base import Decision, Judge, JudgeFailure, VerifyTask
 from markscheme_server.scoring.single_flight import Abandoned, SingleFlight
@@ -50,12 +49,10 @@ T = TypeVar("T")
 class GroupVerdicts:
     """The verdicts of a group, by view, by what is judged in it and by criterion id.
 
-    `usage`: what they cost. `cached`: how many were stored before, and `saved_usd`: what those had
-    cost.
+    `cached`: how many were stored before, and `saved_usd`: what those had cost.
     """
 
     by_view: Mapping[View, Mapping[Judged, Mapping[str, Verdict]]]
-    usage: JudgeUsage
     cached: int
     saved_usd: float
 
@@ -74,7 +71,6 @@ class _Decided:
 
     decisions: Mapping[str, StoredDecision] = field(default_factory=dict)
     failures: Mapping[str, UnscoredReason] = field(default_factory=dict)
-    usage: JudgeUsage = field(default_factory=JudgeUsage)
     judged: bool = False
 
     def __contains__(self, key: str) -> bool:
@@ -175,7 +171,6 @@ class VerdictService:
         paid = [plan for plan in plans if not plan.query.is_free]
         return GroupVerdicts(
             by_view,
-            usage=sum((result.usage for result in results), JudgeUsage()),
             cached=sum(len(plan.known) for plan in paid),
             saved_usd=sum(known.cost_usd or 0.0 for plan in paid for known in plan.known.values()),
         )
@@ -260,7 +255,7 @@ class VerdictService:
                 parts.append(_Decided(failures=dict.fromkeys(keys, failure.reason)))
                 continue
             await self.throttle.wait(len(keys), query.team, context.priority)
-            by_text = dict(zip(texts, answer.decisions, strict=True))
+            by_text = dict(zip(texts, answer, strict=True))
             rows = _rows(query, plan.missing, by_text, cost_usd=0.0)
             if rows:
                 await self._store.save(JudgeReply(query.team, rows))
@@ -290,10 +285,8 @@ class VerdictService:
                 return _merged([result, _Decided(failures=dict.fromkeys(left, reason))])
             origin = "judged" if led and shared.judged else "coalesced"
             metrics.VERDICTS.labels(origin=origin).inc(sum(key in shared.decisions for key in keys))
-            # Whoever led the flight pays for it.
-            part = shared if led else replace(shared, usage=JudgeUsage())
             # `result` comes last, so that what this caller was given first stands.
-            result = _merged([part, result])
+            result = _merged([shared, result])
             # The leader may have asked about other criteria: then ask about the rest.
             missing = tuple(
                 c
@@ -378,17 +371,17 @@ class VerdictService:
         )
         rows: list[StoredVerdict] = []
         reason: UnscoredReason | None = None
-        async with self._budgets.reserve(about) as budget:
+        async with self._budgets.reserve(about, context) as budget:
             try:
                 answer = await query.judge.verify(task, replace(context, budget=budget))
             except JudgeFailure as failure:
                 reason = failure.reason
-                result = _Decided({}, dict.fromkeys(keys, reason), failure.usage)
+                result = _Decided({}, dict.fromkeys(keys, reason))
             else:
-                by_text = dict(zip(unit, unblind(answer.decisions, order), strict=True))
-                made = _rows(query, criteria, by_text, answer.usage.cost_usd)
+                by_text = dict(zip(unit, unblind(answer, order), strict=True))
+                made = _rows(query, criteria, by_text, budget.usage.cost_usd)
                 rows = [row for row in made if row.key not in stored]
-                result = _Decided({row.key: row.decision for row in rows}, usage=answer.usage)
+                result = _Decided({row.key: row.decision for row in rows})
             reply = JudgeReply(query.team, rows, budget.ledger_row(reason), claim, ends_claim)
             if not await self._store.save(reply):
                 return None
@@ -411,7 +404,7 @@ def _merged(parts: Sequence[_Decided]) -> _Decided:
     for part in parts:
         decisions |= part.decisions
         failures |= part.failures
-    return _Decided(decisions, failures, sum((part.usage for part in parts), JudgeUsage()))
+    return _Decided(decisions, failures)
 
 
 def _rows(

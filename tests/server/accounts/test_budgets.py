@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from typing import Any
@@ -17,7 +19,7 @@ from fakes.service import running
 from markscheme import Client
 from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.config import Settings
-from markscheme_server.domain.call_context import Deadline
+from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.usage import JudgeUsage, to_nano
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.budgets import HoldRequest
@@ -25,6 +27,7 @@ from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.ledger import CallDescription
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import budgets, judge_calls
+from markscheme_server.store.verdicts import JudgeReply, VerdictStore
 from server.deployment import CALL_USD, CRITERIA, PRICES, Deployment, group, score
 from server.organisation import PEPPER, PROMPT
 
@@ -179,8 +182,8 @@ def test_a_call_that_was_sent_is_on_the_books_whoever_left(
         assert eventually(lambda: len(judge.requests), 2) == 2
         leaving.close()
     else:
-        # A busy machine may take longer to send the calls.
-        for deadline_ms in 3000, 6000, 12_000, 24_000:
+        # Where the machine is too busy to send the calls in time, give it more.
+        for deadline_ms in 1500, 3000, 6000, 12_000, 24_000:
             timed = headers | {"X-Deadline-Ms": str(deadline_ms)}
             late = httpx.post(f"{url}/v1/scores", json=body, headers=timed, timeout=60)
             assert late.json()["counts"]["unscored"] == 2
@@ -194,6 +197,32 @@ def test_a_call_that_was_sent_is_on_the_books_whoever_left(
     books = total(deployment, url)
     assert (books["failed_calls"], books["unpriced_calls"], books["cost_usd"]) == (sent, sent, 0.0)
     assert spent(deployment, url) == pytest.approx(sum(map(most, judge.requests)), abs=1e-9)
+
+
+def test_calls_whose_verdicts_are_stored_too_late_are_in_the_answers_usage(
+    deployment: Deployment, judge: ScriptedJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, answered = VerdictStore._save, threading.Event()
+
+    async def save_late(store: VerdictStore, replies: Sequence[JudgeReply]) -> list[bool]:
+        await asyncio.to_thread(answered.wait, PATIENCE_S)
+        return await save(store, replies)
+
+    monkeypatch.setattr(VerdictStore, "_save", save_late)
+    url, red = begin(deployment, 100.0)
+    for deadline_ms in 1500, 3000, 6000, 12_000, 24_000:
+        late = httpx.post(
+            f"{url}/v1/scores",
+            json={"groups": [group(["Red.", "Blue."])], "reuse": "frozen"},
+            headers={"Authorization": f"Bearer {red}", "X-Deadline-Ms": str(deadline_ms)},
+            timeout=60,
+        ).json()
+        if judge.requests:
+            break
+    answered.set()
+    sent = len(judge.requests)
+    assert (late["counts"]["scored"], late["usage"]["judge_calls"]) == (0, sent)
+    assert eventually(lambda: total(deployment, url)["calls"], sent) == sent
 
 
 def test_a_call_cut_off_by_the_end_of_the_service_is_on_the_books(
@@ -226,8 +255,10 @@ async def test_what_a_cancelled_question_sent_is_recorded_before_the_end(store: 
     await store.budgets.put("red", None, hard_usd=9.0, soft_usd=None, window="day", actor=Actor())
 
     async def ask(cost: int, sent: asyncio.Event) -> None:
-        async with budgets.reserve(CallDescription("red", "run", "verifier", "judge")) as budget:
-            await budget.hold(to_nano(1.0), Deadline(asyncio.get_running_loop().time() + 5))
+        about = CallDescription("red", "run", "verifier", "judge")
+        context = CallContext(Deadline(asyncio.get_running_loop().time() + 5))
+        async with budgets.reserve(about, context) as budget:
+            await budget.hold(to_nano(1.0), context.deadline)
             budget.usage += JudgeUsage(bool(cost), unpriced_calls=bool(cost), unknown=cost)
             sent.set()
             await asyncio.Event().wait()

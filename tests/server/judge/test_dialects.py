@@ -237,11 +237,11 @@ async def ask(entry: Entry, model: str, url: str) -> tuple[dict[str, Any], Judge
     try:
         match role_of(entry):
             case "rubricator":
-                return {"criteria": len((await judge.induce(INDUCE, context)).criteria)}, None
+                return {"criteria": len(await judge.induce(INDUCE, context))}, None
             case "teacher":
-                text, _ = await judge.respond(PROMPT, context)
+                text = await judge.respond(PROMPT, context)
                 return {"text": text.strip()}, None
-        (decisions,) = (await judge.verify(VERIFY, context)).decisions
+        (decisions,) = await judge.verify(VERIFY, context)
         return {"met": {name: decision.met for name, decision in decisions.items()}}, None
     except JudgeFailure as failure:
         return {"reason": str(failure.reason)}, failure

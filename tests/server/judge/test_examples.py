@@ -151,7 +151,7 @@ async def test_a_block_fits_its_providers_dialect(
         )
     finally:
         await made.aclose()
-    assert answer.decisions[0]["c1"].met
+    assert answer[0]["c1"].met
     assert len(judge.requests) == (2 if provider in LEARNS else 1)
 
 

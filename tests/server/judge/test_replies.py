@@ -103,7 +103,7 @@ class Asker:
         self._endpoint.breaker, self._endpoint.paused_until = Breaker(5.0), 0.0
         context = CallContext(Deadline(asyncio.get_running_loop().time() + PATIENCE_S))
         try:
-            (decisions,) = (await self._judge.verify(TASK, context)).decisions
+            (decisions,) = await self._judge.verify(TASK, context)
         except JudgeFailure:
             return None
         return {name: decision.met for name, decision in decisions.items()}

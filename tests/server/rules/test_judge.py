@@ -24,7 +24,7 @@ async def induced() -> tuple[Criterion, ...]:
         ("The harbour is quiet and the boats are asleep.",),
         (StudentResponse("Boats, nets."),),
     )
-    return (await BuiltinJudge().induce(task)).criteria
+    return await BuiltinJudge().induce(task)
 
 
 async def test_decisions_come_by_criterion_with_evidence() -> None:
@@ -33,10 +33,9 @@ async def test_decisions_come_by_criterion_with_evidence() -> None:
         PROMPT, criteria, ("Boats, nets, ropes and the sea are what the harbour has.",)
     )
     verification = await BuiltinJudge().verify(task)
-    (decisions,) = verification.decisions
+    (decisions,) = verification
     assert set(decisions) == {c.id for c in criteria}
     assert (decisions["c1"].met, decisions["c1"].evidence) == (False, "2 commas")
-    assert verification.usage.calls == 0
 
 
 async def test_a_criterion_without_a_check_is_unscored_not_guessed() -> None:
@@ -52,7 +51,7 @@ async def test_a_group_is_judged_as_its_rollouts_are_one_by_one(texts: list[str]
     judge, criteria = BuiltinJudge(), await induced()
     together = await judge.verify(VerifyTask(PROMPT, criteria, tuple(texts), verify="group"))
     alone = [await judge.verify(VerifyTask(PROMPT, criteria, (text,))) for text in texts]
-    assert list(together.decisions) == [single.decisions[0] for single in alone]
+    assert list(together) == [single[0] for single in alone]
 
 
 def test_identities_name_the_rules_version() -> None:
@@ -78,7 +77,7 @@ async def decided(
         answer = await judge.verify(VerifyTask(PROMPT, criteria, texts), context)
     finally:
         await judge.aclose()
-    return [set(decisions) for decisions in answer.decisions]
+    return [set(decisions) for decisions in answer]
 
 
 async def test_what_may_not_end_in_time_is_not_begun_and_the_rest_is_decided() -> None:

@@ -216,10 +216,11 @@ def test_a_teacher_that_fails_leaves_the_group_unscored(
 ) -> None:
     judge.script = teacher_says(lambda n: 400)
     batch = taught_client.score(
-        [{"id": "g", "prompt": PROMPT, "rollouts": [{"id": "a", "text": "Red."}]}], ask_teacher=1
+        [{"id": "g", "prompt": PROMPT, "rollouts": [{"id": "a", "text": "Red."}]}], ask_teacher=2
     )
     assert batch.groups[0].rollouts[0].reward is None
     assert batch.groups[0].rollouts[0].reason is not None
+    assert batch.usage.judge_calls == 2
 
 
 def test_postgres_counts_alike(serve: Callable[..., str], new_postgres: Callable[[], str]) -> None:
