@@ -92,6 +92,7 @@ def train(
                     client,
                     resume=resume,
                     on_record=live.show,
+                    on_evaluation=live.show_evaluation,
                     on_wait=live.wait,
                     on_warning=lambda message: console.print(
                         message, style="yellow", markup=False, highlight=False, soft_wrap=True

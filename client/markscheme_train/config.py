@@ -20,6 +20,7 @@ from trl import GRPOConfig
 from markscheme.data import Columns
 from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode, View
 from markscheme_train.errors import ConfigError
+from markscheme_train.setting_checks import check_settings, evaluation_defaults
 
 _POLICY: Mapping[str, Any] = {
     # As ROPD's authors released it and SRPO's trained with: advantage r - mean(r) without division
@@ -224,6 +225,59 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         default=2.0,
         metadata={"help": "Maximum importance weight of a token whose rollout is stale."},
     )
+    eval_data: str = field(
+        default="",
+        metadata={
+            "help": "Held-out prompts, of the same kinds as data, for an evaluation every "
+            "eval_steps; default: no evaluation."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluations in a row without a new best reward after which the run ends; "
+            "empty: never."
+        },
+    )
+    rewards: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Other TRL reward functions to add, as package.module:function; reward_weights "
+            "weighs them, the rubric first."
+        },
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest prompt in tokens, its chat template included; rows with a longer one "
+            "are left out; empty: no limit."
+        },
+    )
+    max_resampling_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "Dynamic sampling: how often a batch's groups of equal rewards are replaced by "
+            "groups of other prompts."
+        },
+    )
+    lora_alpha: int | None = field(
+        default=None,
+        metadata={"help": "Scale of the adapter's update; default: twice lora_rank."},
+    )
+    lora_target_modules: str | list[str] = field(
+        default="all-linear",
+        metadata={
+            "help": "Layers that get an adapter: all-linear, names such as [q_proj, v_proj], or a "
+            "regular expression."
+        },
+    )
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout on the adapter's input, 0 to 1."}
+    )
+    use_rslora: bool = field(
+        default=False,
+        metadata={"help": "Scale the adapter by 1/sqrt(lora_rank) instead of 1/lora_rank."},
+    )
 
     @property
     def columns(self) -> Columns:
@@ -292,9 +346,13 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
     gpu = torch.cuda.is_available()
     local: dict[str, Any] = {"report_to": "none", "bf16": gpu, "activation_checkpointing": gpu}
     try:
-        return TrainConfig(**{**local, **PRESETS[preset], **values})
+        config = TrainConfig(
+            **{**local, **evaluation_defaults(values), **PRESETS[preset], **values}
+        )
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
+    check_settings(config, values)
+    return config
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:

@@ -17,15 +17,16 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from markscheme_train.checkpoints import SAVING, publish_dir
+from markscheme_train.checkpoints import SAVING, best_checkpoint, publish_dir
 from markscheme_train.config import TrainConfig
 from markscheme_train.distillation import token_log_probs
 from markscheme_train.errors import ConfigError
+from markscheme_train.evaluation import REWARD, evaluate
 from markscheme_train.losses import group_advantages
 from markscheme_train.prefix import can_share, shared_prompt_states
 from markscheme_train.reward import RubricReward
@@ -59,6 +60,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
       steps; a row with an advantage of 0 adds nothing else to it (no KL and no entropy term).
     - ``_get_per_token_logps_and_entropies``: the one place where the student runs in an update.
     - ``training_step``: counts micro-batches in ``_step``.
+    - ``evaluate``, ``_determine_best_metric``: called at the end of a step, in this order, before
+      a checkpoint is written.
     - ``_get_train_sampler``: its sampler shuffles by a generator of its own.
     - ``_save_checkpoint``, ``_get_output_dir``, ``_load_optimizer_and_scheduler``: a checkpoint is
       written below the one folder, its trainer state last, and read back at that moment.
@@ -70,6 +73,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         other_rewards: TRL reward functions to add. One that returns `None` for a rollout does
             not apply to it. A rollout without a rubric reward has none whatever they say, and
             routing uses the rubric's score alone.
+        eval_reward: The rubric reward of evaluations, with a run of its own; without one TRL
+            evaluates `eval_dataset` by the training's.
         **kwargs: Passed to `GRPOTrainer`.
 
     Raises:
@@ -77,6 +82,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             exact only for whole ones), or the self-teacher only part of the weights.
     """
 
+    control: TrainerControl
     plain_device = "cpu"
     """Device type on which log-probabilities come from one plain forward pass."""
 
@@ -87,11 +93,12 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         args: TrainConfig,
         *,
         other_rewards: Sequence[Any] = (),
+        eval_reward: RubricReward | None = None,
         **kwargs: Any,
     ) -> None:
         check_batch_shape(args)
         _keep_rollouts_out_of_the_log()
-        self.reward = reward
+        self.reward, self.eval_reward = reward, eval_reward
         self.seconds = {"rollout": 0.0, "scoring": 0.0, "teacher": 0.0}
         self._unscored = torch.zeros(0, dtype=torch.bool)
         self._rewards = torch.zeros(0, 1)
@@ -236,6 +243,33 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         joint: torch.Tensor = loss + distillation / (tokens * share)
         return joint
 
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, Any]:
+        """Return the metrics of held-out rollouts, scored by `eval_reward`."""
+        if self.eval_reward is None:
+            theirs: dict[str, Any] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return theirs
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics = evaluate(self, self.eval_reward, dataset)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
+        """Return whether to save a checkpoint now: also for a new best reward, if it is known."""
+        if self.eval_reward is None:
+            theirs: bool = super()._determine_best_metric(metrics, trial)
+            return theirs
+        best = metrics[REWARD] is not None and super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= best and self.args.save_strategy != "no"
+        save: bool = self.control.should_save
+        return save
+
     def _get_output_dir(self, trial: Any) -> str:
         """Return TRL's folder, or the temporary one while a checkpoint is written."""
         folder: str = self._saving or super()._get_output_dir(trial)
@@ -276,9 +310,15 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             publish_dir(growing / done.name, done)
             growing.rmdir()
             # Only now: until the new checkpoint exists, the previous one is the newest.
-            rotate_checkpoints(str(run), self.args.save_total_limit)
+            rotate_checkpoints(
+                str(run),
+                self.args.save_total_limit,
+                best_checkpoint(run, self.state.best_global_step),
+            )
         # A rank that went on could end, and a launcher ends the others with it.
         self.accelerator.wait_for_everyone()
+        # TRL has named it below the temporary folder.
+        self.state.best_model_checkpoint = best_checkpoint(run, self.state.best_global_step)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load TRL's state of a checkpoint, and the self-teacher's weights with it."""

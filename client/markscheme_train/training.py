@@ -4,21 +4,25 @@ import json
 import secrets
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PrinterCallback,
     ProgressCallback,
+    Trainer,
     TrainerCallback,
+    TrainerState,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from markscheme.data import open_source
@@ -26,19 +30,29 @@ from markscheme.errors import MarkschemeError
 from markscheme.integrations.trl import Unscored
 from markscheme.thinking import opens_thought
 from markscheme.vocabulary import TRANSIENT_REASONS, Thinking, describe_reasons
-from markscheme_train.checkpoints import RngState, last_checkpoint, step_of
+from markscheme_train.checkpoints import RngState, best_checkpoint, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
-from markscheme_train.data import Example, as_dataset, read_examples
+from markscheme_train.data import Example, as_dataset, read_examples, within_length
 from markscheme_train.errors import (
     ConfigError,
+    DataError,
     Diverged,
     Interrupted,
     ModelError,
     Stopped,
     TrainError,
 )
+from markscheme_train.evaluation import (
+    EvaluationFlow,
+    check_eval_size,
+    eval_run_id,
+    is_due,
+    stopped_early,
+)
+from markscheme_train.other_rewards import import_rewards
 from markscheme_train.reward import RubricReward, Scorer, is_outage
-from markscheme_train.step_log import StepRecord, StepRecorder
+from markscheme_train.setting_checks import check_installed
+from markscheme_train.step_log import EvaluationRecord, StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 
 RUN_ID_FILE = "run_id"
@@ -102,6 +116,7 @@ def train(
     *,
     resume: bool,
     on_record: Callable[[StepRecord], None],
+    on_evaluation: Callable[[EvaluationRecord], None] = lambda record: None,
     on_wait: Callable[[str, float], None] = lambda why, seconds: None,
     on_warning: Callable[[str], None] = lambda message: None,
 ) -> Path:
@@ -112,8 +127,9 @@ def train(
         client: Scores the rollouts.
         resume: Go on from the last checkpoint under `output_dir`.
         on_record: Called with each finished step.
+        on_evaluation: Called with each evaluation.
         on_wait: Called with the reason and the seconds while the run waits for the service.
-        on_warning: Called with what looks wrong in the data.
+        on_warning: Called with what looks wrong in the data, and why a run ended early.
 
     Raises:
         Interrupted: The service is lost, or leaves too much unscored for now; saved.
@@ -129,13 +145,21 @@ def train(
             f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or "
             "start another in a different output_dir"
         )
-    examples = read_examples(config.data, config.columns, on_warning)
+    check_installed(config)
+    other_rewards = import_rewards(config.rewards)
+    examples = read_examples(
+        config.data, config.columns, on_warning, other_columns=bool(other_rewards)
+    )
+    eval_examples = (
+        read_examples(config.eval_data, config.columns, on_warning) if config.eval_data else []
+    )
     resume = check_resume_config(config, output, resume=resume)
     model, tokenizer = load_model(config)
+    run_id = resolve_run_id(config, output, resume=resume)
     reward = RubricReward(
         client,
         num_generations=config.num_generations,
-        run_id=resolve_run_id(config, output, resume=resume),
+        run_id=run_id,
         reuse=config.reuse,
         verify=config.verify,
         thinking=resolve_thinking(config, tokenizer),
@@ -148,18 +172,45 @@ def train(
         max_unscored=config.max_unscored,
         on_wait=on_wait,
     )
-    trainer = build_trainer(config, model, tokenizer, examples, reward)
+    # Its rubrics exist already: the curve must not change with the rubrics.
+    eval_reward = RubricReward(
+        client,
+        num_generations=config.num_generations_eval or config.num_generations,
+        run_id=eval_run_id(run_id),
+        reuse="frozen",
+        verify=config.verify,
+        thinking=reward.thinking,
+        clamp=config.clamp,
+        view=config.view,
+        eos_token_ids=eos_token_ids(model, tokenizer),
+        max_outage_s=config.max_outage_s,
+        on_wait=on_wait,
+    )
+    trainer = build_trainer(
+        config,
+        model,
+        tokenizer,
+        examples,
+        reward,
+        other_rewards=other_rewards,
+        eval_examples=eval_examples,
+        eval_reward=eval_reward if eval_examples else None,
+        on_warning=on_warning,
+    )
     stop = StopOnInterrupt(trainer)
     trainer.add_callback(stop)
-    trainer.add_callback(StepRecorder(trainer, output / STEPS_FILE, on_record, resumed=resume))
+    trainer.add_callback(
+        StepRecorder(trainer, output / STEPS_FILE, on_record, on_evaluation, resumed=resume)
+    )
+    trainer.add_callback(EvaluationFlow(trainer))
     trainer.add_callback(StopOnNonFinite(trainer))
     # Added last: it delays what the callbacks before it ask for.
     save_at_batch_end = SaveAtBatchEnd(trainer)
     trainer.add_callback(save_at_batch_end)
     try:
-        if checkpoint is not None and 0 < config.max_steps <= step_of(checkpoint):
-            # The run is finished: only the model is left to be saved.
-            trainer._load_from_checkpoint(str(checkpoint))
+        finished = checkpoint is not None and finished_model(config, checkpoint)
+        if finished:
+            trainer._load_from_checkpoint(finished)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except MarkschemeError as error:
@@ -184,6 +235,12 @@ def train(
             raise Interrupted(f"{error}\n{resume_advice(error)} {state}") from error
         raise Interrupted(f"the rubric service failed: {error}\n{state}") from error
     trainer.save_model(str(output))
+    if stopped_early(config, trainer.state.log_history):
+        on_warning(
+            f"stopped early: since step {trainer.state.best_global_step} no evaluation has had a "
+            f"better reward ({trainer.state.best_metric:.2f})"
+        )
+        return output
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; saved "
@@ -202,27 +259,95 @@ def resume_advice(error: Unscored) -> str:
     return " ".join([*describe_reasons(error.reasons), helps])
 
 
+def finished_model(config: TrainConfig, checkpoint: Path) -> str | None:
+    """Return the checkpoint that holds the run's final model, `None` while steps are left."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if not (
+        0 < config.max_steps <= step_of(checkpoint) or stopped_early(config, state.log_history)
+    ):
+        return None
+    best = best_checkpoint(checkpoint.parent, state.best_global_step)
+    return best if config.load_best_model_at_end and best else str(checkpoint)
+
+
 def has_run(output: Path) -> bool:
     """Return whether there is a run to resume under `output`, even one without a checkpoint."""
     return (output / SETTINGS_FILE).is_file() or last_checkpoint(output) is not None
 
 
 def build_trainer(
-    config: TrainConfig, model: Any, tokenizer: Any, examples: list[Example], reward: RubricReward
+    config: TrainConfig,
+    model: Any,
+    tokenizer: Any,
+    examples: list[Example],
+    reward: RubricReward,
+    *,
+    other_rewards: Sequence[Callable[..., Any]] = (),
+    eval_examples: list[Example] | None = None,
+    eval_reward: RubricReward | None = None,
+    on_warning: Callable[[str], None] = lambda message: None,
 ) -> MarkschemeTrainer:
-    """Return a trainer that reports through callbacks only, without transformers' printers."""
-    dataset = as_dataset(examples, chat=tokenizer.chat_template is not None)
+    """Return a trainer that reports through callbacks only, without transformers' printers.
+
+    Raises `ConfigError` for settings that TRL refuses.
+    """
+    dataset = prompts_of(config, examples, tokenizer, on_warning, config.data)
+    eval_dataset = None
+    if eval_examples:
+        eval_dataset = prompts_of(config, eval_examples, tokenizer, on_warning, config.eval_data)
+        check_eval_size(config, eval_dataset)
     per_batch = config.generation_batch_size // config.num_generations
     if len(dataset) < per_batch:
         raise ConfigError(
             f"{config.data} has {len(dataset)} prompts, fewer than the {per_batch} of one batch"
         )
-    trainer = MarkschemeTrainer(
-        model, reward, config, train_dataset=dataset, processing_class=tokenizer
-    )
+    try:
+        # Only TRL's training would look for the optimiser's package.
+        Trainer.get_optimizer_cls_and_kwargs(config, model)
+        trainer = MarkschemeTrainer(
+            model,
+            reward,
+            config,
+            other_rewards=other_rewards,
+            eval_reward=eval_reward,
+            train_dataset=dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+        )
+    except (ValueError, TypeError, ImportError, RuntimeError, NotImplementedError) as error:
+        raise ConfigError(f"these settings cannot be used: {error}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
+
+
+def prompts_of(
+    config: TrainConfig,
+    examples: list[Example],
+    tokenizer: Any,
+    on_warning: Callable[[str], None],
+    source: str,
+) -> Dataset:
+    """Return the examples as TRL's rows, without those whose prompt is too long.
+
+    Raises `DataError`, also if all are too long.
+    """
+    dataset = as_dataset(examples, chat=tokenizer.chat_template is not None)
+    limit = config.max_prompt_length
+    if limit is None:
+        return dataset
+    short = within_length(dataset, tokenizer, limit, config.chat_template_kwargs or {})
+    if not len(short):
+        raise DataError(
+            f"all {len(dataset)} prompts of {source} are longer than max_prompt_length ({limit} "
+            "tokens): raise it, or leave it empty"
+        )
+    if len(short) < len(dataset):
+        on_warning(
+            f"{source}: {len(dataset) - len(short)} of {len(dataset)} prompts are longer than "
+            f"{limit} tokens (max_prompt_length) and left out"
+        )
+    return short
 
 
 def load_model(config: TrainConfig) -> tuple[Any, Any]:
@@ -247,8 +372,10 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
             model,
             LoraConfig(
                 r=config.lora_rank,
-                lora_alpha=2 * config.lora_rank,
-                target_modules="all-linear",
+                lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+                target_modules=config.lora_target_modules,
+                lora_dropout=config.lora_dropout,
+                use_rslora=config.use_rslora,
                 task_type="CAUSAL_LM",
             ),
         )
@@ -390,10 +517,10 @@ class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
 
 
 class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
-    """Delays saving and stopping to the end of the generated batch.
+    """Delays saving, stopping and evaluating to the end of the generated batch.
 
-    A checkpoint cannot hold a half-used batch. Add it after the callbacks that ask for either.
-    `rng_state` is the state at the end of the last batch.
+    A checkpoint cannot hold a half-used batch, and the best evaluation needs one. Add it after the
+    callbacks that ask for any. `rng_state` is the state at the end of the last batch.
     """
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
@@ -406,11 +533,14 @@ class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
         self._save |= control.should_save
         self._stop |= control.should_training_stop
         # Held back on every step; the end of the batch hands them on.
-        control.should_save = control.should_training_stop = False
+        control.should_save = control.should_training_stop = control.should_evaluate = False
         if self._trainer._step % (args.steps_per_generation * args.num_iterations) == 0:
             control.should_save, control.should_training_stop = self._save, self._stop
             self._save = self._stop = False
             self.rng_state = RngState()
+            # A run that was told to stop does so now; it evaluates when it is resumed.
+            interrupted = control.should_training_stop and state.global_step < state.max_steps
+            control.should_evaluate = not interrupted and is_due(args, state)
 
 
 class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,150 @@
+"""Checks of settings that depend on each other or on what is installed. Each says what to do."""
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from transformers.integrations import get_reporting_integration_callbacks
+
+from markscheme_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from markscheme_train.config import TrainConfig
+
+BEST_METRIC = "reward"
+"""What the best checkpoint is chosen by: the mean reward of an evaluation."""
+_EVALUATION_ONLY = (
+    "eval_steps",
+    "eval_on_start",
+    "num_generations_eval",
+    "per_device_eval_batch_size",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "early_stopping_patience",
+)
+_ADAPTER_ONLY = ("lora_alpha", "lora_target_modules", "lora_dropout", "use_rslora")
+
+
+def evaluation_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of TRL's that follow from `eval_data`, where they are not given."""
+    if not given.get("eval_data"):
+        return {}
+    defaults: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "eval_on_start": True,
+        "metric_for_best_model": BEST_METRIC,
+        "greater_is_better": True,
+    }
+    if "per_device_train_batch_size" in given:
+        defaults["per_device_eval_batch_size"] = given["per_device_train_batch_size"]
+    return defaults
+
+
+def check_settings(config: "TrainConfig", given: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for the first setting that cannot work.
+
+    Args:
+        config: The configuration, with all defaults.
+        given: What the user set.
+    """
+    for problem in (
+        *_evaluation_problems(config, given),
+        *_adapter_problems(config, given),
+        *_reward_problems(config),
+        *_other_problems(config),
+    ):
+        raise ConfigError(problem)
+
+
+def check_installed(config: "TrainConfig") -> None:
+    """Raise `ConfigError` if vLLM or a tracker that the run needs is not installed."""
+    if config.use_vllm and find_spec("vllm") is None:
+        raise ConfigError("use_vllm: vLLM is not installed; run `pip install 'trl[vllm]'`")
+    try:
+        for callback in get_reporting_integration_callbacks(config.report_to):
+            callback()
+    except ValueError as error:
+        raise ConfigError(f"report_to: {error}") from error
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(f"report_to: {error} Or set report_to: none") from error
+
+
+def _evaluation_problems(config: "TrainConfig", given: Mapping[str, Any]) -> Iterator[str]:
+    if not config.eval_data:
+        if config.eval_strategy != "no":
+            yield (
+                f"eval_strategy is {config.eval_strategy.value}, but there is nothing to evaluate "
+                "on: name held-out prompts with eval_data, and eval_steps"
+            )
+        for key in _EVALUATION_ONLY:
+            if given.get(key):
+                yield f"{key} needs an evaluation: name held-out prompts with eval_data"
+        return
+    if config.eval_strategy != "steps":
+        yield f"eval_strategy must be steps, not {config.eval_strategy.value}: set eval_steps"
+    if "eval_steps" not in given:
+        yield "eval_data needs eval_steps: after how many steps to evaluate, such as eval_steps: 20"
+    steps = given["eval_steps"]
+    if steps is None or steps < 1 or steps != int(steps):
+        yield f"eval_steps must be a whole number of steps, at least 1, not {steps}"
+    if config.metric_for_best_model not in (BEST_METRIC, f"eval_{BEST_METRIC}"):
+        yield (
+            "metric_for_best_model must be reward, not "
+            f"{config.metric_for_best_model}: the best checkpoint has the best mean reward"
+        )
+    if not config.greater_is_better:
+        yield "greater_is_better must be true: the best checkpoint has the best mean reward"
+    if config.load_best_model_at_end and config.save_strategy == "no":
+        yield "load_best_model_at_end needs checkpoints: set save_strategy: steps and save_steps"
+    if config.save_total_limit == 1:
+        yield (
+            "save_total_limit must be at least 2 with eval_data: the newest checkpoint, to resume "
+            "from, and the best one"
+        )
+    if config.early_stopping_patience is not None and config.early_stopping_patience < 1:
+        yield (
+            "early_stopping_patience must be at least 1 evaluation, not "
+            f"{config.early_stopping_patience}; leave it empty to never stop early"
+        )
+    if config.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+        yield (
+            f"lr_scheduler_type {config.lr_scheduler_type.value} is not supported: an evaluation "
+            "may have no reward. Use constant, linear or cosine"
+        )
+
+
+def _adapter_problems(config: "TrainConfig", given: Mapping[str, Any]) -> Iterator[str]:
+    if config.lora_rank is None:
+        for key in _ADAPTER_ONLY:
+            if key in given:
+                yield f"{key} needs an adapter: set lora_rank, such as lora_rank: 16"
+        return
+    if config.lora_rank < 1:
+        yield f"lora_rank must be at least 1, not {config.lora_rank}"
+    if config.lora_alpha is not None and config.lora_alpha < 1:
+        yield f"lora_alpha must be at least 1, not {config.lora_alpha}"
+    if not 0 <= config.lora_dropout < 1:
+        yield f"lora_dropout must be from 0 to below 1, not {config.lora_dropout}"
+    if config.lora_dropout and config.disable_dropout:
+        yield "lora_dropout has no effect with disable_dropout: set disable_dropout: false"
+    if not config.lora_target_modules:
+        yield "lora_target_modules must not be empty: name layers, or leave it out for all linear"
+
+
+def _reward_problems(config: "TrainConfig") -> Iterator[str]:
+    if not isinstance(config.rewards, list) or not all(isinstance(r, str) for r in config.rewards):
+        yield "rewards must be a list, such as rewards: [my_rewards:brevity]"
+        return
+    weights, functions = config.reward_weights, 1 + len(config.rewards)
+    if weights is not None and len(weights) != functions:
+        yield (
+            f"reward_weights has {len(weights)} numbers, but there are {functions} rewards: the "
+            "rubric's first, then those of rewards"
+        )
+
+
+def _other_problems(config: "TrainConfig") -> Iterator[str]:
+    if config.max_prompt_length is not None and config.max_prompt_length < 1:
+        yield f"max_prompt_length must be at least 1 token, not {config.max_prompt_length}"
+    if config.max_resampling_rounds < 0:
+        yield f"max_resampling_rounds must be at least 0, not {config.max_resampling_rounds}"
