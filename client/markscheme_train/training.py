@@ -77,6 +77,13 @@ CHANGEABLE_ON_RESUME = (
     "deepspeed_plugin",
     "project",
     "trackio_space_id",
+    "do_eval",
+    "num_generations_eval",
+    "per_device_eval_batch_size",
+    "early_stopping_patience",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
 )
 CHANGEABLE_PREFIXES = (
     "save_",
@@ -412,11 +419,12 @@ def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> b
         changed = [
             f"{name} was {before[name]} and is {value}"
             for name, value in now.items()
-            if name in before and before[name] != value and name != "data"
+            if name in before and before[name] != value and name not in ("data", "eval_data")
         ]
-        # A hash tells a reader nothing, so the message names the file.
-        if before.get("data") != now["data"]:
-            changed.append(f"{config.data} has other contents")
+        # A hash tells a reader nothing, so the message names the file. An evaluation may be added.
+        for name, source in (("data", config.data), ("eval_data", config.eval_data)):
+            if source and name in before and before[name] != now[name]:
+                changed.append(f"{source} has other contents")
         if changed:
             raise ConfigError(
                 f"this is not the run that {output} holds: {'; '.join(changed)}. Set it back, or "
@@ -446,6 +454,8 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
         "data": open_source(config.data).fingerprint(),
         "processes": config.world_size,
     }
+    if config.eval_data:
+        decisive |= {"eval_data": open_source(config.eval_data).fingerprint()}
     # In the form in which it is read back, so that the two can be compared.
     plain: dict[str, Any] = json.loads(json.dumps(decisive, default=str, sort_keys=True))
     return plain

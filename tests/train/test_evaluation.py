@@ -266,6 +266,7 @@ def test_other_held_out_prompts_are_another_run(evaluated: dict[str, Any], tmp_p
 def test_prompts_without_a_rubric_end_the_run_before_its_first_step(
     evaluated: dict[str, Any], service: str
 ) -> None:
+    Path(evaluated["eval_data"]).write_text('{"prompt": "w1"}\n{"prompt": "w2"}\n')
     with (
         Client(service) as client,
         pytest.raises(TrainError, match=r"8 of 8 rollouts of .*run `markscheme induce` on eval_da"),
@@ -306,18 +307,20 @@ def test_a_real_service_scores_by_the_named_rubrics_and_keeps_training_apart(
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"num_generations_eval": 8, "per_device_eval_batch_size": 8}, None, ""),
-        ({"eval_data": "nowhere.jsonl"}, DataError, "No such file|no such file|cannot read"),
+        ({"eval_data": "nowhere.jsonl"}, DataError, "there is no file or folder nowhere.jsonl"),
+        ({"num_generations_eval": 4096}, ConfigError, "has 8192 rollouts, more than the 4096"),
     ],
 )
-def test_evaluations_have_a_size_of_their_own(
-    change: dict[str, Any], error: type[Exception] | None, message: str, evaluated: dict[str, Any]
+def test_what_cannot_be_evaluated_is_found_before_anything_is_asked(
+    change: dict[str, Any], error: type[Exception], message: str, evaluated: dict[str, Any]
 ) -> None:
     client = Curve()
-    if error is not None:
-        with pytest.raises(error, match=message):
-            run(evaluated | change, client)
-        assert client.calls == []
-        return
-    run(evaluated | change, client)
-    assert {len(group.rollouts) for group in client.evaluations[0]["groups"]} == {8}
+    with pytest.raises(error, match=message):
+        run(evaluated | {"per_device_eval_batch_size": 4096} | change, client)
+    assert client.calls == []
+
+
+def test_evaluations_have_a_size_of_their_own(evaluated: dict[str, Any]) -> None:
+    client = Curve()
+    run(evaluated | {"num_generations_eval": 2, "per_device_eval_batch_size": 2}, client)
+    assert {len(group.rollouts) for call in client.evaluations for group in call["groups"]} == {2}
