@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from transformers.integrations import get_reporting_integration_callbacks
@@ -22,6 +23,11 @@ _EVALUATION_ONLY = (
     "metric_for_best_model",
     "early_stopping_patience",
 )
+_PACKAGES = (
+    ("use_vllm", "vllm", "'trl[vllm]'"),
+    ("use_liger_kernel", "liger_kernel", "liger-kernel"),
+)
+"""Settings, the module that each needs, and what to install."""
 _ADAPTER_ONLY = ("lora_alpha", "lora_target_modules", "lora_dropout", "use_rslora")
 
 
@@ -47,19 +53,21 @@ def check_settings(config: "TrainConfig", given: Mapping[str, Any]) -> None:
         config: The configuration, with all defaults.
         given: What the user set.
     """
-    for problem in (
-        *_evaluation_problems(config, given),
-        *_adapter_problems(config, given),
-        *_reward_problems(config),
-        *_other_problems(config),
-    ):
+    problems = chain(
+        _evaluation_problems(config, given),
+        _adapter_problems(config, given),
+        _reward_problems(config),
+        _other_problems(config),
+    )
+    for problem in problems:
         raise ConfigError(problem)
 
 
 def check_installed(config: "TrainConfig") -> None:
-    """Raise `ConfigError` if vLLM or a tracker that the run needs is not installed."""
-    if config.use_vllm and find_spec("vllm") is None:
-        raise ConfigError("use_vllm: vLLM is not installed; run `pip install 'trl[vllm]'`")
+    """Raise `ConfigError` if a package or a tracker that the run needs is not installed."""
+    for key, module, package in _PACKAGES:
+        if getattr(config, key) and find_spec(module) is None:
+            raise ConfigError(f"{key}: {module} is not installed; run `pip install {package}`")
     try:
         for callback in get_reporting_integration_callbacks(config.report_to):
             callback()

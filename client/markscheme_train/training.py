@@ -370,22 +370,23 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(config.model, **options)
         tokenizer = AutoTokenizer.from_pretrained(config.model)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         why = str(error).partition("\n")[0]
         raise ModelError(f"cannot load the model `{config.model}`: {why}") from error
     if config.lora_rank is not None:
         set_seed(config.seed)  # the adapter is initialised at random
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=config.lora_rank,
-                lora_alpha=config.lora_alpha or 2 * config.lora_rank,
-                target_modules=config.lora_target_modules,
-                lora_dropout=config.lora_dropout,
-                use_rslora=config.use_rslora,
-                task_type="CAUSAL_LM",
-            ),
+        adapter = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+            target_modules=config.lora_target_modules,
+            lora_dropout=config.lora_dropout,
+            use_rslora=config.use_rslora,
+            task_type="CAUSAL_LM",
         )
+        try:
+            model = get_peft_model(model, adapter)
+        except ValueError as error:
+            raise ConfigError(f"lora_target_modules: {error}") from error
     return model, tokenizer
 
 

@@ -54,6 +54,18 @@ RELIED_ON = {
         "run_dir = self._get_output_dir(trial=trial)",
         "self.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))",
     ],
+    # After an evaluation the best one is noted, and only then a checkpoint may be written.
+    "super()._maybe_log_save_evaluate": [
+        "is_new_best_metric = self._determine_best_metric(metrics=metrics, trial=trial)\n\n"
+        "            if self.args.save_strategy == SaveStrategy.BEST:\n"
+        "                self.control.should_save = is_new_best_metric\n\n"
+        "        if self.control.should_save:",
+    ],
+    # An evaluation generates by this, without the log-probabilities and the loss.
+    "_generate": [
+        'mode = "train" if self.model.training else "eval"',
+        "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields",
+    ],
     "_generate_and_score_completions": [
         "num_items_in_batch = self.accelerator.gather(loss_mask.sum()).sum()"
     ],
