@@ -22,7 +22,10 @@ INTERRUPTED = 130
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file; its keys are TrainConfig's fields.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="A YAML file. With --keys a section, or a word to look for."),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value pairs that beat the file.")
     ] = None,
@@ -45,6 +48,14 @@ def train(
             "restarted.",
         ),
     ] = False,
+    keys: Annotated[
+        bool,
+        typer.Option(
+            "--keys",
+            help="List the keys of a section, or those that a word is in, with help, default and "
+            "the preset's value, and stop.",
+        ),
+    ] = False,
     plan: Annotated[
         bool,
         typer.Option(
@@ -55,13 +66,31 @@ def train(
 ) -> None:
     """Train a language model on rubric rewards.
 
-    Needs a running service; its API key is read from MARKSCHEME_API_KEY. The keys of CONFIG are
-    listed in docs/training.md.
+    Needs a running service; its API key is read from MARKSCHEME_API_KEY.
+
+    \b
+    Sections of keys, with examples (markscheme train --keys SECTION lists one):
+      data        model=Qwen/Qwen3-0.6B data=prompts.jsonl
+      rewards     markscheme_url=http://127.0.0.1:8321 reuse=frozen
+      method      preset=srpo success_threshold=0.7
+      batch       num_generations=8 prompts_per_step=32 max_completion_length=512
+      optimiser   max_steps=200 learning_rate=5e-6
+      adapter     lora_rank=16 lora_target_modules='[q_proj, v_proj]'
+      evaluation  eval_data=held_out.jsonl eval_steps=20 load_best_model_at_end=true
+      saving      output_dir=runs/first save_steps=20 save_total_limit=3
+      logging     report_to=wandb run_name=first log_completions=true
+      vllm        use_vllm=true vllm_mode=colocate
+      more        all other keys of TRL and transformers
 
     Exit status: 0 finished, 1 failed, 75 saved and worth starting again with --resume, 130
     interrupted.
-    """
+    """  # noqa: D301  # click's mark for lines that stay as they are
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if keys:
+        _print_keys(None if config is None else str(config), preset or "ropd")
+        return
+    if config is None:
+        raise typer.BadParameter("name a YAML file, or list the keys with --keys")
     from markscheme_train.config import load_config
     from markscheme_train.plan import plan as make_plan
     from markscheme_train.progress import LiveTable
@@ -193,6 +222,15 @@ def _check_key(client: Client, key: str | None) -> None:
         ) from error
     except MarkschemeError:
         pass
+
+
+def _print_keys(word: str | None, preset: str) -> None:
+    from markscheme_train.keys import print_keys
+
+    try:
+        print_keys(Console(), word, preset)
+    except TrainError as error:
+        _fail(str(error))
 
 
 def _stay_offline() -> None:

@@ -1,8 +1,8 @@
-"""SDPO and SRPO beside TRL's GRPO: routing, the self-teacher's forward pass, its loss.
+"""SDPO and SRPO: routing, the self-teacher's forward pass, the inputs of the joint loss.
 
 The self-teacher runs once per generated batch, on routed rows only. Until the update only its
-hidden states are kept, a few thousand numbers a token instead of a vocabulary, and the entropy
-weights, whose mean is that of the whole optimiser step over all processes.
+hidden states are kept, a few thousand numbers a token instead of a vocabulary, and its entropies,
+because the entropy weights' mean is that of the whole optimiser step over all processes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,13 @@ from markscheme.integrations.conversation import Conversation, text_if_plain
 from markscheme_train.config import TrainConfig
 from markscheme_train.demonstration import fitting, readable
 from markscheme_train.distillation import Head, divergences, entropies
-from markscheme_train.losses import capped_importance, entropy_weight_sums, entropy_weights
+from markscheme_train.losses import (
+    SrpoConfig,
+    SrpoInputs,
+    entropy_weight_sums,
+    entropy_weights,
+    srpo_loss,
+)
 from markscheme_train.reprompt import Prompt, build_teacher_prompt, without_thinking
 from markscheme_train.reward import Row, RowScore
 from markscheme_train.routing import TEACHER, Branch, Routes, route
@@ -43,6 +49,7 @@ class StudentStates:
 
     Attributes:
         log_probs: Of the sampled tokens [B, C].
+        entropies: Of the distributions that they were sampled from [B, C], in nats.
         states: Hidden states [B, C, d].
         head: Maps states to logits.
         hidden: The model's last hidden states as it returned them, one tensor a micro-batch, to
@@ -50,6 +57,7 @@ class StudentStates:
     """
 
     log_probs: Tensor
+    entropies: Tensor
     states: Tensor
     head: Head
     hidden: Sequence[Tensor]
@@ -87,6 +95,13 @@ class SelfDistillation:
         template: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.self_teacher, self._tokenizer = config, self_teacher, tokenizer
+        self.loss_config = SrpoConfig(
+            clip_low=config.epsilon,
+            clip_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
+            dual_clip=config.delta,
+            beta=config.entropy_beta,
+            importance_cap=config.importance_cap,
+        )
         self._template = dict(template or {}) | (config.chat_template_kwargs or {})
 
     def routes(self, rows: ScoredRows) -> list[TeacherContext]:
@@ -107,6 +122,7 @@ class SelfDistillation:
                 demonstration=config.demonstration_threshold,
                 gap=config.demonstration_gap,
                 truncated=[score.truncated for score in row_scores],
+                truncated_fails=config.truncated_fails,
                 feedback=[bool(lines) for lines in feedback],
                 teacher_score=teacher_score,
             )
@@ -144,7 +160,7 @@ class SelfDistillation:
         first: int,
         total: Callable[[Tensor], Tensor],
     ) -> Mapping[str, float]:
-        """Add the self-teacher's part to a batch, and take routed rows out of GRPO's loss.
+        """Add the self-teacher's part to a batch.
 
         With SDPO rows that are not routed leave the loss altogether. Returns metrics to log.
 
@@ -181,21 +197,13 @@ class SelfDistillation:
             entropy[index, mask[index]] = entropies(
                 row_states, self.self_teacher.head, temperature=self.config.temperature
             )
-        # The mean weight is over all processes: every rank must call `total`, routed rows or not.
-        routed_tokens = mask & routed.unsqueeze(1)
-        weighed, count = total(
-            entropy_weight_sums(entropy, routed_tokens, beta=self.config.entropy_beta)
-        )
-        batch["routed"] = routed
-        batch["distillation_weights"] = entropy_weights(
-            entropy, routed_tokens, beta=self.config.entropy_beta, mean=weighed / count.clamp(min=1)
-        )
         # One entry a row, because TRL shuffles and splits a batch row by row.
+        batch["routed"], batch["teacher_entropy"] = routed, entropy
         batch["teacher_states"] = [states.get(index) for index in range(len(mask))]
-        # An advantage of 0 takes a row out of TRL's surrogate but leaves it in the token count.
-        batch["advantages"] = batch["advantages"].masked_fill(routed, 0.0)
         if self.config.method == "sdpo":
             batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
+        routed_tokens = mask & routed.unsqueeze(1)
+        # Sums over all processes: every one must call `total`, with routed rows or without.
         sums = total(
             torch.tensor(
                 [
@@ -204,6 +212,7 @@ class SelfDistillation:
                     len(mask),
                     float(entropy[routed_tokens].sum()),
                     external,
+                    float(routed_tokens.sum()),
                 ],
                 device=mask.device,
             )
@@ -214,45 +223,66 @@ class SelfDistillation:
         }
         if self.config.teacher_demonstration:
             metrics["distillation/teacher_response_share"] = float(sums[4] / sums[2])
-        if count:
-            metrics["distillation/entropy_mean"] = float(sums[3] / count)
+        if sums[5]:
+            metrics["distillation/entropy_mean"] = float(sums[3] / sums[5])
         if routed_tokens.any():
             metrics |= _quantiles("entropy", entropy[routed_tokens])
-            metrics |= _quantiles("weight", batch["distillation_weights"][routed_tokens])
+            weights = entropy_weights(entropy, routed_tokens, beta=self.config.entropy_beta)
+            metrics |= _quantiles("weight", weights[routed_tokens])
         return metrics
 
-    def distillation_loss_sum(self, batch: Mapping[str, Any], student: StudentStates) -> Tensor:
-        """Return `Σ w · min(ρ, cap) · divergence` over the routed tokens of a micro-batch.
+    def weight_sums(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return `[Σ exp(-β H), count]` over the routed tokens of a prepared micro-batch."""
+        return entropy_weight_sums(
+            batch["teacher_entropy"], routed_token_mask(batch), beta=self.config.entropy_beta
+        )
 
-        It is their part of the joint loss before the division by the tokens of both branches.
+    def loss(
+        self, batch: Mapping[str, Any], student: StudentStates, *, token_count: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return `srpo_loss` of a micro-batch, and its metrics by the names of the log.
+
+        Args:
+            batch: A prepared micro-batch, with `weight_mean`, the optimiser step's.
+            student: The student's forward pass on it.
+            token_count: Tokens of the optimiser step over all processes.
         """
-        indices = batch["routed"].nonzero().flatten()
-        if not len(indices):
-            return torch.zeros((), device=student.log_probs.device)
-        mask = student_token_mask(batch)[indices].bool()
-        teacher_states = torch.cat([batch["teacher_states"][int(index)] for index in indices])
+        mask, tokens = student_token_mask(batch).bool(), routed_token_mask(batch)
+        states = student.states[tokens]
+        teacher = [each for each in batch["teacher_states"] if each is not None]
         divergence = divergences(
-            student.states[indices][mask],
-            teacher_states,
+            states,
+            torch.cat(teacher) if teacher else states.detach(),
             student.head,
             self.self_teacher.head,
             alpha=self.config.distillation_alpha,
             top_k=self.config.distillation_top_k,
             temperature=self.config.temperature,
         )
-        own = student.log_probs[indices]
-        old = (
-            batch["old_per_token_logps"][indices]
-            # TRL leaves them out where the sampling policy is the current one: the ratio is then 1.
-            if batch.get("old_per_token_logps") is not None
-            else own.detach()
+        old = batch.get("old_per_token_logps")
+        loss, metrics = srpo_loss(
+            SrpoInputs(
+                log_probs=student.log_probs,
+                # TRL leaves them out where the sampling policy is the current one.
+                old_log_probs=student.log_probs.detach() if old is None else old,
+                advantages=batch["advantages"],
+                mask=mask,
+                routed=batch["routed"],
+                divergence=torch.zeros_like(student.log_probs).masked_scatter(
+                    tokens, divergence.to(student.log_probs)
+                ),
+                entropy=batch["teacher_entropy"],
+                sampler_weights=batch.get("importance_sampling_ratio"),
+                token_count=token_count,
+                weight_mean=batch["weight_mean"],
+            ),
+            self.loss_config,
         )
-        weights: Tensor = batch["distillation_weights"][indices] * capped_importance(
-            own, old, self.config.importance_cap
-        )
-        if batch.get("importance_sampling_ratio") is not None:
-            weights = weights * batch["importance_sampling_ratio"][indices]
-        return (weights[mask] * divergence).sum()
+        return loss, {
+            "entropy": student.entropies[mask].mean(),
+            "clip_ratio/region_mean": metrics["clip_share"],
+            "distillation/divergence": metrics["divergence"],
+        }
 
     def _teacher_states(
         self, batch: Mapping[str, Any], prompts: Mapping[int, Sequence[int]]
@@ -350,6 +380,12 @@ def student_token_mask(batch: Mapping[str, Any]) -> Tensor:
     """Return the mask [B, C] of tokens that the student wrote: no padding, no tool output."""
     mask: Tensor = batch["completion_mask"]
     return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
+
+
+def routed_token_mask(batch: Mapping[str, Any]) -> Tensor:
+    """Return the mask [B, C] of the tokens that are learnt from the self-teacher."""
+    routed: Tensor = batch["routed"]
+    return student_token_mask(batch).bool() & routed.unsqueeze(1)
 
 
 def _quantiles(name: str, values: Tensor) -> dict[str, float]:

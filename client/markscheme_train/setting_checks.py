@@ -57,7 +57,6 @@ def check_settings(config: "TrainConfig", given: Mapping[str, Any]) -> None:
         _evaluation_problems(config, given),
         _adapter_problems(config, given),
         _reward_problems(config),
-        _other_problems(config),
     )
     for problem in problems:
         raise ConfigError(problem)
@@ -109,11 +108,6 @@ def _evaluation_problems(config: "TrainConfig", given: Mapping[str, Any]) -> Ite
             "save_total_limit must be at least 2 with eval_data: the newest checkpoint, to resume "
             "from, and the best one"
         )
-    if config.early_stopping_patience is not None and config.early_stopping_patience < 1:
-        yield (
-            "early_stopping_patience must be at least 1 evaluation, not "
-            f"{config.early_stopping_patience}; leave it empty to never stop early"
-        )
     if config.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
         yield (
             f"lr_scheduler_type {config.lr_scheduler_type.value} is not supported: an evaluation "
@@ -127,10 +121,6 @@ def _adapter_problems(config: "TrainConfig", given: Mapping[str, Any]) -> Iterat
             if key in given:
                 yield f"{key} needs an adapter: set lora_rank, such as lora_rank: 16"
         return
-    if config.lora_rank < 1:
-        yield f"lora_rank must be at least 1, not {config.lora_rank}"
-    if config.lora_alpha is not None and config.lora_alpha < 1:
-        yield f"lora_alpha must be at least 1, not {config.lora_alpha}"
     if not 0 <= config.lora_dropout < 1:
         yield f"lora_dropout must be from 0 to below 1, not {config.lora_dropout}"
     if config.lora_dropout and config.disable_dropout:
@@ -149,10 +139,3 @@ def _reward_problems(config: "TrainConfig") -> Iterator[str]:
             f"reward_weights has {len(weights)} numbers, but there are {functions} rewards: the "
             "rubric's first, then those of rewards"
         )
-
-
-def _other_problems(config: "TrainConfig") -> Iterator[str]:
-    if config.max_prompt_length is not None and config.max_prompt_length < 1:
-        yield f"max_prompt_length must be at least 1 token, not {config.max_prompt_length}"
-    if config.max_resampling_rounds < 0:
-        yield f"max_resampling_rounds must be at least 0, not {config.max_resampling_rounds}"

@@ -32,6 +32,7 @@ from markscheme.thinking import opens_thought
 from markscheme.vocabulary import TRANSIENT_REASONS, Thinking, describe_reasons
 from markscheme_train.checkpoints import RngState, best_checkpoint, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
+from markscheme_train.config_checks import small_step_warning
 from markscheme_train.data import Example, as_dataset, read_examples, within_length
 from markscheme_train.errors import (
     ConfigError,
@@ -136,7 +137,8 @@ def train(
         on_record: Called with each finished step.
         on_evaluation: Called with each evaluation.
         on_wait: Called with the reason and the seconds while the run waits for the service.
-        on_warning: Called with what looks wrong in the data, and why a run ended early.
+        on_warning: Called with what looks wrong in the configuration or the data, and why a run
+            ended early.
 
     Raises:
         Interrupted: The service is lost, or leaves too much unscored for now; saved.
@@ -154,6 +156,8 @@ def train(
         )
     check_installed(config)
     other_rewards = import_rewards(config.rewards)
+    if (warning := small_step_warning(config)) is not None and config.process_index == 0:
+        on_warning(warning)
     examples = read_examples(
         config.data, config.columns, on_warning, other_columns=bool(other_rewards)
     )

