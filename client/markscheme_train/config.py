@@ -334,7 +334,10 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         check_method(self)
         if self.prompts_per_step is not None:
             self._split_batch(self.prompts_per_step * self.num_generations)
+        # TRL asks for save_steps to be a multiple of eval_steps; here a new best is saved at once.
+        load_best, self.load_best_model_at_end = self.load_best_model_at_end, False
         super().__post_init__()
+        self.load_best_model_at_end = load_best
         check_batch(self)
 
     def _split_batch(self, rollouts: int) -> None:
@@ -399,8 +402,8 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
     for key in given:
         if key == "reward_funcs":
             raise ConfigError(
-                "`reward_funcs` cannot be set here: reward functions are Python. See 'A second "
-                "reward' in docs/training.md"
+                "`reward_funcs` is called rewards here, such as rewards: [my_rewards:brevity]. See "
+                "'A second reward' in docs/training.md"
             )
         if key not in known:
             nearest = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.5)

@@ -200,11 +200,8 @@ def merged(reports: Sequence[RewardReport]) -> RewardReport:
         reasons=dict(sum((Counter(report.reasons) for report in reports), Counter())),
         origins=dict(sum((Counter(report.origins) for report in reports), Counter())),
         criteria=list(chain.from_iterable(report.criteria for report in reports)),
-        usage=Usage(
-            **{
-                name: _sum([getattr(usage, name) for usage in usages])
-                for name in Usage.model_fields
-            }
+        usage=Usage.model_validate(
+            {name: _sum([getattr(usage, name) for usage in usages]) for name in Usage.model_fields}
         ),
         seconds=sum(report.seconds for report in reports),
     )

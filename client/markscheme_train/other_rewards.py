@@ -9,11 +9,25 @@ from typing import Any
 from markscheme_train.errors import ConfigError
 
 
-def import_rewards(paths: Sequence[str]) -> list[Callable[..., Any]]:
+def import_rewards(
+    paths: Sequence[str], weights: Sequence[float] | None
+) -> list[Callable[..., Any]]:
     """Return the functions that `paths` name, such as `package.module:function`.
 
-    Modules are looked for in the working directory too. Raises `ConfigError`.
+    Modules are looked for in the working directory too.
+
+    Args:
+        paths: Import paths.
+        weights: The weights of all rewards, the rubric's first.
+
+    Raises:
+        ConfigError: One cannot be imported, or there are more or fewer weights.
     """
+    if weights is not None and len(weights) != 1 + len(paths):
+        raise ConfigError(
+            f"reward_weights has {len(weights)} numbers, but there are {1 + len(paths)} rewards: "
+            "the rubric's first, then those of rewards"
+        )
     if paths and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     return [_import(path) for path in paths]

@@ -132,10 +132,3 @@ def _adapter_problems(config: "TrainConfig", given: Mapping[str, Any]) -> Iterat
 def _reward_problems(config: "TrainConfig") -> Iterator[str]:
     if not isinstance(config.rewards, list) or not all(isinstance(r, str) for r in config.rewards):
         yield "rewards must be a list, such as rewards: [my_rewards:brevity]"
-        return
-    weights, functions = config.reward_weights, 1 + len(config.rewards)
-    if weights is not None and len(weights) != functions:
-        yield (
-            f"reward_weights has {len(weights)} numbers, but there are {functions} rewards: the "
-            "rubric's first, then those of rewards"
-        )

@@ -217,7 +217,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     def row_rewards(self, rewards: torch.Tensor) -> torch.Tensor:
         """Return the weighted sums [rows] of rewards [rows, functions], NaN where unscored."""
         # NaN of another function: it does not apply. NaN of the rubric's, the first: no reward.
-        sums = (rewards * self.reward_weights.to(rewards)).nansum(1)
+        sums: torch.Tensor = (rewards * self.reward_weights.to(rewards)).nansum(1)
         return sums.masked_fill(rewards[:, 0].isnan(), torch.nan)
 
     def _generate(self, prompts: Any) -> Any:
@@ -332,7 +332,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         return metrics
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Log as TRL does, its table of completions without prompts and once a batch."""
         with private_completions(self):
             super().log(logs, start_time)

@@ -155,7 +155,7 @@ def train(
             "start another in a different output_dir"
         )
     check_installed(config)
-    other_rewards = import_rewards(config.rewards)
+    other_rewards = import_rewards(config.rewards, config.reward_weights)
     if (warning := small_step_warning(config)) is not None and config.process_index == 0:
         on_warning(warning)
     examples = read_examples(

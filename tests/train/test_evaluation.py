@@ -126,7 +126,7 @@ def test_the_best_checkpoint_is_kept_and_can_become_the_model(
     evaluated: dict[str, Any], tmp_path: Path
 ) -> None:
     curve = {0: 0.9, 2: 0.5, 4: 0.3, 6: 0.4}
-    given = evaluated | {"save_steps": 2, "save_total_limit": 2}
+    given = evaluated | {"save_steps": 3, "save_total_limit": 2}
     output = run(given | {"load_best_model_at_end": True}, Curve(curve.__getitem__))
     assert checkpoints(output) == {"2", "6"}
     model = load_file(output / "model.safetensors")

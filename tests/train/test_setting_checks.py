@@ -36,7 +36,7 @@ EVALUATED = {"eval_data": "d.jsonl", "eval_steps": 5}
         ),
         (
             EVALUATED | {"load_best_model_at_end": True, "save_strategy": "no"},
-            "save.* strategy|load_best_model_at_end needs checkpoints",
+            "load_best_model_at_end needs checkpoints: set save_strategy",
         ),
         (EVALUATED | {"lr_scheduler_type": "greedy"}, "lr_scheduler_type greedy is not supported"),
         (EVALUATED | {"num_generations_eval": 3}, "must be divisible by the number of generations"),
@@ -52,7 +52,6 @@ EVALUATED = {"eval_data": "d.jsonl", "eval_steps": 5}
         ({"lora_rank": 4, "lora_target_modules": []}, "lora_target_modules must not be empty"),
         ({"rewards": "mine:brevity"}, r"rewards must be a list, such as rewards: \[my_rewards:br"),
         ({"rewards": [3]}, "rewards must be a list"),
-        ({"reward_weights": [1.0, 0.5]}, "reward_weights has 2 numbers, but there are 1 rewards"),
         ({"max_prompt_length": 0}, "`max_prompt_length` must be at least 1, not 0"),
         ({"max_resampling_rounds": -1}, "`max_resampling_rounds` must be at least 0, not -1"),
         ({"lr_scheduler_type": "wavy"}, "wavy"),
@@ -76,6 +75,11 @@ def test_a_wrong_setting_is_refused_with_what_to_do(given: dict[str, Any], messa
         ({"report_to": "wandb"}, ConfigError, "pip install wandb.* Or set report_to: none"),
         ({"report_to": ["trackio"]}, ConfigError, "trackio to be installed.* report_to: none"),
         ({"report_to": "nosuch"}, ConfigError, "report_to: nosuch is not supported, only .*wandb"),
+        (
+            {"reward_weights": [1.0, 0.5]},
+            ConfigError,
+            "reward_weights has 2 numbers, but there are 1 rewards",
+        ),
         ({"rewards": ["brevity"]}, ConfigError, "`brevity` is not of the form package.module:func"),
         (
             {"rewards": ["no.such:brevity"]},
