@@ -334,10 +334,7 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         check_method(self)
         if self.prompts_per_step is not None:
             self._split_batch(self.prompts_per_step * self.num_generations)
-        # TRL asks for save_steps to be a multiple of eval_steps; here a new best is saved at once.
-        load_best, self.load_best_model_at_end = self.load_best_model_at_end, False
         super().__post_init__()
-        self.load_best_model_at_end = load_best
         check_batch(self)
 
     def _split_batch(self, rollouts: int) -> None:
@@ -426,12 +423,15 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
     # The deprecated name of the same setting.
     if "gradient_checkpointing" in values:
         values.setdefault("activation_checkpointing", values.pop("gradient_checkpointing"))
+    # TRL asks for save_steps to be a multiple of eval_steps; here a new best is saved at once.
+    load_best = values.pop("load_best_model_at_end", False)
     try:
         config = TrainConfig(
             **{**local_defaults(), **evaluation_defaults(values), **defaults, **values}
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
+    config.load_best_model_at_end = load_best
     check_settings(config, values)
     return config
 

@@ -19,7 +19,6 @@ _EVALUATION_ONLY = (
     "eval_on_start",
     "num_generations_eval",
     "per_device_eval_batch_size",
-    "load_best_model_at_end",
     "metric_for_best_model",
     "early_stopping_patience",
 )
@@ -83,6 +82,8 @@ def _evaluation_problems(config: "TrainConfig", given: Mapping[str, Any]) -> Ite
                 f"eval_strategy is {config.eval_strategy.value}, but there is nothing to evaluate "
                 "on: name held-out prompts with eval_data, and eval_steps"
             )
+        if config.load_best_model_at_end:
+            yield "load_best_model_at_end needs an evaluation: name held-out prompts with eval_data"
         for key in _EVALUATION_ONLY:
             if given.get(key):
                 yield f"{key} needs an evaluation: name held-out prompts with eval_data"

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from markscheme_train.checkpoints import SAVING, best_checkpoint, publish_dir
+from markscheme_train.checkpoints import SAVING, publish_dir
 from markscheme_train.completions import private_completions
 from markscheme_train.config import TrainConfig
 from markscheme_train.distillation import token_log_probs
@@ -391,6 +392,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
         finally:
             self._saving = None
+        if (best := self.state.best_global_step) is not None:
+            # TRL has named it below the temporary folder.
+            self.state.best_model_checkpoint = str(run / f"{PREFIX_CHECKPOINT_DIR}-{best}")
+            if self.args.should_save:
+                self.state.save_to_json(str(growing / done.name / TRAINER_STATE_NAME))
         # All processes have written before rank 0 renames the folder.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -398,14 +404,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             growing.rmdir()
             # Only now: until the new checkpoint exists, the previous one is the newest.
             rotate_checkpoints(
-                str(run),
-                self.args.save_total_limit,
-                best_checkpoint(run, self.state.best_global_step),
+                str(run), self.args.save_total_limit, self.state.best_model_checkpoint
             )
         # A rank that went on could end, and a launcher ends the others with it.
         self.accelerator.wait_for_everyone()
-        # TRL has named it below the temporary folder.
-        self.state.best_model_checkpoint = best_checkpoint(run, self.state.best_global_step)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load TRL's state of a checkpoint, and the self-teacher's weights with it."""

@@ -144,6 +144,7 @@ def test_a_new_best_is_saved_between_the_usual_checkpoints(evaluated: dict[str, 
     assert checkpoints(output) == {"2", "4", "6"}
     state = json.loads((output / "checkpoint-6" / "trainer_state.json").read_text())
     assert (state["best_global_step"], state["best_metric"]) == (4, 0.5)
+    assert state["best_model_checkpoint"] == str(output / "checkpoint-4")
 
 
 def test_an_adapter_is_evaluated_and_its_best_is_loaded(evaluated: dict[str, Any]) -> None:

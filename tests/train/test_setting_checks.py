@@ -22,6 +22,7 @@ EVALUATED = {"eval_data": "d.jsonl", "eval_steps": 5}
         ({"eval_strategy": "steps"}, "name held-out prompts with eval_data, and eval_steps"),
         ({"eval_steps": 5}, "eval_steps needs an evaluation: name .* with eval_data"),
         ({"early_stopping_patience": 3}, "early_stopping_patience needs an evaluation"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end needs an evaluation"),
         ({"eval_on_start": True}, "eval_on_start needs an evaluation"),
         ({"eval_data": "d.jsonl"}, "eval_data needs eval_steps: .* such as eval_steps: 20"),
         (EVALUATED | {"eval_steps": 0.5}, "eval_steps must be a whole number .* not 0.5"),
