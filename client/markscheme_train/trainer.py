@@ -118,7 +118,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.report: RewardReport | None = None
         self.seconds = {"rollout": 0.0, "scoring": 0.0, "teacher": 0.0}
         # Of the batch that is being generated: between the reward and the batch's last changes.
-        self.scored: ScoredRows | None = None
+        self._scored: ScoredRows | None = None
         self._rewards = torch.zeros(0, 1)
         self._drawn: Drawn | None = None
         self._norms = BranchNorms()
@@ -154,7 +154,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _note(self, rollouts: Sequence[Row], report: RewardReport) -> None:
         """Take in the rows of all processes and the service's report on them."""
-        self.scored = ScoredRows(rollouts, report.row_scores, report.teacher_scores)
+        self._scored = ScoredRows(rollouts, report.row_scores, report.teacher_scores)
         if self.model.training:
             self.report = report
         if report.unscored and self.accelerator.is_main_process:
@@ -170,7 +170,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Return TRL's rewards of all processes [rows, functions], timed."""
         if self._drawn is not None:
-            self._rewards, self.scored = self._drawn.rewards, self._drawn.scored
+            self._rewards, self._scored = self._drawn.rewards, self._drawn.scored
             self._pending_extra_logs.clear()
             self._log_completion_extra(MISSED, self._drawn.missed)
             return self._rewards
@@ -213,11 +213,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 scale="none" if self.args.scale_rewards == "none" else "std",
             )
             batch["advantages"] = advantages.flatten()[own].to(batch["advantages"])
-        if self.distillation is not None and self.scored is not None and self.model.training:
+        if self.distillation is not None and self._scored is not None and self.model.training:
             started = time.perf_counter()
             with self.accelerator.autocast():
                 metrics = self.distillation.prepare(
-                    batch, self.scored, first=first, total=self._total
+                    batch, self._scored, first=first, total=self._total
                 )
             for name, value in metrics.items():
                 self._metrics["train"][name].append(value)

@@ -76,6 +76,19 @@ def test_what_stays_unscored_ends_it_saying_why_on_its_last_line(
     assert "--resume alone does not help" in last
 
 
+def test_held_out_prompts_without_rubrics_end_it_before_the_first_step(
+    train: Callable[..., Result], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"prompt": "w20"}\n')
+    ended = train(f"eval_data={held_out}", "eval_steps=1", "max_unscored=0.5")
+    assert ended.exit_code == 1
+    assert "evaluation after step 0  reward –  unscored 4/4" in ended.output
+    assert "run `markscheme induce` on eval_data" in ended.output
+    assert "step 1/2" not in ended.output
+    assert not list(Path(settings["output_dir"]).glob("checkpoint-*"))
+
+
 @pytest.mark.parametrize(
     ("key", "said"),
     [
