@@ -65,6 +65,8 @@ def test_the_table_has_rollouts_rewards_and_missed_criteria_but_no_prompts(
 def test_showing_completions_changes_nothing_in_the_training(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
+    """TRL chooses what it prints with Python's generator, whose state a checkpoint holds."""
+    settings = settings | {"save_strategy": "steps", "save_steps": 2}
     shown = run(
         settings
         | {
@@ -76,6 +78,11 @@ def test_showing_completions_changes_nothing_in_the_training(
     silent = run(settings)
     one, two = (load_file(output / "model.safetensors") for output in (shown, silent))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    states = [
+        torch.load(output / "checkpoint-2" / "rng_state.pth", weights_only=False)["python"]
+        for output in (shown, silent)
+    ]
+    assert states[0] == states[1]
     assert not (silent / "completions").exists()
 
 
