@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,11 @@ def configured(
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-def test_the_example_of_a_second_reward_trains(configured: Path) -> None:
+def test_the_example_of_a_second_reward_trains(
+    configured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (configured / "my_rewards.py").write_text(example("## A second reward"), "utf-8")
+    monkeypatch.setattr("sys.path", [*sys.path])
     given = yaml.safe_load(example("## A second reward", "yaml"))
     config = load_config(configured / "config.yaml", [f"{k}={v}" for k, v in given.items()])
     records: list[StepRecord] = []

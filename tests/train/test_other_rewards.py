@@ -1,6 +1,7 @@
 """Other reward functions from the configuration: found, weighed, and given the data's columns."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings(
 def test_a_reward_function_beside_the_configuration_gets_the_datas_columns(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_rewards.py").write_text(
+    (tmp_path / "column_rewards.py").write_text(
         "seen = []\n"
         "def matches(completions, answer, **others):\n"
         "    seen.append((list(answer), sorted(others)))\n"
@@ -29,6 +30,7 @@ def test_a_reward_function_beside_the_configuration_gets_the_datas_columns(
         "    return [-float(len(text)) for text in completions]\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
     data = tmp_path / "answers.jsonl"
     rows = [{"prompt": f"w{n}", "answer": {"n": n}, "images": ["x"]} for n in range(3)]
     data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "w9"}]))
@@ -39,7 +41,7 @@ def test_a_reward_function_beside_the_configuration_gets_the_datas_columns(
             settings
             | {
                 "data": str(data),
-                "rewards": ["my_rewards:matches", "my_rewards:brevity"],
+                "rewards": ["column_rewards:matches", "column_rewards:brevity"],
                 "reward_weights": [1.0, 0.5, 0.0],
             }
         ),
@@ -48,11 +50,11 @@ def test_a_reward_function_beside_the_configuration_gets_the_datas_columns(
         on_record=records.append,
         on_warning=said.append,
     )
-    import my_rewards  # type: ignore[import-not-found]
+    import column_rewards  # type: ignore[import-not-found]
 
-    answers = [answer for batch, _ in my_rewards.seen for answer in batch]
+    answers = [answer for batch, _ in column_rewards.seen for answer in batch]
     assert {str(answer) for answer in answers} == {"{'n': 0}", "{'n': 1}", "{'n': 2}", "None"}
-    assert all("images" not in others for _, others in my_rewards.seen)
+    assert all("images" not in others for _, others in column_rewards.seen)
     assert said[1:] == [
         f"{data}: reward functions do not get the column 'images', whose name has another "
         "meaning: rename it"
@@ -61,7 +63,9 @@ def test_a_reward_function_beside_the_configuration_gets_the_datas_columns(
     metrics = records[0].metrics
     assert records[0].reward == 0.375
     assert metrics["rewards/matches/mean"] == 1.0
-    assert metrics["reward"] == pytest.approx(0.375 + 0.5 * metrics_share(my_rewards.seen[0][0]))
+    assert metrics["reward"] == pytest.approx(
+        0.375 + 0.5 * metrics_share(column_rewards.seen[0][0])
+    )
 
 
 def metrics_share(answers: list[Any]) -> float:
