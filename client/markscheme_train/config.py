@@ -21,7 +21,7 @@ from trl import GRPOConfig
 from markscheme.data import Columns
 from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode, View
 from markscheme_train.config_checks import check_batch, check_method, check_ranges
-from markscheme_train.errors import ConfigError
+from markscheme_train.errors import SETTING_ERRORS, ConfigError
 from markscheme_train.setting_checks import check_settings, evaluation_defaults
 
 _POLICY: Mapping[str, Any] = {
@@ -429,7 +429,7 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
         config = TrainConfig(
             **{**local_defaults(), **evaluation_defaults(values), **defaults, **values}
         )
-    except (ValueError, TypeError) as error:
+    except SETTING_ERRORS as error:
         raise ConfigError(str(error)) from error
     config.load_best_model_at_end = load_best
     check_settings(config, values)

@@ -35,6 +35,7 @@ from markscheme_train.config import TrainConfig
 from markscheme_train.config_checks import small_step_warning
 from markscheme_train.data import Example, as_dataset, read_examples, within_length
 from markscheme_train.errors import (
+    SETTING_ERRORS,
     ConfigError,
     DataError,
     Diverged,
@@ -325,7 +326,7 @@ def build_trainer(
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
         )
-    except (ValueError, TypeError, ImportError, RuntimeError, NotImplementedError) as error:
+    except SETTING_ERRORS as error:
         raise ConfigError(f"these settings cannot be used: {error}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

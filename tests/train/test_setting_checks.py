@@ -58,6 +58,7 @@ EVALUATED = {"eval_data": "d.jsonl", "eval_steps": 5}
         ({"lr_scheduler_type": "wavy"}, "wavy"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size is not supported"),
         ({"optim": "adamw_magic"}, "adamw_magic"),
+        ({"accelerator_config": "nowhere.json"}, "nowhere.json"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_what_to_do(given: dict[str, Any], message: str) -> None:
