@@ -1,13 +1,16 @@
 """Checks of settings that depend on each other or on what is installed. Each says what to do."""
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from markscheme_train.errors import ConfigError
+from markscheme_train.errors import SETTING_ERRORS, ConfigError
 
 if TYPE_CHECKING:
     from markscheme_train.config import TrainConfig
@@ -27,6 +30,19 @@ _PACKAGES = (
     ("use_liger_kernel", "liger_kernel", "liger-kernel"),
 )
 """Settings, the module that each needs, and what to install."""
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "loss_type": ("dapo", "dr_grpo", "bnpo", "grpo", "cispo", "luspo", "sapo", "vespo"),
+    "scale_rewards": ("none", "group", "batch"),
+    "importance_sampling_level": ("token", "sequence"),
+}
+"""Words that TRL takes, and refuses only when a batch was generated and scored."""
+_MAPPINGS = (
+    "model_init_kwargs",
+    "chat_template_kwargs",
+    "generation_kwargs",
+    "lr_scheduler_kwargs",
+    "gradient_checkpointing_kwargs",
+)
 _ADAPTER_ONLY = ("lora_alpha", "lora_target_modules", "lora_dropout", "use_rslora")
 
 
@@ -53,6 +69,7 @@ def check_settings(config: "TrainConfig", given: Mapping[str, Any]) -> None:
         given: What the user set.
     """
     problems = chain(
+        _value_problems(config),
         _evaluation_problems(config, given),
         _adapter_problems(config, given),
         _reward_problems(config),
@@ -73,6 +90,28 @@ def check_installed(config: "TrainConfig") -> None:
         raise ConfigError(f"report_to: {error}") from error
     except (ImportError, RuntimeError) as error:
         raise ConfigError(f"report_to: {error} Or set report_to: none") from error
+
+
+def _value_problems(config: "TrainConfig") -> Iterator[str]:
+    for key, words in _CHOICES.items():
+        if getattr(config, key) not in words:
+            yield f"{key} must be one of {', '.join(words)}, not {getattr(config, key)}"
+    for key in _MAPPINGS:
+        if not isinstance(getattr(config, key), Mapping | None):
+            yield f"{key} must be keys and values, such as {{key: value}}"
+    try:
+        get_scheduler(
+            config.lr_scheduler_type,
+            torch.optim.SGD([torch.zeros(1)]),
+            num_warmup_steps=1,
+            num_training_steps=100,
+            scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+        )
+    except SETTING_ERRORS as error:
+        yield (
+            f"lr_scheduler_type {config.lr_scheduler_type.value} cannot be used with these "
+            f"lr_scheduler_kwargs: {error}"
+        )
 
 
 def _evaluation_problems(config: "TrainConfig", given: Mapping[str, Any]) -> Iterator[str]:
@@ -126,10 +165,20 @@ def _adapter_problems(config: "TrainConfig", given: Mapping[str, Any]) -> Iterat
         yield f"lora_dropout must be from 0 to below 1, not {config.lora_dropout}"
     if config.lora_dropout and config.disable_dropout:
         yield "lora_dropout has no effect with disable_dropout: set disable_dropout: false"
+    if isinstance(config.lora_target_modules, str):
+        try:
+            re.compile(config.lora_target_modules)
+        except re.error as error:
+            yield f"lora_target_modules is no regular expression: {error}"
     if not config.lora_target_modules:
         yield "lora_target_modules must not be empty: name layers, or leave it out for all linear"
 
 
 def _reward_problems(config: "TrainConfig") -> Iterator[str]:
+    weights = config.reward_weights
+    if weights is not None and not (
+        isinstance(weights, list) and all(isinstance(w, int | float) for w in weights)
+    ):
+        yield "reward_weights must be a list of numbers, the rubric's first"
     if not isinstance(config.rewards, list) or not all(isinstance(r, str) for r in config.rewards):
         yield "rewards must be a list, such as rewards: [my_rewards:brevity]"

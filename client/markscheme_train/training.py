@@ -375,7 +375,7 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(config.model, **options)
         tokenizer = AutoTokenizer.from_pretrained(config.model)
-    except (OSError, ValueError, ImportError) as error:
+    except (*SETTING_ERRORS, AttributeError) as error:
         why = str(error).partition("\n")[0]
         raise ModelError(f"cannot load the model `{config.model}`: {why}") from error
     if config.lora_rank is not None:
@@ -438,8 +438,11 @@ def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> b
             )
         return True
     if config.process_index == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(now, indent=1) + "\n")
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(now, indent=1) + "\n")
+        except OSError as error:
+            raise ConfigError(f"output_dir: cannot write {file}: {error.strerror}") from error
     return False
 
 

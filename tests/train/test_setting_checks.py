@@ -59,6 +59,28 @@ EVALUATED = {"eval_data": "d.jsonl", "eval_steps": 5}
         ({"auto_find_batch_size": True}, "auto_find_batch_size is not supported"),
         ({"optim": "adamw_magic"}, "adamw_magic"),
         ({"accelerator_config": "nowhere.json"}, "nowhere.json"),
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be at least 0, not -1"),
+        ({"adam_beta1": 2.0}, "`adam_beta1` must be from 0 to 1, not 2"),
+        ({"top_p": 2.0}, "`top_p` must be above 0 and at most 1, not 2"),
+        ({"top_k": -3}, "`top_k` must be at least 0, not -3"),
+        ({"loss_type": "nosuch"}, "loss_type must be one of dapo, .* not nosuch"),
+        ({"scale_rewards": "x"}, "scale_rewards must be one of none, group, batch, not x"),
+        (
+            {"importance_sampling_level": "x"},
+            "importance_sampling_level must be one of token, sequence, not x",
+        ),
+        ({"model_init_kwargs": 3}, "model_init_kwargs must be keys and values"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr"},
+            "cosine_with_min_lr cannot be used with these lr_scheduler_kwargs: .*min_lr",
+        ),
+        ({"reward_weights": 1}, "reward_weights must be a list of numbers, the rubric's first"),
+        (
+            {"lora_rank": 2, "lora_target_modules": "("},
+            "lora_target_modules is no regular expression",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_with_what_to_do(given: dict[str, Any], message: str) -> None:
@@ -99,6 +121,9 @@ def test_a_wrong_setting_is_refused_with_what_to_do(given: dict[str, Any], messa
             TrainError,
             "cannot load the model .*[Ff]lash",
         ),
+        ({"model_init_kwargs": {"dtype": "float99"}}, TrainError, "cannot load .*float99"),
+        ({"model_init_kwargs": {"nosuch": 1}}, TrainError, "cannot load the model .*nosuch"),
+        ({"output_dir": "/proc/nowhere"}, ConfigError, "output_dir: cannot write /proc/nowhere"),
         ({"max_prompt_length": 1}, None, ""),
         (
             {"max_prompt_length": 1, "data": "long"},
