@@ -20,6 +20,7 @@ from trl import GRPOConfig
 from markscheme.data import Columns
 from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode, View
 from markscheme_train.errors import ConfigError
+from markscheme_train.self_teacher import RateSchedule, SelfTeacherKind
 
 _POLICY: Mapping[str, Any] = {
     # As ROPD's authors released it and SRPO's trained with: advantage r - mean(r) without division
@@ -198,6 +199,28 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         metadata={
             "help": "Step of the self-teacher's moving average after each batch, 0 to 1; 0 "
             "freezes it."
+        },
+    )
+    self_teacher: SelfTeacherKind = field(
+        default="ema",
+        metadata={
+            "help": "What teaches: a moving average of the student (ema), the initial student "
+            "(frozen), or a mixture of the initial and the current one in log space "
+            "(trust_region)."
+        },
+    )
+    trust_region_coefficient: float = field(
+        default=0.05,
+        metadata={
+            "help": "The current student's share of a trust_region self-teacher, 0 to 1; the rest "
+            "is the initial student's."
+        },
+    )
+    teacher_rate_schedule: RateSchedule = field(
+        default="constant",
+        metadata={
+            "help": "How teacher_update_rate or trust_region_coefficient falls to 0 over the run: "
+            "linear or cosine; constant: not at all."
         },
     )
     distillation_alpha: float = field(

@@ -36,7 +36,14 @@ from markscheme_train.self_distillation import (
     StudentStates,
     student_token_mask,
 )
-from markscheme_train.self_teacher import AdapterCopy, ModelCopy, output_head
+from markscheme_train.self_teacher import (
+    AdapterCopy,
+    ModelCopy,
+    SelfTeacher,
+    TrustRegion,
+    output_head,
+    scheduled,
+)
 
 SELF_TEACHER_FILE = "self_teacher.pt"
 
@@ -111,14 +118,35 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             teacher.model.to(self.accelerator.device)
         if args.method != "grpo":
             check_unsharded(self)
+            copied = teacher or AdapterCopy(self.model)
+            self_teacher: SelfTeacher = copied
+            if args.self_teacher == "trust_region":
+                self_teacher = TrustRegion(copied, self.model, self.teacher_rate)
             self.distillation = SelfDistillation(
                 args,
-                teacher or AdapterCopy(self.model),
+                self_teacher,
                 self._tokenizer,
                 # `or None`: some templates write about tools even where the list is empty.
                 template={"tools": self.tools or None, "chat_template": self.chat_template},
             )
             self.add_callback(UpdateSelfTeacher(self))
+
+    def teacher_rate(self) -> float:
+        """Return how closely the self-teacher follows the student at this step, 0 to 1.
+
+        It is the rate of a moving average, or the student's share of a trust region.
+        """
+        args = self.args
+        if args.self_teacher == "frozen":
+            return 0.0
+        rate = (
+            args.teacher_update_rate
+            if args.self_teacher == "ema"
+            else args.trust_region_coefficient
+        )
+        return scheduled(
+            rate, args.teacher_rate_schedule, self.state.global_step, self.state.max_steps
+        )
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
@@ -401,7 +429,9 @@ class UpdateSelfTeacher(TrainerCallback):  # type: ignore[misc]
             trainer.distillation is not None
             and trainer._step % (args.steps_per_generation * args.num_iterations) == 0
         ):
-            trainer.distillation.self_teacher.update(args.teacher_update_rate)
+            rate = trainer.teacher_rate()
+            if rate > 0:
+                trainer.distillation.self_teacher.update(rate)
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]

@@ -306,14 +306,17 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
     """Return what the outcome of a run follows from, as JSON.
 
     These are the settings that may not change on resume, the data and the number of processes; the
-    length of the run only where the learning rate depends on it.
+    length of the run only where the learning rate or the self-teacher's rate depends on it.
     """
     decisive = {
         name: value
         for name, value in config.to_dict().items()
         if name not in CHANGEABLE_ON_RESUME and not name.startswith(CHANGEABLE_PREFIXES)
     }
-    if config.lr_scheduler_type.value not in CONSTANT_SCHEDULES:
+    if (
+        config.lr_scheduler_type.value not in CONSTANT_SCHEDULES
+        or config.teacher_rate_schedule != "constant"
+    ):
         decisive |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
     decisive |= {
         "data": open_source(config.data).fingerprint(),
