@@ -173,6 +173,13 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
     success_threshold: float = field(
         default=0.5, metadata={"help": "Score from which a rollout is a success."}
     )
+    truncated_fails: bool = field(
+        default=False,
+        metadata={
+            "help": "A rollout that hit the token limit fails whatever its score, and is no "
+            "demonstration."
+        },
+    )
     demonstration_threshold: float | None = field(
         default=None,
         metadata={

@@ -44,18 +44,19 @@ def route(
     demonstration: float | None = None,
     gap: float = 0.0,
     truncated: Sequence[bool] | None = None,
+    truncated_fails: bool = False,
     feedback: Sequence[bool] | None = None,
     teacher_score: float | None = None,
 ) -> Routes:
     """Route one group's rollouts by their scores.
 
-    A rollout fails below `success`, or when it was truncated. Its demonstration is the best other
-    rollout that was not truncated and scored at least `demonstration` and at least `gap` more; the
-    first one among equals. Without one it is the teacher's response, if its score meets the same
-    terms. A failure with a demonstration or feedback goes to self-distillation, everything else to
-    GRPO.
+    A rollout fails below `success`. Its demonstration is the best other rollout that scored at
+    least `demonstration` and at least `gap` more; the first one among equals, and a truncated one
+    only where no other qualifies. Without one it is the teacher's response, if its score meets the
+    same terms. A failure with a demonstration or feedback goes to self-distillation, everything
+    else to GRPO.
 
-    With the defaults and rewards of 0 and 1 this is SRPO as published.
+    With the defaults and rewards of 0 and 1 the branches are those of SRPO as published.
 
     Args:
         scores: Rewards, at most 1; `None` or NaN where unknown.
@@ -63,6 +64,7 @@ def route(
         demonstration: Minimum score of a demonstration; default: `success`.
         gap: Minimum lead of a demonstration over the rollout.
         truncated: Which rollouts hit the token limit.
+        truncated_fails: A truncated rollout fails whatever its score, and is no demonstration.
         feedback: Which rollouts have feedback.
         teacher_score: Score of the teacher's best response, if it may be shown.
 
@@ -76,6 +78,9 @@ def route(
     if not len(is_truncated) == len(has_feedback) == count:
         raise ValueError("scores, truncated and feedback must be of one length")
     minimum = success if demonstration is None else demonstration
+    shown = [
+        None if is_truncated[i] and truncated_fails else score for i, score in enumerate(values)
+    ]
     branches: list[Branch] = []
     demonstrations: list[int | None] = []
     for own, score in enumerate(values):
@@ -84,14 +89,14 @@ def route(
             demonstrations.append(None)
             continue
         # With a gap of 0 a demonstration may score less than the failure itself, as in SRPO.
-        shown_by = _best(values, is_truncated, own, max(minimum, score + gap) if gap else minimum)
+        shown_by = _best(shown, is_truncated, own, max(minimum, score + gap) if gap else minimum)
         if (
             shown_by is None
             and teacher_score is not None
             and teacher_score >= max(minimum, score + gap)
         ):
             shown_by = TEACHER
-        failed = is_truncated[own] or score < success
+        failed = score < success or (truncated_fails and is_truncated[own])
         branches.append(
             Branch.SDPO if failed and (shown_by is not None or has_feedback[own]) else Branch.GRPO
         )
@@ -104,8 +109,8 @@ def _best(
 ) -> int | None:
     # Negated, so that the first among equals is the largest.
     others = [
-        (score, -index)
+        (not truncated[index], score, -index)
         for index, score in enumerate(scores)
-        if index != own and score is not None and not truncated[index] and score >= minimum
+        if index != own and score is not None and score >= minimum
     ]
-    return -max(others)[1] if others else None
+    return -max(others)[-1] if others else None

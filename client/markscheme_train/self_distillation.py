@@ -107,6 +107,7 @@ class SelfDistillation:
                 demonstration=config.demonstration_threshold,
                 gap=config.demonstration_gap,
                 truncated=[score.truncated for score in row_scores],
+                truncated_fails=config.truncated_fails,
                 feedback=[bool(lines) for lines in feedback],
                 teacher_score=teacher_score,
             )

@@ -52,10 +52,24 @@ def test_a_near_tie_is_left_to_the_reward() -> None:
     )
 
 
-def test_what_was_cut_off_fails_and_shows_nothing() -> None:
-    routes = route([1.0, 0.0, 1.0], truncated=[True, False, False])
+def test_the_reward_alone_decides_success_also_of_a_truncated_rollout() -> None:
+    routes = route([1.0, 0.0, 0.0, 0.0], truncated=[True, False, False, True])
+    assert routes.branches == (Branch.GRPO, Branch.SDPO, Branch.SDPO, Branch.SDPO)
+    assert routes.demonstrations == (None, 0, 0, 0)
+
+
+def test_a_truncated_rollout_is_a_demonstration_only_where_no_other_is() -> None:
+    routes = route([0.9, 0.0, 0.7], truncated=[True, False, False])
+    assert routes.branches == (Branch.GRPO, Branch.SDPO, Branch.GRPO)
+    assert routes.demonstrations == (2, 2, 0)
+
+
+def test_a_truncated_rollout_fails_and_shows_nothing_if_that_is_asked_for() -> None:
+    routes = route([1.0, 0.0, 1.0], truncated=[True, False, False], truncated_fails=True)
     assert routes.branches == (Branch.SDPO, Branch.SDPO, Branch.GRPO)
     assert routes.demonstrations == (2, 2, None)
+    lone = route([1.0, 0.0], truncated=[True, False], truncated_fails=True)
+    assert lone.branches == (Branch.GRPO, Branch.GRPO)
 
 
 def test_what_has_no_score_goes_nowhere_and_shows_nothing() -> None:
@@ -86,7 +100,15 @@ def test_what_holds_for_all_groups(
     scores: list[float | None], success: float, least: float, gap: float, data: st.DataObject
 ) -> None:
     cut = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
-    routes = route(scores, success=success, demonstration=least, gap=gap, truncated=cut)
+    fails = data.draw(st.booleans())
+    routes = route(
+        scores,
+        success=success,
+        demonstration=least,
+        gap=gap,
+        truncated=cut,
+        truncated_fails=fails,
+    )
     for own, (score, branch, shown) in enumerate(
         zip(scores, routes.branches, routes.demonstrations, strict=True)
     ):
@@ -94,8 +116,14 @@ def test_what_holds_for_all_groups(
         if shown is not None:
             assert shown != own
             assert scores[shown] is not None
-            assert scores[shown] >= (max(least, score + gap) if gap else least)  # type: ignore[operator]
-            assert not cut[shown]
+            minimum = max(least, score + gap) if gap else least  # type: ignore[operator]
+            assert scores[shown] >= minimum  # type: ignore[operator]
+            whole = [
+                other
+                for i, other in enumerate(scores)
+                if i != own and other is not None and not cut[i]
+            ]
+            assert not cut[shown] or (not fails and all(other < minimum for other in whole))
         if branch is Branch.SDPO:
             assert shown is not None
-            assert cut[own] or score < success  # type: ignore[operator]
+            assert score < success or (fails and cut[own])  # type: ignore[operator]
