@@ -190,6 +190,10 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
     demonstration_gap: float = field(
         default=0.0, metadata={"help": "Minimum lead of a demonstration over the rollout's score."}
     )
+    min_demonstration_tokens: int = field(
+        default=0,
+        metadata={"help": "Minimum tokens of a demonstration, thoughts left out; 0: any."},
+    )
     teacher_demonstration: bool = field(
         default=False,
         metadata={"help": "Show the teacher's response where no rollout qualifies."},

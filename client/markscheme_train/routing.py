@@ -45,6 +45,7 @@ def route(
     gap: float = 0.0,
     truncated: Sequence[bool] | None = None,
     truncated_fails: bool = False,
+    too_short: Sequence[bool] | None = None,
     feedback: Sequence[bool] | None = None,
     teacher_score: float | None = None,
 ) -> Routes:
@@ -65,21 +66,24 @@ def route(
         gap: Minimum lead of a demonstration over the rollout.
         truncated: Which rollouts hit the token limit.
         truncated_fails: A truncated rollout fails whatever its score, and is no demonstration.
+        too_short: Which rollouts are too short to be shown.
         feedback: Which rollouts have feedback.
         teacher_score: Score of the teacher's best response, if it may be shown.
 
     Raises:
-        ValueError: `scores`, `truncated` and `feedback` differ in length.
+        ValueError: `scores` and one of the lists beside it differ in length.
     """
     count = len(scores)
     values = [None if score is None or math.isnan(score) else float(score) for score in scores]
     is_truncated = [False] * count if truncated is None else list(truncated)
+    is_too_short = [False] * count if too_short is None else list(too_short)
     has_feedback = [False] * count if feedback is None else list(feedback)
-    if not len(is_truncated) == len(has_feedback) == count:
-        raise ValueError("scores, truncated and feedback must be of one length")
+    if not len(is_truncated) == len(is_too_short) == len(has_feedback) == count:
+        raise ValueError("scores, truncated, too_short and feedback must be of one length")
     minimum = success if demonstration is None else demonstration
     shown = [
-        None if is_truncated[i] and truncated_fails else score for i, score in enumerate(values)
+        None if is_too_short[i] or (is_truncated[i] and truncated_fails) else score
+        for i, score in enumerate(values)
     ]
     branches: list[Branch] = []
     demonstrations: list[int | None] = []

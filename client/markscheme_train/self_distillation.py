@@ -101,12 +101,18 @@ class SelfDistillation:
             external, teacher_score = _best(
                 sent.teacher_responses if sent is not None else None, rows.teacher_scores[start]
             )
+            if external is not None and self._is_too_short(external):
+                external = teacher_score = None
             routes = route(
                 [score.reward for score in row_scores],
                 success=config.success_threshold,
                 demonstration=config.demonstration_threshold,
                 gap=config.demonstration_gap,
                 truncated=[score.truncated for score in row_scores],
+                too_short=[
+                    row.problem is None and self._is_too_short(text_if_plain(row.completion))
+                    for row in rows.rollouts[start : start + size]
+                ],
                 truncated_fails=config.truncated_fails,
                 feedback=[bool(lines) for lines in feedback],
                 teacher_score=teacher_score,
@@ -129,6 +135,13 @@ class SelfDistillation:
                     )
                 )
         return contexts
+
+    def _is_too_short(self, demonstration: Conversation) -> bool:
+        minimum = self.config.min_demonstration_tokens
+        if minimum == 0:
+            return False
+        text, _ = self._readable(demonstration)
+        return len(self._ids(without_thinking(text or ""))) < minimum
 
     def _is_routed(self, routes: Routes, index: int, feedback: Sequence[str]) -> bool:
         # SDPO teaches every scored rollout for which the self-teacher has something to read.
