@@ -27,7 +27,7 @@ TEACHER = -1
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Branch and demonstration of each rollout of a group.
+    """Branch and demonstration of each rollout of a group, and whether it succeeded.
 
     A demonstration is named for every rollout that has one, also where it is not needed: the index
     of a rollout, `TEACHER` for the teacher's response, or `None`.
@@ -35,6 +35,7 @@ class Routes:
 
     branches: tuple[Branch, ...]
     demonstrations: tuple[int | None, ...]
+    successes: tuple[bool, ...]
 
 
 def route(
@@ -87,10 +88,12 @@ def route(
     ]
     branches: list[Branch] = []
     demonstrations: list[int | None] = []
+    successes: list[bool] = []
     for own, score in enumerate(values):
         if score is None:
             branches.append(Branch.UNSCORED)
             demonstrations.append(None)
+            successes.append(False)
             continue
         # With a gap of 0 a demonstration may score less than the failure itself, as in SRPO.
         shown_by = _best(shown, is_truncated, own, max(minimum, score + gap) if gap else minimum)
@@ -105,7 +108,8 @@ def route(
             Branch.SDPO if failed and (shown_by is not None or has_feedback[own]) else Branch.GRPO
         )
         demonstrations.append(shown_by)
-    return Routes(tuple(branches), tuple(demonstrations))
+        successes.append(not failed)
+    return Routes(tuple(branches), tuple(demonstrations), tuple(successes))
 
 
 def _best(

@@ -24,6 +24,7 @@ from trl.trainer.utils import RepeatSampler
 
 from markscheme_train.checkpoints import SAVING, publish_dir
 from markscheme_train.config import TrainConfig
+from markscheme_train.diagnostics import distinct_sums, repetition_sums
 from markscheme_train.distillation import token_log_probs
 from markscheme_train.errors import ConfigError
 from markscheme_train.losses import group_advantages
@@ -185,6 +186,12 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.seconds["rollout"] += (
             time.perf_counter() - started - (self.seconds["scoring"] - scoring)
         )
+        rollouts = [
+            ids[kept]
+            for ids, kept in zip(
+                batch["completion_ids"], student_token_mask(batch).bool(), strict=True
+            )
+        ]
         scored = (~self._unscored).to(batch["completion_mask"])
         batch["completion_mask"] = batch["completion_mask"] * scored.unsqueeze(1)
         first = self.accelerator.process_index * len(scored)
@@ -213,7 +220,29 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 self._metrics["train"][name].append(value)
             self.seconds["teacher"] += time.perf_counter() - started
         batch["num_items_in_batch"] = self.accelerator.gather(student_token_mask(batch).sum()).sum()
+        if self.model.training:
+            self._log_diversity(rollouts, first)
         return batch
+
+    def _log_diversity(self, rollouts: Sequence[torch.Tensor], first: int) -> None:
+        """Log how often rollouts repeat themselves, and each other where their prompts differ.
+
+        Args:
+            rollouts: Token ids [T] of this process's rollouts, tools' left out.
+            first: Index of the first one among those of all processes.
+        """
+        size = self.num_generations
+        groups = {(first + place) // size: ids for place, ids in reversed([*enumerate(rollouts)])}
+        sums = self._total(
+            torch.stack([repetition_sums(rollouts), distinct_sums([*groups.values()])]).to(
+                self.accelerator.device
+            )
+        )
+        for name, (part, whole) in zip(
+            ("completions/repetition", "completions/distinct"), sums.tolist(), strict=True
+        ):
+            if whole:
+                self._metrics["train"][name].append(part / whole)
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
@@ -233,6 +262,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             ).tolist()
             for branch, norm in zip(("policy", "distillation"), norms, strict=True):
                 self._metrics["train"][f"gradient_norm/{branch}"].append(norm)
+            comparison = self.distillation.comparison
+            means = comparison.means(self._total(comparison.take(loss.device)))
+            for name, value in means.items():
+                self._metrics["train"][name].append(value)
         last = self._buffered_inputs[-1] if self._buffered_inputs else None
         if last is not None and int(last["num_items_in_batch"]) == 0:
             model.zero_grad(set_to_none=True)
@@ -253,6 +286,9 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             assert self._student is not None
             with self.accelerator.autocast():
                 distillation = self.distillation.distillation_loss_sum(inputs, self._student)
+            self.distillation.comparison.add(
+                inputs, self._student.log_probs, student_token_mask(inputs)
+            )
             self._norms.watch(self._student.hidden, inputs["routed"])
         finally:
             # Also after an error: the forward pass runs outside of updates too.
