@@ -12,8 +12,7 @@ from typing import Any
 from training.graders import Scale
 
 ROLLOUTS = 8
-RATES = (3e-4, 1e-3, 3e-3)
-SLOW_RATES = (1e-4, 3e-4, 1e-3)
+RATES = (1e-4, 3e-4, 1e-3)
 
 Settings = Mapping[str, Any]
 FROZEN: Settings = {"self_teacher": "frozen"}
@@ -46,10 +45,8 @@ class Arm:
 
 
 def _late(name: str, preset: str, prompts: int = 8, task: str = "copy", **settings: Any) -> Arm:
-    """Return an arm of the open question: does SRPO end above GRPO?"""
-    return Arm(
-        task, name, preset, settings=settings, rates=(3e-4, 1e-3), steps=200, prompts=prompts
-    )
+    """Return an arm of the open question, whether SRPO ends above GRPO: it runs for longer."""
+    return Arm(task, name, preset, settings=settings, rates=(3e-4,), steps=200, prompts=prompts)
 
 
 COPY = (
@@ -62,10 +59,10 @@ COPY = (
     Arm("copy", "sdpo-trust-region", "sdpo", settings=TRUST_REGION),
     Arm("copy", "srpo-trust-region", "srpo", settings=TRUST_REGION),
 )
-WEAK = tuple(
-    Arm("copy-weak", method, method, rates=(1e-3,)) for method in ("grpo", "sdpo", "srpo")
+WEAK = tuple(Arm("copy-weak", method, method, rates=(1e-3,)) for method in ("grpo", "sdpo", "srpo"))
+SPARSE = tuple(
+    Arm("copy-sparse", method, method, rates=(3e-4, 1e-3)) for method in ("grpo", "sdpo", "srpo")
 )
-SPARSE = tuple(Arm("copy-sparse", method, method) for method in ("grpo", "sdpo", "srpo"))
 RUBRIC = (
     Arm("copy-rubric", "grpo", "grpo"),
     Arm("copy-rubric", "srpo", "srpo"),
@@ -97,7 +94,7 @@ LATE = (
     _late("late-srpo-exact-frozen", "srpo", task="copy-exact", **FROZEN),
 )
 FAMILIES = tuple(
-    Arm("families", name, preset, settings=settings, rates=SLOW_RATES[:2], steps=200)
+    Arm("families", name, preset, settings=settings, rates=(1e-4, 3e-4), steps=200)
     for name, preset, settings in (
         ("grpo", "grpo", {}),
         ("sdpo", "sdpo", {}),
@@ -106,3 +103,34 @@ FAMILIES = tuple(
     )
 )
 SMALL = (*COPY, *RUBRIC, *WEAK, *SPARSE, *RATING, *LATE)
+
+COMPARISONS = (
+    *(
+        (task, arm, against)
+        for task in ("copy", "copy-sparse", "copy-weak", "families")
+        for arm, against in (("srpo", "grpo"), ("srpo", "sdpo"), ("sdpo", "grpo"))
+    ),
+    ("copy", "srpo", "srpo-unweighted"),
+    ("copy", "srpo-frozen", "srpo"),
+    ("copy", "srpo-frozen", "grpo"),
+    ("copy", "srpo-trust-region", "srpo"),
+    ("copy", "srpo-trust-region", "grpo"),
+    ("copy", "sdpo-frozen", "sdpo"),
+    ("copy", "sdpo-trust-region", "sdpo"),
+    ("families", "srpo-frozen", "grpo"),
+    ("copy-rubric", "ropd", "grpo"),
+    ("copy-rubric", "srpo", "grpo"),
+    ("copy-rubric", "srpo-rubric", "ropd"),
+    ("copy-rubric", "srpo-rubric", "srpo"),
+    ("copy-rubric", "srpo-rubric", "srpo-rubric-no-feedback"),
+    *(
+        ("copy-rubric", f"{method}-noisy-rubric", f"{method}-{scale}")
+        for method in ("grpo", "srpo")
+        for scale in ("rating", "calibrated-rating")
+    ),
+    *(("copy", arm.name, "late-grpo") for arm in LATE[1:5]),
+    ("copy", "late-srpo-32-prompts", "late-grpo-32-prompts"),
+    ("copy-exact", "late-srpo-exact", "late-grpo-exact"),
+    ("copy-exact", "late-srpo-exact-frozen", "late-grpo-exact"),
+)
+"""Task, arm, and the arm that it is compared with."""

@@ -25,11 +25,12 @@ from training.tasks import LENGTH, Task
 Scale = Literal["verdict", "rubric", "noisy-rubric", "rating", "calibrated-rating"]
 """What a reward is.
 
-`verdict`: 1 for the right answer, else 0. `rubric`: the share of six criteria that are met, "value n
-is v"; missed ones are feedback. `noisy-rubric`: each of its verdicts is wrong in one of 20 cases.
-`rating`: one number from 0 to 10 by a judge with a scale and an offset of its own, which differ by
-seed; its noise is as large as that of the noisy rubric's score. `calibrated-rating`: the same
-without the scale and the offset.
+- `verdict`: 1 for the right answer, else 0.
+- `rubric`: the share of six criteria that are met, "value n is v"; missed ones are feedback.
+- `noisy-rubric`: the same, with each verdict wrong in one of 20 cases.
+- `rating`: one number from 0 to 10, by a judge with a scale and an offset of its own, which differ
+  by seed; its noise is as large as that of the noisy rubric's score.
+- `calibrated-rating`: the same number without scale and offset.
 """
 FLIPPED = 0.05
 """Probability that a noisy verdict is wrong."""

@@ -98,12 +98,13 @@ def main() -> None:
         run
         for run in planned(arms, range(arguments.seeds), quick=arguments.quick)
         if any(
-            fnmatch.fnmatch(f"{run.arm.task}/{run.arm.name}", pattern)
-            for pattern in arguments.only
+            fnmatch.fnmatch(f"{run.arm.task}/{run.arm.name}", pattern) for pattern in arguments.only
         )
     ]
     if not wanted:
-        parser.error("no arm is named so; there is " + ", ".join(f"{a.task}/{a.name}" for a in arms))
+        parser.error(
+            "no arm is named so; there is " + ", ".join(f"{a.task}/{a.name}" for a in arms)
+        )
     console = Console()
     try:
         carry_out(wanted, workdir, arguments.workers, console)
@@ -112,7 +113,11 @@ def main() -> None:
     tasks = {arm.task for arm in arms}
     report(
         [result for result in stored(workdir) if result["task"] in tasks],
-        [json.loads((workdir / f"model-{task}.json").read_text()) for task in sorted(tasks)],
+        [
+            json.loads(file.read_text())
+            for file in sorted(workdir.glob("model-*.json"))
+            if file.stem.removeprefix("model-") in tasks
+        ],
         arms,
         arguments.out / ("methods-large" if arguments.large else "methods"),
         console,

@@ -85,14 +85,10 @@ class Task:
             )
         }
 
-    def batches(
-        self, rows: int, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, rows: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield token ids and labels [rows, T]: without help, then with each kind of help."""
         end = torch.full((rows, 1), ID["<eos>"])
-        picked = torch.randint(
-            len(self.prompts) - self.held_out, (rows,), generator=generator
-        )
+        picked = torch.randint(len(self.prompts) - self.held_out, (rows,), generator=generator)
         prompt, answer = self.prompts[picked], self.answers[picked]
         guess = noisy(answer, self.right, generator)
         shown = noisy(answer, self.right, generator)
@@ -251,9 +247,7 @@ def save(model: Any, directory: Path) -> None:
 
 
 def speak_the_tasks_words() -> None:
-    """Show the self-teacher demonstrations and feedback in the tasks' words: no model here
-    knows English.
-    """
+    """Show the self-teacher what it reads in the tasks' words: no model here knows English."""
     reprompt.DEMONSTRATION, reprompt.FEEDBACK = DEMONSTRATION, FEEDBACK
     reprompt.CLOSING = CLOSING
 
