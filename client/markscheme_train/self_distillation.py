@@ -69,7 +69,7 @@ class TeacherContext:
     demonstration: Conversation | None
     feedback: Sequence[str]
     external: bool
-    success: bool
+    failure: bool
     control: bool
 
 
@@ -146,7 +146,8 @@ class SelfDistillation:
                         demonstration,
                         feedback[index],
                         source == TEACHER,
-                        routes.successes[index],
+                        routes.branches[index] is not Branch.UNSCORED
+                        and not routes.successes[index],
                         index == control,
                     )
                 )
@@ -187,9 +188,10 @@ class SelfDistillation:
         mask = student_token_mask(batch).bool()
         routed, failures, controls = torch.zeros(3, len(mask), dtype=torch.bool, device=mask.device)
         prompts: dict[int, Sequence[int]] = {}
-        informed = external = 0
+        informed = external = failed = 0.0
         for index, context in enumerate(self.routes(rows)[first : first + len(mask)]):
             informed += context.demonstration is not None or bool(context.feedback)
+            failed += context.failure
             # A row that is unscored or empty has no token to learn from.
             if (context.routed or context.control) and mask[index].any():
                 demonstration, cut = self._readable(context.demonstration)
@@ -205,7 +207,7 @@ class SelfDistillation:
                 if ids is not None:
                     prompts[index] = ids
                     routed[index], controls[index] = context.routed, context.control
-                    failures[index] = context.routed and not context.success
+                    failures[index] = context.routed and context.failure
                     external += context.routed and context.external
         states = self._teacher_states(batch, prompts)
         entropy, log_probs = torch.zeros(2, *mask.shape, dtype=torch.float32, device=mask.device)
@@ -235,32 +237,32 @@ class SelfDistillation:
         batch["advantages"] = batch["advantages"].masked_fill(routed, 0.0)
         if self.config.method == "sdpo":
             batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
-        sums = total(
-            torch.tensor(
-                [
-                    float(routed.sum()),
-                    informed,
-                    len(mask),
-                    float(entropy[routed_tokens].sum()),
-                    external,
-                    float(mask.sum()),
-                    float(batch["distillation_weights"].square().sum()),
-                ],
-                device=mask.device,
-            )
-        )
+        sums = {
+            "rows": float(len(mask)),
+            "tokens": float(mask.sum()),
+            "routed": float(routed.sum()),
+            "failed": failed,
+            "informed": informed,
+            "external": external,
+            "entropy": float(entropy[routed_tokens].sum()),
+            "squared_weight": float(batch["distillation_weights"].square().sum()),
+        }
+        totals = total(torch.tensor(list(sums.values()), dtype=torch.float64, device=mask.device))
+        sums = dict(zip(sums, totals.tolist(), strict=True))
         metrics = {
-            "distillation/routed_share": float(sums[0] / sums[2]),
-            "distillation/informed_share": float(sums[1] / sums[2]),
+            "distillation/routed_share": sums["routed"] / sums["rows"],
+            "distillation/informed_share": sums["informed"] / sums["rows"],
+            "distillation/failed_share": sums["failed"] / sums["rows"],
         }
         if self.config.teacher_demonstration:
-            metrics["distillation/teacher_response_share"] = float(sums[4] / sums[2])
-        if sums[5]:
-            metrics["distillation/routed_token_share"] = float(count / sums[5])
+            metrics["distillation/teacher_response_share"] = sums["external"] / sums["rows"]
+        if sums["tokens"]:
+            metrics["distillation/routed_token_share"] = float(count) / sums["tokens"]
         if count:
-            metrics["distillation/entropy_mean"] = float(sums[3] / count)
+            metrics["distillation/entropy_mean"] = sums["entropy"] / float(count)
             # The weights' mean is 1.
-            metrics["distillation/weight_std"] = float((sums[6] / count - 1).clamp(min=0).sqrt())
+            variance = sums["squared_weight"] / float(count) - 1
+            metrics["distillation/weight_std"] = max(0.0, variance) ** 0.5
         if routed_tokens.any():
             metrics |= _quantiles("entropy", entropy[routed_tokens])
             metrics |= _quantiles("weight", batch["distillation_weights"][routed_tokens])

@@ -23,6 +23,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from markscheme_train.checkpoints import SAVING, publish_dir
+from markscheme_train.collapse_guard import CollapseGuard
 from markscheme_train.config import TrainConfig
 from markscheme_train.diagnostics import distinct_sums, repetition_sums
 from markscheme_train.distillation import token_log_probs
@@ -114,6 +115,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             else None
         )
         super().__init__(model=model, reward_funcs=[reward, *other_rewards], args=args, **kwargs)
+        self.guard = CollapseGuard(self)
+        self.add_callback(self.guard)
         self.distillation: SelfDistillation | None = None
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
@@ -138,7 +141,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         It is the rate of a moving average, or the student's share of a trust region.
         """
         args = self.args
-        if args.self_teacher == "frozen":
+        if args.self_teacher == "frozen" or self.guard.freezes_teacher:
             return 0.0
         rate = (
             args.teacher_update_rate
@@ -209,7 +212,12 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             batch["advantages"] = advantages.flatten()[first : first + len(scored)].to(
                 batch["advantages"]
             )
-        if self.distillation is not None and self.reward.last is not None and self.model.training:
+        if (
+            self.distillation is not None
+            and self.reward.last is not None
+            and self.model.training
+            and not self.guard.routes_nothing
+        ):
             started = time.perf_counter()
             rows = ScoredRows(
                 self.reward.rows, self.reward.last.row_scores, self.reward.last.teacher_scores
@@ -306,7 +314,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         return folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write TRL's checkpoint and the self-teacher's weights, and publish them in one rename.
+        """Write TRL's checkpoint with our own files, and publish them in one rename.
 
         A run that is killed meanwhile leaves the previous checkpoint. Does nothing if this step's
         exists.
@@ -328,6 +336,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                     dict(self.distillation.self_teacher.weights()),
                     growing / done.name / SELF_TEACHER_FILE,
                 )
+            self.guard.save(growing / done.name)
         self.accelerator.wait_for_everyone()
         self._saving = str(growing)
         try:
@@ -345,8 +354,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load TRL's state of a checkpoint, and the self-teacher's weights with it."""
+        """Load TRL's state of a checkpoint, the self-teacher's weights and the guard's state."""
         super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.guard.restore(Path(checkpoint))
         if self.distillation is not None and checkpoint is not None:
             weights = torch.load(
                 Path(checkpoint) / SELF_TEACHER_FILE,
