@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STATE_FILE = "collapse.json"
 LENGTH_RATIO = "completions/length_ratio"
 METRICS = {
+    "reward": "reward",
     "length": "completions/mean_length",
     "repetition": "completions/repetition",
     "distinct": "completions/distinct",
