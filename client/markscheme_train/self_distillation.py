@@ -234,6 +234,8 @@ class SelfDistillation:
                     self.self_teacher.head,
                     temperature=self.config.temperature,
                 )
+        routed_tokens = mask & routed.unsqueeze(1)
+        entropy = torch.where(routed_tokens, entropy, 0.0)
         batch |= {
             "routed": routed,
             "failures": failures,
@@ -247,7 +249,6 @@ class SelfDistillation:
         }
         if self.config.method == "sdpo":
             batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
-        routed_tokens = mask & routed.unsqueeze(1)
         weights = (-self.config.entropy_beta * entropy[routed_tokens]).exp().double()
         sums = {
             "rows": float(len(mask)),
