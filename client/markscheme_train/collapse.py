@@ -47,11 +47,11 @@ class Rule(StrEnum):
 
 
 AGAIN = "begin again, from an earlier checkpoint if need be, with"
+WITH_TEACHER = "with a self-teacher go on with on_collapse: grpo, or begin again with"
 ADVICE = {
-    Rule.SHORT: f"Go on with on_collapse: grpo, or {AGAIN} min_demonstration_tokens or "
-    "self_teacher: frozen.",
-    Rule.TEMPLATE: f"Go on with on_collapse: grpo, or {AGAIN} self_teacher: frozen or a lower "
-    "learning_rate.",
+    Rule.SHORT: f"Lower learning_rate; {WITH_TEACHER} min_demonstration_tokens or self_teacher: "
+    "frozen.",
+    Rule.TEMPLATE: f"Lower learning_rate; {WITH_TEACHER} self_teacher: frozen.",
     Rule.TEACHER_WORSE: f"Go on with on_collapse: grpo, or {AGAIN} self_teacher: frozen or a lower "
     "learning_rate. If it was so from the start, what is shown does not help this model: use the "
     "preset grpo or ropd.",
