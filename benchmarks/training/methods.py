@@ -17,7 +17,7 @@ import signal
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +107,8 @@ def main() -> None:
         )
     console = Console()
     try:
-        carry_out(wanted, workdir, arguments.workers, console)
+        with process_pool(arguments.workers) as pool:
+            carry_out(wanted, workdir, pool, arguments.workers, console)
     except KeyboardInterrupt:
         console.print("Stopped. Run it again to go on.")
     tasks = {arm.task for arm in arms}
@@ -141,14 +142,34 @@ def planned(arms: Sequence[Arm], seeds: Iterable[int], *, quick: bool) -> list[R
 
 
 def stored(workdir: Path) -> list[dict[str, Any]]:
-    """Return the finished runs; a killed process may have left half a line."""
+    """Return the finished runs."""
     file = workdir / "runs.jsonl"
     if not file.is_file():
         return []
     return [json.loads(line) for line in read_lines(file, complete_only=True)]
 
 
-def carry_out(runs: Sequence[Run], workdir: Path, workers: int, console: Console) -> None:
+def store(workdir: Path, result: Mapping[str, Any]) -> None:
+    """Append a finished run, in place of half a line that a killed process has left."""
+    with (workdir / "runs.jsonl").open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(result).encode() + b"\n")
+
+
+def process_pool(workers: int) -> Executor:
+    """Return processes that Ctrl-C does not reach: they finish what they have begun."""
+    return ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+
+
+def carry_out(
+    runs: Sequence[Run], workdir: Path, pool: Executor, workers: int, console: Console
+) -> None:
     """Do the runs that are not stored yet, and store each when it is finished."""
     finished = {
         (r["task"], r["arm"], r["learning_rate"], r["seed"], r["steps"]) for r in stored(workdir)
@@ -162,19 +183,11 @@ def carry_out(runs: Sequence[Run], workdir: Path, workers: int, console: Console
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        # Ctrl-C is for this process alone: the workers finish what they have begun.
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
-    with pool, Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as progress:
         bar = progress.add_task("pre-training", total=len(runs), completed=len(runs) - len(missing))
 
         def keep(result: Mapping[str, Any]) -> None:
-            with (workdir / "runs.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(result) + "\n")
+            store(workdir, result)
             progress.update(bar, advance=1, description=line(result))
 
         pretraining = dict.fromkeys((run.arm.task, run.pretraining) for run in missing)
