@@ -19,6 +19,7 @@ from trl import GRPOConfig
 
 from markscheme.data import Columns
 from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode, View
+from markscheme_train.collapse import OnCollapse
 from markscheme_train.errors import ConfigError
 from markscheme_train.self_teacher import RateSchedule, SelfTeacherKind
 
@@ -189,6 +190,18 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
     )
     demonstration_gap: float = field(
         default=0.0, metadata={"help": "Minimum lead of a demonstration over the rollout's score."}
+    )
+    on_collapse: OnCollapse = field(
+        default="warn",
+        metadata={
+            "help": "What follows when a rule sees a collapse: warn only, stop (saved), "
+            "freeze_teacher (it follows no longer), or grpo (every rollout learns from its "
+            "reward)."
+        },
+    )
+    min_demonstration_tokens: int = field(
+        default=0,
+        metadata={"help": "Minimum tokens of a demonstration, thoughts left out; 0: any."},
     )
     teacher_demonstration: bool = field(
         default=False,

@@ -23,7 +23,9 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from markscheme_train.checkpoints import SAVING, publish_dir
+from markscheme_train.collapse_guard import CollapseGuard
 from markscheme_train.config import TrainConfig
+from markscheme_train.diagnostics import distinct_sums, repetition_sums
 from markscheme_train.distillation import token_log_probs
 from markscheme_train.errors import ConfigError
 from markscheme_train.losses import group_advantages
@@ -113,6 +115,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             else None
         )
         super().__init__(model=model, reward_funcs=[reward, *other_rewards], args=args, **kwargs)
+        self.guard = CollapseGuard(self)
+        self.add_callback(self.guard)
         self.distillation: SelfDistillation | None = None
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
@@ -137,7 +141,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         It is the rate of a moving average, or the student's share of a trust region.
         """
         args = self.args
-        if args.self_teacher == "frozen":
+        if args.self_teacher == "frozen" or self.guard.freezes_teacher:
             return 0.0
         rate = (
             args.teacher_update_rate
@@ -185,6 +189,12 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.seconds["rollout"] += (
             time.perf_counter() - started - (self.seconds["scoring"] - scoring)
         )
+        rollouts = [
+            ids[kept]
+            for ids, kept in zip(
+                batch["completion_ids"], student_token_mask(batch).bool(), strict=True
+            )
+        ]
         scored = (~self._unscored).to(batch["completion_mask"])
         batch["completion_mask"] = batch["completion_mask"] * scored.unsqueeze(1)
         first = self.accelerator.process_index * len(scored)
@@ -202,7 +212,12 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             batch["advantages"] = advantages.flatten()[first : first + len(scored)].to(
                 batch["advantages"]
             )
-        if self.distillation is not None and self.reward.last is not None and self.model.training:
+        if (
+            self.distillation is not None
+            and self.reward.last is not None
+            and self.model.training
+            and not self.guard.routes_nothing
+        ):
             started = time.perf_counter()
             rows = ScoredRows(
                 self.reward.rows, self.reward.last.row_scores, self.reward.last.teacher_scores
@@ -213,7 +228,29 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 self._metrics["train"][name].append(value)
             self.seconds["teacher"] += time.perf_counter() - started
         batch["num_items_in_batch"] = self.accelerator.gather(student_token_mask(batch).sum()).sum()
+        if self.model.training:
+            self._log_diversity(rollouts, first)
         return batch
+
+    def _log_diversity(self, rollouts: Sequence[torch.Tensor], first: int) -> None:
+        """Log how often rollouts repeat themselves, and each other where their prompts differ.
+
+        Args:
+            rollouts: Token ids [T] of this process's rollouts, tools' left out.
+            first: Index of the first one among those of all processes.
+        """
+        size = self.num_generations
+        groups = {(first + place) // size: ids for place, ids in reversed([*enumerate(rollouts)])}
+        sums = self._total(
+            torch.stack([repetition_sums(rollouts), distinct_sums([*groups.values()])]).to(
+                self.accelerator.device
+            )
+        )
+        for name, (part, whole) in zip(
+            ("completions/repetition", "completions/distinct"), sums.tolist(), strict=True
+        ):
+            if whole:
+                self._metrics["train"][name].append(part / whole)
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
@@ -233,6 +270,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             ).tolist()
             for branch, norm in zip(("policy", "distillation"), norms, strict=True):
                 self._metrics["train"][f"gradient_norm/{branch}"].append(norm)
+            comparison = self.distillation.comparison
+            means = comparison.means(self._total(comparison.take(loss.device)))
+            for name, value in means.items():
+                self._metrics["train"][name].append(value)
         last = self._buffered_inputs[-1] if self._buffered_inputs else None
         if last is not None and int(last["num_items_in_batch"]) == 0:
             model.zero_grad(set_to_none=True)
@@ -253,6 +294,9 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             assert self._student is not None
             with self.accelerator.autocast():
                 distillation = self.distillation.distillation_loss_sum(inputs, self._student)
+            self.distillation.comparison.add(
+                inputs, self._student.log_probs, student_token_mask(inputs)
+            )
             self._norms.watch(self._student.hidden, inputs["routed"])
         finally:
             # Also after an error: the forward pass runs outside of updates too.
@@ -270,7 +314,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         return folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write TRL's checkpoint and the self-teacher's weights, and publish them in one rename.
+        """Write TRL's checkpoint with our own files, and publish them in one rename.
 
         A run that is killed meanwhile leaves the previous checkpoint. Does nothing if this step's
         exists.
@@ -292,6 +336,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                     dict(self.distillation.self_teacher.weights()),
                     growing / done.name / SELF_TEACHER_FILE,
                 )
+            self.guard.save(growing / done.name)
         self.accelerator.wait_for_everyone()
         self._saving = str(growing)
         try:
@@ -309,8 +354,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load TRL's state of a checkpoint, and the self-teacher's weights with it."""
+        """Load TRL's state of a checkpoint, the self-teacher's weights and the guard's state."""
         super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.guard.restore(Path(checkpoint))
         if self.distillation is not None and checkpoint is not None:
             weights = torch.load(
                 Path(checkpoint) / SELF_TEACHER_FILE,

@@ -30,6 +30,7 @@ from markscheme_train.checkpoints import RngState, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
 from markscheme_train.data import Example, as_dataset, read_examples
 from markscheme_train.errors import (
+    Collapsed,
     ConfigError,
     Diverged,
     Interrupted,
@@ -50,6 +51,7 @@ CHANGEABLE_ON_RESUME = (
     "run_id",
     "max_outage_s",
     "max_unscored",
+    "on_collapse",
     "data",
     "max_steps",
     "num_train_epochs",
@@ -118,6 +120,7 @@ def train(
     Raises:
         Interrupted: The service is lost, or leaves too much unscored for now; saved.
         Stopped: Ctrl-C; saved.
+        Collapsed: `on_collapse` is `stop`, and a rule saw a collapse; saved.
         TrainError: The run cannot go on.
     """
     output = Path(config.output_dir)
@@ -184,6 +187,13 @@ def train(
             raise Interrupted(f"{error}\n{resume_advice(error)} {state}") from error
         raise Interrupted(f"the rubric service failed: {error}\n{state}") from error
     trainer.save_model(str(output))
+    collapse = trainer.guard.stopped_by
+    if collapse is not None and trainer.state.global_step < trainer.state.max_steps:
+        raise Collapsed(
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, as "
+            f"on_collapse says; saved in {output}.\n{collapse.message}\nOr go on as it is with "
+            "--resume, and on_collapse: warn, freeze_teacher or grpo"
+        )
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; saved "
