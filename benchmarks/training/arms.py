@@ -87,6 +87,7 @@ LATE = (
     _late("late-srpo-trust-region", "srpo", **TRUST_REGION),
     _late("late-srpo-slow-teacher", "srpo", teacher_update_rate=0.01),
     _late("late-srpo-schedule", "srpo", teacher_rate_schedule="cosine"),
+    _late("late-srpo-guarded", "srpo", on_collapse="grpo"),
     _late("late-grpo-32-prompts", "grpo", 32),
     _late("late-srpo-32-prompts", "srpo", 32),
     _late("late-grpo-exact", "grpo", task="copy-exact"),
@@ -128,7 +129,7 @@ COMPARISONS = (
         for method in ("grpo", "srpo")
         for scale in ("rating", "calibrated-rating")
     ),
-    *(("copy", arm.name, "late-grpo") for arm in LATE[1:5]),
+    *(("copy", arm.name, "late-grpo") for arm in LATE[1:6]),
     ("copy", "late-srpo-32-prompts", "late-grpo-32-prompts"),
     ("copy-exact", "late-srpo-exact", "late-grpo-exact"),
     ("copy-exact", "late-srpo-exact-frozen", "late-grpo-exact"),
