@@ -95,7 +95,7 @@ LATE = (
     _late("late-srpo-exact-frozen", "srpo", task="copy-exact", **FROZEN),
 )
 FAMILIES = tuple(
-    Arm("families", name, preset, settings=settings, rates=(1e-4, 3e-4), steps=200)
+    Arm("families", name, preset, settings=settings, rates=(1e-4, 3e-4))
     for name, preset, settings in (
         ("grpo", "grpo", {}),
         ("sdpo", "sdpo", {}),

@@ -143,7 +143,7 @@ def test_pretraining_never_sees_held_out_prompts() -> None:
     seen = {
         words(row[:width])
         for _ in range(20)
-        for ids, _ in task.batches(64, generator)
+        for ids, _ in task.batches(generator)
         for row in ids.tolist()
     }
     assert len(held_out) == task.held_out
@@ -155,7 +155,7 @@ def test_pretraining_answers_what_the_feedback_names() -> None:
     generator = torch.Generator().manual_seed(0)
     followed = []
     for _ in range(10):
-        *_, told, both = task.batches(64, generator)
+        *_, told, both = task.batches(generator)
         for ids, labels in (told, both):
             for row, label in zip(ids.tolist(), labels.tolist(), strict=True):
                 said = [number for number in label if number >= ID["v0"]]
