@@ -90,9 +90,16 @@ LATE = (
     _late("late-srpo-guarded", "srpo", on_collapse="grpo"),
     _late("late-grpo-32-prompts", "grpo", 32),
     _late("late-srpo-32-prompts", "srpo", 32),
-    _late("late-grpo-exact", "grpo", task="copy-exact"),
-    _late("late-srpo-exact", "srpo", task="copy-exact"),
-    _late("late-srpo-exact-frozen", "srpo", task="copy-exact", **FROZEN),
+)
+EXACT = tuple(
+    _late(name, name.removesuffix("-frozen"), task="copy-exact", **settings)
+    for name, settings in (
+        ("grpo", {}),
+        ("sdpo", {}),
+        ("srpo", {}),
+        ("sdpo-frozen", FROZEN),
+        ("srpo-frozen", FROZEN),
+    )
 )
 FAMILIES = tuple(
     Arm("families", name, preset, settings=settings, rates=(1e-4, 3e-4))
@@ -103,12 +110,12 @@ FAMILIES = tuple(
         ("srpo-frozen", "srpo", FROZEN),
     )
 )
-SMALL = (*COPY, *RUBRIC, *WEAK, *SPARSE, *RATING, *LATE)
+SMALL = (*COPY, *RUBRIC, *WEAK, *SPARSE, *RATING, *LATE, *EXACT)
 
 COMPARISONS = (
     *(
         (task, arm, against)
-        for task in ("copy", "copy-sparse", "copy-weak", "families")
+        for task in ("copy", "copy-exact", "copy-sparse", "copy-weak", "families")
         for arm, against in (("srpo", "grpo"), ("srpo", "sdpo"), ("sdpo", "grpo"))
     ),
     ("copy", "srpo", "srpo-unweighted"),
@@ -118,6 +125,9 @@ COMPARISONS = (
     ("copy", "srpo-trust-region", "grpo"),
     ("copy", "sdpo-frozen", "sdpo"),
     ("copy", "sdpo-trust-region", "sdpo"),
+    ("copy-exact", "srpo-frozen", "grpo"),
+    ("copy-exact", "sdpo-frozen", "grpo"),
+    ("copy-exact", "srpo-frozen", "sdpo-frozen"),
     ("families", "srpo-frozen", "grpo"),
     ("copy-rubric", "ropd", "grpo"),
     ("copy-rubric", "srpo", "grpo"),
@@ -131,7 +141,5 @@ COMPARISONS = (
     ),
     *(("copy", arm.name, "late-grpo") for arm in LATE[1:6]),
     ("copy", "late-srpo-32-prompts", "late-grpo-32-prompts"),
-    ("copy-exact", "late-srpo-exact", "late-grpo-exact"),
-    ("copy-exact", "late-srpo-exact-frozen", "late-grpo-exact"),
 )
 """Task, arm, and the arm that it is compared with."""

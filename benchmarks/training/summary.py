@@ -38,6 +38,9 @@ def last(curve: Curve) -> float:
     return statistics.fmean(curve[-WINDOW:])
 
 
+MEASURES: Mapping[str, Callable[[Curve], float]] = {"first": first, "best": best, "last": last}
+
+
 def spread(values: Sequence[float]) -> str:
     """Return the mean, with its standard error where there are several values."""
     if not values:
@@ -134,7 +137,7 @@ def report(
         "Each arm at the learning rate that is best for it by the figure compared.",
         "",
         *markdown_table(
-            ("task", "arm", "against", f"best {WINDOW}", f"last {WINDOW}", "seeds"),
+            ("task", "arm", "against", *(f"{when} {WINDOW}" for when in MEASURES), "seeds"),
             list(_differences(results)),
         ),
         "",
@@ -152,9 +155,7 @@ COLUMNS = (
     "arm",
     "rate",
     "seeds",
-    f"first {WINDOW}",
-    f"best {WINDOW}",
-    f"last {WINDOW}",
+    *(f"{when} {WINDOW}" for when in MEASURES),
     "teacher's gain",
     "shown",
 )
@@ -192,7 +193,7 @@ def _arms(results: Results, arms: Sequence[Arm]) -> Iterable[tuple[object, ...]]
                 arm.name,
                 f"{rate:g}",
                 len(runs),
-                *(spread([measure(curve) for curve in curves]) for measure in (first, best, last)),
+                *(spread([measure(curve) for curve in curves]) for measure in MEASURES.values()),
                 gain,
                 spread([run["after"]["shown_the_answer"] for run in runs]),
             )
@@ -200,7 +201,7 @@ def _arms(results: Results, arms: Sequence[Arm]) -> Iterable[tuple[object, ...]]
 
 def _differences(results: Results) -> Iterable[tuple[object, ...]]:
     for task, arm, against in COMPARISONS:
-        paired = [results.differences(task, arm, against, measure) for measure in (best, last)]
+        paired = [results.differences(task, arm, against, measure) for measure in MEASURES.values()]
         if all(paired):
             yield (
                 task,

@@ -203,5 +203,5 @@ def test_the_report_holds_table_differences_curves_and_data(tmp_path: Path) -> N
     assert json.loads(data.read_text())["runs"] == runs
     text = data.with_suffix(".md").read_text()
     assert "| srpo | 0.001 | 2 | 0.450 ± 0.050 | 0.450 ± 0.050 | 0.450 ± 0.050 |" in text
-    assert "| copy | srpo | grpo | +0.000 ± 0.000 | +0.000 ± 0.000 | 2 |" in text
+    assert "| copy | srpo | grpo | +0.000 ± 0.000 | +0.000 ± 0.000 | +0.000 ± 0.000 | 2 |" in text
     assert data.with_suffix(".svg").read_text().startswith("<?xml")
