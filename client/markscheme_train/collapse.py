@@ -1,8 +1,9 @@
-"""Rules that see a run collapse. Pure Python: the numbers of a step in, findings out.
+"""Rules that see a run collapse. Pure Python: the numbers of a batch in, findings out.
 
-A rule compares means over the last ten batches with fixed limits, or with the run's own first ten.
-`benchmarks/training/collapse.py` measures how soon the rules see a collapse, and that healthy runs
-raise none.
+A rule looks at means over the last ten batches, and compares them with those over the first ten.
+Two rules have a second, looser limit that holds once the reward has fallen by a fifth from its
+best: a healthy run too makes its responses shorter, and more alike. The limits were chosen on runs
+with seeds 0 to 2; `benchmarks/training/collapse.py` measures them on others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,20 +19,20 @@ WINDOW = 10
 MIN_KNOWN = WINDOW // 2
 """Batches of a window in which a figure must be known."""
 
-SHORT = 1 / 3
-"""Share of the first length below which responses have collapsed to short ones."""
-REPEATED = 0.3
-"""Rise of the share of repeated n-grams from which responses are a template."""
-ALIKE = 1 / 2
-"""Share of the first diversity below which responses are a template."""
-WORSE = 0.02
-"""Nats a token by which a self-teacher that is worse rates successes below the student."""
-EQUAL = 1e-4
-"""Divergence in nats a token below which self-teacher and student are equal."""
-UNROUTED = 0.01
-"""Share of routed rollouts below which nothing is routed."""
-FAILING = 1 / 4
-"""Share of failures from which something should be routed."""
+FALLEN = 0.2
+"""Share of its best that the reward has lost when it counts as fallen."""
+SHORT, SHORT_FALLEN = 0.1, 0.5
+"""Share of the first length below which responses are short, in general and at a fallen reward."""
+REPEATED, REPEATED_FALLEN = 0.4, 0.2
+"""Rise of the share of repeated n-grams above which responses repeat themselves, likewise."""
+ALIKE, ALIKE_FALLEN = 0.1, 0.5
+"""Share of the first share of distinct n-grams below which responses are alike, likewise."""
+WORSE = 0.01
+"""Nats a token below the student at which the self-teacher rates successes worse."""
+EQUAL = 5e-4
+"""Divergence in nats a token below which the self-teacher equals the student."""
+UNROUTED, FAILING = 0.01, 0.25
+"""Less than this share of rollouts is routed, while at least that share fails."""
 
 
 class Rule(StrEnum):
@@ -44,14 +45,30 @@ class Rule(StrEnum):
     NOTHING_ROUTED = "nothing_routed"
 
 
+EARLIER = "or go back to an earlier checkpoint with a lower learning_rate"
+ADVICE = {
+    Rule.SHORT: f"Set min_demonstration_tokens or self_teacher: frozen, {EARLIER}.",
+    Rule.TEMPLATE: f"Set self_teacher: frozen or trust_region, {EARLIER}.",
+    Rule.TEACHER_WORSE: f"Set self_teacher: frozen, lower teacher_update_rate, {EARLIER}. If it "
+    "was so from the start, what is shown does not help this model: use the preset grpo or ropd.",
+    Rule.TEACHER_EQUAL: "There is nothing left to learn from it: set self_teacher: frozen or "
+    "rubric_feedback, or use the preset grpo or ropd.",
+    Rule.NOTHING_ROUTED: "No group holds a response that may be shown: set rubric_feedback or "
+    "teacher_demonstration, or lower success_threshold and demonstration_threshold; after a "
+    "collapse go back to an earlier checkpoint.",
+}
+"""What to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What one batch showed; `None` where it was not measured.
 
     Attributes:
+        reward: Mean reward.
         length: Mean tokens of a rollout.
         repetition: Share of repeated n-grams within rollouts, 0 to 1.
-        distinct: Distinct n-grams over all, in rollouts of different prompts, 0 to 1.
+        distinct: Share of distinct n-grams in rollouts of different prompts, 0 to 1.
         failed: Share of rollouts that failed.
         routed: Share of rollouts that learn from the self-teacher.
         divergence: Of student and self-teacher, in nats a token.
@@ -60,6 +77,7 @@ class Figures:
         gain_success: The same of successes.
     """
 
+    reward: float | None = None
     length: float | None = None
     repetition: float | None = None
     distinct: float | None = None
@@ -85,43 +103,37 @@ class Finding:
     message: str
 
 
-ADVICE = {
-    Rule.SHORT: "Set min_demonstration_tokens, so that short responses are not shown, or self_teacher: frozen, and go back to a checkpoint from before.",
-    Rule.TEMPLATE: "Lower learning_rate, or set self_teacher: frozen or trust_region, and go back to a checkpoint from before.",
-    Rule.TEACHER_WORSE: "What is shown does not help this model: try rubric_feedback, a larger model, or the preset grpo or ropd.",
-    Rule.TEACHER_EQUAL: "There is nothing left to learn from it: try self_teacher: frozen, a lower teacher_update_rate, or the preset grpo or ropd.",
-    Rule.NOTHING_ROUTED: "No group holds a response that may be shown: set rubric_feedback or teacher_demonstration, lower success_threshold and demonstration_threshold, or go back to a checkpoint from before.",
-}
-"""What to do."""
-
-
 class CollapseWatch:
     """Compares each batch with the run's start, and reports each rule once.
 
-    Its state is bounded, and `state` and `restore` carry it over a checkpoint.
+    Its state does not grow with the run; `state` and `restore` carry it over a checkpoint.
 
     Attributes:
-        found: The first step of each rule that was met.
+        found: The rules that were met, with `Finding.since`.
     """
 
     def __init__(self) -> None:
         self.found: dict[Rule, int] = {}
-        self._start: dict[str, list[float]] = {field.name: [] for field in fields(Figures)}
-        self._recent: list[tuple[int, Figures]] = []
+        self._first: dict[str, list[float]] = {field.name: [] for field in fields(Figures)}
+        self._last: list[tuple[int, Figures]] = []
+        self._best_reward: float | None = None
 
     def observe(self, step: int, figures: Figures) -> list[Finding]:
         """Add the figures of the batch that ended with `step`; return what is new."""
-        for name, values in self._start.items():
+        for name, values in self._first.items():
             value = getattr(figures, name)
             if value is not None and len(values) < WINDOW:
                 values.append(value)
-        self._recent = [*self._recent, (step, figures)][-WINDOW:]
-        if len(self._recent) < WINDOW:
+        self._last = [*self._last, (step, figures)][-WINDOW:]
+        if len(self._last) < WINDOW:
             return []
-        since = self._recent[0][0]
+        reward = self._mean("reward")
+        if reward is not None:
+            self._best_reward = max(reward, reward if (b := self._best_reward) is None else b)
+        since = self._last[0][0]
         findings = [
-            Finding(rule, since, f"{seen} on average since step {since}. {ADVICE[rule]}")
-            for rule, seen in self._seen()
+            Finding(rule, since, f"{seen} (means of steps {since} to {step}). {ADVICE[rule]}")
+            for rule, seen in self._met()
             if rule not in self.found
         ]
         self.found |= {finding.rule: since for finding in findings}
@@ -129,79 +141,95 @@ class CollapseWatch:
 
     def length_ratio(self, figures: Figures) -> float | None:
         """Return the mean length of a batch over that of the first ones."""
-        first = self._start["length"]
+        first = self._first["length"]
         return figures.length / fmean(first) if figures.length is not None and any(first) else None
 
     def state(self) -> dict[str, Any]:
         """Return the state as JSON."""
         return {
             "found": self.found,
-            "start": self._start,
-            "recent": [[step, asdict(figures)] for step, figures in self._recent],
+            "first": self._first,
+            "last": [[step, asdict(figures)] for step, figures in self._last],
+            "best_reward": self._best_reward,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.found = {Rule(name): step for name, step in state["found"].items()}
-        self._start |= {name: list(values) for name, values in state["start"].items()}
-        self._recent = [(step, Figures(**figures)) for step, figures in state["recent"]]
+        self._first |= {name: list(values) for name, values in state["first"].items()}
+        self._last = [(step, Figures(**figures)) for step, figures in state["last"]]
+        self._best_reward = state["best_reward"]
 
-    def _mean(self, name: str) -> float | None:
-        """Return the mean of the window, or `None` where too little is known."""
-        known = [v for _, figures in self._recent if (v := getattr(figures, name)) is not None]
-        return fmean(known) if len(known) >= MIN_KNOWN else None
-
-    def _seen(self) -> Iterator[tuple[Rule, str]]:
+    def _met(self) -> Iterator[tuple[Rule, str]]:
         """Yield the rules that are met now, with what was seen."""
-        length, first_length = self._mean("length"), self._first("length")
-        if length is not None and first_length and length < SHORT * first_length:
+        fallen = self._reward_has_fallen()
+        length, first_length = self._mean("length"), self._start("length")
+        if _below(length, first_length, SHORT_FALLEN if fallen else SHORT):
             yield (
                 Rule.SHORT,
-                f"Responses have collapsed to short ones: {length:.0f} tokens, {first_length:.0f} "
-                "at the start,",
+                f"Responses have become short: {length:.0f} tokens, {first_length:.0f} at first",
             )
-        repetition, first_repetition = self._mean("repetition"), self._first("repetition")
-        distinct, first_distinct = self._mean("distinct"), self._first("distinct")
+        repetition, first_repetition = self._mean("repetition"), self._start("repetition")
+        distinct, first_distinct = self._mean("distinct"), self._start("distinct")
         if (
             repetition is not None
             and first_repetition is not None
-            and repetition > first_repetition + REPEATED
+            and repetition - first_repetition > (REPEATED_FALLEN if fallen else REPEATED)
         ):
             yield (
                 Rule.TEMPLATE,
                 f"Responses repeat themselves: {repetition:.0%} of their n-grams occurred before, "
-                f"{first_repetition:.0%} at the start,",
+                f"{first_repetition:.0%} at first",
             )
-        elif distinct is not None and first_distinct and distinct < ALIKE * first_distinct:
+        elif _below(distinct, first_distinct, ALIKE_FALLEN if fallen else ALIKE):
             yield (
                 Rule.TEMPLATE,
                 f"Responses to different prompts are alike: {distinct:.0%} of their n-grams are "
-                f"distinct, {first_distinct:.0%} at the start,",
+                f"distinct, {first_distinct:.0%} at first",
             )
         success, failure = self._mean("gain_success"), self._mean("gain_failure")
-        if success is not None and success < -WORSE and (failure is None or success <= failure):
-            compared = "" if failure is None else f" (failures {failure:+.3f})"
-            yield (
-                Rule.TEACHER_WORSE,
-                f"The self-teacher is worse than the student: it rates successes {success:+.3f} "
-                f"nats a token{compared}",
+        if success is not None and success < -WORSE:
+            seen = (
+                "The self-teacher is worse than the student: its log-probability of successes is "
+                f"{-success:.3f} nats a token lower"
             )
+            if failure is not None and success <= failure:
+                yield Rule.TEACHER_WORSE, f"{seen}, that of failures {-failure:.3f}"
+            elif fallen:
+                yield (
+                    Rule.TEACHER_WORSE,
+                    f"{seen}, and the mean reward has fallen from {self._best_reward:.2f} to "
+                    f"{self._mean('reward'):.2f}",
+                )
         divergence = self._mean("divergence")
         if divergence is not None and divergence < EQUAL:
             yield (
                 Rule.TEACHER_EQUAL,
-                f"The self-teacher equals the student: they diverge by {divergence:.1e} nats a "
+                f"The self-teacher equals the student: they differ by {divergence:.1e} nats a "
                 "token",
             )
         routed, failed = self._mean("routed"), self._mean("failed")
         if routed is not None and failed is not None and routed < UNROUTED and failed >= FAILING:
             yield (
                 Rule.NOTHING_ROUTED,
-                f"Nothing learns from the self-teacher: {routed:.0%} of the responses, while "
-                f"{failed:.0%} fail,",
+                f"Next to nothing learns from the self-teacher: {routed:.1%} of the rollouts, "
+                f"while {failed:.0%} fail",
             )
 
-    def _first(self, name: str) -> float | None:
-        """Return the mean of the first batches, or `None` until enough are known."""
-        values = self._start[name]
+    def _reward_has_fallen(self) -> bool:
+        reward, best = self._mean("reward"), self._best_reward
+        return reward is not None and best is not None and reward < best - FALLEN * abs(best)
+
+    def _mean(self, name: str) -> float | None:
+        """Return the mean over the last batches, or `None` where too few are known."""
+        known = [value for _, each in self._last if (value := getattr(each, name)) is not None]
+        return fmean(known) if len(known) >= MIN_KNOWN else None
+
+    def _start(self, name: str) -> float | None:
+        """Return the mean over the first batches, or `None` while too few are known."""
+        values = self._first[name]
         return fmean(values) if len(values) >= MIN_KNOWN else None
+
+
+def _below(value: float | None, first: float | None, share: float) -> bool:
+    return value is not None and first is not None and value < share * first

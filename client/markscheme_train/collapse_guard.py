@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 STATE_FILE = "collapse.json"
 LENGTH_RATIO = "completions/length_ratio"
 METRICS = {
+    "reward": "reward",
     "length": "completions/mean_length",
     "repetition": "completions/repetition",
     "distinct": "completions/distinct",
@@ -29,6 +31,11 @@ METRICS = {
 """The metric of each field of `Figures`."""
 
 log = logging.getLogger(__name__)
+
+
+def figures_of(metrics: Mapping[str, float | None]) -> Figures:
+    """Return what the rules look at of a batch's metrics, as `steps.jsonl` has them."""
+    return Figures(**{field: metrics.get(name) for field, name in METRICS.items()})
 
 
 class CollapseGuard(TrainerCallback):  # type: ignore[misc]
@@ -73,7 +80,7 @@ class CollapseGuard(TrainerCallback):  # type: ignore[misc]
             return
         means = {name: fmean(values) for name, values in self._batch.items() if values}
         self._batch = {}
-        figures = Figures(**{field: means.get(name) for field, name in METRICS.items()})
+        figures = figures_of(means)
         findings = self.watch.observe(state.global_step, figures)
         ratio = self.watch.length_ratio(figures)
         if ratio is not None:

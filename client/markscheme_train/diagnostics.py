@@ -20,7 +20,7 @@ def ngram_counts(rollouts: Sequence[Tensor]) -> Tensor:
     counts = torch.zeros(len(rollouts), 2)
     for index, ids in enumerate(rollouts):
         hashes = _ngrams(ids)
-        counts[index] = torch.tensor([float(len(hashes)), float(len(hashes.unique()))])
+        counts[index] = torch.tensor([float(len(hashes)), float(len(torch.unique(hashes)))])
     return counts
 
 
@@ -44,12 +44,12 @@ def distinct_sums(rollouts: Sequence[Tensor]) -> Tensor:
     different prompts grow alike. An n-gram that a rollout repeats counts once, since that is
     repetition. With fewer than two rollouts nothing is compared: `[0, 0]`.
     """
-    sets = [_ngrams(ids).unique() for ids in rollouts]
+    sets = [torch.unique(_ngrams(ids)) for ids in rollouts]
     sets = [one for one in sets if len(one)]
     if len(sets) < 2:
         return torch.zeros(2)
     together = torch.cat(sets)
-    return torch.tensor([float(len(together.unique())), float(len(together))])
+    return torch.tensor([float(len(torch.unique(together))), float(len(together))])
 
 
 def _ngrams(ids: Tensor) -> Tensor:
@@ -63,55 +63,35 @@ def _ngrams(ids: Tensor) -> Tensor:
     return hashes
 
 
-class TeacherComparison:
-    """Sums over the micro-batches of a step: the self-teacher against the student.
+GAINS = ("distillation/teacher_gain", "distillation/teacher_gain_success")
 
-    The gain of a token is its log-probability by the self-teacher minus that by the student. It is
-    taken on failures that learn from the self-teacher, and on controls: one success a group, of
-    which the self-teacher read what it reads of a failure.
+
+class TeacherGains:
+    """Sums of a step's gains over its micro-batches.
+
+    The gain of a token is its log-probability by the self-teacher minus that by the student, in
+    nats. It is taken on failures that learn from the self-teacher, and on controls: one success a
+    group, for which the self-teacher read another one.
     """
-
-    NAMES = (
-        "distillation/teacher_gain",
-        "distillation/teacher_gain_success",
-        "distillation/divergence",
-    )
 
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
 
     def add(self, batch: Mapping[str, Any], log_probs: Tensor, mask: Tensor) -> None:
-        """Add the gains of a micro-batch.
+        """Add a micro-batch.
 
         Args:
             batch: With `teacher_log_probs` [B, C] and the rows `failures` and `controls` [B].
             log_probs: The student's [B, C].
             mask: The student's tokens [B, C].
         """
-        gain = batch["teacher_log_probs"] - log_probs.detach().to(batch["teacher_log_probs"])
-        for place, rows in enumerate((batch["failures"], batch["controls"])):
-            kept = mask.bool() & rows.unsqueeze(1)
-            self._add(place, gain[kept])
-
-    def add_divergence(self, divergence: Tensor) -> None:
-        """Add the divergences [N] of a micro-batch's routed tokens."""
-        self._add(2, divergence.detach())
-
-    def _add(self, place: int, values: Tensor) -> None:
-        sums = torch.zeros(len(self.NAMES), 2, dtype=torch.float64, device=values.device)
-        sums[place] = torch.stack([values.sum().double(), sums.new_tensor(float(len(values)))])
-        self._sums.append(sums)
+        gain = batch["teacher_log_probs"] - log_probs.detach()
+        kept = [mask & batch[rows].unsqueeze(1) for rows in ("failures", "controls")]
+        self._sums.append(
+            torch.stack([torch.stack([gain[rows].sum(), rows.sum()]) for rows in kept])
+        )
 
     def take(self, device: torch.device) -> Tensor:
-        """Return `[sum, count]` [3, 2] since the last call, in the order of `NAMES`."""
+        """Return `[[sum, tokens], …]` since the last call, in the order of `GAINS`."""
         sums, self._sums = self._sums, []
-        zeros = torch.zeros(len(self.NAMES), 2, dtype=torch.float64, device=device)
-        return torch.stack([zeros, *sums]).sum(0)
-
-    def means(self, sums: Tensor) -> Mapping[str, float]:
-        """Return the means by name; nothing where nothing was measured."""
-        return {
-            name: total / count
-            for name, (total, count) in zip(self.NAMES, sums.tolist(), strict=True)
-            if count
-        }
+        return torch.stack(sums).sum(0) if sums else torch.zeros(2, 2, device=device)

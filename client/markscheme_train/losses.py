@@ -234,6 +234,8 @@ class SrpoConfig:
 def srpo_loss(inputs: SrpoInputs, config: SrpoConfig) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Return SRPO's joint objective, a scalar, and metrics without gradients.
 
+    A metric that is a mean is NaN where there is no token to average.
+
     It is `(Σ_{GRPO rows} surrogate + Σ_{SDPO rows} w · min(ρ, cap) · divergence) / N` over tokens.
     w are the entropy weights, and N counts the tokens of both branches: each branch weighs by its
     tokens, without a coefficient between them (arXiv 2604.02288, section 3.3). Without routed rows
@@ -297,7 +299,8 @@ def _finite(log_probs: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, values.detach(), 0.0).sum() / mask.sum().clamp(min=1)
+    """Return the mean of the masked values; NaN of none."""
+    return torch.where(mask, values.detach(), 0.0).sum() / mask.sum()
 
 
 def _clip_share(inputs: SrpoInputs, config: SrpoConfig, mask: Tensor) -> Tensor:

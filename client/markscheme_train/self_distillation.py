@@ -1,8 +1,8 @@
-"""SDPO and SRPO beside TRL's GRPO: routing, the self-teacher's forward pass, its loss.
+"""SDPO and SRPO: routing, the self-teacher's forward pass, the inputs of the joint loss.
 
 The self-teacher runs once per generated batch, on routed rows only. Until the update only its
-hidden states are kept, a few thousand numbers a token instead of a vocabulary, and the entropy
-weights, whose mean is that of the whole optimiser step over all processes.
+hidden states are kept, a few thousand numbers a token instead of a vocabulary, and its entropies,
+because the entropy weights' mean is that of the whole optimiser step over all processes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +16,15 @@ from torch import Tensor
 from markscheme.integrations.conversation import Conversation, text_if_plain
 from markscheme_train.config import TrainConfig
 from markscheme_train.demonstration import fitting, readable
-from markscheme_train.diagnostics import TeacherComparison
+from markscheme_train.diagnostics import TeacherGains
 from markscheme_train.distillation import Head, divergences, token_log_probs
-from markscheme_train.losses import capped_importance, entropy_weight_sums, entropy_weights
+from markscheme_train.losses import (
+    SrpoConfig,
+    SrpoInputs,
+    entropy_weight_sums,
+    entropy_weights,
+    srpo_loss,
+)
 from markscheme_train.reprompt import Prompt, build_teacher_prompt, without_thinking
 from markscheme_train.reward import Row, RowScore
 from markscheme_train.routing import TEACHER, Branch, Routes, route
@@ -44,6 +50,7 @@ class StudentStates:
 
     Attributes:
         log_probs: Of the sampled tokens [B, C].
+        entropies: Of the distributions that they were sampled from [B, C], in nats.
         states: Hidden states [B, C, d].
         head: Maps states to logits.
         hidden: The model's last hidden states as it returned them, one tensor a micro-batch, to
@@ -51,6 +58,7 @@ class StudentStates:
     """
 
     log_probs: Tensor
+    entropies: Tensor
     states: Tensor
     head: Head
     hidden: Sequence[Tensor]
@@ -91,7 +99,14 @@ class SelfDistillation:
         template: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.self_teacher, self._tokenizer = config, self_teacher, tokenizer
-        self.comparison = TeacherComparison()
+        self.gains = TeacherGains()
+        self.loss_config = SrpoConfig(
+            clip_low=config.epsilon,
+            clip_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
+            dual_clip=config.delta,
+            beta=config.entropy_beta,
+            importance_cap=config.importance_cap,
+        )
         self._template = dict(template or {}) | (config.chat_template_kwargs or {})
 
     def routes(self, rows: ScoredRows) -> list[TeacherContext]:
@@ -175,7 +190,7 @@ class SelfDistillation:
         first: int,
         total: Callable[[Tensor], Tensor],
     ) -> Mapping[str, float]:
-        """Add the self-teacher's part to a batch, and take routed rows out of GRPO's loss.
+        """Add the self-teacher's part to a batch.
 
         With SDPO rows that are not routed leave the loss altogether. Returns metrics to log.
 
@@ -219,34 +234,35 @@ class SelfDistillation:
                     self.self_teacher.head,
                     temperature=self.config.temperature,
                 )
-        batch |= {"teacher_log_probs": log_probs, "failures": failures, "controls": controls}
-        # The mean weight is over all processes: every rank must call `total`, routed rows or not.
         routed_tokens = mask & routed.unsqueeze(1)
-        weighed, count = total(
-            entropy_weight_sums(entropy, routed_tokens, beta=self.config.entropy_beta)
-        )
-        batch["routed"] = routed
-        batch["distillation_weights"] = entropy_weights(
-            entropy, routed_tokens, beta=self.config.entropy_beta, mean=weighed / count.clamp(min=1)
-        )
-        # One entry a row, because TRL shuffles and splits a batch row by row.
-        batch["teacher_states"] = [
-            states[index] if row else None for index, row in enumerate(routed.tolist())
-        ]
-        # An advantage of 0 takes a row out of TRL's surrogate but leaves it in the token count.
-        batch["advantages"] = batch["advantages"].masked_fill(routed, 0.0)
+        entropy = torch.where(routed_tokens, entropy, 0.0)
+        batch |= {
+            "routed": routed,
+            "failures": failures,
+            "controls": controls,
+            "teacher_entropy": entropy,
+            "teacher_log_probs": log_probs,
+            # One entry a row, because TRL shuffles and splits a batch row by row.
+            "teacher_states": [
+                states[index] if row else None for index, row in enumerate(routed.tolist())
+            ],
+        }
         if self.config.method == "sdpo":
             batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
+        weights = (-self.config.entropy_beta * entropy[routed_tokens]).exp().double()
         sums = {
             "rows": float(len(mask)),
             "tokens": float(mask.sum()),
             "routed": float(routed.sum()),
+            "routed_tokens": float(routed_tokens.sum()),
             "failed": failed,
             "informed": informed,
             "external": external,
             "entropy": float(entropy[routed_tokens].sum()),
-            "squared_weight": float(batch["distillation_weights"].square().sum()),
+            "weight": float(weights.sum()),
+            "squared_weight": float(weights.square().sum()),
         }
+        # Over all processes: every one must call `total`, with routed rows or without.
         totals = total(torch.tensor(list(sums.values()), dtype=torch.float64, device=mask.device))
         sums = dict(zip(sums, totals.tolist(), strict=True))
         metrics = {
@@ -257,50 +273,71 @@ class SelfDistillation:
         if self.config.teacher_demonstration:
             metrics["distillation/teacher_response_share"] = sums["external"] / sums["rows"]
         if sums["tokens"]:
-            metrics["distillation/routed_token_share"] = float(count) / sums["tokens"]
-        if count:
-            metrics["distillation/entropy_mean"] = sums["entropy"] / float(count)
-            # The weights' mean is 1.
-            variance = sums["squared_weight"] / float(count) - 1
-            metrics["distillation/weight_std"] = max(0.0, variance) ** 0.5
+            metrics["distillation/routed_token_share"] = sums["routed_tokens"] / sums["tokens"]
+        if sums["routed_tokens"]:
+            metrics["distillation/entropy_mean"] = sums["entropy"] / sums["routed_tokens"]
+            metrics["distillation/weight_std"] = _relative_deviation(
+                sums["routed_tokens"], sums["weight"], sums["squared_weight"]
+            )
         if routed_tokens.any():
             metrics |= _quantiles("entropy", entropy[routed_tokens])
-            metrics |= _quantiles("weight", batch["distillation_weights"][routed_tokens])
+            weights = entropy_weights(entropy, routed_tokens, beta=self.config.entropy_beta)
+            metrics |= _quantiles("weight", weights[routed_tokens])
         return metrics
 
-    def distillation_loss_sum(self, batch: Mapping[str, Any], student: StudentStates) -> Tensor:
-        """Return `Σ w · min(ρ, cap) · divergence` over the routed tokens of a micro-batch.
+    def weight_sums(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return `[Σ exp(-β H), count]` over the routed tokens of a prepared micro-batch."""
+        return entropy_weight_sums(
+            batch["teacher_entropy"], routed_token_mask(batch), beta=self.config.entropy_beta
+        )
 
-        It is their part of the joint loss before the division by the tokens of both branches.
+    def loss(
+        self, batch: Mapping[str, Any], student: StudentStates, *, token_count: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return `srpo_loss` of a micro-batch, and its metrics by the names of the log.
+
+        Args:
+            batch: A prepared micro-batch, with `weight_mean`, the optimiser step's.
+            student: The student's forward pass on it.
+            token_count: Tokens of the optimiser step over all processes.
         """
-        indices = batch["routed"].nonzero().flatten()
-        if not len(indices):
-            return torch.zeros((), device=student.log_probs.device)
-        mask = student_token_mask(batch)[indices].bool()
-        teacher_states = torch.cat([batch["teacher_states"][int(index)] for index in indices])
+        mask, tokens = student_token_mask(batch).bool(), routed_token_mask(batch)
+        states = student.states[tokens]
+        teacher = [each for each in batch["teacher_states"] if each is not None]
         divergence = divergences(
-            student.states[indices][mask],
-            teacher_states,
+            states,
+            torch.cat(teacher) if teacher else states.detach(),
             student.head,
             self.self_teacher.head,
             alpha=self.config.distillation_alpha,
             top_k=self.config.distillation_top_k,
             temperature=self.config.temperature,
         )
-        self.comparison.add_divergence(divergence)
-        own = student.log_probs[indices]
-        old = (
-            batch["old_per_token_logps"][indices]
-            # TRL leaves them out where the sampling policy is the current one: the ratio is then 1.
-            if batch.get("old_per_token_logps") is not None
-            else own.detach()
+        self.gains.add(batch, student.log_probs, mask)
+        old = batch.get("old_per_token_logps")
+        loss, metrics = srpo_loss(
+            SrpoInputs(
+                log_probs=student.log_probs,
+                # TRL leaves them out where the sampling policy is the current one.
+                old_log_probs=student.log_probs.detach() if old is None else old,
+                advantages=batch["advantages"],
+                mask=mask,
+                routed=batch["routed"],
+                divergence=torch.zeros_like(student.log_probs).masked_scatter(
+                    tokens, divergence.to(student.log_probs)
+                ),
+                entropy=batch["teacher_entropy"],
+                sampler_weights=batch.get("importance_sampling_ratio"),
+                token_count=token_count,
+                weight_mean=batch["weight_mean"],
+            ),
+            self.loss_config,
         )
-        weights: Tensor = batch["distillation_weights"][indices] * capped_importance(
-            own, old, self.config.importance_cap
-        )
-        if batch.get("importance_sampling_ratio") is not None:
-            weights = weights * batch["importance_sampling_ratio"][indices]
-        return (weights[mask] * divergence).sum()
+        return loss, {
+            "entropy": student.entropies[mask].mean(),
+            "clip_ratio/region_mean": metrics["clip_share"],
+            "distillation/divergence": metrics["divergence"],
+        }
 
     def _teacher_states(
         self, batch: Mapping[str, Any], prompts: Mapping[int, Sequence[int]]
@@ -400,6 +437,12 @@ def student_token_mask(batch: Mapping[str, Any]) -> Tensor:
     return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
 
 
+def routed_token_mask(batch: Mapping[str, Any]) -> Tensor:
+    """Return the mask [B, C] of the tokens that are learnt from the self-teacher."""
+    routed: Tensor = batch["routed"]
+    return student_token_mask(batch).bool() & routed.unsqueeze(1)
+
+
 def _quantiles(name: str, values: Tensor) -> dict[str, float]:
     """Return the 10th, 50th and 90th percentile of this process's tokens."""
     ordered = values.float().sort().values
@@ -407,6 +450,12 @@ def _quantiles(name: str, values: Tensor) -> dict[str, float]:
         f"distillation/{name}_p{share}": float(ordered[(len(ordered) - 1) * share // 100])
         for share in (10, 50, 90)
     }
+
+
+def _relative_deviation(count: float, total: float, squares: float) -> float:
+    """Return the standard deviation of numbers divided by their mean."""
+    mean = total / count
+    return max(0.0, squares / count / mean**2 - 1) ** 0.5 if mean else 0.0
 
 
 def _best(

@@ -118,7 +118,7 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the record."""
-        report = self._trainer.reward.last
+        report = self._trainer.report
         if report is None:
             return
         took, spent = time.perf_counter() - self._started, self._trainer.seconds

@@ -1,17 +1,20 @@
 """`MarkschemeTrainer`: TRL's GRPO for rewards that may be unknown, with self-distillation.
 
-It corrects TRL 1.16 in three places. A row without a reward leaves the loss denominator as well as
-the baseline. Prompts and rollouts stay out of the log. The order of an epoch depends on the seed
-and the epoch alone, so that a resumed run sees the same prompts as an uninterrupted one. On a CPU
-log-probabilities come from one plain forward pass. The policy loss is TRL's; with the methods
-`sdpo` and `srpo` the self-teacher's loss is added over the same tokens.
+It corrects TRL 1.16 in four places. A row without a reward leaves the loss denominator as well as
+the baseline. The denominator is that of the optimiser step, also where a batch serves several.
+Prompts and rollouts stay out of the log. The order of an epoch depends on the seed and the epoch
+alone, so that a resumed run sees the same prompts as an uninterrupted one. On a CPU
+log-probabilities come from one plain forward pass. The loss of method `grpo` is TRL's, that of
+`sdpo` and `srpo` is `losses.srpo_loss`.
 """
 
 import logging
+import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,12 @@ from trl.trainer.utils import RepeatSampler
 from markscheme_train.checkpoints import SAVING, publish_dir
 from markscheme_train.collapse_guard import CollapseGuard
 from markscheme_train.config import TrainConfig
-from markscheme_train.diagnostics import distinct_sums, repetition_sums
+from markscheme_train.diagnostics import GAINS, distinct_sums, repetition_sums
 from markscheme_train.distillation import token_log_probs
 from markscheme_train.errors import ConfigError
 from markscheme_train.losses import group_advantages
 from markscheme_train.prefix import can_share, shared_prompt_states
-from markscheme_train.reward import RubricReward
+from markscheme_train.reward import RewardReport, Row, RubricReward
 from markscheme_train.self_distillation import (
     BranchNorms,
     ScoredRows,
@@ -48,6 +51,8 @@ from markscheme_train.self_teacher import (
 )
 
 SELF_TEACHER_FILE = "self_teacher.pt"
+PER_SEQUENCE = ("grpo", "sapo")
+"""TRL's loss types that average over sequences."""
 
 log = logging.getLogger(__name__)
 
@@ -56,17 +61,19 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     """GRPO whose rewards may be `None`.
 
     `seconds` holds what the current step spent on rollouts, scoring and the self-teacher; `reward`
-    is the rubric reward.
+    is the rubric reward, and `report` the service's report on the last training batch.
 
     What it overrides, and what of TRL 1.16 each override relies on
     (`tests/train/test_trl_contract.py` checks the words):
 
     - ``_calculate_rewards``: is given this process's rows, returns all processes', ``None`` as NaN.
     - ``_generate_and_score_completions``: its dict is shuffled and split row by row, extra entries
-      with it; groups are contiguous in it; ``num_items_in_batch`` is the denominator.
-    - ``_compute_loss``: ``dapo`` divides by ``num_items_in_batch`` over processes and accumulation
-      steps; a row with an advantage of 0 adds nothing else to it (no KL and no entropy term).
-    - ``_get_per_token_logps_and_entropies``: the one place where the student runs in an update.
+      with it; groups are contiguous in it.
+    - ``_prepare_inputs``: a generated batch lies split in ``_buffered_inputs``, whose entries are
+      used in order; ``dapo`` divides by ``num_items_in_batch`` over processes and optimiser steps
+      a batch, ``grpo`` by rows and accumulation steps.
+    - ``_compute_loss``: the one place where a loss is computed.
+    - ``_get_per_token_logps_and_entropies``: the one place where TRL runs the student.
     - ``training_step``: counts micro-batches in ``_step``.
     - ``_get_train_sampler``: its sampler shuffles by a generator of its own.
     - ``_save_checkpoint``, ``_get_output_dir``, ``_load_optimizer_and_scheduler``: a checkpoint is
@@ -82,8 +89,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: Passed to `GRPOTrainer`.
 
     Raises:
-        ConfigError: An update would see only part of a generated batch (TRL's token mean is
-            exact only for whole ones), or the self-teacher only part of the weights.
+        ConfigError: A batch is no whole number of optimiser steps, or the self-teacher would see
+            only part of the weights.
     """
 
     plain_device = "cpu"
@@ -101,20 +108,22 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         check_batch_shape(args)
         _keep_rollouts_out_of_the_log()
         self.reward = reward
+        self.report: RewardReport | None = None
         self.seconds = {"rollout": 0.0, "scoring": 0.0, "teacher": 0.0}
-        self._unscored = torch.zeros(0, dtype=torch.bool)
+        # Of the batch that is being generated: between the reward and the batch's last changes.
+        self._scored: ScoredRows | None = None
         self._rewards = torch.zeros(0, 1)
-        self._student: StudentStates | None = None
-        self._routed: torch.Tensor | None = None
         self._norms = BranchNorms()
         self._saving: str | None = None
+        reported = partial(reward, on_report=self._note)
+        update_wrapper(reported, reward, updated=())
         # Copy before TRL replaces the model's forward: a later copy would run the student's.
         teacher = (
             ModelCopy(model)
             if args.method != "grpo" and not hasattr(model, "peft_config")
             else None
         )
-        super().__init__(model=model, reward_funcs=[reward, *other_rewards], args=args, **kwargs)
+        super().__init__(model=model, reward_funcs=[reported, *other_rewards], args=args, **kwargs)
         self.guard = CollapseGuard(self)
         self.add_callback(self.guard)
         self.distillation: SelfDistillation | None = None
@@ -152,38 +161,36 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             rate, args.teacher_rate_schedule, self.state.global_step, self.state.max_steps
         )
 
+    def _note(self, rollouts: Sequence[Row], report: RewardReport) -> None:
+        """Take in the rows of all processes and the service's report on them."""
+        self._scored = ScoredRows(rollouts, report.row_scores, report.teacher_scores)
+        if self.model.training:
+            self.report = report
+        if report.unscored and self.accelerator.is_main_process:
+            log.warning(
+                "%d of %d rollouts unscored (%s): left out of this update",
+                report.unscored,
+                len(report.rewards),
+                report.reasons,
+            )
+
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
-        """Return TRL's rewards of all processes [rows, functions]; note the unscored rows here.
+        """Return TRL's rewards of all processes [rows, functions], timed."""
+        started = time.perf_counter()
+        self._rewards = super()._calculate_rewards(
+            inputs, prompts, completions, completion_ids_list
+        )
+        self.seconds["scoring"] += time.perf_counter() - started
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        """Return TRL's batch with unscored rows taken out of the loss mask and the token count.
 
         Where one function returns nothing TRL uses the others; without the rubric's there is no
         reward here.
         """
-        started = time.perf_counter()
-        rewards: torch.Tensor = super()._calculate_rewards(
-            inputs, prompts, completions, completion_ids_list
-        )
-        self.seconds["scoring"] += time.perf_counter() - started
-        first = self.accelerator.process_index * len(prompts)
-        # Column 0 is the rubric's, which was passed first.
-        self._unscored = rewards[first : first + len(prompts), 0].isnan()
-        if (
-            self._unscored.any()
-            and self.reward.last is not None
-            and self.accelerator.is_main_process
-        ):
-            log.warning(
-                "%d of %d rollouts unscored (%s): left out of this update",
-                self.reward.last.unscored,
-                len(self.reward.last.rewards),
-                self.reward.last.reasons,
-            )
-        self._rewards = rewards
-        return rewards
-
-    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """Return TRL's batch with unscored rows taken out of the loss mask and the token count."""
         started, scoring = time.perf_counter(), self.seconds["scoring"]
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         self.seconds["rollout"] += (
@@ -195,35 +202,34 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 batch["completion_ids"], student_token_mask(batch).bool(), strict=True
             )
         ]
-        scored = (~self._unscored).to(batch["completion_mask"])
-        batch["completion_mask"] = batch["completion_mask"] * scored.unsqueeze(1)
-        first = self.accelerator.process_index * len(scored)
+        # Column 0 is the rubric's, which was passed first.
+        unscored = self._rewards[:, 0].isnan()
+        first = self.accelerator.process_index * len(batch["completion_mask"])
+        own = slice(first, first + len(batch["completion_mask"]))
+        batch["completion_mask"] = batch["completion_mask"] * (~unscored[own]).to(
+            batch["completion_mask"]
+        ).unsqueeze(1)
         if self.args.scale_rewards != "batch":
             # TRL adds another constant to the deviation, and gives a lone reward an advantage.
             size = self.num_generations if self.model.training else self.num_generations_eval
             # NaN of another function: it does not apply. NaN of the rubric's: the row is masked.
             row_scores = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1)
-            row_scores = row_scores.masked_fill(self._rewards[:, 0].isnan(), torch.nan).view(
-                -1, size
-            )
             advantages = group_advantages(
-                row_scores, scale="none" if self.args.scale_rewards == "none" else "std"
+                row_scores.masked_fill(unscored, torch.nan).view(-1, size),
+                scale="none" if self.args.scale_rewards == "none" else "std",
             )
-            batch["advantages"] = advantages.flatten()[first : first + len(scored)].to(
-                batch["advantages"]
-            )
+            batch["advantages"] = advantages.flatten()[own].to(batch["advantages"])
         if (
             self.distillation is not None
-            and self.reward.last is not None
+            and self._scored is not None
             and self.model.training
             and not self.guard.routes_nothing
         ):
             started = time.perf_counter()
-            rows = ScoredRows(
-                self.reward.rows, self.reward.last.row_scores, self.reward.last.teacher_scores
-            )
             with self.accelerator.autocast():
-                metrics = self.distillation.prepare(batch, rows, first=first, total=self._total)
+                metrics = self.distillation.prepare(
+                    batch, self._scored, first=first, total=self._total
+                )
             for name, value in metrics.items():
                 self._metrics["train"][name].append(value)
             self.seconds["teacher"] += time.perf_counter() - started
@@ -252,10 +258,45 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             if whole:
                 self._metrics["train"][name].append(part / whole)
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """Return TRL's next micro-batch, with the counts of its optimiser step."""
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        if self.model.training and "rows_in_step" not in inputs:
+            self._count_by_step(self._buffered_inputs)
+        return inputs
+
+    def _count_by_step(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Store in each micro-batch the sums of its optimiser step over all processes.
+
+        TRL counts the tokens of the whole batch and divides by its share of optimiser steps, which
+        is a token mean only on average.
+        """
+        size = self.args.gradient_accumulation_steps
+        steps = [batches[start : start + size] for start in range(0, len(batches), size)]
+        sums = self._total(
+            torch.stack([torch.stack([self._sums(part) for part in step]).sum(0) for step in steps])
+        )
+        for step, (rows, tokens, weights, weighed) in zip(steps, sums, strict=True):
+            for part in step:
+                part["rows_in_step"] = rows
+                # TRL divides this by the number of optimiser steps.
+                part["num_items_in_batch"] = tokens * len(steps)
+                part["weight_mean"] = weights / weighed.clamp(min=1)
+
+    def _sums(self, part: dict[str, Any]) -> torch.Tensor:
+        """Return rows, tokens, sum of entropy weights and number of weights of a micro-batch."""
+        mask = student_token_mask(part)
+        weights = (
+            torch.zeros(2)
+            if self.distillation is None or "routed" not in part
+            else self.distillation.weight_sums(part)
+        )
+        return torch.stack([mask.any(1).sum(), mask.sum(), *weights.to(mask.device)]).float()
+
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Run TRL's step; clear the gradients if no rollout of the batch was scored.
+        """Run TRL's step; clear the gradients if no rollout of the optimiser step was scored.
 
         The optimiser skips parameters without a gradient, but would move them on a gradient of
         zero, by momentum and weight decay.
@@ -270,42 +311,47 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             ).tolist()
             for branch, norm in zip(("policy", "distillation"), norms, strict=True):
                 self._metrics["train"][f"gradient_norm/{branch}"].append(norm)
-            comparison = self.distillation.comparison
-            means = comparison.means(self._total(comparison.take(loss.device)))
-            for name, value in means.items():
-                self._metrics["train"][name].append(value)
-        last = self._buffered_inputs[-1] if self._buffered_inputs else None
-        if last is not None and int(last["num_items_in_batch"]) == 0:
+            gains = self._total(self.distillation.gains.take(loss.device))
+            for name, (gain, tokens) in zip(GAINS, gains.tolist(), strict=True):
+                self._metrics["train"][name].append(gain / tokens if tokens else math.nan)
+        # `_step` is counted already.
+        used = self._buffered_inputs[(self._step - 1) % self.args.steps_per_generation]
+        if used["num_items_in_batch"] == 0:
             model.zero_grad(set_to_none=True)
         return loss
 
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
-        """Return TRL's loss plus the self-teacher's over the same tokens.
+        """Return the loss of a micro-batch: `srpo_loss` with a self-teacher, else TRL's.
 
-        Routed rows have no advantage in TRL's. Relies on the normaliser of `dapo`: the tokens of
-        the whole generated batch over all processes.
+        Processes average their gradients, so each returns its part of the sum times their number.
         """
+        processes = self.accelerator.num_processes
         if self.distillation is None or "routed" not in inputs:
             policy: torch.Tensor = super()._compute_loss(model, inputs)
+            if self.loss_type in PER_SEQUENCE and "rows_in_step" in inputs:
+                # TRL's mean counts rows that have no reward.
+                rows = len(inputs["completion_mask"]) * processes
+                of_step = rows * self.current_gradient_accumulation_steps
+                policy = policy * (of_step / inputs["rows_in_step"].clamp(min=1))
             return policy
-        self._routed = inputs["routed"]
-        try:
-            loss: torch.Tensor = super()._compute_loss(model, inputs)
-            assert self._student is not None
-            with self.accelerator.autocast():
-                distillation = self.distillation.distillation_loss_sum(inputs, self._student)
-            self.distillation.comparison.add(
-                inputs, self._student.log_probs, student_token_mask(inputs)
+        student, auxiliary = self._run_student(model, inputs)
+        with self.accelerator.autocast():
+            loss, metrics = self.distillation.loss(
+                inputs,
+                student,
+                token_count=inputs["num_items_in_batch"]
+                * self.current_gradient_accumulation_steps
+                / self.args.steps_per_generation,
             )
-            self._norms.watch(self._student.hidden, inputs["routed"])
-        finally:
-            # Also after an error: the forward pass runs outside of updates too.
-            self._routed = self._student = None
-        tokens: torch.Tensor = (
-            inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
-        )
-        share = self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        joint: torch.Tensor = loss + distillation / (tokens * share)
+        self._norms.watch(student.hidden, inputs["routed"])
+        values = self.accelerator.gather(torch.stack(list(metrics.values())).unsqueeze(0))
+        for name, value in zip(metrics, values.nanmean(0).tolist(), strict=True):
+            self._metrics["train"][name].append(value)
+        joint: torch.Tensor = loss * processes
+        if auxiliary is not None:  # a mixture of experts
+            joint = joint + (
+                self.router_aux_loss_coef * auxiliary / self.current_gradient_accumulation_steps
+            )
         return joint
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -399,68 +445,117 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         a tiny model with a long prompt. There only the completion is projected, a chunk at a time;
         other devices use TRL's way. Padding counts 0 in both.
         """
+        if self._runs_plainly(input_ids, compute_aux_loss, images):
+            student = self._plain_states(
+                model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size
+            )
+            return student.log_probs, student.entropies if compute_entropy else None, None
+        result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+        result = super()._get_per_token_logps_and_entropies(
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            batch_size,
+            compute_entropy,
+            compute_aux_loss,
+            **images,
+        )
+        return result
+
+    def _runs_plainly(
+        self, input_ids: torch.Tensor, compute_aux_loss: bool, images: Mapping[str, Any]
+    ) -> bool:
+        return (
+            input_ids.device.type == self.plain_device
+            and not compute_aux_loss
+            and all(value is None for value in images.values())
+        )
+
+    def _run_student(
+        self, model: Any, inputs: Mapping[str, Any]
+    ) -> tuple[StudentStates, torch.Tensor | None]:
+        """Run the student on a micro-batch; also return the experts' auxiliary loss, if any."""
+        input_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        keep = inputs["completion_ids"].shape[1]
+        if self._runs_plainly(input_ids, self.aux_loss_enabled, {}):
+            plain = self._plain_states(
+                model, input_ids, attention_mask, keep, without_gradient=inputs["routed"]
+            )
+            return plain, None
+        inner = _inner(self.accelerator.unwrap_model(model))
+        with _last_states(inner) as seen:
+            log_probs, entropies, auxiliary = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                keep,
+                compute_entropy=True,
+                compute_aux_loss=self.aux_loss_enabled,
+            )
+        # A state predicts the next token, so the window lies one position earlier.
+        states = torch.cat([part[:, -keep - 1 : -1] for part in seen])
+        return StudentStates(log_probs, entropies, states, output_head(inner), seen), auxiliary
+
+    def _plain_states(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        keep: int,
+        *,
+        batch_size: int | None = None,
+        without_gradient: torch.Tensor | None = None,
+    ) -> StudentStates:
+        """Run the model without its head, and the head on the completions, a chunk at a time.
+
+        Args:
+            model: The model, as the trainer wraps it.
+            input_ids: Tokens [B, P + C].
+            attention_mask: Mask [B, P + C].
+            keep: C.
+            batch_size: Rows that run at once; default: all.
+            without_gradient: Rows [B] whose log-probabilities need no gradient.
+        """
         inner = _inner(self.accelerator.unwrap_model(model))
         head = output_head(inner)
-        plain = input_ids.device.type == self.plain_device
-        if not plain or compute_aux_loss or any(v is not None for v in images.values()):
-            result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-            with _last_states(inner, when=self._routed is not None) as seen:
-                result = super()._get_per_token_logps_and_entropies(
-                    model,
-                    input_ids,
-                    attention_mask,
-                    logits_to_keep,
-                    batch_size,
-                    compute_entropy,
-                    compute_aux_loss,
-                    **images,
-                )
-            if self._routed is not None:
-                # A state predicts the next token, so the window lies one position earlier.
-                states = torch.cat([part[:, -logits_to_keep - 1 : -1] for part in seen])
-                self._student = StudentStates(result[0], states, head, seen)
-            return result
         every = []
         size = batch_size or len(input_ids)
         # Sharing calls the model inside DDP's wrapper, so it is for a single process only.
-        share = self.accelerator.num_processes == 1 and logits_to_keep > 1 and can_share(model)
+        share = self.accelerator.num_processes == 1 and keep > 1 and can_share(model)
         for ids, mask in zip(
             torch.split(input_ids, size), torch.split(attention_mask, size), strict=True
         ):
             if share:
                 with self.accelerator.autocast():
-                    every.append(shared_prompt_states(inner.base_model, ids, mask, logits_to_keep))
+                    every.append(shared_prompt_states(inner.base_model, ids, mask, keep))
             else:
-                with _last_states(inner, when=True) as seen:
+                with _last_states(inner) as seen:
                     # Only the states are used. `logits_to_keep=0` would ask for all logits.
                     model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
-                every += [states[:, -logits_to_keep - 1 : -1] for states in seen]
+                every += [states[:, -keep - 1 : -1] for states in seen]
         states = torch.cat(every)
-        counted = attention_mask[:, -logits_to_keep:].bool()
+        counted = attention_mask[:, -keep:].bool()
         precise = torch.promote_types(states.dtype, torch.float32)
-        logps, entropies = (states.new_zeros(counted.shape, dtype=precise) for _ in range(2))
-        # Routed rows have no advantage: their log-probabilities need no gradient.
-        routed = torch.zeros_like(counted[:, 0]) if self._routed is None else self._routed
+        log_probs, entropies = (states.new_zeros(counted.shape, dtype=precise) for _ in range(2))
+        fixed = torch.zeros_like(counted[:, 0]) if without_gradient is None else without_gradient
         for rows, learning in (
-            (counted & ~routed.unsqueeze(1), True),
-            (counted & routed.unsqueeze(1), False),
+            (counted & ~fixed.unsqueeze(1), True),
+            (counted & fixed.unsqueeze(1), False),
         ):
             with (
                 torch.set_grad_enabled(learning and torch.is_grad_enabled()),
                 self.accelerator.autocast(),
             ):
                 token_logps, token_entropies = token_log_probs(
-                    states[rows],
-                    input_ids[:, -logits_to_keep:][rows],
-                    head,
-                    temperature=self.temperature,
+                    states[rows], input_ids[:, -keep:][rows], head, temperature=self.temperature
                 )
-            logps[rows], entropies[rows] = token_logps.to(logps), token_entropies.to(entropies)
-        if not (counted & ~routed.unsqueeze(1)).any():  # DDP needs a gradient of every weight
-            logps = logps + 0 * head(states[:1, :1]).sum()
-        if self._routed is not None:
-            self._student = StudentStates(logps, states, head, every)
-        return logps, entropies if compute_entropy else None, None
+            log_probs[rows] = token_logps.to(log_probs)
+            entropies[rows] = token_entropies.to(entropies)
+        if not (counted & ~fixed.unsqueeze(1)).any():  # DDP needs a gradient of every weight
+            log_probs = log_probs + 0 * head(states[:1, :1]).sum()
+        return StudentStates(log_probs, entropies, states, head, every)
 
 
 class UpdateSelfTeacher(TrainerCallback):  # type: ignore[misc]
@@ -495,20 +590,22 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
 
 
 def check_batch_shape(args: TrainConfig) -> None:
-    """Raise `ConfigError` unless each update is one whole batch."""
+    """Raise `ConfigError` unless a batch is a whole number of optimiser steps."""
     if args.method != "grpo" and args.loss_type != "dapo":
         raise ConfigError(
             f"method {args.method} needs loss_type dapo: both branches share its token mean"
         )
-    if args.steps_per_generation != args.gradient_accumulation_steps:
+    if args.steps_per_generation % args.gradient_accumulation_steps:
         raise ConfigError(
-            f"steps_per_generation ({args.steps_per_generation}) must equal "
-            f"gradient_accumulation_steps ({args.gradient_accumulation_steps})"
+            f"steps_per_generation ({args.steps_per_generation}) must be a multiple of "
+            f"gradient_accumulation_steps ({args.gradient_accumulation_steps}): a batch is used in "
+            "whole optimiser steps"
         )
-    if args.max_steps > 0 and args.max_steps % args.num_iterations:
+    steps = args.steps_per_generation // args.gradient_accumulation_steps * args.num_iterations
+    if args.max_steps > 0 and args.max_steps % steps:
         raise ConfigError(
-            f"max_steps ({args.max_steps}) must be a multiple of num_iterations "
-            f"({args.num_iterations}): a run ends with a whole batch"
+            f"max_steps ({args.max_steps}) must be a multiple of {steps}, the optimiser steps on a "
+            "batch (steps_per_batch x num_iterations): a run ends with a whole batch"
         )
 
 
@@ -532,12 +629,9 @@ def _inner(model: Any) -> Any:
 
 
 @contextmanager
-def _last_states(model: Any, *, when: bool) -> Iterator[list[torch.Tensor]]:
-    """Collect the last hidden states of each forward pass, with their graph; none unless `when`."""
+def _last_states(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Collect the last hidden states of each forward pass, with their graph."""
     seen: list[torch.Tensor] = []
-    if not when:
-        yield seen
-        return
     hook = model.base_model.register_forward_hook(lambda _module, _inputs, out: seen.append(out[0]))
     try:
         yield seen

@@ -50,7 +50,9 @@ def generate(trainer: MarkschemeTrainer) -> dict[str, Any]:
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     rows = [{"prompt": prompt, "teacher_responses": None} for prompt in PROMPTS for _ in range(4)]
-    return trainer._generate_and_score_completions(rows)
+    batch = trainer._generate_and_score_completions(rows)
+    trainer._count_by_step([batch])
+    return batch
 
 
 def gradient(trainer: MarkschemeTrainer, loss: torch.Tensor) -> torch.Tensor:
@@ -100,10 +102,11 @@ def test_failed_rollouts_with_a_good_sibling_go_to_the_self_teacher(make_trainer
     trainer = make_trainer()
     batch = generate(trainer)
     assert batch["routed"].tolist() == [False, True, True, False] * 2
-    assert batch["advantages"].tolist() == pytest.approx([0.6, 0.0, 0.0, 0.2] * 2)
+    assert batch["advantages"].tolist() == pytest.approx([0.6, -0.4, -0.4, 0.2] * 2)
     counted = batch["completion_mask"].bool() & batch["routed"].unsqueeze(1)
-    assert batch["distillation_weights"][counted].mean() == pytest.approx(1.0, abs=1e-5)
-    assert not batch["distillation_weights"][~counted].any()
+    weights = (-batch["teacher_entropy"][counted]).exp() / batch["weight_mean"]
+    assert weights.mean() == pytest.approx(1.0, abs=1e-5)
+    assert not batch["teacher_entropy"][~counted].any()
     told = {
         name.partition("/")[2]: values[-1]
         for name, values in trainer._metrics["train"].items()
@@ -163,7 +166,7 @@ def test_how_strongly_each_branch_pulls(
     assert not trainer._norms.take(torch.device("cpu")).any()
     alone = []
     for lone in (
-        {"distillation_weights": torch.zeros_like(batch["distillation_weights"])},
+        {"weight_mean": torch.tensor(torch.inf)},
         {"advantages": torch.zeros_like(batch["advantages"])},
     ):
         trainer._compute_loss(trainer.model, {**batch, **lone}).backward()
@@ -194,10 +197,10 @@ def test_where_all_succeed_it_is_grpo(make_trainer: Maker) -> None:
     trainer = make_trainer(lambda place, rollout: 0.6 + place / 10)
     batch = generate(trainer)
     assert not batch["routed"].any()
-    ours = trainer._compute_loss(trainer.model, batch)
+    ours = gradient(trainer, trainer._compute_loss(trainer.model, batch))
     trainer.distillation = None
-    plain = trainer._compute_loss(trainer.model, batch)
-    torch.testing.assert_close(gradient(trainer, ours), gradient(trainer, plain), atol=0, rtol=0)
+    plain = gradient(trainer, trainer._compute_loss(trainer.model, batch))
+    torch.testing.assert_close(ours, plain, atol=1e-7, rtol=1e-5)
 
 
 def test_what_has_no_reward_is_in_neither_branch_and_shows_nothing(make_trainer: Maker) -> None:
@@ -212,7 +215,6 @@ def test_sdpo_teaches_every_rollout_of_which_the_teacher_knows_more(make_trainer
     trainer = make_trainer(preset="sdpo")
     batch = generate(trainer)
     assert batch["routed"].all()  # the success at 0 is shown to the others, that at 3 to it
-    assert not batch["advantages"].any()
     trainer.reward.client.script = lambda place, rollout: float(place == 0)  # type: ignore[attr-defined]
     lone = generate(trainer)
     assert lone["routed"].tolist() == [False, True, True, True] * 2

@@ -135,13 +135,14 @@ def test_the_self_teacher_reads_a_trajectory_and_teaches_only_what_the_student_w
     assert "709037" in tokenizer.decode(batch["completion_ids"][2][results[2]])
     assert "709037" not in tokenizer.decode(batch["completion_ids"][2][own[2]])
     assert len(batch["teacher_states"][2]) == own[2].sum()
-    assert (batch["distillation_weights"][2] > 0).tolist() == own[2].tolist()
+    assert (batch["teacher_entropy"][2] > 0).tolist() == own[2].tolist()
     assert batch["num_items_in_batch"] == own.sum()
     for prompt in read:
         assert '"name": "population"' in prompt.partition("<|im_start|>user")[0]  # the tools
         assert "[Call of population]" in prompt
         assert "[Result of population]\nregister: Oslo 709037" in prompt
         assert prompt.endswith("<|im_start|>assistant\n")
+    trainer._count_by_step([batch])
     loss = trainer._compute_loss(trainer.model, batch)
     loss.backward()
     assert loss.isfinite()

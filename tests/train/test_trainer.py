@@ -185,12 +185,11 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone(make_trainer: Maker) ->
     [
         (
             {
-                "per_device_train_batch_size": 2,
-                "gradient_accumulation_steps": 1,
-                "num_generations": 2,
-                "generation_batch_size": 4,
+                "gradient_accumulation_steps": 2,
+                "num_generations": 4,
+                "steps_per_generation": 1,
             },
-            "must equal",
+            r"steps_per_generation \(1\) must be a multiple of gradient_accumulation_steps \(2\)",
         ),
         ({"per_device_train_batch_size": 6}, "multiple|divisible"),
     ],

@@ -12,6 +12,7 @@ from markscheme_train.trainer import MarkschemeTrainer
 OVERRIDDEN = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["self", "inputs"],
+    "_prepare_inputs": ["self", "generation_batch"],
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
     "_compute_loss": ["self", "model", "inputs"],
     "_get_train_sampler": ["self", "dataset"],
@@ -41,13 +42,18 @@ OVERRIDDEN = {
 """TRL's methods that ours replace, and their parameters."""
 RELIED_ON = {
     "_compute_loss": [
-        # The self-teacher's term is divided by what divides the policy's.
+        # What a batch's optimiser steps store is divided so.
         'inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes',
         "self.current_gradient_accumulation_steps / self.args.steps_per_generation",
+        "loss = ((per_token_loss * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()",
         # Without old log-probabilities the ratio is 1 in value.
         'old_per_token_logps = inputs.get("old_per_token_logps")',
     ],
-    "_prepare_inputs": ["shuffle_sequence_dict(", "split_tensor_dict("],
+    "_prepare_inputs": [
+        "shuffle_sequence_dict(",
+        "split_tensor_dict(",
+        "self._buffered_inputs[self._step % self.args.steps_per_generation]",
+    ],
     # TRL looks up a checkpoint's folder when it writes it, and writes the trainer's state last.
     "super()._save_checkpoint": [
         "output_dir = os.path.join(run_dir, checkpoint_folder)",

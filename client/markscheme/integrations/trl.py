@@ -176,6 +176,7 @@ class RubricReward:
         log_metric: Callable[[str, float], None] | None = None,
         teacher_responses: Sequence[Any] | None = None,
         rubric_id: Sequence[str | None] | None = None,
+        on_report: Callable[[Sequence[Row], RewardReport], None] | None = None,
         **_columns: Any,
     ) -> list[float | None]:
         """Return a reward or `None` for each row of this process, in order.
@@ -192,6 +193,7 @@ class RubricReward:
             log_metric: TRL's hook for metrics.
             teacher_responses: Responses for each row, or `None`.
             rubric_id: Each row's rubric, or `None`.
+            on_report: Called with the rows of all processes and the service's report.
             **_columns: Other columns, ignored.
 
         Raises:
@@ -224,6 +226,8 @@ class RubricReward:
         if log_metric is not None:
             self.last.log(log_metric)
         self.last.raise_if_unscored(self.max_unscored)
+        if on_report is not None:
+            on_report(self.rows, self.last)
         first = sum(counts[: processes.rank])
         rewards = self.last.rewards[first : first + len(own)]
         self._answered = (completions, rewards)
