@@ -59,7 +59,7 @@ COPY = (
     Arm("copy", "sdpo-trust-region", "sdpo", settings=TRUST_REGION),
     Arm("copy", "srpo-trust-region", "srpo", settings=TRUST_REGION),
 )
-WEAK = tuple(Arm("copy-weak", method, method, rates=(1e-3,)) for method in ("grpo", "sdpo", "srpo"))
+WEAK = tuple(Arm("copy-weak", method, method, rates=(3e-4,)) for method in ("grpo", "sdpo", "srpo"))
 SPARSE = tuple(
     Arm("copy-sparse", method, method, rates=(3e-4, 1e-3)) for method in ("grpo", "sdpo", "srpo")
 )
@@ -77,7 +77,7 @@ RUBRIC = (
     ),
 )
 RATING = tuple(
-    Arm("copy-rubric", f"{name}-{scale}", preset, scale, rates=(1e-3,))
+    Arm("copy-rubric", f"{name}-{scale}", preset, scale, rates=(3e-4,))
     for name, preset in (("grpo", "grpo"), ("srpo", "srpo-rubric"))
     for scale in ("noisy-rubric", "rating", "calibrated-rating")
 )
