@@ -110,7 +110,18 @@ FAMILIES = tuple(
         ("srpo-frozen", "srpo", FROZEN),
     )
 )
-SMALL = (*COPY, *RUBRIC, *WEAK, *SPARSE, *RATING, *LATE, *EXACT)
+Groups = Mapping[str, Sequence[Arm]]
+SMALL: Groups = {
+    "The copy task": COPY,
+    "Rubric scores": RUBRIC,
+    "A self-teacher that a demonstration does not help": WEAK,
+    "Few successes": SPARSE,
+    "A rubric or one number, by a judge that errs": RATING,
+    "Longer runs": LATE,
+    "A self-teacher that stays better": EXACT,
+}
+LARGE: Groups = {"Six families of functions": FAMILIES}
+"""The arms of the two commands, under the headings of their reports."""
 
 COMPARISONS = (
     *(

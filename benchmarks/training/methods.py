@@ -5,8 +5,7 @@
 Every run goes through the unchanged `MarkschemeTrainer` and `RubricReward`. Its judge is a function
 in this process that knows the right answers (`training.graders`): a service would decide the same
 by a check, and only take longer. A finished run is appended to `runs.jsonl` in the work folder and
-never run again; after each round of seeds, and after Ctrl-C, the report is written from what there
-is.
+never run again. At the end, also after Ctrl-C, the report is written from all that there is.
 """
 
 import argparse
@@ -39,7 +38,7 @@ from markscheme_train.reward import RubricReward
 from markscheme_train.step_log import StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import build_trainer, silence_libraries
-from training.arms import FAMILIES, ROLLOUTS, SMALL, Arm
+from training.arms import LARGE, ROLLOUTS, SMALL, Arm
 from training.graders import Grader
 from training.summary import report
 from training.tasks import (
@@ -91,9 +90,12 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("build/methods"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    workdir = arguments.workdir / "quick" if arguments.quick else arguments.workdir
+    workdir, out = arguments.workdir, arguments.out
+    if arguments.quick:
+        workdir = out = workdir / "quick"
     workdir.mkdir(parents=True, exist_ok=True)
-    arms = FAMILIES if arguments.large else SMALL
+    groups = LARGE if arguments.large else SMALL
+    arms = [arm for group in groups.values() for arm in group]
     wanted = [
         run
         for run in planned(arms, range(arguments.seeds), quick=arguments.quick)
@@ -119,8 +121,8 @@ def main() -> None:
             for file in sorted(workdir.glob("model-*.json"))
             if file.stem.removeprefix("model-") in tasks
         ],
-        arms,
-        arguments.out / ("methods-large" if arguments.large else "methods"),
+        groups,
+        out / ("methods-large" if arguments.large else "methods"),
         console,
     )
 

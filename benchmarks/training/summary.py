@@ -1,5 +1,6 @@
 """The trial's report: tables, differences paired by seed, and curves."""
 
+import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from service.machine import describe, sentence
-from service.report import markdown_table, today, write
-from training.arms import COMPARISONS, ROLLOUTS, Arm
+from service.report import markdown_table, today
+from training.arms import COMPARISONS, ROLLOUTS, Arm, Groups
 from training.plot import Panel, draw
 
 WINDOW = 10
@@ -93,7 +94,7 @@ class Results:
 def report(
     runs: Sequence[Result],
     models: Sequence[Result],
-    arms: Sequence[Arm],
+    groups: Groups,
     stem: Path,
     console: Console,
 ) -> None:
@@ -102,7 +103,7 @@ def report(
     Args:
         runs: Finished runs.
         models: The pre-trained models' figures.
-        arms: The arms, in the order of the tables.
+        groups: The arms, under the headings of their tables.
         stem: Path of the files, without date and suffix.
         console: Where to print.
     """
@@ -126,10 +127,10 @@ def report(
         "",
         *_models(models),
     ]
-    for task in dict.fromkeys(arm.task for arm in arms):
-        rows = list(_arms(results, [arm for arm in arms if arm.task == task]))
+    for heading, arms in groups.items():
+        rows = list(_arms(results, arms))
         if rows:
-            lines += ["", f"## {task}", "", *markdown_table(COLUMNS, rows)]
+            lines += ["", f"## {heading}", "", *markdown_table(COLUMNS, rows)]
     lines += [
         "",
         "## Differences, paired by seed",
@@ -144,14 +145,18 @@ def report(
         f"![success by step]({stem.name}.svg)",
     ]
     stem.parent.mkdir(parents=True, exist_ok=True)
-    draw(stem.with_name(f"{stem.name}.svg"), _panels(results, arms))
-    data = {"date": today(), "machine": machine, "models": list(models), "runs": list(runs)}
-    written = write(stem, "\n".join(lines) + "\n", data)
+    draw(stem.with_name(f"{stem.name}.svg"), _panels(results, groups))
+    head = json.dumps({"date": today(), "machine": machine, "models": list(models)})[:-1]
+    rows_of_runs = ",\n".join(json.dumps(run) for run in runs)
+    stem.with_name(f"{stem.name}.json").write_text(f'{head}, "runs": [\n{rows_of_runs}\n]}}\n')
+    page = stem.with_name(f"{stem.name}.md")
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     console.print("\n".join(lines[4:]), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{len(runs)} runs; written to {written[0]}", highlight=False)
+    console.print(f"{len(runs)} runs; written to {page}", highlight=False)
 
 
 COLUMNS = (
+    "task",
     "arm",
     "rate",
     "seeds",
@@ -190,6 +195,7 @@ def _arms(results: Results, arms: Sequence[Arm]) -> Iterable[tuple[object, ...]]
                 else "–"
             )
             yield (
+                arm.task,
                 arm.name,
                 f"{rate:g}",
                 len(runs),
@@ -212,14 +218,15 @@ def _differences(results: Results) -> Iterable[tuple[object, ...]]:
             )
 
 
-def _panels(results: Results, arms: Sequence[Arm]) -> list[Panel]:
-    """Return a panel for each task and learning rate with results."""
-    panels: dict[tuple[str, float, int], dict[str, list[Curve]]] = defaultdict(dict)
-    for arm in arms:
-        for rate in results.rates(arm.task, arm.name):
-            runs = results.runs(arm.task, arm.name, rate)
-            panels[arm.task, rate, arm.steps][arm.name] = [run["curve"] for run in runs]
-    return [
-        Panel(f"{task}, learning rate {rate:g}", curves)
-        for (task, rate, _), curves in panels.items()
-    ]
+def _panels(results: Results, groups: Groups) -> list[Panel]:
+    """Return a panel for each group of arms and learning rate with results."""
+    panels = []
+    for heading, arms in groups.items():
+        for rate in sorted({rate for arm in arms for rate in results.rates(arm.task, arm.name)}):
+            curves = {
+                arm.name: [run["curve"] for run in results.runs(arm.task, arm.name, rate)]
+                for arm in arms
+                if rate in results.rates(arm.task, arm.name)
+            }
+            panels.append(Panel(f"{heading}\nlearning rate {rate:g}", curves))
+    return panels

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from markscheme.schema import Group, Rollout
 from training import methods
-from training.arms import COMPARISONS, FAMILIES, SMALL, Arm
+from training.arms import COMPARISONS, LARGE, SMALL
 from training.graders import Grader
 from training.methods import Run
 from training.summary import Results, best, report, spread
@@ -19,7 +19,8 @@ from training.tasks import ID, LENGTH, TASKS, words
 
 COPY = TASKS["copy"]
 PROMPT, ANSWER = next(iter(COPY.answer_of.items()))
-ARMS = {(arm.task, arm.name): arm for arm in (*SMALL, *FAMILIES)}
+EVERY = [arm for groups in (SMALL, LARGE) for group in groups.values() for arm in group]
+ARMS = {(arm.task, arm.name): arm for arm in EVERY}
 CONSOLE = Console(quiet=True)
 
 
@@ -53,7 +54,7 @@ def half_right() -> str:
 
 
 def test_every_compared_arm_exists_once() -> None:
-    assert len(ARMS) == len(SMALL) + len(FAMILIES)
+    assert len(ARMS) == len(EVERY)
     assert {(task, arm) for task, *names in COMPARISONS for arm in names} <= ARMS.keys()
 
 
@@ -197,11 +198,10 @@ def test_the_report_holds_table_differences_curves_and_data(tmp_path: Path) -> N
         for seed in (0, 1)
     ]
     model = {"task": "copy", "weights": 1000, "alone": 0.15, "shown_the_answer": 0.75}
-    arms: list[Arm] = [ARMS["copy", "grpo"], ARMS["copy", "srpo"]]
-    report(runs, [model], arms, tmp_path / "methods", CONSOLE)
+    report(runs, [model], SMALL, tmp_path / "methods", CONSOLE)
     (data,) = tmp_path.glob("methods-*.json")
     assert json.loads(data.read_text())["runs"] == runs
     text = data.with_suffix(".md").read_text()
-    assert "| srpo | 0.001 | 2 | 0.450 ± 0.050 | 0.450 ± 0.050 | 0.450 ± 0.050 |" in text
+    assert "| copy | srpo | 0.001 | 2 | 0.450 ± 0.050 | 0.450 ± 0.050 | 0.450 ± 0.050 |" in text
     assert "| copy | srpo | grpo | +0.000 ± 0.000 | +0.000 ± 0.000 | +0.000 ± 0.000 | 2 |" in text
     assert data.with_suffix(".svg").read_text().startswith("<?xml")
