@@ -109,6 +109,7 @@ def configured(model: Path, data: Path, out: Path, steps: int, *, save_every: in
             "warmup_steps": 0,
             "lr_scheduler_type": "constant",
             "per_device_train_batch_size": PROMPTS_A_STEP * ROLLOUTS,
+            "gradient_accumulation_steps": 1,
             "num_generations": ROLLOUTS,
             "max_completion_length": MAX_TOKENS,
             "logging_strategy": "no",

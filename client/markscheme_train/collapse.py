@@ -1,7 +1,7 @@
 """Rules that see a run collapse. Pure Python: the numbers of a batch in, findings out.
 
 A rule looks at means over the last ten batches, and compares them with those over the first ten.
-Two rules have a second, looser limit that holds once the reward has fallen by a fifth from its
+Three rules have a second, looser limit that holds once the reward has fallen by a fifth from its
 best: a healthy run too makes its responses shorter, and more alike. The limits were chosen on runs
 with seeds 0 to 2; `benchmarks/training/collapse.py` measures them on others.
 """
@@ -27,8 +27,9 @@ REPEATED, REPEATED_FALLEN = 0.4, 0.2
 """Rise of the share of repeated n-grams above which responses repeat themselves, likewise."""
 ALIKE, ALIKE_FALLEN = 0.1, 0.5
 """Share of the first share of distinct n-grams below which responses are alike, likewise."""
-WORSE = 0.01
-"""Nats a token below the student at which the self-teacher rates successes worse."""
+WORSE, WORSE_FALLEN = 0.1, 0.01
+"""Nats a token by which the self-teacher rates successes lower than the student does, likewise. In
+general it must also rate them no better than failures."""
 EQUAL = 5e-4
 """Divergence in nats a token below which the self-teacher equals the student."""
 UNROUTED, FAILING = 0.01, 0.25
@@ -45,17 +46,19 @@ class Rule(StrEnum):
     NOTHING_ROUTED = "nothing_routed"
 
 
-EARLIER = "or go back to an earlier checkpoint with a lower learning_rate"
+AGAIN = "begin again, from an earlier checkpoint if need be, with"
 ADVICE = {
-    Rule.SHORT: f"Set min_demonstration_tokens or self_teacher: frozen, {EARLIER}.",
-    Rule.TEMPLATE: f"Set self_teacher: frozen or trust_region, {EARLIER}.",
-    Rule.TEACHER_WORSE: f"Set self_teacher: frozen, lower teacher_update_rate, {EARLIER}. If it "
-    "was so from the start, what is shown does not help this model: use the preset grpo or ropd.",
-    Rule.TEACHER_EQUAL: "There is nothing left to learn from it: set self_teacher: frozen or "
-    "rubric_feedback, or use the preset grpo or ropd.",
-    Rule.NOTHING_ROUTED: "No group holds a response that may be shown: set rubric_feedback or "
-    "teacher_demonstration, or lower success_threshold and demonstration_threshold; after a "
-    "collapse go back to an earlier checkpoint.",
+    Rule.SHORT: f"Go on with on_collapse: grpo, or {AGAIN} min_demonstration_tokens or "
+    "self_teacher: frozen.",
+    Rule.TEMPLATE: f"Go on with on_collapse: grpo, or {AGAIN} self_teacher: frozen or a lower "
+    "learning_rate.",
+    Rule.TEACHER_WORSE: f"Go on with on_collapse: grpo, or {AGAIN} self_teacher: frozen or a lower "
+    "learning_rate. If it was so from the start, what is shown does not help this model: use the "
+    "preset grpo or ropd.",
+    Rule.TEACHER_EQUAL: f"It teaches nothing more: go on with on_collapse: grpo, or {AGAIN} "
+    "self_teacher: frozen or rubric_feedback.",
+    Rule.NOTHING_ROUTED: f"No group holds a response that may be shown: {AGAIN} rubric_feedback, "
+    "teacher_demonstration or a lower success_threshold.",
 }
 """What to do."""
 
@@ -188,12 +191,12 @@ class CollapseWatch:
                 f"distinct, {first_distinct:.0%} at first",
             )
         success, failure = self._mean("gain_success"), self._mean("gain_failure")
-        if success is not None and success < -WORSE:
+        if success is not None and success < -WORSE_FALLEN:
             seen = (
                 "The self-teacher is worse than the student: its log-probability of successes is "
                 f"{-success:.3f} nats a token lower"
             )
-            if failure is not None and success <= failure:
+            if failure is not None and success <= failure and success < -WORSE:
                 yield Rule.TEACHER_WORSE, f"{seen}, that of failures {-failure:.3f}"
             elif fallen:
                 yield (

@@ -6,6 +6,7 @@ checkpoint: it is read from `MARKSCHEME_API_KEY`.
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,14 @@ from trl import GRPOConfig
 from markscheme.data import Columns
 from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode, View
 from markscheme_train.collapse import OnCollapse
+from markscheme_train.config_checks import check_batch, check_method, check_ranges
 from markscheme_train.errors import ConfigError
 from markscheme_train.self_teacher import RateSchedule, SelfTeacherKind
 
 _POLICY: Mapping[str, Any] = {
     # As ROPD's authors released it and SRPO's trained with: advantage r - mean(r) without division
-    # by the deviation, asymmetric clip with a dual clip, one token mean over the whole batch, no KL
-    # term, correction of the mismatch between trainer and sampler capped at 2.
+    # by the deviation, asymmetric clip with a dual clip, one token mean over the optimiser step, no
+    # KL term, correction of the mismatch between trainer and sampler capped at 2.
     "scale_rewards": "none",
     "epsilon": 0.2,
     "epsilon_high": 0.28,
@@ -45,17 +47,33 @@ _POLICY: Mapping[str, Any] = {
     "vllm_importance_sampling_clip_max": 2.0,
 }
 _WARM_UP: Mapping[str, Any] = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 10}
-_SRPO: Mapping[str, Any] = {**_POLICY, **_WARM_UP, "method": "srpo", "learning_rate": 5e-6}
+# A batch is 32 prompts throughout; the baselines take four optimiser steps on it, of 8 prompts.
+_FOUR_STEPS: Mapping[str, Any] = {"prompts_per_step": 8, "steps_per_batch": 4}
+_ONE_STEP: Mapping[str, Any] = {"prompts_per_step": 32, "steps_per_batch": 1}
+_SRPO: Mapping[str, Any] = {
+    **_POLICY,
+    **_WARM_UP,
+    **_ONE_STEP,
+    "method": "srpo",
+    "learning_rate": 5e-6,
+}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The baseline of SRPO's authors (arXiv 2604.02288, table 3).
-    "grpo": {**_POLICY, **_WARM_UP},
+    "grpo": {**_POLICY, **_WARM_UP, **_FOUR_STEPS},
     # ROPD (arXiv 2605.07396) as released.
-    "ropd": _POLICY,
-    # ROPD as its paper states it: equation 6 divides by the deviation; a new rubric a group.
+    "ropd": {**_POLICY, **_FOUR_STEPS},
+    # ROPD as its paper states it: equation 6 divides by the deviation, equation 8 has one clip for
+    # both sides (the paper gives no value: PPO's) and the mean of each response by itself; no
+    # correction of the sampler; a new rubric a group.
     "ropd-paper": {
         **_POLICY,
+        **_ONE_STEP,
         "scale_rewards": "group",
+        "epsilon_high": 0.2,
+        "delta": None,
+        "loss_type": "grpo",
+        "vllm_importance_sampling_correction": False,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 100,
         "weight_decay": 0.1,
@@ -64,8 +82,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "reuse": "always_new",
     },
     # SDPO (arXiv 2601.20802) as SRPO's authors ran it.
-    "sdpo": {**_POLICY, **_WARM_UP, "method": "sdpo", "learning_rate": 1e-5, "entropy_beta": 0.0},
-    # SRPO (arXiv 2604.02288, table 3), 32 prompts of 8 rollouts a step in the paper.
+    "sdpo": {
+        **_POLICY,
+        **_WARM_UP,
+        **_ONE_STEP,
+        "method": "sdpo",
+        "learning_rate": 1e-5,
+        "entropy_beta": 0.0,
+    },
+    # SRPO (arXiv 2604.02288, table 3).
     "srpo": _SRPO,
     # SRPO on a rubric's continuous scores, with missed criteria as feedback. Our combination: no
     # paper has published it.
@@ -78,6 +103,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Values that a preset sets; any key in the YAML file or on the command line wins."""
+OUR_BATCH = ("prompts_per_step", "steps_per_batch")
+TRLS_BATCH = ("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size")
+"""The keys that say how large batch and optimiser step are: ours in prompts, or TRL's."""
 
 
 @dataclass
@@ -163,6 +191,20 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
     lora_rank: int | None = field(
         default=None,
         metadata={"help": "Rank of a LoRA adapter on all linear layers; empty: train all weights."},
+    )
+    prompts_per_step: int | None = field(
+        default=None,
+        metadata={
+            "help": "Prompts of an optimiser step over all processes; "
+            "gradient_accumulation_steps follows from it. Empty: TRL's keys say it."
+        },
+    )
+    steps_per_batch: int = field(
+        default=1,
+        metadata={
+            "help": "Optimiser steps on one generated batch, which has prompts_per_step prompts "
+            "for each."
+        },
     )
     method: Literal["grpo", "sdpo", "srpo"] = field(
         default="grpo",
@@ -268,6 +310,31 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         metadata={"help": "Maximum importance weight of a token whose rollout is stale."},
     )
 
+    def __post_init__(self) -> None:
+        """Derive TRL's sizes from ours, and refuse what cannot be trained."""
+        check_ranges(self)
+        check_method(self)
+        if self.prompts_per_step is not None:
+            self._split_batch(self.prompts_per_step * self.num_generations)
+        super().__post_init__()
+        check_batch(self)
+
+    def _split_batch(self, rollouts: int) -> None:
+        """Set TRL's keys so that an optimiser step has this many rollouts."""
+        # Before TRL knows: launchers set it for each process.
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        at_once = self.per_device_train_batch_size * processes
+        if rollouts % at_once:
+            raise ConfigError(
+                f"`per_device_train_batch_size` ({self.per_device_train_batch_size}) x {processes} "
+                f"processes must divide the {rollouts} rollouts of an optimiser step "
+                f"(prompts_per_step {self.prompts_per_step} x num_generations "
+                f"{self.num_generations})"
+            )
+        self.gradient_accumulation_steps = rollouts // at_once
+        self.steps_per_generation = self.gradient_accumulation_steps * self.steps_per_batch
+        self.generation_batch_size = None
+
     @property
     def columns(self) -> Columns:
         """The columns of the data."""
@@ -306,7 +373,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def build_config(given: Mapping[str, Any]) -> TrainConfig:
     """Return a checked configuration: defaults, below the preset's values, below `given`.
 
-    Raises `ConfigError` for unknown keys, missing keys and values of the wrong type.
+    Raises `ConfigError` for unknown keys, missing keys, values of the wrong type or out of range,
+    and settings that the method cannot honour.
     """
     hints = typing.get_type_hints(TrainConfig)
     known = {f.name for f in dataclasses.fields(TrainConfig) if f.init}
@@ -328,6 +396,12 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
     preset = values.get("preset", "ropd")
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset `{preset}`; there is {', '.join(PRESETS)}")
+    defaults = dict(PRESETS[preset])
+    theirs, ours = ([key for key in keys if key in values] for keys in (TRLS_BATCH, OUR_BATCH))
+    if theirs and ours:
+        raise ConfigError(f"`{theirs[0]}` and `{ours[0]}` say the same thing: set one of them")
+    if theirs:
+        defaults = {key: value for key, value in defaults.items() if key not in OUR_BATCH}
     # The deprecated name of the same setting.
     if "gradient_checkpointing" in values:
         values.setdefault("activation_checkpointing", values.pop("gradient_checkpointing"))
@@ -335,7 +409,7 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
     gpu = torch.cuda.is_available()
     local: dict[str, Any] = {"report_to": "none", "bf16": gpu, "activation_checkpointing": gpu}
     try:
-        return TrainConfig(**{**local, **PRESETS[preset], **values})
+        return TrainConfig(**{**local, **defaults, **values})
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
 

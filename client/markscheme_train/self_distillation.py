@@ -249,7 +249,7 @@ class SelfDistillation:
         }
         if self.config.method == "sdpo":
             batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
-        weights = (-self.config.entropy_beta * entropy[routed_tokens]).exp().double()
+        weights = (-self.config.entropy_beta * entropy[routed_tokens]).exp()
         sums = {
             "rows": float(len(mask)),
             "tokens": float(mask.sum()),
@@ -263,7 +263,7 @@ class SelfDistillation:
             "squared_weight": float(weights.square().sum()),
         }
         # Over all processes: every one must call `total`, with routed rows or without.
-        totals = total(torch.tensor(list(sums.values()), dtype=torch.float64, device=mask.device))
+        totals = total(torch.tensor(list(sums.values()), device=mask.device))
         sums = dict(zip(sums, totals.tolist(), strict=True))
         metrics = {
             "distillation/routed_share": sums["routed"] / sums["rows"],

@@ -89,8 +89,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: Passed to `GRPOTrainer`.
 
     Raises:
-        ConfigError: A batch is no whole number of optimiser steps, or the self-teacher would see
-            only part of the weights.
+        ConfigError: The self-teacher would see only part of the weights.
     """
 
     plain_device = "cpu"
@@ -105,7 +104,6 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         other_rewards: Sequence[Any] = (),
         **kwargs: Any,
     ) -> None:
-        check_batch_shape(args)
         _keep_rollouts_out_of_the_log()
         self.reward = reward
         self.report: RewardReport | None = None
@@ -587,26 +585,6 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
         if self.shuffle:
             self.generator.manual_seed(self.seed + int(self._trainer.state.epoch or 0))
         return iter(super().__iter__())
-
-
-def check_batch_shape(args: TrainConfig) -> None:
-    """Raise `ConfigError` unless a batch is a whole number of optimiser steps."""
-    if args.method != "grpo" and args.loss_type != "dapo":
-        raise ConfigError(
-            f"method {args.method} needs loss_type dapo: both branches share its token mean"
-        )
-    if args.steps_per_generation % args.gradient_accumulation_steps:
-        raise ConfigError(
-            f"steps_per_generation ({args.steps_per_generation}) must be a multiple of "
-            f"gradient_accumulation_steps ({args.gradient_accumulation_steps}): a batch is used in "
-            "whole optimiser steps"
-        )
-    steps = args.steps_per_generation // args.gradient_accumulation_steps * args.num_iterations
-    if args.max_steps > 0 and args.max_steps % steps:
-        raise ConfigError(
-            f"max_steps ({args.max_steps}) must be a multiple of {steps}, the optimiser steps on a "
-            "batch (steps_per_batch x num_iterations): a run ends with a whole batch"
-        )
 
 
 def check_unsharded(trainer: GRPOTrainer) -> None:

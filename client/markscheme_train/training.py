@@ -28,6 +28,7 @@ from markscheme.thinking import opens_thought
 from markscheme.vocabulary import TRANSIENT_REASONS, Thinking, describe_reasons
 from markscheme_train.checkpoints import RngState, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
+from markscheme_train.config_checks import small_step_warning
 from markscheme_train.data import Example, as_dataset, read_examples
 from markscheme_train.errors import (
     Collapsed,
@@ -115,7 +116,7 @@ def train(
         resume: Go on from the last checkpoint under `output_dir`.
         on_record: Called with each finished step.
         on_wait: Called with the reason and the seconds while the run waits for the service.
-        on_warning: Called with what looks wrong in the data.
+        on_warning: Called with what looks wrong in the configuration or the data.
 
     Raises:
         Interrupted: The service is lost, or leaves too much unscored for now; saved.
@@ -132,6 +133,8 @@ def train(
             f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or "
             "start another in a different output_dir"
         )
+    if (warning := small_step_warning(config)) is not None and config.process_index == 0:
+        on_warning(warning)
     examples = read_examples(config.data, config.columns, on_warning)
     resume = check_resume_config(config, output, resume=resume)
     model, tokenizer = load_model(config)

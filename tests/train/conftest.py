@@ -51,6 +51,7 @@ def settings(tmp_path: Path, model_directory: Path, data_file: Path) -> dict[str
         "output_dir": str(tmp_path / "out"),
         "num_generations": 4,
         "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
         "max_completion_length": 6,
         "max_steps": 2,
         "learning_rate": 1e-2,

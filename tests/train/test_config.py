@@ -9,6 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from trl import GRPOConfig
 
 from markscheme_train.config import PRESETS, TrainConfig, build_config, load_config
+from markscheme_train.config_checks import small_step_warning
 from markscheme_train.errors import ConfigError
 
 NEEDED = {"model": "m", "data": "d.jsonl"}
@@ -63,13 +64,131 @@ def test_ropds_paper_differs_from_its_release() -> None:
     )
     assert (config.weight_decay, config.adam_beta1, config.adam_beta2) == (0.1, 0.9, 0.95)
     assert config.reuse == "always_new"
+    # One clip for both sides, the mean of each response, no correction of the sampler.
+    assert (config.epsilon, config.epsilon_high, config.delta) == (0.2, 0.2, None)
+    assert (config.loss_type, config.vllm_importance_sampling_correction) == ("grpo", False)
+
+
+@pytest.mark.parametrize(
+    ("preset", "prompts", "steps"),
+    [
+        ("grpo", 32, 4),
+        ("ropd", 32, 4),
+        ("ropd-paper", 32, 1),
+        ("sdpo", 32, 1),
+        ("srpo", 32, 1),
+        ("srpo-rubric", 32, 1),
+    ],
+)
+def test_a_preset_sets_the_prompts_of_a_batch_and_its_optimiser_steps(
+    preset: str, prompts: int, steps: int
+) -> None:
+    config = build_config({**NEEDED, "preset": preset, "per_device_train_batch_size": 16})
+    assert config.generation_batch_size == prompts * 8
+    assert config.steps_per_generation == prompts * 8 // 16
+    assert config.steps_per_generation // config.gradient_accumulation_steps == steps
+    assert small_step_warning(config) is None
+
+
+def test_trls_keys_of_the_batch_beat_the_presets() -> None:
+    config = build_config({**NEEDED, "preset": "grpo", "gradient_accumulation_steps": 2})
+    assert (config.prompts_per_step, config.steps_per_generation) == (None, 2)
+    warning = small_step_warning(config)
+    assert warning is not None
+    assert warning.startswith("an optimiser step sees 2 prompts")
+    assert warning.endswith("Raise gradient_accumulation_steps")
+    config = build_config({**NEEDED, "preset": "grpo", "prompts_per_step": 7})
+    assert config.generation_batch_size == 7 * 4 * 8
+    assert str(small_step_warning(config)).endswith("Raise prompts_per_step")
+    with pytest.raises(ConfigError, match="`steps_per_generation` and `prompts_per_step` say the"):
+        build_config({**NEEDED, "steps_per_generation": 2, "prompts_per_step": 8})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("teacher_update_rate", 5, "from 0 to 1"),
+        ("teacher_update_rate", -0.1, "from 0 to 1"),
+        ("success_threshold", -1, "above 0 and at most 1"),
+        ("success_threshold", 0, "above 0 and at most 1"),
+        ("success_threshold", 1.01, "above 0 and at most 1"),
+        ("demonstration_threshold", 2, "above 0 and at most 1"),
+        ("demonstration_gap", -0.1, "at least 0"),
+        ("trust_region_coefficient", 1.5, "from 0 to 1"),
+        ("min_demonstration_tokens", -1, "at least 0"),
+        ("distillation_alpha", 2, "from 0 to 1"),
+        ("entropy_beta", -1, "at least 0"),
+        ("entropy_beta", float("nan"), "at least 0"),
+        ("importance_cap", -1, "above 0"),
+        ("importance_cap", 0, "above 0"),
+        ("importance_cap", float("inf"), "above 0"),
+        ("distillation_top_k", 0, "at least 1"),
+        ("max_reprompt_length", 3, "at least 32"),
+        ("max_unscored", 1.5, "from 0 to 1"),
+        ("max_outage_s", -1, "at least 0"),
+        ("ask_teacher", -1, "at least 0"),
+        ("lora_rank", 0, "at least 1"),
+        ("prompts_per_step", 0, "at least 1"),
+        ("steps_per_batch", 0, "at least 1"),
+        ("temperature", 0, "above 0"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_range(key: str, value: float, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=f"^`{key}` must be {allowed}, not {value:g}$"):
+        build_config({**NEEDED, key: value})
+
+
+def test_with_signed_rewards_a_success_may_lie_below_0() -> None:
+    given = {**NEEDED, "clamp": "signed", "success_threshold": -0.5}
+    assert build_config(given).success_threshold == -0.5
+    with pytest.raises(ConfigError, match="at most 1, not 1.5"):
+        build_config({**given, "demonstration_threshold": 1.5})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("loss_type", "grpo"),
+        ("beta", 0.1),
+        ("entropy_coef", 0.01),
+        ("use_adaptive_entropy", True),
+        ("top_entropy_quantile", 0.5),
+        ("off_policy_mask_threshold", 1.0),
+        ("importance_sampling_level", "sequence"),
+    ],
+)
+def test_what_the_joint_loss_has_no_place_for_is_refused_with_a_self_teacher(
+    key: str, value: object
+) -> None:
+    for preset in ("sdpo", "srpo"):
+        with pytest.raises(ConfigError, match=f"^`{key}` must be .* with method {preset}, not "):
+            build_config({**NEEDED, "preset": preset, key: value})
+    assert getattr(build_config({**NEEDED, "preset": "grpo", key: value}), key) == value
+
+
+@pytest.mark.parametrize("action", ["freeze_teacher", "grpo"])
+def test_a_run_without_a_self_teacher_can_warn_of_a_collapse_or_stop(action: str) -> None:
+    with pytest.raises(ConfigError, match="`on_collapse` must be warn or stop with method grpo"):
+        build_config({**NEEDED, "preset": "ropd", "on_collapse": action})
+    assert build_config({**NEEDED, "preset": "srpo", "on_collapse": action}).on_collapse == action
+
+
+def test_a_batch_or_a_run_of_no_whole_optimiser_steps_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"must divide the 64 rollouts of an optimiser step"):
+        build_config({**NEEDED, "preset": "grpo", "per_device_train_batch_size": 48})
+    with pytest.raises(ConfigError, match=r"`steps_per_generation` \(3\) must be a multiple of"):
+        build_config({**NEEDED, "steps_per_generation": 3, "gradient_accumulation_steps": 2})
+    with pytest.raises(ConfigError, match=r"`max_steps` \(6\) must be a multiple of 4, .*: set 8$"):
+        build_config({**NEEDED, "max_steps": 6})
+    with pytest.raises(ConfigError, match=r"`max_steps` \(3\) must be a multiple of 2, .*: set 4$"):
+        build_config({**NEEDED, "preset": "srpo", "num_iterations": 2, "max_steps": 3})
 
 
 def test_a_given_value_beats_the_preset_and_an_override_beats_the_file(tmp_path: Path) -> None:
     file = tmp_path / "train.yaml"
     file.write_text("model: m\ndata: d.jsonl\nepsilon: 0.1\nlearning_rate: 1e-5\n")
-    config = load_config(file, ["learning_rate=3e-5", "max_steps=7"])
-    assert (config.epsilon, config.learning_rate, config.max_steps) == (0.1, 3e-5, 7)
+    config = load_config(file, ["learning_rate=3e-5", "max_steps=8"])
+    assert (config.epsilon, config.learning_rate, config.max_steps) == (0.1, 3e-5, 8)
     assert config.epsilon_high == PRESETS["ropd"]["epsilon_high"]
 
 
@@ -91,6 +210,10 @@ def test_an_integer_is_taken_for_a_float_field() -> None:
             "`preset` must be one of grpo, ropd, ropd-paper, sdpo, srpo, srpo-rubric, not `ppo`",
         ),
         ({**NEEDED, "num_generations": 1}, "."),
+        (
+            {**NEEDED, "multi_objective_aggregation": "normalize_then_sum"},
+            "`multi_objective_aggregation` must be sum_then_normalize",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(given: dict[str, object], message: str) -> None:

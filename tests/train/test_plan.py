@@ -71,7 +71,10 @@ def test_fewer_prompts_than_a_batch_is_said() -> None:
 def test_a_configuration_is_read_as_for_training(tmp_path: Path) -> None:
     data, file = tmp_path / "d.jsonl", tmp_path / "train.yaml"
     data.write_text('{"prompt": "p"}\n' * 4)
-    file.write_text(f"model: m\ndata: {data}\nper_device_train_batch_size: 16\nmax_steps: 20\n")
+    file.write_text(
+        f"model: m\ndata: {data}\nper_device_train_batch_size: 16\n"
+        "gradient_accumulation_steps: 1\nmax_steps: 20\n"
+    )
     made = plan(file, ["max_steps=30"])
     assert (made.steps, made.groups, made.rollouts) == (30, 60, 480)
     with pytest.raises(TrainError, match="did you mean `max_steps`"):

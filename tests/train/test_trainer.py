@@ -10,7 +10,6 @@ from trl import GRPOTrainer
 
 from markscheme_train.config import build_config
 from markscheme_train.data import Example, as_dataset
-from markscheme_train.errors import ConfigError
 from markscheme_train.prefix import shared_prompt_states
 from markscheme_train.reward import RubricReward
 from markscheme_train.trainer import MarkschemeTrainer
@@ -181,29 +180,76 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone(make_trainer: Maker) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {
-                "gradient_accumulation_steps": 2,
-                "num_generations": 4,
-                "steps_per_generation": 1,
-            },
-            r"steps_per_generation \(1\) must be a multiple of gradient_accumulation_steps \(2\)",
-        ),
-        ({"per_device_train_batch_size": 6}, "multiple|divisible"),
-    ],
+    "change", [{}, {"loss_type": "grpo"}, {"preset": "srpo"}, {"preset": "srpo", "micro": 2}]
 )
-def test_a_batch_of_the_wrong_shape_is_refused_at_once(
-    settings: dict[str, Any], change: dict[str, Any], message: str, model: Any, tokenizer: Any
+def test_each_optimiser_step_on_a_batch_is_the_mean_over_its_own_tokens(
+    change: dict[str, Any], settings: dict[str, Any], model: Any, tokenizer: Any
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
-        build_trainer(
-            build_config({**settings, **change}),
-            model,
-            tokenizer,
-            [Example(prompt=p) for p in PROMPTS],
-            RubricReward(
-                ScriptedClient(lambda place, rollout: 1.0), num_generations=2, run_id="run"
-            ),
-        )
+    """On a batch of two steps, of whose 8 rollouts 3 have no reward."""
+    given = {**settings, "per_device_train_batch_size": 4, "steps_per_generation": 2, **change}
+    if micro := given.pop("micro", None):
+        given |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+        given |= {"steps_per_generation": 4}
+    answers = iter([None, 0.5, 0.9, 1.0, None, None, 0.6, 0.7])
+    trainer = build_trainer(
+        build_config(given),
+        model,
+        tokenizer,
+        [Example(prompt=p) for p in PROMPTS],
+        RubricReward(
+            ScriptedClient(lambda place, rollout: next(answers)), num_generations=4, run_id="run"
+        ),
+    )
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = given["gradient_accumulation_steps"]
+    rows = [{"prompt": prompt, "teacher_responses": None} for prompt in PROMPTS for _ in range(4)]
+    parts = []
+    for step in range(given["steps_per_generation"]):
+        trainer._step = step
+        part = trainer._prepare_inputs(rows)
+        parts.append((part, trainer._compute_loss(trainer.model, part).item()))
+    size = micro or 1
+    tokens_of_steps = set()
+    for start in range(0, len(parts), size):
+        step_parts = parts[start : start + size]
+        mask = torch.cat([part["completion_mask"] for part, _ in step_parts])
+        advantages = torch.cat([part["advantages"] for part, _ in step_parts]).unsqueeze(1)
+        # No update yet: the ratio is 1.
+        if given.get("loss_type") == "grpo":
+            kept = mask.any(1)
+            wanted = -advantages[kept].mean()
+        else:
+            wanted = -(advantages * mask).sum() / mask.sum()
+        assert sum(loss for _, loss in step_parts) == pytest.approx(wanted.item(), abs=1e-6)
+        assert wanted != 0
+        tokens_of_steps.add(int(mask.sum()))
+    assert len(tokens_of_steps) == 2  # else the mean over the batch would pass as well
+
+
+def test_a_step_of_which_nothing_was_scored_clears_its_gradients_alone(
+    settings: dict[str, Any], model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a batch of two steps the rollouts of one have a reward; the other moves nothing."""
+    monkeypatch.setattr("trl.trainer.grpo_trainer.shuffle_sequence_dict", lambda batch: batch)
+    answers = iter([0.0, 0.5, 1.0, 0.25] + [None] * 4)
+    trainer = build_trainer(
+        build_config({**settings, "per_device_train_batch_size": 4, "steps_per_generation": 2}),
+        model,
+        tokenizer,
+        [Example(prompt=p) for p in PROMPTS],
+        RubricReward(
+            ScriptedClient(lambda place, rollout: next(answers)), num_generations=4, run_id="run"
+        ),
+    )
+    seen = [torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])]
+
+    class Keep(type(trainer.callback_handler.callbacks[0])):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(
+                torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+            )
+
+    trainer.add_callback(Keep())
+    trainer.train()
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[1], seen[2])
