@@ -14,7 +14,7 @@ from training import methods
 from training.arms import COMPARISONS, LARGE, SMALL
 from training.graders import Grader
 from training.methods import Run
-from training.summary import Results, best, report, spread
+from training.summary import Results, best, early, report, spread
 from training.tasks import ID, LENGTH, TASKS, words
 
 COPY = TASKS["copy"]
@@ -167,7 +167,9 @@ def test_pretraining_answers_what_the_feedback_names() -> None:
 
 
 def test_the_best_steps_are_in_a_row() -> None:
-    assert best([0.0] * 5 + [1.0] * 5 + [0.5] * 5 + [0.0] * 20) == 0.75
+    curve = [0.0] * 5 + [1.0] * 5 + [0.5] * 5 + [0.0] * 20 + [1.0] * 10
+    assert best(curve) == 1.0
+    assert early(curve) == 0.75
 
 
 def test_differences_are_paired_by_seed_at_each_arms_best_rate() -> None:
