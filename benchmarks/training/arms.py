@@ -90,6 +90,7 @@ LATE = (
     _late("late-srpo-guarded", "srpo", on_collapse="grpo"),
     _late("late-grpo-32-prompts", "grpo", 32),
     _late("late-srpo-32-prompts", "srpo", 32),
+    _late("late-srpo-trust-region-32-prompts", "srpo", 32, **TRUST_REGION),
 )
 EXACT = tuple(
     _late(name, name.removesuffix("-frozen"), task="copy-exact", **settings)
@@ -152,5 +153,6 @@ COMPARISONS = (
     ),
     *(("copy", arm.name, "late-grpo") for arm in LATE[1:6]),
     ("copy", "late-srpo-32-prompts", "late-grpo-32-prompts"),
+    ("copy", "late-srpo-trust-region-32-prompts", "late-grpo-32-prompts"),
 )
 """Task, arm, and the arm that it is compared with."""
