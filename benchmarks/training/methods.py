@@ -11,6 +11,7 @@ never run again. At the end, also after Ctrl-C, the report is written from all t
 import argparse
 import fnmatch
 import json
+import logging
 import multiprocessing
 import signal
 import statistics
@@ -261,6 +262,8 @@ def carried_out(run: Run, workdir: Path) -> dict[str, Any]:
     """Train as planned; return the result as it is stored."""
     torch.set_num_threads(1)
     silence_libraries()
+    # What the collapse guard finds is in the metrics.
+    logging.getLogger("markscheme_train").setLevel(logging.ERROR)
     speak_the_tasks_words()
     task = TASKS[run.arm.task]
     model = pretrain(task, 0)
