@@ -156,7 +156,8 @@ def report(runs: Sequence[Result], out: Path, console: Console) -> None:
     """Write the tables as Markdown, and the runs as JSON."""
     seen = {(run["arm"], run["seed"]): findings(run) for run in runs}
     detections = []
-    for name, seeds in (("chosen on", CHOSEN_ON), ("others", range(len(CHOSEN_ON), 10**6))):
+    others = range(len(CHOSEN_ON), 1 + max(run["seed"] for run in runs))
+    for seeds in (CHOSEN_ON, others):
         for arm in WATCHED:
             of_arm = [r for r in runs if r["arm"] == arm.name and r["seed"] in seeds]
             for kind in ("collapsed", "declined", "healthy"):
@@ -170,7 +171,7 @@ def report(runs: Sequence[Result], out: Path, console: Console) -> None:
                 if some:
                     detections.append(
                         (
-                            name,
+                            f"{seeds[0]} to {seeds[-1]}",
                             arm.name,
                             kind,
                             str(len(some)),

@@ -7,6 +7,8 @@ cut at the same place.
 import re
 from dataclasses import dataclass
 
+from markscheme.vocabulary import Thinking
+
 DELIMITERS: tuple[tuple[str, str], ...] = (
     ("<think>", "</think>"),  # DeepSeek-R1, Qwen3, GLM, most open models
     ("<thinking>", "</thinking>"),
@@ -84,6 +86,18 @@ def split_thinking(text: str, *, opened: bool = False) -> Output:
             break
         at = _skip_space(text, end + len(close_mark))
     return Output(text, "", finished=False)
+
+
+def judged_text(text: str, thinking: Thinking = "auto") -> str:
+    """Return the part of a response that is judged: its answer, without surrounding white space.
+
+    `auto` removes a thought that the response itself opens at its beginning; `strip` also removes
+    one that the chat template had opened; `keep` removes nothing. A thought without an answer is
+    an empty answer.
+    """
+    if thinking == "keep":
+        return text.strip()
+    return split_thinking(text, opened=thinking == "strip").answer.strip()
 
 
 def split_reply(text: str) -> Output:

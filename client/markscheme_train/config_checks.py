@@ -143,8 +143,8 @@ def small_step_warning(config: "TrainConfig") -> str | None:
         return None
     key = "gradient_accumulation_steps" if config.prompts_per_step is None else "prompts_per_step"
     return (
-        f"an optimiser step sees {prompts:g} prompts; the presets' learning rates are meant for 8 "
-        f"to 32. Raise {key}"
+        f"{prompts:g} prompts an optimiser step: the presets' learning rates are meant for 8 to "
+        f"32. Raise {key}"
     )
 
 

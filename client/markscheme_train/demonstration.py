@@ -8,26 +8,35 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from markscheme.thinking import judged_text
+from markscheme.vocabulary import Thinking
+
 MIN_CHARACTERS = 200
 """Length down to which tool calls and results are shortened before anything else is left out."""
 LEFT_OUT = "[… left out …]"
 
 
-def readable(messages: Sequence[Mapping[str, Any]], max_characters: int | None = None) -> str:
+def readable(
+    messages: Sequence[Mapping[str, Any]],
+    max_characters: int | None = None,
+    *,
+    thinking: Thinking = "auto",
+) -> str:
     """Return a trajectory as text, each message and tool call under a line that says whose it is.
 
     A lone message is its text.
 
     Args:
-        messages: The trajectory, in its normal form. Thinking is left out.
+        messages: The trajectory, in its normal form. `reasoning_content` is left out.
         max_characters: Maximum length of each tool call's arguments and of each result, of which
             beginning and end are kept; `None`: all.
+        thinking: Which thoughts of the assistant are left out, as in `thinking.judged_text`.
     """
     if len(messages) == 1 and not messages[0].get("tool_calls"):
-        return _text(messages[0])
+        return _said(messages[0], thinking)
     blocks = []
     for message in messages:
-        role, content = message["role"], _text(message)
+        role, content = message["role"], _said(message, thinking)
         if role in ("tool", "function"):
             name = f" of {message['name']}" if message.get("name") else ""
             blocks.append(f"[Result{name}]\n{_shortened(content, max_characters)}")
@@ -44,7 +53,11 @@ def readable(messages: Sequence[Mapping[str, Any]], max_characters: int | None =
 
 
 def fitting(
-    messages: Sequence[Mapping[str, Any]], max_tokens: int, count: Callable[[str], int]
+    messages: Sequence[Mapping[str, Any]],
+    max_tokens: int,
+    count: Callable[[str], int],
+    *,
+    thinking: Thinking = "auto",
 ) -> str:
     """Return the trajectory as text with calls and results as long as `max_tokens` allows.
 
@@ -54,13 +67,22 @@ def fitting(
         messages: The trajectory.
         max_tokens: Tokens to fit into.
         count: Counts the tokens of a text.
+        thinking: See `readable`.
     """
-    text = readable(messages)
+    text = readable(messages, thinking=thinking)
     limit = len(text)
     while count(text) > max_tokens and limit > MIN_CHARACTERS:
         limit = max(limit // 2, MIN_CHARACTERS)
-        text = readable(messages, limit)
+        text = readable(messages, limit, thinking=thinking)
     return text
+
+
+def _said(message: Mapping[str, Any], thinking: Thinking) -> str:
+    text = _text(message)
+    if message["role"] != "assistant":
+        return text
+    # A parser that took the thought out has left none at the beginning of the content.
+    return judged_text(text, "auto" if message.get("reasoning_content") else thinking)
 
 
 def _text(message: Mapping[str, Any]) -> str:

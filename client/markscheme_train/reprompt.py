@@ -5,7 +5,6 @@ token. What does not fit is cut from the feedback first, then from the end of th
 never from the task or the closing instruction.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,18 +15,16 @@ Prompt = str | Sequence[Message]
 DEMONSTRATION = "A response to this task that was found to be good:\n\n{}"
 FEEDBACK = "An earlier attempt fell short of this:\n\n{}"
 CLOSING = "Now give a good response to the task above."
-_THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 
 def reprompt(prompt: Prompt, demonstration: str | None, feedback: Sequence[str] = ()) -> Prompt:
     """Return the prompt in the same form, with demonstration and feedback.
 
     They are added to the last message, or in one of their own where that is not the user's.
-    `<think>` blocks of the demonstration are left out.
     """
     parts = []
     if demonstration is not None:
-        parts.append(DEMONSTRATION.format(without_thinking(demonstration)))
+        parts.append(DEMONSTRATION.format(demonstration))
     if feedback:
         parts.append(FEEDBACK.format("\n".join(f"- {line}" for line in feedback)))
     if isinstance(prompt, str):
@@ -39,11 +36,6 @@ def reprompt(prompt: Prompt, demonstration: str | None, feedback: Sequence[str] 
         *prompt[:-1],
         {**last, "content": "\n\n".join([last.get("content", ""), *parts, CLOSING])},
     ]
-
-
-def without_thinking(text: str) -> str:
-    """Return the text without its `<think>` blocks."""
-    return _THINKING.sub("", text)
 
 
 def build_teacher_prompt(
@@ -64,14 +56,11 @@ def build_teacher_prompt(
         tokens: Renders a prompt to token ids.
         cut: Keeps the first n tokens of a text.
         prompt: The task.
-        demonstration: A good response, if there is one.
+        demonstration: A good response without its thought, if there is one.
         feedback: Criteria that the attempt missed.
         max_tokens: Maximum length of the prompt in tokens.
     """
-    lines, response = (
-        list(feedback),
-        None if demonstration is None else without_thinking(demonstration),
-    )
+    lines, response = list(feedback), demonstration
     while True:
         ids = tokens(reprompt(prompt, response, lines))
         if len(ids) <= max_tokens:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from markscheme.integrations.conversation import Conversation, text_if_plain
+from markscheme.thinking import judged_text
+from markscheme.vocabulary import Thinking
 from markscheme_train.config import TrainConfig
 from markscheme_train.demonstration import fitting, readable
 from markscheme_train.diagnostics import TeacherGains
@@ -25,7 +27,7 @@ from markscheme_train.losses import (
     entropy_weights,
     srpo_loss,
 )
-from markscheme_train.reprompt import Prompt, build_teacher_prompt, without_thinking
+from markscheme_train.reprompt import Prompt, build_teacher_prompt
 from markscheme_train.reward import Row, RowScore
 from markscheme_train.routing import TEACHER, Branch, Routes, route
 from markscheme_train.self_teacher import SelfTeacher
@@ -89,6 +91,7 @@ class SelfDistillation:
         self_teacher: The self-teacher.
         tokenizer: The student's.
         template: How the trainer renders the student's prompts: `tools` and `chat_template`.
+        thinking: Which thoughts of a demonstration are left out: those that are not judged.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class SelfDistillation:
         self_teacher: SelfTeacher,
         tokenizer: Any,
         template: Mapping[str, Any] | None = None,
+        thinking: Thinking = "auto",
     ) -> None:
         self.config, self.self_teacher, self._tokenizer = config, self_teacher, tokenizer
         self.gains = TeacherGains()
@@ -107,6 +111,7 @@ class SelfDistillation:
             beta=config.entropy_beta,
             importance_cap=config.importance_cap,
         )
+        self._thinking: Thinking = thinking
         self._template = dict(template or {}) | (config.chat_template_kwargs or {})
 
     def routes(self, rows: ScoredRows) -> list[TeacherContext]:
@@ -173,7 +178,7 @@ class SelfDistillation:
         if minimum == 0:
             return False
         text, _ = self._readable(demonstration)
-        return len(self._ids(without_thinking(text or ""))) < minimum
+        return len(self._ids(text or "")) < minimum
 
     def _is_routed(self, routes: Routes, index: int, feedback: Sequence[str]) -> bool:
         # SDPO teaches every scored rollout for which the self-teacher has something to read.
@@ -385,15 +390,19 @@ class SelfDistillation:
         self, demonstration: Conversation | None
     ) -> tuple[str | None, Callable[[str, int], str]]:
         """Return a demonstration as text, and what shortens it to a number of tokens."""
-        if demonstration is None or isinstance(demonstration, str):
-            return demonstration, self._cut
+        if demonstration is None:
+            return None, self._cut
+        if isinstance(demonstration, str):
+            return judged_text(demonstration, self._thinking), self._cut
         messages = demonstration
 
         def cut(_text: str, keep: int) -> str:
-            shorter = fitting(messages, keep, lambda text: len(self._ids(text)))
-            return self._cut(without_thinking(shorter), keep)
+            shorter = fitting(
+                messages, keep, lambda text: len(self._ids(text)), thinking=self._thinking
+            )
+            return self._cut(shorter, keep)
 
-        return readable(messages), cut
+        return readable(messages, thinking=self._thinking), cut
 
     def _cut(self, text: str, keep: int) -> str:
         shorter: str = self._tokenizer.decode(self._ids(text)[:keep])

@@ -234,11 +234,15 @@ def _states(model: Any, input_ids: Tensor, attention_mask: Tensor, keep: int) ->
 def output_head(model: Any) -> Callable[[Tensor], Tensor]:
     """Return the map from hidden states to logits, scaled and capped as the model family does."""
     project, config = model.get_output_embeddings(), model.config.get_text_config()
-    # Cohere multiplies, Granite divides, Gemma 2 caps. transformers does this in each model's
-    # forward, not in the head.
-    scale = (getattr(config, "logit_scale", None) or 1.0) / (
-        getattr(config, "logits_scaling", None) or 1.0
+    # transformers does this in each model's forward, not in the head: Cohere, Falcon-H1, Muse and
+    # HyperCLOVA X multiply, Granite and MiniCPM3 divide, Gemma 2 caps.
+    factors = (
+        getattr(config, name, None)
+        for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
     )
+    scale = next((factor for factor in factors if factor is not None), 1.0)
+    if (scaling := getattr(config, "logits_scaling", None)) is not None:
+        scale *= scaling if config.model_type == "hyperclovax" else 1.0 / scaling
     cap = getattr(config, "final_logit_softcapping", None)
 
     def head(states: Tensor) -> Tensor:

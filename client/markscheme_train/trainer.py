@@ -30,7 +30,7 @@ from markscheme_train.collapse_guard import CollapseGuard
 from markscheme_train.config import TrainConfig
 from markscheme_train.diagnostics import GAINS, distinct_sums, repetition_sums
 from markscheme_train.distillation import token_log_probs
-from markscheme_train.errors import ConfigError
+from markscheme_train.errors import ConfigError, ModelError
 from markscheme_train.losses import group_advantages
 from markscheme_train.prefix import can_share, shared_prompt_states
 from markscheme_train.reward import RewardReport, Row, RubricReward
@@ -53,6 +53,10 @@ from markscheme_train.self_teacher import (
 SELF_TEACHER_FILE = "self_teacher.pt"
 PER_SEQUENCE = ("grpo", "sapo")
 """TRL's loss types that average over sequences."""
+MIN_MOVED_SHARE = 0.5
+"""Share of half-precision weights that a step of the learning rate must move."""
+HEAD_TOLERANCE = 1e-2
+"""Error of the logits that rounding in half precision explains, as a share of the largest."""
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +93,9 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: Passed to `GRPOTrainer`.
 
     Raises:
-        ConfigError: The self-teacher would see only part of the weights.
+        ConfigError: The self-teacher would see only part of the weights, or optimiser steps
+            would be lost in the weights' precision.
+        ModelError: The model makes its logits in a way that is not known.
     """
 
     plain_device = "cpu"
@@ -127,6 +133,9 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.distillation: SelfDistillation | None = None
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
+        check_steps_move_weights(self)
+        if args.method != "grpo" or self.accelerator.device.type == self.plain_device:
+            check_output_head(_inner(self.model))
         if args.method != "grpo":
             check_unsharded(self)
             copied = teacher or AdapterCopy(self.model)
@@ -139,6 +148,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 self._tokenizer,
                 # `or None`: some templates write about tools even where the list is empty.
                 template={"tools": self.tools or None, "chat_template": self.chat_template},
+                thinking=reward.thinking,
             )
             self.add_callback(UpdateSelfTeacher(self))
 
@@ -464,9 +474,12 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     def _runs_plainly(
         self, input_ids: torch.Tensor, compute_aux_loss: bool, images: Mapping[str, Any]
     ) -> bool:
+        # TRL's head alone gives entropies a gradient.
+        entropy_is_trained = self._entropy_bonus_enabled and torch.is_grad_enabled()
         return (
             input_ids.device.type == self.plain_device
             and not compute_aux_loss
+            and not entropy_is_trained
             and all(value is None for value in images.values())
         )
 
@@ -599,6 +612,48 @@ def check_unsharded(trainer: GRPOTrainer) -> None:
         raise ConfigError(
             f"method {trainer.args.method} needs all weights on each process: use DDP or "
             "DeepSpeed's ZeRO 1 or 2, or a method without a self-teacher (presets grpo, ropd)"
+        )
+
+
+@torch.no_grad()
+def check_steps_move_weights(trainer: GRPOTrainer) -> None:
+    """Raise `ConfigError` if an Adam step of the learning rate is lost in the weights' precision.
+
+    Adam moves a weight by about the learning rate. A step below half the spacing of numbers at the
+    weight is rounded away; at least half of the weights must move. DeepSpeed and FSDP keep fp32
+    weights of their own.
+    """
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return
+    rate, moved, count = trainer.args.learning_rate, 0, 0
+    for weight in trainer.model.parameters():
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+            moved += int((weight - rate != weight).sum())
+            count += weight.numel()
+    if moved < MIN_MOVED_SHARE * count:
+        raise ConfigError(
+            f"at `learning_rate` {rate:g} a step moves {moved / count:.0%} of the weights, which "
+            "are in half precision: the others round it away. Leave `dtype` out of "
+            "`model_init_kwargs` (fp32 weights, computed in bf16 with `bf16: true`), train an "
+            "adapter (`lora_rank`), or raise the learning rate"
+        )
+
+
+@torch.no_grad()
+def check_output_head(model: Any) -> None:
+    """Raise `ModelError` unless `output_head` makes the model's own logits, on two tokens."""
+    # Two: the state of a padding token may be 0, which every factor leaves at 0.
+    tokens = torch.arange(2, device=model.device).unsqueeze(0)
+    training = model.training
+    model.eval()
+    with _last_states(model) as seen:
+        logits = model(input_ids=tokens, use_cache=False).logits.float()
+    model.train(training)
+    error = (output_head(model)(seen[0]).float() - logits).abs().max()
+    if error > HEAD_TOLERANCE * logits.abs().max():
+        raise ModelError(
+            f"{type(model).__name__} does more to its logits than its output layer, and what is "
+            f"not known (they differ by {error:.3g}): it cannot be trained here"
         )
 
 

@@ -195,7 +195,7 @@ def train(
         raise Collapsed(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, as "
             f"on_collapse says; saved in {output}.\n{collapse.message}\nOr go on as it is with "
-            "--resume, and on_collapse: warn, freeze_teacher or grpo"
+            "--resume: the run does not stop for this again"
         )
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(

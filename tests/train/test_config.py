@@ -95,7 +95,7 @@ def test_trls_keys_of_the_batch_beat_the_presets() -> None:
     assert (config.prompts_per_step, config.steps_per_generation) == (None, 2)
     warning = small_step_warning(config)
     assert warning is not None
-    assert warning.startswith("an optimiser step sees 2 prompts")
+    assert warning.startswith("2 prompts an optimiser step")
     assert warning.endswith("Raise gradient_accumulation_steps")
     config = build_config({**NEEDED, "preset": "grpo", "prompts_per_step": 7})
     assert config.generation_batch_size == 7 * 4 * 8

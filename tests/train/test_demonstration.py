@@ -32,6 +32,25 @@ def test_each_part_says_whose_it_is_and_thoughts_are_not_shown() -> None:
     assert "secret" not in text
 
 
+def test_thoughts_are_cut_as_the_service_cuts_them() -> None:
+    said = [
+        CALL | {"content": "<think>a secret</think>I look it up."},
+        {"role": "user", "content": "<think>mine</think>Well?"},
+        {"role": "assistant", "content": "<think>cut off"},
+    ]
+    text = readable(said)
+    assert "secret" not in text
+    assert "cut off" not in text
+    assert "<think>mine</think>Well?" in text
+    assert "a secret" in readable(said, thinking="keep")
+    opened = [{"role": "assistant", "content": "a secret</think>\n\nBlue."}]
+    assert readable(opened, thinking="strip") == "Blue."
+    # A parser took the thought out: what remains is all answer.
+    parsed = [{"role": "assistant", "content": "Blue.", "reasoning_content": "a secret"}]
+    assert readable(parsed, thinking="strip") == "Blue."
+    assert fitting(opened, 100, len, thinking="strip") == "Blue."
+
+
 def test_a_lone_message_is_its_text() -> None:
     assert readable(TRAJECTORY[-1:]) == "About 117,000."
 

@@ -38,13 +38,6 @@ def test_plain_text_stays_plain() -> None:
     assert "found to be good" not in made
 
 
-def test_thoughts_are_not_shown() -> None:
-    made = reprompt("p", "<think>red?\nno</think>\n\nBlue. <think>sure</think>Yes.")
-    assert "red" not in made
-    assert "sure" not in made
-    assert "Blue. Yes." in made
-
-
 def test_feedback_gives_way_before_the_demonstration() -> None:
     feedback = [f"line {i} of what was missed" for i in range(5)]
     whole = words(reprompt(CHAT, "Blue it is.", feedback))

@@ -242,6 +242,21 @@ def test_the_teacher_reads_demonstration_and_feedback(
     assert any(best in text for text in seen)
 
 
+@pytest.mark.parametrize(
+    ("thinking", "shown"), [("auto", "w5 w6"), ("strip", "w6"), ("keep", "w4 </think> w5 w6")]
+)
+def test_a_demonstration_is_shown_without_the_thought_that_is_not_judged(
+    thinking: Any, shown: str, settings: dict[str, Any], tokenizer: Any
+) -> None:
+    config = build_config({**settings, "preset": "srpo"})
+    distillation = SelfDistillation(config, SimpleNamespace(), tokenizer, thinking=thinking)  # type: ignore[arg-type]
+    # With `strip` the chat template has opened the thought.
+    text = "w5 </think> w6" if thinking == "strip" else "<think> w4 </think> w5 w6"
+    expected = shown if thinking != "keep" else text
+    for demonstration in (text, [{"role": "assistant", "content": text}]):
+        assert distillation._readable(demonstration)[0] == expected
+
+
 def test_for_want_of_a_sibling_the_teachers_response_is_shown_if_allowed_and_that_is_told(
     settings: dict[str, Any], model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,13 +513,3 @@ def test_weights_in_parts_are_refused(fsdp: bool, deepspeed: bool, stage: int) -
     with pytest.raises(ConfigError, match="method srpo needs all weights on each process"):
         check_unsharded(trainer(fsdp, deepspeed, stage))
     check_unsharded(trainer(False, True, 2))
-
-
-def test_a_loss_that_cannot_be_joined_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="needs loss_type dapo"):
-        train(
-            build_config({**settings, "preset": "srpo", "loss_type": "grpo"}),
-            ScriptedClient(lambda place, rollout: 1.0),
-            resume=False,
-            on_record=lambda record: None,
-        )

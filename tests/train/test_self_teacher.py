@@ -59,6 +59,20 @@ def test_it_starts_as_the_student(model: Any) -> None:
         ("Gemma2ForCausalLM", {"final_logit_softcapping": 2.0, "head_dim": 8}),
         ("GraniteForCausalLM", {"logits_scaling": 3.0}),
         ("CohereForCausalLM", {"logit_scale": 0.5}),
+        ("HyperCLOVAXForCausalLM", {"logits_scaling": 3.0}),
+        ("NanoChatForCausalLM", {"final_logit_softcapping": 2.0}),
+        (
+            "FalconH1ForCausalLM",
+            {
+                "lm_head_multiplier": 0.5,
+                "head_dim": 8,
+                "mamba_d_ssm": 32,
+                "mamba_n_heads": 4,
+                "mamba_d_head": 8,
+                "mamba_d_state": 8,
+                "mamba_chunk_size": 8,
+            },
+        ),
     ],
 )
 def test_a_head_does_to_logits_what_its_model_does(kind: str, more: dict[str, Any]) -> None:

@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 from trl import GRPOTrainer
 
 from markscheme_train.config import build_config
 from markscheme_train.data import Example, as_dataset
+from markscheme_train.errors import ConfigError, ModelError
 from markscheme_train.prefix import shared_prompt_states
 from markscheme_train.reward import RubricReward
 from markscheme_train.trainer import MarkschemeTrainer
-from markscheme_train.training import build_trainer
+from markscheme_train.training import build_trainer, load_model
 from train.tiny import Script, ScriptedClient
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
@@ -253,3 +256,95 @@ def test_a_step_of_which_nothing_was_scored_clears_its_gradients_alone(
     trainer.train()
     assert not torch.equal(seen[0], seen[1])
     assert torch.equal(seen[1], seen[2])
+
+
+def test_the_entropy_bonus_counts_on_a_cpu_too(
+    settings: dict[str, Any], model: Any, tokenizer: Any
+) -> None:
+    trainer = build_trainer(
+        build_config({**settings, "entropy_coef": 0.5}),
+        model,
+        tokenizer,
+        [Example(prompt=p) for p in PROMPTS],
+        RubricReward(
+            ScriptedClient(lambda place, rollout: place / 4), num_generations=4, run_id="run"
+        ),
+    )
+    batch = generate(trainer)
+    trainer.current_gradient_accumulation_steps = 1
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        trainer.model.zero_grad()
+        loss.backward()
+        return torch.cat([p.grad.flatten().clone() for p in trainer.model.parameters()])
+
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    width = batch["completion_ids"].shape[1]
+    log_probs = trainer.model(input_ids=ids, attention_mask=mask).logits[:, -width - 1 : -1]
+    entropy = torch.distributions.Categorical(logits=log_probs).entropy()
+    bonus = gradient(entropy[batch["completion_mask"].bool()].mean())
+    with_bonus = gradient(trainer._compute_loss(trainer.model, batch))
+    trainer._entropy_bonus_enabled = False
+    without = gradient(trainer._compute_loss(trainer.model, batch))
+    assert bonus.abs().max() > 1e-3
+    torch.testing.assert_close(with_bonus - without, -0.5 * bonus, atol=1e-6, rtol=1e-3)
+
+
+class DoubledLogits(LlamaForCausalLM):  # type: ignore[misc]
+    """A family that does to its logits what nobody has told us of."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        out.logits = 2 * out.logits
+        return out
+
+
+def test_a_model_whose_logits_are_not_its_heads_is_refused_at_the_start(
+    settings: dict[str, Any], model: Any, tokenizer: Any
+) -> None:
+    odd = DoubledLogits(model.config)
+    odd.load_state_dict(model.state_dict())
+    with pytest.raises(ModelError, match="DoubledLogits does more to its logits than its output"):
+        build_trainer(
+            build_config(settings),
+            odd,
+            tokenizer,
+            [Example(prompt=p) for p in PROMPTS],
+            RubricReward(
+                ScriptedClient(lambda place, rollout: 1.0), num_generations=4, run_id="run"
+            ),
+        )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "lora_rank", "refused"),
+    [
+        ("bfloat16", 1e-6, None, True),
+        ("bfloat16", 1e-2, None, False),
+        ("bfloat16", 1e-6, 2, False),
+        ("float32", 1e-6, None, False),
+    ],
+)
+def test_half_precision_weights_that_a_step_would_not_move_are_refused(
+    dtype: str, rate: float, lora_rank: int | None, refused: bool, settings: dict[str, Any]
+) -> None:
+    config = build_config(
+        {
+            **settings,
+            "learning_rate": rate,
+            "lora_rank": lora_rank,
+            "model_init_kwargs": {"dtype": dtype},
+        }
+    )
+    model, tokenizer = load_model(config)
+    reward = RubricReward(
+        ScriptedClient(lambda place, rollout: 1.0), num_generations=4, run_id="run"
+    )
+    expected = (
+        pytest.raises(ConfigError, match=r"`learning_rate` 1e-06 a step moves \d+% of the weights")
+        if refused
+        else nullcontext()
+    )
+    with expected:
+        build_trainer(config, model, tokenizer, [Example(prompt=p) for p in PROMPTS], reward)

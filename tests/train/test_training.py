@@ -465,13 +465,6 @@ def test_a_criterion_with_odd_characters_breaks_no_record(settings: dict[str, An
     }
 
 
-def test_a_run_ends_with_a_whole_batch(settings: dict[str, Any]) -> None:
-    with pytest.raises(
-        ConfigError, match=r"max_steps \(3\) must be a multiple of num_iterations \(2\)"
-    ):
-        run({**settings, "num_iterations": 2, "max_steps": 3})
-
-
 @pytest.mark.parametrize(
     ("change", "same"),
     [

@@ -19,8 +19,8 @@ from markscheme.hashing import (
     prompt_key,
     text_key,
 )
-from markscheme.thinking import split_thinking
-from markscheme.vocabulary import Thinking, VerifyMode, View
+from markscheme.thinking import judged_text
+from markscheme.vocabulary import VerifyMode, View
 from markscheme_server.domain.rubric import Criterion
 
 __all__ = [
@@ -65,18 +65,6 @@ def prompt_text(messages: Sequence[ChatMessage]) -> str:
     if len(messages) == 1:
         return message_text(messages[0])
     return "\n\n".join(f"{m['role'].upper()}: {message_text(m)}" for m in messages)
-
-
-def judged_text(text: str, thinking: Thinking = "auto") -> str:
-    """Return the part of a response that is judged: its answer, without surrounding white space.
-
-    `auto` removes a thought that the response itself opens at its beginning; `strip` also removes
-    one that the chat template had opened; `keep` removes nothing. A thought without an answer is
-    an empty answer.
-    """
-    if thinking == "keep":
-        return text.strip()
-    return split_thinking(text, opened=thinking == "strip").answer.strip()
 
 
 def content_hash(criteria: Sequence[Criterion], view: View | None = None) -> str:
