@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from typing import Any
@@ -181,7 +182,10 @@ def import_rubric(
         "allow_loss": allow_loss,
         "map": mapping,
     }
-    return _create("/v1/rubrics:import", validated(RubricImport, fields), RubricImported)
+    # Without a key: an attempt whose answer was lost is found again by what it stored.
+    return replace(
+        _create("/v1/rubrics:import", validated(RubricImport, fields), RubricImported), headers={}
+    )
 
 
 def export_rubric(rubric: RubricLike, format: ExchangeFormat, allow_loss: bool) -> Call[Exported]:
