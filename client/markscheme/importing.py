@@ -21,7 +21,7 @@ from markscheme.data import Columns, Row, RowError, RowReader, as_json
 from markscheme.data.files import Json
 from markscheme.errors import AuthenticationFailed, InvalidRequest
 from markscheme.exchange import Imported, Malformed, detect_format, load, row_id
-from markscheme.exchange.promptfoo import numbered_rows
+from markscheme.exchange.promptfoo import is_config, placed_rows
 from markscheme.jsonl import strip_bom
 from markscheme.jsonl_rows import describe_error
 from markscheme.schema import Message, Prompt, RubricImported, TeacherEntry, TeacherResponses
@@ -498,8 +498,8 @@ def read_rubric_file(path: Path) -> list[FileRow]:
             if len(contents) < 2:
                 raise
             return _file_rows(path, "row", contents)
-    if isinstance(content, dict) and "tests" in content and "prompts" in content:
-        return [_row(f"{path}, test {number}", row) for number, row in numbered_rows(content)]
+    if is_config(content):
+        return [_row(f"{path}, {place}", row) for place, row in placed_rows(content)]
     if isinstance(content, list) and not _is_one_rubric(content):
         return _file_rows(path, "item", content)
     return [_row(str(path), content)]

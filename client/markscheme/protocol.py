@@ -30,6 +30,7 @@ from markscheme.schema import (
     Rollout,
     Rubric,
     RubricRef,
+    Run,
     ScoreBatch,
     ScoreSummary,
     StudentResponse,
@@ -59,6 +60,8 @@ TeacherAnswerLike = str | MessagesLike
 TeacherLike = TeacherEntry | Mapping[str, Any]
 RubricLike = str | Rubric | RubricRef
 """A rubric, or its id."""
+RunLike = str | Run | Mapping[str, Any]
+"""A run and its step; a string is the id of a run at step 0."""
 Param = str | float | Sequence[str]
 
 Answer = TypeVar("Answer")
