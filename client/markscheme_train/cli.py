@@ -4,15 +4,23 @@ Torch is imported inside the commands, so that `markscheme --help` stays fast.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from markscheme import requests
 from markscheme.client import Client
-from markscheme.errors import AuthenticationFailed, InvalidArgument, MarkschemeError
+from markscheme.errors import (
+    AuthenticationFailed,
+    InvalidArgument,
+    InvalidRequest,
+    MarkschemeError,
+)
 from markscheme.protocol import UNAUTHORIZED
+from markscheme.vocabulary import ReusePolicy
 from markscheme_train.errors import Interrupted, Stopped, TrainError
 
 FAILED = 1
@@ -114,7 +122,7 @@ def train(
             place = "markscheme_url" if error.param == "base_url" else "MARKSCHEME_API_KEY"
             raise TrainError(f"{place}: {error.message}") from error
         try:
-            _check_key(client, key)
+            _check_key(client, key, settings.reuse)
             with LiveTable(console, title="training") as live:
                 output = run(
                     settings,
@@ -200,24 +208,25 @@ def control(
         _fail(str(error))
 
 
-def _check_key(client: Client, key: str | None) -> None:
-    """Raise `TrainError` for a missing or wrong key, before a model is loaded.
+def _check_key(client: Client, key: str | None, reuse: ReusePolicy) -> None:
+    """Raise `TrainError` before a model is loaded if the key cannot be used for a training.
 
-    A service that is away raises nothing: the run waits for it when it needs rewards. Nor does a
-    valid key that may not list rubrics (403).
+    It is missing or wrong, or lacks a scope: `score`, and `induce` unless `reuse` is `frozen`. A
+    service that is away raises nothing: the run waits for it when it needs rewards.
     """
     try:
-        client.rubrics(limit=1)
+        for path in ("/v1/scores", *(["/v1/rubrics:induce"] if reuse != "frozen" else [])):
+            with suppress(InvalidRequest):
+                client._send(requests.probe(path))
     except AuthenticationFailed as error:
         if error.status != UNAUTHORIZED:
-            return
-        why = (
-            f"refuses the key in MARKSCHEME_API_KEY ({error.code})"
-            if key
-            else "needs an API key, and MARKSCHEME_API_KEY is not set"
-        )
+            why = f"refuses the key in MARKSCHEME_API_KEY: {error.message}"
+        elif key:
+            why = f"refuses the key in MARKSCHEME_API_KEY ({error.code})"
+        else:
+            why = "needs an API key, and MARKSCHEME_API_KEY is not set"
         raise TrainError(
-            f"the rubric service at {client.base_url} {why}: set MARKSCHEME_API_KEY to a key of "
+            f"the rubric service at {client.base_url} {why}. Set MARKSCHEME_API_KEY to a key of "
             "your team with the scopes score and induce. No model was loaded"
         ) from error
     except MarkschemeError:

@@ -33,7 +33,7 @@ def test_a_prompt_of_a_file_keeps_its_tool_calls() -> None:
         ({"content": None, "audio": {"id": "x"}}, ["audio"]),
         ({"content": "a", "images": [], "audio": None}, []),
         ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}, []),
-        ({"content": [{"type": "tool_use", "name": "f"}]}, ["tool_use"]),
+        ({"content": [{"type": "server_tool_use", "name": "f"}]}, ["server_tool_use"]),
         ({"content": [{"kind": "text"}]}, ["without a type"]),
     ],
 )
