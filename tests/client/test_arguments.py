@@ -8,7 +8,7 @@ import numpy
 import pandas
 import pytest
 
-from markscheme import Client, InvalidArgument, MarkschemeError, Rollout, arguments
+from markscheme import Client, InvalidArgument, MarkschemeError, Rollout, arguments, requests
 from markscheme.protocol import to_wire
 from markscheme.schema import ScoreRequest
 
@@ -139,3 +139,12 @@ def test_a_wrong_argument_is_named(call: Callable[[Client], Any], message: str) 
     assert isinstance(caught.value, ValueError)
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.param) == (str(caught.value), caught.value.param)
+
+
+def test_a_run_may_be_given_by_its_id() -> None:
+    call, _ = requests.score(
+        [{"prompt": "p", "rollouts": ["x"]}],
+        *("if_fresh", "rollout", False, 0, "run-7", None, None, None, "auto", None, None, "zero"),
+        None,
+    )
+    assert call.json["run"] == {"id": "run-7", "step": 0}
