@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import psutil
@@ -21,6 +21,9 @@ from fakes.fork_server import ForkedProcess
 PATIENCE_S = 90.0
 """How long a test waits for what must come, in seconds: many times what a busy machine needs."""
 COMMAND = str(Path(sys.executable).with_name("markscheme"))
+
+
+T = TypeVar("T")
 
 
 class NotYet(Exception):
@@ -38,6 +41,19 @@ def eventually(within_s: float = PATIENCE_S, *, every_s: float = 0.02) -> Retryi
         reraise=True,
         retry=retry_if_exception_type((AssertionError, NotYet, OSError, httpx.TransportError)),
     )
+
+
+def with_enough_time(
+    attempt: Callable[[float], T], is_enough: Callable[[T], bool], *, first_s: float
+) -> T:
+    """Repeat an attempt with twice the time limit, in seconds, until something was done within it.
+
+    For a limit that must cut an attempt short, but not before a busy machine has begun it.
+    """
+    limit_s = first_s
+    while not is_enough(result := attempt(limit_s)) and limit_s < PATIENCE_S / 4:
+        limit_s *= 2
+    return result
 
 
 def environment(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner, Result
 
 from client.scripted import GROUP, SUMMARY, Reply, ScriptedService, refusal
+from fakes.processes import NotYet, eventually
 from markscheme.cli.app import app
 from markscheme.cli.score import ScoredLine, drop_superseded, read_scored
 
@@ -215,6 +216,21 @@ def test_a_file_whose_writer_was_killed_is_gone_on_with(
     assert [name for name in names if name != "h"] == ["known", "g"]
 
 
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Press Ctrl-C until the process ends; return its standard error.
+
+    Python loses an interrupt that comes just before it begins to wait for a socket.
+    """
+    for attempt in eventually(every_s=0):
+        with attempt:
+            process.send_signal(signal.SIGINT)
+            try:
+                _, stderr = process.communicate(timeout=10)
+            except subprocess.TimeoutExpired as error:
+                raise NotYet from error
+    return stderr
+
+
 def test_ctrl_c_leaves_a_file_that_is_gone_on_with(
     service: ScriptedService, tmp_path: Path
 ) -> None:
@@ -234,8 +250,7 @@ def test_ctrl_c_leaves_a_file_that_is_gone_on_with(
     while len(service.asked) < 2:
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    stderr = interrupt(process)
     assert process.returncode == 130
     assert "Run the command again to go on." in " ".join(stderr.split())
     assert [line["id"] for line in scored(tmp_path)] == names[:32]

@@ -165,7 +165,7 @@ def test_half_of_the_calls_failing_is_not_amplified(
     rubric_id = create_rubric(url)
     judge.failing_share, judge.failure, judge.latency_s = 0.7, status(500), 0.01
     answers = send_at_rate(
-        lambda i: score(url, rubric_id, [f"answer {i}"], headers={"X-Deadline-Ms": "2000"}),
+        lambda i: score(url, rubric_id, [f"answer {i}"], headers={"X-Deadline-Ms": "20000"}),
         per_s=15,
         for_s=3,
     )
