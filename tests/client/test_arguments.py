@@ -100,7 +100,7 @@ WRONG: list[tuple[Callable[[Client], Any], str]] = [
     ),
     (lambda c: c.score([GOOD | {"rubric_id": 5}]), "groups[0].rubric_id: must be the id"),
     (lambda c: c.score([GOOD | {"id": "g"}] * 2), "group ids must be unique"),
-    (lambda c: c.score([GOOD], run="r"), "run: must be an object"),
+    (lambda c: c.score([GOOD], run=5), "run: must be an object"),
     (lambda c: c.score([GOOD], reuse="never"), "reuse: Input should be 'always_new'"),
     (lambda c: c.score([GOOD], deadline_s=0), "deadline_s: must be a finite number"),
     (lambda c: c.score([GOOD], deadline_s="5"), "deadline_s: must be a finite number"),
