@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from markscheme.cli.output import (
     print_error,
     progress_bar,
 )
-from markscheme.client import DEFAULT_URL
+from markscheme.client import DEFAULT_URL, AsyncClient
 from markscheme.data import SourceError, open_source
 from markscheme.errors import InvalidRequest, MarkschemeError
 from markscheme.exchange.profiles import mapped_profile
@@ -127,8 +127,9 @@ def import_file(
         whole = path.suffix.lower() in WHOLE_FILES and not path.is_dir()
         single = read_rubric_file(path) if whole else []
         source = None if whole else open_source(name)
+        client = connect_async(url)
         importer = RubricImporter(
-            connect_async(url),
+            client,
             "mapped" if mapping is not None else format,
             mapping=mapping,
             prompt=prompt,
@@ -139,7 +140,7 @@ def import_file(
             columns=columns,
         )
         if len(single) == 1 and not (prompt_column or teacher_column or rubric_column):
-            asyncio.run(_import_one(path, single[0], importer, tags))
+            asyncio.run(_closing(client, _import_one(path, single[0], importer, tags)))
             return
         problems = _Problems()
         with progress_bar("importing", messages()) as progress:
@@ -147,14 +148,9 @@ def import_file(
             if not total:
                 raise ValueError(f"{name} holds no rubrics")
             bar = progress.add_task("rubrics", total=total)
-            asyncio.run(
-                _import_all(
-                    importer,
-                    single if source is None else source.rows(),
-                    problems,
-                    lambda: progress.advance(bar),
-                )
-            )
+            rows = single if source is None else source.rows()
+            work = _import_all(importer, rows, problems, lambda: progress.advance(bar))
+            asyncio.run(_closing(client, work))
         problems.finish()
     except (MarkschemeError, ValueError, OSError) as error:
         started = importer is not None and (importer.report.imported or importer.report.failed)
@@ -221,6 +217,11 @@ class _Problems:
         """Say how many were not printed."""
         if self._count > SHOWN_PROBLEMS:
             print_error(f"and {self._count - SHOWN_PROBLEMS} more rows failed")
+
+
+async def _closing(client: AsyncClient, work: Awaitable[None]) -> None:
+    async with client:
+        await work
 
 
 async def _import_all(

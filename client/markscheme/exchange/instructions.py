@@ -54,6 +54,7 @@ def read_instructions(columns: Arguments) -> list[dict[str, Any]]:
     each = decode(arguments)
     if each is None or each == "":
         each = [None] * len(names)
+    each = [decode(own) for own in each] if isinstance(each, list) else each
     if not isinstance(each, list) or not all(isinstance(a, dict | None) for a in each):
         raise require(arguments, "kwargs", "a list of objects")
     if len(each) != len(names):

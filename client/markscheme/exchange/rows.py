@@ -194,6 +194,8 @@ def read_criteria(
         if profile.variables:
             text = render(text, variables if isinstance(variables, dict) else {}, item.text_at)
         if item.points is MISSING or (item.points is None and profile.default_points is not None):
+            if profile.default_points is None and isinstance(item.raw, str) and not item.rest:
+                raise Malformed(f"{item.location}: is a text alone, without points")
             if profile.default_points is None:
                 raise require(MISSING, item.points_at, "a number")
             weight = Fraction(profile.default_points)

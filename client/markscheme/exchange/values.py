@@ -67,6 +67,8 @@ def to_messages(value: Any, location: str) -> tuple[Message, ...]:
         if isinstance(decode(decoded.get("messages")), list):
             return to_messages(decoded["messages"], f"{location}.messages")
         decoded = [decoded] if "role" in decoded else decoded
+    if decoded == []:
+        raise Malformed(f"{location}: must hold at least one message")
     if (
         isinstance(decoded, list)
         and all(isinstance(each, Mapping) for each in decoded)
