@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u PYTHONDONTWRITEBYTECODE -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock docs demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-import bench-train gpu-wheels test-gpu compose-test test-judges test-resolve acceptance clean
+.PHONY: help setup lock docs demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-collapse bench-import bench-train gpu-wheels test-gpu compose-test test-judges test-resolve acceptance clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -97,6 +97,9 @@ bench-flips: setup  ## How often a verdict flips when judged alone instead of am
 
 bench-methods: setup  ## Five training methods on SmolLM2, three seeds (slow, about an hour and a half)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m training.methods $(BENCH_ARGS)
+
+bench-collapse: setup  ## How soon the collapse guard sees a collapse: 70 runs of the copy task (about half an hour)
+	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m training.collapse $(BENCH_ARGS)
 
 bench-import: setup  ## Reading and importing a table of 100,000 rubrics: time and memory (half an hour)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python benchmarks/imports.py --out benchmarks/results $(BENCH_ARGS)

@@ -2,7 +2,7 @@
 
     python -m gpu.service_run --out FILE [--small]
 
-Model and task are those of `gpu.copy_task`; the service holds a rubric for each prompt, which its
+Model and task are those of `training.tasks`; the service holds a rubric for each prompt, which its
 builtin judge decides by code. Rollouts are sampled by transformers.
 """
 
@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from gpu.copy_task import CLOSING, DEMONSTRATION, LENGTH, CopyTask, pretrain, save
 from gpu.part import Goal, Part, run_part
 from markscheme import Client
-from markscheme_train import reprompt
+from markscheme.schema import Criterion
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.demo.service import running_service
 from markscheme_train.step_log import StepRecord
 from markscheme_train.training import silence_libraries, train
+from training.tasks import MAX_TOKENS, copy_task, pretrain, save, speak_the_tasks_words
 
 SERVE = (
     sys.executable,
@@ -56,9 +56,8 @@ def run(part: Part, directory: Path, small: bool) -> None:
     plan = SMALL if small else FULL
     device = "cuda" if torch.cuda.is_available() else "cpu"
     part.expect(Goal(UNSCORED, at_most=0), Goal(GAIN, at_least=None if small else 0.1))
-    # The model knows no English: a demonstration is shown in the task's own words.
-    reprompt.DEMONSTRATION, reprompt.CLOSING = DEMONSTRATION, CLOSING
-    task, model = CopyTask.drawn(), directory / "model"
+    speak_the_tasks_words()
+    task, model = copy_task(), directory / "model"
     started = time.perf_counter()
     save(pretrain(task, plan.pretraining, device), model)
     seconds = time.perf_counter() - started
@@ -68,11 +67,11 @@ def run(part: Part, directory: Path, small: bool) -> None:
         "The run is stopped halfway and resumed from its checkpoint."
     )
     data = directory / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in task.prompts()))
+    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in task.answer_of))
     records: list[StepRecord] = []
     with running_service(directory / "service", command=SERVE) as url, Client(url) as client:
-        for prompt, criteria in zip(task.prompts(), task.criteria(), strict=True):
-            client.create_rubric(prompt, criteria)
+        for prompt, answer in task.answer_of.items():
+            client.create_rubric(prompt, [criterion(" ".join(answer))])
         try:
             for steps in (plan.steps // 2, plan.steps):
                 train(
@@ -83,6 +82,17 @@ def run(part: Part, directory: Path, small: bool) -> None:
                 )
         finally:
             tell(part, records, plan)
+
+
+def criterion(answer: str) -> Criterion:
+    """Return the criterion that the answer is this one, decided by code."""
+    return Criterion.model_validate(
+        {
+            "text": f"The answer is {answer}.",
+            "points": 1,
+            "check": {"kind": "regex", "pattern": rf"^\s*{answer}\s*$"},
+        }
+    )
 
 
 def configured(model: Path, data: Path, out: Path, steps: int, *, save_every: int) -> TrainConfig:
@@ -101,7 +111,7 @@ def configured(model: Path, data: Path, out: Path, steps: int, *, save_every: in
             "per_device_train_batch_size": PROMPTS_A_STEP * ROLLOUTS,
             "gradient_accumulation_steps": 1,
             "num_generations": ROLLOUTS,
-            "max_completion_length": LENGTH + 2,
+            "max_completion_length": MAX_TOKENS,
             "logging_strategy": "no",
             "save_strategy": "steps",
             "save_steps": save_every,

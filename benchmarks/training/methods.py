@@ -1,324 +1,307 @@
-"""SmolLM2-135M under five training methods: the same prompts, seeds, rubrics and rollouts.
+"""Training methods beside each other on small tasks whose self-teacher knows more than its student.
 
-    python -m training.methods [--steps 15] [--seeds 3]
+    python -m training.methods [--only copy/srpo …] [--seeds 5] [--workers 1] [--quick] [--large]
 
-`grpo`, `sdpo` and `srpo` learn from one verdict on the whole answer: 1 when it meets every
-criterion of its prompt's rubric, else 0. That is the sparse reward of SRPO's authors, and the
-"T-Judge" that ROPD's authors compare with. `ropd` and `srpo-rubric` learn from the rubric's
-weighted pass rate; `ropd` differs from `grpo` in nothing else. The judge is the builtin one; the
-official IFEval verdict is no arm's reward. Each finished arm is stored under `--workdir`, so that
-an interrupted benchmark goes on.
+Every run goes through the unchanged `MarkschemeTrainer` and `RubricReward`. Its judge is a function
+in this process that knows the right answers (`training.graders`): a service would decide the same
+by a check, and only take longer. A finished run is appended to `runs.jsonl` in the work folder and
+never run again; after each round of seeds, and after Ctrl-C, the report is written from what there
+is.
 """
 
 import argparse
+import fnmatch
 import json
+import multiprocessing
+import signal
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from transformers import TrainerCallback
 
-from markscheme import Client
-from markscheme.schema import Group, ScoreBatch
+from markscheme.jsonl import read_lines
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.data import Example
-from markscheme_train.demo.data import DemoPrompt, load_prompts
-from markscheme_train.demo.evaluate import MAX_NEW_TOKENS, Evaluation, evaluate, induce_rubrics
-from markscheme_train.demo.model import ensure_model
-from markscheme_train.demo.run import load_student, prepare_torch
-from markscheme_train.demo.service import running_service
-from markscheme_train.demo.words import known_words
-from markscheme_train.reward import RubricReward, Scorer
+from markscheme_train.reward import RubricReward
 from markscheme_train.step_log import StepRecord, StepRecorder
-from markscheme_train.training import build_trainer, eos_token_ids
-from service.machine import describe, sentence
-from service.report import markdown_table, today, write
-from training.plot import Curve, draw
+from markscheme_train.trainer import MarkschemeTrainer
+from markscheme_train.training import build_trainer, silence_libraries
+from training.arms import FAMILIES, ROLLOUTS, SMALL, Arm
+from training.graders import Grader
+from training.summary import report
+from training.tasks import (
+    ID,
+    LENGTH,
+    MAX_TOKENS,
+    TASKS,
+    Task,
+    pretrain,
+    speak_the_tasks_words,
+    success_rate,
+    tokenizer,
+)
 
-METHODS = ("grpo", "sdpo", "srpo", "ropd", "srpo-rubric")
-ONE_VERDICT = ("grpo", "sdpo", "srpo")
-LEARNING_RATE = 3e-5
-SAMPLES, HELD_OUT_SAMPLES = 8, 4
-INDUCTION_SEED, EVALUATION_SEED = 1_000, 2_000
-PHASES = ("rollout", "scoring", "teacher", "update")
-LAST = 5
-"""Steps at the end of a run that late rewards and seconds are averaged over."""
+BLOCK = 10
+"""Steps that a stored metric is the mean of; the teacher's gain is measured as often."""
+QUICK_STEPS = 4
 
 
-class Watched:
-    """A service whose scores are recorded; with `one_verdict` its rewards are 0 or 1.
+@dataclass(frozen=True)
+class Run:
+    """One training to do.
 
-    An unknown reward stays unknown.
+    `pretraining` is the number of steps of the task's model before it.
     """
 
-    def __init__(self, service: Scorer, *, one_verdict: bool) -> None:
-        self._service, self._one_verdict = service, one_verdict
-        self.batches: list[dict[str, float]] = []
-
-    def score(self, groups: Sequence[Group], **options: Any) -> ScoreBatch:
-        """Score a batch and record it."""
-        batch = self._service.score(groups, **options)
-        row_scores = [
-            [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
-            for group in batch.groups
-        ]
-        known = [reward for group in row_scores for reward in group]
-        if not known:
-            raise RuntimeError(
-                "the builtin judge has left a whole batch unscored: there is nothing to compare"
-            )
-        met = [[whole(reward) for reward in group] for group in row_scores if group]
-        self.batches.append(
-            {
-                "rubric_reward": statistics.fmean(known),
-                "whole": statistics.fmean(whole(reward) for reward in known),
-                "groups_all_wrong": sum(not any(group) for group in met) / len(met),
-                "groups_mixed": sum(any(group) and not all(group) for group in met) / len(met),
-            }
-        )
-        if not self._one_verdict:
-            return batch
-        return batch.model_copy(
-            update={
-                "groups": [
-                    group.model_copy(
-                        update={
-                            "rollouts": [
-                                rollout.model_copy(
-                                    update={
-                                        "reward": None
-                                        if rollout.reward is None
-                                        else float(whole(rollout.reward))
-                                    }
-                                )
-                                for rollout in group.rollouts
-                            ]
-                        }
-                    )
-                    for group in batch.groups
-                ]
-            }
-        )
-
-
-def whole(reward: float) -> bool:
-    """Return whether a weighted pass rate means that every criterion is met."""
-    return reward > 1 - 1e-9
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A model's results on one set of prompts."""
-
-    reward: float
-    reward_error: float
-    whole: float
-    ifeval: float
-    ifeval_error: float
-    tokens: float
-    non_words: float
-    unscored: int
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One training: results before and after, and each step's record."""
-
-    method: str
+    arm: Arm
+    learning_rate: float
     seed: int
-    before: dict[str, Measure]
-    after: dict[str, Measure]
-    steps: list[dict[str, Any]]
+    steps: int
+    pretraining: int
 
-    def seconds(self, steps: slice = slice(None)) -> list[float]:
-        """Seconds of its steps."""
-        return [sum(step[f"{phase}_s"] for phase in PHASES) for step in self.steps[steps]]
-
-    def series(self, name: str) -> list[float]:
-        """Return one figure by step."""
-        return [step[name] for step in self.steps]
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from other runs."""
+        return (self.arm.task, self.arm.name, self.learning_rate, self.seed, self.steps)
 
 
 def main() -> None:
-    """Run all arms and write the report."""
+    """Run what is missing and write the report."""
     parser = argparse.ArgumentParser(prog="python -m training.methods")
     parser.add_argument(
-        "--steps", type=int, default=15, help="of 2 prompts x 8 rollouts; 5 see every prompt once"
+        "--only", nargs="+", default=["*"], metavar="TASK/ARM", help="with * for any letters"
     )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
+    parser.add_argument("--large", action="store_true", help="the task of 2 million weights")
     parser.add_argument("--workdir", type=Path, default=Path("build/methods"))
-    parser.add_argument("--model", type=Path, default=Path("build/smollm2"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    console = Console(width=160)
-    prepare_torch()
-    directory = ensure_model(arguments.model)
-    arms = []
-    for seed in range(arguments.seeds):
-        arms += run_seed(
-            directory,
-            arguments.workdir / f"steps-{arguments.steps}" / f"seed-{seed}",
-            arguments.methods,
-            seed=seed,
-            steps=arguments.steps,
-            console=console,
+    workdir = arguments.workdir / "quick" if arguments.quick else arguments.workdir
+    workdir.mkdir(parents=True, exist_ok=True)
+    arms = FAMILIES if arguments.large else SMALL
+    wanted = [
+        run
+        for run in planned(arms, range(arguments.seeds), quick=arguments.quick)
+        if any(
+            fnmatch.fnmatch(f"{run.arm.task}/{run.arm.name}", pattern) for pattern in arguments.only
         )
-    report(arms, arguments.steps, console)
-
-
-def run_seed(
-    directory: Path,
-    workdir: Path,
-    methods: Sequence[str],
-    *,
-    seed: int,
-    steps: int,
-    console: Console,
-) -> list[Arm]:
-    """Run all methods from the same model under the same rubrics; finished ones are read."""
-    trained, held_out = load_prompts()
-    arms = []
-    with running_service(workdir / "service") as url:
-        client = Client(url)
-        model, tokenizer = load_student(directory)
-        measure = (
-            Measuring(client, model, tokenizer, trained, held_out, seed)
-            if not all((workdir / f"{method}.json").is_file() for method in methods)
-            else None
+    ]
+    if not wanted:
+        parser.error(
+            "no arm is named so; there is " + ", ".join(f"{a.task}/{a.name}" for a in arms)
         )
-        for method in methods:
-            file = workdir / f"{method}.json"
-            if measure is not None and not file.is_file():
-                model, tokenizer = load_student(directory)
-                records = train(
-                    model,
-                    tokenizer,
-                    client,
-                    trained,
-                    method,
-                    workdir / method,
-                    seed=seed,
-                    steps=steps,
-                )
-                arm = Arm(method, seed, measure.before, measure.of(model), records)
-                file.write_text(json.dumps(asdict(arm)))
-            arms.append(read(file))
-            console.print(line(arms[-1]), highlight=False)
-        client.close()
-    return arms
-
-
-class Measuring:
-    """Fresh samples under one rubric a prompt, shared by all arms of a seed.
-
-    `before` is the untrained model's result.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        model: Any,
-        tokenizer: Any,
-        trained: list[DemoPrompt],
-        held_out: list[DemoPrompt],
-        seed: int,
-    ) -> None:
-        self._client, self._tokenizer, self._seed = client, tokenizer, seed
-        self._known = known_words(
-            tokenizer,
-            [text for p in trained + held_out for text in (p.prompt, *p.teacher_responses)],
-        )
-        rubrics = induce_rubrics(
-            client, model, tokenizer, trained + held_out, seed=seed + INDUCTION_SEED
-        )
-        self._sets = {
-            "trained": (trained, rubrics[: len(trained)], SAMPLES),
-            "held out": (held_out, rubrics[len(trained) :], HELD_OUT_SAMPLES),
-        }
-        self.before = self.of(model)
-
-    def of(self, model: Any) -> dict[str, Measure]:
-        """Measure a model."""
-        return {
-            name: measured(
-                evaluate(
-                    self._client,
-                    model,
-                    self._tokenizer,
-                    prompts,
-                    rubrics,
-                    per_prompt=samples,
-                    seed=self._seed + EVALUATION_SEED,
-                    known=self._known,
-                )
-            )
-            for name, (prompts, rubrics, samples) in self._sets.items()
-        }
-
-
-def train(
-    model: Any,
-    tokenizer: Any,
-    client: Client,
-    prompts: list[DemoPrompt],
-    method: str,
-    out: Path,
-    *,
-    seed: int,
-    steps: int,
-) -> list[dict[str, Any]]:
-    """Train `model` in place; return each step's record with its rollouts' scores."""
-    config = configured(method, out, seed=seed, steps=steps)
-    watched = Watched(client, one_verdict=method in ONE_VERDICT)
-    reward = RubricReward(
-        watched,
-        num_generations=config.num_generations,
-        run_id=f"{method}-{seed}",
-        reuse="frozen",
-        eos_token_ids=eos_token_ids(model, tokenizer),
+    console = Console()
+    try:
+        carry_out(wanted, workdir, arguments.workers, console)
+    except KeyboardInterrupt:
+        console.print("Stopped. Run it again to go on.")
+    tasks = {arm.task for arm in arms}
+    report(
+        [result for result in stored(workdir) if result["task"] in tasks],
+        [
+            json.loads(file.read_text())
+            for file in sorted(workdir.glob("model-*.json"))
+            if file.stem.removeprefix("model-") in tasks
+        ],
+        arms,
+        arguments.out / ("methods-large" if arguments.large else "methods"),
+        console,
     )
-    examples = [Example(prompt=p.prompt, teacher_responses=p.teacher_responses) for p in prompts]
-    trainer = build_trainer(config, model, tokenizer, examples, reward)
-    records: list[StepRecord] = []
-    routed: list[float] = []
 
-    def keep(record: StepRecord) -> None:
-        records.append(record)
-        shares = trainer._metrics["train"].get("distillation/routed_share")
-        routed.append(shares[-1] if shares else 0.0)
 
-    trainer.add_callback(StepRecorder(trainer, out / "steps.jsonl", keep))
-    trainer.train()
+def planned(arms: Sequence[Arm], seeds: Iterable[int], *, quick: bool) -> list[Run]:
+    """Return all runs, seed by seed: whatever is finished first is a comparison already."""
     return [
-        asdict(record) | {"criteria": None} | batch | {"routed": share}
-        for record, batch, share in zip(records, watched.batches, routed, strict=True)
+        Run(
+            arm,
+            rate,
+            seed,
+            QUICK_STEPS if quick else arm.steps,
+            20 if quick else TASKS[arm.task].steps,
+        )
+        for seed in ([0] if quick else seeds)
+        for arm in arms
+        for rate in (arm.rates[:1] if quick else arm.rates)
     ]
 
 
-def configured(method: str, out: Path, *, seed: int, steps: int) -> TrainConfig:
-    """Return the preset at the scale of two cores.
+def stored(workdir: Path) -> list[dict[str, Any]]:
+    """Return the finished runs; a killed process may have left half a line."""
+    file = workdir / "runs.jsonl"
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in read_lines(file, complete_only=True)]
 
-    One learning rate for all, and no warm-up, which is meant for hundreds of steps: the presets'
-    rates differ by ten, and would otherwise be what is compared.
-    """
+
+def carry_out(runs: Sequence[Run], workdir: Path, workers: int, console: Console) -> None:
+    """Do the runs that are not stored yet, and store each when it is finished."""
+    finished = {
+        (r["task"], r["arm"], r["learning_rate"], r["seed"], r["steps"]) for r in stored(workdir)
+    }
+    missing = [run for run in runs if run.key not in finished]
+    if not missing:
+        return
+    columns = (
+        TextColumn("{task.description:44}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        # Ctrl-C is for this process alone: the workers finish what they have begun.
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    with pool, Progress(*columns, console=console) as progress:
+        bar = progress.add_task("pre-training", total=len(runs), completed=len(runs) - len(missing))
+
+        def keep(result: Mapping[str, Any]) -> None:
+            with (workdir / "runs.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(result) + "\n")
+            progress.update(bar, advance=1, description=line(result))
+
+        pretraining = dict.fromkeys((run.arm.task, run.pretraining) for run in missing)
+        list(pool.map(partial(ensure_model, workdir), *zip(*pretraining, strict=True)))
+        waiting, running = iter(missing), set[Future[dict[str, Any]]]()
+        try:
+            while True:
+                for run in islice(waiting, workers - len(running)):
+                    running.add(pool.submit(carried_out, run, workdir))
+                if not running:
+                    break
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    keep(future.result())
+        except KeyboardInterrupt:
+            progress.update(bar, description="finishing what is running")
+            for future in running:
+                keep(future.result())
+            raise
+
+
+def line(result: Mapping[str, Any]) -> str:
+    """Return a result in a few words."""
+    last = statistics.fmean(result["curve"][-BLOCK:])
+    return (
+        f"{result['task']}/{result['arm']} {result['learning_rate']:g} seed {result['seed']}: "
+        f"{last:.2f}"
+    )
+
+
+def ensure_model(workdir: Path, name: str, steps: int) -> None:
+    """Pre-train a task's model and measure it, unless that is done."""
+    torch.set_num_threads(1)
+    task, file = TASKS[name], workdir / f"model-{name}.json"
+    if file.is_file():
+        return
+    started = time.perf_counter()
+    model = pretrain(task, steps)
+    seconds = time.perf_counter() - started
+    torch.save(model.state_dict(), file.with_suffix(".pt"))
+    file.write_text(
+        json.dumps(
+            {
+                "task": name,
+                "weights": sum(weight.numel() for weight in model.parameters()),
+                "pretraining_steps": steps,
+                "pretraining_s": round(seconds, 1),
+                **abilities(model, task),
+            }
+        )
+    )
+
+
+def abilities(model: Any, task: Task) -> dict[str, float]:
+    """Return success rates: on the prompts trained on, also after a right answer, and others."""
+    rows = slice(0, task.trained)
+    samples = max(2, 512 // task.trained)
+    rates = {
+        "alone": success_rate(model, task, rows, samples=samples),
+        "shown_the_answer": success_rate(model, task, rows, shown=True, samples=samples),
+    }
+    if task.held_out:
+        held_out = slice(len(task.prompts) - task.held_out, None)
+        rates["held_out"] = success_rate(model, task, held_out, samples=samples)
+    return rates
+
+
+def carried_out(run: Run, workdir: Path) -> dict[str, Any]:
+    """Train as planned; return the result as it is stored."""
+    torch.set_num_threads(1)
+    silence_libraries()
+    speak_the_tasks_words()
+    task = TASKS[run.arm.task]
+    model = pretrain(task, 0)
+    model.load_state_dict(torch.load(workdir / f"model-{task.name}.pt", weights_only=True))
+    grader = Grader(task, run.arm.scale, run.seed)
+    records: list[StepRecord] = []
+    with TemporaryDirectory() as folder:
+        reward = RubricReward(
+            grader, num_generations=ROLLOUTS, run_id="trial", eos_token_ids=[ID["<eos>"]]
+        )
+        trainer = build_trainer(
+            configured(run, Path(folder)),
+            model,
+            tokenizer(),
+            [Example(prompt=prompt) for prompt in task.answer_of],
+            reward,
+        )
+        gains = TeacherGains(trainer, task)
+        trainer.add_callback(gains)
+        trainer.add_callback(StepRecorder(trainer, Path(folder) / "steps.jsonl", records.append))
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+    return {
+        "task": task.name,
+        "arm": run.arm.name,
+        "learning_rate": run.learning_rate,
+        "seed": run.seed,
+        "steps": run.steps,
+        "prompts_a_step": run.arm.prompts,
+        "seconds": round(seconds, 1),
+        "curve": [round(share, 4) for share in grader.successes],
+        "teacher_gain_on_answers": gains.values,
+        "after": abilities(model, task),
+        "metrics": in_blocks([record.metrics for record in records]),
+    }
+
+
+def configured(run: Run, out: Path) -> TrainConfig:
+    """Return the preset at the scale of the task: one update a batch, a constant rate."""
     return build_config(
         {
             "model": "given",
             "data": "given",
             "output_dir": str(out),
-            "preset": method,
-            "seed": seed,
-            "max_steps": steps,
-            "learning_rate": LEARNING_RATE,
+            "preset": run.arm.preset,
+            "seed": run.seed,
+            "max_steps": run.steps,
+            "learning_rate": run.learning_rate,
             "warmup_steps": 0,
             "lr_scheduler_type": "constant",
-            "per_device_train_batch_size": 16,
+            "per_device_train_batch_size": ROLLOUTS * run.arm.prompts,
             "gradient_accumulation_steps": 1,
-            "num_generations": 8,
-            "max_completion_length": MAX_NEW_TOKENS,
+            "steps_per_generation": 1,
+            "num_generations": ROLLOUTS,
+            "max_completion_length": MAX_TOKENS,
             "use_cpu": True,
             "bf16": False,
             "activation_checkpointing": False,
@@ -326,292 +309,66 @@ def configured(method: str, out: Path, *, seed: int, steps: int) -> TrainConfig:
             "logging_strategy": "no",
             "save_strategy": "no",
             "disable_tqdm": True,
+            **run.arm.settings,
         }
     )
 
 
-def measured(evaluation: Evaluation) -> Measure:
-    """Return the measurement of one set of prompts."""
-    return Measure(
-        reward=evaluation.reward,
-        reward_error=evaluation.reward_error,
-        whole=statistics.fmean(
-            whole(reward)
-            for result in evaluation.results
-            for reward in result.rewards
-            if reward is not None
-        ),
-        ifeval=evaluation.ifeval,
-        ifeval_error=evaluation.ifeval_error,
-        tokens=evaluation.tokens,
-        non_words=evaluation.non_words,
-        unscored=evaluation.unscored,
-    )
+class TeacherGains(TrainerCallback):  # type: ignore[misc]
+    """Measures the self-teacher at the first step and after each block of steps.
 
-
-def read(file: Path) -> Arm:
-    """Read a finished arm."""
-    data = json.loads(file.read_text())
-    sets = {
-        when: {name: Measure(**values) for name, values in data[when].items()}
-        for when in ("before", "after")
-    }
-    return Arm(data["method"], data["seed"], sets["before"], sets["after"], data["steps"])
-
-
-def line(arm: Arm) -> str:
-    """Return one line of the table."""
-
-    def change(name: str, of: str) -> str:
-        return f"{getattr(arm.before[name], of):.2f} → {getattr(arm.after[name], of):.2f}"
-
-    return (
-        f"seed {arm.seed}  {arm.method:11}  reward {change('trained', 'reward')}, held out "
-        f"{change('held out', 'reward')}  IFEval {change('trained', 'ifeval')}, held out "
-        f"{change('held out', 'ifeval')}  {statistics.median(arm.seconds()):.1f} s a step"
-    )
-
-
-def report(arms: Sequence[Arm], steps: int, console: Console) -> None:
-    """Return the dated tables and the plot, beside the papers' claims."""
-    methods = list(dict.fromkeys(arm.method for arm in arms))
-    seeds = len({arm.seed for arm in arms})
-    machine = describe(("markscheme", "torch", "transformers", "trl"))
-    by = {method: [arm for arm in arms if arm.method == method] for method in methods}
-    start = next(iter(by.values()))
-    results = [("before", *_quality([arm.before for arm in start]))]
-    results += [(method, *_quality([arm.after for arm in by[method]])) for method in methods]
-    first, late = slice(0, LAST), slice(steps - LAST, steps)
-    course = [
-        (
-            method,
-            *(
-                _spread([statistics.fmean(arm.series(name)[part]) for arm in by[method]])
-                for part in (first, late)
-                for name in ("rubric_reward", "whole", "routed")
-            ),
-        )
-        for method in methods
-    ]
-    seconds = [
-        (
-            method,
-            *(_typical([arm.series(f"{phase}_s") for arm in by[method]]) for phase in PHASES),
-            *(_typical([arm.seconds(part) for arm in by[method]]) for part in (first, late)),
-            f"{statistics.fmean(sum(arm.seconds()) for arm in by[method]):.0f}",
-        )
-        for method in methods
-    ]
-    mixed = [
-        arm.series(name)[:LAST] for name in ("groups_all_wrong", "groups_mixed") for arm in arms
-    ]
-    half = len(mixed) // 2
-    picture = Path(f"benchmarks/results/methods-{today()}.svg")
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    draw(
-        picture,
-        [
-            Curve(
-                method,
-                [arm.series("rubric_reward") for arm in by[method]],
-                [arm.seconds() for arm in by[method]],
-            )
-            for method in methods
-        ],
-        rollouts=16,
-    )
-    lines = [
-        f"# Five training methods on SmolLM2-135M, {today()}",
-        "",
-        f"Machine: {sentence(machine)}; {torch.get_num_threads()} torch threads.",
-        f"Command: `make bench-methods`. {seeds} seeds, {steps} steps of 2 prompts x 8 rollouts of "
-        f"at most {MAX_NEW_TOKENS} tokens, learning rate {LEARNING_RATE:g} and no warm-up for "
-        "every method, everything else by preset. Within a seed all methods start from one model, "
-        "see the same prompts in the same order, and are judged by the same rubric for each "
-        "prompt (builtin judge). Demonstrations come from siblings alone.",
-        "`grpo`, `sdpo` and `srpo` learn from one verdict on the whole answer (1 when it meets "
-        "the whole rubric), `ropd` and `srpo-rubric` from the weighted pass rate. `ropd` against "
-        "`grpo` is therefore the rubric against one holistic number from the same judge; nothing "
-        "else differs.",
-        f"In the first {LAST} steps {statistics.fmean(v for s in mixed[:half] for v in s):.0%} of "
-        "all groups were all wrong by the one verdict and "
-        f"{statistics.fmean(v for s in mixed[half:] for v in s):.0%} mixed.",
-        "",
-        "Fresh samples after training; mean ± one standard error over seeds. IFEval: the official "
-        "strict verdict, which no method saw.",
-        "",
-        *markdown_table(
-            (
-                "",
-                "rubric reward",
-                "whole rubric met",
-                "IFEval",
-                "held out: reward",
-                "held out: IFEval",
-                "tokens",
-                "non-words",
-                "unscored",
-            ),
-            results,
-        ),
-        "",
-        f"Rollouts while training, first {LAST} steps and last {LAST}:",
-        "",
-        *markdown_table(
-            (
-                "",
-                "rubric reward",
-                "whole met",
-                "to self-teacher",
-                "late: rubric reward",
-                "late: whole met",
-                "late: to self-teacher",
-            ),
-            course,
-        ),
-        "",
-        f"Seconds a step (median of a run, mean over seeds; early and late are {LAST} steps). Arms "
-        "run one after another, not in turns: what `grpo` and `ropd`, which do the same work, "
-        "differ by is the noise.",
-        "",
-        *markdown_table(("", *PHASES, "early step", "late step", "whole run"), seconds),
-        "",
-        "Beside what the papers say of models thirty to sixty times as large; differences are "
-        "paired by seed, ± one standard error:",
-        "",
-        *markdown_table(("claim", "theirs", "here"), claims(by, first, late)),
-        "",
-        f"![reward by rollouts and by seconds]({picture.name})",
-    ]
-    console.print("\n".join(lines))
-    data = {
-        "date": today(),
-        "machine": machine,
-        "steps": steps,
-        "arms": [asdict(arm) for arm in arms],
-    }
-    for path in write(picture.with_suffix(""), "\n".join(lines) + "\n", data):
-        console.print(f"written: {path}")
-
-
-def claims(by: dict[str, list[Arm]], early: slice, late: slice) -> list[tuple[str, str, str]]:
-    """Return what the papers report, and the same comparison here, for the arms that ran.
-
-    SRPO: arXiv 2604.02288, table 1 and its seconds a step, Qwen3-8B. ROPD: arXiv 2605.07396, table
-    1, Qwen3-4B.
+    `values` are, per token and in nats, the log-probability that the self-teacher gives the right
+    answer after it has read it, minus the student's, which has not.
     """
 
-    def difference(one: str, other: str, of: Callable[[Arm], float]) -> str | None:
-        if not (by.get(one) and by.get(other)):
-            return None
-        return _spread(
-            [of(a) - of(b) for a, b in zip(by[one], by[other], strict=True)], signed=True
+    def __init__(self, trainer: MarkschemeTrainer, task: Task) -> None:
+        self._trainer, self.values = trainer, list[float]()
+        rows = slice(0, min(64, task.trained))
+        prompts, answers = task.prompts[rows], task.answers[rows]
+        edge = torch.full_like(prompts[:, :1], ID["demo"])
+        self._alone = torch.cat([prompts, answers], 1)
+        self._shown = torch.cat(
+            [prompts, edge, answers, torch.full_like(edge, ID["now"]), answers], 1
         )
 
-    def rollouts(steps: slice) -> Callable[[Arm], float]:
-        return lambda arm: statistics.fmean(arm.series("rubric_reward")[steps])
-
-    def seconds(steps: slice, method: str = "srpo") -> str | None:
-        if not (by.get(method) and by.get("grpo")):
-            return None
-        ratios = [
-            statistics.median(a.seconds(steps)) / statistics.median(b.seconds(steps)) - 1
-            for a, b in zip(by[method], by["grpo"], strict=True)
-        ]
-        return _spread(ratios, percent=True, signed=True)
-
-    rows = (
-        (
-            "SRPO above SDPO early",
-            "66.9 against 64.8 % after an hour",
-            difference("srpo", "sdpo", rollouts(early)),
-            "in the rubric reward of the first steps",
-        ),
-        (
-            "SRPO above GRPO late",
-            "77.4 against 74.0 % after ten hours",
-            difference("srpo", "grpo", rollouts(late)),
-            "in that of the last steps",
-        ),
-        (
-            "… and on held-out prompts",
-            "as above",
-            difference("srpo", "grpo", lambda a: a.after["held out"].ifeval),
-            "in the IFEval pass rate after training",
-        ),
-        (
-            "SRPO's step dearer than GRPO's at first",
-            "+17.4 % in the first hour",
-            seconds(early),
-            "in the first steps",
-        ),
-        (
-            "… and cheaper once failures thin out",
-            "-17.2 % at ten hours",
-            seconds(late),
-            "in the last steps",
-        ),
-        (
-            "(noise: ropd's step against grpo's, the same work)",
-            "",
-            seconds(early, "ropd"),
-            "in the first steps",
-        ),
-        ("(noise, late)", "", seconds(late, "ropd"), "in the last steps"),
-        (
-            "SDPO falls behind GRPO late",
-            "71.1 against 74.0 %",
-            difference("sdpo", "grpo", rollouts(late)),
-            "in the rubric reward of the last steps",
-        ),
-        (
-            "rubric above one scalar of the same judge",
-            "65.0 against 62.5 % (AIME24), first in all 14 settings",
-            difference("ropd", "grpo", lambda a: a.after["trained"].ifeval),
-            "in IFEval on the trained prompts",
-        ),
-        (
-            "… and on held-out prompts",
-            "as above",
-            difference("ropd", "grpo", lambda a: a.after["held out"].ifeval),
-            "in IFEval",
-        ),
-    )
-    return [
-        (claim, theirs, f"{found} {where}")
-        for claim, theirs, found, where in rows
-        if found is not None
-    ]
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure, if it is time."""
+        distillation = self._trainer.distillation
+        if distillation is None or (state.global_step % BLOCK and state.global_step != 1):
+            return
+        teacher, student = distillation.self_teacher, self._trainer.model
+        with evaluating(student), torch.no_grad():
+            alone = student(input_ids=self._alone, attention_mask=torch.ones_like(self._alone))
+            own = log_probs(alone.logits[:, -LENGTH - 1 : -1], self._alone[:, -LENGTH:])
+            states = teacher.states(self._shown, torch.ones_like(self._shown), LENGTH)
+            shown = log_probs(teacher.head(states), self._shown[:, -LENGTH:])
+        self.values.append(round(float((shown - own).mean()), 4))
 
 
-def _quality(sets: Sequence[dict[str, Measure]]) -> tuple[str, ...]:
-    def over(name: str, of: str, percent: bool = False) -> str:
-        return _spread([getattr(measures[name], of) for measures in sets], percent=percent)
-
-    return (
-        over("trained", "reward"),
-        over("trained", "whole"),
-        over("trained", "ifeval"),
-        over("held out", "reward"),
-        over("held out", "ifeval"),
-        f"{statistics.fmean(m['trained'].tokens for m in sets):.1f}",
-        over("trained", "non_words", percent=True),
-        str(sum(m.unscored for s in sets for m in s.values())),
-    )
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Turn dropout off for a while."""
+    training = model.training
+    model.eval()
+    yield
+    model.train(training)
 
 
-def _typical(runs: Sequence[Sequence[float]]) -> str:
-    """Return the mean over runs of each one's median."""
-    return f"{statistics.fmean(map(statistics.median, runs)):.1f}"
+def log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probabilities [B, T] of tokens under logits [B, T, V]."""
+    return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
-def _spread(values: Sequence[float], *, percent: bool = False, signed: bool = False) -> str:
-    """Return mean ± standard error."""
-    mean = statistics.fmean(values)
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    if percent:
-        return f"{mean:+.1%} ± {error:.1%}" if signed else f"{mean:.1%} ± {error:.1%}"
-    return f"{mean:+.3f} ± {error:.3f}" if signed else f"{mean:.3f} ± {error:.3f}"
+def in_blocks(steps: Sequence[Mapping[str, float | None]]) -> dict[str, list[float | None]]:
+    """Return each metric's means over blocks of ten steps; `None` where it was not known."""
+
+    def mean(name: str, block: Sequence[Mapping[str, float | None]]) -> float | None:
+        known = [value for step in block if (value := step.get(name)) is not None]
+        return float(f"{statistics.fmean(known):.4g}") if known else None
+
+    blocks = [steps[start : start + BLOCK] for start in range(0, len(steps), BLOCK)]
+    names = dict.fromkeys(name for step in steps for name in step)
+    return {name: [mean(name, block) for block in blocks] for name in names}
 
 
 if __name__ == "__main__":

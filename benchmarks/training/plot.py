@@ -1,67 +1,58 @@
-"""Reward by rollouts and by seconds: one line a method, the mean over seeds."""
+"""Success by step: a panel for each task and learning rate, a line for each arm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
-COLOURS = ("#2f7ed8", "#d9822b", "#3fa66b", "#b0479e", "#6b6b6b")
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 10,
+    "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
     "svg.hashsalt": "markscheme",
 }
-SMOOTHED = 5
-"""Steps that a point averages: a step sees two of the ten prompts, five steps see all."""
+SMOOTHED = 10
+"""Steps that a point averages."""
+COLUMNS = 3
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A method's rewards and seconds by step, for each seed."""
+class Panel:
+    """Success by step of some arms, for each seed."""
 
-    name: str
-    rewards: Sequence[Sequence[float]]
-    seconds: Sequence[Sequence[float]]
+    title: str
+    curves: Mapping[str, Sequence[Sequence[float]]]
 
 
-def draw(path: Path, curves: Sequence[Curve], *, rollouts: int) -> None:
-    """Write the plot; `rollouts` are those of one step."""
+def draw(path: Path, panels: Sequence[Panel]) -> None:
+    """Write the panels as one SVG."""
+    rows = -(-len(panels) // COLUMNS) or 1
     with rc_context(STYLE):
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        by_rollouts, by_seconds = figure.subplots(1, 2, sharey=True)
-        for curve, colour in zip(curves, COLOURS, strict=False):
-            count = min(map(len, curve.rewards))
-            smooth = [_smoothed(series[:count]) for series in curve.rewards]
-            clocks = [list(accumulate(series[:count]))[SMOOTHED - 1 :] for series in curve.seconds]
-            steps = [rollouts * step for step in range(SMOOTHED, count + 1)]
-            for axes, places in ((by_rollouts, [steps] * len(smooth)), (by_seconds, clocks)):
-                for place, series in zip(places, smooth, strict=True):
-                    axes.plot(place, series, color=colour, linewidth=0.6, alpha=0.35)
-                axes.plot(
-                    [fmean(values) for values in zip(*places, strict=True)],
-                    [fmean(values) for values in zip(*smooth, strict=True)],
-                    color=colour,
-                    linewidth=1.8,
-                    label=curve.name,
+        figure = Figure(figsize=(4.2 * COLUMNS, 3 * rows), layout="constrained")
+        axes = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).flatten()
+        for axis, panel in zip(axes, panels, strict=False):
+            for place, (name, curves) in enumerate(panel.curves.items()):
+                mean = [fmean(values) for values in zip(*curves, strict=False)]
+                count = min(SMOOTHED, len(mean))
+                ends = range(count, len(mean) + 1)
+                axis.plot(
+                    ends,
+                    [fmean(mean[end - count : end]) for end in ends],
+                    color=colormaps["tab10"](place % 10),
+                    linewidth=1.4,
+                    label=name,
                 )
-        by_rollouts.set(
-            xlabel="rollouts",
-            ylabel=f"rubric reward of the rollouts, {SMOOTHED} steps",
-            ylim=(0, 1),
-        )
-        by_seconds.set(xlabel="seconds")
-        by_rollouts.legend(loc="lower right")
+            axis.set(title=panel.title, xlabel="step", ylim=(0, 1))
+            axis.legend(fontsize=7)
+        for axis in axes[::COLUMNS]:
+            axis.set_ylabel(f"success, mean of {SMOOTHED} steps")
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
         figure.savefig(path, format="svg", metadata={"Date": None})
-
-
-def _smoothed(series: Sequence[float]) -> list[float]:
-    return [fmean(series[end - SMOOTHED : end]) for end in range(SMOOTHED, len(series) + 1)]

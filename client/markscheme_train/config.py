@@ -20,8 +20,10 @@ from trl import GRPOConfig
 
 from markscheme.data import Columns
 from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode, View
+from markscheme_train.collapse import OnCollapse
 from markscheme_train.config_checks import check_batch, check_method, check_ranges
 from markscheme_train.errors import ConfigError
+from markscheme_train.self_teacher import RateSchedule, SelfTeacherKind
 
 _POLICY: Mapping[str, Any] = {
     # As ROPD's authors released it and SRPO's trained with: advantage r - mean(r) without division
@@ -231,6 +233,18 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
     demonstration_gap: float = field(
         default=0.0, metadata={"help": "Minimum lead of a demonstration over the rollout's score."}
     )
+    on_collapse: OnCollapse = field(
+        default="warn",
+        metadata={
+            "help": "What follows when a rule sees a collapse: warn only, stop (saved), "
+            "freeze_teacher (it follows no longer), or grpo (every rollout learns from its "
+            "reward)."
+        },
+    )
+    min_demonstration_tokens: int = field(
+        default=0,
+        metadata={"help": "Minimum tokens of a demonstration, thoughts left out; 0: any."},
+    )
     teacher_demonstration: bool = field(
         default=False,
         metadata={"help": "Show the teacher's response where no rollout qualifies."},
@@ -247,6 +261,28 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         metadata={
             "help": "Step of the self-teacher's moving average after each batch, 0 to 1; 0 "
             "freezes it."
+        },
+    )
+    self_teacher: SelfTeacherKind = field(
+        default="ema",
+        metadata={
+            "help": "What teaches: a moving average of the student (ema), the initial student "
+            "(frozen), or a mixture of the initial and the current one in log space "
+            "(trust_region)."
+        },
+    )
+    trust_region_coefficient: float = field(
+        default=0.05,
+        metadata={
+            "help": "The current student's share of a trust_region self-teacher, 0 to 1; the rest "
+            "is the initial student's."
+        },
+    )
+    teacher_rate_schedule: RateSchedule = field(
+        default="constant",
+        metadata={
+            "help": "How teacher_update_rate or trust_region_coefficient falls to 0 over the run: "
+            "linear or cosine; constant: not at all."
         },
     )
     distillation_alpha: float = field(

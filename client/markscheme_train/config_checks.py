@@ -56,6 +56,8 @@ RANGES = {
     # Less holds no demonstration: the fixed words around it take as many.
     "max_reprompt_length": Range(32),
     "teacher_update_rate": SHARE,
+    "trust_region_coefficient": SHARE,
+    "min_demonstration_tokens": NOT_NEGATIVE,
     "distillation_alpha": SHARE,
     "distillation_top_k": COUNT,
     "entropy_beta": NOT_NEGATIVE,
@@ -95,6 +97,11 @@ def check_method(config: "TrainConfig") -> None:
             "is compared"
         )
     if config.method == "grpo":
+        if config.on_collapse in ("freeze_teacher", "grpo"):
+            raise ConfigError(
+                f"`on_collapse` must be warn or stop with method grpo, not {config.on_collapse}: "
+                "there is no self-teacher"
+            )
         return
     for key, neutral in WITHOUT_SELF_TEACHER.items():
         value = getattr(config, key)

@@ -5,6 +5,7 @@ TrainError
 ├── DataError        the JSONL data is wrong, or a message has no text; names the line
 ├── ModelError       the model cannot be loaded
 ├── Diverged         gradients are not finite; the step was not taken
+├── Collapsed        a rule saw a collapse, and `on_collapse` is `stop`; saved
 ├── Stopped          Ctrl-C, after the current step; saved
 └── Interrupted      saved, can go on with --resume: no service, or too much unscored
 """
@@ -28,6 +29,10 @@ class ModelError(TrainError):
 
 class Diverged(TrainError):
     """Loss or gradients are not finite; the weights are those of the step before."""
+
+
+class Collapsed(TrainError):
+    """A rule saw the run collapse, and `on_collapse` is `stop`. It was saved."""
 
 
 class Stopped(TrainError):

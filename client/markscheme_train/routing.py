@@ -27,7 +27,7 @@ TEACHER = -1
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Branch and demonstration of each rollout of a group.
+    """Branch and demonstration of each rollout of a group, and whether it succeeded.
 
     A demonstration is named for every rollout that has one, also where it is not needed: the index
     of a rollout, `TEACHER` for the teacher's response, or `None`.
@@ -35,6 +35,7 @@ class Routes:
 
     branches: tuple[Branch, ...]
     demonstrations: tuple[int | None, ...]
+    successes: tuple[bool, ...]
 
 
 def route(
@@ -45,6 +46,7 @@ def route(
     gap: float = 0.0,
     truncated: Sequence[bool] | None = None,
     truncated_fails: bool = False,
+    too_short: Sequence[bool] | None = None,
     feedback: Sequence[bool] | None = None,
     teacher_score: float | None = None,
 ) -> Routes:
@@ -65,28 +67,33 @@ def route(
         gap: Minimum lead of a demonstration over the rollout.
         truncated: Which rollouts hit the token limit.
         truncated_fails: A truncated rollout fails whatever its score, and is no demonstration.
+        too_short: Which rollouts are too short to be shown.
         feedback: Which rollouts have feedback.
         teacher_score: Score of the teacher's best response, if it may be shown.
 
     Raises:
-        ValueError: `scores`, `truncated` and `feedback` differ in length.
+        ValueError: `scores` and one of the lists beside it differ in length.
     """
     count = len(scores)
     values = [None if score is None or math.isnan(score) else float(score) for score in scores]
     is_truncated = [False] * count if truncated is None else list(truncated)
+    is_too_short = [False] * count if too_short is None else list(too_short)
     has_feedback = [False] * count if feedback is None else list(feedback)
-    if not len(is_truncated) == len(has_feedback) == count:
-        raise ValueError("scores, truncated and feedback must be of one length")
+    if not len(is_truncated) == len(is_too_short) == len(has_feedback) == count:
+        raise ValueError("scores, truncated, too_short and feedback must be of one length")
     minimum = success if demonstration is None else demonstration
     shown = [
-        None if is_truncated[i] and truncated_fails else score for i, score in enumerate(values)
+        None if is_too_short[i] or (is_truncated[i] and truncated_fails) else score
+        for i, score in enumerate(values)
     ]
     branches: list[Branch] = []
     demonstrations: list[int | None] = []
+    successes: list[bool] = []
     for own, score in enumerate(values):
         if score is None:
             branches.append(Branch.UNSCORED)
             demonstrations.append(None)
+            successes.append(False)
             continue
         # With a gap of 0 a demonstration may score less than the failure itself, as in SRPO.
         shown_by = _best(shown, is_truncated, own, max(minimum, score + gap) if gap else minimum)
@@ -101,7 +108,8 @@ def route(
             Branch.SDPO if failed and (shown_by is not None or has_feedback[own]) else Branch.GRPO
         )
         demonstrations.append(shown_by)
-    return Routes(tuple(branches), tuple(demonstrations))
+        successes.append(not failed)
+    return Routes(tuple(branches), tuple(demonstrations), tuple(successes))
 
 
 def _best(

@@ -18,7 +18,8 @@ from markscheme.thinking import judged_text
 from markscheme.vocabulary import Thinking
 from markscheme_train.config import TrainConfig
 from markscheme_train.demonstration import fitting, readable
-from markscheme_train.distillation import Head, divergences, entropies
+from markscheme_train.diagnostics import TeacherGains
+from markscheme_train.distillation import Head, divergences, token_log_probs
 from markscheme_train.losses import (
     SrpoConfig,
     SrpoInputs,
@@ -70,13 +71,16 @@ class TeacherContext:
     """What the self-teacher reads for a row, and whether the row learns from it.
 
     `demonstration` is a text or the messages of a trajectory. `external` means that it is the
-    teacher's response, not a sibling's.
+    teacher's response, not a sibling's. `control` marks one success a group with a demonstration:
+    how the self-teacher rates it is measured, whether or not it is routed.
     """
 
     routed: bool
     demonstration: Conversation | None
     feedback: Sequence[str]
     external: bool
+    failure: bool
+    control: bool
 
 
 class SelfDistillation:
@@ -99,6 +103,7 @@ class SelfDistillation:
         thinking: Thinking = "auto",
     ) -> None:
         self.config, self.self_teacher, self._tokenizer = config, self_teacher, tokenizer
+        self.gains = TeacherGains()
         self.loss_config = SrpoConfig(
             clip_low=config.epsilon,
             clip_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
@@ -121,15 +126,30 @@ class SelfDistillation:
             external, teacher_score = _best(
                 sent.teacher_responses if sent is not None else None, rows.teacher_scores[start]
             )
+            if external is not None and self._is_too_short(external):
+                external = teacher_score = None
             routes = route(
                 [score.reward for score in row_scores],
                 success=config.success_threshold,
                 demonstration=config.demonstration_threshold,
                 gap=config.demonstration_gap,
                 truncated=[score.truncated for score in row_scores],
+                too_short=[
+                    row.problem is None and self._is_too_short(text_if_plain(row.completion))
+                    for row in rows.rollouts[start : start + size]
+                ],
                 truncated_fails=config.truncated_fails,
                 feedback=[bool(lines) for lines in feedback],
                 teacher_score=teacher_score,
+            )
+            control = next(
+                (
+                    index
+                    for index in range(size)
+                    if routes.successes[index]
+                    and routes.demonstrations[index] not in (None, TEACHER)
+                ),
+                None,
             )
             for index in range(size):
                 source = routes.demonstrations[index]
@@ -146,9 +166,19 @@ class SelfDistillation:
                         demonstration,
                         feedback[index],
                         source == TEACHER,
+                        routes.branches[index] is not Branch.UNSCORED
+                        and not routes.successes[index],
+                        index == control,
                     )
                 )
         return contexts
+
+    def _is_too_short(self, demonstration: Conversation) -> bool:
+        minimum = self.config.min_demonstration_tokens
+        if minimum == 0:
+            return False
+        text, _ = self._readable(demonstration)
+        return len(self._ids(text or "")) < minimum
 
     def _is_routed(self, routes: Routes, index: int, feedback: Sequence[str]) -> bool:
         # SDPO teaches every scored rollout for which the self-teacher has something to read.
@@ -176,13 +206,14 @@ class SelfDistillation:
             total: Sums a tensor over all processes.
         """
         mask = student_token_mask(batch).bool()
-        routed = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+        routed, failures, controls = torch.zeros(3, len(mask), dtype=torch.bool, device=mask.device)
         prompts: dict[int, Sequence[int]] = {}
-        informed = external = 0
+        informed = external = failed = 0.0
         for index, context in enumerate(self.routes(rows)[first : first + len(mask)]):
             informed += context.demonstration is not None or bool(context.feedback)
+            failed += context.failure
             # A row that is unscored or empty has no token to learn from.
-            if context.routed and mask[index].any():
+            if (context.routed or context.control) and mask[index].any():
                 demonstration, cut = self._readable(context.demonstration)
                 ids = build_teacher_prompt(
                     self._tokens,
@@ -194,42 +225,65 @@ class SelfDistillation:
                 )
                 # `None`: nothing fits beside the task. Then the row is not routed.
                 if ids is not None:
-                    routed[index], prompts[index] = True, ids
-                    external += context.external
+                    prompts[index] = ids
+                    routed[index], controls[index] = context.routed, context.control
+                    failures[index] = context.routed and context.failure
+                    external += context.routed and context.external
         states = self._teacher_states(batch, prompts)
-        entropy = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+        entropy, log_probs = torch.zeros(2, *mask.shape, dtype=torch.float32, device=mask.device)
         for index, row_states in states.items():
-            entropy[index, mask[index]] = entropies(
-                row_states, self.self_teacher.head, temperature=self.config.temperature
-            )
-        # One entry a row, because TRL shuffles and splits a batch row by row.
-        batch["routed"], batch["teacher_entropy"] = routed, entropy
-        batch["teacher_states"] = [states.get(index) for index in range(len(mask))]
+            with torch.no_grad():
+                log_probs[index, mask[index]], entropy[index, mask[index]] = token_log_probs(
+                    row_states,
+                    batch["completion_ids"][index, mask[index]],
+                    self.self_teacher.head,
+                    temperature=self.config.temperature,
+                )
+        routed_tokens = mask & routed.unsqueeze(1)
+        entropy = torch.where(routed_tokens, entropy, 0.0)
+        batch |= {
+            "routed": routed,
+            "failures": failures,
+            "controls": controls,
+            "teacher_entropy": entropy,
+            "teacher_log_probs": log_probs,
+            # One entry a row, because TRL shuffles and splits a batch row by row.
+            "teacher_states": [
+                states[index] if row else None for index, row in enumerate(routed.tolist())
+            ],
+        }
         if self.config.method == "sdpo":
             batch["completion_mask"] = batch["completion_mask"] * routed.unsqueeze(1)
-        routed_tokens = mask & routed.unsqueeze(1)
-        # Sums over all processes: every one must call `total`, with routed rows or without.
-        sums = total(
-            torch.tensor(
-                [
-                    float(routed.sum()),
-                    informed,
-                    len(mask),
-                    float(entropy[routed_tokens].sum()),
-                    external,
-                    float(routed_tokens.sum()),
-                ],
-                device=mask.device,
-            )
-        )
+        weights = (-self.config.entropy_beta * entropy[routed_tokens]).exp()
+        sums = {
+            "rows": float(len(mask)),
+            "tokens": float(mask.sum()),
+            "routed": float(routed.sum()),
+            "routed_tokens": float(routed_tokens.sum()),
+            "failed": failed,
+            "informed": informed,
+            "external": external,
+            "entropy": float(entropy[routed_tokens].sum()),
+            "weight": float(weights.sum()),
+            "squared_weight": float(weights.square().sum()),
+        }
+        # Over all processes: every one must call `total`, with routed rows or without.
+        totals = total(torch.tensor(list(sums.values()), device=mask.device))
+        sums = dict(zip(sums, totals.tolist(), strict=True))
         metrics = {
-            "distillation/routed_share": float(sums[0] / sums[2]),
-            "distillation/informed_share": float(sums[1] / sums[2]),
+            "distillation/routed_share": sums["routed"] / sums["rows"],
+            "distillation/informed_share": sums["informed"] / sums["rows"],
+            "distillation/failed_share": sums["failed"] / sums["rows"],
         }
         if self.config.teacher_demonstration:
-            metrics["distillation/teacher_response_share"] = float(sums[4] / sums[2])
-        if sums[5]:
-            metrics["distillation/entropy_mean"] = float(sums[3] / sums[5])
+            metrics["distillation/teacher_response_share"] = sums["external"] / sums["rows"]
+        if sums["tokens"]:
+            metrics["distillation/routed_token_share"] = sums["routed_tokens"] / sums["tokens"]
+        if sums["routed_tokens"]:
+            metrics["distillation/entropy_mean"] = sums["entropy"] / sums["routed_tokens"]
+            metrics["distillation/weight_std"] = _relative_deviation(
+                sums["routed_tokens"], sums["weight"], sums["squared_weight"]
+            )
         if routed_tokens.any():
             metrics |= _quantiles("entropy", entropy[routed_tokens])
             weights = entropy_weights(entropy, routed_tokens, beta=self.config.entropy_beta)
@@ -264,6 +318,7 @@ class SelfDistillation:
             top_k=self.config.distillation_top_k,
             temperature=self.config.temperature,
         )
+        self.gains.add(batch, student.log_probs, mask)
         old = batch.get("old_per_token_logps")
         loss, metrics = srpo_loss(
             SrpoInputs(
@@ -404,6 +459,12 @@ def _quantiles(name: str, values: Tensor) -> dict[str, float]:
         f"distillation/{name}_p{share}": float(ordered[(len(ordered) - 1) * share // 100])
         for share in (10, 50, 90)
     }
+
+
+def _relative_deviation(count: float, total: float, squares: float) -> float:
+    """Return the standard deviation of numbers divided by their mean."""
+    mean = total / count
+    return max(0.0, squares / count / mean**2 - 1) ** 0.5 if mean else 0.0
 
 
 def _best(

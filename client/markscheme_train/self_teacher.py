@@ -1,20 +1,29 @@
-"""The self-teacher: an exponential moving average (EMA) of the student's weights.
+"""The self-teacher: the student, kept from moving fast, that reads a demonstration or feedback.
 
-It reads more than the student did: a demonstration or feedback. With full fine-tuning it is a
-second copy of the model, with adapters a second adapter on the same base. Both start as the student
-and follow it by `θ_T ← (1 - τ) θ_T + τ θ` (SDPO, arXiv 2601.20802: τ = 0.05 once a batch); τ = 0
-keeps the initial student.
+With full fine-tuning it is a second copy of the model, with adapters a second adapter on the same
+base. Both start as the student. There are three kinds (SDPO, arXiv 2601.20802):
+
+- ``ema``: an exponential moving average, `θ_T ← (1 - τ) θ_T + τ θ` once a batch, τ = 0.05.
+- ``frozen``: the initial student.
+- ``trust_region``: `log q ∝ (1 - c) log p_initial + c log p_student`, both on the self-teacher's
+  prompt, as `TrustRegionTeacher` of github.com/lasgroup/SDPO (0e6d510) mixes logits; c = 0.05.
+
+τ and c can fall to 0 over the run.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 SELF_TEACHER_ADAPTER, STUDENT_ADAPTER = "teacher", "default"
+
+SelfTeacherKind = Literal["ema", "frozen", "trust_region"]
+RateSchedule = Literal["constant", "linear", "cosine"]
 
 
 class SelfTeacher(Protocol):
@@ -136,14 +145,84 @@ class AdapterCopy:
     @contextmanager
     def _adapter_active(self) -> Iterator[None]:
         """Activate the self-teacher's adapter, without dropout; restore everything at the end."""
-        training = self._model.training
-        self._model.eval()
-        self._model.set_adapter(SELF_TEACHER_ADAPTER)
-        try:
-            yield
-        finally:
-            self._model.set_adapter(STUDENT_ADAPTER)
-            self._model.train(training)
+        with _evaluating(self._model):
+            self._model.set_adapter(SELF_TEACHER_ADAPTER)
+            try:
+                yield
+            finally:
+                self._model.set_adapter(STUDENT_ADAPTER)
+
+
+class TrustRegion:
+    """A mixture in log space of the initial student and the current one.
+
+    Its hidden states are those of both, side by side [B, keep, 2d]. They are kept as they were
+    before the batch's first update; only the student's head is the current one.
+
+    Args:
+        reference: The initial student; it is never updated.
+        student: The model that is trained.
+        coefficient: Returns the current student's share of the mixture, 0 to 1. Read when a batch
+            is prepared.
+    """
+
+    def __init__(
+        self, reference: ModelCopy | AdapterCopy, student: Any, coefficient: Callable[[], float]
+    ) -> None:
+        self._reference, self._student, self._coefficient = reference, student, coefficient
+        self._share = 0.0
+
+    @torch.no_grad()
+    def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+        """Return the states [B, keep, 2d] that predict the last `keep` tokens, without gradient."""
+        self._share = self._coefficient()
+        with _evaluating(self._student):
+            own = _states(_inner(self._student), input_ids, attention_mask, keep)
+        return torch.cat([self._reference.states(input_ids, attention_mask, keep), own], -1)
+
+    def head(self, states: Tensor) -> Tensor:
+        """Return the mixed logits of hidden states, in the higher precision of the two."""
+        initial, own = states.chunk(2, -1)
+        student = _inner(self._student)
+        reference_logits = self._reference.head(initial)
+        student_logits = output_head(student)(own.to(student.get_output_embeddings().weight))
+        dtype = torch.promote_types(reference_logits.dtype, student_logits.dtype)
+        return torch.lerp(reference_logits.to(dtype), student_logits.to(dtype), self._share)
+
+    def update(self, rate: float) -> None:
+        """Do nothing: the reference stays where it is."""
+        return
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the reference's weights."""
+        return self._reference.weights()
+
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the reference's weights."""
+        self._reference.restore(weights)
+
+
+def scheduled(rate: float, schedule: RateSchedule, step: int, steps: int) -> float:
+    """Return the rate after `step` of `steps` steps; all but `constant` end at 0."""
+    if schedule == "constant":
+        return rate
+    left = 1.0 - min(1.0, step / max(1, steps))
+    return rate * (left if schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off; restore the mode at the end."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def _states(model: Any, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:

@@ -9,6 +9,7 @@ log-probabilities come from one plain forward pass. The loss of method `grpo` is
 """
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,9 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from markscheme_train.checkpoints import SAVING, publish_dir
+from markscheme_train.collapse_guard import CollapseGuard
 from markscheme_train.config import TrainConfig
+from markscheme_train.diagnostics import GAINS, distinct_sums, repetition_sums
 from markscheme_train.distillation import token_log_probs
 from markscheme_train.errors import ConfigError, ModelError
 from markscheme_train.losses import group_advantages
@@ -38,7 +41,14 @@ from markscheme_train.self_distillation import (
     StudentStates,
     student_token_mask,
 )
-from markscheme_train.self_teacher import AdapterCopy, ModelCopy, output_head
+from markscheme_train.self_teacher import (
+    AdapterCopy,
+    ModelCopy,
+    SelfTeacher,
+    TrustRegion,
+    output_head,
+    scheduled,
+)
 
 SELF_TEACHER_FILE = "self_teacher.pt"
 PER_SEQUENCE = ("grpo", "sapo")
@@ -118,6 +128,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             else None
         )
         super().__init__(model=model, reward_funcs=[reported, *other_rewards], args=args, **kwargs)
+        self.guard = CollapseGuard(self)
+        self.add_callback(self.guard)
         self.distillation: SelfDistillation | None = None
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
@@ -126,15 +138,36 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             check_output_head(_inner(self.model))
         if args.method != "grpo":
             check_unsharded(self)
+            copied = teacher or AdapterCopy(self.model)
+            self_teacher: SelfTeacher = copied
+            if args.self_teacher == "trust_region":
+                self_teacher = TrustRegion(copied, self.model, self.teacher_rate)
             self.distillation = SelfDistillation(
                 args,
-                teacher or AdapterCopy(self.model),
+                self_teacher,
                 self._tokenizer,
                 # `or None`: some templates write about tools even where the list is empty.
                 template={"tools": self.tools or None, "chat_template": self.chat_template},
                 thinking=reward.thinking,
             )
             self.add_callback(UpdateSelfTeacher(self))
+
+    def teacher_rate(self) -> float:
+        """Return how closely the self-teacher follows the student at this step, 0 to 1.
+
+        It is the rate of a moving average, or the student's share of a trust region.
+        """
+        args = self.args
+        if args.self_teacher == "frozen" or self.guard.freezes_teacher:
+            return 0.0
+        rate = (
+            args.teacher_update_rate
+            if args.self_teacher == "ema"
+            else args.trust_region_coefficient
+        )
+        return scheduled(
+            rate, args.teacher_rate_schedule, self.state.global_step, self.state.max_steps
+        )
 
     def _note(self, rollouts: Sequence[Row], report: RewardReport) -> None:
         """Take in the rows of all processes and the service's report on them."""
@@ -171,6 +204,12 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.seconds["rollout"] += (
             time.perf_counter() - started - (self.seconds["scoring"] - scoring)
         )
+        rollouts = [
+            ids[kept]
+            for ids, kept in zip(
+                batch["completion_ids"], student_token_mask(batch).bool(), strict=True
+            )
+        ]
         # Column 0 is the rubric's, which was passed first.
         unscored = self._rewards[:, 0].isnan()
         first = self.accelerator.process_index * len(batch["completion_mask"])
@@ -188,7 +227,12 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 scale="none" if self.args.scale_rewards == "none" else "std",
             )
             batch["advantages"] = advantages.flatten()[own].to(batch["advantages"])
-        if self.distillation is not None and self._scored is not None and self.model.training:
+        if (
+            self.distillation is not None
+            and self._scored is not None
+            and self.model.training
+            and not self.guard.routes_nothing
+        ):
             started = time.perf_counter()
             with self.accelerator.autocast():
                 metrics = self.distillation.prepare(
@@ -198,7 +242,29 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 self._metrics["train"][name].append(value)
             self.seconds["teacher"] += time.perf_counter() - started
         batch["num_items_in_batch"] = self.accelerator.gather(student_token_mask(batch).sum()).sum()
+        if self.model.training:
+            self._log_diversity(rollouts, first)
         return batch
+
+    def _log_diversity(self, rollouts: Sequence[torch.Tensor], first: int) -> None:
+        """Log how often rollouts repeat themselves, and each other where their prompts differ.
+
+        Args:
+            rollouts: Token ids [T] of this process's rollouts, tools' left out.
+            first: Index of the first one among those of all processes.
+        """
+        size = self.num_generations
+        groups = {(first + place) // size: ids for place, ids in reversed([*enumerate(rollouts)])}
+        sums = self._total(
+            torch.stack([repetition_sums(rollouts), distinct_sums([*groups.values()])]).to(
+                self.accelerator.device
+            )
+        )
+        for name, (part, whole) in zip(
+            ("completions/repetition", "completions/distinct"), sums.tolist(), strict=True
+        ):
+            if whole:
+                self._metrics["train"][name].append(part / whole)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """Return TRL's next micro-batch, with the counts of its optimiser step."""
@@ -229,7 +295,9 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         """Return rows, tokens, sum of entropy weights and number of weights of a micro-batch."""
         mask = student_token_mask(part)
         weights = (
-            torch.zeros(2) if self.distillation is None else self.distillation.weight_sums(part)
+            torch.zeros(2)
+            if self.distillation is None or "routed" not in part
+            else self.distillation.weight_sums(part)
         )
         return torch.stack([mask.any(1).sum(), mask.sum(), *weights.to(mask.device)]).float()
 
@@ -251,6 +319,9 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             ).tolist()
             for branch, norm in zip(("policy", "distillation"), norms, strict=True):
                 self._metrics["train"][f"gradient_norm/{branch}"].append(norm)
+            gains = self._total(self.distillation.gains.take(loss.device))
+            for name, (gain, tokens) in zip(GAINS, gains.tolist(), strict=True):
+                self._metrics["train"][name].append(gain / tokens if tokens else math.nan)
         # `_step` is counted already.
         used = self._buffered_inputs[(self._step - 1) % self.args.steps_per_generation]
         if used["num_items_in_batch"] == 0:
@@ -297,7 +368,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         return folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write TRL's checkpoint and the self-teacher's weights, and publish them in one rename.
+        """Write TRL's checkpoint with our own files, and publish them in one rename.
 
         A run that is killed meanwhile leaves the previous checkpoint. Does nothing if this step's
         exists.
@@ -319,6 +390,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                     dict(self.distillation.self_teacher.weights()),
                     growing / done.name / SELF_TEACHER_FILE,
                 )
+            self.guard.save(growing / done.name)
         self.accelerator.wait_for_everyone()
         self._saving = str(growing)
         try:
@@ -336,8 +408,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load TRL's state of a checkpoint, and the self-teacher's weights with it."""
+        """Load TRL's state of a checkpoint, the self-teacher's weights and the guard's state."""
         super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.guard.restore(Path(checkpoint))
         if self.distillation is not None and checkpoint is not None:
             weights = torch.load(
                 Path(checkpoint) / SELF_TEACHER_FILE,
@@ -508,7 +582,9 @@ class UpdateSelfTeacher(TrainerCallback):  # type: ignore[misc]
             trainer.distillation is not None
             and trainer._step % (args.steps_per_generation * args.num_iterations) == 0
         ):
-            trainer.distillation.self_teacher.update(args.teacher_update_rate)
+            rate = trainer.teacher_rate()
+            if rate > 0:
+                trainer.distillation.self_teacher.update(rate)
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]

@@ -31,6 +31,7 @@ from markscheme_train.config import TrainConfig
 from markscheme_train.config_checks import small_step_warning
 from markscheme_train.data import Example, as_dataset, read_examples
 from markscheme_train.errors import (
+    Collapsed,
     ConfigError,
     Diverged,
     Interrupted,
@@ -51,6 +52,7 @@ CHANGEABLE_ON_RESUME = (
     "run_id",
     "max_outage_s",
     "max_unscored",
+    "on_collapse",
     "data",
     "max_steps",
     "num_train_epochs",
@@ -119,6 +121,7 @@ def train(
     Raises:
         Interrupted: The service is lost, or leaves too much unscored for now; saved.
         Stopped: Ctrl-C; saved.
+        Collapsed: `on_collapse` is `stop`, and a rule saw a collapse; saved.
         TrainError: The run cannot go on.
     """
     output = Path(config.output_dir)
@@ -187,6 +190,13 @@ def train(
             raise Interrupted(f"{error}\n{resume_advice(error)} {state}") from error
         raise Interrupted(f"the rubric service failed: {error}\n{state}") from error
     trainer.save_model(str(output))
+    collapse = trainer.guard.stopped_by
+    if collapse is not None and trainer.state.global_step < trainer.state.max_steps:
+        raise Collapsed(
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, as "
+            f"on_collapse says; saved in {output}.\n{collapse.message}\nOr go on as it is with "
+            "--resume, and on_collapse: warn, freeze_teacher or grpo"
+        )
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; saved "
@@ -309,14 +319,17 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
     """Return what the outcome of a run follows from, as JSON.
 
     These are the settings that may not change on resume, the data and the number of processes; the
-    length of the run only where the learning rate depends on it.
+    length of the run only where the learning rate or the self-teacher's rate depends on it.
     """
     decisive = {
         name: value
         for name, value in config.to_dict().items()
         if name not in CHANGEABLE_ON_RESUME and not name.startswith(CHANGEABLE_PREFIXES)
     }
-    if config.lr_scheduler_type.value not in CONSTANT_SCHEDULES:
+    if (
+        config.lr_scheduler_type.value not in CONSTANT_SCHEDULES
+        or config.teacher_rate_schedule != "constant"
+    ):
         decisive |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
     decisive |= {
         "data": open_source(config.data).fingerprint(),

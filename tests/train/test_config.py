@@ -114,6 +114,8 @@ def test_trls_keys_of_the_batch_beat_the_presets() -> None:
         ("success_threshold", 1.01, "above 0 and at most 1"),
         ("demonstration_threshold", 2, "above 0 and at most 1"),
         ("demonstration_gap", -0.1, "at least 0"),
+        ("trust_region_coefficient", 1.5, "from 0 to 1"),
+        ("min_demonstration_tokens", -1, "at least 0"),
         ("distillation_alpha", 2, "from 0 to 1"),
         ("entropy_beta", -1, "at least 0"),
         ("entropy_beta", float("nan"), "at least 0"),
@@ -162,6 +164,13 @@ def test_what_the_joint_loss_has_no_place_for_is_refused_with_a_self_teacher(
         with pytest.raises(ConfigError, match=f"^`{key}` must be .* with method {preset}, not "):
             build_config({**NEEDED, "preset": preset, key: value})
     assert getattr(build_config({**NEEDED, "preset": "grpo", key: value}), key) == value
+
+
+@pytest.mark.parametrize("action", ["freeze_teacher", "grpo"])
+def test_a_run_without_a_self_teacher_can_warn_of_a_collapse_or_stop(action: str) -> None:
+    with pytest.raises(ConfigError, match="`on_collapse` must be warn or stop with method grpo"):
+        build_config({**NEEDED, "preset": "ropd", "on_collapse": action})
+    assert build_config({**NEEDED, "preset": "srpo", "on_collapse": action}).on_collapse == action
 
 
 def test_a_batch_or_a_run_of_no_whole_optimiser_steps_is_refused() -> None:

@@ -127,3 +127,11 @@ def test_what_holds_for_all_groups(
         if branch is Branch.SDPO:
             assert shown is not None
             assert score < success or (fails and cut[own])  # type: ignore[operator]
+
+
+def test_what_is_too_short_is_not_shown_but_succeeds() -> None:
+    routes = route([1.0, 0.9, 0.0], too_short=[True, False, False])
+    assert routes.demonstrations == (1, None, 1)
+    assert [str(branch) for branch in routes.branches] == ["grpo", "grpo", "sdpo"]
+    alone = route([1.0, 0.0], too_short=[True, False], teacher_score=0.8)
+    assert alone.demonstrations == (None, TEACHER)

@@ -416,6 +416,89 @@ def test_an_adapter_is_taught_by_an_adapter(settings: dict[str, Any], tmp_path: 
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.parametrize("adapter", [None, 2])
+@pytest.mark.parametrize("kind", ["frozen", "trust_region"])
+def test_a_resumed_run_with_any_self_teacher_is_the_same_run(
+    kind: str, adapter: int | None, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    config = {
+        **settings,
+        "preset": "srpo",
+        "distillation_top_k": 5,
+        "self_teacher": kind,
+        "trust_region_coefficient": 0.5,
+        "teacher_rate_schedule": "linear",
+        "lora_rank": adapter,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_steps": 3,
+    }
+    script: Script = lambda place, rollout: MIXED[place]  # noqa: E731
+
+    class Killed(Exception):
+        pass
+
+    def kill(record: Any) -> None:
+        if record.step == 2:
+            raise Killed
+
+    def run(name: str, resume: bool, on_record: Callable[[Any], None]) -> Path:
+        made = build_config({**config, "output_dir": str(tmp_path / name)})
+        return train(made, ScriptedClient(script), resume=resume, on_record=on_record)
+
+    whole = run("whole", False, lambda record: None)
+    with pytest.raises(Killed):
+        run("parts", False, kill)
+    resumed = run("parts", True, lambda record: None)
+    names = ["adapter_model.safetensors", "teacher/adapter_model.safetensors"]
+    for name in names if adapter else ["model.safetensors"]:
+        one, two = (load_file(path / "checkpoint-3" / name) for path in (whole, resumed))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    if adapter is None:
+        # The initial weights, at the first step as at the last.
+        first, last = (torch.load(whole / f"checkpoint-{n}" / SELF_TEACHER_FILE) for n in (1, 3))
+        assert all(torch.equal(first[key], last[key]) for key in first)
+
+
+def test_the_coefficient_of_a_trust_region_decides_the_loss(make_trainer: Maker) -> None:
+    trainer = make_trainer(self_teacher="trust_region", entropy_beta=0.0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    losses = []
+    for coefficient in (0.0, 1.0):
+        trainer.args.trust_region_coefficient = coefficient
+        torch.manual_seed(1)  # the same rollouts
+        losses.append(trainer._compute_loss(trainer.model, generate(trainer)).item())
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_short_response_is_no_demonstration(settings: dict[str, Any], tokenizer: Any) -> None:
+    config = build_config(
+        {
+            **settings,
+            "preset": "srpo",
+            "teacher_demonstration": True,
+            "min_demonstration_tokens": 3,
+        }
+    )
+    texts = ["w1 w2", "<think>w1 w2 w3</think> w4", "w1 w2 w3", "w5"]
+    rows = ScoredRows(
+        [Row("w1", text, teacher_responses=["w60 w59"]) for text in texts],
+        [RowScore(score, False) for score in (1.0, 1.0, 0.9, 0.0)],
+        [[1.0]] * 4,
+    )
+    teach = SelfDistillation(config, SimpleNamespace(), tokenizer)  # type: ignore[arg-type]
+    contexts = teach.routes(rows)
+    assert [context.demonstration for context in contexts] == [
+        "w1 w2 w3",
+        "w1 w2 w3",
+        None,
+        texts[2],
+    ]
+
+
 @pytest.mark.parametrize(("fsdp", "deepspeed", "stage"), [(True, False, 0), (False, True, 3)])
 def test_weights_in_parts_are_refused(fsdp: bool, deepspeed: bool, stage: int) -> None:
     def trainer(fsdp: bool, deepspeed: bool, stage: int) -> Any:

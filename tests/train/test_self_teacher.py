@@ -8,7 +8,13 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from markscheme_train.self_teacher import AdapterCopy, ModelCopy, output_head
+from markscheme_train.self_teacher import (
+    AdapterCopy,
+    ModelCopy,
+    TrustRegion,
+    output_head,
+    scheduled,
+)
 
 # PEFT 0.21 still reads a name that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings(
@@ -19,7 +25,7 @@ IDS = torch.tensor([[0, 0, 5, 6, 7, 8], [3, 4, 5, 6, 7, 8]])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
 
 
-def logits(teacher: ModelCopy | AdapterCopy, keep: int = 2) -> Tensor:
+def logits(teacher: ModelCopy | AdapterCopy | TrustRegion, keep: int = 2) -> Tensor:
     return teacher.head(teacher.states(IDS, MASK, keep))
 
 
@@ -146,3 +152,66 @@ def test_an_adapter_starts_as_the_students_and_follows_it(adapted: Any) -> None:
     moved = adapted.eval()(input_ids=IDS, attention_mask=MASK).logits[:, -3:-1].detach()
     torch.testing.assert_close(logits(teacher), moved)
     assert not torch.allclose(moved, student)
+
+
+def plain_logits(model: Any) -> Tensor:
+    training = model.training
+    with torch.no_grad():
+        made: Tensor = model.eval()(input_ids=IDS, attention_mask=MASK).logits[:, -3:-1]
+    model.train(training)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["whole weights", "an adapter"])
+def test_a_trust_region_mixes_the_initial_and_the_current_student_in_log_space(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    student = request.getfixturevalue("model" if kind == "whole weights" else "adapted")
+    training, initial = student.training, plain_logits(student).log_softmax(-1)
+    copied = ModelCopy(student) if kind == "whole weights" else AdapterCopy(student)
+    share = 0.25
+    teacher = TrustRegion(copied, student, lambda: share)
+    torch.testing.assert_close(logits(teacher).log_softmax(-1), initial)
+    change(student, by=0.1)
+    current = plain_logits(student).log_softmax(-1)
+    # The normalised weighted geometric mean of the two distributions.
+    mixed = (initial.exp() ** 0.75) * (current.exp() ** 0.25)
+    expected = mixed / mixed.sum(-1, keepdim=True)
+    torch.testing.assert_close(logits(teacher).softmax(-1), expected)
+    teacher.update(1.0)
+    torch.testing.assert_close(logits(teacher).softmax(-1), expected)
+    share = 0.0
+    torch.testing.assert_close(logits(teacher).log_softmax(-1), initial)
+    share = 1.0
+    torch.testing.assert_close(logits(teacher).log_softmax(-1), current)
+    assert student.training == training
+
+
+def test_a_trust_region_keeps_the_share_with_which_its_states_were_made(model: Any) -> None:
+    share = 0.25
+    teacher = TrustRegion(ModelCopy(model), model, lambda: share)
+    change(model, by=0.1)
+    states = teacher.states(IDS, MASK, 2)
+    before = teacher.head(states)
+    share = 0.75
+    torch.testing.assert_close(teacher.head(states), before)
+
+
+def test_a_trust_region_of_a_model_in_half_precision_mixes_in_full(model: Any) -> None:
+    student = model.to(torch.bfloat16)
+    teacher = TrustRegion(ModelCopy(student), student, lambda: 0.5)
+    assert logits(teacher).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.4, 0.4, 0.4, 0.4, 0.4]),
+        ("linear", [0.4, 0.3, 0.2, 0.1, 0.0]),
+        ("cosine", [0.4, 0.341421356, 0.2, 0.058578644, 0.0]),
+    ],
+)
+def test_a_rate_falls_over_the_run_as_scheduled(schedule: Any, expected: list[float]) -> None:
+    found = [scheduled(0.4, schedule, step, 4) for step in range(5)]
+    assert found == pytest.approx(expected)
+    assert scheduled(0.4, schedule, 9, 4) == pytest.approx(expected[-1])

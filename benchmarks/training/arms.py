@@ -1,0 +1,136 @@
+"""What is compared: every arm's task, reward and settings.
+
+All arms of a task start from the same weights, see the same prompts in the same order by seed, and
+sample as many rollouts. They are run at every learning rate of their task, because the methods'
+best ones differ (the papers' own are 1e-6, 1e-5 and 5e-6).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from training.graders import Scale
+
+ROLLOUTS = 8
+RATES = (1e-4, 3e-4, 1e-3)
+
+Settings = Mapping[str, Any]
+FROZEN: Settings = {"self_teacher": "frozen"}
+TRUST_REGION: Settings = {"self_teacher": "trust_region"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to learn a task.
+
+    Attributes:
+        task: A name in `training.tasks.TASKS`.
+        name: Its name in results.
+        preset: The trainer's preset.
+        scale: What its rewards are.
+        settings: Keys of the trainer that differ from the preset.
+        rates: Learning rates.
+        steps: Optimiser steps.
+        prompts: Prompts of a step, of 8 rollouts each.
+    """
+
+    task: str
+    name: str
+    preset: str
+    scale: Scale = "verdict"
+    settings: Settings = field(default_factory=dict)
+    rates: Sequence[float] = RATES
+    steps: int = 100
+    prompts: int = 8
+
+
+def _late(name: str, preset: str, prompts: int = 8, task: str = "copy", **settings: Any) -> Arm:
+    """Return an arm of the open question, whether SRPO ends above GRPO: it runs for longer."""
+    return Arm(task, name, preset, settings=settings, rates=(3e-4,), steps=200, prompts=prompts)
+
+
+COPY = (
+    Arm("copy", "grpo", "grpo"),
+    Arm("copy", "sdpo", "sdpo"),
+    Arm("copy", "srpo", "srpo"),
+    Arm("copy", "srpo-unweighted", "srpo", settings={"entropy_beta": 0.0}),
+    Arm("copy", "sdpo-frozen", "sdpo", settings=FROZEN),
+    Arm("copy", "srpo-frozen", "srpo", settings=FROZEN),
+    Arm("copy", "sdpo-trust-region", "sdpo", settings=TRUST_REGION),
+    Arm("copy", "srpo-trust-region", "srpo", settings=TRUST_REGION),
+)
+WEAK = tuple(Arm("copy-weak", method, method, rates=(1e-3,)) for method in ("grpo", "sdpo", "srpo"))
+SPARSE = tuple(
+    Arm("copy-sparse", method, method, rates=(3e-4, 1e-3)) for method in ("grpo", "sdpo", "srpo")
+)
+RUBRIC = (
+    Arm("copy-rubric", "grpo", "grpo"),
+    Arm("copy-rubric", "srpo", "srpo"),
+    Arm("copy-rubric", "ropd", "ropd", "rubric"),
+    Arm("copy-rubric", "srpo-rubric", "srpo-rubric", "rubric"),
+    Arm(
+        "copy-rubric",
+        "srpo-rubric-no-feedback",
+        "srpo-rubric",
+        "rubric",
+        {"rubric_feedback": False},
+    ),
+)
+RATING = tuple(
+    Arm("copy-rubric", f"{name}-{scale}", preset, scale, rates=(1e-3,))
+    for name, preset in (("grpo", "grpo"), ("srpo", "srpo-rubric"))
+    for scale in ("noisy-rubric", "rating", "calibrated-rating")
+)
+LATE = (
+    _late("late-grpo", "grpo"),
+    _late("late-srpo", "srpo"),
+    _late("late-srpo-trust-region", "srpo", **TRUST_REGION),
+    _late("late-srpo-slow-teacher", "srpo", teacher_update_rate=0.01),
+    _late("late-srpo-schedule", "srpo", teacher_rate_schedule="cosine"),
+    _late("late-grpo-32-prompts", "grpo", 32),
+    _late("late-srpo-32-prompts", "srpo", 32),
+    _late("late-grpo-exact", "grpo", task="copy-exact"),
+    _late("late-srpo-exact", "srpo", task="copy-exact"),
+    _late("late-srpo-exact-frozen", "srpo", task="copy-exact", **FROZEN),
+)
+FAMILIES = tuple(
+    Arm("families", name, preset, settings=settings, rates=(1e-4, 3e-4), steps=200)
+    for name, preset, settings in (
+        ("grpo", "grpo", {}),
+        ("sdpo", "sdpo", {}),
+        ("srpo", "srpo", {}),
+        ("srpo-frozen", "srpo", FROZEN),
+    )
+)
+SMALL = (*COPY, *RUBRIC, *WEAK, *SPARSE, *RATING, *LATE)
+
+COMPARISONS = (
+    *(
+        (task, arm, against)
+        for task in ("copy", "copy-sparse", "copy-weak", "families")
+        for arm, against in (("srpo", "grpo"), ("srpo", "sdpo"), ("sdpo", "grpo"))
+    ),
+    ("copy", "srpo", "srpo-unweighted"),
+    ("copy", "srpo-frozen", "srpo"),
+    ("copy", "srpo-frozen", "grpo"),
+    ("copy", "srpo-trust-region", "srpo"),
+    ("copy", "srpo-trust-region", "grpo"),
+    ("copy", "sdpo-frozen", "sdpo"),
+    ("copy", "sdpo-trust-region", "sdpo"),
+    ("families", "srpo-frozen", "grpo"),
+    ("copy-rubric", "ropd", "grpo"),
+    ("copy-rubric", "srpo", "grpo"),
+    ("copy-rubric", "srpo-rubric", "ropd"),
+    ("copy-rubric", "srpo-rubric", "srpo"),
+    ("copy-rubric", "srpo-rubric", "srpo-rubric-no-feedback"),
+    *(
+        ("copy-rubric", f"{method}-noisy-rubric", f"{method}-{scale}")
+        for method in ("grpo", "srpo")
+        for scale in ("rating", "calibrated-rating")
+    ),
+    *(("copy", arm.name, "late-grpo") for arm in LATE[1:5]),
+    ("copy", "late-srpo-32-prompts", "late-grpo-32-prompts"),
+    ("copy-exact", "late-srpo-exact", "late-grpo-exact"),
+    ("copy-exact", "late-srpo-exact-frozen", "late-grpo-exact"),
+)
+"""Task, arm, and the arm that it is compared with."""

@@ -1,0 +1,97 @@
+"""What a training step shows of a collapse: repetition, diversity, the self-teacher's gain.
+
+Shapes: B rows of C response tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NGRAM = 4
+"""Tokens of an n-gram."""
+_MULTIPLIER = 6364136223846793005
+"""Of Knuth's MMIX generator: odd, so that multiplication modulo 2^64 loses nothing."""
+
+
+def ngram_counts(rollouts: Sequence[Tensor]) -> Tensor:
+    """Return `[n-grams, distinct ones]` of each rollout [len(rollouts), 2], on the CPU."""
+    counts = torch.zeros(len(rollouts), 2)
+    for index, ids in enumerate(rollouts):
+        hashes = _ngrams(ids)
+        counts[index] = torch.tensor([float(len(hashes)), float(len(torch.unique(hashes)))])
+    return counts
+
+
+def repetition_sums(rollouts: Sequence[Tensor]) -> Tensor:
+    """Return `[Σ share of repeated n-grams, rollouts that have n-grams]` [2].
+
+    The share of a rollout is that of its n-grams which occurred in it before.
+
+    Args:
+        rollouts: Token ids [T] of each rollout.
+    """
+    counts = ngram_counts(rollouts)
+    counts = counts[counts[:, 0] > 0]
+    return torch.stack([(1 - counts[:, 1] / counts[:, 0]).sum(), torch.tensor(float(len(counts)))])
+
+
+def distinct_sums(rollouts: Sequence[Tensor]) -> Tensor:
+    """Return `[distinct n-grams, n-grams]` [2] of rollouts of different prompts together.
+
+    Their ratio is distinct-n (Li et al., arXiv 1510.03055): it falls when the responses to
+    different prompts grow alike. An n-gram that a rollout repeats counts once, since that is
+    repetition. With fewer than two rollouts nothing is compared: `[0, 0]`.
+    """
+    sets = [torch.unique(_ngrams(ids)) for ids in rollouts]
+    sets = [one for one in sets if len(one)]
+    if len(sets) < 2:
+        return torch.zeros(2)
+    together = torch.cat(sets)
+    return torch.tensor([float(len(torch.unique(together))), float(len(together))])
+
+
+def _ngrams(ids: Tensor) -> Tensor:
+    """Return a 64-bit hash of each n-gram of token ids [T]; none if T < n."""
+    ids = ids.cpu().long()
+    if len(ids) < NGRAM:
+        return ids[:0]
+    hashes = torch.zeros(len(ids) - NGRAM + 1, dtype=torch.long)
+    for offset in range(NGRAM):
+        hashes = hashes * _MULTIPLIER + ids[offset : offset + len(hashes)] + 1
+    return hashes
+
+
+GAINS = ("distillation/teacher_gain", "distillation/teacher_gain_success")
+
+
+class TeacherGains:
+    """Sums of a step's gains over its micro-batches.
+
+    The gain of a token is its log-probability by the self-teacher minus that by the student, in
+    nats. It is taken on failures that learn from the self-teacher, and on controls: one success a
+    group, for which the self-teacher read another one.
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+
+    def add(self, batch: Mapping[str, Any], log_probs: Tensor, mask: Tensor) -> None:
+        """Add a micro-batch.
+
+        Args:
+            batch: With `teacher_log_probs` [B, C] and the rows `failures` and `controls` [B].
+            log_probs: The student's [B, C].
+            mask: The student's tokens [B, C].
+        """
+        gain = batch["teacher_log_probs"] - log_probs.detach()
+        kept = [mask & batch[rows].unsqueeze(1) for rows in ("failures", "controls")]
+        self._sums.append(
+            torch.stack([torch.stack([gain[rows].sum(), rows.sum()]) for rows in kept])
+        )
+
+    def take(self, device: torch.device) -> Tensor:
+        """Return `[[sum, tokens], …]` since the last call, in the order of `GAINS`."""
+        sums, self._sums = self._sums, []
+        return torch.stack(sums).sum(0) if sums else torch.zeros(2, 2, device=device)
