@@ -60,7 +60,7 @@ def evaluate(
         MarkschemeError: The service refuses the request, or stays away too long.
     """
     started = time.monotonic()
-    with _set_aside(trainer):
+    with _evaluation_mode(trainer):
         rows, completions, completion_ids = _sample(trainer, dataset)
         reward(
             prompts=[row["prompt"] for row in rows],
@@ -117,8 +117,8 @@ def _sample(
 
 
 @contextmanager
-def _set_aside(trainer: "MarkschemeTrainer") -> Iterator[None]:
-    """Put the model into evaluation mode; afterwards restore mode and random number generators.
+def _evaluation_mode(trainer: "MarkschemeTrainer") -> Iterator[None]:
+    """Put the model into evaluation mode; at the end restore mode and random number generators.
 
     Every evaluation samples with the same seed, so that two of them differ by the weights alone.
     """
@@ -157,7 +157,7 @@ def is_due(args: TrainConfig, state: Any) -> bool:
     """Return whether an evaluation is due at the end of a generated batch.
 
     It is due where a multiple of `eval_steps` lies after the last evaluation, and at the end. It
-    follows from the trainer's state alone, so a resumed run makes up for one that was missed.
+    follows from the trainer's state alone, so a resumed run does what was missed.
     """
     if args.eval_strategy == "no":
         return False

@@ -64,8 +64,8 @@ SECTIONS = (
     _section(
         "evaluation",
         "Evaluation, best checkpoint, early stopping",
-        "eval_* num_generations_eval per_device_eval_batch_size early_stopping_patience "
-        "load_best_model_at_end",
+        "eval_data eval_steps eval_on_start eval_delay num_generations_eval "
+        "per_device_eval_batch_size early_stopping_patience load_best_model_at_end",
     ),
     _section("saving", "Checkpoints", "output_dir save_* push_to_hub hub_*"),
     _section(
@@ -76,6 +76,18 @@ SECTIONS = (
     _section("vllm", "Rollouts by vLLM", "use_vllm vllm_*"),
     _section(_MORE, "All other keys of TRL and transformers", ""),
 )
+
+
+_HELP = {
+    "eval_steps": "Steps between two evaluations; needed with eval_data.",
+    "eval_on_start": "Evaluate before the first step too; default with eval_data: true.",
+    "eval_delay": "Steps before which no evaluation takes place.",
+    "per_device_eval_batch_size": "Rollouts that an evaluation samples at once; default with "
+    "eval_data: per_device_train_batch_size.",
+    "load_best_model_at_end": "Make the checkpoint with the best mean reward the final model.",
+    "log_completions": "Show rollouts, rewards and missed criteria at each log, without prompts.",
+}
+"""Help for keys of TRL and transformers that work differently here."""
 
 
 def section_of(key: str) -> str:
@@ -159,5 +171,7 @@ def _shown(value: Any) -> str:
 
 
 def _help(field: dataclasses.Field[Any]) -> str:
+    if field.name in _HELP:
+        return _HELP[field.name]
     # Made for argparse, in which a percent sign is doubled.
     return " ".join(str(field.metadata.get("help", "")).replace("%%", "%").split())

@@ -228,7 +228,7 @@ def test_a_resumed_run_has_the_same_curve_and_the_same_bits(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_an_evaluation_that_found_no_service_is_made_up_for(
+def test_an_evaluation_that_found_no_service_is_done_when_the_run_is_resumed(
     evaluated: dict[str, Any], tmp_path: Path
 ) -> None:
     class Away(Curve):

@@ -45,6 +45,12 @@ def test_without_a_word_all_but_the_rarest_keys_are_listed() -> None:
     assert "Sections: data, rewards" in shown.output
 
 
+def test_the_help_of_a_key_that_works_differently_here_is_ours() -> None:
+    words = " ".join(show("--keys", "evaluation").output.split())
+    assert "eval_steps default: empty Steps between two evaluations" in words
+    assert "logging_steps" not in words
+
+
 def test_a_word_that_no_key_has_is_answered_with_similar_ones() -> None:
     shown = show("--keys", "lernin_rate")
     assert shown.exit_code == 1
