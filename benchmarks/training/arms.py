@@ -76,6 +76,15 @@ RUBRIC = (
         {"rubric_feedback": False},
     ),
 )
+RUBRIC_SPARSE = tuple(
+    Arm("copy-rubric-sparse", preset, preset, scale, rates=(3e-4,))
+    for preset, scale in (
+        ("grpo", "verdict"),
+        ("srpo", "verdict"),
+        ("ropd", "rubric"),
+        ("srpo-rubric", "rubric"),
+    )
+)
 RATING = tuple(
     Arm("copy-rubric", f"{name}-{scale}", preset, scale, rates=(3e-4,))
     for name, preset in (("grpo", "grpo"), ("srpo", "srpo-rubric"))
@@ -115,6 +124,7 @@ Groups = Mapping[str, Sequence[Arm]]
 SMALL: Groups = {
     "The copy task": COPY,
     "Rubric scores": RUBRIC,
+    "Rubric scores where hardly any answer is right": RUBRIC_SPARSE,
     "A self-teacher that a demonstration does not help": WEAK,
     "Few successes": SPARSE,
     "A rubric or one number, by a judge that errs": RATING,
@@ -146,6 +156,9 @@ COMPARISONS = (
     ("copy-rubric", "srpo-rubric", "ropd"),
     ("copy-rubric", "srpo-rubric", "srpo"),
     ("copy-rubric", "srpo-rubric", "srpo-rubric-no-feedback"),
+    ("copy-rubric-sparse", "ropd", "grpo"),
+    ("copy-rubric-sparse", "srpo-rubric", "srpo"),
+    ("copy-rubric-sparse", "srpo-rubric", "ropd"),
     *(
         ("copy-rubric", f"{method}-noisy-rubric", f"{method}-{scale}")
         for method in ("grpo", "srpo")

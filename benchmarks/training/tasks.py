@@ -199,6 +199,8 @@ TASKS: Mapping[str, Task] = {
         # A self-teacher that stays better than a student which gets nine of ten right.
         copy_task("copy-exact", copied=0.998, steps=900),
         copy_task("copy-rubric", reads=("demonstration", "feedback"), steps=600),
+        # Hardly any answer is wholly right, most are partly.
+        copy_task("copy-rubric-sparse", right=0.45, reads=("demonstration", "feedback"), steps=600),
         families_task(),
     )
 }
