@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u PYTHONDONTWRITEBYTECODE -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock docs demo demo-control test fuzz fault check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-collapse bench-import bench-train gpu-wheels test-gpu compose-test test-judges test-resolve acceptance clean
+.PHONY: help setup lock docs demo demo-control test fuzz fault mutants check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-collapse bench-import bench-train gpu-wheels test-gpu compose-test test-judges test-resolve acceptance clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -62,6 +62,17 @@ fuzz: setup  ## Schemathesis against the running service (slow, about three minu
 
 fault: setup  ## The long fault tests: outages, kills, black holes, overload (slow, about twelve minutes)
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/fault tests/train
+
+MUTANTS_VENV := build/mutants-venv
+
+# mutmut beside our own packages: it is no dependency of ours.
+$(MUTANTS_VENV)/bin/mutmut: $(VENV)/.ready
+	$(BIN)/python -m venv $(MUTANTS_VENV)
+	$(MUTANTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check mutmut==3.8.1
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(MUTANTS_VENV)/lib/python3*/site-packages)/project.pth
+
+mutants: $(MUTANTS_VENV)/bin/mutmut  ## Mutation tests of the losses and what feeds them (slow, about an hour)
+	$(CLEAN) $(MUTANTS_VENV)/bin/python benchmarks/mutants.py
 
 check: setup  ## Format, lint, types, import contracts
 	$(CLEAN) $(BIN)/ruff format --check services client tests benchmarks examples

@@ -84,6 +84,22 @@ def test_the_teacher_stands_in_only_where_no_rollout_can() -> None:
     assert route([0.0, 0.0], teacher_score=0.4).branches == (Branch.GRPO, Branch.GRPO)
 
 
+def test_the_teachers_response_too_must_lead_by_the_gap() -> None:
+    assert route([0.3], gap=0.3, teacher_score=0.6).demonstrations == (TEACHER,)
+    assert route([0.3], gap=0.4, teacher_score=0.6).demonstrations == (None,)
+
+
+def test_what_succeeded_is_told() -> None:
+    routes = route([1.0, 0.5, 0.4, None, 1.0], truncated=[False] * 4 + [True])
+    assert routes.successes == (True, True, False, False, True)
+    failing = route([1.0, 0.4], truncated=[True, False], truncated_fails=True)
+    assert failing.successes == (False, False)
+
+
+def test_without_a_word_about_it_nothing_was_truncated() -> None:
+    assert route([1.0, 0.0], truncated_fails=True).demonstrations == (None, 0)
+
+
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="one length"):
         route([1.0, 0.0], truncated=[True])
