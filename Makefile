@@ -98,7 +98,7 @@ bench-flips: setup  ## How often a verdict flips when judged alone instead of am
 bench-methods: setup  ## Five training methods on SmolLM2, three seeds (slow, about an hour and a half)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m training.methods $(BENCH_ARGS)
 
-bench-collapse: setup  ## How soon the collapse guard sees a collapse: 70 runs of the copy task (about half an hour)
+bench-collapse: setup  ## How soon the collapse guard sees a collapse: 84 runs of the copy task (about half an hour)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m training.collapse $(BENCH_ARGS)
 
 bench-import: setup  ## Reading and importing a table of 100,000 rubrics: time and memory (half an hour)

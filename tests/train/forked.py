@@ -14,7 +14,10 @@ from torch.distributed import TCPStore
 
 PRELOADED = [
     f"train.{name}"
-    for name in ("killed_run", "recorded_run", "lost_service", "sharded_loss", "evaluated_run")
+    for name in (
+        *("killed_run", "recorded_run", "lost_service", "sharded_loss"),
+        *("step_means", "evaluated_run"),
+    )
 ]
 LIMIT_S = 240
 

@@ -94,6 +94,9 @@ def make(
         trainer = build_trainer(
             config, model, tokenizer, [Example(prompt=p) for p in PROMPTS], reward
         )
+        if config.activation_checkpointing:
+            trainer.model.enable_input_require_grads()
+            trainer.model.gradient_checkpointing_enable()
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1
         rows = [
@@ -208,6 +211,8 @@ EVERYTHING = {
         EVERYTHING | {"device": "none"},
         EVERYTHING | {"preset": "sdpo", "distillation_top_k": None},
         EVERYTHING | {"distillation_alpha": 1.0, "device": "none"},
+        # As on a GPU with its defaults: layers run twice, the last hidden states are seen once.
+        EVERYTHING | {"activation_checkpointing": True, "device": "none"},
     ],
     ids=lambda case: " ".join(f"{k}={v}" for k, v in case.items()) or "as published",
 )
