@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from markscheme_train.config import build_config
+from markscheme_train.dynamic_sampling import _other_prompts
 from markscheme_train.errors import Stopped
 from markscheme_train.step_log import StepRecord
 from markscheme_train.training import train
@@ -95,6 +97,22 @@ def test_a_small_data_set_ends_the_rounds(resampled: dict[str, Any]) -> None:
     client = ByPrompt(set(PROMPTS))
     run(resampled | {"max_steps": 1}, client)
     assert [len(prompts) for prompts in client.prompts] == [2, 1]
+
+
+def test_each_step_and_round_draws_in_an_order_of_its_own() -> None:
+    def drawn(step: int, attempt: int) -> list[str]:
+        trainer = SimpleNamespace(
+            train_dataset=[{"prompt": prompt} for prompt in PROMPTS],
+            args=SimpleNamespace(seed=1),
+            state=SimpleNamespace(global_step=step),
+        )
+        rows = _other_prompts(trainer, {repr(PROMPTS[0])}, 11, attempt)  # type: ignore[arg-type]
+        return [row["prompt"] for row in rows]
+
+    orders = [drawn(0, 0), drawn(1, 0), drawn(0, 1)]
+    assert [sorted(order) for order in orders] == [sorted(PROMPTS[1:])] * 3
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert drawn(1, 0) == orders[1]
 
 
 def test_an_unscored_group_is_not_replaced_and_replaces_none(resampled: dict[str, Any]) -> None:
