@@ -288,10 +288,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             rollouts: Token ids [T] of this process's rollouts, tools' left out.
             first: Index of the first one among those of all processes.
         """
-        size = self.num_generations
-        groups = {(first + place) // size: ids for place, ids in reversed([*enumerate(rollouts)])}
+        by_group: dict[int, torch.Tensor] = {}
+        for place, ids in enumerate(rollouts, first):
+            by_group.setdefault(place // self.num_generations, ids)
         sums = self._total(
-            torch.stack([repetition_sums(rollouts), distinct_sums([*groups.values()])]).to(
+            torch.stack([repetition_sums(rollouts), distinct_sums([*by_group.values()])]).to(
                 self.accelerator.device
             )
         )
