@@ -21,10 +21,15 @@ from trl import GRPOConfig
 from markscheme.data import Columns
 from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode, View
 from markscheme_train.collapse import OnCollapse
-from markscheme_train.config_checks import check_batch, check_method, check_ranges
+from markscheme_train.config_checks import (
+    check_batch,
+    check_method,
+    check_ranges,
+    check_settings,
+    evaluation_defaults,
+)
 from markscheme_train.errors import SETTING_ERRORS, ConfigError
 from markscheme_train.self_teacher import RateSchedule, SelfTeacherKind
-from markscheme_train.setting_checks import check_settings, evaluation_defaults
 
 _POLICY: Mapping[str, Any] = {
     # As ROPD's authors released it and SRPO's trained with: advantage r - mean(r) without division

@@ -32,7 +32,7 @@ from markscheme.thinking import opens_thought
 from markscheme.vocabulary import TRANSIENT_REASONS, Thinking, describe_reasons
 from markscheme_train.checkpoints import RngState, best_checkpoint, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
-from markscheme_train.config_checks import small_step_warning
+from markscheme_train.config_checks import check_installed, small_step_warning
 from markscheme_train.data import Example, as_dataset, read_examples, within_length
 from markscheme_train.errors import (
     SETTING_ERRORS,
@@ -54,7 +54,6 @@ from markscheme_train.evaluation import (
 )
 from markscheme_train.other_rewards import import_rewards
 from markscheme_train.reward import RubricReward, Scorer, is_outage
-from markscheme_train.setting_checks import check_installed
 from markscheme_train.step_log import EvaluationRecord, StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 
