@@ -102,7 +102,7 @@ bench-methods: setup  ## Training methods on small tasks, five seeds (slow, hour
 bench-methods-large: setup  ## The same on a model of two million weights with held-out inputs (slow, hours)
 	$(CLEAN) OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m training.methods --large $(BENCH_ARGS)
 
-bench-collapse: setup  ## How soon the collapse guard sees a collapse: 70 runs of the copy task (about half an hour)
+bench-collapse: setup  ## How soon the collapse guard sees a collapse: 84 runs of the copy task (about half an hour)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m training.collapse $(BENCH_ARGS)
 
 bench-import: setup  ## Reading and importing a table of 100,000 rubrics: time and memory (half an hour)

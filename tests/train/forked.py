@@ -13,7 +13,8 @@ import torch
 from torch.distributed import TCPStore
 
 PRELOADED = [
-    f"train.{name}" for name in ("killed_run", "recorded_run", "lost_service", "sharded_loss")
+    f"train.{name}"
+    for name in ("killed_run", "recorded_run", "lost_service", "sharded_loss", "step_means")
 ]
 LIMIT_S = 240
 

@@ -14,7 +14,7 @@ import torch
 from markscheme.errors import ServiceUnavailable, error_class
 from markscheme.integrations.processes import _picklable
 from markscheme_train.losses import entropy, entropy_weight_sums
-from train import lost_service, recorded_run, sharded_loss
+from train import lost_service, recorded_run, sharded_loss, step_means
 from train.forked import run_together
 from train.sharded_loss import batch, gradient_of
 from train.tiny import tiny_model
@@ -126,6 +126,23 @@ def test_two_processes_do_what_one_does(
     for part in ("student", "teacher"):
         for name, value in one[part].items():
             torch.testing.assert_close(two[part][name], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["ropd", "srpo"])
+def test_a_step_of_two_processes_is_the_mean_over_the_tokens_of_both(
+    preset: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """On a batch of two optimiser steps; the processes have different numbers of tokens."""
+    file, out = tmp_path / "settings.json", tmp_path / "found.json"
+    batch = {"per_device_train_batch_size": 4, "steps_per_generation": 2}
+    file.write_text(json.dumps({**settings, **batch, "preset": preset}))
+    run_together(step_means.main, file, out, processes=2, errors=tmp_path / "errors")
+    steps = json.loads(out.read_text())
+    for step in steps:
+        assert step["loss"] == pytest.approx(step["token_mean"], abs=1e-6)
+        assert step["loss"] != 0
+        assert step["tokens"][0] * 2 != step["tokens"][1]
+    assert steps[0]["tokens"][1] != steps[1]["tokens"][1]
 
 
 def test_two_processes_that_lose_the_service_leave_together(

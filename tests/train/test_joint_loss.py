@@ -1,0 +1,240 @@
+"""Test the loss that trains against the pure functions, which the published numbers check.
+
+Here student and self-teacher run row by row, without padding, chunks or a shared prompt, over the
+whole vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+
+from markscheme.schema import Group, GroupScore
+from markscheme_train import losses
+from markscheme_train.config import build_config
+from markscheme_train.data import Example
+from markscheme_train.losses import SrpoConfig, SrpoInputs
+from markscheme_train.reprompt import reprompt
+from markscheme_train.reward import RubricReward
+from markscheme_train.trainer import MarkschemeTrainer
+from markscheme_train.training import build_trainer
+from train.tiny import ScriptedClient
+
+# TRL 1.16 still uses names that transformers 5.23 has deprecated.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning"
+)
+
+PROMPTS = ["w1 w2 w3", "w4", "w5 w6"]
+SIZE = 4
+REWARDS = [1.0, 0.0, 0.2, 0.55, 0.9, None, 0.0, 0.6, 0.4, 0.1, 0.2, 0.0]
+"""Two groups with successes, and one without, whose rollouts learn from their rewards."""
+FEEDBACK = {1: ["w11 w12", "w15"], 2: ["w13"], 6: ["w14"]}
+DEMONSTRATIONS = {
+    "srpo": {1: 0, 2: 0, 6: 4},
+    "sdpo": {0: 3, 1: 0, 2: 0, 3: 0, 4: 7, 6: 4, 7: 4},
+}
+"""Which rollout a row is shown, for the rows that learn from the self-teacher."""
+
+
+class Client(ScriptedClient):
+    """Scores by the tables above."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda place, rollout: None)
+
+    def _group(self, group: Group) -> GroupScore:
+        first = SIZE * int(group.id.rpartition("p")[2])
+        self.script = lambda place, rollout: REWARDS[first + place]
+        scored = super()._group(group)
+        rollouts = [
+            rollout.model_copy(update={"feedback": FEEDBACK.get(first + place, [])})
+            for place, rollout in enumerate(scored.rollouts)
+        ]
+        return scored.model_copy(update={"rollouts": rollouts})
+
+
+@pytest.fixture
+def make(
+    settings: dict[str, Any], model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[MarkschemeTrainer, dict[str, Any]]]:
+    def build(
+        *, sampler: bool = False, tools: bool = False, device: str = "cpu", **more: Any
+    ) -> tuple[MarkschemeTrainer, dict[str, Any]]:
+        """Return a trainer and a generated batch, after which the student has moved."""
+        monkeypatch.setattr(MarkschemeTrainer, "plain_device", device)
+        plain = GRPOTrainer._generate_and_score_completions
+
+        def generated(self: Any, inputs: Any) -> dict[str, Any]:
+            batch: dict[str, Any] = plain(self, inputs)
+            shape = batch["completion_ids"].shape
+            if sampler:
+                batch["importance_sampling_ratio"] = 2 * torch.rand(shape)
+            if tools:
+                batch["tool_mask"] = torch.rand(shape).gt(0.3).long()
+            return batch
+
+        monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", generated)
+        with torch.no_grad():
+            for weight in model.parameters():  # as initialised, all distributions are nearly flat
+                weight.mul_(6)
+        config = build_config(
+            {
+                **settings,
+                "preset": "srpo",
+                "per_device_train_batch_size": len(REWARDS),
+                "distillation_top_k": 5,
+                **more,
+            }
+        )
+        reward = RubricReward(Client(), num_generations=SIZE, run_id="run")
+        trainer = build_trainer(
+            config, model, tokenizer, [Example(prompt=p) for p in PROMPTS], reward
+        )
+        if config.activation_checkpointing:
+            trainer.model.enable_input_require_grads()
+            trainer.model.gradient_checkpointing_enable()
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1
+        rows = [
+            {"prompt": prompt, "teacher_responses": None} for prompt in PROMPTS for _ in range(SIZE)
+        ]
+        batch = trainer._generate_and_score_completions(rows)
+        trainer._count_by_step([batch])
+        with torch.no_grad():
+            for weight in trainer.model.parameters():
+                weight.add_(0.2 * weight.std() * torch.randn_like(weight))
+        return trainer, batch
+
+    return build
+
+
+def expected(trainer: MarkschemeTrainer, batch: dict[str, Any]) -> tuple[Tensor, SrpoInputs]:
+    config, width = trainer.args, batch["completion_ids"].shape[1]
+    assert trainer.distillation is not None
+    teacher = trainer.distillation.self_teacher.model  # type: ignore[attr-defined]
+    shown = DEMONSTRATIONS[config.method]
+
+    def padded(values: Tensor) -> Tensor:
+        return torch.nn.functional.pad(values, (0, width - len(values)))
+
+    def completion(row: int) -> Tensor:
+        ids: Tensor = batch["completion_ids"][row, : lengths[row]]
+        return ids
+
+    def distribution(model: Any, prompt: Tensor, row: int) -> Tensor:
+        ids = torch.cat([prompt, completion(row)]).unsqueeze(0)
+        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1] / config.temperature
+        log_probs: Tensor = logits.log_softmax(-1)
+        return log_probs
+
+    lengths = batch["completion_mask"].sum(1).tolist()
+    own, divergence, entropy = [], [], []
+    for row in range(len(REWARDS)):
+        if lengths[row] == 0:
+            student = torch.zeros(0, 64)
+        else:
+            mask = batch["prompt_mask"][row].bool()
+            student = distribution(trainer.model, batch["prompt_ids"][row][mask], row)
+        own.append(padded(student.gather(-1, completion(row).unsqueeze(-1)).squeeze(-1)))
+        if row not in shown:
+            divergence.append(torch.zeros(width))
+            entropy.append(torch.zeros(width))
+            continue
+        text = reprompt(
+            PROMPTS[row // SIZE],
+            trainer._tokenizer.decode(completion(shown[row]), skip_special_tokens=True),
+            FEEDBACK.get(row, []) if config.rubric_feedback else [],
+        )
+        prompt = torch.tensor(trainer._tokenizer(text)["input_ids"])
+        with torch.no_grad():
+            other = distribution(teacher, prompt, row)
+        entropy.append(padded(losses.entropy(other)))
+        if config.distillation_top_k is not None:
+            top = student.detach().topk(config.distillation_top_k).indices
+            student, other = (losses.topk_with_tail(each, top) for each in (student, other))
+        divergence.append(
+            padded(losses.generalized_jsd(student, other, alpha=config.distillation_alpha))
+        )
+    log_probs = torch.stack(own)
+    old = batch.get("old_per_token_logps")
+    inputs = SrpoInputs(
+        log_probs=log_probs,
+        old_log_probs=log_probs.detach() if old is None else old,
+        advantages=losses.group_advantages(
+            torch.tensor([torch.nan if r is None else r for r in REWARDS]).view(-1, SIZE)
+        ).flatten(),
+        mask=batch["completion_mask"] * batch.get("tool_mask", 1),
+        routed=torch.tensor([row in shown for row in range(len(REWARDS))]),
+        divergence=torch.stack(divergence),
+        entropy=torch.stack(entropy),
+        sampler_weights=batch.get("importance_sampling_ratio"),
+    )
+    settings = SrpoConfig(
+        clip_low=0.2, clip_high=0.28, dual_clip=3.0, beta=config.entropy_beta, importance_cap=2.0
+    )
+    return losses.srpo_loss(inputs, settings)[0], inputs
+
+
+def gradient(trainer: MarkschemeTrainer, loss: Tensor) -> Tensor:
+    trainer.model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten().clone() for p in trainer.model.parameters()])
+
+
+EVERYTHING = {
+    "num_iterations": 2,
+    "temperature": 0.7,
+    "sampler": True,
+    "tools": True,
+    "rubric_feedback": True,
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"num_iterations": 2},
+        {"temperature": 0.7},
+        {"sampler": True},
+        {"tools": True},
+        {"rubric_feedback": True},
+        {"distillation_alpha": 0.0},
+        {"distillation_alpha": 1.0},
+        {"distillation_top_k": None},
+        {"preset": "sdpo"},
+        EVERYTHING,
+        EVERYTHING | {"device": "none"},
+        EVERYTHING | {"preset": "sdpo", "distillation_top_k": None},
+        EVERYTHING | {"distillation_alpha": 1.0, "device": "none"},
+        # As on a GPU with its defaults: layers run twice, the last hidden states are seen once.
+        EVERYTHING | {"activation_checkpointing": True, "device": "none"},
+    ],
+    ids=lambda case: " ".join(f"{k}={v}" for k, v in case.items()) or "as published",
+)
+def test_what_trains_is_the_joint_loss(
+    case: dict[str, Any], make: Callable[..., tuple[MarkschemeTrainer, dict[str, Any]]]
+) -> None:
+    """By a plain forward pass, as on a CPU, and through TRL's fused head, as on a GPU."""
+    trainer, batch = make(**case)
+    loss, inputs = expected(trainer, batch)
+    assert batch["routed"].tolist() == inputs.routed.tolist()
+    wanted = gradient(trainer, loss)
+    found = trainer._compute_loss(trainer.model, batch)
+    assert found.item() == pytest.approx(loss.item(), abs=1e-5)
+    torch.testing.assert_close(gradient(trainer, found), wanted, atol=1e-5, rtol=1e-3)
+    metrics = trainer._metrics["train"]
+    routed = inputs.mask.bool() & inputs.routed.unsqueeze(1)
+    assert inputs.divergence is not None
+    assert metrics["distillation/divergence"][-1] == pytest.approx(
+        inputs.divergence[routed].mean().item(), rel=1e-3
+    )
+    if "num_iterations" in case:
+        # Else a loss without cap or clip would be the same one.
+        ratio = (inputs.log_probs - inputs.old_log_probs).exp()
+        assert (ratio[routed] > 2).any()
+        assert metrics["clip_ratio/region_mean"][-1] > 0 or case.get("preset") == "sdpo"
