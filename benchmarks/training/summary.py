@@ -127,7 +127,8 @@ def report(
         "seeds, which differ in the order of prompts and in sampling; the pre-trained model is the "
         "same. *Teacher's gain*: nats a token by which the self-teacher, which has read the right "
         "answer, finds it likelier than the student does, at the first step and at the end. "
-        "*Shown*: success of the trained student when it is shown the right answer. A step has 8 "
+        "*Shown*: success of the trained student when it is shown the right answer; *held out*: on "
+        "prompts of no training. A step has 8 "
         f"prompts, or as many as its arm's name says, with {ROLLOUTS} rollouts each.",
         "",
         "## Before",
@@ -170,6 +171,7 @@ COLUMNS = (
     *MEASURES,
     "teacher's gain",
     "shown",
+    "held out",
 )
 
 
@@ -209,6 +211,9 @@ def _arms(results: Results, arms: Sequence[Arm]) -> Iterable[tuple[object, ...]]
                 *(spread([measure(curve) for curve in curves]) for measure in MEASURES.values()),
                 gain,
                 spread([run["after"]["shown_the_answer"] for run in runs]),
+                spread(
+                    [after["held_out"] for run in runs if "held_out" in (after := run["after"])]
+                ),
             )
 
 
