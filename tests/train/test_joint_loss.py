@@ -174,7 +174,11 @@ def expected(trainer: MarkschemeTrainer, batch: dict[str, Any]) -> tuple[Tensor,
         sampler_weights=batch.get("importance_sampling_ratio"),
     )
     settings = SrpoConfig(
-        clip_low=0.2, clip_high=0.28, dual_clip=3.0, beta=config.entropy_beta, importance_cap=2.0
+        clip_low=config.epsilon,
+        clip_high=config.epsilon_high,
+        dual_clip=config.delta,
+        beta=config.entropy_beta,
+        importance_cap=config.importance_cap,
     )
     return losses.srpo_loss(inputs, settings)[0], inputs
 
@@ -199,6 +203,14 @@ EVERYTHING = {
     [
         {},
         {"num_iterations": 2},
+        {
+            "num_iterations": 2,
+            "epsilon": 0.1,
+            "epsilon_high": 0.15,
+            "delta": 1.3,
+            "entropy_beta": 0.3,
+            "importance_cap": 1.1,
+        },
         {"temperature": 0.7},
         {"sampler": True},
         {"tools": True},
