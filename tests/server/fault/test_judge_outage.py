@@ -9,7 +9,7 @@ from fakes import fast_judge
 from fakes.bodies import create_rubric, induce, model_judge, score
 from fakes.fast_judge import FastJudge, status
 from fakes.load import in_background, quantile, send_all, send_at_rate
-from fakes.processes import PATIENCE_S, eventually
+from fakes.processes import PATIENCE_S, eventually, with_enough_time
 from markscheme_server.judge import endpoint, gateway
 
 Serve = Callable[..., str]
@@ -31,9 +31,12 @@ def breaker(monkeypatch: pytest.MonkeyPatch) -> SetBreaker:
 def trip(url: str, rubric_id: str, judge: FastJudge) -> None:
     """Fail often enough for the breaker to open, whatever is retried."""
     before, judge.mode = judge.mode, status(500)
-    send_all(
-        [score(url, rubric_id, [f"trip {i}"], headers={"X-Deadline-Ms": "2500"}) for i in range(20)]
-    )
+
+    def send(limit_s: float) -> None:
+        headers = {"X-Deadline-Ms": str(round(limit_s * 1000))}
+        send_all([score(url, rubric_id, [f"trip {i}"], headers=headers) for i in range(20)])
+
+    with_enough_time(send, lambda _: judge.count >= OPENS_AFTER, first_s=2.5)
     assert judge.count >= OPENS_AFTER
     judge.mode = before
     judge.forget()
