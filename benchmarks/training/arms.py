@@ -59,7 +59,7 @@ COPY = (
     Arm("copy", "sdpo-trust-region", "sdpo", settings=TRUST_REGION),
     Arm("copy", "srpo-trust-region", "srpo", settings=TRUST_REGION),
 )
-WEAK = tuple(Arm("copy-weak", method, method, rates=(1e-3,)) for method in ("grpo", "sdpo", "srpo"))
+WEAK = tuple(Arm("copy-weak", method, method, rates=(3e-4,)) for method in ("grpo", "sdpo", "srpo"))
 SPARSE = tuple(
     Arm("copy-sparse", method, method, rates=(3e-4, 1e-3)) for method in ("grpo", "sdpo", "srpo")
 )
@@ -76,8 +76,17 @@ RUBRIC = (
         {"rubric_feedback": False},
     ),
 )
+RUBRIC_SPARSE = tuple(
+    Arm("copy-rubric-sparse", preset, preset, scale, rates=(3e-4,))
+    for preset, scale in (
+        ("grpo", "verdict"),
+        ("srpo", "verdict"),
+        ("ropd", "rubric"),
+        ("srpo-rubric", "rubric"),
+    )
+)
 RATING = tuple(
-    Arm("copy-rubric", f"{name}-{scale}", preset, scale, rates=(1e-3,))
+    Arm("copy-rubric", f"{name}-{scale}", preset, scale, rates=(3e-4,))
     for name, preset in (("grpo", "grpo"), ("srpo", "srpo-rubric"))
     for scale in ("noisy-rubric", "rating", "calibrated-rating")
 )
@@ -87,14 +96,23 @@ LATE = (
     _late("late-srpo-trust-region", "srpo", **TRUST_REGION),
     _late("late-srpo-slow-teacher", "srpo", teacher_update_rate=0.01),
     _late("late-srpo-schedule", "srpo", teacher_rate_schedule="cosine"),
+    _late("late-srpo-guarded", "srpo", on_collapse="grpo"),
     _late("late-grpo-32-prompts", "grpo", 32),
     _late("late-srpo-32-prompts", "srpo", 32),
-    _late("late-grpo-exact", "grpo", task="copy-exact"),
-    _late("late-srpo-exact", "srpo", task="copy-exact"),
-    _late("late-srpo-exact-frozen", "srpo", task="copy-exact", **FROZEN),
+    _late("late-srpo-trust-region-32-prompts", "srpo", 32, **TRUST_REGION),
+)
+EXACT = tuple(
+    _late(name, name.removesuffix("-frozen"), task="copy-exact", **settings)
+    for name, settings in (
+        ("grpo", {}),
+        ("sdpo", {}),
+        ("srpo", {}),
+        ("sdpo-frozen", FROZEN),
+        ("srpo-frozen", FROZEN),
+    )
 )
 FAMILIES = tuple(
-    Arm("families", name, preset, settings=settings, rates=(1e-4, 3e-4), steps=200)
+    Arm("families", name, preset, settings=settings, rates=(1e-4, 3e-4))
     for name, preset, settings in (
         ("grpo", "grpo", {}),
         ("sdpo", "sdpo", {}),
@@ -102,12 +120,24 @@ FAMILIES = tuple(
         ("srpo-frozen", "srpo", FROZEN),
     )
 )
-SMALL = (*COPY, *RUBRIC, *WEAK, *SPARSE, *RATING, *LATE)
+Groups = Mapping[str, Sequence[Arm]]
+SMALL: Groups = {
+    "The copy task": COPY,
+    "Rubric scores": RUBRIC,
+    "Rubric scores where hardly any answer is right": RUBRIC_SPARSE,
+    "A self-teacher that a demonstration does not help": WEAK,
+    "Few successes": SPARSE,
+    "A rubric or one number, by a judge that errs": RATING,
+    "Longer runs": LATE,
+    "A self-teacher that stays better": EXACT,
+}
+LARGE: Groups = {"Six families of functions": FAMILIES}
+"""The arms of the two commands, under the headings of their reports."""
 
 COMPARISONS = (
     *(
         (task, arm, against)
-        for task in ("copy", "copy-sparse", "copy-weak", "families")
+        for task in ("copy", "copy-exact", "copy-sparse", "copy-weak", "families")
         for arm, against in (("srpo", "grpo"), ("srpo", "sdpo"), ("sdpo", "grpo"))
     ),
     ("copy", "srpo", "srpo-unweighted"),
@@ -117,20 +147,25 @@ COMPARISONS = (
     ("copy", "srpo-trust-region", "grpo"),
     ("copy", "sdpo-frozen", "sdpo"),
     ("copy", "sdpo-trust-region", "sdpo"),
+    ("copy-exact", "srpo-frozen", "grpo"),
+    ("copy-exact", "sdpo-frozen", "grpo"),
+    ("copy-exact", "srpo-frozen", "sdpo-frozen"),
     ("families", "srpo-frozen", "grpo"),
     ("copy-rubric", "ropd", "grpo"),
     ("copy-rubric", "srpo", "grpo"),
     ("copy-rubric", "srpo-rubric", "ropd"),
     ("copy-rubric", "srpo-rubric", "srpo"),
     ("copy-rubric", "srpo-rubric", "srpo-rubric-no-feedback"),
+    ("copy-rubric-sparse", "ropd", "grpo"),
+    ("copy-rubric-sparse", "srpo-rubric", "srpo"),
+    ("copy-rubric-sparse", "srpo-rubric", "ropd"),
     *(
         ("copy-rubric", f"{method}-noisy-rubric", f"{method}-{scale}")
         for method in ("grpo", "srpo")
         for scale in ("rating", "calibrated-rating")
     ),
-    *(("copy", arm.name, "late-grpo") for arm in LATE[1:5]),
+    *(("copy", arm.name, "late-grpo") for arm in LATE[1:6]),
     ("copy", "late-srpo-32-prompts", "late-grpo-32-prompts"),
-    ("copy-exact", "late-srpo-exact", "late-grpo-exact"),
-    ("copy-exact", "late-srpo-exact-frozen", "late-grpo-exact"),
+    ("copy", "late-srpo-trust-region-32-prompts", "late-grpo-32-prompts"),
 )
 """Task, arm, and the arm that it is compared with."""

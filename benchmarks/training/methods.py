@@ -5,19 +5,19 @@
 Every run goes through the unchanged `MarkschemeTrainer` and `RubricReward`. Its judge is a function
 in this process that knows the right answers (`training.graders`): a service would decide the same
 by a check, and only take longer. A finished run is appended to `runs.jsonl` in the work folder and
-never run again; after each round of seeds, and after Ctrl-C, the report is written from what there
-is.
+never run again. At the end, also after Ctrl-C, the report is written from all that there is.
 """
 
 import argparse
 import fnmatch
 import json
+import logging
 import multiprocessing
 import signal
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +39,7 @@ from markscheme_train.reward import RubricReward
 from markscheme_train.step_log import StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import build_trainer, silence_libraries
-from training.arms import FAMILIES, ROLLOUTS, SMALL, Arm
+from training.arms import LARGE, ROLLOUTS, SMALL, Arm
 from training.graders import Grader
 from training.summary import report
 from training.tasks import (
@@ -91,9 +91,12 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("build/methods"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    workdir = arguments.workdir / "quick" if arguments.quick else arguments.workdir
+    workdir, out = arguments.workdir, arguments.out
+    if arguments.quick:
+        workdir = out = workdir / "quick"
     workdir.mkdir(parents=True, exist_ok=True)
-    arms = FAMILIES if arguments.large else SMALL
+    groups = LARGE if arguments.large else SMALL
+    arms = [arm for group in groups.values() for arm in group]
     wanted = [
         run
         for run in planned(arms, range(arguments.seeds), quick=arguments.quick)
@@ -107,7 +110,8 @@ def main() -> None:
         )
     console = Console()
     try:
-        carry_out(wanted, workdir, arguments.workers, console)
+        with process_pool(arguments.workers) as pool:
+            carry_out(wanted, workdir, pool, arguments.workers, console)
     except KeyboardInterrupt:
         console.print("Stopped. Run it again to go on.")
     tasks = {arm.task for arm in arms}
@@ -118,8 +122,8 @@ def main() -> None:
             for file in sorted(workdir.glob("model-*.json"))
             if file.stem.removeprefix("model-") in tasks
         ],
-        arms,
-        arguments.out / ("methods-large" if arguments.large else "methods"),
+        groups,
+        out / ("methods-large" if arguments.large else "methods"),
         console,
     )
 
@@ -141,14 +145,34 @@ def planned(arms: Sequence[Arm], seeds: Iterable[int], *, quick: bool) -> list[R
 
 
 def stored(workdir: Path) -> list[dict[str, Any]]:
-    """Return the finished runs; a killed process may have left half a line."""
+    """Return the finished runs."""
     file = workdir / "runs.jsonl"
     if not file.is_file():
         return []
     return [json.loads(line) for line in read_lines(file, complete_only=True)]
 
 
-def carry_out(runs: Sequence[Run], workdir: Path, workers: int, console: Console) -> None:
+def store(workdir: Path, result: Mapping[str, Any]) -> None:
+    """Append a finished run, in place of half a line that a killed process has left."""
+    with (workdir / "runs.jsonl").open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(result).encode() + b"\n")
+
+
+def process_pool(workers: int) -> Executor:
+    """Return processes that Ctrl-C does not reach: they finish what they have begun."""
+    return ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+
+
+def carry_out(
+    runs: Sequence[Run], workdir: Path, pool: Executor, workers: int, console: Console
+) -> None:
     """Do the runs that are not stored yet, and store each when it is finished."""
     finished = {
         (r["task"], r["arm"], r["learning_rate"], r["seed"], r["steps"]) for r in stored(workdir)
@@ -162,19 +186,11 @@ def carry_out(runs: Sequence[Run], workdir: Path, workers: int, console: Console
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        # Ctrl-C is for this process alone: the workers finish what they have begun.
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
-    with pool, Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as progress:
         bar = progress.add_task("pre-training", total=len(runs), completed=len(runs) - len(missing))
 
         def keep(result: Mapping[str, Any]) -> None:
-            with (workdir / "runs.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(result) + "\n")
+            store(workdir, result)
             progress.update(bar, advance=1, description=line(result))
 
         pretraining = dict.fromkeys((run.arm.task, run.pretraining) for run in missing)
@@ -246,6 +262,8 @@ def carried_out(run: Run, workdir: Path) -> dict[str, Any]:
     """Train as planned; return the result as it is stored."""
     torch.set_num_threads(1)
     silence_libraries()
+    # What the collapse guard finds is in the metrics.
+    logging.getLogger("markscheme_train").setLevel(logging.ERROR)
     speak_the_tasks_words()
     task = TASKS[run.arm.task]
     model = pretrain(task, 0)

@@ -49,7 +49,8 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
                     linewidth=1.4,
                     label=name,
                 )
-            axis.set(title=panel.title, xlabel="step", ylim=(0, 1))
+            axis.set_title(panel.title, fontsize=9)
+            axis.set(xlabel="step", ylim=(0, 1))
             axis.legend(fontsize=7)
         for axis in axes[::COLUMNS]:
             axis.set_ylabel(f"success, mean of {SMOOTHED} steps")

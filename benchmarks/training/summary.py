@@ -1,5 +1,6 @@
 """The trial's report: tables, differences paired by seed, and curves."""
 
+import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,20 +10,17 @@ from typing import Any
 from rich.console import Console
 
 from service.machine import describe, sentence
-from service.report import markdown_table, today, write
-from training.arms import COMPARISONS, ROLLOUTS, Arm
+from service.report import markdown_table, today
+from training.arms import COMPARISONS, ROLLOUTS, Arm, Groups
 from training.plot import Panel, draw
 
 WINDOW = 10
 """Steps in a row whose mean success is one figure."""
+EARLY = 30
+"""Steps that are early."""
 
 Result = Mapping[str, Any]
 Curve = Sequence[float]
-
-
-def first(curve: Curve) -> float:
-    """Return the mean success of the first steps."""
-    return statistics.fmean(curve[:WINDOW])
 
 
 def best(curve: Curve) -> float:
@@ -33,9 +31,21 @@ def best(curve: Curve) -> float:
     )
 
 
+def early(curve: Curve) -> float:
+    """Return the best mean success of steps in a row among the first ones."""
+    return best(curve[:EARLY])
+
+
 def last(curve: Curve) -> float:
     """Return the mean success of the last steps."""
     return statistics.fmean(curve[-WINDOW:])
+
+
+MEASURES: Mapping[str, Callable[[Curve], float]] = {
+    f"best {WINDOW} of {EARLY}": early,
+    f"best {WINDOW}": best,
+    f"last {WINDOW}": last,
+}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -90,7 +100,7 @@ class Results:
 def report(
     runs: Sequence[Result],
     models: Sequence[Result],
-    arms: Sequence[Arm],
+    groups: Groups,
     stem: Path,
     console: Console,
 ) -> None:
@@ -99,7 +109,7 @@ def report(
     Args:
         runs: Finished runs.
         models: The pre-trained models' figures.
-        arms: The arms, in the order of the tables.
+        groups: The arms, under the headings of their tables.
         stem: Path of the files, without date and suffix.
         console: Where to print.
     """
@@ -112,21 +122,22 @@ def report(
         f"Machine: {sentence(machine)}.",
         "",
         "Success is the share of a step's rollouts that are the right answer, whatever an arm's "
-        f"reward is: its first {WINDOW} steps, its best {WINDOW} in a row, its last {WINDOW}; "
-        "mean ± standard error over seeds. Seeds differ in the order of prompts and in sampling; "
-        "the pre-trained model is the same. *Teacher's gain*: nats a token by which the "
-        "self-teacher, which has read the right answer, finds it likelier than the student does, "
-        "at the first step and at the end. *Shown*: success of the trained student when it is "
-        f"shown the right answer. A step has {ROLLOUTS} rollouts of each prompt.",
+        f"reward is: the best mean of {WINDOW} steps in a row, among the first {EARLY} steps and "
+        f"among all, and that of the last {WINDOW}. Figures are means ± standard errors over "
+        "seeds, which differ in the order of prompts and in sampling; the pre-trained model is the "
+        "same. *Teacher's gain*: nats a token by which the self-teacher, which has read the right "
+        "answer, finds it likelier than the student does, at the first step and at the end. "
+        "*Shown*: success of the trained student when it is shown the right answer. A step has 8 "
+        f"prompts, or as many as its arm's name says, with {ROLLOUTS} rollouts each.",
         "",
         "## Before",
         "",
         *_models(models),
     ]
-    for task in dict.fromkeys(arm.task for arm in arms):
-        rows = list(_arms(results, [arm for arm in arms if arm.task == task]))
+    for heading, arms in groups.items():
+        rows = list(_arms(results, arms))
         if rows:
-            lines += ["", f"## {task}", "", *markdown_table(COLUMNS, rows)]
+            lines += ["", f"## {heading}", "", *markdown_table(COLUMNS, rows)]
     lines += [
         "",
         "## Differences, paired by seed",
@@ -134,27 +145,29 @@ def report(
         "Each arm at the learning rate that is best for it by the figure compared.",
         "",
         *markdown_table(
-            ("task", "arm", "against", f"best {WINDOW}", f"last {WINDOW}", "seeds"),
+            ("task", "arm", "against", *MEASURES, "seeds"),
             list(_differences(results)),
         ),
         "",
         f"![success by step]({stem.name}.svg)",
     ]
     stem.parent.mkdir(parents=True, exist_ok=True)
-    draw(stem.with_name(f"{stem.name}.svg"), _panels(results, arms))
-    data = {"date": today(), "machine": machine, "models": list(models), "runs": list(runs)}
-    written = write(stem, "\n".join(lines) + "\n", data)
+    draw(stem.with_name(f"{stem.name}.svg"), _panels(results, groups))
+    head = json.dumps({"date": today(), "machine": machine, "models": list(models)})[:-1]
+    rows_of_runs = ",\n".join(json.dumps(run) for run in runs)
+    stem.with_name(f"{stem.name}.json").write_text(f'{head}, "runs": [\n{rows_of_runs}\n]}}\n')
+    page = stem.with_name(f"{stem.name}.md")
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     console.print("\n".join(lines[4:]), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{len(runs)} runs; written to {written[0]}", highlight=False)
+    console.print(f"{len(runs)} runs; written to {page}", highlight=False)
 
 
 COLUMNS = (
+    "task",
     "arm",
     "rate",
     "seeds",
-    f"first {WINDOW}",
-    f"best {WINDOW}",
-    f"last {WINDOW}",
+    *MEASURES,
     "teacher's gain",
     "shown",
 )
@@ -189,10 +202,11 @@ def _arms(results: Results, arms: Sequence[Arm]) -> Iterable[tuple[object, ...]]
                 else "–"
             )
             yield (
+                arm.task,
                 arm.name,
                 f"{rate:g}",
                 len(runs),
-                *(spread([measure(curve) for curve in curves]) for measure in (first, best, last)),
+                *(spread([measure(curve) for curve in curves]) for measure in MEASURES.values()),
                 gain,
                 spread([run["after"]["shown_the_answer"] for run in runs]),
             )
@@ -200,7 +214,7 @@ def _arms(results: Results, arms: Sequence[Arm]) -> Iterable[tuple[object, ...]]
 
 def _differences(results: Results) -> Iterable[tuple[object, ...]]:
     for task, arm, against in COMPARISONS:
-        paired = [results.differences(task, arm, against, measure) for measure in (best, last)]
+        paired = [results.differences(task, arm, against, measure) for measure in MEASURES.values()]
         if all(paired):
             yield (
                 task,
@@ -211,14 +225,15 @@ def _differences(results: Results) -> Iterable[tuple[object, ...]]:
             )
 
 
-def _panels(results: Results, arms: Sequence[Arm]) -> list[Panel]:
-    """Return a panel for each task and learning rate with results."""
-    panels: dict[tuple[str, float, int], dict[str, list[Curve]]] = defaultdict(dict)
-    for arm in arms:
-        for rate in results.rates(arm.task, arm.name):
-            runs = results.runs(arm.task, arm.name, rate)
-            panels[arm.task, rate, arm.steps][arm.name] = [run["curve"] for run in runs]
-    return [
-        Panel(f"{task}, learning rate {rate:g}", curves)
-        for (task, rate, _), curves in panels.items()
-    ]
+def _panels(results: Results, groups: Groups) -> list[Panel]:
+    """Return a panel for each group of arms and learning rate with results."""
+    panels = []
+    for heading, arms in groups.items():
+        for rate in sorted({rate for arm in arms for rate in results.rates(arm.task, arm.name)}):
+            curves = {
+                arm.name: [run["curve"] for run in results.runs(arm.task, arm.name, rate)]
+                for arm in arms
+                if rate in results.rates(arm.task, arm.name)
+            }
+            panels.append(Panel(f"{heading}\nlearning rate {rate:g}", curves))
+    return panels

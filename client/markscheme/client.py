@@ -32,6 +32,7 @@ from markscheme.protocol import (
     GroupLike,
     PromptLike,
     RubricLike,
+    RunLike,
     StudentLike,
     TeacherAnswerLike,
     TeacherLike,
@@ -42,7 +43,6 @@ from markscheme.schema import (
     Lineage,
     Rubric,
     RubricImported,
-    Run,
     ScoreBatch,
     TeacherBankChange,
     TeacherResponseList,
@@ -395,7 +395,7 @@ class Client(Connection[Connections]):
         verify: VerifyMode = "rollout",
         score_teachers: bool = False,
         ask_teacher: int = 0,
-        run: Run | Mapping[str, Any] | None = None,
+        run: RunLike | None = None,
         on_group: OnGroup | None = None,
         judge: str | None = None,
         teacher_model: str | None = None,
@@ -417,7 +417,8 @@ class Client(Connection[Connections]):
             score_teachers: Also score the teacher responses.
             ask_teacher: Responses to sample from the service's teacher where a new rubric has
                 none, 0 to 16.
-            run: Training run and step; a re-sent step gets the same rubrics.
+            run: Training run and step; a re-sent step gets the same rubrics. A string is the id of
+                a run at step 0.
             on_group: Called with each group as soon as it is scored; `AsyncClient` awaits it if it
                 is async.
             judge: The judge to ask.
@@ -724,7 +725,7 @@ class AsyncClient(Connection[AsyncConnections]):
         verify: VerifyMode = "rollout",
         score_teachers: bool = False,
         ask_teacher: int = 0,
-        run: Run | Mapping[str, Any] | None = None,
+        run: RunLike | None = None,
         on_group: AsyncOnGroup | None = None,
         judge: str | None = None,
         teacher_model: str | None = None,

@@ -1,9 +1,11 @@
 """Bring rubrics into the service row by row, and their reference answers into the teacher bank."""
 
+import asyncio
 import hashlib
 import json
 import re
 import tomllib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,12 +16,12 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
-from markscheme.client import Client
+from markscheme.client import AsyncClient
 from markscheme.data import Columns, Row, RowError, RowReader, as_json
 from markscheme.data.files import Json
 from markscheme.errors import AuthenticationFailed, InvalidRequest
 from markscheme.exchange import Imported, Malformed, detect_format, load, row_id
-from markscheme.exchange.promptfoo import numbered_rows
+from markscheme.exchange.promptfoo import is_config, placed_rows
 from markscheme.jsonl import strip_bom
 from markscheme.jsonl_rows import describe_error
 from markscheme.schema import Message, Prompt, RubricImported, TeacherEntry, TeacherResponses
@@ -29,6 +31,10 @@ MAX_RESPONSES_PER_ENTRY = 16
 """The wire format's limit."""
 ENTRIES_PER_CALL = 64
 """Prompts whose reference answers are sent together."""
+CONCURRENCY = 8
+"""Rows that are sent at a time; the service stores what arrives together in one transaction."""
+ROW_RETRIES = 6
+"""Retries for a row: it waits for its team's limit, and for a service that restarts."""
 _YAML_BOOL, _YAML_TIMESTAMP = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"
 _META_EVAL: ExchangeFormat = "healthbench-meta-eval"
 
@@ -58,7 +64,8 @@ class ImportReport:
     """What happened to the rows, counted as they are sent.
 
     `references` counts reference answers that the teacher bank has now, by their source;
-    `known_references` those of them that it had before.
+    `known_references` those of them that it had before. `versions` counts rows whose prompt is that
+    of an earlier row, with other criteria.
     """
 
     imported: int = 0
@@ -68,6 +75,8 @@ class ImportReport:
     first_loss: str = ""
     notes: int = 0
     first_note: str = ""
+    versions: int = 0
+    first_version: str = ""
     references: dict[str, int] = field(default_factory=dict)
     known_references: int = 0
     prompts: dict[bytes, tuple[str, bytes, bytes]] = field(default_factory=dict)
@@ -81,6 +90,12 @@ class ImportReport:
             known = f"; {self.known_references} were there already" if self.known_references else ""
             total = sum(self.references.values())
             said += f"; {total} reference answers are in the teacher bank ({sources}{known})"
+        if self.versions:
+            said += (
+                f"; {self.versions} rows have other criteria for the prompt of a row before: each "
+                "is a version of that prompt's rubric, and groups get the newest; the first: "
+                f"{self.first_version}"
+            )
         if self.losses:
             said += f"; {self.losses} losses, the first: {self.first_loss}"
         if self.notes:
@@ -151,8 +166,33 @@ class RubricColumns:
             raise ValueError(f"{self._rubric}: not JSON ({error})") from error
 
 
+@dataclass(frozen=True, slots=True)
+class _ReadRow:
+    """What a row says, and the digests of its prompt, its criteria and its metadata."""
+
+    content: Any
+    given: Prompt | None
+    teacher_responses: TeacherResponses | None
+    found: Imported
+    prompt: bytes
+    criteria: bytes
+    metadata: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """A row under way; of one that cannot be read, the reason."""
+
+    row: RubricRow
+    read: _ReadRow | None = None
+    task: "asyncio.Task[tuple[RubricImported, bool]] | None" = None
+    problem: str = ""
+
+
 class RubricImporter:
     """Imports rubrics with the same prompt, tags and options.
+
+    Await `start` first.
 
     Args:
         client: The service.
@@ -168,7 +208,7 @@ class RubricImporter:
 
     def __init__(
         self,
-        client: Client,
+        client: AsyncClient,
         format: ExchangeFormat | None,
         *,
         mapping: dict[MapField, str] | None = None,
@@ -179,16 +219,24 @@ class RubricImporter:
         teacher_model: str | None = None,
         columns: RubricColumns | None = None,
     ) -> None:
-        self._client = client
+        self._client, self._patient = client, client.with_options(max_retries=ROW_RETRIES)
         self._columns = columns or RubricColumns()
         self._format = format
         self._mapping = mapping
         self._prompt, self._tags, self._allow_loss = prompt, list(tags), allow_loss
         self._references, self._teacher_model = references, teacher_model
-        self._newest = self._newest_rubric()
+        self._newest: datetime | None = None
         self._waiting: list[tuple[str, TeacherEntry]] = []
         self._detected: ExchangeFormat | None = None
         self.report = ImportReport()
+
+    async def start(self) -> None:
+        """Ask when the newest rubric was created: what is not newer was there before the import."""
+        try:
+            page = (await self._client.rubrics(limit=1)).data
+        except AuthenticationFailed:
+            return  # the key may not read rubrics: then all count as new
+        self._newest = page[0].created_at if page else None
 
     def format_of(self, content: Any) -> ExchangeFormat:
         """Return the format given, or that the content's fields tell. Raises ``ValueError``.
@@ -215,15 +263,12 @@ class RubricImporter:
             mapping=self._mapping,
         )
 
-    def send(
-        self, content: Any, found: Imported, place: str, prompt: Prompt | None = None
-    ) -> tuple[RubricImported, bool]:
+    async def send(self, content: Any, prompt: Prompt | None = None) -> tuple[RubricImported, bool]:
         """Store one rubric. Returns the answer, and whether the service had this rubric already.
 
-        An existing rubric gets the tags that it lacks. Reference answers are stored later, several
-        prompts at a time: see `store_references`. Raises the SDK's errors.
+        An existing rubric gets the tags that it lacks. Raises the SDK's errors.
         """
-        answer = self._client.import_rubric(
+        answer = await self._patient.import_rubric(
             content,
             self.format_of(content),
             prompt=prompt if prompt is not None else self._prompt,
@@ -234,13 +279,25 @@ class RubricImporter:
         rubric = answer.rubric
         missing = [tag for tag in self._tags if tag not in rubric.tags]
         if missing:
-            self._client.change_rubric(rubric.id, tags=[*rubric.tags, *missing])
-        existed = bool(missing) or (self._newest is not None and rubric.created_at <= self._newest)
-        if self._references:
-            self._waiting.extend((place, entry) for entry in _entries(found, self._teacher_model))
-        return answer, existed
+            await self._patient.change_rubric(rubric.id, tags=[*rubric.tags, *missing])
+        return answer, bool(missing) or (
+            self._newest is not None and rubric.created_at <= self._newest
+        )
 
-    def import_rows(
+    def add_references(
+        self, found: Imported, place: str, beside: TeacherResponses | None = None
+    ) -> None:
+        """Put a row's reference answers, and those beside its rubric, in the queue for the bank."""
+        if not self._references:
+            return
+        self._waiting.extend((place, entry) for entry in _entries(found, self._teacher_model))
+        if beside:
+            entry = TeacherEntry(
+                prompt=list(found.prompt), responses=beside, model=self._teacher_model
+            )
+            self._waiting.append((place, entry))
+
+    async def import_rows(
         self,
         rows: Iterable[RubricRow],
         *,
@@ -248,6 +305,9 @@ class RubricImporter:
         on_row: Callable[[], None] = lambda: None,
     ) -> None:
         """Import the rows of a source; what fails is told, and the others are imported.
+
+        Several rows are sent at a time. They are counted and told of in their order, and rows of
+        one prompt are sent one after the other. Cancelling it leaves what was stored.
 
         Args:
             rows: The rows. Those of HealthBench's meta-evaluation are read to the end first, as
@@ -258,32 +318,49 @@ class RubricImporter:
         Raises:
             MarkschemeError: Not because of a row: the service is away, or the key is wrong.
         """
-        for row in self._grouped(rows, on_problem, on_row):
-            if problem := self._import_row(row):
-                on_problem(f"{row.place}: {problem}")
-            if len(self._waiting) >= ENTRIES_PER_CALL:
-                self.store_references(on_problem)
-            on_row()
-        self.store_references(on_problem)
+        under_way: deque[_Sending] = deque()
 
-    def store_references(self, on_problem: Callable[[str], None]) -> None:
+        async def finish() -> None:
+            sending = under_way.popleft()
+            if problem := await self._finish(sending):
+                self.report.failed += 1
+                on_problem(f"{sending.row.place}: {problem}")
+            if len(self._waiting) >= ENTRIES_PER_CALL:
+                await self.store_references(on_problem)
+            on_row()
+
+        try:
+            for row in self._grouped(rows, on_problem, on_row):
+                if len(under_way) == CONCURRENCY:
+                    await finish()
+                under_way.append(self._begin(row, under_way))
+            while under_way:
+                await finish()
+        finally:
+            tasks = [sending.task for sending in under_way if sending.task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await self.store_references(on_problem)
+
+    async def store_references(self, on_problem: Callable[[str], None]) -> None:
         """Store the reference answers that wait in the teacher bank."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
         try:
-            self._save([entry for _, entry in waiting])
+            await self._save([entry for _, entry in waiting])
         except InvalidRequest:
             # One of them is at fault: find out which.
             for place, entry in waiting:
                 try:
-                    self._save([entry])
+                    await self._save([entry])
                 except InvalidRequest as error:
                     self.report.failed += 1
                     on_problem(f"{place}: its reference answers: {error.message}")
 
-    def _save(self, entries: list[TeacherEntry]) -> None:
-        change = self._client.save_teacher_responses(entries)
+    async def _save(self, entries: list[TeacherEntry]) -> None:
+        change = await self._patient.save_teacher_responses(entries)
         self.report.known_references += change.duplicates
         for entry in entries:
             name = entry.model or "an unknown source"
@@ -291,55 +368,71 @@ class RubricImporter:
                 entry.responses
             )
 
-    def _import_row(self, row: RubricRow) -> str | None:
-        """Import one row, or return why it cannot be."""
-        report = self.report
+    def _begin(self, row: RubricRow, under_way: Iterable[_Sending]) -> _Sending:
+        """Read a row and begin to send it, after a row under way that has the same prompt."""
         content: Any = None
         try:
             entry = self._columns.read(row)
             content = entry.rubric
-            found = self.read(entry.rubric, entry.prompt)
-            prompt = _digest([message.model_dump(mode="json") for message in found.prompt])
-            own = _digest([c.model_dump(mode="json", exclude={"metadata"}) for c in found.criteria])
-            fields = _digest([found.metadata, *(c.metadata for c in found.criteria)])
-            before, criteria, known = report.prompts.get(prompt, (row.place, own, fields))
-            if criteria != own:
-                # Groups get a prompt's newest rubric. Of two in one file that would be the last one
-                # by chance, and running the command again would store both anew.
-                raise ValueError(
-                    f"its prompt is that of {before}, with other criteria: keep one of the two"
-                )
-            answer, existed = self.send(entry.rubric, found, row.place, entry.prompt)
-            if self._references and entry.teacher_responses:
-                self._waiting.append(
-                    (
-                        row.place,
-                        TeacherEntry(
-                            prompt=list(found.prompt),
-                            responses=entry.teacher_responses,
-                            model=self._teacher_model,
-                        ),
-                    )
-                )
-            report.prompts[prompt] = row.place, criteria, fields
+            found = self.read(content, entry.prompt)
+            read = _ReadRow(
+                content,
+                entry.prompt,
+                entry.teacher_responses,
+                found,
+                _digest([message.model_dump(mode="json") for message in found.prompt]),
+                _digest([c.model_dump(mode="json", exclude={"metadata"}) for c in found.criteria]),
+                _digest([found.metadata, *(c.metadata for c in found.criteria)]),
+            )
         except RecursionError:
-            report.failed += 1
+            return _Sending(row, problem="nested too deeply")
+        except ValueError as error:
+            return _Sending(row, problem=describe(error) + self._id_of(content))
+        before = [
+            each.task
+            for each in under_way
+            if each.read is not None and each.task is not None and each.read.prompt == read.prompt
+        ]
+
+        async def send() -> tuple[RubricImported, bool]:
+            if before:
+                await asyncio.wait(before)
+            return await self.send(content, entry.prompt)
+
+        return _Sending(row, read, asyncio.create_task(send()))
+
+    async def _finish(self, sending: _Sending) -> str:
+        """Wait for a row and count it; return why it could not be imported, or an empty text."""
+        if sending.task is None or sending.read is None:
+            return sending.problem
+        report, read, place = self.report, sending.read, sending.row.place
+        try:
+            answer, existed = await sending.task
+        except RecursionError:
             return "nested too deeply"
         except (ValueError, InvalidRequest) as error:
-            report.failed += 1
-            return describe(error) + self._id_of(content)
+            return describe(error) + self._id_of(read.content)
+        self.add_references(read.found, place, read.teacher_responses)
         report.imported += 1
         report.existing += existed
         report.losses += len(answer.losses)
         notes = list(answer.notes)
-        if fields != known:
+        before, criteria, metadata = report.prompts.get(
+            read.prompt, (place, read.criteria, read.metadata)
+        )
+        report.prompts[read.prompt] = place, read.criteria, read.metadata
+        if criteria != read.criteria:
+            report.versions += 1
+            if not report.first_version:
+                report.first_version = f"{place}, version {answer.rubric.version}, after {before}"
+        elif metadata != read.metadata:
             notes.append(f"its rubric is that of {before}; its other fields take their place")
         report.notes += len(notes)
         if answer.losses and not report.first_loss:
-            report.first_loss = f"{row.place}, {answer.losses[0]}"
+            report.first_loss = f"{place}, {answer.losses[0]}"
         if notes and not report.first_note:
-            report.first_note = f"{row.place}, {notes[0]}"
-        return None
+            report.first_note = f"{place}, {notes[0]}"
+        return ""
 
     def _id_of(self, content: Any) -> str:
         """Return the row's own name in brackets, where it has one."""
@@ -384,18 +477,6 @@ class RubricImporter:
             place, contents = groups.pop(next(iter(groups)))
             yield _row(place, contents)
 
-    def _newest_rubric(self) -> datetime | None:
-        """Return when the newest rubric was created, by the service's clock.
-
-        What is not newer than this was there before the import. ``None`` when there is no rubric,
-        or when the key may not read any.
-        """
-        try:
-            page = self._client.rubrics(limit=1).data
-        except AuthenticationFailed:
-            return None
-        return page[0].created_at if page else None
-
 
 def read_rubric_file(path: Path) -> list[FileRow]:
     """Return the rubrics of a file that is read whole: JSON, TOML or YAML.
@@ -417,8 +498,8 @@ def read_rubric_file(path: Path) -> list[FileRow]:
             if len(contents) < 2:
                 raise
             return _file_rows(path, "row", contents)
-    if isinstance(content, dict) and "tests" in content and "prompts" in content:
-        return [_row(f"{path}, test {number}", row) for number, row in numbered_rows(content)]
+    if is_config(content):
+        return [_row(f"{path}, {place}", row) for place, row in placed_rows(content)]
     if isinstance(content, list) and not _is_one_rubric(content):
         return _file_rows(path, "item", content)
     return [_row(str(path), content)]
@@ -509,4 +590,4 @@ def _entries(found: Imported, model: str | None) -> Iterator[TeacherEntry]:
 
 
 def _digest(value: object) -> bytes:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()

@@ -7,6 +7,7 @@ Standard library only, so that the service's domain may import it.
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from math import isfinite
 from typing import Any, get_args
 
@@ -76,19 +77,47 @@ def plain_prompt(prompt: Any, location: str = "prompt") -> Any:
     if not isinstance(prompt, list):
         return prompt
     normal = []
-    for number, message in enumerate(prompt):
+    for number, message in enumerate(separate_results(prompt)):
         here = f"{location}[{number}]"
         role = _known_role(message, here)
-        text = text_of(message.get("content"), f"{here}.content")
+        content, _ = _without_tool_uses(message.get("content"))
+        text = text_of(content, f"{here}.content")
         found = {
             name: value
             for name, value in normal_message(message, here).items()
             if value is not None and name != "content"
         }
-        if message.get("content") is None and "tool_calls" not in found:
+        if content is None and "tool_calls" not in found:
             raise MessageError(f"{here}.content: is missing")
         normal.append(found | {"role": same_role(role), "content": text})
     return normal
+
+
+def separate_results(messages: Any) -> Any:
+    """Return messages with each `tool_result` part, as Anthropic writes them, as a tool's message.
+
+    What stands beside the results stays a message of its role; anything but a list is unchanged.
+    """
+    if not isinstance(messages, list) or not any(map(_has_results, messages)):
+        return messages
+    found: list[Any] = []
+    for message in messages:
+        if not _has_results(message):
+            found.append(message)
+            continue
+        for is_result, parts in groupby(message["content"], _is_result):
+            if is_result:
+                found += (
+                    {
+                        "role": "tool",
+                        "content": part.get("content") or "",
+                        "tool_call_id": part.get("tool_use_id"),
+                    }
+                    for part in parts
+                )
+            else:
+                found.append({**message, "content": list(parts)})
+    return found
 
 
 class NormalMessage(dict[str, Any]):
@@ -98,9 +127,11 @@ class NormalMessage(dict[str, Any]):
 def normal_message(message: Mapping[str, Any], location: str = "") -> NormalMessage:
     """Return a message in its normal form; other fields are left out.
 
-    Text parts become one string, thinking of any spelling `reasoning_content`, a `function_call` a
-    tool call, and empty values null. Content with parts that are not text stays a list, so that
-    `unsupported_parts` names them. What has the wrong type is left to the caller's validation.
+    Text parts become one string, thinking of any spelling `reasoning_content`, a `function_call`
+    and Anthropic's `tool_use` parts tool calls, and empty values null. `separate_results` comes
+    before: a `tool_result` part is a message of its own. Content with parts that are not text stays
+    a list, so that `unsupported_parts` names them. What has the wrong type is left to the caller's
+    validation.
 
     Raises `MessageError` for tool calls that cannot be read.
     """
@@ -109,6 +140,7 @@ def normal_message(message: Mapping[str, Any], location: str = "") -> NormalMess
     content = message.get("content")
     if message.get("role") in _TOOL_ROLES and not _is_content(content):
         content = _as_json(content)  # what a tool returned, which was never made a text
+    content, used = _without_tool_uses(content)
     content, thoughts = _normal_content(content)
     refusal = message.get("refusal")
     if content in (None, "") and isinstance(refusal, str) and refusal:
@@ -120,6 +152,8 @@ def normal_message(message: Mapping[str, Any], location: str = "") -> NormalMess
         content = [*parts, *({"type": name} for name in media)]
     thinking = next((message[name] for name in _THINKING_FIELDS if message.get(name)), None)
     calls = _normal_calls(message.get("tool_calls"), f"{location}.tool_calls".lstrip("."))
+    # A program that writes both says the same call twice.
+    calls = calls or _normal_calls(used, f"{location}.content".lstrip("."))
     if not calls and not _empty(message.get("function_call")):
         where = f"{location}.function_call".lstrip(".")
         calls = [_normal_call(message["function_call"], where)]
@@ -203,6 +237,25 @@ def _normal_content(content: Any) -> tuple[Any, list[str]]:
         {"type": "text", "text": text} if text is not None else part
         for part, text in zip(parts, texts, strict=True)
     ], thoughts
+
+
+def _has_results(message: object) -> bool:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return isinstance(content, list) and any(map(_is_result, content))
+
+
+def _is_result(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "tool_result"
+
+
+def _without_tool_uses(content: Any) -> tuple[Any, list[Any]]:
+    """Return the content without its `tool_use` parts, null if nothing is left, and these."""
+    if not isinstance(content, list | tuple):
+        return content, []
+    used = [p for p in content if isinstance(p, Mapping) and p.get("type") == "tool_use"]
+    if not used:
+        return content, []
+    return [part for part in content if part not in used] or None, used
 
 
 def _as_parts(content: Any) -> list[Any]:

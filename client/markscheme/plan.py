@@ -28,6 +28,8 @@ class TrainingPlan(BaseModel):
     response_tokens: int = Field(ge=1, description="The longest response that the student may give")
     teacher_responses: int = Field(ge=0, description="Per prompt that has any, rounded up")
     teacher_characters: int = Field(ge=0, description="Of one teacher response")
+    evaluation_groups: int = Field(default=0, ge=0, description="Of all evaluations together")
+    evaluation_rollouts: int = Field(default=0, ge=0, description="Of all evaluations together")
     reuse: ReusePolicy
     verify: VerifyMode
     judge: str | None = None

@@ -30,6 +30,7 @@ from markscheme.schema import (
     Rollout,
     Rubric,
     RubricRef,
+    Run,
     ScoreBatch,
     ScoreSummary,
     StudentResponse,
@@ -59,6 +60,8 @@ TeacherAnswerLike = str | MessagesLike
 TeacherLike = TeacherEntry | Mapping[str, Any]
 RubricLike = str | Rubric | RubricRef
 """A rubric, or its id."""
+RunLike = str | Run | Mapping[str, Any]
+"""A run and its step; a string is the id of a run at step 0."""
 Param = str | float | Sequence[str]
 
 Answer = TypeVar("Answer")
@@ -111,8 +114,9 @@ def retry_policy(
     a team that used up its requests per minute. A judge reply that could not be read, also a 502,
     does not get here: see `markscheme.transport`.
 
-    Every call of the API can be repeated: scoring is answered from stored verdicts, and calls that
-    create something carry an idempotency key.
+    Every call of the API can be repeated: scoring is answered from stored verdicts, changes set
+    what they name, an import finds what it stored, and other calls that create something carry an
+    idempotency key.
 
     Args:
         idempotent: Whether the call carries that key; then a 409 means that a lost attempt is
@@ -125,7 +129,7 @@ def retry_policy(
         backoff_factor=0.5,
         max_backoff_wait=MAX_RETRY_WAIT_S,
         status_forcelist=[429, 502, 503, 504, *([409] if idempotent else [])],
-        allowed_methods=["GET", "POST"],
+        allowed_methods=["GET", "PATCH", "POST"],
         total_timeout=MAX_RETRY_WAIT_S * max(1, max_retries / MAX_RETRIES),
     )
     retry.deadline = deadline

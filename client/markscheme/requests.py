@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from markscheme.protocol import (
     Param,
     PromptLike,
     RubricLike,
+    RunLike,
     StudentLike,
     TeacherAnswerLike,
     TeacherLike,
@@ -42,7 +44,6 @@ from markscheme.schema import (
     RubricImport,
     RubricImported,
     RubricPatch,
-    Run,
     ScoreRequest,
     TeacherBankChange,
     TeacherResponseList,
@@ -181,7 +182,10 @@ def import_rubric(
         "allow_loss": allow_loss,
         "map": mapping,
     }
-    return _create("/v1/rubrics:import", validated(RubricImport, fields), RubricImported)
+    # Without a key: an attempt whose answer was lost is found again by what it stored.
+    return replace(
+        _create("/v1/rubrics:import", validated(RubricImport, fields), RubricImported), headers={}
+    )
 
 
 def export_rubric(rubric: RubricLike, format: ExchangeFormat, allow_loss: bool) -> Call[Exported]:
@@ -241,7 +245,7 @@ def score(
     verify: VerifyMode,
     score_teachers: bool,
     ask_teacher: int,
-    run: Run | Mapping[str, Any] | None,
+    run: RunLike | None,
     judge: str | None,
     teacher_model: str | None,
     rubricator: str | None,
@@ -261,7 +265,7 @@ def score(
             "verify": verify,
             "score_teachers": score_teachers,
             "ask_teacher": ask_teacher,
-            "run": run,
+            "run": {"id": run, "step": 0} if isinstance(run, str) else run,
             "judge": judge,
             "teacher_model": teacher_model,
             "rubricator": rubricator,
@@ -281,6 +285,11 @@ def score(
         deadline=deadline,
     )
     return call, BatchReader((g.id for g in body.groups), deadline)
+
+
+def probe(path: str) -> Call[None]:
+    """Build a POST without content: the service looks at the key's scopes, then refuses it."""
+    return Call("POST", path, raise_for_status, {})
 
 
 def save_teacher_responses(entries: Sequence[TeacherLike]) -> Call[TeacherBankChange]:

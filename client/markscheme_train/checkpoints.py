@@ -31,6 +31,12 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
 
+def best_checkpoint(output: str | Path, step: int | None) -> str | None:
+    """Return the checkpoint of the best evaluation's step, or `None` if there is none."""
+    folder = Path(output) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+    return str(folder) if step is not None and folder.is_dir() else None
+
+
 def publish_dir(folder: Path, target: Path) -> None:
     """Move a finished folder to its final path in one rename, after flushing it to disk."""
     # Folders too: their entries, which name the files, must reach the disk as well.

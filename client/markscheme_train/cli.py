@@ -4,15 +4,23 @@ Torch is imported inside the commands, so that `markscheme --help` stays fast.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from markscheme import requests
 from markscheme.client import Client
-from markscheme.errors import AuthenticationFailed, InvalidArgument, MarkschemeError
+from markscheme.errors import (
+    AuthenticationFailed,
+    InvalidArgument,
+    InvalidRequest,
+    MarkschemeError,
+)
 from markscheme.protocol import UNAUTHORIZED
+from markscheme.vocabulary import ReusePolicy
 from markscheme_train.errors import Interrupted, Stopped, TrainError
 
 FAILED = 1
@@ -22,7 +30,10 @@ INTERRUPTED = 130
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file; its keys are TrainConfig's fields.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="A YAML file. With --keys a section, or a word to look for."),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value pairs that beat the file.")
     ] = None,
@@ -45,6 +56,14 @@ def train(
             "restarted.",
         ),
     ] = False,
+    keys: Annotated[
+        bool,
+        typer.Option(
+            "--keys",
+            help="List the keys of a section, or those that a word is in, with help, default and "
+            "the preset's value, and stop.",
+        ),
+    ] = False,
     plan: Annotated[
         bool,
         typer.Option(
@@ -55,13 +74,31 @@ def train(
 ) -> None:
     """Train a language model on rubric rewards.
 
-    Needs a running service; its API key is read from MARKSCHEME_API_KEY. The keys of CONFIG are
-    listed in docs/training.md.
+    Needs a running service; its API key is read from MARKSCHEME_API_KEY.
+
+    \b
+    Sections of keys, with examples (markscheme train --keys SECTION lists one):
+      data        model=Qwen/Qwen3-0.6B data=prompts.jsonl
+      rewards     markscheme_url=http://127.0.0.1:8321 reuse=frozen
+      method      preset=srpo success_threshold=0.7
+      batch       num_generations=8 prompts_per_step=32 max_completion_length=512
+      optimiser   max_steps=200 learning_rate=5e-6
+      adapter     lora_rank=16 lora_target_modules='[q_proj, v_proj]'
+      evaluation  eval_data=held_out.jsonl eval_steps=20 load_best_model_at_end=true
+      saving      output_dir=runs/first save_steps=20 save_total_limit=3
+      logging     report_to=wandb run_name=first log_completions=true
+      vllm        use_vllm=true vllm_mode=colocate
+      more        all other keys of TRL and transformers
 
     Exit status: 0 finished, 1 failed, 75 saved and worth starting again with --resume, 130
     interrupted.
-    """
+    """  # noqa: D301  # click's mark for lines that stay as they are
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if keys:
+        _print_keys(None if config is None else str(config), preset or "ropd")
+        return
+    if config is None:
+        raise typer.BadParameter("name a YAML file, or list the keys with --keys")
     from markscheme_train.config import load_config
     from markscheme_train.plan import plan as make_plan
     from markscheme_train.progress import LiveTable
@@ -85,13 +122,14 @@ def train(
             place = "markscheme_url" if error.param == "base_url" else "MARKSCHEME_API_KEY"
             raise TrainError(f"{place}: {error.message}") from error
         try:
-            _check_key(client, key)
+            _check_key(client, key, settings.reuse)
             with LiveTable(console, title="training") as live:
                 output = run(
                     settings,
                     client,
                     resume=resume,
                     on_record=live.show,
+                    on_evaluation=live.show_evaluation,
                     on_wait=live.wait,
                     on_warning=lambda message: console.print(
                         message, style="yellow", markup=False, highlight=False, soft_wrap=True
@@ -170,28 +208,38 @@ def control(
         _fail(str(error))
 
 
-def _check_key(client: Client, key: str | None) -> None:
-    """Raise `TrainError` for a missing or wrong key, before a model is loaded.
+def _check_key(client: Client, key: str | None, reuse: ReusePolicy) -> None:
+    """Raise `TrainError` before a model is loaded if the key cannot be used for a training.
 
-    A service that is away raises nothing: the run waits for it when it needs rewards. Nor does a
-    valid key that may not list rubrics (403).
+    It is missing or wrong, or lacks a scope: `score`, and `induce` unless `reuse` is `frozen`. A
+    service that is away raises nothing: the run waits for it when it needs rewards.
     """
     try:
-        client.rubrics(limit=1)
+        for path in ("/v1/scores", *(["/v1/rubrics:induce"] if reuse != "frozen" else [])):
+            with suppress(InvalidRequest):
+                client._send(requests.probe(path))
     except AuthenticationFailed as error:
         if error.status != UNAUTHORIZED:
-            return
-        why = (
-            f"refuses the key in MARKSCHEME_API_KEY ({error.code})"
-            if key
-            else "needs an API key, and MARKSCHEME_API_KEY is not set"
-        )
+            why = f"refuses the key in MARKSCHEME_API_KEY: {error.message}"
+        elif key:
+            why = f"refuses the key in MARKSCHEME_API_KEY ({error.code})"
+        else:
+            why = "needs an API key, and MARKSCHEME_API_KEY is not set"
         raise TrainError(
-            f"the rubric service at {client.base_url} {why}: set MARKSCHEME_API_KEY to a key of "
+            f"the rubric service at {client.base_url} {why}. Set MARKSCHEME_API_KEY to a key of "
             "your team with the scopes score and induce. No model was loaded"
         ) from error
     except MarkschemeError:
         pass
+
+
+def _print_keys(word: str | None, preset: str) -> None:
+    from markscheme_train.keys import print_keys
+
+    try:
+        print_keys(Console(), word, preset)
+    except TrainError as error:
+        _fail(str(error))
 
 
 def _stay_offline() -> None:

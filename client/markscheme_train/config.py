@@ -22,8 +22,9 @@ from markscheme.data import Columns
 from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode, View
 from markscheme_train.collapse import OnCollapse
 from markscheme_train.config_checks import check_batch, check_method, check_ranges
-from markscheme_train.errors import ConfigError
+from markscheme_train.errors import SETTING_ERRORS, ConfigError
 from markscheme_train.self_teacher import RateSchedule, SelfTeacherKind
+from markscheme_train.setting_checks import check_settings, evaluation_defaults
 
 _POLICY: Mapping[str, Any] = {
     # As ROPD's authors released it and SRPO's trained with: advantage r - mean(r) without division
@@ -309,6 +310,59 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         default=2.0,
         metadata={"help": "Maximum importance weight of a token whose rollout is stale."},
     )
+    eval_data: str = field(
+        default="",
+        metadata={
+            "help": "Held-out prompts, of the same kinds as data, for an evaluation every "
+            "eval_steps; default: no evaluation."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluations in a row without a new best reward after which the run ends; "
+            "empty: never."
+        },
+    )
+    rewards: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Other TRL reward functions to add, as package.module:function; reward_weights "
+            "weighs them, the rubric first."
+        },
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest prompt in tokens, its chat template included; rows with a longer one "
+            "are left out; empty: no limit."
+        },
+    )
+    max_resampling_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "Dynamic sampling: how often a batch's groups of equal rewards are replaced by "
+            "groups of other prompts."
+        },
+    )
+    lora_alpha: int | None = field(
+        default=None,
+        metadata={"help": "Scale of the adapter's update; default: twice lora_rank."},
+    )
+    lora_target_modules: str | list[str] = field(
+        default="all-linear",
+        metadata={
+            "help": "Layers that get an adapter: all-linear, names such as [q_proj, v_proj], or a "
+            "regular expression."
+        },
+    )
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout on the adapter's input, 0 to 1."}
+    )
+    use_rslora: bool = field(
+        default=False,
+        metadata={"help": "Scale the adapter by 1/sqrt(lora_rank) instead of 1/lora_rank."},
+    )
 
     def __post_init__(self) -> None:
         """Derive TRL's sizes from ours, and refuse what cannot be trained."""
@@ -381,8 +435,8 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
     for key in given:
         if key == "reward_funcs":
             raise ConfigError(
-                "`reward_funcs` cannot be set here: reward functions are Python. See 'A second "
-                "reward' in docs/training.md"
+                "`reward_funcs` is called rewards here, such as rewards: [my_rewards:brevity]. See "
+                "'A second reward' in docs/training.md"
             )
         if key not in known:
             nearest = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.5)
@@ -405,13 +459,24 @@ def build_config(given: Mapping[str, Any]) -> TrainConfig:
     # The deprecated name of the same setting.
     if "gradient_checkpointing" in values:
         values.setdefault("activation_checkpointing", values.pop("gradient_checkpointing"))
+    # TRL asks for save_steps to be a multiple of eval_steps; here a new best is saved at once.
+    load_best = values.pop("load_best_model_at_end", False)
+    try:
+        config = TrainConfig(
+            **{**local_defaults(), **evaluation_defaults(values), **defaults, **values}
+        )
+    except SETTING_ERRORS as error:
+        raise ConfigError(str(error)) from error
+    config.load_best_model_at_end = load_best
+    check_settings(config, values)
+    return config
+
+
+def local_defaults() -> dict[str, Any]:
+    """Return defaults that differ from TRL's, some of them on this machine alone."""
     # TRL turns both on by default; without a GPU they cost time and save nothing that is short.
     gpu = torch.cuda.is_available()
-    local: dict[str, Any] = {"report_to": "none", "bf16": gpu, "activation_checkpointing": gpu}
-    try:
-        return TrainConfig(**{**local, **defaults, **values})
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
+    return {"report_to": "none", "bf16": gpu, "activation_checkpointing": gpu}
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:

@@ -1,7 +1,8 @@
 """Read prompts, teacher responses and rubric ids, as the rows that TRL trains on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Features, Json
 from pydantic import BaseModel, ConfigDict
@@ -12,9 +13,10 @@ from markscheme_train.errors import DataError
 
 
 class Example(BaseModel):
-    """One row of the data; other columns are ignored.
+    """One row of the data.
 
-    `rubric_id` names the rubric that scores the prompt's rollouts.
+    `rubric_id` names the rubric that scores the prompt's rollouts. `other_columns` are for other
+    reward functions.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
@@ -22,12 +24,22 @@ class Example(BaseModel):
     prompt: Prompt
     teacher_responses: TeacherResponses | None = None
     rubric_id: Identifier | None = None
+    other_columns: dict[str, Any] = {}
+
+
+RESERVED_COLUMNS = frozenset(Example.model_fields) | {
+    *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"),
+    *("environment", "environments", "image", "images"),
+}
+"""Names that no other column may have: ours, TRL's arguments, and columns that TRL reads."""
 
 
 def read_examples(
     source: str | Path,
     columns: Columns | None = None,
     warn: Callable[[str], None] = lambda message: None,
+    *,
+    other_columns: bool = False,
 ) -> list[Example]:
     """Read every row of a source.
 
@@ -37,15 +49,26 @@ def read_examples(
         source: A file, a folder or a split on the hub; see `markscheme.data`. It has a column
             `prompt`, and optional ones `teacher_responses` and `rubric_id`.
         columns: Other names of these columns.
-        warn: Called with a message for each column that looks misspelt.
+        warn: Called with a message for each column that looks misspelt or cannot be kept.
+        other_columns: Keep all other columns, for other reward functions.
 
     Raises:
         DataError: Names the first row that cannot be used, and the column.
     """
-    reader = RowReader(Example.model_validate, list(Example.model_fields), columns, warn)
+    fields = ["prompt", "teacher_responses", "rubric_id"]
+    reader = RowReader(Example.model_validate, fields, columns, warn)
+    examples: list[Example] = []
+    dropped: set[str] = set()
     try:
         opened = open_source(source)
-        examples = [reader.read(row) for row in opened.rows(reader.columns)]
+        for row in opened.rows(None if other_columns else reader.columns):
+            example = reader.read(row)
+            if other_columns:
+                others = {n: v for n, v in row.read().items() if n not in reader.columns}
+                dropped |= RESERVED_COLUMNS & others.keys()
+                kept = {n: v for n, v in others.items() if n not in RESERVED_COLUMNS}
+                example = example.model_copy(update={"other_columns": kept})
+            examples.append(example)
         if examples:
             reader.check_named(opened.name)
     except SourceError as error:
@@ -54,11 +77,18 @@ def read_examples(
         raise DataError(f"cannot read {source}: {error}") from error
     if not examples:
         raise DataError(f'{source} has no prompts; each row needs at least {{"prompt": "…"}}')
+    for name in sorted(dropped):
+        warn(
+            f"{source}: reward functions do not get the column {name!r}, whose name has another "
+            "meaning: rename it"
+        )
     return examples
 
 
 def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:
-    """Return rows with `prompt`, `teacher_responses` and `rubric_id` (`None` if absent).
+    """Return rows with `prompt`, `teacher_responses`, `rubric_id` and the examples' other columns.
+
+    What an example lacks is `None`.
 
     Args:
         examples: The prompts.
@@ -69,15 +99,41 @@ def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:
         DataError: A prompt is a list of messages, but there is no chat template.
     """
     rows = []
+    others = {name: None for example in examples for name in example.other_columns}
     for number, example in enumerate(examples, start=1):
         if not chat and not isinstance(example.prompt, str):
             raise DataError(
                 f"prompt {number} is a list of messages, but this model's tokenizer has no chat "
                 "template"
             )
-        row = example.model_dump()
+        row = example.model_dump(exclude={"other_columns"}) | others | example.other_columns
         if chat and isinstance(example.prompt, str):
             row["prompt"] = [{"role": "user", "content": example.prompt}]
         rows.append(row)
     # As JSON: Arrow's structs would pad the arguments of a tool call with those of all others.
     return Dataset.from_list(rows, features=Features({name: Json() for name in rows[0]}))
+
+
+def within_length(
+    dataset: Dataset, tokenizer: Any, limit: int, template: Mapping[str, Any]
+) -> Dataset:
+    """Return the rows whose prompt has at most `limit` tokens, its chat template included.
+
+    Args:
+        dataset: The rows.
+        tokenizer: The student's tokenizer.
+        limit: The longest prompt, in tokens.
+        template: Arguments of the chat template.
+    """
+
+    def length(prompt: str | list[dict[str, Any]]) -> int:
+        if isinstance(prompt, str):
+            return len(tokenizer(prompt)["input_ids"])
+        text = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=False, **template
+        )
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return dataset.select(
+        [n for n, prompt in enumerate(dataset["prompt"]) if length(prompt) <= limit]
+    )

@@ -15,15 +15,6 @@ _MULTIPLIER = 6364136223846793005
 """Of Knuth's MMIX generator: odd, so that multiplication modulo 2^64 loses nothing."""
 
 
-def ngram_counts(rollouts: Sequence[Tensor]) -> Tensor:
-    """Return `[n-grams, distinct ones]` of each rollout [len(rollouts), 2], on the CPU."""
-    counts = torch.zeros(len(rollouts), 2)
-    for index, ids in enumerate(rollouts):
-        hashes = _ngrams(ids)
-        counts[index] = torch.tensor([float(len(hashes)), float(len(torch.unique(hashes)))])
-    return counts
-
-
 def repetition_sums(rollouts: Sequence[Tensor]) -> Tensor:
     """Return `[Σ share of repeated n-grams, rollouts that have n-grams]` [2].
 
@@ -32,9 +23,12 @@ def repetition_sums(rollouts: Sequence[Tensor]) -> Tensor:
     Args:
         rollouts: Token ids [T] of each rollout.
     """
-    counts = ngram_counts(rollouts)
-    counts = counts[counts[:, 0] > 0]
-    return torch.stack([(1 - counts[:, 1] / counts[:, 0]).sum(), torch.tensor(float(len(counts)))])
+    shares = [
+        1 - len(torch.unique(hashes)) / len(hashes)
+        for hashes in map(_ngrams, rollouts)
+        if len(hashes)
+    ]
+    return torch.tensor([sum(shares), float(len(shares))])
 
 
 def distinct_sums(rollouts: Sequence[Tensor]) -> Tensor:

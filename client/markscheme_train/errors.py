@@ -10,6 +10,9 @@ TrainError
 └── Interrupted      saved, can go on with --resume: no service, or too much unscored
 """
 
+SETTING_ERRORS = (ValueError, TypeError, ImportError, OSError, RuntimeError)
+"""What TRL, transformers and their extras raise for settings that they cannot use."""
+
 
 class TrainError(Exception):
     """The run cannot go on; the message says what to do."""

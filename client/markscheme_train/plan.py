@@ -28,7 +28,14 @@ def plan(path: Path, overrides: Sequence[str]) -> TrainingPlan:
     from markscheme_train.data import read_examples
 
     config = load_config(path, overrides)
-    return plan_of(config, read_examples(config.data, config.columns))
+    made = plan_of(config, read_examples(config.data, config.columns))
+    if not config.eval_data:
+        return made
+    prompts = len(read_examples(config.eval_data, config.columns))
+    # Before the first step, after each `eval_steps`, and at the end.
+    groups = prompts * (config.eval_on_start + math.ceil(made.steps / config.eval_steps))
+    rollouts = groups * (config.num_generations_eval or config.num_generations)
+    return made.model_copy(update={"evaluation_groups": groups, "evaluation_rollouts": rollouts})
 
 
 def plan_of(config: "TrainConfig", examples: "list[Example]") -> TrainingPlan:

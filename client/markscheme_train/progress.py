@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from markscheme_train.reward import CriterionRate
-from markscheme_train.step_log import StepRecord
+from markscheme_train.step_log import EvaluationRecord, StepRecord
 
 STEPS_SHOWN = 10
 CRITERIA_SHOWN = 14
@@ -72,6 +72,17 @@ class LiveTable:
             self._live.update(
                 Group(_step_table(list(self._steps)), self._criterion_table(record), self._progress)
             )
+
+    def show_evaluation(self, record: EvaluationRecord) -> None:
+        """Print an evaluation; it stays above the table."""
+        self._console.print(
+            f"evaluation after step {record.step}  reward {_number(record.reward)}"
+            f"{' (best)' if record.best else ''}  unscored {record.unscored}/{record.rollouts}  "
+            f"length {record.mean_length:.0f}  judge calls {record.judge_calls}  "
+            f"{record.seconds:.1f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def wait(self, why: str, seconds: float) -> None:
         """Print why the run waits for the service, and for how many seconds."""

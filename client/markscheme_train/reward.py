@@ -4,12 +4,13 @@ from typing import Any
 
 from markscheme.integrations import conversation
 from markscheme.integrations.report import CriterionRate, RewardReport, RowScore
-from markscheme.integrations.trl import Row, RubricReward, Scorer, is_outage
+from markscheme.integrations.trl import MISSED, Row, RubricReward, Scorer, is_outage
 from markscheme.messages import MessageError, plain_prompt, role_of, text_of
 from markscheme.schema import Message
 from markscheme_train.errors import DataError
 
 __all__ = [
+    "MISSED",
     "CriterionRate",
     "RewardReport",
     "Row",

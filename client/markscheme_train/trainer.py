@@ -20,20 +20,24 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from markscheme_train.checkpoints import SAVING, publish_dir
 from markscheme_train.collapse_guard import CollapseGuard
+from markscheme_train.completions import private_completions
 from markscheme_train.config import TrainConfig
 from markscheme_train.diagnostics import GAINS, distinct_sums, repetition_sums
 from markscheme_train.distillation import token_log_probs
+from markscheme_train.dynamic_sampling import Drawn, draw
 from markscheme_train.errors import ConfigError, ModelError
+from markscheme_train.evaluation import REWARD, evaluate
 from markscheme_train.losses import group_advantages
 from markscheme_train.prefix import can_share, shared_prompt_states
-from markscheme_train.reward import RewardReport, Row, RubricReward
+from markscheme_train.reward import MISSED, RewardReport, Row, RubricReward
 from markscheme_train.self_distillation import (
     BranchNorms,
     ScoredRows,
@@ -79,6 +83,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     - ``_compute_loss``: the one place where a loss is computed.
     - ``_get_per_token_logps_and_entropies``: the one place where TRL runs the student.
     - ``training_step``: counts micro-batches in ``_step``.
+    - ``_generate``: the one place where TRL generates; it and ``_calculate_rewards`` need no more
+      than rows.
+    - ``log``: shows what lies in ``_logs``.
+    - ``evaluate``, ``_determine_best_metric``: called at the end of a step, in this order, before
+      a checkpoint is written.
     - ``_get_train_sampler``: its sampler shuffles by a generator of its own.
     - ``_save_checkpoint``, ``_get_output_dir``, ``_load_optimizer_and_scheduler``: a checkpoint is
       written below the one folder, its trainer state last, and read back at that moment.
@@ -90,6 +99,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         other_rewards: TRL reward functions to add. One that returns `None` for a rollout does
             not apply to it. A rollout without a rubric reward has none whatever they say, and
             routing uses the rubric's score alone.
+        eval_reward: The rubric reward of evaluations, with a run of its own; without one TRL
+            evaluates `eval_dataset` by the training's.
         **kwargs: Passed to `GRPOTrainer`.
 
     Raises:
@@ -98,6 +109,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         ModelError: The model makes its logits in a way that is not known.
     """
 
+    control: TrainerControl
     plain_device = "cpu"
     """Device type on which log-probabilities come from one plain forward pass."""
 
@@ -108,15 +120,17 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         args: TrainConfig,
         *,
         other_rewards: Sequence[Any] = (),
+        eval_reward: RubricReward | None = None,
         **kwargs: Any,
     ) -> None:
         _keep_rollouts_out_of_the_log()
-        self.reward = reward
+        self.reward, self.eval_reward = reward, eval_reward
         self.report: RewardReport | None = None
         self.seconds = {"rollout": 0.0, "scoring": 0.0, "teacher": 0.0}
         # Of the batch that is being generated: between the reward and the batch's last changes.
         self._scored: ScoredRows | None = None
         self._rewards = torch.zeros(0, 1)
+        self._drawn: Drawn | None = None
         self._norms = BranchNorms()
         self._saving: str | None = None
         reported = partial(reward, on_report=self._note)
@@ -130,6 +144,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         super().__init__(model=model, reward_funcs=[reported, *other_rewards], args=args, **kwargs)
         self.guard = CollapseGuard(self)
         self.add_callback(self.guard)
+        if args.max_resampling_rounds and (self.tools or self.rollout_func):
+            raise ConfigError("max_resampling_rounds must be 0 with tools or a rollout_func")
         self.distillation: SelfDistillation | None = None
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
@@ -186,6 +202,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
         """Return TRL's rewards of all processes [rows, functions], timed."""
+        if self._drawn is not None:
+            self._rewards, self._scored = self._drawn.rewards, self._drawn.scored
+            self._pending_extra_logs.clear()
+            self._log_completion_extra(MISSED, self._drawn.missed)
+            return self._rewards
         started = time.perf_counter()
         self._rewards = super()._calculate_rewards(
             inputs, prompts, completions, completion_ids_list
@@ -200,7 +221,13 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         reward here.
         """
         started, scoring = time.perf_counter(), self.seconds["scoring"]
-        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.model.training and self.args.max_resampling_rounds:
+            self._drawn = draw(self, inputs)
+            inputs = self._drawn.inputs
+        try:
+            batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        finally:
+            self._drawn = None
         self.seconds["rollout"] += (
             time.perf_counter() - started - (self.seconds["scoring"] - scoring)
         )
@@ -220,10 +247,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.args.scale_rewards != "batch":
             # TRL adds another constant to the deviation, and gives a lone reward an advantage.
             size = self.num_generations if self.model.training else self.num_generations_eval
-            # NaN of another function: it does not apply. NaN of the rubric's: the row is masked.
-            row_scores = (self._rewards * self.reward_weights.to(self._rewards)).nansum(1)
             advantages = group_advantages(
-                row_scores.masked_fill(unscored, torch.nan).view(-1, size),
+                self.row_rewards(self._rewards).view(-1, size),
                 scale="none" if self.args.scale_rewards == "none" else "std",
             )
             batch["advantages"] = advantages.flatten()[own].to(batch["advantages"])
@@ -246,6 +271,16 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             self._log_diversity(rollouts, first)
         return batch
 
+    def row_rewards(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sums [rows] of rewards [rows, functions], NaN where unscored."""
+        # NaN of another function: it does not apply. NaN of the rubric's, the first: no reward.
+        sums: torch.Tensor = (rewards * self.reward_weights.to(rewards)).nansum(1)
+        return sums.masked_fill(rewards[:, 0].isnan(), torch.nan)
+
+    def _generate(self, prompts: Any) -> Any:
+        """Return TRL's rollouts, or those that dynamic sampling has chosen."""
+        return super()._generate(prompts) if self._drawn is None else self._drawn.generated
+
     def _log_diversity(self, rollouts: Sequence[torch.Tensor], first: int) -> None:
         """Log how often rollouts repeat themselves, and each other where their prompts differ.
 
@@ -253,10 +288,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             rollouts: Token ids [T] of this process's rollouts, tools' left out.
             first: Index of the first one among those of all processes.
         """
-        size = self.num_generations
-        groups = {(first + place) // size: ids for place, ids in reversed([*enumerate(rollouts)])}
+        by_group: dict[int, torch.Tensor] = {}
+        for place, ids in enumerate(rollouts, first):
+            by_group.setdefault(place // self.num_generations, ids)
         sums = self._total(
-            torch.stack([repetition_sums(rollouts), distinct_sums([*groups.values()])]).to(
+            torch.stack([repetition_sums(rollouts), distinct_sums([*by_group.values()])]).to(
                 self.accelerator.device
             )
         )
@@ -362,6 +398,38 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         return joint
 
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, Any]:
+        """Return the metrics of held-out rollouts, scored by `eval_reward`."""
+        if self.eval_reward is None:
+            theirs: dict[str, Any] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return theirs
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics = evaluate(self, self.eval_reward, dataset)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Log as TRL does, its table of completions without prompts and once a batch."""
+        with private_completions(self):
+            super().log(logs, start_time)
+
+    def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
+        """Return whether to save a checkpoint now: also for a new best reward, if it is known."""
+        if self.eval_reward is None:
+            theirs: bool = super()._determine_best_metric(metrics, trial)
+            return theirs
+        best = metrics[REWARD] is not None and super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= best and self.args.save_strategy != "no"
+        save: bool = self.control.should_save
+        return save
+
     def _get_output_dir(self, trial: Any) -> str:
         """Return TRL's folder, or the temporary one while a checkpoint is written."""
         folder: str = self._saving or super()._get_output_dir(trial)
@@ -397,13 +465,20 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
         finally:
             self._saving = None
+        if (best := self.state.best_global_step) is not None:
+            # TRL has named it below the temporary folder.
+            self.state.best_model_checkpoint = str(run / f"{PREFIX_CHECKPOINT_DIR}-{best}")
+            if self.args.should_save:
+                self.state.save_to_json(str(growing / done.name / TRAINER_STATE_NAME))
         # All processes have written before rank 0 renames the folder.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             publish_dir(growing / done.name, done)
             growing.rmdir()
             # Only now: until the new checkpoint exists, the previous one is the newest.
-            rotate_checkpoints(str(run), self.args.save_total_limit)
+            rotate_checkpoints(
+                str(run), self.args.save_total_limit, self.state.best_model_checkpoint
+            )
         # A rank that went on could end, and a launcher ends the others with it.
         self.accelerator.wait_for_everyone()
 

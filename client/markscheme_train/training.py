@@ -4,21 +4,25 @@ import json
 import secrets
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PrinterCallback,
     ProgressCallback,
+    Trainer,
     TrainerCallback,
+    TrainerState,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from markscheme.data import open_source
@@ -26,21 +30,32 @@ from markscheme.errors import MarkschemeError
 from markscheme.integrations.trl import Unscored
 from markscheme.thinking import opens_thought
 from markscheme.vocabulary import TRANSIENT_REASONS, Thinking, describe_reasons
-from markscheme_train.checkpoints import RngState, last_checkpoint, step_of
+from markscheme_train.checkpoints import RngState, best_checkpoint, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
 from markscheme_train.config_checks import small_step_warning
-from markscheme_train.data import Example, as_dataset, read_examples
+from markscheme_train.data import Example, as_dataset, read_examples, within_length
 from markscheme_train.errors import (
+    SETTING_ERRORS,
     Collapsed,
     ConfigError,
+    DataError,
     Diverged,
     Interrupted,
     ModelError,
     Stopped,
     TrainError,
 )
+from markscheme_train.evaluation import (
+    EvaluationFlow,
+    check_eval_size,
+    eval_run_id,
+    is_due,
+    stopped_early,
+)
+from markscheme_train.other_rewards import import_rewards
 from markscheme_train.reward import RubricReward, Scorer, is_outage
-from markscheme_train.step_log import StepRecord, StepRecorder
+from markscheme_train.setting_checks import check_installed
+from markscheme_train.step_log import EvaluationRecord, StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 
 RUN_ID_FILE = "run_id"
@@ -66,6 +81,13 @@ CHANGEABLE_ON_RESUME = (
     "deepspeed_plugin",
     "project",
     "trackio_space_id",
+    "do_eval",
+    "num_generations_eval",
+    "per_device_eval_batch_size",
+    "early_stopping_patience",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
 )
 CHANGEABLE_PREFIXES = (
     "save_",
@@ -105,6 +127,7 @@ def train(
     *,
     resume: bool,
     on_record: Callable[[StepRecord], None],
+    on_evaluation: Callable[[EvaluationRecord], None] = lambda record: None,
     on_wait: Callable[[str, float], None] = lambda why, seconds: None,
     on_warning: Callable[[str], None] = lambda message: None,
 ) -> Path:
@@ -115,8 +138,10 @@ def train(
         client: Scores the rollouts.
         resume: Go on from the last checkpoint under `output_dir`.
         on_record: Called with each finished step.
+        on_evaluation: Called with each evaluation.
         on_wait: Called with the reason and the seconds while the run waits for the service.
-        on_warning: Called with what looks wrong in the configuration or the data.
+        on_warning: Called with what looks wrong in the configuration or the data, and why a run
+            ended early.
 
     Raises:
         Interrupted: The service is lost, or leaves too much unscored for now; saved.
@@ -133,15 +158,23 @@ def train(
             f"{output} holds a run that has got to {checkpoint.name}: go on with --resume, or "
             "start another in a different output_dir"
         )
+    check_installed(config)
+    other_rewards = import_rewards(config.rewards, config.reward_weights)
     if (warning := small_step_warning(config)) is not None and config.process_index == 0:
         on_warning(warning)
-    examples = read_examples(config.data, config.columns, on_warning)
+    examples = read_examples(
+        config.data, config.columns, on_warning, other_columns=bool(other_rewards)
+    )
+    eval_examples = (
+        read_examples(config.eval_data, config.columns, on_warning) if config.eval_data else []
+    )
     resume = check_resume_config(config, output, resume=resume)
     model, tokenizer = load_model(config)
+    run_id = resolve_run_id(config, output, resume=resume)
     reward = RubricReward(
         client,
         num_generations=config.num_generations,
-        run_id=resolve_run_id(config, output, resume=resume),
+        run_id=run_id,
         reuse=config.reuse,
         verify=config.verify,
         thinking=resolve_thinking(config, tokenizer),
@@ -154,18 +187,45 @@ def train(
         max_unscored=config.max_unscored,
         on_wait=on_wait,
     )
-    trainer = build_trainer(config, model, tokenizer, examples, reward)
+    # Its rubrics exist already: the curve must not change with the rubrics.
+    eval_reward = RubricReward(
+        client,
+        num_generations=config.num_generations_eval or config.num_generations,
+        run_id=eval_run_id(run_id),
+        reuse="frozen",
+        verify=config.verify,
+        thinking=reward.thinking,
+        clamp=config.clamp,
+        view=config.view,
+        eos_token_ids=eos_token_ids(model, tokenizer),
+        max_outage_s=config.max_outage_s,
+        on_wait=on_wait,
+    )
+    trainer = build_trainer(
+        config,
+        model,
+        tokenizer,
+        examples,
+        reward,
+        other_rewards=other_rewards,
+        eval_examples=eval_examples,
+        eval_reward=eval_reward if eval_examples else None,
+        on_warning=on_warning,
+    )
     stop = StopOnInterrupt(trainer)
     trainer.add_callback(stop)
-    trainer.add_callback(StepRecorder(trainer, output / STEPS_FILE, on_record, resumed=resume))
+    trainer.add_callback(
+        StepRecorder(trainer, output / STEPS_FILE, on_record, on_evaluation, resumed=resume)
+    )
+    trainer.add_callback(EvaluationFlow(trainer))
     trainer.add_callback(StopOnNonFinite(trainer))
     # Added last: it delays what the callbacks before it ask for.
     save_at_batch_end = SaveAtBatchEnd(trainer)
     trainer.add_callback(save_at_batch_end)
     try:
-        if checkpoint is not None and 0 < config.max_steps <= step_of(checkpoint):
-            # The run is finished: only the model is left to be saved.
-            trainer._load_from_checkpoint(str(checkpoint))
+        finished = checkpoint is not None and finished_model(config, checkpoint)
+        if finished:
+            trainer._load_from_checkpoint(finished)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except MarkschemeError as error:
@@ -195,8 +255,15 @@ def train(
         raise Collapsed(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, as "
             f"on_collapse says; saved in {output}.\n{collapse.message}\nOr go on as it is with "
-            "--resume, and on_collapse: warn, freeze_teacher or grpo"
+            "--resume: the run does not stop for this again"
         )
+    steps_left = trainer.state.global_step < trainer.state.max_steps
+    if steps_left and stopped_early(config, trainer.state.log_history):
+        on_warning(
+            f"stopped early: since step {trainer.state.best_global_step} no evaluation has had a "
+            f"better reward ({trainer.state.best_metric:.2f})"
+        )
+        return output
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; saved "
@@ -215,27 +282,95 @@ def resume_advice(error: Unscored) -> str:
     return " ".join([*describe_reasons(error.reasons), helps])
 
 
+def finished_model(config: TrainConfig, checkpoint: Path) -> str | None:
+    """Return the checkpoint that holds the run's final model, `None` while steps are left."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if not (
+        0 < config.max_steps <= step_of(checkpoint) or stopped_early(config, state.log_history)
+    ):
+        return None
+    best = best_checkpoint(checkpoint.parent, state.best_global_step)
+    return best if config.load_best_model_at_end and best else str(checkpoint)
+
+
 def has_run(output: Path) -> bool:
     """Return whether there is a run to resume under `output`, even one without a checkpoint."""
     return (output / SETTINGS_FILE).is_file() or last_checkpoint(output) is not None
 
 
 def build_trainer(
-    config: TrainConfig, model: Any, tokenizer: Any, examples: list[Example], reward: RubricReward
+    config: TrainConfig,
+    model: Any,
+    tokenizer: Any,
+    examples: list[Example],
+    reward: RubricReward,
+    *,
+    other_rewards: Sequence[Callable[..., Any]] = (),
+    eval_examples: list[Example] | None = None,
+    eval_reward: RubricReward | None = None,
+    on_warning: Callable[[str], None] = lambda message: None,
 ) -> MarkschemeTrainer:
-    """Return a trainer that reports through callbacks only, without transformers' printers."""
-    dataset = as_dataset(examples, chat=tokenizer.chat_template is not None)
+    """Return a trainer that reports through callbacks only, without transformers' printers.
+
+    Raises `ConfigError` for settings that TRL refuses.
+    """
+    dataset = prompts_of(config, examples, tokenizer, on_warning, config.data)
+    eval_dataset = None
+    if eval_examples:
+        eval_dataset = prompts_of(config, eval_examples, tokenizer, on_warning, config.eval_data)
+        check_eval_size(config, eval_dataset)
     per_batch = config.generation_batch_size // config.num_generations
     if len(dataset) < per_batch:
         raise ConfigError(
             f"{config.data} has {len(dataset)} prompts, fewer than the {per_batch} of one batch"
         )
-    trainer = MarkschemeTrainer(
-        model, reward, config, train_dataset=dataset, processing_class=tokenizer
-    )
+    try:
+        # Only TRL's training would look for the optimiser's package.
+        Trainer.get_optimizer_cls_and_kwargs(config, model)
+        trainer = MarkschemeTrainer(
+            model,
+            reward,
+            config,
+            other_rewards=other_rewards,
+            eval_reward=eval_reward,
+            train_dataset=dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+        )
+    except SETTING_ERRORS as error:
+        raise ConfigError(f"these settings cannot be used: {error}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
+
+
+def prompts_of(
+    config: TrainConfig,
+    examples: list[Example],
+    tokenizer: Any,
+    on_warning: Callable[[str], None],
+    source: str,
+) -> Dataset:
+    """Return the examples as TRL's rows, without those whose prompt is too long.
+
+    Raises `DataError`, also if all are too long.
+    """
+    dataset = as_dataset(examples, chat=tokenizer.chat_template is not None)
+    limit = config.max_prompt_length
+    if limit is None:
+        return dataset
+    short = within_length(dataset, tokenizer, limit, config.chat_template_kwargs or {})
+    if not len(short):
+        raise DataError(
+            f"all {len(dataset)} prompts of {source} are longer than max_prompt_length ({limit} "
+            "tokens): raise it, or leave it empty"
+        )
+    if len(short) < len(dataset):
+        on_warning(
+            f"{source}: {len(dataset) - len(short)} of {len(dataset)} prompts are longer than "
+            f"{limit} tokens (max_prompt_length) and left out"
+        )
+    return short
 
 
 def load_model(config: TrainConfig) -> tuple[Any, Any]:
@@ -251,20 +386,23 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(config.model, **options)
         tokenizer = AutoTokenizer.from_pretrained(config.model)
-    except (OSError, ValueError) as error:
+    except (*SETTING_ERRORS, AttributeError) as error:
         why = str(error).partition("\n")[0]
         raise ModelError(f"cannot load the model `{config.model}`: {why}") from error
     if config.lora_rank is not None:
         set_seed(config.seed)  # the adapter is initialised at random
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=config.lora_rank,
-                lora_alpha=2 * config.lora_rank,
-                target_modules="all-linear",
-                task_type="CAUSAL_LM",
-            ),
+        adapter = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+            target_modules=config.lora_target_modules,
+            lora_dropout=config.lora_dropout,
+            use_rslora=config.use_rslora,
+            task_type="CAUSAL_LM",
         )
+        try:
+            model = get_peft_model(model, adapter)
+        except ValueError as error:
+            raise ConfigError(f"lora_target_modules: {error}") from error
     return model, tokenizer
 
 
@@ -298,11 +436,12 @@ def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> b
         changed = [
             f"{name} was {before[name]} and is {value}"
             for name, value in now.items()
-            if name in before and before[name] != value and name != "data"
+            if name in before and before[name] != value and name not in ("data", "eval_data")
         ]
-        # A hash tells a reader nothing, so the message names the file.
-        if before.get("data") != now["data"]:
-            changed.append(f"{config.data} has other contents")
+        # A hash tells a reader nothing, so the message names the file. An evaluation may be added.
+        for name, source in (("data", config.data), ("eval_data", config.eval_data)):
+            if source and name in before and before[name] != now[name]:
+                changed.append(f"{source} has other contents")
         if changed:
             raise ConfigError(
                 f"this is not the run that {output} holds: {'; '.join(changed)}. Set it back, or "
@@ -310,8 +449,11 @@ def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> b
             )
         return True
     if config.process_index == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(now, indent=1) + "\n")
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(now, indent=1) + "\n")
+        except OSError as error:
+            raise ConfigError(f"output_dir: cannot write {file}: {error.strerror}") from error
     return False
 
 
@@ -335,6 +477,8 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
         "data": open_source(config.data).fingerprint(),
         "processes": config.world_size,
     }
+    if config.eval_data:
+        decisive |= {"eval_data": open_source(config.eval_data).fingerprint()}
     # In the form in which it is read back, so that the two can be compared.
     plain: dict[str, Any] = json.loads(json.dumps(decisive, default=str, sort_keys=True))
     return plain
@@ -406,10 +550,10 @@ class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
 
 
 class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
-    """Delays saving and stopping to the end of the generated batch.
+    """Delays saving, stopping and evaluating to the end of the generated batch.
 
-    A checkpoint cannot hold a half-used batch. Add it after the callbacks that ask for either.
-    `rng_state` is the state at the end of the last batch.
+    A checkpoint cannot hold a half-used batch, and the best evaluation needs one. Add it after the
+    callbacks that ask for any. `rng_state` is the state at the end of the last batch.
     """
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
@@ -422,11 +566,14 @@ class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
         self._save |= control.should_save
         self._stop |= control.should_training_stop
         # Held back on every step; the end of the batch hands them on.
-        control.should_save = control.should_training_stop = False
+        control.should_save = control.should_training_stop = control.should_evaluate = False
         if self._trainer._step % (args.steps_per_generation * args.num_iterations) == 0:
             control.should_save, control.should_training_stop = self._save, self._stop
             self._save = self._stop = False
             self.rng_state = RngState()
+            # A run that was told to stop does so now; it evaluates when it is resumed.
+            interrupted = control.should_training_stop and state.global_step < state.max_steps
+            control.should_evaluate = not interrupted and is_due(args, state)
 
 
 class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]

@@ -8,7 +8,7 @@ import numpy
 import pandas
 import pytest
 
-from markscheme import Client, InvalidArgument, MarkschemeError, Rollout, arguments
+from markscheme import Client, InvalidArgument, MarkschemeError, Rollout, arguments, requests
 from markscheme.protocol import to_wire
 from markscheme.schema import ScoreRequest
 
@@ -100,7 +100,7 @@ WRONG: list[tuple[Callable[[Client], Any], str]] = [
     ),
     (lambda c: c.score([GOOD | {"rubric_id": 5}]), "groups[0].rubric_id: must be the id"),
     (lambda c: c.score([GOOD | {"id": "g"}] * 2), "group ids must be unique"),
-    (lambda c: c.score([GOOD], run="r"), "run: must be an object"),
+    (lambda c: c.score([GOOD], run=5), "run: must be an object"),
     (lambda c: c.score([GOOD], reuse="never"), "reuse: Input should be 'always_new'"),
     (lambda c: c.score([GOOD], deadline_s=0), "deadline_s: must be a finite number"),
     (lambda c: c.score([GOOD], deadline_s="5"), "deadline_s: must be a finite number"),
@@ -139,3 +139,12 @@ def test_a_wrong_argument_is_named(call: Callable[[Client], Any], message: str) 
     assert isinstance(caught.value, ValueError)
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.param) == (str(caught.value), caught.value.param)
+
+
+def test_a_run_may_be_given_by_its_id() -> None:
+    call, _ = requests.score(
+        [{"prompt": "p", "rollouts": ["x"]}],
+        *("if_fresh", "rollout", False, 0, "run-7", None, None, None, "auto", None, None, "zero"),
+        None,
+    )
+    assert call.json["run"] == {"id": "run-7", "step": 0}

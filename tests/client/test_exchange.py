@@ -313,7 +313,7 @@ def test_what_would_change_a_reward_is_not_written(
 @pytest.mark.parametrize(
     ("content", "format", "refusal"),
     [
-        (rar(0.333, 0.667), "rar", "rubric: the points are no whole numbers up to 100"),
+        (rar(1, 0.001), "rar", "rubric: the points are no whole numbers up to 100"),
         (rar(1, 101), "rar", "rubric: the points are no whole numbers up to 100"),
         (rar(-5), "rar", "at least one criterion with positive points"),
         (rar(*[1] * 257), "rar", "there are 257 criteria; a rubric has 256 at most"),

@@ -33,7 +33,7 @@ def test_a_prompt_of_a_file_keeps_its_tool_calls() -> None:
         ({"content": None, "audio": {"id": "x"}}, ["audio"]),
         ({"content": "a", "images": [], "audio": None}, []),
         ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}, []),
-        ({"content": [{"type": "tool_use", "name": "f"}]}, ["tool_use"]),
+        ({"content": [{"type": "server_tool_use", "name": "f"}]}, ["server_tool_use"]),
         ({"content": [{"kind": "text"}]}, ["without a type"]),
     ],
 )
@@ -99,3 +99,48 @@ def test_a_text_of_no_tool_calls_is_none(calls: str | None) -> None:
 def test_a_text_that_holds_no_tool_calls_is_refused(calls: str) -> None:
     with pytest.raises(MessageError, match="must be a list of tool calls"):
         normal_message({"role": "assistant", "content": "a", "tool_calls": calls})
+
+
+ANTHROPIC = [
+    {"role": "user", "content": "What is 2 times 3?"},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "text", "text": "I multiply."},
+            {"type": "tool_use", "id": "x", "name": "mul", "input": {"a": 2}},
+        ],
+    },
+    {
+        "role": "user",
+        "content": [
+            {"type": "tool_result", "tool_use_id": "x", "content": [{"type": "text", "text": "6"}]},
+            {"type": "tool_result", "tool_use_id": "y"},
+            {"type": "text", "text": "Go on."},
+        ],
+    },
+]
+
+
+def test_tool_parts_of_anthropics_messages_are_tool_calls_and_results() -> None:
+    expected = [
+        {"role": "user", "content": "What is 2 times 3?"},
+        {"role": "assistant", "content": "I multiply.", "tool_calls": [CALL]},
+        {"role": "tool", "content": "6", "tool_call_id": "x"},
+        {"role": "tool", "content": "", "tool_call_id": "y"},
+        {"role": "user", "content": "Go on."},
+    ]
+    assert plain_prompt(ANTHROPIC) == expected
+    rollout = Rollout.model_validate({"id": "r", "messages": ANTHROPIC})
+    assert rollout.messages is not None
+    assert [message.role for message in rollout.messages] == [each["role"] for each in expected]
+    assert rollout.messages[1].tool_calls is not None
+    assert rollout.messages[2].text == "6"
+    alone = {"role": "assistant", "content": ANTHROPIC[1]["content"][1:]}  # type: ignore[index]
+    assert Message.model_validate(alone).content is None
+
+
+def test_an_image_in_a_tools_result_is_still_named() -> None:
+    part = {"type": "tool_result", "tool_use_id": "x", "content": [{"type": "image"}]}
+    rollout = Rollout.model_validate({"id": "r", "messages": [{"role": "user", "content": [part]}]})
+    assert rollout.messages is not None
+    assert rollout.messages[0].unsupported == ["image"]

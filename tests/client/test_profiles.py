@@ -229,6 +229,145 @@ def test_an_assertion_may_refer_to_a_template_of_the_configuration() -> None:
         config_rows(config)
 
 
+def test_a_scenario_makes_a_test_of_each_of_its_tests_with_each_of_its_data() -> None:
+    config = {
+        "prompts": ["Say {{word}} in {{language}}."],
+        "defaultTest": {"assert": [{"type": "llm-rubric", "value": "Is polite"}]},
+        "scenarios": [
+            {
+                "config": [{"vars": {"language": "French"}}, {"vars": {"language": "German"}}],
+                "tests": [
+                    {"vars": {"word": "yes"}, "assert": [{"type": "llm-rubric", "value": "A"}]},
+                    {"vars": {"word": "no", "language": "Dutch"}},
+                ],
+            }
+        ],
+    }
+    assert detect_format(config) == "promptfoo"
+    found = [load(each, "promptfoo") for each in config_rows(config)]
+    assert [each.prompt[0].content for each in found] == [
+        "Say yes in French.",
+        "Say no in Dutch.",
+        "Say yes in German.",
+        "Say no in Dutch.",
+    ]
+    assert [len(each.criteria) for each in found] == [2, 1, 2, 1]
+    with pytest.raises(Malformed, match=r"scenarios\[0\].config: are in another file"):
+        config_rows(config | {"scenarios": [{"config": "file://x.yaml", "tests": []}]})
+
+
+def test_the_value_of_an_assertion_may_be_an_object() -> None:
+    found = load(row("promptfoo", 6), "promptfoo")
+    assert found.criteria[0].text == '{"goal": "Names Bern", "scale": [0, 1]}'
+
+
+@pytest.mark.parametrize(
+    ("weights", "points"),
+    [
+        ((0.333, 0.333, 0.334), [1, 1, 1]),
+        ((0.333, 0.667), [1, 2]),
+        ((0.15, 0.35, 0.5), [3, 7, 10]),
+        ((33.3, 33.3, -33.4), [1, 1, -1]),
+        ((2e9, 1e9), [2, 1]),
+    ],
+)
+def test_weights_are_scaled_to_whole_points_and_come_back(
+    weights: tuple[float, ...], points: list[int]
+) -> None:
+    content = {
+        "prompt": "Why?",
+        "rubrics": [{"criterion": f"{n}", "weight": w} for n, w in enumerate(weights)],
+    }
+    found = load(content, "researchrubrics")
+    assert [each.points for each in found.criteria] == points
+    assert same(dump(rubric_of(found), "researchrubrics").content, content)
+
+
+def test_rounding_is_said_and_too_fine_proportions_are_refused() -> None:
+    found = load(row("researchrubrics", 6), "researchrubrics")
+    assert found.provenance["points_factor"] == pytest.approx(1 / 0.334)
+    assert "and rounded to whole numbers, which changes none by more than 0.5%" in found.notes[0]
+    with pytest.raises(NotRepresentable, match="whatever all of them are multiplied by"):
+        load(
+            {
+                "prompt": "Why?",
+                "rubrics": [{"criterion": "a", "weight": 1}, {"criterion": "b", "weight": 0.001}],
+            },
+            "researchrubrics",
+        )
+
+
+FUNCTION = dict.fromkeys(("N", "quantifier", "word", "options", "section_splitter"))
+
+
+@pytest.mark.parametrize(
+    ("call", "checks"),
+    [
+        (
+            {"func_name": "validate_word_constraint", "N": 20, "quantifier": "around"},
+            [{"kind": "min_words", "value": 18}, {"kind": "max_words", "value": 22}],
+        ),
+        (
+            {"func_name": "verify_sentence_constraint", "N": 3, "quantifier": "at most"},
+            [{"kind": "count", "of": "sentences", "max": 3}],
+        ),
+        (
+            {"func_name": "verify_keyword_frequency", "word": "tea", "N": 2},
+            [{"kind": "occurrences", "text": "tea", "min": 2, "max": 2}],
+        ),
+        ({"func_name": "validate_no_commas"}, [{"kind": "count", "of": "commas", "max": 0}]),
+        (
+            {"func_name": "validate_choice", "options": ["a", "b"]},
+            [{"kind": "one_of", "options": ["a", "b"]}],
+        ),
+        ({"func_name": "validate_choice", "options": "a or b"}, []),
+        ({"func_name": "new_function", "N": 2}, []),
+    ],
+)
+def test_a_function_of_rlvr_ifeval_becomes_a_check_or_words(
+    call: dict[str, Any], checks: list[dict[str, Any]]
+) -> None:
+    content = {
+        "messages": [{"role": "user", "content": "Do it."}],
+        "ground_truth": json.dumps(FUNCTION | call),
+        "dataset": "ifeval",
+    }
+    assert detect_format(content) == "ifeval"
+    found = load(content, "ifeval")
+    check = found.criteria[0].check
+    made = [] if check is None else getattr(check, "checks", [check])
+    assert [
+        each.model_dump(mode="json", exclude_defaults=True) | {"kind": each.kind} for each in made
+    ] == checks
+    assert bool(found.notes) == (not checks)
+    assert same(dump(rubric_of(found), "ifeval").content, content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rubrics": [{"criterion": "a", "points": 1}, "b"]}, r"rubrics\[1\]: is a text alone"),
+        ({"prompt": []}, "prompt: must hold at least one message"),
+        ({"rubrics": [{"criterion": "a", "points": "0x1"}]}, r"rubrics\[0\].points: must be a num"),
+        ({"rubrics": [{"points": 1}]}, r"rubrics\[0\].criterion: is missing"),
+    ],
+)
+def test_what_a_row_lacks_is_said_with_its_place(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(Malformed, match=message):
+        load(row("healthbench", 1) | change, "healthbench")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_columns_may_be_json_in_a_text_once_or_twice(times: int) -> None:
+    content = row("healthbench", 1)
+    encoded = json.dumps(content["rubrics"])
+    for _ in range(times - 1):
+        encoded = json.dumps(encoded)
+    found = load(content | {"rubrics": encoded}, "healthbench")
+    assert found.criteria == load(content, "healthbench").criteria
+    assert same(dump(rubric_of(found), "healthbench").content, content | {"rubrics": encoded})
+
+
 def test_a_list_within_a_numbered_line_belongs_to_it() -> None:
     content = {"instruction": "Plan.", "rubric": "1. Names:\n   1) who\n   2) when\n2. Is short."}
     found = read(content, "openrubrics")

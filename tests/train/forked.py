@@ -14,7 +14,14 @@ from torch.distributed import TCPStore
 
 PRELOADED = [
     f"train.{name}"
-    for name in ("killed_run", "recorded_run", "lost_service", "sharded_loss", "step_means")
+    for name in (
+        "killed_run",
+        "recorded_run",
+        "lost_service",
+        "sharded_loss",
+        "evaluated_run",
+        "step_means",
+    )
 ]
 LIMIT_S = 240
 

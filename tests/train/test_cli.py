@@ -10,8 +10,10 @@ import typer
 import yaml
 from typer.testing import CliRunner, Result
 
+from client.scripted import ScriptedService, refusal
 from markscheme_train.cli import TRY_AGAIN
 from markscheme_train.cli import train as command
+from markscheme_train.errors import TrainError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -76,6 +78,19 @@ def test_what_stays_unscored_ends_it_saying_why_on_its_last_line(
     assert "--resume alone does not help" in last
 
 
+def test_held_out_prompts_without_rubrics_end_it_before_the_first_step(
+    train: Callable[..., Result], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"prompt": "w20"}\n')
+    ended = train(f"eval_data={held_out}", "eval_steps=1", "max_unscored=0.5")
+    assert ended.exit_code == 1
+    assert "evaluation after step 0  reward –  unscored 4/4" in ended.output
+    assert "run `markscheme induce` on eval_data" in ended.output
+    assert "step 1/2" not in ended.output
+    assert not list(Path(settings["output_dir"]).glob("checkpoint-*"))
+
+
 @pytest.mark.parametrize(
     ("key", "said"),
     [
@@ -104,6 +119,40 @@ def test_a_wrong_or_missing_key_is_refused_before_the_model_is_loaded(
     assert said in refused.output
     assert "the scopes score and induce" in refused.output
     assert "--resume" not in refused.output
+
+
+@pytest.mark.parametrize(
+    ("answers", "reuse", "said"),
+    [
+        ((403,), "frozen", "refuses the key in MARKSCHEME_API_KEY: scripted"),
+        ((422, 403), "always_new", "refuses the key in MARKSCHEME_API_KEY: scripted"),
+        ((422, 422), "always_new", "the model is loaded"),
+        ((422,), "frozen", "the model is loaded"),
+    ],
+)
+def test_a_key_that_lacks_a_scope_is_refused_before_the_model_is_loaded(
+    answers: tuple[int, ...],
+    reuse: str,
+    said: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load_model(config: Any) -> Any:
+        raise TrainError("the model is loaded")
+
+    monkeypatch.setattr("markscheme_train.training.load_model", load_model)
+    service = ScriptedService()
+    service.replies = [refusal(status, "scripted") for status in answers]
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(settings | {"markscheme_url": service.url, "reuse": reuse}))
+    app = typer.Typer()
+    app.command()(command)
+    ended = CliRunner().invoke(app, [str(file)], env={"MARKSCHEME_API_KEY": "k"})
+    service.close()
+    assert ended.exit_code == 1
+    assert said in ended.output
+    assert len(service.asked) == len(answers)
 
 
 def test_a_mistake_is_not(train: Callable[..., Result]) -> None:

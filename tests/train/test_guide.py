@@ -1,21 +1,28 @@
-"""The examples of docs/training.md, as printed: a second reward, and plain TRL."""
+"""The examples of docs/training.md, as printed: a second reward, in Python, and plain TRL."""
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from markscheme import Client
+from markscheme_train.config import load_config
+from markscheme_train.step_log import StepRecord
+from markscheme_train.training import train
 from train.tools import scripted_student, tool_tokenizer
 
 PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text("utf-8")
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-def test_the_example_of_a_second_reward_trains(
+@pytest.fixture
+def configured(
     settings: dict[str, Any], service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Path:
+    """Start in a folder with a config.yaml for one step."""
     prompts = [f"Name {word}. Use at most 3 words." for word in ("one", "two")]
     data = Path(settings["data"])
     data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), "utf-8")
@@ -23,7 +30,26 @@ def test_the_example_of_a_second_reward_trains(
     config = settings | logs | {"logging_steps": 1, "report_to": "none"}
     (tmp_path / "config.yaml").write_text(json.dumps(config), "utf-8")  # JSON is YAML
     monkeypatch.chdir(tmp_path)
-    trainer = run(example("## A second reward"))["trainer"]
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_the_example_of_a_second_reward_trains(
+    configured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (configured / "my_rewards.py").write_text(example("## A second reward"), "utf-8")
+    monkeypatch.setattr("sys.path", [*sys.path])
+    given = yaml.safe_load(example("## A second reward", "yaml"))
+    config = load_config(configured / "config.yaml", [f"{k}={v}" for k, v in given.items()])
+    records: list[StepRecord] = []
+    with Client(config.markscheme_url) as client:
+        train(config, client, resume=False, on_record=records.append)
+    assert {"rewards/rubric/mean", "rewards/brevity/mean"} <= records[0].metrics.keys()
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_the_example_in_python_trains(configured: Path) -> None:
+    trainer = run(example("## In Python"))["trainer"]
     assert trainer.state.global_step == 1
     logged = trainer.state.log_history[0]
     assert {"rewards/rubric/mean", "rewards/brevity/mean"} <= logged.keys()
@@ -61,10 +87,10 @@ def test_the_example_with_plain_trl_trains(
     assert "rewards/brevity/mean" in names["trainer"].state.log_history[0]
 
 
-def example(title: str) -> str:
-    """Return the first Python block under a title."""
+def example(title: str, language: str = "python") -> str:
+    """Return the first block of a language under a title."""
     section = PAGE.partition(title)[2]
-    found = re.search(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert found is not None
     return found[1]
 

@@ -63,6 +63,19 @@ def test_tool_calls_count_as_long_as_they_are() -> None:
     assert 115 <= made.teacher_characters <= 150
 
 
+def test_evaluations_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"prompt": "p"}\n' * 4)
+    (tmp_path / "e.jsonl").write_text('{"prompt": "p"}\n' * 3)
+    file = tmp_path / "train.yaml"
+    file.write_text(
+        f"model: m\ndata: {tmp_path}/d.jsonl\neval_data: {tmp_path}/e.jsonl\neval_steps: 10\n"
+        "per_device_train_batch_size: 16\ngradient_accumulation_steps: 1\nmax_steps: 25\n"
+        "num_generations_eval: 2\n"
+    )
+    made = plan(file, [])
+    assert (made.evaluation_groups, made.evaluation_rollouts) == (4 * 3, 4 * 3 * 2)
+
+
 def test_fewer_prompts_than_a_batch_is_said() -> None:
     with pytest.raises(TrainError, match="fewer than the 16"):
         plan_of(SimpleNamespace(**CONFIG | {"generation_batch_size": 128}), EXAMPLES)  # type: ignore[arg-type]

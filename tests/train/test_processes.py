@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from markscheme.errors import ServiceUnavailable, error_class
 from markscheme.integrations.processes import _picklable
 from markscheme_train.losses import entropy, entropy_weight_sums
-from train import lost_service, recorded_run, sharded_loss, step_means
+from markscheme_train.step_log import read_records
+from train import evaluated_run, lost_service, recorded_run, sharded_loss, step_means
 from train.forked import run_together
 from train.sharded_loss import batch, gradient_of
 from train.tiny import tiny_model
@@ -165,6 +167,73 @@ def test_two_processes_that_lose_the_service_leave_together(
     run_together(lost_service.main, file, processes=2, errors=tmp_path / "errors")
     assert (tmp_path / "out" / "checkpoint-1" / "self_teacher.pt").is_file()
     assert not (tmp_path / "out" / ".saving").exists()
+
+
+def test_two_processes_evaluate_once_and_train_as_without(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Their last batch of prompts leaves the second process nothing to do."""
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(f'{{"prompt": "w{n}"}}\n' for n in range(20, 23)))
+    evaluation = {
+        "eval_data": str(held_out),
+        "eval_steps": 1,
+        "num_generations_eval": 2,
+        "per_device_eval_batch_size": 2,
+    }
+    plain = settings | {"per_device_train_batch_size": 4, "run_id": "r", "equal": []}
+    plain |= {"save_strategy": "steps", "save_steps": 2, "disable_dropout": False}
+    asked, weights = {}, {}
+    for name, given in (("with", plain | evaluation), ("without", plain)):
+        file, out = tmp_path / f"{name}.json", tmp_path / f"{name}-asked.json"
+        file.write_text(json.dumps(given | {"output_dir": str(tmp_path / name)}))
+        errors = tmp_path / f"errors-{name}"
+        run_together(evaluated_run.main, file, out, processes=2, errors=errors)
+        asked[name] = json.loads(out.read_text())
+        weights[name] = load_file(tmp_path / name / "model.safetensors")
+    evaluations = [sorted(groups) for run, groups in asked["with"] if run == "r-eval"]
+    assert evaluations == [[["w20", 2], ["w21", 2], ["w22", 2]]] * 3
+    assert [groups for run, groups in asked["with"] if run == "r"] == [
+        groups for _, groups in asked["without"]
+    ]
+    assert all(
+        torch.equal(value, weights["without"][name]) for name, value in weights["with"].items()
+    )
+    lines = (tmp_path / "with" / "steps.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("evaluation", False) for line in lines] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert (tmp_path / "with" / "checkpoint-1" / "trainer_state.json").is_file(), "the best one"
+
+
+def test_two_processes_replace_groups_together(settings: dict[str, Any], tmp_path: Path) -> None:
+    """A group of three over two processes: only an even number of groups can be divided."""
+    file, out, data = (tmp_path / name for name in ("s.json", "asked.json", "prompts.jsonl"))
+    prompts = [f"w{n} w{n + 1}" for n in range(4, 16)]
+    data.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    given = settings | {
+        "data": str(data),
+        "preset": "srpo",
+        "distillation_top_k": 5,
+        "num_generations": 3,
+        "per_device_train_batch_size": 3,
+        "max_resampling_rounds": 2,
+        "max_steps": 4,
+        "equal": prompts[::2],
+    }
+    file.write_text(json.dumps(given))
+    run_together(evaluated_run.main, file, out, processes=2, errors=tmp_path / "errors")
+    asked = [groups for _, groups in json.loads(out.read_text())]
+    assert {len(groups) for groups in asked} == {2}
+    assert {rollouts for groups in asked for _, rollouts in groups} == {3}
+    records = read_records(tmp_path / "out" / "steps.jsonl")
+    redrawn = [record.metrics["dynamic_sampling/redrawn_groups"] for record in records]
+    assert sum(redrawn) == 2 * (len(asked) - 4) > 0
+    assert [record.rollouts for record in records] == [6 + 3 * groups for groups in redrawn]
 
 
 def test_the_loss_of_a_model_in_parts(tmp_path: Path) -> None:

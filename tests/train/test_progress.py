@@ -1,12 +1,13 @@
 """The live view: what a step says is on it, and criterion text is never read as markup."""
 
+import dataclasses
 import io
 
 from rich.console import Console
 
 from markscheme_train.progress import LiveTable
 from markscheme_train.reward import CriterionRate
-from markscheme_train.step_log import StepRecord
+from markscheme_train.step_log import EvaluationRecord, StepRecord
 
 
 def record(reward: float | None, **metrics: float) -> StepRecord:
@@ -78,6 +79,32 @@ def test_elsewhere_a_step_is_one_line() -> None:
     ]
     routed = drawn(terminal=False, **{"distillation/routed_share": 0.375})
     assert "judge calls 14  to teacher 38%  rollout" in routed
+
+
+def test_an_evaluation_is_one_line_that_stays() -> None:
+    output = io.StringIO()
+    evaluation = EvaluationRecord(
+        step=40,
+        reward=0.625,
+        best=True,
+        rollouts=80,
+        unscored=3,
+        reasons={"timeout": 3},
+        criteria=[],
+        mean_length=211.4,
+        clipped_ratio=0.0,
+        seconds=31.2,
+        judge_calls=77,
+        judge_tokens=9000,
+    )
+    with LiveTable(Console(file=output, width=120), title="t") as live:
+        live.show_evaluation(evaluation)
+        live.show_evaluation(dataclasses.replace(evaluation, reward=None, best=False))
+    assert output.getvalue().splitlines() == [
+        "evaluation after step 40  reward 0.62 (best)  unscored 3/80  length 211  judge calls 77  "
+        "31.2 s",
+        "evaluation after step 40  reward –  unscored 3/80  length 211  judge calls 77  31.2 s",
+    ]
 
 
 def test_an_unknown_reward_is_no_number() -> None:

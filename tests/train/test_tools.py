@@ -139,9 +139,13 @@ def test_the_self_teacher_reads_a_trajectory_and_teaches_only_what_the_student_w
     assert batch["num_items_in_batch"] == own.sum()
     for prompt in read:
         assert '"name": "population"' in prompt.partition("<|im_start|>user")[0]  # the tools
-        assert "[Call of population]" in prompt
-        assert "[Result of population]\nregister: Oslo 709037" in prompt
         assert prompt.endswith("<|im_start|>assistant\n")
+    # Row 0 is the control of the group: it is shown row 3, which called nothing.
+    shown = ["[Call of population]" in prompt for prompt in read]
+    assert sorted(shown) == [False, True, True]
+    for prompt in read:
+        called = "[Result of population]\nregister: Oslo 709037" in prompt
+        assert called == ("[Call of population]" in prompt)
     trainer._count_by_step([batch])
     loss = trainer._compute_loss(trainer.model, batch)
     loss.backward()

@@ -36,6 +36,8 @@ OVERRIDDEN = {
         "mm_token_type_ids",
         "image_position_ids",
     ],
+    "_generate": ["self", "prompts"],
+    "log": ["self", "logs", "start_time"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
 }
@@ -59,6 +61,18 @@ RELIED_ON = {
         "output_dir = os.path.join(run_dir, checkpoint_folder)",
         "run_dir = self._get_output_dir(trial=trial)",
         "self.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))",
+    ],
+    # After an evaluation the best one is noted, and only then a checkpoint may be written.
+    "super()._maybe_log_save_evaluate": [
+        "is_new_best_metric = self._determine_best_metric(metrics=metrics, trial=trial)\n\n"
+        "            if self.args.save_strategy == SaveStrategy.BEST:\n"
+        "                self.control.should_save = is_new_best_metric\n\n"
+        "        if self.control.should_save:",
+    ],
+    # An evaluation generates by this, without the log-probabilities and the loss.
+    "_generate": [
+        'mode = "train" if self.model.training else "eval"',
+        "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields",
     ],
     "_generate_and_score_completions": [
         "num_items_in_batch = self.accelerator.gather(loss_mask.sum()).sum()"

@@ -8,11 +8,12 @@ import os
 import sys
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from markscheme import __version__
 from markscheme.cli.induce import induce
 from markscheme.cli.output import EPILOG
 from markscheme.cli.rubrics import rubrics
@@ -86,6 +87,24 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"markscheme {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command; the help of `app` describes it."""
+
+
 for command in (score, teach, induce, usage):
     app.command(epilog=EPILOG)(command)
 app.add_typer(rubrics, name="rubrics")
@@ -113,7 +132,7 @@ def main() -> None:
     asked = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     for point in entry_points(group=ENTRY_POINTS):
         # Importing the server for 'markscheme score' would take longer than the rest of the start.
-        if asked in COMMANDS and asked != point.name:
+        if sys.argv[1:2] == ["--version"] or (asked in COMMANDS and asked != point.name):
             continue
         try:
             command = point.load()

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from markscheme.client import Client
+from markscheme.client import AsyncClient, Client
 from markscheme.errors import InvalidArgument, MarkschemeError
 from markscheme.vocabulary import View
 
@@ -59,8 +59,21 @@ def connect(url: str) -> Client:
 
     Ends the command if there can be no service at ``url``.
     """
-    try:
+    with _named_option():
         return Client(url)
+
+
+def connect_async(url: str) -> AsyncClient:
+    """Return what `connect` does, for asyncio."""
+    with _named_option():
+        return AsyncClient(url)
+
+
+@contextmanager
+def _named_option() -> Iterator[None]:
+    """End the command for an argument that no client takes, with the name of the option."""
+    try:
+        yield
     except InvalidArgument as error:
         fail(f"--url (or {URL}): {error.message}" if error.param == "base_url" else str(error))
 

@@ -1,7 +1,8 @@
 """``markscheme rubrics import``: bring the rubrics of a file into the service."""
 
+import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from markscheme.cli.output import (
     Url,
-    connect,
+    connect_async,
     describe_error,
     fail,
     messages,
     print_error,
     progress_bar,
 )
-from markscheme.client import DEFAULT_URL
+from markscheme.client import DEFAULT_URL, AsyncClient
 from markscheme.data import SourceError, open_source
 from markscheme.errors import InvalidRequest, MarkschemeError
 from markscheme.exchange.profiles import mapped_profile
@@ -26,6 +27,7 @@ from markscheme.importing import (
     ImportReport,
     RubricColumns,
     RubricImporter,
+    RubricRow,
     describe,
     read_rubric_file,
 )
@@ -125,33 +127,31 @@ def import_file(
         whole = path.suffix.lower() in WHOLE_FILES and not path.is_dir()
         single = read_rubric_file(path) if whole else []
         source = None if whole else open_source(name)
-        with connect(url) as client:
-            importer = RubricImporter(
-                client,
-                "mapped" if mapping is not None else format,
-                mapping=mapping,
-                prompt=prompt,
-                tags=tags,
-                allow_loss=allow_loss,
-                references=references,
-                teacher_model=teacher_model,
-                columns=columns,
-            )
-            if len(single) == 1 and not (prompt_column or teacher_column or rubric_column):
-                _import_one(path, single[0], importer, tags)
-                return
-            problems = _Problems()
-            with progress_bar("importing", messages()) as progress:
-                total = len(single) if source is None else source.count()
-                if not total:
-                    raise ValueError(f"{name} holds no rubrics")
-                bar = progress.add_task("rubrics", total=total)
-                importer.import_rows(
-                    single if source is None else source.rows(),
-                    on_problem=problems,
-                    on_row=lambda: progress.advance(bar),
-                )
-            problems.finish()
+        client = connect_async(url)
+        importer = RubricImporter(
+            client,
+            "mapped" if mapping is not None else format,
+            mapping=mapping,
+            prompt=prompt,
+            tags=tags,
+            allow_loss=allow_loss,
+            references=references,
+            teacher_model=teacher_model,
+            columns=columns,
+        )
+        if len(single) == 1 and not (prompt_column or teacher_column or rubric_column):
+            asyncio.run(_closing(client, _import_one(path, single[0], importer, tags)))
+            return
+        problems = _Problems()
+        with progress_bar("importing", messages()) as progress:
+            total = len(single) if source is None else source.count()
+            if not total:
+                raise ValueError(f"{name} holds no rubrics")
+            bar = progress.add_task("rubrics", total=total)
+            rows = single if source is None else source.rows()
+            work = _import_all(importer, rows, problems, lambda: progress.advance(bar))
+            asyncio.run(_closing(client, work))
+        problems.finish()
     except (MarkschemeError, ValueError, OSError) as error:
         started = importer is not None and (importer.report.imported or importer.report.failed)
         stopped = f"\nstopped; run it again to go on. {importer.report}" if started else ""  # type: ignore[union-attr]
@@ -219,18 +219,37 @@ class _Problems:
             print_error(f"and {self._count - SHOWN_PROBLEMS} more rows failed")
 
 
-def _import_one(path: Path, row: FileRow, importer: RubricImporter, tags: Sequence[str]) -> None:
+async def _closing(client: AsyncClient, work: Awaitable[None]) -> None:
+    async with client:
+        await work
+
+
+async def _import_all(
+    importer: RubricImporter,
+    rows: Iterable[RubricRow],
+    on_problem: Callable[[str], None],
+    on_row: Callable[[], None],
+) -> None:
+    await importer.start()
+    await importer.import_rows(rows, on_problem=on_problem, on_row=on_row)
+
+
+async def _import_one(
+    path: Path, row: FileRow, importer: RubricImporter, tags: Sequence[str]
+) -> None:
     try:
         content = row.load()
         format = importer.format_of(content)
         found = importer.read(content)
-        answer, existed = importer.send(content, found, row.place)
+        await importer.start()
+        answer, existed = await importer.send(content)
     except LineError as error:
         raise ValueError(f"{path}, {error}") from None
     except (ValueError, InvalidRequest) as error:
         raise ValueError(f"{path}: {_with_advice(describe(error))}") from error
+    importer.add_references(found, row.place)
     problems: list[str] = []
-    importer.store_references(problems.append)
+    await importer.store_references(problems.append)
     for problem in problems:
         print_error(problem)
     print_losses(answer.losses)

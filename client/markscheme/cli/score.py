@@ -1,10 +1,11 @@
 """``markscheme score``: score rollouts that are kept in files."""
 
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -39,6 +40,7 @@ from markscheme.vocabulary import (
     ReuseScope,
     Thinking,
     VerifyMode,
+    View,
     describe_reasons,
 )
 
@@ -165,7 +167,9 @@ def score(
 
     Writes one scored group a line. A reward that is not known is null, and the summary says why.
 
-    Run it again to go on: finished groups are kept, groups with null rewards are asked for again.
+    Run it again to go on: finished groups are kept, groups with null rewards are asked for again,
+    as are groups that were scored with another --rubric, --verify, --thinking, --view or --clamp;
+    -o keeps both.
 
     Exit status: 0 every reward is known, 3 some are null, 1 failed, 130 interrupted.
     """
@@ -175,21 +179,18 @@ def score(
     try:
         with reported_errors():
             groups = GroupRows(data, Columns(prompt_column, teacher_column, rubric=rubric_column))
+            options = ScoreOptions(rubric, verify, thinking, view, clamp)
             _repair_last_line(target)
             known = read_scored(target)
-            todo, again = groups.check(known)
+            todo = groups.check(known, options)
             if known:
-                console.print(
-                    f"{sum(known.values())} groups are in {target} already"
-                    + (f"; {again} with null rewards are asked for again" if again else ""),
-                    soft_wrap=True,
-                )
+                console.print(todo.describe(target), soft_wrap=True)
             with (
                 connect(url) as client,
                 progress_bar("scoring", console) as progress,
                 target.open("a", encoding="utf-8") as out,
             ):
-                bar = progress.add_task("groups", total=todo)
+                bar = progress.add_task("groups", total=len(todo.names))
                 ask = partial(
                     client.score,
                     reuse=reuse,
@@ -201,10 +202,11 @@ def score(
                     run=Run(id=run, step=step) if run else None,
                     on_group=lambda _: progress.advance(bar),
                 )
-                for window in _requests(g for g in groups if not known.get(g.id, False)):
+                for window in _requests(g for g in groups if g.id in todo.names):
                     scores, refused = _score(ask, [_with_rubric(g, rubric) for g in window])
                     # On disk before the next request: an interruption loses no paid verdict.
-                    out.write("".join(group.model_dump_json() + "\n" for group in scores))
+                    options_of = {group.id: options.of(group) for group in window}
+                    out.writelines(_line(group, options_of[group.id]) for group in scores)
                     out.flush()
                     report.add(scores)
                     report.refused += len(refused)
@@ -243,6 +245,62 @@ def _score(
         return scores, refused
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """Options that decide a reward, given the rubric; see the command."""
+
+    rubric: str | None = None
+    verify: VerifyMode = "rollout"
+    thinking: Thinking = "auto"
+    view: View | None = None
+    clamp: Clamp = "zero"
+
+    def of(self, group: Group) -> dict[str, str]:
+        """Return those that a group is scored with, without defaults."""
+        own = replace(self, rubric=None) if group.rubric_id is not None else self
+        default = ScoreOptions()
+        return {
+            name: value for name, value in asdict(own).items() if value != getattr(default, name)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredLine:
+    """A group of a scored file: whether every reward is known, and the options it had."""
+
+    is_known: bool
+    options: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class Todo:
+    """Names of the groups to ask for, and how many of them were scored before."""
+
+    names: set[str] = field(default_factory=set)
+    finished: int = 0
+    unknown: int = 0
+    other_options: int = 0
+
+    def describe(self, target: Path) -> str:
+        """Return what is done with the groups that are there already."""
+        said = f"{self.finished} groups are in {target} already"
+        if self.unknown:
+            said += f"; {self.unknown} with null rewards are asked for again"
+        if self.other_options:
+            said += (
+                f"; {self.other_options} were scored with other options and are scored again; to "
+                "keep both, write to another file with -o"
+            )
+        return said
+
+
+def _line(score: GroupScore, options: Mapping[str, str]) -> str:
+    """Return a line of the file: the scored group, and options that are not the default."""
+    if not options:
+        return score.model_dump_json() + "\n"
+    return json.dumps(score.model_dump(mode="json") | {"options": options}) + "\n"
+
+
 class GroupRows:
     """The groups of a source, read anew at each iteration.
 
@@ -258,29 +316,36 @@ class GroupRows:
         """Yield the groups. Raises ``SourceError``."""
         return (_named(row, record) for row, record in self._records.with_rows())
 
-    def check(self, known: Mapping[str, bool]) -> tuple[int, int]:
-        """Read every row once, and count the groups to ask for.
+    def check(self, known: Mapping[str, ScoredLine], options: ScoreOptions) -> Todo:
+        """Read every row once, and return which groups to ask for.
 
         Args:
-            known: Groups that were scored before: id to whether every reward is known.
-
-        Returns:
-            How many groups are not completely known, and how many of them were scored before.
+            known: Groups that were scored before, by id.
+            options: What they are to be scored with.
 
         Raises:
             SourceError: A row cannot be used, two groups have the same id, or there is none.
         """
         places: dict[str, str] = {}
+        todo = Todo()
 
         def visit(row: Row, record: tuple[bool, Group]) -> None:
-            name = _named(row, record).id
+            group = _named(row, record)
+            name = group.id
             if name in places:
                 raise RowError(f"{row.place}: the id {name!r} is that of {places[name]} already")
             places[name] = row.place
+            line = known.get(name)
+            if line is not None and line.is_known and line.options == options.of(group):
+                todo.finished += 1
+                return
+            todo.names.add(name)
+            if line is not None:
+                todo.other_options += line.is_known
+                todo.unknown += not line.is_known
 
         self._records.check(visit)
-        todo = [name for name in places if not known.get(name, False)]
-        return len(todo), sum(name in known for name in todo)
+        return todo
 
 
 def _named(row: Row, record: tuple[bool, Group]) -> Group:
@@ -291,7 +356,7 @@ def _named(row: Row, record: tuple[bool, Group]) -> Group:
 def read_groups(source: str | Path) -> list[Group]:
     """Read all groups of a source; see ``GroupRows``. Raises ``ValueError`` and ``OSError``."""
     groups = GroupRows(source)
-    groups.check({})
+    groups.check({}, ScoreOptions())
     return list(groups)
 
 
@@ -306,8 +371,8 @@ def scored_file(data: str) -> Path:
     return Path(re.sub(r"[^\w.-]+", "-", data).strip("-") + ".scored.jsonl")
 
 
-def read_scored(target: Path) -> dict[str, bool]:
-    """Read which groups a scored file holds: id to whether every reward is known.
+def read_scored(target: Path) -> dict[str, ScoredLine]:
+    """Read which groups a scored file holds, by id.
 
     The last line of an id counts. Raises ``ValueError`` that names a line which is no scored group.
     """
@@ -375,7 +440,7 @@ def _parse_rollout(index: int, row: Any) -> Any:
     return {"id": f"r{index}", **row} if isinstance(row, dict) else row
 
 
-def _parse_scored(row: Any) -> tuple[str, bool]:
+def _parse_scored(row: Any) -> tuple[str, ScoredLine]:
     if not isinstance(row, dict) or not isinstance(row.get("id"), str):
         raise ValueError("not a scored group")
     rollouts = row.get("rollouts")
@@ -386,7 +451,8 @@ def _parse_scored(row: Any) -> tuple[str, bool]:
             isinstance(rollout, dict) and rollout.get("reward") is not None for rollout in rollouts
         )
     )
-    return row["id"], known
+    options = row.get("options", {})
+    return row["id"], ScoredLine(known, options if isinstance(options, dict) else {})
 
 
 def _repair_last_line(target: Path) -> None:

@@ -1,9 +1,11 @@
 """Tell the format of a content from the fields that it has."""
 
+import re
 from typing import Any
 
 from markscheme.exchange.base import NATIVE, Malformed, join_excerpts
 from markscheme.exchange.paths import decode
+from markscheme.exchange.promptfoo import is_config
 from markscheme.vocabulary import ExchangeFormat
 
 _HEALTHBENCH = {"prompt_id", "example_tags", "ideal_completions_data"}
@@ -43,11 +45,13 @@ def _format_of(content: Any) -> ExchangeFormat | None:
         return "ropd" if version.startswith("ropd.rubric.") else None
     if "binary_labels" in row and isinstance(row.get("rubric"), str):
         return "healthbench-meta-eval"
-    if "instruction_id_list" in row or "instruction_id" in str(row.get("ground_truth", "")):
+    if "instruction_id_list" in row or re.search(
+        r"instruction_id|func_name", str(row.get("ground_truth", ""))
+    ):
         return "ifeval"
     if "rubric_items" in row:
         return "healthbench-professional"
-    if "assert" in row or ("tests" in row and "prompts" in row):
+    if "assert" in row or is_config(row):
         return "promptfoo"
     if isinstance(row.get("requirements"), str | list) and "prompt" in row:
         return "wildchecklists"

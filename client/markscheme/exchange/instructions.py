@@ -36,7 +36,8 @@ def read_instructions(columns: Arguments) -> list[dict[str, Any]]:
 
     Args:
         columns: `instruction_id_list` and `kwargs`, or `ground_truth` that holds both (as
-            `instruction_id` and `kwargs`, in JSON or as Python writes it).
+            `instruction_id` and `kwargs`, or as RLVR-IFeval's `func_name` and its arguments; in
+            JSON or as Python writes it).
 
     Raises:
         Malformed: Names the column at fault.
@@ -53,6 +54,7 @@ def read_instructions(columns: Arguments) -> list[dict[str, Any]]:
     each = decode(arguments)
     if each is None or each == "":
         each = [None] * len(names)
+    each = [decode(own) for own in each] if isinstance(each, list) else each
     if not isinstance(each, list) or not all(isinstance(a, dict | None) for a in each):
         raise require(arguments, "kwargs", "a list of objects")
     if len(each) != len(names):
@@ -73,8 +75,11 @@ def _from_ground_truth(value: Any) -> tuple[Any, Any]:
         if isinstance(value[0], str):
             return _from_ground_truth(value[0])
         value = value[0]
+    if isinstance(value, dict) and isinstance(value.get("func_name"), str):
+        arguments = {name: each for name, each in value.items() if name != "func_name"}
+        return [value["func_name"]], [arguments]
     if not isinstance(value, dict) or "instruction_id" not in value:
-        raise Malformed("ground_truth: must hold instruction_id and kwargs")
+        raise Malformed("ground_truth: must hold instruction_id and kwargs, or func_name")
     return value["instruction_id"], value.get("kwargs")
 
 
@@ -108,11 +113,26 @@ def checks_of(instruction: str, arguments: Arguments) -> list[dict[str, Any]]:
     name = instruction.split(":")[-1]
     if name in _CASE:
         return [{"kind": _CASE[name]}, {"kind": "language", "language": "en"}]
-    return _TRANSLATIONS[name](arguments) if name in _TRANSLATIONS else [_PLAIN[name]]
+    translate = _TRANSLATIONS.get(name) or _FUNCTIONS.get(name)
+    return [_PLAIN[name]] if translate is None else translate(arguments)
 
 
 def _bounds(relation: str, amount: int) -> dict[str, int]:
     return {"at least": {"min": amount}, "less than": {"max": amount - 1}}[relation]
+
+
+def _exactly(a: Arguments) -> dict[str, int]:
+    return {"min": a["N"], "max": a["N"]}
+
+
+def _quantified(a: Arguments, around: int) -> dict[str, int]:
+    """Return the bounds of RLVR-IFeval's quantifiers; `around` is the distance allowed."""
+    amount = a["N"]
+    return {
+        "at least": {"min": amount},
+        "at most": {"max": amount},
+        "around": {"min": max(0, amount - around), "max": amount + around},
+    }[a["quantifier"]]
 
 
 def _words(a: Arguments) -> list[dict[str, Any]]:
@@ -181,6 +201,56 @@ _TRANSLATIONS: dict[str, Callable[[Arguments], list[dict[str, Any]]]] = {
     ],
     "end_checker": lambda a: [{"kind": "ends_with", "text": a["end_phrase"]}],
 }
+_FUNCTIONS: dict[str, Callable[[Arguments], list[dict[str, Any]]]] = {
+    "validate_choice": lambda a: [{"kind": "one_of", "options": a["options"]}],
+    "validate_end": lambda a: [{"kind": "ends_with", "text": a["end_phrase"]}],
+    "validate_forbidden_words": lambda a: [{"kind": "excludes", "texts": a["forbidden_words"]}],
+    "validate_frequency_capital_words": lambda a: [
+        {"kind": "count", "of": "capital_words", **_quantified(a, 0)}
+    ],
+    "validate_highlighted_sections": lambda a: [
+        {"kind": "count", "of": "highlights", "min": a["N"]}
+    ],
+    "validate_json_format": lambda _: [{"kind": "json_valid"}],
+    "validate_lowercase": lambda _: [{"kind": "lowercase"}],
+    "validate_no_commas": lambda _: [{"kind": "count", "of": "commas", "max": 0}],
+    "validate_paragraphs": lambda a: [
+        {
+            "kind": "paragraph_start",
+            "paragraphs": a["N"],
+            "paragraph": a["i"],
+            "word": a["first_word"],
+        }
+    ],
+    "validate_placeholders": lambda a: [{"kind": "count", "of": "placeholders", "min": a["N"]}],
+    "validate_quotation": lambda _: [{"kind": "quoted"}],
+    "validate_repeat_prompt": lambda a: [{"kind": "starts_with", "text": a["original_prompt"]}],
+    "validate_response_language": lambda a: [{"kind": "language", "language": a["language"]}],
+    "validate_sections": lambda a: [
+        {"kind": "sections", "marker": a["section_splitter"], "min": a["N"]}
+    ],
+    "validate_title": lambda _: [{"kind": "title"}],
+    "validate_two_responses": lambda _: [{"kind": "count", "of": "responses", "min": 2, "max": 2}],
+    "validate_uppercase": lambda _: [{"kind": "uppercase"}],
+    "validate_word_constraint": lambda a: [
+        {"kind": f"{side}_words", "value": value}
+        for side, value in _quantified(a, max(1, round(a["N"] * 0.1))).items()
+    ],
+    "verify_bullet_points": lambda a: [{"kind": "count", "of": "bullets", **_exactly(a)}],
+    "verify_keyword_frequency": lambda a: [
+        {"kind": "occurrences", "text": a["word"], **_exactly(a)}
+    ],
+    "verify_keywords": lambda a: [{"kind": "contains", "texts": a["keyword_list"]}],
+    "verify_letter_frequency": lambda a: [
+        {"kind": "letter_count", "letter": a["letter"], **_exactly(a)}
+    ],
+    "verify_paragraph_count": lambda a: [{"kind": "count", "of": "starred_parts", **_exactly(a)}],
+    "verify_postscript": lambda a: [{"kind": "postscript", "marker": a["postscript_marker"]}],
+    "verify_sentence_constraint": lambda a: [
+        {"kind": "count", "of": "sentences", **_quantified(a, 1)}
+    ],
+}
+"""RLVR-IFeval's functions, as open-instruct defines them."""
 _COUNTED = {
     "sentences": "sentences",
     "bullets": "bullet points",

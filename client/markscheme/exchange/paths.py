@@ -119,15 +119,18 @@ def put(row: Any, path: Path, value: Any) -> Any:
 def decode(value: Any) -> Any:
     """Return what a string of JSON holds if that is a list or an object, else the value.
 
-    The same limits hold as for a content: a string that breaks one is a text.
+    JSON may be in a string twice: some data sets encode a column that was encoded already. The same
+    limits hold as for a content: a string that breaks one is a text.
     """
     if (
         isinstance(value, str)
         and len(value) <= MAX_ENCODED
-        and value[:100].lstrip()[:1] in ("[", "{")
+        and value[:100].lstrip()[:1] in ("[", "{", '"')
     ):
         try:
-            return check_json(json.loads(value))
+            found = json.loads(value)
+            found = json.loads(found) if isinstance(found, str) else found
+            return check_json(found) if isinstance(found, list | dict) else value
         except (ValueError, RecursionError):
             return value
     return value

@@ -44,6 +44,13 @@ def read_assertions(
     return chosen, others
 
 
+def rubric_text(value: Any) -> Any:
+    """Return the text of an assertion's value; an object or a list becomes JSON."""
+    if isinstance(value, dict | list) and value:
+        return json.dumps(value, ensure_ascii=False)
+    return value
+
+
 def render(template: str, variables: Mapping[str, Any], location: str) -> str:
     """Return the template with its variables filled in. Raises `Malformed`.
 
@@ -73,25 +80,31 @@ def render(template: str, variables: Mapping[str, Any], location: str) -> str:
     return _VARIABLE.sub(value, template)
 
 
+def is_config(content: Any) -> bool:
+    """Return whether a content is a configuration: prompts with tests or scenarios."""
+    return (
+        isinstance(content, Mapping)
+        and "prompts" in content
+        and ("tests" in content or "scenarios" in content)
+    )
+
+
 def config_rows(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each prompt and test of a configuration. Raises `Malformed`."""
-    return [row for _, row in numbered_rows(config)]
+    return [row for _, row in placed_rows(config)]
 
 
-def numbered_rows(config: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
-    """Return the rows of a configuration, each with the number of its test, from 1.
+def placed_rows(config: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the rows of a configuration, each with the place of its test, such as `test 2`.
 
     `defaultTest` is merged into each test as promptfoo does: its assertions come after the test's
-    own, its variables where the test has none of that name. A variable that is a list makes a test
-    of each of its values.
+    own, its variables where the test has none of that name. A scenario makes a test of each of its
+    tests with each entry of its `config`. A variable that is a list makes a test of each of its
+    values.
 
     Raises `Malformed`.
     """
-    tests, prompts = config.get("tests"), config.get("prompts")
-    if isinstance(tests, str):
-        raise Malformed(f"tests: are in another file ({excerpt(tests)}); import that one")
-    if not isinstance(tests, list):
-        raise require(tests, "tests", "a list")
+    prompts = config.get("prompts")
     if isinstance(prompts, str | dict):
         prompts = [prompts]
     if not isinstance(prompts, list) or not prompts:
@@ -100,21 +113,56 @@ def numbered_rows(config: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]
     if not isinstance(default, dict):
         raise require(default, "defaultTest", "an object")
     rows = []
-    for number, test in enumerate(tests, 1):
-        if not isinstance(test, dict):
-            raise require(test, f"tests[{number - 1}]", "an object")
-        merged = default | test
-        for name in ("vars", "options", "metadata"):
-            if isinstance(default.get(name), dict) and isinstance(test.get(name), dict):
-                merged[name] = default[name] | test[name]
+    for place, test in _tests(config):
+        merged = _merged(default, test)
         own, shared = test.get("assert") or [], default.get("assert") or []
         if isinstance(own, list) and isinstance(shared, list):
             merged["assert"] = [_resolve(each, config) for each in (*own, *shared)]
         for variant in _variants(merged):
             for prompt in prompts:
                 text = prompt.get("raw", prompt.get("id")) if isinstance(prompt, dict) else prompt
-                rows.append((number, {"prompt": text, **variant}))
+                rows.append((place, {"prompt": text, **variant}))
     return rows
+
+
+def _tests(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the tests of a configuration and of its scenarios with their places."""
+    scenarios = config.get("scenarios")
+    if config.get("tests") is not None or scenarios is None:
+        for number, test in enumerate(_objects(config.get("tests"), "tests"), 1):
+            yield f"test {number}", test
+    for number, scenario in enumerate(_objects(scenarios or [], "scenarios"), 1):
+        here = f"scenarios[{number - 1}]"
+        tests = scenario.get("tests")
+        for case in _objects(scenario.get("config"), f"{here}.config"):
+            for position, test in enumerate(
+                [{}] if tests is None else _objects(tests, f"{here}.tests"), 1
+            ):
+                merged = _merged(case, test)
+                first, second = case.get("assert") or [], test.get("assert") or []
+                if isinstance(first, list) and isinstance(second, list):
+                    merged["assert"] = [*first, *second]
+                yield f"scenario {number}, test {position}", merged
+
+
+def _objects(value: Any, location: str) -> list[dict[str, Any]]:
+    if isinstance(value, str):
+        raise Malformed(f"{location}: are in another file ({excerpt(value)}); import that one")
+    if not isinstance(value, list):
+        raise require(value, location, "a list")
+    for number, each in enumerate(value):
+        if not isinstance(each, dict):
+            raise require(each, f"{location}[{number}]", "an object")
+    return value
+
+
+def _merged(default: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a test with the fields of a default where it has none of its own."""
+    merged = {**default, **test}
+    for name in ("vars", "options", "metadata"):
+        if isinstance(default.get(name), dict) and isinstance(test.get(name), dict):
+            merged[name] = default[name] | test[name]
+    return merged
 
 
 def _resolve(assertion: Any, config: Mapping[str, Any]) -> Any:

@@ -149,7 +149,7 @@ def _read(
 
 def _lone_test(content: object) -> object:
     """Return the test of a configuration that makes one rubric, or the content if it is a test."""
-    if not isinstance(content, dict) or "tests" not in content:
+    if not isinstance(content, dict) or not ({"tests", "scenarios"} & content.keys()):
         return content
     rows = config_rows(content)
     if len(rows) != 1:

@@ -35,14 +35,17 @@ from markscheme.exchange.paths import (
     write_path,
 )
 from markscheme.exchange.profiles import Item, ItemList, Profile, Reference
-from markscheme.exchange.promptfoo import render
+from markscheme.exchange.promptfoo import render, rubric_text
 from markscheme.exchange.values import (
+    WEIGHT_TOLERANCE,
+    as_factor,
     numbered_columns,
     read_numbered,
     require,
     scaling,
     to_messages,
     to_number,
+    to_points,
     to_references,
     to_text,
     write_messages,
@@ -187,10 +190,12 @@ def read_criteria(
     taken = {position for position, _ in left_out}
     positions = [n for n in range(len(listed.items) + len(left_out)) if n not in taken]
     for position, item in zip(positions, listed.items, strict=True):
-        text = to_text(item.text, item.text_at)
+        text = to_text(rubric_text(item.text) if profile.variables else item.text, item.text_at)
         if profile.variables:
             text = render(text, variables if isinstance(variables, dict) else {}, item.text_at)
         if item.points is MISSING or (item.points is None and profile.default_points is not None):
+            if profile.default_points is None and isinstance(item.raw, str) and not item.rest:
+                raise Malformed(f"{item.location}: is a text alone, without points")
             if profile.default_points is None:
                 raise require(MISSING, item.points_at, "a number")
             weight = Fraction(profile.default_points)
@@ -217,6 +222,11 @@ def read_criteria(
             f"are multiplied by; round them"
         )
         factor, weights = Fraction(1), [Fraction(1)] * len(weights)
+    elif any((weight * factor).denominator != 1 for weight in weights):
+        issues.notes.append(
+            f"{location}: all points are multiplied by {float(factor):g} and rounded to whole "
+            f"numbers, which changes none by more than {float(WEIGHT_TOLERANCE):.1%} of it"
+        )
     elif factor != 1:
         issues.notes.append(
             f"{location}: all points are multiplied by {float(factor):g}, which makes them whole "
@@ -225,7 +235,7 @@ def read_criteria(
     return _Criteria(
         tuple(items),
         tuple(texts),
-        tuple(int(weight * factor) for weight in weights),
+        tuple(to_points(weights, factor)),
         factor,
         tuple(sorted(left_out, key=lambda each: each[0])),
     )
@@ -443,7 +453,7 @@ def _write_items(
 ) -> list[Any]:
     factor = how.get("factor", 1)
     usable = isinstance(factor, int | float) and not isinstance(factor, bool) and factor > 0
-    scale = Fraction(factor).limit_denominator(10**6) if usable else Fraction(1)
+    scale = as_factor(factor) if usable else Fraction(1)
     items = [_write_item(profile, *part, scale or Fraction(1)) for part in parts]
     for each in how.get("left_out", ()):
         if isinstance(each, dict) and isinstance(each.get("index"), int):

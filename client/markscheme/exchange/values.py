@@ -16,6 +16,8 @@ from markscheme.schema.base import MAX_POINTS, Message, Prompt
 _PROMPT: TypeAdapter[str | list[Message]] = TypeAdapter(Prompt)
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,3})?")
 _LARGEST_WEIGHT, _NUMBER_CHARACTERS = 1e12, 40
+WEIGHT_TOLERANCE = Fraction(1, 200)
+"""By how much of itself a weight may change when it is rounded to whole points: 0.5 %."""
 _FLOAT32 = 1e-7
 """Relative error of a weight that was stored in 32 bits."""
 _ITEM = re.compile(
@@ -65,6 +67,8 @@ def to_messages(value: Any, location: str) -> tuple[Message, ...]:
         if isinstance(decode(decoded.get("messages")), list):
             return to_messages(decoded["messages"], f"{location}.messages")
         decoded = [decoded] if "role" in decoded else decoded
+    if decoded == []:
+        raise Malformed(f"{location}: must hold at least one message")
     if (
         isinstance(decoded, list)
         and all(isinstance(each, Mapping) for each in decoded)
@@ -163,8 +167,38 @@ def to_number(value: Any, location: str) -> Fraction:
 def scaling(weights: Sequence[Fraction]) -> Fraction | None:
     """Return the number by which weights become whole points within the limits; often 1.
 
-    None where no number does so: the weights' proportions are too fine.
+    Rounding to whole points may change a weight by `WEIGHT_TOLERANCE` if no number makes all of
+    them whole. None where that is not enough: the weights' proportions are too fine.
     """
+    return _exact_scaling(weights) or _rounded_scaling(weights)
+
+
+def to_points(weights: Sequence[Fraction], factor: Fraction) -> list[int]:
+    """Return weights as whole points."""
+    return [round(weight * factor) for weight in weights]
+
+
+def as_factor(value: float) -> Fraction:
+    """Return the simple fraction that a factor, written as a number, stands for."""
+    if value >= 1:
+        return Fraction(value).limit_denominator(10**6)
+    return 1 / Fraction(1 / value).limit_denominator(10**6)
+
+
+def _rounded_scaling(weights: Sequence[Fraction]) -> Fraction | None:
+    largest = max(map(abs, weights))
+    for points in range(1, MAX_POINTS + 1):
+        factor = as_factor(float(points / largest))
+        if all(
+            0 < abs(whole) <= MAX_POINTS
+            and abs(whole - weight * factor) <= WEIGHT_TOLERANCE * abs(weight * factor)
+            for whole, weight in zip(to_points(weights, factor), weights, strict=True)
+        ):
+            return factor
+    return None
+
+
+def _exact_scaling(weights: Sequence[Fraction]) -> Fraction | None:
     if all(w.denominator == 1 and abs(w) <= MAX_POINTS for w in weights):
         return Fraction(1)
     factor = Fraction(math.lcm(*(w.denominator for w in weights)))

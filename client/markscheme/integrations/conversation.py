@@ -9,6 +9,7 @@ from markscheme.messages import (
     MessageError,
     normal_message,
     role_of,
+    separate_results,
     unsupported_parts,
     visible_message,
 )
@@ -37,7 +38,7 @@ def normal_conversation(given: Any, name: str) -> Conversation:
     if not isinstance(given, Sequence):
         raise MessageError(f"{name}: must be a text or a list of messages")
     normal = []
-    for number, message in enumerate(given):
+    for number, message in enumerate(separate_results(list(given))):
         location = f"{name}[{number}]"
         role_of(message, location)
         fields = dict(normal_message(message, location))

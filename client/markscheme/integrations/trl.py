@@ -48,6 +48,9 @@ __all__ = ["CriterionRate", "RewardReport", "RowScore", "RubricReward", "Unscore
 FIRST_RETRY_WAIT_S, MAX_RETRY_WAIT_S = 1.0, 30.0
 """Seconds before the first and between later attempts to reach the service; they double."""
 
+MISSED = "missed"
+"""The column of the missed criteria in TRL's table of completions."""
+
 RewardFunction = Callable[..., Any]
 """A reward function as TRL calls it: returns a float or `None` for each row, or a coroutine."""
 
@@ -177,6 +180,7 @@ class RubricReward:
         teacher_responses: Sequence[Any] | None = None,
         rubric_id: Sequence[str | None] | None = None,
         on_report: Callable[[Sequence[Row], RewardReport], None] | None = None,
+        log_extra: Callable[[str, list[str]], None] | None = None,
         **_columns: Any,
     ) -> list[float | None]:
         """Return a reward or `None` for each row of this process, in order.
@@ -194,6 +198,7 @@ class RubricReward:
             teacher_responses: Responses for each row, or `None`.
             rubric_id: Each row's rubric, or `None`.
             on_report: Called with the rows of all processes and the service's report.
+            log_extra: TRL's hook for columns of its table of completions: gets the missed criteria.
             **_columns: Other columns, ignored.
 
         Raises:
@@ -229,6 +234,9 @@ class RubricReward:
         if on_report is not None:
             on_report(self.rows, self.last)
         first = sum(counts[: processes.rank])
+        if log_extra is not None:
+            scores = self.last.row_scores[first : first + len(own)]
+            log_extra(MISSED, ["; ".join(score.feedback) for score in scores])
         rewards = self.last.rewards[first : first + len(own)]
         self._answered = (completions, rewards)
         return rewards

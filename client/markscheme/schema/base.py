@@ -17,7 +17,13 @@ from pydantic import (
 from pydantic import Tag as Branch
 from pydantic_core import InitErrorDetails
 
-from markscheme.messages import check_characters, normal_message, unsupported_parts, visible_message
+from markscheme.messages import (
+    check_characters,
+    normal_message,
+    separate_results,
+    unsupported_parts,
+    visible_message,
+)
 from markscheme.text import check_valid, replace_invalid
 from markscheme.vocabulary import Role
 
@@ -152,12 +158,15 @@ def _said(message: Message) -> Message:
 
 
 Messages = Annotated[
-    list[Annotated[Message, AfterValidator(_said)]], Field(min_length=1, max_length=MAX_MESSAGES)
+    list[Annotated[Message, AfterValidator(_said)]],
+    Field(min_length=1, max_length=MAX_MESSAGES),
+    BeforeValidator(separate_results),
 ]
 """The messages of a prompt."""
 Trajectory = Annotated[
     list[Annotated[Message, BeforeValidator(_visible_message)]],
     Field(max_length=MAX_TRAJECTORY),
+    BeforeValidator(separate_results),
 ]
 """The messages of a response, after those of its prompt. NUL and lone surrogates in them are
 replaced by U+FFFD."""

@@ -11,7 +11,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
-from markscheme.messages import normal_message, visible_message
+from markscheme.messages import normal_message, separate_results, visible_message
 from markscheme.schema import Message
 from markscheme_server.api import paths  # noqa: F401 (registers `{…:id}`)
 from markscheme_server.errors import BadRequest
@@ -62,6 +62,7 @@ def _validate_messages(value: Any) -> None:
 
 
 def _replace(messages: list[Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    messages[:] = separate_results(messages)
     for index, message in enumerate(messages):
         if isinstance(message, dict):
             with suppress(ValueError, RecursionError):

@@ -42,6 +42,8 @@ async def import_rubric(
 ) -> Response:
     """Create a rubric from the content, as `POST /v1/rubrics` would.
 
+    When one of the team's rubrics for the prompt, newest or not, has the same criteria and is not
+    retired, that one is returned: importing again what was edited since does not undo the edit.
     What cannot be represented is refused or, with `allow_loss`, left out and listed in `losses`.
     """
     draft = await services.library.draft_import(payload)

@@ -121,6 +121,8 @@ def _show(
         f"{plan.rollouts:,} rollouts, over {plan.prompts:,} prompts; reuse {plan.reuse}, verify "
         f"{plan.verify}"
     )
+    if plan.evaluation_rollouts:
+        line(f"evaluations: {plan.evaluation_rollouts:,} rollouts more, without new rubrics")
     if not any(load.calls for load in estimated.loads):
         line("no judge calls, and nothing to pay: the builtin judge is rules")
         return

@@ -146,7 +146,11 @@ def _load(plan: TrainingPlan, role: Role, name: str, settings: Settings) -> Load
             calls * _rubric_tokens(),
         )
     else:
-        pools = plan.groups if plan.verify == "group" else plan.rollouts
+        pools = (
+            plan.groups + plan.evaluation_groups
+            if plan.verify == "group"
+            else plan.rollouts + plan.evaluation_rollouts
+        )
         parts = _parts(judge)
         calls = pools * len(parts)
         prompt_tokens = pools * sum(

@@ -48,7 +48,8 @@ class RubricDraft:
     """A rubric that was checked and can be saved.
 
     `parent`: the rubric that it is forked from. `losses`: sentences on what of an import's content
-    could not be held; `notes`: on what of it was read in a way that may surprise.
+    could not be held; `notes`: on what of it was read in a way that may surprise. `any_version`:
+    whether an older version of the same content stands for it.
     """
 
     prompt: tuple[ChatMessage, ...]
@@ -61,6 +62,7 @@ class RubricDraft:
     losses: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     view: View | None = None
+    any_version: bool = False
 
 
 class RubricLibrary:
@@ -156,6 +158,7 @@ class RubricLibrary:
             metadata=found.metadata,
             losses=found.losses,
             notes=found.notes,
+            any_version=True,
         )
 
     async def draft_fork(
@@ -185,8 +188,9 @@ class RubricLibrary:
     async def save(self, caller: Caller, draft: RubricDraft) -> schema.Rubric:
         """Store a draft as a private rubric of the caller's team.
 
-        When the team's newest rubric for the prompt has the same criteria, that one is returned
-        with the draft's metadata added, and nothing else is stored. Raises `Unprocessable` when its
+        When the team's newest rubric for the prompt, of an import any of its rubrics for it, has
+        the same criteria, that one is returned with the draft's metadata added, and nothing else is
+        stored. Raises `Unprocessable` when its
         metadata would be too large.
         """
         try:
@@ -200,6 +204,7 @@ class RubricLibrary:
                 tags=draft.tags,
                 provenance=draft.provenance or {},
                 metadata=draft.metadata,
+                any_version=draft.any_version,
                 actor=actor_of(caller),
             )
         except MetadataTooLarge as error:
@@ -209,7 +214,7 @@ class RubricLibrary:
                 code="metadata_too_large",
                 param="metadata",
             ) from error
-        return await self._show(caller, saved)
+        return wire.from_rubric(saved)
 
     def draft_induction(self, caller: Caller, payload: schema.InduceRequest) -> RubricRequest:
         """Return what a rubric is to be induced from.

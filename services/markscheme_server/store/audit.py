@@ -4,7 +4,7 @@ An entry is written in the transaction of the change that it records. Triggers r
 delete entries.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -44,6 +44,16 @@ class Entry:
     created_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """A change to record. ``subject`` is ``rubric:ID``, ``key:PREFIX`` or ``team:NAME``."""
+
+    actor: Actor
+    action: str
+    subject: str
+    detail: Mapping[str, Any]
+
+
 async def record(
     connection: AsyncConnection,
     actor: Actor,
@@ -51,20 +61,26 @@ async def record(
     subject: str,
     detail: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add an entry in the caller's transaction.
+    """Add an entry in the caller's transaction; see `AuditRow`."""
+    await record_all(connection, [AuditRow(actor, action, subject, detail or {})])
 
-    ``subject`` is ``rubric:ID``, ``key:PREFIX`` or ``team:NAME``.
-    """
+
+async def record_all(connection: AsyncConnection, rows: Sequence[AuditRow]) -> None:
+    """Add entries in the caller's transaction."""
     await connection.execute(
-        audit_entries.insert().values(
-            id=new_id("aud"),
-            team=actor.team,
-            key=actor.key,
-            action=action,
-            subject=subject,
-            detail=dict(detail or {}),
-            created_at=now(),
-        )
+        audit_entries.insert(),
+        [
+            {
+                "id": new_id("aud"),
+                "team": row.actor.team,
+                "key": row.actor.key,
+                "action": row.action,
+                "subject": row.subject,
+                "detail": dict(row.detail),
+                "created_at": now(),
+            }
+            for row in rows
+        ],
     )
 
 

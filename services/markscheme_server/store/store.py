@@ -78,6 +78,7 @@ class Store:
 
     async def drain(self) -> None:
         """Wait until all pending writes are stored."""
+        await self.rubrics.drain()
         await self.verdicts.drain()
         await self.assignments.drain()
         await self.teachers.drain()

@@ -10,6 +10,7 @@ from pathlib import Path
 from fakes import shell
 from fakes.judge import RUBRIC, ScriptedJudge, offered, text_of, verdicts
 from fakes.processes import COMMAND, command
+from markscheme import __version__
 
 ROWS = [
     {
@@ -116,3 +117,8 @@ def test_settings_that_cannot_work_are_explained(tmp_path: Path) -> None:
     wrong = {"home": tmp_path, "judge_timeout_s": -1}
     done = command("serve", directory=tmp_path, settings=wrong)
     assert "MARKSCHEME_JUDGE_TIMEOUT_S" in done.stderr
+
+
+def test_the_version_is_printed() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"markscheme {__version__}\n")

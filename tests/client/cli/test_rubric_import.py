@@ -1,16 +1,20 @@
 """Test ``markscheme rubrics import`` on data sets: formats, references, mappings, bad rows."""
 
+import asyncio
 import json
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from client.scripted import RUBRIC, Reply, ScriptedService, refusal
 from fakes.shell import command
-from markscheme import Client
+from markscheme import AsyncClient, Client
 from markscheme.exchange.paths import same
+from markscheme.importing import CONCURRENCY, FileRow, ImportReport, RubricImporter
 
 ROWS = Path(__file__).parents[1] / "rubric_rows"
 MAP = ("prompt=task.question", "criteria=checklist", "text=item", "points=worth", "reference=gold")
@@ -39,11 +43,11 @@ def bank(client: Client, prompt: str) -> list[tuple[str | None, str]]:
         ("healthbench-professional", (), 5),
         ("rar", (), 6),
         ("rubrichub", (), 6),
-        ("researchrubrics", (), 5),
+        ("researchrubrics", (), 6),
         ("wildchecklists", (), 6),
         ("openrubrics", (), 5),
-        ("ifeval", (), 6),
-        ("promptfoo", (), 5),
+        ("ifeval", (), 7),
+        ("promptfoo", (), 6),
         ("mapped", ("--map", *MAP), 5),
     ],
 )
@@ -300,3 +304,54 @@ def test_a_file_of_no_known_format_says_what_it_has_and_what_to_do(
         "r.jsonl, line 2: none of the known formats looks like this (its fields are 'b'): say "
         "which it is with --format, or where its parts are with --map" in done.stderr
     )
+
+
+async def test_an_import_that_was_stopped_goes_on_and_stores_nothing_twice(
+    client: Client, service: str
+) -> None:
+    contents = [rows("rar")[0] | {"question": f"{n}?", "reference_answer": "x"} for n in range(40)]
+    lines = [FileRow(f"line {n}", partial(dict, content)) for n, content in enumerate(contents)]
+    finished: list[int] = []
+
+    async def bring(most: int) -> ImportReport:
+        async with AsyncClient(service) as client:
+            importer = RubricImporter(client, None)
+            await importer.start()
+
+            def stop() -> None:
+                finished.append(importer.report.imported)
+                if importer.report.imported == most:
+                    running.cancel()
+
+            running = asyncio.create_task(
+                importer.import_rows(lines, on_problem=pytest.fail, on_row=stop)
+            )
+            await asyncio.wait([running])
+        assert running.cancelled() == (most < len(lines))
+        return importer.report
+
+    stopped = await bring(10)
+    assert (stopped.imported, finished) == (10, list(range(1, 11)))
+    whole = await bring(len(lines) + 1)
+    assert (whole.imported, whole.references) == (40, {"rar reference": 40})
+    # The service goes on with what it had begun to store.
+    assert 10 <= whole.existing <= 10 + CONCURRENCY
+    assert len(list(client.rubrics(limit=100))) == 40
+    assert {each.version for each in client.rubrics(limit=100)} == {1}
+
+
+async def test_a_service_that_has_no_room_is_waited_for() -> None:
+    scripted = ScriptedService()
+    imported = Reply(lines=[{"object": "rubric.imported", "rubric": RUBRIC, "losses": []}])
+    listed = Reply(lines=[{"object": "list", "data": [], "has_more": False, "quality": {}}])
+    busy = [refusal(503, "draining", "0"), refusal(429, "rate_limited", "0")]
+    scripted.replies = [listed, *busy, *busy, imported]
+    async with AsyncClient(scripted.url) as client:
+        importer = RubricImporter(client, "rar", references=False)
+        await importer.start()
+        await importer.import_rows(
+            [FileRow("line 1", partial(dict, rows("rar")[0]))], on_problem=pytest.fail
+        )
+    scripted.close()
+    assert importer.report.imported == 1
+    assert scripted.header("idempotency-key") == [None] * 6

@@ -201,7 +201,7 @@ def test_a_data_set_is_brought_line_by_line_and_again(
     lines = [
         json.dumps(row("One\u2028line?"), ensure_ascii=False),
         "",
-        json.dumps(row("Thirds?", 0.333, 0.667)),
+        json.dumps(row("Too fine?", 1, 0.001)),
         "{oops",
         json.dumps(row("Two?", 3, -1, trace="x" * 300_000)),
         json.dumps(row("Two?", 4)),
@@ -216,18 +216,18 @@ def test_a_data_set_is_brought_line_by_line_and_again(
         "line 3: rubric: the points are no whole numbers",
         "line 4: ",
         "line 8: criteria: a rubric needs at least",
-        "line 6: its prompt is that of ",
-        "line 5, with other criteria: keep one of the two",
-        "3 rubrics are in the service, 4 rows failed; 1 losses, the first: ",
+        "4 rubrics are in the service, 3 rows failed; 2 rows have other criteria for the prompt of",
+        "line 6, version 2, after ",
+        "; 1 losses, the first: ",
         "line 5, trace: takes 300",
     ):
         assert said in first.stderr
     before = client.rubrics().data
-    assert sorted(r.prompt[0].content for r in before) == ["One\u2028line?", "Two?"]
+    assert sorted(r.prompt[0].content for r in before) == ["One\u2028line?", "Two?", "Two?"]
     again = rubrics("import", str(file), "--format", "rar", "--allow-loss", "--tag", "rar")
     assert again.returncode == 1
     assert client.rubrics().data == before
-    assert "3 rubrics are in the service (3 were there already)" in again.stderr
+    assert "4 rubrics are in the service (4 were there already)" in again.stderr
     file.write_text(lines[0])
     assert rubrics("import", str(file), "--format", "rar").returncode == 0
     file.write_text("\n")
@@ -399,7 +399,7 @@ def test_a_native_rubric_comes_from_a_row_of_any_source(
         done = rubrics("import", name, "--format", "native", *words)
         assert done.returncode == 0, done.stderr
         assert len(client.rubrics().data) == 3
-    assert "3 rubrics are in the service (3 were there already)" in done.stderr
+    assert "4 rubrics are in the service (4 were there already)" in done.stderr
     kinds = [criterion.check.kind for criterion in client.rubrics().data[0].criteria]  # type: ignore[union-attr]
     assert kinds == ["max_words", "contains"]
 

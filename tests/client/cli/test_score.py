@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from client.scripted import GROUP, SUMMARY, Reply, ScriptedService, refusal
 from fakes.processes import NotYet, eventually
 from markscheme.cli.app import app
-from markscheme.cli.score import drop_superseded, read_scored
+from markscheme.cli.score import ScoredLine, drop_superseded, read_scored
 
 ROW = {"id": "g", "prompt": "p", "rollouts": ["x", "y"]}
 
@@ -105,7 +105,7 @@ def test_an_interrupted_retry_keeps_the_newest_line_of_a_group(tmp_path: Path) -
         {"id": "a", "rollouts": [{"reward": 0.5}]},
     ]
     target.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_scored(target) == {"a": True, "b": True}
+    assert read_scored(target) == {"a": ScoredLine(True, {}), "b": ScoredLine(True, {})}
     drop_superseded(target)
     assert [json.loads(line) for line in target.read_text().splitlines()] == [lines[2], lines[1]]
 
@@ -267,3 +267,28 @@ def test_the_view_and_the_clamp_are_asked_for(
     assert score("--view", "full", "--clamp", "signed").exit_code == 0
     asked = service.asked[0][2]
     assert (asked["view"], asked["clamp"]) == ("full", "signed")
+
+
+def test_groups_that_were_scored_with_other_options_are_scored_again(
+    service: ScriptedService, score: Callable[..., Result], tmp_path: Path
+) -> None:
+    service.replies = [
+        Reply(lines=[group(rollout("r0", reward), rollout("r1", 1.0)), SUMMARY])
+        for reward in (0.0, -0.5, 0.25)
+    ]
+    assert score().exit_code == 0
+    assert "options" not in scored(tmp_path)[0]
+    signed = score("--clamp", "signed")
+    assert "0 groups are in" in signed.stderr
+    assert "1 were scored with other options and are scored again" in signed.stderr
+    (line,) = scored(tmp_path)
+    assert (line["rollouts"][0]["reward"], line["options"]) == (-0.5, {"clamp": "signed"})
+    assert "1 groups are in" in score("--clamp", "signed").stderr
+    assert len(service.asked) == 2
+    assert score("--view", "full", "--rubric", "rub_1").exit_code == 0
+    assert scored(tmp_path)[0]["options"] == {"rubric": "rub_1", "view": "full"}
+    # A row that names its rubric is scored by that one, whatever --rubric says.
+    rows = [ROW | {"rubric_id": "rub_1"}]
+    service.replies = [*service.replies, service.replies[0]]
+    assert score("--rubric", "rub_2", rows=rows).exit_code == 0
+    assert "1 groups are in" in score("--rubric", "rub_3", rows=rows).stderr

@@ -72,6 +72,8 @@ def test_one_verifying_call_a_rollout_and_more_when_criteria_are_shared_out() ->
     assert loads(estimate(plan(), settings(), {}))[1].calls == 6400
     assert loads(estimate(plan(), settings(judge_max_criteria=3), {}))[1].calls == 6400 * 3
     assert loads(estimate(plan(), settings(judge_max_criteria=20), {}))[1].calls == 6400
+    evaluated = plan(evaluation_groups=20, evaluation_rollouts=50)
+    assert loads(estimate(evaluated, settings(), {}))[1].calls == 6450
     pooled = loads(estimate(plan(verify="group"), settings(), {}))[1]
     assert pooled.calls == 800
 

@@ -1,5 +1,6 @@
 """Who sees a rubric, and what of it is shown, over both databases."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -120,6 +121,9 @@ ROW = {
 }
 
 
+FIRST: dict[str, Any] = {"text": "Names the cause.", "points": 2}
+
+
 async def bring(library: RubricLibrary, caller: Caller, **change: Any) -> schema.Rubric:
     payload = schema.RubricImport(format="rar", content=ROW | change)
     return await library.save(caller, await library.draft_import(payload))
@@ -197,3 +201,53 @@ async def test_metadata_that_adds_up_to_too_much_is_refused_and_the_rubric_stays
     with pytest.raises(Unprocessable, match="more than a rubric may have"):
         await library.save(RED, await library.draft_create(draft("b")))
     assert await library.get(RED, made.id) == made
+
+
+async def test_importing_again_what_was_edited_since_finds_its_version(
+    library: RubricLibrary,
+) -> None:
+    made = await bring(library, RED)
+    edit = schema.RubricFork(criteria=[schema.Criterion(text="Names two causes.", points=2)])
+    edited = await library.save(RED, await library.draft_fork(RED, made.id, edit))
+    assert (await bring(library, RED)).id == made.id
+    assert (await bring(library, BLUE)).id != made.id
+    by_hand = schema.RubricCreate(prompt="Why?", criteria=[schema.Criterion(**FIRST)])
+    created = await library.save(RED, await library.draft_create(by_hand))
+    assert [each.version for each in (made, edited, created)] == [1, 2, 3]
+    await library.change(RED, made.id, schema.RubricPatch(retired=True))
+    await library.change(RED, created.id, schema.RubricPatch(retired=True))
+    assert (await bring(library, RED)).version == 4
+
+
+async def test_rubrics_that_come_together_are_stored_together_and_each_gets_its_own(
+    library: RubricLibrary, store: Store
+) -> None:
+    large = {"reference_answer": "x" * (schema.MAX_METADATA_BYTES - 2000)}
+    kept = await library.change(
+        RED,
+        (await bring(library, RED, **large)).id,
+        schema.RubricPatch(shared_with=["green"]),
+    )
+    too_large = schema.RubricCreate(
+        prompt="Why?", criteria=[schema.Criterion(**FIRST)], metadata={"more": "y" * 3000}
+    )
+    results = await asyncio.gather(
+        *(bring(library, team, question=f"{n}?") for team in (RED, BLUE) for n in range(5)),
+        library.save(RED, await library.draft_create(too_large)),
+        bring(library, RED, question="0?", rubric=[{"title": "", "description": "B", "weight": 1}]),
+        bring(library, RED, **large),
+        return_exceptions=True,
+    )
+    *new, refused, second, existing = results
+    assert isinstance(refused, Unprocessable)
+    assert existing == kept
+    assert isinstance(second, schema.Rubric)
+    assert (second.version, second.parent_id) == (2, new[0].id)  # type: ignore[union-attr]
+    for caller, made in zip([RED] * 5 + [BLUE] * 5, new, strict=True):
+        assert isinstance(made, schema.Rubric)
+        assert (made.version, made.team) == (1, caller.team)
+        assert await library.get(caller, made.id) == made
+    entries, _ = await store.audit.page(
+        team="blue", subject=None, action="rubric.imported", after=None, limit=100
+    )
+    assert {entry.subject for entry in entries} == {f"rubric:{made.id}" for made in new[5:]}  # type: ignore[union-attr]

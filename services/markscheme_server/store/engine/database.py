@@ -494,7 +494,7 @@ class Database:
         )
         return sa.exists(sa.select(each).where(*same))
 
-    def search_vector(self, text: str) -> Any:
+    def search_vector(self, text: sa.ColumnElement[str]) -> sa.ColumnElement[Any]:
         """Encode a text for a column of type `tables.WORDS`."""
         return text if self._is_sqlite else sa.func.to_tsvector(_ENGLISH, text)
 

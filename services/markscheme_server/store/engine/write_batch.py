@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import tenacity
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from markscheme_server.store.engine.database import DatabaseUnreachable
+from markscheme_server.store.engine.database import DatabaseUnreachable, ValueRefused
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,7 +78,7 @@ class Batcher(Generic[Item, Result]):
     async def _process(self, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         try:
             results = await self._handle_or_retry([item for item, _ in batch])
-        except DBAPIError as error:
+        except (DBAPIError, ValueRefused) as error:
             if len(batch) == 1 or not _is_data_error(error):
                 for _, future in batch:
                     _fail(future, error)
@@ -111,13 +111,14 @@ class Batcher(Generic[Item, Result]):
         return await self._handle(items)
 
 
-def _is_data_error(error: DBAPIError) -> bool:
+def _is_data_error(error: DBAPIError | ValueRefused) -> bool:
     """Return whether the database refused the data, perhaps of one item only.
 
     SQL states of class 22 are about data; SQLAlchemy does not map all of them to ``DataError``.
     """
-    state = getattr(error.orig, "sqlstate", None) or ""
-    return isinstance(error, IntegrityError | DataError) or state.startswith("22")
+    if isinstance(error, ValueRefused | IntegrityError | DataError):
+        return True
+    return (getattr(error.orig, "sqlstate", None) or "").startswith("22")
 
 
 def _connection_lost(error: BaseException) -> bool:

@@ -1,0 +1,36 @@
+"""A run of several processes with evaluations and dynamic sampling; writes what was asked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from markscheme_train.config import build_config
+from markscheme_train.training import silence_libraries, train
+from train.tiny import ScriptedClient
+
+
+class EqualFor(ScriptedClient):
+    """Rewards by place, but all rollouts of the given prompts alike."""
+
+    def __init__(self, equal: list[str]) -> None:
+        super().__init__(lambda place, rollout: place / 4)
+        self.equal = equal
+
+    def _group(self, group: Any) -> Any:
+        equal = group.prompt in self.equal
+        self.script = (lambda place, rollout: 0.5) if equal else (lambda place, rollout: place / 4)
+        return super()._group(group)
+
+
+def main(settings: Path, out: Path) -> None:
+    given = json.loads(settings.read_text())
+    client = EqualFor(given.pop("equal"))
+    silence_libraries()
+    train(build_config(given), client, resume=False, on_record=lambda record: None)
+    # The first process asks for all.
+    if client.calls:
+        asked = [
+            [call["run"].id, [[group.prompt, len(group.rollouts)] for group in call["groups"]]]
+            for call in client.calls
+        ]
+        out.write_text(json.dumps(asked))
