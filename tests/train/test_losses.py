@@ -240,6 +240,11 @@ def test_the_joint_loss_whatever_the_order_and_the_padding(
     close(loss, v["loss"])
     close(metrics["policy_loss"] * v["total_tokens"], v["sum_grpo"])
     close(metrics["distillation_loss"] * v["total_tokens"], v["sum_sdpo_weighted"])
+    inputs, routed = step.inputs(), step.mask.bool() & step.routed.unsqueeze(1)
+    assert inputs.divergence is not None
+    assert inputs.entropy is not None
+    close(metrics["divergence"], inputs.divergence[routed].mean().item())
+    close(metrics["teacher_entropy"], inputs.entropy[routed].mean().item())
     loss.backward()
     check_gradient(step.gradient())
     assert not any(m.requires_grad for m in metrics.values())
@@ -332,13 +337,19 @@ def test_no_routed_rows_leave_grpo() -> None:
     )
     close(whole, ((surrogate * step.mask).sum() / step.mask.sum()).item(), 1e-12)
     step.routed[1] = True
-    with pytest.raises(ValueError, match="no divergence"):
-        losses.srpo_loss(
-            SrpoInputs(
-                plain.log_probs, plain.old_log_probs, plain.advantages, step.mask, step.routed
-            ),
-            SrpoConfig(),
-        )
+    for given in (None, plain.divergence):
+        with pytest.raises(ValueError, match="^rows are routed .* there is no divergence"):
+            losses.srpo_loss(
+                SrpoInputs(
+                    plain.log_probs,
+                    plain.old_log_probs,
+                    plain.advantages,
+                    step.mask,
+                    step.routed,
+                    given,
+                ),
+                SrpoConfig(),
+            )
 
 
 def test_masked_rows_and_an_empty_step_are_harmless() -> None:
