@@ -57,6 +57,19 @@ def test_what_has_no_reward_is_in_no_baseline() -> None:
         losses.group_advantages(t([[1.0, float("inf")]]))
 
 
+def test_each_group_has_its_own_mean_deviation_and_number_of_rewards() -> None:
+    nan = float("nan")
+    rewards = t([[1.0, 0.0, nan], [0.2, 0.4, 0.9], [0.5, nan, nan]])
+    alone = [losses.group_advantages(group.unsqueeze(0), scale="std")[0] for group in rewards]
+    close(losses.group_advantages(rewards, scale="std"), torch.stack(alone).tolist())
+    # Of two rewards the sample's deviation is 1 / sqrt(2).
+    close(alone[0], [0.5 * 2**0.5, -0.5 * 2**0.5, 0.0], 1e-5)
+    few = losses.group_advantages(rewards, min_group=3)
+    assert not few[[0, 2]].any()
+    close(few[1], [-0.3, -0.1, 0.4])
+    assert not losses.group_advantages(rewards, min_group=1)[2].any()
+
+
 def test_equal_rewards_teach_nothing() -> None:
     assert not losses.group_advantages(torch.full((2, 4), 0.3), scale="std").abs().gt(1e-1).any()
     assert not losses.group_advantages(t([[0.25] * 4]), scale="std").any()
@@ -227,6 +240,11 @@ def test_the_joint_loss_whatever_the_order_and_the_padding(
     close(loss, v["loss"])
     close(metrics["policy_loss"] * v["total_tokens"], v["sum_grpo"])
     close(metrics["distillation_loss"] * v["total_tokens"], v["sum_sdpo_weighted"])
+    inputs, routed = step.inputs(), step.mask.bool() & step.routed.unsqueeze(1)
+    assert inputs.divergence is not None
+    assert inputs.entropy is not None
+    close(metrics["divergence"], inputs.divergence[routed].mean().item())
+    close(metrics["teacher_entropy"], inputs.entropy[routed].mean().item())
     loss.backward()
     check_gradient(step.gradient())
     assert not any(m.requires_grad for m in metrics.values())
@@ -281,6 +299,22 @@ def test_importance_is_capped_above_and_carries_no_gradient() -> None:
     assert own.grad is None or not own.grad.any()
 
 
+def test_the_joint_loss_has_the_clips_of_its_settings() -> None:
+    own = torch.tensor([[0.0, 0.0, 0.0]], dtype=torch.float64)
+    inputs = SrpoInputs(
+        log_probs=own,
+        old_log_probs=-t([[5.0, 0.5, 0.9]]).log(),
+        advantages=t([[-1.0, -1.0, 1.0]]),
+        mask=torch.ones(1, 3),
+        routed=torch.tensor([False]),
+    )
+    settings = {"clip_low": 0.3, "clip_high": 0.4, "dual_clip": 2.0}
+    loss, metrics = losses.srpo_loss(inputs, SrpoConfig(**settings))
+    # Ratios 5, 0.5 and 0.9: bounded by the dual clip, clipped below, and left alone.
+    close(loss, (2.0 + 0.7 - 0.9) / 3)
+    close(metrics["clip_share"], 2 / 3)
+
+
 def test_the_samplers_mismatch_weighs_both_branches() -> None:
     weights = torch.full((4, 3), 0.5, dtype=torch.float64)
     plain, _ = losses.srpo_loss(Combined().inputs(), SrpoConfig())
@@ -303,13 +337,19 @@ def test_no_routed_rows_leave_grpo() -> None:
     )
     close(whole, ((surrogate * step.mask).sum() / step.mask.sum()).item(), 1e-12)
     step.routed[1] = True
-    with pytest.raises(ValueError, match="no divergence"):
-        losses.srpo_loss(
-            SrpoInputs(
-                plain.log_probs, plain.old_log_probs, plain.advantages, step.mask, step.routed
-            ),
-            SrpoConfig(),
-        )
+    for given in (None, plain.divergence):
+        with pytest.raises(ValueError, match="^rows are routed .* there is no divergence"):
+            losses.srpo_loss(
+                SrpoInputs(
+                    plain.log_probs,
+                    plain.old_log_probs,
+                    plain.advantages,
+                    step.mask,
+                    step.routed,
+                    given,
+                ),
+                SrpoConfig(),
+            )
 
 
 def test_masked_rows_and_an_empty_step_are_harmless() -> None:
