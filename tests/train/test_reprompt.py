@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markscheme_train.reprompt import CLOSING, Prompt, build_teacher_prompt, reprompt
+from markscheme_train.reprompt import (
+    CLOSING,
+    DEMONSTRATION,
+    FEEDBACK,
+    Prompt,
+    build_teacher_prompt,
+    reprompt,
+)
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a colour."}]
 
@@ -36,6 +43,75 @@ def test_plain_text_stays_plain() -> None:
     assert made.startswith("Name a colour.")
     assert made.rstrip().endswith(CLOSING)
     assert "found to be good" not in made
+
+
+ADDED = "\n\n".join([DEMONSTRATION.format("Blue."), FEEDBACK.format("- one\n- two"), CLOSING])
+
+
+def test_every_kind_of_prompt_to_the_letter() -> None:
+    told = ("Blue.", ["one", "two"])
+    assert reprompt("Name a colour.", *told) == f"Name a colour.\n\n{ADDED}\n\n"
+    before = [*CHAT, {"role": "assistant", "content": "Red."}]
+    asked = {"role": "user", "content": "Another."}
+    assert reprompt([*before, asked], *told) == [
+        *before,
+        {"role": "user", "content": f"Another.\n\n{ADDED}"},
+    ]
+    # A tool's result is not the student's task: the request follows in a message of its own.
+    result = {"role": "tool", "content": "blue: #0000ff"}
+    assert reprompt([*before, result], *told) == [
+        *before,
+        result,
+        {"role": "user", "content": ADDED},
+    ]
+    assert reprompt([{"role": "user"}], *told) == [
+        {"role": "user", "content": f"\n\n{ADDED}"},
+    ]
+
+
+def shortened(available: int, joint: int = 0) -> Sequence[int] | None:
+    """Return what is made of a long demonstration, with tokens at its joint to the prompt."""
+
+    def tokens(prompt: Prompt) -> Sequence[int]:
+        ids = words(prompt)
+        return [*ids, *[0] * joint] if hash("w0") in ids else ids
+
+    demonstration = " ".join(f"w{i}" for i in range(50))
+    room = len(words(reprompt(CHAT, "")))
+    return build_teacher_prompt(tokens, cut, CHAT, demonstration, [], max_tokens=room + available)
+
+
+def kept(count: int) -> Sequence[int]:
+    return words(reprompt(CHAT, " ".join(f"w{i}" for i in range(count))))
+
+
+def test_a_demonstration_is_cut_to_its_room() -> None:
+    assert shortened(10) == kept(10)
+    assert shortened(1) == kept(1)
+    assert shortened(0) is None
+
+
+def test_a_demonstration_with_tokens_at_its_joint_is_cut_until_it_fits() -> None:
+    # An eighth of its room less at each try, at least a token.
+    assert shortened(10, joint=3) == [*kept(7), 0, 0, 0]
+    assert shortened(16, joint=3) == [*kept(12), 0, 0, 0]
+    # Less than half of its room is no demonstration any more.
+    assert shortened(10, joint=4) == [*kept(6), 0, 0, 0, 0]
+    assert shortened(10, joint=5) is None
+
+
+def test_feedback_alone_is_dropped_line_by_line() -> None:
+    def made(max_tokens: int, demonstration: str | None = None) -> Sequence[int] | None:
+        return build_teacher_prompt(
+            words, cut, CHAT, demonstration, ["one", "two"], max_tokens=max_tokens
+        )
+
+    one, both = words(reprompt(CHAT, None, ["one"])), words(reprompt(CHAT, None, ["one", "two"]))
+    assert made(len(both)) == both
+    assert made(len(both) - 1) == one
+    assert made(len(one) - 1) is None
+    alone = words(reprompt(CHAT, "Blue."))
+    assert made(len(alone), "Blue.") == alone
 
 
 def test_feedback_gives_way_before_the_demonstration() -> None:
