@@ -249,6 +249,7 @@ def divergence(shape: Shape, length: int, chunk: int) -> tuple[float, int]:
             lambda some: some @ other.T,
             alpha=0.5,
             top_k=100,
+            temperature=1.0,
             chunk=chunk,
         )
     found.mean().backward()

@@ -91,9 +91,18 @@ def test_no_more_than_a_chunk_of_logits_is_ever_there(
         lambda t: kept.append(t.numel()) or t, lambda t: t
     ):
         found = divergences(
-            own, other, watched(own_head), watched(other_head), alpha=0.5, top_k=top_k, chunk=4
+            own,
+            other,
+            watched(own_head),
+            watched(other_head),
+            alpha=0.5,
+            top_k=top_k,
+            temperature=1.0,
+            chunk=4,
         )
-        logps, _ = token_log_probs(own, torch.arange(POSITIONS), watched(own_head), chunk=4)
+        logps, _ = token_log_probs(
+            own, torch.arange(POSITIONS), watched(own_head), temperature=1.0, chunk=4
+        )
     assert max(seen) == 4
     assert max(kept, default=0) <= VOCABULARY * WIDTH
     assert not any(size % VOCABULARY == 0 and size != VOCABULARY * WIDTH for size in kept)
@@ -108,12 +117,28 @@ def test_no_positions_are_no_divergence_and_keep_the_graph(
     parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear],
 ) -> None:
     own, other, own_head, other_head = parts
-    nothing = divergences(own[:0], other[:0], own_head, other_head, alpha=0.5, top_k=3)
+    nothing = divergences(
+        own[:0], other[:0], own_head, other_head, alpha=0.5, top_k=3, temperature=1.0
+    )
     assert nothing.shape == (0,)
     nothing.sum().backward()
     assert own.grad is not None
     assert not own.grad.any()
     assert entropies(other[:0], other_head).shape == (0,)
+    for empty in token_log_probs(own[:0], torch.arange(0), own_head, temperature=1.0):
+        assert empty.shape == (0,)
+
+
+def test_states_that_do_not_belong_together_are_refused(
+    parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear],
+) -> None:
+    own, other, own_head, other_head = parts
+    with pytest.raises(ValueError, match="zip"):
+        token_log_probs(own, torch.arange(4), own_head, temperature=1.0, chunk=4)
+    with pytest.raises(ValueError, match="zip"):
+        divergences(
+            own, other[:4], own_head, other_head, alpha=0.5, top_k=3, temperature=1.0, chunk=4
+        )
 
 
 def test_half_precision_states_are_reduced_in_full(
@@ -122,5 +147,6 @@ def test_half_precision_states_are_reduced_in_full(
     own, other, own_head, other_head = parts
     low = [x.detach().bfloat16() for x in (own, other)]
     heads = [h.bfloat16() for h in (own_head, other_head)]
-    assert divergences(*low, *heads, alpha=0.5, top_k=3).dtype == torch.float32
+    found = divergences(*low, *heads, alpha=0.5, top_k=3, temperature=1.0)
+    assert found.dtype == torch.float32
     assert entropies(low[1], heads[1]).dtype == torch.float32

@@ -243,6 +243,13 @@ def test_the_joint_loss_whatever_the_order_and_the_padding(
     inputs, routed = step.inputs(), step.mask.bool() & step.routed.unsqueeze(1)
     assert inputs.divergence is not None
     assert inputs.entropy is not None
+    assert set(metrics) == {
+        "clip_share",
+        "divergence",
+        "teacher_entropy",
+        "policy_loss",
+        "distillation_loss",
+    }
     close(metrics["divergence"], inputs.divergence[routed].mean().item())
     close(metrics["teacher_entropy"], inputs.entropy[routed].mean().item())
     loss.backward()
@@ -297,6 +304,52 @@ def test_importance_is_capped_above_and_carries_no_gradient() -> None:
     loss.backward()
     close(divergence.grad * 3, [v["ratio_clipped"]])
     assert own.grad is None or not own.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "clipped"),
+    [
+        (0.5, 1.5, True),
+        (0.5, 5.0, True),
+        (0.5, 1.2, False),
+        (0.5, 0.5, False),  # for a good token the lower clip is no bound
+        (-0.5, 0.5, True),
+        (-0.5, 0.9, False),
+        (-0.5, 1.5, False),  # nor the upper one for a bad one, until the dual clip
+        (-0.5, 5.0, True),
+        (0.0, 0.5, False),
+        (0.0, 1.5, False),
+        (0.0, 5.0, False),
+    ],
+)
+def test_a_token_is_clipped_where_a_clip_takes_its_gradient(
+    advantage: float, ratio: float, clipped: bool
+) -> None:
+    own = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    advantages = t([[advantage, 0.0], [0.0, 0.0]])
+    loss, metrics = losses.srpo_loss(
+        SrpoInputs(
+            log_probs=own,
+            old_log_probs=torch.full((2, 2), -torch.tensor(ratio).log().item()).double(),
+            advantages=advantages,
+            mask=torch.ones(2, 2),
+            routed=torch.zeros(2),
+        ),
+        SrpoConfig(),
+    )
+    close(metrics["clip_share"], 0.25 if clipped else 0.0)
+    loss.backward()
+    assert own.grad is not None
+    assert (own.grad[0, 0] == 0) == (clipped or advantage == 0)
+
+
+def test_log_ratios_are_bounded_on_both_sides() -> None:
+    close(losses.log_ratio(t([30.0, -30.0, 1.0]), t([0.0, 0.0, 0.5])), [20.0, -20.0, 0.5])
+
+
+def test_a_lone_token_is_a_whole_step() -> None:
+    inputs = SrpoInputs(t([[0.0]]), t([[0.0]]), t([0.7]), t([[1.0]]), torch.tensor([False]))
+    close(losses.srpo_loss(inputs, SrpoConfig())[0], -0.7)
 
 
 def test_the_joint_loss_has_the_clips_of_its_settings() -> None:

@@ -1,5 +1,6 @@
 """The self-teacher: it starts as the student, follows it, and stays apart from it."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,7 +133,7 @@ def test_it_does_not_follow_a_broken_student(model: Any) -> None:
     teacher = ModelCopy(model)
     with torch.no_grad():
         next(model.parameters())[0] = float("nan")
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError, match="^the student's weights are no numbers"):
         teacher.update(0.05)
 
 
@@ -215,3 +216,36 @@ def test_a_rate_falls_over_the_run_as_scheduled(schedule: Any, expected: list[fl
     found = [scheduled(0.4, schedule, step, 4) for step in range(5)]
     assert found == pytest.approx(expected)
     assert scheduled(0.4, schedule, 9, 4) == pytest.approx(expected[-1])
+    assert scheduled(0.4, schedule, 1, 1) == pytest.approx(expected[-1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor"),
+    [
+        ({"logit_scale": 0.5}, 0.5),
+        ({"output_multiplier": 0.5}, 0.5),
+        ({"lm_head_multiplier": 0.5}, 0.5),
+        ({"logits_scaling": 4.0}, 0.25),
+        ({"logits_scaling": 4.0, "model_type": "hyperclovax"}, 4.0),
+    ],
+)
+def test_a_factor_of_logits_goes_by_many_names(settings: dict[str, Any], factor: float) -> None:
+    """Also for families whose models are too large for a test."""
+    text = SimpleNamespace(**{"model_type": "any", **settings})
+    model = SimpleNamespace(
+        get_output_embeddings=lambda: torch.exp,
+        config=SimpleNamespace(get_text_config=lambda: text),
+    )
+    states = torch.tensor([0.0, 1.0])
+    torch.testing.assert_close(output_head(model)(states), factor * states.exp())
+
+
+def test_a_restored_trust_region_has_its_reference_back(model: Any) -> None:
+    teacher = TrustRegion(ModelCopy(model), model, lambda: 0.25)
+    saved = {name: value.clone() for name, value in teacher.weights().items()}
+    before = logits(teacher)
+    with torch.no_grad():
+        for value in teacher.weights().values():
+            value.zero_()
+    teacher.restore(saved)
+    torch.testing.assert_close(logits(teacher), before)
