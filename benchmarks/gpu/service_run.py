@@ -23,7 +23,7 @@ from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.demo.service import running_service
 from markscheme_train.step_log import StepRecord
 from markscheme_train.training import silence_libraries, train
-from training.tasks import MAX_TOKENS, copy_task, pretrain, save, speak_the_tasks_words
+from training.tasks import MAX_TOKENS, copy_task, pretrain, reprompt_in_task_words, save
 
 SERVE = (
     sys.executable,
@@ -56,7 +56,6 @@ def run(part: Part, directory: Path, small: bool) -> None:
     plan = SMALL if small else FULL
     device = "cuda" if torch.cuda.is_available() else "cpu"
     part.expect(Goal(UNSCORED, at_most=0), Goal(GAIN, at_least=None if small else 0.1))
-    speak_the_tasks_words()
     task, model = copy_task(), directory / "model"
     started = time.perf_counter()
     save(pretrain(task, plan.pretraining, device), model)
@@ -74,12 +73,11 @@ def run(part: Part, directory: Path, small: bool) -> None:
             client.create_rubric(prompt, [criterion(" ".join(answer))])
         try:
             for steps in (plan.steps // 2, plan.steps):
-                train(
-                    configured(model, data, directory / "run", steps, save_every=plan.steps // 2),
-                    client,
-                    resume=bool(records),
-                    on_record=records.append,
+                config = configured(
+                    model, data, directory / "run", steps, save_every=plan.steps // 2
                 )
+                with reprompt_in_task_words():
+                    train(config, client, resume=bool(records), on_record=records.append)
         finally:
             tell(part, records, plan)
 

@@ -32,7 +32,7 @@ from training.arms import FROZEN, ROLLOUTS, Arm
 from training.graders import Grader
 from training.methods import Run, configured, ensure_model
 from training.summary import WINDOW, best, last, spread
-from training.tasks import ID, TASKS, pretrain, speak_the_tasks_words, tokenizer
+from training.tasks import ID, TASKS, pretrain, reprompt_in_task_words, tokenizer
 
 RATE = 1e-3
 TASK = "copy"
@@ -69,7 +69,6 @@ def main() -> None:
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     silence_libraries()
-    speak_the_tasks_words()
     console = Console()
     file = arguments.workdir / "runs.jsonl"
     done = [json.loads(line) for line in read_lines(file)] if file.is_file() else []
@@ -108,7 +107,8 @@ def carried_out(arm: Arm, seed: int, steps: int, workdir: Path) -> dict[str, Any
         )
         trainer.add_callback(StepRecorder(trainer, Path(folder) / "steps.jsonl", records.append))
         started = time.perf_counter()
-        trainer.train()
+        with reprompt_in_task_words():
+            trainer.train()
         seconds = time.perf_counter() - started
     return {
         "task": task.name,

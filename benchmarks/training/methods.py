@@ -49,7 +49,7 @@ from training.tasks import (
     TASKS,
     Task,
     pretrain,
-    speak_the_tasks_words,
+    reprompt_in_task_words,
     success_rate,
     tokenizer,
 )
@@ -165,9 +165,17 @@ def process_pool(workers: int) -> Executor:
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
+        initializer=prepare_process,
     )
+
+
+def prepare_process() -> None:
+    """Make this a process of the pool: silent, on one thread, out of the reach of Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    silence_libraries()
+    # What the collapse guard finds is in the metrics.
+    logging.getLogger("markscheme_train").setLevel(logging.ERROR)
 
 
 def carry_out(
@@ -223,7 +231,6 @@ def line(result: Mapping[str, Any]) -> str:
 
 def ensure_model(workdir: Path, name: str, steps: int) -> None:
     """Pre-train a task's model and measure it, unless that is done."""
-    torch.set_num_threads(1)
     task, file = TASKS[name], workdir / f"model-{name}.json"
     if file.is_file():
         return
@@ -260,11 +267,6 @@ def abilities(model: Any, task: Task) -> dict[str, float]:
 
 def carried_out(run: Run, workdir: Path) -> dict[str, Any]:
     """Train as planned; return the result as it is stored."""
-    torch.set_num_threads(1)
-    silence_libraries()
-    # What the collapse guard finds is in the metrics.
-    logging.getLogger("markscheme_train").setLevel(logging.ERROR)
-    speak_the_tasks_words()
     task = TASKS[run.arm.task]
     model = pretrain(task, 0)
     model.load_state_dict(torch.load(workdir / f"model-{task.name}.pt", weights_only=True))
@@ -285,7 +287,8 @@ def carried_out(run: Run, workdir: Path) -> dict[str, Any]:
         trainer.add_callback(gains)
         trainer.add_callback(StepRecorder(trainer, Path(folder) / "steps.jsonl", records.append))
         started = time.perf_counter()
-        trainer.train()
+        with reprompt_in_task_words():
+            trainer.train()
         seconds = time.perf_counter() - started
     return {
         "task": task.name,

@@ -7,6 +7,7 @@ reinforcement learning alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -252,10 +253,16 @@ def save(model: Any, directory: Path) -> None:
     tokenizer().save_pretrained(directory)
 
 
-def speak_the_tasks_words() -> None:
+@contextmanager
+def reprompt_in_task_words() -> Iterator[None]:
     """Show the self-teacher what it reads in the tasks' words: no model here knows English."""
-    reprompt.DEMONSTRATION, reprompt.FEEDBACK = DEMONSTRATION, FEEDBACK
-    reprompt.CLOSING = CLOSING
+    english = reprompt.DEMONSTRATION, reprompt.FEEDBACK, reprompt.CLOSING
+    try:
+        reprompt.DEMONSTRATION, reprompt.FEEDBACK = DEMONSTRATION, FEEDBACK
+        reprompt.CLOSING = CLOSING
+        yield
+    finally:
+        reprompt.DEMONSTRATION, reprompt.FEEDBACK, reprompt.CLOSING = english
 
 
 @torch.no_grad()

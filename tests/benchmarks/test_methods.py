@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from markscheme.schema import Group, Rollout
-from training import methods
+from markscheme_train import reprompt
+from training import methods, tasks
 from training.arms import COMPARISONS, LARGE, SMALL
 from training.graders import Grader
 from training.methods import Run
@@ -58,6 +59,7 @@ def test_every_compared_arm_exists_once() -> None:
     assert {(task, arm) for task, *names in COMPARISONS for arm in names} <= ARMS.keys()
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_run_records_success_and_every_metric(tmp_path: Path) -> None:
     methods.ensure_model(tmp_path, "copy", 2)
     done = methods.carried_out(run("srpo"), tmp_path)
@@ -67,6 +69,7 @@ def test_a_run_records_success_and_every_metric(tmp_path: Path) -> None:
     assert {len(values) for values in done["metrics"].values()} == {1}
     again = methods.carried_out(run("srpo"), tmp_path)
     assert again["metrics"] == done["metrics"]
+    assert reprompt.CLOSING != tasks.CLOSING  # the tasks' words were there for the run only
 
 
 class Stub:
