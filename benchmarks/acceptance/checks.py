@@ -637,7 +637,7 @@ def _upkeep() -> list[Check]:
             tuple(
                 pytest(
                     "-n",
-                    "2",
+                    "3",
                     "--dist",
                     "loadfile",
                     "-m",
