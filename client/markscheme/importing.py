@@ -331,6 +331,7 @@ class RubricImporter:
 
         try:
             for row in self._grouped(rows, on_problem, on_row):
+                # The oldest one first, so that rows are counted and told of in their order.
                 if len(under_way) == CONCURRENCY:
                     await finish()
                 under_way.append(self._begin(row, under_way))
@@ -388,6 +389,7 @@ class RubricImporter:
             return _Sending(row, problem="nested too deeply")
         except ValueError as error:
             return _Sending(row, problem=describe(error) + self._id_of(content))
+        # Versions of a prompt's rubric are numbered in the order of the rows.
         before = [
             each.task
             for each in under_way
@@ -396,6 +398,7 @@ class RubricImporter:
 
         async def send() -> tuple[RubricImported, bool]:
             if before:
+                # `wait` raises nothing: a row that fails must not fail the next one.
                 await asyncio.wait(before)
             return await self.send(content, entry.prompt)
 

@@ -248,6 +248,7 @@ class Inductions:
     def _has_rubric(self, request: InduceRequest) -> bool:
         """Return whether a training with `reuse: frozen` would get a rubric for the prompt."""
         try:
+            # The request must have a response, though a look-up reads none.
             self._client.induce(
                 request.prompt, student_responses=request.student_responses[:1], reuse="frozen"
             )

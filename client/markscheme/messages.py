@@ -194,6 +194,7 @@ def _is_valid(value: Any) -> bool:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         return False
+    # JSON escapes NUL, whereas halves of surrogate pairs stay as they are.
     return "\\u0000" not in text and replace_invalid(text) is text
 
 
@@ -301,6 +302,7 @@ def _type_of(part: object) -> str:
 
 
 def _normal_calls(calls: Any, location: str) -> list[dict[str, Any]]:
+    # Tables often hold the calls as JSON.
     if isinstance(calls, str):
         if calls.strip() in ("", "null"):
             return []

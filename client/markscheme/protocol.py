@@ -153,6 +153,7 @@ def to_wire(value: Any) -> Any:
         return to_wire(value.model_dump(exclude_none=True))
     if isinstance(value, Mapping):
         return {k: to_wire(v) for k, v in value.items()}
+    # A sequence too, but not one to take apart.
     if isinstance(value, bytes | bytearray):
         return value
     if isinstance(value, Sequence | Iterator):

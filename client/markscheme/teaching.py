@@ -144,6 +144,7 @@ def _with_answers(line: PromptEntry, answers: Answers) -> Iterator[PromptEntry]:
     """Yield the line with the answers of its own model, then one entry for each other model."""
     own = line.teacher_model
     if not line.teacher_responses and own is None and answers:
+        # An entry without responses of its own takes those of the index's first model.
         own = next(iter(answers))
     texts = [*line.teacher_responses, *answers.get(own, [])]
     yield line.model_copy(update={"teacher_responses": texts, "teacher_model": own})

@@ -68,6 +68,7 @@ def split_thinking(text: str, *, opened: bool = False) -> Output:
     if text.startswith(_BARE_ANALYSIS, at) and (final := text.rfind(_BARE_FINAL, at)) != -1:
         end = final + len(_BARE_FINAL)
         return Output(text[:end], text[end:])
+    # Some models open the thought once more: then their own delimiters count.
     began = opened and _opening(text, at) is None
     if began:
         close = _CLOSING.search(text, at)

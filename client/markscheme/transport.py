@@ -190,6 +190,7 @@ class AsyncConnections:
         given, running = self._http_client, asyncio.get_running_loop()
         with self._lock:
             _check_open(self._closed, given)
+            # Nothing can use the connections of a closed loop any more.
             for loop in [loop for loop in self._opened if loop.is_closed()]:
                 del self._opened[loop]
             if running not in self._opened:

@@ -64,6 +64,7 @@ class RngState:
             numpy.random.get_state(),
             torch.get_rng_state(),
         )
+        # Empty where there is no CUDA device.
         self._devices = torch.cuda.get_rng_state_all()
 
     def restore(self) -> None:

@@ -216,6 +216,7 @@ def _check_key(client: Client, key: str | None, reuse: ReusePolicy) -> None:
     """
     try:
         for path in ("/v1/scores", *(["/v1/rubrics:induce"] if reuse != "frozen" else [])):
+            # The probe has no content, which is refused only once the key was accepted.
             with suppress(InvalidRequest):
                 client._send(requests.probe(path))
     except AuthenticationFailed as error:

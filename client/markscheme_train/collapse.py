@@ -123,6 +123,7 @@ class CollapseWatch:
 
     def observe(self, step: int, figures: Figures) -> list[Finding]:
         """Add the figures of the batch that ended with `step`; return what is new."""
+        # The first values that are known of each figure, whichever batches they are of.
         for name, values in self._first.items():
             value = getattr(figures, name)
             if value is not None and len(values) < WINDOW:
@@ -145,6 +146,7 @@ class CollapseWatch:
     def length_ratio(self, figures: Figures) -> float | None:
         """Return the mean length of a batch over that of the first ones."""
         first = self._first["length"]
+        # `any`: a mean of 0 cannot be divided by.
         return figures.length / fmean(first) if figures.length is not None and any(first) else None
 
     def state(self) -> dict[str, Any]:
@@ -221,6 +223,7 @@ class CollapseWatch:
 
     def _reward_has_fallen(self) -> bool:
         reward, best = self._mean("reward"), self._best_reward
+        # `abs`, because rewards may be negative.
         return reward is not None and best is not None and reward < best - FALLEN * abs(best)
 
     def _mean(self, name: str) -> float | None:

@@ -76,6 +76,7 @@ class CollapseGuard(TrainerCallback):  # type: ignore[misc]
         for name in METRICS.values():
             added = metrics[name][self._before.get(name, 0) :] if name in metrics else []
             self._batch.setdefault(name, []).extend(v for v in added if not math.isnan(v))
+        # `_step` counts micro-batches, and this was not the last one of the generated batch.
         if self._trainer._step % (args.steps_per_generation * args.num_iterations):
             return
         means = {name: fmean(values) for name, values in self._batch.items() if values}

@@ -54,6 +54,7 @@ def token_log_probs(
         return _log_probs_at(logits, ids.unsqueeze(-1)).squeeze(-1), cached[0]
 
     parts = [
+        # Each chunk has a list of its own, which its forward and its backward pass share.
         checkpoint(part, states, ids, [], use_reentrant=False)
         for states, ids in zip(torch.split(hidden, chunk), torch.split(tokens, chunk), strict=True)
     ]

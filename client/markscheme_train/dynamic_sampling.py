@@ -73,6 +73,7 @@ def draw(trainer: "MarkschemeTrainer", inputs: Sequence[Mapping[str, Any]]) -> D
     reports = [trainer.report]
     tried = {repr(group[0].row["prompt"]) for group in groups}
     redrawn = 0
+    # The limit is for whole batches: a round of a few rows may exceed it by chance.
     max_unscored, trainer.reward.max_unscored = trainer.reward.max_unscored, 1.0
     try:
         for number in range(trainer.args.max_resampling_rounds):
@@ -90,6 +91,7 @@ def draw(trainer: "MarkschemeTrainer", inputs: Sequence[Mapping[str, Any]]) -> D
             first = own * trainer.accelerator.process_index
             others = _groups(_sample(trainer, every[first : first + own]), size)
             reports.append(trainer.report)
+            # Neither 0 nor `None`: these must be known to have a spread.
             useful = [group for group in others if _spread(trainer, group)]
             for place, group in zip(equal, useful, strict=False):
                 groups[place] = group

@@ -91,6 +91,7 @@ def clipped_surrogate(
     )
     if dual_clip is None:
         return loss
+    # For a negative advantage the loss grows with the ratio, without bound.
     return torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
 
 

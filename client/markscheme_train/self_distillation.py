@@ -240,6 +240,7 @@ class SelfDistillation:
                     temperature=self.config.temperature,
                 )
         routed_tokens = mask & routed.unsqueeze(1)
+        # Controls were run to be measured only: they weigh nothing in the loss.
         entropy = torch.where(routed_tokens, entropy, 0.0)
         batch |= {
             "routed": routed,
@@ -311,6 +312,7 @@ class SelfDistillation:
         teacher = [each for each in batch["teacher_states"] if each is not None]
         divergence = divergences(
             states,
+            # Without routed rows both are empty.
             torch.cat(teacher) if teacher else states.detach(),
             student.head,
             self.self_teacher.head,
@@ -328,6 +330,7 @@ class SelfDistillation:
                 advantages=batch["advantages"],
                 mask=mask,
                 routed=batch["routed"],
+                # From the routed tokens [N] back to [B, C].
                 divergence=torch.zeros_like(student.log_probs).masked_scatter(
                     tokens, divergence.to(student.log_probs)
                 ),

@@ -185,8 +185,10 @@ class TrustRegion:
         initial, own = states.chunk(2, -1)
         student = _inner(self._student)
         reference_logits = self._reference.head(initial)
+        # `cat` may have raised the student's states to the reference's precision.
         student_logits = output_head(student)(own.to(student.get_output_embeddings().weight))
         dtype = torch.promote_types(reference_logits.dtype, student_logits.dtype)
+        # Logits are log-probabilities up to a constant, which softmax takes out again.
         return torch.lerp(reference_logits.to(dtype), student_logits.to(dtype), self._share)
 
     def update(self, rate: float) -> None:

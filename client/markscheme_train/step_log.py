@@ -217,6 +217,7 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
             return
         calls, tokens = self._paid.pop((True, state.global_step), (0, 0))
         reward = metrics[REWARD]
+        # Step 0 is the initial model, of which there is no checkpoint.
         earlier = [
             r for step, r in known_rewards(state.log_history) if 0 < step < state.global_step
         ]

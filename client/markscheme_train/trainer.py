@@ -133,6 +133,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._drawn: Drawn | None = None
         self._norms = BranchNorms()
         self._saving: str | None = None
+        # TRL names a reward's column after the function, so the wrapper takes over its name.
         reported = partial(reward, on_report=self._note)
         update_wrapper(reported, reward, updated=())
         # Copy before TRL replaces the model's forward: a later copy would run the student's.
@@ -204,6 +205,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         """Return TRL's rewards of all processes [rows, functions], timed."""
         if self._drawn is not None:
             self._rewards, self._scored = self._drawn.rewards, self._drawn.scored
+            # What was logged while they were drawn may be of rollouts that were replaced.
             self._pending_extra_logs.clear()
             self._log_completion_extra(MISSED, self._drawn.missed)
             return self._rewards
@@ -290,6 +292,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         """
         by_group: dict[int, torch.Tensor] = {}
         for place, ids in enumerate(rollouts, first):
+            # One of each group, because rollouts of one prompt are alike anyway.
             by_group.setdefault(place // self.num_generations, ids)
         sums = self._total(
             torch.stack([repetition_sums(rollouts), distinct_sums([*by_group.values()])]).to(
@@ -305,6 +308,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """Return TRL's next micro-batch, with the counts of its optimiser step."""
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        # A batch that was just generated has no counts yet.
         if self.model.training and "rows_in_step" not in inputs:
             self._count_by_step(self._buffered_inputs)
         return inputs
@@ -350,6 +354,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             self.distillation is not None
             and self._step % self.current_gradient_accumulation_steps == 0
         ):
+            # `_compute_loss` multiplies each process's loss by their number.
             norms = (
                 self._total(self._norms.take(loss.device)).sqrt() / self.accelerator.num_processes
             ).tolist()
@@ -625,6 +630,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         counted = attention_mask[:, -keep:].bool()
         precise = torch.promote_types(states.dtype, torch.float32)
         log_probs, entropies = (states.new_zeros(counted.shape, dtype=precise) for _ in range(2))
+        # Routed rows learn from the divergence alone: their log-probabilities need no graph.
         fixed = torch.zeros_like(counted[:, 0]) if without_gradient is None else without_gradient
         for rows, learning in (
             (counted & ~fixed.unsqueeze(1), True),
@@ -703,6 +709,7 @@ def check_steps_move_weights(trainer: GRPOTrainer) -> None:
     rate, moved, count = trainer.args.learning_rate, 0, 0
     for weight in trainer.model.parameters():
         if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
+            # In the weight's own precision, as the optimiser computes it.
             moved += int((weight - rate != weight).sum())
             count += weight.numel()
     if moved < MIN_MOVED_SHARE * count:
@@ -740,6 +747,7 @@ def _inner(model: Any) -> Any:
 def _last_states(model: Any) -> Iterator[list[torch.Tensor]]:
     """Collect the last hidden states of each forward pass, with their graph."""
     seen: list[torch.Tensor] = []
+    # Entry 0 of the output is the last hidden state.
     hook = model.base_model.register_forward_hook(lambda _module, _inputs, out: seen.append(out[0]))
     try:
         yield seen

@@ -222,6 +222,7 @@ def train(
     save_at_batch_end = SaveAtBatchEnd(trainer)
     trainer.add_callback(save_at_batch_end)
     try:
+        # A run that was killed after its last checkpoint only has its model to save.
         finished = checkpoint is not None and finished_model(config, checkpoint)
         if finished:
             trainer._load_from_checkpoint(finished)

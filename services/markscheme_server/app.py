@@ -262,6 +262,7 @@ def create_app(
                 )
             }
         finally:
+            # First the work under way, then the writes that it left, and the database last.
             await rubric_service.drain(DRAIN_S)
             await verdicts.drain(DRAIN_S)
             await budgets.drain(DRAIN_S)
@@ -286,6 +287,7 @@ def create_app(
     )
     app.state.drain = drain or Drain()
     errors.install(app)
+    # The one that is added last is the outermost: a request passes them from the bottom up.
     app.add_middleware(HeadAsGet)
     app.add_middleware(RateLimited)
     app.add_middleware(Authenticated)

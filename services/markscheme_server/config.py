@@ -424,6 +424,7 @@ class Settings(BaseSettings):
                 name: value for name, value in source.env_vars.items() if name.upper() not in names
             }
         tables = [_JudgeVariablesSource(settings_cls, source.env_vars) for source in sources]
+        # The first source that sets a field wins.
         return init_settings, env_settings, tables[0], dotenv_settings, tables[1]
 
     @model_validator(mode="before")

@@ -388,6 +388,7 @@ def drop_superseded(target: Path) -> None:
     with target.open("rb") as file:
         for line in file:  # of bytes: a line ends at a line feed and nowhere else
             if line.strip(WHITESPACE.encode()):
+                # A key that is assigned again keeps its place, which is that of the first line.
                 newest[parse(line.decode("utf-8-sig"))["id"]] = offset, len(line)
                 lines += 1
             offset += len(line)
@@ -398,6 +399,7 @@ def drop_superseded(target: Path) -> None:
             for start, length in newest.values():
                 file.seek(start)
                 out.write(file.read(length).rstrip(b"\r\n") + b"\n")
+    # In one rename, so that an interruption leaves the old file whole.
     partial.replace(target)
 
 
@@ -476,6 +478,7 @@ def _repair_last_line(target: Path) -> None:
 def _start_of_last_line(file: BinaryIO) -> int:
     """Return where the line without a line feed begins: at the end if there is none."""
     end = file.seek(0, os.SEEK_END)
+    # Backwards, chunk by chunk: the file may be large.
     while end:
         start = max(0, end - CHUNK_BYTES)
         file.seek(start)

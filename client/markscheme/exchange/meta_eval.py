@@ -51,6 +51,7 @@ def read_meta_eval(content: Any, _: ConversionIssues) -> Draft:
             and isinstance(completion, str)
             and completions.setdefault(completion_id, completion) == completion
         ):
+            # Kept once for the rubric: each row of the completion repeats it.
             del label["completion"]
         criteria.setdefault(text, []).append(label | {HOW: number})
     if len(criteria) > MAX_CRITERIA:

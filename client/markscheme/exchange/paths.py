@@ -93,6 +93,7 @@ def take(row: dict[str, Any], path: Path) -> None:
     for parent, step in zip(reversed(parents), reversed(path), strict=True):
         if not isinstance(parent, dict) or step not in parent:
             return
+        # An object on the way goes only if nothing else was in it.
         if step is not path[-1] and parent[step] != {}:
             return
         del parent[step]
@@ -102,6 +103,7 @@ def put(row: Any, path: Path, value: Any) -> Any:
     """Return the row with the value at a path; objects on the way are made where they miss."""
     if not path:
         return value
+    # Also keeps a string of JSON as it was written.
     if same(find(row, path), value):
         return row
     encoded = isinstance(row, str)

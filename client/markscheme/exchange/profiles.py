@@ -134,6 +134,7 @@ def _read_list(profile: Profile, value: Any, location: str, _: ConversionIssues)
     """Read a list of objects or texts, a table of columns, or a text of numbered lines."""
     rows = decode(value)
     if isinstance(rows, dict) and rows and all(isinstance(each, list) for each in rows.values()):
+        # A list of objects column by column, as tables write it.
         lengths = {len(column) for column in rows.values()}
         if len(lengths) == 1:
             names = list(rows)

@@ -130,12 +130,14 @@ def read_row(profile: Profile, content: Any, issues: ConversionIssues) -> Draft:
         for item, text, points in zip(found.items, found.texts, found.points, strict=True)
     ]
     parts = [*zip(found.texts, found.points, namespaces, strict=True)]
+    # Kept as they stood only where ours would be written in another form.
     if not same(_write_criteria(profile, parts, how), raw):
         how["criteria"] = raw
     items = _write_items(profile, parts, how)
     derived = []
     for name, follow in profile.derived.items():
         value = find(row, parse_path(name))
+        # What follows from the criteria is computed when it is written, not kept.
         if name != at and value is not MISSING and same(value, follow(items)):
             take(rest, parse_path(name))
             derived.append(name)
@@ -187,6 +189,7 @@ def read_criteria(
         profile.check(listed.items, issues)
     items, texts, weights = [], [], []
     left_out = list(listed.passed_over)
+    # Positions in the row, which count what the layout passed over.
     taken = {position for position, _ in left_out}
     positions = [n for n in range(len(listed.items) + len(left_out)) if n not in taken]
     for position, item in zip(positions, listed.items, strict=True):
@@ -221,6 +224,7 @@ def read_criteria(
             f"{location}: the points are no whole numbers up to {MAX_POINTS}, whatever all of them "
             f"are multiplied by; round them"
         )
+        # Go on with equal points, so that the other faults are found too.
         factor, weights = Fraction(1), [Fraction(1)] * len(weights)
     elif any((weight * factor).denominator != 1 for weight in weights):
         issues.notes.append(
@@ -275,6 +279,7 @@ def _namespace(profile: Profile, criterion: Criterion, imported: bool) -> dict[s
     known = isinstance(own, dict)
     fields = dict(own) if isinstance(own, dict) else dict(profile.fresh)
     label = profile.label
+    # An id of ours follows the criterion; a name that the row gave stays.
     if label is not None and (
         not known or (_is_our_id(fields.get(label)) and fields[label] != criterion.id)
     ):
@@ -285,6 +290,7 @@ def _namespace(profile: Profile, criterion: Criterion, imported: bool) -> dict[s
         listed = tags if isinstance(tags, list) else []
         kept = [each for each in listed if not _is_category_tag(each)]
         was = [each for each in listed if _is_category_tag(each)]
+        # A row that named no category stays without one while ours is the default.
         if not known or (was != [tag] and (was or criterion.category != CATEGORIES[0])):
             fields["tags"] = [*kept, tag]
     return fields
@@ -363,6 +369,7 @@ def _put_prompt(
 ) -> Any:
     path = _path(how.get("prompt_at"), profile.prompt[0])
     if "prompt" in how:
+        # As it stood, while that still says what the prompt says.
         kept = how["prompt"]
         if kept is None:
             return put(row, path, None)
@@ -452,11 +459,13 @@ def _write_items(
     profile: Profile, parts: Sequence[tuple[str, int, dict[str, Any]]], how: dict[str, Any]
 ) -> list[Any]:
     factor = how.get("factor", 1)
+    # Anybody may write metadata: what is no factor counts as 1.
     usable = isinstance(factor, int | float) and not isinstance(factor, bool) and factor > 0
     scale = as_factor(factor) if usable else Fraction(1)
     items = [_write_item(profile, *part, scale or Fraction(1)) for part in parts]
     for each in how.get("left_out", ()):
         if isinstance(each, dict) and isinstance(each.get("index"), int):
+            # What weighs nothing goes back to its place.
             items.insert(max(each["index"], 0), _copy(each.get("item")))
     return items
 
@@ -563,6 +572,7 @@ def _put_tags(
         ours = _fitting(was)
         if list(tags) == ours:
             return put(row, profile.tags, kept)
+        # Those that cannot be tags of ours stay in the row.
         others = [tag for tag in was if tag not in ours]
         return put(row, profile.tags, [*tags, *others])
     if imported and not tags and how.get("has_tags") is not True:

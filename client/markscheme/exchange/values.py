@@ -156,6 +156,7 @@ def to_number(value: Any, location: str) -> Fraction:
         raise Malformed(f"{location}: {value:g} is no usable number of points")
     if isinstance(value, int):
         return Fraction(value)
+    # The fraction that a binary number stands for, such as 1/10 for 0.1, even from 32 bits.
     simple = Fraction(value).limit_denominator(1000)
     return (
         simple
@@ -187,6 +188,7 @@ def as_factor(value: float) -> Fraction:
 
 def _rounded_scaling(weights: Sequence[Fraction]) -> Fraction | None:
     largest = max(map(abs, weights))
+    # Try 1 point for the largest weight, then 2 and so on: small points are easier to read.
     for points in range(1, MAX_POINTS + 1):
         factor = as_factor(float(points / largest))
         if all(
@@ -203,6 +205,7 @@ def _exact_scaling(weights: Sequence[Fraction]) -> Fraction | None:
         return Fraction(1)
     factor = Fraction(math.lcm(*(w.denominator for w in weights)))
     if max(abs(w * factor) for w in weights) > MAX_POINTS:
+        # Whole but too large: without their common divisor they may fit.
         factor /= math.gcd(*(int(w * factor) for w in weights))
     return factor if max(abs(w * factor) for w in weights) <= MAX_POINTS else None
 

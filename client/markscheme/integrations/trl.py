@@ -233,6 +233,7 @@ class RubricReward:
         self.last.raise_if_unscored(self.max_unscored)
         if on_report is not None:
             on_report(self.rows, self.last)
+        # This process's rows come after those of the ranks before it.
         first = sum(counts[: processes.rank])
         if log_extra is not None:
             scores = self.last.row_scores[first : first + len(own)]

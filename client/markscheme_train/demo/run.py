@@ -116,6 +116,7 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
 
         console.print("Measuring the student before training …")
         before = measure(model)
+        # Freed before the trainer loads its own.
         del model
         with LiveTable(console, title="training") as live:
             finished = train(

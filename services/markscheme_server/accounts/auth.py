@@ -80,6 +80,7 @@ class Authenticator:
         """
         if not self._require_key:
             await self._refresh()
+        # Asked again: `_refresh` may have found that a first key was made.
         if not self._require_key:
             return self._operator
         if token is None:
@@ -269,6 +270,7 @@ class Authenticator:
         if self._clock() - self._refreshed_at >= CACHE_S:
             refreshed_at = self._clock()
             any_key, rpm, reuse_scope = await self._store.read_defaults()
+            # Never back to false: the operator may have required keys before there was one.
             self._require_key = any_key or self._require_key
             self._operator = replace(OPERATOR, rpm=self._rpm(rpm), reuse_scope=reuse_scope)
             self._refreshed_at = refreshed_at

@@ -106,6 +106,7 @@ class BudgetService:
         """Return the budgets that bind a run of the team, at most `CACHE_S` old."""
         cached_at, budgets = self._cache.get(team, (-CACHE_S, []))
         if self._clock() - cached_at >= CACHE_S:
+            # Taken before the query: an answer is as old as its question.
             cached_at = self._clock()
             budgets = await self.store.find(team)
             self._cache[team] = cached_at, budgets

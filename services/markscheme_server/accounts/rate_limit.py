@@ -87,6 +87,7 @@ class TeamRates:
         spacing_s = 1 / max(MIN_PER_S, PACE * rpm / MINUTE_S)
         turn = max(now, self._paced_until.get(team, now))
         self._paced_until[team] = turn + spacing_s
+        # The first `FREE_BURST` requests begin at once, and those after them move up as far.
         return max(0.0, turn - now - (FREE_BURST - 1) * spacing_s)
 
     def _cached_rejection(self, team: str, rpm: int) -> LimitState | None:

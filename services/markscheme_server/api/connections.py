@@ -106,6 +106,7 @@ class Connection(H11Protocol):
             if longest is not None:
                 longest.drop()
             else:
+                # All the others are being served: refuse what comes over this one only.
                 self.app = _overloaded
         self._wait()
 
@@ -137,12 +138,14 @@ class Connection(H11Protocol):
         """Close the connection, unless its body keeps arriving, or we have not read it."""
         if self._queue is self.waiting.bodies:
             granted = self._received / MIN_BYTES_PER_S
+            # While we read nothing the client cannot send, so that its time begins anew.
             self._since = now if self.flow.read_paused else min(now, self._since + granted)
             self._received = 0
             if now - self._since < BODY_S:
                 self._queue[self] = self._since
                 self._queue.move_to_end(self)  # check it again after those that began later
                 return
+        # The beginning of a head lies in h11's buffer until the head is complete.
         begun = self._queue is self.waiting.bodies or bool(self.conn.trailing_data[0])
         self._leave()
         if begun:

@@ -227,5 +227,6 @@ def _methods(app: FastAPI, path: str) -> list[str]:
     """Return all methods of a path: the router names only those of the first route that matches."""
     paths = app.openapi()["paths"]
     matching = [template for template in paths if compile_path(template)[0].match(path)]
+    # Of the templates that match, the longest is the most specific.
     methods = {method.upper() for method in paths[max(matching, key=len)]} if matching else set()
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))

@@ -87,6 +87,7 @@ async def _all(groups: AsyncIterator[schema.GroupScore]) -> list[schema.GroupSco
 
 async def _dump(whole: schema.ScoreBatch, groups: list[schema.GroupScore]) -> str:
     """Serialise a batch group by group, so that other requests run in between."""
+    # The frame with an empty list, in whose place the groups then go.
     start, end = whole.model_dump_json().split('"groups":[]')
     parts = []
     for group in groups:

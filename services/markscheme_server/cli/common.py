@@ -88,6 +88,7 @@ def read_settings() -> Settings:
         fail(f"{variable}: {message}" if variable else message)
     _log_files(file, settings)
     if settings.database_url is None:
+        # The default database lies in this folder, so that its permissions are ours to set.
         from markscheme_server.store.engine.database import tighten_permissions
 
         tighten_permissions(settings.home.expanduser(), 0o700)

@@ -122,17 +122,21 @@ class Server(uvicorn.Server):
         if self.drain.draining:
             if sig == signal.SIGHUP:
                 return
+            # Whoever sends a second signal does not want to wait.
             os._exit(128 + sig)
         self.drain.draining = True
         now, last = time.monotonic(), self.drain.last_request_at
+        # The delay is for a load balancer that still sends requests; without one it would be idle.
         watched = last is not None and now - last < RECENT_S
         delay_s = self.delay_s if sig in (signal.SIGTERM, signal.SIGHUP) and watched else 0.0
         self._stop_at = now + delay_s
+        # The last resort, for the case that something hangs in spite of its own time limits.
         signal.signal(signal.SIGALRM, _exit_now)
         signal.setitimer(signal.ITIMER_REAL, delay_s + IN_FLIGHT_S + CLOSING_S)
 
     async def on_tick(self, counter: int) -> bool:
         """Run every 0.1 s: expire slow clients, and stop when it is time."""
+        # A supervisor that was killed could not stop its workers.
         parent = multiprocessing.parent_process() if self.worker else None
         if parent is not None and not parent.is_alive() and not self.drain.draining:
             log.error("supervisor_gone")
@@ -293,6 +297,7 @@ class Supervisor:
         if failing_is_fatal and not worker.serves:
             raise StartFailed
         log.error("worker_ended", worker=worker.process.pid, status=worker.process.exitcode)
+        # One that never served would probably fail again at once.
         self._next_start_at = 0.0 if worker.serves else time.monotonic() + RESTART_PAUSE_S
 
     def _stop(self, sig: int, _frame: FrameType | None) -> None:

@@ -63,6 +63,7 @@ class FairQueue:
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiter = (priority, next(self._numbers), slot)
         heapq.heappush(self._waiters.setdefault(team, []), waiter)
+        # A team that arrives queues behind those that have waited longer.
         self._last_served.setdefault(team, next(self._numbers))
         self._waiting += 1
         self._serve()
@@ -91,6 +92,7 @@ class FairQueue:
         if not self._used[team]:
             del self._used[team]
         self._serve()
+        # Idle teams are forgotten, or the table would grow with every team ever served.
         if team not in self._used and team not in self._waiters:
             self._last_served.pop(team, None)
 
@@ -140,9 +142,11 @@ class LoopThrottle:
             async with self._queue.slot(team, priority):
                 if self._left < size:  # the limit may have been renewed while we waited
                     await asyncio.sleep(0)
+        # Once in an iteration of the loop, however many tasks compute in it.
         if not self._renewing:
             self._renewing = True
             asyncio.get_running_loop().call_soon(self._renew)
+        # May fall below 0: work larger than the limit must be done too, if alone.
         self._left -= size
 
     def _renew(self) -> None:

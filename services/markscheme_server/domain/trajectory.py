@@ -272,6 +272,7 @@ def show(response: Judged, max_tokens: int) -> Shown:
             continue
         pieces.append(Piece(f"{number + 1}: {part.line}", True))
         kept = min(len(part.text), _length(part, share))
+        # Only the last message can be longer than the room, because `_omitted` always keeps it.
         if number == len(response.parts) - 1 and kept + LINE_CHARACTERS > room:
             kept = max(room - LINE_CHARACTERS, min(kept, room))
             pieces += _shortened(part.text, 0, kept)
@@ -330,6 +331,7 @@ def _omitted(parts: Sequence[Part], room: int, share: int) -> tuple[int, int]:
     total, count = sum(costs), len(parts)
     if total <= room:
         return count, count
+    # From the end backwards; what room is left then is filled from the beginning.
     last, used = count - 1, costs[-1]
     while last > 0 and used + costs[last - 1] <= room * _NEWEST_SHARE:
         last -= 1

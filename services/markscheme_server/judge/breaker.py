@@ -96,6 +96,7 @@ class Breaker:
         """Wait until the state changes, the canned question is due, or ``until``."""
         if self.admits:
             return
+        # Taken now, because `_set_state` puts a new event in its place.
         state_changed = self._state_changed
         try:
             async with asyncio.timeout(max(0.0, min(until, self.not_before or until) - now)):
@@ -106,6 +107,7 @@ class Breaker:
     def record(self, now: float, *, failed: bool) -> None:
         """Record a call, and whether the endpoint failed. A refusal or rate limit is no failure."""
         self._outcomes.add(now, failed)
+        # While it is open the canned question alone decides: calls are no evidence then.
         if self.state is BreakerState.CLOSED:
             self._evidence.add(now, failed)
             self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
@@ -115,6 +117,7 @@ class Breaker:
 
         It is due when calls fail, and when the breaker has been open for ``probe_s``.
         """
+        # One question at a time: several would only load an endpoint that is in trouble.
         if self._asking:
             return False
         self._evidence.drop_old(now)
@@ -130,6 +133,7 @@ class Breaker:
     def end_question(self, now: float, *, answered: bool | None) -> None:
         """Record whether the canned question was answered; ``None``: it was cancelled."""
         self._asking = False
+        # A question that was cancelled says nothing about the endpoint.
         if answered is None:
             return
         if not answered:
@@ -165,6 +169,7 @@ class Breaker:
         for times in (self._first_attempts, self._retries):
             while times and times[0] < now - RETRY_BUDGET_WINDOW_S:
                 times.popleft()
+        # A share alone would leave an endpoint with few calls no retry at all.
         budget = max(RETRY_BUDGET_MIN, RETRY_BUDGET_SHARE * len(self._first_attempts))
         if len(self._retries) >= budget:
             return False

@@ -97,6 +97,7 @@ class ChatSender:
                 else:
                     raise unexplained or refused from None
                 continue
+            # Remember what was accepted, unless the caller asked for certain forms only.
             if form is not None and (form != start or form != known.form) and request.forms is None:
                 known.use_form(form, now)
             return completion
@@ -119,6 +120,7 @@ class ChatSender:
         # may not be JSON.
         sent = [name for name in body if name not in ("model", "messages", "response_format")]
         self.length = body.get(endpoint.capabilities.length_name)
+        # Reserved again, for the length that this endpoint is really asked for.
         max_tokens = _max_reply_tokens(self.length)
         await self._spending.reserve_budget(self._prompt_bytes, max_tokens)
         cost = self._spending.begin(self._prompt_bytes, max_tokens)
@@ -177,6 +179,7 @@ class ChatSender:
             }
         elif form == "json_object":
             body["response_format"] = {"type": "json_object"}
+        # Last, so that the operator's own fields win.
         return body | s.extra_body
 
     @staticmethod

@@ -116,6 +116,7 @@ class Gateway:
         loop, context = asyncio.get_running_loop(), call.context
         await call.reserve_budget()
         with _counted(metrics.QUEUE_DEPTH.labels(judge=self.name)) as waiting:
+            # Outside the loop: going round it sends nothing, so it uses no more of the quota.
             await self.quotas.acquire(call.tokens, context.priority, context.team)
             while True:
                 await self._wait_until_ready(min(call.wait_until, context.deadline.at))
@@ -123,6 +124,7 @@ class Gateway:
                     endpoint = self._pick_endpoint(loop.time(), call.failed_endpoint)
                     if endpoint is None:
                         continue  # its breaker opened while we waited for the slot
+                    # From here on `CALLS_IN_FLIGHT` counts it.
                     waiting.end()
                     return await self._send(endpoint, send, call)
 
@@ -136,6 +138,7 @@ class Gateway:
             for endpoint in self.endpoints:
                 self._ask_canned_if_due(endpoint)
             if loop.time() >= until or min(e.not_before for e in self.endpoints) > until:
+                # It works but asked for a pause: the cause is its limit, not an outage.
                 paused = any(
                     e.paused_until > loop.time() and e.breaker.admits for e in self.endpoints
                 )
@@ -246,6 +249,7 @@ class Gateway:
     def _is_retryable(self, error: BaseException) -> bool:
         if not isinstance(error, _AttemptFailed) or error.kind is RetryKind.NEVER:
             return False
+        # The endpoint asks for more patience than a caller is made to have.
         if (error.retry_after_s or 0.0) > MAX_RETRY_AFTER_S:
             return False
         if error.kind is RetryKind.RATE_LIMIT or error.endpoint is None:
@@ -288,6 +292,7 @@ class _AttemptFailed(Exception):
 def _wait_s(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after_s if isinstance(error, _AttemptFailed) else None
+    # tenacity counts attempts from 1, `backoff_s` from 0.
     return max(backoff_s(state.attempt_number - 1), asked or 0.0)
 
 

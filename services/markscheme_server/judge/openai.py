@@ -182,6 +182,7 @@ class OpenAIJudge:
         if s.hardening:
             # No answer can contain a word that derives from a secret: "met" is surely false.
             word = self._secrets.derive("canary", asked)
+            # Numbered like the criteria, so that only its text tells it apart.
             canary = (f"c{len(shown) + 1}", f"The answer contains the string {word}.")
         pool, rationale = task.verify == "group", s.rationale != "off"
         may_not_apply = [f"c{i}" for i, c in enumerate(task.criteria, 1) if c.may_not_apply]
@@ -431,6 +432,7 @@ class OpenAIJudge:
         """Return the request after an endpoint refused its model's output; ``None``: give up."""
         cause = failure.__cause__
         kind = cause.refusal.kind if isinstance(cause, Refused) else None
+        # Such an endpoint refuses with an error what others answer with an unusable reply.
         if kind is RefusalKind.TRUNCATED:
             return self._enlarged(request, question, request.cap)
         if kind is RefusalKind.GENERATION:

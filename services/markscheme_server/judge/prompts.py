@@ -251,6 +251,7 @@ def verifier_prompt(
     prompt up to the answer is the same for a whole group.
     """
     prompt = prompt_text(task.prompt)
+    # Of the prompt alone, so that the message begins alike for all rollouts of a group.
     prompt_delimiter = secrets.delimiter(prompt)
     delimiter = secrets.delimiter(
         [prompt, [text for _, text in criteria], [material(each) for each in task.responses]]

@@ -79,6 +79,7 @@ def of_completion(
     choice = (
         choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     )
+    # Beside a choice only `error` counts: `code` and `message` may be the body's own fields.
     stated = _error_in(completion) if not choice else completion.get("error")
     error = stated or choice.get("error")
     if error:
@@ -165,6 +166,7 @@ def _error(status: int, body: object, material: str) -> ProviderError:
     words = without_echo(stated, material)
     nested = " ".join(_one_line(error[name]) for name in ("metadata", "details") if error.get(name))
     nested = without_echo(nested, material)
+    # Groq states here the model's output that it could not use.
     if error.get("failed_generation"):
         codes.add("failed_generation")
     param = error.get("param")
@@ -249,6 +251,7 @@ def _parameter(error: ProviderError, sent: Collection[str]) -> str | None:
         and (not sent or name in sent)
         and (at := _find_word(error.text, name.lower())) != -1
     ]
+    # The first one that is named: those after it are often what to use instead.
     return min(found)[1] if found else None
 
 

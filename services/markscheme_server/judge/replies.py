@@ -315,6 +315,7 @@ def _content(content: Any) -> str:
 
 def _without_fence(text: str) -> str:
     """Return the content of a code fence around the whole of ``text``; else ``text``."""
+    # Six characters: an opening and a closing fence, not one that is both.
     if not (text.startswith("```") and text.endswith("```") and len(text) >= 6):
         return text
     opening = _CODE_FENCE.match(text)

@@ -58,6 +58,7 @@ def classify(error: BaseException) -> RetryKind:
     if isinstance(error, Refused):
         kind = _RETRYABLE_REFUSALS.get(error.refusal.kind, RetryKind.NEVER)
         advice = error.headers.get("x-should-retry")
+        # The header says whether to retry; the status still says whether it was a rate limit.
         if advice == "true":
             return RetryKind.RATE_LIMIT if error.refusal.status == 429 else RetryKind.TRANSIENT
         return RetryKind.NEVER if advice == "false" else kind
@@ -92,6 +93,7 @@ def _positive(text: str | None) -> float | None:
         value = float(text or "")
     except ValueError:
         return None
+    # `float` reads "nan" and "inf" too.
     return value if math.isfinite(value) and value > 0 else None
 
 

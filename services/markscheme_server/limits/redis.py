@@ -60,11 +60,13 @@ class Redis:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
+            # Waiting for a connection and for the answer may take `TIMEOUT_S` each.
             async with asyncio.timeout(TIMEOUT_S * 2):
                 answer = await command(self.client)
         except FAILURES as error:
             self._pause(type(error).__name__)
             raise RedisUnavailable from error
+        # This answer is good; the next commands are spared the wait.
         if loop.time() - started > SLOW_S:
             self._pause("slow")
         return answer

@@ -150,5 +150,6 @@ def _storage(redis: Redis) -> RedisStorage:
         implementation="redispy",
         connection_pool=redis.client.connection_pool,  # type: ignore[arg-type]
         key_prefix="markscheme:quota",
+        # `Redis.run` expects Redis's own exceptions.
         wrap_exceptions=False,
     )

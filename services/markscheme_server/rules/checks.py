@@ -55,6 +55,7 @@ def run_check(check: Arguments, text: str) -> Decision:
 def max_seconds(check: Arguments, text: str) -> float:
     """Return an upper bound, in seconds, of the time that a valid check takes for a text."""
     characters = len(text)
+    # RE2 works on UTF-8, in which a character has up to four bytes.
     size = characters if text.isascii() else 4 * characters
     match check["kind"]:
         case "all_of":

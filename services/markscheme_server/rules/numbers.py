@@ -39,6 +39,7 @@ _WORDS: dict[str, int] = (
         },
     }
 )
+# Otherwise "twenty" would match the beginning of "twenty-one".
 _LONGEST_FIRST = sorted(
     (w for w in _WORDS if w not in ("no", "a", "an", "single", "couple", "dozen")),
     key=len,

@@ -194,6 +194,7 @@ def _words(sentence: Sentence) -> Iterator[Constraint]:
             # A small bare number, as in "three words", rarely is a length; a large one is "about".
             if not found.min or found.min < 20:
                 continue
+            # A fifth less to a fifth more.
             found = Bounds(found.min * 4 // 5, -(-found.min * 6 // 5), "about")
         for side, value in found.as_arguments().items():
             amount = (
@@ -304,6 +305,7 @@ def _sectioned(marker: str, least: int, sentence: Sentence) -> Constraint:
 
 def _names_section(marker: str) -> bool:
     singular = marker.lower()
+    # The pattern of amounts knows the words that sections are called by.
     return bool(_SECTIONS.search(f"2 {singular}")) and not singular.endswith("s")
 
 

@@ -160,6 +160,7 @@ def _phrases(sentence: Sentence) -> Iterator[Constraint]:
         ]
         if often and often.max == 0:
             yield _excluded(texts, sentence)
+        # "At least once" asks for no more than `contains` does.
         elif often and (often.min, often.max) != (1, None):
             for text in texts:
                 yield Constraint(

@@ -29,10 +29,12 @@ class PatternCache:
         key = pattern, ignore_case
         with self._lock:
             found = self._cache.get(key)
+            # A large pattern that a stored rubric brought here is still refused in a new one.
             if found is not None and (allow_large or found[1] == PATTERN_BYTES):
                 self._cache.move_to_end(key)
                 return found[0]
         try:
+            # Outside the lock, because it takes long; at worst two threads do it at once.
             compiled, size = _compile(pattern, ignore_case, PATTERN_BYTES), PATTERN_BYTES
         except re2.error:
             if not allow_large:

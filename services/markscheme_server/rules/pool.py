@@ -41,6 +41,7 @@ class CheckPool:
         except RuntimeError:
             self._slots.release(team)
             raise
+        # The slot is free when the thread is, which may be long after its caller has left.
         future.add_done_callback(done)
         return await asyncio.wrap_future(future)
 

@@ -126,6 +126,7 @@ def _draft_topic(
     They are at most `TOPIC_SHARE` of the points.
     """
     points = sum(draft.points for draft in drafts)
+    # Beside p points, p s / (1 - s) points have the share s of the whole.
     limit = min(MAX_CRITERIA - len(drafts), int(points * TOPIC_SHARE / (1 - TOPIC_SHARE)))
     if any(
         c.check["kind"] == "one_of" or c.check.get("language", "en") != "en" for c in constraints

@@ -58,6 +58,7 @@ def _period_closes(token: str, following: str) -> bool:
         return starts_upper  # an ellipsis, or an abbreviation such as "e.g."
     if stem in _ABBREVIATIONS:
         return False
+    # An initial such as "J." ends no sentence.
     return not (len(stem) == 1 and stem.isalpha())
 
 

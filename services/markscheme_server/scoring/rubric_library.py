@@ -169,6 +169,7 @@ class RubricLibrary:
         What made the source is the provenance of an unchanged copy only: with other criteria the
         author is the caller's team. Raises `NotFound` and `Unprocessable`.
         """
+        # Redacted first: a copy must not hold what the team could not see.
         source = _redacted(await self._find(caller, rubric_id), caller.team)
         criteria = source.criteria if payload.criteria is None else await _checked(payload.criteria)
         metadata: Mapping[str, Any] | None = payload.metadata

@@ -58,6 +58,7 @@ class GroupVerdicts:
 
     def of(self, answer: Answer) -> Mapping[str, Verdict]:
         """Return the verdicts on a response by criterion id."""
+        # Views share no criterion, so that no verdict hides another.
         found = [by_text[answer.judged(view)] for view, by_text in self.by_view.items()]
         return found[0] if len(found) == 1 else dict(ChainMap(*(dict(each) for each in found)))
 
@@ -168,6 +169,7 @@ class VerdictService:
                     verdicts = by_text.setdefault(text, {})
                     for c in query.criteria:
                         verdicts[c.id] = _verdict(c.id, query.key(c, text), plan.known, result)
+        # Code costs nothing, so reusing its verdicts saves nothing.
         paid = [plan for plan in plans if not plan.query.is_free]
         return GroupVerdicts(
             by_view,
@@ -195,6 +197,7 @@ class VerdictService:
             await self.throttle.wait(len(texts) * len(query.criteria), query.team)
             known |= await self._find(query.team, query.keys(query.criteria, texts))
             for text in texts:
+                # A call asks about the same criteria for all of its texts: what any text lacks.
                 missing = [c.id for c in query.criteria if query.key(c, text) not in known]
                 if missing:
                     open_texts.append(text)

@@ -114,6 +114,7 @@ class AssignmentStore:
         self._insert_texts = database.insert_rows(texts).on_conflict_do_nothing()
         self._finish_all = database.combine(
             self._insert_texts,
+            # A step that is sent again replaces what it stored before.
             new.on_conflict_do_update(
                 index_elements=[r.assignment_id, r.rollout_id],
                 set_={
@@ -122,6 +123,7 @@ class AssignmentStore:
                 },
             ),
             sa.update(assignments)
+            # The transaction's scope covers all teams of a batch; a team changes its own rows only.
             .where(a.id == outcome.id, a.team == outcome.team)
             .values({name: outcome[name] for name in _OUTCOME}),
         )
@@ -315,6 +317,7 @@ def _outcome_row(outcome: GroupOutcome) -> dict[str, Any]:
 
 
 def _prompt_rows(news: Sequence[_NewAssignment], created: object) -> list[dict[str, Any]]:
+    # Sorted below, so that two writers of the same prompts queue instead of deadlocking.
     messages = {n.group.prompt_key: list(n.prompt or ()) for n in news}
     return [
         {"key": key, "messages": messages[key], "created_at": created} for key in sorted(messages)

@@ -183,6 +183,7 @@ class BudgetStore:
         )
         return new.on_conflict_do_update(
             index_elements=[holds.c.id],
+            # A settled hold stands for money that was spent: a late write must not change it.
             where=~holds.c.settled,
             set_={name: new.excluded[name] for name in ("usd", "spent_usd", "expires_at")},
         )
@@ -216,6 +217,7 @@ class BudgetStore:
         async with self._db.writing(team_scope(*teams)) as connection:
             limits = await self._lock(connection, teams)
             held = await self._live_holds(connection, teams)
+            # In order: each request is decided with the holds that those before it were granted.
             for request in requests:
                 result = _decide(request, limits, held.values(), self._owner)
                 results.append(result)
@@ -296,6 +298,7 @@ class BudgetStore:
                 connection, limit["team"], limit["run_id"], start
             )
             return limit | {"since": start, "spent_usd": spent}
+        # A budget on everything counts the holds of all runs, one on a run only that run's.
         due = sum(
             usd
             for team, run_id, usd in settled
@@ -304,6 +307,7 @@ class BudgetStore:
         return limit | {"spent_usd": limit["spent_usd"] + due}
 
     async def _now(self, connection: AsyncConnection) -> float:
+        # The database's clock, because those of the processes may differ.
         return float((await connection.execute(sa.select(self._db.clock))).scalar_one())
 
     async def _release(self, released: Sequence[tuple[str, str]]) -> list[None]:

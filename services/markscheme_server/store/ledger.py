@@ -175,6 +175,7 @@ def _count_calls_without_hold(database: Database) -> Any:
     return (
         database.insert(holds)
         .from_select(
+            # Settled from the beginning, so that no owner and no lease matters.
             ["id", "team", "run_id", "usd", "owner", "settled", "expires_at"],
             sa.select(
                 row.id, row.team, row.run_id, row.usd, sa.literal(""), sa.true(), sa.literal(0.0)

@@ -97,6 +97,7 @@ class LineageStore:
         nearest = dict.fromkeys([*above[: MAX_RELATIVES + 1], *below[: MAX_RELATIVES + 1]])
         return Family(
             await self._rubrics.read(team, list(nearest)),
+            # The first one is the rubric itself.
             frozenset(above[1 : MAX_RELATIVES + 1]),
             frozenset([*above, *below]),
             max(len(above), len(below)) > MAX_RELATIVES + 1,
@@ -245,6 +246,7 @@ class LineageStore:
             .join(rubrics, rubrics.c.id == a.rubric_id)
             .where(rubrics.c.id == rubric_id, visible(team))
         )
+        # Other teams' groups are counted too, which the team's own scope would hide.
         async with self._db.reading(ALL_TEAMS) as connection:
             groups, unscored, others = (await connection.execute(query)).one()
         return RubricUsage(groups, int(unscored), others)
@@ -261,6 +263,7 @@ def _relatives(team: str, rubric_id: str, *, up: bool) -> sa.Select[Any]:
         .where(r.id == rubric_id, visible(team))
         .cte("walk", recursive=True)
     )
+    # A rubric that the team may not see ends the walk: what lies behind it stays hidden too.
     step = sa.select(r.id, r.parent_id).where(
         r.id == start.c.parent_id if up else r.parent_id == start.c.id, visible(team)
     )

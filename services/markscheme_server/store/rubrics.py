@@ -134,6 +134,7 @@ def quality(database: Database, team: str) -> sa.ColumnElement[Any]:
     """
     a = assignments.c
     scored = (a.rubric_id == rubrics.c.id, a.reward_spread.is_not(None))
+    # Averaged by day, then by team: a busy day or a busy team does not outweigh the others.
     own = (
         sa.select(_SPREAD_SHARE).where(*scored, a.team == team).correlate(rubrics).scalar_subquery()
     )
@@ -235,7 +236,9 @@ def _nearest(database: Database) -> sa.Select[Any]:
         .where(
             r.prompt_key == q.prompt,
             r.retired_at.is_(None),
+            # The transaction's scope covers all teams of the batch; this keeps them apart.
             visible(q.viewer),
+            # Only induced rubrics have a teacher and a rubricator to filter by.
             sa.or_(unfiltered, r.origin == "induced"),
             sa.or_(
                 q.for_view.is_(None),
@@ -260,6 +263,7 @@ def _nearest(database: Database) -> sa.Select[Any]:
             )
             .label("rank"),
         )
+        # A null distance is not `<=` anything: what was offered too late falls out as well.
         .where(f.distance <= f.max_distance)
         .subquery()
     )
@@ -299,6 +303,7 @@ class RubricStore:
         # Queries of several teams are one statement. Text, because what a caller asks for may be
         # longer than any key.
         bound = database.rows([sa.Column("viewer", sa.Text), sa.Column("key", sa.Text)], "queries")
+        # The transaction's scope covers all teams of a batch: `visible` keeps them apart.
         select = _SELECT.add_columns(bound.viewer, bound.key).where(visible(bound.viewer))
         self._by_id = select.where(r.id == bound.key)
         self._by_induction = select.join(inductions, inductions.c.rubric_id == r.id).where(
@@ -306,6 +311,7 @@ class RubricStore:
         )
         self._nearest = _nearest(database)
         self._versions = _versions(database)
+        # `words` is computed from the bound text, which no column holds.
         self._insert = rubrics.insert().values(
             words=database.search_vector(sa.bindparam("searched", type_=sa.Text))
         )
@@ -430,6 +436,7 @@ class RubricStore:
         if tags is not None:
             values["tags"] = list(tags)
         if retired is not None:
+            # Retiring a retired rubric keeps the first date.
             values["retired_at"] = (
                 sa.func.coalesce(rubrics.c.retired_at, now()) if retired else None
             )
@@ -471,6 +478,7 @@ class RubricStore:
                     .values(**values)
                 )
             if shared_with is not None:
+                # The owner sees it anyway.
                 names = sorted(set(shared_with) - {team})
                 await connection.execute(
                     sa.delete(shares).where(
@@ -512,6 +520,7 @@ class RubricStore:
         query = _SELECT.where(visible(team), *self._conditions(search))
         if search.after is not None:
             # Continue behind the last rubric of the previous page, in the same order.
+            # `visible` here too: the answer must not depend on rubrics that the team may not see.
             edge = (
                 sa.select(rubrics.c.created_at, rubrics.c.id)
                 .where(rubrics.c.id == search.after, visible(team))
@@ -524,6 +533,7 @@ class RubricStore:
                     sa.and_(rubrics.c.created_at == edge.c.created_at, rubrics.c.id < edge.c.id),
                 ),
             )
+        # One more than asked for tells whether there is a next page.
         query = query.order_by(*_NEWEST_FIRST).limit(search.limit + 1)
         if search.min_quality is None:
             async with self._db.reading(team_scope(team)) as connection:
@@ -542,6 +552,7 @@ class RubricStore:
                     .scalars()
                     .all()
                 )
+            # The rubrics themselves are read in the team's own scope.
             found = await self.read(team, ids)
         return found[: search.limit], len(found) > search.limit
 
@@ -741,6 +752,7 @@ class RubricStore:
                     for new, rubric in made
                 ],
             )
+        # A new rubric is shared with nobody yet.
         if len(made) == len(batch):
             return saved
         shares_of = await self._shared_with(

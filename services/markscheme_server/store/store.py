@@ -54,6 +54,7 @@ class Store:
         """
         await self.database.ping()
         if self.database.disk_full:
+            # Any write shows whether there is room. This row is deleted at once, and counts as expired.
             row = {"key": f"ready-{self.owner}", "owner": self.owner, "fence": 0, "expires_at": 0.0}
             claims = tables.claims
             async with (
@@ -67,6 +68,7 @@ class Store:
         """Return a secret of this deployment, which is generated on first use."""
         table = tables.secrets
         async with self.database.writing(NO_TEAM) as connection:
+            # The first process stores its own; all of them then read that one.
             await self.database.insert_new(
                 connection, table, [{"name": name, "value": secrets.token_hex(32)}]
             )

@@ -56,6 +56,7 @@ class UsageStore:
         ledger = self._ledger(team, since, until)
         sums = [sa.func.sum(ledger.c[name]).label(name) for name in _SUMS]
         keys = [
+            # A day is YYYY-MM-DD, so that its first seven characters are the month.
             (sa.func.substr(ledger.c.day, 1, 7) if key == "month" else ledger.c[key]).label(key)
             for key in group_by
         ]
@@ -112,6 +113,7 @@ class UsageStore:
             a.cached_verdicts,
             a.saved_usd,
         ).where(a.cached_verdicts.is_not(None), *_within(a, team, since, until))
+        # UNION ALL matches columns by position: all three have the order of `calls`.
         past = sa.select(
             p.team, p.run_id, p.rubric_id, p.role, p.judge, p.day, *(p[name] for name in _SUMS)
         ).where(

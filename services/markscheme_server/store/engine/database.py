@@ -126,6 +126,7 @@ def _make_private(file: Path) -> None:
     """Create the file with mode 0600, which its WAL files inherit; tighten those that exist."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not file.exists():
+        # The mode is given at creation: after a later chmod others might have it open already.
         os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
     for each in (file, *(file.with_name(file.name + suffix) for suffix in ("-wal", "-shm"))):
         tighten_permissions(each, 0o600)
@@ -259,6 +260,7 @@ class _ScopedTransaction(asyncpg.transaction.Transaction):  # type: ignore[misc]
         """Begin the transaction, limited to the rows of the scope."""
         await super().start()
         try:
+            # SET takes no parameters; `team_scope` has checked that no name holds a quotation mark.
             await self._connection.execute(f"SET LOCAL markscheme.teams = '{self._scope}'")
         except BaseException:
             # SQLAlchemy takes the transaction for not begun, and would not roll it back.
@@ -267,11 +269,14 @@ class _ScopedTransaction(asyncpg.transaction.Transaction):  # type: ignore[misc]
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # Otherwise the driver begins transactions by itself; `_begin_sqlite` does it here.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (
         "journal_mode=WAL",
+        # In WAL mode this cannot corrupt the file; a power cut may lose the last commits.
         "synchronous=NORMAL",
+        # SQLite does not check them unless told to, on each connection.
         "foreign_keys=ON",
         "secure_delete=ON",
         f"busy_timeout={BUSY_TIMEOUT_MS}",
@@ -324,6 +329,7 @@ class Database:
             with _driver_errors_as_sqlalchemys():
                 async with self.engine.connect() as connection:
                     await self._set_scope(connection, scope)
+                    # `_begin_sqlite` reads it, and takes the write lock at BEGIN.
                     await connection.execution_options(writing=True)
                     async with connection.begin():
                         yield connection
@@ -361,6 +367,7 @@ class Database:
             each if each.is_select else each.returning(sa.literal(1).label("written"))
             for each in rest
         ]
+        # PostgreSQL runs CTEs that write whether or not the main statement reads them.
         return WriteBatch(
             (answer.add_cte(*(part.cte(f"part{i}") for i, part in enumerate(parts))),), 0
         )
@@ -392,6 +399,7 @@ class Database:
     ) -> None:
         """Insert rows; a row whose key exists is left as it is."""
         if table not in self._insert_new:
+            # Kept, because building a statement takes longer than running it.
             self._insert_new[table] = self.insert_rows(table).on_conflict_do_nothing()
         await connection.execute(self._insert_new[table], {table.name: self.pack(rows)})
 
@@ -446,6 +454,7 @@ class Database:
 
     def usd(self, nano: int | None) -> int | str | None:
         """Encode nano-dollars as `pack` needs them for a column of money."""
+        # A string, because `json` cannot write a Decimal and a float would round it.
         return nano if nano is None or self._is_sqlite else str(Decimal(nano).scaleb(-9))
 
     def _time(self, value: datetime) -> str:
@@ -524,7 +533,9 @@ class Database:
     def clock(self) -> sa.ColumnElement[float]:
         """Seconds since 1970 on the database's clock, which all processes share."""
         if self._is_sqlite:
+            # 2440587.5 is the Julian day of 1970-01-01.
             return (sa.func.julianday("now", type_=sa.Double) - 2440587.5) * 86400.0
+        # Not `now()`: it is the time at which the transaction began, before it waited for locks.
         return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Double)
 
     def day(self, moment: sa.ColumnElement[datetime]) -> sa.ColumnElement[str]:

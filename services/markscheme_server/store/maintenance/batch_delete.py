@@ -92,6 +92,7 @@ class BatchDeleter:
         Returns the batch and its last key; ``None`` at the end of the table.
         """
         behind = sa.true() if after_key is None else step.order_by > after_key
+        # The key of the batch's last row. Rows of an equal key are in the batch too.
         last_key = (
             sa.select(step.order_by)
             .where(step.scan, behind)

@@ -102,6 +102,7 @@ def alembic_config(connection: sa.Connection | None = None) -> Config:
 
 def _upgrade(connection: sa.Connection) -> None:
     if connection.dialect.name == "postgresql":
+        # While a migration waits for a table, all who want it queue behind the migration.
         connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
     if _revision(connection) != _newest():

@@ -63,6 +63,7 @@ class Pruner(BatchDeleter):
         It needs as much free disk as the file has data, and writers wait for it.
         """
         async with self._db.engine.connect() as connection:
+            # By the driver: SQLAlchemy would begin a transaction, in which VACUUM cannot run.
             driver: Any = (await connection.get_raw_connection()).driver_connection
             await driver.execute("VACUUM")
             await driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -104,12 +105,14 @@ def _steps(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Se
             idempotency_keys,
             key.created_at,
             aged(idempotency_keys),
+            # A request that is still under way keeps its key.
             sa.or_(key.status.is_not(None), key.expires_at < clock),
         ),
         DeleteStep(claims, claims.c.key, claims.c.expires_at < before.timestamp(), sa.true()),
         DeleteStep(
             holds,
             holds.c.id,
+            # A settled hold is money that was spent and that no grant has counted yet.
             sa.and_(~holds.c.settled, holds.c.expires_at < before.timestamp()),
             sa.true(),
         ),

@@ -75,6 +75,7 @@ class Eraser:
                     rubrics.c.id,
                     sa.and_(rubrics.c.team == team, rubrics.c.visibility != "private"),
                     sa.false(),
+                    # `sa.false()`: nothing is deleted here.
                     before=self._make_private,
                 ),
             ],
@@ -208,6 +209,7 @@ class Eraser:
             yield batch
         await self._scrub()
         async with self._db.writing(team_scope(self._actor.team)) as connection:
+            # `+` leaves out counts of zero.
             await record(connection, self._actor, "team.erased", f"team:{self._team}", +deleted)
 
     def _delete_own(
@@ -288,8 +290,10 @@ class Eraser:
             return
         async with self._db.writing(team_scope(self._actor.team)) as connection:
             await connection.execute(
+                # The index keeps deleted words until its parts are merged.
                 sa.text("INSERT INTO rubric_words (rubric_words) VALUES ('optimize')")
             )
         async with self._db.engine.connect() as connection:
+            # By the driver: SQLAlchemy would begin a transaction, in which this cannot run.
             driver: Any = (await connection.get_raw_connection()).driver_connection
             await driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
