@@ -241,7 +241,13 @@ def create_app(
                 "services": Services(
                     authenticator,
                     rates,
-                    RubricLibrary(store.rubrics, store.lineage, rubric_service, judges),
+                    RubricLibrary(
+                        store.rubrics,
+                        store.rubric_versions,
+                        store.lineage,
+                        rubric_service,
+                        judges,
+                    ),
                     score_service,
                     teachers,
                     budgets,

@@ -27,13 +27,8 @@ from markscheme_server.scoring.lineage import read_lineage
 from markscheme_server.scoring.rubrics import RubricRequest, RubricService
 from markscheme_server.store.audit import actor_of
 from markscheme_server.store.lineage import LineageStore
-from markscheme_server.store.rubrics import (
-    Filters,
-    MetadataTooLarge,
-    NotOwner,
-    RubricStore,
-    Search,
-)
+from markscheme_server.store.rubric_versions import MetadataTooLarge, RubricVersions
+from markscheme_server.store.rubrics import Filters, NotOwner, RubricStore, Search
 
 PUBLIC_PROVENANCE = frozenset(
     {"rubricator", "template", "teacher_model", "format", "points_factor"}
@@ -74,9 +69,14 @@ class RubricLibrary:
     """
 
     def __init__(
-        self, rubrics: RubricStore, lineage: LineageStore, inductions: RubricService, judges: Judges
+        self,
+        rubrics: RubricStore,
+        versions: RubricVersions,
+        lineage: LineageStore,
+        inductions: RubricService,
+        judges: Judges,
     ) -> None:
-        self._rubrics, self._lineage = rubrics, lineage
+        self._rubrics, self._versions, self._lineage = rubrics, versions, lineage
         self._inductions, self._judges = inductions, judges
 
     async def get(self, caller: Caller, rubric_id: str) -> schema.Rubric:
@@ -195,7 +195,7 @@ class RubricLibrary:
         metadata would be too large.
         """
         try:
-            saved = await self._rubrics.save(
+            saved = await self._versions.save(
                 team=caller.team,
                 prompt=draft.prompt,
                 criteria=draft.criteria,

@@ -288,7 +288,7 @@ class RubricService:
         cost_usd: float | None,
     ) -> Rubric:
         request, judge = induction.request, induction.request.judge
-        return await self._store.rubrics.save(
+        return await self._store.rubric_versions.save(
             team=request.team,
             prompt=request.prompt,
             criteria=criteria,

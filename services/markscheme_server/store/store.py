@@ -16,6 +16,7 @@ from markscheme_server.store.idempotency import IdempotencyStore
 from markscheme_server.store.ledger import LedgerStore
 from markscheme_server.store.lineage import LineageStore
 from markscheme_server.store.probes import ProbeStore
+from markscheme_server.store.rubric_versions import RubricVersions
 from markscheme_server.store.rubrics import RubricStore
 from markscheme_server.store.teachers import TeacherBank
 from markscheme_server.store.teams import TeamStore
@@ -33,7 +34,8 @@ class Store:
         self.database = Database(create_engine(url))
         self.claims = ClaimStore(self.database, owner=self.owner, lease_s=claim_lease_s)
         self.teams = TeamStore(self.database)
-        self.rubrics = RubricStore(self.database, self.claims)
+        self.rubrics = RubricStore(self.database)
+        self.rubric_versions = RubricVersions(self.database, self.claims)
         self.lineage = LineageStore(self.database, self.rubrics)
         self.ledger = LedgerStore(self.database)
         self.verdicts = VerdictStore(self.database, self.claims, self.ledger)
@@ -54,7 +56,7 @@ class Store:
         """
         await self.database.ping()
         if self.database.disk_full:
-            # Any write shows whether there is room. This row is deleted at once, and counts as expired.
+            # Any write shows whether there is room; this row is deleted at once.
             row = {"key": f"ready-{self.owner}", "owner": self.owner, "fence": 0, "expires_at": 0.0}
             claims = tables.claims
             async with (
@@ -80,7 +82,7 @@ class Store:
 
     async def drain(self) -> None:
         """Wait until all pending writes are stored."""
-        await self.rubrics.drain()
+        await self.rubric_versions.drain()
         await self.verdicts.drain()
         await self.assignments.drain()
         await self.teachers.drain()

@@ -36,7 +36,9 @@ async def store(database_url: str) -> AsyncIterator[Store]:
 @pytest.fixture
 def library(store: Store) -> RubricLibrary:
     inductions = RubricService(store, Freshness(8, 0.9), BudgetService(store.budgets, store.ledger))
-    return RubricLibrary(store.rubrics, store.lineage, inductions, Judges({}, {}))
+    return RubricLibrary(
+        store.rubrics, store.rubric_versions, store.lineage, inductions, Judges({}, {})
+    )
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ async def versions(store: Store, library: RubricLibrary) -> list[schema.Rubric]:
     """Two versions of an induced rubric of red, of which the organisation sees the second."""
     made = []
     for words in ("first", "second"):
-        saved = await store.rubrics.save(
+        saved = await store.rubric_versions.save(
             team="red",
             prompt=[{"role": "user", "content": "p"}],
             criteria=[Criterion("c1", words, 1)],

@@ -42,7 +42,7 @@ def identity(store: Store) -> Authenticator:
 async def make_rubric(
     store: Store, team: str, prompt: list[dict[str, str]], words: str, **more: Any
 ) -> Rubric:
-    return await store.rubrics.save(
+    return await store.rubric_versions.save(
         team=team,
         prompt=prompt,
         criteria=[
@@ -168,7 +168,7 @@ async def fill(store: Store) -> dict[str, Any]:
         (shared["blue"], {"shared_with": ["red", "green"]}),
     ):
         await store.rubrics.change(rubric.team, rubric.id, actor=Actor(rubric.team), **change)  # type: ignore[arg-type]
-    fork = await store.rubrics.save(
+    fork = await store.rubric_versions.save(
         team="blue",
         prompt=COMMON,
         criteria=[Criterion("c1", word("blue"), 2)],

@@ -14,7 +14,7 @@ from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine.database import ALL_TEAMS, POOL_SIZE
 from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance.migrate import migrate
-from markscheme_server.store.rubrics import Filters, Search
+from markscheme_server.store.rubrics import Search
 from markscheme_server.store.store import Store
 from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 
@@ -50,43 +50,9 @@ async def test_migrations_build_the_tables_and_two_migrators_get_along(url: str)
         await s.database.close()
 
 
-async def test_versions_of_a_prompt_are_numbered_under_concurrent_writers(store: Store) -> None:
-    prompt = [{"role": "user", "content": "versions"}]
-    saved = await asyncio.gather(
-        *(
-            store.rubrics.save(
-                team="t",
-                prompt=prompt,
-                criteria=[Criterion("c1", f"text {i}", 1)],
-                origin="imported",
-                provenance={},
-                actor=Actor("t"),
-            )
-            for i in range(6)
-        )
-    )
-    assert sorted(r.version for r in saved) == [1, 2, 3, 4, 5, 6]
-    newest = await store.rubrics.find_nearest("t", saved[0].prompt_key, Filters())
-    assert newest is not None
-    assert newest.version == 6
-    assert newest.parent_id in {r.id for r in saved}
-    again = await store.rubrics.save(
-        team="t",
-        prompt=prompt,
-        criteria=newest.criteria,
-        origin="imported",
-        provenance={},
-        actor=Actor("t"),
-    )
-    assert again.id == newest.id
-    assert await store.rubrics.find("t", newest.id) == newest
-    assert await store.rubrics.find("other", newest.id) is None
-    await store.database.close()
-
-
 async def test_pages_hold_each_rubric_once(store: Store) -> None:
     made = [
-        await store.rubrics.save(
+        await store.rubric_versions.save(
             team="pages",
             prompt=[{"role": "user", "content": f"page {i}"}],
             criteria=[Criterion("c1", "t", 1)],

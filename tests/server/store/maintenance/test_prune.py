@@ -50,7 +50,7 @@ def prompt(name: str) -> list[dict[str, str]]:
 
 
 async def rubric(store: Store, name: str) -> Rubric:
-    return await store.rubrics.save(
+    return await store.rubric_versions.save(
         team="t",
         prompt=prompt(name),
         criteria=[Criterion("c1", "words", 1)],
