@@ -10,10 +10,8 @@ others apart. A finished run is stored under `--workdir` and not run again.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,17 +20,13 @@ from rich.console import Console
 from markscheme.jsonl import read_lines
 from markscheme_train.collapse import CollapseWatch, Finding
 from markscheme_train.collapse_guard import METRICS, figures_of
-from markscheme_train.data import Example
-from markscheme_train.reward import RubricReward
-from markscheme_train.step_log import StepRecord, StepRecorder
-from markscheme_train.training import build_trainer, silence_libraries
+from markscheme_train.training import silence_libraries
 from service.machine import describe, sentence
 from service.report import markdown_table, today, write
 from training.arms import FROZEN, ROLLOUTS, Arm
-from training.graders import Grader
-from training.methods import Run, configured, ensure_model
+from training.methods import Run, ensure_model, train
 from training.summary import WINDOW, best, last, spread
-from training.tasks import ID, TASKS, pretrain, reprompt_in_task_words, tokenizer
+from training.tasks import TASKS
 
 RATE = 1e-3
 TASK = "copy"
@@ -88,38 +82,17 @@ def main() -> None:
 
 def carried_out(arm: Arm, seed: int, steps: int, workdir: Path) -> dict[str, Any]:
     """Train; return success and what the rules look at, by step."""
-    task = TASKS[arm.task]
-    model = pretrain(task, 0)
-    model.load_state_dict(torch.load(workdir / f"model-{task.name}.pt", weights_only=True))
-    grader = Grader(task, arm.scale, seed)
-    records: list[StepRecord] = []
-    with TemporaryDirectory() as folder:
-        reward = RubricReward(
-            grader, num_generations=ROLLOUTS, run_id="collapse", eos_token_ids=[ID["<eos>"]]
-        )
-        config = configured(Run(arm, RATE, seed, steps, task.steps), Path(folder))
-        trainer = build_trainer(
-            config,
-            model,
-            tokenizer(),
-            [Example(prompt=prompt) for prompt in task.answer_of],
-            reward,
-        )
-        trainer.add_callback(StepRecorder(trainer, Path(folder) / "steps.jsonl", records.append))
-        started = time.perf_counter()
-        with reprompt_in_task_words():
-            trainer.train()
-        seconds = time.perf_counter() - started
+    done = train(Run(arm, RATE, seed, steps, TASKS[arm.task].steps), workdir)
     return {
-        "task": task.name,
+        "task": arm.task,
         "arm": arm.name,
         "learning_rate": RATE,
         "seed": seed,
-        "seconds": round(seconds, 1),
-        "curve": [round(share, 4) for share in grader.successes],
+        "seconds": round(done.seconds, 1),
+        "curve": [round(share, 4) for share in done.successes],
         "metrics": [
             {name: rounded(record.metrics.get(name)) for name in METRICS.values()}
-            for record in records
+            for record in done.records
         ],
     }
 

@@ -265,8 +265,23 @@ def abilities(model: Any, task: Task) -> dict[str, float]:
     return rates
 
 
-def carried_out(run: Run, workdir: Path) -> dict[str, Any]:
-    """Train as planned; return the result as it is stored."""
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    `successes` are the shares of right answers, batch by batch. `teacher_gains` are those of
+    `TeacherGains`, empty where they were not measured.
+    """
+
+    model: Any
+    successes: Sequence[float]
+    records: Sequence[StepRecord]
+    teacher_gains: Sequence[float]
+    seconds: float
+
+
+def train(run: Run, workdir: Path, *, measure_gains: bool = False) -> Trained:
+    """Train the pre-trained model of a run's task as the run says."""
     task = TASKS[run.arm.task]
     model = pretrain(task, 0)
     model.load_state_dict(torch.load(workdir / f"model-{task.name}.pt", weights_only=True))
@@ -284,24 +299,31 @@ def carried_out(run: Run, workdir: Path) -> dict[str, Any]:
             reward,
         )
         gains = TeacherGains(trainer, task)
-        trainer.add_callback(gains)
+        if measure_gains:
+            trainer.add_callback(gains)
         trainer.add_callback(StepRecorder(trainer, Path(folder) / "steps.jsonl", records.append))
         started = time.perf_counter()
         with reprompt_in_task_words():
             trainer.train()
         seconds = time.perf_counter() - started
+    return Trained(model, grader.successes, records, gains.values, seconds)
+
+
+def carried_out(run: Run, workdir: Path) -> dict[str, Any]:
+    """Train as planned; return the result as it is stored."""
+    done = train(run, workdir, measure_gains=True)
     return {
-        "task": task.name,
+        "task": run.arm.task,
         "arm": run.arm.name,
         "learning_rate": run.learning_rate,
         "seed": run.seed,
         "steps": run.steps,
         "prompts_a_step": run.arm.prompts,
-        "seconds": round(seconds, 1),
-        "curve": [round(share, 4) for share in grader.successes],
-        "teacher_gain_on_answers": gains.values,
-        "after": abilities(model, task),
-        "metrics": in_blocks([record.metrics for record in records]),
+        "seconds": round(done.seconds, 1),
+        "curve": [round(share, 4) for share in done.successes],
+        "teacher_gain_on_answers": done.teacher_gains,
+        "after": abilities(done.model, TASKS[run.arm.task]),
+        "metrics": in_blocks([record.metrics for record in done.records]),
     }
 
 

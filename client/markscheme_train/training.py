@@ -5,6 +5,7 @@ import secrets
 import signal
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -170,35 +171,30 @@ def train(
     resume = check_resume_config(config, output, resume=resume)
     model, tokenizer = load_model(config)
     run_id = resolve_run_id(config, output, resume=resume)
-    reward = RubricReward(
+    make_reward = partial(
+        RubricReward,
         client,
-        num_generations=config.num_generations,
-        run_id=run_id,
-        reuse=config.reuse,
         verify=config.verify,
         thinking=resolve_thinking(config, tokenizer),
         clamp=config.clamp,
         view=config.view,
-        score_teachers=config.teacher_demonstration,
-        ask_teacher=config.ask_teacher,
         eos_token_ids=eos_token_ids(model, tokenizer),
         max_outage_s=config.max_outage_s,
-        max_unscored=config.max_unscored,
         on_wait=on_wait,
     )
+    reward = make_reward(
+        num_generations=config.num_generations,
+        run_id=run_id,
+        reuse=config.reuse,
+        score_teachers=config.teacher_demonstration,
+        ask_teacher=config.ask_teacher,
+        max_unscored=config.max_unscored,
+    )
     # Its rubrics exist already: the curve must not change with the rubrics.
-    eval_reward = RubricReward(
-        client,
+    eval_reward = make_reward(
         num_generations=config.num_generations_eval or config.num_generations,
         run_id=eval_run_id(run_id),
         reuse="frozen",
-        verify=config.verify,
-        thinking=reward.thinking,
-        clamp=config.clamp,
-        view=config.view,
-        eos_token_ids=eos_token_ids(model, tokenizer),
-        max_outage_s=config.max_outage_s,
-        on_wait=on_wait,
     )
     trainer = build_trainer(
         config,

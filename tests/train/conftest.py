@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from train.tiny import tiny_model, tiny_tokenizer
+from markscheme_train.config import build_config
+from markscheme_train.data import Example
+from markscheme_train.reward import RubricReward
+from markscheme_train.trainer import MarkschemeTrainer
+from markscheme_train.training import build_trainer
+from train.routed_batch import PROMPTS, Maker, mixed
+from train.tiny import Script, ScriptedClient, tiny_model, tiny_tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -61,3 +67,17 @@ def settings(tmp_path: Path, model_directory: Path, data_file: Path) -> dict[str
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
+
+
+@pytest.fixture
+def make_srpo_trainer(
+    settings: dict[str, Any], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> Maker:
+    """Return a function that makes an SRPO trainer for the prompts of `routed_batch`."""
+
+    def make(script: Script = mixed, **more: Any) -> MarkschemeTrainer:
+        config = build_config({**settings, "preset": "srpo", "distillation_top_k": 5, **more})
+        reward = RubricReward(ScriptedClient(script), num_generations=4, run_id="run")
+        return build_trainer(config, model, tokenizer, [Example(prompt=p) for p in PROMPTS], reward)
+
+    return make

@@ -14,43 +14,18 @@ from torch import Tensor
 from markscheme_train.collapse import WINDOW, Rule
 from markscheme_train.collapse_guard import STATE_FILE
 from markscheme_train.config import build_config
-from markscheme_train.data import Example
 from markscheme_train.errors import Collapsed
-from markscheme_train.reward import RubricReward
 from markscheme_train.self_teacher import ModelCopy
 from markscheme_train.step_log import StepRecord, read_records
-from markscheme_train.trainer import SELF_TEACHER_FILE, MarkschemeTrainer
-from markscheme_train.training import build_trainer, train
+from markscheme_train.trainer import SELF_TEACHER_FILE
+from markscheme_train.training import train
+from train.routed_batch import MIXED, PROMPTS, Maker, generate, mixed
 from train.tiny import Script, ScriptedClient
 
 # TRL 1.16 and PEFT 0.21 still use names that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning"
 )
-
-PROMPTS = ["w1 w2 w3", "w4"]
-MIXED = [1.0, 0.0, 0.0, 0.6]
-Maker = Callable[..., MarkschemeTrainer]
-
-
-@pytest.fixture
-def make_trainer(settings: dict[str, Any], model: Any, tokenizer: Any) -> Maker:
-    def make(**more: Any) -> MarkschemeTrainer:
-        config = build_config({**settings, "preset": "srpo", "distillation_top_k": 5, **more})
-        client = ScriptedClient(lambda place, rollout: MIXED[place])
-        reward = RubricReward(client, num_generations=4, run_id="run")
-        return build_trainer(config, model, tokenizer, [Example(prompt=p) for p in PROMPTS], reward)
-
-    return make
-
-
-def generate(trainer: MarkschemeTrainer) -> dict[str, Any]:
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    rows = [{"prompt": prompt, "teacher_responses": None} for prompt in PROMPTS for _ in range(4)]
-    batch = trainer._generate_and_score_completions(rows)
-    trainer._count_by_step([batch])
-    return batch
 
 
 def without_successes_after(batches: int) -> Script:
@@ -66,10 +41,10 @@ def without_successes_after(batches: int) -> Script:
 
 
 def test_the_gain_is_the_self_teachers_log_probability_less_the_students(
-    make_trainer: Maker,
+    make_srpo_trainer: Maker,
 ) -> None:
     """On failures that are routed, and on the first success, which was shown the other one."""
-    trainer = make_trainer()
+    trainer = make_srpo_trainer()
     assert trainer.distillation is not None
     torch.manual_seed(0)
     with torch.no_grad():
@@ -114,7 +89,7 @@ def test_the_gain_is_the_self_teachers_log_probability_less_the_students(
 
 @pytest.mark.parametrize(("preset", "rows"), [("srpo", 6), ("sdpo", 8)])
 def test_the_control_costs_one_row_a_group_in_the_self_teachers_forward_pass_at_most(
-    preset: str, rows: int, make_trainer: Maker, monkeypatch: pytest.MonkeyPatch
+    preset: str, rows: int, make_srpo_trainer: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the four rows of each of two groups, srpo routes two, and sdpo all, the control too."""
     seen: list[int] = []
@@ -124,12 +99,12 @@ def test_the_control_costs_one_row_a_group_in_the_self_teachers_forward_pass_at_
         "states",
         lambda self, ids, *rest: seen.append(len(ids)) or plain(self, ids, *rest),
     )
-    generate(make_trainer(preset=preset))
+    generate(make_srpo_trainer(preset=preset))
     assert sum(seen) == rows
 
 
-def test_a_control_is_measured_and_not_learnt_from(make_trainer: Maker) -> None:
-    trainer = make_trainer()
+def test_a_control_is_measured_and_not_learnt_from(make_srpo_trainer: Maker) -> None:
+    trainer = make_srpo_trainer()
     batch = generate(trainer)
     losses = []
     for controls in (batch["controls"], torch.zeros_like(batch["controls"])):
@@ -142,8 +117,8 @@ def test_a_control_is_measured_and_not_learnt_from(make_trainer: Maker) -> None:
     assert all(batch["teacher_states"][row] is None for row in batch["controls"].nonzero())
 
 
-def test_a_frozen_self_teacher_follows_no_longer(make_trainer: Maker) -> None:
-    trainer = make_trainer(on_collapse="freeze_teacher")
+def test_a_frozen_self_teacher_follows_no_longer(make_srpo_trainer: Maker) -> None:
+    trainer = make_srpo_trainer(on_collapse="freeze_teacher")
     assert trainer.teacher_rate() == 0.05
     trainer.guard.watch.found[Rule.SHORT] = 3
     assert trainer.teacher_rate() == 0.0
@@ -151,9 +126,9 @@ def test_a_frozen_self_teacher_follows_no_longer(make_trainer: Maker) -> None:
 
 @pytest.mark.parametrize("preset", ["srpo", "sdpo"])
 def test_after_a_collapse_with_grpo_every_rollout_learns_from_its_reward(
-    preset: str, make_trainer: Maker
+    preset: str, make_srpo_trainer: Maker
 ) -> None:
-    trainer = make_trainer(preset=preset, on_collapse="grpo")
+    trainer = make_srpo_trainer(preset=preset, on_collapse="grpo")
     trainer.guard.watch.found[Rule.SHORT] = 3
     batch = generate(trainer)
     assert "routed" not in batch
@@ -270,7 +245,6 @@ def test_a_run_that_acted_resumes_to_the_bit(
     whole = run("whole", script(), False, lambda record: None)
     with pytest.raises(Killed):
         run("parts", script(), False, kill)
-    mixed: Script = lambda place, rollout: MIXED[place]  # noqa: E731
     resumed = run("parts", mixed, True, lambda record: None)
     for name in ("model.safetensors", SELF_TEACHER_FILE):
         read = load_file if name.endswith("safetensors") else torch.load

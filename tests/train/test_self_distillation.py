@@ -20,37 +20,13 @@ from markscheme_train.self_distillation import ScoredRows, SelfDistillation
 from markscheme_train.self_teacher import ModelCopy
 from markscheme_train.trainer import SELF_TEACHER_FILE, MarkschemeTrainer, check_unsharded
 from markscheme_train.training import build_trainer, train
-from train.tiny import Script, ScriptedClient
+from train.routed_batch import PROMPTS, Maker, generate, mixed
+from train.tiny import ScriptedClient
 
 # TRL 1.16 and PEFT 0.21 still use names that transformers 5.23 has deprecated.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning"
 )
-
-PROMPTS = ["w1 w2 w3", "w4"]
-MIXED = [1.0, 0.0, 0.0, 0.6]
-Maker = Callable[..., MarkschemeTrainer]
-
-
-@pytest.fixture
-def make_trainer(settings: dict[str, Any], model: Any, tokenizer: Any) -> Maker:
-    def make(
-        script: Script = lambda place, rollout: MIXED[place], **more: Any
-    ) -> MarkschemeTrainer:
-        config = build_config({**settings, "preset": "srpo", "distillation_top_k": 5, **more})
-        reward = RubricReward(ScriptedClient(script), num_generations=4, run_id="run")
-        return build_trainer(config, model, tokenizer, [Example(prompt=p) for p in PROMPTS], reward)
-
-    return make
-
-
-def generate(trainer: MarkschemeTrainer) -> dict[str, Any]:
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    rows = [{"prompt": prompt, "teacher_responses": None} for prompt in PROMPTS for _ in range(4)]
-    batch = trainer._generate_and_score_completions(rows)
-    trainer._count_by_step([batch])
-    return batch
 
 
 def gradient(trainer: MarkschemeTrainer, loss: torch.Tensor) -> torch.Tensor:
@@ -59,8 +35,10 @@ def gradient(trainer: MarkschemeTrainer, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([p.grad.flatten().clone() for p in trainer.model.parameters()])
 
 
-def test_failed_rollouts_with_a_good_sibling_go_to_the_self_teacher(make_trainer: Maker) -> None:
-    trainer = make_trainer()
+def test_failed_rollouts_with_a_good_sibling_go_to_the_self_teacher(
+    make_srpo_trainer: Maker,
+) -> None:
+    trainer = make_srpo_trainer()
     batch = generate(trainer)
     assert batch["routed"].tolist() == [False, True, True, False] * 2
     assert batch["advantages"].tolist() == pytest.approx([0.6, -0.4, -0.4, 0.2] * 2)
@@ -84,11 +62,11 @@ def test_failed_rollouts_with_a_good_sibling_go_to_the_self_teacher(make_trainer
 
 @pytest.mark.parametrize("plain_device", ["cpu", "none"])
 def test_how_strongly_each_branch_pulls(
-    plain_device: str, make_trainer: Maker, monkeypatch: pytest.MonkeyPatch
+    plain_device: str, make_srpo_trainer: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against the gradients of each branch alone, at the same hidden states."""
     monkeypatch.setattr(MarkschemeTrainer, "plain_device", plain_device)
-    trainer = make_trainer()
+    trainer = make_srpo_trainer()
     batch = generate(trainer)
     trainer._compute_loss(trainer.model, batch).backward()
     found = trainer._norms.take(torch.device("cpu")).sqrt().tolist()
@@ -104,8 +82,8 @@ def test_how_strongly_each_branch_pulls(
     assert found == pytest.approx(alone, rel=1e-4)
 
 
-def test_micro_batches_add_up(make_trainer: Maker) -> None:
-    trainer = make_trainer()
+def test_micro_batches_add_up(make_srpo_trainer: Maker) -> None:
+    trainer = make_srpo_trainer()
     batch = generate(trainer)
     whole = gradient(trainer, trainer._compute_loss(trainer.model, batch))
     parts = []
@@ -122,8 +100,8 @@ def test_micro_batches_add_up(make_trainer: Maker) -> None:
     torch.testing.assert_close(gradient(trainer, sum(parts)), whole, atol=1e-6, rtol=1e-4)
 
 
-def test_where_all_succeed_it_is_grpo(make_trainer: Maker) -> None:
-    trainer = make_trainer(lambda place, rollout: 0.6 + place / 10)
+def test_where_all_succeed_it_is_grpo(make_srpo_trainer: Maker) -> None:
+    trainer = make_srpo_trainer(lambda place, rollout: 0.6 + place / 10)
     batch = generate(trainer)
     assert not batch["routed"].any()
     ours = gradient(trainer, trainer._compute_loss(trainer.model, batch))
@@ -132,16 +110,20 @@ def test_where_all_succeed_it_is_grpo(make_trainer: Maker) -> None:
     torch.testing.assert_close(ours, plain, atol=1e-7, rtol=1e-5)
 
 
-def test_what_has_no_reward_is_in_neither_branch_and_shows_nothing(make_trainer: Maker) -> None:
+def test_what_has_no_reward_is_in_neither_branch_and_shows_nothing(
+    make_srpo_trainer: Maker,
+) -> None:
     rewards = [None, 0.0, 1.0, None]
-    batch = generate(make_trainer(lambda place, rollout: rewards[place]))
+    batch = generate(make_srpo_trainer(lambda place, rollout: rewards[place]))
     assert batch["routed"].tolist() == [False, True, False, False] * 2
     assert not batch["completion_mask"][[0, 3, 4, 7]].any()
     assert int(batch["num_items_in_batch"]) == int(batch["completion_mask"].sum())
 
 
-def test_sdpo_teaches_every_rollout_of_which_the_teacher_knows_more(make_trainer: Maker) -> None:
-    trainer = make_trainer(preset="sdpo")
+def test_sdpo_teaches_every_rollout_of_which_the_teacher_knows_more(
+    make_srpo_trainer: Maker,
+) -> None:
+    trainer = make_srpo_trainer(preset="sdpo")
     batch = generate(trainer)
     assert batch["routed"].all()  # the success at 0 is shown to the others, that at 3 to it
     trainer.reward.client.script = lambda place, rollout: float(place == 0)  # type: ignore[attr-defined]
@@ -152,9 +134,9 @@ def test_sdpo_teaches_every_rollout_of_which_the_teacher_knows_more(make_trainer
 
 
 def test_the_teacher_reads_demonstration_and_feedback(
-    make_trainer: Maker, monkeypatch: pytest.MonkeyPatch
+    make_srpo_trainer: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make_trainer(preset="srpo-rubric")
+    trainer = make_srpo_trainer(preset="srpo-rubric")
     assert trainer.distillation is not None
     seen: list[str] = []
     plain = SelfDistillation._tokens
@@ -260,7 +242,7 @@ def test_the_self_teacher_follows_once_a_batch_and_is_saved(
         ModelCopy.update = lambda self, rate: (followed.append(rate), before(self, rate))[1]  # type: ignore[method-assign]
         output = train(
             build_config(config),
-            ScriptedClient(lambda place, rollout: MIXED[place]),
+            ScriptedClient(mixed),
             resume=False,
             on_record=lambda record: None,
         )
@@ -282,10 +264,9 @@ def test_a_resumed_run_has_the_same_teacher(settings: dict[str, Any], tmp_path: 
         "save_strategy": "steps",
         "save_steps": 1,
     }
-    script: Script = lambda place, rollout: MIXED[place]  # noqa: E731
     whole = train(
         build_config({**config, "output_dir": str(tmp_path / "whole")}),
-        ScriptedClient(script),
+        ScriptedClient(mixed),
         resume=False,
         on_record=lambda record: None,
     )
@@ -299,9 +280,9 @@ def test_a_resumed_run_has_the_same_teacher(settings: dict[str, Any], tmp_path: 
 
     parts = {**config, "output_dir": str(tmp_path / "parts")}
     with pytest.raises(Stop):
-        train(build_config(parts), ScriptedClient(script), resume=False, on_record=stop)
+        train(build_config(parts), ScriptedClient(mixed), resume=False, on_record=stop)
     resumed = train(
-        build_config(parts), ScriptedClient(script), resume=True, on_record=lambda record: None
+        build_config(parts), ScriptedClient(mixed), resume=True, on_record=lambda record: None
     )
     one, two = (
         torch.load(Path(run) / "checkpoint-3" / SELF_TEACHER_FILE) for run in (whole, resumed)
@@ -320,10 +301,9 @@ def test_an_adapter_is_taught_by_an_adapter(settings: dict[str, Any], tmp_path: 
         "max_steps": 3,
         "activation_checkpointing": True,
     }
-    script: Script = lambda place, rollout: MIXED[place]  # noqa: E731
     whole = train(
         build_config({**config, "output_dir": str(tmp_path / "whole")}),
-        ScriptedClient(script),
+        ScriptedClient(mixed),
         resume=False,
         on_record=lambda record: None,
     )
@@ -341,12 +321,12 @@ def test_an_adapter_is_taught_by_an_adapter(settings: dict[str, Any], tmp_path: 
     parts = {**config, "output_dir": str(tmp_path / "parts")}
     train(
         build_config({**parts, "max_steps": 2}),
-        ScriptedClient(script),
+        ScriptedClient(mixed),
         resume=False,
         on_record=lambda record: None,
     )
     resumed = train(
-        build_config(parts), ScriptedClient(script), resume=True, on_record=lambda record: None
+        build_config(parts), ScriptedClient(mixed), resume=True, on_record=lambda record: None
     )
     for folder in ("", "teacher"):
         one, two = (
@@ -373,7 +353,6 @@ def test_a_resumed_run_with_any_self_teacher_is_the_same_run(
         "save_steps": 1,
         "max_steps": 3,
     }
-    script: Script = lambda place, rollout: MIXED[place]  # noqa: E731
 
     class Killed(Exception):
         pass
@@ -384,7 +363,7 @@ def test_a_resumed_run_with_any_self_teacher_is_the_same_run(
 
     def run(name: str, resume: bool, on_record: Callable[[Any], None]) -> Path:
         made = build_config({**config, "output_dir": str(tmp_path / name)})
-        return train(made, ScriptedClient(script), resume=resume, on_record=on_record)
+        return train(made, ScriptedClient(mixed), resume=resume, on_record=on_record)
 
     whole = run("whole", False, lambda record: None)
     with pytest.raises(Killed):
@@ -400,8 +379,8 @@ def test_a_resumed_run_with_any_self_teacher_is_the_same_run(
         assert all(torch.equal(first[key], last[key]) for key in first)
 
 
-def test_the_coefficient_of_a_trust_region_decides_the_loss(make_trainer: Maker) -> None:
-    trainer = make_trainer(self_teacher="trust_region", entropy_beta=0.0)
+def test_the_coefficient_of_a_trust_region_decides_the_loss(make_srpo_trainer: Maker) -> None:
+    trainer = make_srpo_trainer(self_teacher="trust_region", entropy_beta=0.0)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in trainer.model.parameters():
