@@ -1,6 +1,5 @@
 """Check how the containers are held: capabilities, users, secrets, keys and networks."""
 
-
 from deployment.project import OVERRIDE, Run
 
 HOLDERS = {

@@ -108,6 +108,7 @@ class Connection(Generic[ConnectionsT]):
         """Return what httpx needs to send a call, with this client's options."""
         headers = httpx.Headers(protocol.headers(self.api_key))
         headers.update(self.default_headers)
+        # What a call needs wins over the client's own headers.
         headers.update(call.headers)
         return {
             "method": call.method,

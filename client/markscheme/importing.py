@@ -458,6 +458,7 @@ class RubricImporter:
             return
         rows = chain([first], iterator)
         try:
+            # The first row tells: rows of the meta-evaluation have to be put together.
             together = self.format_of(first.load()) == _META_EVAL
         except (ValueError, RecursionError):
             together = False
@@ -497,6 +498,7 @@ def read_rubric_file(path: Path) -> list[FileRow]:
         try:
             content = from_json(data, allow_inf_nan=False)
         except ValueError:
+            # Some `.json` files hold one object after the other.
             contents = _several_objects(path)
             if len(contents) < 2:
                 raise

@@ -105,6 +105,7 @@ def separate_results(messages: Any) -> Any:
         if not _has_results(message):
             found.append(message)
             continue
+        # In order: what stands between two results stays between them.
         for is_result, parts in groupby(message["content"], _is_result):
             if is_result:
                 found += (
@@ -272,6 +273,7 @@ def _text_of_part(part: object) -> str | None:
     if not isinstance(part, Mapping):
         return None
     kind = part.get("type")
+    # Tables pad a part with the fields of other kinds; only those with a value count.
     only_text = all(_empty(value) for name, value in part.items() if name not in ("type", "text"))
     if kind is None:
         text = part.get("text") if only_text else None

@@ -240,6 +240,7 @@ def check_settings(config: "TrainConfig", given: Mapping[str, Any]) -> None:
         _adapter_problems(config, given),
         _reward_problems(config),
     )
+    # The first one only: later checks rely on what earlier ones have let pass.
     for problem in problems:
         raise ConfigError(problem)
 
@@ -250,6 +251,7 @@ def check_installed(config: "TrainConfig") -> None:
         if getattr(config, key) and find_spec(module) is None:
             raise ConfigError(f"{key}: {module} is not installed; run `pip install {package}`")
     try:
+        # A tracker says that it is not installed only when it is made.
         for callback in get_reporting_integration_callbacks(config.report_to):
             callback()
     except ValueError as error:
@@ -266,6 +268,7 @@ def _value_problems(config: "TrainConfig") -> Iterator[str]:
         if not isinstance(getattr(config, key), Mapping | None):
             yield f"{key} must be keys and values, such as {{key: value}}"
     try:
+        # A scheduler refuses unknown arguments only when it is made, so make one for nothing.
         get_scheduler(
             config.lr_scheduler_type,
             torch.optim.SGD([torch.zeros(1)]),

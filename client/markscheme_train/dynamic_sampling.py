@@ -174,6 +174,7 @@ def _batch(trainer: "MarkschemeTrainer", samples: Sequence[Sample]) -> Drawn:
             [sample.completion_ids for sample in own],
             None,
             [sample.completion for sample in own],
+            # The sampler states them for all rollouts or for none.
             None if None in log_probs else log_probs,
             {},
             None,

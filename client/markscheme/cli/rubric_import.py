@@ -297,10 +297,12 @@ def _name_and_mapping(
     ``ValueError``.
     """
     names = "|".join(MAP_FIELDS)
+    # Split before PART= only: a path may hold commas and spaces.
     parts = [each for text in maps for each in re.split(r"[,\s]+(?=\w+=)", text.strip())]
     files: list[str] = []
     for argument in arguments:
         is_part = bool(maps) and re.match(rf"(?:{names})=", argument) is not None
+        # A file that exists is meant as one, even if its name looks like a part.
         (parts if is_part and not Path(argument).exists() else files).append(argument)
     if len(files) != 1:
         raise ValueError(f"give one file, not {len(files)}: {', '.join(files) or 'none'}")

@@ -33,6 +33,7 @@ def _format_of(content: Any) -> ExchangeFormat | None:
             return None
         if all(_has(row, "text") for row in content):
             return "verifiers"
+        # A list is one rubric only in a format whose rows belong together.
         each = {_format_of(row) if isinstance(row, dict) else None for row in content}
         return "healthbench-meta-eval" if each == {"healthbench-meta-eval"} else None
     if not isinstance(content, dict):
@@ -70,6 +71,7 @@ def _format_of(content: Any) -> ExchangeFormat | None:
         if "weight" in criterion and "prompt" in row:
             return "researchrubrics"
         if "points" in criterion:
+            # RubricHub has criteria of the same form; HealthBench's prompts are lists of messages.
             known = isinstance(row.get("prompt"), list) or content.keys() & _HEALTHBENCH
             return "healthbench" if known else "rubrichub"
     if _has(_first(row.get("criteria")), "text") and "prompt" not in row:
@@ -79,6 +81,7 @@ def _format_of(content: Any) -> ExchangeFormat | None:
 
 def _first(rows: Any) -> Any:
     if isinstance(rows, dict) and rows and all(isinstance(each, list) for each in rows.values()):
+        # A table that stands column by column.
         return {name: column[0] for name, column in rows.items() if column}
     return decode(rows[0]) if isinstance(rows, list) and rows else None
 

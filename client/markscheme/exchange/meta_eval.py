@@ -111,6 +111,7 @@ def write_meta_eval(
             rows.append((position if isinstance(position, int) else len(rows), row))
     if not rows:
         raise NotRepresentable(["none of its criteria has labels"])
+    # In the order in which the rows were read.
     written = [row for _, row in sorted(rows, key=lambda each: each[0])]
     return written[0] if how.get("single") is True and len(written) == 1 else written
 

@@ -65,6 +65,7 @@ def render(template: str, variables: Mapping[str, Any], location: str) -> str:
             if not isinstance(found, Mapping) or step not in found:
                 raise Malformed(f"{location}: there is no variable {match[1]!r} in vars")
             found = found[step]
+        # Only a variable that is a list itself makes several tests; a list within one is JSON.
         if isinstance(found, list) and found is variables.get(match[1]):
             raise Malformed(
                 f"vars.{match[1]}: is a list, of which promptfoo tries each value: make a test of "
@@ -74,6 +75,7 @@ def render(template: str, variables: Mapping[str, Any], location: str) -> str:
             raise Malformed(f"vars.{match[1]}: is in another file ({excerpt(found)})")
         return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
 
+    # What is left of the marks when plain variables are gone is something else.
     rest = _VARIABLE.sub("", template)
     if _OTHER_MARKS.search(rest):
         raise Malformed(f"{location}: only plain variables such as {{{{name}}}} can be filled in")

@@ -223,6 +223,7 @@ def _read_ropd(content: dict[str, Any], issues: ConversionIssues) -> Draft:
         match = _ROPD_ID.fullmatch(row.criterion_id)
         if match is None:
             raise Malformed(f"criterion_id {excerpt(row.criterion_id)}: ids are c1 to c999")
+        # C1 and c01 name c1 here.
         name = f"c{match[1]}"
         if name in criteria:
             raise Malformed(f"criterion_id {name} is there twice")

@@ -268,6 +268,7 @@ def write_row(
             row = put(row, parse_path(name), follow(items))
     if profile.tags is not None:
         row = _put_tags(profile, row, tags, how, imported)
+    # It came as a list alone, and nothing stands beside the list now.
     if how.get("bare") is True and len(row) == 1:
         return next(iter(row.values()))
     return row
@@ -331,6 +332,7 @@ def _read_prompt(
             take(rest, path)
             how["prompt"] = None
         else:
+            # The prompt was given beside the row, and must not be written into it.
             how["no_prompt"] = True
         return None
     location = write_path(path)

@@ -68,6 +68,7 @@ class UsageService:
 
     async def get_budget(self, caller: Caller, team: str, run_id: str | None) -> schema.Budget:
         """Return the budget of a run, or of all that a team does (`None`). Raises `NotFound`."""
+        # Hidden and absent are answered alike, so that nobody learns of other teams' budgets.
         visible = team == caller.team or "admin" in caller.scopes
         budgets = await self._budgets.find(team) if visible else []
         budget = next((budget for budget in budgets if budget.run_id == run_id), None)

@@ -241,6 +241,7 @@ class Supervisor:
             while self.workers or not self._stopping:
                 if not self._stopping and time.monotonic() >= self._next_start_at:
                     self._start_workers()
+                # Wakes when a worker ends or begins to serve, else after 0.2 s for signals.
                 connection.wait(
                     [w.process.sentinel for w in self.workers]
                     + [w.pipe for w in self.workers if not w.serves],
@@ -252,6 +253,7 @@ class Supervisor:
                     announced = True
                     ready()
                 if self._stopping:
+                    # Otherwise clients could connect when no worker accepts any more.
                     self.listener.close()
                 if self._kill_at is not None and time.monotonic() >= self._kill_at:
                     return
@@ -274,6 +276,7 @@ class Supervisor:
             process.start()
             self.workers.append(Worker(process, receiving))
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
+            # Only the worker keeps this end, so that its death shows at the other one.
             sending.close()
             if self._stopping:
                 # The signal came while this worker started, and went to the others only.

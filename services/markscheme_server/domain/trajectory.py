@@ -374,6 +374,7 @@ def _parts(messages: Sequence[ChatMessage], view: View, thinking: Thinking) -> I
                 continue
             for call in message.get("tool_calls", ()):
                 calls += 1
+                # Open until its result comes, which may name it by id, by tool or not at all.
                 open_calls.append((calls, call.get("id"), call["function"]["name"]))
                 yield Part("call", call_text(call), calls)
         elif view == "full" and role == "tool":

@@ -77,6 +77,7 @@ class RequestCost:
         """Record the usage that the answer states, within the request's maximum."""
         settings, judge, role = self._spending.settings, self._spending.judge, self._spending.role
         prompt, cached, reply = read_usage(completion)
+        # Without prices or plausible counts the cost is not known, and the maximum stands.
         known = prompt is not None and reply is not None and settings.priced
         prompt, reply = min(prompt or 0, self._prompt_bytes), min(reply or 0, self._reply_tokens)
         cached = min(cached, prompt)

@@ -208,6 +208,7 @@ def _title(check: Arguments, text: str) -> Decision:
 
 def _json_valid(check: Arguments, text: str) -> Decision:
     body = text.strip()
+    # The same fences as in IFEval's verifier, in its order.
     for fence in ("```json", "```Json", "```JSON", "```"):
         body = body.removeprefix(fence)
     try:
@@ -223,6 +224,7 @@ def _starts_with(check: Arguments, text: str) -> Decision:
 
 
 def _ends_with(check: Arguments, text: str) -> Decision:
+    # IFEval's verifier, too, takes the quotation marks away.
     met = text.strip().strip('"').lower().endswith(check["text"].strip().lower())
     return Decision(met, _shown(text.strip()[-60:]))
 

@@ -41,8 +41,10 @@ def _consistent(constraints: list[Constraint]) -> list[Constraint]:
     consistent = []
     for constraint in constraints:
         check = constraint.check
+        # What must stand at a place, or is one of the options, is not asked for twice.
         if check["kind"] == "contains" and {_bare(p) for p in check["texts"]} <= placed | options:
             continue
+        # The longer of two beginnings holds the shorter one.
         if check["kind"] == "starts_with" and any(
             other is not constraint
             and other.check["kind"] == "starts_with"
@@ -50,6 +52,7 @@ def _consistent(constraints: list[Constraint]) -> list[Constraint]:
             for other in constraints
         ):
             continue
+        # Of a word that is asked for and forbidden, asking for it stands.
         if check["kind"] == "excludes" and {p.lower() for p in check["texts"]} & required:
             continue
         consistent.append(constraint)

@@ -284,6 +284,7 @@ def _sections(prompt: PromptText) -> Iterator[Constraint]:
             (m for m in _NUMBERED.finditer(sentence.text) if _names_section(m["marker"])), None
         )
         own = _first(_SECTIONS, sentence)
+        # The number of sections may stand in another sentence than what they are headed by.
         found = own if own and own.min else next(iter(amounts), None)
         if match and found and found.min:
             yield _sectioned(match["marker"], found.min, sentence)

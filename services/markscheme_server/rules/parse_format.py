@@ -272,6 +272,7 @@ def _quoted_options(prompt: PromptText, position: int) -> list[str]:
     """Return quoted options, announced by "one of" or joined by "or"."""
     sentence = prompt.sentences[position]
     quotes = list(sentence.quotes)
+    # The options may stand in the sentence after the one that offers them.
     if len(quotes) < 2 and _OFFERS.search(sentence.masked) and position + 1 < len(prompt.sentences):
         quotes = list(prompt.sentences[position + 1].quotes)
         return [q.text for q in quotes] if len(quotes) >= 2 else []

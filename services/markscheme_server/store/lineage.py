@@ -132,6 +132,7 @@ class LineageStore:
             parts: set[Judged] = {
                 judged(stored_response(text, messages), view, thinking)
                 for text, messages in found
+                # A response that is a text is the same in every view.
                 for view in (VIEWS if messages is not None else VIEWS[:1])
                 for thinking in THINKING_MODES
             }

@@ -542,6 +542,7 @@ class RubricStore:
         if search.rubricator is not None:
             yield _starts_with(r.provenance["rubricator"].as_string(), search.rubricator)
         if search.rubricator is not None or search.teacher_model is not None:
+            # Only induced rubrics have either of the two.
             yield r.origin == "induced"
         if search.retired is not None:
             yield r.retired_at.is_not(None) if search.retired else r.retired_at.is_(None)
