@@ -511,6 +511,7 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         except ValueError:
             fits = False
     else:
+        # Options that are no plain type, such as lists, are left to the checks that follow.
         plain = tuple(o for o in options if isinstance(o, type) and o in (int, float, str, bool))
         fits = len(plain) < len([o for o in options if o is not type(None)]) or isinstance(
             value, plain

@@ -214,6 +214,7 @@ def _trees(found: Lineage) -> list[Tree]:
             trees[edge.source].add(_node_line(nodes[edge.target]))
         elif edge.kind not in ("version", "fork"):
             trees[edge.target].add(_node_line(nodes[edge.source]))
+    # The service lists the newest first; here they follow in the order in which they were made.
     for target, edge in reversed(children.items()):
         trees[edge.source].children.append(trees[target])
     return [tree for rubric_id, tree in trees.items() if rubric_id not in children]

@@ -9,6 +9,8 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+# The transaction's scope: teams joined by commas, '*' for all, '' for none; null where it was never
+# set. In a subquery, so that PostgreSQL computes it once for a statement and not for each row.
 SIGHT = "(SELECT current_setting('markscheme.teams', true))"
 EVERYONE = f"{SIGHT} = '*'"
 SEEN = "(SELECT string_to_array(current_setting('markscheme.teams', true), ','))::text[]"
@@ -25,6 +27,7 @@ def _through(*references: tuple[str, str]) -> str:
 # Reading, and writing where that is not the same.
 POLICIES = {
     "rubrics": (
+        # Without a team a transaction does not see the organisation's rubrics either.
         f"{OWN} OR ({SIGHT} <> '' AND visibility = 'organisation') OR "
         + _through(
             (
@@ -292,6 +295,7 @@ POSTGRESQL_BACK = (
     "DROP FUNCTION refuse_change",
     "DROP FUNCTION refuse_erased",
 )
+# Once for all rows of a statement, because they come in batches.
 ERASED_POSTGRESQL = """CREATE TRIGGER refuse_erased AFTER INSERT ON {table} REFERENCING NEW TABLE AS added
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_erased()"""
 ERASED_SQLITE = """CREATE TRIGGER refuse_erased_{table} BEFORE INSERT ON {table}
