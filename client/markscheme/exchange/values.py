@@ -188,7 +188,7 @@ def as_factor(value: float) -> Fraction:
 
 def _rounded_scaling(weights: Sequence[Fraction]) -> Fraction | None:
     largest = max(map(abs, weights))
-    # Try 1 point for the largest weight, then 2 and so on: small points are easier to read.
+    # Try 1 point for the largest weight, then 2 and so on: the smallest points that fit.
     for points in range(1, MAX_POINTS + 1):
         factor = as_factor(float(points / largest))
         if all(

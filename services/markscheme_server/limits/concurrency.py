@@ -18,9 +18,9 @@ LEASE_S = 3.0
 TICK_S, RENEW_S = 0.02, 0.1
 SPARE_SLOTS = 4
 """Slots held in reserve while no other process waits, so that a call needs no round trip."""
-# A process's row is `held:wanted:expires`. While any other one wants more than it holds, nobody
-# gets more than an even share. `held` is at least what is in use, because a call in flight cannot
-# be taken back.
+# A process's row is `held:wanted:expires`. While another process wants more than it holds, one gets
+# no more than an even share. `held` is at least what is in use, because a call in flight cannot be
+# taken back.
 _ALLOT = """
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1e6

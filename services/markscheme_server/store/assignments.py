@@ -317,8 +317,8 @@ def _outcome_row(outcome: GroupOutcome) -> dict[str, Any]:
 
 
 def _prompt_rows(news: Sequence[_NewAssignment], created: object) -> list[dict[str, Any]]:
-    # Sorted below, so that two writers of the same prompts queue instead of deadlocking.
     messages = {n.group.prompt_key: list(n.prompt or ()) for n in news}
+    # Sorted, so that two writers of the same prompts queue instead of deadlocking.
     return [
         {"key": key, "messages": messages[key], "created_at": created} for key in sorted(messages)
     ]
