@@ -1,15 +1,19 @@
 """Test that groups whose rollouts come to two processes one by one are paid for once."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import sqlalchemy as sa
 
 from fakes import fast_judge
 from fakes.bodies import model_judge
 from fakes.fast_judge import FastJudge, Reply
-from fakes.load import Post, in_background, send_all
+from fakes.load import Answer, Post, in_background, send_all
 from fakes.processes import PATIENCE_S, ServiceProcess, eventually
 from fakes.stores import PostgresServer, query
 
@@ -107,3 +111,75 @@ def test_a_process_that_is_killed_while_it_scores_is_taken_over(
     assert all(a.json["group"]["complete"] for a in both)
     # The induction that the killed process had asked for, and all of it once more.
     assert judge.count == 1 + 1 + SIZE
+
+
+IDLE_S = 5.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("replicas", "groups"), [(1, 256), (4, 1024)])
+def test_open_groups_cost_a_query_every_quarter_of_a_second_and_no_thread(
+    replicas: int,
+    groups: int,
+    start: Callable[..., ServiceProcess],
+    judge: FastJudge,
+    database: str,
+    record_property: Callable[[str, str], None],
+) -> None:
+    """Of each group all rollouts but one wait; then the last ones come."""
+    services = [start() for _ in range(replicas)]
+    urls = [service.url for service in services]
+    processes = [psutil.Process(service.process.pid) for service in services]
+
+    def sent(numbers: range) -> tuple[threading.Thread, list[Answer]]:
+        posts = [
+            arriving(urls[(group + number) % replicas], group, number, wait_s=300)
+            for number in numbers
+            for group in range(groups)
+        ]
+        answers: list[Answer] = []
+        sending = threading.Thread(target=lambda: answers.extend(send_all(posts, timeout_s=500)))
+        sending.start()
+        return sending, answers
+
+    def cpu_s() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+    def transactions() -> int:
+        done = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = $1"
+        return int(query(database, done, sa.make_url(database).database)[0][0])
+
+    threads = max(process.num_threads() for process in processes)
+    began, cpu = time.monotonic(), cpu_s()
+    waiting, answers = sent(range(SIZE - 1))
+    for attempt in eventually(300, every_s=0.5):
+        with attempt:
+            received = query(database, "SELECT sum(received) FROM gathered_groups")
+            assert received == [(groups * (SIZE - 1),)]
+    arrival_s, arrival_cpu = time.monotonic() - began, cpu_s() - cpu
+    time.sleep(2)  # the server's statistics lag behind by a second
+    looked, cpu = transactions(), cpu_s()
+    time.sleep(IDLE_S)
+    looks, idle_cpu = transactions() - looked, cpu_s() - cpu
+    idle_threads = max(process.num_threads() for process in processes)
+    assert judge.count == 0
+    began, cpu = time.monotonic(), cpu_s()
+    finishing, last = sent(range(SIZE - 1, SIZE))
+    waiting.join(500)
+    finishing.join(500)
+    scoring_s, scoring_cpu = time.monotonic() - began, cpu_s() - cpu
+    assert {a.status for a in answers + last} == {200}
+    assert {a.json["rollout"]["reward"] for a in answers + last} == {1.0}
+    assert judge.count == groups * (1 + SIZE)
+    record_property(
+        "figure",
+        f"{groups} groups of {SIZE} at {replicas} replicas: {groups * (SIZE - 1)} rollouts arrived "
+        f"in {arrival_s:.0f} s ({1000 * arrival_cpu / groups / (SIZE - 1):.1f} ms of CPU each); "
+        f"while they waited, {looks / IDLE_S / replicas:.1f} transactions a second and "
+        f"{idle_cpu / IDLE_S / replicas:.1%} of a core a replica, threads {threads} to "
+        f"{idle_threads}; {groups * (1 + SIZE)} judge calls and all answers {scoring_s:.0f} s "
+        f"after the last rollouts were sent ({1000 * scoring_cpu / groups:.0f} ms of CPU a group)",
+    )
+    assert idle_threads <= threads + 1
+    # One query a process every POLL_S, and those of this test.
+    assert looks <= replicas * IDLE_S / 0.25 * 1.2 + 10
