@@ -155,6 +155,19 @@ async def test_rollouts_that_are_sent_one_by_one_are_scored_as_a_group(service: 
             await client.rollout(PROMPT, ROLLOUTS[0] | {"text": "x"}, **group)
 
 
+async def test_rollouts_that_wait_keep_no_other_from_being_sent(service: str) -> None:
+    """There are more than the 100 connections that httpx opens by itself."""
+    async with AsyncClient(service) as client:
+        answers = await asyncio.gather(
+            *(
+                client.rollout(PROMPT, ROLLOUTS[number], key=f"g{group}", size=2, reuse="frozen")
+                for number in range(2)
+                for group in range(110)
+            )
+        )
+    assert all(answer.group.complete for answer in answers)
+
+
 @pytest.mark.parametrize(
     ("rollout", "words"),
     [

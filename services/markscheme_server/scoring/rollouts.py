@@ -7,6 +7,7 @@ wait, a process looks for all of them in one query.
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -153,13 +154,20 @@ class RolloutService:
             # Each attempt is a flight of its own.
             found, _ = await self._flights.run(
                 f"{asked.id}:{seen}",
-                lambda _, after=seen: self._next_score(asked, state, after),  # type: ignore[misc]
+                partial(self._next_score, asked, state, seen),
                 deadline=deadline.at,
             )
             waited = True
 
-    async def _next_score(self, asked: _Asked, state: GroupState, seen: int) -> GatheredScore:
-        """Return the group's next score: wait until it is due, then score it or wait for others."""
+    async def _next_score(
+        self, asked: _Asked, state: GroupState, seen: int, _deadline: Deadline
+    ) -> GatheredScore:
+        """Return the group's next score: wait until it is due, then score it or wait for others.
+
+        `state` is the one that this flight's first caller met; `seen` attempts were before it. The
+        callers' deadlines end their own wait only: a score that one of them has no time for is the
+        others' all the same.
+        """
         while state.attempts <= seen:
             if state.is_due and (claim := await self._claims.acquire(asked.id)) is not None:
                 try:
@@ -198,7 +206,7 @@ class RolloutService:
                 teacher_responses=payload.teacher_responses,
                 rollouts=rollouts,
             ),
-            # The callers' own deadlines differ; when all of them have left, this is cancelled.
+            # When all callers have left, this is cancelled.
             self._scores.deadline(None),
         )
         if rubric is not None:
