@@ -117,7 +117,7 @@ _EVALUATION_ONLY = (
     "early_stopping_patience",
 )
 _PACKAGES = (
-    ("use_vllm", "vllm", "'trl[vllm]'"),
+    ("use_vllm", "vllm", "'markscheme[vllm]'"),
     ("use_liger_kernel", "liger_kernel", "liger-kernel"),
 )
 """Settings, the module that each needs, and what to install."""

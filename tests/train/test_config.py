@@ -1,19 +1,23 @@
 """The configuration: preset under given values, and errors that help."""
 
 import dataclasses
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from trl import GRPOConfig
+from trl.scripts import vllm_serve
 
 from markscheme_train.config import PRESETS, TrainConfig, build_config, load_config
 from markscheme_train.config_checks import small_step_warning
 from markscheme_train.errors import ConfigError
 
 NEEDED = {"model": "m", "data": "d.jsonl"}
-TRAINING_PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+ROOT = Path(__file__).parents[2]
+TRAINING_PAGE, EXAMPLES = ROOT / "docs" / "training.md", ROOT / "examples"
 
 
 def test_every_key_of_ours_is_described_in_code_and_docs() -> None:
@@ -238,16 +242,30 @@ def test_the_api_key_is_no_setting() -> None:
         build_config({**NEEDED, "api_key": "mk_secret"})
 
 
-@pytest.mark.parametrize(
-    "file", sorted((Path(__file__).parents[2] / "examples").glob("train*.yaml")), ids=str
-)
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("train*.yaml")), ids=str)
 def test_the_example_configurations_load(file: Path) -> None:
     assert load_config(file).data.endswith("prompts.jsonl")
+
+
+def test_the_example_starts_vllm_as_trl_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_serve, "is_vllm_available", lambda min_version=None: True)
+    command = vllm_serve.build_command(vllm_serve.ScriptArguments(model="Qwen/Qwen3-8B"))
+    comments = [
+        line.removeprefix("#").strip().removesuffix("\\")
+        for line in (EXAMPLES / "train-vllm.yaml").read_text("utf-8").splitlines()
+        if line.startswith("#")
+    ]
+    (said,) = re.findall(r"vllm serve (.*?--enable-scale-out)", " ".join(comments))
+    words = shlex.split(said)
+    for option in ("--weight-transfer-config", "--logprobs-mode", "--max-logprobs"):
+        assert words[words.index(option) + 1] == command[command.index(option) + 1]
+    imposed = {word for word in command[command.index("--enable-scale-out") :] if word[:2] == "--"}
+    assert imposed <= set(words)
 
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("zero2", DistributedType.DEEPSPEED), ("fsdp2", DistributedType.FSDP)]
 )
 def test_the_example_launchers_load(name: str, kind: DistributedType) -> None:
-    file = Path(__file__).parents[2] / "examples" / "accelerate" / f"{name}.yaml"
+    file = EXAMPLES / "accelerate" / f"{name}.yaml"
     assert load_config_from_file(str(file)).distributed_type == kind

@@ -94,7 +94,7 @@ def test_a_wrong_setting_is_refused_with_what_to_do(given: dict[str, Any], messa
         (
             {"use_vllm": True},
             ConfigError,
-            r"vllm is not installed; run `pip install 'trl\[vllm\]'`",
+            r"vllm is not installed; run `pip install 'markscheme\[vllm\]'`",
         ),
         ({"report_to": "wandb"}, ConfigError, "pip install wandb.* Or set report_to: none"),
         ({"report_to": ["trackio"]}, ConfigError, "trackio to be installed.* report_to: none"),

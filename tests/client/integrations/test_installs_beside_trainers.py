@@ -42,6 +42,13 @@ def test_markscheme_resolves_beside_a_trainer(trainer: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_the_trainer_resolves_with_vllm(tmp_path: Path) -> None:
+    found = resolve(tmp_path, "trl", "--extra", "vllm")
+    assert found.returncode == 0, found.stderr
+    assert "\nvllm==0." in found.stdout
+
+
+@pytest.mark.slow
 def test_the_trainers_own_extra_does_not(tmp_path: Path) -> None:
     """Otherwise the reward would need no module of its own."""
     found = resolve(tmp_path, TRAINERS[0], "--extra", "train")
