@@ -70,7 +70,7 @@ def test_the_quickstart_prints_what_it_shows(service: str, tmp_path: Path) -> No
 def test_the_sdk_guide_prints_what_it_shows(service: str, tmp_path: Path) -> None:
     blocks = run(DOCS / "sdk.md", service, tmp_path)
     assert all(shown is not None for _, shown in blocks)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     address = service.removeprefix("http://")
     assert_as_shown(
         [(printed.replace(address, "127.0.0.1:8321"), shown) for printed, shown in blocks]

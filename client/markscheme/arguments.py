@@ -103,6 +103,18 @@ def groups(values: Iterable[GroupLike]) -> list[Any]:
     return _with_ids(plain, "g")
 
 
+def rollout(value: object) -> dict[str, Any]:
+    """Return one rollout as plain data; it must have an id. Raises `InvalidArgument`."""
+    plain = _rollout(to_wire(value), "rollout")
+    if plain.get("id") is None:
+        raise InvalidArgument(
+            "rollout",
+            'needs an id of its own within the group, such as {"id": "r0", "text": …}: without '
+            "one it cannot be told from a rollout that says the same",
+        )
+    return plain
+
+
 def _group(value: object, place: str) -> Any:
     if isinstance(value, Mapping):
         # pandas has NaN where a row has no value.

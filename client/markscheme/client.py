@@ -31,6 +31,7 @@ from markscheme.protocol import (
     CriterionLike,
     GroupLike,
     PromptLike,
+    RolloutLike,
     RubricLike,
     RunLike,
     StudentLike,
@@ -44,6 +45,7 @@ from markscheme.schema import (
     Rubric,
     RubricImported,
     ScoreBatch,
+    ScoredRollout,
     TeacherBankChange,
     TeacherResponseList,
     TeachResult,
@@ -91,8 +93,8 @@ class Client(Connection[Connections]):
         api_key: Your team's API key; a service without keys needs none. Default:
             `MARKSCHEME_API_KEY`; an empty text sends none.
         timeout: Seconds to wait for a connection, and for each piece of an answer; `None` for no
-            limit, or an `httpx.Timeout`. Default: 5 s, and 60 s or, for `induce` and `teach`,
-            630 s.
+            limit, or an `httpx.Timeout`. Default: 5 s, and 60 s or, for `induce`, `teach`
+            and `rollout`, 630 s.
         max_retries: Attempts after the first.
         default_headers: Headers of every request; they replace the client's own.
         http_client: An httpx client to send the requests with: proxies, certificates, transports.
@@ -465,6 +467,89 @@ class Client(Connection[Connections]):
                     on_group(group)
         return reader.batch()
 
+    def rollout(
+        self,
+        prompt: PromptLike,
+        rollout: RolloutLike,
+        *,
+        key: str,
+        size: int,
+        wait_s: float = 60.0,
+        rubric_id: RubricLike | None = None,
+        teacher_responses: Sequence[TeacherAnswerLike] | None = None,
+        reuse: ReusePolicy = "if_fresh",
+        verify: VerifyMode = "rollout",
+        score_teachers: bool = False,
+        ask_teacher: int = 0,
+        run: RunLike | None = None,
+        judge: str | None = None,
+        teacher_model: str | None = None,
+        rubricator: str | None = None,
+        thinking: Thinking = "auto",
+        reuse_scope: ReuseScope | None = None,
+        view: View | None = None,
+        clamp: Clamp = "zero",
+        deadline_s: float | None = None,
+    ) -> ScoredRollout:
+        """Score one rollout together with those of its group, which other calls bring.
+
+        For trainers that reward one rollout at a time, from any number of processes: each of the
+        group's rollouts is sent by a call of its own, and each call returns when the group is
+        scored. All calls of a group pass the same arguments beside `rollout`. The same rollout may
+        be sent again.
+
+        Args:
+            prompt: A string or chat messages.
+            rollout: `{"id": …, "text": …}`, also with `messages` or `truncated`. The id is its own
+                within the group.
+            key: Name of the group, its own within the run; other rollouts under a key that was
+                used raise `Conflict`.
+            size: Rollouts of the group, 1 to 1,024.
+            wait_s: Seconds, at most 300, after which the rollouts that have come are scored as one
+                group; those of the group's first rollout count. One that comes later is scored
+                alone, by the group's rubric (`group.late`).
+            rubric_id: The rubric to score by.
+            teacher_responses: Responses to contrast the rollouts with; default: the teacher
+                bank's.
+            reuse: See `induce`.
+            verify: See `score`.
+            score_teachers: See `score`.
+            ask_teacher: See `score`.
+            run: See `score`.
+            judge: See `score`.
+            teacher_model: See `induce`.
+            rubricator: See `induce`.
+            thinking: See `score`.
+            reuse_scope: See `induce`.
+            view: See `score`.
+            clamp: See `score`.
+            deadline_s: Seconds for the whole call, the wait for the group included; a rollout that
+                has no score by then is unscored with the reason `timeout`.
+        """
+        call = requests.rollout(
+            prompt,
+            rollout,
+            key,
+            size,
+            wait_s,
+            rubric_id,
+            teacher_responses,
+            reuse,
+            verify,
+            score_teachers,
+            ask_teacher,
+            run,
+            judge,
+            teacher_model,
+            rubricator,
+            thinking,
+            reuse_scope,
+            view,
+            clamp,
+            deadline_s,
+        )
+        return self._send(call)
+
     def judges(self) -> JudgeList:
         """Return the service's judges, with their roles and prices."""
         return self._send(requests.judges())
@@ -769,6 +854,55 @@ class AsyncClient(Connection[AsyncConnections]):
                     if inspect.isawaitable(returned):
                         await returned
         return reader.batch()
+
+    async def rollout(
+        self,
+        prompt: PromptLike,
+        rollout: RolloutLike,
+        *,
+        key: str,
+        size: int,
+        wait_s: float = 60.0,
+        rubric_id: RubricLike | None = None,
+        teacher_responses: Sequence[TeacherAnswerLike] | None = None,
+        reuse: ReusePolicy = "if_fresh",
+        verify: VerifyMode = "rollout",
+        score_teachers: bool = False,
+        ask_teacher: int = 0,
+        run: RunLike | None = None,
+        judge: str | None = None,
+        teacher_model: str | None = None,
+        rubricator: str | None = None,
+        thinking: Thinking = "auto",
+        reuse_scope: ReuseScope | None = None,
+        view: View | None = None,
+        clamp: Clamp = "zero",
+        deadline_s: float | None = None,
+    ) -> ScoredRollout:
+        """Score one rollout together with those of its group; see `Client.rollout`."""
+        call = requests.rollout(
+            prompt,
+            rollout,
+            key,
+            size,
+            wait_s,
+            rubric_id,
+            teacher_responses,
+            reuse,
+            verify,
+            score_teachers,
+            ask_teacher,
+            run,
+            judge,
+            teacher_model,
+            rubricator,
+            thinking,
+            reuse_scope,
+            view,
+            clamp,
+            deadline_s,
+        )
+        return await self._send(call)
 
     async def judges(self) -> JudgeList:
         """Return the service's judges; see `Client.judges`."""

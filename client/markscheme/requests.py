@@ -24,6 +24,7 @@ from markscheme.protocol import (
     Model,
     Param,
     PromptLike,
+    RolloutLike,
     RubricLike,
     RunLike,
     StudentLike,
@@ -38,12 +39,14 @@ from markscheme.schema import (
     InduceRequest,
     JudgeList,
     Lineage,
+    RolloutRequest,
     Rubric,
     RubricCreate,
     RubricFork,
     RubricImport,
     RubricImported,
     RubricPatch,
+    ScoredRollout,
     ScoreRequest,
     TeacherBankChange,
     TeacherResponseList,
@@ -285,6 +288,62 @@ def score(
         deadline=deadline,
     )
     return call, BatchReader((g.id for g in body.groups), deadline)
+
+
+def rollout(
+    prompt: PromptLike,
+    rollout: RolloutLike,
+    key: str,
+    size: int,
+    wait_s: float,
+    rubric_id: RubricLike | None,
+    teacher_responses: Sequence[TeacherAnswerLike] | None,
+    reuse: ReusePolicy,
+    verify: VerifyMode,
+    score_teachers: bool,
+    ask_teacher: int,
+    run: RunLike | None,
+    judge: str | None,
+    teacher_model: str | None,
+    rubricator: str | None,
+    thinking: Thinking,
+    reuse_scope: ReuseScope | None,
+    view: View | None,
+    clamp: Clamp,
+    deadline_s: float | None,
+) -> Call[ScoredRollout]:
+    """Build `POST /v1/rollouts`."""
+    deadline = Deadline.after(deadline_s)
+    body = validated(
+        RolloutRequest,
+        {
+            "group": {"key": key, "size": size, "wait_s": wait_s},
+            "prompt": prompt,
+            "rollout": arguments.rollout(rollout),
+            "rubric_id": None if rubric_id is None else arguments.rubric_id(rubric_id),
+            "teacher_responses": teacher_responses,
+            "reuse": reuse,
+            "verify": verify,
+            "score_teachers": score_teachers,
+            "ask_teacher": ask_teacher,
+            "run": {"id": run, "step": 0} if isinstance(run, str) else run,
+            "judge": judge,
+            "teacher_model": teacher_model,
+            "rubricator": rubricator,
+            "thinking": thinking,
+            "reuse_scope": reuse_scope,
+            "view": view,
+            "clamp": clamp,
+        },
+    )
+    return Call(
+        "POST",
+        "/v1/rollouts",
+        partial(read, model=ScoredRollout),
+        _json(body),
+        timeout=INDUCE_TIMEOUT,
+        deadline=deadline,
+    )
 
 
 def probe(path: str) -> Call[None]:

@@ -21,6 +21,10 @@ from markscheme.protocol import error_from_response
 BAD_GATEWAY = 502
 FINAL_CODES = frozenset({"judge_reply", "misconfigured", "quota"})
 """Codes of a 502 that another attempt would meet again."""
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=5.0)
+"""httpx's own, without its limit of 100 connections: rollouts that wait for those of their group
+would keep these from being sent.
+"""
 _HTTPX_TIMEOUT = httpx.Timeout(5.0)
 """What an httpx client has where its owner set nothing."""
 
@@ -49,7 +53,7 @@ class DeadlineTransport(httpx.BaseTransport):
 
     def __init__(self, http_client: httpx.Client | None = None) -> None:
         self._http_client = http_client
-        self._transport = httpx.HTTPTransport() if http_client is None else None
+        self._transport = httpx.HTTPTransport(limits=_LIMITS) if http_client is None else None
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one attempt."""
@@ -76,7 +80,7 @@ class AsyncDeadlineTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, http_client: httpx.AsyncClient | None = None) -> None:
         self._http_client = http_client
-        self._transport = httpx.AsyncHTTPTransport() if http_client is None else None
+        self._transport = httpx.AsyncHTTPTransport(limits=_LIMITS) if http_client is None else None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one attempt."""

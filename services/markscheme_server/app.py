@@ -19,7 +19,17 @@ from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.accounts.erasure import erase_team
 from markscheme_server.accounts.rate_limit import TeamRates
 from markscheme_server.accounts.usage import UsageService
-from markscheme_server.api import errors, exchange, health, lineage, rubrics, scores, teams, usage
+from markscheme_server.api import (
+    errors,
+    exchange,
+    health,
+    lineage,
+    rollouts,
+    rubrics,
+    scores,
+    teams,
+    usage,
+)
 from markscheme_server.api import judges as judges_routes
 from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
@@ -44,6 +54,7 @@ from markscheme_server.limits.redis import Redis
 from markscheme_server.limits.sliding_window import SlidingWindows
 from markscheme_server.rules.judge import BuiltinJudge
 from markscheme_server.scoring.judges import Judges
+from markscheme_server.scoring.rollouts import RolloutService
 from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.rubrics import Freshness, RubricService
 from markscheme_server.scoring.scores import ScoreService
@@ -236,6 +247,7 @@ def create_app(
             checks_timeout_s=CHECKS_TIMEOUT_S,
             max_verdicts=settings.max_verdicts,
         )
+        rollout_service = RolloutService(store, score_service)
         try:
             yield {
                 "services": Services(
@@ -249,6 +261,7 @@ def create_app(
                         judges,
                     ),
                     score_service,
+                    rollout_service,
                     teachers,
                     budgets,
                     UsageService(
@@ -269,6 +282,7 @@ def create_app(
             }
         finally:
             # First the work under way, then the writes that it left, and the database last.
+            await rollout_service.drain(DRAIN_S)
             await rubric_service.drain(DRAIN_S)
             await verdicts.drain(DRAIN_S)
             await budgets.drain(DRAIN_S)
@@ -303,6 +317,7 @@ def create_app(
     app.add_middleware(RequestId)
     for router in (
         scores.router,
+        rollouts.router,
         rubrics.router,
         lineage.router,
         exchange.router,

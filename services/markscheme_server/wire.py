@@ -100,6 +100,14 @@ def to_schema_messages(found: Sequence[Mapping[str, Any]]) -> list[schema.Messag
     return [schema.Message.model_validate(dict(message)) for message in found]
 
 
+def to_rollout(rollout_id: str, response: Response, *, truncated: bool) -> schema.Rollout:
+    """Return a stored response as a rollout of a request."""
+    if isinstance(response, str):
+        return schema.Rollout(id=rollout_id, text=response, truncated=truncated)
+    messages = to_schema_messages(response.messages)
+    return schema.Rollout(id=rollout_id, messages=messages, truncated=truncated)
+
+
 def to_criteria(criteria: Sequence[schema.Criterion]) -> tuple[Criterion, ...]:
     """Return criteria of the domain, numbered c1, c2, … where they have no ids."""
     return tuple(

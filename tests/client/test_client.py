@@ -17,12 +17,13 @@ import markscheme
 from markscheme import AsyncClient, Client, protocol, requests
 from markscheme.errors import (
     AuthenticationFailed,
+    Conflict,
     ConnectionFailed,
     InvalidArgument,
     InvalidRequest,
     NotFound,
 )
-from markscheme.schema import GroupScore, Rubric, Run
+from markscheme.schema import GroupScore, Rollout, Rubric, Run, ScoredRollout
 
 PROMPT = "Describe a tree. Do not use any commas. Use at least 5 words."
 TEACHER = "An oak is a broad tree with deep roots and a rough dark bark"
@@ -123,6 +124,64 @@ async def test_the_async_client_works_inside_a_loop(service: str) -> None:
         assert (await client.rubrics()).has_more is False
         with pytest.raises(NotFound):
             await client.rubric("rub_none")
+
+
+async def test_rollouts_that_are_sent_one_by_one_are_scored_as_a_group(service: str) -> None:
+    group: dict[str, Any] = {"key": "g", "size": 3, "teacher_responses": [TEACHER], "run": "run"}
+    third = {"id": "c", "messages": [{"role": "assistant", "content": "A tree\ud800"}]}
+
+    def sync_rollout() -> ScoredRollout:
+        with Client(service) as client:
+            return client.rollout(PROMPT, ROLLOUTS[0], **group)
+
+    async with AsyncClient(service) as client:
+        first, *others = await asyncio.gather(
+            asyncio.to_thread(sync_rollout),
+            client.rollout(PROMPT, Rollout.model_validate(ROLLOUTS[1]), **group),
+            client.rollout(PROMPT, third, **group),
+        )
+        batch = await client.score(
+            [
+                {"id": "g", "prompt": PROMPT, "teacher_responses": [TEACHER]}
+                | {"rollouts": [*ROLLOUTS, third]}
+            ],
+            run="run",
+        )
+        assert [each.reward for each in (first, *others)] == batch[0].rewards
+        assert {each.rubric.id for each in (first, *others) if each.rubric} == {batch[0].rubric.id}  # type: ignore[union-attr]
+        assert first.group.complete
+        assert repr(first).startswith("ScoredRollout(id='a', reward=")
+        with pytest.raises(Conflict, match="another key"):
+            await client.rollout(PROMPT, ROLLOUTS[0] | {"text": "x"}, **group)
+
+
+async def test_rollouts_that_wait_keep_no_other_from_being_sent(service: str) -> None:
+    """There are more than the 100 connections that httpx opens by itself."""
+    async with AsyncClient(service) as client:
+        answers = await asyncio.gather(
+            *(
+                client.rollout(PROMPT, ROLLOUTS[number], key=f"g{group}", size=2, reuse="frozen")
+                for number in range(2)
+                for group in range(110)
+            )
+        )
+    assert all(answer.group.complete for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "words"),
+    [
+        ("a text alone", "id of its own"),
+        ([{"role": "assistant", "content": "x"}], "id of its own"),
+        ({"id": "a"}, "exactly one of text and messages"),
+        (7, "must be a text"),
+    ],
+)
+def test_a_rollout_that_cannot_be_told_apart_is_refused_before_sending(
+    rollout: Any, words: str
+) -> None:
+    with Client("http://127.0.0.1:1") as client, pytest.raises(InvalidArgument, match=words):
+        client.rollout(PROMPT, rollout, key="g", size=2)
 
 
 def test_a_missing_service_is_said_plainly() -> None:

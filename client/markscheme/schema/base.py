@@ -29,6 +29,10 @@ from markscheme.vocabulary import Role
 
 MAX_ROLLOUTS = 4096
 """Maximum rollouts in one `POST /v1/scores`."""
+MAX_GROUP = 1024
+"""Maximum rollouts of one group."""
+MAX_WAIT_S = 300
+"""Maximum seconds that a rollout waits for the others of its group in `POST /v1/rollouts`."""
 MAX_CRITERIA, MAX_POINTS, MAX_TAGS, MAX_TEXT_LENGTH = 256, 100, 32, 4000
 """Limits of one rubric; the text is that of a criterion, in characters."""
 MAX_TEACHER_ENTRIES = 1000

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from markscheme.display import batch_html, group_html
 from markscheme.schema.base import (
+    MAX_GROUP,
     MAX_ROLLOUTS,
+    MAX_WAIT_S,
     ErrorDetail,
     Identifier,
     JudgeName,
@@ -61,17 +63,22 @@ class Rollout(Wire):
         return self
 
 
-class Group(Wire):
+class GroupPrompt(Wire):
+    """The prompt of a group, and what its rubric is or is contrasted from, if that is given."""
+
+    prompt: Prompt
+    rubric_id: Identifier | None = None
+    teacher_responses: TeacherResponses | None = None
+
+
+class Group(GroupPrompt):
     """The rollouts of one prompt occurrence.
 
     The id is the caller's; two groups may share a prompt.
     """
 
     id: Identifier
-    prompt: Prompt
-    rubric_id: Identifier | None = None
-    teacher_responses: TeacherResponses | None = None
-    rollouts: Annotated[list[Rollout], Field(min_length=1, max_length=1024)]
+    rollouts: Annotated[list[Rollout], Field(min_length=1, max_length=MAX_GROUP)]
 
     @model_validator(mode="after")
     def _distinct(self) -> "Group":
@@ -87,10 +94,9 @@ class Run(Wire):
     step: Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
-class ScoreRequest(Wire):
-    """`POST /v1/scores`: score a whole training batch."""
+class ScoreOptions(Wire):
+    """How rollouts are scored."""
 
-    groups: Annotated[list[Group], Field(min_length=1, max_length=MAX_ROLLOUTS)]
     reuse: ReusePolicy = "if_fresh"
     verify: VerifyMode = "rollout"
     thinking: Thinking = Field(
@@ -118,6 +124,12 @@ class ScoreRequest(Wire):
         default=None, description="A judge of the service by name; default: by role"
     )
 
+
+class ScoreRequest(ScoreOptions):
+    """`POST /v1/scores`: score a whole training batch."""
+
+    groups: Annotated[list[Group], Field(min_length=1, max_length=MAX_ROLLOUTS)]
+
     @model_validator(mode="after")
     def _bounded(self) -> "ScoreRequest":
         if len({g.id for g in self.groups}) != len(self.groups):
@@ -125,6 +137,28 @@ class ScoreRequest(Wire):
         if sum(len(g.rollouts) for g in self.groups) > MAX_ROLLOUTS:
             raise ValueError(f"at most {MAX_ROLLOUTS} rollouts in one request; send several")
         return self
+
+
+class ArrivingGroup(Wire):
+    """The group of a rollout that is sent alone.
+
+    `key` names it within the team and the run. It is scored once `size` rollouts have arrived, or
+    `wait_s` seconds after the first one with those that are there; the first one's `wait_s` counts.
+    """
+
+    key: Identifier
+    size: Annotated[int, Field(ge=1, le=MAX_GROUP)]
+    wait_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S)] = 60.0
+
+
+class RolloutRequest(GroupPrompt, ScoreOptions):
+    """`POST /v1/rollouts`: score one rollout together with those of its group.
+
+    All rollouts of a group come with the same fields beside `rollout` and `group.wait_s`.
+    """
+
+    group: ArrivingGroup
+    rollout: Rollout
 
 
 class VerdictView(Wire):
@@ -329,6 +363,43 @@ class ScoreBatch(Wire):
 
     def _repr_html_(self) -> str:
         return batch_html(self)
+
+
+class GroupProgress(Wire):
+    """How much of its group a rollout was scored with.
+
+    `received` counts the rollouts that were scored together; while there is no score, those that
+    have arrived. `complete`: all of them. `late`: this rollout came after its group was scored, and
+    was scored alone by the group's rubric.
+    """
+
+    key: str
+    size: int
+    received: int
+    complete: bool
+    late: bool = False
+
+
+class ScoredRollout(Wire):
+    """The answer of `POST /v1/rollouts`: one rollout, and what it shares with its group."""
+
+    object: Literal["score.rollout"] = "score.rollout"
+    group: GroupProgress
+    error: ErrorDetail | None
+    rubric: RubricRef | None
+    reward_range: RewardRange | None
+    teacher: TeacherScore | None
+    rollout: RolloutScore
+
+    @property
+    def reward(self) -> float | None:
+        """The reward; `None` where it is not known."""
+        return self.rollout.reward
+
+    def __repr_args__(self) -> list[tuple[str, Any]]:
+        """Show the rollout and how whole its group was."""
+        progress = f"{self.group.received}/{self.group.size}"
+        return [*self.rollout.__repr_args__(), ("group", self.group.key), ("received", progress)]
 
 
 class ScoreSummary(Wire):

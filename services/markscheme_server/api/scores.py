@@ -12,6 +12,7 @@ from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
 from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import BUDGET_WARNING, WARNS, DeadlineMs, Scorer, UsesServices
+from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
 from markscheme_server.scoring.scores import Tally
 from markscheme_server.scoring.verdicts import SLICE_VERDICTS
@@ -47,13 +48,7 @@ async def score(
     With `Accept: application/x-ndjson` each group is one line as soon as it is scored, heartbeat
     lines keep the connection alive, and a summary line ends the answer.
     """
-    if "induce" not in caller.scopes and payload.reuse != "frozen":
-        raise Forbidden(
-            "this key may score with existing rubrics only: send reuse 'frozen', or use a key with "
-            "the scope 'induce'",
-            code="missing_scope",
-            param="reuse",
-        )
+    require_induce(caller, payload)
     deadline = services.scores.deadline(deadline_ms)
     # Judging stops at the deadline by itself; only a database that hangs could take longer.
     async with asyncio.timeout_at(deadline.at + GRACE_S):
@@ -79,6 +74,17 @@ async def score(
         headers=headers,
         media_type="application/json",
     )
+
+
+def require_induce(caller: Caller, options: schema.ScoreOptions) -> None:
+    """Raise `Forbidden` if a rubric might be induced and the caller may not do that."""
+    if "induce" not in caller.scopes and options.reuse != "frozen":
+        raise Forbidden(
+            "this key may score with existing rubrics only: send reuse 'frozen', or use a key with "
+            "the scope 'induce'",
+            code="missing_scope",
+            param="reuse",
+        )
 
 
 async def _all(groups: AsyncIterator[schema.GroupScore]) -> list[schema.GroupScore]:

@@ -18,6 +18,7 @@ from markscheme_server.accounts.rate_limit import TeamRates
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
+from markscheme_server.scoring.rollouts import RolloutService
 from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.scores import ScoreService
 from markscheme_server.scoring.teachers import TeacherService
@@ -37,6 +38,7 @@ class Services:
     rates: TeamRates
     library: RubricLibrary
     scores: ScoreService
+    rollouts: RolloutService
     teachers: TeacherService
     budgets: BudgetService
     usage: UsageService

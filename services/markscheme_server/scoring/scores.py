@@ -198,6 +198,22 @@ class ScoreService:
             limit_s = min(limit_s, deadline_ms / 1000)
         return Deadline(asyncio.get_running_loop().time() + limit_s)
 
+    def judge_of(self, options: schema.ScoreOptions) -> Judge:
+        """Return the judge. Raises `Unprocessable` if there is no such judge, or no teacher."""
+        if options.ask_teacher:
+            # Raises now if there is no teacher: a request is refused before anything is written.
+            self._judges.teacher()
+        return self._judges.get(options.judge, "verifier")
+
+    async def given_rubric(self, team: str, rubric_id: str, param: str) -> Rubric:
+        """Return the rubric that a request names. Raises `NotFound`."""
+        given = await self._store.rubrics.find(team, rubric_id)
+        if given is None:
+            raise NotFound(
+                f"there is no rubric {rubric_id!r}", code="rubric_not_found", param=param
+            )
+        return given
+
     async def admit(
         self, caller: Caller, request: schema.ScoreRequest, deadline: Deadline
     ) -> Batch:
@@ -207,10 +223,7 @@ class ScoreService:
         there is no teacher to ask, `TooLarge` for too many verdicts, and `Unavailable` if the
         judge's queue is full.
         """
-        judge = self._judges.get(request.judge, "verifier")
-        if request.ask_teacher:
-            # Raises now if there is no teacher: a request is refused before anything is written.
-            self._judges.teacher()
+        judge = self.judge_of(request)
         lookups = await asyncio.gather(
             *(self._look_up(caller, request, index) for index in range(len(request.groups)))
         )
@@ -264,13 +277,7 @@ class ScoreService:
         if unsupported := _unsupported(prompt, teacher_responses, answers):
             rubric = JudgeFailure(UnscoredReason.NOT_SUPPORTED, unsupported)
         elif group.rubric_id is not None:
-            given = await self._store.rubrics.find(team, group.rubric_id)
-            if given is None:
-                raise NotFound(
-                    f"there is no rubric {group.rubric_id!r}",
-                    code="rubric_not_found",
-                    param=f"groups.{index}.rubric_id",
-                )
+            given = await self.given_rubric(team, group.rubric_id, f"groups.{index}.rubric_id")
             rubric = ResolvedRubric(given, "given")
         elif (assignment := await self._store.assignments.find(ref)) is not None:
             try:
@@ -421,10 +428,10 @@ class ScoreService:
             return GroupResult(score, context.usage, verdicts.cached, saved_usd)
         except JudgeFailure as failure:
             log.info("group_unscored", reason=failure.reason)
-            return GroupResult(_unscored(lookup.group, failure), context.usage)
+            return GroupResult(unscored_group(lookup.group, failure), context.usage)
         except TimeoutError:
             timeout = JudgeFailure(UnscoredReason.TIMEOUT, "the request's time ran out")
-            return GroupResult(_unscored(lookup.group, timeout), context.usage)
+            return GroupResult(unscored_group(lookup.group, timeout), context.usage)
         except Exception as error:
             if is_outage(error):
                 raise  # it concerns all groups: the caller should send the batch again
@@ -440,7 +447,7 @@ class ScoreService:
                 UnscoredReason.UNAVAILABLE,
                 "scoring this group failed; find the request's id in the service's log",
             )
-            return GroupResult(_unscored(lookup.group, unknown), context.usage)
+            return GroupResult(unscored_group(lookup.group, unknown), context.usage)
         finally:
             if batch.reservation is not None:
                 # Now, not at the end of the batch: the room is free for other requests.
@@ -652,7 +659,7 @@ def _group_score(
     )
 
 
-def _unscored(group: schema.Group, failure: JudgeFailure) -> schema.GroupScore:
+def unscored_group(group: schema.Group, failure: JudgeFailure) -> schema.GroupScore:
     """Return a group without a rubric: every reward is null with the reason."""
     return schema.GroupScore(
         id=group.id,

@@ -12,6 +12,7 @@ from markscheme_server.store.budgets import BudgetStore
 from markscheme_server.store.claims import ClaimStore
 from markscheme_server.store.engine.database import NO_TEAM, PING_TIMEOUT_S, Database, create_engine
 from markscheme_server.store.engine.ids import new_id
+from markscheme_server.store.gathering import GatheringStore
 from markscheme_server.store.idempotency import IdempotencyStore
 from markscheme_server.store.ledger import LedgerStore
 from markscheme_server.store.lineage import LineageStore
@@ -40,6 +41,7 @@ class Store:
         self.ledger = LedgerStore(self.database)
         self.verdicts = VerdictStore(self.database, self.claims, self.ledger)
         self.assignments = AssignmentStore(self.database)
+        self.gathering = GatheringStore(self.database, self.claims)
         self.teachers = TeacherBank(self.database)
         self.budgets = BudgetStore(
             self.database, self.ledger, owner=self.owner, lease_s=hold_lease_s
@@ -85,6 +87,7 @@ class Store:
         await self.rubric_versions.drain()
         await self.verdicts.drain()
         await self.assignments.drain()
+        await self.gathering.drain()
         await self.teachers.drain()
         await self.budgets.drain()
         await self.ledger.drain()

@@ -269,6 +269,46 @@ rollouts = sa.Table(
     sa.Index(None, "text_key"),
 )
 
+gathered_groups = sa.Table(
+    "gathered_groups",
+    metadata,
+    sa.Column("id", KEY, primary_key=True),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("terms", KEY, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("received", sa.Integer, nullable=False),
+    sa.Column("closes_at", sa.Double, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("scored", sa.Integer, nullable=False),
+    sa.Column("score", sa.Text),
+    _created(),
+    sa.Index(None, "team"),
+    sa.Index(None, "created_at"),
+)
+"""Groups whose rollouts arrive one request each.
+
+``id``: the hash of team, run and key. ``terms``: the hash of what all requests of the group have in
+common. ``received``: rollouts that have arrived, at most ``size``. ``closes_at``: when those are
+scored that are there, in seconds since 1970 on the database's clock. ``attempts``: how often the
+group was scored; ``scored``: with how many rollouts the last time, and ``score``: its answer then,
+as JSON without rollouts.
+"""
+
+gathered_rollouts = sa.Table(
+    "gathered_rollouts",
+    metadata,
+    sa.Column("group_id", KEY, sa.ForeignKey("gathered_groups.id"), primary_key=True),
+    sa.Column("rollout_id", sa.String(200), primary_key=True),
+    sa.Column("text_key", KEY, sa.ForeignKey("texts.key"), nullable=False),
+    sa.Column("truncated", sa.Boolean, nullable=False),
+    sa.Column("late", sa.Boolean, nullable=False),
+    sa.Column("score", sa.Text),
+    sa.Index(None, "text_key"),
+)
+"""``score``: the rollout's answer as JSON; null until it is scored. ``late``: scored alone, because
+it arrived after the group was scored.
+"""
+
 claims = sa.Table(
     "claims",
     metadata,

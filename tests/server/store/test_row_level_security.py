@@ -200,12 +200,15 @@ async def test_a_team_sees_what_is_its_own_or_shared_with_it(database: Database)
     }
     own_groups = {row["id"] for row in own["assignments"]}
     rollouts = [row for row in ROWS["rollouts"] if row["assignment_id"] in own_groups]
+    gathered_ids = {row["id"] for row in own["gathered_groups"]}
+    gathered = [row for row in ROWS["gathered_rollouts"] if row["group_id"] in gathered_ids]
     own_rubrics = {row["id"] for row in own["rubrics"]}
     prompts = {row["prompt_key"] for row in rubrics + own["assignments"] + own["teacher_responses"]}
-    texts = {row["text_key"] for row in rollouts + own["teacher_responses"]}
+    texts = {row["text_key"] for row in rollouts + gathered + own["teacher_responses"]}
     expected = own | {
         "rubrics": rubrics,
         "rollouts": rollouts,
+        "gathered_rollouts": gathered,
         "shares": [row for row in ROWS["shares"] if "red" in (row["team"], row["owner"])],
         "inductions": [row for row in ROWS["inductions"] if row["rubric_id"] in own_rubrics],
         "prompts": [row for row in ROWS["prompts"] if row["key"] in prompts],
@@ -244,6 +247,7 @@ async def test_what_refers_to_a_row_is_added_and_moved_only_beside_the_teams_own
 ) -> None:
     for name, column, whole in (
         ("rollouts", "assignment_id", "assignments"),
+        ("gathered_rollouts", "group_id", "gathered_groups"),
         ("inductions", "rubric_id", "rubrics"),
     ):
         table = metadata.tables[name]

@@ -12,6 +12,7 @@ from markscheme_server.store.audit import Actor
 from markscheme_server.store.budgets import HoldRequest
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import new_id
+from markscheme_server.store.gathering import Arrival, GatheredScore, GroupState
 from markscheme_server.store.idempotency import RequestKey, Started
 from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.store import Store
@@ -97,6 +98,25 @@ async def answer(store: Store, team: str, key: str, body: str) -> None:
     await store.idempotency.finish(address, begun.owner, status=200, body=body)
 
 
+async def gather(store: Store, team: str, name: str, score: str) -> None:
+    """Store a scored group of one rollout that came in a request of its own; `name` is its id."""
+    arrival = Arrival(
+        team=team,
+        group_id=text_key(f"{team} {name}"),
+        terms=text_key(word(team)),
+        size=2,
+        wait_s=0,
+        rollout_id=name,
+        response=f"arrived {word(team)}",
+        truncated=False,
+    )
+    assert isinstance(await store.gathering.arrive(arrival), GroupState)
+    claim = await store.claims.acquire(arrival.group_id)
+    assert claim is not None
+    made = GatheredScore(1, 1, score, {name: word(team)})
+    await store.gathering.finish(team, arrival.group_id, claim, made)
+
+
 async def fill(store: Store) -> dict[str, Any]:
     """Store three teams with a row of every kind and links between them; red shares rubrics."""
     for team in TEAMS:
@@ -135,6 +155,7 @@ async def fill(store: Store) -> dict[str, Any]:
             )
         )
         await answer(store, team, word(team), word(team))
+        await gather(store, team, f"r {word(team)}", word(team))
         await store.budgets.put(
             team, run_id(team), hard_usd=9.0, soft_usd=None, window="day", actor=Actor(team)
         )
@@ -179,5 +200,6 @@ async def fill(store: Store) -> dict[str, Any]:
     )
     assert fork.parent_id == forked.id
     await answer(store, "blue", f"red's {word('blue')}", from_rubric(used).model_dump_json())
+    await gather(store, "blue", f"scored by {word('red')}", from_rubric(used).model_dump_json())
     await group(store, "blue", COMMON, used.id, 7, f"by red's {word('blue')}")
     return {"tombstones": {forked.id, used.id}, "used": used, "fork": fork}

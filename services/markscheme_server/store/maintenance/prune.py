@@ -1,9 +1,9 @@
 """Delete what old runs left.
 
-Deleted by age: assignments with their rollouts, verdicts, judge calls, answers under idempotency
-keys, expired claims and holds, and unreferenced texts and prompts. Never deleted: rubrics with
-their lineage, inductions, teacher responses, and what these refer to. (A rubric's provenance names
-students' texts by hash, which keeps no text.)
+Deleted by age: assignments with their rollouts, gathered groups with theirs, verdicts, judge calls,
+answers under idempotency keys, expired claims and holds, and unreferenced texts and prompts. Never
+deleted: rubrics with their lineage, inductions, teacher responses, and what these refer to. (A
+rubric's provenance names students' texts by hash, which keeps no text.)
 
 The ledger keeps what was spent and saved: the transaction that deletes rows adds it up in
 ``past_usage`` by team, day, run, rubric and judge.
@@ -22,6 +22,8 @@ from markscheme_server.store.maintenance.batch_delete import BatchDeleter, Delet
 from markscheme_server.store.tables import (
     assignments,
     claims,
+    gathered_groups,
+    gathered_rollouts,
     holds,
     idempotency_keys,
     judge_calls,
@@ -83,7 +85,18 @@ def _steps(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Se
     recent_rollout = sa.exists().where(
         assignments.c.id == rollouts.c.assignment_id, ~aged(assignments)
     )
+    recent_gathered = sa.exists().where(
+        gathered_groups.c.id == gathered_rollouts.c.group_id, ~aged(gathered_groups)
+    )
     return (
+        DeleteStep(
+            gathered_groups,
+            gathered_groups.c.created_at,
+            aged(gathered_groups),
+            sa.true(),
+            ASSIGNMENTS_PER_BATCH,
+            cascade=((gathered_rollouts, gathered_rollouts.c.group_id, gathered_groups.c.id),),
+        ),
         DeleteStep(
             assignments,
             assignments.c.created_at,
@@ -122,6 +135,7 @@ def _steps(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Se
             sa.true(),
             sa.and_(
                 free(rollouts.c.text_key, texts.c.key, recent_rollout),
+                free(gathered_rollouts.c.text_key, texts.c.key, recent_gathered),
                 unreferenced(teacher_responses.c.text_key, texts.c.key),
                 aged(texts),
             ),

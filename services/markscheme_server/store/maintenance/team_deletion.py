@@ -32,6 +32,8 @@ from markscheme_server.store.tables import (
     api_keys,
     assignments,
     budgets,
+    gathered_groups,
+    gathered_rollouts,
     holds,
     idempotency_keys,
     inductions,
@@ -98,6 +100,20 @@ class Eraser:
                     ),
                     sa.true(),
                 ),
+                # So may stored answers of their groups.
+                DeleteStep(
+                    gathered_groups,
+                    gathered_groups.c.id,
+                    sa.or_(
+                        gathered_groups.c.team == team,
+                        gathered_groups.c.score.contains(f'"team":"{team}"', autoescape=True),
+                    ),
+                    sa.true(),
+                    ASSIGNMENTS_PER_BATCH,
+                    cascade=(
+                        (gathered_rollouts, gathered_rollouts.c.group_id, gathered_groups.c.id),
+                    ),
+                ),
                 DeleteStep(
                     assignments,
                     assignments.c.id,
@@ -135,7 +151,7 @@ class Eraser:
                     sa.and_(
                         *(
                             unreferenced(by.c.text_key, texts.c.key)
-                            for by in (rollouts, teacher_responses)
+                            for by in (rollouts, gathered_rollouts, teacher_responses)
                         )
                     ),
                     lock_table=True,

@@ -20,6 +20,7 @@ from markscheme_server.store.audit import Actor
 from markscheme_server.store.budgets import HoldRequest
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import now
+from markscheme_server.store.gathering import Arrival
 from markscheme_server.store.idempotency import RequestKey, Started
 from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance import batch_delete
@@ -105,6 +106,14 @@ async def answered(store: Store, key: str, *, finished: bool = True) -> None:
         await store.idempotency.finish(address, begun.owner, status=200, body="{}")
 
 
+async def gathered(store: Store, key: str, *texts: str) -> None:
+    """Store a group whose rollouts came one request each."""
+    for number, text in enumerate(texts):
+        await store.gathering.arrive(
+            Arrival("t", text_key(key), "f" * 64, 8, 60.0, f"r{number}", text, False)
+        )
+
+
 async def age(store: Store, by: timedelta = OLD) -> None:
     """Everything that is stored now was stored this long ago."""
     async with store.database.writing(ALL_TEAMS) as connection:
@@ -160,7 +169,9 @@ async def old_and_new(store: Store) -> None:
     await answered(store, "left running", finished=False)
     await store.claims.acquire("k" * 64)
     await store.budgets.hold(HoldRequest("hold_old", "t", None, to_nano(1.0)))
+    await gathered(store, "old", "gathered", "said again", "old 1 a")
     await age(store)
+    await gathered(store, "new", "gathered anew")
     await group(store, "new", ["said again", "new"], shared)
     await verdict(store, "new")
     await answered(store, "new")
@@ -172,12 +183,14 @@ async def old_and_new(store: Store) -> None:
 GONE = {
     "assignments": 41,
     "rollouts": 122,
+    "gathered_groups": 1,
+    "gathered_rollouts": 3,
     "verdicts": 30,
     "judge_calls": 31,
     "idempotency_keys": 1,
     "claims": 1,
     "holds": 1,
-    "texts": 81,
+    "texts": 82,
     "prompts": 40,
 }
 """``idempotency_keys``: the one left running is old, but its lease was not set back with it."""

@@ -79,7 +79,7 @@ def of_red(row: Mapping[str, Any], ids: set[str]) -> bool:
 def ids_of_red(found: Dump) -> set[str]:
     return {
         str(row["id"])
-        for name in ("rubrics", "assignments")
+        for name in ("rubrics", "assignments", "gathered_groups")
         for row in found[name]
         if row["team"] == "red"
     }
@@ -158,10 +158,11 @@ async def test_nothing_of_the_team_is_left_and_the_others_keep_all(store: Store)
     check(before, await dump(store), known)
     assert done.tombstones == 2
     assert done.removed["rubrics"] == 2
-    assert done.removed["texts"] == 3
+    assert done.removed["texts"] == 4
     assert done.removed["idempotency_keys"] == 2, (
         "its own, and blue's that was given a rubric of red's"
     )
+    assert done.removed["gathered_groups"] == done.removed["gathered_rollouts"] == 2, "likewise"
     (entry,) = [
         row for row in (await dump(store))["audit_entries"] if row["action"] == "team.erased"
     ]
@@ -345,7 +346,7 @@ def test_the_tables_that_the_others_keep_their_prompts_in_are_known() -> None:
         if any(
             key.column.table in (prompts, metadata.tables["texts"]) for key in table.foreign_keys
         )
-    } == {"rubrics", "assignments", "teacher_responses", "rollouts"}
+    } == {"rubrics", "assignments", "teacher_responses", "rollouts", "gathered_rollouts"}
     assert {
         table.name
         for table in metadata.sorted_tables
