@@ -10,7 +10,7 @@ import inspect
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -103,8 +103,9 @@ class RubricReward:
 
     A group is `num_generations` neighbouring rows of one prompt, over all processes. Where rows do
     not divide so, as in an evaluation with another number of generations, all rows of a prompt are
-    a group. Under `torchrun` or `accelerate` one process asks for all. After a call, `rows` and
-    `last` hold the batch of all processes and the service's report. Can be pickled between calls,
+    a group. Under `torchrun` or `accelerate` each process posts the groups that begin in its rows,
+    under the first process's `run_id`. After a call, `rows` and `last` hold the batch of all
+    processes and the service's report. Can be pickled between calls,
     if the client can.
 
     A trainer that has other work to do between rollouts and rewards calls `start` in between:
@@ -211,18 +212,16 @@ class RubricReward:
             )
         ]
         processes = current_process_group()
-        # The processes may have different numbers of rows.
-        counts = processes.gather([len(own)])
+        # The processes may have different numbers of rows, and names that each has made up.
+        counts, run_ids = zip(*processes.gather([(len(own), self.run_id)]), strict=True)
         self.rows = processes.gather(own)
         members = group_rows(self.rows, self.num_generations)
-        groups = self._groups(members, step)
         scores = PendingScores(self.max_outage_s)
         self._started = _Started(completions, step, counts, members, scores)
-        # One request for all processes: a group may span several.
-        if processes.rank == 0:
-            _warn_of_problems(self.rows)
-            if groups:
-                scores.post(partial(self._score, groups, step))
+        _warn_of_problems(own)
+        first = sum(counts[: processes.rank])
+        if groups := self._groups(members, step, range(first, first + len(own))):
+            scores.post(partial(self._score, groups, Run(id=run_ids[0], step=step)))
 
     def cancel(self) -> None:
         """Ask no more for a batch that was started and not joined, if there is one."""
@@ -318,7 +317,7 @@ class RubricReward:
             None if reward is None else value for reward, value in zip(rewards, values, strict=True)
         ]
 
-    def _score(self, groups: Sequence[Group], step: int) -> ScoreBatch:
+    def _score(self, groups: Sequence[Group], run: Run) -> ScoreBatch:
         """Return the service's answer."""
         return self.client.score(
             groups,
@@ -329,11 +328,16 @@ class RubricReward:
             clamp=self.clamp,
             score_teachers=self.score_teachers,
             ask_teacher=self.ask_teacher,
-            run=Run(id=self.run_id, step=step),
+            run=run,
         )
 
-    def _groups(self, members: Sequence[Sequence[int]], step: int) -> list[Group]:
-        """Return the groups of the rows that the service can be asked about."""
+    def _groups(
+        self, members: Sequence[Sequence[int]], step: int, own: Container[int]
+    ) -> list[Group]:
+        """Return the groups that this process posts, of rows that the service can be asked about.
+
+        Those are the groups that begin in its rows `own`: a group is posted whole, by one process.
+        """
         # A step may generate more than once (fewer steps per generation than accumulation steps).
         # The count keeps their group ids apart, and restarts each step so that a resumed run
         # repeats them.
@@ -342,7 +346,7 @@ class RubricReward:
         for place, numbers in enumerate(members):
             rows = [(f"r{number}", self.rows[row]) for number, row in enumerate(numbers)]
             askable = [(rollout, row) for rollout, row in rows if row.problem is None]
-            if askable:
+            if askable and numbers[0] in own:
                 rubric_id = askable[0][1].rubric_id or self.rubric_id
                 groups.append(_group(self._group_id(place), askable, rubric_id))
         return groups
