@@ -10,6 +10,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
+from random import SystemRandom
 from typing import Any, Generic, Self, TypeVar
 
 import httpx
@@ -68,6 +69,7 @@ Answer = TypeVar("Answer")
 Model = TypeVar("Model", bound=BaseModel)
 _NOT_MARKSCHEME = "is this a Markscheme service of this version?"
 _KEY_HINT = "pass api_key to the client, or set MARKSCHEME_API_KEY"
+_JITTER = SystemRandom()
 _INCOMPLETE = "the answer broke off; send the batch again: what was judged is stored"
 
 
@@ -91,7 +93,9 @@ class DeadlineRetry(Retry):
 
     def backoff_strategy(self) -> float:
         """Return the seconds before the next attempt. Raises `DeadlineExceeded`."""
-        return self._check_wait(super().backoff_strategy(), "the service did not answer")
+        # Not from Python's shared generator: a program that has seeded it must not see retries.
+        pause_s = super().backoff_strategy() * _JITTER.random()
+        return self._check_wait(pause_s, "the service did not answer")
 
     def _check_wait(self, pause_s: float, why: str) -> float:
         if (
@@ -127,6 +131,7 @@ def retry_policy(
     retry = DeadlineRetry(
         total=max_retries,
         backoff_factor=0.5,
+        backoff_jitter=0,
         max_backoff_wait=MAX_RETRY_WAIT_S,
         status_forcelist=[429, 502, 503, 504, *([409] if idempotent else [])],
         allowed_methods=["GET", "PATCH", "POST"],

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 
-from markscheme.schema import Usage
+from markscheme.integrations.report import merged_usage
 from markscheme_train.reward import RewardReport, Row, RowScore
 from markscheme_train.self_distillation import ScoredRows
 
@@ -194,7 +194,6 @@ def _batch(trainer: "MarkschemeTrainer", samples: Sequence[Sample]) -> Drawn:
 
 def merged(reports: Sequence[RewardReport]) -> RewardReport:
     """Return the reports of several calls of one step as one."""
-    usages = [report.usage for report in reports]
     return RewardReport(
         step=reports[0].step,
         rewards=list(chain.from_iterable(report.rewards for report in reports)),
@@ -203,14 +202,6 @@ def merged(reports: Sequence[RewardReport]) -> RewardReport:
         reasons=dict(sum((Counter(report.reasons) for report in reports), Counter())),
         origins=dict(sum((Counter(report.origins) for report in reports), Counter())),
         criteria=list(chain.from_iterable(report.criteria for report in reports)),
-        usage=Usage.model_validate(
-            {name: _sum([getattr(usage, name) for usage in usages]) for name in Usage.model_fields}
-        ),
+        usage=merged_usage([report.usage for report in reports]),
         seconds=sum(report.seconds for report in reports),
     )
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    """Return the sum, `None` if a part of it is not known."""
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None

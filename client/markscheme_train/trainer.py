@@ -33,6 +33,7 @@ from markscheme_train.config import TrainConfig
 from markscheme_train.diagnostics import GAINS, distinct_sums, repetition_sums
 from markscheme_train.distillation import token_log_probs
 from markscheme_train.dynamic_sampling import Drawn, draw
+from markscheme_train.early_scoring import EarlyScoring, rubric_last
 from markscheme_train.errors import ConfigError, ModelError
 from markscheme_train.evaluation import REWARD, evaluate
 from markscheme_train.losses import group_advantages
@@ -84,7 +85,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     - ``_get_per_token_logps_and_entropies``: the one place where TRL runs the student.
     - ``training_step``: counts micro-batches in ``_step``.
     - ``_generate``: the one place where TRL generates; it and ``_calculate_rewards`` need no more
-      than rows.
+      than rows, and both are given the same prompts and completions.
     - ``log``: shows what lies in ``_logs``.
     - ``evaluate``, ``_determine_best_metric``: called at the end of a step, in this order, before
       a checkpoint is written.
@@ -131,6 +132,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._scored: ScoredRows | None = None
         self._rewards = torch.zeros(0, 1)
         self._drawn: Drawn | None = None
+        self._early = EarlyScoring(self)
         self._norms = BranchNorms()
         self._saving: str | None = None
         # TRL names a reward's column after the function, so the wrapper takes over its name.
@@ -210,9 +212,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             self._log_completion_extra(MISSED, self._drawn.missed)
             return self._rewards
         started = time.perf_counter()
-        self._rewards = super()._calculate_rewards(
-            inputs, prompts, completions, completion_ids_list
+        calculate = partial(
+            super()._calculate_rewards, inputs, prompts, completions, completion_ids_list
         )
+        self._rewards = rubric_last(self, calculate)
         self.seconds["scoring"] += time.perf_counter() - started
         return self._rewards
 
@@ -227,7 +230,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             self._drawn = draw(self, inputs)
             inputs = self._drawn.inputs
         try:
-            batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+            with self._early.of(inputs):
+                batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         finally:
             self._drawn = None
         self.seconds["rollout"] += (
@@ -280,8 +284,12 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         return sums.masked_fill(rewards[:, 0].isnan(), torch.nan)
 
     def _generate(self, prompts: Any) -> Any:
-        """Return TRL's rollouts, or those that dynamic sampling has chosen."""
-        return super()._generate(prompts) if self._drawn is None else self._drawn.generated
+        """Return TRL's rollouts, whose scoring is started, or those of dynamic sampling."""
+        if self._drawn is not None:
+            return self._drawn.generated
+        generated = super()._generate(prompts)
+        self._early.start(prompts, generated)
+        return generated
 
     def _log_diversity(self, rollouts: Sequence[torch.Tensor], first: int) -> None:
         """Log how often rollouts repeat themselves, and each other where their prompts differ.

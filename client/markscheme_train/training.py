@@ -497,7 +497,7 @@ def resolve_run_id(config: TrainConfig, output: Path, *, resume: bool) -> str:
     """Return the run's name at the service: as configured, or made up once and stored.
 
     A new run must not reuse an earlier name, or it would get that run's rubrics; a resumed run
-    must. Only rank 0 asks the service, so only its name is stored.
+    must. All ranks ask under the name of rank 0, so only that is stored.
     """
     file = output / RUN_ID_FILE
     if config.run_id:

@@ -1,5 +1,6 @@
 """Where clients connect to, with what key, and the options that OpenAI's client has too."""
 
+import random
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -167,6 +168,15 @@ def test_a_call_is_retried_as_often_as_said(max_retries: int, service: ScriptedS
 def test_more_retries_may_wait_longer_in_all() -> None:
     assert retry_policy().total_timeout == retry_policy(max_retries=0).total_timeout == 65
     assert retry_policy(max_retries=10).total_timeout == 325
+
+
+def test_waits_between_retries_leave_pythons_generator_alone() -> None:
+    """A training's random numbers must not depend on how often the service was away."""
+    policy, state = retry_policy().increment().increment(), random.getstate()
+    waits = {policy.backoff_strategy() for _ in range(20)}
+    assert random.getstate() == state
+    assert len(waits) == 20
+    assert all(0 <= wait_s < 2 for wait_s in waits)
 
 
 def test_a_time_limit_holds_for_every_call(service: ScriptedService) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from markscheme.integrations.processes import current_process_group
 from markscheme_train.config import build_config
 from markscheme_train.training import silence_libraries, train
 from train.tiny import ScriptedClient
@@ -27,10 +28,13 @@ def main(settings: Path, out: Path) -> None:
     client = EqualFor(given.pop("equal"))
     silence_libraries()
     train(build_config(given), client, resume=False, on_record=lambda record: None)
-    # The first process asks for all.
-    if client.calls:
-        asked = [
-            [call["run"].id, [[group.prompt, len(group.rollouts)] for group in call["groups"]]]
-            for call in client.calls
-        ]
+    groups = [(call["run"].id, group) for call in client.calls for group in call["groups"]]
+    everyone = current_process_group()
+    # The processes share the groups of a batch, whose ids say the batch and the place in it.
+    batches: dict[tuple[str, str], list[Any]] = {}
+    for run_id, group in everyone.gather(groups):
+        batch, _, _ = group.id.rpartition("-p")
+        batches.setdefault((run_id, batch), []).append([group.prompt, len(group.rollouts)])
+    if everyone.rank == 0:
+        asked = [[run_id, asked] for (run_id, _), asked in batches.items()]
         out.write_text(json.dumps(asked))

@@ -21,6 +21,7 @@ PRELOADED = [
         "sharded_loss",
         "evaluated_run",
         "step_means",
+        "heartbeats",
     )
 ]
 LIMIT_S = 240

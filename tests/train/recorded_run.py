@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from markscheme.integrations.processes import current_process_group
 from markscheme_train.config import build_config
 from markscheme_train.data import Example, as_dataset
 from markscheme_train.reward import RubricReward
@@ -70,6 +71,9 @@ def main(settings: Path, out: Path) -> None:
         processing_class=tokenizer,
     )
     trainer.train()
+    asked = current_process_group().gather(
+        [[[group.id for group in call["groups"]] for call in client.calls]]
+    )
     if trainer.accelerator.is_main_process:
         assert trainer.distillation is not None
         torch.save(
@@ -78,8 +82,7 @@ def main(settings: Path, out: Path) -> None:
                     trainer.accelerator.unwrap_model(trainer.model_wrapped).state_dict()
                 ),
                 "teacher": dict(trainer.distillation.self_teacher.weights()),
-                "asked": len(client.calls),
-                "groups": [len(call["groups"]) for call in client.calls],
+                "asked": asked,
                 "processes": trainer.accelerator.num_processes,
                 "wrapper": type(trainer.model_wrapped).__name__,
                 "norms": {

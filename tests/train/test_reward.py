@@ -16,7 +16,7 @@ from markscheme.errors import (
     JudgeReplyUnreadable,
     MarkschemeError,
 )
-from markscheme.integrations import trl
+from markscheme.integrations import pending
 from markscheme.integrations.trl import RubricReward, Unscored
 from markscheme.schema import Group, Rollout, ScoreBatch
 from markscheme.vocabulary import REASON_HELP, TRANSIENT_REASONS, UnscoredReason
@@ -387,7 +387,7 @@ def test_rewards_can_be_copied_to_another_process(copied: Any) -> None:
 def test_it_waits_for_a_service_that_is_away_and_asks_the_same_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trl.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(pending, "FIRST_RETRY_WAIT_S", 0.0)
 
     class Away(ScriptedClient):
         left = 2

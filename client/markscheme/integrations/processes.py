@@ -1,8 +1,7 @@
-"""Ask the service once for all processes: gather rows, ask on rank 0, broadcast the answer.
+"""What the processes of a run exchange: rows and answers.
 
-A group may span processes, and its rollouts must be judged and compared as one. An error on rank 0
-is raised on every rank at the same place, so that none waits in a collective for a peer that has
-left. torch is looked up, never imported: a process without it belongs to no group.
+An error of one is raised on every process at the same place, so that none waits in a collective for
+a peer that has left. torch is looked up, never imported: a process without it belongs to no group.
 """
 
 import pickle
@@ -21,8 +20,8 @@ class ProcessGroup(Protocol):
     def gather(self, rows: Sequence[T]) -> list[T]:
         """Return the rows of all processes, in the order of their ranks."""
 
-    def broadcast_from_rank_0(self, question: Callable[[], T]) -> T:
-        """Call `question` on rank 0; return its answer, or raise its error, on every rank."""
+    def share(self, question: Callable[[], T]) -> list[T]:
+        """Call `question` on every rank; return all answers, or raise the first error, on every."""
 
 
 class SingleProcess:
@@ -34,9 +33,9 @@ class SingleProcess:
         """Return the rows."""
         return list(rows)
 
-    def broadcast_from_rank_0(self, question: Callable[[], T]) -> T:
+    def share(self, question: Callable[[], T]) -> list[T]:
         """Return the answer."""
-        return question()
+        return [question()]
 
 
 class Distributed:
@@ -52,20 +51,20 @@ class Distributed:
         self._distributed.all_gather_object(parts, list(rows))
         return [row for part in parts for row in part]
 
-    def broadcast_from_rank_0(self, question: Callable[[], T]) -> T:
-        """Call `question` on rank 0; return its answer, or raise its error, on every rank."""
+    def share(self, question: Callable[[], T]) -> list[T]:
+        """Call `question` on every rank; return all answers, or raise the first error, on every."""
         # Answer and error travel together, so that every rank raises at the same place.
-        outcome: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                outcome[0] = question()
-            except Exception as error:
-                outcome[1] = _picklable(error)
-        self._distributed.broadcast_object_list(outcome, src=0)
-        if outcome[1] is not None:
-            raise outcome[1]
-        answer: T = outcome[0]
-        return answer
+        answers: list[T] = []
+        error: Exception | None = None
+        try:
+            answers.append(question())
+        except Exception as raised:
+            error = _picklable(raised)
+        outcomes = self.gather([(answers, error)])
+        for _, first in outcomes:
+            if first is not None:
+                raise first
+        return [answer for given, _ in outcomes for answer in given]
 
 
 def _picklable(error: Exception) -> Exception:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markscheme.errors import MarkschemeError
-from markscheme.schema import GroupScore, ScoreBatch, Usage
+from markscheme.schema import GroupScore, ScoreBatch, ScoreCounts, Usage
 from markscheme.vocabulary import TRANSIENT_REASONS, View
 
 
@@ -70,7 +70,7 @@ class RewardReport:
         origins: Groups by the origin of their rubric.
         criteria: How often each criterion was met.
         usage: What the call cost.
-        seconds: How long it took.
+        seconds: How long the trainer waited for it.
     """
 
     step: int
@@ -162,3 +162,27 @@ def criterion_rates(groups: Sequence[GroupScore]) -> list[CriterionRate]:
                 )
             )
     return rates
+
+
+def merged_batches(batches: Sequence[ScoreBatch]) -> ScoreBatch:
+    """Return the answers to several requests as one."""
+    counts = [batch.counts for batch in batches]
+    return ScoreBatch(
+        groups=[group for batch in batches for group in batch.groups],
+        counts=ScoreCounts.model_validate(
+            {
+                name: sum(getattr(count, name) for count in counts)
+                for name in ScoreCounts.model_fields
+            }
+        ),
+        usage=merged_usage([batch.usage for batch in batches]),
+    )
+
+
+def merged_usage(usages: Sequence[Usage]) -> Usage:
+    """Return what several requests cost; a sum is `None` where a part of it is not known."""
+    sums = {}
+    for name in Usage.model_fields:
+        parts = [getattr(usage, name) for usage in usages]
+        sums[name] = None if None in parts else sum(parts)
+    return Usage.model_validate(sums)

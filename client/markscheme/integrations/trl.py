@@ -8,21 +8,15 @@ does.
 
 import inspect
 import logging
-import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from markscheme.errors import (
-    AnswerUnreadable,
-    ConnectionFailed,
-    MarkschemeError,
-    ServiceUnavailable,
-)
 from markscheme.integrations.conversation import (
     Conversation,
     first_error,
@@ -30,6 +24,7 @@ from markscheme.integrations.conversation import (
     wire_prompt,
     wire_response,
 )
+from markscheme.integrations.pending import PendingScores, is_outage
 from markscheme.integrations.processes import current_process_group
 from markscheme.integrations.report import (
     CriterionRate,
@@ -37,16 +32,14 @@ from markscheme.integrations.report import (
     RowScore,
     Unscored,
     criterion_rates,
+    merged_batches,
     origins,
 )
 from markscheme.messages import MessageError
-from markscheme.schema import Group, Rollout, Run, ScoreBatch, ScoreCounts, Usage
+from markscheme.schema import Group, Rollout, Run, ScoreBatch
 from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, UnscoredReason, VerifyMode, View
 
-__all__ = ["CriterionRate", "RewardReport", "RowScore", "RubricReward", "Unscored"]
-
-FIRST_RETRY_WAIT_S, MAX_RETRY_WAIT_S = 1.0, 30.0
-"""Seconds before the first and between later attempts to reach the service; they double."""
+__all__ = ["CriterionRate", "RewardReport", "RowScore", "RubricReward", "Unscored", "is_outage"]
 
 MISSED = "missed"
 """The column of the missed criteria in TRL's table of completions."""
@@ -91,14 +84,32 @@ class Row:
     problem: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A batch whose groups have been posted.
+
+    `counts` are the rows of each process, `members` the rows of each group.
+    """
+
+    completions: Any
+    step: int
+    counts: Sequence[int]
+    members: Sequence[Sequence[int]]
+    scores: PendingScores
+
+
 class RubricReward:
     """Scores groups of rollouts of one prompt with that prompt's rubric.
 
     A group is `num_generations` neighbouring rows of one prompt, over all processes. Where rows do
     not divide so, as in an evaluation with another number of generations, all rows of a prompt are
-    a group. Under `torchrun` or `accelerate` one process asks for all. After a call, `rows` and
-    `last` hold the batch of all processes and the service's report. Can be pickled, if the client
-    can.
+    a group. Under `torchrun` or `accelerate` each process posts the groups that begin in its rows,
+    under the first process's `run_id`. After a call, `rows` and `last` hold the batch of all
+    processes and the service's report. Can be pickled between calls,
+    if the client can.
+
+    A trainer that has other work to do between rollouts and rewards calls `start` in between:
+    the service judges meanwhile, and the call waits for the rest.
 
     Args:
         client: A `markscheme.Client`.
@@ -119,7 +130,7 @@ class RubricReward:
         max_outage_s: Seconds to wait for a service that cannot be reached.
         max_unscored: Maximum share (0 to 1) of a batch without a reward; above it the batch
             raises `Unscored`.
-        on_wait: Called with the reason and the seconds before each wait.
+        on_wait: Called, in a call of the reward, with the reason and the seconds of each wait.
 
     Example:
         reward = RubricReward(Client("http://127.0.0.1:8321"), num_generations=8, run_id="run-1")
@@ -168,6 +179,55 @@ class RubricReward:
         self.last: RewardReport | None = None
         self._call = (-1, 0)
         self._answered: tuple[Any, list[float | None]] = (None, [])
+        self._started: _Started | None = None
+
+    def start(
+        self,
+        *,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        trainer_state: Any = None,
+        teacher_responses: Sequence[Any] | None = None,
+        rubric_id: Sequence[str | None] | None = None,
+        **_columns: Any,
+    ) -> None:
+        """Post a batch's groups and return; the call with these very `completions` joins them.
+
+        Call it on every process, with what the call will get. A batch that was started before and
+        not joined is cancelled.
+        """
+        self.cancel()
+        step = self._call[0] + 1 if trainer_state is None else int(trainer_state.global_step)
+        absent = [None] * len(prompts)
+        own = [
+            _row(*columns, truncated=self._truncated(ids))
+            for *columns, ids in zip(
+                prompts,
+                completions,
+                teacher_responses or absent,
+                rubric_id or absent,
+                completion_ids or absent,
+                strict=True,
+            )
+        ]
+        processes = current_process_group()
+        # The processes may have different numbers of rows, and names that each has made up.
+        counts, run_ids = zip(*processes.gather([(len(own), self.run_id)]), strict=True)
+        self.rows = processes.gather(own)
+        members = group_rows(self.rows, self.num_generations)
+        scores = PendingScores(self.max_outage_s)
+        self._started = _Started(completions, step, counts, members, scores)
+        _warn_of_problems(own)
+        first = sum(counts[: processes.rank])
+        if groups := self._groups(members, step, range(first, first + len(own))):
+            scores.post(partial(self._score, groups, Run(id=run_ids[0], step=step)))
+
+    def cancel(self) -> None:
+        """Ask no more for a batch that was started and not joined, if there is one."""
+        started, self._started = self._started, None
+        if started is not None:
+            started.scores.cancel()
 
     def __call__(
         self,
@@ -205,40 +265,31 @@ class RubricReward:
             Unscored: More than `max_unscored` of the batch has no reward.
             MarkschemeError: The service refuses the request, or stays away too long.
         """
-        step = self._call[0] + 1 if trainer_state is None else int(trainer_state.global_step)
-        absent = [None] * len(prompts)
-        own = [
-            _row(*columns, truncated=self._truncated(ids))
-            for *columns, ids in zip(
-                prompts,
-                completions,
-                teacher_responses or absent,
-                rubric_id or absent,
-                completion_ids or absent,
-                strict=True,
+        if self._started is None or self._started.completions is not completions:
+            self.start(
+                prompts=prompts,
+                completions=completions,
+                completion_ids=completion_ids,
+                trainer_state=trainer_state,
+                teacher_responses=teacher_responses,
+                rubric_id=rubric_id,
             )
-        ]
-        processes = current_process_group()
-        # The processes may have different numbers of rows.
-        counts = processes.gather([len(own)])
-        self.rows = processes.gather(own)
-        members = group_rows(self.rows, self.num_generations)
-        groups = self._groups(members, step)
-        started = time.perf_counter()
-        # One request for all processes: a group may span several.
-        batch = processes.broadcast_from_rank_0(lambda: self._score(groups, step))
-        self.last = self._report(step, members, batch, time.perf_counter() - started)
+        assert self._started is not None
+        started, self._started = self._started, None
+        processes, waiting_since = current_process_group(), time.perf_counter()
+        batch = merged_batches(started.scores.join(processes, self.on_wait))
+        self.last = self._report(started, batch, time.perf_counter() - waiting_since)
         if log_metric is not None:
             self.last.log(log_metric)
         self.last.raise_if_unscored(self.max_unscored)
         if on_report is not None:
             on_report(self.rows, self.last)
         # This process's rows come after those of the ranks before it.
-        first = sum(counts[: processes.rank])
+        first = sum(started.counts[: processes.rank])
+        own = slice(first, first + len(completions))
         if log_extra is not None:
-            scores = self.last.row_scores[first : first + len(own)]
-            log_extra(MISSED, ["; ".join(score.feedback) for score in scores])
-        rewards = self.last.rewards[first : first + len(own)]
+            log_extra(MISSED, ["; ".join(row.feedback) for row in self.last.row_scores[own]])
+        rewards = self.last.rewards[own]
         self._answered = (completions, rewards)
         return rewards
 
@@ -267,45 +318,27 @@ class RubricReward:
             None if reward is None else value for reward, value in zip(rewards, values, strict=True)
         ]
 
-    def _score(self, groups: Sequence[Group], step: int) -> ScoreBatch:
-        """Return the service's answer, waiting while it cannot be reached.
+    def _score(self, groups: Sequence[Group], run: Run) -> ScoreBatch:
+        """Return the service's answer."""
+        return self.client.score(
+            groups,
+            reuse=self.reuse,
+            verify=self.verify,
+            thinking=self.thinking,
+            view=self.view,
+            clamp=self.clamp,
+            score_teachers=self.score_teachers,
+            ask_teacher=self.ask_teacher,
+            run=run,
+        )
 
-        A repeated request is identical to the byte, so that nothing is judged twice.
+    def _groups(
+        self, members: Sequence[Sequence[int]], step: int, own: Container[int]
+    ) -> list[Group]:
+        """Return the groups that this process posts, of rows that the service can be asked about.
+
+        Those are the groups that begin in its rows `own`: a group is posted whole, by one process.
         """
-        _warn_of_problems(self.rows)
-        if not groups:
-            return _EMPTY
-        give_up_at = time.monotonic() + self.max_outage_s
-        wait_s = FIRST_RETRY_WAIT_S
-        # The client's retries draw jitter from this generator; a run with retries must not differ.
-        rng_state = random.getstate()
-        try:
-            while True:
-                try:
-                    return self.client.score(
-                        groups,
-                        reuse=self.reuse,
-                        verify=self.verify,
-                        thinking=self.thinking,
-                        view=self.view,
-                        clamp=self.clamp,
-                        score_teachers=self.score_teachers,
-                        ask_teacher=self.ask_teacher,
-                        run=Run(id=self.run_id, step=step),
-                    )
-                except MarkschemeError as error:
-                    if not is_outage(error) or time.monotonic() >= give_up_at:
-                        raise
-                    why = str(error)
-                if self.on_wait is not None:
-                    self.on_wait(why, wait_s)
-                time.sleep(wait_s)
-                wait_s = min(2 * wait_s, MAX_RETRY_WAIT_S)
-        finally:
-            random.setstate(rng_state)
-
-    def _groups(self, members: Sequence[Sequence[int]], step: int) -> list[Group]:
-        """Return the groups of the rows that the service can be asked about."""
         # A step may generate more than once (fewer steps per generation than accumulation steps).
         # The count keeps their group ids apart, and restarts each step so that a resumed run
         # repeats them.
@@ -314,7 +347,7 @@ class RubricReward:
         for place, numbers in enumerate(members):
             rows = [(f"r{number}", self.rows[row]) for number, row in enumerate(numbers)]
             askable = [(rollout, row) for rollout, row in rows if row.problem is None]
-            if askable:
+            if askable and numbers[0] in own:
                 rubric_id = askable[0][1].rubric_id or self.rubric_id
                 groups.append(_group(self._group_id(place), askable, rubric_id))
         return groups
@@ -323,9 +356,7 @@ class RubricReward:
         step, call = self._call
         return f"s{step}-c{call}-p{place}"
 
-    def _report(
-        self, step: int, members: Sequence[Sequence[int]], batch: ScoreBatch, seconds: float
-    ) -> RewardReport:
+    def _report(self, started: _Started, batch: ScoreBatch, seconds: float) -> RewardReport:
         """Return scores by id, not by position, so that none is credited to a neighbour."""
         answered = {
             (group.id, rollout.id): rollout for group in batch.groups for rollout in group.rollouts
@@ -333,7 +364,7 @@ class RubricReward:
         teachers = {group.id: group.teacher.rewards for group in batch.groups if group.teacher}
         row_scores = [RowScore(None, row.truncated) for row in self.rows]
         teacher_scores: list[list[float | None]] = [[] for _ in self.rows]
-        for place, numbers in enumerate(members):
+        for place, numbers in enumerate(started.members):
             group = self._group_id(place)
             for number, row in enumerate(numbers):
                 teacher_scores[row] = list(teachers.get(group, ()))
@@ -348,7 +379,7 @@ class RubricReward:
                     )
         problems = sum(row.problem is not None for row in self.rows)
         return RewardReport(
-            step=step,
+            step=started.step,
             rewards=[score.reward for score in row_scores],
             row_scores=row_scores,
             teacher_scores=teacher_scores,
@@ -407,13 +438,6 @@ def group_rows(rows: Sequence[Row], size: int) -> list[list[int]]:
     for index, row in enumerate(rows):
         members.setdefault(repr((row.prompt, row.rubric_id)), []).append(index)
     return list(members.values())
-
-
-def is_outage(error: BaseException) -> bool:
-    """Return whether the service cannot be reached but may come back."""
-    return isinstance(error, ConnectionFailed | ServiceUnavailable) and not isinstance(
-        error, AnswerUnreadable
-    )
 
 
 def _row(
@@ -486,10 +510,3 @@ def _warn_of_problems(rows: Sequence[Row]) -> None:
             len(rows),
             problems[0],
         )
-
-
-_EMPTY = ScoreBatch(
-    groups=[],
-    counts=ScoreCounts(rollouts=0, scored=0, unscored=0),
-    usage=Usage(judge_calls=0, prompt_tokens=0, completion_tokens=0, cached_verdicts=0),
-)

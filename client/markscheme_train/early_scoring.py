@@ -1,0 +1,90 @@
+"""The judge works while the trainer goes on: groups are posted once they are generated.
+
+They are joined where TRL asks for rewards. Between the two lie the log-probabilities of the
+sampling policy and the other reward functions.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from markscheme.integrations.trl import WhereScored
+
+if TYPE_CHECKING:
+    from markscheme_train.trainer import MarkschemeTrainer
+
+SENT = ("teacher_responses", "rubric_id")
+"""The columns of a row that the service is sent."""
+PER_FUNCTION = ("reward_funcs", "reward_processing_classes", "reward_func_names")
+"""TRL's lists with an entry for each reward function."""
+
+
+class EarlyScoring:
+    """Starts the rubric reward of a trainer's batch, and cancels what was not joined.
+
+    Args:
+        trainer: Its `reward` is started.
+    """
+
+    def __init__(self, trainer: "MarkschemeTrainer") -> None:
+        self._trainer = trainer
+        self._inputs: Sequence[Mapping[str, Any]] | None = None
+
+    @contextmanager
+    def of(self, inputs: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+        """Start the reward of what is generated for these rows of this process."""
+        self._inputs = inputs
+        try:
+            yield
+        finally:
+            self._inputs = None
+            self._trainer.reward.cancel()
+
+    def start(self, prompts: Sequence[Any], generated: tuple[Any, ...]) -> None:
+        """Post the groups of what TRL's `_generate` has returned for the rows, if there are any."""
+        if self._inputs is None:
+            return
+        _, completion_ids, _, completions, _, extra_fields, *_ = generated
+        rows = [{**row, **_of_row(extra_fields, number)} for number, row in enumerate(self._inputs)]
+        self._trainer.reward.start(
+            prompts=prompts,
+            completions=completions,
+            completion_ids=completion_ids,
+            trainer_state=self._trainer.state,
+            **{name: [row.get(name) for row in rows] for name in SENT},
+        )
+
+
+def _of_row(extra_fields: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return what a `rollout_func` adds to a row, as TRL adds it."""
+    return {
+        name: value[number] if isinstance(value, list) else value
+        for name, value in extra_fields.items()
+        if not isinstance(value, list) or number < len(value)
+    }
+
+
+def rubric_last(
+    trainer: "MarkschemeTrainer", calculate: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    """Return TRL's rewards [rows, functions], the rubric's first but called after the others.
+
+    They run while the judge works. TRL itself calls async functions after all others.
+
+    Args:
+        trainer: Its reward functions, the rubric's first.
+        calculate: TRL's `_calculate_rewards`.
+    """
+    # One made by `where_scored` needs the rubric's rewards.
+    if any(isinstance(function, WhereScored) for function in trainer.reward_funcs):
+        return calculate()
+    before = {name: getattr(trainer, name) for name in PER_FUNCTION}
+    for name, (first, *others) in before.items():
+        setattr(trainer, name, [*others, first])
+    try:
+        return calculate().roll(1, dims=1)
+    finally:
+        for name, values in before.items():
+            setattr(trainer, name, values)
