@@ -172,7 +172,7 @@ def test_open_groups_cost_a_query_every_quarter_of_a_second_and_no_thread(
         sending.join(500)
         answers += received_answers
     scoring_s, scoring_cpu = time.monotonic() - began, cpu_s() - cpu
-    assert {a.status for a in answers} == {200}
+    assert {a.status: a.content for a in answers if a.status != 200} == {}
     assert {a.json["rollout"]["reward"] for a in answers} == {1.0}
     assert judge.count == groups * (1 + SIZE)
     record_property(
