@@ -174,13 +174,10 @@ def test_open_groups_cost_a_query_every_quarter_of_a_second_and_no_thread(
         sending.join(500)
         answers += received_answers
     scoring_s, scoring_cpu = time.monotonic() - began, cpu_s() - cpu
-    assert {a.status: a.content for a in answers if a.status != 200} == {}
-    assert {a.json["rollout"]["reward"] for a in answers} == {1.0}
-    print(
-        query(database, "SELECT role, calls, failure, count(*) FROM judge_calls GROUP BY 1, 2, 3")
-    )
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = $1"
     assert query(database, deadlocks, sa.make_url(database).database) == [(0,)]
+    assert {a.status: a.content for a in answers if a.status != 200} == {}
+    assert {a.json["rollout"]["reward"] for a in answers} == {1.0}
     assert judge.count == groups * (1 + SIZE)
     record_property(
         "figure",
