@@ -184,9 +184,7 @@ class RolloutService:
 
     async def _acquire(self, group_id: str) -> Claim | None:
         """Claim a group unless somebody holds it."""
-        # To ask for a held claim locks its row, and hundreds of them may be asked for at a time
-        # while their owner renews them in another order: one of the two would be a deadlock's
-        # victim.
+        # While another process scores it, looking is cheaper than asking, which locks the row.
         if await self._claims.is_held(group_id):
             return None
         return await self._claims.acquire(group_id)
