@@ -242,6 +242,7 @@ class RolloutService:
             id=digest([asked.id, asked.rollout_id]),
             prompt=payload.prompt,
             rubric_id=rubric.id,
+            teacher_responses=payload.teacher_responses,
             rollouts=[payload.rollout],
         )
         rollout = (await self._ask(asked, group, deadline)).rollouts[0]
