@@ -169,7 +169,8 @@ class RolloutService:
         others' all the same.
         """
         while state.attempts <= seen:
-            if state.is_due and (claim := await self._claims.acquire(asked.id)) is not None:
+            claim = await self._acquire(asked.id) if state.is_due else None
+            if claim is not None:
                 try:
                     return await self._score(asked, seen, claim)
                 except ClaimLost:
@@ -180,6 +181,13 @@ class RolloutService:
                     raise
             state = await self._watch.next_state(asked.caller.team, asked.id, seen)
         return await self._found(asked)
+
+    async def _acquire(self, group_id: str) -> Claim | None:
+        """Claim a group unless somebody holds it."""
+        # While another process scores it, looking is cheaper than asking, which locks the row.
+        if await self._claims.is_held(group_id):
+            return None
+        return await self._claims.acquire(group_id)
 
     async def _score(self, asked: _Asked, seen: int, claim: Claim) -> GatheredScore:
         """Score the group with the rollouts that are there, under a claim."""
@@ -234,6 +242,7 @@ class RolloutService:
             id=digest([asked.id, asked.rollout_id]),
             prompt=payload.prompt,
             rubric_id=rubric.id,
+            teacher_responses=payload.teacher_responses,
             rollouts=[payload.rollout],
         )
         rollout = (await self._ask(asked, group, deadline)).rollouts[0]

@@ -80,8 +80,10 @@ class ClaimStore:
                 "expires_at": new.excluded.expires_at,
             },
         ).returning(c.key, c.fence)
-        self._update = sa.update(claims).where(ours).values(expires_at=expires_at)
-        self._delete = sa.delete(claims).where(ours).returning(c.key, c.fence)
+        # Locked in this order too: an update takes the rows in whichever order it finds them.
+        locked = sa.select(c.key).where(ours).order_by(c.key).with_for_update().correlate(None)
+        self._update = sa.update(claims).where(c.key.in_(locked)).values(expires_at=expires_at)
+        self._delete = sa.delete(claims).where(c.key.in_(locked)).returning(c.key, c.fence)
         self._select_held = sa.select(c.key).where(
             db.in_keys(c.key, "keys"), c.expires_at >= db.clock
         )
@@ -169,6 +171,7 @@ class ClaimStore:
             sa.select(c.key)
             .join(given.key.table, sa.and_(given.key == c.key, given.fence == c.fence))
             .where(c.owner == self._owner)
+            .order_by(c.key)
             .with_for_update(of=claims)
             .cte("ours")
         )

@@ -17,7 +17,6 @@ from fakes.load import Answer, Post, in_background, send_all
 from fakes.processes import PATIENCE_S, ServiceProcess, eventually
 from fakes.stores import PostgresServer, query
 
-LEASE = {"markscheme_server.app.CLAIM_LEASE_S": 4.0}
 GROUPS, SIZE = 32, 8
 
 
@@ -40,8 +39,7 @@ def start(
     """Return a function that starts one more process on the database."""
     made: list[ServiceProcess] = []
 
-    def one(poll_s: float = 0.25) -> ServiceProcess:
-        constants = LEASE | {"markscheme_server.scoring.rollouts.POLL_S": poll_s}
+    def one(**constants: float) -> ServiceProcess:
         settings = model_judge(
             judge.url, database_url=database, constants=constants, judge_concurrency=64
         )
@@ -89,7 +87,11 @@ def test_a_process_that_is_killed_while_it_scores_is_taken_over(
     start: Callable[..., ServiceProcess], judge: FastJudge, database: str
 ) -> None:
     # The other looks so seldom that it does not come before the leader.
-    leader, other = start(), start(poll_s=3.0)
+    seldom = {
+        "markscheme_server.app.CLAIM_LEASE_S": 4.0,
+        "markscheme_server.scoring.rollouts.POLL_S": 3.0,
+    }
+    leader, other = start(), start(**seldom)
     judge.mode = lambda call: fast_judge.HANG if call.number == 1 else Reply()
     # The last rollout comes to the leader, which scores at once and does not come to an end.
     waiting, answers = in_background([arriving(other.url, 0, number) for number in range(4)])
@@ -172,7 +174,9 @@ def test_open_groups_cost_a_query_every_quarter_of_a_second_and_no_thread(
         sending.join(500)
         answers += received_answers
     scoring_s, scoring_cpu = time.monotonic() - began, cpu_s() - cpu
-    assert {a.status for a in answers} == {200}
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = $1"
+    assert query(database, deadlocks, sa.make_url(database).database) == [(0,)]
+    assert {a.status: a.content for a in answers if a.status != 200} == {}
     assert {a.json["rollout"]["reward"] for a in answers} == {1.0}
     assert judge.count == groups * (1 + SIZE)
     record_property(

@@ -4,11 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+import sqlalchemy as sa
+from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
+from fakes.processes import PATIENCE_S
 from markscheme_server.config import Settings
 from markscheme_server.store.claims import Claim, ClaimLost, ClaimTimeout
+from markscheme_server.store.engine.database import NO_TEAM, Database
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.store import Store
+from markscheme_server.store.tables import claims
 
 KEY = "k" * 64
 
@@ -102,3 +107,33 @@ async def test_waiting_ends_at_the_deadline(stores: list[Store]) -> None:
         await work.run(stores[1], deadline=asyncio.get_running_loop().time())
     work.allowed.set()
     assert await first == "made"
+
+
+async def test_claims_that_end_and_are_asked_for_at_once_lock_no_other_out(
+    stores: list[Store],
+) -> None:
+    """Rows are locked in one order, whichever order the table has them in."""
+    keys = ["z", "m", "a"]
+    held = [await stores[0].claims.acquire(key) for key in keys]
+    async with stores[0].database.writing(NO_TEAM) as connection:
+        middle = sa.select(claims.c.key).where(claims.c.key == "m").with_for_update()
+        await connection.execute(middle)
+        ending = asyncio.gather(*(stores[0].claims.drop(claim) for claim in held if claim))
+        await until_waiting(stores[0].database, 1)
+        asking = asyncio.gather(*(stores[1].claims.acquire(key) for key in keys))
+        await until_waiting(stores[0].database, 2)
+    await asyncio.gather(ending, asking)
+
+
+async def until_waiting(database: Database, count: int) -> None:
+    """Wait until so many others wait for a lock; SQLite has one lock, and no way to tell."""
+    if database.engine.dialect.name == "sqlite":
+        return
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async for attempt in AsyncRetrying(stop=stop_after_delay(PATIENCE_S), wait=wait_fixed(0.02)):
+        with attempt:
+            async with database.reading(NO_TEAM) as connection:
+                assert (await connection.execute(waiting)).scalar_one() == count
