@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u PYTHONDONTWRITEBYTECODE -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock docs demo demo-control test fuzz fault mutants check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-collapse bench-import bench-train gpu-wheels test-gpu compose-test test-judges test-resolve acceptance clean
+.PHONY: help setup lock docs demo demo-control test fuzz fault mutants check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-collapse bench-import bench-train bench-overlap gpu-wheels test-gpu compose-test test-judges test-resolve acceptance clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -121,6 +121,9 @@ bench-import: setup  ## Reading and importing a table of 100,000 rubrics: time a
 
 bench-train: setup  ## The trainer's step beside TRL's GRPO and SDPO (about a quarter of an hour)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m training.speed $(BENCH_ARGS)
+
+bench-overlap: setup  ## The share of a batch spent waiting for the judge, ours beside TRL's order (five minutes, mostly asleep)
+	$(CLEAN) TRL_EXPERIMENTAL_SILENCE=1 PYTHONPATH=benchmarks $(BIN)/python -m training.overlap $(BENCH_ARGS)
 
 gpu-wheels: setup  ## Wheels for benchmarks/gpu/run.sh on a machine without a package index
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m gpu.collect_wheels build/gpu-wheels

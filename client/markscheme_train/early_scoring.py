@@ -1,7 +1,8 @@
 """The judge works while the trainer goes on: groups are posted once they are generated.
 
 They are joined where TRL asks for rewards. Between the two lie the log-probabilities of the
-sampling policy and the other reward functions.
+sampling policy and the other reward functions, and with a `rollout_func` that ends groups one after
+another the generation of the others.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from trl.data_utils import is_conversational
 
 from markscheme.integrations.trl import WhereScored
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 SENT = ("teacher_responses", "rubric_id")
 """The columns of a row that the service is sent."""
+PARSED_BY = ("response_template", "response_schema")
+"""What a tokenizer has where TRL parses tool calls."""
 PER_FUNCTION = ("reward_funcs", "reward_processing_classes", "reward_func_names")
 """TRL's lists with an entry for each reward function."""
 
@@ -53,8 +57,40 @@ class EarlyScoring:
             completions=completions,
             completion_ids=completion_ids,
             trainer_state=self._trainer.state,
-            **{name: [row.get(name) for row in rows] for name in SENT},
+            **_sent(rows),
         )
+
+    def start_group(
+        self, first: int, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]]
+    ) -> None:
+        """Post a group of this process's rows from `first` on, where nothing forbids it."""
+        trainer, rows = self._trainer, self._inputs
+        # Not where an evaluation or another process has a part, or TRL makes messages of the ids.
+        if (
+            rows is None
+            or not trainer.model.training
+            or len(rows) % trainer.num_generations
+            or any(getattr(trainer._tokenizer, name, None) is not None for name in PARSED_BY)
+        ):
+            return
+        completions = trainer.processing_class.batch_decode(
+            completion_ids, skip_special_tokens=True
+        )
+        if is_conversational({"prompt": prompts[0]}):
+            completions = [[{"role": "assistant", "content": text}] for text in completions]
+        row = trainer.accelerator.process_index * len(rows) + first
+        trainer.reward.start_group(
+            row // trainer.num_generations,
+            prompts=prompts,
+            completions=completions,
+            completion_ids=completion_ids,
+            trainer_state=trainer.state,
+            **_sent(rows[first : first + len(prompts)]),
+        )
+
+
+def _sent(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row.get(name) for row in rows] for name in SENT}
 
 
 def _of_row(extra_fields: Mapping[str, Any], number: int) -> dict[str, Any]:

@@ -291,6 +291,21 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._early.start(prompts, generated)
         return generated
 
+    def start_group(
+        self, first: int, prompts: Sequence[Any], completion_ids: Sequence[Sequence[int]]
+    ) -> None:
+        """Start the scoring of a group while a `rollout_func` generates the others.
+
+        Optional: what was not started is started when all are generated. What the `rollout_func`
+        returns for these rows must be the same.
+
+        Args:
+            first: The number of the group's first row among the `rollout_func`'s prompts.
+            prompts: The group's prompts.
+            completion_ids: Its rollouts' token ids.
+        """
+        self._early.start_group(first, prompts, completion_ids)
+
     def _log_diversity(self, rollouts: Sequence[torch.Tensor], first: int) -> None:
         """Log how often rollouts repeat themselves, and each other where their prompts differ.
 

@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ from markscheme.integrations.processes import SingleProcess
 from markscheme.integrations.trl import RubricReward
 from markscheme.schema import ScoreBatch
 from markscheme_train.config import build_config
-from markscheme_train.data import Example
+from markscheme_train.data import Example, as_dataset
 from markscheme_train.early_scoring import EarlyScoring
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import build_trainer, train
 from train.tiny import ScriptedClient, tiny_model
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+    "ignore:You are using 'rollout_func':UserWarning",
 )
 PATIENCE_S = 60.0
 """Longer than anything here takes: reached only where something waits for ever."""
@@ -101,6 +103,72 @@ def test_other_reward_functions_run_while_the_judge_works(
     assert trainer._rewards.tolist() == [[place / 4, 10.0] for place in range(4)] * 2
     assert trainer.reward_func_names == ["rubric", "bonus"]
     assert len(client.calls) == 2
+
+
+def rollout_trainer(
+    settings: dict[str, Any],
+    model: Any,
+    tokenizer: Any,
+    client: ScriptedClient,
+    after_group: Callable[[int], None] = lambda first: None,
+    answer: Callable[[int], int] = lambda row: row,
+) -> MarkschemeTrainer:
+    """Make a trainer whose `rollout_func` ends groups one after another, of one word a row."""
+
+    def rollouts(prompts: list[Any], trainer: MarkschemeTrainer) -> dict[str, Any]:
+        for first in range(0, len(prompts), 4):
+            ids = [[10 + row, 1] for row in range(first, first + 4)]
+            trainer.start_group(first, prompts[first : first + 4], ids)
+            after_group(first)
+        return {
+            "prompt_ids": tokenizer(prompts)["input_ids"],
+            "completion_ids": [[10 + answer(row), 1] for row in range(len(prompts))],
+            "logprobs": None,
+        }
+
+    return MarkschemeTrainer(
+        model,
+        RubricReward(client, num_generations=4, run_id="run", eos_token_ids=[1]),
+        build_config(settings),
+        train_dataset=as_dataset([Example(prompt=f"w{n}") for n in range(4)], chat=False),
+        processing_class=tokenizer,
+        rollout_func=rollouts,
+    )
+
+
+def test_a_rollout_func_has_its_first_group_judged_while_the_others_are_generated(
+    settings: dict[str, Any], model: Any, tokenizer: Any
+) -> None:
+    client = Held()
+    client.let.set()
+    asked = threading.Event()
+
+    def score(groups: Any, **options: Any) -> ScoreBatch:
+        asked.set()
+        return Held.score(client, groups, **options)
+
+    client.score = score  # type: ignore[method-assign]
+
+    def after_group(first: int) -> None:
+        assert asked.wait(PATIENCE_S)
+
+    trainer = rollout_trainer(settings, model, tokenizer, client, after_group)
+    trainer.train()
+    posted = [[group.id for group in call["groups"]] for call in client.calls]
+    assert sorted(posted) == [["s0-c0-p0"], ["s0-c0-p1"], ["s1-c0-p0"], ["s1-c0-p1"]]
+    assert trainer._rewards[:, 0].tolist() == [place / 4 for place in range(4)] * 2
+    assert trainer.reward.last is not None
+    assert [rate.group for rate in trainer.reward.last.criteria] == ["s1-c0-p0", "s1-c0-p1"]
+    assert [rollout.truncated for rollout in trainer.reward.last.row_scores] == [False] * 8
+
+
+def test_a_rollout_func_must_return_the_rollouts_that_it_had_judged(
+    settings: dict[str, Any], model: Any, tokenizer: Any
+) -> None:
+    client = ScriptedClient(lambda place, rollout: 1.0)
+    trainer = rollout_trainer(settings, model, tokenizer, client, answer=lambda row: row + 1)
+    with pytest.raises(ValueError, match="start_group was given other rollouts than start"):
+        trainer.train()
 
 
 def test_a_function_that_needs_the_rubrics_rewards_still_gets_them(

@@ -227,7 +227,11 @@ def test_a_service_that_is_away_for_a_while_changes_nothing(
     def kill_once(record: StepRecord) -> None:
         if record.step == 2:
             first.kill()
+
+    def on_wait(why: str, seconds: float) -> None:
+        if not waits:
             back.start()
+        waits.append((why, seconds))
 
     started = time.monotonic()
     try:
@@ -241,7 +245,7 @@ def test_a_service_that_is_away_for_a_while_changes_nothing(
                     client,
                     resume=False,
                     on_record=on_record,
-                    on_wait=lambda why, seconds: waits.append((why, seconds)),
+                    on_wait=on_wait,
                 )
     finally:
         back.cancel()

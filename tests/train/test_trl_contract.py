@@ -73,9 +73,24 @@ RELIED_ON = {
     "_generate": [
         'mode = "train" if self.model.training else "eval"',
         "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields",
+        # A group that a `rollout_func` starts is decoded so.
+        "self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)",
+        '[[{"role": "assistant", "content": content}] for content in contents]',
+        'getattr(self._tokenizer, "response_template", None) is not None',
+        'getattr(self._tokenizer, "response_schema", None) is not None',
     ],
     "_generate_and_score_completions": [
-        "num_items_in_batch = self.accelerator.gather(loss_mask.sum()).sum()"
+        "num_items_in_batch = self.accelerator.gather(loss_mask.sum()).sum()",
+        # What was generated is what rewards are asked for.
+        ") = self._generate(prompts)",
+        "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
+        "for key, values in extra_fields.items():",
+    ],
+    # The order in which reward functions are called.
+    "_calculate_rewards": [
+        "zip(self.reward_funcs, self.reward_processing_classes, self.reward_func_names, strict=Tru",
+        "rewards_per_func[:, i] = torch.tensor(output_reward_func",
+        "rewards_per_func = gather(rewards_per_func)\n        return rewards_per_func",
     ],
 }
 """Lines of TRL's on which ours build."""

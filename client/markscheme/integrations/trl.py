@@ -84,6 +84,19 @@ class Row:
     problem: str | None = None
 
 
+_Call = tuple[int, int]
+"""A step, and how many batches of it came before."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A batch of which single groups have been posted, by id, before it was complete."""
+
+    call: _Call
+    scores: PendingScores
+    groups: dict[str, Group]
+
+
 @dataclass(frozen=True, slots=True)
 class _Started:
     """A batch whose groups have been posted.
@@ -91,8 +104,8 @@ class _Started:
     `counts` are the rows of each process, `members` the rows of each group.
     """
 
+    call: _Call
     completions: Any
-    step: int
     counts: Sequence[int]
     members: Sequence[Sequence[int]]
     scores: PendingScores
@@ -177,8 +190,9 @@ class RubricReward:
         self.on_wait = on_wait
         self.rows: list[Row] = []
         self.last: RewardReport | None = None
-        self._call = (-1, 0)
+        self._call: _Call = (-1, 0)
         self._answered: tuple[Any, list[float | None]] = (None, [])
+        self._begun: _Begun | None = None
         self._started: _Started | None = None
 
     def start(
@@ -197,37 +211,63 @@ class RubricReward:
         Call it on every process, with what the call will get. A batch that was started before and
         not joined is cancelled.
         """
-        self.cancel()
-        step = self._call[0] + 1 if trainer_state is None else int(trainer_state.global_step)
-        absent = [None] * len(prompts)
-        own = [
-            _row(*columns, truncated=self._truncated(ids))
-            for *columns, ids in zip(
-                prompts,
-                completions,
-                teacher_responses or absent,
-                rubric_id or absent,
-                completion_ids or absent,
-                strict=True,
-            )
-        ]
+        call = self._next_call(trainer_state)
+        begun, self._call = self._batch(call), call
+        own = self._rows(prompts, completions, completion_ids, teacher_responses, rubric_id)
         processes = current_process_group()
         # The processes may have different numbers of rows, and names that each has made up.
         counts, run_ids = zip(*processes.gather([(len(own), self.run_id)]), strict=True)
         self.rows = processes.gather(own)
         members = group_rows(self.rows, self.num_generations)
-        scores = PendingScores(self.max_outage_s)
-        self._started = _Started(completions, step, counts, members, scores)
+        self._started = _Started(call, completions, counts, members, begun.scores)
+        self._begun = None
         _warn_of_problems(own)
         first = sum(counts[: processes.rank])
-        if groups := self._groups(members, step, range(first, first + len(own))):
-            scores.post(partial(self._score, groups, Run(id=run_ids[0], step=step)))
+        groups = self._groups(members, call, range(first, first + len(own)))
+        if {group.id: group for group in groups if group.id in begun.groups} != begun.groups:
+            raise ValueError("start_group was given other rollouts than start")
+        if left := [group for group in groups if group.id not in begun.groups]:
+            self._post(begun.scores, left, Run(id=run_ids[0], step=call[0]))
+
+    def start_group(
+        self,
+        place: int,
+        *,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        trainer_state: Any = None,
+        teacher_responses: Sequence[Any] | None = None,
+        rubric_id: Sequence[str | None] | None = None,
+    ) -> None:
+        """Post one group of the next batch before the batch is complete; `start` posts the rest.
+
+        Call it from the trainer's thread, with what `start` will get for these rows. The group's
+        rows are this process's, and all processes have the same `run_id`.
+
+        Args:
+            place: The group's number in the batch of all processes.
+            prompts: See `__call__`.
+            completions: See `__call__`.
+            completion_ids: See `__call__`.
+            trainer_state: See `__call__`.
+            teacher_responses: See `__call__`.
+            rubric_id: See `__call__`.
+        """
+        call = self._next_call(trainer_state)
+        begun = self._batch(call)
+        rows = self._rows(prompts, completions, completion_ids, teacher_responses, rubric_id)
+        group = self._askable(_group_id(call, place), rows)
+        if group is not None:
+            begun.groups[group.id] = group
+            self._post(begun.scores, [group], Run(id=self.run_id, step=call[0]))
 
     def cancel(self) -> None:
-        """Ask no more for a batch that was started and not joined, if there is one."""
-        started, self._started = self._started, None
-        if started is not None:
-            started.scores.cancel()
+        """Ask no more for a batch that was begun or started and not joined, if there is one."""
+        for batch in (self._begun, self._started):
+            if batch is not None:
+                batch.scores.cancel()
+        self._begun = self._started = None
 
     def __call__(
         self,
@@ -318,9 +358,24 @@ class RubricReward:
             None if reward is None else value for reward, value in zip(rewards, values, strict=True)
         ]
 
-    def _score(self, groups: Sequence[Group], run: Run) -> ScoreBatch:
-        """Return the service's answer."""
-        return self.client.score(
+    def _next_call(self, trainer_state: Any) -> _Call:
+        last_step, last_count = self._call
+        step = last_step + 1 if trainer_state is None else int(trainer_state.global_step)
+        # A step may generate more than once (fewer steps per generation than accumulation steps).
+        # The count keeps their group ids apart, and restarts each step so that a resumed run
+        # repeats them.
+        return step, last_count + 1 if last_step == step else 0
+
+    def _batch(self, call: _Call) -> _Begun:
+        """Return the batch of a call, which may have been begun; cancel any other."""
+        if self._begun is None or self._begun.call != call:
+            self.cancel()
+            self._begun = _Begun(call, PendingScores(self.max_outage_s), {})
+        return self._begun
+
+    def _post(self, scores: PendingScores, groups: Sequence[Group], run: Run) -> None:
+        ask = partial(
+            self.client.score,
             groups,
             reuse=self.reuse,
             verify=self.verify,
@@ -331,30 +386,49 @@ class RubricReward:
             ask_teacher=self.ask_teacher,
             run=run,
         )
+        scores.post(ask)
+
+    def _rows(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]] | None,
+        teacher_responses: Sequence[Any] | None,
+        rubric_id: Sequence[str | None] | None,
+    ) -> list[Row]:
+        absent = [None] * len(prompts)
+        return [
+            _row(*columns, truncated=self._truncated(ids))
+            for *columns, ids in zip(
+                prompts,
+                completions,
+                teacher_responses or absent,
+                rubric_id or absent,
+                completion_ids or absent,
+                strict=True,
+            )
+        ]
 
     def _groups(
-        self, members: Sequence[Sequence[int]], step: int, own: Container[int]
+        self, members: Sequence[Sequence[int]], call: _Call, own: Container[int]
     ) -> list[Group]:
-        """Return the groups that this process posts, of rows that the service can be asked about.
+        """Return the groups that this process posts.
 
         Those are the groups that begin in its rows `own`: a group is posted whole, by one process.
         """
-        # A step may generate more than once (fewer steps per generation than accumulation steps).
-        # The count keeps their group ids apart, and restarts each step so that a resumed run
-        # repeats them.
-        self._call = (step, self._call[1] + 1 if self._call[0] == step else 0)
-        groups = []
-        for place, numbers in enumerate(members):
-            rows = [(f"r{number}", self.rows[row]) for number, row in enumerate(numbers)]
-            askable = [(rollout, row) for rollout, row in rows if row.problem is None]
-            if askable and numbers[0] in own:
-                rubric_id = askable[0][1].rubric_id or self.rubric_id
-                groups.append(_group(self._group_id(place), askable, rubric_id))
-        return groups
+        groups = (
+            self._askable(_group_id(call, place), [self.rows[row] for row in numbers])
+            for place, numbers in enumerate(members)
+            if numbers[0] in own
+        )
+        return [group for group in groups if group is not None]
 
-    def _group_id(self, place: int) -> str:
-        step, call = self._call
-        return f"s{step}-c{call}-p{place}"
+    def _askable(self, identifier: str, rows: Sequence[Row]) -> Group | None:
+        """Return the group of the rows that the service can be asked about, if there are any."""
+        askable = [(f"r{place}", row) for place, row in enumerate(rows) if row.problem is None]
+        if not askable:
+            return None
+        return _group(identifier, askable, askable[0][1].rubric_id or self.rubric_id)
 
     def _report(self, started: _Started, batch: ScoreBatch, seconds: float) -> RewardReport:
         """Return scores by id, not by position, so that none is credited to a neighbour."""
@@ -365,7 +439,7 @@ class RubricReward:
         row_scores = [RowScore(None, row.truncated) for row in self.rows]
         teacher_scores: list[list[float | None]] = [[] for _ in self.rows]
         for place, numbers in enumerate(started.members):
-            group = self._group_id(place)
+            group = _group_id(started.call, place)
             for number, row in enumerate(numbers):
                 teacher_scores[row] = list(teachers.get(group, ()))
                 if self.rows[row].problem is None:
@@ -379,7 +453,7 @@ class RubricReward:
                     )
         problems = sum(row.problem is not None for row in self.rows)
         return RewardReport(
-            step=started.step,
+            step=started.call[0],
             rewards=[score.reward for score in row_scores],
             row_scores=row_scores,
             teacher_scores=teacher_scores,
@@ -438,6 +512,11 @@ def group_rows(rows: Sequence[Row], size: int) -> list[list[int]]:
     for index, row in enumerate(rows):
         members.setdefault(repr((row.prompt, row.rubric_id)), []).append(index)
     return list(members.values())
+
+
+def _group_id(call: _Call, place: int) -> str:
+    step, count = call
+    return f"s{step}-c{count}-p{place}"
 
 
 def _row(
