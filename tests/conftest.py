@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before anything imports t
 import asyncio
 import functools
 import shutil
+import signal
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,6 +29,10 @@ from markscheme_server.store.store import Store
 
 # Reading the certificate authorities takes 30 ms of CPU, and each HTTP client does it.
 ssl.create_default_context = functools.cache(ssl.create_default_context)
+
+# In the background a shell has Ctrl-C ignored, and what the tests start and interrupt inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")

@@ -331,11 +331,13 @@ async def test_an_import_that_was_stopped_goes_on_and_stores_nothing_twice(
         return importer.report
 
     stopped = await bring(10)
-    assert (stopped.imported, finished) == (10, list(range(1, 11)))
+    # Answers that had arrived together with the tenth are counted as well.
+    assert 10 <= stopped.imported < 10 + CONCURRENCY
+    assert finished == list(range(1, stopped.imported + 1))
     whole = await bring(len(lines) + 1)
     assert (whole.imported, whole.references) == (40, {"rar reference": 40})
     # The service goes on with what it had begun to store.
-    assert 10 <= whole.existing <= 10 + CONCURRENCY
+    assert stopped.imported <= whole.existing <= stopped.imported + CONCURRENCY
     assert len(list(client.rubrics(limit=100))) == 40
     assert {each.version for each in client.rubrics(limit=100)} == {1}
 

@@ -35,6 +35,15 @@ CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
         {"prompt": "Use no commas.", "student_responses": ["a, b"]},
     ),
     ("POST", "/v1/scores"): ("score", SCORE),
+    ("POST", "/v1/rollouts"): (
+        "score",
+        {
+            "group": {"key": "g", "size": 1},
+            "prompt": PROMPT,
+            "rollout": {"id": "a", "text": "red"},
+            "reuse": "frozen",
+        },
+    ),
     ("POST", "/v1/teacher-responses"): (
         "induce",
         {"entries": [{"prompt": PROMPT, "responses": ["red"]}]},
@@ -130,7 +139,12 @@ def test_every_route_with_every_kind_of_key(
         place = _place(method, path, made, spare)
         answer = call(url, method, place, one_of_each[scope], body)
         expected = {"POST": 201, "DELETE": 204 if "budget" in path else 200}.get(method, 200)
-        if path in ("/v1/scores", "/v1/rubrics:induce", "/v1/teacher-responses"):
+        if path in (
+            "/v1/scores",
+            "/v1/rollouts",
+            "/v1/rubrics:induce",
+            "/v1/teacher-responses",
+        ):
             expected = 200
         elif path == "/v1/teacher-responses:sample":
             expected = 422
