@@ -30,7 +30,7 @@ from markscheme_server.store.store import Store
 # Reading the certificate authorities takes 30 ms of CPU, and each HTTP client does it.
 ssl.create_default_context = functools.cache(ssl.create_default_context)
 
-# In the background a shell has Ctrl-C ignored, and what the tests start and interrupt inherits that.
+# A shell has Ctrl-C ignored in the background, and what the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
