@@ -9,7 +9,9 @@ if a check that was run failed.
 
 import argparse
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +19,14 @@ from pathlib import Path
 from rich.console import Console
 
 from acceptance.checks import CHECKS, Check
-from acceptance.commands import Outcome, run, total
+from acceptance.commands import Command, Outcome, run, total
 from service.machine import describe, sentence
 from service.report import markdown_table, today
 
 ROWS = Path("benchmarks/results/acceptance.json")
 TABLE = Path("docs/reliability.md")
+UNDER_WAY = Path("build/acceptance.json")
+"""What passed of the check under way, so that an interrupted run need not do it again."""
 SHOWN, PART, NOT_APPLICABLE, FAILED, NOT_RUN = (
     "shown",
     "part",
@@ -82,11 +86,17 @@ def main() -> None:
         if not check.commands:
             continue
         console.print(f"{number:>2}  {check.holds}", markup=False)
-        row = judge(check, [run(command) for command in check.commands])
+        outcomes = []
+        for command in check.commands:
+            outcomes.append(outcome := finish(command))
+            if len(check.commands) > 1:
+                console.print(f"    {command.words}: {said(outcome)}", markup=False)
+        row = judge(check, outcomes)
         console.print(f"    {row.status}: {row.figure}", markup=False)
         failed = failed or row.status == FAILED
         rows = load() | {number: row}
         save(rows)
+        UNDER_WAY.unlink(missing_ok=True)
     console.print(
         f"written: {TABLE} "
         f"({', '.join(f'{count} {status}' for status, count in counts(rows).items())})"
@@ -105,20 +115,44 @@ def numbers(words: str) -> list[int]:
     return found
 
 
+def finish(command: Command) -> Outcome:
+    """Run a command, unless it passed on this commit before its check was interrupted."""
+    key = f"{commit()} {command.words}"
+    stored = json.loads(UNDER_WAY.read_text("utf-8")) if UNDER_WAY.exists() else {}
+    if key in stored:
+        return Outcome(**stored[key])
+    outcome = run(command)
+    if not outcome.fault:
+        UNDER_WAY.parent.mkdir(exist_ok=True)
+        UNDER_WAY.write_text(json.dumps(stored | {key: asdict(outcome)}), "utf-8")
+    return outcome
+
+
+def commit() -> str:
+    """Return the commit of the project, or the time where other files than ours differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    others = (":/", f":(top,exclude){ROWS}", f":(top,exclude){TABLE}")
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *others], check=False)
+    if changed.returncode != 0:
+        return str(time.time())
+    return subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+
+
+def said(outcome: Outcome) -> str:
+    """Return an outcome in words."""
+    counts = f"{outcome.passed} passed" + (f", {outcome.failed} failed" if outcome.failed else "")
+    return f"{counts} in {outcome.seconds:.0f} s"
+
+
 def judge(check: Check, outcomes: Sequence[Outcome]) -> Row:
     """Return the row of a check from the outcomes of its commands."""
     outcome = total(outcomes)
     status = FAILED if outcome.fault else PART if check.part or outcome.skipped else SHOWN
-    said = [
-        f"{outcome.passed} passed"
-        + (f", {outcome.failed} failed" if outcome.failed else "")
-        + f" in {outcome.seconds:.0f} s",
-        *outcome.figures,
-    ]
+    words = [said(outcome), *outcome.figures]
     if outcome.fault:
-        said.append(outcome.fault)
-    said += [f"skipped: {why}" for why in outcome.skipped]
-    return Row(status, "; ".join(said), today())
+        words.append(outcome.fault)
+    words += [f"skipped: {why}" for why in outcome.skipped]
+    return Row(status, "; ".join(words), today())
 
 
 def row_of(check: Check, rows: Mapping[int, Row]) -> Row:

@@ -134,5 +134,32 @@ def test_a_failed_check_ends_with_one(workdir: Path, monkeypatch: pytest.MonkeyP
     assert acceptance.load()[4].status == "failed"
 
 
+def test_an_interrupted_check_goes_on(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = CHECKS[57].commands[:2]
+    asked: list[Command] = []
+
+    def once(command: Command) -> Outcome:
+        asked.append(command)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return Outcome(passed=3, skipped=("no",), seconds=1.5)
+
+    monkeypatch.setattr(acceptance, "run", once)
+    monkeypatch.setattr(acceptance, "commit", lambda: "abc")
+    monkeypatch.setattr(sys, "argv", ["run", "--only", "57"])
+    with pytest.raises(KeyboardInterrupt):
+        acceptance.main()
+    with pytest.raises(SystemExit):
+        acceptance.main()
+    assert asked == [first, second, *CHECKS[57].commands[1:]]
+    assert acceptance.load()[57].figure.startswith("15 passed in 8 s")
+    assert not acceptance.UNDER_WAY.exists()
+    # Another commit begins anew, and so does what was changed since the last one.
+    acceptance.UNDER_WAY.write_text(json.dumps({f"abc {first.words}": {"passed": 3}}))
+    monkeypatch.setattr(acceptance, "commit", lambda: "def")
+    acceptance.finish(first)
+    assert asked[-1] is first
+
+
 def test_a_report_without_tests_is_no_success() -> None:
     assert read("<testsuites/>", status=5, seconds=1).fault
