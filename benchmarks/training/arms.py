@@ -101,6 +101,10 @@ LATE = (
     _late("late-srpo-32-prompts", "srpo", 32),
     _late("late-srpo-trust-region-32-prompts", "srpo", 32, **TRUST_REGION),
 )
+LAGGED = tuple(
+    Arm("copy", f"{method}-lagged", method, settings={"reward_lag": 1}, rates=(3e-4,))
+    for method in ("grpo", "srpo")
+)
 EXACT = tuple(
     _late(name, name.removesuffix("-frozen"), task="copy-exact", **settings)
     for name, settings in (
@@ -129,6 +133,7 @@ SMALL: Groups = {
     "Few successes": SPARSE,
     "A rubric or one number, by a judge that errs": RATING,
     "Longer runs": LATE,
+    "Learning from the batch before": LAGGED,
     "A self-teacher that stays better": EXACT,
 }
 LARGE: Groups = {"Six families of functions": FAMILIES}
@@ -164,6 +169,7 @@ COMPARISONS = (
         for method in ("grpo", "srpo")
         for scale in ("rating", "calibrated-rating")
     ),
+    *(("copy", f"{method}-lagged", method) for method in ("grpo", "srpo")),
     *(("copy", arm.name, "late-grpo") for arm in LATE[1:6]),
     ("copy", "late-srpo-32-prompts", "late-grpo-32-prompts"),
     ("copy", "late-srpo-trust-region-32-prompts", "late-grpo-32-prompts"),

@@ -43,7 +43,7 @@ ROLLOUTS_S, LOG_PROBS_S, UPDATE_S = 4.0, 0.6, 2.0
 STEPS = 2
 """Optimiser steps on a batch: with one TRL computes no log-probabilities of the sampling policy."""
 LATENCIES_S = (0.5, 2.0, 8.0)
-ARMS = ("TRL", "ours", "ours, group by group")
+ARMS = ("TRL", "ours", "ours, group by group", "ours, one batch off")
 JUDGES = ("each request", "group after group")
 
 
@@ -97,12 +97,15 @@ class Timed:
         """End a batch, and begin the next."""
         now = time.perf_counter()
         if self._began is not None:
-            assert self.rubric.last is not None
-            self.batches.append(Batch(now - self._began, self.rubric.last.seconds))
+            # One batch off, the first batch has no rewards yet.
+            waited = 0.0 if self.rubric.last is None else self.rubric.last.seconds
+            self.batches.append(Batch(now - self._began, waited))
         self._began = now
 
     def _get_per_token_logps_and_entropies(self, *given: Any, **options: Any) -> Any:
-        if not torch.is_grad_enabled():
+        # One batch off, TRL is given those that were computed when the batch was sampled.
+        computed = isinstance(self, MarkschemeTrainer) and self._lag.learnt is not None
+        if not torch.is_grad_enabled() and not computed:
             time.sleep(LOG_PROBS_S)
         return super()._get_per_token_logps_and_entropies(*given, **options)  # type: ignore[misc]
 
@@ -165,6 +168,7 @@ def run(cell: Cell, batches: int) -> list[Batch]:
             args = GRPOConfig(**settings, loss_type="dapo", beta=0.0)
             trainer = Theirs(model, reward, args=args, **common)
         else:
+            settings["reward_lag"] = int(cell.arm == "ours, one batch off")
             config = build_config({**settings, "model": "given", "data": "given", "preset": "grpo"})
             trainer = Ours(model, reward, config, **common)
         trainer.remove_callback(PrinterCallback)
@@ -216,7 +220,8 @@ def main() -> None:
         f"log-probabilities of the sampling policy {LOG_PROBS_S:g} s, update {UPDATE_S:g} s in "
         f"{STEPS} optimiser steps. TRL's order asks for rewards after the log-probabilities; ours "
         "posts all groups before them; group by group each is posted when it is generated "
-        "(`start_group`). What is learnt is the same.",
+        "(`start_group`); in these three what is learnt is the same. One batch off "
+        "(`reward_lag: 1`) learns from a batch while the next one is generated and judged.",
     ]
     titles = (
         "A judge that answers each request after the latency:",

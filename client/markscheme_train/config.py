@@ -23,6 +23,7 @@ from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, VerifyMode, View
 from markscheme_train.collapse import OnCollapse
 from markscheme_train.config_checks import (
     check_batch,
+    check_lag,
     check_method,
     check_ranges,
     check_settings,
@@ -350,6 +351,13 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
             "groups of other prompts."
         },
     )
+    reward_lag: int = field(
+        default=0,
+        metadata={
+            "help": "1: learn from each batch while the next one is generated and judged, so that "
+            "the policy has changed once since it was sampled; 0: wait for its rewards."
+        },
+    )
     lora_alpha: int | None = field(
         default=None,
         metadata={"help": "Scale of the adapter's update; default: twice lora_rank."},
@@ -373,6 +381,7 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
         """Derive TRL's sizes from ours, and refuse what cannot be trained."""
         check_ranges(self)
         check_method(self)
+        check_lag(self)
         if self.prompts_per_step is not None:
             self._split_batch(self.prompts_per_step * self.num_generations)
         super().__post_init__()

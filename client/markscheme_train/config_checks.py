@@ -60,6 +60,7 @@ RANGES = {
     "lora_alpha": COUNT,
     "max_prompt_length": COUNT,
     "max_resampling_rounds": NOT_NEGATIVE,
+    "reward_lag": SHARE,
     "early_stopping_patience": COUNT,
     # TRL and torch refuse some of these only in the first step, and others never.
     "per_device_train_batch_size": COUNT,
@@ -171,6 +172,14 @@ def check_method(config: "TrainConfig") -> None:
                 f"{_word(value)}: its joint loss has no place for it. Leave it out, or use method "
                 "grpo"
             )
+
+
+def check_lag(config: "TrainConfig") -> None:
+    """Refuse what needs a batch's rewards, or another policy's log-probabilities, at once."""
+    if config.reward_lag:
+        for key in ("max_resampling_rounds", "beta"):
+            if getattr(config, key):
+                raise ConfigError(f"`{key}` must be 0 with `reward_lag` 1")
 
 
 def check_batch(config: "TrainConfig") -> None:

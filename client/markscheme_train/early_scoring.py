@@ -26,7 +26,7 @@ PER_FUNCTION = ("reward_funcs", "reward_processing_classes", "reward_func_names"
 
 
 class EarlyScoring:
-    """Starts the rubric reward of a trainer's batch, and cancels what was not joined.
+    """Starts the rubric reward of a trainer's batch, and cancels it where the batch breaks off.
 
     Args:
         trainer: Its `reward` is started.
@@ -42,22 +42,23 @@ class EarlyScoring:
         self._inputs = inputs
         try:
             yield
+        except BaseException:
+            self._trainer.reward.cancel()
+            raise
         finally:
             self._inputs = None
-            self._trainer.reward.cancel()
 
     def start(self, prompts: Sequence[Any], generated: tuple[Any, ...]) -> None:
         """Post the groups of what TRL's `_generate` has returned for the rows, if there are any."""
         if self._inputs is None:
             return
         _, completion_ids, _, completions, _, extra_fields, *_ = generated
-        rows = [{**row, **_of_row(extra_fields, number)} for number, row in enumerate(self._inputs)]
         self._trainer.reward.start(
             prompts=prompts,
             completions=completions,
             completion_ids=completion_ids,
             trainer_state=self._trainer.state,
-            **_sent(rows),
+            **sent_columns(self._inputs, extra_fields),
         )
 
     def start_group(
@@ -85,21 +86,27 @@ class EarlyScoring:
             completions=completions,
             completion_ids=completion_ids,
             trainer_state=trainer.state,
-            **_sent(rows[first : first + len(prompts)]),
+            **sent_columns(rows[first : first + len(prompts)], {}),
         )
 
 
-def _sent(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [row.get(name) for row in rows] for name in SENT}
+def sent_columns(
+    rows: Sequence[Mapping[str, Any]], extra_fields: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """Return the columns of the rows that the service is sent.
 
-
-def _of_row(extra_fields: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return what a `rollout_func` adds to a row, as TRL adds it."""
-    return {
-        name: value[number] if isinstance(value, list) else value
-        for name, value in extra_fields.items()
-        if not isinstance(value, list) or number < len(value)
-    }
+    Args:
+        rows: The data's rows.
+        extra_fields: What a `rollout_func` adds to them: lists by row, or one value for all.
+    """
+    columns = {name: [row.get(name) for row in rows] for name in SENT}
+    for name in SENT:
+        if name in extra_fields:
+            added = extra_fields[name]
+            values = added if isinstance(added, list) else [added] * len(rows)
+            # As TRL does: a list that is too short leaves the other rows as they are.
+            columns[name][: len(values)] = values[: len(rows)]
+    return columns
 
 
 def rubric_last(

@@ -36,6 +36,7 @@ from markscheme_train.dynamic_sampling import Drawn, draw
 from markscheme_train.early_scoring import EarlyScoring, rubric_last
 from markscheme_train.errors import ConfigError, ModelError
 from markscheme_train.evaluation import REWARD, evaluate
+from markscheme_train.lag import Lag
 from markscheme_train.losses import group_advantages
 from markscheme_train.prefix import can_share, shared_prompt_states
 from markscheme_train.reward import MISSED, RewardReport, Row, RubricReward
@@ -133,6 +134,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self._rewards = torch.zeros(0, 1)
         self._drawn: Drawn | None = None
         self._early = EarlyScoring(self)
+        self._lag = Lag(self)
         self._norms = BranchNorms()
         self._saving: str | None = None
         # TRL names a reward's column after the function, so the wrapper takes over its name.
@@ -149,6 +151,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self.add_callback(self.guard)
         if args.max_resampling_rounds and (self.tools or self.rollout_func):
             raise ConfigError("max_resampling_rounds must be 0 with tools or a rollout_func")
+        if args.reward_lag and self.tools:
+            raise ConfigError("reward_lag must be 0 with tools")
         self.distillation: SelfDistillation | None = None
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
@@ -170,6 +174,13 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 thinking=reward.thinking,
             )
             self.add_callback(UpdateSelfTeacher(self))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as TRL does; at the end ask no more for what is still being judged."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.reward.cancel()
 
     def teacher_rate(self) -> float:
         """Return how closely the self-teacher follows the student at this step, 0 to 1.
@@ -205,6 +216,14 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
         """Return TRL's rewards of all processes [rows, functions], timed."""
+        if self._lag.learnt is not None and not self._lag.rewarded:
+            self._log_completion_extra(MISSED, [""] * len(prompts))
+            rows = len(prompts) * self.accelerator.num_processes
+            self._rewards = torch.full(
+                (rows, len(self.reward_funcs)), torch.nan, device=self.accelerator.device
+            )
+            self._scored = None
+            return self._rewards
         if self._drawn is not None:
             self._rewards, self._scored = self._drawn.rewards, self._drawn.scored
             # What was logged while they were drawn may be of rollouts that were replaced.
@@ -229,11 +248,17 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.model.training and self.args.max_resampling_rounds:
             self._drawn = draw(self, inputs)
             inputs = self._drawn.inputs
+        lagged = self.model.training and self.args.reward_lag > 0
+        if lagged:
+            inputs = self._lag.begin(inputs)
         try:
             with self._early.of(inputs):
                 batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+            if lagged:
+                self._lag.finish(batch)
         finally:
             self._drawn = None
+            self._lag.end()
         self.seconds["rollout"] += (
             time.perf_counter() - started - (self.seconds["scoring"] - scoring)
         )
@@ -284,9 +309,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         return sums.masked_fill(rewards[:, 0].isnan(), torch.nan)
 
     def _generate(self, prompts: Any) -> Any:
-        """Return TRL's rollouts, whose scoring is started, or those of dynamic sampling."""
-        if self._drawn is not None:
-            return self._drawn.generated
+        """Return TRL's rollouts, whose scoring is started, or those that are there already."""
+        for there in (self._drawn, self._lag.learnt):
+            if there is not None:
+                return there.generated
         generated = super()._generate(prompts)
         self._early.start(prompts, generated)
         return generated
@@ -488,6 +514,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 )
             self.guard.save(growing / done.name)
         self.accelerator.wait_for_everyone()
+        self._lag.save(growing / done.name)
         self._saving = str(growing)
         try:
             super()._save_checkpoint(model, trial)
@@ -515,6 +542,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.guard.restore(Path(checkpoint))
+            self._lag.restore(Path(checkpoint))
         if self.distillation is not None and checkpoint is not None:
             weights = torch.load(
                 Path(checkpoint) / SELF_TEACHER_FILE,
@@ -556,6 +584,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         a tiny model with a long prompt. There only the completion is projected, a chunk at a time;
         other devices use TRL's way. Padding counts 0 in both.
         """
+        if self._lag.learnt is not None:  # the weights are not those that sampled it
+            return self._lag.learnt.log_probs, None, None
         if self._runs_plainly(input_ids, compute_aux_loss, images):
             student = self._plain_states(
                 model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size

@@ -18,7 +18,7 @@ from markscheme.integrations.trl import RubricReward
 from markscheme.schema import ScoreBatch
 from markscheme_train.config import build_config
 from markscheme_train.data import Example, as_dataset
-from markscheme_train.early_scoring import EarlyScoring
+from markscheme_train.early_scoring import EarlyScoring, sent_columns
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import build_trainer, train
 from train.tiny import ScriptedClient, tiny_model
@@ -171,6 +171,18 @@ def test_a_rollout_func_must_return_the_rollouts_that_it_had_judged(
         trainer.train()
 
 
+def test_what_a_rollout_func_adds_to_rows_is_sent() -> None:
+    rows = [{"rubric_id": "rub_1"}, {"rubric_id": "rub_2"}]
+    assert sent_columns(rows, {}) == {
+        "teacher_responses": [None, None],
+        "rubric_id": ["rub_1", "rub_2"],
+    }
+    assert sent_columns(rows, {"teacher_responses": "t", "rubric_id": ["rub_3"], "x": [1, 2]}) == {
+        "teacher_responses": ["t", "t"],
+        "rubric_id": ["rub_3", "rub_2"],
+    }
+
+
 def test_a_function_that_needs_the_rubrics_rewards_still_gets_them(
     settings: dict[str, Any], model: Any, tokenizer: Any
 ) -> None:
@@ -235,8 +247,7 @@ def test_a_batch_that_breaks_off_is_asked_about_no_more(
     under_way: list[PendingScores] = []
 
     def broken(completions: Any, **columns: Any) -> list[float]:
-        started = trainer.reward._started
-        assert started is not None
+        [started] = trainer.reward._started
         under_way.append(started.scores)
         raise ZeroDivisionError
 
@@ -246,7 +257,7 @@ def test_a_batch_that_breaks_off_is_asked_about_no_more(
     )
     with pytest.raises(ZeroDivisionError):
         trainer.train()
-    assert trainer.reward._started is None
+    assert trainer.reward._started == []
     # Its thread waits an hour unless it is told to stop.
     assert isinstance(under_way[0]._futures[0].exception(PATIENCE_S), ConnectionFailed)
     assert len(client.calls) == 1

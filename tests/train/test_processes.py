@@ -92,6 +92,9 @@ SLOW = pytest.mark.slow
             False,
             id="several iterations",
         ),
+        pytest.param(
+            {"num_generations": 4, "reward_lag": 1, "max_steps": 3}, False, id="one batch off"
+        ),
     ],
 )
 def test_two_processes_do_what_one_does(

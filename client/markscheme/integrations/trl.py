@@ -97,15 +97,16 @@ class _Begun:
     groups: dict[str, Group]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Started:
     """A batch whose groups have been posted.
 
-    `counts` are the rows of each process, `members` the rows of each group.
+    `rows` are those of all processes, `counts` how many each has, `members` the rows of each group.
     """
 
     call: _Call
     completions: Any
+    rows: list[Row]
     counts: Sequence[int]
     members: Sequence[Sequence[int]]
     scores: PendingScores
@@ -193,7 +194,7 @@ class RubricReward:
         self._call: _Call = (-1, 0)
         self._answered: tuple[Any, list[float | None]] = (None, [])
         self._begun: _Begun | None = None
-        self._started: _Started | None = None
+        self._started: list[_Started] = []
 
     def start(
         self,
@@ -208,8 +209,8 @@ class RubricReward:
     ) -> None:
         """Post a batch's groups and return; the call with these very `completions` joins them.
 
-        Call it on every process, with what the call will get. A batch that was started before and
-        not joined is cancelled.
+        Call it on every process, with what the call will get. Several batches may be under way;
+        `cancel` those that will not be joined.
         """
         call = self._next_call(trainer_state)
         begun, self._call = self._batch(call), call
@@ -217,13 +218,13 @@ class RubricReward:
         processes = current_process_group()
         # The processes may have different numbers of rows, and names that each has made up.
         counts, run_ids = zip(*processes.gather([(len(own), self.run_id)]), strict=True)
-        self.rows = processes.gather(own)
-        members = group_rows(self.rows, self.num_generations)
-        self._started = _Started(call, completions, counts, members, begun.scores)
+        rows = processes.gather(own)
+        members = group_rows(rows, self.num_generations)
+        self._started.append(_Started(call, completions, rows, counts, members, begun.scores))
         self._begun = None
         _warn_of_problems(own)
         first = sum(counts[: processes.rank])
-        groups = self._groups(members, call, range(first, first + len(own)))
+        groups = self._groups(rows, members, call, range(first, first + len(own)))
         if {group.id: group for group in groups if group.id in begun.groups} != begun.groups:
             raise ValueError("start_group was given other rollouts than start")
         if left := [group for group in groups if group.id not in begun.groups]:
@@ -263,11 +264,11 @@ class RubricReward:
             self._post(begun.scores, [group], Run(id=self.run_id, step=call[0]))
 
     def cancel(self) -> None:
-        """Ask no more for a batch that was begun or started and not joined, if there is one."""
-        for batch in (self._begun, self._started):
+        """Ask no more for batches that were begun or started and not joined."""
+        for batch in (self._begun, *self._started):
             if batch is not None:
                 batch.scores.cancel()
-        self._begun = self._started = None
+        self._begun, self._started = None, []
 
     def __call__(
         self,
@@ -305,7 +306,7 @@ class RubricReward:
             Unscored: More than `max_unscored` of the batch has no reward.
             MarkschemeError: The service refuses the request, or stays away too long.
         """
-        if self._started is None or self._started.completions is not completions:
+        if not any(started.completions is completions for started in self._started):
             self.start(
                 prompts=prompts,
                 completions=completions,
@@ -314,8 +315,9 @@ class RubricReward:
                 teacher_responses=teacher_responses,
                 rubric_id=rubric_id,
             )
-        assert self._started is not None
-        started, self._started = self._started, None
+        [started] = [each for each in self._started if each.completions is completions]
+        self._started.remove(started)
+        self.rows = started.rows
         processes, waiting_since = current_process_group(), time.perf_counter()
         batch = merged_batches(started.scores.join(processes, self.on_wait))
         self.last = self._report(started, batch, time.perf_counter() - waiting_since)
@@ -367,9 +369,10 @@ class RubricReward:
         return step, last_count + 1 if last_step == step else 0
 
     def _batch(self, call: _Call) -> _Begun:
-        """Return the batch of a call, which may have been begun; cancel any other."""
+        """Return the batch of a call, which may have been begun; cancel another that was."""
         if self._begun is None or self._begun.call != call:
-            self.cancel()
+            if self._begun is not None:
+                self._begun.scores.cancel()
             self._begun = _Begun(call, PendingScores(self.max_outage_s), {})
         return self._begun
 
@@ -410,14 +413,18 @@ class RubricReward:
         ]
 
     def _groups(
-        self, members: Sequence[Sequence[int]], call: _Call, own: Container[int]
+        self,
+        rows: Sequence[Row],
+        members: Sequence[Sequence[int]],
+        call: _Call,
+        own: Container[int],
     ) -> list[Group]:
         """Return the groups that this process posts.
 
         Those are the groups that begin in its rows `own`: a group is posted whole, by one process.
         """
         groups = (
-            self._askable(_group_id(call, place), [self.rows[row] for row in numbers])
+            self._askable(_group_id(call, place), [rows[row] for row in numbers])
             for place, numbers in enumerate(members)
             if numbers[0] in own
         )
