@@ -22,11 +22,11 @@ POINTS: dict[str, tuple[Any, str]] = {
     "before the rollouts": (MarkschemeTrainer, "_generate"),
     "before the question": (RubricReward, "_score"),
     "before the update": (MarkschemeTrainer, "_compute_loss"),
-    "before the teacher follows": (ModelCopy, "follow"),
+    "before the teacher follows": (ModelCopy, "update"),
     "before the record": (StepRecorder, "on_step_end"),
     "before the checkpoint": (MarkschemeTrainer, "_save_checkpoint"),
     "in mid-checkpoint": (Trainer, "_save_rng_state"),
-    "before the checkpoint's move": (trainer_module, "settle"),
+    "before the checkpoint's move": (trainer_module, "publish_dir"),
     "before the model is saved": (MarkschemeTrainer, "save_model"),
 }
 """Where a run may die: as it enters this function for the given time (1: the first)."""
