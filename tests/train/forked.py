@@ -21,6 +21,7 @@ PRELOADED = [
         "sharded_loss",
         "evaluated_run",
         "step_means",
+        "sharded_run",
     )
 ]
 LIMIT_S = 240
