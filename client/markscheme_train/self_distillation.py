@@ -5,6 +5,7 @@ hidden states are kept, a few thousand numbers a token instead of a vocabulary, 
 because the entropy weights' mean is that of the whole optimiser step over all processes.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -229,7 +230,7 @@ class SelfDistillation:
                     routed[index], controls[index] = context.routed, context.control
                     failures[index] = context.routed and context.failure
                     external += context.routed and context.external
-        states = self._teacher_states(batch, prompts)
+        states = self._teacher_states(batch, prompts, total)
         entropy, log_probs = torch.zeros(2, *mask.shape, dtype=torch.float32, device=mask.device)
         for index, row_states in states.items():
             with torch.no_grad():
@@ -310,16 +311,18 @@ class SelfDistillation:
         mask, tokens = student_token_mask(batch).bool(), routed_token_mask(batch)
         states = student.states[tokens]
         teacher = [each for each in batch["teacher_states"] if each is not None]
-        divergence = divergences(
-            states,
-            # Without routed rows both are empty.
-            torch.cat(teacher) if teacher else states.detach(),
-            student.head,
-            self.self_teacher.head,
-            alpha=self.config.distillation_alpha,
-            top_k=self.config.distillation_top_k,
-            temperature=self.config.temperature,
-        )
+        if teacher:
+            divergence = divergences(
+                states,
+                torch.cat(teacher),
+                student.head,
+                self.self_teacher.head,
+                alpha=self.config.distillation_alpha,
+                top_k=self.config.distillation_top_k,
+                temperature=self.config.temperature,
+            )
+        else:
+            divergence = states.sum(-1)  # of no position, but part of the graph
         self.gains.add(batch, student.log_probs, mask)
         old = batch.get("old_per_token_logps")
         loss, metrics = srpo_loss(
@@ -348,10 +351,21 @@ class SelfDistillation:
         }
 
     def _teacher_states(
-        self, batch: Mapping[str, Any], prompts: Mapping[int, Sequence[int]]
+        self,
+        batch: Mapping[str, Any],
+        prompts: Mapping[int, Sequence[int]],
+        total: Callable[[Tensor], Tensor],
     ) -> dict[int, Tensor]:
         """Return the self-teacher's states [T, d] of each routed row's tokens."""
         size, row_states = self.config.per_device_train_batch_size, {}
+        passes = own_passes = math.ceil(len(prompts) / size)
+        if self.self_teacher.sharded:
+            # The sum over processes is above 0 at each one's number; the last is the largest.
+            numbers = torch.zeros(
+                self.config.steps_per_generation + 1, device=batch["completion_ids"].device
+            )
+            numbers[own_passes] = 1
+            passes = int(total(numbers).nonzero().max())
         # Rows of similar length share a batch, which saves padding.
         indices = sorted(prompts, key=lambda index: len(prompts[index]))
         for start in range(0, len(indices), size):
@@ -373,6 +387,10 @@ class SelfDistillation:
             )
             for row, index in enumerate(part):
                 row_states[index] = states[row, student_token_mask(batch)[index].bool()].clone()
+        for _ in range(own_passes, passes):
+            # A sharded model's forward pass needs every process: this one has no row left.
+            first = batch["completion_ids"][:1]
+            self.self_teacher.states(first, torch.ones_like(first), 1)
         return row_states
 
     def _tokens(self, prompt: Prompt) -> Sequence[int]:

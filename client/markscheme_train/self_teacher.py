@@ -1,7 +1,8 @@
 """The self-teacher: the student, kept from moving fast, that reads a demonstration or feedback.
 
 With full fine-tuning it is a second copy of the model, with adapters a second adapter on the same
-base. Both start as the student. There are three kinds (SDPO, arXiv 2601.20802):
+base, with FSDP 2 a second shard of each trained weight. All start as the student. There are three
+kinds (SDPO, arXiv 2601.20802):
 
 - ``ema``: an exponential moving average, `θ_T ← (1 - τ) θ_T + τ θ` once a batch, τ = 0.05.
 - ``frozen``: the initial student.
@@ -18,7 +19,11 @@ from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn import functional
 
 SELF_TEACHER_ADAPTER, STUDENT_ADAPTER = "teacher", "default"
 
@@ -27,7 +32,17 @@ RateSchedule = Literal["constant", "linear", "cosine"]
 
 
 class SelfTeacher(Protocol):
-    """What the trainer needs of a self-teacher."""
+    """What the trainer needs of a self-teacher.
+
+    Where `sharded` is true, every method but `head` is a collective: all processes must call it.
+    """
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds only a part of the weights."""
+
+    def start(self) -> None:
+        """Start as the student. Called before each training, once a trainer has wrapped it."""
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
         """Return the states [B, keep, d] that predict the last `keep` tokens, without gradient."""
@@ -55,6 +70,8 @@ class ModelCopy:
     `forward` in the model, and a copy of that closure would run the student.
     """
 
+    sharded = False
+
     def __init__(self, student: nn.Module) -> None:
         if "forward" in vars(student):
             raise ValueError(
@@ -62,6 +79,10 @@ class ModelCopy:
             )
         self._student = student
         self.model = copy.deepcopy(student).float().eval().requires_grad_(False)
+
+    def start(self) -> None:
+        """Do nothing: it was copied when it was made."""
+        return
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
@@ -75,12 +96,9 @@ class ModelCopy:
     @torch.no_grad()
     def update(self, rate: float) -> None:
         """Move the weights towards the student's by `rate`."""
-        # The student may be in half precision or on another device.
-        pairs = [
-            (own, other.to(own))
-            for own, other in zip(self.model.parameters(), self._student.parameters(), strict=True)
-        ]
-        _ema_update(pairs, rate)
+        own, other = list(self.model.parameters()), list(self._student.parameters())
+        _refuse_non_finite(_all_finite(other))
+        _ema_update(own, other, rate)
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return the whole state dict."""
@@ -99,6 +117,8 @@ class AdapterCopy:
     checkpoints hold its weights.
     """
 
+    sharded = False
+
     def __init__(self, model: Any) -> None:
         self._model = model
         model.add_adapter(SELF_TEACHER_ADAPTER, model.peft_config[STUDENT_ADAPTER])
@@ -110,11 +130,15 @@ class AdapterCopy:
                 own.requires_grad_(False)
         model.set_adapter(STUDENT_ADAPTER)
 
+    def start(self) -> None:
+        """Do nothing: it was copied when it was made."""
+        return
+
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
         """Return the states [B, keep, d] that predict the last `keep` tokens, without gradient."""
         with self._adapter_active():
-            return _states(self._model.get_base_model(), input_ids, attention_mask, keep)
+            return _states(self._model, input_ids, attention_mask, keep)
 
     def head(self, states: Tensor) -> Tensor:
         """Return the logits of hidden states."""
@@ -123,7 +147,9 @@ class AdapterCopy:
     @torch.no_grad()
     def update(self, rate: float) -> None:
         """Move the weights towards the student's by `rate`."""
-        _ema_update(self._pairs, rate)
+        own, other = [own for own, _ in self._pairs], [other for _, other in self._pairs]
+        _refuse_non_finite(_all_finite(other))
+        _ema_update(own, other, rate)
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return nothing: the model's own checkpoint holds the adapter."""
@@ -153,6 +179,110 @@ class AdapterCopy:
                 self._model.set_adapter(STUDENT_ADAPTER)
 
 
+class ShardedCopy:
+    """A second shard of each trained weight, in fp32, for a student under FSDP 2.
+
+    It has no modules of its own. For a forward pass its shards take the place of the student's,
+    which FSDP gathers layer by layer, in the precision in which it gathers the student's; then the
+    student's are put back. With an adapter only the adapter is trained, so only that is copied. The
+    output head alone is kept whole, gathered once after each update.
+
+    Args:
+        student: The model, which a trainer is going to shard in place.
+        dtype: Precision of the whole head; `None`: that of the student's head.
+    """
+
+    sharded = True
+
+    def __init__(self, student: nn.Module, dtype: torch.dtype | None = None) -> None:
+        self._student, self._dtype = student, dtype
+        self._trained: dict[str, nn.Parameter] = {}
+        self._own: dict[str, Tensor] = {}
+        self._head: tuple[Tensor, Tensor | None]
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Start as the student, unless it has started: call it between sharding and training."""
+        if self._own:
+            return
+        self._trained = {
+            name: weight
+            for name, weight in self._student.named_parameters()
+            if weight.requires_grad
+        }
+        self._own = {
+            name: weight.detach().to(torch.float32, copy=True)
+            for name, weight in self._trained.items()
+        }
+        self._gather_head()
+
+    @torch.no_grad()
+    def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+        """Return the states [B, keep, d] that predict the last `keep` tokens, without gradient."""
+        with self._installed(), _evaluating(self._student):
+            return _states(self._student, input_ids, attention_mask, keep)
+
+    def head(self, states: Tensor) -> Tensor:
+        """Return the logits of hidden states."""
+        weight, bias = self._head
+        return output_head(
+            _inner(self._student), lambda states: functional.linear(states.to(weight), weight, bias)
+        )(states)
+
+    @torch.no_grad()
+    def update(self, rate: float) -> None:
+        """Move the weights towards the student's by `rate`."""
+        other = _local(self._trained)
+        finite = _all_finite(other).float()
+        # All raise or none does: a process that went on alone would wait for the others for ever.
+        distributed.all_reduce(finite, distributed.ReduceOp.MIN)
+        _refuse_non_finite(finite)
+        _ema_update(_local(self._own), other, rate)
+        self._gather_head()
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return this process's part of the weights that are trained."""
+        return self._own
+
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the weights of a checkpoint, sharded as `weights` returns them."""
+        torch._foreach_copy_(_local(self._own), _local(weights))
+        self._gather_head()
+
+    def _gather_head(self) -> None:
+        layer = _inner(self._student).get_output_embeddings()
+        copies: dict[Tensor, Tensor] = {
+            weight: self._own[name] for name, weight in self._trained.items()
+        }
+
+        def gathered(part: Tensor) -> Tensor:
+            # The student's own where it is not trained.
+            return _whole(copies.get(part, part).detach().to(self._dtype or part.dtype))
+
+        self._reshard()
+        self._head = gathered(layer.weight), None if layer.bias is None else gathered(layer.bias)
+
+    @contextmanager
+    def _installed(self) -> Iterator[None]:
+        """Put the shards in the place of the student's; put those back at the end."""
+        student = _local(self._trained)
+        held = [shard.clone() for shard in student]
+        self._reshard()
+        torch._foreach_copy_(student, _local(self._own))
+        try:
+            yield
+        finally:
+            self._reshard()
+            torch._foreach_copy_(student, held)
+
+    def _reshard(self) -> None:
+        """Drop gathered weights, which FSDP keeps of some layers, since their shards change."""
+        for module in self._student.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
 class TrustRegion:
     """A mixture in log space of the initial student and the current one.
 
@@ -167,18 +297,29 @@ class TrustRegion:
     """
 
     def __init__(
-        self, reference: ModelCopy | AdapterCopy, student: Any, coefficient: Callable[[], float]
+        self, reference: SelfTeacher, student: Any, coefficient: Callable[[], float]
     ) -> None:
         self._reference, self._student, self._coefficient = reference, student, coefficient
         self._share = 0.0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds only a part of the weights."""
+        return self._reference.sharded
+
+    def start(self) -> None:
+        """Take the initial student as the reference."""
+        self._reference.start()
 
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
         """Return the states [B, keep, 2d] that predict the last `keep` tokens, without gradient."""
         self._share = self._coefficient()
+        initial = self._reference.states(input_ids, attention_mask, keep)
+        # Last: a sharded student's head is whole after its forward pass.
         with _evaluating(self._student):
-            own = _states(_inner(self._student), input_ids, attention_mask, keep)
-        return torch.cat([self._reference.states(input_ids, attention_mask, keep), own], -1)
+            own = _states(self._student, input_ids, attention_mask, keep)
+        return torch.cat([initial, own], -1)
 
     def head(self, states: Tensor) -> Tensor:
         """Return the mixed logits of hidden states, in the higher precision of the two."""
@@ -227,15 +368,48 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+@contextmanager
+def last_states(model: Any) -> Iterator[list[Tensor]]:
+    """Collect the last hidden states [B, T, d] of each forward pass, with their graph."""
+    seen: list[Tensor] = []
+    hook = _inner(model).base_model.register_forward_hook(
+        lambda _module, _inputs, out: seen.append(out[0])
+    )
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
 def _states(model: Any, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-    out = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    if is_sharded(model):
+        # Only the root's forward gathers all weights. The head runs too, on one position.
+        with last_states(model) as seen:
+            model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                logits_to_keep=1,
+                use_cache=False,
+            )
+        return seen[0][:, -keep - 1 : -1]
+    out = _inner(model).base_model(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+    )
     states: Tensor = out.last_hidden_state[:, -keep - 1 : -1]
     return states
 
 
-def output_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """Return the map from hidden states to logits, scaled and capped as the model family does."""
-    project, config = model.get_output_embeddings(), model.config.get_text_config()
+def output_head(
+    model: Any, project: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Return the map from hidden states to logits, scaled and capped as the model family does.
+
+    Args:
+        model: The model.
+        project: Used instead of the model's output layer.
+    """
+    project = project or _output_layer(model)
+    config = model.config.get_text_config()
     # transformers does this in each model's forward, not in the head: Cohere, Falcon-H1, Muse and
     # HyperCLOVA X multiply, Granite and MiniCPM3 divide, Gemma 2 caps.
     factors = (
@@ -255,8 +429,52 @@ def output_head(model: Any) -> Callable[[Tensor], Tensor]:
     return head
 
 
-def _ema_update(pairs: Sequence[tuple[Tensor, Tensor]], rate: float) -> None:
-    if not all(bool(other.isfinite().all()) for _, other in pairs):
+def _local(weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return this process's parts, which share their memory with the weights."""
+    return [local_part(weight) for weight in weights.values()]
+
+
+def is_sharded(module: Any) -> bool:
+    """Return whether FSDP 2 gathers the module's weights in its forward pass."""
+    return isinstance(module, FSDPModule)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return the part that this process holds, in the same memory: of most tensors all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def _whole(weight: Tensor) -> Tensor:
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a flag on the tensors' device, which the host need not wait for."""
+    return torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
+
+
+def _refuse_non_finite(finite: Tensor) -> None:
+    if not bool(finite):
         raise FloatingPointError("the student's weights are no numbers any more")
-    # One fused kernel for all weights instead of one launch a tensor.
-    torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], rate)
+
+
+def _output_layer(model: Any) -> Callable[[Tensor], Tensor]:
+    layer: Any = model.get_output_embeddings()
+    if is_sharded(layer):
+        # Its weight is whole from the root's forward pass on. Its hooks belong into that pass.
+        return lambda states: functional.linear(states, layer.weight, layer.bias)
+    project: Callable[[Tensor], Tensor] = layer
+    return project
+
+
+def _ema_update(own: Sequence[Tensor], other: Sequence[Tensor], rate: float) -> None:
+    if all(
+        (mine.dtype, mine.device) == (its.dtype, its.device)
+        for mine, its in zip(own, other, strict=True)
+    ):
+        # One fused kernel for all weights instead of one launch a tensor.
+        torch._foreach_lerp_(list(own), list(other), rate)
+        return
+    # A student in half precision: one tensor at a time, so that only one is held twice.
+    for mine, its in zip(own, other, strict=True):
+        mine.lerp_(its.to(mine), rate)

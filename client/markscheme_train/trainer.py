@@ -13,13 +13,13 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from transformers import TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -51,12 +51,15 @@ from markscheme_train.self_teacher import (
     AdapterCopy,
     ModelCopy,
     SelfTeacher,
+    ShardedCopy,
     TrustRegion,
+    last_states,
     output_head,
     scheduled,
 )
 
-SELF_TEACHER_FILE = "self_teacher.pt"
+SELF_TEACHER_FILE, SELF_TEACHER_FOLDER = "self_teacher.pt", "self_teacher"
+"""Where a checkpoint holds the self-teacher: whole in a file, in shards in a folder."""
 PER_SEQUENCE = ("grpo", "sapo")
 """TRL's loss types that average over sequences."""
 MIN_MOVED_SHARE = 0.5
@@ -143,7 +146,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         # Copy before TRL replaces the model's forward: a later copy would run the student's.
         teacher = (
             ModelCopy(model)
-            if args.method != "grpo" and not hasattr(model, "peft_config")
+            if args.method != "grpo" and not hasattr(model, "peft_config") and not is_fsdp(args)
             else None
         )
         super().__init__(model=model, reward_funcs=[reported, *other_rewards], args=args, **kwargs)
@@ -160,11 +163,15 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if args.method != "grpo" or self.accelerator.device.type == self.plain_device:
             check_output_head(_inner(self.model))
         if args.method != "grpo":
-            check_unsharded(self)
-            copied = teacher or AdapterCopy(self.model)
-            self_teacher: SelfTeacher = copied
+            check_shards(self)
+            self_teacher: SelfTeacher
+            if is_fsdp(args):
+                policy = self.accelerator.state.fsdp_plugin.mixed_precision_policy
+                self_teacher = ShardedCopy(self.model, policy and policy.param_dtype)
+            else:
+                self_teacher = teacher or AdapterCopy(self.model)
             if args.self_teacher == "trust_region":
-                self_teacher = TrustRegion(copied, self.model, self.teacher_rate)
+                self_teacher = TrustRegion(self_teacher, self.model, self.teacher_rate)
             self.distillation = SelfDistillation(
                 args,
                 self_teacher,
@@ -507,7 +514,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             # A run that was killed while it saved leaves this folder.
             shutil.rmtree(growing, ignore_errors=True)
             (growing / done.name).mkdir(parents=True)
-            if self.distillation is not None:
+            if self.distillation is not None and not self.distillation.self_teacher.sharded:
                 torch.save(
                     dict(self.distillation.self_teacher.weights()),
                     growing / done.name / SELF_TEACHER_FILE,
@@ -515,6 +522,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             self.guard.save(growing / done.name)
         self.accelerator.wait_for_everyone()
         self._lag.save(growing / done.name)
+        if self.distillation is not None and self.distillation.self_teacher.sharded:
+            state_dict_saver.save(
+                dict(self.distillation.self_teacher.weights()),
+                checkpoint_id=growing / done.name / SELF_TEACHER_FOLDER,
+            )
         self._saving = str(growing)
         try:
             super()._save_checkpoint(model, trial)
@@ -544,12 +556,20 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             self.guard.restore(Path(checkpoint))
             self._lag.restore(Path(checkpoint))
         if self.distillation is not None and checkpoint is not None:
-            weights = torch.load(
-                Path(checkpoint) / SELF_TEACHER_FILE,
-                map_location=self.accelerator.device,
-                weights_only=True,
-            )
-            self.distillation.self_teacher.restore(weights)
+            teacher = self.distillation.self_teacher
+            if teacher.sharded:
+                teacher.start()
+                weights = dict(teacher.weights())
+                state_dict_loader.load(
+                    weights, checkpoint_id=Path(checkpoint) / SELF_TEACHER_FOLDER
+                )
+            else:
+                weights = torch.load(
+                    Path(checkpoint) / SELF_TEACHER_FILE,
+                    map_location=self.accelerator.device,
+                    weights_only=True,
+                )
+            teacher.restore(weights)
 
     def _total(self, values: torch.Tensor) -> torch.Tensor:
         total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
@@ -629,7 +649,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             )
             return plain, None
         inner = _inner(self.accelerator.unwrap_model(model))
-        with _last_states(inner) as seen:
+        with last_states(inner) as seen:
             log_probs, entropies, auxiliary = super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,
@@ -666,8 +686,13 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         head = output_head(inner)
         every = []
         size = batch_size or len(input_ids)
-        # Sharing calls the model inside DDP's wrapper, so it is for a single process only.
-        share = self.accelerator.num_processes == 1 and keep > 1 and can_share(model)
+        # Sharing calls a part of the model, inside the wrapper of DDP or FSDP.
+        share = (
+            self.accelerator.num_processes == 1
+            and not self.is_fsdp_enabled
+            and keep > 1
+            and can_share(model)
+        )
         for ids, mask in zip(
             torch.split(input_ids, size), torch.split(attention_mask, size), strict=True
         ):
@@ -675,7 +700,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 with self.accelerator.autocast():
                     every.append(shared_prompt_states(inner.base_model, ids, mask, keep))
             else:
-                with _last_states(inner) as seen:
+                with last_states(inner) as seen:
                     # Only the states are used. `logits_to_keep=0` would ask for all logits.
                     model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
                 every += [states[:, -keep - 1 : -1] for states in seen]
@@ -709,6 +734,11 @@ class UpdateSelfTeacher(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: MarkschemeTrainer) -> None:
         self._trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the self-teacher: the student is sharded now."""
+        if self._trainer.distillation is not None:
+            self._trainer.distillation.self_teacher.start()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Update the self-teacher at the end of a batch."""
         trainer = self._trainer
@@ -734,18 +764,25 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
         return iter(super().__iter__())
 
 
-def check_unsharded(trainer: GRPOTrainer) -> None:
-    """Raise `ConfigError` if a process holds only a part of the weights.
+def is_fsdp(args: TrainConfig) -> bool:
+    """Return whether accelerate is asked for FSDP, by the configuration or by its launcher."""
+    return args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
-    The self-teacher's average needs all of them.
-    """
+
+def check_shards(trainer: GRPOTrainer) -> None:
+    """Raise `ConfigError` if the weights are sharded in a way that no self-teacher follows."""
     plugin = trainer.accelerator.state.deepspeed_plugin
-    if trainer.is_fsdp_enabled or (
-        trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3
-    ):
+    if trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3:
         raise ConfigError(
-            f"method {trainer.args.method} needs all weights on each process: use DDP or "
-            "DeepSpeed's ZeRO 1 or 2, or a method without a self-teacher (presets grpo, ropd)"
+            f"method {trainer.args.method} has a self-teacher, which DeepSpeed's ZeRO 3 cannot "
+            "shard: use FSDP 2 (examples/accelerate/fsdp2.yaml), which shards as much, or ZeRO 2"
+        )
+    if is_fsdp(trainer.args) and not trainer.is_fsdp_enabled:
+        raise ConfigError("accelerate shards no weights on a CPU: leave out FSDP")
+    if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:
+        raise ConfigError(
+            f"method {trainer.args.method} has a self-teacher, which needs FSDP 2, not 1: set "
+            "fsdp_version: 2, as examples/accelerate/fsdp2.yaml does"
         )
 
 
@@ -781,7 +818,7 @@ def check_output_head(model: Any) -> None:
     tokens = torch.arange(2, device=model.device).unsqueeze(0)
     training = model.training
     model.eval()
-    with _last_states(model) as seen:
+    with last_states(model) as seen:
         logits = model(input_ids=tokens, use_cache=False).logits.float()
     model.train(training)
     error = (output_head(model)(seen[0]).float() - logits).abs().max()
@@ -794,18 +831,6 @@ def check_output_head(model: Any) -> None:
 
 def _inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-@contextmanager
-def _last_states(model: Any) -> Iterator[list[torch.Tensor]]:
-    """Collect the last hidden states of each forward pass, with their graph."""
-    seen: list[torch.Tensor] = []
-    # Entry 0 of the output is the last hidden state.
-    hook = model.base_model.register_forward_hook(lambda _module, _inputs, out: seen.append(out[0]))
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 class _DropRollouts(logging.Filter):

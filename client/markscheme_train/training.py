@@ -55,6 +55,7 @@ from markscheme_train.evaluation import (
 )
 from markscheme_train.other_rewards import import_rewards
 from markscheme_train.reward import RubricReward, Scorer, is_outage
+from markscheme_train.self_teacher import local_part
 from markscheme_train.step_log import EvaluationRecord, StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 
@@ -537,8 +538,15 @@ class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
         """Check the gradients."""
         if self._trainer.accelerator.scaler is not None:
             return  # fp16: the scaler skips a step that overflowed and retries on a smaller scale
-        gradients = [p.grad for p in self._trainer.model.parameters() if p.grad is not None]
-        if gradients and not torch.stack([g.isfinite().all() for g in gradients]).all():
+        broken = [
+            ~local_part(p.grad).isfinite().all()
+            for p in self._trainer.model.parameters()
+            if p.grad is not None
+        ]
+        accelerator = self._trainer.accelerator
+        found = torch.stack(broken).any() if broken else torch.tensor(False)
+        # A process may hold a part that is whole; all must stop.
+        if accelerator.reduce(found.float().to(accelerator.device)).item():
             raise Diverged(
                 f"the gradients of step {state.global_step + 1} are no numbers; the step was not "
                 "taken"

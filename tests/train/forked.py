@@ -22,6 +22,7 @@ PRELOADED = [
         "evaluated_run",
         "step_means",
         "heartbeats",
+        "sharded_run",
     )
 ]
 LIMIT_S = 240

@@ -22,7 +22,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "before the rollouts": (MarkschemeTrainer, "_generate"),
     "before the question": (RubricReward, "_post"),
     "before the update": (MarkschemeTrainer, "_compute_loss"),
-    "before the teacher follows": (ModelCopy, "follow"),
+    "before the teacher follows": (ModelCopy, "update"),
     "before the record": (StepRecorder, "on_step_end"),
     "before the checkpoint": (MarkschemeTrainer, "_save_checkpoint"),
     "in mid-checkpoint": (Trainer, "_save_rng_state"),

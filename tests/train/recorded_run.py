@@ -1,16 +1,21 @@
 """Train on recorded rollouts, with ``torchrun`` or plain Python; write weights and facts."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from torch.distributed.tensor import DTensor
 
 from markscheme.integrations.processes import current_process_group
 from markscheme_train.config import build_config
 from markscheme_train.data import Example, as_dataset
 from markscheme_train.reward import RubricReward
+from markscheme_train.self_teacher import SELF_TEACHER_ADAPTER, STUDENT_ADAPTER
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import load_model, silence_libraries
 from train.tiny import ScriptedClient
@@ -28,60 +33,87 @@ def recorded(batch: int, row: int) -> list[int]:
 
 
 class Recorded(MarkschemeTrainer):
-    """Generates nothing: it says what was recorded."""
+    """Generates nothing: it says what was recorded. With `samples` it generates, and notes it."""
 
-    batch = 0
+    samples = False
+    rollouts: list[list[int]]
+    dies_saving: int | None = None
 
-    def _generate_single_turn(
-        self, prompt_ids: Any, *_more: Any, **_kwargs: Any
-    ) -> tuple[list[list[int]], None]:
+    def _generate_single_turn(self, prompt_ids: Any, *more: Any, **named: Any) -> Any:
+        if self.samples:
+            made = super()._generate_single_turn(prompt_ids, *more, **named)
+            self.rollouts = made[0]
+            return made
         first = self.accelerator.process_index * len(prompt_ids)
-        self.batch += 1
-        return [recorded(self.batch, first + i) for i in range(len(prompt_ids))], None
+        batch = self.state.global_step + 1
+        return [recorded(batch, first + i) for i in range(len(prompt_ids))], None
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self.state.global_step == self.dies_saving:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._save_rng_state(output_dir)
 
 
-def main(settings: Path, out: Path) -> None:
+def whole(weight: Any) -> Any:
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def main(settings: Path, out: Path, made: type[Recorded] = Recorded) -> None:
     given = json.loads(settings.read_text())
-    only_first = given.pop("only_first_group_fails", False)
+    elsewhere = given.pop("rewards_of_other_groups", REWARDS)
+    stops, dies_saving = given.pop("greedy_until", None), given.pop("dies_saving", None)
+    made.plain_device = given.pop("plain_device", "cpu")
     silence_libraries()
     config = build_config(given)
     model, tokenizer = load_model(config)
-
-    def script(place: int, _rollout: Any) -> float:
-        return REWARDS[place]
-
-    def successes(place: int, _rollout: Any) -> float:
-        return 0.6 + place / 10
+    if stops is not None:
+        model.generation_config.eos_token_id = stops
 
     class Client(ScriptedClient):
         def _group(self, group: Any) -> Any:
-            self.script = successes if only_first and not group.id.endswith("p0") else script
+            rewards = REWARDS if group.id.endswith("p0") else elsewhere
+            self.script = lambda place, _rollout: rewards[place]
             return super()._group(group)
 
-    client = Client(script)
+    client = Client(lambda place, _rollout: None)
     reward = RubricReward(
         client, num_generations=config.num_generations, run_id="run", eos_token_ids=[EOS]
     )
     examples = [Example(prompt=f"w{i} w{i + 1}") for i in range(4)]
-    trainer = Recorded(
+    trainer = made(
         model,
         reward,
         config,
         train_dataset=as_dataset(examples, chat=False),
         processing_class=tokenizer,
     )
-    trainer.train()
+    trainer.samples, trainer.dies_saving = stops is not None, dies_saving
+    checkpoint = given.get("resume_from_checkpoint")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    assert trainer.distillation is not None
+    # Sharded weights are gathered by all processes.
+    student, teacher = (
+        {name: whole(value) for name, value in weights.items()}
+        for weights in (
+            trainer.accelerator.unwrap_model(trainer.model_wrapped).state_dict(),
+            trainer.distillation.self_teacher.weights(),
+        )
+    )
+    # A whole model has the self-teacher's adapter inside.
+    names = [name for name in student if f".{SELF_TEACHER_ADAPTER}." in name]
+    teacher |= {
+        name.replace(SELF_TEACHER_ADAPTER, STUDENT_ADAPTER): student.pop(name) for name in names
+    }
+    rollouts = gather_object(trainer.rollouts) if trainer.samples else []
     asked = current_process_group().gather(
         [[[group.id for group in call["groups"]] for call in client.calls]]
     )
     if trainer.accelerator.is_main_process:
-        assert trainer.distillation is not None
         torch.save(
             {
-                "student": dict(
-                    trainer.accelerator.unwrap_model(trainer.model_wrapped).state_dict()
-                ),
-                "teacher": dict(trainer.distillation.self_teacher.weights()),
+                "rollouts": rollouts,
+                "student": student,
+                "teacher": teacher,
                 "asked": asked,
                 "processes": trainer.accelerator.num_processes,
                 "wrapper": type(trainer.model_wrapped).__name__,

@@ -82,7 +82,7 @@ SLOW = pytest.mark.slow
     [
         pytest.param({"num_generations": 4}, True, id="whole groups", marks=SLOW),
         pytest.param(
-            {"num_generations": 4, "only_first_group_fails": True},
+            {"num_generations": 4, "rewards_of_other_groups": [0.6, 0.7, 0.8, 0.9]},
             False,
             id="a process without routed rows",
         ),

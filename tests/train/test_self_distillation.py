@@ -18,7 +18,7 @@ from markscheme_train.errors import ConfigError
 from markscheme_train.reward import Row, RowScore, RubricReward
 from markscheme_train.self_distillation import ScoredRows, SelfDistillation
 from markscheme_train.self_teacher import ModelCopy
-from markscheme_train.trainer import SELF_TEACHER_FILE, MarkschemeTrainer, check_unsharded
+from markscheme_train.trainer import SELF_TEACHER_FILE, MarkschemeTrainer, check_shards
 from markscheme_train.training import build_trainer, train
 from train.routed_batch import PROMPTS, Maker, generate, mixed
 from train.tiny import ScriptedClient
@@ -418,17 +418,44 @@ def test_a_short_response_is_no_demonstration(settings: dict[str, Any], tokenize
     ]
 
 
-@pytest.mark.parametrize(("fsdp", "deepspeed", "stage"), [(True, False, 0), (False, True, 3)])
-def test_weights_in_parts_are_refused(fsdp: bool, deepspeed: bool, stage: int) -> None:
-    def trainer(fsdp: bool, deepspeed: bool, stage: int) -> Any:
-        state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+@pytest.mark.parametrize(
+    ("fsdp_version", "zero_stage", "advice"),
+    [(1, None, "set fsdp_version: 2"), (None, 3, "use FSDP 2 .* or ZeRO 2")],
+)
+def test_shards_that_no_self_teacher_follows_are_refused(
+    fsdp_version: int | None, zero_stage: int | None, advice: str
+) -> None:
+    def trainer(fsdp_version: int | None, zero_stage: int | None) -> Any:
+        state = SimpleNamespace(
+            deepspeed_plugin=SimpleNamespace(zero_stage=zero_stage),
+            fsdp_plugin=SimpleNamespace(fsdp_version=fsdp_version),
+        )
         return SimpleNamespace(
-            is_fsdp_enabled=fsdp,
-            is_deepspeed_enabled=deepspeed,
-            args=SimpleNamespace(method="srpo"),
+            is_fsdp_enabled=fsdp_version is not None,
+            is_deepspeed_enabled=zero_stage is not None,
+            args=SimpleNamespace(method="srpo", fsdp_plugin_args=None),
             accelerator=SimpleNamespace(state=state),
         )
 
-    with pytest.raises(ConfigError, match="method srpo needs all weights on each process"):
-        check_unsharded(trainer(fsdp, deepspeed, stage))
-    check_unsharded(trainer(False, True, 2))
+    with pytest.raises(ConfigError, match=f"method srpo has a self-teacher.*{advice}"):
+        check_shards(trainer(fsdp_version, zero_stage))
+    check_shards(trainer(2, None))
+    check_shards(trainer(None, 2))
+
+
+def test_fsdp_that_accelerate_would_leave_out_is_refused(
+    make_trainer: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="accelerate shards no weights on a CPU"):
+        make_trainer()
+
+
+@pytest.mark.parametrize("kind", ["ema", "trust_region"])
+def test_a_micro_batch_without_routed_rows_needs_no_self_teacher(
+    kind: str, make_trainer: Maker
+) -> None:
+    """A trust region's states are those of two models side by side, the student's of one."""
+    made = make_trainer(lambda place, _: 0.6 + place / 10, self_teacher=kind, max_steps=1)
+    made.train()
+    assert made.state.global_step == 1
