@@ -102,7 +102,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def state(run: Path) -> dict[str, Any]:
+def state(run: Path, *, first_step: int = 1) -> dict[str, Any]:
     """Read a finished run: weights, optimiser, schedule, self-teacher, generators and log."""
     last = run / "checkpoint-6"
     found: dict[str, Any] = dict(load_file(last / "model.safetensors"))
@@ -111,7 +111,7 @@ def state(run: Path) -> dict[str, Any]:
     for name in ("optimizer.pt", "scheduler.pt", "self_teacher.pt", "rng_state.pth"):
         found |= flat(name, torch.load(last / name, weights_only=False))
     records = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in records] == [*range(first_step, 7)]
     for record in records:
         found |= flat(
             f"step {record['step']}",
@@ -192,6 +192,27 @@ def test_killed_and_started_again(
         "checkpoint-6",
     ]
     assert not (tmp_path / "killed" / ".saving").exists()
+
+
+@pytest.mark.slow
+def test_killed_while_a_batch_is_judged_that_is_learnt_from_later(
+    settings: dict[str, Any], judge: FastJudge, service: ServiceProcess, tmp_path: Path
+) -> None:
+    """The batch under way is in the checkpoint; nothing is asked again."""
+    lagged = settings | {"run_id": "lagged", "seed": 79, "reward_lag": 1}
+    before = judge.count
+    killed = lagged | {"output_dir": str(tmp_path / "killed")}
+    exit_code = run(killed, service.url, point="before the update", occasion=10)
+    assert exit_code == -signal.SIGKILL
+    assert run(killed, service.url, resume=True) == 0
+    asked = judge.calls[before:]
+    assert len({json.dumps(call.body, sort_keys=True) for call in asked}) == len(asked) > 2
+    left_alone = lagged | {"output_dir": str(tmp_path / "left alone")}
+    assert run(left_alone, service.url) == 0
+    assert judge.count == before + len(asked)
+    # Two steps on each batch, and nothing is learnt from the first one at once.
+    one, two = (state(tmp_path / name, first_step=3) for name in ("killed", "left alone"))
+    assert [name for name, value in one.items() if not same(value, two[name])] == []
 
 
 def paid(run: Path) -> int:
