@@ -444,18 +444,18 @@ def test_shards_that_no_self_teacher_follows_are_refused(
 
 
 def test_fsdp_that_accelerate_would_leave_out_is_refused(
-    make_trainer: Maker, monkeypatch: pytest.MonkeyPatch
+    make_srpo_trainer: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="accelerate shards no weights on a CPU"):
-        make_trainer()
+        make_srpo_trainer()
 
 
 @pytest.mark.parametrize("kind", ["ema", "trust_region"])
 def test_a_micro_batch_without_routed_rows_needs_no_self_teacher(
-    kind: str, make_trainer: Maker
+    kind: str, make_srpo_trainer: Maker
 ) -> None:
     """A trust region's states are those of two models side by side, the student's of one."""
-    made = make_trainer(lambda place, _: 0.6 + place / 10, self_teacher=kind, max_steps=1)
+    made = make_srpo_trainer(lambda place, _: 0.6 + place / 10, self_teacher=kind, max_steps=1)
     made.train()
     assert made.state.global_step == 1
