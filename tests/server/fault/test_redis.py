@@ -8,7 +8,7 @@ import pytest
 
 from fakes.bodies import create_rubric, model_judge, score
 from fakes.fast_judge import FastJudge
-from fakes.load import Answer, quantile, send_at_rate
+from fakes.load import Answer, quantile, send_all, send_at_rate
 from fakes.processes import PATIENCE_S, eventually
 from fakes.stores import RedisServer, free_port
 from fakes.tcp_proxy import Latency, ResetPeer, TcpProxy, Timeout
@@ -113,7 +113,7 @@ def test_redis_dies_and_returns_under_load(
     assert {r for a in answers for r in a.rewards} == {1.0}
     for attempt in eventually():
         with attempt:  # it may not have tried Redis again while the answers were sent
-            score(url, rubric_id, [f"later {attempt.retry_state.attempt_number}"])
+            send_all([score(url, rubric_id, [f"later {attempt.retry_state.attempt_number}"])])
             assert _keys(redis) > 0
 
 
