@@ -161,7 +161,7 @@ class AssignmentStore:
             ),
             run.on_conflict_do_update(
                 index_elements=[runs.c.team, runs.c.id],
-                set_={"last_scored_at": run.excluded.last_scored_at},
+                set_={name: run.excluded[name] for name in ("last_scored_at", "changed_at")},
             ),
             sa.update(assignments)
             # The transaction's scope covers all teams of a batch; a team changes its own rows only.
@@ -395,6 +395,7 @@ def _run_rows(
             "steps": None,
             "facts": {},
             "last_scored_at": created,
+            "changed_at": created,
             "created_at": created,
         }
         for team, run_id in sorted(found)

@@ -288,11 +288,12 @@ runs = sa.Table(
     sa.Column("steps", sa.Integer),
     sa.Column("facts", sa.JSON, nullable=False),
     sa.Column("last_scored_at", sa.DateTime(timezone=True)),
+    sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
     _created(),
 )
 """Training runs: made by the first group that is scored, or by `PUT /v1/runs/{id}`.
 
-``steps``: how many are planned. Never pruned.
+``steps``: how many are planned. ``changed_at``: when a figure of the run changed. Never pruned.
 """
 
 run_records = sa.Table(

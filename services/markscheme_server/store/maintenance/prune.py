@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme_server.store.engine.database import Database
-from markscheme_server.store.engine.ids import as_utc, new_id
+from markscheme_server.store.engine.ids import as_utc, new_id, now
 from markscheme_server.store.maintenance.batch_delete import BatchDeleter, DeleteStep, unreferenced
 from markscheme_server.store.tables import (
     assignments,
@@ -33,6 +33,7 @@ from markscheme_server.store.tables import (
     prompts,
     rollouts,
     rubrics,
+    runs,
     teacher_responses,
     texts,
     verdicts,
@@ -204,6 +205,15 @@ async def _record_groups(connection: AsyncConnection, groups: Sequence[sa.Row[An
     ]
     if kept:
         await connection.execute(past_groups.insert(), kept)
+        await connection.execute(
+            sa.update(runs)
+            .where(runs.c.team == sa.bindparam("whose"), runs.c.id == sa.bindparam("run"))
+            .values(changed_at=now()),
+            [
+                {"whose": team, "run": run_id}
+                for team, run_id in sorted({(each["team"], each["run_id"]) for each in kept})
+            ],
+        )
 
 
 async def _record_savings(connection: AsyncConnection, groups: Sequence[sa.Row[Any]]) -> None:

@@ -40,8 +40,9 @@ FIGURES_POSTGRESQL = """UPDATE assignments SET figures = (
         'spread', assignments.reward_spread
     )::text FROM rollouts AS r WHERE r.assignment_id = assignments.id HAVING count(*) > 0)
     WHERE unscored IS NOT NULL"""
-RUNS = """INSERT INTO runs (team, id, state, facts, created_at, last_scored_at)
-    SELECT team, run_id, 'running', '{}', min(created_at), max(created_at) FROM assignments
+RUNS = """INSERT INTO runs (team, id, state, facts, created_at, last_scored_at, changed_at)
+    SELECT team, run_id, 'running', '{}', min(created_at), max(created_at), max(created_at)
+    FROM assignments
     WHERE run_id IS NOT NULL GROUP BY team, run_id"""
 
 
@@ -59,6 +60,7 @@ def upgrade() -> None:
         sa.Column("steps", sa.Integer(), nullable=True),
         sa.Column("facts", sa.JSON(), nullable=False),
         sa.Column("last_scored_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("team", "id", name=op.f("pk_runs")),
     )
