@@ -12,30 +12,16 @@ from pydantic import Field
 from markscheme.schema.base import Identifier, Message, ShortText, Wire
 from markscheme.schema.rubrics import Criterion
 from markscheme.schema.scores import Reward, RubricRef
-from markscheme.vocabulary import ReusePolicy, UnscoredReason, VerifyMode
+from markscheme.vocabulary import (
+    FindingKind,
+    FindingLevel,
+    GroupSort,
+    ReusePolicy,
+    RunState,
+    UnscoredReason,
+    VerifyMode,
+)
 
-RunState = Literal["running", "silent", "finished", "stopped", "failed"]
-"""`silent`: said to run, but not heard of for ten times its median step."""
-FindingKind = Literal[
-    "inverted",
-    "falling",
-    "saturated",
-    "out_of_reach",
-    "repeats",
-    "noisy",
-    "judges_part",
-    "length_pays",
-    "above_teacher",
-    "no_spread",
-    "unknown",
-    "cut_off",
-    "money",
-    "collapse",
-]
-FindingLevel = Literal["alarm", "watch"]
-GroupSort = Literal[
-    "newest", "spread", "flat", "above_teacher", "unknown", "length", "disagreement"
-]
 Share = Annotated[float, Field(ge=0, le=1)]
 Step = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Facts = Annotated[dict[Identifier, str | int | float | bool | None], Field(max_length=64)]
