@@ -75,7 +75,7 @@ class RunSummary(Wire):
     `reward_first` and `reward_now` are means over the known rewards of the first and the last tenth
     of its steps (at least one, at most 100). `teacher` is the mean reward of teacher responses in
     the same groups as `reward_now`. `curve` has the mean reward of at most 40 spans of steps, null
-    where none is known.
+    where none is known. `findings` is null in a list until they are known.
     """
 
     object: Literal["run"] = "run"
@@ -99,7 +99,7 @@ class RunSummary(Wire):
     cost_usd: float
     saved_usd: float
     unpriced_calls: int
-    findings: FindingCounts
+    findings: FindingCounts | None
 
 
 class RunList(Wire):

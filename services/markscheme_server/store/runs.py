@@ -9,16 +9,19 @@ from typing import Any
 import sqlalchemy as sa
 
 from markscheme_server.domain.group_figures import load_figures
+from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.run_history import RunGroup, SecondVerdicts
 from markscheme_server.domain.usage import to_usd
 from markscheme_server.store.engine.database import Database, team_scope
 from markscheme_server.store.engine.ids import as_utc, now
+from markscheme_server.store.rubrics import visible
 from markscheme_server.store.tables import (
     assignments,
     judge_calls,
     past_groups,
     past_usage,
     repeat_verdicts,
+    rubrics,
     run_records,
     runs,
     second_verdicts,
@@ -118,14 +121,13 @@ class RunStore:
         at = now()
         values: dict[str, Any] = {
             "team": team,
-                "id": run_id,
-                "state": "running",
-                "facts": {},
-                "created_at": at,
-                "changed_at": at,
-            }
-            | dict(changes)
-        )
+            "id": run_id,
+            "state": "running",
+            "facts": {},
+            "created_at": at,
+            "changed_at": at,
+        }
+        new = self._db.insert(runs).values(values | dict(changes))
         async with self._db.writing(team_scope(team)) as connection:
             await connection.execute(
                 new.on_conflict_do_update(
@@ -211,6 +213,15 @@ class RunStore:
         )
         async with self._db.reading(team_scope(team)) as connection:
             return [Repeats(*row) for row in await connection.execute(query)]
+
+    async def criteria(self, team: str, rubric_ids: Sequence[str]) -> dict[str, list[Criterion]]:
+        """Return the criteria of those of these rubrics that the team may see, by rubric id."""
+        query = sa.select(rubrics.c.id, rubrics.c.criteria).where(
+            self._db.in_keys(rubrics.c.id, "keys"), visible(team)
+        )
+        async with self._db.reading(team_scope(team)) as connection:
+            rows = await connection.execute(query, {"keys": self._db.keys(rubric_ids)})
+            return {id_: [Criterion(**each) for each in criteria] for id_, criteria in rows}
 
     async def costs(self, team: str, run_ids: Sequence[str]) -> dict[str, RunCost]:
         """Return what judging runs cost, and what reuse saved."""

@@ -19,6 +19,7 @@ from markscheme_server.store.lineage import LineageStore
 from markscheme_server.store.probes import ProbeStore
 from markscheme_server.store.rubric_versions import RubricVersions
 from markscheme_server.store.rubrics import RubricStore
+from markscheme_server.store.runs import RunStore
 from markscheme_server.store.teachers import TeacherBank
 from markscheme_server.store.teams import TeamStore
 from markscheme_server.store.usage import UsageStore
@@ -41,6 +42,7 @@ class Store:
         self.ledger = LedgerStore(self.database)
         self.verdicts = VerdictStore(self.database, self.claims, self.ledger)
         self.assignments = AssignmentStore(self.database)
+        self.runs = RunStore(self.database)
         self.gathering = GatheringStore(self.database, self.claims)
         self.teachers = TeacherBank(self.database)
         self.budgets = BudgetStore(
