@@ -323,7 +323,8 @@ class GroupResponse(Wire):
 class GroupDetail(Wire):
     """`GET /v1/groups/{id}`: one group with all that is known of it.
 
-    `teachers` are the teacher responses that were judged beside the rollouts. `previous_id` and
+    `rubric` is null, and `criteria` are empty, if the team sees it no longer. `teachers` are the
+    teacher responses that were judged beside the rollouts. `previous_id` and
     `next_id`: this prompt's groups before and after in the same run.
     """
 
@@ -337,7 +338,7 @@ class GroupDetail(Wire):
     reuse: ReusePolicy
     verify: VerifyMode
     prompt: list[Message]
-    rubric: RubricRef
+    rubric: RubricRef | None
     criteria: list[Criterion]
     judge: str | None
     second_judge: str | None
@@ -414,6 +415,8 @@ class JudgeReport(Wire):
 
     `name` is the configured judge's, null for one that is not configured any more; `judge` is the
     model and template as the ledger has it. Latencies are seconds of this process since its start.
+    `cost_per_1000_verdicts_usd` counts the criteria that calls asked about; those of a call that
+    sees all rollouts of a group count once.
     """
 
     name: str | None

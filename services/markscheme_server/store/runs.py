@@ -163,11 +163,24 @@ class RunStore:
         """Return the scored groups of a run, with those that were pruned."""
         async with self._db.reading(team_scope(team)) as connection:
             rows = (await connection.execute(self._groups, {"team": team, "run": run_id})).all()
-        figures = load_figures(row[5] for row in rows)
-        return [
-            RunGroup(id_, step, rubric_id, judge, bool(pruned), each)
-            for (id_, step, rubric_id, judge, pruned, _), each in zip(rows, figures, strict=True)
-        ]
+        return _run_groups(rows)
+
+    async def groups_of_rubric(self, team: str, rubric_id: str) -> tuple[list[RunGroup], list[str]]:
+        """Return the team's groups that a rubric scored, and the runs that they are of."""
+        a, p = assignments.c, past_groups.c
+        query = sa.union_all(
+            sa.select(a.id, a.step, a.rubric_id, a.judge, sa.literal(0), a.figures, a.run_id).where(
+                a.team == team, a.rubric_id == rubric_id, a.figures.is_not(None)
+            ),
+            sa.select(p.id, p.step, p.rubric_id, p.judge, sa.literal(1), p.figures, p.run_id).where(
+                p.team == team, p.rubric_id == rubric_id
+            ),
+        )
+        async with self._db.reading(team_scope(team)) as connection:
+            rows = (await connection.execute(query)).all()
+        return _run_groups([row[:6] for row in rows]), sorted(
+            {row[6] for row in rows if row[6] is not None}
+        )
 
     async def metrics(self, team: str, run_id: str) -> dict[int, dict[str, float | None]]:
         """Return the trainer's metrics by step."""
@@ -260,6 +273,14 @@ class RunStore:
             run_id: RunCost(to_usd(nano[run_id]), saved[run_id], calls[run_id])
             for run_id in run_ids
         }
+
+
+def _run_groups(rows: Sequence[Any]) -> list[RunGroup]:
+    figures = load_figures(row[5] for row in rows)
+    return [
+        RunGroup(id_, step, rubric_id, judge, bool(pruned), each)
+        for (id_, step, rubric_id, judge, pruned, _), each in zip(rows, figures, strict=True)
+    ]
 
 
 def _run(row: Any) -> StoredRun:
