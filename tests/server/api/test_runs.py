@@ -207,11 +207,13 @@ def test_groups_are_filtered_and_paged(client: Client, member: Team) -> None:
     for step in range(5):
         scored(red, run, step, GOOD, BAD if step % 2 else GOOD + " too")
     spread = client.run_groups(run, sort="spread", limit=2)
-    assert [group.step for group in spread.data] == [3, 1] and spread.has_more
+    assert [group.step for group in spread.data] == [3, 1]
+    assert spread.has_more
     flat = client.run_groups(run, sort="flat")
     assert [group.step for group in flat.data] == [4, 2, 0]
     second = client.run_groups(run, limit=3, after=client.run_groups(run, limit=3).data[-1].id)
-    assert [group.step for group in second.data] == [1, 0] and not second.has_more
+    assert [group.step for group in second.data] == [1, 0]
+    assert not second.has_more
     some = client.run_groups(run, first_step=1, last_step=2)
     assert [group.step for group in some.data] == [2, 1]
     key = client.run_criteria(run).data[0].key
@@ -233,9 +235,11 @@ def test_runs_are_paged_the_last_heard_of_first(client: Client, member: Team) ->
         scored(member("red"), name, 0, GOOD)
     scored(member("red"), "a", 1, GOOD)
     first = client.runs(limit=2)
-    assert [run.id for run in first.data] == ["a", "c"] and first.has_more
+    assert [run.id for run in first.data] == ["a", "c"]
+    assert first.has_more
     rest = client.runs(limit=2, after="c")
-    assert [run.id for run in rest.data] == ["b"] and not rest.has_more
+    assert [run.id for run in rest.data] == ["b"]
+    assert not rest.has_more
 
 
 def test_a_rubric_shows_how_its_criteria_do(client: Client, member: Team) -> None:
@@ -260,8 +264,11 @@ def test_a_judge_that_was_called_is_reported(
     assert answer.status_code == 200, answer.text
     report = get(team, "/v1/judges/report")
     (judge,) = report["data"]
-    assert judge["name"] == "default" and judge["calls"] > 0 and judge["breaker"] == "closed"
-    assert judge["latency_p50_s"] is not None and judge["agreement"] == []
+    assert judge["name"] == "default"
+    assert judge["calls"] > 0
+    assert judge["breaker"] == "closed"
+    assert judge["latency_p50_s"] is not None
+    assert judge["agreement"] == []
     assert report["disagreements"] == []
     group = get(team, "/v1/runs/judged/groups")["data"][0]["id"]
     shown = get(team, f"/v1/groups/{group}/judge-prompt?rollout=r0")
