@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from urllib.parse import quote
 
+import httpx
+
 from markscheme.schema import Finding, FindingCounts
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -14,8 +16,9 @@ STYLES = {"alarm": "red", "watch": "yellow"}
 
 
 def run_url(base_url: str, run_id: str) -> str:
-    """Return the address of a run's page."""
-    return f"{base_url}/pages/runs/{quote(run_id, safe='')}"
+    """Return the address of a run's page, without a password."""
+    base = str(httpx.URL(base_url).copy_with(userinfo=b"")).rstrip("/")
+    return f"{base}/pages/runs/{quote(run_id, safe='')}"
 
 
 def sparkline(values: Sequence[float | None], width: int = 40) -> str:
