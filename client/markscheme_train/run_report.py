@@ -146,7 +146,7 @@ class RunReport:
                 pass  # It is sent with what comes next.
             except MarkschemeError as error:
                 self._on_warning(
-                    f"the service takes no more reports of this run, which goes on: {error}"
+                    f"the service does not take reports of this run, which goes on without: {error}"
                 )
                 return
             if ending:
