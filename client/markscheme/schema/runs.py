@@ -75,7 +75,7 @@ class RunSummary(Wire):
     `reward_first` and `reward_now` are means over the known rewards of the first and the last tenth
     of its steps (at least one, at most 100). `teacher` is the mean reward of teacher responses in
     the same groups as `reward_now`. `curve` has the mean reward of at most 40 spans of steps, null
-    where none is known.
+    where none is known. `findings` is null in a list until they are known.
     """
 
     object: Literal["run"] = "run"
@@ -99,7 +99,7 @@ class RunSummary(Wire):
     cost_usd: float
     saved_usd: float
     unpriced_calls: int
-    findings: FindingCounts
+    findings: FindingCounts | None
 
 
 class RunList(Wire):
@@ -323,7 +323,8 @@ class GroupResponse(Wire):
 class GroupDetail(Wire):
     """`GET /v1/groups/{id}`: one group with all that is known of it.
 
-    `teachers` are the teacher responses that were judged beside the rollouts. `previous_id` and
+    `rubric` is null, and `criteria` are empty, if the team sees it no longer. `teachers` are the
+    teacher responses that were judged beside the rollouts. `previous_id` and
     `next_id`: this prompt's groups before and after in the same run.
     """
 
@@ -337,7 +338,7 @@ class GroupDetail(Wire):
     reuse: ReusePolicy
     verify: VerifyMode
     prompt: list[Message]
-    rubric: RubricRef
+    rubric: RubricRef | None
     criteria: list[Criterion]
     judge: str | None
     second_judge: str | None
@@ -414,6 +415,8 @@ class JudgeReport(Wire):
 
     `name` is the configured judge's, null for one that is not configured any more; `judge` is the
     model and template as the ledger has it. Latencies are seconds of this process since its start.
+    `cost_per_1000_verdicts_usd` counts the criteria that calls asked about; those of a call that
+    sees all rollouts of a group count once.
     """
 
     name: str | None
