@@ -50,7 +50,12 @@ def finding_line(finding: Finding) -> str:
     return f"{MARKS[finding.level]} {finding.sentence}"
 
 
-def finding_counts(counts: FindingCounts) -> str:
-    """Return how many findings there are of each level, such as `!2 △1`; empty if none."""
+def finding_counts(counts: FindingCounts | None) -> str:
+    """Return how many findings there are of each level, such as `!2 △1`.
+
+    Empty if there are none, and if that is not known.
+    """
+    if counts is None:
+        return ""
     each = ((MARKS["alarm"], counts.alarm), (MARKS["watch"], counts.watch))
     return " ".join(f"{mark}{count}" for mark, count in each if count)

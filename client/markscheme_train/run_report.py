@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from markscheme import schema
+from markscheme.client import Client
 from markscheme.errors import ConnectionFailed, MarkschemeError, ServiceUnavailable
 from markscheme.run_text import run_url
-from markscheme.schema import Finding, FindingList
+from markscheme.schema import Finding
 from markscheme_train.config import TrainConfig
 from markscheme_train.errors import Collapsed, Interrupted, Stopped
 from markscheme_train.step_log import StepRecord
@@ -45,29 +45,6 @@ FACTS = (
 """Keys of the configuration that are shown of a run, beside its student."""
 
 
-class RunClient(Protocol):
-    """What a report needs of `markscheme.Client`."""
-
-    base_url: str
-
-    def put_run(
-        self,
-        run_id: str,
-        *,
-        state: Any = None,
-        reason: str | None = None,
-        steps: int | None = None,
-        facts: Any = None,
-    ) -> object:
-        """Say what a run is."""
-
-    def add_run_records(self, run_id: str, records: Any) -> object:
-        """Add metrics of steps."""
-
-    def run_findings(self, run_id: str) -> FindingList:
-        """Return what is wrong with a run."""
-
-
 class RunReport:
     """A context manager around a run: leaving it says how the run ended.
 
@@ -78,7 +55,7 @@ class RunReport:
 
     def __init__(
         self,
-        client: RunClient,
+        client: Client,
         config: TrainConfig,
         *,
         on_url: Callable[[str], None] = lambda url: None,
@@ -92,7 +69,7 @@ class RunReport:
         self._facts = {"student": config.model} | {name: getattr(config, name) for name in FACTS}
         self._lock = threading.Lock()
         self._unsent: dict[str, Any] = {}
-        self._records: list[schema.StepRecord] = []
+        self._records: dict[int, dict[str, float | None]] = {}
         self._steps: int | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._report, name="run report", daemon=True)
@@ -113,9 +90,8 @@ class RunReport:
             for name in ("rollout", "scoring", "teacher", "update")
         }
         # The service has steps as TRL counts them when a batch is scored: from 0.
-        sent = schema.StepRecord(step=record.step - 1, metrics=record.metrics | seconds)
         with self._lock:
-            self._records = [*self._records, sent][-MAX_RECORDS:]
+            self._records[record.step - 1] = record.metrics | seconds
             if record.steps != self._steps:
                 self._steps = record.steps
                 self._unsent["steps"] = record.steps
@@ -156,18 +132,18 @@ class RunReport:
     def _send(self, *, ending: bool) -> None:
         with self._lock:
             unsent, records = self._unsent, self._records
-            self._unsent, self._records = {}, []
+            self._unsent, self._records = {}, {}
         try:
             if unsent:
                 self._client.put_run(self._run_id, **unsent)
                 unsent = {}
             if records:
                 self._client.add_run_records(self._run_id, records)
-                records = []
+                records = {}
         finally:
             with self._lock:
                 self._unsent = unsent | self._unsent
-                self._records = [*records, *self._records][-MAX_RECORDS:]
+                self._records = dict([*(records | self._records).items()][-MAX_RECORDS:])
         if self.url is None:
             self.url = run_url(self._client.base_url, self._run_id)
             self._on_url(self.url)

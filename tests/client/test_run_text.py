@@ -22,3 +22,4 @@ def test_counts_name_only_levels_that_occur() -> None:
     assert finding_counts(FindingCounts(alarm=2)) == "!2"
     assert finding_counts(FindingCounts(alarm=1, watch=3)) == "!1 △3"
     assert finding_counts(FindingCounts()) == ""
+    assert finding_counts(None) == ""

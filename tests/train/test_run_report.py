@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from markscheme import Client
 from markscheme.errors import AuthenticationFailed, ConnectionFailed, NotFound
 from markscheme.schema import Finding, FindingList, GroupFilter, RunPut, RunRecords
+from markscheme.schema import StepRecord as StepMetrics
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.errors import Collapsed, Diverged, Interrupted, Stopped, TrainError
 from markscheme_train.run_report import EVERY_S, RunReport
@@ -23,12 +25,11 @@ FOUND = Finding(
 )
 
 
-class Service:
+class Service(Client):
     """A client that notes what it is told; `failures` are raised by the calls to come."""
 
-    base_url = "http://127.0.0.1:8321"
-
     def __init__(self, *failures: Exception) -> None:
+        super().__init__("http://127.0.0.1:8321")
         self.failures = list(failures)
         self.puts: list[dict[str, Any]] = []
         self.records: list[list[int]] = []
@@ -46,7 +47,8 @@ class Service:
 
     def add_run_records(self, run_id: str, records: Any) -> None:
         self._fail()
-        self.records.append([each.step for each in RunRecords(records=records).records])
+        sent = [StepMetrics(step=number, metrics=metrics) for number, metrics in records.items()]
+        self.records.append([each.step for each in RunRecords(records=sent).records])
 
     def run_findings(self, run_id: str) -> FindingList:
         self._fail()
