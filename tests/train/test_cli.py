@@ -67,8 +67,9 @@ def test_the_service_knows_the_run_from_start_to_end(
 ) -> None:
     with Client(service) as client:
         for line in Path(settings["data"]).read_text().splitlines():
+            check = {"kind": "max_words", "value": 3}
             client.create_rubric(
-                json.loads(line)["prompt"], [{"text": "It uses at most 3 words.", "points": 1}]
+                json.loads(line)["prompt"], [{"text": "It is short.", "points": 1, "check": check}]
             )
     done = train("run_id=night-1", "reuse=frozen")
     assert done.exit_code == 0, done.output
@@ -78,7 +79,7 @@ def test_the_service_knows_the_run_from_start_to_end(
         run, steps = client.run("night-1"), client.run_steps("night-1")
     assert (run.state, run.steps, run.first_step, run.last_step) == ("finished", 2, 0, 1)
     assert run.facts["student"] == settings["model"]
-    assert [span.first_step for span in steps.data] == [0, 1]
+    assert [(span.first_step, span.unscored) for span in steps.data] == [(0, 0), (1, 0)]
     assert all(span.metrics["completions/mean_length"] == 6 for span in steps.data)
 
 
