@@ -67,7 +67,7 @@ _ERASED = "this team was erased"
 log = structlog.get_logger()
 
 TeamScope = NewType("TeamScope", str)
-"""Whose rows a transaction may read and write; see `_ScopedTransaction`.
+"""Whose rows a transaction may read and write; see `_ScopedConnection`.
 
 PostgreSQL's row-level security enforces it, whatever a statement forgot to filter by. SQLite has no
 row-level security.
@@ -234,37 +234,24 @@ def _driver_errors_as_sqlalchemys() -> Iterator[None]:
 
 
 class _ScopedConnection(asyncpg.Connection):  # type: ignore[misc]
-    """A connection whose transactions begin in its ``scope``."""
+    """A connection whose transactions begin in its ``scope``, which row-level security reads."""
 
     scope = NO_TEAM
 
-    def transaction(self, **options: Any) -> "_ScopedTransaction":
-        """Return a transaction that has not begun; SQLAlchemy starts it."""
-        return _ScopedTransaction(self, **options)
+    async def execute(self, query: str, *args: Any, **options: Any) -> str:
+        """Execute a statement; with ``BEGIN`` send ``SET LOCAL`` of the scope.
 
-
-class _ScopedTransaction(asyncpg.transaction.Transaction):  # type: ignore[misc]
-    """``BEGIN``, then ``SET LOCAL`` of the team scope, which row-level security reads."""
-
-    def __init__(
-        self,
-        connection: _ScopedConnection,
-        isolation: str | None = None,
-        readonly: bool = False,
-        deferrable: bool = False,
-    ) -> None:
-        super().__init__(connection, isolation, readonly, deferrable)
-        self._scope = connection.scope
-
-    async def start(self) -> None:
-        """Begin the transaction, limited to the rows of the scope."""
-        await super().start()
+        Both take one round trip. asyncpg sends ``BEGIN`` this way, and SQLAlchemy nothing else.
+        """
+        if not query.startswith("BEGIN"):
+            return str(await super().execute(query, *args, **options))
         try:
             # SET takes no parameters; `team_scope` has checked that no name holds a quotation mark.
-            await self._connection.execute(f"SET LOCAL markscheme.teams = '{self._scope}'")
+            scoped = f"{query} SET LOCAL markscheme.teams = '{self.scope}'"
+            return str(await super().execute(scoped, *args, **options))
         except BaseException:
             # SQLAlchemy takes the transaction for not begun, and would not roll it back.
-            self._connection.terminate()
+            self.terminate()
             raise
 
 
