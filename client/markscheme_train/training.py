@@ -67,6 +67,7 @@ CHANGEABLE_ON_RESUME = (
     "markscheme_url",
     "run_id",
     "max_outage_s",
+    "max_late_s",
     "max_unscored",
     "on_collapse",
     "data",
@@ -190,6 +191,7 @@ def train(
         score_teachers=config.teacher_demonstration,
         ask_teacher=config.ask_teacher,
         max_unscored=config.max_unscored,
+        max_late_s=config.max_late_s,
     )
     # Its rubrics exist already: the curve must not change with the rubrics.
     eval_reward = make_reward(
