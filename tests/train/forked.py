@@ -44,8 +44,8 @@ def run_together(
 ) -> None:
     """Run the function in several processes, as torchrun does; with one, as plain Python does.
 
-    With `launched`, one process too has what torchrun gives it. As with torchrun, a process that fails ends the others. Raises `AssertionError` with what they
-    wrote to ``errors``, a new file.
+    With `launched`, one process too has what torchrun gives it. As with torchrun, a process that
+    fails ends the others. Raises `AssertionError` with what they wrote to ``errors``, a new file.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     started = [

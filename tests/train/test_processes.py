@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,17 @@ def test_two_processes_that_lose_the_service_leave_together(
     run_together(lost_service.main, file, processes=2, errors=tmp_path / "errors")
     assert (tmp_path / "out" / "checkpoint-1" / "self_teacher.pt").is_file()
     assert not (tmp_path / "out" / ".saving").exists()
+
+
+def test_nodes_that_do_not_share_the_run_folder_are_refused_before_anything_is_written(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(settings | {"per_device_train_batch_size": 4}))
+    run_together(lost_service.folder_each, file, processes=2, errors=tmp_path / "errors")
+    for rank in (0, 1):
+        told = Path(f"{file}-{rank}").read_text()
+        assert re.match(r"output_dir: .* is another folder for the processes 1 than", told)
 
 
 def test_processes_outlive_a_service_that_is_away_for_longer_than_a_collective_may_take(
