@@ -1,4 +1,4 @@
-"""Runs of several processes that cannot go on: without a service, or without a common folder."""
+"""Runs of several processes that end early: without a service, or without a common folder."""
 
 import json
 import os

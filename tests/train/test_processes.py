@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,35 @@ def test_two_processes_that_lose_the_service_leave_together(
     run_together(lost_service.main, file, processes=2, errors=tmp_path / "errors")
     assert (tmp_path / "out" / "checkpoint-1" / "self_teacher.pt").is_file()
     assert not (tmp_path / "out" / ".saving").exists()
+
+
+def test_two_processes_resume_to_the_bit(settings: dict[str, Any], tmp_path: Path) -> None:
+    """With the parts of a checkpoint that are whole tensors: a self-teacher, a batch under way."""
+    file, out = tmp_path / "settings.json", tmp_path / "asked.json"
+    given = settings | {
+        "preset": "srpo",
+        "distillation_top_k": 5,
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "reward_lag": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "warmup_steps": 0,
+        "run_id": "r",
+        "equal": [],
+    }
+    output = Path(settings["output_dir"])
+    made = []
+    for resume in (False, True):
+        file.write_text(json.dumps(given | {"resume": resume}))
+        errors = tmp_path / f"errors-{resume}"
+        run_together(evaluated_run.main, file, out, processes=2, errors=errors)
+        made.append(load_file(output / "model.safetensors"))
+        for step in (2, 3):
+            shutil.rmtree(output / f"checkpoint-{step}")
+        (output / "model.safetensors").unlink()
+    whole, resumed = made
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
 def test_nodes_that_do_not_share_the_run_folder_are_refused_before_anything_is_written(
