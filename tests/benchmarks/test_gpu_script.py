@@ -120,6 +120,7 @@ def test_all_of_it_at_small_sizes(tmp_path: Path) -> None:
     }
     assert {arm for arm, _ in steps} == {"grpo", "sdpo", "srpo", "TRL GRPO", "TRL SDPO"}
     assert not [row["problem"] for row in steps.values() if row["problem"]]
+    assert all(goal["met"] for goal in parts["shards"]["goals"]), parts["shards"]
     unscored, gain = parts["service_run"]["goals"]
     assert unscored["met"]
     assert gain["value"] is not None

@@ -20,6 +20,7 @@ PRELOADED = [
         "lost_service",
         "sharded_loss",
         "evaluated_run",
+        "grouped_run",
         "step_means",
         "heartbeats",
         "sharded_run",

@@ -18,7 +18,15 @@ from markscheme.errors import ServiceUnavailable, error_class
 from markscheme.integrations.processes import _picklable
 from markscheme_train.losses import entropy, entropy_weight_sums
 from markscheme_train.step_log import read_records
-from train import evaluated_run, heartbeats, lost_service, recorded_run, sharded_loss, step_means
+from train import (
+    evaluated_run,
+    grouped_run,
+    heartbeats,
+    lost_service,
+    recorded_run,
+    sharded_loss,
+    step_means,
+)
 from train.forked import run_together
 from train.sharded_loss import batch, gradient_of
 from train.tiny import tiny_model
@@ -216,6 +224,29 @@ def test_nodes_that_do_not_share_the_run_folder_are_refused_before_anything_is_w
     for rank in (0, 1):
         told = Path(f"{file}-{rank}").read_text()
         assert re.match(r"output_dir: .* is another folder for the processes 1 than", told)
+
+
+def test_each_process_posts_its_own_groups_one_by_one_and_learns_the_same(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    asked, weights = {}, {}
+    for one_by_one in (False, True):
+        file, out = tmp_path / f"{one_by_one}.in", tmp_path / f"{one_by_one}.safetensors"
+        file.write_text(json.dumps(settings | {"preset": "grpo", "one_by_one": one_by_one}))
+        errors = tmp_path / f"errors-{one_by_one}"
+        run_together(grouped_run.main, file, out, processes=2, errors=errors)
+        weights[one_by_one] = load_file(out)
+        asked[one_by_one] = json.loads(out.with_suffix(".json").read_text())
+    groups = [[f"s{step}-c0-p{place}" for place in (0, 1)] for step in (0, 1)]
+    others = [[f"s{step}-c0-p{place}" for place in (2, 3)] for step in (0, 1)]
+    assert asked[False] == [groups, others]
+    alone = [
+        sorted([group] for request in requests for group in request) for requests in asked[False]
+    ]
+    assert [sorted(requests) for requests in asked[True]] == alone
+    begun = load_file(Path(settings["model"]) / "model.safetensors")
+    assert not all(torch.equal(value, weights[True][name]) for name, value in begun.items())
+    assert all(torch.equal(value, weights[True][name]) for name, value in weights[False].items())
 
 
 def test_processes_outlive_a_service_that_is_away_for_longer_than_a_collective_may_take(
