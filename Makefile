@@ -128,7 +128,7 @@ bench-overlap: setup  ## The share of a batch spent waiting for the judge, ours 
 gpu-wheels: setup  ## Wheels for benchmarks/gpu/run.sh on a machine without a package index
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m gpu.collect_wheels build/gpu-wheels
 
-test-gpu: setup  ## benchmarks/gpu/run.sh at small sizes, also without a GPU (slow, at most three minutes)
+test-gpu: setup  ## benchmarks/gpu/run.sh at small sizes, also without a GPU (slow, at most four minutes)
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/benchmarks
 
 compose-test: setup  ## The compose file for real: builds both images, trains, kills, restores (slow, about twenty minutes; needs Docker)

@@ -5,7 +5,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 compile() {
-    uv pip compile --quiet --generate-hashes --no-annotate --no-header --constraint constraints.txt \
+    uv pip compile --quiet --generate-hashes --no-annotate --no-header \
+        --constraint "${constraints:-constraints.txt}" \
         --python-version "${python:-3.11}" --python-platform x86_64-manylinux_2_28 "$@"
 }
 # The wheel of torch 2.13.0+cpu: PyTorch's own build for processors, which a machine's index may offer in place of the
@@ -40,6 +41,13 @@ apart=$(emit torch $cuda)
 compile pyproject.toml "$folder/build.in" --extra server --extra otel $apart --output-file lock/service.txt
 # shellcheck disable=SC2086
 compile pyproject.toml "$folder/build.in" "$folder/torch.in" --extra train --extra demo $apart --output-file lock/trainer.txt
+# The trainer with vLLM, for CUDA only: all but PyTorch, NVIDIA's packages too. vLLM wants these two older.
+{
+    grep -vE '^(fastapi|numpy)==' constraints.txt
+    printf 'fastapi==0.136.3\nnumpy==2.3.5\n'
+} > "$folder/vllm.txt"
+constraints=$folder/vllm.txt compile pyproject.toml "$folder/build.in" "$folder/torch.in" --extra vllm --extra demo \
+    --no-emit-package torch --no-emit-package markscheme --output-file lock/vllm.txt
 # shellcheck disable=SC2086
 compile pyproject.toml "$folder/build.in" "$folder/torch.in" --extra server --extra train --extra demo --extra dev $apart --output-file lock/all.txt
 # The site's own environment: `make docs`. Some of its packages want a patch release.

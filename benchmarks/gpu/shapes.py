@@ -19,7 +19,10 @@ SPECIAL = ("<pad>", "<eos>", "<unk>")
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen3 architecture; `spread` is the deviation of its random weights."""
+    """A Qwen3 architecture; `spread` is the deviation of its random weights.
+
+    `tied`: the head is the embedding.
+    """
 
     vocabulary: int
     hidden: int
@@ -29,6 +32,7 @@ class Shape:
     head: int
     inner: int
     spread: float = 0.02
+    tied: bool = True
 
     def __str__(self) -> str:
         return (
@@ -47,7 +51,7 @@ class Shape:
             head_dim=self.head,
             intermediate_size=self.inner,
             max_position_embeddings=40_960,
-            tie_word_embeddings=True,
+            tie_word_embeddings=self.tied,
             initializer_range=self.spread,
             pad_token_id=0,
             eos_token_id=1,
@@ -56,6 +60,7 @@ class Shape:
 
 
 QWEN3_06B = Shape(151_936, 1024, 28, 16, 8, 128, 3072)
+QWEN3_8B = Shape(151_936, 4096, 36, 32, 8, 128, 12_288, tied=False)
 MIDDLE = Shape(32_000, 512, 6, 8, 4, 64, 1536, spread=0.05)
 """Small enough for a CPU to compute reference gradients."""
 TINY = Shape(1_000, 64, 2, 4, 2, 16, 128, spread=0.05)

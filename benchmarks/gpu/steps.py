@@ -67,16 +67,20 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
         self._started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock."""
+        """Stop the clock, and read the memory."""
+        if self.stop(state) and GPU:
+            above = torch.cuda.max_memory_allocated() - self._foreign - held(self._trainer)
+            self.taken.peak = max(self.taken.peak or 0, above)
+
+    def stop(self, state: Any) -> bool:
+        """Stop the clock; return whether the step counts."""
         if GPU:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._started
-        if state.global_step <= min(WARM_UP, state.max_steps - 1):
-            return
-        self.taken.seconds.append(seconds)
-        if GPU:
-            above = torch.cuda.max_memory_allocated() - self._foreign - held(self._trainer)
-            self.taken.peak = max(self.taken.peak or 0, above)
+        counts: bool = state.global_step > min(WARM_UP, state.max_steps - 1)
+        if counts:
+            self.taken.seconds.append(seconds)
+        return counts
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -53,6 +54,13 @@ def publish_dir(folder: Path, target: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def load_tensors(file: Path, device: torch.device) -> Any:
+    """Return what `torch.save` wrote, with its tensors on the device."""
+    # accelerate numbers the device of several processes on a CPU, and torch.load knows no `cpu:0`.
+    place = "cpu" if device.type == "cpu" else device
+    return torch.load(file, map_location=place, weights_only=True)
 
 
 class RngState:

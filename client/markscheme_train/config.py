@@ -358,6 +358,13 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
             "the policy has changed once since it was sampled; 0: wait for its rewards."
         },
     )
+    max_late_s: float | None = field(
+        default=None,
+        metadata={
+            "help": "With `reward_lag` 1: seconds that a batch is waited for once the next one was "
+            "generated; groups that the judge has not scored then are unscored. Default: no bound."
+        },
+    )
     lora_alpha: int | None = field(
         default=None,
         metadata={"help": "Scale of the adapter's update; default: twice lora_rank."},

@@ -55,6 +55,7 @@ COUNT = Range(1)
 RANGES = {
     "max_unscored": SHARE,
     "max_outage_s": NOT_NEGATIVE,
+    "max_late_s": POSITIVE,
     "ask_teacher": NOT_NEGATIVE,
     "lora_rank": COUNT,
     "lora_alpha": COUNT,
@@ -180,6 +181,8 @@ def check_lag(config: "TrainConfig") -> None:
         for key in ("max_resampling_rounds", "beta"):
             if getattr(config, key):
                 raise ConfigError(f"`{key}` must be 0 with `reward_lag` 1")
+    elif config.max_late_s is not None:
+        raise ConfigError("`max_late_s` needs `reward_lag` 1: without it every batch is waited for")
 
 
 def check_batch(config: "TrainConfig") -> None:

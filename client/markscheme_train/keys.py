@@ -50,8 +50,8 @@ SECTIONS = (
         "Batches and sampling",
         "num_generations prompts_per_step steps_per_batch per_device_train_batch_size "
         "gradient_accumulation_steps steps_per_generation generation_batch_size num_iterations "
-        "max_resampling_rounds reward_lag max_completion_length temperature top_p top_k min_p "
-        "repetition_penalty chat_template_kwargs mask_truncated_completions",
+        "max_resampling_rounds reward_lag max_late_s max_completion_length temperature top_p top_k "
+        "min_p repetition_penalty chat_template_kwargs mask_truncated_completions",
     ),
     _section(
         "optimiser",

@@ -16,6 +16,7 @@ import torch
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import pad
 
+from markscheme_train.checkpoints import load_tensors
 from markscheme_train.config_checks import optimiser_steps
 from markscheme_train.early_scoring import sent_columns
 
@@ -89,9 +90,7 @@ class Lag:
     def restore(self, folder: Path) -> None:
         """Read the batch that a checkpoint holds; it is posted again, under the same ids."""
         if self._file(folder).is_file():
-            held = torch.load(
-                self._file(folder), map_location=self._trainer.accelerator.device, weights_only=True
-            )
+            held = load_tensors(self._file(folder), self._trainer.accelerator.device)
             self._held, self._is_posted = LaggedBatch(**held), False
 
     def _file(self, folder: Path) -> Path:

@@ -26,7 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from markscheme_train.checkpoints import SAVING, publish_dir
+from markscheme_train.checkpoints import SAVING, load_tensors, publish_dir
 from markscheme_train.collapse_guard import CollapseGuard
 from markscheme_train.completions import private_completions
 from markscheme_train.config import TrainConfig
@@ -564,10 +564,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                     weights, checkpoint_id=Path(checkpoint) / SELF_TEACHER_FOLDER
                 )
             else:
-                weights = torch.load(
-                    Path(checkpoint) / SELF_TEACHER_FILE,
-                    map_location=self.accelerator.device,
-                    weights_only=True,
+                weights = load_tensors(
+                    Path(checkpoint) / SELF_TEACHER_FILE, self.accelerator.device
                 )
             teacher.restore(weights)
 

@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from markscheme.data import open_source
 from markscheme.errors import MarkschemeError
+from markscheme.integrations.processes import current_process_group
 from markscheme.integrations.trl import Unscored
 from markscheme.thinking import opens_thought
 from markscheme.vocabulary import TRANSIENT_REASONS, Thinking, describe_reasons
@@ -67,6 +68,7 @@ CHANGEABLE_ON_RESUME = (
     "markscheme_url",
     "run_id",
     "max_outage_s",
+    "max_late_s",
     "max_unscored",
     "on_collapse",
     "data",
@@ -153,6 +155,8 @@ def train(
         TrainError: The run cannot go on.
     """
     output = Path(config.output_dir)
+    if config.world_size > 1:
+        check_one_folder(output)
     checkpoint = last_checkpoint(output)
     if resume and not has_run(output):
         raise ConfigError(f"nothing to resume: no run was begun under {output}")
@@ -192,6 +196,7 @@ def train(
         score_teachers=config.teacher_demonstration,
         ask_teacher=config.ask_teacher,
         max_unscored=config.max_unscored,
+        max_late_s=config.max_late_s,
     )
     # Its rubrics exist already: the curve must not change with the rubrics.
     eval_reward = make_reward(
@@ -417,6 +422,33 @@ def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
     declared = model.generation_config.eos_token_id
     declared = [declared] if isinstance(declared, int) else list(declared or [])
     return sorted({*declared, tokenizer.eos_token_id} - {None})
+
+
+def check_one_folder(output: Path) -> None:
+    """Refuse processes whose `output_dir` is not one folder, as on nodes without a shared disk.
+
+    A checkpoint has parts of every process, and each must find the same one.
+    """
+    processes = current_process_group()
+    mark = output / f".{processes.gather([secrets.token_hex(8)])[0]}"
+
+    def write() -> None:
+        if processes.rank == 0:
+            try:
+                output.mkdir(parents=True, exist_ok=True)
+                mark.touch()
+            except OSError as error:
+                raise ConfigError(f"output_dir: cannot write {output}: {error.strerror}") from error
+
+    processes.share(write)
+    seen = processes.share(mark.is_file)
+    if processes.rank == 0:
+        mark.unlink()
+    if blind := [str(rank) for rank, found in enumerate(seen) if not found]:
+        raise ConfigError(
+            f"output_dir: {output} is another folder for the processes {', '.join(blind)} than for "
+            "the first. Checkpoints have parts of all: name a folder on a disk that all nodes share"
+        )
 
 
 def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> bool:

@@ -25,9 +25,9 @@ class EqualFor(ScriptedClient):
 
 def main(settings: Path, out: Path) -> None:
     given = json.loads(settings.read_text())
-    client = EqualFor(given.pop("equal"))
+    client, resume = EqualFor(given.pop("equal")), given.pop("resume", False)
     silence_libraries()
-    train(build_config(given), client, resume=False, on_record=lambda record: None)
+    train(build_config(given), client, resume=resume, on_record=lambda record: None)
     groups = [(call["run"].id, group) for call in client.calls for group in call["groups"]]
     everyone = current_process_group()
     # The processes share the groups of a batch, whose ids say the batch and the place in it.

@@ -20,6 +20,7 @@ PRELOADED = [
         "lost_service",
         "sharded_loss",
         "evaluated_run",
+        "grouped_run",
         "step_means",
         "heartbeats",
         "sharded_run",
@@ -36,17 +37,22 @@ def context() -> ForkServerContext:
 
 
 def run_together(
-    function: Callable[..., None], *arguments: Any, processes: int, errors: Path
+    function: Callable[..., None],
+    *arguments: Any,
+    processes: int,
+    errors: Path,
+    launched: bool = False,
 ) -> None:
     """Run the function in several processes, as torchrun does; with one, as plain Python does.
 
-    As with torchrun, a process that fails ends the others. Raises `AssertionError` with what they
-    wrote to ``errors``, a new file.
+    With `launched`, one process too has what torchrun gives it. As with torchrun, a process that
+    fails ends the others. Raises `AssertionError` with what they wrote to ``errors``, a new file.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     started = [
         context().Process(
-            target=_run, args=(function, arguments, rank, processes, store.port, errors)
+            target=_run,
+            args=(function, arguments, rank, processes, store.port, errors, launched),
         )
         for rank in range(processes)
     ]
@@ -74,12 +80,13 @@ def _run(
     processes: int,
     port: int,
     errors: Path,
+    launched: bool,
 ) -> None:
     with errors.open("a") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    if processes > 1:
+    if processes > 1 or launched:
         os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),

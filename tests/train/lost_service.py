@@ -1,13 +1,14 @@
-"""A run of several processes whose service goes away after the first step."""
+"""Runs of several processes that end early: without a service, or without a common folder."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from markscheme.errors import ConnectionFailed
 from markscheme_train.checkpoints import last_checkpoint
 from markscheme_train.config import build_config
-from markscheme_train.errors import Interrupted
+from markscheme_train.errors import ConfigError, Interrupted
 from markscheme_train.training import silence_libraries, train
 from train.tiny import ScriptedClient
 
@@ -34,3 +35,20 @@ def main(settings: Path) -> None:
         assert last_checkpoint(output) == output / "checkpoint-1"
     else:
         raise AssertionError("the run went on without a service")
+
+
+def folder_each(settings: Path) -> None:
+    """Write what each process is told when each has an `output_dir` of its own."""
+    silence_libraries()
+    given = json.loads(settings.read_text())
+    output = Path(given["output_dir"]) / os.environ["RANK"]
+    try:
+        train(
+            build_config(given | {"output_dir": str(output)}),
+            ScriptedClient(lambda place, rollout: place / 4),
+            resume=False,
+            on_record=lambda record: None,
+        )
+    except ConfigError as error:
+        Path(f"{settings}-{os.environ['RANK']}").write_text(str(error))
+        assert [*output.glob("*")] == []

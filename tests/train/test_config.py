@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,11 @@ def test_the_example_starts_vllm_as_trl_does(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_example_launchers_load(name: str, kind: DistributedType) -> None:
     file = EXAMPLES / "accelerate" / f"{name}.yaml"
     assert load_config_from_file(str(file)).distributed_type == kind
+
+
+def test_the_script_for_slurm_is_one_for_the_shell() -> None:
+    script = EXAMPLES / "slurm" / "train.sbatch"
+    subprocess.run(["bash", "-n", script], check=True, timeout=30)
+    text = script.read_text("utf-8")
+    steps = [int(seconds) for seconds in re.findall(r"(?:INT@|SHUTDOWN_TIMEOUT=)(\d+)", text)]
+    assert steps[0] > steps[1], "the step under way is finished before the job's time is up"

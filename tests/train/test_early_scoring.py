@@ -276,6 +276,34 @@ def test_an_interrupt_while_waiting_ends_the_requests(monkeypatch: pytest.Monkey
     assert isinstance(scores._futures[0].exception(PATIENCE_S), ConnectionFailed)
 
 
+@pytest.mark.parametrize("absent", [False, True])
+def test_a_request_is_late_unless_it_had_to_be_repeated(
+    absent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "FIRST_RETRY_WAIT_S", 0.0)
+    scores = PendingScores(max_outage_s=3600.0)
+    attempts: list[int] = []
+    asked, let = threading.Event(), threading.Event()
+
+    def ask() -> ScoreBatch:
+        attempts.append(len(attempts))
+        if absent and attempts == [0]:
+            raise ConnectionFailed("connection refused")
+        asked.set()
+        assert let.wait(PATIENCE_S)
+        return ScriptedClient(lambda place, rollout: 1.0).score([])
+
+    class AfterTheFirstHeartbeat(SingleProcess):
+        def gather(self, rows: Any) -> Any:
+            let.set()
+            return super().gather(rows)
+
+    scores.post(ask)
+    assert asked.wait(PATIENCE_S)
+    assert len(scores.join(AfterTheFirstHeartbeat(), None, max_late_s=0.001)) == absent
+    let.set()
+
+
 def test_a_request_that_fails_ends_the_wait_for_the_others() -> None:
     scores, let = PendingScores(max_outage_s=0.0), threading.Event()
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from markscheme.errors import ConnectionFailed
+from markscheme.integrations.pending import PendingScores
 from markscheme.schema import ScoreBatch
 from markscheme_train.config import build_config
 from markscheme_train.errors import ConfigError, Interrupted, Stopped
@@ -196,6 +198,42 @@ def test_a_run_that_is_made_longer_goes_on_with_the_last_batch(
     assert {call["run"].step for call in short.calls} == {0, 1, 2}
     assert same(run(constant, more, resume=True), whole)
     assert {call["run"].step for call in more.calls} == {3, 4}
+
+
+def test_a_group_that_is_late_is_left_out_and_the_others_are_learnt_from(
+    lagged: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound is over once all but the second group of the third batch are answered."""
+    stuck = threading.Event()
+
+    class Slow(ScriptedClient):
+        def score(self, groups: Any, **options: Any) -> ScoreBatch:
+            if [group.id for group in groups] == ["s2-c0-p1"]:
+                stuck.wait(PATIENCE_S)
+            return super().score(groups, **options)
+
+    def join(self: PendingScores, *given: Any) -> list[ScoreBatch]:
+        steps.append(len(steps))
+        awaited = self._futures[:1] if steps[-1] == 2 else self._futures
+        assert not futures.wait(awaited, PATIENCE_S).not_done
+        return plain_join(self, *given)
+
+    steps: list[int] = []
+    plain_join = PendingScores.join
+    monkeypatch.setattr(PendingScores, "join", join)
+    records: list[StepRecord] = []
+    slow = Slow(scripted().script)
+    run(lagged | {"max_late_s": 0.001}, slow, on_record=records.append)
+    stuck.set()
+    late = {record.step: record.reasons for record in records if record.reasons}
+    assert late == {4: {"timeout": 4}}
+    assert all(len(call["groups"]) == 1 for call in slow.calls)
+    assert records[2].reward is not None
+
+
+def test_a_bound_on_lateness_needs_a_lag(lagged: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="`max_late_s` needs `reward_lag` 1"):
+        build_config(lagged | {"reward_lag": 0, "max_late_s": 10.0})
 
 
 @pytest.mark.parametrize("key", ["max_resampling_rounds", "beta"])

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,15 @@ from markscheme.errors import ServiceUnavailable, error_class
 from markscheme.integrations.processes import _picklable
 from markscheme_train.losses import entropy, entropy_weight_sums
 from markscheme_train.step_log import read_records
-from train import evaluated_run, heartbeats, lost_service, recorded_run, sharded_loss, step_means
+from train import (
+    evaluated_run,
+    grouped_run,
+    heartbeats,
+    lost_service,
+    recorded_run,
+    sharded_loss,
+    step_means,
+)
 from train.forked import run_together
 from train.sharded_loss import batch, gradient_of
 from train.tiny import tiny_model
@@ -174,6 +184,69 @@ def test_two_processes_that_lose_the_service_leave_together(
     run_together(lost_service.main, file, processes=2, errors=tmp_path / "errors")
     assert (tmp_path / "out" / "checkpoint-1" / "self_teacher.pt").is_file()
     assert not (tmp_path / "out" / ".saving").exists()
+
+
+def test_two_processes_resume_to_the_bit(settings: dict[str, Any], tmp_path: Path) -> None:
+    """With the parts of a checkpoint that are whole tensors: a self-teacher, a batch under way."""
+    file, out = tmp_path / "settings.json", tmp_path / "asked.json"
+    given = settings | {
+        "preset": "srpo",
+        "distillation_top_k": 5,
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "reward_lag": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "warmup_steps": 0,
+        "run_id": "r",
+        "equal": [],
+    }
+    output = Path(settings["output_dir"])
+    made = []
+    for resume in (False, True):
+        file.write_text(json.dumps(given | {"resume": resume}))
+        errors = tmp_path / f"errors-{resume}"
+        run_together(evaluated_run.main, file, out, processes=2, errors=errors)
+        made.append(load_file(output / "model.safetensors"))
+        for step in (2, 3):
+            shutil.rmtree(output / f"checkpoint-{step}")
+        (output / "model.safetensors").unlink()
+    whole, resumed = made
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_nodes_that_do_not_share_the_run_folder_are_refused_before_anything_is_written(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(settings | {"per_device_train_batch_size": 4}))
+    run_together(lost_service.folder_each, file, processes=2, errors=tmp_path / "errors")
+    for rank in (0, 1):
+        told = Path(f"{file}-{rank}").read_text()
+        assert re.match(r"output_dir: .* is another folder for the processes 1 than", told)
+
+
+def test_each_process_posts_its_own_groups_one_by_one_and_learns_the_same(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    asked, weights = {}, {}
+    for one_by_one in (False, True):
+        file, out = tmp_path / f"{one_by_one}.in", tmp_path / f"{one_by_one}.safetensors"
+        file.write_text(json.dumps(settings | {"preset": "grpo", "one_by_one": one_by_one}))
+        errors = tmp_path / f"errors-{one_by_one}"
+        run_together(grouped_run.main, file, out, processes=2, errors=errors)
+        weights[one_by_one] = load_file(out)
+        asked[one_by_one] = json.loads(out.with_suffix(".json").read_text())
+    groups = [[f"s{step}-c0-p{place}" for place in (0, 1)] for step in (0, 1)]
+    others = [[f"s{step}-c0-p{place}" for place in (2, 3)] for step in (0, 1)]
+    assert asked[False] == [groups, others]
+    alone = [
+        sorted([group] for request in requests for group in request) for requests in asked[False]
+    ]
+    assert [sorted(requests) for requests in asked[True]] == alone
+    begun = load_file(Path(settings["model"]) / "model.safetensors")
+    assert not all(torch.equal(value, weights[True][name]) for name, value in begun.items())
+    assert all(torch.equal(value, weights[True][name]) for name, value in weights[False].items())
 
 
 def test_processes_outlive_a_service_that_is_away_for_longer_than_a_collective_may_take(

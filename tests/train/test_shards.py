@@ -15,20 +15,30 @@ from train.tiny import tiny_model
 
 
 def run(
-    directory: Path, settings: dict[str, Any], *, processes: int, name: str | None = None
+    directory: Path,
+    settings: dict[str, Any],
+    *,
+    processes: int,
+    name: str | None = None,
+    sharded: bool | None = None,
 ) -> dict[str, Any]:
-    """Train on the same recorded rollouts; one process holds all weights, several hold shards."""
+    """Train on the same recorded rollouts.
+
+    One process holds all weights as one without FSDP does, unless `sharded`; several hold shards.
+    """
+    sharded = processes > 1 if sharded is None else sharded
     place = directory / (name or str(processes))
     place.mkdir()
     rows = {"per_device_train_batch_size": 8 // processes, "output_dir": str(place / "run")}
     (place / "settings.json").write_text(json.dumps(settings | rows))
-    main = sharded_run.main if processes > 1 else recorded_run.main
+    main = sharded_run.main if sharded else recorded_run.main
     run_together(
         main,
         place / "settings.json",
         place / "out.pt",
         processes=processes,
         errors=place / "errors",
+        launched=sharded,
     )
     made: dict[str, Any] = torch.load(place / "out.pt", weights_only=False)
     return made
@@ -162,7 +172,17 @@ def test_a_killed_run_with_shards_is_resumed_to_the_bit_or_by_other_processes(
     for part in ("student", "teacher"):
         for name, value in left_alone[part].items():
             assert torch.equal(resumed[part][name], value), name
-    assert_equal(run(tmp_path, settings, processes=4, name="by four"), left_alone)
+    for others in (1, 4):
+        by_others = run(tmp_path, settings, processes=others, name=f"by {others}", sharded=True)
+        assert_equal(by_others, left_alone)
+
+
+@pytest.mark.slow
+def test_a_single_process_may_have_all_shards(given: dict[str, Any], tmp_path: Path) -> None:
+    one = run(tmp_path, given, processes=1)
+    sharded = run(tmp_path, given, processes=1, name="sharded", sharded=True)
+    assert sharded["wrapper"].startswith("FSDP")
+    assert_equal(sharded, one)
 
 
 def test_a_gradient_that_is_not_finite_in_one_shard_stops_every_process(

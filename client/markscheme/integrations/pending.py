@@ -1,5 +1,6 @@
 """Requests that run while the trainer goes on: posted early, joined where rewards are needed."""
 
+import math
 import queue
 import threading
 import time
@@ -27,9 +28,17 @@ Wait = tuple[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a process that waits tells the others."""
+    """What a process that waits tells the others.
+
+    Attributes:
+        done: All of its requests have ended.
+        late: Those that have not are under way, and their time is up.
+        failed: One of its requests failed.
+        waits: Its waits for an absent service since it told of the last ones.
+    """
 
     done: bool
+    late: bool
     failed: bool
     waits: Sequence[Wait]
 
@@ -50,6 +59,7 @@ class PendingScores:
         self._futures: list[futures.Future[ScoreBatch]] = []
         self._waits: queue.SimpleQueue[Wait] = queue.SimpleQueue()
         self._cancelled = threading.Event()
+        self._repeated: set[futures.Future[ScoreBatch]] = set()
 
     def post(self, ask: Callable[[], ScoreBatch]) -> None:
         """Call `ask` in a thread."""
@@ -63,9 +73,15 @@ class PendingScores:
         self._cancelled.set()
 
     def join(
-        self, processes: ProcessGroup, on_wait: Callable[[str, float], None] | None
+        self,
+        processes: ProcessGroup,
+        on_wait: Callable[[str, float], None] | None,
+        max_late_s: float | None = None,
     ) -> list[ScoreBatch]:
         """Return the answers to all processes' requests, in the order of their ranks.
+
+        With `max_late_s`, requests that are under way after as many seconds are left out. One that
+        had to be repeated is waited for, as `max_outage_s` says.
 
         Every process calls this, also one without requests. While one waits, all exchange
         heartbeats, so that no collective is entered for longer than `HEARTBEAT_S` and
@@ -74,29 +90,36 @@ class PendingScores:
         Args:
             processes: The processes of the run.
             on_wait: Called with what the first process that waits for an absent service waits for.
+            max_late_s: Seconds, from this call on, to wait for answers; `None`: no bound.
 
         Raises:
             MarkschemeError: A request of any process failed; raised on every one.
         """
+        late_at = math.inf if max_late_s is None else time.monotonic() + max_late_s
         try:
             while True:
-                futures.wait(self._futures, HEARTBEAT_S, futures.FIRST_EXCEPTION)
-                heartbeats = processes.gather([self._heartbeat()])
+                left_s = late_at - time.monotonic()
+                pause_s = left_s if 0 < left_s < HEARTBEAT_S else HEARTBEAT_S
+                futures.wait(self._futures, pause_s, futures.FIRST_EXCEPTION)
+                heartbeats = processes.gather([self._heartbeat(late_at)])
                 for wait in next((beat.waits for beat in heartbeats if beat.waits), ()):
                     if on_wait is not None:
                         on_wait(*wait)
-                if all(beat.done for beat in heartbeats) or any(b.failed for b in heartbeats):
+                if all(beat.done or beat.late for beat in heartbeats):
+                    break
+                if any(beat.failed for beat in heartbeats):
                     break
             answers = processes.share(self._answers)
             return [answer for of_process in answers for answer in of_process]
         finally:
             self.cancel()
 
-    def _heartbeat(self) -> Heartbeat:
+    def _heartbeat(self, late_at: float) -> Heartbeat:
         done = [future for future in self._futures if future.done()]
         waits = [self._waits.get_nowait() for _ in range(self._waits.qsize())]
         return Heartbeat(
             done=len(done) == len(self._futures),
+            late=time.monotonic() >= late_at and self._repeated <= {*done},
             failed=any(future.exception() is not None for future in done),
             waits=waits,
         )
@@ -107,11 +130,13 @@ class PendingScores:
 
     def _run(self, ask: Callable[[], ScoreBatch], future: futures.Future[ScoreBatch]) -> None:
         try:
-            future.set_result(self._until_answered(ask))
+            future.set_result(self._until_answered(ask, future))
         except BaseException as error:  # raised where the answer is joined
             future.set_exception(error)
 
-    def _until_answered(self, ask: Callable[[], ScoreBatch]) -> ScoreBatch:
+    def _until_answered(
+        self, ask: Callable[[], ScoreBatch], future: futures.Future[ScoreBatch]
+    ) -> ScoreBatch:
         give_up_at = time.monotonic() + self._max_outage_s
         wait_s = FIRST_RETRY_WAIT_S
         while True:
@@ -120,6 +145,7 @@ class PendingScores:
             except MarkschemeError as error:
                 if not is_outage(error) or time.monotonic() >= give_up_at:
                     raise
+                self._repeated.add(future)
                 self._waits.put((str(error), wait_s))
                 if self._cancelled.wait(wait_s):
                     raise

@@ -144,6 +144,8 @@ class RubricReward:
         max_outage_s: Seconds to wait for a service that cannot be reached.
         max_unscored: Maximum share (0 to 1) of a batch without a reward; above it the batch
             raises `Unscored`.
+        max_late_s: Seconds that a call waits for the judge, more than 0; groups that it has not
+            scored then are unscored (`timeout`). Each group is then a request of its own.
         on_wait: Called, in a call of the reward, with the reason and the seconds of each wait.
 
     Example:
@@ -170,6 +172,7 @@ class RubricReward:
         eos_token_ids: Sequence[int] = (),
         max_outage_s: float = 0.0,
         max_unscored: float = 1.0,
+        max_late_s: float | None = None,
         on_wait: Callable[[str, float], None] | None = None,
     ) -> None:
         if inspect.iscoroutinefunction(client.score):
@@ -188,6 +191,7 @@ class RubricReward:
         self.eos_token_ids = frozenset(eos_token_ids)
         self.max_outage_s = max_outage_s
         self.max_unscored = max_unscored
+        self.max_late_s = max_late_s
         self.on_wait = on_wait
         self.rows: list[Row] = []
         self.last: RewardReport | None = None
@@ -227,8 +231,10 @@ class RubricReward:
         groups = self._groups(rows, members, call, range(first, first + len(own)))
         if {group.id: group for group in groups if group.id in begun.groups} != begun.groups:
             raise ValueError("start_group was given other rollouts than start")
-        if left := [group for group in groups if group.id not in begun.groups]:
-            self._post(begun.scores, left, Run(id=run_ids[0], step=call[0]))
+        left = [group for group in groups if group.id not in begun.groups]
+        for request in [left] if self.max_late_s is None else [[group] for group in left]:
+            if request:
+                self._post(begun.scores, request, Run(id=run_ids[0], step=call[0]))
 
     def start_group(
         self,
@@ -319,7 +325,8 @@ class RubricReward:
         self._started.remove(started)
         self.rows = started.rows
         processes, waiting_since = current_process_group(), time.perf_counter()
-        batch = merged_batches(started.scores.join(processes, self.on_wait))
+        answers = started.scores.join(processes, self.on_wait, self.max_late_s)
+        batch = merged_batches(answers)
         self.last = self._report(started, batch, time.perf_counter() - waiting_since)
         if log_metric is not None:
             self.last.log(log_metric)
@@ -443,13 +450,19 @@ class RubricReward:
             (group.id, rollout.id): rollout for group in batch.groups for rollout in group.rollouts
         }
         teachers = {group.id: group.teacher.rewards for group in batch.groups if group.teacher}
+        answered_groups = {group.id for group in batch.groups}
+        late = 0
         row_scores = [RowScore(None, row.truncated) for row in self.rows]
         teacher_scores: list[list[float | None]] = [[] for _ in self.rows]
         for place, numbers in enumerate(started.members):
             group = _group_id(started.call, place)
             for number, row in enumerate(numbers):
                 teacher_scores[row] = list(teachers.get(group, ()))
-                if self.rows[row].problem is None:
+                if self.rows[row].problem is not None:
+                    continue
+                if self.max_late_s is not None and group not in answered_groups:
+                    late += 1
+                else:
                     score = answered[group, f"r{number}"]
                     row_scores[row] = RowScore(
                         score.reward,
@@ -464,7 +477,11 @@ class RubricReward:
             rewards=[score.reward for score in row_scores],
             row_scores=row_scores,
             teacher_scores=teacher_scores,
-            reasons=dict(batch.reasons + Counter({UnscoredReason.NOT_SUPPORTED.value: problems})),
+            reasons=dict(
+                batch.reasons
+                + Counter({UnscoredReason.NOT_SUPPORTED.value: problems})
+                + Counter({UnscoredReason.TIMEOUT.value: late})
+            ),
             origins=origins(batch),
             criteria=criterion_rates(batch.groups),
             usage=batch.usage,
