@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from markscheme.schema import ErrorBody
+from markscheme_server.accounts.sessions import PAGES
 from markscheme_server.api.middleware import GONE
 from markscheme_server.app import create_app
 from markscheme_server.cli.server import listen
@@ -47,6 +48,10 @@ class OneErrorShape:
 
     def _check(self, scope: Scope, status: int, content: bytes) -> None:
         if scope["method"] == "HEAD" and not content:
+            return
+        if scope["path"].startswith(PAGES):  # a browser gets a page
+            if not content.startswith(b"<!doctype html>"):
+                self.faults.append(f"{scope['method']} {scope['path']}: {status} is no page")
             return
         try:
             ErrorBody.model_validate_json(content)

@@ -5,24 +5,34 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from markupsafe import Markup
 
 from markscheme.schema import (
+    Budget,
+    Criterion,
     CriterionHistory,
     CriterionList,
     Finding,
     FindingList,
     GroupDetail,
     GroupResponse,
+    GroupSort,
     JudgePrompt,
+    Lineage,
+    LineageRubric,
+    LineageRun,
+    Rubric,
+    RubricHealth,
     RunDetail,
     RunGroupList,
     RunSummary,
     StepList,
     StepSpan,
+    UsageReport,
     display_step,
 )
 from markscheme_server.pages import charts, evidence
@@ -71,7 +81,7 @@ class Window:
     first_step: int | None = None
     last_step: int | None = None
     criterion: str | None = None
-    sort: str = "newest"
+    sort: GroupSort = "newest"
     after: str | None = None
     all_criteria: bool = False
 
@@ -376,3 +386,145 @@ def steps_of(run: RunSummary) -> str:
         return "–"
     done = whole(display_step(run.last_step, run.first_step or 0))
     return done if run.steps is None else f"{done} of {whole(run.steps)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a criterion differs from the parent's. `before` is null where it is new."""
+
+    before: Criterion | None
+    after: Criterion | None
+
+    @property
+    def points(self) -> str:
+        """The change of its points, in words."""
+        if self.before is None or self.after is None or self.before.points == self.after.points:
+            return ""
+        return f"{decimal(self.before.points, 0)} to {decimal(self.after.points, 0)} points"
+
+
+def changes(before: Sequence[Criterion], after: Sequence[Criterion]) -> list[Change]:
+    """Return added, removed and changed criteria.
+
+    Criteria of the same text are one; of the others those of the same id were reworded.
+    """
+    own = {criterion.text: criterion for criterion in after}
+    same = {c.text for c in before if c.text in own}
+    left = {c.id: c for c in before if c.text not in same}
+    found = []
+    for criterion in after:
+        if criterion.text in same:
+            old = next(c for c in before if c.text == criterion.text)
+            if old.points != criterion.points:
+                found.append(Change(old, criterion))
+        else:
+            found.append(Change(left.pop(criterion.id, None), criterion))
+    return [*found, *(Change(criterion, None) for criterion in left.values())]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A rubric of a lineage and what was made from it."""
+
+    rubric: LineageRubric
+    how: str
+    children: list["Branch"]
+
+
+def rubric_page(
+    rubric: Rubric, parent: Rubric | None, lineage: Lineage, health: RubricHealth
+) -> dict[str, Any]:
+    """Return what the page of a rubric shows."""
+    return {
+        "rubric": rubric,
+        "parent": parent,
+        "changes": changes(parent.criteria, rubric.criteria) if parent is not None else [],
+        "tree": _tree(lineage),
+        "lineage": lineage,
+        "runs": [node for node in lineage.nodes if isinstance(node, LineageRun)],
+        "health": {each.criterion_id: each for each in health.criteria},
+        "groups": health.groups,
+        "headline": headline,
+        "share": share,
+    }
+
+
+def _tree(lineage: Lineage) -> list[Branch]:
+    """Return the rubrics of a lineage, each below the one that it was made from."""
+    rubrics = {node.id: node for node in lineage.nodes if isinstance(node, LineageRubric)}
+    made_from = {
+        edge.target: edge
+        for edge in lineage.edges
+        if edge.kind in ("version", "fork") and edge.source in rubrics
+    }
+
+    def branch(node: LineageRubric) -> Branch:
+        edge = made_from.get(node.id)
+        return Branch(
+            node,
+            edge.kind if edge is not None else node.origin,
+            [
+                branch(rubrics[target])
+                for target, edge in made_from.items()
+                if edge.source == node.id and target in rubrics
+            ],
+        )
+
+    return [branch(node) for node in rubrics.values() if node.id not in made_from]
+
+
+SERIES = 6
+"""Runs that are told apart in the cost by day; the others are one."""
+
+
+def days_before(day: date, count: int) -> date:
+    """Return the first of the `count` days that end with `day`."""
+    return day - timedelta(days=count - 1)
+
+
+def cost_page(
+    by_day: UsageReport,
+    by_run: UsageReport,
+    budgets: Sequence[tuple[Budget, float | None]],
+) -> dict[str, Any]:
+    """Return what the page of the cost shows. `budgets`: each with what its run will cost."""
+    totals: dict[str, float] = {}
+    for bucket in by_day.data:
+        totals[bucket.run or "no run"] = totals.get(bucket.run or "no run", 0.0) + bucket.cost_usd
+    ranked = sorted((name for name in totals if totals[name]), key=lambda n: -totals[n])
+    named = ranked[:SERIES]
+    days: list[str] = []
+    if (first := by_day.since) and by_day.data:
+        last = max(bucket.day for bucket in by_day.data if bucket.day is not None)
+        days = [str(first + timedelta(days=i)) for i in range((last - first).days + 1)]
+    at = {day: i for i, day in enumerate(days)}
+    series = {
+        name: [0.0] * len(days) for name in [*named, *(["others"] if ranked[SERIES:] else [])]
+    }
+    for bucket in by_day.data:
+        name = bucket.run or "no run"
+        if bucket.cost_usd and bucket.day is not None:
+            series[name if name in named else "others"][at[str(bucket.day)]] += bucket.cost_usd
+    return {
+        "since": by_day.since,
+        "total": by_run.total,
+        "chart": charts.stacked_days(days, list(series.items()), label="Judging cost by day")
+        if series
+        else None,
+        "series": list(series),
+        "buckets": sorted(by_run.data, key=lambda b: (-b.cost_usd, -b.saved_usd)),
+        "truncated": by_run.truncated,
+        "budgets": [
+            (
+                budget,
+                projected,
+                charts.bullet(
+                    budget.spent_usd,
+                    soft=budget.soft_usd,
+                    hard=budget.hard_usd,
+                    projected=projected,
+                ),
+            )
+            for budget, projected in budgets
+        ],
+    }
