@@ -14,7 +14,8 @@ from markscheme_server import app
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import NotFound
 
-VOID = frozenset("area base br col embed hr img input link meta source track wbr path rect".split())
+VOID = frozenset({"br", "circle", "hr", "img", "input", "line", "link", "meta", "path", "rect"})
+"""Elements that have no end."""
 
 
 class Page(HTMLParser):

@@ -304,7 +304,7 @@ def _needs_caller(path: str) -> bool:
 
 def _to_sign_in(scope: Scope) -> RedirectResponse:
     """Lead to the sign-in, and back afterwards. The way is relative, so that it fits any proxy."""
-    wanted = scope["path"].removeprefix(PAGES)
+    wanted = scope["raw_path"].decode("latin-1").partition(PAGES)[2]
     query = scope["query_string"].decode("latin-1")
     back = f"?next={quote(f'{wanted}?{query}' if query else wanted, safe='')}"
     way = "../" * wanted.count("/") + "signin"

@@ -150,7 +150,8 @@ class Visit:
 
 def here(request: Request) -> str:
     """Return the way back to `/pages/` from this address, such as `../`."""
-    below: str = request.scope["path"].removeprefix(PAGES)
+    # As the browser has it: an id may hold a slash, which is no separator there.
+    below = request.scope["raw_path"].decode("latin-1").partition(PAGES)[2]
     return "../" * below.count("/")
 
 
@@ -291,7 +292,33 @@ async def _run_view(visit: Visit, run_id: str, window: views.Window) -> dict[str
     )
 
 
-@router.get("/runs/{run_id}")
+@router.get("/runs/{run_id:path}/steps.csv")
+async def get_steps(visit: Visiting, run_id: str) -> Response:
+    """Return the rewards by step as comma-separated values."""
+    steps = await visit.services.runs.steps(visit.caller, run_id, bins=None, first_step=None)
+    return _secure(
+        Response(
+            views.steps_csv(steps),
+            media_type="text/csv",
+            headers={"Content-Disposition": _attachment(f"{run_id}.csv")},
+        )
+    )
+
+
+@router.get("/runs/{run_id:path}/report")
+async def get_report(visit: Visiting, run_id: str) -> Response:
+    """Return the page of a run and its newest groups as one file that needs no service."""
+    view = await _run_view(visit, run_id, views.Window())
+    groups = [
+        views.group_page(await visit.services.runs.group(visit.caller, group.id))
+        for group in view["groups"].data
+    ]
+    html = render.report(Frame(caller=visit.caller), **view, shown_groups=groups)
+    headers = {"Content-Disposition": _attachment(f"{run_id}.html")}
+    return _secure(HTMLResponse(html, headers=headers))
+
+
+@router.get("/runs/{run_id:path}")
 async def show_run(
     visit: Visiting,
     run_id: str,
@@ -310,32 +337,6 @@ async def show_run(
     view = await _run_view(visit, run_id, window)
     running = view["run"].state == "running"
     return visit.show("run.html", "runs", refresh=REFRESH_S if running else None, **view)
-
-
-@router.get("/runs/{run_id}/steps.csv")
-async def get_steps(visit: Visiting, run_id: str) -> Response:
-    """Return the rewards by step as comma-separated values."""
-    steps = await visit.services.runs.steps(visit.caller, run_id, bins=None, first_step=None)
-    return _secure(
-        Response(
-            views.steps_csv(steps),
-            media_type="text/csv",
-            headers={"Content-Disposition": _attachment(f"{run_id}.csv")},
-        )
-    )
-
-
-@router.get("/runs/{run_id}/report")
-async def get_report(visit: Visiting, run_id: str) -> Response:
-    """Return the page of a run and its newest groups as one file that needs no service."""
-    view = await _run_view(visit, run_id, views.Window())
-    groups = [
-        views.group_page(await visit.services.runs.group(visit.caller, group.id))
-        for group in view["groups"].data
-    ]
-    html = render.report(Frame(caller=visit.caller), **view, shown_groups=groups)
-    headers = {"Content-Disposition": _attachment(f"{run_id}.html")}
-    return _secure(HTMLResponse(html, headers=headers))
 
 
 @router.get("/groups/{group_id}")
