@@ -132,6 +132,29 @@ ExchangeFormat = Literal[
     "verifiers",
     "mapped",
 ]
+RunState = Literal["running", "silent", "finished", "stopped", "failed"]
+"""`silent`: said to run, but not heard of for ten times its median step."""
+FindingKind = Literal[
+    "inverted",
+    "falling",
+    "saturated",
+    "out_of_reach",
+    "repeats",
+    "noisy",
+    "judges_part",
+    "length_pays",
+    "above_teacher",
+    "no_spread",
+    "unknown",
+    "cut_off",
+    "money",
+    "collapse",
+]
+"""What may be wrong with a run; docs/runs.md has the rule of each."""
+FindingLevel = Literal["alarm", "watch"]
+GroupSort = Literal[
+    "newest", "spread", "flat", "above_teacher", "unknown", "length", "disagreement"
+]
 MapField = Literal["prompt", "criteria", "text", "points", "reference", "id"]
 
 VIEWS: tuple[View, ...] = get_args(View)

@@ -65,13 +65,10 @@ from markscheme.schema.runs import (
     CriterionSpan,
     Finding,
     FindingCounts,
-    FindingKind,
-    FindingLevel,
     FindingList,
     GroupDetail,
     GroupFilter,
     GroupResponse,
-    GroupSort,
     GroupVerdict,
     JudgeAgreement,
     JudgePrompt,
@@ -86,7 +83,6 @@ from markscheme.schema.runs import (
     RunList,
     RunPut,
     RunRecords,
-    RunState,
     RunSummary,
     StepList,
     StepRecord,
@@ -138,7 +134,14 @@ from markscheme.schema.teams import (
     TeamPatch,
 )
 from markscheme.schema.usage import Budget, BudgetPut, UsageBucket, UsageReport
-from markscheme.vocabulary import UnscoredReason, View
+from markscheme.vocabulary import (
+    FindingKind,
+    FindingLevel,
+    GroupSort,
+    RunState,
+    UnscoredReason,
+    View,
+)
 
 __all__ = [
     "CriterionHealth",

@@ -12,30 +12,16 @@ from pydantic import Field
 from markscheme.schema.base import Identifier, Message, ShortText, Wire
 from markscheme.schema.rubrics import Criterion
 from markscheme.schema.scores import Reward, RubricRef
-from markscheme.vocabulary import ReusePolicy, UnscoredReason, VerifyMode
+from markscheme.vocabulary import (
+    FindingKind,
+    FindingLevel,
+    GroupSort,
+    ReusePolicy,
+    RunState,
+    UnscoredReason,
+    VerifyMode,
+)
 
-RunState = Literal["running", "silent", "finished", "stopped", "failed"]
-"""`silent`: said to run, but not heard of for ten times its median step."""
-FindingKind = Literal[
-    "inverted",
-    "falling",
-    "saturated",
-    "out_of_reach",
-    "repeats",
-    "noisy",
-    "judges_part",
-    "length_pays",
-    "above_teacher",
-    "no_spread",
-    "unknown",
-    "cut_off",
-    "money",
-    "collapse",
-]
-FindingLevel = Literal["alarm", "watch"]
-GroupSort = Literal[
-    "newest", "spread", "flat", "above_teacher", "unknown", "length", "disagreement"
-]
 Share = Annotated[float, Field(ge=0, le=1)]
 Step = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Facts = Annotated[dict[Identifier, str | int | float | bool | None], Field(max_length=64)]
@@ -89,7 +75,7 @@ class RunSummary(Wire):
     `reward_first` and `reward_now` are means over the known rewards of the first and the last tenth
     of its steps (at least one, at most 100). `teacher` is the mean reward of teacher responses in
     the same groups as `reward_now`. `curve` has the mean reward of at most 40 spans of steps, null
-    where none is known.
+    where none is known. `findings` is null in a list until they are known.
     """
 
     object: Literal["run"] = "run"
@@ -113,7 +99,7 @@ class RunSummary(Wire):
     cost_usd: float
     saved_usd: float
     unpriced_calls: int
-    findings: FindingCounts
+    findings: FindingCounts | None
 
 
 class RunList(Wire):
@@ -337,7 +323,8 @@ class GroupResponse(Wire):
 class GroupDetail(Wire):
     """`GET /v1/groups/{id}`: one group with all that is known of it.
 
-    `teachers` are the teacher responses that were judged beside the rollouts. `previous_id` and
+    `rubric` is null, and `criteria` are empty, if the team sees it no longer. `teachers` are the
+    teacher responses that were judged beside the rollouts. `previous_id` and
     `next_id`: this prompt's groups before and after in the same run.
     """
 
@@ -351,7 +338,7 @@ class GroupDetail(Wire):
     reuse: ReusePolicy
     verify: VerifyMode
     prompt: list[Message]
-    rubric: RubricRef
+    rubric: RubricRef | None
     criteria: list[Criterion]
     judge: str | None
     second_judge: str | None
@@ -428,6 +415,8 @@ class JudgeReport(Wire):
 
     `name` is the configured judge's, null for one that is not configured any more; `judge` is the
     model and template as the ledger has it. Latencies are seconds of this process since its start.
+    `cost_per_1000_verdicts_usd` counts the criteria that calls asked about; those of a call that
+    sees all rollouts of a group count once.
     """
 
     name: str | None

@@ -1,7 +1,8 @@
 """Verdicts: met, not met, not applicable, or not known for a stated reason."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from markscheme.vocabulary import UnscoredReason
 
@@ -40,3 +41,27 @@ class Verdict:
             raise ValueError("a verdict is met, not met, not applicable, or unscored with a reason")
         if self.met is not None and not isinstance(self.met, bool):
             raise TypeError("met must be a boolean")
+
+
+class _Decided(Protocol):
+    @property
+    def met(self) -> bool | None: ...
+
+    @property
+    def applicable(self) -> bool: ...
+
+
+MET, NOT_MET, NOT_APPLICABLE, UNKNOWN = "10-?"
+
+
+def verdict_string(verdicts: Iterable[_Decided]) -> str:
+    """Return verdicts as they are stored with a rollout: one character each, in their order.
+
+    `1` met, `0` not met, `-` not applicable, `?` unknown.
+    """
+    return "".join(
+        (MET if verdict.met else NOT_MET)
+        if verdict.met is not None
+        else (UNKNOWN if verdict.applicable else NOT_APPLICABLE)
+        for verdict in verdicts
+    )

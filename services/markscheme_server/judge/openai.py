@@ -79,6 +79,17 @@ _CANNED = VerifyTask(
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class _VerifierMessage:
+    """The message of a verifying call, and what its reply must hold."""
+
+    message: str
+    schema: dict[str, Any]
+    nonce: str | None
+    canary: tuple[str, str] | None
+    may_not_apply: Sequence[str]
+
+
 class OpenAIJudge:
     """Asks a model over the chat-completions protocol; implements `judge.base.Judge`."""
 
@@ -168,8 +179,7 @@ class OpenAIJudge:
             question, context, lambda reply: replies.read_criteria(reply, prompt), max_attempts
         )
 
-    async def verify(self, task: VerifyTask, context: CallContext) -> Verification:
-        """Decide all criteria in one call."""
+    def _verifier_message(self, task: VerifyTask) -> "_VerifierMessage":
         s = self._settings
         shown = prompts.number_criteria(task.criteria)
         asked = [
@@ -204,6 +214,19 @@ class OpenAIJudge:
             rationale=rationale,
             may_not_apply=may_not_apply,
         )
+        return _VerifierMessage(message, schema, nonce, canary, may_not_apply)
+
+    def shown(self, task: VerifyTask) -> str:
+        """Return the message in which the judge is asked to decide the criteria of a task."""
+        return self._verifier_message(task).message
+
+    async def verify(self, task: VerifyTask, context: CallContext) -> Verification:
+        """Decide all criteria in one call."""
+        s = self._settings
+        asked = self._verifier_message(task)
+        message, schema, nonce, canary = asked.message, asked.schema, asked.nonce, asked.canary
+        pool, rationale = task.verify == "group", s.rationale != "off"
+        may_not_apply, shown = asked.may_not_apply, prompts.number_criteria(task.criteria)
         ids = [i for i, _ in shown] + ([canary[0]] if canary else [])
 
         def read(reply: Any) -> list[dict[str, Decision]]:

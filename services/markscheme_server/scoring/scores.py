@@ -29,12 +29,14 @@ from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.trajectory import (
     DEFAULT_VIEW,
     Answer,
+    Judged,
     Response,
     measure,
+    response_key,
     unsupported_in,
 )
 from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.domain.verdict import Verdict
+from markscheme_server.domain.verdict import Verdict, verdict_string
 from markscheme_server.errors import NotFound, TooLarge
 from markscheme_server.judge.base import Judge, JudgeFailure, StudentResponse
 from markscheme_server.judge.queue import QueueReservation
@@ -54,7 +56,13 @@ from markscheme_server.scoring.verdicts import (
     VerdictService,
     sliced,
 )
-from markscheme_server.store.assignments import Assignment, GroupOutcome, GroupRef, ScoredRollout
+from markscheme_server.store.assignments import (
+    Assignment,
+    GroupOutcome,
+    GroupRef,
+    ScoredRollout,
+    ScoredTeacher,
+)
 from markscheme_server.store.engine.database import is_outage
 from markscheme_server.store.rubrics import Filters
 from markscheme_server.store.store import Store
@@ -416,14 +424,27 @@ class ScoreService:
             clamp = batch.request.clamp
             view = _view(batch.request, rubric.rubric, batch.judge)
             limit = batch.judge.max_response_tokens
-            scores = await self._rollout_scores(
+            scores, words = await self._rollout_scores(
                 lookup, rubric.rubric, verdicts, clamp, context, view, limit
             )
             saved_usd = verdicts.saved_usd + _saved_by_rubric(batch.request, rubric)
             views = _read_views(rubric.rubric, view)
-            outcome = _outcome(lookup, scores, views, verdicts.cached, saved_usd)
+            teachers = _scored_teachers(rubric.rubric, lookup.teachers, verdicts, clamp)
+            outcome = replace(
+                _outcome(lookup, scores, words, views),
+                cached_verdicts=verdicts.cached,
+                saved_usd=saved_usd,
+                teachers=teachers,
+                criteria=len(rubric.rubric.criteria),
+                judge=batch.judge.verifier_identity,
+                run_id=lookup.ref.run_id,
+            )
             await self._store.assignments.finish(lookup.ref.team, assignment.id, outcome)
-            teacher = _teacher_score(rubric.rubric, lookup.teachers, verdicts, clamp)
+            teacher = (
+                schema.TeacherScore(rewards=[each.reward for each in teachers])
+                if teachers
+                else None
+            )
             score = _group_score(lookup.group, rubric, scores, teacher, clamp)
             return GroupResult(score, context.usage, verdicts.cached, saved_usd)
         except JudgeFailure as failure:
@@ -484,8 +505,10 @@ class ScoreService:
         context: CallContext,
         view: View,
         limit: int | None,
-    ) -> list[schema.RolloutScore]:
+    ) -> tuple[list[schema.RolloutScore], list[int | None]]:
+        """Return the rollouts' scores, and the words of what was judged of each."""
         scores: list[schema.RolloutScore] = []
+        words: list[int | None] = []
         rollouts = list(zip(lookup.group.rollouts, lookup.answers, strict=True))
         for part in sliced(rollouts, len(rubric.criteria)):
             size = len(part) * len(rubric.criteria)
@@ -503,7 +526,8 @@ class ScoreService:
                 )
                 for rollout, answer in part
             ]
-        return scores
+            words += [None if answer is None else _words(answer.judged(view)) for _, answer in part]
+        return scores, words
 
 
 def _judges_teachers(request: schema.ScoreRequest) -> bool:
@@ -558,12 +582,15 @@ def _saved_by_rubric(request: schema.ScoreRequest, rubric: ResolvedRubric) -> fl
     return rubric.rubric.cost_usd or 0.0
 
 
+def _words(judged: Judged) -> int:
+    return len((judged if isinstance(judged, str) else judged.text).split())
+
+
 def _outcome(
     lookup: GroupLookup,
     scores: Sequence[schema.RolloutScore],
+    words: Sequence[int | None],
     views: Sequence[View],
-    cached_verdicts: int,
-    saved_usd: float,
 ) -> GroupOutcome:
     # Equal texts have equal rewards, so only distinct ones can show a spread.
     scored = {
@@ -578,10 +605,12 @@ def _outcome(
             rollout.truncated,
             score.reward,
             score.reason,
+            verdict_string(score.verdicts),
+            count,
         )
-        for rollout, score in zip(lookup.group.rollouts, scores, strict=True)
+        for rollout, score, count in zip(lookup.group.rollouts, scores, words, strict=True)
     ]
-    return GroupOutcome(rollouts, cached_verdicts, saved_usd, distinct=len(scored))
+    return GroupOutcome(rollouts, distinct=len(scored))
 
 
 def _rollout_score(
@@ -616,14 +645,20 @@ def _unscored_rollout(rollout: schema.Rollout, reason: UnscoredReason) -> schema
     )
 
 
-def _teacher_score(
+def _scored_teachers(
     rubric: Rubric, teachers: Sequence[Answer], verdicts: GroupVerdicts, clamp: Clamp
-) -> schema.TeacherScore | None:
-    if not teachers:
-        return None
-    return schema.TeacherScore(
-        rewards=[reward(rubric.criteria, verdicts.of(teacher), clamp) for teacher in teachers]
-    )
+) -> list[ScoredTeacher]:
+    scored = []
+    for teacher in teachers:
+        found = verdicts.of(teacher)
+        scored.append(
+            ScoredTeacher(
+                response_key(teacher.response),
+                reward(rubric.criteria, found, clamp),
+                verdict_string(found[c.id] for c in rubric.criteria),
+            )
+        )
+    return scored
 
 
 def _group_score(

@@ -4,23 +4,33 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, VerifyMode
+from markscheme_server.domain.group_figures import GroupFigures, joined_verdicts, length_reward
 from markscheme_server.domain.hashing import ChatMessage
 from markscheme_server.domain.trajectory import Response, response_key
 from markscheme_server.store.engine.database import Database, team_scope
 from markscheme_server.store.engine.ids import new_id, now
 from markscheme_server.store.engine.write_batch import Batcher
-from markscheme_server.store.tables import assignments, prompts, rollouts, texts
+from markscheme_server.store.tables import assignments, prompts, rollouts, runs, texts
 from markscheme_server.store.texts import response_row
 
 PART_CHARACTERS = 1024 * 1024
 """Characters of texts in one statement: some milliseconds to hash and to pack."""
 T = TypeVar("T")
-_OUTCOME = ("reward_mean", "reward_spread", "unscored", "cached_verdicts", "saved_usd")
+_OUTCOME = (
+    "reward_mean",
+    "reward_spread",
+    "unscored",
+    "cached_verdicts",
+    "saved_usd",
+    "judge",
+    "figures",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +55,28 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRollout:
-    """One rollout as it is stored: enough to judge it again later."""
+    """One rollout as it is stored: enough to judge it again later.
+
+    `verdicts`: see `domain.verdict.verdict_string`; empty if no judge could read the rollout.
+    `words`: of what was judged.
+    """
 
     rollout_id: str
     response: Response
     truncated: bool
     reward: float | None
     reason: str | None
+    verdicts: str = ""
+    words: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTeacher:
+    """A teacher response that was judged beside the rollouts. `key`: that of its text."""
+
+    key: str
+    reward: float | None
+    verdicts: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +85,18 @@ class GroupOutcome:
 
     `cached_verdicts`: verdicts that were stored before. `saved_usd`: what those, and a reused
     rubric, had cost. `distinct`: how many different judged texts have a reward; rewards have no
-    spread where there are fewer than two.
+    spread where there are fewer than two. `judge`: the identity of the judge. `run_id`: the run, if
+    there is one. `criteria`: how many the rubric has.
     """
 
     rollouts: Sequence[ScoredRollout]
     cached_verdicts: int = 0
     saved_usd: float = 0.0
     distinct: int = 0
+    teachers: Sequence[ScoredTeacher] = ()
+    criteria: int = 0
+    judge: str | None = None
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +140,7 @@ class AssignmentStore:
             database.insert_rows(assignments).on_conflict_do_nothing().returning(a.id),
         )
         outcome = database.rows([a.id, a.team, *(a[name] for name in _OUTCOME)], "outcomes")
-        new = database.insert_rows(rollouts)
+        new, run = database.insert_rows(rollouts), database.insert_rows(runs)
         self._insert_texts = database.insert_rows(texts).on_conflict_do_nothing()
         self._finish_all = database.combine(
             self._insert_texts,
@@ -119,8 +149,19 @@ class AssignmentStore:
                 index_elements=[r.assignment_id, r.rollout_id],
                 set_={
                     name: new.excluded[name]
-                    for name in ("text_key", "truncated", "reward", "reason")
+                    for name in (
+                        "text_key",
+                        "truncated",
+                        "reward",
+                        "reason",
+                        "verdicts",
+                        "words",
+                    )
                 },
+            ),
+            run.on_conflict_do_update(
+                index_elements=[runs.c.team, runs.c.id],
+                set_={name: run.excluded[name] for name in ("last_scored_at", "changed_at")},
             ),
             sa.update(assignments)
             # The transaction's scope covers all teams of a batch; a team changes its own rows only.
@@ -261,6 +302,8 @@ class AssignmentStore:
                         "truncated": r.truncated,
                         "reward": r.reward,
                         "reason": r.reason,
+                        "verdicts": r.verdicts,
+                        "words": r.words,
                     }
                 )
             await asyncio.sleep(0)  # hashing a part takes milliseconds
@@ -274,14 +317,18 @@ class AssignmentStore:
         parts = _split(sorted(by_key), lambda key: _characters(by_key[key]))
         *first, last = list(parts) or [[]]
         outcome_rows = [
-            {"id": assignment_id, "team": team} | _outcome_row(outcome)
+            {"id": assignment_id, "team": team} | _outcome_row(outcome, created.timestamp())
             for assignment_id, (team, outcome) in outcomes.items()
         ]
         await self._db.write(
             team_scope(*(team for team, _ in outcomes.values())),
             self._finish_all,
             pack_texts(last)
-            | {"rollouts": self._db.pack(rows), "outcomes": self._db.pack(outcome_rows)},
+            | {
+                "rollouts": self._db.pack(rows),
+                "outcomes": self._db.pack(outcome_rows),
+                "runs": self._db.pack(_run_rows(outcomes.values(), created)),
+            },
             first=((self._insert_texts, pack_texts(keys)) for keys in first),
         )
         return [None] * len(finished)
@@ -305,15 +352,54 @@ def _split(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[
         yield part
 
 
-def _outcome_row(outcome: GroupOutcome) -> dict[str, Any]:
-    rewards = [r.reward for r in outcome.rollouts if r.reward is not None]
+def _outcome_row(outcome: GroupOutcome, at: float) -> dict[str, Any]:
+    rewards = [r.reward for r in outcome.rollouts]
+    known = [reward for reward in rewards if reward is not None]
+    words = [r.words for r in outcome.rollouts]
+    spread = max(known) - min(known) if outcome.distinct >= 2 else None
+    figures = GroupFigures(
+        at=at,
+        rewards=rewards,
+        words=words,
+        truncated=sum(r.truncated for r in outcome.rollouts),
+        reasons=[r.reason for r in outcome.rollouts if r.reason is not None],
+        spread=spread,
+        verdicts=joined_verdicts([r.verdicts for r in outcome.rollouts], outcome.criteria),
+        teacher_rewards=[t.reward for t in outcome.teachers],
+        teacher_verdicts=joined_verdicts([t.verdicts for t in outcome.teachers], outcome.criteria),
+        teacher_keys=[t.key for t in outcome.teachers],
+        length_reward=length_reward(words, rewards),
+    )
     return {
-        "reward_mean": sum(rewards) / len(rewards) if rewards else None,
-        "reward_spread": max(rewards) - min(rewards) if outcome.distinct >= 2 else None,
-        "unscored": len(outcome.rollouts) - len(rewards),
+        "reward_mean": sum(known) / len(known) if known else None,
+        "reward_spread": spread,
+        "unscored": len(rewards) - len(known),
         "cached_verdicts": outcome.cached_verdicts,
         "saved_usd": outcome.saved_usd,
+        "judge": outcome.judge,
+        "figures": figures.dump(),
     }
+
+
+def _run_rows(
+    outcomes: Iterable[tuple[str, GroupOutcome]], created: datetime
+) -> list[dict[str, Any]]:
+    found = {(team, o.run_id) for team, o in outcomes if o.run_id is not None}
+    # Sorted, so that two writers of the same runs queue instead of deadlocking.
+    return [
+        {
+            "team": team,
+            "id": run_id,
+            "state": "running",
+            "reason": None,
+            "steps": None,
+            "facts": {},
+            "last_scored_at": created,
+            "changed_at": created,
+            "created_at": created,
+        }
+        for team, run_id in sorted(found)
+    ]
 
 
 def _prompt_rows(news: Sequence[_NewAssignment], created: object) -> list[dict[str, Any]]:

@@ -14,11 +14,14 @@ from markscheme_server.store.engine.database import NO_TEAM, PING_TIMEOUT_S, Dat
 from markscheme_server.store.engine.ids import new_id
 from markscheme_server.store.gathering import GatheringStore
 from markscheme_server.store.idempotency import IdempotencyStore
+from markscheme_server.store.judge_reports import JudgeReportStore
 from markscheme_server.store.ledger import LedgerStore
 from markscheme_server.store.lineage import LineageStore
 from markscheme_server.store.probes import ProbeStore
 from markscheme_server.store.rubric_versions import RubricVersions
 from markscheme_server.store.rubrics import RubricStore
+from markscheme_server.store.run_groups import RunGroupStore
+from markscheme_server.store.runs import RunStore
 from markscheme_server.store.teachers import TeacherBank
 from markscheme_server.store.teams import TeamStore
 from markscheme_server.store.usage import UsageStore
@@ -41,6 +44,9 @@ class Store:
         self.ledger = LedgerStore(self.database)
         self.verdicts = VerdictStore(self.database, self.claims, self.ledger)
         self.assignments = AssignmentStore(self.database)
+        self.runs = RunStore(self.database)
+        self.judge_reports = JudgeReportStore(self.database)
+        self.run_groups = RunGroupStore(self.database)
         self.gathering = GatheringStore(self.database, self.claims)
         self.teachers = TeacherBank(self.database)
         self.budgets = BudgetStore(

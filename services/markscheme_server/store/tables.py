@@ -197,6 +197,7 @@ judge_calls = sa.Table(
     _created(),
     sa.Index(None, "created_at"),
     sa.Index(None, "team", "created_at"),
+    sa.Index(None, "team", "run_id"),
 )
 """The ledger of calls to judges and teachers: by whom, for what, and at what cost.
 
@@ -246,6 +247,8 @@ assignments = sa.Table(
     sa.Column("saved_usd", sa.Double),
     sa.Column("distinct_rollouts", sa.Integer, nullable=False, server_default="0"),
     _created(),
+    sa.Column("judge", sa.Text),
+    sa.Column("figures", sa.Text),
     sa.UniqueConstraint("team", "run_id", "step", "group_id", "prompt_key"),
     sa.Index(None, "team", "rubric_id", "run_id"),
     sa.Index(None, "team", "run_id", "created_at"),
@@ -254,7 +257,8 @@ assignments = sa.Table(
     sa.Index(None, "prompt_key"),
 )
 """``distinct_rollouts``: different judged texts of the group. ``reward_spread``: null where fewer
-than two of them have a reward, because there can be no spread.
+than two of them have a reward, because there can be no spread. ``judge``: the identity of the judge
+whose verdicts count. ``figures``: `domain.group_figures.GroupFigures` as JSON.
 """
 
 rollouts = sa.Table(
@@ -266,8 +270,96 @@ rollouts = sa.Table(
     sa.Column("truncated", sa.Boolean, nullable=False),
     sa.Column("reward", sa.Float),
     sa.Column("reason", sa.String(16)),
+    sa.Column("verdicts", sa.Text),
+    sa.Column("words", sa.Integer),
     sa.Index(None, "text_key"),
 )
+"""``verdicts``: one character for each criterion in the rubric's order, see
+`domain.verdict.verdict_string`. ``words``: of what was judged.
+"""
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("team", sa.String(64), primary_key=True),
+    sa.Column("id", sa.String(200), primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("steps", sa.Integer),
+    sa.Column("facts", sa.JSON, nullable=False),
+    sa.Column("last_scored_at", sa.DateTime(timezone=True)),
+    sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
+    _created(),
+)
+"""Training runs: made by the first group that is scored, or by `PUT /v1/runs/{id}`.
+
+``steps``: how many are planned. ``changed_at``: when a figure of the run changed. Never pruned.
+"""
+
+run_records = sa.Table(
+    "run_records",
+    metadata,
+    sa.Column("team", sa.String(64), primary_key=True),
+    sa.Column("run_id", sa.String(200), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("metrics", sa.Text, nullable=False),
+)
+"""The trainer's own metrics of steps, as JSON."""
+
+past_groups = sa.Table(
+    "past_groups",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("run_id", sa.String(200), nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("rubric_id", sa.String(40), sa.ForeignKey("rubrics.id"), nullable=False),
+    sa.Column("judge", sa.Text),
+    sa.Column("figures", sa.Text, nullable=False),
+    sa.Index(None, "team", "run_id"),
+    sa.Index(None, "rubric_id"),
+)
+"""What is left of pruned assignments of runs: figures, no texts."""
+
+second_verdicts = sa.Table(
+    "second_verdicts",
+    metadata,
+    sa.Column("assignment_id", sa.String(40), primary_key=True),
+    sa.Column("rollout_id", sa.String(200), primary_key=True),
+    sa.Column("judge", sa.Text, primary_key=True),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("run_id", sa.String(200)),
+    sa.Column("step", sa.Integer),
+    sa.Column("first_judge", sa.Text),
+    sa.Column("first_reward", sa.Float),
+    sa.Column("first_verdicts", sa.Text, nullable=False),
+    sa.Column("reward", sa.Float),
+    sa.Column("verdicts", sa.Text, nullable=False),
+    _created(),
+    sa.Index(None, "team", "run_id"),
+    sa.Index(None, "team", "created_at"),
+)
+"""What a second judge said of rollouts, beside what the first one had said.
+
+They survive the assignment, so that figures do; they hold no text.
+"""
+
+repeat_verdicts = sa.Table(
+    "repeat_verdicts",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("run_id", sa.String(200)),
+    sa.Column("criterion_key", KEY, nullable=False),
+    sa.Column("verdict_key", KEY, nullable=False),
+    sa.Column("judge", sa.Text, nullable=False),
+    sa.Column("met_before", sa.Boolean),
+    sa.Column("met_now", sa.Boolean),
+    _created(),
+    sa.Index(None, "team", "run_id"),
+    sa.Index(None, "team", "created_at"),
+)
+"""What a judge said when it was asked again for a verdict that is stored."""
 
 gathered_groups = sa.Table(
     "gathered_groups",

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import sqlalchemy as sa
+
 from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.domain.hashing import prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
@@ -11,12 +13,18 @@ from markscheme_server.store.assignments import GroupOutcome, GroupRef, ScoredRo
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.budgets import HoldRequest
 from markscheme_server.store.engine.database import ALL_TEAMS
-from markscheme_server.store.engine.ids import new_id
+from markscheme_server.store.engine.ids import new_id, now
 from markscheme_server.store.gathering import Arrival, GatheredScore, GroupState
 from markscheme_server.store.idempotency import RequestKey, Started
 from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.store import Store
-from markscheme_server.store.tables import past_usage
+from markscheme_server.store.tables import (
+    past_groups,
+    past_usage,
+    repeat_verdicts,
+    run_records,
+    second_verdicts,
+)
 from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 from markscheme_server.wire import from_rubric
 
@@ -87,8 +95,33 @@ async def group(
             ],
             3,
             0.25,
+            run_id=run_id(team),
         ),
     )
+
+
+def run_rows(team: str, rubric_id: str) -> list[sa.Insert]:
+    """Return the insertion of a row of each kind that runs have beside groups."""
+    own = {"team": team, "run_id": run_id(team)}
+    said = own | {"judge": word(team), "created_at": now()}
+    return [
+        run_records.insert().values(own | {"step": 0, "metrics": "{}"}),
+        past_groups.insert().values(
+            own | {"id": f"past {word(team)}", "step": 0, "rubric_id": rubric_id, "figures": "{}"}
+        ),
+        second_verdicts.insert().values(
+            said
+            | {
+                "assignment_id": word(team),
+                "rollout_id": word(team),
+                "first_verdicts": "1",
+                "verdicts": "0",
+            }
+        ),
+        repeat_verdicts.insert().values(
+            said | {"id": new_id("rep"), "criterion_key": "c", "verdict_key": "v"}
+        ),
+    ]
 
 
 async def answer(store: Store, team: str, key: str, body: str) -> None:
@@ -178,6 +211,8 @@ async def fill(store: Store) -> dict[str, Any]:
                     }
                 )
             )
+            for row in run_rows(team, first.id):
+                await connection.execute(row)
     shared = {team: await make_rubric(store, team, COMMON, "common") for team in TEAMS}
     forked = shared["red"]
     used = await make_rubric(

@@ -6,7 +6,8 @@ deleted: rubrics with their lineage, inductions, teacher responses, and what the
 rubric's provenance names students' texts by hash, which keeps no text.)
 
 The ledger keeps what was spent and saved: the transaction that deletes rows adds it up in
-``past_usage`` by team, day, run, rubric and judge.
+``past_usage`` by team, day, run, rubric and judge. A run keeps its figures: those of its deleted
+groups go to ``past_groups``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme_server.store.engine.database import Database
-from markscheme_server.store.engine.ids import as_utc, new_id
+from markscheme_server.store.engine.ids import as_utc, new_id, now
 from markscheme_server.store.maintenance.batch_delete import BatchDeleter, DeleteStep, unreferenced
 from markscheme_server.store.tables import (
     assignments,
@@ -27,10 +28,12 @@ from markscheme_server.store.tables import (
     holds,
     idempotency_keys,
     judge_calls,
+    past_groups,
     past_usage,
     prompts,
     rollouts,
     rubrics,
+    runs,
     teacher_responses,
     texts,
     verdicts,
@@ -104,7 +107,7 @@ def _steps(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Se
             sa.true(),
             ASSIGNMENTS_PER_BATCH,
             cascade=((rollouts, rollouts.c.assignment_id, assignments.c.id),),
-            after=_record_savings,
+            after=_record_groups,
         ),
         DeleteStep(verdicts, verdicts.c.created_at, aged(verdicts), sa.true()),
         DeleteStep(
@@ -190,6 +193,27 @@ def _unpriced(call: sa.Row[Any]) -> int:
         if call.unpriced_calls is not None
         else call.calls * (call.cost_usd is None)
     )
+
+
+async def _record_groups(connection: AsyncConnection, groups: Sequence[sa.Row[Any]]) -> None:
+    """Add up what the deleted groups saved, and keep the figures of those of runs."""
+    await _record_savings(connection, groups)
+    kept = [
+        {column.name: getattr(group, column.name) for column in past_groups.c}
+        for group in groups
+        if group.run_id is not None and group.figures is not None
+    ]
+    if kept:
+        await connection.execute(past_groups.insert(), kept)
+        await connection.execute(
+            sa.update(runs)
+            .where(runs.c.team == sa.bindparam("whose"), runs.c.id == sa.bindparam("run"))
+            .values(changed_at=now()),
+            [
+                {"whose": team, "run": run_id}
+                for team, run_id in sorted({(each["team"], each["run_id"]) for each in kept})
+            ],
+        )
 
 
 async def _record_savings(connection: AsyncConnection, groups: Sequence[sa.Row[Any]]) -> None:

@@ -38,10 +38,15 @@ from markscheme_server.store.tables import (
     idempotency_keys,
     inductions,
     judge_calls,
+    past_groups,
     past_usage,
     prompts,
+    repeat_verdicts,
     rollouts,
     rubrics,
+    run_records,
+    runs,
+    second_verdicts,
     shares,
     teacher_responses,
     teams,
@@ -85,6 +90,7 @@ class Eraser:
         child = rubrics.alias()
         self._unused = sa.and_(
             unreferenced(assignments.c.rubric_id, rubrics.c.id),
+            unreferenced(past_groups.c.rubric_id, rubrics.c.id),
             unreferenced(child.c.parent_id, rubrics.c.id),
         )
         self._team_rows = BatchDeleter(
@@ -127,6 +133,11 @@ class Eraser:
                     judge_calls.c.created_at, unreferenced(verdicts.c.call_id, judge_calls.c.id)
                 ),
                 self._delete_own(past_usage.c.day),
+                self._delete_own(past_groups.c.id),
+                self._delete_own(second_verdicts.c.assignment_id),
+                self._delete_own(repeat_verdicts.c.id),
+                self._delete_own(run_records.c.run_id),
+                self._delete_own(runs.c.id),
                 self._delete_own(teacher_responses.c.prompt_key),
                 delete_shares,
                 DeleteStep(

@@ -208,7 +208,10 @@ async def test_old_runs_go_and_rubrics_and_teachers_stay(
     after = await contents(store)
     assert {name: before[name] - after[name] for name in before} == dict.fromkeys(
         before, 0
-    ) | GONE | {"past_usage": -2}  # the verifier's calls and the rubricator's, all of one day
+    ) | GONE | {
+        "past_usage": -2,  # the verifier's calls and the rubricator's, all of one day
+        "past_groups": -GONE["assignments"],
+    }
     assert [
         kept.response for kept in await store.teachers.find("t", prompt_key(prompt("taught")))
     ] == ["a teacher's words"]

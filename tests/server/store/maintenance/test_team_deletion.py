@@ -25,7 +25,14 @@ from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance import batch_delete, team_deletion
 from markscheme_server.store.maintenance.migrate import migrate, prepare
 from markscheme_server.store.store import Store
-from markscheme_server.store.tables import audit_entries, metadata, past_usage, prompts, rubrics
+from markscheme_server.store.tables import (
+    audit_entries,
+    metadata,
+    past_groups,
+    past_usage,
+    prompts,
+    rubrics,
+)
 from markscheme_server.store.teams import UnknownTeam
 from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 from server.store.three_teams import (
@@ -247,7 +254,7 @@ async def test_what_is_brought_late_is_refused_and_its_neighbours_are_kept(store
         "call_id": None,
     }
     for table in metadata.sorted_tables:
-        if "team" not in table.c or table in (audit_entries, past_usage):
+        if "team" not in table.c or table in (audit_entries, past_usage, past_groups):
             continue
         whose = "owner" if table.name == "shares" else "team"
         row = next(row for row in before[table.name] if row[whose] == "red")
@@ -352,4 +359,4 @@ def test_the_tables_that_the_others_keep_their_prompts_in_are_known() -> None:
         table.name
         for table in metadata.sorted_tables
         if any(key.column.table is rubrics for key in table.foreign_keys)
-    } == {"rubrics", "shares", "inductions", "assignments"}
+    } == {"rubrics", "shares", "inductions", "assignments", "past_groups"}

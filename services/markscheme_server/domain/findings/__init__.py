@@ -1,0 +1,33 @@
+"""What is wrong with a training run, in sentences. Pure: figures by step in, findings out.
+
+docs/runs.md has the rules. One truth for pages, API, terminal and metrics.
+"""
+
+from markscheme_server.domain.findings.figures import (
+    TRAINER_METRICS,
+    BudgetFigures,
+    CriterionFigures,
+    CriterionStep,
+    LengthReward,
+    Paired,
+    PairFigures,
+    RunFigures,
+    StepFigures,
+)
+from markscheme_server.domain.findings.finding import Finding, GroupFilter
+from markscheme_server.domain.findings.rules import find
+
+__all__ = [
+    "TRAINER_METRICS",
+    "BudgetFigures",
+    "CriterionFigures",
+    "CriterionStep",
+    "Finding",
+    "GroupFilter",
+    "LengthReward",
+    "PairFigures",
+    "Paired",
+    "RunFigures",
+    "StepFigures",
+    "find",
+]

@@ -1,0 +1,403 @@
+"""The figures of a run by step, and of its criteria, from the figures of its groups.
+
+A figure that is not known is in no sum: it never counts as 0.
+"""
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from markscheme_server.domain.group_figures import GroupFigures
+from markscheme_server.domain.verdict import MET, NOT_MET, UNKNOWN
+
+MAX_WINDOW = 100
+"""Steps of the first and the last window of a run, at most; they are a tenth of its steps."""
+
+
+class RunGroup(NamedTuple):
+    """A stored group of a run. `pruned`: its texts are gone."""
+
+    id: str
+    step: int
+    rubric_id: str
+    judge: str | None
+    pruned: bool
+    figures: GroupFigures
+
+
+class SecondVerdicts(NamedTuple):
+    """What a second judge said of a rollout, beside what the first one had said."""
+
+    group: str
+    rollout: str
+    judge: str
+    step: int | None
+    first_reward: float | None
+    first_verdicts: str
+    reward: float | None
+    verdicts: str
+
+
+class GroupSummary(NamedTuple):
+    """What groups are listed and sorted by.
+
+    `words`: the mean of its rollouts. `gap`: the mean difference between the rewards of the two
+    judges, where there is a second one.
+    """
+
+    id: str
+    step: int
+    at: float
+    rubric_id: str
+    mean: float | None
+    spread: float | None
+    teacher: float | None
+    words: float | None
+    unscored: int
+    gap: float | None
+
+
+@dataclass(slots=True)
+class StepTotals:
+    """Counts and sums over the groups of one or more steps.
+
+    Attributes:
+        first: The first of the steps.
+        last: The last.
+        groups: Groups.
+        rollouts: Their rollouts.
+        reasons: Rollouts of unknown reward, by reason.
+        rewards: The known rewards.
+        truncated: Rollouts that hit the token limit.
+        comparable: Groups with two or more different texts of known reward.
+        flat: Those of them in which all rewards are equal.
+        words: Sum of the known words, and how many are known.
+        teacher: Sum of the teachers' known rewards, and how many are known.
+        beside_teacher: Rollouts of known reward in groups with a known teacher reward, the sum of
+            their rewards, and the sum of their groups' mean teacher rewards.
+        second: Rollouts that both judges scored, the sum of their rewards, and of the second ones.
+        length_reward: Rollouts, groups, xx, yy, xy: `group_figures.length_reward` added up.
+        metrics: Sums of the trainer's own metrics, and in how many steps each is known.
+    """
+
+    first: int
+    last: int
+    groups: int = 0
+    rollouts: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    rewards: list[float] = field(default_factory=list)
+    truncated: int = 0
+    comparable: int = 0
+    flat: int = 0
+    words: tuple[int, int] = (0, 0)
+    teacher: tuple[float, int] = (0.0, 0)
+    beside_teacher: tuple[int, float, float] = (0, 0.0, 0.0)
+    second: tuple[int, float, float] = (0, 0.0, 0.0)
+    length_reward: tuple[int, int, float, float, float] = (0, 0, 0.0, 0.0, 0.0)
+    metrics: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def add_group(self, group: GroupFigures) -> None:
+        """Add a group."""
+        known = group.known
+        self.groups += 1
+        self.rollouts += len(group.rewards)
+        self.rewards += known
+        self.truncated += group.truncated
+        if group.reasons:
+            self.reasons.update(group.reasons)
+        if group.spread is not None:
+            self.comparable += 1
+            self.flat += group.spread == 0
+        words = [count for count in group.words if count is not None]
+        if words:
+            self.words = (self.words[0] + sum(words), self.words[1] + len(words))
+        if group.teacher_rewards and (teacher := group.teacher_known):
+            total = sum(teacher)
+            self.teacher = (self.teacher[0] + total, self.teacher[1] + len(teacher))
+            beside = (len(known), sum(known), len(known) * total / len(teacher))
+            self.beside_teacher = _plus(self.beside_teacher, beside)
+        if group.length_reward is not None:
+            count, xx, yy, xy = group.length_reward
+            self.length_reward = _plus(self.length_reward, (int(count), 1, xx, yy, xy))
+
+    def add_second(self, verdicts: SecondVerdicts) -> None:
+        """Add what a second judge said of one of the rollouts."""
+        if verdicts.reward is not None and verdicts.first_reward is not None:
+            self.second = _plus(self.second, (1, verdicts.first_reward, verdicts.reward))
+
+    def add_metrics(self, metrics: Mapping[str, float | None]) -> None:
+        """Add the trainer's metrics of a step."""
+        for name, value in metrics.items():
+            total, count = self.metrics.get(name, (0.0, 0))
+            self.metrics[name] = (total, count) if value is None else (total + value, count + 1)
+
+    def add(self, other: "StepTotals") -> None:
+        """Add the totals of later steps."""
+        self.last = max(self.last, other.last)
+        self.groups += other.groups
+        self.rollouts += other.rollouts
+        self.reasons.update(other.reasons)
+        self.rewards += other.rewards
+        self.truncated += other.truncated
+        self.comparable += other.comparable
+        self.flat += other.flat
+        self.words = _plus(self.words, other.words)
+        self.teacher = _plus(self.teacher, other.teacher)
+        self.beside_teacher = _plus(self.beside_teacher, other.beside_teacher)
+        self.second = _plus(self.second, other.second)
+        self.length_reward = _plus(self.length_reward, other.length_reward)
+        for name, sums in other.metrics.items():
+            self.metrics[name] = _plus(self.metrics.get(name, (0.0, 0)), sums)
+
+    @property
+    def unscored(self) -> int:
+        """Rollouts of unknown reward."""
+        return self.rollouts - len(self.rewards)
+
+    @property
+    def reward(self) -> float | None:
+        """The mean of the known rewards."""
+        return _ratio(sum(self.rewards), len(self.rewards))
+
+    @property
+    def teacher_reward(self) -> float | None:
+        """The mean of the teachers' known rewards."""
+        return _ratio(*self.teacher)
+
+    @property
+    def second_reward(self) -> float | None:
+        """The mean of the second judge's known rewards."""
+        return _ratio(self.second[2], self.second[0])
+
+    @property
+    def mean_words(self) -> float | None:
+        """The mean of the known words of rollouts."""
+        return _ratio(*self.words)
+
+    @property
+    def length_correlation(self) -> float | None:
+        """Pearson's correlation of words and reward within groups; `None` if one never varies."""
+        _, _, xx, yy, xy = self.length_reward
+        return max(-1.0, min(1.0, xy / (xx * yy) ** 0.5)) if xx > 0 and yy > 0 else None
+
+    @property
+    def mean_metrics(self) -> dict[str, float | None]:
+        """The means of the trainer's metrics."""
+        return {name: _ratio(*sums) for name, sums in sorted(self.metrics.items())}
+
+    def quantiles(self) -> tuple[float, float] | None:
+        """Return the 10th and the 90th percentile of the known rewards, interpolated linearly."""
+        if not self.rewards:
+            return None
+        ordered = sorted(self.rewards)
+        return _quantile(ordered, 0.1), _quantile(ordered, 0.9)
+
+
+class Counts(NamedTuple):
+    """Verdicts on a criterion. `judged`: met and not met; what does not apply is in none."""
+
+    met: int = 0
+    judged: int = 0
+    unknown: int = 0
+
+    def plus(self, other: "Counts") -> "Counts":
+        """Return the sum."""
+        return Counts(
+            self.met + other.met, self.judged + other.judged, self.unknown + other.unknown
+        )
+
+
+def count_verdicts(joined: str, criteria: int) -> list[Counts]:
+    """Count the verdicts of joined verdict strings, for each of so many criteria."""
+    counts = []
+    for index in range(criteria):
+        column = joined[index::criteria]
+        met = column.count(MET)
+        counts.append(Counts(met, met + column.count(NOT_MET), column.count(UNKNOWN)))
+    return counts
+
+
+class RunHistory:
+    """A run: its steps, its groups, and the verdicts of its rubrics.
+
+    Attributes:
+        steps: Totals by step, in the order of steps, of those that have groups.
+        groups: The groups that were not pruned.
+        verdicts: Joined verdict strings by rubric id and step.
+        teacher_verdicts: Those of teacher responses, by rubric id.
+        judges: The judges whose verdicts count.
+        second: What second judges said.
+        pruned_until: The step after the last one with pruned groups.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[RunGroup],
+        second: Sequence[SecondVerdicts] = (),
+        metrics: Mapping[int, Mapping[str, float | None]] | None = None,
+    ) -> None:
+        self.second = second
+        gaps: dict[str, list[float]] = defaultdict(list)
+        for each in second:
+            if each.reward is not None and each.first_reward is not None:
+                gaps[each.group].append(abs(each.reward - each.first_reward))
+        steps: dict[int, StepTotals] = {}
+        ends: dict[int, float] = {}
+        verdicts: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+        teachers: dict[str, list[str]] = defaultdict(list)
+        self.groups: list[GroupSummary] = []
+        self.pruned_until: int | None = None
+        judges: dict[str, None] = {}
+        self.rubrics: dict[str, None] = {}
+        for group in groups:
+            figures, step = group.figures, group.step
+            if (totals := steps.get(step)) is None:
+                totals = steps[step] = StepTotals(step, step)
+            totals.add_group(figures)
+            ends[step] = max(ends.get(step, 0.0), figures.at)
+            self.rubrics[group.rubric_id] = None
+            if group.judge is not None:
+                judges[group.judge] = None
+            if figures.verdicts:
+                verdicts[group.rubric_id][step].append(figures.verdicts)
+            if figures.teacher_verdicts:
+                teachers[group.rubric_id].append(figures.teacher_verdicts)
+            if group.pruned:
+                self.pruned_until = max(self.pruned_until or 0, step + 1)
+            else:
+                self.groups.append(_summary(group, gaps.get(group.id)))
+        for each in second:
+            if each.step is not None and each.step in steps:
+                steps[each.step].add_second(each)
+        for step, values in (metrics or {}).items():
+            if step in steps:
+                steps[step].add_metrics(values)
+        self.steps: dict[int, StepTotals] = dict(sorted(steps.items()))
+        self.verdicts: dict[str, dict[int, str]] = {
+            rubric: {step: "".join(parts) for step, parts in sorted(by_step.items())}
+            for rubric, by_step in verdicts.items()
+        }
+        self.teacher_verdicts = {rubric: "".join(parts) for rubric, parts in teachers.items()}
+        self.judges = list(judges)
+        self._ends = ends
+
+    @property
+    def first_step(self) -> int | None:
+        """The first step that has groups."""
+        return next(iter(self.steps), None)
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step that has groups."""
+        return next(reversed(self.steps), None)
+
+    @cached_property
+    def seconds_per_step(self) -> float | None:
+        """The median time between the ends of steps; `None` before the second step."""
+        ends = [self._ends[step] for step in self.steps]
+        waits = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
+        return statistics.median(waits) if waits else None
+
+    @cached_property
+    def total(self) -> StepTotals:
+        """The totals of all steps."""
+        return merge(self.steps.values())
+
+    @cached_property
+    def first(self) -> StepTotals:
+        """The totals of the first tenth of the steps."""
+        return merge(list(self.steps.values())[: self._window])
+
+    @cached_property
+    def now(self) -> StepTotals:
+        """The totals of the last tenth of the steps."""
+        return merge(list(self.steps.values())[-self._window :])
+
+    @property
+    def _window(self) -> int:
+        return max(1, min(MAX_WINDOW, len(self.steps) // 10))
+
+    def spans(
+        self, bins: int, first: int | None = None, last: int | None = None
+    ) -> list[StepTotals]:
+        """Return the totals of at most so many spans of steps; spans without a group are left out.
+
+        All spans have the same number of steps, but for the last.
+        """
+        merged: dict[int, StepTotals] = {}
+        for number, totals in self._numbered(bins, first, last, self.steps.values()):
+            if number in merged:
+                merged[number].add(totals)
+            else:
+                merged[number] = merge([totals])
+        return list(merged.values())
+
+    def curve(self, bins: int) -> list[float | None]:
+        """Return the mean rewards of at most so many spans; `None` where none is known."""
+        if not self.steps:
+            return []
+        found: dict[int, list[float]] = defaultdict(list)
+        for number, totals in self._numbered(bins, None, None, self.steps.values()):
+            found[number] += totals.rewards
+        return [_ratio(sum(found[number]), len(found[number])) for number in range(max(found) + 1)]
+
+    def span_of(self, bins: int, first: int | None, last: int | None) -> tuple[int, int]:
+        """Return the first step of the first span, and how many steps each has."""
+        start = self.first_step if first is None else first
+        end = self.last_step if last is None else last
+        start, end = start or 0, end or 0
+        return start, max(1, -(-(end - start + 1) // bins))
+
+    def _numbered(
+        self, bins: int, first: int | None, last: int | None, totals: Iterable[StepTotals]
+    ) -> Iterator[tuple[int, StepTotals]]:
+        start, width = self.span_of(bins, first, last)
+        for each in totals:
+            if (first is None or each.first >= first) and (last is None or each.first <= last):
+                yield (each.first - start) // width, each
+
+
+def merge(totals: Iterable[StepTotals]) -> StepTotals:
+    """Return the sum of the totals of steps, in their order."""
+    merged: StepTotals | None = None
+    for each in totals:
+        if merged is None:
+            merged = StepTotals(each.first, each.last)
+        merged.add(each)
+    return merged or StepTotals(0, 0)
+
+
+def _summary(group: RunGroup, gaps: Sequence[float] | None) -> GroupSummary:
+    figures = group.figures
+    known, teacher = figures.known, figures.teacher_known
+    words = [count for count in figures.words if count is not None]
+    return GroupSummary(
+        group.id,
+        group.step,
+        figures.at,
+        group.rubric_id,
+        _ratio(sum(known), len(known)),
+        figures.spread,
+        _ratio(sum(teacher), len(teacher)),
+        _ratio(sum(words), len(words)),
+        len(figures.rewards) - len(known),
+        _ratio(sum(gaps), len(gaps)) if gaps else None,
+    )
+
+
+def _ratio(total: float, count: int) -> float | None:
+    return total / count if count else None
+
+
+def _plus(one: tuple[float, ...], other: tuple[float, ...]) -> Any:
+    return tuple(a + b for a, b in zip(one, other, strict=True))
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

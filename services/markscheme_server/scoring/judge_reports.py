@@ -1,0 +1,203 @@
+"""Whether judges and criteria can be trusted: what the caller's team has seen of them."""
+
+import math
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Literal
+
+from markscheme import schema
+from markscheme_server import metrics
+from markscheme_server.domain.agreement import agreement, wilson
+from markscheme_server.domain.caller import Caller
+from markscheme_server.domain.findings.series import phi
+from markscheme_server.domain.run_history import Counts, RunHistory, count_verdicts
+from markscheme_server.domain.usage import to_usd
+from markscheme_server.errors import NotFound
+from markscheme_server.judge.base import Judge
+from markscheme_server.judge.breaker import BreakerState
+from markscheme_server.scoring.run_groups import RunGroupService
+from markscheme_server.scoring.run_histories import LoadedRun, compare
+from markscheme_server.store.engine.ids import now
+from markscheme_server.store.judge_reports import JudgeCalls, JudgeReportStore
+from markscheme_server.store.rubrics import RubricStore
+from markscheme_server.store.runs import RunCost, RunStore, StoredRun
+
+WINDOW = timedelta(days=30)
+MAX_DISAGREEMENTS = 50
+SAME, SAME_KNOWN = 0.9, 200
+"""Criteria repeat each other from this correlation on, over at least so many rollouts."""
+
+
+class JudgeReportService:
+    """What `/v1/judges/report` and `/v1/rubrics/{id}/health` answer."""
+
+    def __init__(
+        self,
+        reports: JudgeReportStore,
+        runs: RunStore,
+        rubrics: RubricStore,
+        groups: RunGroupService,
+        judges: Mapping[str, Judge],
+    ) -> None:
+        self._reports, self._runs, self._rubrics = reports, runs, rubrics
+        self._groups, self._judges = groups, judges
+
+    async def judges(self, caller: Caller) -> schema.JudgeReports:
+        """Return the judges that the team met in the last 30 days, the most called first."""
+        since = now() - WINDOW
+        calls = await self._reports.calls(caller.team, since)
+        second = await self._reports.second(caller.team, since)
+        repeats = await self._reports.repeats(caller.team, since)
+        widest = await self._reports.widest(caller.team, since, MAX_DISAGREEMENTS)
+        names = {judge.verifier_identity: name for name, judge in self._judges.items()}
+        met = dict.fromkeys([*calls, *(first for first, _ in second), *repeats])
+        data = [
+            self._report(
+                judge,
+                names.get(judge),
+                calls.get(judge, JudgeCalls()),
+                {other: pairs for (first, other), pairs in second.items() if first == judge},
+                repeats.get(judge),
+            )
+            for judge in met
+        ]
+        data.sort(key=lambda report: (-report.calls, report.judge))
+        return schema.JudgeReports(
+            data=data, disagreements=await self._groups.summaries(caller.team, widest)
+        )
+
+    async def health(self, caller: Caller, rubric_id: str) -> schema.RubricHealth:
+        """Return how the criteria of a rubric do in the team's groups. Raises `NotFound`."""
+        rubric = await self._rubrics.find(caller.team, rubric_id)
+        if rubric is None:
+            raise NotFound(
+                f"there is no rubric {rubric_id!r}", code="rubric_not_found", param="rubric_id"
+            )
+        groups, runs = await self._runs.groups_of_rubric(caller.team, rubric_id)
+        groups.sort(key=lambda group: (group.figures.at, group.id))
+        # One group a step: the findings of a run are then those of the rubric over its life.
+        history = RunHistory(group._replace(step=n) for n, group in enumerate(groups))
+        at = now()
+        stored = StoredRun(rubric_id, caller.team, "finished", None, None, {}, at, at, at)
+        life = LoadedRun(stored, history, {rubric_id: rubric.criteria}, ())
+        found = life.findings(running=False, cost=RunCost(), budgets=())
+        size, keys = len(rubric.criteria), life.keys[rubric_id]
+        joined = "".join(history.verdicts.get(rubric_id, {}).values())
+        rollouts = count_verdicts(joined, size)
+        teachers = count_verdicts(history.teacher_verdicts.get(rubric_id, ""), size)
+        same: dict[int, list[str]] = {}
+        for (one, other), cells in compare(joined, size).items():
+            if sum(cells) >= SAME_KNOWN and (phi(*cells) or 0.0) >= SAME:
+                same.setdefault(one, []).append(rubric.criteria[other].id)
+                same.setdefault(other, []).append(rubric.criteria[one].id)
+        return schema.RubricHealth(
+            rubric_id=rubric_id,
+            groups=len(groups),
+            criteria=[
+                schema.CriterionHealth(
+                    criterion_id=criterion.id,
+                    rollouts=_share(rollouts[n]),
+                    teacher=_share(teachers[n]),
+                    repeats=same.get(n, []),
+                    findings=list(
+                        dict.fromkeys(each.kind for each in found if each.criterion == keys[n])
+                    ),
+                )
+                for n, criterion in enumerate(rubric.criteria)
+            ],
+            runs=runs,
+        )
+
+    def _report(
+        self,
+        judge: str,
+        name: str | None,
+        calls: JudgeCalls,
+        second: Mapping[str, list[tuple[str, str]]],
+        repeats: tuple[int, int] | None,
+    ) -> schema.JudgeReport:
+        p50, p95 = (_latency(name, share) if name is not None else None for share in (0.5, 0.95))
+        agreements = []
+        for other, pairs in sorted(second.items()):
+            both = agreement(pairs)
+            agreements.append(
+                schema.JudgeAgreement(
+                    second_judge=other,
+                    verdicts=both.verdicts,
+                    agreement=both.share,
+                    kappa=both.kappa,
+                    kappa_low=both.low,
+                    kappa_high=both.high,
+                )
+            )
+        return schema.JudgeReport(
+            name=name,
+            judge=judge,
+            calls=calls.calls,
+            failed_calls=sum(calls.failures.values()),
+            failures=calls.failures,
+            unscored=calls.unscored,
+            latency_p50_s=p50,
+            latency_p95_s=p95,
+            breaker=_breaker(self._judges[name]) if name is not None else None,
+            cost_usd=to_usd(calls.cost),
+            unpriced_calls=calls.unpriced_calls,
+            cost_per_1000_verdicts_usd=to_usd(calls.cost) / calls.criteria * 1000
+            if calls.criteria and not calls.unpriced_calls
+            else None,
+            agreement=agreements,
+            repeats=_repeats(*repeats) if repeats is not None else None,
+        )
+
+
+def _repeats(asked: int, flipped: int) -> schema.JudgeRepeats:
+    low, high = wilson(flipped, asked) or (None, None)
+    return schema.JudgeRepeats(
+        verdicts=asked,
+        flipped=flipped,
+        share=flipped / asked if asked else None,
+        low=low,
+        high=high,
+    )
+
+
+def _breaker(judge: Judge) -> Literal["closed", "open", "half_open"] | None:
+    """Return the state of the judge's worst endpoint."""
+    if judge.gateway is None:
+        return None
+    worst = max(endpoint.breaker.state for endpoint in judge.gateway.endpoints)
+    match worst:
+        case BreakerState.OPEN:
+            return "open"
+        case BreakerState.HALF_OPEN:
+            return "half_open"
+    return "closed"
+
+
+def _latency(name: str, share: float) -> float | None:
+    """Return a quantile of the seconds of answered verifying calls since this process began.
+
+    It is interpolated within a bucket of the histogram; `None` without calls, or beyond the last.
+    """
+    labels = {"judge": name, "role": "verifier", "outcome": "ok"}
+    counts = {
+        float(sample.labels["le"]): sample.value
+        for family in metrics.JUDGE_CALL_SECONDS.collect()
+        for sample in family.samples
+        if sample.name.endswith("_bucket") and labels.items() <= sample.labels.items()
+    }
+    total = counts.get(math.inf, 0)
+    if not total:
+        return None
+    below, low = 0.0, 0.0
+    for limit, count in sorted(counts.items()):
+        if count >= share * total:
+            if limit == math.inf:
+                return None
+            return low + (limit - low) * (share * total - below) / (count - below)
+        below, low = count, limit
+    return None
+
+
+def _share(counts: Counts) -> schema.CriterionShare:
+    return schema.CriterionShare(met=counts.met, judged=counts.judged, unknown=counts.unknown)

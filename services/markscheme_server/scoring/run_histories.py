@@ -1,0 +1,239 @@
+"""The history of a run, read from the store once for each change of the run."""
+
+import asyncio
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, timedelta
+from functools import cached_property
+
+from markscheme_server.domain.findings import (
+    BudgetFigures,
+    CriterionFigures,
+    CriterionStep,
+    Finding,
+    LengthReward,
+    Paired,
+    PairFigures,
+    RunFigures,
+    StepFigures,
+    find,
+)
+from markscheme_server.domain.hashing import criterion_key
+from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.run_history import Counts, RunHistory, StepTotals, count_verdicts
+from markscheme_server.domain.verdict import MET, NOT_MET
+from markscheme_server.store.budgets import Budget
+from markscheme_server.store.engine.ids import now
+from markscheme_server.store.runs import Repeats, RunCost, RunStore, StoredRun
+
+KEPT_RUNS = 8
+"""Histories that a process keeps; one of 1,000 steps takes a few megabytes."""
+PAIR_STEPS = 200
+"""Criteria are compared over the last steps of a run."""
+
+
+@dataclass(frozen=True)
+class CriterionCounts:
+    """A criterion over a run, in all rubrics that have its text.
+
+    `criterion` is that of the first of `rubrics`. `by_step` counts the rollouts' verdicts.
+    """
+
+    key: str
+    criterion: Criterion
+    rubrics: Sequence[str]
+    by_step: Mapping[int, Counts]
+    teacher: Counts
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run with its history. `criteria`: by rubric id, of rubrics that the team sees."""
+
+    run: StoredRun
+    history: RunHistory
+    criteria: Mapping[str, Sequence[Criterion]]
+    repeats: Sequence[Repeats]
+    _found: dict[tuple[object, ...], list[Finding]] = field(default_factory=dict)
+
+    @cached_property
+    def keys(self) -> dict[str, list[str]]:
+        """The keys of criteria by rubric id, in the order of the rubric."""
+        return {
+            rubric: [criterion_key(criterion) for criterion in criteria]
+            for rubric, criteria in self.criteria.items()
+        }
+
+    @cached_property
+    def counts(self) -> dict[str, CriterionCounts]:
+        """Count the verdicts on each criterion, by its key."""
+        found: dict[str, dict[int, Counts]] = defaultdict(dict)
+        teachers: dict[str, Counts] = defaultdict(Counts)
+        first: dict[str, Criterion] = {}
+        rubrics: dict[str, list[str]] = defaultdict(list)
+        for rubric, criteria in self.criteria.items():
+            keys = self.keys[rubric]
+            for key, criterion in zip(keys, criteria, strict=True):
+                first.setdefault(key, criterion)
+                rubrics[key].append(rubric)
+            for step, joined in self.history.verdicts.get(rubric, {}).items():
+                for key, counts in zip(keys, count_verdicts(joined, len(keys)), strict=True):
+                    by_step = found[key]
+                    before = by_step.get(step)
+                    by_step[step] = counts if before is None else before.plus(counts)
+            if joined := self.history.teacher_verdicts.get(rubric, ""):
+                for key, counts in zip(keys, count_verdicts(joined, len(keys)), strict=True):
+                    teachers[key] = teachers[key].plus(counts)
+        return {
+            key: CriterionCounts(
+                key, first[key], rubrics[key], dict(sorted(found[key].items())), teachers[key]
+            )
+            for key in first
+        }
+
+    def findings(self, *, running: bool, cost: RunCost, budgets: Sequence[Budget]) -> list[Finding]:
+        """Return what is wrong with the run: alarms first."""
+        asked = (running, cost, *budgets)
+        if asked not in self._found:
+            self._found.clear()
+            self._found[asked] = find(
+                RunFigures(
+                    steps=[_step(totals) for totals in self.history.steps.values()],
+                    criteria=self._criterion_figures(),
+                    pairs=self._pairs(),
+                    running=running,
+                    planned_steps=self.run.steps,
+                    cost_usd=cost.cost_usd,
+                    seconds_per_step=self.history.seconds_per_step,
+                    budgets=[_budget(budget) for budget in budgets],
+                )
+            )
+        return self._found[asked]
+
+    def _criterion_figures(self) -> list[CriterionFigures]:
+        repeats = {each.criterion_key: each for each in self.repeats}
+        none = Repeats("", 0, 0)
+        return [
+            CriterionFigures(
+                key,
+                each.criterion.text,
+                each.criterion.points,
+                [CriterionStep(step, c.met, c.judged) for step, c in each.by_step.items()],
+                each.teacher.met,
+                each.teacher.judged,
+                repeats.get(key, none).asked,
+                repeats.get(key, none).flipped,
+            )
+            for key, each in self.counts.items()
+        ]
+
+    def _pairs(self) -> list[PairFigures]:
+        start = next(iter(list(self.history.steps)[-PAIR_STEPS:]), 0)
+        found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+        for rubric, keys in self.keys.items():
+            joined = "".join(
+                verdicts
+                for step, verdicts in self.history.verdicts.get(rubric, {}).items()
+                if step >= start
+            )
+            for pair, cells in compare(joined, len(keys)).items():
+                both = found[keys[pair[0]], keys[pair[1]]]
+                for index, count in enumerate(cells):
+                    both[index] += count
+        return [PairFigures(first, second, *cells) for (first, second), cells in found.items()]
+
+
+def compare(joined: str, criteria: int) -> dict[tuple[int, int], tuple[int, int, int, int]]:
+    """Count, for each two criteria, the rollouts that met both, the first, the second, neither.
+
+    `joined`: verdict strings of so many criteria each. Rollouts without both verdicts are left out.
+    """
+    if not joined:
+        return {}
+    # Bits of one number stand for the rollouts: thousands are compared at once.
+    met, judged = [], []
+    for index in range(criteria):
+        column = joined[index::criteria]
+        met.append(int("".join("1" if each == MET else "0" for each in column), 2))
+        judged.append(int("".join("1" if each in MET + NOT_MET else "0" for each in column), 2))
+    found = {}
+    for one in range(criteria):
+        for other in range(one + 1, criteria):
+            known = judged[one] & judged[other]
+            both = (met[one] & met[other]).bit_count()
+            first = (met[one] & known).bit_count() - both
+            second = (met[other] & known).bit_count() - both
+            found[one, other] = both, first, second, known.bit_count() - both - first - second
+    return found
+
+
+class RunHistories:
+    """Reads histories, and keeps those of the runs that were read last."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._kept: OrderedDict[tuple[str, str], LoadedRun] = OrderedDict()
+
+    async def load(self, run: StoredRun) -> LoadedRun:
+        """Return the history of a run as it is now."""
+        key = (run.team, run.id)
+        kept = self._kept.get(key)
+        if kept is not None and kept.run == run:
+            self._kept.move_to_end(key)
+            return kept
+        groups, second, metrics, repeats = await asyncio.gather(
+            self._store.groups(*key),
+            self._store.second(*key),
+            self._store.metrics(*key),
+            self._store.repeats(*key),
+        )
+        history = RunHistory(groups, second, metrics)
+        criteria = await self._store.criteria(run.team, list(history.rubrics))
+        loaded = LoadedRun(run, history, criteria, repeats)
+        self._kept[key] = loaded
+        self._kept.move_to_end(key)
+        while len(self._kept) > KEPT_RUNS:
+            self._kept.popitem(last=False)
+        return loaded
+
+
+def _step(totals: StepTotals) -> StepFigures:
+    return StepFigures(
+        step=totals.first,
+        rollouts=totals.rollouts,
+        reasons=totals.reasons,
+        reward_sum=sum(totals.rewards),
+        reward_squares=sum(reward * reward for reward in totals.rewards),
+        truncated=totals.truncated,
+        comparable_groups=totals.comparable,
+        flat_groups=totals.flat,
+        words=totals.words[0] if totals.words[1] == totals.rollouts else None,
+        teacher=Paired(*totals.beside_teacher),
+        second_judge=Paired(*totals.second),
+        length_reward=LengthReward(*totals.length_reward),
+        metrics=totals.mean_metrics,
+    )
+
+
+def _budget(budget: Budget) -> BudgetFigures:
+    return BudgetFigures(
+        window=budget.window,
+        spent_usd=budget.spent_usd,
+        soft_usd=budget.soft_usd,
+        hard_usd=budget.hard_usd,
+        ends_in_s=_ends_in_s(budget),
+        own=budget.run_id is not None,
+    )
+
+
+def _ends_in_s(budget: Budget) -> float | None:
+    since = budget.since.astimezone(UTC)
+    match budget.window:
+        case "day":
+            end = since + timedelta(days=1)
+        case "month":
+            end = (since.replace(day=1) + timedelta(days=32)).replace(day=1)
+        case "total":
+            return None
+    return max(0.0, (end - now()).total_seconds())

@@ -1,0 +1,324 @@
+"""Training runs for people: steps, criteria, findings. All of the caller's team only."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from time import perf_counter
+
+from markscheme import schema
+from markscheme.vocabulary import FindingKind, RunState
+from markscheme_server.domain.caller import Caller
+from markscheme_server.domain.findings import Finding
+from markscheme_server.domain.run_history import Counts, StepTotals
+from markscheme_server.errors import NotFound
+from markscheme_server.scoring.run_histories import CriterionCounts, LoadedRun, RunHistories
+from markscheme_server.store.budgets import Budget, BudgetStore
+from markscheme_server.store.engine.ids import now
+from markscheme_server.store.runs import RunCost, RunStore, StoredRun
+
+CURVE_BINS = 40
+MAX_CRITERION_WINDOW = 100
+SILENT_STEPS = 10
+MIN_SILENCE = timedelta(minutes=1)
+"""A run is silent after so many of its median steps without a score, and at least so long."""
+MAX_LISTED = 1000
+"""Summaries that a process keeps."""
+FINDINGS_BUDGET_S = 0.2
+"""Time that a list spends on findings that are not known yet."""
+
+
+class RunService:
+    """What `/v1/runs` answers."""
+
+    def __init__(self, runs: RunStore, budgets: BudgetStore, histories: RunHistories) -> None:
+        self._runs, self._budgets, self._histories = runs, budgets, histories
+        self._listed: dict[tuple[str, str], tuple[StoredRun, schema.RunSummary]] = {}
+
+    async def runs(self, caller: Caller, *, limit: int, after: str | None) -> schema.RunList:
+        """Return a page of runs, the last heard of first. `after`: the last run of the one before.
+
+        Findings of runs that were not looked at since they changed are counted as far as there is
+        time, else they are null.
+        """
+        page, more = await self._runs.page(caller.team, limit, after)
+        costs = await self._runs.costs(caller.team, [run.id for run in page])
+        budgets = await self._budgets.find(caller.team)
+        until = perf_counter() + FINDINGS_BUDGET_S
+        data = []
+        for run in page:
+            key = (run.team, run.id)
+            kept = self._listed.get(key)
+            if kept is None or kept[0] != run or kept[1].findings is None:
+                loaded = await self._histories.load(run)
+                summary = _summary(loaded, costs[run.id])
+                if perf_counter() < until:
+                    found = _findings(loaded, costs[run.id], budgets)
+                    summary = summary.model_copy(update={"findings": _counts(found)})
+                self._listed[key] = kept = (run, summary)
+                if len(self._listed) > MAX_LISTED:
+                    del self._listed[next(iter(self._listed))]
+            data.append(_with_money(kept[1], costs[run.id]))
+        return schema.RunList(data=data, has_more=more)
+
+    async def run(self, caller: Caller, run_id: str) -> schema.RunDetail:
+        """Return a run. Raises `NotFound`."""
+        loaded = await self._load(caller, run_id)
+        cost = await self._cost(loaded.run)
+        found = _findings(loaded, cost, await self._budgets.find(caller.team))
+        history, run = loaded.history, loaded.run
+        total = history.total
+        done = len(history.steps)
+        summary = _summary(loaded, cost).model_copy(update={"findings": _counts(found)})
+        return schema.RunDetail(
+            **summary.model_dump(),
+            reasons=dict(total.reasons),
+            judges=history.judges,
+            rubrics=len(history.rubrics),
+            truncated=total.truncated,
+            flat_groups=total.flat,
+            comparable_groups=total.comparable,
+            second_judge=total.second[0],
+            second_judge_now=history.now.second_reward if history.steps else None,
+            projected_usd=cost.cost_usd / done * run.steps
+            if run.steps is not None and done and not cost.unpriced_calls
+            else None,
+            pruned_until=history.pruned_until,
+        )
+
+    async def steps(
+        self,
+        caller: Caller,
+        run_id: str,
+        *,
+        bins: int = 200,
+        first_step: int | None = None,
+        last_step: int | None = None,
+    ) -> schema.StepList:
+        """Return at most so many spans of the steps asked for. Raises `NotFound`."""
+        history = (await self._load(caller, run_id)).history
+        return schema.StepList(
+            first_step=history.first_step,
+            data=[_span(totals) for totals in history.spans(bins, first_step, last_step)],
+        )
+
+    async def criteria(
+        self,
+        caller: Caller,
+        run_id: str,
+        *,
+        bins: int = 100,
+        limit: int = 40,
+        after: str | None = None,
+        criterion: str | None = None,
+    ) -> schema.CriterionList:
+        """Return criteria, those with findings first, then the most asked. Raises `NotFound`.
+
+        `after`: the key of the last criterion of the page before. `criterion`: this one only.
+        """
+        loaded = await self._load(caller, run_id)
+        cost = await self._cost(loaded.run)
+        found = _findings(loaded, cost, await self._budgets.find(caller.team))
+        kinds: dict[str, list[FindingKind]] = {}
+        for each in found:
+            if each.criterion is not None:
+                kinds.setdefault(each.criterion, []).append(each.kind)
+        asked = sorted(
+            (each for key, each in loaded.counts.items() if criterion in (None, key)),
+            key=lambda each: (
+                each.key not in kinds,
+                -sum(c.judged + c.unknown for c in each.by_step.values()),
+                each.key,
+            ),
+        )
+        start = next((n for n, each in enumerate(asked, 1) if each.key == after), 0)
+        page = asked[start : start + limit]
+        history = loaded.history
+        return schema.CriterionList(
+            first_step=history.first_step,
+            last_step=history.last_step,
+            data=[_criterion(loaded, each, bins, kinds.get(each.key, [])) for each in page],
+            total=len(asked),
+            has_more=start + limit < len(asked),
+        )
+
+    async def findings(self, caller: Caller, run_id: str) -> schema.FindingList:
+        """Return what is wrong with a run, alarms first. Raises `NotFound`."""
+        loaded = await self._load(caller, run_id)
+        found = _findings(
+            loaded, await self._cost(loaded.run), await self._budgets.find(caller.team)
+        )
+        return schema.FindingList(
+            data=[
+                schema.Finding(
+                    kind=each.kind,
+                    level=each.level,
+                    sentence=each.sentence,
+                    since_step=each.since_step,
+                    criterion=each.criterion,
+                    values=dict(each.values),
+                    groups=schema.GroupFilter(**asdict(each.groups)),
+                )
+                for each in found
+            ]
+        )
+
+    async def put(self, caller: Caller, run_id: str, payload: schema.RunPut) -> schema.RunDetail:
+        """Create a run, or change what is said of it; what is left out stays as it is."""
+        await self._runs.put(caller.team, run_id, payload.model_dump(exclude_unset=True))
+        return await self.run(caller, run_id)
+
+    async def add_records(
+        self, caller: Caller, run_id: str, records: Sequence[schema.StepRecord]
+    ) -> None:
+        """Store the trainer's metrics of steps; of a step that is sent twice, the last count."""
+        await self._runs.add_records(
+            caller.team, run_id, {record.step: record.metrics for record in records}
+        )
+
+    async def _load(self, caller: Caller, run_id: str) -> LoadedRun:
+        return await self._histories.load(await find_run(self._runs, caller, run_id))
+
+    async def _cost(self, run: StoredRun) -> RunCost:
+        return (await self._runs.costs(run.team, [run.id]))[run.id]
+
+
+async def find_run(runs: RunStore, caller: Caller, run_id: str) -> StoredRun:
+    """Return a run of the caller's team. Raises `NotFound`."""
+    run = await runs.find(caller.team, run_id)
+    if run is None:
+        raise NotFound(
+            f"there is no run {run_id!r}; GET /v1/runs lists the team's",
+            code="run_not_found",
+            param="run_id",
+        )
+    return run
+
+
+def _state(loaded: LoadedRun) -> RunState:
+    run = loaded.run
+    match run.state:
+        case "finished" | "stopped" | "failed":
+            return run.state
+    per_step = loaded.history.seconds_per_step
+    if run.last_scored_at is None or per_step is None:
+        return "running"
+    silence = max(MIN_SILENCE, timedelta(seconds=SILENT_STEPS * per_step))
+    return "silent" if now() - run.last_scored_at > silence else "running"
+
+
+def _findings(loaded: LoadedRun, cost: RunCost, budgets: Sequence[Budget]) -> list[Finding]:
+    mine = [budget for budget in budgets if budget.run_id in (None, loaded.run.id)]
+    return loaded.findings(running=_state(loaded) == "running", cost=cost, budgets=mine)
+
+
+def _counts(found: Sequence[Finding]) -> schema.FindingCounts:
+    alarms = sum(each.level == "alarm" for each in found)
+    return schema.FindingCounts(alarm=alarms, watch=len(found) - alarms)
+
+
+def _summary(loaded: LoadedRun, cost: RunCost) -> schema.RunSummary:
+    """Return a run without its findings."""
+    run, history = loaded.run, loaded.history
+    total = history.total
+    return schema.RunSummary(
+        id=run.id,
+        team=run.team,
+        state=_state(loaded),
+        reason=run.reason,
+        facts=dict(run.facts),
+        steps=run.steps,
+        first_step=history.first_step,
+        last_step=history.last_step,
+        created_at=run.created_at,
+        last_scored_at=run.last_scored_at,
+        groups=total.groups,
+        rollouts=total.rollouts,
+        unscored=total.unscored,
+        reward_first=history.first.reward,
+        reward_now=history.now.reward,
+        teacher=history.now.teacher_reward,
+        curve=history.curve(CURVE_BINS),
+        cost_usd=cost.cost_usd,
+        saved_usd=cost.saved_usd,
+        unpriced_calls=cost.unpriced_calls,
+        findings=None,
+    )
+
+
+def _with_money(summary: schema.RunSummary, cost: RunCost) -> schema.RunSummary:
+    return summary.model_copy(
+        update={
+            "cost_usd": cost.cost_usd,
+            "saved_usd": cost.saved_usd,
+            "unpriced_calls": cost.unpriced_calls,
+        }
+    )
+
+
+def _span(totals: StepTotals) -> schema.StepSpan:
+    low, high = totals.quantiles() or (None, None)
+    return schema.StepSpan(
+        first_step=totals.first,
+        last_step=totals.last,
+        groups=totals.groups,
+        rollouts=totals.rollouts,
+        unscored=totals.unscored,
+        reasons=dict(totals.reasons),
+        truncated=totals.truncated,
+        reward=totals.reward,
+        low=low,
+        high=high,
+        teacher=totals.teacher_reward,
+        second_judge=totals.second_reward,
+        words=totals.mean_words,
+        length_reward=totals.length_correlation,
+        flat_groups=totals.flat,
+        comparable_groups=totals.comparable,
+        metrics=totals.mean_metrics,
+    )
+
+
+def _criterion(
+    loaded: LoadedRun,
+    counts: CriterionCounts,
+    bins: int,
+    findings: Sequence[FindingKind],
+) -> schema.CriterionHistory:
+    start, width = loaded.history.span_of(bins, None, None)
+    spans: dict[int, tuple[int, int, Counts]] = {}
+    for step, each in counts.by_step.items():
+        first, _, before = spans.get((step - start) // width, (step, step, Counts()))
+        spans[(step - start) // width] = (first, step, before.plus(each))
+    by_step = list(counts.by_step.values())
+    window = max(1, min(MAX_CRITERION_WINDOW, len(by_step) // 4))
+    criterion = counts.criterion
+    return schema.CriterionHistory(
+        key=counts.key,
+        criterion_id=criterion.id,
+        text=criterion.text,
+        category=criterion.category,
+        points=criterion.points,
+        rubrics=list(counts.rubrics),
+        total=_share(by_step),
+        first=_share(by_step[:window]),
+        now=_share(by_step[-window:]),
+        teacher=_share([counts.teacher]),
+        spans=[
+            schema.CriterionSpan(
+                first_step=first,
+                last_step=last,
+                met=each.met,
+                judged=each.judged,
+                unknown=each.unknown,
+            )
+            for first, last, each in spans.values()
+        ],
+        findings=list(findings),
+    )
+
+
+def _share(counts: Sequence[Counts]) -> schema.CriterionShare:
+    total = Counts()
+    for each in counts:
+        total = total.plus(each)
+    return schema.CriterionShare(met=total.met, judged=total.judged, unknown=total.unknown)
