@@ -67,7 +67,7 @@ class Page(HTMLParser):
 
 @dataclass
 class MadeRuns:
-    """Answers as `RunService` does, from runs that are made up. Other ids are not found."""
+    """Answers as the services of runs, groups and judges do, from one run that is made up."""
 
     run_: made.MadeRun
     group_: schema.GroupDetail
@@ -120,10 +120,10 @@ class MadeRuns:
             reason=None,
         )
 
-    async def rubric_health(self, caller: Caller, rubric_id: str, **_: Any) -> schema.RubricHealth:
+    async def health(self, caller: Caller, rubric_id: str, **_: Any) -> schema.RubricHealth:
         return schema.RubricHealth(rubric_id=rubric_id, groups=0, criteria=[], runs=[])
 
-    async def judges_report(self, caller: Caller, **_: Any) -> schema.JudgeReports:
+    async def judges(self, caller: Caller, **_: Any) -> schema.JudgeReports:
         return made.judge_reports(self.text)
 
 
@@ -131,7 +131,8 @@ class _WithRuns:
     """The services of an application, with other runs."""
 
     def __init__(self, services: Any, runs: MadeRuns) -> None:
-        self._services, self.runs = services, runs
+        self._services = services
+        self.runs = self.groups = self.judge_reports = runs
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._services, name)

@@ -170,21 +170,22 @@ class MadeRun:
                 made(
                     "judges_part",
                     "alarm",
-                    "Since step 561 the judge's reward moved by −0.03, the second judge's by −0.13 "
-                    "on the same rollouts.",
+                    "The judges part. Since step 561 the judge's reward moved by −0.03, the "
+                    "second judge's by −0.13 on the same rollouts.",
                     sort="disagreement",
                 ),
                 made(
                     "inverted",
                     "alarm",
-                    "Students meet “Ends with an offer of further help” in 98 % of rollouts, "
-                    "teachers in 41 %.",
+                    "Inverted. Students meet “Ends with an offer of further help” in 98 % of "
+                    "rollouts, teachers in 41 %.",
                     criterion=f"{6:064x}",
                 ),
                 made(
                     "unknown",
                     "watch",
-                    "640 rollouts of steps 411 to 430 are not known: the judge was unavailable.",
+                    "Rewards are not known. 640 rollouts of steps 411 to 430 have none: the judge "
+                    "was unavailable.",
                     first_step=410,
                     last_step=429,
                     sort="unknown",

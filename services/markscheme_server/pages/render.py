@@ -73,6 +73,7 @@ def environment() -> jinja2.Environment:
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     made.globals |= {
         "assets": {name: asset.address for name, asset in assets().items()},
+        "claim_of": views.claim_of,
         "decimal": words.decimal,
         "dots": charts.dots,
         "fact": words.fact,

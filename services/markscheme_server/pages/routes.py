@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from markscheme import schema
-from markscheme.vocabulary import UsageKey
+from markscheme.vocabulary import GroupSort, Scope, UsageKey
 from markscheme_server import wire
 from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.sessions import COOKIE, PAGES, SESSION_S, Sessions
@@ -22,15 +22,20 @@ from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden, NotFound, Unauthorised
 from markscheme_server.pages import render, views
 from markscheme_server.pages.render import Frame
+from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.rubric_library import RubricLibrary
+from markscheme_server.scoring.run_groups import RunGroupService
+from markscheme_server.scoring.runs import RunService
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.rubrics import Search
 
 REFRESH_S = 15
 """Seconds after which the page of a run under way asks whether there is more."""
 STEP_BINS, CRITERION_BINS = 200, 100
-CRITERIA_SHOWN = 40
+CRITERIA_SHOWN, MAX_CRITERIA = 40, 400
 GROUPS_SHOWN = 50
+MAX_STEPS = 1_000_000
+"""Bins that leave each step its own."""
 MAX_FORM_FIELDS = 20
 COST_DAYS = 30
 ADVICE = {
@@ -53,38 +58,6 @@ HEADINGS = {
 router = APIRouter(prefix=PAGES.rstrip("/"), include_in_schema=False)
 
 
-class RunReader(Protocol):
-    """What pages read of runs; see `markscheme_server.scoring.runs`."""
-
-    async def runs(self, caller: Caller, *, limit: int, after: str | None) -> schema.RunList: ...  # noqa: D102
-    async def run(self, caller: Caller, run_id: str) -> schema.RunDetail: ...  # noqa: D102
-    async def steps(  # noqa: D102
-        self, caller: Caller, run_id: str, *, bins: int | None, first_step: int | None
-    ) -> schema.StepList: ...
-    async def criteria(  # noqa: D102
-        self, caller: Caller, run_id: str, *, bins: int, limit: int | None
-    ) -> schema.CriterionList: ...
-    async def findings(self, caller: Caller, run_id: str) -> schema.FindingList: ...  # noqa: D102
-    async def groups(  # noqa: D102
-        self,
-        caller: Caller,
-        run_id: str,
-        *,
-        sort: schema.GroupSort,
-        first_step: int | None,
-        last_step: int | None,
-        criterion: str | None,
-        limit: int,
-        after: str | None,
-    ) -> schema.RunGroupList: ...
-    async def group(self, caller: Caller, group_id: str) -> schema.GroupDetail: ...  # noqa: D102
-    async def judge_prompt(  # noqa: D102
-        self, caller: Caller, group_id: str, rollout_id: str
-    ) -> schema.JudgePrompt: ...
-    async def rubric_health(self, caller: Caller, rubric_id: str) -> schema.RubricHealth: ...  # noqa: D102
-    async def judges_report(self, caller: Caller) -> schema.JudgeReports: ...  # noqa: D102
-
-
 class PageServices(Protocol):
     """The services that pages use."""
 
@@ -97,7 +70,11 @@ class PageServices(Protocol):
     @property
     def usage(self) -> UsageService: ...  # noqa: D102
     @property
-    def runs(self) -> RunReader: ...  # noqa: D102
+    def runs(self) -> RunService: ...  # noqa: D102
+    @property
+    def groups(self) -> RunGroupService: ...  # noqa: D102
+    @property
+    def judge_reports(self) -> JudgeReportService: ...  # noqa: D102
     @property
     def judges(self) -> schema.JudgeList: ...  # noqa: D102
 
@@ -151,7 +128,7 @@ class Visit:
 def here(request: Request) -> str:
     """Return the way back to `/pages/` from this address, such as `../`."""
     # As the browser has it: an id may hold a slash, which is no separator there.
-    below = request.scope["raw_path"].decode("latin-1").partition(PAGES)[2]
+    below: str = request.scope["raw_path"].decode("latin-1").partition(PAGES)[2]
     return "../" * below.count("/")
 
 
@@ -275,16 +252,18 @@ async def _run_view(visit: Visit, run_id: str, window: views.Window) -> dict[str
             caller,
             run_id,
             bins=CRITERION_BINS,
-            limit=None if window.all_criteria else CRITERIA_SHOWN,
+            limit=MAX_CRITERIA if window.all_criteria else CRITERIA_SHOWN,
         ),
         await runs.findings(caller, run_id),
-        await runs.groups(
+        await visit.services.groups.groups(
             caller,
             run_id,
-            sort=window.sort,
-            first_step=window.first_step,
-            last_step=window.last_step,
-            criterion=window.criterion,
+            schema.GroupFilter(
+                first_step=window.first_step,
+                last_step=window.last_step,
+                criterion=window.criterion,
+                sort=window.sort,
+            ),
             limit=GROUPS_SHOWN,
             after=window.after,
         ),
@@ -295,7 +274,7 @@ async def _run_view(visit: Visit, run_id: str, window: views.Window) -> dict[str
 @router.get("/runs/{run_id:path}/steps.csv")
 async def get_steps(visit: Visiting, run_id: str) -> Response:
     """Return the rewards by step as comma-separated values."""
-    steps = await visit.services.runs.steps(visit.caller, run_id, bins=None, first_step=None)
+    steps = await visit.services.runs.steps(visit.caller, run_id, bins=MAX_STEPS)
     return _secure(
         Response(
             views.steps_csv(steps),
@@ -310,7 +289,7 @@ async def get_report(visit: Visiting, run_id: str) -> Response:
     """Return the page of a run and its newest groups as one file that needs no service."""
     view = await _run_view(visit, run_id, views.Window())
     groups = [
-        views.group_page(await visit.services.runs.group(visit.caller, group.id))
+        views.group_page(await visit.services.groups.group(visit.caller, group.id))
         for group in view["groups"].data
     ]
     html = render.report(Frame(caller=visit.caller), **view, shown_groups=groups)
@@ -326,7 +305,7 @@ async def show_run(
     first_step: Step = None,
     last_step: Step = None,
     criterion: Text = None,
-    sort: schema.GroupSort = "newest",
+    sort: GroupSort = "newest",
     after: Text = None,
     criteria: Text = None,
 ) -> Response:
@@ -348,11 +327,11 @@ async def show_group(
     judge: Text = None,
 ) -> Response:
     """Show a group: verdicts of each response, and the responses."""
-    runs = visit.services.runs
-    group = await runs.group(visit.caller, group_id)
+    groups = visit.services.groups
+    group = await groups.group(visit.caller, group_id)
     prompt = None
     if judge is not None:
-        prompt = await runs.judge_prompt(visit.caller, group_id, judge)
+        prompt = await groups.judge_prompt(visit.caller, group_id, judge)
     view = views.group_page(group, [name for name in (a, b) if name is not None], prompt)
     return visit.show("group.html", "runs", view=view, **view)
 
@@ -403,7 +382,7 @@ async def show_rubric(visit: Visiting, rubric_id: str) -> Response:
         rubric,
         parent,
         await library.lineage(caller, rubric_id),
-        await visit.services.runs.rubric_health(caller, rubric_id),
+        await visit.services.judge_reports.health(caller, rubric_id),
     )
     own = rubric.team == caller.team and "induce" in caller.scopes
     return visit.show("rubric.html", "rubrics", may_change=own, **view)
@@ -430,7 +409,7 @@ async def change_rubric(visit: Visiting, rubric_id: str) -> Response:
 @router.get("/judges")
 async def show_judges(visit: Visiting) -> Response:
     """Show what is known of each judge, and where two of them part."""
-    reports = await visit.services.runs.judges_report(visit.caller)
+    reports = await visit.services.judge_reports.judges(visit.caller)
     return visit.show(
         "judges.html",
         "judges",
@@ -499,7 +478,7 @@ def _sign_in_page(request: Request, next_address: str, problem: str | None = Non
     return _secure(HTMLResponse(html, 401 if problem else 200))
 
 
-def _require_scope(caller: Caller, scope: str) -> None:
+def _require_scope(caller: Caller, scope: Scope) -> None:
     if scope not in caller.scopes:
         raise Forbidden(
             f"this page needs a key with the scope {scope!r}; this one has "

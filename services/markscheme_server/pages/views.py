@@ -20,7 +20,6 @@ from markscheme.schema import (
     FindingList,
     GroupDetail,
     GroupResponse,
-    GroupSort,
     JudgePrompt,
     Lineage,
     LineageRubric,
@@ -35,6 +34,7 @@ from markscheme.schema import (
     UsageReport,
     display_step,
 )
+from markscheme.vocabulary import GroupSort
 from markscheme_server.pages import charts, evidence
 from markscheme_server.pages.words import CATEGORIES, decimal, percent, share, signed, whole
 
@@ -153,6 +153,12 @@ def run_page(
         if run.comparable_groups
         else None,
     }
+
+
+def claim_of(sentence: str) -> tuple[str, str]:
+    """Split what a finding says into its claim, which is the first sentence, and the figures."""
+    claim, dot, rest = sentence.partition(". ")
+    return claim + dot.strip(), rest
 
 
 def finding_address(run_id: str, finding: Finding) -> str:

@@ -6,11 +6,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from markscheme.vocabulary import FindingKind, GroupSort, RunState
+
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 SPACE = "\N{NO-BREAK SPACE}"
 
-FINDINGS: Mapping[str, str] = {
+FINDINGS: Mapping[FindingKind, str] = {
     "inverted": "Inverted",
     "falling": "Falling",
     "saturated": "Saturated",
@@ -28,7 +30,7 @@ FINDINGS: Mapping[str, str] = {
 }
 """Titles of findings."""
 
-SORTS: Mapping[str, str] = {
+SORTS: Mapping[GroupSort, str] = {
     "newest": "Newest",
     "spread": "Most spread",
     "flat": "No spread",
@@ -39,7 +41,7 @@ SORTS: Mapping[str, str] = {
 }
 """Titles of the orders of groups."""
 
-STATES: Mapping[str, str] = {
+STATES: Mapping[RunState, str] = {
     "running": "run",
     "silent": "watch",
     "finished": "",

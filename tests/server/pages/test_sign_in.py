@@ -54,7 +54,8 @@ def session(browser: Browser, organisation: Keys) -> str:
     return key
 
 
-def test_without_a_key_there_is_no_sign_in(service: str) -> None:
+def test_without_a_key_there_is_no_sign_in(runs: None, serve: Callable[..., str]) -> None:
+    service = serve()
     page = httpx.get(f"{service}/pages/")
     assert page.status_code == 200
     assert "Sign out" not in page.text
@@ -112,7 +113,7 @@ def test_a_revoked_key_ends_its_sessions(
 ) -> None:
     assert browser.get("/pages/").status_code == 200
     organisation.revoke(session)
-    clock.now += 1
+    clock.advance(1)
     assert browser.get("/pages/").status_code == 303
 
 
@@ -219,7 +220,7 @@ def test_pages_count_to_the_teams_requests(
     browser: Browser, session: str, organisation: Keys, clock: Clock
 ) -> None:
     organisation.limit("red", 2)
-    clock.now += 1
+    clock.advance(1)
     answers = [browser.get("/pages/cost").status_code for _ in range(4)]
     assert 429 in answers
     refused = browser.get("/pages/cost")
