@@ -56,11 +56,18 @@ def body(request: Request, detail: ErrorDetail) -> dict[str, Any]:
     ).model_dump(mode="json")
 
 
+def wants_page(request: Request) -> bool:
+    """Return whether a browser asks for a page; what a program asks for is never HTML."""
+    return request.scope["path"].startswith(PAGES) and "text/html" in request.headers.get(
+        "accept", ""
+    )
+
+
 def respond(
     request: Request, status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return an error: the one body, or to a browser a page, which the application makes."""
-    if request.scope["path"].startswith(PAGES):
+    if wants_page(request):
         page: Response = request.app.state.error_page(request, status, detail, headers or {})
         return page
     return JSONResponse(body(request, detail), status, headers)

@@ -20,7 +20,7 @@ from markscheme_server import metrics
 from markscheme_server.accounts.sessions import COOKIE, PAGES
 from markscheme_server.api.disconnect import ClientGone
 from markscheme_server.api.drain import Drain
-from markscheme_server.api.errors import answer, database_error, respond
+from markscheme_server.api.errors import answer, database_error, respond, wants_page
 from markscheme_server.api.services import Services
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import TooManyRequests, Unauthorised, Unavailable
@@ -285,7 +285,8 @@ class Authenticated:
                     )
                 )
         except Unauthorised as error:
-            response = _to_sign_in(scope) if by_session else answer(request, error)
+            to_sign_in = by_session and wants_page(request)
+            response = _to_sign_in(scope) if to_sign_in else answer(request, error)
             return await response(scope, receive, send)
         except TimeoutError as error:
             return await answer(request, database_error(DatabaseUnreachable(str(error))))(

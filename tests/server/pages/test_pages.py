@@ -47,7 +47,8 @@ def show(serve: Callable[..., str]) -> Iterator[Callable[..., Callable[..., http
         def started(*args: Any, **detail: Any) -> Callable[..., httpx.Response]:
             stack.enter_context(made_runs(*args, **detail))
             url = serve()
-            return lambda path, **headers: httpx.get(url + path, headers=headers)
+            html = {"Accept": "text/html,*/*;q=0.8"}
+            return lambda path, **headers: httpx.get(url + path, headers=html | headers)
 
         yield started
 

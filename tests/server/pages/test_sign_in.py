@@ -15,12 +15,15 @@ from markscheme_server.pages.render import POLICY
 from server.organisation import OPERATOR, RUBRIC, Keys, call
 
 
+HTML = {"Accept": "text/html,*/*;q=0.8"}
+
+
 class Browser:
     """A browser: keeps cookies, says where its forms come from, follows no redirect by itself."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.http = httpx.Client(base_url=url)
+        self.http = httpx.Client(base_url=url, headers=HTML)
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         return self.http.get(path, headers=headers)
@@ -128,7 +131,9 @@ def test_a_cookie_that_was_changed_is_refused(browser: Browser, session: str) ->
         "",
         "...",
     ):
-        answer = httpx.get(f"{browser.url}/pages/", headers={"Cookie": f"markscheme={forged}"})
+        answer = httpx.get(
+            f"{browser.url}/pages/", headers=HTML | {"Cookie": f"markscheme={forged}"}
+        )
         assert answer.status_code == 303, forged
 
 
@@ -204,7 +209,7 @@ def test_another_teams_things_are_not_there(
     rubric = call(browser.url, "POST", "/v1/rubrics", session, RUBRIC).json()["id"]
     paths = ["runs/support-7b-ropd-4", "groups/asg_0000", f"rubrics/{rubric}"]
     assert [browser.get(f"/pages/{path}").status_code for path in paths] == [200] * 3
-    with httpx.Client(base_url=browser.url) as http:
+    with httpx.Client(base_url=browser.url, headers=HTML) as http:
         blue = Browser(browser.url)
         blue.http = http
         blue.sign_in(organisation.key("blue", "read"))
@@ -232,6 +237,9 @@ def test_a_program_reads_a_page_with_its_key(browser: Browser, organisation: Key
     path = f"{browser.url}/pages/runs/support-7b-ropd-4/report"
     key = organisation.key("red", "read")
     assert httpx.get(path, headers={"Authorization": f"Bearer {key}"}).status_code == 200
-    answer = httpx.get(path, headers={"Authorization": "Bearer nonsense"})
-    assert answer.status_code == 401
-    assert "Not signed in" in Page(answer.text).text
+    for headers in ({}, {"Authorization": "Bearer nonsense"}):
+        answer = httpx.get(path, headers=headers)
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] in ("no_key", "malformed_key")
+    page = httpx.get(path, headers=HTML | {"Authorization": "Bearer nonsense"})
+    assert "Not signed in" in Page(page.text).text
