@@ -554,6 +554,10 @@ class Client(Connection[Connections]):
         """Return the service's judges, with their roles and prices."""
         return self._send(requests.judges())
 
+    def report(self, run: str) -> str:
+        """Return the page of a run and its newest groups as one HTML file that needs no service."""
+        return self._send(requests.report(run))
+
     def usage(
         self,
         group_by: Sequence[UsageKey] = ("team",),
@@ -907,6 +911,10 @@ class AsyncClient(Connection[AsyncConnections]):
     async def judges(self) -> JudgeList:
         """Return the service's judges; see `Client.judges`."""
         return await self._send(requests.judges())
+
+    async def report(self, run: str) -> str:
+        """Return a run's page as one HTML file; see `Client.report`."""
+        return await self._send(requests.report(run))
 
     async def usage(
         self,

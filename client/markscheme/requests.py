@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import date
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import BaseModel
 
@@ -33,6 +34,7 @@ from markscheme.protocol import (
     raise_for_status,
     read,
     read_export,
+    read_text,
     to_wire,
 )
 from markscheme.schema import (
@@ -226,6 +228,11 @@ def lineage(rubric: RubricLike) -> Call[Lineage]:
 def judges() -> Call[JudgeList]:
     """Build `GET /v1/judges`."""
     return _get("/v1/judges", JudgeList)
+
+
+def report(run: str) -> Call[str]:
+    """Build `GET /pages/runs/{id}/report`."""
+    return Call("GET", f"/pages/runs/{quote(run, safe='')}/report", read_text)
 
 
 def usage(

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from markscheme import __version__
 from markscheme.cli.induce import induce
 from markscheme.cli.output import EPILOG
+from markscheme.cli.report import report
 from markscheme.cli.rubrics import rubrics
 from markscheme.cli.score import read_groups, score
 from markscheme.cli.teach import teach
@@ -44,6 +45,7 @@ COMMANDS = {
     "demo": CommandInfo("Run", "Train a small model here and report", "train"),
     "demo-control": CommandInfo("Run", "Repeat the demo with shuffled rewards", "train"),
     "doctor": CommandInfo("Look", "Check judge, database and cost", "server"),
+    "report": CommandInfo("Look", "Write a run's page to one HTML file"),
     "rubrics": CommandInfo("Look", "Search, trace, import and export rubrics"),
     "usage": CommandInfo("Look", "Show what judging cost, by team, run or judge"),
     "teams": CommandInfo("Manage", "Create teams, set budgets and limits", "server"),
@@ -81,8 +83,8 @@ app = typer.Typer(
     help="Rubrics and rewards for reinforcement learning, over HTTP.\n\n"
     "Start 'markscheme serve' in one terminal, then run 'markscheme score FILE.jsonl' or "
     "'markscheme train CONFIG.yaml' in another.\n\n"
-    "score, teach, induce, rubrics, usage and train talk to the service; serve, doctor, teams, "
-    "keys, migrate and prune open its database.",
+    "score, teach, induce, report, rubrics, usage and train talk to the service; serve, doctor, "
+    "teams, keys, migrate and prune open its database.",
     epilog=EPILOG,
 )
 
@@ -105,7 +107,7 @@ def options(
     """Take the options that stand before a command; the help of `app` describes it."""
 
 
-for command in (score, teach, induce, usage):
+for command in (score, teach, induce, report, usage):
     app.command(epilog=EPILOG)(command)
 app.add_typer(rubrics, name="rubrics")
 
