@@ -50,6 +50,30 @@ def rubric_path(rubric: RubricLike) -> str:
     return f"/v1/rubrics/{quote(rubric_id(rubric), safe='')}"
 
 
+def run_path(run: str) -> str:
+    """Return the path of a run, with its id quoted. Raises `InvalidArgument`."""
+    # HTTP clients take a segment of dots for a folder.
+    quoted = quote(checked_id(run, "run_id"), safe="")
+    return f"/v1/runs/{quoted.replace('.', '%2E') if set(quoted) == {'.'} else quoted}"
+
+
+def group_path(group: str) -> str:
+    """Return the path of a group, with its id quoted. Raises `InvalidArgument`."""
+    return f"/v1/groups/{quote(checked_id(group, 'group_id'), safe='')}"
+
+
+def checked_id(value: str, param: str) -> str:
+    """Return an id. Raises `InvalidArgument` for one that cannot be."""
+    if not isinstance(value, str):
+        raise InvalidArgument(param, f"must be a string, not a {type(value).__name__}")
+    if not value:
+        raise InvalidArgument(param, "must not be empty")
+    try:
+        return check_valid(value)
+    except ValueError as error:
+        raise InvalidArgument(param, str(error)) from error
+
+
 def prompt_key(prompt: PromptLike | None, key: str | None) -> str | None:
     """Return the key of a prompt, or the key itself. Raises `InvalidArgument`.
 

@@ -134,7 +134,7 @@ def retry_policy(
         backoff_jitter=0,
         max_backoff_wait=MAX_RETRY_WAIT_S,
         status_forcelist=[429, 502, 503, 504, *([409] if idempotent else [])],
-        allowed_methods=["GET", "PATCH", "POST"],
+        allowed_methods=["GET", "PATCH", "POST", "PUT"],
         total_timeout=MAX_RETRY_WAIT_S * max(1, max_retries / MAX_RETRIES),
     )
     retry.deadline = deadline

@@ -1,17 +1,17 @@
 """The calls of the API as data: what each client method sends. Raises `InvalidArgument`."""
 
+import math
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import partial
 from typing import Any
-from urllib.parse import quote
 
 from pydantic import BaseModel
 
 from markscheme import arguments
-from markscheme.arguments import rubric_path, validated
+from markscheme.arguments import group_path, rubric_path, run_path, validated
 from markscheme.deadline import Deadline
 from markscheme.exchange import Exported
 from markscheme.protocol import (
@@ -38,16 +38,24 @@ from markscheme.protocol import (
     to_wire,
 )
 from markscheme.schema import (
+    GroupDetail,
     InduceRequest,
     JudgeList,
+    JudgePrompt,
+    JudgeReports,
     Lineage,
     RolloutRequest,
     Rubric,
     RubricCreate,
     RubricFork,
+    RubricHealth,
     RubricImport,
     RubricImported,
     RubricPatch,
+    RunDetail,
+    RunList,
+    RunPut,
+    RunRecords,
     ScoredRollout,
     ScoreRequest,
     TeacherBankChange,
@@ -230,9 +238,71 @@ def judges() -> Call[JudgeList]:
     return _get("/v1/judges", JudgeList)
 
 
-def report(run: str) -> Call[str]:
+def run_report(run_id: str) -> Call[str]:
     """Build `GET /pages/runs/{id}/report`."""
-    return Call("GET", f"/pages/runs/{quote(run, safe='')}/report", read_text)
+    return Call("GET", f"/pages/{run_path(run_id).removeprefix('/v1/')}/report", read_text)
+
+
+def judge_reports() -> Call[JudgeReports]:
+    """Build `GET /v1/judges/report`."""
+    return _get("/v1/judges/report", JudgeReports)
+
+
+def rubric_health(rubric: RubricLike) -> Call[RubricHealth]:
+    """Build `GET /v1/rubrics/{id}/health`."""
+    return _get(f"{rubric_path(rubric)}/health", RubricHealth)
+
+
+def runs(limit: int, after: str | None) -> Call[RunList]:
+    """Build `GET /v1/runs`."""
+    return _get("/v1/runs", RunList, limit=limit, after=after)
+
+
+def run(run_id: str) -> Call[RunDetail]:
+    """Build `GET /v1/runs/{id}`."""
+    return _get(run_path(run_id), RunDetail)
+
+
+def run_part(run_id: str, part: str, model: type[Model], **params: Param | None) -> Call[Model]:
+    """Build `GET /v1/runs/{id}/{part}`."""
+    return _get(f"{run_path(run_id)}/{part}", model, **params)
+
+
+def put_run(run_id: str, **fields: Any) -> Call[RunDetail]:
+    """Build `PUT /v1/runs/{id}`; fields that are `None` are left out."""
+    body = validated(RunPut, {name: each for name, each in fields.items() if each is not None})
+    content = body.model_dump(mode="json", exclude_unset=True)
+    return Call("PUT", run_path(run_id), partial(read, model=RunDetail), content)
+
+
+def add_run_records(run_id: str, records: Mapping[int, Mapping[str, float | None]]) -> Call[None]:
+    """Build `POST /v1/runs/{id}/records`; what is not a finite number is sent as null."""
+    body = validated(
+        RunRecords,
+        {
+            "records": [
+                {
+                    "step": step,
+                    "metrics": {
+                        name: value if value is not None and math.isfinite(value) else None
+                        for name, value in metrics.items()
+                    },
+                }
+                for step, metrics in records.items()
+            ]
+        },
+    )
+    return Call("POST", f"{run_path(run_id)}/records", raise_for_status, _json(body))
+
+
+def group(group_id: str) -> Call[GroupDetail]:
+    """Build `GET /v1/groups/{id}`."""
+    return _get(group_path(group_id), GroupDetail)
+
+
+def judge_prompt(group_id: str, rollout: str) -> Call[JudgePrompt]:
+    """Build `GET /v1/groups/{id}/judge-prompt`."""
+    return _get(f"{group_path(group_id)}/judge-prompt", JudgePrompt, rollout=rollout)
 
 
 def usage(

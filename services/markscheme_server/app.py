@@ -23,10 +23,12 @@ from markscheme_server.accounts.usage import UsageService
 from markscheme_server.api import (
     errors,
     exchange,
+    groups,
     health,
     lineage,
     rollouts,
     rubrics,
+    runs,
     scores,
     teams,
     usage,
@@ -55,10 +57,14 @@ from markscheme_server.limits.redis import Redis
 from markscheme_server.limits.sliding_window import SlidingWindows
 from markscheme_server.pages import routes as pages
 from markscheme_server.rules.judge import BuiltinJudge
+from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.judges import Judges
 from markscheme_server.scoring.rollouts import RolloutService
 from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.rubrics import Freshness, RubricService
+from markscheme_server.scoring.run_groups import RunGroupService
+from markscheme_server.scoring.run_histories import RunHistories
+from markscheme_server.scoring.runs import RunService
 from markscheme_server.scoring.scores import ScoreService
 from markscheme_server.scoring.teachers import TeacherService
 from markscheme_server.scoring.verdict_cache import VerdictCache
@@ -89,6 +95,7 @@ TAGS = [
     {"name": "Scores", "description": "Score rollouts by rubrics."},
     {"name": "Rubrics", "description": "Create, induce, find and share rubrics."},
     {"name": "Teacher bank", "description": "Responses of the model that is distilled."},
+    {"name": "Runs", "description": "How training runs do: steps, criteria, findings, groups."},
     {"name": "Usage and budgets", "description": "What was spent, may be spent, and by whom."},
     {"name": "Teams and keys", "description": "Administration; needs the scope `admin`."},
     {"name": "Operations", "description": "Probes and metrics, without a key."},
@@ -250,6 +257,10 @@ def create_app(
             max_verdicts=settings.max_verdicts,
         )
         rollout_service = RolloutService(store, score_service)
+        histories = RunHistories(store.runs)
+        group_service = RunGroupService(
+            store.runs, store.run_groups, store.rubrics, histories, list(made.values())
+        )
         try:
             yield {
                 "services": Services(
@@ -280,6 +291,11 @@ def create_app(
                         unpriced_judges=[
                             name for name, judge in settings.judges.items() if not judge.priced
                         ],
+                    ),
+                    RunService(store.runs, store.budgets, histories),
+                    group_service,
+                    JudgeReportService(
+                        store.judge_reports, store.runs, store.rubrics, group_service, made
                     ),
                     store.idempotency,
                     partial(erase_team, store),
@@ -331,6 +347,8 @@ def create_app(
         lineage.router,
         exchange.router,
         teacher_routes.router,
+        runs.router,
+        groups.router,
         usage.router,
         judges_routes.router,
         teams.router,

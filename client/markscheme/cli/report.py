@@ -22,7 +22,7 @@ def report(
     The file needs neither the service nor the internet.
     """
     with reported_errors(), connect(url) as client:
-        html = client.report(run)
+        html = client.run_report(run)
         path = out if out is not None else Path(run.replace("/", "-") + ".html")
         path.write_text(html, encoding="utf-8")
     typer.echo(str(path))

@@ -3,17 +3,18 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, MutableMapping
 from contextlib import suppress
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
+from starlette.routing import Match
 
 from markscheme.messages import normal_message, separate_results, visible_message
 from markscheme.schema import Message
-from markscheme_server.api import paths  # noqa: F401 (registers `{…:id}`)
+from markscheme_server.api import paths  # noqa: F401 (registers `{…:id}` and `{…:encoded}`)
 from markscheme_server.errors import BadRequest
 
 LARGE_BYTES = 128 * 1024
@@ -106,3 +107,17 @@ class StrictRoute(APIRoute):
             return await handle(body)
 
         return strict
+
+
+class EncodedRoute(StrictRoute):
+    """A route that is matched before `%2F` becomes `/`: a run's id may have slashes.
+
+    After decoding, `/v1/runs/a%2Fsteps` (a run) and `/v1/runs/a/steps` would be the same.
+    """
+
+    def matches(self, scope: MutableMapping[str, Any]) -> tuple[Match, MutableMapping[str, Any]]:
+        """Match the path as it was sent."""
+        raw = scope.get("raw_path")
+        if raw is None:
+            return super().matches(scope)
+        return super().matches({**scope, "path": raw.decode("latin-1")})

@@ -1,4 +1,4 @@
-"""`/v1/judges`: which judges there are, and what their tokens cost."""
+"""`/v1/judges`: which judges there are, what their tokens cost, and whether they can be trusted."""
 
 from fastapi import APIRouter
 
@@ -16,3 +16,13 @@ router = APIRouter(
 async def list_judges(_caller: Reader, services: UsesServices) -> schema.JudgeList:
     """List the judges that a request may name, with the roles that are theirs by default."""
     return services.judges
+
+
+@router.get("/judges/report", summary="Get calls, failures and agreement of judges")
+async def get_judge_reports(caller: Reader, services: UsesServices) -> schema.JudgeReports:
+    """Return what the caller's team met of judges in the last 30 days.
+
+    That is calls, failures, cost, how far a second judge agrees, how often a judge that was asked
+    again said something else, and the groups in which two judges differ most.
+    """
+    return await services.judge_reports.judges(caller)

@@ -19,8 +19,11 @@ from markscheme_server.accounts.sessions import Sessions
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
+from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.rollouts import RolloutService
 from markscheme_server.scoring.rubric_library import RubricLibrary
+from markscheme_server.scoring.run_groups import RunGroupService
+from markscheme_server.scoring.runs import RunService
 from markscheme_server.scoring.scores import ScoreService
 from markscheme_server.scoring.teachers import TeacherService
 from markscheme_server.store.audit import Actor
@@ -44,6 +47,9 @@ class Services:
     teachers: TeacherService
     budgets: BudgetService
     usage: UsageService
+    runs: RunService
+    groups: RunGroupService
+    judge_reports: JudgeReportService
     idempotency: IdempotencyStore
     erase_team: Callable[[str, Actor], Awaitable[ErasureReport]]
     check_ready: Callable[[], Awaitable[None]]

@@ -21,7 +21,6 @@ def test_a_browser_at_the_root_is_led_to_the_pages(shared_service: str) -> None:
     assert found.url.path == "/pages/"
 
 
-
 def test_the_reference_offers_to_enter_a_key(shared_service: str) -> None:
     document = httpx.get(f"{shared_service}/openapi.json").json()
     assert document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"

@@ -14,7 +14,6 @@ from markscheme_server.errors import Unauthorised
 from markscheme_server.pages.render import POLICY
 from server.organisation import OPERATOR, RUBRIC, Keys, call
 
-
 HTML = {"Accept": "text/html,*/*;q=0.8"}
 
 
