@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from fakes.pages import Page
 from markscheme import Client
-from markscheme.cli import app
+from markscheme.cli.app import app
 
 RUN = "a run/of 7%"
 PROMPT = "Name a colour. Use at most three words."
