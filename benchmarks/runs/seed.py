@@ -220,6 +220,7 @@ def _group(
             "distinct_rollouts": size.rollouts,
             "judge": JUDGE,
             "figures": figures.dump(),
+            "scored_at": figures.at,
             "created_at": at,
         },
     )

@@ -101,7 +101,9 @@ def train(
         raise typer.BadParameter("name a YAML file, or list the keys with --keys")
     from markscheme_train.config import load_config
     from markscheme_train.plan import plan as make_plan
-    from markscheme_train.progress import LiveTable
+    from markscheme_train.progress import LiveTable, print_end
+    from markscheme_train.run_report import CALL_S, RunReport
+    from markscheme_train.step_log import StepRecord
     from markscheme_train.training import has_run, silence_libraries
     from markscheme_train.training import train as run
 
@@ -123,18 +125,33 @@ def train(
             raise TrainError(f"{place}: {error.message}") from error
         try:
             _check_key(client, key, settings.reuse)
-            with LiveTable(console, title="training") as live:
-                output = run(
-                    settings,
-                    client,
-                    resume=resume,
-                    on_record=live.show,
-                    on_evaluation=live.show_evaluation,
-                    on_wait=live.wait,
-                    on_warning=lambda message: console.print(
-                        message, style="yellow", markup=False, highlight=False, soft_wrap=True
-                    ),
-                )
+            live = LiveTable(console, title="training")
+            report = RunReport(
+                client.with_options(timeout=CALL_S, max_retries=0),
+                settings,
+                on_url=live.show_url,
+                on_findings=live.show_findings,
+                on_warning=live.warn,
+            )
+
+            def show(record: StepRecord) -> None:
+                report.add(record)
+                live.show(record)
+
+            try:
+                with report, live:
+                    output = run(
+                        settings,
+                        client,
+                        resume=resume,
+                        on_start=report.start,
+                        on_record=show,
+                        on_evaluation=live.show_evaluation,
+                        on_wait=live.wait,
+                        on_warning=live.warn,
+                    )
+            finally:
+                print_end(console, report.findings, report.url)
         finally:
             client.close()
     except Interrupted as error:

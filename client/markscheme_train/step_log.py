@@ -41,6 +41,7 @@ class StepRecord:
         metrics: The trainer's metrics of this step: lengths, clip shares and, with `sdpo` and
             `srpo`, routed shares, the self-teacher's entropy and weights, and the gradient norm
             of each branch at the student's last hidden states.
+        teacher: Mean of the known rewards of the teacher responses; `None` where none was scored.
     """
 
     step: int
@@ -58,6 +59,7 @@ class StepRecord:
     judge_calls: int
     judge_tokens: int
     metrics: dict[str, float | None]
+    teacher: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,7 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
             calls += report.usage.judge_calls
             tokens += report.usage.prompt_tokens + report.usage.completion_tokens
         known = [reward for reward in report.rewards if reward is not None]
+        teacher = [reward for row in report.teacher_scores for reward in row if reward is not None]
         record = StepRecord(
             step=state.global_step,
             steps=state.max_steps,
@@ -203,6 +206,7 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
             judge_calls=calls,
             judge_tokens=tokens,
             metrics=self._metrics(),
+            teacher=sum(teacher) / len(teacher) if teacher else None,
         )
         if state.is_world_process_zero:
             self._write(dataclasses.asdict(record))

@@ -128,6 +128,7 @@ def train(
     *,
     resume: bool,
     on_record: Callable[[StepRecord], None],
+    on_start: Callable[[str], None] = lambda run_id: None,
     on_evaluation: Callable[[EvaluationRecord], None] = lambda record: None,
     on_wait: Callable[[str, float], None] = lambda why, seconds: None,
     on_warning: Callable[[str], None] = lambda message: None,
@@ -139,6 +140,7 @@ def train(
         client: Scores the rollouts.
         resume: Go on from the last checkpoint under `output_dir`.
         on_record: Called with each finished step.
+        on_start: Called with the run's id, by one process, before the first step.
         on_evaluation: Called with each evaluation.
         on_wait: Called with the reason and the seconds while the run waits for the service.
         on_warning: Called with what looks wrong in the configuration or the data, and why a run
@@ -218,6 +220,8 @@ def train(
     # Added last: it delays what the callbacks before it ask for.
     save_at_batch_end = SaveAtBatchEnd(trainer)
     trainer.add_callback(save_at_batch_end)
+    if config.process_index == 0:
+        on_start(run_id)
     try:
         # A run that was killed after its last checkpoint only has its model to save.
         finished = checkpoint is not None and finished_model(config, checkpoint)

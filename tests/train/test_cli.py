@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from client.scripted import ScriptedService, refusal
+from markscheme import Client
 from markscheme_train.cli import TRY_AGAIN
 from markscheme_train.cli import train as command
 from markscheme_train.errors import TrainError
@@ -59,6 +60,27 @@ def test_with_auto_resume_a_run_begins_goes_on_and_stays_finished(
     finished = train("--auto-resume", "max_steps=3")
     assert finished.exit_code == 0
     assert "step " not in finished.output.replace("steps.jsonl", "")
+
+
+def test_the_service_knows_the_run_from_start_to_end(
+    train: Callable[..., Result], settings: dict[str, Any], service: str
+) -> None:
+    with Client(service) as client:
+        for line in Path(settings["data"]).read_text().splitlines():
+            check = {"kind": "max_words", "value": 3}
+            client.create_rubric(
+                json.loads(line)["prompt"], [{"text": "It is short.", "points": 1, "check": check}]
+            )
+    done = train("run_id=night-1", "reuse=frozen")
+    assert done.exit_code == 0, done.output
+    address = f"run: {service}/pages/runs/night-1"
+    assert done.output.count(address) == 2
+    with Client(service) as client:
+        run, steps = client.run("night-1"), client.run_steps("night-1")
+    assert (run.state, run.steps, run.first_step, run.last_step) == ("finished", 2, 0, 1)
+    assert run.facts["student"] == settings["model"]
+    assert [(span.first_step, span.unscored) for span in steps.data] == [(0, 0), (1, 0)]
+    assert all(span.metrics["completions/mean_length"] == 6 for span in steps.data)
 
 
 def test_a_service_that_is_away_is_worth_another_try(train: Callable[..., Result]) -> None:

@@ -4,13 +4,15 @@ import dataclasses
 import io
 
 from rich.console import Console
+from rich.segment import Segment
 
-from markscheme_train.progress import LiveTable
+from markscheme.schema import Finding, GroupFilter
+from markscheme_train.progress import LiveTable, print_end
 from markscheme_train.reward import CriterionRate
 from markscheme_train.step_log import EvaluationRecord, StepRecord
 
 
-def record(reward: float | None, **metrics: float) -> StepRecord:
+def record(reward: float | None, step: int = 3, **metrics: float) -> StepRecord:
     rate = CriterionRate(
         group="g",
         rubric="rub_1",
@@ -22,7 +24,7 @@ def record(reward: float | None, **metrics: float) -> StepRecord:
         judged=8,
     )
     return StepRecord(
-        step=3,
+        step=step,
         steps=20,
         reward=reward,
         rollouts=16,
@@ -79,6 +81,49 @@ def test_elsewhere_a_step_is_one_line() -> None:
     ]
     routed = drawn(terminal=False, **{"distillation/routed_share": 0.375})
     assert "judge calls 14  to teacher 38%  rollout" in routed
+
+
+FINDING = Finding(
+    kind="inverted",
+    level="alarm",
+    sentence="A criterion is inverted: “Ends with [b]an offer[/b]”. Students meet it in 98 % of "
+    "rollouts, teachers in 41 % of their responses, since step 560.",
+    since_step=560,
+    criterion="k",
+    values={},
+    groups=GroupFilter(),
+)
+
+
+def test_the_view_fits_a_small_terminal_with_trend_teacher_and_findings() -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=80, height=24, color_system=None)
+    rates = [dataclasses.replace(record(0.5).criteria[0], criterion=f"c{n}") for n in range(30)]
+    with LiveTable(console, title="training") as live:
+        live.show_findings([FINDING, FINDING])
+        for step in range(1, 21):
+            one = record(step / 20, step, **{"distillation/routed_share": 0.4})
+            live.show(dataclasses.replace(one, criteria=rates, teacher=0.85))
+        lines = Segment.split_lines(console.render(live._live.renderable))  # type: ignore[union-attr]
+        text = ["".join(segment.text for segment in line).rstrip() for line in lines]
+    assert len(text) <= 24
+    assert max(map(len, text)) <= 80
+    assert text[0].startswith("reward ▁▁▂")
+    assert text[0].endswith("1.00  teacher 0.85")
+    shown = [line for line in text if "9.1 + 0.2 + 0.0 + 8.5" in line]
+    assert len(shown) == 8
+    assert "1 induced 1 reused" in shown[-1]
+    [finding] = [line for line in text if line.startswith("!2")]
+    assert "“Ends with [b]an offer[/b]”" in finding
+    assert "20/20" in text[-1]
+
+
+def test_the_end_prints_findings_and_the_address() -> None:
+    output = io.StringIO()
+    print_end(Console(file=output, width=80), [FINDING] * 12, "http://h/pages/runs/r")
+    lines = output.getvalue().splitlines()
+    assert lines[0] == f"! {FINDING.sentence}"
+    assert lines[10:] == ["2 more findings are on the run's page", "run: http://h/pages/runs/r"]
 
 
 def test_an_evaluation_is_one_line_that_stays() -> None:

@@ -1,5 +1,7 @@
 """What a service answered about a batch, in the rows of a trainer; and its metrics."""
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +9,11 @@ from dataclasses import dataclass
 from markscheme.errors import MarkschemeError
 from markscheme.schema import GroupScore, ScoreBatch, ScoreCounts, Usage
 from markscheme.vocabulary import TRANSIENT_REASONS, View
+
+MAX_CRITERIA = 40
+"""Criteria of a batch beyond which none has a metric of its own."""
+NAME_LENGTH = 48
+"""Characters of a criterion's text in the name of its metric."""
 
 
 class Unscored(MarkschemeError):
@@ -129,6 +136,35 @@ class RewardReport:
         for category in sorted(judged):
             if judged[category]:
                 log_metric(f"rubric/met_{category}", met[category] / judged[category])
+        for name, share in self.criterion_shares().items():
+            log_metric(f"rubric/criterion/{name}", share)
+
+    def criterion_shares(self) -> dict[str, float]:
+        """Return the share of rollouts that met each criterion, by a name made of its text.
+
+        A text that several rubrics have is one criterion. Empty if there are more than
+        `MAX_CRITERIA`: trackers draw a chart for each name.
+        """
+        judged: Counter[str] = Counter()
+        met: Counter[str] = Counter()
+        for rate in self.criteria:
+            judged[rate.text] += rate.judged
+            met[rate.text] += rate.met
+        if len(judged) > MAX_CRITERIA:
+            return {}
+        return {_metric_name(text): met[text] / count for text, count in judged.items() if count}
+
+
+def _metric_name(text: str) -> str:
+    """Return a criterion's text in letters, digits and underscores, which every tracker takes.
+
+    A hash keeps apart long texts that begin alike.
+    """
+    name = re.sub(r"\W+", "_", text.lower()).strip("_")
+    if name and len(name) <= NAME_LENGTH:
+        return name
+    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+    return f"{name[:NAME_LENGTH].rstrip('_')}_{digest}".lstrip("_")
 
 
 def origins(batch: ScoreBatch) -> dict[str, int]:

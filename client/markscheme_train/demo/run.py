@@ -24,7 +24,8 @@ from markscheme_train.demo.result import Change, DemoResult, print_result
 from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words
 from markscheme_train.progress import LiveTable
-from markscheme_train.step_log import read_records
+from markscheme_train.run_report import RunReport
+from markscheme_train.step_log import StepRecord, read_records
 from markscheme_train.training import (
     STEPS_FILE,
     config_fingerprint,
@@ -118,9 +119,27 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
         before = measure(model)
         # Freed before the trainer loads its own.
         del model
-        with LiveTable(console, title="training") as live:
+        live = LiveTable(console, title="training")
+        report = RunReport(
+            client,
+            config,
+            on_url=live.show_url,
+            on_findings=live.show_findings,
+            on_warning=live.warn,
+        )
+
+        def show(record: StepRecord) -> None:
+            report.add(record)
+            live.show(record)
+
+        with report, live:
             finished = train(
-                config, client, resume=has_run(out / RUN), on_record=live.show, on_wait=live.wait
+                config,
+                client,
+                resume=has_run(out / RUN),
+                on_start=report.start,
+                on_record=show,
+                on_wait=live.wait,
             )
         console.print("Measuring it again …")
         after = measure(load_student(finished)[0])

@@ -5,15 +5,13 @@ They are stored with the group as JSON, so that the figures of a run are read wi
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from markscheme_server.domain.verdict import UNKNOWN
 
 
-@dataclass(frozen=True, slots=True)
-class GroupFigures:
-    """The figures of a group.
+class GroupFigures(NamedTuple):
+    """The figures of a group. A tuple, because a run has thousands.
 
     Attributes:
         at: When it was scored, in seconds since 1970.
@@ -44,8 +42,9 @@ class GroupFigures:
 
     def dump(self) -> str:
         """Return the JSON that `load_figures` reads; what has its default is left out."""
-        fields = asdict(self)
-        kept = {name: value for name, value in fields.items() if value not in ("", (), [], None)}
+        kept = {
+            name: value for name, value in self._asdict().items() if value not in ("", (), [], None)
+        }
         return json.dumps(
             kept | {"rewards": list(self.rewards), "words": list(self.words)},
             separators=(",", ":"),

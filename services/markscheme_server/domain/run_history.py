@@ -6,7 +6,7 @@ A figure that is not known is in no sum: it never counts as 0.
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -112,16 +112,21 @@ class StepTotals:
             self.comparable += 1
             self.flat += group.spread == 0
         words = [count for count in group.words if count is not None]
-        if words:
-            self.words = (self.words[0] + sum(words), self.words[1] + len(words))
+        total, count = self.words
+        self.words = total + sum(words), count + len(words)
         if group.teacher_rewards and (teacher := group.teacher_known):
-            total = sum(teacher)
-            self.teacher = (self.teacher[0] + total, self.teacher[1] + len(teacher))
-            beside = (len(known), sum(known), len(known) * total / len(teacher))
-            self.beside_teacher = _plus(self.beside_teacher, beside)
+            mean = sum(teacher) / len(teacher)
+            self.teacher = self.teacher[0] + sum(teacher), self.teacher[1] + len(teacher)
+            rollouts, rewards, others = self.beside_teacher
+            self.beside_teacher = (
+                rollouts + len(known),
+                rewards + sum(known),
+                others + len(known) * mean,
+            )
         if group.length_reward is not None:
-            count, xx, yy, xy = group.length_reward
-            self.length_reward = _plus(self.length_reward, (int(count), 1, xx, yy, xy))
+            more, xx, yy, xy = group.length_reward
+            rollouts, groups, xxs, yys, xys = self.length_reward
+            self.length_reward = rollouts + int(more), groups + 1, xxs + xx, yys + yy, xys + xy
 
     def add_second(self, verdicts: SecondVerdicts) -> None:
         """Add what a second judge said of one of the rollouts."""
@@ -220,6 +225,25 @@ def count_verdicts(joined: str, criteria: int) -> list[Counts]:
     return counts
 
 
+@dataclass(slots=True)
+class _Step:
+    """What is kept of a step. Verdict strings are joined, by rubric id. `end`: seconds since 1970.
+
+    `second` and `metrics` are those that its totals have.
+    """
+
+    totals: StepTotals
+    second: Sequence[SecondVerdicts]
+    metrics: Mapping[str, float | None]
+    end: float = 0.0
+    groups: list[GroupSummary] = field(default_factory=list)
+    verdicts: dict[str, str] = field(default_factory=dict)
+    teacher_verdicts: dict[str, str] = field(default_factory=dict)
+    rubrics: dict[str, None] = field(default_factory=dict)
+    judges: dict[str, None] = field(default_factory=dict)
+    pruned: int = 0
+
+
 class RunHistory:
     """A run: its steps, its groups, and the verdicts of its rubrics.
 
@@ -229,60 +253,64 @@ class RunHistory:
         verdicts: Joined verdict strings by rubric id and step.
         teacher_verdicts: Those of teacher responses, by rubric id.
         judges: The judges whose verdicts count.
-        second: What second judges said.
+        rubrics: The ids of its rubrics.
+        pruned: How many groups were pruned.
         pruned_until: The step after the last one with pruned groups.
+        scored_at: When its last group was scored, in seconds since 1970.
     """
 
     def __init__(
         self,
         groups: Iterable[RunGroup],
-        second: Sequence[SecondVerdicts] = (),
+        second: Iterable[SecondVerdicts] = (),
         metrics: Mapping[int, Mapping[str, float | None]] | None = None,
+        before: "RunHistory | None" = None,
     ) -> None:
-        self.second = second
-        gaps: dict[str, list[float]] = defaultdict(list)
+        """Make the history of a run.
+
+        Args:
+            groups: All its groups; with `before`, all groups of the steps that changed since.
+            second: All that second judges said.
+            metrics: All metrics of the trainer by step.
+            before: An earlier history of the run, whose other steps are taken over.
+        """
+        by_step: dict[int, list[RunGroup]] = defaultdict(list)
+        for group in groups:
+            by_step[group.step].append(group)
+        second_of: dict[int, list[SecondVerdicts]] = defaultdict(list)
         for each in second:
-            if each.reward is not None and each.first_reward is not None:
-                gaps[each.group].append(abs(each.reward - each.first_reward))
-        steps: dict[int, StepTotals] = {}
-        ends: dict[int, float] = {}
-        verdicts: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-        teachers: dict[str, list[str]] = defaultdict(list)
+            if each.step is not None:
+                second_of[each.step].append(each)
+        self._steps: dict[int, _Step] = dict(before._steps) if before is not None else {}
+        for step, found in by_step.items():
+            self._steps[step] = _step(step, found, second_of[step], (metrics or {}).get(step, {}))
+        for step, kept in self._steps.items():
+            beside = second_of.get(step, []), (metrics or {}).get(step, {})
+            if (kept.second, kept.metrics) != beside:
+                self._steps[step] = _renewed(kept, *beside)
+        self._steps = dict(sorted(self._steps.items()))
+        self.steps = {step: kept.totals for step, kept in self._steps.items()}
         self.groups: list[GroupSummary] = []
-        self.pruned_until: int | None = None
+        self.verdicts: dict[str, dict[int, str]] = defaultdict(dict)
+        teachers: dict[str, list[str]] = defaultdict(list)
         judges: dict[str, None] = {}
         self.rubrics: dict[str, None] = {}
-        for group in groups:
-            figures, step = group.figures, group.step
-            if (totals := steps.get(step)) is None:
-                totals = steps[step] = StepTotals(step, step)
-            totals.add_group(figures)
-            ends[step] = max(ends.get(step, 0.0), figures.at)
-            self.rubrics[group.rubric_id] = None
-            if group.judge is not None:
-                judges[group.judge] = None
-            if figures.verdicts:
-                verdicts[group.rubric_id][step].append(figures.verdicts)
-            if figures.teacher_verdicts:
-                teachers[group.rubric_id].append(figures.teacher_verdicts)
-            if group.pruned:
-                self.pruned_until = max(self.pruned_until or 0, step + 1)
-            else:
-                self.groups.append(_summary(group, gaps.get(group.id)))
-        for each in second:
-            if each.step is not None and each.step in steps:
-                steps[each.step].add_second(each)
-        for step, values in (metrics or {}).items():
-            if step in steps:
-                steps[step].add_metrics(values)
-        self.steps: dict[int, StepTotals] = dict(sorted(steps.items()))
-        self.verdicts: dict[str, dict[int, str]] = {
-            rubric: {step: "".join(parts) for step, parts in sorted(by_step.items())}
-            for rubric, by_step in verdicts.items()
-        }
+        self.pruned, self.scored_at = 0, 0.0
+        self.pruned_until: int | None = None
+        for step, kept in self._steps.items():
+            self.groups += kept.groups
+            for rubric, joined in kept.verdicts.items():
+                self.verdicts[rubric][step] = joined
+            for rubric, joined in kept.teacher_verdicts.items():
+                teachers[rubric].append(joined)
+            judges |= kept.judges
+            self.rubrics |= kept.rubrics
+            self.scored_at = max(self.scored_at, kept.end)
+            if kept.pruned:
+                self.pruned += kept.pruned
+                self.pruned_until = step + 1
         self.teacher_verdicts = {rubric: "".join(parts) for rubric, parts in teachers.items()}
         self.judges = list(judges)
-        self._ends = ends
 
     @property
     def first_step(self) -> int | None:
@@ -297,7 +325,7 @@ class RunHistory:
     @cached_property
     def seconds_per_step(self) -> float | None:
         """The median time between the ends of steps; `None` before the second step."""
-        ends = [self._ends[step] for step in self.steps]
+        ends = [kept.end for kept in self._steps.values()]
         waits = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
         return statistics.median(waits) if waits else None
 
@@ -370,7 +398,51 @@ def merge(totals: Iterable[StepTotals]) -> StepTotals:
     return merged or StepTotals(0, 0)
 
 
-def _summary(group: RunGroup, gaps: Sequence[float] | None) -> GroupSummary:
+def _step(
+    step: int,
+    groups: Sequence[RunGroup],
+    second: Sequence[SecondVerdicts],
+    metrics: Mapping[str, float | None],
+) -> _Step:
+    kept = _Step(StepTotals(step, step), (), {})
+    for group in groups:
+        figures, rubric = group.figures, group.rubric_id
+        kept.totals.add_group(figures)
+        kept.end = max(kept.end, figures.at)
+        kept.rubrics[rubric] = None
+        if group.judge is not None:
+            kept.judges[group.judge] = None
+        if figures.verdicts:
+            kept.verdicts[rubric] = kept.verdicts.get(rubric, "") + figures.verdicts
+        if figures.teacher_verdicts:
+            said = kept.teacher_verdicts.get(rubric, "")
+            kept.teacher_verdicts[rubric] = said + figures.teacher_verdicts
+        if group.pruned:
+            kept.pruned += 1
+        else:
+            kept.groups.append(_summary(group))
+    return _renewed(kept, second, metrics) if second or metrics else kept
+
+
+def _renewed(
+    kept: _Step, second: Sequence[SecondVerdicts], metrics: Mapping[str, float | None]
+) -> _Step:
+    """Return a step with other second verdicts and metrics."""
+    gaps: dict[str, list[float]] = defaultdict(list)
+    totals = replace(kept.totals, second=(0, 0.0, 0.0), metrics={})
+    for each in second:
+        totals.add_second(each)
+        if each.reward is not None and each.first_reward is not None:
+            gaps[each.group].append(abs(each.reward - each.first_reward))
+    totals.add_metrics(metrics)
+    groups = [
+        group._replace(gap=_ratio(sum(gaps.get(group.id, ())), len(gaps.get(group.id, ()))))
+        for group in kept.groups
+    ]
+    return replace(kept, totals=totals, second=second, metrics=metrics, groups=groups)
+
+
+def _summary(group: RunGroup) -> GroupSummary:
     figures = group.figures
     known, teacher = figures.known, figures.teacher_known
     words = [count for count in figures.words if count is not None]
@@ -384,7 +456,7 @@ def _summary(group: RunGroup, gaps: Sequence[float] | None) -> GroupSummary:
         _ratio(sum(teacher), len(teacher)),
         _ratio(sum(words), len(words)),
         len(figures.rewards) - len(known),
-        _ratio(sum(gaps), len(gaps)) if gaps else None,
+        None,
     )
 
 

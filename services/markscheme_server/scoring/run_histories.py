@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, timedelta
 from functools import cached_property
+from time import monotonic
 
 from markscheme_server.domain.findings import (
     BudgetFigures,
@@ -29,6 +30,11 @@ from markscheme_server.store.runs import Repeats, RunCost, RunStore, StoredRun
 
 KEPT_RUNS = 8
 """Histories that a process keeps; one of 1,000 steps takes a few megabytes."""
+COST_AGE_S = 2.0
+"""A page asks for several answers at once: the ledger of the run is added up once for them."""
+MAX_COSTS = 1000
+OVERLAP_S = 60.0
+"""What was scored so long before the last group is read again: it may have been stored later."""
 PAIR_STEPS = 200
 """Criteria are compared over the last steps of a run."""
 
@@ -174,6 +180,17 @@ class RunHistories:
     def __init__(self, store: RunStore) -> None:
         self._store = store
         self._kept: OrderedDict[tuple[str, str], LoadedRun] = OrderedDict()
+        self._costs: dict[tuple[str, str], tuple[float, RunCost]] = {}
+
+    async def cost(self, run: StoredRun) -> RunCost:
+        """Return what a run cost, as it was at most `COST_AGE_S` ago."""
+        at, cost = self._costs.get((run.team, run.id), (-COST_AGE_S, RunCost()))
+        if monotonic() - at >= COST_AGE_S:
+            cost = (await self._store.costs(run.team, [run.id]))[run.id]
+            if len(self._costs) >= MAX_COSTS:
+                self._costs.clear()
+            self._costs[run.team, run.id] = monotonic(), cost
+        return cost
 
     async def load(self, run: StoredRun) -> LoadedRun:
         """Return the history of a run as it is now."""
@@ -182,13 +199,17 @@ class RunHistories:
         if kept is not None and kept.run == run:
             self._kept.move_to_end(key)
             return kept
+        before = kept.history if kept is not None else None
+        if before is not None and await self._store.pruned(*key) != before.pruned:
+            before = None
+        since = before.scored_at - OVERLAP_S if before is not None else None
         groups, second, metrics, repeats = await asyncio.gather(
-            self._store.groups(*key),
+            self._store.groups(*key, since),
             self._store.second(*key),
             self._store.metrics(*key),
             self._store.repeats(*key),
         )
-        history = RunHistory(groups, second, metrics)
+        history = RunHistory(groups, second, metrics, before)
         criteria = await self._store.criteria(run.team, list(history.rubrics))
         loaded = LoadedRun(run, history, criteria, repeats)
         self._kept[key] = loaded

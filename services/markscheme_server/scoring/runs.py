@@ -179,7 +179,7 @@ class RunService:
         return await self._histories.load(await find_run(self._runs, caller, run_id))
 
     async def _cost(self, run: StoredRun) -> RunCost:
-        return (await self._runs.costs(run.team, [run.id]))[run.id]
+        return await self._histories.cost(run)
 
 
 async def find_run(runs: RunStore, caller: Caller, run_id: str) -> StoredRun:
@@ -285,10 +285,13 @@ def _criterion(
     findings: Sequence[FindingKind],
 ) -> schema.CriterionHistory:
     start, width = loaded.history.span_of(bins, None, None)
-    spans: dict[int, tuple[int, int, Counts]] = {}
-    for step, each in counts.by_step.items():
-        first, _, before = spans.get((step - start) // width, (step, step, Counts()))
-        spans[(step - start) // width] = (first, step, before.plus(each))
+    spans: dict[int, list[int]] = {}
+    for step, (met, judged, unknown) in counts.by_step.items():
+        span = spans.setdefault((step - start) // width, [step, step, 0, 0, 0])
+        span[1] = step
+        span[2] += met
+        span[3] += judged
+        span[4] += unknown
     by_step = list(counts.by_step.values())
     window = max(1, min(MAX_CRITERION_WINDOW, len(by_step) // 4))
     criterion = counts.criterion
@@ -305,20 +308,17 @@ def _criterion(
         teacher=_share([counts.teacher]),
         spans=[
             schema.CriterionSpan(
-                first_step=first,
-                last_step=last,
-                met=each.met,
-                judged=each.judged,
-                unknown=each.unknown,
+                first_step=first, last_step=last, met=met, judged=judged, unknown=unknown
             )
-            for first, last, each in spans.values()
+            for first, last, met, judged, unknown in spans.values()
         ],
         findings=list(findings),
     )
 
 
 def _share(counts: Sequence[Counts]) -> schema.CriterionShare:
-    total = Counts()
-    for each in counts:
-        total = total.plus(each)
-    return schema.CriterionShare(met=total.met, judged=total.judged, unknown=total.unknown)
+    return schema.CriterionShare(
+        met=sum(each.met for each in counts),
+        judged=sum(each.judged for each in counts),
+        unknown=sum(each.unknown for each in counts),
+    )

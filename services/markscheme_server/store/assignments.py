@@ -30,6 +30,7 @@ _OUTCOME = (
     "saved_usd",
     "judge",
     "figures",
+    "scored_at",
 )
 
 
@@ -378,6 +379,7 @@ def _outcome_row(outcome: GroupOutcome, at: float) -> dict[str, Any]:
         "saved_usd": outcome.saved_usd,
         "judge": outcome.judge,
         "figures": figures.dump(),
+        "scored_at": at,
     }
 
 

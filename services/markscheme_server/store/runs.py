@@ -82,13 +82,24 @@ class RunStore:
         a, p = assignments.c, past_groups.c
         team: sa.BindParameter[str] = sa.bindparam("team")
         run: sa.BindParameter[str] = sa.bindparam("run")
-        self._groups = sa.union_all(
+        groups = (
             sa.select(
                 a.id, a.step, a.rubric_id, a.judge, sa.literal(0).label("pruned"), a.figures
             ).where(a.team == team, a.run_id == run, a.figures.is_not(None)),
             sa.select(p.id, p.step, p.rubric_id, p.judge, sa.literal(1), p.figures).where(
                 p.team == team, p.run_id == run
             ),
+        )
+        self._groups = sa.union_all(*groups)
+        steps: sa.BindParameter[list[int]] = sa.bindparam("steps", expanding=True)
+        self._groups_of_steps = sa.union_all(
+            groups[0].where(a.step.in_(steps)), groups[1].where(p.step.in_(steps))
+        )
+        since: sa.BindParameter[float] = sa.bindparam("since")
+        self._changed_steps = (
+            sa.select(a.step)
+            .where(a.team == team, a.run_id == run, a.scored_at >= since)
+            .distinct()
         )
 
     async def find(self, team: str, run_id: str) -> StoredRun | None:
@@ -159,11 +170,33 @@ class RunStore:
                 {run_records.name: self._db.pack(rows)},
             )
 
-    async def groups(self, team: str, run_id: str) -> list[RunGroup]:
-        """Return the scored groups of a run, with those that were pruned."""
+    async def groups(self, team: str, run_id: str, since: float | None = None) -> list[RunGroup]:
+        """Return the scored groups of a run, with those that were pruned.
+
+        With `since` (seconds since 1970), all groups of the steps in which one was scored then or
+        later.
+        """
+        of_run = {"team": team, "run": run_id}
         async with self._db.reading(team_scope(team)) as connection:
-            rows = (await connection.execute(self._groups, {"team": team, "run": run_id})).all()
+            if since is None:
+                rows = (await connection.execute(self._groups, of_run)).all()
+            else:
+                changed = list(
+                    (
+                        await connection.execute(self._changed_steps, of_run | {"since": since})
+                    ).scalars()
+                )
+                rows = (
+                    await connection.execute(self._groups_of_steps, of_run | {"steps": changed})
+                ).all()
         return _run_groups(rows)
+
+    async def pruned(self, team: str, run_id: str) -> int:
+        """Return how many groups of a run were pruned."""
+        p = past_groups.c
+        query = sa.select(sa.func.count()).where(p.team == team, p.run_id == run_id)
+        async with self._db.reading(team_scope(team)) as connection:
+            return int((await connection.execute(query)).scalar_one())
 
     async def groups_of_rubric(self, team: str, rubric_id: str) -> tuple[list[RunGroup], list[str]]:
         """Return the team's groups that a rubric scored, and the runs that they are of."""

@@ -249,6 +249,7 @@ assignments = sa.Table(
     _created(),
     sa.Column("judge", sa.Text),
     sa.Column("figures", sa.Text),
+    sa.Column("scored_at", sa.Double),
     sa.UniqueConstraint("team", "run_id", "step", "group_id", "prompt_key"),
     sa.Index(None, "team", "rubric_id", "run_id"),
     sa.Index(None, "team", "run_id", "created_at"),
@@ -258,7 +259,8 @@ assignments = sa.Table(
 )
 """``distinct_rollouts``: different judged texts of the group. ``reward_spread``: null where fewer
 than two of them have a reward, because there can be no spread. ``judge``: the identity of the judge
-whose verdicts count. ``figures``: `domain.group_figures.GroupFigures` as JSON.
+whose verdicts count. ``figures``: `domain.group_figures.GroupFigures` as JSON. ``scored_at``: in
+seconds since 1970.
 """
 
 rollouts = sa.Table(

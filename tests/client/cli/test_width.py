@@ -76,7 +76,19 @@ def test_help_lists_commands_by_section_in_whole_sentences() -> None:
     assert all(len(f"  demo-control  {info.summary}") <= 80 for info in COMMANDS.values())
 
 
-@pytest.mark.parametrize("words", [("score",), ("teach",), ("usage",), ("rubrics", "search")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score",),
+        ("teach",),
+        ("usage",),
+        ("rubrics", "search"),
+        ("runs",),
+        ("runs", "watch"),
+        ("findings",),
+        ("open",),
+    ],
+)
 def test_help_names_the_clients_variables(words: tuple[str, ...]) -> None:
     text = CliRunner().invoke(app, [*words, "--help"]).stdout
     assert "MARKSCHEME_URL" in text

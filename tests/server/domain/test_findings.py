@@ -126,6 +126,16 @@ def test_a_criterion_without_teacher_verdicts_is_neither_inverted_nor_out_of_rea
     assert find(run) == []
 
 
+def test_a_criterion_sends_no_control_characters_to_a_terminal() -> None:
+    steps = [CriterionStep(s, 0, 16) for s in range(100)]
+    text = "Rhymes\x1b[31m\nin red\u202e.\x07"
+    run = RunFigures(
+        [StepFigures(s, 16) for s in range(100)], [CriterionFigures("c", text, 1, steps, 0, 9)]
+    )
+    [found] = find(run)
+    assert "“Rhymes[31m in red”" in found.sentence
+
+
 def test_criteria_that_all_rollouts_meet_do_not_repeat_each_other() -> None:
     run = RunFigures([StepFigures(0)], pairs=[PairFigures("a", "b", both=1000, neither=3)])
     assert find(run) == []

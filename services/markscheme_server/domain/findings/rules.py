@@ -590,8 +590,12 @@ def _average(values: Sequence[float]) -> float:
 
 
 def _quote(text: str) -> str:
-    """Return a criterion's text in quotes, cut at a word if it is long."""
-    plain = " ".join(text.split()).rstrip(".")
+    """Return a criterion's text in quotes on one line, cut at a word if it is long.
+
+    A model wrote it, and terminals obey control characters: those are left out.
+    """
+    line = " ".join(text.split())
+    plain = "".join(char for char in line if char.isprintable()).rstrip(".")
     if len(plain) > _TEXT:
         plain = plain[:_TEXT].rsplit(" ", 1)[0] + " …"
     return f"“{plain}”"

@@ -51,6 +51,7 @@ def upgrade() -> None:
     op.add_column("rollouts", sa.Column("words", sa.Integer(), nullable=True))
     op.add_column("assignments", sa.Column("judge", sa.Text(), nullable=True))
     op.add_column("assignments", sa.Column("figures", sa.Text(), nullable=True))
+    op.add_column("assignments", sa.Column("scored_at", sa.Double(), nullable=True))
     op.create_table(
         "runs",
         sa.Column("team", sa.String(length=64), nullable=False),
@@ -146,6 +147,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_judge_calls_team_run_id"), "judge_calls")
     for table in reversed(TABLES):
         op.drop_table(table)
+    op.drop_column("assignments", "scored_at")
     op.drop_column("assignments", "figures")
     op.drop_column("assignments", "judge")
     op.drop_column("rollouts", "words")

@@ -1,0 +1,275 @@
+"""Test runs and groups over HTTP: figures equal what the scores said, whatever the run's id."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from markscheme import Client
+from markscheme.errors import NotFound
+from server.organisation import Keys, Member, Team
+
+HOSTILE = [
+    "plain-1",
+    "a/b",
+    "a/steps",
+    "a%2Fb",
+    "..",
+    "a?b#c",
+    "a b+c&d",
+    "läuft/日本",
+    "a:fork",
+    "<img src=x onerror=alert(1)>",
+    '"; DROP TABLE runs; --',
+    "x" * 200,
+]
+PROMPT = "Use no commas. Write at least 3 words."
+GOOD, SHORT, BAD = "red green blue grey", "red", "red, green"
+UNREADABLE = [{"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+
+
+def body(run: str, step: int, *texts: Any, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
+    return {
+        "groups": [
+            {
+                "id": f"g{step}",
+                "prompt": prompt,
+                "teacher_responses": [GOOD],
+                "rollouts": [
+                    {"id": f"r{i}", "truncated": text == BAD}
+                    | ({"text": text} if isinstance(text, str) else {"messages": text})
+                    for i, text in enumerate(texts)
+                ],
+            }
+        ],
+        "run": {"id": run, "step": step},
+        "score_teachers": True,
+    } | more
+
+
+def scored(team: Member, run: str, step: int, *texts: Any) -> dict[str, Any]:
+    answer = team("POST", "/v1/scores", body(run, step, *texts))
+    assert answer.status_code == 200, answer.text
+    made: dict[str, Any] = answer.json()["groups"][0]
+    return made
+
+
+def get(team: Member, path: str) -> Any:
+    answer = team("GET", path)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.fixture
+def client(member: Team) -> Client:
+    red = member("red")
+    return Client(red.url, red.key)
+
+
+@pytest.mark.parametrize("run", HOSTILE)
+def test_a_run_is_found_by_any_id_and_by_its_own_team_only(run: str, member: Team) -> None:
+    red, blue = member("red"), member("blue")
+    scored(red, run, 0, GOOD, BAD)
+    ours, theirs = Client(red.url, red.key), Client(blue.url, blue.key)
+    assert [each.id for each in ours.runs().data] == [run]
+    assert ours.run(run).id == run
+    assert ours.run(run).groups == len(ours.run_groups(run).data) == 1
+    assert ours.run_steps(run).data[0].rollouts == 2
+    assert ours.run_criteria(run).total > 0
+    assert ours.run_findings(run).data == []
+    ours.add_run_records(run, {0: {"loss": 0.5, "kl": float("nan")}})
+    assert ours.run_steps(run).data[0].metrics == {"loss": 0.5, "kl": None}
+    group = ours.run_groups(run).data[0].id
+    assert theirs.runs().data == []
+    for ask in (theirs.run, theirs.run_steps, theirs.run_criteria, theirs.run_findings):
+        with pytest.raises(NotFound):
+            ask(run)
+    for ask in (theirs.run_groups,):
+        with pytest.raises(NotFound):
+            ask(run)
+    for read in (lambda: theirs.group(group), lambda: theirs.judge_prompt(group, "r0")):
+        with pytest.raises(NotFound):
+            read()
+    for each in (ours, theirs):
+        each.close()
+
+
+def test_a_part_of_a_run_is_not_the_run_of_that_name(client: Client, member: Team) -> None:
+    scored(member("red"), "a", 0, GOOD, BAD)
+    scored(member("red"), "a/steps", 0, GOOD)
+    assert client.run_steps("a").data[0].rollouts == 2
+    assert client.run("a/steps").rollouts == 1
+
+
+def test_figures_are_those_of_the_scores(member: Team) -> None:
+    red, run = member("red"), "figures"
+    groups = [
+        scored(red, run, step, *texts)
+        for step, texts in enumerate([(GOOD, BAD), (BAD, SHORT, GOOD), (GOOD, GOOD), (SHORT, BAD)])
+    ]
+    rewards = [[r["reward"] for r in group["rollouts"]] for group in groups]
+    every = [reward for each in rewards for reward in each]
+    path = f"/v1/runs/{run}"
+    found = get(red, path)
+    assert (found["groups"], found["rollouts"], found["unscored"]) == (4, len(every), 0)
+    assert (found["first_step"], found["last_step"]) == (0, 3)
+    assert found["reward_first"] == pytest.approx(statistics.mean(rewards[0]))
+    assert found["reward_now"] == pytest.approx(statistics.mean(rewards[-1]))
+    assert found["teacher"] == pytest.approx(groups[-1]["teacher"]["rewards"][0])
+    assert found["curve"] == pytest.approx([statistics.mean(each) for each in rewards])
+    assert (found["comparable_groups"], found["flat_groups"]) == (
+        3,
+        sum(len(set(each)) == 1 for each in (rewards[0], rewards[1], rewards[3])),
+    )
+    spans = get(red, f"{path}/steps?bins=2")["data"]
+    assert [(s["first_step"], s["last_step"], s["rollouts"]) for s in spans] == [
+        (0, 1, 5),
+        (2, 3, 4),
+    ]
+    for span, both in zip(spans, (rewards[0] + rewards[1], rewards[2] + rewards[3]), strict=True):
+        tenths = statistics.quantiles(both, n=10, method="inclusive")
+        assert span["reward"] == pytest.approx(statistics.mean(both), abs=1e-12)
+        assert (span["low"], span["high"]) == pytest.approx((tenths[0], tenths[-1]))
+    assert spans[0]["words"] == pytest.approx((4 + 2 + 2 + 1 + 4) / 5)
+    assert [s["truncated"] for s in spans] == [2, 1]
+    criteria = get(red, f"{path}/criteria")["data"]
+    assert len(criteria) == len(groups[0]["rubric"]["criteria"])
+    for criterion in criteria:
+        said = [
+            verdict["met"]
+            for group in groups
+            for rollout in group["rollouts"]
+            for verdict in rollout["verdicts"]
+            if verdict["criterion_id"] == criterion["criterion_id"]
+        ]
+        assert (criterion["total"]["met"], criterion["total"]["judged"]) == (sum(said), len(said))
+        assert sum(span["judged"] for span in criterion["spans"]) == len(said)
+        assert criterion["teacher"] == {"met": 4, "judged": 4, "unknown": 0}
+
+
+def test_an_unknown_reward_is_in_no_mean(member: Team) -> None:
+    red, run = member("red"), "unknown"
+    scored(red, run, 0, GOOD, UNREADABLE)
+    known = scored(red, run, 1, GOOD, BAD)["rollouts"]
+    first, second = get(red, f"/v1/runs/{run}/steps")["data"]
+    assert (first["rollouts"], first["unscored"], first["reward"]) == (2, 1, 1.0)
+    assert first["reasons"] == {"not_supported": 1}
+    assert second["reward"] == pytest.approx(statistics.mean(r["reward"] for r in known))
+    for criterion in get(red, f"/v1/runs/{run}/criteria")["data"]:
+        assert (criterion["total"]["judged"], criterion["total"]["unknown"]) == (3, 1)
+    group = get(red, f"/v1/runs/{run}/groups?sort=unknown")["data"][0]
+    assert [r["reward"] for r in group["rollouts"]] == [1.0, None]
+    detail = get(red, f"/v1/groups/{group['id']}")
+    assert [r["advantage"] for r in detail["rollouts"]] == [0.0, None]
+
+
+def test_a_step_that_is_sent_again_replaces_itself(member: Team) -> None:
+    red, run = member("red"), "again"
+    scored(red, run, 0, BAD, SHORT)
+    assert get(red, f"/v1/runs/{run}")["rollouts"] == 2
+    again = scored(red, run, 0, GOOD, SHORT)["rollouts"]
+    found = get(red, f"/v1/runs/{run}")
+    assert (found["groups"], found["rollouts"]) == (1, 2)
+    assert found["reward_now"] == pytest.approx(statistics.mean(r["reward"] for r in again))
+
+
+def test_a_group_shows_what_its_score_said(member: Team) -> None:
+    red, run = member("red"), "group"
+    made = [scored(red, run, step, f"<think>Hm, so.</think>{GOOD}", BAD) for step in range(3)]
+    listed = get(red, f"/v1/runs/{run}/groups")["data"]
+    assert [group["group_id"] for group in listed] == ["g2", "g1", "g0"]
+    found = get(red, f"/v1/groups/{listed[1]['id']}")
+    assert (found["previous_id"], found["next_id"]) == (listed[2]["id"], listed[0]["id"])
+    assert found["rubric"]["id"] == made[1]["rubric"]["id"]
+    assert found["prompt"][0]["content"] == PROMPT
+    first = found["rollouts"][0]
+    assert (first["text"], first["thought"]) == (GOOD, "<think>Hm, so.</think>")
+    for rollout, score in zip(found["rollouts"], made[1]["rollouts"], strict=True):
+        assert rollout["reward"] == score["reward"]
+        assert [(v["criterion_id"], v["met"], v["evidence"]) for v in rollout["verdicts"]] == [
+            (v["criterion_id"], v["met"], v["evidence"]) for v in score["verdicts"]
+        ]
+        assert rollout["advantage"] == pytest.approx(score["reward"] - found["mean"])
+    assert [(t["text"], t["reward"]) for t in found["teachers"]] == [
+        (GOOD, made[1]["teacher"]["rewards"][0])
+    ]
+    prompt = get(red, f"/v1/groups/{found['id']}/judge-prompt?rollout=r0")
+    assert (prompt["messages"], prompt["reason"]) == (
+        None,
+        "This judge has no model: code decides.",
+    )
+    assert red("GET", f"/v1/groups/{found['id']}/judge-prompt?rollout=r9").status_code == 404
+
+
+def test_groups_are_filtered_and_paged(client: Client, member: Team) -> None:
+    red, run = member("red"), "pages"
+    for step in range(5):
+        scored(red, run, step, GOOD, BAD if step % 2 else GOOD + " too")
+    spread = client.run_groups(run, sort="spread", limit=2)
+    assert [group.step for group in spread.data] == [3, 1]
+    assert spread.has_more
+    flat = client.run_groups(run, sort="flat")
+    assert [group.step for group in flat.data] == [4, 2, 0]
+    second = client.run_groups(run, limit=3, after=client.run_groups(run, limit=3).data[-1].id)
+    assert [group.step for group in second.data] == [1, 0]
+    assert not second.has_more
+    some = client.run_groups(run, first_step=1, last_step=2)
+    assert [group.step for group in some.data] == [2, 1]
+    key = client.run_criteria(run).data[0].key
+    assert len(client.run_groups(run, criterion=key).data) == 5
+    assert client.run_groups(run, criterion="0" * 64).data == []
+
+
+def test_a_run_says_what_it_is(client: Client) -> None:
+    made = client.put_run("new", steps=10, facts={"student": "one", "lr": 1e-6})
+    assert (made.state, made.steps, made.groups, made.reward_now) == ("running", 10, 0, None)
+    ended = client.put_run("new", state="stopped", reason="the budget is spent")
+    assert (ended.state, ended.reason, ended.steps) == ("stopped", "the budget is spent", 10)
+    assert ended.facts == {"student": "one", "lr": 1e-6}
+    assert client.runs().data[0].findings is not None
+
+
+def test_runs_are_paged_the_last_heard_of_first(client: Client, member: Team) -> None:
+    for name in ("a", "b", "c"):
+        scored(member("red"), name, 0, GOOD)
+    scored(member("red"), "a", 1, GOOD)
+    first = client.runs(limit=2)
+    assert [run.id for run in first.data] == ["a", "c"]
+    assert first.has_more
+    rest = client.runs(limit=2, after="c")
+    assert [run.id for run in rest.data] == ["b"]
+    assert not rest.has_more
+
+
+def test_a_rubric_shows_how_its_criteria_do(client: Client, member: Team) -> None:
+    made = [scored(member("red"), run, 0, GOOD, BAD) for run in ("one", "two")]
+    health = client.rubric_health(made[0]["rubric"]["id"])
+    said = [v for group in made for r in group["rollouts"] for v in r["verdicts"]]
+    assert (health.groups, health.runs) == (2, ["one", "two"])
+    for criterion in health.criteria:
+        met = [v["met"] for v in said if v["criterion_id"] == criterion.criterion_id]
+        assert (criterion.rollouts.met, criterion.rollouts.judged) == (sum(met), len(met))
+        assert (criterion.teacher.met, criterion.teacher.judged) == (2, 2)
+
+
+def test_a_judge_that_was_called_is_reported(
+    organisation: Keys,
+    start: Callable[..., str],
+    model_settings: dict[str, Any],
+) -> None:
+    url = start(**model_settings)
+    team = Member(url, organisation.key("red", "read", "score", "induce"))
+    answer = team("POST", "/v1/scores", body("judged", 0, GOOD, BAD))
+    assert answer.status_code == 200, answer.text
+    report = get(team, "/v1/judges/report")
+    (judge,) = report["data"]
+    assert judge["name"] == "default"
+    assert judge["calls"] > 0
+    assert judge["breaker"] == "closed"
+    assert judge["latency_p50_s"] is not None
+    assert judge["agreement"] == []
+    assert report["disagreements"] == []
+    group = get(team, "/v1/runs/judged/groups")["data"][0]["id"]
+    shown = get(team, f"/v1/groups/{group}/judge-prompt?rollout=r0")
+    assert GOOD in shown["messages"][0]["content"], shown["reason"]
