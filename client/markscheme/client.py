@@ -565,6 +565,10 @@ class Client(Connection[Connections]):
         """Return the service's judges, with their roles and prices."""
         return self._send(requests.judges())
 
+    def run_report(self, run_id: str) -> str:
+        """Return the page of a run and its newest groups as one HTML file that needs no service."""
+        return self._send(requests.run_report(run_id))
+
     def judge_reports(self) -> JudgeReports:
         """Return calls, failures and agreement of judges in the last 30 days."""
         return self._send(requests.judge_reports())
@@ -1066,6 +1070,10 @@ class AsyncClient(Connection[AsyncConnections]):
     async def judges(self) -> JudgeList:
         """Return the service's judges; see `Client.judges`."""
         return await self._send(requests.judges())
+
+    async def run_report(self, run_id: str) -> str:
+        """Return a run's page as one HTML file; see `Client.run_report`."""
+        return await self._send(requests.run_report(run_id))
 
     async def judge_reports(self) -> JudgeReports:
         """Return reports of judges; see `Client.judge_reports`."""

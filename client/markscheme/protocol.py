@@ -222,6 +222,12 @@ def read_export(response: httpx.Response) -> Exported:
     return Exported(content, decode_losses(response.headers.get(LOSSES_HEADER, "")))
 
 
+def read_text(response: httpx.Response) -> str:
+    """Return an answer that is a text of its own, such as a report."""
+    raise_for_status(response)
+    return response.text
+
+
 def raise_for_status(response: httpx.Response) -> None:
     """Raise the service's error, if the answer is one; its body must have been read."""
     if not response.is_success:

@@ -34,6 +34,7 @@ from markscheme.protocol import (
     raise_for_status,
     read,
     read_export,
+    read_text,
     to_wire,
 )
 from markscheme.schema import (
@@ -235,6 +236,11 @@ def lineage(rubric: RubricLike) -> Call[Lineage]:
 def judges() -> Call[JudgeList]:
     """Build `GET /v1/judges`."""
     return _get("/v1/judges", JudgeList)
+
+
+def run_report(run_id: str) -> Call[str]:
+    """Build `GET /pages/runs/{id}/report`."""
+    return Call("GET", f"/pages/{run_path(run_id).removeprefix('/v1/')}/report", read_text)
 
 
 def judge_reports() -> Call[JudgeReports]:

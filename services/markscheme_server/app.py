@@ -18,6 +18,7 @@ from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.accounts.erasure import erase_team
 from markscheme_server.accounts.rate_limit import TeamRates
+from markscheme_server.accounts.sessions import Sessions
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.api import (
     errors,
@@ -54,6 +55,7 @@ from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.quotas import Quotas
 from markscheme_server.limits.redis import Redis
 from markscheme_server.limits.sliding_window import SlidingWindows
+from markscheme_server.pages import routes as pages
 from markscheme_server.rules.judge import BuiltinJudge
 from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.judges import Judges
@@ -263,6 +265,12 @@ def create_app(
             yield {
                 "services": Services(
                     authenticator,
+                    Sessions(
+                        authenticator,
+                        secret,
+                        _reveal(settings.key_pepper),
+                        _reveal(settings.api_key),
+                    ),
                     rates,
                     RubricLibrary(
                         store.rubrics,
@@ -322,6 +330,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.drain = drain or Drain()
+    app.state.error_page = pages.error_page
     errors.install(app)
     # The one that is added last is the outermost: a request passes them from the bottom up.
     app.add_middleware(HeadAsGet)
@@ -344,6 +353,7 @@ def create_app(
         judges_routes.router,
         teams.router,
         health.router,
+        pages.router,
     ):
         app.include_router(router)
     return app

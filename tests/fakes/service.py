@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from markscheme.schema import ErrorBody
+from markscheme_server.accounts.sessions import PAGES
 from markscheme_server.api.middleware import GONE
 from markscheme_server.app import create_app
 from markscheme_server.cli.server import listen
@@ -48,6 +49,8 @@ class OneErrorShape:
     def _check(self, scope: Scope, status: int, content: bytes) -> None:
         if scope["method"] == "HEAD" and not content:
             return
+        if scope["path"].startswith(PAGES) and content.startswith(b"<!doctype html>"):
+            return  # a browser gets a page
         try:
             ErrorBody.model_validate_json(content)
         except ValidationError:

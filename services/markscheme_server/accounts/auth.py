@@ -41,6 +41,8 @@ from markscheme_server.store.teams import (
 CACHE_S = 0.5
 """Half of the second within which a revocation, or another limit, reaches every worker."""
 MAX_CACHED = 10_000
+OPERATOR_REFERENCE = "operator"
+"""Stands for the operator's key in a session."""
 USE_INTERVAL_S = 60.0
 """Resolution of `last_used_at`: writing it for each request would cost more than the check."""
 
@@ -78,22 +80,32 @@ class Authenticator:
 
         Raises `Unauthorised`, whose message says what to do.
         """
-        if not self._require_key:
-            await self._refresh()
-        # Asked again: `_refresh` may have found that a first key was made.
-        if not self._require_key:
+        if not await self.requires_key():
             return self._operator
         if token is None:
             raise Unauthorised(
                 "send a key as 'Authorization: Bearer mk_…' ('markscheme keys create' makes one)",
                 code="no_key",
             )
+        return await self.resume(self.reference(token))
+
+    async def requires_key(self) -> bool:
+        """Return whether calls without a key are refused."""
+        if not self._require_key:
+            await self._refresh()
+        return self._require_key
+
+    def reference(self, token: str) -> str:
+        """Return what stands for a key where the key itself must not be kept, for `resume`.
+
+        Raises `Unauthorised` where the token cannot be a key. Whether there is such a key is not
+        looked up.
+        """
         # In constant time: the duration must not reveal how much of the key is right.
         if self._operator_key is not None and hmac.compare_digest(
             token.encode(), self._operator_key
         ):
-            await self._refresh()
-            return self._operator
+            return OPERATOR_REFERENCE
         if not keys.is_well_formed(token):
             raise Unauthorised(
                 "this is not a key of this service; check that it was copied whole",
@@ -104,7 +116,17 @@ class Authenticator:
                 "this service cannot check keys: its operator must set MARKSCHEME_KEY_PEPPER",
                 code="unknown_key",
             )
-        found = await self._find_key(keys.key_hash(token, self._pepper))
+        return keys.key_hash(token, self._pepper)
+
+    async def resume(self, reference: str) -> Caller:
+        """Return the caller with the key of this reference, by the key's state now.
+
+        Raises `Unauthorised` where the key is unknown, revoked or expired.
+        """
+        if reference == OPERATOR_REFERENCE:
+            await self._refresh()
+            return self._operator
+        found = await self._find_key(reference)
         if found is None:
             raise Unauthorised("there is no such key", code="unknown_key")
         key = found.key

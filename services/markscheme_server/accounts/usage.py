@@ -76,6 +76,10 @@ class UsageService:
             raise _no_budget()
         return self._to_budget(budget)
 
+    async def budgets(self, caller: Caller) -> list[schema.Budget]:
+        """Return the budgets of the caller's team, the one on everything first."""
+        return [self._to_budget(budget) for budget in await self._budgets.find(caller.team)]
+
     async def put_budget(
         self, caller: Caller, team: str, run_id: str | None, payload: schema.BudgetPut
     ) -> schema.Budget:

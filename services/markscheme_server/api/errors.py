@@ -1,6 +1,6 @@
 """One error body for every answer that is not a success."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -14,6 +14,7 @@ from starlette.routing import compile_path
 from markscheme import schema
 from markscheme.schema import ErrorBody, ErrorDetail
 from markscheme.vocabulary import UnscoredReason
+from markscheme_server.accounts.sessions import PAGES
 from markscheme_server.api.disconnect import ClientGone
 from markscheme_server.errors import (
     BadGateway,
@@ -55,19 +56,30 @@ def body(request: Request, detail: ErrorDetail) -> dict[str, Any]:
     ).model_dump(mode="json")
 
 
-def answer(request: Request, error: ServiceError) -> JSONResponse:
+def wants_page(request: Request) -> bool:
+    """Return whether a browser asks for a page; what a program asks for is never HTML."""
+    return request.scope["path"].startswith(PAGES) and "text/html" in request.headers.get(
+        "accept", ""
+    )
+
+
+def respond(
+    request: Request, status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return an error: the one body, or to a browser a page, which the application makes."""
+    if wants_page(request):
+        page: Response = request.app.state.error_page(request, status, detail, headers or {})
+        return page
+    return JSONResponse(body(request, detail), status, headers)
+
+
+def answer(request: Request, error: ServiceError) -> Response:
     """Return the answer for a service error."""
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(
-        body(
-            request,
-            ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code),
-        ),
-        error.status,
-        headers,
-    )
+    detail = ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code)
+    return respond(request, error.status, detail, headers)
 
 
 def database_error(error: SQLAlchemyError) -> ServiceError:
@@ -126,64 +138,61 @@ def judge_error(failure: JudgeFailure) -> ServiceError:
 def install(app: FastAPI) -> None:
     """Make the application answer every error in the one shape."""
 
-    async def service_error(request: Request, error: ServiceError) -> JSONResponse:
+    async def service_error(request: Request, error: ServiceError) -> Response:
         return answer(request, error)
 
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = _first_error(error.errors())
         place = [str(part) for part in first["loc"] if part != "body" and _names_a_field(part)]
         # The input is not repeated: it may not be encodable, and it may be a rollout.
         message = str(first["msg"]).removeprefix("Value error, ")
-        return JSONResponse(
-            body(
-                request,
-                ErrorDetail(
-                    message=f"{'.'.join(place)}: {message}" if place else message,
-                    type="invalid_request_error",
-                    param=".".join(place) or None,
-                    code="invalid_value",
-                ),
-            ),
+        return respond(
+            request,
             422,
+            ErrorDetail(
+                message=f"{'.'.join(place)}: {message}" if place else message,
+                type="invalid_request_error",
+                param=".".join(place) or None,
+                code="invalid_value",
+            ),
         )
 
-    async def not_unicode(request: Request, _error: UnicodeEncodeError) -> JSONResponse:
-        return JSONResponse(
-            body(
-                request,
-                ErrorDetail(
-                    message="the body holds half of a surrogate pair where it must not",
-                    type="invalid_request_error",
-                    code="invalid_value",
-                ),
-            ),
+    async def not_unicode(request: Request, _error: UnicodeEncodeError) -> Response:
+        return respond(
+            request,
             422,
+            ErrorDetail(
+                message="the body holds half of a surrogate pair where it must not",
+                type="invalid_request_error",
+                code="invalid_value",
+            ),
         )
 
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> Response:
         kind, code = _BY_STATUS.get(error.status_code, ("invalid_request_error", "http_error"))
         headers = dict(error.headers or {})
         if error.status_code == 405 and (methods := _methods(app, request.scope["path"])):
             headers["Allow"] = ", ".join(methods)
-        return JSONResponse(
-            body(request, ErrorDetail(message=str(error.detail), type=kind, code=code)),
+        return respond(
+            request,
             error.status_code,
+            ErrorDetail(message=str(error.detail), type=kind, code=code),
             headers,
         )
 
     async def client_gone(_request: Request, _error: ClientGone) -> Response:
         return Response(status_code=499)  # nobody reads it; it is for the log
 
-    async def query_failed(request: Request, error: SQLAlchemyError) -> JSONResponse:
+    async def query_failed(request: Request, error: SQLAlchemyError) -> Response:
         return answer(request, database_error(error))
 
-    async def timed_out(request: Request, _error: TimeoutError) -> JSONResponse:
+    async def timed_out(request: Request, _error: TimeoutError) -> Response:
         return answer(
             request,
             Unavailable("the request's time ran out", code=UnscoredReason.TIMEOUT, retry_after_s=1),
         )
 
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+    async def unexpected(request: Request, error: Exception) -> Response:
         log.error("unexpected_error", error=type(error).__name__)
         response = answer(request, ServiceError(_INTERNAL, code="internal"))
         response.headers.update(

@@ -18,9 +18,9 @@ router = APIRouter(tags=["Operations"])
 
 
 @router.get("/", include_in_schema=False)
-async def show_documentation() -> RedirectResponse:
-    """Lead a browser to the API reference, also below a proxy's prefix."""
-    return RedirectResponse("docs")
+async def show_pages() -> RedirectResponse:
+    """Lead a browser to the pages, also below a proxy's prefix."""
+    return RedirectResponse("pages/")
 
 
 @router.get("/healthz", summary="Check that the process answers")

@@ -5,20 +5,22 @@ import math
 import re
 import secrets
 import time
+from urllib.parse import quote
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import RedirectResponse
 from starlette.routing import Route, compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from markscheme.schema import ErrorDetail
 from markscheme_server import metrics
+from markscheme_server.accounts.sessions import COOKIE, PAGES
 from markscheme_server.api.disconnect import ClientGone
 from markscheme_server.api.drain import Drain
-from markscheme_server.api.errors import answer, body, database_error
+from markscheme_server.api.errors import answer, database_error, respond, wants_page
 from markscheme_server.api.services import Services
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import TooManyRequests, Unauthorised, Unavailable
@@ -232,7 +234,7 @@ class BodyLimit:
     async def _refuse(
         self, detail: ErrorDetail, status: int, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        response = JSONResponse(body(Request(scope), detail), status, {"Connection": "close"})
+        response = respond(Request(scope), status, detail, {"Connection": "close"})
         await response(scope, receive, send)
 
 
@@ -256,31 +258,58 @@ class HeadAsGet:
 
 
 class Authenticated:
-    """Authenticates calls of `/v1` before their body is read."""
+    """Authenticates calls of `/v1/` and of the pages before their body is read.
+
+    Pages also take the session of a browser; one without a session is led to the sign-in.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http" or not _needs_caller(scope["path"]):
             return await self.app(scope, receive, send)
-        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        request = Request(scope)
+        authorization = request.headers.get("authorization", "")
+        scheme, _, token = authorization.partition(" ")
+        by_session = scope["path"].startswith(PAGES) and not authorization
         services: Services = scope["state"]["services"]
         try:
             async with asyncio.timeout(LOOK_UP_S):
-                scope["markscheme.caller"] = await services.authenticator.authenticate(
-                    token.strip() if scheme.lower() == "bearer" else None
+                scope["markscheme.caller"] = (
+                    await services.sessions.resume(request.cookies.get(COOKIE))
+                    if by_session
+                    else await services.authenticator.authenticate(
+                        token.strip() if scheme.lower() == "bearer" else None
+                    )
                 )
         except Unauthorised as error:
-            return await answer(Request(scope), error)(scope, receive, send)
+            to_sign_in = by_session and wants_page(request)
+            response = _to_sign_in(scope) if to_sign_in else answer(request, error)
+            return await response(scope, receive, send)
         except TimeoutError as error:
-            return await answer(Request(scope), database_error(DatabaseUnreachable(str(error))))(
+            return await answer(request, database_error(DatabaseUnreachable(str(error))))(
                 scope, receive, send
             )
         except SQLAlchemyError as error:
-            return await answer(Request(scope), database_error(error))(scope, receive, send)
+            return await answer(request, database_error(error))(scope, receive, send)
         return await self.app(scope, receive, send)
+
+
+def _needs_caller(path: str) -> bool:
+    if path.startswith(PAGES):
+        return path != f"{PAGES}signin" and not path.startswith(f"{PAGES}static/")
+    return path.startswith("/v1/")
+
+
+def _to_sign_in(scope: Scope) -> RedirectResponse:
+    """Lead to the sign-in, and back afterwards. The way is relative, so that it fits any proxy."""
+    wanted = scope["raw_path"].decode("latin-1").partition(PAGES)[2]
+    query = scope["query_string"].decode("latin-1")
+    back = f"?next={quote(f'{wanted}?{query}' if query else wanted, safe='')}"
+    way = "../" * wanted.count("/") + "signin"
+    return RedirectResponse(way + (back if scope["method"] == "GET" and wanted else ""), 303)
 
 
 class RateLimited:

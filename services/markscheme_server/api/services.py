@@ -15,6 +15,7 @@ from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.accounts.erasure import ErasureReport
 from markscheme_server.accounts.rate_limit import TeamRates
+from markscheme_server.accounts.sessions import Sessions
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
@@ -38,6 +39,7 @@ class Services:
     """
 
     authenticator: Authenticator
+    sessions: Sessions
     rates: TeamRates
     library: RubricLibrary
     scores: ScoreService

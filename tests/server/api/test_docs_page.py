@@ -16,10 +16,9 @@ def test_the_reference_loads_everything_from_the_service(shared_service: str) ->
     assert "/openapi.json" in page.text
 
 
-def test_a_browser_at_the_root_is_led_to_the_reference(shared_service: str) -> None:
+def test_a_browser_at_the_root_is_led_to_the_pages(shared_service: str) -> None:
     found = httpx.get(shared_service, follow_redirects=True)
-    assert found.status_code == 200
-    assert found.url.path == "/docs"
+    assert found.url.path == "/pages/"
 
 
 def test_the_reference_offers_to_enter_a_key(shared_service: str) -> None:

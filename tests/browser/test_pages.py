@@ -1,0 +1,212 @@
+"""Every page in a real browser: `make test-pages`. Needs Chromium, and axe-core where AXE says."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from conftest import clean_environment
+from fakes.pages import made_runs
+from fakes.runs import HOSTILE, MadeRun, made_group
+from fakes.service import running
+from markscheme import Client
+from markscheme_server.config import Settings
+from markscheme_server.pages import views
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+pytestmark = pytest.mark.slow
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+AXE = Path(os.environ.get("AXE", "build/axe/package/axe.min.js"))
+WIDTHS = {1280: 900, 390: 844}
+DATA = {
+    "long": {"run": MadeRun(steps=1000, criteria=12), "group": made_group()},
+    "small": {
+        "run": MadeRun(steps=20, criteria=3, outage=None, teacher=False, second_judge=False),
+        "group": made_group(rollouts=64, criteria=40),
+    },
+    "unknown": {
+        "run": MadeRun(steps=30, outage=(0, 29)),
+        "group": made_group(unknown=True, teachers=0),
+    },
+    "hostile": {"text": HOSTILE},
+}
+
+
+def addresses(text: str | None) -> dict[str, str]:
+    """Return the pages by name. `text`: replaces the run's name."""
+    run = views.path("runs", text or "support-7b-ropd-4")
+    return {
+        "runs": "",
+        "run": run,
+        "last": f"{run}?last=200&sort=spread",
+        "group": "groups/asg_0000",
+        "judge prompt": "groups/asg_0000?judge=r0",
+        "rubrics": "rubrics",
+        "judges": "judges",
+        "cost": "cost",
+        "teams": "teams",
+        "sign-in": "signin",
+        "not there": "nowhere",
+    }
+
+
+@contextmanager
+def service(home: Path, **data: Any) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, made_runs(**data):
+        clean_environment(patch)
+        with running(Settings(_env_file=None, home=home, judge="builtin")) as url:
+            with Client(url) as client:
+                rubric = client.create_rubric(
+                    data.get("text") or "Name a colour.", [{"text": "It names red.", "points": 1}]
+                )
+                client.fork_rubric(
+                    rubric.id, criteria=[{"text": data.get("text") or "Blue.", "points": 2}]
+                )
+            yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not shutil.which(CHROMIUM):
+        pytest.skip(f"there is no {CHROMIUM}: install Debian's package chromium")
+    with playwright.sync_playwright() as started:
+        made = started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--headless=new", "--disable-gpu"]
+        )
+        yield made
+        made.close()
+    asyncio.set_event_loop(None)
+
+
+@pytest.fixture(scope="module", params=DATA)
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, dict[str, str]]]:
+    data: dict[str, Any] = DATA[request.param]
+    with service(tmp_path_factory.mktemp("home"), **data) as url:
+        pages = addresses(data.get("text"))
+        with Client(url) as client:
+            pages["rubric"] = f"rubrics/{next(iter(client.rubrics())).id}"
+        yield f"{url}/pages/", pages
+
+
+@contextmanager
+def opened(browser: Any, address: str, **options: Any) -> Iterator[tuple[Any, list[str]]]:
+    """Open a page; yield it with what it said on its console, dialogs and refused loads."""
+    context = browser.new_context(locale="en-GB", **options)
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"error: {error}"))
+    page.on("dialog", lambda dialog: (said.append("dialog"), dialog.dismiss()))
+    page.on("requestfailed", lambda request: said.append(f"refused: {request.url}"))
+    page.goto(address)
+    yield page, said
+    context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_is_quiet_fits_and_is_accessible(
+    browser: Any, site: tuple[str, dict[str, str]], scheme: str, width: int
+) -> None:
+    url, pages = site
+    options = {"viewport": {"width": width, "height": WIDTHS[width]}, "color_scheme": scheme}
+    for name, path in pages.items():
+        with opened(browser, url + path, **options) as (page, said):
+            page.wait_for_timeout(100)
+            expected = [s for s in said if not (name == "not there" and "404" in s)]
+            assert expected == [], f"{name}: {said}"
+            box = page.evaluate(
+                "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+            )
+            assert box[0] == box[1], f"{name} scrolls sideways: {box}"
+            shots = os.environ.get("SCREENSHOTS")
+            if shots:
+                test = os.environ["PYTEST_CURRENT_TEST"].split("[")[1].split("]")[0]
+                page.screenshot(path=f"{shots}/{name}-{test}.png", full_page=True)
+        with opened(browser, url + path, bypass_csp=True, **options) as (page, _):
+            page.evaluate(AXE.read_text(encoding="utf-8") + "; 0")
+            found = page.evaluate(
+                "axe.run().then(r => r.violations.map(v => [v.id, v.nodes[0].html.slice(0, 200)]))"
+            )
+            assert found == [], f"{name}: {found}"
+
+
+def test_a_page_works_without_javascript(browser: Any, site: tuple[str, dict[str, str]]) -> None:
+    url, pages = site
+    for name, path in pages.items():
+        with opened(browser, url + path, java_script_enabled=False) as (page, _):
+            assert page.locator("h1").count() == 1, name
+            text = page.locator("main").inner_text()
+            assert len(text) > 40, name
+            assert "undefined" not in text
+
+
+def test_nothing_is_loaded_from_elsewhere(browser: Any, site: tuple[str, dict[str, str]]) -> None:
+    url, pages = site
+    for path in pages.values():
+        asked: list[str] = []
+        with opened(browser, "about:blank") as (page, _):
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto(url + path)
+            page.wait_for_timeout(50)
+        assert all(address.startswith(url) for address in asked), asked
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with service(tmp_path_factory.mktemp("home"), **DATA["long"]) as url:
+        yield f"{url}/pages/"
+
+
+def test_the_pointer_gets_the_figures(browser: Any, long_run: str) -> None:
+    with opened(browser, f"{long_run}runs/support-7b-ropd-4") as (page, _):
+        page.locator("svg.chart.wide").hover(position={"x": 300, "y": 100})
+        tip = page.locator(".tip")
+        assert "reward 0." in tip.inner_text()
+        assert tip.inner_text().startswith("steps ")
+        page.locator(".heat-row").first.scroll_into_view_if_needed()
+        page.locator(".heat-row").first.hover(position={"x": 10, "y": 8})
+        assert "% met" in tip.inner_text()
+
+
+def test_a_criterion_is_chosen_by_key_and_by_click(browser: Any, long_run: str) -> None:
+    with opened(browser, f"{long_run}groups/asg_0000") as (page, _):
+        page.keyboard.press("j")
+        assert page.locator("tr.on").get_attribute("data-criterion") == "c1"
+        assert page.locator("mark.on").count() > 0
+        page.keyboard.press("j")
+        assert page.locator("tr.on").get_attribute("data-criterion") == "c2"
+        page.locator("tr.on button").click()
+        assert page.locator("tr.on").count() == 0
+
+
+def test_a_report_works_from_the_disk(browser: Any, long_run: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.html"
+    path.write_bytes(httpx.get(f"{long_run}runs/support-7b-ropd-4/report", timeout=60).content)
+    with opened(browser, path.as_uri()) as (page, said):
+        page.locator("svg.chart.wide").hover(position={"x": 300, "y": 100})
+        assert "reward 0." in page.locator(".tip").inner_text()
+        assert said == []
+    with opened(browser, path.as_uri(), java_script_enabled=False) as (page, said):
+        assert page.locator("article").count() == 450
+        assert said == []
+
+
+def test_a_long_run_is_seen_within_a_second(browser: Any, long_run: str) -> None:
+    painted = []
+    for _ in range(3):
+        with opened(browser, f"{long_run}runs/support-7b-ropd-4") as (page, _):
+            page.wait_for_timeout(500)
+            painted.append(
+                page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+            )
+    assert min(painted) <= 1000, painted

@@ -1,0 +1,85 @@
+"""Pages of runs that were scored: they show what the API answers."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from fakes.pages import Page
+from markscheme import Client
+from markscheme.cli.app import app
+
+RUN = "a run/of 7%"
+PROMPT = "Name a colour. Use at most three words."
+RUBRIC = [
+    {"text": "It names red.", "points": 2, "check": {"kind": "contains", "texts": ["red"]}},
+    {"text": "At most three words.", "points": 1, "check": {"kind": "max_words", "value": 3}},
+]
+HTML = {"Accept": "text/html"}
+
+
+@pytest.fixture
+def scored(service: str, client: Client) -> str:
+    """Score six steps of two groups; return the service's address."""
+    client.create_rubric(PROMPT, RUBRIC)
+    texts = ["red", "red and blue and green", "<b>blue</b>", "green or blue or so"]
+    for step in range(6):
+        client.score(
+            [
+                {
+                    "id": f"g{step}-{group}",
+                    "prompt": PROMPT,
+                    "rollouts": [texts[(step + i) % 4] for i in range(2 + group)],
+                    "teacher_responses": ["red"],
+                }
+                for group in range(2)
+            ],
+            run={"id": RUN, "step": step},
+            reuse="frozen",
+            score_teachers=True,
+        )
+    return service
+
+
+def test_a_run_is_listed_and_its_figures_are_the_apis(scored: str, client: Client) -> None:
+    listed = Page(httpx.get(f"{scored}/pages/", headers=HTML).text)
+    (link,) = [a["href"] for a in listed.all("a") if "runs/" in (a.get("href") or "")]
+    answer = httpx.get(httpx.URL(f"{scored}/pages/").join(link or ""), headers=HTML)
+    page = Page(answer.text)
+    assert f"{RUN}" in page.text
+    run = client.run(RUN)
+    groups = client.run_groups(RUN).data
+    for expected in (run.reward_now, run.reward_first, run.teacher, *(g.mean for g in groups)):
+        assert expected is not None
+        assert any(abs(value - expected) < 1e-9 for value in page.values)
+    for criterion in client.run_criteria(RUN).data:
+        assert criterion.text in page.text
+        share = criterion.now.met / criterion.now.judged
+        assert any(abs(value - share) < 1e-9 for value in page.values)
+    shown = [a["href"] or "" for a in page.all("a") if "groups/" in (a.get("href") or "")]
+    assert len(shown) == len(groups)
+    group = Page(httpx.get(answer.url.join(shown[0]), headers=HTML).text)
+    for rollout in client.group(groups[0].id).rollouts:
+        assert rollout.reward is not None
+        assert any(abs(value - rollout.reward) < 1e-9 for value in group.values)
+
+
+def test_the_rubric_and_the_judge_of_a_run_have_pages(scored: str, client: Client) -> None:
+    (rubric,) = client.rubrics()
+    page = Page(httpx.get(f"{scored}/pages/rubrics/{rubric.id}", headers=HTML).text)
+    assert RUN in page.text
+    assert "builtin" in Page(httpx.get(f"{scored}/pages/judges", headers=HTML).text).text
+    assert httpx.get(f"{scored}/pages/cost", headers=HTML).status_code == 200
+
+
+def test_the_command_writes_a_report(scored: str, tmp_path: Path) -> None:
+    out = tmp_path / "run.html"
+    done = CliRunner().invoke(app, ["report", RUN, "-o", str(out), "--url", scored])
+    assert (done.exit_code, done.output) == (0, f"{out}\n")
+    page = Page(out.read_text(encoding="utf-8"))
+    assert RUN in page.text
+    assert not page.all("b") or "blue" in page.text
+    missing = CliRunner().invoke(app, ["report", "nobody", "-o", str(out), "--url", scored])
+    assert missing.exit_code == 1
+    assert "there is no run" in missing.output
