@@ -20,6 +20,7 @@ from markscheme_server.accounts.erasure import erase_team
 from markscheme_server.accounts.rate_limit import TeamRates
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.api import (
+    compat,
     errors,
     exchange,
     health,
@@ -59,6 +60,7 @@ from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.rubrics import Freshness, RubricService
 from markscheme_server.scoring.scores import ScoreService
 from markscheme_server.scoring.teachers import TeacherService
+from markscheme_server.scoring.unnamed_groups import UnnamedGroups
 from markscheme_server.scoring.verdict_cache import VerdictCache
 from markscheme_server.scoring.verdicts import VerdictService
 from markscheme_server.store.maintenance import migrate
@@ -85,6 +87,7 @@ DESCRIPTION = (
 )
 TAGS = [
     {"name": "Scores", "description": "Score rollouts by rubrics."},
+    {"name": "Other trainers", "description": "The protocols of OpenRLHF and slime."},
     {"name": "Rubrics", "description": "Create, induce, find and share rubrics."},
     {"name": "Teacher bank", "description": "Responses of the model that is distilled."},
     {"name": "Usage and budgets", "description": "What was spent, may be spent, and by whom."},
@@ -262,6 +265,7 @@ def create_app(
                     ),
                     score_service,
                     rollout_service,
+                    UnnamedGroups(store.gathering, rollout_service),
                     teachers,
                     budgets,
                     UsageService(
@@ -318,6 +322,7 @@ def create_app(
     for router in (
         scores.router,
         rollouts.router,
+        compat.router,
         rubrics.router,
         lineage.router,
         exchange.router,

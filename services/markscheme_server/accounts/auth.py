@@ -73,6 +73,11 @@ class Authenticator:
         self._require_key = require_key or operator_key is not None
         self._operator, self._refreshed_at = OPERATOR, -CACHE_S
 
+    @property
+    def requires_key(self) -> bool:
+        """Whether callers need a key, as far as the last call of `authenticate` found."""
+        return self._require_key
+
     async def authenticate(self, token: str | None) -> Caller:
         """Return the caller who presents `token` (`None`: no key).
 

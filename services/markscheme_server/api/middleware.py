@@ -32,6 +32,7 @@ HEADERS = "markscheme.headers"
 """Scope key: headers to add to the answer, whichever layer answers."""
 GONE = 499
 """Status that is counted and logged when the caller left before an answer began."""
+_KEY_IN_PATH = re.compile(r"/compat/[^/]*/([^/]*)")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 
 log = structlog.get_logger()
@@ -256,22 +257,26 @@ class HeadAsGet:
 
 
 class Authenticated:
-    """Authenticates calls of `/v1` before their body is read."""
+    """Authenticates calls of `/v1`, and of `/compat` by their path, before their body is read."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        if in_path := _KEY_IN_PATH.match(scope["path"]):
+            token = in_path[1]
+        elif scope["path"].startswith("/v1/"):
+            scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+            token = given.strip() if scheme.lower() == "bearer" else None
+        else:
+            return await self.app(scope, receive, send)
         services: Services = scope["state"]["services"]
         try:
             async with asyncio.timeout(LOOK_UP_S):
-                scope["markscheme.caller"] = await services.authenticator.authenticate(
-                    token.strip() if scheme.lower() == "bearer" else None
-                )
+                scope["markscheme.caller"] = await services.authenticator.authenticate(token)
         except Unauthorised as error:
             return await answer(Request(scope), error)(scope, receive, send)
         except TimeoutError as error:

@@ -22,6 +22,7 @@ from markscheme_server.scoring.rollouts import RolloutService
 from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.scores import ScoreService
 from markscheme_server.scoring.teachers import TeacherService
+from markscheme_server.scoring.unnamed_groups import UnnamedGroups
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.idempotency import IdempotencyStore
 
@@ -39,6 +40,7 @@ class Services:
     library: RubricLibrary
     scores: ScoreService
     rollouts: RolloutService
+    unnamed_groups: UnnamedGroups
     teachers: TeacherService
     budgets: BudgetService
     usage: UsageService
