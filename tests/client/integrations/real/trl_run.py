@@ -1,0 +1,21 @@
+"""Steps of the `GRPOTrainer` of a TRL with several rewards, one of them async."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import trl
+
+from train.plain_trl import train
+
+facts = {"version": trl.__version__}
+for together in (False, True):
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, _ = train(Path(folder), 4, together=together)
+        logged = trainer.state.log_history[0]
+        facts["together" if together else "beside"] = {
+            "advantages": trainer.advantages,
+            **{name: value for name, value in logged.items() if name.startswith(("re", "to", "ru"))},
+        }
+json.dump(facts, sys.stdout)
