@@ -30,7 +30,7 @@ with tempfile.TemporaryDirectory() as logs:
         display="none",
         log_dir=logs,
     )
-found = [each.scores["rubric"] for each in log.samples]
+    found = [each.scores["rubric"] for each in log.samples]  # read from the log's file
 [result] = log.results.scores
 facts = {
     "status": log.status,

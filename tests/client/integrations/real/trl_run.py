@@ -10,7 +10,8 @@ import trl
 from train.plain_trl import train
 
 facts = {"version": trl.__version__}
-for together in (False, True):
+# TRL 1.13 takes no object for an async function.
+for together in (False, True)[: 1 if trl.__version__.startswith("1.13.") else 2]:
     with tempfile.TemporaryDirectory() as folder:
         trainer, _ = train(Path(folder), 4, together=together)
         logged = trainer.state.log_history[0]
