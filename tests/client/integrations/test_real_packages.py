@@ -39,7 +39,9 @@ class Install:
 
 
 INSTALLS = {
-    "verl": Install(("verl==0.9.1",), ("ray", "tensordict==0.10.0", "hydra-core", "codetiming", "orjson")),
+    "verl": Install(
+        ("verl==0.9.1",), ("ray", "tensordict==0.10.0", "hydra-core", "codetiming", "orjson")
+    ),
     "openrlhf": Install(("openrlhf==0.11.2",), ("pylatexenc",)),
     "slime": Install(needs=("pylatexenc",)),
     "verifiers": Install(needs=("verifiers==0.4.0",)),
@@ -105,7 +107,7 @@ def run(
         )
         assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-6000:]
         facts = json.loads(finished.stdout.splitlines()[-1])
-        print(json.dumps(facts, indent=1))
+        sys.stdout.write(f"{trainer}: {json.dumps(facts, indent=1)}\n")
         return facts
 
     return run

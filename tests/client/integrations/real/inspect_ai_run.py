@@ -39,4 +39,4 @@ facts = {
     "mean": result.metrics["mean"].value,
     "counts": [result.scored_samples, result.unscored_samples],
 }
-print(json.dumps(facts))
+sys.stdout.write("\n" + json.dumps(facts))

@@ -45,7 +45,7 @@ async def main() -> None:
         "unscored": await group([*texts[:3], "silent"]),
         "nothing known": await group(["silent", "silent"]),
     }
-    print(json.dumps(facts))
+    sys.stdout.write("\n" + json.dumps(facts))
 
 
 asyncio.run(main())

@@ -36,7 +36,7 @@ async def main() -> None:
         "remote": await remotely(samples(texts)),
         "remote, unscored": await remotely(samples([*texts[:3], "silent"])),
     }
-    print(json.dumps(facts))
+    sys.stdout.write("\n" + json.dumps(facts))
 
 
 asyncio.run(main())

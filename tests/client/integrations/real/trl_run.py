@@ -17,6 +17,8 @@ for together in (False, True)[: 1 if trl.__version__.startswith("1.13.") else 2]
         logged = trainer.state.log_history[0]
         facts["together" if together else "beside"] = {
             "advantages": trainer.advantages,
-            **{name: value for name, value in logged.items() if name.startswith(("re", "to", "ru"))},
+            **{
+                name: value for name, value in logged.items() if name.startswith(("re", "to", "ru"))
+            },
         }
-json.dump(facts, sys.stdout)
+sys.stdout.write("\n" + json.dumps(facts))

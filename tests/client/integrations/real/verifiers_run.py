@@ -35,7 +35,7 @@ async def main() -> None:
             *(scored(text, group_size=4) for text in [*texts[:3], "silent"])
         ),
     }
-    print(json.dumps(facts))
+    sys.stdout.write("\n" + json.dumps(facts))
 
 
 asyncio.run(main())

@@ -114,7 +114,7 @@ async def main() -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     facts["ray"] = await over_workers()
     ray.shutdown()
-    print(json.dumps(facts))
+    sys.stdout.write("\n" + json.dumps(facts))
 
 
 asyncio.run(main())
