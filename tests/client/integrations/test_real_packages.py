@@ -129,6 +129,7 @@ def test_verl(run: Callable[..., Any], judge: ScriptedJudge) -> None:
         assert [each["reward_score"] for each in epoch] == REWARDS
     assert facts["assembled"] == [1.0, 0.5, 0.25, 0.0]
     assert facts["ray"] == REWARDS
+    assert facts["examples"] == ["MarkschemeRewardManager", "NaiveRewardManager"]
     assert inductions(judge) == 1
 
 

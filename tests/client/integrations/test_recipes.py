@@ -1,4 +1,4 @@
-"""The pages of `docs/integrations`: their code can be read, and what it imports of ours is there."""
+"""The pages of `docs/integrations`: their code parses, and what it imports of ours is there."""
 
 import ast
 import importlib

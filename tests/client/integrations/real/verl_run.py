@@ -3,11 +3,13 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tokenizer import byte_tokenizer
 from verl import DataProto
@@ -99,6 +101,17 @@ async def over_workers() -> list[Any]:
     return [(await each)["reward_score"] for each in asked]
 
 
+def examples() -> list[Any]:
+    """Compose the configurations of `examples/verl`, and load their managers."""
+    folder = Path(__file__).parents[4] / "examples" / "verl"
+    names = []
+    for name in ("grpo", "compute_score"):
+        with initialize_config_dir(str(folder), version_base=None):
+            composed = compose(name)
+        names.append(type(load_reward_manager(composed, tokenizer)).__name__)
+    return names
+
+
 async def main() -> None:
     facts = {
         "manager": await rewards(rows(TEXTS[:4], "u1", {}), own=True),
@@ -110,6 +123,7 @@ async def main() -> None:
     }
     manager = type(load_reward_manager(config(own=True), tokenizer))
     scores = manager.assemble_rm_scores(rows(TEXTS[:4], "u5", {}), [1.0, 0.5, 0.25, 0.0])
+    facts["examples"] = examples()
     facts["assembled"] = scores.sum(1).tolist()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     facts["ray"] = await over_workers()
