@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u PYTHONDONTWRITEBYTECODE -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock docs demo demo-control test test-pages fuzz fault mutants check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-collapse bench-import bench-train bench-overlap gpu-wheels test-gpu compose-test test-judges test-resolve acceptance clean
+.PHONY: help setup lock docs demo demo-control test test-pages fuzz fault mutants check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-collapse bench-import bench-train bench-overlap gpu-wheels test-gpu compose-test test-judges test-resolve test-integrations acceptance clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -166,6 +166,9 @@ test-judges: setup  ## The service against real servers: LiteLLM, transformers s
 build/uv/bin/uv:
 	$(PYTHON) -m venv build/uv
 	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+test-integrations: setup  ## The rewards in the real trainers, each installed beside ours (slow, about ten minutes)
+	$(CLEAN) $(BIN)/python -m pytest -m slow -s tests/client/integrations/test_real_packages.py
 
 test-resolve: setup build/uv/bin/uv  ## Versions that fit markscheme and verl, vLLM or Unsloth; installs none of them (a minute)
 	$(CLEAN) UV=build/uv/bin/uv $(BIN)/python -m pytest -m slow tests/client/integrations

@@ -21,6 +21,7 @@ from markscheme_server.accounts.rate_limit import TeamRates
 from markscheme_server.accounts.sessions import Sessions
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.api import (
+    compat,
     errors,
     exchange,
     groups,
@@ -67,6 +68,7 @@ from markscheme_server.scoring.run_histories import RunHistories
 from markscheme_server.scoring.runs import RunService
 from markscheme_server.scoring.scores import ScoreService
 from markscheme_server.scoring.teachers import TeacherService
+from markscheme_server.scoring.unnamed_groups import UnnamedGroups
 from markscheme_server.scoring.verdict_cache import VerdictCache
 from markscheme_server.scoring.verdicts import VerdictService
 from markscheme_server.store.maintenance import migrate
@@ -93,6 +95,7 @@ DESCRIPTION = (
 )
 TAGS = [
     {"name": "Scores", "description": "Score rollouts by rubrics."},
+    {"name": "Other trainers", "description": "The protocols of OpenRLHF and slime."},
     {"name": "Rubrics", "description": "Create, induce, find and share rubrics."},
     {"name": "Teacher bank", "description": "Responses of the model that is distilled."},
     {"name": "Runs", "description": "How training runs do: steps, criteria, findings, groups."},
@@ -281,6 +284,7 @@ def create_app(
                     ),
                     score_service,
                     rollout_service,
+                    UnnamedGroups(store.gathering, rollout_service),
                     teachers,
                     budgets,
                     UsageService(
@@ -343,6 +347,7 @@ def create_app(
     for router in (
         scores.router,
         rollouts.router,
+        compat.router,
         rubrics.router,
         lineage.router,
         exchange.router,

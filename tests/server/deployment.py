@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 
+from markscheme.vocabulary import Scope
 from server.organisation import OPERATOR, PROMPT, Keys
 
 PRICES = {"judge_price_input": 1000.0, "judge_price_cached": 500.0, "judge_price_output": 1000.0}
@@ -21,8 +22,12 @@ class Deployment:
 
     def team(self, name: str) -> str:
         """Make a team; its key."""
+        return self.key(name, "read", "score", "induce")
+
+    def key(self, name: str, *scopes: Scope) -> str:
+        """Make a team; its key with these scopes."""
         self._organisation.team(name)
-        return self._organisation.key(name, "read", "score", "induce")
+        return self._organisation.key(name, *scopes)
 
     def start(self, **settings: Any) -> str:
         return self._serve(**settings)

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from markscheme.integrations.trl import RubricReward
+from markscheme.integrations.trl import AsyncRubricReward, RubricReward, Together
 from train.tiny import ScriptedClient, tiny_model, tiny_tokenizer
 
 REWARDS = [0.8, 0.8, None, 0.8]
@@ -18,6 +18,10 @@ REWARDS = [0.8, 0.8, None, 0.8]
 
 def brevity(completions: Any, **_columns: Any) -> list[float]:
     return [0.5] * len(completions)
+
+
+async def politeness(completions: Any, **_columns: Any) -> list[float]:
+    return [0.25] * len(completions)
 
 
 class Shown(GRPOTrainer):
@@ -31,14 +35,22 @@ class Shown(GRPOTrainer):
         return batch
 
 
-def train(output: Path, rows: int, **settings: Any) -> tuple[Shown, ScriptedClient]:
-    """Take a step with two reward functions and `rows` rollouts on this process."""
+def train(
+    output: Path, rows: int, *, together: bool = False, **settings: Any
+) -> tuple[Shown, ScriptedClient]:
+    """Take a step with several reward functions and `rows` rollouts on this process.
+
+    `together`: as one async function, with an async reward among them.
+    """
     client = ScriptedClient(lambda place, rollout: REWARDS[place])
-    reward = RubricReward(client, num_generations=4, run_id="plain")
+    kind = AsyncRubricReward if together else RubricReward
+    reward = kind(client, num_generations=4, run_id="plain")
     data = Dataset.from_list([{"prompt": f"w{i} w{i + 1}"} for i in range(4)])
     trainer = Shown(
         tiny_model(),
-        reward_funcs=[reward, reward.where_scored(brevity)],
+        reward_funcs=[Together([brevity, reward, politeness], weights=[2, 1, 1])]
+        if together
+        else [reward, reward.where_scored(brevity)],
         args=GRPOConfig(
             output_dir=str(output),
             num_generations=4,
@@ -64,7 +76,7 @@ def train(output: Path, rows: int, **settings: Any) -> tuple[Shown, ScriptedClie
 
 
 if __name__ == "__main__":
-    trainer, client = train(Path(sys.argv[1]) / "out", rows=2)
+    trainer, client = train(Path(sys.argv[1]) / "out", rows=2, together="together" in sys.argv)
     facts = {
         "groups": [[len(g.rollouts) for g in made["groups"]] for made in client.calls],
         "unscored": trainer.state.log_history[0]["rubric/unscored_rate"],

@@ -29,8 +29,23 @@ def test_a_null_beside_another_reward_is_no_number_and_an_evaluation_has_its_own
     assert evaluated["eval_rewards/rubric/mean"] == pytest.approx(0.8)
 
 
-def test_two_processes_with_two_rows_each_ask_once_for_one_group(tmp_path: Path) -> None:
-    launch(Path(__file__).with_name("plain_trl.py"), tmp_path, processes=2)
+def test_together_is_null_where_the_rubric_is_and_async_rewards_run_beside_it(
+    tmp_path: Path,
+) -> None:
+    trainer, _ = train(tmp_path, 4, together=True)
+    assert trainer.advantages == pytest.approx([0.0] * 4)
+    logged = trainer.state.log_history[0]
+    assert logged["rewards/together/mean"] == pytest.approx(2 * 0.5 + 0.8 + 0.25)
+    assert logged["together/rubric"] == pytest.approx(0.8)
+    assert logged["together/politeness"] == pytest.approx(0.25)
+    assert logged["rubric/unscored_rate"] == 0.25
+
+
+@pytest.mark.parametrize("arguments", [[], ["together"]], ids=["beside", "together"])
+def test_two_processes_with_two_rows_each_ask_once_for_one_group(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    launch(Path(__file__).with_name("plain_trl.py"), tmp_path, *arguments, processes=2)
     first, second = (json.loads((tmp_path / f"facts-{rank}.json").read_text()) for rank in range(2))
     assert (first["groups"], second["groups"]) == ([[4]], [])
     assert first["unscored"] == 0.25

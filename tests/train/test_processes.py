@@ -32,7 +32,7 @@ from train.sharded_loss import batch, gradient_of
 from train.tiny import tiny_model
 
 
-def launch(script: Path, *arguments: Path, processes: int) -> None:
+def launch(script: Path, *arguments: Path | str, processes: int) -> None:
     """Run a script with torchrun; one process: with Python."""
     command = [
         sys.executable,

@@ -6,6 +6,7 @@ a peer that has left. torch is looked up, never imported: a process without it b
 
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -41,14 +42,14 @@ class SingleProcess:
 class Distributed:
     """A run of several processes, over `torch.distributed` with any backend."""
 
-    def __init__(self, distributed: Any) -> None:
-        self._distributed = distributed
+    def __init__(self, distributed: Any, group: Any = None) -> None:
+        self._distributed, self._group = distributed, group
         self.rank = distributed.get_rank()
 
     def gather(self, rows: Sequence[T]) -> list[T]:
         """Return the rows of all processes, in the order of their ranks."""
         parts: list[Any] = [None] * self._distributed.get_world_size()
-        self._distributed.all_gather_object(parts, list(rows))
+        self._distributed.all_gather_object(parts, list(rows), group=self._group)
         return [row for part in parts for row in part]
 
     def share(self, question: Callable[[], T]) -> list[T]:
@@ -78,7 +79,11 @@ def _picklable(error: Exception) -> Exception:
 
 
 def current_process_group() -> ProcessGroup:
-    """Return the group of `torch.distributed`, or a single process where it is not initialised."""
+    """Return the group of `torch.distributed`, or a single process where it is not initialised.
+
+    Outside the main thread it exchanges over the CPU: NCCL sends from the thread's current GPU,
+    which in a new thread is the first one on every rank.
+    """
     distributed: Any = sys.modules.get("torch.distributed")
     several = (
         distributed is not None
@@ -86,4 +91,20 @@ def current_process_group() -> ProcessGroup:
         and distributed.is_initialized()
         and distributed.get_world_size() > 1
     )
-    return Distributed(distributed) if several else SingleProcess()
+    if not several:
+        return SingleProcess()
+    if threading.current_thread() is threading.main_thread():
+        return Distributed(distributed)
+    return Distributed(distributed, _cpu_group(distributed))
+
+
+_cpu_groups: dict[Any, Any] = {}
+"""By the default group that each was made beside."""
+
+
+def _cpu_group(distributed: Any) -> Any:
+    default = distributed.group.WORLD
+    if default not in _cpu_groups:
+        # Every rank comes here in the same call, so that all make it together.
+        _cpu_groups[default] = distributed.new_group(backend="gloo")
+    return _cpu_groups[default]

@@ -6,6 +6,7 @@ installs beside any version of them, and works in every trainer that calls rewar
 does.
 """
 
+import asyncio
 import inspect
 import logging
 import time
@@ -39,7 +40,16 @@ from markscheme.messages import MessageError
 from markscheme.schema import Group, Rollout, Run, ScoreBatch
 from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, UnscoredReason, VerifyMode, View
 
-__all__ = ["CriterionRate", "RewardReport", "RowScore", "RubricReward", "Unscored", "is_outage"]
+__all__ = [
+    "AsyncRubricReward",
+    "CriterionRate",
+    "RewardReport",
+    "RowScore",
+    "RubricReward",
+    "Together",
+    "Unscored",
+    "is_outage",
+]
 
 MISSED = "missed"
 """The column of the missed criteria in TRL's table of completions."""
@@ -48,6 +58,10 @@ RewardFunction = Callable[..., Any]
 """A reward function as TRL calls it: returns a float or `None` for each row, or a coroutine."""
 
 log = logging.getLogger(__name__)
+
+
+def _warn_of_wait(why: str, seconds: float) -> None:
+    log.warning("%s; it is asked again in %.0f s", why, seconds)
 
 
 class Scorer(Protocol):
@@ -141,12 +155,14 @@ class RubricReward:
         ask_teacher: Responses to sample from the service's teacher for prompts without any.
         eos_token_ids: Tokens that end a response; a rollout without one counts as truncated.
             Empty: none does.
-        max_outage_s: Seconds to wait for a service that cannot be reached.
+        max_outage_s: Seconds to wait for a service that cannot be reached; by default as long as
+            `markscheme train` waits.
         max_unscored: Maximum share (0 to 1) of a batch without a reward; above it the batch
             raises `Unscored`.
         max_late_s: Seconds that a call waits for the judge, more than 0; groups that it has not
             scored then are unscored (`timeout`). Each group is then a request of its own.
         on_wait: Called, in a call of the reward, with the reason and the seconds of each wait.
+            Default: logs them as a warning.
 
     Example:
         reward = RubricReward(Client("http://127.0.0.1:8321"), num_generations=8, run_id="run-1")
@@ -170,13 +186,13 @@ class RubricReward:
         score_teachers: bool = False,
         ask_teacher: int = 0,
         eos_token_ids: Sequence[int] = (),
-        max_outage_s: float = 0.0,
+        max_outage_s: float = 600.0,
         max_unscored: float = 1.0,
         max_late_s: float | None = None,
-        on_wait: Callable[[str, float], None] | None = None,
+        on_wait: Callable[[str, float], None] = _warn_of_wait,
     ) -> None:
         if inspect.iscoroutinefunction(client.score):
-            raise TypeError("RubricReward takes a Client, not an AsyncClient")
+            raise TypeError(f"{type(self).__name__} takes a Client, not an AsyncClient")
         self.client = client
         self.num_generations = num_generations
         self.run_id = run_id
@@ -349,10 +365,7 @@ class RubricReward:
         other functions alone. List this reward first: `reward_funcs=[reward,
         reward.where_scored(brevity)]`. `function` may be async; it may not be a reward model.
         """
-        call = getattr(function, "__call__")  # noqa: B004, B009  # asked for its kind, not called
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
-            return AsyncWhereScored(self, function)
-        return WhereScored(self, function)
+        return (AsyncWhereScored if _is_async(function) else WhereScored)(self, function)
 
     def blank_unscored(self, completions: Any, values: Sequence[Any]) -> list[Any]:
         """Return `values` with `None` where the last call, for these completions, had no reward.
@@ -494,6 +507,94 @@ class RubricReward:
         return not ids or ids[-1] not in self.eos_token_ids
 
 
+class AsyncRubricReward(RubricReward):
+    """The same as an async function: a trainer's other async rewards run while it waits.
+
+    Beside other rewards it belongs into `Together`. Takes a `Client` too: it is called from a
+    thread. Needs TRL 1.14, which first takes objects as async functions.
+    """
+
+    async def __call__(self, **columns: Any) -> list[float | None]:  # type: ignore[override]
+        """Return a reward or `None` for each row of this process; see `RubricReward`."""
+        return await asyncio.to_thread(super().__call__, **columns)
+
+    def where_scored(self, function: RewardFunction) -> RewardFunction:
+        """Raise `TypeError`: async functions have no order in which one could follow another."""
+        raise TypeError("use Together([reward, …]) for an async reward beside others")
+
+
+class Together:
+    """Several reward functions as one: their weighted sum, `None` wherever a rubric's reward is.
+
+    TRL adds up the rewards that are known, so a rollout that the service could not score would be
+    rewarded by the other functions alone. Another function's `None` adds nothing, as in TRL; where
+    all are `None`, so is the sum. Each function's mean is logged under `together/`. Async if one
+    of the functions is; then the sync ones are called first.
+
+    Args:
+        functions: Reward functions as TRL takes them, no reward models.
+        weights: One for each function; default 1.
+
+    Example:
+        trainer = GRPOTrainer(model, reward_funcs=[Together([reward, brevity], weights=[1, 0.2])])
+    """
+
+    __name__ = "together"
+
+    def __new__(cls, functions: Sequence[RewardFunction] = (), **_settings: Any) -> "Together":
+        """Return an `AsyncTogether` if a function is async."""
+        return super().__new__(AsyncTogether if any(map(_is_async, functions)) else cls)
+
+    def __init__(
+        self, functions: Sequence[RewardFunction], *, weights: Sequence[float] | None = None
+    ) -> None:
+        if not any(isinstance(function, RubricReward) for function in functions):
+            raise ValueError("Together needs a RubricReward among its functions")
+        self.functions = list(functions)
+        self.weights = [1.0] * len(self.functions) if weights is None else list(weights)
+        if len(self.weights) != len(self.functions):
+            raise ValueError(f"{len(self.functions)} functions need as many weights")
+
+    def __call__(self, **columns: Any) -> Any:
+        """Return the sum for each row of this process."""
+        return self._sum([function(**columns) for function in self.functions], **columns)
+
+    def _sum(
+        self,
+        parts: Sequence[Sequence[float | None]],
+        *,
+        log_metric: Callable[[str, float], None] | None = None,
+        **_columns: Any,
+    ) -> list[float | None]:
+        for function, part in zip(self.functions, parts, strict=True):
+            known = [float(value) for value in part if value is not None]
+            if log_metric is not None and known:
+                log_metric(f"together/{_name(function)}", sum(known) / len(known))
+        return [self._row(values) for values in zip(*parts, strict=True)]
+
+    def _row(self, values: Sequence[float | None]) -> float | None:
+        known = []
+        for function, weight, value in zip(self.functions, self.weights, values, strict=True):
+            if value is not None:
+                known.append(weight * float(value))
+            elif isinstance(function, RubricReward):
+                return None
+        return sum(known)
+
+
+class AsyncTogether(Together):
+    """The same where a function is async."""
+
+    async def __call__(self, **columns: Any) -> list[float | None]:
+        """Return the sum for each row of this process."""
+        parts = [function(**columns) for function in self.functions]
+        waiting = [place for place, part in enumerate(parts) if inspect.isawaitable(part)]
+        answers = await asyncio.gather(*(parts[place] for place in waiting))
+        for place, answer in zip(waiting, answers, strict=True):
+            parts[place] = answer
+        return self._sum(parts, **columns)
+
+
 class WhereScored:
     """A reward function that is `None` wherever a rubric's reward is: `RubricReward.where_scored`.
 
@@ -504,7 +605,7 @@ class WhereScored:
 
     def __init__(self, reward: RubricReward, function: RewardFunction) -> None:
         self.reward, self.function = reward, function
-        self.__name__ = getattr(function, "__name__", type(function).__name__)
+        self.__name__ = _name(function)
 
     def __call__(self, *, completions: Any, **columns: Any) -> Any:
         """Return the function's rewards, `None` where the rubric's is."""
@@ -536,6 +637,15 @@ def group_rows(rows: Sequence[Row], size: int) -> list[list[int]]:
     for index, row in enumerate(rows):
         members.setdefault(repr((row.prompt, row.rubric_id)), []).append(index)
     return list(members.values())
+
+
+def _is_async(function: RewardFunction) -> bool:
+    call = getattr(function, "__call__")  # noqa: B004, B009  # asked for its kind, not called
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def _name(function: RewardFunction) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _group_id(call: _Call, place: int) -> str:

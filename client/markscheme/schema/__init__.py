@@ -29,6 +29,7 @@ from markscheme.schema.base import (
     Usage,
     Wire,
 )
+from markscheme.schema.compat import OpenRLHFQuery, OpenRLHFReward, SlimeSample
 from markscheme.schema.exchange import RubricImport, RubricImported
 from markscheme.schema.judges import JudgeInfo, JudgeList
 from markscheme.schema.lineage import (
@@ -220,6 +221,8 @@ __all__ = [
     "Messages",
     "Metadata",
     "ModelName",
+    "OpenRLHFQuery",
+    "OpenRLHFReward",
     "Prompt",
     "Provenance",
     "RewardRange",
@@ -242,6 +245,7 @@ __all__ = [
     "ScoreSummary",
     "ScoredRollout",
     "ShortText",
+    "SlimeSample",
     "StudentAnswer",
     "StudentResponse",
     "Tag",

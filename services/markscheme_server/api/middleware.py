@@ -34,6 +34,7 @@ HEADERS = "markscheme.headers"
 """Scope key: headers to add to the answer, whichever layer answers."""
 GONE = 499
 """Status that is counted and logged when the caller left before an answer began."""
+_KEY_IN_PATH = re.compile(r"/compat/[^/]*/([^/]*)")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 
 log = structlog.get_logger()
@@ -258,9 +259,10 @@ class HeadAsGet:
 
 
 class Authenticated:
-    """Authenticates calls of `/v1/` and of the pages before their body is read.
+    """Authenticates calls of `/v1/`, `/compat/` and of the pages before their body is read.
 
-    Pages also take the session of a browser; one without a session is led to the sign-in.
+    The key of `/compat/` is in the path. Pages also take the session of a browser; one without a
+    session is led to the sign-in.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -268,11 +270,13 @@ class Authenticated:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http" or not _needs_caller(scope["path"]):
+        in_path = _KEY_IN_PATH.match(scope["path"]) if scope["type"] == "http" else None
+        if scope["type"] != "http" or not (in_path or _needs_caller(scope["path"])):
             return await self.app(scope, receive, send)
         request = Request(scope)
         authorization = request.headers.get("authorization", "")
         scheme, _, token = authorization.partition(" ")
+        key = token.strip() if scheme.lower() == "bearer" else None
         by_session = scope["path"].startswith(PAGES) and not authorization
         services: Services = scope["state"]["services"]
         try:
@@ -280,9 +284,7 @@ class Authenticated:
                 scope["markscheme.caller"] = (
                     await services.sessions.resume(request.cookies.get(COOKIE))
                     if by_session
-                    else await services.authenticator.authenticate(
-                        token.strip() if scheme.lower() == "bearer" else None
-                    )
+                    else await services.authenticator.authenticate(in_path[1] if in_path else key)
                 )
         except Unauthorised as error:
             to_sign_in = by_session and wants_page(request)

@@ -26,6 +26,7 @@ from markscheme_server.scoring.run_groups import RunGroupService
 from markscheme_server.scoring.runs import RunService
 from markscheme_server.scoring.scores import ScoreService
 from markscheme_server.scoring.teachers import TeacherService
+from markscheme_server.scoring.unnamed_groups import UnnamedGroups
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.idempotency import IdempotencyStore
 
@@ -44,6 +45,7 @@ class Services:
     library: RubricLibrary
     scores: ScoreService
     rollouts: RolloutService
+    unnamed_groups: UnnamedGroups
     teachers: TeacherService
     budgets: BudgetService
     usage: UsageService

@@ -82,8 +82,7 @@ class RolloutService:
         Raises `Conflict` for a rollout that contradicts its group, and what `ScoreService.admit`
         raises.
         """
-        run_id = payload.run.id if payload.run else None
-        key = digest({"team": caller.team, "run": run_id, "key": payload.group.key})
+        key = group_id(caller.team, payload.run.id if payload.run else None, payload.group.key)
         asked = _Asked(caller, payload, key)
         # Refused now, not when the group is whole.
         self._scores.judge_of(payload)
@@ -102,6 +101,17 @@ class RolloutService:
                 "the service is stopping; send the rollout again", code="draining", retry_after_s=1
             ) from error
 
+    async def known_rewards(self, caller: Caller, payload: schema.RolloutRequest) -> list[float]:
+        """Return the rewards of a group that are known so far."""
+        run_id = payload.run.id if payload.run else None
+        found = await self._store.score(
+            caller.team, group_id(caller.team, run_id, payload.group.key)
+        )
+        scores = map(
+            schema.RolloutScore.model_validate_json, found.rollouts.values() if found else ()
+        )
+        return [score.reward for score in scores if score.reward is not None]
+
     async def drain(self, within_s: float) -> None:
         """Wait for the groups that are being scored, for `within_s` at most."""
         await self._flights.drain(within_s)
@@ -112,7 +122,7 @@ class RolloutService:
         arrival = Arrival(
             team=asked.caller.team,
             group_id=asked.id,
-            terms=_terms(payload),
+            terms=terms(payload),
             size=payload.group.size,
             wait_s=payload.group.wait_s,
             rollout_id=payload.rollout.id,
@@ -334,7 +344,12 @@ class GroupWatch:
                     wait.future.set_result(state)
 
 
-def _terms(payload: schema.RolloutRequest) -> str:
+def group_id(team: str, run_id: str | None, key: str) -> str:
+    """Return the id under which a group is stored."""
+    return digest({"team": team, "run": run_id, "key": key})
+
+
+def terms(payload: schema.RolloutRequest) -> str:
     """Return the hash of what all requests of a group have in common."""
     shared = payload.model_dump(
         mode="json", exclude={"prompt", "group", "rollout"}, exclude_defaults=True

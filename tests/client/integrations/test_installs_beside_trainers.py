@@ -65,7 +65,8 @@ from types import SimpleNamespace
 from markscheme import Client
 from markscheme.integrations.trl import RubricReward
 
-reward = RubricReward(Client("http://127.0.0.1:9"), num_generations=1, run_id="run")
+client = Client("http://127.0.0.1:9")
+reward = RubricReward(client, num_generations=1, run_id="run", max_outage_s=0.0)
 try:
     reward(prompts=["p"], completions=["a"], trainer_state=SimpleNamespace(global_step=0))
 except Exception as error:

@@ -76,6 +76,7 @@ def test_logs_figures_and_redis_hold_no_key_and_no_callers_word(
     model_settings: dict[str, Any],
 ) -> None:
     key = organisation.key("red", "read", "score", "induce", "admin")
+    in_path = organisation.key("red", "score")
     judge.script = lambda request, _number: (
         verdicts(request) if offered(request) else f"{CANARY} is no rubric"
     )
@@ -98,6 +99,12 @@ def test_logs_figures_and_redis_hold_no_key_and_no_callers_word(
                 base_url=service.url, headers={"Authorization": f"Bearer {presented}"}, timeout=30
             ) as http:
                 spoken(http, presented)
+                for in_use in (in_path, presented, in_path[:-1] + "?", f"{in_path}/{CANARY}"):
+                    for path in ("openrlhf/{}/get_reward", "slime/{}", "{}"):
+                        place = f"/compat/{path.format(in_use)}?size=1&run={CANARY}"
+                        for body in ({"prompt": "p", "response": CANARY}, {CANARY: CANARY}):
+                            answer = http.post(place, json=body)
+                            assert in_use not in answer.text
         figures = httpx.get(f"{service.url}/metrics", timeout=60).text
     finally:
         service.terminate()
@@ -109,7 +116,17 @@ def test_logs_figures_and_redis_hold_no_key_and_no_callers_word(
             "latin-1"
         )
     assert dumped, "Redis was not used"
-    secrets = (CANARY, key, key[11:], OPERATOR, PEPPER, "k-secret", "of the tests")
+    secrets = (
+        CANARY,
+        key,
+        key[11:],
+        in_path,
+        in_path[11:],
+        OPERATOR,
+        PEPPER,
+        "k-secret",
+        "of the tests",
+    )
     for place, text in (("the log", said), ("the figures", figures), ("Redis", dumped)):
         for secret in secrets:
             assert secret not in text, (place, secret)

@@ -1,0 +1,200 @@
+"""`/compat`: rewards in the protocols of trainers that can set no header and take no null.
+
+The key stands in the path, so it must be able to do little: score, and induce. No log, metric,
+trace or error names a path with its values.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Iterable
+from typing import Annotated, Any
+
+import structlog
+from fastapi import APIRouter, Depends, Path, Query, Request
+
+from markscheme import schema
+from markscheme_server.api.body import StrictRoute
+from markscheme_server.api.disconnect import while_connected
+from markscheme_server.api.errors import RESPONSES
+from markscheme_server.api.scores import GRACE_S, require_induce
+from markscheme_server.api.services import PlainInteger, UsesServices, caller_of
+from markscheme_server.domain.caller import Caller
+from markscheme_server.errors import Forbidden, Unprocessable
+from markscheme_server.scoring.unnamed_groups import KnownReward
+
+OPENRLHF_MS, SLIME_MS = 175_000, 115_000
+"""Milliseconds after which a request is answered: OpenRLHF waits 180 s, slime 120 s."""
+_SCOPES = frozenset({"score", "induce"})
+_END_TOKENS = re.compile(r"(?:\s*(?:<\|[\w.-]+\|>|</s>|<eos>|<end_of_turn>|<pad>))+\s*\Z", re.ASCII)
+_TURNS = (
+    re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\s*", re.DOTALL),
+    re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n(.*?)<\|eot_id\|>", re.DOTALL),
+)
+"""A turn of ChatML (Qwen and others) and of Llama 3."""
+
+log = structlog.get_logger()
+
+router = APIRouter(
+    prefix="/compat", route_class=StrictRoute, responses=RESPONSES, tags=["Other trainers"]
+)
+
+
+async def _limited_caller(
+    request: Request,
+    services: UsesServices,
+    _key: Annotated[str, Path(alias="key", description="An API key with no scope but these")],
+) -> Caller:
+    """Return the caller whose key stands in the path, if the key can do little else than score."""
+    caller = caller_of(request)
+    if await services.authenticator.requires_key() and not caller.scopes <= _SCOPES:
+        raise Forbidden(
+            "a key in a path is read by who reads the trainer's settings: use one with the scope "
+            "'score', or 'score' and 'induce', alone",
+            code="too_many_scopes",
+        )
+    if "score" not in caller.scopes:
+        raise Forbidden("this call needs a key with the scope 'score'", code="missing_scope")
+    return caller
+
+
+LimitedCaller = Annotated[Caller, Depends(_limited_caller)]
+
+
+async def _group(
+    size: Annotated[
+        int, PlainInteger, Query(ge=1, le=256, description="Rollouts of each prompt in a step")
+    ],
+    wait_s: Annotated[
+        int, PlainInteger, Query(ge=0, le=120, description="Seconds to wait for all of them")
+    ] = 60,
+) -> schema.ArrivingGroup:
+    return schema.ArrivingGroup(key="-", size=size, wait_s=wait_s)
+
+
+ArrivingGroup = Annotated[schema.ArrivingGroup, Depends(_group)]
+RunId = Annotated[
+    str | None, Query(min_length=1, max_length=200, description="The run, for budgets and usage")
+]
+
+
+@router.post("/openrlhf/{key}/get_reward", summary="Score rollouts for OpenRLHF")
+async def openrlhf_reward(
+    payload: schema.OpenRLHFQuery,
+    caller: LimitedCaller,
+    services: UsesServices,
+    request: Request,
+    group: ArrivingGroup,
+    run: RunId = None,
+) -> schema.OpenRLHFReward:
+    """Answer when the group of a prompt is whole, or `wait_s` after its first rollout.
+
+    A reward that is not known is answered with the mean of the group's known ones, so that its
+    advantage is 0, and `extra_logs.unscored` is 1. Where none is known the answer is an error.
+    """
+    labels = payload.labels or [None] * len(payload.query)
+    if not len(payload.query) == len(payload.prompts) == len(labels):
+        raise Unprocessable(
+            "query, prompts and labels must have the same length", code="invalid_value"
+        )
+    asked = [
+        (_chat(prompt), _response(query, prompt), _rubric_id(label))
+        for query, prompt, label in zip(payload.query, payload.prompts, labels, strict=True)
+    ]
+    known = await _rewards(request, services, caller, asked, group, run, OPENRLHF_MS)
+    rewards = [each.reward for each in known]
+    unscored = [float(each.unscored) for each in known]
+    # Of several queries OpenRLHF would give each the whole list.
+    return schema.OpenRLHFReward(
+        rewards=rewards if len(known) > 1 else rewards[0],
+        scores=rewards if len(known) > 1 else rewards[0],
+        extra_logs={"unscored": unscored if len(known) > 1 else unscored[0]},
+    )
+
+
+@router.post("/slime/{key}", summary="Score a rollout for slime")
+async def slime_reward(
+    payload: schema.SlimeSample,
+    caller: LimitedCaller,
+    services: UsesServices,
+    request: Request,
+    group: ArrivingGroup,
+    run: RunId = None,
+) -> float:
+    """Answer when the group of the prompt is whole, or `wait_s` after its first rollout.
+
+    A reward that is not known is answered with the mean of the group's known ones, so that its
+    advantage is 0. Where none is known the answer is an error.
+    """
+    prompt = _chat(payload.prompt) if isinstance(payload.prompt, str) else payload.prompt
+    asked = [(prompt, _END_TOKENS.sub("", payload.response), _rubric_id(payload.label))]
+    [known] = await _rewards(request, services, caller, asked, group, run, SLIME_MS)
+    return known.reward
+
+
+async def _rewards(
+    request: Request,
+    services: UsesServices,
+    caller: Caller,
+    asked: list[tuple[Any, str, str | None]],
+    group: schema.ArrivingGroup,
+    run: str | None,
+    within_ms: int,
+) -> list[KnownReward]:
+    payloads = [
+        schema.RolloutRequest(
+            group=group,
+            prompt=prompt,
+            rubric_id=rubric_id,
+            rollout=schema.Rollout(id="-", text=text),
+            reuse="if_fresh" if "induce" in caller.scopes else "frozen",
+            run=schema.Run(id=run, step=0) if run else None,
+        )
+        for prompt, text, rubric_id in asked
+    ]
+    for payload in payloads:
+        require_induce(caller, payload)
+    deadline = services.scores.deadline(within_ms)
+    async with asyncio.timeout_at(deadline.at + GRACE_S):
+        known = await while_connected(
+            request,
+            _all(services.unnamed_groups.score(caller, payload, deadline) for payload in payloads),
+        )
+    if unscored := sum(each.unscored for each in known):
+        # Whoever reads only the reward does not see it.
+        log.warning("unknown_rewards_replaced", team=caller.team, rollouts=unscored)
+    return known
+
+
+async def _all(scores: Iterable[Awaitable[KnownReward]]) -> list[KnownReward]:
+    return list(await asyncio.gather(*scores))
+
+
+def _response(query: str, prompt: str) -> str:
+    """Return what follows the prompt, without the tokens that end it."""
+    # A tokenizer may put a token before the prompt.
+    _, found, response = query.partition(prompt)
+    if not found:
+        raise Unprocessable(
+            "a query must hold its prompt and then the response",
+            code="invalid_value",
+            param="query",
+        )
+    return _END_TOKENS.sub("", response)
+
+
+def _chat(prompt: str) -> Any:
+    """Return the messages of a prompt that a chat template wrote, else the text.
+
+    The same prompt then has the same rubrics, whichever trainer sends it.
+    """
+    for turn in _TURNS:
+        messages = [
+            {"role": role, "content": content.strip()} for role, content in turn.findall(prompt)
+        ]
+        if messages:
+            return messages
+    return prompt
+
+
+def _rubric_id(label: Any) -> str | None:
+    return label if isinstance(label, str) and label.startswith("rub_") else None

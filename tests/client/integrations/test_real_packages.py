@@ -1,0 +1,184 @@
+"""`markscheme.integrations` and `/compat` in the real trainers: `make test-integrations`.
+
+Each trainer is installed into an environment of its own, which sees the project's packages behind
+its own ones. slime is on no index: `SLIME_SOURCE` names a checkout of 624b824.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.judge import ScriptedJudge, answered_texts, offered, verdicts, well_behaved
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[3]
+SCRIPTS = Path(__file__).with_name("real")
+VENVS = Path(os.environ.get("INTEGRATIONS_VENVS", ROOT / "build" / "integrations"))
+SLIME_SOURCE = os.environ.get("SLIME_SOURCE")
+PROMPT = "Describe snow. Do not use any commas."
+TEXTS = ["Snow falls over the town", "snow, cold, white", "Soft white flakes", "snow, ice"]
+REWARDS = [1.0, 0.0, 1.0, 0.0]
+"""No comma, a comma, no comma, a comma."""
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """What pip installs: `bare` without what it depends on, `needs` with it."""
+
+    bare: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+INSTALLS = {
+    "verl": Install(
+        ("verl==0.9.1",), ("ray", "tensordict==0.10.0", "hydra-core", "codetiming", "orjson")
+    ),
+    "openrlhf": Install(("openrlhf==0.11.2",), ("pylatexenc",)),
+    "slime": Install(needs=("pylatexenc",)),
+    "verifiers": Install(needs=("verifiers==0.4.0",)),
+    "inspect_ai": Install(needs=("inspect_ai==0.3.285", "openai")),
+    "trl-1.13": Install(("trl==1.13.0",)),
+    "trl-1.14": Install(("trl==1.14.2",)),
+    "trl-1.15": Install(("trl==1.15.0",)),
+}
+
+
+def environment(trainer: str) -> Path:
+    """Make the trainer's environment, if it is not there; return its Python."""
+    python = VENVS / trainer / "bin" / "python"
+    done = VENVS / trainer / "installed"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", VENVS / trainer], check=True)
+        site = next((VENVS / trainer / "lib").iterdir()) / "site-packages"
+        (site / "project.pth").write_text(sysconfig.get_path("purelib"))
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        wanted = INSTALLS[trainer]
+        if wanted.bare:
+            subprocess.run([*pip, "--no-deps", *wanted.bare], check=True)
+        if wanted.needs:
+            subprocess.run([*pip, *wanted.needs], check=True)
+        done.touch()
+    return python
+
+
+@pytest.fixture
+def run(
+    serve: Callable[..., str], judge: ScriptedJudge, model_settings: dict[str, Any]
+) -> Callable[..., Any]:
+    """Return a function that runs a trainer's script beside a service and reads its facts.
+
+    The judge finds every criterion met unless there is a comma, and does not answer for `silent`.
+    """
+    judge.script = lambda request, number: (
+        well_behaved(request, number)
+        if not offered(request)
+        else 401
+        if any("silent" in text for _, text in answered_texts(request))
+        else verdicts(request, lambda _criterion, answer: "," not in answer)
+    )
+    url = serve(**model_settings)
+
+    def run(trainer: str, script: str, *more_path: str) -> Any:
+        python = environment(trainer)
+        path = [SCRIPTS, ROOT / "client", ROOT / "tests", *more_path]
+        finished = subprocess.run(
+            [python, SCRIPTS / script, PROMPT, *TEXTS],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=500,
+            env=os.environ
+            | {
+                "MARKSCHEME_URL": url,
+                "PYTHONPATH": os.pathsep.join(map(str, path)),
+                "HF_HUB_OFFLINE": "1",
+                "OMP_NUM_THREADS": "1",
+                "RAY_USAGE_STATS_ENABLED": "0",
+            },
+        )
+        assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-6000:]
+        facts = json.loads(finished.stdout.splitlines()[-1])
+        sys.stdout.write(f"{trainer}: {json.dumps(facts, indent=1)}\n")
+        return facts
+
+    return run
+
+
+def inductions(judge: ScriptedJudge) -> int:
+    return sum(not offered(request) for request in judge.requests)
+
+
+def test_verl(run: Callable[..., Any], judge: ScriptedJudge) -> None:
+    facts = run("verl", "verl_run.py")
+    assert [each["reward_score"] for each in facts["manager"]] == REWARDS
+    assert facts["manager"][1]["reward_extra_info"] == {"missed": 4.0}
+    assert [each["reward_score"] for each in facts["validation"]] == REWARDS[:1]
+    assert [each["reward_score"] for each in facts["unscored"][:3]] == REWARDS[:3]
+    # verl takes an exception for a failed prompt, and refills it.
+    assert facts["unscored"][3] == "RolloutUnscored: the rollout is unscored (misconfigured)"
+    for epoch in facts["compute_score"]:
+        assert [each["reward_score"] for each in epoch] == REWARDS
+    assert facts["assembled"] == [1.0, 0.5, 0.25, 0.0]
+    assert facts["ray"] == REWARDS
+    assert facts["examples"] == ["MarkschemeRewardManager", "NaiveRewardManager"]
+    assert inductions(judge) == 1
+
+
+def test_openrlhf(run: Callable[..., Any], judge: ScriptedJudge) -> None:
+    facts = run("openrlhf", "openrlhf_run.py")
+    for epoch in facts["epochs"]:
+        assert epoch == [[reward, reward, {"unscored": 0.0}] for reward in REWARDS]
+    mean = pytest.approx(2 / 3)
+    assert facts["unscored"][3] == [mean, mean, {"unscored": 1.0}]
+    assert [reward for reward, *_ in facts["unscored"][:3]] == REWARDS[:3]
+    # OpenRLHF's trainer then stops: it has no reward.
+    assert facts["nothing known"] == [[None, None, {}]] * 2
+    assert inductions(judge) == 1
+
+
+@pytest.mark.skipif(SLIME_SOURCE is None, reason="SLIME_SOURCE names no checkout of slime")
+def test_slime(run: Callable[..., Any], judge: ScriptedJudge) -> None:
+    facts = run("slime", "slime_run.py", str(SLIME_SOURCE))
+    assert facts["group"] == REWARDS
+    assert facts["unscored"] == pytest.approx([1.0, 0.0, 1.0, 2 / 3])
+    assert facts["removed"] == [False, False, False, True]
+    assert facts["remote"] == REWARDS
+    assert facts["remote, unscored"] == pytest.approx([1.0, 0.0, 1.0, 2 / 3])
+    assert inductions(judge) == 1
+
+
+def test_verifiers(run: Callable[..., Any], judge: ScriptedJudge) -> None:
+    facts = run("verifiers", "verifiers_run.py")
+    assert "the rollout is unscored (no_rubric)" in facts["no rubric"]
+    assert [reward for reward, _ in facts["group"]] == REWARDS
+    assert facts["group"][1][1] == {f"markscheme_judge/c{i}": 0.0 for i in range(1, 5)}
+    assert [reward for reward, _ in facts["unscored"][:3]] == REWARDS[:3]
+    assert "the rollout is unscored (misconfigured)" in facts["unscored"][3]
+    assert inductions(judge) == 1
+
+
+def test_inspect_ai(run: Callable[..., Any]) -> None:
+    facts = run("inspect_ai", "inspect_ai_run.py")
+    assert facts["status"] == "success"
+    assert facts["scores"] == [1.0, 0.0, None]
+    assert facts["explanations"] == ["", "It has no comma.", "unscored: misconfigured"]
+    assert facts["mean"] == 0.5
+    assert facts["counts"] == [2, 1]
+
+
+@pytest.mark.parametrize("minor", ["1.13", "1.14", "1.15"])
+def test_trl(run: Callable[..., Any], minor: str) -> None:
+    facts = run(f"trl-{minor}", "trl_run.py")
+    assert facts["version"].startswith(f"{minor}.")
+    for rewards in facts.keys() - {"version"}:
+        assert facts[rewards]["advantages"] == pytest.approx([0.0] * 4)
+        assert facts[rewards]["rubric/unscored_rate"] == 0.25

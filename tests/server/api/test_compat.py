@@ -1,0 +1,174 @@
+"""`/compat` over the wire: OpenRLHF's and slime's requests, keys in the path, unknown rewards."""
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from fakes.clock import Clock
+from fakes.judge import ScriptedJudge, offered, verdicts, well_behaved
+from fakes.load import Post, send_all
+from fakes.processes import eventually
+from markscheme_server.accounts.auth import CACHE_S
+from markscheme_server.domain import keys
+from server.deployment import Deployment
+from server.organisation import OPERATOR, PROMPT, RUBRIC, Keys, call
+
+CHATML = f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+LLAMA = (
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+    f"{PROMPT}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+
+
+def openrlhf(url: str, key: str, text: str, size: int = 4, **more: Any) -> Post:
+    """Build what OpenRLHF's executor posts for a sample; `more`: of the query string."""
+    options = "&".join(f"{name}={value}" for name, value in more.items())
+    return Post(
+        f"{url}/compat/openrlhf/{key}/get_reward?size={size}&{options}",
+        {"query": [f"{CHATML}{text}<|im_end|>"], "prompts": [CHATML], "labels": [""]},
+        {},
+    )
+
+
+def slime(url: str, key: str, body: dict[str, Any], size: int = 1) -> httpx.Response:
+    return httpx.post(f"{url}/compat/slime/{key}?size={size}", json=body, timeout=60)
+
+
+@pytest.fixture
+def colours(organisation: Keys, start: Callable[..., str]) -> tuple[str, str]:
+    """Start a service with a rubric of the team red; return it and a key that only scores."""
+    url = start()
+    call(url, "POST", "/v1/rubrics", organisation.key("red", "induce"), RUBRIC)
+    return url, organisation.key("red", "score")
+
+
+def test_a_group_of_openrlhfs_gets_one_rubric_in_every_epoch(
+    deployment: Deployment, judge: ScriptedJudge
+) -> None:
+    key = deployment.key("red", "score", "induce")
+    urls = [deployment.start(), deployment.start()]
+    judge.script = lambda request, number: (
+        verdicts(request, lambda _criterion, answer: "red" in answer)
+        if offered(request)
+        else well_behaved(request, number)
+    )
+    # Two of the four say the same: they are two rollouts all the same.
+    texts = ["red", "blue", "red", "green"]
+    for _epoch in range(2):
+        answers = send_all(
+            [openrlhf(urls[i % 2], key, text, run="r") for i, text in enumerate(texts)]
+        )
+        assert [answer.status for answer in answers] == [200] * 4, answers
+        assert [answer.json["rewards"] for answer in answers] == [1.0, 0.0, 1.0, 0.0]
+        assert answers[0].json == {"rewards": 1.0, "scores": 1.0, "extra_logs": {"unscored": 0.0}}
+        (asked,) = [request for request in judge.requests if not offered(request)]
+        assert "blue" in str(asked)
+        assert "green" in str(asked)
+        assert "<|im_" not in str(judge.requests), "the judge reads the messages"
+
+
+def test_an_unknown_reward_is_the_mean_of_the_known_ones_and_none_at_all_an_error(
+    deployment: Deployment, judge: ScriptedJudge
+) -> None:
+    key = deployment.key("red", "score", "induce")
+    url = deployment.start()
+    judge.script = lambda request, number: (
+        401
+        if offered(request) and "silent" in str(request)
+        else verdicts(request, lambda _criterion, answer: "red" in answer)
+        if offered(request)
+        else well_behaved(request, number)
+    )
+    texts = ["red", "blue", "silent", "red too"]
+    answers = send_all([openrlhf(url, key, text) for text in texts])
+    assert [answer.json["rewards"] for answer in answers] == pytest.approx([1, 0, 2 / 3, 1])
+    unscored = [answer.json["extra_logs"]["unscored"] for answer in answers]
+    assert unscored == [0.0, 0.0, 1.0, 0.0]
+    judge.script = lambda request, number: 401
+    posts = [openrlhf(url, key, f"blue {i}", size=2, run="away") for i in range(2)]
+    answers = send_all(posts)
+    assert {(answer.status, answer.code) for answer in answers} == {(503, "misconfigured")}
+    # Asked again, as OpenRLHF does, it is the same group.
+    judge.script = well_behaved
+    for attempt in eventually():
+        with attempt:
+            assert [answer.status for answer in send_all(posts)] == [200, 200]
+
+
+def test_slime_gets_a_bare_number_for_texts_and_messages(colours: tuple[str, str]) -> None:
+    url, key = colours
+    for prompt in (PROMPT, CHATML, LLAMA, [{"role": "user", "content": PROMPT}]):
+        answer = slime(url, key, {"prompt": prompt, "response": "red<|im_end|>\n", "label": None})
+        assert (answer.status_code, answer.json()) == (200, 1.0), answer.text
+    assert slime(url, key, {"prompt": PROMPT, "response": "blue", "label": "42"}).json() == 0.0
+
+
+def test_a_label_may_name_the_rubric(organisation: Keys, start: Callable[..., str]) -> None:
+    url, key = start(), organisation.key("red", "score")
+    made = call(url, "POST", "/v1/rubrics", organisation.key("red", "induce"), RUBRIC).json()
+    asked = {"prompt": "Another prompt.", "response": "red", "label": made["id"]}
+    assert slime(url, key, asked).json() == 1.0
+    assert slime(url, key, asked | {"label": None}).json()["error"]["code"] == "no_rubric"
+
+
+def test_several_queries_get_lists(colours: tuple[str, str]) -> None:
+    url, key = colours
+    body = {"query": [f"{PROMPT} red", f"<s>{PROMPT} blue</s>"], "prompts": [PROMPT] * 2}
+    answer = httpx.post(f"{url}/compat/openrlhf/{key}/get_reward?size=2", json=body, timeout=60)
+    assert answer.json() == {
+        "rewards": [1.0, 0.0],
+        "scores": [1.0, 0.0],
+        "extra_logs": {"unscored": [0.0, 0.0]},
+    }
+
+
+def test_a_request_that_cannot_be_meant_is_refused(colours: tuple[str, str]) -> None:
+    url, key = colours
+    place = f"{url}/compat/openrlhf/{key}/get_reward"
+    for query, body, why in (
+        ("", {"query": ["a b"], "prompts": ["a"]}, "size"),
+        ("?size=4", {"query": ["a b"], "prompts": ["a", "a"]}, "same length"),
+        ("?size=4", {"query": ["b"], "prompts": ["a"]}, "must hold its prompt"),
+    ):
+        answer = httpx.post(place + query, json=body, timeout=60)
+        assert answer.status_code == 422
+        assert why in answer.json()["error"]["message"]
+
+
+def test_a_key_in_a_path_may_score_and_induce_and_nothing_else(
+    organisation: Keys, start: Callable[..., str], clock: Clock
+) -> None:
+    scoring = organisation.key("red", "score")
+    inducing = organisation.key("red", "score", "induce")
+    url = start(api_key=OPERATOR)
+    call(url, "POST", "/v1/rubrics", inducing, RUBRIC)
+    body = {"prompt": PROMPT, "response": "red"}
+    for key in (scoring, inducing):
+        assert slime(url, key, body).json() == 1.0
+    # A key that only scores makes no rubric.
+    other = {"prompt": "Use no commas.", "response": "a"}
+    assert slime(url, scoring, other).json()["error"]["code"] == "no_rubric"
+    assert slime(url, inducing, other).status_code == 200
+    for key, status, code in (
+        (keys.new_key(), 401, "unknown_key"),
+        ("mk_nonsense", 401, "malformed_key"),
+        (OPERATOR, 403, "too_many_scopes"),
+        (organisation.key("red", "score", "read"), 403, "too_many_scopes"),
+        (organisation.key("red", "score", "admin"), 403, "too_many_scopes"),
+        (organisation.key("red", "induce"), 403, "missing_scope"),
+    ):
+        answer = slime(url, key, body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+        assert key not in answer.text
+        # The key before the body.
+        assert slime(url, key, {}).json()["error"]["code"] == code
+    organisation.revoke(scoring)
+    clock.advance(CACHE_S)
+    assert slime(url, scoring, body).json()["error"]["code"] == "revoked_key"
+
+
+def test_without_keys_any_word_stands_for_one(start: Callable[..., str]) -> None:
+    asked = {"prompt": "Use no commas.", "response": "a"}
+    assert slime(start(), "none", asked).status_code == 200
