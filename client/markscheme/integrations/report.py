@@ -121,14 +121,20 @@ class RewardReport:
                 f"rubric/origin_{origin}",
                 self.origins.get(origin, 0) / max(1, sum(self.origins.values())),
             )
+        # The criteria of several rubrics have nothing in common but their categories.
+        one_rubric = len({rate.rubric for rate in self.criteria}) == 1
         judged: Counter[str] = Counter()
         met: Counter[str] = Counter()
         for rate in self.criteria:
-            judged[rate.category] += rate.judged
-            met[rate.category] += rate.met
-        for category in sorted(judged):
-            if judged[category]:
-                log_metric(f"rubric/met_{category}", met[category] / judged[category])
+            names = [f"met_{rate.category}"]
+            if one_rubric:
+                names.append(f"criterion_{rate.criterion}")
+            for name in names:
+                judged[name] += rate.judged
+                met[name] += rate.met
+        for name in sorted(judged):
+            if judged[name]:
+                log_metric(f"rubric/{name}", met[name] / judged[name])
 
 
 def origins(batch: ScoreBatch) -> dict[str, int]:

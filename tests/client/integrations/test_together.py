@@ -10,8 +10,9 @@ import pytest
 from markscheme import Client
 from markscheme.errors import ConnectionFailed
 from markscheme.integrations import pending
+from markscheme.integrations.report import CriterionRate, RewardReport
 from markscheme.integrations.trl import AsyncRubricReward, RubricReward, Together
-from markscheme.schema import ScoreBatch
+from markscheme.schema import ScoreBatch, Usage
 
 ROWS: dict[str, Any] = {"prompts": ["p"] * 3, "completions": ["a", "b", "c"]}
 
@@ -82,3 +83,22 @@ def test_a_wait_for_an_absent_service_is_logged(
     with pytest.raises(ZeroDivisionError):
         reward(prompts=["p"], completions=["a"], trainer_state=state)
     assert "nobody there; it is asked again in 0 s" in caplog.text
+
+
+def test_each_criterion_is_a_metric_where_one_rubric_marks_the_batch() -> None:
+    def rate(rubric: str, criterion: str, met: int) -> CriterionRate:
+        return CriterionRate("g", rubric, criterion, "text", "task_fulfilment", 1, met, judged=4)
+
+    def logged(*criteria: CriterionRate) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        usage = Usage(judge_calls=0, prompt_tokens=0, completion_tokens=0, cached_verdicts=0)
+        report = RewardReport(0, [], [], [], {}, {}, list(criteria), usage, 0.0)
+        report.log(metrics.__setitem__)
+        return {name: value for name, value in metrics.items() if "met_" in name or "crit" in name}
+
+    assert logged(rate("a", "c1", 1), rate("a", "c2", 3), rate("a", "c1", 2)) == {
+        "rubric/met_task_fulfilment": 0.5,
+        "rubric/criterion_c1": 0.375,
+        "rubric/criterion_c2": 0.75,
+    }
+    assert logged(rate("a", "c1", 1), rate("b", "c1", 3)) == {"rubric/met_task_fulfilment": 0.5}
