@@ -7,7 +7,8 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from operator import add
 from typing import Any, NamedTuple
 
 from markscheme_server.domain.group_figures import GroupFigures
@@ -144,18 +145,22 @@ class StepTotals:
         self.last = max(self.last, other.last)
         self.groups += other.groups
         self.rollouts += other.rollouts
-        self.reasons.update(other.reasons)
+        if other.reasons:
+            self.reasons.update(other.reasons)
         self.rewards += other.rewards
         self.truncated += other.truncated
         self.comparable += other.comparable
         self.flat += other.flat
         self.words = _plus(self.words, other.words)
-        self.teacher = _plus(self.teacher, other.teacher)
-        self.beside_teacher = _plus(self.beside_teacher, other.beside_teacher)
-        self.second = _plus(self.second, other.second)
         self.length_reward = _plus(self.length_reward, other.length_reward)
-        for name, sums in other.metrics.items():
-            self.metrics[name] = _plus(self.metrics.get(name, (0.0, 0)), sums)
+        if other.teacher[1]:
+            self.teacher = _plus(self.teacher, other.teacher)
+            self.beside_teacher = _plus(self.beside_teacher, other.beside_teacher)
+        if other.second[0]:
+            self.second = _plus(self.second, other.second)
+        for name, (total, count) in other.metrics.items():
+            before, known = self.metrics.get(name, (0.0, 0))
+            self.metrics[name] = before + total, known + count
 
     @property
     def unscored(self) -> int:
@@ -215,7 +220,9 @@ class Counts(NamedTuple):
         )
 
 
-def count_verdicts(joined: str, criteria: int) -> list[Counts]:
+# A run that goes on is counted again and again, and most of its steps stay as they are.
+@lru_cache(maxsize=8192)
+def count_verdicts(joined: str, criteria: int) -> Sequence[Counts]:
     """Count the verdicts of joined verdict strings, for each of so many criteria."""
     counts = []
     for index in range(criteria):
@@ -465,7 +472,7 @@ def _ratio(total: float, count: int) -> float | None:
 
 
 def _plus(one: tuple[float, ...], other: tuple[float, ...]) -> Any:
-    return tuple(a + b for a, b in zip(one, other, strict=True))
+    return tuple(map(add, one, other))
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

@@ -23,7 +23,7 @@ from markscheme_server.domain.findings import (
 from markscheme_server.domain.hashing import criterion_key
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.run_history import Counts, RunHistory, StepTotals, count_verdicts
-from markscheme_server.domain.verdict import MET, NOT_MET
+from markscheme_server.domain.verdict import MET, NOT_APPLICABLE, NOT_MET, UNKNOWN
 from markscheme_server.store.budgets import Budget
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.runs import Repeats, RunCost, RunStore, StoredRun
@@ -37,6 +37,8 @@ OVERLAP_S = 60.0
 """What was scored so long before the last group is read again: it may have been stored later."""
 PAIR_STEPS = 200
 """Criteria are compared over the last steps of a run."""
+_MET_BITS = str.maketrans({MET: "1", NOT_MET: "0", NOT_APPLICABLE: "0", UNKNOWN: "0"})
+_JUDGED_BITS = str.maketrans({MET: "1", NOT_MET: "1", NOT_APPLICABLE: "0", UNKNOWN: "0"})
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,16 @@ class CriterionCounts:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run with its history. `criteria`: by rubric id, of rubrics that the team sees."""
+    """A run with its history. `criteria`: by rubric id, of rubrics that the team sees.
+
+    `figures`: those of steps that findings were made of, with the totals that they are of.
+    """
 
     run: StoredRun
     history: RunHistory
     criteria: Mapping[str, Sequence[Criterion]]
     repeats: Sequence[Repeats]
+    figures: dict[int, tuple[StepTotals, StepFigures]] = field(default_factory=dict)
     _found: dict[tuple[object, ...], list[Finding]] = field(default_factory=dict)
 
     @cached_property
@@ -105,7 +111,7 @@ class LoadedRun:
             self._found.clear()
             self._found[asked] = find(
                 RunFigures(
-                    steps=[_step(totals) for totals in self.history.steps.values()],
+                    steps=[self._step_figures(totals) for totals in self.history.steps.values()],
                     criteria=self._criterion_figures(),
                     pairs=self._pairs(),
                     running=running,
@@ -116,6 +122,12 @@ class LoadedRun:
                 )
             )
         return self._found[asked]
+
+    def _step_figures(self, totals: StepTotals) -> StepFigures:
+        known = self.figures.get(totals.first)
+        if known is None or known[0] is not totals:
+            known = self.figures[totals.first] = totals, _step(totals)
+        return known[1]
 
     def _criterion_figures(self) -> list[CriterionFigures]:
         repeats = {each.criterion_key: each for each in self.repeats}
@@ -158,11 +170,9 @@ def compare(joined: str, criteria: int) -> dict[tuple[int, int], tuple[int, int,
     if not joined:
         return {}
     # Bits of one number stand for the rollouts: thousands are compared at once.
-    met, judged = [], []
-    for index in range(criteria):
-        column = joined[index::criteria]
-        met.append(int("".join("1" if each == MET else "0" for each in column), 2))
-        judged.append(int("".join("1" if each in MET + NOT_MET else "0" for each in column), 2))
+    columns = [joined[index::criteria] for index in range(criteria)]
+    met = [int(column.translate(_MET_BITS), 2) for column in columns]
+    judged = [int(column.translate(_JUDGED_BITS), 2) for column in columns]
     found = {}
     for one in range(criteria):
         for other in range(one + 1, criteria):
@@ -211,7 +221,7 @@ class RunHistories:
         )
         history = RunHistory(groups, second, metrics, before)
         criteria = await self._store.criteria(run.team, list(history.rubrics))
-        loaded = LoadedRun(run, history, criteria, repeats)
+        loaded = LoadedRun(run, history, criteria, repeats, kept.figures if kept else {})
         self._kept[key] = loaded
         self._kept.move_to_end(key)
         while len(self._kept) > KEPT_RUNS:

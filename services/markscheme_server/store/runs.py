@@ -13,7 +13,7 @@ from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.run_history import RunGroup, SecondVerdicts
 from markscheme_server.domain.usage import to_usd
 from markscheme_server.store.engine.database import Database, team_scope
-from markscheme_server.store.engine.ids import as_utc, now
+from markscheme_server.store.engine.ids import as_utc, new_id, now
 from markscheme_server.store.rubrics import visible
 from markscheme_server.store.tables import (
     assignments,
@@ -26,6 +26,8 @@ from markscheme_server.store.tables import (
     runs,
     second_verdicts,
 )
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,27 @@ class RunStore:
         ).where(c.team == team, c.run_id == run_id)
         async with self._db.reading(team_scope(team)) as connection:
             return [SecondVerdicts(*row) for row in await connection.execute(query)]
+
+    async def save_second(self, team: str, run_id: str | None, rows: Rows) -> None:
+        """Store what a second judge said: rows of `second_verdicts` without team and run."""
+        await self._save(second_verdicts, team, run_id, rows)
+
+    async def save_repeats(self, team: str, run_id: str | None, rows: Rows) -> None:
+        """Store what a judge said when asked again: rows of `repeat_verdicts`, likewise."""
+        await self._save(
+            repeat_verdicts, team, run_id, [{"id": new_id("rep")} | dict(row) for row in rows]
+        )
+
+    async def _save(self, table: sa.Table, team: str, run_id: str | None, rows: Rows) -> None:
+        at = now()
+        new = [{"team": team, "run_id": run_id, "created_at": at} | dict(row) for row in rows]
+        async with self._db.writing(team_scope(team)) as connection:
+            await self._db.insert_new(connection, table, new)
+            await connection.execute(
+                sa.update(runs)
+                .where(runs.c.team == team, runs.c.id == run_id)
+                .values(changed_at=at)
+            )
 
     async def repeats(self, team: str, run_id: str) -> list[Repeats]:
         """Count a run's verdicts that were asked for again, by criterion, where both are known."""

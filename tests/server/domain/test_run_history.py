@@ -1,0 +1,168 @@
+"""Test the figures of runs against a straightforward computation over all rollouts."""
+
+import random
+import statistics
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from markscheme_server.domain.group_figures import (
+    GroupFigures,
+    joined_verdicts,
+    length_reward,
+    load_figures,
+)
+from markscheme_server.domain.run_history import (
+    Counts,
+    RunGroup,
+    RunHistory,
+    SecondVerdicts,
+    count_verdicts,
+)
+
+CRITERIA = 3
+
+
+def group(rng: random.Random, step: int, number: int, *, pruned: bool = False) -> RunGroup:
+    rewards = [rng.choice([None, 0.0, 0.25, 0.5, 1.0]) for _ in range(rng.randint(1, 5))]
+    words = [rng.choice([None, 3, 10, 40]) for _ in rewards]
+    known = [reward for reward in rewards if reward is not None]
+    figures = GroupFigures(
+        at=1000.0 + 10 * step + number,
+        rewards=rewards,
+        words=words,
+        truncated=rng.randint(0, len(rewards)),
+        reasons=["timeout"] * (len(rewards) - len(known)),
+        spread=max(known) - min(known) if len(known) > 1 else None,
+        verdicts=joined_verdicts(
+            ["".join(rng.choices("10-?", k=CRITERIA)) for _ in rewards], CRITERIA
+        ),
+        teacher_rewards=[rng.choice([None, 0.75, 1.0])],
+        teacher_verdicts="".join(rng.choices("10", k=CRITERIA)),
+        teacher_keys=["t"],
+        length_reward=length_reward(words, rewards),
+    )
+    return RunGroup(f"g{step}-{number}", step, f"rubric {number % 2}", "judge", pruned, figures)
+
+
+def run(seed: int, steps: int = 30) -> list[RunGroup]:
+    rng = random.Random(seed)
+    return [
+        group(rng, step, number, pruned=step < 3)
+        for step in range(steps)
+        if step % 7  # some steps were not scored
+        for number in range(rng.randint(1, 3))
+    ]
+
+
+def shown(history: RunHistory) -> Any:
+    return {
+        "steps": history.steps,
+        "groups": sorted(history.groups),
+        "verdicts": {rubric: dict(each) for rubric, each in history.verdicts.items()},
+        "teachers": history.teacher_verdicts,
+        "pruned": (history.pruned, history.pruned_until),
+        "scored_at": history.scored_at,
+        "seconds": history.seconds_per_step,
+    }
+
+
+def test_figures_are_read_as_they_were_written() -> None:
+    every = [each.figures for each in run(1)]
+    back = load_figures(each.dump() for each in every)
+    assert [each.dump() for each in back] == [each.dump() for each in every]
+    assert [list(each.rewards) for each in back] == [list(each.rewards) for each in every]
+
+
+@pytest.mark.parametrize("bins", [1, 4, 7, 1000])
+def test_spans_hold_what_their_rollouts_say(bins: int) -> None:
+    groups = run(2)
+    history = RunHistory(groups)
+    spans = history.spans(bins)
+    assert len(spans) <= bins
+    assert sum(span.groups for span in spans) == len(groups)
+    for span in spans:
+        inside = [g.figures for g in groups if span.first <= g.step <= span.last]
+        rewards = [r for each in inside for r in each.rewards if r is not None]
+        words = [w for each in inside for w in each.words if w is not None]
+        teachers = [r for each in inside for r in each.teacher_rewards if r is not None]
+        assert span.rollouts == sum(len(each.rewards) for each in inside)
+        assert span.unscored == span.rollouts - len(rewards)
+        assert span.reasons == Counter(reason for each in inside for reason in each.reasons)
+        for mean, values in (
+            (span.reward, rewards),
+            (span.mean_words, words),
+            (span.teacher_reward, teachers),
+        ):
+            assert mean == (pytest.approx(statistics.mean(values)) if values else None)
+        if rewards:
+            assert span.quantiles() == pytest.approx(tuple(np.quantile(rewards, [0.1, 0.9])))
+        else:
+            assert span.quantiles() is None
+
+
+def test_length_and_reward_are_correlated_within_groups() -> None:
+    groups = run(3)
+    x, y = [], []
+    for each in groups:
+        pairs = [
+            (w, r)
+            for w, r in zip(each.figures.words, each.figures.rewards, strict=True)
+            if w is not None and r is not None
+        ]
+        if len(pairs) > 1:
+            for values, column in ((x, 0), (y, 1)):
+                middle = statistics.mean(pair[column] for pair in pairs)
+                values += [pair[column] - middle for pair in pairs]
+    expected = float(np.dot(x, y) / np.sqrt(np.dot(x, x) * np.dot(y, y)))
+    assert RunHistory(groups).total.length_correlation == pytest.approx(expected)
+
+
+def test_a_run_of_unknown_rewards_has_no_mean() -> None:
+    figures = GroupFigures(1.0, [None, None], [None, None], 0, ["timeout"] * 2)
+    history = RunHistory([RunGroup("g", 0, "r", None, False, figures)])
+    assert (history.total.reward, history.total.mean_words, history.now.teacher_reward) == (
+        None,
+        None,
+        None,
+    )
+    assert history.curve(40) == [None]
+    assert history.total.length_correlation is None
+
+
+def test_a_run_without_groups_has_no_figures() -> None:
+    history = RunHistory([])
+    assert (history.first_step, history.last_step, history.seconds_per_step) == (None, None, None)
+    assert (history.spans(10), history.curve(10), history.now.reward) == ([], [], None)
+
+
+def test_verdicts_are_counted_by_criterion() -> None:
+    assert count_verdicts("10-" + "1?0" + "??1", 3) == [
+        Counts(2, 2, 1),
+        Counts(0, 1, 2),
+        Counts(1, 2, 0),
+    ]
+    assert count_verdicts("", 2) == [Counts(), Counts()]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_renewed_history_is_the_one_that_is_read_anew(seed: int) -> None:
+    rng, groups = random.Random(seed), run(seed)
+    second = [
+        SecondVerdicts(g.id, "r0", "other", g.step, 0.5, "101", rng.choice([None, 0.25]), "100")
+        for g in groups
+        if rng.random() < 0.3
+    ]
+    metrics = {g.step: {"loss": rng.random(), "kl": None} for g in groups}
+    before = RunHistory(groups[:-8], second[:-2], dict(list(metrics.items())[:5]))
+    # A step is sent again, others are new.
+    again = group(rng, groups[5].step, 9)
+    later = [*groups, again]
+    changed = {each.step for each in (*groups[-8:], again)}
+    renewed = RunHistory([each for each in later if each.step in changed], second, metrics, before)
+    assert shown(renewed) == shown(RunHistory(later, second, metrics))
+    assert shown(before) == shown(
+        RunHistory(groups[:-8], second[:-2], dict(list(metrics.items())[:5]))
+    ), "it stays as it was"

@@ -1,0 +1,208 @@
+"""Test what runs keep: figures beyond pruning, second verdicts, repeats, cost."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import pytest
+
+from markscheme import schema
+from markscheme_server.domain.caller import Caller
+from markscheme_server.domain.hashing import criterion_key, prompt_key, text_key
+from markscheme_server.domain.rubric import Criterion, Rubric
+from markscheme_server.scoring.judge_reports import JudgeReportService
+from markscheme_server.scoring.run_groups import RunGroupService
+from markscheme_server.scoring.run_histories import RunHistories
+from markscheme_server.scoring.runs import RunService
+from markscheme_server.store.assignments import (
+    GroupOutcome,
+    GroupRef,
+    ScoredRollout,
+    ScoredTeacher,
+)
+from markscheme_server.store.audit import Actor
+from markscheme_server.store.engine.ids import now
+from markscheme_server.store.maintenance.prune import Pruner
+from markscheme_server.store.store import Store
+
+RED = Caller("red", frozenset({"read"}))
+PROMPT = [{"role": "user", "content": "Name a colour."}]
+CRITERIA = [Criterion("c1", "It is a colour.", 2), Criterion("c2", "It is one word.", 1)]
+Said = tuple[str, str, float | None]
+
+
+class Reader:
+    """The services over a store."""
+
+    def __init__(self, store: Store) -> None:
+        histories = RunHistories(store.runs)
+        self.runs = RunService(store.runs, store.budgets, histories)
+        self.groups = RunGroupService(store.runs, store.run_groups, store.rubrics, histories, [])
+        self.reports = JudgeReportService(
+            store.judge_reports, store.runs, store.rubrics, self.groups, {}
+        )
+
+
+async def make_rubric(store: Store) -> Rubric:
+    return await store.rubric_versions.save(
+        team="red",
+        prompt=PROMPT,
+        criteria=CRITERIA,
+        origin="imported",
+        provenance={},
+        actor=Actor("red"),
+    )
+
+
+async def score(store: Store, rubric: Rubric, step: int, said: Sequence[Said]) -> str:
+    """Store a scored group of (text, verdict string, reward); return its id."""
+    made = await store.assignments.assign(
+        GroupRef("red", "run", step, f"g{step}", prompt_key(PROMPT)),
+        prompt=None,
+        rubric_id=rubric.id,
+        origin="reused",
+        reuse="if_fresh",
+        verify="rollout",
+        distinct=len(said),
+    )
+    rollouts = [
+        ScoredRollout(
+            f"r{i}", text, False, reward, None if reward is not None else "timeout", verdicts, 1
+        )
+        for i, (text, verdicts, reward) in enumerate(said)
+    ]
+    await store.assignments.finish(
+        "red",
+        made.id,
+        GroupOutcome(
+            rollouts,
+            distinct=sum(r.reward is not None for r in rollouts),
+            teachers=[ScoredTeacher(text_key("blue"), 1.0, "11")],
+            criteria=len(CRITERIA),
+            judge="judge",
+            run_id="run",
+        ),
+    )
+    return made.id
+
+
+async def answers(reader: Reader) -> list[schema.Wire]:
+    return [
+        await reader.runs.run(RED, "run"),
+        await reader.runs.steps(RED, "run"),
+        await reader.runs.criteria(RED, "run"),
+        await reader.runs.findings(RED, "run"),
+    ]
+
+
+async def prune(store: Store) -> None:
+    async for _ in Pruner(store.database, now() + timedelta(seconds=1), dry=False).run():
+        pass
+
+
+async def test_a_run_keeps_its_figures_when_its_groups_are_pruned(store: Store) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    for step in range(4):
+        await score(store, rubric, step, [("red", "11", 1.0), ("red, blue", "1?", None)])
+    before = await answers(reader)
+    await prune(store)
+    for each in (reader, Reader(store)):  # one that has read them before, and one that has not
+        after = await answers(each)
+        assert isinstance(after[0], schema.RunDetail)
+        assert after[0].pruned_until == 4
+        assert [
+            after[0].model_copy(update={"pruned_until": None}),
+            *after[1:],
+        ] == before
+        assert (await each.groups.groups(RED, "run", schema.GroupFilter())).data == []
+    await score(store, rubric, 9, [("green", "11", 1.0)])
+    detail = await reader.runs.run(RED, "run")
+    assert (detail.groups, detail.last_step, detail.pruned_until) == (5, 9, 4)
+
+
+async def test_figures_are_new_with_each_group(store: Store) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    for step in range(3):
+        await score(store, rubric, step, [("red", "11", 1.0), ("a b", "00", 0.0)])
+        assert await answers(reader) == await answers(Reader(store))
+        assert (await reader.runs.run(RED, "run")).groups == step + 1
+    # The first step is sent again.
+    await score(store, rubric, 0, [("red", "11", 1.0), ("a b", "10", 0.5)])
+    assert (await reader.runs.steps(RED, "run")).data[0].reward == 0.75
+
+
+async def test_a_second_judge_is_shown_beside_the_first(store: Store) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    group = await score(store, rubric, 0, [("red", "11", 1.0), ("blue", "10", 0.5)])
+    assert (await reader.runs.run(RED, "run")).second_judge == 0
+    said = {"assignment_id": group, "step": 0, "judge": "other", "first_judge": "judge"}
+    await store.runs.save_second(
+        "red",
+        "run",
+        [
+            said
+            | {
+                "rollout_id": "r0",
+                "first_reward": 1.0,
+                "first_verdicts": "11",
+                "reward": 0.5,
+                "verdicts": "10",
+            },
+            said
+            | {
+                "rollout_id": "r1",
+                "first_reward": 0.5,
+                "first_verdicts": "10",
+                "reward": None,
+                "verdicts": "1?",
+            },
+        ],
+    )
+    detail = await reader.runs.run(RED, "run")
+    assert (detail.second_judge, detail.second_judge_now) == (1, 0.5)
+    (listed,) = (
+        await reader.groups.groups(RED, "run", schema.GroupFilter(sort="disagreement"))
+    ).data
+    shown = await reader.groups.group(RED, listed.id)
+    assert shown.second_judge == "other"
+    assert [[v.second_judge_met for v in r.verdicts] for r in shown.rollouts] == [
+        [True, False],
+        [True, None],
+    ]
+    report = await reader.reports.judges(RED)
+    (both,) = report.data[0].agreement
+    assert (report.data[0].judge, both.second_judge, both.verdicts) == ("judge", "other", 3)
+    assert both.agreement == pytest.approx(2 / 3)
+    assert [each.id for each in report.disagreements] == [group]
+
+
+async def test_repeats_are_counted_where_both_verdicts_are_known(store: Store) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    await score(store, rubric, 0, [("red", "11", 1.0)])
+    key = criterion_key(CRITERIA[0])
+    await store.runs.save_repeats(
+        "red",
+        "run",
+        [
+            {
+                "criterion_key": key,
+                "verdict_key": f"v{i}",
+                "judge": "judge",
+                "met_before": True,
+                "met_now": met,
+            }
+            for i, met in enumerate([True, True, False, None])
+        ],
+    )
+    (found,) = await store.runs.repeats("red", "run")
+    assert (found.criterion_key, found.asked, found.flipped) == (key, 3, 1)
+    repeats = (await reader.reports.judges(RED)).data[0].repeats
+    assert repeats is not None
+    assert (repeats.verdicts, repeats.flipped, repeats.share) == (3, 1, pytest.approx(1 / 3))
+
+
+async def test_a_rollout_has_its_verdicts_in_its_row(store: Store) -> None:
+    group = await score(store, await make_rubric(store), 0, [("red", "1-", 1.0)])
+    (rollout,) = (await store.run_groups.rollouts("red", [group]))[group]
+    assert (rollout.verdicts, rollout.words) == ("1-", 1)
+    assert await store.run_groups.rollouts("blue", [group]) == {}
+    assert await store.run_groups.find("blue", [group]) == []
