@@ -68,7 +68,7 @@ $(PAGES_VENV)/.ready: $(VENV)/.ready
 	cd build/axe && npm pack --silent axe-core@4.14.1 && tar -xzf axe-core-4.14.1.tgz
 	touch $@
 
-test-pages: $(PAGES_VENV)/.ready  ## Every page in Chromium: console, policy, axe, widths, no JavaScript (slow, three minutes; needs chromium and npm)
+test-pages: $(PAGES_VENV)/.ready  ## Every page in Chromium: console, policy, axe, widths, no JavaScript (slow, ten minutes; needs chromium and npm)
 	$(CLEAN) $(PAGES_VENV)/bin/python -m pytest -m slow tests/browser
 
 fuzz: setup  ## Schemathesis against the running service (slow, about three minutes)

@@ -271,7 +271,7 @@ def heat_row(spans: Sequence[CriterionSpan], first: int, last: int, label: str) 
 
 def heat_axis(first: int, last: int, first_step: int) -> Markup:
     """Return the steps above the heat map."""
-    frame = Frame(400, 16, (float(first), float(last)), left=1, right=1, top=0, bottom=4)
+    frame = Frame(540, 16, (float(first), float(last)), left=1, right=1, top=0, bottom=4)
     return _svg(frame, "chart heat-axis", "", [_labels(frame, first_step, 12, 5)])
 
 

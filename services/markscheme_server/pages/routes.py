@@ -19,7 +19,7 @@ from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.accounts.sessions import COOKIE, PAGES, SESSION_S, Sessions
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.domain.caller import Caller
-from markscheme_server.errors import Forbidden, NotFound, Unauthorised
+from markscheme_server.errors import Forbidden, NotFound, TooLarge, Unauthorised
 from markscheme_server.pages import render, views
 from markscheme_server.pages.render import Frame
 from markscheme_server.scoring.judge_reports import JudgeReportService
@@ -36,7 +36,7 @@ CRITERIA_SHOWN, MAX_CRITERIA = 40, 400
 GROUPS_SHOWN = 50
 MAX_STEPS = 1_000_000
 """Bins that leave each step its own."""
-MAX_FORM_FIELDS = 20
+MAX_FORM_BYTES, MAX_FORM_FIELDS = 16 * 1024, 20
 COST_DAYS = 30
 ADVICE = {
     401: "Send a key with the scope read, or sign in.",
@@ -495,8 +495,14 @@ def _require_own_origin(request: Request) -> None:
 
 
 async def _fields(request: Request) -> dict[str, str]:
+    body = b""
+    # Whoever signs in is not known yet, so that little is read.
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            raise TooLarge("this is no form of this service", code="body_too_large")
     try:
-        sent = parse_qs((await request.body()).decode(), max_num_fields=MAX_FORM_FIELDS)
+        sent = parse_qs(body.decode(), max_num_fields=MAX_FORM_FIELDS)
     except ValueError as error:
         raise Forbidden("this is not a form of this service", code="bad_form") from error
     return {name: values[-1] for name, values in sent.items()}

@@ -104,6 +104,10 @@ def test_a_wrong_key_is_said_and_starts_nothing(browser: Browser, key: str) -> N
     assert "not a key" in Page(answer.text).text
 
 
+def test_a_stranger_cannot_send_much(browser: Browser) -> None:
+    assert browser.sign_in("k" * 20_000).status_code == 413
+
+
 def test_a_key_that_may_not_read_cannot_sign_in(browser: Browser, organisation: Keys) -> None:
     answer = browser.sign_in(organisation.key("red", "score"))
     assert answer.status_code == 401
