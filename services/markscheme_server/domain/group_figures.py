@@ -42,11 +42,11 @@ class GroupFigures(NamedTuple):
 
     def dump(self) -> str:
         """Return the JSON that `load_figures` reads; what has its default is left out."""
-        kept = {
+        given = {
             name: value for name, value in self._asdict().items() if value not in ("", (), [], None)
         }
         return json.dumps(
-            kept | {"rewards": list(self.rewards), "words": list(self.words)},
+            given | {"rewards": list(self.rewards), "words": list(self.words)},
             separators=(",", ":"),
         )
 

@@ -234,9 +234,10 @@ def count_verdicts(joined: str, criteria: int) -> Sequence[Counts]:
 
 @dataclass(slots=True)
 class _Step:
-    """What is kept of a step. Verdict strings are joined, by rubric id. `end`: seconds since 1970.
+    """What the history has of a step. Verdict strings are joined, by rubric id.
 
-    `second` and `metrics` are those that its totals have.
+    `end`: when its last group was scored, in seconds since 1970. `second` and `metrics`: those that
+    its totals have.
     """
 
     totals: StepTotals
@@ -291,12 +292,12 @@ class RunHistory:
         self._steps: dict[int, _Step] = dict(before._steps) if before is not None else {}
         for step, found in by_step.items():
             self._steps[step] = _step(step, found, second_of[step], (metrics or {}).get(step, {}))
-        for step, kept in self._steps.items():
+        for step, stored in self._steps.items():
             beside = second_of.get(step, []), (metrics or {}).get(step, {})
-            if (kept.second, kept.metrics) != beside:
-                self._steps[step] = _renewed(kept, *beside)
+            if (stored.second, stored.metrics) != beside:
+                self._steps[step] = _renewed(stored, *beside)
         self._steps = dict(sorted(self._steps.items()))
-        self.steps = {step: kept.totals for step, kept in self._steps.items()}
+        self.steps = {step: stored.totals for step, stored in self._steps.items()}
         self.groups: list[GroupSummary] = []
         self.verdicts: dict[str, dict[int, str]] = defaultdict(dict)
         teachers: dict[str, list[str]] = defaultdict(list)
@@ -304,17 +305,17 @@ class RunHistory:
         self.rubrics: dict[str, None] = {}
         self.pruned, self.scored_at = 0, 0.0
         self.pruned_until: int | None = None
-        for step, kept in self._steps.items():
-            self.groups += kept.groups
-            for rubric, joined in kept.verdicts.items():
+        for step, stored in self._steps.items():
+            self.groups += stored.groups
+            for rubric, joined in stored.verdicts.items():
                 self.verdicts[rubric][step] = joined
-            for rubric, joined in kept.teacher_verdicts.items():
+            for rubric, joined in stored.teacher_verdicts.items():
                 teachers[rubric].append(joined)
-            judges |= kept.judges
-            self.rubrics |= kept.rubrics
-            self.scored_at = max(self.scored_at, kept.end)
-            if kept.pruned:
-                self.pruned += kept.pruned
+            judges |= stored.judges
+            self.rubrics |= stored.rubrics
+            self.scored_at = max(self.scored_at, stored.end)
+            if stored.pruned:
+                self.pruned += stored.pruned
                 self.pruned_until = step + 1
         self.teacher_verdicts = {rubric: "".join(parts) for rubric, parts in teachers.items()}
         self.judges = list(judges)
@@ -332,7 +333,7 @@ class RunHistory:
     @cached_property
     def seconds_per_step(self) -> float | None:
         """The median time between the ends of steps; `None` before the second step."""
-        ends = [kept.end for kept in self._steps.values()]
+        ends = [stored.end for stored in self._steps.values()]
         waits = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
         return statistics.median(waits) if waits else None
 
@@ -411,32 +412,32 @@ def _step(
     second: Sequence[SecondVerdicts],
     metrics: Mapping[str, float | None],
 ) -> _Step:
-    kept = _Step(StepTotals(step, step), (), {})
+    stored = _Step(StepTotals(step, step), (), {})
     for group in groups:
         figures, rubric = group.figures, group.rubric_id
-        kept.totals.add_group(figures)
-        kept.end = max(kept.end, figures.at)
-        kept.rubrics[rubric] = None
+        stored.totals.add_group(figures)
+        stored.end = max(stored.end, figures.at)
+        stored.rubrics[rubric] = None
         if group.judge is not None:
-            kept.judges[group.judge] = None
+            stored.judges[group.judge] = None
         if figures.verdicts:
-            kept.verdicts[rubric] = kept.verdicts.get(rubric, "") + figures.verdicts
+            stored.verdicts[rubric] = stored.verdicts.get(rubric, "") + figures.verdicts
         if figures.teacher_verdicts:
-            said = kept.teacher_verdicts.get(rubric, "")
-            kept.teacher_verdicts[rubric] = said + figures.teacher_verdicts
+            said = stored.teacher_verdicts.get(rubric, "")
+            stored.teacher_verdicts[rubric] = said + figures.teacher_verdicts
         if group.pruned:
-            kept.pruned += 1
+            stored.pruned += 1
         else:
-            kept.groups.append(_summary(group))
-    return _renewed(kept, second, metrics) if second or metrics else kept
+            stored.groups.append(_summary(group))
+    return _renewed(stored, second, metrics) if second or metrics else stored
 
 
 def _renewed(
-    kept: _Step, second: Sequence[SecondVerdicts], metrics: Mapping[str, float | None]
+    stored: _Step, second: Sequence[SecondVerdicts], metrics: Mapping[str, float | None]
 ) -> _Step:
     """Return a step with other second verdicts and metrics."""
     gaps: dict[str, list[float]] = defaultdict(list)
-    totals = replace(kept.totals, second=(0, 0.0, 0.0), metrics={})
+    totals = replace(stored.totals, second=(0, 0.0, 0.0), metrics={})
     for each in second:
         totals.add_second(each)
         if each.reward is not None and each.first_reward is not None:
@@ -444,9 +445,9 @@ def _renewed(
     totals.add_metrics(metrics)
     groups = [
         group._replace(gap=_ratio(sum(gaps.get(group.id, ())), len(gaps.get(group.id, ()))))
-        for group in kept.groups
+        for group in stored.groups
     ]
-    return replace(kept, totals=totals, second=second, metrics=metrics, groups=groups)
+    return replace(stored, totals=totals, second=second, metrics=metrics, groups=groups)
 
 
 def _summary(group: RunGroup) -> GroupSummary:

@@ -28,8 +28,8 @@ from markscheme_server.store.budgets import Budget
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.runs import Repeats, RunCost, RunStore, StoredRun
 
-KEPT_RUNS = 8
-"""Histories that a process keeps; one of 1,000 steps takes a few megabytes."""
+CACHED_RUNS = 8
+"""Histories in the cache of a process; one of 1,000 steps takes a few megabytes."""
 COST_AGE_S = 2.0
 """A page asks for several answers at once: the ledger of the run is added up once for them."""
 MAX_COSTS = 1000
@@ -185,11 +185,11 @@ def compare(joined: str, criteria: int) -> dict[tuple[int, int], tuple[int, int,
 
 
 class RunHistories:
-    """Reads histories, and keeps those of the runs that were read last."""
+    """Reads histories, and caches those of the runs that were read last."""
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
-        self._kept: OrderedDict[tuple[str, str], LoadedRun] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], LoadedRun] = OrderedDict()
         self._costs: dict[tuple[str, str], tuple[float, RunCost]] = {}
 
     async def cost(self, run: StoredRun) -> RunCost:
@@ -205,11 +205,11 @@ class RunHistories:
     async def load(self, run: StoredRun) -> LoadedRun:
         """Return the history of a run as it is now."""
         key = (run.team, run.id)
-        kept = self._kept.get(key)
-        if kept is not None and kept.run == run:
-            self._kept.move_to_end(key)
-            return kept
-        before = kept.history if kept is not None else None
+        cached = self._cache.get(key)
+        if cached is not None and cached.run == run:
+            self._cache.move_to_end(key)
+            return cached
+        before = cached.history if cached is not None else None
         if before is not None and await self._store.pruned(*key) != before.pruned:
             before = None
         since = before.scored_at - OVERLAP_S if before is not None else None
@@ -219,13 +219,14 @@ class RunHistories:
             self._store.metrics(*key),
             self._store.repeats(*key),
         )
-        history = RunHistory(groups, second, metrics, before)
+        # In a thread: a long run takes hundreds of milliseconds, and others must not wait for it.
+        history = await asyncio.to_thread(RunHistory, groups, second, metrics, before)
         criteria = await self._store.criteria(run.team, list(history.rubrics))
-        loaded = LoadedRun(run, history, criteria, repeats, kept.figures if kept else {})
-        self._kept[key] = loaded
-        self._kept.move_to_end(key)
-        while len(self._kept) > KEPT_RUNS:
-            self._kept.popitem(last=False)
+        loaded = LoadedRun(run, history, criteria, repeats, cached.figures if cached else {})
+        self._cache[key] = loaded
+        self._cache.move_to_end(key)
+        while len(self._cache) > CACHED_RUNS:
+            self._cache.popitem(last=False)
         return loaded
 
 

@@ -47,17 +47,17 @@ class RunService:
         data = []
         for run in page:
             key = (run.team, run.id)
-            kept = self._listed.get(key)
-            if kept is None or kept[0] != run or kept[1].findings is None:
+            cached = self._listed.get(key)
+            if cached is None or cached[0] != run or cached[1].findings is None:
                 loaded = await self._histories.load(run)
                 summary = _summary(loaded, costs[run.id])
                 if perf_counter() < until:
                     found = _findings(loaded, costs[run.id], budgets)
                     summary = summary.model_copy(update={"findings": _counts(found)})
-                self._listed[key] = kept = (run, summary)
+                self._listed[key] = cached = (run, summary)
                 if len(self._listed) > MAX_LISTED:
                     del self._listed[next(iter(self._listed))]
-            data.append(_with_money(kept[1], costs[run.id]))
+            data.append(_with_money(cached[1], costs[run.id]))
         return schema.RunList(data=data, has_more=more)
 
     async def run(self, caller: Caller, run_id: str) -> schema.RunDetail:

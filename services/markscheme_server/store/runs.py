@@ -1,5 +1,6 @@
 """Training runs: what they are, and the figures of their groups."""
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -191,7 +192,8 @@ class RunStore:
                 rows = (
                     await connection.execute(self._groups_of_steps, of_run | {"steps": changed})
                 ).all()
-        return _run_groups(rows)
+        # In a thread: those of a long run take hundreds of milliseconds.
+        return await asyncio.to_thread(_run_groups, rows)
 
     async def pruned(self, team: str, run_id: str) -> int:
         """Return how many groups of a run were pruned."""
