@@ -7,9 +7,16 @@ Every figure of the pages is in one of these answers. Steps are those that the t
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints, field_validator
 
-from markscheme.schema.base import Identifier, Message, ShortText, Wire
+from markscheme.schema.base import (
+    MAX_TEXT_LENGTH,
+    Identifier,
+    Message,
+    ShortText,
+    Text,
+    Wire,
+)
 from markscheme.schema.rubrics import Criterion
 from markscheme.schema.scores import Reward, RubricRef
 from markscheme.vocabulary import (
@@ -24,7 +31,11 @@ from markscheme.vocabulary import (
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Step = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Facts = Annotated[dict[Identifier, str | int | float | bool | None], Field(max_length=64)]
+FactText = Annotated[Text, StringConstraints(max_length=MAX_TEXT_LENGTH)]
+FactNumber = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Facts = Annotated[
+    dict[Identifier, FactText | FactNumber | float | bool | None], Field(max_length=64)
+]
 Metrics = Annotated[dict[Identifier, float | None], Field(max_length=256)]
 
 
@@ -47,6 +58,13 @@ class RunPut(Wire):
     facts: Facts | None = Field(
         default=None, description="What to show of it, such as student, preset, learning rate"
     )
+
+    @field_validator("state", "facts")
+    @classmethod
+    def _known(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("must not be null; leave it out to keep what is stored")
+        return value
 
 
 class StepRecord(Wire):

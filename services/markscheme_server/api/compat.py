@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
 from markscheme import schema
 from markscheme_server.api.body import StrictRoute
@@ -72,9 +74,7 @@ async def _group(
 
 
 ArrivingGroup = Annotated[schema.ArrivingGroup, Depends(_group)]
-RunId = Annotated[
-    str | None, Query(min_length=1, max_length=200, description="The run, for budgets and usage")
-]
+RunId = Annotated[schema.Identifier | None, Query(description="The run, for budgets and usage")]
 
 
 @router.post("/openrlhf/{key}/get_reward", summary="Score rollouts for OpenRLHF")
@@ -140,17 +140,21 @@ async def _rewards(
     run: str | None,
     within_ms: int,
 ) -> list[KnownReward]:
-    payloads = [
-        schema.RolloutRequest(
-            group=group,
-            prompt=prompt,
-            rubric_id=rubric_id,
-            rollout=schema.Rollout(id="-", text=text),
-            reuse="if_fresh" if "induce" in caller.scopes else "frozen",
-            run=schema.Run(id=run, step=0) if run else None,
-        )
-        for prompt, text, rubric_id in asked
-    ]
+    try:
+        payloads = [
+            schema.RolloutRequest(
+                group=group,
+                prompt=prompt,
+                rubric_id=rubric_id,
+                rollout=schema.Rollout(id="-", text=text),
+                reuse="if_fresh" if "induce" in caller.scopes else "frozen",
+                run=schema.Run(id=run, step=0) if run else None,
+            )
+            for prompt, text, rubric_id in asked
+        ]
+    except ValidationError as error:
+        # What a chat template wrote, or a label names, need not be valid in a rollout's request.
+        raise RequestValidationError(error.errors()) from error
     for payload in payloads:
         require_induce(caller, payload)
     deadline = services.scores.deadline(within_ms)
@@ -172,7 +176,7 @@ async def _all(scores: Iterable[Awaitable[KnownReward]]) -> list[KnownReward]:
 def _response(query: str, prompt: str) -> str:
     """Return what follows the prompt, without the tokens that end it."""
     # A tokenizer may put a token before the prompt.
-    _, found, response = query.partition(prompt)
+    _, found, response = query.partition(prompt) if prompt else ("", "", "")
     if not found:
         raise Unprocessable(
             "a query must hold its prompt and then the response",

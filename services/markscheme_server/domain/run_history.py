@@ -3,6 +3,7 @@
 A figure that is not known is in no sum: it never counts as 0.
 """
 
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -195,8 +196,11 @@ class StepTotals:
 
     @property
     def mean_metrics(self) -> dict[str, float | None]:
-        """The means of the trainer's metrics."""
-        return {name: _ratio(*sums) for name, sums in sorted(self.metrics.items())}
+        """The means of the trainer's metrics; `None` also where the sum is out of range."""
+        return {
+            name: _ratio(total, count) if math.isfinite(total) else None
+            for name, (total, count) in sorted(self.metrics.items())
+        }
 
     def quantiles(self) -> tuple[float, float] | None:
         """Return the 10th and the 90th percentile of the known rewards, interpolated linearly."""

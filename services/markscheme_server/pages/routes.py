@@ -489,8 +489,11 @@ def _require_scope(caller: Caller, scope: Scope) -> None:
 
 def _require_own_origin(request: Request) -> None:
     """Refuse a form of another site. Browsers send the origin with each form that is posted."""
-    origin = request.headers.get("origin", "")
-    if not origin or urlsplit(origin).netloc != request.headers.get("host", ""):
+    try:
+        host = urlsplit(request.headers.get("origin", "")).netloc
+    except ValueError:
+        host = ""  # no browser sends an origin that is not an address
+    if not host or host != request.headers.get("host", ""):
         raise Forbidden("this form was not sent from a page of this service", code="origin")
 
 

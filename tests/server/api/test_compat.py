@@ -137,6 +137,30 @@ def test_a_request_that_cannot_be_meant_is_refused(colours: tuple[str, str]) -> 
         assert why in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("query", "prompt", "label"),
+    [
+        ("x", "", ""),
+        ("qx", "q", "rub_" + "x" * 5000),
+        ("<|im_start|>nobody\nhi<|im_end|>x", "<|im_start|>nobody\nhi<|im_end|>", ""),
+    ],
+)
+def test_what_a_rollout_may_not_say_is_refused(
+    colours: tuple[str, str], query: str, prompt: str, label: str
+) -> None:
+    url, key = colours
+    body = {"query": [query], "prompts": [prompt], "labels": [label]}
+    answer = httpx.post(f"{url}/compat/openrlhf/{key}/get_reward?size=1", json=body)
+    assert answer.status_code == 422
+
+
+def test_the_name_of_a_run_is_an_identifier(colours: tuple[str, str]) -> None:
+    url, key = colours
+    body = {"prompt": PROMPT, "response": "red"}
+    answer = httpx.post(f"{url}/compat/slime/{key}?size=1&run=%00", json=body)
+    assert answer.status_code == 422
+
+
 def test_a_key_in_a_path_may_score_and_induce_and_nothing_else(
     organisation: Keys, start: Callable[..., str], clock: Clock
 ) -> None:

@@ -1,9 +1,11 @@
 """Test runs and groups over HTTP: figures equal what the scores said, whatever the run's id."""
 
+import json
 import statistics
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 from markscheme import Client
@@ -228,6 +230,37 @@ def test_a_run_says_what_it_is(client: Client) -> None:
     assert (ended.state, ended.reason, ended.steps) == ("stopped", "the budget is spent", 10)
     assert ended.facts == {"student": "one", "lr": 1e-6}
     assert client.runs().data[0].findings is not None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"state": None},
+        {"facts": None},
+        {"facts": {"student": "a\0b"}},
+        {"facts": {"student": "\ud800"}},
+        {"facts": {"student": "x" * 4001}},
+        {"facts": {"seed": 10**400}},
+    ],
+)
+def test_what_cannot_be_shown_of_a_run_is_refused(fields: dict[str, Any], member: Team) -> None:
+    red = member("red")
+    facts = {"student": "Qwen3-8B", "seed": 2**63 - 1, "lr": 1e-6, "lora": True, "note": None}
+    assert red("PUT", "/v1/runs/r", {"facts": facts}).status_code == 200
+    answer = httpx.put(
+        f"{red.url}/v1/runs/r",
+        content=json.dumps(fields),
+        headers={"Authorization": f"Bearer {red.key}", "Content-Type": "application/json"},
+    )
+    assert answer.status_code == 422
+    assert get(red, "/v1/runs")["data"][0]["facts"] == facts
+
+
+def test_metrics_whose_sum_is_out_of_range_have_no_mean(client: Client, member: Team) -> None:
+    for step in (0, 1):
+        scored(member("red"), "r", step, GOOD)
+    client.add_run_records("r", {step: {"norm": 1.7e308, "kl": 0.5} for step in (0, 1)})
+    assert client.run_steps("r", bins=1).data[0].metrics == {"norm": None, "kl": 0.5}
 
 
 def test_runs_are_paged_the_last_heard_of_first(client: Client, member: Team) -> None:

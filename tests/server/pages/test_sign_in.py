@@ -180,6 +180,13 @@ def test_another_sites_form_is_refused(browser: Browser, organisation: Keys) -> 
         assert "set-cookie" not in answer.headers
 
 
+@pytest.mark.parametrize("origin", ["null", "http://[", "//"])
+def test_a_form_whose_origin_is_no_address_is_refused(browser: Browser, origin: str) -> None:
+    answer = browser.post("/pages/signin", {"key": OPERATOR}, origin)
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+
+
 def test_signing_out_takes_the_token_of_the_session(browser: Browser, session: str) -> None:
     assert browser.post("/pages/signout", {"csrf": "0" * 64}).status_code == 403
     page = Page(browser.get("/pages/").text)
