@@ -3,19 +3,18 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Coroutine, MutableMapping
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
-from starlette.routing import Match
 
 from markscheme.messages import normal_message, separate_results, visible_message
 from markscheme.schema import Message
-from markscheme_server.api import paths  # noqa: F401 (registers `{…:id}` and `{…:encoded}`)
 from markscheme_server.errors import BadRequest
+from markscheme_server.paths import EncodedPath
 
 LARGE_BYTES = 128 * 1024
 """Larger bodies have their messages validated in a thread, so that others are served meanwhile."""
@@ -109,15 +108,5 @@ class StrictRoute(APIRoute):
         return strict
 
 
-class EncodedRoute(StrictRoute):
-    """A route that is matched before `%2F` becomes `/`: a run's id may have slashes.
-
-    After decoding, `/v1/runs/a%2Fsteps` (a run) and `/v1/runs/a/steps` would be the same.
-    """
-
-    def matches(self, scope: MutableMapping[str, Any]) -> tuple[Match, MutableMapping[str, Any]]:
-        """Match the path as it was sent."""
-        raw = scope.get("raw_path")
-        if raw is None:
-            return super().matches(scope)
-        return super().matches({**scope, "path": raw.decode("latin-1")})
+class EncodedRoute(EncodedPath, StrictRoute):
+    """A route of a JSON body whose path is matched as it was sent."""

@@ -22,6 +22,7 @@ from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden, NotFound, TooLarge, Unauthorised
 from markscheme_server.pages import render, views
 from markscheme_server.pages.render import Frame
+from markscheme_server.paths import EncodedPath
 from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.run_groups import RunGroupService
@@ -55,7 +56,7 @@ HEADINGS = {
     503: "The service cannot answer now",
 }
 
-router = APIRouter(prefix=PAGES.rstrip("/"), include_in_schema=False)
+router = APIRouter(prefix=PAGES.rstrip("/"), include_in_schema=False, route_class=EncodedPath)
 
 
 class PageServices(Protocol):
@@ -271,7 +272,7 @@ async def _run_view(visit: Visit, run_id: str, window: views.Window) -> dict[str
     )
 
 
-@router.get("/runs/{run_id:path}/steps.csv")
+@router.get("/runs/{run_id:encoded}/steps.csv")
 async def get_steps(visit: Visiting, run_id: str) -> Response:
     """Return the rewards by step as comma-separated values."""
     steps = await visit.services.runs.steps(visit.caller, run_id, bins=MAX_STEPS)
@@ -284,7 +285,7 @@ async def get_steps(visit: Visiting, run_id: str) -> Response:
     )
 
 
-@router.get("/runs/{run_id:path}/report")
+@router.get("/runs/{run_id:encoded}/report")
 async def get_report(visit: Visiting, run_id: str) -> Response:
     """Return the page of a run and its newest groups as one file that needs no service."""
     view = await _run_view(visit, run_id, views.Window())
@@ -297,7 +298,7 @@ async def get_report(visit: Visiting, run_id: str) -> Response:
     return _secure(HTMLResponse(html, headers=headers))
 
 
-@router.get("/runs/{run_id:path}")
+@router.get("/runs/{run_id:encoded}")
 async def show_run(
     visit: Visiting,
     run_id: str,

@@ -174,6 +174,10 @@ def finding_address(run_id: str, finding: Finding) -> str:
     )
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet takes for a formula."""
+
+
 def steps_csv(steps: StepList) -> str:
     """Return spans of steps as a table of comma-separated values; what is not known is empty."""
     out = io.StringIO()
@@ -181,7 +185,9 @@ def steps_csv(steps: StepList) -> str:
     reasons = sorted({name for span in steps.data for name in span.reasons})
     metrics = sorted({name for span in steps.data for name in span.metrics})
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*names, *(f"unscored_{name}" for name in reasons), *metrics])
+    # Spreadsheets run what begins so as a formula, and a trainer may name its metrics anything.
+    columns = [f"'{name}" if name.startswith(FORMULA) else name for name in metrics]
+    writer.writerow([*names, *(f"unscored_{name}" for name in reasons), *columns])
     for span in steps.data:
         row = [getattr(span, name) for name in names]
         row += [span.reasons.get(name, 0) for name in reasons]

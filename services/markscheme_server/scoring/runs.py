@@ -32,7 +32,7 @@ class RunService:
 
     def __init__(self, runs: RunStore, budgets: BudgetStore, histories: RunHistories) -> None:
         self._runs, self._budgets, self._histories = runs, budgets, histories
-        self._listed: dict[tuple[str, str], tuple[StoredRun, schema.RunSummary]] = {}
+        self._listed: dict[tuple[str, str], tuple[StoredRun, float | None, schema.RunSummary]] = {}
 
     async def runs(self, caller: Caller, *, limit: int, after: str | None) -> schema.RunList:
         """Return a page of runs, the last heard of first. `after`: the last run of the one before.
@@ -48,16 +48,22 @@ class RunService:
         for run in page:
             key = (run.team, run.id)
             cached = self._listed.get(key)
-            if cached is None or cached[0] != run or cached[1].findings is None:
+            # A run that nothing is heard of falls silent although nothing of it changes.
+            if (
+                cached is None
+                or cached[0] != run
+                or cached[2].findings is None
+                or cached[2].state != _state(run, cached[1])
+            ):
                 loaded = await self._histories.load(run)
                 summary = _summary(loaded, costs[run.id])
                 if perf_counter() < until:
                     found = _findings(loaded, costs[run.id], budgets)
                     summary = summary.model_copy(update={"findings": _counts(found)})
-                self._listed[key] = cached = (run, summary)
+                self._listed[key] = cached = (run, loaded.history.seconds_per_step, summary)
                 if len(self._listed) > MAX_LISTED:
                     del self._listed[next(iter(self._listed))]
-            data.append(_with_money(cached[1], costs[run.id]))
+            data.append(_with_money(cached[2], costs[run.id]))
         return schema.RunList(data=data, has_more=more)
 
     async def run(self, caller: Caller, run_id: str) -> schema.RunDetail:
@@ -194,12 +200,10 @@ async def find_run(runs: RunStore, caller: Caller, run_id: str) -> StoredRun:
     return run
 
 
-def _state(loaded: LoadedRun) -> RunState:
-    run = loaded.run
+def _state(run: StoredRun, per_step: float | None) -> RunState:
     match run.state:
         case "finished" | "stopped" | "failed":
             return run.state
-    per_step = loaded.history.seconds_per_step
     if run.last_scored_at is None or per_step is None:
         return "running"
     silence = max(MIN_SILENCE, timedelta(seconds=SILENT_STEPS * per_step))
@@ -208,7 +212,11 @@ def _state(loaded: LoadedRun) -> RunState:
 
 def _findings(loaded: LoadedRun, cost: RunCost, budgets: Sequence[Budget]) -> list[Finding]:
     mine = [budget for budget in budgets if budget.run_id in (None, loaded.run.id)]
-    return loaded.findings(running=_state(loaded) == "running", cost=cost, budgets=mine)
+    return loaded.findings(
+        running=_state(loaded.run, loaded.history.seconds_per_step) == "running",
+        cost=cost,
+        budgets=mine,
+    )
 
 
 def _counts(found: Sequence[Finding]) -> schema.FindingCounts:
@@ -223,7 +231,7 @@ def _summary(loaded: LoadedRun, cost: RunCost) -> schema.RunSummary:
     return schema.RunSummary(
         id=run.id,
         team=run.team,
-        state=_state(loaded),
+        state=_state(loaded.run, loaded.history.seconds_per_step),
         reason=run.reason,
         facts=dict(run.facts),
         steps=run.steps,

@@ -1,6 +1,7 @@
 """Pages of runs that were scored: they show what the API answers."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -84,3 +85,12 @@ def test_the_command_writes_a_report(scored: str, tmp_path: Path) -> None:
     missing = CliRunner().invoke(app, ["report", "nobody", "-o", str(out), "--url", scored])
     assert missing.exit_code == 1
     assert "there is no run" in missing.output
+
+
+@pytest.mark.parametrize("run", ["a/report", "a/steps.csv", "a%2Fb", "a/../b", "?x#y"])
+def test_a_run_of_any_name_has_a_page_and_a_table(scored: str, client: Client, run: str) -> None:
+    client.put_run(run, facts={"student": "blue"})
+    page = httpx.get(f"{scored}/pages/runs/{quote(run, safe='')}", headers=HTML)
+    assert (page.status_code, run in Page(page.text).text) == (200, True)
+    table = httpx.get(f"{scored}/pages/runs/{quote(run, safe='')}/steps.csv")
+    assert (table.status_code, table.headers["content-type"][:8]) == (200, "text/csv")

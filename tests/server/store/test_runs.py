@@ -9,6 +9,7 @@ from markscheme import schema
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import criterion_key, prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
+from markscheme_server.scoring import runs
 from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.run_groups import RunGroupService
 from markscheme_server.scoring.run_histories import RunHistories
@@ -206,3 +207,16 @@ async def test_a_rollout_has_its_verdicts_in_its_row(store: Store) -> None:
     assert (rollout.verdicts, rollout.words) == ("1-", 1)
     assert await store.run_groups.rollouts("blue", [group]) == {}
     assert await store.run_groups.find("blue", [group]) == []
+
+
+async def test_a_list_shows_that_a_run_fell_silent(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    for step in range(2):
+        await score(store, rubric, step, [("red", "11", 1.0)])
+    listed = await reader.runs.runs(RED, limit=1, after=None)
+    assert [run.state for run in listed.data] == ["running"]
+    monkeypatch.setattr(runs, "now", lambda: now() + timedelta(days=1))
+    listed = await reader.runs.runs(RED, limit=1, after=None)
+    assert [run.state for run in listed.data] == ["silent"]
