@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u PYTHONDONTWRITEBYTECODE -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock docs demo demo-control test test-pages fuzz fault mutants check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-collapse bench-import bench-train bench-overlap gpu-wheels test-gpu compose-test test-judges test-resolve test-integrations acceptance clean
+.PHONY: help setup lock docs demo demo-control test test-pages screenshots fuzz fault mutants check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-collapse bench-import bench-train bench-overlap gpu-wheels test-gpu compose-test test-judges test-resolve test-integrations acceptance clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -63,13 +63,20 @@ PAGES_VENV := build/pages-venv
 $(PAGES_VENV)/.ready: $(VENV)/.ready
 	$(BIN)/python -m venv $(PAGES_VENV)
 	$(PAGES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(PAGES_VENV)/lib/python3*/site-packages)/project.pth
+	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" > $$(echo $(PAGES_VENV)/lib/python3*/site-packages)/project.pth
 	mkdir -p build/axe
 	cd build/axe && npm pack --silent axe-core@4.14.1 && tar -xzf axe-core-4.14.1.tgz
 	touch $@
 
 test-pages: $(PAGES_VENV)/.ready  ## Every page in Chromium: console, policy, axe, widths, no JavaScript (slow, ten minutes; needs chromium and npm)
 	$(CLEAN) $(PAGES_VENV)/bin/python -m pytest -m slow tests/browser
+
+# The demo trains a run only if none is there; the browser is Debian's.
+build/demo/summary.json: | setup
+	$(CLEAN) $(BIN)/markscheme demo
+
+screenshots: $(PAGES_VENV)/.ready build/demo/summary.json  ## The documentation's pictures, of the demo's run (ten minutes without one; needs chromium and npm)
+	$(CLEAN) $(PAGES_VENV)/bin/python benchmarks/screenshots.py
 
 fuzz: setup  ## Schemathesis against the running service (slow, about three minutes)
 	$(CLEAN) $(BIN)/python -m pytest -m slow tests/server/api/test_schemathesis.py

@@ -38,6 +38,8 @@ INDUCTION_SEED = 1_000
 EVALUATION_SEED = 2_000
 PROMPTS = "demo-prompts.jsonl"
 RUN = "run"
+SERVICE = "service"
+"""The service's data: `markscheme serve` shows the run afterwards."""
 SUMMARY = "summary.json"
 """Written last: a demo with one is finished."""
 
@@ -81,7 +83,7 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
     known = known_words(
         tokenizer, [text for p in trained + held_out for text in (p.prompt, *p.teacher_responses)]
     )
-    with running_service(out / "service") if url is None else nullcontext(url) as address:
+    with running_service(out / SERVICE) if url is None else nullcontext(url) as address:
         client = Client(address, api_key=os.environ.get("MARKSCHEME_API_KEY"))
         console.print(
             f"Rubric service: {address}. Inducing one rubric for each of "
@@ -154,6 +156,12 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
     (out / SUMMARY).write_text(json.dumps(result.summary(), indent=2) + "\n")
     print_result(result, console)
     console.print(f"report:  {out / 'report.html'}\nsummary: {out / SUMMARY}", soft_wrap=True)
+    if url is None:
+        console.print(
+            f"pages:   MARKSCHEME_HOME={out / SERVICE} markscheme serve",
+            highlight=False,
+            soft_wrap=True,
+        )
     return result
 
 

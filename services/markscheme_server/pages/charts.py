@@ -18,7 +18,9 @@ from markscheme_server.pages.words import decimal, usd, whole
 WIDE, NARROW, SMALL = (1216, 300), (366, 210), (276, 130)
 """Width and height of the charts: for a screen, for a phone, and for one of four in a row."""
 SMOOTHED_SPANS = 9
-"""Spans that the smoothed line averages over."""
+"""Spans that the smoothed line averages over, at most."""
+SMOOTHED_SHARE = 0.2
+"""Share of all spans that it averages over, at most: a short run keeps its shape."""
 COLOURS = 10
 """Colours of the heat map, from none met to all met."""
 MAX_GAP = 3
@@ -78,14 +80,22 @@ def segments(points: Points) -> list[list[tuple[float, float]]]:
     return [stretch for stretch in found if stretch]
 
 
-def smooth(points: Points, weights: Sequence[int]) -> Points:
-    """Return moving means over `SMOOTHED_SPANS` points, weighted, within stretches of known values.
+def smoothed_spans(count: int) -> int:
+    """Return over how many of `count` spans the smoothed line averages: an odd number."""
+    return max(1, min(SMOOTHED_SPANS, (int(count * SMOOTHED_SHARE) - 1) | 1))
 
-    `weights`: how many known values each point stands for.
+
+def smooth(points: Points, weights: Sequence[int], over: int) -> Points:
+    """Return moving means, weighted, within stretches of known values.
+
+    Args:
+        points: The values.
+        weights: How many known values each point stands for.
+        over: How many points a mean is of: an odd number.
     """
     weight = {x: w for (x, _), w in zip(points, weights, strict=True)}
     means: dict[float, float] = {}
-    half = SMOOTHED_SPANS // 2
+    half = over // 2
     for stretch in segments(points):
         for i, (x, _) in enumerate(stretch):
             near = stretch[max(0, i - half) : i + half + 1]
@@ -182,12 +192,13 @@ def reward_chart(
                     f"{reason.replace('_', ' ')}, steps {_range(first, last, first_step)}",
                 )
             )
+    over = smoothed_spans(len(spans))
     parts += [
         band(frame, [(x, low) for x, low, _ in both], [(x, high) for x, _, high in both]),
         line(frame, rewards, "raw") if size == WIDE else Markup(""),
-        line(frame, smooth(teacher, known), "teacher"),
-        line(frame, smooth(second, [1] * len(spans)), "second"),
-        line(frame, smooth(rewards, known), "line"),
+        line(frame, smooth(teacher, known, over), "teacher"),
+        line(frame, smooth(second, [1] * len(spans), over), "second"),
+        line(frame, smooth(rewards, known, over), "line"),
         _step_axis(frame, first_step),
         Markup('<line class="cross" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
             frame.left, frame.top, frame.floor
@@ -226,7 +237,8 @@ def small_chart(
     else:
         points: Points = [(middle(s), v) for s, v in zip(spans, values, strict=True)]
         known = [s.rollouts - s.unscored for s in spans]
-        parts += [line(frame, points, "raw"), line(frame, smooth(points, known), "line")]
+        smoothed = smooth(points, known, smoothed_spans(len(spans)))
+        parts += [line(frame, points, "raw"), line(frame, smoothed, "line")]
     parts.append(_step_axis(frame, first_step, count=2))
     return _svg(frame, "chart", label, parts)
 

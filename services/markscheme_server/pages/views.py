@@ -342,7 +342,7 @@ def _smoothed(spans: Sequence[StepSpan]) -> int:
     if not spans:
         return 0
     steps = spans[-1].last_step - spans[0].first_step + 1
-    return max(1, round(charts.SMOOTHED_SPANS * steps / len(spans)))
+    return max(1, round(charts.smoothed_spans(len(spans)) * steps / len(spans)))
 
 
 def _reward_data(spans: Sequence[StepSpan], first_step: int) -> dict[str, Any]:

@@ -119,8 +119,6 @@ def moment(time: datetime | None) -> Markup:
 
 def fact(value: Any) -> str:
     """Write a fact of a run."""
-    if value is None:
-        return DASH
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

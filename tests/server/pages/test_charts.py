@@ -38,7 +38,12 @@ def test_a_value_between_two_unknown_ones_is_seen() -> None:
 
 def test_means_are_weighted_by_known_rewards_and_do_not_cross_a_gap() -> None:
     points: charts.Points = [(0, 0.0), (1, 1.0), (2, None), (3, 0.2)]
-    assert charts.smooth(points, [3, 1, 0, 5]) == [(0, 0.25), (1, 0.25), (2, None), (3, 0.2)]
+    assert charts.smooth(points, [3, 1, 0, 5], 9) == [(0, 0.25), (1, 0.25), (2, None), (3, 0.2)]
+
+
+@pytest.mark.parametrize(("spans", "over"), [(1, 1), (8, 1), (20, 3), (30, 5), (45, 9), (200, 9)])
+def test_a_short_run_is_smoothed_less(spans: int, over: int) -> None:
+    assert charts.smoothed_spans(spans) == over
 
 
 @given(
@@ -49,7 +54,7 @@ def test_smoothing_keeps_what_is_known_and_unknown(
     values: list[float | None], data: st.DataObject
 ) -> None:
     weights = data.draw(st.lists(st.integers(1, 50), min_size=len(values), max_size=len(values)))
-    smoothed = charts.smooth([(float(i), v) for i, v in enumerate(values)], weights)
+    smoothed = charts.smooth([(float(i), v) for i, v in enumerate(values)], weights, 9)
     known = [v for v in values if v is not None]
     for value, (_, mean) in zip(values, smoothed, strict=True):
         assert (value is None) == (mean is None)
