@@ -75,7 +75,7 @@ def service(home: Path, **data: Any) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if not shutil.which(CHROMIUM):
-        pytest.skip(f"there is no {CHROMIUM}: install Debian's package chromium")
+        pytest.fail(f"there is no {CHROMIUM}: install Debian's package chromium")
     with playwright.sync_playwright() as started:
         made = started.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--headless=new", "--disable-gpu"]

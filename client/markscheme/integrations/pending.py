@@ -34,7 +34,7 @@ class Heartbeat:
         done: All of its requests have ended.
         late: Those that have not are under way, and their time is up.
         failed: One of its requests failed.
-        waits: Its waits for an absent service since it told of the last ones.
+        waits: Its waits for an absent service that it has not reported yet.
     """
 
     done: bool

@@ -486,7 +486,7 @@ def _tree(lineage: Lineage) -> list[Branch]:
 
 
 SERIES = 6
-"""Runs that are told apart in the cost by day; the others are one."""
+"""Runs with a colour of their own in the cost by day; the others share one."""
 
 
 def days_before(day: date, count: int) -> date:
