@@ -1,9 +1,12 @@
 """What both clients have in common: the address, the key, and how calls are sent."""
 
+import asyncio
 import copy
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import httpx
@@ -11,7 +14,7 @@ import httpx
 from markscheme import protocol
 from markscheme.deadline import check_seconds
 from markscheme.errors import InvalidArgument
-from markscheme.protocol import MAX_RETRIES, Call
+from markscheme.protocol import MAX_RETRIES, Answer, Call
 from markscheme.transport import AsyncConnections, Connections
 
 DEFAULT_URL = "http://127.0.0.1:8321"
@@ -127,6 +130,78 @@ class Connection(Generic[ConnectionsT]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._shown_url!r})"
+
+
+class SyncConnection(Connection[Connections]):
+    """Sends calls and waits for their answers."""
+
+    def _send(self, call: Call[Answer]) -> Answer:
+        http = self._connections.http()
+        with self._translated_errors(call):
+            response = http.request(**self._request_options(call))
+        return call.read(response)
+
+    @contextmanager
+    def _translated_errors(self, call: Call[Any]) -> Iterator[None]:
+        try:
+            yield
+        except httpx.RequestError as error:
+            raise protocol.connection_error(self._shown_url, error, call.deadline) from error
+
+    def close(self) -> None:
+        """Close all connections, also those of its `with_options` copies."""
+        self._connections.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncConnection(Connection[AsyncConnections]):
+    """Sends calls and awaits their answers."""
+
+    async def _send(self, call: Call[Answer]) -> Answer:
+        http = self._connections.http()
+        async with self._translated_errors(call):
+            response = await http.request(**self._request_options(call))
+        return call.read(response)
+
+    @asynccontextmanager
+    async def _translated_errors(self, call: Call[Any]) -> AsyncIterator[None]:
+        deadline = call.deadline
+        try:
+            async with asyncio.timeout(
+                deadline.remaining_s if deadline is not None else None
+            ) as limit:
+                yield
+        except httpx.RequestError as error:
+            raise protocol.connection_error(self._shown_url, error, deadline) from error
+        except TimeoutError as error:
+            if deadline is None or not limit.expired():
+                raise  # a timeout of the caller's own, or one that is translated already
+            raise deadline.exceeded() from error
+
+    async def close(self) -> None:
+        """Close all connections, also those of its `with_options` copies."""
+        await self._connections.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
 
 
 def service_url(url: str | httpx.URL, param: str) -> str:
