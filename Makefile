@@ -52,9 +52,10 @@ demo: setup  ## Train a real small model on rubric rewards, from start to report
 demo-control: setup  ## The demo's training beside shuffled rewards, 3 seeds (slow, about an hour)
 	$(CLEAN) $(BIN)/markscheme demo-control
 
-# Tests that measure time run alone. The others mostly wait: three at a time keep two cores busy, one thread each.
+# Tests that measure time run alone. The others mostly wait: three at a time keep two cores busy, one thread each. The
+# longest files come first (tests/conftest.py); pytest-xdist itself would begin with those of the most tests.
 test: check  ## Lint, types, import contracts, then the tests
-	$(CLEAN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow and not timed"
+	$(CLEAN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not timed"
 	$(CLEAN) $(BIN)/python -m pytest -m "timed and not slow" tests/server
 
 PAGES_VENV := build/pages-venv

@@ -39,6 +39,25 @@ settings.load_profile("shared machine")
 # By default structlog shows the values of all variables of a traceback: seconds for each.
 structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
 
+LONGEST = (
+    "train/test_processes.py",
+    "train/test_shards.py",
+    "train/test_resume.py",
+    "test_guides.py",
+    "server/cli/test_server.py",
+    "train/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first: begun last, one of them would keep the others waiting."""
+
+    def place(item: pytest.Item) -> int:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((i for i, begin in enumerate(LONGEST) if file.startswith(begin)), len(LONGEST))
+
+    items.sort(key=place)
+
 
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the keys and settings of the machine."""

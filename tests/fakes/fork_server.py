@@ -30,8 +30,15 @@ class ForkedProcess:
     """A command in a process of its own, with the part of `subprocess.Popen` that tests use."""
 
     def __init__(
-        self, words: Sequence[str], *, cwd: Path, env: Mapping[str, str], output: BinaryIO
+        self,
+        words: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        output: BinaryIO,
+        errors: BinaryIO | None = None,
     ) -> None:
+        """Start it. Without `errors` both streams go to `output`."""
         self.returncode: int | None = None
         self._reports, theirs = socket.socketpair()
         umask = os.umask(0)
@@ -42,7 +49,8 @@ class ForkedProcess:
         ).encode()
         with theirs:
             length = len(request).to_bytes(8, "big")
-            socket.send_fds(_server(), [length], [theirs.fileno(), output.fileno()])
+            files = [theirs, output, errors or output]
+            socket.send_fds(_server(), [length], [file.fileno() for file in files])
             _server().sendall(request)
         self.pid = self._read()
 
@@ -100,7 +108,7 @@ def _serve(requests: socket.socket) -> None:
     """Fork for each request until the other side closes; return in the children only."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the test's process ends this one
     while True:
-        length, descriptors, _flags, _address = socket.recv_fds(requests, 8, 2)
+        length, descriptors, _flags, _address = socket.recv_fds(requests, 8, 3)
         if not length:
             sys.exit()
         request = json.loads(requests.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL))
@@ -114,7 +122,7 @@ def _serve(requests: socket.socket) -> None:
             pass  # removes what has ended
 
 
-def _become(request: dict[str, Any], reports: int, output: int) -> None:
+def _become(request: dict[str, Any], reports: int, output: int, errors: int) -> None:
     """Fork the command's process and return in it; the other one reports its id and its end."""
     process = os.fork()
     if process:
@@ -131,10 +139,10 @@ def _become(request: dict[str, Any], reports: int, output: int) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     tempfile.tempdir = None  # as the new environment has it
-    for standard in (sys.stdout, sys.stderr):
-        os.dup2(output, standard.fileno())
+    for standard, file in ((sys.stdout, output), (sys.stderr, errors)):
+        os.dup2(file, standard.fileno())
         standard.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    for descriptor in (reports, output):
+    for descriptor in (reports, output, errors):
         os.close(descriptor)
     sys.argv = ["markscheme", *request["words"]]
 

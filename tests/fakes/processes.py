@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -70,15 +71,19 @@ def command(
     *words: str, directory: Path, settings: Mapping[str, Any]
 ) -> subprocess.CompletedProcess[str]:
     """Run one `markscheme` command as a process of its own; `fakes.shell.command` is quicker."""
-    return subprocess.run(
-        [COMMAND, *words],
-        cwd=directory,
-        env=environment(settings),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = ForkedProcess(
+            words, cwd=directory, env=environment(settings), output=output, errors=errors
+        )
+        try:
+            code = process.wait(120)
+        finally:
+            process.kill()
+        printed = []
+        for file in (output, errors):
+            file.seek(0)
+            printed.append(file.read().decode())
+    return subprocess.CompletedProcess(words, code, *printed)
 
 
 class ServiceProcess:

@@ -24,6 +24,7 @@ PRELOADED = [
         "step_means",
         "heartbeats",
         "sharded_run",
+        "plain_trl",
     )
 ]
 LIMIT_S = 240

@@ -1,8 +1,7 @@
-"""TRL's own trainer with the rubric's reward, for `torchrun` or plain Python; writes facts."""
+"""TRL's own trainer with the rubric's reward, in one process or several."""
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +74,12 @@ def train(
     return trainer, client
 
 
-if __name__ == "__main__":
-    trainer, client = train(Path(sys.argv[1]) / "out", rows=2, together="together" in sys.argv)
+def main(directory: Path, together: bool) -> None:
+    """Train with two rollouts on this process and write what it asked and learnt from."""
+    trainer, client = train(directory / "out", rows=2, together=together)
     facts = {
         "groups": [[len(g.rollouts) for g in made["groups"]] for made in client.calls],
         "unscored": trainer.state.log_history[0]["rubric/unscored_rate"],
         "advantages": trainer.advantages,
     }
-    (Path(sys.argv[1]) / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(facts))
+    (directory / f"facts-{os.environ['RANK']}.json").write_text(json.dumps(facts))

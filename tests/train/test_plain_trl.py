@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from train.plain_trl import train
-from train.test_processes import launch
+from train.forked import run_together
+from train.plain_trl import main, train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning"
@@ -41,11 +41,11 @@ def test_together_is_null_where_the_rubric_is_and_async_rewards_run_beside_it(
     assert logged["rubric/unscored_rate"] == 0.25
 
 
-@pytest.mark.parametrize("arguments", [[], ["together"]], ids=["beside", "together"])
+@pytest.mark.parametrize("together", [False, True], ids=["beside", "together"])
 def test_two_processes_with_two_rows_each_ask_once_for_one_group(
-    tmp_path: Path, arguments: list[str]
+    tmp_path: Path, together: bool
 ) -> None:
-    launch(Path(__file__).with_name("plain_trl.py"), tmp_path, *arguments, processes=2)
+    run_together(main, tmp_path, together, processes=2, errors=tmp_path / "errors")
     first, second = (json.loads((tmp_path / f"facts-{rank}.json").read_text()) for rank in range(2))
     assert (first["groups"], second["groups"]) == ([[4]], [])
     assert first["unscored"] == 0.25

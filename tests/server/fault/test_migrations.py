@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,8 @@ from alembic import command as alembic
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from fakes import processes
 from fakes.bodies import create_rubric
+from fakes.fork_server import ForkedProcess
 from fakes.processes import PATIENCE_S, environment
 from fakes.stores import differences, query
 from markscheme_server.store.audit import Actor
@@ -207,19 +206,18 @@ def test_downgrading_leaves_criteria_that_the_older_version_reads(url: str) -> N
 
 
 def test_two_migrators_at_once_both_succeed(empty_database: str, tmp_path: Path) -> None:
-    running = [
-        subprocess.Popen(
-            [processes.COMMAND, "migrate"],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment({"database_url": empty_database}),
-        )
-        for _ in range(2)
-    ]
-    said = [process.communicate(timeout=60)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
+    said = tmp_path / "said"
+    with said.open("wb") as output:
+        running = [
+            ForkedProcess(
+                ["migrate"],
+                cwd=tmp_path,
+                env=environment({"database_url": empty_database}),
+                output=output,
+            )
+            for _ in range(2)
+        ]
+    assert [process.wait(60) for process in running] == [0, 0], said.read_text()
     assert work(driver(empty_database), differences) == [[]]
 
 
