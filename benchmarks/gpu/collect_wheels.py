@@ -75,7 +75,7 @@ def download(directory: Path) -> None:
 
 
 def compress(file: Path) -> None:
-    """Compress a wheel with LZMA, in place: pip reads it as well, and the files in it are the same."""
+    """Compress a wheel with LZMA, in place; pip reads that as well."""
     packed = file.with_suffix(".packed")
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as new:
         if any(entry.compress_type == zipfile.ZIP_LZMA for entry in old.infolist()):
