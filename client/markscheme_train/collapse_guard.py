@@ -1,4 +1,4 @@
-"""The collapse guard: shows the metrics of each batch to `collapse`'s rules, and acts."""
+"""The collapse guard: applies `collapse`'s rules to the metrics of each batch, and acts."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def figures_of(metrics: Mapping[str, float | None]) -> Figures:
-    """Return what the rules look at of a batch's metrics, as `steps.jsonl` has them."""
+    """Return the figures that the rules read, from a batch's metrics as in `steps.jsonl`."""
     return Figures(**{field: metrics.get(name) for field, name in METRICS.items()})
 
 

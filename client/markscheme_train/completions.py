@@ -42,7 +42,7 @@ def shortened(completion: Any) -> Any:
 def private_completions(trainer: "MarkschemeTrainer") -> Iterator[None]:
     """Let TRL show the newest batch without its prompts, and each batch once.
 
-    TRL prints rows at random; the training's generators are put back.
+    TRL draws random rows; the training's random state is restored afterwards.
     """
     logs, asked = trainer._logs, trainer.log_completions
     trainer.log_completions = asked and trainer.model.training and bool(logs["prompt"])

@@ -1,7 +1,7 @@
 """Dynamic sampling: groups of equal rewards teach nothing and are replaced before a batch is used.
 
 As DAPO does it (arXiv 2503.14476, section 3.2), but bounded: in each round as many other prompts
-are sampled and scored as groups lack spread. The prompts follow from the run's seed and step alone,
+are sampled and scored as groups lack spread. The prompts depend on the run's seed and step alone,
 so a resumed run draws the same ones.
 """
 

@@ -1,8 +1,8 @@
-"""The judge works while the trainer goes on: groups are posted once they are generated.
+"""Post groups as soon as they are generated, so that the judge works beside the trainer.
 
-They are joined where TRL asks for rewards. Between the two lie the log-probabilities of the
-sampling policy and the other reward functions, and with a `rollout_func` that ends groups one after
-another the generation of the others.
+They are joined where TRL asks for rewards. Meanwhile the trainer computes the sampling policy's
+log-probabilities and the other rewards, and, with a `rollout_func` that ends groups one after
+another, generates the remaining groups.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SENT = ("teacher_responses", "rubric_id")
 """The columns of a row that the service is sent."""
 PARSED_BY = ("response_template", "response_schema")
-"""What a tokenizer has where TRL parses tool calls."""
+"""Attributes of a tokenizer; with either of them TRL parses tool calls."""
 PER_FUNCTION = ("reward_funcs", "reward_processing_classes", "reward_func_names")
 """TRL's lists with an entry for each reward function."""
 
@@ -38,7 +38,7 @@ class EarlyScoring:
 
     @contextmanager
     def of(self, inputs: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-        """Start the reward of what is generated for these rows of this process."""
+        """Start the reward of what TRL generates for these rows in the `with` block."""
         self._inputs = inputs
         try:
             yield

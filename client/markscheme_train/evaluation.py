@@ -1,7 +1,7 @@
 """Evaluation during training: held-out prompts, sampled by the student and scored by the service.
 
-An evaluation changes nothing in the training: the random number generators are put back, and the
-service knows it as a run of its own, so that no training rubric's freshness depends on it.
+An evaluation changes nothing in the training: random number generators are restored, and at the
+service it is a run of its own, so that no training rubric's freshness depends on it.
 """
 
 import time
@@ -169,7 +169,7 @@ def is_due(args: TrainConfig, state: Any) -> bool:
 
 
 class EvaluationFlow(TrainerCallback):  # type: ignore[misc]
-    """Evaluates where a run begins or is resumed, and ends it when its rewards stay behind."""
+    """Evaluates at the start and on resuming; stops the run when rewards stop improving."""
 
     def __init__(self, trainer: "MarkschemeTrainer") -> None:
         self._trainer = trainer

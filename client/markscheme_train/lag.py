@@ -2,7 +2,7 @@
 
 At each batch the trainer generates and posts a new one, and then learns from the one before, whose
 scores have arrived meanwhile. The policy has changed once since that one was sampled: its
-log-probabilities are kept from then, and clips and importance weights correct for the rest. The
+log-probabilities are stored then, and clipping and importance weights correct for the rest. The
 first batch of a run teaches nothing, since there is none before it; the last one is not judged.
 """
 

@@ -1,4 +1,4 @@
-"""The figures of a training configuration that its judge's cost follows from.
+"""The figures of a training configuration that determine the judge's cost.
 
 See `markscheme.plan`.
 """

@@ -1,4 +1,4 @@
-"""Completion states with each distinct prompt read once: on a CPU the main cost of an update.
+"""Compute completion states with one pass per distinct prompt: on a CPU the main cost of an update.
 
 The rollouts of a group share their prompt. One pass over the distinct prompts fills a key-value
 cache, whose rows are copied to the completions; gradients flow back through both. Exact up to

@@ -1,4 +1,4 @@
-"""Requests that run while the trainer goes on: posted early, joined where rewards are needed."""
+"""Post requests early, and join them where rewards are needed; the trainer works meanwhile."""
 
 import math
 import queue
@@ -20,7 +20,7 @@ from markscheme.schema import ScoreBatch
 FIRST_RETRY_WAIT_S, MAX_RETRY_WAIT_S = 1.0, 30.0
 """Seconds before the first and between later attempts to reach the service; they double."""
 HEARTBEAT_S = 1.0
-"""Seconds after which a process that waits tells the others so."""
+"""Seconds between the heartbeats of a waiting process."""
 
 Wait = tuple[str, float]
 """Why the service was not reached, and the seconds before the next attempt."""
@@ -28,13 +28,13 @@ Wait = tuple[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a process that waits tells the others.
+    """What a waiting process tells the others.
 
     Attributes:
         done: All of its requests have ended.
-        late: Those that have not are under way, and their time is up.
+        late: Some have not ended, and their time is up.
         failed: One of its requests failed.
-        waits: Its waits for an absent service that it has not reported yet.
+        waits: Its waits for an unreachable service that it has not reported yet.
     """
 
     done: bool
@@ -47,8 +47,8 @@ class PendingScores:
     """A batch's requests to the service, each in a thread of its own.
 
     A request that cannot reach the service is repeated, identical to the byte, so that nothing is
-    judged twice. Join or cancel: after either, no request is repeated any more. An attempt that is
-    under way cannot be taken back; its answer is dropped.
+    judged twice. After `join` or `cancel` none is repeated. An attempt that is under way is not
+    interrupted; its answer is dropped.
 
     Args:
         max_outage_s: Seconds after its start for which a request is repeated.

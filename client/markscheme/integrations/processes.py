@@ -1,4 +1,4 @@
-"""What the processes of a run exchange: rows and answers.
+"""Exchange rows and answers between the processes of a run.
 
 An error of one is raised on every process at the same place, so that none waits in a collective for
 a peer that has left. torch is looked up, never imported: a process without it belongs to no group.

@@ -1,4 +1,4 @@
-"""What a service answered about a batch, in the rows of a trainer; and its metrics."""
+"""A batch's scores in the order of the trainer's rows, and its metrics."""
 
 import hashlib
 import re
@@ -11,7 +11,7 @@ from markscheme.schema import GroupScore, ScoreBatch, ScoreCounts, Usage
 from markscheme.vocabulary import TRANSIENT_REASONS, View
 
 MAX_CRITERIA = 40
-"""Criteria of a batch beyond which none has a metric of its own."""
+"""A batch with more criteria than this logs none of them as a metric."""
 NAME_LENGTH = 48
 """Characters of a criterion's text in the name of its metric."""
 
@@ -21,7 +21,7 @@ class Unscored(MarkschemeError):
 
     Attributes:
         reasons: Unscored rollouts by reason.
-        may_pass: Whether waiting alone would give enough of the batch a reward.
+        may_pass: Whether enough of the batch may get a reward by waiting alone.
     """
 
     def __init__(self, message: str, *, reasons: Mapping[str, int], may_pass: bool) -> None:

@@ -11,20 +11,11 @@ import inspect
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from pydantic import ValidationError
-
-from markscheme.integrations.conversation import (
-    Conversation,
-    first_error,
-    normal_conversation,
-    wire_prompt,
-    wire_response,
-)
 from markscheme.integrations.pending import PendingScores, is_outage
 from markscheme.integrations.processes import current_process_group
 from markscheme.integrations.report import (
@@ -36,14 +27,15 @@ from markscheme.integrations.report import (
     merged_batches,
     origins,
 )
-from markscheme.messages import MessageError
-from markscheme.schema import Group, Rollout, Run, ScoreBatch
+from markscheme.integrations.rows import Row, group_of, group_rows, read_row
+from markscheme.schema import Group, Run, ScoreBatch
 from markscheme.vocabulary import Clamp, ReusePolicy, Thinking, UnscoredReason, VerifyMode, View
 
 __all__ = [
     "AsyncRubricReward",
     "CriterionRate",
     "RewardReport",
+    "Row",
     "RowScore",
     "RubricReward",
     "Together",
@@ -81,21 +73,6 @@ class Scorer(Protocol):
         run: Run | None = ...,
     ) -> ScoreBatch:
         """Score a whole batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A rollout as it travels between processes.
-
-    `problem` says why the service cannot be asked about it; then it is unscored.
-    """
-
-    prompt: Conversation
-    completion: Conversation
-    truncated: bool = False
-    teacher_responses: list[Conversation] | None = None
-    rubric_id: str | None = None
-    problem: str | None = None
 
 
 _Call = tuple[int, int]
@@ -421,7 +398,7 @@ class RubricReward:
     ) -> list[Row]:
         absent = [None] * len(prompts)
         return [
-            _row(*columns, truncated=self._truncated(ids))
+            read_row(*columns, truncated=self._truncated(ids))
             for *columns, ids in zip(
                 prompts,
                 completions,
@@ -455,7 +432,7 @@ class RubricReward:
         askable = [(f"r{place}", row) for place, row in enumerate(rows) if row.problem is None]
         if not askable:
             return None
-        return _group(identifier, askable, askable[0][1].rubric_id or self.rubric_id)
+        return group_of(identifier, askable, askable[0][1].rubric_id or self.rubric_id)
 
     def _report(self, started: _Started, batch: ScoreBatch, seconds: float) -> RewardReport:
         """Return scores by id, not by position, so that none is credited to a neighbour."""
@@ -622,23 +599,6 @@ class AsyncWhereScored(WhereScored):
         return self.reward.blank_unscored(completions, values)
 
 
-def group_rows(rows: Sequence[Row], size: int) -> list[list[int]]:
-    """Return the indices of each group's rows.
-
-    A group is `size` neighbours of one prompt; the same prompt twice is two groups. Rows that do
-    not divide so are grouped by prompt and rubric, wherever they stand.
-    """
-    starts = range(0, len(rows), size)
-    if len(rows) % size == 0 and all(
-        row.prompt == rows[start].prompt for start in starts for row in rows[start : start + size]
-    ):
-        return [list(range(start, start + size)) for start in starts]
-    members: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        members.setdefault(repr((row.prompt, row.rubric_id)), []).append(index)
-    return list(members.values())
-
-
 def _is_async(function: RewardFunction) -> bool:
     call = getattr(function, "__call__")  # noqa: B004, B009  # asked for its kind, not called
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
@@ -651,67 +611,6 @@ def _name(function: RewardFunction) -> str:
 def _group_id(call: _Call, place: int) -> str:
     step, count = call
     return f"s{step}-c{count}-p{place}"
-
-
-def _row(
-    prompt: Any, completion: Any, teacher_responses: Any, rubric_id: str | None, *, truncated: bool
-) -> Row:
-    """Return a row of TRL's with its messages in their normal form, or with its problem."""
-    # The rows of a group must stay equal: an image that was loaded twice is not.
-    plain: Conversation = repr(prompt)
-    try:
-        plain = normal_conversation(prompt, "prompt")
-        row = Row(
-            plain,
-            normal_conversation(completion, "completion"),
-            truncated,
-            _responses(teacher_responses),
-            rubric_id or None,
-        )
-        # The service refuses a whole batch for one row that it does not take: find out here.
-        _group("g", [("r", row)], row.rubric_id)
-    except ValidationError as error:
-        return Row(plain, "", truncated, problem=first_error(error))
-    except MessageError as error:
-        return Row(plain, "", truncated, problem=str(error))
-    return row
-
-
-def _responses(given: Any) -> list[Conversation] | None:
-    """Return a row's teacher responses: a list of them, or one alone, each a text or messages."""
-    if not given:
-        return None
-    if not isinstance(given, Sequence):
-        raise MessageError("teacher_responses: must be a list of texts or of lists of messages")
-    alone = isinstance(given, str) or isinstance(given[0], Mapping)
-    return [
-        normal_conversation(response, f"teacher_responses[{number}]")
-        for number, response in enumerate([given] if alone else given)
-    ]
-
-
-def _group(identifier: str, rows: Sequence[tuple[str, Row]], rubric_id: str | None) -> Group:
-    """Return the rows, with the ids of their rollouts, as a group. Raises `ValueError`."""
-    first = rows[0][1]
-    teachers = first.teacher_responses
-    return Group(
-        id=identifier,
-        prompt=wire_prompt(first.prompt),
-        rubric_id=rubric_id,
-        teacher_responses=(
-            None
-            if teachers is None
-            else [wire_response(each, "teacher_responses") for each in teachers]
-        ),
-        rollouts=[_rollout(rollout, row) for rollout, row in rows],
-    )
-
-
-def _rollout(identifier: str, row: Row) -> Rollout:
-    response = wire_response(row.completion, "completion")
-    if isinstance(response, str):
-        return Rollout(id=identifier, text=response, truncated=row.truncated)
-    return Rollout(id=identifier, messages=response, truncated=row.truncated)
 
 
 def _warn_of_problems(rows: Sequence[Row]) -> None:

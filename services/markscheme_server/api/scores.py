@@ -14,7 +14,7 @@ from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import BUDGET_WARNING, WARNS, DeadlineMs, Scorer, UsesServices
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
-from markscheme_server.scoring.scores import Tally
+from markscheme_server.scoring.group_scores import Tally
 from markscheme_server.scoring.verdicts import SLICE_VERDICTS
 
 NDJSON = "application/x-ndjson"

@@ -1,6 +1,6 @@
-"""Charts as SVG, made on the server. Pure: figures in, markup out.
+"""Draw charts as SVG on the server. Pure: figures in, markup out.
 
-What is not known leaves a gap and never stands at 0. Colours come from the style sheet by class,
+An unknown value leaves a gap; it is never drawn at 0. Colours come from the style sheet by class,
 so that a chart needs no inline style.
 """
 
@@ -24,7 +24,7 @@ SMOOTHED_SHARE = 0.2
 COLOURS = 10
 """Colours of the heat map, from none met to all met."""
 MAX_GAP = 3
-"""A line breaks where two neighbours are further apart than this many usual distances."""
+"""A line is broken between points that are more than this many typical distances apart."""
 
 Points = list[tuple[float, float | None]]
 
@@ -43,30 +43,30 @@ class Frame:
     bottom: int = 22
 
     def at_x(self, value: float) -> float:
-        """Return the place of a value on the horizontal axis."""
+        """Return the x coordinate of a value."""
         low, high = self.x
         share = (value - low) / (high - low) if high > low else 0.5
         return self.left + share * (self.width - self.left - self.right)
 
     def at_y(self, value: float) -> float:
-        """Return the place of a value on the vertical axis; values beyond it stand at its end."""
+        """Return the y coordinate of a value, clipped to the axis."""
         low, high = self.y
         share = min(1.0, max(0.0, (value - low) / (high - low)))
         return self.height - self.bottom - share * (self.height - self.top - self.bottom)
 
     @property
     def floor(self) -> int:
-        """The place of the horizontal axis."""
+        """The y coordinate of the horizontal axis."""
         return self.height - self.bottom
 
 
 def middle(span: StepSpan) -> float:
-    """Return the step at which a span is drawn."""
+    """Return the middle step of a span, where its point is drawn."""
     return (span.first_step + span.last_step) / 2
 
 
 def segments(points: Points) -> list[list[tuple[float, float]]]:
-    """Return the stretches of known values; a line must not cross what lies between them."""
+    """Return the runs of consecutive known values; a line connects only points of one run."""
     gaps = [after - before for (before, _), (after, _) in pairwise(points)]
     usual = median(gaps) if gaps else 0.0
     found: list[list[tuple[float, float]]] = [[]]
@@ -86,12 +86,12 @@ def smoothed_spans(count: int) -> int:
 
 
 def smooth(points: Points, weights: Sequence[int], over: int) -> Points:
-    """Return moving means, weighted, within stretches of known values.
+    """Return weighted moving averages, within each run of known values.
 
     Args:
         points: The values.
         weights: How many known values each point stands for.
-        over: How many points a mean is of: an odd number.
+        over: Points that each mean averages, an odd number.
     """
     weight = {x: w for (x, _), w in zip(points, weights, strict=True)}
     means: dict[float, float] = {}
@@ -105,7 +105,7 @@ def smooth(points: Points, weights: Sequence[int], over: int) -> Points:
 
 
 def line(frame: Frame, points: Points, kind: str) -> Markup:
-    """Return a line of class `kind`, broken where values are not known."""
+    """Draw a line of CSS class `kind`, broken where values are unknown."""
     parts = []
     for stretch in segments(points):
         if len(stretch) == 1:  # a point alone is a short stroke
@@ -119,7 +119,7 @@ def line(frame: Frame, points: Points, kind: str) -> Markup:
 
 
 def band(frame: Frame, low: Points, high: Points) -> Markup:
-    """Return the area between two lines."""
+    """Draw the area between two lines."""
     parts = []
     for below, above in zip(segments(low), segments(high), strict=True):
         edge = [*above, *reversed(below)]
@@ -129,7 +129,7 @@ def band(frame: Frame, low: Points, high: Points) -> Markup:
     return Markup('<path class="band" d="{}"/>').format("".join(parts)) if parts else Markup("")
 
 
-def holes(spans: Sequence[StepSpan]) -> list[tuple[int, int, str]]:
+def unknown_stretches(spans: Sequence[StepSpan]) -> list[tuple[int, int, str]]:
     """Return the stretches of steps in which no reward is known, with their most frequent reason.
 
     Neighbouring spans are one stretch.
@@ -170,7 +170,7 @@ def reward_chart(
         (x, low, high) if None not in (low, high) else (x, None, None) for x, low, high in bounds
     ]
     parts = [_grid(frame, 4)]
-    for first, last, reason in holes(spans):
+    for first, last, reason in unknown_stretches(spans):
         x0, x1 = frame.at_x(first - 0.5), frame.at_x(last + 0.5)
         x0, x1 = max(frame.left, x0), min(frame.width - frame.right, x1)
         parts.append(
@@ -223,7 +223,7 @@ def small_chart(
     bounds: tuple[float, float] | None = None,
     bars: bool = False,
 ) -> Markup:
-    """Return one figure by step, as a line or as bars. `bounds`: of the axis; default: from 0."""
+    """Draw one figure by step, as a line or as bars. `bounds`: of the axis; default: from 0."""
     high = max((v for v in values if v is not None), default=1.0)
     frame = Frame(*SMALL, _steps(spans), bounds or (0.0, _round_up(high)), left=44, right=12)
     parts = [_grid(frame, 2)]
@@ -253,9 +253,9 @@ def sparkline(curve: Sequence[float | None]) -> Markup:
 
 
 def heat_row(spans: Sequence[CriterionSpan], first: int, last: int, label: str) -> Markup:
-    """Return one criterion over the steps `first` to `last`: the darker, the more responses met it.
+    """Draw one criterion over the steps `first` to `last`: darker where more responses met it.
 
-    Steps without a verdict are not painted: the hatched background shows. Each colour is one path,
+    Steps without a verdict stay unpainted: the hatched background shows. Each colour is one path,
     in units of steps.
     """
     runs: dict[int, list[tuple[int, int]]] = {}
@@ -323,7 +323,7 @@ def dots(rollouts: Sequence[RolloutPoint], teacher: float | None) -> Markup:
 
 
 def rail(reward: float | None) -> Markup:
-    """Return a reward as a bar."""
+    """Draw a reward as a bar."""
     width = 0.0 if reward is None else max(0.0, 100 * reward)
     return Markup(
         '<svg class="rail" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
@@ -419,7 +419,7 @@ def ticks(first: float, last: float, count: int = 5) -> list[int]:
 
 
 def _n(value: float) -> str:
-    """Write a coordinate: one digit is finer than the eye."""
+    """Format a coordinate; one decimal is finer than a pixel."""
     return f"{value:.1f}".removesuffix(".0")
 
 

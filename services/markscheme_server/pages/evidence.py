@@ -1,4 +1,4 @@
-"""Where in a response the evidence of its verdicts stands."""
+"""Find the evidence of verdicts in the text of a response."""
 
 import re
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Passage:
 
 
 def locate(quotation: str, text: str) -> list[tuple[int, int]]:
-    """Return where the quotation stands, one place for each part around an ellipsis.
+    """Return the positions of a quotation, one for each part around an ellipsis.
 
     White space and case are ignored. Empty unless all its parts are found, in order.
     """

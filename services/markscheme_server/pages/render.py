@@ -27,7 +27,7 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""What a page may load: this service's files, and nothing that is written in the page."""
+"""The policy: a page may load this service's files; nothing inline runs."""
 MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 PLACES = (
     ("runs", "", "Runs"),
@@ -73,7 +73,7 @@ def environment() -> jinja2.Environment:
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     made.globals |= {
         "assets": {name: asset.address for name, asset in assets().items()},
-        "claim_of": views.claim_of,
+        "split_sentence": views.split_sentence,
         "decimal": words.decimal,
         "dots": charts.dots,
         "fact": words.fact,
@@ -100,10 +100,10 @@ def environment() -> jinja2.Environment:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What every page has around its content.
+    """What surrounds the content of every page: header, navigation and forms' token.
 
-    `here`: the way back to `/pages/`, such as `../`, so that addresses hold behind any proxy.
-    `caller`: who looks, if that is known. `csrf`: the token of its forms.
+    `here`: the relative path to `/pages/`, such as `../`, which works behind any proxy.
+    `caller`: who asked, if known. `csrf`: the token of its forms.
     """
 
     here: str = ""
@@ -127,7 +127,7 @@ def page(template: str, frame: Frame, **values: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StandAlone:
-    """What a file needs that stands alone: style and script in it, allowed by their hashes."""
+    """Style sheet and script that a stand-alone file contains, allowed by their hashes."""
 
     css: Markup
     js: Markup

@@ -1,7 +1,7 @@
-"""The routes of the pages, below `/pages/`. They read what the API reads, by the same services.
+"""Routes of the pages, below `/pages/`. They use the same services as the API.
 
-Addresses in pages are relative, so that they hold behind any proxy. Forms carry the token of their
-session, and the browser must say that they were sent from this service.
+Links in pages are relative, so that they work behind any proxy. Forms carry their session's CSRF
+token, and the browser's `Origin` header must name this service.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ from markscheme_server.store.engine.ids import now
 from markscheme_server.store.rubrics import Search
 
 REFRESH_S = 15
-"""Seconds after which the page of a run under way asks whether there is more."""
+"""Seconds after which the page of a running run reloads its figures."""
 STEP_BINS, CRITERION_BINS = 200, 100
 CRITERIA_SHOWN, MAX_CRITERIA = 40, 400
 GROUPS_SHOWN = 50
 MAX_STEPS = 1_000_000
-"""Bins that leave each step its own."""
+"""So many bins that each step has one of its own."""
 MAX_FORM_BYTES, MAX_FORM_FIELDS = 16 * 1024, 20
 COST_DAYS = 30
 ADVICE = {
@@ -81,7 +81,7 @@ class PageServices(Protocol):
 
 
 class Visit:
-    """A request of a page: who makes it, by what session, and the services that answer it."""
+    """A request for a page, with its caller, its session and the services that it uses."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -91,11 +91,11 @@ class Visit:
 
     @property
     def caller(self) -> Caller:
-        """The caller, whom the guard has authenticated."""
+        """The caller, authenticated by the middleware."""
         return cast(Caller, self.request.scope["markscheme.caller"])
 
     def frame(self, place: str | None, refresh: int | None = None) -> Frame:
-        """Return what the page has around its content."""
+        """Return what surrounds the content of the page."""
         return Frame(
             self.here,
             place,
@@ -108,7 +108,7 @@ class Visit:
     def show(
         self, template: str, place: str | None, *, refresh: int | None = None, **values: Any
     ) -> Response:
-        """Return a page, or 304 where the browser has it already."""
+        """Return a page, or 304 if the browser has this version."""
         html = render.page(template, self.frame(place, refresh), **values)
         etag = f'"{hashlib.sha256(html.encode()).hexdigest()[:32]}"'
         headers = {"ETag": etag}
@@ -127,8 +127,8 @@ class Visit:
 
 
 def here(request: Request) -> str:
-    """Return the way back to `/pages/` from this address, such as `../`."""
-    # As the browser has it: an id may hold a slash, which is no separator there.
+    """Return the relative path from this address to `/pages/`, such as `../`."""
+    # The path as the browser sees it: an encoded slash in an id is no separator.
     below: str = request.scope["raw_path"].decode("latin-1").partition(PAGES)[2]
     return "../" * below.count("/")
 
@@ -162,14 +162,14 @@ def error_page(
 
 
 @router.get("")
-async def lead_to_pages() -> RedirectResponse:
-    """Lead to the list of runs."""
+async def redirect_to_runs() -> RedirectResponse:
+    """Redirect to the list of runs."""
     return RedirectResponse(PAGES.strip("/") + "/")
 
 
 @router.get("/static/{digest}/{name}")
 async def get_asset(digest: str, name: str) -> Response:
-    """Return a static file. Its address changes with its content, so that it is kept for good."""
+    """Return a static file. Its address changes with its content, so it may be cached forever."""
     asset = render.assets().get(name)
     if asset is None or asset.address != f"static/{digest}/{name}":
         raise NotFound("there is no such file", code="not_found")
@@ -409,7 +409,7 @@ async def change_rubric(visit: Visiting, rubric_id: str) -> Response:
 
 @router.get("/judges")
 async def show_judges(visit: Visiting) -> Response:
-    """Show what is known of each judge, and where two of them part."""
+    """Show calls, failures and agreement of each judge, and where two judges disagree."""
     reports = await visit.services.judge_reports.judges(visit.caller)
     return visit.show(
         "judges.html",
@@ -463,7 +463,7 @@ async def show_teams(visit: Visiting) -> Response:
 
 
 @router.get("/{rest:path}")
-async def find_nothing(rest: str) -> Response:
+async def refuse_unknown_page(rest: str) -> Response:
     """Answer every other address below `/pages/`."""
     raise NotFound("there is no page at this address", code="not_found")
 
@@ -489,7 +489,7 @@ def _require_scope(caller: Caller, scope: Scope) -> None:
 
 
 def _require_own_origin(request: Request) -> None:
-    """Refuse a form of another site. Browsers send the origin with each form that is posted."""
+    """Refuse a form that another site posted, by the `Origin` header that browsers send."""
     try:
         host = urlsplit(request.headers.get("origin", "")).netloc
     except ValueError:
@@ -500,7 +500,7 @@ def _require_own_origin(request: Request) -> None:
 
 async def _fields(request: Request) -> dict[str, str]:
     body = b""
-    # Whoever signs in is not known yet, so that little is read.
+    # The sender is not authenticated yet: read little.
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_FORM_BYTES:
@@ -513,7 +513,7 @@ async def _fields(request: Request) -> dict[str, str]:
 
 
 def _own_address(text: str) -> str:
-    """Return an address below `/pages/` to go to; with the dot it cannot name another host."""
+    """Return a redirect target below `/pages/`; its leading dot rules out another host."""
     return "./" + text if text.isprintable() and not text.startswith("signin") else "./"
 
 
@@ -527,10 +527,10 @@ def _attachment(name: str) -> str:
 
 
 def _secure(response: Response) -> Response:
-    """Say what the page may load, and that nobody else may keep or frame it."""
+    """Add the headers that limit what a page may load, and who may cache or frame it."""
     response.headers["Content-Security-Policy"] = render.POLICY
     response.headers["X-Content-Type-Options"] = "nosniff"
-    # The browser sends the origin of forms to this service only if it may say where they are.
+    # With `no-referrer`, browsers would send forms without their origin.
     response.headers["Referrer-Policy"] = "same-origin"
     response.headers.setdefault("Cache-Control", "private, no-cache")
     return response

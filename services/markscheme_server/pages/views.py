@@ -39,7 +39,7 @@ from markscheme_server.pages import charts, evidence
 from markscheme_server.pages.words import CATEGORIES, decimal, percent, share, signed, whole
 
 SHORT_RUN = 2
-"""Spans from which on rewards are a curve; before, they are a table."""
+"""From this many spans on, rewards are shown as a curve; below, as a table."""
 _GUARD = re.compile(r"\s*\bCounts only (for|if|when)\b", re.IGNORECASE)
 
 
@@ -133,7 +133,7 @@ def run_page(
         else [],
         "has_teacher": any(span.teacher is not None for span in spans),
         "has_second": any(span.second_judge is not None for span in spans),
-        "has_hole": bool(charts.holes(spans)),
+        "has_hole": bool(charts.unknown_stretches(spans)),
         "smoothed": _smoothed(spans),
         "small": _small_charts(spans, first_step) if chart else [],
         "rows": _by_category(criteria),
@@ -155,10 +155,10 @@ def run_page(
     }
 
 
-def claim_of(sentence: str) -> tuple[str, str]:
-    """Split what a finding says into its claim, which is the first sentence, and the figures."""
-    claim, dot, rest = sentence.partition(". ")
-    return claim + dot.strip(), rest
+def split_sentence(sentence: str) -> tuple[str, str]:
+    """Split the text of a finding into its first sentence, the heading, and the rest."""
+    heading, dot, rest = sentence.partition(". ")
+    return heading + dot.strip(), rest
 
 
 def finding_address(run_id: str, finding: Finding) -> str:
@@ -175,7 +175,7 @@ def finding_address(run_id: str, finding: Finding) -> str:
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet takes for a formula."""
+"""First characters of cells that spreadsheets run as formulas."""
 
 
 def steps_csv(steps: StepList) -> str:
@@ -185,7 +185,7 @@ def steps_csv(steps: StepList) -> str:
     reasons = sorted({name for span in steps.data for name in span.reasons})
     metrics = sorted({name for span in steps.data for name in span.metrics})
     writer = csv.writer(out, lineterminator="\n")
-    # Spreadsheets run what begins so as a formula, and a trainer may name its metrics anything.
+    # A trainer may give its metrics names that a spreadsheet would run as formulas.
     columns = [f"'{name}" if name.startswith(FORMULA) else name for name in metrics]
     writer.writerow([*names, *(f"unscored_{name}" for name in reasons), *columns])
     for span in steps.data:
@@ -297,7 +297,7 @@ def _row(history: CriterionHistory, first: int, last: int) -> Row:
 
 
 def _small_charts(spans: Sequence[StepSpan], first_step: int) -> list[tuple[str, str, Markup]]:
-    """Return title, newest figure and chart of what stands beside the reward."""
+    """Return title, newest value and chart of each figure beside the reward."""
     unknown = [s.unscored / s.rollouts if s.rollouts else None for s in spans]
     spread = [
         1 - s.flat_groups / s.comparable_groups if s.comparable_groups else None for s in spans
@@ -338,7 +338,7 @@ def _newest(values: Sequence[float | None]) -> float | None:
 
 
 def _smoothed(spans: Sequence[StepSpan]) -> int:
-    """Return over how many steps the smoothed line averages."""
+    """Return the number of steps that the smoothed line averages."""
     if not spans:
         return 0
     steps = spans[-1].last_step - spans[0].first_step + 1
@@ -359,7 +359,7 @@ def _reward_data(spans: Sequence[StepSpan], first_step: int) -> dict[str, Any]:
         "offset": display_step(first_step, first_step) - first_step,
         "unscored": [s.unscored for s in spans],
         "series": {
-            # Ten digits are finer than any use of them, and half as long in the page.
+            # Ten digits are precise enough, and halve the size of the page.
             name: [None if value is None else round(value, 10) for value in values]
             for name, values in series.items()
             if name == "reward" or any(value is not None for value in values)
@@ -418,7 +418,7 @@ class Change:
 def changes(before: Sequence[Criterion], after: Sequence[Criterion]) -> list[Change]:
     """Return added, removed and changed criteria.
 
-    Criteria of the same text are one; of the others those of the same id were reworded.
+    Criteria with equal texts are the same; of the rest, those with equal ids were reworded.
     """
     own = {criterion.text: criterion for criterion in after}
     same = {c.text for c in before if c.text in own}
@@ -486,7 +486,7 @@ def _tree(lineage: Lineage) -> list[Branch]:
 
 
 SERIES = 6
-"""Runs with a colour of their own in the cost by day; the others share one."""
+"""Runs with a colour of their own in the chart of daily cost; the others share one."""
 
 
 def days_before(day: date, count: int) -> date:

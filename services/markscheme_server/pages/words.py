@@ -1,4 +1,4 @@
-"""Figures, times and names as pages write them. A figure that is not known is a dash."""
+"""Format numbers, times and names for pages. An unknown number is a dash."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -101,7 +101,7 @@ def plural(count: int, one: str, many: str | None = None) -> str:
 
 
 def figure(value: float | None, text: str) -> Markup:
-    """Return the HTML of a figure: rounded to the eye, in full to a program that reads the page."""
+    """Return the HTML of a number: shown rounded, with all digits in its `value` attribute."""
     if value is None:
         return Markup('<span class="none">{}</span>').format(text)
     return Markup('<data value="{}">{}</data>').format(repr(value), text)

@@ -20,7 +20,8 @@ from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import digest, prompt_key
 from markscheme_server.errors import Conflict, NotFound, Unavailable
 from markscheme_server.judge.base import JudgeFailure
-from markscheme_server.scoring.scores import RUBRIC_NOT_VISIBLE, ScoreService, unscored_group
+from markscheme_server.scoring.group_scores import unscored_group
+from markscheme_server.scoring.scores import RUBRIC_NOT_VISIBLE, ScoreService
 from markscheme_server.scoring.single_flight import Abandoned, SingleFlight
 from markscheme_server.store.claims import Claim, ClaimLost
 from markscheme_server.store.gathering import (

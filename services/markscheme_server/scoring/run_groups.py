@@ -1,4 +1,4 @@
-"""Groups for people: which show something, and all that is known of one."""
+"""List a run's groups by what they show, and return all that is stored of one."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -24,8 +24,8 @@ from markscheme_server.scoring.run_histories import RunHistories
 from markscheme_server.scoring.runs import find_run
 from markscheme_server.store.rubrics import RubricStore
 from markscheme_server.store.run_groups import (
+    JudgeVerdict,
     RunGroupStore,
-    SaidVerdict,
     StoredGroup,
     StoredRollout,
 )
@@ -33,7 +33,7 @@ from markscheme_server.store.runs import RunStore
 
 PROMPT_LENGTH = 300
 
-_WANTED: Mapping[GroupSort, Callable[[GroupSummary], tuple[float, float] | None]] = {
+_SORT_KEYS: Mapping[GroupSort, Callable[[GroupSummary], tuple[float, float] | None]] = {
     "newest": lambda g: (0, 0),
     "spread": lambda g: (g.spread, g.at) if g.spread is not None else None,
     "flat": lambda g: (0, 0) if g.spread == 0 else None,
@@ -46,7 +46,7 @@ _WANTED: Mapping[GroupSort, Callable[[GroupSummary], tuple[float, float] | None]
     "length": lambda g: (g.words, 0) if g.words is not None else None,
     "disagreement": lambda g: (g.gap, 0) if g.gap is not None else None,
 }
-"""What groups are sorted by, greatest first; `None` leaves a group out."""
+"""Sort keys of groups, greatest first; `None` leaves a group out."""
 
 
 class RunGroupService:
@@ -82,7 +82,7 @@ class RunGroupService:
             for rubric, keys in loaded.keys.items()
             if wanted.criterion is None or wanted.criterion in keys
         }
-        rank = _WANTED[wanted.sort]
+        rank = _SORT_KEYS[wanted.sort]
         found = [
             (key, group)
             for group in loaded.history.groups
@@ -116,7 +116,7 @@ class RunGroupService:
         rubric = await self._rubrics.find(team, group.rubric_id)
         criteria = rubric.criteria if rubric is not None else ()
         keys_of = {key: _judged_keys(response) for key, response in responses.items()}
-        said = _Said(
+        said = _JudgeVerdicts(
             await self._groups.verdicts(
                 team,
                 group.prompt_key,
@@ -231,17 +231,17 @@ class RunGroupService:
         return found[0]
 
 
-class _Said:
-    """Finds what the judge said behind the verdicts that count."""
+class _JudgeVerdicts:
+    """Finds the judge's evidence and rationale for the verdicts that count."""
 
     def __init__(
         self,
-        verdicts: Sequence[SaidVerdict],
+        verdicts: Sequence[JudgeVerdict],
         judge: str | None,
         keys: Mapping[str, Sequence[str]],
     ) -> None:
         self._judge, self._keys = judge, keys
-        self._by_key: dict[tuple[str, str], list[SaidVerdict]] = {}
+        self._by_key: dict[tuple[str, str], list[JudgeVerdict]] = {}
         for verdict in verdicts:
             key = (verdict.criterion_key, verdict.response_key)
             self._by_key.setdefault(key, []).append(verdict)
@@ -274,7 +274,7 @@ class _Said:
 
     def _find(
         self, criterion: Criterion, text_key: str, met: bool | None, not_applicable: bool
-    ) -> SaidVerdict | None:
+    ) -> JudgeVerdict | None:
         if met is None and not not_applicable:
             return None
         key = criterion_key(criterion)
@@ -284,7 +284,7 @@ class _Said:
             for verdict in self._by_key.get((key, response), ())
             if verdict.met == met
         ]
-        # A check is another judge's. Of several the newest counts.
+        # Checks are decided by the builtin judge. Of several verdicts the newest counts.
         mine = [verdict for verdict in found if verdict.judge == self._judge]
         return next(reversed(mine or found), None)
 
@@ -294,7 +294,7 @@ def _met(character: str) -> bool | None:
 
 
 def _judged_keys(response: Response) -> list[str]:
-    """Return the keys that what is judged of a response may have: how it was read is not stored."""
+    """Return the keys that a response's judged text may have: its view is not stored."""
     views = VIEWS if isinstance(response, Trajectory) else VIEWS[:1]
     return list(
         dict.fromkeys(

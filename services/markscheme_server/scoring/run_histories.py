@@ -1,4 +1,4 @@
-"""The history of a run, read from the store once for each change of the run."""
+"""Read the history of a run from the store, and cache it until the run changes."""
 
 import asyncio
 from collections import OrderedDict, defaultdict
@@ -31,10 +31,10 @@ from markscheme_server.store.runs import Repeats, RunCost, RunStore, StoredRun
 CACHED_RUNS = 8
 """Histories in the cache of a process; one of 1,000 steps takes a few megabytes."""
 COST_AGE_S = 2.0
-"""A page asks for several answers at once: the ledger of the run is added up once for them."""
+"""Seconds for which a run's cost is cached: a page asks for it several times at once."""
 MAX_COSTS = 1000
 OVERLAP_S = 60.0
-"""What was scored so long before the last group is read again: it may have been stored later."""
+"""Groups scored so long before the last one are read again: they may be stored out of order."""
 PAIR_STEPS = 200
 """Criteria are compared over the last steps of a run."""
 _MET_BITS = str.maketrans({MET: "1", NOT_MET: "0", NOT_APPLICABLE: "0", UNKNOWN: "0"})
@@ -57,9 +57,10 @@ class CriterionCounts:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run with its history. `criteria`: by rubric id, of rubrics that the team sees.
+    """A run with its history.
 
-    `figures`: those of steps that findings were made of, with the totals that they are of.
+    `criteria`: by rubric id, of the rubrics that the team sees. `figures`: what the rules read of
+    each step, with the totals that it was computed from.
     """
 
     run: StoredRun
@@ -169,7 +170,7 @@ def compare(joined: str, criteria: int) -> dict[tuple[int, int], tuple[int, int,
     """
     if not joined:
         return {}
-    # Bits of one number stand for the rollouts: thousands are compared at once.
+    # One bit per rollout: a single operation compares thousands.
     columns = [joined[index::criteria] for index in range(criteria)]
     met = [int(column.translate(_MET_BITS), 2) for column in columns]
     judged = [int(column.translate(_JUDGED_BITS), 2) for column in columns]

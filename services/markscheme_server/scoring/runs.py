@@ -1,4 +1,4 @@
-"""Training runs for people: steps, criteria, findings. All of the caller's team only."""
+"""Training runs of the caller's team: steps, criteria and findings."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,11 +20,11 @@ CURVE_BINS = 40
 MAX_CRITERION_WINDOW = 100
 SILENT_STEPS = 10
 MIN_SILENCE = timedelta(minutes=1)
-"""A run is silent after so many of its median steps without a score, and at least so long."""
+"""A run is silent after 10 of its median steps without a score, and at least this long."""
 MAX_LISTED = 1000
-"""Summaries that a process keeps."""
+"""Summaries in the cache of a process."""
 FINDINGS_BUDGET_S = 0.2
-"""Time that a list spends on findings that are not known yet."""
+"""Seconds that a list spends on computing findings that are not cached."""
 
 
 class RunService:
@@ -37,8 +37,8 @@ class RunService:
     async def runs(self, caller: Caller, *, limit: int, after: str | None) -> schema.RunList:
         """Return a page of runs, the last heard of first. `after`: the last run of the one before.
 
-        Findings of runs that were not looked at since they changed are counted as far as there is
-        time, else they are null.
+        Findings that are not cached are counted until `FINDINGS_BUDGET_S` is spent; then they are
+        null.
         """
         page, more = await self._runs.page(caller.team, limit, after)
         costs = await self._runs.costs(caller.team, [run.id for run in page])
@@ -48,7 +48,7 @@ class RunService:
         for run in page:
             key = (run.team, run.id)
             cached = self._listed.get(key)
-            # A run that nothing is heard of falls silent although nothing of it changes.
+            # A run becomes silent without any change of its row.
             if (
                 cached is None
                 or cached[0] != run

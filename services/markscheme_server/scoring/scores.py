@@ -9,22 +9,19 @@ others go on.
 import asyncio
 import math
 import traceback
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import structlog
 
 from markscheme import schema
 from markscheme.vocabulary import Clamp, UnscoredReason, View
 from markscheme_server import metrics, wire
-from markscheme_server.accounts.budgets import BUDGET_SPENT
 from markscheme_server.domain.call_context import Allowance, CallContext, Deadline
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import ChatMessage, check_view, prompt_key
-from markscheme_server.domain.reward import feedback, reward, reward_range
+from markscheme_server.domain.reward import reward
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.trajectory import (
     DEFAULT_VIEW,
@@ -35,12 +32,19 @@ from markscheme_server.domain.trajectory import (
     response_key,
     unsupported_in,
 )
-from markscheme_server.domain.usage import JudgeUsage
-from markscheme_server.domain.verdict import Verdict, verdict_string
+from markscheme_server.domain.verdict import verdict_string
 from markscheme_server.errors import NotFound, TooLarge
 from markscheme_server.judge.base import Judge, JudgeFailure, StudentResponse
 from markscheme_server.judge.queue import QueueReservation
 from markscheme_server.judge.replies import MAX_CRITERIA
+from markscheme_server.scoring.group_scores import (
+    GroupResult,
+    Tally,
+    group_score,
+    rollout_score,
+    unscored_group,
+    unscored_rollout,
+)
 from markscheme_server.scoring.judges import Judges
 from markscheme_server.scoring.rubrics import (
     PendingInduction,
@@ -70,50 +74,6 @@ from markscheme_server.store.store import Store
 log = structlog.get_logger()
 
 RUBRIC_NOT_VISIBLE = "the rubric of this step is no longer shared with the team"
-
-
-@dataclass(frozen=True, slots=True)
-class GroupResult:
-    """A group's answer, what it cost, and what reuse saved."""
-
-    score: schema.GroupScore
-    usage: JudgeUsage
-    cached_verdicts: int = 0
-    saved_usd: float = 0.0
-
-
-class Tally:
-    """Sums over the groups of a batch."""
-
-    def __init__(self) -> None:
-        self.reasons: Counter[UnscoredReason] = Counter()
-        self._scored = self._cached_verdicts = 0
-        self._saved_usd = 0.0
-        self._usage = JudgeUsage()
-
-    def add(self, result: GroupResult) -> None:
-        """Count a group."""
-        rollouts = result.score.rollouts
-        self._scored += sum(rollout.reward is not None for rollout in rollouts)
-        self.reasons.update(r.reason for r in rollouts if r.reason is not None)
-        self._usage += result.usage
-        self._cached_verdicts += result.cached_verdicts
-        self._saved_usd += result.saved_usd
-        if result.score.rubric is not None:
-            metrics.RUBRICS.labels(origin=result.score.rubric.origin).inc()
-
-    def counts(self) -> schema.ScoreCounts:
-        """Return how many rollouts were scored."""
-        unscored = self.reasons.total()
-        return schema.ScoreCounts(
-            rollouts=self._scored + unscored, scored=self._scored, unscored=unscored
-        )
-
-    def cost(self) -> schema.Usage:
-        """Return what the batch cost and what reuse saved."""
-        return wire.from_usage(
-            self._usage, cached_verdicts=self._cached_verdicts, saved_usd=self._saved_usd
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,7 +405,7 @@ class ScoreService:
                 if teachers
                 else None
             )
-            score = _group_score(lookup.group, rubric, scores, teacher, clamp)
+            score = group_score(lookup.group, rubric, scores, teacher, clamp)
             return GroupResult(score, context.usage, verdicts.cached, saved_usd)
         except JudgeFailure as failure:
             log.info("group_unscored", reason=failure.reason)
@@ -514,9 +474,9 @@ class ScoreService:
             size = len(part) * len(rubric.criteria)
             await self._verdicts.throttle.wait(size, context.team, context.priority)
             scores += [
-                _unscored_rollout(rollout, UnscoredReason.NOT_SUPPORTED)
+                unscored_rollout(rollout, UnscoredReason.NOT_SUPPORTED)
                 if answer is None
-                else _rollout_score(
+                else rollout_score(
                     rubric,
                     rollout.id,
                     verdicts.of(answer),
@@ -613,38 +573,6 @@ def _outcome(
     return GroupOutcome(rollouts, distinct=len(scored))
 
 
-def _rollout_score(
-    rubric: Rubric,
-    rollout_id: str,
-    verdicts: Mapping[str, Verdict],
-    clamp: Clamp,
-    view: View,
-    tokens: tuple[int, int],
-) -> schema.RolloutScore:
-    value = reward(rubric.criteria, verdicts, clamp)
-    reason: UnscoredReason | None = None
-    if value is None:
-        reasons = (verdicts[c.id].reason for c in rubric.criteria)
-        reason = next((r for r in reasons if r is not None), UnscoredReason.NOT_APPLICABLE)
-    return schema.RolloutScore(
-        id=rollout_id,
-        reward=value,
-        status="unscored" if value is None else "scored",
-        reason=reason,
-        verdicts=[wire.from_verdict(verdicts[c.id]) for c in rubric.criteria],
-        feedback=feedback(rubric.criteria, verdicts),
-        view=view,
-        shown_tokens=tokens[0],
-        left_out_tokens=tokens[1],
-    )
-
-
-def _unscored_rollout(rollout: schema.Rollout, reason: UnscoredReason) -> schema.RolloutScore:
-    return schema.RolloutScore(
-        id=rollout.id, reward=None, status="unscored", reason=reason, verdicts=[], feedback=[]
-    )
-
-
 def _scored_teachers(
     rubric: Rubric, teachers: Sequence[Answer], verdicts: GroupVerdicts, clamp: Clamp
 ) -> list[ScoredTeacher]:
@@ -659,58 +587,3 @@ def _scored_teachers(
             )
         )
     return scored
-
-
-def _group_score(
-    group: schema.Group,
-    resolved: ResolvedRubric,
-    scores: list[schema.RolloutScore],
-    teacher: schema.TeacherScore | None,
-    clamp: Clamp,
-) -> schema.GroupScore:
-    known = sum(score.reward is not None for score in scores)
-    status: Literal["scored", "partial", "unscored"] = (
-        "scored" if known == len(scores) else "partial" if known else "unscored"
-    )
-    rubric = resolved.rubric
-    least, greatest = reward_range(rubric.criteria, clamp)
-    # The group itself reports a spent budget only if all of its rollouts do (decision 16).
-    is_spent = all(score.reason is UnscoredReason.BUDGET for score in scores)
-    return schema.GroupScore(
-        id=group.id,
-        status=status,
-        error=_error(UnscoredReason.BUDGET, BUDGET_SPENT) if is_spent else None,
-        reward_range=schema.RewardRange(min=least, max=greatest),
-        teacher=teacher,
-        rollouts=scores,
-        rubric=schema.RubricRef(
-            id=rubric.id,
-            version=rubric.version,
-            content_hash=rubric.content_hash,
-            origin=resolved.origin,
-            team=rubric.team,
-            criteria=wire.from_criteria(rubric.criteria),
-        ),
-    )
-
-
-def unscored_group(group: schema.Group, failure: JudgeFailure) -> schema.GroupScore:
-    """Return a group without a rubric: every reward is null with the reason."""
-    return schema.GroupScore(
-        id=group.id,
-        status="unscored",
-        rubric=None,
-        teacher=None,
-        error=_error(failure.reason, str(failure)),
-        rollouts=[
-            _unscored_rollout(rollout, UnscoredReason(failure.reason)) for rollout in group.rollouts
-        ],
-    )
-
-
-def _error(reason: UnscoredReason, message: str) -> schema.ErrorDetail:
-    if reason is UnscoredReason.BUDGET:
-        return schema.ErrorDetail(
-            message=message, type="insufficient_quota", code="insufficient_quota"
-        )
-    return schema.ErrorDetail(message=message, type="judge_error", code=reason.value)

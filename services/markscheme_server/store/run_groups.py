@@ -65,7 +65,7 @@ class StoredRollout:
 
 
 @dataclass(frozen=True, slots=True)
-class SaidVerdict:
+class JudgeVerdict:
     """A stored verdict with what the judge said of it."""
 
     criterion_key: str
@@ -173,7 +173,7 @@ class RunGroupStore:
 
     async def verdicts(
         self, team: str, prompt: str, criterion_keys: Sequence[str], response_keys: Sequence[str]
-    ) -> list[SaidVerdict]:
+    ) -> list[JudgeVerdict]:
         """Return what judges said of these responses to a prompt, the oldest first."""
         v = verdicts.c
         wanted = set(response_keys)
@@ -195,7 +195,7 @@ class RunGroupStore:
                     "responses": self._db.keys(wanted),
                 },
             )
-            return [SaidVerdict(*row) for row in rows]
+            return [JudgeVerdict(*row) for row in rows]
 
     async def second(self, team: str, group: str) -> list[SecondVerdicts]:
         """Return what a second judge said of a group's rollouts."""

@@ -64,7 +64,7 @@ def test_smoothing_keeps_what_is_known_and_unknown(
 
 def test_an_outage_is_one_hole_with_its_reason_and_steps() -> None:
     spans = MadeRun(steps=1000, outage=(410, 429)).step_list().data
-    assert charts.holes(spans) == [(410, 429, "unavailable")]
+    assert charts.unknown_stretches(spans) == [(410, 429, "unavailable")]
     svg = str(charts.reward_chart(spans, 0, label="reward"))
     assert svg.count('class="hole"') == 1
     assert "unavailable, steps 411–430" in svg

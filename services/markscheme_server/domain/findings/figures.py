@@ -1,7 +1,7 @@
-"""The figures of a run that findings are made of: counts and sums by step, no texts.
+"""The figures of a run that the rules read: counts and sums by step, no texts.
 
-All come from SQL aggregates by step. Steps are as the trainer sent them. What is not known is left
-out of every sum; it never counts as 0.
+Steps are numbered as the trainer sent them. An unknown value is left out of every sum; it never
+counts as 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -178,8 +178,8 @@ class RunFigures:
         steps: Its steps, in any order.
         criteria: Its criteria, in any order.
         pairs: Pairs of criteria.
-        running: Whether it goes on; one that does not spends no more.
-        planned_steps: Steps that it is planned to take, if it was said.
+        running: Whether it is still running; a run that is not spends no more.
+        planned_steps: Steps that it is planned to take, if known.
         cost_usd: What its judging cost so far; unpriced calls count nothing.
         seconds_per_step: Median seconds between its steps, if known.
         budgets: Its budget and its team's.

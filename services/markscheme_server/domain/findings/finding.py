@@ -1,4 +1,4 @@
-"""A finding: a sentence, its figures, and where the proof is."""
+"""A finding: a sentence, its figures, and the groups that show it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

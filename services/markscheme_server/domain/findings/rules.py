@@ -1,4 +1,4 @@
-"""The rules by which a run's figures become findings. docs/runs.md states them."""
+"""The rules that derive findings from a run's figures. docs/runs.md states them."""
 
 import math
 from collections import Counter
@@ -59,7 +59,7 @@ _ORDER = {"alarm": 0, "watch": 1}
 
 
 def find(run: RunFigures) -> list[Finding]:
-    """Return what is wrong with a run: alarms first, then by the step since which it is so."""
+    """Return what is wrong with a run: alarms first, then by the step of onset."""
     if not run.steps:
         return []
     steps = sorted(run.steps, key=lambda step: step.step)
@@ -120,7 +120,7 @@ class _Report:
     def criteria(self) -> Iterator[Finding]:
         """Inverted, falling, saturated, out of reach and noisy: what one criterion shows.
 
-        One that was not asked for two windows is of a rubric that the run has left behind.
+        A criterion that was not judged for two windows is of a rubric that the run no longer uses.
         """
         for criterion in sorted(self._run.criteria, key=lambda each: each.key):
             series = Series.of([(s.step, (s.judged, s.met)) for s in criterion.steps], mean)
@@ -268,10 +268,10 @@ class _Report:
             )
 
     def judges_part(self) -> Iterator[Finding]:
-        """Judges part: the second judge does not see the gain that the training judge sees."""
+        """Judges disagree: the second judge does not see the gain that the training judge sees."""
         series = self._series(lambda s: s.second_judge, difference)
         last = series.windows[-2:]
-        # Of no window that shows the fault may be the best, or there is nothing to compare with.
+        # The best window must not show the fault itself: it is what the others are compared with.
         if len(series.windows) < 3:
             return
         best = max(reversed(series.windows[:-2]), key=lambda w: w.row[2] / w.row[0])
@@ -517,7 +517,7 @@ class _Report:
         return Series.of([each for each in rows if known(each[1])], figure)
 
     def _words(self, series: Series, window: Window) -> float | None:
-        """Return the mean words of a rollout in a window, `None` where one of them is unknown."""
+        """Return the mean words of a rollout in a window, `None` if a step's words are unknown."""
         low, high = series.steps[window.start], series.steps[window.stop - 1]
         steps = [s for s in self._steps if low <= s.step <= high and s.rollouts]
         words = [s.words for s in steps if s.words is not None]
@@ -592,7 +592,7 @@ def _average(values: Sequence[float]) -> float:
 def _quote(text: str) -> str:
     """Return a criterion's text in quotes on one line, cut at a word if it is long.
 
-    A model wrote it, and terminals obey control characters: those are left out.
+    A model wrote it: control characters, which terminals obey, are left out.
     """
     line = " ".join(text.split())
     plain = "".join(char for char in line if char.isprintable()).rstrip(".")
