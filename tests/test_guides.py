@@ -1,7 +1,7 @@
 """The guides are run: their `bash` and `python` blocks, in order, against a real service.
 
 Where a `text` block follows, it is compared with what its block printed. A `…` in it stands for
-anything, also for several lines.
+anything, also for several lines. `markscheme` is forked from a process that has made its imports.
 """
 
 import os
@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from fakes import fork_server
 
 DOCS = Path(__file__).parents[1] / "docs"
 PEPPER = "a pepper for the guides"
@@ -33,18 +35,22 @@ def run(page: Path, url: str, home: Path) -> list[tuple[str, str | None]]:
         script += f"{command}echo '{END}'\n"
     for address in ("localhost:8321", "127.0.0.1:8321"):
         script = script.replace(address, url.removeprefix("http://"))
+    (commands := home / "commands").mkdir()
+    server, variables = fork_server.for_scripts(commands)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=home,
+        pass_fds=[server],
         capture_output=True,
         text=True,
         timeout=120,
         env={
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             "MARKSCHEME_HOME": str(home),
             "MARKSCHEME_URL": url,
             "MARKSCHEME_KEY_PEPPER": PEPPER,
+            **variables,
         },
     )
     assert done.returncode == 0, done.stderr

@@ -25,6 +25,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+INHERITED = "TEST_FORK_SERVER"
+"""The variable that holds the descriptor of an inherited server."""
+
 
 class ForkedProcess:
     """A command in a process of its own, with the part of `subprocess.Popen` that tests use."""
@@ -85,9 +88,26 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
 
+def for_scripts(folder: Path) -> tuple[int, dict[str, str]]:
+    """Write a command `markscheme` that a shell script of the test finds in `folder`.
+
+    Returns:
+        The descriptor that the script must inherit, and variables of its environment.
+    """
+    command = folder / "markscheme"
+    client = Path(__file__).with_name("markscheme_command.py")
+    command.write_text(
+        f'#!/bin/sh\nPYTHONPATH={client.parents[1]} exec {sys.executable} -S {client} "$@"\n'
+    )
+    command.chmod(0o755)
+    return _server().fileno(), {INHERITED: str(_server().fileno())}
+
+
 @cache
 def _server() -> socket.socket:
-    """Start this process's server at its first use."""
+    """Start this process's server at its first use, or take the one that it inherits."""
+    if INHERITED in os.environ:
+        return socket.socket(fileno=int(os.environ[INHERITED]))
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(

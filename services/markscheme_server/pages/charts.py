@@ -287,7 +287,7 @@ def heat_axis(first: int, last: int, first_step: int) -> Markup:
     return _svg(frame, "chart heat-axis", "", [_labels(frame, first_step, 12, 5)])
 
 
-def ramp() -> Markup:
+def colour_legend() -> Markup:
     """Return the legend of the heat map's colours."""
     cells = Markup("").join(
         Markup('<rect class="k{0}" x="{0}" width="1" height="1"/>').format(i)
@@ -322,7 +322,7 @@ def dots(rollouts: Sequence[RolloutPoint], teacher: float | None) -> Markup:
     return _svg(frame, "dots", label, parts)
 
 
-def rail(reward: float | None) -> Markup:
+def reward_bar(reward: float | None) -> Markup:
     """Draw a reward as a bar."""
     width = 0.0 if reward is None else max(0.0, 100 * reward)
     return Markup(

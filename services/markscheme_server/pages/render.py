@@ -73,7 +73,6 @@ def environment() -> jinja2.Environment:
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     made.globals |= {
         "assets": {name: asset.address for name, asset in assets().items()},
-        "split_sentence": views.split_sentence,
         "decimal": words.decimal,
         "dots": charts.dots,
         "fact": words.fact,
@@ -83,12 +82,12 @@ def environment() -> jinja2.Environment:
         "path": views.path,
         "percent": words.percent,
         "plural": words.plural,
-        "rail": charts.rail,
         "reason_help": REASON_HELP.__getitem__,
         "reason_lines": describe_reasons,
         "signed": words.signed,
         "sorts": words.SORTS,
         "sparkline": charts.sparkline,
+        "split_sentence": views.split_sentence,
         "states": words.STATES,
         "steps_of": views.steps_of,
         "titles": words.FINDINGS,

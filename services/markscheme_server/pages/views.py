@@ -141,7 +141,7 @@ def run_page(
         "heat_axis": charts.heat_axis(
             criteria.first_step or 0, criteria.last_step or 0, criteria.first_step or 0
         ),
-        "ramp": charts.ramp(),
+        "legend": charts.colour_legend(),
         "groups": groups,
         "reward_data": _reward_data(spans, first_step),
         "heat_data": _heat_data(criteria),
@@ -207,7 +207,7 @@ class Column:
     missed: list[str]
     is_teacher: bool
     is_best: bool
-    rail: Markup
+    bar: Markup
 
 
 def group_page(
@@ -260,7 +260,7 @@ def _column(response: GroupResponse, name: str, *, is_teacher: bool, is_best: bo
         [v.criterion_id for v in response.verdicts if v.met is False],
         is_teacher,
         is_best,
-        charts.rail(response.reward),
+        charts.reward_bar(response.reward),
     )
 
 
