@@ -41,11 +41,11 @@ from markscheme_train.errors import (
     Collapsed,
     ConfigError,
     DataError,
-    Diverged,
     Interrupted,
     ModelError,
     Stopped,
     TrainError,
+    diverged,
 )
 from markscheme_train.evaluation import (
     EvaluationFlow,
@@ -565,7 +565,10 @@ def save_checkpoint(trainer: MarkschemeTrainer, rng_state: RngState | None) -> P
 
 
 class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
-    """Raises `Diverged` before a step is taken on gradients that are not finite."""
+    """Raises `Diverged` before a step is taken on gradients that are not finite.
+
+    DeepSpeed has taken the step by then: there `GuardedEngine` does it.
+    """
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
         self._trainer = trainer
@@ -583,10 +586,7 @@ class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
         found = torch.stack(broken).any() if broken else torch.tensor(False)
         # A process may hold a part that is whole; all must stop.
         if accelerator.reduce(found.float().to(accelerator.device)).item():
-            raise Diverged(
-                f"the gradients of step {state.global_step + 1} are no numbers; the step was not "
-                "taken"
-            )
+            raise diverged(state.global_step + 1)
 
 
 class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]

@@ -24,6 +24,7 @@ PRELOADED = [
         "step_means",
         "heartbeats",
         "sharded_run",
+        "zero_run",
     )
 ]
 LIMIT_S = 240
