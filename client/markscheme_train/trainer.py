@@ -817,9 +817,20 @@ def is_zero3_run(args: TrainConfig) -> bool:
 
 def check_shards(trainer: GRPOTrainer) -> None:
     """Raise `ConfigError` if the weights are in shards in a way that is not known here."""
-    plugin = trainer.accelerator.state.deepspeed_plugin
-    if trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 0:
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    if plugin is not None and plugin.zero_stage == 0:
         raise ConfigError("DeepSpeed's zero_stage 0 shards nothing: leave out DeepSpeed, or set 2")
+    if (
+        plugin is not None
+        and plugin.zero_stage == 3
+        and not plugin.deepspeed_config["zero_optimization"].get(
+            "stage3_gather_16bit_weights_on_model_save"
+        )
+    ):
+        raise ConfigError(
+            "ZeRO 3 would save no model: set zero3_save_16bit_model: true, as "
+            "examples/accelerate/zero3.yaml does"
+        )
     if trainer.args.method == "grpo":
         return
     if is_fsdp(trainer.args) and not trainer.is_fsdp_enabled:

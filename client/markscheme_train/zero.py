@@ -3,12 +3,13 @@
 DeepSpeed is imported only where it runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as distributed
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -94,6 +95,19 @@ class GuardedEngine(DeepSpeedEngineWrapper):  # type: ignore[misc]
             if not self.engine.fp16_enabled() and self.engine.optimizer.has_overflow():
                 raise diverged(self._step())
             self.engine.step()
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Gather all weights that ZeRO 3 has taken apart. What is written into them is not kept."""
+    apart = [weight for weight in model.parameters() if hasattr(weight, "ds_tensor")]
+    if not apart:
+        yield
+        return
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters(apart):
+        yield
 
 
 def _without_padding(weight: Any, part: Tensor) -> Tensor:

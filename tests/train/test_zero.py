@@ -86,7 +86,7 @@ def run(
             marks=SLOW,
         ),
         pytest.param({"plain_device": "none"}, 2, id="the student by TRL's head", marks=SLOW),
-        pytest.param({"preset": "sdpo"}, 4, id="sdpo by four processes", marks=SLOW),
+        pytest.param({}, 4, id="four processes", marks=SLOW),
     ],
 )
 def test_processes_under_zero_3_do_what_one_does(
