@@ -1,11 +1,12 @@
-"""What a run on many GPUs does, on one: FSDP 2 with one process, a lag, and vLLM where it is there.
+"""What a run on many GPUs does, on one: FSDP 2 and ZeRO 3 with one process, a lag, and vLLM.
 
     python -m gpu.shards --out FILE [--small]
 
 `srpo` learns from recorded rollouts, the same in each step, so that arms can be compared: shards
 must give the losses and gradient norms of whole weights, and with `reward_lag: 1` the second step
 those of the first one without. Each arm is a process of its own. On a CPU, where accelerate leaves
-FSDP out, it is switched on by hand. With vLLM the rollouts are sampled.
+FSDP out, it is switched on by hand. With vLLM the rollouts are sampled. ZeRO 3 and vLLM are run
+where DeepSpeed and vLLM are installed.
 """
 
 import multiprocessing
@@ -41,13 +42,21 @@ FSDP = {
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
 }
+ZERO = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+}
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "whole weights": {},
     "FSDP 2": {},
+    "ZeRO 3": {},
     "reward_lag 1": {"reward_lag": 1},
     "vLLM": {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.3},
 }
 SHARDS = "FSDP 2 beside whole weights, largest relative difference"
+ZERO_SHARDS = "ZeRO 3 beside whole weights, largest relative difference"
 LAG = "second step of reward_lag 1 beside the first of 0, largest relative difference"
 
 
@@ -76,6 +85,11 @@ def run(part: Part, directory: Path, small: bool) -> None:
         if name == "vLLM" and (not GPU or find_spec("vllm") is None):
             part.note("vLLM is not installed or there is no GPU: not run.")
             continue
+        if name == "ZeRO 3":
+            if find_spec("deepspeed") is None:
+                part.note("DeepSpeed is not installed: ZeRO 3 is not run.")
+                continue
+            part.expect(Goal(ZERO_SHARDS, at_most=bound))
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             found[name] = pool.submit(arm, name, shape, directory / "model", length).result()
         one = found[name]
@@ -89,6 +103,8 @@ def run(part: Part, directory: Path, small: bool) -> None:
         )
         if name == "FSDP 2":
             part.measured(SHARDS, difference(one, found["whole weights"]))
+        if name == "ZeRO 3":
+            part.measured(ZERO_SHARDS, difference(one, found["whole weights"]))
         if name == "reward_lag 1":
             whole = found["whole weights"]
             part.measured(LAG, difference(step(one, 2), step(whole, 1)))
@@ -103,6 +119,8 @@ def arm(name: str, shape: Shape, model: Path, length: int) -> Found:
         os.environ |= FSDP | launched()
         if not GPU:
             shard_on_a_cpu()
+    if name == "ZeRO 3":
+        os.environ |= ZERO | launched()
     with tempfile.TemporaryDirectory() as out:
         settings = {
             **shared(length, STEPS, out),

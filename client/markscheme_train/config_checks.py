@@ -95,6 +95,8 @@ RANGES = {
     "distillation_top_k": COUNT,
     "entropy_beta": NOT_NEGATIVE,
     "importance_cap": POSITIVE,
+    "vllm_importance_sampling_clip_min": NOT_NEGATIVE,
+    "vllm_importance_sampling_clip_max": POSITIVE,
 }
 """The range of each number that the methods use; `None` is in each, where the key takes it."""
 WITHOUT_SELF_TEACHER: dict[str, Any] = {
@@ -127,6 +129,12 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "loss_type": ("dapo", "dr_grpo", "bnpo", "grpo", "cispo", "luspo", "sapo", "vespo"),
     "scale_rewards": ("none", "group", "batch"),
     "importance_sampling_level": ("token", "sequence"),
+    "vllm_importance_sampling_mode": (
+        "token_truncate",
+        "token_mask",
+        "sequence_truncate",
+        "sequence_mask",
+    ),
 }
 """Words that TRL takes, and refuses only when a batch was generated and scored."""
 _MAPPINGS = (

@@ -34,6 +34,11 @@ class Diverged(TrainError):
     """Loss or gradients are not finite; the weights are those of the step before."""
 
 
+def diverged(step: int) -> Diverged:
+    """Return what is raised before a step whose gradients are not finite."""
+    return Diverged(f"the gradients of step {step} are no numbers; the step was not taken")
+
+
 class Collapsed(TrainError):
     """A rule saw the run collapse, and `on_collapse` is `stop`. It was saved."""
 

@@ -1,8 +1,8 @@
 """The self-teacher: the student, kept from moving fast, that reads a demonstration or feedback.
 
 With full fine-tuning it is a second copy of the model, with adapters a second adapter on the same
-base, with FSDP 2 a second shard of each trained weight. All start as the student. There are three
-kinds (SDPO, arXiv 2601.20802):
+base, with FSDP 2 and ZeRO 3 a second shard of each trained weight. All start as the student. There
+are three kinds (SDPO, arXiv 2601.20802):
 
 - ``ema``: an exponential moving average, `θ_T ← (1 - τ) θ_T + τ θ` once a batch, τ = 0.05.
 - ``frozen``: the initial student.
@@ -179,23 +179,82 @@ class AdapterCopy:
                 self._model.set_adapter(STUDENT_ADAPTER)
 
 
+class Shards(Protocol):
+    """How the student's weights lie in parts on the processes."""
+
+    def held(self, weight: Tensor) -> Tensor:
+        """Return the part of a weight that is computed with, in the same memory."""
+
+    def stepped(self, weight: Tensor) -> Tensor:
+        """Return the part of a weight that the optimiser steps: in fp32 where it has one so."""
+
+    def distributed(self, weight: Tensor, part: Tensor) -> Tensor:
+        """Return a distributed tensor of which this process holds `part`, cut as the weight is."""
+
+    def whole(self, weight: Tensor, tensor: Tensor) -> Tensor:
+        """Gather a distributed tensor, in the weight's shape. A collective."""
+
+    def release(self) -> None:
+        """Drop gathered weights, since their shards change."""
+
+
+class FsdpShards:
+    """Weights under FSDP 2, which are distributed tensors themselves."""
+
+    def __init__(self, student: nn.Module) -> None:
+        self._student = student
+
+    def held(self, weight: Tensor) -> Tensor:
+        """Return the part of a weight that is computed with, in the same memory."""
+        return local_part(weight)
+
+    def stepped(self, weight: Tensor) -> Tensor:
+        """Return the same: FSDP casts it only when it gathers it."""
+        return local_part(weight)
+
+    def distributed(self, weight: Tensor, part: Tensor) -> Tensor:
+        """Return a distributed tensor of which this process holds `part`, cut as the weight is."""
+        if not isinstance(weight, DTensor):
+            return part
+        return DTensor.from_local(
+            part,
+            weight.device_mesh,
+            weight.placements,
+            shape=weight.shape,
+            stride=weight.stride(),
+        )
+
+    def whole(self, weight: Tensor, tensor: Tensor) -> Tensor:
+        """Gather a distributed tensor. A collective."""
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def release(self) -> None:
+        """Drop gathered weights, which FSDP keeps of some layers, since their shards change."""
+        for module in self._student.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
 class ShardedCopy:
-    """A second shard of each trained weight, in fp32, for a student under FSDP 2.
+    """A second shard of each trained weight, in fp32, for a student under FSDP 2 or ZeRO 3.
 
     It has no modules of its own. For a forward pass its shards take the place of the student's,
-    which FSDP gathers layer by layer, in the precision in which it gathers the student's; then the
-    student's are put back. With an adapter only the adapter is trained, so only that is copied. The
-    output head alone is kept whole, gathered once after each update.
+    which are gathered layer by layer, in the precision in which the student's are gathered; then
+    the student's are put back. With an adapter only the adapter is trained, so only that is copied.
+    The output head alone is kept whole, gathered once after each update.
 
     Args:
         student: The model, which a trainer is going to shard in place.
+        shards: Its shards.
         dtype: Precision of the whole head; `None`: that of the student's head.
     """
 
     sharded = True
 
-    def __init__(self, student: nn.Module, dtype: torch.dtype | None = None) -> None:
-        self._student, self._dtype = student, dtype
+    def __init__(
+        self, student: nn.Module, shards: Shards, dtype: torch.dtype | None = None
+    ) -> None:
+        self._student, self._shards, self._dtype = student, shards, dtype
         self._trained: dict[str, nn.Parameter] = {}
         self._own: dict[str, Tensor] = {}
         self._head: tuple[Tensor, Tensor | None]
@@ -211,7 +270,9 @@ class ShardedCopy:
             if weight.requires_grad
         }
         self._own = {
-            name: weight.detach().to(torch.float32, copy=True)
+            name: self._shards.distributed(
+                weight, self._shards.stepped(weight).to(torch.float32, copy=True)
+            )
             for name, weight in self._trained.items()
         }
         self._gather_head()
@@ -232,7 +293,7 @@ class ShardedCopy:
     @torch.no_grad()
     def update(self, rate: float) -> None:
         """Move the weights towards the student's by `rate`."""
-        other = _local(self._trained)
+        other = [self._shards.stepped(weight) for weight in self._trained.values()]
         finite = _all_finite(other).float()
         # All raise or none does: a process that went on alone would wait for the others for ever.
         distributed.all_reduce(finite, distributed.ReduceOp.MIN)
@@ -253,34 +314,29 @@ class ShardedCopy:
     def _gather_head(self) -> None:
         layer = _inner(self._student).get_output_embeddings()
         copies: dict[Tensor, Tensor] = {
-            weight: self._own[name] for name, weight in self._trained.items()
+            weight: local_part(self._own[name]) for name, weight in self._trained.items()
         }
 
-        def gathered(part: Tensor) -> Tensor:
+        def gathered(weight: Tensor) -> Tensor:
             # The student's own where it is not trained.
-            return _whole(copies.get(part, part).detach().to(self._dtype or part.dtype))
+            part = copies.get(weight, self._shards.held(weight)).to(self._dtype or weight.dtype)
+            return self._shards.whole(weight, self._shards.distributed(weight, part))
 
-        self._reshard()
+        self._shards.release()
         self._head = gathered(layer.weight), None if layer.bias is None else gathered(layer.bias)
 
     @contextmanager
     def _installed(self) -> Iterator[None]:
         """Put the shards in the place of the student's; put those back at the end."""
-        student = _local(self._trained)
+        student = [self._shards.held(weight) for weight in self._trained.values()]
         held = [shard.clone() for shard in student]
-        self._reshard()
+        self._shards.release()
         torch._foreach_copy_(student, _local(self._own))
         try:
             yield
         finally:
-            self._reshard()
+            self._shards.release()
             torch._foreach_copy_(student, held)
-
-    def _reshard(self) -> None:
-        """Drop gathered weights, which FSDP keeps of some layers, since their shards change."""
-        for module in self._student.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
 
 
 class TrustRegion:
@@ -316,9 +372,10 @@ class TrustRegion:
         """Return the states [B, keep, 2d] that predict the last `keep` tokens, without gradient."""
         self._share = self._coefficient()
         initial = self._reference.states(input_ids, attention_mask, keep)
-        # Last: a sharded student's head is whole after its forward pass.
+        # Last: a sharded student's head, gathered now by all, stays whole after its forward pass.
         with _evaluating(self._student):
             own = _states(self._student, input_ids, attention_mask, keep)
+        output_head(_inner(self._student))
         return torch.cat([initial, own], -1)
 
     def head(self, states: Tensor) -> Tensor:
@@ -404,6 +461,9 @@ def output_head(
 ) -> Callable[[Tensor], Tensor]:
     """Return the map from hidden states to logits, scaled and capped as the model family does.
 
+    A head that is in shards is gathered, unless it is whole already: call this in all processes,
+    after a forward pass.
+
     Args:
         model: The model.
         project: Used instead of the model's output layer.
@@ -435,17 +495,18 @@ def _local(weights: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def is_sharded(module: Any) -> bool:
-    """Return whether FSDP 2 gathers the module's weights in its forward pass."""
-    return isinstance(module, FSDPModule)
+    """Return whether the module's weights are gathered in its forward pass."""
+    return isinstance(module, FSDPModule) or any(map(is_zero3, module.parameters()))
+
+
+def is_zero3(weight: Any) -> bool:
+    """Return whether DeepSpeed's ZeRO 3 has taken the weight apart."""
+    return hasattr(weight, "ds_tensor")
 
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return the part that this process holds, in the same memory: of most tensors all of it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def _whole(weight: Tensor) -> Tensor:
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _all_finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -461,7 +522,10 @@ def _refuse_non_finite(finite: Tensor) -> None:
 def _output_layer(model: Any) -> Callable[[Tensor], Tensor]:
     layer: Any = model.get_output_embeddings()
     if is_sharded(layer):
-        # Its weight is whole from the root's forward pass on. Its hooks belong into that pass.
+        for weight in layer.parameters():
+            if is_zero3(weight):
+                weight.all_gather()
+        # With FSDP its weight is whole from the root's forward pass on. Its hooks belong into that.
         return lambda states: functional.linear(states, layer.weight, layer.bias)
     project: Callable[[Tensor], Tensor] = layer
     return project

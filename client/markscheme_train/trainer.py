@@ -49,14 +49,17 @@ from markscheme_train.self_distillation import (
 )
 from markscheme_train.self_teacher import (
     AdapterCopy,
+    FsdpShards,
     ModelCopy,
     SelfTeacher,
     ShardedCopy,
     TrustRegion,
+    is_sharded,
     last_states,
     output_head,
     scheduled,
 )
+from markscheme_train.zero import GuardedEngine, ZeroShards
 
 SELF_TEACHER_FILE, SELF_TEACHER_FOLDER = "self_teacher.pt", "self_teacher"
 """Where a checkpoint holds the self-teacher: whole in a file, in shards in a folder."""
@@ -146,7 +149,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         # Copy before TRL replaces the model's forward: a later copy would run the student's.
         teacher = (
             ModelCopy(model)
-            if args.method != "grpo" and not hasattr(model, "peft_config") and not is_fsdp(args)
+            if args.method != "grpo"
+            and not hasattr(model, "peft_config")
+            and not is_fsdp(args)
+            and not is_zero3_run(args)
             else None
         )
         super().__init__(model=model, reward_funcs=[reported, *other_rewards], args=args, **kwargs)
@@ -160,14 +166,21 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         if teacher is not None:
             teacher.model.to(self.accelerator.device)
         check_steps_move_weights(self)
-        if args.method != "grpo" or self.accelerator.device.type == self.plain_device:
-            check_output_head(_inner(self.model))
+        if not is_zero3_run(args):
+            self.check_output_head()
+        if self.is_deepspeed_enabled:
+            self.add_callback(GuardDeepSpeed(self))
+        check_shards(self)
         if args.method != "grpo":
-            check_shards(self)
             self_teacher: SelfTeacher
             if is_fsdp(args):
                 policy = self.accelerator.state.fsdp_plugin.mixed_precision_policy
-                self_teacher = ShardedCopy(self.model, policy and policy.param_dtype)
+                self_teacher = ShardedCopy(
+                    self.model, FsdpShards(self.model), policy and policy.param_dtype
+                )
+            elif is_zero3_run(args):
+                shards = ZeroShards(lambda: self.accelerator.deepspeed_engine_wrapped.engine)
+                self_teacher = ShardedCopy(self.model, shards)
             else:
                 self_teacher = teacher or AdapterCopy(self.model)
             if args.self_teacher == "trust_region":
@@ -181,6 +194,11 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 thinking=reward.thinking,
             )
             self.add_callback(UpdateSelfTeacher(self))
+
+    def check_output_head(self) -> None:
+        """Raise `ModelError` if hidden states are used and the model's logits do not follow."""
+        if self.args.method != "grpo" or self.accelerator.device.type == self.plain_device:
+            check_output_head(_inner(self.model))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as TRL does; at the end ask no more for what is still being judged."""
@@ -419,11 +437,15 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             gains = self._total(self.distillation.gains.take(loss.device))
             for name, (gain, tokens) in zip(GAINS, gains.tolist(), strict=True):
                 self._metrics["train"][name].append(gain / tokens if tokens else math.nan)
-        # `_step` is counted already.
-        used = self._buffered_inputs[(self._step - 1) % self.args.steps_per_generation]
-        if used["num_items_in_batch"] == 0:
+        # `_step` is counted already. DeepSpeed has taken the step, or left it out.
+        if not self.is_deepspeed_enabled and not self.teaches(self._step - 1):
             model.zero_grad(set_to_none=True)
         return loss
+
+    def teaches(self, step: int) -> bool:
+        """Return whether the optimiser step of this micro-batch has a token to learn from."""
+        used = self._buffered_inputs[step % self.args.steps_per_generation]
+        return bool(used["num_items_in_batch"] != 0)
 
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
         """Return the loss of a micro-batch: `srpo_loss` with a self-teacher, else TRL's.
@@ -680,14 +702,15 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
             batch_size: Rows that run at once; default: all.
             without_gradient: Rows [B] whose log-probabilities need no gradient.
         """
-        inner = _inner(self.accelerator.unwrap_model(model))
-        head = output_head(inner)
+        unwrapped = self.accelerator.unwrap_model(model)
+        inner = _inner(unwrapped)
         every = []
         size = batch_size or len(input_ids)
-        # Sharing calls a part of the model, inside the wrapper of DDP or FSDP.
+        # Sharing calls a part of the model, inside the wrapper of DDP, FSDP or DeepSpeed.
         share = (
             self.accelerator.num_processes == 1
-            and not self.is_fsdp_enabled
+            and not self.is_deepspeed_enabled
+            and not is_sharded(unwrapped)
             and keep > 1
             and can_share(model)
         )
@@ -703,6 +726,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                     model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
                 every += [states[:, -keep - 1 : -1] for states in seen]
         states = torch.cat(every)
+        head = output_head(inner)
         counted = attention_mask[:, -keep:].bool()
         precise = torch.promote_types(states.dtype, torch.float32)
         log_probs, entropies = (states.new_zeros(counted.shape, dtype=precise) for _ in range(2))
@@ -749,6 +773,24 @@ class UpdateSelfTeacher(TrainerCallback):  # type: ignore[misc]
                 trainer.distillation.self_teacher.update(rate)
 
 
+class GuardDeepSpeed(TrainerCallback):  # type: ignore[misc]
+    """Puts the guards around DeepSpeed's step, once a trainer has made its engine."""
+
+    def __init__(self, trainer: MarkschemeTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Install the guards, and check the output head if it was in shards until now."""
+        trainer = self._trainer
+        trainer.accelerator.deepspeed_engine_wrapped = GuardedEngine(
+            trainer.accelerator.deepspeed_engine_wrapped.engine,
+            teaches=lambda: trainer.teaches(trainer._step),
+            step=lambda: trainer.state.global_step + 1,
+        )
+        if is_zero3_run(args):
+            trainer.check_output_head()
+
+
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
     """TRL's sampler with a permutation that does not depend on earlier epochs."""
 
@@ -767,14 +809,30 @@ def is_fsdp(args: TrainConfig) -> bool:
     return args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
+def is_zero3_run(args: TrainConfig) -> bool:
+    """Return whether DeepSpeed's ZeRO 3 takes the weights apart."""
+    plugin = args.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3
+
+
 def check_shards(trainer: GRPOTrainer) -> None:
-    """Raise `ConfigError` if the weights are sharded in a way that no self-teacher follows."""
-    plugin = trainer.accelerator.state.deepspeed_plugin
-    if trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3:
-        raise ConfigError(
-            f"method {trainer.args.method} has a self-teacher, which DeepSpeed's ZeRO 3 cannot "
-            "shard: use FSDP 2 (examples/accelerate/fsdp2.yaml), which shards as much, or ZeRO 2"
+    """Raise `ConfigError` if the weights are in shards in a way that is not known here."""
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    if plugin is not None and plugin.zero_stage == 0:
+        raise ConfigError("DeepSpeed's zero_stage 0 shards nothing: leave out DeepSpeed, or set 2")
+    if (
+        plugin is not None
+        and plugin.zero_stage == 3
+        and not plugin.deepspeed_config["zero_optimization"].get(
+            "stage3_gather_16bit_weights_on_model_save"
         )
+    ):
+        raise ConfigError(
+            "ZeRO 3 would save no model: set zero3_save_16bit_model: true, as "
+            "examples/accelerate/zero3.yaml does"
+        )
+    if trainer.args.method == "grpo":
+        return
     if is_fsdp(trainer.args) and not trainer.is_fsdp_enabled:
         raise ConfigError("accelerate shards no weights on a CPU: leave out FSDP")
     if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:

@@ -41,11 +41,11 @@ from markscheme_train.errors import (
     Collapsed,
     ConfigError,
     DataError,
-    Diverged,
     Interrupted,
     ModelError,
     Stopped,
     TrainError,
+    diverged,
 )
 from markscheme_train.evaluation import (
     EvaluationFlow,
@@ -59,6 +59,7 @@ from markscheme_train.reward import RubricReward, Scorer, is_outage
 from markscheme_train.self_teacher import local_part
 from markscheme_train.step_log import EvaluationRecord, StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
+from markscheme_train.zero import whole_weights
 
 RUN_ID_FILE = "run_id"
 STEPS_FILE = "steps.jsonl"
@@ -231,9 +232,10 @@ def train(
         # A run that was killed after its last checkpoint only has its model to save.
         finished = checkpoint is not None and finished_model(config, checkpoint)
         if finished:
-            trainer._load_from_checkpoint(finished)
+            save_finished_model(trainer, finished, output)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.save_model(str(output))
     except MarkschemeError as error:
         # With the generators of the last batch's end, a resumed run samples the same rollouts.
         saved = save_checkpoint(trainer, save_at_batch_end.rng_state)
@@ -255,7 +257,6 @@ def train(
         if isinstance(error, Unscored):
             raise Interrupted(f"{error}\n{resume_advice(error)} {state}") from error
         raise Interrupted(f"the rubric service failed: {error}\n{state}") from error
-    trainer.save_model(str(output))
     collapse = trainer.guard.stopped_by
     if collapse is not None and trainer.state.global_step < trainer.state.max_steps:
         raise Collapsed(
@@ -297,6 +298,15 @@ def finished_model(config: TrainConfig, checkpoint: Path) -> str | None:
         return None
     best = best_checkpoint(checkpoint.parent, state.best_global_step)
     return best if config.load_best_model_at_end and best else str(checkpoint)
+
+
+def save_finished_model(trainer: MarkschemeTrainer, checkpoint: str, output: Path) -> None:
+    """Save a checkpoint's model as that of the run, without training."""
+    with whole_weights(trainer.model):
+        trainer._load_from_checkpoint(checkpoint)
+        # Only training makes the engine by which `save_model` saves under DeepSpeed.
+        save = trainer._save if trainer.is_deepspeed_enabled else trainer.save_model
+        save(str(output))
 
 
 def has_run(output: Path) -> bool:
@@ -565,7 +575,10 @@ def save_checkpoint(trainer: MarkschemeTrainer, rng_state: RngState | None) -> P
 
 
 class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
-    """Raises `Diverged` before a step is taken on gradients that are not finite."""
+    """Raises `Diverged` before a step is taken on gradients that are not finite.
+
+    DeepSpeed has taken the step by then: there `GuardedEngine` does it.
+    """
 
     def __init__(self, trainer: MarkschemeTrainer) -> None:
         self._trainer = trainer
@@ -583,10 +596,7 @@ class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
         found = torch.stack(broken).any() if broken else torch.tensor(False)
         # A process may hold a part that is whole; all must stop.
         if accelerator.reduce(found.float().to(accelerator.device)).item():
-            raise Diverged(
-                f"the gradients of step {state.global_step + 1} are no numbers; the step was not "
-                "taken"
-            )
+            raise diverged(state.global_step + 1)
 
 
 class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]

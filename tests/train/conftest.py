@@ -70,6 +70,21 @@ def settings(tmp_path: Path, model_directory: Path, data_file: Path) -> dict[str
 
 
 @pytest.fixture
+def given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of three batches, after which student and self-teacher differ."""
+    return settings | {
+        "preset": "srpo",
+        "distillation_top_k": 5,
+        "teacher_update_rate": 0.3,
+        "trust_region_coefficient": 0.3,
+        "warmup_steps": 0,
+        "max_steps": 3,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+    }
+
+
+@pytest.fixture
 def make_srpo_trainer(
     settings: dict[str, Any], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> Maker:

@@ -25,6 +25,7 @@ PRELOADED = [
         "heartbeats",
         "sharded_run",
         "plain_trl",
+        "zero_run",
     )
 ]
 LIMIT_S = 240

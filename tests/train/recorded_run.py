@@ -48,6 +48,17 @@ class Recorded(MarkschemeTrainer):
         batch = self.state.global_step + 1
         return [recorded(batch, first + i) for i in range(len(prompt_ids))], None
 
+    def student_weights(self) -> dict[str, Any]:
+        """Return the student's weights, gathered by all processes."""
+        weights = self.accelerator.unwrap_model(self.model_wrapped).state_dict()
+        return {name: whole(value) for name, value in weights.items()}
+
+    def teacher_weights(self) -> dict[str, Any]:
+        """Return the self-teacher's weights, gathered by all processes."""
+        assert self.distillation is not None
+        weights = self.distillation.self_teacher.weights()
+        return {name: whole(value) for name, value in weights.items()}
+
     def _save_rng_state(self, output_dir: str) -> None:
         if self.state.global_step == self.dies_saving:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -61,6 +72,7 @@ def whole(weight: Any) -> Any:
 def main(settings: Path, out: Path, made: type[Recorded] = Recorded) -> None:
     given = json.loads(settings.read_text())
     elsewhere = given.pop("rewards_of_other_groups", REWARDS)
+    unscored_step = given.pop("unscored_step", None)
     stops, dies_saving = given.pop("greedy_until", None), given.pop("dies_saving", None)
     made.plain_device = given.pop("plain_device", "cpu")
     silence_libraries()
@@ -72,12 +84,18 @@ def main(settings: Path, out: Path, made: type[Recorded] = Recorded) -> None:
     class Client(ScriptedClient):
         def _group(self, group: Any) -> Any:
             rewards = REWARDS if group.id.endswith("p0") else elsewhere
+            if trainer.state.global_step + 1 == unscored_step:
+                rewards = [None] * len(REWARDS)
             self.script = lambda place, _rollout: rewards[place]
             return super()._group(group)
 
     client = Client(lambda place, _rollout: None)
     reward = RubricReward(
-        client, num_generations=config.num_generations, run_id="run", eos_token_ids=[EOS]
+        client,
+        num_generations=config.num_generations,
+        run_id="run",
+        eos_token_ids=[EOS],
+        max_unscored=config.max_unscored,
     )
     examples = [Example(prompt=f"w{i} w{i + 1}") for i in range(4)]
     trainer = made(
@@ -90,15 +108,7 @@ def main(settings: Path, out: Path, made: type[Recorded] = Recorded) -> None:
     trainer.samples, trainer.dies_saving = stops is not None, dies_saving
     checkpoint = given.get("resume_from_checkpoint")
     trainer.train(resume_from_checkpoint=checkpoint)
-    assert trainer.distillation is not None
-    # Sharded weights are gathered by all processes.
-    student, teacher = (
-        {name: whole(value) for name, value in weights.items()}
-        for weights in (
-            trainer.accelerator.unwrap_model(trainer.model_wrapped).state_dict(),
-            trainer.distillation.self_teacher.weights(),
-        )
-    )
+    student, teacher = trainer.student_weights(), trainer.teacher_weights()
     # A whole model has the self-teacher's adapter inside.
     names = [name for name in student if f".{SELF_TEACHER_ADAPTER}." in name]
     teacher |= {

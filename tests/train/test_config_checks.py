@@ -71,6 +71,14 @@ EVALUATED = {"eval_data": "d.jsonl", "eval_steps": 5}
             {"importance_sampling_level": "x"},
             "importance_sampling_level must be one of token, sequence, not x",
         ),
+        (
+            {"vllm_importance_sampling_mode": "x"},
+            "vllm_importance_sampling_mode must be one of token_truncate, token_mask, .* not x",
+        ),
+        (
+            {"vllm_importance_sampling_clip_max": 0},
+            "`vllm_importance_sampling_clip_max` must be above 0, not 0",
+        ),
         ({"model_init_kwargs": 3}, "model_init_kwargs must be keys and values"),
         (
             {"lr_scheduler_type": "cosine_with_min_lr"},

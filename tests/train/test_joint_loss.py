@@ -5,6 +5,7 @@ whole vocabulary.
 """
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,9 +63,17 @@ def make(
     settings: dict[str, Any], model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[MarkschemeTrainer, dict[str, Any]]]:
     def build(
-        *, sampler: bool = False, tools: bool = False, device: str = "cpu", **more: Any
+        *,
+        sampler: bool = False,
+        mismatch: Tensor | None = None,
+        tools: bool = False,
+        device: str = "cpu",
+        **more: Any,
     ) -> tuple[MarkschemeTrainer, dict[str, Any]]:
-        """Return a trainer and a generated batch, after which the student has moved."""
+        """Return a trainer and a generated batch, after which the student has moved.
+
+        With `mismatch` [rows, tokens] a sampler as far from the trainer has made the rollouts.
+        """
         monkeypatch.setattr(MarkschemeTrainer, "plain_device", device)
         plain = GRPOTrainer._generate_and_score_completions
 
@@ -97,6 +106,8 @@ def make(
         if config.activation_checkpointing:
             trainer.model.enable_input_require_grads()
             trainer.model.gradient_checkpointing_enable()
+        if mismatch is not None:
+            sample_elsewhere(trainer, mismatch)
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1
         rows = [
@@ -112,11 +123,36 @@ def make(
     return build
 
 
-def expected(trainer: MarkschemeTrainer, batch: dict[str, Any]) -> tuple[Tensor, SrpoInputs]:
+def sample_elsewhere(trainer: MarkschemeTrainer, mismatch: Tensor) -> None:
+    """Let a `rollout_func` beside vLLM say rollouts and their log-probabilities, as recorded.
+
+    They are the trainer's own minus `mismatch` [rows, tokens]; vLLM may leave one out.
+    """
+
+    @torch.no_grad()
+    def rollouts(prompts: list[str], _trainer: Any) -> dict[str, Any]:
+        made: dict[str, Any] = {"prompt_ids": [], "completion_ids": [], "logprobs": []}
+        for row, prompt in enumerate(prompts):
+            ids = trainer._tokenizer(prompt)["input_ids"]
+            rollout = torch.randint(2, 64, (2 + row % 5,)).tolist()
+            logits = trainer.model(input_ids=torch.tensor([ids + rollout])).logits[0]
+            own = (logits[len(ids) - 1 : -1] / trainer.temperature).log_softmax(-1)
+            sampled = own[range(len(rollout)), rollout] - mismatch[row, : len(rollout)]
+            made["prompt_ids"].append(ids)
+            made["completion_ids"].append(rollout)
+            made["logprobs"].append([None if x.isnan() else x.item() for x in sampled])
+        return made
+
+    trainer.rollout_func, trainer.use_vllm, trainer._last_loaded_step = rollouts, True, -1
+    trainer.vllm_generation = SimpleNamespace(sync_weights=lambda: None)
+
+
+def expected(
+    trainer: MarkschemeTrainer, batch: dict[str, Any], sampler_weights: Tensor | None = None
+) -> tuple[Tensor, SrpoInputs]:
     config, width = trainer.args, batch["completion_ids"].shape[1]
-    assert trainer.distillation is not None
-    teacher = trainer.distillation.self_teacher.model  # type: ignore[attr-defined]
-    shown = DEMONSTRATIONS[config.method]
+    teacher = trainer.distillation and trainer.distillation.self_teacher.model  # type: ignore[attr-defined]
+    shown = DEMONSTRATIONS.get(config.method, {})
 
     def padded(values: Tensor) -> Tensor:
         return torch.nn.functional.pad(values, (0, width - len(values)))
@@ -171,7 +207,7 @@ def expected(trainer: MarkschemeTrainer, batch: dict[str, Any]) -> tuple[Tensor,
         routed=torch.tensor([row in shown for row in range(len(REWARDS))]),
         divergence=torch.stack(divergence),
         entropy=torch.stack(entropy),
-        sampler_weights=batch.get("importance_sampling_ratio"),
+        sampler_weights=sampler_weights,
     )
     settings = SrpoConfig(
         clip_low=config.epsilon,
@@ -233,7 +269,7 @@ def test_what_trains_is_the_joint_loss(
 ) -> None:
     """By a plain forward pass, as on a CPU, and through TRL's fused head, as on a GPU."""
     trainer, batch = make(**case)
-    loss, inputs = expected(trainer, batch)
+    loss, inputs = expected(trainer, batch, batch.get("importance_sampling_ratio"))
     assert batch["routed"].tolist() == inputs.routed.tolist()
     wanted = gradient(trainer, loss)
     found = trainer._compute_loss(trainer.model, batch)
@@ -250,3 +286,60 @@ def test_what_trains_is_the_joint_loss(
         ratio = (inputs.log_probs - inputs.old_log_probs).exp()
         assert (ratio[routed] > 2).any()
         assert metrics["clip_ratio/region_mean"][-1] > 0 or case.get("preset") == "sdpo"
+
+
+def sampler_correction(mismatch: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """Return the weights [rows, tokens] that undo a sampler's mismatch, between 0.7 and 1.4."""
+    differences = torch.where(mask.bool(), mismatch.nan_to_num(0.0), 0.0)
+    if mode.startswith("sequence"):
+        differences = differences.sum(1, keepdim=True).expand_as(mask)
+    ratio = differences.exp()
+    if mode.endswith("truncate"):
+        return ratio.clamp(0.7, 1.4)
+    return torch.where((ratio >= 0.7) & (ratio <= 1.4), ratio, 0.0)
+
+
+@pytest.mark.parametrize("preset", ["grpo", "sdpo", "srpo"])
+@pytest.mark.parametrize(
+    "mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+)
+def test_the_sampler_s_mismatch_is_corrected_in_what_trains(
+    mode: str, preset: str, make: Callable[..., tuple[MarkschemeTrainer, dict[str, Any]]]
+) -> None:
+    torch.manual_seed(3)
+    mismatch = 0.8 * torch.randn(len(REWARDS), 6)
+    mismatch[0, 1] = torch.nan
+    trainer, batch = make(
+        mismatch=mismatch,
+        preset=preset,
+        num_iterations=2,
+        temperature=0.7,
+        max_steps=2,
+        vllm_importance_sampling_mode=mode,
+        vllm_importance_sampling_clip_min=0.7,
+        vllm_importance_sampling_clip_max=1.4,
+    )
+    width = batch["completion_ids"].shape[1]
+    written = torch.tensor([[place < 2 + row % 5 for place in range(width)] for row in range(12)])
+    weights = sampler_correction(mismatch[:, :width], written, mode)
+    taught = weights[batch["completion_mask"].bool()]
+    # Else another mode, or none, would have the same loss.
+    assert taught.min() == (0.7 if mode.endswith("truncate") else 0.0)
+    assert taught.max() <= 1.4
+    loss, _ = expected(trainer, batch, weights)
+    wanted = gradient(trainer, loss)
+    found = trainer._compute_loss(trainer.model, batch)
+    assert found.item() == pytest.approx(loss.item(), abs=1e-5)
+    torch.testing.assert_close(gradient(trainer, found), wanted, atol=1e-5, rtol=1e-3)
+
+
+def test_a_mismatch_is_left_alone_where_no_correction_is_asked_for(
+    make: Callable[..., tuple[MarkschemeTrainer, dict[str, Any]]],
+) -> None:
+    trainer, batch = make(
+        mismatch=0.4 * torch.ones(len(REWARDS), 6), vllm_importance_sampling_correction=False
+    )
+    loss, _ = expected(trainer, batch)
+    assert trainer._compute_loss(trainer.model, batch).item() == pytest.approx(
+        loss.item(), abs=1e-5
+    )

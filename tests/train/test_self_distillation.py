@@ -419,15 +419,22 @@ def test_a_short_response_is_no_demonstration(settings: dict[str, Any], tokenize
 
 
 @pytest.mark.parametrize(
-    ("fsdp_version", "zero_stage", "advice"),
-    [(1, None, "set fsdp_version: 2"), (None, 3, "use FSDP 2 .* or ZeRO 2")],
+    ("fsdp_version", "zero_stage", "saves", "advice"),
+    [
+        (1, None, True, "method srpo has a self-teacher.*set fsdp_version: 2"),
+        (None, 3, False, "would save no model: set zero3_save_16bit_model: true"),
+        (None, 0, False, "zero_stage 0 shards nothing"),
+    ],
 )
-def test_shards_that_no_self_teacher_follows_are_refused(
-    fsdp_version: int | None, zero_stage: int | None, advice: str
+def test_shards_that_cannot_be_trained_or_saved_are_refused(
+    fsdp_version: int | None, zero_stage: int | None, saves: bool, advice: str
 ) -> None:
-    def trainer(fsdp_version: int | None, zero_stage: int | None) -> Any:
+    def trainer(fsdp_version: int | None, zero_stage: int | None, saves: bool = True) -> Any:
+        zero = {"stage3_gather_16bit_weights_on_model_save": saves}
         state = SimpleNamespace(
-            deepspeed_plugin=SimpleNamespace(zero_stage=zero_stage),
+            deepspeed_plugin=SimpleNamespace(
+                zero_stage=zero_stage, deepspeed_config={"zero_optimization": zero}
+            ),
             fsdp_plugin=SimpleNamespace(fsdp_version=fsdp_version),
         )
         return SimpleNamespace(
@@ -437,10 +444,11 @@ def test_shards_that_no_self_teacher_follows_are_refused(
             accelerator=SimpleNamespace(state=state),
         )
 
-    with pytest.raises(ConfigError, match=f"method srpo has a self-teacher.*{advice}"):
-        check_shards(trainer(fsdp_version, zero_stage))
+    with pytest.raises(ConfigError, match=advice):
+        check_shards(trainer(fsdp_version, zero_stage, saves))
     check_shards(trainer(2, None))
     check_shards(trainer(None, 2))
+    check_shards(trainer(None, 3))
 
 
 def test_fsdp_that_accelerate_would_leave_out_is_refused(

@@ -66,21 +66,6 @@ COMPARED = (
 SLOW = pytest.mark.slow
 
 
-@pytest.fixture
-def given(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings of two batches, after which student and self-teacher differ."""
-    return settings | {
-        "preset": "srpo",
-        "distillation_top_k": 5,
-        "teacher_update_rate": 0.3,
-        "trust_region_coefficient": 0.3,
-        "warmup_steps": 0,
-        "max_steps": 3,
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-    }
-
-
 @pytest.mark.parametrize(
     ("change", "processes"),
     [

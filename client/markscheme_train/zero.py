@@ -1,0 +1,116 @@
+"""DeepSpeed: weights that ZeRO 3 has taken apart, and a step that is looked at before it is taken.
+
+DeepSpeed is imported only where it runs.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as distributed
+from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
+from torch import Size, Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from markscheme_train.errors import diverged
+
+
+class ZeroShards:
+    """Weights under ZeRO 3: each is flat, cut into equal parts, the last one padded.
+
+    A part without its padding is what `Shard(0)` gives each process of a flat distributed tensor.
+
+    Args:
+        engine: Returns the DeepSpeed engine, once there is one.
+    """
+
+    def __init__(self, engine: Callable[[], Any]) -> None:
+        self._engine = engine
+
+    def held(self, weight: Any) -> Tensor:
+        """Return the part of a weight that is computed with, in the same memory."""
+        return _without_padding(weight, weight.ds_tensor)
+
+    def stepped(self, weight: Any) -> Tensor:
+        """Return the part of a weight that the optimiser steps, in fp32."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        return _without_padding(weight, safe_get_local_fp32_param(weight))
+
+    def distributed(self, weight: Any, part: Tensor) -> Tensor:
+        """Return a distributed tensor of which this process holds `part`, cut as the weight is."""
+        return DTensor.from_local(
+            part,
+            init_device_mesh(part.device.type, (distributed.get_world_size(),)),
+            [Shard(0)],
+            shape=Size([weight.ds_numel]),
+            stride=(1,),
+        )
+
+    def whole(self, weight: Any, tensor: Any) -> Tensor:
+        """Gather a distributed tensor, in the weight's shape. A collective."""
+        whole: Tensor = tensor.full_tensor().view(weight.ds_shape)
+        return whole
+
+    def release(self) -> None:
+        """Drop gathered weights: ZeRO keeps small ones whole, and those that it has prefetched."""
+        self._engine().optimizer.empty_partition_cache()
+
+
+class GuardedEngine(DeepSpeedEngineWrapper):  # type: ignore[misc]
+    """Steps as accelerate's wrapper does, unless the step must not be taken.
+
+    Both step inside the backward pass: whoever looks at the gradients afterwards is too late.
+
+    Args:
+        engine: The DeepSpeed engine.
+        teaches: Returns whether the current optimiser step has any token to learn from; the same
+            in all processes.
+        step: Returns the number of the current step.
+    """
+
+    def __init__(
+        self, engine: Any, *, teaches: Callable[[], bool], step: Callable[[], int]
+    ) -> None:
+        super().__init__(engine)
+        self._teaches, self._step = teaches, step
+
+    def backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
+        """Run the backward pass and, at its end, the optimiser step.
+
+        Without anything to learn from it runs neither: momentum and weight decay move weights even
+        on gradients of zero. The learning rate goes on as it does without DeepSpeed.
+
+        Raises `Diverged` in all processes if gradients of one are not finite.
+        """
+        self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
+        if not self._teaches():
+            if sync_gradients and self.engine.lr_scheduler is not None:
+                self.engine.lr_scheduler.step()
+            return
+        self.engine.backward(loss, **kwargs)
+        if sync_gradients:
+            # fp16: DeepSpeed skips a step that overflowed and retries on a smaller scale.
+            if not self.engine.fp16_enabled() and self.engine.optimizer.has_overflow():
+                raise diverged(self._step())
+            self.engine.step()
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Gather all weights that ZeRO 3 has taken apart. What is written into them is not kept."""
+    apart = [weight for weight in model.parameters() if hasattr(weight, "ds_tensor")]
+    if not apart:
+        yield
+        return
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters(apart):
+        yield
+
+
+def _without_padding(weight: Any, part: Tensor) -> Tensor:
+    start = part.numel() * distributed.get_rank()
+    kept: Tensor = part[: max(0, min(part.numel(), weight.ds_numel - start))]
+    return kept

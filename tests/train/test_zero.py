@@ -1,0 +1,199 @@
+"""DeepSpeed over gloo, on a CPU, against one process without it."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from markscheme_train.checkpoints import last_checkpoint
+from train import recorded_run, zero_run
+from train.forked import run_together
+from train.test_shards import assert_equal
+
+pytestmark = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install deepspeed"
+)
+SLOW = pytest.mark.slow
+
+
+def write_deepspeed_config(directory: Path, stage: int, *, bf16: bool = False) -> None:
+    """Write DeepSpeed's configuration. Vectors alone are small enough to be kept whole."""
+    zero = {
+        "stage": stage,
+        "stage3_param_persistence_threshold": 20,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    }
+    config = {
+        "zero_optimization": zero,
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": bf16},
+        "zero_allow_untested_optimizer": True,
+    }
+    (directory / "deepspeed.json").write_text(json.dumps(config))
+
+
+def run(
+    directory: Path,
+    settings: dict[str, Any],
+    *,
+    processes: int,
+    stage: int = 3,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Train on the same recorded rollouts: one process without DeepSpeed, several with it."""
+    place = directory / (name or str(processes))
+    place.mkdir()
+    rows = {"per_device_train_batch_size": 8 // processes, "output_dir": str(place / "run")}
+    (place / "settings.json").write_text(json.dumps(settings | rows))
+    write_deepspeed_config(place, stage, bf16=settings.get("bf16", False))
+    run_together(
+        zero_run.main if processes > 1 else recorded_run.main,
+        place / "settings.json",
+        place / "out.pt",
+        processes=processes,
+        errors=place / "errors",
+    )
+    made: dict[str, Any] = torch.load(place / "out.pt", weights_only=False)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("change", "processes"),
+    [
+        pytest.param({}, 2, id="srpo"),
+        pytest.param(
+            {"self_teacher": "trust_region", "rewards_of_other_groups": [0.0] * 4},
+            2,
+            id="a trust region, and a process with nothing to teach",
+            marks=SLOW,
+        ),
+        pytest.param({"lora_rank": 2}, 2, id="an adapter", marks=SLOW),
+        pytest.param(
+            {
+                "num_iterations": 2,
+                "max_steps": 4,
+                "gradient_accumulation_steps": 2,
+                "generation_batch_size": 16,
+            },
+            2,
+            id="several steps on a batch",
+            marks=SLOW,
+        ),
+        pytest.param({"plain_device": "none"}, 2, id="the student by TRL's head", marks=SLOW),
+        pytest.param({}, 4, id="four processes", marks=SLOW),
+    ],
+)
+def test_processes_under_zero_3_do_what_one_does(
+    change: dict[str, Any], processes: int, given: dict[str, Any], tmp_path: Path
+) -> None:
+    one, several = (run(tmp_path, given | change, processes=count) for count in (1, processes))
+    assert several["wrapper"] == "DeepSpeedEngine"
+    assert_equal(several, one)
+
+
+@pytest.mark.slow
+def test_shards_of_zero_3_are_computed_with_in_bf16_and_averaged_in_fp32(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    one, two = (run(tmp_path, given | {"bf16": True}, processes=count) for count in (1, 2))
+    assert {value.dtype for value in two["student"].values()} == {torch.bfloat16}
+    assert {value.dtype for value in two["teacher"].values()} == {torch.float32}
+    assert any(not torch.equal(value.bfloat16(), value) for value in two["teacher"].values())
+    for name, value in one["norms"].items():
+        assert two["norms"][name] == pytest.approx(value, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_step_without_any_reward_moves_nothing_under_deepspeed(
+    stage: int, given: dict[str, Any], tmp_path: Path
+) -> None:
+    """One process skips the step: momentum and weight decay would move the weights."""
+    given = given | {
+        "unscored_step": 2,
+        "max_unscored": 1.0,
+        "weight_decay": 0.1,
+        "lr_scheduler_type": "linear",
+    }
+    one, two = (run(tmp_path, given, processes=count, stage=stage) for count in (1, 2))
+    for part in ("student", "teacher"):
+        for name, value in two[part].items():
+            torch.testing.assert_close(value, one[part][name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_gradient_that_is_not_finite_stops_every_process_before_the_step(
+    stage: int, given: dict[str, Any], tmp_path: Path
+) -> None:
+    file, out = tmp_path / "settings.json", tmp_path / "out"
+    file.write_text(json.dumps(given | {"per_device_train_batch_size": 4}))
+    write_deepspeed_config(tmp_path, stage)
+    run_together(zero_run.diverge, file, out, processes=2, errors=tmp_path / "errors")
+    assert sorted(path.name for path in tmp_path.glob("out-*")) == ["out-0", "out-1"]
+    begun = load_file(tmp_path / "model" / "model.safetensors")
+    stopped = torch.load(f"{out}-0")
+    assert all(torch.equal(stopped[name], value) for name, value in begun.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{}, {"lora_rank": 2}], ids=["all weights", "an adapter"])
+def test_a_killed_run_under_zero_3_is_resumed_to_the_bit(
+    change: dict[str, Any], given: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = given | change | {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
+    left_alone = run(tmp_path, settings, processes=2)
+    with pytest.raises(AssertionError):  # an exit code of -9
+        run(tmp_path, settings | {"dies_saving": 3}, processes=2, name="killed")
+    checkpoint = last_checkpoint(tmp_path / "killed" / "run")
+    assert checkpoint is not None
+    assert checkpoint.name == "checkpoint-2"
+    settings |= {"resume_from_checkpoint": str(checkpoint)}
+    resumed = run(tmp_path, settings, processes=2, name="resumed")
+    for part in ("student", "teacher"):
+        for name, value in left_alone[part].items():
+            assert torch.equal(resumed[part][name], value), name
+
+
+@pytest.mark.slow
+def test_a_run_under_zero_3_samples_is_evaluated_saved_and_resumed(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(f'{{"prompt": "w{n}"}}\n' for n in range(20, 23)))
+    output = tmp_path / "run"
+    given = settings | {
+        "preset": "srpo",
+        "distillation_top_k": 5,
+        "warmup_steps": 0,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_data": str(held_out),
+        "eval_steps": 1,
+        "output_dir": str(output),
+    }
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(given))
+    write_deepspeed_config(tmp_path, 3)
+
+    def train(*, resume: bool) -> dict[str, Any]:
+        errors = tmp_path / f"errors-{resume}"
+        run_together(zero_run.command, file, resume, processes=2, errors=errors)
+        weights: dict[str, Any] = load_file(output / "model.safetensors")
+        return weights
+
+    begun = load_file(tmp_path / "model" / "model.safetensors")
+    trained = train(resume=False)
+    lines = (output / "steps.jsonl").read_text().splitlines()
+    assert sum("evaluation" in line for line in lines) == 3
+    assert trained.keys() == begun.keys()
+    assert not all(torch.equal(value, trained[name]) for name, value in begun.items())
+    again = train(resume=True)
+    assert all(torch.equal(value, again[name]) for name, value in trained.items())
