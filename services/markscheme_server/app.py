@@ -46,7 +46,7 @@ from markscheme_server.api.middleware import (
     RequestId,
 )
 from markscheme_server.api.services import Services
-from markscheme_server.config import BUILTIN, Role, Settings
+from markscheme_server.config import BUILTIN, SHADOW, JudgeRole, Settings
 from markscheme_server.judge.base import Judge
 from markscheme_server.judge.endpoint import make_endpoints
 from markscheme_server.judge.gateway import Gateway
@@ -67,6 +67,7 @@ from markscheme_server.scoring.run_groups import RunGroupService
 from markscheme_server.scoring.run_histories import RunHistories
 from markscheme_server.scoring.runs import RunService
 from markscheme_server.scoring.scores import ScoreService
+from markscheme_server.scoring.shadow import ShadowService
 from markscheme_server.scoring.teachers import TeacherService
 from markscheme_server.scoring.unnamed_groups import UnnamedGroups
 from markscheme_server.scoring.verdict_cache import VerdictCache
@@ -150,8 +151,8 @@ def make_judge(
 def describe_judges(settings: Settings) -> JudgeList:
     """Return what callers may know of the judges: no URL, no key."""
 
-    def roles_of(name: str) -> list[Role]:
-        return [role for role in get_args(Role) if settings.roles.get(role) == name]
+    def roles_of(name: str) -> list[JudgeRole]:
+        return [role for role in get_args(JudgeRole) if settings.roles.get(role) == name]
 
     builtin = JudgeInfo(
         name=BUILTIN,
@@ -249,12 +250,22 @@ def create_app(
             checks=made[BUILTIN],
         )
         teachers = TeacherService(store, judges, budgets)
+        shadow = ShadowService(
+            store.runs,
+            store.claims,
+            verdicts,
+            made.get(settings.roles.get(SHADOW, "")),
+            second_share=settings.shadow_share,
+            reask_share=settings.reask_share,
+            timeout_s=settings.request_timeout_s,
+        )
         score_service = ScoreService(
             store,
             rubric_service,
             verdicts,
             judges,
             teachers,
+            shadow,
             timeout_s=settings.request_timeout_s,
             checks_timeout_s=CHECKS_TIMEOUT_S,
             max_verdicts=settings.max_verdicts,
@@ -311,6 +322,7 @@ def create_app(
         finally:
             # First the work under way, then the writes that it left, and the database last.
             await rollout_service.drain(DRAIN_S)
+            await shadow.drain(DRAIN_S)
             await rubric_service.drain(DRAIN_S)
             await verdicts.drain(DRAIN_S)
             await budgets.drain(DRAIN_S)

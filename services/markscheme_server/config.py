@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -46,6 +46,8 @@ BUILTIN = "builtin"
 """The name of the judge that always exists: rules, no model."""
 DEFAULT = "default"
 """The name of the judge that the variables `MARKSCHEME_JUDGE_*` describe."""
+SHADOW: Final = "shadow"
+"""The role of the second judge, whose verdicts are compared with the verifier's."""
 TEACHER = "teacher"
 """The role of the model that is distilled, and the name of the one in `MARKSCHEME_TEACHER_*`."""
 CONFIG_FILE = "markscheme.toml"
@@ -56,6 +58,11 @@ TEACHER_TIMEOUT_S = 300.0
 """Default of the teacher's `timeout_s`: it writes a whole response."""
 
 Role = Literal["rubricator", "verifier", "teacher"]
+"""What a judge is asked to do."""
+JudgeRole = Literal[Role, "shadow"]
+"""What a judge is named for, and what its calls are recorded as. `shadow`: to verify what another
+judge, or the same one, has verified."""
+Share = Annotated[float, Field(ge=0, le=1)]
 StructuredOutput = Literal["auto", "json_schema", "json_object", "text"]
 Temperature = Annotated[float, Field(ge=0)] | Literal["default"] | None
 """`default` sends none, so that the endpoint uses its own; `None` is not set."""
@@ -397,6 +404,12 @@ class Settings(BaseSettings):
     reuse_max_mean_reward: float = Field(
         default=0.9, description="if_fresh: mean reward above which a rubric is replaced"
     )
+    shadow_share: Share = Field(
+        default=0.0, description="Share of rollouts that the second judge scores too"
+    )
+    reask_share: Share = Field(
+        default=0.0, description="Share of rollouts that the verifier is asked about again"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -449,6 +462,17 @@ class Settings(BaseSettings):
             )
         if self.roles.get(TEACHER) == BUILTIN:
             raise ValueError("the builtin judge cannot be the teacher: it writes no responses")
+        second = self.roles.get(SHADOW)
+        if self.shadow_share and second is None:
+            raise ValueError(
+                "MARKSCHEME_SHADOW_SHARE needs a second judge: name one as shadow under [roles] in "
+                f"{CONFIG_FILE}"
+            )
+        if second is not None and second in (BUILTIN, self.roles["verifier"]):
+            raise ValueError(
+                f"the role shadow names the judge {second!r}: the second judge must be another "
+                "model than the verifier's"
+            )
         for role, name in self.roles.items():
             if name != BUILTIN and name not in self.judges:
                 raise ValueError(
@@ -490,10 +514,12 @@ class Settings(BaseSettings):
     @cached_property
     def roles(self) -> dict[str, str]:
         """The judge of each role where a request names none. No teacher unless one is set."""
-        stated: dict[Role, str] = _read_file(self.file).roles if self.file else {}
+        stated: dict[JudgeRole, str] = _read_file(self.file).roles if self.file else {}
         usual = DEFAULT if DEFAULT in self.judges else BUILTIN
-        # A file with one judge and no roles means that judge.
+        # A file with one judge beside the second one, and no roles, means that judge.
         able = [name for name in self.judges if name != TEACHER]
+        if len(able) > 1 and stated.get(SHADOW) in able:
+            able.remove(stated[SHADOW])
         if usual == BUILTIN and self.judge != "builtin" and len(able) == 1:
             usual = able[0]
         roles = {"rubricator": usual, "verifier": usual}
@@ -638,7 +664,7 @@ class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     judges: dict[Annotated[str, StringConstraints(pattern=_JUDGE_NAME)], JudgeSettings] = {}
-    roles: dict[Role, str] = {}
+    roles: dict[JudgeRole, str] = {}
 
     @model_validator(mode="after")
     def _check(self) -> "_File":

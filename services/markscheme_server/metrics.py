@@ -138,6 +138,15 @@ RUBRICS = Counter(
     registry=REGISTRY,
 )
 
+SHADOW = Counter(
+    "markscheme_shadow_rollouts_total",
+    "Rollouts judged once more beside their reward; kind: second (by the second judge), again (by "
+    "the same judge); outcome: asked, known (stored before), failed, dropped (too many waited, or "
+    "the process stopped)",
+    ["kind", "outcome"],
+    registry=REGISTRY,
+)
+
 # Create every series at 0: a rate needs a value to rise from.
 for _origin in ("judged", "cached", "coalesced", "check"):
     VERDICTS.labels(origin=_origin)
@@ -145,6 +154,9 @@ for _reason in UnscoredReason:
     UNSCORED.labels(reason=_reason.value)
 for _origin in get_args(AssignedOrigin):
     RUBRICS.labels(origin=_origin)
+for _kind in ("second", "again"):
+    for _outcome in ("asked", "known", "failed", "dropped"):
+        SHADOW.labels(kind=_kind, outcome=_outcome)
 
 
 def exposition() -> bytes:

@@ -51,6 +51,16 @@ def test_the_variables_describe_the_default_judge(monkeypatch: pytest.MonkeyPatc
     assert found.judges["default"].origin == "judge:8000/v1"
 
 
+def test_a_second_judge_is_named_in_the_file(tmp_path: Path) -> None:
+    two = '[judges.a]\nmodel = "m"\n[judges.b]\nmodel = "n"\n[roles]\nshadow = "b"\n'
+    made = settings(config=written(tmp_path, two), shadow_share=0.05)
+    assert made.roles == {"rubricator": "a", "verifier": "a", "shadow": "b"}
+    with pytest.raises(ValidationError, match="SHADOW_SHARE needs a second judge"):
+        settings(shadow_share=0.05)
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        settings(reask_share=5)
+
+
 def test_the_file_names_judges_and_roles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRONG_KEY", "k-strong")
     found = settings(config=written(tmp_path, FILE))
@@ -82,6 +92,8 @@ def test_a_key_that_is_not_set_is_said(tmp_path: Path) -> None:
         ('[judges.builtin]\nmodel = "m"\n', "is taken"),
         ('[judges.x]\nmodel = "m"\nspeed = 9\n', "judges.x.speed"),
         ('[judges.x]\nmodel = "m"\n[roles]\nverifier = "y"\n', "names the judge 'y'"),
+        ('[judges.x]\nmodel = "m"\n[roles]\nshadow = "x"\n', "another model"),
+        ('[judges.x]\nmodel = "m"\n[roles]\nshadow = "builtin"\n', "another model"),
         ('[judges."a b"]\nmodel = "m"\n', "a b"),
         ('[roles]\ncook = "x"\n', "roles.cook"),
         ("[judges\n", "is not TOML"),

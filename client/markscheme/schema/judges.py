@@ -13,7 +13,7 @@ class JudgeInfo(Wire):
     name: str
     kind: Literal["builtin", "openai"]
     model: str | None = Field(description="null for the builtin judge, which is rules")
-    roles: list[Literal["rubricator", "verifier", "teacher"]]
+    roles: list[Literal["rubricator", "verifier", "teacher", "shadow"]]
     price_input: float | None = Field(description="USD per million prompt tokens, if known")
     price_output: float | None = Field(description="USD per million completion tokens, if known")
 

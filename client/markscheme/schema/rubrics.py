@@ -74,8 +74,10 @@ class Criterion(Wire):
 class Provenance(Wire):
     """What made a rubric.
 
-    Of an imported one: `format` is the format that it was read from, and its points are the
-    file's times `points_factor`, where they had to be scaled.
+    Of one that was induced because another no longer served: `replaces` is that one, and `reason`
+    says which of its criteria were saturated or inverted. Of an imported one: `format` is the
+    format that it was read from, and its points are the file's times `points_factor`, where they
+    had to be scaled.
     """
 
     rubricator: str | None = None
@@ -86,6 +88,8 @@ class Provenance(Wire):
     run: str | None = None
     format: str | None = None
     points_factor: float | None = None
+    replaces: str | None = None
+    reason: str | None = None
 
 
 class Rubric(Wire):

@@ -15,7 +15,8 @@ class UsageBucket(Wire):
     """Sums over calls of judges and teachers.
 
     The keys that buckets are grouped by are set, the others null. `cost_usd` sums what is known;
-    `unpriced_calls` went to judges without prices, or never stated their tokens. Savings have no
+    `unpriced_calls` went to judges without prices, or never stated their tokens. The role `shadow`
+    has the calls of the second judge, and those in which a judge was asked again. Savings have no
     role and no judge: `cached_verdicts` were reused, and `saved_usd` is what they and reused
     rubrics had cost.
     """

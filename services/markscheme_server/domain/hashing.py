@@ -145,11 +145,13 @@ def induction_key(
     students: Sequence[str],
     rubricator: str,
     view: View | None = None,
+    replaces: Sequence[str] = (),
 ) -> str:
     """Return the key of an induction, so that the same question is paid for once.
 
     `teachers` and `students` are text keys, taken as sets: order and repeats do not matter.
-    `view`: the one that the rubric is for, if it is for one.
+    `view`: the one that the rubric is for, if it is for one. `replaces`: the rubric that the
+    rubricator is shown, and the version of the words around it, if there is one.
     """
     asked = {
         "team": team,
@@ -158,4 +160,8 @@ def induction_key(
         "students": sorted(set(students)),
         "rubricator": rubricator,
     }
-    return digest(asked if view is None else asked | {"view": view})
+    # Only where they are given: the keys of older inductions stay.
+    more = ({"view": view} if view is not None else {}) | (
+        {"replaces": list(replaces)} if replaces else {}
+    )
+    return digest(asked | more)

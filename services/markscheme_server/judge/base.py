@@ -3,14 +3,15 @@
 The ``openai`` judge asks a model; the ``builtin`` judge applies rules. Scoring treats both alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from markscheme.vocabulary import UnscoredReason, VerifyMode, View
+from markscheme.vocabulary import FindingKind, UnscoredReason, VerifyMode, View
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.domain.hashing import ChatMessage
 from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.run_history import Counts
 from markscheme_server.domain.trajectory import Judged
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 MAX_ATTEMPTS = 3
 """Times a question is asked: as it is, with the error of the first reply, and reworded."""
+
+
+FAULTS: tuple[FindingKind, ...] = ("saturated", "inverted")
+"""Findings on a criterion for which an induced rubric is replaced."""
 
 
 class JudgeFailure(Exception):
@@ -45,12 +50,23 @@ class StudentResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlierCriterion:
+    """A criterion of a rubric that is to be replaced, how often it was met, and its findings."""
+
+    criterion: Criterion
+    rollouts: Counts
+    teachers: Counts
+    findings: Sequence[FindingKind]
+
+
+@dataclass(frozen=True, slots=True)
 class InductionTask:
-    """All that the rubricator sees."""
+    """All that the rubricator sees. `earlier`: the criteria that the new ones replace, if any."""
 
     prompt: tuple[ChatMessage, ...]
     teacher_responses: tuple[Judged, ...]
     student_responses: tuple[StudentResponse, ...]
+    earlier: tuple[EarlierCriterion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

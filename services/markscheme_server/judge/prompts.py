@@ -18,13 +18,14 @@ from typing import Any
 from markscheme.vocabulary import CATEGORIES
 from markscheme_server.domain.hashing import digest, prompt_text
 from markscheme_server.domain.rubric import Criterion
+from markscheme_server.domain.run_history import Counts
 from markscheme_server.domain.trajectory import (
     Judged,
     Transcript,
     material,
     show,
 )
-from markscheme_server.judge.base import InductionTask, VerifyTask
+from markscheme_server.judge.base import FAULTS, EarlierCriterion, InductionTask, VerifyTask
 from markscheme_server.judge.sanitise import sanitise
 
 _DELIMITER = re.compile(r"material-[0-9a-f]{16}")
@@ -55,6 +56,8 @@ VERIFIER, VERIFIER_VERSION = _load("verifier")
 # Only where a response is a transcript, and no part of the versions: `trajectory.RENDERING` is.
 RUBRICATOR_TRANSCRIPTS, _ = _load("rubricator_transcripts")
 VERIFIER_TRANSCRIPTS, _ = _load("verifier_transcripts")
+# Only where a rubric is replaced, which is part of the key of an induction.
+RUBRICATOR_EARLIER, EARLIER_VERSION = _load("rubricator_earlier")
 
 RUBRIC_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -206,11 +209,13 @@ def rubricator_prompt(task: InductionTask, secrets: PromptSecrets, *, max_tokens
     """Return the rubricator's message. It names teachers and students; the verifier's does not."""
     prompt = prompt_text(task.prompt)
     students = [s.text for s in task.student_responses]
+    earlier = "\n".join(_earlier_line(each) for each in task.earlier)
     delimiter = secrets.delimiter(
         [
             prompt,
             [material(response) for response in task.teacher_responses],
             [material(response) for response in students],
+            *([earlier] if earlier else []),
         ]
     )
     blocks = [
@@ -222,14 +227,35 @@ def rubricator_prompt(task: InductionTask, secrets: PromptSecrets, *, max_tokens
         f"{_delimited(delimiter, s.text, max_tokens)}"
         for i, s in enumerate(task.student_responses)
     ]
+    answers = _explained(
+        blocks, [*task.teacher_responses, *students], RUBRICATOR_TRANSCRIPTS, delimiter
+    )
+    if earlier:
+        listed = RUBRICATOR_EARLIER.substitute(fence=delimiter, criteria=earlier).strip()
+        answers = f"{answers}\n\n{listed}"
     return RUBRICATOR.substitute(
         fence=delimiter,
         prompt=_safe(prompt),
-        answers=_explained(
-            blocks, [*task.teacher_responses, *students], RUBRICATOR_TRANSCRIPTS, delimiter
-        ),
+        answers=answers,
         form=_reply_instruction(RUBRIC_SCHEMA),
     )
+
+
+def _earlier_line(earlier: EarlierCriterion) -> str:
+    """Return a criterion with its figures, on one line."""
+    figures = [
+        f"{earlier.criterion.points} points",
+        _met("students", earlier.rollouts),
+        _met("references", earlier.teachers),
+        *(kind for kind in earlier.findings if kind in FAULTS),
+    ]
+    return f"- {' '.join(_safe(earlier.criterion.text).split())} ({'; '.join(figures)})"
+
+
+def _met(whose: str, counts: Counts) -> str:
+    if not counts.judged:
+        return f"{whose} not known"
+    return f"{whose} {counts.met / counts.judged:.0%} of {counts.judged}"
 
 
 def verifier_prompt(

@@ -443,7 +443,10 @@ async def show_cost(visit: Visiting) -> Response:
         "cost.html",
         "cost",
         **views.cost_page(
-            await report("day", "run"), await report("run", "role", "judge"), budgets
+            await report("day", "run"),
+            await report("run", "role", "judge"),
+            await report("role"),
+            budgets,
         ),
     )
 

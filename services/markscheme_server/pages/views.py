@@ -497,9 +497,11 @@ def days_before(day: date, count: int) -> date:
 def cost_page(
     by_day: UsageReport,
     by_run: UsageReport,
+    by_role: UsageReport,
     budgets: Sequence[tuple[Budget, float | None]],
 ) -> dict[str, Any]:
     """Return what the page of the cost shows. `budgets`: each with what its run will cost."""
+    shadow = [bucket for bucket in by_role.data if bucket.role == "shadow"]
     totals: dict[str, float] = {}
     for bucket in by_day.data:
         totals[bucket.run or "no run"] = totals.get(bucket.run or "no run", 0.0) + bucket.cost_usd
@@ -520,6 +522,11 @@ def cost_page(
     return {
         "since": by_day.since,
         "total": by_run.total,
+        "shadow": {
+            "cost_usd": sum(bucket.cost_usd for bucket in shadow),
+            "calls": sum(bucket.calls for bucket in shadow),
+            "unpriced_calls": sum(bucket.unpriced_calls for bucket in shadow),
+        },
         "chart": charts.stacked_days(days, list(series.items()), label="Judging cost by day")
         if series
         else None,

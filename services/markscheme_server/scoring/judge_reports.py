@@ -9,23 +9,20 @@ from markscheme import schema
 from markscheme_server import metrics
 from markscheme_server.domain.agreement import agreement, wilson
 from markscheme_server.domain.caller import Caller
-from markscheme_server.domain.findings.series import phi
-from markscheme_server.domain.run_history import Counts, RunHistory, count_verdicts
+from markscheme_server.domain.run_history import Counts
 from markscheme_server.domain.usage import to_usd
 from markscheme_server.errors import NotFound
 from markscheme_server.judge.base import Judge
 from markscheme_server.judge.breaker import BreakerState
+from markscheme_server.scoring.rubric_health import load_health
 from markscheme_server.scoring.run_groups import RunGroupService
-from markscheme_server.scoring.run_histories import LoadedRun, compare
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.judge_reports import JudgeCalls, JudgeReportStore
 from markscheme_server.store.rubrics import RubricStore
-from markscheme_server.store.runs import RunCost, RunStore, StoredRun
+from markscheme_server.store.runs import RunStore
 
 WINDOW = timedelta(days=30)
 MAX_DISAGREEMENTS = 50
-SAME, SAME_KNOWN = 0.9, 200
-"""Criteria repeat each other from this correlation on, over at least so many rollouts."""
 
 
 class JudgeReportService:
@@ -73,39 +70,21 @@ class JudgeReportService:
             raise NotFound(
                 f"there is no rubric {rubric_id!r}", code="rubric_not_found", param="rubric_id"
             )
-        groups, runs = await self._runs.groups_of_rubric(caller.team, rubric_id)
-        groups.sort(key=lambda group: (group.figures.at, group.id))
-        # One group a step: the findings of a run are then those of the rubric over its life.
-        history = RunHistory(group._replace(step=n) for n, group in enumerate(groups))
-        at = now()
-        stored = StoredRun(rubric_id, caller.team, "finished", None, None, {}, at, at, at)
-        life = LoadedRun(stored, history, {rubric_id: rubric.criteria}, ())
-        found = life.findings(running=False, cost=RunCost(), budgets=())
-        size, keys = len(rubric.criteria), life.keys[rubric_id]
-        joined = "".join(history.verdicts.get(rubric_id, {}).values())
-        rollouts = count_verdicts(joined, size)
-        teachers = count_verdicts(history.teacher_verdicts.get(rubric_id, ""), size)
-        same: dict[int, list[str]] = {}
-        for (one, other), cells in compare(joined, size).items():
-            if sum(cells) >= SAME_KNOWN and (phi(*cells) or 0.0) >= SAME:
-                same.setdefault(one, []).append(rubric.criteria[other].id)
-                same.setdefault(other, []).append(rubric.criteria[one].id)
+        health = await load_health(self._runs, caller.team, rubric)
         return schema.RubricHealth(
             rubric_id=rubric_id,
-            groups=len(groups),
+            groups=health.groups,
             criteria=[
                 schema.CriterionHealth(
-                    criterion_id=criterion.id,
-                    rollouts=_share(rollouts[n]),
-                    teacher=_share(teachers[n]),
-                    repeats=same.get(n, []),
-                    findings=list(
-                        dict.fromkeys(each.kind for each in found if each.criterion == keys[n])
-                    ),
+                    criterion_id=each.criterion.id,
+                    rollouts=_share(each.rollouts),
+                    teacher=_share(each.teachers),
+                    repeats=list(each.repeats),
+                    findings=list(each.findings),
                 )
-                for n, criterion in enumerate(rubric.criteria)
+                for each in health.criteria
             ],
-            runs=runs,
+            runs=list(health.runs),
         )
 
     def _report(

@@ -1,6 +1,7 @@
 """Find the rubric for a group: reused, or induced now. The same induction happens once."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, ReuseScope, UnscoredReason, View
 from markscheme_server.accounts.budgets import BudgetService
@@ -21,8 +22,11 @@ from markscheme_server.judge.base import (
     JudgeFailure,
     StudentResponse,
 )
+from markscheme_server.judge.prompts import EARLIER_VERSION
 from markscheme_server.scoring.failed_inductions import FailedInductions
+from markscheme_server.scoring.rubric_health import FaultyRubric, RubricFaults
 from markscheme_server.scoring.single_flight import Abandoned, SingleFlight
+from markscheme_server.store.assignments import RubricUses
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.claims import Claim
 from markscheme_server.store.ledger import CallDescription
@@ -89,13 +93,15 @@ class RubricRequest:
 class PendingInduction:
     """An induction that has to be made, under its cache key.
 
-    `teacher_model`: the model of the teacher responses, if they are all of one.
+    `teacher_model`: the model of the teacher responses, if they are all of one. `replaces`: the
+    rubric whose criteria the rubricator is shown, with their figures.
     """
 
     request: RubricRequest
     teachers: tuple[Response, ...]
     key: str
     teacher_model: str | None = None
+    replaces: FaultyRubric | None = None
 
     @property
     def failure_key(self) -> str:
@@ -109,6 +115,7 @@ class RubricService:
 
     def __init__(self, store: Store, freshness: Freshness, budgets: BudgetService) -> None:
         self._store, self._freshness, self._budgets = store, freshness, budgets
+        self._faults = RubricFaults(store.runs)
         self._failed = FailedInductions()
         self._flights: SingleFlight[ResolvedRubric] = SingleFlight()
 
@@ -118,8 +125,8 @@ class RubricService:
         Asks no judge and writes nothing. `always_new` reuses only the result of this very
         induction. `if_fresh` takes, in this order: what a person of the team imported or forked,
         the result of this very induction, the nearest rubric in the scope of reuse while it is
-        fresh. `frozen` takes the nearest rubric and never induces. Raises `JudgeFailure` when
-        `frozen` finds none.
+        fresh and none of its criteria is saturated or inverted. `frozen` takes the nearest rubric
+        and never induces. Raises `JudgeFailure` when `frozen` finds none.
         """
         team, key = request.team, prompt_key(request.prompt)
         if request.reuse == "frozen":
@@ -141,7 +148,8 @@ class RubricService:
             nearest = await self._find_nearest(request, can_induce=can_induce)
             if nearest is not None and nearest.team == team and nearest.origin != "induced":
                 return ResolvedRubric(nearest, "reused")
-        induction = induction_key(
+        key_of = partial(
+            induction_key,
             team=team,
             prompt=key,
             teachers=[judged_key(_judged(request, response)) for response in teachers],
@@ -150,14 +158,26 @@ class RubricService:
             rubricator=request.judge.rubricator_identity,
             view=request.view,
         )
+        induction, replaces = key_of(), None
         induced = await self._store.rubrics.find_induced(team, induction)
         if induced is not None:
             return ResolvedRubric(induced, "reused")
-        if nearest is not None and await self._is_fresh(team, nearest, request.run_id):
-            return ResolvedRubric(nearest, "reused")
+        if nearest is not None:
+            if nearest.origin != "induced":
+                return ResolvedRubric(nearest, "reused")
+            uses = await self._store.assignments.uses(
+                team, rubric_id=nearest.id, run_id=request.run_id
+            )
+            # Rules would write the same criteria again.
+            if request.judge.gateway is not None:
+                replaces = await self._faults.find(team, nearest, uses.scored)
+            if replaces is not None:
+                induction = key_of(replaces=(nearest.id, EARLIER_VERSION))
+            elif self._is_fresh(uses):
+                return ResolvedRubric(nearest, "reused")
         models = {response.model for response in bank}
         model = models.pop() if len(models) == 1 else None
-        return PendingInduction(request, teachers, induction, model)
+        return PendingInduction(request, teachers, induction, model, replaces)
 
     async def resolve(self, request: RubricRequest, context: CallContext) -> ResolvedRubric:
         """Find the rubric, or induce it. Raises `JudgeFailure`."""
@@ -212,15 +232,12 @@ class RubricService:
             view=None if request.reuse == "frozen" else request.view,
         )
 
-    async def _is_fresh(self, team: str, rubric: Rubric, run_id: str | None) -> bool:
-        """Return whether a rubric still separates the rollouts of a run.
+    def _is_fresh(self, uses: RubricUses) -> bool:
+        """Return whether an induced rubric still separates the rollouts of a run.
 
         It does while it has uses left, one of its last two groups had a spread, and their mean
-        reward is below the bound. What a person imported or forked stays until it is retired.
+        reward is below the bound.
         """
-        if rubric.origin != "induced":
-            return True
-        uses = await self._store.assignments.uses(team, rubric_id=rubric.id, run_id=run_id)
         if uses.count >= self._freshness.max_uses:
             return False
         # No finished group shows yet whether the rubric separates rollouts.
@@ -256,6 +273,7 @@ class RubricService:
             # Responses that differ in their thinking only are shown once.
             tuple(dict.fromkeys(_judged(request, each) for each in induction.teachers)),
             request.students,
+            induction.replaces.criteria if induction.replaces is not None else (),
         )
         # After a failure other responses are worth a try, but not three attempts at each step.
         failed_before = self._failed.find(induction.failure_key) is not None
@@ -277,6 +295,8 @@ class RubricService:
             # Saved inside the reservation, so that the ledger row can name the rubric.
             rubric = await self._save(induction, task, criteria, claim, budget.usage.cost_usd)
             await budget.record(rubric_id=rubric.id)
+        if induction.replaces is not None:
+            self._faults.forget(request.team, induction.replaces.rubric)
         return ResolvedRubric(rubric, "induced")
 
     async def _save(
@@ -287,7 +307,11 @@ class RubricService:
         claim: Claim,
         cost_usd: float | None,
     ) -> Rubric:
-        request, judge = induction.request, induction.request.judge
+        request, judge, replaces = (
+            induction.request,
+            induction.request.judge,
+            induction.replaces,
+        )
         return await self._store.rubric_versions.save(
             team=request.team,
             prompt=request.prompt,
@@ -299,6 +323,7 @@ class RubricService:
             claim=claim,
             cost_usd=cost_usd,
             actor=Actor(request.team, request.key),
+            parent=replaces.rubric if replaces is not None else None,
             provenance={
                 "rubricator": judge.rubricator_identity,
                 "template": judge.template,
@@ -306,7 +331,12 @@ class RubricService:
                 "teacher_keys": [judged_key(each) for each in task.teacher_responses],
                 "student_keys": [judged_key(student.text) for student in task.student_responses],
                 "run": request.run_id,
-            },
+            }
+            | (
+                {"replaces": replaces.rubric.id, "reason": replaces.reason}
+                if replaces is not None
+                else {}
+            ),
         )
 
 

@@ -52,6 +52,7 @@ from markscheme_server.scoring.rubrics import (
     RubricRequest,
     RubricService,
 )
+from markscheme_server.scoring.shadow import ScoredGroup, ShadowService
 from markscheme_server.scoring.teachers import SampleResult, TeacherService
 from markscheme_server.scoring.verdict_plan import VerdictPlan
 from markscheme_server.scoring.verdicts import (
@@ -120,7 +121,10 @@ class AdmittedGroup:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch that was admitted. `allowance`: the computing time of its checks."""
+    """A batch that was admitted. `allowance`: the computing time of its checks.
+
+    `scored`: its groups that were scored, for the second judge.
+    """
 
     request: schema.ScoreRequest
     judge: Judge
@@ -130,6 +134,7 @@ class Batch:
     caller: Caller
     allowance: Allowance
     tally: Tally = field(default_factory=Tally)
+    scored: list[ScoredGroup] = field(default_factory=list)
 
 
 class ScoreService:
@@ -146,13 +151,14 @@ class ScoreService:
         verdicts: VerdictService,
         judges: Judges,
         teachers: TeacherService,
+        shadow: ShadowService,
         *,
         timeout_s: float,
         checks_timeout_s: float = math.inf,
         max_verdicts: int | None = None,
     ) -> None:
         self._store, self._rubrics, self._verdicts = store, rubrics, verdicts
-        self._judges, self._teachers = judges, teachers
+        self._judges, self._teachers, self._shadow = judges, teachers, shadow
         self._timeout_s, self._checks_timeout_s = timeout_s, checks_timeout_s
         self._max_verdicts = max_verdicts
 
@@ -227,6 +233,8 @@ class ScoreService:
                 task.cancel()
             if batch.reservation is not None:
                 batch.reservation.release()
+            # Only now: a question whose answer nobody waits for delays none that is waited for.
+            self._shadow.start(batch.scored)
             for reason, count in batch.tally.reasons.items():
                 metrics.UNSCORED.labels(reason=reason.value).inc(count)
 
@@ -400,6 +408,24 @@ class ScoreService:
                 run_id=lookup.ref.run_id,
             )
             await self._store.assignments.finish(lookup.ref.team, assignment.id, outcome)
+            batch.scored.append(
+                ScoredGroup(
+                    assignment_id=assignment.id,
+                    ref=lookup.ref,
+                    prompt=lookup.prompt,
+                    rubric=rubric.rubric,
+                    judge=batch.judge,
+                    verify=batch.request.verify,
+                    view=view,
+                    clamp=clamp,
+                    rollouts=[
+                        (answer, rollout)
+                        for answer, rollout in zip(lookup.answers, outcome.rollouts, strict=True)
+                        if answer is not None
+                    ],
+                    teachers=lookup.teachers,
+                )
+            )
             teacher = (
                 schema.TeacherScore(rewards=[each.reward for each in teachers])
                 if teachers

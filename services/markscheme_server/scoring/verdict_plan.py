@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from markscheme.vocabulary import VerifyMode, View
+from markscheme_server.config import JudgeRole
 from markscheme_server.domain.hashing import (
     ChatMessage,
     VerdictKey,
@@ -27,6 +28,7 @@ class VerdictQuery:
     """Criteria to decide for the texts of one group by one judge.
 
     `texts` are what is judged of the responses in `view`, each once (see `trajectory.judged`).
+    `role`: what calls are recorded as.
     """
 
     team: str
@@ -38,6 +40,7 @@ class VerdictQuery:
     view: View = DEFAULT_VIEW
     run_id: str | None = None
     rubric_id: str | None = None
+    role: JudgeRole = "verifier"
     _text_keys: dict[Judged, str] = field(default_factory=dict, compare=False)
     _keys: dict[Judged, dict[str, str]] = field(default_factory=dict, compare=False)
 

@@ -9,14 +9,16 @@ before it is judged.
 import asyncio
 import sys
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
 from markscheme.vocabulary import UnscoredReason, VerifyMode, View
 from markscheme_server import metrics
-from markscheme_server.accounts.budgets import BudgetService
+from markscheme_server.accounts.budgets import BudgetReservation, BudgetService
+from markscheme_server.config import JudgeRole
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.fairness import FairQueue, LoopThrottle
@@ -43,6 +45,8 @@ UNITS_PER_SLOT, MIN_UNITS = 2, 64
 at least `MIN_UNITS`. While one wave is at the judge the next is claimed and looked up; the rest of
 a large request takes no memory meanwhile."""
 T = TypeVar("T")
+_ByText = Mapping[Judged, Mapping[str, Decision]]
+"""Decisions by text and criterion id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +116,13 @@ class VerdictService:
         verify: VerifyMode,
         view: View,
         run_id: str | None,
+        role: JudgeRole = "verifier",
     ) -> list[VerdictPlan]:
         """Look up what it takes to decide all criteria for all responses; ask no judge.
 
-        `view` is what the judge reads. Returns a plan for each view that checks read and one for
-        the criteria that a judge decides, where there are any.
+        `view` is what the judge reads. `role`: what its calls are recorded as. Returns a plan for
+        each view that checks read and one for the criteria that a judge decides, where there are
+        any.
         """
         checked: dict[View, list[Criterion]] = {}
         for criterion in rubric.criteria:
@@ -138,6 +144,7 @@ class VerdictService:
                 view=read,
                 run_id=run_id,
                 rubric_id=rubric.id,
+                role=role,
             )
             for criteria, by, read in asked
         ]
@@ -151,7 +158,7 @@ class VerdictService:
         """
         for plan in plans:
             origin = "check" if plan.query.is_free else "cached"
-            metrics.VERDICTS.labels(origin=origin).inc(len(plan.known))
+            _count(plan.query, origin, len(plan.known))
         results = await asyncio.gather(
             *(
                 self._check(plan, context) if plan.query.is_free else self._ask(plan, context)
@@ -176,6 +183,24 @@ class VerdictService:
             cached=sum(len(plan.known) for plan in paid),
             saved_usd=sum(known.cost_usd or 0.0 for plan in paid for known in plan.known.values()),
         )
+
+    async def ask_again(
+        self, query: VerdictQuery, unit: Unit, context: CallContext
+    ) -> dict[str, bool | None]:
+        """Ask about a unit anew, whatever is stored; the stored verdicts stay.
+
+        Returns what was said, by verdict key; what a failing judge leaves open is not in it.
+        """
+        said: dict[str, bool | None] = {}
+        for criteria in query.calls(query.criteria):
+            async with self._question(query, unit, criteria, context) as (budget, answer):
+                if isinstance(answer, JudgeFailure):
+                    await budget.record(answer.reason)
+                    continue
+                rows = _rows(query, criteria, answer, None)
+                await budget.record()
+                said |= {row.key: row.decision.met for row in rows}
+        return said
 
     async def drain(self, within_s: float) -> None:
         """Wait for the judge calls under way, for `within_s` at most, then cancel the rest."""
@@ -265,7 +290,7 @@ class VerdictService:
             await self.throttle.wait(len(keys), query.team, context.priority)
             decisions = {row.key: row.decision for row in rows}
             self._cache.save(decisions)
-            metrics.VERDICTS.labels(origin="check").inc(len(decisions))
+            _count(query, "check", len(decisions))
             # What the judge left out was not reached in time.
             late = [key for key in keys if key not in decisions]
             parts.append(_Decided(decisions, dict.fromkeys(late, UnscoredReason.TIMEOUT)))
@@ -287,7 +312,7 @@ class VerdictService:
                 left = [key for key in keys if key not in result]
                 return _merged([result, _Decided(failures=dict.fromkeys(left, reason))])
             origin = "judged" if led and shared.judged else "coalesced"
-            metrics.VERDICTS.labels(origin=origin).inc(sum(key in shared.decisions for key in keys))
+            _count(query, origin, sum(key in shared.decisions for key in keys))
             # `result` comes last, so that what this caller was given first stands.
             result = _merged([shared, result])
             # The leader may have asked about other criteria: then ask about the rest.
@@ -359,30 +384,15 @@ class VerdictService:
         Verdicts that are `stored` already stand, even if they were asked for again. Returns `None`
         if the claim was taken over meanwhile: then only the call's cost was stored.
         """
-        await self.throttle.wait(CALL_WEIGHT, query.team, context.priority)
         keys = [key for key in query.keys(criteria, unit) if key not in stored]
-        # The order depends on the pool alone, so that a repeated call is the same to the byte.
-        order = shuffle_order(pool_key(unit), len(unit))
-        task = VerifyTask(query.prompt, criteria, tuple(blind(unit, order)), query.verify)
-        about = CallDescription(
-            team=query.team,
-            run_id=query.run_id,
-            role="verifier",
-            judge=query.judge.verifier_identity,
-            criteria=tuple(query.criterion_keys[c.id] for c in criteria),
-            rubric_id=query.rubric_id,
-        )
         rows: list[StoredVerdict] = []
         reason: UnscoredReason | None = None
-        async with self._budgets.reserve(about, context) as budget:
-            try:
-                answer = await query.judge.verify(task, replace(context, budget=budget))
-            except JudgeFailure as failure:
-                reason = failure.reason
+        async with self._question(query, unit, criteria, context) as (budget, answer):
+            if isinstance(answer, JudgeFailure):
+                reason = answer.reason
                 result = _Decided({}, dict.fromkeys(keys, reason))
             else:
-                by_text = dict(zip(unit, unblind(answer, order), strict=True))
-                made = _rows(query, criteria, by_text, budget.usage.cost_usd)
+                made = _rows(query, criteria, answer, budget.usage.cost_usd)
                 rows = [row for row in made if row.key not in stored]
                 result = _Decided({row.key: row.decision for row in rows})
             reply = JudgeReply(query.team, rows, budget.ledger_row(reason), claim, ends_claim)
@@ -391,6 +401,39 @@ class VerdictService:
         # Only now: the cache holds nothing that the database lacks.
         self._cache.save(result.decisions)
         return result
+
+    @asynccontextmanager
+    async def _question(
+        self, query: VerdictQuery, unit: Unit, criteria: Criteria, context: CallContext
+    ) -> AsyncIterator[tuple[BudgetReservation, _ByText | JudgeFailure]]:
+        """Ask the judge; yield its answer and the reservation, on which to record the cost."""
+        await self.throttle.wait(CALL_WEIGHT, query.team, context.priority)
+        # The order depends on the pool alone, so that a repeated call is the same to the byte.
+        order = shuffle_order(pool_key(unit), len(unit))
+        task = VerifyTask(query.prompt, criteria, tuple(blind(unit, order)), query.verify)
+        about = CallDescription(
+            team=query.team,
+            run_id=query.run_id,
+            role=query.role,
+            judge=query.judge.verifier_identity,
+            criteria=tuple(query.criterion_keys[c.id] for c in criteria),
+            rubric_id=query.rubric_id,
+        )
+        answer: _ByText | JudgeFailure
+        async with self._budgets.reserve(about, context) as budget:
+            try:
+                decided = await query.judge.verify(task, replace(context, budget=budget))
+            except JudgeFailure as failure:
+                answer = failure
+            else:
+                answer = dict(zip(unit, unblind(decided, order), strict=True))
+            yield budget, answer
+
+
+def _count(query: VerdictQuery, origin: str, verdicts: int) -> None:
+    """Count verdicts that are in an answer."""
+    if query.role == "verifier":
+        metrics.VERDICTS.labels(origin=origin).inc(verdicts)
 
 
 def sliced(items: Sequence[T], criteria: int) -> Iterator[tuple[T, ...]]:

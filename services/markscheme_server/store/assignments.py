@@ -16,7 +16,7 @@ from markscheme_server.domain.trajectory import Response, response_key
 from markscheme_server.store.engine.database import Database, team_scope
 from markscheme_server.store.engine.ids import new_id, now
 from markscheme_server.store.engine.write_batch import Batcher
-from markscheme_server.store.tables import assignments, prompts, rollouts, runs, texts
+from markscheme_server.store.tables import assignments, past_groups, prompts, rollouts, runs, texts
 from markscheme_server.store.texts import response_row
 
 PART_CHARACTERS = 1024 * 1024
@@ -105,11 +105,12 @@ class RubricUses:
     """How often a rubric was used in a run, and (mean reward, spread) of its two newest uses.
 
     Groups that cannot have a spread do not count: they do not show whether a rubric separates
-    rollouts.
+    rollouts. `scored`: all groups of the team that it scored, in any run.
     """
 
     count: int
     newest: tuple[tuple[float, float], ...]
+    scored: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +215,21 @@ class AssignmentStore:
             .order_by(a.created_at.desc(), a.id.desc())
             .limit(2)
         )
+        p = past_groups.c
+        counts = (
+            sa.select(sa.func.count()).where(same),
+            sa.select(sa.func.count()).where(
+                a.team == team, a.rubric_id == rubric_id, a.figures.is_not(None)
+            ),
+            sa.select(sa.func.count()).where(p.team == team, p.rubric_id == rubric_id),
+        )
+        query = sa.select(*(each.scalar_subquery() for each in counts))
         async with self._db.reading(team_scope(team)) as connection:
-            count = (await connection.execute(sa.select(sa.func.count()).where(same))).scalar_one()
+            count, scored, pruned = (await connection.execute(query)).one()
             return RubricUses(
-                count, tuple((mean, spread) for mean, spread in await connection.execute(newest))
+                count,
+                tuple((mean, spread) for mean, spread in await connection.execute(newest)),
+                scored + pruned,
             )
 
     async def finish(self, team: str, assignment_id: str, outcome: GroupOutcome) -> None:

@@ -35,7 +35,7 @@ class JudgeReportStore:
         self._db = database
 
     async def calls(self, team: str, since: datetime) -> dict[str, JudgeCalls]:
-        """Add up the calls of verifiers by judge."""
+        """Add up the calls that verified, by judge."""
         c, a = judge_calls.c, assignments.c
         unpriced = sa.func.coalesce(
             c.unpriced_calls, sa.case((c.cost_usd.is_(None), c.calls), else_=0)
@@ -50,7 +50,7 @@ class JudgeReportStore:
                 sa.func.sum(unpriced),
                 sa.func.sum(sa.func.json_array_length(c.criteria)),
             )
-            .where(c.team == team, c.role == "verifier", c.created_at >= since)
+            .where(c.team == team, c.role.in_(("verifier", "shadow")), c.created_at >= since)
             .group_by(c.judge, c.failure)
         )
         unscored = (

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme_server.config import Role
+from markscheme_server.config import JudgeRole
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.store.engine.database import Database, team_scope
 from markscheme_server.store.engine.ids import new_id, now
@@ -34,7 +34,7 @@ class CallDescription:
 
     team: str
     run_id: str | None
-    role: Role
+    role: JudgeRole
     judge: str
     criteria: tuple[str, ...] = ()
     rubric_id: str | None = None

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,7 @@ from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.run_history import RunGroup, SecondVerdicts
 from markscheme_server.domain.usage import to_usd
 from markscheme_server.store.engine.database import Database, team_scope
-from markscheme_server.store.engine.ids import as_utc, new_id, now
+from markscheme_server.store.engine.ids import as_utc, now
 from markscheme_server.store.rubrics import visible
 from markscheme_server.store.tables import (
     assignments,
@@ -249,10 +249,33 @@ class RunStore:
         await self._save(second_verdicts, team, run_id, rows)
 
     async def save_repeats(self, team: str, run_id: str | None, rows: Rows) -> None:
-        """Store what a judge said when asked again: rows of `repeat_verdicts`, likewise."""
+        """Store what a judge said when asked again: rows of `repeat_verdicts`, likewise.
+
+        The first repeat of a verdict stands.
+        """
         await self._save(
-            repeat_verdicts, team, run_id, [{"id": new_id("rep")} | dict(row) for row in rows]
+            repeat_verdicts,
+            team,
+            run_id,
+            [{"id": _repeat_id(row["verdict_key"])} | dict(row) for row in rows],
         )
+
+    async def repeated(self, team: str, verdict_keys: Iterable[str]) -> set[str]:
+        """Return those of these verdicts that were asked for again."""
+        c = repeat_verdicts.c
+        query = sa.select(c.verdict_key).where(self._db.in_keys(c.id, "keys"), c.team == team)
+        keys = self._db.keys(map(_repeat_id, verdict_keys))
+        async with self._db.reading(team_scope(team)) as connection:
+            return set((await connection.execute(query, {"keys": keys})).scalars())
+
+    async def seconded(self, team: str, assignment_id: str, judge: str) -> set[str]:
+        """Return the rollouts of a group that a second judge has scored."""
+        c = second_verdicts.c
+        query = sa.select(c.rollout_id).where(
+            c.assignment_id == assignment_id, c.judge == judge, c.team == team
+        )
+        async with self._db.reading(team_scope(team)) as connection:
+            return set((await connection.execute(query)).scalars())
 
     async def _save(self, table: sa.Table, team: str, run_id: str | None, rows: Rows) -> None:
         at = now()
@@ -331,6 +354,10 @@ class RunStore:
             run_id: RunCost(to_usd(nano[run_id]), saved[run_id], calls[run_id])
             for run_id in run_ids
         }
+
+
+def _repeat_id(verdict_key: str) -> str:
+    return f"rep_{verdict_key[:32]}"
 
 
 def _run_groups(rows: Sequence[Any]) -> list[RunGroup]:

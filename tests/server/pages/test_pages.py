@@ -419,13 +419,18 @@ def test_calls_without_a_price_are_not_zero_dollars() -> None:
         return schema.UsageBucket(**(zero | {"cost_usd": 0.0, "saved_usd": 0.0} | changes))
 
     free = bucket(calls=7, unpriced_calls=7, run="a", role="verifier", judge="m")
+    second = bucket(calls=3, cost_usd=0.25, role="shadow")
     report = schema.UsageReport(since=None, until=None, data=[free], total=free, truncated=False)
     view = views.cost_page(
-        report.model_copy(update={"since": made.START.date(), "data": []}), report, []
+        report.model_copy(update={"since": made.START.date(), "data": []}),
+        report,
+        report.model_copy(update={"data": [free, second]}),
+        [],
     )
     page = Page(render.page("cost.html", Frame("", "cost", OPERATOR), **view))
     row = page.text.split("By run, role and judge")[1]
     assert "7 calls without a price" in row
+    assert "second judge and re-asks $0.25 of what was spent, in 3 calls" in page.text
 
 
 def test_judges_say_what_was_not_measured(show: Callable[..., Any]) -> None:

@@ -1,0 +1,145 @@
+"""How the criteria of a rubric did in the groups that it scored, over all runs of a team."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markscheme_server.domain.findings.series import MIN_STEPS, phi
+from markscheme_server.domain.rubric import Rubric
+from markscheme_server.domain.run_history import RunGroup, RunHistory, count_verdicts
+from markscheme_server.judge.base import FAULTS, EarlierCriterion
+from markscheme_server.scoring.run_histories import LoadedRun, compare
+from markscheme_server.store.engine.ids import now
+from markscheme_server.store.runs import RunCost, RunStore, StoredRun
+
+SAME, SAME_KNOWN = 0.9, 200
+"""Criteria repeat each other from this correlation on, over at least so many rollouts."""
+
+
+MAX_CACHED = 4096
+"""Rubrics of which a process remembers whether a criterion is at fault."""
+GROWTH = 1.25
+"""A rubric is looked at again when it has scored so many times the groups: a window is a quarter of
+them, so that little changes before."""
+
+
+@dataclass(frozen=True, slots=True)
+class CriterionHealth(EarlierCriterion):
+    """A criterion's verdicts and what is wrong with it. `repeats`: ids of those that it repeats."""
+
+    repeats: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class RubricHealth:
+    """The criteria of a rubric, over so many `groups` of these `runs`."""
+
+    groups: int
+    runs: Sequence[str]
+    criteria: Sequence[CriterionHealth]
+
+
+@dataclass(frozen=True, slots=True)
+class FaultyRubric:
+    """An induced rubric with a criterion that is saturated or inverted, and all its criteria."""
+
+    rubric: Rubric
+    criteria: tuple[EarlierCriterion, ...]
+
+    @property
+    def reason(self) -> str:
+        """Which criteria are at fault, with their figures."""
+        return "; ".join(
+            f"{each.criterion.id} {' and '.join(faults)}: {_figures(each)}"
+            for each in self.criteria
+            if (faults := [kind for kind in each.findings if kind in FAULTS])
+        )
+
+
+class RubricFaults:
+    """Finds what is wrong with induced rubrics, and remembers it while they score few groups."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._found: OrderedDict[tuple[str, str], tuple[int, FaultyRubric | None]] = OrderedDict()
+        # One at a time: the groups of a batch may all ask about the same rubric.
+        self._looking = asyncio.Lock()
+
+    async def find(self, team: str, rubric: Rubric, scored: int) -> FaultyRubric | None:
+        """Return the rubric with its figures if it is to be replaced.
+
+        `scored`: how many groups of the team it has scored.
+        """
+        if scored < MIN_STEPS:
+            return None  # windows say nothing yet
+        key = (team, rubric.id)
+        async with self._looking:
+            if (found := self._found.get(key)) is not None and scored < GROWTH * found[0]:
+                return found[1]
+            health = await load_health(self._store, team, rubric)
+            faulty = None
+            if any(kind in FAULTS for each in health.criteria for kind in each.findings):
+                faulty = FaultyRubric(rubric, tuple(health.criteria))
+            self._remember(key, scored, faulty)
+            return faulty
+
+    def forget(self, team: str, rubric: Rubric) -> None:
+        """Let a rubric be for now: another was induced in its place, or the very same again."""
+        if (found := self._found.get((team, rubric.id))) is not None:
+            self._remember((team, rubric.id), found[0], None)
+
+    def _remember(self, key: tuple[str, str], scored: int, faulty: FaultyRubric | None) -> None:
+        self._found[key] = scored, faulty
+        self._found.move_to_end(key)
+        while len(self._found) > MAX_CACHED:
+            self._found.popitem(last=False)
+
+
+async def load_health(store: RunStore, team: str, rubric: Rubric) -> RubricHealth:
+    """Return how a rubric does in the team's groups."""
+    groups, runs = await store.groups_of_rubric(team, rubric.id)
+    # In a thread: thousands of groups take hundreds of milliseconds.
+    return await asyncio.to_thread(_health, team, rubric, groups, runs)
+
+
+def _health(team: str, rubric: Rubric, groups: list[RunGroup], runs: Sequence[str]) -> RubricHealth:
+    groups.sort(key=lambda group: (group.figures.at, group.id))
+    # One group a step: the findings of a run are then those of the rubric over its life.
+    history = RunHistory(group._replace(step=n) for n, group in enumerate(groups))
+    at = now()
+    stored = StoredRun(rubric.id, team, "finished", None, None, {}, at, at, at)
+    life = LoadedRun(stored, history, {rubric.id: rubric.criteria}, ())
+    found = life.findings(running=False, cost=RunCost(), budgets=())
+    size, keys = len(rubric.criteria), life.keys[rubric.id]
+    joined = "".join(history.verdicts.get(rubric.id, {}).values())
+    rollouts = count_verdicts(joined, size)
+    teachers = count_verdicts(history.teacher_verdicts.get(rubric.id, ""), size)
+    same: dict[int, list[str]] = {}
+    for (one, other), cells in compare(joined, size).items():
+        if sum(cells) >= SAME_KNOWN and (phi(*cells) or 0.0) >= SAME:
+            same.setdefault(one, []).append(rubric.criteria[other].id)
+            same.setdefault(other, []).append(rubric.criteria[one].id)
+    return RubricHealth(
+        len(groups),
+        runs,
+        [
+            CriterionHealth(
+                criterion,
+                rollouts[n],
+                teachers[n],
+                list(dict.fromkeys(each.kind for each in found if each.criterion == keys[n])),
+                same.get(n, []),
+            )
+            for n, criterion in enumerate(rubric.criteria)
+        ],
+    )
+
+
+def _figures(each: EarlierCriterion) -> str:
+    shares = [
+        f"{whose} {100 * counts.met / counts.judged:.0f} % of {counts.judged}"
+        for whose, counts in (("students", each.rollouts), ("teachers", each.teachers))
+        if counts.judged
+    ]
+    return ", ".join(shares)
