@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u PYTHONDONTWRITEBYTECODE -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock docs demo demo-control test test-pages screenshots fuzz fault mutants check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-collapse bench-import bench-train bench-overlap gpu-wheels test-gpu compose-test test-judges test-resolve test-integrations acceptance clean
+.PHONY: help setup lock docs demo demo-control test test-pages screenshots fuzz fault mutants check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-collapse bench-import bench-train bench-overlap bench-ray gpu-wheels test-gpu compose-test test-judges test-resolve test-integrations acceptance clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -146,6 +146,18 @@ bench-train: setup  ## The trainer's step beside TRL's GRPO and SDPO (about a qu
 
 bench-overlap: setup  ## The share of a batch spent waiting for the judge, ours beside TRL's order (five minutes, mostly asleep)
 	$(CLEAN) TRL_EXPERIMENTAL_SILENCE=1 PYTHONPATH=benchmarks $(BIN)/python -m training.overlap $(BENCH_ARGS)
+
+RAY_VENV := build/ray-venv
+
+# Ray beside our own packages: it is no dependency of ours.
+$(RAY_VENV)/.ready: $(VENV)/.ready
+	$(BIN)/python -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check ray==2.56.1
+	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" > $$(echo $(RAY_VENV)/lib/python3*/site-packages)/project.pth
+	touch $@
+
+bench-ray: $(RAY_VENV)/.ready  ## 64 reward workers on Ray over 1, 2 and 4 replicas, one killed (ten minutes; needs haproxy, or HAPROXY=its path)
+	$(CLEAN) PYTHONPATH=benchmarks $(RAY_VENV)/bin/python -m service.ray_workers $(BENCH_ARGS)
 
 gpu-wheels: setup  ## Wheels for benchmarks/gpu/run.sh on a machine without a package index
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m gpu.collect_wheels build/gpu-wheels

@@ -1,4 +1,4 @@
-"""The parts of a deployment as processes: stub judge, PostgreSQL, Redis and the service.
+"""The parts of a deployment as processes: stub judge, PostgreSQL, Redis, HAProxy, the service.
 
 Each is a context manager that ends what it started, by its own handle. CPU time is read per part,
 so that a figure can say where its time went.
@@ -7,12 +7,13 @@ so that a figure can say where its time went.
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,8 +150,7 @@ def postgres(workdir: Path) -> Iterator[Postgres]:
 @contextmanager
 def redis(workdir: Path) -> Iterator[Process]:
     """Run Redis."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = _free_port()
     process = subprocess.Popen(
         [
             str(REDIS_SERVER_PATH),
@@ -173,6 +173,11 @@ def redis(workdir: Path) -> Iterator[Process]:
         process.wait()
 
 
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 def _wait_for_port(port: int) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -182,6 +187,33 @@ def _wait_for_port(port: int) -> None:
         except OSError:
             time.sleep(0.02)
     raise RuntimeError(f"nothing listens on port {port}")
+
+
+@contextmanager
+def balancer(workdir: Path, urls: Sequence[str]) -> Iterator[Process]:
+    """Run HAProxy with `deploy/haproxy.cfg`, before these replicas instead of Docker's names."""
+    program = os.environ.get("HAPROXY") or shutil.which("haproxy")
+    if program is None:
+        raise SystemExit("install haproxy, or name the program in HAPROXY")
+    port = _free_port()
+    written = (BENCHMARKS.parent / "deploy" / "haproxy.cfg").read_text()
+    written = re.sub(r"^resolvers .*\n(?:    .*\n)*", "", written, flags=re.MULTILINE)
+    written = written.replace("bind :8321", f"bind 127.0.0.1:{port}")
+    # Two files a connection, of what `prepare` allows.
+    written = written.replace("maxconn 20000", f"maxconn {OPEN_FILES // 2 - 100}")
+    written = written.replace(" resolvers docker resolve-prefer ipv4 init-addr none", "")
+    servers = (f"    server r{n} {url.partition('//')[2]}" for n, url in enumerate(urls, 1))
+    written = re.sub(r"^    server-template .*$", "\n".join(servers), written, flags=re.MULTILINE)
+    config = workdir / "haproxy.cfg"
+    config.write_text(written + "\n")
+    with (workdir / "haproxy.log").open("w") as log:
+        process = subprocess.Popen([program, "-f", str(config)], stdout=log, stderr=log)
+    try:
+        _wait_for_port(port)
+        yield Process(f"http://127.0.0.1:{port}", process.pid)
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @contextmanager

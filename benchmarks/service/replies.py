@@ -8,22 +8,19 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from service.oracle import CRITERION_ID, find_answer_id, find_criterion_ids, is_met, unit_hash
+from service.oracle import (
+    CRITERION_ID,
+    criterion_id,
+    find_answer_id,
+    find_criterion_ids,
+    is_met,
+    unit_hash,
+)
 
 _OFFERED = re.compile(r"^(c\d+): (.*)$", re.MULTILINE)
 _NONCE = re.compile(r"^nonce: (\S+)$", re.MULTILINE)
 _NAMED = re.compile(r"^- ([\w-]+): ", re.MULTILINE)
 _TAGGED = re.compile(r'<rubric_criterion id="(\w+)">')
-_RUBRIC = {
-    "criteria": [
-        {
-            "criterion": f"The response does the thing numbered {i}.",
-            "category": "task_fulfilment",
-            "points": i,
-        }
-        for i in range(1, 5)
-    ]
-}
 
 
 def text_of(request: dict[str, Any]) -> str:
@@ -40,8 +37,8 @@ def reply_to(request: dict[str, Any], text: str) -> str:
     offered = _OFFERED.findall(text)
     if offered and '"id"' in schema + text:
         return markscheme(text, offered)
-    if '"criterion"' in schema and '"points"' in schema:
-        return json.dumps(_RUBRIC)
+    if is_induction(request, text):
+        return json.dumps({"criteria": [_induced(text, i) for i in range(1, 5)]})
     answer = find_answer_id(text)
     met = [is_met(id_, answer) for id_ in find_criterion_ids(text)] or [False]
     if '"judgments"' in text:
@@ -79,6 +76,22 @@ def reply_to(request: dict[str, Any], text: str) -> str:
     if "criterion_status" in schema + text:
         return json.dumps({"criterion_status": _status(met[0]), "explanation": "stub"})
     return json.dumps({"reason": "stub", "score": int(met[0])})
+
+
+def is_induction(request: dict[str, Any], text: str) -> bool:
+    """Return whether our service asks for a rubric."""
+    schema = json.dumps(request.get("response_format") or "")
+    return not _OFFERED.search(text) and '"criterion"' in schema and '"points"' in schema
+
+
+def _induced(text: str, number: int) -> dict[str, Any]:
+    """Return a criterion whose id follows from what was asked: another question, another rubric."""
+    words = f"The response does the thing numbered {number}"
+    return {
+        "criterion": f"{words}, as {criterion_id(words + text)} asks.",
+        "category": "task_fulfilment",
+        "points": number,
+    }
 
 
 def markscheme(text: str, offered: list[tuple[str, str]], flip: bool = False) -> str:

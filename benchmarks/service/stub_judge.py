@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from service.oracle import find_answer_id, find_criterion_ids, unit_hash
-from service.replies import garbage, reply_to, text_of
+from service.replies import garbage, is_induction, reply_to, text_of
 
 BACKLOG = 8192
 _FAILED = json.dumps(
@@ -36,7 +36,10 @@ class Settings:
 
 @dataclass
 class Counts:
-    """Counts since the last reset. `sample` is one request's body, for the baseline to repeat."""
+    """Counts since the last reset. `sample` is one request's body, for the baseline to repeat.
+
+    `answered`: replies by question that were written to a caller who was still there.
+    """
 
     calls: int = 0
     in_flight: int = 0
@@ -48,6 +51,8 @@ class Counts:
     prompts: set[bytes] = field(default_factory=set)
     answers: set[str] = field(default_factory=set)
     asked: Counter[str] = field(default_factory=Counter)
+    answered: Counter[bytes] = field(default_factory=Counter)
+    inductions: int = 0
 
     def shown(self) -> dict[str, Any]:
         """Return the counts as JSON: sets as their sizes."""
@@ -58,6 +63,9 @@ class Counts:
             "garbled": self.garbled,
             "prompts": len(self.prompts),
             "answers": len(self.answers),
+            "inductions": self.inductions,
+            "answered": self.answered.total(),
+            "answered_again": self.answered.total() - len(self.answered),
             "mean_body_bytes": self.body_bytes / max(self.calls, 1),
             "sample": self.sample,
         }
@@ -76,8 +84,8 @@ class StubJudge:
         self.counts = Counts()
         return json.dumps(asdict(self.settings)).encode()
 
-    def complete(self, body: bytes) -> tuple[int, bytes]:
-        """Return status and body of the answer to a chat-completions request, and count it."""
+    def complete(self, body: bytes) -> tuple[bytes, int, bytes]:
+        """Return question, status and body of the answer to a chat request, and count it."""
         counts, settings = self.counts, self.settings
         request = json.loads(body)
         text = text_of(request)
@@ -85,21 +93,23 @@ class StubJudge:
         counts.calls += 1
         counts.body_bytes += len(body)
         counts.sample = counts.sample or body.decode()
-        counts.prompts.add(hashlib.blake2b(text.encode(), digest_size=16).digest())
+        asked = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        counts.prompts.add(asked)
+        counts.inductions += is_induction(request, text)
         if answer is not None:
             counts.answers.add(answer)
         if not settings.failing and not settings.garbage:
-            return 200, _completion(request, reply_to(request, text))
+            return asked, 200, _completion(request, reply_to(request, text))
         question = f"{answer} {' '.join(find_criterion_ids(text))}"
         counts.asked[question] += 1
         key = f"{question} {counts.asked[question]}"
         if unit_hash(f"fails {key}") < settings.failing:
             counts.failed += 1
-            return 500, _FAILED
+            return asked, 500, _FAILED
         if unit_hash(f"garbles {key}") < settings.garbage:
             counts.garbled += 1
-            return 200, _completion(request, garbage(text, key))
-        return 200, _completion(request, reply_to(request, text))
+            return asked, 200, _completion(request, garbage(text, key))
+        return asked, 200, _completion(request, reply_to(request, text))
 
 
 class Connection(asyncio.Protocol):
@@ -145,8 +155,10 @@ class Connection(asyncio.Protocol):
         counts.most_in_flight = max(counts.most_in_flight, counts.in_flight)
         loop.call_at(due, self._finish, counts, *self._judge.complete(body))
 
-    def _finish(self, counts: Counts, status: int, payload: bytes) -> None:
+    def _finish(self, counts: Counts, question: bytes, status: int, payload: bytes) -> None:
         counts.in_flight -= 1
+        if status == 200 and not self._transport.is_closing():
+            counts.answered[question] += 1
         self._write(status, payload)
 
     def _write(self, status: int, payload: bytes) -> None:

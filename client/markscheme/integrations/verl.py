@@ -1,7 +1,9 @@
 """Rewards for verl: `MarkschemeRewardManager`, and `compute_score` for its own managers.
 
-An unscored rollout raises `RolloutUnscored`. verl then marks the prompt as failed, drops its group
-and fills the batch with another prompt. Checked with verl 0.9.1.
+An unscored rollout raises `RolloutUnscored`, and verl leaves it out. Its asynchronous trainers drop
+the whole group and fill the batch with another prompt. Its synchronous one trains on the group's
+other rollouts, and replaces a group without any if `trainer.v1.sampler.sync_refill_failed_groups`
+is set. Checked with verl 0.9.1.
 """
 
 from collections.abc import Mapping

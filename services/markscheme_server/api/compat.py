@@ -17,11 +17,12 @@ from pydantic import ValidationError
 from markscheme import schema
 from markscheme_server.api.body import StrictRoute
 from markscheme_server.api.disconnect import while_connected
-from markscheme_server.api.errors import RESPONSES
+from markscheme_server.api.errors import RESPONSES, judge_error
 from markscheme_server.api.scores import GRACE_S, require_induce
 from markscheme_server.api.services import PlainInteger, UsesServices, caller_of
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden, Unprocessable
+from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.scoring.unnamed_groups import KnownReward
 
 OPENRLHF_MS, SLIME_MS = 175_000, 115_000
@@ -89,7 +90,8 @@ async def openrlhf_reward(
     """Answer when the group of a prompt is whole, or `wait_s` after its first rollout.
 
     A reward that is not known is answered with the mean of the group's known ones, so that its
-    advantage is 0, and `extra_logs.unscored` is 1. Where none is known the answer is an error.
+    advantage is 0, and `extra_logs.unscored` is 1. Where none is known the answer is an error: 503
+    where a retry may help; 402, 422 or 502 where it does not.
     """
     labels = payload.labels or [None] * len(payload.query)
     if not len(payload.query) == len(payload.prompts) == len(labels):
@@ -123,7 +125,8 @@ async def slime_reward(
     """Answer when the group of the prompt is whole, or `wait_s` after its first rollout.
 
     A reward that is not known is answered with the mean of the group's known ones, so that its
-    advantage is 0. Where none is known the answer is an error.
+    advantage is 0. Where none is known the answer is an error: 503 where a retry may help; 402, 422
+    or 502 where it does not.
     """
     prompt = _chat(payload.prompt) if isinstance(payload.prompt, str) else payload.prompt
     asked = [(prompt, _END_TOKENS.sub("", payload.response), _rubric_id(payload.label))]
@@ -159,10 +162,15 @@ async def _rewards(
         require_induce(caller, payload)
     deadline = services.scores.deadline(within_ms)
     async with asyncio.timeout_at(deadline.at + GRACE_S):
-        known = await while_connected(
-            request,
-            _all(services.unnamed_groups.score(caller, payload, deadline) for payload in payloads),
-        )
+        try:
+            known = await while_connected(
+                request,
+                _all(
+                    services.unnamed_groups.score(caller, payload, deadline) for payload in payloads
+                ),
+            )
+        except JudgeFailure as failure:
+            raise judge_error(failure) from failure
     if unscored := sum(each.unscored for each in known):
         # Whoever reads only the reward does not see it.
         log.warning("unknown_rewards_replaced", team=caller.team, rollouts=unscored)

@@ -55,6 +55,7 @@ class _Asked:
     caller: Caller
     payload: schema.RolloutRequest
     id: str
+    asked_s: float | None = None
 
     @property
     def rollout_id(self) -> str:
@@ -76,15 +77,20 @@ class RolloutService:
         self._flights: SingleFlight[GatheredScore] = SingleFlight()
 
     async def score(
-        self, caller: Caller, payload: schema.RolloutRequest, deadline: Deadline
+        self,
+        caller: Caller,
+        payload: schema.RolloutRequest,
+        deadline: Deadline,
+        *,
+        asked_s: float | None = None,
     ) -> schema.ScoredRollout:
         """Return the score of a rollout once its group is whole, or the wait is over.
 
-        Raises `Conflict` for a rollout that contradicts its group, and what `ScoreService.admit`
-        raises.
+        `asked_s` is as in `Arrival`. Raises `Conflict` for a rollout that contradicts its group and
+        what `ScoreService.admit` raises.
         """
         key = group_id(caller.team, payload.run.id if payload.run else None, payload.group.key)
-        asked = _Asked(caller, payload, key)
+        asked = _Asked(caller, payload, key, asked_s)
         # Refused now, not when the group is whole.
         self._scores.judge_of(payload)
         if payload.rubric_id is not None:
@@ -129,6 +135,7 @@ class RolloutService:
             rollout_id=payload.rollout.id,
             response=wire.response(wire.said(payload.rollout)),
             truncated=payload.rollout.truncated,
+            asked_s=asked.asked_s,
         )
         state = await self._store.arrive(arrival)
         if not isinstance(state, GroupState):

@@ -4,21 +4,25 @@ A prompt comes again in each epoch, so its groups are numbered: a rollout joins 
 that is whole or its wait is over, and then begins the next.
 """
 
+import asyncio
 import secrets
 import statistics
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from markscheme import schema
+from markscheme.vocabulary import REASON_HELP, UnscoredReason
+from markscheme_server import wire
 from markscheme_server.domain.call_context import Deadline
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import digest
-from markscheme_server.errors import Conflict, Unavailable
+from markscheme_server.errors import Conflict
+from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.scoring.rollouts import RolloutService, group_id, terms
 from markscheme_server.store.gathering import GatheringStore
 
 MAX_REMEMBERED = 100_000
-"""Prompts, and rollouts without an answer, that a process remembers."""
+"""Prompts whose last group a process remembers."""
 _AHEAD = 8
 """Groups of a prompt that are looked for in one query."""
 
@@ -37,14 +41,14 @@ class KnownReward:
 class UnnamedGroups:
     """Numbers the groups of each prompt and scores them by `RolloutService`.
 
-    A client that asks again because it got no answer is recognised by prompt and text where it
-    comes to the same process; elsewhere it counts as another rollout.
+    A client that asks again because it got no answer is recognised by prompt and text, at any
+    process: its first request is stored as ended without an answer. A request whose process died
+    counts as open until its time is over, since the process cannot say that it ended.
     """
 
     def __init__(self, store: GatheringStore, rollouts: RolloutService) -> None:
         self._store, self._rollouts = store, rollouts
         self._last: dict[str, int] = {}
-        self._unanswered: dict[str, list[tuple[int, str]]] = defaultdict(list)
 
     async def score(
         self, caller: Caller, payload: schema.RolloutRequest, deadline: Deadline
@@ -58,54 +62,60 @@ class UnnamedGroups:
             deadline: When the caller stops waiting.
 
         Raises:
-            Unavailable: No reward of the group is known.
+            JudgeFailure: No reward of the group is known.
         """
-        run_id = payload.run.id if payload.run else None
-        base = digest([caller.team, run_id, terms(payload.model_copy(update={"run": None}))])
-        again = digest([base, payload.rollout.text])
-        number, rollout_id = (
-            self._unanswered[again].pop()
-            if self._unanswered.get(again)
-            else (await self._open(caller.team, run_id, base), secrets.token_hex(12))
+        team, run_id = caller.team, payload.run.id if payload.run else None
+        base = digest([team, run_id, terms(payload.model_copy(update={"run": None}))])
+        asked_s = max(0.0, deadline.at - asyncio.get_running_loop().time())
+        number, ids = await self._open(team, run_id, base)
+        resumed = await self._store.resume(
+            team, ids, wire.response(wire.said(payload.rollout)), asked_s
         )
+        rollout_id = secrets.token_hex(12)
+        if resumed is not None:
+            number, rollout_id = ids[resumed[0]], resumed[1]
+        answered = False
         try:
             while True:
                 named = _named(payload, base, number, rollout_id)
                 try:
-                    scored = await self._rollouts.score(caller, named, deadline)
+                    scored = await self._rollouts.score(caller, named, deadline, asked_s=asked_s)
                     break
                 except Conflict as conflict:
                     # Others were faster.
                     if conflict.code != "group_full":
                         raise
                     number += 1
-            return await self._known(caller, named, scored)
-        except BaseException:
-            if len(self._unanswered) >= MAX_REMEMBERED:
-                self._unanswered.clear()
-            self._unanswered[again].append((number, rollout_id))
-            raise
+            known = await self._known(caller, named, scored)
+            answered = True
+            return known
         finally:
-            if not self._unanswered.get(again):
-                self._unanswered.pop(again, None)
+            await self._store.leave(
+                team, group_id(team, run_id, _key(base, number)), rollout_id, answered=answered
+            )
 
-    async def _open(self, team: str, run_id: str | None, base: str) -> int:
-        """Return the number of the prompt's group that takes rollouts."""
-        first = self._last.get(base, 0)
+    async def _open(
+        self, team: str, run_id: str | None, base: str
+    ) -> tuple[int, Mapping[str, int]]:
+        """Return the number of the prompt's group that takes rollouts, and those around it by id.
+
+        The one before it is always among these.
+        """
+        first = max(0, self._last.get(base, 0) - 1)
         while True:
-            ids = {
-                number: group_id(team, run_id, _key(base, number))
+            numbers = {
+                group_id(team, run_id, _key(base, number)): number
                 for number in range(first, first + _AHEAD)
             }
-            states = await self._store.states(dict.fromkeys(ids.values(), team))
-            for number, identifier in ids.items():
+            states = await self._store.states(dict.fromkeys(numbers, team))
+            for identifier, number in numbers.items():
                 state = states.get(identifier)
                 if state is None or not state.is_due:
                     if len(self._last) >= MAX_REMEMBERED:
                         self._last.clear()
                     self._last[base] = number
-                    return number
-            first += _AHEAD
+                    return number, numbers
+            first += _AHEAD - 1
 
     async def _known(
         self, caller: Caller, payload: schema.RolloutRequest, scored: schema.ScoredRollout
@@ -115,11 +125,9 @@ class UnnamedGroups:
         rewards = await self._rollouts.known_rewards(caller, payload)
         if rewards:
             return KnownReward(statistics.fmean(rewards), unscored=True)
-        reason = scored.rollout.reason
-        raise Unavailable(
-            f"no reward of this group is known ({reason}); send the rollout again",
-            code=reason or "unscored",
-            retry_after_s=1,
+        reason = UnscoredReason(scored.rollout.reason or UnscoredReason.UNAVAILABLE)
+        raise JudgeFailure(
+            reason, f"no reward of this group is known ({reason}). {REASON_HELP[reason]}"
         )
 
 

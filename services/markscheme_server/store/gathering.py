@@ -5,7 +5,7 @@ after a restart. Arrivals of a group queue for its row, so that it never holds m
 its size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +28,8 @@ class Arrival:
     """A rollout that arrives, and its group.
 
     `terms`: the hash of what all requests of the group have in common. `wait_s`: seconds until the
-    group is scored although it is not whole, if this rollout is its first.
+    group is scored although it is not whole, if this rollout is its first. `asked_s`: for a rollout
+    that its trainer does not name, seconds that the request waits; `GatheringStore.leave` ends it.
     """
 
     team: str
@@ -39,6 +40,7 @@ class Arrival:
     rollout_id: str
     response: Response
     truncated: bool
+    asked_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,34 @@ class GatheringStore:
             .where(r.group_id == sa.bindparam("group"), r.rollout_id == scores.rollout_id)
             .values(score=scores.score)
         )
+        asked = database.rows([r.group_id, r.rollout_id, r.asked_until], "asked")
+        # What is bound is how long the request waits; null where it was answered.
+        self._ask = (
+            sa.update(gathered_rollouts)
+            .where(r.group_id == asked.group_id, r.rollout_id == asked.rollout_id)
+            .values(asked_until=database.clock + asked.asked_until)
+        )
+        unanswered = (
+            database.in_keys(r.group_id, "groups"),
+            r.text_key == sa.bindparam("text"),
+            r.asked_until <= database.clock,
+        )
+        self._select_unanswered = sa.select(r.group_id).where(*unanswered).limit(1)
+        oldest = (
+            sa.select(r.group_id, r.rollout_id)
+            .where(*unanswered)
+            .order_by(r.group_id, r.rollout_id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+            .cte("oldest")
+        )
+        self._resume = (
+            sa.update(gathered_rollouts)
+            .where(r.group_id == oldest.c.group_id, r.rollout_id == oldest.c.rollout_id)
+            .values(asked_until=database.clock + sa.bindparam("asked_s", type_=sa.Double))
+            .returning(r.group_id, r.rollout_id)
+        )
+        self._leaving: Batcher[_Left, None] = Batcher(self._leave)
         self._arriving: Batcher[Arrival, GroupState | Refusal] = Batcher(
             self._arrive, weigh=lambda a: 1 + _characters(a.response) // CHARACTERS_PER_WEIGHT
         )
@@ -197,9 +227,46 @@ class GatheringStore:
                 .values(score=score, late=True)
             )
 
+    async def resume(
+        self, team: str, group_ids: Iterable[str], response: Response, asked_s: float
+    ) -> tuple[str, str] | None:
+        """Return group and id of a rollout that says the same and whose request got no answer.
+
+        It is this caller's for `asked_s` seconds: of several callers each gets another one.
+        """
+        bound = {"groups": self._db.keys(group_ids), "text": response_key(response)}
+        async with self._db.reading(team_scope(team)) as connection:
+            if (await connection.execute(self._select_unanswered, bound)).first() is None:
+                return None
+        async with self._db.writing(team_scope(team)) as connection:
+            resumed = await connection.execute(self._resume, bound | {"asked_s": asked_s})
+            row = resumed.first()
+        return None if row is None else (row.group_id, row.rollout_id)
+
+    async def leave(self, team: str, group_id: str, rollout_id: str, *, answered: bool) -> None:
+        """End the request for a rollout; `resume` finds it if it was not answered."""
+        await self._leaving.submit(_Left(team, group_id, rollout_id, answered))
+
     async def drain(self) -> None:
-        """Wait until all arrivals are stored."""
+        """Wait until all arrivals, and the ends of their requests, are stored."""
         await self._arriving.drain()
+        await self._leaving.drain()
+
+    async def _leave(self, left: Sequence["_Left"]) -> list[None]:
+        rows = [
+            {
+                "group_id": each.group_id,
+                "rollout_id": each.rollout_id,
+                "asked_until": None if each.answered else 0.0,
+            }
+            for each in sorted(left)
+        ]
+        ids = {"groups": self._db.keys(each.group_id for each in left)}
+        async with self._db.writing(team_scope(*(each.team for each in left))) as connection:
+            # As `finish` and arrivals do, so that they queue instead of deadlocking.
+            await connection.execute(self._lock, ids)
+            await connection.execute(self._ask, {"asked": self._db.pack(rows)})
+        return [None] * len(left)
 
     async def _arrive(self, arrivals: Sequence[Arrival]) -> list[GroupState | Refusal]:
         created = now()
@@ -235,6 +302,7 @@ class GatheringStore:
             }
             refused: list[Refusal | None] = []
             new: list[dict[str, object]] = []
+            asked: list[dict[str, object]] = []
             said: dict[str, Response] = {}
             for a in arrivals:
                 group, place = groups[a.group_id], (a.group_id, a.rollout_id)
@@ -258,14 +326,25 @@ class GatheringStore:
                             "truncated": a.truncated,
                             "late": False,
                             "score": None,
+                            "asked_until": None,
                         }
                     )
+                    if a.asked_s is not None:
+                        asked.append(
+                            {
+                                "group_id": a.group_id,
+                                "rollout_id": a.rollout_id,
+                                "asked_until": a.asked_s,
+                            }
+                        )
                 refused.append(refusal)
             if new:
                 # Sorted, so that two writers of the same texts queue instead of deadlocking.
                 of_texts = [response_row(key, said[key], created) for key in sorted(said)]
                 await self._db.insert_new(connection, texts, of_texts)
                 await self._db.insert_new(connection, gathered_rollouts, new)
+                if asked:
+                    await connection.execute(self._ask, {"asked": self._db.pack(asked)})
                 counts = [{"id": id_, "received": count} for id_, count in received.items()]
                 await connection.execute(self._count, {"counts": self._db.pack(counts)})
         # After all of the batch, so that every caller sees the group whole if one of them made it.
@@ -279,6 +358,16 @@ class GatheringStore:
             )
             for a, refusal in zip(arrivals, refused, strict=True)
         ]
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class _Left:
+    """A request for a rollout that has ended."""
+
+    team: str
+    group_id: str
+    rollout_id: str
+    answered: bool
 
 
 def _characters(response: Response) -> int:

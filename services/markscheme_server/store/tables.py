@@ -397,10 +397,12 @@ gathered_rollouts = sa.Table(
     sa.Column("truncated", sa.Boolean, nullable=False),
     sa.Column("late", sa.Boolean, nullable=False),
     sa.Column("score", sa.Text),
+    sa.Column("asked_until", sa.Double),
     sa.Index(None, "text_key"),
 )
 """``score``: the rollout's answer as JSON; null until it is scored. ``late``: scored alone, because
-it arrived after the group was scored.
+it arrived after the group was scored. ``asked_until``: when the request for a rollout without a
+name of its own ends, in seconds since 1970 on the database's clock; null once it was answered.
 """
 
 claims = sa.Table(

@@ -40,7 +40,17 @@ class Install:
 
 INSTALLS = {
     "verl": Install(
-        ("verl==0.9.1",), ("ray", "tensordict==0.10.0", "hydra-core", "codetiming", "orjson")
+        ("verl==0.9.1",),
+        (
+            "ray",
+            "tensordict==0.10.0",
+            "hydra-core",
+            "codetiming",
+            "orjson",
+            "TransferQueue==0.1.11",
+            "cachetools",
+            "torchdata",
+        ),
     ),
     "openrlhf": Install(("openrlhf==0.11.2",), ("pylatexenc",)),
     "slime": Install(needs=("pylatexenc",)),
@@ -123,7 +133,7 @@ def test_verl(run: Callable[..., Any], judge: ScriptedJudge) -> None:
     assert facts["manager"][1]["reward_extra_info"] == {"missed": 4.0}
     assert [each["reward_score"] for each in facts["validation"]] == REWARDS[:1]
     assert [each["reward_score"] for each in facts["unscored"][:3]] == REWARDS[:3]
-    # verl takes an exception for a failed prompt, and refills it.
+    # verl leaves out what raises.
     assert facts["unscored"][3] == "RolloutUnscored: the rollout is unscored (misconfigured)"
     for epoch in facts["compute_score"]:
         assert [each["reward_score"] for each in epoch] == REWARDS
@@ -131,6 +141,27 @@ def test_verl(run: Callable[..., Any], judge: ScriptedJudge) -> None:
     assert facts["ray"] == REWARDS
     assert facts["examples"] == ["MarkschemeRewardManager", "NaiveRewardManager"]
     assert inductions(judge) == 1
+
+
+def test_verl_leaves_out_what_is_not_known_and_refills(run: Callable[..., Any]) -> None:
+    facts = run("verl", "verl_refill.py")
+    known, lost = sorted(REWARDS), sorted(REWARDS[:3])
+    # Three of four are known: in the sync mode they are the group.
+    assert facts["sync, one unknown"] == {
+        "rewards": {"a-0": known, "a-1": lost},
+        "refilled": [],
+        "metrics": {},
+    }
+    assert facts["sync, none known, refill"] == {
+        "rewards": {"b-0": known, "b-2": known},
+        "refilled": [1],
+        "metrics": {"training/rollout_failure/evicted_samples": 1.0},
+    }
+    assert facts["sync, none known"]["rewards"] == {"c-0": known}
+    assert facts["sync, none known"]["refilled"] == []
+    # In the async modes the whole group goes.
+    assert facts["async, one unknown"]["rewards"] == {"d-0": known, "d-2": known}
+    assert facts["async, one unknown"]["refilled"] == [1]
 
 
 def test_openrlhf(run: Callable[..., Any], judge: ScriptedJudge) -> None:

@@ -1,17 +1,23 @@
 """`/compat` over the wire: OpenRLHF's and slime's requests, keys in the path, unknown rewards."""
 
+import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from fakes.clock import Clock
 from fakes.judge import ScriptedJudge, offered, verdicts, well_behaved
-from fakes.load import Post, send_all
+from fakes.load import Post, abandon_all, send_all
 from fakes.processes import eventually
 from markscheme_server.accounts.auth import CACHE_S
+from markscheme_server.config import Settings
 from markscheme_server.domain import keys
+from markscheme_server.store.engine.database import ALL_TEAMS, Database, create_engine
+from markscheme_server.store.tables import gathered_groups, gathered_rollouts
 from server.deployment import Deployment
 from server.organisation import OPERATOR, PROMPT, RUBRIC, Keys, call
 
@@ -34,6 +40,23 @@ def openrlhf(url: str, key: str, text: str, size: int = 4, **more: Any) -> Post:
 
 def slime(url: str, key: str, body: dict[str, Any], size: int = 1) -> httpx.Response:
     return httpx.post(f"{url}/compat/slime/{key}?size={size}", json=body, timeout=60)
+
+
+@pytest.fixture
+def count(database_url: str) -> Callable[..., int]:
+    """Return a function that counts the stored rows of a table that meet a condition."""
+
+    async def count(table: sa.Table, *condition: sa.ColumnElement[bool]) -> int:
+        settings = Settings(_env_file=None, database_url=database_url)
+        database = Database(create_engine(settings.sqlalchemy_url))
+        try:
+            async with database.reading(ALL_TEAMS) as connection:
+                stored = sa.select(sa.func.count()).select_from(table).where(*condition)
+                return int((await connection.execute(stored)).scalar_one())
+        finally:
+            await database.close()
+
+    return lambda *asked: asyncio.run(count(*asked))
 
 
 @pytest.fixture
@@ -70,10 +93,10 @@ def test_a_group_of_openrlhfs_gets_one_rubric_in_every_epoch(
 
 
 def test_an_unknown_reward_is_the_mean_of_the_known_ones_and_none_at_all_an_error(
-    deployment: Deployment, judge: ScriptedJudge
+    deployment: Deployment, judge: ScriptedJudge, count: Callable[..., int]
 ) -> None:
     key = deployment.key("red", "score", "induce")
-    url = deployment.start()
+    url, another = deployment.start(), deployment.start()
     judge.script = lambda request, number: (
         401
         if offered(request) and "silent" in str(request)
@@ -89,12 +112,58 @@ def test_an_unknown_reward_is_the_mean_of_the_known_ones_and_none_at_all_an_erro
     judge.script = lambda request, number: 401
     posts = [openrlhf(url, key, f"blue {i}", size=2, run="away") for i in range(2)]
     answers = send_all(posts)
-    assert {(answer.status, answer.code) for answer in answers} == {(503, "misconfigured")}
-    # Asked again, as OpenRLHF does, it is the same group.
+    # An endpoint that is set up wrongly is no better at the next try.
+    assert {(answer.status, answer.code) for answer in answers} == {(502, "misconfigured")}
+    # Asked again, as OpenRLHF does, it is the same group, whichever replica is asked.
     judge.script = well_behaved
+    posts = [openrlhf(another, key, f"blue {i}", size=2, run="away") for i in range(2)]
     for attempt in eventually():
         with attempt:
             assert [answer.status for answer in send_all(posts)] == [200, 200]
+    assert count(gathered_groups) == 2
+    assert count(gathered_rollouts) == 6
+
+
+def test_a_rollout_that_is_sent_again_to_another_replica_is_the_same_one(
+    deployment: Deployment, judge: ScriptedJudge, count: Callable[..., int]
+) -> None:
+    key = deployment.key("red", "score", "induce")
+    urls = [deployment.start(), deployment.start()]
+    judge.script = well_behaved
+    texts = ["yes", "yes", "no"]
+    abandon_all(
+        [openrlhf(urls[0], key, text) for text in texts],
+        when=lambda: count(gathered_rollouts) == 3,
+    )
+    for attempt in eventually():
+        with attempt:
+            assert count(gathered_rollouts, gathered_rollouts.c.asked_until < time.time()) == 3
+    # The two that say the same are two all the same, and so is the fourth.
+    answers = send_all([openrlhf(urls[1], key, text) for text in [*texts, "yes"]])
+    assert [answer.status for answer in answers] == [200] * 4
+    assert count(gathered_rollouts) == 4
+    assert count(gathered_groups) == 1
+    # Each of them has been answered: the next epoch is another group.
+    answers = send_all([openrlhf(urls[0], key, text) for text in [*texts, "yes"]])
+    assert [answer.status for answer in answers] == [200] * 4
+    assert count(gathered_groups) == 2
+    assert count(gathered_rollouts) == 8
+
+
+def test_a_prompt_without_a_rubric_is_the_callers_to_mend(
+    organisation: Keys, start: Callable[..., str]
+) -> None:
+    url, key = start(), organisation.key("red", "score")
+    for answer in (
+        slime(url, key, {"prompt": "No rubric.", "response": "red"}),
+        httpx.post(
+            f"{url}/compat/openrlhf/{key}/get_reward?size=1",
+            json={"query": ["No rubric. red"], "prompts": ["No rubric."], "labels": [""]},
+        ),
+    ):
+        assert answer.status_code == 422
+        assert answer.json()["error"]["code"] == "no_rubric"
+        assert "Bring one" in answer.json()["error"]["message"]
 
 
 def test_slime_gets_a_bare_number_for_texts_and_messages(colours: tuple[str, str]) -> None:
