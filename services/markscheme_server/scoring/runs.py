@@ -169,8 +169,14 @@ class RunService:
         )
 
     async def put(self, caller: Caller, run_id: str, payload: schema.RunPut) -> schema.RunDetail:
-        """Create a run, or change what is said of it; what is left out stays as it is."""
-        await self._runs.put(caller.team, run_id, payload.model_dump(exclude_unset=True))
+        """Create a run, or change what is said of it; what is left out stays as it is.
+
+        A reason is that of the state: another state without one has none.
+        """
+        changes = payload.model_dump(exclude_unset=True)
+        if "state" in changes:
+            changes.setdefault("reason", None)
+        await self._runs.put(caller.team, run_id, changes)
         return await self.run(caller, run_id)
 
     async def add_records(

@@ -228,6 +228,7 @@ def test_a_run_says_what_it_is(client: Client) -> None:
     assert (made.state, made.steps, made.groups, made.reward_now) == ("running", 10, 0, None)
     ended = client.put_run("new", state="stopped", reason="the budget is spent")
     assert (ended.state, ended.reason, ended.steps) == ("stopped", "the budget is spent", 10)
+    assert client.put_run("new", state="running").reason is None  # it goes on
     assert ended.facts == {"student": "one", "lr": 1e-6}
     assert client.runs().data[0].findings is not None
 
