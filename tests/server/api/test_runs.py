@@ -18,6 +18,7 @@ HOSTILE = [
     "a/steps",
     "a%2Fb",
     "..",
+    "~..",
     "a?b#c",
     "a b+c&d",
     "läuft/日本",
