@@ -42,6 +42,7 @@ def test_everything_is_named_after_the_service_and_explained() -> None:
             "endpoint_adaptations",
             "canned_questions",
             "canary_failures",
+            "run_findings",
         )
     }
 
