@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from markscheme import hashing
 from markscheme.errors import InvalidArgument
 from markscheme.jsonl_rows import locate_error
+from markscheme.names import path_segment
 from markscheme.protocol import GroupLike, Model, PromptLike, RubricLike, to_wire
 from markscheme.schema import Group, Rubric, RubricRef, TeachRequest
 from markscheme.text import check_valid
@@ -52,9 +53,7 @@ def rubric_path(rubric: RubricLike) -> str:
 
 def run_path(run: str) -> str:
     """Return the path of a run, with its id quoted. Raises `InvalidArgument`."""
-    # HTTP clients take a segment of dots for a folder.
-    quoted = quote(checked_id(run, "run_id"), safe="")
-    return f"/v1/runs/{quoted.replace('.', '%2E') if set(quoted) == {'.'} else quoted}"
+    return f"/v1/runs/{path_segment(checked_id(run, 'run_id'))}"
 
 
 def group_path(group: str) -> str:

@@ -1,10 +1,10 @@
 """A run in text: its address, its curve and its findings, for terminals and logs."""
 
 from collections.abc import Sequence
-from urllib.parse import quote
 
 import httpx
 
+from markscheme.names import path_segment
 from markscheme.schema import Finding, FindingCounts
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -18,7 +18,7 @@ STYLES = {"alarm": "red", "watch": "yellow"}
 def run_url(base_url: str, run_id: str) -> str:
     """Return the address of a run's page, without a password."""
     base = str(httpx.URL(base_url).copy_with(userinfo=b"")).rstrip("/")
-    return f"{base}/pages/runs/{quote(run_id, safe='')}"
+    return f"{base}/pages/runs/{path_segment(run_id)}"
 
 
 def sparkline(values: Sequence[float | None], width: int = 40) -> str:

@@ -6,11 +6,17 @@ A thread does it, so that a slow or absent service neither slows nor fails a run
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from markscheme.client import Client
-from markscheme.errors import ConnectionFailed, MarkschemeError, ServiceUnavailable
+from markscheme.errors import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    MarkschemeError,
+    ServiceUnavailable,
+)
 from markscheme.run_text import run_url
 from markscheme.schema import Finding
 from markscheme_train.config import TrainConfig
@@ -49,6 +55,8 @@ class RunReport:
     """A context manager around a run: leaving it says how the run ended.
 
     Attributes:
+        run_id: The run's id; empty before the start.
+        facts: What is shown of the run, by name.
         findings: What the service last said is wrong with the run.
         url: The address of the run's page; `None` until the service has taken the first report.
     """
@@ -65,22 +73,26 @@ class RunReport:
     ) -> None:
         self._client, self._clock = client, clock
         self._on_url, self._on_findings, self._on_warning = on_url, on_findings, on_warning
-        self._run_id = ""
-        self._facts = {"student": config.model} | {name: getattr(config, name) for name in FACTS}
+        self.run_id = ""
+        self.facts = {
+            "student": shown_name(config.model),
+            **{name: getattr(config, name) for name in FACTS},
+            "data": shown_name(config.data),
+        }
         self._lock = threading.Lock()
         self._unsent: dict[str, Any] = {}
         self._records: dict[int, dict[str, float | None]] = {}
         self._steps: int | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._report, name="run report", daemon=True)
-        self._asked_at = -FINDINGS_EVERY_S
+        self._asked_at, self._may_read = -FINDINGS_EVERY_S, True
         self.findings: list[Finding] = []
         self.url: str | None = None
 
     def start(self, run_id: str) -> None:
         """Begin to report a run under its id."""
-        self._run_id = run_id
-        self._unsent = {"state": "running", "facts": self._facts}
+        self.run_id = run_id
+        self._unsent = {"state": "running", "facts": self.facts}
         self._thread.start()
 
     def add(self, record: StepRecord) -> None:
@@ -105,7 +117,7 @@ class RunReport:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._run_id:
+        if not self.run_id:
             return
         with self._lock:
             self._unsent |= _end_of_run(error)
@@ -135,22 +147,37 @@ class RunReport:
             self._unsent, self._records = {}, {}
         try:
             if unsent:
-                self._client.put_run(self._run_id, **unsent)
+                self._client.put_run(self.run_id, **unsent)
                 unsent = {}
             if records:
-                self._client.add_run_records(self._run_id, records)
+                self._client.add_run_records(self.run_id, records)
                 records = {}
         finally:
             with self._lock:
                 self._unsent = unsent | self._unsent
                 self._records = dict([*(records | self._records).items()][-MAX_RECORDS:])
         if self.url is None:
-            self.url = run_url(self._client.base_url, self._run_id)
+            self.url = run_url(self._client.base_url, self.run_id)
             self._on_url(self.url)
-        if ending or self._clock() - self._asked_at >= FINDINGS_EVERY_S:
+        if self._may_read and (ending or self._clock() - self._asked_at >= FINDINGS_EVERY_S):
             self._asked_at = self._clock()
-            self.findings = self._client.run_findings(self._run_id).data
+            self._ask_for_findings()
+
+    def _ask_for_findings(self) -> None:
+        try:
+            self.findings = self._client.run_findings(self.run_id).data
+        except AuthenticationFailed as error:
+            # The key may score, which is all that a training needs, but not read.
+            self._may_read = False
+            self._on_warning(f"findings of this run are not shown here: {error}")
+        else:
             self._on_findings(self.findings)
+
+
+def shown_name(source: str) -> str:
+    """Return the last part of a path of this machine; a name on the hub as it is."""
+    path = Path(source)
+    return path.resolve().name if path.exists() else source
 
 
 def _end_of_run(error: BaseException | None) -> dict[str, str]:

@@ -23,7 +23,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from markscheme.vocabulary import AssignedOrigin, UnscoredReason
+from markscheme.vocabulary import AssignedOrigin, FindingKind, UnscoredReason
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -137,6 +137,14 @@ RUBRICS = Counter(
     ["origin"],
     registry=REGISTRY,
 )
+RUN_FINDINGS = Gauge(
+    "markscheme_run_findings",
+    "Runs with a finding of this kind, of those scored in the last hour that somebody looks at (a "
+    "training does every 30 s); the maximum over all workers: so many or more",
+    ["kind"],
+    registry=REGISTRY,
+    multiprocess_mode="livemax",
+)
 
 SHADOW = Counter(
     "markscheme_shadow_rollouts_total",
@@ -157,6 +165,8 @@ for _origin in get_args(AssignedOrigin):
 for _kind in ("second", "again"):
     for _outcome in ("asked", "known", "failed", "dropped"):
         SHADOW.labels(kind=_kind, outcome=_outcome)
+for _kind in get_args(FindingKind):
+    RUN_FINDINGS.labels(kind=_kind)
 
 
 def exposition() -> bytes:

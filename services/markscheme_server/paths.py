@@ -2,11 +2,12 @@
 
 from collections.abc import MutableMapping
 from typing import Any
-from urllib.parse import unquote
 
 from fastapi.routing import APIRoute
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.routing import Match
+
+from markscheme.names import from_path_segment
 
 
 class IdConvertor(StringConvertor):
@@ -22,7 +23,7 @@ class EncodedConvertor(StringConvertor):
 
     def convert(self, value: str) -> str:
         """Return what the segment stands for."""
-        return unquote(value)
+        return from_path_segment(value)
 
 
 class EncodedPath(APIRoute):

@@ -128,6 +128,8 @@ def test_a_page_is_quiet_fits_and_is_accessible(
                 "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
             )
             assert box[0] == box[1], f"{name} scrolls sideways: {box}"
+            cut = "(menu => menu && menu.scrollWidth > menu.clientWidth)"
+            assert not page.evaluate(f"{cut}(document.querySelector('nav'))"), f"{name}: menu"
             shots = os.environ.get("SCREENSHOTS")
             if shots:
                 test = os.environ["PYTEST_CURRENT_TEST"].split("[")[1].split("]")[0]

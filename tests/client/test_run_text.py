@@ -15,6 +15,7 @@ def test_a_long_sparkline_is_drawn_by_means_of_what_is_known() -> None:
 
 def test_the_address_of_a_run_escapes_its_id() -> None:
     assert run_url("http://h:1", "team a/b#2") == "http://h:1/pages/runs/team%20a%2Fb%232"
+    assert run_url("http://h:1", "..") == "http://h:1/pages/runs/~.."
     assert run_url("https://me:secret@h/base", "r") == "https://h/base/pages/runs/r"
 
 

@@ -43,6 +43,7 @@ def test_everything_is_named_after_the_service_and_explained() -> None:
             "canned_questions",
             "canary_failures",
             "shadow_rollouts",
+            "run_findings",
         )
     }
 

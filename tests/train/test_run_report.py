@@ -1,6 +1,7 @@
 """What the trainer tells the service of a run, and what it does when nobody listens."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_run_is_reported_from_start_to_end(config: TrainConfig) -> None:
         for number in (1, 2, 3):
             report.add(step(number))
     told = {name: value for put in service.puts for name, value in put.items()}
-    assert told["facts"]["student"] == config.model
+    assert told["facts"]["student"] == Path(config.model).name
     assert told["steps"] == 9
     assert told["state"] == "finished"
     assert service.puts[0]["state"] == "running" or len(service.puts) == 1
@@ -116,7 +117,7 @@ def test_what_a_service_missed_goes_with_what_comes_next(config: TrainConfig) ->
         assert service.called.wait(30)
         report.add(step(1))
     assert service.puts[-1]["state"] == "finished"
-    assert service.puts[-1]["facts"]["student"] == config.model
+    assert service.puts[-1]["facts"]["student"] == Path(config.model).name
     assert service.records == [[0]]
 
 
@@ -133,6 +134,29 @@ def test_a_service_that_takes_no_reports_is_told_once(
     assert len(warnings) == 1
     assert "no such route" in warnings[0]
     assert (service.puts, service.records, urls, report.url) == ([], [], [], None)
+
+
+def test_a_key_that_may_not_read_reports_to_the_end_without_findings(config: TrainConfig) -> None:
+    class NoReader(Service):
+        def run_findings(self, run_id: str) -> FindingList:
+            raise AuthenticationFailed("needs the scope read", status=403, code="missing_scope")
+
+    service, warnings = NoReader(), list[str]()
+    with RunReport(service, config, on_warning=warnings.append) as report:
+        report.start("night-1")
+        report.add(step(1))
+    assert service.puts[-1]["state"] == "finished"
+    assert service.records == [[0]]
+    assert len(warnings) == 1
+
+
+def test_paths_of_this_machine_are_shown_by_their_last_part(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").touch()
+    config.model, config.data = "Qwen/Qwen3-0.6B", str(tmp_path / "prompts.jsonl")
+    facts = RunReport(Service(), config).facts
+    assert (facts["student"], facts["data"]) == ("Qwen/Qwen3-0.6B", "prompts.jsonl")
 
 
 def test_a_run_that_never_began_reports_nothing(config: TrainConfig) -> None:

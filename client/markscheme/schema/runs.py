@@ -51,7 +51,9 @@ class RunPut(Wire):
     """`PUT /v1/runs/{id}`: say what a run is. Fields that are left out stay as they are."""
 
     state: Literal["running", "finished", "stopped", "failed"] | None = None
-    reason: ShortText | None = Field(default=None, description="Why it stopped or failed")
+    reason: ShortText | None = Field(
+        default=None, description="Why it stopped or failed; a state without one has none"
+    )
     steps: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         default=None, description="Steps that the run is planned to take"
     )

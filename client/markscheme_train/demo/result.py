@@ -10,6 +10,13 @@ from rich.text import Text
 from markscheme_train.demo.evaluate import Evaluation, PromptResult
 from markscheme_train.step_log import StepRecord
 
+NOTES = """\
+SmolLM2-135M-Instruct, trained by ROPD. Rubrics were induced by rules from each prompt, a response \
+of GPT-4 and samples of the student; no language model judged anything. Before and after are fresh \
+samples under the same rubric of each prompt. The IFEval pass rate is the benchmark's own verdict \
+on them; no reward ever saw it. ± is one standard error over samples, the prompts taken as given. \
+Words count as non-words if neither the tokenizer has them nor a prompt or a teacher's response."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -19,7 +26,7 @@ class Change:
     after: Evaluation
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Return name, before, after: the rows of the terminal's and the page's table."""
+        """Return name, before, after: the rows of the table."""
         both = (self.before, self.after)
         return [
             _row("reward", *(f"{e.reward:.2f} ± {e.reward_error:.2f}" for e in both)),
@@ -81,6 +88,14 @@ class DemoResult:
             "seconds": round(self.seconds, 1),
         }
 
+    def facts(self) -> dict[str, str]:
+        """Return both measurements by name, to be shown with the run."""
+        return {
+            f"{name}, {split} prompts": f"{before} → {after}"
+            for split, change in (("trained", self.trained), ("held-out", self.held_out))
+            for name, before, after in change.rows()
+        }
+
     def examples(self) -> list[tuple[PromptResult, PromptResult]]:
         """Return before and after for the first training prompt of each kind."""
         seen: dict[str, tuple[PromptResult, PromptResult]] = {}
@@ -90,7 +105,7 @@ class DemoResult:
 
 
 def print_result(result: DemoResult, console: Console) -> None:
-    """Print the table of both splits, and one example."""
+    """Print the table of both splits, examples, and what the figures mean."""
     for title, change in (
         ("trained prompts", result.trained),
         ("held-out prompts", result.held_out),
@@ -106,17 +121,18 @@ def print_result(result: DemoResult, console: Console) -> None:
         table = Table(
             title=Text(before.prompt.prompt), title_justify="left", expand=True, show_lines=True
         )
-        table.add_column(f"before · reward {_reward(before)}", ratio=1)
-        table.add_column(f"after · reward {_reward(after)}", ratio=1)
+        table.add_column(f"before · {_verdict(before)}", ratio=1)
+        table.add_column(f"after · {_verdict(after)}", ratio=1)
         table.add_row(Text(before.samples[0].text), Text(after.samples[0].text))
         console.print(table)
+    console.print(NOTES, highlight=False)
     console.print(
-        f"{len(result.records)} steps, {result.unscored} unscored, {result.seconds:.0f} s; ± is "
-        "one standard error over samples, prompts taken as given",
+        f"{len(result.records)} steps, {result.unscored} unscored, {result.seconds:.0f} s",
         highlight=False,
     )
 
 
-def _reward(result: PromptResult) -> str:
+def _verdict(result: PromptResult) -> str:
     reward = result.rewards[0]
-    return "unknown" if reward is None else f"{reward:.2f}"
+    shown = "unknown" if reward is None else f"{reward:.2f}"
+    return f"reward {shown} · IFEval: {'follows' if result.follows[0] else 'does not follow'}"

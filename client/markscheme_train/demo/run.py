@@ -14,12 +14,12 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from markscheme.client import Client
+from markscheme.errors import MarkschemeError
 from markscheme_train.allocator import keep_freed_memory
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.demo.data import DemoPrompt, load_prompts
 from markscheme_train.demo.evaluate import MAX_NEW_TOKENS, Evaluation, evaluate, induce_rubrics
 from markscheme_train.demo.model import ensure_model
-from markscheme_train.demo.report import write_report
 from markscheme_train.demo.result import Change, DemoResult, print_result
 from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words
@@ -40,6 +40,7 @@ PROMPTS = "demo-prompts.jsonl"
 RUN = "run"
 SERVICE = "service"
 """The service's data: `markscheme serve` shows the run afterwards."""
+REPORT = "report.html"
 SUMMARY = "summary.json"
 """Written last: a demo with one is finished."""
 
@@ -56,7 +57,7 @@ class DemoSettings:
 
 
 def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None) -> DemoResult:
-    """Run the demo, or resume it, and print where its report is.
+    """Run the demo, or resume it, and write the run's page to a file.
 
     On resume everything but the training is done again: the service has its rubrics and verdicts
     stored. Raises `TrainError`.
@@ -145,17 +146,22 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
             )
         console.print("Measuring it again …")
         after = measure(load_student(finished)[0])
+        result = DemoResult(
+            trained=Change(before[0], after[0]),
+            held_out=Change(before[1], after[1]),
+            records=read_records(finished / STEPS_FILE),
+            seconds=time.perf_counter() - started,
+        )
+        print_result(result, console)
+        try:
+            client.put_run(report.run_id, facts=report.facts | result.facts())
+            (out / REPORT).write_text(client.run_report(report.run_id), encoding="utf-8")
+            console.print(f"report:  {out / REPORT}", soft_wrap=True)
+        except MarkschemeError as error:
+            console.print(f"no report: {error}", style="red", markup=False, soft_wrap=True)
         client.close()
-    result = DemoResult(
-        trained=Change(before[0], after[0]),
-        held_out=Change(before[1], after[1]),
-        records=read_records(finished / STEPS_FILE),
-        seconds=time.perf_counter() - started,
-    )
-    write_report(result, out / "report.html")
     (out / SUMMARY).write_text(json.dumps(result.summary(), indent=2) + "\n")
-    print_result(result, console)
-    console.print(f"report:  {out / 'report.html'}\nsummary: {out / SUMMARY}", soft_wrap=True)
+    console.print(f"summary: {out / SUMMARY}", soft_wrap=True)
     if url is None:
         console.print(
             f"pages:   MARKSCHEME_HOME={out / SERVICE} markscheme serve",

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from markupsafe import Markup
 
+from markscheme.names import path_segment
 from markscheme.schema import (
     Budget,
     Criterion,
@@ -46,7 +47,7 @@ _GUARD = re.compile(r"\s*\bCounts only (for|if|when)\b", re.IGNORECASE)
 def path(*parts: str, **query: Any) -> str:
     """Return an address below `/pages/`, without a leading slash. `None` leaves a value out."""
     stated = {name.rstrip("_"): value for name, value in query.items() if value is not None}
-    address = "/".join(quote(part, safe="") for part in parts)
+    address = "/".join(map(path_segment, parts))
     return f"{address}?{urlencode(stated)}" if stated else address
 
 

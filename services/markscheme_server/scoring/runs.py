@@ -10,7 +10,8 @@ from markscheme.vocabulary import FindingKind, RunState
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.findings import Finding
 from markscheme_server.domain.run_history import Counts, StepTotals
-from markscheme_server.errors import NotFound
+from markscheme_server.errors import Conflict, NotFound
+from markscheme_server.scoring.finding_gauge import FindingGauge
 from markscheme_server.scoring.run_histories import CriterionCounts, LoadedRun, RunHistories
 from markscheme_server.store.budgets import Budget, BudgetStore
 from markscheme_server.store.engine.ids import now
@@ -21,6 +22,8 @@ MAX_CRITERION_WINDOW = 100
 SILENT_STEPS = 10
 MIN_SILENCE = timedelta(minutes=1)
 """A run is silent after 10 of its median steps without a score, and at least this long."""
+MAX_RUNS, MAX_RECORDS = 10_000, 100_000
+"""Runs of a team, beyond which only scoring makes new ones, and steps of a run with metrics."""
 MAX_LISTED = 1000
 """Summaries in the cache of a process."""
 FINDINGS_BUDGET_S = 0.2
@@ -32,6 +35,7 @@ class RunService:
 
     def __init__(self, runs: RunStore, budgets: BudgetStore, histories: RunHistories) -> None:
         self._runs, self._budgets, self._histories = runs, budgets, histories
+        self._gauge = FindingGauge()
         self._listed: dict[tuple[str, str], tuple[StoredRun, float | None, schema.RunSummary]] = {}
 
     async def runs(self, caller: Caller, *, limit: int, after: str | None) -> schema.RunList:
@@ -58,7 +62,7 @@ class RunService:
                 loaded = await self._histories.load(run)
                 summary = _summary(loaded, costs[run.id])
                 if perf_counter() < until:
-                    found = _findings(loaded, costs[run.id], budgets)
+                    found = self._findings(loaded, costs[run.id], budgets)
                     summary = summary.model_copy(update={"findings": _counts(found)})
                 self._listed[key] = cached = (run, loaded.history.seconds_per_step, summary)
                 if len(self._listed) > MAX_LISTED:
@@ -70,7 +74,7 @@ class RunService:
         """Return a run. Raises `NotFound`."""
         loaded = await self._load(caller, run_id)
         cost = await self._cost(loaded.run)
-        found = _findings(loaded, cost, await self._budgets.find(caller.team))
+        found = self._findings(loaded, cost, await self._budgets.find(caller.team))
         history, run = loaded.history, loaded.run
         total = history.total
         done = len(history.steps)
@@ -123,7 +127,7 @@ class RunService:
         """
         loaded = await self._load(caller, run_id)
         cost = await self._cost(loaded.run)
-        found = _findings(loaded, cost, await self._budgets.find(caller.team))
+        found = self._findings(loaded, cost, await self._budgets.find(caller.team))
         kinds: dict[str, list[FindingKind]] = {}
         for each in found:
             if each.criterion is not None:
@@ -150,7 +154,7 @@ class RunService:
     async def findings(self, caller: Caller, run_id: str) -> schema.FindingList:
         """Return what is wrong with a run, alarms first. Raises `NotFound`."""
         loaded = await self._load(caller, run_id)
-        found = _findings(
+        found = self._findings(
             loaded, await self._cost(loaded.run), await self._budgets.find(caller.team)
         )
         return schema.FindingList(
@@ -169,23 +173,62 @@ class RunService:
         )
 
     async def put(self, caller: Caller, run_id: str, payload: schema.RunPut) -> schema.RunDetail:
-        """Create a run, or change what is said of it; what is left out stays as it is."""
-        await self._runs.put(caller.team, run_id, payload.model_dump(exclude_unset=True))
+        """Create a run, or change what is said of it; what is left out stays as it is.
+
+        A reason is that of the state: another state without one has none. Raises `Conflict`.
+        """
+        await self._require_room(caller, run_id)
+        changes = payload.model_dump(exclude_unset=True)
+        if "state" in changes:
+            changes.setdefault("reason", None)
+        await self._runs.put(caller.team, run_id, changes)
         return await self.run(caller, run_id)
 
     async def add_records(
         self, caller: Caller, run_id: str, records: Sequence[schema.StepRecord]
     ) -> None:
-        """Store the trainer's metrics of steps; of a step that is sent twice, the last count."""
-        await self._runs.add_records(
-            caller.team, run_id, {record.step: record.metrics for record in records}
-        )
+        """Store the trainer's metrics of steps; of a step that is sent twice, the last count.
+
+        Raises `Conflict`.
+        """
+        await self._require_room(caller, run_id)
+        metrics = {record.step: record.metrics for record in records}
+        if not await self._runs.add_records(caller.team, run_id, metrics, most=MAX_RECORDS):
+            raise Conflict(
+                f"a run has metrics of {MAX_RECORDS:,} steps at most: send those of every tenth "
+                "step, or begin another run",
+                code="too_many_records",
+                param="records",
+            )
+
+    async def _require_room(self, caller: Caller, run_id: str) -> None:
+        if (
+            await self._runs.find(caller.team, run_id) is None
+            and await self._runs.count(caller.team) >= MAX_RUNS
+        ):
+            raise Conflict(
+                f"the team has {MAX_RUNS:,} runs, the most that are made by request: use the name "
+                "of an earlier one. A run that is scored is stored all the same",
+                code="too_many_runs",
+                param="run_id",
+            )
 
     async def _load(self, caller: Caller, run_id: str) -> LoadedRun:
         return await self._histories.load(await find_run(self._runs, caller, run_id))
 
     async def _cost(self, run: StoredRun) -> RunCost:
         return await self._histories.cost(run)
+
+    def _findings(
+        self, loaded: LoadedRun, cost: RunCost, budgets: Sequence[Budget]
+    ) -> list[Finding]:
+        found = loaded.findings(
+            running=_state(loaded.run, loaded.history.seconds_per_step) == "running",
+            cost=cost,
+            budgets=[budget for budget in budgets if budget.run_id in (None, loaded.run.id)],
+        )
+        self._gauge.note(loaded.run, (each.kind for each in found))
+        return found
 
 
 async def find_run(runs: RunStore, caller: Caller, run_id: str) -> StoredRun:
@@ -208,15 +251,6 @@ def _state(run: StoredRun, per_step: float | None) -> RunState:
         return "running"
     silence = max(MIN_SILENCE, timedelta(seconds=SILENT_STEPS * per_step))
     return "silent" if now() - run.last_scored_at > silence else "running"
-
-
-def _findings(loaded: LoadedRun, cost: RunCost, budgets: Sequence[Budget]) -> list[Finding]:
-    mine = [budget for budget in budgets if budget.run_id in (None, loaded.run.id)]
-    return loaded.findings(
-        running=_state(loaded.run, loaded.history.seconds_per_step) == "running",
-        cost=cost,
-        budgets=mine,
-    )
 
 
 def _counts(found: Sequence[Finding]) -> schema.FindingCounts:

@@ -112,6 +112,12 @@ class RunStore:
             row = (await connection.execute(query)).first()
         return _run(row) if row is not None else None
 
+    async def count(self, team: str) -> int:
+        """Return how many runs a team has."""
+        query = sa.select(sa.func.count()).where(runs.c.team == team)
+        async with self._db.reading(team_scope(team)) as connection:
+            return int((await connection.execute(query)).scalar_one())
+
     async def page(self, team: str, limit: int, after: str | None) -> tuple[list[StoredRun], bool]:
         """Return the runs after a run, the last heard of first, and whether more exist."""
         query = self._select.where(runs.c.team == team).order_by(self._heard.desc(), runs.c.id)
@@ -151,9 +157,17 @@ class RunStore:
             )
 
     async def add_records(
-        self, team: str, run_id: str, records: Mapping[int, Mapping[str, float | None]]
-    ) -> None:
-        """Store the trainer's metrics of steps; a step that is sent again replaces itself."""
+        self,
+        team: str,
+        run_id: str,
+        records: Mapping[int, Mapping[str, float | None]],
+        *,
+        most: int,
+    ) -> bool:
+        """Store the trainer's metrics of steps; a step that is sent again replaces itself.
+
+        Store nothing and return false if the run would then have more than `most`.
+        """
         new = self._db.insert_rows(run_records)
         rows = [
             {"team": team, "run_id": run_id, "step": step, "metrics": json.dumps(dict(metrics))}
@@ -172,6 +186,15 @@ class RunStore:
                 ),
                 {run_records.name: self._db.pack(rows)},
             )
+            stored = await connection.execute(
+                sa.select(sa.func.count()).where(
+                    run_records.c.team == team, run_records.c.run_id == run_id
+                )
+            )
+            if stored.scalar_one() > most:
+                await connection.rollback()
+                return False
+        return True
 
     async def groups(self, team: str, run_id: str, since: float | None = None) -> list[RunGroup]:
         """Return the scored groups of a run, with those that were pruned.

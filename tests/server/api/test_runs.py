@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from markscheme import Client
-from markscheme.errors import NotFound
+from markscheme.errors import Conflict, NotFound
+from markscheme_server.scoring import runs
 from server.organisation import Keys, Member, Team
 
 HOSTILE = [
@@ -18,6 +19,7 @@ HOSTILE = [
     "a/steps",
     "a%2Fb",
     "..",
+    "~..",
     "a?b#c",
     "a b+c&d",
     "läuft/日本",
@@ -228,6 +230,7 @@ def test_a_run_says_what_it_is(client: Client) -> None:
     assert (made.state, made.steps, made.groups, made.reward_now) == ("running", 10, 0, None)
     ended = client.put_run("new", state="stopped", reason="the budget is spent")
     assert (ended.state, ended.reason, ended.steps) == ("stopped", "the budget is spent", 10)
+    assert client.put_run("new", state="running").reason is None  # it goes on
     assert ended.facts == {"student": "one", "lr": 1e-6}
     assert client.runs().data[0].findings is not None
 
@@ -254,6 +257,32 @@ def test_what_cannot_be_shown_of_a_run_is_refused(fields: dict[str, Any], member
     )
     assert answer.status_code == 422
     assert get(red, "/v1/runs")["data"][0]["facts"] == facts
+
+
+def test_a_team_stores_so_many_runs_and_metrics_of_so_many_steps(
+    client: Client, member: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "MAX_RUNS", 2)
+    monkeypatch.setattr(runs, "MAX_RECORDS", 3)
+    client.put_run("one", steps=1)
+    client.add_run_records("two", {0: {"loss": 1.0}, 1: {"loss": 1.0}})
+    for more in (
+        lambda: client.put_run("three"),
+        lambda: client.add_run_records("three", {0: {"loss": 1.0}}),
+    ):
+        with pytest.raises(Conflict) as refused:
+            more()
+        assert refused.value.code == "too_many_runs"
+    client.put_run("one", steps=2)
+    client.add_run_records("two", {1: {"loss": 2.0}, 2: {"loss": 2.0}})
+    with pytest.raises(Conflict) as refused:
+        client.add_run_records("two", {2: {"loss": 3.0}, 3: {"loss": 3.0}})
+    assert refused.value.code == "too_many_records"
+    for step in range(3):
+        scored(member("red"), "two", step, GOOD)
+    assert [s.metrics["loss"] for s in client.run_steps("two").data] == [1.0, 2.0, 2.0]
+    scored(member("red"), "three", 0, GOOD)  # what was judged is kept
+    assert client.run("three").groups == 1
 
 
 def test_metrics_whose_sum_is_out_of_range_have_no_mean(client: Client, member: Team) -> None:

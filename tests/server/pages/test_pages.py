@@ -262,7 +262,7 @@ def test_a_run_without_any_reward_says_why() -> None:
 def test_without_a_teacher_it_says_how_to_ask_one() -> None:
     page = Page(run_html(STATES["no teacher"]))
     assert "not asked" in page.text
-    assert "score_teachers: true" in page.text
+    assert "needs score_teachers" in page.text
     assert "teacher under the same rubrics" not in page.text
 
 
