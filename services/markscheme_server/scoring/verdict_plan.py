@@ -38,6 +38,7 @@ class VerdictQuery:
     view: View = DEFAULT_VIEW
     run_id: str | None = None
     rubric_id: str | None = None
+    replay_id: str | None = None
     _text_keys: dict[Judged, str] = field(default_factory=dict, compare=False)
     _keys: dict[Judged, dict[str, str]] = field(default_factory=dict, compare=False)
 

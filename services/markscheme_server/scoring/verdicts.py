@@ -112,11 +112,13 @@ class VerdictService:
         verify: VerifyMode,
         view: View,
         run_id: str | None,
+        replay_id: str | None = None,
     ) -> list[VerdictPlan]:
         """Look up what it takes to decide all criteria for all responses; ask no judge.
 
-        `view` is what the judge reads. Returns a plan for each view that checks read and one for
-        the criteria that a judge decides, where there are any.
+        `view` is what the judge reads; `run_id` or `replay_id`: whose cost it is. Returns a plan
+        for each view that checks read and one for the criteria that a judge decides, where there
+        are any.
         """
         checked: dict[View, list[Criterion]] = {}
         for criterion in rubric.criteria:
@@ -138,6 +140,7 @@ class VerdictService:
                 view=read,
                 run_id=run_id,
                 rubric_id=rubric.id,
+                replay_id=replay_id,
             )
             for criteria, by, read in asked
         ]
@@ -367,10 +370,11 @@ class VerdictService:
         about = CallDescription(
             team=query.team,
             run_id=query.run_id,
-            role="verifier",
+            role="verifier" if query.replay_id is None else "replay",
             judge=query.judge.verifier_identity,
             criteria=tuple(query.criterion_keys[c.id] for c in criteria),
             rubric_id=query.rubric_id,
+            replay_id=query.replay_id,
         )
         rows: list[StoredVerdict] = []
         reason: UnscoredReason | None = None
