@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import date
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 import httpx
 
@@ -31,6 +31,7 @@ from markscheme.protocol import (
     CriterionLike,
     GroupLike,
     PromptLike,
+    ReplayChanges,
     RolloutLike,
     RubricLike,
     RunLike,
@@ -47,6 +48,10 @@ from markscheme.schema import (
     JudgePrompt,
     JudgeReports,
     Lineage,
+    Replay,
+    ReplayDetail,
+    ReplayEstimate,
+    ReplayList,
     Rubric,
     RubricHealth,
     RubricImported,
@@ -717,6 +722,44 @@ class Client(Connection[Connections]):
         """
         self._send(requests.add_run_records(run_id, records))
 
+    def estimate_replay(self, run_id: str, **changes: Unpack[ReplayChanges]) -> ReplayEstimate:
+        """Return what `create_replay` with the same arguments takes at most; nothing begins."""
+        return self._send(requests.estimate_replay(run_id, changes))
+
+    def create_replay(self, run_id: str, **changes: Unpack[ReplayChanges]) -> Replay:
+        """Begin to score the stored rollouts of a run again; the run itself stays as it is.
+
+        Give at least one of `rubric_id`, `judge`, `view` and `verify`; what is left out stays as
+        each group was scored.
+
+        Args:
+            run_id: Id of the run.
+            changes: `rubric_id` scores the groups of its prompt and of its other versions. `judge`
+                names a judge of the service. `view` and `verify`: see `score`. `thinking` and
+                `clamp`: as the run was scored, see `score`.
+        """
+        return self._send(requests.create_replay(run_id, changes))
+
+    def replays(
+        self, run_id: str | None = None, *, limit: int = 20, after: str | None = None
+    ) -> ReplayList:
+        """Return a page of your team's replays, the newest first.
+
+        Args:
+            run_id: Only those of this run.
+            limit: Page size, 1 to 100.
+            after: Id of the last replay of the previous page.
+        """
+        return self._send(requests.replays(run_id, limit, after))
+
+    def replay(self, replay_id: str) -> ReplayDetail:
+        """Return how far a replay is, and how its rewards differ from the run's so far."""
+        return self._send(requests.replay(replay_id))
+
+    def cancel_replay(self, replay_id: str) -> Replay:
+        """Cancel a replay; what is done stays."""
+        return self._send(requests.cancel_replay(replay_id))
+
     def usage(
         self,
         group_by: Sequence[UsageKey] = ("team",),
@@ -1185,6 +1228,30 @@ class AsyncClient(Connection[AsyncConnections]):
     ) -> None:
         """Store your own metrics of steps beside a run's rewards; see `Client.add_run_records`."""
         await self._send(requests.add_run_records(run_id, records))
+
+    async def estimate_replay(
+        self, run_id: str, **changes: Unpack[ReplayChanges]
+    ) -> ReplayEstimate:
+        """Return what a replay takes at most; see `Client.estimate_replay`."""
+        return await self._send(requests.estimate_replay(run_id, changes))
+
+    async def create_replay(self, run_id: str, **changes: Unpack[ReplayChanges]) -> Replay:
+        """Begin to score a run's stored rollouts again; see `Client.create_replay`."""
+        return await self._send(requests.create_replay(run_id, changes))
+
+    async def replays(
+        self, run_id: str | None = None, *, limit: int = 20, after: str | None = None
+    ) -> ReplayList:
+        """Return a page of replays, the newest first; see `Client.replays`."""
+        return await self._send(requests.replays(run_id, limit, after))
+
+    async def replay(self, replay_id: str) -> ReplayDetail:
+        """Return how far a replay is, and its comparison; see `Client.replay`."""
+        return await self._send(requests.replay(replay_id))
+
+    async def cancel_replay(self, replay_id: str) -> Replay:
+        """Cancel a replay; what is done stays; see `Client.cancel_replay`."""
+        return await self._send(requests.cancel_replay(replay_id))
 
     async def usage(
         self,

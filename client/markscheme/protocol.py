@@ -63,6 +63,19 @@ RubricLike = str | Rubric | RubricRef
 """A rubric, or its id."""
 RunLike = str | Run | Mapping[str, Any]
 """A run and its step; a string is the id of a run at step 0."""
+
+
+class ReplayChanges(TypedDict, total=False):
+    """What a replay changes, and how the run was scored; see `schema.ReplayRequest`."""
+
+    rubric_id: str | None
+    judge: str | None
+    view: View | None
+    verify: VerifyMode | None
+    thinking: Thinking
+    clamp: Clamp
+
+
 Param = str | float | Sequence[str]
 
 Answer = TypeVar("Answer")

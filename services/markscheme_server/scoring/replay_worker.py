@@ -108,10 +108,9 @@ class ReplayWorker:
         key = digest(["replays", team])
         try:
             # Looked at first: a claim that another process holds must not cost a write each time.
-            if (
-                await self._claims.is_held(key)
-                or (claim := await self._claims.acquire(key)) is None
-            ):
+            if await self._claims.is_held(key):
+                return
+            if (claim := await self._claims.acquire(key)) is None:
                 return
             try:
                 while not self._stopping and (replay := await self._store.next(team)) is not None:

@@ -281,7 +281,7 @@ def _comparison(
         [
             ReplayedGroup(
                 result.rollouts,
-                # A rubric that is no longer visible has none; the rewards are compared all the same.
+                # Of a rubric that is no longer visible only the rewards are compared.
                 keys.get(result.rubric_before, ()),
                 keys.get(result.rubric_after, ()),
             )

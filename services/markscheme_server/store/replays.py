@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -163,7 +163,7 @@ class ReplayStore:
                 sa.func.count(),
                 sa.func.count(g.cached_verdicts),
                 sa.func.count(g.result),
-                sa.func.coalesce(sa.func.sum(g.cached_verdicts), 0),
+                sa.cast(sa.func.coalesce(sa.func.sum(g.cached_verdicts), 0), sa.Integer),
                 sa.func.coalesce(sa.func.sum(g.saved_usd), 0.0),
             )
             .where(g.team == team, self._db.in_keys(g.replay_id, "keys"))
@@ -181,14 +181,17 @@ class ReplayStore:
         )
         keys = {"keys": self._db.keys(ids)}
         async with self._db.reading(team_scope(team)) as connection:
-            counted = {id_: counts for id_, *counts in await connection.execute(groups, keys)}
-            paid = {
-                id_: (int(made), to_usd(int(nano or 0)), int(unpriced or 0))
-                for id_, made, nano, unpriced in await connection.execute(calls, keys)
-            }
+            counted = {row[0]: Progress(*row[1:]) for row in await connection.execute(groups, keys)}
+            paid = {row[0]: row for row in await connection.execute(calls, keys)}
         return {
-            id_: Progress(*counted.get(id_, (0, 0, 0, 0, 0.0)), *paid.get(id_, (0, 0.0, 0)))
+            id_: replace(
+                counted.get(id_, Progress()),
+                calls=int(row[1]) if row is not None else 0,
+                cost_usd=to_usd(int(row[2] or 0)) if row is not None else 0.0,
+                unpriced_calls=int(row[3] or 0) if row is not None else 0,
+            )
             for id_ in ids
+            for row in [paid.get(id_)]
         }
 
     async def results(self, team: str, replay_id: str) -> list[str]:
