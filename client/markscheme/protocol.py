@@ -11,7 +11,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field
 from random import SystemRandom
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypedDict, TypeVar
 
 import httpx
 from httpx_retries import Retry
@@ -38,6 +38,7 @@ from markscheme.schema import (
     TeacherEntry,
 )
 from markscheme.text import replace_invalid
+from markscheme.vocabulary import Clamp, Thinking, VerifyMode, View
 
 UNAUTHORIZED = 401
 NDJSON = "application/x-ndjson"
