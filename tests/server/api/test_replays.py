@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from fakes.bodies import judges_file
 from fakes.judge import ScriptedJudge, verdicts
+from fakes.pages import Page
 from fakes.processes import eventually
 from markscheme import Client
 from markscheme.errors import Conflict, InvalidRequest, NotFound
@@ -72,6 +74,14 @@ class Service:
                 found = self.client.replay(replay)
                 assert found.state == state, found
         return found
+
+    def page(self, path: str) -> str:
+        answer = httpx.get(
+            f"{self.url}/pages/{path}", headers={"Authorization": f"Bearer {self.key}"}
+        )
+        assert answer.status_code == 200, answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        return answer.text
 
     def budget(self, hard_usd: float) -> None:
         answer = self.deployment.admin(
@@ -333,6 +343,47 @@ def test_hostile_text_stays_text(service: Service) -> None:
     found = service.ended(client.create_replay(HOSTILE, judge="lenient").id)
     assert found.run_id == HOSTILE
     assert [each.text for each in found.comparison.criteria] == [HOSTILE]
+    html = service.page(f"replays/{found.id}")
+    assert HOSTILE not in html
+    assert Page(html).all("img") == []
+    assert HOSTILE in Page(html).text
+
+
+def test_the_page_has_the_figures_of_the_api(service: Service) -> None:
+    service.train()
+    found = service.ended(service.client.create_replay("run", judge="lenient").id)
+    shown = Page(service.page(f"replays/{found.id}")).values
+    compared = found.comparison
+    intervals = (compared.difference, compared.rank_agreement, compared.sign_changes)
+    for interval in intervals:
+        for value in (interval.value, interval.low, interval.high):
+            assert value is None or value in shown
+    for figure in (compared.before, compared.after, found.cost_usd):
+        assert figure in shown
+    for each in compared.criteria:
+        assert {each.lost, each.gained, each.pairs, each.p} <= set(shown)
+    links = [each.get("href") for each in Page(service.page("runs/run")).all("a")]
+    assert f"../replays/{found.id}" in links
+
+
+def test_the_page_shows_no_figure_where_nothing_is_known(service: Service) -> None:
+    service.train()
+    service.budget(1e-6)
+    begun = service.client.create_replay("run", judge="lenient")
+    service.ended(begun.id, "paused")
+    page = Page(service.page(f"replays/{begun.id}"))
+    assert "difference not known" in page.text
+    assert "advantage changes sign not known" in page.text
+    assert "Waits, and goes on by itself: the budget is spent" in page.text
+    assert set(page.values) == {0.0}  # what it has cost so far
+    service.client.cancel_replay(begun.id)
+
+
+def test_the_page_of_another_teams_replay_is_not_there(service: Service) -> None:
+    service.train()
+    found = service.ended(service.client.create_replay("run", judge="lenient").id)
+    blue = {"Authorization": f"Bearer {service.deployment.team('blue')}"}
+    assert httpx.get(f"{service.url}/pages/replays/{found.id}", headers=blue).status_code == 404
 
 
 def test_two_processes_do_not_work_on_one_replay(
