@@ -9,6 +9,7 @@ if a check that was run failed.
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -79,6 +80,8 @@ def main() -> None:
             for command in CHECKS[number].commands:
                 console.print(f"    {command.words}", markup=False, soft_wrap=True)
         return
+    # End by way of `finally`, which ends the command that is running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     failed = False
     rows = load()
     for number in chosen:
@@ -91,6 +94,8 @@ def main() -> None:
             outcomes.append(outcome := finish(command))
             if len(check.commands) > 1:
                 console.print(f"    {command.words}: {said(outcome)}", markup=False)
+            if outcome.fault:
+                break
         row = judge(check, outcomes)
         console.print(f"    {row.status}: {row.figure}", markup=False)
         failed = failed or row.status == FAILED
@@ -141,7 +146,8 @@ def commit() -> str:
 def said(outcome: Outcome) -> str:
     """Return an outcome in words."""
     counts = f"{outcome.passed} passed" + (f", {outcome.failed} failed" if outcome.failed else "")
-    return f"{counts} in {outcome.seconds:.0f} s"
+    fault = f" ({outcome.fault})" if outcome.fault else ""
+    return f"{counts} in {outcome.seconds:.0f} s{fault}"
 
 
 def judge(check: Check, outcomes: Sequence[Outcome]) -> Row:
@@ -149,8 +155,6 @@ def judge(check: Check, outcomes: Sequence[Outcome]) -> Row:
     outcome = total(outcomes)
     status = FAILED if outcome.fault else PART if check.part or outcome.skipped else SHOWN
     words = [said(outcome), *outcome.figures]
-    if outcome.fault:
-        words.append(outcome.fault)
     words += [f"skipped: {why}" for why in outcome.skipped]
     return Row(status, "; ".join(words), today())
 

@@ -68,6 +68,24 @@ def download(directory: Path) -> None:
     missing = [f"{name}=={version}" for name, version in wanted.items() if name not in there]
     if missing:
         pip("download", "--dest", str(directory), *FITTING, *missing)
+    # The project too: the service reads its version from it. Its code is taken from the tree.
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(directory), str(ROOT))
+    for file in directory.glob("*.whl"):
+        compress(file)
+
+
+def compress(file: Path) -> None:
+    """Compress a wheel with LZMA, in place; pip reads that as well."""
+    packed = file.with_suffix(".packed")
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as new:
+        if any(entry.compress_type == zipfile.ZIP_LZMA for entry in old.infolist()):
+            packed.unlink()
+            return
+        for entry in old.infolist():
+            content = old.read(entry)
+            entry.compress_type = zipfile.ZIP_LZMA
+            new.writestr(entry, content)
+    packed.replace(file)
 
 
 def install_dry(directory: Path) -> None:

@@ -47,7 +47,7 @@ def requirements() -> list[Requirement]:
 
 def unmet() -> list[str]:
     """Return requirements that this interpreter does not meet, with what it has."""
-    found = []
+    found = [] if version("markscheme") else ["markscheme (missing)"]
     for needed in requirements():
         has = version(needed.name)
         if has is None:

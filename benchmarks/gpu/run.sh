@@ -52,7 +52,7 @@ use_wheels() {
         echo "No wheels in $wheels: run 'make gpu-wheels' where there is a package index, and bring that folder here."
         return 1
     fi
-    export PYTHONPATH=$site:$paths
+    export PYTHONPATH=$paths:$site
     local names
     names=$(printf '%s\n' "${found[@]##*/}")
     if [ "$(cat "$site/.wheels" 2>/dev/null)" != "$names" ]; then

@@ -221,7 +221,7 @@ def judge(part: Part, plan: Plan, length: int, taken: Mapping[str, Taken]) -> No
 def alone(part: Part, plan: Plan) -> None:
     """Measure the divergence by itself, with our chunks and with larger ones."""
     length, shape = plan.lengths[-1], plan.shape
-    for chunk in (CHUNK, 8 * CHUNK):
+    for chunk in (CHUNK // 4, CHUNK // 2, CHUNK, 2 * CHUNK):
         divergence(shape, length, chunk)  # the first call loads kernels
         seconds, grown = divergence(shape, length, chunk)
         logits = chunk * shape.vocabulary * FP32

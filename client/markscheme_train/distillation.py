@@ -7,17 +7,22 @@ tokens. No positions are one empty chunk, so that their result is part of the gr
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from markscheme_train.losses import generalized_jsd, with_tail
 
 Head = Callable[[Tensor], Tensor]
 """Maps hidden states [N, d] to logits [N, V]."""
-CHUNK = 256
-"""Positions per chunk: with 151,000 tokens their logits take 155 MB in fp32."""
+CHUNK = 1024
+"""Positions per chunk: with 151,000 tokens their logits take 620 MB in fp32.
+
+Smaller chunks leave a GPU waiting for launches; `benchmarks/gpu/run.sh` measures several.
+"""
 
 
 @torch.no_grad()
@@ -27,9 +32,8 @@ def entropies(
     """Return the entropy in nats [N] of each position's distribution: `log Z - Σ p z`."""
     parts = []
     for states in torch.split(hidden, chunk):
-        logits = _scaled(head(states), temperature)
-        normaliser = logits.logsumexp(-1)
-        parts.append(normaliser - ((logits - normaliser.unsqueeze(-1)).exp() * logits).sum(-1))
+        entropy, _ = _entropies_and_normalisers(head(states), temperature)
+        parts.append(entropy)
     return torch.cat(parts)
 
 
@@ -47,11 +51,12 @@ def token_log_probs(
     """
 
     def part(states: Tensor, ids: Tensor, cached: list[Tensor]) -> tuple[Tensor, Tensor]:
-        logits = _scaled(head(states), temperature)
+        logits = head(states)
         if not cached:  # filled by the forward pass; recomputation in the backward pass reuses it
-            with torch.no_grad():
-                cached.append(entropies(logits, lambda logits: logits))
-        return _log_probs_at(logits, ids.unsqueeze(-1)).squeeze(-1), cached[0]
+            cached += _entropies_and_normalisers(logits, temperature)
+        entropy, normaliser = cached
+        found = _log_probs_at(logits, ids.unsqueeze(-1), normaliser, temperature)
+        return found.squeeze(-1), entropy
 
     parts = [
         # Each chunk has a list of its own, which its forward and its backward pass share.
@@ -90,33 +95,24 @@ def divergences(
         chunk: Positions per chunk.
     """
 
-    def part(
-        states: Tensor, teacher_states: Tensor, support: list[tuple[Tensor, Tensor]]
-    ) -> Tensor:
-        student_logits = _scaled(student_head(states), temperature)
-        if top_k is None or top_k >= student_logits.shape[-1]:
+    def part(states: Tensor, teacher_states: Tensor, cached: list[Tensor]) -> Tensor:
+        logits = student_head(states)
+        if top_k is None or top_k >= logits.shape[-1]:
             with torch.no_grad():
-                teacher_log_probs = _scaled(teacher_head(teacher_states), temperature).log_softmax(
-                    -1
-                )
-            return generalized_jsd(student_logits.log_softmax(-1), teacher_log_probs, alpha=alpha)
-        if not support:  # filled by the forward pass; recomputation reuses it
+                teacher_logits = _scaled(teacher_head(teacher_states), temperature)
+                teacher_log_probs = teacher_logits.log_softmax(-1)
+            student_log_probs = _scaled(logits, temperature).log_softmax(-1)
+            return generalized_jsd(student_log_probs, teacher_log_probs, alpha=alpha)
+        if not cached:  # filled by the forward pass; recomputation in the backward pass reuses it
             with torch.no_grad():
-                likeliest = student_logits.topk(top_k, dim=-1).indices
-                support.append(
-                    (
-                        likeliest,
-                        with_tail(
-                            _log_probs_at(
-                                _scaled(teacher_head(teacher_states), temperature), likeliest
-                            )
-                        ),
-                    )
-                )
-        likeliest, teacher_log_probs = support[0]
-        return generalized_jsd(
-            with_tail(_log_probs_at(student_logits, likeliest)), teacher_log_probs, alpha=alpha
-        )
+                top = logits.topk(top_k, dim=-1).indices
+                cached += [top, _log_normalisers(logits, temperature)]
+                seen = teacher_head(teacher_states)
+                normaliser = _log_normalisers(seen, temperature)
+                cached.append(with_tail(_log_probs_at(seen, top, normaliser, temperature)))
+        top, normaliser, teacher_log_probs = cached
+        student_log_probs = with_tail(_log_probs_at(logits, top, normaliser, temperature))
+        return generalized_jsd(student_log_probs, teacher_log_probs, alpha=alpha)
 
     parts = [
         checkpoint(part, states, teacher_states, [], use_reentrant=False)
@@ -127,8 +123,65 @@ def divergences(
     return torch.cat(parts)
 
 
-def _log_probs_at(logits: Tensor, indices: Tensor) -> Tensor:
-    return logits.gather(-1, indices) - logits.logsumexp(-1, keepdim=True)
+class _LogProbsAt(torch.autograd.Function):
+    """Log-probabilities of some tokens, whose backward pass takes one array of logits in fp32.
+
+    Autograd would save the logits in fp32, and add up the gradients of two operations in more
+    arrays of that size.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, tokens: Tensor, normaliser: Tensor, temperature: float
+    ) -> Tensor:
+        ctx.save_for_backward(logits, tokens, normaliser)
+        ctx.temperature = temperature
+        return _scaled(logits.gather(-1, tokens), temperature) - normaliser
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, tokens, normaliser = ctx.saved_tensors
+        # d log p(i) / d z(j) = ([i = j] - p(j)) / temperature
+        found = _scaled_copy(logits, ctx.temperature).sub_(normaliser).exp_()
+        found.mul_(-gradient.sum(-1, keepdim=True)).scatter_add_(-1, tokens, gradient)
+        return found.div_(ctx.temperature).to(logits.dtype), None, None, None
+
+
+def _log_probs_at(logits: Tensor, tokens: Tensor, normaliser: Tensor, temperature: float) -> Tensor:
+    """Return log-probabilities [N, K] of `tokens` [N, K]; `normaliser` is `_log_normalisers`'s."""
+    apply: Callable[..., Tensor] = _LogProbsAt.apply
+    return apply(logits, tokens, normaliser, temperature)
+
+
+@torch.no_grad()
+def _log_normalisers(logits: Tensor, temperature: float) -> Tensor:
+    """Return `log Σ exp(z / temperature)` [N, 1] in one array of the logits' shape."""
+    shifted, largest = _shifted(logits, temperature)
+    return shifted.exp_().sum(-1, keepdim=True).log_().add_(largest)
+
+
+@torch.no_grad()
+def _entropies_and_normalisers(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return entropies [N] and `_log_normalisers` [N, 1] in two arrays of the logits' shape."""
+    shifted, largest = _shifted(logits, temperature)
+    weights = shifted.exp()
+    total = weights.sum(-1, keepdim=True)
+    mean = weights.mul_(shifted).sum(-1, keepdim=True) / total
+    return (total.log() - mean).squeeze(-1), total.log() + largest
+
+
+def _shifted(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return scaled logits [N, V] minus each position's largest one [N, 1], and that one."""
+    scaled = _scaled_copy(logits, temperature)
+    largest = scaled.amax(-1, keepdim=True)
+    return scaled.sub_(largest), largest
+
+
+def _scaled_copy(logits: Tensor, temperature: float) -> Tensor:
+    """Return `_scaled` as a tensor that may be changed in place."""
+    precise = logits.detach().to(_precision(logits), copy=True)
+    return precise if temperature == 1.0 else precise.div_(temperature)
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:

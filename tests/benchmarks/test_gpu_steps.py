@@ -53,7 +53,7 @@ def test_a_short_run_counts_its_last_step() -> None:
 
 def test_ours_are_held_against_theirs(card: None) -> None:
     chunk = chunk_bytes(FULL.shape)
-    assert chunk == 256 * 151_936 * 4
+    assert chunk == 1024 * 151_936 * 4
     found = goals(
         {
             "grpo": Taken([1.0, 1.1, 5.0], 10 * chunk),

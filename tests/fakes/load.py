@@ -49,12 +49,12 @@ class Answer:
 
     @property
     def rewards(self) -> list[float | None]:
-        """Of all rollouts, in order."""
-        return [r["reward"] for g in self.json["groups"] for r in g["rollouts"]]
+        """Of all rollouts, in order; none if the answer is an error."""
+        return [r["reward"] for g in self.json.get("groups", []) for r in g["rollouts"]]
 
     @property
     def reasons(self) -> set[str | None]:
-        return {r["reason"] for g in self.json["groups"] for r in g["rollouts"]}
+        return {r["reason"] for g in self.json.get("groups", []) for r in g["rollouts"]}
 
 
 def send_all(posts: Sequence[Post], *, timeout_s: float = 60) -> list[Answer]:

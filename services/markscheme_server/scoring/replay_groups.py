@@ -105,6 +105,7 @@ class GroupReplayer:
             verify=verify,
             view=request.view or rubric.view or judge.view or DEFAULT_VIEW,
             run_id=None,
+            role="replay",
             replay_id=replay.id,
         )
         return PlannedGroup(group.rubric_id, rubric, rollouts, answers, plans)

@@ -29,7 +29,7 @@ from markscheme_server.scoring.single_flight import Abandoned, SingleFlight
 from markscheme_server.scoring.verdict_cache import VerdictCache
 from markscheme_server.scoring.verdict_plan import Criteria, Unit, VerdictPlan, VerdictQuery
 from markscheme_server.store.claims import Claim, ClaimLost, ClaimStore
-from markscheme_server.store.ledger import CallDescription
+from markscheme_server.store.ledger import CallDescription, CallRole
 from markscheme_server.store.verdicts import JudgeReply, StoredVerdict, VerdictStore
 
 SLICE_VERDICTS = 1024
@@ -112,13 +112,14 @@ class VerdictService:
         verify: VerifyMode,
         view: View,
         run_id: str | None,
+        role: CallRole = "verifier",
         replay_id: str | None = None,
     ) -> list[VerdictPlan]:
         """Look up what it takes to decide all criteria for all responses; ask no judge.
 
-        `view` is what the judge reads; `run_id` or `replay_id`: whose cost it is. Returns a plan
-        for each view that checks read and one for the criteria that a judge decides, where there
-        are any.
+        `view` is what the judge reads. `role`: what its calls are recorded as. Returns a plan for
+        each view that checks read and one for the criteria that a judge decides, where there are
+        any.
         """
         checked: dict[View, list[Criterion]] = {}
         for criterion in rubric.criteria:
@@ -140,6 +141,7 @@ class VerdictService:
                 view=read,
                 run_id=run_id,
                 rubric_id=rubric.id,
+                role=role,
                 replay_id=replay_id,
             )
             for criteria, by, read in asked
@@ -370,7 +372,7 @@ class VerdictService:
         about = CallDescription(
             team=query.team,
             run_id=query.run_id,
-            role="verifier" if query.replay_id is None else "replay",
+            role=query.role,
             judge=query.judge.verifier_identity,
             criteria=tuple(query.criterion_keys[c.id] for c in criteria),
             rubric_id=query.rubric_id,

@@ -25,6 +25,10 @@ GATHER_S = 0.01
 """Seconds for which writes are gathered into one transaction under load."""
 
 
+CallRole = Role | Literal["replay"]
+"""What a call is recorded as."""
+
+
 @dataclass(frozen=True, slots=True)
 class CallDescription:
     """What is known of a question before it is asked.
@@ -35,7 +39,7 @@ class CallDescription:
 
     team: str
     run_id: str | None
-    role: Role | Literal["replay"]
+    role: CallRole
     judge: str
     criteria: tuple[str, ...] = ()
     rubric_id: str | None = None
