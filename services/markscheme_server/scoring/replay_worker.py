@@ -85,6 +85,7 @@ class ReplayWorker:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _look(self) -> None:
+        reachable = True
         while True:
             self._wake.clear()
             try:
@@ -93,8 +94,12 @@ class ReplayWorker:
                         task = asyncio.ensure_future(self._work_for(team))
                         self._teams[team] = task
                         task.add_done_callback(partial(self._forget, team))
+                reachable = True
             except (SQLAlchemyError, OSError, TimeoutError) as error:
-                log.warning("replays_not_found", error=type(error).__name__)
+                # Once an outage: readiness and the requests tell the rest.
+                if reachable:
+                    log.warning("replays_unreachable", error=type(error).__name__)
+                reachable = False
             try:
                 async with asyncio.timeout(POLL_S):
                     await self._wake.wait()
