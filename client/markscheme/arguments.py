@@ -61,6 +61,11 @@ def group_path(group: str) -> str:
     return f"/v1/groups/{quote(checked_id(group, 'group_id'), safe='')}"
 
 
+def replay_path(replay: str) -> str:
+    """Return the path of a replay, with its id quoted. Raises `InvalidArgument`."""
+    return f"/v1/replays/{quote(checked_id(replay, 'replay_id'), safe='')}"
+
+
 def checked_id(value: str, param: str) -> str:
     """Return an id. Raises `InvalidArgument` for one that cannot be."""
     if not isinstance(value, str):

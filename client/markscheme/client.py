@@ -20,6 +20,7 @@ from markscheme.protocol import (
     TeacherAnswerLike,
     TeacherLike,
 )
+from markscheme.replay_methods import AsyncReplayMethods, ReplayMethods
 from markscheme.rubric_methods import AsyncRubricMethods, RubricMethods
 from markscheme.run_methods import AsyncRunMethods, RunMethods
 from markscheme.schema import (
@@ -50,7 +51,7 @@ OnGroup = Callable[[GroupScore], object]
 AsyncOnGroup = Callable[[GroupScore], Awaitable[object] | object]
 
 
-class Client(RubricMethods, RunMethods):
+class Client(RubricMethods, RunMethods, ReplayMethods):
     """A connection to the service.
 
     Safe to share between threads, to copy and to pickle (the key is then in the pickle); forked
@@ -339,7 +340,7 @@ class Client(RubricMethods, RunMethods):
         return self._send(requests.usage(group_by, since, until, team))
 
 
-class AsyncClient(AsyncRubricMethods, AsyncRunMethods):
+class AsyncClient(AsyncRubricMethods, AsyncRunMethods, AsyncReplayMethods):
     """`Client` for asyncio: the same methods, awaited.
 
     Each event loop has connections of its own: one client serves several `asyncio.run`.

@@ -11,7 +11,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field
 from random import SystemRandom
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypedDict, TypeVar
 
 import httpx
 from httpx_retries import Retry
@@ -38,6 +38,7 @@ from markscheme.schema import (
     TeacherEntry,
 )
 from markscheme.text import replace_invalid
+from markscheme.vocabulary import Clamp, Thinking, VerifyMode, View
 
 UNAUTHORIZED = 401
 NDJSON = "application/x-ndjson"
@@ -63,6 +64,19 @@ RubricLike = str | Rubric | RubricRef
 """A rubric, or its id."""
 RunLike = str | Run | Mapping[str, Any]
 """A run and its step; a string is the id of a run at step 0."""
+
+
+class ReplayChanges(TypedDict, total=False):
+    """What a replay changes, and how the run was scored; see `schema.ReplayRequest`."""
+
+    rubric_id: str | None
+    judge: str | None
+    view: View | None
+    verify: VerifyMode | None
+    thinking: Thinking
+    clamp: Clamp
+
+
 Param = str | float | Sequence[str]
 
 Answer = TypeVar("Answer")

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from markscheme import arguments
-from markscheme.arguments import group_path, rubric_path, run_path, validated
+from markscheme.arguments import group_path, replay_path, rubric_path, run_path, validated
 from markscheme.deadline import Deadline
 from markscheme.exchange import Exported
 from markscheme.protocol import (
@@ -25,6 +25,7 @@ from markscheme.protocol import (
     Model,
     Param,
     PromptLike,
+    ReplayChanges,
     RolloutLike,
     RubricLike,
     RunLike,
@@ -44,6 +45,11 @@ from markscheme.schema import (
     JudgePrompt,
     JudgeReports,
     Lineage,
+    Replay,
+    ReplayDetail,
+    ReplayEstimate,
+    ReplayList,
+    ReplayRequest,
     RolloutRequest,
     Rubric,
     RubricCreate,
@@ -293,6 +299,33 @@ def add_run_records(run_id: str, records: Mapping[int, Mapping[str, float | None
         },
     )
     return Call("POST", f"{run_path(run_id)}/records", raise_for_status, _json(body))
+
+
+def estimate_replay(run_id: str, changes: ReplayChanges) -> Call[ReplayEstimate]:
+    """Build `GET /v1/replays/estimate`."""
+    asked = validated(ReplayRequest, {"run_id": run_id, **changes})
+    return _get("/v1/replays/estimate", ReplayEstimate, **asked.model_dump(exclude_defaults=True))
+
+
+def create_replay(run_id: str, changes: ReplayChanges) -> Call[Replay]:
+    """Build `POST /v1/replays`."""
+    body = validated(ReplayRequest, {"run_id": run_id, **changes})
+    return _create("/v1/replays", body, Replay)
+
+
+def replays(run_id: str | None, limit: int, after: str | None) -> Call[ReplayList]:
+    """Build `GET /v1/replays`."""
+    return _get("/v1/replays", ReplayList, run_id=run_id, limit=limit, after=after)
+
+
+def replay(replay_id: str) -> Call[ReplayDetail]:
+    """Build `GET /v1/replays/{id}`."""
+    return _get(replay_path(replay_id), ReplayDetail)
+
+
+def cancel_replay(replay_id: str) -> Call[Replay]:
+    """Build `POST /v1/replays/{id}:cancel`."""
+    return Call("POST", f"{replay_path(replay_id)}:cancel", partial(read, model=Replay))
 
 
 def group(group_id: str) -> Call[GroupDetail]:

@@ -17,8 +17,17 @@ STYLES = {"alarm": "red", "watch": "yellow"}
 
 def run_url(base_url: str, run_id: str) -> str:
     """Return the address of a run's page, without a password."""
+    return _page_url(base_url, "runs", run_id)
+
+
+def replay_url(base_url: str, replay_id: str) -> str:
+    """Return the address of a replay's page, without a password."""
+    return _page_url(base_url, "replays", replay_id)
+
+
+def _page_url(base_url: str, kind: str, id_: str) -> str:
     base = str(httpx.URL(base_url).copy_with(userinfo=b"")).rstrip("/")
-    return f"{base}/pages/runs/{path_segment(run_id)}"
+    return f"{base}/pages/{kind}/{path_segment(id_)}"
 
 
 def sparkline(values: Sequence[float | None], width: int = 40) -> str:

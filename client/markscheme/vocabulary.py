@@ -134,6 +134,7 @@ ExchangeFormat = Literal[
 ]
 RunState = Literal["running", "silent", "finished", "stopped", "failed"]
 """`silent`: said to run, but not heard of for ten times its median step."""
+ReplayState = Literal["queued", "running", "paused", "finished", "cancelled", "failed"]
 FindingKind = Literal[
     "inverted",
     "falling",

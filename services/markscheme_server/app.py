@@ -27,6 +27,7 @@ from markscheme_server.api import (
     groups,
     health,
     lineage,
+    replays,
     rollouts,
     rubrics,
     runs,
@@ -60,6 +61,9 @@ from markscheme_server.pages import routes as pages
 from markscheme_server.rules.judge import BuiltinJudge
 from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.judges import Judges
+from markscheme_server.scoring.replay_groups import GroupReplayer
+from markscheme_server.scoring.replay_worker import ReplayWorker
+from markscheme_server.scoring.replays import ReplayService
 from markscheme_server.scoring.rollouts import RolloutService
 from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.rubrics import Freshness, RubricService
@@ -100,6 +104,7 @@ TAGS = [
     {"name": "Rubrics", "description": "Create, induce, find and share rubrics."},
     {"name": "Teacher bank", "description": "Responses of the model that is distilled."},
     {"name": "Runs", "description": "How training runs do: steps, criteria, findings, groups."},
+    {"name": "Replays", "description": "Score stored rollouts of a run again, and compare."},
     {"name": "Usage and budgets", "description": "What was spent, may be spent, and by whom."},
     {"name": "Teams and keys", "description": "Administration; needs the scope `admin`."},
     {"name": "Operations", "description": "Probes and metrics, without a key."},
@@ -275,6 +280,15 @@ def create_app(
         group_service = RunGroupService(
             store.runs, store.run_groups, store.rubrics, histories, list(made.values())
         )
+        group_replayer = GroupReplayer(
+            store.run_groups,
+            store.rubrics,
+            verdicts,
+            judges,
+            timeout_s=settings.request_timeout_s,
+            checks_s=CHECKS_TIMEOUT_S,
+        )
+        replay_worker = ReplayWorker(store.replays, store.claims, group_replayer)
         try:
             yield {
                 "services": Services(
@@ -312,6 +326,15 @@ def create_app(
                     JudgeReportService(
                         store.judge_reports, store.runs, store.rubrics, group_service, made
                     ),
+                    ReplayService(
+                        store.replays,
+                        store.runs,
+                        store.rubrics,
+                        store.lineage,
+                        judges,
+                        group_replayer,
+                        replay_worker,
+                    ),
                     store.idempotency,
                     partial(erase_team, store),
                     store.ready,
@@ -320,6 +343,7 @@ def create_app(
                 )
             }
         finally:
+            await replay_worker.aclose(DRAIN_S)
             # First the work under way, then the writes that it left, and the database last.
             await rollout_service.drain(DRAIN_S)
             await shadow.drain(DRAIN_S)
@@ -366,6 +390,7 @@ def create_app(
         teacher_routes.router,
         runs.router,
         groups.router,
+        replays.router,
         usage.router,
         judges_routes.router,
         teams.router,

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from markscheme import __version__
 from markscheme.cli.induce import induce
 from markscheme.cli.output import EPILOG
+from markscheme.cli.replay import replay
 from markscheme.cli.report import report
 from markscheme.cli.rubrics import rubrics
 from markscheme.cli.runs import findings, open_run, runs
@@ -50,6 +51,7 @@ COMMANDS = {
     "findings": CommandInfo("Look", "Show what is wrong with a run"),
     "open": CommandInfo("Look", "Open a run's page in the browser"),
     "report": CommandInfo("Look", "Write a run's page to one HTML file"),
+    "replay": CommandInfo("Look", "Score a run's rollouts again and compare"),
     "rubrics": CommandInfo("Look", "Search, trace, import and export rubrics"),
     "usage": CommandInfo("Look", "Show what judging cost, by team, run or judge"),
     "teams": CommandInfo("Manage", "Create teams, set budgets and limits", "server"),
@@ -87,8 +89,8 @@ app = typer.Typer(
     help="Rubrics and rewards for reinforcement learning, over HTTP.\n\n"
     "Start 'markscheme serve' in one terminal, then run 'markscheme score FILE.jsonl' or "
     "'markscheme train CONFIG.yaml' in another.\n\n"
-    "score, teach, induce, runs, findings, open, report, rubrics, usage and train talk to the "
-    "service; serve, doctor, teams, keys, migrate and prune open its database.",
+    "score, teach, induce, runs, findings, open, replay, report, rubrics, usage and train talk to "
+    "the service; serve, doctor, teams, keys, migrate and prune open its database.",
     epilog=EPILOG,
 )
 
@@ -111,7 +113,7 @@ def options(
     """Take the options that stand before a command; the help of `app` describes it."""
 
 
-for command in (score, teach, induce, usage, findings, report):
+for command in (score, teach, induce, usage, findings, replay, report):
     app.command(epilog=EPILOG)(command)
 app.command("open", epilog=EPILOG)(open_run)
 app.add_typer(runs, name="runs")

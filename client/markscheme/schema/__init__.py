@@ -45,6 +45,16 @@ from markscheme.schema.lineage import (
     LineageVerdicts,
 )
 from markscheme.schema.metadata import MAX_METADATA_BYTES, Metadata
+from markscheme.schema.replays import (
+    CriterionFlips,
+    MeanInterval,
+    Replay,
+    ReplayComparison,
+    ReplayDetail,
+    ReplayEstimate,
+    ReplayList,
+    ReplayRequest,
+)
 from markscheme.schema.rubrics import (
     Criteria,
     Criterion,
@@ -277,4 +287,12 @@ __all__ = [
     "VerdictView",
     "View",
     "Wire",
+    "CriterionFlips",
+    "MeanInterval",
+    "Replay",
+    "ReplayComparison",
+    "ReplayDetail",
+    "ReplayEstimate",
+    "ReplayList",
+    "ReplayRequest",
 ]

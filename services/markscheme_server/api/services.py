@@ -20,6 +20,7 @@ from markscheme_server.accounts.usage import UsageService
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden
 from markscheme_server.scoring.judge_reports import JudgeReportService
+from markscheme_server.scoring.replays import ReplayService
 from markscheme_server.scoring.rollouts import RolloutService
 from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.run_groups import RunGroupService
@@ -52,6 +53,7 @@ class Services:
     runs: RunService
     groups: RunGroupService
     judge_reports: JudgeReportService
+    replays: ReplayService
     idempotency: IdempotencyStore
     erase_team: Callable[[str, Actor], Awaitable[ErasureReport]]
     check_ready: Callable[[], Awaitable[None]]

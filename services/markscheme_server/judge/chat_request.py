@@ -61,11 +61,15 @@ class ChatSender:
     async def reserve_budget(self, endpoints: Sequence[Endpoint]) -> None:
         """Reserve the budget of one request, whichever of the endpoints it goes to."""
         # The endpoint is chosen only after the wait, so the most expensive one counts.
-        max_tokens = max(
+        await self._spending.reserve_budget(*self.max_tokens(endpoints))
+
+    def max_tokens(self, endpoints: Sequence[Endpoint]) -> tuple[int, int]:
+        """Return the most tokens that the prompt and the reply can have at any of the endpoints."""
+        longest = max(
             _max_reply_tokens(self._length(self._request, endpoint.capabilities))
             for endpoint in endpoints
         )
-        await self._spending.reserve_budget(self._prompt_bytes, max_tokens)
+        return self._prompt_bytes, longest
 
     async def send(self, endpoint: Endpoint) -> Any:
         """Return the completion.

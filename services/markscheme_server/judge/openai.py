@@ -80,6 +80,18 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class CallSize:
+    """About how many tokens a call takes, and the most that it can cost in nano-dollars.
+
+    `max_cost`: `None` where the judge has no prices.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    max_cost: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class _VerifierMessage:
     """The message of a verifying call, and what its reply must hold."""
 
@@ -220,11 +232,36 @@ class OpenAIJudge:
         """Return the message in which the judge is asked to decide the criteria of a task."""
         return self._verifier_message(task).message
 
+    def size(self, task: VerifyTask) -> CallSize:
+        """Return how large the call is in which the judge decides the criteria of a task."""
+        question = self._verifier_question(task, self._verifier_message(task))
+        request = self._request(question)
+        nobody = CallContext(Deadline(math.inf), priority=0)
+        sender = ChatSender(self._settings, request, self._spending("verifier", nobody))
+        return CallSize(
+            _prompt_tokens(request),
+            question.usual_tokens,
+            self._settings.max_cost(*sender.max_tokens(self.gateway.endpoints))
+            if self._settings.priced
+            else None,
+        )
+
+    def _verifier_question(self, task: VerifyTask, asked: "_VerifierMessage") -> "_Question":
+        s = self._settings
+        each = (
+            _TOKENS["verdict"]
+            + s.evidence * _TOKENS["evidence"]
+            + (s.rationale != "off") * _TOKENS["rationale"]
+            + bool(asked.may_not_apply) * _TOKENS["applicable"]
+        )
+        verdicts = (len(task.criteria) + (asked.canary is not None)) * len(task.responses)
+        return _Question("verifier", asked.message, "verdicts", asked.schema, verdicts * each)
+
     async def verify(self, task: VerifyTask, context: CallContext) -> Verification:
         """Decide all criteria in one call."""
         s = self._settings
         asked = self._verifier_message(task)
-        message, schema, nonce, canary = asked.message, asked.schema, asked.nonce, asked.canary
+        nonce, canary = asked.nonce, asked.canary
         pool, rationale = task.verify == "group", s.rationale != "off"
         may_not_apply, shown = asked.may_not_apply, prompts.number_criteria(task.criteria)
         ids = [i for i, _ in shown] + ([canary[0]] if canary else [])
@@ -255,16 +292,7 @@ class OpenAIJudge:
                 self._require_evidence(decided, task.responses)
             return decided
 
-        each = (
-            _TOKENS["verdict"]
-            + s.evidence * _TOKENS["evidence"]
-            + rationale * _TOKENS["rationale"]
-            + bool(may_not_apply) * _TOKENS["applicable"]
-        )
-        question = _Question(
-            "verifier", message, "verdicts", schema, len(ids) * len(task.responses) * each
-        )
-        decided = await self._ask(question, context, read)
+        decided = await self._ask(self._verifier_question(task, asked), context, read)
         # A judge that calls the canary met would call anything met: none of its verdicts counts.
         if canary is not None and any(decisions[canary[0]].met for decisions in decided):
             metrics.CANARY_FAILURES.labels(judge=self.name).inc()
@@ -406,15 +434,7 @@ class OpenAIJudge:
         After a reply that was cut off, ask once more for a longer one. No attempt repeats an
         earlier one to the byte: at temperature 0 it would get the same reply.
         """
-        s = self._settings
-        request = ChatRequest(
-            question.role,
-            _user(question.message),
-            self._cap(question.usual_tokens),
-            fixed=s.max_tokens is not None,
-            schema=question.schema,
-            schema_name=question.schema_name,
-        )
+        request = self._request(question)
         # One record for all attempts.
         spending, text = self._spending(question.role, context), ""
         for attempt in range(1, max_attempts + 1):
@@ -448,6 +468,17 @@ class OpenAIJudge:
                     request, messages=_reworded(question.message, attempt, text, str(error))
                 )
         raise AssertionError("unreachable")
+
+    def _request(self, question: "_Question") -> "ChatRequest":
+        """Return the request of a question's first attempt."""
+        return ChatRequest(
+            question.role,
+            _user(question.message),
+            self._cap(question.usual_tokens),
+            fixed=self._settings.max_tokens is not None,
+            schema=question.schema,
+            schema_name=question.schema_name,
+        )
 
     def _after_refusal(
         self, failure: JudgeFailure, request: "ChatRequest", question: "_Question", attempt: int
@@ -495,10 +526,7 @@ class OpenAIJudge:
     ) -> tuple[Any, int | None]:
         """Return a completion and the reply length that was sent (``None``: none)."""
         # An estimate is enough for the quota; budgets count bytes.
-        tokens = (
-            sum(len(message_text(m)) for m in request.messages) // CHARACTERS_PER_TOKEN
-            + usual_tokens
-        )
+        tokens = _prompt_tokens(request) + usual_tokens
         sender = ChatSender(self._settings, request, spending)
         completion = await self.gateway.call(
             sender.send,
@@ -519,6 +547,10 @@ class _Question:
     schema_name: str
     schema: dict[str, Any]
     usual_tokens: int
+
+
+def _prompt_tokens(request: ChatRequest) -> int:
+    return sum(len(message_text(m)) for m in request.messages) // CHARACTERS_PER_TOKEN
 
 
 def _sendable(prompt: Sequence[ChatMessage]) -> Messages:

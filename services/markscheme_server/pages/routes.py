@@ -20,10 +20,11 @@ from markscheme_server.accounts.sessions import COOKIE, PAGES, SESSION_S, Sessio
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden, NotFound, TooLarge, Unauthorised
-from markscheme_server.pages import render, views
+from markscheme_server.pages import render, views, words
 from markscheme_server.pages.render import Frame
 from markscheme_server.paths import EncodedPath
 from markscheme_server.scoring.judge_reports import JudgeReportService
+from markscheme_server.scoring.replays import ReplayService
 from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.run_groups import RunGroupService
 from markscheme_server.scoring.runs import RunService
@@ -35,6 +36,7 @@ REFRESH_S = 15
 STEP_BINS, CRITERION_BINS = 200, 100
 CRITERIA_SHOWN, MAX_CRITERIA = 40, 400
 GROUPS_SHOWN = 50
+REPLAYS_SHOWN = 20
 MAX_STEPS = 1_000_000
 """So many bins that each step has one of its own."""
 MAX_FORM_BYTES, MAX_FORM_FIELDS = 16 * 1024, 20
@@ -76,6 +78,8 @@ class PageServices(Protocol):
     def groups(self) -> RunGroupService: ...  # noqa: D102
     @property
     def judge_reports(self) -> JudgeReportService: ...  # noqa: D102
+    @property
+    def replays(self) -> ReplayService: ...  # noqa: D102
     @property
     def judges(self) -> schema.JudgeList: ...  # noqa: D102
 
@@ -269,6 +273,7 @@ async def _run_view(visit: Visit, run_id: str, window: views.Window) -> dict[str
             after=window.after,
         ),
         window,
+        (await visit.services.replays.replays(caller, run_id=run_id, limit=REPLAYS_SHOWN)).data,
     )
 
 
@@ -335,6 +340,19 @@ async def show_group(
         prompt = await groups.judge_prompt(visit.caller, group_id, judge)
     view = views.group_page(group, [name for name in (a, b) if name is not None], prompt)
     return visit.show("group.html", "runs", view=view, **view)
+
+
+@router.get("/replays/{replay_id}")
+async def show_replay(visit: Visiting, replay_id: str) -> Response:
+    """Show how far a replay is, and how its rewards differ from the run's."""
+    replay = await visit.services.replays.replay(visit.caller, replay_id)
+    live = replay.state in words.LIVE_REPLAYS
+    return visit.show(
+        "replay.html",
+        "runs",
+        refresh=REFRESH_S if live else None,
+        **views.replay_page(replay),
+    )
 
 
 @router.get("/rubrics")

@@ -25,6 +25,8 @@ from markscheme.schema import (
     Lineage,
     LineageRubric,
     LineageRun,
+    Replay,
+    ReplayDetail,
     Rubric,
     RubricHealth,
     RunDetail,
@@ -106,6 +108,7 @@ def run_page(
     findings: FindingList,
     groups: RunGroupList,
     window: Window,
+    replays: Sequence[Replay] = (),
 ) -> dict[str, Any]:
     """Return what the page of a run shows."""
     spans = steps.data
@@ -119,6 +122,7 @@ def run_page(
         label += f"; teacher {decimal(run.teacher)}"
     return {
         "run": run,
+        "replays": [(each, replay_changes(each)) for each in replays],
         "window": window,
         "findings": findings.data,
         "alarms": {finding.kind for finding in findings.data if finding.level == "alarm"},
@@ -173,6 +177,36 @@ def finding_address(run_id: str, finding: Finding) -> str:
         criterion=chosen.criterion,
         sort=None if chosen.sort == "newest" else chosen.sort,
     )
+
+
+def replay_page(replay: ReplayDetail) -> dict[str, Any]:
+    """Return what the page of a replay shows."""
+    return {
+        "replay": replay,
+        "c": replay.comparison,
+        "changed": replay_changes(replay),
+        "signed3": lambda value: signed(value, 3),
+        "p_value": p_value,
+    }
+
+
+def replay_changes(replay: Replay) -> list[tuple[str, str]]:
+    """Return what a replay changes: names and values."""
+    return [
+        (name, value)
+        for name, value in (
+            ("rubric", replay.rubric_id),
+            ("judge", replay.judge),
+            ("view", replay.view),
+            ("mode", replay.verify),
+        )
+        if value is not None
+    ]
+
+
+def p_value(p: float | None) -> str:
+    """Write the result of a test."""
+    return "< 0.001" if p is not None and p < 0.001 else decimal(p, 3)
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from markscheme.vocabulary import FindingKind, GroupSort, RunState
+from markscheme.vocabulary import FindingKind, GroupSort, ReplayState, RunState
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
@@ -49,6 +49,19 @@ STATES: Mapping[RunState, str] = {
     "failed": "bad",
 }
 """Style of each state's pill."""
+
+REPLAY_STATES: Mapping[ReplayState, str] = {
+    "queued": "",
+    "running": "run",
+    "paused": "watch",
+    "finished": "",
+    "cancelled": "bad",
+    "failed": "bad",
+}
+"""Style of each state's pill."""
+
+LIVE_REPLAYS: tuple[ReplayState, ...] = ("queued", "running", "paused")
+"""States of a replay that is not over."""
 
 CATEGORIES = {
     "task_fulfilment": "Task fulfilment",

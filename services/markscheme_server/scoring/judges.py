@@ -25,6 +25,15 @@ class Judges:
             )
         return judge
 
+    def find(self, name: str) -> Judge | None:
+        """Return the judge of this name, if there is one."""
+        return self._by_name.get(name)
+
+    def by_identity(self, identity: str | None) -> Judge | None:
+        """Return the judge that verifies under this identity, if the service still has it."""
+        found = (each for each in self._by_name.values() if each.verifier_identity == identity)
+        return next(found, None)
+
     def teacher(self) -> Teacher:
         """Return the model that is distilled. Raises `Unprocessable` if there is none."""
         teacher = self._by_name.get(self._roles.get("teacher", ""))

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from markscheme.vocabulary import VerifyMode, View
-from markscheme_server.config import JudgeRole
 from markscheme_server.domain.hashing import (
     ChatMessage,
     VerdictKey,
@@ -17,6 +16,7 @@ from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.trajectory import DEFAULT_VIEW, Judged, judged_key, pool_key
 from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.judge.base import Judge
+from markscheme_server.store.ledger import CallRole
 
 Criteria = tuple[Criterion, ...]
 Unit = tuple[Judged, ...]
@@ -28,7 +28,7 @@ class VerdictQuery:
     """Criteria to decide for the texts of one group by one judge.
 
     `texts` are what is judged of the responses in `view`, each once (see `trajectory.judged`).
-    `role`: what calls are recorded as.
+    `role`: what calls are recorded as. `replay_id`: the replay that they are made for.
     """
 
     team: str
@@ -40,7 +40,8 @@ class VerdictQuery:
     view: View = DEFAULT_VIEW
     run_id: str | None = None
     rubric_id: str | None = None
-    role: JudgeRole = "verifier"
+    role: CallRole = "verifier"
+    replay_id: str | None = None
     _text_keys: dict[Judged, str] = field(default_factory=dict, compare=False)
     _keys: dict[Judged, dict[str, str]] = field(default_factory=dict, compare=False)
 

@@ -18,7 +18,6 @@ from typing import TypeVar
 from markscheme.vocabulary import UnscoredReason, VerifyMode, View
 from markscheme_server import metrics
 from markscheme_server.accounts.budgets import BudgetReservation, BudgetService
-from markscheme_server.config import JudgeRole
 from markscheme_server.domain.blinding import blind, shuffle_order, unblind
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.fairness import FairQueue, LoopThrottle
@@ -31,7 +30,7 @@ from markscheme_server.scoring.single_flight import Abandoned, SingleFlight
 from markscheme_server.scoring.verdict_cache import VerdictCache
 from markscheme_server.scoring.verdict_plan import Criteria, Unit, VerdictPlan, VerdictQuery
 from markscheme_server.store.claims import Claim, ClaimLost, ClaimStore
-from markscheme_server.store.ledger import CallDescription
+from markscheme_server.store.ledger import CallDescription, CallRole
 from markscheme_server.store.verdicts import JudgeReply, StoredVerdict, VerdictStore
 
 SLICE_VERDICTS = 1024
@@ -116,7 +115,8 @@ class VerdictService:
         verify: VerifyMode,
         view: View,
         run_id: str | None,
-        role: JudgeRole = "verifier",
+        role: CallRole = "verifier",
+        replay_id: str | None = None,
     ) -> list[VerdictPlan]:
         """Look up what it takes to decide all criteria for all responses; ask no judge.
 
@@ -145,6 +145,7 @@ class VerdictService:
                 run_id=run_id,
                 rubric_id=rubric.id,
                 role=role,
+                replay_id=replay_id,
             )
             for criteria, by, read in asked
         ]
@@ -418,6 +419,7 @@ class VerdictService:
             judge=query.judge.verifier_identity,
             criteria=tuple(query.criterion_keys[c.id] for c in criteria),
             rubric_id=query.rubric_id,
+            replay_id=query.replay_id,
         )
         answer: _ByText | JudgeFailure
         async with self._budgets.reserve(about, context) as budget:

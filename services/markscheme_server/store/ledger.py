@@ -7,7 +7,7 @@ its hold becomes what the question cost. What the rows add up to is what budgets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -25,19 +25,25 @@ GATHER_S = 0.01
 """Seconds for which writes are gathered into one transaction under load."""
 
 
+CallRole = JudgeRole | Literal["replay"]
+"""What a call is recorded as."""
+
+
 @dataclass(frozen=True, slots=True)
 class CallDescription:
     """What is known of a question before it is asked.
 
-    `judge`: the judge's identity. `criteria`: keys of the criteria that are asked about.
+    `judge`: the judge's identity. `criteria`: keys of the criteria that are asked about. The role
+    `replay` is that of a verifier's call for the replay `replay_id`.
     """
 
     team: str
     run_id: str | None
-    role: JudgeRole
+    role: CallRole
     judge: str
     criteria: tuple[str, ...] = ()
     rubric_id: str | None = None
+    replay_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +154,7 @@ class LedgerStore:
             "run_id": about.run_id,
             "rubric_id": about.rubric_id,
             "created_at": created_at,
+            "replay_id": about.replay_id,
         }
 
 

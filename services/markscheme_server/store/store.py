@@ -18,6 +18,7 @@ from markscheme_server.store.judge_reports import JudgeReportStore
 from markscheme_server.store.ledger import LedgerStore
 from markscheme_server.store.lineage import LineageStore
 from markscheme_server.store.probes import ProbeStore
+from markscheme_server.store.replays import ReplayStore
 from markscheme_server.store.rubric_versions import RubricVersions
 from markscheme_server.store.rubrics import RubricStore
 from markscheme_server.store.run_groups import RunGroupStore
@@ -47,6 +48,7 @@ class Store:
         self.runs = RunStore(self.database)
         self.judge_reports = JudgeReportStore(self.database)
         self.run_groups = RunGroupStore(self.database)
+        self.replays = ReplayStore(self.database)
         self.gathering = GatheringStore(self.database, self.claims)
         self.teachers = TeacherBank(self.database)
         self.budgets = BudgetStore(

@@ -195,11 +195,15 @@ judge_calls = sa.Table(
     sa.Column("unpriced_calls", sa.Integer),
     sa.Column("settled_usd", Usd),
     _created(),
+    sa.Column("replay_id", sa.String(40)),
     sa.Index(None, "created_at"),
     sa.Index(None, "team", "created_at"),
     sa.Index(None, "team", "run_id"),
+    sa.Index(None, "replay_id"),
 )
 """The ledger of calls to judges and teachers: by whom, for what, and at what cost.
+
+A call of a replay has no ``run_id``: it is not part of what the run cost.
 
 ``cost_usd`` covers the calls of known cost; ``unpriced_calls`` counts the others. ``settled_usd``
 is what counts against budgets. Rows of older versions lack both: then ``cost_usd`` counts against
@@ -362,6 +366,47 @@ repeat_verdicts = sa.Table(
     sa.Index(None, "team", "created_at"),
 )
 """What a judge said when it was asked again for a verdict that is stored."""
+
+replays = sa.Table(
+    "replays",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("run_id", sa.String(200), nullable=False),
+    sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("judge", sa.Text),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("due_at", sa.Double, nullable=False),
+    sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
+    _created(),
+    sa.Index(None, "team", "run_id"),
+    sa.Index(None, "state"),
+    sa.Index(None, "created_at"),
+)
+"""Jobs that score stored groups of a run again.
+
+``request``: `schema.ReplayRequest` as JSON. ``judge``: the identity of the judge that it names, if
+it names one. ``due_at``: when a paused one is tried again, in seconds since 1970 on the database's
+clock.
+"""
+
+replay_groups = sa.Table(
+    "replay_groups",
+    metadata,
+    sa.Column("replay_id", sa.String(40), sa.ForeignKey("replays.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("team", sa.String(64), nullable=False),
+    sa.Column("assignment_id", sa.String(40), nullable=False),
+    sa.Column("result", sa.Text),
+    sa.Column("cached_verdicts", sa.Integer),
+    sa.Column("saved_usd", sa.Double),
+)
+"""The groups of a replay, in the order of the run. They survive the assignment and hold no text.
+
+``cached_verdicts``: null until the group is done. ``result``: `store.replays.GroupResult` as JSON;
+null for a group that could not be scored.
+"""
 
 gathered_groups = sa.Table(
     "gathered_groups",

@@ -71,6 +71,11 @@ CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
     ("GET", "/v1/runs/{run_id}/criteria"): ("read", None),
     ("GET", "/v1/runs/{run_id}/findings"): ("read", None),
     ("GET", "/v1/runs/{run_id}/groups"): ("read", None),
+    ("GET", "/v1/replays/estimate"): ("read", None),
+    ("POST", "/v1/replays"): ("score", {"run_id": "r/1", "verify": "group"}),
+    ("GET", "/v1/replays"): ("read", None),
+    ("GET", "/v1/replays/{replay_id}"): ("read", None),
+    ("POST", "/v1/replays/{replay_id}:cancel"): ("score", None),
     ("GET", "/v1/groups/{group_id}"): ("read", None),
     ("GET", "/v1/groups/{group_id}/judge-prompt"): ("read", None),
     ("GET", "/v1/usage"): ("read", None),
@@ -144,7 +149,7 @@ def test_every_route_with_every_kind_of_key(
                 empty = call(url, method, place, one_of_each[other], {})
                 assert empty.json()["error"]["code"] == "missing_scope", (path, other)
         if (
-            any(name in path for name in ("{rubric_id}", "{group_id}"))
+            any(name in path for name in ("{rubric_id}", "{group_id}", "{replay_id}"))
             or (method, path) == ("GET", "/v1/teams/{name}/budget")
             or (method == "GET" and "{run_id}" in path)
         ):
@@ -169,8 +174,10 @@ def test_every_route_with_every_kind_of_key(
             expected = 422
         elif path.endswith("/records"):
             expected = 204
-        elif "{group_id}" in path:
-            expected = 404  # a group's id is not known before it is scored
+        elif "{group_id}" in path or "{replay_id}" in path:
+            expected = 404  # their ids are not known before something is scored
+        elif path == "/v1/replays/estimate" or (method, path) == ("POST", "/v1/replays"):
+            expected = 422  # the run has no group
         assert answer.status_code == expected, (method, path, answer.text)
 
 
@@ -178,7 +185,9 @@ def _place(method: str, path: str, rubric: str, prefix: str) -> str:
     """Return the path of a call; the team to erase is one that an earlier call made."""
     name = "green" if (method, path) == ("DELETE", "/v1/teams/{name}") else "red"
     names = {"rubric_id": rubric, "prefix": prefix, "name": name, "run_id": "r%2F1"}
-    place = path.format(**names, group_id="asg_none")
+    place = path.format(**names, group_id="asg_none", replay_id="rpl_none")
+    if path == "/v1/replays/estimate":
+        return f"{place}?run_id=r%2F1&verify=group"
     return f"{place}?rollout=r1" if path.endswith("/judge-prompt") else place
 
 

@@ -42,7 +42,8 @@ class Log:
         """Return new ``(milliseconds, statement)`` pairs.
 
         Leaves out transaction statements, pings and the queries repeated every half second: whether
-        a key exists, the operator's limit, and the team's budgets.
+        a key exists, the operator's limit, and the team's budgets; and the look for replays every
+        two seconds.
         """
         text = self._path.read_text()
         fresh, self._place = text[self._place :], len(text)
@@ -57,6 +58,7 @@ class Log:
             if not re.match(
                 r"(?i)\s*(begin|commit|rollback|;|select 1\b"
                 r"|select exists \(select api_keys|select budgets\."
+                r"|select distinct replays\.team"
                 r"|select pg_catalog\.version|show |select current_schema"
                 r"|reset|set |deallocate|close"
                 r"|with recursive typeinfo_tree|$)",

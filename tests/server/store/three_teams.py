@@ -22,6 +22,8 @@ from markscheme_server.store.tables import (
     past_groups,
     past_usage,
     repeat_verdicts,
+    replay_groups,
+    replays,
     run_records,
     second_verdicts,
 )
@@ -117,6 +119,15 @@ def run_rows(team: str, rubric_id: str) -> list[sa.Insert]:
                 "first_verdicts": "1",
                 "verdicts": "0",
             }
+        ),
+        replays.insert().values(
+            own
+            | {"id": f"replay {word(team)}", "request": {"rubric_id": word(team)}}
+            | {"state": "finished", "due_at": 0.0, "changed_at": now(), "created_at": now()}
+        ),
+        replay_groups.insert().values(
+            {"replay_id": f"replay {word(team)}", "number": 0, "team": team}
+            | {"assignment_id": word(team), "result": word(team)}
         ),
         repeat_verdicts.insert().values(
             said | {"id": new_id("rep"), "criterion_key": "c", "verdict_key": "v"}

@@ -1,7 +1,8 @@
 """Delete what old runs left.
 
-Deleted by age: assignments with their rollouts, gathered groups with theirs, verdicts, judge calls,
-answers under idempotency keys, expired claims and holds, and unreferenced texts and prompts. Never
+Deleted by age: assignments with their rollouts, gathered groups with theirs, replays that are over,
+verdicts, judge calls, answers under idempotency keys, expired claims and holds, and unreferenced
+texts and prompts. Never
 deleted: rubrics with their lineage, inductions, teacher responses, and what these refer to. (A
 rubric's provenance names students' texts by hash, which keeps no text.)
 
@@ -20,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from markscheme_server.store.engine.database import Database
 from markscheme_server.store.engine.ids import as_utc, new_id, now
 from markscheme_server.store.maintenance.batch_delete import BatchDeleter, DeleteStep, unreferenced
+from markscheme_server.store.replays import LIVE
 from markscheme_server.store.tables import (
     assignments,
     claims,
@@ -31,6 +33,8 @@ from markscheme_server.store.tables import (
     past_groups,
     past_usage,
     prompts,
+    replay_groups,
+    replays,
     rollouts,
     rubrics,
     runs,
@@ -85,6 +89,7 @@ def _steps(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Se
         return unreferenced(by, key, recent) if dry else unreferenced(by, key)
 
     key = idempotency_keys.c
+    is_live = replays.c.state.in_(LIVE)
     recent_rollout = sa.exists().where(
         assignments.c.id == rollouts.c.assignment_id, ~aged(assignments)
     )
@@ -109,12 +114,24 @@ def _steps(before: datetime, clock: sa.ColumnElement[float], *, dry: bool) -> Se
             cascade=((rollouts, rollouts.c.assignment_id, assignments.c.id),),
             after=_record_groups,
         ),
+        DeleteStep(
+            replays,
+            replays.c.created_at,
+            aged(replays),
+            ~is_live,
+            ASSIGNMENTS_PER_BATCH,
+            cascade=((replay_groups, replay_groups.c.replay_id, replays.c.id),),
+        ),
         DeleteStep(verdicts, verdicts.c.created_at, aged(verdicts), sa.true()),
         DeleteStep(
             judge_calls,
             judge_calls.c.created_at,
             aged(judge_calls),
-            free(verdicts.c.call_id, judge_calls.c.id, ~aged(verdicts)),
+            sa.and_(
+                free(verdicts.c.call_id, judge_calls.c.id, ~aged(verdicts)),
+                # They are what a replay cost, as long as it is there.
+                free(replays.c.id, judge_calls.c.replay_id, sa.or_(~aged(replays), is_live)),
+            ),
             after=_record_calls,
         ),
         DeleteStep(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from markscheme.vocabulary import ReplayState
 from markscheme_server.config import Settings
 from markscheme_server.domain.hashing import prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
@@ -106,6 +107,14 @@ async def answered(store: Store, key: str, *, finished: bool = True) -> None:
         await store.idempotency.finish(address, begun.owner, status=200, body="{}")
 
 
+async def replayed(store: Store, state: ReplayState) -> None:
+    """Store a replay of two groups that has made a call."""
+    made = await store.replays.create("t", "run", {}, None, ["asg_1", "asg_2"])
+    await store.replays.change(made, state)
+    about = CallDescription("t", None, "replay", "judge", ("c",), replay_id=made.id)
+    await store.ledger.record(JudgeCall(about, JudgeUsage(1, 10, 5)))
+
+
 async def gathered(store: Store, key: str, *texts: str) -> None:
     """Store a group whose rollouts came one request each."""
     for number, text in enumerate(texts):
@@ -165,6 +174,8 @@ async def old_and_new(store: Store) -> None:
         )
     )
     await store.teachers.save("t", prompt("taught"), ["a teacher's words"])
+    await replayed(store, "finished")
+    await replayed(store, "paused")
     await answered(store, "old")
     await answered(store, "left running", finished=False)
     await store.claims.acquire("k" * 64)
@@ -185,15 +196,19 @@ GONE = {
     "rollouts": 122,
     "gathered_groups": 1,
     "gathered_rollouts": 3,
+    "replays": 1,
+    "replay_groups": 2,
     "verdicts": 30,
-    "judge_calls": 31,
+    "judge_calls": 32,
     "idempotency_keys": 1,
     "claims": 1,
     "holds": 1,
     "texts": 82,
     "prompts": 40,
 }
-"""``idempotency_keys``: the one left running is old, but its lease was not set back with it."""
+"""``idempotency_keys``: the one left running is old, but its lease was not set back with it.
+``judge_calls``: not that of the replay that is not over.
+"""
 
 
 async def test_old_runs_go_and_rubrics_and_teachers_stay(
@@ -209,7 +224,7 @@ async def test_old_runs_go_and_rubrics_and_teachers_stay(
     assert {name: before[name] - after[name] for name in before} == dict.fromkeys(
         before, 0
     ) | GONE | {
-        "past_usage": -2,  # the verifier's calls and the rubricator's, all of one day
+        "past_usage": -3,  # the verifier's calls, the rubricator's and the replay's, all of one day
         "past_groups": -GONE["assignments"],
     }
     assert [

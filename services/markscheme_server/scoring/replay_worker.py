@@ -1,0 +1,186 @@
+"""Work off replays: in every process, for each team one at a time, oldest first.
+
+A process works for a team under a claim. When it falls silent, another one takes the claim over
+after its lease and goes on with the groups that are not done. Verdicts are stored before a group's
+result is, so that a group that is begun again asks only for what was in flight.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from markscheme.vocabulary import REASON_HELP, UnscoredReason
+from markscheme_server.accounts.budgets import BUDGET_SPENT
+from markscheme_server.domain.hashing import digest
+from markscheme_server.scoring.replay_groups import CannotGoOn, GroupReplayer
+from markscheme_server.store.claims import ClaimStore
+from markscheme_server.store.engine.database import is_outage
+from markscheme_server.store.replays import LIVE, ReplayStore, StoredReplay
+
+POLL_S = 2.0
+"""Seconds between two looks for replays to work on."""
+PAUSE_S = 30.0
+"""Seconds after which a paused replay is tried again."""
+AT_A_TIME = 4
+"""Groups of one replay that are judged at a time."""
+TRIES = 3
+"""How often a group is tried whose time ran out; what it left open is then not known."""
+INTERNAL = "an error of the service; its log names it beside the replay's id"
+WAITS_FOR: dict[UnscoredReason, str] = {
+    UnscoredReason.BUDGET: BUDGET_SPENT,
+    **{
+        reason: REASON_HELP[reason]
+        for reason in (
+            UnscoredReason.QUOTA,
+            UnscoredReason.MISCONFIGURED,
+            UnscoredReason.RATE_LIMITED,
+            UnscoredReason.UNAVAILABLE,
+        )
+    },
+}
+"""Reasons that pause a replay, in the order in which they are told: they are no rollout's own."""
+
+log = structlog.get_logger()
+
+
+class _Paused(Exception):
+    """Nothing can be judged now. The message says why, for people."""
+
+
+@dataclass(slots=True)
+class _Pass:
+    """Work on one replay by one process. `ended`: why it ends before the last group."""
+
+    replay: StoredReplay
+    groups: Iterator[tuple[int, str]]
+    ended: Exception | None = None
+
+
+class ReplayWorker:
+    """Works off the replays of all teams until `aclose`."""
+
+    def __init__(self, store: ReplayStore, claims: ClaimStore, groups: GroupReplayer) -> None:
+        self._store, self._claims, self._groups = store, claims, groups
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._teams: dict[str, asyncio.Task[None]] = {}
+        self._looking = asyncio.ensure_future(self._look())
+
+    def wake(self) -> None:
+        """Look for work now instead of after `POLL_S`."""
+        self._wake.set()
+
+    async def aclose(self, within_s: float) -> None:
+        """Begin no further group, wait for those under way for `within_s` at most, and stop."""
+        self._stopping = True
+        self._looking.cancel()
+        tasks = [self._looking, *self._teams.values()]
+        await asyncio.wait(tasks, timeout=within_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look(self) -> None:
+        reachable = True
+        while True:
+            self._wake.clear()
+            try:
+                for team in await self._store.teams():
+                    if team not in self._teams:
+                        task = asyncio.ensure_future(self._work_for(team))
+                        self._teams[team] = task
+                        task.add_done_callback(partial(self._forget, team))
+                reachable = True
+            except (SQLAlchemyError, OSError, TimeoutError) as error:
+                # Once an outage: readiness and the requests tell the rest.
+                if reachable:
+                    log.warning("replays_unreachable", error=type(error).__name__)
+                reachable = False
+            try:
+                async with asyncio.timeout(POLL_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _forget(self, team: str, _done: "asyncio.Task[None]") -> None:
+        self._teams.pop(team, None)
+
+    async def _work_for(self, team: str) -> None:
+        key = digest(["replays", team])
+        try:
+            # Looked at first: a claim that another process holds must not cost a write each time.
+            if await self._claims.is_held(key):
+                return
+            if (claim := await self._claims.acquire(key)) is None:
+                return
+            try:
+                while not self._stopping and (replay := await self._store.next(team)) is not None:
+                    await self._work(replay)
+            finally:
+                await self._claims.drop(claim)
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            # What is not done stays in the queue; the next look finds it.
+            log.warning("replay_interrupted", error=type(error).__name__)
+
+    async def _work(self, replay: StoredReplay) -> None:
+        """Work on a replay until it is over, paused or cancelled, or the process stops."""
+        if replay.state == "queued":
+            await self._store.change(replay, "running")
+        work = _Pass(replay, iter(await self._store.open_groups(replay.team, replay.id)))
+        await asyncio.gather(*(self._take(work) for _ in range(AT_A_TIME)))
+        match work.ended:
+            case None:
+                if not self._stopping:
+                    await self._store.change(replay, "finished")
+            case _Paused() as paused:
+                log.info("replay_paused", replay=replay.id, reason=str(paused))
+                await self._store.change(replay, "paused", str(paused), pause_s=PAUSE_S)
+            case CannotGoOn() as failed:
+                await self._store.change(replay, "failed", str(failed))
+            case error if is_outage(error):
+                raise error
+            case error:
+                log.error("replay_failed", replay=replay.id, error=type(error).__name__)
+                await self._store.change(replay, "failed", INTERNAL)
+
+    async def _take(self, work: _Pass) -> None:
+        """Score one group after the other, and store each before the next is begun."""
+        replay = work.replay
+        for number, assignment_id in work.groups:
+            try:
+                now = await self._store.find(replay.team, replay.id)
+                # The groups that are being judged end before a pause: what they cost is paid.
+                if self._stopping or work.ended or now is None or now.state not in LIVE:
+                    return
+                await self._do(replay, number, assignment_id)
+                if now.state == "paused":
+                    # Only now: while the reason lasts, it stays to be read.
+                    await self._store.change(replay, "running")
+            except Exception as error:
+                work.ended = work.ended or error
+                return
+
+    async def _do(self, replay: StoredReplay, number: int, assignment_id: str) -> None:
+        """Score a group and store the result. Raises `_Paused` and `CannotGoOn`."""
+        for attempt in range(1, TRIES + 1):
+            planned = await self._groups.plan(replay, assignment_id)
+            if planned is None:
+                await self._store.save(replay, number, None)
+                return
+            score = await self._groups.score(replay, planned)
+            for reason, said in WAITS_FOR.items():
+                if reason in score.reasons:
+                    raise _Paused(said)
+            if UnscoredReason.TIMEOUT not in score.reasons or attempt == TRIES:
+                break
+        await self._store.save(
+            replay,
+            number,
+            score.result,
+            cached_verdicts=score.cached_verdicts,
+            saved_usd=score.saved_usd,
+        )
