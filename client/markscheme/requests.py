@@ -304,7 +304,9 @@ def add_run_records(run_id: str, records: Mapping[int, Mapping[str, float | None
 def estimate_replay(run_id: str, changes: ReplayChanges) -> Call[ReplayEstimate]:
     """Build `GET /v1/replays/estimate`."""
     asked = validated(ReplayRequest, {"run_id": run_id, **changes})
-    return _get("/v1/replays/estimate", ReplayEstimate, **asked.model_dump(exclude_defaults=True))
+    call = _get("/v1/replays/estimate", ReplayEstimate, **asked.model_dump(exclude_defaults=True))
+    # It looks up every verdict of a run, which takes a minute for thousands of groups.
+    return replace(call, timeout=INDUCE_TIMEOUT)
 
 
 def create_replay(run_id: str, changes: ReplayChanges) -> Call[Replay]:

@@ -108,7 +108,9 @@ def test_every_route_with_every_kind_of_key(
     one_of_each = {
         scope: organisation.key("red", scope) for scope in ("read", "score", "induce", "admin")
     }
-    another_teams = {scope: organisation.key("blue", scope) for scope in ("read", "induce")}
+    another_teams = {
+        scope: organisation.key("blue", scope) for scope in ("read", "score", "induce")
+    }
     revoked = organisation.key("red", "read", "score", "induce", "admin")
     organisation.revoke(revoked)
     expired = organisation.key("red", "read", "score", "induce", "admin")

@@ -252,6 +252,8 @@ async def test_what_is_brought_late_is_refused_and_its_neighbours_are_kept(store
         "text_key": text_key("said by all"),
         "parent_id": None,
         "call_id": None,
+        "replay_id": f"replay {word('blue')}",
+        "number": 1,
     }
     for table in metadata.sorted_tables:
         if "team" not in table.c or table in (audit_entries, past_usage, past_groups):
