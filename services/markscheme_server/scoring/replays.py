@@ -23,6 +23,7 @@ from markscheme_server.scoring.verdict_plan import VerdictPlan
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.lineage import LineageStore
 from markscheme_server.store.replays import (
+    LIVE,
     GroupResult,
     Progress,
     ReplayStore,
