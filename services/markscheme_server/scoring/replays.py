@@ -3,7 +3,8 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from time import monotonic
 
 from markscheme import schema
 from markscheme_server.domain.caller import Caller
@@ -22,6 +23,7 @@ from markscheme_server.scoring.verdict_plan import VerdictPlan
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.lineage import LineageStore
 from markscheme_server.store.replays import (
+    LIVE,
     GroupResult,
     Progress,
     ReplayStore,
@@ -31,8 +33,19 @@ from markscheme_server.store.replays import (
 from markscheme_server.store.rubrics import RubricStore
 from markscheme_server.store.runs import RunStore
 
+KEPT_TIMES = 20
+"""A comparison of a replay that goes on is kept for so many times the time that it took."""
 MAX_COMPARISONS = 32
 """Comparisons that a process keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """A comparison of so many groups, which is answered `until` then though more are done."""
+
+    groups: int
+    until: float
+    comparison: schema.ReplayComparison
 
 
 class ReplayService:
@@ -50,7 +63,7 @@ class ReplayService:
     ) -> None:
         self._store, self._runs, self._rubrics, self._lineage = store, runs, rubrics, lineage
         self._judges, self._groups, self._worker = judges, groups, worker
-        self._comparisons: OrderedDict[tuple[str, int], schema.ReplayComparison] = OrderedDict()
+        self._comparisons: OrderedDict[str, _Compared] = OrderedDict()
 
     async def estimate(
         self, caller: Caller, request: schema.ReplayRequest
@@ -224,16 +237,24 @@ class ReplayService:
 
     async def _compare(self, replay: StoredReplay, compared: int) -> schema.ReplayComparison:
         """Return the comparison of the groups that are done; `compared`: how many there are."""
-        # A group's result never changes, so that their number tells whether there is more.
-        if (known := self._comparisons.get((replay.id, compared))) is not None:
-            return known
+        known = self._comparisons.get(replay.id)
+        if known is not None and (
+            # A group's result never changes, so that their number tells whether there is more.
+            known.groups == compared or (replay.state in LIVE and monotonic() < known.until)
+        ):
+            return known.comparison
+        began = monotonic()
         stored = await self._store.results(replay.team, replay.id)
         # In a thread: a long run takes hundreds of milliseconds, and others must not wait for it.
         results = await asyncio.to_thread(lambda: [GroupResult.load(each) for each in stored])
         rubrics = {each.rubric_before for each in results} | {each.rubric_after for each in results}
         criteria = await self._runs.criteria(replay.team, sorted(rubrics))
         made = await asyncio.to_thread(_comparison, results, criteria)
-        self._comparisons[replay.id, compared] = made
+        ended = monotonic()
+        self._comparisons[replay.id] = _Compared(
+            compared, ended + KEPT_TIMES * (ended - began), made
+        )
+        self._comparisons.move_to_end(replay.id)
         while len(self._comparisons) > MAX_COMPARISONS:
             self._comparisons.popitem(last=False)
         return made
