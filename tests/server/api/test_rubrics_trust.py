@@ -308,6 +308,8 @@ def test_an_edited_rubric_has_no_rubricator_and_no_teacher(member: Team) -> None
         "run": None,
         "format": None,
         "points_factor": None,
+        "replaces": None,
+        "reason": None,
     }
     assert forged["provenance"] == nothing
     assert same["provenance"] == source["provenance"]
