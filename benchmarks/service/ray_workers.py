@@ -1,6 +1,6 @@
 """Reward workers on a Ray cluster over several replicas of the service behind HAProxy.
 
-    python -m service.ray_workers [--groups 256] [--workers 64] [--out FOLDER]
+    python -m service.ray_workers [--groups 128] [--workers 64] [--out FOLDER]
 
 Each worker is an actor in a process of its own, and calls what verl's manager calls
 (`markscheme.integrations.gathering.gathered`): one rollout a request, each rollout of a group from
@@ -293,7 +293,7 @@ def _row(
 def main() -> None:
     """Measure one, two and four replicas, a slow judge, and a run with two processes killed."""
     parser = argparse.ArgumentParser(prog="python -m service.ray_workers")
-    parser.add_argument("--groups", type=int, default=256)
+    parser.add_argument("--groups", type=int, default=128)
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
@@ -318,9 +318,7 @@ def main() -> None:
         cluster = Cluster(workdir, stub, postgres, redis, workers, [])
         work = Work(arguments.groups, SIZE, 4)
 
-        def measure(
-            load: str, replicas: int, work: Work, latency_s: float, *, kill: bool = False
-        ) -> None:
+        def measure(load: str, replicas: int, latency_s: float, *, kill: bool = False) -> None:
             deadlocks = _deadlocks(cluster.postgres)
             with replicated(cluster, replicas) as service:
                 warm_up = make_batch(Work(16, SIZE, 4), f"{load}, warm-up")
@@ -339,11 +337,10 @@ def main() -> None:
             show(found, console)
 
         for count in REPLICAS:
-            measure(f"{count} replica{'s' * (count > 1)}", count, work, LATENCY_S)
-        slow = Work(max(1, arguments.groups // 4), SIZE, 4)
-        measure("4 replicas, slow judge", 4, slow, SLOW_LATENCY_S)
+            measure(f"{count} replica{'s' * (count > 1)}", count, LATENCY_S)
+        measure("4 replicas, slow judge", 4, SLOW_LATENCY_S)
         # Slow, so that the replica has calls under way when it is killed.
-        measure("4 replicas, a replica and a worker killed", 4, work, SLOW_LATENCY_S, kill=True)
+        measure("4 replicas, a replica and a worker killed", 4, SLOW_LATENCY_S, kill=True)
         spent = cluster.spent
     paths = save(
         arguments.out / f"ray-{today()}",
