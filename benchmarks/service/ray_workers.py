@@ -1,6 +1,6 @@
 """Reward workers on a Ray cluster over several replicas of the service behind HAProxy.
 
-    python -m service.ray_workers [--groups 256] [--workers 64] [--out FOLDER]
+    python -m service.ray_workers [--groups 128] [--workers 64] [--out FOLDER]
 
 Each worker is an actor in a process of its own, and calls what verl's manager calls
 (`markscheme.integrations.gathering.gathered`): one rollout a request, each rollout of a group from
@@ -40,6 +40,8 @@ REPLICAS = (1, 2, 4)
 LATENCY_S, SLOW_LATENCY_S = 0.05, 1.0
 KILLED_AFTER = 0.25
 """Share of the answers that are there when a replica and a worker are killed."""
+UNSTORED_S = 1.0
+"""Seconds before a kill in which an answer may not have been stored yet."""
 FIGURE = "reward workers on Ray"
 
 
@@ -96,7 +98,6 @@ class Replicated:
     url: str
     balancer: Process
     replicas: list[Process]
-    database: str
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def replicated(cluster: Cluster, count: int) -> Iterator[Replicated]:
         balancer = stack.enter_context(
             processes.balancer(cluster.workdir, [replica.url for replica in replicas])
         )
-        yield Replicated(balancer.url, balancer, replicas, name)
+        yield Replicated(balancer.url, balancer, replicas)
 
 
 @dataclass
@@ -135,6 +136,15 @@ class Outcome:
     cpu_s: dict[str, float]
     counts: dict[str, float]
     judge: dict[str, Any]
+    killed_at: float | None = None
+
+    @property
+    def paid_twice(self) -> list[float]:
+        """When answers were first given that were paid for again, in seconds before the kill."""
+        return [
+            0.0 if self.killed_at is None else self.killed_at - at
+            for at in self.judge["answered_again"]
+        ]
 
 
 def score_batch(
@@ -149,9 +159,9 @@ def score_batch(
         "HAProxy": [service.balancer],
         "stub judge": [cluster.stub],
         # Ray's processes are children of this one, and so are the other parts.
-        "Ray and the driver": [Process("", os.getpid())],
+        "Ray workers": [Process("", os.getpid())],
     }
-    counts, cpu, started = _counts(cluster, service), _cpu(parts), time.perf_counter()
+    counts, cpu, started = _counts(cluster), _cpu(parts), time.perf_counter()
     pending = [
         cluster.workers[(g + r) % len(cluster.workers)].score.remote(
             service.url, f"{batch.name}-{g}", f"r{r}", task.prompt, text
@@ -159,8 +169,10 @@ def score_batch(
         for g, (task, texts) in enumerate(zip(batch.tasks, batch.answers, strict=True))
         for r, text in enumerate(texts)
     ]
+    killed_at = None
     if kill:
         ray.wait(pending, num_returns=int(KILLED_AFTER * len(pending)))
+        killed_at = time.time()
         os.kill(service.replicas[0].pid, signal.SIGKILL)
         os.kill(ray.get(cluster.workers[0].pid.remote()), signal.SIGKILL)
     answers = ray.get(pending)
@@ -170,38 +182,45 @@ def score_batch(
         answers,
         wall_s,
         spent,
-        {name: n - counts[name] for name, n in _counts(cluster, service).items()},
+        {name: n - counts[name] for name, n in _counts(cluster).items()},
         cluster.stub.stats(),
+        killed_at,
     )
 
 
 def _cpu(parts: Mapping[str, list[Process]]) -> dict[str, float]:
     seconds = {part: sum(each.cpu_s() for each in of) for part, of in parts.items()}
-    own = "Ray and the driver"
+    own = "Ray workers"
     # PostgreSQL detaches itself from who started it.
     seconds[own] -= sum(s for part, s in seconds.items() if part not in (own, "PostgreSQL"))
     return seconds
 
 
-def _counts(cluster: Cluster, service: Replicated) -> dict[str, float]:
+def _counts(cluster: Cluster) -> dict[str, float]:
     """Return PostgreSQL's and Redis's own counts."""
-    written = cluster.postgres.server.psql(
-        "\\t on\nSELECT datname, xact_commit, tup_inserted + tup_updated + tup_deleted, deadlocks,"
-        " (SELECT wal_bytes FROM pg_stat_wal) FROM pg_stat_database"
+    transactions, written = _numbers(
+        cluster.postgres,
+        "SELECT pg_snapshot_xmax(pg_current_snapshot()),"
+        " pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')",
     )
-    (line,) = (
-        line for line in written.split("\n") if line.split("|")[0].strip() == service.database
-    )
-    commits, rows, deadlocks, wal = (float(cell) for cell in line.split("|")[1:])
     with Redis.from_url(cluster.redis.url) as client:
         commands = float(client.info("stats")["total_commands_processed"])
     return {
-        "commits": commits,
-        "rows": rows,
-        "deadlocks": deadlocks,
-        "wal_bytes": wal,
+        "writing_transactions": transactions,
+        "wal_bytes": written,
         "redis_commands": commands,
     }
+
+
+def _numbers(postgres: Postgres, query: str) -> list[float]:
+    """Return the one row of a query."""
+    line = postgres.server.psql(f"\\t on\n{query}").strip()
+    return [float(cell) for cell in line.split("|")]
+
+
+def _deadlocks(postgres: Postgres) -> float:
+    """Return the deadlocks so far; a backend reports its own when it ends."""
+    return _numbers(postgres, "SELECT sum(deadlocks) FROM pg_stat_database")[0]
 
 
 def checked(url: str, batch: Batch, outcome: Outcome) -> dict[str, int]:
@@ -232,11 +251,19 @@ def _row(
     rollouts, groups = len(outcome.answers), len(batch.tasks)
     judge, counts = outcome.judge, outcome.counts
     waited = [answer.waited_s for answer in outcome.answers]
-    again = judge["calls"] - groups - rollouts
-    sound = not any(facts.values()) and not judge["answered_again"] and not counts["deadlocks"]
-    if not killed:
-        sound = sound and again == 0 and judge["inductions"] == groups
-    asked_again = f", {again} calls asked again that nobody had heard" if killed else ""
+    again, twice = judge["calls"] - groups - rollouts, outcome.paid_twice
+    paid = sum(before_s > UNSTORED_S for before_s in twice) if killed else again
+    told = ""
+    if killed:
+        told = (
+            f"; asked again of the killed replica's: {again - len(twice)} calls that it had not "
+            f"heard the answer to, {len(twice)} whose answer it had not stored yet"
+        )
+        if twice:
+            told += f" (given at most {max(twice):.2f} s before)"
+    else:
+        paid += judge["inductions"] - groups
+    sound = not any(facts.values()) and not paid
     return [
         Row(
             FIGURE,
@@ -244,7 +271,7 @@ def _row(
             "groups whole, one rubric each, 0 lost, 0 paid twice",
             f"{rollouts} of {rollouts + facts['lost']} rewards, {facts['wrong']} wrong; "
             f"{facts['split']} of {groups} groups with several rubrics, {facts['not whole']} not "
-            f"whole; {judge['answered_again']} answers of the judge paid twice{asked_again}",
+            f"whole; {paid} answers paid twice; {facts['deadlocks']} deadlocks{told}",
             sound,
             {"facts": dict(facts), "judge": {k: v for k, v in judge.items() if k != "sample"}},
         ),
@@ -253,8 +280,8 @@ def _row(
             load,
             "",
             f"{rollouts / outcome.wall_s:.0f} rollouts/s ({outcome.wall_s:.1f} s; median wait "
-            f"{percentile(waited, 0.5):.1f} s); a rollout: {counts['commits'] / rollouts:.1f} "
-            f"transactions, {counts['rows'] / rollouts:.1f} rows and "
+            f"{percentile(waited, 0.5):.1f} s); a rollout: "
+            f"{counts['writing_transactions'] / rollouts:.2f} writing transactions and "
             f"{counts['wal_bytes'] / rollouts / 1000:.1f} kB of log in PostgreSQL, "
             f"{counts['redis_commands'] / rollouts:.1f} commands in Redis",
             None,
@@ -266,7 +293,7 @@ def _row(
 def main() -> None:
     """Measure one, two and four replicas, a slow judge, and a run with two processes killed."""
     parser = argparse.ArgumentParser(prog="python -m service.ray_workers")
-    parser.add_argument("--groups", type=int, default=256)
+    parser.add_argument("--groups", type=int, default=128)
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
@@ -291,33 +318,29 @@ def main() -> None:
         cluster = Cluster(workdir, stub, postgres, redis, workers, [])
         work = Work(arguments.groups, SIZE, 4)
 
-        def measure(
-            load: str, replicas: int, work: Work, latency_s: float, *, kill: bool = False
-        ) -> None:
+        def measure(load: str, replicas: int, latency_s: float, *, kill: bool = False) -> None:
+            deadlocks = _deadlocks(cluster.postgres)
             with replicated(cluster, replicas) as service:
                 warm_up = make_batch(Work(16, SIZE, 4), f"{load}, warm-up")
                 score_batch(cluster, service, warm_up, latency_s=LATENCY_S)
                 batch = make_batch(work, load)
                 outcome = score_batch(cluster, service, batch, latency_s=latency_s, kill=kill)
-                found = _row(
-                    f"{load}, {work.prompts} groups of {SIZE}, judge {latency_s:g} s",
-                    batch,
-                    outcome,
-                    checked(service.replicas[-1].url, batch, outcome),
-                    killed=kill,
-                )
+                facts = checked(service.replicas[-1].url, batch, outcome)
                 if outcome.cpu_s:
                     cluster.spent.append(
                         TimeSpent(FIGURE, load, outcome.wall_s, work.answers, outcome.cpu_s)
                     )
+            facts["deadlocks"] = int(_deadlocks(cluster.postgres) - deadlocks)
+            named = f"{load}, {work.prompts} groups of {SIZE}, judge {latency_s:g} s"
+            found = _row(named, batch, outcome, facts, killed=kill)
             rows.extend(found)
             show(found, console)
 
         for count in REPLICAS:
-            measure(f"{count} replica{'s' * (count > 1)}", count, work, LATENCY_S)
-        slow = Work(max(1, arguments.groups // 4), SIZE, 4)
-        measure("4 replicas, slow judge", 4, slow, SLOW_LATENCY_S)
-        measure("4 replicas, a replica and a worker killed", 4, work, LATENCY_S, kill=True)
+            measure(f"{count} replica{'s' * (count > 1)}", count, LATENCY_S)
+        measure("4 replicas, slow judge", 4, SLOW_LATENCY_S)
+        # Slow, so that the replica has calls under way when it is killed.
+        measure("4 replicas, a replica and a worker killed", 4, SLOW_LATENCY_S, kill=True)
         spent = cluster.spent
     paths = save(
         arguments.out / f"ray-{today()}",
@@ -329,7 +352,8 @@ def main() -> None:
             f"judge concurrency {JUDGE_CONCURRENCY}. All of it, the judge and the workers too, "
             "shares this machine's cores. Every reward was held against what the judge's rule "
             "implies for its group's rubric; another induction would have made another rubric.",
-            "In the table of the time, a rollout is counted as a verdict.",
+            "In the table of the time, a rollout is counted as a verdict; the Ray workers hold the "
+            "SDK, Ray itself and the driver.",
         ),
         rows=rows,
         spent=spent,

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import json
 import sys
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -38,7 +39,8 @@ class Settings:
 class Counts:
     """Counts since the last reset. `sample` is one request's body, for the baseline to repeat.
 
-    `answered`: replies by question that were written to a caller who was still there.
+    `answered`: when a question was first answered to a caller who was still there (Unix time);
+    `answered_again`: these times of questions that were answered once more.
     """
 
     calls: int = 0
@@ -51,7 +53,8 @@ class Counts:
     prompts: set[bytes] = field(default_factory=set)
     answers: set[str] = field(default_factory=set)
     asked: Counter[str] = field(default_factory=Counter)
-    answered: Counter[bytes] = field(default_factory=Counter)
+    answered: dict[bytes, float] = field(default_factory=dict)
+    answered_again: list[float] = field(default_factory=list)
     inductions: int = 0
 
     def shown(self) -> dict[str, Any]:
@@ -64,8 +67,8 @@ class Counts:
             "prompts": len(self.prompts),
             "answers": len(self.answers),
             "inductions": self.inductions,
-            "answered": self.answered.total(),
-            "answered_again": self.answered.total() - len(self.answered),
+            "answered": len(self.answered),
+            "answered_again": self.answered_again,
             "mean_body_bytes": self.body_bytes / max(self.calls, 1),
             "sample": self.sample,
         }
@@ -158,7 +161,9 @@ class Connection(asyncio.Protocol):
     def _finish(self, counts: Counts, question: bytes, status: int, payload: bytes) -> None:
         counts.in_flight -= 1
         if status == 200 and not self._transport.is_closing():
-            counts.answered[question] += 1
+            if question in counts.answered:
+                counts.answered_again.append(counts.answered[question])
+            counts.answered.setdefault(question, time.time())
         self._write(status, payload)
 
     def _write(self, status: int, payload: bytes) -> None:
