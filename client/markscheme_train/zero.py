@@ -86,8 +86,10 @@ class GuardedEngine(DeepSpeedEngineWrapper):  # type: ignore[misc]
         """
         self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
         if not self._teaches():
-            if sync_gradients and self.engine.lr_scheduler is not None:
-                self.engine.lr_scheduler.step()
+            if sync_gradients:
+                self.engine._global_grad_norm = 0.0  # else the log repeats the last step's
+                if self.engine.lr_scheduler is not None:
+                    self.engine.lr_scheduler.step()
             return
         self.engine.backward(loss, **kwargs)
         if sync_gradients:
