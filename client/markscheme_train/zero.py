@@ -3,10 +3,11 @@
 DeepSpeed is imported only where it runs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as distributed
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from torch import Size, Tensor, nn
@@ -56,6 +57,14 @@ class ZeroShards:
     def release(self) -> None:
         """Drop gathered weights: ZeRO keeps small ones whole, and those that it has prefetched."""
         self._engine().optimizer.empty_partition_cache()
+
+    def put(self, held: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Copy values into parts, and wait: ZeRO gathers on a stream that does not."""
+        from deepspeed.accelerator import get_accelerator
+
+        torch._foreach_copy_(list(held), list(values))
+        if not get_accelerator().resolves_data_dependency():
+            get_accelerator().current_stream().synchronize()
 
 
 class GuardedEngine(DeepSpeedEngineWrapper):  # type: ignore[misc]
