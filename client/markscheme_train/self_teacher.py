@@ -197,6 +197,9 @@ class Shards(Protocol):
     def release(self) -> None:
         """Drop gathered weights, since their shards change."""
 
+    def put(self, held: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Copy values into parts as `held` returns them, before weights are gathered again."""
+
 
 class FsdpShards:
     """Weights under FSDP 2, which are distributed tensors themselves."""
@@ -233,6 +236,10 @@ class FsdpShards:
         for module in self._student.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+    def put(self, held: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Copy values into parts; what FSDP gathers next waits for it."""
+        torch._foreach_copy_(list(held), list(values))
 
 
 class ShardedCopy:
@@ -331,12 +338,12 @@ class ShardedCopy:
         student = [self._shards.held(weight) for weight in self._trained.values()]
         held = [shard.clone() for shard in student]
         self._shards.release()
-        torch._foreach_copy_(student, _local(self._own))
+        self._shards.put(student, _local(self._own))
         try:
             yield
         finally:
             self._shards.release()
-            torch._foreach_copy_(student, held)
+            self._shards.put(student, held)
 
 
 class TrustRegion:

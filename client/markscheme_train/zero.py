@@ -3,10 +3,11 @@
 DeepSpeed is imported only where it runs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as distributed
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from torch import Size, Tensor, nn
@@ -57,6 +58,14 @@ class ZeroShards:
         """Drop gathered weights: ZeRO keeps small ones whole, and those that it has prefetched."""
         self._engine().optimizer.empty_partition_cache()
 
+    def put(self, held: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Copy values into parts, and wait: ZeRO gathers on a stream that does not."""
+        from deepspeed.accelerator import get_accelerator
+
+        torch._foreach_copy_(list(held), list(values))
+        if not get_accelerator().resolves_data_dependency():
+            get_accelerator().current_stream().synchronize()
+
 
 class GuardedEngine(DeepSpeedEngineWrapper):  # type: ignore[misc]
     """Steps as accelerate's wrapper does, unless the step must not be taken.
@@ -86,8 +95,10 @@ class GuardedEngine(DeepSpeedEngineWrapper):  # type: ignore[misc]
         """
         self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
         if not self._teaches():
-            if sync_gradients and self.engine.lr_scheduler is not None:
-                self.engine.lr_scheduler.step()
+            if sync_gradients:
+                self.engine._global_grad_norm = 0.0  # else the log repeats the last step's
+                if self.engine.lr_scheduler is not None:
+                    self.engine.lr_scheduler.step()
             return
         self.engine.backward(loss, **kwargs)
         if sync_gradients:

@@ -4,6 +4,8 @@ import inspect
 
 import pytest
 import trl
+from accelerate import Accelerator
+from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from transformers import Trainer
 from trl import GRPOTrainer
 
@@ -128,3 +130,20 @@ def test_a_line_relied_on_stands(name: str, line: str) -> None:
     assert line in inspect.getsource(getattr(owner, name.removeprefix("super()."))), (
         f"GRPOTrainer.{name} has no more `{line}`: see what MarkschemeTrainer makes of it"
     )
+
+
+def test_deepspeed_steps_where_its_guards_stand() -> None:
+    """`GuardedEngine` has these lines too, with questions between them."""
+    assert "self.deepspeed_engine_wrapped.backward(loss, sync_gradients=" in inspect.getsource(
+        Accelerator.backward
+    )
+    calls = [
+        line.strip()
+        for line in inspect.getsource(DeepSpeedEngineWrapper.backward).splitlines()
+        if "self.engine." in line
+    ]
+    assert calls == [
+        "self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)",
+        "self.engine.backward(loss, **kwargs)",
+        "self.engine.step()",
+    ]

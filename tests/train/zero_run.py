@@ -63,7 +63,6 @@ def launched(settings: Path) -> None:
 
 
 def main(settings: Path, out: Path, made: type[Recorded] = ZeroRecorded) -> None:
-    torch.autograd.set_detect_anomaly(True)
     launched(settings)
     recorded_run.main(settings, out, made)
     os._exit(0)  # gloo's threads may outlive their group, and an ordinary exit then aborts
