@@ -9,7 +9,7 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,10 @@ async def fill(store: Store) -> None:
         async with store.database.writing(team_scope("red", "blue")) as connection:
             await connection.execute(
                 prompts.insert(),
-                [{"key": r["prompt_key"], "messages": r["messages"], "created_at": at} for r in made],
+                [
+                    {"key": r["prompt_key"], "messages": r["messages"], "created_at": at}
+                    for r in made
+                ],
             )
             fields = [{k: v for k, v in row.items() if k != "messages"} for row in made]
             await connection.execute(rubrics.insert().values(words=vector), fields)
