@@ -529,7 +529,8 @@ def _trainer() -> list[Check]:
             48,
             area,
             "The same on a GPU.",
-            not_applicable="no GPU at hand; benchmarks/gpu/run.sh is for a machine that has one",
+            not_applicable="these checks run without a GPU; on one, benchmarks/gpu/run.sh resumes "
+            "a run and does not compare weights",
         ),
         Check(
             49,
