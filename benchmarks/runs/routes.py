@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from markscheme import schema
+from markscheme_server.cli.server import tune_garbage_collector
 from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
 from markscheme_server.scoring.run_groups import RunGroupService
@@ -55,6 +56,7 @@ async def measure(url: str) -> None:
     store = Store(settings.sqlalchemy_url)
     await store.teams.create("red", Actor())
     await seed_run(store, "red", "run", RunSize())
+    tune_garbage_collector()  # as the service does
     print(f"{'answer':10}{'cold':>8}{'changed':>9}{'same':>8}")
     for name, ask in ANSWERS.items():
         times = []

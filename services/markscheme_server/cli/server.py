@@ -98,7 +98,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to serve."""
         await super().startup(sockets)
-        _tune_garbage_collector()
+        tune_garbage_collector()
         sys.setswitchinterval(SWITCH_S)
         self.ready()
 
@@ -149,7 +149,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def _tune_garbage_collector() -> None:
+def tune_garbage_collector() -> None:
     """Exempt long-lived objects from garbage collection, and collect less often.
 
     A batch creates tens of thousands of objects and hardly a cycle. Measured at the default

@@ -101,9 +101,8 @@ class StepTotals:
     length_reward: tuple[int, int, float, float, float] = (0, 0, 0.0, 0.0, 0.0)
     metrics: dict[str, tuple[float, int]] = field(default_factory=dict)
 
-    def add_group(self, group: GroupFigures) -> None:
-        """Add a group."""
-        known = group.known
+    def add_group(self, group: GroupFigures, known: Sequence[float]) -> None:
+        """Add a group; `known`: its known rewards."""
         self.groups += 1
         self.rollouts += len(group.rewards)
         self.rewards += known
@@ -416,10 +415,13 @@ def _step(
     second: Sequence[SecondVerdicts],
     metrics: Mapping[str, float | None],
 ) -> _Step:
-    stored = _Step(StepTotals(step, step), (), {})
+    totals = StepTotals(step, step)
+    stored = _Step(totals, second, metrics)
+    gaps = _add_beside(totals, second, metrics)
     for group in groups:
         figures, rubric = group.figures, group.rubric_id
-        stored.totals.add_group(figures)
+        known = figures.known
+        totals.add_group(figures, known)
         stored.end = max(stored.end, figures.at)
         stored.rubrics[rubric] = None
         if group.judge is not None:
@@ -432,31 +434,39 @@ def _step(
         if group.pruned:
             stored.pruned += 1
         else:
-            stored.groups.append(_summary(group))
-    return _renewed(stored, second, metrics) if second or metrics else stored
+            stored.groups.append(_summary(group, known, gaps.get(group.id)))
+    return stored
 
 
 def _renewed(
     stored: _Step, second: Sequence[SecondVerdicts], metrics: Mapping[str, float | None]
 ) -> _Step:
     """Return a step with other second verdicts and metrics."""
-    gaps: dict[str, list[float]] = defaultdict(list)
     totals = replace(stored.totals, second=(0, 0.0, 0.0), metrics={})
+    gaps = _add_beside(totals, second, metrics)
+    groups = [group._replace(gap=gaps.get(group.id)) for group in stored.groups]
+    return replace(stored, totals=totals, second=second, metrics=metrics, groups=groups)
+
+
+def _add_beside(
+    totals: StepTotals, second: Sequence[SecondVerdicts], metrics: Mapping[str, float | None]
+) -> dict[str, float]:
+    """Add second verdicts and metrics to the totals of a step; return each group's gap by its id.
+
+    A gap is the mean difference between the rewards of the two judges.
+    """
+    totals.add_metrics(metrics)
+    gaps: dict[str, list[float]] = defaultdict(list)
     for each in second:
         totals.add_second(each)
         if each.reward is not None and each.first_reward is not None:
             gaps[each.group].append(abs(each.reward - each.first_reward))
-    totals.add_metrics(metrics)
-    groups = [
-        group._replace(gap=_ratio(sum(gaps.get(group.id, ())), len(gaps.get(group.id, ()))))
-        for group in stored.groups
-    ]
-    return replace(stored, totals=totals, second=second, metrics=metrics, groups=groups)
+    return {group: statistics.fmean(each) for group, each in gaps.items()}
 
 
-def _summary(group: RunGroup) -> GroupSummary:
+def _summary(group: RunGroup, known: Sequence[float], gap: float | None) -> GroupSummary:
     figures = group.figures
-    known, teacher = figures.known, figures.teacher_known
+    teacher = figures.teacher_known
     words = [count for count in figures.words if count is not None]
     return GroupSummary(
         group.id,
@@ -468,7 +478,7 @@ def _summary(group: RunGroup) -> GroupSummary:
         _ratio(sum(teacher), len(teacher)),
         _ratio(sum(words), len(words)),
         len(figures.rewards) - len(known),
-        None,
+        gap,
     )
 
 

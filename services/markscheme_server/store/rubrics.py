@@ -125,6 +125,22 @@ def quality(database: Database, team: str) -> sa.ColumnElement[Any]:
     )
 
 
+def _newest(team: str, conditions: Sequence[sa.ColumnElement[bool]], most: int) -> sa.Select[str]:
+    """Select the ids of the newest rubrics that a team may see and that meet the conditions."""
+    # One part for each way in which a rubric is visible: an index has most of them in this order.
+    # With `visible` every rubric would be read and sorted.
+    found = sa.select(rubrics.c.id, rubrics.c.created_at).where(*conditions)
+    parts = (
+        found.where(rubrics.c.team == team),
+        found.where(rubrics.c.visibility == "organisation"),
+        found.join(shares, shares.c.rubric_id == rubrics.c.id).where(shares.c.team == team),
+    )
+    union = sa.union(
+        *(sa.select(part.order_by(*_NEWEST_FIRST).limit(most).subquery()) for part in parts)
+    ).subquery()
+    return sa.select(union.c.id).order_by(union.c.created_at.desc(), union.c.id.desc()).limit(most)
+
+
 def _starts_with(text: Any, prefix: Any) -> sa.ColumnElement[bool]:
     # Not LIKE: it has wildcards, and ignores case on SQLite.
     start = sa.func.substr(text, 1, sa.func.length(prefix), type_=sa.Text)
@@ -467,43 +483,31 @@ class RubricStore:
 
     async def page(self, team: str, search: Search) -> tuple[list[Rubric], bool]:
         """Return the rubrics found that the team may see, newest first, and whether more exist."""
-        query = SELECT_RUBRIC.where(visible(team), *self._conditions(search))
-        if search.after is not None:
-            # Continue behind the last rubric of the previous page, in the same order.
-            # `visible` here too: the answer must not depend on rubrics that the team may not see.
-            edge = (
-                sa.select(rubrics.c.created_at, rubrics.c.id)
-                .where(rubrics.c.id == search.after, visible(team))
-                .subquery()
-            )
-            query = query.join(
-                edge,
-                sa.or_(
-                    rubrics.c.created_at < edge.c.created_at,
-                    sa.and_(rubrics.c.created_at == edge.c.created_at, rubrics.c.id < edge.c.id),
-                ),
-            )
-        # One more than asked for tells whether there is a next page.
-        query = query.order_by(*_NEWEST_FIRST).limit(search.limit + 1)
-        if search.min_quality is None:
-            async with self._db.reading(team_scope(team)) as connection:
-                found = await fetch_rubrics(connection, query)
-        else:
-            # The quality counts other teams' groups, which the team's scope would hide.
-            async with self._db.reading(ALL_TEAMS) as connection:
-                ids = (
-                    (
-                        await connection.execute(
-                            query.with_only_columns(rubrics.c.id).where(
-                                quality(self._db, team) >= search.min_quality
-                            )
-                        )
+        r = rubrics.c
+        conditions = list(self._conditions(search))
+        if search.min_quality is not None:
+            conditions.append(quality(self._db, team) >= search.min_quality)
+        # The quality counts other teams' groups, which the team's scope would hide. The rubrics
+        # themselves are read in the team's own scope.
+        scope = team_scope(team) if search.min_quality is None else ALL_TEAMS
+        async with self._db.reading(scope) as connection:
+            if search.after is not None:
+                # `visible`: the answer must not depend on rubrics that the team may not see.
+                last = (
+                    await connection.execute(
+                        sa.select(r.created_at, r.id).where(r.id == search.after, visible(team))
                     )
-                    .scalars()
-                    .all()
+                ).first()
+                if last is None:
+                    return [], False
+                conditions.append(
+                    sa.tuple_(r.created_at, r.id)
+                    < sa.tuple_(*map(sa.literal, last, (r.created_at.type, r.id.type)))
                 )
-            # The rubrics themselves are read in the team's own scope.
-            found = await self.read(team, ids)
+            # One more than asked for tells whether there is a next page.
+            query = _newest(team, conditions, search.limit + 1)
+            ids = (await connection.execute(query)).scalars().all()
+        found = await self.read(team, ids)
         return found[: search.limit], len(found) > search.limit
 
     async def read(self, team: str, rubric_ids: Sequence[str]) -> list[Rubric]:
