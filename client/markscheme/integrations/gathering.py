@@ -42,7 +42,7 @@ class RolloutUnscored(MarkschemeError):
         return f"the rollout is unscored ({self.reason})"
 
 
-def client_here(url: str | None = None) -> AsyncClient:
+def loop_client(url: str | None = None) -> AsyncClient:
     """Return the running loop's client of a service.
 
     Args:
@@ -54,7 +54,7 @@ def client_here(url: str | None = None) -> AsyncClient:
     return clients[url]
 
 
-async def until_reached(
+async def retry_outages(
     ask: Callable[[], Awaitable[T]], *, max_outage_s: float = MAX_OUTAGE_S
 ) -> T:
     """Return the answer of a service that may be away for `max_outage_s` seconds meanwhile."""
@@ -70,7 +70,7 @@ async def until_reached(
         wait_s = min(2 * wait_s, MAX_RETRY_WAIT_S)
 
 
-async def gathered(
+async def score_in_group(
     client: AsyncClient,
     prompt: Any,
     response: Any,
@@ -110,7 +110,7 @@ async def gathered(
     number = 0 if key else _numbers.get(base, 0)
     while True:
         try:
-            scored = await until_reached(
+            scored = await retry_outages(
                 lambda name=key or f"{base}-{number}": client.rollout(  # type: ignore[misc]
                     asked, rollout, key=name, size=size, **options
                 )

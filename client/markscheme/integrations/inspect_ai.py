@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from markscheme.integrations.gathering import client_here, until_reached
+from markscheme.integrations.gathering import loop_client, retry_outages
 from markscheme.schema import Group, Rollout
 from markscheme.text import replace_invalid
 from markscheme.vocabulary import ReusePolicy
@@ -40,8 +40,8 @@ def _scorer() -> Any:
                     Rollout(id=f"e{state.epoch}", text=replace_invalid(state.output.completion))
                 ],
             )
-            client = client_here(url)
-            batch = await until_reached(lambda: client.score([group], reuse=reuse))
+            client = loop_client(url)
+            batch = await retry_outages(lambda: client.score([group], reuse=reuse))
             scored, [rollout] = batch.groups[0], batch.groups[0].rollouts
             if rollout.reward is None:
                 return Score.unscored(explanation=f"unscored: {rollout.reason}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from markscheme.integrations.conversation import normal_conversation, wire_prompt
-from markscheme.integrations.gathering import RolloutUnscored, client_here, until_reached
+from markscheme.integrations.gathering import RolloutUnscored, loop_client, retry_outages
 from markscheme.schema import Group, Rollout
 from markscheme.text import replace_invalid
 
@@ -37,8 +37,8 @@ async def rubric_rm(args: Any, samples: Sequence[Any], **_options: Any) -> list[
             for place, sample in enumerate(samples)
         ],
     )
-    client = client_here()
-    batch = await until_reached(lambda: client.score([group]))
+    client = loop_client()
+    batch = await retry_outages(lambda: client.score([group]))
     scores = batch.groups[0].rollouts
     known = [score.reward for score in scores if score.reward is not None]
     if not known:

@@ -14,7 +14,7 @@ verifiers 0.4.0.
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
-from markscheme.integrations.gathering import client_here, gathered
+from markscheme.integrations.gathering import loop_client, score_in_group
 
 __all__ = ["MarkschemeJudge"]
 
@@ -47,8 +47,8 @@ def _judge() -> type:
         async def score(self, task: Any, trace: Any) -> float:
             """Return the reward; raise `RolloutUnscored` where it is not known."""
             config = self.config
-            scored = await gathered(
-                client_here(config.url),
+            scored = await score_in_group(
+                loop_client(config.url),
                 task.prompt_text,
                 trace.last_reply,
                 size=config.group_size,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
-from markscheme.integrations.gathering import client_here, gathered
+from markscheme.integrations.gathering import loop_client, score_in_group
 
 __all__ = ["MarkschemeRewardManager", "compute_score"]
 
@@ -55,8 +55,8 @@ async def compute_score(
             "compute_score needs the prompt: put it into the column extra_info as 'prompt', or use "
             "MarkschemeRewardManager"
         )
-    scored = await gathered(
-        client_here(),
+    scored = await score_in_group(
+        loop_client(),
         _listed(prompt),
         solution_str,
         size=size,
@@ -106,8 +106,8 @@ def _manager() -> type:
             # Left-padded prompt, right-padded response: the mask's end is the response's.
             length = int(item.batch["attention_mask"][-len(ids) :].sum())
             text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
-            scored = await gathered(
-                client_here(),
+            scored = await score_in_group(
+                loop_client(),
                 _listed(row["raw_prompt"]),
                 text,
                 key=str(row["uid"]),

@@ -14,7 +14,7 @@ import pytest
 from fakes.judge import ScriptedJudge, answered_texts, offered, verdicts, well_behaved
 from markscheme.errors import ConnectionFailed
 from markscheme.integrations import gathering
-from markscheme.integrations.gathering import RolloutUnscored, gathered, until_reached
+from markscheme.integrations.gathering import RolloutUnscored, retry_outages, score_in_group
 from markscheme.integrations.slime import rubric_rm
 from markscheme.integrations.verl import compute_score
 
@@ -190,7 +190,7 @@ def test_a_null_is_an_error_that_can_travel_between_processes(url: str) -> None:
     import pickle
 
     async def ask() -> None:
-        await gathered(gathering.client_here(), PROMPT, "silent", size=1)
+        await score_in_group(gathering.loop_client(), PROMPT, "silent", size=1)
 
     with pytest.raises(RolloutUnscored) as raised:
         asyncio.run(ask())
@@ -209,10 +209,10 @@ def test_a_service_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -
             raise answer
         return answer
 
-    assert asyncio.run(until_reached(ask)) == "back"
+    assert asyncio.run(retry_outages(ask)) == "back"
     answers = iter([ConnectionFailed("away")])
     with pytest.raises(ConnectionFailed):
-        asyncio.run(until_reached(ask, max_outage_s=0.0))
+        asyncio.run(retry_outages(ask, max_outage_s=0.0))
 
 
 @pytest.mark.parametrize(
