@@ -56,16 +56,17 @@ def test_divergences_and_their_gradients(
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.parametrize("temperature", [1.3, 2.0])
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_token_log_probs_and_their_gradients(
-    chunk: int, parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]
+    chunk: int, temperature: float, parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]
 ) -> None:
     own, _, head, _ = parts
     tokens, weights = torch.arange(POSITIONS), torch.rand(POSITIONS, dtype=torch.float64)
-    every = (head(own) / 1.3).log_softmax(-1)
+    every = (head(own) / temperature).log_softmax(-1)
     plain = every.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     expected = torch.autograd.grad((plain * weights).sum(), [own, head.weight])
-    found, spread = token_log_probs(own, tokens, head, temperature=1.3, chunk=chunk)
+    found, spread = token_log_probs(own, tokens, head, temperature=temperature, chunk=chunk)
     torch.testing.assert_close(found, plain)
     torch.testing.assert_close(spread, losses.entropy(every).detach())
     assert not spread.requires_grad
@@ -141,12 +142,24 @@ def test_states_that_do_not_belong_together_are_refused(
         )
 
 
+@pytest.mark.parametrize("top_k", [3, None])
+@pytest.mark.parametrize("temperature", [1.0, 1.3, 2.0])
 def test_half_precision_states_are_reduced_in_full(
-    parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear],
+    temperature: float, top_k: int | None, parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear]
 ) -> None:
-    own, other, own_head, other_head = parts
-    low = [x.detach().bfloat16() for x in (own, other)]
-    heads = [h.bfloat16() for h in (own_head, other_head)]
-    found = divergences(*low, *heads, alpha=0.5, top_k=3, temperature=1.0)
-    assert found.dtype == torch.float32
-    assert entropies(low[1], heads[1]).dtype == torch.float32
+    low = [x.detach().bfloat16() for x in parts[:2]]
+    heads = [head.bfloat16() for head in parts[2:]]
+    tokens = torch.arange(POSITIONS)
+
+    def losses_of(*logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all losses of logits that are there already."""
+        both = [(lambda found: lambda _: found)(one) for one in logits]
+        found = divergences(*low, *both, alpha=0.5, top_k=top_k, temperature=temperature)
+        return (found, *token_log_probs(low[0], tokens, both[0], temperature=temperature))
+
+    logits = [head(states).detach() for head, states in zip(heads, low, strict=True)]
+    for one, two in zip(
+        losses_of(*logits), losses_of(*(one.float() for one in logits)), strict=True
+    ):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
