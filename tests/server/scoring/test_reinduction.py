@@ -19,7 +19,12 @@ from server.deployment import Deployment
 
 PROMPT = "Name a colour."
 SENTENCE, REASON = "The response is one sentence.", "The response gives a reason."
-SHARPER = {"criteria": [*RUBRIC["criteria"][:1], {**RUBRIC["criteria"][1], "criterion": "New."}]}
+SHARPER = {
+    "criteria": [
+        each | ({"criterion": "New."} if each["criterion"] == SENTENCE else {})
+        for each in RUBRIC["criteria"]
+    ]
+}
 EARLIER = "The list in use:"
 
 
@@ -127,7 +132,9 @@ def test_a_rubric_with_faults_is_replaced_with_the_reason_on_the_new_one(begin: 
     assert shown.count("saturated") == shown.count("inverted") == 1
 
     signed = trainer.http.post(
-        "/pages/signin", data={"key": trainer.http.headers["Authorization"].split()[1]}
+        "/pages/signin",
+        data={"key": trainer.http.headers["Authorization"].split()[1]},
+        headers={"Origin": str(trainer.http.base_url).rstrip("/")},
     )
     assert signed.status_code == 303, signed.text
     page = trainer.http.get(f"/pages/rubrics/{new[0]['id']}").text
