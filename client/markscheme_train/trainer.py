@@ -649,8 +649,10 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> bool:
         # TRL's head alone gives entropies a gradient.
         entropy_is_trained = self._entropy_bonus_enabled and torch.is_grad_enabled()
+        # Under ZeRO 3 the head cannot serve TRL's kernel and the divergence in one backward pass.
+        shares_head = self.distillation is not None and is_zero3_run(self.args)
         return (
-            input_ids.device.type == self.plain_device
+            (input_ids.device.type == self.plain_device or shares_head)
             and not compute_aux_loss
             and not entropy_is_trained
             and all(value is None for value in images.values())
@@ -833,6 +835,11 @@ def check_shards(trainer: GRPOTrainer) -> None:
         )
     if trainer.args.method == "grpo":
         return
+    if plugin is not None and plugin.zero_stage == 3 and trainer.aux_loss_enabled:
+        raise ConfigError(
+            f"method {trainer.args.method} under ZeRO 3 has no loss for a mixture of experts' "
+            "routers: set router_aux_loss_coef: 0, or use FSDP 2 or ZeRO 2"
+        )
     if is_fsdp(trainer.args) and not trainer.is_fsdp_enabled:
         raise ConfigError("accelerate shards no weights on a CPU: leave out FSDP")
     if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:

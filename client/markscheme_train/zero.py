@@ -115,9 +115,9 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
     if not apart:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(apart):
+    with deepspeed.zero.GatheredParameters(apart):
         yield
 
 

@@ -85,7 +85,7 @@ def run(
             id="several steps on a batch",
             marks=SLOW,
         ),
-        pytest.param({"plain_device": "none"}, 2, id="the student by TRL's head", marks=SLOW),
+        pytest.param({"plain_device": "none"}, 2, id="as on a GPU", marks=SLOW),
         pytest.param({}, 4, id="four processes", marks=SLOW),
     ],
 )
