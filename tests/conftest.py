@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before anything imports t
 
 import asyncio
 import functools
+import gc
 import shutil
 import signal
 import ssl
@@ -57,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, begin in enumerate(LONGEST) if file.startswith(begin)), len(LONGEST))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection go through what was imported: torch alone is a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import this module again and so get the same values.
 """
 
 import atexit
+import gc
 import json
 import os
 import pkgutil
@@ -179,6 +180,9 @@ if __name__ == "__main__":
     import markscheme_server.cli.server  # noqa: F401
     from markscheme.cli import main
 
+    # Otherwise each child, at its end, goes through all that is imported: a second of CPU.
+    gc.collect()
+    gc.freeze()
     _serve(socket.socket(fileno=int(sys.argv[1])))
     _set_constants()
     main()

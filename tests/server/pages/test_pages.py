@@ -48,7 +48,7 @@ def show(serve: Callable[..., str]) -> Iterator[Callable[..., Callable[..., http
             stack.enter_context(made_runs(*args, **detail))
             url = serve()
             html = {"Accept": "text/html,*/*;q=0.8"}
-            return lambda path, **headers: httpx.get(url + path, headers=html | headers)
+            return lambda path, **headers: httpx.get(url + path, headers=html | headers, timeout=60)
 
         yield started
 

@@ -44,9 +44,9 @@ def scored(service: str, client: Client) -> str:
 
 
 def test_a_run_is_listed_and_its_figures_are_the_apis(scored: str, client: Client) -> None:
-    listed = Page(httpx.get(f"{scored}/pages/", headers=HTML).text)
+    listed = Page(httpx.get(f"{scored}/pages/", headers=HTML, timeout=60).text)
     (link,) = [a["href"] for a in listed.all("a") if "runs/" in (a.get("href") or "")]
-    answer = httpx.get(httpx.URL(f"{scored}/pages/").join(link or ""), headers=HTML)
+    answer = httpx.get(httpx.URL(f"{scored}/pages/").join(link or ""), headers=HTML, timeout=60)
     page = Page(answer.text)
     assert f"{RUN}" in page.text
     run = client.run(RUN)
@@ -60,7 +60,7 @@ def test_a_run_is_listed_and_its_figures_are_the_apis(scored: str, client: Clien
         assert any(abs(value - share) < 1e-9 for value in page.values)
     shown = [a["href"] or "" for a in page.all("a") if "groups/" in (a.get("href") or "")]
     assert len(shown) == len(groups)
-    group = Page(httpx.get(answer.url.join(shown[0]), headers=HTML).text)
+    group = Page(httpx.get(answer.url.join(shown[0]), headers=HTML, timeout=60).text)
     for rollout in client.group(groups[0].id).rollouts:
         assert rollout.reward is not None
         assert any(abs(value - rollout.reward) < 1e-9 for value in group.values)
@@ -68,10 +68,12 @@ def test_a_run_is_listed_and_its_figures_are_the_apis(scored: str, client: Clien
 
 def test_the_rubric_and_the_judge_of_a_run_have_pages(scored: str, client: Client) -> None:
     (rubric,) = client.rubrics()
-    page = Page(httpx.get(f"{scored}/pages/rubrics/{rubric.id}", headers=HTML).text)
+    page = Page(httpx.get(f"{scored}/pages/rubrics/{rubric.id}", headers=HTML, timeout=60).text)
     assert RUN in page.text
-    assert "builtin" in Page(httpx.get(f"{scored}/pages/judges", headers=HTML).text).text
-    assert httpx.get(f"{scored}/pages/cost", headers=HTML).status_code == 200
+    assert (
+        "builtin" in Page(httpx.get(f"{scored}/pages/judges", headers=HTML, timeout=60).text).text
+    )
+    assert httpx.get(f"{scored}/pages/cost", headers=HTML, timeout=60).status_code == 200
 
 
 def test_the_command_writes_a_report(scored: str, tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_the_command_writes_a_report(scored: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("run", ["a/report", "a/steps.csv", "a%2Fb", "a/../b", "?x#y"])
 def test_a_run_of_any_name_has_a_page_and_a_table(scored: str, client: Client, run: str) -> None:
     client.put_run(run, facts={"student": "blue"})
-    page = httpx.get(f"{scored}/pages/runs/{quote(run, safe='')}", headers=HTML)
+    page = httpx.get(f"{scored}/pages/runs/{quote(run, safe='')}", headers=HTML, timeout=60)
     assert (page.status_code, run in Page(page.text).text) == (200, True)
-    table = httpx.get(f"{scored}/pages/runs/{quote(run, safe='')}/steps.csv")
+    table = httpx.get(f"{scored}/pages/runs/{quote(run, safe='')}/steps.csv", timeout=60)
     assert (table.status_code, table.headers["content-type"][:8]) == (200, "text/csv")

@@ -22,7 +22,7 @@ class Browser:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.http = httpx.Client(base_url=url, headers=HTML)
+        self.http = httpx.Client(base_url=url, headers=HTML, timeout=60)
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         return self.http.get(path, headers=headers)
@@ -58,10 +58,10 @@ def session(browser: Browser, organisation: Keys) -> str:
 
 def test_without_a_key_there_is_no_sign_in(runs: None, serve: Callable[..., str]) -> None:
     service = serve()
-    page = httpx.get(f"{service}/pages/")
+    page = httpx.get(f"{service}/pages/", timeout=60)
     assert page.status_code == 200
     assert "Sign out" not in page.text
-    assert httpx.get(service, follow_redirects=True).url.path == "/pages/"
+    assert httpx.get(service, follow_redirects=True, timeout=60).url.path == "/pages/"
 
 
 @pytest.mark.parametrize("path", ["", "runs/x", "groups/g?a=r0", "teams", "nowhere"])
@@ -135,7 +135,7 @@ def test_a_cookie_that_was_changed_is_refused(browser: Browser, session: str) ->
         "...",
     ):
         answer = httpx.get(
-            f"{browser.url}/pages/", headers=HTML | {"Cookie": f"markscheme={forged}"}
+            f"{browser.url}/pages/", headers=HTML | {"Cookie": f"markscheme={forged}"}, timeout=60
         )
         assert answer.status_code == 303, forged
 
@@ -219,7 +219,7 @@ def test_another_teams_things_are_not_there(
     rubric = call(browser.url, "POST", "/v1/rubrics", session, RUBRIC).json()["id"]
     paths = ["runs/support-7b-ropd-4", "groups/asg_0000", f"rubrics/{rubric}"]
     assert [browser.get(f"/pages/{path}").status_code for path in paths] == [200] * 3
-    with httpx.Client(base_url=browser.url, headers=HTML) as http:
+    with httpx.Client(base_url=browser.url, headers=HTML, timeout=60) as http:
         blue = Browser(browser.url)
         blue.http = http
         blue.sign_in(organisation.key("blue", "read"))
@@ -246,10 +246,12 @@ def test_pages_count_to_the_teams_requests(
 def test_a_program_reads_a_page_with_its_key(browser: Browser, organisation: Keys) -> None:
     path = f"{browser.url}/pages/runs/support-7b-ropd-4/report"
     key = organisation.key("red", "read")
-    assert httpx.get(path, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    assert (
+        httpx.get(path, headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code == 200
+    )
     for headers in ({}, {"Authorization": "Bearer nonsense"}):
-        answer = httpx.get(path, headers=headers)
+        answer = httpx.get(path, headers=headers, timeout=60)
         assert answer.status_code == 401
         assert answer.json()["error"]["code"] in ("no_key", "malformed_key")
-    page = httpx.get(path, headers=HTML | {"Authorization": "Bearer nonsense"})
+    page = httpx.get(path, headers=HTML | {"Authorization": "Bearer nonsense"}, timeout=60)
     assert "Not signed in" in Page(page.text).text
