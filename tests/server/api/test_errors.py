@@ -19,15 +19,12 @@ from markscheme_server.app import create_app
 from markscheme_server.config import Settings
 
 KEY = "the operator's own key"
-OPERATIONS = [
-    (method.upper(), path)
-    for path, methods in create_app(Settings(_env_file=None, judge="builtin"))
-    .openapi()["paths"]
-    .items()
-    for method in methods
-]
+PATHS = create_app(Settings(_env_file=None, judge="builtin")).openapi()["paths"]
+OPERATIONS = [(method.upper(), path) for path, methods in PATHS.items() for method in methods]
 GUARDED = [operation for operation in OPERATIONS if operation[1].startswith("/v1/")]
-WITH_BODY = [operation for operation in GUARDED if operation[0] in ("POST", "PUT", "PATCH")]
+WITH_BODY = [
+    (method, path) for method, path in GUARDED if "requestBody" in PATHS[path][method.lower()]
+]
 
 
 @pytest.fixture(scope="module")
