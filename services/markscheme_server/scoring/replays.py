@@ -33,10 +33,10 @@ from markscheme_server.store.replays import (
 from markscheme_server.store.rubrics import RubricStore
 from markscheme_server.store.runs import RunStore
 
-KEPT_TIMES = 20
-"""A comparison of a replay that goes on is kept for so many times the time that it took."""
+CACHE_FACTOR = 20
+"""The comparison of a running replay is cached for this multiple of the time that it took."""
 MAX_COMPARISONS = 32
-"""Comparisons that a process keeps."""
+"""Comparisons in the cache of a process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,7 @@ class ReplayService:
         made = await asyncio.to_thread(_comparison, results, criteria)
         ended = monotonic()
         self._comparisons[replay.id] = _Compared(
-            compared, ended + KEPT_TIMES * (ended - began), made
+            compared, ended + CACHE_FACTOR * (ended - began), made
         )
         self._comparisons.move_to_end(replay.id)
         while len(self._comparisons) > MAX_COMPARISONS:
