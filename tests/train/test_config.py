@@ -265,7 +265,12 @@ def test_the_example_starts_vllm_as_trl_does(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("zero2", DistributedType.DEEPSPEED), ("fsdp2", DistributedType.FSDP)]
+    ("name", "kind"),
+    [
+        ("zero2", DistributedType.DEEPSPEED),
+        ("zero3", DistributedType.DEEPSPEED),
+        ("fsdp2", DistributedType.FSDP),
+    ],
 )
 def test_the_example_launchers_load(name: str, kind: DistributedType) -> None:
     file = EXAMPLES / "accelerate" / f"{name}.yaml"
