@@ -3,7 +3,7 @@
     python -m service.ray_workers [--groups 128] [--workers 64] [--out FOLDER]
 
 Each worker is an actor in a process of its own, and calls what verl's manager calls
-(`markscheme.integrations.gathering.gathered`): one rollout a request, each rollout of a group from
+(`markscheme.integrations.gathering.score_in_group`): one rollout a request, each rollout of a group from
 another worker. A full run writes `benchmarks/results/ray-<date>.{md,json}`.
 """
 
@@ -24,7 +24,7 @@ from redis import Redis
 from rich.console import Console
 
 from markscheme import Client
-from markscheme.integrations.gathering import client_here, gathered
+from markscheme.integrations.gathering import loop_client, score_in_group
 from service import processes
 from service.load_client import TOLERANCE, percentile
 from service.machine import PACKAGES, describe
@@ -66,8 +66,8 @@ class RewardWorker:
     async def score(self, url: str, key: str, rollout_id: str, prompt: str, text: str) -> Scored:
         """Return the score of one rollout of a group."""
         asked = time.perf_counter()
-        scored = await gathered(
-            client_here(url), prompt, text, key=key, rollout_id=rollout_id, size=SIZE, wait_s=120
+        scored = await score_in_group(
+            loop_client(url), prompt, text, key=key, rollout_id=rollout_id, size=SIZE, wait_s=120
         )
         assert scored.reward is not None
         assert scored.rubric is not None
