@@ -3,8 +3,8 @@
     python -m service.ray_workers [--groups 128] [--workers 64] [--out FOLDER]
 
 Each worker is an actor in a process of its own, and calls what verl's manager calls
-(`markscheme.integrations.gathering.score_in_group`): one rollout a request, each rollout of a group from
-another worker. A full run writes `benchmarks/results/ray-<date>.{md,json}`.
+(`markscheme.integrations.gathering.score_in_group`): one rollout a request, each rollout of a
+group from another worker. A full run writes `benchmarks/results/ray-<date>.{md,json}`.
 """
 
 import argparse
