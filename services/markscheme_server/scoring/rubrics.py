@@ -94,7 +94,8 @@ class PendingInduction:
     """An induction that has to be made, under its cache key.
 
     `teacher_model`: the model of the teacher responses, if they are all of one. `replaces`: the
-    rubric whose criteria the rubricator is shown, with their figures.
+    rubric whose criteria the rubricator is shown, with their figures. `fallback`: a rubric that is
+    fresh but for them, and scores the group where the induction fails.
     """
 
     request: RubricRequest
@@ -102,6 +103,7 @@ class PendingInduction:
     key: str
     teacher_model: str | None = None
     replaces: FaultyRubric | None = None
+    fallback: Rubric | None = None
 
     @property
     def failure_key(self) -> str:
@@ -158,7 +160,7 @@ class RubricService:
             rubricator=request.judge.rubricator_identity,
             view=request.view,
         )
-        induction, replaces = key_of(), None
+        induction, replaces, fallback = key_of(), None, None
         induced = await self._store.rubrics.find_induced(team, induction)
         if induced is not None:
             return ResolvedRubric(induced, "reused")
@@ -171,13 +173,14 @@ class RubricService:
             # Rules would write the same criteria again.
             if request.judge.gateway is not None:
                 replaces = await self._faults.find(team, nearest, uses.scored)
+            fallback = nearest if self._is_fresh(uses) else None
             if replaces is not None:
                 induction = key_of(replaces=(nearest.id, EARLIER_VERSION))
-            elif self._is_fresh(uses):
-                return ResolvedRubric(nearest, "reused")
+            elif fallback is not None:
+                return ResolvedRubric(fallback, "reused")
         models = {response.model for response in bank}
         model = models.pop() if len(models) == 1 else None
-        return PendingInduction(request, teachers, induction, model, replaces)
+        return PendingInduction(request, teachers, induction, model, replaces, fallback)
 
     async def resolve(self, request: RubricRequest, context: CallContext) -> ResolvedRubric:
         """Find the rubric, or induce it. Raises `JudgeFailure`."""
@@ -195,10 +198,21 @@ class RubricService:
                 reservation.release()
 
     async def induce(self, induction: PendingInduction, context: CallContext) -> ResolvedRubric:
-        """Induce the rubric, once for all callers.
+        """Induce the rubric, once for all callers, or return the induction's fallback.
 
         Raises `JudgeFailure`, also when the same induction failed a while ago.
         """
+        try:
+            return await self._induce_or_wait(induction, context)
+        except JudgeFailure:
+            if induction.fallback is None:
+                raise
+            return ResolvedRubric(induction.fallback, "reused")
+
+    async def _induce_or_wait(
+        self, induction: PendingInduction, context: CallContext
+    ) -> ResolvedRubric:
+        """Induce, or wait for a task of this process that does. Raises `JudgeFailure`."""
         if (failed := self._failed.find(induction.key)) is not None:
             raise failed
         try:

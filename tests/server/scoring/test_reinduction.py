@@ -68,7 +68,7 @@ class Trainer:
         return answer.json()
 
 
-def marked(request: dict[str, Any], new: dict[str, Any], healthy: bool = False) -> str:
+def marked(request: dict[str, Any], new: Any, healthy: bool = False) -> str:
     """All meet the sentence; students give a reason in half of the cases, teachers never."""
     if not offered(request):
         return json.dumps(new if EARLIER in text_of(request) else RUBRIC)
@@ -92,7 +92,7 @@ def begin(deployment: Deployment, judge: ScriptedJudge) -> Iterator[Begin]:
     """Return a function that starts a service and a trainer; no other rule replaces a rubric."""
     with ExitStack() as stack:
 
-        def start(new: dict[str, Any], *, healthy: bool = False) -> Trainer:
+        def start(new: Any, *, healthy: bool = False) -> Trainer:
             judge.script = lambda request, _number: marked(request, new, healthy)
             made = Trainer(deployment.start(reuse_max_uses=1000), deployment.team("red"), judge)
             stack.enter_context(made.http)
@@ -147,6 +147,13 @@ def test_a_rubricator_that_insists_is_not_asked_at_each_group(begin: Begin) -> N
     sent = trainer.send(MIN_STEPS + 4)
     assert len({each["id"] for each in sent}) == 1
     assert len(trainer.inductions) == 2
+
+
+def test_a_rubric_scores_on_where_its_replacement_fails(begin: Begin) -> None:
+    trainer = begin("no criteria")
+    old = trainer.send(MIN_STEPS)
+    assert {each["id"] for each in trainer.send(3)} == {old[0]["id"]}
+    assert any(EARLIER in each for each in trainer.inductions)
 
 
 def test_a_rubric_without_faults_stays(begin: Begin) -> None:
