@@ -78,7 +78,7 @@ def test_the_service_knows_the_run_from_start_to_end(
     with Client(service) as client:
         run, steps = client.run("night-1"), client.run_steps("night-1")
     assert (run.state, run.steps, run.first_step, run.last_step) == ("finished", 2, 0, 1)
-    assert run.facts["student"] == settings["model"]
+    assert run.facts["student"] == Path(settings["model"]).name
     assert [(span.first_step, span.unscored) for span in steps.data] == [(0, 0), (1, 0)]
     assert all(span.metrics["completions/mean_length"] == 6 for span in steps.data)
 

@@ -181,6 +181,7 @@ def test_no_transaction_can_be_had_without_saying_whose_rows_it_sees() -> None:
         "store/lineage.py",
         "store/maintenance/batch_delete.py",
         "store/maintenance/migrate.py",
+        "store/replays.py",
         "store/rubrics.py",
         "store/usage.py",
     }

@@ -91,6 +91,8 @@ def test_without_a_terminal_it_removes_only_when_told(home: Path) -> None:
         assert counts(said) == {
             "rollouts": 0,
             "assignments": 0,
+            "replays": 0,
+            "replay_groups": 0,
             "gathered_groups": 0,
             "gathered_rollouts": 0,
             "verdicts": 2,
