@@ -1,6 +1,6 @@
 """Test a judge that always says yes: its calls are discarded and counted per judge and team."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -17,6 +17,12 @@ def failures(judge: str) -> float:
         metrics.REGISTRY.get_sample_value("markscheme_canary_failures_total", {"judge": judge})
         or 0.0
     )
+
+
+def series_naming(teams: Iterable[str]) -> set[str]:
+    """Return the series at ``/metrics`` that name a team, without their values."""
+    lines = metrics.exposition().decode().splitlines()
+    return {line.rpartition(" ")[0] for line in lines if any(f'"{team}"' in line for team in teams)}
 
 
 @pytest.mark.parametrize("met", ["everything", "the canary alone", "what is true"])
@@ -37,7 +43,7 @@ def test_a_yes_to_everything_is_no_score_and_is_counted(
     sent = {"red": 20, "blue": 5}
     keys = {team: organisation.key(team, "read", "score", "induce") for team in sent}
     url = start(**model_settings, judge_hardening=True)
-    before = failures("default")
+    before, named = failures("default"), series_naming(sent)
     for team, count in sent.items():
         rubric = call(
             url,
@@ -70,4 +76,4 @@ def test_a_yes_to_everything_is_no_score_and_is_counted(
     for team, count in sent.items():
         bucket = call(url, "GET", "/v1/usage?group_by=judge", keys[team]).json()["total"]
         assert bucket["failed_calls"] == (count if caught else 0)
-    assert '"red"' not in metrics.exposition().decode()
+    assert series_naming(sent) == named
