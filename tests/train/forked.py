@@ -6,35 +6,25 @@ import sys
 from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.distributed import TCPStore
 
-PRELOADED = [
-    f"train.{name}"
-    for name in (
-        "killed_run",
-        "recorded_run",
-        "lost_service",
-        "sharded_loss",
-        "evaluated_run",
-        "grouped_run",
-        "step_means",
-        "heartbeats",
-        "sharded_run",
-        "plain_trl",
-        "zero_run",
-    )
-]
 LIMIT_S = 240
 
 
 def context() -> ForkServerContext:
     """Return what starts processes, each forked from one that has made all imports."""
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(PRELOADED)
+    made.set_forkserver_preload(["train.preloaded"])
+    with pytest.MonkeyPatch.context() as patch:
+        # Python 3.11 does not give this process `sys.path`, and passes over what it cannot import.
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        ensure_running()
     return made
 
 

@@ -27,9 +27,16 @@ from train import (
     sharded_loss,
     step_means,
 )
-from train.forked import run_together
+from train.forked import context, run_together
 from train.sharded_loss import batch, gradient_of
 from train.tiny import tiny_model
+
+
+def test_a_forked_process_need_not_import_torch() -> None:
+    process = context().Process(target=exec, args=("import sys; sys.exit('trl' in sys.modules)",))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
 
 
 def launch(script: Path, *arguments: Path | str, processes: int) -> None:
