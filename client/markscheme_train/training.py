@@ -56,7 +56,7 @@ from markscheme_train.evaluation import (
 )
 from markscheme_train.other_rewards import import_rewards
 from markscheme_train.reward import RubricReward, Scorer, is_outage
-from markscheme_train.self_teacher import local_part
+from markscheme_train.sharding import local_part
 from markscheme_train.step_log import EvaluationRecord, StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.zero import whole_weights
