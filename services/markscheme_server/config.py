@@ -6,7 +6,7 @@ and `MARKSCHEME_TEACHER_<FIELD>` describe one judge and one teacher with the fie
 `JudgeOptions`; further judges are tables of `markscheme.toml` with the same fields.
 docs/configuration.md lists every variable, and a test reads it there.
 
-No file of the working directory is read: whoever wrote it would choose where keys and prompts go.
+No file of the working directory is read: its author could choose where keys and prompts go.
 """
 
 import json
@@ -58,9 +58,9 @@ TEACHER_TIMEOUT_S = 300.0
 """Default of the teacher's `timeout_s`: it writes a whole response."""
 
 Role = Literal["rubricator", "verifier", "teacher"]
-"""What a judge is asked to do."""
+"""The tasks of a judge."""
 JudgeRole = Literal[Role, "shadow"]
-"""What a judge is named for, and what its calls are recorded as. `shadow`: to verify what another
+"""The roles of judges, which the ledger records with each call. `shadow`: verify again what another
 judge, or the same one, has verified."""
 Share = Annotated[float, Field(ge=0, le=1)]
 StructuredOutput = Literal["auto", "json_schema", "json_object", "text"]
@@ -126,7 +126,7 @@ def _names(setting: str) -> list[str]:
 
 
 def _parse_json(value: object) -> object:
-    """Read a variable's text as JSON; a value of the TOML file is a table already."""
+    """Parse a variable's text as JSON; a value of the TOML file is a table already."""
     if not isinstance(value, str):
         return value
     try:
@@ -136,7 +136,7 @@ def _parse_json(value: object) -> object:
 
 
 class JudgeOptions(BaseModel):
-    """What is set of a judge, in a table of `markscheme.toml` and in variables alike."""
+    """The settings of a judge, in a table of `markscheme.toml` and in variables alike."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -195,8 +195,8 @@ class JudgeOptions(BaseModel):
     )
     view: View | None = Field(
         default=None,
-        description="What of a trajectory is judged where neither request nor rubric says so: "
-        "reply, assistant or full; default: reply",
+        description="Which part of a trajectory is judged where neither request nor rubric says "
+        "so: reply, assistant or full; default: reply",
     )
     evidence: bool = Field(
         default=False, description="A met criterion needs a quotation from the response"
@@ -275,7 +275,7 @@ class JudgeSettings(JudgeOptions):
         return None
 
     def sets_temperature(self, role: Role) -> bool:
-        """Tell whether the operator chose the temperature of a role."""
+        """Return whether the operator set the temperature of a role."""
         return getattr(self, f"{role}_temperature") is not None or self.temperature is not None
 
     @property
@@ -328,7 +328,7 @@ def origin_of(url: str | None) -> str:
 
 
 class Settings(BaseSettings):
-    """What a deployment decides. Secrets have no default and never show in a repr."""
+    """The settings of a deployment. Secrets have no default and never appear in a repr."""
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
@@ -621,7 +621,7 @@ class _JudgeVariablesSource(PydanticBaseSettingsSource):
 
 
 def _with_secret_files(variables_: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Add to variables (names in lower case) what stands in the files that `…_file` ones name."""
+    """Add the contents of the files that `…_file` variables name (names in lower case)."""
     found = dict(variables_)
     for name in map(str.lower, variables()):
         path = found.get(f"{name}_file")

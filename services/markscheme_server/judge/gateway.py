@@ -318,7 +318,7 @@ class _StopAtDeadline(tenacity.stop.stop_base):
         return asyncio.get_running_loop().time() + state.upcoming_sleep >= self._context.deadline.at
 
 
-class _Counted:
+class _GaugeUnit:
     """One unit of a gauge, which is taken off once."""
 
     def __init__(self, gauge: Gauge) -> None:
@@ -332,9 +332,9 @@ class _Counted:
 
 
 @contextmanager
-def _counted(gauge: Gauge) -> Iterator[_Counted]:
-    """Count the block in a gauge, until its end or until `_Counted.end`."""
-    count = _Counted(gauge)
+def _counted(gauge: Gauge) -> Iterator[_GaugeUnit]:
+    """Count the block in a gauge, until its end or until `_GaugeUnit.end`."""
+    count = _GaugeUnit(gauge)
     try:
         yield count
     finally:

@@ -127,7 +127,7 @@ class OpenAIJudge:
 
     @property
     def view(self) -> View | None:
-        """What of a trajectory it judges where neither request nor rubric says so."""
+        """Which part of a trajectory it judges where neither request nor rubric says so."""
         return self._settings.view
 
     @property

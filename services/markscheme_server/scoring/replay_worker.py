@@ -1,8 +1,8 @@
-"""Work off replays: in every process, for each team one at a time, oldest first.
+"""Run queued replays: in every process, for each team one at a time, oldest first.
 
-A process works for a team under a claim. When it falls silent, another one takes the claim over
-after its lease and goes on with the groups that are not done. Verdicts are stored before a group's
-result is, so that a group that is begun again asks only for what was in flight.
+A process works for a team while it holds a claim. If it dies, another process takes the claim when
+its lease ends, and continues with the unfinished groups. Verdicts are stored before a group's
+result, so a restarted group repeats only the calls that were in flight.
 """
 
 import asyncio
@@ -16,19 +16,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from markscheme.vocabulary import REASON_HELP, UnscoredReason
 from markscheme_server.accounts.budgets import BUDGET_SPENT
 from markscheme_server.domain.hashing import digest
-from markscheme_server.scoring.replay_groups import CannotGoOn, GroupReplayer
+from markscheme_server.scoring.replay_groups import GroupReplayer, ReplayFailed
 from markscheme_server.store.claims import ClaimStore
 from markscheme_server.store.engine.database import is_outage
 from markscheme_server.store.replays import LIVE, ReplayStore, StoredReplay
 
 POLL_S = 2.0
-"""Seconds between two looks for replays to work on."""
+"""Seconds between polls for queued replays."""
 PAUSE_S = 30.0
-"""Seconds after which a paused replay is tried again."""
+"""Seconds before a paused replay is retried."""
 AT_A_TIME = 4
-"""Groups of one replay that are judged at a time."""
+"""Groups of one replay judged concurrently."""
 TRIES = 3
-"""How often a group is tried whose time ran out; what it left open is then not known."""
+"""Attempts at a group that times out; verdicts that are still missing then are unknown."""
 INTERNAL = "an error of the service; its log names it beside the replay's id"
 WAITS_FOR: dict[UnscoredReason, str] = {
     UnscoredReason.BUDGET: BUDGET_SPENT,
@@ -42,18 +42,18 @@ WAITS_FOR: dict[UnscoredReason, str] = {
         )
     },
 }
-"""Reasons that pause a replay, in the order in which they are told: they are no rollout's own."""
+"""Reasons that pause a replay, by priority: they concern the service, not one rollout."""
 
 log = structlog.get_logger()
 
 
 class _Paused(Exception):
-    """Nothing can be judged now. The message says why, for people."""
+    """Nothing can be judged for now. The message says why, for people."""
 
 
 @dataclass(slots=True)
 class _Pass:
-    """Work on one replay by one process. `ended`: why it ends before the last group."""
+    """One process's work on a replay. `ended`: the error that stopped it early."""
 
     replay: StoredReplay
     groups: Iterator[tuple[int, str]]
@@ -61,7 +61,7 @@ class _Pass:
 
 
 class ReplayWorker:
-    """Works off the replays of all teams until `aclose`."""
+    """Runs the replays of all teams until `aclose`."""
 
     def __init__(self, store: ReplayStore, claims: ClaimStore, groups: GroupReplayer) -> None:
         self._store, self._claims, self._groups = store, claims, groups
@@ -71,11 +71,11 @@ class ReplayWorker:
         self._looking = asyncio.ensure_future(self._look())
 
     def wake(self) -> None:
-        """Look for work now instead of after `POLL_S`."""
+        """Poll now instead of after `POLL_S`."""
         self._wake.set()
 
     async def aclose(self, within_s: float) -> None:
-        """Begin no further group, wait for those under way for `within_s` at most, and stop."""
+        """Start no further group, wait up to `within_s` seconds for running ones, and stop."""
         self._stopping = True
         self._looking.cancel()
         tasks = [self._looking, *self._teams.values()]
@@ -96,7 +96,7 @@ class ReplayWorker:
                         task.add_done_callback(partial(self._forget, team))
                 reachable = True
             except (SQLAlchemyError, OSError, TimeoutError) as error:
-                # Once an outage: readiness and the requests tell the rest.
+                # Once per outage: readiness probes and requests report it too.
                 if reachable:
                     log.warning("replays_unreachable", error=type(error).__name__)
                 reachable = False
@@ -112,7 +112,7 @@ class ReplayWorker:
     async def _work_for(self, team: str) -> None:
         key = digest(["replays", team])
         try:
-            # Looked at first: a claim that another process holds must not cost a write each time.
+            # Read first, so that a claim held by another process costs no write.
             if await self._claims.is_held(key):
                 return
             if (claim := await self._claims.acquire(key)) is None:
@@ -123,11 +123,11 @@ class ReplayWorker:
             finally:
                 await self._claims.drop(claim)
         except (SQLAlchemyError, OSError, TimeoutError) as error:
-            # What is not done stays in the queue; the next look finds it.
+            # Unfinished work stays queued; the next poll finds it.
             log.warning("replay_interrupted", error=type(error).__name__)
 
     async def _work(self, replay: StoredReplay) -> None:
-        """Work on a replay until it is over, paused or cancelled, or the process stops."""
+        """Run a replay until it is over, paused or cancelled, or the process stops."""
         if replay.state == "queued":
             await self._store.change(replay, "running")
         work = _Pass(replay, iter(await self._store.open_groups(replay.team, replay.id)))
@@ -139,7 +139,7 @@ class ReplayWorker:
             case _Paused() as paused:
                 log.info("replay_paused", replay=replay.id, reason=str(paused))
                 await self._store.change(replay, "paused", str(paused), pause_s=PAUSE_S)
-            case CannotGoOn() as failed:
+            case ReplayFailed() as failed:
                 await self._store.change(replay, "failed", str(failed))
             case error if is_outage(error):
                 raise error
@@ -148,24 +148,24 @@ class ReplayWorker:
                 await self._store.change(replay, "failed", INTERNAL)
 
     async def _take(self, work: _Pass) -> None:
-        """Score one group after the other, and store each before the next is begun."""
+        """Score groups one by one, storing each before the next."""
         replay = work.replay
         for number, assignment_id in work.groups:
             try:
                 now = await self._store.find(replay.team, replay.id)
-                # The groups that are being judged end before a pause: what they cost is paid.
+                # Groups in progress finish before a pause: their calls are already paid for.
                 if self._stopping or work.ended or now is None or now.state not in LIVE:
                     return
                 await self._do(replay, number, assignment_id)
                 if now.state == "paused":
-                    # Only now: while the reason lasts, it stays to be read.
+                    # Only after a success, so that the reason stays visible while it lasts.
                     await self._store.change(replay, "running")
             except Exception as error:
                 work.ended = work.ended or error
                 return
 
     async def _do(self, replay: StoredReplay, number: int, assignment_id: str) -> None:
-        """Score a group and store the result. Raises `_Paused` and `CannotGoOn`."""
+        """Score a group and store the result. Raises `_Paused` and `ReplayFailed`."""
         for attempt in range(1, TRIES + 1):
             planned = await self._groups.plan(replay, assignment_id)
             if planned is None:
