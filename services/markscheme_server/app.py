@@ -90,6 +90,8 @@ CLAIM_LEASE_S = 8.0
 QUEUE_LIMIT = 8192
 """Limit of admitted, unfinished judge calls in one process; beyond it requests get 503."""
 MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_VERDICTS = 65_536
+"""Limit of one scoring request, in judged texts times criteria; beyond it a request gets 413."""
 CHECKS_TIMEOUT_S = 60.0
 """Seconds of computing for the checks of one request; checks left over are `timeout`."""
 VERDICT_CACHE_SIZE = 200_000
@@ -273,7 +275,7 @@ def create_app(
             shadow,
             timeout_s=settings.request_timeout_s,
             checks_timeout_s=CHECKS_TIMEOUT_S,
-            max_verdicts=settings.max_verdicts,
+            max_verdicts=MAX_VERDICTS,
         )
         rollout_service = RolloutService(store, score_service)
         histories = RunHistories(store.runs)

@@ -388,11 +388,6 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         default=600.0, gt=0, description="Seconds for one request with all its judge calls"
     )
-    max_verdicts: int = Field(
-        default=65_536,
-        ge=1,
-        description="Texts judged times criteria, in one scoring request; beyond them it gets 413",
-    )
     drain_delay_s: float = Field(
         default=2.0,
         ge=0,
