@@ -102,9 +102,10 @@ def train(
     from markscheme_train.config import load_config
     from markscheme_train.plan import plan as make_plan
     from markscheme_train.progress import LiveTable, print_end
+    from markscheme_train.run_folder import has_run
     from markscheme_train.run_report import CALL_S, RunReport
     from markscheme_train.step_log import StepRecord
-    from markscheme_train.training import has_run, silence_libraries
+    from markscheme_train.training import silence_libraries
     from markscheme_train.training import train as run
 
     # Of several processes only rank 0 draws.
