@@ -47,12 +47,13 @@ from markscheme_server.api.middleware import (
     RequestIdMiddleware,
 )
 from markscheme_server.api.services import Services
-from markscheme_server.config import BUILTIN, SHADOW, JudgeRole, Settings
+from markscheme_server.config import Settings
 from markscheme_server.judge.base import Judge
 from markscheme_server.judge.endpoint import make_endpoints
 from markscheme_server.judge.gateway import Gateway
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.judge.queue import CallQueue
+from markscheme_server.judge_settings import BUILTIN, SHADOW, JudgeRole
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.quotas import Quotas
 from markscheme_server.limits.redis import Redis

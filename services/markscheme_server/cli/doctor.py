@@ -16,7 +16,8 @@ from markscheme.plan import TrainingPlan
 from markscheme_server import logs
 from markscheme_server.cli.common import EnvFile, read_settings
 from markscheme_server.cli.estimate import CRITERIA, Estimate, UnknownJudge, estimate
-from markscheme_server.config import DEFAULT, Settings
+from markscheme_server.config import Settings
+from markscheme_server.judge_settings import DEFAULT
 
 TRAIN = (sys.executable, "-c", "from markscheme.cli import main; main()", "train")
 

@@ -15,7 +15,8 @@ from markscheme_server.cli.common import (
     read_settings,
     run_on_database,
 )
-from markscheme_server.config import BUILTIN, Settings
+from markscheme_server.config import Settings
+from markscheme_server.judge_settings import BUILTIN
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

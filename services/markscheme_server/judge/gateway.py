@@ -18,7 +18,6 @@ import tenacity
 from prometheus_client import Gauge
 
 from markscheme_server import metrics
-from markscheme_server.config import JudgeSettings
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.judge.endpoint import Endpoint
 from markscheme_server.judge.failures import BreakerOpen, RateLimited, failure_of
@@ -35,6 +34,7 @@ from markscheme_server.judge.retry import (
     is_timeout,
     retry_after_s,
 )
+from markscheme_server.judge_settings import JudgeSettings
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.quotas import Quotas
 

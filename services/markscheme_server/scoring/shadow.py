@@ -15,7 +15,6 @@ import structlog
 
 from markscheme.vocabulary import Clamp, VerifyMode, View
 from markscheme_server import metrics
-from markscheme_server.config import SHADOW
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.hashing import ChatMessage, digest
 from markscheme_server.domain.reward import reward
@@ -23,6 +22,7 @@ from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.trajectory import Answer, Judged, judged_key
 from markscheme_server.domain.verdict import UNKNOWN, Verdict, verdict_string
 from markscheme_server.judge.base import Judge
+from markscheme_server.judge_settings import SHADOW
 from markscheme_server.scoring.verdict_plan import VerdictPlan
 from markscheme_server.scoring.verdicts import TEXT_WEIGHT, VerdictService
 from markscheme_server.store.assignments import GroupRef, ScoredRollout
