@@ -145,7 +145,7 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
     These are the settings that may not change on resume, the data and the number of processes; the
     length of the run only where the learning rate or the self-teacher's rate depends on it.
     """
-    decisive = {
+    settings = {
         name: value
         for name, value in config.to_dict().items()
         if name not in CHANGEABLE_ON_RESUME and not name.startswith(CHANGEABLE_PREFIXES)
@@ -154,15 +154,15 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
         config.lr_scheduler_type.value not in CONSTANT_SCHEDULES
         or config.teacher_rate_schedule != "constant"
     ):
-        decisive |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
-    decisive |= {
+        settings |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
+    settings |= {
         "data": open_source(config.data).fingerprint(),
         "processes": config.world_size,
     }
     if config.eval_data:
-        decisive |= {"eval_data": open_source(config.eval_data).fingerprint()}
+        settings |= {"eval_data": open_source(config.eval_data).fingerprint()}
     # In the form in which it is read back, so that the two can be compared.
-    plain: dict[str, Any] = json.loads(json.dumps(decisive, default=str, sort_keys=True))
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str, sort_keys=True))
     return plain
 
 

@@ -69,7 +69,7 @@ class Gateway:
         return self.settings.concurrency
 
     def reserve(self, calls: int, team: str) -> QueueReservation:
-        """Reserve room for the calls of a team's request; see `CallQueue.reserve`."""
+        """Reserve capacity for the calls of a team's request; see `CallQueue.reserve`."""
         return self.queue.reserve(calls, team)
 
     async def call(
@@ -249,7 +249,7 @@ class Gateway:
     def _is_retryable(self, error: BaseException) -> bool:
         if not isinstance(error, _AttemptFailed) or error.kind is RetryKind.NEVER:
             return False
-        # The endpoint asks for more patience than a caller is made to have.
+        # The endpoint asks for a longer wait than a caller should have.
         if (error.retry_after_s or 0.0) > MAX_RETRY_AFTER_S:
             return False
         if error.kind is RetryKind.RATE_LIMIT or error.endpoint is None:

@@ -68,7 +68,7 @@ class ReplayWorker:
         self._wake = asyncio.Event()
         self._stopping = False
         self._teams: dict[str, asyncio.Task[None]] = {}
-        self._looking = asyncio.ensure_future(self._look())
+        self._polling = asyncio.ensure_future(self._poll())
 
     def wake(self) -> None:
         """Poll now instead of after `POLL_S`."""
@@ -77,14 +77,14 @@ class ReplayWorker:
     async def aclose(self, within_s: float) -> None:
         """Start no further group, wait up to `within_s` seconds for running ones, and stop."""
         self._stopping = True
-        self._looking.cancel()
-        tasks = [self._looking, *self._teams.values()]
+        self._polling.cancel()
+        tasks = [self._polling, *self._teams.values()]
         await asyncio.wait(tasks, timeout=within_s)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         reachable = True
         while True:
             self._wake.clear()

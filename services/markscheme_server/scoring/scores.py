@@ -190,7 +190,7 @@ class ScoreService:
     async def admit(
         self, caller: Caller, request: schema.ScoreRequest, deadline: Deadline
     ) -> Batch:
-        """Look up what is known and reserve room for the rest; write nothing.
+        """Look up what is known and reserve capacity for the rest; write nothing.
 
         Raises `NotFound` for an unknown rubric id, `Unprocessable` for an unknown judge or if
         there is no teacher to ask, `TooLarge` for too many verdicts, and `Unavailable` if the
@@ -456,7 +456,7 @@ class ScoreService:
             return GroupResult(unscored_group(lookup.group, unknown), context.usage)
         finally:
             if batch.reservation is not None:
-                # Now, not at the end of the batch: the room is free for other requests.
+                # Now, not at the end of the batch, so that other requests get the capacity.
                 batch.reservation.release(admitted.calls)
 
     async def _sample_teacher(
